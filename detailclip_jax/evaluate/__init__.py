@@ -1,0 +1,1 @@
+"""Evaluators, the metrics they count, and the final report."""

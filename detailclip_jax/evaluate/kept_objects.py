@@ -1,0 +1,45 @@
+"""Does the mask prefer objects to background?  Needs pictures whose objects are known to the pixel."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+
+from detailclip_jax.evaluate.embedding import Batches, EvaluationBatch, gather
+from detailclip_jax.evaluate.metrics import Metric, mean_metric
+from detailclip_jax.masking import Rule, attention_low
+from detailclip_jax.types import Array, Bool, Float, Params
+
+
+@partial(jax.jit, static_argnames="rule")
+def lowest(attention: Float[Array, "B N"], rule: Rule) -> Bool[Array, "B N"]:
+    """True where a patch is removed because its attention is low."""
+    return attention_low(rule, attention=attention).mask
+
+
+class KeptObjects:
+    """Share of kept patches that touch an object, where the patches of lowest CLS attention (eq. 9) are
+    removed.
+
+    `batches` yields "image" and "object", bool [B, N]: whether a patch holds a pixel of an object.  Chance,
+    what removal at random keeps, is the share of all patches that touch one.
+    """
+
+    needs = ("attention",)
+
+    def __init__(self, encode: Any, *, batches: Batches, rule: Rule):
+        self.encode, self.batches = encode, batches
+        self.rule = rule
+
+    def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
+        """Yields ("share", ...)."""
+
+        def look(batch: EvaluationBatch) -> tuple[Any, Any]:
+            return lowest(self.encode.attention(params, batch["image"]), self.rule), batch["object"]
+
+        hidden, touches = gather(look, self.batches)
+        yield (
+            "share",
+            mean_metric((touches & ~hidden).sum(1) / self.rule.num_kept, chance=float(touches.mean())),
+        )

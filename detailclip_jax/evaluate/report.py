@@ -1,0 +1,106 @@
+"""The final table: results.json for programs, report.md and the screen for people."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.evaluate.metrics import Metric
+from detailclip_jax.run_config import replace_text, to_json
+
+ROWS = {
+    "top1": "zero-shot top-1",
+    "top5": "zero-shot top-5",
+    "image_to_text_r1": "image to text R@1",
+    "image_to_text_r5": "image to text R@5",
+    "text_to_image_r1": "text to image R@1",
+    "text_to_image_r5": "text to image R@5",
+    "share": "kept patches that touch an object",
+}
+WEIGHTS = {"student": "student", "ema": "EMA"}
+
+
+def write(workdir: str | Path, results: Mapping[str, float], config: ConfigDict, step: int) -> str:
+    """Writes results.json and report.md into `workdir`; returns the text of report.md, to be printed.
+
+    `results` are those of `run_all`: "task/weights/metric" -> value.
+    """
+    workdir = Path(workdir)
+    text = markdown(results, config, step)
+    replace_text(workdir / "report.md", text)
+    replace_text(workdir / "results.json", json.dumps(as_json(results, config, step), indent=2) + "\n")
+    return text
+
+
+def as_json(results: Mapping[str, float], config: ConfigDict, step: int) -> dict[str, Any]:
+    """The run (method, step, digest of its config) and one record per result."""
+    return {
+        "method": config.method,
+        "step": step,
+        "config_digest": config_digest(config),
+        "results": [_record(name, value) for name, value in results.items()],
+    }
+
+
+def _record(name: str, value: float) -> dict[str, Any]:
+    task, weights, metric = name.split("/")
+    judged = {key: getattr(value, key, None) for key in ("n", "chance", "low", "high")}
+    return {"task": task, "weights": weights, "metric": metric, "value": float(value), **judged}
+
+
+def config_digest(config: ConfigDict) -> str:
+    """Twelve hexadecimal digits that two runs share when every field of their configs is equal."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
+
+
+def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str:
+    """The table, one row per metric, with a column for each set of weights and chance beside them."""
+    if not results:
+        return f"{_title(config, step)}: nothing was evaluated.\n"
+    weights = list(dict.fromkeys(name.split("/")[1] for name in results))
+    rows = list(dict.fromkeys((name.split("/")[0], name.split("/")[2]) for name in results))
+    head = ["", *(WEIGHTS.get(w, w) for w in weights), "chance", "n"]
+    table = [_row(results, task, metric, weights) for task, metric in rows]
+    return "\n".join([_title(config, step), "", *_aligned([head, *table]), "", *NOTES]) + "\n"
+
+
+NOTES = [
+    "Per cent, with the bootstrap 95 % interval over test examples (not over seeds of training). Ties count",
+    "against the model; captions that are word for word the same count as right for each other's image.",
+]
+
+
+def _title(config: Any, step: int) -> str:
+    return f"**{config.method}** on {config.data.source}, {config.model.size}, step {step:,}"
+
+
+def _row(results: Mapping[str, float], task: str, metric: str, weights: list[str]) -> list[str]:
+    values = [results.get(f"{task}/{w}/{metric}") for w in weights]
+    known = next(value for value in values if value is not None)
+    chance, n = getattr(known, "chance", None), getattr(known, "n", None)
+    return [
+        ROWS.get(metric, f"{task} {metric}"),
+        *("" if value is None else _percent(value) for value in values),
+        "" if chance is None else f"{100 * chance:.2f}",
+        "" if n is None else f"{n:,}",
+    ]
+
+
+def _percent(value: float) -> str:
+    if not isinstance(value, Metric) or value.low is None or value.high is None:
+        return f"{100 * value:.1f}"
+    return f"{100 * value:.1f} ({100 * value.low:.1f}-{100 * value.high:.1f})"
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+    """Markdown that reads as a table on the screen too: columns of equal width, numbers to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*table)]
+    lines = [
+        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
+        for row in table
+    ]
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return ["| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])]

@@ -1,0 +1,87 @@
+"""Pictures: what goes into them is checked as arrays, and that they are written as files."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from detailclip_jax import visualize
+from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from detailclip_jax.patches import normalise_patches, patchify
+
+NORM = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+
+def image(seed=0, size=16):
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8)
+
+
+def target_pixels(picture, removed, eps):
+    """What eq. 8 asks of the decoder at the removed patches."""
+    patches = patchify(jnp.float32((picture / 255 - IMAGENET_MEAN) / IMAGENET_STD), 4)
+    return np.asarray(patches if eps is None else normalise_patches(patches, eps))[removed]
+
+
+def test_spread_paints_each_patch_in_its_tone():
+    assert visualize.spread(np.arange(4.0), 4).tolist() == [
+        [0, 0, 1, 1],
+        [0, 0, 1, 1],
+        [2, 2, 3, 3],
+        [2, 2, 3, 3],
+    ]
+    with pytest.raises(ValueError, match="5 patches do not make a square"):
+        visualize.spread(np.arange(5.0), 4)
+
+
+def test_grey_out_touches_removed_patches_only():
+    picture, hidden = image(), np.arange(16) % 3 == 0
+    greyed = visualize.grey_out(picture, hidden)
+    for n in range(16):
+        rows, columns = slice(n // 4 * 4, n // 4 * 4 + 4), slice(n % 4 * 4, n % 4 * 4 + 4)
+        expected = 255 * visualize.GREY // 1 if hidden[n] else picture[rows, columns]
+        assert (greyed[rows, columns] == expected).all()
+
+
+@pytest.mark.parametrize("eps", [None, 1e-6, 1e-2])
+def test_a_perfect_prediction_gives_the_image_back(eps):
+    picture, removed = image(), np.array([0, 3, 7, 12])
+    predicted = target_pixels(picture, removed, eps)
+    assert (visualize.paste(picture, predicted, removed, eps=eps, **NORM) == picture).all()
+
+
+def test_a_flat_prediction_shows_each_patch_in_its_mean_colour():
+    picture, removed = image(), np.array([5])
+    drawn = visualize.paste(picture, np.zeros((1, 48), np.float32), removed, eps=1e-6, **NORM)
+    other = np.ones((16, 16), bool)
+    other[4:8, 4:8] = False
+    assert (drawn[other] == picture[other]).all()
+    assert np.ptp(drawn[4:8, 4:8].reshape(-1, 3), axis=0).max() == 0
+
+
+def test_values_out_of_range_are_clipped():
+    for value, expected in ((1e3, 255), (-1e3, 0)):
+        drawn = visualize.paste(image(), np.full((1, 48), value, np.float32), np.array([0]), eps=None, **NORM)
+        assert (drawn[:4, :4] == expected).all()
+
+
+def test_attention_figure_has_a_row_per_set_of_weights(tmp_path):
+    images = np.stack([image(i) for i in range(3)])
+    attention = {name: np.random.default_rng(1).random((3, 16)) for name in ("student", "ema")}
+    hidden = {name: values < 0.5 for name, values in attention.items()}
+    figure = visualize.attention_figure(images, attention, hidden, "drawn by hand")
+    assert len(figure.axes) == 3 * 5
+    assert {"scene", "EMA teacher\nkept patches", "drawn by hand"} <= {
+        text.get_text() for text in figure.texts
+    }
+    path = visualize.save(figure, tmp_path / "figures" / "attention.png")
+    with Image.open(path) as written:
+        assert written.width == pytest.approx(120 * figure.get_figwidth(), abs=1)
+
+
+def test_loss_curves_draw_the_terms_that_were_logged():
+    lines = [
+        {"step": step, "loss": 9.0 / step, "clip": 5.0 / step, "learning_rate": 0.1} for step in (1, 50, 100)
+    ]
+    figure = visualize.loss_curves(lines)
+    assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == ["loss", "clip"]
+    assert figure.axes[1].lines[0].get_xydata().tolist() == [[1, 5], [50, 0.1], [100, 0.05]]
