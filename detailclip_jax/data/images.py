@@ -1,0 +1,184 @@
+"""Pictures as uint8 arrays: decoding, Pillow-exact resizing, and photometrics with torchvision's semantics.
+
+Every function is pure: factors come in as arguments, the random draws live in `views`.  Photometrics are
+table look-ups and OpenCV calls.  Beside torchvision's Pillow backend brightness and solarize are equal;
+contrast, gray and blur differ by at most one level, saturation by two, hue by twelve (mean below .4 on photos
+and about 1 on strong colours: both work on 8-bit HSV, with other roundings).
+"""
+
+import io
+
+import cv2
+import numpy as np
+from jaxtyping import Int32, Shaped, UInt8
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 64_000_000
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class BadImage(ValueError):
+    """Bytes that give no whole picture; the message says why."""
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+    """An encoded picture (JPEG, PNG, WebP, GIF, TIFF, BMP, ...) as upright RGB.
+
+    EXIF orientation is applied; gray, palette and CMYK become RGB; transparency is laid over white; 16-bit
+    values lose their low byte; of several frames the first is taken.
+
+    Raises BadImage with the reason for no bytes, bytes that are no image, truncated or damaged ones, and
+    pictures of more than `max_pixels` (refused from the header, before anything that large is allocated).
+    """
+    header = _open(data)
+    width, height = header.size
+    if width * height > max_pixels:
+        raise BadImage(f"too large: {width} x {height} pixels, the limit is {max_pixels}")
+    if _is_plain_jpeg(data, header.mode):
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if image is not None:
+            return image
+    try:
+        return _upright_rgb(header)
+    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they stumble over
+        raise BadImage(f"truncated or damaged: {error}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise BadImage("empty: 0 bytes")
+    try:
+        return Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(f"too large: {error}") from error
+    except Exception as error:  # see decode
+        raise BadImage(f"not an image: {len(data)} bytes that start with {data[:8]!r}") from error
+
+
+def _is_plain_jpeg(data: bytes, mode: str) -> bool:
+    """What OpenCV decodes as Pillow does, only faster.
+
+    OpenCV may fill up a truncated JPEG silently, so bytes without an end marker are left to Pillow, which
+    refuses those and accepts bytes behind the marker.
+    """
+    return data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9" and mode in ("RGB", "L")
+
+
+def _upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
+        gray = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def resize(
+    image: UInt8[np.ndarray, "H W 3"], height: int, width: int, filter: str = "bicubic"
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Antialiased resize, Pillow's own (so torchvision's on pictures); `filter` is a key of FILTERS."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), FILTERS[filter]))
+
+
+def resize_mask(mask: Shaped[np.ndarray, "H W"], height: int, width: int) -> Shaped[np.ndarray, "h w"]:
+    """Nearest-neighbour resize of a label map of any type, equal to Pillow's NEAREST."""
+    return mask[_nearest(mask.shape[0], height)[:, None], _nearest(mask.shape[1], width)]
+
+
+def _nearest(num: int, wanted: int) -> Int32[np.ndarray, " wanted"]:
+    """Which of `num` pixels is nearest to each of `wanted`; asks Pillow, on whose rounding ties depend."""
+    row = Image.fromarray(np.arange(num, dtype=np.int32)[None])
+    return np.asarray(row.resize((wanted, 1), Image.Resampling.NEAREST))[0]
+
+
+def center_crop(image: Shaped[np.ndarray, "H W *c"], size: int) -> Shaped[np.ndarray, "size size *c"]:
+    """The middle square, with torchvision's rounding; ValueError for a picture smaller than it."""
+    height, width = image.shape[:2]
+    if min(height, width) < size:
+        raise ValueError(f"a crop of {size} pixels does not fit into {height} x {width}; resize first")
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return image[top : top + size, left : left + size]
+
+
+def evaluation_view(
+    image: UInt8[np.ndarray, "H W 3"], size: int, shorter_side: int | None = None, filter: str = "bilinear"
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Shorter side resized to `shorter_side` (default: `size`), center square of `size` (SLIP's protocol)."""
+    height, width = _shorter_side_resized(*image.shape[:2], shorter_side or size)
+    return center_crop(resize(image, height, width, filter), size)
+
+
+def evaluation_mask(
+    mask: Shaped[np.ndarray, "H W"], size: int, shorter_side: int | None = None
+) -> Shaped[np.ndarray, "size size"]:
+    """A label map through the same geometry as `evaluation_view`, without mixing labels."""
+    height, width = _shorter_side_resized(*mask.shape, shorter_side or size)
+    return center_crop(resize_mask(mask, height, width), size)
+
+
+def _shorter_side_resized(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """Sides after torchvision's Resize(int): the longer one is rounded down."""
+    if height <= width:
+        return shorter, int(shorter * width / height)
+    return int(shorter * height / width), shorter
+
+
+def flip(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Left and right exchanged."""
+    return cv2.flip(image, 1)
+
+
+def brightness(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[np.ndarray, "H W 3"]:
+    """factor x, cut to 0..255; 1 changes nothing, 0 is black."""
+    return cv2.LUT(image, _blend(0, factor))
+
+
+def contrast(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[np.ndarray, "H W 3"]:
+    """m + factor (x - m) with m the rounded mean of the gray picture; 0 is flat gray."""
+    mean = int(_gray(image).mean() + 0.5)
+    return cv2.LUT(image, _blend(mean, factor))
+
+
+def saturation(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[np.ndarray, "H W 3"]:
+    """gray + factor (x - gray) per pixel; 0 is the gray picture."""
+    return cv2.addWeighted(image, factor, grayscale(image), 1 - factor, 0)
+
+
+def hue(image: UInt8[np.ndarray, "H W 3"], turn: float) -> UInt8[np.ndarray, "H W 3"]:
+    """Hue turned by `turn` of the full circle, -.5 to .5; both ends give the opposite hues."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    hsv[:, :, 0] += np.uint8(int(turn * 255) % 256)  # uint8 wraps, as the circle does
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def grayscale(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """.299 R + .587 G + .114 B in all three channels."""
+    return cv2.cvtColor(_gray(image), cv2.COLOR_GRAY2RGB)
+
+
+def gaussian_blur(image: UInt8[np.ndarray, "H W 3"], sigma: float) -> UInt8[np.ndarray, "H W 3"]:
+    """True Gaussian blur, reflected at the border, as torchvision's.
+
+    Pillow's GaussianBlur, which older recipes call, approximates by boxes and differs by up to 21 levels.
+    """
+    return cv2.GaussianBlur(image, (0, 0), sigma)
+
+
+def solarize(image: UInt8[np.ndarray, "H W 3"], threshold: int = 128) -> UInt8[np.ndarray, "H W 3"]:
+    """Values from `threshold` on become 255 - x."""
+    levels = np.arange(256)
+    return cv2.LUT(image, np.where(levels < threshold, levels, 255 - levels).astype(np.uint8))
+
+
+def _gray(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def _blend(origin: int, factor: float) -> UInt8[np.ndarray, "256"]:
+    """Table of origin + factor (x - origin), cut to bytes; truncation, not rounding, is Pillow's."""
+    distance = np.arange(256, dtype=np.float32) - np.float32(origin)
+    return np.clip(origin + np.float32(factor) * distance, 0, 255).astype(np.uint8)

@@ -1,0 +1,201 @@
+"""Random crops of one picture and where they were cut: draws only, the pixel work is in `images`.
+
+Crops are described by the config (`config.views.crops`): u and v of the paper, small local ones, ones without
+photometrics ("clean": leave the probabilities out), and the teacher's, which encloses u and v.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from ml_collections import ConfigDict
+
+from detailclip_jax.data import images
+
+Box = tuple[int, int, int, int]  # xyxy, pixels of the picture; x1 and y1 are outside
+KINDS = ("random", "enclosing")  # in the order in which their boxes are drawn
+ENCLOSED = "global"  # the crops that an enclosing one contains
+TRIES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """How `count` crops are cut, resized to `size` and changed.  The defaults change no pixel.
+
+    `blur_p` and `solarize_p` have one entry per view (a single number stands for all of them).  Kind
+    "enclosing" draws a box around all "global" crops, whatever `scale` and `ratio` (paper 4.1.1).
+    """
+
+    count: int = 1
+    size: int = 224
+    kind: str = "random"
+    scale: tuple[float, float] = (0.5, 1.0)  # share of the picture's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+    filter: str = "bicubic"
+    flip: float = 0.0
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
+    jitter_p: float = 0.0
+    gray_p: float = 0.0
+    blur_p: float | tuple[float, ...] = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_p: float | tuple[float, ...] = 0.0
+
+    def __post_init__(self):
+        for name in ("count", "size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"crop {name} {getattr(self, name)} must be at least 1")
+        for name, value, known in (
+            ("kind", self.kind, KINDS),
+            ("filter", self.filter, tuple(images.FILTERS)),
+        ):
+            if value not in known:
+                raise ValueError(f"crop {name} {value!r} is unknown; known: {', '.join(known)}")
+        for name in ("blur_p", "solarize_p"):
+            value = getattr(self, name)
+            per_view = (value,) * self.count if isinstance(value, int | float) else tuple(value)
+            if len(per_view) != self.count:
+                raise ValueError(
+                    f"crop {name} has {len(per_view)} entries for {self.count} views: {per_view}"
+                )
+            object.__setattr__(self, name, per_view)
+
+
+def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
+    """`config.views.crops` as Crops by name, checked.
+
+    Raises ValueError for an unknown field (with the nearest known one) and for an enclosing crop with nothing
+    to enclose.
+    """
+    made = {name: _crop(name, dict(fields)) for name, fields in crops.items()}
+    if ENCLOSED not in made and any(crop.kind == "enclosing" for crop in made.values()):
+        raise ValueError(
+            f"an enclosing crop needs crops named {ENCLOSED!r} to enclose; there are {sorted(made)}"
+        )
+    return made
+
+
+def _crop(name: str, fields: dict[str, Any]) -> Crop:
+    known = [field.name for field in dataclasses.fields(Crop)]
+    for field in fields:
+        if field not in known:
+            near = difflib.get_close_matches(field, known, 1) or known
+            raise ValueError(f"crop {name!r} has no field {field!r}; did you mean {' or '.join(near)}?")
+    return Crop(**{field: tuple(v) if isinstance(v, list) else v for field, v in fields.items()})
+
+
+def random_resized_crop_box(
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> Box:
+    """Box of a random share of the area at a log-uniform aspect ratio: torchvision's RandomResizedCrop.
+
+    After ten boxes that do not fit: the largest central box whose ratio lies within `ratio`.
+    """
+    for _ in range(TRIES):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(0, height - h + 1))
+            left = int(rng.integers(0, width - w + 1))
+            return left, top, left + w, top + h
+    return _central_box(height, width, ratio)
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def enclosing_box(height: int, width: int, boxes: list[Box], rng: np.random.Generator) -> Box:
+    """Box around all `boxes`, each side uniform between theirs and the border (paper 4.1.1, after A-CLIP)."""
+    left, top, right, bottom = (pick(sides) for pick, sides in zip((min, min, max, max), zip(*boxes)))
+    return (
+        int(rng.integers(0, left + 1)),
+        int(rng.integers(0, top + 1)),
+        int(rng.integers(right, width + 1)),
+        int(rng.integers(bottom, height + 1)),
+    )
+
+
+def jitter(
+    image: UInt8[np.ndarray, "H W 3"], strength: tuple[float, float, float, float], rng: np.random.Generator
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Brightness, contrast, saturation and hue in random order: torchvision's ColorJitter(*strength)."""
+    operations: tuple[Callable, ...] = (images.brightness, images.contrast, images.saturation, images.hue)
+    lows = [*(max(0.0, 1 - amount) for amount in strength[:3]), -strength[3]]
+    highs = [*(1 + amount for amount in strength[:3]), strength[3]]
+    for which in rng.permutation(4):
+        if strength[which] > 0:
+            image = operations[which](image, rng.uniform(lows[which], highs[which]))
+    return image
+
+
+def augment(
+    image: UInt8[np.ndarray, "S S 3"], crop: Crop, view: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "S S 3"]:
+    """The crop's photometrics for its view of that index, in the usual order."""
+    if rng.random() < crop.flip:
+        image = images.flip(image)
+    if rng.random() < crop.jitter_p:
+        image = jitter(image, crop.jitter, rng)
+    if rng.random() < crop.gray_p:
+        image = images.grayscale(image)
+    if rng.random() < crop.blur_p[view]:
+        image = images.gaussian_blur(image, rng.uniform(*crop.blur_sigma))
+    if rng.random() < crop.solarize_p[view]:
+        image = images.solarize(image)
+    return image
+
+
+Views = dict[str, tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]]
+
+
+def make_views(
+    image: UInt8[np.ndarray, "H W 3"], crops: Mapping[str, Crop], rng: np.random.Generator
+) -> Views:
+    """Pixels and boxes of every crop of one picture, by name.
+
+    Boxes are xyxy in pixels of `image`; a flipped view keeps the box it was cut from.  The result depends on
+    `rng`, not on the order of `crops`.
+
+        views = make_views(image, {"global": Crop(count=2)}, np.random.default_rng(0))
+        pixels, boxes = views["global"]            # uint8 [2, 224, 224, 3], float32 [2, 4]
+    """
+    boxes: dict[str, list[Box]] = {}
+    for name in sorted(crops, key=lambda name: (KINDS.index(crops[name].kind), name)):
+        crop = crops[name]
+        boxes[name] = [
+            _draw_box(image.shape[:2], crop, boxes.get(ENCLOSED, []), rng) for _ in range(crop.count)
+        ]
+    return {name: _cut(image, crops[name], boxes[name], rng) for name in sorted(crops)}
+
+
+def _draw_box(shape: tuple[int, ...], crop: Crop, enclosed: list[Box], rng: np.random.Generator) -> Box:
+    if crop.kind == "enclosing":
+        return enclosing_box(*shape, enclosed, rng)
+    return random_resized_crop_box(*shape, crop.scale, crop.ratio, rng)
+
+
+def _cut(
+    image: UInt8[np.ndarray, "H W 3"], crop: Crop, boxes: list[Box], rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]:
+    pixels = [
+        augment(
+            images.resize(image[top:bottom, left:right], crop.size, crop.size, crop.filter), crop, view, rng
+        )
+        for view, (left, top, right, bottom) in enumerate(boxes)
+    ]
+    return np.stack(pixels), np.array(boxes, np.float32)

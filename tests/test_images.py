@@ -1,0 +1,294 @@
+import io
+import subprocess
+import sys
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from detailclip_jax.data import images
+from detailclip_jax.data.images import BadImage
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth colours with an edge: closer to a photo than noise."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    image[height // 3 : height // 2, width // 4 : width // 2] = rng.integers(0, 256, 3)
+    return image
+
+
+def encoded(image: np.ndarray | Image.Image, format: str = "JPEG", **options) -> bytes:
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def levels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.abs(a.astype(np.int64) - np.asarray(b).astype(np.int64))
+
+
+# decoding
+
+
+def test_jpeg_equals_pillow():
+    data = encoded(picture(60, 90), quality=90)
+    np.testing.assert_array_equal(images.decode(data), np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
+def test_lossless_formats_give_the_pixels_back(format):
+    image = picture(20, 30) // 64 * 64  # few enough colours for a GIF
+    options = {"lossless": True} if format == "WEBP" else {}
+    np.testing.assert_array_equal(images.decode(encoded(image, format, **options)), image)
+
+
+@pytest.mark.parametrize(
+    ("format", "mode"),
+    [("JPEG", "L"), ("JPEG", "CMYK"), *(("PNG", mode) for mode in ("L", "1", "P", "LA", "RGBA"))],
+)
+def test_every_mode_becomes_rgb(format, mode):
+    image = Image.fromarray(picture(40, 50)).convert(mode)
+    data = encoded(image, format)
+    decoded = images.decode(data)
+    assert decoded.dtype == np.uint8 and decoded.shape == (40, 50, 3)
+    assert levels(decoded, Image.open(io.BytesIO(data)).convert("RGB")).max() <= 1
+
+
+def test_transparency_is_laid_over_white():
+    image = np.zeros((4, 4, 4), np.uint8)
+    image[:2, :, 3], image[2:, :, 3] = 255, 0
+    decoded = images.decode(encoded(Image.fromarray(image), "PNG"))
+    assert (decoded[:2] == 0).all() and (decoded[2:] == 255).all()
+
+
+def test_transparent_palette_entry_is_laid_over_white():
+    image = Image.fromarray(np.eye(4, dtype=np.uint8)).convert("P")
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    decoded = images.decode(encoded(image, "PNG", transparency=b"\x00\xff"))
+    assert tuple(decoded[0, 1]) == (255, 255, 255) and tuple(decoded[0, 0]) == (200, 100, 0)
+
+
+def test_sixteen_bits_lose_the_low_byte():
+    values = np.array([[0, 255, 256, 0x1234, 0xFFFF]], np.uint16)
+    decoded = images.decode(encoded(Image.fromarray(values), "PNG"))
+    np.testing.assert_array_equal(decoded[0, :, 0], values[0] >> 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(orientation, format):
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    data = encoded(picture(24, 40), format, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(images.decode(data), np.asarray(upright))
+
+
+def test_bytes_behind_the_end_of_a_jpeg_do_not_matter():
+    data = encoded(picture(24, 40))
+    np.testing.assert_array_equal(images.decode(data + b"\0\0\0"), images.decode(data))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_truncated_bytes_are_refused(format, share):
+    data = encoded(picture(80, 120), format)
+    with pytest.raises(BadImage, match=r"truncated or damaged|not an image"):  # the latter: Pillow's WebP
+        images.decode(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("data", [b"<html>404</html>", b"\xff\xd8\xff", b"\0" * 100])
+def test_what_is_no_image_is_named(data):
+    with pytest.raises(BadImage, match=f"not an image: {len(data)} bytes"):
+        images.decode(data)
+
+
+def test_no_bytes_are_named():
+    with pytest.raises(BadImage, match="empty: 0 bytes"):
+        images.decode(b"")
+
+
+def test_too_many_pixels_are_refused_from_the_header():
+    data = encoded(picture(20, 30))
+    assert images.decode(data, max_pixels=600).shape == (20, 30, 3)
+    with pytest.raises(BadImage, match="too large: 30 x 20 pixels, the limit is 599"):
+        images.decode(data, max_pixels=599)
+
+
+@pytest.mark.parametrize("side", [10_000, 50_000])
+def test_a_decompression_bomb_is_refused(side):
+    png = encoded(Image.new("L", (1, 1)), "PNG")
+    header = b"IHDR" + side.to_bytes(4, "big") * 2 + png[24:29]
+    bomb = png[:12] + header + crc32(header) + png[33:]
+    with pytest.raises(BadImage, match="too large"):
+        images.decode(bomb)
+
+
+def crc32(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "big")
+
+
+# geometry
+
+
+@pytest.mark.parametrize("filter", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("shape", [(64, 64), (90, 31), (17, 200), (300, 1)])
+def test_resize_equals_pillow(filter, shape):
+    image = picture(*shape)
+    expected = Image.fromarray(image).resize((48, 32), images.FILTERS[filter])
+    np.testing.assert_array_equal(images.resize(image, 32, 48, filter), np.asarray(expected))
+
+
+def test_resize_of_a_crop_view_equals_resize_of_its_copy():
+    crop = picture(80, 90)[5:50, 7:60]
+    np.testing.assert_array_equal(images.resize(crop, 32, 32), images.resize(crop.copy(), 32, 32))
+
+
+def test_resize_is_antialiased():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert levels(images.resize(stripes, 16, 16), np.full((16, 16, 3), 127)).max() <= 16
+
+
+@pytest.mark.parametrize("shape", [(31, 50), (50, 29), (8, 10), (223, 224)])
+def test_mask_resize_equals_pillows_nearest(shape):
+    mask = np.random.default_rng(0).integers(0, 200, shape, dtype=np.uint8)
+    expected = Image.fromarray(mask).resize((33, 21), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(images.resize_mask(mask, 21, 33), np.asarray(expected))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, bool])
+def test_mask_keeps_its_type_and_labels(dtype):
+    mask = np.random.default_rng(0).integers(0, 5, (40, 31)).astype(dtype)
+    resized = images.evaluation_mask(mask, 16)
+    assert (
+        resized.dtype == dtype
+        and resized.shape == (16, 16)
+        and set(np.unique(resized)) <= set(np.unique(mask))
+    )
+
+
+@pytest.mark.parametrize("shape", [(100, 133), (133, 100), (57, 57), (31, 90)])
+@pytest.mark.parametrize(("shorter", "size"), [(32, 32), (40, 32), (41, 32)])
+def test_evaluation_view_equals_torchvision(shape, shorter, size):
+    transforms = pytest.importorskip("torchvision").transforms
+    image = picture(*shape)
+    oracle = transforms.Compose([transforms.Resize(shorter), transforms.CenterCrop(size)])
+    np.testing.assert_array_equal(
+        images.evaluation_view(image, size, shorter), np.asarray(oracle(Image.fromarray(image)))
+    )
+
+
+def test_evaluation_mask_follows_the_view():
+    mask = np.zeros((60, 100), np.uint8)
+    mask[20:40, 50:80] = 255
+    view = images.evaluation_view(np.repeat(mask[:, :, None], 3, axis=2), 30)
+    disagree = (view[:, :, 0] > 127) != (images.evaluation_mask(mask, 30) > 127)
+    assert disagree.mean() < 0.05
+
+
+def test_a_crop_larger_than_the_picture_is_refused():
+    with pytest.raises(ValueError, match="crop of 21 pixels does not fit into 20 x 30"):
+        images.center_crop(picture(20, 30), 21)
+
+
+# photometrics
+
+
+FACTORS = [0.0, 0.3, 0.6, 1.0, 1.25, 1.4, 2.0]
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    pytest.importorskip("torchvision")
+    from torchvision.transforms import functional
+
+    return functional
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("factor", FACTORS)
+@pytest.mark.parametrize(
+    ("name", "largest", "mean"),
+    [("brightness", 0, 0), ("contrast", 1, 0.01), ("saturation", 2, 0.75), ("hue", 12, 1.1)],
+)
+def test_jitter_follows_torchvisions_pillow_backend(oracle, name, largest, mean, factor, seed):
+    image = picture(64, 64, seed)
+    factor = (factor - 1) / 2 if name == "hue" else factor
+    expected = getattr(oracle, f"adjust_{name}")(Image.fromarray(image), factor)
+    difference = levels(getattr(images, name)(image, factor), expected)
+    assert difference.max() <= largest and difference.mean() <= mean
+
+
+def test_gray_and_solarize_follow_torchvision(oracle):
+    image = picture(64, 64)
+    expected = oracle.rgb_to_grayscale(Image.fromarray(image), num_output_channels=3)
+    assert levels(images.grayscale(image), expected).max() <= 1
+    np.testing.assert_array_equal(
+        images.solarize(image), np.asarray(oracle.solarize(Image.fromarray(image), 128))
+    )
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
+def test_blur_follows_torchvision(oracle, sigma):
+    image = picture(64, 64)
+    expected = oracle.gaussian_blur(Image.fromarray(image), [23, 23], [sigma, sigma])
+    assert levels(images.gaussian_blur(image, sigma), expected).max() <= 1
+
+
+def test_blur_of_a_point_is_the_gaussian():
+    image = np.zeros((31, 31, 3), np.uint8)
+    image[15, 15] = 255
+    distance = np.arange(31) - 15
+    weights = np.exp(-(distance**2) / (2 * 1.5**2))
+    expected = 255 * np.outer(weights, weights) / weights.sum() ** 2
+    assert np.abs(images.gaussian_blur(image, 1.5)[:, :, 0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_factor_one_changes_nothing(name):
+    image = picture(40, 40)
+    np.testing.assert_array_equal(getattr(images, name)(image, 1.0), image)
+
+
+def test_hue_turns_red_to_cyan_and_keeps_gray():
+    red = np.full((2, 2, 3), (255, 0, 0), np.uint8)
+    assert levels(images.hue(red, 0.5), np.full((2, 2, 3), (0, 255, 255))).max() <= 6
+    gray = np.full((2, 2, 3), 77, np.uint8)
+    np.testing.assert_array_equal(images.hue(gray, 0.3), gray)
+
+
+def test_negative_hue_undoes_positive_hue():
+    image = picture(40, 40)
+    assert levels(images.hue(images.hue(image, 0.1), -0.1), image).mean() < 3
+
+
+def test_solarize_of_every_level():
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
+    expected = [x if x < 128 else 255 - x for x in range(256)]
+    np.testing.assert_array_equal(images.solarize(ramp)[0, :, 0], expected)
+
+
+def test_flip_mirrors_columns():
+    image = picture(10, 12)
+    np.testing.assert_array_equal(images.flip(image), image[:, ::-1])
+
+
+def test_inputs_stay_untouched():
+    image = picture(16, 16)
+    before = image.copy()
+    for name in ("brightness", "contrast", "saturation", "hue", "gaussian_blur"):
+        getattr(images, name)(image, 0.4)
+    images.grayscale(image), images.solarize(image), images.flip(image)
+    np.testing.assert_array_equal(image, before)
+
+
+def test_the_data_modules_leave_jax_out():
+    modules = "detailclip_jax.data.images, detailclip_jax.data.tokenizer, detailclip_jax.data.views"
+    code = f"import sys, {modules}; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
