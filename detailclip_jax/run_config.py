@@ -1,0 +1,211 @@
+"""From `--config=file.py:arg` to the resolved configuration of a run, and back from a workdir's config.json.
+
+Pure Python: flags and their errors answer before jax is imported.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# How long, how often and where to: a run may go on with other values of these (a trailing dot: all below it).
+MAY_DIFFER = (
+    "total_steps",
+    "num_epochs",
+    "log_every",
+    "checkpoint_every",
+    "max_to_keep",
+    "best_metric",
+    "evaluate_every",
+    "evaluate_at_end",
+    "evaluators.",
+    "profile_steps",
+    "data.path",
+    "data.num_workers",
+    "data.prefetch",
+)
+ABSENT = "(absent)"
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist: the nearest one, then all.
+
+    unknown("method", "detailclp", METHODS) == "unknown method 'detailclp'; did you mean 'detailclip'? Known: ..."
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
+
+
+def load(spec: str) -> ConfigDict:
+    """The configuration that `path.py` or `path.py:arg` describes.
+
+    Raises FileNotFoundError (with the config files that exist) and ValueError (a file without `get_config`,
+    or an argument that it refuses).
+    """
+    path, _, arg = spec.partition(":")
+    if not Path(path).is_file():
+        raise FileNotFoundError(_no_file(path))
+    get_config = getattr(_module(path), "get_config", None)
+    if get_config is None:
+        raise ValueError(f"config file {path} has no function get_config")
+    if arg and not inspect.signature(get_config).parameters:
+        raise ValueError(f"config file {path} takes no argument, but got {arg!r} after the colon")
+    return get_config(arg) if arg else get_config()
+
+
+def _module(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"config file {path} is not a Python file (its name must end in .py)")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _no_file(path: str) -> str:
+    files = sorted(str(file) for file in Path("configs").glob("**/*.py"))
+    if not files:
+        return f"no config file {path!r} (looked in {Path.cwd()}; there is no folder configs/ either)"
+    return unknown("config file", path, files)
+
+
+def check_overrides(config: ConfigDict, names: Iterable[str]) -> None:
+    """Raises ValueError for the first dotted name, as in `--config.NAME=value`, that `config` does not have."""
+    for name in names:
+        _check_override(config, name)
+
+
+def _check_override(config: ConfigDict, name: str) -> None:
+    node, above = config, ""
+    for part in name.split("."):
+        if not isinstance(node, ConfigDict):
+            raise ValueError(f"config field {above!r} is a value and has no field {part!r} below it")
+        if part not in node:
+            raise ValueError(_unknown_field(config, name, node, above))
+        node, above = node[part], f"{above}.{part}" if above else part
+
+
+def _unknown_field(config: ConfigDict, name: str, node: ConfigDict, above: str) -> str:
+    """Suggests the nearest name of the whole tree, and lists the fields of the level that was reached."""
+    fields = list(flatten(config))
+    same_leaf = [field for field in fields if field.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    nearest = (difflib.get_close_matches(name, fields, n=1, cutoff=cutoff) for cutoff in (0.85, 0.6))
+    guess = next(nearest) or same_leaf[:1] or next(nearest)
+    hint = f"; did you mean {guess[0]!r}?" if guess else "."
+    place = f"fields of {above!r}" if above else "fields"
+    return f"unknown config field {name!r}{hint} Known {place}: {', '.join(node)}"
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict, above: str = "") -> dict[str, Any]:
+    """Dotted name -> value, in the order of the configuration; an empty group stands as itself."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict) and len(value):
+            flat |= flatten(value, f"{above}{name}.")
+        else:
+            flat[above + name] = value
+    return flat
+
+
+def as_text(config: ConfigDict) -> str:
+    """One `name = value` a line: what the golden files hold and what a reader compares."""
+    plain = flatten(config.to_dict())
+    return "".join(f"{name} = {value!r}\n" for name, value in plain.items())
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as JSON text (tuples become lists)."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+    """The configuration back from `to_json`, lists as tuples again."""
+    return ConfigDict(_tuples(json.loads(text)))
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(_tuples(inner) for inner in value) if isinstance(value, list) else value
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (old, new) of every field that differs and must not within one workdir (see MAY_DIFFER)."""
+    before, after = (flatten(json.loads(to_json(config))) for config in (old, new))
+    fields = [name for name in before | after if not _may_differ(name)]
+    pairs = {name: (before.get(name, ABSENT), after.get(name, ABSENT)) for name in fields}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _may_differ(name: str) -> bool:
+    return any(
+        name == field.rstrip(".") or (field.endswith(".") and name.startswith(field)) for field in MAY_DIFFER
+    )
+
+
+def claim_workdir(workdir: Path, config: ConfigDict, write: bool = True) -> None:
+    """Makes the workdir this run's: writes `config.json` (one process does, all of them check).
+
+    Raises ValueError, naming the fields, if the workdir holds a run of another configuration.
+    """
+    file = workdir / "config.json"
+    if file.exists() and (changed := differences(from_json(file.read_text()), config)):
+        lines = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items())
+        raise ValueError(
+            f"workdir {workdir} belongs to a run of another config. Differing fields:\n{lines}\n"
+            "Choose another --workdir, or delete this one."
+        )
+    if write:
+        workdir.mkdir(parents=True, exist_ok=True)
+        replace_text(file, to_json(config) + "\n")
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Writes a file in one piece: a kill leaves the old text or the new one."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text)
+    partial.replace(file)
+
+
+def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
+    """A copy with `steps_per_epoch` and `total_steps` filled in.
+
+        steps_per_epoch = num_examples // batch_size        total_steps = num_epochs * steps_per_epoch
+
+    Scenes drawn on the fly have no size, so the stickers source needs `total_steps`.  Raises ValueError for that, and
+    for a data set smaller than a batch.
+    """
+    resolved = ConfigDict(config.to_dict())
+    endless = config.data.source == "stickers"
+    if config.total_steps is None and endless:
+        raise ValueError(
+            "total_steps is not set, and data.source 'stickers' draws scenes without end, so num_epochs says nothing; "
+            "give --config.total_steps=N"
+        )
+    if resolved.steps_per_epoch is None:
+        resolved.steps_per_epoch = _steps_per_epoch(config.batch_size, num_examples)
+    if config.total_steps is None:
+        resolved.total_steps = config.num_epochs * resolved.steps_per_epoch
+    return resolved.lock()
+
+
+def _steps_per_epoch(batch_size: int, num_examples: int) -> int:
+    if num_examples < batch_size:
+        raise ValueError(
+            f"the data set has {num_examples} examples, less than one batch_size of {batch_size}"
+        )
+    return num_examples // batch_size
+
+
+def default_workdir(spec: str) -> str:
+    """runs/stickers for configs/stickers.py, runs/stickers-method=clip for configs/stickers.py:method=clip."""
+    path, _, arg = spec.partition(":")
+    name = Path(path).stem + (f"-{arg}" if arg else "")
+    return str(Path("runs") / "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name))

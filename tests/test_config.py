@@ -1,0 +1,207 @@
+"""Config files, their golden text, and what a bad one is told."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from detailclip_jax import config as base
+from detailclip_jax import run_config
+from detailclip_jax.run_config import ABSENT, check_overrides, claim_workdir, differences, load, resolve
+from detailclip_jax.validation import validate
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden/configs"
+YFCC15M = 14_689_580
+CASES = {
+    "stickers": "stickers.py",
+    "stickers-clip": "stickers.py:method=clip",
+    "vitb16_yfcc": "vitb16_yfcc.py",
+    "vitb16_yfcc-epochs=50": "vitb16_yfcc.py:epochs=50",
+    "vitb16_yfcc-preset=reference": "vitb16_yfcc.py:preset=reference",
+}
+
+
+def config_of(spec="stickers.py", **fields):
+    config = load(str(ROOT / "configs" / spec))
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resolved_config_is_golden(name):
+    """RENEW_GOLDEN=1 pytest tests/test_config.py writes the files anew."""
+    text = run_config.as_text(resolve(config_of(CASES[name]), YFCC15M))
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("RENEW_GOLDEN"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text(), "if this change is meant: RENEW_GOLDEN=1 pytest tests/test_config.py"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_config_files_are_valid(name):
+    validate(config_of(CASES[name]))
+
+
+def test_paper_run_length():
+    """25 epochs of 14,689,580 pairs in whole batches of 4096: 3586 steps each."""
+    resolved = resolve(config_of("vitb16_yfcc.py"), YFCC15M)
+    assert (resolved.steps_per_epoch, resolved.total_steps) == (3586, 89_650)
+    assert resolve(config_of("vitb16_yfcc.py:50"), YFCC15M).total_steps == 179_300
+
+
+def test_reference_preset_differs_from_the_paper_in_four_fields():
+    paper, reference = config_of("vitb16_yfcc.py"), config_of("vitb16_yfcc.py:preset=reference")
+    assert differences(paper, reference) == {
+        "data.caption": ("random", "concat"),
+        "data.keep_eot": (True, False),
+        "masking.granularity": ("patch", "cell2x2"),
+        "views.crops.global.scale": ([0.5, 1.0], [0.14, 1.0]),
+    }
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("stickers.py:metod=clip", "unknown config argument 'metod'; known: method"),
+        ("vitb16_yfcc.py:epochs=many", "config argument epochs=many: expected int"),
+        ("vitb16_yfcc.py:preset=authors", "config argument preset=authors: known are paper, reference"),
+    ],
+)
+def test_bad_config_argument(spec, message):
+    with pytest.raises(ValueError, match=message):
+        config_of(spec)
+
+
+def test_missing_config_file_names_the_nearest(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(
+        FileNotFoundError, match=r"did you mean 'configs/stickers.py'\? Known: .*vitb16_yfcc.py"
+    ):
+        load("configs/sticker.py")
+
+
+def test_missing_config_file_without_a_configs_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no config file 'x.py'.*no folder configs"):
+        load("x.py")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [("x = 1", "has no function get_config"), ("def get_config(): return 1", "takes no argument")],
+)
+def test_config_file_without_its_function(tmp_path, text, message):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load(f"{tmp_path}/c.py:arg")
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("batchsize", "did you mean 'batch_size'.*Known fields: batch_size"),
+        ("model.sise", "did you mean 'model.size'.*Known fields of 'model': context_length"),
+        ("image_size", "did you mean 'model.image_size'"),
+        (
+            "views.crops.globl.size",
+            "did you mean 'views.crops.global.size'.*Known fields of 'views.crops': global",
+        ),
+        ("seed.x", "'seed' is a value and has no field 'x' below it"),
+        ("qqq", r"unknown config field 'qqq'\. Known fields"),
+    ],
+)
+def test_unknown_field(name, message):
+    with pytest.raises(ValueError, match=message):
+        check_overrides(base.default(), ["seed", name])
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"method": "detailclp"}, "unknown method 'detailclp'; did you mean 'detailclip'"),
+        ({"model.size": "B/15"}, "unknown model.size 'B/15'; did you mean 'B/16'"),
+        ({"data.source": "imagenet"}, "unknown data.source 'imagenet'. Known: stickers"),
+        ({"masking.strategy": "lowest"}, "unknown masking.strategy 'lowest'"),
+        ({"model.image_size": 65}, "model.image_size 65 is not a multiple of the patch size 8 .* 64 and 72"),
+        ({"model.image_size": 72}, "views.crops.global.size 64 must equal model.image_size 72"),
+        ({"log_every": 0}, "log_every 0 must be at least 1"),
+        ({"total_steps": -1}, "total_steps -1 must be at least 1"),
+        ({"optimizer.betas": (0.9,)}, r"optimizer.betas \(0.9,\) must be 2 numbers"),
+        ({"views.crops.global.scale": ("a", "b")}, "views.crops.global.scale .* must be 2 numbers"),
+        ({"best_metric": "zero_shot/ema/top1"}, "set evaluate_every"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        validate(config_of(**fields))
+
+
+def test_scenes_without_end_need_total_steps():
+    config = base.default()
+    config.data.source = "stickers"
+    with pytest.raises(ValueError, match=r"total_steps is not set.*--config.total_steps=N"):
+        resolve(config, 2**24)
+
+
+def test_data_set_smaller_than_a_batch():
+    with pytest.raises(ValueError, match="10 examples, less than one batch_size of 4096"):
+        resolve(base.default(), 10)
+
+
+def test_resolve_leaves_the_original_alone_and_keeps_what_is_given():
+    config = base.default()
+    config.total_steps = 7
+    resolved = resolve(config, 3 * 4096 + 1)
+    assert (resolved.total_steps, resolved.steps_per_epoch, config.steps_per_epoch) == (7, 3, None)
+
+
+def test_json_round_trip():
+    config = resolve(config_of(), YFCC15M)
+    again = run_config.from_json(run_config.to_json(config))
+    assert run_config.as_text(again) == run_config.as_text(config)
+    assert again.optimizer.betas == (0.9, 0.98)
+
+
+def test_workdir_of_another_config_is_refused(tmp_path):
+    config = resolve(config_of(), YFCC15M)
+    claim_workdir(tmp_path / "run", config)
+    other = resolve(config_of(batch_size=64, **{"model.size": "S/16"}), YFCC15M)
+    with pytest.raises(
+        ValueError, match=r"(?s)batch_size: 128 there, 64 now.*model.size: 'tiny' there, 'S/16' now"
+    ):
+        claim_workdir(tmp_path / "run", other)
+    assert "128" in (tmp_path / "run/config.json").read_text()
+
+
+def test_how_long_how_often_and_where_to_may_differ(tmp_path):
+    claim_workdir(tmp_path, resolve(config_of(), YFCC15M))
+    longer = {
+        "total_steps": 9,
+        "log_every": 1,
+        "checkpoint_every": 2,
+        "evaluate_at_end": False,
+        "data.path": "/x",
+    }
+    claim_workdir(tmp_path, resolve(config_of(**longer), YFCC15M))
+    assert run_config.from_json((tmp_path / "config.json").read_text()).total_steps == 9
+
+
+def test_a_field_that_only_one_config_has_differs():
+    old, new = config_of(), config_of()
+    with new.unlocked():
+        new.model.window = 7
+    assert differences(old, new) == {"model.window": (ABSENT, 7)}
+
+
+@pytest.mark.parametrize(
+    "spec, workdir",
+    [
+        ("configs/stickers.py", "runs/stickers"),
+        ("configs/stickers.py:method=clip", "runs/stickers-method=clip"),
+        ("a/b.py:x=1,y=c d/e", "runs/b-x=1-y=c-d-e"),
+    ],
+)
+def test_default_workdir(spec, workdir):
+    assert run_config.default_workdir(spec) == workdir
