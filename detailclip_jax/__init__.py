@@ -1,0 +1,39 @@
+"""DetailCLIP (arXiv 2409.06809) and the methods it compares with, in JAX/Flax.
+
+    import detailclip_jax
+
+    config = detailclip_jax.default()            # every field, with the paper's run as values
+    experiment = detailclip_jax.build(config)    # method, networks, optimiser, mesh, compiled step
+    model, variables, config = detailclip_jax.load("runs/stickers")   # a run's last checkpoint
+
+The names below are imported when they are first used, so that `import detailclip_jax` costs nothing.
+"""
+
+import importlib
+from typing import Any
+
+from detailclip_jax.version import __version__
+
+_PUBLIC = {
+    "METHODS": "detailclip_jax.methods",
+    "Experiment": "detailclip_jax.experiment",
+    "Forward": "detailclip_jax.forward",
+    "Method": "detailclip_jax.forward",
+    "SIZES": "detailclip_jax.models.sizes",
+    "Stickers": "detailclip_jax.data.stickers",
+    "Tokenizer": "detailclip_jax.data.tokenizer",
+    "TrainState": "detailclip_jax.train_state",
+    "build": "detailclip_jax.experiment",
+    "default": "detailclip_jax.config",
+    "load": "detailclip_jax.checkpoint",
+    "weights": "detailclip_jax.train_state",
+}
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  # names of the table above
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, from the module that defines it."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"detailclip_jax has no {name!r}; public names: {', '.join(__all__)}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,0 +1,177 @@
+"""The resolved default configuration: every field a run can set, with the source of its number.
+
+Config files under `configs/` start from `default()` and state what differs.  `parse_arg` reads the part
+behind the colon of `--config=configs/vitb16_yfcc.py:epochs=50`.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def default() -> ConfigDict:
+    """Every field, with DetailCLIP ViT-B/16 on YFCC15M as the value (paper section 4.1; SPEC sections 1-5)."""
+    c = ConfigDict()
+    c.method = "detailclip"
+    c.seed = 0
+    c.batch_size = 4096  # over all devices; the reference: 256 x 4 nodes x 4 A100
+    c.num_epochs = 25  # used where the data set has a size and total_steps is not given
+    c.total_steps = placeholder(int)
+    c.steps_per_epoch = placeholder(int)  # gives "epoch 0" a meaning; default: examples // batch_size
+    c.log_every = 50
+    c.checkpoint_every = 1000
+    c.max_to_keep = 2
+    c.best_metric = ""  # e.g. "zero_shot/ema/top1": its best checkpoint is kept as well
+    c.evaluate_every = 0  # steps; 0 = only at the end
+    c.evaluate_at_end = True
+    c.evaluators = ConfigDict()
+    c.profile_steps = 0
+
+    c.data = _data()
+    c.views = _views()
+    c.model = _model()
+    c.masking = ConfigDict(
+        {
+            "strategy": "attention_low",  # paper 3.2.3; see masking.STRATEGIES
+            "ratio": 0.5,  # share of patches removed
+            "granularity": "patch",  # "patch": 98 of 196 kept (paper); "cell2x2": 100 of 196 (reference)
+        }
+    )
+    c.losses = _losses()
+    c.optimizer = _optimizer()
+    c.ema = ConfigDict({"start": 0.996, "end": 1.0})  # cosine over all steps; reference main.py
+    return c
+
+
+def _data() -> ConfigDict:
+    return ConfigDict(
+        {
+            "source": "records",  # "stickers" | "records" (ArrayRecord shards) | "tfds"
+            "path": "",  # records: folder of the shards; tfds: "name:version" or a builder directory
+            "split": "train",
+            "caption": "random",  # paper: a random valid one; "concat" = title + " " + description (reference)
+            "keep_eot": True,  # False reproduces the reference's truncation, which drops EOT
+            "num_workers": 0,
+            "prefetch": 2,  # batches kept ready
+            "max_bad_ratio": 0.01,  # share of unreadable records beyond which the run stops
+            "stickers": {"num_scenes": 2**24, "seed": 0},
+        }
+    )
+
+
+def _views() -> ConfigDict:
+    student = {
+        "count": 2,  # u and v
+        "size": 224,
+        "scale": (0.5, 1.0),  # paper 4.1; the reference's code has (.14, 1)
+        "ratio": (3 / 4, 4 / 3),
+        "filter": "bicubic",
+        "flip": 0.0,
+        "jitter": (0.4, 0.4, 0.2, 0.1),  # brightness, contrast, saturation, hue
+        "jitter_p": 0.8,
+        "gray_p": 0.2,
+        "blur_p": (0.1, 0.1),  # one entry per view
+        "blur_sigma": (0.1, 2.0),
+        "solarize_p": (0.2, 0.2),
+    }
+    return ConfigDict(
+        {
+            "teacher": "same",  # "same" (reference) | "enclosing" (paper 4.1.1)
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            "crops": {"global": student},
+        }
+    )
+
+
+def _model() -> ConfigDict:
+    return ConfigDict(
+        {
+            "size": "B/16",  # models/sizes.py
+            "image_size": 224,
+            "context_length": 77,
+            "vocab_size": 49408,
+            "prototypes": placeholder(int),  # default: the size's own (8192 from S/16 up)
+            "decoder_depth": placeholder(int),  # default: 1, as in the reference
+            "freeze_patch_embed": True,  # the MoCo-v3 trick; SPEC section 1
+            "dtype": "float32",  # of products; parameters, norms, softmax and losses stay float32
+            "remat": "none",  # "none" | "dots" | "full"
+        }
+    )
+
+
+def _losses() -> ConfigDict:
+    return ConfigDict(
+        {
+            "weights": {
+                "clip": 1.0,
+                "cls": 1.0,
+                "patch": 1.0,
+                "reconstruction": 1.0,
+            },  # eq. 10, best row of table 4
+            "divergence": "cross_entropy",  # | "kl_teacher_student" | "kl_student_teacher" (as printed)
+            "student_temperature": 0.1,
+            "teacher_temperature": 0.04,  # CLS, at all times
+            "patch_temperature": (0.04, 0.07),  # in epoch 0, afterwards
+            "center_momentum": 0.9,
+            "normalise_pixels": True,
+            "pixel_eps": 1e-6,
+        }
+    )
+
+
+def _optimizer() -> ConfigDict:
+    return ConfigDict(
+        {
+            "learning_rate": 5e-4,
+            "warmup_start": 1e-6,
+            "learning_rate_end": 1e-5,
+            "warmup_epochs": 1.0,
+            "warmup_steps": placeholder(int),  # instead of warmup_epochs
+            "betas": (0.9, 0.98),
+            "eps": 1e-8,
+            "weight_decay": 0.5,
+            "clip_norm": 0.0,  # 0 = no clipping, as in the reference
+        }
+    )
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """Reads "name=value,name=value" against typed defaults; a bare value sets the first name.
+
+        parse_arg("epochs=50", epochs=25, preset="paper").epochs == 50
+
+    Raises ValueError that lists the known names for an unknown one, and names the type for a bad value.
+    """
+    parsed = ConfigDict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        name, _, value = item.rpartition("=")
+        name = name or next(iter(defaults))
+        if name not in defaults:
+            raise ValueError(f"unknown config argument {name!r}; known: {', '.join(defaults)}")
+        parsed[name] = _cast(name, value, type(defaults[name]))
+    return parsed
+
+
+def _cast(name: str, value: str, kind: type) -> Any:
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise ValueError(f"config argument {name}={value}: expected True or False")
+        return value.lower() == "true"
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"config argument {name}={value}: expected {kind.__name__}") from None
+
+
+def reference_preset(config: ConfigDict) -> ConfigDict:
+    """Sets the choices of the authors' published code where it differs from the paper (SPEC sections 2, 3, 5)."""
+    config.masking.granularity = "cell2x2"
+    config.views.crops["global"].scale = (0.14, 1.0)
+    config.data.caption = "concat"
+    config.data.keep_eot = False
+    return config

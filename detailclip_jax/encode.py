@@ -1,0 +1,46 @@
+"""The encoders alone, for evaluation: pure, jitted functions of parameters and arrays."""
+
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from detailclip_jax.losses.clip import normalise as l2_normalise
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.train_step import normalise
+from detailclip_jax.types import Array, Float, Int, Params, UInt8
+
+
+class Encode(NamedTuple):
+    """Functions of parameters and uint8 images [B, S, S, 3] or token ids [B, T].
+
+    encode = encoders(model, config)
+    encode.image(params, images) @ encode.text(params, tokens).T      # cosine similarities
+    """
+
+    image: jax.stages.Wrapped
+    text: jax.stages.Wrapped
+    attention: jax.stages.Wrapped
+    patches: jax.stages.Wrapped
+
+
+def encoders(model: Networks, config: ConfigDict) -> Encode:
+    """`image` and `text` give L2-normalised embeddings [B, E], `attention` eq. 9 [B, N], `patches` tokens [B, N, D]."""
+    mean, std = tuple(config.views.mean), tuple(config.views.std)
+
+    def bound(params: Params) -> Networks:
+        return model.bind({"params": params})
+
+    def image(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
+        return l2_normalise(bound(params).embed_image(normalise(images, mean, std)))
+
+    def text(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
+        return l2_normalise(bound(params).embed_text(tokens))
+
+    def attention(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B N"]:
+        return bound(params).image(normalise(images, mean, std), attention=True).attention.mean(1)
+
+    def patches(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B N D"]:
+        return bound(params).image(normalise(images, mean, std)).patches
+
+    return Encode(jax.jit(image), jax.jit(text), jax.jit(attention), jax.jit(patches))

@@ -1,0 +1,153 @@
+"""A config made real: method, networks, optimiser, mesh and the compiled step."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from detailclip_jax import mesh as meshes
+from detailclip_jax import methods, optimizer, schedules, train_state
+from detailclip_jax.encode import Encode, encoders
+from detailclip_jax.forward import Forward, Method
+from detailclip_jax.models import sizes
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.train_state import TrainState
+from detailclip_jax.train_step import Schedules, Setup, init_params, run_line, train_step
+from detailclip_jax.types import Array, Batch, Int, Params
+
+
+class Experiment(NamedTuple):
+    """Everything that a run, a test or a notebook calls.
+
+    experiment = build(config)
+    state = experiment.init(config.seed)
+    state, metrics = experiment.train_step(state, experiment.put(batch))
+    """
+
+    config: ConfigDict
+    setup: Setup
+    state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
+    train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
+    line: jax.stages.Wrapped  # (state, batch) -> Forward: masks, tokens, predicted pixels, for figures
+    encode: Encode
+
+    @property
+    def method(self) -> Method:
+        """The row."""
+        return self.setup.method
+
+    @property
+    def model(self) -> Networks:
+        """Its networks."""
+        return self.setup.model
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.setup.mesh
+
+    @property
+    def schedules(self) -> Schedules:
+        """Learning rate, teacher momentum and patch temperature by step."""
+        return self.setup.schedules
+
+    def init(self, seed: int) -> TrainState:
+        """A fresh state, made in place on the devices."""
+        return _init(seed, self.setup, self.config)
+
+    def put(self, batch: Batch) -> Batch:
+        """This process's rows of a batch onto the mesh."""
+        return meshes.put(batch, self.mesh)
+
+    def parameter_table(self) -> str:
+        """Pattern, group and count of every parameter, as printed when a run starts."""
+        return optimizer.table_text(self.state_shapes.params, optimizer.rules(self.config.model))
+
+
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+    """The experiment of a resolved config, on all devices unless a mesh is given; nothing runs yet.
+
+    Raises ValueError that names the field, its value and the way out.
+    """
+    mesh = meshes.make_mesh() if mesh is None else mesh
+    meshes.check_batch_size(config.batch_size, mesh)
+    method = methods.build(config)
+    model = sizes.build(config.model, method.parts)
+    plan = build_schedules(config)
+    bare = Setup(
+        method,
+        model,
+        optimizer=None,  # type: ignore[arg-type]  # known below, once the parameters are
+        groups=None,
+        schedules=plan,
+        mesh=mesh,
+        center_momentum=config.losses.center_momentum,
+        pixel_mean=tuple(config.views.mean),
+        pixel_std=tuple(config.views.std),
+    )
+    params = jax.eval_shape(lambda: init_params(jax.random.key(0), dummy_batch(config), bare))
+    groups = optimizer.labels(params, optimizer.rules(config.model))
+    setup = bare._replace(optimizer=optimizer.build(config.optimizer, plan.learning_rate, groups), groups=groups)
+    step, line = _compile(setup)
+    return Experiment(config, setup, _state_shapes(setup, config), step, line, encoders(model, config))
+
+
+def build_schedules(config: ConfigDict) -> Schedules:
+    """The schedules over `config.total_steps`, with a warm-up that fits into the run."""
+    opt, total = config.optimizer, config.total_steps
+    warmup = schedules.clamp_warmup(warmup_steps(config), total)
+    return Schedules(
+        schedules.warmup_cosine(opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total),
+        schedules.cosine(config.ema.start, config.ema.end, total),
+        schedules.first_epoch(*config.losses.patch_temperature, config.steps_per_epoch or total),
+    )
+
+
+def warmup_steps(config: ConfigDict) -> int:
+    """The warm-up that the config asks for, in steps."""
+    asked = config.optimizer.warmup_steps
+    return round(config.optimizer.warmup_epochs * (config.steps_per_epoch or 0)) if asked is None else asked
+
+
+def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:
+    """A batch of zeros with the shapes that the config's pipeline delivers."""
+    crops = config.views.crops
+    return {
+        "image": {name: jnp.zeros((size, c.count, c.size, c.size, 3), jnp.uint8) for name, c in crops.items()},
+        "box": {name: jnp.zeros((size, c.count, 4), jnp.float32) for name, c in crops.items()},
+        "text": jnp.zeros((size, config.model.context_length), jnp.int32),
+        "label": jnp.zeros((size,), jnp.int32),
+    }
+
+
+def create_state(seed: int | Int[Array, ""], setup: Setup, config: ConfigDict) -> TrainState:
+    """Parameters, teacher, moments and centers at step 0."""
+    params_key, run_key = jax.random.split(jax.random.key(seed))
+    params: Params = init_params(params_key, dummy_batch(config), setup)
+    return train_state.create(params, setup.optimizer, setup.method.ema, setup.method.centers, run_key)
+
+
+def _init(seed: int, setup: Setup, config: ConfigDict) -> TrainState:
+    make = functools.partial(create_state, setup=setup, config=config)
+    return jax.jit(make, out_shardings=meshes.replicated(setup.mesh))(seed)
+
+
+def _state_shapes(setup: Setup, config: ConfigDict) -> TrainState:
+    shapes = jax.eval_shape(functools.partial(create_state, setup=setup, config=config), 0)
+    sharding = meshes.replicated(setup.mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _compile(setup: Setup) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        return train_step(state, batch, setup)
+
+    def line(state: TrainState, batch: Batch) -> Forward:
+        keys = jax.random.split(jax.random.wrap_key_data(state.rng), batch["text"].shape[0])
+        return run_line(state.params, state.ema_params, batch, keys, setup)
+
+    replicated = meshes.replicated(setup.mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated)), jax.jit(line)

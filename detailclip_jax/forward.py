@@ -1,0 +1,167 @@
+"""The one straight line that every method takes, and the record that varies.
+
+batch -> views -> teacher -> mask -> student -> decoder -> heads -> losses.  (The teacher moved before, see
+`train_step`.)  A method is a `Method`: a small frozen record of functions.  Moving from one method to the next is a
+change of a few of its cells; `forward` itself has no `if`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Array, Batch, Float, Hidden, Scalar, Tokens, View
+
+Views = Mapping[str, View]
+
+
+@struct.dataclass
+class Forward:
+    """What is known of a batch, filled in the order in which it becomes known; losses and figures read it."""
+
+    batch: Batch
+    views: Views
+    targets: Mapping[str, Tokens]  # the teacher's tokens, by pass
+    hidden: Hidden | None  # over [V, B, N]
+    tokens: Mapping[str, Tokens]  # the student's tokens, by pass
+    decoded: Float[Array, "V B H D"] | None
+    text: Float[Array, "B E"] | None
+    heads: Mapping[str, Array]
+
+
+class Context(NamedTuple):
+    """What a loss knows beside the record: training state, this step's schedules, and the mesh axis if any."""
+
+    centers: Mapping[str, Float[Array, "C"]]
+    patch_temperature: Scalar
+    axis: str | None = None
+
+
+class Pass(NamedTuple):
+    """One pass of the student: the view it reads, and whether it sees the kept patches only."""
+
+    view: str
+    masked: bool = False
+
+
+class Head(NamedTuple):
+    """Runs networks on the record: `makes` names what it returns, `reads` the networks' outputs it needs."""
+
+    makes: tuple[str, ...]
+    run: Callable[[Networks, Networks, Forward], dict[str, Array]]
+    reads: tuple[str, ...] = ()
+
+
+class Loss(NamedTuple):
+    """A term of eq. 10: reads entries of `Forward.heads`, returns its value and what to log beside it."""
+
+    reads: tuple[str, ...]
+    run: Callable[[Forward, Context], tuple[Scalar, dict[str, Scalar]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of the paper's tables."""
+
+    name: str
+    parts: tuple[str, ...]  # networks it owns
+    ema: tuple[str, ...]  # those of them that the teacher has too
+    targets: Mapping[str, str]  # teacher passes: name -> view
+    mask: Callable[[Mapping[str, Tokens], Array], Hidden | None]  # (targets, one key per image)
+    passes: Mapping[str, Pass]  # student passes
+    decode: Callable[[Networks, Mapping[str, Tokens], Hidden | None], Array | None]
+    read: Callable[[Networks, Batch], Array | None]
+    heads: tuple[Head, ...]
+    losses: Mapping[str, Loss]
+    weights: Mapping[str, float]
+    centers: Mapping[str, int]  # name -> C; each is moved by the head entry "<name>_mean"
+
+
+def forward(method: Method, student: Networks, teacher: Networks, views: Views, batch: Batch, keys: Array) -> Forward:
+    """Runs the line on one device's share of the batch: B images, each with its own random key."""
+    targets = {name: encode_target(teacher, views[view]) for name, view in method.targets.items()}
+    hidden = method.mask(targets, keys)
+    tokens = {name: encode(student, views[p.view], hidden if p.masked else None) for name, p in method.passes.items()}
+    decoded = method.decode(student, tokens, hidden)
+    text = method.read(student, batch)
+    line = Forward(batch, views, targets, hidden, tokens, decoded, text, {})
+    made = [head.run(student, teacher, line) for head in method.heads]
+    return line.replace(heads={name: array for entries in made for name, array in entries.items()})
+
+
+def encode_target(teacher: Networks, view: View) -> Tokens:
+    """The teacher on whole views, with its CLS attention, outside of any gradient."""
+    tokens = fold(lambda images: teacher.image(images, attention=True), view.image)
+    return jax.lax.stop_gradient(tokens)
+
+
+def encode(student: Networks, view: View, hidden: Hidden | None) -> Tokens:
+    """The student on whole views, or on the patches that are kept of them."""
+    if hidden is None:
+        return fold(student.image, view.image)
+    return fold(student.image, view.image, hidden.kept)
+
+
+def fold(network: Callable[..., Any], *arrays: Any) -> Any:
+    """Runs `network` on [V, B, ...] arrays as one batch of V B, and unfolds what comes back."""
+    leading = jax.tree.leaves(arrays[0])[0].shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
+    return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), network(*flat))
+
+
+def losses(method: Method, line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+    """Eq. 10: the weighted sum of the terms, and every term by its name."""
+    total, metrics = jnp.zeros(()), {}
+    for name, loss in method.losses.items():
+        metrics[name], logged = loss.run(line, context)
+        metrics.update(logged)
+        total = total + method.weights[name] * metrics[name]
+    return total, {"loss": total, **metrics}
+
+
+def build(method: Method) -> Method:
+    """The row without the terms of weight 0 and without the heads that only they needed.
+
+    `weights` may name terms of other rows: they do not concern this one.  Raises ValueError that names the term, what
+    it reads and what the heads make, if a row cannot run.
+    """
+    if missing := set(method.losses) - set(method.weights):
+        raise ValueError(f"losses.weights has no entry for {sorted(missing)} of {method.name}; 0 switches a term off")
+    active = {name: loss for name, loss in method.losses.items() if method.weights[name]}
+    if not active:
+        raise ValueError(f"every term of {method.name} has weight 0: {dict(method.weights)}")
+    made = {name for head in method.heads for name in head.makes}
+    for name, loss in active.items():
+        if missing := set(loss.reads) - made:
+            raise ValueError(f"loss {name!r} reads {sorted(missing)}, but the heads make {sorted(made)}")
+    return _prune(method, active)
+
+
+def _prune(method: Method, active: Mapping[str, Loss]) -> Method:
+    wanted = {name for loss in active.values() for name in loss.reads}
+    heads = tuple(head for head in method.heads if wanted & set(head.makes))
+    decodes = any("decoded" in head.reads for head in heads)
+    return dataclasses.replace(
+        method,
+        losses=active,
+        weights={name: method.weights[name] for name in active},
+        heads=heads,
+        decode=method.decode if decodes else no_decoder,
+        centers={name: size for name, size in method.centers.items() if f"{name}_mean" in wanted},
+    )
+
+
+def no_decoder(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden | None) -> None:
+    """For rows that decode nothing."""
+
+
+def no_mask(targets: Mapping[str, Tokens], keys: Array) -> None:
+    """For rows that see everything."""
+
+
+def no_text(student: Networks, batch: Batch) -> None:
+    """For rows without captions."""

@@ -1,0 +1,1 @@
+"""The door to PyTorch: tables of names, used in both directions."""

@@ -1,0 +1,24 @@
+"""CLIP: one view, seen whole; eq. 1-5 alone."""
+
+from ml_collections import ConfigDict
+
+from detailclip_jax import parts
+from detailclip_jax.forward import Method, Pass, no_decoder, no_mask
+
+
+def clip(config: ConfigDict) -> Method:
+    """The row `clip`."""
+    return Method(
+        name="clip",
+        parts=("image", "image_projection", "text", "text_projection", "logit_scale"),
+        ema=(),
+        targets={},
+        mask=no_mask,
+        passes={"whole": Pass("global")},
+        decode=no_decoder,
+        read=parts.read_caption,
+        heads=(parts.joint_head("whole"),),
+        losses={"clip": parts.clip_term()},
+        weights=config.losses.weights.to_dict(),
+        centers={},
+    )

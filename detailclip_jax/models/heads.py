@@ -1,0 +1,88 @@
+"""What stands on the towers: projections, the temperature, the pixel head and the prototype head h."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from detailclip_jax.models.attention import exact_gelu, uniform_fan_in
+from detailclip_jax.types import Array, Float, Scalar
+
+
+class Projection(nn.Module):
+    """Into the joint space: one matrix without bias, N(0, 1/D)."""
+
+    joint_width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch E"]:
+        """x W, in float32 afterwards."""
+        init = nn.initializers.normal(x.shape[-1] ** -0.5)
+        dense = nn.Dense(self.joint_width, use_bias=False, dtype=self.dtype, kernel_init=init, name="proj")
+        return dense(x).astype(jnp.float32)
+
+
+class LogitScale(nn.Module):
+    """The learnt inverse temperature, kept as its logarithm; ln(1/.07) at the start."""
+
+    @nn.compact
+    def __call__(self) -> Scalar:
+        """The logarithm; the step clamps it to [0, ln 100]."""
+        return self.param("value", nn.initializers.constant(math.log(1 / 0.07)), ())
+
+
+class PixelHead(nn.Module):
+    """From a decoded token to the P values of its patch."""
+
+    num_values: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch P"]:
+        """Predicted, normalised pixels in the order of `patches.patchify`."""
+        init = uniform_fan_in(x.shape[-1])
+        return nn.Dense(self.num_values, dtype=self.dtype, kernel_init=init, bias_init=init, name="proj")(x)
+
+
+class PrototypeHead(nn.Module):
+    """The projection head h of DINO and iBOT: MLP, L2 norm, weight-normed prototypes.
+
+        bottleneck(x) = MLP(x) / |MLP(x)|          logits = bottleneck . (gain direction / |direction|)^T
+
+    Both halves are public: a mean of logits is the logits of a mean bottleneck, which is how the patch center costs
+    one row instead of all.  `gain` stays 1 unless trained.
+    """
+
+    hidden_width: int
+    bottleneck_width: int
+    num_prototypes: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        init = nn.initializers.truncated_normal(0.02)
+        widths = (self.hidden_width, self.hidden_width, self.bottleneck_width)
+        self.mlp = [nn.Dense(width, dtype=self.dtype, kernel_init=init) for width in widths]
+        shape = (self.num_prototypes, self.bottleneck_width)
+        self.direction = self.param("direction", uniform_fan_in(self.bottleneck_width), shape)
+        self.gain = self.param("gain", nn.initializers.ones, (self.num_prototypes,))
+
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
+        """Raw logits, before temperature and center, in float32."""
+        return self.prototypes(self.bottleneck(x))
+
+    def bottleneck(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
+        """The L2-normalised output of the MLP (eps 1e-12), in float32."""
+        first, second, last = self.mlp
+        x = last(exact_gelu(second(exact_gelu(first(x))))).astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
+
+    def prototypes(self, bottleneck: Float[Array, "*batch F"]) -> Float[Array, "*batch C"]:
+        """Bottlenecks against the prototypes."""
+        norm = jnp.linalg.norm(self.direction, axis=-1, keepdims=True)
+        weight = (self.gain[:, None] * self.direction / norm).astype(self.dtype)
+        logits = jnp.einsum("...f,cf->...c", bottleneck.astype(self.dtype), weight, preferred_element_type=jnp.float32)
+        return logits.astype(jnp.float32)

@@ -1,0 +1,110 @@
+"""The table of sizes, and the networks of a size."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from detailclip_jax.models.decoder import Decoder
+from detailclip_jax.models.heads import LogitScale, PixelHead, Projection, PrototypeHead
+from detailclip_jax.models.text import TextTransformer
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.vit import VisionTransformer
+
+
+class Size(NamedTuple):
+    """Widths and depths; ViT-S follows MoCo v3 (12 heads), the text tower is CLIP's for all of SLIP's family."""
+
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    text_width: int = 512
+    text_depth: int = 12
+    text_heads: int = 8
+    joint_width: int = 512
+    decoder_depth: int = 1
+    decoder_heads: int = 16
+    head_width: int = 2048
+    bottleneck_width: int = 256
+    prototypes: int = 8192
+
+
+SIZES = {
+    "tiny": Size(8, 96, 3, 4, 64, 2, 4, 64, 1, 4, 256, 64, 256),
+    "S/16": Size(16, 384, 12, 12),
+    "B/32": Size(32, 768, 12, 12),
+    "B/16": Size(16, 768, 12, 12),
+    "L/16": Size(16, 1024, 24, 16),
+}
+
+
+def size_named(name: str) -> Size:
+    """The size of that name; ValueError with the known names otherwise."""
+    if name not in SIZES:
+        raise ValueError(f"model.size {name!r} is unknown; known: {', '.join(SIZES)}")
+    return SIZES[name]
+
+
+def num_side_patches(model: ConfigDict) -> int:
+    """Patches along a side of the image; ValueError if the image is no multiple of the patch."""
+    patch_size = size_named(model.size).patch_size
+    if model.image_size % patch_size:
+        below = model.image_size // patch_size * patch_size
+        raise ValueError(
+            f"model.image_size {model.image_size} is not a multiple of the patch size {patch_size} of "
+            f"{model.size}; nearest are {below} and {below + patch_size}"
+        )
+    return model.image_size // patch_size
+
+
+def build(model: ConfigDict, parts: tuple[str, ...]) -> Networks:
+    """The networks of `config.model`, with the named parts and no others."""
+    makers = {
+        "image": _image,
+        "image_projection": _projection,
+        "text": _text,
+        "text_projection": _projection,
+        "logit_scale": lambda *_: LogitScale(),
+        "decoder": _decoder,
+        "pixel_head": _pixel_head,
+        "prototype_head": _prototype_head,
+    }
+    size, dtype = size_named(model.size), jnp.dtype(model.dtype)
+    num_side_patches(model)
+    return Networks(**{part: makers[part](model, size, dtype) for part in parts})
+
+
+def _image(model: ConfigDict, size: Size, dtype: jnp.dtype) -> VisionTransformer:
+    return VisionTransformer(
+        size.patch_size, size.width, size.depth, size.num_heads, model.image_size, dtype, model.remat
+    )
+
+
+def _text(model: ConfigDict, size: Size, dtype: jnp.dtype) -> TextTransformer:
+    return TextTransformer(
+        size.text_width,
+        size.text_depth,
+        size.text_heads,
+        model.context_length,
+        model.vocab_size,
+        dtype,
+        model.remat,
+    )
+
+
+def _projection(model: ConfigDict, size: Size, dtype: jnp.dtype) -> Projection:
+    return Projection(size.joint_width, dtype)
+
+
+def _decoder(model: ConfigDict, size: Size, dtype: jnp.dtype) -> Decoder:
+    depth = model.decoder_depth or size.decoder_depth
+    return Decoder(size.width, depth, size.decoder_heads, num_side_patches(model), dtype, model.remat)
+
+
+def _pixel_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> PixelHead:
+    return PixelHead(3 * size.patch_size**2, dtype)
+
+
+def _prototype_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> PrototypeHead:
+    return PrototypeHead(size.head_width, size.bottleneck_width, model.prototypes or size.prototypes, dtype)

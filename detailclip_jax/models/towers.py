@@ -1,0 +1,33 @@
+"""The networks of a method, as named parts: one Flax module that student and teacher both are."""
+
+import flax.linen as nn
+
+from detailclip_jax.models.decoder import Decoder
+from detailclip_jax.models.heads import LogitScale, PixelHead, Projection, PrototypeHead
+from detailclip_jax.models.text import TextTransformer
+from detailclip_jax.models.vit import VisionTransformer
+from detailclip_jax.types import Array, Float, Int
+
+
+class Networks(nn.Module):
+    """Every network that a row may own; it gets those that it names, the others are None.
+
+    There is no teacher class: the teacher is this module bound to the EMA parameters.
+    """
+
+    image: VisionTransformer | None = None
+    image_projection: Projection | None = None
+    text: TextTransformer | None = None
+    text_projection: Projection | None = None
+    logit_scale: LogitScale | None = None
+    decoder: Decoder | None = None
+    pixel_head: PixelHead | None = None
+    prototype_head: PrototypeHead | None = None
+
+    def embed_image(self, images: Float[Array, "B S S 3"]) -> Float[Array, "B E"]:
+        """Images in the joint space, not yet L2-normalised."""
+        return self.image_projection(self.image(images).cls)
+
+    def embed_text(self, tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
+        """Captions in the joint space, not yet L2-normalised."""
+        return self.text_projection(self.text(tokens))

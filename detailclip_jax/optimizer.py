@@ -1,0 +1,97 @@
+"""AdamW as a table: a pattern for every parameter says whether it decays, and which parts are frozen.
+
+The table must cover every parameter; it is printed when a run starts.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from detailclip_jax.schedules import Schedule
+from detailclip_jax.types import Params, PyTree
+
+FROZEN, PLAIN, DECAYED = "frozen", "plain", "decayed"
+
+
+class Rule(NamedTuple):
+    """What happens to the parameters whose whole path matches `pattern`; the first rule that matches counts."""
+
+    pattern: str
+    group: str
+
+
+def rules(model: ConfigDict) -> tuple[Rule, ...]:
+    """The reference's groups: decay on everything of two dimensions or more there, none on biases, norms and scales.
+
+    Class token, mask token and positions decay as well (they have leading axes of 1 in the reference).
+    """
+    frozen = (Rule(r"image/patch_embed/.*", FROZEN),) if model.freeze_patch_embed else ()
+    return (
+        *frozen,
+        Rule(r"prototype_head/gain", FROZEN),
+        Rule(r"logit_scale/value", PLAIN),
+        Rule(r".*/(bias|scale)", PLAIN),
+        Rule(r".*/(kernel|direction)", DECAYED),
+        Rule(r".*/(cls_token|mask_token|positions|token_embedding)", DECAYED),
+    )
+
+
+def group_of(path: str, table: tuple[Rule, ...]) -> Rule | None:
+    """The first rule whose pattern matches the whole path."""
+    return next((rule for rule in table if re.fullmatch(rule.pattern, path)), None)
+
+
+def labels(params: Params, table: tuple[Rule, ...]) -> PyTree:
+    """The group of every parameter; ValueError with the paths that no rule covers."""
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    matched = {path: group_of(path, table) for path in flat}
+    if uncovered := [path for path, rule in matched.items() if rule is None]:
+        raise ValueError(f"no rule in optimizer.rules covers {uncovered}")
+    return traverse_util.unflatten_dict({path: rule.group for path, rule in matched.items() if rule}, sep="/")
+
+
+def build(config: ConfigDict, learning_rate: Schedule, groups: PyTree) -> optax.GradientTransformation:
+    """AdamW on what is not frozen: p <- p - lr (m / (sqrt(v) + eps) + wd p), decay on its group only.
+
+    Frozen parameters have no moments.  `clip_norm` > 0 clips the gradient's global norm first.
+    """
+    decayed = jax.tree.map(lambda group: group == DECAYED, groups)
+    adamw = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        optax.adamw(learning_rate, *config.betas, eps=config.eps, weight_decay=config.weight_decay, mask=decayed),
+    )
+    trained = jax.tree.map(lambda group: "frozen" if group == FROZEN else "trained", groups)
+    return optax.partition({"trained": adamw, "frozen": optax.set_to_zero()}, trained)
+
+
+def stop_frozen(params: Params, groups: PyTree) -> Params:
+    """Parameters through which no gradient flows to the frozen ones."""
+    return jax.tree.map(lambda p, group: jax.lax.stop_gradient(p) if group == FROZEN else p, params, groups)
+
+
+def table_text(params: Params, table: tuple[Rule, ...]) -> str:
+    """The table with the number of parameters that each rule took, one line a rule."""
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    sizes = _sizes_by_rule(flat, table)
+    width = max(len(rule.pattern) for rule in table)
+    lines = [f"{rule.pattern:<{width}}  {rule.group:<8} {sizes[rule]:>14,}" for rule in table]
+    return "\n".join([f"{'parameters':<{width}}  {'group':<8} {'count':>14}", *lines, _total(sizes, width)])
+
+
+def _sizes_by_rule(flat: Mapping[str, PyTree], table: tuple[Rule, ...]) -> dict[Rule, int]:
+    sizes = dict.fromkeys(table, 0)
+    for path, leaf in flat.items():
+        if rule := group_of(path, table):
+            sizes[rule] += int(np.prod(leaf.shape))
+    return sizes
+
+
+def _total(sizes: Mapping[Rule, int], width: int) -> str:
+    trained = sum(size for rule, size in sizes.items() if rule.group != FROZEN)
+    return f"{'all, of them trained':<{width}}  {trained:>8,} {sum(sizes.values()):>14,}"

@@ -1,0 +1,36 @@
+"""Images as patches, and the per-patch normalisation of the reconstruction target."""
+
+import jax.numpy as jnp
+
+from detailclip_jax.types import Array, Float
+
+
+def patchify(images: Float[Array, "*batch S S 3"], patch_size: int) -> Float[Array, "*batch N P"]:
+    """Cuts images into patches, row by row; inside a patch the order is (row, column, channel), as in MAE's code.
+
+    patchify(jnp.zeros((2, 224, 224, 3)), 16).shape == (2, 196, 768)
+    """
+    *batch, height, width, channels = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    grid = images.reshape(*batch, rows, patch_size, columns, patch_size, channels)
+    return jnp.moveaxis(grid, -4, -3).reshape(*batch, rows * columns, patch_size**2 * channels)
+
+
+def unpatchify(patches: Float[Array, "*batch N P"], patch_size: int) -> Float[Array, "*batch S S 3"]:
+    """The inverse of `patchify` for square images."""
+    *batch, num_patches, _ = patches.shape
+    side = round(num_patches**0.5)
+    grid = patches.reshape(*batch, side, side, patch_size, patch_size, 3)
+    return jnp.moveaxis(grid, -4, -3).reshape(*batch, side * patch_size, side * patch_size, 3)
+
+
+def normalise_patches(patches: Float[Array, "*batch N P"], eps: float = 1e-6) -> Float[Array, "*batch N P"]:
+    """(x - mean) / sqrt(var + eps) per patch, with the unbiased variance over its P values, as in MAE."""
+    mean = patches.mean(-1, keepdims=True)
+    variance = patches.var(-1, keepdims=True, ddof=1)
+    return (patches - mean) / jnp.sqrt(variance + eps)
+
+
+def take(tokens: Float[Array, "*batch N D"], indices) -> Float[Array, "*batch K D"]:
+    """Tokens at `indices` [*batch, K], each image with its own."""
+    return jnp.take_along_axis(tokens, indices[..., None], axis=-2)

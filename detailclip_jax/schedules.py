@@ -1,0 +1,54 @@
+"""Schedules over steps, with the reference's exact formulas (t counts from 0, T steps in all, W of them warm-up)."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax.numpy as jnp
+
+from detailclip_jax.types import Array, Int, Scalar
+
+Step: TypeAlias = Int[Array, ""] | int
+Schedule: TypeAlias = Callable[[Step], Scalar]
+
+
+def warmup_cosine(start: float, peak: float, end: float, warmup_steps: int, total_steps: int) -> Schedule:
+    """Learning rate: linear from `start` to `peak`, then half a cosine towards `end`.
+
+        t < W:  start + (peak - start) t / (W - 1)
+        t >= W: end + (peak - end) / 2 (1 + cos(pi (t - W) / (T - W)))
+
+    The peak is reached twice (t = W - 1 and t = W) and the end never, as in the reference.
+    """
+
+    def schedule(step: Step) -> Scalar:
+        t = jnp.asarray(step, jnp.float32)
+        rising = start + (peak - start) * t / max(warmup_steps - 1, 1)
+        angle = jnp.pi * (t - warmup_steps) / max(total_steps - warmup_steps, 1)
+        falling = end + (peak - end) / 2 * (1 + jnp.cos(angle))
+        return jnp.where(t < warmup_steps, rising, falling)
+
+    return schedule
+
+
+def cosine(start: float, end: float, total_steps: int) -> Schedule:
+    """end - (end - start) / 2 (1 + cos(pi t / T)): the teacher's momentum, .996 -> 1 in the reference."""
+
+    def schedule(step: Step) -> Scalar:
+        t = jnp.asarray(step, jnp.float32)
+        return end - (end - start) / 2 * (1 + jnp.cos(jnp.pi * t / total_steps))
+
+    return schedule
+
+
+def first_epoch(first: float, after: float, steps_per_epoch: int) -> Schedule:
+    """`first` in epoch 0, `after` from epoch 1 on: the patch temperature, .04 then .07 in the reference."""
+
+    def schedule(step: Step) -> Scalar:
+        return jnp.where(jnp.asarray(step) < steps_per_epoch, first, after).astype(jnp.float32)
+
+    return schedule
+
+
+def clamp_warmup(warmup_steps: int, total_steps: int) -> int:
+    """A warm-up no longer than a tenth of a run that is too short for the one asked for."""
+    return warmup_steps if warmup_steps < total_steps else total_steps // 10

