@@ -5,27 +5,25 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
-NOISE_STD = (0.0, 6.0)  # of the grey levels: no ground is perfectly flat
 MAX_DISTRACTORS = 6
 
 Field = Callable[[np.random.Generator, int], Float[np.ndarray, "h w"]]
 
 
-def background(rng: np.random.Generator, size: int) -> Float[np.ndarray, "h w 3"]:
-    """A ground of one of `FIELDS` between two random colours, with distractors and a little noise.
+def background(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A ground of one of `FIELDS` between two random colours, with distractors on it.
 
     The distractors (blobs, lines and polygons, some with the dark outline that drawings have) keep a
-    segmenter from finding objects by their outlines alone.  Values are grey levels, about 0..255.
+    segmenter from finding objects by their outlines alone.
     """
     field = FIELDS[rng.integers(len(FIELDS))](rng, size)
     first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
-    image = first + field[..., None] * (second - first)
+    image = np.rint(first + field[..., None] * (second - first)).astype(np.uint8)
     for _ in range(rng.integers(MAX_DISTRACTORS + 1)):
         DISTRACTORS[rng.integers(len(DISTRACTORS))](rng, image)
-    noise = rng.standard_normal((size, size, 1), np.float32)
-    return image + np.float32(rng.uniform(*NOISE_STD)) * noise
+    return image
 
 
 @functools.lru_cache(maxsize=8)
@@ -62,8 +60,8 @@ def _stripes(rng: np.random.Generator, size: int) -> Float[np.ndarray, "h w"]:
 
 
 def _checks(rng: np.random.Generator, size: int) -> Float[np.ndarray, "h w"]:
-    cells = np.floor(_grid(size) * np.float32(rng.uniform(3, 10)) + np.float32(rng.random()))
-    return cells.sum(0) % 2
+    columns, rows = np.floor(_grid(size) * np.float32(rng.uniform(3, 10)) + np.float32(rng.random()))
+    return (columns + rows) % 2
 
 
 def _clouds(rng: np.random.Generator, size: int) -> Float[np.ndarray, "h w"]:
@@ -73,7 +71,7 @@ def _clouds(rng: np.random.Generator, size: int) -> Float[np.ndarray, "h w"]:
 
 
 def _blotches(rng: np.random.Generator, size: int) -> Float[np.ndarray, "h w"]:
-    return np.float32(_clouds(rng, size) > rng.uniform(0.3, 0.7))
+    return (_clouds(rng, size) > rng.uniform(0.3, 0.7)).astype(np.float32)
 
 
 def _grain(rng: np.random.Generator, size: int) -> Float[np.ndarray, "h w"]:
@@ -94,26 +92,26 @@ def _points(rng: np.random.Generator, size: int, num: int, spread: float) -> Int
     return np.rint(centre + rng.uniform(-spread, spread, (num, 2)) * size).astype(np.int32)
 
 
-def _blob(rng: np.random.Generator, image: Float[np.ndarray, "h w 3"]) -> None:
+def _blob(rng: np.random.Generator, image: UInt8[np.ndarray, "h w 3"]) -> None:
     size = len(image)
     axes = np.rint(rng.uniform(0.02, 0.09, 2) * size).astype(int).tolist()
     centre, angle = rng.integers(0, size, 2).tolist(), rng.uniform(0, 180)
-    cv2.ellipse(image, centre, axes, angle, 0, 360, _colour(rng), -1, cv2.LINE_8)
+    cv2.ellipse(image, centre, axes, angle, 0, 360, _colour(rng), -1, cv2.LINE_AA)
     if rng.random() < 0.5:
-        cv2.ellipse(image, centre, axes, angle, 0, 360, (0, 0, 0), _pen(size), cv2.LINE_8)
+        cv2.ellipse(image, centre, axes, angle, 0, 360, (0, 0, 0), _pen(size), cv2.LINE_AA)
 
 
-def _line(rng: np.random.Generator, image: Float[np.ndarray, "h w 3"]) -> None:
+def _line(rng: np.random.Generator, image: UInt8[np.ndarray, "h w 3"]) -> None:
     colour = (0.0, 0.0, 0.0) if rng.random() < 0.5 else _colour(rng)
     points = _points(rng, len(image), int(rng.integers(2, 5)), 0.2)
-    cv2.polylines(image, [points], False, colour, _pen(len(image)), cv2.LINE_8)
+    cv2.polylines(image, [points], False, colour, _pen(len(image)), cv2.LINE_AA)
 
 
-def _polygon(rng: np.random.Generator, image: Float[np.ndarray, "h w 3"]) -> None:
+def _polygon(rng: np.random.Generator, image: UInt8[np.ndarray, "h w 3"]) -> None:
     points = _points(rng, len(image), int(rng.integers(3, 6)), 0.1)
-    cv2.fillPoly(image, [points], _colour(rng), cv2.LINE_8)
+    cv2.fillPoly(image, [points], _colour(rng), cv2.LINE_AA)
     if rng.random() < 0.5:
-        cv2.polylines(image, [points], True, (0, 0, 0), _pen(len(image)), cv2.LINE_8)
+        cv2.polylines(image, [points], True, (0, 0, 0), _pen(len(image)), cv2.LINE_AA)
 
 
 def _pen(size: int) -> int:

@@ -19,8 +19,9 @@ SHRINK = 0.9
 NUM_CANDIDATES = 24
 GAIN = (0.8, 1.15)  # brightness of a drawing
 CHANNEL_GAIN = (0.93, 1.07)  # and of its colour channels on top
-BLUR_SIGMA = (0.3, 0.9)  # pixels of a 64 pixel canvas
+BLUR_SIGMA = (0.2, 0.7)  # pixels of a 64 pixel canvas
 JPEG_QUALITY = (40, 95)
+NOISE_STD = (0.0, 6.0)  # grey levels
 
 cv2.setNumThreads(0)  # splitting pictures this small over threads costs twice the time of a core
 
@@ -59,23 +60,26 @@ def compose(rng: np.random.Generator, drawings: Sprites, nouns: Sequence[int], s
     object that covers at least half of it.  Boxes are the tight boxes of these pixels.  Of every object at
     least `MIN_VISIBLE` is seen.
     """
-    layers, instances = _arrange(rng, drawings, nouns, size)
-    image = background(rng, size)
+    layers, instances = arrange(rng, drawings, nouns, size)
+    image = background(rng, size).astype(np.float32)
     for layer in layers:
         _paint(rng, image, layer)
     boxes = np.stack([_box(instances == 1 + index) for index in range(len(layers))])
     return Scene(_degrade(rng, image), instances, boxes, _count(instances, len(layers)))
 
 
-def _arrange(
+def arrange(
     rng: np.random.Generator, drawings: Sprites, nouns: Sequence[int], size: int
 ) -> tuple[list[Layer], UInt8[np.ndarray, "h w"]]:
-    """Draws layouts until every object is visible; ends, because ever smaller objects come apart."""
+    """The layers, back to front, and their instance map, in a layout that hides no object too far.
+
+    Draws layouts of ever smaller objects until one shows at least `MIN_VISIBLE` of the pixels of each.
+    """
     scale = 1.0
     while True:
         placements = layout(rng, drawings, nouns, size, scale)
-        layers = [_layer(drawings, placement, size) for placement in placements]
-        instances = _instances(layers, size)
+        layers = [draw_layer(drawings, placement, size) for placement in placements]
+        instances = instance_map(layers, size)
         own = [(layer.drawing[..., 3] > 127).sum() for layer in layers]
         if (_count(instances, len(layers)) >= MIN_VISIBLE * np.array(own)).all():
             return layers, instances
@@ -134,7 +138,8 @@ def _area(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
     return (boxes[:, 2:] - boxes[:, :2]).prod(-1)
 
 
-def _layer(drawings: Sprites, placement: Placement, size: int) -> Layer:
+def draw_layer(drawings: Sprites, placement: Placement, size: int) -> Layer:
+    """The drawing of one object at its place, size and turn, cut at the canvas's border."""
     level = level_for(placement.side)
     centre, reach = np.array([placement.x, placement.y]), placement.side * 0.71 + 1  # half a diagonal
     low = np.maximum(np.floor(centre - reach), 0).astype(int)
@@ -153,7 +158,8 @@ def _transform(placement: Placement, level: int, centre: Float[np.ndarray, "2"])
     return np.concatenate([turn, (centre - pixel - turn @ np.full(2, level / 2 - pixel))[:, None]], 1)
 
 
-def _instances(layers: Sequence[Layer], size: int) -> UInt8[np.ndarray, "h w"]:
+def instance_map(layers: Sequence[Layer], size: int) -> UInt8[np.ndarray, "h w"]:
+    """Which object every pixel shows: 0 = background, 1 + i = object i; later ones cover earlier ones."""
     instances = np.zeros((size, size), np.uint8)
     for index, layer in enumerate(layers):
         instances[layer.part][layer.drawing[..., 3] > 127] = 1 + index
@@ -169,9 +175,7 @@ def _paint(rng: np.random.Generator, image: Float[np.ndarray, "h w 3"], layer: L
     """Lays a drawing, its brightness changed a little, over the canvas."""
     alpha = layer.drawing[..., 3:].astype(np.float32) / 255
     gain = (rng.uniform(*GAIN) * rng.uniform(*CHANNEL_GAIN, 3)).astype(np.float32)
-    image[layer.part] = image[layer.part] * (1 - alpha) + np.minimum(
-        layer.drawing[..., :3] * gain, 255 * alpha
-    )
+    image[layer.part] = image[layer.part] * (1 - alpha) + np.minimum(layer.drawing[..., :3] * gain, 255 * alpha)
 
 
 def _box(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "4"]:
@@ -180,12 +184,18 @@ def _box(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "4"]:
 
 
 def _degrade(rng: np.random.Generator, image: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Blur and JPEG, each of half of the scenes, so that cut-out edges do not give the objects away."""
+    """Blur and JPEG, each in half of the scenes, so that cut-out edges do not give the objects away.
+
+    The noise goes over objects and ground alike: no ground is perfectly flat, and no object stands out of it.
+    """
     if rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*BLUR_SIGMA) * len(image) / 64)
-    pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-    if rng.random() < 0.5:
-        quality = (cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG_QUALITY)))
-        encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quality)[1]
-        pixels = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return pixels
+    noise = rng.standard_normal((*image.shape[:2], 1), np.float32) * np.float32(rng.uniform(*NOISE_STD))
+    pixels = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
+    return _jpeg(pixels, int(rng.integers(*JPEG_QUALITY))) if rng.random() < 0.5 else pixels
+
+
+def _jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> UInt8[np.ndarray, "h w 3"]:
+    bgr = np.ascontiguousarray(pixels[..., ::-1])
+    encoded = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB))

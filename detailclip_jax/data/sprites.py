@@ -49,11 +49,10 @@ def sprites(style: str | None = None) -> Sprites:
     if missing:
         raise ValueError(f"style {style!r} draws nothing for: {', '.join(missing)}")
     squares = [_square(drawing, max(LEVELS)) for drawing in cropped]
-    largest = np.stack(squares)
-    visible = largest[..., 3] > 127
-    extent = np.stack([visible.any(1).sum(1), visible.any(2).sum(1)], 1) / max(LEVELS)
+    fill = [np.mean(square[..., 3] > 127, dtype=np.float32) for square in squares]
+    extent = [np.array(drawing.shape[1::-1], np.float32) / max(drawing.shape) for drawing in cropped]
     levels = {side: np.stack([_shrink(square, side) for square in squares]) for side in LEVELS}
-    return Sprites(levels, visible.mean((1, 2)).astype(np.float32), extent.astype(np.float32))
+    return Sprites(levels, np.stack(fill), np.stack(extent))
 
 
 def level_for(side: float) -> int:

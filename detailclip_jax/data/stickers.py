@@ -44,7 +44,7 @@ class Stickers:
     int32 [n] and "nouns" int32 [n].
 
     Raises ValueError for an unknown split, a canvas that is too small, or single objects of held-out pairs,
-    and what `sprites` raises at the first scene.
+    and what `sprites` raises.
     """
 
     split: str = "train"
@@ -61,6 +61,7 @@ class Stickers:
             raise ValueError(f"stickers need a canvas of at least {MIN_SIZE} pixels, not size={self.size}")
         if self.single_object and self.split == "held_out_pairs":
             raise ValueError("split 'held_out_pairs' shows pairs: use it with single_object=False")
+        sprites(self.style)  # what is missing is said here, not by a worker
 
     def __len__(self) -> int:
         return self.num_scenes
