@@ -29,7 +29,7 @@ _PUBLIC = {
     "weights": "detailclip_jax.train_state",
 }
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  # names of the table above
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
