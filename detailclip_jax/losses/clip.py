@@ -10,7 +10,7 @@ from detailclip_jax.types import Array, Float, Scalar
 def clip_loss(
     image: Float[Array, "V B E"],
     text: Float[Array, "B E"],
-    scale: Scalar,
+    scale: Scalar | float,
     axis: str | None = None,
 ) -> tuple[Scalar, Scalar]:
     """Symmetric InfoNCE over the global batch, mean over views, and the image-to-text accuracy.

@@ -1,0 +1,112 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from detailclip_jax import masking
+
+
+def lowest(attention, count):
+    """The mask that a loop draws: the `count` lowest values, the first of equals first."""
+    order = sorted(range(len(attention)), key=lambda i: (attention[i], i))
+    mask = np.zeros(len(attention), bool)
+    mask[order[:count]] = True
+    return mask
+
+
+def lowest_cells(attention, side, num_removed_cells):
+    """The reference's granularity, by loops over 2x2 cells."""
+    grid = attention.reshape(side, side)
+    cells = [
+        float(np.mean(grid[r : r + 2, c : c + 2], dtype=np.float32))
+        for r in range(0, side, 2)
+        for c in range(0, side, 2)
+    ]
+    removed = lowest(cells, num_removed_cells).reshape(side // 2, side // 2)
+    return np.kron(removed, np.ones((2, 2), bool)).reshape(-1).astype(bool)
+
+
+def attention(shape=(2, 3), side=14, seed=0):
+    return np.random.default_rng(seed).random((*shape, side**2), np.float32)
+
+
+def test_numbers_of_the_paper_and_of_the_reference():
+    assert (masking.Rule(14).num_kept, masking.Rule(14).num_removed) == (98, 98)
+    cells = masking.Rule(14, granularity="cell2x2")
+    assert (cells.num_kept, cells.num_removed) == (100, 96)
+
+
+@pytest.mark.parametrize("granularity", ["patch", "cell2x2"])
+def test_lowest_attention_is_removed(granularity):
+    rule, values = masking.Rule(14, granularity=granularity), attention()
+    hidden = masking.attention_low(rule, attention=jnp.asarray(values))
+    for index in np.ndindex(2, 3):
+        expected = lowest(values[index], 98) if granularity == "patch" else lowest_cells(values[index], 14, 24)
+        np.testing.assert_array_equal(hidden.mask[index], expected)
+
+
+@pytest.mark.parametrize("strategy", ["attention_low", "attention_high", "random"])
+@pytest.mark.parametrize("granularity", ["patch", "cell2x2"])
+def test_index_lists_divide_the_patches_in_order(strategy, granularity):
+    rule = masking.Rule(8, 0.5, granularity)
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = masking.strategy(strategy)(rule, attention=jnp.asarray(attention(side=8)), keys=keys, views=2)
+    assert hidden.kept.shape == (2, 3, rule.num_kept) and hidden.removed.shape == (2, 3, rule.num_removed)
+    for index in np.ndindex(2, 3):
+        np.testing.assert_array_equal(hidden.removed[index], np.flatnonzero(hidden.mask[index]))
+        np.testing.assert_array_equal(hidden.kept[index], np.flatnonzero(~hidden.mask[index]))
+
+
+def test_highest_is_the_mirror_of_lowest():
+    rule, values = masking.Rule(14), jnp.asarray(attention())
+    low = masking.attention_low(rule, attention=values)
+    high = masking.attention_high(rule, attention=values)
+    np.testing.assert_array_equal(low.mask, ~high.mask)
+
+
+def test_ties_go_by_position():
+    hidden = masking.attention_low(masking.Rule(14), attention=jnp.ones((1, 196)))
+    np.testing.assert_array_equal(hidden.removed[0], np.arange(98))
+
+
+def test_jit_changes_no_mask():
+    rule, values = masking.Rule(14, granularity="cell2x2"), jnp.asarray(attention())
+    eager = masking.attention_low(rule, attention=values)
+    compiled = jax.jit(lambda a: masking.attention_low(rule, attention=a))(values)
+    np.testing.assert_array_equal(eager.mask, compiled.mask)
+
+
+def test_random_depends_on_the_image_s_own_key_only():
+    rule, keys = masking.Rule(8), jax.random.split(jax.random.key(1), 4)
+    together = masking.random(rule, keys=keys, views=2)
+    alone = masking.random(rule, keys=keys[2:3], views=2)
+    np.testing.assert_array_equal(together.mask[:, 2], alone.mask[:, 0])
+    assert (together.mask[0] != together.mask[1]).any()
+
+
+def test_random_is_uniform():
+    keys = jax.random.split(jax.random.key(2), 4000)
+    share = np.asarray(masking.random(masking.Rule(4), keys=keys, views=1).mask).mean((0, 1))
+    np.testing.assert_allclose(share, 0.5, atol=5 * 0.5 / 4000**0.5)
+
+
+def test_cells_spread_back():
+    units = np.random.default_rng(0).random((2, 16)) > 0.5
+    patches = masking.spread_cells(jnp.asarray(units), 8, 2)
+    np.testing.assert_array_equal(masking.cell_scores(patches.astype(jnp.float32), 8, 2), units)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.75, 0.9])
+def test_other_ratios(ratio):
+    assert masking.Rule(14, ratio).num_removed == int(196 * ratio)
+
+
+def test_errors_name_the_value():
+    with pytest.raises(ValueError, match=r"ratio 1\.5"):
+        _ = masking.Rule(14, 1.5).num_kept
+    with pytest.raises(ValueError, match="'cell' is unknown; known: patch, cell2x2"):
+        _ = masking.Rule(14, 0.5, "cell").num_kept
+    with pytest.raises(ValueError, match="even grid of patches; this one is 7 wide"):
+        _ = masking.Rule(7, 0.5, "cell2x2").num_kept
+    with pytest.raises(ValueError, match="'lowest' is unknown; known: attention_low"):
+        masking.strategy("lowest")

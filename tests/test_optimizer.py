@@ -1,0 +1,96 @@
+import csv
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from detailclip_jax import config as config_lib
+from detailclip_jax import experiment, optimizer
+from detailclip_jax.interop import reference
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@functools.cache
+def b16():
+    config = config_lib.default()
+    config.batch_size, config.total_steps = 8, 10
+    return experiment.build(config)
+
+
+def reference_groups():
+    """Name -> our word for its group, of the reference's ViT-B/16 as its optimiser sees it."""
+    with open(GOLDEN / "vitb16_keys.tsv") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    word = lambda row: "frozen" if row["trainable"] != "True" else {"wd": "decayed", "no_wd": "plain"}[row["wd_group"]]
+    return {row["key"]: word(row) for row in rows}, {row["key"]: row["shape"] for row in rows}
+
+
+def test_groups_and_shapes_are_the_reference_s_for_all_parameters():
+    exp = b16()
+    groups, shapes = reference_groups()
+    ours = traverse_util.flatten_dict(exp.setup.groups, sep="/")
+    sizes = traverse_util.flatten_dict(exp.state_shapes.params, sep="/")
+    entries = reference.student(12, 12, 1)
+    assert {entry.ours for entry in entries} == set(ours)
+    for entry in entries:
+        assert ours[entry.ours] == groups[entry.theirs], entry
+        theirs = np.empty([int(n) for n in shapes[entry.theirs].strip("()").split(",") if n.strip()])
+        assert sizes[entry.ours].shape == entry.transform.into(theirs).shape, entry
+
+
+def test_the_table_counts_every_parameter():
+    text = b16().parameter_table()
+    total = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(b16().state_shapes.params))
+    assert f"{total:,}" in text and "image/patch_embed/.*" in text
+
+
+def test_an_uncovered_parameter_is_refused():
+    with pytest.raises(ValueError, match=r"no rule .* covers \['image/extra'\]"):
+        optimizer.labels({"image": {"extra": jnp.zeros(2)}}, optimizer.rules(config_lib.default().model))
+
+
+def adamw_oracle(p, g, m, v, t, lr, decay, b1=0.9, b2=0.98, eps=1e-8):
+    """PyTorch's AdamW, one step."""
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+    p = p - lr * decay * p
+    return p - lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps), m, v
+
+
+def test_adamw_against_the_formula():
+    config = config_lib.default().optimizer
+    groups = {"a": {"kernel": "decayed"}, "b": {"bias": "plain"}, "c": {"kernel": "frozen"}}
+    params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"bias": jnp.ones((2,))}, "c": {"kernel": jnp.ones((2,))}}
+    tx = optimizer.build(config, lambda step: jnp.asarray(1e-2), groups)
+    opt_state, expected = tx.init(params), {"a": 1.0, "b": 1.0}
+    moments = dict.fromkeys(expected, (0.0, 0.0))
+    for t in range(1, 4):
+        grads = jax.tree.map(lambda p, t=t: jnp.full_like(p, 0.1 * t), params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        for name, decay in (("a", 0.5), ("b", 0.0)):
+            p, *moments[name] = adamw_oracle(expected[name], 0.1 * t, *moments[name], t, 1e-2, decay)
+            expected[name] = p
+    np.testing.assert_allclose(params["a"]["kernel"], expected["a"], rtol=1e-5)
+    np.testing.assert_allclose(params["b"]["bias"], expected["b"], rtol=1e-5)
+    np.testing.assert_array_equal(params["c"]["kernel"], 1.0)
+
+
+def test_frozen_parameters_keep_no_moments():
+    paths = [
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(b16().state_shapes.opt_state)
+    ]
+    assert any("'qkv'" in path for path in paths)
+    assert not [path for path in paths if "patch_embed" in path or "gain" in path]
+
+
+def test_clipping_is_offered():
+    config = config_lib.default().optimizer
+    config.clip_norm = 1.0
+    tx = optimizer.build(config, lambda step: jnp.asarray(1.0), {"a": "plain"})
+    updates, _ = tx.update({"a": jnp.full((4,), 100.0)}, tx.init({"a": jnp.zeros(4)}), {"a": jnp.zeros(4)})
+    assert np.isfinite(updates["a"]).all()

@@ -1,0 +1,48 @@
+"""EMA and centers."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from detailclip_jax import centering, ema, train_state
+
+STUDENT = {"image": {"w": jnp.full((2,), 4.0)}, "decoder": {"w": jnp.ones((3,))}}
+
+
+def test_update_moves_the_teacher_s_parts_only():
+    teacher = ema.update({"image": {"w": jnp.zeros((2,))}}, STUDENT, 0.75)
+    assert set(teacher) == {"image"}
+    np.testing.assert_allclose(teacher["image"]["w"], 1.0)
+
+
+@pytest.mark.parametrize(("momentum", "expected"), [(0.0, 4.0), (1.0, 0.0)])
+def test_update_at_the_ends(momentum, expected):
+    teacher = ema.update({"image": {"w": jnp.zeros((2,))}}, STUDENT, momentum)
+    np.testing.assert_allclose(teacher["image"]["w"], expected)
+
+
+def test_copy_shares_no_buffer():
+    teacher = ema.copy(STUDENT, ("image",))
+    assert teacher["image"]["w"].unsafe_buffer_pointer() != STUDENT["image"]["w"].unsafe_buffer_pointer()
+
+
+def test_overlay_takes_the_student_s_where_the_teacher_has_none():
+    params = ema.overlay(STUDENT, {"image": {"w": jnp.zeros((2,))}})
+    assert not params["image"]["w"].any() and params["decoder"] is STUDENT["decoder"]
+
+
+def test_center_is_a_running_mean():
+    center, means = jnp.zeros(3), np.random.default_rng(0).random((4, 3)).astype(np.float32)
+    for mean in means:
+        center = centering.update(center, jnp.asarray(mean), 0.9)
+    weights = 0.1 * 0.9 ** np.arange(3, -1, -1)
+    np.testing.assert_allclose(center, weights @ means, rtol=1e-5)
+
+
+def test_weights_by_name():
+    state = train_state.TrainState(0, STUDENT, {}, {}, (), {}, jnp.zeros(2, jnp.uint32))
+    assert train_state.weights(state, "student") is STUDENT
+    with pytest.raises(ValueError, match="no teacher"):
+        train_state.weights(state, "ema")
+    with pytest.raises(ValueError, match="known: student, ema"):
+        train_state.weights(state, "best")
