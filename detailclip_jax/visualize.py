@@ -76,9 +76,7 @@ def paste(
     patches = np.array(patchify(jnp.asarray((image / 255 - mean) / std, jnp.float32), side))
     if eps is not None:
         true = patches[removed]
-        predicted = predicted * np.sqrt(true.var(-1, keepdims=True, ddof=1) + eps) + true.mean(
-            -1, keepdims=True
-        )
+        predicted = predicted * np.sqrt(true.var(-1, keepdims=True, ddof=1) + eps) + true.mean(-1, keepdims=True)
     patches[removed] = predicted
     drawn = np.asarray(unpatchify(jnp.asarray(patches), side)) * np.asarray(std) + np.asarray(mean)
     return np.rint(np.clip(drawn, 0, 1) * 255).astype(np.uint8)
@@ -103,9 +101,7 @@ def image_grid(rows: Mapping[str, Sequence[np.ndarray]], title: str, credit: str
     figure.text(1 - 0.1 / width, 0.12 / height, credit, fontsize=7, color="#777777", va="center", ha="right")
     for i, (name, row) in enumerate(rows.items()):
         y = height - top - cell * (i + 1)
-        figure.text(
-            0.1 / width, (y + cell / 2) / height, name, fontsize=9, color=INK, va="center", linespacing=1.35
-        )
+        figure.text(0.1 / width, (y + cell / 2) / height, name, fontsize=9, color=INK, va="center", linespacing=1.35)
         for j, picture in enumerate(row):
             box = ((label + cell * j) / width, y / height, (cell - 0.07) / width, (cell - 0.07) / height)
             axes = figure.add_axes(box)

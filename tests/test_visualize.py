@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detailclip_jax import visualize
-from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from detailclip_jax import experiment, visualize
+from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD, default
+from detailclip_jax.evaluate import figures
+from detailclip_jax.models import sizes
 from detailclip_jax.patches import normalise_patches, patchify
 
 NORM = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -70,18 +72,45 @@ def test_attention_figure_has_a_row_per_set_of_weights(tmp_path):
     hidden = {name: values < 0.5 for name, values in attention.items()}
     figure = visualize.attention_figure(images, attention, hidden, "drawn by hand")
     assert len(figure.axes) == 3 * 5
-    assert {"scene", "EMA teacher\nkept patches", "drawn by hand"} <= {
-        text.get_text() for text in figure.texts
-    }
+    assert {"scene", "EMA teacher\nkept patches", "drawn by hand"} <= {text.get_text() for text in figure.texts}
     path = visualize.save(figure, tmp_path / "figures" / "attention.png")
     with Image.open(path) as written:
         assert written.width == pytest.approx(120 * figure.get_figwidth(), abs=1)
 
 
 def test_loss_curves_draw_the_terms_that_were_logged():
-    lines = [
-        {"step": step, "loss": 9.0 / step, "clip": 5.0 / step, "learning_rate": 0.1} for step in (1, 50, 100)
-    ]
+    lines = [{"step": step, "loss": 9.0 / step, "clip": 5.0 / step, "learning_rate": 0.1} for step in (1, 50, 100)]
     figure = visualize.loss_curves(lines)
     assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == ["loss", "clip"]
     assert figure.axes[1].lines[0].get_xydata().tolist() == [[1, 5], [50, 0.1], [100, 0.05]]
+
+
+def test_figures_of_an_experiment(tmp_path, monkeypatch):
+    """All three pictures from a state, the metrics of its run and nothing else; 8 scenes on 8 devices."""
+    monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16, 1, 2, 16, 8, 16))
+    built = experiment.build(nano_config("detailclip"))
+    state = built.init(0)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "cls": 2.0}\n')
+    paths = figures.write(tmp_path, built, state)
+    assert {path.name for path in paths} == {"attention.png", "loss_curves.png", "reconstructions.png"}
+    scenes = np.stack([image(i, 64) for i in range(3)])
+    hidden, drawn = figures.reconstruct(built, state, scenes)
+    assert hidden.shape == (3, 16) and (hidden.sum(1) == 8).all()
+    changed = (drawn != scenes).any(-1).reshape(3, 4, 16, 4, 16).any((2, 4)).reshape(3, 16)
+    assert (changed == hidden).all()
+
+
+def test_a_method_without_teacher_and_pixels_has_fewer_pictures(tmp_path, monkeypatch):
+    monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16))
+    built = experiment.build(nano_config("clip"))
+    assert [path.name for path in figures.write(tmp_path, built, built.init(0))] == ["attention.png"]
+
+
+def nano_config(method):
+    config = default()
+    config.method, config.data.source, config.batch_size, config.total_steps = method, "stickers", 8, 1
+    config.model.size, config.model.image_size, config.model.context_length = "nano", 64, 8
+    config.model.vocab_size = 64
+    config.views.crops["global"].size = 64
+    config.losses.pixel_eps = 1e-2
+    return config

@@ -26,7 +26,7 @@ class KeptObjects:
     what removal at random keeps, is the share of all patches that touch one.
     """
 
-    needs = ("attention",)
+    needs = ("image",)
 
     def __init__(self, encode: Any, *, batches: Batches, rule: Rule):
         self.encode, self.batches = encode, batches

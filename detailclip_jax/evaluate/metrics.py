@@ -111,16 +111,12 @@ def ranks(scores: Float[np.ndarray, "Q G"], positives: Bool[np.ndarray, "Q G"]) 
     count against the model.  Raises ValueError for a query without a right entry.
     """
     if not positives.any(axis=1).all():
-        raise ValueError(
-            f"query {int(np.flatnonzero(~positives.any(axis=1))[0])} has no right entry in the gallery"
-        )
+        raise ValueError(f"query {int(np.flatnonzero(~positives.any(axis=1))[0])} has no right entry in the gallery")
     best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)
     return (~positives & ~(scores < best)).sum(axis=1)
 
 
-def top_k_hits(
-    scores: Float[np.ndarray, "n C"], labels: Int[np.ndarray, "n"], k: int
-) -> Bool[np.ndarray, "n"]:
+def top_k_hits(scores: Float[np.ndarray, "n C"], labels: Int[np.ndarray, "n"], k: int) -> Bool[np.ndarray, "n"]:
     """Whether the true class is among the k best, per example."""
     return ranks(scores, labels[:, None] == np.arange(scores.shape[1])) < k
 
@@ -154,9 +150,7 @@ def retrieval_ranks(
     return image_ranks, text_ranks
 
 
-def right_texts(
-    images: slice, owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"]
-) -> Bool[np.ndarray, "b M"]:
+def right_texts(images: slice, owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"]) -> Bool[np.ndarray, "b M"]:
     """For each image of the slice, the captions that read as one of its own."""
     own = np.flatnonzero((owners >= images.start) & (owners < images.stop))
     which, same = np.nonzero(text_ids[own][:, None] == text_ids)

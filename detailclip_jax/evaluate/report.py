@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,21 @@ ROWS = {
     "text_to_image_r5": "text to image R@5",
     "share": "kept patches that touch an object",
 }
+NOTES = {
+    "zero_shot": "Zero-shot: unseen scenes of one object, named among all nouns; chance is k / nouns.",
+    "retrieval": (
+        "Retrieval: scenes of two nouns that never met in training, two captions each. Captions that are word for "
+        "word the same count as right for each other's image."
+    ),
+    "kept_objects": (
+        "Kept patches: of those with the highest CLS attention, in unseen scenes; chance is the share of all patches "
+        "that touch an object."
+    ),
+}
+ALWAYS = (
+    "Per cent, with the bootstrap 95 % interval over test examples (not over seeds of training). Ties count against "
+    "the model."
+)
 WEIGHTS = {"student": "student", "ema": "EMA"}
 
 
@@ -64,16 +80,14 @@ def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str
     rows = list(dict.fromkeys((name.split("/")[0], name.split("/")[2]) for name in results))
     head = ["", *(WEIGHTS.get(w, w) for w in weights), "chance", "n"]
     table = [_row(results, task, metric, weights) for task, metric in rows]
-    return "\n".join([_title(config, step), "", *_aligned([head, *table]), "", *NOTES]) + "\n"
+    return "\n".join([_title(config, step), "", *_aligned([head, *table]), "", _notes(dict(rows))]) + "\n"
 
 
-NOTES = [
-    "Per cent, with the bootstrap 95 % interval over test examples (not over seeds of training). Ties count",
-    "against the model; captions that are word for word the same count as right for each other's image.",
-]
+def _notes(tasks: Iterable[str]) -> str:
+    return textwrap.fill(" ".join([ALWAYS, *(NOTES[task] for task in tasks if task in NOTES)]), 110)
 
 
-def _title(config: Any, step: int) -> str:
+def _title(config: ConfigDict, step: int) -> str:
     return f"**{config.method}** on {config.data.source}, {config.model.size}, step {step:,}"
 
 
@@ -99,8 +113,7 @@ def _aligned(table: list[list[str]]) -> list[str]:
     """Markdown that reads as a table on the screen too: columns of equal width, numbers to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*table)]
     lines = [
-        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))]
-        for row in table
+        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))] for row in table
     ]
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     return ["| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])]

@@ -26,7 +26,7 @@ class Retrieval:
     order.  The interval resamples images together with their captions.
     """
 
-    needs = ("image", "text")
+    needs = ("image", "image_projection", "text", "text_projection")
 
     def __init__(
         self,
@@ -50,14 +50,12 @@ class Retrieval:
         images = gather(lambda batch: encode.image(params, batch["image"]), self.batches)
         if len(images) != len(self.counts):
             raise ValueError(f"{len(images)} images, but captions of {len(self.counts)}")
-        texts = gather(
-            lambda batch: encode.text(params, batch["text"]), text_batches(self.tokens, self.batch_size)
-        )
+        texts = gather(lambda batch: encode.text(params, batch["text"]), text_batches(self.tokens, self.batch_size))
         image_ranks, text_ranks = retrieval_ranks(images, texts, self.owners, self.text_ids)
         texts_right, images_right = num_right(self.owners, self.text_ids, len(images))
         for k in self.top:
-            chance = recall_chance(texts_right, len(texts), k)
-            yield f"image_to_text_r{k}", mean_metric(image_ranks < k, chance=chance)
-            chance = recall_chance(images_right, len(images), k)
+            yield f"image_to_text_r{k}", mean_metric(image_ranks < k, recall_chance(texts_right, len(texts), k))
+        for k in self.top:
             hits = np.bincount(self.owners, weights=text_ranks < k, minlength=len(images))
-            yield f"text_to_image_r{k}", mean_metric(hits, chance=chance, counts=self.counts)
+            chance = recall_chance(images_right, len(images), k)
+            yield f"text_to_image_r{k}", mean_metric(hits, chance, self.counts)

@@ -22,7 +22,7 @@ class ZeroShot:
             print(name, value)  # top1 0.93
     """
 
-    needs = ("image", "text")
+    needs = ("image", "image_projection", "text", "text_projection")
 
     def __init__(
         self,
@@ -45,9 +45,7 @@ class ZeroShot:
         texts = text_batches(self.tokens, self.batch_size)
         prompts = gather(lambda batch: encode.text(params, batch["text"]), texts)
         classes = class_embeddings(prompts, self.classes, self.num_classes)
-        images, labels = gather(
-            lambda batch: (encode.image(params, batch["image"]), batch["label"]), self.batches
-        )
+        images, labels = gather(lambda batch: (encode.image(params, batch["image"]), batch["label"]), self.batches)
         scores = images @ classes.T
         for k in self.top:
             yield f"top{k}", mean_metric(top_k_hits(scores, labels, k), chance=min(k / self.num_classes, 1.0))

@@ -1,0 +1,82 @@
+"""The pictures of a run, drawn from its experiment and state (what they look like: `visualize`)."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Bool, UInt8
+
+from detailclip_jax import visualize
+from detailclip_jax.data.sprites import ATTRIBUTION
+from detailclip_jax.evaluate import stickers
+from detailclip_jax.evaluate.evaluators import all_weights
+from detailclip_jax.evaluate.kept_objects import lowest
+from detailclip_jax.experiment import Experiment, dummy_batch
+from detailclip_jax.metrics import read_lines
+from detailclip_jax.train_state import TrainState
+
+NUM_SCENES = 8
+
+
+def write(workdir: str | Path, experiment: Experiment, state: TrainState) -> list[Path]:
+    """Writes figures/loss_curves.png, attention.png and reconstructions.png; returns the paths of those it
+    drew.
+
+    Curves come from the workdir's metrics.jsonl, the others from held-out sticker scenes.  A method without
+    a pixel loss has no reconstructions.  All processes of a run call this, the first one writes.
+    """
+    config = experiment.config
+    scenes = list(stickers.scenes_of("held_out_pairs", NUM_SCENES))
+    images = stickers.pictures(scenes, config.model.image_size)
+    figures = {"attention": attention(experiment, state, images)}
+    if "reconstruction" in experiment.method.losses:
+        figures["reconstructions"] = reconstructions(experiment, state, images)
+    metrics = Path(workdir) / "metrics.jsonl"
+    if metrics.exists():
+        figures["loss_curves"] = visualize.loss_curves(read_lines(metrics))
+    if jax.process_index():
+        return []
+    return [visualize.save(figure, Path(workdir) / "figures" / f"{name}.png") for name, figure in figures.items()]
+
+
+def attention(experiment: Experiment, state: TrainState, images: UInt8[np.ndarray, "B S S 3"]):
+    """The paper's figure 1 over `images`, for the student and, where there is one, its teacher."""
+    rule = stickers.mask_rule(experiment.config)
+    values = {name: experiment.encode.attention(params, images) for name, params in all_weights(state).items()}
+    hidden = {name: np.asarray(lowest(value, rule)) for name, value in values.items()}
+    return visualize.attention_figure(images, jax.tree.map(np.asarray, values), hidden, ATTRIBUTION)
+
+
+def reconstructions(experiment: Experiment, state: TrainState, images: UInt8[np.ndarray, "B S S 3"]):
+    """What the student's decoder draws where the teacher's attention removed patches."""
+    hidden, drawn = reconstruct(experiment, state, images)
+    return visualize.reconstruction_figure(images, hidden, drawn, ATTRIBUTION)
+
+
+def reconstruct(
+    experiment: Experiment, state: TrainState, images: UInt8[np.ndarray, "B S S 3"]
+) -> tuple[Bool[np.ndarray, "B N"], UInt8[np.ndarray, "B S S 3"]]:
+    """The removed patches of each image, and the image with the decoder's pixels in their place.
+
+    Runs the training line itself, without its update, on the images as views.
+    """
+    config = experiment.config
+    line = experiment.line(state, experiment.put(_as_batch(experiment, images)))
+    wanted = line.hidden.mask[0], line.hidden.removed[0], line.heads["predicted_pixels"][0]
+    mask, removed, predicted = (
+        np.asarray(array)[: len(images)] for array in multihost_utils.process_allgather(wanted, tiled=True)
+    )
+    eps = config.losses.pixel_eps if config.losses.normalise_pixels else None
+    norm = {"mean": config.views.mean, "std": config.views.std, "eps": eps}
+    drawn = [visualize.paste(*row, **norm) for row in zip(images, predicted, removed)]
+    return mask, np.stack(drawn)
+
+
+def _as_batch(experiment: Experiment, images: UInt8[np.ndarray, "B S S 3"]):
+    """The images as all views of a training batch, filled up so that it divides over the devices."""
+    devices = experiment.mesh.devices.size
+    count = -(-len(images) // devices) * devices
+    batch = jax.tree.map(np.array, dummy_batch(experiment.config, count))
+    batch["image"]["global"][: len(images)] = images[:, None]
+    return batch
