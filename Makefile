@@ -1,0 +1,41 @@
+# Two commands for a newcomer: `make demo` and `make test`.  Both make the environment in .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/stickers
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint check clean
+
+demo: $(VENV)/demo.stamp  ## pretrain on the embedded pictures: about ten minutes on two cores
+	$(BIN)/python -m detailclip_jax.main --config=configs/stickers.py --workdir=$(WORKDIR)
+
+test: $(VENV)/dev.stamp  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/dev.stamp  ## the slow tests: ViT-B/16 at 224 px on this CPU
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev.stamp  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+check: lint test  ## what CI runs
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/python.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "detailclip_jax needs Python 3.11 or newer, $(PYTHON) is older; try: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/demo.stamp: $(VENV)/python.stamp setup.py
+	$(BIN)/python -m pip install --quiet --editable .[demo]
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/python.stamp setup.py
+	$(BIN)/python -m pip install --quiet --editable .[dev,torch,data,demo]
+	@touch $@ $(VENV)/demo.stamp
