@@ -60,9 +60,7 @@ def test_whole_picture_is_cut_when_nothing_else_fits():
     assert views.random_resized_crop_box(100, 100, (2.0, 2.0), (1.0, 1.0), rng()) == (0, 0, 100, 100)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "box"), [(100, 1000, (433, 0, 566, 100)), (1000, 90, (0, 440, 90, 560))]
-)
+@pytest.mark.parametrize(("height", "width", "box"), [(100, 1000, (433, 0, 566, 100)), (1000, 90, (0, 440, 90, 560))])
 def test_long_pictures_fall_back_to_the_centre(height, width, box):
     assert views.random_resized_crop_box(height, width, (1.0, 1.0), RATIO, rng()) == box
 
@@ -81,9 +79,7 @@ def test_enclosing_box_contains_and_reaches_the_border():
 def changed(crop: Crop, image: np.ndarray = PICTURE, view: int = 0, tries: int = 400) -> float:
     """Share of draws that change the image."""
     generator = rng()
-    return np.mean(
-        [not np.array_equal(views.augment(image, crop, view, generator), image) for _ in range(tries)]
-    )
+    return np.mean([not np.array_equal(views.augment(image, crop, view, generator), image) for _ in range(tries)])
 
 
 @pytest.mark.parametrize("field", ["flip", "jitter_p", "gray_p", "blur_p", "solarize_p"])
@@ -106,9 +102,7 @@ def test_views_have_their_own_probabilities():
 def test_jitter_draws_every_order_and_the_stated_ranges(monkeypatch):
     calls = []
     for name in ("brightness", "contrast", "saturation", "hue"):
-        monkeypatch.setattr(
-            images, name, lambda image, factor, name=name: calls.append((name, factor)) or image
-        )
+        monkeypatch.setattr(images, name, lambda image, factor, name=name: calls.append((name, factor)) or image)
     generator = rng()
     for _ in range(1000):
         views.jitter(PICTURE, (0.4, 1.5, 0.2, 0.1), generator)
@@ -121,10 +115,7 @@ def test_jitter_draws_every_order_and_the_stated_ranges(monkeypatch):
         ("hue", -0.1, 0.1),
     ]:
         factors = [factor for called, factor in calls if called == name]
-        assert (
-            low <= min(factors) < low + 0.1 * (high - low)
-            and high - 0.1 * (high - low) < max(factors) <= high
-        )
+        assert low <= min(factors) < low + 0.1 * (high - low) and high - 0.1 * (high - low) < max(factors) <= high
 
 
 def test_jitter_without_strength_changes_nothing():
@@ -153,11 +144,7 @@ def test_same_seed_same_views_other_seed_other_views():
 
 def test_box_is_where_the_pixels_come_from():
     pixels, boxes = make_views(PICTURE, {"clean": Crop(size=20, filter="bilinear")}, rng(3))["clean"]
-    cut = (
-        Image.fromarray(PICTURE)
-        .crop(boxes[0].astype(int).tolist())
-        .resize((20, 20), Image.Resampling.BILINEAR)
-    )
+    cut = Image.fromarray(PICTURE).crop(boxes[0].astype(int).tolist()).resize((20, 20), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(pixels[0], np.asarray(cut))
 
 
@@ -188,9 +175,7 @@ def test_order_of_the_crops_does_not_matter():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (300, 2)])
 def test_tiny_pictures_give_views(shape):
-    pixels, boxes = make_views(np.full((*shape, 3), 9, np.uint8), {"global": Crop(count=2, size=8)}, rng())[
-        "global"
-    ]
+    pixels, boxes = make_views(np.full((*shape, 3), 9, np.uint8), {"global": Crop(count=2, size=8)}, rng())["global"]
     assert (pixels == 9).all() and (boxes[:, 2:] > boxes[:, :2]).all()
 
 
@@ -205,7 +190,9 @@ def test_default_config_is_the_papers_crop():
 
 
 def test_one_number_stands_for_all_views():
-    assert Crop(count=3, blur_p=0.5).blur_p == (0.5, 0.5, 0.5)
+    one, each = Crop(count=3, size=8, solarize_p=1.0), Crop(count=3, size=8, solarize_p=(1.0, 1.0, 1.0))
+    made = [make_views(PICTURE, {"global": crop}, rng())["global"][0] for crop in (one, each)]
+    np.testing.assert_array_equal(made[0], made[1])
 
 
 def test_lists_of_a_saved_config_become_tuples():

@@ -7,6 +7,7 @@ and about 1 on strong colours: both work on 8-bit HSV, with other roundings).
 """
 
 import io
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -108,7 +109,7 @@ def evaluation_view(
     image: UInt8[np.ndarray, "H W 3"], size: int, shorter_side: int | None = None, filter: str = "bilinear"
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Shorter side resized to `shorter_side` (default: `size`), center square of `size` (SLIP's protocol)."""
-    height, width = _shorter_side_resized(*image.shape[:2], shorter_side or size)
+    height, width = _shorter_side_resized(image.shape, shorter_side or size)
     return center_crop(resize(image, height, width, filter), size)
 
 
@@ -116,12 +117,13 @@ def evaluation_mask(
     mask: Shaped[np.ndarray, "H W"], size: int, shorter_side: int | None = None
 ) -> Shaped[np.ndarray, "size size"]:
     """A label map through the same geometry as `evaluation_view`, without mixing labels."""
-    height, width = _shorter_side_resized(*mask.shape, shorter_side or size)
+    height, width = _shorter_side_resized(mask.shape, shorter_side or size)
     return center_crop(resize_mask(mask, height, width), size)
 
 
-def _shorter_side_resized(height: int, width: int, shorter: int) -> tuple[int, int]:
-    """Sides after torchvision's Resize(int): the longer one is rounded down."""
+def _shorter_side_resized(shape: Sequence[int], shorter: int) -> tuple[int, int]:
+    """Height and width after torchvision's Resize(int): the longer one is rounded down."""
+    height, width = shape[:2]
     if height <= width:
         return shorter, int(shorter * width / height)
     return int(shorter * height / width), shorter

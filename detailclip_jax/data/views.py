@@ -56,12 +56,8 @@ class Crop:
                 raise ValueError(f"crop {name} {value!r} is unknown; known: {', '.join(known)}")
         for name in ("blur_p", "solarize_p"):
             value = getattr(self, name)
-            per_view = (value,) * self.count if isinstance(value, int | float) else tuple(value)
-            if len(per_view) != self.count:
-                raise ValueError(
-                    f"crop {name} has {len(per_view)} entries for {self.count} views: {per_view}"
-                )
-            object.__setattr__(self, name, per_view)
+            if isinstance(value, tuple) and len(value) != self.count:
+                raise ValueError(f"crop {name} has {len(value)} entries for {self.count} views: {value}")
 
 
 def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
@@ -70,11 +66,9 @@ def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
     Raises ValueError for an unknown field (with the nearest known one) and for an enclosing crop with nothing
     to enclose.
     """
-    made = {name: _crop(name, dict(fields)) for name, fields in crops.items()}
+    made = {name: _crop(name, {**fields}) for name, fields in crops.items()}
     if ENCLOSED not in made and any(crop.kind == "enclosing" for crop in made.values()):
-        raise ValueError(
-            f"an enclosing crop needs crops named {ENCLOSED!r} to enclose; there are {sorted(made)}"
-        )
+        raise ValueError(f"an enclosing crop needs crops named {ENCLOSED!r} to enclose; there are {sorted(made)}")
     return made
 
 
@@ -84,7 +78,8 @@ def _crop(name: str, fields: dict[str, Any]) -> Crop:
         if field not in known:
             near = difflib.get_close_matches(field, known, 1) or known
             raise ValueError(f"crop {name!r} has no field {field!r}; did you mean {' or '.join(near)}?")
-    return Crop(**{field: tuple(v) if isinstance(v, list) else v for field, v in fields.items()})
+    values: dict[str, Any] = {field: tuple(v) if isinstance(v, list) else v for field, v in fields.items()}
+    return Crop(**values)
 
 
 def random_resized_crop_box(
@@ -153,19 +148,21 @@ def augment(
         image = jitter(image, crop.jitter, rng)
     if rng.random() < crop.gray_p:
         image = images.grayscale(image)
-    if rng.random() < crop.blur_p[view]:
+    if rng.random() < _of_view(crop.blur_p, view):
         image = images.gaussian_blur(image, rng.uniform(*crop.blur_sigma))
-    if rng.random() < crop.solarize_p[view]:
+    if rng.random() < _of_view(crop.solarize_p, view):
         image = images.solarize(image)
     return image
+
+
+def _of_view(probability: float | tuple[float, ...], view: int) -> float:
+    return probability[view] if isinstance(probability, tuple) else probability
 
 
 Views = dict[str, tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]]
 
 
-def make_views(
-    image: UInt8[np.ndarray, "H W 3"], crops: Mapping[str, Crop], rng: np.random.Generator
-) -> Views:
+def make_views(image: UInt8[np.ndarray, "H W 3"], crops: Mapping[str, Crop], rng: np.random.Generator) -> Views:
     """Pixels and boxes of every crop of one picture, by name.
 
     Boxes are xyxy in pixels of `image`; a flipped view keeps the box it was cut from.  The result depends on
@@ -174,28 +171,25 @@ def make_views(
         views = make_views(image, {"global": Crop(count=2)}, np.random.default_rng(0))
         pixels, boxes = views["global"]            # uint8 [2, 224, 224, 3], float32 [2, 4]
     """
+    height, width = image.shape[:2]
     boxes: dict[str, list[Box]] = {}
     for name in sorted(crops, key=lambda name: (KINDS.index(crops[name].kind), name)):
-        crop = crops[name]
-        boxes[name] = [
-            _draw_box(image.shape[:2], crop, boxes.get(ENCLOSED, []), rng) for _ in range(crop.count)
-        ]
+        enclosed = boxes.get(ENCLOSED, [])
+        boxes[name] = [_draw_box(height, width, crops[name], enclosed, rng) for _ in range(crops[name].count)]
     return {name: _cut(image, crops[name], boxes[name], rng) for name in sorted(crops)}
 
 
-def _draw_box(shape: tuple[int, ...], crop: Crop, enclosed: list[Box], rng: np.random.Generator) -> Box:
+def _draw_box(height: int, width: int, crop: Crop, enclosed: list[Box], rng: np.random.Generator) -> Box:
     if crop.kind == "enclosing":
-        return enclosing_box(*shape, enclosed, rng)
-    return random_resized_crop_box(*shape, crop.scale, crop.ratio, rng)
+        return enclosing_box(height, width, enclosed, rng)
+    return random_resized_crop_box(height, width, crop.scale, crop.ratio, rng)
 
 
 def _cut(
     image: UInt8[np.ndarray, "H W 3"], crop: Crop, boxes: list[Box], rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]:
     pixels = [
-        augment(
-            images.resize(image[top:bottom, left:right], crop.size, crop.size, crop.filter), crop, view, rng
-        )
+        augment(images.resize(image[top:bottom, left:right], crop.size, crop.size, crop.filter), crop, view, rng)
         for view, (left, top, right, bottom) in enumerate(boxes)
     ]
     return np.stack(pixels), np.array(boxes, np.float32)

