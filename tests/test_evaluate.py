@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import experiment, masking
 from detailclip_jax.config import default
-from detailclip_jax.data.stickers import Stickers, held_out_pairs
+from detailclip_jax.data.captions import prompts
 from detailclip_jax.evaluate import (
     EVALUATORS,
     EvaluatorError,
@@ -21,7 +21,7 @@ from detailclip_jax.evaluate import (
     run_all,
     stickers,
 )
-from detailclip_jax.evaluate.kept_objects import KeptObjects
+from detailclip_jax.evaluate.kept_objects import KeptObjects, touched
 from detailclip_jax.evaluate.retrieval import Retrieval
 from detailclip_jax.evaluate.zero_shot import ZeroShot
 from detailclip_jax.models import sizes
@@ -112,7 +112,7 @@ def test_kept_objects_of_attention_on_objects_and_off_them():
     pixels = touches.reshape(3, 4, 4).repeat(2, 1).repeat(2, 2)[..., None] * np.uint8(200)
     batch = {
         "image": np.broadcast_to(pixels, (3, 8, 8, 3)),
-        "object": touches,
+        "segmentation": pixels[..., 0],
         "valid": np.array([True, True, False]),
     }
     evaluator = KeptObjects(Fake(), batches=[batch], rule=masking.Rule(side=4))
@@ -208,25 +208,25 @@ def test_a_failure_carries_the_evaluator_the_weights_and_the_step():
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-def test_sticker_batches_hold_what_the_scenes_say():
-    scenes = Stickers("held_out_scenes", size=64, num_scenes=5)
-    batches = list(stickers.batches(scenes, 32, side=4, batch_size=3))
-    assert [batch["valid"].tolist() for batch in batches] == [[True] * 3, [True, True, False]]
-    assert all(batch["image"].shape == (3, 32, 32, 3) and batch["image"].dtype == np.uint8 for batch in batches)
-    assert [label for batch in batches for label in batch["label"][batch["valid"]]] == [
-        scenes[i]["label"] for i in range(5)
-    ]
-    for i in range(5):
-        mask = scenes[i]["segmentation"][1::2, 1::2] > 0
-        expected = [mask[r : r + 8, c : c + 8].any() for r in range(0, 32, 8) for c in range(0, 32, 8)]
-        assert batches[i // 3]["object"][i % 3].tolist() == expected
+def test_patches_that_touch_an_object_equal_a_loop():
+    draw = np.random.default_rng(0)
+    segmentation = draw.integers(1, 40, (3, 32, 32)) * (draw.random((3, 32, 32)) < 0.02)
+    corners = [(r, c) for r in range(0, 32, 8) for c in range(0, 32, 8)]
+    expected = [[mask[r : r + 8, c : c + 8].any() for r, c in corners] for mask in segmentation]
+    assert 0 < np.mean(expected) < 1
+    assert touched(segmentation.astype(np.uint8), 4).tolist() == expected
 
 
-def test_scenes_of_evaluation_are_not_those_of_training():
-    options = stickers.retrieval(sticker_config(), num_scenes=4)
-    assert all(caption not in ("", None) for own in options["captions"] for caption in own)
-    for example in stickers.scenes_of("held_out_pairs", 4):
-        assert any(held_out_pairs()[a, b] for a in example["nouns"] for b in example["nouns"])
+def test_the_options_on_stickers_are_of_held_out_scenes():
+    config = sticker_config()
+    alone, pairs = stickers.zero_shot(config, num_scenes=5), stickers.retrieval(config, num_scenes=4)
+    (batch,) = alone["batches"]
+    assert batch["image"].shape == (5, 64, 64, 3) and batch["valid"].all() and len(alone["prompts"]) == 96
+    scenes = stickers.scenes(config, "held_out_scenes", 5, single_object=True)
+    shown = [scenes[i]["nouns"].tolist() for i in range(5)]
+    assert [alone["prompts"][label] for label in batch["label"]] == [prompts(noun) for (noun,) in shown]
+    paired = stickers.scenes(config, "held_out_pairs", 4)
+    assert pairs["captions"] == [paired[i]["captions"] for i in range(4)]
 
 
 def test_run_all_on_a_real_method(tmp_path, monkeypatch):

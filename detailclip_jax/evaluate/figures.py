@@ -27,8 +27,8 @@ def write(workdir: str | Path, experiment: Experiment, state: TrainState) -> lis
     a pixel loss has no reconstructions.  All processes of a run call this, the first one writes.
     """
     config = experiment.config
-    scenes = list(stickers.scenes_of("held_out_pairs", NUM_SCENES))
-    images = stickers.pictures(scenes, config.model.image_size)
+    scenes = stickers.scenes(config, "held_out_pairs", NUM_SCENES)
+    images = stickers.pictures([scenes[i] for i in range(NUM_SCENES)], config.model.image_size)
     figures = {"attention": attention(experiment, state, images)}
     if "reconstruction" in experiment.method.losses:
         figures["reconstructions"] = reconstructions(experiment, state, images)

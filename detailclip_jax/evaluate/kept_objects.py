@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Shaped
 
 from detailclip_jax.evaluate.embedding import Batches, EvaluationBatch, gather
 from detailclip_jax.evaluate.metrics import Metric, mean_metric
@@ -18,12 +20,17 @@ def lowest(attention: Float[Array, "B N"], rule: Rule) -> Bool[Array, "B N"]:
     return attention_low(rule, attention=attention).mask
 
 
-class KeptObjects:
-    """Share of kept patches that touch an object, where the patches of lowest CLS attention (eq. 9) are
-    removed.
+def touched(segmentation: Shaped[np.ndarray, "B S S"], side: int) -> Bool[np.ndarray, "B N"]:
+    """Which patches of a `side` x `side` grid hold at least one pixel that is not background."""
+    patch = segmentation.shape[1] // side
+    return (segmentation > 0).reshape(-1, side, patch, side, patch).any((2, 4)).reshape(-1, side**2)
 
-    `batches` yields "image" and "object", bool [B, N]: whether a patch holds a pixel of an object.  Chance,
-    what removal at random keeps, is the share of all patches that touch one.
+
+class KeptObjects:
+    """Share of kept patches that touch an object; those of lowest CLS attention (eq. 9) are removed.
+
+    `batches` yields "image" and "segmentation" [B, S, S], 0 where there is background.  Chance, what removal
+    at random keeps, is the share of all patches that touch an object.
     """
 
     needs = ("image",)
@@ -36,7 +43,8 @@ class KeptObjects:
         """Yields ("share", ...)."""
 
         def look(batch: EvaluationBatch) -> tuple[Any, Any]:
-            return lowest(self.encode.attention(params, batch["image"]), self.rule), batch["object"]
+            hidden = lowest(self.encode.attention(params, batch["image"]), self.rule)
+            return hidden, touched(batch["segmentation"], self.rule.side)
 
         hidden, touches = gather(look, self.batches)
         yield (
