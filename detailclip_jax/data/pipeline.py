@@ -1,0 +1,313 @@
+"""From a source to batches: shuffle, decode, crop, tokenize; resumable from a count, equal for any workers.
+
+The stream of examples is one endless sequence of positions: epoch after epoch, each in an order of its own.
+Position p draws its caption and crops from a generator seeded by (seed, p).  With G = batch size x processes,
+batch k holds the positions start + k G ... start + (k + 1) G - 1, one run of them per process.  So neither the
+number of workers nor that of processes changes a global batch, and the number of examples consumed is all that
+a restart needs.
+"""
+
+import contextlib
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from detailclip_jax.data import sources
+from detailclip_jax.data.images import BadImage, decode, evaluation_mask, evaluation_view
+from detailclip_jax.data.sources import CAPTION_RULES, BadRecord, Example, Source, caption_of
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.views import Crop, crops_from_config, make_views
+from detailclip_jax.data.workers import Prefetched
+
+Batch = dict[str, Any]
+
+MIN_SEEN = 100  # records before the share of bad ones is judged
+MAX_TRIES = 100  # bad records in a row before the stream gives up
+MAX_LISTED = 1000  # bad records remembered by name
+MASKS = ("segmentation", "instances")
+
+
+class TooManyBadRecords(RuntimeError):
+    """More unreadable records than allowed; `records` are their keys with the reasons, as in the message."""
+
+    def __init__(self, message: str, records: Sequence[str] = ()):
+        super().__init__("\n  ".join((message, *records)))
+        self.records = tuple(records)
+
+
+def open_source(config: ConfigDict, split: str | None = None) -> Source:
+    """The source of a run's config, see `sources.open_source`."""
+    return sources.open_source(config.data, split, config.model.image_size)
+
+
+def open_pipeline(
+    config: ConfigDict, source: Source, process_index: int = 0, process_count: int = 1, start: int = 0
+) -> "Pipeline":
+    """The training pipeline of a run's config, after `start` examples over all processes."""
+    if config.batch_size % process_count:
+        raise ValueError(f"batch_size {config.batch_size} does not divide over {process_count} processes")
+    return Pipeline(
+        source,
+        crops_from_config(config.views.crops),
+        Tokenizer(config.model.context_length, config.data.keep_eot),
+        batch_size=config.batch_size // process_count,
+        seed=config.seed,
+        process_index=process_index,
+        process_count=process_count,
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+        caption=config.data.caption,
+        max_bad_ratio=config.data.max_bad_ratio,
+        start=start,
+    )
+
+
+@dataclasses.dataclass
+class Stream:
+    """What training sees, by position: a pure function of (source, seed, position)."""
+
+    source: Source
+    crops: Mapping[str, Crop]
+    tokenizer: Tokenizer
+    seed: int = 0
+    caption: str = "random"
+
+    def __post_init__(self):
+        if self.caption not in CAPTION_RULES:
+            raise ValueError(f"unknown caption rule {self.caption!r}; known: {', '.join(CAPTION_RULES)}")
+        if not len(self.source):
+            raise ValueError(f"the source {self.source!r} has no examples")
+        shuffle_seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
+        self._order: Any = grain.MapDataset.range(len(self.source)).shuffle(seed=shuffle_seed).repeat()
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """One example of a batch; beside it, the record it replaces if that was "bad", and "truncated"."""
+        example, image, bad = self._readable(position)
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
+        ids = self.tokenizer.encode(caption_of(example["captions"], self.caption, rng))
+        views = make_views(image, self.crops, rng)
+        return {
+            "image": {name: pixels for name, (pixels, _) in views.items()},
+            "box": {name: boxes for name, (_, boxes) in views.items()},
+            "text": self.tokenizer.fit(ids),
+            "label": np.int32(example["label"]),
+            "bad": bad,
+            "truncated": len(ids) > self.tokenizer.context_length,
+        }
+
+    def _readable(self, position: int) -> tuple[Example, np.ndarray, list[str]]:
+        """The first readable example from a position on, its picture, and the bad record of the position, if so.
+
+        "Next" is the next of the stream, not of the source: a damaged shard then costs single records.  Bad
+        ones that were met on the way have positions of their own, and count there.
+        """
+        bad: list[str] = []
+        for at in range(position, position + MAX_TRIES):
+            try:
+                return *read(self.source, int(self._order[at])), bad[:1]
+            except BadRecord as error:
+                bad.append(str(error))
+        raise TooManyBadRecords(f"{MAX_TRIES} unreadable records in a row:", bad)
+
+
+def read(source: Source, index: int) -> tuple[Example, np.ndarray]:
+    """An example and its picture, uint8 [H, W, 3]; BadRecord with key and reason where there is none."""
+    example = source[index]
+    try:
+        return example, decode(example["image"]) if isinstance(example["image"], bytes) else example["image"]
+    except BadImage as error:
+        raise BadRecord(f"{example['key']}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessBatches:
+    """Batch k of one process: its run of positions of global batch k, and the counts that came up."""
+
+    stream: Stream
+    batch_size: int
+    process_index: int
+    process_count: int
+    start: int
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        first = self.start + (number * self.process_count + self.process_index) * self.batch_size
+        examples = [self.stream[position] for position in range(first, first + self.batch_size)]
+        return {
+            "batch": {
+                name: _stacked([example[name] for example in examples]) for name in ("image", "box", "text", "label")
+            },
+            "bad": [record for example in examples for record in example["bad"]],
+            "num_truncated": sum(example["truncated"] for example in examples),
+        }
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    """Arrays, or dicts of arrays, along a new first axis."""
+    if isinstance(values[0], dict):
+        return {name: np.stack([value[name] for value in values]) for name in values[0]}
+    return np.stack(values)
+
+
+class Pipeline:
+    """Endless iterator of batches of one process; a context manager that closes its threads and workers.
+
+    A batch is {"image": {crop: uint8 [B, V, S, S, 3]}, "box": {crop: float32 [B, V, 4]}, "text": int32 [B, T],
+    "label": int32 [B]}; boxes are xyxy in pixels of the picture.
+
+    batch_size: examples per process.
+    num_workers: processes that make batches; 0 uses threads.
+    prefetch: batches kept ready.
+    max_bad_ratio: share of unreadable records, once 100 were read, beyond which iteration raises
+        TooManyBadRecords.  Up to there each is replaced by the next readable one, counted in `num_bad` and
+        named in the log.
+    start: examples consumed so far, over all processes: `position` of the pipeline to go on from.  Any number
+        of processes may go on from it.
+
+    `waited_seconds` is the time spent in `next`, `num_truncated` the captions cut so far.
+
+        with Pipeline(source, crops, Tokenizer(), batch_size=32) as batches:
+            batch = next(batches)
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        crops: Mapping[str, Crop],
+        tokenizer: Tokenizer,
+        batch_size: int,
+        seed: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_workers: int = 0,
+        prefetch: int = 2,
+        caption: str = "random",
+        max_bad_ratio: float = 0.01,
+        start: int = 0,
+    ):
+        stream = Stream(source, crops, tokenizer, seed, caption)
+        self.batch_size, self.process_count = batch_size, process_count
+        self.position, self.waited_seconds = start, 0.0
+        self.num_truncated = 0
+        self._bad = BadRecords(max_bad_ratio)
+        batches = ProcessBatches(stream, batch_size, process_index, process_count, start)
+        self._batches = Prefetched(batches, num_workers, prefetch)
+
+    @property
+    def num_bad(self) -> int:
+        """Unreadable records met so far."""
+        return self._bad.count
+
+    def __iter__(self) -> "Pipeline":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._batches.closed:
+            raise ValueError("this pipeline is closed; make another one with start=position")
+        asked = time.perf_counter()
+        made = next(self._batches)
+        self.waited_seconds += time.perf_counter() - asked
+        self.position += self.batch_size * self.process_count
+        self.num_truncated += made["num_truncated"]
+        self._bad.add(made["bad"], num_seen=self.batch_size)
+        return made["batch"]
+
+    def close(self) -> None:
+        """Ends threads and workers; may be called twice."""
+        self._batches.close()
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class BadRecords:
+    """Counts unreadable records, names each once in the log, and raises when they are too many."""
+
+    def __init__(self, max_ratio: float):
+        self.max_ratio = max_ratio
+        self.count = self.num_seen = 0
+        self._named: dict[str, None] = {}
+
+    def add(self, records: Sequence[str], num_seen: int) -> None:
+        """Takes the unreadable records among `num_seen` more."""
+        self.count += len(records)
+        self.num_seen += num_seen
+        for record in records:
+            self._name(record)
+        if self.num_seen >= MIN_SEEN and self.count > self.max_ratio * self.num_seen:
+            raise TooManyBadRecords(
+                f"{self.count} of {self.num_seen} records are unreadable, more than max_bad_ratio {self.max_ratio}:",
+                tuple(self._named),
+            )
+
+    def _name(self, record: str) -> None:
+        if record not in self._named and len(self._named) < MAX_LISTED:
+            self._named[record] = None
+            logging.warning("unreadable record replaced by the next: %s", record)
+
+
+def evaluation_batches(
+    source: Source, size: int, tokenizer: Tokenizer, batch_size: int, shorter_side: int | None = None, prefetch: int = 2
+) -> Iterator[Batch]:
+    """All examples once, in order, in batches of one shape.
+
+    {"image": uint8 [B, S, S, 3], "text": int32 [B, T] (the first caption), "label": int32 [B], "valid": bool [B]},
+    with "segmentation" and "instances" [B, S, S] where the source has them.  Pictures and masks go through
+    `images.evaluation_view`.  Rows behind the end, and of unreadable records (named in the log), are zero and
+    not valid.
+    """
+    items = EvaluationBatches(source, size, tokenizer, batch_size, shorter_side)
+    with contextlib.closing(Prefetched(items, prefetch=prefetch)) as batches:
+        yield from batches
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatches:
+    """The batches of `evaluation_batches` by number."""
+
+    source: Source
+    size: int
+    tokenizer: Tokenizer
+    batch_size: int
+    shorter_side: int | None = None
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.source) / self.batch_size)
+
+    def __getitem__(self, number: int) -> Batch:
+        first = number * self.batch_size
+        rows = [self._row(index) for index in range(first, min(first + self.batch_size, len(self.source)))]
+        readable = [row for row in rows if row is not None]
+        if not readable:
+            raise TooManyBadRecords(f"none of the {len(rows)} records from number {first} on is readable; see the log")
+        blank = {name: np.zeros_like(array) for name, array in readable[0].items()}
+        filled = [row or blank for row in rows] + [blank] * (self.batch_size - len(rows))
+        return {name: np.stack([row[name] for row in filled]) for name in blank}
+
+    def _row(self, index: int) -> dict[str, np.ndarray] | None:
+        try:
+            example, image = read(self.source, index)
+        except BadRecord as error:
+            logging.warning("unreadable record left out of the evaluation: %s", error)
+            return None
+        masks = {name: example[name] for name in MASKS if name in example}
+        return {
+            "image": evaluation_view(image, self.size, self.shorter_side),
+            "text": self.tokenizer(list(example["captions"][:1]) or [""])[0],
+            "label": np.array(example["label"], np.int32),
+            "valid": np.array(True),
+            **{name: evaluation_mask(mask, self.size, self.shorter_side) for name, mask in masks.items()},
+        }

@@ -1,0 +1,91 @@
+"""Reading ahead by threads or processes, in order, and ending both without a word."""
+
+import math
+import os
+import signal
+import threading
+import time
+import weakref
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+
+class Prefetched:
+    """Iterator over the items of a random-access object (nested dicts of arrays), made ahead in their order.
+
+    num_workers: processes, each of which makes every n-th item; they need shared memory (/dev/shm) for
+        `prefetch` items and one more each.  0: threads of this process.
+    prefetch: items kept ready; 0 makes each when it is asked for.
+
+    `close` ends threads and workers.  So does the end of the interpreter, where it was forgotten.
+    """
+
+    def __init__(self, items: Any, num_workers: int = 0, prefetch: int = 2):
+        self._in_shared_memory = num_workers > 0
+        self._held = [iter(_dataset(items, num_workers, prefetch))]
+        self._finalizer = weakref.finalize(self, _close, self._held)
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return not self._held
+
+    def __iter__(self) -> "Prefetched":
+        return self
+
+    def __next__(self) -> Any:
+        item = next(self._held[0])
+        return _copied(item) if self._in_shared_memory else item
+
+    def close(self) -> None:
+        """Ends threads and workers; may be called twice."""
+        self._finalizer()
+
+
+def _close(held: list[Any]) -> None:
+    """Closes grain's iterator and lets go of it, since it complains if it lives until the interpreter ends."""
+    while held:
+        held.pop().close()
+
+
+def _dataset(items: Any, num_workers: int, prefetch: int) -> grain.IterDataset:
+    cv2.setNumThreads(0)  # parallel over items already
+    dataset = grain.MapDataset.source(items)
+    if not num_workers:
+        num_threads = min(prefetch, os.cpu_count() or 1)
+        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # in a notebook nobody does, and grain reads a flag for its workers
+    in_turn = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    each = max(1, math.ceil(prefetch / num_workers))
+    options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=each)
+    return in_turn.mp_prefetch(options, worker_init_fn=_init_worker)
+
+
+def _init_worker(index: int, count: int) -> None:
+    """Ctrl-C is for the main process, which closes its workers; where it was killed, they end by themselves."""
+    del index, count
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _copied(item: Any) -> Any:
+    """The same item out of shared memory, which is freed at once.
+
+    Arrays that someone (a notebook, an accelerator's runtime) still holds when the interpreter ends would
+    otherwise be reported as leaked.
+    """
+    if isinstance(item, dict):
+        return {name: _copied(value) for name, value in item.items()}
+    return np.array(item) if isinstance(item, np.ndarray) else item
