@@ -3,6 +3,7 @@ import io
 import logging
 import os
 import pathlib
+import pickle
 import subprocess
 import sys
 import time
@@ -262,7 +263,12 @@ def test_too_many_bad_records_end_the_iteration_with_their_names():
 def test_nothing_readable_ends_the_iteration():
     with pytest.raises(TooManyBadRecords, match="100 unreadable records in a row") as error:
         take(1, Pairs(unreadable=tuple(range(NUM))))
-    assert len(error.value.records) == 100
+    assert len(error.value.records) == 100 and str(error.value).endswith("\n  and 80 more")
+
+
+def test_the_error_survives_the_way_from_a_worker():
+    error = pickle.loads(pickle.dumps(TooManyBadRecords("too many:", ["a: empty", "b: empty"])))
+    assert str(error) == "too many:\n  a: empty\n  b: empty" and error.records == ("a: empty", "b: empty")
 
 
 @pytest.mark.parametrize(("num_bad", "num_seen", "raises"), [(1, 100, False), (2, 100, True), (50, 99, False)])

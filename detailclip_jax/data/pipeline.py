@@ -36,10 +36,11 @@ MASKS = ("segmentation", "instances")
 
 
 class TooManyBadRecords(RuntimeError):
-    """More unreadable records than allowed; `records` are their keys with the reasons, as in the message."""
+    """More unreadable records than allowed; `records` are their keys with the reasons, the message has 20."""
 
     def __init__(self, message: str, records: Sequence[str] = ()):
-        super().__init__("\n  ".join((message, *records)))
+        more = [f"and {len(records) - 20} more"] if len(records) > 20 else []
+        super().__init__("\n  ".join([message, *records[:20], *more]))
         self.records = tuple(records)
 
 
