@@ -128,7 +128,7 @@ def attention_figure(
         label = NAMES.get(name, name)
         rows[f"{label}\nCLS attention"] = [spread(value, size) for value in values]
         rows[f"{label}\nkept patches"] = [grey_out(image, mask) for image, mask in zip(images, hidden[name])]
-    return image_grid(rows, "Where the CLS token looks, and which patches the student keeps", credit)
+    return image_grid(rows, "Where the CLS token looks, and the patches that its attention keeps", credit)
 
 
 NAMES = {"ema": "EMA teacher"}

@@ -24,6 +24,7 @@ from detailclip_jax.evaluate import (
 from detailclip_jax.evaluate.kept_objects import KeptObjects, touched
 from detailclip_jax.evaluate.retrieval import Retrieval
 from detailclip_jax.evaluate.zero_shot import ZeroShot
+from detailclip_jax.mesh import make_mesh
 from detailclip_jax.models import sizes
 
 SIZE, NUM_CLASSES = 8, 6
@@ -236,7 +237,7 @@ def test_run_all_on_a_real_method(tmp_path, monkeypatch):
     config.model.size = "nano"
     config.model.context_length, config.batch_size, config.total_steps = 16, 8, 1
     config.views.crops["global"].size = 64
-    built = experiment.build(config)
+    built = experiment.build(config, make_mesh(jax.devices()[:1]))
     state = built.init(0)
     results = run_all(built.encode, all_weights(state), config, step=0)
     assert len(results) == 2 * (2 + 4 + 1)

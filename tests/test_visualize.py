@@ -1,5 +1,6 @@
 """Pictures: what goes into them is checked as arrays, and that they are written as files."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from detailclip_jax import experiment, visualize
 from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD, default
 from detailclip_jax.evaluate import figures
+from detailclip_jax.mesh import make_mesh
 from detailclip_jax.models import sizes
 from detailclip_jax.patches import normalise_patches, patchify
 
@@ -86,9 +88,10 @@ def test_loss_curves_draw_the_terms_that_were_logged():
 
 
 def test_figures_of_an_experiment(tmp_path, monkeypatch):
-    """All three pictures from a state, the metrics of its run and nothing else; 8 scenes on 8 devices."""
+    """All three pictures, from a state and the metrics of its run; 3 scenes do not divide over 2 devices."""
+    monkeypatch.setattr(figures, "NUM_SCENES", 4)
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16, 1, 2, 16, 8, 16))
-    built = experiment.build(nano_config("detailclip"))
+    built = experiment.build(nano_config("detailclip"), make_mesh(jax.devices()[:2]))
     state = built.init(0)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "cls": 2.0}\n')
     paths = figures.write(tmp_path, built, state)
@@ -102,7 +105,7 @@ def test_figures_of_an_experiment(tmp_path, monkeypatch):
 
 def test_a_method_without_teacher_and_pixels_has_fewer_pictures(tmp_path, monkeypatch):
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16))
-    built = experiment.build(nano_config("clip"))
+    built = experiment.build(nano_config("clip"), make_mesh(jax.devices()[:1]))
     assert [path.name for path in figures.write(tmp_path, built, built.init(0))] == ["attention.png"]
 
 
