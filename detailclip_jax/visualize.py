@@ -167,14 +167,9 @@ def _curve(axes, points: Sequence[tuple[Any, ...]]) -> None:
     steps, values = zip(*points)
     axes.plot(steps, values, color=BLUE, linewidth=1.4)
     axes.plot(steps[-1], values[-1], "o", color=BLUE, markersize=3)
-    axes.annotate(
-        f"{values[-1]:.3g}",
-        (steps[-1], values[-1]),
-        (0, 5),
-        textcoords="offset points",
-        fontsize=8,
-        ha="right",
-    )
+    axes.annotate(f"{values[-1]:.3g}", points[-1], (5, 0), textcoords="offset points", fontsize=8, va="center")
+    axes.margins(x=0.05)
+    axes.set_xlim(right=steps[-1] + 0.3 * (steps[-1] - steps[0]) + 1)  # room for the number
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(labelsize=7, color=FAINT, labelcolor="#555555")
