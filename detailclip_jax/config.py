@@ -18,6 +18,7 @@ def default() -> ConfigDict:
     c = ConfigDict()
     c.method = "detailclip"
     c.seed = 0
+    c.init = ""  # a checkpoint to start from: its networks, sizes and normalisation; see init_from.py
     c.batch_size = 4096  # over all devices; the reference: 256 x 4 nodes x 4 A100
     c.num_epochs = 25  # used where the data set has a size and total_steps is not given
     c.total_steps = placeholder(int)
@@ -91,13 +92,22 @@ def _views() -> ConfigDict:
 def _model() -> ConfigDict:
     return ConfigDict(
         {
-            "size": "B/16",  # models/sizes.py
+            "size": "B/16",  # models/sizes.py, or "custom": the fields of a Size in `custom`
+            "custom": {},
             "image_size": 224,
             "context_length": 77,
             "vocab_size": 49408,
             "prototypes": placeholder(int),  # default: the size's own (8192 from S/16 up)
             "decoder_depth": placeholder(int),  # default: 1, as in the reference
             "freeze_patch_embed": True,  # the MoCo-v3 trick; SPEC section 1
+            "image_style": {  # models/vit.py; other checkpoints of the field have other values
+                "norm_eps": 1e-6,
+                "activation": "gelu",
+                "pre_norm": False,
+                "patch_bias": True,
+                "pooling": "cls",
+            },
+            "text_activation": "quick_gelu",  # CLIP's
             "dtype": "float32",  # of products; parameters, norms, softmax and losses stay float32
             "remat": "none",  # "none" | "dots" | "full"
         }
@@ -136,6 +146,9 @@ def _optimizer() -> ConfigDict:
             "eps": 1e-8,
             "weight_decay": 0.5,
             "clip_norm": 0.0,  # 0 = no clipping, as in the reference
+            "loaded_rate": 1.0,  # factor on the rate of the parts that `init` brings: their entries in part_rates
+            "part_rates": {},  # part -> factor on its learning rate; 1 for those without an entry
+            "layer_decay": 1.0,  # in the towers of part_rates: one more factor per block below the last
         }
     )
 

@@ -9,7 +9,7 @@ from detailclip_jax.models import sizes
 
 def detailclip(config: ConfigDict) -> Method:
     """The row `detailclip`."""
-    size, losses = sizes.size_named(config.model.size), config.losses
+    size, losses = sizes.size_of(config.model), config.losses
     rule = masking.Rule(sizes.num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
     prototypes = config.model.prototypes or size.prototypes
     views = config.views.crops["global"].count

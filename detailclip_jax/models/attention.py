@@ -43,6 +43,16 @@ def exact_gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": exact_gelu, "quick_gelu": quick_gelu}
+
+
+def activation_named(name: str) -> Callable[[Array], Array]:
+    """The activation of that name; ValueError with the known names otherwise."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is unknown; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
 class LayerNorm(nn.Module):
     """Layer norm computed in float32 whatever the input, returned in `dtype`."""
 

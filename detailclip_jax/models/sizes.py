@@ -9,7 +9,7 @@ from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.heads import LogitScale, PixelHead, Projection, PrototypeHead
 from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.models.vit import VisionTransformer
+from detailclip_jax.models.vit import Style, VisionTransformer
 
 
 class Size(NamedTuple):
@@ -39,16 +39,38 @@ SIZES = {
 }
 
 
+CUSTOM = "custom"
+
+
 def size_named(name: str) -> Size:
     """The size of that name; ValueError with the known names otherwise."""
     if name not in SIZES:
-        raise ValueError(f"model.size {name!r} is unknown; known: {', '.join(SIZES)}")
+        raise ValueError(f"model.size {name!r} is unknown; known: {', '.join(SIZES)}, {CUSTOM}")
     return SIZES[name]
+
+
+def size_of(model: ConfigDict) -> Size:
+    """The size that `config.model` describes: one of the table, or `model.custom` with the fields of a `Size`.
+
+        model.size, model.custom = "custom", {"patch_size": 14, "width": 1024, "depth": 24, "num_heads": 16}
+
+    Raises ValueError that names the missing or unknown fields.
+    """
+    if model.size != CUSTOM:
+        return size_named(model.size)
+    given, known = set(model.custom), set(Size._fields)
+    missing = known - given - set(Size._field_defaults)
+    if missing or given - known:
+        raise ValueError(
+            f"model.custom lacks {sorted(missing)} and has unknown {sorted(given - known)}; its fields are "
+            f"{', '.join(Size._fields)}"
+        )
+    return Size(**model.custom.to_dict())
 
 
 def num_side_patches(model: ConfigDict) -> int:
     """Patches along a side of the image; ValueError if the image is no multiple of the patch."""
-    patch_size = size_named(model.size).patch_size
+    patch_size = size_of(model).patch_size
     if model.image_size % patch_size:
         below = model.image_size // patch_size * patch_size
         raise ValueError(
@@ -70,14 +92,15 @@ def build(model: ConfigDict, parts: tuple[str, ...]) -> Networks:
         "pixel_head": _pixel_head,
         "prototype_head": _prototype_head,
     }
-    size, dtype = size_named(model.size), jnp.dtype(model.dtype)
+    size, dtype = size_of(model), jnp.dtype(model.dtype)
     num_side_patches(model)
     return Networks(**{part: makers[part](model, size, dtype) for part in parts})
 
 
 def _image(model: ConfigDict, size: Size, dtype: jnp.dtype) -> VisionTransformer:
+    style = Style(**model.image_style)
     return VisionTransformer(
-        size.patch_size, size.width, size.depth, size.num_heads, model.image_size, dtype, model.remat
+        size.patch_size, size.width, size.depth, size.num_heads, model.image_size, dtype, model.remat, style
     )
 
 
@@ -90,6 +113,7 @@ def _text(model: ConfigDict, size: Size, dtype: jnp.dtype) -> TextTransformer:
         model.vocab_size,
         dtype,
         model.remat,
+        model.text_activation,
     )
 
 

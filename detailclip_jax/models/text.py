@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from detailclip_jax.models.attention import BlockInit, LayerNorm, block_class, quick_gelu, uniform_fan_in
+from detailclip_jax.models.attention import BlockInit, LayerNorm, activation_named, block_class, uniform_fan_in
 from detailclip_jax.types import Array, Bool, Float, Int
 
 EPS = 1e-5
@@ -40,6 +40,7 @@ class TextTransformer(nn.Module):
     vocab_size: int
     dtype: Any = jnp.float32
     remat: str = "none"
+    activation: str = "quick_gelu"
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -47,7 +48,8 @@ class TextTransformer(nn.Module):
         self.token_embedding = self.param("token_embedding", embedding, (self.vocab_size, self.width))
         self.positions = self.param("positions", positions, (self.context_length, self.width))
         block, init = block_class(self.remat), text_init(self.width, self.depth)
-        self.blocks = [block(self.num_heads, init, EPS, quick_gelu, self.dtype) for _ in range(self.depth)]
+        activation = activation_named(self.activation)
+        self.blocks = [block(self.num_heads, init, EPS, activation, self.dtype) for _ in range(self.depth)]
         self.ln_final = LayerNorm(EPS, self.dtype)
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
