@@ -37,7 +37,5 @@ def get_config(arg=None):
     c.optimizer.warmup_epochs = 1.0
     c.ema.start = 0.99  # .996 -> 1 over 600 steps would leave the teacher at its start
     c.ema.end = 0.998
-    c.losses.pixel_eps = (
-        1e-2  # patches of flat ground have no variance: 1e-6 would make their noise the target
-    )
+    c.losses.pixel_eps = 1e-2  # patches of flat ground have no variance: 1e-6 would make their noise the target
     return c

@@ -145,9 +145,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
 
 
 def _may_differ(name: str) -> bool:
-    return any(
-        name == field.rstrip(".") or (field.endswith(".") and name.startswith(field)) for field in MAY_DIFFER
-    )
+    return any(name == field.rstrip(".") or (field.endswith(".") and name.startswith(field)) for field in MAY_DIFFER)
 
 
 def claim_workdir(workdir: Path, config: ConfigDict, write: bool = True) -> None:
@@ -198,9 +196,7 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
 
 def _steps_per_epoch(batch_size: int, num_examples: int) -> int:
     if num_examples < batch_size:
-        raise ValueError(
-            f"the data set has {num_examples} examples, less than one batch_size of {batch_size}"
-        )
+        raise ValueError(f"the data set has {num_examples} examples, less than one batch_size of {batch_size}")
     return num_examples // batch_size
 
 

@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import masking
 from detailclip_jax.config import default
+from detailclip_jax.data.sources import CAPTION_RULES, SOURCES
+from detailclip_jax.evaluate import EVALUATORS
 from detailclip_jax.losses.distillation import DIVERGENCES
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
@@ -15,14 +17,14 @@ from detailclip_jax.run_config import flatten, unknown
 
 CHOICES: dict[str, Iterable[str]] = {
     "method": METHODS,
-    "model.size": sizes.SIZES,
+    "model.size": (*sizes.SIZES, sizes.CUSTOM),
     "model.remat": REMAT,
     "model.dtype": ("float32", "bfloat16", "float16"),
     "masking.strategy": masking.STRATEGIES,
     "masking.granularity": masking.CELLS,
     "losses.divergence": DIVERGENCES,
-    "data.source": ("stickers", "records", "tfds"),
-    "data.caption": ("random", "concat"),
+    "data.source": SOURCES,
+    "data.caption": CAPTION_RULES,
     "views.teacher": ("same", "enclosing"),
 }
 AT_LEAST_ONE = (
@@ -46,6 +48,8 @@ def validate(config: ConfigDict) -> None:
     _check_tuples(fields)
     _check_crops(config)
     _check_best_metric(config)
+    for name in config.evaluators:
+        check_choice("evaluator", name, EVALUATORS)
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
@@ -77,13 +81,12 @@ def _check_crops(config: ConfigDict) -> None:
     sizes.num_side_patches(config.model)
     size = config.views.crops["global"].size
     if size != config.model.image_size:
-        raise ValueError(
-            f"views.crops.global.size {size} must equal model.image_size {config.model.image_size}"
-        )
+        raise ValueError(f"views.crops.global.size {size} must equal model.image_size {config.model.image_size}")
 
 
 def _check_best_metric(config: ConfigDict) -> None:
     if config.best_metric and not config.evaluate_every:
         raise ValueError(
-            f"best_metric {config.best_metric!r} is only known where the run evaluates; set evaluate_every to a number of steps"
+            f"best_metric {config.best_metric!r} is only known where the run evaluates; "
+            "set evaluate_every to a number of steps"
         )

@@ -76,15 +76,13 @@ def test_bad_config_argument(spec, message):
 
 def test_missing_config_file_names_the_nearest(monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(
-        FileNotFoundError, match=r"did you mean 'configs/stickers.py'\? Known: .*vitb16_yfcc.py"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'configs/stickers.py'\? Known: .*vitb16_yfcc.py"):
         load("configs/sticker.py")
 
 
 def test_missing_config_file_without_a_configs_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no config file 'x.py'.*no folder configs"):
+    with pytest.raises(FileNotFoundError, match=r"no config file 'x.py'.*no folder configs"):
         load("x.py")
 
 
@@ -168,9 +166,7 @@ def test_workdir_of_another_config_is_refused(tmp_path):
     config = resolve(config_of(), YFCC15M)
     claim_workdir(tmp_path / "run", config)
     other = resolve(config_of(batch_size=64, **{"model.size": "S/16"}), YFCC15M)
-    with pytest.raises(
-        ValueError, match=r"(?s)batch_size: 128 there, 64 now.*model.size: 'tiny' there, 'S/16' now"
-    ):
+    with pytest.raises(ValueError, match=r"(?s)batch_size: 128 there, 64 now.*model.size: 'tiny' there, 'S/16' now"):
         claim_workdir(tmp_path / "run", other)
     assert "128" in (tmp_path / "run/config.json").read_text()
 

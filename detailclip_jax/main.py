@@ -1,0 +1,135 @@
+"""Trains the run that a config file describes, and goes on with it where it was stopped.
+
+    python -m detailclip_jax.main --config=configs/stickers.py
+    python -m detailclip_jax.main --config=configs/stickers.py:method=clip --config.seed=1 --workdir=runs/clip-1
+
+--config names a file of configs/, with an argument of its own behind a colon; --config.NAME=VALUE sets a field of it.
+The workdir (default: runs/ and the config's name) receives config.json, metrics.jsonl, tensorboard/, checkpoints/,
+and at the end results.json, report.md and figures/.  The same command goes on from the last checkpoint; Ctrl-C and
+SIGTERM save first.  Several processes (several hosts) find each other through SLURM, Open MPI, Kubernetes or a TPU
+pod, or through --coordinator, --num_processes and --process_id; launch/local.sh starts them on one machine.
+"""
+
+import keyword
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from detailclip_jax import run_config
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py, or configs/NAME.py:ARGUMENT.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, to run as several processes.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+
+USAGE_ERROR, RUN_ERROR = 2, 1
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Flags as absl parses them, after the config's own names were checked: messages, no tracebacks."""
+    spec = _config_spec(argv)
+    if not any(re.match(r"--?help", argument) for argument in argv):
+        if spec is None:
+            _fail("--config is missing. " + _example())
+        try:
+            run_config.check_overrides(run_config.load(spec), _override_names(argv))
+        except (ValueError, FileNotFoundError) as error:
+            _fail(str(error))
+    sys.argv[:] = [_quote_keywords(argument) for argument in argv]  # config_flags reads it from there
+    return app.parse_flags_with_usage(list(sys.argv))
+
+
+def _example() -> str:
+    return "For example: python -m detailclip_jax.main --config=configs/stickers.py (--help says more)"
+
+
+def _config_spec(argv: Sequence[str]) -> str | None:
+    """The value of --config=VALUE or --config VALUE; the last one counts."""
+    spec = None
+    for index, argument in enumerate(argv):
+        if match := re.match(r"--?config=(.*)", argument):
+            spec = match.group(1)
+        elif re.fullmatch(r"--?config", argument) and index + 1 < len(argv):
+            spec = argv[index + 1]
+    return spec
+
+
+def _override_names(argv: Sequence[str]) -> list[str]:
+    """Dotted names of --config.NAME=VALUE; --noconfig.NAME switches a bool off."""
+    matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv)
+    return [match.group(1) for match in matches if match]
+
+
+def _quote_keywords(argument: str) -> str:
+    """--config.views.crops.global.size -> --config.views.crops["global"].size: config_flags parses names as Python."""
+    flag, equals, value = argument.partition("=")
+    if not re.match(r"--?(?:no)?config\.", flag):
+        return argument
+    first, *parts = flag.split(".")
+    quoted = (f'["{part}"]' if keyword.iskeyword(part) else f".{part}" for part in parts)
+    return first + "".join(quoted) + equals + value
+
+
+def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
+    """Ends the program with a message for the user; -v 1 shows where the error came from."""
+    logging.debug("the error was raised here", exc_info=True)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def join_processes() -> None:
+    """Joins the other processes of this run, if it was launched as several."""
+    import jax
+
+    explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if any(value is not None for value in explicit):
+        if None in explicit:
+            raise ValueError("--coordinator, --num_processes and --process_id belong together; give all three")
+        jax.distributed.initialize(*explicit)
+    elif launched_as_several(os.environ):
+        jax.distributed.initialize()
+
+
+def launched_as_several(environment: os._Environ | dict[str, str]) -> bool:
+    """Whether a launcher that jax recognises by itself started more than one process."""
+    counts = (environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
+    return any(int(count) > 1 for count in counts) or "," in hosts
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs, with errors that a user can act on as one message."""
+    if len(argv) > 1:
+        _fail(f"unexpected argument {argv[1]!r}; every argument starts with --. {_example()}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # the checkpoint library is talkative
+    try:
+        return _prepare_and_train()
+    except KeyboardInterrupt:  # outside of the loop, which saves first
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def _prepare_and_train() -> int:
+    try:
+        join_processes()
+        from detailclip_jax import train  # jax and the networks: after the flags, so that --help is quick
+
+        workdir = _WORKDIR.value or run_config.default_workdir(_config_spec(sys.argv) or "run")
+        run = train.prepare(_CONFIG.value, workdir)
+    except (ValueError, FileNotFoundError) as error:
+        _fail(str(error))
+    try:
+        return train.train(run)
+    except train.RUN_ERRORS as error:
+        _fail(str(error), RUN_ERROR)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,166 @@
+"""What surrounds the steps of a run: its numbers, its checkpoints, its evaluations and its profile."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from detailclip_jax import evaluate, provenance
+from detailclip_jax.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.experiment import Experiment, dummy_batch
+from detailclip_jax.mesh import sharded
+from detailclip_jax.metrics import MetricWriter, NonFiniteError, NoWriter, check_finite
+from detailclip_jax.progress import Clock, Console, progress_line
+from detailclip_jax.run_config import to_json, unknown
+from detailclip_jax.train_state import TrainState
+from detailclip_jax.types import Array
+
+RUN_AHEAD = 2  # steps that may wait on the device; the next batch travels while one is computed
+PROFILE_AFTER = 5  # steps before a profile starts, so that it shows the steady state
+
+
+class Run(NamedTuple):
+    """A run whose parts are made and checked; nothing has been computed yet."""
+
+    config: ConfigDict  # resolved
+    workdir: Path
+    experiment: Experiment
+    source: Any  # random access to examples
+    console: Console
+
+    @property
+    def terms(self) -> list[str]:
+        """The loss terms of this method, by name."""
+        return list(self.experiment.method.losses)
+
+
+class Session:
+    """Keeps the scalars of the steps on the device, and reads them in one go where the run logs or saves.
+
+    Every step's scalars are checked then, so a non-finite loss is named with its own step although nothing waits for
+    the device in between; and no checkpoint is written of a state that came after one.
+    """
+
+    def __init__(self, run: Run, checkpoints: Checkpoints, start: int):
+        """Opens the writers for the run that goes on after step `start`."""
+        self.run, self.checkpoints = run, checkpoints
+        self.clock = Clock()
+        self.scores: tuple[int, Mapping[str, float]] | None = None  # of the last evaluation, and its step
+        self._pending: list[tuple[int, Mapping[str, Array]]] = []
+        self._last: dict[str, float] = {}
+        self._start = self._logged = start
+        self._tracing = False
+        self._record = run_record(run)
+        self._writer = MetricWriter(run.workdir, start) if jax.process_index() == 0 else NoWriter()
+
+    def __enter__(self) -> "Session":
+        """Nothing to do: the writer is open."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the writer and lets the last progress line stand."""
+        self.run.console.end_live()
+        self._stop_trace()
+        self._writer.close()
+
+    def compile(self, state: TrainState) -> Callable[..., Any]:
+        """The compiled step; says how long that took."""
+        self.run.console.live("compiling the training step ...")
+        began = time.perf_counter()
+        step = self.run.experiment.train_step.lower(state, batch_shapes(self.run)).compile()
+        self.run.console.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
+        self.clock = Clock()
+        return step
+
+    def add(self, step: int, values: Mapping[str, Array]) -> None:
+        """Takes the scalars of a step that was just started; waits until at most RUN_AHEAD steps are unfinished."""
+        self._pending.append((step, values))
+        if len(self._pending) > RUN_AHEAD:
+            jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
+        self._profile(step - self._start)
+
+    def _profile(self, done: int) -> None:
+        """Traces `profile_steps` steps, the first ones after PROFILE_AFTER."""
+        steps = self.run.config.profile_steps
+        if steps and done == PROFILE_AFTER:
+            jax.profiler.start_trace(str(self.run.workdir / "profile"))
+            self._tracing = True
+        if done == PROFILE_AFTER + steps:
+            self._stop_trace()
+
+    def _stop_trace(self) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
+            self.run.console.say(f"profile written to {self.run.workdir / 'profile'} (TensorBoard reads it)")
+
+    def _read(self) -> dict[str, float]:
+        """The scalars of the last step, after all since the last read were found finite."""
+        for step, values in jax.device_get(self._pending):
+            self._last = {name: float(value) for name, value in values.items()}
+            try:
+                check_finite(step, self._last, self.run.terms)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}; {self._last_good()}") from None
+        self._pending.clear()
+        return self._last
+
+    def _last_good(self) -> str:
+        steps = self.checkpoints.steps()
+        where = f"the last good one is step {steps[-1]}" if steps else "there is none yet"
+        return f"checkpoints in {self.checkpoints.folder}: {where}"
+
+    def log(self, step: int) -> None:
+        """Writes the scalars of `step`, the speed since the last line, and shows the progress line."""
+        config = self.run.config
+        scalars = self._read()
+        speed = self.clock.lap((step - self._logged) * config.batch_size)
+        values = {"loss": scalars["loss"]} | scalars | speed
+        self._logged = step
+        self._writer.write("metrics", step, values)
+        line = progress_line(step, config.total_steps, values, self.run.terms, config.batch_size)
+        self.run.console.live(line)
+
+    def evaluate(self, step: int, state: TrainState) -> Mapping[str, float]:
+        """Runs the evaluators (once per step) and writes their numbers.
+
+        Raises EvaluatorError, and CheckpointError if `best_metric` is not among the numbers.
+        """
+        if self.scores is None or self.scores[0] != step:
+            config, weights = self.run.config, evaluate.all_weights(state)
+            with self.clock.paused():
+                scores = evaluate.run_all(self.run.experiment.encode, weights, config, step)
+            self._writer.write_anew("evaluations", step, scores)
+            self.scores = step, scores
+            if config.best_metric and config.best_metric not in scores:
+                raise CheckpointError(unknown("best_metric", config.best_metric, scores))
+        return self.scores[1]
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts a checkpoint of a state whose steps were all finite, with the scores if it was just evaluated."""
+        self._read()
+        scores = self.scores[1] if self.scores and self.scores[0] == step else None
+        data = {"examples": step * self.run.config.batch_size}
+        with self.clock.paused():
+            self.checkpoints.save(step, state, data, self._record, scores)
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """What a checkpoint says about its origin, beside the arrays."""
+    return {
+        "config": to_json(run.config),
+        "git_revision": provenance.git_revision(),
+        "versions": provenance.versions(),
+        "data_fingerprint": provenance.data_fingerprint(run.source),
+    }
+
+
+def batch_shapes(run: Run) -> Any:
+    """Shapes and shardings of a global batch."""
+    sharding = sharded(run.experiment.mesh)
+    size = run.config.batch_size
+    one = dummy_batch(run.config)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=sharding), one)

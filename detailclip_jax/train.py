@@ -1,0 +1,142 @@
+"""The training loop: build, restore or start, step, log, save, evaluate, report."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from detailclip_jax import evaluate, experiment, provenance, run_config
+from detailclip_jax.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.data import pipeline
+from detailclip_jax.evaluate import report
+from detailclip_jax.interrupt import Interrupt
+from detailclip_jax.metrics import NonFiniteError
+from detailclip_jax.progress import Console
+from detailclip_jax.schedules import clamp_warmup
+from detailclip_jax.session import Run, Session
+from detailclip_jax.train_state import TrainState
+from detailclip_jax.validation import validate
+
+RUN_ERRORS = (
+    NonFiniteError,
+    CheckpointError,
+    pipeline.TooManyBadRecords,
+)  # what ends a run with a message instead of a traceback
+
+
+def prepare(config: ConfigDict, workdir: str | Path) -> Run:
+    """Checks the config, opens the data, builds the experiment and claims the workdir.
+
+    Raises ValueError or FileNotFoundError, with a message for the user, for whatever cannot be meant.
+    """
+    validate(config)
+    source = pipeline.open_source(config)
+    config = run_config.resolve(config, len(source))
+    built = experiment.build(config)
+    run_config.claim_workdir(Path(workdir), config, write=jax.process_index() == 0)
+    return Run(config, Path(workdir), built, source, Console(enabled=jax.process_index() == 0))
+
+
+def train(run: Run) -> int:
+    """Trains to `total_steps`, from the last checkpoint if there is one.
+
+    Returns the exit code: 0, or 128 + the number of the signal that ended the run early (it saved first).
+    Raises NonFiniteError, naming term and step, and CheckpointError.
+    """
+    introduce(run)
+    config = run.config
+    store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn)
+    with closing(store) as checkpoints:
+        start = restore_or_init(run, checkpoints)
+        with Session(run, checkpoints, start.step) as session:
+            with Interrupt() as interrupt:
+                state, step = loop(session, start, interrupt)
+            if not interrupt.received:
+                finish(session, state, step)
+    if interrupt.received:
+        left = f"saved at step {step} of {config.total_steps}; the same command goes on from there"
+        run.console.say(f"{interrupt.received.name}: {left}")
+    return interrupt.exit_code
+
+
+def introduce(run: Run) -> None:
+    """Says what is about to run, on what, and where it goes."""
+    config, say = run.config, run.console.say
+    devices = jax.devices()
+    say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
+    say(f"data {config.data.source}: {len(run.source):,} examples")
+    say(f"{config.total_steps:,} steps of {config.batch_size}; workdir {run.workdir}")
+    asked = experiment.warmup_steps(config)
+    given = clamp_warmup(asked, config.total_steps)
+    if given != asked:
+        say(f"the warm-up of {asked} steps does not fit into {config.total_steps}: shortened to {given}")
+    say(run.experiment.parameter_table())
+
+
+class Start(NamedTuple):
+    """Where a run begins: step 0, or a checkpoint."""
+
+    state: TrainState
+    step: int
+    examples: int  # consumed before
+
+
+def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
+    """The newest checkpoint that can be read, or a fresh state."""
+    restored = checkpoints.restore(run.experiment.state_shapes)
+    if restored is None:
+        return Start(run.experiment.init(run.config.seed), step=0, examples=0)
+    run.console.say(f"going on from the checkpoint of step {restored.step}")
+    before, now = restored.run["data_fingerprint"], provenance.data_fingerprint(run.source)
+    if before != now:
+        run.console.warn(f"the data has changed since this checkpoint (fingerprint {before}, now {now})")
+    return Start(restored.state, restored.step, restored.data["examples"])
+
+
+def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainState, int]:
+    """Steps start + 1 .. total_steps.  Nothing here waits for the device but `session`, at its intervals."""
+    run, config = session.run, session.run.config
+    state, step = start.state, start.step
+    if step >= config.total_steps:
+        run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N trains on")
+        return state, step
+    train_step = session.compile(state)
+    with open_batches(run, start.examples) as batches:
+        for step in range(start.step + 1, config.total_steps + 1):
+            with session.clock.waiting():
+                batch = next(batches)
+            state, metrics = train_step(state, run.experiment.put(batch))
+            session.add(step, metrics)
+            stop, last = interrupt.reached(step), step == config.total_steps
+            if last or step % config.log_every == 0:
+                session.log(step)
+            if config.evaluate_every and step % config.evaluate_every == 0:
+                session.evaluate(step, state)
+            if stop or last or step % config.checkpoint_every == 0:
+                session.save(step, state)
+            if stop:
+                break
+    return state, step
+
+
+def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
+    """This process's batches after so many examples over all processes."""
+    return pipeline.open_pipeline(run.config, run.source, jax.process_index(), jax.process_count(), examples)
+
+
+def finish(session: Session, state: TrainState, step: int) -> None:
+    """The final table and figures, where the config asks for them."""
+    run = session.run
+    if not run.config.evaluate_at_end:
+        return
+    run.console.say("evaluating ...")
+    scores = session.evaluate(step, state)
+    if jax.process_index() == 0:
+        run.console.say(report.write(run.workdir, scores, run.config, step))
+    try:
+        figures = evaluate.figures.write(run.workdir, run.experiment, state)
+        run.console.say("".join(f"{file}\n" for file in figures))
+    except ImportError as error:  # an optional extra: the run and its table are complete without it
+        run.console.warn(f"no figures: {error}")

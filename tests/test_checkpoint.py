@@ -1,0 +1,239 @@
+"""Checkpoints: round trips, retention, damage, and loading without a run."""
+
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from detailclip_jax import config as base
+from detailclip_jax import experiment
+from detailclip_jax.checkpoint import CheckpointError, Checkpoints, checksums, load
+from detailclip_jax.mesh import make_mesh
+from detailclip_jax.run_config import to_json
+
+
+@struct.dataclass
+class State:
+    step: Any
+    params: Any
+    opt_state: Any
+
+
+WHOLE = P()
+
+
+def sharding(devices, spec=WHOLE):
+    return NamedSharding(make_mesh(jax.devices()[:devices]), spec)
+
+
+def state_of(seed=0, devices=1, spec=WHOLE):
+    kernel = jax.random.normal(jax.random.key(seed), (64, 128))
+    state = State(jnp.int32(seed), {"kernel": kernel, "half": kernel.astype(jnp.bfloat16)}, (jnp.zeros(8), ()))
+    return jax.device_put(state, jax.tree.map(lambda x: sharding(devices, spec if x.ndim else P()), state))
+
+
+def target_of(state, devices=1):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(devices)), state)
+
+
+def save(checkpoints, steps, scores=None):
+    for step in steps:
+        score = (scores or {}).get(step)
+        checkpoints.save(step, state_of(step), {"examples": 10 * step}, {"config": "{}"}, score)
+    checkpoints.wait()
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Opens Checkpoints of one workdir, with its warnings in a list, and closes them at the end."""
+    made = []
+
+    def open_again(**options):
+        warnings = []
+        made.append(Checkpoints(tmp_path, warn=warnings.append, **options))
+        return made[-1], warnings
+
+    yield open_again
+    for checkpoints in made:
+        checkpoints.close()
+
+
+def largest_file(folder):
+    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+def flip_bit(file):
+    damaged = bytearray(file.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    file.write_bytes(damaged)
+
+
+def assert_equal(state, other):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), state, other)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_round_trip_onto_another_number_of_devices(opened, devices):
+    state = state_of(seed=3, devices=8)
+    checkpoints, _ = opened()
+    checkpoints.save(3, state, {"examples": 96}, {"config": "{}", "git_revision": "abc"})
+    checkpoints.wait()
+    restored = checkpoints.restore(target_of(state, devices))
+    assert_equal(restored.state, state)
+    assert restored.state.params["kernel"].sharding == sharding(devices)
+    assert (restored.step, restored.data) == (3, {"examples": 96})
+    assert restored.run == {"config": "{}", "git_revision": "abc"}
+
+
+def test_empty_workdir_restores_nothing(opened):
+    assert opened()[0].restore(target_of(state_of())) is None
+
+
+def test_keeps_the_last_and_the_best(opened):
+    checkpoints, _ = opened(max_to_keep=2, best_metric="top1")
+    save(checkpoints, range(1, 6), {2: {"top1": 0.9}, 4: {"top1": 0.1}})
+    assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 4, 5], 2)
+
+
+def test_retention_holds_over_a_restart(opened):
+    save(opened(max_to_keep=1, best_metric="top1")[0], [1, 2, 3], {1: {"top1": 0.5}, 2: {"top1": 0.7}})
+    checkpoints, _ = opened(max_to_keep=1, best_metric="top1")
+    save(checkpoints, [4, 5], {4: {"top1": 0.6}})
+    assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 5], 2)
+
+
+def test_without_a_best_metric_only_the_last_stay(opened):
+    checkpoints, _ = opened(max_to_keep=2)
+    save(checkpoints, range(1, 5), {1: {"top1": 1.0}})
+    assert checkpoints.steps() == [3, 4]
+
+
+def remove_state(folder):
+    shutil.rmtree(folder / "state")
+
+
+def cut_largest(folder):
+    file = largest_file(folder)
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def flip_largest(folder):
+    flip_bit(largest_file(folder))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the reader drops a coroutine
+@pytest.mark.parametrize("damage", [remove_state, cut_largest, empty, flip_largest])
+def test_a_damaged_checkpoint_gives_way_to_the_previous_one(opened, damage):
+    checkpoints, _ = opened(max_to_keep=3)
+    save(checkpoints, [1, 2])
+    damage(checkpoints.folder / "2")
+    checkpoints, warnings = opened(max_to_keep=3)
+    restored = checkpoints.restore(target_of(state_of()))
+    assert restored.step == 1
+    assert_equal(restored.state, state_of(1))
+    assert "checkpoint 2" in warnings[0] and "cannot be read" in warnings[0]
+    save(checkpoints, [2])  # the run comes to step 2 again and may write it
+    assert checkpoints.steps() == [1, 2]
+    assert checkpoints.restore(target_of(state_of())).step == 2
+
+
+def test_nothing_readable_is_an_error_and_nothing_is_moved(opened):
+    checkpoints, _ = opened()
+    save(checkpoints, [1, 2])
+    for step in (1, 2):
+        remove_state(checkpoints.folder / str(step))
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint in .* can be read:\n  2: .*\n  1: .*Move that"):
+        opened()[0].restore(target_of(state_of()))
+    assert {entry.name for entry in checkpoints.folder.iterdir()} == {"1", "2"}
+
+
+def test_what_a_kill_left_unfinished_is_removed(opened, tmp_path):
+    left = tmp_path / "checkpoints/7.orbax-checkpoint-tmp"
+    (left / "state").mkdir(parents=True)
+    checkpoints, _ = opened()
+    assert not left.exists()
+    assert checkpoints.steps() == []
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_state_that_is_not_finite_is_not_saved(opened, bad):
+    state = state_of().replace(opt_state=(jnp.zeros(8).at[3].set(bad), ()))
+    checkpoints, _ = opened()
+    with pytest.raises(CheckpointError, match=r"not finite in .opt_state\[0\] \(1 of 4 arrays\)"):
+        checkpoints.save(1, state, {}, {})
+    assert checkpoints.steps() == []
+
+
+def test_checksums_see_every_bit_and_no_sharding():
+    state = state_of(devices=1)
+    kernel = np.asarray(state.params["kernel"])
+    assert checksums(state)[".params['kernel']"] == int(kernel.view(np.uint32).sum(dtype=np.uint64) % 2**32)
+    assert checksums(state) == checksums(state_of(devices=8)) == checksums(state_of(devices=8, spec=P("data")))
+    changed = state.replace(params=state.params | {"kernel": kernel + np.float32(1e-7) * (kernel == kernel[0, 0])})
+    assert checksums(changed) != checksums(state)
+
+
+def tiny_config():
+    config = base.default()
+    config.update_from_flattened_dict(
+        {
+            "batch_size": 8,
+            "total_steps": 4,
+            "steps_per_epoch": 2,
+            "model.size": "tiny",
+            "model.image_size": 16,
+            "model.context_length": 8,
+            "model.vocab_size": 32,
+            "model.prototypes": 16,
+        }
+    )
+    config.views.crops["global"].size = 16
+    return config
+
+
+@pytest.fixture(scope="module")
+def saved_run(tmp_path_factory):
+    config, workdir = tiny_config(), tmp_path_factory.mktemp("run")
+    shapes = experiment.build(config, make_mesh(jax.devices()[:1])).state_shapes
+    rng = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: jax.device_put(rng.random(x.shape).astype(x.dtype), x.sharding), shapes)
+    checkpoints = Checkpoints(workdir)
+    for step in (1, 2):
+        marked = state.replace(ema_params=jax.tree.map(lambda x, step=step: x + step, state.ema_params))
+        checkpoints.save(step, marked, {"examples": 8}, {"config": to_json(config)})
+    checkpoints.close()
+    return workdir, state
+
+
+def test_load_gives_model_parameters_and_config(saved_run):
+    workdir, state = saved_run
+    model, variables, config = load(workdir)
+    assert_equal(variables["params"], state.params)
+    assert_equal(variables["ema_params"], jax.tree.map(lambda x: x + 2, state.ema_params))
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(variables))
+    assert to_json(config) == to_json(tiny_config())
+    embedding = model.apply({"params": variables["params"]}, jnp.zeros((2, 16, 16, 3)), method="embed_image")
+    assert embedding.shape == (2, 64)
+
+
+def test_load_of_an_older_step(saved_run):
+    workdir, state = saved_run
+    assert_equal(load(str(workdir), step=1)[1]["ema_params"], jax.tree.map(lambda x: x + 1, state.ema_params))
+
+
+def test_load_names_the_steps_there_are(saved_run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5 in .*; its steps are 1, 2"):
+        load(saved_run[0], step=5)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*; it has none"):
+        load(tmp_path)

@@ -1,0 +1,131 @@
+"""The command: what it says to mistakes, and a run that is killed, stopped and goes on as if it had not been."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from detailclip_jax.main import launched_as_several
+from detailclip_jax.metrics import read_lines
+
+ROOT = Path(__file__).parents[1]
+SMALLEST = "tests/configs/smallest.py"
+MEASURED = ("images_per_second", "data_wait")
+
+
+def command(*flags):
+    return [sys.executable, "-m", "detailclip_jax.main", *flags]
+
+
+def environment(cache=None):
+    """One CPU device; little compilation, and that shared between the runs of a test."""
+    quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    shared = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return os.environ | quick | (shared if cache else {})
+
+
+def finished(*flags, cache=None):
+    return subprocess.run(
+        command(*flags), cwd=ROOT, env=environment(cache), capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "--config is missing. For example"),
+        (["--config=configs/sticker.py"], "did you mean 'configs/stickers.py'?"),
+        (["--config", f"{SMALLEST}:metod=clip"], "unknown config argument 'metod'; known: method"),
+        ([f"--config={SMALLEST}", "--config.batchsize=4"], "did you mean 'batch_size'?"),
+        ([f"--config={SMALLEST}", "--config.batch_size=many"], "--config.batch_size=many"),
+        ([f"--config={SMALLEST}", "--config.views.crops.global.size=x"], '--config.views.crops["global"].size=x'),
+        ([f"--config={SMALLEST}", "--worksir=x"], "Did you mean: workdir ?"),
+    ],
+)
+def test_mistakes_in_flags_get_a_message(flags, message):
+    result = finished(*flags)
+    assert result.returncode in (1, 2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_explains_without_importing_jax():
+    run = [sys.executable, "-X", "importtime", "-m", "detailclip_jax.main", "--help"]
+    result = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
+    assert "goes on with it where it was stopped" in result.stdout
+    assert "ml_collections" in imported and "jax" not in imported
+
+
+@pytest.mark.parametrize(
+    "variables, several",
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "16"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "host-0"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
+    ],
+)
+def test_launchers_are_recognised(variables, several):
+    assert launched_as_several(variables) is several
+
+
+def stopped(workdir, cache, number, lines):
+    """Starts the run, sends the signal once metrics.jsonl has so many lines, returns (exit code, output)."""
+    process = subprocess.Popen(
+        command(f"--config={SMALLEST}", f"--workdir={workdir}"),
+        cwd=ROOT,
+        env=environment(cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while num_lines(workdir) < lines and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output
+
+
+def num_lines(workdir):
+    file = workdir / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def trajectory(workdir):
+    """Every logged number that training itself made; each step stands once."""
+    lines = read_lines(workdir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+
+def test_killed_and_stopped_runs_go_on_bit_for_bit(tmp_path):
+    """kill -9 in the middle, on again, then SIGTERM: the numbers are those of a run that nothing disturbed."""
+    whole, broken, cache = tmp_path / "whole", tmp_path / "broken", tmp_path / "cache"
+    result = finished(f"--config={SMALLEST}", f"--workdir={whole}", cache=cache)
+    assert result.returncode == 0, result.stderr
+
+    code, _ = stopped(broken, cache, signal.SIGKILL, lines=10)
+    assert code == -signal.SIGKILL
+    killed_at = num_lines(broken)
+    code, output = stopped(broken, cache, signal.SIGTERM, lines=killed_at + 5)
+    assert code == 128 + signal.SIGTERM, output
+    assert "going on from the checkpoint of step" in output
+
+    reached = num_lines(broken)
+    assert killed_at < reached <= 40
+    assert f"SIGTERM: saved at step {reached} of 40; the same command goes on from there" in output
+    assert (broken / f"checkpoints/{reached}").is_dir()
+    assert trajectory(broken) == trajectory(whole)[:reached]
+
+
+def test_mistakes_that_need_the_parts_get_a_message(tmp_path):
+    result = finished(f"--config={SMALLEST}", "--config.model.size=B/15", f"--workdir={tmp_path}/a")
+    assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+    assert "error: unknown model.size 'B/15'; did you mean 'B/16'?" in result.stderr

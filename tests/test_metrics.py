@@ -1,0 +1,153 @@
+"""Numbers of a run: lines that a restart keeps, events, the finite check, and the progress line."""
+
+import io
+import json
+
+import pytest
+
+from detailclip_jax.metrics import MetricWriter, NonFiniteError, append_line, check_finite, drop_lines_after, read_lines
+from detailclip_jax.progress import Clock, Console, duration, progress_line
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_lines_hold_the_step_first_and_floats_exactly(tmp_path):
+    file, third = tmp_path / "m.jsonl", 1 / 3
+    append_line(file, 10, {"loss": third})
+    assert file.read_text().startswith('{"step": 10, ')
+    assert read_lines(file) == [{"step": 10, "loss": third}]
+
+
+@pytest.mark.parametrize("step, kept", [(0, []), (20, [10, 20]), (25, [10, 20]), (99, [10, 20, 30])])
+def test_lines_past_the_restored_step_go(tmp_path, step, kept):
+    file = tmp_path / "m.jsonl"
+    for logged in (10, 20, 30):
+        append_line(file, logged, {"loss": 1.0})
+    drop_lines_after(file, step)
+    assert [line["step"] for line in read_lines(file)] == kept
+
+
+def test_half_a_line_that_a_kill_left_goes_too(tmp_path):
+    file = tmp_path / "m.jsonl"
+    append_line(file, 10, {"loss": 1.0})
+    with file.open("a") as lines:
+        lines.write('{"step": 20, "lo')
+    drop_lines_after(file, 20)
+    append_line(file, 20, {"loss": 2.0})
+    assert [line["step"] for line in read_lines(file)] == [10, 20]
+
+
+def write_steps(workdir, start, steps):
+    writer = MetricWriter(workdir, start)
+    for step in steps:
+        writer.write("metrics", step, {"loss": float(step)})
+    writer.close()
+
+
+def test_a_restart_writes_each_step_once(tmp_path):
+    write_steps(tmp_path, 0, [1, 2, 3])
+    write_steps(tmp_path, 1, [2, 3, 4])
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_an_evaluation_that_is_run_again_stands_once(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    for top1 in (0.1, 0.2):
+        writer.write_anew("evaluations", 600, {"top1": top1})
+    writer.close()
+    assert read_lines(tmp_path / "evaluations.jsonl") == [{"step": 600, "top1": 0.2}]
+
+
+def test_tensorboard_gets_the_same_scalars(tmp_path):
+    write_steps(tmp_path, 0, [7])
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert file.name.startswith("events.out.tfevents.")
+    assert b"loss" in file.read_bytes()
+
+
+def test_finite_metrics_pass():
+    check_finite(1, {"loss": 1.0, "clip": -2.0}, ["clip"])
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"loss": NAN, "clip": 4.0, "cls": NAN}, r"step 7: loss term cls is nan \(also not finite: loss\)"),
+        ({"loss": INF, "clip": INF, "cls": 1.0}, r"step 7: loss term clip is inf \(also not finite: loss\)"),
+        ({"loss": 1.0, "clip": 1.0, "grad_norm": NAN}, r"step 7: grad_norm is nan$"),
+    ],
+)
+def test_what_is_not_finite_is_named(values, message):
+    with pytest.raises(NonFiniteError, match=message):
+        check_finite(7, values, ["clip", "cls"])
+
+
+class Time:
+    """A clock that is set by hand."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def test_clock_measures_speed_and_waiting_and_leaves_pauses_out():
+    time = Time()
+    clock = Clock(time)
+    for lap in range(2):
+        with clock.waiting():
+            time.seconds += 1
+        time.seconds += 3
+        with clock.paused():
+            time.seconds += 100 + lap
+        assert clock.lap(num_images=80) == {"images_per_second": 20.0, "data_wait": 0.25}
+
+
+def test_progress_line():
+    values = {"loss": 9.1234, "clip": 4.21, "cls": 4.9134, "images_per_second": 128.0, "data_wait": 0.034}
+    assert progress_line(120, 600, values, ["clip", "cls"], batch_size=128) == (
+        "step 120/600 | eta 8:00 | loss 9.123 clip 4.210 cls 4.913 | 128 images/s | data wait 3%"
+    )
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "0:00"), (61.4, "1:01"), (3599.6, "1:00:00"), (90_061, "25:01:01")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_console_rewrites_one_line_on_a_terminal():
+    stream = Terminal()
+    console = Console(stream=stream)
+    console.live("step 1")
+    console.live("step 2")
+    console.say("saved")
+    assert stream.getvalue() == "\r\x1b[Kstep 1\r\x1b[Kstep 2\r\x1b[Ksaved\n"
+
+
+def test_console_writes_plain_lines_elsewhere():
+    stream = io.StringIO()
+    console = Console(stream=stream)
+    console.live("step 1")
+    console.warn("odd")
+    console.end_live()
+    assert stream.getvalue() == "step 1\n*** WARNING: odd\n"
+
+
+def test_other_processes_are_silent():
+    stream = io.StringIO()
+    Console(enabled=False, stream=stream).say("hello")
+    assert stream.getvalue() == ""
+
+
+def test_metric_values_with_attributes_are_plain_numbers_in_json(tmp_path):
+    class Metric(float):
+        chance = 0.1
+
+    append_line(tmp_path / "m.jsonl", 1, {"top1": Metric(0.5)})
+    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "top1": 0.5}

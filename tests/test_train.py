@@ -1,0 +1,216 @@
+"""The loop, around an experiment so small that it compiles at once: one weight that is pulled towards 3."""
+
+import io
+import os
+import signal
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from detailclip_jax import run_config
+from detailclip_jax import train as loop
+from detailclip_jax.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.interrupt import Interrupt
+from detailclip_jax.mesh import make_mesh, put, replicated
+from detailclip_jax.metrics import NonFiniteError, read_lines
+from detailclip_jax.progress import Console
+from detailclip_jax.session import Run
+from detailclip_jax.train_state import TrainState
+
+NEVER = 10**6
+
+
+class Method(NamedTuple):
+    losses: dict
+    name: str = "pull"
+
+
+class Experiment:
+    """What the loop needs of one; the term "cls" is nan at step `bad_step`."""
+
+    def __init__(self, bad_step=NEVER):
+        self.mesh = make_mesh(jax.devices()[:1])
+        self.method = Method({"clip": None, "cls": None})
+        self.encode = None
+        everywhere = replicated(self.mesh)
+        self.train_step = jax.jit(lambda *args: self._step(*args, bad_step), donate_argnums=0)
+        self.state_shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(self._state)
+        )
+
+    @staticmethod
+    def _state():
+        weight = {"weight": jnp.zeros(4)}
+        return TrainState(jnp.int32(0), weight, {}, {}, (), {}, jax.random.key_data(jax.random.key(0)))
+
+    def init(self, seed):
+        return jax.jit(self._state, out_shardings=replicated(self.mesh))()
+
+    def put(self, batch):
+        return put(batch, self.mesh)
+
+    def parameter_table(self):
+        return "one weight"
+
+    @staticmethod
+    def _step(state, batch, bad_step):
+        step = state.step + 1
+        weight = state.params["weight"]
+        pull = 3 - weight + batch["image"]["global"].mean() / 1e4  # the data moves the trajectory
+        cls = jnp.where(step == bad_step, jnp.nan, jnp.square(pull).mean())
+        state = state.replace(step=step, params={"weight": weight + 0.1 * pull + 0 * cls})
+        return state, {"loss": cls + 1, "clip": jnp.float32(1), "cls": cls, "learning_rate": jnp.float32(0.1)}
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Makes a run in one workdir; its console is in the list of the same name."""
+
+    def make(workdir="run", bad_step=NEVER, **fields):
+        config = run_config.load("tests/configs/smallest.py")
+        config.update_from_flattened_dict({"total_steps": 12, "log_every": 3, "checkpoint_every": 4} | fields)
+        config = run_config.resolve(config, 2**24)
+        run_config.claim_workdir(tmp_path / workdir, config)
+        source = loop.pipeline.open_source(config)
+        console = Console(stream=io.StringIO())
+        return Run(config, tmp_path / workdir, Experiment(bad_step), source, console)
+
+    return make
+
+
+def text_of(run):
+    return run.console.stream.getvalue()
+
+
+def lines_of(run):
+    return read_lines(run.workdir / "metrics.jsonl")
+
+
+def test_a_run_logs_saves_and_ends(run_of):
+    run = run_of()
+    assert loop.train(run) == 0
+    lines = lines_of(run)
+    assert [line["step"] for line in lines] == [3, 6, 9, 12]
+    assert set(lines[0]) == {"step", "loss", "clip", "cls", "learning_rate", "images_per_second", "data_wait"}
+    assert 0 <= lines[0]["data_wait"] <= 1
+    assert sorted(entry.name for entry in (run.workdir / "checkpoints").iterdir()) == ["12", "8"]
+    assert "one weight" in text_of(run) and "compiled the training step in" in text_of(run)
+    assert "step 12/12 | eta 0:00 | loss" in text_of(run)
+
+
+def test_the_last_step_is_logged_and_saved_off_the_intervals(run_of):
+    run = run_of(total_steps=5)
+    loop.train(run)
+    assert [line["step"] for line in lines_of(run)] == [3, 5]
+    assert (run.workdir / "checkpoints/5").is_dir()
+
+
+def test_a_longer_run_goes_on_and_equals_one_that_never_stopped(run_of):
+    loop.train(run_of("run", total_steps=7))
+    loop.train(run_of("run"))
+    run = run_of("other")
+    loop.train(run)
+    resumed = {line["step"]: line["loss"] for line in lines_of(run_of("run"))}
+    assert {line["step"]: line["loss"] for line in lines_of(run)}.items() <= resumed.items()
+    assert sorted(resumed) == [3, 6, 7, 9, 12]
+
+
+def test_a_finished_run_says_so(run_of):
+    loop.train(run_of())
+    run = run_of()
+    assert loop.train(run) == 0
+    assert "all 12 steps are done; --config.total_steps=N trains on" in text_of(run)
+
+
+@pytest.mark.parametrize("bad_step, last_good", [(1, "there is none yet"), (7, "the last good one is step 4")])
+def test_a_non_finite_loss_is_named_with_its_own_step_and_not_saved(run_of, bad_step, last_good):
+    """Steps 1 and 7 are read at steps 3 and 8, together with steps after them."""
+    run = run_of(bad_step=bad_step)
+    message = rf"step {bad_step}: loss term cls is nan \(also not finite: loss\); checkpoints in .*: {last_good}"
+    with pytest.raises(NonFiniteError, match=message):
+        loop.train(run)
+    checkpoints = Checkpoints(run.workdir)
+    assert checkpoints.steps() == ([4] if bad_step == 7 else [])
+    checkpoints.close()
+
+
+def test_changed_data_are_said_loudly(run_of):
+    loop.train(run_of(total_steps=4))
+    run = run_of()._replace(source=loop.pipeline.open_source(run_config.load("configs/stickers.py")))
+    loop.train(run)
+    assert "*** WARNING: the data has changed since this checkpoint" in text_of(run)
+
+
+def test_a_warm_up_longer_than_the_run_is_said(run_of):
+    run = run_of(**{"optimizer.warmup_epochs": 3.0})
+    loop.introduce(run)
+    assert "the warm-up of 30 steps does not fit into 12: shortened to 1" in text_of(run)
+
+
+def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
+    scores = {4: 0.9, 8: 0.1, 12: 0.2}
+    monkeypatch.setattr(
+        "detailclip_jax.evaluate.run_all",
+        lambda encode, weights, config, step: {"zero_shot/student/top1": scores[step]},
+    )
+    run = run_of(evaluate_every=4, max_to_keep=1, best_metric="zero_shot/student/top1")
+    loop.train(run)
+    assert sorted(entry.name for entry in (run.workdir / "checkpoints").iterdir()) == ["12", "4"]
+    assert read_lines(run.workdir / "evaluations.jsonl")[1] == {"step": 8, "zero_shot/student/top1": 0.1}
+
+
+def test_a_best_metric_that_nobody_measures(run_of, monkeypatch):
+    monkeypatch.setattr("detailclip_jax.evaluate.run_all", lambda *args: {"zero_shot/student/top1": 0.5})
+    with pytest.raises(CheckpointError, match="unknown best_metric 'zero_shot/student/top2'; did you mean"):
+        loop.train(run_of(evaluate_every=4, best_metric="zero_shot/student/top2"))
+
+
+def test_a_profile_is_written(run_of):
+    run = run_of(profile_steps=2)
+    loop.train(run)
+    assert list((run.workdir / "profile").rglob("*.xplane.pb"))
+    assert "profile written to" in text_of(run)
+
+
+class StoppedAt(Interrupt):
+    """A signal that arrives during a step."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def reached(self, step):
+        if step == self.step:
+            self.received = signal.SIGTERM
+        return super().reached(step)
+
+
+def test_a_signal_saves_and_ends_with_its_number(run_of, monkeypatch):
+    monkeypatch.setattr(loop, "Interrupt", lambda: StoppedAt(5))
+    run = run_of()
+    assert loop.train(run) == 143
+    assert "SIGTERM: saved at step 5 of 12; the same command goes on from there" in text_of(run)
+    assert (run.workdir / "checkpoints/5").is_dir()
+    assert [line["step"] for line in lines_of(run)] == [3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_once_and_then_acts_as_before(number, capfd):
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
+        assert not interrupt.reached(1)
+        os.kill(os.getpid(), number)
+        assert interrupt.reached(2)
+        assert signal.getsignal(number) is before
+    assert (interrupt.exit_code, signal.getsignal(number)) == (128 + number, before)
+    assert f"{number.name}: saving after this step" in capfd.readouterr().err
+
+
+def test_preparing_checks_devices_and_workdir(tmp_path):
+    config = run_config.load("tests/configs/smallest.py:method=clip")
+    config.batch_size = 12
+    with pytest.raises(ValueError, match="batch_size 12 does not divide over 8 devices; nearest are 8 and 16"):
+        loop.prepare(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
