@@ -97,7 +97,7 @@ class Checkpoints:
                 data=ocp.args.JsonSave(dict(data)),
                 run=ocp.args.JsonSave({**run, "checksums": sums}),
             ),
-            metrics=dict(scores or {}),
+            metrics={name: float(score) for name, score in (scores or {}).items()},
             force=True,
         )
 

@@ -6,15 +6,16 @@
 --config names a file of configs/, with an argument of its own behind a colon; --config.NAME=VALUE sets a field of it.
 The workdir (default: runs/ and the config's name) receives config.json, metrics.jsonl, tensorboard/, checkpoints/,
 and at the end results.json, report.md and figures/.  The same command goes on from the last checkpoint; Ctrl-C and
-SIGTERM save first.  Several processes (several hosts) find each other through SLURM, Open MPI, Kubernetes or a TPU
-pod, or through --coordinator, --num_processes and --process_id; launch/local.sh starts them on one machine.
+SIGTERM save first.  Several processes (several hosts) find each other through SLURM, Open MPI or a TPU pod, or through
+--coordinator, --num_processes and --process_id (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in
+the environment); launch/local.sh starts them on one machine.
 """
 
 import keyword
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -87,16 +88,32 @@ def join_processes() -> None:
     """Joins the other processes of this run, if it was launched as several."""
     import jax
 
-    explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    if any(value is not None for value in explicit):
-        if None in explicit:
-            raise ValueError("--coordinator, --num_processes and --process_id belong together; give all three")
+    if explicit := named_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ):
         jax.distributed.initialize(*explicit)
     elif launched_as_several(os.environ):
         jax.distributed.initialize()
 
 
-def launched_as_several(environment: os._Environ | dict[str, str]) -> bool:
+def named_processes(
+    coordinator: str | None, count: int | None, index: int | None, environment: Mapping[str, str]
+) -> tuple[str, int, int] | None:
+    """Coordinator, number of processes and index of this one, from flags or else the environment; None without any.
+
+    Raises ValueError if only some of the three are there.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    values = [environment.get(name) if flag is None else flag for flag, name in zip((coordinator, count, index), names)]
+    if values == [None, None, None]:
+        return None
+    if None in values:
+        raise ValueError(
+            "--coordinator, --num_processes and --process_id belong together; give all three "
+            f"(or set {', '.join(names)})"
+        )
+    return str(values[0]), int(values[1] or 0), int(values[2] or 0)
+
+
+def launched_as_several(environment: Mapping[str, str]) -> bool:
     """Whether a launcher that jax recognises by itself started more than one process."""
     counts = (environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "")

@@ -118,12 +118,22 @@ def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainSta
                 session.save(step, state)
             if stop:
                 break
+        say_counts(run, batches)
     return state, step
 
 
 def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
     """This process's batches after so many examples over all processes."""
     return pipeline.open_pipeline(run.config, run.source, jax.process_index(), jax.process_count(), examples)
+
+
+def say_counts(run: Run, batches: pipeline.Pipeline) -> None:
+    """What the data cost on the way: unreadable records and captions that were too long."""
+    if batches.num_bad:
+        run.console.warn(f"{batches.num_bad} unreadable records were replaced by the next (named in the log)")
+    if batches.num_truncated:
+        length = run.config.model.context_length
+        run.console.say(f"{batches.num_truncated} captions were longer than context_length {length} and cut")
 
 
 def finish(session: Session, state: TrainState, step: int) -> None:

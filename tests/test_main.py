@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detailclip_jax.main import launched_as_several
+from detailclip_jax.main import launched_as_several, named_processes
 from detailclip_jax.metrics import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +74,15 @@ def test_help_explains_without_importing_jax():
 )
 def test_launchers_are_recognised(variables, several):
     assert launched_as_several(variables) is several
+
+
+def test_processes_are_named_by_flags_before_the_environment():
+    variables = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
+    assert named_processes(None, None, None, {}) is None
+    assert named_processes(None, None, None, variables) == ("host:1", 4, 0)
+    assert named_processes("host:2", 2, 1, variables) == ("host:2", 2, 1)
+    with pytest.raises(ValueError, match="belong together; give all three"):
+        named_processes("host:2", 2, None, {})
 
 
 def stopped(workdir, cache, number, lines):
