@@ -1,0 +1,23 @@
+"""Rows without losses: networks that were trained elsewhere and are only looked through here."""
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.forward import Method, Pass, no_decoder, no_mask, no_text, whole, whole
+
+
+def image_encoder(config: ConfigDict) -> Method:
+    """An image encoder alone (MAE, DINO, iBOT, timm): for the dense evaluations and `config.init`."""
+    return Method(
+        name="image_encoder",
+        parts=("image",),
+        ema=(),
+        targets={},
+        mask=no_mask,
+        passes={"whole": Pass("global", whole)},
+        decode=no_decoder,
+        read=no_text,
+        heads=(),
+        losses={},
+        weights={},
+        centers={},
+    )
