@@ -38,4 +38,8 @@ def get_config(arg=None):
     c.ema.start = 0.99  # .996 -> 1 over 600 steps would leave the teacher at its start
     c.ema.end = 0.998
     c.losses.pixel_eps = 1e-2  # patches of flat ground have no variance: 1e-6 would make their noise the target
+
+    if c.method == "clip":  # one view, and a patch embedding that learns; DetailCLIP keeps its random one
+        crop.count, crop.blur_p, crop.solarize_p = 1, (0.1,), (0.0,)
+        c.model.freeze_patch_embed = False
     return c

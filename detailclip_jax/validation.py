@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import masking
 from detailclip_jax.config import default
 from detailclip_jax.data.sources import CAPTION_RULES, SOURCES
+from detailclip_jax.data.views import crops_from_config
 from detailclip_jax.evaluate import EVALUATORS
 from detailclip_jax.losses.distillation import DIVERGENCES
 from detailclip_jax.methods import METHODS
@@ -27,6 +28,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "data.caption": CAPTION_RULES,
     "views.teacher": ("same", "enclosing"),
 }
+PER_VIEW = (".blur_p", ".solarize_p")  # one number for each of a crop's views, checked with the crop
 AT_LEAST_ONE = (
     "batch_size",
     "num_epochs",
@@ -66,8 +68,8 @@ def _check_at_least_one(name: str, value: int | None) -> None:
 def _check_tuples(fields: Mapping[str, Any]) -> None:
     """A tuple has as many numbers as the default's, so that 0.5 given for (0.5, 1.0) does not go unnoticed."""
     for name, usual in flatten(default()).items():
-        value = fields.get(name)
-        if isinstance(usual, tuple) and not _same_kind(value, usual):
+        value, per_view = fields.get(name), name.endswith(PER_VIEW)
+        if isinstance(usual, tuple) and not per_view and not _same_kind(value, usual):
             raise ValueError(f"{name} {value!r} must be {len(usual)} numbers, as in {usual!r}")
 
 
@@ -79,6 +81,7 @@ def _same_kind(value: Any, usual: tuple[float, ...]) -> bool:
 def _check_crops(config: ConfigDict) -> None:
     """Crops are cut into whole patches; the decoder and the masks have the grid of `model.image_size`."""
     sizes.num_side_patches(config.model)
+    crops_from_config(config.views.crops)
     size = config.views.crops["global"].size
     if size != config.model.image_size:
         raise ValueError(f"views.crops.global.size {size} must equal model.image_size {config.model.image_size}")

@@ -128,6 +128,7 @@ def test_unknown_field(name, message):
         ({"total_steps": -1}, "total_steps -1 must be at least 1"),
         ({"optimizer.betas": (0.9,)}, r"optimizer.betas \(0.9,\) must be 2 numbers"),
         ({"views.crops.global.scale": ("a", "b")}, "views.crops.global.scale .* must be 2 numbers"),
+        ({"views.crops.global.blur_p": (0.1,)}, "blur_p"),
         ({"best_metric": "zero_shot/ema/top1"}, "set evaluate_every"),
     ],
 )
