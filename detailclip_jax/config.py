@@ -99,6 +99,7 @@ def _model() -> ConfigDict:
             "vocab_size": 49408,
             "prototypes": placeholder(int),  # default: the size's own (8192 from S/16 up)
             "decoder_depth": placeholder(int),  # default: 1, as in the reference
+            "drop_path": 0.0,  # the last block's rate, rising from 0; the student's alone
             "freeze_patch_embed": True,  # the MoCo-v3 trick; SPEC section 1
             "image_style": {  # models/vit.py; other checkpoints of the field have other values
                 "norm_eps": 1e-6,
@@ -106,6 +107,7 @@ def _model() -> ConfigDict:
                 "pre_norm": False,
                 "patch_bias": True,
                 "pooling": "cls",
+                "positions": "learnt",  # "sincos": fixed, with MAE's initial values
             },
             "text_activation": "quick_gelu",  # CLIP's
             "dtype": "float32",  # of products; parameters, norms, softmax and losses stay float32
@@ -122,7 +124,9 @@ def _losses() -> ConfigDict:
                 "cls": 1.0,
                 "patch": 1.0,
                 "reconstruction": 1.0,
+                "simclr": 1.0,  # SLIP, A-CLIP
             },  # eq. 10, best row of table 4
+            "simclr_temperature": 0.1,  # SLIP, A-CLIP
             "divergence": "cross_entropy",  # | "kl_teacher_student" | "kl_student_teacher" (as printed)
             "student_temperature": 0.1,
             "teacher_temperature": 0.04,  # CLS, at all times

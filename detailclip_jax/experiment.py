@@ -15,8 +15,8 @@ from detailclip_jax.forward import Forward, Method
 from detailclip_jax.models import sizes
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.train_state import TrainState
-from detailclip_jax.train_step import Schedules, Setup, init_params, run_line, train_step
-from detailclip_jax.types import Array, Batch, Int, Params
+from detailclip_jax.train_step import Schedules, Setup, init_variables, make_keys, run_line, train_step
+from detailclip_jax.types import Array, Batch, Int
 
 
 class Experiment(NamedTuple):
@@ -75,7 +75,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     mesh = meshes.make_mesh() if mesh is None else mesh
     meshes.check_batch_size(config.batch_size, mesh)
     method = methods.build(config)
-    model = sizes.build(config.model, method.parts)
+    model, spread = (sizes.build(config.model, method.parts, axis) for axis in (None, meshes.DATA))
     plan = build_schedules(config)
     bare = Setup(
         method,
@@ -88,10 +88,11 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         pixel_mean=tuple(config.views.mean),
         pixel_std=tuple(config.views.std),
     )
-    params = jax.eval_shape(lambda: init_params(jax.random.key(0), dummy_batch(config), bare))
+    params, _ = jax.eval_shape(lambda: init_variables(jax.random.key(0), dummy_batch(config), bare))
     groups = optimizer.labels(params, optimizer.rules(config.model))
-    setup = bare._replace(optimizer=optimizer.build(config.optimizer, plan.learning_rate, groups), groups=groups)
-    step, line = _compile(setup)
+    adamw = optimizer.build(config.optimizer, plan.learning_rate, groups)
+    setup = bare._replace(model=spread, optimizer=adamw, groups=groups)
+    step, line = _compile(setup, whole=setup._replace(model=model))
     return Experiment(config, setup, _state_shapes(setup, config), step, line, encoders(model, config))
 
 
@@ -126,8 +127,8 @@ def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:
 def create_state(seed: int | Int[Array, ""], setup: Setup, config: ConfigDict) -> TrainState:
     """Parameters, teacher, moments and centers at step 0."""
     params_key, run_key = jax.random.split(jax.random.key(seed))
-    params: Params = init_params(params_key, dummy_batch(config), setup)
-    return train_state.create(params, setup.optimizer, setup.method.ema, setup.method.centers, run_key)
+    params, batch_stats = init_variables(params_key, dummy_batch(config), setup)
+    return train_state.create(params, batch_stats, setup.optimizer, setup.method.ema, setup.method.centers, run_key)
 
 
 def _init(seed: int, setup: Setup, config: ConfigDict) -> TrainState:
@@ -141,13 +142,14 @@ def _state_shapes(setup: Setup, config: ConfigDict) -> TrainState:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
-def _compile(setup: Setup) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+def _compile(setup: Setup, whole: Setup) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         return train_step(state, batch, setup)
 
     def line(state: TrainState, batch: Batch) -> Forward:
-        keys = jax.random.split(jax.random.wrap_key_data(state.rng), batch["text"].shape[0])
-        return run_line(state.params, state.ema_params, batch, keys, setup)
+        keys = make_keys(jax.random.wrap_key_data(state.rng), batch)
+        record, _ = run_line(state.params, state.ema_params, state.batch_stats, batch, keys, whole)
+        return record
 
     replicated = meshes.replicated(setup.mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated)), jax.jit(line)

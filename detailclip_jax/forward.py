@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.types import Array, Batch, Float, Hidden, Scalar, Tokens, View
+from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Scalar, Tokens, View
 
 Views = Mapping[str, View]
+Targets = Mapping[str, Tokens]
 
 
 @struct.dataclass
@@ -42,10 +43,10 @@ class Context(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """One pass of the student: the view it reads, and whether it sees the kept patches only."""
+    """One pass of the student: the view it reads, and how: `whole`, `visible` or `masked`."""
 
     view: str
-    masked: bool = False
+    encode: Callable[[Networks, View, Hidden | None, Array], Tokens]
 
 
 class Head(NamedTuple):
@@ -71,7 +72,7 @@ class Method:
     parts: tuple[str, ...]  # networks it owns
     ema: tuple[str, ...]  # those of them that the teacher has too
     targets: Mapping[str, str]  # teacher passes: name -> view
-    mask: Callable[[Mapping[str, Tokens], Array], Hidden | None]  # (targets, one key per image)
+    mask: Callable[[Targets, Views, Batch, Keys], Hidden | None]
     passes: Mapping[str, Pass]  # student passes
     decode: Callable[[Networks, Mapping[str, Tokens], Hidden | None], Array | None]
     read: Callable[[Networks, Batch], Array | None]
@@ -81,11 +82,11 @@ class Method:
     centers: Mapping[str, int]  # name -> C; each is moved by the head entry "<name>_mean"
 
 
-def forward(method: Method, student: Networks, teacher: Networks, views: Views, batch: Batch, keys: Array) -> Forward:
+def forward(method: Method, student: Networks, teacher: Networks, views: Views, batch: Batch, keys: Keys) -> Forward:
     """Runs the line on one device's share of the batch: B images, each with its own random key."""
     targets = {name: encode_target(teacher, views[view]) for name, view in method.targets.items()}
-    hidden = method.mask(targets, keys)
-    tokens = {name: encode(student, views[p.view], hidden if p.masked else None) for name, p in method.passes.items()}
+    hidden = method.mask(targets, views, batch, keys)
+    tokens = {name: p.encode(student, views[p.view], hidden, keys.image) for name, p in method.passes.items()}
     decoded = method.decode(student, tokens, hidden)
     text = method.read(student, batch)
     line = Forward(batch, views, targets, hidden, tokens, decoded, text, {})
@@ -99,11 +100,33 @@ def encode_target(teacher: Networks, view: View) -> Tokens:
     return jax.lax.stop_gradient(tokens)
 
 
-def encode(student: Networks, view: View, hidden: Hidden | None) -> Tokens:
-    """The student on whole views, or on the patches that are kept of them."""
-    if hidden is None:
-        return fold(student.image, view.image)
-    return fold(student.image, view.image, hidden.kept)
+def whole(student: Networks, view: View, hidden: Hidden | None, keys: Array) -> Tokens:
+    """The student on all patches; keys [B] are for its drop path."""
+    return fold(lambda images, noise: student.image(images, keys=noise), view.image, view_keys(keys, view))
+
+
+def visible(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens:
+    """The student on the kept patches alone: hidden ones are dropped."""
+
+    def encode(images: Array, kept: Array, noise: Array) -> Tokens:
+        return student.image(images, kept, keys=noise)
+
+    return fold(encode, view.image, hidden.kept, view_keys(keys, view))
+
+
+def masked(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens:
+    """The student on all patches, the hidden ones replaced by a learnt token."""
+
+    def encode(images: Array, mask: Array, noise: Array) -> Tokens:
+        return student.image(images, hidden=mask, mask_token=student.mask_token(), keys=noise)
+
+    return fold(encode, view.image, hidden.mask, view_keys(keys, view))
+
+
+def view_keys(keys: Array, view: View) -> Array:
+    """A key [V, B] for every view of every image, from the images' own."""
+    numbers = jnp.arange(len(view.image))
+    return jax.vmap(lambda v: jax.vmap(lambda key: jax.random.fold_in(key, v + 1))(keys))(numbers)
 
 
 def fold(network: Callable[..., Any], *arrays: Any) -> Any:
@@ -111,6 +134,12 @@ def fold(network: Callable[..., Any], *arrays: Any) -> Any:
     leading = jax.tree.leaves(arrays[0])[0].shape[:2]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
     return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), network(*flat))
+
+
+def loop(network: Callable[..., Any], *arrays: Any) -> Any:
+    """Runs `network` on [V, B, ...] arrays view by view: for networks that look at their batch (SLIP's BatchNorm)."""
+    views = [network(*(array[view] for array in arrays)) for view in range(arrays[0].shape[0])]
+    return jax.tree.map(lambda *x: jnp.stack(x), *views)
 
 
 def losses(method: Method, line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
@@ -132,7 +161,7 @@ def build(method: Method) -> Method:
     if missing := set(method.losses) - set(method.weights):
         raise ValueError(f"losses.weights has no entry for {sorted(missing)} of {method.name}; 0 switches a term off")
     active = {name: loss for name, loss in method.losses.items() if method.weights[name]}
-    if not active:
+    if method.losses and not active:
         raise ValueError(f"every term of {method.name} has weight 0: {dict(method.weights)}")
     made = {name for head in method.heads for name in head.makes}
     for name, loss in active.items():
@@ -159,7 +188,7 @@ def no_decoder(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden |
     """For rows that decode nothing."""
 
 
-def no_mask(targets: Mapping[str, Tokens], keys: Array) -> None:
+def no_mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> None:
     """For rows that see everything."""
 
 

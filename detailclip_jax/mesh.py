@@ -5,9 +5,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax.types import Batch
-
-DATA = "data"
+from detailclip_jax.types import DATA, Batch
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax import masking
-from detailclip_jax.forward import Context, Forward, Head, Loss, fold
-from detailclip_jax.losses import clip, distillation, reconstruction
+from detailclip_jax.forward import Context, Forward, Head, Loss, Targets, Views, fold
+from detailclip_jax.losses import clip, contrastive, distillation, reconstruction
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.patches import normalise_patches, patchify, take
-from detailclip_jax.types import Array, Batch, Float, Hidden, Scalar, Tokens
+from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Scalar, Tokens
 
 
 def attention_value(tokens: Tokens) -> Float[Array, "V B N"]:
@@ -20,12 +20,24 @@ def attention_value(tokens: Tokens) -> Float[Array, "V B N"]:
     return tokens.attention.mean(-2)
 
 
-def mask_by(rule: masking.Rule, strategy: masking.Strategy, target: str, views: int) -> Callable:
-    """A mask that a strategy draws from the teacher's attention, or from one key per image."""
+def attention_of(target: str) -> Callable:
+    """Eq. 9 of the teacher's pass `target`, which looks at the student's own views."""
 
-    def mask(targets: Mapping[str, Tokens], keys: Array) -> Hidden:
-        attention = attention_value(targets[target]) if target in targets else None
-        return strategy(rule, attention=attention, keys=keys, views=views)
+    def read(targets: Targets, views: Views) -> Float[Array, "V B N"]:
+        return attention_value(targets[target])
+
+    return read
+
+
+def no_attention(targets: Targets, views: Views) -> None:
+    """For masks that do not depend on a teacher."""
+
+
+def mask_by(rule: masking.Rule, strategy: masking.Strategy, read: Callable, num_views: int) -> Callable:
+    """A mask that a strategy draws from the attention that `read` finds, or from one key per image."""
+
+    def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
+        return strategy(rule, attention=read(targets, views), keys=keys.image, views=num_views)
 
     return mask
 
@@ -96,6 +108,26 @@ def pixel_head(view: str, patch_size: int, normalise: bool, eps: float) -> Head:
         }
 
     return Head(("predicted_pixels", "target_pixels"), run, reads=("decoded",))
+
+
+def ssl_head(name: str, over: Callable) -> Head:
+    """SimCLR's embedding of the student's pass `name`; `over` is `loop` where every view has its own BatchNorm
+    statistics (SLIP), `fold` where all views share theirs (A-CLIP)."""
+
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
+        return {"ssl": over(student.ssl_head, line.tokens[name].cls)}
+
+    return Head(("ssl",), run)
+
+
+def simclr_term(temperature: float) -> Loss:
+    """SimCLR between the two views of an image, within the global batch."""
+
+    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        loss, accuracy = contrastive.simclr_loss(line.heads["ssl"], temperature, context.axis)
+        return loss, {"simclr_accuracy": accuracy}
+
+    return Loss(("ssl",), run)
 
 
 def clip_term() -> Loss:

@@ -18,7 +18,7 @@ class TrainState:
     step: Leaf  # int32 scalar: steps done
     params: Params
     ema_params: Params  # the parts that the row's teacher owns
-    batch_stats: Params
+    batch_stats: Mapping[str, Params]  # BatchNorm's, of "student" and "teacher"; empty where a row has none
     opt_state: PyTree
     centers: Mapping[str, Leaf]  # [C] each: running means of the teacher's logits
     rng: Leaf  # key data, constant; a step folds its number in
@@ -26,6 +26,7 @@ class TrainState:
 
 def create(
     params: Params,
+    batch_stats: Params,
     optimizer: optax.GradientTransformation,
     teacher_parts: tuple[str, ...],
     centers: Mapping[str, int],
@@ -36,7 +37,10 @@ def create(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=ema.copy(params, teacher_parts),
-        batch_stats={},
+        batch_stats={
+            "student": batch_stats,
+            "teacher": ema.copy(batch_stats, [part for part in teacher_parts if part in batch_stats]),
+        },
         opt_state=optimizer.init(params),
         centers={name: jnp.zeros((size,)) for name, size in centers.items()},
         rng=jax.random.key_data(rng),

@@ -1,6 +1,7 @@
 """One step of training, in the reference's order: teacher, line, gradient, update, centers, metrics."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -16,10 +17,11 @@ from detailclip_jax.mesh import DATA
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.schedules import Schedule
 from detailclip_jax.train_state import TrainState
-from detailclip_jax.types import Array, Batch, Float, Params, PyTree, Scalar, UInt8, View
+from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar, UInt8, View
 
 Metrics = dict[str, Scalar]
 MAX_LOGIT_SCALE = math.log(100)
+STATS = "batch_stats"  # the collection of BatchNorm's running statistics
 
 
 class Schedules(NamedTuple):
@@ -51,7 +53,7 @@ def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainStat
     teacher = ema.update(state.ema_params, state.params, momentum)
     state = state.replace(ema_params=teacher)
     gradient = jax.value_and_grad(combined_loss, has_aux=True)
-    (_, (metrics, means)), grads = gradient(state.params, state, batch, setup)
+    (_, (metrics, means, batch_stats)), grads = gradient(state.params, state, batch, setup)
     updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
     params = clamp_logit_scale(optax.apply_updates(state.params, updates))
     centers = {name: centering.update(c, means[name], setup.center_momentum) for name, c in state.centers.items()}
@@ -60,47 +62,66 @@ def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainStat
         "ema_momentum": momentum,
         "grad_norm": optax.tree.norm(grads),
     }
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state, centers=centers), metrics
+    state = state.replace(step=state.step + 1, params=params, batch_stats=batch_stats)
+    return state.replace(opt_state=opt_state, centers=centers), metrics
 
 
 def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup):
     """Eq. 10 over the mesh: the mean over devices, each with its rows of the batch; gradients are taken outside.
 
-    Returns the loss, and the metrics and the batch means of the teacher's logits.
+    Returns the loss, and the metrics, the batch means of the teacher's logits and the new BatchNorm statistics.
     """
-    size = batch["text"].shape[0]
-    keys = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), size)
+    keys = make_keys(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), batch)
     temperature = setup.schedules.patch_temperature(state.step)
 
-    def local_loss(params, teacher, centers, temperature, batch, keys):
+    def local_loss(params, teacher, stats, centers, temperature, batch, keys):
         context = Context(centers, temperature, DATA)
-        line = run_line(params, teacher, batch, keys, setup)
+        line, stats = run_line(params, teacher, stats, batch, keys, setup)
         total, metrics = losses(setup.method, line, context)
         means = {name: line.heads[f"{name}_mean"] for name in setup.method.centers}
-        return jax.lax.pmean((total, (metrics | scale_metric(line), means)), DATA)
+        total, metrics, means = jax.lax.pmean((total, metrics | scale_metric(line), means), DATA)
+        return total, (metrics, means, stats)
 
-    specs = (P(), P(), P(), P(), P(DATA), P(DATA))
+    specs = (P(), P(), P(), P(), P(), P(DATA), Keys(P(), P(DATA)))
     mapped = jax.shard_map(local_loss, mesh=setup.mesh, in_specs=specs, out_specs=P())
     params = optimizer.stop_frozen(params, setup.groups)
-    return mapped(params, state.ema_params, state.centers, temperature, batch, keys)
+    return mapped(params, state.ema_params, state.batch_stats, state.centers, temperature, batch, keys)
 
 
-def run_line(params: Params, teacher: Params, batch: Batch, keys: Array, setup: Setup) -> Forward:
-    """The line of `setup.method` on a batch, the teacher bound to its parameters and the student applied."""
+def run_line(
+    params: Params, teacher: Params, stats: Mapping[str, Params], batch: Batch, keys: Keys, setup: Setup
+) -> tuple[Forward, dict[str, Params]]:
+    """The line of `setup.method` on a batch, the teacher bound to its parameters and the student applied.
+
+    Returns the record and the BatchNorm statistics of both afterwards: each normalises by its own batch and keeps its
+    own running ones.
+    """
     views = normalised_views(batch, setup.pixel_mean, setup.pixel_std)
+    bound = setup.model.bind({"params": teacher, STATS: stats["teacher"]}, mutable=STATS)
 
     def line(student: Networks) -> Forward:
-        return forward(setup.method, student, setup.model.bind({"params": teacher}), views, batch, keys)
+        return forward(setup.method, student, bound, views, batch, keys)
 
-    return nn.apply(line, setup.model)({"params": params})
+    run = nn.apply(line, setup.model, mutable=STATS)
+    record, changed = run({"params": params, STATS: stats["student"]})
+    return record, {"student": changed.get(STATS, {}), "teacher": bound.variables.get(STATS, {})}
 
 
-def init_params(rng: Array, batch: Batch, setup: Setup) -> Params:
-    """Parameters of exactly the networks that the line runs, the student standing in for its own teacher."""
+def init_variables(rng: Array, batch: Batch, setup: Setup) -> tuple[Params, Params]:
+    """Parameters and BatchNorm statistics of exactly the networks that the line runs.
+
+    The student stands in for its own teacher.
+    """
     views = normalised_views(batch, setup.pixel_mean, setup.pixel_std)
-    keys = jax.random.split(rng, batch["text"].shape[0])
+    keys = make_keys(rng, batch)
     init = nn.init(lambda networks: forward(setup.method, networks, networks, views, batch, keys), setup.model)
-    return init(rng)["params"]
+    variables = init(rng)
+    return variables["params"], variables.get(STATS, {})
+
+
+def make_keys(key: Array, batch: Batch) -> Keys:
+    """A step's keys from one."""
+    return Keys(key, jax.random.split(key, batch["text"].shape[0]))
 
 
 def normalised_views(batch: Batch, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, View]:

@@ -6,7 +6,7 @@ boxes are xyxy in pixels.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -16,6 +16,18 @@ Params: TypeAlias = Mapping[str, Any]
 Batch: TypeAlias = Mapping[str, Any]
 Scalar: TypeAlias = Float[Array, ""]
 Leaf: TypeAlias = Any  # an array, or what stands for one in a tree of shapes or of shardings
+
+DATA = "data"  # the mesh axis over which batches are spread
+
+
+class Keys(NamedTuple):
+    """Randomness of a step: one key that all devices share, and one of its own for every image of the batch.
+
+    What is drawn per image comes from the image's key, so the number of devices changes no number.
+    """
+
+    step: Array
+    image: Array  # [B]
 
 
 @struct.dataclass
@@ -28,10 +40,14 @@ class View:
 
 @struct.dataclass
 class Hidden:
-    """Which patches are removed: the mask, and its two index lists in ascending order."""
+    """Which patches are hidden from the student: the mask, and its two index lists in ascending order.
+
+    Where the number of hidden patches is drawn (iBOT, AttMask) `kept` is None, and `removed` has room for the most
+    that there can be: patches that are not hidden fill it up, and `mask` tells them apart.
+    """
 
     mask: Bool[Array, "*batch N"]
-    kept: Int[Array, "*batch K"]
+    kept: Int[Array, "*batch K"] | None
     removed: Int[Array, "*batch H"]
 
 
@@ -49,12 +65,14 @@ class Tokens:
 
 
 __all__ = [
+    "DATA",
     "Array",
     "Batch",
     "Bool",
     "Float",
     "Hidden",
     "Int",
+    "Keys",
     "Leaf",
     "Params",
     "PyTree",

@@ -92,7 +92,7 @@ def detailclip_gradients():
     golden, exp, state, batch = detailclip_case()
     state = state.replace(ema_params=train_step.ema.update(state.ema_params, state.params, 0.9))
     loss = jax.jit(jax.value_and_grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True))
-    (_, (metrics, means)), grads = loss(state.params, state, batch)
+    (_, (metrics, means, _)), grads = loss(state.params, state, batch)
     return golden, exp, metrics, means, grads
 
 
@@ -255,3 +255,67 @@ def test_clip_loss_and_gradients():
     theirs = tables.write(reference.clip(2, 2), grads)
     for name, gradient in part(golden, "grad/").items():
         assert relative_l2(theirs[name], gradient) < 1e-4, name
+
+
+def slip_entries():
+    """SLIP's layout: CLIP's, and the SSL MLP."""
+    layers = [e for i in range(3) for e in tables.linear(f"ssl_head/linear_{i}", f"image_mlp.layer{i + 1}")]
+    norms = [e for i in range(2) for e in tables.norm(f"ssl_head/norm_{i}", f"image_mlp.bn{i + 1}")]
+    return [*reference.clip(2, 2), *layers, *norms]
+
+
+def slip_statistics():
+    """The running statistics of SLIP's two BatchNorms."""
+    names = [(f"ssl_head/norm_{i}", f"image_mlp.bn{i + 1}.running") for i in range(2)]
+    pairs = [
+        (f"{ours}/{a}", f"{theirs}_{b}") for ours, theirs in names for a, b in (("mean", "mean"), ("variance", "var"))
+    ]
+    return [tables.Entry(ours, theirs, tables.SAME) for ours, theirs in pairs]
+
+
+@functools.cache
+def slip_case():
+    golden = load("tiny_slip")
+    size = CLIP._replace(ssl_width=64, ssl_output=32)
+    config = config_for(size, 256, method="slip")
+    config.model.freeze_patch_embed = False
+    config.views.crops.clean = {"count": 1, "size": 224}
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    params, stats = (tables.read(entries, part(golden, "sd/")) for entries in (slip_entries(), slip_statistics()))
+    state = exp.init(0).replace(
+        params=jax.tree.map(jnp.asarray, params),
+        batch_stats={"student": jax.tree.map(jnp.asarray, stats), "teacher": {}},
+    )
+    augmented = np.stack([nhwc(golden["in/aug1_u8"]), nhwc(golden["in/aug2_u8"])], 1)
+    batch = {
+        "image": {"clean": nhwc(golden["in/image_u8"])[:, None], "global": augmented},
+        "box": {"clean": np.zeros((4, 1, 4), np.float32), "global": np.zeros((4, 2, 4), np.float32)},
+        "text": golden["in/text"],
+        "label": np.zeros(4, np.int32),
+    }
+    return golden, exp, state, exp.put(batch)
+
+
+def test_slip_embeddings():
+    golden, exp, state, batch = slip_case()
+    line = exp.line(state, batch)
+    assert relative(line.heads["image_embedding"][0], golden["out/image_embed"]) < 1e-5
+    assert relative(line.text, golden["out/text_embed"]) < 1e-5
+    for view, name in enumerate(("out/aug1_embed", "out/aug2_embed")):
+        assert relative(line.heads["ssl"][view], golden[name]) < 1e-5
+
+
+def test_slip_losses_gradients_and_batch_statistics():
+    golden, exp, state, batch = slip_case()
+    loss = jax.jit(jax.value_and_grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True))
+    (value, (metrics, _, stats)), grads = loss(state.params, state, batch)
+    assert relative(value, golden["loss/loss"]) < 1e-5
+    assert relative(metrics["clip"], golden["loss/clip_loss"]) < 1e-5
+    assert relative(metrics["simclr"], golden["loss/ssl_loss"]) < 1e-5
+    theirs = tables.write(slip_entries(), jax.device_get(grads))
+    for name, gradient in part(golden, "grad/").items():
+        # a bias before a BatchNorm has no gradient but rounding
+        assert relative_l2(theirs[name], gradient) < 1e-4 or np.abs(gradient).max() < 1e-5, name
+    after = tables.write(slip_statistics(), jax.device_get(stats["student"]))
+    for name, statistic in part(golden, "bn_after/").items():
+        assert relative(after[name], statistic) < 1e-5, name

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from detailclip_jax import parts
-from detailclip_jax.forward import Method, Pass, no_decoder, no_mask
+from detailclip_jax.forward import Method, Pass, no_decoder, no_mask, whole
 
 
 def clip(config: ConfigDict) -> Method:
@@ -14,7 +14,7 @@ def clip(config: ConfigDict) -> Method:
         ema=(),
         targets={},
         mask=no_mask,
-        passes={"whole": Pass("global")},
+        passes={"whole": Pass("global", whole)},
         decode=no_decoder,
         read=parts.read_caption,
         heads=(parts.joint_head("whole"),),

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from detailclip_jax import masking, parts
-from detailclip_jax.forward import Method, Pass
+from detailclip_jax.forward import Method, Pass, visible
 from detailclip_jax.models import sizes
 
 
@@ -21,8 +21,8 @@ def detailclip(config: ConfigDict) -> Method:
         ),
         ema=("image", "image_projection", "text", "text_projection", "prototype_head"),
         targets={"whole": "global"},
-        mask=parts.mask_by(rule, masking.strategy(config.masking.strategy), "whole", views),
-        passes={"visible": Pass("global", masked=True)},
+        mask=parts.mask_by(rule, masking.strategy(config.masking.strategy), parts.attention_of("whole"), views),
+        passes={"visible": Pass("global", visible)},
         decode=parts.decode("visible"),
         read=parts.read_caption,
         heads=(

@@ -157,6 +157,7 @@ class Block(nn.Module):
     eps: float
     activation: Callable[[Array], Array] = exact_gelu
     dtype: Any = jnp.float32
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(
@@ -165,16 +166,29 @@ class Block(nn.Module):
         read: Float[Array, "B Q D"] | None = None,
         mask: Bool[Array, "#B 1 Q N"] | None = None,
         cls_row: bool = False,
+        keys: Array | None = None,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N"] | None]:
-        """Tokens after the block, and the CLS row if asked for."""
+        """Tokens after the block, and the CLS row if asked for; with `keys` [B] branches are dropped at random."""
+        scale = branch_scales(keys, self.drop_path)
         norm1 = LayerNorm(self.eps, self.dtype, name="norm1")
         norm2 = LayerNorm(self.eps, self.dtype, name="norm2")
         normed = norm1(x)
         queries, x = (normed, x) if read is None else (norm1(read), read)
         attention = Attention(self.num_heads, self.inits, self.dtype, name="attn")
         attended, row = attention(normed, queries, mask, cls_row)
-        x = x + attended
-        return x + Mlp(self.inits, self.activation, self.dtype, name="mlp")(norm2(x)), row
+        x = x + attended * scale[0].astype(self.dtype)
+        return x + Mlp(self.inits, self.activation, self.dtype, name="mlp")(norm2(x)) * scale[1].astype(self.dtype), row
+
+
+def branch_scales(keys: Array | None, rate: float) -> Float[Array, "2 #B 1 1"]:
+    """Drop path: 0 for an image's dropped branch and 1 / (1 - rate) else, for both branches of a block.
+
+    Every image draws from its own key; without keys (the teacher, evaluation) nothing is dropped.
+    """
+    if keys is None or not rate:
+        return jnp.ones((2, 1, 1, 1))
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (2,)))(keys)
+    return (kept.T / (1 - rate))[..., None, None]
 
 
 REMAT = {

@@ -4,9 +4,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 
 from detailclip_jax.models.attention import BlockInit, LayerNorm, block_class, uniform_fan_in
+from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.types import Array, Float, Hidden, Tokens
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -50,17 +50,3 @@ class Decoder(nn.Module):
             read = x[:, -hidden.removed.shape[1] :] if index == self.depth - 1 else None
             x, _ = block(x, read, None, False)
         return LayerNorm(EPS, self.dtype, name="norm")(x)
-
-
-def sincos_positions(width: int, side: int) -> np.ndarray:
-    """Fixed positions [1 + side^2, width], row 0 (CLS) zero.
-
-    [sin(col w), cos(col w), sin(row w), cos(row w)],  w_k = 10000^(-k / (width / 4))
-    """
-    if width % 4:
-        raise ValueError(f"sin-cos positions need a width divisible by 4, not {width}")
-    frequency = 10000.0 ** (-np.arange(width // 4) / (width / 4))
-    row, column = np.divmod(np.arange(side**2), side)
-    waves = [f(axis[:, None] * frequency) for axis in (column, row) for f in (np.sin, np.cos)]
-    table = np.concatenate(waves, 1)
-    return np.concatenate([np.zeros((1, width)), table]).astype(np.float32)

@@ -34,6 +34,17 @@ class LogitScale(nn.Module):
         return self.param("value", nn.initializers.constant(math.log(1 / 0.07)), ())
 
 
+class MaskToken(nn.Module):
+    """What stands in the place of a hidden patch where it is replaced (iBOT, AttMask); zero at the start."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "D"]:
+        """The token, before positions are added."""
+        return self.param("value", nn.initializers.zeros, (self.width,))
+
+
 class PixelHead(nn.Module):
     """From a decoded token to the P values of its patch."""
 
@@ -63,7 +74,7 @@ class PrototypeHead(nn.Module):
 
     def setup(self) -> None:
         """Creates the parameters."""
-        init = nn.initializers.truncated_normal(0.02)
+        init = nn.initializers.normal(0.02)  # the reference's truncation lies at 100 standard deviations
         widths = (self.hidden_width, self.hidden_width, self.bottleneck_width)
         self.mlp = [nn.Dense(width, dtype=self.dtype, kernel_init=init) for width in widths]
         shape = (self.num_prototypes, self.bottleneck_width)

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from detailclip_jax.models.batch_norm import BatchNormMlp
 from detailclip_jax.models.decoder import Decoder
-from detailclip_jax.models.heads import LogitScale, PixelHead, Projection, PrototypeHead
+from detailclip_jax.models.heads import LogitScale, MaskToken, PixelHead, Projection, PrototypeHead
 from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.models.vit import Style, VisionTransformer
@@ -28,10 +29,12 @@ class Size(NamedTuple):
     head_width: int = 2048
     bottleneck_width: int = 256
     prototypes: int = 8192
+    ssl_width: int = 4096
+    ssl_output: int = 256
 
 
 SIZES = {
-    "tiny": Size(8, 96, 3, 4, 64, 2, 4, 64, 1, 4, 256, 64, 256),
+    "tiny": Size(8, 96, 3, 4, 64, 2, 4, 64, 1, 4, 256, 64, 256, 128, 64),
     "S/16": Size(16, 384, 12, 12),
     "B/32": Size(32, 768, 12, 12),
     "B/16": Size(16, 768, 12, 12),
@@ -80,8 +83,11 @@ def num_side_patches(model: ConfigDict) -> int:
     return model.image_size // patch_size
 
 
-def build(model: ConfigDict, parts: tuple[str, ...]) -> Networks:
-    """The networks of `config.model`, with the named parts and no others."""
+def build(model: ConfigDict, parts: tuple[str, ...], axis: str | None = None) -> Networks:
+    """The networks of `config.model`, with the named parts and no others.
+
+    `axis` is the mesh axis over which BatchNorm takes its statistics, None where it sees the whole batch.
+    """
     makers = {
         "image": _image,
         "image_projection": _projection,
@@ -91,6 +97,8 @@ def build(model: ConfigDict, parts: tuple[str, ...]) -> Networks:
         "decoder": _decoder,
         "pixel_head": _pixel_head,
         "prototype_head": _prototype_head,
+        "mask_token": lambda _, size, __: MaskToken(size.width),
+        "ssl_head": lambda _, size, dtype: _ssl_head(size, axis, dtype),
     }
     size, dtype = size_of(model), jnp.dtype(model.dtype)
     num_side_patches(model)
@@ -100,7 +108,15 @@ def build(model: ConfigDict, parts: tuple[str, ...]) -> Networks:
 def _image(model: ConfigDict, size: Size, dtype: jnp.dtype) -> VisionTransformer:
     style = Style(**model.image_style)
     return VisionTransformer(
-        size.patch_size, size.width, size.depth, size.num_heads, model.image_size, dtype, model.remat, style
+        size.patch_size,
+        size.width,
+        size.depth,
+        size.num_heads,
+        model.image_size,
+        dtype,
+        model.remat,
+        style,
+        model.drop_path,
     )
 
 
@@ -132,3 +148,7 @@ def _pixel_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> PixelHead:
 
 def _prototype_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> PrototypeHead:
     return PrototypeHead(size.head_width, size.bottleneck_width, model.prototypes or size.prototypes, dtype)
+
+
+def _ssl_head(size: Size, axis: str | None, dtype: jnp.dtype) -> BatchNormMlp:
+    return BatchNormMlp((size.ssl_width, size.ssl_width, size.ssl_output), True, axis, dtype)

@@ -2,8 +2,9 @@
 
 import flax.linen as nn
 
+from detailclip_jax.models.batch_norm import BatchNormMlp
 from detailclip_jax.models.decoder import Decoder
-from detailclip_jax.models.heads import LogitScale, PixelHead, Projection, PrototypeHead
+from detailclip_jax.models.heads import LogitScale, MaskToken, PixelHead, Projection, PrototypeHead
 from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Array, Float, Int
@@ -23,6 +24,8 @@ class Networks(nn.Module):
     decoder: Decoder | None = None
     pixel_head: PixelHead | None = None
     prototype_head: PrototypeHead | None = None
+    mask_token: MaskToken | None = None
+    ssl_head: BatchNormMlp | None = None
 
     def embed_image(self, images: Float[Array, "B S S 3"]) -> Float[Array, "B E"]:
         """Images in the joint space, not yet L2-normalised."""

@@ -3,15 +3,20 @@
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from detailclip_jax.models.attention import BlockInit, LayerNorm, activation_named, block_class, uniform_fan_in
+from detailclip_jax.models.positions import interpolate, sincos_positions
 from detailclip_jax.patches import patchify, take
-from detailclip_jax.types import Array, Float, Int, Tokens
+from detailclip_jax.types import Array, Bool, Float, Int, Tokens
 
 NORMAL = nn.initializers.normal(0.02)
+XAVIER = nn.initializers.xavier_uniform()
 VIT_INIT = BlockInit(qkv=NORMAL, proj=NORMAL, fc1=NORMAL, fc2=NORMAL)
+MAE_INIT = BlockInit(qkv=XAVIER, proj=XAVIER, fc1=XAVIER, fc2=XAVIER)
 POOLINGS = ("cls", "mean", "norm_of_mean")
+POSITIONS = ("learnt", "sincos")
 
 
 class Style(NamedTuple):
@@ -19,7 +24,8 @@ class Style(NamedTuple):
 
     `pre_norm` is a norm between the positions and the first block (OpenAI's CLIP).  `pooling` says what stands for
     the image: the normalised CLS token, the mean of the normalised patches, or the norm of the mean of the patches
-    (timm's `fc_norm`; the patches themselves are not normalised then).
+    (timm's `fc_norm`; the patches themselves are not normalised then).  `positions` "sincos" are fixed, as MAE's;
+    Linears then start as MAE's, xavier-uniform.
     """
 
     norm_eps: float = 1e-6
@@ -27,6 +33,7 @@ class Style(NamedTuple):
     pre_norm: bool = False
     patch_bias: bool = True
     pooling: str = "cls"
+    positions: str = "learnt"
 
 
 class VisionTransformer(nn.Module):
@@ -34,9 +41,12 @@ class VisionTransformer(nn.Module):
 
         tokens = vit(images)                    # all N patches
         tokens = vit(images, hidden.kept)       # K of them: the rest is never embedded
+        tokens = vit(images, hidden=mask, mask_token=token)     # N patches, the hidden ones replaced
         vit(images, attention=True).attention   # [B, L, N], the CLS rows of eq. 9 before the mean over layers
 
-    Positions are added before tokens are dropped; the CLS token is cls_token + positions[0].
+    Positions are added before tokens are dropped and after they are replaced; the CLS token is cls_token +
+    positions[0].  Images of another size get interpolated positions.  `drop_path` is the last block's rate, the
+    first one's is 0; it needs `keys`.
     """
 
     patch_size: int
@@ -47,32 +57,47 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     style: Style = Style()
+    drop_path: float = 0.0
 
     def setup(self) -> None:
         """Creates the parameters."""
         if self.style.pooling not in POOLINGS:
             raise ValueError(f"pooling {self.style.pooling!r} is unknown; known: {', '.join(POOLINGS)}")
-        num_patches = (self.image_size // self.patch_size) ** 2
-        fan_in = 3 * self.patch_size**2
-        init = uniform_fan_in(fan_in)
+        if self.style.positions not in POSITIONS:
+            raise ValueError(f"positions {self.style.positions!r} are unknown; known: {', '.join(POSITIONS)}")
+        side, fixed = self.image_size // self.patch_size, self.style.positions == "sincos"
+        uniform = uniform_fan_in(3 * self.patch_size**2)
+        init, bias_init = (XAVIER, nn.initializers.zeros) if fixed else (uniform, uniform)
         bias = self.style.patch_bias
-        self.patch_embed = nn.Dense(self.width, bias, dtype=self.dtype, kernel_init=init, bias_init=init)
+        self.patch_embed = nn.Dense(self.width, bias, dtype=self.dtype, kernel_init=init, bias_init=bias_init)
         self.cls_token = self.param("cls_token", NORMAL, (self.width,))
-        self.positions = self.param("positions", NORMAL, (num_patches + 1, self.width))
+        learnt = None if fixed else self.param("positions", NORMAL, (side**2 + 1, self.width))
+        self.table = jnp.asarray(sincos_positions(self.width, side)) if fixed else learnt
         eps, activation = self.style.norm_eps, activation_named(self.style.activation)
         if self.style.pre_norm:
             self.pre_norm = LayerNorm(eps, self.dtype)
         block = block_class(self.remat)
-        self.blocks = [block(self.num_heads, VIT_INIT, eps, activation, self.dtype) for _ in range(self.depth)]
+        init = MAE_INIT if fixed else VIT_INIT
+        rates = [self.drop_path * i / max(self.depth - 1, 1) for i in range(self.depth)]
+        self.blocks = [block(self.num_heads, init, eps, activation, self.dtype, rate) for rate in rates]
         self.norm = LayerNorm(eps, self.dtype)
 
     def __call__(
-        self, images: Float[Array, "B S S 3"], kept: Int[Array, "B K"] | None = None, attention: bool = False
+        self,
+        images: Float[Array, "B S S 3"],
+        kept: Int[Array, "B K"] | None = None,
+        attention: bool = False,
+        hidden: Bool[Array, "B N"] | None = None,
+        mask_token: Float[Array, "D"] | None = None,
+        keys: Array | None = None,
     ) -> Tokens:
-        """Encodes normalised images; `kept` are the positions of the patches to encode, None for all."""
-        x, rows = self.embed(images, kept), []
-        for block in self.blocks:
-            x, row = block(x, None, None, attention)
+        """Encodes normalised images; `kept` are the positions of the patches to encode, None for all.
+
+        Where `hidden` is True `mask_token` replaces the patch.  `keys` [B] switch drop path on.
+        """
+        x, rows = self.embed(images, kept, hidden, mask_token), []
+        for index, block in enumerate(self.blocks):
+            x, row = block(x, None, None, attention, fold_in(keys, index))
             rows.append(row)
         maps = jnp.stack(rows, 1)[..., 1:] if attention else None
         if self.style.pooling == "norm_of_mean":
@@ -81,14 +106,29 @@ class VisionTransformer(nn.Module):
         cls = x[:, 0] if self.style.pooling == "cls" else x[:, 1:].mean(1)
         return Tokens(cls=cls, patches=x[:, 1:], attention=maps)
 
-    def embed(self, images: Float[Array, "B S S 3"], kept: Int[Array, "B K"] | None) -> Float[Array, "B M D"]:
+    def embed(
+        self,
+        images: Float[Array, "B S S 3"],
+        kept: Int[Array, "B K"] | None = None,
+        hidden: Bool[Array, "B N"] | None = None,
+        mask_token: Float[Array, "D"] | None = None,
+    ) -> Float[Array, "B M D"]:
         """CLS and patch tokens with their positions; patches are picked before they are projected."""
         pixels = patchify(images, self.patch_size)
-        positions = self.positions[None, 1:]
+        table = interpolate(self.table, images.shape[1] // self.patch_size)
+        positions = table[None, 1:]
         if kept is not None:
             pixels = take(pixels, kept)
-            positions = self.positions[1 + kept]
-        patches = self.patch_embed(pixels) + positions.astype(self.dtype)
-        cls = (self.cls_token + self.positions[0]).astype(self.dtype)
+            positions = table[1 + kept]
+        patches = self.patch_embed(pixels)
+        if hidden is not None:
+            patches = jnp.where(hidden[..., None], mask_token.astype(self.dtype), patches)
+        patches = patches + positions.astype(self.dtype)
+        cls = (self.cls_token + table[0]).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (len(images), 1, self.width)), patches], 1)
         return self.pre_norm(x) if self.style.pre_norm else x
+
+
+def fold_in(keys: Array | None, number: int) -> Array | None:
+    """Keys [B] of their own for the block of that number."""
+    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

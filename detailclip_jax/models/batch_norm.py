@@ -1,0 +1,75 @@
+"""Batch normalisation over the global batch, with PyTorch's running statistics."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from detailclip_jax.models.attention import uniform_fan_in
+from detailclip_jax.types import Array, Float
+
+EPS = 1e-5
+KEEP = 0.9  # of the running statistics, at each batch
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(variance + 1e-5) scale + bias, mean and variance of each feature over the global batch.
+
+        running = .9 running + .1 batch
+
+    where the running variance takes the batch's UNBIASED variance, x n / (n - 1), while normalisation uses the biased
+    one: PyTorch's habit.  `axis` is the mesh axis over which the batch is spread, None where `x` is all of it.  The
+    statistics are the collection "batch_stats"; where it is not mutable, as in inference, the running ones normalise.
+    """
+
+    axis: str | None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+        """Normalises in float32."""
+        width = x.shape[-1]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
+        variance = self.variable("batch_stats", "variance", jnp.ones, (width,))
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
+        x = x.astype(jnp.float32)
+        now = mean.value, variance.value
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            count = len(x) * (jax.lax.axis_size(self.axis) if self.axis else 1)
+            now = self._statistics(x)
+            mean.value = KEEP * mean.value + (1 - KEEP) * now[0]
+            variance.value = KEEP * variance.value + (1 - KEEP) * now[1] * count / (count - 1)
+        return ((x - now[0]) * jax.lax.rsqrt(now[1] + EPS) * scale + bias).astype(self.dtype)
+
+    def _statistics(self, x: Float[Array, "B D"]) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
+        mean = self._over_mesh(x.mean(0))
+        return mean, self._over_mesh(jnp.square(x - mean).mean(0))
+
+    def _over_mesh(self, mean: Float[Array, "D"]) -> Float[Array, "D"]:
+        return jax.lax.pmean(mean, self.axis) if self.axis else mean
+
+
+class BatchNormMlp(nn.Module):
+    """Linear layers with BatchNorm and ReLU between them: SLIP's SSL head, BYOL's projector and predictor.
+
+    `widths` are the outputs of its layers.  Linears start as PyTorch's do, U(+-1/sqrt(fan_in)).
+    """
+
+    widths: tuple[int, ...]
+    bias: bool
+    axis: str | None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B F"]:
+        """The last layer's output, in float32."""
+        for index, width in enumerate(self.widths):
+            if index:
+                x = nn.relu(BatchNorm(self.axis, self.dtype, name=f"norm_{index - 1}")(x))
+            init = uniform_fan_in(x.shape[-1])
+            x = nn.Dense(width, self.bias, dtype=self.dtype, kernel_init=init, bias_init=init, name=f"linear_{index}")(
+                x
+            )
+        return x.astype(jnp.float32)

@@ -1,0 +1,98 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_batch, tiny_config, tiny_experiment
+
+from detailclip_jax import forward, methods, patches
+
+
+def test_the_record_has_the_shapes_of_the_letters():
+    exp = tiny_experiment()
+    line = exp.line(exp.init(0), exp.put(tiny_batch()))
+    assert line.views["global"].image.shape == (2, 8, 32, 32, 3)
+    assert line.targets["whole"].patches.shape == (2, 8, 16, 96)
+    assert line.targets["whole"].attention.shape == (2, 8, 3, 16)
+    assert line.hidden.mask.shape == (2, 8, 16) and line.hidden.kept.shape == (2, 8, 8)
+    assert line.tokens["visible"].patches.shape == (2, 8, 8, 96)
+    assert line.decoded.shape == (2, 8, 8, 96)
+    assert line.text.shape == (8, 64)
+    assert line.heads["student_patches"].shape == (2, 8, 8, 32)
+    assert line.heads["predicted_pixels"].shape == (2, 8, 8, 192)
+
+
+def test_the_patch_center_by_linearity_is_the_mean_of_all_logits():
+    exp = tiny_experiment()
+    state = exp.init(0)
+    line = exp.line(state, exp.put(tiny_batch()))
+    head = exp.model.prototype_head
+    variables = {"params": state.params["prototype_head"]}
+    logits = head.apply(variables, line.targets["whole"].patches.reshape(-1, 96))
+    np.testing.assert_allclose(line.heads["patch_mean"], logits.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_the_student_never_sees_hidden_pixels():
+    exp = tiny_experiment()
+    state, batch = exp.init(0), tiny_batch()
+    line = exp.line(state, exp.put(batch))
+    pixels = patches.patchify(jnp.asarray(batch["image"]["global"], jnp.float32), 8)  # [B, V, N, P]
+    hidden = np.moveaxis(np.asarray(line.hidden.mask), 1, 0)
+    changed = patches.unpatchify(jnp.where(hidden[..., None], 0, pixels), 8)
+    tokens = lambda images: forward.fold(
+        lambda x, kept: exp.model.image.apply({"params": state.params["image"]}, x, kept),
+        jnp.moveaxis(jnp.asarray(images, jnp.float32), 1, 0),
+        line.hidden.kept,
+    )
+    np.testing.assert_array_equal(tokens(batch["image"]["global"]).cls, tokens(changed).cls)
+
+
+def test_fold_is_a_loop_over_views():
+    x = jnp.arange(24.0).reshape(2, 3, 4)
+    np.testing.assert_array_equal(forward.fold(lambda y: y[:, :2] * 2, x), jnp.stack([v[:, :2] * 2 for v in x]))
+
+
+def test_patchify_is_undone_by_unpatchify_and_orders_as_mae():
+    images = jnp.asarray(np.random.default_rng(0).random((2, 3, 8, 8, 3)), jnp.float32)
+    cut = patches.patchify(images, 4)
+    np.testing.assert_array_equal(patches.unpatchify(cut, 4), images)
+    np.testing.assert_array_equal(cut[1, 2, 1].reshape(4, 4, 3), images[1, 2, :4, 4:])
+
+
+def test_normalised_patches_have_mean_zero_and_unbiased_variance_one():
+    x = jnp.asarray(np.random.default_rng(0).random((5, 48)), jnp.float32)
+    y = patches.normalise_patches(x)
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(y.var(-1, ddof=1), 1, rtol=1e-3)
+    np.testing.assert_allclose(patches.normalise_patches(jnp.ones((1, 48))), 0, atol=1e-6)
+
+
+def row(**changes):
+    return dataclasses.replace(methods.METHODS["detailclip"](tiny_config()), **changes)
+
+
+def test_a_wrong_row_fails_when_it_is_built():
+    loss = forward.Loss(("nonsense",), lambda line, context: (0.0, {}))
+    with pytest.raises(ValueError, match=r"loss 'clip' reads \['nonsense'\], but the heads make \['cls_mean'"):
+        forward.build(row(losses={"clip": loss}))
+    with pytest.raises(ValueError, match=r"no entry for \['reconstruction'\]"):
+        forward.build(row(weights={"clip": 1.0, "cls": 1.0, "patch": 1.0}))
+
+
+def test_weights_of_other_rows_do_not_concern_this_one():
+    assert set(methods.build(tiny_config("clip")).weights) == {"clip"}
+
+
+def test_lowering_for_accelerators():
+    """The whole B/16 step lowers for cuda and tpu, at 224 px and 77 words."""
+    from detailclip_jax import config as config_lib
+    from detailclip_jax import experiment, mesh
+
+    config = config_lib.default()
+    config.batch_size, config.total_steps, config.steps_per_epoch = 2, 10, 5
+    config.model.dtype = "bfloat16"
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), experiment.dummy_batch(config, 2))
+    exported = jax.export.export(exp.train_step, platforms=["cuda", "tpu"])(exp.state_shapes, shapes)
+    assert exported.platforms == ("cuda", "tpu")

@@ -1,0 +1,247 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from detailclip_jax import config as config_lib
+from detailclip_jax.models import attention, sizes
+from detailclip_jax.models.decoder import Decoder
+from detailclip_jax.models.heads import PrototypeHead
+from detailclip_jax.models.text import TextTransformer
+from detailclip_jax.models.vit import VisionTransformer
+from detailclip_jax.types import Hidden
+
+VIT = VisionTransformer(patch_size=8, width=32, depth=2, num_heads=4, image_size=32)
+TEXT = TextTransformer(width=32, depth=2, num_heads=4, context_length=10, vocab_size=50)
+
+
+@functools.cache
+def images():
+    return jax.random.normal(jax.random.key(0), (3, 32, 32, 3))
+
+
+@functools.cache
+def vit_params():
+    return jax.jit(VIT.init)(jax.random.key(1), images())
+
+
+def encode(*args, **options):
+    return jax.jit(functools.partial(VIT.apply, **options))(vit_params(), *args)
+
+
+def attention_maps(params, x):
+    """Full maps [B, heads, N, N] of each block, by the textbook, and the tokens after it."""
+    for i in range(2):
+        block = params["params"][f"blocks_{i}"]
+        normed = nn.LayerNorm(1e-6).apply({"params": block["norm1"]}, x)
+        qkv = normed @ block["attn"]["qkv"]["kernel"] + block["attn"]["qkv"]["bias"]
+        q, k, v = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, 4, 8), 2, 0)
+        maps = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(8))
+        out = jnp.einsum("bhqk,bkhd->bqhd", maps, v).reshape(x.shape)
+        x = x + out @ block["attn"]["proj"]["kernel"] + block["attn"]["proj"]["bias"]
+        hidden = nn.LayerNorm(1e-6).apply({"params": block["norm2"]}, x)
+        hidden = hidden @ block["mlp"]["fc1"]["kernel"] + block["mlp"]["fc1"]["bias"]
+        hidden = 0.5 * hidden * (1 + jax.lax.erf(hidden / np.sqrt(2)))
+        x = x + hidden @ block["mlp"]["fc2"]["kernel"] + block["mlp"]["fc2"]["bias"]
+        yield maps, x
+
+
+def test_cls_rows_are_those_of_the_full_maps():
+    params = vit_params()
+    embedded = VIT.apply(params, images(), None, method="embed")
+    maps = [m for m, _ in attention_maps(params, embedded)]
+    rows = encode(images(), attention=True).attention
+    for layer, full in enumerate(maps):
+        np.testing.assert_allclose(rows[:, layer], full.mean(1)[:, 0, 1:], rtol=1e-5, atol=1e-7)
+    assert encode(images()).attention is None
+
+
+def test_tokens_are_the_textbook_s():
+    params = vit_params()
+    *_, (_, x) = attention_maps(params, VIT.apply(params, images(), None, method="embed"))
+    expected = nn.LayerNorm(1e-6).apply({"params": params["params"]["norm"]}, x)
+    tokens = encode(images())
+    np.testing.assert_allclose(tokens.cls, expected[:, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(tokens.patches, expected[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_keeping_all_patches_in_any_order_changes_nothing():
+    order = jnp.stack([jax.random.permutation(jax.random.key(i), 16) for i in range(3)])
+    whole, shuffled = encode(images()), encode(images(), order)
+    np.testing.assert_allclose(shuffled.cls, whole.cls, rtol=1e-4, atol=1e-5)
+    taken = jnp.take_along_axis(whole.patches, order[..., None], 1)
+    np.testing.assert_allclose(shuffled.patches, taken, rtol=1e-4, atol=1e-5)
+
+
+@functools.cache
+def text_params():
+    return jax.jit(TEXT.init)(jax.random.key(2), jnp.zeros((1, 10), jnp.int32))
+
+
+def captions():
+    tokens = np.random.default_rng(0).integers(1, 48, (3, 10))
+    tokens[0, 4:], tokens[1, 6:], tokens[2, 9] = 0, 0, 49
+    tokens[0, 4], tokens[1, 6] = 49, 49
+    return jnp.asarray(tokens, jnp.int32)
+
+
+def test_what_stands_behind_the_eot_changes_nothing():
+    tokens = captions()
+    changed = tokens.at[0, 5:].set(7)
+    np.testing.assert_allclose(TEXT.apply(text_params(), changed)[0], TEXT.apply(text_params(), tokens)[0], rtol=1e-6)
+
+
+def test_captions_may_be_given_shorter():
+    tokens = captions()[:2]
+    short = TEXT.apply(text_params(), tokens[:, :7])
+    np.testing.assert_allclose(short, TEXT.apply(text_params(), tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_a_caption_without_eot_reads_its_first_position():
+    tokens = jnp.full((1, 10), 3).at[0, 0].set(48)  # SOT has the second largest id
+    changed = tokens.at[0, 1:].set(9)
+    np.testing.assert_allclose(TEXT.apply(text_params(), tokens), TEXT.apply(text_params(), changed), rtol=1e-6)
+
+
+def test_a_caption_longer_than_the_context_is_refused():
+    with pytest.raises(ValueError, match="captions of 11 tokens exceed the context of 10"):
+        TEXT.apply(text_params(), jnp.zeros((1, 11), jnp.int32))
+
+
+def test_a_block_read_in_part_is_the_whole_block_there():
+    block = attention.Block(4, attention.BlockInit(*[nn.initializers.normal(0.1)] * 4), 1e-6)
+    x = jax.random.normal(jax.random.key(0), (2, 7, 32))
+    params = block.init(jax.random.key(1), x)
+    whole, _ = block.apply(params, x)
+    part, _ = block.apply(params, x, x[:, 2:5])
+    np.testing.assert_allclose(part, whole[:, 2:5], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_decoder_reads_its_tokens_in_any_order(depth):
+    decoder = Decoder(width=32, depth=depth, num_heads=4, side=4)
+    order = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(16), (3, 1)), axis=1))
+    tokens = encode(images(), order[:, :10])
+    hidden = Hidden(jnp.zeros((3, 16), bool), order[:, :10], order[:, 10:])
+    params = decoder.init(jax.random.key(0), tokens, hidden)
+    shuffle = jnp.asarray([3, 1, 2, 0, 4, 9, 8, 7, 6, 5])
+    again = tokens.replace(patches=tokens.patches[:, shuffle])
+    moved = hidden.replace(kept=hidden.kept[:, shuffle], removed=hidden.removed[:, ::-1])
+    first, second = decoder.apply(params, tokens, hidden), decoder.apply(params, again, moved)
+    np.testing.assert_allclose(second, first[:, ::-1], rtol=1e-4, atol=1e-5)
+
+
+def test_prototype_head_is_linear_behind_its_bottleneck_and_of_unit_rows():
+    head = PrototypeHead(16, 8, 24)
+    x = jax.random.normal(jax.random.key(0), (5, 12))
+    params = head.init(jax.random.key(1), x)
+    bottleneck = head.apply(params, x, method="bottleneck")
+    np.testing.assert_allclose(jnp.linalg.norm(bottleneck, axis=-1), 1, rtol=1e-6)
+    logits = head.apply(params, x)
+    of_mean = head.apply(params, bottleneck.mean(0), method="prototypes")
+    np.testing.assert_allclose(of_mean, logits.mean(0), rtol=1e-5, atol=1e-6)
+    assert jnp.abs(logits).max() <= 1 + 1e-6
+
+
+def test_a_zero_bottleneck_is_no_nan():
+    head = PrototypeHead(16, 8, 24)
+    params = jax.tree.map(jnp.zeros_like, head.init(jax.random.key(1), jnp.ones((1, 12))))
+    params["params"]["direction"] = jnp.ones((24, 8))
+    grads = jax.grad(lambda p: head.apply(p, jnp.ones((1, 12))).sum())(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+STD = {  # path -> standard deviation at the start; uniform U(+-a) has a / sqrt(3)
+    "image/cls_token": 0.02,
+    "image/positions": 0.02,
+    "image/blocks_0/attn/qkv/kernel": 0.02,
+    "image/blocks_0/mlp/fc2/kernel": 0.02,
+    "image/patch_embed/kernel": 192**-0.5 / 3**0.5,
+    "image/patch_embed/bias": 192**-0.5 / 3**0.5,
+    "text/token_embedding": 0.02,
+    "text/positions": 0.01,
+    "text/blocks_0/attn/qkv/kernel": 64**-0.5,
+    "text/blocks_0/attn/proj/kernel": 64**-0.5 * 4**-0.5,
+    "text/blocks_0/mlp/fc1/kernel": 128**-0.5,
+    "text/blocks_0/mlp/fc2/kernel": 64**-0.5 * 4**-0.5,
+    "text/blocks_0/mlp/fc1/bias": 64**-0.5 / 3**0.5,
+    "text/blocks_0/mlp/fc2/bias": 256**-0.5 / 3**0.5,
+    "image_projection/proj/kernel": 96**-0.5,
+    "text_projection/proj/kernel": 64**-0.5,
+    "decoder/embed/kernel": (6 / 192) ** 0.5 / 3**0.5,
+    "decoder/embed/bias": 96**-0.5 / 3**0.5,
+    "decoder/blocks_0/attn/qkv/kernel": (6 / 384) ** 0.5 / 3**0.5,
+    "decoder/mask_token": 0.02,
+    "pixel_head/proj/kernel": 96**-0.5 / 3**0.5,
+    "prototype_head/mlp_0/kernel": 0.02,
+    "prototype_head/direction": 64**-0.5 / 3**0.5,
+}
+
+
+def test_initial_values():
+    from tiny import tiny_experiment
+
+    flat = traverse_util.flatten_dict(tiny_experiment().init(0).params, sep="/")
+    for path, std in STD.items():
+        values = np.asarray(flat[path])
+        assert abs(values.std() / std - 1) < 4 / np.sqrt(2 * values.size) + 0.01, (path, values.std(), std)
+    np.testing.assert_allclose(flat["logit_scale/value"], np.log(1 / 0.07), rtol=1e-6)
+    for path, values in flat.items():
+        if path.endswith("/bias") and path not in STD and "mlp/fc" not in path and "pixel_head" not in path:
+            assert not values.any(), path
+        if path.endswith(("/scale", "/gain")):
+            assert (values == 1).all(), path
+
+
+@pytest.mark.parametrize(("name", "millions"), [("B/16", 165.7), ("S/16", None), ("B/32", None), ("L/16", None)])
+def test_sizes_build(name, millions):
+    from detailclip_jax import experiment, optimizer
+
+    config = config_lib.default()
+    config.model.size, config.batch_size, config.total_steps = name, 8, 10
+    exp = experiment.build(config)
+    trained = sum(
+        int(np.prod(p.shape))
+        for p, group in zip(jax.tree.leaves(exp.state_shapes.params), jax.tree.leaves(exp.setup.groups), strict=True)
+        if group != optimizer.FROZEN
+    )
+    assert millions is None or round(trained / 1e6, 1) == millions
+
+
+def test_size_errors():
+    config = config_lib.default()
+    config.model.size = "B/15"
+    with pytest.raises(ValueError, match="'B/15' is unknown; known: tiny, S/16"):
+        sizes.build(config.model, ("image",))
+    config.model.size, config.model.image_size = "B/16", 225
+    with pytest.raises(ValueError, match="225 is not a multiple of the patch size 16 of B/16; nearest are 224 and 240"):
+        sizes.build(config.model, ("image",))
+    config.model.image_size, config.model.remat = 224, "some"
+    with pytest.raises(ValueError, match="remat 'some' is unknown; known: none, dots, full"):
+        experiment_init(config)
+
+
+def experiment_init(config):
+    model = sizes.build(config.model, ("image",))
+    return jax.eval_shape(model.image.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_gradient(remat):
+    def gradient(vit):
+        loss = lambda p: jnp.square(vit.apply(p, images()).cls).sum()
+        return jax.jit(jax.grad(loss))(vit_params())
+
+    for a, b in zip(jax.tree.leaves(gradient(VIT)), jax.tree.leaves(gradient(VIT.clone(remat=remat))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_computes_near_float32():
+    half = VIT.clone(dtype=jnp.bfloat16).apply(vit_params(), images(), attention=True)
+    whole = encode(images(), attention=True)
+    assert half.cls.dtype == jnp.bfloat16 and half.attention.dtype == jnp.float32
+    np.testing.assert_allclose(half.cls.astype(jnp.float32), whole.cls, atol=0.1)
