@@ -34,6 +34,7 @@ setup(
     package_data={"detailclip_jax": ["data/assets/*", "py.typed"]},
     install_requires=[
         "absl-py>=2.1",
+        "array_record>=0.5",
         "clu>=0.0.12",
         "etils[epath]>=1.7",
         "flax>=0.12.7,<0.13",
@@ -42,6 +43,7 @@ setup(
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.2.36",
         "ml_collections>=1.1,<2",
+        "msgpack>=1.0",
         "numpy>=2.0",
         "opencv-python-headless>=4.11,!=4.12.0.88",
         "optax>=0.2.8,<0.3",

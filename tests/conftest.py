@@ -1,9 +1,14 @@
-"""Eight virtual CPU devices for every test, and flags that grain wants parsed."""
+"""Eight virtual CPU devices for every test, compiled functions kept between runs, flags that grain wants parsed."""
 
 import os
+import pathlib
+
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def pytest_configure(config):
