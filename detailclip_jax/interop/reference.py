@@ -1,31 +1,23 @@
-"""Names of the DetailCLIP reference's state dict (and of SLIP's family, whose CLIP it extends).
+"""Names of the DetailCLIP reference's state dict, and of SLIP's family, whose CLIP it extends.
 
 The reference keeps student and teacher in one state dict: `visual` and `visual_ema`, `transformer` and
-`transformer_e`, `ibot_head` and `ibot_head_e`, `image_projection` and `image_projection_e`.
+`transformer_e`, `ibot_head` and `ibot_head_e`, `image_projection` and `image_projection_e`.  A-CLIP has the same
+towers, with heads of its own.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
-from detailclip_jax.interop.tables import COLUMN, CONV, LINEAR, SAME, TABLE, TOKEN, Entry, linear, norm, read
+from detailclip_jax.interop.measure import Spec, num_blocks
+from detailclip_jax.interop.tables import COLUMN, LINEAR, SAME, TOKEN, Entry, Table, linear, norm, numbered, read
+from detailclip_jax.interop.timm_vit import vit, vit_block
+from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.types import Params
 
 
-def vit_block(ours: str, theirs: str) -> list[Entry]:
-    """A timm block."""
-    return [
-        *norm(f"{ours}/norm1", f"{theirs}.norm1"),
-        *linear(f"{ours}/attn/qkv", f"{theirs}.attn.qkv"),
-        *linear(f"{ours}/attn/proj", f"{theirs}.attn.proj"),
-        *norm(f"{ours}/norm2", f"{theirs}.norm2"),
-        *linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.fc1"),
-        *linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.fc2"),
-    ]
-
-
 def text_block(ours: str, theirs: str) -> list[Entry]:
-    """A block of CLIP's text transformer."""
+    """A block of CLIP's transformer."""
     return [
         *norm(f"{ours}/norm1", f"{theirs}.ln_1"),
         Entry(f"{ours}/attn/qkv/kernel", f"{theirs}.attn.in_proj_weight", LINEAR),
@@ -37,22 +29,9 @@ def text_block(ours: str, theirs: str) -> list[Entry]:
     ]
 
 
-def image(depth: int, theirs: str = "visual") -> list[Entry]:
-    """The image encoder: timm's names."""
-    blocks = [e for i in range(depth) for e in vit_block(f"image/blocks_{i}", f"{theirs}.blocks.{i}")]
-    return [
-        Entry("image/cls_token", f"{theirs}.cls_token", TOKEN),
-        Entry("image/positions", f"{theirs}.pos_embed", TABLE),
-        Entry("image/patch_embed/kernel", f"{theirs}.patch_embed.proj.weight", CONV),
-        Entry("image/patch_embed/bias", f"{theirs}.patch_embed.proj.bias", SAME),
-        *blocks,
-        *norm("image/norm", f"{theirs}.norm"),
-    ]
-
-
 def text_blocks(depth: int, theirs: str = "transformer") -> list[Entry]:
     """The blocks of the text encoder: the part of it that the reference averages."""
-    return [e for i in range(depth) for e in text_block(f"text/blocks_{i}", f"{theirs}.resblocks.{i}")]
+    return numbered(depth, text_block, "text", f"{theirs}.resblocks")
 
 
 def text_ends() -> list[Entry]:
@@ -62,6 +41,11 @@ def text_ends() -> list[Entry]:
         Entry("text/positions", "positional_embedding", SAME),
         *norm("text/ln_final", "ln_final"),
     ]
+
+
+def logit_scale() -> list[Entry]:
+    """The logarithm of the inverse temperature, under CLIP's name."""
+    return [Entry("logit_scale/value", "logit_scale", SAME)]
 
 
 def projections(suffix: str = "") -> list[Entry]:
@@ -74,11 +58,10 @@ def projections(suffix: str = "") -> list[Entry]:
 
 def decoder(depth: int) -> list[Entry]:
     """Decoder and pixel head; its sin-cos positions are a constant of ours."""
-    blocks = [e for i in range(depth) for e in vit_block(f"decoder/blocks_{i}", f"decoder_blocks.{i}")]
     return [
         Entry("decoder/mask_token", "mask_token", TOKEN),
         *linear("decoder/embed", "decoder_embed"),
-        *blocks,
+        *numbered(depth, vit_block, "decoder", "decoder_blocks"),
         *norm("decoder/norm", "decoder_norm"),
         *linear("pixel_head/proj", "reconstruction_pred"),
     ]
@@ -96,8 +79,7 @@ def prototype_head(theirs: str = "ibot_head") -> list[Entry]:
 
 def clip(depth: int, text_depth: int) -> list[Entry]:
     """CLIP in SLIP's layout: the student's share of DetailCLIP's as well."""
-    scale = Entry("logit_scale/value", "logit_scale", SAME)
-    return [*image(depth), *text_blocks(text_depth), *text_ends(), *projections(), scale]
+    return [*vit(depth, "visual."), *text_blocks(text_depth), *text_ends(), *projections(), *logit_scale()]
 
 
 def student(depth: int, text_depth: int, decoder_depth: int) -> list[Entry]:
@@ -105,38 +87,52 @@ def student(depth: int, text_depth: int, decoder_depth: int) -> list[Entry]:
     return [*clip(depth, text_depth), *decoder(decoder_depth), *prototype_head()]
 
 
-def teacher(depth: int, text_depth: int) -> list[Entry]:
-    """The DetailCLIP teacher; its text ends are the student's, which reproduces the reference's EMA evaluation."""
+def teacher_towers(depth: int, text_depth: int) -> list[Entry]:
+    """The averaged encoders; their text ends are the student's, which reproduces the reference's EMA evaluation."""
     return [
-        *image(depth, "visual_ema"),
+        *vit(depth, "visual_ema."),
         *text_blocks(text_depth, "transformer_e"),
         *text_ends(),
         *projections("_e"),
-        *prototype_head("ibot_head_e"),
     ]
 
 
-def num_blocks(state_dict: Mapping[str, np.ndarray], prefix: str) -> int:
-    """How many blocks `prefix`.0, `prefix`.1, ... the state dict holds."""
-    start = len(prefix) + 1
-    return len({key[start:].split(".")[0] for key in state_dict if key.startswith(f"{prefix}.")})
+def teacher(depth: int, text_depth: int) -> list[Entry]:
+    """Every parameter of the DetailCLIP teacher."""
+    return [*teacher_towers(depth, text_depth), *prototype_head("ibot_head_e")]
+
+
+def clip_table(spec: Spec) -> Table:
+    """A CLIP or SLIP checkpoint, or the student of A-CLIP's."""
+    return Table(clip(spec.size.depth, spec.size.text_depth))
+
+
+def aclip_teacher_table(spec: Spec) -> Table:
+    """The averaged encoders of an A-CLIP checkpoint."""
+    return Table([*teacher_towers(spec.size.depth, spec.size.text_depth), *logit_scale()])
+
+
+def detailclip_table(spec: Spec) -> Table:
+    """A DetailCLIP checkpoint: student and teacher, the last layer twice, and the decoder's fixed positions."""
+    size = spec.size
+    last = [(head, part) for head in ("ibot_head", "ibot_head_e") for part in ("weight_g", "weight_v")]
+    side = spec.image_size // size.patch_size
+    return Table(
+        student(size.depth, size.text_depth, size.decoder_depth),
+        teacher(size.depth, size.text_depth),
+        copies={f"{head}.last_layer2.{part}": f"{head}.last_layer.{part}" for head, part in last},
+        constants={"decoder_pos_embed": sincos_positions(size.width, side)[None]},
+    )
 
 
 def load_detailclip(state_dict: Mapping[str, np.ndarray]) -> tuple[Params, Params]:
     """Student and teacher parameters of a DetailCLIP state dict; ValueError lists the keys that it lacks."""
-    depth, text_depth = (
-        num_blocks(state_dict, "visual.blocks"),
-        num_blocks(state_dict, "transformer.resblocks"),
-    )
-    decoder_depth = num_blocks(state_dict, "decoder_blocks")
-    own = read(student(depth, text_depth, decoder_depth), state_dict)
+    depth, text_depth = num_blocks(state_dict, "visual.blocks"), num_blocks(state_dict, "transformer.resblocks")
+    own = read(student(depth, text_depth, num_blocks(state_dict, "decoder_blocks")), state_dict)
     return own, read(teacher(depth, text_depth), state_dict)
 
 
 def load_clip(state_dict: Mapping[str, np.ndarray]) -> Params:
     """Parameters of a CLIP state dict in SLIP's layout; ValueError lists the keys that it lacks."""
-    depth, text_depth = (
-        num_blocks(state_dict, "visual.blocks"),
-        num_blocks(state_dict, "transformer.resblocks"),
-    )
+    depth, text_depth = num_blocks(state_dict, "visual.blocks"), num_blocks(state_dict, "transformer.resblocks")
     return read(clip(depth, text_depth), state_dict)

@@ -1,30 +1,53 @@
 """Tables between our parameter paths and a PyTorch state dict's keys.
 
-One `Entry` per tensor and one list of entries per layout: reading and writing go through the same rows.
+One `Entry` per tensor, one `Table` per layout and size: reading, writing and the shapes that are expected all go
+through the same rows.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Float
 
 from detailclip_jax.types import Params
 
+Shape = tuple[int, ...]
+StateDict = Mapping[str, np.ndarray]
+
 
 class Transform(NamedTuple):
-    """How a tensor changes on the way in; `out` undoes it, given the shape that the other side wants."""
+    """How a tensor changes on the way in, and the inverse."""
 
     into: Callable[[np.ndarray], np.ndarray]
     out: Callable[[np.ndarray], np.ndarray]
 
 
 class Entry(NamedTuple):
-    """One tensor: our path, their key, and the change between them."""
+    """One tensor: our path, their key, and the change between them.
+
+    `share` (index, of): theirs is one of `of` equal parts of ours along the last axis, where one side packs query,
+    key and value and the other does not.
+    """
 
     ours: str
     theirs: str
     transform: Transform
+    share: tuple[int, int] = (0, 1)
+
+
+class Table(NamedTuple):
+    """A layout at one size.
+
+    `copies` are keys that repeat another key's tensor; `constants` are tensors that follow from the sizes alone.
+    A key may stand in `params` and in `ema_params`: it is then read into both and written from `params`.
+    """
+
+    params: list[Entry]
+    ema_params: list[Entry] = []  # noqa: RUF012  # never changed
+    copies: Mapping[str, str] = {}
+    constants: Mapping[str, Float[np.ndarray, "..."]] = {}
 
 
 def _conv_out(kernel: np.ndarray) -> np.ndarray:
@@ -40,29 +63,59 @@ TABLE = Transform(lambda x: x[0], lambda x: x[None])  # (1, N, D) <-> (N, D)
 COLUMN = Transform(lambda x: x[:, 0], lambda x: x[:, None])  # (C, 1) <-> (C,)
 
 
-def read(entries: Iterable[Entry], state_dict: Mapping[str, np.ndarray]) -> Params:
+def read(entries: Iterable[Entry], state_dict: StateDict) -> Params:
     """Our nested parameters from their state dict; ValueError lists the keys that it lacks."""
     entries = list(entries)
     if missing := [entry.theirs for entry in entries if entry.theirs not in state_dict]:
         raise ValueError(f"the state dict lacks {len(missing)} tensors: {missing}")
-    flat = {entry.ours: entry.transform.into(np.asarray(state_dict[entry.theirs])) for entry in entries}
+    shares: dict[str, list[np.ndarray]] = {}
+    for entry in entries:  # shares of one tensor stand in order
+        shares.setdefault(entry.ours, []).append(entry.transform.into(np.asarray(state_dict[entry.theirs])))
+    flat = {ours: parts[0] if len(parts) == 1 else np.concatenate(parts, -1) for ours, parts in shares.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def write(entries: Iterable[Entry], params: Params) -> dict[str, np.ndarray]:
     """Their state dict from our nested parameters, the inverse of `read`."""
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
-    return {entry.theirs: entry.transform.out(np.asarray(flat[entry.ours])) for entry in entries}
+    flat = flatten(params)
+    return {entry.theirs: entry.transform.out(_share(np.asarray(flat[entry.ours]), entry)) for entry in entries}
 
 
-def linear(ours: str, theirs: str) -> list[Entry]:
+def _share(ours: np.ndarray, entry: Entry) -> np.ndarray:
+    index, of = entry.share
+    width = ours.shape[-1] // of if of > 1 else 0
+    return ours[..., index * width : (index + 1) * width] if of > 1 else ours
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """ "image/norm/scale" -> array, for nested parameters."""
+    return dict(traverse_util.flatten_dict(dict(params), sep="/"))
+
+
+def shapes(entries: Iterable[Entry], ours: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The shapes of their tensors, from those of ours."""
+    blank = np.zeros((), np.float32)
+    return {e.theirs: e.transform.out(_share(np.broadcast_to(blank, ours[e.ours]), e)).shape for e in entries}
+
+
+def linear(ours: str, theirs: str, share: tuple[int, int] = (0, 1)) -> list[Entry]:
     """A linear layer with its bias."""
     return [
-        Entry(f"{ours}/kernel", f"{theirs}.weight", LINEAR),
-        Entry(f"{ours}/bias", f"{theirs}.bias", SAME),
+        Entry(f"{ours}/kernel", f"{theirs}.weight", LINEAR, share),
+        Entry(f"{ours}/bias", f"{theirs}.bias", SAME, share),
     ]
 
 
 def norm(ours: str, theirs: str) -> list[Entry]:
     """A layer norm."""
     return [Entry(f"{ours}/scale", f"{theirs}.weight", SAME), Entry(f"{ours}/bias", f"{theirs}.bias", SAME)]
+
+
+def separate_qkv(ours: str, names: tuple[str, ...]) -> list[Entry]:
+    """Query, key and value as three linear layers of theirs."""
+    return [entry for index, theirs in enumerate(names) for entry in linear(ours, theirs, (index, 3))]
+
+
+def numbered(depth: int, block: Callable[[str, str], list[Entry]], ours: str, theirs: str) -> list[Entry]:
+    """`depth` blocks: ours/blocks_0 and theirs.0, and so on."""
+    return [entry for i in range(depth) for entry in block(f"{ours}/blocks_{i}", f"{theirs}.{i}")]

@@ -1,0 +1,106 @@
+"""A checkpoint of ours in the form that PyTorch users expect, proven to encode alike.
+
+    python -m detailclip_jax.export --checkpoint=runs/stickers --to=safetensors --out=stickers.safetensors
+    python -m detailclip_jax.export --checkpoint=runs/vitb16_yfcc --to=open_clip --out=detailclip-open_clip
+    python -m detailclip_jax.export --checkpoint=runs/vitb16_yfcc --to=timm --out=vit.pth --image_size=512
+
+FORMAT is one of
+  reference           the DetailCLIP reference's state dict, student and teacher
+  reference_backbone  the image encoder that the reference extracts for its dense evaluations
+  slip                CLIP in the state dict of SLIP's family
+  timm                the image encoder as timm's VisionTransformer (vit_base_patch16_224 for B/16)
+  open_clip           a directory for open_clip.create_model_and_transforms("local-dir:PATH")
+  huggingface         a directory for transformers.AutoModel.from_pretrained(PATH): a VisionTextDualEncoderModel
+  safetensors         our own tree under its flattened names, with the config in the header
+  stablehlo           a directory with encode_image.bin and encode_text.bin for jax.export.deserialize
+PATH is a file for the first four and safetensors, a directory for the others; a file is written as PyTorch does, or
+as safetensors if its name ends so.  The written model is loaded and compared with ours; --no-verify skips that, and
+PyTorch is then only needed to write .pth files.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from detailclip_jax import checkpoint, ema
+from detailclip_jax.interop import formats
+from detailclip_jax.interop.convert import resize
+from detailclip_jax.interop.verify import rows
+from detailclip_jax.types import Params
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    arguments = argparse.ArgumentParser(
+        "detailclip_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = arguments.add_argument
+    add("--checkpoint", required=True, metavar="WORKDIR", help="a workdir of `main` or `import_torch`")
+    add("--step", type=int, help="another checkpoint than the last")
+    add("--to", required=True, choices=tuple(formats.FORMATS), metavar="FORMAT", help=", ".join(formats.FORMATS))
+    add("--out", required=True, metavar="PATH")
+    add("--weights", choices=("ema", "student"), help="default: ema where the method has a teacher")
+    add("--image_size", type=int, help="interpolate the positions (bicubic) to another size of image")
+    add("--no-verify", dest="verify", action="store_false", help="do not load the written model and compare")
+    return arguments
+
+
+def choose_weights(variables: Mapping[str, Params], which: str | None) -> tuple[str, Params]:
+    """Name and parameters of the student, or of the teacher laid over it; ValueError without a teacher."""
+    teacher = variables["ema_params"]
+    if which == "ema" and not teacher:
+        raise ValueError("--weights=ema: this method has no teacher; use student")
+    if which == "student" or not teacher:
+        return "student", variables["params"]
+    return "ema", ema.overlay(variables["params"], teacher)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Loads, writes, verifies and prints the table."""
+    model, variables, config = checkpoint.load(arguments.checkpoint, arguments.step)
+    if arguments.image_size and arguments.image_size != config.model.image_size:
+        variables, config = resize(variables, config, arguments.image_size)
+        model = model.clone(image=model.image.clone(image_size=arguments.image_size))
+    which, params = choose_weights(variables, arguments.weights)
+    fmt, path = formats.FORMATS[arguments.to], Path(arguments.out)
+    export = formats.Export(model, params, variables, config)
+    _check_kind(path, fmt.is_directory)
+    written = fmt.write(export, path)
+    print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else which, written)))
+    if arguments.verify:
+        print("\n".join(rows(fmt.verify(export, path))))
+    print(f"written to {path}")
+
+
+def _check_kind(path: Path, directory: bool) -> None:
+    if path.exists() and path.is_dir() != directory:
+        raise ValueError(f"--out={path} exists and is {'no' if directory else 'a'} directory")
+
+
+def table(name: str, weights: str, written: Mapping[str, np.ndarray]) -> list[str]:
+    """Lines that say what was written."""
+    count = sum(int(np.prod(value.shape)) for value in written.values())
+    return [f"format      {name}", f"weights     {weights}", f"tensors     {len(written)}", f"parameters  {count:,}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: 0, or 2 with a message."""
+    arguments = parser().parse_args(argv)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        run(arguments)
+    except ImportError as error:
+        print(f"error: {error}; the extra `torch` has it (pip install -e .[torch]), or --no-verify", file=sys.stderr)
+        return 2
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""A checkpoint from elsewhere as one of ours, from which evaluation, notebooks and training start.
+
+    python -m detailclip_jax.import_torch --from=openai ViT-B-16.pt --out=runs/openai
+    python -m detailclip_jax.import_torch --from=reference detailclip_vitb16.pt --out=runs/detailclip
+    python -m detailclip_jax.import_torch --from=mae mae_pretrain_vit_base.pth --out=runs/mae --image_size=512
+
+FORMAT is the layout of the tensors; without --from it is told by their names.  Sizes come from the shapes.  Files are
+read as numbers: one that would have to be executed is refused.  Training goes on from DIR with
+`python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=DIR`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from detailclip_jax import checkpoint, interop
+from detailclip_jax.interop import store
+from detailclip_jax.interop.convert import OPTIONS
+from detailclip_jax.interop.tables import flatten
+from detailclip_jax.types import Params
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    arguments = argparse.ArgumentParser("detailclip_jax.import_torch", description=__doc__, formatter_class=_Plain)
+    add = arguments.add_argument
+    add("file", metavar="FILE", help="a PyTorch, TorchScript or safetensors file, or the folder of one")
+    add("--from", dest="layout", choices=interop.NAMES, metavar="FORMAT", help=", ".join(interop.NAMES))
+    add("--out", required=True, metavar="DIR", help="the workdir to write, with one checkpoint of step 0")
+    add("--image_size", type=int, help="interpolate the positions to another size of image")
+    add("--num_heads", type=int, help="of the image tower, which no shape tells")
+    add("--text_heads", type=int, help="of the text tower")
+    add("--activation", choices=("gelu", "quick_gelu"), help="of both towers")
+    add("--pooling", choices=("cls", "mean", "norm_of_mean"), help="what stands for an image")
+    add("--normalisation", choices=("imagenet", "clip", "half"), help="mean and deviation of the pixels")
+    return arguments
+
+
+class _Plain(argparse.RawDescriptionHelpFormatter):
+    """The module's text as it stands."""
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Reads, checks, converts, writes and says what was found."""
+    options = {name: value for name, value in vars(arguments).items() if name in OPTIONS and value is not None}
+    if options.get("activation"):
+        options["text_activation"] = options["activation"]
+    _, variables, config = interop.load(arguments.file, arguments.layout, **options)
+    store.save(arguments.out, variables, config, Path(arguments.file).name)
+    print("\n".join(summary(variables, config)))
+    print(f"written to {arguments.out}")
+
+
+def summary(variables: dict[str, Params], config: Any) -> list[str]:
+    """Lines that say what the model is."""
+    model, counts = config.model, {name: _count(variables[name]) for name in ("params", "ema_params")}
+    size = model.size if model.size != "custom" else ", ".join(f"{k} {v}" for k, v in model.custom.items())
+    teacher = f"{counts['ema_params']:,} in {', '.join(variables['ema_params'])}" if counts["ema_params"] else "none"
+    lines = [
+        f"method      {config.method}",
+        f"size        {size}; {model.image_size} px",
+        f"image tower {', '.join(f'{k} {v}' for k, v in model.image_style.items())}",
+        f"parameters  {counts['params']:,} in {', '.join(variables['params'])}",
+        f"teacher     {teacher}",
+    ]
+    if config.method == "detailclip":
+        lines.append("centers     zero: the reference does not save them")
+    return lines
+
+
+def _count(params: Params) -> int:
+    return sum(int(value.size) for value in flatten(params).values())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: 0, or 2 with a message."""
+    arguments = parser().parse_args(argv)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        run(arguments)
+    except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""Tensors out of files that nobody vouches for: nothing in them is executed, extracted or inflated.
+
+Safetensors files hold numbers only.  PyTorch files are read with `torch.load(weights_only=True)`, TorchScript
+archives (OpenAI's CLIP) by `torchscript`; anything that would need more is refused.
+"""
+
+import argparse
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from detailclip_jax.interop import torchscript
+
+WEIGHT_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+def read(path: Path) -> Any:
+    """What a file holds: tensors by name, or a checkpoint with such a dictionary somewhere in it.
+
+    Raises FileNotFoundError, and ValueError for a file that is damaged, of an unknown kind, or not safe to read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    with path.open("rb") as file:
+        start = file.read(16)
+    if start.startswith(b"PK\x03\x04"):
+        check_archive(path)
+        return torchscript.read(path) if torchscript.is_archive(path) else _torch(path, mmap=True)
+    if start.startswith(b"\x80"):
+        return _torch(path, mmap=False)  # PyTorch's format before 1.6
+    if len(start) > 8 and start[8:9] == b"{":
+        return _safetensors(path)
+    raise ValueError(f"{path} is neither a PyTorch file nor a safetensors file (it starts with {start[:8]!r})")
+
+
+def weights_in(folder: Path) -> Path:
+    """The file of weights in the folder of an open_clip or transformers model."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(f"no weights in {folder}; looked for {', '.join(WEIGHT_FILES)}")
+
+
+def check_archive(path: Path) -> None:
+    """ValueError unless a zip archive is as PyTorch writes them: entries stored as they are, under plain names.
+
+    Only TorchScript's code is compressed, and that is never read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    for entry in entries:
+        _check_entry(path, entry)
+    if len({entry.filename for entry in entries}) < len(entries):
+        raise ValueError(f"{path} holds two entries of one name")
+    if sum(entry.compress_size for entry in entries) > path.stat().st_size:
+        raise ValueError(f"{path} is damaged: its entries are longer than the file")
+
+
+def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
+    parts = PurePosixPath(entry.filename).parts
+    if ".." in parts or parts[:1] == ("/",) or "\\" in entry.filename:
+        raise ValueError(f"{path} holds an entry named {entry.filename!r}, outside of the archive")
+    stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
+    if not stored and parts[1:2] != ("code",):
+        raise ValueError(f"{path} holds {entry.filename!r} compressed, which PyTorch does not write")
+
+
+def _torch(path: Path, mmap: bool) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(f"reading {path} needs PyTorch: pip install -e .[torch]") from None
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # where training scripts keep their flags
+            return _numpy(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is refused: {_needed(str(error))}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}") from None
+
+
+def _needed(message: str) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", message)
+    if found is None:
+        return f"it is no file of tensors ({message.splitlines()[0]})"
+    return f"it needs {found[1]} to be executed while it is read; save its tensors alone (model.state_dict()) instead"
+
+
+def _numpy(value: Any) -> Any:
+    """Dictionaries of PyTorch tensors as dictionaries of arrays that share their memory."""
+    if isinstance(value, Mapping):
+        return {name: _numpy(inner) for name, inner in value.items()}
+    if not hasattr(value, "detach"):
+        return value
+    tensor = value.detach()
+    if str(tensor.dtype) == "torch.bfloat16":
+        return tensor.float().numpy().astype(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, mapped and not yet read.
+
+    https://huggingface.co/docs/safetensors: eight bytes with the length of a JSON header, the header, the numbers.
+    """
+    header, begin = _header(path)
+    data = np.memmap(path, np.uint8, "r")
+    return {name: _tensor(path, name, entry, data[begin:]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The notes in a safetensors file's header."""
+    return _header(path)[0].get("__metadata__", {})
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size - 8:
+            raise ValueError(f"{path} is damaged: its header is longer than the file")
+        try:
+            header = json.loads(file.read(length))
+        except (ValueError, RecursionError):
+            raise ValueError(f"{path} is damaged: its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is damaged: its header is not a dictionary")
+    return header, 8 + length
+
+
+def _tensor(path: Path, name: str, entry: Any, data: np.ndarray) -> np.ndarray:
+    try:
+        dtype, shape, (begin, end) = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
+        count = int(np.prod(shape, dtype=object))
+        if not 0 <= begin <= end <= len(data) or count * dtype.itemsize != end - begin:
+            raise ValueError(f"{end - begin} bytes of {len(data)} for {shape}")
+        return np.frombuffer(data[begin:end], dtype).reshape(shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: tensor {name!r}: {error}") from None
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str] | None = None) -> None:
+    """Writes a state dict in one piece: as safetensors if the name ends so, else as PyTorch does (which needs it)."""
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        _write_safetensors(partial, tensors, notes or {})
+    else:
+        _write_torch(partial, tensors)
+    partial.replace(path)
+
+
+def _write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f"writing {path.stem} needs PyTorch (pip install -e .[torch]); a name that ends in .safetensors does not"
+        ) from None
+    torch.save({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, path)
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
+    names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": dict(notes)} if notes else {}
+    offset = 0
+    for name, value in tensors.items():
+        end = offset + value.nbytes
+        header[name] = {"dtype": names[value.dtype], "shape": list(value.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for value in tensors.values():
+            file.write(np.ascontiguousarray(value).tobytes())

@@ -1,0 +1,217 @@
+"""The config files beside open_clip's and transformers' weights: written for our models, read for theirs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.interop.measure import Spec, spec_of
+from detailclip_jax.models.vit import Style
+
+OPEN_CLIP, HUGGINGFACE, PREPROCESSOR = "open_clip_config.json", "config.json", "preprocessor_config.json"
+TIMM = {  # patch, width, depth, heads -> the architecture that timm registers, all at 224 px
+    (16, 192, 12, 3): "vit_tiny_patch16_224",
+    (16, 384, 12, 6): "vit_small_patch16_224",
+    (16, 768, 12, 12): "vit_base_patch16_224",
+    (32, 768, 12, 12): "vit_base_patch32_224",
+    (16, 1024, 24, 16): "vit_large_patch16_224",
+}
+MOCO_S16 = (16, 384, 12, 12)  # SLIP's and our S/16: timm's with twice the heads
+
+
+def options_beside(file: Path) -> dict[str, Any]:
+    """What the config files in the folder of some weights say that shapes do not."""
+    folder = file.parent
+    if (folder / OPEN_CLIP).is_file():
+        return open_clip_options(_json(folder / OPEN_CLIP))
+    if (folder / HUGGINGFACE).is_file() and file.name in ("model.safetensors", "pytorch_model.bin"):
+        preprocessor = _json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+        return huggingface_options(_json(folder / HUGGINGFACE), preprocessor)
+    return {}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file} is not JSON") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is not a JSON dictionary")
+    return content
+
+
+def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `interop.load` from an open_clip_config.json; ValueError for towers that are not ours."""
+    model, preprocess = content.get("model_cfg", content), content.get("preprocess_cfg", {})
+    image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    if unknown := {"hf_model_name", "no_causal_mask", "embed_cls", "proj_bias"} & {k for k, v in text.items() if v}:
+        raise ValueError(f"open_clip's text tower with {sorted(unknown)} is none of ours")
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    timm = "timm_model_name" in image
+    return {
+        "num_heads": None if timm else image["width"] // image.get("head_width", 64),
+        "text_heads": text.get("heads"),
+        "activation": None if timm else activation,
+        "text_activation": activation,
+        "pooling": _pooling(image, timm),
+        "norm_eps": None if timm else (image.get("norm_kwargs") or {}).get("eps"),
+        "mean": preprocess.get("mean"),
+        "std": preprocess.get("std"),
+    }
+
+
+def _pooling(image: Mapping[str, Any], timm: bool) -> str:
+    name = image.get("timm_pool", "avg") if timm else image.get("pool_type", "tok")
+    poolings = {"token": "cls", "tok": "cls", "avg": "norm_of_mean" if image.get("final_ln_after_pool") else "mean"}
+    if name not in poolings:
+        raise ValueError(f"open_clip's image pooling {name!r} is none of ours; known: {', '.join(poolings)}")
+    return poolings[name]
+
+
+def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `interop.load` from a transformers config.json and preprocessor_config.json."""
+    image, text = content.get("vision_config", {}), content.get("text_config", {})
+    is_vit = image.get("model_type") == "vit"
+    if is_vit and image.get("pooler_act", "tanh") != "linear":
+        raise ValueError("a ViTModel whose pooler is not the identity (pooler_act linear) is none of our image towers")
+    return {
+        "num_heads": image.get("num_attention_heads", 12),
+        "text_heads": text.get("num_attention_heads", 8),
+        "activation": image.get("hidden_act", "gelu" if is_vit else "quick_gelu"),
+        "text_activation": text.get("hidden_act", "quick_gelu"),
+        "norm_eps": image.get("layer_norm_eps", 1e-12 if is_vit else 1e-5),
+        "mean": preprocessor.get("image_mean"),
+        "std": preprocessor.get("image_std"),
+    }
+
+
+def timm_name(spec: Spec) -> str | None:
+    """The architecture that timm registers for an image tower of ours, or None."""
+    size = spec.size
+    plain = spec.style == Style() and spec.image_size == 224
+    return TIMM.get((size.patch_size, size.width, size.depth, size.num_heads)) if plain else None
+
+
+def open_clip_config(config: ConfigDict, folder: Path) -> dict[str, Any]:
+    """open_clip_config.json of a model of ours; ValueError with the reason where open_clip has no such model."""
+    spec = spec_of(config.model)
+    size = spec.size
+    native = spec.style.pre_norm
+    return {
+        "model_cfg": {
+            "embed_dim": size.joint_width,
+            "quick_gelu": spec.text_activation == "quick_gelu",
+            "vision_cfg": _own_tower(spec) if native else _timm_tower(spec, folder),
+            "text_cfg": {
+                "context_length": spec.context_length,
+                "vocab_size": spec.vocab_size,
+                "width": size.text_width,
+                "heads": size.text_heads,
+                "layers": size.text_depth,
+            },
+        },
+        "preprocess_cfg": {
+            "mean": list(config.views.mean),
+            "std": list(config.views.std),
+            "interpolation": "bicubic" if native else "bilinear",
+            "resize_mode": "shortest",
+        },
+    }
+
+
+def _own_tower(spec: Spec) -> dict[str, Any]:
+    size = spec.size
+    if spec.style.pooling == "norm_of_mean":
+        pooling = {"pool_type": "avg", "final_ln_after_pool": True}
+    else:
+        pooling = {"pool_type": "tok" if spec.style.pooling == "cls" else "avg"}
+    return {
+        "image_size": spec.image_size,
+        "layers": size.depth,
+        "width": size.width,
+        "head_width": size.width // size.num_heads,
+        "patch_size": size.patch_size,
+        **pooling,
+    }
+
+
+def _timm_tower(spec: Spec, folder: Path) -> dict[str, Any]:
+    size = spec.size
+    kind = (size.patch_size, size.width, size.depth, size.num_heads)
+    name = timm_name(spec)
+    if name is None and kind == MOCO_S16 and spec.image_size == 224:
+        name = f"local-dir:{(folder / 'trunk').absolute()}"
+    if name is None:
+        raise ValueError(
+            "open_clip builds its image tower from an architecture that timm registers, and timm has none of patch "
+            f"{kind[0]}, width {kind[1]}, depth {kind[2]}, {kind[3]} heads at {spec.image_size} px; it has "
+            f"{', '.join(TIMM.values())}"
+        )
+    return {"timm_model_name": name, "timm_pool": "token", "timm_proj": "linear", "image_size": 224}
+
+
+def timm_trunk_config(config: ConfigDict) -> dict[str, Any]:
+    """timm's config.json of an image tower that it does not register: its nearest architecture and what differs."""
+    size = spec_of(config.model).size
+    return {
+        "architecture": "vit_small_patch16_224",
+        "num_classes": 0,
+        "model_args": {"num_heads": size.num_heads},
+        "pretrained_cfg": {"mean": list(config.views.mean), "std": list(config.views.std), "num_classes": 0},
+    }
+
+
+def huggingface_config(config: ConfigDict) -> dict[str, Any]:
+    """config.json of a VisionTextDualEncoderModel, or of a CLIPModel for towers with a pre-norm."""
+    spec = spec_of(config.model)
+    size, pre_norm = spec.size, spec.style.pre_norm
+    image = {
+        "model_type": "clip_vision_model" if pre_norm else "vit",
+        "hidden_size": size.width,
+        "num_hidden_layers": size.depth,
+        "num_attention_heads": size.num_heads,
+        "intermediate_size": 4 * size.width,
+        "hidden_act": spec.style.activation,
+        "layer_norm_eps": spec.style.norm_eps,
+        "image_size": spec.image_size,
+        "patch_size": size.patch_size,
+    }
+    text = {
+        "model_type": "clip_text_model",
+        "hidden_size": size.text_width,
+        "num_hidden_layers": size.text_depth,
+        "num_attention_heads": size.text_heads,
+        "intermediate_size": 4 * size.text_width,
+        "hidden_act": spec.text_activation,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": spec.context_length,
+        "vocab_size": spec.vocab_size,
+        "bos_token_id": spec.vocab_size - 2,
+        "eos_token_id": spec.vocab_size - 1,
+        "pad_token_id": 0,
+    }
+    kind = ("CLIPModel", "clip") if pre_norm else ("VisionTextDualEncoderModel", "vision-text-dual-encoder")
+    shared = {"projection_dim": size.joint_width, "architectures": [kind[0]], "model_type": kind[1]}
+    own = {"projection_dim": size.joint_width} if pre_norm else {"pooler_act": "linear"}
+    return {**shared, "vision_config": image | own, "text_config": text | {"projection_dim": size.joint_width}}
+
+
+def preprocessor_config(config: ConfigDict) -> dict[str, Any]:
+    """preprocessor_config.json: the shorter side to the image size, the centre of it, our mean and deviation."""
+    side = config.model.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": 3 if config.model.image_style.pre_norm else 2,  # PIL's bicubic and bilinear
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.views.mean),
+        "image_std": list(config.views.std),
+        "do_convert_rgb": True,
+    }

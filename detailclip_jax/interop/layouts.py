@@ -1,0 +1,308 @@
+"""The layouts: what marks one, how its sizes are read, and its table.  Adding a layout is adding a row here."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from detailclip_jax.interop import huggingface, openai, reference, timm_vit
+from detailclip_jax.interop.measure import (
+    Shapes,
+    Spec,
+    Tower,
+    complete,
+    image_fields,
+    num_blocks,
+    shape_of,
+    text_fields,
+)
+from detailclip_jax.interop.tables import Table
+from detailclip_jax.models.vit import Style
+
+OPENAI_STYLE = Style(norm_eps=1e-5, activation="quick_gelu", pre_norm=True, patch_bias=False)
+NORMALISATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+class Layout(NamedTuple):
+    """One way of naming the tensors of one kind of model.
+
+    `marks` are keys that only this layout has; `drops` are patterns of keys that belong to it and that our networks
+    have no use for; `style` is what its image tower is, where the file does not say.
+    """
+
+    name: str
+    method: str
+    marks: tuple[str, ...]
+    tower: Tower
+    table: Callable[[Spec], Table]
+    text: Mapping[str, str] | None = None  # keys: blocks, positions, token_embedding, joint
+    measure_heads: Callable[[Shapes], dict[str, int]] = lambda shapes: {}
+    style: Style = Style()
+    fits: Callable[[Spec], bool] = lambda spec: spec.style == Style() and spec.text_activation == "quick_gelu"
+    normalisation: str = "imagenet"
+    prefixes: tuple[str, ...] = ()  # cut off the keys
+    roots: tuple[str, ...] = ("state_dict", "model")  # where in a checkpoint the state dict lies
+    drops: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # options that the tensors cannot tell
+
+    def clean(self, key: str) -> str:
+        """A key without the prefixes that wrappers put before it."""
+        for prefix in ("_orig_mod.", "module.", "_orig_mod.", *self.prefixes):
+            key = key.removeprefix(prefix)
+        return key
+
+    def drops_key(self, key: str) -> bool:
+        """Whether our networks have no use for this tensor."""
+        return any(re.fullmatch(pattern, key) for pattern in self.drops)
+
+    def measure(self, shapes: Shapes, options: Mapping[str, Any]) -> Spec:
+        """The sizes of a model in this layout; ValueError that names the tensor they cannot be read from."""
+        fields, image_size = image_fields(shapes, self.tower, options.get("num_heads"))
+        context_length, vocab_size = 77, 49408
+        if self.text:
+            of_text, context_length, vocab_size = text_fields(shapes, self.text, options.get("text_heads"))
+            fields |= of_text | {"joint_width": joint_width(shapes, self.text["joint"])}
+        size = complete(fields | self.measure_heads(shapes))
+        return Spec(size, image_size, context_length, vocab_size, self._style(shapes, options), self._text(options))
+
+    def _style(self, shapes: Shapes, options: Mapping[str, Any]) -> Style:
+        given = {name: options[name] for name in Style._fields if options.get(name) is not None}
+        if "fc_norm.weight" in shapes:
+            given["pooling"] = "norm_of_mean"
+        return self.style._replace(**given)
+
+    def _text(self, options: Mapping[str, Any]) -> str:
+        return options.get("text_activation") or options.get("activation") or "quick_gelu"
+
+    def check(self, spec: Spec) -> None:
+        """ValueError if a model cannot be written in this layout, because its towers are of another kind."""
+        if not self.fits(spec):
+            text = f" and a text tower with {spec.text_activation}" if self.text else ""
+            raise ValueError(f"layout {self.name!r} has no place for an image tower of {spec.style}{text}")
+
+
+def fits_timm(spec: Spec) -> bool:
+    """timm's plain ViTs: CLS token, or the norm of the mean."""
+    return spec.style._replace(pooling="cls", positions="learnt") == Style() and spec.style.pooling != "mean"
+
+
+def fits_openai(spec: Spec) -> bool:
+    """OpenAI's CLIP."""
+    return spec.style == OPENAI_STYLE and spec.text_activation == "quick_gelu"
+
+
+def fits_open_clip(spec: Spec) -> bool:
+    """open_clip's own ViT: one activation for both towers, any pooling."""
+    same = spec.style.activation == spec.text_activation
+    return same and spec.style._replace(activation="quick_gelu", pooling="cls") == OPENAI_STYLE
+
+
+def fits_timm_clip(spec: Spec) -> bool:
+    """timm's ViTs with CLIP's pre-norm: either GELU."""
+    return spec.style._replace(activation="quick_gelu") == OPENAI_STYLE
+
+
+def fits_hf_dual_encoder(spec: Spec) -> bool:
+    """A ViTModel: its config states epsilon and activations."""
+    return spec.style._replace(norm_eps=1e-6, activation="gelu") == Style()
+
+
+def fits_hf_clip(spec: Spec) -> bool:
+    """A CLIPModel: its config states epsilon and activations."""
+    return spec.style._replace(norm_eps=1e-5, activation="quick_gelu") == OPENAI_STYLE
+
+
+def joint_width(shapes: Shapes, key: str) -> int:
+    """E, from a projection that is stored as (in, out) or, called `.weight`, as (out, in)."""
+    return shape_of(shapes, key, 2)[0 if key.endswith(".weight") else 1]
+
+
+def detailclip_heads(shapes: Shapes) -> dict[str, int]:
+    """Decoder and prototype head of the reference."""
+    prototypes, bottleneck_width = shape_of(shapes, "ibot_head.last_layer.weight_v", 2)
+    return {
+        "decoder_depth": num_blocks(shapes, "decoder_blocks"),
+        "head_width": shape_of(shapes, "ibot_head.mlp.0.weight", 2)[0],
+        "bottleneck_width": bottleneck_width,
+        "prototypes": prototypes,
+    }
+
+
+VIT = Tower("patch_embed.proj.weight", "pos_embed", "blocks")
+SLIP = Tower("visual.patch_embed.proj.weight", "visual.pos_embed", "visual.blocks")
+OPENAI = Tower("visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks")
+TRUNK = Tower("visual.trunk.patch_embed.proj.weight", "visual.trunk.pos_embed", "visual.trunk.blocks")
+HF_VIT = Tower(
+    "vision_model.embeddings.patch_embeddings.projection.weight",
+    "vision_model.embeddings.position_embeddings",
+    "vision_model.encoder.layer",
+)
+HF_CLIP = Tower(
+    "vision_model.embeddings.patch_embedding.weight",
+    "vision_model.embeddings.position_embedding.weight",
+    "vision_model.encoder.layers",
+)
+CLIP_TEXT = {
+    "blocks": "transformer.resblocks",
+    "positions": "positional_embedding",
+    "token_embedding": "token_embedding.weight",
+    "joint": "text_projection",
+}
+HF_TEXT = {
+    "blocks": "text_model.encoder.layers",
+    "positions": "text_model.embeddings.position_embedding.weight",
+    "token_embedding": "text_model.embeddings.token_embedding.weight",
+    "joint": "text_projection.weight",
+}
+SSL_HEADS = (r"image_mlp\..*",)
+ACLIP_HEADS = (*SSL_HEADS, r"im_(proj|pred)_byol(_e)?\..*")
+BUFFERS = ("input_resolution", "context_length", "vocab_size")  # of OpenAI's archives
+DINO_HEADS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
+
+LAYOUTS = (
+    Layout(
+        "reference",
+        "detailclip",
+        ("visual_ema.cls_token", "ibot_head_e.mlp.0.weight"),
+        SLIP,
+        reference.detailclip_table,
+        CLIP_TEXT,
+        detailclip_heads,
+    ),
+    Layout(
+        "aclip",
+        "clip",
+        ("visual_ema.cls_token", "image_mlp.layer1.weight"),
+        SLIP,
+        reference.aclip_teacher_table,
+        CLIP_TEXT,
+        drops=(*ACLIP_HEADS, r"visual\..*", r"transformer\..*", "(image|text)_projection"),
+    ),
+    Layout(
+        "aclip_student",
+        "clip",
+        ("visual_ema.cls_token", "image_mlp.layer1.weight"),
+        SLIP,
+        reference.clip_table,
+        CLIP_TEXT,
+        drops=(*ACLIP_HEADS, r"visual_ema\..*", r"transformer_e\..*", "(image|text)_projection_e"),
+    ),
+    Layout(
+        "slip",
+        "clip",
+        ("visual.cls_token", "image_mlp.layer1.weight"),
+        SLIP,
+        reference.clip_table,
+        CLIP_TEXT,
+        drops=SSL_HEADS,
+    ),
+    Layout("clip", "clip", ("visual.cls_token", "image_projection"), SLIP, reference.clip_table, CLIP_TEXT),
+    Layout(
+        "openai",
+        "clip",
+        ("visual.class_embedding", "visual.ln_pre.weight", "input_resolution"),
+        OPENAI,
+        openai.clip_table,
+        CLIP_TEXT,
+        style=OPENAI_STYLE,
+        fits=fits_openai,
+        normalisation="clip",
+        drops=BUFFERS,
+    ),
+    Layout(
+        "open_clip",
+        "clip",
+        ("visual.class_embedding", "visual.ln_pre.weight"),
+        OPENAI,
+        openai.clip_table,
+        CLIP_TEXT,
+        style=OPENAI_STYLE,
+        fits=fits_open_clip,
+        normalisation="clip",
+        needs=("activation",),
+    ),
+    Layout(
+        "open_clip",
+        "clip",
+        ("visual.trunk.cls_token", "visual.head.proj.weight"),
+        TRUNK,
+        openai.timm_tower_table,
+        CLIP_TEXT,
+        needs=("text_activation",),
+    ),
+    Layout(
+        "huggingface",
+        "clip",
+        ("vision_model.embeddings.cls_token", "text_model.encoder.layers.0.layer_norm1.weight"),
+        HF_VIT,
+        huggingface.dual_encoder_table,
+        HF_TEXT,
+        fits=fits_hf_dual_encoder,
+    ),
+    Layout(
+        "huggingface",
+        "clip",
+        ("vision_model.embeddings.class_embedding", "text_model.encoder.layers.0.layer_norm1.weight"),
+        HF_CLIP,
+        huggingface.clip_table,
+        HF_TEXT,
+        style=OPENAI_STYLE,
+        fits=fits_hf_clip,
+        normalisation="clip",
+        drops=(r".*\.position_ids",),
+    ),
+    Layout(
+        "mae",
+        "image_encoder",
+        ("cls_token", "mask_token", "decoder_embed.weight"),
+        VIT,
+        timm_vit.vit_table,
+        fits=fits_timm,
+        drops=(r"decoder_.*", "mask_token"),
+    ),
+    Layout(
+        "ibot",
+        "image_encoder",
+        ("cls_token", "masked_embed"),
+        VIT,
+        timm_vit.vit_table,
+        fits=fits_timm,
+        prefixes=("backbone.",),
+        roots=("teacher", "state_dict", "model"),
+        drops=DINO_HEADS,
+    ),
+    Layout(
+        "dino",
+        "image_encoder",
+        ("cls_token", "head.last_layer.weight_v"),
+        VIT,
+        timm_vit.vit_table,
+        fits=fits_timm,
+        prefixes=("backbone.",),
+        roots=("teacher", "state_dict", "model"),
+        drops=DINO_HEADS,
+    ),
+    Layout(
+        "timm",
+        "image_encoder",
+        ("cls_token", "norm_pre.weight"),
+        VIT,
+        timm_vit.vit_table,
+        style=OPENAI_STYLE,
+        fits=fits_timm_clip,
+        normalisation="clip",
+        drops=(r"head\.(weight|bias)",),
+    ),
+    Layout(
+        "timm",
+        "image_encoder",
+        ("cls_token", "blocks.0.norm1.weight"),
+        VIT,
+        timm_vit.vit_table,
+        fits=fits_timm,
+        drops=(r"head\.(weight|bias)",),
+    ),
+)

@@ -1,0 +1,135 @@
+"""Sizes of a model from the shapes of its tensors, and from and to our configuration."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from detailclip_jax.models.sizes import CUSTOM, SIZES, Size, size_of
+from detailclip_jax.models.vit import Style
+
+Shapes = Mapping[str, tuple[int, ...]]
+HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1280: 16}  # of the field's ViTs and text towers, by width
+SMALL_HEADS = 4  # of towers too narrow for heads of 64, as in size "tiny"
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a layout's table, and our config, need to know of a model."""
+
+    size: Size
+    image_size: int
+    context_length: int
+    vocab_size: int
+    style: Style = Style()  # noqa: RUF009  # a NamedTuple: immutable
+    text_activation: str = "quick_gelu"
+
+
+class Tower(NamedTuple):
+    """The keys from which the size of a timm-like image encoder is read."""
+
+    kernel: str
+    positions: str
+    blocks: str
+
+
+def num_blocks(keys: Iterable[str], prefix: str) -> int:
+    """How many blocks `prefix`.0, `prefix`.1, ... there are."""
+    numbers = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", key) for key in keys)
+    return len({number[1] for number in numbers if number})
+
+
+def shape_of(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor that sizes are read from; ValueError if it is not there or has another rank."""
+    if key not in shapes:
+        raise ValueError(f"the state dict lacks {key}, from which the sizes are read")
+    if len(shapes[key]) != rank:
+        raise ValueError(f"{key} has shape {shapes[key]}; expected {rank} axes")
+    return shapes[key]
+
+
+def image_fields(shapes: Shapes, tower: Tower, heads: int | None) -> tuple[dict[str, int], int]:
+    """Fields of a Size and the side of the image in pixels."""
+    width, channels, patch_size, across = shape_of(shapes, tower.kernel, 4)
+    if channels != 3 or patch_size != across:
+        raise ValueError(f"{tower.kernel} has shape {shapes[tower.kernel]}; expected (width, 3, patch, patch)")
+    if tower.positions not in shapes:
+        raise ValueError(f"the state dict lacks {tower.positions}, from which the sizes are read")
+    num_tokens = shapes[tower.positions][-2] if len(shapes[tower.positions]) > 1 else 0
+    side = math.isqrt(max(num_tokens - 1, 0))
+    if not side or side**2 != num_tokens - 1:
+        raise ValueError(
+            f"{tower.positions} has shape {shapes[tower.positions]}; expected a CLS token and a square of patches"
+        )
+    depth = num_blocks(shapes, tower.blocks)
+    fields = {
+        "patch_size": patch_size,
+        "width": width,
+        "depth": depth,
+        "num_heads": heads_of(width, heads, "num_heads"),
+    }
+    return fields, side * patch_size
+
+
+def text_fields(shapes: Shapes, keys: Mapping[str, str], heads: int | None) -> tuple[dict[str, int], int, int]:
+    """Fields of a Size, the context length and the vocabulary; `keys` names blocks, positions and token_embedding."""
+    length, width = shape_of(shapes, keys["positions"], 2)
+    vocab_size, _ = shape_of(shapes, keys["token_embedding"], 2)
+    depth = num_blocks(shapes, keys["blocks"])
+    fields = {"text_width": width, "text_depth": depth, "text_heads": heads_of(width, heads, "text_heads")}
+    return fields, length, vocab_size
+
+
+def heads_of(width: int, given: int | None, name: str) -> int:
+    """The number of heads, which no shape tells: as given, or the field's habit for this width.
+
+    Raises ValueError for a width without habit, or one that the heads do not divide.
+    """
+    if given is None:
+        if width not in HEADS and width >= min(HEADS):
+            raise ValueError(f"no shape tells how many heads a tower {width} wide has; give {name}")
+        given = HEADS.get(width, SMALL_HEADS)
+        if width not in HEADS:
+            logging.warning("%s %d assumed for a tower %d wide: no shape tells; give %s", name, given, width, name)
+    if width % given:
+        raise ValueError(f"{name} {given} does not divide the width {width}")
+    return given
+
+
+def complete(fields: Mapping[str, int]) -> Size:
+    """A Size from the fields that are known; the rest as in the table's size that agrees, or as usual."""
+    for size in SIZES.values():
+        if size._replace(**fields) == size:
+            return size
+    usual = SIZES["tiny"] if fields["width"] < min(HEADS) else SIZES["B/16"]
+    return usual._replace(**fields)
+
+
+def spec_of(model: ConfigDict) -> Spec:
+    """What `config.model` says."""
+    size = size_of(model)
+    size = size._replace(
+        decoder_depth=model.decoder_depth or size.decoder_depth, prototypes=model.prototypes or size.prototypes
+    )
+    style = Style(**model.image_style)
+    return Spec(size, model.image_size, model.context_length, model.vocab_size, style, model.text_activation)
+
+
+def write_spec(spec: Spec, model: ConfigDict) -> None:
+    """Sets `config.model` to a spec: by the name of its size where the table has it, else field by field."""
+    names = [name for name, size in SIZES.items() if size == spec.size]
+    fields: dict[str, Any] = {
+        "size": names[0] if names else CUSTOM,
+        "custom": ConfigDict({} if names else spec.size._asdict()),
+        "image_size": spec.image_size,
+        "context_length": spec.context_length,
+        "vocab_size": spec.vocab_size,
+        "image_style": ConfigDict(spec.style._asdict()),
+        "text_activation": spec.text_activation,
+    }
+    for name, value in fields.items():
+        model[name] = value

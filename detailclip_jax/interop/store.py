@@ -1,0 +1,43 @@
+"""An imported model as an ordinary checkpoint: step 0 of a run that somebody else trained."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from detailclip_jax import checkpoint, experiment, provenance, run_config
+from detailclip_jax.mesh import make_mesh
+from detailclip_jax.types import Params
+
+
+def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDict, origin: str) -> None:
+    """Writes what `interop.load` gave to a workdir that `checkpoint.load` and `config.init` read.
+
+    Moments and centers are zero, the teacher is the one that came with the model.  Raises ValueError if the workdir
+    holds checkpoints already.
+    """
+    workdir = Path(workdir)
+    if any((workdir / checkpoint.FOLDER).glob("*")):
+        raise ValueError(f"{workdir} holds checkpoints already; choose another folder")
+    built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
+    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), built.state_shapes)
+    state = state.replace(
+        params=dict(variables["params"]),
+        ema_params=dict(variables["ema_params"]),
+        rng=jax.random.key_data(jax.random.key(config.seed)),
+    )
+    run_config.claim_workdir(workdir, config)
+    checkpoints = checkpoint.Checkpoints(workdir)
+    checkpoints.save(0, state, {"examples": 0}, _record(config, origin))
+    checkpoints.close()
+
+
+def _record(config: ConfigDict, origin: str) -> dict[str, object]:
+    return {
+        "config": run_config.to_json(config),
+        "git_revision": provenance.git_revision(),
+        "versions": provenance.versions(),
+        "data_fingerprint": f"imported from {origin}",
+    }

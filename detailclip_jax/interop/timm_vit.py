@@ -1,0 +1,40 @@
+"""Names of timm's VisionTransformer, which MAE, DINO, iBOT and SLIP's family use as well."""
+
+from detailclip_jax.interop.measure import Spec
+from detailclip_jax.interop.tables import CONV, SAME, TABLE, TOKEN, Entry, Table, linear, norm, numbered
+from detailclip_jax.models.positions import sincos_positions
+from detailclip_jax.models.vit import Style
+
+
+def vit_block(ours: str, theirs: str) -> list[Entry]:
+    """A timm block."""
+    return [
+        *norm(f"{ours}/norm1", f"{theirs}.norm1"),
+        *linear(f"{ours}/attn/qkv", f"{theirs}.attn.qkv"),
+        *linear(f"{ours}/attn/proj", f"{theirs}.attn.proj"),
+        *norm(f"{ours}/norm2", f"{theirs}.norm2"),
+        *linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.fc1"),
+        *linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.fc2"),
+    ]
+
+
+def vit(depth: int, prefix: str = "", style: Style = Style()) -> list[Entry]:  # noqa: B008  # immutable
+    """The image encoder; a model that norms the mean of its patches calls that norm `fc_norm`."""
+    kernel = Entry("image/patch_embed/kernel", f"{prefix}patch_embed.proj.weight", CONV)
+    bias = Entry("image/patch_embed/bias", f"{prefix}patch_embed.proj.bias", SAME)
+    positions = Entry("image/positions", f"{prefix}pos_embed", TABLE)
+    return [
+        Entry("image/cls_token", f"{prefix}cls_token", TOKEN),
+        *([positions] if style.positions == "learnt" else []),
+        *([kernel, bias] if style.patch_bias else [kernel]),
+        *(norm("image/pre_norm", f"{prefix}norm_pre") if style.pre_norm else []),
+        *numbered(depth, vit_block, "image", f"{prefix}blocks"),
+        *norm("image/norm", f"{prefix}{'fc_norm' if style.pooling == 'norm_of_mean' else 'norm'}"),
+    ]
+
+
+def vit_table(spec: Spec) -> Table:
+    """An image encoder alone; fixed positions, which MAE's row has, follow from the sizes."""
+    side, fixed = spec.image_size // spec.size.patch_size, spec.style.positions == "sincos"
+    positions = {"pos_embed": sincos_positions(spec.size.width, side)[None]} if fixed else {}
+    return Table(vit(spec.size.depth, style=spec.style), constants=positions)

@@ -1,0 +1,227 @@
+"""Exports proven equal: the written file is loaded by the library it is for, and both encode the same batch.
+
+PyTorch and those libraries are imported where they are used: they come with the extra `torch`.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from detailclip_jax.interop import files
+from detailclip_jax.interop.measure import Spec, spec_of
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Array, Float, Int, Params
+
+TOLERANCE = 1e-4
+BATCH = 2
+TINY = 1e-30
+Features = dict[str, Float[np.ndarray, "..."]]
+Reader = Callable[[Path, ConfigDict, "Inputs"], Features]
+
+
+class Inputs(NamedTuple):
+    """The fixed batch: normalised images and captions that end at different places."""
+
+    images: Float[np.ndarray, "B S S 3"]
+    tokens: Int[np.ndarray, "B T"]
+
+
+class Difference(NamedTuple):
+    """Of one feature between JAX and the library: largest absolute one, and that over the largest value."""
+
+    absolute: float
+    relative: float
+
+
+def inputs(config: ConfigDict) -> Inputs:
+    """Noise pixels under the config's normalisation, and captions with SOT, words and EOT."""
+    rng, spec = np.random.default_rng(0), spec_of(config.model)
+    pixels = rng.integers(0, 256, (BATCH, spec.image_size, spec.image_size, 3)) / 255
+    images = ((pixels - config.views.mean) / config.views.std).astype(np.float32)
+    tokens = rng.integers(1, spec.vocab_size - 2, (BATCH, spec.context_length), np.int32)
+    tokens[:, 0] = spec.vocab_size - 2
+    for row in range(BATCH):
+        end = spec.context_length - 1 - row * spec.context_length // 3
+        tokens[row, end:] = [spec.vocab_size - 1] + [0] * (spec.context_length - 1 - end)
+    return Inputs(images, tokens)
+
+
+def ours(model: Networks, params: Params, batch: Inputs) -> Features:
+    """Features of our networks: of both encoders, or the tokens of an image encoder alone."""
+
+    def features(params: Params, images: Array, tokens: Array) -> dict[str, Array]:
+        bound = model.bind({"params": params})
+        if bound.image_projection is None:
+            return {"image": tokens_of(bound, images)}
+        return {"image": bound.embed_image(images), "text": bound.embed_text(tokens)}
+
+    return {name: np.asarray(value) for name, value in jax.jit(features)(params, *batch).items()}
+
+
+def tokens_of(networks: Any, images: Float[Array, "B S S 3"]) -> Float[Array, "B M D"]:
+    """What stands for the image, and the patches, as one array."""
+    tokens = networks.image(images)
+    return jnp.concatenate([tokens.cls[:, None], tokens.patches], 1)
+
+
+def image_tokens(model: Networks, params: Params, batch: Inputs) -> Features:
+    """Tokens of our image encoder, whatever stands on it."""
+    return ours(model.clone(image_projection=None), params, batch)
+
+
+def compare(theirs: Features, expected: Features) -> dict[str, Difference]:
+    """The differences of every feature; ValueError if one is larger than TOLERANCE of the largest value."""
+    found = {}
+    for name, value in expected.items():
+        absolute = float(np.abs(theirs[name] - value).max())
+        found[name] = Difference(absolute, absolute / max(float(np.abs(value).max()), TINY))
+    if bad := [f"{name} {d.relative:.1e}" for name, d in found.items() if not d.relative <= TOLERANCE]:
+        raise ValueError(f"the written model is not equal to ours: relative difference of {', '.join(bad)}")
+    return found
+
+
+def _tensors(path: Path, prefix: str = "") -> dict[str, Any]:
+    import torch
+
+    tensors = files.read(path)
+    chosen = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {key: torch.from_numpy(np.array(value)) for key, value in chosen.items()}
+
+
+def _images(batch: Inputs) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(batch.images.transpose(0, 3, 1, 2)))
+
+
+def _text(batch: Inputs) -> Any:
+    import torch
+
+    return torch.from_numpy(batch.tokens).long()
+
+
+def timm_model(spec: Spec) -> Any:
+    """timm's VisionTransformer of a size: by its registered name where there is one."""
+    import torch
+    from timm.models.vision_transformer import VisionTransformer
+
+    size, style = spec.size, spec.style
+    activation = {"gelu": torch.nn.GELU, "quick_gelu": _quick_gelu()}[style.activation]
+    return VisionTransformer(
+        img_size=spec.image_size,
+        patch_size=size.patch_size,
+        embed_dim=size.width,
+        depth=size.depth,
+        num_heads=size.num_heads,
+        num_classes=0,
+        global_pool="avg" if style.pooling == "norm_of_mean" else "token",
+        pre_norm=style.pre_norm,
+        act_layer=activation,
+        norm_layer=partial(torch.nn.LayerNorm, eps=style.norm_eps),
+    ).eval()
+
+
+def _quick_gelu() -> Any:
+    from open_clip.transformer import QuickGELU
+
+    return QuickGELU
+
+
+def timm_tokens(path: Path, config: ConfigDict, batch: Inputs, prefix: str = "") -> Features:
+    """Pooled feature and patches of timm's model, loaded strictly."""
+    import torch
+
+    model = timm_model(spec_of(config.model))
+    model.load_state_dict(_tensors(path, prefix), strict=True)
+    with torch.inference_mode():
+        tokens = model.forward_features(_images(batch))
+        pooled = model.forward_head(tokens, pre_logits=True)
+        return {"image": torch.cat([pooled[:, None], tokens[:, 1:]], 1).numpy()}
+
+
+def slip_features(path: Path, config: ConfigDict, batch: Inputs, teacher: bool = False) -> Features:
+    """CLIP in SLIP's layout, of timm's image tower and open_clip's text tower, each loaded strictly."""
+    import torch
+
+    suffix, tensors = "_e" if teacher else "", _tensors(path)
+    image = timm_tokens(path, config, batch, "visual_ema." if teacher else "visual.")["image"][:, 0]
+    text = _text_tower(spec_of(config.model))
+    named = {name: tensors[name] for name in ("token_embedding.weight", "positional_embedding")}
+    named |= {name: tensors[name] for name in ("ln_final.weight", "ln_final.bias")}
+    blocks = {k: v for k, v in tensors.items() if k.startswith(f"transformer{suffix}.resblocks.")}
+    named |= {key.replace(f"transformer{suffix}.", "transformer.", 1): value for key, value in blocks.items()}
+    text.load_state_dict(named | {"text_projection": tensors[f"text_projection{suffix}"]}, strict=True)
+    with torch.inference_mode():
+        embedded = torch.from_numpy(image.copy()) @ tensors[f"image_projection{suffix}"]
+        return {"image": embedded.numpy(), "text": text(_text(batch)).numpy()}
+
+
+def _text_tower(spec: Spec) -> Any:
+    from open_clip.transformer import QuickGELU, TextTransformer
+
+    size = spec.size
+    return TextTransformer(
+        spec.context_length,
+        spec.vocab_size,
+        size.text_width,
+        size.text_heads,
+        size.text_depth,
+        output_dim=size.joint_width,
+        act_layer=QuickGELU,
+    ).eval()
+
+
+def reference_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
+    """Student and teacher of a DetailCLIP state dict."""
+    student, teacher = (slip_features(path, config, batch, teacher=flag) for flag in (False, True))
+    return {f"{name} (student)": v for name, v in student.items()} | {
+        f"{name} (teacher)": v for name, v in teacher.items()
+    }
+
+
+def open_clip_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
+    """What open_clip makes of the directory; it loads strictly."""
+    import open_clip
+    import torch
+
+    model: Any = open_clip.create_model_and_transforms(f"local-dir:{path}")[0].eval()
+    with torch.inference_mode():
+        image, text = model.encode_image(_images(batch)), model.encode_text(_text(batch))
+        return {"image": image.numpy(), "text": text.numpy()}
+
+
+def huggingface_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
+    """What transformers makes of the directory; ValueError if it finds a tensor missing, unknown or misshapen."""
+    import torch
+    from transformers import AutoModel
+
+    model, loading = AutoModel.from_pretrained(path, output_loading_info=True, dtype=torch.float32)
+    if faults := {name: found for name, found in loading.items() if found}:
+        raise ValueError(f"transformers does not load {path} strictly: {faults}")
+    with torch.inference_mode():
+        outputs = model.eval()(input_ids=_text(batch), pixel_values=_images(batch))
+        image = model.visual_projection(outputs.vision_model_output.pooler_output)
+        text = model.text_projection(outputs.text_model_output.pooler_output)
+        return {"image": image.numpy(), "text": text.numpy()}
+
+
+def stablehlo_features(path: Path, batch: Any) -> Features:
+    """What `jax.export` alone makes of the files of a directory, called with raw inputs."""
+    called = {}
+    for name, array in batch.items():
+        exported = jax.export.deserialize(bytearray((path / f"encode_{name}.bin").read_bytes()))
+        called[name] = np.asarray(exported.call(array))
+    return called
+
+
+def rows(differences: Mapping[str, Difference]) -> list[str]:
+    """Lines of the table that an export prints."""
+    width = max(len(name) for name in differences)
+    head = f"{'feature':<{width}}  {'max abs':>9}  {'relative':>9}"
+    return [head, *(f"{n:<{width}}  {d.absolute:>9.1e}  {d.relative:>9.1e}" for n, d in differences.items())]
