@@ -125,7 +125,7 @@ class VisionTransformer(nn.Module):
             patches = jnp.where(hidden[..., None], mask_token.astype(self.dtype), patches)
         patches = patches + positions.astype(self.dtype)
         cls = (self.cls_token + table[0]).astype(self.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(cls, (len(images), 1, self.width)), patches], 1)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (images.shape[0], 1, self.width)), patches], 1)
         return self.pre_norm(x) if self.style.pre_norm else x
 
 
