@@ -21,6 +21,7 @@ from detailclip_jax import checkpoint, interop
 from detailclip_jax.interop import store
 from detailclip_jax.interop.convert import OPTIONS
 from detailclip_jax.interop.tables import flatten
+from detailclip_jax.models.vit import Style
 from detailclip_jax.types import Params
 
 
@@ -63,7 +64,7 @@ def summary(variables: dict[str, Params], config: Any) -> list[str]:
     lines = [
         f"method      {config.method}",
         f"size        {size}; {model.image_size} px",
-        f"image tower {', '.join(f'{k} {v}' for k, v in model.image_style.items())}",
+        f"image tower {', '.join(f'{name} {model.image_style[name]}' for name in Style._fields)}",
         f"parameters  {counts['params']:,} in {', '.join(variables['params'])}",
         f"teacher     {teacher}",
     ]

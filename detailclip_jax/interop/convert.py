@@ -1,6 +1,6 @@
 """`load`: their tensors into our model; `to_state_dict`: ours into their names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax import experiment
+from detailclip_jax import experiment, methods
 from detailclip_jax.config import default
 from detailclip_jax.interop import files, hub, stacking, tables
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
-from detailclip_jax.interop.tables import StateDict, Table
+from detailclip_jax.interop.tables import Entry, StateDict, Table
 from detailclip_jax.mesh import make_mesh
 from detailclip_jax.models.positions import interpolate
 from detailclip_jax.models.towers import Networks
@@ -30,9 +30,11 @@ MAX_LISTED = 20
 
 
 def load(
-    source: str | Path | StateDict, layout: str | None = None, **options: Any
+    source: str | Path | Mapping[str, Any], layout: str | None = None, **options: Any
 ) -> tuple[Networks, dict[str, Params], ConfigDict]:
     """Networks, variables and config of a model from elsewhere: a file, a folder of one, or a state dict.
+
+    The state dict's tensors may be arrays or PyTorch's, and it may lie inside a checkpoint.
 
         model, variables, config = interop.load("ViT-B-16.pt", "openai")
         encoders(model, config).image(variables["params"], images)
@@ -51,7 +53,7 @@ def load(
     """
     if unknown := set(options) - set(OPTIONS):
         raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(OPTIONS)}")
-    tensors, beside = (source, {}) if isinstance(source, Mapping) else _open(Path(source))
+    tensors, beside = (files.arrays(source), {}) if isinstance(source, Mapping) else _open(Path(source))
     options = {name: value for name, value in (beside | _given(options)).items() if value is not None}
     chosen, state_dict = choose(tensors, layout)
     _check_told(chosen, options)
@@ -77,37 +79,47 @@ def _open(path: Path) -> tuple[Any, dict[str, Any]]:
 def choose(tensors: Any, name: str | None) -> tuple[Layout, dict[str, np.ndarray]]:
     """The layout whose marks are all there, and the state dict under that layout's keys.
 
-    Raises ValueError for an unknown name, and for tensors that no (or not this) layout knows.
+    Raises ValueError for an unknown name, and for tensors that no layout knows.  The only layout of a name is taken
+    without its marks: what it lacks is listed later.
     """
     if name is not None and name not in NAMES:
         raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES)}")
     candidates = [layout for layout in LAYOUTS if name in (None, layout.name)]
     for layout in candidates:
-        state_dict = _state_dict(tensors, layout)
-        if all(mark in state_dict for mark in layout.marks):
-            return layout, state_dict
-    state_dict = _state_dict(tensors, candidates[0])
-    if len(candidates) == 1 or (name and state_dict):
-        return candidates[-1], _state_dict(tensors, candidates[-1])  # whose check lists what is missing
-    raise ValueError(f"no layout is known that has the tensors {_list(state_dict)}; known: {', '.join(NAMES)}")
+        found = _named(_at_root(tensors, layout), layout)
+        if all(mark in found for mark in layout.marks):
+            return layout, _only_tensors(found)
+    found = _only_tensors(_named(_at_root(tensors, candidates[-1]), candidates[-1]))
+    if name is None:
+        raise ValueError(f"no layout is known that has the tensors {_list(found)}; known: {', '.join(NAMES)}")
+    return candidates[-1], found
 
 
-def _state_dict(tensors: Any, layout: Layout) -> dict[str, np.ndarray]:
-    """The dictionary of tensors in a checkpoint, under clean keys and without what the layout drops."""
+def _at_root(tensors: Any, layout: Layout) -> Mapping[str, Any]:
+    """The state dict within a checkpoint: where the layout keeps it, or the checkpoint itself."""
     for root in layout.roots:
         if isinstance(tensors, Mapping) and isinstance(tensors.get(root), Mapping):
             tensors = tensors[root]
     if not isinstance(tensors, Mapping) or not tensors:
         raise ValueError(f"there is no state dict (looked for tensors by name, at the top and under {layout.roots})")
-    found: dict[str, np.ndarray] = {}
+    return tensors
+
+
+def _named(tensors: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    """The same under the layout's own keys."""
+    found: dict[str, Any] = {}
     for key, value in tensors.items():
         clean = layout.clean(str(key))
         if clean in found:
             raise ValueError(f"two tensors are called {clean} once wrappers' prefixes are cut off")
         found[clean] = value
+    return found
+
+
+def _only_tensors(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if strays := [key for key, value in found.items() if not hasattr(value, "shape")]:
         raise ValueError(f"the state dict holds other things than tensors: {_list(strays)}")
-    return found
+    return dict(found)
 
 
 def _check_told(layout: Layout, options: Mapping[str, Any]) -> None:
@@ -130,24 +142,35 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
     mean, std = NORMALISATIONS[name]
     config.views.mean, config.views.std = tuple(options.get("mean", mean)), tuple(options.get("std", std))
     config.total_steps = config.steps_per_epoch = 1
+    _add_crops(config)
     _set_image_size(config, spec.image_size)
     return config
 
 
+def _add_crops(config: ConfigDict) -> None:
+    """The crops that the row looks at, where the default has no more than "global"."""
+    method = methods.build(config)
+    views = {*(one.view for one in method.passes.values()), *method.targets.values()}
+    for name in sorted(views - set(config.views.crops)):
+        config.views.crops[name] = ConfigDict(config.views.crops["global"].to_dict() | {"count": 1})
+
+
 def _set_image_size(config: ConfigDict, image_size: int) -> None:
-    config.model.image_size = config.views.crops["global"].size = image_size
+    config.model.image_size = image_size
+    for crop in config.views.crops.values():
+        crop.size = image_size
 
 
 def _read(layout: Layout, state_dict: StateDict, spec: Spec, ours: Any) -> dict[str, Params]:
     """Student and teacher from a checked state dict, in memory of their own."""
     table = layout.table(spec)
     check(layout, table, state_dict, ours)
-    _check_numbers(layout, state_dict)
-    return {
-        "params": _own(tables.read(table.params, state_dict)),
-        "ema_params": _own(tables.read(table.ema_params, state_dict)),
-        "batch_stats": {},
-    }
+    _check_numbers({key: value for key, value in state_dict.items() if key not in table.counters}, layout)
+    variables = {}
+    for name, entries in table.trees().items():
+        empty = {part: {} for part, leaves in getattr(ours, name).items() if not leaves}
+        variables[name] = empty | _own(tables.read(entries, state_dict))
+    return variables
 
 
 def _own(params: Params) -> Params:
@@ -156,10 +179,10 @@ def _own(params: Params) -> Params:
 
 def expected_shapes(table: Table, ours: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that a layout has, from those of our parameters."""
-    params, ema_params = (
-        {path: leaf.shape for path, leaf in tables.flatten(tree).items()} for tree in (ours.params, ours.ema_params)
-    )
-    shapes = tables.shapes(table.ema_params, ema_params) | tables.shapes(table.params, params)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, entries in table.trees().items():
+        flat = {path: leaf.shape for path, leaf in tables.flatten(getattr(ours, name)).items()}
+        shapes = tables.shapes(entries, flat) | shapes
     copies = {copy: shapes[original] for copy, original in table.copies.items()}
     return shapes | copies | {key: value.shape for key, value in table.constants.items()}
 
@@ -168,7 +191,8 @@ def check(layout: Layout, table: Table, state_dict: StateDict, ours: Any) -> Non
     """ValueError that lists every tensor that is missing, unknown, or of another shape than the sizes ask for."""
     expected = expected_shapes(table, ours)
     missing = [f"{key} {expected[key]}" for key in expected if key not in state_dict]
-    unknown = [key for key in state_dict if key not in expected and not layout.drops_key(key)]
+    known = expected.keys() | table.counters.keys()
+    unknown = [key for key in state_dict if key not in known and not layout.drops_key(key)]
     wrong = [
         f"{key}: expected {expected[key]}, found {state_dict[key].shape}"
         for key in expected
@@ -190,7 +214,7 @@ def _check_known(table: Table, state_dict: StateDict) -> None:
             raise ValueError(f"tensor {key} differs from {what}; our networks have no parameter for it")
 
 
-def _check_numbers(layout: Layout, state_dict: StateDict) -> None:
+def _check_numbers(state_dict: StateDict, layout: Layout) -> None:
     kept = {key: value for key, value in state_dict.items() if not layout.drops_key(key)}
     kinds = {key: str(np.asarray(value).dtype) for key, value in kept.items()}
     floats = ("float64", "float32", "float16", "bfloat16")
@@ -242,12 +266,19 @@ def to_state_dict(variables: Mapping[str, Params], config: ConfigDict, layout: s
     """
     chosen, spec = layout_for(config, layout), spec_of(config.model)
     table = chosen.table(spec)
-    params, ema_params = (stacking.unstack(variables.get(name) or {}) for name in ("params", "ema_params"))
-    if table.ema_params and not ema_params:
-        raise ValueError(f"layout {layout!r} holds a teacher, and method {config.method} has none")
-    written = {**tables.write(table.ema_params, ema_params), **tables.write(table.params, params)}
+    written: dict[str, np.ndarray] = {}
+    for name, entries in table.trees().items():
+        written = tables.write(entries, _tree(variables, name, entries, layout)) | written
     copies = {copy: written[original] for copy, original in table.copies.items()}
-    return {**written, **copies, **table.constants}
+    return {**written, **copies, **table.constants, **table.counters}
+
+
+def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], layout: str) -> Params:
+    """One of the trees of a model, with everything in it that a layout writes."""
+    tree = stacking.unstack(variables.get(name) or {})
+    if missing := sorted({entry.ours for entry in entries} - tables.flatten(tree).keys()):
+        raise ValueError(f"layout {layout!r} has a place for {name} that this model lacks: {_list(missing)}")
+    return tree
 
 
 def layout_for(config: ConfigDict, name: str) -> Layout:

@@ -131,8 +131,15 @@ def detailclip_heads(shapes: Shapes) -> dict[str, int]:
     }
 
 
+def slip_heads(shapes: Shapes) -> dict[str, int]:
+    """The head of SimCLR."""
+    ssl_output, ssl_width = shape_of(shapes, "image_mlp.layer3.weight", 2)
+    return {"ssl_width": ssl_width, "ssl_output": ssl_output}
+
+
 VIT = Tower("patch_embed.proj.weight", "pos_embed", "blocks")
 SLIP = Tower("visual.patch_embed.proj.weight", "visual.pos_embed", "visual.blocks")
+SLIP_TEACHER = Tower("visual_ema.patch_embed.proj.weight", "visual_ema.pos_embed", "visual_ema.blocks")
 OPENAI = Tower("visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks")
 TRUNK = Tower("visual.trunk.patch_embed.proj.weight", "visual.trunk.pos_embed", "visual.trunk.blocks")
 HF_VIT = Tower(
@@ -157,9 +164,8 @@ HF_TEXT = {
     "token_embedding": "text_model.embeddings.token_embedding.weight",
     "joint": "text_projection.weight",
 }
-SSL_HEADS = (r"image_mlp\..*",)
-ACLIP_HEADS = (*SSL_HEADS, r"im_(proj|pred)_byol(_e)?\..*")
-BUFFERS = ("input_resolution", "context_length", "vocab_size")  # of OpenAI's archives
+ACLIP_HEADS = (r"image_mlp\..*", r"im_(proj|pred)_byol(_e)?\..*")
+BUFFERS = ("input_resolution", "context_length", "vocab_size", r"(.*\.)?attn_mask")  # of OpenAI's archives
 DINO_HEADS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
 
 LAYOUTS = (
@@ -176,9 +182,9 @@ LAYOUTS = (
         "aclip",
         "clip",
         ("visual_ema.cls_token", "image_mlp.layer1.weight"),
-        SLIP,
+        SLIP_TEACHER,
         reference.aclip_teacher_table,
-        CLIP_TEXT,
+        CLIP_TEXT | {"blocks": "transformer_e.resblocks", "joint": "text_projection_e"},
         drops=(*ACLIP_HEADS, r"visual\..*", r"transformer\..*", "(image|text)_projection"),
     ),
     Layout(
@@ -192,12 +198,12 @@ LAYOUTS = (
     ),
     Layout(
         "slip",
-        "clip",
+        "slip",
         ("visual.cls_token", "image_mlp.layer1.weight"),
         SLIP,
-        reference.clip_table,
+        reference.slip_table,
         CLIP_TEXT,
-        drops=SSL_HEADS,
+        slip_heads,
     ),
     Layout("clip", "clip", ("visual.cls_token", "image_projection"), SLIP, reference.clip_table, CLIP_TEXT),
     Layout(

@@ -102,9 +102,32 @@ def teacher(depth: int, text_depth: int) -> list[Entry]:
     return [*teacher_towers(depth, text_depth), *prototype_head("ibot_head_e")]
 
 
+def ssl_head() -> list[Entry]:
+    """SLIP's projection MLP."""
+    linears = [e for i in range(3) for e in linear(f"ssl_head/linear_{i}", f"image_mlp.layer{i + 1}")]
+    return [*linears, *(e for i in range(2) for e in norm(f"ssl_head/norm_{i}", f"image_mlp.bn{i + 1}"))]
+
+
+def ssl_statistics() -> list[Entry]:
+    """Running statistics of its BatchNorms."""
+    kinds = {"mean": "running_mean", "variance": "running_var"}
+    return [
+        Entry(f"student/ssl_head/norm_{i}/{ours}", f"image_mlp.bn{i + 1}.{theirs}", SAME)
+        for i in range(2)
+        for ours, theirs in kinds.items()
+    ]
+
+
 def clip_table(spec: Spec) -> Table:
-    """A CLIP or SLIP checkpoint, or the student of A-CLIP's."""
+    """A CLIP checkpoint, or the student's encoders of A-CLIP's."""
     return Table(clip(spec.size.depth, spec.size.text_depth))
+
+
+def slip_table(spec: Spec) -> Table:
+    """A SLIP checkpoint."""
+    counters = {f"image_mlp.bn{i}.num_batches_tracked": np.zeros((), np.int64) for i in (1, 2)}
+    params = [*clip(spec.size.depth, spec.size.text_depth), *ssl_head()]
+    return Table(params, batch_stats=ssl_statistics(), counters=counters)
 
 
 def aclip_teacher_table(spec: Spec) -> Table:

@@ -26,6 +26,7 @@ def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDic
     state = state.replace(
         params=dict(variables["params"]),
         ema_params=dict(variables["ema_params"]),
+        batch_stats=dict(variables["batch_stats"]),
         rng=jax.random.key_data(jax.random.key(config.seed)),
     )
     run_config.claim_workdir(workdir, config)

@@ -4,12 +4,12 @@ One `Entry` per tensor, one `Table` per layout and size: reading, writing and th
 through the same rows.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from detailclip_jax.types import Params
 
@@ -40,14 +40,21 @@ class Entry(NamedTuple):
 class Table(NamedTuple):
     """A layout at one size.
 
-    `copies` are keys that repeat another key's tensor; `constants` are tensors that follow from the sizes alone.
-    A key may stand in `params` and in `ema_params`: it is then read into both and written from `params`.
+    `copies` are keys that repeat another key's tensor; `constants` are tensors that follow from the sizes alone, and
+    `counters` tensors without meaning for us that their model wants to have.  A key may stand in `params` and in
+    `ema_params`: it is then read into both and written from `params`.
     """
 
-    params: list[Entry]
-    ema_params: list[Entry] = []  # noqa: RUF012  # never changed
+    params: Sequence[Entry]
+    ema_params: Sequence[Entry] = ()
+    batch_stats: Sequence[Entry] = ()
     copies: Mapping[str, str] = {}
     constants: Mapping[str, Float[np.ndarray, "..."]] = {}
+    counters: Mapping[str, Int[np.ndarray, ""]] = {}
+
+    def trees(self) -> dict[str, Sequence[Entry]]:
+        """The entries by the variables that they are read into; the first that has a key writes it."""
+        return {"params": self.params, "ema_params": self.ema_params, "batch_stats": self.batch_stats}
 
 
 def _conv_out(kernel: np.ndarray) -> np.ndarray:

@@ -1,0 +1,362 @@
+"""Files from elsewhere: other libraries' own models in, the same features out; and files that are not to be trusted."""
+
+import argparse
+import functools
+import json
+import pickle
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from detailclip_jax import checkpoint, import_torch, interop
+from detailclip_jax.encode import encoders
+from detailclip_jax.interop import files, torchscript, verify
+
+torch = pytest.importorskip("torch")
+open_clip = pytest.importorskip("open_clip")
+timm = pytest.importorskip("timm.models.vision_transformer")
+
+TEXT = {"context_length": 12, "vocab_size": 64, "width": 32, "heads": 4, "layers": 2}
+IMAGE = {"layers": 2, "width": 48, "head_width": 12, "patch_size": 8, "image_size": 32}
+HEADS = {"num_heads": 4, "text_heads": 4}
+QUICK = {"activation": "quick_gelu", "text_activation": "quick_gelu"}
+
+
+def noisy(module, seed=0):
+    """A module whose every parameter is noise, so that none is at a value that hides a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return module.eval()
+
+
+@functools.cache
+def clip_module(quick_gelu=True):
+    return noisy(open_clip.model.CLIP(24, dict(IMAGE), dict(TEXT), quick_gelu=quick_gelu))
+
+
+def vit_module(**options):
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 0}
+    return noisy(timm.VisionTransformer(**sizes | options))
+
+
+def assert_encodes_alike(module, model, variables, config):
+    batch = verify.inputs(config)
+    with torch.inference_mode():
+        images = torch.from_numpy(np.ascontiguousarray(batch.images.transpose(0, 3, 1, 2)))
+        image = module.encode_image(images).numpy()
+        text = module.encode_text(torch.from_numpy(batch.tokens).long()).numpy()
+    differences = verify.compare({"image": image, "text": text}, verify.ours(model, variables["params"], batch))
+    assert max(difference.relative for difference in differences.values()) < 1e-5
+
+
+def assert_tokens_alike(module, model, variables, config):
+    batch = verify.inputs(config)
+    with torch.inference_mode():
+        tokens = module.forward_features(torch.from_numpy(np.ascontiguousarray(batch.images.transpose(0, 3, 1, 2))))
+        theirs = torch.cat([module.forward_head(tokens, pre_logits=True)[:, None], tokens[:, 1:]], 1).numpy()
+    ours = verify.image_tokens(model, variables["params"], batch)["image"]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def save(value, path, **options):
+    torch.save(value, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_openai_state_dict(tmp_path, zipped):
+    state_dict = {**clip_module().state_dict(), "input_resolution": torch.tensor(32)}
+    path = save(state_dict, tmp_path / "clip.pt", _use_new_zipfile_serialization=zipped)
+    assert_encodes_alike(clip_module(), *interop.load(path, **HEADS))
+
+
+def archive(path, module):
+    """A TorchScript archive of both encoders in half precision, as OpenAI publishes them."""
+    scripted = torch.jit.trace_module(
+        module,
+        {"encode_image": torch.zeros(1, 3, 32, 32), "encode_text": torch.zeros(1, 12, dtype=torch.long)},
+        check_trace=False,
+    )
+    scripted.half().save(path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_openai_archive(tmp_path):
+    module = noisy(open_clip.model.CLIP(24, dict(IMAGE), dict(TEXT), quick_gelu=True), seed=3)
+    path = archive(tmp_path / "clip.pt", module)
+    state_dict = torch.jit.load(path).state_dict()
+    read = files.read(path)
+    assert set(read) == set(state_dict)
+    assert all(np.array_equal(read[key], value.numpy()) for key, value in state_dict.items())
+    module.float().load_state_dict({key: value for key, value in state_dict.items() if key != "attn_mask"})
+    assert_encodes_alike(module, *interop.load(path, "openai", **HEADS))
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_open_clip_folder(tmp_path, quick_gelu):
+    """Activation, heads and normalisation come from open_clip_config.json."""
+    module = clip_module(quick_gelu)
+    tensors = {key: value.numpy() for key, value in module.state_dict().items()}
+    files.write(tmp_path / "open_clip_model.safetensors", tensors)
+    preprocess = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7]}
+    content = {"embed_dim": 24, "quick_gelu": quick_gelu, "vision_cfg": IMAGE, "text_cfg": TEXT}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": content, "preprocess_cfg": preprocess}))
+    model, variables, config = interop.load(tmp_path)
+    assert_encodes_alike(module, model, variables, config)
+    assert (config.views.mean, config.views.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+
+
+@pytest.mark.parametrize("pooling", ["tok", "avg", "avg_then_norm"])
+def test_open_clip_poolings(tmp_path, pooling):
+    image = IMAGE | {"pool_type": pooling[:3], "final_ln_after_pool": pooling == "avg_then_norm"}
+    module = noisy(open_clip.model.CLIP(24, image, dict(TEXT), quick_gelu=True))
+    files.write(tmp_path / "model.safetensors", {key: value.numpy() for key, value in module.state_dict().items()})
+    content = {"embed_dim": 24, "quick_gelu": True, "vision_cfg": image, "text_cfg": TEXT}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": content}))
+    assert_encodes_alike(module, *interop.load(tmp_path / "model.safetensors", "open_clip"))
+
+
+@pytest.mark.parametrize("options", [{}, {"global_pool": "avg"}], ids=["cls", "fc_norm"])
+def test_timm_vit(tmp_path, options):
+    module = vit_module(**options)
+    path = save({**module.state_dict(), "head.weight": torch.zeros(5, 48)}, tmp_path / "vit.pth")
+    assert_tokens_alike(module, *interop.load(path, num_heads=4))
+
+
+def test_timm_vit_with_clip_s_pre_norm(tmp_path):
+    layer_norm = functools.partial(torch.nn.LayerNorm, eps=1e-5)
+    module = vit_module(pre_norm=True, norm_layer=layer_norm, act_layer=open_clip.transformer.QuickGELU)
+    path = save(module.state_dict(), tmp_path / "vit.pth")
+    assert_tokens_alike(module, *interop.load(path, "timm", num_heads=4))
+
+
+@pytest.mark.parametrize("layout", ["mae", "dino", "ibot"])
+def test_published_backbones(tmp_path, layout):
+    """As they are published: MAE under `model` with its decoder, DINO and iBOT as teacher of a full checkpoint."""
+    module = vit_module()
+    other = {"student": {}, "epoch": 3, "args": argparse.Namespace(lr=0.1)}
+    wrapped = {f"module.backbone.{key}": value for key, value in module.state_dict().items()}
+    head = {"module.head.last_layer.weight_v": torch.ones(3, 3), "module.head.mlp.0.weight": torch.ones(3, 3)}
+    checkpoints = {
+        "mae": {"model": module.state_dict() | {"mask_token": torch.zeros(1), "decoder_embed.weight": torch.zeros(1)}},
+        "dino": {"teacher": wrapped | head, **other},
+        "ibot": {"teacher": wrapped | head | {"module.backbone.masked_embed": torch.zeros(1, 48)}, **other},
+    }
+    path = save(checkpoints[layout], tmp_path / "checkpoint.pth")
+    model, variables, config = interop.load(path, layout, num_heads=4)
+    assert_tokens_alike(module, model, variables, config)
+    assert config.method == "image_encoder" and set(variables["params"]) == {"image"}
+    assert convert_name(path) in (layout, "dino")  # an iBOT checkpoint has DINO's head as well
+
+
+def convert_name(path):
+    return interop.convert.choose(files.read(path), None)[0].name
+
+
+def test_half_precision_and_safetensors(tmp_path):
+    tensors = {key: value.numpy().astype(ml_dtypes.bfloat16) for key, value in clip_module().state_dict().items()}
+    files.write(tmp_path / "clip.safetensors", tensors, {"format": "pt"})
+    from safetensors.torch import load_file
+
+    theirs = load_file(tmp_path / "clip.safetensors")
+    ours = files.read(tmp_path / "clip.safetensors")
+    assert all(np.array_equal(ours[k].astype(np.float32), theirs[k].float().numpy()) for k in tensors)
+    assert files.metadata(tmp_path / "clip.safetensors") == {"format": "pt"}
+    module = noisy(open_clip.model.CLIP(24, dict(IMAGE), dict(TEXT), quick_gelu=True))
+    module.load_state_dict({key: value.float() for key, value in theirs.items()})
+    assert_encodes_alike(module, *interop.load(tmp_path / "clip.safetensors", **HEADS, **QUICK))
+    save({key: value.bfloat16() for key, value in clip_module().state_dict().items()}, tmp_path / "clip.pt")
+    _, again, _ = interop.load(tmp_path / "clip.pt", **HEADS, **QUICK)
+    _, first, _ = interop.load(tmp_path / "clip.safetensors", **HEADS, **QUICK)
+    np.testing.assert_array_equal(*(v["params"]["text"]["positions"] for v in (again, first)))
+
+
+def test_the_command_writes_an_ordinary_checkpoint(tmp_path, capsys):
+    path = save({**clip_module().state_dict(), "input_resolution": torch.tensor(32)}, tmp_path / "clip.pt")
+    arguments = ["--from=openai", str(path), f"--out={tmp_path}/run", "--num_heads=4", "--text_heads=4"]
+    assert import_torch.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "method      clip" in printed and "image tower norm_eps 1e-05, activation quick_gelu, pre_norm True" in printed
+    )
+    model, variables, config = checkpoint.load(tmp_path / "run")
+    assert_encodes_alike(clip_module(), model, variables, config)
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    assert encoders(model, config).image(variables["params"], images).shape == (1, 24)
+    assert import_torch.main(arguments) == 2
+    assert "holds checkpoints already; choose another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.pt", "--out=run"], "missing.pt is not a file"),
+        (["--from=reference", "clip.pt", "--out=run"], "this is no state dict|lacks visual.patch_embed"),
+    ],
+)
+def test_the_command_s_errors_are_messages(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    save(clip_module().state_dict(), tmp_path / "clip.pt")
+    assert import_torch.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and any(part in error for part in message.split("|"))
+
+
+def refused(path, match):
+    with pytest.raises(ValueError, match=match):
+        files.read(path)
+
+
+class Evil:
+    """Runs a command when it is unpickled without care."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        import os
+
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_wants_to_execute_something_is_refused(tmp_path, zipped):
+    marker = tmp_path / "executed"
+    value = {"state_dict": {}, "args": Evil(f"touch {marker}")}
+    path = save(value, tmp_path / "evil.pth", _use_new_zipfile_serialization=zipped)
+    refused(path, r"(?s)is refused: it needs \w+\.system to be executed while it is read; save its tensors alone")
+    assert not marker.exists()
+
+
+def script(path, pickled, **entries):
+    """A zip archive like TorchScript's with this data.pkl."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/data.pkl", pickled)
+        archive.writestr("m/constants.pkl", b"")
+        for name, content in entries.items():
+            archive.writestr(f"m/data/{name}", content)
+    return path
+
+
+def test_an_archive_that_wants_to_execute_something_is_refused(tmp_path):
+    marker = tmp_path / "executed"
+    path = script(tmp_path / "evil.pt", pickle.dumps(Evil(f"touch {marker}"), 2))
+    refused(path, r"is refused: it needs \w+\.system to be executed")
+    assert not marker.exists()
+    for pickled in (b"", b"\x80\x02.", pickle.dumps([1, 2]), pickle.dumps(3), b"c__torch__.A\nA\n.", b"\x80\x02}."):
+        refused(script(tmp_path / "odd.pt", pickled), "is damaged|is refused")
+
+
+def code(value):
+    """The pickle operations that put a value on the stack."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def tensor_archive(path, shape, stride, offset=0, key="0"):
+    """An archive whose only module has one tensor `weight`, described as asked, over a storage of 0, 1, 2, 3."""
+    storage = b"(" + code("storage") + b"ctorch\nFloatStorage\n" + code(key) + code("cpu") + code(4) + b"tQ"
+    arguments = b"(" + storage + code(offset) + code(shape) + code(stride) + code(False) + b"t"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
+    module = b"c__torch__\nModule\n)\x81}" + code("weight") + tensor + b"sb"
+    return script(path, b"\x80\x02" + module + b".", **{"0": np.arange(4, dtype=np.float32).tobytes()})
+
+
+def test_tensors_stay_within_their_storage(tmp_path):
+    good = files.read(tensor_archive(tmp_path / "a.pt", (2, 2), (2, 1)))
+    np.testing.assert_array_equal(good["weight"], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(files.read(tensor_archive(tmp_path / "a.pt", (2,), (1,), 2))["weight"], [2, 3])
+    for shape, stride, offset in [
+        ((2, 3), (3, 1), 0),
+        ((10**9, 10**9), (0, 0), 0),
+        ((4,), (1,), 1),
+        ((2,), (-1,), 3),
+        ((2,), (10**12,), 0),
+        ((-1,), (1,), 0),
+        ((2,), (1,), -1),
+    ]:
+        refused(tensor_archive(tmp_path / "b.pt", shape, stride, offset), "is damaged: a tensor of shape")
+    refused(tensor_archive(tmp_path / "c.pt", (1,), (1,), key="../../secret"), "is damaged: .*no item named")
+
+
+def test_zip_bombs_and_path_tricks(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/data.pkl", b"0" * 10**7)
+    refused(tmp_path / "bomb.pt", "holds 'm/data.pkl' compressed, which PyTorch does not write")
+    for name in ("../outside", "/absolute", "m/../../x", "m\\..\\x"):
+        with zipfile.ZipFile(tmp_path / "path.pt", "w") as archive:
+            archive.writestr("m/data.pkl", b"")
+            archive.writestr(name, b"x")
+        refused(tmp_path / "path.pt", "outside of the archive")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bomb.pt", "path.pt"]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_entries_of_one_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "two.pt", "w") as archive:
+        archive.writestr("m/data.pkl", b"a")
+        archive.writestr("m/data.pkl", b"b")
+    refused(tmp_path / "two.pt", "two entries of one name")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "torchscript"])
+def test_truncated_files(tmp_path, kind):
+    state_dict = {"a": torch.arange(1000.0), "b": torch.ones(3)}
+    path = tmp_path / "whole"
+    if kind == "safetensors":
+        files.write(tmp_path / "w.safetensors", {key: value.numpy() for key, value in state_dict.items()})
+        (tmp_path / "w.safetensors").rename(path)
+    elif kind == "torchscript":
+        tensor_archive(path, (2, 2), (2, 1))
+    else:
+        save(state_dict, path, _use_new_zipfile_serialization=kind == "zip")
+    whole = path.read_bytes()
+    files.read(path)
+    for length in sorted({0, 1, 5, 9, 20, *range(0, len(whole), max(len(whole) // 20, 1)), len(whole) - 1}):
+        (tmp_path / "cut").write_bytes(whole[:length])
+        refused(tmp_path / "cut", "cut is (damaged|refused|neither)")
+
+
+def header(tmp_path, content, data=b"\0" * 8):
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def test_safetensors_headers_that_lie(tmp_path):
+    def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+        return {"a": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
+
+    np.testing.assert_array_equal(files.read(header(tmp_path, entry()))["a"], [0, 0])
+    for lie in (
+        entry(shape=(3,)),
+        entry(offsets=(0, 12)),
+        entry(offsets=(8, 0)),
+        entry(offsets=(-8, 0)),
+        entry(shape=(-2,), offsets=(0, 8)),
+        entry(shape=(2**40, 2**40)),
+        entry(dtype="F7"),
+        {"a": 3},
+        {"a": {"dtype": "F32"}},
+        entry(shape=("x",)),
+        entry(offsets=("a", "b")),
+    ):
+        refused(header(tmp_path, lie), "is damaged: tensor 'a'")
+    refused(header(tmp_path, b"{not json"), "its header is not JSON")
+    refused(header(tmp_path, b'{"a":' * 5000), "its header is not JSON")
+    (tmp_path / "long").write_bytes((2**60).to_bytes(8, "little") + b"{}")
+    refused(tmp_path / "long", "its header is longer than the file")
+    (tmp_path / "text").write_bytes(b"Hello, this is no file of weights")
+    refused(tmp_path / "text", "is neither a PyTorch file nor a safetensors file")
+
+
+def test_module_trees_that_never_end():
+    module = torchscript.Module()
+    module.inner = module
+    with pytest.raises(ValueError, match="a tree of modules"):
+        torchscript._tensors(module, "", 0)

@@ -1,0 +1,359 @@
+"""Tables and conversion: bit-exact both ways at every size, what is refused, and equality with other libraries."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from detailclip_jax import config as config_lib
+from detailclip_jax import experiment, interop, mesh
+from detailclip_jax.encode import encoders
+from detailclip_jax.interop import convert, measure, stacking, tables
+from detailclip_jax.interop.layouts import LAYOUTS, OPENAI_STYLE
+from detailclip_jax.models.sizes import SIZES, Size
+from detailclip_jax.models.vit import Style
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+SMALL = Size(8, 48, 2, 4, 32, 2, 4, 24, 1, 4, 40, 16, 32)
+IMAGE_SIZE, CONTEXT, VOCABULARY = 32, 12, 64
+
+
+@functools.cache
+def golden(name):
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        arrays = dict(file)
+    return arrays, {key.removeprefix("sd/"): value for key, value in arrays.items() if key.startswith("sd/")}
+
+
+def spec_for(layout, size=SMALL):
+    style = layout.style
+    return measure.Spec(size, size.patch_size * 4, CONTEXT, VOCABULARY, style, "quick_gelu")
+
+
+def abstract(layout, spec):
+    """Shapes of the variables of a model in a layout, nothing computed."""
+    config = convert.config_of(layout, spec, {})
+    built = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    return config, built.state_shapes
+
+
+def filled(shapes, seed=0, make=None):
+    """Numbers for a tree of shapes; a zero-strided blank where only the shapes matter."""
+    rng = np.random.default_rng(seed)
+    make = make or (lambda shape: rng.standard_normal(shape).astype(np.float32))
+    return jax.tree.map(lambda leaf: make(leaf.shape), shapes)
+
+
+def written(layout, size=SMALL, seed=0):
+    """A state dict of noise in a layout, and the config of its model."""
+    spec = spec_for(layout, size)
+    config, shapes = abstract(layout, spec)
+    table = layout.table(spec)
+    state_dict = {}
+    for number, (name, entries) in enumerate(table.trees().items()):
+        state_dict = tables.write(entries, filled(getattr(shapes, name), seed + number)) | state_dict
+    copies = {copy: state_dict[original] for copy, original in table.copies.items()}
+    return state_dict | copies | dict(table.constants) | dict(table.counters), config
+
+
+def told(layout, size=SMALL):
+    """What no shape tells."""
+    heads = {"num_heads": size.num_heads, "text_heads": size.text_heads}
+    return heads | dict.fromkeys(layout.needs, "quick_gelu")
+
+
+def names(layouts):
+    return [f"{layout.name}-{layout.table.__name__}-{i}" for i, layout in enumerate(layouts)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=names(LAYOUTS))
+def test_there_and_back_is_bit_exact(layout):
+    state_dict, config = written(layout)
+    _, variables, read_config = interop.load(state_dict, layout.name, **told(layout))
+    back = interop.to_state_dict(variables, read_config, layout.name)
+    assert set(back) == set(state_dict)
+    for key, value in state_dict.items():
+        np.testing.assert_array_equal(back[key], value, err_msg=key)
+        assert back[key].dtype == value.dtype, key
+    assert read_config.method == layout.method
+    assert read_config.model.image_size == config.model.image_size
+    assert read_config.model.image_style.to_dict() == config.model.image_style.to_dict()
+    size = measure.size_of(read_config.model)
+    assert size[:4] == SMALL[:4] and (layout.text is None or size[:8] == SMALL[:8])
+
+
+@pytest.mark.parametrize("name", ["S/16", "B/16"])
+@pytest.mark.parametrize("layout", ["reference", "openai", "huggingface"])
+def test_there_and_back_is_bit_exact_at_full_width(layout, name):
+    """One block of the real widths: more of them repeat the same rows."""
+    size = SIZES[name]._replace(depth=1, text_depth=1, prototypes=64)
+    chosen = next(row for row in LAYOUTS if row.name == layout)
+    state_dict, _ = written(chosen, size)
+    _, variables, config = interop.load(state_dict, layout, **told(chosen, size))
+    back = interop.to_state_dict(variables, config, layout)
+    assert set(back) == set(state_dict)
+    assert all(np.array_equal(back[key], value) for key, value in state_dict.items())
+
+
+ALL_SIZES = [row for row in LAYOUTS if row.name in ("reference", "openai")]
+
+
+@pytest.mark.parametrize("name", ["tiny", "S/16", "L/16"])
+def test_every_tensor_of_ours_has_one_place_at_every_size(name):
+    """Abstractly: shapes go there and come back, and nothing of ours is left out or written twice."""
+    trees = {}
+    for layout in ALL_SIZES:
+        spec = spec_for(layout, SIZES[name])
+        kind = (layout.method, layout.style)
+        trees[kind] = trees.get(kind) or abstract(layout, spec)[1]
+        for tree, entries in layout.table(spec).trees().items():
+            ours = getattr(trees[kind], tree)
+            blank = filled(ours, make=lambda shape: np.broadcast_to(np.float32(0), shape))
+            there = tables.write(entries, blank)
+            assert len(there) == len(entries)
+            back = {k: v.shape for k, v in tables.flatten(tables.read(entries, there)).items()}
+            assert back == {k: v.shape for k, v in tables.flatten(ours).items()}
+            assert {k: v.shape for k, v in there.items()} == tables.shapes(entries, back)
+
+
+def test_keys_of_the_reference():
+    """tests/golden/vitb16_keys.tsv: names and shapes of the 637 tensors of the authors' ViT-B/16."""
+    rows = (line.split("\t") for line in (GOLDEN / "vitb16_keys.tsv").read_text().splitlines()[1:])
+    theirs = {row[0]: tuple(int(number) for number in row[1].strip("()").split(",") if number.strip()) for row in rows}
+    layout = LAYOUTS[0]
+    spec = measure.Spec(SIZES["B/16"], 224, 77, 49408)
+    assert convert.expected_shapes(layout.table(spec), abstract(layout, spec)[1]) == theirs
+    assert len(theirs) == 637
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [("tiny_detailclip", "reference"), ("tiny_clip", "clip"), ("tiny_slip", "slip")]
+)
+def test_state_dicts_of_the_authors_code_come_back_bit_equal(name, layout):
+    _, state_dict = golden(name)
+    wrapped = {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state_dict.items()}}
+    _, variables, config = interop.load(wrapped)
+    back = interop.to_state_dict(variables, config, layout)
+    assert set(back) == set(state_dict)
+    for key in state_dict.keys() - {"image_mlp.bn1.num_batches_tracked", "image_mlp.bn2.num_batches_tracked"}:
+        np.testing.assert_array_equal(back[key], state_dict[key], err_msg=key)
+
+
+def test_forward_of_the_authors_clip():
+    """tests/golden/tiny_clip.npz, `eval/`: embeddings in evaluation mode."""
+    arrays, state_dict = golden("tiny_clip")
+    model, variables, config = interop.load(state_dict)
+    encode = encoders(model, config)
+    image = encode.image(variables["params"], np.moveaxis(arrays["in/image_u8"], 1, -1))
+    text = encode.text(variables["params"], arrays["in/text"])
+    for ours, theirs in ((image, arrays["eval/image"]), (text, arrays["eval/text"])):
+        theirs = theirs / np.linalg.norm(theirs, axis=-1, keepdims=True)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_forward_of_the_authors_detailclip():
+    """tests/golden/tiny_detailclip.npz; its images go through masks and the moved teacher, see test_golden.py."""
+    arrays, state_dict = golden("tiny_detailclip")
+    model, variables, _ = interop.load(state_dict)
+    text = model.apply({"params": variables["params"]}, jnp.asarray(arrays["in/text"]), method="embed_text")
+    theirs = arrays["out/text_embed"]
+    np.testing.assert_allclose(text, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_sizes_are_read_from_the_shapes(seed):
+    rng = np.random.default_rng(seed)
+    layout = LAYOUTS[int(rng.integers(len(LAYOUTS)))]
+    heads, text_heads = (int(n) for n in rng.integers(1, 4, 2))
+    size = Size(
+        patch_size=int(rng.choice([4, 8, 14])),
+        width=4 * heads * int(rng.integers(2, 5)),
+        depth=int(rng.integers(1, 4)),
+        num_heads=heads,
+        text_width=4 * text_heads * int(rng.integers(1, 4)),
+        text_depth=int(rng.integers(1, 4)),
+        text_heads=text_heads,
+        joint_width=int(rng.integers(4, 24)),
+        decoder_depth=int(rng.integers(1, 3)),
+        decoder_heads=4,
+        head_width=int(rng.integers(8, 24)),
+        bottleneck_width=int(rng.integers(4, 12)),
+        prototypes=int(rng.integers(8, 24)),
+        ssl_width=8,
+        ssl_output=4,
+    )
+    state_dict, _ = written(layout, size, seed)
+    _, variables, config = interop.load(state_dict, layout.name, **told(layout, size))
+    back = interop.to_state_dict(variables, config, layout.name)
+    assert all(np.array_equal(back[key], value) for key, value in state_dict.items())
+    found = measure.spec_of(config.model)
+    assert found.size[:4] == size[:4] and found.image_size == 4 * size.patch_size
+    assert layout.text is None or (found.size[:8], found.context_length, found.vocab_size) == (
+        size[:8],
+        CONTEXT,
+        VOCABULARY,
+    )
+
+
+def test_stacked_parameters_are_written_like_numbered_ones():
+    layout = LAYOUTS[0]
+    state_dict, _ = written(layout)
+    _, variables, config = interop.load(state_dict, **told(layout))
+    stacked = {name: stacking.stack(tree) for name, tree in variables.items()}
+    assert stacked["params"]["image"]["blocks"]["norm1"]["scale"].shape == (SMALL.depth, SMALL.width)
+    back = interop.to_state_dict(stacked, config, "reference")
+    assert all(np.array_equal(back[key], value) for key, value in state_dict.items())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=names(LAYOUTS))
+def test_the_layout_is_told_by_the_names(layout):
+    state_dict, _ = written(layout)
+    extra = {mark: np.zeros(1, np.float32) for mark in layout.marks if mark not in state_dict}
+    state_dict |= {key: value for key, value in extra.items() if layout.drops_key(key)}
+    same = [row.name for row in LAYOUTS if all(mark in state_dict or mark in extra for mark in row.marks)]
+    assert convert.choose(state_dict | extra, None)[0].name == same[0]
+    assert layout.name in same
+
+
+def refused(state_dict, match, **options):
+    with pytest.raises(ValueError, match=match):
+        interop.load(state_dict, **heads(), **options)
+
+
+def heads():
+    return {"num_heads": SMALL.num_heads, "text_heads": SMALL.text_heads}
+
+
+@functools.cache
+def clip_state_dict():
+    return written(next(row for row in LAYOUTS if row.name == "clip"))[0]
+
+
+def test_faults_are_listed_together_with_both_shapes():
+    state_dict = dict(clip_state_dict())
+    state_dict["visual.blocks.0.mlp.fc3.weight"] = state_dict.pop("visual.blocks.0.mlp.fc1.weight")
+    state_dict["visual.blocks.1.mlp.fc2.weight"] = state_dict["visual.blocks.1.mlp.fc2.weight"].T
+    del state_dict["ln_final.bias"]
+    refused(
+        state_dict,
+        r"(?s)layout 'clip'.*2 missing: visual\.blocks\.0\.mlp\.fc1\.weight \(192, 48\), ln_final\.bias \(32,\)"
+        r".*1 unknown: visual\.blocks\.0\.mlp\.fc3\.weight"
+        r".*1 of another shape: visual\.blocks\.1\.mlp\.fc2\.weight: expected \(48, 192\), found \(192, 48\)",
+        layout="clip",
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "match"),
+    [
+        ("visual.norm.bias", lambda x: x * np.nan, "not finite: visual.norm.bias"),
+        ("logit_scale", lambda x: x + np.inf, "not finite: logit_scale"),
+        ("visual.norm.bias", lambda x: x.astype(np.int32), r"floating-point numbers: visual.norm.bias \(int32\)"),
+        ("visual.norm.bias", lambda x: x.astype(np.complex64), "floating-point numbers"),
+        ("visual.patch_embed.proj.weight", lambda x: x.T, "visual.patch_embed.proj.weight has shape"),
+        ("visual.patch_embed.proj.weight", lambda x: x[0], "expected 4 axes"),
+        ("visual.pos_embed", lambda x: x[:, 1:], "a CLS token and a square of patches"),
+        ("visual.pos_embed", lambda x: x[0, 0], "a CLS token and a square of patches"),
+        ("positional_embedding", lambda x: x.T, "expected"),
+        ("token_embedding.weight", lambda x: x[0], "expected 2 axes"),
+    ],
+)
+def test_faults_of_one_tensor(key, change, match):
+    refused({**clip_state_dict(), key: change(clip_state_dict()[key])}, match)
+
+
+@pytest.mark.parametrize(
+    "key", ["visual.pos_embed", "visual.patch_embed.proj.weight", "text_projection", "positional_embedding"]
+)
+def test_sizes_need_their_tensors(key):
+    refused({k: v for k, v in clip_state_dict().items() if k != key}, f"lacks {key}", layout="clip")
+
+
+def test_what_is_no_state_dict():
+    refused({}, "there is no state dict")
+    refused({"state_dict": {}}, "there is no state dict")
+    refused({"a": np.zeros((3,))}, "no layout is known that has the tensors a; known: reference")
+    refused({**clip_state_dict(), "epoch": 3}, "other things than tensors: epoch")
+    refused({**clip_state_dict(), "module.logit_scale": np.zeros(())}, "two tensors are called logit_scale")
+    refused(clip_state_dict(), "layout 'clap' is unknown; known: .*clip", layout="clap")
+    refused(clip_state_dict(), r"unknown options \['heads'\]; known: num_heads", heads=3)
+    refused(clip_state_dict(), "normalisation 'none' is unknown", normalisation="none")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
+def test_other_floats_become_float32(dtype, caplog):
+    state_dict = {key: value.astype(dtype) for key, value in clip_state_dict().items()}
+    _, variables, _ = interop.load(state_dict, **heads())
+    ours = np.asarray(variables["params"]["text"]["ln_final"]["scale"])
+    np.testing.assert_array_equal(ours, state_dict["ln_final.weight"].astype(np.float32))
+    assert ours.dtype == np.float32 and "converted to float32" in caplog.text
+
+
+def test_a_last_layer_that_is_not_shared_is_refused():
+    state_dict, _ = written(LAYOUTS[0])
+    key = "ibot_head.last_layer2.weight_v"
+    refused({**state_dict, key: state_dict[key] + 1}, f"{key} differs from ibot_head.last_layer.weight_v")
+    refused({**state_dict, "decoder_pos_embed": 0 * state_dict["decoder_pos_embed"]}, "decoder_pos_embed differs")
+
+
+def test_heads_that_no_shape_tells():
+    with pytest.raises(ValueError, match="num_heads 5 does not divide the width 48"):
+        interop.load(clip_state_dict(), num_heads=5)
+    with pytest.raises(ValueError, match="how many heads a tower 400 wide has; give num_heads"):
+        measure.heads_of(400, None, "num_heads")
+    assert [measure.heads_of(width, None, "num_heads") for width in (384, 768, 1024)] == [6, 12, 16]
+
+
+def test_activations_that_no_shape_tells():
+    layout = next(row for row in LAYOUTS if row.name == "open_clip")
+    state_dict, _ = written(layout)
+    refused(state_dict, "neither the tensors nor a config file beside them say activation")
+    _, _, config = interop.load(state_dict, **heads(), activation="gelu")
+    assert (config.model.image_style.activation, config.model.text_activation) == ("gelu", "gelu")
+
+
+def test_positions_are_interpolated_on_request_and_said_so(caplog):
+    """As PyTorch's bicubic interpolation of the grid."""
+    torch = pytest.importorskip("torch")
+    _, before, _ = interop.load(clip_state_dict(), **heads())
+    assert "interpolated" not in caplog.text
+    model, variables, config = interop.load(clip_state_dict(), **heads(), image_size=48)
+    assert "positions interpolated (bicubic) from 32 px to 48 px" in caplog.text
+    grid = torch.from_numpy(np.array(before["params"]["image"]["positions"][1:])).reshape(1, 4, 4, -1).movedim(-1, 1)
+    expected = torch.nn.functional.interpolate(grid, size=(6, 6), mode="bicubic").movedim(1, -1).reshape(36, -1)
+    np.testing.assert_allclose(variables["params"]["image"]["positions"][1:], expected, atol=1e-5)
+    images = jnp.zeros((1, 48, 48, 3))
+    assert model.apply(variables, images, method="embed_image").shape == (1, SMALL.joint_width)
+    assert (config.model.image_size, config.views.crops["global"].size) == (48, 48)
+    refused(clip_state_dict(), "image_size 50 is not a multiple of the patch size 8", image_size=50)
+
+
+def test_models_that_a_layout_cannot_hold():
+    _, variables, config = interop.load(clip_state_dict(), **heads())
+    with pytest.raises(ValueError, match="layout 'openai' has no place for an image tower of Style"):
+        interop.to_state_dict(variables, config, "openai")
+    with pytest.raises(ValueError, match="'reference' has a place for params that this model lacks: decoder"):
+        interop.to_state_dict(variables, config, "reference")
+    with pytest.raises(ValueError, match="layout 'clap' is unknown"):
+        interop.to_state_dict(variables, config, "clap")
+    with pytest.raises(ValueError, match="'clip' has a place for params that this model lacks: image_projection"):
+        interop.to_state_dict({"params": {"image": variables["params"]["image"]}}, config, "clip")
+
+
+def test_the_image_tower_s_own_kind_is_kept():
+    layout = next(row for row in LAYOUTS if row.name == "openai")
+    _, _, config = interop.load(written(layout)[0], "openai", **heads())
+    assert Style(**config.model.image_style) == OPENAI_STYLE
+    assert config.views.mean == (0.48145466, 0.4578275, 0.40821073)
+
+
+def test_a_config_without_a_table_s_size_builds_again():
+    _, _, config = interop.load(clip_state_dict(), **heads())
+    assert config.model.size == "custom"
+    del config.model.custom["width"]
+    with pytest.raises(ValueError, match=r"model.custom lacks \['width'\]"):
+        experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    assert config_lib.default().model.size == "B/16"
