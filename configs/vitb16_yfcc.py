@@ -63,8 +63,9 @@ def get_config(arg=None):
     }  # eq. 10; best row of table 4
     c.losses.divergence = "cross_entropy"  # reference; eq. 6 and 7 are printed as KL(student || teacher)
     c.losses.student_temperature = 0.1  # reference
-    c.losses.teacher_temperature = 0.04  # reference, CLS at all times
+    c.losses.teacher_temperature = (0.04, 0.04)  # reference, CLS at all times
     c.losses.patch_temperature = (0.04, 0.07)  # reference: epoch 0, afterwards
+    c.losses.temperature_epochs = 1
     c.losses.center_momentum = 0.9  # reference
     c.losses.normalise_pixels = True  # reference
     c.losses.pixel_eps = 1e-6  # reference, as in MAE

@@ -39,6 +39,8 @@ def default() -> ConfigDict:
         {
             "strategy": "attention_low",  # paper 3.2.3; see masking.STRATEGIES
             "ratio": 0.5,  # share of patches removed
+            "drawn_ratio": (0.1, 0.5),  # attmask: hidden share of a step, drawn between these
+            "probability": 0.5,  # attmask: of a view to be masked at all
             "granularity": "patch",  # "patch": 98 of 196 kept (paper); "cell2x2": 100 of 196 (reference)
         }
     )
@@ -81,6 +83,8 @@ def _views() -> ConfigDict:
     }
     return ConfigDict(
         {
+            "mixup": 0.0,  # alpha of mixup over the global batch (supervised); 0 = off
+            "cutmix": 0.0,  # the same for CutMix
             "teacher": "same",  # "same" (reference) | "enclosing" (paper 4.1.1)
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
@@ -98,8 +102,11 @@ def _model() -> ConfigDict:
             "context_length": 77,
             "vocab_size": 49408,
             "prototypes": placeholder(int),  # default: the size's own (8192 from S/16 up)
+            "num_classes": placeholder(int),  # supervised
+            "decoder_width": placeholder(int),  # default: the encoder's
             "decoder_depth": placeholder(int),  # default: 1, as in the reference
             "drop_path": 0.0,  # the last block's rate, rising from 0; the student's alone
+            "freeze_gain": True,  # of the prototypes' weight norm; iBOT trains it
             "freeze_patch_embed": True,  # the MoCo-v3 trick; SPEC section 1
             "image_style": {  # models/vit.py; other checkpoints of the field have other values
                 "norm_eps": 1e-6,
@@ -107,7 +114,8 @@ def _model() -> ConfigDict:
                 "pre_norm": False,
                 "patch_bias": True,
                 "pooling": "cls",
-                "positions": "learnt",  # "sincos": fixed, with MAE's initial values
+                "positions": "learnt",  # "sincos": fixed, as MAE's
+                "init": "normal",  # "xavier": MAE's initial values, in the decoder as well
             },
             "text_activation": "quick_gelu",  # CLIP's
             "dtype": "float32",  # of products; parameters, norms, softmax and losses stay float32
@@ -125,12 +133,16 @@ def _losses() -> ConfigDict:
                 "patch": 1.0,
                 "reconstruction": 1.0,
                 "simclr": 1.0,  # SLIP, A-CLIP
+                "byol": 2.0,  # A-CLIP
+                "labels": 1.0,  # supervised
             },  # eq. 10, best row of table 4
+            "label_smoothing": 0.0,  # supervised
             "simclr_temperature": 0.1,  # SLIP, A-CLIP
             "divergence": "cross_entropy",  # | "kl_teacher_student" | "kl_student_teacher" (as printed)
             "student_temperature": 0.1,
-            "teacher_temperature": 0.04,  # CLS, at all times
-            "patch_temperature": (0.04, 0.07),  # in epoch 0, afterwards
+            "teacher_temperature": (0.04, 0.04),  # CLS: at first, after the warm-up
+            "patch_temperature": (0.04, 0.07),  # the same for patches
+            "temperature_epochs": 1,  # of that warm-up: with 1, the second number counts from epoch 1 on
             "center_momentum": 0.9,
             "normalise_pixels": True,
             "pixel_eps": 1e-6,
@@ -149,7 +161,10 @@ def _optimizer() -> ConfigDict:
             "betas": (0.9, 0.98),
             "eps": 1e-8,
             "weight_decay": 0.5,
+            "weight_decay_end": placeholder(float),  # by a cosine over all steps (DINO: .04 -> .4); default: constant
             "clip_norm": 0.0,  # 0 = no clipping, as in the reference
+            "clip_per_tensor": False,  # True: each parameter's own norm is clipped (DINO), not that of all
+            "frozen_prototype_epochs": 0.0,  # the head's last layer waits so long (DINO: 1)
             "loaded_rate": 1.0,  # factor on the rate of the parts that `init` brings: their entries in part_rates
             "part_rates": {},  # part -> factor on its learning rate; 1 for those without an entry
             "layer_decay": 1.0,  # in the towers of part_rates: one more factor per block below the last

@@ -1,6 +1,7 @@
 """A config made real: method, networks, optimiser, mesh and the compiled step."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from detailclip_jax import mesh as meshes
-from detailclip_jax import methods, optimizer, schedules, train_state
+from detailclip_jax import methods, mixing, optimizer, rates, schedules, train_state
 from detailclip_jax.encode import Encode, encoders
 from detailclip_jax.forward import Forward, Method
 from detailclip_jax.models import sizes
@@ -87,11 +88,13 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         center_momentum=config.losses.center_momentum,
         pixel_mean=tuple(config.views.mean),
         pixel_std=tuple(config.views.std),
+        mix=build_mixing(config.views),
     )
     params, _ = jax.eval_shape(lambda: init_variables(jax.random.key(0), dummy_batch(config), bare))
     groups = optimizer.labels(params, optimizer.rules(config.model))
-    adamw = optimizer.build(config.optimizer, plan.learning_rate, groups)
-    setup = bare._replace(model=spread, optimizer=adamw, groups=groups)
+    waiting = round(config.optimizer.frozen_prototype_epochs * (config.steps_per_epoch or config.total_steps))
+    adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting)
+    setup = bare._replace(model=spread, optimizer=rates.scaled(adamw, params, config.optimizer), groups=groups)
     step, line = _compile(setup, whole=setup._replace(model=model))
     return Experiment(config, setup, _state_shapes(setup, config), step, line, encoders(model, config))
 
@@ -103,8 +106,28 @@ def build_schedules(config: ConfigDict) -> Schedules:
     return Schedules(
         schedules.warmup_cosine(opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total),
         schedules.cosine(config.ema.start, config.ema.end, total),
-        schedules.first_epoch(*config.losses.patch_temperature, config.steps_per_epoch or total),
+        build_temperatures(config.losses, config.steps_per_epoch or total),
     )
+
+
+def build_weight_decay(config: ConfigDict) -> schedules.Schedule | None:
+    """Weight decay by step where the config lets it change."""
+    start, end = config.optimizer.weight_decay, config.optimizer.weight_decay_end
+    return None if end is None else schedules.cosine(start, end, config.total_steps)
+
+
+def build_temperatures(losses: ConfigDict, steps_per_epoch: int) -> dict[str, schedules.Schedule]:
+    """The teacher's temperatures, each rising over the first epochs."""
+    ends = {"cls": losses.teacher_temperature, "patch": losses.patch_temperature}
+    epochs = losses.temperature_epochs
+    return {name: schedules.epoch_warmup(*pair, epochs, steps_per_epoch) for name, pair in ends.items()}
+
+
+def build_mixing(views: ConfigDict) -> Callable[[Batch, Array], Batch]:
+    """Mixup and CutMix by the config's alphas; nothing where both are 0."""
+    if not (views.mixup or views.cutmix):
+        return lambda batch, key: batch
+    return functools.partial(mixing.mix, mixup=views.mixup, cutmix=views.cutmix)
 
 
 def warmup_steps(config: ConfigDict) -> int:
@@ -116,7 +139,10 @@ def warmup_steps(config: ConfigDict) -> int:
 def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:
     """A batch of zeros with the shapes that the config's pipeline delivers."""
     crops = config.views.crops
+    grids = {name: (size, c.count, c.mask_grid**2) for name, c in crops.items() if c.get("mask_grid", 0)}
+    hidden = {"hidden": {name: jnp.zeros(shape, bool) for name, shape in grids.items()}}
     return {
+        **(hidden if grids else {}),
         "image": {name: jnp.zeros((size, c.count, c.size, c.size, 3), jnp.uint8) for name, c in crops.items()},
         "box": {name: jnp.zeros((size, c.count, 4), jnp.float32) for name, c in crops.items()},
         "text": jnp.zeros((size, config.model.context_length), jnp.int32),

@@ -38,7 +38,7 @@ class Context(NamedTuple):
     """What a loss knows beside the record: training state, this step's schedules, and the mesh axis if any."""
 
     centers: Mapping[str, Float[Array, "C"]]
-    patch_temperature: Scalar
+    temperatures: Mapping[str, Scalar]  # of the teacher, for "cls" and "patch"
     axis: str | None = None
 
 

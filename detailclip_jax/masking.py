@@ -56,6 +56,7 @@ class Rule(NamedTuple):
 
 
 CELLS = {"patch": 1, "cell2x2": 2}
+HINT = 0.1  # AttMask-Hint shows patches among this share of the most attended ones
 
 Strategy = Callable[..., Hidden]
 
@@ -73,16 +74,28 @@ def attention_high(rule: Rule, *, attention: Float[Array, "*batch N"], **_) -> H
     return _remove_top(rule, attention)
 
 
+def attention_hint(rule: Rule, *, attention: Float[Array, "*batch N"], keys: Array, views: int, **_) -> Hidden:
+    """Removes the most attended patches but for `HINT` of the most attended tenth (AttMask-Hint), chosen at random.
+
+    As many as with `attention_high` are removed: the next ones take the hints' places.
+    """
+    if rule.cell != 1:
+        raise ValueError("masking.strategy attention_hint works by patch; set masking.granularity to 'patch'")
+    num_top = int(HINT * rule.num_patches)
+    hints = choose_hints(attention, image_noise(keys, views, rule.num_patches), num_top, int(rule.ratio * num_top))
+    return _remove_top(rule, jnp.where(hints, -jnp.inf, attention))
+
+
 def random(rule: Rule, *, keys: Array, views: int, **_) -> Hidden:
     """Removes patches at random, as MAE; `keys` [B] holds one key per image, so the device count changes nothing."""
     units = rule.num_patches // rule.cell**2
-    noise = jax.vmap(lambda key: jax.random.uniform(key, (views, units)))(keys)
-    return _remove_units(rule, jnp.moveaxis(noise, 0, 1))
+    return _remove_units(rule, image_noise(keys, views, units))
 
 
 STRATEGIES: dict[str, Strategy] = {
     "attention_low": attention_low,
     "attention_high": attention_high,
+    "attention_hint": attention_hint,
     "random": random,
 }
 
@@ -111,6 +124,34 @@ def from_mask(mask: Bool[Array, "*batch N"], num_removed: int) -> Hidden:
     return Hidden(
         mask=mask, kept=_positions(~mask, mask.shape[-1] - num_removed), removed=_positions(mask, num_removed)
     )
+
+
+def drawn(mask: Bool[Array, "*batch N"], most: int) -> Hidden:
+    """A mask that hides a number of patches of its own in every image, at most `most` of them."""
+    return Hidden(mask=mask, kept=None, removed=_positions(mask, most))
+
+
+def hide_highest(attention: Float[Array, "*batch N"], count: Int[Array, "*batch"]) -> Bool[Array, "*batch N"]:
+    """Hides the `count` most attended patches of each image (AttMask-High); ties go by position."""
+    return ranks(-attention) < count[..., None]
+
+
+def choose_hints(
+    attention: Float[Array, "*batch N"], noise: Float[Array, "*batch N"], num_top: int, num_shown: Int[Array, ""] | int
+) -> Bool[Array, "*batch N"]:
+    """`num_shown` of the `num_top` most attended patches, those with the least noise (AttMask-Hint)."""
+    top = ranks(-attention) < num_top
+    return ranks(jnp.where(top, noise, jnp.inf)) < num_shown
+
+
+def ranks(scores: Float[Array, "*batch N"]) -> Int[Array, "*batch N"]:
+    """Position of each entry in ascending order."""
+    return jnp.argsort(jnp.argsort(scores))
+
+
+def image_noise(keys: Array, views: int, count: int) -> Float[Array, "V B count"]:
+    """Uniform noise from the images' own keys [B]."""
+    return jnp.moveaxis(jax.vmap(lambda key: jax.random.uniform(key, (views, count)))(keys), 0, 1)
 
 
 def _positions(mask: Bool[Array, "*batch N"], count: int) -> Int[Array, "*batch count"]:

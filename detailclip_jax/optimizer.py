@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from detailclip_jax.schedules import Schedule
-from detailclip_jax.types import Params, PyTree
+from detailclip_jax.types import Array, Params, PyTree
 
 FROZEN, PLAIN, DECAYED = "frozen", "plain", "decayed"
+LAST_LAYER = {("prototype_head", "direction"), ("prototype_head", "gain")}
 
 
 class Rule(NamedTuple):
@@ -34,11 +36,12 @@ def rules(model: ConfigDict) -> tuple[Rule, ...]:
     frozen = (Rule(r"image/patch_embed/.*", FROZEN),) if model.freeze_patch_embed else ()
     return (
         *frozen,
-        Rule(r"prototype_head/gain", FROZEN),
+        Rule(r"prototype_head/gain", FROZEN if model.freeze_gain else DECAYED),
         Rule(r"logit_scale/value", PLAIN),
         Rule(r".*/(bias|scale)", PLAIN),
         Rule(r".*/(kernel|direction)", DECAYED),
         Rule(r".*/(cls_token|mask_token|positions|token_embedding)", DECAYED),
+        Rule(r"mask_token/value", DECAYED),
     )
 
 
@@ -56,18 +59,56 @@ def labels(params: Params, table: tuple[Rule, ...]) -> PyTree:
     return traverse_util.unflatten_dict({path: rule.group for path, rule in matched.items() if rule}, sep="/")
 
 
-def build(config: ConfigDict, learning_rate: Schedule, groups: PyTree) -> optax.GradientTransformation:
+def build(
+    config: ConfigDict,
+    learning_rate: Schedule,
+    groups: PyTree,
+    weight_decay: Schedule | None = None,
+    wait: int = 0,
+) -> optax.GradientTransformation:
     """AdamW on what is not frozen: p <- p - lr (m / (sqrt(v) + eps) + wd p), decay on its group only.
 
-    Frozen parameters have no moments.  `clip_norm` > 0 clips the gradient's global norm first.
+    Frozen parameters have no moments.  `weight_decay` is a schedule instead of the config's constant.  The last layer
+    of the prototype head stands still for the first `wait` steps, as if it had no gradient (DINO).
     """
     decayed = jax.tree.map(lambda group: group == DECAYED, groups)
-    adamw = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.adamw(learning_rate, *config.betas, eps=config.eps, weight_decay=config.weight_decay, mask=decayed),
-    )
-    trained = jax.tree.map(lambda group: "frozen" if group == FROZEN else "trained", groups)
-    return optax.partition({"trained": adamw, "frozen": optax.set_to_zero()}, trained)
+
+    def adamw(start: int) -> optax.GradientTransformation:
+        decay = later(weight_decay, start) if weight_decay else config.weight_decay
+        rate = later(learning_rate, start)
+        return optax.adamw(rate, *config.betas, eps=config.eps, weight_decay=decay, mask=decayed)
+
+    kinds = {"trained": adamw(0), "frozen": optax.set_to_zero()}
+    if wait:
+        kinds["late"] = optax.conditionally_mask(adamw(wait), lambda step, **_: step >= wait)
+    return optax.chain(clipping(config), optax.partition(kinds, _kinds(groups, "late" if wait else "trained")))
+
+
+def later(schedule: Schedule, start: int) -> Schedule:
+    """The schedule for a transformation whose own count begins at step `start`."""
+    return lambda step: schedule(step + start)
+
+
+def _kinds(groups: PyTree, last_layer: str) -> PyTree:
+    def kind(path: tuple[str, ...], group: str) -> str:
+        if group == FROZEN:
+            return "frozen"
+        return last_layer if path in LAST_LAYER else "trained"
+
+    return traverse_util.path_aware_map(kind, groups)
+
+
+def clipping(config: ConfigDict) -> optax.GradientTransformation:
+    """No clipping, of the global norm, or of each tensor's: g <- g min(1, clip / (|g| + 1e-6)), as DINO."""
+    if not config.clip_norm:
+        return optax.identity()
+    if not config.clip_per_tensor:
+        return optax.clip_by_global_norm(config.clip_norm)
+
+    def clip(gradient: Array) -> Array:
+        return gradient * jnp.minimum(1, config.clip_norm / (jnp.linalg.norm(gradient) + 1e-6))
+
+    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
 
 
 def stop_frozen(params: Params, groups: PyTree) -> Params:

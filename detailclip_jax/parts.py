@@ -1,15 +1,15 @@
 """The cells that rows are made of: masks, decoders, heads and losses, each a small function."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax import masking
-from detailclip_jax.forward import Context, Forward, Head, Loss, Targets, Views, fold
-from detailclip_jax.losses import clip, contrastive, distillation, reconstruction
+from detailclip_jax import masking, resample
+from detailclip_jax.forward import Context, Forward, Head, Loss, Pass, Targets, Views, fold, whole
+from detailclip_jax.losses import clip, contrastive, distillation, labels, reconstruction
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.patches import normalise_patches, patchify, take
 from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Scalar, Tokens
@@ -42,11 +42,91 @@ def mask_by(rule: masking.Rule, strategy: masking.Strategy, read: Callable, num_
     return mask
 
 
+def attention_at(target: str, view: str) -> Callable:
+    """Eq. 9 of the teacher's pass `target` over an enclosing crop, read at the boxes of the student's `view`."""
+
+    def read(targets: Targets, views: Views) -> Float[Array, "V B N"]:
+        outer, inner = views[target].box[0], views[view].box
+        return resample.read_at(attention_value(targets[target])[0], outer, inner)
+
+    return read
+
+
+def teacher_attention(views: ConfigDict) -> tuple[dict[str, str], Callable]:
+    """The teacher's passes beside its targets, and where the mask's attention comes from, by `views.teacher`.
+
+    "same": the pass "whole" looks at the student's own views.  "enclosing" (paper 4.1.1): one more pass, of which
+    nothing but its attention is read.  Raises ValueError where the crops do not fit.
+    """
+    if views.teacher == "same":
+        return {}, attention_of("whole")
+    check_enclosing(views)
+    return {"enclosing": "enclosing"}, attention_at("enclosing", "global")
+
+
+def check_enclosing(views: ConfigDict) -> None:
+    """ValueError unless there is a crop around the student's, at which a map can be read (a flip would mirror it)."""
+    crop = views.crops.get("enclosing")
+    if crop is None or crop.get("kind") != "enclosing":
+        raise ValueError("an enclosing teacher needs a crop views.crops.enclosing with kind='enclosing'")
+    if crop.get("count", 1) != 1 or crop.get("flip", 0) or views.crops["global"].get("flip", 0):
+        raise ValueError("views.crops.enclosing needs count 1, and neither it nor views.crops.global may flip")
+
+
+def mask_of_batch(view: str, most: int) -> Callable:
+    """The mask that the pipeline drew for `view`: batch["hidden"][view], [B, V, N] (iBOT's blocks)."""
+
+    def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
+        return masking.drawn(jnp.moveaxis(batch["hidden"][view], 1, 0), most)
+
+    return mask
+
+
+def mask_highest(config: ConfigDict, target: str, side: int) -> Callable:
+    """AttMask: the last block's CLS attention of the teacher says what is hidden.
+
+    The ratio r ~ U(config.drawn_ratio) is one for the whole step; each view of each image is masked with
+    `config.probability`, then int(r N) patches are hidden.  With the strategy "attention_hint" int(.1 r' N) of the
+    int(.1 N) most attended ones are shown again, r' drawn like r.
+    """
+    num_patches, (low, high) = side**2, config.drawn_ratio
+    hint = {"attention_high": 0.0, "attention_hint": masking.HINT}
+    if config.strategy not in hint:
+        raise ValueError(f"masking.strategy {config.strategy!r} is none of attmask's: {', '.join(hint)}")
+    shown = hint[config.strategy]
+
+    def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
+        attention = targets[target].attention[..., -1, :]
+        ratio, again = jax.random.uniform(keys.step, (2,), minval=low, maxval=high)
+        noise = masking.image_noise(keys.image, len(attention), num_patches + 1)
+        chosen = noise[..., -1] < config.probability
+        hidden = masking.hide_highest(attention, (ratio * num_patches).astype(int) * chosen)
+        num_shown = (shown * again * num_patches).astype(int)
+        hints = masking.choose_hints(attention, noise[..., :-1], int(shown * num_patches), num_shown)
+        return masking.drawn(hidden & ~hints, int(high * num_patches))
+
+    return mask
+
+
+def local_passes(crops: ConfigDict) -> dict[str, Pass]:
+    """The student's pass over the small crops, where the config has some."""
+    return {"local": Pass("local", whole)} if "local" in crops else {}
+
+
 def decode(name: str) -> Callable:
     """The decoder on the tokens of the student's pass `name`, read at the removed patches."""
 
     def run(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden) -> Float[Array, "V B H D"]:
         return fold(student.decoder, tokens[name], hidden)
+
+    return run
+
+
+def tokens_at_hidden(name: str) -> Callable:
+    """No decoder: the student's own tokens of its pass `name` at the hidden patches, which it saw replaced."""
+
+    def run(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden) -> Float[Array, "V B H D"]:
+        return take(tokens[name].patches, hidden.removed)
 
     return run
 
@@ -68,13 +148,17 @@ def joint_head(name: str) -> Head:
     return Head(("image_embedding", "logit_scale"), run)
 
 
-def cls_head(name: str, target: str) -> Head:
-    """Prototype logits of the encoders' CLS tokens (not the decoder's), student and teacher."""
+def cls_head(names: Sequence[str], target: str) -> Head:
+    """Prototype logits of the encoders' CLS tokens (not the decoder's), student and teacher.
+
+    The student's passes `names` stand behind each other along V, those over the teacher's views first.
+    """
 
     def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
         teacher_logits = fold(teacher.prototype_head, line.targets[target].cls)
+        cls = jnp.concatenate([line.tokens[name].cls for name in names])
         return {
-            "student_cls": fold(student.prototype_head, line.tokens[name].cls),
+            "student_cls": fold(student.prototype_head, cls),
             "teacher_cls": jax.lax.stop_gradient(teacher_logits),
             "cls_mean": jax.lax.stop_gradient(teacher_logits.mean((0, 1))),
         }
@@ -110,6 +194,31 @@ def pixel_head(view: str, patch_size: int, normalise: bool, eps: float) -> Head:
     return Head(("predicted_pixels", "target_pixels"), run, reads=("decoded",))
 
 
+def byol_head(name: str, target: str) -> Head:
+    """BYOL's prediction from the student's pass `name`, and its target from the teacher's pass, one for all views.
+
+    Student views share one batch of BatchNorm; the teacher's projector normalises by its own.
+    """
+
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
+        predict = lambda cls: student.byol_predictor(student.byol_projector(cls))  # noqa: E731
+        return {
+            "predicted_byol": fold(predict, line.tokens[name].cls),
+            "target_byol": jax.lax.stop_gradient(fold(teacher.byol_projector, line.targets[target].cls)),
+        }
+
+    return Head(("predicted_byol", "target_byol"), run)
+
+
+def class_head(name: str) -> Head:
+    """Class logits from the student's CLS token of its pass `name`."""
+
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
+        return {"class_logits": fold(student.class_head, line.tokens[name].cls)}
+
+    return Head(("class_logits",), run)
+
+
 def ssl_head(name: str, over: Callable) -> Head:
     """SimCLR's embedding of the student's pass `name`; `over` is `loop` where every view has its own BatchNorm
     statistics (SLIP), `fold` where all views share theirs (A-CLIP)."""
@@ -130,6 +239,30 @@ def simclr_term(temperature: float) -> Loss:
     return Loss(("ssl",), run)
 
 
+def byol_term() -> Loss:
+    """BYOL's squared distance of unit vectors."""
+
+    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        return contrastive.byol_loss(line.heads["predicted_byol"], line.heads["target_byol"]), {}
+
+    return Loss(("predicted_byol", "target_byol"), run)
+
+
+def label_term(smoothing: float, mixed: bool) -> Loss:
+    """Cross-entropy with the batch's labels, of both pictures by their share where pictures are mixed."""
+
+    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        logits, batch = line.heads["class_logits"], line.batch
+        label = jnp.broadcast_to(batch["label"], logits.shape[:-1])
+        loss = labels.label_loss(logits, label, smoothing)
+        if mixed:
+            other = jnp.broadcast_to(batch["other_label"], logits.shape[:-1])
+            loss = batch["share"] * loss + (1 - batch["share"]) * labels.label_loss(logits, other, smoothing)
+        return loss.mean(), {"class_accuracy": labels.accuracy(logits, label)}
+
+    return Loss(("class_logits",), run)
+
+
 def clip_term() -> Loss:
     """Eq. 1-5."""
 
@@ -142,17 +275,17 @@ def clip_term() -> Loss:
 
 
 def cls_term(config: ConfigDict) -> Loss:
-    """Eq. 6, and the teacher's entropy beside it."""
+    """Eq. 6, and beside it what a collapse would show in: the teacher's entropy, and KL between its two views."""
     divergence = distillation.divergence_named(config.divergence)
     student_log = partial(distillation.student_log_probabilities, temperature=config.student_temperature)
-    teacher_temperature = config.teacher_temperature
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         teacher = distillation.teacher_log_probabilities(
-            line.heads["teacher_cls"], context.centers["cls"], teacher_temperature
+            line.heads["teacher_cls"], context.centers["cls"], context.temperatures["cls"]
         )
         loss = distillation.cls_loss(student_log(line.heads["student_cls"]), teacher, divergence)
-        return loss, {"teacher_entropy": distillation.entropy(teacher)}
+        between = distillation.kl_teacher_student(teacher[1], teacher[0]).mean()
+        return loss, {"teacher_entropy": distillation.entropy(teacher), "teacher_view_kl": between}
 
     return Loss(("student_cls", "teacher_cls", "cls_mean"), run)
 
@@ -164,9 +297,10 @@ def patch_term(config: ConfigDict) -> Loss:
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         teacher = distillation.teacher_log_probabilities(
-            line.heads["teacher_patches"], context.centers["patch"], context.patch_temperature
+            line.heads["teacher_patches"], context.centers["patch"], context.temperatures["patch"]
         )
-        loss = distillation.patch_loss(student_log(line.heads["student_patches"]), teacher, divergence=divergence)
+        hidden = jnp.take_along_axis(line.hidden.mask, line.hidden.removed, -1)  # False where a mask hides fewer
+        loss = distillation.patch_loss(student_log(line.heads["student_patches"]), teacher, hidden, divergence)
         return loss, {"teacher_patch_entropy": distillation.entropy(teacher)}
 
     return Loss(("student_patches", "teacher_patches", "patch_mean"), run)

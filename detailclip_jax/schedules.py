@@ -40,11 +40,17 @@ def cosine(start: float, end: float, total_steps: int) -> Schedule:
     return schedule
 
 
-def first_epoch(first: float, after: float, steps_per_epoch: int) -> Schedule:
-    """`first` in epoch 0, `after` from epoch 1 on: the patch temperature, .04 then .07 in the reference."""
+def epoch_warmup(start: float, end: float, num_epochs: int, steps_per_epoch: int) -> Schedule:
+    """A teacher temperature: from `start` in epoch 0 by equal steps to `end` in epoch num_epochs - 1, then `end`.
+
+    With one epoch, as in the reference (patches: .04, .07), that is `start` in epoch 0 and `end` from epoch 1 on;
+    iBOT takes 30 epochs.
+    """
 
     def schedule(step: Step) -> Scalar:
-        return jnp.where(jnp.asarray(step) < steps_per_epoch, first, after).astype(jnp.float32)
+        epoch = jnp.asarray(step) // steps_per_epoch
+        rising = start + (end - start) * epoch / max(num_epochs - 1, 1)
+        return jnp.where(epoch < num_epochs, rising, end).astype(jnp.float32)
 
     return schedule
 

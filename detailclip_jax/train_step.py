@@ -1,7 +1,7 @@
 """One step of training, in the reference's order: teacher, line, gradient, update, centers, metrics."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -29,7 +29,7 @@ class Schedules(NamedTuple):
 
     learning_rate: Schedule
     ema_momentum: Schedule
-    patch_temperature: Schedule
+    temperatures: Mapping[str, Schedule]  # of the teacher, for "cls" and "patch"
 
 
 class Setup(NamedTuple):
@@ -44,6 +44,7 @@ class Setup(NamedTuple):
     center_momentum: float
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
+    mix: Callable[[Batch, Array], Batch]  # the global batch, by the step's key: mixup and CutMix
 
 
 def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainState, Metrics]:
@@ -72,10 +73,11 @@ def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup)
     Returns the loss, and the metrics, the batch means of the teacher's logits and the new BatchNorm statistics.
     """
     keys = make_keys(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), batch)
-    temperature = setup.schedules.patch_temperature(state.step)
+    batch = setup.mix(batch, keys.step)
+    temperatures = {name: schedule(state.step) for name, schedule in setup.schedules.temperatures.items()}
 
-    def local_loss(params, teacher, stats, centers, temperature, batch, keys):
-        context = Context(centers, temperature, DATA)
+    def local_loss(params, teacher, stats, centers, temperatures, batch, keys):
+        context = Context(centers, temperatures, DATA)
         line, stats = run_line(params, teacher, stats, batch, keys, setup)
         total, metrics = losses(setup.method, line, context)
         means = {name: line.heads[f"{name}_mean"] for name in setup.method.centers}
@@ -85,7 +87,7 @@ def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup)
     specs = (P(), P(), P(), P(), P(), P(DATA), Keys(P(), P(DATA)))
     mapped = jax.shard_map(local_loss, mesh=setup.mesh, in_specs=specs, out_specs=P())
     params = optimizer.stop_frozen(params, setup.groups)
-    return mapped(params, state.ema_params, state.batch_stats, state.centers, temperature, batch, keys)
+    return mapped(params, state.ema_params, state.batch_stats, state.centers, temperatures, batch, keys)
 
 
 def run_line(
@@ -133,7 +135,7 @@ def normalised_views(batch: Batch, mean: tuple[float, ...], std: tuple[float, ..
 
 
 def normalise(
-    images: UInt8[Array, "*batch S S 3"], mean: tuple[float, ...], std: tuple[float, ...]
+    images: UInt8[Array, "*batch S S 3"] | Float[Array, "*batch S S 3"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "*batch S S 3"]:
     """(x / 255 - mean) / std per channel."""
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)

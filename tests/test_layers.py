@@ -6,9 +6,9 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent / "detailclip_jax"
 FLOORS = [
     {"types", "version", "config", "patches"},
-    {"masking", "ema", "centering", "schedules", "losses", "models", "data"},
+    {"masking", "ema", "centering", "schedules", "resample", "mixing", "losses", "models", "data"},
     {"forward", "parts", "methods"},
-    {"mesh", "optimizer", "train_state", "train_step", "encode", "experiment"},
+    {"mesh", "optimizer", "rates", "train_state", "train_step", "encode", "experiment"},
     {"checkpoint", "provenance", "run_config", "metrics", "interop", "evaluate", "visualize"},
     {"export", "import_torch", "init_from", "train", "main", "progress", "interrupt", "session", "validation"},
 ]

@@ -101,6 +101,44 @@ def test_other_ratios(ratio):
     assert masking.Rule(14, ratio).num_removed == int(196 * ratio)
 
 
+def test_hide_highest_hides_as_many_as_asked_for():
+    values, count = attention(), np.random.default_rng(1).integers(0, 98, (2, 3))
+    mask = masking.hide_highest(jnp.asarray(values), jnp.asarray(count))
+    for index in np.ndindex(2, 3):
+        expected = set(np.argsort(-values[index])[: count[index]])
+        assert set(np.flatnonzero(mask[index])) == expected
+
+
+def test_hints_lie_among_the_most_attended():
+    values, noise = attention(), np.random.default_rng(1).random((2, 3, 196))
+    hints = masking.choose_hints(jnp.asarray(values), jnp.asarray(noise), 19, 5)
+    for index in np.ndindex(2, 3):
+        top = np.argsort(-values[index])[:19]
+        assert set(np.flatnonzero(hints[index])) == set(top[np.argsort(noise[index][top])[:5]])
+
+
+def test_hint_removes_as_many_as_high_and_shows_some_of_the_top():
+    rule, values, keys = masking.Rule(14), jnp.asarray(attention()), jax.random.split(jax.random.key(0), 3)
+    hint = masking.attention_hint(rule, attention=values, keys=keys, views=2)
+    assert (hint.mask.sum(-1) == 98).all()
+    for index in np.ndindex(2, 3):
+        order = np.argsort(-np.asarray(values[index]))
+        assert hint.mask[index][order[:19]].sum() == 19 - 9  # int(.5 * 19) are shown
+        assert hint.mask[index][order[19:107]].all()
+    with pytest.raises(ValueError, match="attention_hint works by patch"):
+        masking.attention_hint(masking.Rule(14, granularity="cell2x2"), attention=values, keys=keys, views=2)
+
+
+def test_a_drawn_mask_lists_its_patches_first_and_fills_up():
+    mask = np.random.default_rng(0).random((3, 16)) < 0.3
+    hidden = masking.drawn(jnp.asarray(mask), 10)
+    assert hidden.kept is None and hidden.removed.shape == (3, 10)
+    for row in range(3):
+        own = np.flatnonzero(mask[row])
+        np.testing.assert_array_equal(hidden.removed[row][: len(own)], own)
+        assert not mask[row][np.asarray(hidden.removed[row][len(own) :])].any()
+
+
 def test_errors_name_the_value():
     with pytest.raises(ValueError, match=r"ratio 1\.5"):
         _ = masking.Rule(14, 1.5).num_kept

@@ -8,7 +8,8 @@ import pytest
 from flax import traverse_util
 
 from detailclip_jax import config as config_lib
-from detailclip_jax.models import attention, sizes
+from detailclip_jax.models import attention, positions, sizes
+from detailclip_jax.models import vit as vit_module
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.heads import PrototypeHead
 from detailclip_jax.models.text import TextTransformer
@@ -67,6 +68,51 @@ def test_tokens_are_the_textbook_s():
     tokens = encode(images())
     np.testing.assert_allclose(tokens.cls, expected[:, 0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(tokens.patches, expected[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_replaced_patches_leave_their_positions():
+    mask, token = np.zeros((3, 16), bool), jnp.arange(32.0)
+    mask[0, 5] = mask[2, :] = True
+    embedded = functools.partial(VIT.apply, vit_params(), images(), method="embed")
+    whole, replaced = embedded(), embedded(hidden=jnp.asarray(mask), mask_token=token)
+    positions = vit_params()["params"]["positions"]
+    for image, patch in np.ndindex(3, 16):
+        expected = token + positions[1 + patch] if mask[image, patch] else whole[image, 1 + patch]
+        np.testing.assert_allclose(replaced[image, 1 + patch], expected, rtol=1e-6)
+
+
+def test_smaller_images_read_their_positions_as_torch_does():
+    torch = pytest.importorskip("torch")
+    table = vit_params()["params"]["positions"]
+    grid = torch.from_numpy(np.array(table[1:])).reshape(1, 4, 4, 32).permute(0, 3, 1, 2)
+    moved = torch.nn.functional.interpolate(grid, (3, 3), mode="bicubic")[0].permute(1, 2, 0).reshape(9, 32)
+    ours = positions.interpolate(table, 3)
+    np.testing.assert_allclose(ours[1:], moved.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(ours[0], table[0])
+    assert VIT.apply(vit_params(), images()[:, :24, :24]).patches.shape == (3, 9, 32)
+
+
+def test_drop_path_drops_whole_branches_of_an_image_by_its_own_key():
+    vit, keys = VIT.clone(drop_path=0.5), jax.random.split(jax.random.key(3), 3)
+    run = jax.jit(functools.partial(vit.apply, vit_params()))
+    without_keys = run(images()).cls  # as the teacher is run
+    np.testing.assert_allclose(without_keys, encode(images()).cls, rtol=1e-5, atol=1e-6)
+    dropped = run(images(), keys=keys)
+    alone = run(images()[1:2], keys=keys[1:2])
+    np.testing.assert_allclose(dropped.cls[1:2], alone.cls, rtol=1e-4, atol=1e-5)
+    scales = attention.branch_scales(jax.random.split(jax.random.key(0), 4000), 0.25)
+    assert set(np.unique(scales).round(4)) == {0.0, np.float32(1.3333)}
+    np.testing.assert_allclose(scales.mean((1, 2, 3)), 1, atol=0.05)
+    assert (scales[0] != scales[1]).any()
+
+
+def test_mae_s_positions_are_fixed_and_its_linears_xavier():
+    style = vit_module.Style(positions="sincos", init="xavier")
+    params = VIT.clone(style=style).init(jax.random.key(0), images())["params"]
+    assert "positions" not in params and not params["patch_embed"]["bias"].any()
+    bound = (6 / (32 + 96)) ** 0.5
+    kernel = np.asarray(params["blocks_0"]["attn"]["qkv"]["kernel"])
+    assert 0.9 * bound < np.abs(kernel).max() <= bound
 
 
 def test_keeping_all_patches_in_any_order_changes_nothing():

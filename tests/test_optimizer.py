@@ -88,6 +88,50 @@ def test_frozen_parameters_keep_no_moments():
     assert not [path for path in paths if "patch_embed" in path or "gain" in path]
 
 
+def steps_of(tx, params, gradients):
+    """Parameters after each gradient in turn."""
+    opt_state, history = tx.init(params), []
+    for gradient in gradients:
+        updates, opt_state = tx.update(gradient, opt_state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        history.append(params)
+    return history
+
+
+def test_the_last_layer_waits_as_if_it_had_no_gradient():
+    config = config_lib.default().optimizer
+    groups = {"prototype_head": {"direction": "decayed", "mlp_0": {"kernel": "decayed"}}}
+    params = {"prototype_head": {"direction": jnp.ones((2,)), "mlp_0": {"kernel": jnp.ones((2,))}}}
+    rate = lambda step: 1e-2 * (1 + step)
+    gradients = [jax.tree.map(lambda p, t=t: jnp.full_like(p, 0.1 * t), params) for t in range(1, 5)]
+    history = steps_of(optimizer.build(config, rate, groups, wait=2), params, gradients)
+    direction = [step["prototype_head"]["direction"][0] for step in history]
+    assert direction[0] == direction[1] == 1.0
+    p, m, v = 1.0, 0.0, 0.0
+    for t in (1, 2):  # the moments begin at step 2, at the rate of step 2
+        p, m, v = adamw_oracle(p, 0.1 * (t + 2), m, v, t, rate(t + 1), 0.5)
+        np.testing.assert_allclose(direction[t + 1], p, rtol=1e-5)
+    assert history[0]["prototype_head"]["mlp_0"]["kernel"][0] != 1.0
+
+
+def test_weight_decay_may_follow_a_schedule():
+    config = config_lib.default().optimizer
+    decay = lambda step: 0.04 + 0.1 * step
+    tx = optimizer.build(config, lambda step: 1e-2, {"a": {"kernel": "decayed"}}, decay)
+    history = steps_of(tx, {"a": {"kernel": jnp.ones(2)}}, [{"a": {"kernel": jnp.zeros(2)}}] * 3)
+    expected = np.cumprod([1 - 1e-2 * decay(t) for t in range(3)])
+    np.testing.assert_allclose([step["a"]["kernel"][0] for step in history], expected, rtol=1e-6)
+
+
+def test_clipping_per_tensor_leaves_small_ones_alone():
+    config = config_lib.default().optimizer
+    config.clip_norm, config.clip_per_tensor = 3.0, True
+    gradient = {"large": jnp.full((4,), 10.0), "small": jnp.full((4,), 0.1)}
+    clipped, _ = optimizer.clipping(config).update(gradient, optimizer.clipping(config).init(gradient))
+    np.testing.assert_allclose(jnp.linalg.norm(clipped["large"]), 3.0, rtol=1e-5)
+    np.testing.assert_array_equal(clipped["small"], gradient["small"])
+
+
 def test_clipping_is_offered():
     config = config_lib.default().optimizer
     config.clip_norm = 1.0

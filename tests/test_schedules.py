@@ -36,8 +36,14 @@ def test_teacher_momentum(t):
 
 
 def test_patch_temperature_changes_after_the_first_epoch():
-    schedule = schedules.first_epoch(0.04, 0.07, 10)
+    schedule = schedules.epoch_warmup(0.04, 0.07, 1, 10)
     np.testing.assert_allclose([schedule(t) for t in (0, 9, 10, 25)], [0.04, 0.04, 0.07, 0.07], rtol=1e-6)
+
+
+def test_a_temperature_rises_over_epochs_as_linspace():
+    schedule = schedules.epoch_warmup(0.04, 0.07, 4, 10)
+    expected = np.concatenate([np.linspace(0.04, 0.07, 4), [0.07, 0.07]])
+    np.testing.assert_allclose([schedule(10 * epoch + 3) for epoch in range(6)], expected, rtol=1e-6)
 
 
 def test_warmup_is_shortened_where_it_does_not_fit():

@@ -10,9 +10,27 @@ from detailclip_jax import experiment, mesh
 
 BATCH, TEXT = 8, 12
 ONE = {"count": 1, "size": 32}
-CROPS = {  # beside the two global views, which all rows but clip have
-    "clip": {"global": ONE},
-    "slip": {"clean": ONE},
+ENCLOSING = {"enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}
+LOCAL = {"local": {"count": 2, "size": 16}}
+CHANGES = {  # of the default config, by row; crops replace the two global views or stand beside them
+    "clip": {"views.crops": {"global": ONE}},
+    "slip": {"views.crops": {"clean": ONE}},
+    "maskclip": {"views.crops": {"global": ONE}, "masking.strategy": "random", "masking.ratio": 0.75},
+    "aclip": {"views.crops": ENCLOSING, "masking.granularity": "cell2x2"},
+    "mae": {
+        "views.crops": {"global": ONE},
+        "masking.ratio": 0.75,
+        "model.decoder_width": 64,
+        "model.image_style.positions": "sincos",
+        "model.image_style.init": "xavier",
+    },
+    "dino": {"views.crops": LOCAL, "model.drop_path": 0.1},
+    "ibot": {
+        "views.crops": {"global": {"count": 2, "size": 32, "mask_grid": 4, "mask_ratio": (0.1, 0.5)}, **LOCAL},
+        "model.freeze_gain": False,
+    },
+    "attmask": {"views.crops": LOCAL, "masking.strategy": "attention_hint"},
+    "supervised": {"views.crops": {"global": ONE}, "model.num_classes": 10, "losses.label_smoothing": 0.1},
 }
 
 
@@ -23,7 +41,12 @@ def tiny_config(method="detailclip"):
     config.model.size, config.model.image_size = "tiny", 32
     config.model.context_length, config.model.vocab_size, config.model.prototypes = TEXT, 64, 32
     config.views.crops["global"].size = 32
-    config.views.crops.update(CROPS.get(method, {}))
+    for name, value in CHANGES.get(method, {}).items():
+        if name == "views.crops":
+            for crop, fields in value.items():
+                config.views.crops[crop] = fields
+        else:
+            config.update_from_flattened_dict({name: value})
     config.optimizer.learning_rate = 1e-3
     return config
 
@@ -39,12 +62,23 @@ def tiny_batch(seed=0, config=None, size=BATCH):
     text = rng.integers(1, config.model.vocab_size - 2, (size, config.model.context_length))
     text[:, -1] = config.model.vocab_size - 1
     crops = config.views.crops
+    grids = {n: (size, c.count, c.mask_grid**2) for n, c in crops.items() if c.get("mask_grid", 0)}
+    drawn = {"hidden": {n: rng.random(shape) < 0.3 for n, shape in grids.items()}} if grids else {}
     return {
+        **drawn,
         "image": {n: rng.integers(0, 256, (size, c.count, c.size, c.size, 3), np.uint8) for n, c in crops.items()},
-        "box": {n: np.zeros((size, c.count, 4), np.float32) for n, c in crops.items()},
+        "box": {n: boxes(n, rng, size, c.count) for n, c in crops.items()},
         "text": text.astype(np.int32),
-        "label": np.zeros(size, np.int32),
+        "label": rng.integers(0, 10, size).astype(np.int32),
     }
+
+
+def boxes(crop, rng, size, count):
+    """Boxes in a picture of 48 pixels: all of it for the enclosing crop, within it for the others."""
+    if crop == "enclosing":
+        return np.tile(np.array([0, 0, 48, 48], np.float32), (size, count, 1))
+    corner = rng.integers(0, 16, (size, count, 2))
+    return np.concatenate([corner, corner + rng.integers(16, 33, corner.shape)], -1).astype(np.float32)
 
 
 def copied(state):

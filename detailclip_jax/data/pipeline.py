@@ -24,7 +24,7 @@ from detailclip_jax.data import sources
 from detailclip_jax.data.images import BadImage, decode, evaluation_mask, evaluation_view
 from detailclip_jax.data.sources import CAPTION_RULES, BadRecord, Example, Source, caption_of
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.data.views import Crop, crops_from_config, make_views
+from detailclip_jax.data.views import Crop, crops_from_config, make_masks, make_views
 from detailclip_jax.data.workers import Prefetched
 
 Batch = dict[str, Any]
@@ -32,6 +32,7 @@ Batch = dict[str, Any]
 MIN_SEEN = 100  # records before the share of bad ones is judged
 MAX_TRIES = 100  # bad records in a row before the stream gives up
 MAX_LISTED = 1000  # bad records remembered by name
+ARRAYS = ("image", "box", "hidden", "text", "label")  # of a batch
 MASKS = ("segmentation", "instances")
 
 
@@ -95,7 +96,9 @@ class Stream:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
         ids = self.tokenizer.encode(caption_of(example["captions"], self.caption, rng))
         views = make_views(image, self.crops, rng)
+        masks = make_masks(self.crops, rng)
         return {
+            **({"hidden": masks} if masks else {}),
             "image": {name: pixels for name, (pixels, _) in views.items()},
             "box": {name: boxes for name, (_, boxes) in views.items()},
             "text": self.tokenizer.fit(ids),
@@ -146,7 +149,7 @@ class ProcessBatches:
         examples = [self.stream[position] for position in range(first, first + self.batch_size)]
         return {
             "batch": {
-                name: _stacked([example[name] for example in examples]) for name in ("image", "box", "text", "label")
+                name: _stacked([example[name] for example in examples]) for name in ARRAYS if name in examples[0]
             },
             "bad": [record for example in examples for record in example["bad"]],
             "num_truncated": sum(example["truncated"] for example in examples),
@@ -164,7 +167,8 @@ class Pipeline:
     """Endless iterator of batches of one process; a context manager that closes its threads and workers.
 
     A batch is {"image": {crop: uint8 [B, V, S, S, 3]}, "box": {crop: float32 [B, V, 4]}, "text": int32 [B, T],
-    "label": int32 [B]}; boxes are xyxy in pixels of the picture.
+    "label": int32 [B]}; boxes are xyxy in pixels of the picture.  Where a crop draws block masks (`mask_grid`) there is
+    also "hidden": {crop: bool [B, V, N]}.
 
     batch_size: examples per process.
     num_workers: processes that make batches; 0 uses threads.

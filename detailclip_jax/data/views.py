@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import images
+from detailclip_jax.data.blocks import block_mask
 
 Box = tuple[int, int, int, int]  # xyxy, pixels of the picture; x1 and y1 are outside
 KINDS = ("random", "enclosing")  # in the order in which their boxes are drawn
@@ -27,7 +28,8 @@ class Crop:
     """How `count` crops are cut, resized to `size` and changed.  The defaults change no pixel.
 
     `blur_p` and `solarize_p` have one entry per view (a single number stands for all of them).  Kind
-    "enclosing" draws a box around all "global" crops, whatever `scale` and `ratio` (paper 4.1.1).
+    "enclosing" draws a box around all "global" crops, whatever `scale` and `ratio` (paper 4.1.1).  With `mask_grid`
+    patches along a side every view gets a block mask with probability `mask_p`, over a share drawn from `mask_ratio`.
     """
 
     count: int = 1
@@ -43,6 +45,9 @@ class Crop:
     blur_p: float | tuple[float, ...] = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize_p: float | tuple[float, ...] = 0.0
+    mask_grid: int = 0
+    mask_p: float = 0.5
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
 
     def __post_init__(self):
         for name in ("count", "size"):
@@ -157,6 +162,19 @@ def augment(
 
 def _of_view(probability: float | tuple[float, ...], view: int) -> float:
     return probability[view] if isinstance(probability, tuple) else probability
+
+
+def make_masks(crops: Mapping[str, Crop], rng: np.random.Generator) -> dict[str, Bool[np.ndarray, "V N"]]:
+    """Block masks, True = hidden, of the views of those crops that ask for them: iBOT's, by name."""
+    asking = {name: crops[name] for name in sorted(crops) if crops[name].mask_grid}
+    return {
+        name: np.stack([_draw_mask(crop, rng).reshape(-1) for _ in range(crop.count)]) for name, crop in asking.items()
+    }
+
+
+def _draw_mask(crop: Crop, rng: np.random.Generator) -> Bool[np.ndarray, "side side"]:
+    ratio = rng.uniform(*crop.mask_ratio) if rng.random() < crop.mask_p else 0.0
+    return block_mask(crop.mask_grid, ratio, rng)
 
 
 Views = dict[str, tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]]

@@ -12,7 +12,8 @@ def detailclip(config: ConfigDict) -> Method:
     size, losses = sizes.size_of(config.model), config.losses
     rule = masking.Rule(sizes.num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
     prototypes = config.model.prototypes or size.prototypes
-    views = config.views.crops["global"].count
+    passes, read = parts.teacher_attention(config.views)
+    strategy = masking.strategy(config.masking.strategy)
     return Method(
         name="detailclip",
         parts=(
@@ -20,14 +21,14 @@ def detailclip(config: ConfigDict) -> Method:
             *("decoder", "pixel_head", "prototype_head"),
         ),
         ema=("image", "image_projection", "text", "text_projection", "prototype_head"),
-        targets={"whole": "global"},
-        mask=parts.mask_by(rule, masking.strategy(config.masking.strategy), parts.attention_of("whole"), views),
+        targets={"whole": "global", **passes},
+        mask=parts.mask_by(rule, strategy, read, config.views.crops["global"].count),
         passes={"visible": Pass("global", visible)},
         decode=parts.decode("visible"),
         read=parts.read_caption,
         heads=(
             parts.joint_head("visible"),
-            parts.cls_head("visible", "whole"),
+            parts.cls_head(["visible"], "whole"),
             parts.patch_head("whole"),
             parts.pixel_head("global", size.patch_size, losses.normalise_pixels, losses.pixel_eps),
         ),

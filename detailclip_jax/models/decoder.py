@@ -27,6 +27,7 @@ class Decoder(nn.Module):
     side: int
     dtype: Any = jnp.float32
     remat: str = "none"
+    zero_bias: bool = False  # of the embedding at the start (MAE); else PyTorch's uniform one
 
     @nn.compact
     def __call__(self, tokens: Tokens, hidden: Hidden) -> Float[Array, "B H D"]:
@@ -36,7 +37,7 @@ class Decoder(nn.Module):
             self.width,
             dtype=self.dtype,
             kernel_init=XAVIER,
-            bias_init=uniform_fan_in(encoded.shape[-1]),
+            bias_init=nn.initializers.zeros if self.zero_bias else uniform_fan_in(encoded.shape[-1]),
             name="embed",
         )
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))

@@ -46,16 +46,32 @@ class MaskToken(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """From a decoded token to the P values of its patch."""
+    """From a decoded token to the P values of its patch; `xavier` starts it as MAE's, else as the reference's."""
 
     num_values: int
     dtype: Any = jnp.float32
+    xavier: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch P"]:
         """Predicted, normalised pixels in the order of `patches.patchify`."""
-        init = uniform_fan_in(x.shape[-1])
-        return nn.Dense(self.num_values, dtype=self.dtype, kernel_init=init, bias_init=init, name="proj")(x)
+        uniform = uniform_fan_in(x.shape[-1])
+        init = nn.initializers.xavier_uniform() if self.xavier else uniform
+        bias_init = nn.initializers.zeros if self.xavier else uniform
+        return nn.Dense(self.num_values, dtype=self.dtype, kernel_init=init, bias_init=bias_init, name="proj")(x)
+
+
+class ClassHead(nn.Module):
+    """Class logits from the CLS token, N(.02) and bias 0 at the start."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
+        """Logits in float32."""
+        dense = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="proj")
+        return dense(x).astype(jnp.float32)
 
 
 class PrototypeHead(nn.Module):

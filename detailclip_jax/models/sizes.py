@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.models.batch_norm import BatchNormMlp
 from detailclip_jax.models.decoder import Decoder
-from detailclip_jax.models.heads import LogitScale, MaskToken, PixelHead, Projection, PrototypeHead
+from detailclip_jax.models.heads import ClassHead, LogitScale, MaskToken, PixelHead, Projection, PrototypeHead
 from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.models.vit import Style, VisionTransformer
@@ -99,6 +99,9 @@ def build(model: ConfigDict, parts: tuple[str, ...], axis: str | None = None) ->
         "prototype_head": _prototype_head,
         "mask_token": lambda _, size, __: MaskToken(size.width),
         "ssl_head": lambda _, size, dtype: _ssl_head(size, axis, dtype),
+        "byol_projector": lambda _, size, dtype: _byol_projector(size, axis, dtype),
+        "byol_predictor": lambda _, size, dtype: _byol_projector(size, axis, dtype),
+        "class_head": _class_head,
     }
     size, dtype = size_of(model), jnp.dtype(model.dtype)
     num_side_patches(model)
@@ -138,12 +141,19 @@ def _projection(model: ConfigDict, size: Size, dtype: jnp.dtype) -> Projection:
 
 
 def _decoder(model: ConfigDict, size: Size, dtype: jnp.dtype) -> Decoder:
-    depth = model.decoder_depth or size.decoder_depth
-    return Decoder(size.width, depth, size.decoder_heads, num_side_patches(model), dtype, model.remat)
+    width, depth = model.decoder_width or size.width, model.decoder_depth or size.decoder_depth
+    mae = model.image_style.init == "xavier"
+    return Decoder(width, depth, size.decoder_heads, num_side_patches(model), dtype, model.remat, mae)
 
 
 def _pixel_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> PixelHead:
-    return PixelHead(3 * size.patch_size**2, dtype)
+    return PixelHead(3 * size.patch_size**2, dtype, model.image_style.init == "xavier")
+
+
+def _class_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> ClassHead:
+    if not model.num_classes:
+        raise ValueError("model.num_classes is not set; the class head of this method needs it")
+    return ClassHead(model.num_classes, dtype)
 
 
 def _prototype_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> PrototypeHead:
@@ -152,3 +162,7 @@ def _prototype_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> Prototyp
 
 def _ssl_head(size: Size, axis: str | None, dtype: jnp.dtype) -> BatchNormMlp:
     return BatchNormMlp((size.ssl_width, size.ssl_width, size.ssl_output), True, axis, dtype)
+
+
+def _byol_projector(size: Size, axis: str | None, dtype: jnp.dtype) -> BatchNormMlp:
+    return BatchNormMlp((size.ssl_width, size.ssl_output), False, axis, dtype)

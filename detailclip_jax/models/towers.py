@@ -4,7 +4,7 @@ import flax.linen as nn
 
 from detailclip_jax.models.batch_norm import BatchNormMlp
 from detailclip_jax.models.decoder import Decoder
-from detailclip_jax.models.heads import LogitScale, MaskToken, PixelHead, Projection, PrototypeHead
+from detailclip_jax.models.heads import ClassHead, LogitScale, MaskToken, PixelHead, Projection, PrototypeHead
 from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Array, Float, Int
@@ -26,6 +26,9 @@ class Networks(nn.Module):
     prototype_head: PrototypeHead | None = None
     mask_token: MaskToken | None = None
     ssl_head: BatchNormMlp | None = None
+    byol_projector: BatchNormMlp | None = None
+    byol_predictor: BatchNormMlp | None = None
+    class_head: ClassHead | None = None
 
     def embed_image(self, images: Float[Array, "B S S 3"]) -> Float[Array, "B E"]:
         """Images in the joint space, not yet L2-normalised."""

@@ -15,6 +15,7 @@ NORMAL = nn.initializers.normal(0.02)
 XAVIER = nn.initializers.xavier_uniform()
 VIT_INIT = BlockInit(qkv=NORMAL, proj=NORMAL, fc1=NORMAL, fc2=NORMAL)
 MAE_INIT = BlockInit(qkv=XAVIER, proj=XAVIER, fc1=XAVIER, fc2=XAVIER)
+INITS = {"normal": VIT_INIT, "xavier": MAE_INIT}
 POOLINGS = ("cls", "mean", "norm_of_mean")
 POSITIONS = ("learnt", "sincos")
 
@@ -24,8 +25,8 @@ class Style(NamedTuple):
 
     `pre_norm` is a norm between the positions and the first block (OpenAI's CLIP).  `pooling` says what stands for
     the image: the normalised CLS token, the mean of the normalised patches, or the norm of the mean of the patches
-    (timm's `fc_norm`; the patches themselves are not normalised then).  `positions` "sincos" are fixed, as MAE's;
-    Linears then start as MAE's, xavier-uniform.
+    (timm's `fc_norm`; the patches themselves are not normalised then).  `positions` "sincos" are fixed, as MAE's, and
+    `init` "xavier" starts Linears xavier-uniform with biases 0, as MAE's.
     """
 
     norm_eps: float = 1e-6
@@ -34,6 +35,7 @@ class Style(NamedTuple):
     patch_bias: bool = True
     pooling: str = "cls"
     positions: str = "learnt"
+    init: str = "normal"
 
 
 class VisionTransformer(nn.Module):
@@ -65,9 +67,11 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"pooling {self.style.pooling!r} is unknown; known: {', '.join(POOLINGS)}")
         if self.style.positions not in POSITIONS:
             raise ValueError(f"positions {self.style.positions!r} are unknown; known: {', '.join(POSITIONS)}")
+        if self.style.init not in INITS:
+            raise ValueError(f"image_style.init {self.style.init!r} is unknown; known: {', '.join(INITS)}")
         side, fixed = self.image_size // self.patch_size, self.style.positions == "sincos"
         uniform = uniform_fan_in(3 * self.patch_size**2)
-        init, bias_init = (XAVIER, nn.initializers.zeros) if fixed else (uniform, uniform)
+        init, bias_init = (XAVIER, nn.initializers.zeros) if self.style.init == "xavier" else (uniform, uniform)
         bias = self.style.patch_bias
         self.patch_embed = nn.Dense(self.width, bias, dtype=self.dtype, kernel_init=init, bias_init=bias_init)
         self.cls_token = self.param("cls_token", NORMAL, (self.width,))
@@ -77,9 +81,10 @@ class VisionTransformer(nn.Module):
         if self.style.pre_norm:
             self.pre_norm = LayerNorm(eps, self.dtype)
         block = block_class(self.remat)
-        init = MAE_INIT if fixed else VIT_INIT
         rates = [self.drop_path * i / max(self.depth - 1, 1) for i in range(self.depth)]
-        self.blocks = [block(self.num_heads, init, eps, activation, self.dtype, rate) for rate in rates]
+        self.blocks = [
+            block(self.num_heads, INITS[self.style.init], eps, activation, self.dtype, rate) for rate in rates
+        ]
         self.norm = LayerNorm(eps, self.dtype)
 
     def __call__(

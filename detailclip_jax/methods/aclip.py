@@ -1,0 +1,44 @@
+"""A-CLIP: the teacher's attention over a larger crop hides patches; CLIP, SimCLR and BYOL (arXiv 2212.08653).
+
+Three faults of the published code are not inherited: its SimCLR gets one view twice, its larger crop takes an index
+wrongly and often does not enclose the student's, and the command of its README leaves the masking ratio at 0.
+"""
+
+from ml_collections import ConfigDict
+
+from detailclip_jax import masking, parts
+from detailclip_jax.forward import Method, Pass, fold, no_decoder, visible
+from detailclip_jax.models import sizes
+
+
+def aclip(config: ConfigDict) -> Method:
+    """The row `aclip`: crops "global" (u, v) and "enclosing"."""
+    losses, views = config.losses, config.views
+    rule = masking.Rule(sizes.num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
+    strategy = masking.strategy(config.masking.strategy)
+    parts.check_enclosing(views)
+    return Method(
+        name="aclip",
+        parts=(
+            *("image", "image_projection", "text", "text_projection", "logit_scale"),
+            *("ssl_head", "byol_projector", "byol_predictor"),
+        ),
+        ema=("image", "image_projection", "text", "text_projection", "byol_projector"),
+        targets={"enclosing": "enclosing"},
+        mask=parts.mask_by(rule, strategy, parts.attention_at("enclosing", "global"), views.crops["global"].count),
+        passes={"visible": Pass("global", visible)},
+        decode=no_decoder,
+        read=parts.read_caption,
+        heads=(
+            parts.joint_head("visible"),
+            parts.ssl_head("visible", over=fold),
+            parts.byol_head("visible", "enclosing"),
+        ),
+        losses={
+            "clip": parts.clip_term(),
+            "simclr": parts.simclr_term(losses.simclr_temperature),
+            "byol": parts.byol_term(),
+        },
+        weights=losses.weights.to_dict(),
+        centers={},
+    )

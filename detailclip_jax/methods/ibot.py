@@ -1,0 +1,49 @@
+"""iBOT and AttMask: DINO, and the teacher's patch tokens where the student saw a learnt token instead.
+
+iBOT (Zhou et al., arXiv 2111.07832) hides random blocks, drawn on the host; AttMask (Kakogeorgiou et al., arXiv
+2203.12719) what the teacher attends to most.
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from detailclip_jax import parts
+from detailclip_jax.forward import Method, Pass, masked, no_text
+from detailclip_jax.models import sizes
+
+
+def ibot(config: ConfigDict) -> Method:
+    """The row `ibot`; the crop "global" draws the blocks, see its `mask_grid`."""
+    side, crop = sizes.num_side_patches(config.model), config.views.crops["global"]
+    if crop.get("mask_grid", 0) != side:
+        raise ValueError(
+            f"views.crops.global.mask_grid {crop.get('mask_grid', 0)} must be {side}, the patches along a side, "
+            "for ibot to draw its blocks"
+        )
+    return _replaced("ibot", config, parts.mask_of_batch("global", int(crop.mask_ratio[1] * side**2)))
+
+
+def attmask(config: ConfigDict) -> Method:
+    """The row `attmask`: `masking.strategy` is attention_high or attention_hint."""
+    side = sizes.num_side_patches(config.model)
+    return _replaced("attmask", config, parts.mask_highest(config.masking, "whole", side))
+
+
+def _replaced(name: str, config: ConfigDict, mask: Callable) -> Method:
+    losses, local = config.losses, parts.local_passes(config.views.crops)
+    prototypes = config.model.prototypes or sizes.size_of(config.model).prototypes
+    return Method(
+        name=name,
+        parts=("image", "mask_token", "prototype_head"),
+        ema=("image", "prototype_head"),
+        targets={"whole": "global"},
+        mask=mask,
+        passes={"masked": Pass("global", masked), **local},
+        decode=parts.tokens_at_hidden("masked"),
+        read=no_text,
+        heads=(parts.cls_head(["masked", *local], "whole"), parts.patch_head("whole")),
+        losses={"cls": parts.cls_term(losses), "patch": parts.patch_term(losses)},
+        weights=losses.weights.to_dict(),
+        centers={"cls": prototypes, "patch": prototypes},
+    )

@@ -1,0 +1,28 @@
+"""MAE: reconstruct the pixels of dropped patches, without captions (He et al., arXiv 2111.06377)."""
+
+from ml_collections import ConfigDict
+
+from detailclip_jax import masking, parts
+from detailclip_jax.forward import Method, Pass, no_text, visible
+from detailclip_jax.models import sizes
+
+
+def mae(config: ConfigDict) -> Method:
+    """The row `mae`; the encoder's sin-cos positions and initial values are `model.image_style`'s."""
+    losses, views = config.losses, config.views.crops["global"].count
+    patch_size = sizes.size_of(config.model).patch_size
+    rule = masking.Rule(sizes.num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
+    return Method(
+        name="mae",
+        parts=("image", "decoder", "pixel_head"),
+        ema=(),
+        targets={},
+        mask=parts.mask_by(rule, masking.random, parts.no_attention, views),
+        passes={"visible": Pass("global", visible)},
+        decode=parts.decode("visible"),
+        read=no_text,
+        heads=(parts.pixel_head("global", patch_size, losses.normalise_pixels, losses.pixel_eps),),
+        losses={"reconstruction": parts.reconstruction_term()},
+        weights=losses.weights.to_dict(),
+        centers={},
+    )

@@ -1,0 +1,36 @@
+"""MaskCLIP: CLIP on the whole view, and masked self-distillation on its visible patches (arXiv 2208.12262).
+
+The numbers of its recipe (a quarter of the patches visible, EMA .999 -> .9999, distillation weight .05) are recalled,
+not checked against the authors' code, which is not published.  The journal version's masked language modelling is left
+out.
+"""
+
+from ml_collections import ConfigDict
+
+from detailclip_jax import masking, parts
+from detailclip_jax.forward import Method, Pass, visible, whole
+from detailclip_jax.models import sizes
+
+
+def maskclip(config: ConfigDict) -> Method:
+    """The row `maskclip`: the caption meets the whole view; eq. 7 teaches the decoder at hidden patches."""
+    losses, size = config.losses, sizes.size_of(config.model)
+    rule = masking.Rule(sizes.num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
+    strategy, views = masking.strategy(config.masking.strategy), config.views.crops["global"].count
+    return Method(
+        name="maskclip",
+        parts=(
+            *("image", "image_projection", "text", "text_projection", "logit_scale"),
+            *("decoder", "prototype_head"),
+        ),
+        ema=("image", "image_projection", "text", "text_projection", "prototype_head"),
+        targets={"whole": "global"},
+        mask=parts.mask_by(rule, strategy, parts.attention_of("whole"), views),
+        passes={"whole": Pass("global", whole), "visible": Pass("global", visible)},
+        decode=parts.decode("visible"),
+        read=parts.read_caption,
+        heads=(parts.joint_head("whole"), parts.patch_head("whole")),
+        losses={"clip": parts.clip_term(), "patch": parts.patch_term(losses)},
+        weights=losses.weights.to_dict(),
+        centers={"patch": config.model.prototypes or size.prototypes},
+    )

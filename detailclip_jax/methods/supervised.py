@@ -1,0 +1,25 @@
+"""Supervised: labels through a class head, the ceiling and DeiT's place in the paper's tables (arXiv 2012.12877)."""
+
+from ml_collections import ConfigDict
+
+from detailclip_jax import parts
+from detailclip_jax.forward import Method, Pass, no_decoder, no_mask, no_text, whole
+
+
+def supervised(config: ConfigDict) -> Method:
+    """The row `supervised`: batch["label"]; `views.mixup`, `views.cutmix` and `losses.label_smoothing` are DeiT's."""
+    mixed = bool(config.views.mixup or config.views.cutmix)
+    return Method(
+        name="supervised",
+        parts=("image", "class_head"),
+        ema=(),
+        targets={},
+        mask=no_mask,
+        passes={"whole": Pass("global", whole)},
+        decode=no_decoder,
+        read=no_text,
+        heads=(parts.class_head("whole"),),
+        losses={"labels": parts.label_term(config.losses.label_smoothing, mixed)},
+        weights=config.losses.weights.to_dict(),
+        centers={},
+    )

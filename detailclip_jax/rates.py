@@ -1,0 +1,57 @@
+"""Learning rates by part: small for what was trained before, smaller still for its first blocks."""
+
+import re
+
+import jax
+import optax
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from detailclip_jax.types import Array, Params, PyTree
+
+FIRST = r"(patch_embed|cls_token|positions|token_embedding|pre_norm)(/.*)?"
+
+
+def factors(params: Params, config: ConfigDict) -> PyTree:
+    """The factor on the learning rate of every parameter, from `config.optimizer`.
+
+        part_rates[part] layer_decay^(L + 1 - l)
+
+    for the tensors of layer l of a tower of L blocks: 0 for embeddings and positions, 1 .. L for the blocks, L + 1 for
+    what stands on them (as in BEiT, arXiv 2106.08254).  1 for parts that part_rates does not name.
+    """
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    depths = {part: sum(name.startswith("blocks_") for name in params[part]) for part in params}
+    found = {path: _factor(path, depths, config) for path in flat}
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _factor(path: str, depths: dict[str, int], config: ConfigDict) -> float:
+    part, _, rest = path.partition("/")
+    if part not in config.part_rates:
+        return 1.0
+    return config.part_rates[part] * config.layer_decay ** (depths[part] + 1 - _layer(rest, depths[part]))
+
+
+def _layer(path: str, depth: int) -> int:
+    if block := re.match(r"blocks_(\d+)/", path):
+        return int(block[1]) + 1
+    return 0 if re.fullmatch(FIRST, path) else depth + 1
+
+
+def scaled(
+    transformation: optax.GradientTransformation, params: Params, config: ConfigDict
+) -> optax.GradientTransformation:
+    """An optimiser whose updates are multiplied by `factors`; itself where all of them are 1."""
+    if not config.part_rates:
+        return transformation
+    by_parameter = factors(params, config)
+
+    def scale(updates: PyTree, _: Params | None) -> PyTree:
+        return jax.tree.map(_times, updates, by_parameter)
+
+    return optax.chain(transformation, optax.stateless(scale))
+
+
+def _times(update: Array, factor: float) -> Array:
+    return update * factor

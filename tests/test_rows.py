@@ -1,0 +1,228 @@
+"""What sets one row apart from the others, against loops over its record."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from tiny import ENCLOSING, tiny_batch, tiny_config, tiny_experiment
+
+from detailclip_jax import experiment, forward, masking, mesh, methods, parts
+from detailclip_jax.types import Keys, Tokens
+
+KEYS = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 8))
+
+
+@functools.cache
+def row(method):
+    """Experiment, state, record and metrics of a first step."""
+    exp = tiny_experiment(method)
+    batch = exp.put(tiny_batch(0, exp.config))
+    _, metrics = exp.train_step(exp.init(0), batch)
+    return exp, exp.init(0), exp.line(exp.init(0), batch), jax.device_get(metrics)
+
+
+def log_softmax(x):
+    x = np.asarray(x, np.float64)
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def probabilities(logits, temperature):
+    return np.exp(log_softmax(np.asarray(logits, np.float64) / temperature))
+
+
+def test_dino_compares_each_teacher_view_with_all_other_crops():
+    _, _, line, metrics = row("dino")
+    student, teacher = line.heads["student_cls"], line.heads["teacher_cls"]
+    assert student.shape == (4, 8, 32) and teacher.shape == (2, 8, 32)  # two globals, two locals
+    line_heads = [
+        -(probabilities(teacher[w], 0.04) * log_softmax(student[v] / 0.1)).sum(-1).mean()
+        for w in range(2)
+        for v in range(4)
+        if v != w
+    ]
+    assert len(line_heads) == 6
+    # the record of `line` has drop path drawn from other keys than the step, so the loss is taken from the record
+    loss, _ = methods.build(tiny_config("dino")).losses["cls"].run(line, context(line))
+    np.testing.assert_allclose(loss, np.mean(line_heads), rtol=1e-4)
+    assert metrics["teacher_view_kl"] > 0 and metrics["teacher_entropy"] > 0
+
+
+def context(line):
+    centers = {"cls": jnp.zeros(32), "patch": jnp.zeros(32)}
+    return forward.Context(centers, {"cls": jnp.asarray(0.04), "patch": jnp.asarray(0.04)})
+
+
+@pytest.mark.parametrize("method", ["ibot", "attmask"])
+def test_patch_distillation_runs_over_hidden_patches_of_each_image(method):
+    exp, state, line, _ = row(method)
+    loss, _ = exp.method.losses["patch"].run(line, context(line))
+    head = functools.partial(exp.model.prototype_head.apply)
+    student = head({"params": state.params["prototype_head"]}, line.tokens["masked"].patches)
+    teacher = head({"params": state.ema_params["prototype_head"]}, line.targets["whole"].patches)
+    per_patch = -(probabilities(teacher, 0.04) * log_softmax(np.asarray(student) / 0.1)).sum(-1)
+    hidden = np.asarray(line.hidden.mask)
+    per_image = [per_patch[i][hidden[i]].mean() if hidden[i].any() else 0.0 for i in np.ndindex(2, 8)]
+    np.testing.assert_allclose(loss, np.mean(per_image), rtol=1e-4)
+
+
+def test_ibot_hides_what_the_pipeline_drew():
+    exp, _, line, _ = row("ibot")
+    drawn = tiny_batch(0, exp.config)["hidden"]["global"]
+    np.testing.assert_array_equal(line.hidden.mask, np.moveaxis(drawn, 1, 0))
+
+
+def test_a_replaced_patch_is_not_seen():
+    exp, state, line, _ = row("ibot")
+    batch = tiny_batch(0, exp.config)
+    hidden = np.repeat(np.repeat(batch["hidden"]["global"].reshape(8, 2, 4, 4), 8, 2), 8, 3)
+    changed = {**batch["image"], "global": np.where(hidden[..., None], 7, batch["image"]["global"]).astype(np.uint8)}
+    again = exp.line(state, exp.put({**batch, "image": changed}))
+    np.testing.assert_array_equal(again.tokens["masked"].cls, line.tokens["masked"].cls)
+    assert (again.targets["whole"].cls != line.targets["whole"].cls).any()
+
+
+def attmask_masks(strategy, steps=60, side=14):
+    config = ConfigDict({"strategy": strategy, "drawn_ratio": (0.1, 0.5), "probability": 0.5})
+    mask = jax.jit(parts.mask_highest(config, "whole", side))
+    attention = np.random.default_rng(0).random((2, 8, 3, side**2)).astype(np.float32)
+    tokens = Tokens(jnp.zeros((2, 8, 4)), jnp.zeros((2, 8, side**2, 4)), jnp.asarray(attention))
+    keys = [Keys(jax.random.key(s), jax.random.split(jax.random.key(100 + s), 8)) for s in range(steps)]
+    return attention[:, :, -1], np.stack([mask({"whole": tokens}, {}, {}, key).mask for key in keys])
+
+
+def test_attmask_hides_the_highest_of_the_last_block_by_one_ratio_per_step():
+    attention, hidden = attmask_masks("attention_high")
+    counts = hidden.sum(-1)
+    shares = []
+    for step in range(len(hidden)):
+        (count,) = set(counts[step].ravel()) - {0}
+        shares.append(count / 196)
+        for index in zip(*np.nonzero(counts[step])):
+            assert set(np.flatnonzero(hidden[(step, *index)])) == set(np.argsort(-attention[index])[:count])
+    assert abs((counts > 0).mean() - 0.5) < 0.06
+    assert min(shares) > 0.09 and max(shares) <= 0.5 and np.std(shares) > 0.05
+
+
+def test_attmask_hint_shows_some_of_the_top_again():
+    attention, hidden = attmask_masks("attention_hint", steps=20)
+    for index in np.argwhere(hidden.any(-1)):
+        mask, values = hidden[tuple(index)], attention[tuple(index[1:])]
+        shown = np.argsort(-values)[: mask.sum() + 9]
+        assert 1 <= (~mask[np.argsort(-values)[:19]]).sum() <= 9  # int(.1 r' 196), r' in .1 ... .5
+        assert set(np.flatnonzero(mask)) <= set(shown)
+
+
+def test_attmask_refuses_other_strategies():
+    config = tiny_config("attmask")
+    config.masking.strategy = "random"
+    with pytest.raises(ValueError, match="'random' is none of attmask's: attention_high, attention_hint"):
+        methods.build(config)
+
+
+def enclosing_attention(line):
+    return np.asarray(line.targets["enclosing"].attention).mean(-2)[0]
+
+
+@pytest.mark.parametrize("method", ["aclip", "detailclip"])
+def test_the_mask_is_read_at_the_student_s_box(method):
+    """A student's crop in the upper left quarter keeps what the map says about that quarter."""
+    config = tiny_config(method)
+    config.views.teacher = "enclosing"
+    config.views.crops.update(ENCLOSING)
+    config.masking.granularity = "patch"
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    batch = tiny_batch(0, config)
+    batch["box"]["global"][:] = (0, 0, 24, 24)
+    line = exp.line(exp.init(0), exp.put(batch))
+    maps = enclosing_attention(line).reshape(8, 4, 4)
+    for image in range(8):
+        pixels = np.stack([np.interp((np.arange(48) + 0.5) / 12 - 0.5, range(4), c) for c in maps[image].T], 1)
+        pixels = np.stack([np.interp((np.arange(48) + 0.5) / 12 - 0.5, range(4), r) for r in pixels])
+        centres = (np.arange(4) + 0.5) * 6 - 0.5  # 2.5, 8.5, ...: halfway between two pixels
+        low = np.floor(centres).astype(int)
+        rows = (pixels[low] + pixels[low + 1]) / 2
+        read = (rows[:, low] + rows[:, low + 1]) / 2
+        expected = set(np.argsort(read.ravel())[:8])
+        assert set(np.flatnonzero(line.hidden.mask[0, image])) == expected
+
+
+def test_enclosing_needs_its_crop_and_no_flip():
+    config = tiny_config()
+    config.views.teacher = "enclosing"
+    with pytest.raises(ValueError, match=r"views\.crops\.enclosing with kind='enclosing'"):
+        methods.build(config)
+    config.views.crops.update(ENCLOSING)
+    config.views.crops["global"].flip = 0.5
+    with pytest.raises(ValueError, match=r"neither it nor views\.crops\.global may flip"):
+        methods.build(config)
+
+
+def test_the_same_teacher_makes_no_further_pass():
+    assert set(methods.build(tiny_config()).targets) == {"whole"}
+
+
+def test_aclip_s_byol_compares_both_views_with_one_target():
+    _, _, line, _ = row("aclip")
+    online, target = (np.asarray(line.heads[name]) for name in ("predicted_byol", "target_byol"))
+    assert online.shape == (2, 8, 64) and target.shape == (1, 8, 64)
+    cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    expected = np.mean([2 - 2 * cosine(online[v, i], target[0, i]) for v in range(2) for i in range(8)])
+    loss, _ = methods.build(tiny_config("aclip")).losses["byol"].run(line, context(line))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_aclip_s_teacher_keeps_statistics_of_its_own():
+    exp, state, _, _ = row("aclip")
+    batch = exp.put(tiny_batch(0, exp.config))
+    new, _ = exp.train_step(jax.tree.map(jnp.copy, state), batch)
+    student, teacher = new.batch_stats["student"], new.batch_stats["teacher"]
+    assert set(student) == {"ssl_head", "byol_projector", "byol_predictor"} and set(teacher) == {"byol_projector"}
+    ours, theirs = (stats["byol_projector"]["norm_0"]["mean"] for stats in (student, teacher))
+    assert ours.any() and theirs.any() and (ours != theirs).any()
+
+
+def test_maskclip_reads_the_caption_against_the_whole_view_and_teaches_hidden_patches():
+    exp, state, line, _ = row("maskclip")
+    assert line.tokens["whole"].patches.shape[2] == 16 and line.tokens["visible"].patches.shape[2] == 4
+    whole = exp.model.image_projection.apply({"params": state.params["image_projection"]}, line.tokens["whole"].cls)
+    np.testing.assert_allclose(line.heads["image_embedding"], whole, rtol=1e-4, atol=1e-5)
+    assert line.heads["student_patches"].shape == (1, 8, 12, 32)
+
+
+def test_mae_s_loss_is_that_of_its_record():
+    exp, _, line, _ = row("mae")
+    target = np.asarray(line.heads["target_pixels"], np.float64)
+    error = np.square(np.asarray(line.heads["predicted_pixels"]) - target).mean()
+    loss, _ = exp.method.losses["reconstruction"].run(line, context(line))
+    np.testing.assert_allclose(loss, error, rtol=1e-5)
+    assert target.shape == (1, 8, 12, 192)
+    assert set(exp.state_shapes.params["decoder"]["embed"]["bias"].shape) == {64}
+
+
+def test_supervised_needs_its_classes_and_may_mix():
+    config = tiny_config("supervised")
+    config.views.mixup = 0.8
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    _, metrics = exp.train_step(exp.init(0), exp.put(tiny_batch(0, config)))
+    assert np.isfinite(float(metrics["labels"])) and "class_accuracy" in metrics
+    config.model.num_classes = None
+    with pytest.raises(ValueError, match=r"model\.num_classes is not set"):
+        experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+
+
+def test_ibot_says_which_grid_its_blocks_need():
+    config = tiny_config("ibot")
+    config.views.crops["global"].mask_grid = 3
+    with pytest.raises(ValueError, match="mask_grid 3 must be 4"):
+        methods.build(config)
+
+
+def test_random_masks_need_no_teacher():
+    method = methods.build(tiny_config("mae"))
+    hidden = method.mask({}, {}, {}, KEYS)
+    assert hidden.mask.shape == (1, 8, 16) and (hidden.mask.sum(-1) == 12).all()
+    assert isinstance(hidden, type(masking.drawn(hidden.mask, 1)))
