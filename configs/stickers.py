@@ -7,6 +7,7 @@ Numbers on these scenes are this benchmark's own.  What differs from the paper, 
 """
 
 from detailclip_jax import config as base
+from detailclip_jax.data.stickers import noun_names
 
 
 def get_config(arg=None):
@@ -39,7 +40,99 @@ def get_config(arg=None):
     c.ema.end = 0.998
     c.losses.pixel_eps = 1e-2  # patches of flat ground have no variance: 1e-6 would make their noise the target
 
-    if c.method == "clip":  # one view, and a patch embedding that learns; DetailCLIP keeps its random one
-        crop.count, crop.blur_p, crop.solarize_p = 1, (0.1,), (0.0,)
-        c.model.freeze_patch_embed = False
+    ROWS.get(c.method, paper)(c)
     return c
+
+
+# What a row needs beside the common part, after its own config in configs/baselines.
+
+
+def paper(c):
+    """DetailCLIP: nothing."""
+
+
+def one_view(c):
+    """CLIP: one view, and a patch embedding that learns; DetailCLIP keeps its random one."""
+    crop = c.views.crops["global"]
+    crop.count, crop.blur_p, crop.solarize_p = 1, (0.1,), (0.0,)
+    c.model.freeze_patch_embed = False
+
+
+def slip(c):
+    """The caption meets a clean view; SSL views are larger than SLIP's (.08-1), where a drawing would be a speck."""
+    c.views.crops.clean = base.crop(size=c.model.image_size, filter="bicubic")
+    crop = c.views.crops["global"]
+    crop.scale, crop.flip, crop.blur_p = (0.25, 1.0), 0.5, (0.5, 0.5)
+    c.model.freeze_patch_embed = False
+
+
+def maskclip(c):
+    """A quarter of the patches is visible."""
+    one_view(c)
+    c.masking.strategy, c.masking.ratio = "random", 0.75
+    c.losses.weights.patch = 0.05
+
+
+def aclip(c):
+    """The teacher looks at a larger crop, and cells of 2 x 2 patches are removed."""
+    c.views.crops.enclosing = base.crop(size=c.model.image_size, kind="enclosing")
+    c.views.teacher = "enclosing"
+    c.masking.granularity = "cell2x2"
+
+
+def mae(c):
+    """A decoder two thirds as wide as the encoder; the weight decay and betas of MAE."""
+    one_view(c)
+    c.views.crops["global"].flip = 0.5
+    c.model.image_style.positions, c.model.image_style.init = "sincos", "xavier"
+    c.model.decoder_width, c.model.decoder_depth = 64, 2
+    c.masking.strategy, c.masking.ratio = "random", 0.75
+    c.optimizer.betas, c.optimizer.weight_decay = (0.9, 0.95), 0.05
+
+
+def dino(c):
+    """Four small crops of 16 patches; larger ones than DINO's (.05-.4), where a drawing would be a speck."""
+    crop = c.views.crops["global"]
+    jitter = {"filter": "bicubic", "flip": 0.5, "jitter": crop.jitter, "jitter_p": crop.jitter_p}
+    c.views.crops.local = base.crop(count=4, size=32, scale=(0.15, 0.4), **jitter)
+    crop.flip = 0.5
+    c.model.freeze_patch_embed = False
+    c.model.drop_path = 0.1
+    c.optimizer.betas, c.optimizer.weight_decay, c.optimizer.weight_decay_end = (0.9, 0.999), 0.04, 0.4
+    c.optimizer.clip_norm, c.optimizer.clip_per_tensor = 3.0, True
+    c.optimizer.frozen_prototype_epochs = 1.0
+
+
+def ibot(c):
+    """DINO's crops, blocks on the grid of 8."""
+    dino(c)
+    crop = {**c.views.crops["global"].to_dict(), "mask_grid": 8}
+    c.views.crops["global"] = base.crop(**crop)
+    c.model.freeze_gain = False
+
+
+def attmask(c):
+    """DINO's crops."""
+    dino(c)
+    c.masking.strategy = "attention_hint"
+    c.model.freeze_gain = False
+
+
+def supervised(c):
+    """The label is the noun of the scene's largest object."""
+    one_view(c)
+    c.model.num_classes = len(noun_names())
+    c.optimizer.weight_decay = 0.05
+
+
+ROWS = {
+    "clip": one_view,
+    "slip": slip,
+    "maskclip": maskclip,
+    "aclip": aclip,
+    "mae": mae,
+    "dino": dino,
+    "ibot": ibot,
+    "attmask": attmask,
+    "supervised": supervised,
+}

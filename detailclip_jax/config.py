@@ -93,6 +93,32 @@ def _views() -> ConfigDict:
     )
 
 
+def crop(**changes: Any) -> ConfigDict:
+    """One crop of CLIP's kind, half to all of the picture without photometrics, with `changes`.
+
+    crop(count=2, flip=0.5).filter == "bilinear"
+    """
+    plain = {
+        "count": 1,
+        "size": 224,
+        "kind": "random",  # "enclosing": around all global crops
+        "scale": (0.5, 1.0),
+        "ratio": (3 / 4, 4 / 3),
+        "filter": "bilinear",
+        "flip": 0.0,
+        "jitter": (0.0, 0.0, 0.0, 0.0),
+        "jitter_p": 0.0,
+        "gray_p": 0.0,
+        "blur_p": (0.0,) * changes.get("count", 1),
+        "blur_sigma": (0.1, 2.0),
+        "solarize_p": (0.0,) * changes.get("count", 1),
+        "mask_grid": 0,  # patches along a side, where blocks are to be drawn (iBOT)
+        "mask_p": 0.5,
+        "mask_ratio": (0.1, 0.5),
+    }
+    return ConfigDict({**plain, **changes})
+
+
 def _model() -> ConfigDict:
     return ConfigDict(
         {

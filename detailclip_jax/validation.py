@@ -69,7 +69,7 @@ def _check_tuples(fields: Mapping[str, Any]) -> None:
     """A tuple has as many numbers as the default's, so that 0.5 given for (0.5, 1.0) does not go unnoticed."""
     for name, usual in flatten(default()).items():
         value, per_view = fields.get(name), name.endswith(PER_VIEW)
-        if isinstance(usual, tuple) and not per_view and not _same_kind(value, usual):
+        if name in fields and isinstance(usual, tuple) and not per_view and not _same_kind(value, usual):
             raise ValueError(f"{name} {value!r} must be {len(usual)} numbers, as in {usual!r}")
 
 
@@ -82,6 +82,10 @@ def _check_crops(config: ConfigDict) -> None:
     """Crops are cut into whole patches; the decoder and the masks have the grid of `model.image_size`."""
     sizes.num_side_patches(config.model)
     crops_from_config(config.views.crops)
+    patch_size = sizes.size_of(config.model).patch_size
+    for name, crop in config.views.crops.items():
+        if crop.size % patch_size:
+            raise ValueError(f"views.crops.{name}.size {crop.size} is not a multiple of the patch size {patch_size}")
     size = config.views.crops["global"].size
     if size != config.model.image_size:
         raise ValueError(f"views.crops.global.size {size} must equal model.image_size {config.model.image_size}")

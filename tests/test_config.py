@@ -6,16 +6,19 @@ from pathlib import Path
 import pytest
 
 from detailclip_jax import config as base
-from detailclip_jax import run_config
+from detailclip_jax import methods, run_config
 from detailclip_jax.run_config import ABSENT, check_overrides, claim_workdir, differences, load, resolve
 from detailclip_jax.validation import validate
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden/configs"
 YFCC15M = 14_689_580
+METHODS = ("clip", "slip", "maskclip", "aclip", "mae", "dino", "ibot", "attmask", "supervised")
 CASES = {
     "stickers": "stickers.py",
-    "stickers-clip": "stickers.py:method=clip",
+    **{f"stickers-{method}": f"stickers.py:method={method}" for method in METHODS},
+    **{f"baselines-{method}": f"baselines/{method}.py" for method in METHODS},
+    "ablation_table4-row=5": "ablation_table4.py:row=5",
     "vitb16_yfcc": "vitb16_yfcc.py",
     "vitb16_yfcc-epochs=50": "vitb16_yfcc.py:epochs=50",
     "vitb16_yfcc-preset=reference": "vitb16_yfcc.py:preset=reference",
@@ -42,6 +45,25 @@ def test_resolved_config_is_golden(name):
 @pytest.mark.parametrize("name", CASES)
 def test_config_files_are_valid(name):
     validate(config_of(CASES[name]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_config_files_build_their_row(name):
+    config = resolve(config_of(CASES[name]), YFCC15M)
+    assert methods.build(config).name == config.method
+
+
+def test_every_row_has_a_baseline_and_runs_on_stickers():
+    assert set(METHODS) | {"detailclip"} == set(methods.METHODS)
+
+
+def test_the_rows_of_table_4():
+    weights = [config_of(f"ablation_table4.py:row={row}").losses.weights.to_dict() for row in range(1, 6)]
+    assert [(w["cls"], w["patch"], w["reconstruction"]) for w in weights] == [
+        *((1.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 1.0, 2.0), (0.5, 0.5, 0.5), (0.0, 0.0, 1.0)),
+    ]
+    with pytest.raises(ValueError, match="row=6: table 4 has rows 1 to 5"):
+        config_of("ablation_table4.py:row=6")
 
 
 def test_paper_run_length():
