@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from detailclip_jax import evaluate, experiment, provenance, run_config
+from detailclip_jax import evaluate, experiment, init_from, provenance, run_config
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints
 from detailclip_jax.data import pipeline
 from detailclip_jax.evaluate import report
@@ -31,6 +31,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> Run:
 
     Raises ValueError or FileNotFoundError, with a message for the user, for whatever cannot be meant.
     """
+    config = init_from.adopt(config)
     validate(config)
     source = pipeline.open_source(config)
     config = run_config.resolve(config, len(source))
@@ -87,12 +88,22 @@ def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
     """The newest checkpoint that can be read, or a fresh state."""
     restored = checkpoints.restore(run.experiment.state_shapes)
     if restored is None:
-        return Start(run.experiment.init(run.config.seed), step=0, examples=0)
+        return Start(_fresh(run), step=0, examples=0)
     run.console.say(f"going on from the checkpoint of step {restored.step}")
     before, now = restored.run["data_fingerprint"], provenance.data_fingerprint(run.source)
     if before != now:
         run.console.warn(f"the data has changed since this checkpoint (fingerprint {before}, now {now})")
     return Start(restored.state, restored.step, restored.data["examples"])
+
+
+def _fresh(run: Run) -> TrainState:
+    """The state of step 0, with what `config.init` brings."""
+    state = run.experiment.init(run.config.seed)
+    if not run.config.init:
+        return state
+    state, lines = init_from.load(run.config, state)
+    run.console.say("\n".join(lines))
+    return state
 
 
 def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainState, int]:

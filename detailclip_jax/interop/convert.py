@@ -169,7 +169,7 @@ def _read(layout: Layout, state_dict: StateDict, spec: Spec, ours: Any) -> dict[
     variables = {}
     for name, entries in table.trees().items():
         empty = {part: {} for part, leaves in getattr(ours, name).items() if not leaves}
-        variables[name] = empty | _own(tables.read(entries, state_dict))
+        variables[name] = {**empty, **_own(tables.read(entries, state_dict))}
     return variables
 
 

@@ -185,7 +185,7 @@ def _write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         raise ValueError(
             f"writing {path.stem} needs PyTorch (pip install -e .[torch]); a name that ends in .safetensors does not"
         ) from None
-    torch.save({name: torch.fromarrays(np.array(value)) for name, value in tensors.items()}, path)
+    torch.save({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, path)
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:

@@ -1,0 +1,36 @@
+"""Training on from a checkpoint that exists: DetailCLIP (or any row) for those who have a CLIP and a domain.
+
+    python -m detailclip_jax.import_torch --from=openai ViT-B-16.pt --out=runs/openai
+    python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=runs/openai --config.data.path=...
+    python -m detailclip_jax.main --config=configs/vitb16_continue.py:method=clip,epochs=2 --config.init=...
+
+Sizes (B/16 or any other), the image tower's norm, GELU and pooling kinds, the image size and the normalisation are
+those of `init`.  Parts that it lacks (decoder, heads) start fresh and the teacher as a copy.  The paper trains from
+scratch: these numbers are ours, from what is usual where CLIP is fine-tuned.
+"""
+
+from detailclip_jax import config as base
+
+
+def get_config(arg=None):
+    arg = base.parse_arg(arg, method="detailclip", epochs=5)
+    c = base.default()
+    c.method = arg.method
+    c.num_epochs = arg.epochs  # a fifth of the paper's: the encoders know their task
+    c.batch_size = 512  # one machine; no 16 A100s
+    c.log_every = 50
+    c.checkpoint_every = 1000
+
+    c.data.source = "records"
+    c.data.caption = "random"
+
+    c.model.freeze_patch_embed = True  # at what was learnt: the fresh losses do not move it
+
+    c.optimizer.learning_rate = 3e-4  # of the fresh parts
+    c.optimizer.loaded_rate = 0.1  # of the loaded ones, 3e-5
+    c.optimizer.layer_decay = 0.75  # their first blocks hardly move
+    c.optimizer.warmup_epochs = 0.5
+    c.optimizer.weight_decay = 0.1  # .5 is for training from scratch
+    c.ema.start = 0.999  # .996 is for a student that changes fast
+    c.ema.end = 1.0
+    return c

@@ -1,0 +1,197 @@
+"""Training on from a checkpoint: what is loaded, what is fresh, and at which rates it moves."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from detailclip_jax import checkpoint, config, experiment, init_from, interop, mesh, rates, run_config, train
+from detailclip_jax.interop import files, store
+from detailclip_jax.interop.layouts import OPENAI_STYLE
+from detailclip_jax.validation import validate
+
+SMALL = {
+    "batch_size": 8,
+    "total_steps": 4,
+    "steps_per_epoch": 2,
+    "evaluate_at_end": False,
+    "data.source": "stickers",
+    "model.size": "tiny",
+    "model.image_size": 32,
+    "model.context_length": 16,
+    "model.prototypes": 16,
+}
+
+
+def tiny(method, **fields):
+    made = config.default()
+    made.method = method
+    made.update_from_flattened_dict(SMALL | fields)
+    for crop in made.views.crops.values():
+        crop.size = made.model.image_size
+    return made
+
+
+@functools.cache
+def build(method):
+    return experiment.build(tiny(method), mesh.make_mesh(jax.devices()[:1]))
+
+
+def blank(asked):
+    """A state of zeros in place of a fresh one, which would have to be compiled."""
+    shapes = experiment.build(asked, mesh.make_mesh(jax.devices()[:1])).state_shapes
+    return jax.tree.map(lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding), shapes)
+
+
+def written(path, method="clip", **fields):
+    """A workdir with one checkpoint of noise."""
+    made = tiny(method, **fields)
+    shapes = experiment.build(made, mesh.make_mesh(jax.devices()[:1])).state_shapes
+    rng = np.random.default_rng(0)
+    trees = {
+        name: jax.tree.map(
+            lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape).astype(np.float32)), getattr(shapes, name)
+        )
+        for name in ("params", "ema_params", "batch_stats")
+    }
+    store.save(path, trees, made, "noise")
+    return trees
+
+
+OPENAI = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._asdict().items()}
+
+
+def test_what_the_checkpoint_decides(tmp_path):
+    written(tmp_path / "clip", **OPENAI, **{"views.mean": (0.1, 0.2, 0.3)})
+    asked = tiny("detailclip", init=str(tmp_path / "clip"))
+    asked.model.size, asked.model.image_size, asked.views.crops["global"].size = "B/16", 224, 224
+    asked.optimizer.loaded_rate = 0.25
+    adopted = init_from.adopt(asked)
+    validate(adopted)
+    assert (adopted.model.size, adopted.model.image_size, adopted.views.crops["global"].size) == ("tiny", 32, 32)
+    assert adopted.model.image_style.to_dict() == OPENAI_STYLE._asdict()
+    assert adopted.views.mean == (0.1, 0.2, 0.3)
+    parts = ("image", "image_projection", "text", "text_projection", "logit_scale")
+    assert adopted.optimizer.part_rates.to_dict() == dict.fromkeys(parts, 0.25)
+    assert run_config.to_json(init_from.adopt(adopted)) == run_config.to_json(adopted)
+    assert asked.model.size == "B/16"
+
+
+def test_without_init_nothing_changes():
+    asked = tiny("detailclip")
+    assert init_from.adopt(asked) is asked
+
+
+def test_loaded_fresh_and_copied(tmp_path):
+    trees = written(tmp_path / "clip")
+    adopted = init_from.adopt(tiny("detailclip", init=str(tmp_path / "clip")))
+    fresh = blank(adopted)
+    state, lines = init_from.load(adopted, fresh)
+    for part in trees["params"]:
+        jax.tree.map(np.testing.assert_array_equal, state.params[part], trees["params"][part])
+    for part in ("decoder", "pixel_head", "prototype_head"):
+        jax.tree.map(np.testing.assert_array_equal, state.params[part], fresh.params[part])
+    for part, value in state.ema_params.items():
+        jax.tree.map(np.testing.assert_array_equal, value, state.params[part])
+    said = "\n".join(lines)
+    assert "loaded        image, image_projection, text, text_projection, logit_scale" in said
+    assert "fresh         decoder, pixel_head, prototype_head" in said
+    assert "image tower   norm_eps 1e-06, activation gelu" in said
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.params, state.ema_params))]
+    assert len(set(pointers)) == len(pointers)  # a step donates them all
+
+
+def test_a_teacher_that_comes_along_is_kept(tmp_path):
+    trees = written(tmp_path / "run", "detailclip")
+    adopted = init_from.adopt(tiny("detailclip", init=str(tmp_path / "run"), **{"model.prototypes": 8}))
+    assert adopted.model.prototypes == 16
+    state, _ = init_from.load(adopted, blank(adopted))
+    jax.tree.map(np.testing.assert_array_equal, state.ema_params["image"], trees["ema_params"]["image"])
+
+
+def test_an_image_encoder_alone(tmp_path):
+    trees = written(tmp_path / "mae", "image_encoder")
+    adopted = init_from.adopt(tiny("clip", init=str(tmp_path / "mae"), **{"model.context_length": 20}))
+    assert adopted.model.context_length == 20 and set(adopted.optimizer.part_rates) == {"image"}
+    state, lines = init_from.load(adopted, blank(adopted))
+    jax.tree.map(np.testing.assert_array_equal, state.params["image"], trees["params"]["image"])
+    assert "fresh         image_projection, text, text_projection, logit_scale" in "\n".join(lines)
+
+
+def test_no_run_there_and_networks_that_do_not_fit(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.init 'nowhere' is no workdir"):
+        init_from.adopt(tiny("clip", init="nowhere"))
+    written(tmp_path / "clip")
+    other = tiny("clip", init=str(tmp_path / "clip"), **{"model.context_length": 12})
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"do not fit: text/positions: \(16, 64\) there, \(12, 64\) here"
+    ):
+        init_from.load(other, blank(other))
+
+
+def rate_config(**fields):
+    return ConfigDict({"part_rates": {"image": 0.5}, "layer_decay": 0.1} | fields)
+
+
+def test_rates_by_part_and_layer():
+    """part_rate decay^(L + 1 - l), by hand for three blocks."""
+    flat = interop.tables.flatten(rates.factors(build("detailclip").state_shapes.params, rate_config()))
+    expected = {
+        "image/patch_embed/kernel": 0.5e-4,
+        "image/positions": 0.5e-4,
+        "image/blocks_0/mlp/fc1/bias": 0.5e-3,
+        "image/blocks_1/norm1/scale": 0.5e-2,
+        "image/blocks_2/attn/qkv/kernel": 0.5e-1,
+        "image/norm/scale": 0.5,
+        "text/token_embedding": 1,
+        "decoder/blocks_0/norm1/scale": 1,
+    }
+    for path, factor in expected.items():
+        assert flat[path] == pytest.approx(factor), path
+
+
+def test_updates_are_scaled_and_the_plain_optimiser_is_left_alone():
+    params = {"image": {"norm": {"scale": jnp.ones(2)}}, "decoder": {"norm": {"scale": jnp.ones(2)}}}
+    plain = optax.sgd(1.0)
+    assert rates.scaled(plain, params, rate_config(part_rates={})) is plain
+    scaled = rates.scaled(plain, params, rate_config())
+    updates, _ = scaled.update(params, scaled.init(params), params)
+    np.testing.assert_array_equal(updates["image"]["norm"]["scale"], [-0.5, -0.5])
+    np.testing.assert_array_equal(updates["decoder"]["norm"]["scale"], [-1, -1])
+
+
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    """A CLIP of ours, written in SLIP's layout and imported again; runs see one device."""
+    one = mesh.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(mesh, "make_mesh", lambda devices=None: one)
+    written(tmp_path / "clip")
+    _, variables, made = checkpoint.load(tmp_path / "clip")
+    files.write(tmp_path / "clip.safetensors", interop.to_state_dict(variables, made, "clip"))
+    _, again, read = interop.load(tmp_path / "clip.safetensors")
+    store.save(tmp_path / "imported", again, read, "clip.safetensors")
+    return tiny("detailclip", init=str(tmp_path / "imported"), **{"optimizer.loaded_rate": 0.1, "total_steps": 1})
+
+
+def test_a_run_takes_its_networks_from_an_imported_state_dict(imported, tmp_path):
+    imported.model.size = "B/32"
+    run = train.prepare(imported, tmp_path / "run")
+    assert run.config.model.size == "tiny" and run.config.optimizer.part_rates["image"] == 0.1
+    saved = run_config.from_json((tmp_path / "run/config.json").read_text())
+    assert saved.init == imported.init and saved.model.size == "tiny"
+    train.prepare(imported, tmp_path / "run")  # the same command again: the same config, and the same workdir
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_it_and_goes_on_from_its_own_checkpoint(imported, tmp_path, capsys):
+    assert train.train(train.prepare(imported, tmp_path / "run")) == 0
+    printed = capsys.readouterr().out
+    assert "loaded        image" in printed and "fresh         decoder" in printed
+    imported.total_steps = 2
+    assert train.train(train.prepare(imported, tmp_path / "run")) == 0
+    printed = capsys.readouterr().out
+    assert "going on from the checkpoint of step 1" in printed and "starting from" not in printed
