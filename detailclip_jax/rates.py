@@ -47,7 +47,7 @@ def scaled(
         return transformation
     by_parameter = factors(params, config)
 
-    def scale(updates: PyTree, _: Params | None) -> PyTree:
+    def scale(updates: PyTree, _: PyTree) -> PyTree:
         return jax.tree.map(_times, updates, by_parameter)
 
     return optax.chain(transformation, optax.stateless(scale))
