@@ -22,6 +22,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -81,7 +82,7 @@ def _check_kind(path: Path, directory: bool) -> None:
         raise ValueError(f"--out={path} exists and is {'no' if directory else 'a'} directory")
 
 
-def table(name: str, weights: str, written: Mapping[str, np.ndarray]) -> list[str]:
+def table(name: str, weights: str, written: Mapping[str, Any]) -> list[str]:
     """Lines that say what was written."""
     count = sum(int(np.prod(value.shape)) for value in written.values())
     return [f"format      {name}", f"weights     {weights}", f"tensors     {len(written)}", f"parameters  {count:,}"]

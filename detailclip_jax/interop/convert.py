@@ -10,7 +10,8 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax import experiment, methods
+from detailclip_jax import experiment
+from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
 from detailclip_jax.interop import files, hub, stacking, tables
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
@@ -142,17 +143,11 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
     mean, std = NORMALISATIONS[name]
     config.views.mean, config.views.std = tuple(options.get("mean", mean)), tuple(options.get("std", std))
     config.total_steps = config.steps_per_epoch = 1
-    _add_crops(config)
+    for crop, fields in layout.crops.items():
+        config.views.crops[crop] = crop_config(**fields)
+    config.views.teacher = "enclosing" if "enclosing" in layout.crops else "same"
     _set_image_size(config, spec.image_size)
     return config
-
-
-def _add_crops(config: ConfigDict) -> None:
-    """The crops that the row looks at, where the default has no more than "global"."""
-    method = methods.build(config)
-    views = {*(one.view for one in method.passes.values()), *method.targets.values()}
-    for name in sorted(views - set(config.views.crops)):
-        config.views.crops[name] = ConfigDict(config.views.crops["global"].to_dict() | {"count": 1})
 
 
 def _set_image_size(config: ConfigDict, image_size: int) -> None:

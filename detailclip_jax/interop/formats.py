@@ -37,27 +37,35 @@ class Export(NamedTuple):
 class Format(NamedTuple):
     """`write` returns the tensors that it wrote."""
 
-    write: Callable[[Export, Path], Mapping[str, np.ndarray]]
+    write: Callable[[Export, Path], Mapping[str, Any]]
     verify: Callable[[Export, Path], dict[str, Difference]]
     is_directory: bool = False
     holds_teacher: bool = False
 
 
-def write_file(export: Export, path: Path, layout: str) -> Mapping[str, np.ndarray]:
+def write_file(export: Export, path: Path, layout: str) -> Mapping[str, Any]:
     """A state dict of the chosen weights in a layout."""
     tensors = to_state_dict({"params": export.params}, export.config, layout)
     files.write(path, tensors, {"format": "pt"})
     return tensors
 
 
-def write_reference(export: Export, path: Path) -> Mapping[str, np.ndarray]:
+def write_slip(export: Export, path: Path) -> Mapping[str, Any]:
+    """CLIP's networks, and SLIP's head where the model is one."""
+    variables = {**export.variables, "params": export.params}
+    tensors = to_state_dict(variables, export.config, "slip" if export.config.method == "slip" else "clip")
+    files.write(path, tensors, {"format": "pt"})
+    return tensors
+
+
+def write_reference(export: Export, path: Path) -> Mapping[str, Any]:
     """Student and teacher; the reference has one place for both token embeddings, and the student's goes there."""
     tensors = to_state_dict(export.variables, export.config, "reference")
     files.write(path, tensors, {"format": "pt"})
     return tensors
 
 
-def write_open_clip(export: Export, path: Path) -> Mapping[str, np.ndarray]:
+def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
     """open_clip_config.json and the weights."""
     content = hub.open_clip_config(export.config, path)
     tensors = to_state_dict({"params": export.params}, export.config, "open_clip")
@@ -68,7 +76,7 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, np.ndarray]:
     return tensors
 
 
-def write_huggingface(export: Export, path: Path) -> Mapping[str, np.ndarray]:
+def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
     """config.json, preprocessor_config.json and the weights."""
     tensors = to_state_dict({"params": export.params}, export.config, "huggingface")
     _write_json(path / hub.HUGGINGFACE, hub.huggingface_config(export.config))
@@ -82,7 +90,7 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     run_config.replace_text(file, json.dumps(content, indent=2) + "\n")
 
 
-def write_safetensors(export: Export, path: Path) -> Mapping[str, np.ndarray]:
+def write_safetensors(export: Export, path: Path) -> Mapping[str, Any]:
     """Our own tree; the header says how to build the model."""
     if path.suffix != ".safetensors":
         raise ValueError(f"--out={path}: the name of a safetensors file ends in .safetensors")
@@ -91,7 +99,7 @@ def write_safetensors(export: Export, path: Path) -> Mapping[str, np.ndarray]:
     return tensors
 
 
-def write_stablehlo(export: Export, path: Path) -> Mapping[str, np.ndarray]:
+def write_stablehlo(export: Export, path: Path) -> Mapping[str, Any]:
     """encode_image.bin, encode_text.bin: functions of a batch of any size, with the weights inside."""
     path.mkdir(parents=True, exist_ok=True)
     (size,), encode = jax.export.symbolic_shape("b"), _encoders(export)
@@ -179,7 +187,7 @@ def verify_stablehlo(export: Export, path: Path) -> dict[str, Difference]:
 FORMATS = {
     "reference": Format(write_reference, verify_reference, holds_teacher=True),
     "reference_backbone": Format(partial(write_file, layout="timm"), verify_image),
-    "slip": Format(partial(write_file, layout="clip"), partial(verify_with, verify.slip_features)),
+    "slip": Format(write_slip, partial(verify_with, verify.slip_features)),
     "timm": Format(partial(write_file, layout="timm"), verify_image),
     "open_clip": Format(write_open_clip, partial(verify_with, verify.open_clip_features), is_directory=True),
     "huggingface": Format(write_huggingface, partial(verify_with, verify.huggingface_features), is_directory=True),

@@ -47,6 +47,7 @@ class Layout(NamedTuple):
     roots: tuple[str, ...] = ("state_dict", "model")  # where in a checkpoint the state dict lies
     drops: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # options that the tensors cannot tell
+    crops: Mapping[str, Mapping[str, Any]] = {}  # that its row wants beside "global", see config.crop
 
     def clean(self, key: str) -> str:
         """A key without the prefixes that wrappers put before it."""
@@ -132,14 +133,13 @@ def detailclip_heads(shapes: Shapes) -> dict[str, int]:
 
 
 def slip_heads(shapes: Shapes) -> dict[str, int]:
-    """The head of SimCLR."""
+    """The head of SimCLR; BYOL's have the same widths."""
     ssl_output, ssl_width = shape_of(shapes, "image_mlp.layer3.weight", 2)
     return {"ssl_width": ssl_width, "ssl_output": ssl_output}
 
 
 VIT = Tower("patch_embed.proj.weight", "pos_embed", "blocks")
 SLIP = Tower("visual.patch_embed.proj.weight", "visual.pos_embed", "visual.blocks")
-SLIP_TEACHER = Tower("visual_ema.patch_embed.proj.weight", "visual_ema.pos_embed", "visual_ema.blocks")
 OPENAI = Tower("visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks")
 TRUNK = Tower("visual.trunk.patch_embed.proj.weight", "visual.trunk.pos_embed", "visual.trunk.blocks")
 HF_VIT = Tower(
@@ -164,7 +164,6 @@ HF_TEXT = {
     "token_embedding": "text_model.embeddings.token_embedding.weight",
     "joint": "text_projection.weight",
 }
-ACLIP_HEADS = (r"image_mlp\..*", r"im_(proj|pred)_byol(_e)?\..*")
 BUFFERS = ("input_resolution", "context_length", "vocab_size", r"(.*\.)?attn_mask")  # of OpenAI's archives
 DINO_HEADS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
 
@@ -180,21 +179,13 @@ LAYOUTS = (
     ),
     Layout(
         "aclip",
-        "clip",
-        ("visual_ema.cls_token", "image_mlp.layer1.weight"),
-        SLIP_TEACHER,
-        reference.aclip_teacher_table,
-        CLIP_TEXT | {"blocks": "transformer_e.resblocks", "joint": "text_projection_e"},
-        drops=(*ACLIP_HEADS, r"visual\..*", r"transformer\..*", "(image|text)_projection"),
-    ),
-    Layout(
-        "aclip_student",
-        "clip",
-        ("visual_ema.cls_token", "image_mlp.layer1.weight"),
+        "aclip",
+        ("visual_ema.cls_token", "im_proj_byol_e.0.weight"),
         SLIP,
-        reference.clip_table,
+        reference.aclip_table,
         CLIP_TEXT,
-        drops=(*ACLIP_HEADS, r"visual_ema\..*", r"transformer_e\..*", "(image|text)_projection_e"),
+        slip_heads,
+        crops={"enclosing": {"kind": "enclosing"}},
     ),
     Layout(
         "slip",
@@ -204,6 +195,7 @@ LAYOUTS = (
         reference.slip_table,
         CLIP_TEXT,
         slip_heads,
+        crops={"clean": {}},
     ),
     Layout("clip", "clip", ("visual.cls_token", "image_projection"), SLIP, reference.clip_table, CLIP_TEXT),
     Layout(

@@ -115,7 +115,7 @@ def spec_of(model: ConfigDict) -> Spec:
     size = size._replace(
         decoder_depth=model.decoder_depth or size.decoder_depth, prototypes=model.prototypes or size.prototypes
     )
-    style = Style(**model.image_style)
+    style = Style(**model.image_style)._replace(init=Style().init)  # which says nothing of a trained model
     return Spec(size, model.image_size, model.context_length, model.vocab_size, style, model.text_activation)
 
 

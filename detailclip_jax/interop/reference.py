@@ -108,31 +108,52 @@ def ssl_head() -> list[Entry]:
     return [*linears, *(e for i in range(2) for e in norm(f"ssl_head/norm_{i}", f"image_mlp.bn{i + 1}"))]
 
 
-def ssl_statistics() -> list[Entry]:
-    """Running statistics of its BatchNorms."""
+def byol_head(ours: str, theirs: str) -> list[Entry]:
+    """BYOL's projector or predictor: Linear, BatchNorm, ReLU, Linear; the Linears without bias."""
+    kernels = [Entry(f"{ours}/linear_{i}/kernel", f"{theirs}.{3 * i}.weight", LINEAR) for i in range(2)]
+    return [*kernels, *norm(f"{ours}/norm_0", f"{theirs}.1")]
+
+
+def statistics(norms: Mapping[str, str]) -> list[Entry]:
+    """Running statistics of BatchNorms: our path of each, under "student" or "teacher", and theirs."""
     kinds = {"mean": "running_mean", "variance": "running_var"}
-    return [
-        Entry(f"student/ssl_head/norm_{i}/{ours}", f"image_mlp.bn{i + 1}.{theirs}", SAME)
-        for i in range(2)
-        for ours, theirs in kinds.items()
-    ]
+    return [Entry(f"{a}/{ours}", f"{b}.{theirs}", SAME) for a, b in norms.items() for ours, theirs in kinds.items()]
+
+
+def counters(norms: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The number of batches that PyTorch's BatchNorms count, and do not use."""
+    return {f"{theirs}.num_batches_tracked": np.zeros((), np.int64) for theirs in norms.values()}
+
+
+SLIP_NORMS = {f"student/ssl_head/norm_{i}": f"image_mlp.bn{i + 1}" for i in range(2)}
+ACLIP_NORMS = SLIP_NORMS | {
+    "student/byol_projector/norm_0": "im_proj_byol.1",
+    "student/byol_predictor/norm_0": "im_pred_byol.1",
+    "teacher/byol_projector/norm_0": "im_proj_byol_e.1",
+}
 
 
 def clip_table(spec: Spec) -> Table:
-    """A CLIP checkpoint, or the student's encoders of A-CLIP's."""
+    """A CLIP checkpoint."""
     return Table(clip(spec.size.depth, spec.size.text_depth))
 
 
 def slip_table(spec: Spec) -> Table:
     """A SLIP checkpoint."""
-    counters = {f"image_mlp.bn{i}.num_batches_tracked": np.zeros((), np.int64) for i in (1, 2)}
     params = [*clip(spec.size.depth, spec.size.text_depth), *ssl_head()]
-    return Table(params, batch_stats=ssl_statistics(), counters=counters)
+    return Table(params, batch_stats=statistics(SLIP_NORMS), counters=counters(SLIP_NORMS))
 
 
-def aclip_teacher_table(spec: Spec) -> Table:
-    """The averaged encoders of an A-CLIP checkpoint."""
-    return Table([*teacher_towers(spec.size.depth, spec.size.text_depth), *logit_scale()])
+def aclip_table(spec: Spec) -> Table:
+    """An A-CLIP checkpoint: student and teacher."""
+    depths = spec.size.depth, spec.size.text_depth
+    heads = [*byol_head("byol_projector", "im_proj_byol"), *byol_head("byol_predictor", "im_pred_byol")]
+    return Table(
+        [*clip(*depths), *ssl_head(), *heads],
+        [*teacher_towers(*depths), *byol_head("byol_projector", "im_proj_byol_e")],
+        statistics(ACLIP_NORMS),
+        counters=counters(ACLIP_NORMS),
+    )
 
 
 def detailclip_table(spec: Spec) -> Table:

@@ -205,10 +205,10 @@ def huggingface_features(path: Path, config: ConfigDict, batch: Inputs) -> Featu
     if faults := {name: found for name, found in loading.items() if found}:
         raise ValueError(f"transformers does not load {path} strictly: {faults}")
     with torch.inference_mode():
-        outputs = model.eval()(input_ids=_text(batch), pixel_values=_images(batch))
-        image = model.visual_projection(outputs.vision_model_output.pooler_output)
-        text = model.text_projection(outputs.text_model_output.pooler_output)
-        return {"image": image.numpy(), "text": text.numpy()}
+        image = model.eval().get_image_features(pixel_values=_images(batch))
+        text = model.get_text_features(input_ids=_text(batch))
+        features = {"image": image, "text": text}  # tensors before transformers 5, outputs that hold them since
+        return {name: getattr(value, "pooler_output", value).numpy() for name, value in features.items()}
 
 
 def stablehlo_features(path: Path, batch: Any) -> Features:

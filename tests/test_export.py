@@ -1,0 +1,269 @@
+"""Every format, written from a checkpoint, loaded by the library it is for, and compared; and what is refused."""
+
+import functools
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from detailclip_jax import checkpoint, config, ema, experiment, export, interop, mesh
+from detailclip_jax.interop import files, formats, hub, store, verify
+from detailclip_jax.interop.layouts import OPENAI_STYLE
+from detailclip_jax.models.sizes import Size
+from detailclip_jax.models.vit import Style
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("timm")
+pytest.importorskip("open_clip")
+
+TINY = {"model.size": "tiny", "model.image_size": 32, "model.context_length": 12, "model.vocab_size": 64}
+
+
+def save_noise(workdir, method, **fields):
+    """A workdir with a checkpoint of noise, student and teacher different."""
+    made = config.default()
+    made.method = method
+    made.total_steps = made.steps_per_epoch = 1
+    made.update_from_flattened_dict(TINY | {"model.prototypes": 32} | fields)
+    made.views.crops["global"].size = made.model.image_size
+    shapes = experiment.build(made, mesh.make_mesh(jax.devices()[:1])).state_shapes
+    rng = np.random.default_rng(0)
+
+    def noise(leaf):
+        return jnp.asarray(0.1 * rng.standard_normal(leaf.shape).astype(np.float32))
+
+    names = ("params", "ema_params", "batch_stats")
+    store.save(workdir, {name: jax.tree.map(noise, getattr(shapes, name)) for name in names}, made, "noise")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def detailclip(tmp_path_factory):
+    return save_noise(tmp_path_factory.mktemp("detailclip"), "detailclip")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return save_noise(tmp_path_factory.mktemp("backbone"), "image_encoder")
+
+
+@pytest.fixture(scope="module")
+def openai(tmp_path_factory):
+    style = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._asdict().items()}
+    return save_noise(tmp_path_factory.mktemp("openai"), "clip", **style)
+
+
+def run(workdir, to, out, *more):
+    return export.main([f"--checkpoint={workdir}", f"--to={to}", f"--out={out}", *more])
+
+
+def relative_differences(printed):
+    """The last column of the printed table."""
+    lines = printed.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("feature"))
+    return {
+        line[: line.rfind(" ", 0, -9)].strip().rsplit("  ", 1)[0]: float(line.split()[-1])
+        for line in lines[start + 1 : -1]
+    }
+
+
+CASES = [
+    ("reference", "ref.pth", 4),
+    ("reference", "ref.safetensors", 4),
+    ("reference_backbone", "backbone.pth", 1),
+    ("slip", "slip.pth", 2),
+    ("timm", "vit.pth", 1),
+    ("safetensors", "own.safetensors", 2),
+    ("stablehlo", "hlo", 2),
+]
+
+
+@pytest.mark.parametrize(("to", "name", "rows"), CASES)
+def test_written_loaded_and_equal(detailclip, tmp_path, capsys, to, name, rows):
+    if to == "stablehlo":
+        pytest.importorskip("flatbuffers")
+    assert run(detailclip, to, tmp_path / name) == 0
+    printed = capsys.readouterr().out
+    differences = relative_differences(printed)
+    assert len(differences) == rows and max(differences.values()) < 1e-5
+    assert f"weights     {'student and ema' if to == 'reference' else 'ema'}\n" in printed
+
+
+def test_huggingface(detailclip, openai, tmp_path, capsys):
+    """A VisionTextDualEncoderModel, and a CLIPModel for towers with a pre-norm; both come back the same."""
+    transformers = pytest.importorskip("transformers")
+    for workdir, kind in ((detailclip, "VisionTextDualEncoderModel"), (openai, "CLIPModel")):
+        out = tmp_path / kind
+        assert run(workdir, "huggingface", out) == 0
+        assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
+        assert type(transformers.AutoModel.from_pretrained(out)).__name__ == kind
+        _, variables, made = checkpoint.load(workdir)
+        _, again, read = interop.load(out)
+        params = ema.overlay(variables["params"], variables["ema_params"])
+        jax.tree.map(np.testing.assert_array_equal, again["params"], {k: params[k] for k in again["params"]})
+        assert read.model.image_style.to_dict() == made.model.image_style.to_dict()
+        assert (read.views.mean, read.views.std) == (made.views.mean, made.views.std)
+
+
+def test_open_clip_with_its_own_tower(openai, tmp_path, capsys):
+    assert run(openai, "open_clip", tmp_path / "out") == 0
+    assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
+    _, variables, _ = checkpoint.load(openai)
+    _, again, read = interop.load(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, again["params"], variables["params"])
+    assert Style(**read.model.image_style) == OPENAI_STYLE
+
+
+def custom(size):
+    return {"model.size": "custom", "model.custom": size._asdict(), "model.image_size": 224}
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        Size(16, 192, 12, 3, 32, 1, 2, 24),
+        pytest.param(Size(16, 384, 12, 12, 32, 1, 2, 24), marks=pytest.mark.slow),
+        pytest.param(Size(16, 768, 12, 12, 32, 1, 2, 24), marks=pytest.mark.slow),
+        pytest.param(Size(32, 768, 12, 12, 32, 1, 2, 24), marks=pytest.mark.slow),
+    ],
+    ids=["tiny/16", "S/16", "B/16", "B/32"],
+)
+def test_open_clip_with_timm_s_tower(tmp_path, capsys, size):
+    workdir = save_noise(tmp_path / "run", "clip", **custom(size))
+    assert run(workdir, "open_clip", tmp_path / "out") == 0
+    assert max(relative_differences(capsys.readouterr().out).values()) < 1e-4
+    content = json.loads((tmp_path / "out/open_clip_config.json").read_text())
+    assert content["preprocess_cfg"]["mean"] == [0.485, 0.456, 0.406]
+    assert content["model_cfg"]["vision_cfg"]["timm_pool"] == "token"
+    _, variables, _ = checkpoint.load(workdir)
+    _, again, read = interop.load(tmp_path / "out", num_heads=size.num_heads)
+    jax.tree.map(np.testing.assert_array_equal, again["params"], variables["params"])
+    assert read.model.text_activation == "quick_gelu"
+
+
+def test_sizes_that_open_clip_cannot_build(detailclip, tmp_path, capsys):
+    assert run(detailclip, "open_clip", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "timm has none of patch 8, width 96, depth 3, 4 heads at 32 px; it has vit_tiny_patch16_224" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_image_encoders_alone(backbone, tmp_path, capsys):
+    for to, name in (("timm", "vit.pth"), ("reference_backbone", "backbone.pth"), ("safetensors", "own.safetensors")):
+        assert run(backbone, to, tmp_path / name) == 0
+        assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
+    assert run(backbone, "huggingface", tmp_path / "hf") == 2
+    assert "has a place for params that this model lacks: image_projection" in capsys.readouterr().err
+
+
+def test_student_and_teacher_are_told_apart(detailclip, tmp_path):
+    _, variables, _ = checkpoint.load(detailclip)
+    for weights, tree in (("student", "params"), ("ema", "ema_params")):
+        assert run(detailclip, "timm", tmp_path / "vit.pth", f"--weights={weights}", "--no-verify") == 0
+        written = torch.load(tmp_path / "vit.pth", weights_only=True)
+        np.testing.assert_array_equal(written["norm.weight"], variables[tree]["image"]["norm"]["scale"])
+
+
+def test_timm_at_another_image_size(detailclip, tmp_path, capsys):
+    assert run(detailclip, "timm", tmp_path / "vit.pth", "--image_size=48") == 0
+    assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
+    assert torch.load(tmp_path / "vit.pth", weights_only=True)["pos_embed"].shape == (1, 37, 96)
+
+
+def test_reference_state_dict_comes_back(detailclip, tmp_path):
+    """But for the teacher's token embedding, positions and ln_final, for which the reference has no place."""
+    assert run(detailclip, "reference", tmp_path / "ref.pth", "--no-verify") == 0
+    _, variables, _ = checkpoint.load(detailclip)
+    _, again, _ = interop.load(tmp_path / "ref.pth")
+    jax.tree.map(np.testing.assert_array_equal, again["params"], variables["params"])
+    kept = {part: tree for part, tree in again["ema_params"].items() if part != "text"}
+    jax.tree.map(np.testing.assert_array_equal, kept, {part: variables["ema_params"][part] for part in kept})
+    student = again["params"]["text"]["token_embedding"]
+    np.testing.assert_array_equal(again["ema_params"]["text"]["token_embedding"], student)
+
+
+def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
+    from safetensors.numpy import load_file
+
+    path = tmp_path / "own.safetensors"
+    assert run(detailclip, "safetensors", path, "--weights=student") == 0
+    _, variables, _ = checkpoint.load(detailclip)
+    flat = interop.tables.flatten(variables["params"])
+    read = load_file(path)
+    assert set(read) == set(flat)
+    assert all(np.array_equal(read[name], value) for name, value in flat.items())
+    assert json.loads(files.metadata(path)["config"])["model"]["size"] == "tiny"
+
+
+def test_stablehlo_is_called_without_this_package(detailclip, tmp_path):
+    pytest.importorskip("flatbuffers")
+    assert run(detailclip, "stablehlo", tmp_path / "hlo", "--no-verify") == 0
+    script = (
+        "import jax, numpy as np, sys\n"
+        f"folder = {str(tmp_path / 'hlo')!r}\n"
+        "for name, array in (('image', np.ones((3, 32, 32, 3), np.uint8)), ('text', np.ones((3, 12), np.int32))):\n"
+        "    exported = jax.export.deserialize(bytearray(open(f'{folder}/encode_{name}.bin', 'rb').read()))\n"
+        "    features = exported.call(array)\n"
+        "    assert features.shape == (3, 64) and abs(np.linalg.norm(features[0]) - 1) < 1e-5\n"
+        "assert not [name for name in sys.modules if name.startswith(('detailclip', 'flax'))]\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+
+
+def test_a_difference_is_an_error(detailclip, tmp_path, capsys, monkeypatch):
+    original = verify.timm_tokens
+    monkeypatch.setattr(verify, "timm_tokens", lambda *args: {"image": original(*args)["image"] * 1.001})
+    assert run(detailclip, "timm", tmp_path / "vit.pth") == 2
+    assert "is not equal to ours: relative difference of image" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="relative difference of image nan"):
+        verify.compare({"image": np.full(3, np.nan)}, {"image": np.ones(3)})
+
+
+def test_without_pytorch(detailclip, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert run(detailclip, "timm", tmp_path / "vit.safetensors", "--no-verify") == 0
+    assert run(detailclip, "timm", tmp_path / "vit.safetensors") == 2
+    assert "the extra `torch` has it" in capsys.readouterr().err
+    assert run(detailclip, "timm", tmp_path / "vit.pth", "--no-verify") == 2
+    assert "a name that ends in .safetensors does not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to=reference", "--out=x.pth"], "'reference' has a place for params that this model lacks"),
+        (["--to=timm", "--out=x.pth", "--weights=ema"], "this method has no teacher; use student"),
+        (["--to=timm", "--out=x.pth", "--step=7"], "no checkpoint of step 7"),
+        (["--to=timm", "--out=."], "--out=. exists and is a directory"),
+        (["--to=safetensors", "--out=x.pth"], "ends in .safetensors"),
+        (["--to=timm", "--out=x.pth", "--image_size=33"], "image_size 33 is not a multiple of the patch size 8"),
+    ],
+)
+def test_errors_are_messages(backbone, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert export.main([f"--checkpoint={backbone}", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+
+
+@functools.cache
+def registered():
+    import timm
+
+    return set(timm.list_models())
+
+
+@pytest.mark.parametrize(("kind", "name"), hub.TIMM.items())
+def test_architectures_are_timm_s(kind, name):
+    """Patch, width, depth and heads of the model that timm builds under that name."""
+    import timm
+
+    assert name in registered() and set(formats.FORMATS) >= {"timm", "open_clip"}
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    found = (model.patch_embed.patch_size[0], model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads)
+    assert found == kind and model.patch_embed.img_size == (224, 224)
