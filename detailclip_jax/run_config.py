@@ -52,7 +52,7 @@ def load(spec: str) -> ConfigDict:
     path, _, arg = spec.partition(":")
     if not Path(path).is_file():
         raise FileNotFoundError(_no_file(path))
-    get_config = getattr(_module(path), "get_config", None)
+    get_config = getattr(module(path), "get_config", None)
     if get_config is None:
         raise ValueError(f"config file {path} has no function get_config")
     if arg and not inspect.signature(get_config).parameters:
@@ -60,13 +60,44 @@ def load(spec: str) -> ConfigDict:
     return get_config(arg) if arg else get_config()
 
 
-def _module(path: str) -> Any:
+def made_for(spec: str, method: str) -> str:
+    """The spec whose config is made for `method`: with its crops, networks and rates, not another's.
+
+        made_for("configs/stickers.py", "clip") == "configs/stickers.py:method=clip"
+
+    A file of one's own that takes no such argument stays as it is.  Raises ValueError where there is a baseline to take
+    instead.
+    """
+    path, _, arg = spec.partition(":")
+    if load(spec).method == method:
+        return spec
+    changed = f"{path}:{arg}{',' if arg else ''}method={method}"
+    try:
+        load(changed)
+        return changed
+    except ValueError:
+        _check_no_baseline(Path(path), method)
+        return spec
+
+
+def _check_no_baseline(path: Path, method: str) -> None:
+    folder = path.parent if path.parent.name == "baselines" else path.parent / "baselines"
+    file = folder / f"{method}.py"
+    if file.is_file():
+        raise ValueError(
+            f"{path} is made for another method than {method}: its crops, networks and rates would be wrong; "
+            f"write --config={file}"
+        )
+
+
+def module(path: str) -> Any:
+    """A config file as a module; ValueError unless it is Python."""
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"config file {path} is not a Python file (its name must end in .py)")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 def _no_file(path: str) -> str:

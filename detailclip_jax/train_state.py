@@ -11,8 +11,7 @@ from detailclip_jax import ema
 from detailclip_jax.types import Array, Leaf, Params, PyTree
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """The state of a run."""
 
     step: Leaf  # int32 scalar: steps done
@@ -36,15 +35,20 @@ def create(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema_params=ema.copy(params, teacher_parts),
+        ema_params=ema.copy(params, present(teacher_parts, params)),
         batch_stats={
             "student": batch_stats,
-            "teacher": ema.copy(batch_stats, [part for part in teacher_parts if part in batch_stats]),
+            "teacher": ema.copy(batch_stats, present(teacher_parts, batch_stats)),
         },
         opt_state=optimizer.init(params),
         centers={name: jnp.zeros((size,)) for name, size in centers.items()},
         rng=jax.random.key_data(rng),
     )
+
+
+def present(parts: tuple[str, ...], params: Params) -> list[str]:
+    """Those of the parts that there are: a term of weight 0 takes its networks along, and not all have statistics."""
+    return [part for part in parts if part in params]
 
 
 def weights(state: TrainState, which: str) -> Params:

@@ -37,7 +37,7 @@ def test_immutable_statistics_normalise_in_inference():
 
 def test_statistics_are_those_of_the_global_batch():
     run = lambda x: SPREAD.apply(VARIABLES, x, mutable="batch_stats")
-    specs = dict(in_specs=P(mesh.DATA), out_specs=(P(mesh.DATA), P()))
+    specs = {"in_specs": P(mesh.DATA), "out_specs": (P(mesh.DATA), P())}
     y, changed = jax.jit(jax.shard_map(run, mesh=mesh.make_mesh(), **specs))(X)
     np.testing.assert_allclose(y, normalised(X), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(changed["batch_stats"]["variance"], 0.9 + 0.1 * X.var(0, ddof=1), rtol=1e-5)

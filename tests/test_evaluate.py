@@ -177,7 +177,7 @@ def test_stickers_without_named_evaluators_get_them_all_and_other_data_none():
         config.data.source = "records"
     assert build_all(Fake(), config) == {}
     few = {name: {"num_scenes": 3} for name in EVALUATORS}
-    assert list(build_all(Fake(), sticker_config(**few))) == ["zero_shot", "retrieval", "kept_objects"]
+    assert list(build_all(Fake(), sticker_config(**few))) == list(EVALUATORS)
 
 
 def test_an_unknown_evaluator_or_option_lists_the_known():
@@ -240,7 +240,7 @@ def test_run_all_on_a_real_method(tmp_path, monkeypatch):
     built = experiment.build(config, make_mesh(jax.devices()[:1]))
     state = built.init(0)
     results = run_all(built.encode, all_weights(state), config, step=0)
-    assert len(results) == 2 * (2 + 4 + 1)
+    assert len(results) == 2 * (2 + 4 + 1 + 3)
     assert all(0 <= value <= 1 and value.low <= value <= value.high for value in results.values())
     assert all(results[name.replace("student", "ema")] == value for name, value in results.items())
     text = report.write(tmp_path, results, config, step=0)

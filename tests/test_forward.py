@@ -4,17 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_batch, tiny_config, tiny_experiment
+from tiny import tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import forward, methods, patches
 
 
 def test_the_record_has_the_shapes_of_the_letters():
     exp = tiny_experiment()
-    line = exp.line(exp.init(0), exp.put(tiny_batch()))
+    line = exp.line(tiny_state(), exp.put(tiny_batch()))
     assert line.views["global"].image.shape == (2, 8, 32, 32, 3)
     assert line.targets["whole"].patches.shape == (2, 8, 16, 96)
-    assert line.targets["whole"].attention.shape == (2, 8, 3, 16)
+    assert line.targets["whole"].attention.shape == (2, 8, 2, 16)
     assert line.hidden.mask.shape == (2, 8, 16) and line.hidden.kept.shape == (2, 8, 8)
     assert line.tokens["visible"].patches.shape == (2, 8, 8, 96)
     assert line.decoded.shape == (2, 8, 8, 96)
@@ -25,7 +25,7 @@ def test_the_record_has_the_shapes_of_the_letters():
 
 def test_the_patch_center_by_linearity_is_the_mean_of_all_logits():
     exp = tiny_experiment()
-    state = exp.init(0)
+    state = tiny_state()
     line = exp.line(state, exp.put(tiny_batch()))
     head = exp.model.prototype_head
     variables = {"params": state.params["prototype_head"]}
@@ -35,7 +35,7 @@ def test_the_patch_center_by_linearity_is_the_mean_of_all_logits():
 
 def test_the_student_never_sees_hidden_pixels():
     exp = tiny_experiment()
-    state, batch = exp.init(0), tiny_batch()
+    state, batch = tiny_state(), tiny_batch()
     line = exp.line(state, exp.put(batch))
     pixels = patches.patchify(jnp.asarray(batch["image"]["global"], jnp.float32), 8)  # [B, V, N, P]
     hidden = np.moveaxis(np.asarray(line.hidden.mask), 1, 0)

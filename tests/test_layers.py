@@ -10,7 +10,8 @@ FLOORS = [
     {"forward", "parts", "methods"},
     {"mesh", "optimizer", "rates", "train_state", "train_step", "encode", "experiment"},
     {"checkpoint", "provenance", "run_config", "metrics", "interop", "evaluate", "visualize"},
-    {"export", "import_torch", "init_from", "train", "main", "progress", "interrupt", "session", "validation"},
+    {"export", "import_torch", "init_from", "train", "main", "progress", "interrupt", "session", "validation"}
+    | {"compare"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from tiny import copied, tiny_batch, tiny_config, tiny_experiment
+from tiny import copied, tiny_batch, tiny_config, tiny_experiment, tiny_gradient, tiny_state
 
-from detailclip_jax import experiment, mesh, methods, optimizer, train_step
+from detailclip_jax import experiment, mesh, methods, optimizer
 
 ROWS = tuple(methods.METHODS)
 
@@ -18,7 +18,7 @@ ROWS = tuple(methods.METHODS)
 def trained(method, devices=1, steps=3):
     """State and metrics after a few steps on noise."""
     exp = tiny_experiment(method, devices)
-    state, history = exp.init(0), []
+    state, history = tiny_state(method, devices), []
     for step in range(steps):
         state, metrics = exp.train_step(state, exp.put(tiny_batch(step, exp.config)))
         history.append(jax.device_get(metrics))
@@ -45,8 +45,7 @@ def test_every_term_is_logged_and_sums_to_the_loss(method):
 def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one_does(method):
     exp = tiny_experiment(method)
     state = trained(method)[0]  # past step 0, where a teacher equal to its student could hide a missing path
-    loss = jax.jit(jax.grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True))
-    grads, _ = loss(state.params, state, exp.put(tiny_batch(9, exp.config)))
+    grads, _ = tiny_gradient(method)(state.params, state, exp.put(tiny_batch(9, exp.config)))
     groups = traverse_util.flatten_dict(exp.setup.groups, sep="/")
     for path, grad in traverse_util.flatten_dict(grads, sep="/").items():
         assert bool(jnp.any(grad != 0)) == (groups[path] != optimizer.FROZEN), path
@@ -75,8 +74,7 @@ def test_gradients_and_batch_statistics_over_eight_devices_are_those_of_one(meth
     grads, statistics = [], []
     for devices in (1, 8):
         exp = tiny_experiment(method, devices)
-        loss = jax.jit(jax.grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True))
-        state = exp.init(0)
+        state, loss = tiny_state(method, devices), tiny_gradient(method, devices)
         grad, (_, _, stats) = jax.device_get(loss(state.params, state, exp.put(tiny_batch(1, exp.config))))
         grads.append(grad)
         statistics.append(jax.tree.leaves(stats))
@@ -89,7 +87,7 @@ def test_gradients_and_batch_statistics_over_eight_devices_are_those_of_one(meth
 @pytest.mark.parametrize("method", ROWS)
 def test_same_seed_same_numbers(method):
     exp, history = tiny_experiment(method), trained(method)[1]
-    _, metrics = exp.train_step(exp.init(0), exp.put(tiny_batch(0, exp.config)))
+    _, metrics = exp.train_step(tiny_state(method), exp.put(tiny_batch(0, exp.config)))
     assert jax.device_get(metrics) == history[0]
 
 
@@ -102,7 +100,7 @@ def test_the_step_compiles_once(method):
 def test_a_run_learns():
     """On four pairs seen again and again the contrast falls below chance, ln 8."""
     exp = tiny_experiment()
-    state, batch = exp.init(0), exp.put(tiny_batch(0))
+    state, batch = tiny_state(), exp.put(tiny_batch(0))
     for _ in range(15):
         state, metrics = exp.train_step(state, batch)
     assert float(metrics["clip"]) < 0.7 * np.log(8)
@@ -110,7 +108,7 @@ def test_a_run_learns():
 
 def test_the_teacher_moves_before_it_teaches():
     exp = tiny_experiment()
-    state, _ = exp.train_step(exp.init(0), exp.put(tiny_batch(0)))
+    state, _ = exp.train_step(tiny_state(), exp.put(tiny_batch(0)))
     after, metrics = exp.train_step(copied(state), exp.put(tiny_batch(1)))
     momentum = float(metrics["ema_momentum"])
     expected = jax.tree.map(
@@ -122,7 +120,7 @@ def test_the_teacher_moves_before_it_teaches():
 
 def test_logit_scale_is_clamped():
     exp = tiny_experiment("clip")
-    state = exp.init(0)
+    state = tiny_state("clip")
     state = state.replace(params={**state.params, "logit_scale": {"value": jnp.asarray(10.0)}})
     after, _ = exp.train_step(state, exp.put(tiny_batch(0)))
     np.testing.assert_allclose(jnp.exp(after.params["logit_scale"]["value"]), 100.0, rtol=1e-5)
@@ -161,7 +159,9 @@ def test_divergences_train(divergence):
 def test_errors_name_the_way_out():
     config = tiny_config()
     config.method = "detailklip"
-    with pytest.raises(ValueError, match="method 'detailklip' is unknown; known: clip, detailclip"):
+    with pytest.raises(
+        ValueError, match="method 'detailklip' is unknown; known: clip, slip, maskclip, aclip, detailclip"
+    ):
         methods.build(config)
     config = tiny_config()
     for name in config.losses.weights:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny import ENCLOSING, tiny_batch, tiny_config, tiny_experiment
+from tiny import ENCLOSING, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import experiment, forward, masking, mesh, methods, parts
 from detailclip_jax.types import Keys, Tokens
@@ -20,8 +20,9 @@ def row(method):
     """Experiment, state, record and metrics of a first step."""
     exp = tiny_experiment(method)
     batch = exp.put(tiny_batch(0, exp.config))
-    _, metrics = exp.train_step(exp.init(0), batch)
-    return exp, exp.init(0), exp.line(exp.init(0), batch), jax.device_get(metrics)
+    _, metrics = exp.train_step(tiny_state(method), batch)
+    state = tiny_state(method)
+    return exp, state, exp.line(state, batch), jax.device_get(metrics)
 
 
 def log_softmax(x):

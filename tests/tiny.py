@@ -6,9 +6,11 @@ import jax
 import numpy as np
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import experiment, mesh
+from detailclip_jax import experiment, mesh, train_step
+from detailclip_jax.models import sizes
 
 BATCH, TEXT = 8, 12
+SIZE = {**sizes.SIZES["tiny"]._asdict(), "depth": 2, "text_depth": 1}  # fewer blocks: less to compile
 ONE = {"count": 1, "size": 32}
 ENCLOSING = {"enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}
 LOCAL = {"local": {"count": 2, "size": 16}}
@@ -38,7 +40,7 @@ def tiny_config(method="detailclip"):
     config = config_lib.default()
     config.method = method
     config.batch_size, config.total_steps, config.steps_per_epoch = BATCH, 20, 5
-    config.model.size, config.model.image_size = "tiny", 32
+    config.model.size, config.model.custom, config.model.image_size = "custom", SIZE, 32
     config.model.context_length, config.model.vocab_size, config.model.prototypes = TEXT, 64, 32
     config.views.crops["global"].size = 32
     for name, value in CHANGES.get(method, {}).items():
@@ -79,6 +81,24 @@ def boxes(crop, rng, size, count):
         return np.tile(np.array([0, 0, 48, 48], np.float32), (size, count, 1))
     corner = rng.integers(0, 16, (size, count, 2))
     return np.concatenate([corner, corner + rng.integers(16, 33, corner.shape)], -1).astype(np.float32)
+
+
+@functools.cache
+def _initial(method, devices):
+    exp = tiny_experiment(method, devices)
+    return exp.init(0) if devices == 1 else jax.device_put(_initial(method, 1), mesh.replicated(exp.mesh))
+
+
+def tiny_state(method="detailclip", devices=1):
+    """The state of seed 0, made once; its buffers are the caller's."""
+    return copied(_initial(method, devices))
+
+
+@functools.cache
+def tiny_gradient(method="detailclip", devices=1):
+    """(params, state, batch) -> the gradient of the combined loss, and what comes beside it; compiled once."""
+    setup = tiny_experiment(method, devices).setup
+    return jax.jit(jax.grad(functools.partial(train_step.combined_loss, setup=setup), has_aux=True))
 
 
 def copied(state):

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.evaluate import stickers
 from detailclip_jax.evaluate.kept_objects import KeptObjects
 from detailclip_jax.evaluate.retrieval import Retrieval
+from detailclip_jax.evaluate.segmentation import LinearSegmentation
 from detailclip_jax.evaluate.zero_shot import ZeroShot
 from detailclip_jax.run_config import unknown
 from detailclip_jax.train_state import TrainState, weights
@@ -34,7 +35,12 @@ class EvaluatorError(RuntimeError):
     """An evaluator failed; the message names it, the weights and the step."""
 
 
-EVALUATORS: dict[str, Any] = {"zero_shot": ZeroShot, "retrieval": Retrieval, "kept_objects": KeptObjects}
+EVALUATORS: dict[str, Any] = {
+    "zero_shot": ZeroShot,
+    "retrieval": Retrieval,
+    "kept_objects": KeptObjects,
+    "segmentation": LinearSegmentation,
+}
 
 
 def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,9 @@ ROWS = {
     "text_to_image_r1": "text to image R@1",
     "text_to_image_r5": "text to image R@5",
     "share": "kept patches that touch an object",
+    "miou": "linear segmentation mIoU",
+    "balanced_miou": "the same, classes balanced",
+    "object_miou": "the same, object patches alone",
 }
 NOTES = {
     "zero_shot": "Zero-shot: unseen scenes of one object, named among all nouns; chance is k / nouns.",
@@ -31,6 +34,7 @@ NOTES = {
         "Kept patches: of those with the highest CLS attention, in unseen scenes; chance is the share of all patches "
         "that touch an object."
     ),
+    "segmentation": "Segmentation: patch features, frozen, to classes by ridge regression, in unseen scenes.",
 }
 ALWAYS = (
     "Per cent, with the bootstrap 95 % interval over test examples (not over seeds of training). Ties count against "

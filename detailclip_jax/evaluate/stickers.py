@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.pipeline import evaluation_batches
 from detailclip_jax.data.sources import Source
-from detailclip_jax.data.stickers import Stickers, zero_shot_prompts
+from detailclip_jax.data.stickers import Stickers, class_names, zero_shot_prompts
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluate.embedding import EvaluationBatch
 from detailclip_jax.masking import Rule
@@ -44,7 +44,21 @@ def kept_objects(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
     return {"batches": batches(scenes(config, "held_out_scenes", num_scenes), config), "rule": mask_rule(config)}
 
 
-OPTIONS = {"zero_shot": zero_shot, "retrieval": retrieval, "kept_objects": kept_objects}
+def segmentation(config: ConfigDict, num_scenes: int = 500) -> dict[str, Any]:
+    """As many scenes to fit on, of the training split, as unseen ones to judge."""
+    return {
+        "train": batches(scenes(config, "train", num_scenes), config),
+        "test": batches(scenes(config, "held_out_scenes", num_scenes), config),
+        "num_classes": len(class_names()),
+    }
+
+
+OPTIONS = {
+    "zero_shot": zero_shot,
+    "retrieval": retrieval,
+    "kept_objects": kept_objects,
+    "segmentation": segmentation,
+}
 
 
 def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> Stickers:

@@ -1,0 +1,270 @@
+"""Trains rows at one budget on the embedded scenes, several seeds each, and writes one table and one figure.
+
+    python -m detailclip_jax.compare --methods=clip,aclip,maskclip,detailclip --seeds=3 --budget=600
+    python -m detailclip_jax.compare --methods=clip,detailclip --init=runs/clip --workdir=runs/continued
+    python -m detailclip_jax.compare --methods=detailclip,detailclip+ema.end=0.99 --workdir=runs/ema
+    python -m detailclip_jax.compare --sweep=configs/ablation_table4.py --workdir=runs/table4
+
+Every run sees the same number of images, budget x batch size; what it costs beside that (FLOP per image, seconds)
+stands in the table.  Each run is an ordinary run of detailclip_jax.main in WORKDIR/ROW/seed-K: what is finished is not
+run again, and the same command goes on where it was stopped.  Writes comparison.md, comparison.json and .png.
+"""
+
+import argparse
+import ast
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from detailclip_jax import config as base
+from detailclip_jax import run_config
+
+USAGE_ERROR, RUN_ERROR = 2, 1
+Change = Callable[[ConfigDict], None]
+
+
+class Row(NamedTuple):
+    """A row of the comparison: a method, and what differs from its config."""
+
+    name: str
+    method: str
+    change: Change
+
+
+def two_views(config: ConfigDict) -> None:
+    """CLIP on two whole views, as many as DetailCLIP's student has."""
+    crop = config.views.crops["global"]
+    crop.count, crop.blur_p, crop.solarize_p = 2, (0.1, 0.1), (0.0, 0.0)
+
+
+def random_mask(config: ConfigDict) -> None:
+    """All losses, but the mask does not look at the teacher."""
+    config.masking.strategy = "random"
+
+
+def full_weight(config: ConfigDict) -> None:
+    """MaskCLIP with its distillation as heavy as its contrast."""
+    config.losses.weights.patch = 1.0
+
+
+def larger_teacher(config: ConfigDict) -> None:
+    """DetailCLIP whose teacher looks at a crop around both views (paper 4.1.1)."""
+    config.views.teacher = "enclosing"
+    config.views.crops.enclosing = base.crop(size=config.model.image_size, kind="enclosing")
+
+
+CONTROLS = {
+    "clip_two_views": Row("clip_two_views", "clip", two_views),
+    "detailclip_random_mask": Row("detailclip_random_mask", "detailclip", random_mask),
+    "detailclip_enclosing": Row("detailclip_enclosing", "detailclip", larger_teacher),
+    "maskclip_weight_1": Row("maskclip_weight_1", "maskclip", full_weight),
+}
+
+
+def set_fields(fields: Mapping[str, Any]) -> Change:
+    """A change that sets dotted fields; ValueError with the nearest known one for an unknown field."""
+
+    def change(config: ConfigDict) -> None:
+        run_config.check_overrides(config, fields)
+        config.update_from_flattened_dict(dict(fields))
+
+    return change
+
+
+def parse_row(text: str) -> Row:
+    """The name of a method or of a control, with fields behind it: "detailclip+ema.end=0.99+ema.start=0.98"."""
+    name, *settings = text.split("+")
+    known = CONTROLS.get(name, Row(name, name, lambda config: None))
+    further = set_fields(dict(map(parse_setting, settings)))
+    return Row(text, known.method, both(known.change, further))
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """ "ema.end=0.99" as name and Python value; what is no Python literal stands for itself."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r} is no FIELD=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def both(first: Change, second: Change) -> Change:
+    """One change after the other."""
+
+    def change(config: ConfigDict) -> None:
+        first(config)
+        second(config)
+
+    return change
+
+
+def sweep_rows(path: str) -> list[Row]:
+    """The rows of a config file's SWEEP: name -> (method, loss weights)."""
+    module = run_config.module(path)
+    return [
+        Row(name, method, set_fields({f"losses.weights.{term}": weight for term, weight in weights.items()}))
+        for name, (method, weights) in module.SWEEP.items()
+    ]
+
+
+def config_of(row: Row, seed: int, arguments: argparse.Namespace) -> ConfigDict:
+    """The config of one run: the row's, at the common budget."""
+    config = run_config.load(f"{arguments.config}:method={row.method}")
+    set_fields(dict(map(parse_setting, arguments.set)))(config)
+    row.change(config)
+    config.seed, config.init, config.evaluate_at_end = seed, arguments.init, True
+    config.total_steps = arguments.budget
+    return config
+
+
+def run_once(config: ConfigDict, workdir: Path) -> int:
+    """Trains and evaluates one run unless it is finished; returns the exit code of `train.train`."""
+    from detailclip_jax import train
+
+    results = workdir / "results.json"
+    if results.exists() and json.loads(results.read_text())["step"] >= config.total_steps:
+        return 0
+    began = time.perf_counter()
+    run = train.prepare(config, workdir)
+    code = train.train(run)
+    if code == 0:
+        spent = {"seconds": time.perf_counter() - began, "gflop_per_image": gflop_per_image(run.experiment)}
+        run_config.replace_text(workdir / "cost.json", json.dumps(spent) + "\n")
+    return code
+
+
+def gflop_per_image(experiment: Any) -> float:
+    """Floating-point operations of a training step per image, as the compiler counts them before it optimises."""
+    from detailclip_jax.experiment import dummy_batch
+
+    size = experiment.config.batch_size
+    lowered = experiment.train_step.lower(experiment.state_shapes, dummy_batch(experiment.config, size))
+    return lowered.cost_analysis()["flops"] / size / 1e9
+
+
+def read_results(workdir: Path) -> dict[str, float]:
+    """ "task/weights/metric" -> value of a finished run."""
+    records = json.loads((workdir / "results.json").read_text())["results"]
+    return {f"{r['task']}/{r['weights']}/{r['metric']}": r["value"] for r in records}
+
+
+def cost_text(workdirs: Sequence[Path]) -> str:
+    """GFLOP per image and the mean seconds of a row's runs."""
+    costs = [json.loads(file.read_text()) for folder in workdirs if (file := folder / "cost.json").exists()]
+    if not costs:
+        return ""
+    seconds = sum(cost["seconds"] for cost in costs) / len(costs)
+    return f"{costs[0]['gflop_per_image']:.3g} GFLOP/image, {seconds:.0f} s"
+
+
+def floors(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """What no training gives: an untrained encoder's features (by seed), and raw pixels."""
+    from detailclip_jax import evaluate, experiment
+    from detailclip_jax.evaluate.floors import PixelEncoder
+
+    config = config_of(parse_row("clip"), 0, arguments)
+    config.init = ""
+    built = experiment.build(config)
+    evaluators = {"segmentation": evaluate.build_all(built.encode, config)["segmentation"]}
+    untrained = [
+        evaluate.run(evaluators, {"student": built.init(seed).params}, step=0) for seed in range(arguments.seeds)
+    ]
+    evaluators["segmentation"].encode = PixelEncoder(built.config.model)
+    return {"untrained": untrained, "raw pixels": [evaluate.run(evaluators, {"student": {"image": {}}}, step=0)]}
+
+
+def compare(rows: Sequence[Row], arguments: argparse.Namespace) -> int:
+    """Runs what is not finished, then writes the comparison of all; returns the exit code."""
+    workdir, folders = Path(arguments.workdir), {}
+    for row in rows:
+        folders[row.name] = [workdir / file_name(row.name) / f"seed-{seed}" for seed in range(arguments.seeds)]
+    for seed in range(arguments.seeds):  # all rows once before any twice: a stopped comparison is a fair one
+        for row in rows:
+            if code := run_once(config_of(row, seed, arguments), folders[row.name][seed]):
+                return code
+    results = {name: [read_results(folder) for folder in runs] for name, runs in folders.items()}
+    print(write(workdir, results | floors(arguments), {name: cost_text(runs) for name, runs in folders.items()}))
+    return 0
+
+
+def write(workdir: Path, results: Mapping[str, Sequence[Mapping[str, float]]], costs: Mapping[str, str]) -> str:
+    """Writes comparison.md, .json and, with matplotlib, .png; returns the table's text."""
+    from detailclip_jax.evaluate import comparison
+    from detailclip_jax.visualize import save
+
+    table = comparison.tabulate(results)
+    text = comparison.markdown(table, costs)
+    run_config.replace_text(workdir / "comparison.md", text)
+    records = {"results": comparison.as_json(table), "costs": dict(costs)}
+    run_config.replace_text(workdir / "comparison.json", json.dumps(records, indent=2) + "\n")
+    try:
+        save(comparison.figure(table), workdir / "comparison.png")
+    except ImportError as error:  # an optional extra: the table is complete without it
+        print(f"no figure: {error}", file=sys.stderr)
+    return text
+
+
+def file_name(name: str) -> str:
+    """A row's name as a folder."""
+    return "".join(c if c.isalnum() or c in "-_.=+" else "-" for c in name)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        "python -m detailclip_jax.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    controls = ", ".join(CONTROLS)
+    made.add_argument("--methods", default="", help=f"rows, by commas; beside the methods there are {controls}")
+    made.add_argument("--sweep", default="", help="a config file with a SWEEP: its rows instead")
+    made.add_argument("--seeds", type=int, default=3, help="runs per row, seeds 0, 1, ... (default 3)")
+    made.add_argument("--budget", type=int, default=600, help="steps per run (default 600)")
+    made.add_argument("--workdir", default="runs/compare", help="folder of all runs and of the comparison")
+    made.add_argument("--init", default="", help="a run or checkpoint that every row continues from")
+    made.add_argument("--config", default="configs/stickers.py", help="file that takes method=NAME (default: stickers)")
+    made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of every run")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code, with a message instead of a traceback for what a user can mend."""
+    arguments = parser().parse_args(argv)
+    try:
+        rows = sweep_rows(arguments.sweep) if arguments.sweep else []
+        rows += [parse_row(text) for text in arguments.methods.split(",") if text]
+        if not rows:
+            raise ValueError("nothing to compare: give --methods or --sweep")
+        check(rows, arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    from detailclip_jax.train import RUN_ERRORS
+
+    try:
+        return compare(rows, arguments)
+    except RUN_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return RUN_ERROR
+
+
+def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
+    """Every row's config, before the first one runs."""
+    from detailclip_jax.validation import validate
+
+    if arguments.seeds < 1:
+        raise ValueError(f"--seeds {arguments.seeds} must be at least 1")
+    for row in rows:
+        config = config_of(row, 0, arguments)
+        config.init = ""  # looked at when the run begins
+        validate(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""The comparison: rows, budget, resuming, table; and the linear segmentation it reads."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detailclip_jax import compare
+from detailclip_jax.evaluate import comparison, segmentation
+
+ROOT = Path(__file__).parents[1]
+NANO = """
+from detailclip_jax import run_config
+
+def get_config(arg=None):
+    c = run_config.load({path!r} + (f":{{arg}}" if arg else ""))
+    c.evaluators = {{
+        "zero_shot": {{"num_scenes": 8}}, "retrieval": {{"num_scenes": 8}}, "segmentation": {{"num_scenes": 8}}
+    }}
+    return c
+"""
+
+
+@pytest.fixture
+def nano(tmp_path):
+    """A config file whose runs and evaluations take seconds."""
+    file = tmp_path / "nano.py"
+    file.write_text(NANO.format(path=str(ROOT / "tests/configs/smallest.py")))
+    return file
+
+
+def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypatch):
+    work = tmp_path / "work"
+    command = ["--methods=clip", "--seeds=1", "--budget=2"]
+    command += [f"--config={nano}", f"--workdir={work}", "--set=checkpoint_every=2", "--set=batch_size=8"]
+    assert compare.main(command) == 0
+    text = (work / "comparison.md").read_text()
+    assert text in capsys.readouterr().out
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()[2:]]
+    assert rows == ["clip", "untrained", "raw pixels"]
+    assert "GFLOP/image" in text and (work / "comparison.png").exists()
+    records = json.loads((work / "comparison.json").read_text())
+    assert {r["row"] for r in records["results"]} == set(rows)
+    assert json.loads((work / "clip/seed-0/config.json").read_text())["total_steps"] == 2
+
+    from detailclip_jax import train
+
+    monkeypatch.setattr(train, "train", lambda run: pytest.fail("a finished run was run again"))
+    assert compare.main(command) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to compare: give --methods or --sweep"),
+        (["--methods=detailklip"], "'detailklip'; did you mean 'detailclip'"),
+        (["--methods=clip+ema.ent=1"], "did you mean 'ema.end'"),
+        (["--methods=clip+ema"], "'ema' is no FIELD=VALUE"),
+        (["--methods=clip", "--seeds=0"], "--seeds 0 must be at least 1"),
+        (["--methods=clip", "--config=configs/nothing.py"], "nothing.py"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert compare.main(arguments) == compare.USAGE_ERROR
+    assert message in capsys.readouterr().err
+
+
+def arguments(*extra):
+    return compare.parser().parse_args([f"--config={ROOT / 'configs/stickers.py'}", "--budget=7", *extra])
+
+
+def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():
+    config = compare.config_of(compare.parse_row("detailclip+ema.end=0.5+seed=9"), 3, arguments("--init=runs/x"))
+    assert (config.total_steps, config.seed, config.init, config.ema.end) == (7, 3, "runs/x", 0.5)
+
+
+def test_controls_change_what_they_say():
+    blind = compare.config_of(compare.CONTROLS["detailclip_random_mask"], 0, arguments())
+    assert blind.method == "detailclip" and blind.masking.strategy == "random"
+    two = compare.config_of(compare.CONTROLS["clip_two_views"], 0, arguments())
+    assert two.method == "clip" and two.views.crops["global"].count == 2
+    larger = compare.config_of(compare.CONTROLS["detailclip_enclosing"], 0, arguments())
+    assert larger.views.teacher == "enclosing" and larger.views.crops.enclosing.kind == "enclosing"
+    assert compare.config_of(compare.CONTROLS["maskclip_weight_1"], 0, arguments()).losses.weights.patch == 1.0
+
+
+def test_table_4_is_a_sweep_of_five_rows():
+    rows = compare.sweep_rows(str(ROOT / "configs/ablation_table4.py"))
+    configs = [compare.config_of(row, 0, arguments()) for row in rows]
+    assert [config.losses.weights.reconstruction for config in configs] == [1.0, 0.0, 2.0, 0.5, 1.0]
+    assert len({compare.file_name(row.name) for row in rows}) == 5
+
+
+def test_the_table_holds_mean_and_spread_over_seeds():
+    seeds = [{"zero_shot/student/top1": value} for value in (0.1, 0.2, 0.3)]
+    table = comparison.tabulate({"clip": seeds, "one": seeds[:1]})
+    spread = table["clip", "student"]["zero_shot/top1"]
+    np.testing.assert_allclose(spread, (0.2, 0.1, 3))
+    assert str(spread) == "20.0 ± 10.0" and str(table["one", "student"]["zero_shot/top1"]) == "10.0"
+    assert "| clip | student | 20.0 ± 10.0 |" in comparison.markdown(table, {})
+
+
+# linear segmentation
+
+
+def scenes(rng, count=12, side=4, size=16, classes=3):
+    """Maps of whole patches."""
+    main = rng.choice(classes, (count, side, side), p=[0.7, 0.2, 0.1])
+    return main.repeat(size // side, 1).repeat(size // side, 2).astype(np.uint8)
+
+
+class Perfect:
+    """Features that are the classes of the patches (or noise)."""
+
+    def __init__(self, maps, noise=0.0):
+        self.maps, self.rng, self.noise = maps, np.random.default_rng(0), noise
+
+    def patches(self, params, images):
+        shares = segmentation.class_shares(self.maps[images], 4, 3)
+        return shares * (1 - self.noise) + self.noise * self.rng.standard_normal(shares.shape)
+
+
+def evaluator(noise):
+    maps = scenes(np.random.default_rng(0), 24)
+    batch = lambda rows: [{"image": rows, "segmentation": maps[rows], "valid": np.ones(len(rows), bool)}]
+    return segmentation.LinearSegmentation(
+        Perfect(maps, noise), train=batch(np.arange(12)), test=batch(np.arange(12, 24)), num_classes=3
+    )
+
+
+def test_features_that_know_the_classes_score_high_and_noise_scores_low():
+    known, noise = (dict(evaluator(level).run({})) for level in (0.0, 1.0))
+    assert set(known) == {"miou", "balanced_miou", "object_miou"}
+    assert known["object_miou"] == 1.0 and known["miou"] > 0.6
+    assert all(noise[name] < 0.5 * known[name] for name in known)
+
+
+def test_class_shares_count_pixels():
+    pixels = np.zeros((1, 4, 4), np.uint8)
+    pixels[0, 0, 0] = pixels[0, :2, 2:] = 1
+    np.testing.assert_allclose(segmentation.class_shares(pixels, 2, 2)[0, :, 1], [0.25, 1.0, 0.0, 0.0])
+
+
+def test_fit_is_weighted_ridge_regression():
+    rng = np.random.default_rng(0)
+    x, y, weight = rng.random((2, 30, 4)), rng.random((2, 30, 3)), rng.random((2, 30))
+    flat = np.concatenate([x.reshape(60, 4), np.ones((60, 1))], 1)
+    a = np.diag(weight.reshape(-1) / weight.sum())
+    gram = flat.T @ a @ flat
+    penalty = segmentation.RIDGE * np.trace(gram) / 5 * np.eye(5)
+    expected = np.linalg.inv(gram + penalty) @ flat.T @ a @ y.reshape(60, 3)
+    np.testing.assert_allclose(segmentation.fit(x, y, weight), expected, rtol=1e-8)
+
+
+def test_mean_iou_is_of_sums_over_scenes():
+    truth, predicted = np.array([[0, 0, 1, 1], [1, 1, 1, 0]]), np.array([[0, 1, 1, 1], [1, 1, 0, 0]])
+    expected = np.mean([2 / 4, 4 / 6])
+    assert np.isclose(segmentation.mean_iou(predicted, truth, 3), expected)
+    valid = truth > 0
+    assert np.isclose(segmentation.mean_iou(predicted, truth, 3, valid), np.mean([0 / 1, 4 / 5]))
+
+
+def test_enlarging_a_constant_changes_nothing():
+    np.testing.assert_allclose(segmentation.enlarge(np.full((2, 16, 3), 0.3), 9), 0.3)
