@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +23,22 @@ def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDic
     if any((workdir / checkpoint.FOLDER).glob("*")):
         raise ValueError(f"{workdir} holds checkpoints already; choose another folder")
     built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
-    state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), built.state_shapes)
-    state = state.replace(
+    known = built.state_shapes.replace(
         params=dict(variables["params"]),
         ema_params=dict(variables["ema_params"]),
         batch_stats=dict(variables["batch_stats"]),
         rng=jax.random.key_data(jax.random.key(config.seed)),
     )
+    state = jax.tree.map(_zeros_for_shape, known)
     run_config.claim_workdir(workdir, config)
     checkpoints = checkpoint.Checkpoints(workdir)
     checkpoints.save(0, state, {"examples": 0}, _record(config, origin))
     checkpoints.close()
+
+
+def _zeros_for_shape(leaf: Any) -> Any:
+    """Moments and centers of a run that has not moved; arrays stay."""
+    return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
 def _record(config: ConfigDict, origin: str) -> dict[str, object]:
