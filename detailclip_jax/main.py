@@ -39,7 +39,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if spec is None:
             _fail("--config is missing. " + _example())
         try:
-            run_config.check_overrides(run_config.load(spec), _override_names(argv))
+            argv = with_recipe(argv, spec)
+            run_config.check_overrides(run_config.load(_config_spec(argv) or spec), _override_names(argv))
         except (ValueError, FileNotFoundError) as error:
             _fail(str(error))
     sys.argv[:] = [_quote_keywords(argument) for argument in argv]  # config_flags reads it from there
@@ -51,14 +52,32 @@ def _example() -> str:
 
 
 def _config_spec(argv: Sequence[str]) -> str | None:
-    """The value of --config=VALUE or --config VALUE; the last one counts."""
-    spec = None
+    """The value of --config."""
+    return _value_of("config", argv)
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """The value of --FLAG=VALUE or --FLAG VALUE; the last one counts."""
+    value = None
     for index, argument in enumerate(argv):
-        if match := re.match(r"--?config=(.*)", argument):
-            spec = match.group(1)
-        elif re.fullmatch(r"--?config", argument) and index + 1 < len(argv):
-            spec = argv[index + 1]
-    return spec
+        if match := re.match(rf"--?{re.escape(flag)}=(.*)", argument):
+            value = match.group(1)
+        elif re.fullmatch(rf"--?{re.escape(flag)}", argument) and index + 1 < len(argv):
+            value = argv[index + 1]
+    return value
+
+
+def with_recipe(argv: Sequence[str], spec: str) -> list[str]:
+    """--config=stickers.py --config.method=clip -> --config=stickers.py:method=clip ...: clip's own crops and rates."""
+    method = _value_of("config.method", argv)
+    if method is None:
+        return list(argv)
+    changed = run_config.made_for(spec, method)
+    return [changed.join(argument.rsplit(spec, 1)) if _is_spec(argument, spec) else argument for argument in argv]
+
+
+def _is_spec(argument: str, spec: str) -> bool:
+    return argument in (spec, f"--config={spec}", f"-config={spec}")
 
 
 def _override_names(argv: Sequence[str]) -> list[str]:

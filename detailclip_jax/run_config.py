@@ -28,6 +28,8 @@ MAY_DIFFER = (
     "data.path",
     "data.num_workers",
     "data.prefetch",
+    "data.max_bad_ratio",
+    "model.remat",
 )
 ABSENT = "(absent)"
 

@@ -53,6 +53,51 @@ def test_config_files_build_their_row(name):
     assert methods.build(config).name == config.method
 
 
+@pytest.mark.parametrize(
+    "spec, method, made",
+    [
+        ("stickers.py", "detailclip", "stickers.py"),
+        ("stickers.py", "clip", "stickers.py:method=clip"),
+        ("stickers.py:clip", "slip", "stickers.py:clip,method=slip"),
+        ("vitb16_yfcc.py:epochs=50", "detailclip", "vitb16_yfcc.py:epochs=50"),
+    ],
+)
+def test_a_method_brings_its_own_config(spec, method, made):
+    folder = ROOT / "configs"
+    assert run_config.made_for(f"{folder}/{spec}", method) == f"{folder}/{made}"
+    assert load(f"{folder}/{made}").method == method
+
+
+@pytest.mark.parametrize("spec", ["vitb16_yfcc.py", "baselines/dino.py"])
+def test_a_file_without_the_argument_names_the_baseline(spec):
+    with pytest.raises(ValueError, match=r"write --config=.*configs/baselines/clip\.py"):
+        run_config.made_for(str(ROOT / "configs" / spec), "clip")
+
+
+def test_a_file_of_ones_own_may_set_any_method(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from detailclip_jax import config\ndef get_config():\n    return config.default()\n")
+    assert run_config.made_for(str(file), "clip") == str(file)
+
+
+def test_a_crop_that_a_row_looks_at_must_be_there():
+    config = resolve(config_of(), YFCC15M)
+    with config.unlocked():
+        config.method = "slip"
+    with pytest.raises(
+        ValueError, match=r"slip looks at the crop 'clean', but views.crops has only global; .*slip\.py"
+    ):
+        methods.build(config)
+
+
+@pytest.mark.parametrize("spec", ["stickers.py", "stickers.py:method=slip", "stickers.py:method=aclip"])
+def test_rows_that_compare_views_need_two(spec):
+    config = config_of(spec)
+    config.views.crops["global"].count = 1
+    with pytest.raises(ValueError, match=r"compares two views of each image, but views.crops\.global\.count is 1"):
+        methods.build(config)
+
+
 def test_every_row_has_a_baseline_and_runs_on_stickers():
     assert set(METHODS) | {"detailclip"} == set(methods.METHODS)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detailclip_jax.main import launched_as_several, named_processes
+from detailclip_jax.main import launched_as_several, named_processes, with_recipe
 from detailclip_jax.metrics import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +51,14 @@ def test_mistakes_in_flags_get_a_message(flags, message):
     assert result.returncode in (1, 2)
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_promised_field_method_brings_its_recipe():
+    argv = ["main", "--config", SMALLEST, "--config.seed=1", "--config.method=clip"]
+    assert with_recipe(argv, SMALLEST)[2:] == [f"{SMALLEST}:method=clip", *argv[3:]]
+    assert with_recipe(["main", f"--config={SMALLEST}"], SMALLEST) == ["main", f"--config={SMALLEST}"]
+    joined = ["main", f"--config={SMALLEST}", "--config.method", "clip"]
+    assert with_recipe(joined, SMALLEST) == ["main", f"--config={SMALLEST}:method=clip", *joined[2:]]
 
 
 def test_help_explains_without_importing_jax():

@@ -1,5 +1,7 @@
 """The rows: one file per method, each a function from a config to a `Method`."""
 
+from collections.abc import Iterable
+
 from ml_collections import ConfigDict
 
 from detailclip_jax import forward
@@ -31,8 +33,35 @@ ENCODERS = {"image_encoder": image_encoder}  # what imported checkpoints may be 
 
 
 def build(config: ConfigDict) -> Method:
-    """The row that `config.method` names; ValueError with the known names otherwise."""
+    """The row that `config.method` names.
+
+    Raises ValueError with the known names for an unknown one, and if `config.views.crops` is not what the row looks at.
+    """
     rows = METHODS | ENCODERS
     if config.method not in rows:
         raise ValueError(f"method {config.method!r} is unknown; known: {', '.join(METHODS)}")
-    return forward.build(rows[config.method](config))
+    _check_crops({"global"}, config)
+    method = rows[config.method](config)
+    _check_crops({*method.targets.values(), *(p.view for p in method.passes.values())}, config)
+    built = forward.build(method)
+    _check_count(built, config)
+    return built
+
+
+def _check_crops(wanted: Iterable[str], config: ConfigDict) -> None:
+    crops = config.views.crops
+    if missing := sorted(set(wanted) - set(crops)):
+        raise ValueError(
+            f"method {config.method} looks at the crop {missing[0]!r}, but views.crops has only {', '.join(crops)}; "
+            f"configs/baselines/{config.method}.py and configs/stickers.py:method={config.method} have it"
+        )
+
+
+def _check_count(method: Method, config: ConfigDict) -> None:
+    """Terms between two views of an image need them."""
+    alone = config.views.crops["global"].count < 2
+    if alone and ("simclr" in method.losses or ("cls" in method.losses and "local" not in method.passes)):
+        raise ValueError(
+            f"method {method.name} compares two views of each image, but views.crops.global.count is 1; set it to 2, "
+            "with two numbers in blur_p and solarize_p"
+        )
