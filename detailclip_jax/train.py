@@ -22,6 +22,7 @@ from detailclip_jax.validation import validate
 RUN_ERRORS = (
     NonFiniteError,
     CheckpointError,
+    evaluate.EvaluatorError,
     pipeline.TooManyBadRecords,
 )  # what ends a run with a message instead of a traceback
 
@@ -44,7 +45,7 @@ def train(run: Run) -> int:
     """Trains to `total_steps`, from the last checkpoint if there is one.
 
     Returns the exit code: 0, or 128 + the number of the signal that ended the run early (it saved first).
-    Raises NonFiniteError, naming term and step, and CheckpointError.
+    Raises NonFiniteError, naming term and step, and the others of RUN_ERRORS.
     """
     introduce(run)
     config = run.config
@@ -123,14 +124,21 @@ def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainSta
             stop, last = interrupt.reached(step), step == config.total_steps
             if last or step % config.log_every == 0:
                 session.log(step)
-            if config.evaluate_every and step % config.evaluate_every == 0:
+            scored = evaluates(config, step) and not stop
+            if scored:
                 session.evaluate(step, state)
-            if stop or last or step % config.checkpoint_every == 0:
+            if stop or last or step % config.checkpoint_every == 0 or (scored and config.best_metric):
                 session.save(step, state)
             if stop:
                 break
         say_counts(run, batches)
     return state, step
+
+
+def evaluates(config: ConfigDict, step: int) -> bool:
+    """Whether the run evaluates after `step`: at its interval, and before the last save where scores rank them."""
+    ranked = config.best_metric and config.evaluate_at_end and step == config.total_steps
+    return bool(ranked or (config.evaluate_every and step % config.evaluate_every == 0))
 
 
 def open_batches(run: Run, examples: int) -> pipeline.Pipeline:

@@ -258,6 +258,7 @@ def test_too_many_bad_records_end_the_iteration_with_their_names():
         assert batches.position == 100  # judged from there on: 9, 10 or 11 of 100 were bad
     assert {record.split(":")[0] for record in error.value.records} == {"pair-3", "pair-4", "pair-5", "pair-6"}
     assert "\n  pair-3: truncated" in str(error.value)
+    assert "go on with a larger --config.data.max_bad_ratio:\n" in str(error.value)
 
 
 def test_nothing_readable_ends_the_iteration():

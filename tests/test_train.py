@@ -161,6 +161,19 @@ def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
     assert read_lines(run.workdir / "evaluations.jsonl")[1] == {"step": 8, "zero_shot/student/top1": 0.1}
 
 
+def test_every_score_is_saved_with_its_state(run_of, monkeypatch):
+    """Evaluated every 5 steps, saved every 4: the best of 5, 10 and the last step, 12, is kept with its score."""
+    scores = {5: 0.1, 10: 0.9, 12: 0.2}
+    monkeypatch.setattr("detailclip_jax.evaluate.run_all", lambda *args: {"zero_shot/student/top1": scores[args[3]]})
+    run = run_of(evaluate_every=5, max_to_keep=1, best_metric="zero_shot/student/top1", evaluate_at_end=True)
+    monkeypatch.setattr(loop, "finish", lambda *args: None)
+    loop.train(run)
+    checkpoints = Checkpoints(run.workdir, 1, "zero_shot/student/top1")
+    assert (checkpoints.steps(), checkpoints.best_step()) == ([10, 12], 10)
+    checkpoints.close()
+    assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [5, 10, 12]
+
+
 def test_a_best_metric_that_nobody_measures(run_of, monkeypatch):
     monkeypatch.setattr("detailclip_jax.evaluate.run_all", lambda *args: {"zero_shot/student/top1": 0.5})
     with pytest.raises(CheckpointError, match="unknown best_metric 'zero_shot/student/top2'; did you mean"):

@@ -254,7 +254,8 @@ class BadRecords:
             self._name(record)
         if self.num_seen >= MIN_SEEN and self.count > self.max_ratio * self.num_seen:
             raise TooManyBadRecords(
-                f"{self.count} of {self.num_seen} records are unreadable, more than max_bad_ratio {self.max_ratio}:",
+                f"{self.count} of {self.num_seen} records are unreadable, more than max_bad_ratio {self.max_ratio}; "
+                "repair them, or go on with a larger --config.data.max_bad_ratio:",
                 tuple(self._named),
             )
 
