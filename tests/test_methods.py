@@ -1,6 +1,7 @@
 """The battery that every row passes."""
 
 import functools
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import traverse_util
 from tiny import copied, tiny_batch, tiny_config, tiny_experiment, tiny_gradient, tiny_state
 
 from detailclip_jax import experiment, mesh, methods, optimizer
+from detailclip_jax.checkpoint import Checkpoints
 
 ROWS = tuple(methods.METHODS)
 
@@ -89,6 +91,17 @@ def test_same_seed_same_numbers(method):
     exp, history = tiny_experiment(method), trained(method)[1]
     _, metrics = exp.train_step(tiny_state(method), exp.put(tiny_batch(0, exp.config)))
     assert jax.device_get(metrics) == history[0]
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_a_checkpoint_gives_the_whole_state_back(method, tmp_path):
+    exp, (state, _) = tiny_experiment(method), trained(method)
+    with closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(3, state, {"examples": 24}, {"config": "{}"})
+        restored = checkpoints.restore(exp.state_shapes).state
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("method", ROWS)
