@@ -16,6 +16,9 @@ FORMAT is one of
 PATH is a file for the first four and safetensors, a directory for the others; a file is written as PyTorch does, or
 as safetensors if its name ends so.  The written model is loaded and compared with ours; --no-verify skips that, and
 PyTorch is then only needed to write .pth files.
+
+ONNX is not among them: JAX has no exporter that is kept up with it.  Export to open_clip or timm and go on from there
+with torch.onnx.export(model, (images,), "vit.onnx", dynamo=True); the weights are the same.
 """
 
 import argparse

@@ -197,6 +197,13 @@ def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
     assert set(read) == set(flat)
     assert all(np.array_equal(read[name], value) for name, value in flat.items())
     assert json.loads(files.metadata(path)["config"])["model"]["size"] == "tiny"
+    _, again, made = interop.load(path)
+    jax.tree.map(np.testing.assert_array_equal, again["params"], variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, again["ema_params"]["image"], variables["params"]["image"])
+    store.save(tmp_path / "run", again, made, "own")
+    files.write(tmp_path / "less.safetensors", {"a": read["logit_scale/value"]}, files.metadata(path))
+    with pytest.raises(ValueError, match="does not hold the networks of its own config"):
+        interop.load(tmp_path / "less.safetensors", "safetensors")
 
 
 def test_stablehlo_is_called_without_this_package(detailclip, tmp_path):

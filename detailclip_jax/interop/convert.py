@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import experiment
 from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
-from detailclip_jax.interop import files, hub, stacking, tables
+from detailclip_jax.interop import files, hub, own, stacking, tables
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
 from detailclip_jax.interop.tables import Entry, StateDict, Table
@@ -26,7 +26,8 @@ OPTIONS = (
     *("num_heads", "text_heads", "activation", "text_activation", "pooling", "norm_eps"),
     *("normalisation", "mean", "std", "image_size"),
 )
-NAMES = tuple(dict.fromkeys(layout.name for layout in LAYOUTS))
+OWN = "safetensors"
+NAMES = (*dict.fromkeys(layout.name for layout in LAYOUTS), OWN)
 MAX_LISTED = 20
 
 
@@ -54,6 +55,8 @@ def load(
     """
     if unknown := set(options) - set(OPTIONS):
         raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(OPTIONS)}")
+    if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_ours(Path(source)):
+        return own.read(Path(source))
     tensors, beside = (files.arrays(source), {}) if isinstance(source, Mapping) else _open(Path(source))
     options = {name: value for name, value in (beside | _given(options)).items() if value is not None}
     chosen, state_dict = choose(tensors, layout)
@@ -86,6 +89,8 @@ def choose(tensors: Any, name: str | None) -> tuple[Layout, dict[str, np.ndarray
     if name is not None and name not in NAMES:
         raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES)}")
     candidates = [layout for layout in LAYOUTS if name in (None, layout.name)]
+    if not candidates:
+        raise ValueError("this is no safetensors file that `export --to=safetensors` wrote")
     for layout in candidates:
         found = _named(_at_root(tensors, layout), layout)
         if all(mark in found for mark in layout.marks):
@@ -280,7 +285,7 @@ def layout_for(config: ConfigDict, name: str) -> Layout:
     """The layout of that name that can hold a model; ValueError with the reason if none of them does."""
     candidates = [layout for layout in LAYOUTS if layout.name == name]
     if not candidates:
-        raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES)}")
+        raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES[:-1])}")
     spec = spec_of(config.model)
     fitting = [layout for layout in candidates if layout.fits(spec)]
     if not fitting:

@@ -1,0 +1,56 @@
+"""Our own tree in a safetensors file: flattened names, and the config in the header."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from detailclip_jax import ema, experiment, run_config
+from detailclip_jax.interop import files
+from detailclip_jax.interop.tables import flatten
+from detailclip_jax.mesh import make_mesh
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Params
+
+FORMAT = "detailclip_jax"
+
+
+def write(path: Path, params: Params, config: ConfigDict) -> dict[str, np.ndarray]:
+    """Writes one set of weights; returns what was written."""
+    tensors = {name: np.asarray(value) for name, value in flatten(params).items()}
+    files.write(path, tensors, {"format": FORMAT, "config": run_config.to_json(config)})
+    return tensors
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is one that `write` wrote."""
+    return path.suffix == ".safetensors" and path.is_file() and files.metadata(path).get("format") == FORMAT
+
+
+def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    """Networks, variables and config of such a file; the teacher, if the row has one, is a copy.
+
+    Raises ValueError that lists the tensors which the config's networks have and the file lacks, or the other way.
+    """
+    config = run_config.from_json(files.metadata(path)["config"])
+    built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
+    tensors, expected = files.read(path), flatten(built.state_shapes.params)
+    if wrong := sorted(_shapes(tensors).items() ^ _shapes(expected).items()):
+        raise ValueError(f"{path} does not hold the networks of its own config: {wrong[:10]}")
+    if jax.tree.leaves(built.state_shapes.batch_stats):
+        raise ValueError(f"{path} holds no running statistics, and method {config.method} has some")
+    params = traverse_util.unflatten_dict({name: jnp.array(value) for name, value in tensors.items()}, sep="/")
+    teacher = ema.copy(params, built.method.ema)
+    if teacher:
+        logging.warning("the file holds one set of weights: the teacher is a copy of it")
+    return built.model, {"params": params, "ema_params": teacher, "batch_stats": built.state_shapes.batch_stats}, config
+
+
+def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
