@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
@@ -24,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from detailclip_jax import experiment
 from detailclip_jax.mesh import make_mesh
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.run_config import from_json
+from detailclip_jax.run_config import ABSENT, from_json
 from detailclip_jax.types import Params, PyTree
 
 FOLDER = "checkpoints"
@@ -66,8 +67,13 @@ class Checkpoints:
         """Opens `workdir/checkpoints` and removes what a killed run left unfinished there."""
         self.folder = Path(workdir).absolute() / FOLDER
         self._warn = warn
-        _remove_unfinished(self.folder)
+        removed = _remove_unfinished(self.folder)
         self._manager = ocp.CheckpointManager(self.folder, options=_options(max_to_keep, best_metric))
+        if removed:
+            used = f"going on from step {self.steps()[-1]}" if self.steps() else "there is no other"
+            self._warn(
+                f"removed {', '.join(removed)} in {self.folder}, left unfinished when the run was killed; {used}"
+            )
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending."""
@@ -105,21 +111,39 @@ class Checkpoints:
         """The newest checkpoint that can be read, on the shardings of `target` (a tree of ShapeDtypeStruct).
 
         One that cannot is set aside with a warning and the previous one is used.  Returns None without checkpoints.
-        Raises CheckpointError if none of them can be read.
+        Raises CheckpointError if none of them can be read, and if one holds the state of another version.
         """
         failures: dict[int, str] = {}
         for step in reversed(self.steps()):
-            try:
-                restored = self._read(step, target)
-            except Exception as error:  # a damaged file can fail anywhere in the reader
-                failures[step] = _first_line(error)
-                self._warn(f"checkpoint {step} in {self.folder} cannot be read: {failures[step]}")
-                continue
-            self._set_aside(failures)
-            return restored
+            restored, failure = self._try(step, target)
+            if all_processes(restored is not None):
+                self._set_aside(failures)
+                return restored
+            failures[step] = failure
+            self._warn(f"checkpoint {step} in {self.folder} cannot be read: {failure}")
         if failures:
             raise CheckpointError(_none_readable(self.folder, failures))
         return None
+
+    def _try(self, step: int, target: PyTree) -> tuple[Restored | None, str]:
+        """The checkpoint, or why it cannot be read."""
+        self._check_version(step, target)
+        try:
+            return self._read(step, target), "another process failed to read it"
+        except Exception as error:  # a damaged file can fail anywhere in the reader
+            return None, _first_line(error)
+
+    def _check_version(self, step: int, target: PyTree) -> None:
+        """Raises CheckpointError if a checkpoint, whose description can be read, has other arrays than `target`."""
+        try:
+            saved = _saved_shapes(self.folder / str(step) / "state")
+            run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self.folder / str(step) / "run")
+        except Exception:  # damaged: `_read` says how
+            return
+        wanted = _shapes(_fields(target))
+        wrong = [name for name in saved | wanted if saved.get(name) != wanted.get(name)]
+        if wrong:
+            raise CheckpointError(_other_version(step, self.folder, run, saved, wanted, wrong))
 
     def _read(self, step: int, target: PyTree) -> Restored:
         json_item = ocp.args.JsonRestore
@@ -171,16 +195,52 @@ def _options(max_to_keep: int, best_metric: str) -> ocp.CheckpointManagerOptions
     )
 
 
-def _remove_unfinished(folder: Path) -> None:
-    if jax.process_index() == 0:
-        for left in folder.glob(f"*{_UNFINISHED}*"):
-            shutil.rmtree(left)
+def _remove_unfinished(folder: Path) -> list[str]:
+    """Names of what was removed, on the process that did."""
+    unfinished = sorted(folder.glob(f"*{_UNFINISHED}*")) if jax.process_index() == 0 else []
+    for left in unfinished:
+        shutil.rmtree(left)
     multihost_utils.sync_global_devices("unfinished checkpoints removed")
+    return [left.name for left in unfinished]
 
 
 def _none_readable(folder: Path, failures: Mapping[int, str]) -> str:
     lines = "\n".join(f"  {step}: {reason}" for step, reason in failures.items())
     return f"no checkpoint in {folder} can be read:\n{lines}\nMove that folder away to start from the beginning."
+
+
+def all_processes(good: bool) -> bool:
+    """Whether it is so on every process: they go on with the same checkpoint, or all with the one before."""
+    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {"/".join(_key(k) for k in path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _key(entry: Any) -> str:
+    """A step of a path by its name alone: a tuple's fields, a list's numbers and a dict's keys read the same."""
+    return str(next(getattr(entry, kind) for kind in ("key", "name", "idx") if hasattr(entry, kind)))
+
+
+def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    return _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+
+
+def _other_version(
+    step: int,
+    folder: Path,
+    run: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    wrong: list[str],
+) -> str:
+    shown = "".join(f"\n  {n}: {saved.get(n, ABSENT)} there, {wanted.get(n, ABSENT)} now" for n in wrong[:5])
+    return (
+        f"checkpoint {step} in {folder} was written by another version (git {run.get('git_revision')}); "
+        f"{len(wrong)} of its arrays differ:{shown}\nGo on with that version, or start anew in another --workdir, with "
+        f"--config.init={folder.parent} for what still fits."
+    )
 
 
 def _first_line(error: Exception) -> str:

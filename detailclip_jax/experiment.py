@@ -100,8 +100,10 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
 
 
 def build_schedules(config: ConfigDict) -> Schedules:
-    """The schedules over `config.total_steps`, with a warm-up that fits into the run."""
+    """The schedules over `config.total_steps`, with a warm-up that fits into the run; ValueError without a length."""
     opt, total = config.optimizer, config.total_steps
+    if total is None:
+        raise ValueError("total_steps is not set; set config.total_steps, or call run_config.resolve(config, examples)")
     warmup = schedules.clamp_warmup(warmup_steps(config), total)
     return Schedules(
         schedules.warmup_cosine(opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total),
@@ -120,7 +122,7 @@ def build_temperatures(losses: ConfigDict, steps_per_epoch: int) -> dict[str, sc
     """The teacher's temperatures, each rising over the first epochs."""
     ends = {"cls": losses.teacher_temperature, "patch": losses.patch_temperature}
     epochs = losses.temperature_epochs
-    return {name: schedules.epoch_warmup(*pair, epochs, steps_per_epoch) for name, pair in ends.items()}
+    return {name: schedules.epoch_warmup(first, last, epochs, steps_per_epoch) for name, (first, last) in ends.items()}
 
 
 def build_mixing(views: ConfigDict) -> Callable[[Batch, Array], Batch]:

@@ -6,9 +6,9 @@
 --config names a file of configs/, with an argument of its own behind a colon; --config.NAME=VALUE sets a field of it.
 The workdir (default: runs/ and the config's name) receives config.json, metrics.jsonl, tensorboard/, checkpoints/,
 and at the end results.json, report.md and figures/.  The same command goes on from the last checkpoint; Ctrl-C and
-SIGTERM save first.  Several processes (several hosts) find each other through SLURM, Open MPI or a TPU pod, or through
---coordinator, --num_processes and --process_id (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in
-the environment); launch/local.sh starts them on one machine.
+SIGTERM save first.  Several processes (several hosts) find each other through SLURM or Open MPI, on a TPU pod with
+--distributed, or through --coordinator, --num_processes and --process_id (or JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment); launch/local.sh starts them on one machine.
 """
 
 import keyword
@@ -27,6 +27,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py, or c
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, to run as several processes.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes as jax finds them (TPU pods).")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 
 USAGE_ERROR, RUN_ERROR = 2, 1
@@ -109,8 +110,17 @@ def join_processes() -> None:
 
     if explicit := named_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ):
         jax.distributed.initialize(*explicit)
-    elif launched_as_several(os.environ):
+    elif _DISTRIBUTED.value or launched_as_several(os.environ):
         jax.distributed.initialize()
+    check_joined(jax.process_count(), jax.distributed.is_initialized())
+
+
+def check_joined(num_processes: int, joined: bool) -> None:
+    """ValueError where the devices belong to several processes that have not met: signals and saves need that."""
+    if num_processes > 1 and not joined:
+        raise ValueError(
+            f"the devices here are those of {num_processes} processes, which have not met; give --distributed to all"
+        )
 
 
 def named_processes(
@@ -158,7 +168,8 @@ def _prepare_and_train() -> int:
         from detailclip_jax import train  # jax and the networks: after the flags, so that --help is quick
 
         workdir = _WORKDIR.value or run_config.default_workdir(_config_spec(sys.argv) or "run")
-        run = train.prepare(_CONFIG.value, workdir)
+        config = run_config.count_epochs(_CONFIG.value, _override_names(sys.argv))
+        run = train.prepare(config, workdir)
     except (ValueError, FileNotFoundError) as error:
         _fail(str(error))
     try:

@@ -4,9 +4,11 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import TextIOBase
 from typing import TextIO
+
+SHORT = {"reconstruction": "rec"}  # terms, where the line is narrow
 
 
 class Console:
@@ -17,6 +19,11 @@ class Console:
         self._enabled = enabled
         self.stream = stream or sys.stdout
         self._live = ""
+
+    @property
+    def width(self) -> int | None:
+        """Columns of a live line; None where lines are plain and may be of any length."""
+        return shutil.get_terminal_size().columns - 1 if self.stream.isatty() else None
 
     def say(self, text: str = "") -> None:
         """A line that stays."""
@@ -29,9 +36,9 @@ class Console:
 
     def live(self, text: str) -> None:
         """The progress line: replaced by the next one on a terminal, an ordinary line elsewhere."""
-        if not self.stream.isatty():
+        if self.width is None:
             return self.say(text)
-        self._live = text[: shutil.get_terminal_size().columns - 1]
+        self._live = text[: self.width]
         self._print("\r\x1b[K" + self._live)
 
     def end_live(self) -> None:
@@ -78,14 +85,27 @@ class Clock:
 
 
 def progress_line(
-    step: int, total_steps: int, values: Mapping[str, float], terms: Iterable[str], batch_size: int
+    step: int,
+    total_steps: int,
+    values: Mapping[str, float],
+    terms: Sequence[str],
+    batch_size: int,
+    width: int | None = None,
 ) -> str:
-    """step 120/600 | eta 3:21 | loss 9.123 clip 4.210 cls 4.913 | 812 images/s | data wait 3%."""
-    losses = " ".join(f"{name} {values[name]:.3f}" for name in ("loss", *terms))
-    speed = values["images_per_second"]
-    eta = duration((total_steps - step) * batch_size / speed)
+    """step 120/600 | eta 3:21 | 812 images/s | data wait 3% | loss 9.123 clip 4.210 cls 4.913.
+
+    Where that is longer than `width` columns, a shorter form: 120/600 eta 3:21 812/s wait 3% loss 9.12 clip 4.21.
+    """
+    speed, wait = values["images_per_second"], f"wait {values['data_wait']:.0%}"
+    eta = f"eta {duration((total_steps - step) * batch_size / speed)}"
     rate = f"{speed:.0f}" if speed >= 10 else f"{speed:.2f}"
-    return f"step {step}/{total_steps} | eta {eta} | {losses} | {rate} images/s | data wait {values['data_wait']:.0%}"
+    losses = {name: values[name] for name in ("loss", *terms)}
+    shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    line = f"step {step}/{total_steps} | {eta} | {rate} images/s | data {wait} | {shown}"
+    if width is None or len(line) <= width:
+        return line
+    shown = " ".join(f"{SHORT.get(name, name)} {value:#.3g}" for name, value in losses.items())
+    return f"{step}/{total_steps} {eta} {rate}/s {wait} {shown}"[:width]
 
 
 def duration(seconds: float | int) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import default
+
 # How long, how often and where to: a run may go on with other values of these (a trailing dot: all below it).
 MAY_DIFFER = (
     "total_steps",
@@ -159,8 +161,18 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The configuration back from `to_json`, lists as tuples again."""
-    return ConfigDict(_tuples(json.loads(text)))
+    """The configuration back from `to_json`, lists as tuples again.
+
+    Fields that this version knows and the text does not, since an earlier one wrote it, have their default.
+    """
+    return ConfigDict(_over(default().to_dict(), _tuples(json.loads(text))))
+
+
+def _over(below: Any, above: Any) -> Any:
+    """Nested dictionaries, `above` laid over `below`."""
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    return below | {name: _over(below.get(name), value) for name, value in above.items()}
 
 
 def _tuples(value: Any) -> Any:
@@ -170,10 +182,14 @@ def _tuples(value: Any) -> Any:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> (old, new) of every field that differs and must not within one workdir (see MAY_DIFFER)."""
-    before, after = (flatten(json.loads(to_json(config))) for config in (old, new))
+    """Dotted name -> (old, new) of every field that differs and must not within one workdir (see MAY_DIFFER).
+
+    A field that one of them lacks, written by an earlier version, counts as the default's.
+    """
+    usual, before, after = (flatten(json.loads(to_json(config))) for config in (default(), old, new))
     fields = [name for name in before | after if not _may_differ(name)]
-    pairs = {name: (before.get(name, ABSENT), after.get(name, ABSENT)) for name in fields}
+    before, after = (dict.fromkeys(fields, ABSENT) | usual | values for values in (before, after))
+    pairs = {name: (before[name], after[name]) for name in fields}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
@@ -205,17 +221,35 @@ def replace_text(file: Path, text: str) -> None:
     partial.replace(file)
 
 
+def count_epochs(config: ConfigDict, given: Iterable[str]) -> ConfigDict:
+    """The config in which a num_epochs given on the command line counts, and not a total_steps of the file.
+
+    `given` are the dotted names that were.  An epoch is then the data's own, or on scenes without end the file's
+    `steps_per_epoch`.  Raises ValueError where both lengths are given.
+    """
+    given = list(given)
+    if "num_epochs" not in given:
+        return config
+    if "total_steps" in given:
+        raise ValueError("--config.num_epochs and --config.total_steps both say how long the run is; give one of them")
+    counted = ConfigDict(config.to_dict())
+    counted.total_steps = None
+    if "steps_per_epoch" not in given and config.data.source != "stickers":
+        counted.steps_per_epoch = None
+    return counted
+
+
 def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
     """A copy with `steps_per_epoch` and `total_steps` filled in.
 
         steps_per_epoch = num_examples // batch_size        total_steps = num_epochs * steps_per_epoch
 
-    Scenes drawn on the fly have no size, so the stickers source needs `total_steps`.  Raises ValueError for that, and
-    for a data set smaller than a batch.
+    `total_steps` counts where the config has it.  Scenes drawn on the fly have no size: the stickers source needs it,
+    or `steps_per_epoch`.  Raises ValueError for that, and for a data set smaller than a batch.
     """
     resolved = ConfigDict(config.to_dict())
     endless = config.data.source == "stickers"
-    if config.total_steps is None and endless:
+    if config.total_steps is None and config.steps_per_epoch is None and endless:
         raise ValueError(
             "total_steps is not set, and data.source 'stickers' draws scenes without end, so num_epochs says nothing; "
             "give --config.total_steps=N"

@@ -104,7 +104,7 @@ class Session:
             try:
                 check_finite(step, self._last, self.run.terms)
             except NonFiniteError as error:
-                raise NonFiniteError(f"{error}; {self._last_good()}") from None
+                raise NonFiniteError(f"{error}; {self._last_good()}.\n{self._way_out()}") from None
         self._pending.clear()
         return self._last
 
@@ -112,6 +112,14 @@ class Session:
         steps = self.checkpoints.steps()
         where = f"the last good one is step {steps[-1]}" if steps else "there is none yet"
         return f"checkpoints in {self.checkpoints.folder}: {where}"
+
+    def _way_out(self) -> str:
+        rate = self.run.config.optimizer.learning_rate
+        return (
+            "The same command would come to the same step.  Start from there with a gentler optimiser: another "
+            f"--workdir, --config.init={self.run.workdir}, --config.optimizer.learning_rate below {rate:g} or "
+            "--config.optimizer.clip_norm=1.0"
+        )
 
     def log(self, step: int) -> None:
         """Writes the scalars of `step`, the speed since the last line, and shows the progress line."""
@@ -121,8 +129,8 @@ class Session:
         values = {"loss": scalars["loss"]} | scalars | speed
         self._logged = step
         self._writer.write("metrics", step, values)
-        line = progress_line(step, config.total_steps, values, self.run.terms, config.batch_size)
-        self.run.console.live(line)
+        console, size = self.run.console, config.batch_size
+        console.live(progress_line(step, config.total_steps, values, self.run.terms, size, console.width))
 
     def evaluate(self, step: int, state: TrainState) -> Mapping[str, float]:
         """Runs the evaluators (once per step) and writes their numbers.

@@ -34,11 +34,19 @@ def prepare(config: ConfigDict, workdir: str | Path) -> Run:
     """
     config = init_from.adopt(config)
     validate(config)
-    source = pipeline.open_source(config)
+    source = open_source(config)
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
     run_config.claim_workdir(Path(workdir), config, write=jax.process_index() == 0)
     return Run(config, Path(workdir), built, source, Console(enabled=jax.process_index() == 0))
+
+
+def open_source(config: ConfigDict) -> pipeline.Source:
+    """The source of the run; ValueError that says what to install where its package is missing."""
+    try:
+        return pipeline.open_source(config)
+    except ImportError as error:
+        raise ValueError(f"data.source {config.data.source!r}: {error}") from error
 
 
 def train(run: Run) -> int:

@@ -5,11 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import masking
+from detailclip_jax import evaluate, masking
 from detailclip_jax.config import default
 from detailclip_jax.data.sources import CAPTION_RULES, SOURCES
 from detailclip_jax.data.views import crops_from_config
-from detailclip_jax.evaluate import EVALUATORS
 from detailclip_jax.losses.distillation import DIVERGENCES
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
@@ -20,7 +19,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "method": METHODS,
     "model.size": (*sizes.SIZES, sizes.CUSTOM),
     "model.remat": REMAT,
-    "model.dtype": ("float32", "bfloat16", "float16"),
+    "model.dtype": ("float32", "bfloat16"),
     "masking.strategy": masking.STRATEGIES,
     "masking.granularity": masking.CELLS,
     "losses.divergence": DIVERGENCES,
@@ -29,15 +28,31 @@ CHOICES: dict[str, Iterable[str]] = {
     "views.teacher": ("same", "enclosing"),
 }
 PER_VIEW = (".blur_p", ".solarize_p")  # one number for each of a crop's views, checked with the crop
-AT_LEAST_ONE = (
-    "batch_size",
-    "num_epochs",
-    "total_steps",
-    "steps_per_epoch",
-    "log_every",
-    "checkpoint_every",
-    "max_to_keep",
+INFINITE = float("inf")
+RANGES = {  # field, or the end of its name behind a dot: the smallest and the largest value, of each number in a tuple
+    **dict.fromkeys(("batch_size", "num_epochs", "total_steps", "steps_per_epoch"), (1, INFINITE)),
+    **dict.fromkeys(("log_every", "checkpoint_every", "max_to_keep"), (1, INFINITE)),
+    **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers"), (0, INFINITE)),
+    "data.prefetch": (0, INFINITE),
+    "data.max_bad_ratio": (0, 1),
+    "model.context_length": (3, INFINITE),  # start, a word, end
+    "model.drop_path": (0, 1),
+    **dict.fromkeys(("masking.ratio", "masking.drawn_ratio", "masking.probability"), (0, 1)),
+    "losses.label_smoothing": (0, 1),
+    ".scale": (0, 1),
+    **dict.fromkeys(("losses.center_momentum", "ema.start", "ema.end"), (0, 1)),
+    **dict.fromkeys(
+        ("optimizer.warmup_start", "optimizer.learning_rate_end", "optimizer.warmup_epochs"), (0, INFINITE)
+    ),
+    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.betas"), (0, INFINITE)),
+    **dict.fromkeys((".flip", ".jitter_p", ".gray_p", ".blur_p", ".solarize_p", ".mask_p", ".mask_ratio"), (0, 1)),
+}
+POSITIVE = (
+    *("optimizer.learning_rate", "optimizer.eps"),
+    *("losses.student_temperature", "losses.teacher_temperature", "losses.patch_temperature"),
+    *("losses.simclr_temperature", ".scale", ".ratio"),
 )
+ORDERED = (".scale", ".ratio", ".blur_sigma", ".mask_ratio", "masking.drawn_ratio")  # from, to
 
 
 def validate(config: ConfigDict) -> None:
@@ -45,13 +60,12 @@ def validate(config: ConfigDict) -> None:
     fields = flatten(config)
     for name, known in CHOICES.items():
         check_choice(name, fields[name], known)
-    for name in AT_LEAST_ONE:
-        _check_at_least_one(name, fields[name])
     _check_tuples(fields)
+    for name, value in fields.items():
+        _check_range(name, value)
     _check_crops(config)
     _check_best_metric(config)
-    for name in config.evaluators:
-        check_choice("evaluator", name, EVALUATORS)
+    evaluate.plan(config)
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
@@ -60,9 +74,21 @@ def check_choice(name: str, value: str, known: Iterable[str]) -> None:
         raise ValueError(unknown(name, value, known))
 
 
-def _check_at_least_one(name: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"{name} {value} must be at least 1")
+def _check_range(name: str, value: Any) -> None:
+    """Smallest and largest value, more than zero, and pairs that rise."""
+    numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if number is not None]
+    low, high = next((span for field, span in RANGES.items() if _named(name, [field])), (None, INFINITE))
+    if low is not None and any(not low <= number <= high for number in numbers):
+        span = f"at least {low}" if high == INFINITE else f"from {low} to {high}"
+        raise ValueError(f"{name} {value} must be {span}")
+    if _named(name, POSITIVE) and any(not number > 0 for number in numbers):
+        raise ValueError(f"{name} {value} must be greater than 0")
+    if _named(name, ORDERED) and sorted(numbers) != numbers:
+        raise ValueError(f"{name} {value} must not fall: write {tuple(sorted(numbers))}")
+
+
+def _named(name: str, fields: Iterable[str]) -> bool:
+    return any(name.endswith(field) if field.startswith(".") else name == field for field in fields)
 
 
 def _check_tuples(fields: Mapping[str, Any]) -> None:

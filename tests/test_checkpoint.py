@@ -161,9 +161,41 @@ def test_nothing_readable_is_an_error_and_nothing_is_moved(opened):
 def test_what_a_kill_left_unfinished_is_removed(opened, tmp_path):
     left = tmp_path / "checkpoints/7.orbax-checkpoint-tmp"
     (left / "state").mkdir(parents=True)
-    checkpoints, _ = opened()
+    checkpoints, warnings = opened()
     assert not left.exists()
     assert checkpoints.steps() == []
+    (warning,) = warnings
+    assert warning.startswith("removed 7.orbax-checkpoint-tmp in ") and warning.endswith("; there is no other")
+
+
+def test_the_checkpoint_that_takes_the_place_of_an_unfinished_one_is_named(opened, tmp_path):
+    save(opened()[0], [3])
+    (tmp_path / "checkpoints/7.orbax-checkpoint-tmp").mkdir()
+    _, (warning,) = opened()
+    assert "left unfinished when the run was killed; going on from step 3" in warning
+
+
+def test_a_state_of_another_version_is_not_called_damaged(opened):
+    checkpoints, warnings = opened()
+    checkpoints.save(1, state_of(), {}, {"git_revision": "abc123"})
+    checkpoints.wait()
+    other = state_of().replace(params={"kernel": jnp.zeros((64, 4)), "weight": jnp.zeros(3)})
+    message = (
+        r"(?s)checkpoint 1 in .* another version \(git abc123\); 3 of its arrays differ:.*params/half: \(64, 128\) "
+    )
+    with pytest.raises(CheckpointError, match=message + r"there, \(absent\) now.*kernel: \(64, 128\) there, \(64, 4\)"):
+        checkpoints.restore(target_of(other))
+    assert (checkpoints.steps(), warnings) == ([1], [])
+
+
+def test_processes_go_on_together_or_not_at_all(opened, monkeypatch):
+    """Step 2 can be read here and not on the other process; step 1 on both."""
+    checkpoints, warnings = opened()
+    save(checkpoints, [1, 2])
+    answers = iter([False, True])
+    monkeypatch.setattr("detailclip_jax.checkpoint.all_processes", lambda good: next(answers))
+    assert checkpoints.restore(target_of(state_of())).step == 1
+    assert "another process failed to read it" in warnings[0]
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])

@@ -1,5 +1,6 @@
 """Config files, their golden text, and what a bad one is told."""
 
+import json
 import os
 from pathlib import Path
 
@@ -197,6 +198,19 @@ def test_unknown_field(name, message):
         ({"views.crops.global.scale": ("a", "b")}, "views.crops.global.scale .* must be 2 numbers"),
         ({"views.crops.global.blur_p": (0.1,)}, "blur_p"),
         ({"best_metric": "zero_shot/ema/top1"}, "set evaluate_every"),
+        ({"seed": -1}, "seed -1 must be at least 0"),
+        ({"model.context_length": 2}, "model.context_length 2 must be at least 3"),
+        ({"model.dtype": "float16"}, "unknown model.dtype 'float16'"),
+        ({"evaluate_every": -1}, "evaluate_every -1 must be at least 0"),
+        ({"masking.ratio": 1.5}, "masking.ratio 1.5 must be from 0 to 1"),
+        ({"data.max_bad_ratio": 2.0}, "data.max_bad_ratio 2.0 must be from 0 to 1"),
+        ({"views.crops.global.scale": (1.0, 0.5)}, r"scale \(1.0, 0.5\) must not fall: write \(0.5, 1.0\)"),
+        ({"views.crops.global.scale": (0.0, 1.0)}, r"views.crops.global.scale \(0.0, 1.0\) must be greater than 0"),
+        ({"views.crops.global.blur_p": (0.1, 1.1)}, r"blur_p \(0.1, 1.1\) must be from 0 to 1"),
+        ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate 0.0 must be greater than 0"),
+        ({"losses.patch_temperature": (0.04, 0.0)}, "patch_temperature .* must be greater than 0"),
+        ({"evaluators": {"zero_shot": {"scenes": 3}}}, "unknown option of evaluator zero_shot: 'scenes'"),
+        ({"evaluators": {"zero_shoot": {}}}, "unknown evaluator 'zero_shoot'; did you mean 'zero_shot'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(fields, message):
@@ -209,6 +223,25 @@ def test_scenes_without_end_need_total_steps():
     config.data.source = "stickers"
     with pytest.raises(ValueError, match=r"total_steps is not set.*--config.total_steps=N"):
         resolve(config, 2**24)
+
+
+@pytest.mark.parametrize(
+    "fields, given, length",
+    [
+        ({}, [], (600, 60)),
+        ({"num_epochs": 3}, ["num_epochs"], (180, 60)),  # an epoch of the file's
+        ({"num_epochs": 3, "data.source": "records"}, ["num_epochs", "data.source"], (30, 10)),  # of the data's
+        ({"num_epochs": 3, "data.source": "records", "steps_per_epoch": 4}, ["num_epochs", "steps_per_epoch"], (12, 4)),
+    ],
+)
+def test_epochs_that_are_given_count(fields, given, length):
+    resolved = resolve(run_config.count_epochs(config_of(**fields), given), 1280)
+    assert (resolved.total_steps, resolved.steps_per_epoch) == length
+
+
+def test_two_lengths_are_refused():
+    with pytest.raises(ValueError, match="both say how long the run is; give one of them"):
+        run_config.count_epochs(config_of(), ["total_steps", "num_epochs"])
 
 
 def test_data_set_smaller_than_a_batch():
@@ -250,6 +283,19 @@ def test_how_long_how_often_and_where_to_may_differ(tmp_path):
     }
     claim_workdir(tmp_path, resolve(config_of(**longer), YFCC15M))
     assert run_config.from_json((tmp_path / "config.json").read_text()).total_steps == 9
+
+
+def test_a_field_that_an_earlier_version_did_not_know_has_its_default(tmp_path):
+    config = resolve(config_of(**{"model.context_length": 24}), YFCC15M)
+    claim_workdir(tmp_path, config)
+    file = tmp_path / "config.json"
+    saved = json.loads(file.read_text())
+    del saved["model"]["drop_path"], saved["masking"], saved["views"]["crops"]["global"]["flip"]
+    file.write_text(json.dumps(saved))
+    claim_workdir(tmp_path, config)
+    again = run_config.from_json(json.dumps(saved))
+    assert (again.model.drop_path, again.masking.ratio, again.model.context_length) == (0.0, 0.5, 24)
+    assert run_config.differences(base.ConfigDict(saved), config) == {}
 
 
 def test_a_field_that_only_one_config_has_differs():

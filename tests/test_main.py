@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detailclip_jax.main import launched_as_several, named_processes, with_recipe
+from detailclip_jax.main import check_joined, launched_as_several, named_processes, with_recipe
 from detailclip_jax.metrics import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +82,13 @@ def test_help_explains_without_importing_jax():
 )
 def test_launchers_are_recognised(variables, several):
     assert launched_as_several(variables) is several
+
+
+def test_devices_of_several_processes_need_them_to_have_met():
+    check_joined(1, joined=False)
+    check_joined(16, joined=True)
+    with pytest.raises(ValueError, match="those of 16 processes, which have not met; give --distributed"):
+        check_joined(16, joined=False)
 
 
 def test_processes_are_named_by_flags_before_the_environment():

@@ -107,8 +107,17 @@ def test_clock_measures_speed_and_waiting_and_leaves_pauses_out():
 def test_progress_line():
     values = {"loss": 9.1234, "clip": 4.21, "cls": 4.9134, "images_per_second": 128.0, "data_wait": 0.034}
     assert progress_line(120, 600, values, ["clip", "cls"], batch_size=128) == (
-        "step 120/600 | eta 8:00 | loss 9.123 clip 4.210 cls 4.913 | 128 images/s | data wait 3%"
+        "step 120/600 | eta 8:00 | 128 images/s | data wait 3% | loss 9.123 clip 4.210 cls 4.913"
     )
+
+
+def test_progress_line_of_all_terms_fits_80_columns():
+    terms = {"loss": 19.1234, "clip": 4.21, "cls": 4.9134, "patch": 5.0, "reconstruction": 0.5}
+    values = terms | {"images_per_second": 128.0, "data_wait": 0.034}
+    line = progress_line(120, 600, values, list(terms)[1:], batch_size=128, width=79)
+    assert line == "120/600 eta 8:00 128/s wait 3% loss 19.1 clip 4.21 cls 4.91 patch 5.00 rec 0.500"[:79]
+    longer = progress_line(120, 600_000, values, list(terms)[1:], batch_size=128, width=79)
+    assert len(longer) <= 79 and longer.startswith("120/600000 eta 166:38:00 128/s wait 3% loss 19.1 clip")
 
 
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (61.4, "1:01"), (3599.6, "1:00:00"), (90_061, "25:01:01")])
