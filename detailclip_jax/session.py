@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from detailclip_jax import evaluate, provenance
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.experiment import Experiment, dummy_batch
 from detailclip_jax.mesh import sharded
 from detailclip_jax.metrics import MetricWriter, NonFiniteError, NoWriter, check_finite
@@ -18,6 +21,8 @@ from detailclip_jax.run_config import to_json, unknown
 from detailclip_jax.train_state import TrainState
 from detailclip_jax.types import Array
 
+COUNTS = ("bad_records", "truncated_captions")
+MUCH_WAITING = 0.2  # share of the time beyond which the run says what may help
 RUN_AHEAD = 2  # steps that may wait on the device; the next batch travels while one is computed
 PROFILE_AFTER = 5  # steps before a profile starts, so that it shows the steady state
 
@@ -49,6 +54,8 @@ class Session:
         self.run, self.checkpoints = run, checkpoints
         self.clock = Clock()
         self.scores: tuple[int, Mapping[str, float]] | None = None  # of the last evaluation, and its step
+        self.counts: Callable[[], dict[str, int]] = dict  # of the data, over all processes; see `count_data`
+        self._warned = False
         self._pending: list[tuple[int, Mapping[str, Array]]] = []
         self._last: dict[str, float] = {}
         self._start = self._logged = start
@@ -126,11 +133,22 @@ class Session:
         config = self.run.config
         scalars = self._read()
         speed = self.clock.lap((step - self._logged) * config.batch_size)
-        values = {"loss": scalars["loss"]} | scalars | speed
+        values = {"loss": scalars["loss"]} | scalars | speed | self.counts()
+        self._warn_of_waiting(speed["data_wait"])
         self._logged = step
         self._writer.write("metrics", step, values)
         console, size = self.run.console, config.batch_size
         console.live(progress_line(step, config.total_steps, values, self.run.terms, size, console.width))
+
+    def _warn_of_waiting(self, share: float) -> None:
+        """Once, and not of the first interval, in which the pipeline starts."""
+        if share > MUCH_WAITING and not self._warned and self._logged > self._start:
+            self._warned = True
+            data = self.run.config.data
+            self.run.console.warn(
+                f"the devices wait for data {share:.0%} of the time; more --config.data.num_workers (now "
+                f"{data.num_workers}) or --config.data.prefetch (now {data.prefetch}) may help"
+            )
 
     def evaluate(self, step: int, state: TrainState) -> Mapping[str, float]:
         """Runs the evaluators (once per step) and writes their numbers.
@@ -151,9 +169,20 @@ class Session:
         """Starts a checkpoint of a state whose steps were all finite, with the scores if it was just evaluated."""
         self._read()
         scores = self.scores[1] if self.scores and self.scores[0] == step else None
-        data = {"examples": step * self.run.config.batch_size}
+        data = {"examples": step * self.run.config.batch_size, **self.counts()}
         with self.clock.paused():
             self.checkpoints.save(step, state, data, self._record, scores)
+
+
+def count_data(batches: Pipeline, before: Mapping[str, int]) -> Callable[[], dict[str, int]]:
+    """What the data cost since step 0, over all processes, which must ask together; `before` is a checkpoint's."""
+
+    def counts() -> dict[str, int]:
+        here = np.array([batches.num_bad, batches.num_truncated])
+        everywhere = multihost_utils.process_allgather(here).reshape(-1, len(COUNTS)).sum(0)
+        return {name: before.get(name, 0) + int(count) for name, count in zip(COUNTS, everywhere)}
+
+    return counts
 
 
 def run_record(run: Run) -> dict[str, Any]:

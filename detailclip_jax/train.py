@@ -1,5 +1,7 @@
 """The training loop: build, restore or start, step, log, save, evaluate, report."""
 
+import os
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from detailclip_jax.interrupt import Interrupt
 from detailclip_jax.metrics import NonFiniteError
 from detailclip_jax.progress import Console
 from detailclip_jax.schedules import clamp_warmup
-from detailclip_jax.session import Run, Session
+from detailclip_jax.session import Run, Session, count_data
 from detailclip_jax.train_state import TrainState
 from detailclip_jax.validation import validate
 
@@ -90,19 +92,19 @@ class Start(NamedTuple):
 
     state: TrainState
     step: int
-    examples: int  # consumed before
+    data: Mapping[str, int]  # "examples" consumed before, and the counts of `session.COUNTS`
 
 
 def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
     """The newest checkpoint that can be read, or a fresh state."""
     restored = checkpoints.restore(run.experiment.state_shapes)
     if restored is None:
-        return Start(_fresh(run), step=0, examples=0)
+        return Start(_fresh(run), step=0, data={"examples": 0})
     run.console.say(f"going on from the checkpoint of step {restored.step}")
     before, now = restored.run["data_fingerprint"], provenance.data_fingerprint(run.source)
     if before != now:
         run.console.warn(f"the data has changed since this checkpoint (fingerprint {before}, now {now})")
-    return Start(restored.state, restored.step, restored.data["examples"])
+    return Start(restored.state, restored.step, restored.data)
 
 
 def _fresh(run: Run) -> TrainState:
@@ -123,7 +125,8 @@ def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainSta
         run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N trains on")
         return state, step
     train_step = session.compile(state)
-    with open_batches(run, start.examples) as batches:
+    with open_batches(run, start.data["examples"]) as batches:
+        session.counts = count_data(batches, start.data)
         for step in range(start.step + 1, config.total_steps + 1):
             with session.clock.waiting():
                 batch = next(batches)
@@ -139,7 +142,7 @@ def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainSta
                 session.save(step, state)
             if stop:
                 break
-        say_counts(run, batches)
+        say_counts(run, session.counts())
     return state, step
 
 
@@ -151,16 +154,25 @@ def evaluates(config: ConfigDict, step: int) -> bool:
 
 def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
     """This process's batches after so many examples over all processes."""
-    return pipeline.open_pipeline(run.config, run.source, jax.process_index(), jax.process_count(), examples)
+    config = ConfigDict(run.config.to_dict())
+    config.data.num_workers = usable_workers(config.data.num_workers, os.cpu_count() or 1)
+    if config.data.num_workers < run.config.data.num_workers:
+        run.console.say(f"data.num_workers {run.config.data.num_workers} are too many here: {config.data.num_workers}")
+    return pipeline.open_pipeline(config, run.source, jax.process_index(), jax.process_count(), examples)
 
 
-def say_counts(run: Run, batches: pipeline.Pipeline) -> None:
-    """What the data cost on the way: unreadable records and captions that were too long."""
-    if batches.num_bad:
-        run.console.warn(f"{batches.num_bad} unreadable records were replaced by the next (named in the log)")
-    if batches.num_truncated:
+def usable_workers(asked: int, num_cores: int) -> int:
+    """As many workers as there are cores beside this process's own; on two cores none, but threads."""
+    return min(asked, num_cores - 1) if num_cores > 2 else 0
+
+
+def say_counts(run: Run, counts: Mapping[str, int]) -> None:
+    """What the data cost since step 0: unreadable records and captions that were too long."""
+    if bad := counts["bad_records"]:
+        run.console.warn(f"{bad} unreadable records were replaced by the next (named in the log)")
+    if truncated := counts["truncated_captions"]:
         length = run.config.model.context_length
-        run.console.say(f"{batches.num_truncated} captions were longer than context_length {length} and cut")
+        run.console.say(f"{truncated} captions were longer than context_length {length} and cut")
 
 
 def finish(session: Session, state: TrainState, step: int) -> None:

@@ -3,13 +3,15 @@
 import io
 import os
 import signal
+from contextlib import closing
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from detailclip_jax import run_config
+from detailclip_jax import run_config, session
 from detailclip_jax import train as loop
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints
 from detailclip_jax.interrupt import Interrupt
@@ -93,7 +95,9 @@ def test_a_run_logs_saves_and_ends(run_of):
     assert loop.train(run) == 0
     lines = lines_of(run)
     assert [line["step"] for line in lines] == [3, 6, 9, 12]
-    assert set(lines[0]) == {"step", "loss", "clip", "cls", "learning_rate", "images_per_second", "data_wait"}
+    scalars = {"loss", "clip", "cls", "learning_rate"}
+    counts = {"bad_records", "truncated_captions"}
+    assert set(lines[0]) == {"step", *scalars, *counts, "images_per_second", "data_wait"}
     assert 0 <= lines[0]["data_wait"] <= 1
     assert sorted(entry.name for entry in (run.workdir / "checkpoints").iterdir()) == ["12", "8"]
     assert "one weight" in text_of(run) and "compiled the training step in" in text_of(run)
@@ -135,6 +139,44 @@ def test_a_non_finite_loss_is_named_with_its_own_step_and_not_saved(run_of, bad_
     checkpoints = Checkpoints(run.workdir)
     assert checkpoints.steps() == ([4] if bad_step == 7 else [])
     checkpoints.close()
+
+
+class Counted(loop.pipeline.Pipeline):
+    num_bad = 2
+
+    def __init__(self):
+        self.num_truncated = 5
+
+
+def test_what_the_data_cost_is_summed_over_processes_and_kept(run_of, monkeypatch):
+    alone = session.count_data(Counted(), {"bad_records": 10, "examples": 8})
+    assert alone() == {"bad_records": 12, "truncated_captions": 5}
+    monkeypatch.setattr(session.multihost_utils, "process_allgather", lambda counts: np.stack([counts, counts]))
+    assert session.count_data(Counted(), {})() == {"bad_records": 4, "truncated_captions": 10}
+
+
+def test_truncated_captions_go_on_counting_after_a_restart(run_of):
+    short = {"model.context_length": 4}
+    loop.train(run_of("run", total_steps=6, **short))
+    loop.train(run_of("run", **short))
+    loop.train(run_of("other", **short))
+    counts = [[line["truncated_captions"] for line in lines_of(run_of(name, **short))] for name in ("run", "other")]
+    assert counts[0] == counts[1] == sorted(counts[0]) and counts[0][0] > 0
+
+
+def test_waiting_for_data_is_said_once(run_of):
+    run = run_of()
+    with closing(Checkpoints(run.workdir)) as checkpoints, session.Session(run, checkpoints, 0) as opened:
+        for logged in (0, 3, 6):
+            opened._logged = logged
+            opened._warn_of_waiting(0.4)
+    message = "wait for data 40% of the time; more --config.data.num_workers (now 0) or --config.data.prefetch (now 2)"
+    assert text_of(run).count(message) == 1
+
+
+@pytest.mark.parametrize("asked, cores, used", [(8, 64, 8), (8, 4, 3), (8, 2, 0), (0, 64, 0)])
+def test_no_more_workers_than_cores(asked, cores, used):
+    assert loop.usable_workers(asked, cores) == used
 
 
 def test_changed_data_are_said_loudly(run_of):
