@@ -29,7 +29,7 @@ _PUBLIC = {
     "weights": "detailclip_jax.train_state",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from detailclip_jax.losses.clip import normalise as l2_normalise
+from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.train_step import normalise
+from detailclip_jax.train_step import normalise_pixels
 from detailclip_jax.types import Array, Float, Int, Params, UInt8
 
 
@@ -32,15 +32,15 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
         return model.bind({"params": params})
 
     def image(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
-        return l2_normalise(bound(params).embed_image(normalise(images, mean, std)))
+        return l2_normalise(bound(params).embed_image(normalise_pixels(images, mean, std)))
 
     def text(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
         return l2_normalise(bound(params).embed_text(tokens))
 
     def attention(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B N"]:
-        return bound(params).image(normalise(images, mean, std), attention=True).attention.mean(1)
+        return bound(params).image(normalise_pixels(images, mean, std), attention=True).attention.mean(1)
 
     def patches(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B N D"]:
-        return bound(params).image(normalise(images, mean, std)).patches
+        return bound(params).image(normalise_pixels(images, mean, std)).patches
 
     return Encode(jax.jit(image), jax.jit(text), jax.jit(attention), jax.jit(patches))

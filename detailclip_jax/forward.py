@@ -14,14 +14,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Scalar, Tokens, View
+from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Tokens, View
 
 Views = Mapping[str, View]
 Targets = Mapping[str, Tokens]
 
 
-@struct.dataclass
-class Forward:
+class Forward(struct.PyTreeNode):
     """What is known of a batch, filled in the order in which it becomes known; losses and figures read it."""
 
     batch: Batch
@@ -29,8 +28,8 @@ class Forward:
     targets: Mapping[str, Tokens]  # the teacher's tokens, by pass
     hidden: Hidden | None  # over [V, B, N]
     tokens: Mapping[str, Tokens]  # the student's tokens, by pass
-    decoded: Float[Array, "V B H D"] | None
-    text: Float[Array, "B E"] | None
+    decoded: Leaf  # [V, B, H, D]; None without a decoder
+    text: Leaf  # [B, E]; None without captions
     heads: Mapping[str, Array]
 
 
@@ -46,7 +45,7 @@ class Pass(NamedTuple):
     """One pass of the student: the view it reads, and how: `whole`, `visible` or `masked`."""
 
     view: str
-    encode: Callable[[Networks, View, Hidden | None, Array], Tokens]
+    encode: Callable[..., Tokens]  # (student, view, hidden, one key per image)
 
 
 class Head(NamedTuple):
@@ -86,7 +85,7 @@ def forward(method: Method, student: Networks, teacher: Networks, views: Views, 
     """Runs the line on one device's share of the batch: B images, each with its own random key."""
     targets = {name: encode_target(teacher, views[view]) for name, view in method.targets.items()}
     hidden = method.mask(targets, views, batch, keys)
-    tokens = {name: p.encode(student, views[p.view], hidden, keys.image) for name, p in method.passes.items()}
+    tokens = {name: p.encode(student, views[p.view], hidden, keys.of(name)) for name, p in method.passes.items()}
     decoded = method.decode(student, tokens, hidden)
     text = method.read(student, batch)
     line = Forward(batch, views, targets, hidden, tokens, decoded, text, {})
@@ -129,14 +128,14 @@ def view_keys(keys: Array, view: View) -> Array:
     return jax.vmap(lambda v: jax.vmap(lambda key: jax.random.fold_in(key, v + 1))(keys))(numbers)
 
 
-def fold(network: Callable[..., Any], *arrays: Any) -> Any:
+def fold(network: Any, *arrays: Any) -> Any:
     """Runs `network` on [V, B, ...] arrays as one batch of V B, and unfolds what comes back."""
     leading = jax.tree.leaves(arrays[0])[0].shape[:2]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
     return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), network(*flat))
 
 
-def loop(network: Callable[..., Any], *arrays: Any) -> Any:
+def loop(network: Any, *arrays: Any) -> Any:
     """Runs `network` on [V, B, ...] arrays view by view: for networks that look at their batch (SLIP's BatchNorm)."""
     views = [network(*(array[view] for array in arrays)) for view in range(arrays[0].shape[0])]
     return jax.tree.map(lambda *x: jnp.stack(x), *views)

@@ -1,5 +1,8 @@
 """The device mesh: one axis, over which batches are sharded and on which the losses reduce."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -8,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from detailclip_jax.types import DATA, Batch
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices (or those given) along the axis "data"."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)

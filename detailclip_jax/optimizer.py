@@ -4,8 +4,8 @@ The table must cover every parameter; it is printed when a run starts.
 """
 
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,9 +78,9 @@ def build(
         rate = later(learning_rate, start)
         return optax.adamw(rate, *config.betas, eps=config.eps, weight_decay=decay, mask=decayed)
 
-    kinds = {"trained": adamw(0), "frozen": optax.set_to_zero()}
+    kinds: dict[Hashable, optax.GradientTransformation] = {"trained": adamw(0), "frozen": optax.set_to_zero()}
     if wait:
-        kinds["late"] = optax.conditionally_mask(adamw(wait), lambda step, **_: step >= wait)
+        kinds["late"] = optax.conditionally_mask(adamw(wait), lambda step, **_: jnp.asarray(step) >= wait)
     return optax.chain(clipping(config), optax.partition(kinds, _kinds(groups, "late" if wait else "trained")))
 
 
@@ -90,7 +90,7 @@ def later(schedule: Schedule, start: int) -> Schedule:
 
 
 def _kinds(groups: PyTree, last_layer: str) -> PyTree:
-    def kind(path: tuple[str, ...], group: str) -> str:
+    def kind(path: Any, group: str) -> str:
         if group == FROZEN:
             return "frozen"
         return last_layer if path in LAST_LAYER else "trained"

@@ -1,14 +1,14 @@
 """Schedules over steps, with the reference's exact formulas (t counts from 0, T steps in all, W of them warm-up)."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 
 from detailclip_jax.types import Array, Int, Scalar
 
 Step: TypeAlias = Int[Array, ""] | int
-Schedule: TypeAlias = Callable[[Step], Scalar]
+Schedule: TypeAlias = Callable[[Any], Any]  # step -> float32 scalar
 
 
 def warmup_cosine(start: float, peak: float, end: float, warmup_steps: int, total_steps: int) -> Schedule:

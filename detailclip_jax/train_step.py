@@ -117,31 +117,32 @@ def init_variables(rng: Array, batch: Batch, setup: Setup) -> tuple[Params, Para
     views = normalised_views(batch, setup.pixel_mean, setup.pixel_std)
     keys = make_keys(rng, batch)
     init = nn.init(lambda networks: forward(setup.method, networks, networks, views, batch, keys), setup.model)
-    variables = init(rng)
+    variables: PyTree = init(rng)
     return variables["params"], variables.get(STATS, {})
 
 
 def make_keys(key: Array, batch: Batch) -> Keys:
     """A step's keys from one."""
-    return Keys(key, jax.random.split(key, batch["text"].shape[0]))
+    step, images = jax.random.split(key)
+    return Keys(step, jax.random.split(images, batch["text"].shape[0]))
 
 
 def normalised_views(batch: Batch, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, View]:
     """The batch's uint8 crops [B, V, S, S, 3] as float32 views [V, B, S, S, 3]."""
     return {
-        name: View(jnp.moveaxis(normalise(images, mean, std), 1, 0), jnp.moveaxis(batch["box"][name], 1, 0))
+        name: View(jnp.moveaxis(normalise_pixels(images, mean, std), 1, 0), jnp.moveaxis(batch["box"][name], 1, 0))
         for name, images in batch["image"].items()
     }
 
 
-def normalise(
+def normalise_pixels(
     images: UInt8[Array, "*batch S S 3"] | Float[Array, "*batch S S 3"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "*batch S S 3"]:
     """(x / 255 - mean) / std per channel."""
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
-def clamp_logit_scale(params: Params) -> Params:
+def clamp_logit_scale(params: PyTree) -> PyTree:
     """exp(logit_scale) stays within [1, 100], as in CLIP."""
     if "logit_scale" not in params:
         return params

@@ -5,9 +5,11 @@ L layers, S image side in pixels, P values of one patch.  Images are NHWC; `hidd
 boxes are xyxy in pixels.
 """
 
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import jax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -26,20 +28,23 @@ class Keys(NamedTuple):
     What is drawn per image comes from the image's key, so the number of devices changes no number.
     """
 
-    step: Array
-    image: Array  # [B]
+    step: Leaf
+    image: Leaf  # [B]
+
+    def of(self, name: str) -> Array:
+        """The images' keys for the pass of that name: two passes over one image draw different noise."""
+        number = zlib.crc32(name.encode())
+        return jax.vmap(lambda key: jax.random.fold_in(key, number))(self.image)
 
 
-@struct.dataclass
-class View:
+class View(struct.PyTreeNode):
     """V crops of each image and where they were cut: `box` is xyxy in pixels of the picture itself."""
 
     image: Float[Array, "V B S S 3"]
     box: Float[Array, "V B 4"]
 
 
-@struct.dataclass
-class Hidden:
+class Hidden(struct.PyTreeNode):
     """Which patches are hidden from the student: the mask, and its two index lists in ascending order.
 
     Where the number of hidden patches is drawn (iBOT, AttMask) `kept` is None, and `removed` has room for the most
@@ -51,8 +56,7 @@ class Hidden:
     removed: Int[Array, "*batch H"]
 
 
-@struct.dataclass
-class Tokens:
+class Tokens(struct.PyTreeNode):
     """What an image encoder returns, after its final norm.
 
     `attention` holds per layer the softmax of the CLS row over all keys, patches only, averaged over heads;

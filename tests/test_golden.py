@@ -238,7 +238,7 @@ def clip_case():
 def test_clip_embeddings():
     golden, exp, state, batch = clip_case()
     images = batch["image"]["global"][:, 0]
-    normalised = train_step.normalise(images, exp.setup.pixel_mean, exp.setup.pixel_std)
+    normalised = train_step.normalise_pixels(images, exp.setup.pixel_mean, exp.setup.pixel_std)
     embed = jax.jit(functools.partial(exp.model.apply, method="embed_image"))
     ours = embed({"params": state.params}, normalised)
     assert relative(ours, golden["out/image_embed"]) < 1e-5

@@ -25,12 +25,17 @@ def block_mask(side: int, ratio: float, rng: np.random.Generator) -> Bool[np.nda
     return mask
 
 
+def uniform(rng: np.random.Generator, first: float, last: float) -> float:
+    """A number between two, whichever is larger."""
+    return rng.uniform(min(first, last), max(first, last))
+
+
 def new_block(mask: np.ndarray, remaining: float, rng: np.random.Generator) -> tuple[slice, slice] | None:
     """Rows and columns of one more block that hides at most `remaining` patches; None after ten that do not fit."""
     side = len(mask)
     for _ in range(TRIES):
-        area = rng.uniform(*sorted(((side // 3) ** 2, remaining)))
-        aspect = math.exp(rng.uniform(*map(math.log, ASPECT)))
+        area = uniform(rng, (side // 3) ** 2, remaining)
+        aspect = math.exp(uniform(rng, *map(math.log, ASPECT)))
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if not (height < side and width < side):
             continue

@@ -21,7 +21,7 @@ def clip_loss(
     the others', and its transpose returns exact gradients (SLIP's published code gathers without).  The value is this
     device's mean: average it over the axis.
     """
-    image, text = normalise(image), normalise(text)
+    image, text = l2_normalise(image), l2_normalise(text)
     every_image, every_text = gather(image, text, axis)
     target = jnp.arange(text.shape[0]) + (jax.lax.axis_index(axis) * text.shape[0] if axis else 0)
     to_text = scale * jnp.einsum("vbe,ge->vbg", image, every_text, precision="highest")
@@ -31,7 +31,7 @@ def clip_loss(
     return loss, (to_text.argmax(-1) == target).mean()
 
 
-def normalise(x: Float[Array, "*batch E"], eps: float = 1e-12) -> Float[Array, "*batch E"]:
+def l2_normalise(x: Float[Array, "*batch E"], eps: float = 1e-12) -> Float[Array, "*batch E"]:
     """x / max(|x|, eps), in float32, with a finite gradient at zero."""
     x = x.astype(jnp.float32)
     square = jnp.sum(x * x, -1, keepdims=True)

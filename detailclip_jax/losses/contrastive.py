@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.losses.clip import cross_entropy, normalise
+from detailclip_jax.losses.clip import cross_entropy, l2_normalise
 from detailclip_jax.types import Array, Float, Scalar
 
 SELF = -1e9  # the logit of an embedding with itself
@@ -19,7 +19,7 @@ def simclr_loss(
     a, b are L2-normalised.  With `axis`, each device holds B rows of the global batch; the value is this device's
     mean and gradients are exact.
     """
-    own = normalise(views)
+    own = l2_normalise(views)
     every = jax.lax.all_gather(own, axis, axis=1, tiled=True) if axis else own
     num_own, num_all = own.shape[1], every.shape[1]
     target = jnp.arange(num_own) + (jax.lax.axis_index(axis) * num_own if axis else 0)
@@ -33,5 +33,5 @@ def simclr_loss(
 
 def byol_loss(online: Float[Array, "V B F"], target: Float[Array, "#V B F"]) -> Scalar:
     """BYOL: mean of 2 - 2 cos(online, target), the squared distance of unit vectors; no gradient to the target."""
-    online, target = normalise(online), normalise(jax.lax.stop_gradient(target))
+    online, target = l2_normalise(online), l2_normalise(jax.lax.stop_gradient(target))
     return (2 - 2 * jnp.sum(online * target, -1)).mean()

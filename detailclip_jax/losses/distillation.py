@@ -73,7 +73,7 @@ def cls_loss(
     ]
     if not pairs:
         raise ValueError("cls_loss compares different views; it needs at least two, see views.crops.global.count")
-    return sum(pairs) / len(pairs)
+    return jnp.stack(pairs).mean()
 
 
 def patch_loss(

@@ -42,7 +42,7 @@ class Decoder(nn.Module):
         )
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))
         positions = jnp.asarray(sincos_positions(self.width, self.side))
-        seen = jnp.concatenate([jnp.zeros_like(hidden.kept[:, :1]), 1 + hidden.kept], 1)
+        seen = jnp.concatenate([jnp.zeros_like(hidden.kept[:, :1]), hidden.kept + 1], 1)
         visible = embed(encoded) + positions[seen].astype(self.dtype)
         removed = (mask_token + positions[1 + hidden.removed]).astype(self.dtype)
         x = jnp.concatenate([visible, removed], 1)

@@ -76,7 +76,7 @@ class VisionTransformer(nn.Module):
         self.patch_embed = nn.Dense(self.width, bias, dtype=self.dtype, kernel_init=init, bias_init=bias_init)
         self.cls_token = self.param("cls_token", NORMAL, (self.width,))
         learnt = None if fixed else self.param("positions", NORMAL, (side**2 + 1, self.width))
-        self.table = jnp.asarray(sincos_positions(self.width, side)) if fixed else learnt
+        self.table = jnp.asarray(sincos_positions(self.width, side) if fixed else learnt)
         eps, activation = self.style.norm_eps, activation_named(self.style.activation)
         if self.style.pre_norm:
             self.pre_norm = LayerNorm(eps, self.dtype)
