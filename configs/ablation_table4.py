@@ -30,7 +30,7 @@ def get_config(arg=None):
     if not 1 <= arg.row <= len(ROWS):
         raise ValueError(f"config argument row={arg.row}: table 4 has rows 1 to {len(ROWS)}")
     c = run_config.load(str(Path(__file__).with_name("vitb16_yfcc.py")))
-    c.losses.weights = weights(ROWS[arg.row - 1])
+    c.losses.weights.update(weights(ROWS[arg.row - 1]))
     return c
 
 

@@ -2,6 +2,7 @@
 
     python -m detailclip_jax.main --config=configs/stickers.py
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip --config.seed=1
+    python -m detailclip_jax.main --config=configs/stickers.py:teacher=enclosing
 
 Numbers on these scenes are this benchmark's own.  What differs from the paper, and why, stands at each line.
 """
@@ -11,7 +12,9 @@ from detailclip_jax.data.stickers import noun_names
 
 
 def get_config(arg=None):
-    arg = base.parse_arg(arg, method="detailclip")
+    arg = base.parse_arg(arg, method="detailclip", teacher="same")
+    if (arg.method, arg.teacher) not in ((arg.method, "same"), ("detailclip", "enclosing")):
+        raise ValueError(f"config argument teacher={arg.teacher}: known are same and, for detailclip, enclosing")
     c = base.default()
     c.method = arg.method
     c.batch_size = 128
@@ -24,7 +27,7 @@ def get_config(arg=None):
 
     c.model.size = "tiny"  # patch 8, 96 wide, 3 blocks: an 8 x 8 grid
     c.model.image_size = 64
-    c.model.context_length = 32  # captions are short; 77 would be padding (exact under the causal mask)
+    c.model.context_length = 24  # captions have at most 21 tokens; 77 would be padding (exact under the causal mask)
 
     crop = c.views.crops["global"]
     crop.size = 64
@@ -34,13 +37,15 @@ def get_config(arg=None):
     crop.blur_sigma = (0.1, 0.6)  # 2 pixels of 224 are .6 of 64
     crop.solarize_p = (0.0, 0.0)
 
-    c.optimizer.learning_rate = 1e-3  # a small model and batch; 5e-4 is for ViT-B/16 at 4096
+    c.optimizer.learning_rate = 2e-3  # a small model and batch; 1e-3 learns as well, but later (30.3 against 33.8)
     c.optimizer.warmup_epochs = 1.0
-    c.ema.start = 0.99  # .996 -> 1 over 600 steps would leave the teacher at its start
-    c.ema.end = 0.998
+    c.ema.start = 0.98  # .996 -> 1 over 600 steps would leave the teacher at its start; .99 -> .998 still lags
+    c.ema.end = 0.99
     c.losses.pixel_eps = 1e-2  # patches of flat ground have no variance: 1e-6 would make their noise the target
 
     ROWS.get(c.method, paper)(c)
+    if arg.teacher == "enclosing":
+        enclosing(c)
     return c
 
 
@@ -73,10 +78,15 @@ def maskclip(c):
     c.losses.weights.patch = 0.05
 
 
-def aclip(c):
-    """The teacher looks at a larger crop, and cells of 2 x 2 patches are removed."""
+def enclosing(c):
+    """The teacher's attention comes from a crop around the student's views (paper 4.1.1)."""
     c.views.crops.enclosing = base.crop(size=c.model.image_size, kind="enclosing")
     c.views.teacher = "enclosing"
+
+
+def aclip(c):
+    """The teacher looks at a larger crop, and cells of 2 x 2 patches are removed."""
+    enclosing(c)
     c.masking.granularity = "cell2x2"
 
 

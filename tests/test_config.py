@@ -20,7 +20,9 @@ CASES = {
     **{f"stickers-{method}": f"stickers.py:method={method}" for method in METHODS},
     **{f"baselines-{method}": f"baselines/{method}.py" for method in METHODS},
     "ablation_table4-row=5": "ablation_table4.py:row=5",
+    "stickers-teacher=enclosing": "stickers.py:teacher=enclosing",
     "vitb16_yfcc": "vitb16_yfcc.py",
+    "vitb16_yfcc-teacher=enclosing": "vitb16_yfcc.py:teacher=enclosing",
     "vitb16_yfcc-epochs=50": "vitb16_yfcc.py:epochs=50",
     "vitb16_yfcc-preset=reference": "vitb16_yfcc.py:preset=reference",
 }
@@ -99,6 +101,13 @@ def test_rows_that_compare_views_need_two(spec):
         methods.build(config)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_no_config_drops_a_field(name):
+    """Fields are set one by one: a run may give any of the default's."""
+    fields = run_config.flatten(config_of(CASES[name]))
+    assert {name for name in run_config.flatten(base.default()) if not name.startswith("views.crops")} <= set(fields)
+
+
 def test_every_row_has_a_baseline_and_runs_on_stickers():
     assert set(METHODS) | {"detailclip"} == set(methods.METHODS)
 
@@ -134,6 +143,11 @@ def test_reference_preset_differs_from_the_paper_in_four_fields():
     [
         ("stickers.py:metod=clip", "unknown config argument 'metod'; known: method"),
         ("vitb16_yfcc.py:epochs=many", "config argument epochs=many: expected int"),
+        ("vitb16_yfcc.py:teacher=larger", "config argument teacher=larger: known are same, enclosing"),
+        (
+            "stickers.py:method=clip,teacher=enclosing",
+            "teacher=enclosing: known are same and, for detailclip, enclosing",
+        ),
         ("vitb16_yfcc.py:preset=authors", "config argument preset=authors: known are paper, reference"),
     ],
 )

@@ -21,6 +21,6 @@ def get_config(arg=None):
     c.views.crops = {"global": base.crop(**student), "enclosing": base.crop(kind="enclosing")}
     c.views.teacher = "enclosing"
     c.masking.granularity = "cell2x2"  # A-CLIP's code: 25 of 49 cells kept
-    c.losses.weights = {"clip": 1.0, "simclr": 1.0, "byol": 2.0}  # A-CLIP's code
+    c.losses.weights.update({"clip": 1.0, "simclr": 1.0, "byol": 2.0})  # A-CLIP's code
     c.losses.simclr_temperature = 0.1
     return c

@@ -19,6 +19,6 @@ def get_config(arg=None):
     c.method = "clip"
     c.views.crops = {"global": base.crop()}  # SLIP's code: one view, half to all of the picture
     c.model.freeze_patch_embed = False  # SLIP's code
-    c.losses.weights = {"clip": 1.0}
+    c.losses.weights.update({"clip": 1.0})
     c.optimizer.learning_rate, c.optimizer.weight_decay = 5e-4, 0.5  # SLIP, for CLIP
     return c

@@ -27,7 +27,7 @@ def get_config(arg=None):
     c.model.freeze_patch_embed = False
     c.model.drop_path = 0.1
     c.model.prototypes = 65536
-    c.losses.weights = {"cls": 1.0}
+    c.losses.weights.update({"cls": 1.0})
     c.model.freeze_gain = True
     c.losses.teacher_temperature = (0.04, 0.07)  # the README's longer run of ViT-S; (recalled) for ViT-B
     c.losses.temperature_epochs = 30

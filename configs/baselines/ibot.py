@@ -29,7 +29,7 @@ def get_config(arg=None):
     c.model.freeze_patch_embed = False
     c.model.drop_path = 0.1
     c.model.prototypes = 8192  # shared by CLS and patches
-    c.losses.weights = {"cls": 1.0, "patch": 1.0}
+    c.losses.weights.update({"cls": 1.0, "patch": 1.0})
     c.model.freeze_gain = False
     c.losses.teacher_temperature = c.losses.patch_temperature = (0.04, 0.07)
     c.losses.temperature_epochs = 30

@@ -22,7 +22,7 @@ def get_config(arg=None):
     c.model.decoder_width, c.model.decoder_depth = 512, 8  # 16 heads
     c.model.freeze_patch_embed = False
     c.masking.strategy, c.masking.ratio = "random", 0.75
-    c.losses.weights = {"reconstruction": 1.0}
+    c.losses.weights.update({"reconstruction": 1.0})
     c.optimizer.learning_rate = 1.5e-4 * c.batch_size / 256  # 2.4e-3 at 4096
     c.optimizer.warmup_start, c.optimizer.learning_rate_end = 0.0, 0.0
     c.optimizer.warmup_epochs = 40.0

@@ -21,6 +21,6 @@ def get_config(arg=None):
     c.views.crops = {"global": base.crop()}  # one view, as CLIP's; the teacher sees it whole
     c.model.freeze_patch_embed = False
     c.masking.strategy, c.masking.ratio = "random", 0.75  # (recalled) 49 of 196 patches visible
-    c.losses.weights = {"clip": 1.0, "patch": 0.05}  # (recalled)
+    c.losses.weights.update({"clip": 1.0, "patch": 0.05})  # (recalled)
     c.ema.start, c.ema.end = 0.999, 0.9999  # (recalled)
     return c

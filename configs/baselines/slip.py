@@ -21,7 +21,7 @@ def get_config(arg=None):
     jitter = {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_p": 0.8, "gray_p": 0.2, "blur_p": (0.5, 0.5)}
     c.views.crops = {"clean": base.crop(), "global": base.crop(**augmented, **jitter)}
     c.model.freeze_patch_embed = False
-    c.losses.weights = {"clip": 1.0, "simclr": 1.0}
+    c.losses.weights.update({"clip": 1.0, "simclr": 1.0})
     c.losses.simclr_temperature = 0.1
     c.optimizer.learning_rate, c.optimizer.weight_decay = 3e-3, 0.1
     return c

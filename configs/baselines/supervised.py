@@ -25,7 +25,7 @@ def get_config(arg=None):
     c.model.freeze_patch_embed = False
     c.model.num_classes = 1000  # ImageNet-1K
     c.model.drop_path = 0.1
-    c.losses.weights = {"labels": 1.0}
+    c.losses.weights.update({"labels": 1.0})
     c.losses.label_smoothing = 0.1
     c.optimizer.learning_rate = 5e-4 * c.batch_size / 512  # 1e-3
     c.optimizer.warmup_start, c.optimizer.learning_rate_end = 1e-6, 1e-5
