@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def default() -> ConfigDict:
-    """Every field, with DetailCLIP ViT-B/16 on YFCC15M as the value (paper section 4.1; SPEC sections 1-5)."""
+    """Every field, with DetailCLIP ViT-B/16 on YFCC15M as the value (paper section 4.1, and the reference)."""
     c = ConfigDict()
     c.method = "detailclip"
     c.seed = 0
@@ -133,7 +133,7 @@ def _model() -> ConfigDict:
             "decoder_depth": placeholder(int),  # default: 1, as in the reference
             "drop_path": 0.0,  # the last block's rate, rising from 0; the student's alone
             "freeze_gain": True,  # of the prototypes' weight norm; iBOT trains it
-            "freeze_patch_embed": True,  # the MoCo-v3 trick; SPEC section 1
+            "freeze_patch_embed": True,  # the reference, after MoCo v3
             "image_style": {  # models/vit.py; other checkpoints of the field have other values
                 "norm_eps": 1e-6,
                 "activation": "gelu",
@@ -227,7 +227,7 @@ def _cast(name: str, value: str, kind: type) -> Any:
 
 
 def reference_preset(config: ConfigDict) -> ConfigDict:
-    """Sets the choices of the authors' published code where it differs from the paper (SPEC sections 2, 3, 5)."""
+    """Sets the choices of the authors' published code where it differs from the paper."""
     config.masking.granularity = "cell2x2"
     config.views.crops["global"].scale = (0.14, 1.0)
     config.data.caption = "concat"

@@ -36,13 +36,13 @@ def config_of(spec="stickers.py", **fields):
 
 @pytest.mark.parametrize("name", CASES)
 def test_resolved_config_is_golden(name):
-    """RENEW_GOLDEN=1 pytest tests/test_config.py writes the files anew."""
+    """DETAILCLIP_RENEW_GOLDEN=1 pytest tests/test_config.py writes the files anew."""
     text = run_config.as_text(resolve(config_of(CASES[name]), YFCC15M))
     file = GOLDEN / f"{name}.txt"
-    if os.environ.get("RENEW_GOLDEN"):
+    if os.environ.get("DETAILCLIP_RENEW_GOLDEN"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    assert text == file.read_text(), "if this change is meant: RENEW_GOLDEN=1 pytest tests/test_config.py"
+    assert text == file.read_text(), "if this change is meant: DETAILCLIP_RENEW_GOLDEN=1 pytest tests/test_config.py"
 
 
 @pytest.mark.parametrize("name", CASES)

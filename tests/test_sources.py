@@ -15,8 +15,10 @@ from detailclip_jax.data.sources import (
     BadRecord,
     MissingData,
     Records,
+    _random_access,
     caption_of,
     open_source,
+    shards_of,
     write_records,
 )
 
@@ -93,6 +95,13 @@ def test_records_pickle_for_worker_processes(tmp_path):
     write_records(tmp_path, examples(3))
     source = Records(tmp_path, "train")
     assert pickle.loads(pickle.dumps(source))[2] == source[2]
+
+
+def test_a_split_whose_name_begins_alike_is_another(tmp_path):
+    write_records(tmp_path, [{"image": b"a", "captions": ["small"]}], split="train-small")
+    write_records(tmp_path, [{"image": b"b", "captions": ["all"]}], split="train")
+    assert [file.name for file in shards_of(tmp_path, "train")] == ["train-00000.arrayrecord"]
+    assert len(Records(tmp_path, "train")) == 1
 
 
 def test_written_split_is_not_overwritten(tmp_path):
@@ -256,3 +265,12 @@ def test_missing_tfds_data_is_named(tfds_folder, tmp_path):
 def test_sources_leave_jax_out():
     code = "import sys, detailclip_jax.data.sources; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_tfds_without_random_access_is_named():
+    class Sequential:
+        def as_data_source(self, split, decoders):
+            raise NotImplementedError("tfrecord")
+
+    with pytest.raises(MissingData, match="prepare it as array_record"):
+        _random_access(Sequential(), "coco_captions", "train")

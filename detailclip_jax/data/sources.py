@@ -8,6 +8,7 @@ import itertools
 import numbers
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -80,7 +81,7 @@ class Records:
 
     def __init__(self, path: str | os.PathLike, split: str):
         self.name = f"{path}/{split}"
-        paths = sorted(pathlib.Path(path).glob(f"{split}-*.arrayrecord")) if path else []
+        paths = shards_of(path, split) if path else []
         if not paths:
             raise MissingData(_missing_records(path, split))
         self._shards = _opened(paths)
@@ -98,6 +99,12 @@ class Records:
             raise BadRecord(f"{self.name}#{index}: {error}") from error
 
 
+def shards_of(path: str | os.PathLike, split: str) -> list[pathlib.Path]:
+    """The shards `path/split-NUMBER.arrayrecord`, in the order of their names; another split may begin alike."""
+    name = re.compile(re.escape(split) + r"-\d+\.arrayrecord")
+    return sorted(file for file in pathlib.Path(path).glob("*.arrayrecord") if name.fullmatch(file.name))
+
+
 def write_records(
     path: str | os.PathLike, examples: Iterable[Mapping[str, Any]], split: str = "train", shard_size: int = 10_000
 ) -> int:
@@ -113,7 +120,7 @@ def write_records(
     Raises FileExistsError where the split has shards already, and ValueError for an example of another form.
     """
     folder = pathlib.Path(path)
-    if existing := sorted(folder.glob(f"{split}-*.arrayrecord")):
+    if existing := shards_of(folder, split):
         raise FileExistsError(f"{existing[0]} is there already; remove the split's shards or choose another path")
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
@@ -183,6 +190,16 @@ def _missing_records(path: str | os.PathLike, split: str) -> str:
     )
 
 
+def _random_access(builder: Any, path: str, split: str) -> Any:
+    try:
+        return builder.as_data_source(split, decoders={"image": _skip_decoding()})
+    except NotImplementedError as error:
+        raise MissingData(
+            f"tfds {path!r} is prepared in a format without random access; prepare it as array_record: "
+            f"tfds.builder({path!r}, file_format='array_record').download_and_prepare()"
+        ) from error
+
+
 class TfdsRecords:
     """A data set of TensorFlow Datasets, prepared as array_record; needs no TensorFlow.
 
@@ -195,7 +212,7 @@ class TfdsRecords:
         if "image" not in builder.info.features:
             raise MissingData(f"tfds {path!r} has no field 'image'; it has {', '.join(builder.info.features)}")
         self.name = f"{path}/{split}"
-        self._records = builder.as_data_source(split, decoders={"image": _skip_decoding()})
+        self._records = _random_access(builder, path, split)
 
     def __len__(self) -> int:
         return len(self._records)
