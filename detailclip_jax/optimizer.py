@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from clu import parameter_overview
 from flax import traverse_util
 from ml_collections import ConfigDict
 
@@ -126,11 +126,8 @@ def table_text(params: Params, table: tuple[Rule, ...]) -> str:
 
 
 def _sizes_by_rule(flat: Mapping[str, PyTree], table: tuple[Rule, ...]) -> dict[Rule, int]:
-    sizes = dict.fromkeys(table, 0)
-    for path, leaf in flat.items():
-        if rule := group_of(path, table):
-            sizes[rule] += int(np.prod(leaf.shape))
-    return sizes
+    ruled = {rule: {path: leaf for path, leaf in flat.items() if group_of(path, table) == rule} for rule in table}
+    return {rule: int(parameter_overview.count_parameters(leaves)) for rule, leaves in ruled.items()}
 
 
 def _total(sizes: Mapping[Rule, int], width: int) -> str:
