@@ -1,5 +1,6 @@
 """Checkpoints: round trips, retention, damage, and loading without a run."""
 
+import gc
 import shutil
 from typing import Any
 
@@ -146,8 +147,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_previous_one(opened, damage):
     save(checkpoints, [2])  # the run comes to step 2 again and may write it
     assert checkpoints.steps() == [1, 2]
     assert checkpoints.restore(target_of(state_of())).step == 2
+    gc.collect()  # what the reader dropped complains here, where that is expected, and not in a later test
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nothing_readable_is_an_error_and_nothing_is_moved(opened):
     checkpoints, _ = opened()
     save(checkpoints, [1, 2])
@@ -156,6 +159,7 @@ def test_nothing_readable_is_an_error_and_nothing_is_moved(opened):
     with pytest.raises(CheckpointError, match=r"(?s)no checkpoint in .* can be read:\n  2: .*\n  1: .*Move that"):
         opened()[0].restore(target_of(state_of()))
     assert {entry.name for entry in checkpoints.folder.iterdir()} == {"1", "2"}
+    gc.collect()
 
 
 def test_what_a_kill_left_unfinished_is_removed(opened, tmp_path):

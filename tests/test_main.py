@@ -117,6 +117,32 @@ def stopped(workdir, cache, number, lines):
     return process.returncode, output
 
 
+def killed_while_saving(workdir, cache):
+    """Starts the run and kills it while the folder of an unfinished checkpoint is there; False if it was too fast."""
+    run = command(f"--config={SMALLEST}", f"--workdir={workdir}")
+    process = subprocess.Popen(run, cwd=ROOT, env=environment(cache), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not unfinished(workdir):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    return bool(unfinished(workdir))
+
+
+def unfinished(workdir):
+    return list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(tmp_path):
+    workdir, cache = tmp_path / "run", tmp_path / "cache"
+    assert any(killed_while_saving(workdir, cache) for _ in range(5))
+    name = unfinished(workdir)[0].name
+    result = finished(f"--config={SMALLEST}", f"--workdir={workdir}", cache=cache)
+    assert result.returncode == 0, result.stderr
+    assert f"*** WARNING: removed {name} in " in result.stdout and not unfinished(workdir)
+    assert [line["step"] for line in read_lines(workdir / "metrics.jsonl")] == list(range(1, 41))
+    assert (workdir / "checkpoints/40").is_dir()
+
+
 def num_lines(workdir):
     file = workdir / "metrics.jsonl"
     return file.read_text().count("\n") if file.exists() else 0
