@@ -164,6 +164,18 @@ def test_a_report_without_results_says_so(tmp_path):
     assert "nothing was evaluated" in report.write(tmp_path, {}, default(), step=1)
 
 
+def test_the_report_names_what_was_left_out(tmp_path):
+    config = sticker_config(zero_shot={}, kept_objects={})
+    with config.unlocked():
+        config.method = "dino"
+    text = report.write(tmp_path, {"kept_objects/student/share": 0.5}, config, step=1)
+    assert text.endswith("\n\nLeft out, since dino has no networks for it: zero_shot.\n")
+    assert "zero_shot, kept_objects" in report.write(tmp_path, {}, config, step=1)
+    assert "Left out" not in report.write(
+        tmp_path, {"zero_shot/student/top1": 1.0}, sticker_config(zero_shot={}), step=1
+    )
+
+
 def sticker_config(**evaluators):
     config = default()
     config.data.source, config.model.size, config.model.image_size = "stickers", "tiny", 64

@@ -109,6 +109,16 @@ def test_a_method_without_teacher_and_pixels_has_fewer_pictures(tmp_path, monkey
     assert [path.name for path in figures.write(tmp_path, built, built.init(0))] == ["attention.png"]
 
 
+def test_a_run_on_other_data_has_its_curves_without_the_drawings(tmp_path, monkeypatch):
+    monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16))
+    monkeypatch.setattr(figures, "of_scenes", None)  # not called
+    config = nano_config("clip")
+    config.data.source = "records"
+    built = experiment.build(config, make_mesh(jax.devices()[:1]))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "clip": 2.0}\n')
+    assert [path.name for path in figures.write(tmp_path, built, built.state_shapes)] == ["loss_curves.png"]
+
+
 def nano_config(method):
     config = default()
     config.method, config.data.source, config.batch_size, config.total_steps = method, "stickers", 8, 1

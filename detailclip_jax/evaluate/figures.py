@@ -1,6 +1,7 @@
 """The pictures of a run, drawn from its experiment and state (what they look like: `visualize`)."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,21 +24,29 @@ def write(workdir: str | Path, experiment: Experiment, state: TrainState) -> lis
     """Writes figures/loss_curves.png, attention.png and reconstructions.png; returns the paths of those it
     drew.
 
-    Curves come from the workdir's metrics.jsonl, the others from held-out sticker scenes.  A method without
-    a pixel loss has no reconstructions.  All processes of a run call this, the first one writes.
+    Curves come from the workdir's metrics.jsonl; runs on stickers have the others, of held-out scenes.  A method
+    without a pixel loss has no reconstructions.  All processes of a run call this, the first one writes.
     """
+    figures = {}
+    metrics = Path(workdir) / "metrics.jsonl"
+    if metrics.exists():
+        figures["loss_curves"] = visualize.loss_curves(read_lines(metrics))
+    if experiment.config.data.source == "stickers":
+        figures |= of_scenes(experiment, state)
+    if jax.process_index():
+        return []
+    return [visualize.save(figure, Path(workdir) / "figures" / f"{name}.png") for name, figure in figures.items()]
+
+
+def of_scenes(experiment: Experiment, state: TrainState) -> dict[str, Any]:
+    """The figures that look at held-out sticker scenes."""
     config = experiment.config
     scenes = stickers.scenes(config, "held_out_pairs", NUM_SCENES)
     images = stickers.pictures([scenes[i] for i in range(NUM_SCENES)], config.model.image_size)
     figures = {"attention": attention(experiment, state, images)}
     if "reconstruction" in experiment.method.losses:
         figures["reconstructions"] = reconstructions(experiment, state, images)
-    metrics = Path(workdir) / "metrics.jsonl"
-    if metrics.exists():
-        figures["loss_curves"] = visualize.loss_curves(read_lines(metrics))
-    if jax.process_index():
-        return []
-    return [visualize.save(figure, Path(workdir) / "figures" / f"{name}.png") for name, figure in figures.items()]
+    return figures
 
 
 def attention(experiment: Experiment, state: TrainState, images: UInt8[np.ndarray, "B S S 3"]):
@@ -74,9 +83,13 @@ def reconstruct(
 
 
 def _as_batch(experiment: Experiment, images: UInt8[np.ndarray, "B S S 3"]):
-    """The images as all views of a training batch, filled up so that it divides over the devices."""
+    """The images as all views of their size in a training batch, cut whole, filled up to divide over the devices."""
     devices = experiment.mesh.devices.size
     count = -(-len(images) // devices) * devices
     batch = jax.tree.map(np.array, dummy_batch(experiment.config, count))
-    batch["image"]["global"][: len(images)] = images[:, None]
+    size = images.shape[1]
+    for name, crops in batch["image"].items():
+        batch["box"][name][:] = (0, 0, size, size)
+        if crops.shape[-2] == size:
+            crops[: len(images)] = images[:, None]
     return batch

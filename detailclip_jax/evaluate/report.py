@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.evaluate.evaluators import plan
 from detailclip_jax.evaluate.metrics import Metric
 from detailclip_jax.run_config import replace_text, to_json
 
@@ -79,12 +80,20 @@ def config_digest(config: ConfigDict) -> str:
 def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str:
     """The table, one row per metric, with a column for each set of weights and chance beside them."""
     if not results:
-        return f"{_title(config, step)}: nothing was evaluated.\n"
+        return "\n\n".join([f"{_title(config, step)}: nothing was evaluated.", *_left_out(results, config)]) + "\n"
     weights = list(dict.fromkeys(name.split("/")[1] for name in results))
     rows = list(dict.fromkeys((name.split("/")[0], name.split("/")[2]) for name in results))
     head = ["", *(WEIGHTS.get(w, w) for w in weights), "chance", "n"]
     table = [_row(results, task, metric, weights) for task, metric in rows]
-    return "\n".join([_title(config, step), "", *_aligned([head, *table]), "", _notes(dict(rows))]) + "\n"
+    notes = "\n\n".join([_notes(dict(rows)), *_left_out(results, config)])
+    return "\n".join([_title(config, step), "", *_aligned([head, *table]), "", notes]) + "\n"
+
+
+def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:
+    """A line that names the evaluators without a result: the method has none of the networks they need."""
+    measured = {name.split("/")[0] for name in results}
+    missing = [name for name in plan(config) if name not in measured]
+    return [f"Left out, since {config.method} has no networks for it: {', '.join(missing)}."] if missing else []
 
 
 def _notes(tasks: Iterable[str]) -> str:
