@@ -171,13 +171,17 @@ def floors(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
 
     config = config_of(parse_row("clip"), 0, arguments)
     config.init = ""
+    options = evaluate.plan(config)
+    if "segmentation" not in options:
+        return {}
+    config.evaluators = {"segmentation": options["segmentation"]}
     built = experiment.build(config)
-    evaluators = {"segmentation": evaluate.build_all(built.encode, config)["segmentation"]}
-    untrained = [
-        evaluate.run(evaluators, {"student": built.init(seed).params}, step=0) for seed in range(arguments.seeds)
-    ]
-    evaluators["segmentation"].encode = PixelEncoder(built.config.model)
-    return {"untrained": untrained, "raw pixels": [evaluate.run(evaluators, {"student": {"image": {}}}, step=0)]}
+    features, pixels = (evaluate.build_all(encode, config) for encode in (built.encode, PixelEncoder(config.model)))
+    untrained = [{"student": built.init(seed).params} for seed in range(arguments.seeds)]
+    return {
+        "untrained": [evaluate.run(features, params, step=0) for params in untrained],
+        "raw pixels": [evaluate.run(pixels, {"student": {"image": {}}}, step=0)],
+    }
 
 
 def compare(rows: Sequence[Row], arguments: argparse.Namespace) -> int:

@@ -78,7 +78,15 @@ def figure(table: Table):
         for height, spreads in enumerate(table.values()):
             if name in spreads:
                 spread = spreads[name]
-                panel.errorbar(100 * spread.mean, -height, xerr=100 * spread.std, fmt="o", color="#0072B2", capsize=3)
+                panel.errorbar(
+                    100 * spread.mean,
+                    -height,
+                    xerr=100 * spread.std,
+                    fmt="o",
+                    color="#0072B2",
+                    capsize=3,
+                    clip_on=False,
+                )
         panel.set_title(f"{METRICS[name]}, %", fontsize=9)
         panel.set_yticks([-height for height in range(len(labels))], labels, fontsize=8)
         panel.grid(axis="x", color="#DDDDDD")
