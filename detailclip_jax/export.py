@@ -13,12 +13,10 @@ FORMAT is one of
   huggingface         a directory for transformers.AutoModel.from_pretrained(PATH): a VisionTextDualEncoderModel
   safetensors         our own tree under its flattened names, with the config in the header
   stablehlo           a directory with encode_image.bin and encode_text.bin for jax.export.deserialize
+  onnx                a directory with encode_image.onnx and encode_text.onnx (pip install jax2onnx onnxruntime)
 PATH is a file for the first four and safetensors, a directory for the others; a file is written as PyTorch does, or
 as safetensors if its name ends so.  The written model is loaded and compared with ours; --no-verify skips that, and
 PyTorch is then only needed to write .pth files.
-
-ONNX is not among them: JAX has no exporter that is kept up with it.  Export to open_clip or timm and go on from there
-with torch.onnx.export(model, (images,), "vit.onnx", dynamo=True); the weights are the same.
 """
 
 import argparse
@@ -33,6 +31,7 @@ from absl import logging
 from detailclip_jax import checkpoint, ema
 from detailclip_jax.interop import formats
 from detailclip_jax.interop.convert import resize
+from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.verify import rows
 from detailclip_jax.types import Params
 
@@ -71,7 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         model = model.clone(image=model.image.clone(image_size=arguments.image_size))
     which, params = choose_weights(variables, arguments.weights)
     fmt, path = formats.FORMATS[arguments.to], Path(arguments.out)
-    export = formats.Export(model, params, variables, config)
+    export = Export(model, params, variables, config)
     _check_kind(path, fmt.is_directory)
     written = fmt.write(export, path)
     print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else which, written)))
@@ -98,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except ImportError as error:
-        print(f"error: {error}; the extra `torch` has it (pip install -e .[torch]), or --no-verify", file=sys.stderr)
+        print(f"error: {error}: pip install -e .[torch] (onnx: jax2onnx onnxruntime), or --no-verify", file=sys.stderr)
         return 2
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -64,7 +64,7 @@ def summary(variables: dict[str, Params], config: Any) -> list[str]:
     lines = [
         f"method      {config.method}",
         f"size        {size}; {model.image_size} px",
-        f"image tower {', '.join(f'{name} {model.image_style[name]}' for name in Style._fields)}",
+        f"image tower {', '.join(f'{name} {model.image_style[name]}' for name in Style._fields if name != 'init')}",
         f"parameters  {counts['params']:,} in {', '.join(variables['params'])}",
         f"teacher     {teacher}",
     ]

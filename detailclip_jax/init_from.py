@@ -93,7 +93,7 @@ def report(
     """What is loaded, fresh and copied, and the recipe."""
     opt, style = config.optimizer, Style(**config.model.image_style)
     rates = ", ".join(f"{part} x {opt.part_rates[part]:g}" for part in loaded)
-    kept = ", ".join(f"{name} {value}" for name, value in style._asdict().items())
+    kept = ", ".join(f"{name} {value}" for name, value in style._asdict().items() if name != "init")
     return [
         f"starting from {config.init} ({source.method}, {source.model.size})",
         f"  loaded        {', '.join(loaded) or 'nothing'}",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax import checkpoint, config, ema, experiment, export, interop, mesh
-from detailclip_jax.interop import files, formats, hub, store, verify
+from detailclip_jax.interop import files, formats, hub, measure, store, verify
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.models.sizes import Size
 from detailclip_jax.models.vit import Style
@@ -79,13 +79,15 @@ CASES = [
     ("timm", "vit.pth", 1),
     ("safetensors", "own.safetensors", 2),
     ("stablehlo", "hlo", 2),
+    ("onnx", "onnx", 2),
 ]
+NEEDS = {"stablehlo": "flatbuffers", "onnx": "jax2onnx"}
 
 
 @pytest.mark.parametrize(("to", "name", "rows"), CASES)
 def test_written_loaded_and_equal(detailclip, tmp_path, capsys, to, name, rows):
-    if to == "stablehlo":
-        pytest.importorskip("flatbuffers")
+    if to in NEEDS:
+        pytest.importorskip(NEEDS[to])
     assert run(detailclip, to, tmp_path / name) == 0
     printed = capsys.readouterr().out
     differences = relative_differences(printed)
@@ -140,7 +142,8 @@ def test_open_clip_with_timm_s_tower(tmp_path, capsys, size):
     assert content["preprocess_cfg"]["mean"] == [0.485, 0.456, 0.406]
     assert content["model_cfg"]["vision_cfg"]["timm_pool"] == "token"
     _, variables, _ = checkpoint.load(workdir)
-    _, again, read = interop.load(tmp_path / "out", num_heads=size.num_heads)
+    _, again, read = interop.load(tmp_path / "out")
+    assert measure.size_of(read.model).num_heads == size.num_heads
     jax.tree.map(np.testing.assert_array_equal, again["params"], variables["params"])
     assert read.model.text_activation == "quick_gelu"
 
@@ -234,7 +237,7 @@ def test_without_pytorch(detailclip, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert run(detailclip, "timm", tmp_path / "vit.safetensors", "--no-verify") == 0
     assert run(detailclip, "timm", tmp_path / "vit.safetensors") == 2
-    assert "the extra `torch` has it" in capsys.readouterr().err
+    assert "pip install -e .[torch]" in capsys.readouterr().err
     assert run(detailclip, "timm", tmp_path / "vit.pth", "--no-verify") == 2
     assert "a name that ends in .safetensors does not" in capsys.readouterr().err
 

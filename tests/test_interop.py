@@ -307,6 +307,14 @@ def test_heads_that_no_shape_tells():
     assert [measure.heads_of(width, None, "num_heads") for width in (384, 768, 1024)] == [6, 12, 16]
 
 
+def test_slip_s_small_vit_has_twelve_heads_and_timm_s_six():
+    size = SIZES["S/16"]._replace(depth=1, text_depth=1)
+    for name, heads in (("clip", 12), ("timm", 6)):
+        state_dict, _ = written(next(row for row in LAYOUTS if row.name == name), size)
+        _, _, config = interop.load(state_dict, name, text_heads=8)
+        assert measure.size_of(config.model).num_heads == heads
+
+
 def test_activations_that_no_shape_tells():
     layout = next(row for row in LAYOUTS if row.name == "open_clip")
     state_dict, _ = written(layout)

@@ -25,11 +25,18 @@ def options_beside(file: Path) -> dict[str, Any]:
     """What the config files in the folder of some weights say that shapes do not."""
     folder = file.parent
     if (folder / OPEN_CLIP).is_file():
-        return open_clip_options(_json(folder / OPEN_CLIP))
+        return open_clip_options(_json(folder / OPEN_CLIP)) | _trunk_options(folder)
     if (folder / HUGGINGFACE).is_file() and file.name in ("model.safetensors", "pytorch_model.bin"):
         preprocessor = _json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
         return huggingface_options(_json(folder / HUGGINGFACE), preprocessor)
     return {}
+
+
+def _trunk_options(folder: Path) -> dict[str, Any]:
+    """Heads of an image tower that `timm_trunk_config` describes."""
+    file = folder / "trunk" / HUGGINGFACE
+    heads = _json(file).get("model_args", {}).get("num_heads") if file.is_file() else None
+    return {} if heads is None else {"num_heads": heads}
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from detailclip_jax.interop import huggingface, openai, reference, timm_vit
 from detailclip_jax.interop.measure import (
+    HEADS,
+    SLIP_HEADS,
     Shapes,
     Spec,
     Tower,
@@ -40,6 +42,7 @@ class Layout(NamedTuple):
     table: Callable[[Spec], Table]
     text: Mapping[str, str] | None = None  # keys: blocks, positions, token_embedding, joint
     measure_heads: Callable[[Shapes], dict[str, int]] = lambda shapes: {}
+    heads: Mapping[int, int] = HEADS  # of its image towers, by width
     style: Style = Style()
     fits: Callable[[Spec], bool] = lambda spec: spec.style == Style() and spec.text_activation == "quick_gelu"
     normalisation: str = "imagenet"
@@ -61,7 +64,7 @@ class Layout(NamedTuple):
 
     def measure(self, shapes: Shapes, options: Mapping[str, Any]) -> Spec:
         """The sizes of a model in this layout; ValueError that names the tensor they cannot be read from."""
-        fields, image_size = image_fields(shapes, self.tower, options.get("num_heads"))
+        fields, image_size = image_fields(shapes, self.tower, options.get("num_heads"), self.heads)
         context_length, vocab_size = 77, 49408
         if self.text:
             of_text, context_length, vocab_size = text_fields(shapes, self.text, options.get("text_heads"))
@@ -176,6 +179,7 @@ LAYOUTS = (
         reference.detailclip_table,
         CLIP_TEXT,
         detailclip_heads,
+        heads=SLIP_HEADS,
     ),
     Layout(
         "aclip",
@@ -185,6 +189,7 @@ LAYOUTS = (
         reference.aclip_table,
         CLIP_TEXT,
         slip_heads,
+        heads=SLIP_HEADS,
         crops={"enclosing": {"kind": "enclosing"}},
     ),
     Layout(
@@ -195,9 +200,18 @@ LAYOUTS = (
         reference.slip_table,
         CLIP_TEXT,
         slip_heads,
+        heads=SLIP_HEADS,
         crops={"clean": {}},
     ),
-    Layout("clip", "clip", ("visual.cls_token", "image_projection"), SLIP, reference.clip_table, CLIP_TEXT),
+    Layout(
+        "clip",
+        "clip",
+        ("visual.cls_token", "image_projection"),
+        SLIP,
+        reference.clip_table,
+        CLIP_TEXT,
+        heads=SLIP_HEADS,
+    ),
     Layout(
         "openai",
         "clip",

@@ -14,6 +14,7 @@ from detailclip_jax.models.vit import Style
 
 Shapes = Mapping[str, tuple[int, ...]]
 HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1280: 16}  # of the field's ViTs and text towers, by width
+SLIP_HEADS = HEADS | {384: 12}  # whose ViT-S is MoCo v3's
 SMALL_HEADS = 4  # of towers too narrow for heads of 64, as in size "tiny"
 
 
@@ -52,7 +53,9 @@ def shape_of(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
     return shapes[key]
 
 
-def image_fields(shapes: Shapes, tower: Tower, heads: int | None) -> tuple[dict[str, int], int]:
+def image_fields(
+    shapes: Shapes, tower: Tower, heads: int | None, habit: Mapping[int, int] = HEADS
+) -> tuple[dict[str, int], int]:
     """Fields of a Size and the side of the image in pixels."""
     width, channels, patch_size, across = shape_of(shapes, tower.kernel, 4)
     if channels != 3 or patch_size != across:
@@ -70,7 +73,7 @@ def image_fields(shapes: Shapes, tower: Tower, heads: int | None) -> tuple[dict[
         "patch_size": patch_size,
         "width": width,
         "depth": depth,
-        "num_heads": heads_of(width, heads, "num_heads"),
+        "num_heads": heads_of(width, heads, "num_heads", habit),
     }
     return fields, side * patch_size
 
@@ -84,16 +87,16 @@ def text_fields(shapes: Shapes, keys: Mapping[str, str], heads: int | None) -> t
     return fields, length, vocab_size
 
 
-def heads_of(width: int, given: int | None, name: str) -> int:
+def heads_of(width: int, given: int | None, name: str, habit: Mapping[int, int] = HEADS) -> int:
     """The number of heads, which no shape tells: as given, or the field's habit for this width.
 
     Raises ValueError for a width without habit, or one that the heads do not divide.
     """
     if given is None:
-        if width not in HEADS and width >= min(HEADS):
+        if width not in habit and width >= min(habit):
             raise ValueError(f"no shape tells how many heads a tower {width} wide has; give {name}")
-        given = HEADS.get(width, SMALL_HEADS)
-        if width not in HEADS:
+        given = habit.get(width, SMALL_HEADS)
+        if width not in habit:
             logging.warning("%s %d assumed for a tower %d wide: no shape tells; give %s", name, given, width, name)
     if width % given:
         raise ValueError(f"{name} {given} does not divide the width {width}")

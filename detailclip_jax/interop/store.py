@@ -26,7 +26,7 @@ def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDic
     known = built.state_shapes.replace(
         params=dict(variables["params"]),
         ema_params=dict(variables["ema_params"]),
-        batch_stats=dict(variables["batch_stats"]),
+        batch_stats={**built.state_shapes.batch_stats, **variables["batch_stats"]},
         rng=jax.random.key_data(jax.random.key(config.seed)),
     )
     state = jax.tree.map(_zeros_for_shape, known)

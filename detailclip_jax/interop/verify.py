@@ -211,15 +211,6 @@ def huggingface_features(path: Path, config: ConfigDict, batch: Inputs) -> Featu
         return {name: getattr(value, "pooler_output", value).numpy() for name, value in features.items()}
 
 
-def stablehlo_features(path: Path, batch: Any) -> Features:
-    """What `jax.export` alone makes of the files of a directory, called with raw inputs."""
-    called = {}
-    for name, array in batch.items():
-        exported = jax.export.deserialize(bytearray((path / f"encode_{name}.bin").read_bytes()))
-        called[name] = np.asarray(exported.call(array))
-    return called
-
-
 def rows(differences: Mapping[str, Difference]) -> list[str]:
     """Lines of the table that an export prints."""
     width = max(len(name) for name in differences)

@@ -1,0 +1,138 @@
+"""The encoders as compiled functions, with the weights inside and the batch left open: StableHLO and ONNX."""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from detailclip_jax import run_config
+from detailclip_jax.encode import encoders
+from detailclip_jax.interop import verify
+from detailclip_jax.interop.measure import spec_of
+from detailclip_jax.interop.tables import flatten
+from detailclip_jax.interop.verify import Difference, Features
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.train_step import normalise_pixels
+from detailclip_jax.types import Array, Float, Params
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+TOWERS = ("image", "image_projection", "text", "text_projection")
+
+
+class Export(NamedTuple):
+    """What is exported: `params` are the chosen weights, `variables` all there are."""
+
+    model: Networks
+    params: Params
+    variables: Mapping[str, Params]
+    config: ConfigDict
+
+
+class Function(NamedTuple):
+    """An encoder with its weights; shape and type of its argument without the batch axis."""
+
+    call: Callable[[Any], Array]
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def functions(export: Export) -> dict[str, Function]:
+    """`image` takes uint8 pixels and `text` token ids, to L2-normalised embeddings; an image encoder alone gives
+    what stands for the image and the patches."""
+    spec, encode = spec_of(export.config.model), encoders(export.model, export.config)
+    pixels = (spec.image_size, spec.image_size, 3)
+    if export.model.image_projection is None:
+        return {"image": Function(partial(_image_tokens, export), pixels, np.uint8)}
+    image, text = ({name: export.params[name] for name in (tower, f"{tower}_projection")} for tower in TOWERS[::2])
+    return {
+        "image": Function(partial(encode.image, image), pixels, np.uint8),
+        "text": Function(partial(encode.text, text), (spec.context_length,), np.int32),
+    }
+
+
+def _image_tokens(export: Export, images: Any) -> Float[Array, "B M D"]:
+    mean, std = tuple(export.config.views.mean), tuple(export.config.views.std)
+    bound = export.model.bind({"params": export.params})
+    return verify.tokens_of(bound, normalise_pixels(images, mean, std))
+
+
+def _write(export: Export, path: Path, suffix: str, call: str, write: Callable[[Function, Path], None]) -> Any:
+    """One file a function, and signature.json; returns the weights that went into them."""
+    path.mkdir(parents=True, exist_ok=True)
+    found = functions(export)
+    for name, function in found.items():
+        write(function, path / f"encode_{name}.{suffix}")
+    content = {f"encode_{name}": _signature(function) for name, function in found.items()} | {"call": call}
+    run_config.replace_text(path / "signature.json", json.dumps(content, indent=2) + "\n")
+    return flatten({part: export.params[part] for part in TOWERS if part in export.params})
+
+
+def _signature(function: Function) -> dict[str, str]:
+    batch = jax.ShapeDtypeStruct((1, *function.shape), function.dtype)
+    result = jax.eval_shape(function.call, batch)
+    return {
+        "argument": f"{np.dtype(function.dtype).name} [b, {', '.join(map(str, function.shape))}]",
+        "result": f"{result.dtype.name} [b, {', '.join(map(str, result.shape[1:]))}]",
+    }
+
+
+def write_stablehlo(export: Export, path: Path) -> Any:
+    """encode_image.bin, encode_text.bin, for cpu, cuda and tpu."""
+    call = "jax.export.deserialize(bytearray(open(FILE, 'rb').read())).call(array)"
+    return _write(export, path, "bin", call, _stablehlo)
+
+
+def _stablehlo(function: Function, file: Path) -> None:
+    (size,) = jax.export.symbolic_shape("b")
+    argument = jax.ShapeDtypeStruct((size, *function.shape), function.dtype)
+    exported = jax.export.export(jax.jit(function.call), platforms=PLATFORMS)(argument)
+    file.write_bytes(exported.serialize())
+
+
+def write_onnx(export: Export, path: Path) -> Any:
+    """encode_image.onnx, encode_text.onnx, through jax2onnx."""
+    call = "onnxruntime.InferenceSession(FILE).run(None, {NAME: array}), NAME that of its only input"
+    return _write(export, path, "onnx", call, _onnx)
+
+
+def _onnx(function: Function, file: Path) -> None:
+    from jax2onnx import to_onnx
+
+    argument = jax.ShapeDtypeStruct(("B", *function.shape), function.dtype)
+    to_onnx(function.call, [argument], return_mode="file", output_path=str(file))
+
+
+def _verify(export: Export, call: Callable[[str, np.ndarray], np.ndarray]) -> dict[str, Difference]:
+    """Written functions against ours on a fixed batch."""
+    rng, theirs, expected = np.random.default_rng(0), Features(), Features()
+    for name, function in functions(export).items():
+        high = 256 if name == "image" else export.config.model.vocab_size
+        batch = rng.integers(0, high, (verify.BATCH, *function.shape)).astype(function.dtype)
+        theirs[name], expected[name] = call(name, batch), np.asarray(jax.jit(function.call)(batch))
+    return verify.compare(theirs, expected)
+
+
+def verify_stablehlo(export: Export, path: Path) -> dict[str, Difference]:
+    """What `jax.export` alone makes of the files."""
+
+    def call(name: str, batch: np.ndarray) -> np.ndarray:
+        exported = jax.export.deserialize(bytearray((path / f"encode_{name}.bin").read_bytes()))
+        return np.asarray(exported.call(batch))
+
+    return _verify(export, call)
+
+
+def verify_onnx(export: Export, path: Path) -> dict[str, Difference]:
+    """What onnxruntime makes of the files."""
+    import onnxruntime
+
+    def call(name: str, batch: np.ndarray) -> np.ndarray:
+        session = onnxruntime.InferenceSession(path / f"encode_{name}.onnx")
+        return session.run(None, {session.get_inputs()[0].name: batch})[0]
+
+    return _verify(export, call)
