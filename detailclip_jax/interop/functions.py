@@ -1,5 +1,6 @@
 """The encoders as compiled functions, with the weights inside and the batch left open: StableHLO and ONNX."""
 
+import importlib
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -101,10 +102,9 @@ def write_onnx(export: Export, path: Path) -> Any:
 
 
 def _onnx(function: Function, file: Path) -> None:
-    from jax2onnx import to_onnx
-
+    jax2onnx = importlib.import_module("jax2onnx")  # in no extra: it holds the checkpoint library back
     argument = jax.ShapeDtypeStruct(("B", *function.shape), function.dtype)
-    to_onnx(function.call, [argument], return_mode="file", output_path=str(file))
+    jax2onnx.to_onnx(function.call, [argument], return_mode="file", output_path=str(file))
 
 
 def _verify(export: Export, call: Callable[[str, np.ndarray], np.ndarray]) -> dict[str, Difference]:
@@ -129,7 +129,7 @@ def verify_stablehlo(export: Export, path: Path) -> dict[str, Difference]:
 
 def verify_onnx(export: Export, path: Path) -> dict[str, Difference]:
     """What onnxruntime makes of the files."""
-    import onnxruntime
+    onnxruntime = importlib.import_module("onnxruntime")
 
     def call(name: str, batch: np.ndarray) -> np.ndarray:
         session = onnxruntime.InferenceSession(path / f"encode_{name}.onnx")
