@@ -3,6 +3,7 @@
     import detailclip_jax
 
     config = detailclip_jax.default()            # every field, with the paper's run as values
+    config.total_steps = 1000
     experiment = detailclip_jax.build(config)    # method, networks, optimiser, mesh, compiled step
     model, variables, config = detailclip_jax.load("runs/stickers")   # a run's last checkpoint
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, UInt32
 from ml_collections import ConfigDict
@@ -224,7 +225,7 @@ def _key(entry: Any) -> str:
 
 
 def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    return _shapes(ocp.PyTreeCheckpointHandler().metadata(folder).tree)
+    return _shapes(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
 
 
 def _other_version(
