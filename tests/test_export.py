@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax import checkpoint, config, ema, experiment, export, interop, mesh
+from detailclip_jax import checkpoint, config, ema, experiment, export, import_torch, interop, mesh
 from detailclip_jax.interop import files, formats, hub, measure, store, verify
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.models.sizes import Size
@@ -20,6 +21,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("open_clip")
 
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 TINY = {"model.size": "tiny", "model.image_size": 32, "model.context_length": 12, "model.vocab_size": 64}
 
 
@@ -277,3 +279,18 @@ def test_architectures_are_timm_s(kind, name):
         model = timm.create_model(name, num_classes=0)
     found = (model.patch_embed.patch_size[0], model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads)
     assert found == kind and model.patch_embed.img_size == (224, 224)
+
+
+@pytest.mark.parametrize(("name", "to"), [("tiny_detailclip", "reference"), ("tiny_slip", "slip")])
+def test_the_authors_state_dicts_go_through_both_commands_bit_equal(tmp_path, name, to):
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        state_dict = {key.removeprefix("sd/"): torch.from_numpy(file[key]) for key in file if key.startswith("sd/")}
+    wrapped = {"epoch": 1, "state_dict": {f"module.{key}": value for key, value in state_dict.items()}}
+    torch.save(wrapped, tmp_path / "in.pt")
+    assert import_torch.main([str(tmp_path / "in.pt"), f"--from={to}", f"--out={tmp_path / 'run'}"]) == 0
+    assert run(tmp_path / "run", to, tmp_path / "out.pt") == 0
+    back = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert set(back) == set(state_dict)
+    for key, value in state_dict.items():
+        if not key.endswith("num_batches_tracked"):  # a count that nobody uses
+            assert torch.equal(back[key], value), key
