@@ -79,7 +79,8 @@ def introduce(run: Run) -> None:
     devices = jax.devices()
     say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
     say(f"data {config.data.source}: {len(run.source):,} examples")
-    say(f"{config.total_steps:,} steps of {config.batch_size}; workdir {run.workdir}")
+    epochs = config.total_steps / config.steps_per_epoch
+    say(f"{config.total_steps:,} steps of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
     asked = experiment.warmup_steps(config)
     given = clamp_warmup(asked, config.total_steps)
     if given != asked:
