@@ -111,6 +111,24 @@ def test_open_clip_folder(tmp_path, quick_gelu):
     assert (config.views.mean, config.views.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
 
 
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON dictionary"),
+        ('{"vision_cfg": {}, "text_cfg": {}}', "is not as expected: KeyError"),
+        ('{"vision_cfg": {"width": 48, "head_width": 0}}', "is not as expected: ZeroDivisionError"),
+        ('{"vision_cfg": {"width": 48, "pool_type": "attn"}}', "image pooling 'attn' is none of ours"),
+        ('{"vision_cfg": {"width": 48}, "text_cfg": {"hf_model_name": "x"}}', r"\['hf_model_name'\] is none of ours"),
+    ],
+)
+def test_configs_of_other_models(tmp_path, content, match):
+    files.write(tmp_path / "model.safetensors", {"a": np.zeros(1, np.float32)})
+    (tmp_path / "open_clip_config.json").write_text(content)
+    with pytest.raises(ValueError, match=match):
+        interop.load(tmp_path)
+
+
 @pytest.mark.parametrize("pooling", ["tok", "avg", "avg_then_norm"])
 def test_open_clip_poolings(tmp_path, pooling):
     image = IMAGE | {"pool_type": pooling[:3], "final_ln_after_pool": pooling == "avg_then_norm"}
@@ -319,6 +337,35 @@ def test_truncated_files(tmp_path, kind):
     for length in sorted({0, 1, 5, 9, 20, *range(0, len(whole), max(len(whole) // 20, 1)), len(whole) - 1}):
         (tmp_path / "cut").write_bytes(whole[:length])
         refused(tmp_path / "cut", "cut is (damaged|refused|neither)")
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors", "torchscript"])
+def test_random_damage_is_refused_or_harmless(tmp_path, kind):
+    """Whatever the bytes are, reading ends in tensors or in a message."""
+    path, damaged = tmp_path / "whole", tmp_path / "damaged"
+    if kind == "safetensors":
+        files.write(
+            tmp_path / "w.safetensors", {"a": np.arange(50, dtype=np.float32), "b": np.ones((2, 3), np.float32)}
+        )
+        (tmp_path / "w.safetensors").rename(path)
+    elif kind == "torchscript":
+        tensor_archive(path, (2, 2), (2, 1))
+    else:
+        state_dict = {"a": torch.arange(50.0), "b": torch.ones(2, 3)}
+        save(state_dict, path, _use_new_zipfile_serialization=kind == "zip")
+    whole, rng, outcomes = path.read_bytes(), np.random.default_rng(0), set()
+    for _ in range(150):
+        cut = bytearray(whole)
+        for place in rng.integers(0, len(cut), rng.integers(1, 4)):
+            cut[place] = rng.integers(256)
+        damaged.write_bytes(cut)
+        try:
+            files.read(damaged)
+            outcomes.add("read")
+        except ValueError as error:
+            outcomes.add("refused")
+            assert str(damaged) in str(error)
+    assert "refused" in outcomes
 
 
 def header(tmp_path, content, data=b"\0" * 8):

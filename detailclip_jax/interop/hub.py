@@ -22,7 +22,17 @@ MOCO_S16 = (16, 384, 12, 12)  # SLIP's and our S/16: timm's with twice the heads
 
 
 def options_beside(file: Path) -> dict[str, Any]:
-    """What the config files in the folder of some weights say that shapes do not."""
+    """What the config files in the folder of some weights say that shapes do not.
+
+    Raises ValueError for a config that cannot be read, or that describes a model which is none of ours.
+    """
+    try:
+        return _options_beside(file)
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"the config beside {file} is not as expected: {error!r}") from None
+
+
+def _options_beside(file: Path) -> dict[str, Any]:
     folder = file.parent
     if (folder / OPEN_CLIP).is_file():
         return open_clip_options(_json(folder / OPEN_CLIP)) | _trunk_options(folder)

@@ -58,7 +58,7 @@ def image_fields(
 ) -> tuple[dict[str, int], int]:
     """Fields of a Size and the side of the image in pixels."""
     width, channels, patch_size, across = shape_of(shapes, tower.kernel, 4)
-    if channels != 3 or patch_size != across:
+    if channels != 3 or patch_size != across or not patch_size:
         raise ValueError(f"{tower.kernel} has shape {shapes[tower.kernel]}; expected (width, 3, patch, patch)")
     if tower.positions not in shapes:
         raise ValueError(f"the state dict lacks {tower.positions}, from which the sizes are read")

@@ -38,8 +38,11 @@ def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
 
     Raises ValueError that lists the tensors which the config's networks have and the file lacks, or the other way.
     """
-    config = run_config.from_json(files.metadata(path)["config"])
-    built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
+    try:
+        config = run_config.from_json(files.metadata(path)["config"])
+        built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the header of {path} does not describe a model of this version: {error}") from None
     tensors, expected = files.read(path), flatten(built.state_shapes.params)
     if wrong := sorted(_shapes(tensors).items() ^ _shapes(expected).items()):
         raise ValueError(f"{path} does not hold the networks of its own config: {wrong[:10]}")
