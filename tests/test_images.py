@@ -166,11 +166,7 @@ def test_mask_resize_equals_pillows_nearest(shape):
 def test_mask_keeps_its_type_and_labels(dtype):
     mask = np.random.default_rng(0).integers(0, 5, (40, 31)).astype(dtype)
     resized = images.evaluation_mask(mask, 16)
-    assert (
-        resized.dtype == dtype
-        and resized.shape == (16, 16)
-        and set(np.unique(resized)) <= set(np.unique(mask))
-    )
+    assert resized.dtype == dtype and resized.shape == (16, 16) and set(np.unique(resized)) <= set(np.unique(mask))
 
 
 @pytest.mark.parametrize("shape", [(100, 133), (133, 100), (57, 57), (31, 90)])
@@ -229,9 +225,7 @@ def test_gray_and_solarize_follow_torchvision(oracle):
     image = picture(64, 64)
     expected = oracle.rgb_to_grayscale(Image.fromarray(image), num_output_channels=3)
     assert levels(images.grayscale(image), expected).max() <= 1
-    np.testing.assert_array_equal(
-        images.solarize(image), np.asarray(oracle.solarize(Image.fromarray(image), 128))
-    )
+    np.testing.assert_array_equal(images.solarize(image), np.asarray(oracle.solarize(Image.fromarray(image), 128)))
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])

@@ -42,9 +42,7 @@ def clean(text: str) -> str:
 def _letters() -> tuple[str, ...]:
     """One printable character per byte: itself in printable Latin-1, else the next one from U+0100 on."""
     spare = map(chr, range(256, 512))
-    return tuple(
-        letter if letter.isprintable() and letter != " " else next(spare) for letter in map(chr, range(256))
-    )
+    return tuple(letter if letter.isprintable() and letter != " " else next(spare) for letter in map(chr, range(256)))
 
 
 @functools.cache
@@ -117,9 +115,7 @@ class Tokenizer:
 
     def __init__(self, context_length: int = 77, keep_eot: bool = True):
         if context_length < 3:
-            raise ValueError(
-                f"context_length {context_length} has no room for SOT, a word and EOT; use 3 or more"
-            )
+            raise ValueError(f"context_length {context_length} has no room for SOT, a word and EOT; use 3 or more")
         self.context_length = context_length
         self.keep_eot = keep_eot
         self.num_truncated = 0
