@@ -68,7 +68,10 @@ def check_enclosing(views: ConfigDict) -> None:
     """ValueError unless there is a crop around the student's, at which a map can be read (a flip would mirror it)."""
     crop = views.crops.get("enclosing")
     if crop is None or crop.get("kind") != "enclosing":
-        raise ValueError("an enclosing teacher needs a crop views.crops.enclosing with kind='enclosing'")
+        raise ValueError(
+            "an enclosing teacher needs a crop views.crops.enclosing with kind='enclosing', as configs/stickers.py and "
+            "configs/vitb16_yfcc.py make it with the argument teacher=enclosing"
+        )
     if crop.get("count", 1) != 1 or crop.get("flip", 0) or views.crops["global"].get("flip", 0):
         raise ValueError("views.crops.enclosing needs count 1, and neither it nor views.crops.global may flip")
 
