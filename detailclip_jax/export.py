@@ -74,6 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
     _check_kind(path, fmt.is_directory)
     written = fmt.write(export, path)
     print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else which, written)))
+    if fmt.holds_teacher:
+        print("note        the teacher's token embedding, text positions and ln_final have no place there: student's")
     if arguments.verify:
         print("\n".join(rows(fmt.verify(export, path))))
     print(f"written to {path}")

@@ -95,6 +95,7 @@ def test_written_loaded_and_equal(detailclip, tmp_path, capsys, to, name, rows):
     differences = relative_differences(printed)
     assert len(differences) == rows and max(differences.values()) < 1e-5
     assert f"weights     {'student and ema' if to == 'reference' else 'ema'}\n" in printed
+    assert ("have no place there" in printed) == (to == "reference")
 
 
 def test_huggingface(detailclip, openai, tmp_path, capsys):
