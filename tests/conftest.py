@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import pytest
+
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -15,3 +17,12 @@ def pytest_configure(config):
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_functions_are_released():
+    """Each holds hundreds of memory maps, and a process may have 65,530: all files in one run would exceed that."""
+    yield
+    import jax
+
+    jax.clear_caches()

@@ -16,6 +16,13 @@ from detailclip_jax.checkpoint import Checkpoints
 ROWS = tuple(methods.METHODS)
 
 
+@pytest.fixture(params=ROWS, scope="module")
+def method(request):
+    """A row after the other, so that the compiled functions of one are released before the next."""
+    yield request.param
+    jax.clear_caches()
+
+
 @functools.cache
 def trained(method, devices=1, steps=3):
     """State and metrics after a few steps on noise."""
@@ -27,7 +34,6 @@ def trained(method, devices=1, steps=3):
     return state, history
 
 
-@pytest.mark.parametrize("method", ROWS)
 def test_every_number_is_finite(method):
     state, history = trained(method)
     for leaf in jax.tree.leaves(state.params):
@@ -35,7 +41,6 @@ def test_every_number_is_finite(method):
     assert all(np.isfinite(value) for metrics in history for value in metrics.values())
 
 
-@pytest.mark.parametrize("method", ROWS)
 def test_every_term_is_logged_and_sums_to_the_loss(method):
     exp, (_, history) = tiny_experiment(method), trained(method)
     for metrics in history:
@@ -43,7 +48,6 @@ def test_every_term_is_logged_and_sums_to_the_loss(method):
         np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", ROWS)
 def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one_does(method):
     exp = tiny_experiment(method)
     state = trained(method)[0]  # past step 0, where a teacher equal to its student could hide a missing path
@@ -53,7 +57,6 @@ def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one_does(method):
         assert bool(jnp.any(grad != 0)) == (groups[path] != optimizer.FROZEN), path
 
 
-@pytest.mark.parametrize("method", ROWS)
 def test_the_teacher_owns_exactly_what_the_row_names(method):
     exp, (state, _) = tiny_experiment(method), trained(method)
     assert set(state.ema_params) == set(exp.method.ema)
@@ -61,7 +64,6 @@ def test_the_teacher_owns_exactly_what_the_row_names(method):
     assert set(state.centers) == set(exp.method.centers)
 
 
-@pytest.mark.parametrize("method", ROWS)
 def test_eight_devices_give_the_numbers_of_one(method):
     (one, history), (eight, many) = trained(method), trained(method, devices=8)
     for a, b in zip(history, many, strict=True):
@@ -71,7 +73,6 @@ def test_eight_devices_give_the_numbers_of_one(method):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ROWS)
 def test_gradients_and_batch_statistics_over_eight_devices_are_those_of_one(method):
     grads, statistics = [], []
     for devices in (1, 8):
@@ -86,14 +87,12 @@ def test_gradients_and_batch_statistics_over_eight_devices_are_those_of_one(meth
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ROWS)
 def test_same_seed_same_numbers(method):
     exp, history = tiny_experiment(method), trained(method)[1]
     _, metrics = exp.train_step(tiny_state(method), exp.put(tiny_batch(0, exp.config)))
     assert jax.device_get(metrics) == history[0]
 
 
-@pytest.mark.parametrize("method", ROWS)
 def test_a_checkpoint_gives_the_whole_state_back(method, tmp_path):
     exp, (state, _) = tiny_experiment(method), trained(method)
     with closing(Checkpoints(tmp_path)) as checkpoints:
@@ -104,7 +103,6 @@ def test_a_checkpoint_gives_the_whole_state_back(method, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("method", ROWS)
 def test_the_step_compiles_once(method):
     trained(method)
     assert tiny_experiment(method).train_step._cache_size() == 1
