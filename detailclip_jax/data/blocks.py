@@ -25,7 +25,7 @@ def block_mask(side: int, ratio: float, rng: np.random.Generator) -> Bool[np.nda
     return mask
 
 
-def uniform(rng: np.random.Generator, first: float, last: float) -> float:
+def uniform(rng: np.random.Generator, first: float | int, last: float | int) -> float:
     """A number between two, whichever is larger."""
     return rng.uniform(min(first, last), max(first, last))
 
