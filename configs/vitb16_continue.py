@@ -7,6 +7,9 @@
 Sizes (B/16 or any other), the image tower's norm, GELU and pooling kinds, the image size and the normalisation are
 those of `init`.  Parts that it lacks (decoder, heads) start fresh and the teacher as a copy.  The paper trains from
 scratch: these numbers are ours, from what is usual where CLIP is fine-tuned.
+
+Tried on stickers, from a small CLIP with 35.9 zero-shot top-1 (configs/stickers.py with init, 300 steps, loaded_rate
+.3, layer_decay .75, a quarter hidden): 37.6, 40.9, 44.9, 45.2 after 75, 150, 225 and 300 steps.
 """
 
 from detailclip_jax import config as base
@@ -23,6 +26,8 @@ def get_config(arg=None):
 
     c.data.source = "records"
     c.data.caption = "random"
+
+    c.masking.ratio = 0.25  # half hidden, the paper's, took 6 points from that CLIP in its first 60 steps; this none
 
     c.model.freeze_patch_embed = True  # at what was learnt: the fresh losses do not move it
 
