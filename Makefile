@@ -18,7 +18,7 @@ slow: $(VENV)/dev.stamp  ## the slow tests: ViT-B/16 at 224 px on this CPU
 lint: $(VENV)/dev.stamp  ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: lint test  ## what CI runs
 
