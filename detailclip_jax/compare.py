@@ -223,7 +223,10 @@ def file_name(name: str) -> str:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        "python -m detailclip_jax.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m detailclip_jax.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     controls = ", ".join(CONTROLS)
     made.add_argument("--methods", default="", help=f"rows, by commas; beside the methods there are {controls}")
@@ -260,11 +263,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     """Every row's config, before the first one runs."""
+    from detailclip_jax.methods import METHODS
     from detailclip_jax.validation import validate
 
     if arguments.seeds < 1:
         raise ValueError(f"--seeds {arguments.seeds} must be at least 1")
     for row in rows:
+        if row.method not in METHODS:
+            raise ValueError(run_config.unknown("row", row.method, (*METHODS, *CONTROLS)))
         config = config_of(row, 0, arguments)
         config.init = ""  # looked at when the run begins
         validate(config)

@@ -54,7 +54,8 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     ("arguments", "message"),
     [
         ([], "nothing to compare: give --methods or --sweep"),
-        (["--methods=detailklip"], "'detailklip'; did you mean 'detailclip'"),
+        (["--methods=detailklip"], "unknown row 'detailklip'; did you mean 'detailclip'"),
+        (["--methods=clip_two_view"], "did you mean 'clip_two_views'? Known: clip, "),
         (["--methods=clip+ema.ent=1"], "did you mean 'ema.end'"),
         (["--methods=clip+ema"], "'ema' is no FIELD=VALUE"),
         (["--methods=clip", "--seeds=0"], "--seeds 0 must be at least 1"),
@@ -65,6 +66,12 @@ def test_mistakes_are_told_before_anything_runs(arguments, message, capsys, monk
     monkeypatch.chdir(ROOT)
     assert compare.main(arguments) == compare.USAGE_ERROR
     assert message in capsys.readouterr().err
+
+
+def test_flags_are_not_abbreviated(capsys):
+    with pytest.raises(SystemExit):
+        compare.main(["--methods=clip", "--budg=7"])
+    assert "unrecognized arguments: --budg=7" in capsys.readouterr().err
 
 
 def arguments(*extra):
