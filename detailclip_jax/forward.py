@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Tokens, View
+from detailclip_jax.types import Array, Axis, Batch, Float, Hidden, Keys, Leaf, Scalar, Tokens, View
 
 Views = Mapping[str, View]
 Targets = Mapping[str, Tokens]
@@ -34,11 +34,11 @@ class Forward(struct.PyTreeNode):
 
 
 class Context(NamedTuple):
-    """What a loss knows beside the record: training state, this step's schedules, and the mesh axis if any."""
+    """What a loss knows beside the record: training state, this step's schedules, and the mesh's axes if any."""
 
     centers: Mapping[str, Float[Array, "C"]]
     temperatures: Mapping[str, Scalar]  # of the teacher, for "cls" and "patch"
-    axis: str | None = None
+    axis: Axis | None = None
 
 
 class Pass(NamedTuple):

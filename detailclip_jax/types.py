@@ -19,7 +19,10 @@ Batch: TypeAlias = Mapping[str, Any]
 Scalar: TypeAlias = Float[Array, ""]
 Leaf: TypeAlias = Any  # an array, or what stands for one in a tree of shapes or of shardings
 
-DATA = "data"  # the mesh axis over which batches are spread
+Axis: TypeAlias = str | tuple[str, ...]  # of the mesh
+
+DATA, FSDP = "data", "fsdp"  # the mesh's axes; parameters are divided over the second, if at all
+BATCH = (DATA, FSDP)  # batches are spread over both
 
 
 class Keys(NamedTuple):
@@ -69,8 +72,11 @@ class Tokens(struct.PyTreeNode):
 
 
 __all__ = [
+    "BATCH",
     "DATA",
+    "FSDP",
     "Array",
+    "Axis",
     "Batch",
     "Bool",
     "Float",

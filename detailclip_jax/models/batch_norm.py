@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.models.attention import uniform_fan_in
-from detailclip_jax.types import Array, Float
+from detailclip_jax.types import Array, Axis, Float
 
 EPS = 1e-5
 KEEP = 0.9  # of the running statistics, at each batch
@@ -23,7 +23,7 @@ class BatchNorm(nn.Module):
     statistics are the collection "batch_stats"; where it is not mutable, as in inference, the running ones normalise.
     """
 
-    axis: str | None
+    axis: Axis | None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -59,7 +59,7 @@ class BatchNormMlp(nn.Module):
 
     widths: tuple[int, ...]
     bias: bool
-    axis: str | None
+    axis: Axis | None
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -11,6 +11,7 @@ from detailclip_jax.models.heads import ClassHead, LogitScale, MaskToken, PixelH
 from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.models.vit import Style, VisionTransformer
+from detailclip_jax.types import Axis
 
 
 class Size(NamedTuple):
@@ -83,7 +84,7 @@ def num_side_patches(model: ConfigDict) -> int:
     return model.image_size // patch_size
 
 
-def build(model: ConfigDict, parts: tuple[str, ...], axis: str | None = None) -> Networks:
+def build(model: ConfigDict, parts: tuple[str, ...], axis: Axis | None = None) -> Networks:
     """The networks of `config.model`, with the named parts and no others.
 
     `axis` is the mesh axis over which BatchNorm takes its statistics, None where it sees the whole batch.
@@ -160,9 +161,9 @@ def _prototype_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> Prototyp
     return PrototypeHead(size.head_width, size.bottleneck_width, model.prototypes or size.prototypes, dtype)
 
 
-def _ssl_head(size: Size, axis: str | None, dtype: jnp.dtype) -> BatchNormMlp:
+def _ssl_head(size: Size, axis: Axis | None, dtype: jnp.dtype) -> BatchNormMlp:
     return BatchNormMlp((size.ssl_width, size.ssl_width, size.ssl_output), True, axis, dtype)
 
 
-def _byol_projector(size: Size, axis: str | None, dtype: jnp.dtype) -> BatchNormMlp:
+def _byol_projector(size: Size, axis: Axis | None, dtype: jnp.dtype) -> BatchNormMlp:
     return BatchNormMlp((size.ssl_width, size.ssl_output), False, axis, dtype)
