@@ -70,19 +70,38 @@ class LayerNorm(nn.Module):
         return (centered * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(self.dtype)
 
 
+def product(x: Float[Array, "*batch D"], kernel: Float[Array, "D M"]) -> Float[Array, "*batch M"]:
+    """x kernel, as one product of two matrices.
+
+    The same numbers as with the leading axes kept, but on a CPU XLA computes the kernel's gradient twice as fast.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+
 class Weights(nn.Module):
     """The kernel and bias of a linear layer, for a caller that uses parts of them."""
 
     features: int
     kernel_init: Initialiser
     dtype: Any = jnp.float32
+    bias_init: Initialiser = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, fan_in: int) -> tuple[Float[Array, "D M"], Float[Array, "M"]]:
         """Both in `dtype`."""
         kernel = self.param("kernel", self.kernel_init, (fan_in, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", self.bias_init, (self.features,))
         return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+class Linear(Weights):
+    """x kernel + bias over the last axis."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch M"]:
+        """In `dtype`."""
+        kernel, bias = super().__call__(x.shape[-1])
+        return product(x.astype(self.dtype), kernel) + bias
 
 
 class Attention(nn.Module):
@@ -109,13 +128,13 @@ class Attention(nn.Module):
         width = x.shape[-1]
         kernel, bias = Weights(3 * width, self.inits.qkv, self.dtype, name="qkv")(width)
         if read is x:
-            query, key, value = self._heads(x @ kernel + bias, 3)
+            query, key, value = self._heads(product(x, kernel) + bias, 3)
         else:
-            (query,) = self._heads(read @ kernel[:, :width] + bias[:width], 1)
-            key, value = self._heads(x @ kernel[:, width:] + bias[width:], 2)
+            (query,) = self._heads(product(read, kernel[:, :width]) + bias[:width], 1)
+            key, value = self._heads(product(x, kernel[:, width:]) + bias[width:], 2)
         attended = jax.nn.dot_product_attention(query, key, value, mask=mask)
         attended = attended.reshape(*read.shape)
-        out = nn.Dense(width, dtype=self.dtype, kernel_init=self.inits.proj, name="proj")(attended)
+        out = Linear(width, self.inits.proj, self.dtype, name="proj")(attended)
         return out, cls_attention(query[:, 0], key) if cls_row else None
 
     def _heads(self, x: Float[Array, "B N M"], parts: int):
@@ -140,8 +159,8 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Token by token."""
         width, inits = x.shape[-1], self.inits
-        fc1 = nn.Dense(4 * width, dtype=self.dtype, kernel_init=inits.fc1, bias_init=inits.fc1_bias, name="fc1")
-        fc2 = nn.Dense(width, dtype=self.dtype, kernel_init=inits.fc2, bias_init=inits.fc2_bias, name="fc2")
+        fc1 = Linear(4 * width, inits.fc1, self.dtype, inits.fc1_bias, name="fc1")
+        fc2 = Linear(width, inits.fc2, self.dtype, inits.fc2_bias, name="fc2")
         return fc2(self.activation(fc1(x)))
 
 
