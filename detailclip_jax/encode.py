@@ -22,10 +22,13 @@ class Encode(NamedTuple):
     text: jax.stages.Wrapped
     attention: jax.stages.Wrapped
     patches: jax.stages.Wrapped
+    cls: jax.stages.Wrapped
 
 
 def encoders(model: Networks, config: ConfigDict) -> Encode:
-    """`image` and `text` give L2-normalised embeddings [B, E], `attention` eq. 9 [B, N], `patches` tokens [B, N, D]."""
+    """`image` and `text` give L2-normalised embeddings [B, E], `attention` eq. 9 [B, N], `patches` tokens [B, N, D],
+    `cls` the class token [B, D] before the projection.
+    """
     mean, std = tuple(config.views.mean), tuple(config.views.std)
 
     def bound(params: Params) -> Networks:
@@ -43,4 +46,7 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
     def patches(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B N D"]:
         return bound(params).image(normalise_pixels(images, mean, std)).patches
 
-    return Encode(jax.jit(image), jax.jit(text), jax.jit(attention), jax.jit(patches))
+    def cls(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B D"]:
+        return bound(params).image(normalise_pixels(images, mean, std)).cls
+
+    return Encode(jax.jit(image), jax.jit(text), jax.jit(attention), jax.jit(patches), jax.jit(cls))

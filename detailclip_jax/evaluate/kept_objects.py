@@ -1,6 +1,6 @@
 """Does the mask prefer objects to background?  Needs pictures whose objects are known to the pixel."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from detailclip_jax.evaluate.embedding import Batches, EvaluationBatch, gather
+from detailclip_jax.evaluate.embedding import Batches, gather, mesh_of
 from detailclip_jax.evaluate.metrics import Metric, mean_metric
 from detailclip_jax.masking import Rule, attention_low
 from detailclip_jax.types import Array, Bool, Float, Params
@@ -42,11 +42,11 @@ class KeptObjects:
     def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
         """Yields ("share", ...)."""
 
-        def look(batch: EvaluationBatch) -> tuple[Any, Any]:
-            hidden = lowest(self.encode.attention(params, batch["image"]), self.rule)
-            return hidden, touched(batch["segmentation"], self.rule.side)
+        def look(batch: Mapping[str, Any]) -> tuple[Any, Any]:
+            return lowest(self.encode.attention(params, batch["image"]), self.rule), batch["segmentation"]
 
-        hidden, touches = gather(look, self.batches)
+        hidden, segmentation = gather(look, self.batches, mesh_of(params))
+        touches = touched(segmentation, self.rule.side)
         yield (
             "share",
             mean_metric((touches & ~hidden).sum(1) / self.rule.num_kept, chance=float(touches.mean())),

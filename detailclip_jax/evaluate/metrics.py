@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-BLOCK = 1024  # queries whose similarities are held at one time
+BLOCK = 256  # queries whose similarities are held at one time
 
 
 class Metric(float):

@@ -1,12 +1,12 @@
 """Linear segmentation on frozen features: how much of what is where can be read off the patches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from detailclip_jax.evaluate.embedding import Batches, EvaluationBatch, gather
+from detailclip_jax.evaluate.embedding import Batches, gather, mesh_of
 from detailclip_jax.evaluate.metrics import Metric, bootstrap_interval
 from detailclip_jax.types import Params
 
@@ -48,10 +48,10 @@ class LinearSegmentation:
     def look(self, params: Params, batches: Batches) -> Patches:
         """Features and targets of all scenes."""
 
-        def read(batch: EvaluationBatch) -> tuple[Any, Any]:
+        def read(batch: Mapping[str, Any]) -> tuple[Any, Any]:
             return self.encode.patches(params, batch["image"]), batch["segmentation"]
 
-        features, pixels = gather(read, batches)
+        features, pixels = gather(read, batches, mesh_of(params))
         side = round(features.shape[1] ** 0.5)
         return Patches(np.asarray(features, np.float64), class_shares(pixels, side, self.num_classes), pixels)
 

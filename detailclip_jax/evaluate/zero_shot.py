@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
-from detailclip_jax.evaluate.embedding import Batches, gather, text_batches
-from detailclip_jax.evaluate.metrics import Metric, class_embeddings, mean_metric, top_k_hits
+from detailclip_jax.evaluate.classification import TOP, zero_shot_metrics
+from detailclip_jax.evaluate.embedding import Batches, gather, mesh_of, text_batches
+from detailclip_jax.evaluate.metrics import Metric, class_embeddings
 from detailclip_jax.types import Params
 
 
@@ -15,7 +17,8 @@ class ZeroShot:
 
     Class embedding = mean of the normalised embeddings of its prompts, normalised again; prediction =
     highest cosine. `batches` yields "image" and "label", an index into `prompts`, afresh at every pass;
-    `tokenize` turns a list of texts into int32 [M, T].  Chance is k / classes.
+    `tokenize` turns a list of texts into int32 [M, T].  Chance is k / classes.  Another `metric` than "accuracy"
+    (see `classification.METRICS`) comes before top-k.
 
         for name, value in ZeroShot(encode, batches=..., prompts=[["a frog"], ["a bus"]],
         tokenize=...).run(params):
@@ -31,21 +34,25 @@ class ZeroShot:
         batches: Batches,
         prompts: Sequence[Sequence[str]],
         tokenize: Callable[[Sequence[str]], np.ndarray],
-        top: Sequence[int] = (1, 5),
+        metric: str = "accuracy",
+        top: Sequence[int] = TOP,
         batch_size: int = 256,
     ):
-        self.encode, self.batches, self.top, self.batch_size = encode, batches, top, batch_size
-        self.tokens = tokenize([prompt for texts in prompts for prompt in texts])
-        self.classes = np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
+        self.encode, self.batches, self.batch_size = encode, batches, batch_size
+        self.metric, self.top = metric, top
+        self.tokens, self.classes = tokenize([prompt for texts in prompts for prompt in texts]), owners(prompts)
         self.num_classes = len(prompts)
 
     def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
         """Yields ("top1", ...), ("top5", ...), each a share with chance and interval."""
-        encode = self.encode
+        encode, mesh = self.encode, mesh_of(params)
         texts = text_batches(self.tokens, self.batch_size)
-        prompts = gather(lambda batch: encode.text(params, batch["text"]), texts)
+        prompts = gather(lambda batch: encode.text(params, batch["text"]), texts, mesh)
         classes = class_embeddings(prompts, self.classes, self.num_classes)
-        images, labels = gather(lambda batch: (encode.image(params, batch["image"]), batch["label"]), self.batches)
-        scores = images @ classes.T
-        for k in self.top:
-            yield f"top{k}", mean_metric(top_k_hits(scores, labels, k), chance=min(k / self.num_classes, 1.0))
+        images, labels = gather(lambda b: (encode.image(params, b["image"]), b["label"]), self.batches, mesh)
+        yield from zero_shot_metrics(images, classes, labels, self.metric, self.top)
+
+
+def owners(prompts: Sequence[Sequence[str]]) -> Int[np.ndarray, "M"]:
+    """The class of each prompt, when all are put into one list."""
+    return np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])
