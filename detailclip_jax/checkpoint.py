@@ -291,8 +291,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
     "ema_params" (the parts its teacher has; `ema.overlay` lays them over) and "batch_stats".
     Raises FileNotFoundError that lists the steps there are.
     """
-    folder = Path(path).absolute() / FOLDER
-    step = _pick(folder, step)
+    folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
     run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / str(step) / "run")
     config = from_json(run["config"])
     built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
@@ -301,7 +300,11 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
     return built.model, _read_part(folder / str(step) / "state", target), config
 
 
-def _pick(folder: Path, step: int | None) -> int:
+def pick_step(path: str | Path, step: int | None = None) -> int:
+    """The newest step of a workdir, or `step` if it is there; FileNotFoundError that lists those there are."""
+    folder = Path(path).absolute() / FOLDER
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder.parent}")
     steps = sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdecimal())
     if not steps or step not in (None, *steps):
         known = f"its steps are {', '.join(map(str, steps))}" if steps else "it has none"

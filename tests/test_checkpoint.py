@@ -273,3 +273,8 @@ def test_load_names_the_steps_there_are(saved_run, tmp_path):
         load(saved_run[0], step=5)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*; it has none"):
         load(tmp_path)
+
+
+def test_a_folder_that_does_not_exist_is_called_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"^there is no folder /.*/sticker$"):
+        load(tmp_path / "sticker")
