@@ -10,7 +10,7 @@ demo: $(VENV)/demo.stamp  ## pretrain on the embedded pictures: about ten minute
 	$(BIN)/python -m detailclip_jax.main --config=configs/stickers.py --workdir=$(WORKDIR)
 
 test: $(VENV)/dev.stamp  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 slow: $(VENV)/dev.stamp  ## the slow tests: ViT-B/16 at 224 px on this CPU
 	$(BIN)/python -m pytest -m slow

@@ -26,6 +26,7 @@ DEV = [
     "nbformat>=5.10",
     "pyright>=1.1.390",
     "pytest>=8",
+    "pytest-xdist>=3.5",
     "ruff>=0.9",
 ]
 
