@@ -1,0 +1,147 @@
+"""Data sets that TensorFlow Datasets prepared as array_record, read from their folder; needs no TensorFlow.
+
+Labels come from the field "label", captions from "captions".  Two sets of the paper have neither: of KITTI the label
+is the distance of the closest vehicle, of CLEVR the number of objects, as VTAB (arXiv 1910.04867) derives them.
+"""
+
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from detailclip_jax.data.labelled.contents import Contents, split_names
+from detailclip_jax.data.sources import KEY_FIELDS, BadRecord, Example, MissingData
+
+VEHICLES = 3  # KITTI's types below this are car, van and truck
+DISTANCES = (8.0, 20.0, 999.0)  # metres; what lies behind the last is no vehicle
+KITTI_CLASSES = (
+    "a photo i took of a car on my left or right side.",
+    "a photo i took with a car nearby.",
+    "a photo i took with a car in the distance.",
+    "a photo i took with no car.",
+)
+CLEVR_FEWEST, CLEVR_MOST = 3, 10
+
+
+def read(folder: pathlib.Path, split: str, splits: Mapping[str, str] | None = None) -> Contents | None:
+    """The split of a prepared data set, or None for a folder of another kind.
+
+    `splits` says what the set calls its splits.  Raises MissingData for one in another format, without the split, or
+    without labels and captions.
+    """
+    version = newest_version(folder)
+    if version is None:
+        return None
+    builder = open_builder(version)
+    name = split_of(builder, split, splits or {})
+    classes, label = labels_of(builder)
+    source = Builder(builder, name, label)
+    info = builder.info
+    identity = ("tfds", info.full_name, name, str(len(source)), *map(str, info.splits[name].shard_lengths), *classes)
+    return Contents(source, classes, identity)
+
+
+def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
+    """The folder itself where it is a version, or the newest version in it."""
+    found = [
+        path.parent for depth in ("", "[0-9]*.[0-9]*.[0-9]*/") for path in folder.glob(f"{depth}dataset_info.json")
+    ]
+    return max(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], default=None)
+
+
+def open_builder(version: pathlib.Path) -> Any:
+    """The builder of a prepared version."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise MissingData(f"{version} needs tensorflow-datasets: pip install -e .[data]") from error
+    return tfds.builder_from_directory(str(version))
+
+
+def split_of(builder: Any, split: str, splits: Mapping[str, str]) -> str:
+    """What the builder calls the split."""
+    present = tuple(builder.info.splits)
+    if split in splits and base(splits[split]) in present:
+        return splits[split]
+    found = next((name for name in split_names(split) if name in present), None)
+    if found is None:
+        raise MissingData(f"{builder.data_dir} has no split {split}; it has {', '.join(present) or 'none'}")
+    return found
+
+
+def base(split: str) -> str:
+    """The split that "train[:80%]" is a part of."""
+    return split.partition("[")[0]
+
+
+def labels_of(builder: Any) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], int] | None]:
+    """The class names and how a label is read; no names and None for a set with captions."""
+    features = builder.info.features
+    if builder.name == "kitti":
+        return KITTI_CLASSES, closest_vehicle
+    if builder.name == "clevr":
+        return tuple(str(number) for number in range(CLEVR_FEWEST, CLEVR_MOST + 1)), number_of_objects
+    if "label" in features:
+        return tuple(features["label"].names), lambda fields: int(fields["label"])
+    if "captions" in features:
+        return (), None
+    raise MissingData(f"{builder.data_dir} has no field label or captions; it has {', '.join(features)}")
+
+
+def closest_vehicle(fields: Mapping[str, Any]) -> int:
+    """Which of DISTANCES the closest vehicle's depth falls below; the last class where there is none."""
+    objects = fields["objects"]
+    vehicles = np.asarray(objects["type"]) < VEHICLES
+    depths = np.asarray(objects["location"], np.float64).reshape(-1, 3)[vehicles, 2]
+    return int(np.searchsorted(DISTANCES, min(depths, default=np.inf)))
+
+
+def number_of_objects(fields: Mapping[str, Any]) -> int:
+    """Label 0 for the fewest."""
+    return len(fields["objects"]["color"]) - CLEVR_FEWEST
+
+
+class Builder:
+    """A source of a builder's records; pictures stay encoded."""
+
+    def __init__(self, builder: Any, split: str, label: Callable[[Mapping[str, Any]], int] | None):
+        self.name, self.label = f"{builder.info.full_name}/{split}", label
+        self.records = random_access(builder, split)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            fields = self.records[index]
+        except (RuntimeError, ValueError) as error:
+            raise BadRecord(f"{self.name}#{index}: {error}") from error
+        keys = [fields[name].decode(errors="replace") for name in KEY_FIELDS if isinstance(fields.get(name), bytes)]
+        return {
+            "image": fields["image"],
+            "captions": () if self.label else texts(fields["captions"]),
+            "label": self.label(fields) if self.label else -1,
+            "key": keys[0] if keys else f"{self.name}#{index}",
+        }
+
+
+def random_access(builder: Any, split: str) -> Any:
+    """The records, with the pictures as they were encoded."""
+    import tensorflow_datasets as tfds
+
+    pictures = [name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Image)]
+    try:
+        return builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in pictures})
+    except NotImplementedError as error:
+        raise MissingData(
+            f"{builder.data_dir} is prepared in a format without random access; prepare it with "
+            f'tfds.builder({builder.name!r}, data_dir=..., file_format="array_record").download_and_prepare()'
+        ) from error
+
+
+def texts(captions: Any) -> tuple[str, ...]:
+    """The captions of a picture: a list of texts, or a dict with "text" among its lists."""
+    rows = captions["text"] if isinstance(captions, Mapping) else captions
+    return tuple(row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows)

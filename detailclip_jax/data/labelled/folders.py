@@ -1,0 +1,66 @@
+"""Pictures in one folder per class: DIR/test/CLASS/*.jpg, or DIR/CLASS/*.jpg where there is one split only."""
+
+import os
+import pathlib
+
+from detailclip_jax.data.labelled.contents import Contents, file_identity, split_names
+from detailclip_jax.data.sources import BadRecord, Example, MissingData
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+SPLIT_FOLDERS = ("train", *split_names("test"))
+
+
+def read(folder: pathlib.Path, split: str) -> Contents | None:
+    """The split of a folder of class folders, classes in the order of their names; None where there are none."""
+    root = split_folder(folder, split)
+    classes = class_folders(root) if root else ()
+    if not root or not classes:
+        return None
+    files = [(name, label) for label, kind in enumerate(classes) for name in pictures_below(root, kind)]
+    if not files:
+        raise MissingData(f"{root}: {len(classes)} folders, but no picture in any; known are {' '.join(SUFFIXES)}")
+    names = [name for name, _ in files]
+    return Contents(Folders(root, files), classes, ("folders", *classes, *file_identity(root, names)))
+
+
+def split_folder(folder: pathlib.Path, split: str) -> pathlib.Path | None:
+    """The first folder of the split that has class folders; a folder without splits is one test split."""
+    for name in split_names(split):
+        if class_folders(folder / name):
+            return folder / name
+    whole = split == "test" and not any((folder / name).is_dir() for name in SPLIT_FOLDERS)
+    return folder if whole else None
+
+
+def class_folders(root: pathlib.Path) -> tuple[str, ...]:
+    """Names of the folders in `root`, in order, without hidden ones."""
+    if not root.is_dir():
+        return ()
+    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
+
+
+def pictures_below(root: pathlib.Path, kind: str) -> list[str]:
+    """Paths from `root` of all pictures below its folder `kind`, in the order in which torchvision reads them."""
+    return [
+        os.path.relpath(os.path.join(parent, file), root)
+        for parent, _, files in sorted(os.walk(root / kind, followlinks=True))
+        for file in sorted(files)
+        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+    ]
+
+
+class Folders:
+    """A source of picture files with their labels."""
+
+    def __init__(self, root: pathlib.Path, files: list[tuple[str, int]]):
+        self.root, self.files = root, files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Example:
+        name, label = self.files[index]
+        try:
+            return {"image": (self.root / name).read_bytes(), "captions": (), "label": label, "key": name}
+        except OSError as error:
+            raise BadRecord(f"{name}: {error.strerror or error}") from error

@@ -1,0 +1,71 @@
+"""Captioned pictures with a Karpathy split file: DIR/dataset_coco.json, or any dataset_*.json, beside the pictures.
+
+The file reads {"images": [{"filename": ..., "filepath": folder (COCO), "split": "test", "sentences": [{"raw": ...}]}]}.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from detailclip_jax.data.labelled.contents import Contents
+from detailclip_jax.data.sources import BadRecord, Example, MissingData
+
+FOLDERS = ("", "images", "flickr30k-images", "flickr30k_images")
+SPLITS = {"train": ("train", "restval")}  # COCO's training pictures are both
+
+
+def read(folder: pathlib.Path, split: str) -> Contents | None:
+    """The split of the folder's split file, or None where there is no such file.
+
+    Raises MissingData for a file of another form, and where the pictures are not beside it.
+    """
+    files = sorted(folder.glob("dataset_*.json"))
+    if not files:
+        return None
+    wanted = SPLITS.get(split, (split,))
+    entries = [(path, captions) for own, path, captions in rows_of(files[0]) if own in wanted]
+    if not entries:
+        raise MissingData(f"{files[0]} has no picture of the split {split}")
+    root = root_of(folder, entries[0][0])
+    identity = ("karpathy", split, *("\t".join((path, *captions)) for path, captions in entries))
+    return Contents(Captioned(root, entries), (), identity)
+
+
+def rows_of(file: pathlib.Path) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Split, path and captions of each of the file's pictures."""
+    try:
+        return [row_of(row) for row in json.loads(file.read_text(encoding="utf-8"))["images"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MissingData(f"{file} is no Karpathy split file ({type(error).__name__}: {error})") from error
+
+
+def row_of(row: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
+    """One picture; COCO's rows name its folder, Flickr30K's do not."""
+    path = "/".join(part for part in (row.get("filepath", ""), row["filename"]) if part)
+    return row["split"], path, tuple(text["raw"] for text in row["sentences"])
+
+
+def root_of(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The folder from which the split's pictures are named, by its first one."""
+    found = next((folder / root for root in FOLDERS if (folder / root / name).is_file()), None)
+    if found is None:
+        looked = ", ".join(str(folder / root / name) for root in FOLDERS)
+        raise MissingData(f"{folder} has a split file, but not its pictures: looked for {looked}")
+    return found
+
+
+class Captioned:
+    """A source of picture files with their captions."""
+
+    def __init__(self, root: pathlib.Path, entries: list[tuple[str, tuple[str, ...]]]):
+        self.root, self.entries = root, entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Example:
+        name, captions = self.entries[index]
+        try:
+            return {"image": (self.root / name).read_bytes(), "captions": captions, "label": -1, "key": name}
+        except OSError as error:
+            raise BadRecord(f"{name}: {error.strerror or error}") from error

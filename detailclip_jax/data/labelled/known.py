@@ -1,0 +1,114 @@
+"""The known sets: how large their test split is, what it is called elsewhere, how to get it.
+
+Sizes are those of CLIP's table of data sets (arXiv 2103.00020, appendix A), which SLIP and DetailCLIP evaluate; where
+publishers offer other splits, their sizes stand beside it with what they are.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+VALIDATION = {"train": "train", "test": "validation"}
+
+
+class Known(NamedTuple):
+    """A known set.  `tfds`: builder, with its config where it has several; `wds`: repository clip-benchmark/wds_..."""
+
+    name: str
+    num_test: int
+    tfds: str = ""
+    wds: str = ""
+    tfds_splits: Mapping[str, str] = {}
+    other_sizes: Mapping[int, str] = {}
+    captioned: bool = False
+
+    @property
+    def sizes(self) -> dict[int, str]:
+        """Every known size of the test split, with what it is where it is not the usual one."""
+        return {**self.other_sizes, self.num_test: ""}
+
+    def folders(self) -> tuple[str, ...]:
+        """Where below the data folder the set may lie, in the order in which it is looked for."""
+        return tuple(dict.fromkeys(f for f in (self.tfds, self.name, self.wds and f"wds_{self.wds}") if f))
+
+
+PAPER = (
+    Known("imagenet", 50_000, "imagenet2012", "imagenet1k", VALIDATION),
+    Known(
+        "sun397",
+        19_850,
+        "sun397/standard-part1-120k",
+        "sun397",
+        other_sizes={
+            21_750: "the random split of TFDS's config tfds",
+            108_754: "all pictures, as clip-benchmark has it",
+        },
+    ),
+    Known("aircraft", 3_333, wds="fgvc_aircraft"),
+    Known("dtd", 1_880, "dtd", "vtab-dtd"),
+    Known("pets", 3_669, "oxford_iiit_pet", "vtab-pets"),
+    Known("flowers", 6_149, "oxford_flowers102", "vtab-flowers"),
+    Known("gtsrb", 12_630, wds="gtsrb"),
+    Known("mnist", 10_000, "mnist", "mnist"),
+    Known("stl10", 8_000, "stl10", "stl10"),
+    Known("kitti_distance", 711, "kitti", "vtab-kitti_closest_vehicle_distance"),
+    Known("country211", 21_100, wds="country211"),
+    Known("patch_camelyon", 32_768, "patch_camelyon", "vtab-pcam"),
+    Known(
+        "clevr_counts", 500, "clevr", "vtab-clevr_count_all", VALIDATION, {15_000: "VTAB's, CLEVR's validation split"}
+    ),
+    Known("rendered_sst2", 1_821, wds="renderedsst2"),
+)
+
+OTHERS = (
+    Known("food101", 25_250, "food101", "food101", VALIDATION),
+    Known("cifar10", 10_000, "cifar10", "cifar10"),
+    Known("cifar100", 10_000, "cifar100", "vtab-cifar100"),
+    Known("birdsnap", 2_149),
+    Known("cub200", 5_794, "caltech_birds2011"),
+    Known("hateful_memes", 500),
+    Known("kinetics700_frames", 31_669),
+    Known("ucf101_frames", 1_794),
+    Known(
+        "resisc45",
+        25_200,
+        "resisc45",
+        "vtab-resisc45",
+        {"train": "train[:25200]", "test": "train[25200:]"},
+        {6_300: "VTAB's test split"},
+    ),
+    Known(
+        "eurosat",
+        5_000,
+        "eurosat/rgb",
+        "vtab-eurosat",
+        {"train": "train[:21600]", "test": "train[21600:]"},
+        {5_400: "VTAB's test split"},
+    ),
+    Known("fer2013", 3_574, wds="fer2013", other_sizes={7_178: "the public and the private test part"}),
+    Known("caltech101", 6_085, "caltech101", "vtab-caltech101", other_sizes={6_084: "VTAB's", 6_087: "TFDS's"}),
+    Known("cars", 8_041, "cars196", "cars"),
+    Known("voc2007", 14_976, wds="voc2007"),  # one crop per object, as clip-benchmark has it
+)
+
+CAPTIONED = (
+    Known("coco", 5_000, "coco_captions", "mscoco_captions", captioned=True),
+    Known("flickr30k", 1_000, wds="flickr30k", other_sizes={31_014: "all pictures"}, captioned=True),
+)
+
+KNOWN = {known.name: known for known in (*PAPER, *OTHERS, *CAPTIONED)}
+
+
+def ways_to_get(known: Known | None, folder: str | os.PathLike) -> Iterator[str]:
+    """One line for each way to put the set where it is looked for; for a set that is not known, None, the layouts."""
+    name = known.name if known else "NAME"
+    if known and known.captioned:
+        yield f"its Karpathy split file {folder}/{name}/dataset_{name}.json with the pictures' folder beside it"
+    else:
+        yield f"one folder per class: {folder}/{name}/test/CLASS/*.jpg"
+    if known and known.wds:
+        source = f"clip-benchmark/wds_{known.wds}"
+        yield f"hf download {source} --repo-type dataset --local-dir {folder}/wds_{known.wds}"
+    if known and known.tfds:
+        builder = f'tfds.builder("{known.tfds}", data_dir="{folder}", file_format="array_record")'
+        yield f"python -c 'import tensorflow_datasets as tfds; {builder}.download_and_prepare()'"

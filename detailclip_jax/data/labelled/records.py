@@ -1,0 +1,28 @@
+"""Prepared records: ArrayRecord shards DIR/SPLIT-00000.arrayrecord with the classes beside them."""
+
+import json
+import pathlib
+
+from detailclip_jax.data.labelled.contents import Contents, file_identity, lines_of, split_names
+from detailclip_jax.data.sources import MissingData, Records, shards_of
+
+
+def read(folder: pathlib.Path, split: str) -> Contents | None:
+    """The split of a folder of shards, or None where it has none."""
+    name = next((name for name in split_names(split) if shards_of(folder, name)), None)
+    if name is None:
+        return None
+    source, classes = Records(folder, name), class_names(folder)
+    shards = [path.name for path in shards_of(folder, name)]
+    identity = ("records", *classes, str(len(source)), *file_identity(folder, shards))
+    return Contents(source, classes, identity)
+
+
+def class_names(folder: pathlib.Path) -> tuple[str, ...]:
+    """ "classes" of dataset.json or the lines of classnames.txt; none for captioned pictures."""
+    described = folder / "dataset.json"
+    try:
+        stated = json.loads(described.read_text(encoding="utf-8")).get("classes") if described.is_file() else None
+    except ValueError as error:
+        raise MissingData(f"{described} is damaged ({error}); prepare the set again") from error
+    return tuple(stated) if stated else lines_of(folder / "classnames.txt")

@@ -1,0 +1,153 @@
+"""webdataset tars as clip-benchmark writes and publishes them (repositories clip-benchmark/wds_NAME):
+
+    DIR/classnames.txt                             one name a line, by label
+    DIR/zeroshot_classification_templates.txt      prompts with {c} for the name
+    DIR/dataset_type.txt                           "retrieval" where pictures have captions
+    DIR/test/nshards.txt                           how many tars there are
+    DIR/test/0.tar, 1.tar, ...                     KEY.webp (png, jpg, jpeg) and KEY.cls or KEY.txt, one after another
+
+The members are listed once from the headers; an example is then read by its offset.
+"""
+
+import os
+import pathlib
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from detailclip_jax.data.labelled.contents import Contents, file_identity, lines_of, split_names
+from detailclip_jax.data.sources import BadRecord, Example, MissingData
+
+IMAGES = ("webp", "png", "jpg", "jpeg")
+BLOCK = 512
+
+
+class Sample(NamedTuple):
+    """Where the members of one example lie: extension -> (offset, size) in tar number `shard`."""
+
+    shard: int
+    key: str
+    members: dict[str, tuple[int, int]]
+
+
+def read(folder: pathlib.Path, split: str) -> Contents | None:
+    """The split of a folder of tars, or None where it has none.
+
+    Raises MissingData that names the tar that is missing, compressed or cut off.
+    """
+    root = next((folder / name for name in split_names(split) if is_split(folder / name)), None)
+    if root is None:
+        return None
+    kind = (*lines_of(folder / "dataset_type.txt"), "classification")[0].lower()
+    if kind not in ("classification", "retrieval"):
+        raise MissingData(f"{folder / 'dataset_type.txt'}: pictures are {kind}; read are classification and retrieval")
+    classes = () if kind == "retrieval" else class_names(folder)
+    source = Tars(shards_of(root), "txt" if kind == "retrieval" else "cls", len(classes))
+    identity = ("tars", kind, *classes, str(len(source)), *file_identity(root, [path.name for path in source.shards]))
+    templates = lines_of(folder / "zeroshot_classification_templates.txt")
+    return Contents(source, classes, identity, tuple(line for line in templates if line))
+
+
+def is_split(root: pathlib.Path) -> bool:
+    """Whether a folder holds a split's tars."""
+    return (root / "nshards.txt").is_file() or (root / "0.tar").is_file()
+
+
+def class_names(folder: pathlib.Path) -> tuple[str, ...]:
+    """The names by label."""
+    names = lines_of(folder / "classnames.txt")
+    if not names:
+        raise MissingData(f"{folder / 'classnames.txt'} is missing or empty: nothing says what the labels mean")
+    return names
+
+
+def shards_of(root: pathlib.Path) -> list[pathlib.Path]:
+    """0.tar, 1.tar, ... as many as nshards.txt says, or without that file as many as there are in a row."""
+    stated = "".join(lines_of(root / "nshards.txt"))
+    if stated and not stated.isdigit():
+        raise MissingData(f"{root / 'nshards.txt'} says {stated!r:.40} where a number is expected")
+    num = int(stated) if stated else len(list(root.glob("*.tar")))
+    paths = [root / f"{number}.tar" for number in range(num)]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise MissingData(f"{root}: of {num} tars {', '.join(missing[:10])} are missing; download them again")
+    return paths
+
+
+def samples_of(path: pathlib.Path, shard: int) -> Iterator[Sample]:
+    """The examples of one tar: members in a row whose names agree up to the first dot."""
+    sample = Sample(shard, "", {})
+    for name, place in members_of(path):
+        folder, _, file = name.rpartition("/")
+        stem, _, extension = file.partition(".")
+        if (key := f"{folder}/{stem}" if folder else stem) != sample.key:
+            if sample.members:
+                yield sample
+            sample = Sample(shard, key, {})
+        sample.members[extension.lower()] = place
+    if sample.members:
+        yield sample
+
+
+def members_of(path: pathlib.Path) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name, offset and size of every file in a tar; hidden ones are left out."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isfile() and not os.path.basename(member.name).startswith("."):
+                    yield member.name, (member.offset_data, member.size)
+            check_end(path, tar.offset)
+    except tarfile.TarError as error:
+        raise MissingData(f"{path}: not readable as an uncompressed tar ({error}); download it again") from error
+
+
+def check_end(path: pathlib.Path, offset: int) -> None:
+    """tarfile takes a header that is cut off or damaged for the end; a whole tar ends in a block of zeros."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise tarfile.ReadError(f"no end of archive at byte {offset}")
+
+
+class Tars:
+    """A source of the examples in tars; `target` is the extension of their label ("cls") or captions ("txt")."""
+
+    def __init__(self, shards: Sequence[pathlib.Path], target: str, num_classes: int):
+        self.shards, self.target, self.num_classes = list(shards), target, num_classes
+        self.samples = [sample for number, path in enumerate(shards) for sample in samples_of(path, number)]
+        if not self.samples:
+            raise MissingData(f"{len(self.shards)} tars in {self.shards[0].parent if shards else '?'} hold no example")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Example:
+        sample = self.samples[index]
+        example = {"captions": (), "label": -1, "key": f"{self.shards[sample.shard].name}:{sample.key}"}
+        image, target = self.member(sample, IMAGES), self.member(sample, (self.target,))
+        if self.target == "cls":
+            return {**example, "image": image, "label": self.label(target, example["key"])}
+        return {**example, "image": image, "captions": tuple(target.decode(errors="replace").splitlines())}
+
+    def member(self, sample: Sample, extensions: Sequence[str]) -> bytes:
+        """The bytes of the first of the extensions that the example has."""
+        path = self.shards[sample.shard]
+        found = next((sample.members[extension] for extension in extensions if extension in sample.members), None)
+        if found is None:
+            raise BadRecord(f"{path.name}:{sample.key}: no {' or '.join(extensions)}, only {', '.join(sample.members)}")
+        offset, size = found
+        try:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise BadRecord(f"{path.name}:{sample.key}: {error.strerror or error}") from error
+
+    def label(self, text: bytes, key: str) -> int:
+        """The label that the text states."""
+        if not text.strip().isdigit():
+            raise BadRecord(f"{key}: label {text!r:.40} is no number")
+        if (label := int(text)) >= self.num_classes:
+            raise ValueError(
+                f"{key}: label {label}, but classnames.txt names {self.num_classes} classes: not of this set"
+            )
+        return label
