@@ -5,7 +5,8 @@
     config = detailclip_jax.default()            # every field, with the paper's run as values
     config.total_steps = 1000
     experiment = detailclip_jax.build(config)    # method, networks, optimiser, mesh, compiled step
-    model, variables, config = detailclip_jax.load("runs/stickers")   # a run's last checkpoint
+    model = detailclip_jax.load("runs/stickers")    # a run's last checkpoint
+    model.encode_image([image]) @ model.encode_text(["a frog"]).T
 
 The names below are imported when they are first used, so that `import detailclip_jax` costs nothing.
 """
@@ -20,13 +21,14 @@ _PUBLIC = {
     "Experiment": "detailclip_jax.experiment",
     "Forward": "detailclip_jax.forward",
     "Method": "detailclip_jax.forward",
+    "Model": "detailclip_jax.inference",
     "SIZES": "detailclip_jax.models.sizes",
     "Stickers": "detailclip_jax.data.stickers",
     "Tokenizer": "detailclip_jax.data.tokenizer",
     "TrainState": "detailclip_jax.train_state",
     "build": "detailclip_jax.experiment",
     "default": "detailclip_jax.config",
-    "load": "detailclip_jax.checkpoint",
+    "load": "detailclip_jax.inference",
     "weights": "detailclip_jax.train_state",
 }
 
@@ -38,3 +40,8 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"detailclip_jax has no {name!r}; public names: {', '.join(__all__)}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    """What is there and what will be once it is used, for completion."""
+    return sorted({*globals(), *__all__})

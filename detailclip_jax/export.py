@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from detailclip_jax import checkpoint, ema
+from detailclip_jax import checkpoint
+from detailclip_jax.inference import choose_weights
 from detailclip_jax.interop import formats
 from detailclip_jax.interop.convert import resize
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.verify import rows
-from detailclip_jax.types import Params
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,16 +50,6 @@ def parser() -> argparse.ArgumentParser:
     add("--image_size", type=int, help="interpolate the positions (bicubic) to another size of image")
     add("--no-verify", dest="verify", action="store_false", help="do not load the written model and compare")
     return arguments
-
-
-def choose_weights(variables: Mapping[str, Params], which: str | None) -> tuple[str, Params]:
-    """Name and parameters of the student, or of the teacher laid over it; ValueError without a teacher."""
-    teacher = variables["ema_params"]
-    if which == "ema" and not teacher:
-        raise ValueError("--weights=ema: this method has no teacher; use student")
-    if which == "student" or not teacher:
-        return "student", variables["params"]
-    return "ema", ema.overlay(variables["params"], teacher)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -5,13 +5,14 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent / "detailclip_jax"
 FLOORS = [
-    {"types", "version", "config", "patches"},
+    {"types", "version", "config", "patches", "products"},
     {"masking", "ema", "centering", "schedules", "resample", "mixing", "losses", "models", "data"},
     {"forward", "parts", "methods"},
     {"mesh", "optimizer", "rates", "train_state", "train_step", "encode", "experiment"},
-    {"checkpoint", "provenance", "run_config", "metrics", "interop", "evaluate", "visualize"},
+    {"checkpoint", "provenance", "run_config", "metrics", "interop", "evaluate", "visualize"}
+    | {"inference", "embeddings", "contact_sheet"},
     {"export", "import_torch", "init_from", "train", "main", "progress", "interrupt", "session", "validation"}
-    | {"compare"},
+    | {"compare", "embed"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

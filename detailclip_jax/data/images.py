@@ -40,7 +40,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 
         if image is not None:
             return image
     try:
-        return _upright_rgb(header)
+        return upright_rgb(header)
     except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they stumble over
         raise BadImage(f"truncated or damaged: {error}") from error
 
@@ -65,7 +65,8 @@ def _is_plain_jpeg(data: bytes, mode: str) -> bool:
     return data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9" and mode in ("RGB", "L")
 
 
-def _upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+def upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture of Pillow's as `decode` gives it; raises whatever Pillow does where its bytes are damaged."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         gray = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)

@@ -1,0 +1,319 @@
+"""Pictures and texts in, embeddings and attention out: against naive loops, other libraries, and what users give."""
+
+import dataclasses
+import functools
+import io
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import detailclip_jax
+from detailclip_jax import experiment, inference
+from detailclip_jax.data.images import BadImage, decode
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.inference import SHAPES, Model, choose_weights, pixels
+from detailclip_jax.interop import store
+from detailclip_jax.mesh import make_mesh
+
+SIZE = 32
+
+
+@functools.cache
+def made(method):
+    """(networks, variables, config) of a tiny row, every parameter noise, with CLIP's own vocabulary."""
+    config = tiny.tiny_config(method)
+    config.model.vocab_size = 49408
+    built = experiment.build(config, make_mesh(jax.devices()[:1]))
+    rng, shapes = np.random.default_rng(0), built.state_shapes
+    noise = functools.partial(jax.tree.map, lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype))
+    variables = {"params": noise(shapes.params), "ema_params": noise(shapes.ema_params)}
+    return built.model, variables | {"batch_stats": noise(shapes.batch_stats)}, config
+
+
+@functools.cache
+def model_of(method="detailclip", weights=None):
+    networks, variables, config = made(method)
+    which, params = choose_weights(variables, weights)
+    return Model(networks, variables, config, params, which, 3, "runs/tiny")
+
+
+def changed(**fields):
+    """The model with another config around the same weights."""
+    config = model_of().config.copy_and_resolve_references()
+    config.update_from_flattened_dict(fields)
+    return dataclasses.replace(model_of(), config=config)
+
+
+def pictures(count, seed=0, size=SIZE):
+    return list(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8))
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def normalised(image, config):
+    """One picture as a batch of float32."""
+    return jnp.asarray((image / 255 - config.views.mean) / config.views.std, jnp.float32)[None]
+
+
+def test_images_one_by_one_from_the_equation():
+    """Resize, crop, normalise, tower, projection, L2: with Pillow and one picture at a time."""
+    model = model_of()
+    scaled = Image.fromarray(pictures(1, seed=1, size=64)[0]).resize((48, 40))
+    cut = np.asarray(scaled.resize((int(SIZE * 48 / 40), SIZE), Image.Resampling.BILINEAR))[:, 3 : 3 + SIZE]
+    given, seen = [*pictures(2), scaled], [*pictures(2), cut]
+    embed = lambda image: model.networks.apply(
+        {"params": model.params}, normalised(image, model.config), method="embed_image"
+    )
+    expected = unit(np.concatenate([embed(image) for image in seen]))
+    found = model.encode_image(given)
+    assert found.dtype == np.float32 and found.shape == (3, 64)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_texts_one_by_one_from_the_equation():
+    model, texts = model_of(), ["a frog", "two red kites above a bus"]
+    tokens = Tokenizer(tiny.TEXT)(texts)
+    embed = lambda row: model.networks.apply({"params": model.params}, jnp.asarray(row[None]), method="embed_text")
+    found = model.encode_text(texts)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, unit(np.concatenate([embed(row) for row in tokens])), atol=2e-6)
+
+
+def test_any_number_of_inputs_compiles_a_shape_once():
+    model = model_of()
+    images, texts = pictures(SHAPES[-1] + 3), [f"{number} frogs" for number in range(SHAPES[-1] + 3)]
+    all_images, all_texts = model.encode_image(images), model.encode_text(texts)
+    for count in (0, 1, 2, 7, 8, 9, SHAPES[-1], SHAPES[-1] + 2):
+        np.testing.assert_allclose(model.encode_image(images[:count]), all_images[:count], atol=2e-6)
+        np.testing.assert_allclose(model.encode_text(texts[:count]), all_texts[:count], atol=2e-6)
+    assert model.encode.image._cache_size() <= len(SHAPES)
+    assert model.encode.text._cache_size() <= len(SHAPES)
+    np.testing.assert_array_equal(model.encode_image(iter(images)), all_images)
+    np.testing.assert_array_equal(model.encode_image(np.stack(images)), all_images)
+
+
+def test_attention_is_the_mean_over_layers_on_the_grid_of_patches():
+    model, image = model_of(), pictures(1)[0]
+    batch = normalised(image, model.config)
+    tokens = model.networks.apply({"params": model.params}, batch, method=lambda net, x: net.image(x, attention=True))
+    layers = np.asarray(tokens.attention)[0]  # [L, N], each the mean over heads
+    found = model.attention(image)
+    assert found.shape == (4, 4) and found.dtype == np.float32
+    for row in range(4):
+        for column in range(4):
+            np.testing.assert_allclose(found[row, column], layers[:, 4 * row + column].mean(), rtol=1e-5)
+    assert 0 < found.sum() < 1  # the rest goes to the CLS token
+
+
+# pictures of every kind
+
+
+def encoded(image, kind):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+RGB = Image.fromarray(pictures(1, seed=2, size=9)[0])
+ALPHA = Image.merge("RGBA", (*RGB.split(), RGB.split()[0]))
+MODES = {
+    "RGB": (RGB, "PNG"),
+    "L": (RGB.convert("L"), "PNG"),
+    "1": (RGB.convert("1"), "PNG"),
+    "P": (RGB.convert("P"), "PNG"),
+    "LA": (ALPHA.convert("LA"), "PNG"),
+    "RGBA": (ALPHA, "PNG"),
+    "CMYK": (RGB.convert("CMYK"), "TIFF"),
+    "I;16": (Image.fromarray(np.arange(81, dtype=np.uint16).reshape(9, 9) * 800), "PNG"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pil_image_of_any_mode_is_read_like_its_file(mode, tmp_path):
+    image, kind = MODES[mode]
+    data = encoded(image, kind)
+    (tmp_path / "picture").write_bytes(data)
+    expected = decode(data)
+    for given in (image, data, tmp_path / "picture", str(tmp_path / "picture")):
+        np.testing.assert_array_equal(pixels(given), expected)
+
+
+def test_arrays_are_read_like_pil_images():
+    rgb, gray, alpha = (np.asarray(image) for image in (RGB, RGB.convert("L"), ALPHA))
+    np.testing.assert_array_equal(pixels(rgb), rgb)
+    for given in (gray, gray[:, :, None]):
+        np.testing.assert_array_equal(pixels(given), np.repeat(gray[:, :, None], 3, 2))
+    share = alpha[:, :, 3:] / 255
+    np.testing.assert_allclose(pixels(alpha), rgb * share + 255 * (1 - share), atol=1)
+    np.testing.assert_array_equal(pixels(jnp.asarray(rgb)), rgb)
+
+
+def test_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    buffer = io.BytesIO()
+    RGB.resize((9, 5)).save(buffer, "PNG", exif=exif)
+    turned = Image.open(buffer)
+    assert pixels(turned).shape == (9, 5, 3)
+    np.testing.assert_array_equal(pixels(turned), decode(buffer.getvalue()))
+
+
+@pytest.mark.parametrize("shape", [(1, 500), (3000, 200), (33, 32)])
+def test_sides_of_any_length(shape):
+    assert model_of().view(np.zeros((*shape, 3), np.uint8)).shape == (SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((9, 9, 3)), np.zeros((3, 9, 9), np.uint8), np.zeros((1, 9, 9, 3), np.uint8), np.zeros(9)]
+)
+def test_numbers_that_may_mean_another_picture_are_refused(array):
+    with pytest.raises(TypeError, match=r"is no picture; give a PIL image, a path, or uint8 \[height, width, 3\]"):
+        pixels(array)
+
+
+@pytest.mark.parametrize("image", [RGB, np.asarray(RGB), "frog.png", b""])
+def test_one_picture_needs_its_brackets(image):
+    with pytest.raises(TypeError, match=r"takes a list of pictures, got one \w+; write \[image\]"):
+        model_of().encode_image(image)
+    with pytest.raises(TypeError, match=r"write \[text\]"):
+        model_of().encode_text("a frog")
+
+
+def test_a_damaged_picture_is_named_by_its_place():
+    cut = Image.open(io.BytesIO(encoded(RGB.resize((99, 99)), "PNG")[:2000]))
+    for bad in (b"no picture", cut):
+        with pytest.raises(BadImage, match="picture 2: "):
+            model_of().encode_image([*pictures(2), bad])
+
+
+def test_long_texts_are_cut_and_said_so(caplog):
+    model_of().encode_text(["a frog"])
+    assert not caplog.records
+    long = "frog " * 20
+    np.testing.assert_array_equal(model_of().encode_text([long]), model_of().encode_text([long + "frog"]))
+    assert "1 of 1 texts are cut to 12 tokens" in caplog.text
+
+
+# weights, rows, checkpoints
+
+
+def test_the_teacher_is_the_default_where_there_is_one():
+    _, variables, _ = made("detailclip")
+    ema, student = model_of(), model_of(weights="student")
+    assert (ema.weights, student.weights, model_of("clip").weights) == ("ema", "student", "student")
+    image, heads = variables["ema_params"]["image"], variables["params"]["decoder"]
+    assert ema.params["image"] is image and ema.params["decoder"] is heads
+    assert student.params["image"] is variables["params"]["image"]
+    assert abs(ema.encode_image(pictures(1)) - student.encode_image(pictures(1))).max() > 0.01
+    with pytest.raises(ValueError, match="weights=ema: this method has no teacher; use student"):
+        choose_weights(made("clip")[1], "ema")
+    with pytest.raises(ValueError, match="weights 'teacher' are unknown; known: ema, student"):
+        choose_weights(variables, "teacher")
+
+
+def test_a_row_without_a_text_tower_says_what_it_lacks():
+    model = model_of("mae")
+    with pytest.raises(ValueError, match="runs/tiny is a mae, which has no text and no text_projection; methods"):
+        model.encode_text(["a frog"])
+    with pytest.raises(ValueError, match=r"encode_image runs image and image_projection, but .* no image_projection"):
+        model.encode_image(pictures(1))
+    assert model.attention(pictures(1)[0]).shape == (4, 4)
+
+
+@pytest.mark.parametrize("method", sorted(detailclip_jax.METHODS))
+def test_the_rows_with_a_text_tower_are_those_named(method):
+    from detailclip_jax import methods
+
+    parts = methods.build(tiny.tiny_config(method)).parts
+    needed = {*inference.NEEDS["encode_image"], *inference.NEEDS["encode_text"]}
+    assert (needed <= set(parts)) == (method in inference.WITH_TEXT)
+
+
+def test_another_vocabulary_is_refused():
+    with pytest.raises(ValueError, match="a vocabulary of 64 tokens; encode_text reads CLIP's of 49408"):
+        changed(**{"model.vocab_size": 64}).encode_text(["a frog"])
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    _, variables, config = made("detailclip")
+    path = tmp_path_factory.mktemp("runs") / "detailclip"
+    store.save(path, variables, config, "noise")
+    return path
+
+
+def test_a_workdir_is_loaded(workdir):
+    model = detailclip_jax.load(workdir)
+    assert (model.weights, model.step, model.path) == ("ema", 0, str(workdir))
+    np.testing.assert_allclose(model.encode_image(pictures(2)), model_of().encode_image(pictures(2)), atol=2e-6)
+    assert model.fingerprint == model_of().fingerprint
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
+        detailclip_jax.load(workdir, step=7)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        detailclip_jax.load(workdir / "nothing")
+
+
+def test_the_fingerprint_knows_weights_and_reading():
+    others = [
+        model_of(weights="student"),
+        changed(**{"views.mean": (0.5, 0.5, 0.5)}),
+        changed(**{"model.text_activation": "gelu"}),
+        changed(**{"model.image_style.norm_eps": 1e-5}),
+    ]
+    prints = {model.fingerprint for model in (model_of(), *others)}
+    assert len(prints) == 5 and all(len(value) == 12 for value in prints)
+    assert changed(log_every=7).fingerprint == model_of().fingerprint
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_imported_openai_clip_gives_open_clip_s_embeddings(tmp_path):
+    """The same weights, pictures and words through open_clip and torchvision, with CLIP's own mean and deviation."""
+    torch = pytest.importorskip("torch")
+    open_clip = pytest.importorskip("open_clip")
+    transforms = pytest.importorskip("torchvision.transforms")
+    from detailclip_jax import import_torch
+
+    image = {"layers": 1, "width": 48, "head_width": 12, "patch_size": 8, "image_size": SIZE}
+    text = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 1}
+    torch.manual_seed(0)
+    theirs = open_clip.model.CLIP(24, image, text, quick_gelu=True).eval()
+    torch.save({**theirs.state_dict(), "input_resolution": torch.tensor(SIZE)}, tmp_path / "clip.pt")
+    arguments = ["--from=openai", str(tmp_path / "clip.pt"), f"--out={tmp_path}/run", "--num_heads=4"]
+    assert import_torch.main([*arguments, "--text_heads=4"]) == 0
+    model = detailclip_jax.load(tmp_path / "run")
+    given = [Image.fromarray(picture).resize((90, 50)) for picture in pictures(3, seed=4)]
+    preprocess = transforms.Compose(
+        [
+            transforms.Resize(SIZE, transforms.InterpolationMode.BILINEAR),
+            transforms.CenterCrop(SIZE),
+            transforms.ToTensor(),
+            transforms.Normalize(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),
+        ]
+    )
+    texts = ["a frog", "Two red kites."]
+    with torch.inference_mode():
+        images = theirs.encode_image(torch.stack([preprocess(picture) for picture in given])).numpy()
+        words = theirs.encode_text(open_clip.SimpleTokenizer(context_length=12)(texts)).numpy()
+    np.testing.assert_allclose(model.encode_image(given), unit(images), atol=1e-5)
+    np.testing.assert_allclose(model.encode_text(texts), unit(words), atol=1e-5)
+
+
+# the package's front door
+
+
+def test_dir_lists_the_lazy_names():
+    code = "import sys, detailclip_jax; print(*dir(detailclip_jax)); sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert {"load", "build", "default", "METHODS", "__version__", "__name__"} <= set(done.stdout.split())
+    assert all(getattr(detailclip_jax, name) is not None for name in detailclip_jax.__all__)
+    with pytest.raises(AttributeError, match=r"has no 'laod'; public names: .*load"):
+        detailclip_jax.laod  # noqa: B018
