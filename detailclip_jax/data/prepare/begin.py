@@ -1,0 +1,63 @@
+"""A job from a request: planned now, or found where it was left."""
+
+import shutil
+
+from detailclip_jax.data.prepare import job as jobs
+from detailclip_jax.data.prepare.finish import known_split
+from detailclip_jax.data.prepare.job import Job, Request, Shard
+from detailclip_jax.data.prepare.sources import source_of
+
+MAX_SHARDS = 1024  # unless asked for
+
+
+class AlreadyThere(ValueError):
+    """The split is finished."""
+
+
+def begin(request: Request, num_shards: int = 0) -> Job:
+    """The job of a request; `num_shards` 0 makes as many as the source has, up to 1024.
+
+    A plan that a former run of the same request left is taken up.  Raises AlreadyThere for a split that is finished,
+    ValueError where the folder has a plan of another request, and what the source's plan raises.
+    """
+    if known_split(request):
+        raise AlreadyThere(f"{request.out} has the split {request.split} already; choose another --out or --split")
+    if (request.work / jobs.PLAN).exists():
+        return _resumed(request, num_shards)
+    return _planned(request, num_shards)
+
+
+def _resumed(request: Request, num_shards: int) -> Job:
+    jobs.load.cache_clear()
+    job = jobs.load(str(request.work))
+    changed = jobs.differences(job.request, request)
+    if num_shards and num_shards != job.num_shards:
+        changed.append(f"shards: {job.num_shards} then, {num_shards} now")
+    if changed:
+        raise ValueError(
+            f"{request.work} was begun by another request ({'; '.join(changed)}); "
+            "repeat that one, remove the folder, or choose another --out"
+        )
+    return job
+
+
+def _planned(request: Request, num_shards: int) -> Job:
+    shutil.rmtree(request.work, ignore_errors=True)
+    request.work.mkdir(parents=True)
+    try:
+        plan = source_of(request.kind).plan(request)
+    except BaseException:
+        shutil.rmtree(request.work, ignore_errors=True)
+        raise
+    if not plan.shards:
+        raise ValueError(f"{request.kind} {' '.join(request.paths)}: there is no example")
+    _check_names(plan.shards)
+    job = Job(request, num_shards or min(len(plan.shards), MAX_SHARDS), plan.shards, plan.classes)
+    jobs.save(job)
+    return job
+
+
+def _check_names(shards: tuple[Shard, ...]) -> None:
+    names = [shard.name for shard in shards]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several input shards are called {', '.join(twice[:5])}; give them names of their own")

@@ -1,0 +1,113 @@
+"""COCO's caption files and Karpathy's split files (COCO, Flickr30K); the captions of a picture become one example.
+
+Facts: COCO's data format (images: id, file_name; annotations: image_id, caption); Karpathy's dataset.json (images:
+filename, filepath, split, sentences with raw, cocoid).  In COCO his train split counts with "restval".
+"""
+
+import collections
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from detailclip_jax.data.prepare.files import open_text
+from detailclip_jax.data.prepare.image_root import Place
+from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.data.prepare.rows import Row, contained
+
+FOLDERS = re.compile(r"(train|val|test)\d{4}")
+FLICKR_FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
+
+
+def rows_of(request: Request) -> Iterator[Row]:
+    """The pictures of caption files, or of a Karpathy file; it says itself which it is."""
+    for path in request.paths:
+        content = load(path)
+        yield from karpathy(content, request) if _is_karpathy(content) else captions(content, path)
+
+
+def karpathy_rows(request: Request) -> Iterator[Row]:
+    """The pictures of Karpathy files."""
+    for path in request.paths:
+        content = load(path)
+        if not _is_karpathy(content):
+            raise ValueError(f"{path} is no Karpathy file: it has no images with sentences and a split")
+        yield from karpathy(content, request)
+
+
+def load(path: str) -> dict[str, Any]:
+    """The JSON of a file; ValueError where it is none, or has no list of images."""
+    try:
+        with open_text(path) as file:
+            content = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise ValueError(f"{path} has no list 'images'; expected captions_*.json or Karpathy's dataset_*.json")
+    return content
+
+
+def _is_karpathy(content: dict[str, Any]) -> bool:
+    return all("sentences" in image and "split" in image for image in content["images"][:1])
+
+
+def captions(content: dict[str, Any], path: str) -> Iterator[Row]:
+    """The pictures of a captions file, in its order, each with all its captions in theirs."""
+    texts: dict[Any, list[str]] = collections.defaultdict(list)
+    try:
+        for annotation in content["annotations"]:
+            texts[annotation["image_id"]].append(str(annotation["caption"]))
+        for image in content["images"]:
+            name = str(image["file_name"])
+            yield contained(Row(str(image["id"]), _coco_places(name, _folder(path, name)), texts[image["id"]]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no captions file: {error!r} in an image or annotation") from error
+
+
+def _folder(path: str, name: str) -> str:
+    """train2017 of captions_train2017.json, else of COCO_train2014_..."""
+    match = FOLDERS.search(path.replace("\\", "/").rpartition("/")[2]) or FOLDERS.search(name)
+    return match.group() if match else ""
+
+
+def _coco_places(name: str, folder: str) -> list[Place]:
+    """Where the releases have it: beside others, in its folder, in that folder's zip."""
+    if not folder:
+        return [(name,)]
+    return [(f"{folder}/{name}",), (name,), (f"{folder}.zip", f"{folder}/{name}")]
+
+
+def karpathy(content: dict[str, Any], request: Request) -> Iterator[Row]:
+    """The pictures of one split."""
+    wanted = subset_of(request)
+    for image in content["images"]:
+        if image.get("split") in wanted:
+            name, folder = str(image.get("filename", "")), str(image.get("filepath", ""))
+            texts = [str(sentence.get("raw", "")) for sentence in image.get("sentences", ())]
+            key = str(image.get("cocoid", name))
+            yield contained(Row(key, _coco_places(name, folder) if folder else _flickr_places(name), texts))
+
+
+def subset_of(request: Request) -> tuple[str, ...]:
+    """Which of the file's splits: those of `--subset`, else the output's, to which COCO's "train" adds "restval"."""
+    wanted = request.options.subset or request.split
+    return ("train", "restval") if wanted == "train" else tuple(wanted.split("+"))
+
+
+def _flickr_places(name: str) -> list[Place]:
+    return [(name,), *((f"{folder}/{name}",) for folder in FLICKR_FOLDERS)]
+
+
+def dataset_of(request: Request) -> str:
+    """coco-train2017 of captions_train2017.json, coco-karpathy-train of Karpathy's."""
+    names = [_folder(path, "") for path in request.paths]
+    return f"coco-{names[0]}" if len(names) == 1 and names[0] else f"coco-karpathy-{_split(request)}"
+
+
+def flickr_dataset_of(request: Request) -> str:
+    """flickr30k-train, ..."""
+    return f"flickr30k-{_split(request)}"
+
+
+def _split(request: Request) -> str:
+    return request.options.subset or request.split

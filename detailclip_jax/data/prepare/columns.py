@@ -1,0 +1,77 @@
+"""Which columns of a table are the picture, the captions, the key and the label."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from detailclip_jax.data.prepare.job import Options
+from detailclip_jax.data.prepare.records import Rejected
+
+IMAGE = ("image", "jpg", "filepath", "file_path", "image_path", "path", "filename", "file_name", "image_name")
+CAPTION = ("caption", "captions", "text", "txt", "sentence", "sentences")
+PAIR = ("title", "description")
+KEY = ("key", "id", "image_id", "photoid")
+LABEL = ("label", "cls", "class")
+
+
+class Columns(NamedTuple):
+    """Names of columns; "" for a key or label that the table has not."""
+
+    image: str
+    captions: tuple[str, ...]
+    key: str
+    label: str
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """All that are read."""
+        return tuple(dict.fromkeys(name for name in (self.image, *self.captions, self.key, self.label) if name))
+
+
+def choose(there: Sequence[str], options: Options, where: str) -> Columns:
+    """The columns that the options name, else those with the usual names.
+
+    Raises ValueError that lists the columns of the table where one is missing.
+    """
+    image = _one(there, options.image_column, IMAGE)
+    pair = tuple(name for name in PAIR if name in there)
+    captions = options.caption_columns or pair or tuple(name for name in CAPTION if name in there)[:1]
+    key, label = _one(there, options.key_column, KEY), _one(there, options.label_column, LABEL)
+    chosen = Columns(image or "", captions, key or "", label or "")
+    missing = [name for name in chosen.wanted if name not in there]
+    if missing or not image:
+        what = f"no column {', '.join(missing)}" if missing else f"none of the columns {', '.join(IMAGE)}"
+        raise ValueError(
+            f"{where} has {what}; its columns are {', '.join(map(str, there))}.  "
+            "Name yours with --image-column, --caption-column, --key-column and --label-column"
+        )
+    return chosen
+
+
+def _one(there: Sequence[str], given: str, usual: Sequence[str]) -> str | None:
+    return given or next((name for name in usual if name in there), None)
+
+
+def texts_of(values: dict[str, Any], names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Captions without and with names: a column that holds a list gives the former."""
+    listed = [text for name in names if isinstance(values[name], list | tuple) for text in values[name]]
+    named = {name: text_of(values[name]) for name in names if not isinstance(values[name], list | tuple)}
+    return tuple(map(text_of, listed)), named
+
+
+def text_of(value: Any) -> str:
+    """A cell as text; "" for none.  A dict with "raw" or "text" (Karpathy's and others' sentences) gives that."""
+    if isinstance(value, dict):
+        value = value.get("raw", value.get("text"))
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return "" if value is None else str(value)
+
+
+def label_of(value: Any) -> int:
+    """A cell as label, -1 for none; Rejected where it is no number."""
+    if value is None or value == "":
+        return -1
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise Rejected(f"bad label: {value!r:.40}") from error

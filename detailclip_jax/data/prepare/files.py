@@ -1,0 +1,115 @@
+"""Reading with a limit, writing in one piece."""
+
+import bz2
+import contextlib
+import glob
+import gzip
+import io
+import json
+import lzma
+import os
+import pathlib
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any
+
+from detailclip_jax.data.prepare.records import Rejected
+
+MAX_BYTES = 256 * 2**20  # of one picture, text or archive header; more is refused before it is read
+COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+READ_ERRORS = (OSError, EOFError, lzma.LZMAError, ValueError)  # of compressed streams that are damaged
+
+
+def open_bytes(path: str | os.PathLike) -> io.BufferedIOBase:
+    """A file for reading, decompressed where its name ends in .gz, .tgz, .bz2 or .xz."""
+    opener = COMPRESSED.get(pathlib.Path(path).suffix, open)
+    return opener(path, "rb")  # pyright: ignore[reportReturnType, reportArgumentType]
+
+
+def open_text(path: str | os.PathLike) -> io.TextIOWrapper:
+    """The same as text; bytes that are no UTF-8 become U+FFFD."""
+    opener = COMPRESSED.get(pathlib.Path(path).suffix, open)
+    return opener(path, "rt", encoding="utf-8", errors="replace", newline="")  # pyright: ignore[reportReturnType, reportArgumentType]
+
+
+def read_limited(file: IO[bytes] | io.BufferedIOBase, name: str, limit: int = MAX_BYTES) -> bytes:
+    """All bytes of an open file; Rejected where they are more than `limit`."""
+    data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Rejected(f"too large: {name} has more than {limit} bytes")
+    return data
+
+
+def read_regular(path: str | os.PathLike, limit: int = MAX_BYTES) -> bytes:
+    """The bytes of a file; Rejected for a device, pipe or folder, which might never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise Rejected(f"not a file: {path}")
+    with open(path, "rb") as file:
+        return read_limited(file, str(path), limit)
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path stays in its folder."""
+    path = pathlib.PurePosixPath(name.replace("\\", "/"))
+    return bool(name) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
+
+
+@contextlib.contextmanager
+def whole(path: pathlib.Path, folder: pathlib.Path | None = None) -> Iterator[IO[bytes]]:
+    """A file to write, which gets its name at the end of the context: a kill leaves the old file or the new one.
+
+    Until then it has a name of this process in `folder`, on the same disk; by default beside its place.
+    """
+    partial = partial_of(path, folder)
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            keep(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
+
+
+def write_json(path: pathlib.Path, value: Any, folder: pathlib.Path | None = None) -> None:
+    """Writes JSON in one piece."""
+    with whole(path, folder) as file:
+        file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+
+
+def partial_of(path: pathlib.Path, folder: pathlib.Path | None = None) -> pathlib.Path:
+    """The name of a file while it is written; no two processes share it."""
+    return (folder or path.parent) / f"{path.name}.{os.getpid()}.partial"
+
+
+def keep(file: IO[Any]) -> None:
+    """Waits until the disk has it: a name must not survive a power cut without its bytes."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
+    """Files, in the order of their names: of each folder those that end so, of each pattern those that match.
+
+    Raises FileNotFoundError that names what there is not.
+    """
+    found = [file for path in paths for file in _expand_one(path, tuple(suffixes))]
+    return sorted(dict.fromkeys(found))
+
+
+def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    if os.path.isdir(path):
+        found = [str(file) for file in pathlib.Path(path).rglob("*") if file.name.endswith(suffixes)]
+        return found or _missing(f"{path!r} has no file that ends in {' or '.join(suffixes)}")
+    if os.path.exists(path):
+        return [path]
+    return glob.glob(path) or _missing(f"there is no {path!r}")
+
+
+def _missing(message: str) -> list[str]:
+    raise FileNotFoundError(message)
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """The folder that all files have in common; names relative to it are unique and move with the data."""
+    return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])

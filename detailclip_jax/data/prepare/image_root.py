@@ -1,0 +1,75 @@
+"""Pictures by name: below a folder, in a zip, or in zips below a folder."""
+
+import collections
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+
+from detailclip_jax.data.prepare.files import MAX_BYTES, read_limited, read_regular
+from detailclip_jax.data.prepare.records import Rejected
+
+Place = Sequence[str]  # (path,) of a file, or (path of a zip, name in it)
+MAX_OPEN = 4
+ABSENT = (FileNotFoundError, NotADirectoryError, PermissionError)
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # Runtime: a password
+
+
+class ImageRoot:
+    """Reads below `root`, a folder or a zip; paths of files may be absolute.  A context manager: closes its zips."""
+
+    def __init__(self, root: str):
+        self._root = root
+        self._is_zip = os.path.isfile(root)
+        self._zips: collections.OrderedDict[str, zipfile.ZipFile | None] = collections.OrderedDict()
+
+    def __enter__(self) -> "ImageRoot":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._zips:
+            self._close_oldest()
+
+    def read(self, places: Sequence[Place]) -> bytes:
+        """The bytes at the first place that exists; Rejected where there is none, or what is there is no file."""
+        for place in places:
+            data = self._read(place)
+            if data is not None:
+                return data
+        raise Rejected(f"missing file: {' or '.join('!'.join(place) for place in places)}")
+
+    def _read(self, place: Place) -> bytes | None:
+        if self._is_zip and len(place) == 1:
+            return self._member(self._root, place[0])
+        path = os.path.join(self._root, place[0])
+        if len(place) == 2:
+            return self._member(path, place[1])
+        try:
+            return read_regular(path)
+        except ABSENT:
+            return None
+
+    def _member(self, path: str, name: str) -> bytes | None:
+        try:
+            archive = self._open(path)
+            info = archive.NameToInfo.get(name) if archive else None
+            if archive is None or info is None:
+                return None
+            if info.file_size > MAX_BYTES:
+                raise Rejected(f"too large: {name} claims {info.file_size} bytes")
+            with archive.open(info) as file:
+                return read_limited(file, name)
+        except DAMAGED_ZIP as error:
+            raise Rejected(f"damaged zip: {path}: {error}") from error
+
+    def _open(self, path: str) -> zipfile.ZipFile | None:
+        if path not in self._zips:
+            if len(self._zips) >= MAX_OPEN:
+                self._close_oldest()
+            self._zips[path] = zipfile.ZipFile(path) if os.path.isfile(path) else None
+        return self._zips[path]
+
+    def _close_oldest(self) -> None:
+        _, archive = self._zips.popitem(last=False)
+        if archive is not None:
+            archive.close()

@@ -1,0 +1,88 @@
+"""What img2dataset wrote: shards of a tar and a parquet with the same name, or parquets with the pictures in them.
+
+The parquet has a row for every address that was asked for: its key, caption and status; a row whose status is not
+"success" (a dead link, most often) becomes a reject with the reason that img2dataset gives.  Facts: its writer.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from detailclip_jax.data.prepare import parquet, pyarrow_files, tars
+from detailclip_jax.data.prepare.columns import text_of
+from detailclip_jax.data.prepare.files import expand
+from detailclip_jax.data.prepare.job import Options, Request, Shard
+from detailclip_jax.data.prepare.plan import Plan, limited, of_files
+from detailclip_jax.data.prepare.records import Raw, Reject
+
+SUCCESS = "success"
+PICTURE = "jpg"  # the column of img2dataset's parquet output
+
+
+def plan(request: Request) -> Plan:
+    """One shard per parquet; ValueError where one has neither a tar beside it nor pictures in it."""
+    paths = expand(request.paths, (".parquet",))
+    for path in paths:
+        wanted = ("key", "status", *_captions(request.options))
+        pyarrow_files.require(path, wanted if _tar(path).exists() else (*wanted, PICTURE))
+    return Plan(limited(of_files(paths), lambda shard: pyarrow_files.num_rows(shard.path), request.options.limit))
+
+
+def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
+    """The rows of a shard: pictures in their order, then the rows without one."""
+    if not _tar(shard.path).exists():
+        yield from _from_parquet(shard, options)
+        return
+    rows = {str(row["key"]): row for row in _rows(shard, options)}
+    for sample in tars.samples(str(_tar(shard.path))):
+        row = rows.pop(sample.key, None)
+        if row is not None:
+            yield _with_row(tars.example(sample, shard, options), row, options)
+    yield from (_absent(f"{shard.name}/{key}", row) for key, row in rows.items())
+
+
+def _rows(shard: Shard, options: Options, *more: str) -> Iterator[dict[str, Any]]:
+    there = pyarrow_files.column_names(shard.path)
+    names = [name for name in ("key", "status", "error_message", *_captions(options), *more) if name in there]
+    return itertools.islice(parquet.rows(shard.path, tuple(names)), shard.stop or None)
+
+
+def _captions(options: Options) -> tuple[str, ...]:
+    return options.caption_columns or ("caption",)
+
+
+def _tar(path: str) -> pathlib.Path:
+    return pathlib.Path(path).with_suffix(".tar")
+
+
+def _with_row(example: Raw | Reject, row: dict[str, Any], options: Options) -> Raw | Reject:
+    """The example with the captions of its row."""
+    if isinstance(example, Reject):
+        return example
+    captions, texts = _texts(row, options)
+    return dataclasses.replace(example, captions=captions, texts=texts)
+
+
+def _texts(row: dict[str, Any], options: Options) -> tuple[tuple[str, ...], dict[str, str]]:
+    """One caption goes without a name, several have their columns'."""
+    texts = {name: text_of(row[name]) for name in _captions(options)}
+    return (tuple(texts.values()), {}) if len(texts) == 1 else ((), texts)
+
+
+def _absent(key: str, row: dict[str, Any]) -> Reject:
+    status = str(row["status"])
+    if status == SUCCESS:
+        return Reject(key, "missing in tar")
+    return Reject(key, status.replace("_", " "), text_of(row.get("error_message")))
+
+
+def _from_parquet(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
+    for row in _rows(shard, options, PICTURE):
+        key = f"{shard.name}/{row['key']}"
+        if row["status"] == SUCCESS and row[PICTURE]:
+            captions, texts = _texts(row, options)
+            yield Raw(key, row[PICTURE], captions, texts)
+        else:
+            yield _absent(key, row)

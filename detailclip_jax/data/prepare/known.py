@@ -1,0 +1,55 @@
+"""How many examples the known sets have, to compare with at the end.
+
+Counts are of examples (a picture with all its captions).  Sources: YFCC15M: OpenAI's list of the subset
+(data/yfcc100m.md of its CLIP repository), SLIP's make_dataset.py (those of the list with a picture), DeCLIP's labels
+(arXiv 2110.05208).  CC3M: Sharma et al. 2018.  CC12M: arXiv 2102.08981.  COCO: arXiv 1504.00325 and the 2017 release;
+Karpathy's splits: arXiv 1412.2306.  ImageNet: arXiv 1409.0575.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+
+class Known(NamedTuple):
+    """Examples of a set, and which of the sets that share a name it is."""
+
+    num_examples: int
+    variant: str = ""
+
+
+KNOWN: Mapping[str, Known] = MappingProxyType(
+    {
+        "yfcc15m-openai": Known(14_829_396, "the OpenAI subset of YFCC100M, as listed"),
+        "yfcc15m-slip": Known(14_689_580, "the OpenAI subset of YFCC100M, those that SLIP has pictures of"),
+        "yfcc15m-declip": Known(15_388_848, "the DeCLIP subset of YFCC100M (V2)"),
+        "cc3m": Known(3_318_333),
+        "cc3m-validation": Known(15_840),
+        "cc12m": Known(12_423_374),
+        "coco-train2014": Known(82_783),
+        "coco-val2014": Known(40_504),
+        "coco-train2017": Known(118_287),
+        "coco-val2017": Known(5_000),
+        "coco-karpathy-train": Known(113_287, "Karpathy's split, train and restval"),
+        "coco-karpathy-val": Known(5_000, "Karpathy's split"),
+        "coco-karpathy-test": Known(5_000, "Karpathy's split"),
+        "flickr30k-train": Known(29_000, "Karpathy's split"),
+        "flickr30k-val": Known(1_014, "Karpathy's split"),
+        "flickr30k-test": Known(1_000, "Karpathy's split"),
+        "imagenet-train": Known(1_281_167),
+        "imagenet-val": Known(50_000),
+    }
+)
+
+
+def comparison(dataset: str, num_examples: int, num_rejected: int) -> str:
+    """One line for people; "" for a set that is not known."""
+    if dataset not in KNOWN:
+        return ""
+    known = KNOWN[dataset]
+    share = num_examples / known.num_examples
+    line = f"{dataset} has {known.num_examples:,} examples: {share:.1%} of them are here"
+    missing = known.num_examples - num_examples - num_rejected
+    if missing > 0:
+        line += f", {missing:,} were never named by the source"
+    return line + (f" ({known.variant})" if known.variant else "")

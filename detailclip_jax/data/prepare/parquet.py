@@ -1,0 +1,65 @@
+"""Parquet tables with a column of paths or bytes (also {"bytes", "path"}, as Hugging Face's datasets write them)."""
+
+import itertools
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from detailclip_jax.data.prepare import columns, pyarrow_files
+from detailclip_jax.data.prepare.columns import Columns
+from detailclip_jax.data.prepare.files import MAX_BYTES, expand
+from detailclip_jax.data.prepare.image_root import ImageRoot
+from detailclip_jax.data.prepare.job import Options, Request, Shard
+from detailclip_jax.data.prepare.plan import Plan, limited, of_files
+from detailclip_jax.data.prepare.records import Raw, Reject, Rejected
+
+BATCH = 64  # rows in memory at once, beside what pyarrow holds of a row group
+
+
+def plan(request: Request) -> Plan:
+    """One shard per file; ValueError that lists the columns of a file that lacks one."""
+    paths = expand(request.paths, (".parquet",))
+    for path in paths:
+        columns.choose(pyarrow_files.column_names(path), request.options, path)
+    shards = of_files(paths)
+    return Plan(limited(shards, lambda shard: pyarrow_files.num_rows(shard.path), request.options.limit))
+
+
+def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
+    """The rows of a file with their pictures."""
+    chosen = columns.choose(pyarrow_files.column_names(shard.path), options, shard.path)
+    root = options.images or str(pathlib.Path(shard.path).parent)
+    with ImageRoot(root) as images:
+        for number, row in itertools.islice(enumerate(rows(shard.path, chosen.wanted)), shard.stop or None):
+            yield example(row, chosen, images, f"{shard.name}#{number}")
+
+
+def rows(path: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The rows of a file, a few in memory at a time."""
+    with pyarrow_files.parquet_file(path) as file:
+        for batch in file.iter_batches(batch_size=BATCH, columns=list(names)):
+            yield from batch.to_pylist()
+
+
+def example(row: dict[str, Any], chosen: Columns, images: ImageRoot, place: str) -> Raw | Reject:
+    """A row as an example; its key is that of its column, else its place."""
+    key = columns.text_of(row[chosen.key]) if chosen.key else place
+    try:
+        captions, texts = columns.texts_of(row, chosen.captions)
+        label = columns.label_of(row[chosen.label]) if chosen.label else -1
+        return Raw(key or place, _image(row[chosen.image], images), captions, texts, label)
+    except Rejected as refusal:
+        return refusal.of(key or place)
+
+
+def _image(cell: Any, images: ImageRoot) -> bytes:
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str):
+        return images.read([(os.fspath(cell),)])
+    if not isinstance(cell, bytes):
+        raise Rejected(f"no image: the cell holds {type(cell).__name__}")
+    if len(cell) > MAX_BYTES:
+        raise Rejected(f"too large: the cell holds {len(cell)} bytes")
+    return cell

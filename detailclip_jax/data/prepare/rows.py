@@ -1,0 +1,90 @@
+"""Sources that are tables: rows of texts with the places of pictures, cut into chunks that workers read alone.
+
+The table is read once, by the process that plans; a chunk holds the rows of `PER_SHARD` examples.
+"""
+
+import itertools
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgpack
+
+from detailclip_jax.data.prepare.files import is_inside, whole
+from detailclip_jax.data.prepare.image_root import ImageRoot, Place
+from detailclip_jax.data.prepare.job import Options, Request, Shard
+from detailclip_jax.data.prepare.plan import PER_SHARD, Plan
+from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, printable, valid_text
+
+
+class Row(NamedTuple):
+    """An example without its picture, which stands at the first of `places` that exists.
+
+    `refused` ("reason: detail") instead of a place is a row that cannot be used.
+    """
+
+    key: str
+    places: Sequence[Place] = ()
+    captions: Sequence[str] = ()
+    texts: Mapping[str, str] = {}
+    label: int = -1
+    refused: str = ""
+
+
+MakeRows = Callable[[Request], Iterator[Row]]
+
+
+def plan(make: MakeRows, request: Request) -> Plan:
+    """Writes the chunks of a table's rows; each is a shard."""
+    return Plan(chunked(request, make(request)))
+
+
+def chunked(request: Request, rows: Iterable[Row]) -> tuple[Shard, ...]:
+    """Writes rows into files of the work folder; each is a shard."""
+    left = itertools.islice(rows, request.options.limit or None)
+    return tuple(_chunk(request.work, number, part) for number, part in enumerate(_parts(left)))
+
+
+def _parts(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while part := list(itertools.islice(rows, PER_SHARD)):
+        yield part
+
+
+def _chunk(folder: pathlib.Path, number: int, rows: list[Row]) -> Shard:
+    path = folder / f"rows-{number:05d}"
+    with whole(path) as file:
+        file.write(msgpack.packb([_packable(row) for row in rows]) or b"")
+    return Shard(path.name, str(path.resolve()), weight=len(rows))
+
+
+def _packable(row: Row) -> Row:
+    """The row in valid UTF-8."""
+    places = [[printable(part) for part in place] for place in row.places]
+    texts = {valid_text(name): valid_text(text) for name, text in row.texts.items()}
+    captions = [valid_text(text) for text in row.captions]
+    return row._replace(key=printable(row.key), places=places, captions=captions, texts=texts)
+
+
+def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
+    """The rows of a chunk with their pictures, read below `options.images`."""
+    rows = [Row(*fields) for fields in msgpack.unpackb(pathlib.Path(shard.path).read_bytes())]
+    with ImageRoot(options.images) as root:
+        for row in rows:
+            yield _example(row, root)
+
+
+def _example(row: Row, root: ImageRoot) -> Raw | Reject:
+    try:
+        if row.refused:
+            raise Rejected(row.refused)
+        return Raw(row.key, root.read(row.places), tuple(row.captions), row.texts, row.label)
+    except Rejected as refusal:
+        return refusal.of(row.key)
+
+
+def contained(row: Row) -> Row:
+    """The row, or a refused one where a place lies outside of the pictures' folder."""
+    for place in row.places:
+        if not all(map(is_inside, place)):
+            return row._replace(places=(), refused=f"unsafe path: {'/'.join(place)}")
+    return row

@@ -1,0 +1,62 @@
+"""SLIP's yfcc15m.pkl: a pickled list of (line number, title, description), of some tools with a fourth field.
+
+A pickle is a program; this reader runs none.  Every name that a pickle would import is refused, so it can build
+numbers, texts, tuples, lists and dicts and nothing else.  The whole list is held in memory while chunks are written.
+"""
+
+import pickle
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.data.prepare.rows import Row
+from detailclip_jax.data.prepare.yfcc import line_places
+
+FIELDS = (3, 4)
+PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+REFUSALS = (*PICKLE_ERRORS, OverflowError, MemoryError, RecursionError, NotImplementedError)
+
+
+class DataOnly(pickle.Unpickler):
+    """Loads data and refuses the rest with UnpicklingError."""
+
+    def find_class(self, module: str, name: str, /) -> NoReturn:
+        """What would import."""
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}; only numbers, texts, tuples and lists are read")
+
+    def persistent_load(self, pid: Any, /) -> NoReturn:
+        """What would fetch an object from elsewhere."""
+        raise pickle.UnpicklingError(f"it refers to the outside object {pid!r:.40}")
+
+
+def load(path: str) -> list[Any]:
+    """The list in a pickle; ValueError where it is none or asks for more than data."""
+    try:
+        with open(path, "rb") as file:
+            content = DataOnly(file).load()
+    except REFUSALS as error:
+        raise ValueError(f"{path} is refused as a pickle of data: {error}") from error
+    if not isinstance(content, list):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a list of (line, title, description)")
+    return content
+
+
+def rows_of(request: Request) -> Iterator[Row]:
+    """The tuples of pickles, with where SLIP keeps the pictures."""
+    for path in request.paths:
+        for number, fields in enumerate(load(path)):
+            yield _row(fields, number)
+
+
+def _row(fields: Any, number: int) -> Row:
+    if not isinstance(fields, tuple | list) or len(fields) not in FIELDS or not _typed(fields):
+        return Row(f"#{number}", refused=f"bad row: {fields!r:.80} is no (line, title, description)")
+    line, title, description = fields[:3]
+    texts = {"title": title or "", "description": description or ""}
+    return Row(str(line), line_places(line), texts=texts)
+
+
+def _typed(fields: Any) -> bool:
+    line, *texts = fields[:3]
+    is_line = isinstance(line, int) and not isinstance(line, bool) and 0 <= line < 10**8
+    return is_line and all(text is None or isinstance(text, str) for text in texts)

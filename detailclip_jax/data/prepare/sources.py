@@ -1,0 +1,127 @@
+"""The table of sources: adding one is adding a row.
+
+A row has `plan`, which says of which shards the source consists, and `read`, which yields the examples of one of them
+in their order.  Tables (files that name pictures and captions) need only an iterator of rows, see `rows`.
+"""
+
+import functools
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from detailclip_jax.data.prepare import (
+    coco,
+    imagefolder,
+    img2dataset,
+    parquet,
+    pyarrow_files,
+    rows,
+    slip_pickle,
+    tables,
+    tars,
+    tfds,
+    yfcc,
+)
+from detailclip_jax.data.prepare.files import READ_ERRORS
+from detailclip_jax.data.prepare.job import Options, Request, Shard
+from detailclip_jax.data.prepare.plan import Plan
+from detailclip_jax.data.prepare.records import Raw, Reject
+
+DAMAGE = (*READ_ERRORS, tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+class Source(NamedTuple):
+    """One row.
+
+    what: for the help.
+    plan: the request -> its shards.
+    read: a shard and the options -> its examples and rejects.
+    images: whether `--images` must name where the pictures are.
+    clean: the default of `--clean`.
+    dataset: the known set that a request is, by default.
+    damage: what `read` may raise for damaged input, asked for where it is read (a library may be missing).
+    """
+
+    what: str
+    plan: Callable[[Request], Plan]
+    read: Callable[[Shard, Options], Iterator[Raw | Reject]]
+    images: bool = False
+    clean: str = "none"
+    dataset: Callable[[Request], str] = lambda request: ""
+    damage: Callable[[], tuple[type[Exception], ...]] = lambda: DAMAGE
+
+
+def _parquet_damage() -> tuple[type[Exception], ...]:
+    return (*DAMAGE, *pyarrow_files.damage())
+
+
+def _table(what: str, make: rows.MakeRows, **fields: object) -> Source:
+    return Source(what, functools.partial(rows.plan, make), rows.read, **fields)  # pyright: ignore[reportArgumentType]
+
+
+SOURCES: Mapping[str, Source] = MappingProxyType(
+    {
+        "webdataset": Source("tar shards of jpg/png/... with txt, json, cls: FILES or FOLDER", tars.plan, tars.read),
+        "img2dataset-parquet": Source(
+            "what img2dataset wrote: tars with a parquet beside each, or parquets with a jpg column: FOLDER",
+            img2dataset.plan,
+            img2dataset.read,
+            damage=_parquet_damage,
+        ),
+        "slip-yfcc15m": _table(
+            "SLIP's pickle of (line, title, description, ...) tuples, data only: PICKLE --images ROOT",
+            slip_pickle.rows_of,
+            images=True,
+            dataset=lambda request: "yfcc15m-slip",
+        ),
+        "yfcc-sqlite": _table(
+            "YFCC100M's metadata as SQLite: DATABASE --images ROOT --ids LIST ...",
+            yfcc.sqlite_rows,
+            images=True,
+            clean="slip",
+            dataset=yfcc.dataset_of,
+        ),
+        "yfcc-tsv": _table(
+            "YFCC100M's metadata tables, .bz2 or plain: FILES --images ROOT --ids LIST ...",
+            yfcc.tsv_rows,
+            images=True,
+            clean="slip",
+            dataset=yfcc.dataset_of,
+        ),
+        "coco": _table(
+            "captions_*.json or Karpathy's dataset_coco.json: JSON --images FOLDER or zip",
+            coco.rows_of,
+            images=True,
+            dataset=coco.dataset_of,
+        ),
+        "flickr30k": _table(
+            "Karpathy's dataset_flickr30k.json: JSON --images FOLDER",
+            coco.karpathy_rows,
+            images=True,
+            dataset=coco.flickr_dataset_of,
+        ),
+        "csv": _table("a picture's path and its captions per row: FILES [--images ROOT]", tables.csv_rows),
+        "tsv": _table("the same between tabs, nothing quoted: FILES [--images ROOT]", tables.tsv_rows),
+        "jsonl": _table("one JSON object per line: FILES [--images ROOT]", tables.jsonl_rows),
+        "parquet": Source(
+            "paths or bytes with captions: FILES or FOLDER", parquet.plan, parquet.read, damage=_parquet_damage
+        ),
+        "imagefolder": Source(
+            "CLASS/picture.jpg, with picture.txt beside it where there is a caption: FOLDER",
+            imagefolder.plan,
+            rows.read,
+        ),
+        "tfds": Source("tfds:NAME, a set that TensorFlow Datasets has prepared as array_record", tfds.plan, tfds.read),
+    }
+)
+
+
+def source_of(kind: str) -> Source:
+    """The row of a source; ValueError that lists the known ones."""
+    name = kind.partition(":")[0]
+    if name not in SOURCES:
+        raise ValueError(f"unknown source {kind!r}; known: {', '.join(SOURCES)}")
+    return SOURCES[name]

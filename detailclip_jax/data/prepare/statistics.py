@@ -1,0 +1,79 @@
+"""Counts that add up: of one record, of a shard, of the set; nested dicts of ints, sums of each other."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from detailclip_jax.data.prepare.spill import Entry
+
+SIDE_STEP = 32  # pixels per bin
+MAX_SIDE_BIN = 8192
+MAX_TOKENS_BIN = 256
+MAX_BYTES_BIN = 2**24
+
+Counts = dict[str, Any]
+
+
+def of_entry(entry: Entry, context_length: int) -> Counts:
+    """What one record adds: {"images", "image_bytes", "width", "height", "bytes", "captions": {name: ...}}.
+
+    Histograms map a bin's lower end, as text, to a count: sides in steps of 32 pixels, files in powers of two.
+    """
+    return {
+        "images": 1,
+        "image_bytes": entry.image_bytes,
+        "without_caption": int(not any(length for lengths in entry.tokens.values() for length in lengths)),
+        "width": {_side(entry.width): 1},
+        "height": {_side(entry.height): 1},
+        "bytes": {str(min(MAX_BYTES_BIN, 2 ** (entry.image_bytes.bit_length() - 1))): 1},
+        "captions": {name: total(_of_caption(n, context_length) for n in ns) for name, ns in entry.tokens.items()},
+    }
+
+
+def _side(pixels: int) -> str:
+    return str(min(MAX_SIDE_BIN, pixels // SIDE_STEP * SIDE_STEP))
+
+
+def _of_caption(num_tokens: int, context_length: int) -> Counts:
+    return {
+        "count": 1,
+        "empty": int(num_tokens == 0),
+        "truncated": int(num_tokens > context_length),
+        "tokens": {str(min(MAX_TOKENS_BIN, num_tokens)): 1},
+    }
+
+
+def add(counts: Counts, more: Mapping[str, Any]) -> None:
+    """Adds the second to the first."""
+    for name, value in more.items():
+        if isinstance(value, Mapping):
+            add(counts.setdefault(name, {}), value)
+        else:
+            counts[name] = counts.get(name, 0) + value
+
+
+def total(parts: Iterable[Mapping[str, Any]]) -> Counts:
+    """The sum of all."""
+    counts: Counts = {}
+    for part in parts:
+        add(counts, part)
+    return counts
+
+
+def ordered(counts: Mapping[str, Any]) -> Counts:
+    """The same with names in order and histograms by number: equal counts become equal files."""
+    return {name: ordered(v) if isinstance(v, Mapping) else v for name, v in sorted(counts.items(), key=_place)}
+
+
+def _place(item: tuple[str, Any]) -> tuple[int, str]:
+    name = item[0]
+    return (int(name), "") if name.isdigit() else (-1, name)
+
+
+def quantile(histogram: Mapping[str, int], share: float) -> int:
+    """The lower end of the bin in which the given share (0 to 1) of the counts is reached; 0 of an empty one."""
+    reached, wanted = 0, share * sum(histogram.values())
+    for low in sorted(histogram, key=int):
+        reached += histogram[low]
+        if reached >= wanted:
+            return int(low)
+    return 0

@@ -1,0 +1,92 @@
+"""csv, tsv and jsonl: one picture per row, by its path, with one or more captions."""
+
+import csv
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from detailclip_jax.data.prepare import columns
+from detailclip_jax.data.prepare.columns import Columns
+from detailclip_jax.data.prepare.files import expand, open_text
+from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.data.prepare.records import Rejected
+from detailclip_jax.data.prepare.rows import Row
+
+MAX_FIELD = 16 * 2**20  # characters
+COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
+
+
+def csv_rows(request: Request) -> Iterator[Row]:
+    """The rows of comma-separated files; the first line names the columns, quotes are as in RFC 4180."""
+    return _separated(request, ".csv", {"delimiter": ",", "strict": True})
+
+
+def tsv_rows(request: Request) -> Iterator[Row]:
+    """The rows of tab-separated files; the first line names the columns, and a quote is a character like others."""
+    return _separated(request, ".tsv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
+
+
+def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterator[Row]:
+    csv.field_size_limit(MAX_FIELD)
+    for path in _paths(request, suffix):
+        with open_text(path) as file:
+            reader = csv.DictReader(file, **dialect)
+            chosen = columns.choose(list(reader.fieldnames or ()), request.options, path)
+            try:
+                for values in reader:
+                    yield _row(values, chosen, path, reader.line_num, request)
+            except csv.Error as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def jsonl_rows(request: Request) -> Iterator[Row]:
+    """The objects of files with one per line; the columns are the first one's fields.  Bad lines become rejects."""
+    for path in _paths(request, ".jsonl"):
+        chosen = None
+        with open_text(path) as file:
+            for number, line in enumerate(file, 1):
+                values = _object(line)
+                if values is None:
+                    yield Row(f"{_name(path)}#{number}", refused=f"bad json: {line[:60]!r}")
+                    continue
+                chosen = chosen or columns.choose(list(values), request.options, path)
+                yield _row(values, chosen, path, number, request)
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _paths(request: Request, suffix: str) -> list[str]:
+    return expand(request.paths, [suffix + compression for compression in COMPRESSIONS])
+
+
+def _name(path: str) -> str:
+    return pathlib.PurePath(path).name.partition(".")[0]
+
+
+def _row(values: dict[str, Any], chosen: Columns, path: str, line: int, request: Request) -> Row:
+    """A row of a table; one that lacks a column is refused."""
+    place = f"{_name(path)}#{line}"
+    key = columns.text_of(values.get(chosen.key)) if chosen.key else place
+    missing = [name for name in chosen.wanted if values.get(name) is None]
+    image = columns.text_of(values.get(chosen.image))
+    if missing or not image:
+        return Row(key or place, refused=f"bad row: no {', '.join(missing) or chosen.image}")
+    try:
+        captions, texts = columns.texts_of(values, chosen.captions)
+        label = columns.label_of(values[chosen.label]) if chosen.label else -1
+    except Rejected as refusal:
+        return Row(key or place, refused=str(refusal))
+    return Row(key or place, [(_place(image, path, request),)], captions, texts, label)
+
+
+def _place(image: str, path: str, request: Request) -> str:
+    """A path as --images sees it: without that option it is relative to the table's folder."""
+    return image if request.options.images else os.path.join(os.path.dirname(os.path.abspath(path)), image)

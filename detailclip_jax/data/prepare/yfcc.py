@@ -1,0 +1,129 @@
+"""YFCC100M's public metadata, filtered to a subset by lists of ids.
+
+The tables have 25 columns (line number, photo id, hash, ..., title 8, description 9, ..., marker 24) or, in their parts
+yfcc100m_dataset-N.bz2, the same without line number and hash; the SQLite file has a table yfcc100m_dataset with such
+columns.  Marker 1 is a video.  Facts: the data set's README, SLIP's make_dataset.py and the CLIP repository's
+data/yfcc100m.md, whose list has (line number, photo id, hash).
+"""
+
+import contextlib
+import pathlib
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from detailclip_jax.data.prepare.files import expand, open_text
+from detailclip_jax.data.prepare.image_root import Place
+from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.data.prepare.rows import Row, contained
+from detailclip_jax.data.prepare.yfcc_ids import Ids
+
+WITH_LINE, WITHOUT_LINE = 25, 23  # columns
+TITLE, DESCRIPTION, MARKER = 6, 7, 22  # behind the photo id's column, which is 1 or 0
+VIDEO = "1"
+TABLE, COLUMNS = "yfcc100m_dataset", ("photoid", "title", "description")
+
+
+class Photo(NamedTuple):
+    """One line of the metadata; `line` is -1 and `hash` "" where it does not say."""
+
+    line: int
+    photo: int
+    hash: str
+    title: str
+    description: str
+
+
+def tsv_rows(request: Request) -> Iterator[Row]:
+    """The photos of the tables that all lists have; in a folder the tables are called yfcc100m_dataset..."""
+    ids = Ids.load(request.options.ids)
+    found = expand(request.paths, (".bz2", ".tsv", ".txt", TABLE))
+    for path in [one for one in found if one in request.paths or pathlib.Path(one).name.startswith(TABLE)]:
+        with open_text(path) as file:
+            photos = (photo for number, line in enumerate(file, 1) if (photo := _parsed(line, path, number)))
+            yield from _listed(photos, ids)
+
+
+def _parsed(line: str, path: str, number: int) -> Photo | None:
+    """A line of the table; None for a video.  ValueError for other columns than the known."""
+    cells = line.rstrip("\r\n").split("\t")
+    if len(cells) not in (WITH_LINE, WITHOUT_LINE):
+        raise ValueError(
+            f"{path}, line {number}: {len(cells)} columns; YFCC100M's tables have {WITH_LINE} with the line number, "
+            f"{WITHOUT_LINE} without"
+        )
+    at = 2 if len(cells) == WITH_LINE else 0
+    if cells[at + MARKER] == VIDEO:
+        return None
+    line_number, hash = (int(cells[0]), cells[2]) if at else (-1, "")
+    return Photo(line_number, int(cells[1 if at else 0]), hash, cells[at + TITLE], cells[at + DESCRIPTION])
+
+
+def sqlite_rows(request: Request) -> Iterator[Row]:
+    """The photos of the SQLite files that all lists have; opened read-only."""
+    ids = Ids.load(request.options.ids)
+    for path in request.paths:
+        with contextlib.closing(_connect(path)) as database:
+            where = " WHERE coalesce(marker, 0) != 1" if "marker" in _columns(database, path) else ""
+            query = f"SELECT {', '.join(COLUMNS)} FROM {TABLE}{where} ORDER BY rowid"
+            cells = database.execute(query)
+            yield from _listed((Photo(-1, int(photo), "", _text(t), _text(d)) for photo, t, d in cells), ids)
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"there is no {path!r}")
+    return sqlite3.connect(f"{pathlib.Path(path).resolve().as_uri()}?mode=ro", uri=True)
+
+
+def _columns(database: sqlite3.Connection, path: str) -> list[str]:
+    """The columns of the table; ValueError that lists what there is."""
+    try:
+        names = [row[1] for row in database.execute(f"PRAGMA table_info({TABLE})")]
+        tables = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{path} is not readable as SQLite: {error}") from error
+    if not names:
+        raise ValueError(f"{path} has no table {TABLE}; its tables are {', '.join(tables)}")
+    if missing := [name for name in COLUMNS if name not in names]:
+        raise ValueError(f"{path}: {TABLE} has no column {', '.join(missing)}; its columns are {', '.join(names)}")
+    return names
+
+
+def _text(cell: object) -> str:
+    return "" if cell is None else str(cell)
+
+
+def _listed(photos: Iterator[Photo], ids: Ids) -> Iterator[Row]:
+    """Rows of the photos that the lists have, with what these know of them."""
+    for photo in photos:
+        found = ids.find(photo.line, photo.photo)
+        if found is not None:
+            line, hash = found
+            yield row_of(photo._replace(line=line, hash=photo.hash or hash))
+
+
+def row_of(photo: Photo) -> Row:
+    """A photo's row; its key is the photo id."""
+    texts = {"title": photo.title, "description": photo.description}
+    return contained(Row(str(photo.photo), places(photo.line, photo.photo, photo.hash), texts=texts))
+
+
+def places(line: int, photo: int, hash: str) -> list[Place]:
+    """Where a photo may stand: SLIP's zips or folders by line, Multimedia Commons' folders by hash, its photo id."""
+    by_line = line_places(line) if line >= 0 else []
+    by_hash: list[Place] = [(f"{hash[:3]}/{hash[3:6]}/{hash}.jpg",), (f"{hash}.jpg",)] if hash else []
+    return [*by_line, *by_hash, *([(f"{photo}.jpg",)] if photo >= 0 else [])]
+
+
+def line_places(line: int) -> list[Place]:
+    """12345678 stands in 12/345.zip as 678.jpg, or in the folder 12/345; `images/` may come before."""
+    name = f"{line:08d}"
+    folder, archive, file = name[:2], name[2:5], f"{name[5:]}.jpg"
+    stems = (f"{folder}/{archive}", f"images/{folder}/{archive}")
+    return [place for stem in stems for place in ((f"{stem}.zip", file), (f"{stem}/{file}",))]
+
+
+def dataset_of(request: Request) -> str:
+    """OpenAI's list alone, or with SLIP's list of what was downloaded."""
+    return {0: "", 1: "yfcc15m-openai"}.get(len(request.options.ids), "yfcc15m-slip")

@@ -1,0 +1,83 @@
+"""A prepared set as a data set of TensorFlow Datasets: tfds.data_source("detailclip_image_text/NAME").
+
+Written as array_record and without TensorFlow.  Reading it needs neither this package nor TensorFlow.
+"""
+
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from detailclip_jax.data.prepare.finish import load
+from detailclip_jax.data.sources import Records
+
+VERSION = "1.0.0"
+NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+def write(folder: str, name: str, data_dir: str | None = None) -> pathlib.Path:
+    """Copies the prepared set in `folder`; returns where to.  ImportError without tensorflow-datasets."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"--name {name!r}: use letters, digits and _")
+    built = builder(folder, name, data_dir)
+    built.download_and_prepare()
+    return pathlib.Path(built.data_dir)
+
+
+def builder(folder: str, name: str, data_dir: str | None = None) -> Any:
+    """The builder of detailclip_image_text/NAME over a prepared set, not yet run."""
+    tfds = _tfds()
+    config = tfds.core.BuilderConfig(name=name, version=VERSION, description=f"prepared from {folder}")
+    return _builder_class(tfds, folder)(config=config, data_dir=data_dir, file_format="array_record")
+
+
+def _builder_class(tfds: Any, folder: str) -> Any:
+    splits = load(folder)["splits"]
+
+    class DetailclipImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
+        """Pictures with captions, as `detailclip_jax.prepare` wrote them."""
+
+        VERSION = tfds.core.Version(VERSION)
+
+        def _info(self) -> Any:
+            return tfds.core.DatasetInfo(builder=self, features=features(tfds))
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return {split: self._generate_examples(split) for split in splits}
+
+        def _generate_examples(self, split: str) -> Any:
+            records = Records(folder, split)
+            for index in range(len(records)):
+                yield index, fields_of(records[index])
+
+    return DetailclipImageText
+
+
+def features(tfds: Any) -> Any:
+    """The fields of an example: image (encoded), captions, title, description, label, key."""
+    text = tfds.features.Text()
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "title": text,
+            "description": text,
+            "label": tfds.features.Scalar(np.int64),
+            "key": text,
+        }
+    )
+
+
+def fields_of(example: dict[str, Any]) -> dict[str, Any]:
+    """An example of `Records` as these features."""
+    named = {name: example.get(name, "") for name in ("title", "description")}
+    return {**named, **{name: example[name] for name in ("image", "label", "key")}, "captions": [*example["captions"]]}
+
+
+def _tfds() -> Any:
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError("to-tfds needs tensorflow-datasets: pip install -e .[data]") from error
+    return tensorflow_datasets

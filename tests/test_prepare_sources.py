@@ -1,0 +1,553 @@
+"""Every source from a small tree in its real layout, the broken parts included."""
+
+import json
+import pickle
+import sqlite3
+
+import numpy as np
+import prepare_trees as trees
+import pytest
+from test_prepare import keys, prepared
+
+from detailclip_jax.data.prepare import coco, tars, yfcc, yfcc_ids
+from detailclip_jax.data.prepare.begin import begin
+from detailclip_jax.data.prepare.finish import load
+from detailclip_jax.data.prepare.job import Options, Request
+from detailclip_jax.data.prepare.sources import SOURCES
+from detailclip_jax.data.sources import Records
+from detailclip_jax.prepare import arguments
+
+
+def examples(folder, split="train"):
+    """key -> example."""
+    source = Records(folder, split)
+    return {source[index]["key"]: source[index] for index in range(len(source))}
+
+
+def rejected(folder, split="train"):
+    """(key, reason) of the rejected list."""
+    lines = (folder / f"{split}-rejected.jsonl").read_text().splitlines()
+    return [tuple(json.loads(line)[:2]) for line in lines]
+
+
+def dataset_of(*command):
+    return arguments.request_of(arguments.parser("").parse_intermixed_args([*command, "--out", "x"])).dataset
+
+
+# webdataset
+
+
+def test_webdataset_members_are_grouped_by_their_name_up_to_the_first_dot(tmp_path):
+    members = [
+        ("./a/one.jpg", trees.jpeg(1)),
+        ("./a/one.seg.png", trees.png(1)),  # another suffix: not the picture
+        ("./a/one.JSON", b'{"caption": "from json", "label": 5}'),
+        ("b/one.png", trees.png(2)),  # the same name in another folder
+        ("b/one.cls", b"3"),
+        ("b/one.txt", "Straße".encode()),
+        ("two.webp", trees.png(3)),
+        ("notes.md", b"no part of an example"),
+    ]
+    trees.write_tar(tmp_path / "x.tar", members)
+    prepared(tmp_path / "x.tar", tmp_path / "out")
+    found = examples(tmp_path / "out")
+    assert list(found) == ["x/a/one", "x/b/one", "x/two"]
+    assert [example["captions"] for example in found.values()] == [("from json",), ("Straße",), ()]
+    assert [example["label"] for example in found.values()] == [5, 3, -1]
+
+
+@pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz")])
+def test_webdataset_reads_compressed_tars(tmp_path, suffix, mode):
+    trees.write_tar(tmp_path / f"x{suffix}", trees.sample("a", 1), mode)
+    assert prepared(tmp_path, tmp_path / "out")["num_examples"] == 1
+
+
+def test_webdataset_keeps_fields_that_are_asked_for_under_their_names(tmp_path):
+    trees.write_tar(tmp_path / "x.tar", trees.sample("a", 1, title="one", description=None))
+    prepared(tmp_path, tmp_path / "out", caption_columns=("title", "description"))
+    example = Records(tmp_path / "out", "train")[0]
+    assert (example["title"], example["description"], example["captions"]) == ("one", "", ("one", ""))
+
+
+def test_webdataset_tars_of_several_folders_keep_apart(tmp_path):
+    for folder in ("a", "b"):
+        trees.write_tar(tmp_path / folder / "00000.tar", trees.sample("000000000", 1, folder))
+    part = prepared(tmp_path, tmp_path / "out", 1)
+    assert part["num_examples"] == 2
+    assert keys(tmp_path / "out") == ["a/00000/000000000", "b/00000/000000000"]
+
+
+def test_webdataset_patterns(tmp_path):
+    trees.webdataset(tmp_path)
+    assert prepared(tmp_path / "0000[02].tar", tmp_path / "out")["num_examples"] == 14
+
+
+# img2dataset
+
+
+def write_img2dataset(folder, rows, pictures=None):
+    """A shard as img2dataset's writer leaves it: rows of (key, caption, status, error)."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names = ("key", "caption", "status", "error_message")
+    columns = {name: [row[at] for row in rows] for at, name in enumerate(names)}
+    columns["url"] = [f"http://x.org/{row[0]}" for row in rows]
+    if pictures is not None:
+        columns["jpg"] = pictures
+    folder.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), folder / "00000.parquet")
+
+
+IMG2DATASET = [
+    ("000000000", "first", "success", None),
+    ("000000001", "gone", "failed_to_download", "HTTP Error 404"),
+    ("000000002", "third", "success", None),
+    ("000000003", "lost", "success", None),
+    ("000000004", "small", "failed_to_resize", "image decoding error"),
+]
+
+
+def test_img2dataset_takes_captions_and_dead_links_from_the_parquet(tmp_path):
+    write_img2dataset(tmp_path, IMG2DATASET)
+    trees.write_tar(tmp_path / "00000.tar", [*trees.sample("000000000", 0, "x"), *trees.sample("000000002", 2, "y")])
+    part = prepared(tmp_path, tmp_path / "out", kind="img2dataset-parquet")
+    found = examples(tmp_path / "out")
+    assert {key: example["captions"] for key, example in found.items()} == {
+        "00000/000000000": ("first",),
+        "00000/000000002": ("third",),
+    }
+    assert part["rejected"] == {"failed to download": 1, "failed to resize": 1, "missing in tar": 1}
+    assert ("00000/000000001", "failed to download") in rejected(tmp_path / "out")
+
+
+def test_img2dataset_parquets_with_the_pictures_in_them(tmp_path):
+    write_img2dataset(tmp_path, IMG2DATASET, [trees.jpeg(0), None, trees.jpeg(2), None, None])
+    part = prepared(tmp_path, tmp_path / "out", kind="img2dataset-parquet")
+    assert keys(tmp_path / "out") == ["00000/000000000", "00000/000000002"]
+    assert part["num_rejected"] == 3
+
+
+def test_img2dataset_without_tar_and_pictures_lists_the_columns(tmp_path):
+    write_img2dataset(tmp_path, IMG2DATASET)
+    with pytest.raises(ValueError, match="has no column jpg; its columns are key, caption, status"):
+        prepared(tmp_path, tmp_path / "out", kind="img2dataset-parquet")
+
+
+# YFCC100M
+
+
+SLIP = [
+    (12345678, "a title", "a description"),
+    (12345679, "", "only a description"),
+    (301, "in a folder", ""),
+    (5, "no picture", "at all"),
+    (99, "four", "fields", "of some tools"),
+]
+
+
+def write_slip(folder):
+    """SLIP's layout: images/12/345.zip with 678.jpg; one archive unpacked to a folder."""
+    trees.write_zip(folder / "images/12/345.zip", [("678.jpg", trees.jpeg(1)), ("679.jpg", trees.jpeg(2))])
+    trees.write(folder / "images/00/000/301.jpg", trees.jpeg(3))
+    trees.write(folder / "images/00/000/099.jpg", trees.jpeg(4))
+    return trees.write(folder / "yfcc15m.pkl", pickle.dumps(SLIP))
+
+
+@pytest.mark.parametrize("root", ["", "images"])
+def test_slip_pickle_with_zips_and_folders(tmp_path, root):
+    metadata = write_slip(tmp_path)
+    part = prepared(metadata, tmp_path / "out", kind="slip-yfcc15m", images=str(tmp_path / root))
+    found = examples(tmp_path / "out")
+    assert found["12345678"]["image"] == trees.jpeg(1)
+    assert (found["12345678"]["title"], found["12345678"]["description"]) == SLIP[0][1:]
+    assert found["12345679"]["captions"] == ("", "only a description")
+    assert found["301"]["image"] == trees.jpeg(3)
+    assert found["99"]["title"] == "four"
+    assert part["rejected"] == {"missing file": 1}
+    assert part["statistics"]["captions"]["title"]["empty"] == 1
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_slip_pickles_of_every_protocol_are_read(tmp_path, protocol):
+    write_slip(tmp_path)
+    path = trees.write(tmp_path / "p.pkl", pickle.dumps(SLIP, protocol))
+    assert prepared(path, tmp_path / "out", kind="slip-yfcc15m", images=str(tmp_path))["num_examples"] == 4
+
+
+def test_slip_rows_of_another_form_are_rejected(tmp_path):
+    rows = [(1, 2, 3), ("1", "a", "b"), (-1, "a", "b"), (True, "a", "b"), (1,), "abc", None, (1, "a", None)]
+    path = trees.write(tmp_path / "p.pkl", pickle.dumps(rows))
+    trees.write(tmp_path / "00/000/001.jpg", trees.jpeg(1))
+    part = prepared(path, tmp_path / "out", kind="slip-yfcc15m", images=str(tmp_path))
+    assert part["rejected"] == {"bad row": 7}
+    assert examples(tmp_path / "out")["1"]["captions"] == ("a", "")
+
+
+def metadata_line(line, photo, title, description, marker="0", with_line=True):
+    """A line of yfcc100m_dataset: 23 columns of the parts, 25 with line number and hash."""
+    cells = [str(photo), "uid", "nick", "2010", "1280", "camera", title, description, *["x"] * 14, marker]
+    return "\t".join([str(line), cells[0], hash_of(photo), *cells[1:]] if with_line else cells) + "\n"
+
+
+def hash_of(photo):
+    return f"{photo:032x}"
+
+
+PHOTOS = [(0, 700, "One+two", "%3Cb%3Ethree%3C%2Fb%3E"), (1, 600, "not+listed", ""), (2, 500, "", "www.x.org+four")]
+
+
+def write_ids(folder):
+    """OpenAI's list of (line, photo id, hash), and SLIP's array of downloaded line numbers."""
+    listed = "".join(f"{line}\t{photo}\t{hash_of(photo)}\n" for line, photo, *_ in PHOTOS if photo != 600)
+    np.save(folder / "flickr_unique_ids.npy", np.array([7, 2, 1]))
+    return str(trees.write(folder / "yfcc100m_subset_data.tsv", listed)), str(folder / "flickr_unique_ids.npy")
+
+
+@pytest.mark.parametrize("with_line", [True, False])
+@pytest.mark.parametrize("num_lists", [1, 2])
+def test_yfcc_tables_are_filtered_and_cleaned(tmp_path, with_line, num_lists):
+    import bz2
+
+    ids = write_ids(tmp_path)[:num_lists]
+    lines = [metadata_line(*photo, with_line=with_line) for photo in PHOTOS]
+    lines.append(metadata_line(3, 400, "video", "", marker="1", with_line=with_line))
+    trees.write(tmp_path / "yfcc100m_dataset-0.bz2", bz2.compress("".join(lines).encode()))
+    trees.write_zip(tmp_path / "00/000.zip", [(f"{line:03d}.jpg", trees.jpeg(line)) for line in range(4)])
+    part = prepared(tmp_path, tmp_path / "out", kind="yfcc-tsv", images=str(tmp_path), ids=ids, clean="slip")
+    found = examples(tmp_path / "out")
+    expected = {"700": ("One two", "three"), "500": ("", " four")}
+    assert {key: example["captions"] for key, example in found.items()} == {
+        key: captions for key, captions in expected.items() if key == "500" or num_lists == 1
+    }
+    assert found["500"]["image"] == trees.jpeg(2)
+    assert part["num_rejected"] == 0
+
+
+def write_sqlite(path, columns="photoid INTEGER, title TEXT, description TEXT, marker INTEGER"):
+    with sqlite3.connect(path) as database:
+        database.execute(f"CREATE TABLE yfcc100m_dataset ({columns})")
+        if columns.count(",") == 3:
+            rows = [(photo, title, text, 0) for _, photo, title, text in PHOTOS] + [(400, "video", None, 1)]
+            database.executemany("INSERT INTO yfcc100m_dataset VALUES (?, ?, ?, ?)", rows)
+    database.close()
+    return path
+
+
+@pytest.mark.parametrize("layout", ["hash", "photo id", "line"])
+def test_yfcc_sqlite_finds_pictures_by_hash_photo_id_and_line(tmp_path, layout):
+    ids = write_ids(tmp_path)[:1]
+    place = {"hash": f"{hash_of(500)[:3]}/{hash_of(500)[3:6]}/{hash_of(500)}.jpg", "photo id": "500.jpg"}
+    trees.write(tmp_path / "images" / place.get(layout, "00/000/002.jpg"), trees.jpeg(9))
+    database = write_sqlite(tmp_path / "yfcc100m_dataset.sql")
+    part = prepared(
+        database, tmp_path / "out", kind="yfcc-sqlite", images=str(tmp_path / "images"), ids=ids, clean="slip"
+    )
+    assert {key: example["captions"] for key, example in examples(tmp_path / "out").items()} == {"500": ("", " four")}
+    assert part["rejected"] == {"missing file": 1}
+
+
+def test_yfcc_sqlite_says_what_is_missing(tmp_path):
+    options = {"kind": "yfcc-sqlite", "images": str(tmp_path)}
+    with pytest.raises(ValueError, match="has no column description; its columns are photoid, title"):
+        prepared(write_sqlite(tmp_path / "a.sql", "photoid INTEGER, title TEXT"), tmp_path / "out", **options)
+    with pytest.raises(ValueError, match="no table yfcc100m_dataset"):
+        with sqlite3.connect(tmp_path / "b.sql") as database:
+            database.execute("CREATE TABLE other (x)")
+        database.close()
+        prepared(tmp_path / "b.sql", tmp_path / "out", **options)
+    with pytest.raises(ValueError, match="not readable as SQLite"):
+        prepared(trees.write(tmp_path / "c.sql", b"no database" * 99), tmp_path / "out", **options)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        prepared(tmp_path / "nowhere.sql", tmp_path / "out", **options)
+
+
+def test_yfcc_lists_in_every_form(tmp_path):
+    three, numpy_list = write_ids(tmp_path)
+    one = str(trees.write(tmp_path / "lines.txt", "2\n0\n"))
+    assert yfcc_ids.Ids.load([numpy_list, three]).find(-1, 500) == (2, hash_of(500))  # the list with photo ids first
+    assert yfcc_ids.Ids.load([one, three]).find(-1, 700) == (0, hash_of(700))
+    assert yfcc_ids.Ids.load([numpy_list, three]).find(0, 700) is None
+    assert yfcc_ids.Ids.load([]).find(-1, 3) == (-1, "")
+    with pytest.raises(ValueError, match="name first the list of"):
+        yfcc_ids.Ids.load([one]).find(-1, 700)
+
+
+@pytest.mark.parametrize(
+    "text", ["1\t2\n", "x\n", "1\t2\tshort\n", f"1\t2\t{'é' * 32}\n", "99999999999999999999\n", "1\n1\t2\t" + "a" * 32]
+)
+def test_yfcc_lists_of_another_form_are_refused(tmp_path, text):
+    with pytest.raises(ValueError, match=r"ids\.tsv"):
+        yfcc_ids.Ids.load([str(trees.write(tmp_path / "ids.tsv", text))])
+
+
+def test_yfcc_arrays_of_objects_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        yfcc_ids.Ids.load([str(tmp_path / "a.npy")])
+    np.save(tmp_path / "b.npy", np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="expected a list of line numbers"):
+        yfcc_ids.Ids.load([str(tmp_path / "b.npy")])
+
+
+def test_yfcc_tables_of_another_width_are_refused(tmp_path):
+    path = trees.write(tmp_path / "yfcc100m_dataset.tsv", "1\t2\t3\n")
+    with pytest.raises(ValueError, match="line 1: 3 columns"):
+        prepared(path, tmp_path / "out", kind="yfcc-tsv", images=".")
+
+
+def test_yfcc_places_are_slips():
+    """Golden: SLIP's README, "image 12345678 is stored as 678.jpg within 12/345.zip"."""
+    assert ("12/345.zip", "678.jpg") in yfcc.line_places(12345678)
+    assert ("00/000.zip", "007.jpg") in yfcc.line_places(7)
+
+
+def test_the_variant_of_yfcc15m_is_recorded():
+    slip = dataset_of("slip-yfcc15m", "p.pkl", "--images", "x")
+    assert slip == "yfcc15m-slip"
+    table = ("yfcc-tsv", "p.tsv", "--images", "x")
+    assert dataset_of(*table, "--ids", "a") == "yfcc15m-openai"
+    assert dataset_of(*table, "--ids", "a", "--ids", "b") == "yfcc15m-slip"
+    assert dataset_of(*table) == ""
+    assert dataset_of("jsonl", "yfcc15m_clean_open_data.json", "--dataset", "yfcc15m-declip") == "yfcc15m-declip"
+
+
+# COCO and Flickr30K
+
+
+def write_coco(folder):
+    """captions_val2017.json with its folder; picture 3 is missing, picture 4 has no caption."""
+    images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (9, 3, 4)]
+    annotations = [{"image_id": n, "id": k, "caption": f"{n} {k}"} for k, n in enumerate((3, 9, 9, 3, 9))]
+    trees.write(folder / "val2017/000000000009.jpg", trees.jpeg(9))
+    trees.write(folder / "val2017/000000000004.jpg", trees.jpeg(4))
+    content = {"images": images, "annotations": annotations}
+    return trees.write_json(folder / "annotations/captions_val2017.json", content)
+
+
+def test_coco_captions_of_a_picture_come_together(tmp_path):
+    part = prepared(write_coco(tmp_path), tmp_path / "out", kind="coco", split="val", images=str(tmp_path))
+    found = examples(tmp_path / "out", "val")
+    assert {key: example["captions"] for key, example in found.items()} == {"9": ("9 1", "9 2", "9 4"), "4": ()}
+    assert found["9"]["image"] == trees.jpeg(9)
+    assert part["rejected"] == {"missing file": 1}
+
+
+@pytest.mark.parametrize("root", ["val2017", "zips", "zips/val2017.zip"])
+def test_coco_pictures_in_their_folder_or_zip(tmp_path, root):
+    metadata = write_coco(tmp_path)
+    members = [(f"val2017/{n:012d}.jpg", trees.jpeg(n)) for n in (4, 9)]
+    trees.write_zip(tmp_path / "zips/val2017.zip", members)
+    assert prepared(metadata, tmp_path / "out", kind="coco", images=str(tmp_path / root))["num_examples"] == 2
+
+
+def karpathy(*images):
+    return {
+        "dataset": "coco",
+        "images": [
+            {**fields, "sentences": [{"raw": text, "tokens": text.split()} for text in texts]}
+            for fields, texts in images
+        ],
+    }
+
+
+KARPATHY_COCO = karpathy(
+    ({"cocoid": 1, "split": "train", "filepath": "train2014", "filename": "COCO_train2014_1.jpg"}, ["one", "two"]),
+    ({"cocoid": 2, "split": "restval", "filepath": "val2014", "filename": "COCO_val2014_2.jpg"}, ["three"]),
+    ({"cocoid": 3, "split": "test", "filepath": "val2014", "filename": "COCO_val2014_3.jpg"}, ["four"]),
+)
+
+
+@pytest.mark.parametrize(
+    ("split", "subset", "expected"),
+    [("train", "", ["1", "2"]), ("test", "", ["3"]), ("train", "restval", ["2"]), ("val", "restval+test", ["2", "3"])],
+)
+def test_coco_karpathy_splits(tmp_path, split, subset, expected):
+    for image in KARPATHY_COCO["images"]:
+        trees.write(tmp_path / image["filepath"] / image["filename"], trees.jpeg(image["cocoid"]))
+    metadata = trees.write_json(tmp_path / "dataset_coco.json", KARPATHY_COCO)
+    prepared(metadata, tmp_path / "out", 1, kind="coco", split=split, images=str(tmp_path), subset=subset)
+    assert keys(tmp_path / "out", split) == expected
+
+
+def test_flickr30k_karpathy_file(tmp_path):
+    content = karpathy(
+        ({"imgid": 0, "split": "test", "filename": "100.jpg"}, ["a", "b", "c", "d", "e"]),
+        ({"imgid": 1, "split": "train", "filename": "200.jpg"}, ["f"]),
+    )
+    trees.write(tmp_path / "flickr30k-images/100.jpg", trees.jpeg(1))
+    metadata = trees.write_json(tmp_path / "dataset_flickr30k.json", content)
+    prepared(metadata, tmp_path / "out", kind="flickr30k", split="test", images=str(tmp_path))
+    assert examples(tmp_path / "out", "test")["100.jpg"]["captions"] == ("a", "b", "c", "d", "e")
+
+
+def test_coco_sets_are_known_by_their_files():
+    request = Request("coco", ("x/captions_train2017.json",), "out")
+    assert coco.dataset_of(request) == "coco-train2017"
+    assert coco.dataset_of(Request("coco", ("x/dataset_coco.json",), "out", "val")) == "coco-karpathy-val"
+    assert coco.flickr_dataset_of(Request("flickr30k", ("x.json",), "out", "test")) == "flickr30k-test"
+
+
+@pytest.mark.parametrize("content", ["no json", "[]", "{}", '{"images": 3}', '{"images": [{"id": 1}]}', "[" * 100_000])
+@pytest.mark.parametrize("kind", ["coco", "flickr30k"])
+def test_json_of_another_form_is_refused(tmp_path, kind, content):
+    path = trees.write(tmp_path / "captions.json", content)
+    with pytest.raises(ValueError, match=r"captions\.json"):
+        prepared(path, tmp_path / "out", kind=kind, images=".")
+
+
+def test_annotations_cannot_leave_the_pictures_folder(tmp_path):
+    outside = trees.write(tmp_path / "secret.jpg", trees.jpeg(1))
+    names = ["../secret.jpg", str(outside), "a/../../secret.jpg", "..\\secret.jpg"]
+    images = [{"id": n, "file_name": name} for n, name in enumerate(names)]
+    metadata = trees.write_json(tmp_path / "images/captions.json", {"images": images, "annotations": []})
+    part = prepared(metadata, tmp_path / "out", kind="coco", images=str(tmp_path / "images"))
+    assert part["rejected"] == {"unsafe path": 4}
+
+
+# Tables
+
+
+def write_pictures(folder, *names):
+    for number, name in enumerate(names):
+        trees.write(folder / name, trees.jpeg(number))
+
+
+def test_csv_with_quotes_and_relative_paths(tmp_path):
+    write_pictures(tmp_path, "a.jpg", "b.jpg")
+    text = 'filepath,title,label\na.jpg,"one, ""two""\nthree",7\nb.jpg,,\nmissing.jpg,four,1\nb.jpg\n'
+    part = prepared(trees.write(tmp_path / "t.csv", text), tmp_path / "out", kind="csv")
+    found = list(examples(tmp_path / "out").values())
+    assert [(example["captions"], example["label"]) for example in found] == [(('one, "two"\nthree',), 7), (("",), -1)]
+    assert part["rejected"] == {"bad row": 1, "missing file": 1}
+
+
+def test_tsv_has_no_quotes(tmp_path):
+    write_pictures(tmp_path, "a.jpg", "b.jpg")
+    text = 'id\timage\tcaption\n7\ta.jpg\t"unclosed\n8\tb.jpg\tplain "word"\n'
+    prepared(trees.write(tmp_path / "t.tsv", text), tmp_path / "out", kind="tsv")
+    captions = {key: example["captions"] for key, example in examples(tmp_path / "out").items()}
+    assert captions == {"7": ('"unclosed',), "8": ('plain "word"',)}
+
+
+def test_jsonl_with_lists_and_bad_lines(tmp_path):
+    write_pictures(tmp_path / "images", "a.jpg", "b.jpg")
+    lines = ['{"image": "a.jpg", "caption": ["one", {"raw": "two"}]}', "{", "[]", '{"image": "b.jpg"}', "", "3"]
+    path = trees.write(tmp_path / "t.jsonl", "\n".join(lines))
+    part = prepared(path, tmp_path / "out", kind="jsonl", images=str(tmp_path / "images"))
+    assert [example["captions"] for example in examples(tmp_path / "out").values()] == [("one", "two")]
+    assert part["rejected"] == {"bad json": 4, "bad row": 1}
+
+
+def test_columns_can_be_named_and_captions_keep_their_names(tmp_path):
+    write_pictures(tmp_path, "a.jpg")
+    path = trees.write(tmp_path / "t.csv", "p,alt,long,n,c\na.jpg,short,long text,key7,4\n")
+    options = {"image_column": "p", "caption_columns": ("alt", "long"), "key_column": "n", "label_column": "c"}
+    prepared(path, tmp_path / "out", kind="csv", **options)
+    example = Records(tmp_path / "out", "train")[0]
+    assert (example["alt"], example["long"], example["captions"]) == ("short", "long text", ("short", "long text"))
+    assert (example["key"], example["label"]) == ("key7", 4)
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "message"),
+    [
+        ("url,caption", {}, "none of the columns image, jpg, .*; its columns are url, caption"),
+        ("image,text", {"caption_columns": ("caption",)}, "no column caption; its columns are image, text"),
+        ("image,text", {"key_column": "id"}, "no column id; its columns are image, text"),
+    ],
+)
+def test_missing_columns_are_named_with_those_there(tmp_path, header, options, message):
+    path = trees.write(tmp_path / "t.csv", header + "\nx,y\n")
+    with pytest.raises(ValueError, match=message):
+        prepared(path, tmp_path / "out", kind="csv", **options)
+
+
+def test_tables_may_be_compressed_and_many(tmp_path):
+    import gzip
+
+    write_pictures(tmp_path, "a.jpg", "b.jpg")
+    trees.write(tmp_path / "one.csv.gz", gzip.compress(b"image,caption\na.jpg,one\n"))
+    trees.write(tmp_path / "two.csv", b"image,caption\nb.jpg,two\n")
+    assert prepared(tmp_path, tmp_path / "out", kind="csv")["num_examples"] == 2
+
+
+def test_a_damaged_csv_names_the_line(tmp_path):
+    path = trees.write(tmp_path / "t.csv", 'image,caption\na.jpg,one\nb.jpg,"open\n')
+    with pytest.raises(ValueError, match=r"t\.csv, line \d: unexpected end"):
+        prepared(path, tmp_path / "out", kind="csv")
+
+
+@pytest.mark.parametrize("form", ["path", "bytes", "struct"])
+def test_parquet_with_paths_bytes_or_both(tmp_path, form):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    write_pictures(tmp_path, "a.jpg", "b.jpg")
+    data = [trees.jpeg(0), trees.jpeg(1), None]
+    cells = {
+        "path": ["a.jpg", "b.jpg", None],
+        "bytes": data,
+        "struct": [{"bytes": data[0], "path": None}, {"bytes": None, "path": "b.jpg"}, None],
+    }
+    columns = {"image": cells[form], "caption": [["one", "two"], [], ["three"]], "label": [1, None, 2]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    part = prepared(tmp_path / "t.parquet", tmp_path / "out", kind="parquet")
+    found = list(examples(tmp_path / "out").values())
+    assert [example["image"] for example in found] == data[:2]
+    assert [(example["captions"], example["label"]) for example in found] == [(("one", "two"), 1), ((), -1)]
+    assert part["rejected"] == {"no image": 1}
+
+
+def test_parquet_with_missing_columns_lists_them(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"url": ["x"], "text": ["y"]}), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=r"t\.parquet has none of the columns image, .*; its columns are url, text"):
+        prepared(tmp_path, tmp_path / "out", kind="parquet")
+    trees.write(tmp_path / "t.parquet", b"PAR1 is no parquet PAR1")
+    with pytest.raises(ValueError, match="not readable as parquet"):
+        prepared(tmp_path, tmp_path / "out", kind="parquet")
+
+
+# Folders and TFDS
+
+
+def test_imagefolder_labels_are_the_folders_by_name(tmp_path):
+    write_pictures(tmp_path / "in", "n02/b.JPEG", "n02/a.jpg", "n01/deep/c.png", "top.jpg", "n01/readme.md")
+    trees.write(tmp_path / "in/n02/a.txt", "a caption")
+    prepared(tmp_path / "in", tmp_path / "out", 1, kind="imagefolder")
+    assert load(str(tmp_path / "out"))["splits"]["train"]["classes"] == ["n01", "n02"]
+    found = examples(tmp_path / "out")
+    assert {key: example["label"] for key, example in found.items()} == {
+        "top.jpg": -1,
+        "n01/deep/c.png": 0,
+        "n02/a.jpg": 1,
+        "n02/b.JPEG": 1,
+    }
+    assert found["n02/a.jpg"]["captions"] == ("a caption",)
+    assert keys(tmp_path / "out") == ["top.jpg", "n01/deep/c.png", "n02/a.jpg", "n02/b.JPEG"]
+
+
+def test_every_source_is_in_the_help_and_says_what_it_takes():
+    text = arguments.parser("").format_help()
+    for name, source in SOURCES.items():
+        assert name in text
+        assert source.what in text
+
+
+def test_long_tables_are_cut_into_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("detailclip_jax.data.prepare.rows.PER_SHARD", 3)
+    write_pictures(tmp_path, *(f"{n}.jpg" for n in range(7)))
+    rows = "".join(f"{n}.jpg,caption {n}\n" for n in range(7))
+    path = trees.write(tmp_path / "t.csv", "image,caption\n" + rows)
+    job = begin(Request("csv", (str(path),), str(tmp_path / "a")))
+    assert [shard.weight for shard in job.shards] == [3, 3, 1]
+    prepared(path, tmp_path / "out", 1, kind="csv")
+    assert keys(tmp_path / "out") == [f"t#{n}" for n in range(2, 9)]
+
+
+def test_the_options_reach_the_reader():
+    shard = tars.Sample("k", {"jpg": b"x", "json": b'{"other": 4}'})
+    assert tars.label_of(shard.files, {"other": 4}, Options(label_column="other")) == 4
