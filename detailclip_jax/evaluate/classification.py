@@ -17,7 +17,7 @@ from detailclip_jax.evaluate.metrics import (
 
 METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_of_top1_and_top5")
 TOP = (1, 5)
-Blocks = Iterable[tuple[slice, Float[np.ndarray, "b C"]]]
+Blocks = Iterable[tuple[slice, np.ndarray]]  # examples, and their scores [b, C]
 
 
 def zero_shot_metrics(

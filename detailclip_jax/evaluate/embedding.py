@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Int
 
 from detailclip_jax import mesh as meshes
-from detailclip_jax.types import DATA, Params
+from detailclip_jax.types import Params
 
 EvaluationBatch = Mapping[str, np.ndarray]
 Batches = Iterable[EvaluationBatch]
@@ -76,7 +76,7 @@ def place(batch: EvaluationBatch, mesh: Mesh | None) -> Mapping[str, Any]:
     if mesh is None:
         return batch
     sharding = meshes.sharded(mesh)
-    missing = -len(batch["valid"]) % mesh.shape[DATA]
+    missing = -len(batch["valid"]) % mesh.devices.size
     filled = {name: fill(array, missing) for name, array in batch.items()}
     return {
         name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for name, array in filled.items()
@@ -93,9 +93,9 @@ def own_rows(batch_size: int, mesh: Mesh | None) -> Bool[np.ndarray, "B"]:
     rows = np.ones(batch_size, bool)
     if mesh is None or jax.process_count() == 1:
         return rows
-    length = batch_size + -batch_size % mesh.shape[DATA]
+    length = batch_size + -batch_size % mesh.devices.size
     rows = np.zeros(length, bool)
-    for (part,) in meshes.sharded(mesh).addressable_devices_indices_map((length,)).values():
+    for part in meshes.sharded(mesh).addressable_devices_indices_map((length,)).values():
         rows[part] = True
     return rows[:batch_size]
 

@@ -1,16 +1,37 @@
-"""Evaluators by name, and running them over every set of weights."""
+"""Evaluators by name, and running them over every set of weights.
+
+Somebody's own is one small class:
+
+    class MeanAttention:
+        needs = ("image",)                      # parts of the parameters without which there is nothing to measure
+
+        def __init__(self, encode, *, batches):
+            self.encode, self.batches = encode, batches
+
+        def run(self, params):
+            look = lambda batch: self.encode.attention(params, batch["image"])
+            yield "attention", float(embedding.gather(look, self.batches, embedding.mesh_of(params)).mean())
+
+    evaluate.run({"mine": MeanAttention(experiment.encode, batches=batches)}, evaluate.all_weights(state), step=600)
+    # {"mine/student/attention": 0.015, "mine/ema/attention": 0.015}
+"""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax.evaluate import stickers
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.evaluate import sets, stickers, tasks
+from detailclip_jax.evaluate.bench import Bench
 from detailclip_jax.evaluate.kept_objects import KeptObjects
+from detailclip_jax.evaluate.protocols import PROTOCOLS
 from detailclip_jax.evaluate.retrieval import Retrieval
 from detailclip_jax.evaluate.segmentation import LinearSegmentation
+from detailclip_jax.evaluate.sets import Sets
+from detailclip_jax.evaluate.tasks import KINDS, Prepared, Setting
 from detailclip_jax.evaluate.zero_shot import ZeroShot
 from detailclip_jax.run_config import unknown
 from detailclip_jax.train_state import TrainState, weights
@@ -43,33 +64,95 @@ EVALUATORS: dict[str, Any] = {
 }
 
 
+class OnSet:
+    """An evaluator of a task of `python -m detailclip_jax.evaluate` on a set by name, on a part of it."""
+
+    def __init__(self, encode: Any, *, prepared: Prepared, tokenize: Any, batch_size: int):
+        self.encode, self.prepared, self.needs = encode, prepared, prepared.needs
+        self.tokenize, self.batch_size = tokenize, batch_size
+
+    def run(self, params: Params) -> Iterator[tuple[str, float]]:
+        """What the task yields, embedded anew at every call by the functions that were compiled at the first."""
+        return self.prepared.measure(Bench(self.encode, params, self.tokenize, batch_size=self.batch_size))
+
+
+def on_set(
+    config: ConfigDict,
+    task: str,
+    data_dir: str = "data",
+    num_examples: int | None = 1000,
+    protocol: str = PROTOCOLS[0],
+    style: str = sets.DEFAULT_STYLE,
+    batch_size: int = stickers.BATCH_SIZE,
+) -> dict[str, Any]:
+    """The options of `OnSet` for "zero_shot:pets" and the like, at most `num_examples` of each split.
+
+    Raises MissingData and ValueError as `tasks.KINDS` do.
+    """
+    kind, _, dataset = task.partition(":")
+    places = Sets(data_dir, config.model.image_size, style, num_examples)
+    setting = Setting(places, config.model.image_size, protocol, config=config)
+    tokenize = Tokenizer(config.model.context_length)
+    return {"prepared": KINDS[kind](setting, dataset), "tokenize": tokenize, "batch_size": batch_size}
+
+
 def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The evaluators of a run, by name, with their options: `config.evaluators`, which reads
 
-        config.evaluators = {"zero_shot": {"num_scenes": 500}, "kept_objects": {}}
+        config.evaluators = {"zero_shot": {"num_scenes": 500}, "knn:pets": {"data_dir": "/data", "num_examples": 1000}}
 
-    Where it is empty, a run on stickers has them all and a run on other data none.  Raises ValueError that
-    lists the known ones for an unknown evaluator or option.
+    A name alone looks at sticker scenes, "task:set" at any set of `python -m detailclip_jax.evaluate`.  Where it is
+    empty, a run on stickers has all of the former and a run on other data none.  Raises ValueError that lists the
+    known ones for an unknown evaluator, set or option.
     """
     named = config.evaluators.to_dict()
     if not named and config.data.source == "stickers":
         named = {name: {} for name in EVALUATORS}
     for name, options in named.items():
-        if name not in EVALUATORS:
-            raise ValueError(unknown("evaluator", name, EVALUATORS))
-        known = [option for option in inspect.signature(stickers.OPTIONS[name]).parameters if option != "config"]
-        for option in options:
-            if option not in known:
-                raise ValueError(unknown(f"option of evaluator {name}:", option, known))
-    return {name: named[name] for name in EVALUATORS if name in named}
+        _check_name(name, options)
+    return {name: named[name] for name in (*EVALUATORS, *named) if name in named}
+
+
+def _check_name(name: str, options: Mapping[str, Any]) -> None:
+    if ":" in name:
+        tasks.parse(name, Sets(options.get("data_dir", "data")))
+    elif name not in EVALUATORS:
+        raise ValueError(unknown("evaluator", name, EVALUATORS) + ", and TASK:SET, for example zero_shot:pets")
+    for option in options:
+        known = [each for each in inspect.signature(_maker(name)).parameters if each not in ("config", "task")]
+        if option not in known:
+            raise ValueError(unknown(f"option of evaluator {name}:", option, known))
+
+
+def _maker(name: str) -> Callable[..., dict[str, Any]]:
+    """The function that makes an evaluator's options."""
+    return on_set if ":" in name else stickers.OPTIONS[name]
+
+
+def check(config: ConfigDict) -> None:
+    """Opens what the evaluators of a run look at, so that what is missing is said before the run and not after it.
+
+    Raises MissingData, and ValueError for a set that the task cannot use.
+    """
+    for name, options in plan(config).items():
+        if ":" in name:
+            on_set(config, name, **options)
+        else:
+            sets.drawn(lambda: stickers.scenes(config, "train", 1))
 
 
 def build_all(encode: Any, config: ConfigDict) -> dict[str, Evaluator]:
-    """The evaluators of `plan(config)`, ready to run on sticker scenes; they can be run any number of
-    times.
+    """The evaluators of `plan(config)`, ready to run; they can be run any number of times.
+
+    Raises what `check` does.
     """
-    options = {name: stickers.OPTIONS[name](config, **given) for name, given in plan(config).items()}
-    return {name: EVALUATORS[name](encode, **given) for name, given in options.items()}
+    return {name: _build(encode, config, name, options) for name, options in plan(config).items()}
+
+
+def _build(encode: Any, config: ConfigDict, name: str, options: Mapping[str, Any]) -> Evaluator:
+    if ":" in name:
+        return OnSet(encode, **on_set(config, name, **options))
+    return EVALUATORS[name](encode, **sets.drawn(lambda: stickers.OPTIONS[name](config, **options)))
 
 
 def run(evaluators: Mapping[str, Evaluator], params_by_name: Mapping[str, Params], step: int) -> dict[str, float]:
@@ -108,6 +191,10 @@ def run_all(encode: Any, params_by_name: Mapping[str, Params], config: ConfigDic
 
         run_all(experiment.encode, all_weights(state), config, step=600)["zero_shot/ema/top1"]
 
-    Values are shares of 1.
+    Values are shares of 1.  Raises EvaluatorError, also where the data of an evaluator are not there.
     """
-    return run(build_all(encode, config), params_by_name, step)
+    try:
+        evaluators = build_all(encode, config)
+    except (FileNotFoundError, ValueError) as error:
+        raise EvaluatorError(f"the evaluators of step {step} cannot be made: {error}") from error
+    return run(evaluators, params_by_name, step)

@@ -86,7 +86,7 @@ def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str
     head = ["", *(WEIGHTS.get(w, w) for w in weights), "chance", "n"]
     table = [_row(results, task, metric, weights) for task, metric in rows]
     notes = "\n\n".join([_notes(dict(rows)), *_left_out(results, config)])
-    return "\n".join([_title(config, step), "", *_aligned([head, *table]), "", notes]) + "\n"
+    return "\n".join([_title(config, step), "", *aligned([head, *table]), "", notes]) + "\n"
 
 
 def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:
@@ -122,7 +122,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} ({100 * value.low:.1f}-{100 * value.high:.1f})"
 
 
-def _aligned(table: list[list[str]]) -> list[str]:
+def aligned(table: list[list[str]]) -> list[str]:
     """Markdown that reads as a table on the screen too: columns of equal width, numbers to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*table)]
     lines = [

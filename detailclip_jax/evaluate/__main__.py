@@ -1,0 +1,143 @@
+"""Measures a checkpoint on data sets, by name: zero-shot, retrieval, k-NN and linear probes.
+
+    python -m detailclip_jax.evaluate --checkpoint=runs/stickers                        # needs no data on disk
+    python -m detailclip_jax.evaluate --checkpoint=runs/vitb16_yfcc --tasks=paper --data-dir=/data --compare=paper
+    python -m detailclip_jax.evaluate --checkpoint=runs/vitb16_yfcc --data-dir=/data \\
+        '--tasks=zero_shot:imagenet,pets;retrieval:coco,flickr30k;knn:pets;linear:pets'
+
+TASKS are parts with ; between them, each KIND:SET,SET,... (mind the quotes, the shell reads ; itself):
+
+  zero_shot  the class whose prompts lie nearest to the picture
+  retrieval  the picture's captions among all captions, and back (R@1, R@5, R@10)
+  knn        k nearest neighbours in the training split, on the class token
+  linear     logistic regression on the class token, fitted on the training split
+  kept_objects, segmentation      on stickers alone: what the attention keeps, what the patches know
+
+  stickers   as a task: all of these on the embedded scenes, no download.  As sets: stickers, stickers_pairs (two
+             nouns that never met in training; retrieval), stickers_style (another artist's drawings, see --style)
+  paper      as a task: the paper's tables 2 and 3.  As a set: those of them that fit, zero_shot:paper; so does "all"
+
+Sets: {sets}
+or any folder of class folders: by its name in --data-dir, or folder:PATH.
+
+Numbers go to the screen and to OUT: results.jsonl (one object per number, with n, chance and interval), results.md,
+results.csv.  A set that is not on disk is listed with how to get it, and the others run; a task that fails does not
+stop the others.  The same command goes on where it was stopped, and embeds nothing twice.  Exit status: 0; 1 if a
+task failed or nothing was measured; 2 if the command cannot be meant.
+"""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+OUT = "evaluation"  # below the workdir
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    from detailclip_jax.data.labelled import KNOWN
+    from detailclip_jax.evaluate.protocols import PROTOCOLS
+
+    sets = textwrap.fill(", ".join(KNOWN), 112, subsequent_indent="      ")
+    made = argparse.ArgumentParser(
+        "python -m detailclip_jax.evaluate",
+        description=(__doc__ or "").format(sets=sets),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--checkpoint", required=True, metavar="WORKDIR", help="workdir of `main` or `import_torch`")
+    add("--step", type=int, metavar="N", help="another checkpoint than the newest")
+    add("--tasks", default="stickers", metavar="TASKS", help="what to measure, see above (default: stickers)")
+    add("--protocol", default=PROTOCOLS[0], metavar="NAME", help=f"prompts: {' or '.join(PROTOCOLS)} (default: slip)")
+    add("--weights", metavar="NAMES", help="student, ema or both, by commas (default: all there are)")
+    add("--data-dir", default="data", metavar="DIR", help="folder of the sets on disk (default: data)")
+    add("--out", metavar="DIR", help=f"folder of the results (default: WORKDIR/{OUT}-STEP)")
+    add("--compare", choices=("paper",), help="put the paper's numbers for the same method beside ours")
+    add("--num-examples", type=int, metavar="N", help="a quick look: at N evenly spaced examples of each set")
+    add("--batch-size", type=int, default=256, metavar="B", help="pictures or texts at a time (default: 256)")
+    add("--style", default="noto", metavar="STYLE", help="of stickers_style: noto, a font, a folder of NOUN.png")
+    add("--no-cache", dest="cache", action="store_false", help="do not keep embeddings in OUT/embeddings")
+    return made
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Loads, measures, writes, prints; the exit status.  Raises ValueError and others for what cannot be meant."""
+    import jax
+
+    from detailclip_jax.evaluate import results, runner, subject, tasks
+    from detailclip_jax.evaluate.sets import Sets
+    from detailclip_jax.progress import Console
+
+    sets = Sets(arguments.data_dir, style=arguments.style, num_examples=arguments.num_examples)
+    asked = tasks.parse(arguments.tasks, sets)
+    which = arguments.weights.split(",") if arguments.weights else None
+    measured = subject.from_checkpoint(arguments.checkpoint, arguments.step, which)
+    out = Path(arguments.out or Path(arguments.checkpoint) / f"{OUT}-{measured.step}")
+    console = Console(enabled=jax.process_index() == 0)
+    console.say("\n".join(introduction(measured, asked, arguments, out)))
+    outcome = runner.run_tasks(
+        measured,
+        asked,
+        sets._replace(image_size=measured.size),
+        protocol=arguments.protocol,
+        out=out,
+        keep_embeddings=arguments.cache,
+        batch_size=arguments.batch_size,
+        compare=arguments.compare == "paper",
+        console=console,
+    )
+    console.say(f"\n{results.screen(outcome)}\n")
+    console.say(f"written to {out}: results.jsonl, results.md, results.csv")
+    return outcome.exit_code
+
+
+def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namespace, out: Path) -> Iterator[str]:
+    """What is about to be measured."""
+    from detailclip_jax.evaluate import paper
+
+    weights = " and ".join(measured.weights)
+    yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights"
+    yield f"{len(asked)} tasks, protocol {arguments.protocol}, data in {arguments.data_dir}; results in {out}"
+    if arguments.compare and measured.method not in paper.ROWS:
+        yield f"the paper's tables 2 and 3 have no row for {measured.method}; they have {', '.join(paper.ROWS)}"
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """ValueError for numbers and names that cannot be meant."""
+    from detailclip_jax.evaluate.protocols import PROTOCOLS
+    from detailclip_jax.run_config import unknown
+
+    for name in ("num_examples", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}={value} must be at least 1")
+    if arguments.protocol not in PROTOCOLS:
+        raise ValueError(unknown("protocol", arguments.protocol, PROTOCOLS))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: 0, 1 if a task failed, 2 with a message for what cannot be meant, 130 when interrupted."""
+    from detailclip_jax.checkpoint import CheckpointError
+
+    arguments = parser().parse_args(argv)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        check(arguments)
+        return evaluate(arguments)
+    except (ValueError, FileNotFoundError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was measured is kept, and the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The paper's own numbers, to stand beside ours (arXiv 2409.06809, tables 1-4; per cent, ViT-B)."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+TABLES = Path(__file__).parent / "assets" / "paper_tables.json"
+ROWS = {"clip": "CLIP", "slip": "SLIP", "maskclip": "MaskCLIP", "aclip": "A-CLIP", "detailclip": "DetailCLIP"}
+TITLES = {"retrieval": "Table 2: retrieval, and ImageNet", "zero_shot": "Table 3: zero-shot classification"}
+MEAN_PER_CLASS = ("aircraft", "pets", "flowers")
+RETRIEVAL = {
+    "flickr30k_i2t_r1": ("retrieval", "flickr30k", "image_to_text_r1"),
+    "flickr30k_t2i_r1": ("retrieval", "flickr30k", "text_to_image_r1"),
+    "coco_i2t_r1": ("retrieval", "coco", "image_to_text_r1"),
+    "coco_t2i_r1": ("retrieval", "coco", "text_to_image_r1"),
+    "imagenet_zero_shot": ("zero_shot", "imagenet", "top1"),
+}
+NOT_MEASURED = ("epochs", "mean_as_printed")
+
+Cell = tuple[str, str, str]  # task, data set, metric
+
+
+@functools.cache
+def tables() -> dict[str, Any]:
+    """The tables as they are printed; null where the paper gives nothing."""
+    return json.loads(TABLES.read_text())
+
+
+def columns(table: str) -> dict[str, Cell]:
+    """The columns of table "retrieval" (2) or "zero_shot" (3) in their order, and what of ours belongs there."""
+    names = [name for name in tables()[table]["columns"] if name not in NOT_MEASURED]
+    return {name: RETRIEVAL.get(name, ("zero_shot", name, _metric(name))) for name in names}
+
+
+def _metric(dataset: str) -> str:
+    return "mean_per_class" if dataset in MEAN_PER_CLASS else "top1"
+
+
+def cells() -> list[Cell]:
+    """All cells of both tables, in the paper's order."""
+    return [cell for table in TITLES for cell in columns(table).values()]
+
+
+def zero_shot_sets() -> list[str]:
+    """The 14 sets: ImageNet of table 2, then those of table 3."""
+    return [dataset for task, dataset, _ in cells() if task == "zero_shot"]
+
+
+def retrieval_sets() -> list[str]:
+    """The two sets of table 2."""
+    return list(dict.fromkeys(dataset for task, dataset, _ in cells() if task == "retrieval"))
+
+
+def rows_of(method: str) -> dict[str, dict[Cell, float]]:
+    """The paper's rows of a method, "DetailCLIP, 25 epochs" and so on: cell -> share of 1; none for other methods."""
+    found: dict[str, dict[Cell, float]] = {}
+    for table in TITLES:
+        head = tables()[table]["columns"]
+        for name, values in tables()[table]["rows"].items():
+            if name.removesuffix(" 50") == ROWS.get(method):
+                row = dict(zip(head, values))
+                label = f"{ROWS[method]}, {row['epochs']} epochs"
+                known = {cell: row[column] / 100 for column, cell in columns(table).items() if row[column] is not None}
+                found.setdefault(label, {}).update(known)
+    return found

@@ -1,0 +1,109 @@
+"""The pictures of a set as evaluation batches, made by threads while the devices work."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.pipeline import read
+from detailclip_jax.data.sources import Source
+from detailclip_jax.data.workers import Prefetched
+from detailclip_jax.evaluate.embedding import EvaluationBatch
+
+MAX_AHEAD = 8  # batches, and threads that make them
+
+
+class Transform(NamedTuple):
+    """Shorter side resized to `shorter_side`, antialiased, then the center square of `size` pixels."""
+
+    size: int
+    shorter_side: int
+    filter: str = "bilinear"  # "bicubic" is what OpenAI's CLIP and open_clip resize with
+
+
+def plain(size: int, filter: str = "bilinear") -> Transform:
+    """The square as large as fits: zero-shot classification and retrieval, SLIP's protocol."""
+    return Transform(size, size, filter)
+
+
+def cropped(size: int, filter: str = "bilinear") -> Transform:
+    """Resize to 8/7 of the size and crop (256 and 224): k-NN and linear probes, as DINO, iBOT and SLIP."""
+    return Transform(size, round(size * 256 / 224), filter)
+
+
+class ImageBatches:
+    """All examples of a source once per pass, in order, in batches of one shape.
+
+    Yields {"image": uint8 [B, S, S, 3], "label": int32 [B], "index": int32 [B], "valid": bool [B]}.  Rows behind the
+    end and those that cannot be read are zero and not valid; `unreadable` names the latter with the reason, after a
+    pass.  `rows` are the rows of a batch that are to be read (other processes read the others).
+    """
+
+    def __init__(
+        self, source: Source, transform: Transform, batch_size: int, rows: Bool[np.ndarray, "B"] | None = None
+    ):
+        self.source, self.transform, self.batch_size = source, transform, batch_size
+        self.rows = np.ones(batch_size, bool) if rows is None else rows
+        self.unreadable: list[str] = []
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.source) / self.batch_size)
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        self.unreadable = []
+        ahead = min(MAX_AHEAD, os.cpu_count() or 1)
+        with contextlib.closing(Prefetched(self, prefetch=max(2, ahead))) as batches:
+            for made in batches:
+                self.unreadable += made["unreadable"]
+                yield made["batch"]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Batch `number`, and what could not be read of it."""
+        first, size = number * self.batch_size, self.transform.size
+        batch = {
+            "image": np.zeros((self.batch_size, size, size, 3), np.uint8),
+            "label": np.full(self.batch_size, -1, np.int32),
+            "index": np.arange(first, first + self.batch_size, dtype=np.int32),
+            "valid": np.zeros(self.batch_size, bool),
+        }
+        unreadable = []
+        for row in np.flatnonzero(self.rows[: len(self.source) - first]):
+            try:
+                batch["image"][row], batch["label"][row] = self._example(first + int(row))
+                batch["valid"][row] = True
+            except Exception as error:  # one bad picture is reported; raising here would leave other processes waiting
+                unreadable.append(f"example {first + row}: {error}")
+        return {"batch": batch, "unreadable": unreadable}
+
+    def _example(self, index: int) -> tuple[np.ndarray, int]:
+        example, image = read(self.source, index)
+        return evaluation_view(image, *self.transform), example.get("label", -1)
+
+
+class Subset:
+    """`count` examples of a source, evenly spaced, or all where it has no more."""
+
+    def __init__(self, source: Source, count: int):
+        self.source, self.count = source, min(count, len(source))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"example {index} of {self.count}")
+        return self.source[index * len(self.source) // self.count]
+
+
+def captions_of(source: Source, indices: Sequence[int]) -> list[tuple[str, ...]]:
+    """The captions of these examples; ValueError that names the first one without any."""
+    captions = [tuple(source[int(index)]["captions"]) for index in indices]
+    for index, own in zip(indices, captions):
+        if not own:
+            raise ValueError(f"example {index} has no caption: retrieval needs pictures with captions")
+    return captions

@@ -1,0 +1,202 @@
+"""Runs tasks on every set of weights: what is missing is named, what fails does not stop the rest, and what is done
+is not done again.
+
+    subject = from_checkpoint("runs/stickers")
+    outcome = run_tasks(subject, parse("stickers", sets), sets, out="runs/stickers/evaluation")
+    outcome.records[0]      # {"task": "zero_shot", "dataset": "stickers", "weights": "student", "metric": "top1", ...}
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from detailclip_jax.checkpoint import all_processes
+from detailclip_jax.data.sources import MissingData
+from detailclip_jax.evaluate import paper
+from detailclip_jax.evaluate.bench import BATCH_SIZE, Bench, counted
+from detailclip_jax.evaluate.cache import Cache, NoCache
+from detailclip_jax.evaluate.embedding import EvaluationBatch
+from detailclip_jax.evaluate.protocols import PROTOCOLS
+from detailclip_jax.evaluate.results import Outcome, Record, Results, percent, record
+from detailclip_jax.evaluate.sets import Sets
+from detailclip_jax.evaluate.subject import Subject
+from detailclip_jax.evaluate.tasks import KINDS, Prepared, Setting, Task
+from detailclip_jax.progress import Console, duration
+from detailclip_jax.run_config import unknown
+
+CACHE = "embeddings"  # below the folder of results
+EVERY = 2.0  # seconds between progress lines where they stay
+
+
+class Progress:
+    """Shows how far the embedding of a set is: rows, rate, time left."""
+
+    def __init__(self, console: Console, title: str = "", now: Callable[[], float] = time.perf_counter):
+        self.console, self.title, self.now = console, title, now
+
+    def __call__(self, batches: Iterable[EvaluationBatch], total: int, what: str) -> Iterable[EvaluationBatch]:
+        """The batches, watched."""
+        began = shown = self.now()
+
+        def report(done: int) -> None:
+            nonlocal shown
+            done, seconds = min(done, total), max(self.now() - began, 1e-9)
+            if done < total and self.console.width is None and self.now() - shown < EVERY:
+                return
+            shown, rate = self.now(), done / seconds
+            left = f", {duration((total - done) / rate)} left" if done < total else ""
+            self.console.live(f"{self.title}: {what} {done:,}/{total:,}, {rate:.3g}/s{left}")
+
+        return counted(batches, report)
+
+
+def run_tasks(
+    subject: Subject,
+    tasks: Sequence[Task],
+    sets: Sets,
+    *,
+    protocol: str = PROTOCOLS[0],
+    out: str | os.PathLike | None = None,
+    keep_embeddings: bool = True,
+    batch_size: int = BATCH_SIZE,
+    compare: bool = False,
+    console: Console | None = None,
+) -> Outcome:
+    """Measures every task with every set of weights of the subject.
+
+    out: folder of results.jsonl (written after each measurement, and read to go on), results.md, results.csv, and of
+        the embeddings; None writes nothing.
+    compare: the paper's numbers for the subject's method stand beside ours.
+
+    All processes of a job call this together; the first one writes.  Raises ValueError if `out` is of other weights.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(unknown("protocol", protocol, PROTOCOLS))
+    runner = Runner(
+        subject,
+        Setting(sets, subject.size, protocol, subject.filter, subject.config),
+        Results(out, subject.digests, write=bool(out) and jax.process_index() == 0),
+        Cache(Path(out) / CACHE) if out and keep_embeddings else NoCache(),
+        batch_size,
+        console or Console(enabled=False),
+        Outcome([], {}, {}, {}, [], subject, paper.rows_of(subject.method) if compare else {}),
+    )
+    return runner.run(tasks)
+
+
+class Runner(NamedTuple):
+    """One evaluation under way."""
+
+    subject: Subject
+    setting: Setting
+    store: Results
+    cache: Cache | NoCache
+    batch_size: int
+    console: Console
+    outcome: Outcome
+
+    def run(self, tasks: Sequence[Task]) -> Outcome:
+        """Every task, each with every set of weights; tables are written after each task."""
+        for task in tasks:
+            if prepared := self.prepare(task):
+                for which in self.subject.weights:
+                    self.measure_once(task, which, prepared)
+            self.store.write_tables(self.outcome)
+        self.console.end_live()
+        return self.outcome
+
+    def prepare(self, task: Task) -> Prepared | None:
+        """Opens the data of a task; None, and a line in the outcome, where that does not work on every process."""
+        prepared, error = None, None
+        try:
+            prepared = KINDS[task.kind](self.setting, task.dataset)
+        except Exception as raised:  # whatever is wrong about this set, the others go on
+            error = raised
+        if all_processes(error is None):
+            return prepared
+        reason = str(error or "another process could not open its data")
+        if isinstance(error, MissingData):
+            self.outcome.missing[str(task)] = reason
+            self.console.say(f"{task}: missing, left out (how to get it: below)")
+        else:
+            self.fail(str(task), error or RuntimeError(reason))
+        return None
+
+    def measure_once(self, task: Task, which: str, prepared: Prepared) -> None:
+        """Measures unless these weights were measured on these data, or lack a network."""
+        label = f"{task} {which}"
+        identity = self.identity(task, which, prepared)
+        if missing := [part for part in prepared.needs if part not in self.subject.weights[which]]:
+            self.outcome.left_out[label] = f"{self.subject.method} has no {', '.join(missing)}"
+        elif from_first(self.store.done(identity)):
+            self.console.say(f"{label}: measured before, in {self.store.folder}")
+            self.outcome.records.extend(self.store.of(identity))
+        else:
+            try:
+                self.measure(label, which, prepared, identity)
+            except Exception as error:  # a failing task does not stop the others; the exit status says so
+                self.fail(label, error)
+
+    def measure(self, label: str, which: str, prepared: Prepared, identity: Mapping[str, Any]) -> None:
+        """Embeds, counts, stores, and says what came out."""
+        bench = self.bench(label, which)
+        measured = list(prepared.measure(bench))
+        found = {**identity, "unreadable": len(bench.unreadable)}
+        records = [record(found, metric, value) for metric, value in measured]
+        self.store.add(identity, records)
+        self.outcome.records.extend(records)
+        self.outcome.unreadable.extend(line for line in bench.unreadable if line not in self.outcome.unreadable)
+        self.console.say(f"{label}: {said(records[0])}")
+
+    def bench(self, label: str, which: str) -> Bench:
+        """The encoder with these weights."""
+        subject = self.subject
+        return Bench(
+            subject.encode,
+            subject.weights[which],
+            subject.tokenize,
+            digest=subject.digests[which],
+            cache=self.cache,
+            batch_size=self.batch_size,
+            watch=Progress(self.console, label),
+        )
+
+    def identity(self, task: Task, which: str, prepared: Prepared) -> dict[str, Any]:
+        """What a record is of."""
+        return {
+            "task": task.kind,
+            "dataset": task.dataset,
+            "weights": which,
+            "protocol": prepared.protocol,
+            "fingerprint": prepared.data.fingerprint,
+            "expected": prepared.data.expected,
+            "step": self.subject.step,
+            "checkpoint": self.subject.name,
+            "digest": self.subject.digests[which],
+            "method": self.subject.method,
+        }
+
+    def fail(self, label: str, error: Exception) -> None:
+        """Notes the error; -v 1 of absl's flags, or a debugger, shows where it came from."""
+        logging.debug("%s failed", label, exc_info=error)
+        reason = str(error) or type(error).__name__
+        self.outcome.failed[label] = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+        self.console.say(f"{label}: FAILED: {self.outcome.failed[label]}")
+
+
+def from_first(value: bool) -> bool:
+    """The first process's answer, on all of them."""
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value))) if jax.process_count() > 1 else value
+
+
+def said(first: Record) -> str:
+    """top-1 33.7 (31.6-35.8), chance 1.04, n 2,000."""
+    chance = "" if first["chance"] is None else f", chance {100 * first['chance']:.2f}"
+    return f"{first['metric']} {percent(first)}{chance}, n {first['n']:,}"

@@ -1,0 +1,94 @@
+"""k-NN and the linear probe against scikit-learn and a naive loop."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from detailclip_jax.evaluate import knn, linear
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def drawn(num, classes=5, width=8, seed=0):
+    centres = rng(99).normal(size=(classes, width))
+    labels = rng(seed).integers(0, classes, num).astype(np.int32)
+    return (centres[labels] + 1.5 * rng(seed + 1).normal(size=(num, width))).astype(np.float32), labels
+
+
+def naive_knn(train, labels, query, k, temperature, classes):
+    """Votes of the k nearest, one query at a time."""
+    similarity = train @ query / np.linalg.norm(train, axis=1) / np.linalg.norm(query)
+    votes = np.zeros(classes)
+    for place in sorted(range(len(train)), key=lambda i: -similarity[i])[:k]:
+        votes[labels[place]] += np.exp(similarity[place] / temperature)
+    return votes
+
+
+@pytest.mark.parametrize(("queries", "gallery"), [(256, 16384), (7, 16)])
+def test_knn_equals_a_loop(queries, gallery, monkeypatch):
+    """Also where queries and gallery come in parts, the last of them not full."""
+    monkeypatch.setattr(knn, "QUERIES", queries)
+    monkeypatch.setattr(knn, "GALLERY", gallery)
+    (train, labels), (test, truth) = drawn(50), drawn(31, seed=7)
+    found = dict(knn.knn_metrics(train, labels, test, truth, 5, neighbours=(3, 10, 20)))
+    assert list(found) == ["k3_top1", "k10_top1", "k20_top1"]
+    for k in (3, 10, 20):
+        votes = [naive_knn(train, labels, query, k, 0.07, 5) for query in test]
+        assert found[f"k{k}_top1"] == pytest.approx(np.mean(np.argmax(votes, 1) == truth)), k
+    assert 0.3 < found["k10_top1"] < 1 and found["k10_top1"].chance == 0.2
+
+
+def test_an_example_finds_itself_first():
+    train, labels = drawn(30)
+    cosines, found = knn.nearest(train, train, labels, 3)
+    np.testing.assert_allclose(cosines[:, 0], 1, atol=1e-5)
+    assert found[:, 0].tolist() == labels.tolist() and (np.diff(cosines) <= 0).all()
+
+
+def test_k_beyond_the_training_set_is_left_out():
+    (train, labels), (test, truth) = drawn(12), drawn(5, seed=3)
+    assert {name.partition("_")[0] for name, _ in knn.knn_metrics(train, labels, test, truth, 5)} == {"k10"}
+    with pytest.raises(ValueError, match="at least 10 training examples; there are 4"):
+        list(knn.knn_metrics(train[:4], labels[:4], test, truth, 5))
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_the_probe_is_scikit_learn_s_logistic_regression(strength):
+    x, y = drawn(200)
+    ours = linear.fit(x, y, 5, strength)
+    theirs = LogisticRegression(C=strength, tol=1e-8, max_iter=10000).fit(x, y)
+    centred = ours.weights - ours.weights.mean(1, keepdims=True)  # a constant over classes changes no probability
+    np.testing.assert_allclose(centred.T, theirs.coef_, atol=0.02 * np.abs(theirs.coef_).max())
+    scores = ours(x)
+    ours_p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    np.testing.assert_allclose(ours_p, theirs.predict_proba(x), atol=5e-3)
+
+
+def test_a_start_elsewhere_ends_at_the_same_place():
+    x, y = drawn(120)
+    far = linear.Linear(rng(4).normal(size=(8, 5)), rng(5).normal(size=5))
+    scores = [linear.fit(x, y, 5, 0.1, start)(x) for start in (None, far)]
+    first, second = (each - each.mean(1, keepdims=True) for each in scores)
+    np.testing.assert_allclose(first, second, atol=2e-2)
+
+
+def test_the_probe_picks_a_weak_map_for_noise_and_reports_the_test_set():
+    """Labels that do not depend on the features: held-out accuracy is best where the map is small."""
+    x, y = rng(1).normal(size=(300, 60)).astype(np.float32), (rng(2).random(300) < 0.25).astype(np.int32)
+    assert linear.choose(x, y, 2, (1e-4, 1e2)) == 1e-4
+    (train, labels), (test, truth) = drawn(200), drawn(100, seed=5)
+    found = dict(linear.linear_metrics(train, labels, test, truth, 5, strengths=(0.01, 1.0)))
+    assert list(found) == ["top1"] and 0.4 < found["top1"] < 1 and found["top1"].n == 100
+
+
+def test_the_scale_of_a_feature_changes_nothing():
+    """Features are standardised by the training set."""
+    (train, labels), (test, truth) = drawn(100), drawn(50, seed=5)
+    scale = np.array([1e-3, 1e3] * 4, np.float32)
+    ours, theirs = (
+        dict(linear.linear_metrics(a, labels, b, truth, 5, metric="mean_per_class", strengths=(0.1,)))
+        for a, b in ((train, test), (train * scale, test * scale))
+    )
+    assert list(ours) == ["mean_per_class", "top1"] and ours == pytest.approx(theirs, abs=0.021)
