@@ -170,6 +170,7 @@ def _losses() -> ConfigDict:
             "patch_temperature": (0.04, 0.07),  # the same for patches
             "temperature_epochs": 1,  # of that warm-up: with 1, the second number counts from epoch 1 on
             "center_momentum": 0.9,
+            "chunk_logits": 2**24,  # prototype logits (tokens x C) made at a time; 0 = all at once
             "normalise_pixels": True,
             "pixel_eps": 1e-6,
         }

@@ -30,7 +30,7 @@ class Forward(struct.PyTreeNode):
     tokens: Mapping[str, Tokens]  # the student's tokens, by pass
     decoded: Leaf  # [V, B, H, D]; None without a decoder
     text: Leaf  # [B, E]; None without captions
-    heads: Mapping[str, Array]
+    heads: Mapping[str, Leaf]  # arrays, or `Logits`
 
 
 class Context(NamedTuple):
@@ -52,7 +52,7 @@ class Head(NamedTuple):
     """Runs networks on the record: `makes` names what it returns, `reads` the networks' outputs it needs."""
 
     makes: tuple[str, ...]
-    run: Callable[[Networks, Networks, Forward], dict[str, Array]]
+    run: Callable[[Networks, Networks, Forward], dict[str, Leaf]]
     reads: tuple[str, ...] = ()
 
 

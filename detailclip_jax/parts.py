@@ -1,7 +1,6 @@
 """The cells that rows are made of: masks, decoders, heads and losses, each a small function."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from detailclip_jax.forward import Context, Forward, Head, Loss, Pass, Targets, 
 from detailclip_jax.losses import clip, contrastive, distillation, labels, reconstruction
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.patches import normalise_patches, patchify, take
-from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Scalar, Tokens
+from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Logits, Scalar, Tokens
 
 
 def attention_value(tokens: Tokens) -> Float[Array, "V B N"]:
@@ -151,34 +150,39 @@ def joint_head(name: str) -> Head:
     return Head(("image_embedding", "logit_scale"), run)
 
 
+def prototypes_of(networks: Networks, tokens: Float[Array, "V *batch D"]) -> Logits:
+    """The prototype logits of tokens of V views."""
+    head = networks.prototype_head
+    return Logits(fold(head.bottleneck, tokens), head.prototypes(), head.dtype)
+
+
 def cls_head(names: Sequence[str], target: str) -> Head:
     """Prototype logits of the encoders' CLS tokens (not the decoder's), student and teacher.
 
     The student's passes `names` stand behind each other along V, those over the teacher's views first.
     """
 
-    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
-        teacher_logits = fold(teacher.prototype_head, line.targets[target].cls)
-        cls = jnp.concatenate([line.tokens[name].cls for name in names])
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Leaf]:
+        tokens = jnp.concatenate([line.tokens[name].cls for name in names])
+        targets = prototypes_of(teacher, line.targets[target].cls)
         return {
-            "student_cls": fold(student.prototype_head, cls),
-            "teacher_cls": jax.lax.stop_gradient(teacher_logits),
-            "cls_mean": jax.lax.stop_gradient(teacher_logits.mean((0, 1))),
+            "student_cls": prototypes_of(student, tokens),
+            "teacher_cls": targets,
+            "cls_mean": jax.lax.stop_gradient(targets.mean()),
         }
 
     return Head(("student_cls", "teacher_cls", "cls_mean"), run)
 
 
 def patch_head(target: str) -> Head:
-    """Prototype logits at removed patches only; the center's mean over all patches by linearity."""
+    """Prototype logits at removed patches only; the center's mean runs over all patches."""
 
-    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
-        bottleneck = fold(teacher.prototype_head.bottleneck, line.targets[target].patches)
-        teacher_logits = teacher.prototype_head.prototypes(take(bottleneck, line.hidden.removed))
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Leaf]:
+        targets = prototypes_of(teacher, line.targets[target].patches)
         return {
-            "student_patches": fold(student.prototype_head, line.decoded),
-            "teacher_patches": jax.lax.stop_gradient(teacher_logits),
-            "patch_mean": jax.lax.stop_gradient(teacher.prototype_head.prototypes(bottleneck.mean((0, 1, 2)))),
+            "student_patches": prototypes_of(student, line.decoded),
+            "teacher_patches": targets.replace(bottleneck=take(targets.bottleneck, line.hidden.removed)),
+            "patch_mean": jax.lax.stop_gradient(targets.mean()),
         }
 
     return Head(("student_patches", "teacher_patches", "patch_mean"), run, reads=("decoded",))
@@ -278,33 +282,25 @@ def clip_term() -> Loss:
 
 
 def cls_term(config: ConfigDict) -> Loss:
-    """Eq. 6, and beside it what a collapse would show in: the teacher's entropy, and KL between its two views."""
-    divergence = distillation.divergence_named(config.divergence)
-    student_log = partial(distillation.student_log_probabilities, temperature=config.student_temperature)
+    """Eq. 6."""
+    how = distillation.comparison(config)
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        teacher = distillation.teacher_log_probabilities(
-            line.heads["teacher_cls"], context.centers["cls"], context.temperatures["cls"]
-        )
-        loss = distillation.cls_loss(student_log(line.heads["student_cls"]), teacher, divergence)
-        between = distillation.kl_teacher_student(teacher[1], teacher[0]).mean()
-        return loss, {"teacher_entropy": distillation.entropy(teacher), "teacher_view_kl": between}
+        target = distillation.Sharpening(context.centers["cls"], context.temperatures["cls"])
+        return distillation.cls_loss(line.heads["student_cls"], line.heads["teacher_cls"], target, how)
 
     return Loss(("student_cls", "teacher_cls", "cls_mean"), run)
 
 
 def patch_term(config: ConfigDict) -> Loss:
     """Eq. 7 at removed patches."""
-    divergence = distillation.divergence_named(config.divergence)
-    student_log = partial(distillation.student_log_probabilities, temperature=config.student_temperature)
+    how = distillation.comparison(config)
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        teacher = distillation.teacher_log_probabilities(
-            line.heads["teacher_patches"], context.centers["patch"], context.temperatures["patch"]
-        )
+        target = distillation.Sharpening(context.centers["patch"], context.temperatures["patch"])
         hidden = jnp.take_along_axis(line.hidden.mask, line.hidden.removed, -1)  # False where a mask hides fewer
-        loss = distillation.patch_loss(student_log(line.heads["student_patches"]), teacher, hidden, divergence)
-        return loss, {"teacher_patch_entropy": distillation.entropy(teacher)}
+        heads = line.heads
+        return distillation.patch_loss(heads["student_patches"], heads["teacher_patches"], target, hidden, how)
 
     return Loss(("student_patches", "teacher_patches", "patch_mean"), run)
 

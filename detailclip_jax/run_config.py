@@ -32,6 +32,7 @@ MAY_DIFFER = (
     "data.prefetch",
     "data.max_bad_ratio",
     "model.remat",
+    "losses.chunk_logits",
 )
 ABSENT = "(absent)"
 

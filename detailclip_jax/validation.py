@@ -34,6 +34,7 @@ RANGES = {  # field, or the end of its name behind a dot: the smallest and the l
     **dict.fromkeys(("log_every", "checkpoint_every", "max_to_keep"), (1, INFINITE)),
     **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers"), (0, INFINITE)),
     "data.prefetch": (0, INFINITE),
+    "losses.chunk_logits": (0, INFINITE),
     "data.max_bad_ratio": (0, 1),
     "model.context_length": (3, INFINITE),  # start, a word, end
     "model.drop_path": (0, 1),

@@ -9,6 +9,7 @@ import pytest
 
 from detailclip_jax import centering, ema
 from detailclip_jax.losses import distillation
+from detailclip_jax.types import Logits
 
 KINDS, WIDTH, PROTOTYPES, BATCH, STEPS = 4, 8, 6, 64, 400
 
@@ -24,13 +25,13 @@ def views(key):
 def logits(params, x):
     """A linear head on points of unit length, without bias."""
     direction = params["head"] / jnp.linalg.norm(params["head"], axis=0)
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True) @ direction
+    return Logits(x / jnp.linalg.norm(x, axis=-1, keepdims=True), direction.T)
 
 
 def loss(student, teacher, center, x):
     """Eq. 6 between the two views."""
-    target = distillation.teacher_log_probabilities(logits(teacher, x), center, 0.04)
-    return distillation.cls_loss(distillation.student_log_probabilities(logits(student, x), 0.1), target)
+    sharpening = distillation.Sharpening(center, 0.04)
+    return distillation.cls_loss(logits(student, x), logits(teacher, x), sharpening)[0]
 
 
 def step(momentum, carry, key):
@@ -39,7 +40,7 @@ def step(momentum, carry, key):
     teacher, x = ema.update(teacher, student, 0.95), views(key)
     gradient = jax.grad(loss)(student, teacher, center, x)
     student = jax.tree.map(lambda p, g: p - 0.05 * g, student, gradient)
-    moved = centering.update(center, logits(teacher, x).mean((0, 1)), momentum)
+    moved = centering.update(center, logits(teacher, x).mean(), momentum)
     return (student, teacher, moved), None
 
 
@@ -54,10 +55,10 @@ def marginals():
         run = lambda carry, key: step(momentum, carry, key)
         (_, teacher, center), _ = jax.lax.scan(run, carry, jax.random.split(key, STEPS))
         probabilities = jnp.exp(
-            distillation.teacher_log_probabilities(logits(teacher, views(jax.random.key(99))), center, 0.04)
+            distillation.teacher_log_probabilities(logits(teacher, views(jax.random.key(99)))[...], center, 0.04)
         )
         marginal = probabilities.mean((0, 1))
-        return -jnp.sum(marginal * jnp.log(marginal + 1e-9)), distillation.entropy(jnp.log(probabilities + 1e-9))
+        return -jnp.sum(marginal * jnp.log(marginal + 1e-9)), distillation.entropy(jnp.log(probabilities + 1e-9)).mean()
 
     seeds = [jax.random.key(seed) for seed in range(4)]
     return {name: np.array([train(key, m) for key in seeds]) for name, m in (("moving", 0.9), ("none", 1.0))}

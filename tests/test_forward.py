@@ -29,7 +29,7 @@ def test_the_patch_center_by_linearity_is_the_mean_of_all_logits():
     line = exp.line(state, exp.put(tiny_batch()))
     head = exp.model.prototype_head
     variables = {"params": state.params["prototype_head"]}
-    logits = head.apply(variables, line.targets["whole"].patches.reshape(-1, 96))
+    logits = head.apply(variables, line.targets["whole"].patches.reshape(-1, 96))[...]
     np.testing.assert_allclose(line.heads["patch_mean"], logits.mean(0), rtol=1e-4, atol=1e-6)
 
 

@@ -62,8 +62,8 @@ def test_patch_distillation_runs_over_hidden_patches_of_each_image(method):
     exp, state, line, _ = row(method)
     loss, _ = exp.method.losses["patch"].run(line, context(line))
     head = functools.partial(exp.model.prototype_head.apply)
-    student = head({"params": state.params["prototype_head"]}, line.tokens["masked"].patches)
-    teacher = head({"params": state.ema_params["prototype_head"]}, line.targets["whole"].patches)
+    student = head({"params": state.params["prototype_head"]}, line.tokens["masked"].patches)[...]
+    teacher = head({"params": state.ema_params["prototype_head"]}, line.targets["whole"].patches)[...]
     per_patch = -(probabilities(teacher, 0.04) * log_softmax(np.asarray(student) / 0.1)).sum(-1)
     hidden = np.asarray(line.hidden.mask)
     per_image = [per_patch[i][hidden[i]].mean() if hidden[i].any() else 0.0 for i in np.ndindex(2, 8)]

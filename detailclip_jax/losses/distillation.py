@@ -1,15 +1,20 @@
 """CLS and patch self-distillation, eq. 6 and 7 of the paper.
 
 The printed equations say KL(p_s || p_t); the published code computes -sum p_t log p_s, our default.  `divergence`
-chooses among `DIVERGENCES`.  All of it runs in float32.
+chooses among `DIVERGENCES`.  All of it runs in float32, and in chunks: logits over thousands of prototypes are made
+where they are compared, and at no time for all tokens.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from detailclip_jax.types import Array, Bool, Float, Scalar
+from detailclip_jax.losses import chunks
+from detailclip_jax.types import Array, Bool, Float, Logits, Scalar
 
 Divergence = Callable[[Float[Array, "*batch C"], Float[Array, "*batch C"]], Float[Array, "*batch"]]
 
@@ -55,44 +60,117 @@ def teacher_log_probabilities(
     return jax.nn.log_softmax(jax.lax.stop_gradient(logits.astype(jnp.float32) - center) / temperature)
 
 
+class Comparison(NamedTuple):
+    """How student and teacher are compared: what is the same at every step."""
+
+    divergence: str = "cross_entropy"
+    student_temperature: float = 0.1
+    chunk_logits: int = 0  # the student's or the teacher's logits that exist at once; 0 = all
+
+    def items(self, num_logits: int) -> int:
+        """How many items with so many logits each make a chunk; 0 = all."""
+        return max(1, self.chunk_logits // num_logits) if self.chunk_logits else 0
+
+
+REFERENCE = Comparison()
+
+
+def comparison(losses: ConfigDict) -> Comparison:
+    """That of `config.losses`; ValueError with the known names for an unknown divergence."""
+    divergence_named(losses.divergence)
+    return Comparison(losses.divergence, losses.student_temperature, losses.chunk_logits)
+
+
+class Sharpening(NamedTuple):
+    """What turns the teacher's logits into a distribution: its center, and the temperature of this step."""
+
+    center: Float[Array, "C"]
+    temperature: Scalar | float
+
+
 def cls_loss(
-    student_log: Float[Array, "V B C"],
-    teacher_log: Float[Array, "W B C"],
-    divergence: Divergence = cross_entropy,
-) -> Scalar:
+    student: Logits, teacher: Logits, sharpening: Sharpening, how: Comparison = REFERENCE
+) -> tuple[Scalar, dict[str, Scalar]]:
     """Eq. 6 across views: the student's view v against the teacher's view w, mean over all pairs v != w and images.
 
-    The teacher's W views are the student's first W: with two views each these are u against v and back; with local
-    crops behind them (DINO) every local counts against every global.
+    The teacher's W views [W, B, C] are the first W of the student's [V, B, C]: with two views each these are u against
+    v and back; with local crops behind them (DINO) every local counts against every global.  Beside the loss stand the
+    teacher's mean entropy and the KL between its first two views: what a collapse would show in.
     """
-    pairs = [
-        divergence(student_log[v], teacher_log[w]).mean()
-        for w in range(teacher_log.shape[0])
-        for v in range(student_log.shape[0])
-        if v != w
-    ]
-    if not pairs:
+    num_views, num_images, num_prototypes = student.shape
+    if num_views < 2:
         raise ValueError("cls_loss compares different views; it needs at least two, see views.crops.global.count")
-    return jnp.stack(pairs).mean()
+    images = [jnp.moveaxis(logits.bottleneck, 1, 0) for logits in (student, teacher)]
+    share = jnp.full((num_images,), 1 / num_images)
+    items, *given = chunks.split((*images, share), how.items(num_views * num_prototypes))
+    return _total(_compare_views, student, teacher, sharpening, how, items, given)
 
 
 def patch_loss(
-    student_log: Float[Array, "V B N C"],
-    teacher_log: Float[Array, "V B N C"],
-    hidden: Bool[Array, "V B N"] | None = None,
-    divergence: Divergence = cross_entropy,
-) -> Scalar:
+    student: Logits,
+    teacher: Logits,
+    sharpening: Sharpening,
+    hidden: Bool[Array, "*batch N"] | None = None,
+    how: Comparison = REFERENCE,
+) -> tuple[Scalar, dict[str, Scalar]]:
     """Eq. 7 in the same view, over hidden patches only: mean per image, then over the batch, then over views.
 
-    `hidden` None means that the arrays hold hidden patches and nothing else.  An image that hides none counts 0.
+    Logits are [V, B, N, C].  `hidden` None means that they hold hidden patches and nothing else.  An image that hides
+    none counts 0.  Beside the loss stands the teacher's mean entropy over all patches given.
     """
-    per_patch = divergence(student_log, teacher_log)
-    if hidden is None:
-        return per_patch.mean()
-    per_image = jnp.sum(per_patch * hidden, -1) / jnp.maximum(hidden.sum(-1), 1)
-    return per_image.mean()
+    tokens = [logits.bottleneck.reshape(-1, logits.bottleneck.shape[-1]) for logits in (student, teacher)]
+    share = patch_shares(jnp.ones(student.shape[:-1], bool) if hidden is None else hidden).reshape(-1)
+    each = jnp.full(share.shape, 1 / share.size)
+    items, *given = chunks.split((*tokens, share, each), how.items(student.shape[-1]))
+    return _total(_compare_tokens, student, teacher, sharpening, how, items, given)
 
 
-def entropy(log_probabilities: Float[Array, "*batch C"]) -> Scalar:
-    """Mean entropy in nats: near ln C the teacher says nothing, near 0 it may have collapsed."""
-    return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, -1).mean()
+def patch_shares(hidden: Bool[Array, "*batch N"]) -> Float[Array, "*batch N"]:
+    """What each patch counts in eq. 7: one over the hidden ones of its image and over all images, 0 if not hidden."""
+    num_images = hidden.size // hidden.shape[-1]
+    return hidden / jnp.maximum(hidden.sum(-1, keepdims=True), 1) / num_images
+
+
+def _total(chunk: Callable, student: Logits, teacher: Logits, sharpening: Sharpening, how: Comparison, items, given):
+    fixed = teacher.prototypes, sharpening
+    fixed, given = jax.lax.stop_gradient((fixed, given))
+    return chunks.total(functools.partial(chunk, how, student.dtype), student.prototypes, fixed, items, given)
+
+
+def _compare_views(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, students: Array, given: Any):
+    """Eq. 6 for a chunk of images [m, V, F], each with its share."""
+    teachers, share = given
+    log_s, log_t = _log_probabilities(how, dtype, prototypes, fixed, students, teachers)
+    entropies = entropy(log_t).mean(-1)
+    between = kl_teacher_student(log_t[:, -1], log_t[:, 0])
+    beside = {"teacher_entropy": share @ entropies, "teacher_view_kl": share @ between}
+    return share @ cls_divergence(log_s, log_t, DIVERGENCES[how.divergence]), beside
+
+
+def cls_divergence(
+    student_log: Float[Array, "B V C"], teacher_log: Float[Array, "B W C"], divergence: Divergence
+) -> Float[Array, "B"]:
+    """Mean over the pairs of different views of an image."""
+    num_views, num_targets = student_log.shape[1], teacher_log.shape[1]
+    pairs = [(v, w) for w in range(num_targets) for v in range(num_views) if v != w]
+    return jnp.stack([divergence(student_log[:, v], teacher_log[:, w]) for v, w in pairs]).mean(0)
+
+
+def _compare_tokens(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, students: Array, given: Any):
+    """Eq. 7 for a chunk of tokens [m, F], each with its share."""
+    teachers, share, each = given
+    log_s, log_t = _log_probabilities(how, dtype, prototypes, fixed, students, teachers)
+    loss = share @ DIVERGENCES[how.divergence](log_s, log_t)
+    return loss, {"teacher_patch_entropy": each @ entropy(log_t)}
+
+
+def _log_probabilities(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, students: Array, teachers: Array):
+    teacher_prototypes, (center, temperature) = fixed
+    student_log = student_log_probabilities(Logits(students, prototypes, dtype)[...], how.student_temperature)
+    teacher_logits = Logits(teachers, teacher_prototypes, dtype)[...]
+    return student_log, teacher_log_probabilities(teacher_logits, center, temperature)
+
+
+def entropy(log_probabilities: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
+    """In nats: near ln C the teacher says nothing, near 0 it may have collapsed."""
+    return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, -1)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.models.attention import exact_gelu, uniform_fan_in
-from detailclip_jax.types import Array, Float, Scalar
+from detailclip_jax.types import Array, Float, Logits, Scalar
 
 
 class Projection(nn.Module):
@@ -79,8 +79,8 @@ class PrototypeHead(nn.Module):
 
         bottleneck(x) = MLP(x) / |MLP(x)|          logits = bottleneck . (gain direction / |direction|)^T
 
-    Both halves are public: a mean of logits is the logits of a mean bottleneck, which is how the patch center costs
-    one row instead of all.  `gain` stays 1 unless trained.
+    Both halves are public: logits are made where they are read (see `Logits`), and a mean of logits is the logits of a
+    mean bottleneck, which is how the patch center costs one row instead of all.  `gain` stays 1 unless trained.
     """
 
     hidden_width: int
@@ -97,9 +97,9 @@ class PrototypeHead(nn.Module):
         self.direction = self.param("direction", uniform_fan_in(self.bottleneck_width), shape)
         self.gain = self.param("gain", nn.initializers.ones, (self.num_prototypes,))
 
-    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
-        """Raw logits, before temperature and center, in float32."""
-        return self.prototypes(self.bottleneck(x))
+    def __call__(self, x: Float[Array, "*batch D"]) -> Logits:
+        """Raw logits, before temperature and center."""
+        return Logits(self.bottleneck(x), self.prototypes(), self.dtype)
 
     def bottleneck(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch F"]:
         """The L2-normalised output of the MLP (eps 1e-12), in float32."""
@@ -107,9 +107,7 @@ class PrototypeHead(nn.Module):
         x = last(exact_gelu(second(exact_gelu(first(x))))).astype(jnp.float32)
         return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-24))
 
-    def prototypes(self, bottleneck: Float[Array, "*batch F"]) -> Float[Array, "*batch C"]:
-        """Bottlenecks against the prototypes."""
+    def prototypes(self) -> Float[Array, "C F"]:
+        """The rows against which bottlenecks are held, each as long as its gain."""
         norm = jnp.linalg.norm(self.direction, axis=-1, keepdims=True)
-        weight = (self.gain[:, None] * self.direction / norm).astype(self.dtype)
-        logits = jnp.einsum("...f,cf->...c", bottleneck.astype(self.dtype), weight, preferred_element_type=jnp.float32)
-        return logits.astype(jnp.float32)
+        return self.gain[:, None] * self.direction / norm
