@@ -180,6 +180,23 @@ def test_evaluation_view_equals_torchvision(shape, shorter, size):
     )
 
 
+@pytest.mark.parametrize("shape", [(1, 500), (500, 1), (3000, 200), (200, 3000), (7, 7), (224, 225)])
+@pytest.mark.parametrize(("mode", "format"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG")])
+def test_an_encoded_picture_of_any_shape_becomes_what_torchvision_makes_of_it(shape, mode, format):
+    transforms = pytest.importorskip("torchvision").transforms
+    import jax.numpy as jnp
+
+    from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD
+    from detailclip_jax.train_step import normalise_pixels
+
+    data = encoded(Image.fromarray(picture(*shape)).convert(mode), format)
+    steps = [transforms.Resize(96), transforms.CenterCrop(96), transforms.ToTensor()]
+    oracle = transforms.Compose([*steps, transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    expected = oracle(Image.open(io.BytesIO(data)).convert("RGB")).permute(1, 2, 0).numpy()
+    view = jnp.asarray(images.evaluation_view(images.decode(data), 96)[None])
+    np.testing.assert_allclose(normalise_pixels(view, IMAGENET_MEAN, IMAGENET_STD)[0], expected, atol=2e-6)
+
+
 def test_evaluation_mask_follows_the_view():
     mask = np.zeros((60, 100), np.uint8)
     mask[20:40, 50:80] = 255

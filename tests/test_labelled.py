@@ -315,11 +315,23 @@ def test_members_outside_of_the_archive_are_never_written(tmp_path):
 def test_prepared_records(tmp_path, described):
     examples = [{"image": picture(COLOURS[name]), "label": i, "key": name} for i, name in enumerate(COLOURS)]
     write_records(tmp_path / "animals", examples, split="test", shard_size=2)
-    text = json.dumps({"classes": list(COLOURS)}) if described == "dataset.json" else "\n".join(COLOURS)
+    text = (
+        json.dumps({"splits": {"test": {"classes": list(COLOURS)}}})
+        if described == "dataset.json"
+        else "\n".join(COLOURS)
+    )
     put(tmp_path / "animals" / described, text)
     opened = open_set("animals", tmp_path)
     assert opened.classes == tuple(COLOURS) and opened.source[2]["key"] == "owl"
     assert_labels_are_right(opened)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"splits": 3}'])
+def test_a_damaged_description_is_named(tmp_path, text):
+    write_records(tmp_path / "animals", [{"image": picture(COLOURS["cat"]), "label": 0}], split="test")
+    put(tmp_path / "animals" / "dataset.json", text)
+    with pytest.raises(MissingData, match=r"dataset\.json is damaged"):
+        open_set("animals", tmp_path)
 
 
 def test_prepared_captions(tmp_path):

@@ -1,4 +1,4 @@
-"""Prepared records: ArrayRecord shards DIR/SPLIT-00000.arrayrecord with the classes beside them."""
+"""Prepared records: ArrayRecord shards DIR/SPLIT-00000.arrayrecord, the classes in dataset.json or classnames.txt."""
 
 import json
 import pathlib
@@ -12,17 +12,18 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
     name = next((name for name in split_names(split) if shards_of(folder, name)), None)
     if name is None:
         return None
-    source, classes = Records(folder, name), class_names(folder)
+    source, classes = Records(folder, name), class_names(folder, name)
     shards = [path.name for path in shards_of(folder, name)]
     identity = ("records", *classes, str(len(source)), *file_identity(folder, shards))
     return Contents(source, classes, identity)
 
 
-def class_names(folder: pathlib.Path) -> tuple[str, ...]:
-    """ "classes" of dataset.json or the lines of classnames.txt; none for captioned pictures."""
+def class_names(folder: pathlib.Path, split: str) -> tuple[str, ...]:
+    """The classes of the split that dataset.json names, or the lines of classnames.txt; none for captions."""
     described = folder / "dataset.json"
     try:
-        stated = json.loads(described.read_text(encoding="utf-8")).get("classes") if described.is_file() else None
-    except ValueError as error:
+        stated = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+        classes = stated.get("splits", {}).get(split, {}).get("classes")
+    except (ValueError, AttributeError) as error:
         raise MissingData(f"{described} is damaged ({error}); prepare the set again") from error
-    return tuple(stated) if stated else lines_of(folder / "classnames.txt")
+    return tuple(classes or lines_of(folder / "classnames.txt"))
