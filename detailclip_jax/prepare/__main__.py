@@ -22,7 +22,6 @@ from absl import logging
 
 from detailclip_jax.data.prepare.begin import AlreadyThere, begin
 from detailclip_jax.data.prepare.finish import finish
-from detailclip_jax.data.prepare.known import comparison
 from detailclip_jax.data.prepare.verify import problems
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.prepare import arguments, local, report, to_tfds
@@ -49,7 +48,6 @@ def prepare(argv: Sequence[str]) -> int:
         local.run(job, given.workers, console)
     part = finish(job)
     console.say("\n".join(report.summary(part)))
-    console.say(comparison(part["dataset"], part["num_examples"], part["num_rejected"]))
     console.say(f"written to {given.out}; peak memory of a process {local.peak_memory():.0f} MiB")
     return 0 if part["num_examples"] else _fail("no example was accepted", RUN_ERROR)
 

@@ -26,7 +26,6 @@ def show(folder: str, console: Console) -> None:
     """Prints every split's summary and writes SPLIT-statistics.png and SPLIT-contact-sheet.png."""
     for split, part in load(folder)["splits"].items():
         console.say("\n".join([f"{split}:", *summary(part)]))
-        console.say(comparison(part["dataset"], part["num_examples"], part["num_rejected"]))
         if not part["num_examples"]:
             continue
         sheet, figure = (pathlib.Path(folder) / f"{split}-{name}.png" for name in ("contact-sheet", "statistics"))
@@ -42,6 +41,8 @@ def summary(part: Mapping[str, Any]) -> list[str]:
         f"examples    {part['num_examples']:,} in {len(part['shards'])} shards, {part['bytes'] / 1e6:,.1f} MB",
         f"rejected    {part['num_rejected']:,}" + _reasons(part["rejected"]),
     ]
+    if expected := comparison(part["dataset"], part["num_examples"], part["num_rejected"]):
+        lines.append(f"expected    {expected}")
     if not part["num_examples"]:
         return lines
     lines += [f"{name:<12}{_quantiles(counts[name])}" for name in ("width", "height", "bytes")]

@@ -1,5 +1,6 @@
 """A job from a request: planned now, or found where it was left."""
 
+import collections
 import shutil
 
 from detailclip_jax.data.prepare import job as jobs
@@ -28,7 +29,6 @@ def begin(request: Request, num_shards: int = 0) -> Job:
 
 
 def _resumed(request: Request, num_shards: int) -> Job:
-    jobs.load.cache_clear()
     job = jobs.load(str(request.work))
     changed = jobs.differences(job.request, request)
     if num_shards and num_shards != job.num_shards:
@@ -58,6 +58,6 @@ def _planned(request: Request, num_shards: int) -> Job:
 
 
 def _check_names(shards: tuple[Shard, ...]) -> None:
-    names = [shard.name for shard in shards]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    names = collections.Counter(shard.name for shard in shards)
+    if twice := sorted(name for name, count in names.items() if count > 1):
         raise ValueError(f"several input shards are called {', '.join(twice[:5])}; give them names of their own")

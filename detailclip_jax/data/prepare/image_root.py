@@ -1,6 +1,7 @@
 """Pictures by name: below a folder, in a zip, or in zips below a folder."""
 
 import collections
+import errno
 import os
 import zipfile
 import zlib
@@ -11,7 +12,7 @@ from detailclip_jax.data.prepare.records import Rejected
 
 Place = Sequence[str]  # (path,) of a file, or (path of a zip, name in it)
 MAX_OPEN = 4
-ABSENT = (FileNotFoundError, NotADirectoryError, PermissionError)
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # Runtime: a password
 
 
@@ -39,6 +40,8 @@ class ImageRoot:
         raise Rejected(f"missing file: {' or '.join('!'.join(place) for place in places)}")
 
     def _read(self, place: Place) -> bytes | None:
+        if any("\0" in part for part in place):
+            raise Rejected(f"unsafe path: {place!r:.80}")
         if self._is_zip and len(place) == 1:
             return self._member(self._root, place[0])
         path = os.path.join(self._root, place[0])
@@ -46,7 +49,9 @@ class ImageRoot:
             return self._member(path, place[1])
         try:
             return read_regular(path)
-        except ABSENT:
+        except OSError as error:
+            if error.errno not in ABSENT:
+                raise
             return None
 
     def _member(self, path: str, name: str) -> bytes | None:
@@ -59,7 +64,9 @@ class ImageRoot:
                 raise Rejected(f"too large: {name} claims {info.file_size} bytes")
             with archive.open(info) as file:
                 return read_limited(file, name)
-        except DAMAGED_ZIP as error:
+        except (*DAMAGED_ZIP, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the file's beginning
+                raise
             raise Rejected(f"damaged zip: {path}: {error}") from error
 
     def _open(self, path: str) -> zipfile.ZipFile | None:

@@ -103,6 +103,7 @@ class Job:
 
 def save(job: Job) -> None:
     """Writes the plan: from now on the job can be restarted."""
+    load.cache_clear()
     write_json(job.request.work / PLAN, dataclasses.asdict(job))
 
 

@@ -4,6 +4,7 @@ Nothing is unpacked: members are read in their order, and their names are no mor
 (links, devices, pipes) and names that would leave a folder are refused.
 """
 
+import itertools
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -110,19 +111,19 @@ def _json(data: bytes) -> Mapping[str, Any]:
 
 
 def samples(path: str) -> Iterator[Sample]:
-    """The samples of a tar.  Raises tarfile.TarError, or what its compression raises, where it is damaged."""
-    key, files = "", {}
-    for name, suffix, data in members(path):
-        if name != key and files:
-            yield Sample(key, files)
-        if name != key:
-            key, files = name, {}
-        if isinstance(data, bytes):
-            files[suffix] = data
-        else:
-            yield Sample(f"{name}.{suffix}", {}, str(data))
-    if files:
-        yield Sample(key, files)
+    """The samples of a tar; one of whose members any is refused is refused.
+
+    Raises tarfile.TarError, or what its compression raises, where the tar is damaged; the sample that was being read is
+    then dropped, since nobody knows whether it was whole.
+    """
+    for key, group in itertools.groupby(members(path), lambda member: member[0]):
+        files, refused = {}, ""
+        for _, suffix, data in group:
+            if isinstance(data, bytes):
+                files[suffix] = data
+            else:
+                refused = refused or str(data)
+        yield Sample(key, files, refused)
 
 
 def members(path: str) -> Iterator[tuple[str, str, bytes | Rejected]]:
@@ -130,9 +131,13 @@ def members(path: str) -> Iterator[tuple[str, str, bytes | Rejected]]:
     with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as tar:
         for member in tar:
             name, suffix = _key(member.name)
-            if not member.isdir() and (suffix in USED or not member.isreg()):
+            if not member.isdir() and (suffix in USED or not _is_plain(member)):
                 yield name, suffix, _bytes(tar, member, MAX_BYTES if suffix in IMAGES else MAX_TEXT_BYTES)
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  it remembers every header otherwise
+
+
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse() and is_inside(member.name)
 
 
 def _key(name: str) -> tuple[str, str]:

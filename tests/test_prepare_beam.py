@@ -1,0 +1,47 @@
+"""The passes on Apache Beam's DirectRunner."""
+
+import sys
+
+import prepare_trees as trees
+import pytest
+from test_prepare import Killed, contents, prepared, run_until_killed
+
+from detailclip_jax.data.prepare.begin import begin
+from detailclip_jax.data.prepare.finish import finish
+from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.prepare import beam
+from detailclip_jax.prepare.__main__ import main
+
+
+def test_without_beam_the_message_says_how_to_get_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    trees.webdataset(tmp_path / "in")
+    assert main(["webdataset", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--engine", "beam"]) == 2
+    assert "pip install -e .[beam]" in capsys.readouterr().err
+
+
+@pytest.fixture
+def needs_beam():
+    pytest.importorskip("apache_beam", reason="the extra `beam` is not installed; it pins older pillow and protobuf")
+
+
+@pytest.mark.filterwarnings("ignore")  # of Beam and of what it imports
+@pytest.mark.usefixtures("needs_beam")
+class TestBeam:
+    def test_the_output_is_that_of_the_local_engine(self, tmp_path):
+        trees.webdataset(tmp_path / "in", num_tars=4)
+        prepared(tmp_path / "in", tmp_path / "local", 3)
+        command = ["webdataset", str(tmp_path / "in"), "--out", str(tmp_path / "beam"), "--shards", "3"]
+        assert main([*command, "--engine", "beam", "--", "--runner=DirectRunner"]) == 0
+        assert contents(tmp_path / "beam") == contents(tmp_path / "local")
+
+    def test_it_takes_up_what_another_engine_left(self, tmp_path):
+        trees.webdataset(tmp_path / "in")
+        prepared(tmp_path / "in", tmp_path / "local", 3)
+        request = Request("webdataset", (str(tmp_path / "in"),), str(tmp_path / "beam"))
+        with pytest.raises(Killed):
+            run_until_killed(begin(request, 3), 10)
+        job = begin(request, 3)
+        beam.run(job, ["--runner=DirectRunner"])
+        finish(job)
+        assert contents(tmp_path / "beam") == contents(tmp_path / "local")
