@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from detailclip_jax.data.images import BadImage, decode
 from detailclip_jax.data.prepare.finish import load
 from detailclip_jax.data.prepare.known import comparison
-from detailclip_jax.data.prepare.statistics import quantile
+from detailclip_jax.data.prepare.statistics import SIDE_STEP, quantile
 from detailclip_jax.progress import Console
 
 SHARES = (0.05, 0.5, 0.95)
@@ -91,7 +91,8 @@ def histograms(part: Mapping[str, Any], path: pathlib.Path) -> None:
 
 def _draw(axis: Any, name: str, histogram: Mapping[str, int]) -> None:
     lows = np.array(sorted(map(int, histogram)))
-    axis.stairs([histogram[str(low)] for low in lows], [*lows, lows[-1] + max(1, lows[-1] // 8)], fill=True)
+    width = {"width": SIDE_STEP, "height": SIDE_STEP, "bytes": np.maximum(lows, 1)}.get(name, 1)
+    axis.bar(lows, [histogram[str(low)] for low in lows], width=width, align="edge")
     axis.set_title(name)
     if name == "bytes":
         axis.set_xscale("log", base=2)

@@ -24,7 +24,7 @@ def of_entry(entry: Entry, context_length: int) -> Counts:
         "without_caption": int(not any(length for lengths in entry.tokens.values() for length in lengths)),
         "width": {_side(entry.width): 1},
         "height": {_side(entry.height): 1},
-        "bytes": {str(min(MAX_BYTES_BIN, 2 ** (entry.image_bytes.bit_length() - 1))): 1},
+        "bytes": {str(min(MAX_BYTES_BIN, 1 << max(0, entry.image_bytes.bit_length() - 1))): 1},
         "captions": {name: total(_of_caption(n, context_length) for n in ns) for name, ns in entry.tokens.items()},
     }
 
