@@ -185,7 +185,7 @@ def _missing_records(path: str | os.PathLike, split: str) -> str:
         seen = f"{str(path)!r} has " + (f"only the splits {', '.join(others)}" if others else "no shards at all")
     return (
         f"no image-text records: looked for {split}-*.arrayrecord, but {seen}.  Set --config.data.path to a folder "
-        f"that python -m detailclip_jax.prepare SOURCE ... --out DIR --split {split} has written (--help lists sources), "
+        f"that python -m detailclip_jax.prepare SOURCE ... --out DIR --split {split} has written (--help: sources), "
         f"or detailclip_jax.data.sources.write_records(path, examples, split={split!r}); one example "
         f"is {SCHEMA}.  Without data at hand: --config.data.source=stickers"
     )
