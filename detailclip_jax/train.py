@@ -37,6 +37,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> Run:
     config = init_from.adopt(config)
     validate(config)
     source = open_source(config)
+    evaluate.check(config)
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
     run_config.claim_workdir(Path(workdir), config, write=jax.process_index() == 0)

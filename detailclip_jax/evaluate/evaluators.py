@@ -132,9 +132,10 @@ def _maker(name: str) -> Callable[..., dict[str, Any]]:
 def check(config: ConfigDict) -> None:
     """Opens what the evaluators of a run look at, so that what is missing is said before the run and not after it.
 
-    Raises MissingData, and ValueError for a set that the task cannot use.
+    A run that never evaluates needs nothing.  Raises MissingData, and ValueError for a set that the task cannot use.
     """
-    for name, options in plan(config).items():
+    runs = config.evaluate_at_end or config.evaluate_every
+    for name, options in plan(config).items() if runs else ():
         if ":" in name:
             on_set(config, name, **options)
         else:

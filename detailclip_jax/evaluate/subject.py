@@ -108,7 +108,7 @@ def check_weights(which: Sequence[str] | None, there: Mapping[str, Params], meth
 def _loaded(workdir: str | Path, step: int | None) -> inference.Model:
     try:
         return inference.load(workdir, step=step)
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:  # says which steps there are
         raise
     except Exception as error:  # a damaged checkpoint can fail anywhere in the reader
         first = (str(error).strip().splitlines() or [""])[0][:200]

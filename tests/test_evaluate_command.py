@@ -1,0 +1,195 @@
+"""python -m detailclip_jax.evaluate on a tiny checkpoint: what it writes, what it says, how it goes on."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from evaluation_data import CLASSES, write_checkpoint, write_folders
+
+import detailclip_jax
+from detailclip_jax.data import labelled
+from detailclip_jax.evaluate import __main__ as command
+from detailclip_jax.evaluate import bench, paper
+from detailclip_jax.evaluate.protocols import slip
+
+FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("run") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of three classes, one of its pictures damaged; and a known set whose classes do not match."""
+    folder = tmp_path_factory.mktemp("data")
+    write_folders(folder / "toys")
+    (folder / "toys/test/frog/3.png").write_bytes(b"no picture")
+    write_folders(folder / "pets", 1, splits=("test",))
+    return folder
+
+
+def run(workdir, out, *arguments):
+    return command.main([f"--checkpoint={workdir}", f"--out={out}", "--batch-size=8", *arguments])
+
+
+def records(out):
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_tasks_on_stickers_need_no_data_and_are_not_run_twice(workdir, tmp_path, capsys, monkeypatch):
+    tasks = "--tasks=zero_shot:stickers;retrieval:stickers_pairs;knn:stickers;kept_objects:stickers"
+    assert run(workdir, tmp_path, tasks, "--num-examples=16") == 0
+    screen = capsys.readouterr().out
+    assert "zero_shot stickers, top-1" in screen and "knn stickers, k=10, top-1" in screen
+    found = records(tmp_path)
+    assert all(tuple(record)[: len(FIELDS)] == FIELDS for record in found)
+    assert {(r["task"], r["weights"]) for r in found} == {
+        (task, weights) for task in ("zero_shot", "retrieval", "knn", "kept_objects") for weights in ("student", "ema")
+    }
+    assert all(r["low"] <= r["value"] <= r["high"] and r["step"] == 0 and r["fingerprint"] for r in found)
+    assert {r["n"] for r in found} == {16, 32}  # text to image asks with both captions
+    monkeypatch.setattr(bench.Bench, "_embed_images", lambda *_: pytest.fail("embedded twice"))
+    assert run(workdir, tmp_path, tasks, "--num-examples=16") == 0
+    assert "zero_shot:stickers ema: measured before" in capsys.readouterr().out
+    assert records(tmp_path) == found
+    assert (
+        run(workdir, tmp_path, "--tasks=retrieval:stickers_pairs", "--num-examples=16", "--protocol=clip_benchmark")
+        == 0
+    )
+
+
+def test_a_folder_of_pictures_gives_what_a_loop_gives(workdir, data, tmp_path, capsys):
+    """Zero-shot over a folder's own classes; the damaged picture is left out, counted and named."""
+    assert run(workdir, tmp_path, "--tasks=zero_shot:toys", f"--data-dir={data}", "--weights=ema") == 0
+    assert "toys, example 3: " in capsys.readouterr().out
+    (top1,) = records(tmp_path)
+    assert (top1["metric"], top1["n"], top1["unreadable"], top1["weights"]) == ("top1", 11, 1, "ema")
+    model = detailclip_jax.load(workdir)
+    templates = slip()["imagenet"]["templates"]
+    means = [
+        model.encode_text([t.replace("{}", name.replace("_", " ")) for t in templates]).mean(0) for name in CLASSES
+    ]
+    classes = np.stack([mean / np.linalg.norm(mean) for mean in means])
+    files = [data / f"toys/test/{name}/{i}.png" for name in CLASSES for i in range(4) if (name, i) != ("frog", 3)]
+    answers = (model.encode_image(files) @ classes.T).argmax(1)
+    truth = [0] * 3 + [1] * 4 + [2] * 4
+    assert top1["value"] == pytest.approx(np.mean(answers == truth))
+
+
+def test_embeddings_are_kept_for_other_tasks_and_protocols(workdir, data, tmp_path, monkeypatch):
+    made = []
+    embed = bench.Bench._embed_images
+    monkeypatch.setattr(bench.Bench, "_embed_images", lambda self, *args: made.append(args[2]) or embed(self, *args))
+    asked = (f"--data-dir={data}", "--weights=student")
+    assert run(workdir, tmp_path, "--tasks=zero_shot:toys;knn:toys;linear:toys", *asked) == 0
+    assert made == ["image", "cls", "cls"]  # the probe finds what k-NN has embedded
+    assert run(workdir, tmp_path, "--tasks=zero_shot:toys", "--protocol=clip_benchmark", *asked) == 0
+    assert made == ["image", "cls", "cls"]
+    assert {r["protocol"] for r in records(tmp_path) if r["task"] == "zero_shot"} == {"clip_benchmark"}
+
+
+def test_what_is_missing_is_listed_and_the_others_run(workdir, data, tmp_path, capsys):
+    arguments = ("--tasks=zero_shot:imagenet,toys;retrieval:coco", f"--data-dir={data}", "--weights=student")
+    assert run(workdir, tmp_path, *arguments) == 0
+    screen = capsys.readouterr().out
+    assert "zero_shot:imagenet: no data of 'imagenet'" in screen and "download_and_prepare()" in screen
+    assert "retrieval:coco: no data of 'coco'" in (tmp_path / "results.md").read_text()
+    assert {r["dataset"] for r in records(tmp_path)} == {"toys"}
+    assert run(workdir, tmp_path / "none", "--tasks=zero_shot:imagenet", f"--data-dir={data}") == 1
+
+
+def test_a_failing_task_does_not_stop_the_others_and_the_status_says_so(workdir, data, tmp_path, capsys):
+    arguments = ("--tasks=zero_shot:pets,toys", f"--data-dir={data}", "--weights=student")
+    assert run(workdir, tmp_path, *arguments) == 1
+    screen = capsys.readouterr().out
+    assert "zero_shot:pets: FAILED: pets, protocol slip: 3 classes of the data have no known name" in screen
+    assert {r["dataset"] for r in records(tmp_path)} == {"toys"}
+
+
+def test_the_paper_s_numbers_stand_beside_ours(workdir, tmp_path, data, monkeypatch):
+    """A set under a name of the paper: the tables have the paper's columns and this method's rows."""
+    toys = labelled.open_set("toys", data)
+    monkeypatch.setattr(labelled, "open_set", lambda name, *args, **kwargs: toys._replace(name=name))
+    monkeypatch.setitem(slip(), "dtd", {"classes": list(CLASSES), "templates": ["a {}"], "metric": "accuracy"})
+    assert run(workdir, tmp_path, "--tasks=zero_shot:toys,dtd", "--compare=paper", f"--data-dir={data}") == 0
+    text = (tmp_path / "results.md").read_text()
+    head, _, *rows = [line for line in text.split("## Table 3")[1].split("##")[0].splitlines() if line[:1] == "|"]
+    columns = [cell.strip() for cell in head.split("|")[1:-1]]
+    assert columns == ["", *paper.columns("zero_shot"), "mean"]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "student",
+        "EMA",
+        "paper: DetailCLIP, 25 epochs",
+        "paper: DetailCLIP, 50 epochs",
+    ]
+    cells = [cell.strip() for cell in rows[2].split("|")[1:-1]]
+    assert cells[columns.index("dtd")] == "30.1" and cells[-1] == "37.3"  # as printed
+    assert [cell.strip() for cell in rows[0].split("|")[1:-1]].count("") == 13  # twelve sets and the mean of all
+    with (tmp_path / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["dataset"] for line in lines] == ["dtd", "dtd", "toys", "toys"]  # the paper's first
+    assert [float(line["paper: DetailCLIP, 50 epochs"] or 0) for line in lines] == pytest.approx([0.298, 0.298, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks=zero_shoot:toys"], "unknown task 'zero_shoot'; did you mean 'zero_shot'?"),
+        (["--tasks=zero_shot:imagenett"], "unknown set 'imagenett'; did you mean 'imagenet'?"),
+        (["--tasks=imagenet"], "'imagenet' names a set but no task; write for example zero_shot:imagenet"),
+        (["--tasks=retrieval:pets"], "pets has classes and no captions; sets for retrieval are"),
+        (["--tasks=zero_shot:coco"], "coco has captions and no classes; sets for zero_shot are"),
+        (["--tasks=segmentation:pets"], "write segmentation:stickers"),
+        (["--tasks=knn:stickers_pairs"], "write knn:stickers"),
+        (["--tasks=;"], "--tasks is empty"),
+        (["--weights=teacher"], "unknown weights 'teacher'"),
+        (["--num-examples=0"], "--num-examples=0 must be at least 1"),
+        (["--protocol=slipp"], "unknown protocol 'slipp'; did you mean 'slip'?"),
+        (["--step=7"], "no checkpoint of step 7"),
+        (["--checkpoint=nowhere"], "--checkpoint=nowhere is not there"),
+        (["--checkpoint={workdir}/checkpoints"], "give --checkpoint={workdir}"),
+        (["--checkpoint={workdir}/checkpoints/0"], "give --checkpoint={workdir} --step=0"),
+        (["--checkpoint={workdir}/config.json"], "is a file; python -m detailclip_jax.import_torch"),
+    ],
+)
+def test_mistakes_are_one_message(workdir, tmp_path, capsys, arguments, message):
+    given = [argument.format(workdir=workdir) for argument in arguments]
+    assert run(workdir, tmp_path, *given) == command.USAGE_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message.format(workdir=workdir) in error and "Traceback" not in error
+
+
+def test_a_damaged_checkpoint_is_one_message(tmp_path, capsys):
+    workdir = write_checkpoint(tmp_path / "damaged")
+    for file in (workdir / "checkpoints/0/state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    assert run(workdir, tmp_path / "out") == command.USAGE_ERROR
+    assert "error: the checkpoint in" in capsys.readouterr().err
+
+
+def test_the_folder_of_another_checkpoint_is_refused(workdir, data, tmp_path, capsys):
+    asked = ("--tasks=zero_shot:toys", f"--data-dir={data}", "--weights=student")
+    assert run(workdir, tmp_path / "out", *asked) == 0
+    file = tmp_path / "out/results.jsonl"
+    file.write_text(file.read_text().replace(records(tmp_path / "out")[0]["digest"], "another"))
+    assert run(workdir, tmp_path / "out", *asked) == command.USAGE_ERROR
+    assert "holds results of other weights (step 0 of" in capsys.readouterr().err
+
+
+def test_a_row_without_text_leaves_out_what_needs_it(tmp_path, data, capsys):
+    workdir = write_checkpoint(tmp_path / "dino", "dino")
+    asked = ("--tasks=zero_shot:toys;knn:toys", f"--data-dir={data}", "--weights=ema")
+    assert run(workdir, tmp_path / "out", *asked) == 0
+    assert "zero_shot:toys ema: dino has no image_projection, text, text_projection" in capsys.readouterr().out
+    assert {r["task"] for r in records(tmp_path / "out")} == {"knn"}
+
+
+def test_help_names_every_set_and_option(capsys):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    text = capsys.readouterr().out
+    assert ended.value.code == 0 and all(name in text for name in (*labelled.KNOWN, "stickers_pairs", "--num-examples"))
