@@ -12,7 +12,7 @@ FLOORS = [
     {"checkpoint", "provenance", "progress", "run_config", "metrics", "interop", "evaluate", "visualize"}
     | {"inference", "embeddings", "contact_sheet"},
     {"export", "import_torch", "init_from", "train", "main", "interrupt", "session", "validation"}
-    | {"compare", "embed", "prepare"},
+    | {"compare", "embed", "catalogue", "prepare"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -1,0 +1,190 @@
+"""Embeddings of a folder of pictures and of texts, in a file; and the pictures that a text is about.
+
+    python -m detailclip_jax.embed --checkpoint=runs/stickers --images=photos --out=photos.npz
+    python -m detailclip_jax.embed --checkpoint=runs/stickers --images='photos/**/*.jpg' --query="a red kite" --top=12
+    python -m detailclip_jax.embed --checkpoint=runs/stickers --from=photos.npz --query="two frogs"
+    python -m detailclip_jax.embed --checkpoint=runs/stickers --texts=lines.txt --text="a frog" --out=lines.parquet
+
+FILE ends in .npz or .parquet and holds the columns name, kind ("image" or "text"), modified and embedding (float32,
+L2-normalised: a product is a cosine).  What FILE has already is not embedded again: the same command goes on where it
+was stopped, and brings the file up to date with the folder.  --query prints the best matches with their cosine and
+draws them on a contact sheet beside the file.  Pictures that cannot be read are left out and named.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from detailclip_jax import catalogue, contact_sheet, embeddings
+from detailclip_jax.data.images import BadImage, decode, evaluation_view
+from detailclip_jax.data.picture_files import find
+from detailclip_jax.embeddings import IMAGE, Table
+from detailclip_jax.progress import Console
+
+if TYPE_CHECKING:
+    from detailclip_jax.inference import Model
+
+USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        "python -m detailclip_jax.embed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--checkpoint", required=True, metavar="WORKDIR", help="a workdir of `main` or `import_torch`")
+    add("--images", metavar="FOLDER_OR_GLOB", help="pictures; with --from, the folder where they lie now")
+    add("--texts", metavar="FILE", help="texts, one a line")
+    add("--text", action="append", default=[], metavar="TEXT", help="a text; may be repeated")
+    add("--out", type=Path, metavar="FILE", help="FILE.npz or FILE.parquet")
+    add("--from", dest="source", type=Path, metavar="FILE", help="search this file, embed no pictures")
+    add("--query", metavar="TEXT", help="find the pictures that are nearest to it")
+    add("--top", type=int, default=12, metavar="N", help="how many of them (default 12)")
+    add("--sheet", type=Path, metavar="PNG", help="where to draw them; default: beside FILE, named by the query")
+    add("--weights", choices=("ema", "student"), help="default: ema where the method has a teacher")
+    add("--step", type=int, help="another checkpoint than the last")
+    return made
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """ValueError for flags that do not go together; ImportError where pyarrow is needed and missing."""
+    given, pictures = arguments, arguments.images or arguments.source
+    texts = given.texts or given.text
+    wrong = {
+        "nothing to embed: give --images, --texts or --text, or --from=FILE to search": not (pictures or texts),
+        "nothing to do: give --out=FILE to keep embeddings, or --query=TEXT to search": not (given.out or given.query),
+        "--from=FILE is searched, not written: leave out --out, --texts and --text": given.source
+        and (given.out or texts),
+        "--query looks among pictures: give --images or --from": given.query and not pictures,
+        f"--top {given.top} must be at least 1": given.top < 1,
+        "--sheet draws what --query finds: give --query": given.sheet and not given.query,
+        f"--sheet={given.sheet} has to end in .png": given.sheet and given.sheet.suffix.lower() != ".png",
+    }
+    for message, so in wrong.items():
+        if so:
+            raise ValueError(message)
+    if given.out:
+        embeddings.check_format(given.out)
+
+
+def read_texts(arguments: argparse.Namespace) -> list[str]:
+    """Lines of the file without the empty ones, then the texts of the command line."""
+    lines = Path(arguments.texts).read_text("utf-8").splitlines() if arguments.texts else []
+    return [text.strip() for text in [*lines, *arguments.text] if text.strip()]
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Everything, the quick checks first; returns the exit code."""
+    check(arguments)
+    found = find(arguments.images) if arguments.images and not arguments.source else None
+    request = catalogue.Request(found, read_texts(arguments), arguments.out)
+    if request.out:
+        request.out.parent.mkdir(parents=True, exist_ok=True)
+    source = embeddings.read(arguments.source) if arguments.source else None
+    model = load(arguments)
+    console.say(f"{model.path}: step {model.step}, {model.weights} weights")
+    if source:
+        check_source(arguments.source, source, model)
+    table, code = (source, 0) if source else catalogue.update(model, request, console)
+    if arguments.query and code == 0:
+        show(search(model, table, arguments.query, arguments.top), table, arguments)
+    return code
+
+
+def load(arguments: argparse.Namespace) -> "Model":
+    """The model, if it can do what is asked."""
+    from detailclip_jax import inference
+
+    model = inference.load(arguments.checkpoint, arguments.weights, arguments.step)
+    if arguments.images or arguments.source:
+        model.require("encode_image")
+    if arguments.query or arguments.texts or arguments.text:
+        model.require("encode_text")
+    return model
+
+
+def check_source(file: Path, table: Table, model: "Model") -> None:
+    """ValueError if another model made the table that is to be searched, or if it holds no pictures."""
+    way_out = "give that --checkpoint (and --step, --weights), or embed the pictures with this one"
+    catalogue.check_checkpoint(file, table.origin, catalogue.origin_of(model), way_out)
+    if not table.of(IMAGE)[0]:
+        raise ValueError(f"{file} holds texts alone, and no pictures to search")
+
+
+class Match(NamedTuple):
+    """A picture that was found."""
+
+    cosine: float
+    name: str
+
+
+def search(model: "Model", table: Table, query: str, top: int) -> list[Match]:
+    """The pictures of highest cosine with the text, best first."""
+    names, rows = table.of(IMAGE)
+    cosines = rows @ model.encode_text([query])[0]
+    return [Match(float(cosines[place]), names[place]) for place in np.argsort(-cosines, kind="stable")[:top]]
+
+
+def show(matches: Sequence[Match], table: Table, arguments: argparse.Namespace) -> None:
+    """Prints them, and draws the sheet."""
+    for rank, match in enumerate(matches, 1):
+        print(f"{rank:>4}  {match.cosine:6.3f}  {printable(match.name)}")
+    root = Path(arguments.images) if arguments.source and arguments.images else Path(table.origin.root)
+    tiles = [
+        contact_sheet.Tile(thumbnail(root / match.name), f"{rank}   {match.cosine:.3f}", printable(match.name))
+        for rank, match in enumerate(matches, 1)
+    ]
+    sheet = arguments.sheet or sheet_file(arguments.source or arguments.out, arguments.query)
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet.draw(arguments.query, tiles).save(sheet)
+    print(f"drawn in {sheet}")
+
+
+def printable(name: str) -> str:
+    """A file's name without what no terminal shows."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def sheet_file(file: Path | None, query: str) -> Path:
+    """photos.npz and "a red kite" -> photos-a-red-kite.png."""
+    slug = re.sub(r"\W+", "-", query.lower()).strip("-")[:60] or "query"
+    return file.with_name(f"{file.stem}-{slug}.png") if file else Path(f"{slug}.png")
+
+
+def thumbnail(file: Path) -> np.ndarray | None:
+    """The middle square of a picture; None where it is not there any more."""
+    try:
+        return evaluation_view(decode(file.read_bytes()), contact_sheet.SIDE)
+    except (BadImage, OSError):
+        return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code, with a message instead of a traceback for what a user can mend."""
+    arguments = parser().parse_args(argv)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        return run(arguments, Console(stream=sys.stderr))
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return RUN_ERROR
+    except KeyboardInterrupt:  # while nothing is embedded yet, or the second time
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Embeddings in a file, with what they are of and which model made them.
+
+npz and parquet hold the same columns: `name`, `kind` ("image" or "text"), `modified` and `embedding`.
+
+    with np.load("photos.npz") as file:
+        names, rows = file["name"], file["embedding"]       # str [M], float32 [M, E]
+    table = pandas.read_parquet("photos.parquet")
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+IMAGE, TEXT = "image", "text"
+ABOUT = "detailclip_jax"  # the entry, or parquet's metadata, that holds the origin as JSON
+
+
+class Origin(NamedTuple):
+    """Which model made the embeddings (`fingerprint` tells for sure), and the folder of the pictures."""
+
+    checkpoint: str
+    step: int
+    weights: str
+    fingerprint: str
+    root: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.checkpoint}, step {self.step}, {self.weights} weights"
+
+
+class Key(NamedTuple):
+    """What a row is of: a picture by its name below the root and the time it was changed (ns), or a text."""
+
+    kind: str
+    name: str
+    modified: int = 0
+
+
+class Table(NamedTuple):
+    """The embeddings [E] of one origin, in the order of the file."""
+
+    origin: Origin
+    rows: Mapping[Key, Float32[np.ndarray, "E"]]
+
+    def of(self, kind: str) -> tuple[list[str], Float32[np.ndarray, "M E"]]:
+        """Names and rows of one kind."""
+        keys = [key for key in self.rows if key.kind == kind]
+        return [key.name for key in keys], _stacked([self.rows[key] for key in keys])
+
+
+def check_format(file: Path) -> None:
+    """ValueError for a name that no format has, ImportError where pyarrow is missing."""
+    if file.suffix not in FORMATS:
+        raise ValueError(f"{file} has to end in {' or '.join(FORMATS)}")
+    if file.suffix == ".parquet":
+        _pyarrow()
+
+
+def write(file: Path, table: Table) -> None:
+    """Writes the table in one piece: a kill leaves the old file or the new one."""
+    keys = list(table.rows)
+    columns = {
+        "name": np.array([key.name for key in keys], np.str_),
+        "kind": np.array([key.kind for key in keys], np.str_),
+        "modified": np.array([key.modified for key in keys], np.int64),
+        "embedding": _stacked(list(table.rows.values())),
+    }
+    unfinished = file.with_name(file.name + ".unfinished")
+    with unfinished.open("wb") as stream:
+        FORMATS[file.suffix][0](stream, columns, json.dumps(table.origin._asdict()))
+    unfinished.replace(file)
+
+
+def read(file: Path) -> Table:
+    """The table back.  Raises FileNotFoundError, and ValueError for a file that `write` did not make."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    check_format(file)
+    try:
+        columns, about = FORMATS[file.suffix][1](file)
+        origin = Origin(**json.loads(about))
+        keys = map(Key, columns["kind"].tolist(), columns["name"].tolist(), columns["modified"].tolist())
+        return Table(origin, dict(zip(keys, columns["embedding"])))
+    except Exception as error:  # damaged and foreign files can fail anywhere in the readers
+        raise ValueError(
+            f"{file} holds no embeddings of ours, or is damaged ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _stacked(rows: list[np.ndarray]) -> Float32[np.ndarray, "M E"]:
+    return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def _write_npz(stream: BinaryIO, columns: dict[str, np.ndarray], about: str) -> None:
+    np.savez(stream, allow_pickle=False, **columns, **{ABOUT: np.array(about)})
+
+
+def _read_npz(file: Path) -> tuple[dict[str, np.ndarray], str]:
+    with np.load(file, allow_pickle=False) as arrays:
+        columns = {name: arrays[name] for name in arrays.files}
+    return columns, str(columns.pop(ABOUT))
+
+
+def _write_parquet(stream: BinaryIO, columns: dict[str, np.ndarray], about: str) -> None:
+    arrow, parquet = _pyarrow()
+    rows = columns["embedding"]
+    lists = arrow.FixedSizeListArray.from_arrays(arrow.array(rows.reshape(-1)), max(rows.shape[1], 1))
+    arrays = {**{name: arrow.array(column) for name, column in columns.items() if name != "embedding"}}
+    table = arrow.table({**arrays, "embedding": lists}).replace_schema_metadata({ABOUT: about})
+    parquet.write_table(table, stream)
+
+
+def _read_parquet(file: Path) -> tuple[dict[str, np.ndarray], str]:
+    table = _pyarrow()[1].read_table(file)
+    columns = {name: np.array(table[name].to_pylist()) for name in ("name", "kind", "modified")}
+    lists = table["embedding"].combine_chunks()
+    rows = lists.flatten().to_numpy(zero_copy_only=False)
+    about = table.schema.metadata[ABOUT.encode()].decode()
+    return columns | {"embedding": rows.reshape(-1, lists.type.list_size)}, about
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("parquet files need pyarrow: pip install -e '.[data]', or end the name in .npz") from error
+    return pyarrow, pyarrow.parquet
+
+
+FORMATS = {".npz": (_write_npz, _read_npz), ".parquet": (_write_parquet, _read_parquet)}

@@ -1,0 +1,438 @@
+"""Folders of pictures to files of embeddings and back: what is kept, what is refused, what is found."""
+
+import functools
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from detailclip_jax import catalogue, contact_sheet, embed, embeddings, experiment, inference
+from detailclip_jax.data.picture_files import Found, PictureBatches, find
+from detailclip_jax.embeddings import Key, Origin, Table
+from detailclip_jax.interop import store
+from detailclip_jax.mesh import make_mesh
+from detailclip_jax.progress import Console
+
+NAMES = ("a/1.png", "a/2.JPG", "b b/3.png", "b b/deep/4.webp", "five [5].png", "six.gif", "seven.bmp")
+BAD = ("cut.png", "empty.jpg")
+
+
+@functools.cache
+def noise(method="clip", seed=0):
+    """(variables, config) of a tiny row, every parameter noise, with CLIP's own vocabulary."""
+    config = tiny.tiny_config(method)
+    config.model.vocab_size = 49408
+    built = experiment.build(config, make_mesh(jax.devices()[:1]))
+    rng, shapes = np.random.default_rng(seed), built.state_shapes
+    make = functools.partial(jax.tree.map, lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype))
+    params = make(shapes.params)
+    return built.model, {"params": params, "ema_params": {}, "batch_stats": make(shapes.batch_stats)}, config
+
+
+@functools.cache
+def model_of(path="runs/clip", method="clip", seed=0):
+    networks, variables, config = noise(method, seed)
+    return inference.Model(networks, variables, config, variables["params"], "student", 3, path)
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch, request):
+    """Workdirs by name, without the seconds that reading one takes; small batches; a folder to work in."""
+    if "workdir" in request.fixturenames:
+        return
+    models = {"runs/clip": ("clip", 0), "runs/other": ("clip", 1), "runs/mae": ("mae", 0)}
+    monkeypatch.setattr(inference, "load", lambda path, weights=None, step=None: model_of(path, *models[path]))
+    monkeypatch.setattr(catalogue, "BATCH_SIZE", 2)
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A working directory with a folder of seven pictures, two unreadable ones, and what is no picture."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(NAMES):
+        file = tmp_path / "photos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40 + number, 50, 3), np.uint8)).save(file)
+    whole = (tmp_path / "photos/a/1.png").read_bytes()
+    (tmp_path / "photos/cut.png").write_bytes(whole[:500])
+    (tmp_path / "photos/empty.jpg").touch()
+    (tmp_path / "photos/notes.txt").write_text("no picture")
+    (tmp_path / "photos/.hidden.png").write_bytes(whole)
+    return tmp_path / "photos"
+
+
+def run(*arguments, checkpoint="runs/clip"):
+    return embed.main([f"--checkpoint={checkpoint}", *arguments])
+
+
+def npz(file="out.npz"):
+    with np.load(file) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def rows_of(file="out.npz", kind="image"):
+    columns = npz(file)
+    return {n: e for n, k, e in zip(columns["name"], columns["kind"], columns["embedding"]) if k == kind}
+
+
+def assert_rows(rows, names):
+    assert list(rows) == sorted(names)
+    expected = model_of().encode_image([f"photos/{name}" for name in rows])
+    np.testing.assert_allclose(np.stack(list(rows.values())), expected, atol=2e-6)
+
+
+def test_a_folder_becomes_a_file_that_numpy_reads(photos, capsys):
+    assert run("--images=photos", "--out=made/out.npz") == 0
+    assert_rows(rows_of("made/out.npz"), NAMES)
+    assert npz("made/out.npz")["embedding"].dtype == np.float32
+    shown = capsys.readouterr().err
+    assert "*** WARNING: 2 unreadable images are left out:" in shown
+    assert "  cut.png: truncated or damaged" in shown and "  empty.jpg: empty: 0 bytes" in shown
+    assert "9/9 images" in shown and "written to made/out.npz; images: 7, texts: 0" in shown
+    assert not list(Path("made").glob("*unfinished*"))
+
+
+def test_a_workdir_through_the_real_command(photos, tmp_path_factory, workdir):
+    command = [sys.executable, "-m", "detailclip_jax.embed", f"--checkpoint={workdir}", "--images=photos/a"]
+    options = {"env": {**os.environ, "PYTHONPATH": str(Path(embed.__file__).parents[1])}, "check": True}
+    done = subprocess.run([*command, "--query=a frog", "--top=1"], capture_output=True, text=True, **options)
+    best, drawn = done.stdout.splitlines()
+    expected = model_of().encode_image(["photos/a/1.png", "photos/a/2.JPG"]) @ model_of().encode_text(["a frog"])[0]
+    assert best.split() == ["1", f"{expected.max():.3f}", ("1.png", "2.JPG")[expected.argmax()]]
+    assert drawn == "drawn in a-frog.png" and Path("a-frog.png").exists()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    _, variables, config = noise()
+    path = tmp_path_factory.mktemp("runs") / "clip"
+    store.save(path, variables, config, "noise")
+    return path
+
+
+def test_parquet_holds_the_same(photos):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for file in ("out.npz", "out.parquet"):
+        assert run("--images=photos", "--text=a frog", f"--out={file}") == 0
+    table, columns = parquet.read_table("out.parquet"), npz()
+    assert table["name"].to_pylist() == columns["name"].tolist() and table["kind"].to_pylist()[-1] == "text"
+    np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), columns["embedding"])
+    first, second = (embeddings.read(Path(file)) for file in ("out.npz", "out.parquet"))
+    assert first.origin == second.origin and list(first.rows) == list(second.rows)
+    assert run("--from=out.parquet", "--query=a frog") == 0
+
+
+def test_without_pyarrow_the_way_out_is_named(photos, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr(inference, "load", lambda *_: pytest.fail("told too late"))
+    assert run("--images=photos", "--out=out.parquet") == embed.USAGE_ERROR
+    assert "pip install -e '.[data]', or end the name in .npz" in capsys.readouterr().err
+
+
+def test_an_empty_table_and_odd_names_survive(tmp_path):
+    pytest.importorskip("pyarrow")
+    origin = Origin("runs/clip", 3, "ema", "0123456789ab", "/photos")
+    rows = {
+        Key("image", "ünïcode 雪.png", 7): np.ones(4, np.float32),
+        Key("text", 'a "frog",\n', 0): np.zeros(4, np.float32),
+    }
+    for table, suffix in itertools.product((Table(origin, {}), Table(origin, rows)), embeddings.FORMATS):
+        embeddings.write(tmp_path / f"t{suffix}", table)
+        read = embeddings.read(tmp_path / f"t{suffix}")
+        assert read.origin == origin and list(read.rows) == list(table.rows)
+        for key, row in table.rows.items():
+            np.testing.assert_array_equal(read.rows[key], row)
+
+
+# search
+
+
+def test_a_query_finds_the_highest_cosines_and_draws_them(photos, capsys):
+    assert run("--images=photos", "--out=out.npz", "--query=Two red kites!", "--top=3") == 0
+    rows = rows_of()
+    cosines = {name: float(row @ model_of().encode_text(["Two red kites!"])[0]) for name, row in rows.items()}
+    best = sorted(cosines, key=cosines.get, reverse=True)[:3]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [f"{rank:>4}  {cosines[name]:6.3f}  {name}" for rank, name in enumerate(best, 1)]
+    assert lines[3:] == ["drawn in out-two-red-kites.png"]
+    with Image.open("out-two-red-kites.png") as sheet:
+        assert sheet.size == (4 * 160 + 5 * 12, 3 * 12 + 17 + 160 + 2 * 17 + 12)
+
+
+def test_searching_a_file_embeds_no_picture(photos, monkeypatch, capsys):
+    assert run("--images=photos", "--out=out.npz") == 0
+    monkeypatch.setattr(catalogue, "parts_of_pictures", lambda *_: pytest.fail("embedded again"))
+    photos.rename("moved")
+    drawn = []
+    monkeypatch.setattr(contact_sheet, "draw", lambda _, tiles: drawn.append(tiles) or Image.new("RGB", (1, 1)))
+    assert run("--from=out.npz", "--query=a frog", "--sheet=here/sheet.png") == 0
+    assert run("--from=out.npz", "--query=a frog", "--images=moved") == 0
+    assert [[tile.picture is None for tile in tiles] for tiles in drawn] == [[True] * 7, [False] * 7]
+    assert Path("here/sheet.png").exists() and Path("out-a-frog.png").exists()
+    assert run("--from=out.npz", "--query=a frog", checkpoint="runs/other") == embed.USAGE_ERROR
+    error = capsys.readouterr().err
+    assert "out.npz was made by another model (runs/clip, step 3, student weights) than this one (runs/other" in error
+
+
+def test_texts_alone_cannot_be_searched(photos, capsys):
+    assert run("--text=a frog", "--out=out.npz") == 0
+    assert run("--from=out.npz", "--query=a frog") == embed.USAGE_ERROR
+    assert "out.npz holds texts alone, and no pictures to search" in capsys.readouterr().err
+
+
+def test_the_sheet_shows_pictures_and_cuts_long_lines_at_their_beginning():
+    picture = np.full((160, 160, 3), (200, 10, 10), np.uint8)
+    tiles = [contact_sheet.Tile(picture, "1   0.744", "x" * 99 + "/frog.png"), contact_sheet.Tile(None, "2", "gone")]
+    sheet = np.asarray(contact_sheet.draw("a frog", tiles))
+    top, left = 2 * 12 + 17, 12
+    np.testing.assert_array_equal(sheet[top : top + 160, left : left + 160], picture)
+    assert (sheet[top : top + 160, left + 172 : left + 332] == 0xE0).all()
+    assert (sheet[top + 162 : top + 179, left : left + 160] < 128).any(), "a line stands below the picture"
+    cut = contact_sheet.cut(tiles[0].small, 11, 160)
+    assert cut.startswith("...") and cut.endswith("/frog.png") and 20 < len(cut) < 60
+    assert contact_sheet.cut("short", 11, 160) == "short"
+
+
+# what is there is kept
+
+
+def embedded(monkeypatch):
+    """Names of the pictures that are embedded from here on."""
+    names, real = [], catalogue.parts_of_pictures
+
+    def watched(model, found, keys):
+        names.extend(key.name for key in keys)
+        return real(model, found, keys)
+
+    monkeypatch.setattr(catalogue, "parts_of_pictures", watched)
+    return names
+
+
+def test_only_what_is_new_or_changed_is_embedded(photos, monkeypatch, capsys):
+    shutil.rmtree(photos / "b b")
+    for name in BAD:
+        (photos / name).unlink()
+    assert run("--images=photos", "--text=a frog", "--out=out.npz") == 0
+    names = embedded(monkeypatch)
+    assert run("--images=photos", "--out=out.npz") == 0
+    assert names == [] and "out.npz is up to date; images: 5, texts: 1" in capsys.readouterr().err
+    Image.new("RGB", (9, 9), "red").save(photos / "new.png")
+    Image.new("RGB", (9, 9), "blue").save(photos / "six.gif")
+    os.utime(photos / "six.gif", ns=(1, 1))
+    (photos / "seven.bmp").unlink()
+    assert run("--images=photos", "--text=a bus", "--out=out.npz") == 0
+    assert names == ["new.png", "six.gif"]
+    assert_rows(rows_of(), ["a/1.png", "a/2.JPG", "five [5].png", "new.png", "six.gif"])
+    assert list(rows_of(kind="text")) == ["a frog", "a bus"]
+    assert run("--text=a cat", "--out=out.npz") == 0
+    assert len(rows_of()) == 5 and len(rows_of(kind="text")) == 3
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_is_embedded(photos, monkeypatch, capsys, signal_number):
+    shown = catalogue.Meter.add
+
+    def add(meter, count, num_bad):
+        shown(meter, count, num_bad)
+        os.kill(os.getpid(), signal_number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogue.Meter, "add", add)
+        assert run("--images=photos", "--text=a frog", "--out=out.npz", "--query=a frog") == 128 + signal_number
+    assert not Path("out.npz").exists()
+    assert list(rows_of("out.partial.npz")) == ["a/1.png", "a/2.JPG"] and not rows_of("out.partial.npz", "text")
+    printed = capsys.readouterr()
+    assert "interrupted: 2 of 10 are embedded, kept in out.partial.npz" in printed.err and not printed.out
+    names = embedded(monkeypatch)
+    assert run("--images=photos", "--text=a frog", "--out=out.npz") == 0
+    assert names == sorted([*NAMES[2:], *BAD])
+    assert_rows(rows_of(), NAMES)
+    assert list(rows_of(kind="text")) == ["a frog"] and not Path("out.partial.npz").exists()
+
+
+def test_without_out_an_interrupt_says_that_nothing_is_kept(photos, monkeypatch, capsys):
+    monkeypatch.setattr(catalogue.Meter, "add", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert run("--images=photos", "--query=a frog") == 130
+    assert "interrupted; nothing is kept without --out" in capsys.readouterr().err
+
+
+def test_a_kill_loses_only_the_last_minutes(photos, monkeypatch):
+    monkeypatch.setattr(catalogue, "SAVE_EVERY", 0.0)
+    adds = itertools.count(1)
+
+    def add(*_):
+        if next(adds) == 3:
+            raise KeyboardInterrupt  # as a second Ctrl-C: nothing is saved any more
+
+    monkeypatch.setattr(catalogue.Meter, "add", add)
+    assert run("--images=photos", "--out=out.npz") == embed.INTERRUPTED
+    assert list(rows_of("out.partial.npz")) == ["a/1.png", "a/2.JPG", "b b/3.png", "b b/deep/4.webp"]
+
+
+@pytest.mark.parametrize("file", ["out.npz", "out.partial.npz"])
+def test_another_model_s_file_is_not_overwritten(photos, capsys, file):
+    assert run("--images=photos", "--out=made.npz") == 0
+    before = Path("made.npz").rename(file).read_bytes()
+    assert run("--images=photos", "--out=out.npz", checkpoint="runs/other") == embed.USAGE_ERROR
+    message = f"{file} was made by another model (runs/clip, step 3, student weights) than this one (runs/other, step 3"
+    error = capsys.readouterr().err
+    assert message in error and "choose another --out, or delete it" in error
+    assert Path(file).read_bytes() == before
+
+
+def test_a_file_is_of_one_folder(photos, capsys):
+    assert run("--images=photos", "--out=out.npz") == 0
+    before = Path("out.npz").read_bytes()
+    assert run("--images=photos/a", "--out=out.npz") == embed.USAGE_ERROR
+    assert f"out.npz holds pictures of {photos}, not of {photos / 'a'}; choose another" in capsys.readouterr().err
+    assert Path("out.npz").read_bytes() == before
+
+
+def test_a_foreign_file_is_not_overwritten(photos, capsys):
+    np.savez("out.npz", mine=np.ones(3))
+    before = Path("out.npz").read_bytes()
+    for arguments in (["--images=photos", "--out=out.npz"], ["--from=out.npz", "--query=a frog"]):
+        assert run(*arguments) == embed.USAGE_ERROR
+        assert "out.npz holds no embeddings of ours, or is damaged (KeyError" in capsys.readouterr().err
+    assert Path("out.npz").read_bytes() == before
+
+
+# mistakes
+
+
+def test_nothing_readable_is_a_failure(photos, capsys):
+    for name in NAMES:
+        (photos / name).unlink()
+    assert run("--images=photos", "--out=out.npz") == embed.RUN_ERROR
+    assert "error: none of the 2 pictures can be read" in capsys.readouterr().err
+    assert not Path("out.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out=out.npz"], "nothing to embed: give --images, --texts or --text, or --from=FILE to search"),
+        (["--images=photos"], "nothing to do: give --out=FILE to keep embeddings, or --query=TEXT to search"),
+        (["--from=a.npz", "--query=x", "--out=b.npz"], "--from=FILE is searched, not written"),
+        (["--text=a", "--query=x"], "--query looks among pictures: give --images or --from"),
+        (["--images=photos", "--query=x", "--top=0"], "--top 0 must be at least 1"),
+        (["--images=photos", "--query=x", "--sheet=x.jpg"], "--sheet=x.jpg has to end in .png"),
+        (["--images=photos", "--out=x.npz", "--sheet=x.png"], "--sheet draws what --query finds: give --query"),
+        (["--images=photos", "--out=out.csv"], "out.csv has to end in .npz or .parquet"),
+        (["--images=phots", "--out=out.npz"], "there is no folder or file 'phots'"),
+        (["--images=phots/*.png", "--out=out.npz"], "there is no folder or file 'phots/*.png'"),
+        (
+            ["--images=photos/*.tga", "--out=out.npz"],
+            "there are no pictures in 'photos/*.tga'; looked for files that match",
+        ),
+        (["--images=empty", "--out=out.npz"], "there are no pictures in 'empty'; looked for files that end in .jpg"),
+        (["--texts=lines.txt", "--out=out.npz"], "No such file or directory: 'lines.txt'"),
+        (["--from=nothing.npz", "--query=x"], "there is no file nothing.npz"),
+    ],
+)
+def test_mistakes_are_messages(photos, capsys, monkeypatch, arguments, message):
+    Path("empty").mkdir()
+    monkeypatch.setattr(inference, "load", lambda *_: pytest.fail("told too late"))
+    assert run(*arguments) == embed.USAGE_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+
+
+def test_a_row_without_the_tower_is_told_before_anything_is_embedded(photos, capsys):
+    assert run("--images=photos", "--out=out.npz", checkpoint="runs/mae") == embed.USAGE_ERROR
+    assert "runs/mae is a mae, which has no image_projection" in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_jax():
+    code = "import sys, detailclip_jax.embed; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# pieces
+
+
+@pytest.mark.parametrize(
+    ("where", "root", "names"),
+    [
+        ("photos", "photos", sorted([*NAMES, *BAD])),
+        ("photos/", "photos", sorted([*NAMES, *BAD])),
+        ("photos/*.png", "photos", ["cut.png", "five [5].png"]),
+        ("photos/**/*.webp", "photos", ["b b/deep/4.webp"]),
+        ("photos/b*/*.png", "photos", ["b b/3.png"]),
+        ("photos/a/?.*", "photos/a", ["1.png", "2.JPG"]),
+        ("photos/five [5].png", "photos", ["five [5].png"]),
+        ("photos/*", "photos", sorted(["cut.png", "empty.jpg", "five [5].png", "notes.txt", "seven.bmp", "six.gif"])),
+    ],
+)
+def test_pictures_are_found(photos, where, root, names):
+    assert find(where) == Found(Path(root), tuple(names))
+
+
+def test_a_pattern_may_be_absolute_or_at_home(photos, monkeypatch):
+    assert find(f"{photos}/*.gif") == Found(photos, ("six.gif",))
+    monkeypatch.setenv("HOME", str(photos.parent))
+    assert find("~/photos/*.gif") == Found(photos, ("six.gif",))
+
+
+def test_batches_have_one_shape_and_say_why_a_row_is_black(photos):
+    names = ("a/1.png", "cut.png", "gone.png", "a/2.JPG", "\udcff.png")
+    batches = PictureBatches(Found(photos, names), 32, 3)
+    assert len(batches) == 2
+    first, second = batches[0], batches[1]
+    assert first["image"].shape == second["image"].shape == (3, 32, 32, 3)
+    assert [bool(reason) for reason in first["reason"] + second["reason"]] == [False, True, True, False, True]
+    assert "No such file" in first["reason"][2] and second["reason"][1] == "its name is not UTF-8"
+    np.testing.assert_array_equal(first["image"][0], model_of().view(photos / "a/1.png"))
+    assert not first["image"][1:].any() and second["image"][0].any() and not second["image"][1:].any()
+
+
+def test_texts_are_lines_and_flags(tmp_path):
+    (tmp_path / "lines.txt").write_text("a frog\n\n  two buses  \nfür Elise\n", "utf-8")
+    arguments = embed.parser().parse_args(["--checkpoint=x", f"--texts={tmp_path}/lines.txt", "--text=a", "--text= "])
+    assert embed.read_texts(arguments) == ["a frog", "two buses", "für Elise", "a"]
+
+
+class Screen(Console):
+    """A console that remembers."""
+
+    width = None
+
+    def __init__(self, width):
+        self.width, self.lines = width, []
+
+    def live(self, text):
+        self.lines.append(text)
+
+
+def test_the_meter_leaves_the_first_part_out_of_its_rate():
+    seconds = iter([10.0, 10.0, 10.0, 12.0, 12.0, 12.0, 13.0, 13.0, 13.0, 13.0])
+    screen = Screen(80)
+    meter = catalogue.Meter(screen, "images", 5000, now=lambda: next(seconds))
+    meter.add(64, 0)
+    meter.add(420, 0)
+    meter.add(1216, 3)
+    assert screen.lines == [
+        "64/5,000 images",
+        "484/5,000 images | 210 images/s | eta 0:22",
+        "1,700/5,000 images | 545 images/s | eta 0:06 | 3 unreadable",
+    ]
+
+
+def test_the_meter_is_quiet_where_there_is_no_terminal():
+    clock = itertools.count(0.0, 0.25)
+    screen = Screen(None)
+    meter = catalogue.Meter(screen, "images", 100, now=lambda: next(clock))
+    for _ in range(100):
+        meter.add(1, 0)
+    assert 3 <= len(screen.lines) <= 10 and screen.lines[-1].startswith("100/100 images")
