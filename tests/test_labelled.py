@@ -326,6 +326,23 @@ def test_prepared_records(tmp_path, described):
     assert_labels_are_right(opened)
 
 
+def test_folders_that_were_prepared(tmp_path):
+    from detailclip_jax.data.prepare.begin import begin
+    from detailclip_jax.data.prepare.finish import finish
+    from detailclip_jax.data.prepare.job import Request
+    from detailclip_jax.prepare import local
+    from detailclip_jax.progress import Console
+
+    class_folders(tmp_path / "tree")
+    request = Request("imagefolder", (str(tmp_path / "tree"),), str(tmp_path / "animals"), "test")
+    job = begin(request, 2)
+    local.run(job, 1, Console(stream=io.StringIO()))
+    finish(job)
+    opened = open_set("animals", tmp_path)
+    assert opened.classes == ("cat", "dog", "owl") and len(opened.source) == 6
+    assert_labels_are_right(opened)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"splits": 3}'])
 def test_a_damaged_description_is_named(tmp_path, text):
     write_records(tmp_path / "animals", [{"image": picture(COLOURS["cat"]), "label": 0}], split="test")
@@ -450,6 +467,7 @@ def test_tfds_by_its_own_name(tmp_path):
         *(("0.jpg", 2), ("1.jpg", 0), ("2.jpg", 1), ("3.jpg", 1))
     ]
     assert found[0]["image"] == picture(COLOURS["owl"])
+    assert pickle.loads(pickle.dumps(opened.source))[3] == opened.source[3]
 
 
 def test_tfds_newest_version_and_split_name(tmp_path):
@@ -486,6 +504,15 @@ def test_tfds_without_the_split_or_a_label_is_named(tmp_path):
     prepared(tmp_path, "dtd", lambda tfds: {"image": tfds.features.Image()}, [{"image": io.BytesIO(gray())}])
     with pytest.raises(MissingData, match="has no field label or captions; it has image"):
         open_set("dtd", tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["features.json", "*.array_record*"])
+def test_tfds_with_files_missing_is_named(tmp_path, pattern):
+    prepared(tmp_path, "dtd", pet_features, list(pet_rows()))
+    for path in (tmp_path / "dtd" / "1.0.0").glob(pattern):
+        path.unlink()
+    with pytest.raises(MissingData, match="prepare it again"):
+        len(open_set("dtd", tmp_path).source)
 
 
 @pytest.mark.parametrize(
@@ -549,8 +576,23 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(tmp_path):
 
 
 def test_an_unknown_set_lists_the_known_ones(tmp_path):
-    with pytest.raises(MissingData, match="known sets: imagenet, sun397"):
+    with pytest.raises(MissingData, match="known sets are imagenet, sun397"):
         open_set("petz", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", " ", "folder:"])
+def test_no_name_is_no_set(tmp_path, name):
+    class_folders(tmp_path)
+    with pytest.raises(MissingData, match="no set is called"):
+        open_set(name, tmp_path)
+
+
+def test_a_name_is_never_a_folder_of_the_working_directory(tmp_path, monkeypatch):
+    class_folders(tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingData, match="data/docs is not there; data/wds_docs is not there"):
+        open_set("docs", "data")
+    assert len(open_set("./docs", "data").source) == 6
 
 
 def test_ready_counts_and_compares(tmp_path):

@@ -36,6 +36,7 @@ def read(folder: pathlib.Path, split: str, splits: Mapping[str, str] | None = No
         return None
     builder = open_builder(version)
     name = split_of(builder, split, splits or {})
+    check_files(builder, name)
     classes, label = labels_of(builder)
     source = Builder(builder, name, label)
     info = builder.info
@@ -57,7 +58,10 @@ def open_builder(version: pathlib.Path) -> Any:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise MissingData(f"{version} needs tensorflow-datasets: pip install -e .[data]") from error
-    return tfds.builder_from_directory(str(version))
+    try:
+        return tfds.builder_from_directory(str(version))
+    except Exception as error:  # tfds raises many types for files that are missing or damaged
+        raise MissingData(f"{version} is no whole data set of tfds: {str(error)[:200]}; prepare it again") from error
 
 
 def split_of(builder: Any, split: str, splits: Mapping[str, str]) -> str:
@@ -84,10 +88,15 @@ def labels_of(builder: Any) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any
     if builder.name == "clevr":
         return tuple(str(number) for number in range(CLEVR_FEWEST, CLEVR_MOST + 1)), number_of_objects
     if "label" in features:
-        return tuple(features["label"].names), lambda fields: int(fields["label"])
+        return tuple(features["label"].names), class_label
     if "captions" in features:
         return (), None
     raise MissingData(f"{builder.data_dir} has no field label or captions; it has {', '.join(features)}")
+
+
+def class_label(fields: Mapping[str, Any]) -> int:
+    """The label as it is stated."""
+    return int(fields["label"])
 
 
 def closest_vehicle(fields: Mapping[str, Any]) -> int:
@@ -139,6 +148,13 @@ def random_access(builder: Any, split: str) -> Any:
             f"{builder.data_dir} is prepared in a format without random access; prepare it with "
             f'tfds.builder({builder.name!r}, data_dir=..., file_format="array_record").download_and_prepare()'
         ) from error
+
+
+def check_files(builder: Any, split: str) -> None:
+    """MissingData for files that the split lacks: they would be noticed at the first record only."""
+    files = [pathlib.Path(path) for path in builder.info.splits[base(split)].filepaths]
+    if lacking := [path.name for path in files if not path.is_file()]:
+        raise MissingData(f"{builder.data_dir} lacks {', '.join(lacking[:5])}; prepare it again")
 
 
 def texts(captions: Any) -> tuple[str, ...]:

@@ -54,4 +54,4 @@ def lines_of(path: pathlib.Path) -> tuple[str, ...]:
     """The stripped lines of a text file, none where there is no such file."""
     if not path.is_file():
         return ()
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+TENSORFLOW = "  (TensorFlow may be needed to prepare, not to read)"
 VALIDATION = {"train": "train", "test": "validation"}
 
 
@@ -99,16 +100,15 @@ CAPTIONED = (
 KNOWN = {known.name: known for known in (*PAPER, *OTHERS, *CAPTIONED)}
 
 
-def ways_to_get(known: Known | None, folder: str | os.PathLike) -> Iterator[str]:
-    """One line for each way to put the set where it is looked for; for a set that is not known, None, the layouts."""
-    name = known.name if known else "NAME"
-    if known and known.captioned:
-        yield f"its Karpathy split file {folder}/{name}/dataset_{name}.json with the pictures' folder beside it"
+def ways_to_get(known: Known, folder: str | os.PathLike) -> Iterator[str]:
+    """One line for each way to put the set where it is looked for below `folder`."""
+    if known.captioned:
+        yield f"its Karpathy split file {folder}/{known.name}/dataset_{known.name}.json with the pictures beside it"
     else:
-        yield f"one folder per class: {folder}/{name}/test/CLASS/*.jpg"
-    if known and known.wds:
+        yield f"one folder per class: {folder}/{known.name}/test/CLASS/*.jpg"
+    if known.wds:
         source = f"clip-benchmark/wds_{known.wds}"
         yield f"hf download {source} --repo-type dataset --local-dir {folder}/wds_{known.wds}"
-    if known and known.tfds:
+    if known.tfds:
         builder = f'tfds.builder("{known.tfds}", data_dir="{folder}", file_format="array_record")'
-        yield f"python -c 'import tensorflow_datasets as tfds; {builder}.download_and_prepare()'"
+        yield f"python -c 'import tensorflow_datasets as tfds; {builder}.download_and_prepare()'" + TENSORFLOW

@@ -28,7 +28,7 @@ class Readiness(NamedTuple):
 def open_set(
     name: str, data_dir: str | pathlib.Path, split: str = "test", num_captions: int | None = NUM_CAPTIONS
 ) -> LabelledSet:
-    """The set of that name below `data_dir`: a known one, any folder there, "folder:PATH", or a path.
+    """The set of that name below `data_dir`: a known one, any folder there, "folder:PATH", or a path with a slash.
 
         flowers = open_set("flowers", "/data")              # /data/oxford_flowers102, /data/flowers, /data/wds_...
         birds = open_set("folder:/home/me/birds", "/data")  # /home/me/birds/test/CLASS/*.jpg
@@ -38,6 +38,8 @@ def open_set(
 
     Raises MissingData with what was looked for and how to get the set, or with what is wrong about what is there.
     """
+    if not name.removeprefix(PATH).strip():
+        raise MissingData(f"no set is called {name!r}; known sets are {', '.join(KNOWN)}")
     known, tried = KNOWN.get(name), places(name, pathlib.Path(data_dir))
     for folder in tried:
         if contents := contents_of(folder, split, known):
@@ -64,7 +66,7 @@ def readiness(known: Known, data_dir: str | pathlib.Path) -> Readiness:
         return Readiness(known.name, False, None, known.num_test, " | ".join(ways_to_get(known, data_dir)))
     try:
         found = len(open_set(known.name, data_dir).source)
-    except MissingData as error:
+    except OSError as error:  # MissingData, or a folder that may not be read
         return Readiness(known.name, False, None, known.num_test, str(error))
     note = known.sizes.get(found, f"{found} pictures, not {known.num_test}: incomplete, or another set of that name")
     return Readiness(known.name, found in known.sizes, found, expected_size(known, found) or known.num_test, note)
@@ -76,7 +78,9 @@ def places(name: str, data_dir: pathlib.Path) -> list[pathlib.Path]:
         return [pathlib.Path(name.removeprefix(PATH)).expanduser()]
     if name in KNOWN:
         return [data_dir / folder for folder in KNOWN[name].folders()]
-    return [data_dir / name, data_dir / f"wds_{name}", pathlib.Path(name).expanduser()]
+    if "/" in name:
+        return [pathlib.Path(name).expanduser(), data_dir / name]
+    return [data_dir / name, data_dir / f"wds_{name}"]
 
 
 def contents_of(folder: pathlib.Path, split: str, known: Known | None) -> Contents | None:
@@ -121,9 +125,9 @@ def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.P
     kind = "captioned" if known and known.captioned else "labelled"
     lacks = f"holds no {kind} pictures of split {split} in a layout that is known"
     seen = "; ".join(f"{path} {lacks if path.is_dir() else 'is not there'}" for path in tried)
-    ways = "\n  ".join(ways_to_get(known, data_dir))
-    names = "" if known else f"\nknown sets: {', '.join(KNOWN)}"
-    return f"no data of {name!r}: {seen}.  Any of these gives it:\n  {ways}{names}"
+    own = f"one folder per class: {tried[0]}/CLASS/*.jpg, or {tried[0]}/{split}/CLASS/*.jpg"
+    ways = "\n  ".join(ways_to_get(known, data_dir) if known else (own, f"known sets are {', '.join(KNOWN)}"))
+    return f"no data of {name!r}: {seen}.  Any of these helps:\n  {ways}"
 
 
 class FirstCaptions:
