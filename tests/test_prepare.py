@@ -374,6 +374,12 @@ def test_a_mistake_ends_in_a_message(command, message, tmp_path, capsys, monkeyp
     assert "Traceback" not in captured.err
 
 
+def test_a_damaged_input_shard_is_loud(tars, tmp_path, capsys):
+    trees.write(tars / "00001.tar", b"no tar")
+    assert main(["webdataset", str(tars), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert "WARNING: 1 input shards are damaged" in capsys.readouterr().out
+
+
 def test_nothing_accepted_is_a_failure(tmp_path, capsys):
     trees.write_tar(tmp_path / "x.tar", [("a.jpg", b"no picture")])
     assert main(["webdataset", str(tmp_path / "x.tar"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 1

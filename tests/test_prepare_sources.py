@@ -385,6 +385,7 @@ def test_coco_sets_are_known_by_their_files():
     request = Request("coco", ("x/captions_train2017.json",), "out")
     assert coco.dataset_of(request) == "coco-train2017"
     assert coco.dataset_of(Request("coco", ("x/dataset_coco.json",), "out", "val")) == "coco-karpathy-val"
+    assert coco.dataset_of(Request("coco", ("x/captions_train2014.json", "x/captions_val2014.json"), "out")) == ""
     assert coco.flickr_dataset_of(Request("flickr30k", ("x.json",), "out", "test")) == "flickr30k-test"
 
 

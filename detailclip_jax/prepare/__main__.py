@@ -22,6 +22,7 @@ from absl import logging
 
 from detailclip_jax.data.prepare.begin import AlreadyThere, begin
 from detailclip_jax.data.prepare.finish import finish
+from detailclip_jax.data.prepare.passes import UNREADABLE
 from detailclip_jax.data.prepare.verify import problems
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.prepare import arguments, local, report, to_tfds
@@ -48,6 +49,10 @@ def prepare(argv: Sequence[str]) -> int:
         local.run(job, given.workers, console)
     part = finish(job)
     console.say("\n".join(report.summary(part)))
+    if num_damaged := part["rejected"].get(UNREADABLE):
+        console.warn(
+            f"{num_damaged} input shards are damaged, and what stood behind that is missing: see the rejected list"
+        )
     console.say(f"written to {given.out}; peak memory of a process {local.peak_memory():.0f} MiB")
     return 0 if part["num_examples"] else _fail("no example was accepted", RUN_ERROR)
 

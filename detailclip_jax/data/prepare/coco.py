@@ -99,9 +99,12 @@ def _flickr_places(name: str) -> list[Place]:
 
 
 def dataset_of(request: Request) -> str:
-    """coco-train2017 of captions_train2017.json, coco-karpathy-train of Karpathy's."""
-    names = [_folder(path, "") for path in request.paths]
-    return f"coco-{names[0]}" if len(names) == 1 and names[0] else f"coco-karpathy-{_split(request)}"
+    """coco-train2017 of captions_train2017.json, coco-karpathy-train of dataset_coco.json, "" of others."""
+    if len(request.paths) != 1:
+        return ""
+    if folder := _folder(request.paths[0], ""):
+        return f"coco-{folder}"
+    return f"coco-karpathy-{_split(request)}" if "dataset_coco" in request.paths[0] else ""
 
 
 def flickr_dataset_of(request: Request) -> str:
