@@ -339,6 +339,16 @@ def test_progress_says_rates_and_what_is_left():
     assert "eta 0:06" in progress.line(2.0)  # a quarter took two seconds
 
 
+def test_a_long_plan_says_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "EVERY_PLAIN", 0.01)
+    said = io.StringIO()
+    request = Request("csv", ("x.csv",), str(tmp_path))
+    trees.write(request.work / "rows-00000", b"")
+    with local.planning(request, Console(stream=said)):
+        while "plan 10,000 rows | 0:0" not in said.getvalue():
+            pass
+
+
 # The command
 
 

@@ -36,8 +36,10 @@ def prepare(argv: Sequence[str]) -> int:
     own, beam_options = _divided(argv)
     given = arguments.parser(__doc__ or "").parse_intermixed_args(own)
     console = Console()
+    request = arguments.request_of(given)
     try:
-        job = begin(arguments.request_of(given), given.shards)
+        with local.planning(request, console):
+            job = begin(request, given.shards)
     except AlreadyThere as there:
         console.say(str(there))
         return 0

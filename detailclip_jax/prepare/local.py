@@ -1,6 +1,7 @@
 """The passes on this machine: processes, progress, and an end that can be taken up again."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -8,13 +9,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 from detailclip_jax.data.prepare import job as jobs
 from detailclip_jax.data.prepare import passes
-from detailclip_jax.data.prepare.job import Job
+from detailclip_jax.data.prepare.job import Job, Request
+from detailclip_jax.data.prepare.plan import PER_SHARD
 from detailclip_jax.progress import Console, duration
 
 EVERY = 1.0  # seconds between lines on a terminal
@@ -170,6 +172,26 @@ class Progress:
             f"{self._name} {self._shards}/{len(self._weights)} shards | {num:,} examples | "
             f"{num / seconds:,.0f} images/s | {num_bytes / seconds / 1e6:.1f} MB/s | eta {eta} | {rejected:,} rejected"
         )
+
+
+@contextlib.contextmanager
+def planning(request: Request, console: Console) -> Iterator[None]:
+    """Says now and then how far the plan is: a table of millions of rows takes minutes."""
+    stop, start = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not stop.wait(EVERY_PLAIN if console.width is None else EVERY):
+            num_rows = PER_SHARD * len(list(request.work.glob("rows-*")))
+            console.live(f"plan {num_rows:,} rows | {duration(time.monotonic() - start)}")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        console.end_live()
 
 
 def peak_memory() -> float:

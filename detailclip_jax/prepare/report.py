@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,5 +119,5 @@ def _paste(sheet: Image.Image, example: Mapping[str, Any], left: int, top: int) 
     sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
     caption = next((text for text in example["captions"] if text.strip()), example["key"])
     text = " ".join(caption.split()).encode("ascii", "replace").decode()  # Pillow's font has Latin letters
-    lines = [text[start : start + LINE] for start in range(0, 3 * LINE, LINE)]
-    ImageDraw.Draw(sheet).text((left + 2, top + TILE), "\n".join(lines).strip(), fill="black")
+    lines = textwrap.wrap(text, LINE)[:3]
+    ImageDraw.Draw(sheet).text((left + 2, top + TILE), "\n".join(lines), fill="black")
