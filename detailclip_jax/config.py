@@ -4,6 +4,8 @@ Config files under `configs/` start from `default()` and state what differs.  `p
 behind the colon of `--config=configs/vitb16_yfcc.py:epochs=50`.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,10 +13,57 @@ from ml_collections.config_dict import placeholder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+OPEN = ("evaluators", "stickers", "crops", "custom", "part_rates")  # groups that take fields of any name
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist: the nearest one, then all.
+
+    unknown("method", "detailclp", METHODS) == "unknown method 'detailclp'; did you mean 'detailclip'? Known: ..."
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
+
+
+class Fields(ConfigDict):
+    """A group of fields that takes no others, so that a typo is told where it is written.
+
+        config.totl_steps = 5       # ValueError: unknown config field 'totl_steps'; did you mean 'total_steps'? ...
+
+    The groups below it are of this kind too, except those of OPEN.  Fields of one's own: `with config.unlocked():`.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self.is_locked and key not in self:
+            raise ValueError(unknown("config field", key, self))
+        if isinstance(value, dict | ConfigDict) and isinstance(self.get(key), Fields):
+            value = closed(ConfigDict(value))
+        super().__setitem__(key, value)
+
+    def lock(self) -> "Fields":
+        """Refuses further fields from here on."""
+        super().lock()
+        for name in OPEN:
+            if name in self:
+                self[name].unlock()
+        return self
+
+
+def closed(group: ConfigDict) -> Fields:
+    """The group, and those in it, as `Fields`."""
+    made = Fields()
+    for name, value in group.iteritems(preserve_field_references=True):
+        made[name] = closed(value) if isinstance(value, ConfigDict) and name not in OPEN else value
+    return made.lock()
 
 
 def default() -> ConfigDict:
-    """Every field, with DetailCLIP ViT-B/16 on YFCC15M as the value (paper section 4.1, and the reference)."""
+    """Every field, with DetailCLIP ViT-B/16 on YFCC15M as the value (paper section 4.1, and the reference).
+
+    Further fields are refused, see `Fields`.
+    """
     c = ConfigDict()
     c.method = "detailclip"
     c.seed = 0
@@ -47,7 +96,7 @@ def default() -> ConfigDict:
     c.losses = _losses()
     c.optimizer = _optimizer()
     c.ema = ConfigDict({"start": 0.996, "end": 1.0})  # cosine over all steps; reference main.py
-    return c
+    return closed(c)
 
 
 def _data() -> ConfigDict:

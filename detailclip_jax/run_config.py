@@ -4,6 +4,7 @@ Pure Python: flags and their errors answer before jax is imported.
 """
 
 import difflib
+import functools
 import importlib.util
 import inspect
 import json
@@ -13,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import default
+from detailclip_jax.config import default, unknown
 
 # How long, how often and where to: a run may go on with other values of these (a trailing dot: all below it).
 MAY_DIFFER = (
@@ -35,17 +36,6 @@ MAY_DIFFER = (
     "losses.chunk_logits",
 )
 ABSENT = "(absent)"
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that does not exist: the nearest one, then all.
-
-    unknown("method", "detailclp", METHODS) == "unknown method 'detailclp'; did you mean 'detailclip'? Known: ..."
-    """
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
 
 
 def load(spec: str) -> ConfigDict:
@@ -129,14 +119,29 @@ def _check_override(config: ConfigDict, name: str) -> None:
 
 
 def _unknown_field(config: ConfigDict, name: str, node: ConfigDict, above: str) -> str:
-    """Suggests the nearest name of the whole tree, and lists the fields of the level that was reached."""
-    fields = list(flatten(config))
-    same_leaf = [field for field in fields if field.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    nearest = (difflib.get_close_matches(name, fields, n=1, cutoff=cutoff) for cutoff in (0.85, 0.6))
-    guess = next(nearest) or same_leaf[:1] or next(nearest)
-    hint = f"; did you mean {guess[0]!r}?" if guess else "."
+    """Suggests the nearest name, and lists the fields of the group that was reached, or else of the one meant."""
+    guess = _nearest_field(config, name, node, above)
+    if guess and not above and "." in name:
+        above = guess if isinstance(_at(config, guess), ConfigDict) else guess.rpartition(".")[0]
+        node = _at(config, above)
+    hint = f"; did you mean {guess!r}?" if guess else "."
     place = f"fields of {above!r}" if above else "fields"
     return f"unknown config field {name!r}{hint} Known {place}: {', '.join(node)}"
+
+
+def _at(config: ConfigDict, name: str) -> Any:
+    return functools.reduce(lambda group, part: group[part], name.split(".") if name else [], config)
+
+
+def _nearest_field(config: ConfigDict, name: str, node: ConfigDict, above: str) -> str:
+    """By the whole name, then by its last part anywhere, then at the level where it went wrong; "" if none is near."""
+    leaves = {field: field.rsplit(".", 1)[-1] for field in flatten(config)}
+    leaf, part = name.rsplit(".", 1)[-1], name.removeprefix(f"{above}.").split(".")[0]
+    near = functools.partial(difflib.get_close_matches, n=1)
+    alike = near(leaf, leaves.values(), cutoff=0.85)
+    at_level = [f"{above}.{field}" if above else field for field in near(part, list(node), cutoff=0.5)]
+    found = near(name, leaves, cutoff=0.85) + [field for field in leaves if leaves[field] in alike] + at_level
+    return found[0] if found else ""
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, above: str = "") -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Config files, their golden text, and what a bad one is told."""
 
+import functools
 import json
 import os
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
 from detailclip_jax import methods, run_config
@@ -188,6 +190,10 @@ def test_config_file_without_its_function(tmp_path, text, message):
             "views.crops.globl.size",
             "did you mean 'views.crops.global.size'.*Known fields of 'views.crops': global",
         ),
+        ("modle.size", "did you mean 'model.size'.*Known fields of 'model': context_length"),
+        ("optim.lr", "did you mean 'optimizer'.*Known fields of 'optimizer': betas"),
+        ("optimizer.lr", r"unknown config field 'optimizer.lr'\. Known fields of 'optimizer': betas"),
+        ("lerning_rate", "did you mean 'optimizer.learning_rate'"),
         ("seed.x", "'seed' is a value and has no field 'x' below it"),
         ("qqq", r"unknown config field 'qqq'\. Known fields"),
     ],
@@ -195,6 +201,45 @@ def test_config_file_without_its_function(tmp_path, text, message):
 def test_unknown_field(name, message):
     with pytest.raises(ValueError, match=message):
         check_overrides(base.default(), ["seed", name])
+
+
+@pytest.mark.parametrize(
+    "group, name, nearest",
+    [
+        ("", "totl_steps", "total_steps"),
+        ("model", "image_sise", "image_size"),
+        ("model.image_style", "poling", "pooling"),
+        ("losses.weights", "clipp", "clip"),
+        ("ema", "strt", "start"),
+    ],
+)
+def test_a_typo_is_told_where_it_is_written(group, name, nearest):
+    config = base.default()
+    fields = functools.reduce(getattr, group.split(".") if group else [], config)
+    with pytest.raises(ValueError, match=f"unknown config field '{name}'; did you mean '{nearest}'[?] Known: "):
+        setattr(fields, name, 5)
+    with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
+        config.update_from_flattened_dict({f"{group}.{name}".lstrip("."): 5})
+    assert name not in fields
+
+
+def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
+    config = base.default()
+    config.views.crops.enclosing = base.crop(kind="enclosing")
+    config.evaluators.zero_shot = {"num_scenes": 3}
+    config.optimizer.part_rates.image = 0.1
+    config.model.custom = {"patch_size": 8}
+    config.model.custom.width = 32
+    config.ema = {"start": 0.5, "end": 0.6}
+    config.losses = ConfigDict(config.losses.to_dict())
+    with pytest.raises(ValueError, match="did you mean 'weights'"):
+        config.losses.wieghts = 1
+    with config.unlocked():
+        config.mine = 1
+    with pytest.raises(ValueError, match="unknown config field 'yours'"):
+        config.yours = 1
+    config.views.crops.local = base.crop()
+    assert (config.mine, config.ema.end, sorted(config.views.crops)) == (1, 0.6, ["enclosing", "global", "local"])
 
 
 @pytest.mark.parametrize(
