@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from detailclip_jax.data.prepare import cleaning, files, known, passes, records, spill, statistics
-from detailclip_jax.data.prepare.begin import begin
+from detailclip_jax.data.prepare.begin import AlreadyThere, begin
 from detailclip_jax.data.prepare.finish import finish, load
 from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.records import Raw, bucket_of, pack
-from detailclip_jax.data.sources import Records
+from detailclip_jax.data.sources import Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.prepare import local, report
 from detailclip_jax.prepare.__main__ import main
@@ -279,6 +279,21 @@ def test_a_lost_output_shard_is_made_again(tars, tmp_path):
     assert passes.ungathered(job) == [2]
 
 
+def test_shards_that_another_wrote_are_not_mixed_with(tars, tmp_path):
+    write_records(tmp_path / "out", [{"image": b"x"}])
+    with pytest.raises(ValueError, match="is there already, and not by this command"):
+        begin(Request("webdataset", (str(tars),), str(tmp_path / "out")))
+
+
+def test_a_kill_after_the_last_byte_leaves_nothing_behind(tars, tmp_path):
+    prepared(tars, tmp_path / "out")
+    request = Request("webdataset", (str(tars),), str(tmp_path / "out"))
+    request.work.mkdir()
+    with pytest.raises(AlreadyThere):
+        begin(request)
+    assert not request.work.exists()
+
+
 @pytest.mark.parametrize("change", [{"max_side": 99}, {"clean": "slip"}, {"limit": 5}])
 def test_another_request_does_not_go_on(tars, tmp_path, change):
     begin(Request("webdataset", (str(tars),), str(tmp_path / "out")))
@@ -360,7 +375,9 @@ def test_the_command_prepares_and_says_what_there_is(tars, tmp_path, capsys):
     assert "examples    21 in 3 shards" in said
     assert "cc3m has 3,318,333 examples: 0.0% of them are here" in said
     assert main(command) == 0
-    assert "has the split train already" in capsys.readouterr().out
+    assert "has the split train already; there is nothing to do" in capsys.readouterr().out
+    assert main([*command, "--max-side", "9"]) == 2
+    assert "has the split train already, made by another request" in capsys.readouterr().err
     assert load(str(out))["splits"]["train"]["dataset"] == "cc3m"
 
 

@@ -1,31 +1,42 @@
 """A job from a request: planned now, or found where it was left."""
 
 import collections
+import json
 import shutil
+from typing import Any, NoReturn
 
 from detailclip_jax.data.prepare import job as jobs
-from detailclip_jax.data.prepare.finish import known_split
+from detailclip_jax.data.prepare.finish import identity, known_split
 from detailclip_jax.data.prepare.job import Job, Request, Shard
 from detailclip_jax.data.prepare.sources import source_of
+from detailclip_jax.data.sources import shards_of
 
 MAX_SHARDS = 1024  # unless asked for
 
 
 class AlreadyThere(ValueError):
-    """The split is finished."""
+    """The split is finished, and the request is that which made it."""
 
 
 def begin(request: Request, num_shards: int = 0) -> Job:
     """The job of a request; `num_shards` 0 makes as many as the source has, up to 1024.
 
-    A plan that a former run of the same request left is taken up.  Raises AlreadyThere for a split that is finished,
-    ValueError where the folder has a plan of another request, and what the source's plan raises.
+    A plan that a former run of the same request left is taken up.  Raises AlreadyThere where that finished, ValueError
+    where the folder has a split or plan of another request, and what the source's plan raises.
     """
-    if known_split(request):
-        raise AlreadyThere(f"{request.out} has the split {request.split} already; choose another --out or --split")
+    if part := known_split(request):
+        shutil.rmtree(request.work, ignore_errors=True)  # where a kill came after the last byte
+        _refuse_finished(request, part)
     if (request.work / jobs.PLAN).exists():
         return _resumed(request, num_shards)
     return _planned(request, num_shards)
+
+
+def _refuse_finished(request: Request, part: dict[str, Any]) -> NoReturn:
+    there = f"{request.out} has the split {request.split} already"
+    if json.loads(json.dumps(identity(request))) == {"source": part["source"], "options": part["options"]}:
+        raise AlreadyThere(f"{there}; there is nothing to do")
+    raise ValueError(f"{there}, made by another request; choose another --out or --split")
 
 
 def _resumed(request: Request, num_shards: int) -> Job:
@@ -42,6 +53,8 @@ def _resumed(request: Request, num_shards: int) -> Job:
 
 
 def _planned(request: Request, num_shards: int) -> Job:
+    if foreign := shards_of(request.out, request.split):
+        raise ValueError(f"{foreign[0]} is there already, and not by this command; choose another --out or --split")
     shutil.rmtree(request.work, ignore_errors=True)
     request.work.mkdir(parents=True)
     try:

@@ -59,12 +59,16 @@ def _part(job: Job, reports: list[dict[str, Any]], rejected: dict[str, int]) -> 
         "bytes": sum(shard["bytes"] for shard in shards),
         "rejected": rejected,
         "rejected_list": rejected_path(job).name,
-        "source": {"kind": request.kind, "paths": request.paths, "num_shards": len(job.shards)},
-        "options": vars(request.options),
+        **identity(request),
         "classes": job.classes,
         "shards": shards,
         "statistics": statistics.ordered(statistics.total(report["statistics"] for report in reports)),
     }
+
+
+def identity(request: Request) -> dict[str, Any]:
+    """What a split was made from, and how."""
+    return {"source": {"kind": request.kind, "paths": request.paths}, "options": vars(request.options)}
 
 
 def rejected_path(job: Job) -> pathlib.Path:
