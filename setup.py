@@ -19,7 +19,8 @@ TORCH = [
     "torchvision>=0.17",
     "transformers>=5",
 ]
-DATA = ["tensorflow-datasets>=4.9.9,<5", "importlib_resources>=6"]
+DATA = ["importlib_resources>=6", "pyarrow>=17", "tensorflow-datasets>=4.9.9,<5"]
+BEAM = ["apache-beam>=2.77"]
 DEV = [
     "beartype>=0.19",
     "ipykernel>=6",
@@ -62,5 +63,5 @@ setup(
         "regex>=2024.4",
         "tensorboardX>=2.6.2",
     ],
-    extras_require={"demo": DEMO, "torch": TORCH, "data": DATA, "dev": DEV + DEMO + DATA},
+    extras_require={"beam": BEAM, "demo": DEMO, "torch": TORCH, "data": DATA, "dev": DEV + DEMO + DATA},
 )
