@@ -8,17 +8,20 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax import checkpoint, experiment, methods, run_config
 from detailclip_jax.interop.tables import flatten
+from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
+from detailclip_jax.schedules import clamp_warmup
 from detailclip_jax.train_state import TrainState
-from detailclip_jax.types import Params
+from detailclip_jax.types import Array, Params
 
 OF_IMAGES = ("size", "custom", "image_size", "image_style")
 OF_TEXT = ("context_length", "vocab_size", "text_activation")
-OF_HEADS = {"prototype_head": "prototypes", "decoder": "decoder_depth"}
+OF_HEADS = {"prototype_head": ("prototypes",), "decoder": ("decoder_depth", "decoder_width")}
 
 
 def adopt(config: ConfigDict) -> ConfigDict:
@@ -31,15 +34,26 @@ def adopt(config: ConfigDict) -> ConfigDict:
     source, adopted = _config_of(config.init), ConfigDict(config.to_dict())
     brought = methods.build(source).parts
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
-    for name in [*fields, *(field for part, field in OF_HEADS.items() if part in brought)]:
+    for name in [*fields, *(field for part, names in OF_HEADS.items() if part in brought for field in names)]:
         adopted.model[name] = source.model[name]
     adopted.views.mean, adopted.views.std = source.views.mean, source.views.std
-    for crop in adopted.views.crops.values():
-        crop.size = source.model.image_size if crop.size == config.model.image_size else crop.size
+    _fit_crops(adopted, config)
     loaded = [part for part in methods.build(adopted).parts if part in brought]
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
     return adopted
+
+
+def _fit_crops(config: ConfigDict, before: ConfigDict) -> None:
+    """Crops of the same shares of the image size as before, in whole patches, where that size or the patch changed."""
+    new, old = ((c.model.image_size, size_of(c.model).patch_size) for c in (config, before))
+    if new == old:
+        return
+    for crop in config.views.crops.values():
+        num_patches = max(round(crop.size * new[0] / old[0] / new[1]), 1)
+        crop.size = num_patches * new[1]
+        if crop.get("mask_grid"):
+            crop.mask_grid = num_patches
 
 
 def _config_of(workdir: str) -> ConfigDict:
@@ -62,18 +76,25 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     parts = methods.build(config).parts
     loaded = {part: variables["params"][part] for part in parts if part in variables["params"]}
     _check_shapes(config.init, loaded, state.params)
-    params = {part: _like(loaded.get(part, fresh), fresh) for part, fresh in state.params.items()}
+    params = {part: _like(loaded[part], old) if part in loaded else old for part, old in state.params.items()}
+    theirs = variables["ema_params"]
     teacher = {
-        part: _like(variables["ema_params"].get(part, params[part]), old) for part, old in state.ema_params.items()
+        part: _like(theirs[part], old) if part in theirs else jax.tree.map(jnp.copy, params[part])
+        for part, old in state.ema_params.items()
     }
     fresh = [part for part in parts if part not in loaded]
-    lines = report(config, source, list(loaded), fresh, [part for part in parts if part in teacher])
+    lines = report(config, source, list(loaded), fresh, {part: part in theirs for part in parts if part in teacher})
     return state.replace(params=params, ema_params=teacher), lines
 
 
 def _like(value: Params, old: Params) -> Params:
-    """A copy in buffers of its own, placed as the old one is."""
-    return jax.tree.map(lambda new, leaf: jax.device_put(jnp.copy(new), leaf.sharding), value, old)
+    """A copy in buffers of its own, placed as the old one is: every process fills its own devices."""
+
+    def place(new: Array, leaf: Array) -> Array:
+        host = np.asarray(new)
+        return jnp.copy(jax.make_array_from_callback(host.shape, leaf.sharding, lambda index: host[index]))
+
+    return jax.tree.map(place, value, old)
 
 
 def _check_shapes(init: str, loaded: dict[str, Params], params: Params) -> None:
@@ -88,9 +109,10 @@ def _check_shapes(init: str, loaded: dict[str, Params], params: Params) -> None:
 
 
 def report(
-    config: ConfigDict, source: ConfigDict, loaded: list[str], fresh: list[str], teacher: list[str]
+    config: ConfigDict, source: ConfigDict, loaded: list[str], fresh: list[str], teacher: dict[str, bool]
 ) -> list[str]:
-    """What is loaded, fresh and copied, and the recipe."""
+    """What is loaded, fresh and copied, and the recipe; `teacher` says of each part whether it came along."""
+    warmup = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
     opt, style = config.optimizer, Style(**config.model.image_style)
     rates = ", ".join(f"{part} x {opt.part_rates[part]:g}" for part in loaded)
     kept = ", ".join(f"{name} {value}" for name, value in style._asdict().items() if name != "init")
@@ -98,9 +120,16 @@ def report(
         f"starting from {config.init} ({source.method}, {source.model.size})",
         f"  loaded        {', '.join(loaded) or 'nothing'}",
         f"  fresh         {', '.join(fresh) or 'nothing'}",
-        f"  teacher       {', '.join(teacher) or 'none'}: a copy",
-        f"  learning rate {opt.learning_rate:g} after {experiment.warmup_steps(config)} steps of warm-up; {rates}",
+        *_teacher_lines(teacher),
+        f"  learning rate {opt.learning_rate:g} after {warmup} steps of warm-up; {rates}",
         f"  layer decay   {opt.layer_decay:g} in those",
         f"  teacher moves {config.ema.start:g} -> {config.ema.end:g}",
         f"  image tower   {kept}",
     ]
+
+
+def _teacher_lines(teacher: dict[str, bool]) -> list[str]:
+    came, copied = ([part for part, along in teacher.items() if along is which] for which in (True, False))
+    lines = [f"{', '.join(came)}: loaded"] if came else []
+    lines += [f"{', '.join(copied)}: a copy of the student"] if copied else []
+    return [f"  teacher       {line}" for line in lines or ["none"]]

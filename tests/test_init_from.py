@@ -1,6 +1,10 @@
 """Training on from a checkpoint: what is loaded, what is fresh, and at which rates it moves."""
 
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +16,8 @@ from ml_collections import ConfigDict
 from detailclip_jax import checkpoint, config, experiment, init_from, interop, mesh, rates, run_config, train
 from detailclip_jax.interop import files, store
 from detailclip_jax.interop.layouts import OPENAI_STYLE
+from detailclip_jax.methods import METHODS
+from detailclip_jax.metrics import read_lines
 from detailclip_jax.validation import validate
 
 SMALL = {
@@ -98,6 +104,7 @@ def test_loaded_fresh_and_copied(tmp_path):
     for part, value in state.ema_params.items():
         jax.tree.map(np.testing.assert_array_equal, value, state.params[part])
     said = "\n".join(lines)
+    assert "teacher       image, image_projection, text, text_projection, prototype_head: a copy of the student" in said
     assert "loaded        image, image_projection, text, text_projection, logit_scale" in said
     assert "fresh         decoder, pixel_head, prototype_head" in said
     assert "image tower   norm_eps 1e-06, activation gelu" in said
@@ -109,8 +116,33 @@ def test_a_teacher_that_comes_along_is_kept(tmp_path):
     trees = written(tmp_path / "run", "detailclip")
     adopted = init_from.adopt(tiny("detailclip", init=str(tmp_path / "run"), **{"model.prototypes": 8}))
     assert adopted.model.prototypes == 16
-    state, _ = init_from.load(adopted, blank(adopted))
+    state, lines = init_from.load(adopted, blank(adopted))
     jax.tree.map(np.testing.assert_array_equal, state.ema_params["image"], trees["ema_params"]["image"])
+    said = "\n".join(lines)
+    assert "teacher       image, image_projection, text, text_projection, prototype_head: loaded" in said
+    assert "fresh         nothing" in said and "a copy" not in said
+
+
+CONTINUE = pathlib.Path(__file__).parents[1] / "configs/vitb16_continue.py"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_row_goes_on_from_a_clip(tmp_path, method):
+    """With its own crops and masks, fitted to the images that the checkpoint has seen."""
+    if method == "image_encoder":
+        pytest.skip("nothing trains it")
+    written(tmp_path / "clip")
+    asked = run_config.load(f"{CONTINUE}:method={method}")
+    asked.init, asked.total_steps, asked.steps_per_epoch = str(tmp_path / "clip"), 4, 2
+    adopted = init_from.adopt(asked)
+    validate(adopted)
+    shapes = experiment.build(adopted, mesh.make_mesh(jax.devices()[:1])).state_shapes
+    assert set(shapes.params) >= {"image"} and adopted.optimizer.part_rates["image"] == 0.1
+    assert adopted.views.crops["global"].size == 32
+    if method in ("dino", "ibot"):
+        assert adopted.views.crops.local.size == 16  # 96 of 224 pixels are 14 of 32
+    if method == "ibot":
+        assert adopted.views.crops["global"].mask_grid == 4
 
 
 def test_an_image_encoder_alone(tmp_path):
@@ -195,3 +227,23 @@ def test_a_run_starts_from_it_and_goes_on_from_its_own_checkpoint(imported, tmp_
     assert train.train(train.prepare(imported, tmp_path / "run")) == 0
     printed = capsys.readouterr().out
     assert "going on from the checkpoint of step 1" in printed and "starting from" not in printed
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_it_as_one_does(tmp_path):
+    """Each puts its own shards onto its own devices: the first losses are equal."""
+    written(tmp_path / "clip")
+    fields = SMALL | {"init": tmp_path / "clip", "log_every": 1, "views.crops.global.size": 32}
+    flags = ["--config=tests/configs/smallest.py", *(f"--config.{name}={value}" for name, value in fields.items())]
+    losses = {}
+    for name, command in {
+        "two": ["launch/local.sh", "2"],
+        "one": [sys.executable, "-m", "detailclip_jax.main"],
+    }.items():
+        devices = {"JAX_NUM_CPU_DEVICES": "2"} if name == "one" else {}
+        environment = os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | devices
+        run = [*command, *flags, f"--workdir={tmp_path / name}"]
+        result = subprocess.run(run, cwd=CONTINUE.parents[1], env=environment, capture_output=True, text=True)
+        assert result.returncode == 0 and "loaded        image" in result.stdout, result.stdout + result.stderr
+        losses[name] = [line["loss"] for line in read_lines(tmp_path / name / "metrics.jsonl")]
+    assert len(losses["two"]) == 4 and losses["two"] == pytest.approx(losses["one"], rel=1e-5)
