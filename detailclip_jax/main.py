@@ -12,16 +12,16 @@ JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment); launch/local.sh starts
 """
 
 import keyword
-import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from detailclip_jax import run_config
+from detailclip_jax.processes import join
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py, or configs/NAME.py:ARGUMENT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
@@ -104,51 +104,6 @@ def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
     sys.exit(code)
 
 
-def join_processes() -> None:
-    """Joins the other processes of this run, if it was launched as several."""
-    import jax
-
-    if explicit := named_processes(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ):
-        jax.distributed.initialize(*explicit)
-    elif _DISTRIBUTED.value or launched_as_several(os.environ):
-        jax.distributed.initialize()
-    check_joined(jax.process_count(), jax.distributed.is_initialized())
-
-
-def check_joined(num_processes: int, joined: bool) -> None:
-    """ValueError where the devices belong to several processes that have not met: signals and saves need that."""
-    if num_processes > 1 and not joined:
-        raise ValueError(
-            f"the devices here are those of {num_processes} processes, which have not met; give --distributed to all"
-        )
-
-
-def named_processes(
-    coordinator: str | None, count: int | None, index: int | None, environment: Mapping[str, str]
-) -> tuple[str, int, int] | None:
-    """Coordinator, number of processes and index of this one, from flags or else the environment; None without any.
-
-    Raises ValueError if only some of the three are there.
-    """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    values = [environment.get(name) if flag is None else flag for flag, name in zip((coordinator, count, index), names)]
-    if values == [None, None, None]:
-        return None
-    if None in values:
-        raise ValueError(
-            "--coordinator, --num_processes and --process_id belong together; give all three "
-            f"(or set {', '.join(names)})"
-        )
-    return str(values[0]), int(values[1] or 0), int(values[2] or 0)
-
-
-def launched_as_several(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher that jax recognises by itself started more than one process."""
-    counts = (environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
-    hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
-    return any(int(count) > 1 for count in counts) or "," in hosts
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs, with errors that a user can act on as one message."""
     if len(argv) > 1:
@@ -164,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _prepare_and_train() -> int:
     try:
-        join_processes()
+        join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
         from detailclip_jax import train  # jax and the networks: after the flags, so that --help is quick
 
         workdir = _WORKDIR.value or run_config.default_workdir(_config_spec(sys.argv) or "run")

@@ -99,6 +99,34 @@ def test_what_is_missing_is_listed_and_the_others_run(workdir, data, tmp_path, c
     assert "retrieval:coco: no data of 'coco'" in (tmp_path / "results.md").read_text()
     assert {r["dataset"] for r in records(tmp_path)} == {"toys"}
     assert run(workdir, tmp_path / "none", "--tasks=zero_shot:imagenet", f"--data-dir={data}") == 1
+    (tmp_path / "void/mnist").mkdir(parents=True)
+    assert run(workdir, tmp_path / "none", "--tasks=zero_shot:mnist", f"--data-dir={tmp_path / 'void'}") == 1
+    assert "no data of 'mnist'" in capsys.readouterr().out
+
+
+def test_interrupted_it_goes_on_with_what_is_left(workdir, data, tmp_path, capsys, monkeypatch):
+    arguments = ("--tasks=zero_shot:toys;knn:toys", f"--data-dir={data}", "--weights=student")
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("detailclip_jax.evaluate.knn.knn_metrics", stopped)
+        assert run(workdir, tmp_path, *arguments) == command.INTERRUPTED
+    assert "the same command goes on" in capsys.readouterr().err
+    assert {r["task"] for r in records(tmp_path)} == {"zero_shot"}
+    monkeypatch.setattr(bench.Bench, "_embed_images", lambda *_: pytest.fail("embedded twice"))
+    assert run(workdir, tmp_path, *arguments) == 0
+    assert "zero_shot:toys student: measured before" in capsys.readouterr().out
+    assert {r["task"] for r in records(tmp_path)} == {"zero_shot", "knn"}
+
+
+def test_captions_that_are_cut_are_counted(workdir, tmp_path, capsys):
+    """The tiny context has twelve tokens, less than a caption of four objects needs."""
+    arguments = ("--tasks=retrieval:stickers", "--num-examples=16", "--weights=student")
+    assert run(workdir, tmp_path, *arguments) == 0
+    count = records(tmp_path)[0]["truncated"]
+    assert count > 0 and f"- retrieval:stickers: {count}" in capsys.readouterr().out
 
 
 def test_a_failing_task_does_not_stop_the_others_and_the_status_says_so(workdir, data, tmp_path, capsys):

@@ -9,10 +9,10 @@ FLOORS = [
     {"masking", "ema", "centering", "schedules", "resample", "mixing", "losses", "models", "data"},
     {"forward", "parts", "methods"},
     {"mesh", "optimizer", "rates", "train_state", "train_step", "encode", "experiment"},
-    {"checkpoint", "provenance", "progress", "run_config", "metrics", "interop", "evaluate", "visualize"}
+    {"checkpoint", "provenance", "processes", "progress", "run_config", "metrics", "interop", "evaluate", "visualize"}
     | {"inference", "embeddings", "contact_sheet"},
     {"export", "import_torch", "init_from", "train", "main", "interrupt", "session", "validation"}
-    | {"compare", "embed", "catalogue", "prepare"},
+    | {"compare", "embed", "catalogue", "prepare", "benchmark"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -22,8 +22,10 @@ or any folder of class folders: by its name in --data-dir, or folder:PATH.
 
 Numbers go to the screen and to OUT: results.jsonl (one object per number, with n, chance and interval), results.md,
 results.csv.  A set that is not on disk is listed with how to get it, and the others run; a task that fails does not
-stop the others.  The same command goes on where it was stopped, and embeds nothing twice.  Exit status: 0; 1 if a
-task failed or nothing was measured; 2 if the command cannot be meant.
+stop the others.  The same command goes on where it was stopped, and embeds nothing twice.  Pictures are spread over all
+devices, also over several processes under SLURM or Open MPI, with --distributed on a TPU pod, or named by
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was
+measured; 2 if the command cannot be meant.
 """
 
 import argparse
@@ -63,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num-examples", type=int, metavar="N", help="a quick look: at N evenly spaced examples of each set")
     add("--batch-size", type=int, default=256, metavar="B", help="pictures or texts at a time (default: 256)")
     add("--style", default="noto", metavar="STYLE", help="of stickers_style: noto, a font, a folder of NOUN.png")
+    add("--distributed", action="store_true", help="join the other processes as jax finds them (TPU pods)")
     add("--no-cache", dest="cache", action="store_false", help="do not keep embeddings in OUT/embeddings")
     return made
 
@@ -124,12 +127,14 @@ def check(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0, 1 if a task failed, 2 with a message for what cannot be meant, 130 when interrupted."""
+    from detailclip_jax import processes
     from detailclip_jax.checkpoint import CheckpointError
 
     arguments = parser().parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     try:
         check(arguments)
+        processes.join(distributed=arguments.distributed)
         return evaluate(arguments)
     except (ValueError, FileNotFoundError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)

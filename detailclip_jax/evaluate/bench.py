@@ -58,7 +58,8 @@ class Bench:
         self.encode, self.params, self.tokenize = encode, params, tokenize
         self.digest, self.batch_size, self.watch = digest, batch_size, watch
         self.cache = cache if cache and digest else NoCache()
-        self.unreadable: list[str] = []  # of all sets that were looked at
+        self.unreadable: list[str] = []  # of all sets that were looked at; of several processes, each knows its own
+        self.num_unreadable = 0  # over all processes
 
     def images(self, data: LabelledSet, transform: Transform, part: str = "image") -> Embedded:
         """`encode.<part>` of all pictures of a set; ValueError where none can be read."""
@@ -66,6 +67,7 @@ class Bench:
         made = self.cache.get(key, lambda: self._embed_images(data, transform, part))
         unreadable = tuple(str(line) for line in made["unreadable"])
         self.unreadable += [f"{data.name}, {line}" for line in unreadable]
+        self.num_unreadable += len(data.source) - len(made["index"])
         if not len(made["index"]):
             why = f"; the first: {unreadable[0]}" if unreadable else ""
             raise ValueError(f"{data.name}: none of its {len(data.source)} pictures can be read{why}")

@@ -16,7 +16,7 @@ from detailclip_jax.run_config import replace_text
 Record = dict[str, Any]
 Beside = Mapping[str, Mapping[paper.Cell, float]]  # rows of the paper: label -> cell -> share of 1
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
-MARKS = ("protocol", "fingerprint", "step", "expected", "unreadable", "checkpoint", "digest")
+MARKS = ("protocol", "fingerprint", "step", "expected", "unreadable", "truncated", "checkpoint", "digest")
 OTHER_FIELDS = ("method",)
 MAX_LISTED = 20
 NAMES = ROWS | {
@@ -103,8 +103,9 @@ class Results:
 
 
 def _same(old: Record, identity: Mapping[str, Any], names: Iterable[str]) -> bool:
-    """Equal in all but the count of unreadable pictures, which is a finding, and the path."""
-    return all(old.get(name) == identity.get(name) for name in names if name not in ("unreadable", "checkpoint"))
+    """Equal in all but the counts of what could not be read whole, which are findings, and the path."""
+    ignored = ("unreadable", "truncated", "checkpoint")
+    return all(old.get(name) == identity.get(name) for name in names if name not in ignored)
 
 
 def read(file: Path) -> list[Record]:
@@ -240,7 +241,9 @@ def markdown(records: Sequence[Record], outcome: Outcome) -> str:
 
 def gaps(outcome: Outcome) -> list[str]:
     """What was not measured, and why."""
+    cut = {f"{r['task']}:{r['dataset']}": f"{r['truncated']:,}" for r in outcome.records if r.get("truncated")}
     parts = {
+        "Texts longer than the model's context, cut": cut,
         "Failed": outcome.failed,
         "Missing (the others ran)": outcome.missing,
         "Left out, for want of a network": outcome.left_out,

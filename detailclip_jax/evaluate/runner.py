@@ -147,13 +147,19 @@ class Runner(NamedTuple):
     def measure(self, label: str, which: str, prepared: Prepared, identity: Mapping[str, Any]) -> None:
         """Embeds, counts, stores, and says what came out."""
         bench = self.bench(label, which)
+        before = self.num_truncated
         measured = list(prepared.measure(bench))
-        found = {**identity, "unreadable": len(bench.unreadable)}
+        found = {**identity, "unreadable": bench.num_unreadable, "truncated": self.num_truncated - before}
         records = [record(found, metric, value) for metric, value in measured]
         self.store.add(identity, records)
         self.outcome.records.extend(records)
         self.outcome.unreadable.extend(line for line in bench.unreadable if line not in self.outcome.unreadable)
         self.console.say(f"{label}: {said(records[0])}")
+
+    @property
+    def num_truncated(self) -> int:
+        """Texts that were longer than the context so far, where the tokenizer counts them."""
+        return getattr(self.subject.tokenize, "num_truncated", 0)
 
     def bench(self, label: str, which: str) -> Bench:
         """The encoder with these weights."""

@@ -69,7 +69,7 @@ def from_checkpoint(workdir: str | Path, step: int | None = None, which: Sequenc
     return Subject(
         name=str(workdir),
         encode=model.encode,
-        weights={name: jax.device_put(params, everywhere) for name, params in chosen.items()},
+        weights={name: jax.device_put(jax.device_get(params), everywhere) for name, params in chosen.items()},
         digests=digests,
         size=config.model.image_size,
         tokenize=Tokenizer(config.model.context_length),
