@@ -27,13 +27,15 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 
 from detailclip_jax import checkpoint
 from detailclip_jax.inference import choose_weights
-from detailclip_jax.interop import formats
+from detailclip_jax.interop import formats, hub
 from detailclip_jax.interop.convert import resize
 from detailclip_jax.interop.functions import Export
-from detailclip_jax.interop.verify import rows
+from detailclip_jax.interop.verify import NotEqualError, rows
+from detailclip_jax.models.positions import RECIPES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     add("--out", required=True, metavar="PATH")
     add("--weights", choices=("ema", "student"), help="default: ema where the method has a teacher")
     add("--image_size", type=int, help="interpolate the positions (bicubic) to another size of image")
+    how = "as PyTorch (bicubic, the default), iBOT or timm does"
+    add("--interpolation", choices=tuple(RECIPES), default="bicubic", help=how)
     add("--no-verify", dest="verify", action="store_false", help="do not load the written model and compare")
     return arguments
 
@@ -56,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Loads, writes, verifies and prints the table."""
     model, variables, config = checkpoint.load(arguments.checkpoint, arguments.step)
     if arguments.image_size and arguments.image_size != config.model.image_size:
-        variables, config = resize(variables, config, arguments.image_size)
+        variables, config = resize(variables, config, arguments.image_size, arguments.interpolation)
         model = model.clone(image=model.image.clone(image_size=arguments.image_size))
     which, params = choose_weights(variables, arguments.weights)
     fmt, path = formats.FORMATS[arguments.to], Path(arguments.out)
@@ -64,11 +68,26 @@ def run(arguments: argparse.Namespace) -> None:
     _check_kind(path, fmt.is_directory)
     written = fmt.write(export, path)
     print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else which, written)))
-    if fmt.holds_teacher:
-        print("note        the teacher's token embedding, text positions and ln_final have no place there: student's")
+    for note in notes(arguments.to, config, path):
+        print(f"note        {note}")
     if arguments.verify:
         print("\n".join(rows(fmt.verify(export, path))))
     print(f"written to {path}")
+
+
+def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
+    """What the written model cannot say by itself."""
+    if name == "reference":
+        return [
+            "the teacher's token embedding, text positions and ln_final have no place there: student's",
+            "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} with their own args beside it",
+        ]
+    if name == "open_clip" and hub.needs_trunk(config):
+        return [
+            "timm registers no architecture with these heads: open_clip finds the image tower's config by its path",
+            f"{(path / hub.TRUNK).absolute()}; after moving it, set timm_model_name in {hub.OPEN_CLIP}",
+        ]
+    return []
 
 
 def _check_kind(path: Path, directory: bool) -> None:
@@ -83,7 +102,7 @@ def table(name: str, weights: str, written: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0, or 2 with a message."""
+    """The command: 0; 1 with a message if the written model is not equal, 2 with one if there is nothing to write."""
     arguments = parser().parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     try:
@@ -91,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"error: {error}: pip install -e .[torch] (onnx: jax2onnx onnxruntime), or --no-verify", file=sys.stderr)
         return 2
+    except NotEqualError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

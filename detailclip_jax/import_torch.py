@@ -21,8 +21,12 @@ from detailclip_jax import checkpoint, interop
 from detailclip_jax.interop import store
 from detailclip_jax.interop.convert import OPTIONS
 from detailclip_jax.interop.tables import flatten
+from detailclip_jax.models.positions import RECIPES
+from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
 from detailclip_jax.types import Params
+
+ACTIVATIONS = ("gelu", "quick_gelu")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,10 +36,12 @@ def parser() -> argparse.ArgumentParser:
     add("file", metavar="FILE", help="a PyTorch, TorchScript or safetensors file, or the folder of one")
     add("--from", dest="layout", choices=interop.NAMES, metavar="FORMAT", help=", ".join(interop.NAMES))
     add("--out", required=True, metavar="DIR", help="the workdir to write, with one checkpoint of step 0")
-    add("--image_size", type=int, help="interpolate the positions to another size of image")
-    add("--num_heads", type=int, help="of the image tower, which no shape tells")
+    add("--image_size", type=int, help="interpolate the positions (bicubic) to another size of image")
+    add("--interpolation", choices=tuple(RECIPES), help="as PyTorch (bicubic, the default), iBOT or timm does")
+    add("--num_heads", type=int, help="of the image tower, which no shape tells; default: usual for its width")
     add("--text_heads", type=int, help="of the text tower")
-    add("--activation", choices=("gelu", "quick_gelu"), help="of both towers")
+    add("--activation", choices=ACTIVATIONS, help="of both towers")
+    add("--text_activation", choices=ACTIVATIONS, help="of the text tower alone")
     add("--pooling", choices=("cls", "mean", "norm_of_mean"), help="what stands for an image")
     add("--normalisation", choices=("imagenet", "clip", "half"), help="mean and deviation of the pixels")
     return arguments
@@ -48,8 +54,6 @@ class _Plain(argparse.RawDescriptionHelpFormatter):
 def run(arguments: argparse.Namespace) -> None:
     """Reads, checks, converts, writes and says what was found."""
     options = {name: value for name, value in vars(arguments).items() if name in OPTIONS and value is not None}
-    if options.get("activation"):
-        options["text_activation"] = options["activation"]
     _, variables, config = interop.load(arguments.file, arguments.layout, **options)
     store.save(arguments.out, variables, config, Path(arguments.file).name)
     print("\n".join(summary(variables, config)))
@@ -64,6 +68,7 @@ def summary(variables: dict[str, Params], config: Any) -> list[str]:
     lines = [
         f"method      {config.method}",
         f"size        {size}; {model.image_size} px",
+        f"heads       {heads(variables, config)}",
         f"image tower {', '.join(f'{name} {model.image_style[name]}' for name in Style._fields if name != 'init')}",
         f"parameters  {counts['params']:,} in {', '.join(variables['params'])}",
         f"teacher     {teacher}",
@@ -71,6 +76,13 @@ def summary(variables: dict[str, Params], config: Any) -> list[str]:
     if config.method == "detailclip":
         lines.append("centers     zero: the reference does not save them")
     return lines
+
+
+def heads(variables: dict[str, Params], config: Any) -> str:
+    """The one size that is in no shape."""
+    size = size_of(config.model)
+    text = f", text {size.text_heads}" if "text" in variables["params"] else ""
+    return f"image {size.num_heads}{text}: no shape tells, so make sure (--num_heads, --text_heads)"
 
 
 def _count(params: Params) -> int:

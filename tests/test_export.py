@@ -134,13 +134,18 @@ def custom(size):
         pytest.param(Size(16, 384, 12, 12, 32, 1, 2, 24), marks=pytest.mark.slow),
         pytest.param(Size(16, 768, 12, 12, 32, 1, 2, 24), marks=pytest.mark.slow),
         pytest.param(Size(32, 768, 12, 12, 32, 1, 2, 24), marks=pytest.mark.slow),
+        pytest.param(Size(16, 1024, 24, 16, 32, 1, 2, 24), marks=pytest.mark.slow),
     ],
-    ids=["tiny/16", "S/16", "B/16", "B/32"],
+    ids=["tiny/16", "S/16", "B/16", "B/32", "L/16"],
 )
 def test_open_clip_with_timm_s_tower(tmp_path, capsys, size):
     workdir = save_noise(tmp_path / "run", "clip", **custom(size))
     assert run(workdir, "open_clip", tmp_path / "out") == 0
-    assert max(relative_differences(capsys.readouterr().out).values()) < 1e-4
+    printed = capsys.readouterr().out
+    assert max(relative_differences(printed).values()) < 1e-4
+    assert (f"{tmp_path}/out/trunk; after moving it, set timm_model_name" in printed) == (
+        size.num_heads == 12 == size.width // 32
+    )
     content = json.loads((tmp_path / "out/open_clip_config.json").read_text())
     assert content["preprocess_cfg"]["mean"] == [0.485, 0.456, 0.406]
     assert content["model_cfg"]["vision_cfg"]["timm_pool"] == "token"
@@ -177,7 +182,10 @@ def test_student_and_teacher_are_told_apart(detailclip, tmp_path):
 def test_timm_at_another_image_size(detailclip, tmp_path, capsys):
     assert run(detailclip, "timm", tmp_path / "vit.pth", "--image_size=48") == 0
     assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
-    assert torch.load(tmp_path / "vit.pth", weights_only=True)["pos_embed"].shape == (1, 37, 96)
+    plain = torch.load(tmp_path / "vit.pth", weights_only=True)["pos_embed"]
+    assert run(detailclip, "timm", tmp_path / "vit.pth", "--image_size=48", "--interpolation=timm") == 0
+    other = torch.load(tmp_path / "vit.pth", weights_only=True)["pos_embed"]
+    assert plain.shape == other.shape == (1, 37, 96) and (plain - other).abs().max() > 1e-3
 
 
 def test_reference_state_dict_comes_back(detailclip, tmp_path):
@@ -207,6 +215,11 @@ def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again["params"], variables["params"])
     jax.tree.map(np.testing.assert_array_equal, again["ema_params"]["image"], variables["params"]["image"])
     store.save(tmp_path / "run", again, made, "own")
+    model, larger, made = interop.load(path, image_size=48)
+    assert larger["params"]["image"]["positions"].shape == (37, 96) and model.image.image_size == 48
+    assert made.views.crops["global"].size == made.model.image_size == 48
+    with pytest.raises(ValueError, match="itself says num_heads"):
+        interop.load(path, num_heads=4)
     files.write(tmp_path / "less.safetensors", {"a": read["logit_scale/value"]}, files.metadata(path))
     with pytest.raises(ValueError, match="does not hold the networks of its own config"):
         interop.load(tmp_path / "less.safetensors", "safetensors")
@@ -230,7 +243,7 @@ def test_stablehlo_is_called_without_this_package(detailclip, tmp_path):
 def test_a_difference_is_an_error(detailclip, tmp_path, capsys, monkeypatch):
     original = verify.timm_tokens
     monkeypatch.setattr(verify, "timm_tokens", lambda *args: {"image": original(*args)["image"] * 1.001})
-    assert run(detailclip, "timm", tmp_path / "vit.pth") == 2
+    assert run(detailclip, "timm", tmp_path / "vit.pth") == 1
     assert "is not equal to ours: relative difference of image" in capsys.readouterr().err
     with pytest.raises(ValueError, match="relative difference of image nan"):
         verify.compare({"image": np.full(3, np.nan)}, {"image": np.ones(3)})

@@ -150,7 +150,20 @@ def test_timm_vit_with_clip_s_pre_norm(tmp_path):
     layer_norm = functools.partial(torch.nn.LayerNorm, eps=1e-5)
     module = vit_module(pre_norm=True, norm_layer=layer_norm, act_layer=open_clip.transformer.QuickGELU)
     path = save(module.state_dict(), tmp_path / "vit.pth")
-    assert_tokens_alike(module, *interop.load(path, "timm", num_heads=4))
+    assert_tokens_alike(module, *interop.load(path, "timm", num_heads=4, activation="quick_gelu"))
+
+
+def test_each_tower_has_an_activation_of_its_own(tmp_path):
+    """--activation speaks of both, --text_activation of the text tower alone: open_clip with timm's ViT needs it."""
+    arguments = ["file", "--out=run", "--text_activation=quick_gelu", "--interpolation=ibot"]
+    parsed = vars(import_torch.parser().parse_args(arguments))
+    assert (parsed["activation"], parsed["text_activation"], parsed["interpolation"]) == (None, "quick_gelu", "ibot")
+    tensors = {key: value.numpy() for key, value in clip_module().state_dict().items()}
+    files.write(tmp_path / "clip.safetensors", tensors)
+    arguments = ["--from=open_clip", f"{tmp_path}/clip.safetensors", f"--out={tmp_path}/run", "--activation=gelu"]
+    assert import_torch.main([*arguments, "--num_heads=4", "--text_heads=4"]) == 0
+    _, _, config = checkpoint.load(tmp_path / "run")
+    assert (config.model.image_style.activation, config.model.text_activation) == ("gelu", "gelu")
 
 
 @pytest.mark.parametrize("layout", ["mae", "dino", "ibot"])
@@ -202,6 +215,7 @@ def test_the_command_writes_an_ordinary_checkpoint(tmp_path, capsys):
     assert (
         "method      clip" in printed and "image tower norm_eps 1e-05, activation quick_gelu, pre_norm True" in printed
     )
+    assert "heads       image 4, text 4: no shape tells" in printed
     model, variables, config = checkpoint.load(tmp_path / "run")
     assert_encodes_alike(clip_module(), model, variables, config)
     images = np.zeros((1, 32, 32, 3), np.uint8)

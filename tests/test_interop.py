@@ -43,7 +43,7 @@ def abstract(layout, spec):
 def filled(shapes, seed=0, make=None):
     """Numbers for a tree of shapes; a zero-strided blank where only the shapes matter."""
     rng = np.random.default_rng(seed)
-    make = make or (lambda shape: rng.standard_normal(shape).astype(np.float32))
+    make = make or (lambda shape: rng.random(shape, np.float32) - np.float32(0.5))
     return jax.tree.map(lambda leaf: make(leaf.shape), shapes)
 
 
@@ -85,37 +85,42 @@ def test_there_and_back_is_bit_exact(layout):
     assert size[:4] == SMALL[:4] and (layout.text is None or size[:8] == SMALL[:8])
 
 
-@pytest.mark.parametrize("name", ["S/16", "B/16"])
-@pytest.mark.parametrize("layout", ["reference", "openai", "huggingface"])
+def kinds():
+    """One of the layouts that share networks and table with others."""
+    return list({(row.method, row.table, row.style): row for row in reversed(LAYOUTS)}.values())
+
+
+@pytest.mark.parametrize("name", ["tiny", "S/16", "B/16"])
+@pytest.mark.parametrize("layout", kinds(), ids=names(kinds()))
 def test_there_and_back_is_bit_exact_at_full_width(layout, name):
     """One block of the real widths: more of them repeat the same rows."""
-    size = SIZES[name]._replace(depth=1, text_depth=1, prototypes=64)
-    chosen = next(row for row in LAYOUTS if row.name == layout)
-    state_dict, _ = written(chosen, size)
-    _, variables, config = interop.load(state_dict, layout, **told(chosen, size))
-    back = interop.to_state_dict(variables, config, layout)
+    size = SIZES[name]._replace(depth=1, text_depth=1, prototypes=64, ssl_width=64)
+    state_dict, _ = written(layout, size)
+    _, variables, config = interop.load(state_dict, layout.name, **told(layout, size))
+    back = interop.to_state_dict(variables, config, layout.name)
     assert set(back) == set(state_dict)
     assert all(np.array_equal(back[key], value) for key, value in state_dict.items())
 
 
-ALL_SIZES = [row for row in LAYOUTS if row.name in ("reference", "openai")]
+@functools.cache
+def abstract_at(size, method, style):
+    """Shapes of the variables of a method's networks at a size: the same for all layouts of that kind."""
+    layout = next(row for row in LAYOUTS if (row.method, row.style) == (method, style))
+    return abstract(layout, spec_for(layout, SIZES[size]))[1]
 
 
-@pytest.mark.parametrize("name", ["tiny", "S/16", "L/16"])
+@pytest.mark.parametrize("name", ["tiny", "S/16", "B/16", "L/16"])
 def test_every_tensor_of_ours_has_one_place_at_every_size(name):
     """Abstractly: shapes go there and come back, and nothing of ours is left out or written twice."""
-    trees = {}
-    for layout in ALL_SIZES:
-        spec = spec_for(layout, SIZES[name])
-        kind = (layout.method, layout.style)
-        trees[kind] = trees.get(kind) or abstract(layout, spec)[1]
-        for tree, entries in layout.table(spec).trees().items():
-            ours = getattr(trees[kind], tree)
+    for layout in LAYOUTS:
+        shapes = abstract_at(name, layout.method, layout.style)
+        for tree, entries in layout.table(spec_for(layout, SIZES[name])).trees().items():
+            ours = getattr(shapes, tree)
             blank = filled(ours, make=lambda shape: np.broadcast_to(np.float32(0), shape))
             there = tables.write(entries, blank)
             assert len(there) == len(entries)
             back = {k: v.shape for k, v in tables.flatten(tables.read(entries, there)).items()}
-            assert back == {k: v.shape for k, v in tables.flatten(ours).items()}
+            assert back == {k: v.shape for k, v in tables.flatten(ours).items()}, layout.name
             assert {k: v.shape for k, v in there.items()} == tables.shapes(entries, back)
 
 
@@ -163,10 +168,10 @@ def test_forward_of_the_authors_detailclip():
     np.testing.assert_allclose(text, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(len(LAYOUTS)))
 def test_any_sizes_are_read_from_the_shapes(seed):
-    rng = np.random.default_rng(seed)
-    layout = LAYOUTS[int(rng.integers(len(LAYOUTS)))]
+    """Every layout at sizes that nobody chose."""
+    rng, layout = np.random.default_rng(seed), LAYOUTS[seed]
     heads, text_heads = (int(n) for n in rng.integers(1, 4, 2))
     size = Size(
         patch_size=int(rng.choice([4, 8, 14])),
@@ -318,9 +323,20 @@ def test_slip_s_small_vit_has_twelve_heads_and_timm_s_six():
 def test_activations_that_no_shape_tells():
     layout = next(row for row in LAYOUTS if row.name == "open_clip")
     state_dict, _ = written(layout)
-    refused(state_dict, "neither the tensors nor a config file beside them say activation")
+    refused(state_dict, "neither the tensors nor a config file beside them say activation of this open_clip model")
     _, _, config = interop.load(state_dict, **heads(), activation="gelu")
     assert (config.model.image_style.activation, config.model.text_activation) == ("gelu", "gelu")
+
+
+@pytest.mark.parametrize("layout", [row for row in LAYOUTS if row.needs], ids=lambda row: row.table.__name__)
+def test_either_gelu_may_be_given_where_nothing_tells(layout):
+    state_dict, _ = written(layout)
+    (name,) = layout.needs
+    refused(state_dict, f"give --{name}=gelu", layout=layout.name)
+    for given in ("gelu", "quick_gelu"):
+        _, _, config = interop.load(state_dict, layout.name, **heads(), **{name: given})
+        image = given if name == "activation" else "gelu"
+        assert (config.model.image_style.activation, config.model.text_activation) == (image, given)
 
 
 def test_positions_are_interpolated_on_request_and_said_so(caplog):
@@ -337,6 +353,11 @@ def test_positions_are_interpolated_on_request_and_said_so(caplog):
     assert model.apply(variables, images, method="embed_image").shape == (1, SMALL.joint_width)
     assert (config.model.image_size, config.views.crops["global"].size) == (48, 48)
     refused(clip_state_dict(), "image_size 50 is not a multiple of the patch size 8", image_size=50)
+    refused(clip_state_dict(), "interpolation 'x' is unknown; known: bicubic", image_size=48, interpolation="x")
+    _, other, _ = interop.load(clip_state_dict(), **heads(), image_size=48, interpolation="timm")
+    assert "positions interpolated (bicubic, as timm does) from 32 px to 48 px" in caplog.text
+    moved, again = (tree["params"]["image"]["positions"] for tree in (variables, other))
+    assert moved.shape == again.shape and np.abs(moved - again).max() > 1e-3
 
 
 def test_models_that_a_layout_cannot_hold():

@@ -18,13 +18,13 @@ from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
 from detailclip_jax.interop.tables import Entry, StateDict, Table
 from detailclip_jax.mesh import make_mesh
-from detailclip_jax.models.positions import interpolate
+from detailclip_jax.models.positions import RECIPES, interpolate
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Params
 
 OPTIONS = (
     *("num_heads", "text_heads", "activation", "text_activation", "pooling", "norm_eps"),
-    *("normalisation", "mean", "std", "image_size"),
+    *("normalisation", "mean", "std", "image_size", "interpolation"),
 )
 OWN = "safetensors"
 NAMES = (*dict.fromkeys(layout.name for layout in LAYOUTS), OWN)
@@ -49,6 +49,7 @@ def load(
         pooling, norm_eps              see models.vit.Style
         normalisation                  "imagenet" | "clip" | "half": mean and deviation of the pixels
         image_size                     interpolates the positions (bicubic) to another size of image
+        interpolation                  how: "bicubic" | "ibot" | "timm", see models.positions.RECIPES
 
     Every tensor becomes float32.  Raises ValueError that lists missing, unknown and misshapen tensors with the shapes
     expected and found, and tensors that are not finite or not floating-point numbers.
@@ -56,7 +57,7 @@ def load(
     if unknown := set(options) - set(OPTIONS):
         raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(OPTIONS)}")
     if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_ours(Path(source)):
-        return own.read(Path(source))
+        return _own_file(Path(source), _given(options))
     tensors, beside = (files.arrays(source), {}) if isinstance(source, Mapping) else _open(Path(source))
     options = {name: value for name, value in (beside | _given(options)).items() if value is not None}
     chosen, state_dict = choose(tensors, layout)
@@ -64,11 +65,23 @@ def load(
     spec = chosen.measure({key: value.shape for key, value in state_dict.items()}, options)
     config = config_of(chosen, spec, options)
     built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
-    variables = _read(chosen, state_dict, spec, built.state_shapes)
-    if "image_size" in options:
-        variables, config = resize(variables, config, int(options["image_size"]))
-        built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
-    return built.model, variables, config
+    return _resized(built.model, _read(chosen, state_dict, spec, built.state_shapes), config, options)
+
+
+def _own_file(path: Path, options: Mapping[str, Any]) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    """What `export --to=safetensors` wrote: it says all but the size of image that is wanted now."""
+    if told := set(options) - {"image_size", "interpolation"}:
+        raise ValueError(f"{path} itself says {', '.join(sorted(told))}")
+    return _resized(*own.read(path), options)
+
+
+def _resized(
+    model: Networks, variables: dict[str, Params], config: ConfigDict, options: Mapping[str, Any]
+) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    if "image_size" not in options:
+        return model, variables, config
+    variables, config = resize(variables, config, int(options["image_size"]), options.get("interpolation", "bicubic"))
+    return experiment.build(config, make_mesh(jax.local_devices()[:1])).model, variables, config
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +145,8 @@ def _check_told(layout: Layout, options: Mapping[str, Any]) -> None:
     if missing := [name for name in layout.needs if name not in options]:
         raise ValueError(
             f"neither the tensors nor a config file beside them say {' and '.join(missing)} of this {layout.name} "
-            "model: gelu (most of open_clip's own) or quick_gelu (OpenAI's weights, names with -quickgelu, ours)"
+            f"model; give --{missing[0]}=gelu (most of open_clip's own) or quick_gelu (OpenAI's weights, names with "
+            "quickgelu, ours)"
         )
 
 
@@ -151,14 +165,15 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
     for crop, fields in layout.crops.items():
         config.views.crops[crop] = crop_config(**fields)
     config.views.teacher = "enclosing" if "enclosing" in layout.crops else "same"
-    _set_image_size(config, spec.image_size)
+    for crop in config.views.crops.values():
+        crop.size = spec.image_size
     return config
 
 
 def _set_image_size(config: ConfigDict, image_size: int) -> None:
-    config.model.image_size = image_size
     for crop in config.views.crops.values():
-        crop.size = image_size
+        crop.size = image_size if crop.size == config.model.image_size else crop.size
+    config.model.image_size = image_size
 
 
 def _read(layout: Layout, state_dict: StateDict, spec: Spec, ours: Any) -> dict[str, Params]:
@@ -235,27 +250,31 @@ def _list(names: Any) -> str:
 
 
 def resize(
-    variables: Mapping[str, Params], config: ConfigDict, image_size: int
+    variables: Mapping[str, Params], config: ConfigDict, image_size: int, recipe: str = "bicubic"
 ) -> tuple[dict[str, Params], ConfigDict]:
-    """The model for another size of image: positions interpolated (bicubic, as PyTorch without antialias), and said so.
+    """The model for another size of image: its positions interpolated by one of models.positions.RECIPES, and said so.
 
-    Raises ValueError unless the size is a multiple of the patch.
+    Raises ValueError for an unknown recipe, and unless the size is a multiple of the patch.
     """
+    if recipe not in RECIPES:
+        raise ValueError(f"interpolation {recipe!r} is unknown; known: {', '.join(RECIPES)}")
     patch_size, old = spec_of(config.model).size.patch_size, config.model.image_size
     if image_size % patch_size:
         raise ValueError(f"image_size {image_size} is not a multiple of the patch size {patch_size}")
-    logging.warning("positions interpolated (bicubic) from %d px to %d px", old, image_size)
+    if image_size != old:
+        how = "bicubic" if recipe == "bicubic" else f"bicubic, as {recipe} does"
+        logging.warning("positions interpolated (%s) from %d px to %d px", how, old, image_size)
     config = ConfigDict(config.to_dict())
     _set_image_size(config, image_size)
     side = image_size // patch_size
-    return {name: _resize_image(params, side) for name, params in variables.items()}, config
+    return {name: _resize_image(params, side, recipe) for name, params in variables.items()}, config
 
 
-def _resize_image(params: Params, side: int) -> Params:
+def _resize_image(params: Params, side: int, recipe: str) -> Params:
     if "positions" not in params.get("image", {}):
         return params
     image = params["image"]
-    return {**params, "image": {**image, "positions": interpolate(image["positions"], side)}}
+    return {**params, "image": {**image, "positions": interpolate(image["positions"], side, recipe)}}
 
 
 def to_state_dict(variables: Mapping[str, Params], config: ConfigDict, layout: str) -> dict[str, np.ndarray]:

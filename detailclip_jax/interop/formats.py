@@ -50,8 +50,8 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
     """open_clip_config.json and the weights."""
     content = hub.open_clip_config(export.config, path)
     tensors = to_state_dict({"params": export.params}, export.config, "open_clip")
-    if str(content["model_cfg"]["vision_cfg"].get("timm_model_name")).startswith("local-dir:"):
-        _write_json(path / "trunk" / hub.HUGGINGFACE, hub.timm_trunk_config(export.config))
+    if hub.needs_trunk(export.config):
+        _write_json(path / hub.TRUNK / hub.HUGGINGFACE, hub.timm_trunk_config(export.config))
     _write_json(path / hub.OPEN_CLIP, content)
     files.write(path / "open_clip_model.safetensors", tensors, {"format": "pt"})
     return tensors

@@ -19,6 +19,7 @@ TIMM = {  # patch, width, depth, heads -> the architecture that timm registers, 
     (16, 1024, 24, 16): "vit_large_patch16_224",
 }
 MOCO_S16 = (16, 384, 12, 12)  # SLIP's and our S/16: timm's with twice the heads
+TRUNK = "trunk"  # the folder with that one's config, for which timm has no name
 
 
 def options_beside(file: Path) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def _options_beside(file: Path) -> dict[str, Any]:
 
 def _trunk_options(folder: Path) -> dict[str, Any]:
     """Heads of an image tower that `timm_trunk_config` describes."""
-    file = folder / "trunk" / HUGGINGFACE
+    file = folder / TRUNK / HUGGINGFACE
     heads = _json(file).get("model_args", {}).get("num_heads") if file.is_file() else None
     return {} if heads is None else {"num_heads": heads}
 
@@ -106,9 +107,24 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
 
 def timm_name(spec: Spec) -> str | None:
     """The architecture that timm registers for an image tower of ours, or None."""
-    size = spec.size
-    plain = spec.style == Style() and spec.image_size == 224
-    return TIMM.get((size.patch_size, size.width, size.depth, size.num_heads)) if plain else None
+    return TIMM.get(_kind(spec)) if _is_plain(spec) else None
+
+
+def _kind(spec: Spec) -> tuple[int, int, int, int]:
+    return spec.size.patch_size, spec.size.width, spec.size.depth, spec.size.num_heads
+
+
+def _is_plain(spec: Spec) -> bool:
+    return spec.style == Style() and spec.image_size == 224
+
+
+def _is_moco(spec: Spec) -> bool:
+    return _is_plain(spec) and _kind(spec) == MOCO_S16
+
+
+def needs_trunk(config: ConfigDict) -> bool:
+    """Whether open_clip has to find the image tower's config in a folder, as timm registers no such architecture."""
+    return _is_moco(spec_of(config.model))
 
 
 def open_clip_config(config: ConfigDict, folder: Path) -> dict[str, Any]:
@@ -155,11 +171,8 @@ def _own_tower(spec: Spec) -> dict[str, Any]:
 
 
 def _timm_tower(spec: Spec, folder: Path) -> dict[str, Any]:
-    size = spec.size
-    kind = (size.patch_size, size.width, size.depth, size.num_heads)
-    name = timm_name(spec)
-    if name is None and kind == MOCO_S16 and spec.image_size == 224:
-        name = f"local-dir:{(folder / 'trunk').absolute()}"
+    kind = _kind(spec)
+    name = f"local-dir:{(folder / TRUNK).absolute()}" if _is_moco(spec) else timm_name(spec)
     if name is None:
         raise ValueError(
             "open_clip builds its image tower from an architecture that timm registers, and timm has none of patch "

@@ -168,7 +168,14 @@ HF_TEXT = {
     "joint": "text_projection.weight",
 }
 BUFFERS = ("input_resolution", "context_length", "vocab_size", r"(.*\.)?attn_mask")  # of OpenAI's archives
-DINO_HEADS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
+DINO_DROPS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
+
+
+def _distilled(name: str, mark: str) -> Layout:
+    """A ViT of DINO's family: the teacher's, where the checkpoint holds both."""
+    encoder = Layout(name, "image_encoder", ("cls_token", mark), VIT, timm_vit.vit_table, fits=fits_timm)
+    return encoder._replace(prefixes=("backbone.",), roots=("teacher", "state_dict", "model"), drops=DINO_DROPS)
+
 
 LAYOUTS = (
     Layout(
@@ -253,6 +260,7 @@ LAYOUTS = (
         huggingface.dual_encoder_table,
         HF_TEXT,
         fits=fits_hf_dual_encoder,
+        needs=("text_activation",),
     ),
     Layout(
         "huggingface",
@@ -265,6 +273,7 @@ LAYOUTS = (
         fits=fits_hf_clip,
         normalisation="clip",
         drops=(r".*\.position_ids",),
+        needs=("activation",),
     ),
     Layout(
         "mae",
@@ -275,28 +284,8 @@ LAYOUTS = (
         fits=fits_timm,
         drops=(r"decoder_.*", "mask_token"),
     ),
-    Layout(
-        "ibot",
-        "image_encoder",
-        ("cls_token", "masked_embed"),
-        VIT,
-        timm_vit.vit_table,
-        fits=fits_timm,
-        prefixes=("backbone.",),
-        roots=("teacher", "state_dict", "model"),
-        drops=DINO_HEADS,
-    ),
-    Layout(
-        "dino",
-        "image_encoder",
-        ("cls_token", "head.last_layer.weight_v"),
-        VIT,
-        timm_vit.vit_table,
-        fits=fits_timm,
-        prefixes=("backbone.",),
-        roots=("teacher", "state_dict", "model"),
-        drops=DINO_HEADS,
-    ),
+    _distilled("ibot", "masked_embed"),
+    _distilled("dino", "head.last_layer.weight_v"),
     Layout(
         "timm",
         "image_encoder",
@@ -307,6 +296,7 @@ LAYOUTS = (
         fits=fits_timm_clip,
         normalisation="clip",
         drops=(r"head\.(weight|bias)",),
+        needs=("activation",),
     ),
     Layout(
         "timm",

@@ -25,6 +25,10 @@ Features = dict[str, Float[np.ndarray, "..."]]
 Reader = Callable[[Path, ConfigDict, "Inputs"], Features]
 
 
+class NotEqualError(ValueError):
+    """The written model does not encode as ours does."""
+
+
 class Inputs(NamedTuple):
     """The fixed batch: normalised images and captions that end at different places."""
 
@@ -76,13 +80,13 @@ def image_tokens(model: Networks, params: Params, batch: Inputs) -> Features:
 
 
 def compare(theirs: Features, expected: Features) -> dict[str, Difference]:
-    """The differences of every feature; ValueError if one is larger than TOLERANCE of the largest value."""
+    """The differences of every feature; NotEqualError if one is larger than TOLERANCE of the largest value."""
     found = {}
     for name, value in expected.items():
         absolute = float(np.abs(theirs[name] - value).max())
         found[name] = Difference(absolute, absolute / max(float(np.abs(value).max()), TINY))
     if bad := [f"{name} {d.relative:.1e}" for name, d in found.items() if not d.relative <= TOLERANCE]:
-        raise ValueError(f"the written model is not equal to ours: relative difference of {', '.join(bad)}")
+        raise NotEqualError(f"the written model is not equal to ours: relative difference of {', '.join(bad)}")
     return found
 
 

@@ -1,5 +1,8 @@
 """Position tables of images: the fixed sin-cos one, and a learnt one read at another grid."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,25 +25,28 @@ def sincos_positions(width: int, side: int) -> np.ndarray:
     return np.concatenate([np.zeros((1, width)), table]).astype(np.float32)
 
 
-def interpolate(positions: Float[Array, "M D"], side: int) -> Float[Array, "N1 D"]:
+def interpolate(positions: Float[Array, "M D"], side: int, recipe: str = "bicubic") -> Float[Array, "N1 D"]:
     """The positions [1 + N, D] of a square grid, read bicubically on one of `side` x `side`; the CLS token's stay.
 
-    As PyTorch's `interpolate(mode="bicubic")` on half-pixel centres without antialiasing, for DINO's local crops
+    `recipe` is one of RECIPES: what other code makes of the same table.  The default is used for DINO's local crops
     (36 tokens out of 196).
     """
     old = round((len(positions) - 1) ** 0.5)
     if old == side:
         return positions
-    matrix = jnp.asarray(cubic_matrix(old, side))
+    matrix = jnp.asarray(RECIPES[recipe](old, side))
     grid = positions[1:].reshape(old, old, -1)
-    moved = jnp.einsum("ik,jl,kld->ijd", matrix, matrix, grid, precision="highest")
+    moved = jnp.einsum("ik,jl,kld->ijd", matrix, matrix, grid, precision=jax.lax.Precision.HIGHEST)
     return jnp.concatenate([positions[:1], moved.reshape(side**2, -1)])
 
 
-def cubic_matrix(old: int, new: int) -> np.ndarray:
-    """[new, old]: row i mixes the four old cells around the centre of new cell i, those beyond the border clamped."""
+def cubic_matrix(old: int, new: int, extra: float = 0.0) -> np.ndarray:
+    """[new, old]: row i mixes the four old cells around the centre of new cell i, those beyond the border clamped.
+
+    `extra` is added to the new side where the old one is divided by it.
+    """
     matrix = np.zeros((new, old))
-    for i, centre in enumerate((np.arange(new) + 0.5) * old / new - 0.5):
+    for i, centre in enumerate((np.arange(new) + 0.5) * old / (new + extra) - 0.5):
         for k in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
             matrix[i, np.clip(k, 0, old - 1)] += cubic(abs(centre - k))
     return matrix.astype(np.float32)
@@ -51,3 +57,16 @@ def cubic(distance: float, a: float = SHARPNESS) -> float:
     if distance <= 1:
         return (a + 2) * distance**3 - (a + 3) * distance**2 + 1
     return a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
+
+
+def antialiased_matrix(old: int, new: int) -> Array:
+    """[new, old]: Keys' kernel with a = -1/2, widened where the grid shrinks; every row sums to 1."""
+    highest = jax.lax.Precision.HIGHEST
+    return jax.image.resize(jnp.eye(old), (new, old), "cubic", antialias=True, precision=highest)
+
+
+RECIPES: dict[str, Callable[[int, int], np.ndarray | Array]] = {
+    "bicubic": cubic_matrix,  # PyTorch's interpolate(size=..., mode="bicubic")
+    "ibot": lambda old, new: cubic_matrix(old, new, 0.1),  # DINO's and iBOT's code: scale_factor=(new + .1) / old
+    "timm": antialiased_matrix,  # timm's resample_abs_pos_embed: the first with antialias=True
+}
