@@ -107,6 +107,7 @@ def _data() -> ConfigDict:
             "split": "train",
             "caption": "random",  # paper: a random valid one; "concat" = title + " " + description (reference)
             "keep_eot": True,  # False reproduces the reference's truncation, which drops EOT
+            "text_buckets": (32, 48),  # a batch's captions are cut to the first that holds the longest; exact; () = off
             "num_workers": 0,
             "prefetch": 2,  # batches kept ready
             "max_bad_ratio": 0.01,  # share of unreadable records beyond which the run stops
@@ -194,7 +195,9 @@ def _model() -> ConfigDict:
             },
             "text_activation": "quick_gelu",  # CLIP's
             "dtype": "float32",  # of products; parameters, norms, softmax and losses stay float32
-            "remat": "none",  # "none" | "dots" | "full"
+            "remat": "none",  # "none" | "dots" (keeps the results of big products) | "full"
+            "scan": False,  # one block's program in a loop over stacked parameters: compiles sooner, the same numbers
+            "attention": "auto",  # "xla" | "cudnn" (NVIDIA, half precision); "auto": cudnn where it can run
         }
     )
 
@@ -219,7 +222,7 @@ def _losses() -> ConfigDict:
             "patch_temperature": (0.04, 0.07),  # the same for patches
             "temperature_epochs": 1,  # of that warm-up: with 1, the second number counts from epoch 1 on
             "center_momentum": 0.9,
-            "chunk_logits": 2**24,  # prototype logits (tokens x C) made at a time; 0 = all at once
+            "chunk_logits": 2**22,  # prototype logits (tokens x C) made at a time; more where memory is; 0 = all
             "normalise_pixels": True,
             "pixel_eps": 1e-6,
         }

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import checkpoint, experiment, methods, run_config
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models.sizes import size_of
+from detailclip_jax.models import stacking
 from detailclip_jax.models.vit import Style
 from detailclip_jax.schedules import clamp_warmup
 from detailclip_jax.train_state import TrainState
@@ -74,6 +75,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     """
     _, variables, source = checkpoint.load(config.init)
     parts = methods.build(config).parts
+    variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
     loaded = {part: variables["params"][part] for part in parts if part in variables["params"]}
     _check_shapes(config.init, loaded, state.params)
     params = {part: _like(loaded[part], old) if part in loaded else old for part, old in state.params.items()}
@@ -85,6 +87,11 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     fresh = [part for part in parts if part not in loaded]
     lines = report(config, source, list(loaded), fresh, {part: part in theirs for part in parts if part in teacher})
     return state.replace(params=params, ema_params=teacher), lines
+
+
+def _as_here(tree: Params, params: Params) -> Params:
+    """Blocks stacked or numbered as those of the new networks are."""
+    return {part: stacking.like(value, params.get(part, {})) for part, value in tree.items()}
 
 
 def _like(value: Params, old: Params) -> Params:

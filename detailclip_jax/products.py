@@ -5,7 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+PRODUCT = "product"  # the name of their results, by which rematerialisation may keep them
 
 
 def product(
@@ -19,7 +22,7 @@ def product(
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     out = dtype if out is None else out
     made: Array = rows @ kernel if rows.dtype == kernel.dtype == jnp.float32 else _half(rows, kernel, out)
-    return made.astype(out).reshape(*x.shape[:-1], -1)
+    return checkpoint_name(made.astype(out).reshape(*x.shape[:-1], -1), PRODUCT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -3,10 +3,12 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from detailclip_jax.models import stacking
 from detailclip_jax.types import Array, Params, PyTree
 
 FIRST = r"(patch_embed|cls_token|positions|token_embedding|pre_norm)(/.*)?"
@@ -21,16 +23,23 @@ def factors(params: Params, config: ConfigDict) -> PyTree:
     what stands on them (as in BEiT, arXiv 2106.08254).  1 for parts that part_rates does not name.
     """
     flat = traverse_util.flatten_dict(dict(params), sep="/")
-    depths = {part: sum(name.startswith("blocks_") for name in params[part]) for part in params}
-    found = {path: _factor(path, depths, config) for path in flat}
+    stacked = {part: stacking.numbers(params[part]) for part in params}
+    apart = {part: sum(name.startswith("blocks_") for name in params[part]) for part in params}
+    depths = {part: len(stacked[part]) + apart[part] for part in params}
+    found = {path: _factor(path, depths, stacked, config) for path in flat}
     return traverse_util.unflatten_dict(found, sep="/")
 
 
-def _factor(path: str, depths: dict[str, int], config: ConfigDict) -> float:
+def _factor(
+    path: str, depths: dict[str, int], stacked: dict[str, list[int]], config: ConfigDict
+) -> float | tuple[float, ...]:
     part, _, rest = path.partition("/")
     if part not in config.part_rates:
         return 1.0
-    return config.part_rates[part] * config.layer_decay ** (depths[part] + 1 - _layer(rest, depths[part]))
+    rate = lambda layer: config.part_rates[part] * config.layer_decay ** (depths[part] + 1 - layer)  # noqa: E731
+    if rest.startswith(f"{stacking.STACKED}/"):
+        return tuple(rate(number + 1) for number in stacked[part])
+    return rate(_layer(rest, depths[part]))
 
 
 def _layer(path: str, depth: int) -> int:
@@ -53,5 +62,8 @@ def scaled(
     return optax.chain(transformation, optax.stateless(scale))
 
 
-def _times(update: Array, factor: float) -> Array:
-    return update * factor
+def _times(update: Array, factor: float | tuple[float, ...]) -> Array:
+    """A tensor of stacked blocks has a factor for each of them."""
+    if not isinstance(factor, tuple):
+        return update * factor
+    return update * jnp.reshape(jnp.asarray(factor), (-1,) + (1,) * (update.ndim - 1))

@@ -29,10 +29,12 @@ MAY_DIFFER = (
     "evaluators.",
     "profile_steps",
     "data.path",
+    "data.text_buckets",
     "data.num_workers",
     "data.prefetch",
     "data.max_bad_ratio",
     "model.remat",
+    "model.attention",
     "losses.chunk_logits",
 )
 ABSENT = "(absent)"

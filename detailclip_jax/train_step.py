@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from detailclip_jax import centering, ema, optimizer
 from detailclip_jax.forward import Context, Forward, Method, forward, losses
 from detailclip_jax.mesh import DATA
+from detailclip_jax.models import stacking
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.schedules import Schedule
 from detailclip_jax.train_state import TrainState
@@ -117,9 +118,13 @@ def init_variables(rng: Array, batch: Batch, setup: Setup) -> tuple[Params, Para
     """
     views = normalised_views(batch, setup.pixel_mean, setup.pixel_std)
     keys = make_keys(rng, batch)
-    init = nn.init(lambda networks: forward(setup.method, networks, networks, views, batch, keys), setup.model)
-    variables: PyTree = init(rng)
-    return variables["params"], variables.get(STATS, {})
+
+    def init(model: Networks) -> PyTree:
+        return nn.init(lambda networks: forward(setup.method, networks, networks, views, batch, keys), model)(rng)
+
+    variables = init(setup.model.unrolled())  # the same values whether blocks are stacked or not
+    shapes = jax.eval_shape(lambda: init(setup.model)["params"])
+    return stacking.like(variables["params"], shapes), variables.get(STATS, {})
 
 
 def make_keys(key: Array, batch: Batch) -> Keys:

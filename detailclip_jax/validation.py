@@ -12,13 +12,15 @@ from detailclip_jax.data.views import crops_from_config
 from detailclip_jax.losses.distillation import DIVERGENCES
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
-from detailclip_jax.models.attention import REMAT
+from detailclip_jax.models.attention import KERNELS
+from detailclip_jax.models.block import REMAT
 from detailclip_jax.run_config import flatten, unknown
 
 CHOICES: dict[str, Iterable[str]] = {
     "method": METHODS,
     "model.size": (*sizes.SIZES, sizes.CUSTOM),
     "model.remat": REMAT,
+    "model.attention": KERNELS,
     "model.dtype": ("float32", "bfloat16"),
     "masking.strategy": masking.STRATEGIES,
     "masking.granularity": masking.CELLS,
@@ -28,6 +30,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "views.teacher": ("same", "enclosing"),
 }
 PER_VIEW = (".blur_p", ".solarize_p")  # one number for each of a crop's views, checked with the crop
+ANY_LENGTH = (*PER_VIEW, "data.text_buckets")
 INFINITE = float("inf")
 RANGES = {  # field, or the end of its name behind a dot: the smallest and the largest value, of each number in a tuple
     **dict.fromkeys(("batch_size", "num_epochs", "total_steps", "steps_per_epoch"), (1, INFINITE)),
@@ -35,6 +38,7 @@ RANGES = {  # field, or the end of its name behind a dot: the smallest and the l
     **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers"), (0, INFINITE)),
     "data.prefetch": (0, INFINITE),
     "losses.chunk_logits": (0, INFINITE),
+    "data.text_buckets": (1, INFINITE),
     "data.max_bad_ratio": (0, 1),
     "model.context_length": (3, INFINITE),  # start, a word, end
     "model.drop_path": (0, 1),
@@ -95,8 +99,8 @@ def _named(name: str, fields: Iterable[str]) -> bool:
 def _check_tuples(fields: Mapping[str, Any]) -> None:
     """A tuple has as many numbers as the default's, so that 0.5 given for (0.5, 1.0) does not go unnoticed."""
     for name, usual in flatten(default()).items():
-        value, per_view = fields.get(name), name.endswith(PER_VIEW)
-        if name in fields and isinstance(usual, tuple) and not per_view and not _same_kind(value, usual):
+        value, any_length = fields.get(name), name.endswith(ANY_LENGTH)
+        if name in fields and isinstance(usual, tuple) and not any_length and not _same_kind(value, usual):
             raise ValueError(f"{name} {value!r} must be {len(usual)} numbers, as in {usual!r}")
 
 

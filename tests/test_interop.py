@@ -11,8 +11,9 @@ import pytest
 from detailclip_jax import config as config_lib
 from detailclip_jax import experiment, interop, mesh
 from detailclip_jax.encode import encoders
-from detailclip_jax.interop import convert, measure, stacking, tables
+from detailclip_jax.interop import convert, measure, tables
 from detailclip_jax.interop.layouts import LAYOUTS, OPENAI_STYLE
+from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import SIZES, Size
 from detailclip_jax.models.vit import Style
 
@@ -207,7 +208,9 @@ def test_stacked_parameters_are_written_like_numbered_ones():
     layout = LAYOUTS[0]
     state_dict, _ = written(layout)
     _, variables, config = interop.load(state_dict, **told(layout))
-    stacked = {name: stacking.stack(tree) for name, tree in variables.items()}
+    config.model.scan = True
+    shapes = experiment.build(config, mesh.make_mesh(jax.devices()[:1])).state_shapes
+    stacked = {name: stacking.like(tree, getattr(shapes, name)) for name, tree in variables.items()}
     assert stacked["params"]["image"]["blocks"]["norm1"]["scale"].shape == (SMALL.depth, SMALL.width)
     back = interop.to_state_dict(stacked, config, "reference")
     assert all(np.array_equal(back[key], value) for key, value in state_dict.items())

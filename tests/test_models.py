@@ -8,7 +8,7 @@ import pytest
 from flax import traverse_util
 
 from detailclip_jax import config as config_lib
-from detailclip_jax.models import attention, positions, sizes
+from detailclip_jax.models import block, positions, sizes
 from detailclip_jax.models import vit as vit_module
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.heads import PrototypeHead
@@ -100,7 +100,7 @@ def test_drop_path_drops_whole_branches_of_an_image_by_its_own_key():
     dropped = run(images(), keys=keys)
     alone = run(images()[1:2], keys=keys[1:2])
     np.testing.assert_allclose(dropped.cls[1:2], alone.cls, rtol=1e-4, atol=1e-5)
-    scales = attention.branch_scales(jax.random.split(jax.random.key(0), 4000), 0.25)
+    scales = block.branch_scales(jax.random.split(jax.random.key(0), 4000), 0.25)
     assert set(np.unique(scales).round(4)) == {0.0, np.float32(1.3333)}
     np.testing.assert_allclose(scales.mean((1, 2, 3)), 1, atol=0.05)
     assert (scales[0] != scales[1]).any()
@@ -159,11 +159,11 @@ def test_a_caption_longer_than_the_context_is_refused():
 
 
 def test_a_block_read_in_part_is_the_whole_block_there():
-    block = attention.Block(4, attention.BlockInit(*[nn.initializers.normal(0.1)] * 4), 1e-6)
+    one = block.Block(32, 4, block.BlockInit(*[nn.initializers.normal(0.1)] * 4), 1e-6)
     x = jax.random.normal(jax.random.key(0), (2, 7, 32))
-    params = block.init(jax.random.key(1), x)
-    whole, _ = block.apply(params, x)
-    part, _ = block.apply(params, x, x[:, 2:5])
+    params = one.init(jax.random.key(1), x)
+    whole, _ = one.apply(params, x)
+    part = one.apply(params, x, x[:, 2:5], method="reading")
     np.testing.assert_allclose(part, whole[:, 2:5], rtol=1e-5, atol=1e-6)
 
 

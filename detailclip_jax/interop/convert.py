@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 from detailclip_jax import experiment
 from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
-from detailclip_jax.interop import files, hub, own, stacking, tables
+from detailclip_jax.interop import files, hub, own, tables
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
 from detailclip_jax.interop.tables import Entry, StateDict, Table
 from detailclip_jax.mesh import make_mesh
+from detailclip_jax.models import stacking
 from detailclip_jax.models.positions import RECIPES, interpolate
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Params

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.models.attention import uniform_fan_in
+from detailclip_jax.models.layers import Linear, uniform_fan_in
 from detailclip_jax.types import Array, Axis, Float
 
 EPS = 1e-5
@@ -69,7 +69,5 @@ class BatchNormMlp(nn.Module):
             if index:
                 x = nn.relu(BatchNorm(self.axis, self.dtype, name=f"norm_{index - 1}")(x))
             init = uniform_fan_in(x.shape[-1])
-            x = nn.Dense(width, self.bias, dtype=self.dtype, kernel_init=init, bias_init=init, name=f"linear_{index}")(
-                x
-            )
+            x = Linear(width, init, self.dtype, init, self.bias, name=f"linear_{index}")(x)
         return x.astype(jnp.float32)

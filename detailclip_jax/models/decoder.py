@@ -5,7 +5,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from detailclip_jax.models.attention import BlockInit, LayerNorm, block_class, uniform_fan_in
+from detailclip_jax.models.attention import Kernel
+from detailclip_jax.models.block import Block, BlockInit, recomputed, run_blocks
+from detailclip_jax.models.layers import LayerNorm, Linear, uniform_fan_in
 from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.types import Array, Float, Hidden, Tokens
 
@@ -18,7 +20,8 @@ class Decoder(nn.Module):
     """Linear, mask tokens, fixed sin-cos positions, blocks, norm; read at the removed patches.
 
     Attention does not mind the order of its tokens, so they stay as [CLS, kept, removed] with the positions of
-    their patches, and are never put back into place.  The last block computes the removed ones only.
+    their patches, and are never put back into place.  Before the first block a removed patch is the mask token and its
+    position: rows of a table, normalised and projected once for all images.  The last block computes removed ones only.
     """
 
     width: int
@@ -28,26 +31,38 @@ class Decoder(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     zero_bias: bool = False  # of the embedding at the start (MAE); else PyTorch's uniform one
+    kernel: Kernel = "xla"  # of attention
+    scan: bool = False  # whether the blocks between the first and the last are one, stacked
 
     @nn.compact
     def __call__(self, tokens: Tokens, hidden: Hidden) -> Float[Array, "B H D"]:
         """Decoded tokens, after the norm, in the order of `hidden.removed`."""
-        encoded = jnp.concatenate([tokens.cls[:, None], tokens.patches], 1)
-        embed = nn.Dense(
-            self.width,
-            dtype=self.dtype,
-            kernel_init=XAVIER,
-            bias_init=nn.initializers.zeros if self.zero_bias else uniform_fan_in(encoded.shape[-1]),
-            name="embed",
-        )
-        mask_token = self.param("mask_token", nn.initializers.normal(0.02), (self.width,))
         positions = jnp.asarray(sincos_positions(self.width, self.side))
-        seen = jnp.concatenate([jnp.zeros_like(hidden.kept[:, :1]), hidden.kept + 1], 1)
-        visible = embed(encoded) + positions[seen].astype(self.dtype)
-        removed = (mask_token + positions[1 + hidden.removed]).astype(self.dtype)
-        x = jnp.concatenate([visible, removed], 1)
-        for index in range(self.depth):
-            block = block_class(self.remat)(self.num_heads, DECODER_INIT, EPS, dtype=self.dtype, name=f"blocks_{index}")
-            read = x[:, -hidden.removed.shape[1] :] if index == self.depth - 1 else None
-            x, _ = block(x, read, None, False)
+        visible, table = self._visible(tokens, hidden, positions), self._mask_tokens(positions)
+        beside = recomputed(lambda block, *given: block.beside(*given, read_all=self.depth > 1), self.remat)
+        x = beside(self._block("blocks_0"), visible, table, hidden.removed)
+        if self.depth > 1:
+            x, _ = run_blocks(self._middle(), x, remat=self.remat, depth=self.depth - 2)
+            reading = recomputed(lambda block, x, read: block.reading(x, read), self.remat)
+            x = reading(self._block(f"blocks_{self.depth - 1}"), x, x[:, -hidden.removed.shape[1] :])
         return LayerNorm(EPS, self.dtype, name="norm")(x)
+
+    def _visible(self, tokens: Tokens, hidden: Hidden, positions: Array) -> Float[Array, "B M D"]:
+        """CLS and kept tokens in the decoder's width, at their places."""
+        encoded = jnp.concatenate([tokens.cls[:, None], tokens.patches], 1)
+        bias_init = nn.initializers.zeros if self.zero_bias else uniform_fan_in(encoded.shape[-1])
+        seen = jnp.concatenate([jnp.zeros_like(hidden.kept[:, :1]), hidden.kept + 1], 1)
+        embed = Linear(self.width, XAVIER, self.dtype, bias_init, name="embed")
+        return embed(encoded) + positions[seen].astype(self.dtype)
+
+    def _mask_tokens(self, positions: Array) -> Float[Array, "N D"]:
+        """The mask token at every place."""
+        return self.param("mask_token", nn.initializers.normal(0.02), (self.width,)) + positions[1:]
+
+    def _middle(self) -> Block | list[Block]:
+        if self.scan and self.depth > 2:
+            return self._block("blocks")
+        return [self._block(f"blocks_{number}") for number in range(1, self.depth - 1)]
+
+    def _block(self, name: str) -> Block:
+        return Block(self.width, self.num_heads, DECODER_INIT, EPS, dtype=self.dtype, kernel=self.kernel, name=name)

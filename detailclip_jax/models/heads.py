@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.models.attention import exact_gelu, uniform_fan_in
+from detailclip_jax.models.layers import Linear, exact_gelu, uniform_fan_in
 from detailclip_jax.types import Array, Float, Logits, Scalar
 
 
@@ -21,8 +21,8 @@ class Projection(nn.Module):
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch E"]:
         """x W, in float32 afterwards."""
         init = nn.initializers.normal(x.shape[-1] ** -0.5)
-        dense = nn.Dense(self.joint_width, use_bias=False, dtype=self.dtype, kernel_init=init, name="proj")
-        return dense(x).astype(jnp.float32)
+        linear = Linear(self.joint_width, init, self.dtype, use_bias=False, name="proj")
+        return linear(x).astype(jnp.float32)
 
 
 class LogitScale(nn.Module):
@@ -58,7 +58,7 @@ class PixelHead(nn.Module):
         uniform = uniform_fan_in(x.shape[-1])
         init = nn.initializers.xavier_uniform() if self.xavier else uniform
         bias_init = nn.initializers.zeros if self.xavier else uniform
-        return nn.Dense(self.num_values, dtype=self.dtype, kernel_init=init, bias_init=bias_init, name="proj")(x)
+        return Linear(self.num_values, init, self.dtype, bias_init, name="proj")(x)
 
 
 class ClassHead(nn.Module):
@@ -70,8 +70,8 @@ class ClassHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch C"]:
         """Logits in float32."""
-        dense = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name="proj")
-        return dense(x).astype(jnp.float32)
+        linear = Linear(self.num_classes, nn.initializers.normal(0.02), self.dtype, name="proj")
+        return linear(x).astype(jnp.float32)
 
 
 class PrototypeHead(nn.Module):
@@ -92,7 +92,7 @@ class PrototypeHead(nn.Module):
         """Creates the parameters."""
         init = nn.initializers.normal(0.02)  # the reference's truncation lies at 100 standard deviations
         widths = (self.hidden_width, self.hidden_width, self.bottleneck_width)
-        self.mlp = [nn.Dense(width, dtype=self.dtype, kernel_init=init) for width in widths]
+        self.mlp = [Linear(width, init, self.dtype) for width in widths]
         shape = (self.num_prototypes, self.bottleneck_width)
         self.direction = self.param("direction", uniform_fan_in(self.bottleneck_width), shape)
         self.gain = self.param("gain", nn.initializers.ones, (self.num_prototypes,))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from detailclip_jax.models.attention import choose_kernel
 from detailclip_jax.models.batch_norm import BatchNormMlp
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.heads import ClassHead, LogitScale, MaskToken, PixelHead, Projection, PrototypeHead
@@ -121,6 +122,8 @@ def _image(model: ConfigDict, size: Size, dtype: jnp.dtype) -> VisionTransformer
         model.remat,
         style,
         model.drop_path,
+        choose_kernel(model.attention, dtype, size.width // size.num_heads),
+        model.scan,
     )
 
 
@@ -134,6 +137,8 @@ def _text(model: ConfigDict, size: Size, dtype: jnp.dtype) -> TextTransformer:
         dtype,
         model.remat,
         model.text_activation,
+        choose_kernel(model.attention, dtype, size.text_width // size.text_heads),
+        model.scan,
     )
 
 
@@ -144,7 +149,17 @@ def _projection(model: ConfigDict, size: Size, dtype: jnp.dtype) -> Projection:
 def _decoder(model: ConfigDict, size: Size, dtype: jnp.dtype) -> Decoder:
     width, depth = model.decoder_width or size.width, model.decoder_depth or size.decoder_depth
     mae = model.image_style.init == "xavier"
-    return Decoder(width, depth, size.decoder_heads, num_side_patches(model), dtype, model.remat, mae)
+    return Decoder(
+        width,
+        depth,
+        size.decoder_heads,
+        num_side_patches(model),
+        dtype,
+        model.remat,
+        mae,
+        choose_kernel(model.attention, dtype, width // size.decoder_heads),
+        model.scan,
+    )
 
 
 def _pixel_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> PixelHead:

@@ -5,7 +5,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from detailclip_jax.models.attention import BlockInit, LayerNorm, activation_named, block_class, uniform_fan_in
+from detailclip_jax.models.attention import Kernel
+from detailclip_jax.models.block import Block, BlockInit, recomputed, run_blocks
+from detailclip_jax.models.layers import LayerNorm, activation_named, uniform_fan_in
 from detailclip_jax.types import Array, Bool, Float, Int
 
 EPS = 1e-5
@@ -41,27 +43,37 @@ class TextTransformer(nn.Module):
     dtype: Any = jnp.float32
     remat: str = "none"
     activation: str = "quick_gelu"
+    kernel: Kernel = "xla"  # of attention
+    scan: bool = False  # whether all blocks but the last are one, stacked, through which a loop runs
 
     def setup(self) -> None:
         """Creates the parameters."""
         embedding, positions = nn.initializers.normal(0.02), nn.initializers.normal(0.01)
         self.token_embedding = self.param("token_embedding", embedding, (self.vocab_size, self.width))
         self.positions = self.param("positions", positions, (self.context_length, self.width))
-        block, init = block_class(self.remat), text_init(self.width, self.depth)
-        activation = activation_named(self.activation)
-        self.blocks = [block(self.num_heads, init, EPS, activation, self.dtype) for _ in range(self.depth)]
+        inits, activation = text_init(self.width, self.depth), activation_named(self.activation)
+        blocks = [
+            Block(self.width, self.num_heads, inits, EPS, activation, self.dtype, self.kernel, causal=True)
+            for _ in range(2 if self.scan and self.depth > 1 else self.depth)
+        ]
+        self.blocks = blocks[0] if self.scan and self.depth > 1 else blocks[:-1]
+        setattr(self, self._last, blocks[-1])
         self.ln_final = LayerNorm(EPS, self.dtype)
+
+    @property
+    def _last(self) -> str:
+        return f"blocks_{self.depth - 1}"
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
         """Token ids to features; the last block computes the EOT token only."""
         if tokens.shape[1] > self.context_length:
             raise ValueError(f"captions of {tokens.shape[1]} tokens exceed the context of {self.context_length}")
         x = (self.token_embedding[tokens] + self.positions[: tokens.shape[1]]).astype(self.dtype)
-        for block in self.blocks[:-1]:
-            x, _ = block(x, None, causal_mask(jnp.arange(tokens.shape[1])[None], tokens.shape[1]), False)
+        x, _ = run_blocks(self.blocks, x, remat=self.remat, depth=self.depth - 1)
         end = tokens.argmax(-1)[:, None]
         read = jnp.take_along_axis(x, end[..., None], axis=1)
-        x, _ = self.blocks[-1](x, read, causal_mask(end, tokens.shape[1]), False)
+        reading = recomputed(lambda block, x, read, mask: block.reading(x, read, mask), self.remat)
+        x = reading(getattr(self, self._last), x, read, causal_mask(end, tokens.shape[1]))
         return self.ln_final(x)[:, 0]
 
 

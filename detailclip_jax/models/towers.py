@@ -9,6 +9,8 @@ from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Array, Float, Int
 
+SCANNED = ("image", "text", "decoder")  # parts whose blocks may be stacked
+
 
 class Networks(nn.Module):
     """Every network that a row may own; it gets those that it names, the others are None.
@@ -29,6 +31,12 @@ class Networks(nn.Module):
     byol_projector: BatchNormMlp | None = None
     byol_predictor: BatchNormMlp | None = None
     class_head: ClassHead | None = None
+
+    def unrolled(self) -> "Networks":
+        """The same networks with every block apart, as `blocks_0`, `blocks_1`, ..."""
+        return self.clone(
+            **{name: part.clone(scan=False) for name in SCANNED if (part := getattr(self, name)) is not None}
+        )
 
     def embed_image(self, images: Float[Array, "B S S 3"]) -> Float[Array, "B E"]:
         """Images in the joint space, not yet L2-normalised."""

@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.models.attention import BlockInit, LayerNorm, activation_named, block_class, uniform_fan_in
+from detailclip_jax.models.attention import Kernel
+from detailclip_jax.models.block import Block, BlockInit, branch_scales, run_blocks
+from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, uniform_fan_in
 from detailclip_jax.models.positions import interpolate, sincos_positions
 from detailclip_jax.patches import patchify, take
 from detailclip_jax.types import Array, Bool, Float, Int, Tokens
@@ -60,6 +62,8 @@ class VisionTransformer(nn.Module):
     remat: str = "none"
     style: Style = Style()
     drop_path: float = 0.0
+    kernel: Kernel = "xla"  # of attention
+    scan: bool = False  # whether blocks are one, stacked, through which a loop runs
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -73,18 +77,19 @@ class VisionTransformer(nn.Module):
         uniform = uniform_fan_in(3 * self.patch_size**2)
         init, bias_init = (XAVIER, nn.initializers.zeros) if self.style.init == "xavier" else (uniform, uniform)
         bias = self.style.patch_bias
-        self.patch_embed = nn.Dense(self.width, bias, dtype=self.dtype, kernel_init=init, bias_init=bias_init)
+        self.patch_embed = Linear(self.width, init, self.dtype, bias_init, bias)
         self.cls_token = self.param("cls_token", NORMAL, (self.width,))
         learnt = None if fixed else self.param("positions", NORMAL, (side**2 + 1, self.width))
         self.table = jnp.asarray(sincos_positions(self.width, side) if fixed else learnt)
         eps, activation = self.style.norm_eps, activation_named(self.style.activation)
         if self.style.pre_norm:
             self.pre_norm = LayerNorm(eps, self.dtype)
-        block = block_class(self.remat)
-        rates = [self.drop_path * i / max(self.depth - 1, 1) for i in range(self.depth)]
-        self.blocks = [
-            block(self.num_heads, INITS[self.style.init], eps, activation, self.dtype, rate) for rate in rates
+        inits, kernel = INITS[self.style.init], self.kernel
+        number = None if self.scan else self.depth
+        blocks = [
+            Block(self.width, self.num_heads, inits, eps, activation, self.dtype, kernel) for _ in range(number or 1)
         ]
+        self.blocks = blocks if number else blocks[0]
         self.norm = LayerNorm(eps, self.dtype)
 
     def __call__(
@@ -100,16 +105,21 @@ class VisionTransformer(nn.Module):
 
         Where `hidden` is True `mask_token` replaces the patch.  `keys` [B] switch drop path on.
         """
-        x, rows = self.embed(images, kept, hidden, mask_token), []
-        for index, block in enumerate(self.blocks):
-            x, row = block(x, None, None, attention, fold_in(keys, index))
-            rows.append(row)
-        maps = jnp.stack(rows, 1)[..., 1:] if attention else None
+        x = self.embed(images, kept, hidden, mask_token)
+        x, rows = run_blocks(self.blocks, x, self._scales(keys), attention, self.remat, self.depth)
+        maps = None if rows is None else rows[..., 1:]
         if self.style.pooling == "norm_of_mean":
             return Tokens(cls=self.norm(x[:, 1:].mean(1)), patches=x[:, 1:], attention=maps)
         x = self.norm(x)
         cls = x[:, 0] if self.style.pooling == "cls" else x[:, 1:].mean(1)
         return Tokens(cls=cls, patches=x[:, 1:], attention=maps)
+
+    def _scales(self, keys: Array | None) -> Float[Array, "L 2 B 1 1"] | None:
+        """What drop path leaves of every branch."""
+        if keys is None or not self.drop_path:
+            return None
+        rates = [self.drop_path * number / max(self.depth - 1, 1) for number in range(self.depth)]
+        return jnp.stack([branch_scales(fold_in(keys, number), rate) for number, rate in enumerate(rates)])
 
     def embed(
         self,
@@ -134,6 +144,6 @@ class VisionTransformer(nn.Module):
         return self.pre_norm(x) if self.style.pre_norm else x
 
 
-def fold_in(keys: Array | None, number: int) -> Array | None:
+def fold_in(keys: Array, number: int) -> Array:
     """Keys [B] of their own for the block of that number."""
-    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

@@ -1,0 +1,160 @@
+"""The pre-norm transformer block that every tower is made of, and towers' blocks one after the other."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from detailclip_jax.models.attention import Attention, Kernel
+from detailclip_jax.models.layers import Initialiser, LayerNorm, Linear, exact_gelu
+from detailclip_jax.products import PRODUCT
+from detailclip_jax.types import Array, Bool, Float, Int
+
+
+class BlockInit(NamedTuple):
+    """Initialisers of one block; the towers differ in these."""
+
+    qkv: Initialiser
+    proj: Initialiser
+    fc1: Initialiser
+    fc2: Initialiser
+    fc1_bias: Initialiser = nn.initializers.zeros
+    fc2_bias: Initialiser = nn.initializers.zeros
+
+
+class Mlp(nn.Module):
+    """Two linear layers around an activation, four times as wide inside."""
+
+    inits: BlockInit
+    activation: Callable[[Array], Array]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """Token by token."""
+        width, inits = x.shape[-1], self.inits
+        fc1 = Linear(4 * width, inits.fc1, self.dtype, inits.fc1_bias, name="fc1")
+        fc2 = Linear(width, inits.fc2, self.dtype, inits.fc2_bias, name="fc2")
+        return fc2(self.activation(fc1(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm1 x), then + mlp(norm2 x).
+
+    Three ways through it, by what is read of it afterwards: all tokens, some of them (`reading`), or, where some of the
+    tokens are rows of a table that all images share, `beside` that.  None changes a number.
+    """
+
+    width: int
+    num_heads: int
+    inits: BlockInit
+    eps: float
+    activation: Callable[[Array], Array] = exact_gelu
+    dtype: Any = jnp.float32
+    kernel: Kernel = "xla"
+    causal: bool = False
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        self.norm1, self.norm2 = (LayerNorm(self.eps, self.dtype) for _ in range(2))
+        self.attn = Attention(self.width, self.num_heads, self.inits.qkv, self.inits.proj, self.dtype, self.kernel)
+        self.mlp = Mlp(self.inits, self.activation, self.dtype)
+
+    def __call__(
+        self, x: Float[Array, "B N D"], scale: Float[Array, "2 B 1 1"] | None = None, cls_row: bool = False
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B N"] | None]:
+        """Tokens after the block, and the CLS row if asked for; `scale` is what drop path leaves of either branch."""
+        qkv = self.attn.project(self.norm1(x))
+        attended, row = self.attn(qkv[..., : self.width], qkv[..., self.width :], None, self.causal, cls_row)
+        return self._add(x, attended, scale), row
+
+    def reading(
+        self, x: Float[Array, "B N D"], read: Float[Array, "B Q D"], mask: Bool[Array, "#B 1 Q N"] | None = None
+    ) -> Float[Array, "B Q D"]:
+        """The tokens `read` of `x` after the block: only they ask, all may be asked."""
+        pairs = self.attn.project(self.norm1(x), 1)
+        attended, _ = self.attn(self.attn.project(self.norm1(read), 0, 1), pairs, mask)
+        return self._add(read, attended)
+
+    def beside(
+        self,
+        x: Float[Array, "B M D"],
+        table: Float[Array, "N D"],
+        index: Int[Array, "B H"],
+        read_all: bool = True,
+    ) -> Float[Array, "B R D"]:
+        """Tokens after the block of `x` and, behind them, of the rows of `table` that `index` names for each image.
+
+        The rows are normalised and projected once, not once for each image.  Without `read_all` only they are read.
+        """
+        rows = self.attn.project(self.norm1(table))
+        shared = rows.astype(jnp.float32)[index].astype(self.dtype)  # so that gradients add up in float32
+        behind = table[index].astype(self.dtype)
+        own = self.attn.project(self.norm1(x), 0 if read_all else 1)
+        pairs = jnp.concatenate([own[..., -2 * self.width :], shared[..., self.width :]], 1)
+        query = shared[..., : self.width]
+        if read_all:
+            query = jnp.concatenate([own[..., : self.width], query], 1)
+            behind = jnp.concatenate([x, behind], 1)
+        return self._add(behind, self.attn(query, pairs)[0])
+
+    def _add(self, x: Array, attended: Array, scale: Array | None = None) -> Array:
+        x = x + _scaled(attended, scale, 0)
+        return x + _scaled(self.mlp(self.norm2(x)), scale, 1)
+
+
+def _scaled(branch: Array, scale: Array | None, number: int) -> Array:
+    return branch if scale is None else branch * scale[number].astype(branch.dtype)
+
+
+def branch_scales(keys: Array, rate: float) -> Float[Array, "2 B 1 1"]:
+    """Drop path: 0 for an image's dropped branch and 1 / (1 - rate) else, for both branches of a block.
+
+    Every image draws from its own key.
+    """
+    kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (2,)))(keys)
+    return (kept.T / (1 - rate))[..., None, None]
+
+
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def recomputed(run: Callable[..., Any], remat: str, in_loop: bool = False) -> Callable[..., Any]:
+    """A function of a block and arrays, recomputed in the backward pass ("dots" keeps the results of products).
+
+    Outside of a loop the compiler must be kept from finding that the same was computed before.
+    """
+    if remat not in REMAT:
+        raise ValueError(f"model.remat {remat!r} is unknown; known: {', '.join(REMAT)}")
+    return run if remat == "none" else nn.remat(run, policy=REMAT[remat], prevent_cse=not in_loop)
+
+
+def run_blocks(
+    blocks: Block | Sequence[Block],
+    x: Float[Array, "B N D"],
+    scales: Float[Array, "L 2 B 1 1"] | None = None,
+    cls_rows: bool = False,
+    remat: str = "none",
+    depth: int = 0,
+) -> tuple[Float[Array, "B N D"], Float[Array, "B L N"] | None]:
+    """Tokens after all blocks, and the CLS rows of each if asked for.
+
+    `blocks` are several, one after the other; or a single one whose parameters have `depth` layers along a leading
+    axis, through which a loop runs: a program of one block instead of many, the same numbers.
+    """
+    run = recomputed(lambda block, x, scale: block(x, scale, cls_rows), remat, isinstance(blocks, Block))
+    if isinstance(blocks, Block):
+        loop = nn.scan(run, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
+        x, rows = loop(blocks, x, scales)
+        return x, jnp.moveaxis(rows, 0, 1) if cls_rows else None
+    rows = []
+    for number, block in enumerate(blocks):
+        x, row = run(block, x, None if scales is None else scales[number])
+        rows.append(row)
+    return x, jnp.stack(rows, 1) if cls_rows else None

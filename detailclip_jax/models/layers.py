@@ -1,0 +1,115 @@
+"""What towers are made of: initial values, activations, layer norm and linear layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from detailclip_jax.products import product
+from detailclip_jax.types import Array, Float
+
+Initialiser = Callable[..., Array]
+
+
+def uniform_fan_in(fan_in: int) -> Initialiser:
+    """U(+-1/sqrt(fan_in)): what PyTorch's Linear and Conv start from when nobody says otherwise."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def elementwise(value_and_slope: Callable[[Array], tuple[Array, Array]]) -> Callable[[Array], Array]:
+    """A function of each element, computed in float32 and returned in its input's type; the backward pass keeps one
+    array of it, the slope, in that type."""
+
+    @jax.custom_jvp
+    def function(x: Array) -> Array:
+        return value_and_slope(x.astype(jnp.float32))[0].astype(x.dtype)
+
+    @function.defjvp
+    def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        value, slope = (y.astype(primals[0].dtype) for y in value_and_slope(primals[0].astype(jnp.float32)))
+        return value, slope * tangents[0]
+
+    return function
+
+
+def _quick_gelu(x: Array) -> tuple[Array, Array]:
+    gate = jax.nn.sigmoid(1.702 * x)
+    return x * gate, gate + 1.702 * x * gate * (1 - gate)
+
+
+def _exact_gelu(x: Array) -> tuple[Array, Array]:
+    below = 0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5)
+    density = jnp.exp(-0.5 * x * x) * (2 * jnp.pi) ** -0.5
+    return x * below, below + x * density
+
+
+quick_gelu = elementwise(_quick_gelu)
+"""x sigmoid(1.702 x), CLIP's text activation."""
+exact_gelu = elementwise(_exact_gelu)
+"""x Phi(x) with the error function, as PyTorch's default."""
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": exact_gelu, "quick_gelu": quick_gelu}
+
+
+def activation_named(name: str) -> Callable[[Array], Array]:
+    """The activation of that name; ValueError with the known names otherwise."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation {name!r} is unknown; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class LayerNorm(nn.Module):
+    """Layer norm computed in float32 whatever the input, returned in `dtype`."""
+
+    eps: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Normalises the last axis."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        centered = x - x.mean(-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centered), -1, keepdims=True)
+        return (centered * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(self.dtype)
+
+
+class Weights(nn.Module):
+    """The kernel and bias of a linear layer, for a caller that uses parts of them."""
+
+    features: int
+    kernel_init: Initialiser
+    dtype: Any = jnp.float32
+    bias_init: Initialiser = nn.initializers.zeros
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, fan_in: int) -> tuple[Float[Array, "D M"], Float[Array, "M"] | None]:
+        """Both in float32, as they are kept."""
+        kernel = self.param("kernel", self.kernel_init, (fan_in, self.features))
+        return kernel, self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
+
+
+class Linear(Weights):
+    """x kernel + bias over the last axis."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch M"]:
+        """In `dtype`."""
+        return affine(x, *super().__call__(x.shape[-1]), self.dtype)
+
+
+def affine(
+    x: Float[Array, "*batch D"], kernel: Float[Array, "D M"], bias: Float[Array, "M"] | None, dtype: Any
+) -> Float[Array, "*batch M"]:
+    """x kernel + bias in `dtype`."""
+    made = product(x, kernel, dtype)
+    return made if bias is None else made + bias.astype(dtype)

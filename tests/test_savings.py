@@ -1,0 +1,285 @@
+"""Every saving against the straightforward form: the loss and all gradients, to float32 rounding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import straightforward
+from flax import traverse_util
+from tiny import SIZE, tiny_batch, tiny_config
+
+from detailclip_jax import ema, experiment, mesh, optimizer, products, train_step
+from detailclip_jax.data import lengths
+from detailclip_jax.models import attention, block, layers, stacking
+from detailclip_jax.models.decoder import Decoder
+from detailclip_jax.models.text import TextTransformer
+from detailclip_jax.models.vit import VisionTransformer
+from detailclip_jax.types import Hidden, Tokens
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def assert_close(ours, theirs, rtol=1e-5, of_largest=2e-6):
+    """Leaf by leaf, to a share of the leaf's largest value."""
+    ours, theirs = (traverse_util.flatten_dict(dict(tree), sep="/") for tree in (ours, theirs))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(ours[name], value, rtol=rtol, atol=of_largest * scale + 1e-9, err_msg=name)
+
+
+def config_of(granularity="patch", **changes):
+    config = tiny_config()
+    config.model.custom = {**SIZE, "text_depth": 2}
+    config.masking.granularity = granularity
+    for name, value in changes.items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config
+
+
+def batch_of(config):
+    """Captions of 5 to 12 words behind which nothing is left to read."""
+    batch = tiny_batch(0, config)
+    for row, end in enumerate((5, 7, 9, 12, 6, 5, 8, 11)):
+        batch["text"][row, end - 1 :] = 0
+        batch["text"][row, end - 1] = config.model.vocab_size - 1
+    return batch
+
+
+@functools.cache
+def ours(**changes):
+    """Loss, gradients by number of block, and batch means of a step of the package, from the state of seed 0."""
+    config = config_of(**changes)
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    state = moved(exp.init(0))
+    loss = jax.value_and_grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True)
+    (value, (_, means, _)), gradients = jax.jit(loss)(state.params, state, batch_of(config))
+    return value, stacking.unstack(gradients), means
+
+
+def moved(state):
+    """Centers that are not zero and a teacher that is not the student."""
+    noise = lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape)
+    centers = {name: 0.1 * normal(number, *center.shape) for number, (name, center) in enumerate(state.centers.items())}
+    return state.replace(ema_params=jax.tree.map(noise, state.ema_params), centers=centers)
+
+
+@functools.cache
+def theirs(granularity):
+    config = config_of(granularity)
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    state = moved(exp.init(0))
+    temperatures = {name: schedule(0) for name, schedule in exp.schedules.temperatures.items()}
+    batch = jax.tree.map(jnp.asarray, batch_of(config))
+
+    def loss(params):
+        params = optimizer.stop_frozen(params, exp.setup.groups)
+        return straightforward.combined_loss(params, state.ema_params, batch, state.centers, temperatures, config)
+
+    (value, means), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
+    return value, gradients, means
+
+
+SAVINGS = [
+    {"granularity": "patch"},
+    {"granularity": "cell2x2"},
+    {"model__scan": True, "losses__chunk_logits": 32 * 30, "model__remat": "dots"},
+    {"model__remat": "full"},
+]
+
+
+@pytest.mark.parametrize("changes", SAVINGS, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_the_step_equals_the_straightforward_one(changes):
+    value, gradients, means = ours(**changes)
+    expected, expected_gradients, expected_means = theirs(changes.get("granularity", "patch"))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert_close(gradients, expected_gradients, rtol=1e-4, of_largest=2e-5)
+    assert_close(means, expected_means)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_the_decoder_equals_one_of_all_tokens(depth, scan):
+    """Mask tokens from a table and a last block of removed patches alone: values and every gradient."""
+    decoder = Decoder(width=32, depth=depth, num_heads=4, side=4, scan=scan, remat="dots" if scan else "none")
+    order = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(16), (3, 1)), axis=1))
+    hidden = Hidden(jnp.zeros((3, 16), bool), order[:, :10], order[:, 10:])
+    tokens, weight = normal(0, 3, 11, 24), normal(1, 3, 6, 32)
+    encoded = lambda x: Tokens(cls=x[:, 0], patches=x[:, 1:])
+    params = decoder.init(jax.random.key(0), encoded(tokens), hidden)["params"]
+
+    def saving(params, x):
+        return (decoder.apply({"params": params}, encoded(x), hidden) * weight).sum()
+
+    def all_tokens(params, x):
+        decoded = straightforward.decoder(stacking.unstack(params), x, hidden.kept, 16, 4)
+        return (jnp.take_along_axis(decoded, hidden.removed[..., None], 1) * weight).sum()
+
+    made, expected = (jax.jit(jax.value_and_grad(f, (0, 1)))(params, tokens) for f in (saving, all_tokens))
+    np.testing.assert_allclose(made[0], expected[0], rtol=1e-5)
+    assert_close(made[1][0], expected[1][0], rtol=1e-4, of_largest=1e-5)
+    np.testing.assert_allclose(made[1][1], expected[1][1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_captions_cut_to_the_longest_change_no_gradient(depth, scan):
+    tower = TextTransformer(width=32, depth=depth, num_heads=4, context_length=12, vocab_size=64, scan=scan)
+    text, weight = batch_of(config_of())["text"][[0, 1, 4]], normal(1, 3, 32)  # 7 words at most
+    cut, tokens = jnp.asarray(lengths.trimmed({"text": text}, (4, 8, 12))["text"]), jnp.asarray(text)
+    params = tower.init(jax.random.key(0), tokens)["params"]
+    assert cut.shape == (3, 8)
+
+    def gradient(tokens):
+        return jax.jit(jax.grad(lambda p: (tower.apply({"params": p}, tokens) * weight).sum()))(params)
+
+    class Heads:
+        text_heads = 4
+
+    whole = jax.grad(lambda p: (straightforward.text(stacking.unstack(p), tokens, Heads) * weight).sum())(params)
+    assert_close(gradient(cut), whole, rtol=1e-4, of_largest=1e-5)
+    assert_close(gradient(tokens), whole, rtol=1e-4, of_largest=1e-5)
+
+
+def test_caption_lengths():
+    assert lengths.lengths_within((48, 32, 32), 77) == (32, 48, 77)
+    assert lengths.lengths_within((32, 48), 24) == (24,) == lengths.lengths_within((), 24)
+    tokens = np.array([[5, 9, 0, 0, 0], [5, 3, 3, 9, 9]])
+    assert lengths.longest(tokens) == 4  # the first of the largest ids, as the encoder reads
+    assert lengths.longest(np.array([[8, 3, 3]])) == 1  # no end token: the first word is read
+    assert lengths.trimmed({"text": tokens, "label": 1}, (2, 4, 5))["text"].shape == (2, 4)
+
+
+def test_scanned_networks_start_as_unrolled_ones():
+    config = config_of()
+    plain = experiment.build(config, mesh.make_mesh(jax.devices()[:1])).init(3)
+    config.model.scan = True
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    stacked = exp.init(3)
+    assert stacked.params["image"]["blocks"]["norm1"]["scale"].shape == (2, 96)
+    assert_close(stacking.unstack(stacked.params), plain.params, rtol=0, of_largest=0)
+    assert_close(stacking.like(plain.params, stacked.params), stacked.params, rtol=0, of_largest=0)
+    assert_close(ema.copy(stacked.params, exp.method.ema), stacked.ema_params, rtol=0, of_largest=0)
+
+
+def test_blocks_that_stand_apart_keep_their_numbers():
+    tree = {"tower": {f"blocks_{i}": {"x": jnp.full(2, i)} for i in range(5)}}
+    shape = {"tower": {"blocks_0": {}, "blocks_4": {}, "blocks": {"x": jnp.zeros((3, 2))}}}
+    stacked = stacking.like(tree, shape)
+    np.testing.assert_array_equal(stacked["tower"]["blocks"]["x"][:, 0], [1, 2, 3])
+    assert stacking.numbers(stacked["tower"]) == [1, 2, 3] and set(stacked["tower"]) == set(shape["tower"])
+    assert_close(stacking.unstack(stacked), tree, rtol=0, of_largest=0)
+    with pytest.raises(ValueError, match="lack the blocks blocks_3"):
+        stacking.like({"tower": {f"blocks_{i}": {"x": jnp.ones(2)} for i in (0, 1, 2, 4)}}, shape)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dots_recompute_no_product_and_full_all(dtype):
+    """Counted in floating-point operations: the forward pass is about half of the backward one."""
+    x = normal(0, 2, 64, 64, 3)
+
+    def flops(remat):
+        vit = VisionTransformer(8, 64, 3, 4, 64, dtype, remat)
+        params = jax.eval_shape(vit.init, jax.random.key(0), x)
+        gradient = jax.grad(lambda p: vit.apply(p, x).cls.astype(jnp.float32).sum())
+        return jax.jit(gradient).lower(params).cost_analysis()["flops"]
+
+    none, dots, full = (flops(remat) for remat in ("none", "dots", "full"))
+    assert none < dots < 1.08 * none and 1.2 * none < full
+
+
+@pytest.mark.parametrize("name", layers.ACTIVATIONS)
+def test_activations_and_their_slopes_are_the_textbook_s(name):
+    function, textbook = layers.ACTIVATIONS[name], getattr(straightforward, name)
+    x = jnp.linspace(-6, 6, 101)
+    np.testing.assert_allclose(function(x), textbook(x), rtol=1e-6, atol=1e-6)
+    slopes = [jax.vmap(jax.grad(f))(x) for f in (function, textbook)]
+    np.testing.assert_allclose(*slopes, rtol=1e-5, atol=2e-6)
+    half = x.astype(jnp.bfloat16)
+    assert function(half).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(function(half), function(half.astype(jnp.float32)).astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_products_and_their_gradients(dtype):
+    x, kernel, weight = normal(0, 2, 5, 8), normal(1, 8, 6), normal(2, 2, 5, 6)
+    rounded = [np.asarray(a.astype(dtype), np.float64) for a in (x, kernel, weight)]
+    made, back = jax.vjp(lambda x, kernel: products.product(x, kernel, dtype, jnp.float32), x, kernel)
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    np.testing.assert_allclose(made, rounded[0] @ rounded[1], rtol=1e-5, atol=1e-5)
+    of_x, of_kernel = back(weight)
+    np.testing.assert_allclose(of_x, rounded[2] @ rounded[1].T, rtol=tolerance, atol=tolerance)
+    exact = np.einsum("bnd,bnm->dm", rounded[0], rounded[2])
+    np.testing.assert_allclose(of_kernel, exact, rtol=1e-5, atol=1e-5)  # sums in float32, not rounded afterwards
+    assert of_x.dtype == of_kernel.dtype == jnp.float32
+
+
+def test_half_precision_gradients_are_near_those_in_full():
+    value, gradients, _ = ours(model__dtype="bfloat16")
+    expected, expected_gradients, _ = ours()
+    assert abs(value / expected - 1) < 0.02
+    flat, expected = (traverse_util.flatten_dict(tree, sep="/") for tree in (gradients, expected_gradients))
+    assert all(leaf.dtype == jnp.float32 for leaf in flat.values())
+    lengths_of = lambda tree: np.linalg.norm(np.concatenate([np.ravel(tree[name]) for name in sorted(expected)]))
+    difference = {name: flat[name] - expected[name] for name in expected}
+    assert lengths_of(difference) < 0.1 * lengths_of(expected)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [7, 8])
+def test_lengths_filled_up_to_even_ones_change_nothing(length, causal):
+    query, key, value = (normal(seed, 2, length, 3, 8) for seed in range(3))
+
+    def loss(attend):
+        return jax.value_and_grad(lambda *x: jnp.sin(attend(*x)).sum(), (0, 1, 2))(query, key, value)
+
+    filled = loss(lambda *x: attention.attend_evenly(*x, causal, "xla"))
+    plain = loss(lambda *x: jax.nn.dot_product_attention(*x, is_causal=causal))
+    for a, b in zip(jax.tree.leaves(filled), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+class Device:
+    platform, compute_capability = "gpu", "9.0"
+
+
+def test_the_attention_kernel_is_chosen_when_networks_are_built(monkeypatch, caplog):
+    assert attention.choose_kernel("auto", jnp.bfloat16, 64) == "xla"
+    with pytest.raises(ValueError, match="'cudnn' cannot run here: the device is a cpu; 'auto' falls back to 'xla'"):
+        attention.choose_kernel("cudnn", jnp.bfloat16, 64)
+    with pytest.raises(ValueError, match="'flash' is unknown; known: auto, xla, cudnn"):
+        attention.choose_kernel("flash", jnp.bfloat16, 64)
+    monkeypatch.setattr(jax, "devices", lambda: [Device])
+    assert attention.why_not_cudnn(jnp.float32, 64) == "model.dtype float32 is not half precision"
+    assert attention.why_not_cudnn(jnp.bfloat16, 64)  # no cuDNN on the machine of the tests
+
+
+def test_cudnn_s_attention_lowers_for_cuda(monkeypatch):
+    """Where the library's own check finds cuDNN, odd lengths and causal ones become its fused calls."""
+    cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+
+    class Versions:
+        @staticmethod
+        def cudnn_get_version():
+            return 91000
+
+    monkeypatch.setattr(cudnn, "cuda_versions", Versions)
+    monkeypatch.setattr(jax, "devices", lambda: [Device])
+    assert attention.choose_kernel("auto", jnp.bfloat16, 64) == "cudnn"
+    assert "multiple of 8" in attention.why_not_cudnn(jnp.bfloat16, 60)
+    monkeypatch.undo()
+    monkeypatch.setattr(cudnn, "cuda_versions", Versions)
+    inits = block.BlockInit(*[jax.nn.initializers.normal(0.1)] * 4)
+    part = block.Block(64, 1, inits, 1e-6, dtype=jnp.bfloat16, kernel="cudnn", causal=True)
+    params = jax.eval_shape(part.init, jax.random.key(0), jnp.zeros((2, 7, 64)))
+    loss = lambda params, x: part.apply(params, x)[0].astype(jnp.float32).sum()
+    x = jax.ShapeDtypeStruct((2, 7, 64), jnp.bfloat16)
+    text = jax.export.export(jax.jit(jax.grad(loss)), platforms=["cuda"], disabled_checks=[
+        jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmax"),
+        jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmaxBackward"),
+    ])(params, x).mlir_module()  # fmt: skip
+    assert "__cudnn$fmhaSoftmax" in text and "__cudnn$fmhaSoftmaxBackward" in text
