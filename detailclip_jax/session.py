@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import evaluate, provenance
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.data.lengths import lengths_within, trimmed
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.experiment import Experiment, dummy_batch
 from detailclip_jax.mesh import sharded
@@ -19,7 +20,7 @@ from detailclip_jax.metrics import MetricWriter, NonFiniteError, NoWriter, check
 from detailclip_jax.progress import Clock, Console, progress_line
 from detailclip_jax.run_config import to_json, unknown
 from detailclip_jax.train_state import TrainState
-from detailclip_jax.types import Array
+from detailclip_jax.types import Array, PyTree
 
 COUNTS = ("bad_records", "truncated_captions")
 MUCH_WAITING = 0.2  # share of the time beyond which the run says what may help
@@ -73,13 +74,12 @@ class Session:
         self._stop_trace()
         self._writer.close()
 
-    def compile(self, state: TrainState) -> Callable[..., Any]:
-        """The compiled step; says how long that took."""
-        self.run.console.live("compiling the training step ...")
-        began = time.perf_counter()
-        step = self.run.experiment.train_step.lower(state, batch_shapes(self.run)).compile()
-        self.run.console.say(f"compiled the training step in {time.perf_counter() - began:.1f} s")
+    def compile(self, state: TrainState) -> "Step":
+        """The step; where captions have one length it is compiled now, else each length when it first comes."""
         self.clock = Clock()
+        step = Step(self.run, self.clock, state)
+        if len(step.lengths) == 1:
+            step.compiled(step.lengths[0])
         return step
 
     def add(self, step: int, values: Mapping[str, Array]) -> None:
@@ -174,6 +174,53 @@ class Session:
             self.checkpoints.save(step, state, data, self._record, scores)
 
 
+class Step:
+    """The training step on batches whose captions are cut to what they need, compiled once for each length."""
+
+    def __init__(self, run: Run, clock: Clock, state: PyTree):
+        """`state` says shapes and places; nothing is compiled yet.  `clock` leaves compiling out."""
+        self.lengths = text_lengths(run)
+        self._run, self._clock = run, clock
+        self._state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        self._programs: dict[int, Callable[..., Any]] = {}
+
+    def __call__(self, state: PyTree, batch: Mapping[str, Any]) -> tuple[PyTree, dict[str, Array]]:
+        """The next state and its scalars, of this process's rows of a batch."""
+        batch = trimmed(batch, self.lengths)
+        program = self.compiled(batch["text"].shape[1])
+        return program(state, self._run.experiment.put(batch))
+
+    def compiled(self, length: int) -> Callable[..., Any]:
+        """The program for captions of that length; says how long it took to compile."""
+        if length not in self._programs:
+            with self._clock.paused():
+                self._programs[length] = self._compile(length)
+        return self._programs[length]
+
+    def _compile(self, length: int) -> Callable[..., Any]:
+        run, began = self._run, time.perf_counter()
+        run.console.live("compiling the training step ...")
+        program = run.experiment.train_step.lower(self._state, batch_shapes(run, length)).compile()
+        words = f" for captions of up to {length} words" if len(self.lengths) > 1 else ""
+        run.console.say(f"compiled the training step{words} in {time.perf_counter() - began:.1f} s")
+        return program
+
+
+def text_lengths(run: Run) -> tuple[int, ...]:
+    """The lengths that a batch's captions are cut to.
+
+    Several processes would have to agree on each batch's; there, and in rows that read no captions, all words stay.
+    """
+    config = run.config
+    buckets = config.data.text_buckets if "text" in run.experiment.method.parts else ()
+    lengths = lengths_within(buckets, config.model.context_length)
+    if jax.process_count() == 1:
+        return lengths
+    if len(lengths) > 1:
+        run.console.say(f"several processes: captions keep all {lengths[-1]} words (data.text_buckets needs one process)")
+    return lengths[-1:]
+
+
 def count_data(batches: Pipeline, before: Mapping[str, int]) -> Callable[[], dict[str, int]]:
     """What the data cost since step 0, over all processes, which must ask together; `before` is a checkpoint's."""
 
@@ -195,9 +242,10 @@ def run_record(run: Run) -> dict[str, Any]:
     }
 
 
-def batch_shapes(run: Run) -> Any:
-    """Shapes and shardings of a global batch."""
+def batch_shapes(run: Run, text_length: int) -> Any:
+    """Shapes and shardings of a global batch whose captions have so many words."""
     sharding = sharded(run.experiment.mesh)
     size = run.config.batch_size
     one = dummy_batch(run.config)
+    one["text"] = one["text"][:, :text_length]
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=sharding), one)

@@ -132,7 +132,7 @@ def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainSta
         for step in range(start.step + 1, config.total_steps + 1):
             with session.clock.waiting():
                 batch = next(batches)
-            state, metrics = train_step(state, run.experiment.put(batch))
+            state, metrics = train_step(state, batch)
             session.add(step, metrics)
             stop, last = interrupt.reached(step), step == config.total_steps
             if last or step % config.log_every == 0:

@@ -1,0 +1,64 @@
+"""A run's step: one program for each length that captions are cut to."""
+
+import pathlib
+import types
+
+import jax
+import numpy as np
+from tiny import tiny_batch, tiny_config
+
+from detailclip_jax import methods, session
+from detailclip_jax.mesh import make_mesh
+
+
+class Program:
+    """Stands for the jitted step: remembers what it was compiled for and ran on."""
+
+    def __init__(self):
+        self.compiled, self.ran = [], []
+
+    def lower(self, state, shapes):
+        self.compiled.append(shapes["text"].shape)
+        return self
+
+    def compile(self):
+        return lambda state, batch: self.ran.append(batch["text"].shape) or (state, {})
+
+
+def step_of(buckets, method="detailclip"):
+    config, said, program = tiny_config(method), [], Program()
+    config.data.text_buckets = buckets
+    experiment = types.SimpleNamespace(
+        method=methods.build(config), train_step=program, put=lambda batch: batch, mesh=make_mesh(jax.devices()[:1])
+    )
+    console = types.SimpleNamespace(live=lambda text: None, say=said.append)
+    run = session.Run(config, pathlib.Path(), experiment, None, console)
+    step = session.Step(run, session.Clock(), {"x": jax.numpy.zeros(2)})
+    return step, program, said
+
+
+def batch_with(words):
+    batch = tiny_batch()
+    batch["text"][:, words - 1 :] = 0
+    batch["text"][0, words - 1] = 63
+    return batch
+
+
+def test_every_length_is_compiled_once_when_it_first_comes():
+    step, program, said = step_of((8, 4))
+    assert step.lengths == (4, 8, 12) and not program.compiled
+    for words in (7, 3, 8, 12, 5):
+        step({}, batch_with(words))
+    assert program.ran == [(8, 8), (8, 4), (8, 8), (8, 12), (8, 8)]
+    assert program.compiled == [(8, 8), (8, 4), (8, 12)]
+    assert [line.split(" in ")[0] for line in said][1] == "compiled the training step for captions of up to 4 words"
+
+
+def test_rows_without_captions_and_several_processes_keep_all_words(monkeypatch):
+    assert step_of((8, 4), "dino")[0].lengths == (12,)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    step, program, said = step_of((8, 4))
+    assert step.lengths == (12,) and "captions keep all 12 words" in said[0]
+    step({}, batch_with(3))
+    assert program.ran == [(8, 12)]
+    assert np.array_equal(step_of(())[0].lengths, (12,))
