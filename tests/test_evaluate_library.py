@@ -22,7 +22,7 @@ from detailclip_jax.data import labelled, sprites
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.evaluate import embedding, metrics, paper, reading, results, runner
+from detailclip_jax.evaluate import embedding, evaluators, metrics, paper, reading, results, runner
 from detailclip_jax.evaluate.cache import Cache
 from detailclip_jax.evaluate.evaluators import check, plan, run_all
 from detailclip_jax.mesh import make_mesh, replicated
@@ -237,9 +237,9 @@ def open_clip_accuracy(open_clip, torch, network, folder):
 # the evaluators of a run
 
 
-def config_with(evaluators, **fields):
+def config_with(asked, **fields):
     config = variables_of("detailclip")[2].copy_and_resolve_references()
-    config.evaluators = ConfigDict(evaluators)
+    config.evaluators = ConfigDict(asked)
     config.update_from_flattened_dict(fields)
     return config
 
@@ -260,8 +260,28 @@ def test_a_run_evaluates_any_task_without_compiling_again(tmp_path):
     assert again == compiled
 
 
+def test_the_report_of_a_run_tells_sets_apart(tmp_path):
+    scores = {"zero_shot/student/top1": 0.5, "zero_shot:pets/student/top1": 0.25}
+    text = evaluate.report.write(tmp_path, scores, config_with({"zero_shot": {}}), step=3)
+    assert "| zero-shot top-1     |    50.0 |" in text and "| zero_shot:pets top1 |    25.0 |" in text
+
+
+def test_the_documented_evaluator_runs_on_a_real_method():
+    """The lines of the module's docstring, as they stand there; the mean over patches is easily known."""
+    text = evaluators.__doc__.split("    class MeanAttention")[1].split("    evaluate.run(")[0]
+    names = {"embedding": embedding}
+    exec(textwrap.dedent("    class MeanAttention" + text), names)
+    built, variables, _ = variables_of("detailclip")
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    batches = [{"image": images, "valid": np.arange(8) < 5}]
+    mine = names["MeanAttention"](built.encode, batches=batches)
+    found = evaluate.run({"mine": mine}, {"student": variables["params"]}, step=600)
+    expected = np.mean([built.encode.attention(variables["params"], images)[i] for i in range(5)])
+    assert found == {"mine/student/attention": pytest.approx(expected)}
+
+
 @pytest.mark.parametrize(
-    ("evaluators", "message"),
+    ("asked", "message"),
     [
         ({"zero_shot:imagenett": {}}, "unknown set 'imagenett'; did you mean 'imagenet'?"),
         ({"zeroshot:pets": {}}, "unknown task 'zeroshot'; did you mean 'zero_shot'?"),
@@ -269,9 +289,9 @@ def test_a_run_evaluates_any_task_without_compiling_again(tmp_path):
         ({"pets": {}}, "unknown evaluator 'pets'"),
     ],
 )
-def test_a_wrong_evaluator_is_named_before_the_run(evaluators, message):
+def test_a_wrong_evaluator_is_named_before_the_run(asked, message):
     with pytest.raises(ValueError) as caught:
-        plan(config_with(evaluators))
+        plan(config_with(asked))
     assert message in str(caught.value)
 
 

@@ -109,7 +109,7 @@ def _row(results: Mapping[str, float], task: str, metric: str, weights: list[str
     known = next(value for value in values if value is not None)
     chance, n = getattr(known, "chance", None), getattr(known, "n", None)
     return [
-        ROWS.get(metric, f"{task} {metric}"),
+        f"{task} {metric}" if ":" in task else ROWS.get(metric, f"{task} {metric}"),
         *("" if value is None else _percent(value) for value in values),
         "" if chance is None else f"{100 * chance:.2f}",
         "" if n is None else f"{n:,}",
