@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import checkpoint, experiment, methods, run_config
 from detailclip_jax.interop.tables import flatten
-from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models import stacking
+from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
 from detailclip_jax.schedules import clamp_warmup
 from detailclip_jax.train_state import TrainState

@@ -14,6 +14,7 @@ from clu import parameter_overview
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from detailclip_jax.models import stacking
 from detailclip_jax.schedules import Schedule
 from detailclip_jax.types import Array, Params, PyTree
 
@@ -105,10 +106,12 @@ def clipping(config: ConfigDict) -> optax.GradientTransformation:
     if not config.clip_per_tensor:
         return optax.clip_by_global_norm(config.clip_norm)
 
-    def clip(gradient: Array) -> Array:
-        return gradient * jnp.minimum(1, config.clip_norm / (jnp.linalg.norm(gradient) + 1e-6))
+    def clip(path: Any, gradient: Array) -> Array:
+        stacked = any(getattr(key, "key", None) == stacking.STACKED for key in path)  # then each block's own
+        norm = jnp.sqrt(jnp.square(gradient).sum(range(stacked, gradient.ndim), keepdims=True))
+        return gradient * jnp.minimum(1, config.clip_norm / (norm + 1e-6))
 
-    return optax.stateless(lambda updates, _: jax.tree.map(clip, updates))
+    return optax.stateless(lambda updates, _: jax.tree.map_with_path(clip, updates))
 
 
 def stop_frozen(params: Params, groups: PyTree) -> Params:

@@ -217,7 +217,9 @@ def text_lengths(run: Run) -> tuple[int, ...]:
     if jax.process_count() == 1:
         return lengths
     if len(lengths) > 1:
-        run.console.say(f"several processes: captions keep all {lengths[-1]} words (data.text_buckets needs one process)")
+        run.console.say(
+            f"several processes: captions keep all {lengths[-1]} words (data.text_buckets needs one process)"
+        )
     return lengths[-1:]
 
 

@@ -5,12 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import straightforward
 from flax import traverse_util
 from tiny import SIZE, tiny_batch, tiny_config
 
-from detailclip_jax import ema, experiment, mesh, optimizer, products, train_step
+from detailclip_jax import ema, experiment, mesh, optimizer, products, rates, train_step
 from detailclip_jax.data import lengths
 from detailclip_jax.models import attention, block, layers, stacking
 from detailclip_jax.models.decoder import Decoder
@@ -175,6 +176,23 @@ def test_blocks_that_stand_apart_keep_their_numbers():
     assert_close(stacking.unstack(stacked), tree, rtol=0, of_largest=0)
     with pytest.raises(ValueError, match="lack the blocks blocks_3"):
         stacking.like({"tower": {f"blocks_{i}": {"x": jnp.ones(2)} for i in (0, 1, 2, 4)}}, shape)
+
+
+def test_stacked_blocks_are_clipped_and_scaled_one_by_one():
+    """What an optimiser does by tensor or by layer it does to each block, wherever that stands."""
+    plain = {
+        "text": {f"blocks_{i}": {"kernel": 10.0**i * normal(i, 3, 2)} for i in range(4)},
+        "image": {"x": normal(9, 2)},
+    }
+    shape = {"text": {"blocks": {"kernel": jnp.zeros((3, 3, 2))}, "blocks_3": {}}}
+    stacked = stacking.like(plain, shape)
+    config = tiny_config().optimizer
+    config.clip_norm, config.clip_per_tensor, config.layer_decay = 2.0, True, 0.5
+    config.part_rates = {"text": 0.1, "image": 1.0}
+    for build in (lambda tree: optimizer.clipping(config), lambda tree: rates.scaled(optax.identity(), tree, config)):
+        (expected, _), (found, _) = (build(tree).update(tree, build(tree).init(tree)) for tree in (plain, stacked))
+        assert_close(stacking.unstack(found), expected, rtol=1e-6, of_largest=1e-7)
+        assert not np.allclose(expected["text"]["blocks_1"]["kernel"], plain["text"]["blocks_1"]["kernel"])
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
