@@ -3,32 +3,27 @@
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.losses.clip import cross_entropy, l2_normalise
-from detailclip_jax.types import Array, Float, Scalar
-
-SELF = -1e9  # the logit of an embedding with itself
+from detailclip_jax.losses.clip import l2_normalise
+from detailclip_jax.losses.global_softmax import block_size, cross_entropies, gather, own_rows
+from detailclip_jax.types import Array, Axis, Float, Scalar
 
 
 def simclr_loss(
-    views: Float[Array, "2 B F"], temperature: float = 0.1, axis: str | None = None
+    views: Float[Array, "2 B F"], temperature: float = 0.1, axis: Axis | None = None, block: int = 0
 ) -> tuple[Scalar, Scalar]:
     """SimCLR (NT-Xent) over the global batch, and how often the nearest embedding is the other view.
 
-        L = [ CE([a b^T, a a^T] / T) + CE([b a^T, b b^T] / T) ] / 2,    target of a_i: b_i,  a_i a_i = -1e9
+        L = [ CE([a b^T, a a^T] / T) + CE([b a^T, b b^T] / T) ] / 2,    target of a_i: b_i,  a_i a_i left out
 
     a, b are L2-normalised.  With `axis`, each device holds B rows of the global batch; the value is this device's
-    mean and gradients are exact.
+    mean and gradients are exact.  `block` columns of logits are made at a time, see `global_softmax`.
     """
-    own = l2_normalise(views)
-    every = jax.lax.all_gather(own, axis, axis=1, tiled=True) if axis else own
-    num_own, num_all = own.shape[1], every.shape[1]
-    target = jnp.arange(num_own) + (jax.lax.axis_index(axis) * num_own if axis else 0)
-    other = jnp.einsum("vbf,vgf->vbg", own, every[::-1], precision="highest") / temperature
-    same = jnp.einsum("vbf,vgf->vbg", own, every, precision="highest") / temperature
-    same = jnp.where(jnp.arange(num_all) == target[:, None], SELF, same)
-    logits = jnp.concatenate([other, same], -1)
-    targets = jnp.broadcast_to(target, logits.shape[:-1])
-    return cross_entropy(logits, targets), (logits.argmax(-1) == target).mean()
+    own = jnp.moveaxis(l2_normalise(views), 0, 1)
+    every, rows = gather(own, axis), own_rows(len(own), axis)
+    contrasts = (0, (1, 0)), (1, (0, 1))
+    size = block_size(block, len(own), len(every))
+    losses, nearest = cross_entropies(own, every, 1 / temperature, rows, contrasts, size)
+    return losses.mean(), (nearest == rows).mean()
 
 
 def byol_loss(online: Float[Array, "V B F"], target: Float[Array, "#V B F"]) -> Scalar:

@@ -1,0 +1,147 @@
+"""Cross-entropies over the global batch, their logits made in blocks of columns.
+
+A contrastive loss is log sum_j exp(x_i . y_j) - x_i . y_i.  The sum runs over the batch of all devices; kept whole, its
+logits are the largest array of a step (8,192 x 65,536 on each of 8 devices).  Here a device meets a block of columns at
+a time, forwards with a running maximum, backwards with the logits made again.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from detailclip_jax.types import Array, Axis, Bool, Float, Int, Scalar
+
+LOGITS = 2**20  # of a block where its size is not given: 4 MB in float32
+
+Contrast = tuple[int, tuple[int, ...]]  # a kind of row, and the kinds of column that it meets, its pair's kind first
+
+
+def gather(own: Float[Array, "B K E"], axis: Axis | None) -> Float[Array, "G K E"]:
+    """The rows of all devices, in one collective; its transpose is one reduce-scatter."""
+    return jax.lax.all_gather(own, axis, axis=0, tiled=True) if axis else own
+
+
+def own_rows(num_rows: int, axis: Axis | None) -> Int[Array, "B"]:
+    """Which of the gathered rows are this device's."""
+    return jnp.arange(num_rows) + (jax.lax.axis_index(axis) * num_rows if axis else 0)
+
+
+def block_size(asked: int, num_rows: int, num_columns: int) -> int:
+    """`asked`, or if that is 0 the most columns that divide the batch and keep a block within `LOGITS`.
+
+    Raises ValueError unless it divides the batch.
+    """
+    if not asked:
+        most = min(max(LOGITS // num_rows, 1), num_columns)
+        return next(size for size in range(most, 0, -1) if num_columns % size == 0)
+    if num_columns % asked:
+        raise ValueError(f"losses.clip_block {asked} does not divide the {num_columns} pairs of a batch; 0 chooses it")
+    return asked
+
+
+def cross_entropies(
+    rows: Float[Array, "B K E"],
+    columns: Float[Array, "G K E"],
+    scale: Scalar | float,
+    own: Int[Array, "B"],
+    contrasts: tuple[Contrast, ...],
+    block: int,
+) -> tuple[Float[Array, "n B"], Int[Array, "n B"]]:
+    """For each contrast (k, kinds) and row i its cross-entropy, and the place of its largest logit.
+
+        log sum_{l in kinds, j} exp(scale rows_ik . columns_jl) - scale rows_ik . columns_{own_i, kinds_0}
+
+    Where a kind of row meets its own kind, column own_i is left out: it is the row itself.  A place is j in the first
+    kind, G + j in the second.  `block` divides G.  Gradients to rows, columns and scale are exact.
+    """
+    return _cross_entropies(rows, columns, scale, own, contrasts, block)
+
+
+def _forward(rows: Array, columns: Array, scale: Any, own: Array, contrasts: tuple[Contrast, ...], block: int) -> Any:
+    def meet(carry: Any, numbered: Any) -> Any:
+        made = _block(numbered, own)
+        kinds = [_logits(rows, scale, made, contrast) for contrast in contrasts]
+        return [_advance(met, made, logits, len(columns)) for met, logits in zip(carry, kinds)], None
+
+    zeros = jnp.zeros(len(rows))
+    start = _Met(jnp.full_like(zeros, -jnp.inf), zeros, zeros, jnp.zeros(len(rows), jnp.int32))
+    met, _ = jax.lax.scan(meet, [start] * len(contrasts), _numbered(columns, block))
+    peak, total, pair, nearest = (jnp.stack(arrays) for arrays in zip(*met))
+    return (peak - pair + jnp.log(total), nearest), (rows, columns, scale, own, peak + jnp.log(total))
+
+
+def _backward(contrasts: tuple[Contrast, ...], block: int, saved: Any, cotangents: Any) -> Any:
+    rows, columns, scale, own, sums = saved
+
+    def meet(to_rows: list[Array], numbered: Any) -> Any:
+        made, to_block = _block(numbered, own), list(jnp.zeros_like(jnp.moveaxis(numbered[0], 1, 0)))
+        for (row, kinds), one_sum, weight in zip(contrasts, sums, scale * cotangents[0]):
+            for kind, share in zip(kinds, _shares(rows, scale, made, (row, kinds), one_sum)):
+                share = weight[:, None] * share
+                to_rows[row] += _product("bc,ce->be", share, made.columns[:, kind])
+                to_block[kind] += _product("bc,be->ce", share, rows[:, row])
+        return to_rows, jnp.stack(to_block, 1)
+
+    start = list(jnp.zeros_like(jnp.moveaxis(rows, 1, 0)))
+    to_rows, to_columns = jax.lax.scan(meet, start, _numbered(columns, block))
+    to_rows = jnp.stack(to_rows, 1)
+    return to_rows, to_columns.reshape(columns.shape), jnp.vdot(rows, to_rows) / scale, None
+
+
+_cross_entropies: Any = jax.custom_vjp(lambda *inputs: _forward(*inputs)[0], nondiff_argnums=(4, 5))
+_cross_entropies.defvjp(_forward, _backward)
+
+
+class _Block(NamedTuple):
+    columns: Float[Array, "C K E"]
+    numbers: Int[Array, "C"]
+    itself: Bool[Array, "B C"]  # where a column is the row's own
+
+
+class _Met(NamedTuple):
+    """What a row knows of the columns that it has met."""
+
+    peak: Float[Array, "B"]  # the largest logit
+    total: Float[Array, "B"]  # sum of exp(logit - peak)
+    pair: Float[Array, "B"]  # the own pair's logit
+    nearest: Int[Array, "B"]  # the place of the largest
+
+
+def _numbered(columns: Float[Array, "G K E"], block: int) -> tuple[Float[Array, "n C K E"], Int[Array, "n C"]]:
+    """Blocks of columns, and the numbers of their columns."""
+    return columns.reshape(-1, block, *columns.shape[1:]), jnp.arange(len(columns)).reshape(-1, block)
+
+
+def _block(numbered: tuple[Array, Array], own: Array) -> _Block:
+    columns, numbers = numbered
+    return _Block(columns, numbers, numbers == own[:, None])
+
+
+def _logits(rows: Array, scale: Any, block: _Block, contrast: Contrast) -> list[Array]:
+    """[B, C], kind after kind."""
+    row, kinds = contrast
+    logits = [scale * _product("be,ce->bc", rows[:, row], block.columns[:, kind]) for kind in kinds]
+    return [jnp.where(block.itself, -jnp.inf, x) if kind == row else x for kind, x in zip(kinds, logits)]
+
+
+def _shares(rows: Array, scale: Any, block: _Block, contrast: Contrast, sums: Array) -> list[Array]:
+    """The gradient to the block's logits, kind after kind: softmax, less 1 at the pair."""
+    first, *others = (jnp.exp(x - sums[:, None]) for x in _logits(rows, scale, block, contrast))
+    return [first - block.itself, *others]
+
+
+def _advance(met: _Met, block: _Block, kinds: list[Array], size: int) -> _Met:
+    """After one more block, of which `kinds` are the logits; the batch has `size` columns of each kind."""
+    logits = jnp.concatenate(kinds, 1)
+    places = jnp.concatenate([block.numbers + kind * size for kind in range(len(kinds))])
+    highest, place = logits.max(1), places[logits.argmax(1)]
+    better = (highest > met.peak) | ((highest == met.peak) & (place < met.nearest))  # the first of equal ones
+    peak = jnp.maximum(met.peak, highest)
+    total = met.total * jnp.exp(met.peak - peak) + jnp.exp(logits - peak[:, None]).sum(1)
+    pair = met.pair + jnp.where(block.itself, kinds[0], 0).sum(1)
+    return _Met(peak, total, pair, jnp.where(better, place, met.nearest))
+
+
+def _product(formula: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(formula, a, b, precision="highest")

@@ -1,0 +1,111 @@
+"""Cross-entropies over the global batch in blocks, against the dense form; and what they cost."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from detailclip_jax import mesh
+from detailclip_jax.losses import clip, contrastive, global_softmax
+
+RNG = np.random.default_rng(0)
+CLIP, SIMCLR = ((0, (2,)), (1, (2,)), (2, (0,)), (2, (1,))), ((0, (1, 0)), (1, (0, 1)))
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+
+
+def dense(rows, columns, scale, own, contrasts):
+    """All logits at once."""
+    losses, places = [], []
+    for row, kinds in contrasts:
+        logits = [scale * rows[:, row] @ columns[:, kind].T for kind in kinds]
+        itself = own[:, None] == jnp.arange(len(columns))
+        logits = jnp.concatenate([jnp.where(itself & (k == row), -1e30, x) for k, x in zip(kinds, logits)], 1)
+        losses.append(jax.nn.logsumexp(logits, 1) - logits[jnp.arange(len(own)), own])
+        places.append(logits.argmax(1))
+    return jnp.stack(losses), jnp.stack(places)
+
+
+@pytest.mark.parametrize("contrasts", [CLIP, SIMCLR])
+@pytest.mark.parametrize("block", [1, 3, 12])
+def test_blocks_give_the_dense_form_and_its_gradients(contrasts, block):
+    rows, columns, own, weights = normal(4, 3, 5), normal(12, 3, 5), jnp.arange(4, 8), normal(len(contrasts), 4)
+
+    def total(function, *options):
+        def loss(rows, columns, scale):
+            values, places = function(rows, columns, scale, own, contrasts, *options)
+            return jnp.vdot(values, weights), (values, places)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(rows, columns, jnp.float32(2.5))
+
+    ((_, (values, places)), grads), ((_, (expected, nearest)), oracle) = (
+        total(global_softmax.cross_entropies, block),
+        total(dense),
+    )
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(places, nearest)
+    for ours, theirs in zip(grads, oracle, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_large_logits_do_not_overflow_whatever_the_order_of_blocks():
+    columns = jnp.stack([normal(8, 1), normal(8, 1)], 1) * jnp.linspace(1, 300, 8)[:, None, None]
+    for order in (slice(None), slice(None, None, -1)):
+        moved = columns[order]
+        own = jnp.arange(8)
+        values, _ = global_softmax.cross_entropies(moved, moved, 1.0, own, ((0, (1,)),), 2)
+        np.testing.assert_allclose(values, dense(moved, moved, 1.0, own, ((0, (1,)),))[0], rtol=1e-5)
+
+
+def test_equal_logits_are_nearest_to_the_first():
+    same = jnp.ones((6, 2, 3))
+    _, places = global_softmax.cross_entropies(same, same, 1.0, jnp.arange(6), ((0, (1,)), (1, (0,))), 2)
+    assert not places.any()
+
+
+@pytest.mark.parametrize("block", [0, 1, 4])
+def test_blocks_of_clip_and_simclr_change_no_number(block):
+    image, text = normal(2, 8, 6), normal(8, 6)
+    np.testing.assert_allclose(
+        clip.clip_loss(image, text, 9.0, None, block), clip.clip_loss(image, text, 9.0, None, 8), 1e-6
+    )
+    np.testing.assert_allclose(
+        contrastive.simclr_loss(image, 0.1, None, block), contrastive.simclr_loss(image, 0.1, None, 8), 1e-6
+    )
+
+
+def test_the_automatic_block_divides_and_stays_small():
+    for rows, columns in ((256, 4096), (8192, 65536), (7, 7 * 11 * 13), (2**21, 2**21)):
+        size = global_softmax.block_size(0, rows, columns)
+        assert columns % size == 0 and (size == 1 or rows * size <= global_softmax.LOGITS)
+    assert global_softmax.block_size(0, 256, 4096) == 4096  # the paper's batch on 16 devices: all at once
+    with pytest.raises(ValueError, match=r"losses\.clip_block 5 does not divide the 12 pairs"):
+        global_softmax.block_size(5, 4, 12)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_batch_of_65536_needs_less_than_a_gigabyte_a_device(views):
+    """Loss and gradient at width 512 over 8 devices, compiled and not run; in one gather and one scatter."""
+    grid = mesh.make_mesh()
+
+    def loss(image, text, scale):
+        def local(*arrays):
+            return jax.lax.pmean(clip.clip_loss(*arrays, mesh.BATCH)[0], mesh.BATCH)
+
+        specs = {"in_specs": (P(None, mesh.BATCH), P(mesh.BATCH), P()), "out_specs": P(), "check_vma": False}
+        return jax.shard_map(local, mesh=grid, **specs)(image, text, scale)
+
+    def shape(*sizes, spec):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=NamedSharding(grid, spec))
+
+    image, text = shape(views, 65536, 512, spec=P(None, mesh.BATCH)), shape(65536, 512, spec=P(mesh.BATCH))
+    compiled = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(image, text, shape(spec=P())).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1e9
+    text = compiled.as_text()
+    assert [len(re.findall(rf" {name}\(", text)) for name in ("all-gather", "reduce-scatter")] == [1, 1]
