@@ -69,6 +69,8 @@ def default() -> ConfigDict:
     c.seed = 0
     c.init = ""  # a checkpoint to start from: its networks, sizes and normalisation; see init_from.py
     c.batch_size = 4096  # over all devices; the reference: 256 x 4 nodes x 4 A100
+    c.accumulation = 1  # chunks that each device takes its rows in: less memory, the same numbers
+    c.mesh = ConfigDict({"fsdp": 1})  # devices that share one copy of the training state
     c.num_epochs = 25  # used where the data set has a size and total_steps is not given
     c.total_steps = placeholder(int)
     c.steps_per_epoch = placeholder(int)  # gives "epoch 0" a meaning; default: examples // batch_size
@@ -225,6 +227,7 @@ def _losses() -> ConfigDict:
             "chunk_logits": 2**22,  # prototype logits (tokens x C) made at a time; more where memory is; 0 = all
             "normalise_pixels": True,
             "pixel_eps": 1e-6,
+            "clip_block": 0,  # columns of the contrastive logits made at a time; 0 = as many as stay small
         }
     )
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from detailclip_jax import accumulation, methods, mixing, optimizer, rates, schedules, sharding, train_state
 from detailclip_jax import mesh as meshes
-from detailclip_jax import methods, mixing, optimizer, rates, schedules, train_state
 from detailclip_jax.encode import Encode, encoders
 from detailclip_jax.forward import Forward, Method
 from detailclip_jax.models import sizes
@@ -57,11 +57,17 @@ class Experiment(NamedTuple):
 
     def init(self, seed: int) -> TrainState:
         """A fresh state, made in place on the devices."""
-        return _init(seed, self.setup, self.config)
+        make = functools.partial(create_state, setup=self.setup, config=self.config)
+        return jax.jit(make, out_shardings=_places(self.state_shapes))(seed)
 
     def put(self, batch: Batch) -> Batch:
         """This process's rows of a batch onto the mesh."""
         return meshes.put(batch, self.mesh)
+
+    def whole(self, state: TrainState) -> TrainState:
+        """The state with the weights whole on every device, as evaluation reads them."""
+        weights = meshes.replicate((state.params, state.ema_params), self.mesh)
+        return state.replace(params=weights[0], ema_params=weights[1])
 
     def parameter_table(self) -> str:
         """Pattern, group and count of every parameter, as printed when a run starts."""
@@ -73,10 +79,10 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
 
     Raises ValueError that names the field, its value and the way out.
     """
-    mesh = meshes.make_mesh() if mesh is None else mesh
-    meshes.check_batch_size(config.batch_size, mesh)
+    mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
+    meshes.check_batch_size(config.batch_size, mesh, config.accumulation)
     method = methods.build(config)
-    model, spread = (sizes.build(config.model, method.parts, axis) for axis in (None, meshes.DATA))
+    model, spread = (sizes.build(config.model, method.parts, axis) for axis in (None, meshes.BATCH))
     plan = build_schedules(config)
     bare = Setup(
         method,
@@ -85,7 +91,10 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         groups=None,
         schedules=plan,
         mesh=mesh,
+        placed=None,  # type: ignore[arg-type]
+        device_losses=accumulation.losses_of(config.accumulation),
         center_momentum=config.losses.center_momentum,
+        clip_block=config.losses.clip_block,
         pixel_mean=tuple(config.views.mean),
         pixel_std=tuple(config.views.std),
         mix=build_mixing(config.views),
@@ -95,8 +104,10 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     waiting = round(config.optimizer.frozen_prototype_epochs * (config.steps_per_epoch or config.total_steps))
     adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting)
     setup = bare._replace(model=spread, optimizer=rates.scaled(adamw, params, config.optimizer), groups=groups)
-    step, line = _compile(setup, whole=setup._replace(model=model))
-    return Experiment(config, setup, _state_shapes(setup, config), step, line, encoders(model, config))
+    shapes = _state_shapes(setup, config)
+    setup = setup._replace(placed=sharding.specs(_places(shapes)))
+    step, line = _compile(setup, _places(shapes), whole=setup._replace(model=model))
+    return Experiment(config, setup, shapes, step, line, encoders(model, config))
 
 
 def build_schedules(config: ConfigDict) -> Schedules:
@@ -159,18 +170,18 @@ def create_state(seed: int | Int[Array, ""], setup: Setup, config: ConfigDict) -
     return train_state.create(params, batch_stats, setup.optimizer, setup.method.ema, setup.method.centers, run_key)
 
 
-def _init(seed: int, setup: Setup, config: ConfigDict) -> TrainState:
-    make = functools.partial(create_state, setup=setup, config=config)
-    return jax.jit(make, out_shardings=meshes.replicated(setup.mesh))(seed)
-
-
 def _state_shapes(setup: Setup, config: ConfigDict) -> TrainState:
     shapes = jax.eval_shape(functools.partial(create_state, setup=setup, config=config), 0)
-    sharding = meshes.replicated(setup.mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+    places = sharding.shardings(shapes, setup.mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
 
-def _compile(setup: Setup, whole: Setup) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+def _places(shapes: TrainState) -> TrainState:
+    """The shardings of a state of shapes."""
+    return jax.tree.map(lambda shape: shape.sharding, shapes)
+
+
+def _compile(setup: Setup, places: TrainState, whole: Setup) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         return train_step(state, batch, setup)
 
@@ -179,5 +190,5 @@ def _compile(setup: Setup, whole: Setup) -> tuple[jax.stages.Wrapped, jax.stages
         record, _ = run_line(state.params, state.ema_params, state.batch_stats, batch, keys, whole)
         return record
 
-    replicated = meshes.replicated(setup.mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated)), jax.jit(line)
+    out = places, meshes.replicated(setup.mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=out), jax.jit(line)

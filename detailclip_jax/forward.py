@@ -39,6 +39,7 @@ class Context(NamedTuple):
     centers: Mapping[str, Float[Array, "C"]]
     temperatures: Mapping[str, Scalar]  # of the teacher, for "cls" and "patch"
     axis: Axis | None = None
+    block: int = 0  # columns of contrastive logits made at a time; 0 chooses
 
 
 class Pass(NamedTuple):
@@ -61,6 +62,7 @@ class Loss(NamedTuple):
 
     reads: tuple[str, ...]
     run: Callable[[Forward, Context], tuple[Scalar, dict[str, Scalar]]]
+    whole_batch: bool = False  # compares images, or heads it reads normalise over them: no mean over images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,11 @@ def forward(method: Method, student: Networks, teacher: Networks, views: Views, 
     tokens = {name: p.encode(student, views[p.view], hidden, keys.of(name)) for name, p in method.passes.items()}
     decoded = method.decode(student, tokens, hidden)
     text = method.read(student, batch)
-    line = Forward(batch, views, targets, hidden, tokens, decoded, text, {})
+    return run_heads(method, student, teacher, Forward(batch, views, targets, hidden, tokens, decoded, text, {}))
+
+
+def run_heads(method: Method, student: Networks, teacher: Networks, line: Forward) -> Forward:
+    """The record with what the row's heads make of it."""
     made = [head.run(student, teacher, line) for head in method.heads]
     return line.replace(heads={name: array for entries in made for name, array in entries.items()})
 

@@ -1,4 +1,4 @@
-"""The device mesh: one axis, over which batches are sharded and on which the losses reduce."""
+"""The device mesh: batches are spread over both of its axes, "data" and "fsdp"; parameters, if at all, over "fsdp"."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,13 +8,21 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax.types import DATA, Batch
+from detailclip_jax.types import BATCH, DATA, FSDP, Batch, PyTree
 
 
-def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of all devices (or those given) along the axis "data"."""
+def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
+    """A mesh of all devices (or those given), [devices / fsdp, fsdp] along "data" and "fsdp".
+
+    Neighbours share "fsdp": on several hosts it stays within one as long as it is at most a host's devices.
+    Raises ValueError unless it divides them.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+    if fsdp < 1 or len(devices) % fsdp:
+        fitting = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise ValueError(f"mesh.fsdp {fsdp} does not divide {len(devices)} devices; it can be {fitting}")
+    shape = len(devices) // fsdp, fsdp
+    return jax.make_mesh(shape, (DATA, FSDP), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -24,21 +32,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def sharded(mesh: Mesh) -> NamedSharding:
     """Axis 0 is divided over the devices."""
-    return NamedSharding(mesh, P(DATA))
+    return NamedSharding(mesh, P(BATCH))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """ValueError with the nearest sizes that work, unless the batch divides over the devices."""
-    devices = mesh.devices.size
-    if batch_size > 0 and batch_size % devices == 0:
+def check_batch_size(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
+    """ValueError with the nearest sizes that work, unless the batch divides over the devices and their chunks."""
+    parts = mesh.devices.size * accumulation
+    if batch_size > 0 and batch_size % parts == 0:
         return
-    below = batch_size // devices * devices
-    nearest = " and ".join(str(size) for size in (below, below + devices) if size > 0)
+    below = batch_size // parts * parts
+    nearest = " and ".join(str(size) for size in (below, below + parts) if size > 0)
     word = "nearest are" if below > 0 else "the smallest is"
-    raise ValueError(f"batch_size {batch_size} does not divide over {devices} devices; {word} {nearest}")
+    chunks = f" of {accumulation} chunks each" if accumulation > 1 else ""
+    raise ValueError(
+        f"batch_size {batch_size} does not divide over {mesh.devices.size} devices{chunks}; {word} {nearest}"
+    )
 
 
 def put(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's rows of a batch as global arrays, sharded along the data axis."""
+    """This process's rows of a batch as global arrays, sharded over all devices."""
     sharding = sharded(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The arrays whole on every device; those that are already are not copied."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+__all__ = ["BATCH", "DATA", "FSDP", "check_batch_size", "make_mesh", "put", "replicate", "replicated", "sharded"]

@@ -240,10 +240,10 @@ def simclr_term(temperature: float) -> Loss:
     """SimCLR between the two views of an image, within the global batch."""
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        loss, accuracy = contrastive.simclr_loss(line.heads["ssl"], temperature, context.axis)
+        loss, accuracy = contrastive.simclr_loss(line.heads["ssl"], temperature, context.axis, context.block)
         return loss, {"simclr_accuracy": accuracy}
 
-    return Loss(("ssl",), run)
+    return Loss(("ssl",), run, whole_batch=True)
 
 
 def byol_term() -> Loss:
@@ -252,7 +252,7 @@ def byol_term() -> Loss:
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         return contrastive.byol_loss(line.heads["predicted_byol"], line.heads["target_byol"]), {}
 
-    return Loss(("predicted_byol", "target_byol"), run)
+    return Loss(("predicted_byol", "target_byol"), run, whole_batch=True)
 
 
 def label_term(smoothing: float, mixed: bool) -> Loss:
@@ -274,11 +274,11 @@ def clip_term() -> Loss:
     """Eq. 1-5."""
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        scale = jnp.exp(line.heads["logit_scale"])
-        loss, accuracy = clip.clip_loss(line.heads["image_embedding"], line.text, scale, context.axis)
+        scale, images = jnp.exp(line.heads["logit_scale"]), line.heads["image_embedding"]
+        loss, accuracy = clip.clip_loss(images, line.text, scale, context.axis, context.block)
         return loss, {"clip_accuracy": accuracy}
 
-    return Loss(("image_embedding", "logit_scale"), run)
+    return Loss(("image_embedding", "logit_scale"), run, whole_batch=True)
 
 
 def cls_term(config: ConfigDict) -> Loss:

@@ -36,6 +36,9 @@ MAY_DIFFER = (
     "model.remat",
     "model.attention",
     "losses.chunk_logits",
+    "accumulation",
+    "mesh.",
+    "losses.clip_block",
 )
 ABSENT = "(absent)"
 

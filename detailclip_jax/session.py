@@ -156,7 +156,7 @@ class Session:
         Raises EvaluatorError, and CheckpointError if `best_metric` is not among the numbers.
         """
         if self.scores is None or self.scores[0] != step:
-            config, weights = self.run.config, evaluate.all_weights(state)
+            config, weights = self.run.config, evaluate.all_weights(self.run.experiment.whole(state))
             with self.clock.paused():
                 scores = evaluate.run_all(self.run.experiment.encode, weights, config, step)
             self._writer.write_anew("evaluations", step, scores)

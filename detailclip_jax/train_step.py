@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,16 +11,16 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax import centering, ema, optimizer
+from detailclip_jax import centering, ema, optimizer, sharding
 from detailclip_jax.forward import Context, Forward, Method, forward, losses
-from detailclip_jax.mesh import DATA
 from detailclip_jax.models import stacking
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.schedules import Schedule
 from detailclip_jax.train_state import TrainState
-from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar, UInt8, View
+from detailclip_jax.types import BATCH, Array, Batch, Float, Keys, Params, PyTree, Scalar, UInt8, View
 
 Metrics = dict[str, Scalar]
+Stats = Mapping[str, Params]  # BatchNorm's, of "student" and "teacher"
 MAX_LOGIT_SCALE = math.log(100)
 STATS = "batch_stats"  # the collection of BatchNorm's running statistics
 
@@ -42,14 +42,17 @@ class Setup(NamedTuple):
     groups: PyTree  # of the parameters, see `optimizer.labels`
     schedules: Schedules
     mesh: Mesh
+    placed: TrainState  # a PartitionSpec for every array of the state, see `sharding`
+    device_losses: Callable[..., Any]  # the function below, or `accumulation`'s
     center_momentum: float
+    clip_block: int
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     mix: Callable[[Batch, Array], Batch]  # the global batch, by the step's key: mixup and CutMix
 
 
 def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainState, Metrics]:
-    """The next state, and float32 scalars to log.  Pure; `batch` is sharded over the mesh's data axis."""
+    """The next state, and float32 scalars to log.  Pure; `batch` is sharded over the mesh."""
     schedules = setup.schedules
     momentum = schedules.ema_momentum(state.step)
     teacher = ema.update(state.ema_params, state.params, momentum)
@@ -78,35 +81,52 @@ def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup)
     temperatures = {name: schedule(state.step) for name, schedule in setup.schedules.temperatures.items()}
 
     def local_loss(params, teacher, stats, centers, temperatures, batch, keys):
-        context = Context(centers, temperatures, DATA)
-        line, stats = run_line(params, teacher, stats, batch, keys, setup)
-        total, metrics = losses(setup.method, line, context)
-        means = {name: line.heads[f"{name}_mean"] for name in setup.method.centers}
-        total, metrics, means = jax.lax.pmean((total, metrics | scale_metric(line), means), DATA)
+        params, teacher, centers = (sharding.gather(*pair) for pair in zip((params, teacher, centers), divided))
+        context = Context(centers, temperatures, BATCH, setup.clip_block)
+        values, stats = setup.device_losses(params, teacher, stats, batch, keys, context, setup)
+        total, metrics, means = jax.lax.pmean(values, BATCH)
         return total, (metrics, means, stats)
 
-    specs = (P(), P(), P(), P(), P(), P(DATA), Keys(P(), P(DATA)))
+    placed = setup.placed
+    divided = placed.params, placed.ema_params, placed.centers
+    specs = (placed.params, placed.ema_params, P(), placed.centers, P(), P(BATCH), Keys(P(), P(BATCH)))
     # jax 0.12 cannot check the error function's varying axes; with gradients taken outside the check changes no number.
     mapped = jax.shard_map(local_loss, mesh=setup.mesh, in_specs=specs, out_specs=P(), check_vma=False)
     params = optimizer.stop_frozen(params, setup.groups)
     return mapped(params, state.ema_params, state.batch_stats, state.centers, temperatures, batch, keys)
 
 
-def run_line(
-    params: Params, teacher: Params, stats: Mapping[str, Params], batch: Batch, keys: Keys, setup: Setup
-) -> tuple[Forward, dict[str, Params]]:
-    """The line of `setup.method` on a batch, the teacher bound to its parameters and the student applied.
+def device_losses(
+    params: Params, teacher: Params, stats: Stats, batch: Batch, keys: Keys, context: Context, setup: Setup
+) -> tuple[tuple[Scalar, Metrics, dict[str, Array]], Stats]:
+    """Eq. 10 on a device's rows: the sum, what to log, the teacher's mean logits; and the BatchNorm statistics."""
+    line, stats = run_line(params, teacher, stats, batch, keys, setup)
+    total, metrics = losses(setup.method, line, context)
+    return (total, metrics | scale_metric(line), center_means(line, setup)), stats
 
-    Returns the record and the BatchNorm statistics of both afterwards: each normalises by its own batch and keeps its
+
+def run_line(
+    params: Params, teacher: Params, stats: Stats, batch: Batch, keys: Keys, setup: Setup
+) -> tuple[Forward, Stats]:
+    """The line of `setup.method` on a batch, and the BatchNorm statistics afterwards."""
+    views = normalised_views(batch, setup.pixel_mean, setup.pixel_std)
+
+    def line(student: Networks, teacher: Networks) -> Forward:
+        return forward(setup.method, student, teacher, views, batch, keys)
+
+    return run_networks(line, params, teacher, stats, setup)
+
+
+def run_networks(
+    function: Callable[[Networks, Networks], Forward], params: Params, teacher: Params, stats: Stats, setup: Setup
+) -> tuple[Forward, Stats]:
+    """`function` of the student and the teacher, each with its parameters.
+
+    Returns its record, and the BatchNorm statistics of both afterwards: each normalises by its own batch and keeps its
     own running ones.
     """
-    views = normalised_views(batch, setup.pixel_mean, setup.pixel_std)
     bound = setup.model.bind({"params": teacher, STATS: stats["teacher"]}, mutable=STATS)
-
-    def line(student: Networks) -> Forward:
-        return forward(setup.method, student, bound, views, batch, keys)
-
-    run = nn.apply(line, setup.model, mutable=STATS)
+    run = nn.apply(lambda student: function(student, bound), setup.model, mutable=STATS)
     record, changed = run({"params": params, STATS: stats["student"]})
     return record, {"student": changed.get(STATS, {}), "teacher": bound.variables.get(STATS, {})}
 
@@ -156,6 +176,11 @@ def clamp_logit_scale(params: PyTree) -> PyTree:
         **params,
         "logit_scale": jax.tree.map(lambda x: jnp.clip(x, 0, MAX_LOGIT_SCALE), params["logit_scale"]),
     }
+
+
+def center_means(line: Forward, setup: Setup) -> dict[str, Array]:
+    """The mean of the teacher's logits for each center."""
+    return {name: line.heads[f"{name}_mean"] for name in setup.method.centers}
 
 
 def scale_metric(line: Forward) -> Metrics:

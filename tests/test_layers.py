@@ -8,11 +8,12 @@ FLOORS = [
     {"types", "version", "config", "patches", "products"},
     {"masking", "ema", "centering", "schedules", "resample", "mixing", "losses", "models", "data"},
     {"forward", "parts", "methods"},
-    {"mesh", "optimizer", "rates", "train_state", "train_step", "encode", "experiment"},
+    {"mesh", "sharding", "optimizer", "rates", "train_state", "train_step", "accumulation", "encode", "experiment"},
     {"checkpoint", "provenance", "processes", "progress", "run_config", "metrics", "interop", "evaluate", "visualize"}
     | {"inference", "embeddings", "contact_sheet"},
     {"export", "import_torch", "init_from", "train", "main", "interrupt", "session", "validation"}
-    | {"compare", "embed", "catalogue", "prepare", "benchmark"},
+    | {"compare", "embed", "catalogue", "prepare", "benchmark"}
+    | {"doctor", "preflight"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -5,16 +5,32 @@ import pytest
 from detailclip_jax import mesh
 
 
+def test_the_axes_are_data_and_fsdp():
+    assert dict(mesh.make_mesh().shape) == {"data": 8, "fsdp": 1}
+    grid = mesh.make_mesh(fsdp=2)
+    assert dict(grid.shape) == {"data": 4, "fsdp": 2}
+    assert [device.id for device in grid.devices[1]] == [2, 3]  # neighbours share a copy of the state
+
+
+@pytest.mark.parametrize("fsdp", [0, 3, 16])
+def test_fsdp_divides_the_devices(fsdp):
+    with pytest.raises(ValueError, match=rf"mesh.fsdp {fsdp} does not divide 8 devices; it can be \[1, 2, 4, 8\]"):
+        mesh.make_mesh(fsdp=fsdp)
+
+
 def test_batch_size_names_the_nearest():
-    grid = mesh.make_mesh()
+    grid = mesh.make_mesh(fsdp=2)
     mesh.check_batch_size(16, grid)
     with pytest.raises(ValueError, match="batch_size 20 does not divide over 8 devices; nearest are 16 and 24"):
         mesh.check_batch_size(20, grid)
     with pytest.raises(ValueError, match="batch_size 3 does not divide over 8 devices; the smallest is 8"):
         mesh.check_batch_size(3, grid)
+    with pytest.raises(ValueError, match="40 does not divide over 8 devices of 2 chunks each; nearest are 32"):
+        mesh.check_batch_size(40, grid, accumulation=2)
 
 
-def test_put_shards_the_first_axis():
-    batch = mesh.put({"x": np.arange(16).reshape(16, 1)}, mesh.make_mesh())
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_put_shards_the_first_axis(fsdp):
+    batch = mesh.put({"x": np.arange(16).reshape(16, 1)}, mesh.make_mesh(fsdp=fsdp))
     assert {shard.data.shape for shard in batch["x"].addressable_shards} == {(2, 1)}
     np.testing.assert_array_equal(jax.device_get(batch["x"])[:, 0], np.arange(16))

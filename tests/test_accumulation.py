@@ -1,0 +1,91 @@
+"""A batch in chunks is the batch: every number and gradient, for every row; and it needs less memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import copied, tiny_batch, tiny_config, tiny_experiment, tiny_gradient, tiny_state
+
+from detailclip_jax import accumulation, experiment, mesh, methods, train_step
+
+FIRST = ("detailclip", "slip", "aclip", "attmask")  # all kinds of term, BatchNorm by view and by batch, drawn ratios
+ROWS = (*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in methods.METHODS if name not in FIRST))
+
+
+def built(method, chunks, devices=1, size=None):
+    config = tiny_config(method)
+    config.accumulation, config.batch_size = chunks, size or config.batch_size
+    return experiment.build(config, mesh.make_mesh(jax.devices()[:devices]))
+
+
+def gradient_of(exp, state, batch):
+    def loss(params, state, batch):
+        return train_step.combined_loss(params, state, batch, exp.setup)
+
+    return jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(state.params, state, exp.put(batch)))
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_four_chunks_of_two_are_eight(method):
+    """Gradients, metrics, means for the centers and BatchNorm statistics."""
+    exp, state = tiny_experiment(method), tiny_state(method)
+    batch = tiny_batch(3, exp.config)
+    expected, (metrics, means, stats) = jax.device_get(tiny_gradient(method)(state.params, state, exp.put(batch)))
+    gradient, (chunked, chunked_means, chunked_stats) = gradient_of(built(method, 4), state, batch)
+    assert set(chunked) == set(metrics)
+    for name in metrics:
+        np.testing.assert_allclose(chunked[name], metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    for a, b in zip(jax.tree.leaves((means, stats)), jax.tree.leaves((chunked_means, chunked_stats)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+    for (path, a), b in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(gradient), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a) + 1e-6, jax.tree_util.keystr(path)
+
+
+def test_sixty_four_as_four_times_sixteen_over_devices():
+    """Three steps: 1 device with all 64 rows at once against 4 devices with 4 chunks of 4."""
+    whole, parts = built("detailclip", 1, size=64), built("detailclip", 4, devices=4, size=64)
+    states = [copied(tiny_state()), jax.device_put(tiny_state(), mesh.replicated(parts.mesh))]
+    for step in range(3):
+        batch, found = tiny_batch(step, size=64), []
+        for index, exp in enumerate((whole, parts)):
+            states[index], metrics = exp.train_step(states[index], exp.put(batch))
+            found.append(jax.device_get(metrics))
+        for name in found[0]:
+            np.testing.assert_allclose(found[1][name], found[0][name], rtol=1e-5, atol=1e-6, err_msg=name)
+    for a, b in zip(*(jax.tree.leaves(state.centers) for state in states), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_falls_with_the_chunks():
+    """Temporaries of the compiled step at 64 images: by chunks of 8 less than a third."""
+    found = {}
+    for chunks in (1, 8):
+        exp = built("detailclip", chunks, size=64)
+        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tiny_batch(size=64))
+        compiled = exp.train_step.lower(exp.state_shapes, batch).compile()
+        found[chunks] = compiled.memory_analysis().temp_size_in_bytes
+    assert found[8] < found[1] / 3
+
+
+def test_a_batch_that_does_not_divide_into_chunks():
+    with pytest.raises(
+        ValueError, match="batch_size 8 does not divide over 2 devices of 3 chunks each; nearest are 6 and"
+    ):
+        built("clip", 3, devices=2)
+
+
+def test_split_and_rejoin_keep_every_row_in_its_place():
+    rows = jnp.arange(24.0).reshape(2, 6, 2)  # V, B, D
+    chunks = jnp.moveaxis(accumulation.split(jnp.moveaxis(rows, 1, 0), 3), 2, 1)  # 3 chunks of [V, 2, D]
+    text = jnp.arange(6.0).reshape(3, 2, 1)
+    line = accumulation.rejoin({}, {"targets": {}, "tokens": {"whole": chunks}, "text": text})
+    np.testing.assert_array_equal(line.tokens["whole"].cls, rows)
+    np.testing.assert_array_equal(line.text[:, 0], np.arange(6))
+    assert line.tokens["whole"].patches.shape == (2, 6, 0, 2)
+
+
+def test_terms_of_the_whole_batch_are_those_that_compare_or_normalise():
+    for method, names in {"detailclip": {"clip"}, "aclip": {"clip", "simclr", "byol"}, "mae": set()}.items():
+        row = tiny_experiment(method).method
+        assert set(accumulation.terms(row, True).losses) == names
+        assert set(accumulation.terms(row, False).losses) == set(row.losses) - names

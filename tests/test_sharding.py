@@ -1,0 +1,115 @@
+"""The training state divided over the axis "fsdp": what lies where, and that no number changes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from tiny import copied, tiny_batch, tiny_config, tiny_experiment, tiny_state
+
+from detailclip_jax import config as config_lib
+from detailclip_jax import experiment, mesh, methods, sharding
+
+MESHES = ((1, 1), (8, 1), (8, 2), (8, 8))  # devices, fsdp
+
+
+def built(config, devices, fsdp):
+    return experiment.build(config, mesh.make_mesh(jax.devices()[:devices], fsdp))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Metrics of five steps from one state on noise, and the state after them, by mesh."""
+    found = {}
+    for devices, fsdp in MESHES:
+        exp = tiny_experiment() if devices == 1 else built(tiny_config(), devices, fsdp)
+        places = jax.tree.map(lambda shape: shape.sharding, exp.state_shapes)
+        state, history = copied(jax.device_put(tiny_state(), places)), []
+        for step in range(5):
+            state, metrics = exp.train_step(state, exp.put(tiny_batch(step)))
+            history.append(jax.device_get(metrics))
+        found[devices, fsdp] = history, state
+    return found
+
+
+@pytest.mark.parametrize("grid", MESHES[1:])
+def test_five_steps_on_a_mesh_are_those_on_one_device(trained, grid):
+    (expected, one), (history, many) = trained[1, 1], trained[grid]
+    for a, b in zip(expected, history, strict=True):
+        for name in a:
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    for a, b in zip(jax.tree.leaves(one.centers), jax.tree.leaves(many.centers), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+
+
+def test_the_state_stays_where_the_table_puts_it(trained):
+    _, state = trained[8, 8]
+    kernel = "image", "blocks_0", "attn", "qkv", "kernel"
+    for tree in (state.params, state.ema_params):
+        leaf = tree
+        for name in kernel:
+            leaf = leaf[name]
+        assert {shard.data.shape for shard in leaf.addressable_shards} == {(leaf.shape[0] // 8, leaf.shape[1])}
+    assert state.centers["cls"].sharding.spec == P("fsdp")
+    assert state.params["logit_scale"]["value"].sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize("size", ["B/16", "L/16"])
+def test_with_fsdp_8_a_device_holds_at_most_a_seventh(size):
+    config = config_lib.default()
+    config.model.size, config.batch_size, config.total_steps = size, 8, 10
+    shapes = built(config, 8, 8).state_shapes
+    arrays = jax.tree.leaves((shapes.params, shapes.ema_params, shapes.opt_state))
+    numbers = sum(leaf.size for leaf in arrays)
+    assert sharding.total_bytes(shapes) == pytest.approx(4 * numbers, rel=1e-3)  # float32, and two centers
+    assert 7 * sharding.device_bytes(shapes) <= sharding.total_bytes(shapes)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_the_table_covers_every_array_of_every_row(method):
+    shapes = tiny_experiment(method).state_shapes
+    assert len(jax.tree.leaves(shapes)) == len(jax.tree.leaves(sharding.shardings(shapes, mesh.make_mesh(fsdp=4))))
+
+
+def test_an_array_without_a_rule_is_named():
+    with pytest.raises(ValueError, match=r"no rule in sharding.RULES covers \['params/image/gate'\]"):
+        sharding.shardings({"params": {"image": {"gate": jnp.ones(8)}}}, mesh.make_mesh())
+
+
+def test_an_axis_that_does_not_divide_is_named():
+    shapes = {"proj": {"kernel": jax.ShapeDtypeStruct((12, 5), jnp.float32)}}
+    with pytest.raises(
+        ValueError, match=r"mesh.fsdp 8 does not divide axis 0 of proj/kernel, .*smaller one \(1, 2, 4\)"
+    ):
+        sharding.shardings(shapes, mesh.make_mesh(fsdp=8))
+
+
+def test_a_rule_speaks_of_the_last_axes():
+    shapes = {"blocks": {"kernel": jax.ShapeDtypeStruct((3, 16, 5), jnp.float32)}}
+    assert sharding.shardings(shapes, mesh.make_mesh(fsdp=8))["blocks"]["kernel"].spec == P(None, "fsdp", None)
+    assert sharding.shardings(shapes, mesh.make_mesh())["blocks"]["kernel"].spec == P()
+
+
+def test_gather_brings_the_whole_and_returns_the_sum_to_each_shard():
+    grid, spec, weights = mesh.make_mesh(fsdp=8), {"kernel": P("fsdp", None)}, np.arange(8.0)[:, None, None]
+
+    def loss(tree):
+        def local(tree):
+            whole = sharding.gather(tree, spec)["kernel"]
+            assert whole.shape == (16, 3)
+            return jax.lax.pmean((jnp.asarray(weights)[jax.lax.axis_index(mesh.BATCH)] * whole).sum(), mesh.BATCH)
+
+        return jax.shard_map(local, mesh=grid, in_specs=(spec,), out_specs=P(), check_vma=False)(tree)
+
+    gradient = jax.jit(jax.grad(loss))({"kernel": jnp.ones((16, 3))})["kernel"]
+    np.testing.assert_allclose(gradient, np.full((16, 3), weights.mean()))
+    assert gradient.sharding.spec == P("fsdp")
+
+
+def test_the_table_is_printed_with_its_bytes():
+    shapes = built(tiny_config("clip"), 8, 4).state_shapes
+    lines = sharding.table_text(shapes).splitlines()
+    assert len(lines) == len(sharding.RULES) + 2
+    whole, device = (float(number) for number in lines[-1].split()[-2:])
+    assert whole == pytest.approx(sharding.total_bytes(shapes) / 1e6, abs=0.01)
+    assert device == pytest.approx(sharding.device_bytes(shapes) / 1e6, abs=0.01) and device < 0.3 * whole
