@@ -8,7 +8,8 @@ The workdir (default: runs/ and the config's name) receives config.json, metrics
 and at the end results.json, report.md and figures/.  The same command goes on from the last checkpoint; Ctrl-C and
 SIGTERM save first.  Several processes (several hosts) find each other through SLURM or Open MPI, on a TPU pod with
 --distributed, or through --coordinator, --num_processes and --process_id (or JAX_COORDINATOR_ADDRESS,
-JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment); launch/local.sh starts them on one machine.
+JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment); launch/ has a script for each, and
+python -m detailclip_jax.doctor --launch with the same flags checks them before.
 """
 
 import keyword
@@ -18,10 +19,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax import run_config
-from detailclip_jax.processes import join
+from detailclip_jax import processes, run_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py, or configs/NAME.py:ARGUMENT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
@@ -104,12 +104,39 @@ def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
     sys.exit(code)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs, with errors that a user can act on as one message."""
+def join_processes() -> None:
+    """Joins the other processes of this run, if it was launched as several."""
+    processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
+
+
+def asked() -> tuple[ConfigDict, str]:
+    """The config and the workdir that the flags name."""
+    workdir = _WORKDIR.value or run_config.default_workdir(_config_spec(sys.argv) or "run")
+    return run_config.count_epochs(_CONFIG.value, _override_names(sys.argv)), workdir
+
+
+def preflight(argv: Sequence[str]) -> int:
+    """Checks the run that the flags describe instead of training it (`doctor --launch`)."""
+    _begin(argv)
+    try:
+        join_processes()
+        from detailclip_jax import preflight
+
+        return preflight.run(*asked())
+    except (ValueError, FileNotFoundError) as error:
+        _fail(str(error))
+
+
+def _begin(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         _fail(f"unexpected argument {argv[1]!r}; every argument starts with --. {_example()}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the checkpoint library is talkative
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs, with errors that a user can act on as one message."""
+    _begin(argv)
     try:
         return _prepare_and_train()
     except KeyboardInterrupt:  # outside of the loop, which saves first
@@ -119,12 +146,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _prepare_and_train() -> int:
     try:
-        join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
+        join_processes()
         from detailclip_jax import train  # jax and the networks: after the flags, so that --help is quick
 
-        workdir = _WORKDIR.value or run_config.default_workdir(_config_spec(sys.argv) or "run")
-        config = run_config.count_epochs(_CONFIG.value, _override_names(sys.argv))
-        run = train.prepare(config, workdir)
+        run = train.prepare(*asked())
     except (ValueError, FileNotFoundError) as error:
         _fail(str(error))
     try:

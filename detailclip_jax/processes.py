@@ -1,9 +1,27 @@
-"""Several processes that are one job: how they find each other."""
+"""The processes of a run: how they find each other, and what the others do when one is lost.
 
+A process learns where the others are from --coordinator, --num_processes and --process_id, or from the environment:
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (Kubernetes, launch/gke-jobset.yaml), SLURM's or Open
+MPI's variables, or a TPU pod's metadata.
+"""
+
+import contextlib
 import os
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
+PATIENCE = 300  # seconds that processes wait for each other at the start
 
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+NOT_MET = """
+error: {who} ended while it waited for the others: one of them did not come, or failed (its log says why)."""
+LOST = """
+error: {who} ended before its run did: it lost another process of the run (whose log says why), or was killed.
+Start all of them again with the same command: they go on from the last checkpoint."""
 
 
 def join(
@@ -16,14 +34,18 @@ def join(
     """Joins the other processes of this job, if it was launched as several.
 
     They are named by the first three (or the environment's NAMES), or found by jax itself: under SLURM and Open MPI,
-    and on TPU pods, where `distributed` asks for it.  Raises ValueError if only some of the three are there.
+    and on TPU pods, where `distributed` asks for it.  Raises ValueError if only some of the three are there, or if
+    there are other processes that were not met.
     """
     import jax
 
+    meet = partial(jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=PATIENCE)
     if explicit := named_processes(coordinator, count, index, environment):
-        jax.distributed.initialize(*explicit)
+        with last_words(NOT_MET.format(who=f"process {explicit[2]} of {explicit[1]}")):
+            meet(*explicit)
     elif distributed or launched_as_several(environment):
-        jax.distributed.initialize()
+        with last_words(NOT_MET.format(who="this process")):
+            meet()
     check_joined(jax.process_count(), jax.distributed.is_initialized())
 
 
@@ -40,7 +62,7 @@ def named_processes(
 ) -> tuple[str, int, int] | None:
     """Coordinator, number of processes and index of this one, from flags or else the environment; None without any.
 
-    Raises ValueError if only some of the three are there.
+    Raises ValueError if only some of the three are there, or if they cannot be meant.
     """
     values = [environment.get(name) if flag is None else flag for flag, name in zip((coordinator, count, index), NAMES)]
     if values == [None, None, None]:
@@ -50,7 +72,16 @@ def named_processes(
             "--coordinator, --num_processes and --process_id belong together; give all three "
             f"(or set {', '.join(NAMES)})"
         )
-    return str(values[0]), int(values[1] or 0), int(values[2] or 0)
+    return _checked(*(str(value) for value in values))
+
+
+def _checked(coordinator: str, count: str, index: str) -> tuple[str, int, int]:
+    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--process_id {index} of --num_processes {count}: processes are numbered from 0")
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise ValueError(f"--coordinator {coordinator!r} must be HOST:PORT of process 0")
+    return coordinator, int(count), int(index)
 
 
 def launched_as_several(environment: Mapping[str, str]) -> bool:
@@ -58,3 +89,38 @@ def launched_as_several(environment: Mapping[str, str]) -> bool:
     counts = (environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
     return any(int(count) > 1 for count in counts) or "," in hosts
+
+
+@contextlib.contextmanager
+def last_words(text: str) -> Iterator[None]:
+    """Prints `text` on standard error if this process ends within the block, even by a signal or an abort.
+
+    jax ends a process that lost the others by an abort, which Python cannot catch; a shell that waits for it can.
+    """
+    shell = ["sh", "-c", 'read -r word || echo "$0" >&2', text]
+    with subprocess.Popen(shell, stdin=subprocess.PIPE, start_new_session=True) as waiting:
+        try:
+            yield
+        finally:
+            waiting.communicate(b"ended well\n")
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around what several processes do together: one that loses the others ends, with a message, within a minute.
+
+    It ends at once and not by unwinding, where it would wait for the others again.  Alone, nothing happens here.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        yield
+        return
+    with last_words(LOST.format(who=f"process {jax.process_index()} of {jax.process_count()}")):
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+            os._exit(1)

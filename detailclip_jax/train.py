@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from detailclip_jax import evaluate, experiment, init_from, provenance, run_config
+from detailclip_jax import evaluate, experiment, init_from, processes, provenance, run_config, sharding
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints
 from detailclip_jax.data import pipeline
 from detailclip_jax.evaluate import report
@@ -61,7 +61,7 @@ def train(run: Run) -> int:
     introduce(run)
     config = run.config
     store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn)
-    with closing(store) as checkpoints:
+    with closing(store) as checkpoints, processes.together():
         start = restore_or_init(run, checkpoints)
         with Session(run, checkpoints, start.step) as session:
             with Interrupt() as interrupt:
@@ -87,6 +87,8 @@ def introduce(run: Run) -> None:
     if given != asked:
         say(f"the warm-up of {asked} steps does not fit into {config.total_steps}: shortened to {given}")
     say(run.experiment.parameter_table())
+    if config.mesh.fsdp > 1:
+        say(sharding.table_text(run.experiment.state_shapes))
 
 
 class Start(NamedTuple):
@@ -187,7 +189,7 @@ def finish(session: Session, state: TrainState, step: int) -> None:
     if jax.process_index() == 0:
         run.console.say(report.write(run.workdir, scores, run.config, step))
     try:
-        figures = evaluate.figures.write(run.workdir, run.experiment, state)
+        figures = evaluate.figures.write(run.workdir, run.experiment, run.experiment.whole(state))
         run.console.say("".join(f"{file}\n" for file in figures))
     except ImportError as error:  # an optional extra: the run and its table are complete without it
         run.console.warn(f"no figures: {error}")

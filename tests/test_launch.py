@@ -1,75 +1,50 @@
-"""Several processes on this machine train one run, with the numbers of one process."""
+"""The scripts of launch/: this machine's for real, those of clusters against stand-ins for their commands."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
+import yaml
+from launching import ROOT, SMALLEST, environment, losses, stopped
 
-from detailclip_jax.metrics import read_lines
-
-ROOT = Path(__file__).parents[1]
-CONFIG = "--config=tests/configs/smallest.py:method=clip"
-
-
-def environment(cache):
-    """Little compilation, and that shared between the runs."""
-    return os.environ | {
-        "PYTHON": sys.executable,
-        "XLA_FLAGS": "",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-
-
-def stopped(arguments, workdir, cache, **variables):
-    """Starts a long run, sends SIGTERM when it has logged four steps, returns (exit code, output)."""
-    flags = (CONFIG, "--config.total_steps=100000", f"--workdir={workdir}")
-    run = subprocess.Popen(
-        [*arguments, *flags],
-        cwd=ROOT,
-        env=environment(cache) | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    file = workdir / "metrics.jsonl"
-    while not (file.exists() and file.read_text().count("\n") >= 4) and run.poll() is None:
-        time.sleep(0.05)
-    run.send_signal(signal.SIGTERM)
-    output, _ = run.communicate(timeout=300)
-    return run.returncode, output
-
-
-def first_losses(workdir):
-    return [(line["step"], line["loss"]) for line in read_lines(workdir / "metrics.jsonl")[:4]]
+CONFIG = f"{SMALLEST}:method=clip"
+LONG = [CONFIG, "--config.total_steps=100000"]
 
 
 def test_two_processes_equal_one_and_stop_together(tmp_path):
     """2 processes of 1 device = 1 process of 2 devices, to 1e-5; a signal stops both at one step, saved."""
     alone, together = tmp_path / "alone", tmp_path / "together"
-    one = [sys.executable, "-m", "detailclip_jax.main"]
+    one = [sys.executable, "-m", "detailclip_jax.main", *LONG]
     code, output = stopped(one, alone, tmp_path, JAX_NUM_CPU_DEVICES="2")
     assert code == 128 + signal.SIGTERM, output
-    code, output = stopped(["launch/local.sh", "2"], together, tmp_path)
+    code, output = stopped(["launch/local.sh", "2", *LONG], together, tmp_path)
     assert code == 128 + signal.SIGTERM, output
     for process in (0, 1):
+        for module in ("doctor --launch", "main"):
+            assert f"-m detailclip_jax.{module} " in output
         assert f"--num_processes=2 --process_id={process}" in output
+    assert "2 processes reached each other, 1 x cpu each" in output and "FAILED" not in output
     (line,) = (line for line in output.splitlines() if "saved at step" in line)
     step = int(line.split("saved at step ")[1].split()[0])
     assert (together / f"checkpoints/{step}").is_dir()
-    (steps, losses), (same_steps, expected) = (zip(*first_losses(workdir)) for workdir in (together, alone))
-    assert steps == same_steps == (1, 2, 3, 4)
-    assert losses == pytest.approx(expected, rel=1e-5)
+    expected, found = losses(alone), losses(together)
+    assert [found[step] for step in range(1, 5)] == pytest.approx([expected[step] for step in range(1, 5)], rel=1e-5)
+
+
+def test_a_preflight_that_fails_ends_before_the_run(tmp_path):
+    flags = [CONFIG, "--config.batch_size=7", f"--workdir={tmp_path}"]
+    run = subprocess.run(
+        ["launch/local.sh", "2", *flags], cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True
+    )
+    assert run.returncode == 2 and "batch_size 7 does not divide over 2 devices; nearest are 6 and 8" in run.stderr
+    assert "detailclip_jax.main" not in run.stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["0"], ["two"], [CONFIG]])
-def test_usage(arguments):
+def test_usage_of_local(arguments):
     result = subprocess.run(["launch/local.sh", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, "usage: launch/local.sh N" in result.stderr) == (2, True)
 
@@ -79,3 +54,86 @@ def test_flags_of_several_processes_belong_together(tmp_path):
     result = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
     assert "error: --coordinator, --num_processes and --process_id belong together" in result.stderr
+
+
+def stand_ins(folder, **commands):
+    """A folder of commands that bash finds first, and an environment with it."""
+    for name, text in commands.items():
+        file = folder / name
+        file.write_text(f"#!/bin/bash\n{text}\n")
+        file.chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder)}
+
+
+def test_the_interpreter_of_the_checkout_is_taken_where_python_lacks_the_package(tmp_path):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    shutil.copy(ROOT / "launch/python.sh", tmp_path / "launch")
+    script = ["bash", "-c", f'source {tmp_path}/launch/python.sh; echo "$python"']
+    bare = stand_ins(tmp_path, python="exit 1")
+    without = subprocess.run(script, env=bare, capture_output=True, text=True)
+    assert without.returncode == 2 and "neither python nor" in without.stderr and "PYTHON=" in without.stderr
+    stand_ins(tmp_path / ".venv/bin", python="exit 0")
+    assert subprocess.run(script, env=bare, capture_output=True, text=True).stdout == f"{tmp_path}/.venv/bin/python\n"
+    named = subprocess.run(script, env=bare | {"PYTHON": "/other"}, capture_output=True, text=True)
+    assert named.stdout == "/other\n"
+
+
+def test_slurm_checks_then_trains_and_queues_again_after_a_signal(tmp_path):
+    log = tmp_path / "log"
+    ends = 'echo "srun $*" >> LOG; [[ "$*" == *detailclip_jax.main* ]] && exit 143; exit 0'.replace("LOG", str(log))
+    fake = stand_ins(tmp_path, srun=ends, scontrol=f'echo "scontrol $*" >> {log}')
+    fake |= {"PYTHON": "py", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7"}
+    run = subprocess.run(
+        ["launch/slurm.sbatch", CONFIG, "--workdir=w"], cwd=ROOT, env=fake, capture_output=True, text=True
+    )
+    check, train, requeue = log.read_text().splitlines()
+    assert check == f"srun --kill-on-bad-exit=1 py -u -m detailclip_jax.doctor --launch {CONFIG} --workdir=w"
+    assert train == f"srun --kill-on-bad-exit=1 py -u -m detailclip_jax.main {CONFIG} --workdir=w"
+    assert (run.returncode, requeue) == (143, "scontrol requeue 7")
+    assert train in run.stdout
+    assert subprocess.run(["launch/slurm.sbatch"], cwd=ROOT, env=fake, capture_output=True).returncode == 2
+
+
+def test_slurm_asks_for_the_paper_s_machine():
+    text = (ROOT / "launch/slurm.sbatch").read_text()
+    for line in ("--nodes=4", "--ntasks-per-node=4", "--gres=gpu:4", "--signal=TERM@120", "--requeue"):
+        assert f"#SBATCH {line}\n" in text
+
+
+def test_a_tpu_pod_gets_one_command_for_every_host(tmp_path):
+    fake = stand_ins(tmp_path, gcloud='printf "%s\\n" "$@"')
+    flags = [CONFIG, "--config.method=a b"]
+    run = subprocess.run(
+        ["launch/tpu-pod.sh", "pod", "zone-a", *flags], cwd=ROOT, env=fake, capture_output=True, text=True
+    )
+    said, *arguments = run.stdout.splitlines()
+    assert arguments[:7] == ["compute", "tpus", "tpu-vm", "ssh", "pod", "--zone=zone-a", "--worker=all"]
+    command = arguments[7].removeprefix("--command=")
+    assert said == f"on every host of pod: {command}"
+    check, train = command.removeprefix("cd detailclip_jax && ").split(" && ")
+    given = f"--distributed {CONFIG} --config.method=a\\ b"
+    assert check == f".venv/bin/python -u -m detailclip_jax.doctor --launch {given}"
+    assert train == f".venv/bin/python -u -m detailclip_jax.main {given}"
+    for wrong in ([], ["pod"], ["pod", CONFIG], ["--config=x", "zone", CONFIG]):
+        assert subprocess.run(["launch/tpu-pod.sh", *wrong], cwd=ROOT, env=fake, capture_output=True).returncode == 2
+
+
+def test_the_jobset_s_pods_find_each_other_and_run_both_commands(tmp_path):
+    jobset = yaml.safe_load((ROOT / "launch/gke-jobset.yaml").read_text())
+    name, (job,) = jobset["metadata"]["name"], jobset["spec"]["replicatedJobs"]
+    pods = job["template"]["spec"]
+    container = pods["template"]["spec"]["containers"][0]
+    env = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert pods["completionMode"] == "Indexed"
+    assert int(env["JAX_NUM_PROCESSES"]) == pods["parallelism"] == pods["completions"]
+    host, port = env["JAX_COORDINATOR_ADDRESS"].split(":")
+    assert host == f"{name}-{job['name']}-0-0.{name}" and int(port) == container["ports"][0]["containerPort"]
+    assert "job-completion-index" in container["env"][2]["valueFrom"]["fieldRef"]["fieldPath"]
+    fake = stand_ins(tmp_path, python='echo "ran $*"')
+    run = subprocess.run([*container["command"], *container["args"]], env=fake, capture_output=True, text=True)
+    given = " ".join(container["args"])
+    said, check, train = run.stdout.splitlines()
+    assert said == f"python -u -m detailclip_jax.main {given}"
+    assert check == f"ran -u -m detailclip_jax.doctor --launch {given}"
+    assert train == f"ran -u -m detailclip_jax.main {given}"

@@ -70,37 +70,6 @@ def test_help_explains_without_importing_jax():
     assert "ml_collections" in imported and "jax" not in imported
 
 
-@pytest.mark.parametrize(
-    "variables, several",
-    [
-        ({}, False),
-        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
-        ({"SLURM_STEP_NUM_TASKS": "16"}, True),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "host-0"}, False),
-        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
-    ],
-)
-def test_launchers_are_recognised(variables, several):
-    assert launched_as_several(variables) is several
-
-
-def test_devices_of_several_processes_need_them_to_have_met():
-    check_joined(1, joined=False)
-    check_joined(16, joined=True)
-    with pytest.raises(ValueError, match="those of 16 processes, which have not met; give --distributed"):
-        check_joined(16, joined=False)
-
-
-def test_processes_are_named_by_flags_before_the_environment():
-    variables = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
-    assert named_processes(None, None, None, {}) is None
-    assert named_processes(None, None, None, variables) == ("host:1", 4, 0)
-    assert named_processes("host:2", 2, 1, variables) == ("host:2", 2, 1)
-    with pytest.raises(ValueError, match="belong together; give all three"):
-        named_processes("host:2", 2, None, {})
-
-
 def stopped(workdir, cache, number, lines):
     """Starts the run, sends the signal once metrics.jsonl has so many lines, returns (exit code, output)."""
     process = subprocess.Popen(

@@ -1,0 +1,81 @@
+"""Two processes of four devices as one run: its losses, the loss of a process, and resuming on other machines."""
+
+import shutil
+import signal
+import socket
+import sys
+import time
+
+import pytest
+from launching import SMALLEST, environment, losses, started, wait_for_lines
+
+MAIN = [sys.executable, "-m", "detailclip_jax.main", SMALLEST]
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def two(workdir, cache, *flags):
+    """Both processes, started."""
+    address, variables = f"--coordinator=127.0.0.1:{free_port()}", environment(cache, JAX_NUM_CPU_DEVICES="4")
+    here = [f"--workdir={workdir}", "--num_processes=2", address, *flags]
+    return [started([*MAIN, *here, f"--process_id={index}"], variables) for index in (0, 1)]
+
+
+def finished(runs):
+    outputs = [run.communicate(timeout=600)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], "\n".join(outputs)
+    return outputs
+
+
+def compare(found, expected, first):
+    """Losses from step `first` on, to 1e-5."""
+    steps = [step for step in found if step >= first]
+    assert steps == list(range(first, max(expected) + 1))
+    assert [found[step] for step in steps] == pytest.approx([expected[step] for step in steps], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_run_of_two_hosts_survives_one_of_them(tmp_path, victim):
+    """1 x 8 devices trains 40 steps.  2 x 4: one is killed, the other ends by itself; both again; then on 1 x 2."""
+    alone, workdir = tmp_path / "alone", tmp_path / "together"
+    one = started([*MAIN, f"--workdir={alone}"], environment(tmp_path, JAX_NUM_CPU_DEVICES="8"))
+    assert one.wait(timeout=600) == 0, one.communicate()[0]
+    expected = losses(alone)
+
+    runs = two(workdir, tmp_path)
+    wait_for_lines(workdir, 6, runs)
+    runs[victim].kill()
+    killed, survivor = time.monotonic(), runs[1 - victim]
+    output, _ = survivor.communicate(timeout=60)
+    assert time.monotonic() - killed < 60 and survivor.returncode not in (0, None)
+    assert f"error: process {1 - victim} of 2 ended before its run did: it lost another process of the run" in output
+    assert "they go on from the last checkpoint" in output
+
+    first, _ = finished(two(workdir, tmp_path, "--config.mesh.fsdp=8"))  # weights now spread over both processes
+    resumed = int(first.split("going on from the checkpoint of step ")[1].split()[0])
+    assert resumed >= 4
+    compare(losses(workdir), expected, 1)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_two_hosts_goes_on_with_one(tmp_path):
+    """Saved by 2 x 4 devices that share each copy of the state between them, resumed by 1 process of 2 and of 1."""
+    alone, workdir = tmp_path / "alone", tmp_path / "together"
+    one = started([*MAIN, f"--workdir={alone}"], environment(tmp_path, JAX_NUM_CPU_DEVICES="8"))
+    assert one.wait(timeout=600) == 0, one.communicate()[0]
+    runs = two(workdir, tmp_path, "--config.mesh.fsdp=8")
+    wait_for_lines(workdir, 6, runs)
+    runs[0].send_signal(signal.SIGTERM)
+    outputs = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [128 + signal.SIGTERM] * 2, "\n".join(outputs)
+    for devices in ("1", "2"):
+        copy = tmp_path / devices
+        shutil.copytree(workdir, copy)
+        run = started([*MAIN, f"--workdir={copy}"], environment(tmp_path, JAX_NUM_CPU_DEVICES=devices))
+        assert "going on from the checkpoint" in run.communicate(timeout=600)[0] and run.returncode == 0
+        compare(losses(copy), losses(alone), 1)

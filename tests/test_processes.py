@@ -1,0 +1,67 @@
+"""How the processes of a run find each other, and what is said when one is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from detailclip_jax.processes import check_joined, launched_as_several, named_processes
+
+
+@pytest.mark.parametrize(
+    "variables, several",
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "16"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "host-0"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
+    ],
+)
+def test_launchers_are_recognised(variables, several):
+    assert launched_as_several(variables) is several
+
+
+def test_devices_of_several_processes_need_them_to_have_met():
+    check_joined(1, joined=False)
+    check_joined(16, joined=True)
+    with pytest.raises(ValueError, match="those of 16 processes, which have not met; give --distributed"):
+        check_joined(16, joined=False)
+
+
+def test_processes_are_named_by_flags_before_the_environment():
+    variables = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
+    assert named_processes(None, None, None, {}) is None
+    assert named_processes(None, None, None, variables) == ("host:1", 4, 0)
+    assert named_processes("host:2", 2, 1, variables) == ("host:2", 2, 1)
+    with pytest.raises(ValueError, match="belong together; give all three"):
+        named_processes("host:2", 2, None, {})
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (("host:1", 2, 2), "--process_id 2 of --num_processes 2: processes are numbered from 0"),
+        (("host", 2, 0), "--coordinator 'host' must be HOST:PORT"),
+        ((":80", 2, 0), "--coordinator ':80' must be HOST:PORT"),
+    ],
+)
+def test_addresses_that_cannot_be_meant(given, message):
+    with pytest.raises(ValueError, match=message):
+        named_processes(*given, {})
+
+
+ENDS = {"well": "pass", "by an error": "raise SystemExit(3)", "by an abort": "os.abort()", "by a kill": "os.kill(0, 9)"}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_last_words_are_said_where_a_process_cannot(how):
+    end = ENDS[how].replace("kill(0", "kill(os.getpid()")
+    code = f"import os\nfrom detailclip_jax.processes import last_words\nwith last_words('farewell \"$0\"'): {end}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, timeout=60)
+    expected = {"well": 0, "by an error": 3, "by an abort": -signal.SIGABRT, "by a kill": -signal.SIGKILL}[how]
+    assert run.returncode == expected
+    assert ('farewell "$0"' in run.stderr) == (how in ("by an abort", "by a kill"))
