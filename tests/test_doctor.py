@@ -1,0 +1,144 @@
+"""What the doctor says of a machine, an install, data, and a launch."""
+
+import importlib.metadata
+import types
+
+import jax
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from tiny import tiny_config
+
+from detailclip_jax import config as config_lib
+from detailclip_jax import doctor, experiment, preflight, sharding
+from detailclip_jax.data import labelled
+from detailclip_jax.mesh import make_mesh
+
+
+def device(platform="cpu", kind="cpu", memory=None):
+    limit = None if memory is None else {"bytes_limit": memory}
+    return types.SimpleNamespace(platform=platform, device_kind=kind, memory_stats=lambda: limit)
+
+
+def test_devices_are_named_and_a_card_that_jax_misses():
+    assert doctor.devices([device("gpu", "NVIDIA A100", 40 * 2**30)] * 4, True) == "4 x NVIDIA A100, 40 GiB each"
+    assert 'pip install -U "jax[cuda13]"' in doctor.devices([device()], True)
+    assert "not for ViT-B/16" in doctor.devices([device()], False)
+
+
+def test_little_disk_is_said():
+    assert "little for checkpoints" in doctor.disk(2**30)
+    assert "little" not in doctor.disk(100 * 2**30)
+
+
+def test_a_requirement_is_met_missing_or_of_another_version():
+    version = importlib.metadata.version("numpy")
+    assert doctor._problem(Requirement("numpy>=1.0")) == ""
+    assert doctor._problem(Requirement("numpy<1.0")) == f"numpy {version} (needs <1.0)"
+    assert doctor._problem(Requirement("no-such-package-here")) == "no-such-package-here"
+
+
+def test_extras_are_told_from_what_is_always_needed(monkeypatch):
+    given = [
+        "numpy>=1.0",
+        'absent-one; extra == "demo"',
+        'numpy>=1.0; extra == "dev"',
+        "absent-two; python_version<'3'",
+    ]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: given)
+    names = types.SimpleNamespace(get_all=lambda _: ["demo", "dev"])
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda _: names)
+    assert doctor.requirements() == {"": [], "demo": ["absent-one"], "dev": []}
+
+
+@pytest.mark.parametrize(("missing", "code"), [({"": [], "demo": ["a"]}, 0), ({"": ["jax"], "demo": []}, 1)])
+def test_the_report_has_a_line_for_each(monkeypatch, capsys, missing, code):
+    monkeypatch.setattr(doctor, "requirements", lambda: missing)
+    assert doctor.main([]) == code
+    lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == {"versions", "code", "devices", "host", "disk", "packages", "[demo]"}
+    assert lines["devices"].startswith("8 x cpu") and f"jax {jax.__version__}" in lines["versions"]
+    assert ("MISSING: jax" in lines["packages"]) == bool(code)
+
+
+def test_data_sets_that_are_ready_are_counted(monkeypatch, capsys, tmp_path):
+    sets = [
+        labelled.Readiness("pets", True, 3669, 3669, ""),
+        labelled.Readiness("sun397", False, None, 19850, "get it"),
+    ]
+    monkeypatch.setattr(labelled, "ready", lambda folder: sets if folder == str(tmp_path) else [])
+    assert doctor.main(["--data", f"--data-dir={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert "ready   pets                    3,669 of    3,669" in out and "get it" in out
+    assert f"1 of 2 sets are ready in {tmp_path}" in out
+    assert doctor.main(["--data", "--data-dir=elsewhere"]) == 1
+
+
+def test_a_flag_that_does_not_exist(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        doctor.main(["--lanch"])
+    assert "unrecognized arguments: --lanch" in capsys.readouterr().err
+
+
+def smallest():
+    config = tiny_config("clip")
+    config.data.source = "stickers"
+    config.data.stickers.num_scenes = 64
+    return config
+
+
+def test_a_launch_that_can_go(capsys, tmp_path):
+    assert preflight.run(smallest(), tmp_path / "run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    checks = [line for line in lines if line.startswith("ok ")]
+    assert [line.split()[1] for line in checks] == list(preflight.CHECKS)
+    assert "8 pairs: 1 a device" in lines[-5] and "64 examples, the last a picture of" in lines[-4]
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_each_check_that_fails_is_named(capsys, tmp_path, monkeypatch):
+    config = smallest()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(preflight, "_device_memory", lambda: 1000)
+    assert preflight.run(config, tmp_path / "file") == 1
+    said = capsys.readouterr()
+    failed = [line.split()[1] for line in said.out.splitlines() if line.startswith("FAILED")]
+    assert failed == ["memory", "workdir", "shared"]
+    assert "process 0: memory: ValueError: at least" in said.err and "--config.accumulation=2" in said.err
+    assert "process 0: workdir: FileExistsError" in said.err
+
+
+def test_processes_that_found_different_things_fail(capsys, tmp_path, monkeypatch):
+    found = np.array([[1, 5], [1, 6]], np.int64).view(np.int32)
+    monkeypatch.setattr(preflight.multihost_utils, "process_allgather", lambda _: found)
+    assert not preflight.everywhere("data", lambda: preflight.Finding("read", 5))
+    assert "FAILED  data       read; it differs between processes: [5, 6]" in capsys.readouterr().out
+
+
+def plan(config, devices=1, fsdp=1):
+    built = experiment.build(config, make_mesh(jax.devices()[:devices], fsdp))
+    return preflight.Plan(config, None, None, built)
+
+
+def test_the_estimate_of_memory_counts_state_gradients_and_activations():
+    config = tiny_config("clip")
+    alone = plan(config)
+    parts, shapes = preflight.estimate(alone), alone.experiment.state_shapes
+    assert parts["state"] == sharding.total_bytes(shapes) and parts["weights"] == 0
+    assert parts["gradients"] == sharding.total_bytes(shapes.params)
+    divided = preflight.estimate(plan(config, 8, 8))
+    assert divided["state"] < parts["state"] / 4 and divided["weights"] == parts["gradients"]
+    config.accumulation = 2
+    halves = preflight.estimate(plan(config))["activations"]
+    assert 0.3 * parts["activations"] < halves < 0.7 * parts["activations"]
+
+
+def test_full_rematerialisation_keeps_less():
+    config = config_lib.default()
+    config.model.size, config.batch_size, config.total_steps = "tiny", 8, 10
+    config.model.image_size = config.views.crops["global"].size = 32
+    kept = {}
+    for policy in ("none", "full"):
+        config.model.remat = policy
+        kept[policy] = preflight.activation_bytes(plan(config))
+    assert kept["full"] < kept["none"] / 2
