@@ -53,6 +53,9 @@ class Experiment:
     def put(self, batch):
         return put(batch, self.mesh)
 
+    def whole(self, state):
+        return state
+
     def parameter_table(self):
         return "one weight"
 
