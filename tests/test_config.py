@@ -183,7 +183,7 @@ def test_config_file_without_its_function(tmp_path, text, message):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("batchsize", "did you mean 'batch_size'.*Known fields: batch_size"),
+        ("batchsize", "did you mean 'batch_size'.*Known fields: accumulation, batch_size"),
         ("model.sise", "did you mean 'model.size'.*Known fields of 'model': context_length"),
         ("image_size", "did you mean 'model.image_size'"),
         (

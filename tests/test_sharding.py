@@ -1,14 +1,17 @@
 """The training state divided over the axis "fsdp": what lies where, and that no number changes."""
 
+from contextlib import closing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import copied, tiny_batch, tiny_config, tiny_experiment, tiny_state
+from tiny import BATCH, copied, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import experiment, mesh, methods, sharding
+from detailclip_jax.checkpoint import Checkpoints
 
 MESHES = ((1, 1), (8, 1), (8, 2), (8, 8))  # devices, fsdp
 
@@ -19,7 +22,7 @@ def built(config, devices, fsdp):
 
 @pytest.fixture(scope="module")
 def trained():
-    """Metrics of five steps from one state on noise, and the state after them, by mesh."""
+    """By mesh: the experiment, metrics of five steps from one state on noise, and the state after them."""
     found = {}
     for devices, fsdp in MESHES:
         exp = tiny_experiment() if devices == 1 else built(tiny_config(), devices, fsdp)
@@ -28,13 +31,13 @@ def trained():
         for step in range(5):
             state, metrics = exp.train_step(state, exp.put(tiny_batch(step)))
             history.append(jax.device_get(metrics))
-        found[devices, fsdp] = history, state
+        found[devices, fsdp] = exp, history, state
     return found
 
 
 @pytest.mark.parametrize("grid", MESHES[1:])
 def test_five_steps_on_a_mesh_are_those_on_one_device(trained, grid):
-    (expected, one), (history, many) = trained[1, 1], trained[grid]
+    (_, expected, one), (_, history, many) = trained[1, 1], trained[grid]
     for a, b in zip(expected, history, strict=True):
         for name in a:
             np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-6, err_msg=name)
@@ -43,7 +46,7 @@ def test_five_steps_on_a_mesh_are_those_on_one_device(trained, grid):
 
 
 def test_the_state_stays_where_the_table_puts_it(trained):
-    _, state = trained[8, 8]
+    _, _, state = trained[8, 8]
     kernel = "image", "blocks_0", "attn", "qkv", "kernel"
     for tree in (state.params, state.ema_params):
         leaf = tree
@@ -52,6 +55,24 @@ def test_the_state_stays_where_the_table_puts_it(trained):
         assert {shard.data.shape for shard in leaf.addressable_shards} == {(leaf.shape[0] // 8, leaf.shape[1])}
     assert state.centers["cls"].sharding.spec == P("fsdp")
     assert state.params["logit_scale"]["value"].sharding.is_fully_replicated
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(trained, tmp_path):
+    """Divided over 8, restored on 1, 2 and 4, alike in every bit; the sixth step on 1 is that on 8."""
+    (alone, _, _), (together, _, state) = trained[1, 1], trained[8, 8]
+    with closing(Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(5, state, {"examples": 5 * BATCH}, {"config": "{}"})
+        fewer = {grid: built(tiny_config(), *grid).state_shapes for grid in ((2, 2), (4, 2), (4, 1))}
+        restored = {grid: checkpoints.restore(shapes) for grid, shapes in fewer.items()}
+        restored[1, 1] = checkpoints.restore(alone.state_shapes)
+    for grid, found in restored.items():
+        assert found.data == {"examples": 5 * BATCH}
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(found.state), strict=True):
+            assert len(b.sharding.device_set) == grid[0]
+            np.testing.assert_array_equal(a, b)
+    _, one = alone.train_step(restored[1, 1].state, alone.put(tiny_batch(5)))
+    _, eight = together.train_step(copied(state), together.put(tiny_batch(5)))
+    np.testing.assert_allclose(one["loss"], eight["loss"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", ["B/16", "L/16"])
