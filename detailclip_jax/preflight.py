@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from detailclip_jax import experiment, init_from, provenance, run_config, sharding, train
+from detailclip_jax import evaluate, experiment, init_from, provenance, run_config, sharding, train
 from detailclip_jax.data import pipeline
 from detailclip_jax.experiment import Experiment, dummy_batch
 from detailclip_jax.mesh import make_mesh
@@ -57,6 +57,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Plan:
     config = init_from.adopt(config)
     validate(config)
     source = train.open_source(config)
+    evaluate.check(config)
     config = run_config.resolve(config, len(source))
     return Plan(config, workdir, source, experiment.build(config))
 
