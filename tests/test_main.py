@@ -11,7 +11,6 @@ import pytest
 
 from detailclip_jax.main import with_recipe
 from detailclip_jax.metrics import read_lines
-from detailclip_jax.processes import check_joined, launched_as_several, named_processes
 
 ROOT = Path(__file__).parents[1]
 SMALLEST = "tests/configs/smallest.py"
