@@ -184,13 +184,13 @@ def test_config_file_without_its_function(tmp_path, text, message):
     "name, message",
     [
         ("batchsize", "did you mean 'batch_size'.*Known fields: accumulation, batch_size"),
-        ("model.sise", "did you mean 'model.size'.*Known fields of 'model': context_length"),
+        ("model.sise", "did you mean 'model.size'.*Known fields of 'model': attention"),
         ("image_size", "did you mean 'model.image_size'"),
         (
             "views.crops.globl.size",
             "did you mean 'views.crops.global.size'.*Known fields of 'views.crops': global",
         ),
-        ("modle.size", "did you mean 'model.size'.*Known fields of 'model': context_length"),
+        ("modle.size", "did you mean 'model.size'.*Known fields of 'model': attention"),
         ("optim.lr", "did you mean 'optimizer'.*Known fields of 'optimizer': betas"),
         ("optimizer.lr", r"unknown config field 'optimizer.lr'\. Known fields of 'optimizer': betas"),
         ("lerning_rate", "did you mean 'optimizer.learning_rate'"),
