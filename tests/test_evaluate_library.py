@@ -119,6 +119,17 @@ def test_a_picture_without_captions_is_named():
         reading.captions_of(Pictures(), [2])
 
 
+def test_splits_whose_files_have_the_same_names_and_sizes_are_told_apart(tmp_path):
+    """Noise: every PNG is as large as any other.  The probe would be judged on what it was fitted on."""
+    write_folders(tmp_path / "toys")
+    sets = evaluate.Sets(tmp_path, image_size=16)
+    train, test = (sets.labelled("toys", split) for split in ("train", "test"))
+    assert train.source[0]["image"] != test.source[0]["image"]
+    assert train.fingerprint != test.fingerprint
+    samples = [reading.sample_digest(data.source) for data in (train, test, test)]
+    assert samples[0] != samples[1] == samples[2]
+
+
 # the cache
 
 

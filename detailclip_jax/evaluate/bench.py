@@ -12,7 +12,7 @@ from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluate.cache import Cache, NoCache
 from detailclip_jax.evaluate.embedding import EvaluationBatch, gather, mesh_of, own_rows, text_batches
 from detailclip_jax.evaluate.metrics import class_embeddings
-from detailclip_jax.evaluate.reading import ImageBatches, Transform
+from detailclip_jax.evaluate.reading import ImageBatches, Transform, sample_digest
 from detailclip_jax.evaluate.zero_shot import owners
 from detailclip_jax.types import Params
 
@@ -63,7 +63,8 @@ class Bench:
 
     def images(self, data: LabelledSet, transform: Transform, part: str = "image") -> Embedded:
         """`encode.<part>` of all pictures of a set; ValueError where none can be read."""
-        key = {"weights": self.digest, "data": data.fingerprint, "transform": list(transform), "part": part}
+        marks = {"data": data.fingerprint, "sample": sample_digest(data.source) if self.digest else ""}
+        key = {"weights": self.digest, **marks, "transform": list(transform), "part": part}
         made = self.cache.get(key, lambda: self._embed_images(data, transform, part))
         unreadable = tuple(str(line) for line in made["unreadable"])
         self.unreadable += [f"{data.name}, {line}" for line in unreadable]

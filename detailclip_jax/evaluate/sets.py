@@ -43,6 +43,8 @@ class Sets(NamedTuple):
         data = labelled.open_set(name, self.data_dir, split)
         if not data.classes:
             raise ValueError(f"{name} has captions and no classes: it is for retrieval")
+        if split != "test":  # files of two splits may have the same names and sizes
+            data = data._replace(fingerprint=f"{split}-{data.fingerprint}")
         return self._limited(data)
 
     def captioned(self, name: str, num_captions: int | None = 5) -> LabelledSet:
