@@ -22,7 +22,23 @@ def product(
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     out = dtype if out is None else out
     made: Array = rows @ kernel if rows.dtype == kernel.dtype == jnp.float32 else _half(rows, kernel, out)
-    return checkpoint_name(made.astype(out).reshape(*x.shape[:-1], -1), PRODUCT)
+    return _named(made.astype(out).reshape(*x.shape[:-1], -1))
+
+
+def _name(x: Array) -> Array:
+    """x under the name `PRODUCT`, half precision as its bits.
+
+    A loop over layers keeps what is named for all of them: XLA's CPU backend reads one layer's bfloat16 out of that
+    through a float32 copy of the whole, but not one layer's integers.
+    """
+    if x.dtype.itemsize != 2:
+        return checkpoint_name(x, PRODUCT)
+    bits = checkpoint_name(jax.lax.bitcast_convert_type(x, jnp.uint16), PRODUCT)
+    return jax.lax.bitcast_convert_type(bits, x.dtype)
+
+
+_named = jax.custom_jvp(_name)  # differentiation passes the bits by; it must meet `_name` bare to see the name
+_named.defjvp(lambda primals, tangents: (_name(*primals), tangents[0]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -125,14 +125,11 @@ REMAT = {
 }
 
 
-def recomputed(run: Callable[..., Any], remat: str, in_loop: bool = False) -> Callable[..., Any]:
-    """A function of a block and arrays, recomputed in the backward pass ("dots" keeps the results of products).
-
-    Outside of a loop the compiler must be kept from finding that the same was computed before.
-    """
+def recomputed(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """A function of a block and arrays, recomputed in the backward pass ("dots" keeps the results of products)."""
     if remat not in REMAT:
         raise ValueError(f"model.remat {remat!r} is unknown; known: {', '.join(REMAT)}")
-    return run if remat == "none" else nn.remat(run, policy=REMAT[remat], prevent_cse=not in_loop)
+    return run if remat == "none" else nn.remat(run, policy=REMAT[remat])
 
 
 def run_blocks(
@@ -148,7 +145,7 @@ def run_blocks(
     `blocks` are several, one after the other; or a single one whose parameters have `depth` layers along a leading
     axis, through which a loop runs: a program of one block instead of many, the same numbers.
     """
-    run = recomputed(lambda block, x, scale: block(x, scale, cls_rows), remat, isinstance(blocks, Block))
+    run = recomputed(lambda block, x, scale: block(x, scale, cls_rows), remat)
     if isinstance(blocks, Block):
         loop = nn.scan(run, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
         x, rows = loop(blocks, x, scales)
