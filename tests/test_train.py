@@ -27,6 +27,7 @@ NEVER = 10**6
 class Method(NamedTuple):
     losses: dict
     name: str = "pull"
+    parts: tuple = ()
 
 
 class Experiment:
