@@ -27,9 +27,11 @@ DEV = [
     "nbclient>=0.10",
     "nbformat>=5.10",
     "pyright>=1.1.390",
+    "pyyaml>=6",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "ruff>=0.9",
+    "scikit-learn>=1.5",
 ]
 
 setup(
@@ -59,6 +61,7 @@ setup(
         "opencv-python-headless>=4.11,!=4.12.0.88",
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.11.36,<0.13",
+        "packaging>=23",
         "pillow>=10.3",
         "regex>=2024.4",
         "tensorboardX>=2.6.2",
