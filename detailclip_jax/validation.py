@@ -10,6 +10,7 @@ from detailclip_jax.config import default
 from detailclip_jax.data.sources import CAPTION_RULES, SOURCES
 from detailclip_jax.data.views import crops_from_config
 from detailclip_jax.losses.distillation import DIVERGENCES
+from detailclip_jax.losses.global_softmax import block_size
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
 from detailclip_jax.models.attention import KERNELS
@@ -69,6 +70,7 @@ def validate(config: ConfigDict) -> None:
         _check_range(name, value)
     _check_crops(config)
     _check_best_metric(config)
+    block_size(config.losses.clip_block, 1, config.batch_size)
     evaluate.plan(config)
 
 

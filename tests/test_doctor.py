@@ -133,6 +133,12 @@ def test_the_estimate_of_memory_counts_state_gradients_and_activations():
     assert 0.3 * parts["activations"] < halves < 0.7 * parts["activations"]
 
 
+def test_a_block_of_the_whole_batch_s_logits_is_no_matter_for_a_device_s_rows():
+    config = tiny_config("clip")
+    config.losses.clip_block = config.batch_size
+    assert preflight.activation_bytes(plan(config, 4)) > 0
+
+
 def test_full_rematerialisation_keeps_less():
     config = config_lib.default()
     config.model.size, config.batch_size, config.total_steps = "tiny", 8, 10
