@@ -13,7 +13,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -24,6 +24,7 @@ FOR = {
     "data": "data sets through TensorFlow Datasets",
     "dev": "the tests",
 }
+NONE = "NONE that jax can use:"
 MIN_FREE = 10 * 2**30  # bytes; a ViT-B/16 checkpoint has 2.4 GiB, and the last two and the best are kept
 
 
@@ -50,10 +51,19 @@ def machine() -> Iterator[tuple[str, str]]:
     found = provenance.versions()
     yield "versions", ", ".join(f"{name} {version}" for name, version in found.items())
     yield "code", f"git {provenance.git_revision()}"
-    yield "devices", devices(jax.local_devices(), shutil.which("nvidia-smi") is not None)
+    yield "devices", _usable(jax.local_devices)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield "host", f"{os.cpu_count()} cores, {memory / 2**30:.0f} GiB of memory"
     yield "disk", disk(shutil.disk_usage(".").free)
+
+
+def _usable(find: Callable[[], Sequence[Any]]) -> str:
+    """The devices that jax finds, or why it finds none."""
+    try:
+        return devices(find(), shutil.which("nvidia-smi") is not None)
+    except (RuntimeError, AssertionError) as error:  # the second where jax passes over all that it was asked for
+        reason = str(error).splitlines()[0] if str(error) else "none of the platforms that it was asked for is here"
+        return f"{NONE} {reason} (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"
 
 
 def devices(found: Sequence[Any], has_driver: bool) -> str:
@@ -101,20 +111,22 @@ def _problem(requirement: Requirement) -> str:
 
 
 def report() -> int:
-    """Prints the machine and the install; 1 if a package that is always needed is missing."""
+    """Prints the machine and the install; 1 without a device or a package that is always needed."""
+    usable = True
     for name, text in machine():
         print(f"{name:<10} {text}")
+        usable = usable and not text.startswith(NONE)
     try:
         missing = requirements()
     except importlib.metadata.PackageNotFoundError:
         print("packages   unknown: the code was not installed by pip (pip install -e .)")
-        return 0
+        return 0 if usable else 1
     print(f"{'packages':<10} {'all there' if not missing[''] else 'MISSING: ' + ', '.join(missing[''])}")
     for extra, lacks in missing.items():
         if extra:
             way = f"without {', '.join(lacks)}: pip install -e .[{extra}]" if lacks else "ready"
             print(f"{'[' + extra + ']':<10} {FOR.get(extra, 'optional')}: {way}")
-    return 1 if missing[""] else 0
+    return 1 if missing[""] or not usable else 0
 
 
 def check_data(data_dir: str) -> int:

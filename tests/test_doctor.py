@@ -61,6 +61,20 @@ def test_the_report_has_a_line_for_each(monkeypatch, capsys, missing, code):
     assert ("MISSING: jax" in lines["packages"]) == bool(code)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda'\nmore"), AssertionError()])
+def test_a_machine_on_which_jax_finds_no_device_is_told_why(monkeypatch, capsys, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(doctor, "requirements", lambda: {"": []})
+    monkeypatch.setattr(jax, "local_devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert doctor.main([]) == 1
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("devices"))
+    reason = "Unable to initialize backend 'cuda'" if str(error) else "none of the platforms"
+    assert f"NONE that jax can use: {reason}" in line and line.endswith("(JAX_PLATFORMS=cuda)")
+
+
 def test_data_sets_that_are_ready_are_counted(monkeypatch, capsys, tmp_path):
     sets = [
         labelled.Readiness("pets", True, 3669, 3669, ""),
