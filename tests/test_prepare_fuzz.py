@@ -1,10 +1,14 @@
 """What archives, tables and pickles may try: nothing leaves its place, runs, or takes more memory than it is given."""
 
+import bz2
 import codecs
+import contextlib
 import gzip
 import io
+import lzma
 import os
 import pickle
+import sqlite3
 import struct
 import tarfile
 import zipfile
@@ -15,10 +19,10 @@ import prepare_trees as trees
 import pytest
 from test_prepare import keys, prepared
 
-from detailclip_jax.data.prepare import files, image_root, slip_pickle, tars
+from detailclip_jax.data.prepare import files, image_root, slip_pickle, tars, yfcc_ids
 from detailclip_jax.data.prepare.begin import begin
 from detailclip_jax.data.prepare.files import is_inside
-from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.prepare.sources import DAMAGE
 from detailclip_jax.prepare.__main__ import main
@@ -337,6 +341,73 @@ def test_a_damaged_compressed_table_is_a_message(tmp_path, damage, capsys):
     assert "error:" in capsys.readouterr().err
 
 
+LINES = "".join("\t".join(str(n + k) for k in range(23)) + "\n" for n in range(3000)).encode()
+CUT = {
+    "yfcc-tsv": ("yfcc100m_dataset-0.bz2", bz2.compress(LINES)),
+    "tsv": ("table.tsv.xz", lzma.compress(b"image\tcaption\n" + LINES)),
+    "jsonl": ("table.jsonl.gz", gzip.compress(b'{"image": "a.jpg", "caption": "b"}\n' * 3000)),
+    "coco": ("captions.json.gz", gzip.compress(b'{"images": [], "annotations": []}')),
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_a_table_whose_download_was_cut_is_named(tmp_path, kind, capsys):
+    name, data = CUT[kind]
+    path = trees.write(tmp_path / name, data[: len(data) // 2])
+    assert main([kind, str(path), "--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert str(path) in said and "cut off or damaged" in said
+
+
+def test_a_damaged_gzip_stream_is_named(tmp_path):
+    data = bytearray(CUT["jsonl"][1])
+    data[40:60] = bytes(20)
+    path = trees.write(tmp_path / "t.gz", bytes(data))
+    with pytest.raises(ValueError, match=r"t\.gz is cut off or damaged"), files.open_text(path) as file:
+        file.read()
+
+
+ODD = {
+    "coco": ("c.json", b'{"images": [1], "annotations": []}'),
+    "flickr30k": ("k.json", b'{"images": [{"split": "train", "sentences": [1], "filename": "a"}]}'),
+    "csv": ("t.csv", b'"ima"ge,caption\na,b\n'),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_tables_of_another_form_are_a_message(tmp_path, kind, capsys):
+    name, content = ODD[kind]
+    path = trees.write(tmp_path / name, content)
+    assert main([kind, str(path), "--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"error: {path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("photo", ["NULL", "'x'", "x'ff'"])
+def test_photo_ids_that_are_no_numbers_are_a_message(tmp_path, photo, capsys):
+    path = tmp_path / "yfcc.sql"
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE yfcc100m_dataset (photoid, title, description)")
+        database.execute(f"INSERT INTO yfcc100m_dataset VALUES ({photo}, 't', 'd')")
+        database.commit()
+    assert main(["yfcc-sqlite", str(path), "--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert f"error: {path} is damaged, or no table" in capsys.readouterr().err
+
+
+def test_a_table_line_without_a_photo_id_and_an_empty_list_are_named(tmp_path):
+    table = trees.write(tmp_path / "t.tsv", LINES.replace(b"0\t", b"x\t", 1))
+    with pytest.raises(ValueError, match=r"t\.tsv, line 1"):
+        begin(Request("yfcc-tsv", (str(table),), str(tmp_path / "out")))
+    with pytest.raises(ValueError, match=r"e\.npy is not readable"):
+        yfcc_ids.Ids.load([str(trees.write(tmp_path / "e.npy", b""))])
+
+
+def test_a_limit_on_a_tar_that_is_cut_counts_what_is_known_to_be_whole(tmp_path):
+    trees.write_tar(tmp_path / "whole.tar", [(f"{n}.jpg", bytes(3000)) for n in range(5)])
+    path = trees.write(tmp_path / "cut.tar", (tmp_path / "whole.tar").read_bytes()[:8000])
+    request = Request("webdataset", (str(path),), str(tmp_path / "out"), options=Options(limit=100))
+    assert [shard.stop for shard in begin(request).shards] == [1]  # more of the second might follow
+
+
 # Pickles
 
 
@@ -395,6 +466,8 @@ HAND_WRITTEN = {
     "text that claims": b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b".",
     "frame that claims": b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b".",
     "memo": b"h\x05.",
+    "memo of 64 GiB": b"\x80\x02]r\xff\xff\xff\xff.",
+    "memo of 64 GiB as text": b"]p4294967295\n.",
 }
 
 
@@ -419,9 +492,20 @@ def test_random_damage_to_a_pickle_is_refused_or_gives_a_list(tmp_path):
     for _ in range(500):
         data = bytearray(whole)
         for place in rng.integers(0, len(data), 3):
-            data[place] = rng.choice([value for value in range(256) if value not in b"rj"])  # a huge memo
+            data[place] = rng.integers(256)
         path = trees.write(tmp_path / "p.pkl", bytes(data))
         try:
             assert isinstance(slip_pickle.load(str(path)), list)
         except ValueError as error:
             assert "p.pkl" in str(error)
+
+
+def test_python_2_counts_its_memo_from_one(tmp_path):
+    path = trees.write(tmp_path / "p.pkl", b"\x80\x02]q\x01K\x07U\x01tq\x02U\x01dq\x03\x87q\x04a.")
+    assert slip_pickle.load(str(path)) == [(7, "t", "d")]
+
+
+def test_a_row_of_any_depth_becomes_a_reject(tmp_path):
+    path = trees.write(tmp_path / "p.pkl", b"\x80\x02" + b"]" * 30_000 + b"a" * 29_999 + b".")
+    (row,) = slip_pickle.rows_of(Request("slip-yfcc15m", (str(path),), str(tmp_path)))
+    assert row.refused.startswith("bad row: [[[")

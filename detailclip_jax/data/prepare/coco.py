@@ -23,7 +23,7 @@ def rows_of(request: Request) -> Iterator[Row]:
     """The pictures of caption files, or of a Karpathy file; it says itself which it is."""
     for path in request.paths:
         content = load(path)
-        yield from karpathy(content, request) if _is_karpathy(content) else captions(content, path)
+        yield from karpathy(content, path, request) if _is_karpathy(content) else captions(content, path)
 
 
 def karpathy_rows(request: Request) -> Iterator[Row]:
@@ -32,7 +32,7 @@ def karpathy_rows(request: Request) -> Iterator[Row]:
         content = load(path)
         if not _is_karpathy(content):
             raise ValueError(f"{path} is no Karpathy file: it has no images with sentences and a split")
-        yield from karpathy(content, request)
+        yield from karpathy(content, path, request)
 
 
 def load(path: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def load(path: str) -> dict[str, Any]:
 
 
 def _is_karpathy(content: dict[str, Any]) -> bool:
-    return all("sentences" in image and "split" in image for image in content["images"][:1])
+    return all(isinstance(image, dict) and image.keys() >= {"sentences", "split"} for image in content["images"][:1])
 
 
 def captions(content: dict[str, Any], path: str) -> Iterator[Row]:
@@ -77,15 +77,21 @@ def _coco_places(name: str, folder: str) -> list[Place]:
     return [(f"{folder}/{name}",), (name,), (f"{folder}.zip", f"{folder}/{name}")]
 
 
-def karpathy(content: dict[str, Any], request: Request) -> Iterator[Row]:
+def karpathy(content: dict[str, Any], path: str, request: Request) -> Iterator[Row]:
     """The pictures of one split."""
     wanted = subset_of(request)
-    for image in content["images"]:
-        if image.get("split") in wanted:
-            name, folder = str(image.get("filename", "")), str(image.get("filepath", ""))
-            texts = [str(sentence.get("raw", "")) for sentence in image.get("sentences", ())]
-            key = str(image.get("cocoid", name))
-            yield contained(Row(key, _coco_places(name, folder) if folder else _flickr_places(name), texts))
+    try:
+        for image in content["images"]:
+            if image.get("split") in wanted:
+                yield contained(_karpathy_row(image))
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is no Karpathy file: {error} in an image or sentence") from error
+
+
+def _karpathy_row(image: dict[str, Any]) -> Row:
+    name, folder = str(image.get("filename", "")), str(image.get("filepath", ""))
+    texts = [str(sentence.get("raw", "")) for sentence in image.get("sentences", ())]
+    return Row(str(image.get("cocoid", name)), _coco_places(name, folder) if folder else _flickr_places(name), texts)
 
 
 def subset_of(request: Request) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import lzma
 import os
 import pathlib
 import stat
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
@@ -17,7 +18,8 @@ from detailclip_jax.data.prepare.records import Rejected
 
 MAX_BYTES = 256 * 2**20  # of one picture, text or archive header; more is refused before it is read
 COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-READ_ERRORS = (OSError, EOFError, lzma.LZMAError, ValueError)  # of compressed streams that are damaged
+STREAM_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # of a compressed file that is damaged
+READ_ERRORS = (*STREAM_ERRORS, OSError, ValueError)
 
 
 def open_bytes(path: str | os.PathLike) -> io.BufferedIOBase:
@@ -26,10 +28,15 @@ def open_bytes(path: str | os.PathLike) -> io.BufferedIOBase:
     return opener(path, "rb")  # pyright: ignore[reportReturnType, reportArgumentType]
 
 
-def open_text(path: str | os.PathLike) -> io.TextIOWrapper:
-    """The same as text; bytes that are no UTF-8 become U+FFFD."""
+@contextlib.contextmanager
+def open_text(path: str | os.PathLike) -> Iterator[io.TextIOWrapper]:
+    """The same as text, for a `with`; bytes that are no UTF-8 become U+FFFD.  ValueError for a damaged stream."""
     opener = COMPRESSED.get(pathlib.Path(path).suffix, open)
-    return opener(path, "rt", encoding="utf-8", errors="replace", newline="")  # pyright: ignore[reportReturnType, reportArgumentType]
+    try:
+        with opener(path, "rt", encoding="utf-8", errors="replace", newline="") as file:  # pyright: ignore[reportArgumentType]
+            yield file  # pyright: ignore[reportReturnType]
+    except STREAM_ERRORS as error:
+        raise ValueError(f"{path} is cut off or damaged ({error}); get it again") from error
 
 
 def read_limited(file: IO[bytes] | io.BufferedIOBase, name: str, limit: int = MAX_BYTES) -> bytes:

@@ -5,14 +5,17 @@ numbers, texts, tuples, lists and dicts and nothing else.  The whole list is hel
 """
 
 import pickle
+import pickletools
+import reprlib
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.rows import Row
 from detailclip_jax.data.prepare.yfcc import line_places
 
 FIELDS = (3, 4)
+PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # into a numbered place of the memo, a table that grows up to it
 PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 REFUSALS = (*PICKLE_ERRORS, OverflowError, MemoryError, RecursionError, NotImplementedError)
 
@@ -33,12 +36,22 @@ def load(path: str) -> list[Any]:
     """The list in a pickle; ValueError where it is none or asks for more than data."""
     try:
         with open(path, "rb") as file:
+            _check_memo(file)
+            file.seek(0)
             content = DataOnly(file).load()
     except REFUSALS as error:
         raise ValueError(f"{path} is refused as a pickle of data: {error}") from error
     if not isinstance(content, list):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a list of (line, title, description)")
     return content
+
+
+def _check_memo(file: IO[bytes]) -> None:
+    """UnpicklingError for a place in the memo that no number of objects before it can have reached: four bytes can ask
+    for a table of 64 GiB."""
+    for number, (code, argument, _) in enumerate(pickletools.genops(file)):
+        if code.name in PUTS and (argument or 0) > number:
+            raise pickle.UnpicklingError(f"it asks for place {argument} of a memo after {number} operations")
 
 
 def rows_of(request: Request) -> Iterator[Row]:
@@ -50,7 +63,7 @@ def rows_of(request: Request) -> Iterator[Row]:
 
 def _row(fields: Any, number: int) -> Row:
     if not isinstance(fields, tuple | list) or len(fields) not in FIELDS or not _typed(fields):
-        return Row(f"#{number}", refused=f"bad row: {fields!r:.80} is no (line, title, description)")
+        return Row(f"#{number}", refused=f"bad row: {reprlib.repr(fields):.80} is no (line, title, description)")
     line, title, description = fields[:3]
     texts = {"title": title or "", "description": description or ""}
     return Row(str(line), line_places(line), texts=texts)

@@ -7,7 +7,6 @@ in their order.  Tables (files that name pictures and captions) need only an ite
 import functools
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -30,7 +29,7 @@ from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.records import Raw, Reject
 
-DAMAGE = (*READ_ERRORS, tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+DAMAGE = (*READ_ERRORS, tarfile.TarError, zipfile.BadZipFile, NotImplementedError)
 
 
 class Source(NamedTuple):

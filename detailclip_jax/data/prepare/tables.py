@@ -33,8 +33,8 @@ def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterat
     for path in _paths(request, suffix):
         with open_text(path) as file:
             reader = csv.DictReader(file, **dialect)
-            chosen = columns.choose(list(reader.fieldnames or ()), request.options, path)
             try:
+                chosen = columns.choose(list(reader.fieldnames or ()), request.options, path)
                 for values in reader:
                     yield _row(values, chosen, path, reader.line_num, request)
             except csv.Error as error:

@@ -4,13 +4,14 @@ Nothing is unpacked: members are read in their order, and their names are no mor
 (links, devices, pipes) and names that would leave a folder are refused.
 """
 
+import contextlib
 import itertools
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from detailclip_jax.data.prepare.files import MAX_BYTES, expand, is_inside, open_bytes
+from detailclip_jax.data.prepare.files import MAX_BYTES, READ_ERRORS, expand, is_inside, open_bytes
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan, limited, of_files
 from detailclip_jax.data.prepare.records import Raw, Reject, Rejected
@@ -41,7 +42,16 @@ class Sample(NamedTuple):
 def plan(request: Request) -> Plan:
     """One shard per tar, in the order of their names."""
     shards = of_files(expand(request.paths, SUFFIXES))
-    return Plan(limited(shards, lambda shard: sum(1 for _ in samples(shard.path)), request.options.limit))
+    return Plan(limited(shards, lambda shard: _num_samples(shard.path), request.options.limit))
+
+
+def _num_samples(path: str) -> int:
+    """How many samples stand before the end or the first damage, which `read` reports."""
+    count = 0
+    with contextlib.suppress(tarfile.TarError, *READ_ERRORS):
+        for _ in samples(path):
+            count += 1
+    return count
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:

@@ -55,8 +55,11 @@ def _parsed(line: str, path: str, number: int) -> Photo | None:
     at = 2 if len(cells) == WITH_LINE else 0
     if cells[at + MARKER] == VIDEO:
         return None
-    line_number, hash = (int(cells[0]), cells[2]) if at else (-1, "")
-    return Photo(line_number, int(cells[1 if at else 0]), hash, cells[at + TITLE], cells[at + DESCRIPTION])
+    try:
+        line_number, photo = (int(cells[0]) if at else -1), int(cells[1 if at else 0])
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: a line number or photo id is no number: {error}") from error
+    return Photo(line_number, photo, cells[2] if at else "", cells[at + TITLE], cells[at + DESCRIPTION])
 
 
 def sqlite_rows(request: Request) -> Iterator[Row]:
@@ -66,8 +69,16 @@ def sqlite_rows(request: Request) -> Iterator[Row]:
         with contextlib.closing(_connect(path)) as database:
             where = " WHERE coalesce(marker, 0) != 1" if "marker" in _columns(database, path) else ""
             query = f"SELECT {', '.join(COLUMNS)} FROM {TABLE}{where} ORDER BY rowid"
-            cells = database.execute(query)
-            yield from _listed((Photo(-1, int(photo), "", _text(t), _text(d)) for photo, t, d in cells), ids)
+            yield from _listed(_selected(database, query, path), ids)
+
+
+def _selected(database: sqlite3.Connection, query: str, path: str) -> Iterator[Photo]:
+    """The photos of a query; ValueError where the file is damaged, or a photo id is no number."""
+    try:
+        for photo, title, description in database.execute(query):
+            yield Photo(-1, int(photo), "", _text(title), _text(description))
+    except (sqlite3.Error, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or no table of YFCC100M's: {error}") from error
 
 
 def _connect(path: str) -> sqlite3.Connection:

@@ -70,7 +70,10 @@ def _place(values: Int64[np.ndarray, " n"], value: int) -> int:
 
 
 def _read_numpy(path: str) -> Lines:
-    lines = np.load(path, allow_pickle=False)
+    try:
+        lines = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is not readable as .npy: {error}") from error
     if lines.ndim != 1 or lines.dtype.kind not in "iu":
         raise ValueError(f"{path} holds {lines.dtype} {lines.shape}; expected a list of line numbers")
     return Lines(np.sort(lines.astype(np.int64)))
