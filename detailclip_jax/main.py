@@ -149,7 +149,7 @@ def _prepare_and_train() -> int:
         join_processes()
         from detailclip_jax import train  # jax and the networks: after the flags, so that --help is quick
 
-        run = train.prepare(*asked())
+        run = processes.agreed(lambda: train.prepare(*asked()))
     except (ValueError, FileNotFoundError) as error:
         _fail(str(error))
     try:

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from detailclip_jax import evaluate, experiment, init_from, provenance, run_config, sharding, train
+from detailclip_jax import processes as several
 from detailclip_jax.data import pipeline
 from detailclip_jax.experiment import Experiment, dummy_batch
 from detailclip_jax.mesh import make_mesh
@@ -42,7 +43,7 @@ class Finding(NamedTuple):
 
 def run(config: ConfigDict, workdir: str | Path) -> int:
     """Makes all checks and prints them; 0 if every process passed every one, else 1."""
-    plan, good = prepare(config, Path(workdir)), True
+    plan, good = several.agreed(lambda: prepare(config, Path(workdir))), True
     if jax.process_index() == 0:
         print(sharding.table_text(plan.experiment.state_shapes))
     for name, check in CHECKS.items():

@@ -9,12 +9,14 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import TypeVar
 
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 PATIENCE = 300  # seconds that processes wait for each other at the start
 
+Made = TypeVar("Made")
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 NOT_MET = """
@@ -55,6 +57,30 @@ def check_joined(num_processes: int, joined: bool) -> None:
         raise ValueError(
             f"the devices here are those of {num_processes} processes, which have not met; give --distributed to all"
         )
+
+
+def agreed(make: Callable[[], Made]) -> Made:
+    """What `make` returns, which every process calls; an error on all of them where it fails on one.
+
+    Else that one would wait at its exit, for minutes, for the others, which wait for it.  Raises what `make` raised
+    here, or ValueError that names the process where it did.
+    """
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return make()
+    try:
+        made, failure = make(), None
+    except Exception as error:  # raised below, once the others know
+        made, failure = None, error
+    with together():
+        failed = multihost_utils.process_allgather(int(failure is not None)).nonzero()[0]
+    if failure:
+        raise failure
+    if len(failed):
+        raise ValueError(f"process {failed[0]} cannot begin; its own message says why")
+    return made  # type: ignore[return-value]  # there, as nothing failed
 
 
 def named_processes(

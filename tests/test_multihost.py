@@ -2,20 +2,13 @@
 
 import shutil
 import signal
-import socket
 import sys
 import time
 
 import pytest
-from launching import SMALLEST, environment, losses, started, wait_for_lines
+from launching import SMALLEST, environment, free_port, losses, started, wait_for_lines
 
 MAIN = [sys.executable, "-m", "detailclip_jax.main", SMALLEST]
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def two(workdir, cache, *flags):

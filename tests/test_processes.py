@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from launching import environment, free_port, started
 
 from detailclip_jax.processes import check_joined, launched_as_several, named_processes
 
@@ -65,3 +66,32 @@ def test_last_words_are_said_where_a_process_cannot(how):
     expected = {"well": 0, "by an error": 3, "by an abort": -signal.SIGABRT, "by a kill": -signal.SIGKILL}[how]
     assert run.returncode == expected
     assert ('farewell "$0"' in run.stderr) == (how in ("by an abort", "by a kill"))
+
+
+BEGIN = """
+import sys
+from detailclip_jax import processes
+
+def make():
+    if sys.argv[2] == "1" and sys.argv[3] == "fails":
+        raise FileNotFoundError("there is no folder")
+    return "made"
+
+processes.join(sys.argv[1], "2", sys.argv[2])
+try:
+    print(processes.agreed(make))
+except (ValueError, FileNotFoundError) as error:
+    print("error:", error)
+"""
+
+
+@pytest.mark.parametrize("how", ["works", "fails"])
+def test_where_one_process_cannot_begin_none_does(tmp_path, how):
+    address, variables = f"127.0.0.1:{free_port()}", environment(tmp_path)
+    runs = [started([sys.executable, "-c", BEGIN, address, index, how], variables) for index in ("0", "1")]
+    first, second = (run.communicate(timeout=60)[0] for run in runs)  # else they wait for each other for five minutes
+    if how == "works":
+        assert "made" in first and "made" in second
+    else:
+        assert "error: process 1 cannot begin; its own message says why" in first
+        assert "error: there is no folder" in second
