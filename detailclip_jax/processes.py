@@ -15,6 +15,7 @@ from typing import TypeVar
 
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 PATIENCE = 300  # seconds that processes wait for each other at the start
+PARTING = 120  # seconds that one which has ended waits for the others; if it failed, they are stuck until then
 
 Made = TypeVar("Made")
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -41,7 +42,12 @@ def join(
     """
     import jax
 
-    meet = partial(jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=PATIENCE)
+    meet = partial(
+        jax.distributed.initialize,
+        initialization_timeout=PATIENCE,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=PARTING,
+    )
     if explicit := named_processes(coordinator, count, index, environment):
         with last_words(NOT_MET.format(who=f"process {explicit[2]} of {explicit[1]}")):
             meet(*explicit)

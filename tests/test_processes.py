@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 from launching import environment, free_port, started
 
-from detailclip_jax.processes import check_joined, launched_as_several, named_processes
+from detailclip_jax.processes import check_joined, join, launched_as_several, named_processes
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,14 @@ def test_devices_of_several_processes_need_them_to_have_met():
     check_joined(16, joined=True)
     with pytest.raises(ValueError, match="those of 16 processes, which have not met; give --distributed"):
         check_joined(16, joined=False)
+
+
+def test_nothing_is_waited_for_longer_than_it_is_said(monkeypatch):
+    met = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *given, **times: met.update(times, given=given))
+    join("host:1", 2, 1, environment={})
+    expected = {"initialization_timeout": 300, "heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 120}
+    assert met == {"given": ("host:1", 2, 1), **expected}
 
 
 def test_processes_are_named_by_flags_before_the_environment():
@@ -77,7 +86,7 @@ def make():
         raise FileNotFoundError("there is no folder")
     return "made"
 
-processes.join(sys.argv[1], "2", sys.argv[2])
+processes.join(sys.argv[1], 2, int(sys.argv[2]))
 try:
     print(processes.agreed(make))
 except (ValueError, FileNotFoundError) as error:
