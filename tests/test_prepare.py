@@ -18,7 +18,7 @@ from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.records import Raw, bucket_of, pack
 from detailclip_jax.data.sources import Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.prepare import local, report
+from detailclip_jax.prepare import arguments, local, report
 from detailclip_jax.prepare.__main__ import main
 from detailclip_jax.progress import Console
 
@@ -319,6 +319,49 @@ def test_the_disk_s_errors_stop_the_run_and_damage_does_not(tars, tmp_path, monk
         passes.split(job, 0)
     assert passes.unsplit(job) == [0, 1, 2]
     assert not list(job.request.work.glob("*.partial"))
+
+
+def test_a_shard_that_cannot_be_written_is_an_error_of_the_disk(tars, tmp_path, monkeypatch):
+    job = begin(Request("webdataset", (str(tars),), str(tmp_path / "out")), 1)
+    for number in range(len(job.shards)):
+        passes.split(job, number)
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    monkeypatch.setattr(passes, "partial_of", lambda *places: full)
+    with pytest.raises(OSError, match=r"full cannot be written: .*No space left"):
+        passes.gather(job, 0)
+    assert passes.ungathered(job) == [0]
+
+
+def test_a_shard_that_is_interrupted_leaves_nothing(tars, tmp_path):
+    job = begin(Request("webdataset", (str(tars),), str(tmp_path / "out")), 1)
+    for number in range(len(job.shards)):
+        passes.split(job, number)
+
+    def stop(*counts):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        passes.gather(job, 0, stop)
+    assert not list(job.request.work.glob("*.partial"))
+
+
+def test_files_that_are_written_at_once_have_names_of_their_own(tmp_path):
+    assert files.partial_of(tmp_path / "a") != files.partial_of(tmp_path / "a")
+
+
+def test_a_restart_from_another_folder_is_the_same_request(tmp_path, monkeypatch):
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = arguments.parser("").parse_args(["csv", "t.csv", "--out", "out", "--images", "below"])
+    request = arguments.request_of(given)
+    assert request.out == str(tmp_path / "out")
+    assert request.options.images == str(tmp_path / "below")
+
+
+def test_a_folder_of_pictures_that_is_not_there_is_named_at_once(tmp_path, capsys):
+    assert main(["coco", "c.json", "--images", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
+    assert f"--images {tmp_path / 'nowhere'}: there is no such folder" in capsys.readouterr().err
 
 
 def raise_full(file):

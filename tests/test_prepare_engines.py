@@ -89,6 +89,19 @@ def test_workers_end_where_the_main_process_was_killed(source, tmp_path):
     assert not any(map(alive, workers))
 
 
+def test_a_worker_that_is_killed_is_a_message(source, tmp_path):
+    process = start(source, tmp_path, "--shards", "4", "--workers", "2")
+    wait_for(lambda: list((tmp_path / ".prepare-train").glob("in-*.json")), process)
+    for pid in children(process.pid):
+        if b"spawn_main" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(int(pid), signal.SIGKILL)
+            break
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error: a worker was killed" in said
+    assert "Traceback" not in said
+
+
 def children(pid):
     path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
     if not path.exists():
@@ -163,6 +176,12 @@ def test_training_and_prepare_read_the_copy(tfds_copy, tmp_path):
     for example in (again[n] for n in range(5)):
         assert example["image"] == known[example["key"]]["image"]
         assert example["captions"][:2] == known[example["key"]]["captions"]
+
+
+def test_a_name_that_is_taken_is_refused(tfds_copy, capsys):
+    out, data_dir = tfds_copy
+    assert main(["to-tfds", str(out), "--name", "tiny", "--data-dir", str(data_dir)]) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "ü", "a b"])

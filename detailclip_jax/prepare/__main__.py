@@ -17,6 +17,7 @@ killed, and ends with the same bytes.  Train with --config.data.source=records -
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 
 from absl import logging
 
@@ -117,6 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(argv[1:]) if command else prepare(argv)
     except (ValueError, FileNotFoundError, MissingData, ImportError) as error:
         return _fail(str(error), USAGE_ERROR)
+    except BrokenExecutor:
+        return _fail(
+            "a worker was killed, perhaps for its memory; the same command goes on, try fewer --workers", RUN_ERROR
+        )
     except OSError as error:
         return _fail(f"{error}; finished shards stay, and the same command goes on", RUN_ERROR)
     except KeyboardInterrupt:

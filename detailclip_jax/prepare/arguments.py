@@ -83,12 +83,16 @@ def request_of(arguments: argparse.Namespace) -> Request:
         raise ValueError(f"{arguments.source} needs a PATH: {source.what}")
     if arguments.dataset and arguments.dataset not in KNOWN:
         raise ValueError(f"unknown --dataset {arguments.dataset}; known: {', '.join(KNOWN)}")
-    request = Request(arguments.source, tuple(arguments.paths), arguments.out, arguments.split, "", _options(arguments))
+    if arguments.images and not os.path.exists(arguments.images):
+        raise FileNotFoundError(f"--images {arguments.images}: there is no such folder or zip")
+    out, paths = os.path.abspath(arguments.out), tuple(arguments.paths)
+    request = Request(arguments.source, paths, out, arguments.split, "", _options(arguments))
     return dataclasses.replace(request, dataset=arguments.dataset or source.dataset(request))
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    named = {"caption_columns": tuple(arguments.caption_column), "ids": tuple(arguments.ids)}
+    images = os.path.abspath(arguments.images) if arguments.images else ""  # a restart may come from another folder
+    named = {"images": images, "caption_columns": tuple(arguments.caption_column), "ids": tuple(arguments.ids)}
     clean = arguments.clean or source_of(arguments.source).clean
     others = {field.name for field in dataclasses.fields(Options)} - {*named, "clean"}
     return Options(**named, clean=clean, **{name: getattr(arguments, name) for name in others})

@@ -17,10 +17,16 @@ NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 def write(folder: str, name: str, data_dir: str | None = None) -> pathlib.Path:
-    """Copies the prepared set in `folder`; returns where to.  ImportError without tensorflow-datasets."""
+    """Copies the prepared set in `folder`; returns where to.
+
+    Raises ImportError without tensorflow-datasets, and ValueError where a set of that name is there already: TensorFlow
+    Datasets would keep it, whatever it holds.
+    """
     if not NAME.fullmatch(name):
         raise ValueError(f"--name {name!r}: use letters, digits and _")
     built = builder(folder, name, data_dir)
+    if pathlib.Path(built.data_dir).exists():
+        raise ValueError(f"{built.data_dir} is there already; remove it, or choose another --name or --data-dir")
     built.download_and_prepare()
     return pathlib.Path(built.data_dir)
 

@@ -10,6 +10,7 @@ import lzma
 import os
 import pathlib
 import stat
+import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
@@ -65,7 +66,7 @@ def is_inside(name: str) -> bool:
 def whole(path: pathlib.Path, folder: pathlib.Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write, which gets its name at the end of the context: a kill leaves the old file or the new one.
 
-    Until then it has a name of this process in `folder`, on the same disk; by default beside its place.
+    Until then it has a name of its own in `folder`, on the same disk; by default beside its place.
     """
     partial = partial_of(path, folder)
     try:
@@ -85,8 +86,8 @@ def write_json(path: pathlib.Path, value: Any, folder: pathlib.Path | None = Non
 
 
 def partial_of(path: pathlib.Path, folder: pathlib.Path | None = None) -> pathlib.Path:
-    """The name of a file while it is written; no two processes share it."""
-    return (folder or path.parent) / f"{path.name}.{os.getpid()}.partial"
+    """A name for a file while it is written; no two processes share it, on however many machines."""
+    return (folder or path.parent) / f"{path.name}.{uuid.uuid4().hex}.partial"
 
 
 def keep(file: IO[Any]) -> None:

@@ -133,5 +133,4 @@ def differences(old: Request, new: Request) -> list[str]:
 
 def _flat(request: Request) -> dict[str, Any]:
     fields = dataclasses.asdict(request)
-    fields.pop("out")  # a folder may be moved
     return {**fields.pop("options"), **fields}

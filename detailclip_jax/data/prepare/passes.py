@@ -8,6 +8,7 @@ Each may be run on any machine that sees the folders, in any order within its pa
 when it is whole, and its report after that.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -121,18 +122,31 @@ def gather(job: Job, number: int, tell: Tell = nobody) -> None:
     path = job.output(number)
     partial = partial_of(path, job.request.work)
     kept = Kept(job.request.options.context_length)
-    writer = ArrayRecordWriter(str(partial), ARRAY_RECORD)
-    try:
+    with _shard(partial) as writer:
         for record, entry in _of_bucket(job, number):
             if kept.add(entry):
                 writer.write(record)
             tell(1, len(record), 0)
-    finally:
-        writer.close()
     report = {"name": path.name, "num_examples": len(kept.keys), **_sealed(partial)}
     partial.replace(path)
     duplicates = [dataclasses.astuple(reject) for reject in kept.duplicates]
     write_json(job.gather_report(number), {"shard": report, "statistics": kept.counts, "rejected": duplicates})
+
+
+@contextlib.contextmanager
+def _shard(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
+    """A shard to write, removed where that does not come to its end; OSError where the disk takes no more."""
+    writer = ArrayRecordWriter(str(path), ARRAY_RECORD)
+    try:
+        yield writer
+        writer.close()
+    except BaseException as error:
+        with contextlib.suppress(RuntimeError):
+            writer.close()
+        path.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # the library's only type
+            raise OSError(f"{path} cannot be written: {error}") from error
+        raise
 
 
 class Kept:
