@@ -119,11 +119,8 @@ def memory(plan: Plan) -> Finding:
     shown = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
     text = f"at least {needed / 2**30:.2f} GiB a device ({shown})"
     if has and needed > has:
-        raise ValueError(
-            f"{text}, which has {has / 2**30:.2f}: a smaller batch_size, --config.accumulation=2, "
-            "--config.model.remat=dots or full, --config.model.dtype=bfloat16, or --config.mesh.fsdp of several devices"
-        )
-    return Finding(f"{text}" + (f", which has {has / 2**30:.2f}" if has else ""))
+        raise ValueError(f"{text}, which has {has / 2**30:.2f}; what needs less: {train.LESS_MEMORY}")
+    return Finding(text + (f", which has {has / 2**30:.2f}" if has else ""))
 
 
 def _device_memory() -> int:

@@ -152,7 +152,5 @@ def together() -> Iterator[None]:
         try:
             yield
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                raise
             print(f"error: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -1,8 +1,8 @@
 """The training loop: build, restore or start, step, log, save, evaluate, report."""
 
 import os
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,8 +21,19 @@ from detailclip_jax.session import Run, Session, count_data
 from detailclip_jax.train_state import TrainState
 from detailclip_jax.validation import validate
 
+LESS_MEMORY = (
+    "a smaller batch_size, --config.accumulation=2, --config.model.remat=dots or full, --config.model.dtype=bfloat16, "
+    "or --config.mesh.fsdp of several devices"
+)
+
+
+class OutOfMemory(RuntimeError):
+    """The devices have less memory than the run needs; the message says what needs less."""
+
+
 RUN_ERRORS = (
     NonFiniteError,
+    OutOfMemory,
     CheckpointError,
     evaluate.EvaluatorError,
     pipeline.TooManyBadRecords,
@@ -61,7 +72,7 @@ def train(run: Run) -> int:
     introduce(run)
     config = run.config
     store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn)
-    with closing(store) as checkpoints, processes.together():
+    with closing(store) as checkpoints, processes.together(), enough_memory():
         start = restore_or_init(run, checkpoints)
         with Session(run, checkpoints, start.step) as session:
             with Interrupt() as interrupt:
@@ -72,6 +83,17 @@ def train(run: Run) -> int:
         left = f"saved at step {step} of {config.total_steps}; the same command goes on from there"
         run.console.say(f"{interrupt.received.name}: {left}")
     return interrupt.exit_code
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """OutOfMemory where jax's own error says so."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(f"out of memory; what needs less: {LESS_MEMORY} ({str(error).splitlines()[0]})") from error
 
 
 def introduce(run: Run) -> None:

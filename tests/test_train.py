@@ -281,6 +281,21 @@ def test_an_evaluator_that_fails_ends_with_a_message():
     assert loop.evaluate.EvaluatorError in loop.RUN_ERRORS
 
 
+def test_too_little_memory_ends_with_a_message_and_other_errors_as_they_are(run_of, monkeypatch):
+    for said, kind, message in (
+        (
+            "RESOURCE_EXHAUSTED: Out of memory\nmore",
+            loop.OutOfMemory,
+            r"--config.accumulation=2.*\(RESOURCE.* memory\)$",
+        ),
+        ("INTERNAL: odd", jax.errors.JaxRuntimeError, "^INTERNAL: odd$"),
+    ):
+        monkeypatch.setattr(loop, "loop", lambda *_, said=said: (_ for _ in ()).throw(jax.errors.JaxRuntimeError(said)))
+        with pytest.raises(kind, match=message):
+            loop.train(run_of())
+    assert loop.OutOfMemory in loop.RUN_ERRORS
+
+
 def test_schedules_need_the_length_of_the_run():
     config = run_config.load("configs/vitb16_yfcc.py")
     with pytest.raises(ValueError, match=r"set config.total_steps, or call run_config.resolve"):
