@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from packaging.requirements import Requirement
 
@@ -141,22 +141,21 @@ def check_data(data_dir: str) -> int:
     return 0 if number else 1
 
 
-def check_launch(flags_of_main: Sequence[str]) -> int:
-    """The preflight of this process."""
+def check_launch(flags_of_main: Sequence[str]) -> NoReturn:
+    """The preflight of this process, which ends with its exit code."""
     from absl import app
 
     from detailclip_jax import main as training
 
     sys.argv[1:] = flags_of_main
-    app.run(lambda argv: training.preflight(argv), flags_parser=training.parse_flags)
-    return 0
+    app.run(training.preflight, flags_parser=training.parse_flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 if all is well, 1 if something is missing, 2 for a mistake in the flags."""
     arguments, others = parser().parse_known_args(argv)
     if arguments.launch:
-        return check_launch(others)
+        check_launch(others)
     if others:
         parser().error(f"unrecognized arguments: {' '.join(others)}")
     return check_data(arguments.data_dir) if arguments.data else report()

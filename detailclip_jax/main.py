@@ -30,7 +30,7 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes as jax finds them (TPU pods).")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 
-USAGE_ERROR, RUN_ERROR = 2, 1
+USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -125,6 +125,8 @@ def preflight(argv: Sequence[str]) -> int:
         return preflight.run(*asked())
     except (ValueError, FileNotFoundError) as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED)
 
 
 def _begin(argv: Sequence[str]) -> None:
@@ -140,8 +142,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         return _prepare_and_train()
     except KeyboardInterrupt:  # outside of the loop, which saves first
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+        _fail("interrupted", INTERRUPTED)
 
 
 def _prepare_and_train() -> int:

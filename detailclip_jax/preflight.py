@@ -46,8 +46,9 @@ def run(config: ConfigDict, workdir: str | Path) -> int:
     plan, good = several.agreed(lambda: prepare(config, Path(workdir))), True
     if jax.process_index() == 0:
         print(sharding.table_text(plan.experiment.state_shapes))
-    for name, check in CHECKS.items():
-        good = everywhere(name, partial(check, plan)) and good
+    with several.together():
+        for name, check in CHECKS.items():
+            good = everywhere(name, partial(check, plan)) and good
     if plan.workdir.is_dir():
         (plan.workdir / f"{MARK}{jax.process_index()}").unlink(missing_ok=True)
     return 0 if good else 1

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from tiny import tiny_config
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import doctor, experiment, preflight, sharding
+from detailclip_jax import doctor, experiment, main, preflight, sharding
 from detailclip_jax.data import labelled
 from detailclip_jax.mesh import make_mesh
 
@@ -99,6 +99,17 @@ def smallest():
     config.data.source = "stickers"
     config.data.stickers.num_scenes = 64
     return config
+
+
+def test_a_check_that_is_interrupted_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "join_processes", interrupt)
+    for command in (main.preflight, main.main):
+        with pytest.raises(SystemExit, match="130"):
+            command(["main"])
+        assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_a_launch_that_can_go(capsys, tmp_path):

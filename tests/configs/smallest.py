@@ -1,6 +1,6 @@
 """A run that takes seconds: 16 patches, 8 scenes a step, few words.
 
-python -m detailclip_jax.main --config=tests/configs/smallest.py --workdir=/tmp/smallest
+python -m detailclip_jax.main --config=tests/configs/smallest.py --workdir=runs/smallest
 """
 
 from detailclip_jax import config as base
