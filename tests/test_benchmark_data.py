@@ -77,6 +77,7 @@ def test_unreadable_records_are_left_out():
     assert stages.prepare(Broken(), [0, 1, 2, 3], recipe, Stopwatch()) == 2
     with pytest.raises(ValueError, match="none of the 2 records that were drawn from broken is readable"):
         data.measure(Broken(), [1, 3], recipe, 1, Console(enabled=False))
+    assert [example["key"] for example, _ in data.readable(Broken(), [0, 1, 2, 3])] == ["made-up-0", "made-up-2"]
 
 
 def test_shares_add_up_and_go_to_json(tmp_path, capsys):

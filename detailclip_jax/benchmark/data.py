@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -18,7 +18,8 @@ from detailclip_jax.benchmark.stages import STAGES, Recipe, Stopwatch
 from detailclip_jax.benchmark.timing import Spread
 from detailclip_jax.compare import parse_setting
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.sources import Source
+from detailclip_jax.data.images import BadImage
+from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import crops_from_config
 from detailclip_jax.progress import Console
@@ -94,8 +95,8 @@ def measure(
 
 def compare(source: Source, indices: Sequence[int], recipe: Recipe, rounds: int, console: Console) -> dict[str, Versus]:
     """Decoding and views beside torchvision's, on the same pictures, in turn."""
-    examples = [source[index] for index in indices]
-    pictures = [stages.decoded(example) for example in examples]
+    examples = list(readable(source, indices))
+    pictures = [picture for _, picture in examples]
     theirs = torchvision_views.transforms(recipe.crops)
     pillow, rng, watch = [Image.fromarray(picture) for picture in pictures], np.random.default_rng(0), Stopwatch()
 
@@ -109,14 +110,22 @@ def compare(source: Source, indices: Sequence[int], recipe: Recipe, rounds: int,
                 transform(picture)
 
     pairs: dict[str, tuple] = {"views": (our_views, their_views)}
-    files = [example["image"] for example in examples if isinstance(example["image"], bytes)]
+    files = [example["image"] for example, _ in examples if isinstance(example["image"], bytes)]
     if files:
         pairs["decode"] = (
             lambda: [stages.decode(data) for data in files],
             lambda: [torchvision_views.decode(data) for data in files],
         )
     console.live("beside torchvision")
-    return {name: _versus(pair, len(indices), rounds) for name, pair in pairs.items()}
+    return {name: _versus(pair, len(examples), rounds) for name, pair in pairs.items()}
+
+
+def readable(source: Source, indices: Sequence[int]) -> Iterator[tuple[Example, stages.Picture]]:
+    """Examples with their pictures, without the unreadable ones."""
+    for index in indices:
+        with contextlib.suppress(BadRecord, BadImage):
+            example = source[index]
+            yield example, stages.decoded(example)
 
 
 def _versus(pair: tuple, count: int, rounds: int) -> Versus:
