@@ -289,15 +289,24 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
 
     `path` is a workdir; without `step` its newest checkpoint is read.  `variables` holds "params" (the student),
     "ema_params" (the parts its teacher has; `ema.overlay` lays them over) and "batch_stats".
-    Raises FileNotFoundError that lists the steps there are.
+    Raises FileNotFoundError that lists the steps there are, and CheckpointError for one that cannot be read.
     """
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
-    run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / str(step) / "run")
+    try:
+        return _load(folder / str(step))
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise CheckpointError(
+            f"the checkpoint of step {step} in {folder} cannot be read: {_first_line(error)}"
+        ) from error
+
+
+def _load(folder: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
     config = from_json(run["config"])
     built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
     names = ("params", "ema_params", "batch_stats")
     target = {name: getattr(built.state_shapes, name) for name in names}
-    return built.model, _read_part(folder / str(step) / "state", target), config
+    return built.model, _read_part(folder / "state", target), config
 
 
 def pick_step(path: str | Path, step: int | None = None) -> int:

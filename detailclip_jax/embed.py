@@ -172,10 +172,12 @@ def thumbnail(file: Path) -> np.ndarray | None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code, with a message instead of a traceback for what a user can mend."""
     arguments = parser().parse_args(argv)
+    from detailclip_jax.checkpoint import CheckpointError
+
     logging.set_verbosity(logging.WARNING)
     try:
         return run(arguments, Console(stream=sys.stderr))
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, FileNotFoundError, ImportError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except OSError as error:

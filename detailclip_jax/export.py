@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NotEqualError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

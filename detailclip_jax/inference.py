@@ -152,7 +152,8 @@ def load(path: str | Path, weights: str | None = None, step: int | None = None) 
 
     `weights` are "ema" (default where the method has a teacher) or "student"; without `step` the newest checkpoint is
     read.  `checkpoint.load` gives networks, variables and config alone.
-    Raises FileNotFoundError for a folder without checkpoints, and ValueError for weights that there are not.
+    Raises FileNotFoundError for a folder without checkpoints, ValueError for weights that there are not, and
+    CheckpointError for a checkpoint that cannot be read.
     """
     step = checkpoint.pick_step(path, step)
     networks, variables, config = checkpoint.load(path, step)

@@ -299,6 +299,15 @@ def test_a_file_is_of_one_folder(photos, capsys):
     assert Path("out.npz").read_bytes() == before
 
 
+def test_a_damaged_checkpoint_is_one_message(photos, workdir, tmp_path, capsys):
+    shutil.copytree(workdir, tmp_path / "damaged")
+    for file in (tmp_path / "damaged/checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    assert embed.main([f"--checkpoint={tmp_path / 'damaged'}", "--images=photos", "--out=out.npz"]) == embed.USAGE_ERROR
+    assert "error: the checkpoint of step" in capsys.readouterr().err
+
+
 def test_a_foreign_file_is_not_overwritten(photos, capsys):
     np.savez("out.npz", mine=np.ones(3))
     before = Path("out.npz").read_bytes()

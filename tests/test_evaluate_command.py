@@ -10,7 +10,7 @@ from evaluation_data import CLASSES, write_checkpoint, write_folders
 import detailclip_jax
 from detailclip_jax.data import labelled
 from detailclip_jax.evaluate import __main__ as command
-from detailclip_jax.evaluate import bench, paper
+from detailclip_jax.evaluate import bench, paper, results
 from detailclip_jax.evaluate.protocols import slip
 
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
@@ -196,7 +196,27 @@ def test_a_damaged_checkpoint_is_one_message(tmp_path, capsys):
         if file.is_file():
             file.write_bytes(b"")
     assert run(workdir, tmp_path / "out") == command.USAGE_ERROR
-    assert "error: the checkpoint in" in capsys.readouterr().err
+    assert "error: the checkpoint of step 0 in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["{", "1", '{"task": "zero_shot"}', "null"])
+def test_a_foreign_results_file_is_refused_and_kept(workdir, data, tmp_path, capsys, line):
+    file = tmp_path / "out/results.jsonl"
+    file.parent.mkdir()
+    file.write_text(line)
+    assert run(workdir, tmp_path / "out", "--tasks=zero_shot:toys", f"--data-dir={data}") == command.USAGE_ERROR
+    assert f"error: {file} is not a results.jsonl of this command" in capsys.readouterr().err
+    assert file.read_text() == line
+
+
+def test_a_disk_that_takes_no_more_is_one_message(workdir, data, tmp_path, capsys, monkeypatch):
+    def full(file, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "replace_text", full)
+    asked = ("--tasks=zero_shot:toys", f"--data-dir={data}", "--weights=student")
+    assert run(workdir, tmp_path / "out", *asked) == command.RUN_ERROR
+    assert "error: [Errno 28] No space left on device; what was measured is kept" in capsys.readouterr().err
 
 
 def test_the_folder_of_another_checkpoint_is_refused(workdir, data, tmp_path, capsys):

@@ -37,7 +37,7 @@ from typing import Any
 
 from absl import logging
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 OUT = "evaluation"  # below the workdir
 
 
@@ -126,7 +126,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0, 1 if a task failed, 2 with a message for what cannot be meant, 130 when interrupted."""
+    """The command: 0, 1 if a task or the disk failed, 2 with a message for what cannot be meant, 130 if interrupted."""
     from detailclip_jax import processes
     from detailclip_jax.checkpoint import CheckpointError
 
@@ -139,6 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except OSError as error:
+        print(f"error: {error}; what was measured is kept, and the same command goes on from there", file=sys.stderr)
+        return RUN_ERROR
     except KeyboardInterrupt:
         print("\ninterrupted; what was measured is kept, and the same command goes on from there", file=sys.stderr)
         return INTERRUPTED

@@ -111,9 +111,11 @@ def _same(old: Record, identity: Mapping[str, Any], names: Iterable[str]) -> boo
 def read(file: Path) -> list[Record]:
     """The records of a results.jsonl; none where there is no file.  ValueError for one that is something else."""
     try:
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not a results.jsonl of this command ({error}); choose another --out") from error
+        every = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        return [{name: each[name] for name in (*FIELDS, *MARKS, *OTHER_FIELDS)} for each in every]
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} is not a results.jsonl of this command ({reason}); choose another --out") from error
 
 
 def in_order(records: Sequence[Record]) -> list[Record]:
@@ -221,11 +223,12 @@ def as_csv(records: Sequence[Record], beside: Beside) -> str:
     """A line per record, in the paper's order, in shares of 1, with the paper's numbers for the same cell beside it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*FIELDS, *MARKS, *OTHER_FIELDS, *(f"paper: {label}" for label in beside)])
+    known = (*FIELDS, *MARKS, *OTHER_FIELDS)
+    writer.writerow([*known, *(f"paper: {label}" for label in beside)])
     for r in in_order(records):
         cell = (r["task"], r["dataset"], r["metric"])
         theirs = [row.get(cell, "") for row in beside.values()]
-        writer.writerow([*("" if r[name] is None else r[name] for name in r), *theirs])
+        writer.writerow([*("" if r[name] is None else r[name] for name in known), *theirs])
     return text.getvalue()
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import ema, inference
 from detailclip_jax import mesh as meshes
-from detailclip_jax.checkpoint import FOLDER, CheckpointError
+from detailclip_jax.checkpoint import FOLDER
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluate.bench import Tokenize
 from detailclip_jax.run_config import unknown
@@ -57,7 +57,7 @@ def from_checkpoint(workdir: str | Path, step: int | None = None, which: Sequenc
     checkpoint that cannot be read.
     """
     check_workdir(Path(workdir))
-    model = _loaded(workdir, step)
+    model = inference.load(workdir, step=step)
     there = {"student": model.variables["params"]}
     if model.variables["ema_params"]:
         there["ema"] = ema.overlay(model.variables["params"], model.variables["ema_params"])
@@ -103,16 +103,6 @@ def check_weights(which: Sequence[str] | None, there: Mapping[str, Params], meth
         if name not in there:
             raise ValueError(f"--weights={name}: {method} has no teacher; use student")
     return [name for name in there if which is None or name in which]
-
-
-def _loaded(workdir: str | Path, step: int | None) -> inference.Model:
-    try:
-        return inference.load(workdir, step=step)
-    except FileNotFoundError:  # says which steps there are
-        raise
-    except Exception as error:  # a damaged checkpoint can fail anywhere in the reader
-        first = (str(error).strip().splitlines() or [""])[0][:200]
-        raise CheckpointError(f"the checkpoint in {workdir} cannot be read: {type(error).__name__}: {first}") from error
 
 
 def of_model(
