@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled import KNOWN, open_set, ready
 from detailclip_jax.data.labelled import builders as tfds_layout
-from detailclip_jax.data.labelled.folders import SUFFIXES
 from detailclip_jax.data.labelled.known import PAPER
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.sources import BadRecord, MissingData, Source, write_records

@@ -11,7 +11,7 @@ import prepare_trees as trees
 import pytest
 from PIL import Image
 
-from detailclip_jax.data.prepare import cleaning, files, known, passes, records, spill, statistics
+from detailclip_jax.data.prepare import cleaning, files, known, passes, pictures, records, spill, statistics
 from detailclip_jax.data.prepare.begin import AlreadyThere, begin
 from detailclip_jax.data.prepare.finish import finish, load
 from detailclip_jax.data.prepare.job import Options, Request
@@ -191,6 +191,13 @@ def test_the_header_alone_can_be_believed(tmp_path):
     trees.write_tar(tmp_path / "x.tar", [("a.jpg", trees.jpeg(1)[:-40]), ("b.jpg", b"text")])
     part = prepared(tmp_path / "x.tar", tmp_path / "out", check="header")
     assert (part["num_examples"], part["rejected"]) == (1, {"not an image": 1})
+
+
+def test_a_picture_that_training_would_refuse_is_refused_by_its_header():
+    file = io.BytesIO()
+    Image.new("1", (8_001, 8_000)).save(file, "PNG")
+    with pytest.raises(records.Rejected, match="too large: 8001 x 8000 pixels"):
+        pictures.checked(file.getvalue(), Options(check="header"))
 
 
 @pytest.mark.parametrize(("size", "expected"), [((40, 20), (40, 20)), ((80, 20), (40, 10)), ((3, 400), (1, 40))])

@@ -15,6 +15,8 @@ from jaxtyping import Int32, Shaped, UInt8
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 64_000_000
+# of files that are taken for pictures
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -31,10 +33,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 
     Raises BadImage with the reason for no bytes, bytes that are no image, truncated or damaged ones, and
     pictures of more than `max_pixels` (refused from the header, before anything that large is allocated).
     """
-    header = _open(data)
-    width, height = header.size
-    if width * height > max_pixels:
-        raise BadImage(f"too large: {width} x {height} pixels, the limit is {max_pixels}")
+    header = opened(data, max_pixels)
     if _is_plain_jpeg(data, header.mode):
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is not None:
@@ -45,9 +44,21 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 
         raise BadImage(f"truncated or damaged: {error}") from error
 
 
-def _open(data: bytes) -> Image.Image:
+def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An encoded picture of which the header alone is read.
+
+    Raises BadImage for no bytes, bytes that are no image, and pictures of more than `max_pixels`.
+    """
     if not data:
         raise BadImage("empty: 0 bytes")
+    header = _header(data)
+    width, height = header.size
+    if width * height > max_pixels:
+        raise BadImage(f"too large: {width} x {height} pixels, the limit is {max_pixels}")
+    return header
+
+
+def _header(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

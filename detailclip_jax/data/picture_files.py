@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detailclip_jax.data.images import BadImage, decode, evaluation_view
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+from detailclip_jax.data.images import SUFFIXES, BadImage, decode, evaluation_view
 
 
 class Found(NamedTuple):

@@ -3,10 +3,10 @@
 import os
 import pathlib
 
+from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled.contents import Contents, file_identity, split_names
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 SPLIT_FOLDERS = ("train", *split_names("test"))
 
 

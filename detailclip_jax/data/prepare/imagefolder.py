@@ -4,12 +4,11 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.prepare import rows
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.rows import Row
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def plan(request: Request) -> Plan:

@@ -4,7 +4,7 @@ import io
 
 from PIL import Image
 
-from detailclip_jax.data.images import BadImage, decode, resize
+from detailclip_jax.data.images import BadImage, decode, opened, resize
 from detailclip_jax.data.prepare.job import Options
 from detailclip_jax.data.prepare.records import Rejected
 
@@ -20,7 +20,7 @@ def checked(data: bytes, options: Options) -> tuple[bytes, int, int]:
     with the reason.
     """
     try:
-        width, height = _size(data)
+        width, height = opened(data).size
         too_large = bool(options.max_side) and max(width, height) > options.max_side
         if too_large:
             return _smaller(data, options.max_side)
@@ -29,18 +29,6 @@ def checked(data: bytes, options: Options) -> tuple[bytes, int, int]:
     except BadImage as error:
         raise Rejected(str(error)) from error
     return data, width, height
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    if not data:
-        raise BadImage("empty: 0 bytes")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"too large: {error}") from error
-    except Exception as error:  # on damaged bytes Pillow's readers raise whatever they stumble over
-        raise BadImage(f"not an image: {len(data)} bytes that start with {data[:8]!r}") from error
 
 
 def _smaller(data: bytes, side: int) -> tuple[bytes, int, int]:

@@ -11,13 +11,14 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from detailclip_jax.data.images import SUFFIXES as PICTURES
 from detailclip_jax.data.prepare.files import MAX_BYTES, READ_ERRORS, expand, is_inside, open_bytes
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan, limited, of_files
 from detailclip_jax.data.prepare.records import Raw, Reject, Rejected
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm")
+IMAGES = tuple(suffix[1:] for suffix in PICTURES)
 TEXTS = ("txt", "text", "caption")
 CAPTION_FIELDS = ("caption", "text", "txt")  # of a json member, where there is no text member
 LABEL_FIELDS = ("label", "cls")
