@@ -123,7 +123,7 @@ def preflight(argv: Sequence[str]) -> int:
         from detailclip_jax import preflight
 
         return preflight.run(*asked())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
@@ -151,7 +151,7 @@ def _prepare_and_train() -> int:
         from detailclip_jax import train  # jax and the networks: after the flags, so that --help is quick
 
         run = processes.agreed(lambda: train.prepare(*asked()))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         _fail(str(error))
     try:
         return train.train(run)

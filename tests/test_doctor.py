@@ -112,6 +112,18 @@ def test_a_check_that_is_interrupted_ends_without_a_traceback(monkeypatch, capsy
         assert capsys.readouterr().err == "error: interrupted\n"
 
 
+def test_a_workdir_that_cannot_be_made_is_named(monkeypatch, capsys):
+    def refuse():
+        raise PermissionError(13, "Permission denied", "/runs")
+
+    monkeypatch.setattr(main, "join_processes", lambda: None)
+    monkeypatch.setattr(main, "asked", refuse)
+    for command in (main.preflight, main.main):
+        with pytest.raises(SystemExit, match="2"):
+            command(["main"])
+        assert capsys.readouterr().err == "error: [Errno 13] Permission denied: '/runs'\n"
+
+
 def test_a_launch_that_can_go(capsys, tmp_path):
     assert preflight.run(smallest(), tmp_path / "run") == 0
     lines = capsys.readouterr().out.splitlines()
