@@ -275,6 +275,8 @@ def test_the_attention_kernel_is_chosen_when_networks_are_built(monkeypatch, cap
     assert attention.why_not_cudnn(jnp.float32, 64) == "model.dtype float32 is not half precision"
     monkeypatch.setattr(pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo"), "cuda_versions", None)
     assert attention.why_not_cudnn(jnp.bfloat16, 64) == "cuDNN is not detected."
+    assert attention.choose_kernel("auto", jnp.float32, 64) == "xla"
+    assert "attention of heads 64 wide: xla (model.dtype float32 is not half precision)" in caplog.text
 
 
 def test_cudnn_s_attention_lowers_for_cuda(monkeypatch):

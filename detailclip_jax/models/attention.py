@@ -91,7 +91,8 @@ def cls_attention(query: Float[Array, "B heads d"], key: Float[Array, "B N heads
 def choose_kernel(wanted: str, dtype: Any, head_width: int) -> Kernel:
     """Which kernel computes attention on this machine: `wanted`, or for "auto" cuDNN's fused one where it can.
 
-    Decided when networks are built, and said in the log.  Raises ValueError for "cudnn" where it cannot run.
+    Decided when networks are built, and said in the log, as a warning where a GPU has to do without.
+    Raises ValueError for "cudnn" where it cannot run.
     """
     if wanted not in KERNELS:
         raise ValueError(f"model.attention {wanted!r} is unknown; known: {', '.join(KERNELS)}")
@@ -99,7 +100,9 @@ def choose_kernel(wanted: str, dtype: Any, head_width: int) -> Kernel:
     if reason and wanted == "cudnn":
         raise ValueError(f"model.attention 'cudnn' cannot run here: {reason}; 'auto' falls back to 'xla'")
     kernel: Kernel = "xla" if reason else "cudnn"
-    logging.info("attention of heads %d wide: %s%s", head_width, kernel, f" ({reason})" if reason else "")
+    fell_back = reason and wanted == "auto" and jax.devices()[0].platform == "gpu"
+    log = logging.warning if fell_back else logging.info
+    log("attention of heads %d wide: %s%s", head_width, kernel, f" ({reason})" if reason else "")
     return kernel
 
 
