@@ -22,13 +22,30 @@ from detailclip_jax.data import labelled, sprites
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.evaluate import embedding, evaluators, metrics, paper, reading, results, runner
+from detailclip_jax.evaluate import bench, embedding, evaluators, metrics, paper, reading, results, runner
 from detailclip_jax.evaluate.cache import Cache
 from detailclip_jax.evaluate.evaluators import check, plan, run_all
 from detailclip_jax.mesh import make_mesh, replicated
 from detailclip_jax.progress import Console
 
 ROOT = Path(__file__).parents[1]
+
+
+class Flat:
+    """Encodes a picture as its mean colour."""
+
+    @staticmethod
+    def image(params, images):
+        return images.reshape(len(images), -1, 3).mean(1)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_without_a_class_fails_and_is_not_left_out(label):
+    image = np.zeros((8, 8, 3), np.uint8)
+    source = [{"image": image, "label": each, "captions": (), "key": ""} for each in (0, label, 1)]
+    data = labelled.LabelledSet("animals", source, ("cat", "dog"), "", None)
+    with pytest.raises(ValueError, match=f"animals has 2 classes, but example 1 has the label {label}"):
+        bench.Bench(Flat, {}, Tokenizer(8), batch_size=2).images(data, reading.plain(8))
 
 
 # batches over a mesh

@@ -280,12 +280,6 @@ def test_a_damaged_example_is_a_bad_record(tmp_path, members, message):
         open_set("animals", tmp_path).source[0]
 
 
-def test_a_label_without_a_name_is_an_error(tmp_path):
-    wds(tmp_path / "animals", [labelled_members([2])], classes="cat\ndog\n")
-    with pytest.raises(ValueError, match=r"label 2, but classnames\.txt names 2 classes"):
-        open_set("animals", tmp_path).source[0]
-
-
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [

@@ -62,7 +62,7 @@ class Bench:
         self.num_unreadable = 0  # over all processes
 
     def images(self, data: LabelledSet, transform: Transform, part: str = "image") -> Embedded:
-        """`encode.<part>` of all pictures of a set; ValueError where none can be read."""
+        """`encode.<part>` of all pictures of a set; ValueError where none can be read, or a label has no class."""
         marks = {"data": data.fingerprint, "sample": sample_digest(data.source) if self.digest else ""}
         key = {"weights": self.digest, **marks, "transform": list(transform), "part": part}
         made = self.cache.get(key, lambda: self._embed_images(data, transform, part))
@@ -72,6 +72,7 @@ class Bench:
         if not len(made["index"]):
             why = f"; the first: {unreadable[0]}" if unreadable else ""
             raise ValueError(f"{data.name}: none of its {len(data.source)} pictures can be read{why}")
+        check_labels(data, made["labels"], made["index"])
         return Embedded(made["features"], made["labels"], made["index"], unreadable)
 
     def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "M E"]:
@@ -108,6 +109,14 @@ class Bench:
         function = self.encode.text
         texts = gather(lambda batch: function(self.params, batch["text"]), batches, mesh_of(self.params))
         return np.asarray(texts, np.float32)
+
+
+def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.ndarray, "n"]) -> None:
+    """ValueError for a label that the set has no class for; checked when all are known, so that no process goes on."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(data.classes)))
+    if data.classes and len(wrong):
+        first = f"example {index[wrong[0]]} has the label {labels[wrong[0]]}"
+        raise ValueError(f"{data.name} has {len(data.classes)} classes, but {first}: these names are of another set")
 
 
 def _digest(array: np.ndarray) -> str:

@@ -42,7 +42,7 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
     if kind not in ("classification", "retrieval"):
         raise MissingData(f"{folder / 'dataset_type.txt'}: pictures are {kind}; read are classification and retrieval")
     classes = () if kind == "retrieval" else class_names(folder)
-    source = Tars(shards_of(root), "txt" if kind == "retrieval" else "cls", len(classes))
+    source = Tars(shards_of(root), "txt" if kind == "retrieval" else "cls")
     identity = ("tars", kind, *classes, str(len(source)), *file_identity(root, [path.name for path in source.shards]))
     templates = lines_of(folder / "zeroshot_classification_templates.txt")
     return Contents(source, classes, identity, tuple(line for line in templates if line))
@@ -111,8 +111,8 @@ def check_end(path: pathlib.Path, offset: int) -> None:
 class Tars:
     """A source of the examples in tars; `target` is the extension of their label ("cls") or captions ("txt")."""
 
-    def __init__(self, shards: Sequence[pathlib.Path], target: str, num_classes: int):
-        self.shards, self.target, self.num_classes = list(shards), target, num_classes
+    def __init__(self, shards: Sequence[pathlib.Path], target: str):
+        self.shards, self.target = list(shards), target
         self.samples = [sample for number, path in enumerate(shards) for sample in samples_of(path, number)]
         if not self.samples:
             raise MissingData(f"{len(self.shards)} tars in {self.shards[0].parent if shards else '?'} hold no example")
@@ -125,7 +125,7 @@ class Tars:
         example = {"captions": (), "label": -1, "key": f"{self.shards[sample.shard].name}:{sample.key}"}
         image, target = self.member(sample, IMAGES), self.member(sample, (self.target,))
         if self.target == "cls":
-            return {**example, "image": image, "label": self.label(target, example["key"])}
+            return {**example, "image": image, "label": label_of(target, example["key"])}
         return {**example, "image": image, "captions": tuple(target.decode(errors="replace").splitlines())}
 
     def member(self, sample: Sample, extensions: Sequence[str]) -> bytes:
@@ -142,12 +142,9 @@ class Tars:
         except OSError as error:
             raise BadRecord(f"{path.name}:{sample.key}: {error.strerror or error}") from error
 
-    def label(self, text: bytes, key: str) -> int:
-        """The label that the text states."""
-        if not text.strip().isdigit():
-            raise BadRecord(f"{key}: label {text!r:.40} is no number")
-        if (label := int(text)) >= self.num_classes:
-            raise ValueError(
-                f"{key}: label {label}, but classnames.txt names {self.num_classes} classes: not of this set"
-            )
-        return label
+
+def label_of(text: bytes, key: str) -> int:
+    """The label that the text states."""
+    if not text.strip().isdigit():
+        raise BadRecord(f"{key}: label {text!r:.40} is no number")
+    return int(text)
