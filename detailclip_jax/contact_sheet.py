@@ -1,5 +1,6 @@
 """A contact sheet: small pictures in rows, each with two lines below it."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -51,5 +52,6 @@ def cut(text: str, size: int, width: int) -> str:
     return "..." + text
 
 
+@functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

@@ -1,7 +1,6 @@
 """Parquet tables with a column of paths or bytes (also {"bytes", "path"}, as Hugging Face's datasets write them)."""
 
 import itertools
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -57,7 +56,7 @@ def _image(cell: Any, images: ImageRoot) -> bytes:
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, str):
-        return images.read([(os.fspath(cell),)])
+        return images.read([(cell,)])
     if not isinstance(cell, bytes):
         raise Rejected(f"no image: the cell holds {type(cell).__name__}")
     if len(cell) > MAX_BYTES:
