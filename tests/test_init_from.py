@@ -200,7 +200,7 @@ def test_updates_are_scaled_and_the_plain_optimiser_is_left_alone():
 def imported(tmp_path, monkeypatch):
     """A CLIP of ours, written in SLIP's layout and imported again; runs see one device."""
     one = mesh.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(mesh, "make_mesh", lambda devices=None: one)
+    monkeypatch.setattr(mesh, "make_mesh", lambda devices=None, fsdp=1: one)
     written(tmp_path / "clip")
     _, variables, made = checkpoint.load(tmp_path / "clip")
     files.write(tmp_path / "clip.safetensors", interop.to_state_dict(variables, made, "clip"))

@@ -63,10 +63,11 @@ def ours(**changes):
 
 
 def moved(state):
-    """Centers that are not zero and a teacher that is not the student."""
+    """Centers that are not zero and a teacher that is not the student, the same whether blocks are stacked or not."""
     noise = lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape)
+    teacher = stacking.like(jax.tree.map(noise, stacking.unstack(state.ema_params)), state.ema_params)
     centers = {name: 0.1 * normal(number, *center.shape) for number, (name, center) in enumerate(state.centers.items())}
-    return state.replace(ema_params=jax.tree.map(noise, state.ema_params), centers=centers)
+    return state.replace(ema_params=teacher, centers=centers)
 
 
 @functools.cache
