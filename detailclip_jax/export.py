@@ -37,6 +37,9 @@ from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.verify import NotEqualError, rows
 from detailclip_jax.models.positions import RECIPES
 
+WAY_OUT = "pip install -e '.[torch]', or take --no-verify"
+WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its own"}
+
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
@@ -71,8 +74,16 @@ def run(arguments: argparse.Namespace) -> None:
     for note in notes(arguments.to, config, path):
         print(f"note        {note}")
     if arguments.verify:
-        print("\n".join(rows(fmt.verify(export, path))))
+        print("\n".join(rows(verified(fmt, export, path))))
     print(f"written to {path}")
+
+
+def verified(fmt: formats.Format, export: Export, path: Path) -> Any:
+    """What the format's check measured; ImportError that says that the file stands there unchecked."""
+    try:
+        return fmt.verify(export, path)
+    except ImportError as error:
+        raise ImportError(f"{path} is written, but could not be verified: {error}") from error
 
 
 def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
@@ -108,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except ImportError as error:
-        print(f"error: {error}: pip install -e .[torch] (onnx: jax2onnx onnxruntime), or --no-verify", file=sys.stderr)
+        print(f"error: {error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}", file=sys.stderr)
         return 2
     except NotEqualError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -46,7 +46,7 @@ def summary(part: Mapping[str, Any]) -> list[str]:
         lines.append(f"expected    {expected}")
     if not part["num_examples"]:
         return lines
-    lines += [f"{name:<12}{_quantiles(counts[name])}" for name in ("width", "height", "bytes")]
+    lines += [f"{name:<12}{_quantiles(counts[name], name)}" for name in ("width", "height", "bytes")]
     return lines + [f"{name:<12}{_captions(field)}" for name, field in counts["captions"].items()]
 
 
@@ -55,15 +55,25 @@ def _reasons(rejected: Mapping[str, int]) -> str:
     return f": {listed}" if listed else ""
 
 
-def _quantiles(histogram: Mapping[str, int]) -> str:
-    """5 %, median and 95 %, as the lower ends of bins."""
+def _quantiles(histogram: Mapping[str, int], name: str) -> str:
+    """5 %, median and 95 %, as the bins in which they lie."""
     low, middle, high = (quantile(histogram, share) for share in SHARES)
-    return f"median {middle:,}, 5-95 % {low:,} to {high:,}"
+    last = high + _bin_width(name, high) - 1
+    return f"median {_bin(name, middle)}, 5-95 % {low:,} to {last:,}"
+
+
+def _bin(name: str, low: int) -> str:
+    width = _bin_width(name, low)
+    return f"{low:,}" if width == 1 else f"{low:,}-{low + width - 1:,}"
+
+
+def _bin_width(name: str, low: int) -> int:
+    return {"width": SIDE_STEP, "height": SIDE_STEP, "bytes": max(low, 1)}.get(name, 1)
 
 
 def _captions(field: Mapping[str, Any]) -> str:
     return (
-        f"{field['count']:,}, of {_quantiles(field['tokens'])} tokens, "
+        f"{field['count']:,}, of {_quantiles(field['tokens'], 'tokens')} tokens, "
         f"{field['empty'] / field['count']:.1%} empty, {field['truncated'] / field['count']:.1%} truncated"
     )
 
@@ -92,8 +102,8 @@ def histograms(part: Mapping[str, Any], path: pathlib.Path) -> None:
 
 def _draw(axis: Any, name: str, histogram: Mapping[str, int]) -> None:
     lows = np.array(sorted(map(int, histogram)))
-    width = {"width": SIDE_STEP, "height": SIDE_STEP, "bytes": np.maximum(lows, 1)}.get(name, 1)
-    axis.bar(lows, [histogram[str(low)] for low in lows], width=width, align="edge")
+    widths = [_bin_width(name, int(low)) for low in lows]
+    axis.bar(lows, [histogram[str(low)] for low in lows], width=widths, align="edge")
     axis.set_title(name)
     if name == "bytes":
         axis.set_xscale("log", base=2)
