@@ -126,11 +126,9 @@ def test_a_teacher_that_comes_along_is_kept(tmp_path):
 CONTINUE = pathlib.Path(__file__).parents[1] / "configs/vitb16_continue.py"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "image_encoder"])  # which nothing trains
 def test_any_row_goes_on_from_a_clip(tmp_path, method):
     """With its own crops and masks, fitted to the images that the checkpoint has seen."""
-    if method == "image_encoder":
-        pytest.skip("nothing trains it")
     written(tmp_path / "clip")
     asked = run_config.load(f"{CONTINUE}:method={method}")
     asked.init, asked.total_steps, asked.steps_per_epoch = str(tmp_path / "clip"), 4, 2

@@ -194,7 +194,7 @@ def _missing_records(path: str | os.PathLike, split: str) -> str:
 def _random_access(builder: Any, path: str, split: str) -> Any:
     try:
         return builder.as_data_source(split, decoders={"image": _skip_decoding()})
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # what TFDS raises for formats without random access
         raise MissingData(
             f"tfds {path!r} is prepared in a format without random access; prepare it as array_record: "
             f"tfds.builder({path!r}, file_format='array_record').download_and_prepare()"

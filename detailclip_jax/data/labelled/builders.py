@@ -143,7 +143,7 @@ def random_access(builder: Any, split: str) -> Any:
     pictures = [name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Image)]
     try:
         return builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in pictures})
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # what TFDS raises for formats without random access
         raise MissingData(
             f"{builder.data_dir} is prepared in a format without random access; prepare it with "
             f'tfds.builder({builder.name!r}, data_dir=..., file_format="array_record").download_and_prepare()'

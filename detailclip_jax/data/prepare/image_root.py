@@ -13,7 +13,8 @@ from detailclip_jax.data.prepare.records import Rejected
 Place = Sequence[str]  # (path,) of a file, or (path of a zip, name in it)
 MAX_OPEN = 4
 ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
-DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)  # Runtime: a password
+# zipfile raises NotImplementedError for a compression that it cannot read, and RuntimeError where a password is needed.
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 class ImageRoot:

@@ -17,7 +17,7 @@ from detailclip_jax.data.prepare.yfcc import line_places
 FIELDS = (3, 4)
 PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # into a numbered place of the memo, a table that grows up to it
 PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError)
-REFUSALS = (*PICKLE_ERRORS, OverflowError, MemoryError, RecursionError, NotImplementedError)
+REFUSALS = (*PICKLE_ERRORS, OverflowError, MemoryError, RecursionError)
 
 
 class DataOnly(pickle.Unpickler):

@@ -29,6 +29,7 @@ from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.records import Raw, Reject
 
+# NotImplementedError: zipfile on a compression that it cannot read.
 DAMAGE = (*READ_ERRORS, tarfile.TarError, zipfile.BadZipFile, NotImplementedError)
 
 
