@@ -64,6 +64,7 @@ setup(
         "packaging>=23",
         "pillow>=10.3",
         "regex>=2024.4",
+        "scipy>=1.13",
         "tensorboardX>=2.6.2",
     ],
     extras_require={"beam": BEAM, "demo": DEMO, "torch": TORCH, "data": DATA, "dev": DEV + DEMO + DATA},

@@ -113,7 +113,7 @@ def test_resizing_alone_agrees_with_torchvision_s():
     from torchvision.transforms import functional as tv
 
     picture = stages.decoded(SMALL[0])
-    ours = stages.images.resize(picture[4:40, 6:50], 32, 32, "bicubic")
+    ours = stages.resizing.resize(picture[4:40, 6:50], 32, 32, "bicubic")
     theirs = tv.resized_crop(Image.fromarray(picture), 4, 6, 36, 44, [32, 32], InterpolationMode.BICUBIC)
     np.testing.assert_array_equal(ours, np.asarray(theirs))
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from detailclip_jax.config import default
-from detailclip_jax.data import images, views
+from detailclip_jax.data import images, resizing, views
 from detailclip_jax.data.views import Crop, crops_from_config, make_views
 
 PICTURE = np.random.default_rng(7).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -161,7 +161,7 @@ def test_enclosing_crop_contains_both_globals_and_is_not_augmented(seed):
     left, top, right, bottom = made["enclosing"][1][0].astype(int)
     boxes = made["global"][1]
     assert (boxes[:, :2].min(0) >= (left, top)).all() and (boxes[:, 2:].max(0) <= (right, bottom)).all()
-    cut = images.resize(PICTURE[top:bottom, left:right], 16, 16, "bilinear")
+    cut = resizing.resize(PICTURE[top:bottom, left:right], 16, 16, "bilinear")
     np.testing.assert_array_equal(made["enclosing"][0][0], cut)
     assert made["local"][0].shape == (3, 8, 8, 3)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from detailclip_jax.data import images, views
+from detailclip_jax.data import resizing, views
 from detailclip_jax.data.images import BadImage, decode
 from detailclip_jax.data.sources import BadRecord, Example, Source, caption_of
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -98,4 +98,4 @@ def _box(picture: Picture, crop: Crop, boxes: Mapping[str, Any], rng: np.random.
 
 def _cut(picture: Picture, crop: Crop, box: views.Box) -> UInt8[np.ndarray, "S S 3"]:
     left, top, right, bottom = box
-    return images.resize(picture[top:bottom, left:right], crop.size, crop.size, crop.filter)
+    return resizing.resize(picture[top:bottom, left:right], crop.size, crop.size, crop.filter)

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
 from PIL import Image, ImageOps
 
+from detailclip_jax.data.resizing import resize
+
 MAX_PIXELS = 64_000_000
 # of files that are taken for pictures
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 class BadImage(ValueError):
@@ -86,15 +87,6 @@ def upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
-
-
-def resize(
-    image: UInt8[np.ndarray, "H W 3"], height: int, width: int, filter: str = "bicubic"
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Antialiased resize, Pillow's own (so torchvision's on pictures); `filter` is a key of FILTERS."""
-    if image.shape[:2] == (height, width):
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), FILTERS[filter]))
 
 
 def resize_mask(mask: Shaped[np.ndarray, "H W"], height: int, width: int) -> Shaped[np.ndarray, "h w"]:

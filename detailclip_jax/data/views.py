@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 from ml_collections import ConfigDict
 
-from detailclip_jax.data import images
+from detailclip_jax.data import images, resizing
 from detailclip_jax.data.blocks import block_mask
 
 Box = tuple[int, int, int, int]  # xyxy, pixels of the picture; x1 and y1 are outside
@@ -55,7 +55,7 @@ class Crop:
                 raise ValueError(f"crop {name} {getattr(self, name)} must be at least 1")
         for name, value, known in (
             ("kind", self.kind, KINDS),
-            ("filter", self.filter, tuple(images.FILTERS)),
+            ("filter", self.filter, tuple(resizing.FILTERS)),
         ):
             if value not in known:
                 raise ValueError(f"crop {name} {value!r} is unknown; known: {', '.join(known)}")
@@ -207,7 +207,7 @@ def _cut(
     image: UInt8[np.ndarray, "H W 3"], crop: Crop, boxes: list[Box], rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]:
     pixels = [
-        augment(images.resize(image[top:bottom, left:right], crop.size, crop.size, crop.filter), crop, view, rng)
+        augment(resizing.resize(image[top:bottom, left:right], crop.size, crop.size, crop.filter), crop, view, rng)
         for view, (left, top, right, bottom) in enumerate(boxes)
     ]
     return np.stack(pixels), np.array(boxes, np.float32)
