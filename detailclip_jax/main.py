@@ -45,7 +45,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         except (ValueError, FileNotFoundError) as error:
             _fail(str(error))
     sys.argv[:] = [_quote_keywords(argument) for argument in argv]  # config_flags reads it from there
-    return app.parse_flags_with_usage(list(sys.argv))
+    try:
+        return flags.FLAGS(list(sys.argv))
+    except flags.Error as error:
+        _fail(f"{error} (--help lists the flags)")
 
 
 def _example() -> str:
@@ -153,10 +156,11 @@ def _prepare_and_train() -> int:
         run = processes.agreed(lambda: train.prepare(*asked()))
     except (ValueError, OSError) as error:
         _fail(str(error))
-    try:
-        return train.train(run)
-    except train.RUN_ERRORS as error:
-        _fail(str(error), RUN_ERROR)
+    with processes.leaving_at_once():
+        try:
+            return train.train(run)
+        except train.RUN_ERRORS as error:
+            _fail(str(error), RUN_ERROR)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,20 @@ MPI's variables, or a TPU pod's metadata.
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 PATIENCE = 300  # seconds that processes wait for each other at the start
-PARTING = 120  # seconds that one which has ended waits for the others; if it failed, they are stuck until then
+PARTING = 120  # seconds that one which has ended waits for the others
 
 Made = TypeVar("Made")
+STATUS = re.compile("[A-Z_]+: ")  # begins the ValueError, "UNKNOWN: ...", that jax makes of some lost connections
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 NOT_MET = """
@@ -138,6 +141,28 @@ def last_words(text: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Around what several processes do together, from outside: one that fails ends without waiting for the others.
+
+    Its exit would wait for them for PARTING seconds, while they wait for its next step; so they notice its silence
+    after HEARTBEAT seconds instead.  Alone, nothing happens here.
+    """
+    import jax
+
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+@contextlib.contextmanager
 def together() -> Iterator[None]:
     """Around what several processes do together: one that loses the others ends, with a message, within a minute.
 
@@ -151,6 +176,8 @@ def together() -> Iterator[None]:
     with last_words(LOST.format(who=f"process {jax.process_index()} of {jax.process_count()}")):
         try:
             yield
-        except jax.errors.JaxRuntimeError as error:
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            if isinstance(error, ValueError) and not STATUS.match(str(error)):
+                raise
             print(f"error: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -104,3 +104,30 @@ def test_where_one_process_cannot_begin_none_does(tmp_path, how):
     else:
         assert "error: process 1 cannot begin; its own message says why" in first
         assert "error: there is no folder" in second
+
+
+FAIL = """
+import sys
+from detailclip_jax import processes
+
+processes.HEARTBEAT = 4
+processes.join(sys.argv[1], 2, int(sys.argv[2]))
+from jax.experimental import multihost_utils
+with processes.leaving_at_once(), processes.together():
+    multihost_utils.process_allgather(1)
+    if sys.argv[2] == "1":
+        raise {error}
+    multihost_utils.process_allgather(1)
+"""
+
+
+@pytest.mark.parametrize(("error", "code"), [("SystemExit(3)", 3), ("ZeroDivisionError", 1)])
+def test_one_that_fails_leaves_at_once_and_the_other_says_so(tmp_path, error, code):
+    address, variables = f"127.0.0.1:{free_port()}", environment(tmp_path)
+    script = FAIL.format(error=error)
+    first, second = (started([sys.executable, "-c", script, address, index], variables) for index in ("0", "1"))
+    output, _ = second.communicate(timeout=60)  # else it waits for the other for two minutes
+    assert second.returncode == code and ("ZeroDivisionError" in output) == (code == 1)
+    output, _ = first.communicate(timeout=60)
+    assert first.returncode not in (0, None)
+    assert "error: process 0 of 2 ended before its run did" in output
