@@ -49,6 +49,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(list(sys.argv))
     except flags.Error as error:
         _fail(f"{error} (--help lists the flags)")
+    except SystemExit:  # after --help, which absl ends with 1
+        sys.exit(0)
 
 
 def _example() -> str:

@@ -19,6 +19,7 @@ from detailclip_jax.schedules import Schedule
 from detailclip_jax.types import Array, Params, PyTree
 
 FROZEN, PLAIN, DECAYED = "frozen", "plain", "decayed"
+SHOWN = {FROZEN: "frozen", PLAIN: "no decay", DECAYED: "decayed"}
 LAST_LAYER = {("prototype_head", "direction"), ("prototype_head", "gain")}
 
 
@@ -120,19 +121,16 @@ def stop_frozen(params: Params, groups: PyTree) -> Params:
 
 
 def table_text(params: Params, table: tuple[Rule, ...]) -> str:
-    """The table with the number of parameters that each rule took, one line a rule."""
-    flat = traverse_util.flatten_dict(dict(params), sep="/")
-    sizes = _sizes_by_rule(flat, table)
-    width = max(len(rule.pattern) for rule in table)
-    lines = [f"{rule.pattern:<{width}}  {rule.group:<8} {sizes[rule]:>14,}" for rule in table]
-    return "\n".join([f"{'parameters':<{width}}  {'group':<8} {'count':>14}", *lines, _total(sizes, width)])
+    """The rules that took parameters and how many each, one line a rule, and the sums."""
+    sizes = _sizes_by_rule(traverse_util.flatten_dict(dict(params), sep="/"), table)
+    total, frozen = sum(sizes.values()), sum(size for rule, size in sizes.items() if rule.group == FROZEN)
+    rows = [(rule.pattern, SHOWN[rule.group], f"{size:,}") for rule, size in sizes.items() if size]
+    rows = [("parameters whose names match", "AdamW", "count"), *rows, ("all", "", f"{total:,}")]
+    rows += [("all but the frozen ones", "", f"{total - frozen:,}")] if frozen else []
+    width = max(len(name) for name, _, _ in rows)
+    return "\n".join(f"{name:<{width}}  {group:<8} {count:>14}" for name, group, count in rows)
 
 
 def _sizes_by_rule(flat: Mapping[str, PyTree], table: tuple[Rule, ...]) -> dict[Rule, int]:
     ruled = {rule: {path: leaf for path, leaf in flat.items() if group_of(path, table) == rule} for rule in table}
     return {rule: int(parameter_overview.count_parameters(leaves)) for rule, leaves in ruled.items()}
-
-
-def _total(sizes: Mapping[Rule, int], width: int) -> str:
-    trained = sum(size for rule, size in sizes.items() if rule.group != FROZEN)
-    return f"{'all, of them trained':<{width}}  {trained:>8,} {sum(sizes.values()):>14,}"

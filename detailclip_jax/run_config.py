@@ -14,7 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import default, unknown
+from detailclip_jax.config import default
+from detailclip_jax.config import unknown as unknown
 
 # How long, how often and where to: a run may go on with other values of these (a trailing dot: all below it).
 MAY_DIFFER = (
@@ -104,7 +105,10 @@ def _no_file(path: str) -> str:
     files = sorted(str(file) for file in Path("configs").glob("**/*.py"))
     if not files:
         return f"no config file {path!r} (looked in {Path.cwd()}; there is no folder configs/ either)"
-    return unknown("config file", path, files)
+    stems = {Path(file).stem: file for file in files}
+    near = difflib.get_close_matches(Path(path).stem, stems, n=1)
+    hint = f"; did you mean {stems[near[0]]!r}?" if near else "."
+    return f"unknown config file {path!r}{hint} Known: {', '.join(files)}"
 
 
 def check_overrides(config: ConfigDict, names: Iterable[str]) -> None:

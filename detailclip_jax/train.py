@@ -26,6 +26,11 @@ LESS_MEMORY = (
     "or --config.mesh.fsdp of several devices"
 )
 
+REPEATS = (
+    "a batch of {batch_size} holds some of the {examples} examples more than once, and the contrast takes their own "
+    "captions for wrong ones; --config.batch_size={examples} or less repeats none"
+)
+
 
 class OutOfMemory(RuntimeError):
     """The devices have less memory than the run needs; the message says what needs less."""
@@ -102,6 +107,8 @@ def introduce(run: Run) -> None:
     devices = jax.devices()
     say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
     say(f"data {config.data.source}: {len(run.source):,} examples")
+    if len(run.source) < config.batch_size:
+        run.console.warn(REPEATS.format(batch_size=config.batch_size, examples=len(run.source)))
     epochs = config.total_steps / config.steps_per_epoch
     say(f"{config.total_steps:,} steps of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
     asked = experiment.warmup_steps(config)

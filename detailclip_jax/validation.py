@@ -57,6 +57,7 @@ POSITIVE = (
     *("losses.student_temperature", "losses.teacher_temperature", "losses.patch_temperature"),
     *("losses.simclr_temperature", ".scale", ".ratio"),
 )
+BELOW_ONE = ("optimizer.betas",)  # at 1 a mean of what has been never learns of what is
 ORDERED = (".scale", ".ratio", ".blur_sigma", ".mask_ratio", "masking.drawn_ratio")  # from, to
 
 
@@ -89,6 +90,8 @@ def _check_range(name: str, value: Any) -> None:
         raise ValueError(f"{name} {value} must be {span}")
     if _named(name, POSITIVE) and any(not number > 0 for number in numbers):
         raise ValueError(f"{name} {value} must be greater than 0")
+    if _named(name, BELOW_ONE) and any(not number < 1 for number in numbers):
+        raise ValueError(f"{name} {value} must be less than 1")
     if _named(name, ORDERED) and sorted(numbers) != numbers:
         raise ValueError(f"{name} {value} must not fall: write {tuple(sorted(numbers))}")
 

@@ -23,6 +23,8 @@ CASES = {
     **{f"baselines-{method}": f"baselines/{method}.py" for method in METHODS},
     "ablation_table4-row=5": "ablation_table4.py:row=5",
     "stickers-teacher=enclosing": "stickers.py:teacher=enclosing",
+    "vitb16_continue": "vitb16_continue.py",
+    "vitb16_continue-method=clip": "vitb16_continue.py:method=clip",
     "vitb16_yfcc": "vitb16_yfcc.py",
     "vitb16_yfcc-teacher=enclosing": "vitb16_yfcc.py:teacher=enclosing",
     "vitb16_yfcc-epochs=50": "vitb16_yfcc.py:epochs=50",
@@ -164,6 +166,13 @@ def test_missing_config_file_names_the_nearest(monkeypatch):
         load("configs/sticker.py")
 
 
+@pytest.mark.parametrize("path", ["configs/none.py", "elsewhere/mine.py"])
+def test_missing_config_file_like_no_other_lists_those_there_are(monkeypatch, path):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(FileNotFoundError, match=rf"unknown config file '{path}'\. Known: .*configs/stickers.py"):
+        load(path)
+
+
 def test_missing_config_file_without_a_configs_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no config file 'x.py'.*no folder configs"):
@@ -254,6 +263,7 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
         ({"log_every": 0}, "log_every 0 must be at least 1"),
         ({"total_steps": -1}, "total_steps -1 must be at least 1"),
         ({"optimizer.betas": (0.9,)}, r"optimizer.betas \(0.9,\) must be 2 numbers"),
+        ({"optimizer.betas": (0.9, 1.0)}, r"optimizer.betas \(0.9, 1.0\) must be less than 1"),
         ({"views.crops.global.scale": ("a", "b")}, "views.crops.global.scale .* must be 2 numbers"),
         ({"views.crops.global.blur_p": (0.1,)}, "blur_p"),
         ({"best_metric": "zero_shot/ema/top1"}, "set evaluate_every"),

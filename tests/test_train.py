@@ -196,6 +196,14 @@ def test_a_warm_up_longer_than_the_run_is_said(run_of):
     assert "the warm-up of 30 steps does not fit into 12: shortened to 1" in text_of(run)
 
 
+def test_a_batch_larger_than_the_data_is_said(run_of):
+    run = run_of()
+    for num_examples in (8, 3):
+        loop.introduce(run._replace(source=range(num_examples)))
+    assert text_of(run).count("*** WARNING: a batch of 8 holds some of the 3 examples more than once") == 1
+    assert "some of the 8 examples" not in text_of(run)
+
+
 def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
     scores = {4: 0.9, 8: 0.1, 12: 0.2}
     monkeypatch.setattr(
