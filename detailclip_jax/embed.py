@@ -22,7 +22,8 @@ import numpy as np
 from absl import logging
 
 from detailclip_jax import catalogue, contact_sheet, embeddings
-from detailclip_jax.data.images import BadImage, decode, evaluation_view
+from detailclip_jax.data.decoding import BadImage, decode
+from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.picture_files import find
 from detailclip_jax.embeddings import IMAGE, Table
 from detailclip_jax.progress import Console

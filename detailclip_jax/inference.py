@@ -26,7 +26,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from detailclip_jax import checkpoint, ema
-from detailclip_jax.data.images import BadImage, decode, evaluation_view, upright_rgb
+from detailclip_jax.data.decoding import BadImage, decode, upright_rgb
+from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
 from detailclip_jax.encode import Encode, encoders
 from detailclip_jax.models import sizes

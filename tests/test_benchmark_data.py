@@ -11,7 +11,7 @@ from detailclip_jax.benchmark import data, stages, variants
 from detailclip_jax.benchmark.pictures import MadeUp
 from detailclip_jax.benchmark.stages import STAGES, Recipe, Stopwatch
 from detailclip_jax.data import views
-from detailclip_jax.data.images import decode
+from detailclip_jax.data.decoding import decode
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop

@@ -15,7 +15,7 @@ from PIL import Image
 
 import detailclip_jax
 from detailclip_jax import experiment, inference
-from detailclip_jax.data.images import BadImage, decode
+from detailclip_jax.data.decoding import BadImage, decode
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.inference import SHAPES, Model, choose_weights, pixels
 from detailclip_jax.interop import store

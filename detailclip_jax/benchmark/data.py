@@ -18,7 +18,7 @@ from detailclip_jax.benchmark.stages import STAGES, Recipe, Stopwatch
 from detailclip_jax.benchmark.timing import Spread
 from detailclip_jax.compare import parse_setting
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.images import BadImage
+from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import crops_from_config

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from detailclip_jax.data import resizing, views
-from detailclip_jax.data.images import BadImage, decode
+from detailclip_jax.data.decoding import BadImage, decode
 from detailclip_jax.data.sources import BadRecord, Example, Source, caption_of
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop

@@ -1,4 +1,4 @@
-"""Pictures as uint8 arrays: decoding, Pillow-exact resizing, and photometrics with torchvision's semantics.
+"""Pictures as uint8 arrays: geometry, exact as Pillow's, and photometrics with torchvision's semantics.
 
 Every function is pure: factors come in as arguments, the random draws live in `views`.  Photometrics are
 table look-ups and OpenCV calls.  Beside torchvision's Pillow backend brightness and solarize are equal;
@@ -6,87 +6,17 @@ contrast, gray and blur differ by at most one level, saturation by two, hue by t
 and about 1 on strong colours: both work on 8-bit HSV, with other roundings).
 """
 
-import io
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from detailclip_jax.data.resizing import resize
 
-MAX_PIXELS = 64_000_000
 # of files that are taken for pictures
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-
-
-class BadImage(ValueError):
-    """Bytes that give no whole picture; the message says why."""
-
-
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
-    """An encoded picture (JPEG, PNG, WebP, GIF, TIFF, BMP, ...) as upright RGB.
-
-    EXIF orientation is applied; gray, palette and CMYK become RGB; transparency is laid over white; 16-bit
-    values lose their low byte; of several frames the first is taken.
-
-    Raises BadImage with the reason for no bytes, bytes that are no image, truncated or damaged ones, and
-    pictures of more than `max_pixels` (refused from the header, before anything that large is allocated).
-    """
-    header = opened(data, max_pixels)
-    if _is_plain_jpeg(data, header.mode):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if image is not None:
-            return image
-    try:
-        return upright_rgb(header)
-    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they stumble over
-        raise BadImage(f"truncated or damaged: {error}") from error
-
-
-def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An encoded picture of which the header alone is read.
-
-    Raises BadImage for no bytes, bytes that are no image, and pictures of more than `max_pixels`.
-    """
-    if not data:
-        raise BadImage("empty: 0 bytes")
-    header = _header(data)
-    width, height = header.size
-    if width * height > max_pixels:
-        raise BadImage(f"too large: {width} x {height} pixels, the limit is {max_pixels}")
-    return header
-
-
-def _header(data: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"too large: {error}") from error
-    except Exception as error:  # see decode
-        raise BadImage(f"not an image: {len(data)} bytes that start with {data[:8]!r}") from error
-
-
-def _is_plain_jpeg(data: bytes, mode: str) -> bool:
-    """What OpenCV decodes as Pillow does, only faster.
-
-    OpenCV may fill up a truncated JPEG silently, so bytes without an end marker are left to Pillow, which
-    refuses those and accepts bytes behind the marker.
-    """
-    return data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9" and mode in ("RGB", "L")
-
-
-def upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture of Pillow's as `decode` gives it; raises whatever Pillow does where its bytes are damaged."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
-        gray = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
 
 
 def resize_mask(mask: Shaped[np.ndarray, "H W"], height: int, width: int) -> Shaped[np.ndarray, "h w"]:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detailclip_jax.data.images import SUFFIXES, BadImage, decode, evaluation_view
+from detailclip_jax.data.decoding import BadImage, decode
+from detailclip_jax.data.images import SUFFIXES, evaluation_view
 
 
 class Found(NamedTuple):

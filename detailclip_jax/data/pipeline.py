@@ -21,7 +21,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import sources
-from detailclip_jax.data.images import BadImage, decode, evaluation_mask, evaluation_view
+from detailclip_jax.data.decoding import BadImage, decode
+from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.sources import CAPTION_RULES, BadRecord, Example, Source, caption_of
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop, crops_from_config, make_masks, make_views

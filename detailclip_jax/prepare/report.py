@@ -11,7 +11,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image, ImageDraw
 
-from detailclip_jax.data.images import BadImage, decode
+from detailclip_jax.data.decoding import BadImage, decode
 from detailclip_jax.data.prepare.finish import load
 from detailclip_jax.data.prepare.known import comparison
 from detailclip_jax.data.prepare.statistics import SIDE_STEP, quantile

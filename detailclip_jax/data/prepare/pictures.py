@@ -4,7 +4,8 @@ import io
 
 from PIL import Image
 
-from detailclip_jax.data.images import BadImage, decode, opened, resize
+from detailclip_jax.data.decoding import BadImage, decode, opened
+from detailclip_jax.data.images import resize
 from detailclip_jax.data.prepare.job import Options
 from detailclip_jax.data.prepare.records import Rejected
 
@@ -20,7 +21,7 @@ def checked(data: bytes, options: Options) -> tuple[bytes, int, int]:
     with the reason.
     """
     try:
-        width, height = opened(data).size
+        width, height = opened(data).header.size
         too_large = bool(options.max_side) and max(width, height) > options.max_side
         if too_large:
             return _smaller(data, options.max_side)
