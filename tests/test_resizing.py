@@ -83,3 +83,14 @@ def test_stripes_become_gray():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
     assert np.abs(resizing.resize(stripes, 16, 16).astype(int) - 127).max() <= 16
+
+
+@pytest.mark.parametrize("filter", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 90, 80), (3, 5, 60, 70), (0.5, 0.25, 89.5, 79.875), (10.125, 0, 58, 79.5), (0.5, 0.5, 32.5, 24.5)]
+)
+def test_a_box_between_the_pixels_is_pillows(filter, box):
+    image, (left, top, right, bottom) = noise(80, 90), box
+    narrowed = Image.fromarray(image).resize((32, 80), PILLOWS[filter], (left, 0, right, 80))
+    expected = narrowed.resize((32, 24), PILLOWS[filter], (0, top, 32, bottom))
+    np.testing.assert_array_equal(resizing.resize(image, 24, 32, filter, box), np.asarray(expected))

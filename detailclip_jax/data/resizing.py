@@ -19,6 +19,9 @@ FIXED_POINT_BITS = 22
 BLOCK_ROWS = 128  # of the picture at a time, so that its 32-bit copy stays small however large the picture
 KEPT_MATRICES = 1024  # 25 KB each for crops of photos to 224 pixels
 
+Number = int | float
+Box = tuple[Number, Number, Number, Number]
+
 
 def bicubic(x: Float64[np.ndarray, "*s"]) -> Float64[np.ndarray, "*s"]:
     """Keys' cubic convolution with a = -1/2, for distances x >= 0."""
@@ -36,26 +39,35 @@ FILTERS = {"bicubic": (bicubic, 2.0), "bilinear": (bilinear, 1.0)}  # and how fa
 
 
 def resize(
-    image: UInt8[np.ndarray, "H W 3"], height: int, width: int, filter: str = "bicubic"
+    image: UInt8[np.ndarray, "H W 3"], height: int, width: int, filter: str = "bicubic", box: Box | None = None
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Antialiased resize, byte for byte Pillow's, rows first; `filter` is a key of FILTERS.
 
-    resize(image, 224, 224)                     # as Image.fromarray(image).resize((224, 224), BICUBIC)
+    A `box`, xyxy in pixels with sides that may lie between them, is resized instead of the whole; as in Pillow the
+    filter reaches beyond it where the picture does.
+
+        resize(image, 224, 224)                 # as Image.fromarray(image).resize((224, 224), BICUBIC)
     """
-    rows = [_narrowed(image[top : top + BLOCK_ROWS], width, filter) for top in range(0, len(image), BLOCK_ROWS)]
-    return _shortened(np.concatenate(rows) if len(rows) > 1 else rows[0], height, filter)
+    left, top, right, bottom = box or (0, 0, image.shape[1], image.shape[0])
+    strips = [image[first : first + BLOCK_ROWS] for first in range(0, len(image), BLOCK_ROWS)]
+    rows = [_narrowed(strip, width, filter, left, right) for strip in strips]
+    return _shortened(np.concatenate(rows) if len(rows) > 1 else rows[0], height, filter, top, bottom)
 
 
-def _narrowed(image: UInt8[np.ndarray, "H W 3"], width: int, filter: str) -> UInt8[np.ndarray, "H w 3"]:
-    if image.shape[1] == width:
+def _narrowed(
+    image: UInt8[np.ndarray, "H W 3"], width: int, filter: str, left: Number, right: Number
+) -> UInt8[np.ndarray, "H w 3"]:
+    if (left, right) == (0, width) == (0, image.shape[1]):
         return image
-    return cv2.transpose(_shortened(cv2.transpose(image), width, filter))
+    return cv2.transpose(_shortened(cv2.transpose(image), width, filter, left, right))
 
 
-def _shortened(image: UInt8[np.ndarray, "H W 3"], height: int, filter: str) -> UInt8[np.ndarray, "h W 3"]:
-    if len(image) == height:
+def _shortened(
+    image: UInt8[np.ndarray, "H W 3"], height: int, filter: str, top: Number, bottom: Number
+) -> UInt8[np.ndarray, "h W 3"]:
+    if (top, bottom) == (0, height) == (0, len(image)):
         return image
-    sums = weights(len(image), height, filter) @ image.reshape(len(image), -1).astype(np.int32)
+    sums = weights(len(image), height, filter, top, bottom) @ image.reshape(len(image), -1).astype(np.int32)
     return _to_bytes(sums).reshape(height, *image.shape[1:])
 
 
@@ -66,15 +78,16 @@ def _to_bytes(sums: Int32[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s"]:
 
 
 @functools.lru_cache(KEPT_MATRICES)
-def weights(num: int, wanted: int, filter: str = "bicubic") -> csr_array:
+def weights(num: int, wanted: int, filter: str = "bicubic", start: Number = 0, stop: Number = 0) -> csr_array:
     """What each of `wanted` pixels takes of `num`: int32 [wanted, num], rows that add up to 2^22 but for rounding.
 
-    Pixel i sits at (i + .5) num / wanted; the filter is stretched by num / wanted where that shrinks.
+    With a scale of (stop - start) / wanted, pixel i sits at start + (i + .5) scale, and the filter is stretched by the
+    scale where that shrinks; `stop` 0 is `num`.
     """
     kernel, reach = FILTERS[filter]
-    scale = num / wanted
+    scale = ((stop or num) - start) / wanted
     stretch = max(scale, 1.0)
-    centers = (np.arange(wanted) + 0.5) * scale
+    centers = start + (np.arange(wanted) + 0.5) * scale
     first = np.maximum((centers - reach * stretch + 0.5).astype(int), 0)
     last = np.minimum((centers + reach * stretch + 0.5).astype(int), num)
     taken = first[:, None] + np.arange(2 * math.ceil(reach * stretch) + 1)
