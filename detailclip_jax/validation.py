@@ -39,6 +39,7 @@ RANGES = {  # field, or the end of its name behind a dot: the smallest and the l
     **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers"), (0, INFINITE)),
     **dict.fromkeys(("data.prefetch", "losses.chunk_logits", "losses.clip_block"), (0, INFINITE)),
     "data.text_buckets": (1, INFINITE),
+    "data.reducing_gap": (0, INFINITE),
     "data.max_bad_ratio": (0, 1),
     "model.context_length": (3, INFINITE),  # start, a word, end
     "model.drop_path": (0, 1),

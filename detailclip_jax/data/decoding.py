@@ -37,6 +37,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
+from detailclip_jax.data.resizing import Box, Number
+
 MAX_PIXELS = 64_000_000  # of a decoded picture: 192 MB
 MAX_FILE_PIXELS = 178_956_970  # of a file: twice Pillow's MAX_IMAGE_PIXELS, from where on it refuses a picture too
 # OpenCV's flags that say how far and nothing else; those that are called COLOR also say BGR
@@ -46,9 +48,6 @@ ORIENTATION = 0x112  # the EXIF tag: 1 to 8
 MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations, after the transposition from 5 on
 # By their own classes, since `Image.open` warns of sizes that are judged here
 FORMATS = {b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile, b"\x89PNG": PngImagePlugin.PngImageFile}
-
-Number = int | float
-Box = tuple[Number, Number, Number, Number]  # xyxy
 
 
 class BadImage(ValueError):

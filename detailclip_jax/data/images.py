@@ -6,6 +6,7 @@ contrast, gray and blur differ by at most one level, saturation by two, hue by t
 and about 1 on strong colours: both work on 8-bit HSV, with other roundings).
 """
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -13,10 +14,22 @@ import numpy as np
 from jaxtyping import Int32, Shaped, UInt8
 from PIL import Image
 
-from detailclip_jax.data.resizing import resize
+from detailclip_jax.data.resizing import Box, resize
 
 # of files that are taken for pictures
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def resize_part(
+    image: UInt8[np.ndarray, "H W 3"], box: Box, height: int, width: int, filter: str = "bicubic"
+) -> UInt8[np.ndarray, "h w 3"]:
+    """What `resize` makes of a box, xyxy in pixels with sides that may lie between them.
+
+    It is cut out first, so that no more is seen of what is outside than the pixels through which its sides go.
+    """
+    left, top, right, bottom = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
+    inside = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    return resize(image[top:bottom, left:right], height, width, filter, inside)
 
 
 def resize_mask(mask: Shaped[np.ndarray, "H W"], height: int, width: int) -> Shaped[np.ndarray, "h w"]:

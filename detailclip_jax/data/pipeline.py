@@ -21,11 +21,11 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import sources
-from detailclip_jax.data.decoding import BadImage, decode
+from detailclip_jax.data.decoding import BadImage, picture_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.sources import CAPTION_RULES, BadRecord, Example, Source, caption_of
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.data.views import Crop, crops_from_config, make_masks, make_views
+from detailclip_jax.data.views import REDUCING_GAP, Crop, crops_from_config, make_masks, make_views
 from detailclip_jax.data.workers import Prefetched
 
 Batch = dict[str, Any]
@@ -68,6 +68,7 @@ def open_pipeline(
         num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
         caption=config.data.caption,
+        reducing_gap=config.data.reducing_gap,
         max_bad_ratio=config.data.max_bad_ratio,
         start=start,
     )
@@ -82,21 +83,39 @@ class Stream:
     tokenizer: Tokenizer
     seed: int = 0
     caption: str = "random"
+    reducing_gap: int | float = REDUCING_GAP
 
     def __post_init__(self):
         if self.caption not in CAPTION_RULES:
             raise ValueError(f"unknown caption rule {self.caption!r}; known: {', '.join(CAPTION_RULES)}")
         if not len(self.source):
             raise ValueError(f"the source {self.source!r} has no examples")
+        if 0 < self.reducing_gap < 1:
+            raise ValueError(f"reducing_gap {self.reducing_gap} must be 0 (all pixels are decoded) or at least 1")
         shuffle_seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
         self._order: Any = grain.MapDataset.range(len(self.source)).shuffle(seed=shuffle_seed).repeat()
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """One example of a batch; beside it, the record it replaces if that was "bad", and "truncated"."""
-        example, image, bad = self._readable(position)
+        """One example of a batch; beside it, the record it replaces if that was "bad", and "truncated".
+
+        A bad record is replaced by the next readable one of the stream, not of the source: a damaged shard then costs
+        single records.  Bad ones that are met on the way have positions of their own, and count there.
+        """
+        bad: list[str] = []
+        for at in range(position, position + MAX_TRIES):
+            try:
+                return {**self._example(int(self._order[at]), position), "bad": bad[:1]}
+            except BadRecord as error:
+                bad.append(str(error))
+        raise TooManyBadRecords(f"{MAX_TRIES} unreadable records in a row:", bad)
+
+    def _example(self, index: int, position: int) -> dict[str, Any]:
+        """Record `index` with the draws of a position; BadRecord where it cannot be read."""
+        example = self.source[index]
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
         ids = self.tokenizer.encode(caption_of(example["captions"], self.caption, rng))
-        views = make_views(image, self.crops, rng)
+        with _bad_images_are_bad_records(example):
+            views = make_views(picture_of(example["image"]), self.crops, rng, self.reducing_gap)
         masks = make_masks(self.crops, rng)
         return {
             **({"hidden": masks} if masks else {}),
@@ -104,30 +123,21 @@ class Stream:
             "box": {name: boxes for name, (_, boxes) in views.items()},
             "text": self.tokenizer.fit(ids),
             "label": np.int32(example["label"]),
-            "bad": bad,
             "truncated": len(ids) > self.tokenizer.context_length,
         }
-
-    def _readable(self, position: int) -> tuple[Example, np.ndarray, list[str]]:
-        """The first readable example from a position on, its picture, and the bad record of the position, if so.
-
-        "Next" is the next of the stream, not of the source: a damaged shard then costs single records.  Bad
-        ones that were met on the way have positions of their own, and count there.
-        """
-        bad: list[str] = []
-        for at in range(position, position + MAX_TRIES):
-            try:
-                return *read(self.source, int(self._order[at])), bad[:1]
-            except BadRecord as error:
-                bad.append(str(error))
-        raise TooManyBadRecords(f"{MAX_TRIES} unreadable records in a row:", bad)
 
 
 def read(source: Source, index: int) -> tuple[Example, np.ndarray]:
     """An example and its picture, uint8 [H, W, 3]; BadRecord with key and reason where there is none."""
     example = source[index]
+    with _bad_images_are_bad_records(example):
+        return example, picture_of(example["image"]).decoded().pixels
+
+
+@contextlib.contextmanager
+def _bad_images_are_bad_records(example: Example) -> Iterator[None]:
     try:
-        return example, decode(example["image"]) if isinstance(example["image"], bytes) else example["image"]
+        yield
     except BadImage as error:
         raise BadRecord(f"{example['key']}: {error}") from error
 
@@ -174,6 +184,8 @@ class Pipeline:
     batch_size: examples per process.
     num_workers: processes that make batches; 0 uses threads.
     prefetch: batches kept ready.
+    reducing_gap: large JPEG originals are decoded at 1/2, 1/4 or 1/8 of their size where every crop is then still that
+        many times its view, see `views.reduction_for`; 0 decodes all pixels.
     max_bad_ratio: share of unreadable records, once 100 were read, beyond which iteration raises
         TooManyBadRecords.  Up to there each is replaced by the next readable one, counted in `num_bad` and
         named in the log.
@@ -198,10 +210,11 @@ class Pipeline:
         num_workers: int = 0,
         prefetch: int = 2,
         caption: str = "random",
+        reducing_gap: int | float = REDUCING_GAP,
         max_bad_ratio: float = 0.01,
         start: int = 0,
     ):
-        stream = Stream(source, crops, tokenizer, seed, caption)
+        stream = Stream(source, crops, tokenizer, seed, caption, reducing_gap)
         self.batch_size, self.process_count = batch_size, process_count
         self.position, self.waited_seconds = start, 0.0
         self.num_truncated = 0

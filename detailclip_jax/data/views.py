@@ -16,11 +16,14 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data import images, resizing
 from detailclip_jax.data.blocks import block_mask
+from detailclip_jax.data.decoding import Decoded, Encoded
 
 Box = tuple[int, int, int, int]  # xyxy, pixels of the picture; x1 and y1 are outside
+Picture = Encoded | Decoded
 KINDS = ("random", "enclosing")  # in the order in which their boxes are drawn
 ENCLOSED = "global"  # the crops that an enclosing one contains
 TRIES = 10
+REDUCING_GAP = 2.0  # of training; see `reduction_for`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,21 +183,34 @@ def _draw_mask(crop: Crop, rng: np.random.Generator) -> Bool[np.ndarray, "side s
 Views = dict[str, tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]]
 
 
-def make_views(image: UInt8[np.ndarray, "H W 3"], crops: Mapping[str, Crop], rng: np.random.Generator) -> Views:
+def make_views(
+    image: Picture | UInt8[np.ndarray, "H W 3"],
+    crops: Mapping[str, Crop],
+    rng: np.random.Generator,
+    reducing_gap: int | float = 0,
+) -> Views:
     """Pixels and boxes of every crop of one picture, by name.
 
-    Boxes are xyxy in pixels of `image`; a flipped view keeps the box it was cut from.  The result depends on
-    `rng`, not on the order of `crops`.
+    A picture that is still encoded is decoded once its boxes are drawn, so that it can be reduced as far as these allow
+    (see `reduction_for`); then it raises BadImage where its bytes are damaged.  Boxes are xyxy in pixels of the picture
+    as it is; a flipped view keeps the box it was cut from.  The result depends on `rng`, not on the order of `crops`.
 
         views = make_views(image, {"global": Crop(count=2)}, np.random.default_rng(0))
         pixels, boxes = views["global"]            # uint8 [2, 224, 224, 3], float32 [2, 4]
     """
-    height, width = image.shape[:2]
+    picture = Decoded(image, *image.shape[:2]) if isinstance(image, np.ndarray) else image
+    boxes = draw_boxes(picture.height, picture.width, crops, rng)
+    decoded = picture.decoded(reduction_for(boxes, crops, reducing_gap))
+    return {name: _views(decoded, crops[name], boxes[name], rng) for name in sorted(crops)}
+
+
+def draw_boxes(height: int, width: int, crops: Mapping[str, Crop], rng: np.random.Generator) -> dict[str, list[Box]]:
+    """The boxes of all crops by name, the enclosing ones last."""
     boxes: dict[str, list[Box]] = {}
     for name in sorted(crops, key=lambda name: (KINDS.index(crops[name].kind), name)):
         enclosed = boxes.get(ENCLOSED, [])
         boxes[name] = [_draw_box(height, width, crops[name], enclosed, rng) for _ in range(crops[name].count)]
-    return {name: _cut(image, crops[name], boxes[name], rng) for name in sorted(crops)}
+    return boxes
 
 
 def _draw_box(height: int, width: int, crop: Crop, enclosed: list[Box], rng: np.random.Generator) -> Box:
@@ -203,11 +219,25 @@ def _draw_box(height: int, width: int, crop: Crop, enclosed: list[Box], rng: np.
     return random_resized_crop_box(height, width, crop.scale, crop.ratio, rng)
 
 
-def _cut(
-    image: UInt8[np.ndarray, "H W 3"], crop: Crop, boxes: list[Box], rng: np.random.Generator
+def reduction_for(boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop], reducing_gap: int | float) -> int | float:
+    """How many times smaller a picture may be decoded: every box is then still `reducing_gap` times its view each way.
+
+    It is Pillow's argument of that name (`Image.resize`, `Image.thumbnail`): the resize that follows the reduction
+    shrinks by no less, and 2 is "very close to fair resampling", 3 "indistinguishable in most cases".  0 is never.
+    """
+    if not reducing_gap:
+        return 1
+    shorter = {name: min(min(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes[name]) for name in boxes}
+    return min(shorter[name] / (reducing_gap * crops[name].size) for name in boxes)
+
+
+def _views(
+    picture: Decoded, crop: Crop, boxes: list[Box], rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]:
-    pixels = [
-        augment(resizing.resize(image[top:bottom, left:right], crop.size, crop.size, crop.filter), crop, view, rng)
-        for view, (left, top, right, bottom) in enumerate(boxes)
-    ]
+    pixels = [augment(cut(picture, crop, box), crop, view, rng) for view, box in enumerate(boxes)]
     return np.stack(pixels), np.array(boxes, np.float32)
+
+
+def cut(picture: Decoded, crop: Crop, box: Box) -> UInt8[np.ndarray, "S S 3"]:
+    """A box of a picture at the crop's size."""
+    return images.resize_part(picture.pixels, picture.within(box), crop.size, crop.size, crop.filter)
