@@ -105,9 +105,13 @@ def _data() -> ConfigDict:
     return ConfigDict(
         {
             "source": "records",  # "stickers" | "records" (ArrayRecord shards) | "tfds"
-            "path": "",  # records: folder of the shards; tfds: "name:version" or a builder directory
+            # records: folder of the shards; tfds: "name:version" or a builder directory; "A@3,B@1": several sets, three
+            # examples of A for each of B; "A,tfds:B": by size; an epoch is as many examples as they have together
+            "path": "",
             "split": "train",
-            "caption": "random",  # paper: a random valid one; "concat" = title + " " + description (reference)
+            # paper: a random valid one; "concat" = title + " " + description (reference); "first"; "field:title",
+            # "field:description,title": by name, the first that is not blank
+            "caption": "random",
             "keep_eot": True,  # False reproduces the reference's truncation, which drops EOT
             "text_buckets": (32, 48),  # a batch's captions are cut to the first that holds the longest; exact; () = off
             "num_workers": 0,

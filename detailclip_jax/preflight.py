@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import evaluate, experiment, init_from, provenance, run_config, sharding, train
 from detailclip_jax import processes as several
 from detailclip_jax.data import pipeline
+from detailclip_jax.data.mixture import parts_of
 from detailclip_jax.experiment import Experiment, dummy_batch
 from detailclip_jax.mesh import make_mesh
 from detailclip_jax.train_step import combined_loss
@@ -107,10 +108,11 @@ def batch(plan: Plan) -> Finding:
 
 def data(plan: Plan) -> Finding:
     """The data can be read here, and is the same everywhere."""
-    fingerprint = provenance.data_fingerprint(plan.source)
-    _, image = pipeline.read(plan.source, len(plan.source) - 1)
-    text = f"{plan.config.data.source}: {len(plan.source):,} examples, the last a picture of {image.shape[1]} x "
-    return Finding(f"{text}{image.shape[0]}, fingerprint {fingerprint}", int(fingerprint, 16))
+    fingerprint, parts = provenance.data_fingerprint(plan.source), parts_of(plan.source)
+    sets = f" ({plan.source.name})" if len(parts) > 1 else ""
+    height, width = [pipeline.read(part.source, len(part.source) - 1)[1].shape[:2] for part in parts][-1]
+    text = f"{plan.config.data.source}: {len(plan.source):,} examples{sets}, the last a picture of {width} x {height}"
+    return Finding(f"{text}, fingerprint {fingerprint}", int(fingerprint, 16))
 
 
 def memory(plan: Plan) -> Finding:

@@ -36,7 +36,13 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def data_fingerprint(source: Any, num_samples: int = 8) -> str:
-    """Twelve hexadecimal digits of a data set: its length, and key, captions and label of a few examples."""
+    """Twelve hexadecimal digits of a data set: its length, and key, captions and label of a few examples.
+
+    Of several sets, mixed by weight: those of each, and the weights.
+    """
+    if parts := getattr(source, "parts", ()):
+        text = repr([(data_fingerprint(part.source, num_samples), part.weight) for part in parts])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
     places = sorted({len(source) * i // num_samples for i in range(num_samples)})
     text = repr([len(source), *(_description(source, place) for place in places)])
     return hashlib.sha256(text.encode()).hexdigest()[:12]

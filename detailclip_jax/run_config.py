@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import default
 from detailclip_jax.config import unknown as unknown
+from detailclip_jax.data.components import components, is_endless
 
 # How long, how often and where to: a run may go on with other values of these (a trailing dot: all below it).
 MAY_DIFFER = (
@@ -249,7 +250,7 @@ def count_epochs(config: ConfigDict, given: Iterable[str]) -> ConfigDict:
         raise ValueError("--config.num_epochs and --config.total_steps both say how long the run is; give one of them")
     counted = ConfigDict(config.to_dict())
     counted.total_steps = None
-    if "steps_per_epoch" not in given and config.data.source != "stickers":
+    if "steps_per_epoch" not in given and not is_endless(components(config.data)):
         counted.steps_per_epoch = None
     return counted
 
@@ -259,14 +260,15 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
 
         steps_per_epoch = num_examples // batch_size        total_steps = num_epochs * steps_per_epoch
 
-    `total_steps` counts where the config has it.  Scenes drawn on the fly have no size: the stickers source needs it,
+    `total_steps` counts where the config has it.  An epoch of several sets is as many examples as they have together,
+    whatever their weights.  Scenes drawn on the fly have no size: the stickers source needs it,
     or `steps_per_epoch`.  Raises ValueError for that, and for a data set smaller than a batch.
     """
     resolved = ConfigDict(config.to_dict())
-    endless = config.data.source == "stickers"
+    endless = is_endless(components(config.data))
     if config.total_steps is None and config.steps_per_epoch is None and endless:
         raise ValueError(
-            "total_steps is not set, and data.source 'stickers' draws scenes without end, so num_epochs says nothing; "
+            "total_steps is not set, and 'stickers' draws scenes without end, so num_epochs says nothing; "
             "give --config.total_steps=N"
         )
     if resolved.steps_per_epoch is None:

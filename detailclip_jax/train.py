@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import evaluate, experiment, init_from, processes, provenance, run_config, sharding
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints
 from detailclip_jax.data import pipeline
+from detailclip_jax.data.mixture import summary
 from detailclip_jax.evaluate import report
 from detailclip_jax.interrupt import Interrupt
 from detailclip_jax.metrics import NonFiniteError
@@ -106,7 +107,8 @@ def introduce(run: Run) -> None:
     config, say = run.config, run.console.say
     devices = jax.devices()
     say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
-    say(f"data {config.data.source}: {len(run.source):,} examples")
+    num_seen = config.total_steps * config.batch_size
+    say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if len(run.source) < config.batch_size:
         run.console.warn(REPEATS.format(batch_size=config.batch_size, examples=len(run.source)))
     epochs = config.total_steps / config.steps_per_epoch

@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import evaluate, masking
 from detailclip_jax.config import default
-from detailclip_jax.data.sources import CAPTION_RULES, SOURCES
+from detailclip_jax.data.caption_rules import check_rule
+from detailclip_jax.data.components import KINDS, components
 from detailclip_jax.data.views import crops_from_config
 from detailclip_jax.losses.distillation import DIVERGENCES
 from detailclip_jax.losses.global_softmax import block_size
@@ -26,8 +27,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "masking.strategy": masking.STRATEGIES,
     "masking.granularity": masking.CELLS,
     "losses.divergence": DIVERGENCES,
-    "data.source": SOURCES,
-    "data.caption": CAPTION_RULES,
+    "data.source": KINDS,
     "views.teacher": ("same", "enclosing"),
 }
 PER_VIEW = (".blur_p", ".solarize_p")  # one number for each of a crop's views, checked with the crop
@@ -70,6 +70,8 @@ def validate(config: ConfigDict) -> None:
     _check_tuples(fields)
     for name, value in fields.items():
         _check_range(name, value)
+    components(config.data)
+    check_rule(config.data.caption)
     _check_crops(config)
     _check_best_metric(config)
     block_size(config.losses.clip_block, 1, config.batch_size)

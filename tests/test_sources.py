@@ -11,13 +11,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from detailclip_jax.config import default
+from detailclip_jax.data.mixture import open_source
 from detailclip_jax.data.sources import (
     BadRecord,
     MissingData,
     Records,
     _random_access,
-    caption_of,
-    open_source,
     shards_of,
     write_records,
 )
@@ -41,30 +40,6 @@ def data_config(**fields):
     with config.unlocked():
         config.update(fields)
     return config
-
-
-# captions
-
-
-def test_random_caption_is_any_of_the_valid_ones():
-    rng = np.random.default_rng(0)
-    drawn = [caption_of(["a", " ", "", "b"], "random", rng) for _ in range(200)]
-    assert set(drawn) == {"a", "b"} and 60 < drawn.count("a") < 140
-
-
-@pytest.mark.parametrize(
-    ("captions", "rule", "expected"),
-    [
-        (["title", "text"], "first", "title"),
-        (["", "text"], "first", "text"),
-        (["title", "text"], "concat", "title text"),
-        (["", "text"], "concat", "text"),
-        ([], "random", ""),
-        (["  "], "first", ""),
-    ],
-)
-def test_caption_rules(captions, rule, expected):
-    assert caption_of(captions, rule, np.random.default_rng(0)) == expected
 
 
 # records

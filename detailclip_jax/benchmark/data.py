@@ -18,7 +18,8 @@ from detailclip_jax.benchmark.stages import STAGES, Recipe, Stopwatch
 from detailclip_jax.benchmark.timing import Spread
 from detailclip_jax.compare import parse_setting
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.decoding import BadImage
+from detailclip_jax.data.decoding import BadImage, Decoded, decode
+from detailclip_jax.data.mixture import order_of
 from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import crops_from_config
@@ -40,9 +41,10 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures, prints, and returns the records for JSON."""
     console = Console(stream=arguments.progress)
     config = config_of(arguments)
-    source = open_source(config)
+    source = open_source(config, arguments.size)
     recipe = recipe_of(config)
-    indices = np.random.default_rng(0).integers(0, len(source), arguments.examples).tolist()
+    order = order_of(source, seed=0)
+    indices = [int(order[position]) for position in range(arguments.examples)]
     rounds = measure(source, indices, recipe, arguments.rounds, console)
     seconds = {stage: timing.spread([one[stage] for one in rounds]) for stage in STAGES}
     against = compare(source, indices, recipe, arguments.rounds, console) if arguments.against else {}
@@ -62,17 +64,20 @@ def config_of(arguments: argparse.Namespace) -> ConfigDict:
     return variants.build(arguments.config, fields).config
 
 
-def open_source(config: ConfigDict) -> Source:
-    """The config's source; made-up pictures where it names no folder."""
+def open_source(config: ConfigDict, size: tuple[int, int] | None = None) -> Source:
+    """The config's source; made-up pictures, of a width and height, where it names no folder."""
     if config.data.source != "stickers" and not config.data.path:
-        return MadeUp()
+        return MadeUp(*reversed(size)) if size else MadeUp()
+    if size:
+        raise ValueError(f"--size={size[0]}x{size[1]} is of pictures made on the fly, but the config names a data set")
     return pipeline.open_source(config)
 
 
 def recipe_of(config: ConfigDict) -> Recipe:
     """Crops and captions of a config."""
     tokenizer = Tokenizer(config.model.context_length, config.data.keep_eot)
-    return Recipe(crops_from_config(config.views.crops), tokenizer, config.data.caption)
+    crops = crops_from_config(config.views.crops)
+    return Recipe(crops, tokenizer, config.data.caption, config.data.reducing_gap)
 
 
 def measure(
@@ -102,7 +107,7 @@ def compare(source: Source, indices: Sequence[int], recipe: Recipe, rounds: int,
 
     def our_views() -> None:
         for picture in pictures:
-            stages.make_views(picture, recipe.crops, watch, rng)
+            stages.make_views(Decoded(picture, *picture.shape[:2]), recipe, watch, rng)
 
     def their_views() -> None:
         for picture in pillow:
@@ -113,7 +118,7 @@ def compare(source: Source, indices: Sequence[int], recipe: Recipe, rounds: int,
     files = [example["image"] for example, _ in examples if isinstance(example["image"], bytes)]
     if files:
         pairs["decode"] = (
-            lambda: [stages.decode(data) for data in files],
+            lambda: [decode(data) for data in files],
             lambda: [torchvision_views.decode(data) for data in files],
         )
     console.live("beside torchvision")

@@ -1,6 +1,7 @@
 """From a source to batches: shuffle, decode, crop, tokenize; resumable from a count, equal for any workers.
 
-The stream of examples is one endless sequence of positions: epoch after epoch, each in an order of its own.
+The stream of examples is one endless sequence of positions: epoch after epoch, each in an order of its own, and of
+several sets (`mixture`) each in its turn.
 Position p draws its caption and crops from a generator seeded by (seed, p).  With G = batch size x processes,
 batch k holds the positions start + k G ... start + (k + 1) G - 1, one run of them per process.  So neither the
 number of workers nor that of processes changes a global batch, and the number of examples consumed is all that
@@ -15,15 +16,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax.data import sources
+from detailclip_jax.data import mixture
+from detailclip_jax.data.caption_rules import caption_of, check_rule
 from detailclip_jax.data.decoding import BadImage, picture_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
-from detailclip_jax.data.sources import CAPTION_RULES, BadRecord, Example, Source, caption_of
+from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import REDUCING_GAP, Crop, crops_from_config, make_masks, make_views
 from detailclip_jax.data.workers import Prefetched
@@ -47,8 +48,10 @@ class TooManyBadRecords(RuntimeError):
 
 
 def open_source(config: ConfigDict, split: str | None = None) -> Source:
-    """The source of a run's config, see `sources.open_source`."""
-    return sources.open_source(config.data, split, config.model.image_size)
+    """The source of a run's config, see `mixture.open_source`; ValueError where it lacks the field of its captions."""
+    source = mixture.open_source(config.data, split, config.model.image_size)
+    mixture.check_captions(source, config.data.caption)
+    return source
 
 
 def open_pipeline(
@@ -86,14 +89,12 @@ class Stream:
     reducing_gap: int | float = REDUCING_GAP
 
     def __post_init__(self):
-        if self.caption not in CAPTION_RULES:
-            raise ValueError(f"unknown caption rule {self.caption!r}; known: {', '.join(CAPTION_RULES)}")
+        check_rule(self.caption)
         if not len(self.source):
             raise ValueError(f"the source {self.source!r} has no examples")
         if 0 < self.reducing_gap < 1:
             raise ValueError(f"reducing_gap {self.reducing_gap} must be 0 (all pixels are decoded) or at least 1")
-        shuffle_seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
-        self._order: Any = grain.MapDataset.range(len(self.source)).shuffle(seed=shuffle_seed).repeat()
+        self._order: Any = mixture.order_of(self.source, self.seed)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """One example of a batch; beside it, the record it replaces if that was "bad", and "truncated".
@@ -113,7 +114,7 @@ class Stream:
         """Record `index` with the draws of a position; BadRecord where it cannot be read."""
         example = self.source[index]
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
-        ids = self.tokenizer.encode(caption_of(example["captions"], self.caption, rng))
+        ids = self.tokenizer.encode(caption_of(example, self.caption, rng))
         with _bad_images_are_bad_records(example):
             views = make_views(picture_of(example["image"]), self.crops, rng, self.reducing_gap)
         masks = make_masks(self.crops, rng)

@@ -18,11 +18,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from ml_collections import ConfigDict
 
+from detailclip_jax.data.components import Component
 from detailclip_jax.data.stickers import Stickers
 
 Example = dict[str, Any]
-SOURCES = ("stickers", "records", "tfds")
-CAPTION_RULES = ("random", "first", "concat")
 CAPTION_FIELDS = ("title", "description", "captions", "caption", "text")  # of TFDS, in this order
 KEY_FIELDS = ("key", "id", "image_id", "file_name", "filename", "image/filename")
 SCHEMA = '{"image": bytes, "captions": [text, ...], "label": int or -1, "key": text}'
@@ -45,35 +44,18 @@ class BadRecord(ValueError):
     """A record that cannot be read; the message says why."""
 
 
-def open_source(data: ConfigDict, split: str | None = None, image_size: int = 64) -> Source:
-    """The source that `config.data` names; `split` instead of its own where given.
+def open_set(component: Component, data: ConfigDict, split: str | None = None, image_size: int = 64) -> Source:
+    """One set of a run; `data` is the config's, `split` stands instead of its own where given.
 
     "stickers": scenes on a canvas a quarter larger than `image_size`; "records": ArrayRecord shards in the
-    folder `data.path` (see `write_records`); "tfds": `data.path` is "name", "name:version" or a builder's
-    directory.
+    folder `path` (see `write_records`); "tfds": `path` is "name", "name:version" or a builder's directory.
 
-    Raises MissingData, and ValueError for an unknown name.
+    Raises MissingData.
     """
     split = split or str(data.split)
-    if data.source == "stickers":
+    if component.kind == "stickers":
         return Stickers(split=split, **{"size": image_size * 5 // 4, **data.stickers})
-    if data.source == "records":
-        return Records(data.path, split)
-    if data.source == "tfds":
-        return TfdsRecords(data.path, split)
-    raise ValueError(f"unknown data.source {data.source!r}; known: {', '.join(SOURCES)}")
-
-
-def caption_of(captions: Sequence[str], rule: str, rng: np.random.Generator) -> str:
-    """One text of the valid (not blank) captions, "" where there is none.
-
-    "random": one of them (the paper's title or description); "first"; "concat": all, joined by spaces (the
-    reference implementation's title + " " + description).
-    """
-    valid = [caption for caption in captions if caption.strip()]
-    if rule == "concat" or not valid:
-        return " ".join(valid)
-    return valid[rng.integers(len(valid)) if rule == "random" else 0]
+    return (Records if component.kind == "records" else TfdsRecords)(component.path, split)
 
 
 class Records:
@@ -205,7 +187,7 @@ class TfdsRecords:
     """A data set of TensorFlow Datasets, prepared as array_record; needs no TensorFlow.
 
     "image" is left encoded; captions come from the fields title, description, captions, caption, text (in this
-    order, whichever there are), the label from "label".
+    order, whichever there are), the label from "label".  Every field of text is in the example under its own name.
     """
 
     def __init__(self, path: str, split: str):
@@ -213,6 +195,7 @@ class TfdsRecords:
         if "image" not in builder.info.features:
             raise MissingData(f"tfds {path!r} has no field 'image'; it has {', '.join(builder.info.features)}")
         self.name = f"{path}/{split}"
+        self._text_fields = _text_fields(builder.info.features)
         self._records = _random_access(builder, path, split)
 
     def __len__(self) -> int:
@@ -225,6 +208,7 @@ class TfdsRecords:
             raise BadRecord(f"{self.name}#{index}: {error}") from error
         keys = [_texts(fields[name])[0] for name in KEY_FIELDS if name in fields]
         return {
+            **{name: tuple(_texts(fields[name])) for name in self._text_fields},
             "image": fields["image"],
             "captions": tuple(text for name in CAPTION_FIELDS if name in fields for text in _texts(fields[name])),
             "label": int(fields.get("label", -1)),
@@ -260,6 +244,19 @@ def _tfds() -> Any:
 
 def _skip_decoding() -> Any:
     return _tfds().decode.SkipDecoding()
+
+
+def _text_fields(features: Any) -> list[str]:
+    """The names of fields that hold a text, texts, or dicts with a "text", and are no key."""
+    return [name for name, feature in features.items() if name not in KEY_FIELDS and _is_text(feature)]
+
+
+def _is_text(feature: Any) -> bool:
+    if isinstance(feature, _tfds().features.Sequence):
+        return _is_text(feature.feature)
+    if isinstance(feature, _tfds().features.FeaturesDict):
+        return "text" in feature and _is_text(feature["text"])
+    return isinstance(feature, _tfds().features.Text)
 
 
 def _texts(value: Any) -> list[str]:

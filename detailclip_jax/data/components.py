@@ -1,0 +1,65 @@
+"""Which sets a run's data consists of: the text of `data.path`, taken apart."""
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+KINDS = ("stickers", "records", "tfds")
+WEIGHT = re.compile(r"(.*)@(\d+(?:\.\d+)?)")
+FORM = "PATH@WEIGHT,PATH@WEIGHT, as in --config.data.path=/data/cc3m@3,/data/yfcc15m@1"
+
+
+class Component(NamedTuple):
+    """One set: its kind (`data.source` unless the path begins with another and a colon), where it is, its weight."""
+
+    kind: str
+    path: str
+    weight: Fraction | None = None  # None: none is given
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.path}"
+
+
+def components(data: ConfigDict) -> tuple[Component, ...]:
+    """The sets that `data.path` names, one or, between commas, several; each may say its kind and its weight.
+
+        "/data/cc3m"                            one set of the kind data.source
+        "/data/cc3m@3,/data/yfcc15m@1"          three examples of the first for each of the second
+        "/data/cc3m@0.9,tfds:coco_captions@0.1" the second through TensorFlow Datasets
+        "/data/cc3m,/data/cc12m"                without weights: by size, as if they were one set
+
+    Raises ValueError for an unknown data.source, an empty path among several, weights of some only, and a weight of 0.
+    """
+    if data.source not in KINDS:
+        raise ValueError(f"unknown data.source {data.source!r}; known: {', '.join(KINDS)}")
+    found = tuple(_component(item.strip(), data.source) for item in str(data.path).split(","))
+    if len(found) > 1:
+        _check(found, data.path)
+    return found
+
+
+def _component(item: str, kind: str) -> Component:
+    named, colon, rest = item.partition(":")
+    if colon and named in KINDS and not rest.startswith("//"):
+        kind, item = named, rest
+    match = WEIGHT.fullmatch(item)
+    return Component(kind, match.group(1), Fraction(match.group(2))) if match else Component(kind, item)
+
+
+def _check(found: tuple[Component, ...], path: str) -> None:
+    if any(not component.path and component.kind != "stickers" for component in found):
+        raise ValueError(f"data.path {path!r} has an empty path between its commas; write {FORM}")
+    without = [str(component) for component in found if component.weight is None]
+    if 0 < len(without) < len(found):
+        raise ValueError(f"data.path {path!r} has no weight for {', '.join(without)}; write all or none: {FORM}")
+    if any(component.weight == 0 for component in found):
+        raise ValueError(f"data.path {path!r} has a weight of 0; leave that set out")
+    if without and is_endless(found):
+        raise ValueError(f"data.path {path!r}: stickers are scenes without end, so their share needs a weight: {FORM}")
+
+
+def is_endless(found: tuple[Component, ...]) -> bool:
+    """Whether scenes without end are among the sets: then an epoch is not a number of examples."""
+    return any(component.kind == "stickers" for component in found)
