@@ -11,7 +11,8 @@ from detailclip_jax.benchmark import data, stages, variants
 from detailclip_jax.benchmark.pictures import MadeUp
 from detailclip_jax.benchmark.stages import STAGES, Recipe, Stopwatch
 from detailclip_jax.data import views
-from detailclip_jax.data.decoding import decode
+from detailclip_jax.data.decoding import Decoded, decode
+from detailclip_jax.data.pipeline import Stream
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
@@ -46,17 +47,28 @@ def test_made_up_pictures_are_jpeg_as_large_as_photos():
 
 
 def test_views_are_the_pipeline_s():
-    picture = stages.decoded(SMALL[0])
-    ours = stages.make_views(picture, CROPS, Stopwatch(), np.random.default_rng(5))
-    for name, (pixels, _) in views.make_views(picture, CROPS, np.random.default_rng(5)).items():
-        np.testing.assert_array_equal(ours[name], pixels)
+    """Of a small picture, which is decoded whole, and of a large one, which is not."""
+    tokenizer, reduced = Tokenizer(8), set()
+    for source in ([SMALL[0]], [MadeUp(300, 400)[0]]):
+        stream = Stream(source, CROPS, tokenizer, seed=5)
+        recipe = Recipe(CROPS, tokenizer, stream.caption, stream.reducing_gap)
+        for position in range(4):
+            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((5, position))))
+            ours, theirs = stages.prepare_one(source, 0, recipe, Stopwatch(), rng), stream[position]
+            np.testing.assert_array_equal(ours.pop("text"), theirs["text"])
+            assert set(ours) == set(theirs["image"])
+            for name, pixels in ours.items():
+                np.testing.assert_array_equal(pixels, theirs["image"][name])
+            boxes = {name: [tuple(box) for box in theirs["box"][name].astype(int).tolist()] for name in CROPS}
+            reduced.add(views.reduction_for(boxes, CROPS, stream.reducing_gap) >= 2)
+    assert reduced == {False, True}
 
 
 def test_every_stage_is_timed_and_nothing_twice():
     watch = Stopwatch(ticking())
     recipe = Recipe(CROPS, Tokenizer(8), "first")
     assert stages.prepare(SMALL, [0, 1, 2], recipe, watch) == 3
-    assert watch.seconds == {"read": 3, "decode": 3, "crop": 9, "colour": 6, "tokenise": 3, "stack": 1}
+    assert watch.seconds == {"read": 3, "decode": 6, "crop": 9, "colour": 6, "tokenise": 3, "stack": 1}
     assert set(watch.seconds) == set(STAGES)
 
 
@@ -92,6 +104,15 @@ def test_shares_add_up_and_go_to_json(tmp_path, capsys):
     assert "JPEG of 500 x 375" in shown and "H100 SXM" in shown and "the whole pipeline with 1 workers" in shown
 
 
+def test_pictures_are_made_at_the_size_that_is_asked_for(capsys):
+    assert command.main(["data", "--examples=2", "--rounds=1", "--size=640x360"]) == 0
+    assert "JPEG of 640 x 360" in capsys.readouterr().out
+    for size in ("640", "x360", "640x0", "axb"):
+        with pytest.raises(SystemExit):
+            command.main(["data", f"--size={size}"])
+        assert f"'{size}' is no size in pixels, such as 2000x1500" in capsys.readouterr().err
+
+
 def test_torchvision_makes_the_same_kind_of_views(capsys):
     transforms = pytest.importorskip("torchvision.transforms")
     from detailclip_jax.benchmark import torchvision_views
@@ -113,7 +134,7 @@ def test_resizing_alone_agrees_with_torchvision_s():
     from torchvision.transforms import functional as tv
 
     picture = stages.decoded(SMALL[0])
-    ours = stages.resizing.resize(picture[4:40, 6:50], 32, 32, "bicubic")
+    ours = views.cut(Decoded(picture, 48, 64), Crop(size=32), (6, 4, 50, 40))
     theirs = tv.resized_crop(Image.fromarray(picture), 4, 6, 36, 44, [32, 32], InterpolationMode.BICUBIC)
     np.testing.assert_array_equal(ours, np.asarray(theirs))
 
@@ -130,6 +151,7 @@ def test_an_embedded_source_and_its_config_are_measured(capsys):
         (["--path=/no/such/folder"], "there is no folder '/no/such/folder'"),
         (["--examples=0"], "--examples=0 must be at least 1"),
         (["--set", "data.captoin=first"], "unknown config field 'data.captoin'"),
+        (["--config=configs/stickers.py", "--size=64x48"], "--size=64x48 is of pictures made on the fly"),
         (["--method=aclip", "--against=torchvision"], "it has no crop of kind 'enclosing'"),
     ],
 )

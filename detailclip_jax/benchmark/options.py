@@ -36,6 +36,7 @@ DATA = """\
 How many pictures a second a core prepares, what each stage costs, and which devices that feeds.
 
     python -m detailclip_jax.benchmark data                          # JPEG of 500 x 375, made on the fly
+    python -m detailclip_jax.benchmark data --size=2000x1500         # large originals, decoded at a reduced size
     python -m detailclip_jax.benchmark data --against=torchvision    # pip install -e '.[torch]'
     python -m detailclip_jax.benchmark data --path=/data/yfcc15m --workers=8
     python -m detailclip_jax.benchmark data --config=configs/stickers.py
@@ -112,8 +113,17 @@ def _data(command: argparse.ArgumentParser) -> None:
     add("--method", metavar="NAME", help="another row, with its own crops")
     add("--path", metavar="FOLDER", help="records or a TFDS data set, as in data.path (default: JPEG made on the fly)")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field of the config; may be repeated")
+    add("--size", type=_size, metavar="WIDTHxHEIGHT", help="of the JPEG made on the fly (default 500x375)")
     add("--examples", type=int, default=64, help="pictures of a round (default 64)")
     add("--rounds", type=int, default=5, help="repetitions of the measurement (default 5)")
     add("--workers", type=int, metavar="N", help="also run the whole pipeline with N worker processes")
     add("--against", choices=("torchvision",), help="the same views by torchvision on the same decoded pictures")
     add("--json", metavar="FILE", help="also write the results as a JSON list")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height, "2000x1500"."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size in pixels, such as 2000x1500")
+    return int(width), int(height)
