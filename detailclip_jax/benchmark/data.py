@@ -19,6 +19,7 @@ from detailclip_jax.benchmark.timing import Spread
 from detailclip_jax.compare import parse_setting
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.decoding import BadImage, Decoded, decode
+from detailclip_jax.data.mixture import order_of
 from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import crops_from_config
@@ -42,7 +43,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     config = config_of(arguments)
     source = open_source(config, arguments.size)
     recipe = recipe_of(config)
-    indices = np.random.default_rng(0).integers(0, len(source), arguments.examples).tolist()
+    order = order_of(source, seed=0)
+    indices = [int(order[position]) for position in range(arguments.examples)]
     rounds = measure(source, indices, recipe, arguments.rounds, console)
     seconds = {stage: timing.spread([one[stage] for one in rounds]) for stage in STAGES}
     against = compare(source, indices, recipe, arguments.rounds, console) if arguments.against else {}

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from detailclip_jax.data import views
+from detailclip_jax.data.caption_rules import caption_of
 from detailclip_jax.data.decoding import BadImage, picture_of
-from detailclip_jax.data.sources import BadRecord, Example, Source, caption_of
+from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
 
@@ -62,7 +63,7 @@ def prepare_one(
     with watch.stage("read"):
         example = source[index]
     with watch.stage("tokenise"):
-        ids = recipe.tokenizer.encode(caption_of(example["captions"], recipe.caption, rng))
+        ids = recipe.tokenizer.encode(caption_of(example, recipe.caption, rng))
         text = recipe.tokenizer.fit(ids)
     with watch.stage("decode"):
         picture = picture_of(example["image"])
