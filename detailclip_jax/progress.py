@@ -94,18 +94,21 @@ def progress_line(
 ) -> str:
     """step 120/600 | eta 3:21 | 812 images/s | data wait 3% | loss 9.123 clip 4.210 cls 4.913.
 
-    Where that is longer than `width` columns, a shorter form: 120/600 eta 3:21 812/s wait 3% loss 9.12 clip 4.21.
+    Behind that "| 12 bad records", if any were replaced.  Where that is longer than `width` columns, a shorter form:
+    120/600 eta 3:21 812/s wait 3% loss 9.12 clip 4.21.
     """
     speed, wait = values["images_per_second"], f"wait {values['data_wait']:.0%}"
     eta = f"eta {duration((total_steps - step) * batch_size / speed)}"
     rate = f"{speed:.0f}" if speed >= 10 else f"{speed:.2f}"
     losses = {name: values[name] for name in ("loss", *terms)}
     shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-    line = f"step {step}/{total_steps} | {eta} | {rate} images/s | data {wait} | {shown}"
+    bad = f" | {values['bad_records']:,} bad records" if values.get("bad_records") else ""
+    line = f"step {step}/{total_steps} | {eta} | {rate} images/s | data {wait} | {shown}{bad}"
     if width is None or len(line) <= width:
         return line
     shown = " ".join(f"{SHORT.get(name, name)} {value:#.3g}" for name, value in losses.items())
-    return f"{step}/{total_steps} {eta} {rate}/s {wait} {shown}"[:width]
+    bad = f" bad {values['bad_records']:,}" if bad else ""
+    return f"{step}/{total_steps} {eta} {rate}/s {wait}{bad} {shown}"[:width]
 
 
 def duration(seconds: float | int) -> str:

@@ -18,7 +18,7 @@ from detailclip_jax.interrupt import Interrupt
 from detailclip_jax.metrics import NonFiniteError
 from detailclip_jax.progress import Console
 from detailclip_jax.schedules import clamp_warmup
-from detailclip_jax.session import Run, Session, count_data
+from detailclip_jax.session import COUNTS, Run, Session, count_data
 from detailclip_jax.train_state import TrainState
 from detailclip_jax.validation import validate
 
@@ -156,6 +156,7 @@ def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainSta
     """Steps start + 1 .. total_steps.  Nothing here waits for the device but `session`, at its intervals."""
     run, config = session.run, session.run.config
     state, step = start.state, start.step
+    session.counts = lambda: {name: start.data.get(name, 0) for name in COUNTS}
     if step >= config.total_steps:
         run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N trains on")
         return state, step
@@ -193,7 +194,13 @@ def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
     config.data.num_workers = usable_workers(config.data.num_workers, os.cpu_count() or 1)
     if config.data.num_workers < run.config.data.num_workers:
         run.console.say(f"data.num_workers {run.config.data.num_workers} are too many here: {config.data.num_workers}")
-    return pipeline.open_pipeline(config, run.source, jax.process_index(), jax.process_count(), examples)
+    where = jax.process_index(), jax.process_count()
+    return pipeline.open_pipeline(config, run.source, *where, examples, bad_list(run.workdir, *where))
+
+
+def bad_list(workdir: Path, process_index: int, process_count: int) -> Path:
+    """The text file that names the unreadable records of this process."""
+    return workdir / ("bad_records.txt" if process_count == 1 else f"bad_records-{process_index}.txt")
 
 
 def usable_workers(asked: int, num_cores: int) -> int:
@@ -202,12 +209,19 @@ def usable_workers(asked: int, num_cores: int) -> int:
 
 
 def say_counts(run: Run, counts: Mapping[str, int]) -> None:
-    """What the data cost since step 0: unreadable records and captions that were too long."""
+    """What the data cost since step 0, if anything."""
+    if line := data_line(run.config, counts):
+        (run.console.warn if counts["bad_records"] else run.console.say)(line)
+
+
+def data_line(config: ConfigDict, counts: Mapping[str, int]) -> str:
+    """Unreadable records and captions that were too long; "" where there were none."""
+    lines = []
     if bad := counts["bad_records"]:
-        run.console.warn(f"{bad} unreadable records were replaced by the next (named in the log)")
+        lines.append(f"{bad:,} times an unreadable record was replaced by the next; bad_records*.txt names them")
     if truncated := counts["truncated_captions"]:
-        length = run.config.model.context_length
-        run.console.say(f"{truncated} captions were longer than context_length {length} and cut")
+        lines.append(f"{truncated:,} captions were longer than context_length {config.model.context_length} and cut")
+    return "; ".join(lines)
 
 
 def finish(session: Session, state: TrainState, step: int) -> None:
@@ -216,9 +230,9 @@ def finish(session: Session, state: TrainState, step: int) -> None:
     if not run.config.evaluate_at_end:
         return
     run.console.say("evaluating ...")
-    scores = session.evaluate(step, state)
+    scores, data = session.evaluate(step, state), data_line(run.config, session.counts())
     if jax.process_index() == 0:
-        run.console.say(report.write(run.workdir, scores, run.config, step))
+        run.console.say(report.write(run.workdir, scores, run.config, step, data))
     try:
         figures = evaluate.figures.write(run.workdir, run.experiment, run.experiment.whole(state))
         run.console.say("".join(f"{file}\n" for file in figures))

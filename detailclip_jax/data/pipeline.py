@@ -11,6 +11,7 @@ a restart needs.
 import contextlib
 import dataclasses
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import mixture
+from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_rules import caption_of, check_rule
 from detailclip_jax.data.decoding import BadImage, picture_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
@@ -31,20 +33,9 @@ from detailclip_jax.data.workers import Prefetched
 
 Batch = dict[str, Any]
 
-MIN_SEEN = 100  # records before the share of bad ones is judged
 MAX_TRIES = 100  # bad records in a row before the stream gives up
-MAX_LISTED = 1000  # bad records remembered by name
 ARRAYS = ("image", "box", "hidden", "text", "label")  # of a batch
 MASKS = ("segmentation", "instances")
-
-
-class TooManyBadRecords(RuntimeError):
-    """More unreadable records than allowed; `records` are their keys with the reasons, the message has 20."""
-
-    def __init__(self, message: str, records: Sequence[str] = ()):
-        more = [f"and {len(records) - 20} more"] if len(records) > 20 else []
-        super().__init__("\n  ".join([message, *records[:20], *more]))
-        self.records = tuple(records)
 
 
 def open_source(config: ConfigDict, split: str | None = None) -> Source:
@@ -55,7 +46,12 @@ def open_source(config: ConfigDict, split: str | None = None) -> Source:
 
 
 def open_pipeline(
-    config: ConfigDict, source: Source, process_index: int = 0, process_count: int = 1, start: int = 0
+    config: ConfigDict,
+    source: Source,
+    process_index: int = 0,
+    process_count: int = 1,
+    start: int = 0,
+    bad_list: str | os.PathLike = "",
 ) -> "Pipeline":
     """The training pipeline of a run's config, after `start` examples over all processes."""
     if config.batch_size % process_count:
@@ -74,6 +70,7 @@ def open_pipeline(
         reducing_gap=config.data.reducing_gap,
         max_bad_ratio=config.data.max_bad_ratio,
         start=start,
+        bad_list=bad_list,
     )
 
 
@@ -108,7 +105,9 @@ class Stream:
                 return {**self._example(int(self._order[at]), position), "bad": bad[:1]}
             except BadRecord as error:
                 bad.append(str(error))
-        raise TooManyBadRecords(f"{MAX_TRIES} unreadable records in a row:", bad)
+        raise TooManyBadRecords(
+            f"{MAX_TRIES} unreadable records in a row; are these pictures?  Repair or replace:", bad
+        )
 
     def _example(self, index: int, position: int) -> dict[str, Any]:
         """Record `index` with the draws of a position; BadRecord where it cannot be read."""
@@ -190,6 +189,7 @@ class Pipeline:
     max_bad_ratio: share of unreadable records, once 100 were read, beyond which iteration raises
         TooManyBadRecords.  Up to there each is replaced by the next readable one, counted in `num_bad` and
         named in the log.
+    bad_list: text file that gets each of them once; "" for none.
     start: examples consumed so far, over all processes: `position` of the pipeline to go on from.  Any number
         of processes may go on from it.
 
@@ -214,12 +214,13 @@ class Pipeline:
         reducing_gap: int | float = REDUCING_GAP,
         max_bad_ratio: float = 0.01,
         start: int = 0,
+        bad_list: str | os.PathLike = "",
     ):
         stream = Stream(source, crops, tokenizer, seed, caption, reducing_gap)
         self.batch_size, self.process_count = batch_size, process_count
         self.position, self.waited_seconds = start, 0.0
         self.num_truncated = 0
-        self._bad = BadRecords(max_bad_ratio)
+        self._bad = BadRecords(max_bad_ratio, bad_list)
         batches = ProcessBatches(stream, batch_size, process_index, process_count, start)
         self._batches = Prefetched(batches, num_workers, prefetch)
 
@@ -235,7 +236,10 @@ class Pipeline:
         if self._batches.closed:
             raise ValueError("this pipeline is closed; make another one with start=position")
         asked = time.perf_counter()
-        made = next(self._batches)
+        try:
+            made = next(self._batches)
+        except TooManyBadRecords as error:
+            raise self._bad.all_bad(error) from error
         self.waited_seconds += time.perf_counter() - asked
         self.position += self.batch_size * self.process_count
         self.num_truncated += made["num_truncated"]
@@ -251,33 +255,6 @@ class Pipeline:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-class BadRecords:
-    """Counts unreadable records, names each once in the log, and raises when they are too many."""
-
-    def __init__(self, max_ratio: float):
-        self.max_ratio = max_ratio
-        self.count = self.num_seen = 0
-        self._named: dict[str, None] = {}
-
-    def add(self, records: Sequence[str], num_seen: int) -> None:
-        """Takes the unreadable records among `num_seen` more."""
-        self.count += len(records)
-        self.num_seen += num_seen
-        for record in records:
-            self._name(record)
-        if self.num_seen >= MIN_SEEN and self.count > self.max_ratio * self.num_seen:
-            raise TooManyBadRecords(
-                f"{self.count} of {self.num_seen} records are unreadable, more than max_bad_ratio {self.max_ratio}; "
-                "repair them, or go on with a larger --config.data.max_bad_ratio:",
-                tuple(self._named),
-            )
-
-    def _name(self, record: str) -> None:
-        if record not in self._named and len(self._named) < MAX_LISTED:
-            self._named[record] = None
-            logging.warning("unreadable record replaced by the next: %s", record)
 
 
 def evaluation_batches(

@@ -44,13 +44,13 @@ ALWAYS = (
 WEIGHTS = {"student": "student", "ema": "EMA"}
 
 
-def write(workdir: str | Path, results: Mapping[str, float], config: ConfigDict, step: int) -> str:
+def write(workdir: str | Path, results: Mapping[str, float], config: ConfigDict, step: int, data: str = "") -> str:
     """Writes results.json and report.md into `workdir`; returns the text of report.md, to be printed.
 
-    `results` are those of `run_all`: "task/weights/metric" -> value.
+    `results` are those of `run_all`: "task/weights/metric" -> value; `data` says what was wrong with the training data.
     """
     workdir = Path(workdir)
-    text = markdown(results, config, step)
+    text = markdown(results, config, step) + (f"\nTraining data: {data}.\n" if data else "")
     replace_text(workdir / "report.md", text)
     replace_text(workdir / "results.json", json.dumps(as_json(results, config, step), indent=2) + "\n")
     return text

@@ -1,0 +1,160 @@
+"""Records that cannot be read: what a run does with them, up to its command's exit code."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detailclip_jax.config import default
+from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
+from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.sources import write_records
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.views import Crop
+from detailclip_jax.evaluate import report
+from detailclip_jax.metrics import read_lines
+from detailclip_jax.progress import progress_line
+
+ROOT = Path(__file__).parents[1]
+
+
+def names(num: int) -> list[str]:
+    return [f"pair-{i}: empty" for i in range(num)]
+
+
+def test_all_are_listed_in_the_file_and_twenty_in_the_message(tmp_path):
+    bad = BadRecords(0.1, tmp_path / "bad.txt")
+    bad.add(names(30), num_seen=99)
+    with pytest.raises(TooManyBadRecords) as error:
+        bad.add(names(31), num_seen=99)
+    assert (tmp_path / "bad.txt").read_text().splitlines() == names(31) == list(error.value.records)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("61 of 198 records are unreadable, more than max_bad_ratio 0.1")
+    assert lines[1:21] == [f"  {name}" for name in names(20)]
+    assert lines[21:] == ["  and 11 more", f"  all of them are listed in {tmp_path / 'bad.txt'}"]
+
+
+def test_a_restart_lists_none_twice(tmp_path):
+    for _ in range(2):
+        bad = BadRecords(1.0, tmp_path / "bad.txt")
+        bad.add(["a: empty", "b: two\nlines", "a: empty"], num_seen=3)
+        assert bad.count == 3
+    assert (tmp_path / "bad.txt").read_text() == "a: empty\nb: two lines\n"
+
+
+def test_without_bad_records_there_is_no_file(tmp_path):
+    BadRecords(0.0, tmp_path / "bad.txt").add([], num_seen=200)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_log_names_the_first_and_then_the_file(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, logger="absl")
+    bad = BadRecords(1.0, tmp_path / "bad.txt")
+    for name in names(50):
+        bad.add([name], num_seen=1)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 21 and messages[19].endswith("pair-19: empty")
+    assert messages[20] == f"further unreadable records are named in {tmp_path / 'bad.txt'} only"
+
+
+class Nothing:
+    """Records of which none is a picture."""
+
+    def __len__(self) -> int:
+        return 150
+
+    def __getitem__(self, index: int) -> dict:
+        return {"image": b"", "captions": (), "label": -1, "key": f"pair-{index}"}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_where_nothing_is_readable_the_list_is_written_too(tmp_path, num_workers):
+    file = tmp_path / "bad.txt"
+    batches = Pipeline(Nothing(), {"global": Crop(size=8)}, Tokenizer(8), 4, num_workers=num_workers, bad_list=file)
+    with pytest.raises(TooManyBadRecords, match="100 unreadable records in a row; are these") as error, batches:
+        next(batches)
+    assert str(error.value).endswith(f"  and 80 more\n  all of them are listed in {file}")
+    assert len(file.read_text().splitlines()) == 100
+
+
+def test_the_progress_line_counts_them():
+    values = {"images_per_second": 10.0, "data_wait": 0.0, "loss": 1.0}
+    assert "bad" not in progress_line(1, 2, values | {"bad_records": 0}, [], 8)
+    assert progress_line(1, 2, values | {"bad_records": 1234}, [], 8).endswith(" | 1,234 bad records")
+    assert " bad 1,234 " in progress_line(1, 2, values | {"bad_records": 1234}, [], 8, width=50)
+
+
+def test_the_report_says_what_was_wrong_with_the_data(tmp_path):
+    written = report.write(tmp_path, {}, default(), 1, "3 times an unreadable record was replaced by the next")
+    assert written.endswith("\nTraining data: 3 times an unreadable record was replaced by the next.\n")
+    assert "Training data" not in report.write(tmp_path, {}, default(), 1)
+
+
+# through the command
+
+
+def picture(value: int) -> bytes:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(value).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def broken_set(folder: Path, num: int, num_bad: int) -> Path:
+    """Every second record of the first ones is cut off."""
+    pictures = [picture(i)[: 300 if i % 2 and i < 2 * num_bad else None] for i in range(num)]
+    write_records(folder, ({"image": data, "captions": [f"a {i}"], "key": f"k{i}"} for i, data in enumerate(pictures)))
+    return folder
+
+
+def trained(workdir: Path, path: str, *flags: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "detailclip_jax.main", "--config=tests/configs/smallest.py:method=clip"]
+    quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.run(
+        [*command, f"--workdir={workdir}", "--config.data.source=records", f"--config.data.path={path}", *flags],
+        cwd=ROOT,
+        env=os.environ | quick,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_a_run_replaces_counts_and_lists_them_and_says_what_it_reads(tmp_path):
+    first, second = broken_set(tmp_path / "first", 20, 3), broken_set(tmp_path / "second", 10, 0)
+    path, workdir = f"{first}@3,{second}@1", tmp_path / "run"
+    run = trained(workdir, path, "--config.data.max_bad_ratio=0.5", "--config.total_steps=10")
+    assert run.returncode == 0, run.stderr
+    listed = (workdir / "bad_records.txt").read_text().splitlines()
+    assert [line.split(": ")[1] for line in sorted(listed)] == ["k1", "k3", "k5"]
+    assert all(line.startswith(f"records:{first}: k") for line in listed)
+    num_bad = read_lines(workdir / "metrics.jsonl")[-1]["bad_records"]
+    assert num_bad >= 3 and f" | {num_bad} bad records" in run.stdout
+    assert f"WARNING: {num_bad} times an unreadable record was replaced by the next; bad_records*.txt" in run.stdout
+    assert "data records: 30 examples\n" in run.stdout
+    assert f"\n   75.0% of records:{first}: 20 examples, each seen 3 times\n" in run.stdout
+    assert f"\n   25.0% of records:{second}: 10 examples, each seen 2 times\n" in run.stdout
+
+
+def test_too_many_end_the_run_with_their_list_and_no_traceback(tmp_path):
+    run = trained(tmp_path / "run", str(broken_set(tmp_path / "set", 60, 25)))
+    assert run.returncode == 1
+    error = run.stderr[run.stderr.index("error: ") :].splitlines()
+    assert "records are unreadable, more than max_bad_ratio 0.01; repair them, or go on with a larger" in error[0]
+    assert "Traceback" not in run.stderr
+    listed = (tmp_path / "run/bad_records.txt").read_text().splitlines()
+    assert len(listed) == len(set(listed)) == 25
+    assert error[1:21] == [f"  {line}" for line in listed[:20]]
+    assert error[21:] == ["  and 5 more", f"  all of them are listed in {tmp_path / 'run/bad_records.txt'}"]
+
+
+def test_a_set_that_is_not_there_ends_the_command_with_its_name(tmp_path):
+    run = trained(tmp_path / "run", f"{broken_set(tmp_path / 'set', 9, 0)}@3,/nowhere@1")
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert run.stderr.startswith("error: set 2 of the 2 in data.path, records:/nowhere: no image-text records")
