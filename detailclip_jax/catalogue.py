@@ -13,7 +13,7 @@ import numpy as np
 from detailclip_jax import embeddings
 from detailclip_jax.data.picture_files import Found, PictureBatches
 from detailclip_jax.embeddings import IMAGE, TEXT, Key, Origin, Table
-from detailclip_jax.progress import Console, duration
+from detailclip_jax.progress import Console, Meter
 
 if TYPE_CHECKING:  # jax and the networks come after the flags, so that --help is quick
     from detailclip_jax.inference import Model
@@ -33,38 +33,6 @@ class Request(NamedTuple):
     found: Found | None
     texts: list[str]
     out: Path | None
-
-
-class Meter:
-    """The progress line: 1,280/5,000 images | 210 images/s | eta 0:18 | 3 unreadable."""
-
-    def __init__(self, console: Console, noun: str, total: int, now: Callable[[], float] = time.perf_counter):
-        """Rates leave out the first part, in which the function is compiled."""
-        self._console, self._noun, self._total, self._now = console, noun, total, now
-        self._done = self._first = 0
-        self._began = self._shown = -np.inf
-
-    def add(self, count: int, num_bad: int) -> None:
-        """Counts a part, and shows the line: ten times a second on a terminal, every ten seconds elsewhere."""
-        self._done += count
-        if self._began < 0:
-            self._began, self._first = self._now(), self._done
-        pause = 10.0 if self._console.width is None else 0.1
-        if self._now() - self._shown >= pause or self._done == self._total:
-            self._shown = self._now()
-            self._console.live(
-                " | ".join([f"{self._done:,}/{self._total:,} {self._noun}", *self._rate(), *_bad(num_bad)])
-            )
-
-    def _rate(self) -> list[str]:
-        measured = self._done - self._first
-        if not measured:
-            return []
-        rate = measured / max(self._now() - self._began, 1e-9)
-        return [
-            f"{rate:.{0 if rate >= 10 else 1}f} {self._noun}/s",
-            f"eta {duration((self._total - self._done) / rate)}",
-        ]
 
 
 def _bad(count: int) -> list[str]:
@@ -108,7 +76,7 @@ def collect(
         into.rows.update({key: row for key, row, reason in zip(keys, rows, reasons) if not reason})
         into.bad.update({key.name: reason for key, reason in zip(keys, reasons) if reason})
         num_bad += len([reason for reason in reasons if reason])
-        meter.add(len(keys), num_bad)
+        meter.add(len(keys), *_bad(num_bad))
         if stopped():
             return
         if time.perf_counter() - saved > SAVE_EVERY:

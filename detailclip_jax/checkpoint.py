@@ -313,7 +313,8 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
     """The newest step of a workdir, or `step` if it is there; FileNotFoundError that lists those there are."""
     folder = Path(path).absolute() / FOLDER
     if not folder.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder.parent}")
+        convert = "is a file; python -m detailclip_jax.import_torch makes a workdir of a PyTorch checkpoint"
+        raise FileNotFoundError(f"{path} {convert}" if Path(path).is_file() else f"there is no folder {folder.parent}")
     steps = sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdecimal())
     if not steps or step not in (None, *steps):
         known = f"its steps are {', '.join(map(str, steps))}" if steps else "it has none"

@@ -1,9 +1,10 @@
 """Embeddings in a file, with what they are of and which model made them.
 
-npz and parquet hold the same columns: `name`, `kind` ("image" or "text"), `modified` and `embedding`.
+npz and parquet hold the same columns: `name`, `kind` ("image" or "text"), `modified` and `embedding`.  In npz the names
+are a JSON list, as bytes: numpy's own strings would all take the room of the longest text.
 
     with np.load("photos.npz") as file:
-        names, rows = file["name"], file["embedding"]       # str [M], float32 [M, E]
+        names, rows = json.loads(bytes(file["name"])), file["embedding"]       # M strings, float32 [M, E]
     table = pandas.read_parquet("photos.parquet")
 """
 
@@ -15,7 +16,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
+from detailclip_jax.files import whole
+
 IMAGE, TEXT = "image", "text"
+Columns = dict[str, Any]  # arrays [M, ...], but `name` a list of strings
 ABOUT = "detailclip_jax"  # the entry, or parquet's metadata, that holds the origin as JSON
 
 
@@ -63,16 +67,14 @@ def check_format(file: Path) -> None:
 def write(file: Path, table: Table) -> None:
     """Writes the table in one piece: a kill leaves the old file or the new one."""
     keys = list(table.rows)
-    columns = {
-        "name": np.array([key.name for key in keys], np.str_),
+    columns: Columns = {
+        "name": [key.name for key in keys],
         "kind": np.array([key.kind for key in keys], np.str_),
         "modified": np.array([key.modified for key in keys], np.int64),
         "embedding": _stacked(list(table.rows.values())),
     }
-    unfinished = file.with_name(file.name + ".unfinished")
-    with unfinished.open("wb") as stream:
+    with whole(file) as partial, partial.open("wb") as stream:
         FORMATS[file.suffix][0](stream, columns, json.dumps(table.origin._asdict()))
-    unfinished.replace(file)
 
 
 def read(file: Path) -> Table:
@@ -83,8 +85,8 @@ def read(file: Path) -> Table:
     try:
         columns, about = FORMATS[file.suffix][1](file)
         origin = Origin(**json.loads(about))
-        keys = map(Key, columns["kind"].tolist(), columns["name"].tolist(), columns["modified"].tolist())
-        return Table(origin, dict(zip(keys, columns["embedding"])))
+        keys = map(Key, columns["kind"].tolist(), columns["name"], columns["modified"].tolist())
+        return Table(origin, dict(zip(keys, columns["embedding"], strict=True)))
     except Exception as error:  # damaged and foreign files can fail anywhere in the readers
         raise ValueError(
             f"{file} holds no embeddings of ours, or is damaged ({type(error).__name__}: {error})"
@@ -95,17 +97,20 @@ def _stacked(rows: list[np.ndarray]) -> Float32[np.ndarray, "M E"]:
     return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
 
-def _write_npz(stream: BinaryIO, columns: dict[str, np.ndarray], about: str) -> None:
-    np.savez(stream, allow_pickle=False, **columns, **{ABOUT: np.array(about)})
+def _write_npz(stream: BinaryIO, columns: Columns, about: str) -> None:
+    names = np.frombuffer(json.dumps(columns["name"]).encode(), np.uint8)
+    np.savez(stream, allow_pickle=False, **columns | {"name": names, ABOUT: np.array(about)})
 
 
-def _read_npz(file: Path) -> tuple[dict[str, np.ndarray], str]:
+def _read_npz(file: Path) -> tuple[Columns, str]:
     with np.load(file, allow_pickle=False) as arrays:
         columns = {name: arrays[name] for name in arrays.files}
+    names = columns["name"]  # strings in the files of earlier versions
+    columns["name"] = names.tolist() if names.dtype.kind == "U" else json.loads(bytes(names))
     return columns, str(columns.pop(ABOUT))
 
 
-def _write_parquet(stream: BinaryIO, columns: dict[str, np.ndarray], about: str) -> None:
+def _write_parquet(stream: BinaryIO, columns: Columns, about: str) -> None:
     arrow, parquet = _pyarrow()
     rows = columns["embedding"]
     lists = arrow.FixedSizeListArray.from_arrays(arrow.array(rows.reshape(-1)), max(rows.shape[1], 1))
@@ -114,13 +119,14 @@ def _write_parquet(stream: BinaryIO, columns: dict[str, np.ndarray], about: str)
     parquet.write_table(table, stream)
 
 
-def _read_parquet(file: Path) -> tuple[dict[str, np.ndarray], str]:
+def _read_parquet(file: Path) -> tuple[Columns, str]:
     table = _pyarrow()[1].read_table(file)
-    columns = {name: np.array(table[name].to_pylist()) for name in ("name", "kind", "modified")}
+    columns = {name: np.array(table[name].to_pylist()) for name in ("kind", "modified")}
     lists = table["embedding"].combine_chunks()
     rows = lists.flatten().to_numpy(zero_copy_only=False)
     about = table.schema.metadata[ABOUT.encode()].decode()
-    return columns | {"embedding": rows.reshape(-1, lists.type.list_size)}, about
+    rows = rows.reshape(-1, lists.type.list_size)
+    return {"name": table["name"].to_pylist(), **columns, "embedding": rows}, about
 
 
 def _pyarrow() -> tuple[Any, Any]:

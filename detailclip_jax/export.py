@@ -2,7 +2,7 @@
 
     python -m detailclip_jax.export --checkpoint=runs/stickers --to=safetensors --out=stickers.safetensors
     python -m detailclip_jax.export --checkpoint=runs/vitb16_yfcc --to=open_clip --out=detailclip-open_clip
-    python -m detailclip_jax.export --checkpoint=runs/vitb16_yfcc --to=timm --out=vit.pth --image_size=512
+    python -m detailclip_jax.export --checkpoint=runs/vitb16_yfcc --to=timm --out=vit.pth --image-size=512
 
 FORMAT is one of
   reference           the DetailCLIP reference's state dict, student and teacher
@@ -30,6 +30,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from detailclip_jax import checkpoint
+from detailclip_jax.files import nothing_left
 from detailclip_jax.inference import choose_weights
 from detailclip_jax.interop import formats, hub
 from detailclip_jax.interop.convert import resize
@@ -37,6 +38,7 @@ from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.verify import NotEqualError, rows
 from detailclip_jax.models.positions import RECIPES
 
+USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 WAY_OUT = "pip install -e '.[torch]', or take --no-verify"
 WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its own"}
 
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add("--to", required=True, choices=tuple(formats.FORMATS), metavar="FORMAT", help=", ".join(formats.FORMATS))
     add("--out", required=True, metavar="PATH")
     add("--weights", choices=("ema", "student"), help="default: ema where the method has a teacher")
-    add("--image_size", type=int, help="interpolate the positions (bicubic) to another size of image")
+    add("--image-size", type=int, help="interpolate the positions (bicubic) to another size of image")
     how = "as PyTorch (bicubic, the default), iBOT or timm does"
     add("--interpolation", choices=tuple(RECIPES), default="bicubic", help=how)
     add("--no-verify", dest="verify", action="store_false", help="do not load the written model and compare")
@@ -60,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Loads, writes, verifies and prints the table."""
+    """Loads, writes, verifies and prints the table; what could not be written whole is removed."""
     model, variables, config = checkpoint.load(arguments.checkpoint, arguments.step)
     if arguments.image_size and arguments.image_size != config.model.image_size:
         variables, config = resize(variables, config, arguments.image_size, arguments.interpolation)
@@ -69,7 +71,8 @@ def run(arguments: argparse.Namespace) -> None:
     fmt, path = formats.FORMATS[arguments.to], Path(arguments.out)
     export = Export(model, params, variables, config)
     _check_kind(path, fmt.is_directory)
-    written = fmt.write(export, path)
+    with nothing_left(path):
+        written = fmt.write(export, path)
     print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else which, written)))
     for note in notes(arguments.to, config, path):
         print(f"note        {note}")
@@ -79,11 +82,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def verified(fmt: formats.Format, export: Export, path: Path) -> Any:
-    """What the format's check measured; ImportError that says that the file stands there unchecked."""
+    """What the format's check measured; ImportError or KeyboardInterrupt that says: the file stands there unchecked."""
     try:
         return fmt.verify(export, path)
     except ImportError as error:
         raise ImportError(f"{path} is written, but could not be verified: {error}") from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{path} is written, but was not verified") from None
 
 
 def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
@@ -113,20 +118,24 @@ def table(name: str, weights: str, written: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0; 1 with a message if the written model is not equal, 2 with one if there is nothing to write."""
+    """The command: 0, or with a message 1 if the written model is not equal or the disk failed, 2 for what cannot be
+    meant, 130 if interrupted."""
     arguments = parser().parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     try:
         run(arguments)
     except ImportError as error:
         print(f"error: {error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}", file=sys.stderr)
-        return 2
-    except NotEqualError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return USAGE_ERROR
     except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return USAGE_ERROR
+    except (NotEqualError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return RUN_ERROR
+    except KeyboardInterrupt as error:
+        print(f"\ninterrupted; {str(error) or 'nothing is written'}", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

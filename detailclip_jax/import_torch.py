@@ -2,7 +2,7 @@
 
     python -m detailclip_jax.import_torch --from=openai ViT-B-16.pt --out=runs/openai
     python -m detailclip_jax.import_torch --from=reference detailclip_vitb16.pt --out=runs/detailclip
-    python -m detailclip_jax.import_torch --from=mae mae_pretrain_vit_base.pth --out=runs/mae --image_size=512
+    python -m detailclip_jax.import_torch --from=mae mae_pretrain_vit_base.pth --out=runs/mae --image-size=512
 
 FORMAT is the layout of the tensors; without --from it is told by their names.  Sizes come from the shapes.  Files are
 read as numbers: one that would have to be executed is refused.  Training goes on from DIR with
@@ -18,14 +18,17 @@ from typing import Any
 from absl import logging
 
 from detailclip_jax import checkpoint, interop
+from detailclip_jax.files import nothing_left
 from detailclip_jax.interop import store
 from detailclip_jax.interop.convert import OPTIONS
+from detailclip_jax.interop.measure import HEADS
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
 from detailclip_jax.types import Params
 
+USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 ACTIVATIONS = ("gelu", "quick_gelu")
 
 
@@ -36,12 +39,12 @@ def parser() -> argparse.ArgumentParser:
     add("file", metavar="FILE", help="a PyTorch, TorchScript or safetensors file, or the folder of one")
     add("--from", dest="layout", choices=interop.NAMES, metavar="FORMAT", help=", ".join(interop.NAMES))
     add("--out", required=True, metavar="DIR", help="the workdir to write, with one checkpoint of step 0")
-    add("--image_size", type=int, help="interpolate the positions (bicubic) to another size of image")
+    add("--image-size", type=int, help="interpolate the positions (bicubic) to another size of image")
     add("--interpolation", choices=tuple(RECIPES), help="as PyTorch (bicubic, the default), iBOT or timm does")
-    add("--num_heads", type=int, help="of the image tower, which no shape tells; default: usual for its width")
-    add("--text_heads", type=int, help="of the text tower")
+    add("--num-heads", type=int, help="of the image tower, which no shape tells; default: usual for its width")
+    add("--text-heads", type=int, help="of the text tower")
     add("--activation", choices=ACTIVATIONS, help="of both towers")
-    add("--text_activation", choices=ACTIVATIONS, help="of the text tower alone")
+    add("--text-activation", choices=ACTIVATIONS, help="of the text tower alone")
     add("--pooling", choices=("cls", "mean", "norm_of_mean"), help="what stands for an image")
     add("--normalisation", choices=("imagenet", "clip", "half"), help="mean and deviation of the pixels")
     return arguments
@@ -55,7 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Reads, checks, converts, writes and says what was found."""
     options = {name: value for name, value in vars(arguments).items() if name in OPTIONS and value is not None}
     _, variables, config = interop.load(arguments.file, arguments.layout, **options)
-    store.save(arguments.out, variables, config, Path(arguments.file).name)
+    with nothing_left(Path(arguments.out)):
+        store.save(arguments.out, variables, config, Path(arguments.file).name)
     print("\n".join(summary(variables, config)))
     print(f"written to {arguments.out}")
 
@@ -79,10 +83,11 @@ def summary(variables: dict[str, Params], config: Any) -> list[str]:
 
 
 def heads(variables: dict[str, Params], config: Any) -> str:
-    """The one size that is in no shape."""
+    """The one size that is in no shape; of narrow towers a warning has said so."""
     size = size_of(config.model)
     text = f", text {size.text_heads}" if "text" in variables["params"] else ""
-    return f"image {size.num_heads}{text}: no shape tells, so make sure (--num_heads, --text_heads)"
+    sure = ": no shape tells, so make sure (--num-heads, --text-heads)" if size.width >= min(HEADS) else ""
+    return f"image {size.num_heads}{text}{sure}"
 
 
 def _count(params: Params) -> int:
@@ -90,14 +95,20 @@ def _count(params: Params) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0, or 2 with a message."""
+    """The command: 0, or with a message 1 if the disk failed, 2 for what cannot be meant, 130 if interrupted."""
     arguments = parser().parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     try:
         run(arguments)
     except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return USAGE_ERROR
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return RUN_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing is written", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

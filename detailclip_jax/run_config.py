@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import default
 from detailclip_jax.config import unknown as unknown
 from detailclip_jax.data.components import components, is_endless
+from detailclip_jax.files import replace_text
 
 # How long, how often and where to: a run may go on with other values of these (a trailing dot: all below it).
 MAY_DIFFER = (
@@ -228,13 +229,6 @@ def claim_workdir(workdir: Path, config: ConfigDict, write: bool = True) -> None
     if write:
         workdir.mkdir(parents=True, exist_ok=True)
         replace_text(file, to_json(config) + "\n")
-
-
-def replace_text(file: Path, text: str) -> None:
-    """Writes a file in one piece: a kill leaves the old text or the new one."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
-    partial.replace(file)
 
 
 def count_epochs(config: ConfigDict, given: Iterable[str]) -> ConfigDict:

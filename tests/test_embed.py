@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -21,7 +22,6 @@ from detailclip_jax.data.picture_files import Found, PictureBatches, find
 from detailclip_jax.embeddings import Key, Origin, Table
 from detailclip_jax.interop import store
 from detailclip_jax.mesh import make_mesh
-from detailclip_jax.progress import Console
 
 NAMES = ("a/1.png", "a/2.JPG", "b b/3.png", "b b/deep/4.webp", "five [5].png", "six.gif", "seven.bmp")
 BAD = ("cut.png", "empty.jpg")
@@ -78,7 +78,7 @@ def run(*arguments, checkpoint="runs/clip"):
 
 def npz(file="out.npz"):
     with np.load(file) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        return {name: arrays[name] for name in arrays.files} | {"name": json.loads(bytes(arrays["name"]))}
 
 
 def rows_of(file="out.npz", kind="image"):
@@ -100,7 +100,7 @@ def test_a_folder_becomes_a_file_that_numpy_reads(photos, capsys):
     assert "*** WARNING: 2 unreadable images are left out:" in shown
     assert "  cut.png: truncated or damaged" in shown and "  empty.jpg: empty: 0 bytes" in shown
     assert "9/9 images" in shown and "written to made/out.npz; images: 7, texts: 0" in shown
-    assert not list(Path("made").glob("*unfinished*"))
+    assert not list(Path("made").glob("*partial*"))
 
 
 def test_a_workdir_through_the_real_command(photos, tmp_path_factory, workdir):
@@ -126,7 +126,7 @@ def test_parquet_holds_the_same(photos):
     for file in ("out.npz", "out.parquet"):
         assert run("--images=photos", "--text=a frog", f"--out={file}") == 0
     table, columns = parquet.read_table("out.parquet"), npz()
-    assert table["name"].to_pylist() == columns["name"].tolist() and table["kind"].to_pylist()[-1] == "text"
+    assert table["name"].to_pylist() == columns["name"] and table["kind"].to_pylist()[-1] == "text"
     np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), columns["embedding"])
     first, second = (embeddings.read(Path(file)) for file in ("out.npz", "out.parquet"))
     assert first.origin == second.origin and list(first.rows) == list(second.rows)
@@ -153,6 +153,25 @@ def test_an_empty_table_and_odd_names_survive(tmp_path):
         assert read.origin == origin and list(read.rows) == list(table.rows)
         for key, row in table.rows.items():
             np.testing.assert_array_equal(read.rows[key], row)
+
+
+def test_one_long_text_does_not_make_every_row_as_long(tmp_path):
+    keys = [Key("text", "x" * 100_000), *(Key("image", f"{number}.png") for number in range(1000))]
+    table = Table(Origin("runs/clip", 3, "ema", "0123456789ab"), dict.fromkeys(keys, np.ones(4, np.float32)))
+    embeddings.write(tmp_path / "t.npz", table)
+    assert (tmp_path / "t.npz").stat().st_size < 200_000  # 400 MB in numpy's strings
+    assert list(embeddings.read(tmp_path / "t.npz").rows) == keys
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
+    """Names were numpy's strings."""
+    origin = Origin("runs/clip", 3, "ema", "0123456789ab", "/photos")
+    columns = {"name": np.array(["ü.png", "a frog"]), "kind": np.array(["image", "text"]), "modified": np.array([7, 0])}
+    about = np.array(json.dumps(origin._asdict()))
+    np.savez(tmp_path / "t.npz", **columns, embedding=np.eye(2, dtype=np.float32), detailclip_jax=about)
+    read = embeddings.read(tmp_path / "t.npz")
+    assert read.origin == origin and list(read.rows) == [Key("image", "ü.png", 7), Key("text", "a frog", 0)]
+    np.testing.assert_array_equal(np.stack(list(read.rows.values())), np.eye(2))
 
 
 # search
@@ -243,8 +262,8 @@ def test_only_what_is_new_or_changed_is_embedded(photos, monkeypatch, capsys):
 def test_an_interrupt_keeps_what_is_embedded(photos, monkeypatch, capsys, signal_number):
     shown = catalogue.Meter.add
 
-    def add(meter, count, num_bad):
-        shown(meter, count, num_bad)
+    def add(meter, count, *notes):
+        shown(meter, count, *notes)
         os.kill(os.getpid(), signal_number)
 
     with monkeypatch.context() as patch:
@@ -306,6 +325,12 @@ def test_a_damaged_checkpoint_is_one_message(photos, workdir, tmp_path, capsys):
             file.write_bytes(b"")
     assert embed.main([f"--checkpoint={tmp_path / 'damaged'}", "--images=photos", "--out=out.npz"]) == embed.USAGE_ERROR
     assert "error: the checkpoint of step" in capsys.readouterr().err
+
+
+def test_a_file_as_checkpoint_is_told_how_to_become_one(photos, workdir, capsys):
+    Path("clip.pt").write_bytes(b"weights")
+    assert embed.main(["--checkpoint=clip.pt", "--images=photos", "--out=out.npz"]) == embed.USAGE_ERROR
+    assert "error: clip.pt is a file; python -m detailclip_jax.import_torch makes" in capsys.readouterr().err
 
 
 def test_a_foreign_file_is_not_overwritten(photos, capsys):
@@ -410,38 +435,3 @@ def test_texts_are_lines_and_flags(tmp_path):
     (tmp_path / "lines.txt").write_text("a frog\n\n  two buses  \nfür Elise\n", "utf-8")
     arguments = embed.parser().parse_args(["--checkpoint=x", f"--texts={tmp_path}/lines.txt", "--text=a", "--text= "])
     assert embed.read_texts(arguments) == ["a frog", "two buses", "für Elise", "a"]
-
-
-class Screen(Console):
-    """A console that remembers."""
-
-    width = None
-
-    def __init__(self, width):
-        self.width, self.lines = width, []
-
-    def live(self, text):
-        self.lines.append(text)
-
-
-def test_the_meter_leaves_the_first_part_out_of_its_rate():
-    seconds = iter([10.0, 10.0, 10.0, 12.0, 12.0, 12.0, 13.0, 13.0, 13.0, 13.0])
-    screen = Screen(80)
-    meter = catalogue.Meter(screen, "images", 5000, now=lambda: next(seconds))
-    meter.add(64, 0)
-    meter.add(420, 0)
-    meter.add(1216, 3)
-    assert screen.lines == [
-        "64/5,000 images",
-        "484/5,000 images | 210 images/s | eta 0:22",
-        "1,700/5,000 images | 545 images/s | eta 0:06 | 3 unreadable",
-    ]
-
-
-def test_the_meter_is_quiet_where_there_is_no_terminal():
-    clock = itertools.count(0.0, 0.25)
-    screen = Screen(None)
-    meter = catalogue.Meter(screen, "images", 100, now=lambda: next(clock))
-    for _ in range(100):
-        meter.add(1, 0)
-    assert 3 <= len(screen.lines) <= 10 and screen.lines[-1].startswith("100/100 images")

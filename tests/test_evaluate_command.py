@@ -96,9 +96,19 @@ def test_what_is_missing_is_listed_and_the_others_run(workdir, data, tmp_path, c
     assert run(workdir, tmp_path, *arguments) == 0
     screen = capsys.readouterr().out
     assert "zero_shot:imagenet: no data of 'imagenet'" in screen and "download_and_prepare()" in screen
-    assert "retrieval:coco: no data of 'coco'" in (tmp_path / "results.md").read_text()
+    assert (
+        "\nNot measured, for want of data: zero_shot:imagenet, retrieval:coco.\n"
+        in (tmp_path / "results.md").read_text()
+    )
     assert {r["dataset"] for r in records(tmp_path)} == {"toys"}
+
+
+def test_where_nothing_is_measured_nothing_is_written(workdir, data, tmp_path, capsys):
     assert run(workdir, tmp_path / "none", "--tasks=zero_shot:imagenet", f"--data-dir={data}") == 1
+    screen = capsys.readouterr().out
+    assert "\n1 task, protocol slip" in screen and "\nNot measured, for want of data:\n" in screen
+    assert screen.endswith("\nnothing was measured\n") and "others ran" not in screen and "written to" not in screen
+    assert not list((tmp_path / "none").glob("results*"))
     (tmp_path / "void/mnist").mkdir(parents=True)
     assert run(workdir, tmp_path / "none", "--tasks=zero_shot:mnist", f"--data-dir={tmp_path / 'void'}") == 1
     assert "no data of 'mnist'" in capsys.readouterr().out

@@ -66,6 +66,16 @@ def test_the_probe_is_scikit_learn_s_logistic_regression(strength):
     np.testing.assert_allclose(ours_p, theirs.predict_proba(x), atol=5e-3)
 
 
+def test_a_probe_that_did_not_converge_says_so(monkeypatch):
+    (train, labels), (test, truth) = drawn(200), drawn(100, seed=5)
+    remarks = {}
+    for max_steps in (2, 1000):
+        monkeypatch.setattr(linear, "MAX_STEPS", max_steps)
+        ((_, value),) = linear.linear_metrics(train, labels, test, truth, 5, strengths=(1.0,))
+        remarks[max_steps] = value.remark
+    assert "did not converge in 2 steps (a gradient of 0." in remarks[2] and remarks[1000] == ""
+
+
 def test_a_start_elsewhere_ends_at_the_same_place():
     x, y = drawn(120)
     far = linear.Linear(rng(4).normal(size=(8, 5)), rng(5).normal(size=5))

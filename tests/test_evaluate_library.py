@@ -1,5 +1,6 @@
 """The parts of evaluation: batches over a mesh, reading, caching, memory, anybody's encoder, evaluators of a run."""
 
+import contextlib
 import json
 import os
 import socket
@@ -376,20 +377,66 @@ def test_results_go_on_and_replace(tmp_path):
         results.Results(tmp_path, {"ema": "d"})
 
 
-def test_progress_has_a_rate_and_the_time_that_is_left():
+def test_progress_counts_the_rows_of_a_set_and_not_those_of_its_last_batch():
     class Lines(Console):
         width, lines = 200, []
 
         def live(self, text):
             self.lines.append(text)
 
-    clock = iter([0.0, 2.0, 2.0, 4.0, 4.0])
-    watch = runner.Progress(Lines(), "knn:pets ema", now=lambda: next(clock))
-    assert len(list(watch(numbered(15, 8), 15, "pets"))) == 2
-    assert Lines.lines == ["knn:pets ema: pets 8/15, 4/s, 0:02 left", "knn:pets ema: pets 15/15, 3.75/s"]
+    watch = runner.watching(Lines(), "knn:pets ema")
+    assert len(list(watch(numbered(15, 8), 15, "images"))) == 2
+    assert Lines.lines[0] == "knn:pets ema | 8/15 images"
+    assert Lines.lines[1].startswith("knn:pets ema | 15/15 images | ") and Lines.lines[1].endswith(" | eta 0:00")
+
+
+def test_a_remark_on_a_metric_is_kept_and_shown(tmp_path):
+    identity = {"task": "linear", "dataset": "pets", "weights": "ema", "digest": "d", "fingerprint": "f", "step": 3}
+    value = metrics.Metric(0.5, n=4, chance=0.1, low=0.2, high=0.8)
+    value.remark = "the linear probe did not converge"
+    store = results.Results(tmp_path, {"ema": "d"})
+    store.add(identity, [results.record(identity, "top1", value)])
+    again = results.read(tmp_path / "results.jsonl")
+    subject = evaluate.Subject("tiny", None, {}, {}, 32, None)
+    outcome = results.Outcome(again, {}, {}, {}, [], subject, {})
+    assert "- linear:pets ema: the linear probe did not converge" in results.screen(outcome)
+    assert "- linear:pets ema: the linear probe did not converge" in results.markdown(again, outcome)
+    before = {name: each for name, each in again[0].items() if name != "remark"}  # as an earlier version wrote it
+    (tmp_path / "results.jsonl").write_text(json.dumps(before) + "\n")
+    assert results.read(tmp_path / "results.jsonl") == [before | {"remark": None}]
 
 
 # several processes
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (ValueError("label 7 has no class"), False),
+        (OSError("no space left"), True),
+        (MemoryError(), True),
+        (ValueError("UNKNOWN: connection reset by peer"), True),
+    ],
+)
+def test_what_fails_on_one_process_alone_ends_the_evaluation_there(monkeypatch, tmp_path, error, ends):
+    """The others wait for its next step, and learn of its end by its silence."""
+
+    def failing(*_):
+        raise error
+
+    write_folders(tmp_path / "toys", 1)
+    built, variables, _ = variables_of("detailclip")
+    sets, weights = evaluate.Sets(tmp_path, image_size=32), {"student": variables["params"]}
+    subject = evaluate.Subject("tiny", built.encode, weights, {"student": None}, 32, Tokenizer(12), 0, "detailclip")
+    monkeypatch.setattr(runner.Runner, "measure", failing)
+    monkeypatch.setattr(runner, "from_first", lambda value: value)
+    tasks = evaluate.parse("zero_shot:toys", sets)
+    assert str(error) in evaluate.run_tasks(subject, tasks, sets).failed["zero_shot:toys student"]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(runner, "all_processes", lambda good: good)
+    with pytest.raises(type(error)) if ends else contextlib.nullcontext():
+        evaluate.run_tasks(subject, tasks, sets)
+
 
 TWO = """
 import json, sys

@@ -180,10 +180,10 @@ def test_student_and_teacher_are_told_apart(detailclip, tmp_path):
 
 
 def test_timm_at_another_image_size(detailclip, tmp_path, capsys):
-    assert run(detailclip, "timm", tmp_path / "vit.pth", "--image_size=48") == 0
+    assert run(detailclip, "timm", tmp_path / "vit.pth", "--image-size=48") == 0
     assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
     plain = torch.load(tmp_path / "vit.pth", weights_only=True)["pos_embed"]
-    assert run(detailclip, "timm", tmp_path / "vit.pth", "--image_size=48", "--interpolation=timm") == 0
+    assert run(detailclip, "timm", tmp_path / "vit.pth", "--image-size=48", "--interpolation=timm") == 0
     other = torch.load(tmp_path / "vit.pth", weights_only=True)["pos_embed"]
     assert plain.shape == other.shape == (1, 37, 96) and (plain - other).abs().max() > 1e-3
 
@@ -267,7 +267,7 @@ def test_without_pytorch(detailclip, tmp_path, capsys, monkeypatch):
         (["--to=timm", "--out=x.pth", "--step=7"], "no checkpoint of step 7"),
         (["--to=timm", "--out=."], "--out=. exists and is a directory"),
         (["--to=safetensors", "--out=x.pth"], "ends in .safetensors"),
-        (["--to=timm", "--out=x.pth", "--image_size=33"], "image_size 33 is not a multiple of the patch size 8"),
+        (["--to=timm", "--out=x.pth", "--image-size=33"], "image_size 33 is not a multiple of the patch size 8"),
     ],
 )
 def test_errors_are_messages(backbone, tmp_path, capsys, monkeypatch, arguments, message):
@@ -275,6 +275,46 @@ def test_errors_are_messages(backbone, tmp_path, capsys, monkeypatch, arguments,
     assert export.main([f"--checkpoint={backbone}", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing is written\n"),
+    ],
+)
+@pytest.mark.parametrize("name", ["hf", "vit.pth"])
+def test_what_ends_the_writing_leaves_nothing(
+    backbone, openai, tmp_path, capsys, monkeypatch, error, code, message, name
+):
+    """In the middle of the tensors; what an earlier export left stays as it was."""
+
+    def failing(file, *_):
+        file.write(b"half")
+        raise error
+
+    monkeypatch.setattr(files, "_write_torch", failing)
+    monkeypatch.setattr(files, "_write_safetensors", failing)
+    workdir, to = (openai, "huggingface") if name == "hf" else (backbone, "timm")
+    out = tmp_path / name
+    assert run(workdir, to, out) == code
+    assert capsys.readouterr().err.endswith(message) and not list(tmp_path.iterdir())
+    out.mkdir() if name == "hf" else out.write_bytes(b"old")
+    before = out / "model.safetensors" if name == "hf" else out
+    before.write_bytes(b"old")
+    assert run(workdir, to, out) == code
+    assert before.read_bytes() == b"old" and not list(tmp_path.rglob("*.partial"))
+
+
+def test_an_interrupted_check_says_that_the_file_is_there(backbone, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "timm_tokens", interrupted)
+    assert run(backbone, "timm", tmp_path / "vit.pth") == export.INTERRUPTED
+    assert f"interrupted; {tmp_path}/vit.pth is written, but was not verified" in capsys.readouterr().err
+    assert (tmp_path / "vit.pth").exists()
 
 
 @functools.cache

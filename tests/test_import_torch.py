@@ -154,14 +154,14 @@ def test_timm_vit_with_clip_s_pre_norm(tmp_path):
 
 
 def test_each_tower_has_an_activation_of_its_own(tmp_path):
-    """--activation speaks of both, --text_activation of the text tower alone: open_clip with timm's ViT needs it."""
-    arguments = ["file", "--out=run", "--text_activation=quick_gelu", "--interpolation=ibot"]
+    """--activation speaks of both, --text-activation of the text tower alone: open_clip with timm's ViT needs it."""
+    arguments = ["file", "--out=run", "--text-activation=quick_gelu", "--interpolation=ibot"]
     parsed = vars(import_torch.parser().parse_args(arguments))
     assert (parsed["activation"], parsed["text_activation"], parsed["interpolation"]) == (None, "quick_gelu", "ibot")
     tensors = {key: value.numpy() for key, value in clip_module().state_dict().items()}
     files.write(tmp_path / "clip.safetensors", tensors)
     arguments = ["--from=open_clip", f"{tmp_path}/clip.safetensors", f"--out={tmp_path}/run", "--activation=gelu"]
-    assert import_torch.main([*arguments, "--num_heads=4", "--text_heads=4"]) == 0
+    assert import_torch.main([*arguments, "--num-heads=4", "--text-heads=4"]) == 0
     _, _, config = checkpoint.load(tmp_path / "run")
     assert (config.model.image_style.activation, config.model.text_activation) == ("gelu", "gelu")
 
@@ -209,13 +209,13 @@ def test_half_precision_and_safetensors(tmp_path):
 
 def test_the_command_writes_an_ordinary_checkpoint(tmp_path, capsys):
     path = save({**clip_module().state_dict(), "input_resolution": torch.tensor(32)}, tmp_path / "clip.pt")
-    arguments = ["--from=openai", str(path), f"--out={tmp_path}/run", "--num_heads=4", "--text_heads=4"]
+    arguments = ["--from=openai", str(path), f"--out={tmp_path}/run", "--num-heads=4", "--text-heads=4"]
     assert import_torch.main(arguments) == 0
     printed = capsys.readouterr().out
     assert (
         "method      clip" in printed and "image tower norm_eps 1e-05, activation quick_gelu, pre_norm True" in printed
     )
-    assert "heads       image 4, text 4: no shape tells" in printed
+    assert "heads       image 4, text 4\n" in printed
     model, variables, config = checkpoint.load(tmp_path / "run")
     assert_encodes_alike(clip_module(), model, variables, config)
     images = np.zeros((1, 32, 32, 3), np.uint8)
@@ -237,6 +237,38 @@ def test_the_command_s_errors_are_messages(tmp_path, capsys, monkeypatch, argume
     assert import_torch.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and any(part in error for part in message.split("|"))
+
+
+@pytest.mark.parametrize("layout", ["reference", "timm", "huggingface", "safetensors"])
+def test_the_layout_that_a_file_looks_like_is_named(tmp_path, capsys, layout):
+    path = save({**clip_module().state_dict(), "input_resolution": torch.tensor(32)}, tmp_path / "clip.pt")
+    assert import_torch.main([f"--from={layout}", str(path), f"--out={tmp_path}/run"]) == import_torch.USAGE_ERROR
+    assert "The names of its tensors are those of another layout: --from=openai\n" in capsys.readouterr().err
+
+
+def test_a_layout_that_is_the_right_one_is_not_doubted(tmp_path, capsys):
+    tensors = {**clip_module().state_dict(), "input_resolution": torch.tensor(32)}
+    path = save({key: value for key, value in tensors.items() if key != "ln_final.bias"}, tmp_path / "clip.pt")
+    assert import_torch.main(["--from=openai", str(path), f"--out={tmp_path}/run"]) == import_torch.USAGE_ERROR
+    assert "another layout" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing is written\n"),
+    ],
+)
+def test_what_ends_the_writing_leaves_nothing(tmp_path, capsys, monkeypatch, error, code, message):
+    def failing(workdir, *_):
+        (tmp_path / "run/checkpoints").mkdir(parents=True)
+        raise error
+
+    monkeypatch.setattr(import_torch.store, "save", failing)
+    path = save(clip_module().state_dict(), tmp_path / "clip.pt")
+    assert import_torch.main(["--from=open_clip", "--activation=gelu", str(path), f"--out={tmp_path}/run"]) == code
+    assert capsys.readouterr().err.endswith(message) and not (tmp_path / "run").exists()
 
 
 def refused(path, match):

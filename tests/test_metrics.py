@@ -1,12 +1,13 @@
 """Numbers of a run: lines that a restart keeps, events, the finite check, and the progress line."""
 
 import io
+import itertools
 import json
 
 import pytest
 
 from detailclip_jax.metrics import MetricWriter, NonFiniteError, append_line, check_finite, drop_lines_after, read_lines
-from detailclip_jax.progress import Clock, Console, duration, progress_line
+from detailclip_jax.progress import Clock, Console, Meter, duration, progress_line, three_digits
 
 NAN, INF = float("nan"), float("inf")
 
@@ -160,3 +161,54 @@ def test_metric_values_with_attributes_are_plain_numbers_in_json(tmp_path):
 
     append_line(tmp_path / "m.jsonl", 1, {"top1": Metric(0.5)})
     assert json.loads((tmp_path / "m.jsonl").read_text()) == {"step": 1, "top1": 0.5}
+
+
+class Screen(Console):
+    """A console that remembers."""
+
+    width = None
+
+    def __init__(self, width):
+        self.width, self.lines = width, []
+
+    def live(self, text):
+        self.lines.append(text)
+
+
+def test_the_meter_leaves_the_first_part_out_of_its_rate():
+    seconds = iter([10.0, 10.0, 10.0, 12.0, 12.0, 12.0, 13.0, 13.0, 13.0, 13.0])
+    screen = Screen(80)
+    meter = Meter(screen, "images", 5000, now=lambda: next(seconds))
+    meter.add(64)
+    meter.add(420)
+    meter.add(1216, "3 unreadable")
+    assert screen.lines == [
+        "64/5,000 images",
+        "484/5,000 images | 210 images/s | eta 0:22",
+        "1,700/5,000 images | 545 images/s | eta 0:06 | 3 unreadable",
+    ]
+
+
+def test_the_meter_is_quiet_where_there_is_no_terminal():
+    clock = itertools.count(0.0, 0.25)
+    screen = Screen(None)
+    meter = Meter(screen, "images", 100, now=lambda: next(clock))
+    for _ in range(100):
+        meter.add(1)
+    assert 3 <= len(screen.lines) <= 10 and screen.lines[-1].startswith("100/100 images")
+
+
+def test_the_meter_has_a_title_where_it_is_given_and_never_counts_past_the_end():
+    screen = Screen(80)
+    meter = Meter(screen, "images", 10, "knn:pets ema", now=lambda: 0.0)
+    meter.add(8)
+    meter.add(8)
+    assert screen.lines[0] == "knn:pets ema | 8/10 images" and " | 10/10 images | " in screen.lines[1]
+
+
+@pytest.mark.parametrize(
+    "number, shown",
+    [(487_213.4, "487,000"), (999.6, "1,000"), (545.4, "545"), (12.34, "12.3"), (8.249, "8.25"), (0.01234, "0.0123")],
+)
+def test_rates_have_three_digits(number, shown):
+    assert three_digits(number) == shown

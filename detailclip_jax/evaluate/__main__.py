@@ -74,6 +74,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Loads, measures, writes, prints; the exit status.  Raises ValueError and others for what cannot be meant."""
     import jax
 
+    from detailclip_jax import processes
     from detailclip_jax.evaluate import results, runner, subject, tasks
     from detailclip_jax.evaluate.sets import Sets
     from detailclip_jax.progress import Console
@@ -85,19 +86,20 @@ def evaluate(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out or Path(arguments.checkpoint) / f"{OUT}-{measured.step}")
     console = Console(enabled=jax.process_index() == 0)
     console.say("\n".join(introduction(measured, asked, arguments, out)))
-    outcome = runner.run_tasks(
-        measured,
-        asked,
-        sets._replace(image_size=measured.size),
-        protocol=arguments.protocol,
-        out=out,
-        keep_embeddings=arguments.cache,
-        batch_size=arguments.batch_size,
-        compare=arguments.compare == "paper",
-        console=console,
-    )
+    with processes.leaving_at_once(), processes.together():
+        outcome = runner.run_tasks(
+            measured,
+            asked,
+            sets._replace(image_size=measured.size),
+            protocol=arguments.protocol,
+            out=out,
+            keep_embeddings=arguments.cache,
+            batch_size=arguments.batch_size,
+            compare=arguments.compare == "paper",
+            console=console,
+        )
     console.say(f"\n{results.screen(outcome)}\n")
-    console.say(f"written to {out}: results.jsonl, results.md, results.csv")
+    console.say(f"written to {out}: {', '.join(results.FILES)}" if outcome.records else "nothing was measured")
     return outcome.exit_code
 
 
@@ -107,7 +109,8 @@ def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namesp
 
     weights = " and ".join(measured.weights)
     yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights"
-    yield f"{len(asked)} tasks, protocol {arguments.protocol}, data in {arguments.data_dir}; results in {out}"
+    count = f"{len(asked)} task{'s' * (len(asked) != 1)}"
+    yield f"{count}, protocol {arguments.protocol}, data in {arguments.data_dir}; results in {out}"
     if arguments.compare and measured.method not in paper.ROWS:
         yield f"the paper's tables 2 and 3 have no row for {measured.method}; they have {', '.join(paper.ROWS)}"
 

@@ -41,7 +41,7 @@ class Bench:
     encode: functions `image`, `text` and `cls` of (params, uint8 [B, S, S, 3] or int32 [B, T]).
     digest: what tells these weights from others; without it nothing is kept.
     cache: where embeddings are kept, under (digest, fingerprint of the data, transform).
-    watch: shows progress, see `runner.Progress`.
+    watch: shows progress, see `runner.watching`.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Bench:
             features = jnp.asarray(function(self.params, batch["image"]), jnp.float32)
             return features, batch["label"], batch["index"]
 
-        features, labels, index = gather(look, self.watch(batches, len(data.source), data.name), mesh)
+        features, labels, index = gather(look, self.watch(batches, len(data.source), "images"), mesh)
         unreadable = np.array(batches.unreadable, np.str_)
         return {"features": features, "labels": labels, "index": index, "unreadable": unreadable}
 
@@ -124,9 +124,7 @@ def _digest(array: np.ndarray) -> str:
 
 
 def counted(batches: Iterable[EvaluationBatch], report: Callable[[int], None]) -> Iterator[EvaluationBatch]:
-    """The batches, with `report(rows so far)` after each; rows that other processes read count as well."""
-    done = 0
+    """The batches, with `report(rows)` after each; rows that other processes read count as well."""
     for batch in batches:
         yield batch
-        done += len(batch["valid"])
-        report(done)
+        report(len(batch["valid"]))

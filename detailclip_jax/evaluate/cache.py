@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from detailclip_jax.checkpoint import all_processes
+from detailclip_jax.files import whole
 
 Arrays = dict[str, np.ndarray]
 
@@ -60,9 +61,6 @@ def _read(file: Path, key: str) -> Arrays | None:
 
 
 def _write(file: Path, key: str, arrays: Arrays) -> None:
-    """In one piece: a kill leaves no half file under the name."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as stream:
+    with whole(file) as partial, partial.open("wb") as stream:
         np.savez(stream, key=np.array(key), **arrays)  # type: ignore[arg-type]
-    partial.replace(file)

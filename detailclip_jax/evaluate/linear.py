@@ -23,10 +23,19 @@ class Linear(NamedTuple):
 
     weights: Float[np.ndarray, "D C"]
     bias: Float[np.ndarray, "C"]
+    gradient: float = 0.0  # its largest entry where the search ended
 
     def __call__(self, features: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n C"]:
         """Scores; the class with the highest one is the answer."""
         return features @ self.weights + self.bias
+
+    @property
+    def remark(self) -> str:
+        """That the search ended too early, if it did."""
+        if self.gradient <= TOLERANCE:
+            return ""
+        where = f"a gradient of {self.gradient:.1g}, not below {TOLERANCE:g}"
+        return f"the linear probe did not converge in {MAX_STEPS:,} steps ({where}): a better one exists"
 
 
 def linear_metrics(
@@ -49,7 +58,9 @@ def linear_metrics(
     probe = fit(train, train_labels, num_classes, strength)
     blocks = ((slice(i, min(i + BLOCK, len(test))), probe(test[i : i + BLOCK])) for i in range(0, len(test), BLOCK))
     found = class_ranks(blocks, test_labels)
-    yield from rank_metrics(found, test_labels, num_classes, metric, usual_top(num_classes))
+    for name, value in rank_metrics(found, test_labels, num_classes, metric, usual_top(num_classes)):
+        value.remark = probe.remark
+        yield name, value
 
 
 def choose(
@@ -79,14 +90,15 @@ def fit(
     The bias is not penalised.  `start` is where the search begins: another fit, or zeros.
     """
     start = start or Linear(np.zeros((features.shape[1], num_classes)), np.zeros(num_classes))
-    first = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tuple(start))
-    found = _minimise(first, jnp.asarray(features, jnp.float32), jnp.asarray(labels), jnp.float32(strength))
-    return Linear(*(np.asarray(array) for array in found))
+    first = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (start.weights, start.bias))
+    arrays = jnp.asarray(features, jnp.float32), jnp.asarray(labels), jnp.float32(strength)
+    (weights, bias), gradient = _minimise(first, *arrays, max_steps=MAX_STEPS)
+    return Linear(np.asarray(weights), np.asarray(bias), float(gradient))
 
 
 @partial(jax.jit, static_argnames="max_steps")
-def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_steps: int = MAX_STEPS) -> Any:
-    """L-BFGS until the gradient's largest entry, of the objective per example, is below TOLERANCE."""
+def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_steps: int) -> Any:
+    """L-BFGS until the gradient's largest entry, of the objective per example, is below TOLERANCE; also that entry."""
 
     def objective(linear: Any) -> Array:
         weights, bias = linear
@@ -106,7 +118,8 @@ def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_s
     def unfinished(carry: Any) -> Array:
         return (carry[2] < max_steps) & (carry[3] > TOLERANCE)
 
-    return jax.lax.while_loop(unfinished, step, (first, solver.init(first), 0, jnp.inf))[0]
+    found, _, _, gradient = jax.lax.while_loop(unfinished, step, (first, solver.init(first), 0, jnp.inf))
+    return found, gradient
 
 
 def _absolute(tree: Any) -> Any:

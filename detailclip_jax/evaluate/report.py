@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.evaluate.evaluators import plan
 from detailclip_jax.evaluate.metrics import Metric
-from detailclip_jax.run_config import replace_text, to_json
+from detailclip_jax.files import replace_text
+from detailclip_jax.run_config import to_json
 
 ROWS = {
     "top1": "zero-shot top-1",

@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 
 from detailclip_jax.evaluate import paper
 from detailclip_jax.evaluate.report import ALWAYS, ROWS, WEIGHTS, aligned
-from detailclip_jax.run_config import replace_text
+from detailclip_jax.files import replace_text
 
+FILES = ("results.jsonl", "results.md", "results.csv")
 Record = dict[str, Any]
 Beside = Mapping[str, Mapping[paper.Cell, float]]  # rows of the paper: label -> cell -> share of 1
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
 MARKS = ("protocol", "fingerprint", "step", "expected", "unreadable", "truncated", "checkpoint", "digest")
 OTHER_FIELDS = ("method",)
+LATER_FIELDS = ("remark",)  # which files of earlier versions lack
+ALL_FIELDS = (*FIELDS, *MARKS, *OTHER_FIELDS, *LATER_FIELDS)
 MAX_LISTED = 20
 NAMES = ROWS | {
     "top1": "top-1",
@@ -40,9 +43,9 @@ NOTES = {
 
 def record(identity: Mapping[str, Any], metric: str, value: float) -> Record:
     """One line of results.jsonl: a metric of one set of weights on one set, with all that is needed to judge it."""
-    judged = {name: getattr(value, name, None) for name in ("n", "chance", "low", "high")}
+    judged = {name: getattr(value, name, None) for name in ("n", "chance", "low", "high", "remark")}
     every = {**identity, "metric": metric, "value": float(value), **judged}
-    return {name: every.get(name) for name in (*FIELDS, *MARKS, *OTHER_FIELDS)}
+    return {name: every.get(name) for name in ALL_FIELDS}
 
 
 class Outcome(NamedTuple):
@@ -94,8 +97,8 @@ class Results:
             replace_text(self.folder / "results.jsonl", "".join(json.dumps(r) + "\n" for r in self.records))
 
     def write_tables(self, outcome: Outcome) -> None:
-        """results.md and results.csv of all that is in the folder."""
-        if not self.write:
+        """results.md and results.csv of all that is in the folder; nothing where nothing was measured."""
+        if not (self.write and outcome.records):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_text(self.folder / "results.md", markdown(self.records, outcome))
@@ -112,7 +115,7 @@ def read(file: Path) -> list[Record]:
     """The records of a results.jsonl; none where there is no file.  ValueError for one that is something else."""
     try:
         every = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-        return [{name: each[name] for name in (*FIELDS, *MARKS, *OTHER_FIELDS)} for each in every]
+        return [{name: (dict.fromkeys(LATER_FIELDS) | each)[name] for name in ALL_FIELDS} for each in every]
     except (ValueError, TypeError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{file} is not a results.jsonl of this command ({reason}); choose another --out") from error
@@ -223,32 +226,35 @@ def as_csv(records: Sequence[Record], beside: Beside) -> str:
     """A line per record, in the paper's order, in shares of 1, with the paper's numbers for the same cell beside it."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    known = (*FIELDS, *MARKS, *OTHER_FIELDS)
-    writer.writerow([*known, *(f"paper: {label}" for label in beside)])
+    writer.writerow([*ALL_FIELDS, *(f"paper: {label}" for label in beside)])
     for r in in_order(records):
         cell = (r["task"], r["dataset"], r["metric"])
         theirs = [row.get(cell, "") for row in beside.values()]
-        writer.writerow([*("" if r[name] is None else r[name] for name in known), *theirs])
+        writer.writerow([*("" if r[name] is None else r[name] for name in ALL_FIELDS), *theirs])
     return text.getvalue()
 
 
 def markdown(records: Sequence[Record], outcome: Outcome) -> str:
-    """results.md: the paper's tables as far as they were measured, everything with its company, and what is missing."""
+    """results.md: what there was no data of, the paper's tables as far as they were measured, everything with its
+    company, and what else is to be known of it."""
     subject = outcome.subject
     step = "" if subject.step is None else f", step {subject.step:,}"
     title = f"# {subject.method or 'Evaluation'} of {subject.name}{step}"
     tables = [line for name in paper.TITLES for line in paper_table(name, records, outcome.beside)]
     everything = ["## All results", "", *details(records), ""] if records else []
-    return "\n".join([title, "", *tables, *everything, *notes(records), "", *gaps(outcome)]).rstrip() + "\n"
+    missing = [f"Not measured, for want of data: {', '.join(outcome.missing)}.", ""] if outcome.missing else []
+    lines = [title, "", *missing, *tables, *everything, *notes(records), "", *gaps(outcome)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def gaps(outcome: Outcome) -> list[str]:
-    """What was not measured, and why."""
+    """What is to be known of the numbers, and why some are not there."""
+    remarks = {f"{r['task']}:{r['dataset']} {r['weights']}": r["remark"] for r in outcome.records if r["remark"]}
     cut = {f"{r['task']}:{r['dataset']}": f"{r['truncated']:,}" for r in outcome.records if r.get("truncated")}
     parts = {
         "Texts longer than the model's context, cut": cut,
+        "Remarks": remarks,
         "Failed": outcome.failed,
-        "Missing (the others ran)": outcome.missing,
         "Left out, for want of a network": outcome.left_out,
         "Unreadable pictures, left out": dict.fromkeys(outcome.unreadable[:MAX_LISTED], ""),
     }
@@ -263,7 +269,8 @@ def screen(outcome: Outcome) -> str:
     """What the command prints at the end."""
     records = outcome.records
     lines = [*table(records, outcome.beside), "", *wrapped(notes(records)), ""] if records else []
-    return "\n".join([*lines, *gaps(outcome)]).rstrip()
+    missing = _listed("Not measured, for want of data", outcome.missing) if outcome.missing else []
+    return "\n".join([*lines, *gaps(outcome), *missing]).rstrip()
 
 
 def wrapped(paragraphs: Iterable[str]) -> list[str]:

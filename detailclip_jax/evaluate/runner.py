@@ -7,8 +7,7 @@ is not done again.
 """
 
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from jax.experimental import multihost_utils
 from detailclip_jax.checkpoint import all_processes
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.evaluate import paper
-from detailclip_jax.evaluate.bench import BATCH_SIZE, Bench, counted
+from detailclip_jax.evaluate.bench import BATCH_SIZE, Bench, Watch, counted
 from detailclip_jax.evaluate.cache import Cache, NoCache
 from detailclip_jax.evaluate.embedding import EvaluationBatch
 from detailclip_jax.evaluate.protocols import PROTOCOLS
@@ -28,33 +27,20 @@ from detailclip_jax.evaluate.results import Outcome, Record, Results, percent, r
 from detailclip_jax.evaluate.sets import Sets
 from detailclip_jax.evaluate.subject import Subject
 from detailclip_jax.evaluate.tasks import KINDS, Prepared, Setting, Task
-from detailclip_jax.progress import Console, duration
+from detailclip_jax.processes import STATUS
+from detailclip_jax.progress import Console, Meter
 from detailclip_jax.run_config import unknown
 
 CACHE = "embeddings"  # below the folder of results
-EVERY = 2.0  # seconds between progress lines where they stay
 
 
-class Progress:
-    """Shows how far the embedding of a set is: rows, rate, time left."""
+def watching(console: Console, title: str) -> Watch:
+    """Shows how far the embedding of a set is."""
 
-    def __init__(self, console: Console, title: str = "", now: Callable[[], float] = time.perf_counter):
-        self.console, self.title, self.now = console, title, now
+    def watch(batches: Iterable[EvaluationBatch], total: int, noun: str) -> Iterable[EvaluationBatch]:
+        return counted(batches, Meter(console, noun, total, title).add)
 
-    def __call__(self, batches: Iterable[EvaluationBatch], total: int, what: str) -> Iterable[EvaluationBatch]:
-        """The batches, watched."""
-        began = shown = self.now()
-
-        def report(done: int) -> None:
-            nonlocal shown
-            done, seconds = min(done, total), max(self.now() - began, 1e-9)
-            if done < total and self.console.width is None and self.now() - shown < EVERY:
-                return
-            shown, rate = self.now(), done / seconds
-            left = f", {duration((total - done) / rate)} left" if done < total else ""
-            self.console.live(f"{self.title}: {what} {done:,}/{total:,}, {rate:.3g}/s{left}")
-
-        return counted(batches, report)
+    return watch
 
 
 def run_tasks(
@@ -75,7 +61,8 @@ def run_tasks(
         the embeddings; None writes nothing.
     compare: the paper's numbers for the subject's method stand beside ours.
 
-    All processes of a job call this together; the first one writes.  Raises ValueError if `out` is of other weights.
+    All processes of a job call this together; the first one writes.  Raises ValueError if `out` is of other weights,
+    and with several processes what fails on one alone: the others wait for it, see `processes.together`.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(unknown("protocol", protocol, PROTOCOLS))
@@ -140,21 +127,23 @@ class Runner(NamedTuple):
             self.outcome.records.extend(self.store.of(identity))
         else:
             try:
-                self.measure(label, which, prepared, identity)
+                records = self.measure(label, which, prepared, identity)
             except Exception as error:  # a failing task does not stop the others; the exit status says so
-                self.fail(label, error)
+                if jax.process_count() > 1 and not everywhere(error):
+                    raise  # the other processes wait for this one
+                return self.fail(label, error)
+            self.store.add(identity, records)
+            self.outcome.records.extend(records)
+            self.console.say(f"{label}: {said(records[0])}")
 
-    def measure(self, label: str, which: str, prepared: Prepared, identity: Mapping[str, Any]) -> None:
-        """Embeds, counts, stores, and says what came out."""
+    def measure(self, label: str, which: str, prepared: Prepared, identity: Mapping[str, Any]) -> list[Record]:
+        """Embeds and counts."""
         bench = self.bench(label, which)
         before = self.num_truncated
         measured = list(prepared.measure(bench))
         found = {**identity, "unreadable": bench.num_unreadable, "truncated": self.num_truncated - before}
-        records = [record(found, metric, value) for metric, value in measured]
-        self.store.add(identity, records)
-        self.outcome.records.extend(records)
         self.outcome.unreadable.extend(line for line in bench.unreadable if line not in self.outcome.unreadable)
-        self.console.say(f"{label}: {said(records[0])}")
+        return [record(found, metric, value) for metric, value in measured]
 
     @property
     def num_truncated(self) -> int:
@@ -171,7 +160,7 @@ class Runner(NamedTuple):
             digest=subject.digests[which],
             cache=self.cache,
             batch_size=self.batch_size,
-            watch=Progress(self.console, label),
+            watch=watching(self.console, label),
         )
 
     def identity(self, task: Task, which: str, prepared: Prepared) -> dict[str, Any]:
@@ -195,6 +184,12 @@ class Runner(NamedTuple):
         reason = str(error) or type(error).__name__
         self.outcome.failed[label] = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
         self.console.say(f"{label}: FAILED: {self.outcome.failed[label]}")
+
+
+def everywhere(error: Exception) -> bool:
+    """Whether all processes must have met this error: a finding about the data, of which all have the same, and not one
+    machine's disk, or a connection that is lost."""
+    return isinstance(error, ValueError) and not STATUS.match(str(error))
 
 
 def from_first(value: bool) -> bool:

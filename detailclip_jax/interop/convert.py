@@ -61,12 +61,32 @@ def load(
         return _own_file(Path(source), _given(options))
     tensors, beside = (files.arrays(source), {}) if isinstance(source, Mapping) else _open(Path(source))
     options = {name: value for name, value in (beside | _given(options)).items() if value is not None}
-    chosen, state_dict = choose(tensors, layout)
+    try:
+        return _converted(*choose(tensors, layout), options)
+    except ValueError as error:
+        raise ValueError(f"{error}{_other_layout(source, tensors, layout)}") from error
+
+
+def _converted(
+    chosen: Layout, state_dict: StateDict, options: Mapping[str, Any]
+) -> tuple[Networks, dict[str, Params], ConfigDict]:
     _check_told(chosen, options)
     spec = chosen.measure({key: value.shape for key, value in state_dict.items()}, options)
     config = config_of(chosen, spec, options)
     built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
     return _resized(built.model, _read(chosen, state_dict, spec, built.state_shapes), config, options)
+
+
+def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
+    """A hint for one who named a layout: which one the names of the tensors are of."""
+    if layout is None:
+        return ""
+    try:
+        ours = not isinstance(source, Mapping) and own.is_ours(Path(source))
+        name = OWN if ours else choose(tensors, None)[0].name
+    except ValueError:
+        return ""
+    return "" if name == layout else f"\nThe names of its tensors are those of another layout: --from={name}"
 
 
 def _own_file(path: Path, options: Mapping[str, Any]) -> tuple[Networks, dict[str, Params], ConfigDict]:
@@ -144,9 +164,10 @@ def _only_tensors(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _check_told(layout: Layout, options: Mapping[str, Any]) -> None:
     if missing := [name for name in layout.needs if name not in options]:
+        flag = missing[0].replace("_", "-")
         raise ValueError(
             f"neither the tensors nor a config file beside them say {' and '.join(missing)} of this {layout.name} "
-            f"model; give --{missing[0]}=gelu (most of open_clip's own) or quick_gelu (OpenAI's weights, names with "
+            f"model; give --{flag}=gelu (most of open_clip's own) or quick_gelu (OpenAI's weights, names with "
             "quickgelu, ours)"
         )
 

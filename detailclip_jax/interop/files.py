@@ -11,11 +11,12 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
+from detailclip_jax.files import whole
 from detailclip_jax.interop import torchscript
 
 WEIGHT_FILES = (
@@ -169,26 +170,25 @@ def _tensor(path: Path, name: str, entry: Any, data: np.ndarray) -> np.ndarray:
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str] | None = None) -> None:
     """Writes a state dict in one piece: as safetensors if the name ends so, else as PyTorch does (which needs it)."""
-    partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".safetensors":
-        _write_safetensors(partial, tensors, notes or {})
-    else:
-        _write_torch(partial, tensors)
-    partial.replace(path)
+    with whole(path) as partial, partial.open("wb") as stream:
+        if path.suffix == ".safetensors":
+            _write_safetensors(stream, tensors, notes or {})
+        else:
+            _write_torch(stream, tensors)
 
 
-def _write_torch(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
     try:
         import torch
     except ImportError:
         raise ValueError(
-            f"writing {path.stem} needs PyTorch (pip install -e .[torch]); a name that ends in .safetensors does not"
+            "writing it needs PyTorch (pip install -e .[torch]); a name that ends in .safetensors does not"
         ) from None
-    torch.save({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, path)
+    torch.save({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, file)
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
+def _write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:
     names = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(notes)} if notes else {}
     offset = 0
@@ -198,7 +198,6 @@ def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], notes: Map
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for value in tensors.values():
-            file.write(np.ascontiguousarray(value).tobytes())
+    file.write(len(text).to_bytes(8, "little") + text)
+    for value in tensors.values():
+        file.write(np.ascontiguousarray(value).tobytes())

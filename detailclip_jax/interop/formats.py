@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from flax import traverse_util
 
-from detailclip_jax import ema, run_config
+from detailclip_jax import ema
+from detailclip_jax.files import replace_text
 from detailclip_jax.interop import files, functions, hub, own, verify
 from detailclip_jax.interop.convert import to_state_dict
 from detailclip_jax.interop.functions import Export
@@ -68,7 +69,7 @@ def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    run_config.replace_text(file, json.dumps(content, indent=2) + "\n")
+    replace_text(file, json.dumps(content, indent=2) + "\n")
 
 
 def write_safetensors(export: Export, path: Path) -> Mapping[str, Any]:

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from detailclip_jax import run_config
 from detailclip_jax.encode import encoders
+from detailclip_jax.files import replace_text, whole
 from detailclip_jax.interop import verify
 from detailclip_jax.interop.measure import spec_of
 from detailclip_jax.interop.tables import flatten
@@ -69,7 +69,7 @@ def _write(export: Export, path: Path, suffix: str, call: str, write: Callable[[
     for name, function in found.items():
         write(function, path / f"encode_{name}.{suffix}")
     content = {f"encode_{name}": _signature(function) for name, function in found.items()} | {"call": call}
-    run_config.replace_text(path / "signature.json", json.dumps(content, indent=2) + "\n")
+    replace_text(path / "signature.json", json.dumps(content, indent=2) + "\n")
     return flatten({part: export.params[part] for part in TOWERS if part in export.params})
 
 
@@ -92,7 +92,8 @@ def _stablehlo(function: Function, file: Path) -> None:
     (size,) = jax.export.symbolic_shape("b")
     argument = jax.ShapeDtypeStruct((size, *function.shape), function.dtype)
     exported = jax.export.export(jax.jit(function.call), platforms=PLATFORMS)(argument)
-    file.write_bytes(exported.serialize())
+    with whole(file) as partial:
+        partial.write_bytes(exported.serialize())
 
 
 def write_onnx(export: Export, path: Path) -> Any:

@@ -1,0 +1,46 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole(path: Path, partial: Path | None = None) -> Iterator[Path]:
+    """The name under which to write a file, which becomes `path` at the end of the context.
+
+        with whole(file) as partial, partial.open("wb") as stream:
+            stream.write(...)
+
+    A kill or a power cut leaves the old file or the new one, an error the old one and nothing beside it.  `partial` is
+    on the same disk; by default beside `path`, with .partial after its name.
+    """
+    partial = partial or path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())  # else the name may be on the disk before the bytes
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Writes a text in one piece."""
+    with whole(file) as partial:
+        partial.write_text(text)
+
+
+@contextlib.contextmanager
+def nothing_left(path: Path) -> Iterator[None]:
+    """Around what makes a file or a folder: where that fails, what is there of it goes, unless it was there before."""
+    was_there = path.exists()
+    try:
+        yield
+    except BaseException:
+        if not was_there:
+            path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+        raise

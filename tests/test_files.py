@@ -1,0 +1,80 @@
+"""Files that are written whole or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from detailclip_jax.files import nothing_left, replace_text, whole
+
+
+def entries(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_file_takes_the_place_of_the_old_one_at_the_end(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with whole(file) as partial, partial.open("w") as stream:
+        stream.write("new")
+        assert file.read_text() == "old" and partial.parent == tmp_path
+    assert file.read_text() == "new" and entries(tmp_path) == ["a.txt"]
+
+
+def test_the_other_name_may_be_given(tmp_path):
+    with whole(tmp_path / "a", tmp_path / "elsewhere") as partial:
+        partial.write_bytes(b"new")
+        assert entries(tmp_path) == ["elsewhere"]
+    assert entries(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path, error):
+    replace_text(tmp_path / "a", "old")
+    for file in (tmp_path / "a", tmp_path / "b"):
+        with pytest.raises(error), whole(file) as partial:
+            partial.write_text("half")
+            raise error
+    assert entries(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_a_kill_leaves_the_old_file(tmp_path):
+    replace_text(tmp_path / "a", "old")
+    code = """
+import os, pathlib, sys
+from detailclip_jax.files import whole
+with whole(pathlib.Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], env=environment, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL and (tmp_path / "a").read_text() == "old"
+    replace_text(tmp_path / "a", "new")
+    assert entries(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "new"
+
+
+def test_a_file_that_nobody_wrote_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), whole(tmp_path / "a"):
+        pass
+    assert entries(tmp_path) == []
+
+
+def test_what_failed_to_be_made_goes_and_what_was_there_stays(tmp_path):
+    for name in ("new", "old"):
+        folder = tmp_path / name
+        if name == "old":
+            folder.mkdir()
+        with pytest.raises(KeyboardInterrupt), nothing_left(folder):
+            folder.mkdir(exist_ok=True)
+            (folder / "half").write_text("")
+            raise KeyboardInterrupt
+    with pytest.raises(ValueError), nothing_left(tmp_path / "file"):
+        (tmp_path / "file").write_text("half")
+        raise ValueError
+    with nothing_left(tmp_path / "made"):
+        (tmp_path / "made").mkdir()
+    assert entries(tmp_path) == ["made", "old"] and entries(tmp_path / "old") == ["half"]
