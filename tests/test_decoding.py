@@ -199,6 +199,28 @@ def test_a_jpeg_damaged_behind_its_header_is_refused_when_it_is_decoded(reductio
         found.decoded(reduction)
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_damaged_bytes_give_a_picture_or_are_refused(format):
+    """Whatever becomes of a file, it is a picture of the size that its header says, or BadImage."""
+    rng, outcomes = np.random.default_rng(0), set()
+    sound = encoded(picture(48, 72), format, exif=oriented(6))
+    for _ in range(60):
+        data = bytearray(sound)
+        for at in rng.integers(2, rng.choice([60, 700, len(data)]), rng.integers(1, 4)):
+            data[at % len(data)] = rng.integers(256)
+        try:
+            found = decoding.opened(bytes(data), max_pixels=10**6, max_whole=10**6)
+            decoded = found.decoded(2)
+        except BadImage:
+            outcomes.add("refused")
+            continue
+        outcomes.add("a picture")
+        assert (decoded.height, decoded.width) == (found.height, found.width)
+        n = decoded.reduction
+        assert decoded.pixels.shape == (-(-found.height // n), -(-found.width // n), 3)
+    assert outcomes == {"a picture", "refused"}
+
+
 # large
 
 

@@ -68,7 +68,7 @@ def test_a_view_of_the_reduced_picture_is_that_of_the_whole_but_for_a_few_levels
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_is_shifted(files, seed, orientation):
-    """The ramps would rise or fall by 2 to 3 levels for a shift of a pixel of the view: it is none of a twentieth."""
+    """A shift by one pixel of the view would change a ramp by 2 to 3 levels: there is none by a twentieth of it."""
     reduced, whole = both(files["ramps", orientation], seed=seed)
     for ours, theirs in zip(reduced["global"][0].astype(float), whole["global"][0].astype(float)):
         for channel in (0, 1):

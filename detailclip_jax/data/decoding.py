@@ -117,18 +117,15 @@ class Encoded:
     def decoded(self, at_most: Number = 1) -> Decoded:
         """Upright RGB, reduced `at_most` so many times, or by as much more as the limit of pixels asks for."""
         reduction = max((n for n in self.reductions if n <= at_most), default=self.reductions[0])
-        pixels = turned(self._as_stored(reduction), self.orientation)
-        return Decoded(
-            pixels,
-            self.height,
-            self.width,
-            reduction,
-            left=self.width - reduction * pixels.shape[1] if self.orientation in MIRRORED else 0,
-            top=self.height - reduction * pixels.shape[0] if self.orientation in UPSIDE_DOWN else 0,
-        )
+        orientation = self.orientation
+        with _damage_is_refused():
+            pixels = turned(self._as_stored(reduction), orientation)
+        left = self.width - reduction * pixels.shape[1] if orientation in MIRRORED else 0
+        top = self.height - reduction * pixels.shape[0] if orientation in UPSIDE_DOWN else 0
+        return Decoded(pixels, self.height, self.width, reduction, left, top)
 
     def _as_stored(self, reduction: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Before it is turned."""
+        """Before it is turned; raises whatever Pillow and OpenCV do where the bytes are damaged."""
         width, height = self.header.size
         if _is_plain_jpeg(self.data, self.header.mode):
             image = _by_opencv(self.data, reduction)
@@ -138,8 +135,7 @@ class Encoded:
         if reduction > 1:
             header = _header(self.data)  # anew, since `draft` changes it
             header.draft(None, (max(1, width // reduction), max(1, height // reduction)))
-        with _damage_is_refused():
-            return _rgb(header)
+        return _rgb(header)
 
 
 def picture_of(image: bytes | UInt8[np.ndarray, "H W 3"]) -> Encoded | Decoded:
