@@ -286,8 +286,8 @@ def test_an_imported_openai_clip_gives_open_clip_s_embeddings(tmp_path):
     torch.manual_seed(0)
     theirs = open_clip.model.CLIP(24, image, text, quick_gelu=True).eval()
     torch.save({**theirs.state_dict(), "input_resolution": torch.tensor(SIZE)}, tmp_path / "clip.pt")
-    arguments = ["--from=openai", str(tmp_path / "clip.pt"), f"--out={tmp_path}/run", "--num_heads=4"]
-    assert import_torch.main([*arguments, "--text_heads=4"]) == 0
+    arguments = ["--from=openai", str(tmp_path / "clip.pt"), f"--out={tmp_path}/run", "--num-heads=4"]
+    assert import_torch.main([*arguments, "--text-heads=4"]) == 0
     model = detailclip_jax.load(tmp_path / "run")
     given = [Image.fromarray(picture).resize((90, 50)) for picture in pictures(3, seed=4)]
     preprocess = transforms.Compose(

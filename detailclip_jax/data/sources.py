@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data.components import Component
 from detailclip_jax.data.stickers import Stickers
+from detailclip_jax.files import whole
 
 Example = dict[str, Any]
 CAPTION_FIELDS = ("title", "description", "captions", "caption", "text")  # of TFDS, in this order
@@ -113,15 +114,15 @@ def write_records(
 
 def _write_shard(path: pathlib.Path, numbered: Iterable[tuple[int, Mapping[str, Any]]]) -> int:
     """Writes one shard as its examples come, and returns how many."""
-    unfinished, count = path.with_suffix(".unfinished"), 0
-    writer = ArrayRecordWriter(str(unfinished), "group_size:1")  # one record per block: random access
-    try:
-        for number, example in numbered:
-            writer.write(msgpack.packb(_plain(_checked(example, key=str(number)))))
-            count += 1
-    finally:
-        writer.close()
-    unfinished.rename(path)
+    count = 0
+    with whole(path) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1")  # one record per block: random access
+        try:
+            for number, example in numbered:
+                writer.write(msgpack.packb(_plain(_checked(example, key=str(number)))))
+                count += 1
+        finally:
+            writer.close()
     return count
 
 

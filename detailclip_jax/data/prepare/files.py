@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
 from detailclip_jax.data.prepare.records import Rejected
+from detailclip_jax.files import whole as written_whole
 
 MAX_BYTES = 256 * 2**20  # of one picture, text or archive header; more is refused before it is read
 COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -68,15 +69,8 @@ def whole(path: pathlib.Path, folder: pathlib.Path | None = None) -> Iterator[IO
 
     Until then it has a name of its own in `folder`, on the same disk; by default beside its place.
     """
-    partial = partial_of(path, folder)
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            keep(file)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
+    with written_whole(path, partial_of(path, folder)) as partial, open(partial, "wb") as file:
+        yield file
 
 
 def write_json(path: pathlib.Path, value: Any, folder: pathlib.Path | None = None) -> None:
@@ -88,12 +82,6 @@ def write_json(path: pathlib.Path, value: Any, folder: pathlib.Path | None = Non
 def partial_of(path: pathlib.Path, folder: pathlib.Path | None = None) -> pathlib.Path:
     """A name for a file while it is written; no two processes share it, on however many machines."""
     return (folder or path.parent) / f"{path.name}.{uuid.uuid4().hex}.partial"
-
-
-def keep(file: IO[Any]) -> None:
-    """Waits until the disk has it: a name must not survive a power cut without its bytes."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:

@@ -27,6 +27,7 @@ from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, bucket_of
 from detailclip_jax.data.prepare.sources import source_of
 from detailclip_jax.data.prepare.spill import Entry, Spill, SpillWriter
 from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.files import whole as written_whole
 
 ARRAY_RECORD = "group_size:1,uncompressed"  # one record per block: random access; pictures are compressed already
 COUNTED_CHARACTERS = 2000  # of a caption; its length in tokens is that of its beginning
@@ -120,15 +121,14 @@ def gather(job: Job, number: int, tell: Tell = nobody) -> None:
     Equal keys meet in one shard: the first in the order of the source is kept.
     """
     path = job.output(number)
-    partial = partial_of(path, job.request.work)
     kept = Kept(job.request.options.context_length)
-    with _shard(partial) as writer:
-        for record, entry in _of_bucket(job, number):
-            if kept.add(entry):
-                writer.write(record)
-            tell(1, len(record), 0)
-    report = {"name": path.name, "num_examples": len(kept.keys), **_sealed(partial)}
-    partial.replace(path)
+    with written_whole(path, partial_of(path, job.request.work)) as partial:
+        with _shard(partial) as writer:
+            for record, entry in _of_bucket(job, number):
+                if kept.add(entry):
+                    writer.write(record)
+                tell(1, len(record), 0)
+        report = {"name": path.name, "num_examples": len(kept.keys), **_sealed(partial)}
     duplicates = [dataclasses.astuple(reject) for reject in kept.duplicates]
     write_json(job.gather_report(number), {"shard": report, "statistics": kept.counts, "rejected": duplicates})
 
