@@ -62,7 +62,9 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(source, expected, 
     done = len(list(work.glob("in-*.json")))
     assert done >= 2
     assert not (tmp_path / "dataset.json").exists()
-    prepared(source, tmp_path, 4)
+    again = start(source, tmp_path, "--shards", "4", "--workers", workers)
+    said, _ = again.communicate()
+    assert again.returncode == 0, said
     assert contents(tmp_path) == expected
 
 

@@ -22,6 +22,7 @@ from test_prepare import keys, prepared
 from detailclip_jax.data.prepare import files, image_root, slip_pickle, tars, yfcc_ids
 from detailclip_jax.data.prepare.begin import begin
 from detailclip_jax.data.prepare.files import is_inside
+from detailclip_jax.data.prepare.finish import NothingAccepted
 from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.prepare.sources import DAMAGE
@@ -37,6 +38,13 @@ def info(name, **fields):
 
 def reasons(part):
     return part["rejected"]
+
+
+def refused(*arguments, **options):
+    """The reasons of a source of which nothing is accepted."""
+    with pytest.raises(NothingAccepted) as error:
+        prepared(*arguments, **options)
+    return error.value.rejected
 
 
 # Tars
@@ -92,7 +100,7 @@ def test_a_header_is_not_read_further_than_it_may_be_large(tmp_path, monkeypatch
     read = []
     original = tarfile._Stream.read
     monkeypatch.setattr(tarfile._Stream, "read", lambda self, size: (read.append(size), original(self, size))[1])
-    assert reasons(prepared(tmp_path / "x.tar.gz", tmp_path / "out")) == {"damaged shard": 1}
+    assert refused(tmp_path / "x.tar.gz", tmp_path / "out") == {"damaged shard": 1}
     assert max(read) <= 512
 
 
@@ -240,8 +248,7 @@ GOOD_ZIP = zip_bytes(b"x" * 5000)
 )
 def test_damaged_zips_are_rejects(tmp_path, archive, reason):
     metadata = slip_set(tmp_path, archive)
-    part = prepared(metadata, tmp_path / "out", kind="slip-yfcc15m", images=str(tmp_path))
-    assert reasons(part) == {reason: 1}
+    assert refused(metadata, tmp_path / "out", kind="slip-yfcc15m", images=str(tmp_path)) == {reason: 1}
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from test_prepare import keys, prepared
 
 from detailclip_jax.data.prepare import coco, tars, yfcc, yfcc_ids
 from detailclip_jax.data.prepare.begin import begin
-from detailclip_jax.data.prepare.finish import load
+from detailclip_jax.data.prepare.finish import NothingAccepted, load
 from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.sources import SOURCES
 from detailclip_jax.data.sources import Records
@@ -402,8 +402,9 @@ def test_annotations_cannot_leave_the_pictures_folder(tmp_path):
     names = ["../secret.jpg", str(outside), "a/../../secret.jpg", "..\\secret.jpg"]
     images = [{"id": n, "file_name": name} for n, name in enumerate(names)]
     metadata = trees.write_json(tmp_path / "images/captions.json", {"images": images, "annotations": []})
-    part = prepared(metadata, tmp_path / "out", kind="coco", images=str(tmp_path / "images"))
-    assert part["rejected"] == {"unsafe path": 4}
+    with pytest.raises(NothingAccepted) as error:
+        prepared(metadata, tmp_path / "out", kind="coco", images=str(tmp_path / "images"))
+    assert error.value.rejected == {"unsafe path": 4}
 
 
 # Tables

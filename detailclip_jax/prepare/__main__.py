@@ -16,13 +16,16 @@ killed, and ends with the same bytes.  Train with --config.data.source=records -
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
+from typing import Any
 
 from absl import logging
 
 from detailclip_jax.data.prepare.begin import AlreadyThere, begin
-from detailclip_jax.data.prepare.finish import finish
+from detailclip_jax.data.prepare.finish import NothingAccepted, finish
+from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.data.prepare.locks import Busy, alone
 from detailclip_jax.data.prepare.passes import UNREADABLE
 from detailclip_jax.data.prepare.verify import problems
 from detailclip_jax.data.sources import MissingData
@@ -30,6 +33,8 @@ from detailclip_jax.prepare import arguments, local, report, to_tfds
 from detailclip_jax.progress import Console
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
+MISSING = "missing file"  # the reason of a reject
+TABLES = ("csv", "tsv", "jsonl", "parquet")  # whose paths may be relative to themselves
 
 
 def prepare(argv: Sequence[str]) -> int:
@@ -39,25 +44,42 @@ def prepare(argv: Sequence[str]) -> int:
     console = Console()
     request = arguments.request_of(given)
     try:
-        with local.planning(request, console):
-            job = begin(request, given.shards)
+        with alone(request.lock):
+            part = _made(request, given, beam_options, console)
     except AlreadyThere as there:
         console.say(str(there))
         return 0
+    except NothingAccepted as error:
+        return _fail(f"{error}{_hint(request, error.rejected)}", RUN_ERROR)
+    console.say("\n".join(report.summary(part)))
+    if hint := _hint(request, part["rejected"]):
+        console.warn(f"{part['rejected'][MISSING]:,} pictures are not there{hint}")
+    if num_damaged := part["rejected"].get(UNREADABLE):
+        console.warn(
+            f"{num_damaged} input shards are damaged, and what stood behind that is missing: see the rejected list"
+        )
+    console.say(f"written to {given.out}; peak memory of a process {local.peak_memory():.0f} MiB")
+    return 0
+
+
+def _made(request: Request, given: argparse.Namespace, beam_options: Sequence[str], console: Console) -> dict[str, Any]:
+    """Plans, or takes up, the job; both passes and the end of it."""
+    with local.planning(request, console):
+        job = begin(request, given.shards)
     if given.engine == "beam":
         from detailclip_jax.prepare import beam
 
         beam.run(job, beam_options)
     else:
         local.run(job, given.workers, console)
-    part = finish(job)
-    console.say("\n".join(report.summary(part)))
-    if num_damaged := part["rejected"].get(UNREADABLE):
-        console.warn(
-            f"{num_damaged} input shards are damaged, and what stood behind that is missing: see the rejected list"
-        )
-    console.say(f"written to {given.out}; peak memory of a process {local.peak_memory():.0f} MiB")
-    return 0 if part["num_examples"] else _fail("no example was accepted", RUN_ERROR)
+    return finish(job)
+
+
+def _hint(request: Request, rejected: Mapping[str, int]) -> str:
+    """Where pictures of a table were looked for, if some were not there and nobody said."""
+    if MISSING not in rejected or request.options.images or request.kind not in TABLES:
+        return ""
+    return "; paths are relative to the folder of the table that names them, unless --images ROOT names another"
 
 
 def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -118,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(argv[1:]) if command else prepare(argv)
     except (ValueError, FileNotFoundError, MissingData, ImportError) as error:
         return _fail(str(error), USAGE_ERROR)
+    except Busy as error:
+        return _fail(str(error), RUN_ERROR)
     except BrokenExecutor:
         return _fail(
             "a worker was killed, perhaps for its memory; the same command goes on, try fewer --workers", RUN_ERROR

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 
+from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.cleaning import CLEANING
 from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.known import KNOWN
@@ -46,10 +47,21 @@ def _add_tables(made: argparse.ArgumentParser) -> None:
     add("--images", default="", metavar="ROOT", help="folder or zip of the pictures that a table names")
     add("--ids", action="append", default=[], metavar="LIST", help="YFCC100M: keep what every LIST has; repeatable")
     add("--subset", default="", metavar="NAME", help="split of a Karpathy file or tfds set (default: --split)")
-    add("--image-column", default="", metavar="NAME", help="of tables; usual names are found by themselves")
-    add("--caption-column", action="append", default=[], metavar="NAME", help="repeatable; kept under their names")
-    add("--key-column", default="", metavar="NAME")
-    add("--label-column", default="", metavar="NAME")
+    tables = "of csv, tsv, jsonl, parquet"
+    first = "default: the first that is there of"
+    add(
+        "--image-column",
+        default="",
+        metavar="NAME",
+        help=f"{tables}: path or bytes ({first} {', '.join(columns.IMAGE)})",
+    )
+    captions = f"{' and '.join(columns.PAIR)}, else the first of {', '.join(columns.CAPTION)}"
+    help = f"{tables}, and json members of tars: repeatable, kept under their names (default: {captions})"
+    add("--caption-column", action="append", default=[], metavar="NAME", help=help)
+    key = f"{first} {', '.join(columns.KEY)}, else file and line"
+    add("--key-column", default="", metavar="NAME", help=f"{tables}: a name for each example ({key})")
+    label = f"{first} {', '.join(columns.LABEL)}, else none"
+    add("--label-column", default="", metavar="NAME", help=f"{tables}: a whole number ({label})")
 
 
 def _add_examples(made: argparse.ArgumentParser) -> None:
@@ -83,11 +95,22 @@ def request_of(arguments: argparse.Namespace) -> Request:
         raise ValueError(f"{arguments.source} needs a PATH: {source.what}")
     if arguments.dataset and arguments.dataset not in KNOWN:
         raise ValueError(f"unknown --dataset {arguments.dataset}; known: {', '.join(KNOWN)}")
+    for path in (arguments.out, *([] if arguments.source.startswith("tfds") else arguments.paths)):
+        check_local(path)
     if arguments.images and not os.path.exists(arguments.images):
         raise FileNotFoundError(f"--images {arguments.images}: there is no such folder or zip")
     out, paths = os.path.abspath(arguments.out), tuple(arguments.paths)
     request = Request(arguments.source, paths, out, arguments.split, "", _options(arguments))
     return dataclasses.replace(request, dataset=arguments.dataset or source.dataset(request))
+
+
+def check_local(path: str) -> None:
+    """ValueError with the way out for gs://, s3:// and the like."""
+    if "://" in path:
+        raise ValueError(
+            f"{path}: prepare reads and writes local or mounted folders; mount the bucket (gcsfuse, mount-s3), or copy "
+            "(gcloud storage rsync -r, aws s3 sync): finished shards may lie in gs:// for training"
+        )
 
 
 def _options(arguments: argparse.Namespace) -> Options:

@@ -11,6 +11,7 @@ from detailclip_jax.data.prepare import statistics
 from detailclip_jax.data.prepare.files import whole, write_json
 from detailclip_jax.data.prepare.job import DATASET, FORMAT, Job, Request
 from detailclip_jax.data.prepare.known import KNOWN
+from detailclip_jax.data.prepare.locks import alone
 from detailclip_jax.data.prepare.records import SCHEMA
 
 
@@ -34,17 +35,42 @@ def known_split(request: Request) -> dict[str, Any] | None:
     return load(request.out)["splits"].get(request.split)
 
 
+class NothingAccepted(RuntimeError):
+    """Not one example of the source could be used; `rejected` are the reasons with their counts."""
+
+    def __init__(self, message: str, rejected: dict[str, int]):
+        super().__init__(message)
+        self.rejected = rejected
+
+
 def finish(job: Job) -> dict[str, Any]:
-    """Writes the rejected list and the split's part of dataset.json, removes the work folder, returns the part."""
+    """Writes the rejected list and the split's part of dataset.json, removes the work folder, returns the part.
+
+    Raises NothingAccepted where there is no example; of the split there is only the rejected list then.
+    """
     reports = [json.loads(job.gather_report(number).read_text()) for number in range(job.num_shards)]
     rejected = _write_rejected(job)
     part = _part(job, reports, rejected)
-    path = pathlib.Path(job.request.out) / DATASET
-    splits = load(job.request.out)["splits"] if path.exists() else {}
-    splits[job.request.split] = part
-    write_json(path, {"format": FORMAT, "schema": SCHEMA, "splits": dict(sorted(splits.items()))}, job.request.work)
+    if part["num_examples"]:
+        _enter(job, part)
+    else:
+        for number in range(job.num_shards):
+            job.output(number).unlink(missing_ok=True)
     shutil.rmtree(job.request.work)
+    if not part["num_examples"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items()) or "the source has none"
+        raise NothingAccepted(f"no example was accepted ({reasons}); {rejected_path(job)} has each", rejected)
     return part
+
+
+def _enter(job: Job, part: dict[str, Any]) -> None:
+    """Adds the split to dataset.json, where a run of another split may do the same."""
+    path = pathlib.Path(job.request.out) / DATASET
+    with alone(path.with_name(f".lock-{DATASET}"), wait=True):
+        splits = load(job.request.out)["splits"] if path.exists() else {}
+        splits[job.request.split] = part
+        content = {"format": FORMAT, "schema": SCHEMA, "splits": dict(sorted(splits.items()))}
+        write_json(path, content, job.request.work)
 
 
 def _part(job: Job, reports: list[dict[str, Any]], rejected: dict[str, int]) -> dict[str, Any]:

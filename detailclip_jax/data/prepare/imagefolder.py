@@ -12,11 +12,14 @@ from detailclip_jax.data.prepare.rows import Row
 
 
 def plan(request: Request) -> Plan:
-    """The pictures of one folder, in the order of their paths; class i is the i-th folder by name (torchvision's)."""
+    """The pictures of one folder, in the order of their paths; class i is the i-th folder by name (torchvision's).
+
+    Hidden files and folders (.ipynb_checkpoints, ._picture.jpg) and __MACOSX are no part of it.
+    """
     if len(request.paths) != 1 or not os.path.isdir(request.paths[0]):
         raise FileNotFoundError(f"imagefolder takes one folder, not {', '.join(request.paths)}")
     root = pathlib.Path(request.paths[0]).resolve()
-    classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+    classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_hidden(entry.name)))
     return Plan(rows.chunked(request, _rows(root, classes)), classes)
 
 
@@ -28,7 +31,12 @@ def _rows(root: pathlib.Path, classes: tuple[str, ...]) -> Iterator[Row]:
 
 def _pictures(folder: pathlib.Path, deep: bool) -> list[pathlib.Path]:
     files = folder.rglob("*") if deep else folder.glob("*")
-    return sorted(file for file in files if file.suffix.lower() in SUFFIXES)
+    shown = (file for file in files if not any(map(_is_hidden, file.relative_to(folder).parts)))
+    return sorted(file for file in shown if file.suffix.lower() in SUFFIXES)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _captions(path: pathlib.Path) -> tuple[str, ...]:

@@ -74,6 +74,11 @@ class Request:
         """The folder of what is not finished."""
         return pathlib.Path(self.out) / f".prepare-{self.split}"
 
+    @property
+    def lock(self) -> pathlib.Path:
+        """Held by the process that prepares this split."""
+        return pathlib.Path(self.out) / f".lock-{self.split}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:

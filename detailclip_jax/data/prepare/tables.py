@@ -35,14 +35,18 @@ def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterat
             reader = csv.DictReader(file, **dialect)
             try:
                 chosen = columns.choose(list(reader.fieldnames or ()), request.options, path)
-                for values in reader:
+                for cells in reader:
+                    values = {name: cell for name, cell in cells.items() if cell is not None}  # of a short line
                     yield _row(values, chosen, path, reader.line_num, request)
             except csv.Error as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def jsonl_rows(request: Request) -> Iterator[Row]:
-    """The objects of files with one per line; the columns are the first one's fields.  Bad lines become rejects."""
+    """The objects of files with one per line; the columns are the first one's fields.  Bad lines become rejects.
+
+    A null is an empty text, or no label.
+    """
     for path in _paths(request, ".jsonl"):
         chosen = None
         with open_text(path) as file:
@@ -75,7 +79,7 @@ def _row(values: dict[str, Any], chosen: Columns, path: str, line: int, request:
     """A row of a table; one that lacks a column is refused."""
     place = f"{_name(path)}#{line}"
     key = columns.text_of(values.get(chosen.key)) if chosen.key else place
-    missing = [name for name in chosen.wanted if values.get(name) is None]
+    missing = [name for name in chosen.wanted if name not in values]
     image = columns.text_of(values.get(chosen.image))
     if missing or not image:
         return Row(key or place, refused=f"bad row: no {', '.join(missing) or chosen.image}")

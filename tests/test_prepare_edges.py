@@ -1,0 +1,180 @@
+"""Two runs at once, runs that accept nothing, and what tables and folders hold beside the data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import prepare_trees as trees
+import pytest
+
+from detailclip_jax.data.prepare import locks
+from detailclip_jax.data.prepare.finish import load
+from detailclip_jax.data.prepare.locks import Busy, alone
+from detailclip_jax.data.sources import MissingData, Records
+from detailclip_jax.prepare.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments, out) -> int:
+    return main([*map(str, arguments), "--out", str(out), "--workers", "1"])
+
+
+def captions(folder, split="train") -> dict[str, tuple[str, ...]]:
+    source = Records(folder, split)
+    return {source[index]["key"]: source[index]["captions"] for index in range(len(source))}
+
+
+@pytest.fixture
+def tars(tmp_path):
+    return trees.webdataset(tmp_path / "tars", num_tars=1)
+
+
+# two runs at once
+
+
+def test_a_second_run_into_the_same_split_is_refused_with_who_holds_it(tars, tmp_path, capsys):
+    out = tmp_path / "out"
+    with alone(out / ".lock-train"):
+        assert run("webdataset", tars, out=out) == 1
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: process {os.getpid()} on ") and f"is writing to {out}; wait" in message
+        assert run("webdataset", tars, "--split", "val", out=out) == 0  # another split may be made meanwhile
+    assert run("webdataset", tars, out=out) == 0
+    assert sorted(load(str(out))["splits"]) == ["train", "val"]
+    assert not list(out.glob(".*"))  # neither a lock nor a work folder is left
+
+
+HOLDER = """
+import pathlib, sys, time
+from detailclip_jax.data.prepare.locks import alone
+with alone(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_run_can_be_repeated_at_once(tars, tmp_path):
+    lock = tmp_path / "out/.lock-train"
+    command = [sys.executable, "-c", HOLDER, str(lock)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(Busy, match=f"process {holder.pid} on "), alone(lock):
+            pass
+        holder.send_signal(signal.SIGKILL)
+    assert lock.exists()
+    assert run("webdataset", tars, out=tmp_path / "out") == 0
+
+
+def test_the_lock_of_a_file_that_its_holder_removed_is_not_taken_for_one(tmp_path):
+    """Between our opening and our locking, the holder may have ended and a third have made the file anew."""
+    path = tmp_path / "lock"
+    stale = open(path, "a+")  # noqa: SIM115
+    with alone(path):
+        assert locks._is_there(path, stale)
+    assert not locks._is_there(path, stale)
+    with alone(path):
+        assert not locks._is_there(path, stale)
+    stale.close()
+
+
+def test_where_a_disk_has_no_locks_a_warning_is_all(tmp_path, monkeypatch, caplog):
+    def unsupported(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(locks.fcntl, "flock", unsupported)
+    with caplog.at_level("WARNING", logger="absl"), alone(tmp_path / "lock"):
+        pass
+    assert "no locks there" in caplog.text
+
+
+# nothing accepted
+
+
+def test_nothing_accepted_leaves_the_rejected_list_and_no_split(tmp_path, capsys):
+    out, table = tmp_path / "out", trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\nb.jpg,two\n")
+    assert run("csv", table, out=out) == 1
+    shown = capsys.readouterr()
+    assert "error: no example was accepted (missing file 2); " in shown.err and "written to" not in shown.out
+    assert "paths are relative to the folder of the table that names them, unless --images ROOT" in shown.err
+    assert [path.name for path in out.iterdir()] == ["train-rejected.jsonl"]
+    with pytest.raises(MissingData):
+        Records(out, "train")
+    trees.write(tmp_path / "pictures/a.jpg", trees.jpeg(1))
+    assert run("csv", table, "--images", tmp_path / "pictures", out=out) == 0  # another request may follow
+    assert captions(out) == {"t#2": ("one",)}
+
+
+def test_an_accepted_split_beside_one_that_is_not_stays(tars, tmp_path):
+    out = tmp_path / "out"
+    assert run("webdataset", tars, out=out) == 0
+    trees.write_tar(tmp_path / "x.tar", [("a.jpg", b"no picture")])
+    assert run("webdataset", tmp_path / "x.tar", "--split", "val", out=out) == 1
+    assert list(load(str(out))["splits"]) == ["train"] and len(Records(out, "train")) == 7
+
+
+def test_some_missing_pictures_of_a_table_are_a_warning_with_the_hint(tmp_path, capsys):
+    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    table = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\nb.jpg,two\n")
+    assert run("csv", table, out=tmp_path / "out") == 0
+    assert "WARNING: 1 pictures are not there; paths are relative to the folder" in capsys.readouterr().out
+
+
+# what else tables and folders hold
+
+
+def test_null_captions_and_labels_of_jsonl_are_empty_ones(tmp_path):
+    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    rows = [
+        {"path": "a.jpg", "title": "one", "description": None, "label": 3},
+        {"path": "a.jpg", "title": None, "description": None, "label": None},
+        {"path": None, "title": "no picture", "description": "", "label": 1},
+        {"path": "a.jpg", "title": "no description", "label": 1},
+    ]
+    table = trees.write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert run("jsonl", table, out=tmp_path / "out") == 0
+    assert captions(tmp_path / "out") == {"t#1": ("one", ""), "t#2": ("", "")}
+    source = Records(tmp_path / "out", "train")
+    assert sorted(source[index]["label"] for index in range(2)) == [-1, 3]
+    assert load(str(tmp_path / "out"))["splits"]["train"]["rejected"] == {"bad row": 2}
+
+
+def test_hidden_files_and_folders_are_no_classes_and_no_pictures(tmp_path):
+    shown = ["cat/a.jpg", "dog/b.jpg", "dog/deep/c.jpg"]
+    hidden = [".ipynb_checkpoints/x.jpg", "__MACOSX/cat/x.jpg", "cat/._a.jpg", "dog/.trash/x.jpg", ".x.jpg"]
+    for number, name in enumerate([*shown, *hidden]):
+        trees.write(tmp_path / "tree" / name, trees.jpeg(number))
+    assert run("imagefolder", tmp_path / "tree", out=tmp_path / "out") == 0
+    assert sorted(captions(tmp_path / "out")) == shown
+    assert load(str(tmp_path / "out"))["splits"]["train"]["classes"] == ["cat", "dog"]
+
+
+def test_a_hidden_folder_above_the_tree_does_not_hide_it(tmp_path):
+    trees.write(tmp_path / ".cache/tree/cat/a.jpg", trees.jpeg(1))
+    assert run("imagefolder", tmp_path / ".cache/tree", out=tmp_path / "out") == 0
+
+
+def test_help_names_the_columns_and_their_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["csv", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for flag, first in (
+        ("image", "image, jpg, filepath"),
+        ("key", "key, id, image_id"),
+        ("label", "label, cls, class"),
+    ):
+        assert f"--{flag}-column NAME" in text and f"default: the first that is there of {first}" in text
+    assert "(default: title and description, else the first of caption, captions, text" in text
+
+
+@pytest.mark.parametrize("remote", ["gs://bucket/out", "s3://bucket/out"])
+def test_remote_folders_are_refused_with_the_way_out(tars, tmp_path, remote, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("webdataset", tars, out=remote) == 2
+    assert run("webdataset", remote, out=tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert message.count(f"error: {remote}: prepare reads and writes local or mounted folders; mount the bucket") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tars"]
