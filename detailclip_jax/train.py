@@ -77,7 +77,8 @@ def train(run: Run) -> int:
     """
     introduce(run)
     config = run.config
-    store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn)
+    with processes.together():
+        store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn)
     with closing(store) as checkpoints, processes.together(), enough_memory():
         start = restore_or_init(run, checkpoints)
         with Session(run, checkpoints, start.step) as session:
