@@ -117,6 +117,11 @@ def join_processes() -> None:
 def asked() -> tuple[ConfigDict, str]:
     """The config and the workdir that the flags name."""
     workdir = _WORKDIR.value or run_config.default_workdir(_config_spec(sys.argv) or "run")
+    if "://" in workdir:
+        raise ValueError(
+            f"--workdir={workdir}: metrics grow line by line, which buckets do not allow; name a local or shared "
+            "folder, and copy it when the run has ended (gcloud storage rsync -r, aws s3 sync)"
+        )
     return run_config.count_epochs(_CONFIG.value, _override_names(sys.argv)), workdir
 
 

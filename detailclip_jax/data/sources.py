@@ -16,6 +16,7 @@ import msgpack
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.components import Component
@@ -25,6 +26,12 @@ from detailclip_jax.files import whole
 Example = dict[str, Any]
 CAPTION_FIELDS = ("title", "description", "captions", "caption", "text")  # of TFDS, in this order
 KEY_FIELDS = ("key", "id", "image_id", "file_name", "filename", "image/filename")
+BUCKETS = "gs://"  # what ArrayRecord reads beside local files
+WAY_OUT = (
+    "ArrayRecord reads local files and gs:// only; mount the bucket (S3: mount-s3 BUCKET /mnt/BUCKET) and name that "
+    "folder, or copy the shards (aws s3 sync)"
+)
+NEEDS = "gs:// needs pip install gcsfs and credentials, as gcloud auth application-default login makes them"
 SCHEMA = '{"image": bytes, "captions": [text, ...], "label": int or -1, "key": text}'
 
 
@@ -60,7 +67,10 @@ def open_set(component: Component, data: ConfigDict, split: str | None = None, i
 
 
 class Records:
-    """The shards `path/split-*.arrayrecord`, one msgpack map per record, in the order of their names."""
+    """The shards `path/split-*.arrayrecord`, one msgpack map per record, in the order of their names.
+
+    `path` is a folder, or gs://BUCKET/FOLDER, which is read without a copy (needs gcsfs for the list of shards).
+    """
 
     def __init__(self, path: str | os.PathLike, split: str):
         self.name = f"{path}/{split}"
@@ -82,10 +92,23 @@ class Records:
             raise BadRecord(f"{self.name}#{index}: {error}") from error
 
 
-def shards_of(path: str | os.PathLike, split: str) -> list[pathlib.Path]:
+def shards_of(path: str | os.PathLike, split: str) -> list[pathlib.PurePath]:
     """The shards `path/split-NUMBER.arrayrecord`, in the order of their names; another split may begin alike."""
     name = re.compile(re.escape(split) + r"-\d+\.arrayrecord")
-    return sorted(file for file in pathlib.Path(path).glob("*.arrayrecord") if name.fullmatch(file.name))
+    return sorted(file for file in _folder(path).glob("*.arrayrecord") if name.fullmatch(file.name))
+
+
+def _folder(path: str | os.PathLike) -> Any:
+    """A folder, here or in a bucket of Google Cloud Storage; MissingData for one elsewhere or out of reach."""
+    if "://" not in str(path):
+        return pathlib.Path(path)
+    if not str(path).startswith(BUCKETS):
+        raise MissingData(f"{path}: {WAY_OUT}")
+    try:
+        epath.Path(path).exists()
+    except Exception as error:  # of many types, by the client's library; an ImportError where that is missing
+        raise MissingData(f"{path} cannot be listed: {type(error).__name__}: {error} ({NEEDS})") from error
+    return epath.Path(path)
 
 
 def write_records(
@@ -142,7 +165,7 @@ def _checked(fields: Mapping[str, Any], key: str) -> Example:
     return example
 
 
-def _opened(paths: Sequence[pathlib.Path]) -> ArrayRecordDataSource:
+def _opened(paths: Sequence[pathlib.PurePath]) -> ArrayRecordDataSource:
     try:
         return ArrayRecordDataSource([str(path) for path in paths])
     except RuntimeError as error:
@@ -150,7 +173,7 @@ def _opened(paths: Sequence[pathlib.Path]) -> ArrayRecordDataSource:
         raise MissingData(f"{', '.join(broken)}: not readable as ArrayRecord ({error}); write them again") from error
 
 
-def _opens(path: pathlib.Path) -> bool:
+def _opens(path: pathlib.PurePath) -> bool:
     try:
         ArrayRecordDataSource(str(path))
     except RuntimeError:
@@ -161,10 +184,10 @@ def _opens(path: pathlib.Path) -> bool:
 def _missing_records(path: str | os.PathLike, split: str) -> str:
     if not path:
         seen = "data.path is empty"
-    elif not os.path.isdir(path):
+    elif not _folder(path).is_dir():
         seen = f"there is no folder {str(path)!r}"
     else:
-        others = sorted({shard.name.rpartition("-")[0] for shard in pathlib.Path(path).glob("*-*.arrayrecord")})
+        others = sorted({shard.name.rpartition("-")[0] for shard in _folder(path).glob("*-*.arrayrecord")})
         seen = f"{str(path)!r} has " + (f"only the splits {', '.join(others)}" if others else "no shards at all")
     return (
         f"no image-text records: looked for {split}-*.arrayrecord, but {seen}.  Set --config.data.path to a folder "
@@ -223,7 +246,7 @@ def _tfds_builder(path: str, split: str) -> Any:
     if not path:
         raise MissingData("data.path is empty: --config.data.path=NAME, NAME:VERSION or a tfds builder's directory")
     try:
-        builder = tfds.builder_from_directory(path) if os.path.isdir(path) else tfds.builder(path)
+        builder = tfds.builder_from_directory(path) if _folder(path).is_dir() else tfds.builder(path)
     except Exception as error:  # tfds raises many types, with pages of names, for what is not there
         raise MissingData(f"tfds knows no {path!r}: {str(error).splitlines()[0]}") from error
     if split.split("[")[0] not in builder.info.splits:
