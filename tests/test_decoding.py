@@ -269,7 +269,8 @@ import sys
 from detailclip_jax.data import decoding
 
 def peak():  # not getrusage, which begins with what the parent had
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) // 1024
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) // 1024
 
 data = open(sys.argv[1], "rb").read()
 before = peak()

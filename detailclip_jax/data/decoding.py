@@ -18,7 +18,7 @@ no bytes, no picture (an error page) | refused
 
 Refused is BadImage with the reason: training puts the next readable record in its place, evaluation leaves it out, and
 `prepare` has it in its list of rejects.  `prepare --max-side` makes a smaller picture of those that are too large to be
-read whole, up to MAX_FILE_PIXELS.
+read whole, up to MAX_FILE_PIXELS (a PNG of 100 megapixels takes 1 GB of memory while that lasts).
 
 A JPEG is blocks of 8 x 8 cosine coefficients, of which libjpeg computes 4 x 4, 2 x 2 or 1 pixel where less is asked
 for: most of the time and of the memory is saved, and what is left is an average, not a choice, of the pixels.  It is
@@ -226,7 +226,7 @@ def _rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # the conversion would be a copy
 
 
 def orientation_of(image: Image.Image) -> int:
