@@ -116,7 +116,8 @@ def _data() -> ConfigDict:
             "text_buckets": (32, 48),  # a batch's captions are cut to the first that holds the longest; exact; () = off
             "num_workers": 0,
             "prefetch": 2,  # batches kept ready
-            "reducing_gap": 2.0,  # JPEG at 1/2, 1/4, 1/8 of its size where crops stay that many times their views; 0 = off
+            # JPEG at 1/2, 1/4, 1/8 of its size where crops stay that many times their views; 0 = off
+            "reducing_gap": 2.0,
             "max_bad_ratio": 0.01,  # share of unreadable records beyond which the run stops
             "stickers": {"num_scenes": 2**24, "seed": 0},
         }
