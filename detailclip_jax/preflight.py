@@ -6,6 +6,7 @@ Every process makes every check; the first one prints the table, each its own fa
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +111,8 @@ def data(plan: Plan) -> Finding:
     """The data can be read here, and is the same everywhere."""
     fingerprint, parts = provenance.data_fingerprint(plan.source), parts_of(plan.source)
     sets = f" ({plan.source.name})" if len(parts) > 1 else ""
-    height, width = [pipeline.read(part.source, len(part.source) - 1)[1].shape[:2] for part in parts][-1]
+    ends = accumulate(len(part.source) for part in parts)
+    height, width = [pipeline.read(plan.source, end - 1)[1].shape[:2] for end in ends][-1]
     text = f"{plan.config.data.source}: {len(plan.source):,} examples{sets}, the last a picture of {width} x {height}"
     return Finding(f"{text}, fingerprint {fingerprint}", int(fingerprint, 16))
 

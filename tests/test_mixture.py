@@ -278,3 +278,19 @@ def test_stickers_may_be_mixed_in(sets):
     order = order_of(source, 0)
     picked = [source[int(order[position])] for position in range(4)]
     assert [isinstance(example["image"], bytes) for example in picked].count(True) == 2
+
+
+def test_the_check_before_a_launch_reads_every_set(sets, tmp_path):
+    from detailclip_jax import preflight
+
+    def found(path):
+        config = default()
+        config.data.path = path
+        return preflight.data(preflight.Plan(config, tmp_path, open_source(config.data), experiment=None))
+
+    finding = found(f"{sets['a']}@3,{sets['b']}@1")
+    assert (
+        "records: 10 examples (75.0% records:" in finding.text and "a picture of 10 x 12, fingerprint" in finding.text
+    )
+    with pytest.raises(BadRecord, match=r"records:.*: 3: empty"):
+        found(f"{written(tmp_path, 'b', 4, bad=(3,))}@3,{sets['a']}@1")
