@@ -29,11 +29,14 @@ class MadeUp:
         return DISTINCT
 
     def __getitem__(self, index: int) -> Example:
-        """Example `index`; pictures are kept once made."""
-        words = np.random.default_rng(index).choice(WORDS, (2, 10))
-        captions = tuple(" ".join(row) for row in words.tolist())
+        """Example `index`, kept once made: making it is no part of what is measured."""
         data = _encoded(index, self.height, self.width, self.quality)
-        return {"image": data, "captions": captions, "label": -1, "key": f"made-up-{index}"}
+        return {"image": data, "captions": _captions(index), "label": -1, "key": f"made-up-{index}"}
+
+
+@functools.cache
+def _captions(seed: int) -> tuple[str, ...]:
+    return tuple(" ".join(row) for row in np.random.default_rng(seed).choice(WORDS, (2, 10)).tolist())
 
 
 @functools.cache
