@@ -270,7 +270,7 @@ def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
         raise ValueError(f"--seeds {arguments.seeds} must be at least 1")
     for row in rows:
         if row.method not in METHODS:
-            raise ValueError(run_config.unknown("row", row.method, (*METHODS, *CONTROLS)))
+            raise ValueError(base.unknown("row", row.method, (*METHODS, *CONTROLS)))
         config = config_of(row, 0, arguments)
         config.init = ""  # looked at when the run begins
         validate(config)

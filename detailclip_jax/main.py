@@ -36,7 +36,8 @@ USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Flags as absl parses them, after the config's own names were checked: messages, no tracebacks."""
     spec = _config_spec(argv)
-    if not any(re.match(r"--?help", argument) for argument in argv):
+    helps = any(re.match(r"--?help", argument) for argument in argv)
+    if not helps:
         if spec is None:
             _fail("--config is missing. " + _example())
         try:
@@ -49,8 +50,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(list(sys.argv))
     except flags.Error as error:
         _fail(f"{error} (--help lists the flags)")
-    except SystemExit:  # after --help, which absl ends with 1
-        sys.exit(0)
+    except SystemExit as end:
+        sys.exit(0 if helps and end.code == 1 else end.code)  # absl ends with 1 after --help
 
 
 def _example() -> str:

@@ -15,7 +15,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import default
-from detailclip_jax.config import unknown as unknown
 from detailclip_jax.data.components import components, is_endless
 from detailclip_jax.files import replace_text
 

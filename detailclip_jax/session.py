@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import evaluate, provenance
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.config import unknown
 from detailclip_jax.data.lengths import lengths_within, trimmed
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.experiment import Experiment, dummy_batch
 from detailclip_jax.mesh import sharded
 from detailclip_jax.metrics import MetricWriter, NonFiniteError, NoWriter, check_finite
 from detailclip_jax.progress import Clock, Console, progress_line
-from detailclip_jax.run_config import to_json, unknown
+from detailclip_jax.run_config import to_json
 from detailclip_jax.train_state import TrainState
 from detailclip_jax.types import Array, PyTree
 

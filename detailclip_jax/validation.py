@@ -6,17 +6,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax import evaluate, masking
-from detailclip_jax.config import default
+from detailclip_jax.config import default, unknown
 from detailclip_jax.data.caption_rules import check_rule
 from detailclip_jax.data.components import KINDS, components
-from detailclip_jax.data.views import crops_from_config
+from detailclip_jax.data.views import check_reducing_gap, crops_from_config
 from detailclip_jax.losses.distillation import DIVERGENCES
 from detailclip_jax.losses.global_softmax import block_size
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
 from detailclip_jax.models.attention import KERNELS
 from detailclip_jax.models.block import REMAT
-from detailclip_jax.run_config import flatten, unknown
+from detailclip_jax.run_config import flatten
 
 CHOICES: dict[str, Iterable[str]] = {
     "method": METHODS,
@@ -39,7 +39,6 @@ RANGES = {  # field, or the end of its name behind a dot: the smallest and the l
     **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers"), (0, INFINITE)),
     **dict.fromkeys(("data.prefetch", "losses.chunk_logits", "losses.clip_block"), (0, INFINITE)),
     "data.text_buckets": (1, INFINITE),
-    "data.reducing_gap": (0, INFINITE),
     "data.max_bad_ratio": (0, 1),
     "model.context_length": (3, INFINITE),  # start, a word, end
     "model.drop_path": (0, 1),
@@ -72,6 +71,7 @@ def validate(config: ConfigDict) -> None:
         _check_range(name, value)
     components(config.data)
     check_rule(config.data.caption)
+    check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
     _check_crops(config)
     _check_best_metric(config)
     block_size(config.losses.clip_block, 1, config.batch_size)

@@ -53,6 +53,12 @@ def test_mistakes_in_flags_get_a_message(flags, message):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("flags", [[], ["--help"]])
+def test_a_config_that_ends_the_program_gives_its_own_status(tmp_path, flags):
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(3)\n")
+    assert finished(f"--config={tmp_path}/ends.py", *flags).returncode == 3
+
+
 def test_the_promised_field_method_brings_its_recipe():
     argv = ["main", "--config", SMALLEST, "--config.seed=1", "--config.method=clip"]
     assert with_recipe(argv, SMALLEST)[2:] == [f"{SMALLEST}:method=clip", *argv[3:]]

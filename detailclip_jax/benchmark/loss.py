@@ -14,11 +14,11 @@ from detailclip_jax import forward
 from detailclip_jax import mesh as meshes
 from detailclip_jax.benchmark import counting, report, timing
 from detailclip_jax.benchmark.variants import Variant
+from detailclip_jax.config import unknown
 from detailclip_jax.experiment import Experiment
 from detailclip_jax.forward import Context, Forward
 from detailclip_jax.models import sizes
 from detailclip_jax.progress import Console
-from detailclip_jax.run_config import unknown
 from detailclip_jax.types import PyTree
 
 ALL, TEMPERATURE = "all", 0.05

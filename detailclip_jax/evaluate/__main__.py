@@ -117,8 +117,8 @@ def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namesp
 
 def check(arguments: argparse.Namespace) -> None:
     """ValueError for numbers and names that cannot be meant."""
+    from detailclip_jax.config import unknown
     from detailclip_jax.evaluate.protocols import PROTOCOLS
-    from detailclip_jax.run_config import unknown
 
     for name in ("num_examples", "batch_size"):
         value = getattr(arguments, name)

@@ -23,6 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 from absl import logging
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import unknown
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluate import sets, stickers, tasks
 from detailclip_jax.evaluate.bench import Bench
@@ -33,7 +34,6 @@ from detailclip_jax.evaluate.segmentation import LinearSegmentation
 from detailclip_jax.evaluate.sets import Sets
 from detailclip_jax.evaluate.tasks import KINDS, Prepared, Setting
 from detailclip_jax.evaluate.zero_shot import ZeroShot
-from detailclip_jax.run_config import unknown
 from detailclip_jax.train_state import TrainState, weights
 from detailclip_jax.types import Params
 

@@ -17,6 +17,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from detailclip_jax.checkpoint import all_processes
+from detailclip_jax.config import unknown
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.evaluate import paper
 from detailclip_jax.evaluate.bench import BATCH_SIZE, Bench, Watch, counted
@@ -29,7 +30,6 @@ from detailclip_jax.evaluate.subject import Subject
 from detailclip_jax.evaluate.tasks import KINDS, Prepared, Setting, Task
 from detailclip_jax.processes import STATUS
 from detailclip_jax.progress import Console, Meter
-from detailclip_jax.run_config import unknown
 
 CACHE = "embeddings"  # below the folder of results
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from detailclip_jax.config import unknown
 from detailclip_jax.data import labelled
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.data.stickers import Stickers, noun_names
 from detailclip_jax.evaluate.reading import Subset
 from detailclip_jax.provenance import data_fingerprint
-from detailclip_jax.run_config import unknown
 
 STICKERS = {
     "stickers": "unseen scenes of the training drawings",

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from detailclip_jax import ema, inference
 from detailclip_jax import mesh as meshes
 from detailclip_jax.checkpoint import FOLDER
+from detailclip_jax.config import unknown
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluate.bench import Tokenize
-from detailclip_jax.run_config import unknown
 from detailclip_jax.types import Params
 
 WEIGHTS = ("student", "ema")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import unknown
 from detailclip_jax.data.labelled import KNOWN, LabelledSet
 from detailclip_jax.data.stickers import zero_shot_prompts
 from detailclip_jax.evaluate import knn, linear, paper, stickers
@@ -17,7 +18,6 @@ from detailclip_jax.evaluate.reading import captions_of, cropped, plain
 from detailclip_jax.evaluate.retrieval import retrieval_metrics
 from detailclip_jax.evaluate.segmentation import LinearSegmentation
 from detailclip_jax.evaluate.sets import STICKERS, Sets
-from detailclip_jax.run_config import unknown
 
 Measured = Iterator[tuple[str, Metric]]
 JOINT = ("image", "image_projection", "text", "text_projection")
