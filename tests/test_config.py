@@ -272,6 +272,7 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
         ({"model.dtype": "float16"}, "unknown model.dtype 'float16'"),
         ({"evaluate_every": -1}, "evaluate_every -1 must be at least 0"),
         ({"masking.ratio": 1.5}, "masking.ratio 1.5 must be from 0 to 1"),
+        ({"data.reducing_gap": 0.5}, r"^data.reducing_gap 0.5 must be 0 \(all pixels are decoded\) or at least 1"),
         ({"data.max_bad_ratio": 2.0}, "data.max_bad_ratio 2.0 must be from 0 to 1"),
         ({"views.crops.global.scale": (1.0, 0.5)}, r"scale \(1.0, 0.5\) must not fall: write \(0.5, 1.0\)"),
         ({"views.crops.global.scale": (0.0, 1.0)}, r"views.crops.global.scale \(0.0, 1.0\) must be greater than 0"),

@@ -28,7 +28,7 @@ from detailclip_jax.data.decoding import BadImage, picture_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.data.views import REDUCING_GAP, Crop, crops_from_config, make_masks, make_views
+from detailclip_jax.data.views import REDUCING_GAP, Crop, check_reducing_gap, crops_from_config, make_masks, make_views
 from detailclip_jax.data.workers import Prefetched
 
 Batch = dict[str, Any]
@@ -89,8 +89,7 @@ class Stream:
         check_rule(self.caption)
         if not len(self.source):
             raise ValueError(f"the source {self.source!r} has no examples")
-        if 0 < self.reducing_gap < 1:
-            raise ValueError(f"reducing_gap {self.reducing_gap} must be 0 (all pixels are decoded) or at least 1")
+        check_reducing_gap(self.reducing_gap)
         self._order: Any = mixture.order_of(self.source, self.seed)
 
     def __getitem__(self, position: int) -> dict[str, Any]:

@@ -231,6 +231,12 @@ def reduction_for(boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop], red
     return min(shorter[name] / (reducing_gap * crops[name].size) for name in boxes)
 
 
+def check_reducing_gap(gap: int | float, name: str = "reducing_gap") -> None:
+    """ValueError for a gap at which a reduced picture would be enlarged again, or none at all."""
+    if gap != 0 and not gap >= 1:
+        raise ValueError(f"{name} {gap} must be 0 (all pixels are decoded) or at least 1")
+
+
 def _views(
     picture: Decoded, crop: Crop, boxes: list[Box], rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]:
