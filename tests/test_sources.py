@@ -85,6 +85,14 @@ def test_written_split_is_not_overwritten(tmp_path):
         write_records(tmp_path, examples(1))
 
 
+@pytest.mark.parametrize("path", ["gs://bucket/set", "s3://bucket/set", pathlib.Path("gs://bucket/set")])
+def test_an_address_is_not_written_to_as_a_local_folder(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="bucket/set: shards are written to local or mounted folders; mount"):
+        write_records(path, examples(1))
+    assert not list(tmp_path.iterdir())
+
+
 def test_interrupted_writing_leaves_whole_shards_only(tmp_path):
     def stream():
         yield from examples(4)

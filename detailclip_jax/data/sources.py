@@ -31,6 +31,7 @@ WAY_OUT = (
     "ArrayRecord reads local files and gs:// only; mount the bucket (S3: mount-s3 BUCKET /mnt/BUCKET) and name that "
     "folder, or copy the shards (aws s3 sync)"
 )
+ADDRESS = re.compile(r"[a-z0-9+.-]{2,}:/")  # pathlib leaves one of its two slashes
 NEEDS = "gs:// needs pip install gcsfs and credentials, as gcloud auth application-default login makes them"
 SCHEMA = '{"image": bytes, "captions": [text, ...], "label": int or -1, "key": text}'
 
@@ -123,8 +124,14 @@ def write_records(
 
         write_records("/data/yfcc15m", ({"image": jpeg, "captions": [title, text]} for ...))
 
-    Raises FileExistsError where the split has shards already, and ValueError for an example of another form.
+    Raises FileExistsError where the split has shards already, and ValueError for an example of another form and for
+    gs://, s3:// and the like.
     """
+    if ADDRESS.match(str(path)):
+        raise ValueError(
+            f"{path}: shards are written to local or mounted folders; mount the bucket (gcsfuse, mount-s3), or copy "
+            "them when they are finished (gcloud storage rsync -r): training reads gs://"
+        )
     folder = pathlib.Path(path)
     if existing := shards_of(folder, split):
         raise FileExistsError(f"{existing[0]} is there already; remove the split's shards or choose another path")
