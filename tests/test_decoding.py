@@ -199,6 +199,18 @@ def test_a_jpeg_damaged_behind_its_header_is_refused_when_it_is_decoded(reductio
         found.decoded(reduction)
 
 
+def test_damage_inside_a_jpeg_that_libjpeg_fills_up_is_not_seen():
+    """Zeros over a part of the coefficients, by OpenCV and by Pillow; in a PNG its checksum tells."""
+    sound = encoded(picture(200, 300))
+    middle, whole = len(sound) // 2, decoding.decode(sound)
+    for behind in (b"", b"\0"):  # with bytes behind the end marker Pillow decodes
+        found = decoding.decode(sound[:middle] + bytes(100) + sound[middle + 100 :] + behind)
+        assert found.shape == whole.shape and levels(found, whole).max() > 50
+    png = encoded(picture(200, 300), "PNG")
+    with pytest.raises(BadImage, match="truncated or damaged"):
+        decoding.decode(png[: len(png) // 2] + bytes(100) + png[len(png) // 2 + 100 :])
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_damaged_bytes_give_a_picture_or_are_refused(format):
     """Whatever becomes of a file, it is a picture of the size that its header says, or BadImage."""

@@ -13,7 +13,8 @@ animated or of several pages         | the first frame (GIF, WebP, APNG, TIFF)
 JPEG of more than MAX_PIXELS         | decoded at 1/2, 1/4 or 1/8 of its size, so that at most these come out
 that, progressive; other formats     | refused by the header: they are decoded whole or not at all
 more than MAX_FILE_PIXELS            | refused by the header: a decompression bomb
-truncated, damaged                   | refused
+truncated, a JPEG without its end    | refused
+damaged                              | refused where the decoder sees it; what libjpeg fills up in a JPEG it does not
 no bytes, no picture (an error page) | refused
 
 Refused is BadImage with the reason: training puts the next readable record in its place, evaluation leaves it out, and
@@ -89,7 +90,7 @@ class Decoded:
 class Encoded:
     """A picture of which the header alone is read; `reductions` are those that keep it within the limit of pixels.
 
-    All else raises BadImage where the bytes turn out to be truncated or damaged.
+    All else raises BadImage where the bytes turn out to be truncated, or damaged so that the decoder sees it.
     """
 
     data: bytes
