@@ -48,6 +48,27 @@ def test_a_restart_lists_none_twice(tmp_path):
     assert (tmp_path / "bad.txt").read_text() == "a: empty\nb: two lines\n"
 
 
+def test_names_of_any_script_are_listed_under_any_locale(tmp_path):
+    """Where the locale's encoding is ASCII, Path.write_text and its like refuse them; half a character is \\udcff."""
+    code = (
+        "import sys; from detailclip_jax.data.bad_records import BadRecords\n"
+        "for _ in range(2): BadRecords(1.0, sys.argv[1]).add(['\\u732b.jpg: empty', 'caf\\udcff.jpg: empty'], 2)"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "bad.txt"], env=os.environ | locale, check=True, timeout=60)
+    assert (tmp_path / "bad.txt").read_bytes().decode("utf-8") == "猫.jpg: empty\ncaf\\udcff.jpg: empty\n"
+
+
+def test_a_line_that_a_kill_tore_stays_alone(tmp_path):
+    (tmp_path / "bad.txt").write_bytes("a: empty\nb: 猫".encode()[:-1])
+    for _ in range(2):
+        bad = BadRecords(1.0, tmp_path / "bad.txt")
+        for record in ("a: empty", "b: 猫", "c: empty"):
+            bad.add([record], num_seen=1)
+    whole = "a: empty\nb: 猫".encode()[:-1] + "\nb: 猫\nc: empty\n".encode()
+    assert (tmp_path / "bad.txt").read_bytes() == whole
+
+
 def test_without_bad_records_there_is_no_file(tmp_path):
     BadRecords(0.0, tmp_path / "bad.txt").add([], num_seen=200)
     assert not list(tmp_path.iterdir())

@@ -34,8 +34,9 @@ class BadRecords:
         self.max_ratio = max_ratio
         self.count = self.num_seen = 0
         self._file = pathlib.Path(file) if file else None
-        known = self._file.read_text().splitlines() if self._file and self._file.exists() else ()
-        self._named = dict.fromkeys(known)
+        known = self._file.read_text("utf-8", "replace") if self._file and self._file.exists() else ""
+        self._named = dict.fromkeys(known.splitlines())
+        self._torn = bool(known) and not known.endswith("\n")  # by a kill while it was written
 
     def add(self, records: Sequence[str], num_seen: int) -> None:
         """Takes the unreadable records among `num_seen` more."""
@@ -58,7 +59,7 @@ class BadRecords:
         return TooManyBadRecords(message, records, self._file or "")
 
     def _name(self, records: Sequence[str]) -> None:
-        lines = dict.fromkeys(" ".join(record.split()) for record in records)
+        lines = dict.fromkeys(_line(record) for record in records)
         new = [line for line in lines if line not in self._named]
         for number, line in enumerate(new, len(self._named)):
             if number < MAX_SHOWN:
@@ -67,5 +68,12 @@ class BadRecords:
                 logging.warning("further unreadable records are named in %s only", self._file or "the final message")
         self._named |= dict.fromkeys(new)
         if self._file and new:
-            with self._file.open("a") as file:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write("\n" if self._torn else "")
                 file.writelines(f"{line}\n" for line in new)
+            self._torn = False
+
+
+def _line(record: str) -> str:
+    """A record's text in one line of UTF-8: names of files may hold bytes that are none."""
+    return " ".join(record.split()).encode("utf-8", "backslashreplace").decode("utf-8")
