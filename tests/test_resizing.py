@@ -1,10 +1,12 @@
 """The resize against Pillow's, byte for byte."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from detailclip_jax.data import resizing
+from detailclip_jax.data import images, resizing
 
 PILLOWS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 SHAPES = {
@@ -65,7 +67,7 @@ def test_black_and_white_stay_within_bytes(filter):
 
 @pytest.mark.parametrize("filter", ["bicubic", "bilinear"])
 def test_weights_add_up_to_one(filter):
-    sums = resizing.weights(353, 224, filter).sum(axis=1) / 2**resizing.FIXED_POINT_BITS
+    sums = resizing.taps(353, 224, filter, 0, 353, 0, 224).matrix.sum(axis=1) / 2**resizing.FIXED_POINT_BITS
     np.testing.assert_allclose(sums, 1.0, atol=1e-5)
 
 
@@ -94,3 +96,44 @@ def test_a_box_between_the_pixels_is_pillows(filter, box):
     narrowed = Image.fromarray(image).resize((32, 80), PILLOWS[filter], (left, 0, right, 80))
     expected = narrowed.resize((32, 24), PILLOWS[filter], (0, top, 32, bottom))
     np.testing.assert_array_equal(resizing.resize(image, 24, 32, filter, box), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    "shapes", [((90, 130), (64, 64)), ((40, 30), (64, 64)), ((64, 300), (64, 90)), ((300, 64), (90, 64))]
+)
+def test_a_window_is_that_part_of_the_whole(shapes):
+    image, (height, width) = noise(*shapes[0]), shapes[1]
+    x0, y0, x1, y1 = 5, 11, 37, 60
+    window = resizing.resize(image, height, width, "bilinear", window=(x0, y0, x1, y1))
+    np.testing.assert_array_equal(window, resizing.resize(image, height, width, "bilinear")[y0:y1, x0:x1])
+
+
+def peak(call):
+    """Bytes at most held by what a call allocates; NumPy tells tracemalloc."""
+    tracemalloc.start()
+    call()
+    try:
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_middle_of_a_long_thin_picture_takes_little_memory():
+    """Whole it would be 224 x 1,120,000 pixels, 750 MB."""
+    image = noise(1, 5000)
+    assert peak(lambda: images.evaluation_view(image, 224)) < 20e6
+
+
+def test_large_results_are_made_in_blocks():
+    image = noise(1500, 2000)
+    result, allowed = 1400 * 1900 * 3, 1500 * 1900 * 3
+    assert peak(lambda: resizing.resize(image, 1400, 1900)) < result + allowed + 30e6
+
+
+def test_what_is_kept_is_bounded_in_bytes():
+    kept = resizing._kept_taps(resizing.KEPT_SIDE, 224, "bicubic", 0, resizing.KEPT_SIDE, 0, 224).matrix
+    assert (kept.data.nbytes + kept.indices.nbytes + kept.indptr.nbytes) * resizing.KEPT_TAPS < 45e6
+    before = resizing._kept_taps.cache_info().currsize
+    resizing.resize(noise(2, resizing.KEPT_SIDE + 1), 2, 16)
+    resizing.resize(noise(20, 20), 8, 8, box=(0.5, 0.5, 19, 19))
+    assert resizing._kept_taps.cache_info().currsize == before

@@ -45,19 +45,27 @@ def _nearest(num: int, wanted: int) -> Int32[np.ndarray, " wanted"]:
 
 def center_crop(image: Shaped[np.ndarray, "H W *c"], size: int) -> Shaped[np.ndarray, "size size *c"]:
     """The middle square, with torchvision's rounding; ValueError for a picture smaller than it."""
-    height, width = image.shape[:2]
+    left, top = _center(image.shape[0], image.shape[1], size)
+    return image[top : top + size, left : left + size]
+
+
+def _center(height: int, width: int, size: int) -> tuple[int, int]:
+    """Where the middle square begins: x, y."""
     if min(height, width) < size:
         raise ValueError(f"a crop of {size} pixels does not fit into {height} x {width}; resize first")
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return image[top : top + size, left : left + size]
+    return round((width - size) / 2), round((height - size) / 2)
 
 
 def evaluation_view(
     image: UInt8[np.ndarray, "H W 3"], size: int, shorter_side: int | None = None, filter: str = "bilinear"
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """Shorter side resized to `shorter_side` (default: `size`), center square of `size` (SLIP's protocol)."""
+    """Shorter side resized to `shorter_side` (default: `size`), center square of `size` (SLIP's protocol).
+
+    Only that square is made, however long the other side would be.
+    """
     height, width = _shorter_side_resized(image.shape, shorter_side or size)
-    return center_crop(resize(image, height, width, filter), size)
+    left, top = _center(height, width, size)
+    return resize(image, height, width, filter, window=(left, top, left + size, top + size))
 
 
 def evaluation_mask(

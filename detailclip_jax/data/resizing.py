@@ -9,6 +9,7 @@ older one, the rows come first, so that a run's views do not depend on the versi
 
 import functools
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,11 +17,13 @@ from jaxtyping import Float64, Int32, UInt8
 from scipy.sparse import csr_array
 
 FIXED_POINT_BITS = 22
-BLOCK_ROWS = 128  # of the picture at a time, so that its 32-bit copy stays small however large the picture
-KEPT_MATRICES = 1024  # 25 KB each for crops of photos to 224 pixels
+# What is held in 32 bits at a time, however large the picture: so many rows of it, then so many values of a row
+BLOCK_ROWS, BLOCK_VALUES = 128, 1024
+KEPT_TAPS, KEPT_SIDE = 1024, 1024  # matrices, of sides up to so many pixels: at most 40 MB for views of 224 pixels
 
 Number = int | float
 Box = tuple[Number, Number, Number, Number]
+Window = tuple[int, int, int, int]
 
 
 def bicubic(x: Float64[np.ndarray, "*s"]) -> Float64[np.ndarray, "*s"]:
@@ -38,62 +41,94 @@ def bilinear(x: Float64[np.ndarray, "*s"]) -> Float64[np.ndarray, "*s"]:
 FILTERS = {"bicubic": (bicubic, 2.0), "bilinear": (bilinear, 1.0)}  # and how far each reaches
 
 
+class Taps(NamedTuple):
+    """What the pixels of a result take of pixels `first` to `last` (outside) of the picture along one side."""
+
+    matrix: csr_array | None  # int32 [results, last - first], rows of sum 2^22 but for rounding; None: all as they are
+    first: int
+    last: int
+
+
 def resize(
-    image: UInt8[np.ndarray, "H W 3"], height: int, width: int, filter: str = "bicubic", box: Box | None = None
+    image: UInt8[np.ndarray, "H W 3"],
+    height: int,
+    width: int,
+    filter: str = "bicubic",
+    box: Box | None = None,
+    window: Window | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Antialiased resize, byte for byte Pillow's, rows first; `filter` is a key of FILTERS.
 
     A `box`, xyxy in pixels with sides that may lie between them, is resized instead of the whole; as in Pillow the
-    filter reaches beyond it where the picture does.
+    filter reaches beyond it where the picture does.  Of the result only the `window`, xyxy in its pixels, is made.
 
         resize(image, 224, 224)                 # as Image.fromarray(image).resize((224, 224), BICUBIC)
     """
     left, top, right, bottom = box or (0, 0, image.shape[1], image.shape[0])
-    strips = [image[first : first + BLOCK_ROWS] for first in range(0, len(image), BLOCK_ROWS)]
-    rows = [_narrowed(strip, width, filter, left, right) for strip in strips]
-    return _shortened(np.concatenate(rows) if len(rows) > 1 else rows[0], height, filter, top, bottom)
+    x0, y0, x1, y1 = window or (0, 0, width, height)
+    columns = taps(image.shape[1], width, filter, left, right, x0, x1)
+    rows = taps(image.shape[0], height, filter, top, bottom, y0, y1)
+    return _summed(rows, _narrowed(columns, image[rows.first : rows.last, columns.first : columns.last]))
 
 
-def _narrowed(
-    image: UInt8[np.ndarray, "H W 3"], width: int, filter: str, left: Number, right: Number
-) -> UInt8[np.ndarray, "H w 3"]:
-    if (left, right) == (0, width) == (0, image.shape[1]):
+def _narrowed(columns: Taps, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H w 3"]:
+    if columns.matrix is None:
         return image
-    return cv2.transpose(_shortened(cv2.transpose(image), width, filter, left, right))
+    narrowed = np.empty((len(image), columns.matrix.shape[0], 3), np.uint8)
+    for start in range(0, len(image), BLOCK_ROWS):
+        strip = image[start : start + BLOCK_ROWS]
+        narrowed[start : start + BLOCK_ROWS] = cv2.transpose(_summed(columns, cv2.transpose(strip)))
+    return narrowed
 
 
-def _shortened(
-    image: UInt8[np.ndarray, "H W 3"], height: int, filter: str, top: Number, bottom: Number
-) -> UInt8[np.ndarray, "h W 3"]:
-    if (top, bottom) == (0, height) == (0, len(image)):
+def _summed(rows: Taps, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h W 3"]:
+    if rows.matrix is None:
         return image
-    sums = weights(len(image), height, filter, top, bottom) @ image.reshape(len(image), -1).astype(np.int32)
-    return _to_bytes(sums).reshape(height, *image.shape[1:])
+    values = image.reshape(len(image), -1)
+    summed = np.empty((rows.matrix.shape[0], values.shape[1]), np.uint8)
+    for start in range(0, values.shape[1], BLOCK_VALUES):
+        block = slice(start, start + BLOCK_VALUES)
+        summed[:, block] = _levels(rows.matrix @ values[:, block].astype(np.int32))
+    return summed.reshape(len(summed), *image.shape[1:])
 
 
-def _to_bytes(sums: Int32[np.ndarray, "*s"]) -> UInt8[np.ndarray, "*s"]:
+def _levels(sums: Int32[np.ndarray, "*s"]) -> Int32[np.ndarray, "*s"]:
+    """0 to 255."""
     sums += 1 << (FIXED_POINT_BITS - 1)  # half, so that the shift rounds
     sums >>= FIXED_POINT_BITS
-    return sums.clip(0, 255, out=sums).astype(np.uint8)
+    return sums.clip(0, 255, out=sums)
 
 
-@functools.lru_cache(KEPT_MATRICES)
-def weights(num: int, wanted: int, filter: str = "bicubic", start: Number = 0, stop: Number = 0) -> csr_array:
-    """What each of `wanted` pixels takes of `num`: int32 [wanted, num], rows that add up to 2^22 but for rounding.
+def taps(num: int, wanted: int, filter: str, start: Number, stop: Number, first: int, last: int) -> Taps:
+    """Of resizing pixels `start` to `stop` out of `num` to `wanted`: what results `first` to `last` take.
 
-    With a scale of (stop - start) / wanted, pixel i sits at start + (i + .5) scale, and the filter is stretched by the
-    scale where that shrinks; `stop` 0 is `num`.
+    With a scale of (stop - start) / wanted, result i sits at start + (i + .5) scale, and the filter is stretched by the
+    scale where that shrinks.
     """
+    if (start, stop) == (0, num) == (0, wanted):
+        return Taps(None, first, last)
+    is_kept = (start, stop, first, last) == (0, num, 0, wanted) and num <= KEPT_SIDE
+    make = _kept_taps if is_kept else _taps
+    return make(num, wanted, filter, start, stop, first, last)
+
+
+def _taps(num: int, wanted: int, filter: str, start: Number, stop: Number, first: int, last: int) -> Taps:
     kernel, reach = FILTERS[filter]
-    scale = ((stop or num) - start) / wanted
+    scale = (stop - start) / wanted
     stretch = max(scale, 1.0)
-    centers = start + (np.arange(wanted) + 0.5) * scale
-    first = np.maximum((centers - reach * stretch + 0.5).astype(int), 0)
-    last = np.minimum((centers + reach * stretch + 0.5).astype(int), num)
-    taken = first[:, None] + np.arange(2 * math.ceil(reach * stretch) + 1)
-    inside = taken < last[:, None]
+    centers = start + (np.arange(first, last) + 0.5) * scale
+    begin = np.maximum((centers - reach * stretch + 0.5).astype(int), 0)
+    end = np.minimum((centers + reach * stretch + 0.5).astype(int), num)
+    taken = begin[:, None] + np.arange(2 * math.ceil(reach * stretch) + 1)
+    inside = taken < end[:, None]
     shares = kernel(np.abs(taken - centers[:, None] + 0.5) / stretch) * inside
     shares /= shares.sum(1, keepdims=True)
-    starts = np.append(0, np.cumsum(inside.sum(1)))
+    starts = np.append(0, np.cumsum(inside.sum(1))).astype(np.int32)
     fixed = np.trunc(shares[inside] * (1 << FIXED_POINT_BITS) + np.copysign(0.5, shares[inside]))
-    return csr_array((fixed.astype(np.int32), taken[inside], starts), shape=(wanted, num))
+    low, high = int(begin[0]), int(end[-1])
+    places = (taken[inside] - low).astype(np.int32)
+    matrix = csr_array((fixed.astype(np.int32), places, starts), shape=(last - first, high - low))
+    return Taps(matrix, low, high)
+
+
+_kept_taps = functools.lru_cache(KEPT_TAPS)(_taps)
