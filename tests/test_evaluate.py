@@ -21,6 +21,7 @@ from detailclip_jax.evaluate import (
     run_all,
     stickers,
 )
+from detailclip_jax.evaluate.findings import Unmeasurable
 from detailclip_jax.evaluate.kept_objects import KeptObjects, touched
 from detailclip_jax.evaluate.retrieval import Retrieval
 from detailclip_jax.evaluate.zero_shot import ZeroShot
@@ -124,7 +125,7 @@ def test_kept_objects_of_attention_on_objects_and_off_them():
 
 def test_nothing_to_evaluate_is_an_error():
     evaluator = ZeroShot(Fake(), batches=[], prompts=[["a frog"]], tokenize=fake_tokenize)
-    with pytest.raises(ValueError, match="no example"):
+    with pytest.raises(Unmeasurable, match="no example"):
         list(evaluator.run({"shift": 0}))
 
 

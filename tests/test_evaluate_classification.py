@@ -5,6 +5,7 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from detailclip_jax.evaluate import classification
+from detailclip_jax.evaluate.findings import Unmeasurable
 from detailclip_jax.evaluate.metrics import class_embeddings
 
 
@@ -74,7 +75,7 @@ def test_roc_auc_of_one_kind_is_not_a_number():
 
 def test_roc_auc_needs_two_classes():
     images, classes, labels = drawn(classes=3)
-    with pytest.raises(ValueError, match="two classes, not of 3"):
+    with pytest.raises(Unmeasurable, match="two classes, not of 3"):
         list(classification.zero_shot_metrics(images, classes, labels, "roc_auc"))
 
 

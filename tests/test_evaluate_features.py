@@ -5,6 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from detailclip_jax.evaluate import knn, linear
+from detailclip_jax.evaluate.findings import Unmeasurable
 
 
 def rng(seed=0):
@@ -50,7 +51,7 @@ def test_an_example_finds_itself_first():
 def test_k_beyond_the_training_set_is_left_out():
     (train, labels), (test, truth) = drawn(12), drawn(5, seed=3)
     assert {name.partition("_")[0] for name, _ in knn.knn_metrics(train, labels, test, truth, 5)} == {"k10"}
-    with pytest.raises(ValueError, match="at least 10 training examples; there are 4"):
+    with pytest.raises(Unmeasurable, match="at least 10 training examples; there are 4"):
         list(knn.knn_metrics(train[:4], labels[:4], test, truth, 5))
 
 

@@ -21,11 +21,12 @@ from PIL import Image
 from detailclip_jax import evaluate, train
 from detailclip_jax.data import labelled, sprites
 from detailclip_jax.data.images import evaluation_view
-from detailclip_jax.data.sources import MissingData
+from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluate import bench, embedding, evaluators, metrics, paper, reading, results, runner
 from detailclip_jax.evaluate.cache import Cache
 from detailclip_jax.evaluate.evaluators import check, plan, run_all
+from detailclip_jax.evaluate.findings import Unmeasurable
 from detailclip_jax.mesh import make_mesh, replicated
 from detailclip_jax.progress import Console
 
@@ -45,7 +46,7 @@ def test_a_label_without_a_class_fails_and_is_not_left_out(label):
     image = np.zeros((8, 8, 3), np.uint8)
     source = [{"image": image, "label": each, "captions": (), "key": ""} for each in (0, label, 1)]
     data = labelled.LabelledSet("animals", source, ("cat", "dog"), "", None)
-    with pytest.raises(ValueError, match=f"animals has 2 classes, but example 1 has the label {label}"):
+    with pytest.raises(Unmeasurable, match=f"animals has 2 classes, but example 1 has the label {label}"):
         bench.Bench(Flat, {}, Tokenizer(8), batch_size=2).images(data, reading.plain(8))
 
 
@@ -133,7 +134,7 @@ def test_a_subset_is_evenly_spaced():
 
 
 def test_a_picture_without_captions_is_named():
-    with pytest.raises(ValueError, match="example 2 has no caption"):
+    with pytest.raises(Unmeasurable, match="example 2 has no caption"):
         reading.captions_of(Pictures(), [2])
 
 
@@ -412,7 +413,11 @@ def test_a_remark_on_a_metric_is_kept_and_shown(tmp_path):
 @pytest.mark.parametrize(
     ("error", "ends"),
     [
-        (ValueError("label 7 has no class"), False),
+        (Unmeasurable("label 7 has no class"), False),
+        (BadRecord("record 3 is cut off"), True),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), True),
+        (json.JSONDecodeError("Expecting value", "", 0), True),
+        (ValueError("Cannot load file containing pickled data"), True),
         (OSError("no space left"), True),
         (MemoryError(), True),
         (ValueError("UNKNOWN: connection reset by peer"), True),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax.evaluate import metrics
+from detailclip_jax.evaluate.findings import Unmeasurable
 
 
 def rng(seed=0):
@@ -58,7 +59,7 @@ def test_class_embeddings_equal_a_loop_in_any_order():
 
 
 def test_a_class_without_a_prompt_is_named():
-    with pytest.raises(ValueError, match=r"classes \[1, 3\] of 4"):
+    with pytest.raises(Unmeasurable, match=r"classes \[1, 3\] of 4"):
         metrics.class_embeddings(np.ones((2, 3), np.float32), np.array([0, 2]), 4)
 
 
@@ -102,7 +103,7 @@ def test_duplicate_captions_are_right_for_both_images():
 
 
 def test_an_image_without_a_caption_is_refused():
-    with pytest.raises(ValueError, match="query 1 has no right entry"):
+    with pytest.raises(Unmeasurable, match="query 1 has no right entry"):
         metrics.retrieval_ranks(
             np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), np.zeros(2, int), np.arange(2)
         )
@@ -125,7 +126,7 @@ def test_bootstrap_interval_covers_the_binomial_one_and_is_seeded():
     assert high == pytest.approx(0.3 + half, abs=0.01)
     assert metrics.bootstrap_interval(np.mean, hits) == (low, high)
     assert metrics.bootstrap_interval(np.mean, hits, seed=1) != (low, high)
-    with pytest.raises(ValueError, match="at least one example"):
+    with pytest.raises(Unmeasurable, match="at least one example"):
         metrics.bootstrap_interval(np.mean, hits[:0])
 
 

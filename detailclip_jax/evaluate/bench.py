@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluate.cache import Cache, NoCache
 from detailclip_jax.evaluate.embedding import EvaluationBatch, gather, mesh_of, own_rows, text_batches
+from detailclip_jax.evaluate.findings import Unmeasurable
 from detailclip_jax.evaluate.metrics import class_embeddings
 from detailclip_jax.evaluate.reading import ImageBatches, Transform, sample_digest
 from detailclip_jax.evaluate.zero_shot import owners
@@ -62,7 +63,7 @@ class Bench:
         self.num_unreadable = 0  # over all processes
 
     def images(self, data: LabelledSet, transform: Transform, part: str = "image") -> Embedded:
-        """`encode.<part>` of all pictures of a set; ValueError where none can be read, or a label has no class."""
+        """`encode.<part>` of all pictures of a set; Unmeasurable where none can be read, or a label has no class."""
         marks = {"data": data.fingerprint, "sample": sample_digest(data.source) if self.digest else ""}
         key = {"weights": self.digest, **marks, "transform": list(transform), "part": part}
         made = self.cache.get(key, lambda: self._embed_images(data, transform, part))
@@ -71,7 +72,7 @@ class Bench:
         self.num_unreadable += len(data.source) - len(made["index"])
         if not len(made["index"]):
             why = f"; the first: {unreadable[0]}" if unreadable else ""
-            raise ValueError(f"{data.name}: none of its {len(data.source)} pictures can be read{why}")
+            raise Unmeasurable(f"{data.name}: none of its {len(data.source)} pictures can be read{why}")
         check_labels(data, made["labels"], made["index"])
         return Embedded(made["features"], made["labels"], made["index"], unreadable)
 
@@ -112,11 +113,11 @@ class Bench:
 
 
 def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.ndarray, "n"]) -> None:
-    """ValueError for a label that the set has no class for; checked when all are known, so that no process goes on."""
+    """Unmeasurable for a label that the set has no class for; looked for when all are known, by all processes."""
     wrong = np.flatnonzero((labels < 0) | (labels >= len(data.classes)))
     if data.classes and len(wrong):
         first = f"example {index[wrong[0]]} has the label {labels[wrong[0]]}"
-        raise ValueError(f"{data.name} has {len(data.classes)} classes, but {first}: these names are of another set")
+        raise Unmeasurable(f"{data.name} has {len(data.classes)} classes, but {first}: these names are of another set")
 
 
 def _digest(array: np.ndarray) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from detailclip_jax.evaluate.findings import Unmeasurable
 from detailclip_jax.evaluate.metrics import (
     Metric,
     bootstrap_interval,
@@ -100,7 +101,7 @@ def roc_auc(scores: Float[np.ndarray, "n"], positive: np.ndarray) -> float:
 def roc_auc_metric(margins: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"], num_classes: int) -> Metric:
     """Area under the ROC curve of class 1 against class 0, chance 1/2, with an interval over examples."""
     if num_classes != 2:
-        raise ValueError(f"roc_auc is of two classes, not of {num_classes}")
+        raise Unmeasurable(f"roc_auc is of two classes, not of {num_classes}")
     low, high = bootstrap_interval(_finite_auc, margins, labels)
     return Metric(roc_auc(margins, labels == 1), n=len(labels), chance=0.5, low=low, high=high)
 

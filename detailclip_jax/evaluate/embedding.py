@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Int
 
 from detailclip_jax import mesh as meshes
+from detailclip_jax.evaluate.findings import Unmeasurable
 from detailclip_jax.types import Params
 
 EvaluationBatch = Mapping[str, np.ndarray]
@@ -33,7 +34,7 @@ def gather(function: Callable[[Mapping[str, Any]], Any], batches: Batches, mesh:
 
     The next batches are read while the devices work on the last ones.  With a `mesh` the rows of every batch are
     spread over its devices, those of other processes among them; all processes must call this together, and all get
-    all rows.  Raises ValueError where there is no batch.
+    all rows.  Raises Unmeasurable where there is no batch.
     """
     waiting: deque[tuple[Any, Any]] = deque()
     parts: list[Any] = []
@@ -44,7 +45,7 @@ def gather(function: Callable[[Mapping[str, Any]], Any], batches: Batches, mesh:
             parts.append(valid_part(*waiting.popleft()))
     parts += [valid_part(*made) for made in waiting]
     if not parts:
-        raise ValueError("nothing to evaluate: the data set has no example")
+        raise Unmeasurable("nothing to evaluate: the data set has no example")
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 

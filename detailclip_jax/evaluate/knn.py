@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from detailclip_jax.evaluate.classification import class_ranks, rank_metrics, usual_top
 from detailclip_jax.evaluate.embedding import fill
+from detailclip_jax.evaluate.findings import Unmeasurable
 from detailclip_jax.evaluate.metrics import Metric, normalise
 
 NEIGHBOURS = (10, 20, 100, 200)
@@ -32,11 +33,11 @@ def knn_metrics(
 
         score(class) = sum over the k training features of highest cosine of exp(cosine / T), where their label is class
 
-    Raises ValueError where the training set is smaller than the smallest k.
+    Raises Unmeasurable where the training set is smaller than the smallest k.
     """
     fitting = [k for k in sorted(neighbours) if k <= len(train)]
     if not fitting:
-        raise ValueError(f"k-NN needs at least {min(neighbours)} training examples; there are {len(train)}")
+        raise Unmeasurable(f"k-NN needs at least {min(neighbours)} training examples; there are {len(train)}")
     cosines, labels = nearest(test, train, train_labels, max(fitting))
     for k in fitting:
         votes = vote_blocks(cosines[:, :k], labels[:, :k], num_classes, temperature)

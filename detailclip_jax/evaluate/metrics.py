@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from detailclip_jax.evaluate.findings import Unmeasurable
+
 BLOCK = 256  # queries whose similarities are held at one time
 
 
@@ -64,7 +66,7 @@ def bootstrap_interval(
     """
     n = len(arrays[0])
     if n == 0:
-        raise ValueError("a bootstrap interval needs at least one example; got none")
+        raise Unmeasurable("a bootstrap interval needs at least one example; got none")
     rng = np.random.default_rng(seed)
     draws = (rng.integers(0, n, n) for _ in range(num_resamples))
     values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
@@ -83,11 +85,11 @@ def class_embeddings(
     """Mean of the normalised embeddings of a class's prompts, normalised again (SLIP's zero-shot protocol).
 
     `classes[m]` says whose prompt m is: every template and synonym counts once, in any order.  Raises
-    ValueError for a class without a prompt.
+    Unmeasurable for a class without a prompt.
     """
     counts = np.bincount(classes, minlength=num_classes)
     if not counts.all():
-        raise ValueError(f"no prompt for the classes {np.flatnonzero(counts == 0).tolist()} of {num_classes}")
+        raise Unmeasurable(f"no prompt for the classes {np.flatnonzero(counts == 0).tolist()} of {num_classes}")
     sums = np.zeros((num_classes, prompts.shape[-1]), np.float32)
     np.add.at(sums, classes, normalise(prompts))
     return normalise(sums / counts[:, None])
@@ -109,10 +111,10 @@ def ranks(scores: Float[np.ndarray, "Q G"], positives: Bool[np.ndarray, "Q G"]) 
     """How many wrong entries stand before the best right one: 0 is a hit at 1, k - 1 a hit at k.
 
     A wrong entry stands before it unless it scores strictly lower; so ties, and scores that are not numbers,
-    count against the model.  Raises ValueError for a query without a right entry.
+    count against the model.  Raises Unmeasurable for a query without a right entry.
     """
     if not positives.any(axis=1).all():
-        raise ValueError(f"query {int(np.flatnonzero(~positives.any(axis=1))[0])} has no right entry in the gallery")
+        raise Unmeasurable(f"query {int(np.flatnonzero(~positives.any(axis=1))[0])} has no right entry in the gallery")
     best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)
     return (~positives & ~(scores < best)).sum(axis=1)
 

@@ -15,6 +15,7 @@ from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.evaluate.embedding import EvaluationBatch
+from detailclip_jax.evaluate.findings import Unmeasurable
 
 MAX_AHEAD = 8  # batches, and threads that make them
 
@@ -114,9 +115,9 @@ def sample_digest(source: Source, num: int = 8) -> str:
 
 
 def captions_of(source: Source, indices: Sequence[int]) -> list[tuple[str, ...]]:
-    """The captions of these examples; ValueError that names the first one without any."""
+    """The captions of these examples; Unmeasurable that names the first one without any."""
     captions = [tuple(source[int(index)]["captions"]) for index in indices]
     for index, own in zip(indices, captions):
         if not own:
-            raise ValueError(f"example {index} has no caption: retrieval needs pictures with captions")
+            raise Unmeasurable(f"example {index} has no caption: retrieval needs pictures with captions")
     return captions

@@ -23,12 +23,12 @@ from detailclip_jax.evaluate import paper
 from detailclip_jax.evaluate.bench import BATCH_SIZE, Bench, Watch, counted
 from detailclip_jax.evaluate.cache import Cache, NoCache
 from detailclip_jax.evaluate.embedding import EvaluationBatch
+from detailclip_jax.evaluate.findings import Unmeasurable
 from detailclip_jax.evaluate.protocols import PROTOCOLS
 from detailclip_jax.evaluate.results import Outcome, Record, Results, percent, record
 from detailclip_jax.evaluate.sets import Sets
 from detailclip_jax.evaluate.subject import Subject
 from detailclip_jax.evaluate.tasks import KINDS, Prepared, Setting, Task
-from detailclip_jax.processes import STATUS
 from detailclip_jax.progress import Console, Meter
 
 CACHE = "embeddings"  # below the folder of results
@@ -62,7 +62,8 @@ def run_tasks(
     compare: the paper's numbers for the subject's method stand beside ours.
 
     All processes of a job call this together; the first one writes.  Raises ValueError if `out` is of other weights,
-    and with several processes what fails on one alone: the others wait for it, see `processes.together`.
+    and with several processes what may have failed on one alone, which is all but `findings.Unmeasurable`: the others
+    wait for it, see `processes.together`.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(unknown("protocol", protocol, PROTOCOLS))
@@ -129,8 +130,8 @@ class Runner(NamedTuple):
             try:
                 records = self.measure(label, which, prepared, identity)
             except Exception as error:  # a failing task does not stop the others; the exit status says so
-                if jax.process_count() > 1 and not everywhere(error):
-                    raise  # the other processes wait for this one
+                if jax.process_count() > 1 and not isinstance(error, Unmeasurable):
+                    raise  # it may be this one's alone, and the others wait for it in the middle of the task
                 return self.fail(label, error)
             self.store.add(identity, records)
             self.outcome.records.extend(records)
@@ -184,12 +185,6 @@ class Runner(NamedTuple):
         reason = str(error) or type(error).__name__
         self.outcome.failed[label] = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
         self.console.say(f"{label}: FAILED: {self.outcome.failed[label]}")
-
-
-def everywhere(error: Exception) -> bool:
-    """Whether all processes must have met this error: a finding about the data, of which all have the same, and not one
-    machine's disk, or a connection that is lost."""
-    return isinstance(error, ValueError) and not STATUS.match(str(error))
 
 
 def from_first(value: bool) -> bool:
