@@ -123,6 +123,17 @@ def test_some_missing_pictures_of_a_table_are_a_warning_with_the_hint(tmp_path, 
     assert "WARNING: 1 pictures are not there; paths are relative to the folder" in capsys.readouterr().out
 
 
+def test_a_set_without_captions_is_told_as_one(tmp_path, capsys):
+    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    table = trees.write(tmp_path / "t.csv", "path,headline\na.jpg,one\na.jpg,\n")
+    assert run("csv", table, out=tmp_path / "none") == 0
+    shown = capsys.readouterr().out
+    assert "no caption  2" in shown and "WARNING: no example has a caption" in shown
+    assert run("csv", table, "--caption-column", "headline", out=tmp_path / "one") == 0
+    shown = capsys.readouterr().out
+    assert "no caption  1" in shown and "WARNING" not in shown
+
+
 # what else tables and folders hold
 
 

@@ -34,6 +34,10 @@ from detailclip_jax.progress import Console
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 MISSING = "missing file"  # the reason of a reject
+NO_CAPTIONS = (
+    "no example has a caption, which every contrast with texts needs; --caption-column NAME says where a table or json "
+    "has them (--help: what is looked for), and a new --out takes the set again"
+)
 TABLES = ("csv", "tsv", "jsonl", "parquet")  # whose paths may be relative to themselves
 
 
@@ -58,6 +62,8 @@ def prepare(argv: Sequence[str]) -> int:
         console.warn(
             f"{num_damaged} input shards are damaged, and what stood behind that is missing: see the rejected list"
         )
+    if part["statistics"]["without_caption"] == part["num_examples"]:
+        console.warn(NO_CAPTIONS)
     console.say(f"written to {given.out}; peak memory of a process {local.peak_memory():.0f} MiB")
     return 0
 

@@ -47,7 +47,8 @@ def summary(part: Mapping[str, Any]) -> list[str]:
     if not part["num_examples"]:
         return lines
     lines += [f"{name:<12}{_quantiles(counts[name], name)}" for name in ("width", "height", "bytes")]
-    return lines + [f"{name:<12}{_captions(field)}" for name, field in counts["captions"].items()]
+    lines += [f"{name:<12}{_captions(field)}" for name, field in counts["captions"].items()]
+    return lines + ([f"no caption  {counts['without_caption']:,}"] if counts["without_caption"] else [])
 
 
 def _reasons(rejected: Mapping[str, int]) -> str:
