@@ -18,6 +18,7 @@ from typing import TypeVar
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 PATIENCE = 300  # seconds that processes wait for each other at the start
 PARTING = 120  # seconds that one which has ended waits for the others
+INTERRUPTED = 130  # exit status, as a shell gives it for SIGINT
 
 Made = TypeVar("Made")
 STATUS = re.compile("[A-Z_]+: ")  # begins the ValueError, "UNKNOWN: ...", that jax makes of some lost connections
@@ -140,12 +141,28 @@ def last_words(text: str) -> Iterator[None]:
             waiting.communicate(b"ended well\n")
 
 
+def explain(error: BaseException) -> int:
+    """Says on standard error what Python would say at the end of a program, and returns its exit status; an interrupt
+    is one line and 130."""
+    if isinstance(error, KeyboardInterrupt):
+        print("\nerror: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+        return 1
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    print(error.code, file=sys.stderr)
+    return 1
+
+
 @contextlib.contextmanager
-def leaving_at_once() -> Iterator[None]:
+def leaving_at_once(status: Callable[[BaseException], int] = explain) -> Iterator[None]:
     """Around what several processes do together, from outside: one that fails ends without waiting for the others.
 
     Its exit would wait for them for PARTING seconds, while they wait for its next step; so they notice its silence
-    after HEARTBEAT seconds instead.  Alone, nothing happens here.
+    after HEARTBEAT seconds instead.  `status` says what is wrong and gives the exit status.  Alone, nothing happens
+    here: the error goes on.
     """
     import jax
 
@@ -154,12 +171,10 @@ def leaving_at_once() -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        code = error.code if isinstance(error, SystemExit) else 1
-        if not isinstance(error, SystemExit):
-            traceback.print_exc()
+        code = status(error)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else 1)
+        os._exit(code)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 
+import jax
 import numpy as np
 import pytest
 from evaluation_data import CLASSES, write_checkpoint, write_folders
@@ -10,7 +12,7 @@ from evaluation_data import CLASSES, write_checkpoint, write_folders
 import detailclip_jax
 from detailclip_jax.data import labelled
 from detailclip_jax.evaluate import __main__ as command
-from detailclip_jax.evaluate import bench, paper, results
+from detailclip_jax.evaluate import bench, paper, results, runner
 from detailclip_jax.evaluate.protocols import slip
 
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
@@ -227,6 +229,38 @@ def test_a_disk_that_takes_no_more_is_one_message(workdir, data, tmp_path, capsy
     asked = ("--tasks=zero_shot:toys", f"--data-dir={data}", "--weights=student")
     assert run(workdir, tmp_path / "out", *asked) == command.RUN_ERROR
     assert "error: [Errno 28] No space left on device; what was measured is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            ValueError("--out=/out holds results of other weights"),
+            2,
+            "error: --out=/out holds results of other weights\n",
+        ),
+        (OSError(28, "No space left on device"), 1, f"error: [Errno 28] No space left on device; {command.KEPT}\n"),
+        (KeyboardInterrupt(), 130, f"\ninterrupted; {command.KEPT}\n"),
+    ],
+)
+def test_one_of_several_processes_says_the_same(workdir, tmp_path, capsys, monkeypatch, error, code, said):
+    """It ends by os._exit, past `main`, for the others would wait for it."""
+
+    class Ended(BaseException):
+        pass
+
+    def ends(status):
+        raise Ended(status)
+
+    def fails(*_, **__):
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        raise error
+
+    monkeypatch.setattr(runner, "run_tasks", fails)
+    monkeypatch.setattr(os, "_exit", ends)
+    with pytest.raises(Ended) as ended:
+        run(workdir, tmp_path / "out", "--tasks=zero_shot:stickers")
+    assert ended.value.args == (code,) and capsys.readouterr().err == said
 
 
 def test_the_folder_of_another_checkpoint_is_refused(workdir, data, tmp_path, capsys):

@@ -9,7 +9,7 @@ import jax
 import pytest
 from launching import environment, free_port, started
 
-from detailclip_jax.processes import check_joined, join, launched_as_several, named_processes
+from detailclip_jax.processes import check_joined, join, launched_as_several, leaving_at_once, named_processes
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,32 @@ with processes.leaving_at_once(), processes.together():
         raise {error}
     multihost_utils.process_allgather(1)
 """
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (SystemExit(), 0, ""),
+        (SystemExit(None), 0, ""),
+        (SystemExit(0), 0, ""),
+        (SystemExit(3), 3, ""),
+        (SystemExit("no room left"), 1, "no room left\n"),
+        (KeyboardInterrupt(), 130, "\nerror: interrupted\n"),
+    ],
+)
+def test_one_that_leaves_says_what_python_would(monkeypatch, capsys, error, code, said):
+    """The statuses of sys.exit, and no traceback for Ctrl-C."""
+    ended = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with leaving_at_once():
+        raise error
+    assert ended == [code] and capsys.readouterr().err == said
+
+
+def test_alone_the_error_goes_on():
+    with pytest.raises(SystemExit, match="text"), leaving_at_once(lambda error: pytest.fail("nobody waits")):
+        raise SystemExit("text")
 
 
 @pytest.mark.parametrize(("error", "code"), [("SystemExit(3)", 3), ("ZeroDivisionError", 1)])

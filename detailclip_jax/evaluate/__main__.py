@@ -39,6 +39,7 @@ from absl import logging
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 OUT = "evaluation"  # below the workdir
+KEPT = "what was measured is kept, and the same command goes on from there"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -86,7 +87,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out or Path(arguments.checkpoint) / f"{OUT}-{measured.step}")
     console = Console(enabled=jax.process_index() == 0)
     console.say("\n".join(introduction(measured, asked, arguments, out)))
-    with processes.leaving_at_once(), processes.together():
+    with processes.leaving_at_once(explain), processes.together():
         outcome = runner.run_tasks(
             measured,
             asked,
@@ -128,6 +129,23 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError(unknown("protocol", arguments.protocol, PROTOCOLS))
 
 
+def explain(error: BaseException) -> int:
+    """Says in one message what a user can act on, and returns the exit status; anything else as Python does."""
+    from detailclip_jax import processes
+    from detailclip_jax.checkpoint import CheckpointError
+
+    if isinstance(error, (ValueError, FileNotFoundError, CheckpointError)):
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    if isinstance(error, OSError):
+        print(f"error: {error}; {KEPT}", file=sys.stderr)
+        return RUN_ERROR
+    if isinstance(error, KeyboardInterrupt):
+        print(f"\ninterrupted; {KEPT}", file=sys.stderr)
+        return INTERRUPTED
+    return processes.explain(error)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0, 1 if a task or the disk failed, 2 with a message for what cannot be meant, 130 if interrupted."""
     from detailclip_jax import processes
@@ -139,15 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(arguments)
         processes.join(distributed=arguments.distributed)
         return evaluate(arguments)
-    except (ValueError, FileNotFoundError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    except OSError as error:
-        print(f"error: {error}; what was measured is kept, and the same command goes on from there", file=sys.stderr)
-        return RUN_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was measured is kept, and the same command goes on from there", file=sys.stderr)
-        return INTERRUPTED
+    except (ValueError, OSError, CheckpointError, KeyboardInterrupt) as error:
+        return explain(error)
 
 
 if __name__ == "__main__":
