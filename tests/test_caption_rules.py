@@ -10,7 +10,8 @@ from PIL import Image
 from detailclip_jax.config import default
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.caption_rules import caption_of, check_rule, text_fields
-from detailclip_jax.data.sources import write_records
+from detailclip_jax.data.mixture import check_captions
+from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.prepare.__main__ import main
 
@@ -141,7 +142,7 @@ def test_random_captions_of_a_prepared_set_are_titles_and_descriptions(yfcc):
 
 
 def test_a_field_that_the_set_has_not_is_refused_with_those_it_has(yfcc):
-    with pytest.raises(ValueError, match=r"'field:titel': .* has no text titel; it has captions, title, description"):
+    with pytest.raises(ValueError, match=r"'field:titel': .* has no text titel; it has captions, description, title"):
         token_ids(yfcc, "field:titel")
     with pytest.raises(ValueError, match="has no text titel"):  # a typo behind a field that is there
         token_ids(yfcc, "field:title,titel")
@@ -164,6 +165,35 @@ def test_in_a_mixture_each_set_needs_one_of_the_names(yfcc, plain):
         token_ids(mixed, "field:title")
 
 
+def records_of(folder, *extras: dict) -> str:
+    """A set with one example per dict, which has these fields beside its captions."""
+    examples = ({"image": picture(0), "captions": ["a"], "key": "k", **extra} for extra in extras)
+    write_records(folder, examples)
+    return str(folder)
+
+
+def test_a_field_may_be_left_out_where_an_example_has_none(tmp_path):
+    titled = records_of(tmp_path / "titled", {}, *[{"title": f"title {i}"} for i in range(3)])
+    assert token_ids(titled, "field:title", num=4) == ids_of("", *(f"title {i}" for i in range(3)))
+    late = records_of(tmp_path / "late", *[{}] * 35, *[{"title": "t"}] * 5)  # the last of the ten asked
+    check_captions(Records(late, "train"), "field:title")
+
+
+def test_a_set_is_judged_by_readable_examples_alone():
+    class Damaged:
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, index: int) -> dict:
+            if index < 17:
+                raise BadRecord(f"#{index}: hash mismatch")
+            return {"captions": ("a",), "title": "t", "key": "k"}
+
+    check_captions(Damaged(), "field:title")
+    with pytest.raises(ValueError, match="has no text titel; it has captions, title"):
+        check_captions(Damaged(), "field:titel")
+
+
 def test_fields_of_tfds_are_found_by_their_names(yfcc, tmp_path):
     pytest.importorskip("importlib_resources")
     pytest.importorskip("tensorflow_datasets")
@@ -171,5 +201,5 @@ def test_fields_of_tfds_are_found_by_their_names(yfcc, tmp_path):
     built = str(tmp_path / "detailclip_image_text/tiny/1.0.0")
     assert token_ids(built, "field:description", source="tfds") == ids_of("seen in Wales", "a grey heron", "")
     assert token_ids(f"tfds:{built}@1,{yfcc}@1", "field:title", num=2) == ids_of("Red kite", "", "Old pier")
-    with pytest.raises(ValueError, match="has no text titel; it has captions, title, description"):
+    with pytest.raises(ValueError, match="has no text titel; it has captions, description, title"):
         token_ids(built, "field:titel", source="tfds")

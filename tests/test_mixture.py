@@ -10,8 +10,8 @@ from PIL import Image
 from detailclip_jax import provenance, run_config
 from detailclip_jax.config import default
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.components import Component, components
-from detailclip_jax.data.mixture import Mixture, Part, Turns, open_source, order_of, summary, whole_numbers
+from detailclip_jax.data.components import Component, components, whole_numbers
+from detailclip_jax.data.mixture import Mixture, Part, Turns, open_source, order_of, summary
 from detailclip_jax.data.pipeline import Pipeline, Stream
 from detailclip_jax.data.sources import BadRecord, MissingData, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -68,18 +68,38 @@ def labels(source, num: int, seed: int = 1, **options) -> list[int]:
         ("/data/cc3m@3", [("records", "/data/cc3m", Fraction(3))]),
         ("/a@3,/b@1", [("records", "/a", Fraction(3)), ("records", "/b", Fraction(1))]),
         ("/a, /b", [("records", "/a", None), ("records", "/b", None)]),
-        ("/a@0.9,tfds:coco:1.0.0@.1", [("records", "/a", Fraction(9, 10)), ("tfds", "coco:1.0.0@.1", None)]),
+        ("/a@0.9,tfds:coco:1.0.0@.1", [("records", "/a", Fraction(9, 10)), ("tfds", "coco:1.0.0", Fraction(1, 10))]),
+        ("/a@9.5, /b c @10", [("records", "/a", Fraction(19, 2)), ("records", "/b c ", Fraction(10))]),
+        ("/a@9.,/b@x", [("records", "/a@9.", None), ("records", "/b@x", None)]),
         ("gs://b/a@2,tfds:gs://b/c@1", [("records", "gs://b/a", Fraction(2)), ("tfds", "gs://b/c", Fraction(1))]),
         ("/a@1,stickers:@0.5", [("records", "/a", Fraction(1)), ("stickers", "", Fraction(1, 2))]),
         ("records:/a", [("records", "/a", None)]),
     ],
 )
 def test_sets_and_weights_are_read(path, expected):
-    if path.endswith(".1"):
-        with pytest.raises(ValueError, match=r"no weight for tfds:coco:1.0.0@.1; write all or none"):
-            components(data_config(path))
-    else:
-        assert components(data_config(path)) == tuple(Component(*fields) for fields in expected)
+    assert components(data_config(path)) == tuple(Component(*fields) for fields in expected)
+
+
+@pytest.mark.parametrize("name", ["set@2024", "a,b", "a@1,b@2", "a, b", "x,", " x"])
+def test_a_folder_of_that_name_is_taken_whole(tmp_path, monkeypatch, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    (tmp_path / "set").mkdir()
+    assert components(data_config(f"{folder}")) == (Component("records", str(folder)),)
+    assert components(data_config(f"tfds:{folder}")) == (Component("tfds", str(folder)),)
+    monkeypatch.chdir(tmp_path)
+    assert components(data_config(name)) == (Component("records", name),)
+
+
+def test_a_folder_among_several_is_taken_whole_and_may_have_a_weight(tmp_path):
+    folder = tmp_path / "set@2024"
+    folder.mkdir()
+    both = components(data_config(f"{folder}, records:/b"))
+    assert both == (Component("records", str(folder)), Component("records", "/b"))
+    both = components(data_config(f"records:{folder}@3,/b@.5"))
+    assert both == (Component("records", str(folder), Fraction(3)), Component("records", "/b", Fraction(1, 2)))
+    with pytest.raises(ValueError, match=rf"no weight for records:{folder}; write all or none: PATH@.*blanks around"):
+        components(data_config(f"{folder},/b@1"))
 
 
 @pytest.mark.parametrize(
@@ -175,6 +195,11 @@ def test_sets_of_one_size_have_orders_of_their_own(sets):
     assert (seen[:, 0] != seen[:, 1]).any()
 
 
+@pytest.fixture
+def mixed_of_two(sets) -> Mixture:
+    return Mixture([Part(name, open_source(data_config(sets[name])), 1) for name in ("a", "b")])
+
+
 # independent of how it is read
 
 
@@ -235,6 +260,17 @@ def test_an_unreadable_record_of_a_mixture_raises_as_in_its_set():
         Mixture([Part("x", [{"key": "0"}] * 4, 1), Part("y", Broken(), 1)])[6]
     with pytest.raises(ValueError, match="y: has no examples"):
         Mixture([Part("x", [{"key": "0"}], 1), Part("y", [], 1)])
+
+
+@pytest.mark.parametrize("index", [-1, -10, 10, 11])
+def test_a_mixture_has_no_examples_outside(mixed_of_two, index):
+    with pytest.raises(IndexError, match=f"example {index} of 10"):
+        mixed_of_two[index]
+
+
+def test_a_mixture_can_be_iterated_and_takes_numpys_integers(mixed_of_two):
+    assert [example["label"] for example in mixed_of_two] == [*range(6), *range(1000, 1004)]
+    assert mixed_of_two[np.int64(6)]["label"] == 1000
 
 
 # what a run says of it

@@ -1,14 +1,19 @@
 """Which sets a run's data consists of: the text of `data.path`, taken apart."""
 
+import math
+import os
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 KINDS = ("stickers", "records", "tfds")
-WEIGHT = re.compile(r"(.*)@(\d+(?:\.\d+)?)")
-FORM = "PATH@WEIGHT,PATH@WEIGHT, as in --config.data.path=/data/cc3m@3,/data/yfcc15m@1"
+WEIGHT = re.compile(r"(.*)@(\d*\.?\d+)")
+FORM = (
+    "PATH@WEIGHT,PATH@WEIGHT, as in --config.data.path=/data/cc3m@3,/data/yfcc15m@1 (blanks around commas are stripped)"
+)
 
 
 class Component(NamedTuple):
@@ -30,22 +35,34 @@ def components(data: ConfigDict) -> tuple[Component, ...]:
         "/data/cc3m@0.9,tfds:coco_captions@0.1" the second through TensorFlow Datasets
         "/data/cc3m,/data/cc12m"                without weights: by size, as if they were one set
 
+    Blanks around commas are stripped.  What is a local folder as it is written, all of it or one item, is taken whole:
+    a folder /data/set@2024 has no weight 2024, and gets one by /data/set@2024@3.
+
     Raises ValueError for an unknown data.source, an empty path among several, weights of some only, and a weight of 0.
     """
     if data.source not in KINDS:
         raise ValueError(f"unknown data.source {data.source!r}; known: {', '.join(KINDS)}")
-    found = tuple(_component(item.strip(), data.source) for item in str(data.path).split(","))
+    found = tuple(_component(item, data.source) for item in _items(str(data.path)))
     if len(found) > 1:
         _check(found, data.path)
     return found
 
 
+def _items(path: str) -> list[str]:
+    """What stands between the commas, unless they belong to the name of a folder."""
+    return [path] if os.path.isdir(_split_kind(path, "")[1]) else [item.strip() for item in path.split(",")]
+
+
 def _component(item: str, kind: str) -> Component:
+    kind, path = _split_kind(item, kind)
+    match = None if os.path.isdir(path) else WEIGHT.fullmatch(path)
+    return Component(kind, match.group(1), Fraction(match.group(2))) if match else Component(kind, path)
+
+
+def _split_kind(item: str, kind: str) -> tuple[str, str]:
+    """An item's own kind, or else `kind`, and its path."""
     named, colon, rest = item.partition(":")
-    if colon and named in KINDS and not rest.startswith("//"):
-        kind, item = named, rest
-    match = WEIGHT.fullmatch(item)
-    return Component(kind, match.group(1), Fraction(match.group(2))) if match else Component(kind, item)
+    return (named, rest) if colon and named in KINDS and not rest.startswith("//") else (kind, item)
 
 
 def _check(found: tuple[Component, ...], path: str) -> None:
@@ -58,6 +75,23 @@ def _check(found: tuple[Component, ...], path: str) -> None:
         raise ValueError(f"data.path {path!r} has a weight of 0; leave that set out")
     if without and is_endless(found):
         raise ValueError(f"data.path {path!r}: stickers are scenes without end, so their share needs a weight: {FORM}")
+
+
+def whole_numbers(weights: Sequence[int | Fraction]) -> list[int]:
+    """The smallest whole numbers of the same ratios: .3 and .1 are 3 and 1."""
+    fractions = [Fraction(weight) for weight in weights]
+    common = math.lcm(*(fraction.denominator for fraction in fractions))
+    numbers = [int(fraction * common) for fraction in fractions]
+    return [number // math.gcd(*numbers) for number in numbers]
+
+
+def ratios(data: ConfigDict) -> list[int] | list[None]:
+    """The weights of a run's sets as the smallest whole numbers, one None per set where they are mixed by size."""
+    weights = [component.weight for component in components(data)]
+    if len(weights) == 1:
+        return [1]
+    given = [weight for weight in weights if weight is not None]  # all or none
+    return whole_numbers(given) if given else [None] * len(weights)
 
 
 def is_endless(found: tuple[Component, ...]) -> bool:

@@ -3,11 +3,11 @@
 import bisect
 import contextlib
 import itertools
-import math
+import operator
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import grain
 import numpy as np
@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data import sources
 from detailclip_jax.data.caption_rules import FIELD, check_rule, field_names, text_fields
-from detailclip_jax.data.components import Component, components
+from detailclip_jax.data.components import Component, components, whole_numbers
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 
-MAX_ASKED = 10  # examples of a set that are asked for their fields
+NUM_ASKED = 10  # examples of a set, spread over it, that are asked for their fields
 
 
 class Part(NamedTuple):
@@ -52,14 +52,6 @@ def _opened(number: int, found: Sequence[Component], data: ConfigDict, split: st
         raise type(error)(f"{where}: {error}") from error
 
 
-def whole_numbers(weights: Sequence[int | Fraction]) -> list[int]:
-    """The smallest whole numbers of the same ratios: .3 and .1 are 3 and 1."""
-    fractions = [Fraction(weight) for weight in weights]
-    common = math.lcm(*(fraction.denominator for fraction in fractions))
-    numbers = [int(fraction * common) for fraction in fractions]
-    return [number // math.gcd(*numbers) for number in numbers]
-
-
 class Mixture:
     """Sets one behind the other, as a source; `order_of` shows them by their weights.
 
@@ -89,7 +81,10 @@ class Mixture:
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
         number = bisect.bisect_right(self.starts, index) - 1
         example = self.parts[number].source[index - self.starts[number]]
         return {**example, "key": f"{self.parts[number].name}: {example['key']}"}
@@ -148,7 +143,8 @@ def order_of(source: Source, seed: int) -> Any:
 def check_captions(source: Source, rule: str) -> None:
     """ValueError that lists a set's fields where it has none of those that a rule "field:NAME,..." names.
 
-    A name that no set has is refused too.
+    A name that no set has is refused too.  A set is judged by up to NUM_ASKED readable examples, spread over it, since
+    a field may be left out where an example has none.
     """
     check_rule(rule)
     if not rule.startswith(FIELD):
@@ -162,11 +158,12 @@ def check_captions(source: Source, rule: str) -> None:
 
 
 def _fields(source: Source) -> list[str]:
-    """The texts that a set's first readable example has, by name; none where the first few are all unreadable."""
-    for index in range(min(len(source), MAX_ASKED)):
+    """The texts that a set's examples have, by name; none where all that are asked are unreadable."""
+    fields: dict[str, None] = {}
+    for index in sorted({len(source) * number // NUM_ASKED for number in range(NUM_ASKED)}):
         with contextlib.suppress(BadRecord):
-            return text_fields(source[index])
-    return []
+            fields |= dict.fromkeys(text_fields(source[index]))
+    return sorted(fields)
 
 
 def summary(source: Source, num_seen: int) -> list[str]:
