@@ -48,6 +48,31 @@ def test_a_second_run_into_the_same_split_is_refused_with_who_holds_it(tars, tmp
     assert not list(out.glob(".*"))  # neither a lock nor a work folder is left
 
 
+def test_a_finished_split_needs_no_lock(tars, tmp_path, capsys, monkeypatch):
+    """It may lie in a folder that is read only, which a test by root cannot make."""
+    out = tmp_path / "out"
+    assert run("webdataset", tars, out=out) == 0
+
+    def read_only(path, *arguments):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(locks, "open", read_only, raising=False)
+    assert run("webdataset", tars, out=out) == 0
+    assert "has the split train already; there is nothing to do" in capsys.readouterr().out
+    assert run("webdataset", tars, "--max-side", "9", out=out) == 2
+    assert "made by another request" in capsys.readouterr().err
+    assert run("webdataset", tars, "--split", "val", out=out) == 1
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_what_a_kill_left_beside_a_finished_split_is_removed(tars, tmp_path):
+    out = tmp_path / "out"
+    assert run("webdataset", tars, out=out) == 0
+    (out / ".prepare-train").mkdir()
+    assert run("webdataset", tars, out=out) == 0
+    assert not list(out.glob(".*"))
+
+
 HOLDER = """
 import pathlib, sys, time
 from detailclip_jax.data.prepare.locks import alone

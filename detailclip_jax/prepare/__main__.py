@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import logging
 
-from detailclip_jax.data.prepare.begin import AlreadyThere, begin
+from detailclip_jax.data.prepare.begin import AlreadyThere, begin, refuse_finished
 from detailclip_jax.data.prepare.finish import NothingAccepted, finish
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.locks import Busy, alone
@@ -48,6 +48,7 @@ def prepare(argv: Sequence[str]) -> int:
     console = Console()
     request = arguments.request_of(given)
     try:
+        refuse_finished(request)  # before the lock, since a finished set may lie where nothing can be written
         with alone(request.lock):
             part = _made(request, given, beam_options, console)
     except AlreadyThere as there:

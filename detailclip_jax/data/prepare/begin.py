@@ -32,6 +32,13 @@ def begin(request: Request, num_shards: int = 0) -> Job:
     return _planned(request, num_shards)
 
 
+def refuse_finished(request: Request) -> None:
+    """What `begin` raises of a finished split, by reading alone; nothing where there is a rest to remove."""
+    part = known_split(request)
+    if part and not request.work.exists():
+        _refuse_finished(request, part)
+
+
 def _refuse_finished(request: Request, part: dict[str, Any]) -> NoReturn:
     there = f"{request.out} has the split {request.split} already"
     if json.loads(json.dumps(identity(request))) == {"source": part["source"], "options": part["options"]}:
