@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import evaluate, experiment, init_from, processes, provenance, run_config, sharding
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.mixture import summary
+from detailclip_jax.data.mixture import parts_of, summary
 from detailclip_jax.evaluate import report
 from detailclip_jax.interrupt import Interrupt
 from detailclip_jax.metrics import NonFiniteError
@@ -28,8 +28,8 @@ LESS_MEMORY = (
 )
 
 REPEATS = (
-    "a batch of {batch_size} holds some of the {examples} examples more than once, and the contrast takes their own "
-    "captions for wrong ones; --config.batch_size={examples} or less repeats none"
+    "a batch of {batch_size} holds some of the {examples} examples{of_set} more than once, and the contrast takes "
+    "their own captions for wrong ones; with --config.batch_size={enough} or less only one in which an epoch ends does"
 )
 
 
@@ -110,8 +110,8 @@ def introduce(run: Run) -> None:
     say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
     num_seen = config.total_steps * config.batch_size
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
-    if len(run.source) < config.batch_size:
-        run.console.warn(REPEATS.format(batch_size=config.batch_size, examples=len(run.source)))
+    for line in repeats(run.source, config.batch_size):
+        run.console.warn(line)
     epochs = config.total_steps / config.steps_per_epoch
     say(f"{config.total_steps:,} steps of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
     asked = experiment.warmup_steps(config)
@@ -121,6 +121,18 @@ def introduce(run: Run) -> None:
     say(run.experiment.parameter_table())
     if config.mesh.fsdp > 1:
         say(sharding.table_text(run.experiment.state_shapes))
+
+
+def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
+    """One warning for every set with fewer examples than its share of a batch."""
+    parts, lines = parts_of(source), []
+    total = sum(part.weight for part in parts)
+    for part in parts:
+        examples, of_set = len(part.source), f" of {part.name}" if len(parts) > 1 else ""
+        if part.weight * batch_size > examples * total:
+            enough = examples * total // part.weight
+            lines.append(REPEATS.format(batch_size=batch_size, examples=examples, of_set=of_set, enough=enough))
+    return lines
 
 
 class Start(NamedTuple):
@@ -139,7 +151,10 @@ def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
     run.console.say(f"going on from the checkpoint of step {restored.step}")
     before, now = restored.run["data_fingerprint"], provenance.data_fingerprint(run.source)
     if before != now:
-        run.console.warn(f"the data has changed since this checkpoint (fingerprint {before}, now {now})")
+        run.console.warn(
+            f"the data has changed since this checkpoint (fingerprint {before}, now {now}): from here on the run sees "
+            "other examples, or in another order, than it would have seen"
+        )
     return Start(restored.state, restored.step, restored.data)
 
 

@@ -14,6 +14,7 @@ import pytest
 from detailclip_jax import run_config, session
 from detailclip_jax import train as loop
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.data.mixture import Mixture, Part
 from detailclip_jax.interrupt import Interrupt
 from detailclip_jax.mesh import make_mesh, put, replicated
 from detailclip_jax.metrics import NonFiniteError, read_lines
@@ -202,6 +203,15 @@ def test_a_batch_larger_than_the_data_is_said(run_of):
         loop.introduce(run._replace(source=range(num_examples)))
     assert text_of(run).count("*** WARNING: a batch of 8 holds some of the 3 examples more than once") == 1
     assert "some of the 8 examples" not in text_of(run)
+
+
+def test_each_set_of_a_mixture_is_compared_with_its_share_of_a_batch():
+    parts = [Part("a", range(100), 3), Part("b", range(5), 1)]
+    assert loop.repeats(Mixture(parts), 20) == []  # 15 and 5
+    (line,) = loop.repeats(Mixture(parts), 24)
+    assert line.startswith("a batch of 24 holds some of the 5 examples of b more than once")
+    assert "with --config.batch_size=20 or less" in line
+    assert [line.split(" examples of ")[1][0] for line in loop.repeats(Mixture(parts), 400)] == ["a", "b"]
 
 
 def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
