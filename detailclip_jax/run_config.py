@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import default
-from detailclip_jax.data.components import components, is_endless
+from detailclip_jax.data.components import components, is_endless, ratios
 from detailclip_jax.files import replace_text
 
 # How long, how often and where to: a run may go on with other values of these (a trailing dot: all below it).
@@ -206,7 +206,15 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     fields = [name for name in before | after if not _may_differ(name)]
     before, after = (dict.fromkeys(fields, ABSENT) | usual | values for values in (before, after))
     pairs = {name: (before[name], after[name]) for name in fields}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    return changed if "data.source" in changed else changed | _other_order(old, new)
+
+
+def _other_order(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[str, str]]:
+    """A set may lie elsewhere, but by other weights the same count of examples leads to another place of each set."""
+    if ratios(old.data) == ratios(new.data):
+        return {}
+    return {"data.path (its weights, which give the order of examples)": (old.data.path, new.data.path)}
 
 
 def _may_differ(name: str) -> bool:

@@ -356,6 +356,23 @@ def test_how_long_how_often_and_where_to_may_differ(tmp_path):
     assert run_config.from_json((tmp_path / "config.json").read_text()).total_steps == 9
 
 
+@pytest.mark.parametrize(
+    "path, other",
+    [("/a@3,/b@1", "/a@1,/b@1"), ("/a@3,/b@1", "/a@1,/b@3"), ("/a,/b", "/a@3,/b@1"), ("/a", "/a,/b"), ("/a,/b", "/a")],
+)
+def test_sets_may_lie_elsewhere_but_not_be_mixed_otherwise(tmp_path, path, other):
+    def config(path):
+        return resolve(config_of(**{"data.source": "records", "data.path": path}), YFCC15M)
+
+    claim_workdir(tmp_path, config(path))
+    claim_workdir(tmp_path, config(path.replace("/", "/moved/").replace("@3", "@6.0").replace("@1", "@2")))
+    was = (tmp_path / "config.json").read_text()
+    message = r"data.path \(its weights, which give the order of examples\): '/moved/a.*' there, '/a.*' now"
+    with pytest.raises(ValueError, match=message):
+        claim_workdir(tmp_path, config(other))
+    assert (tmp_path / "config.json").read_text() == was
+
+
 def test_a_field_that_an_earlier_version_did_not_know_has_its_default(tmp_path):
     config = resolve(config_of(**{"model.context_length": 24}), YFCC15M)
     claim_workdir(tmp_path, config)
