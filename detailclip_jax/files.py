@@ -36,11 +36,16 @@ def replace_text(file: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def nothing_left(path: Path) -> Iterator[None]:
-    """Around what makes a file or a folder: where that fails, what is there of it goes, unless it was there before."""
-    was_there = path.exists()
+    """Around what makes a file or a folder: where that fails, what is there of it goes, unless it was there before.
+
+    A folder that was there, with whatever it holds, stays; of an interrupt the KeyboardInterrupt says so then.
+    """
+    was_there, was_folder = path.exists(), path.is_dir()
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and was_folder:
+            raise KeyboardInterrupt(f"{path} was there before and may hold a part of what was to be written") from None
         if not was_there:
             path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, ignore_errors=True)
         raise

@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return RUN_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing is written", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"\ninterrupted; {str(error) or 'nothing is written'}", file=sys.stderr)
         return INTERRUPTED
     return 0
 

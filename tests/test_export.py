@@ -304,6 +304,9 @@ def test_what_ends_the_writing_leaves_nothing(
     before = out / "model.safetensors" if name == "hf" else out
     before.write_bytes(b"old")
     assert run(workdir, to, out) == code
+    if code == export.INTERRUPTED and name == "hf":
+        message = f"interrupted; {out} was there before and may hold a part of what was to be written\n"
+    assert capsys.readouterr().err.endswith(message)
     assert before.read_bytes() == b"old" and not list(tmp_path.rglob("*.partial"))
 
 

@@ -68,10 +68,12 @@ def test_what_failed_to_be_made_goes_and_what_was_there_stays(tmp_path):
         folder = tmp_path / name
         if name == "old":
             folder.mkdir()
-        with pytest.raises(KeyboardInterrupt), nothing_left(folder):
+        with pytest.raises(KeyboardInterrupt) as interrupted, nothing_left(folder):
             folder.mkdir(exist_ok=True)
             (folder / "half").write_text("")
             raise KeyboardInterrupt
+        said = f"{folder} was there before and may hold a part of what was to be written" if name == "old" else ""
+        assert str(interrupted.value) == said
     with pytest.raises(ValueError), nothing_left(tmp_path / "file"):
         (tmp_path / "file").write_text("half")
         raise ValueError

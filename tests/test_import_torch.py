@@ -271,6 +271,18 @@ def test_what_ends_the_writing_leaves_nothing(tmp_path, capsys, monkeypatch, err
     assert capsys.readouterr().err.endswith(message) and not (tmp_path / "run").exists()
 
 
+def test_an_interrupt_says_what_may_be_left_in_a_folder_that_was_there(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(import_torch.store, "save", interrupted)
+    (tmp_path / "run").mkdir()
+    path = save(clip_module().state_dict(), tmp_path / "clip.pt")
+    assert import_torch.main(["--from=open_clip", "--activation=gelu", str(path), f"--out={tmp_path}/run"]) == 130
+    said = f"interrupted; {tmp_path}/run was there before and may hold a part of what was to be written\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
 def refused(path, match):
     with pytest.raises(ValueError, match=match):
         files.read(path)
