@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, UInt32
 from ml_collections import ConfigDict
@@ -26,7 +25,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 from detailclip_jax import experiment
 from detailclip_jax.mesh import make_mesh
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.run_config import ABSENT, from_json
+from detailclip_jax.run_config import from_json
+from detailclip_jax.saved_shapes import other_version, saved_shapes, shapes
 from detailclip_jax.types import Params, PyTree
 
 FOLDER = "checkpoints"
@@ -137,14 +137,14 @@ class Checkpoints:
     def _check_version(self, step: int, target: PyTree) -> None:
         """Raises CheckpointError if a checkpoint, whose description can be read, has other arrays than `target`."""
         try:
-            saved = _saved_shapes(self.folder / str(step) / "state")
+            saved = saved_shapes(self.folder / str(step) / "state")
             run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self.folder / str(step) / "run")
         except Exception:  # damaged: `_read` says how
             return
-        wanted = _shapes(_fields(target))
+        wanted = shapes(_fields(target))
         wrong = [name for name in saved | wanted if saved.get(name) != wanted.get(name)]
         if wrong:
-            raise CheckpointError(_other_version(step, self.folder, run, saved, wanted, wrong))
+            raise CheckpointError(other_version(step, self.folder, run, saved, wanted, wrong))
 
     def _read(self, step: int, target: PyTree) -> Restored:
         json_item = ocp.args.JsonRestore
@@ -213,35 +213,6 @@ def _none_readable(folder: Path, failures: Mapping[int, str]) -> str:
 def all_processes(good: bool) -> bool:
     """Whether it is so on every process: they go on with the same checkpoint, or all with the one before."""
     return bool(np.all(multihost_utils.process_allgather(np.array(good))))
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    return {"/".join(_key(k) for k in path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
-
-
-def _key(entry: Any) -> str:
-    """A step of a path by its name alone: a tuple's fields, a list's numbers and a dict's keys read the same."""
-    return str(next(getattr(entry, kind) for kind in ("key", "name", "idx") if hasattr(entry, kind)))
-
-
-def _saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    return _shapes(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
-
-
-def _other_version(
-    step: int,
-    folder: Path,
-    run: Mapping[str, Any],
-    saved: Mapping[str, Any],
-    wanted: Mapping[str, Any],
-    wrong: list[str],
-) -> str:
-    shown = "".join(f"\n  {n}: {saved.get(n, ABSENT)} there, {wanted.get(n, ABSENT)} now" for n in wrong[:5])
-    return (
-        f"checkpoint {step} in {folder} was written by another version (git {run.get('git_revision')}); "
-        f"{len(wrong)} of its arrays differ:{shown}\nGo on with that version, or start anew in another --workdir, with "
-        f"--config.init={folder.parent} for what still fits."
-    )
 
 
 def _first_line(error: Exception) -> str:
