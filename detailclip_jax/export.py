@@ -33,8 +33,8 @@ from detailclip_jax import checkpoint
 from detailclip_jax.files import nothing_left
 from detailclip_jax.inference import choose_weights
 from detailclip_jax.interop import formats, hub
-from detailclip_jax.interop.convert import resize
 from detailclip_jax.interop.functions import Export
+from detailclip_jax.interop.resizing import resize
 from detailclip_jax.interop.verify import NotEqualError, rows
 from detailclip_jax.models.positions import RECIPES
 
@@ -127,10 +127,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         print(f"error: {error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}", file=sys.stderr)
         return USAGE_ERROR
+    except NotEqualError as error:  # before the ValueError that it is
+        print(f"error: {error}", file=sys.stderr)
+        return RUN_ERROR
     except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except (NotEqualError, OSError) as error:
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return RUN_ERROR
     except KeyboardInterrupt as error:

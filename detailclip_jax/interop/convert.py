@@ -16,10 +16,10 @@ from detailclip_jax.config import default
 from detailclip_jax.interop import files, hub, own, tables
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
+from detailclip_jax.interop.resizing import resize
 from detailclip_jax.interop.tables import Entry, StateDict, Table
 from detailclip_jax.mesh import make_mesh
 from detailclip_jax.models import stacking
-from detailclip_jax.models.positions import RECIPES, interpolate
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Params
 
@@ -192,12 +192,6 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
     return config
 
 
-def _set_image_size(config: ConfigDict, image_size: int) -> None:
-    for crop in config.views.crops.values():
-        crop.size = image_size if crop.size == config.model.image_size else crop.size
-    config.model.image_size = image_size
-
-
 def _read(layout: Layout, state_dict: StateDict, spec: Spec, ours: Any) -> dict[str, Params]:
     """Student and teacher from a checked state dict, in memory of their own."""
     table = layout.table(spec)
@@ -269,34 +263,6 @@ def _list(names: Any) -> str:
     names = list(names)
     more = f", ... ({len(names) - MAX_LISTED} more)" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more
-
-
-def resize(
-    variables: Mapping[str, Params], config: ConfigDict, image_size: int, recipe: str = "bicubic"
-) -> tuple[dict[str, Params], ConfigDict]:
-    """The model for another size of image: its positions interpolated by one of models.positions.RECIPES, and said so.
-
-    Raises ValueError for an unknown recipe, and unless the size is a multiple of the patch.
-    """
-    if recipe not in RECIPES:
-        raise ValueError(f"interpolation {recipe!r} is unknown; known: {', '.join(RECIPES)}")
-    patch_size, old = spec_of(config.model).size.patch_size, config.model.image_size
-    if image_size % patch_size:
-        raise ValueError(f"image_size {image_size} is not a multiple of the patch size {patch_size}")
-    if image_size != old:
-        how = "bicubic" if recipe == "bicubic" else f"bicubic, as {recipe} does"
-        logging.warning("positions interpolated (%s) from %d px to %d px", how, old, image_size)
-    config = ConfigDict(config.to_dict())
-    _set_image_size(config, image_size)
-    side = image_size // patch_size
-    return {name: _resize_image(params, side, recipe) for name, params in variables.items()}, config
-
-
-def _resize_image(params: Params, side: int, recipe: str) -> Params:
-    if "positions" not in params.get("image", {}):
-        return params
-    image = params["image"]
-    return {**params, "image": {**image, "positions": interpolate(image["positions"], side, recipe)}}
 
 
 def to_state_dict(variables: Mapping[str, Params], config: ConfigDict, layout: str) -> dict[str, np.ndarray]:

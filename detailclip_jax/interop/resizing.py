@@ -1,0 +1,44 @@
+"""A model for another size of image."""
+
+from collections.abc import Mapping
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from detailclip_jax.interop.measure import spec_of
+from detailclip_jax.models.positions import RECIPES, interpolate
+from detailclip_jax.types import Params
+
+
+def resize(
+    variables: Mapping[str, Params], config: ConfigDict, image_size: int, recipe: str = "bicubic"
+) -> tuple[dict[str, Params], ConfigDict]:
+    """The model for another size of image: its positions interpolated by one of models.positions.RECIPES, and said so.
+
+    Raises ValueError for an unknown recipe, and unless the size is a multiple of the patch.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"interpolation {recipe!r} is unknown; known: {', '.join(RECIPES)}")
+    patch_size, old = spec_of(config.model).size.patch_size, config.model.image_size
+    if image_size % patch_size:
+        raise ValueError(f"image_size {image_size} is not a multiple of the patch size {patch_size}")
+    if image_size != old:
+        how = "bicubic" if recipe == "bicubic" else f"bicubic, as {recipe} does"
+        logging.warning("positions interpolated (%s) from %d px to %d px", how, old, image_size)
+    config = ConfigDict(config.to_dict())
+    _set_image_size(config, image_size)
+    side = image_size // patch_size
+    return {name: _resize_image(params, side, recipe) for name, params in variables.items()}, config
+
+
+def _resize_image(params: Params, side: int, recipe: str) -> Params:
+    if "positions" not in params.get("image", {}):
+        return params
+    image = params["image"]
+    return {**params, "image": {**image, "positions": interpolate(image["positions"], side, recipe)}}
+
+
+def _set_image_size(config: ConfigDict, image_size: int) -> None:
+    for crop in config.views.crops.values():
+        crop.size = image_size if crop.size == config.model.image_size else crop.size
+    config.model.image_size = image_size
