@@ -335,7 +335,7 @@ def test_activations_that_no_shape_tells():
 def test_either_gelu_may_be_given_where_nothing_tells(layout):
     state_dict, _ = written(layout)
     (name,) = layout.needs
-    refused(state_dict, f"give --{name}=gelu", layout=layout.name)
+    refused(state_dict, f"give --{name.replace('_', '-')}=gelu", layout=layout.name)
     for given in ("gelu", "quick_gelu"):
         _, _, config = interop.load(state_dict, layout.name, **heads(), **{name: given})
         image = given if name == "activation" else "gelu"

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,8 +70,11 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(source, expected, 
 
 
 def test_ctrl_c_ends_with_a_message(source, tmp_path):
-    process = start(source, tmp_path, "--shards", "4", "--workers", "2")
-    wait_for(lambda: list((tmp_path / ".prepare-train").glob("in-*.json")), process)
+    tars, out = tmp_path / "tars", tmp_path / "out"
+    shutil.copytree(source, tars)
+    os.mkfifo(tars / "endless.tar")  # which nobody writes: the run waits for it until it is interrupted
+    process = start(tars, out, "--shards", "4", "--workers", "2")
+    wait_for(lambda: list((out / ".prepare-train").glob("in-*.json")), process)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130
