@@ -1,0 +1,110 @@
+"""Times DetailCLIP's training step against the straightforward one, in turn, float32 on this CPU; no test.
+
+    python tests/time_straightforward.py --size=B/16 --rounds=8
+    python tests/time_straightforward.py --size=B/16 --words=32   # captions of 32 tokens: ours cuts the rest of 77 off
+
+Both take the same state and batch and must find the same loss; ratios are of CPU seconds and of the clock.
+"""
+
+import argparse
+import time
+
+import jax
+import numpy as np
+import optax
+import straightforward
+
+from detailclip_jax import centering, config, ema, experiment, mesh, optimizer
+from detailclip_jax.benchmark import timing
+from detailclip_jax.data import lengths
+from detailclip_jax.train_step import clamp_logit_scale
+
+START, END = 49406, 49407
+
+
+def build(size, batch):
+    """DetailCLIP as the reference masks it."""
+    c = config.default()
+    c.model.size, c.batch_size, c.masking.granularity = size, batch, "cell2x2"
+    c.total_steps, c.steps_per_epoch = 10, 5
+    return experiment.build(c, mesh.make_mesh(jax.devices()[:1]))
+
+
+def straightforward_step(exp):
+    """A whole step on the loss without savings: the same optimiser, teacher and centers."""
+
+    def step(state, batch):
+        setup = exp.setup
+        moved = ema.update(state.ema_params, state.params, setup.schedules.ema_momentum(state.step))
+        temperatures = {name: at(state.step) for name, at in setup.schedules.temperatures.items()}
+
+        def loss(params):
+            params = optimizer.stop_frozen(params, setup.groups)
+            return straightforward.combined_loss(params, moved, batch, state.centers, temperatures, exp.config)
+
+        (value, means), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = setup.optimizer.update(gradients, state.opt_state, state.params)
+        momentum = exp.config.losses.center_momentum
+        after = state.replace(
+            step=state.step + 1,
+            params=clamp_logit_scale(optax.apply_updates(state.params, updates)),
+            ema_params=moved,
+            opt_state=opt_state,
+            centers={name: centering.update(old, means[name], momentum) for name, old in state.centers.items()},
+        )
+        return after, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def example(exp, words):
+    """Pictures of noise and captions of that many tokens in a context of 77."""
+    rng = np.random.default_rng(0)
+    batch = jax.tree.map(np.asarray, experiment.dummy_batch(exp.config, exp.config.batch_size))
+    pictures = rng.integers(0, 256, batch["image"]["global"].shape).astype(np.uint8)
+    text = np.zeros_like(batch["text"])
+    text[:, :words] = rng.integers(1, START, text[:, :words].shape)
+    text[:, 0], text[:, words - 1] = START, END
+    return {**batch, "image": {"global": pictures}, "text": text}
+
+
+class Stepper:
+    """A compiled step with its state and batch; every call is one step."""
+
+    def __init__(self, name, jitted, exp, batch):
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+        lowered = jitted.lower(exp.state_shapes, shapes)
+        self.program, self.batch, self.state = lowered.compile(), exp.put(batch), exp.init(0)
+        self.seconds = []  # by the clock
+        self.state, metrics = self.program(self.state, self.batch)
+        loss, norm, flops = metrics["loss"], metrics["grad_norm"], lowered.cost_analysis()["flops"]
+        each = flops / exp.config.batch_size / 1e9
+        print(f"{name}: {each:.1f} GFLOP/pair, first loss {loss:.6f}, gradient {norm:.6f}", flush=True)
+
+    def __call__(self):
+        began = time.perf_counter()
+        self.state, _ = self.program(self.state, self.batch)
+        jax.block_until_ready(self.state)
+        self.seconds.append(time.perf_counter() - began)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="B/16")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--words", type=int, default=77, help="tokens of every caption")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    exp = build(arguments.size, arguments.batch)
+    batch = example(exp, arguments.words)
+    cut = lengths.trimmed(batch, lengths.lengths_within(exp.config.data.text_buckets, exp.config.model.context_length))
+    plain = Stepper("straightforward", straightforward_step(exp), exp, batch)
+    ours = Stepper("ours", exp.train_step, exp, cut)
+    cpu = timing.interleaved((plain, ours), arguments.rounds, time.process_time)
+    for name, (theirs, own) in {"CPU": cpu, "clock": (plain.seconds, ours.seconds)}.items():
+        faster = timing.ratios(theirs, own)
+        print(f"{name} seconds: {timing.spread(theirs)} against {timing.spread(own)}, {faster} times as fast")
+
+
+if __name__ == "__main__":
+    main()
