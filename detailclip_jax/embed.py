@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from absl import logging
 
-from detailclip_jax import catalogue, contact_sheet, embeddings
+from detailclip_jax import catalogue, contact_sheet, embeddings, files
 from detailclip_jax.data.decoding import BadImage, decode
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.picture_files import find
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     found = find(arguments.images) if arguments.images and not arguments.source else None
     request = catalogue.Request(found, read_texts(arguments), arguments.out)
     if request.out:
-        request.out.parent.mkdir(parents=True, exist_ok=True)
+        files.check_writable(request.out.parent)
     source = embeddings.read(arguments.source) if arguments.source else None
     model = load(arguments)
     console.say(f"{model.path}: step {model.step}, {model.weights} weights")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def replace_text(file: Path, text: str) -> None:
     """Writes a text in one piece."""
     with whole(file) as partial:
         partial.write_text(text)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder where it is not there, and a file in it for a moment: OSError now instead of after the work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 @contextlib.contextmanager

@@ -148,12 +148,13 @@ def progress_line(
     rate = f"{speed:.0f}" if speed >= 10 else f"{speed:.2f}"
     losses = {name: values[name] for name in ("loss", *terms)}
     shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-    bad = f" | {values['bad_records']:,} bad records" if values.get("bad_records") else ""
+    num_bad = values.get("bad_records", 0)
+    bad = f" | {num_bad:,} bad record{'s' * (num_bad > 1)}" if num_bad else ""
     line = f"step {step}/{total_steps} | {eta} | {rate} images/s | data {wait} | {shown}{bad}"
     if width is None or len(line) <= width:
         return line
     shown = " ".join(f"{SHORT.get(name, name)} {value:#.3g}" for name, value in losses.items())
-    bad = f" bad {values['bad_records']:,}" if bad else ""
+    bad = f" bad {num_bad:,}" if num_bad else ""
     return f"{step}/{total_steps} {eta} {rate}/s {wait}{bad} {shown}"[:width]
 
 

@@ -107,6 +107,7 @@ def test_where_nothing_is_readable_the_list_is_written_too(tmp_path, num_workers
 def test_the_progress_line_counts_them():
     values = {"images_per_second": 10.0, "data_wait": 0.0, "loss": 1.0}
     assert "bad" not in progress_line(1, 2, values | {"bad_records": 0}, [], 8)
+    assert progress_line(1, 2, values | {"bad_records": 1}, [], 8).endswith(" | 1 bad record")
     assert progress_line(1, 2, values | {"bad_records": 1234}, [], 8).endswith(" | 1,234 bad records")
     assert " bad 1,234 " in progress_line(1, 2, values | {"bad_records": 1234}, [], 8, width=50)
 

@@ -383,6 +383,16 @@ def test_mistakes_are_messages(photos, capsys, monkeypatch, arguments, message):
     assert error.startswith("error: ") and message in error
 
 
+def test_a_folder_that_takes_no_files_is_told_before_anything_is_embedded(photos, capsys, monkeypatch):
+    def refused(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    monkeypatch.setattr(inference, "load", lambda *_: pytest.fail("told too late"))
+    assert run("--images=photos", "--out=deep/out.npz") == embed.RUN_ERROR
+    assert "error: [Errno 13] Permission denied: 'deep'" in capsys.readouterr().err
+
+
 def test_a_row_without_the_tower_is_told_before_anything_is_embedded(photos, capsys):
     assert run("--images=photos", "--out=out.npz", checkpoint="runs/mae") == embed.USAGE_ERROR
     assert "runs/mae is a mae, which has no image_projection" in capsys.readouterr().err

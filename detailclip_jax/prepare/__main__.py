@@ -102,7 +102,7 @@ def verify(argv: Sequence[str]) -> int:
     for problem in problems(folder.parse_args(argv).folder, lambda name: console.live(f"reading {name}")):
         console.say(f"error: {problem}")
         wrong += 1
-    console.say(f"{wrong} problems" if wrong else "all shards are as they were written")
+    console.say(f"{wrong} problem{'s' * (wrong > 1)}" if wrong else "all shards are as they were written")
     return RUN_ERROR if wrong else 0
 
 
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "a worker was killed, perhaps for its memory; the same command goes on, try fewer --workers", RUN_ERROR
         )
     except OSError as error:
-        return _fail(f"{error}; finished shards stay, and the same command goes on", RUN_ERROR)
+        return _fail(f"{error}; finished shards stay, and once that is mended the same command goes on", RUN_ERROR)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on", INTERRUPTED)
 

@@ -42,7 +42,7 @@ def refuse_finished(request: Request) -> None:
 def _refuse_finished(request: Request, part: dict[str, Any]) -> NoReturn:
     there = f"{request.out} has the split {request.split} already"
     if json.loads(json.dumps(identity(request))) == {"source": part["source"], "options": part["options"]}:
-        raise AlreadyThere(f"{there}; there is nothing to do")
+        raise AlreadyThere(f"{there}; there is nothing to do (where its source has changed since, take another --out)")
     raise ValueError(f"{there}, made by another request; choose another --out or --split")
 
 
