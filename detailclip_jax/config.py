@@ -86,15 +86,7 @@ def default() -> ConfigDict:
     c.data = _data()
     c.views = _views()
     c.model = _model()
-    c.masking = ConfigDict(
-        {
-            "strategy": "attention_low",  # paper 3.2.3; see masking.STRATEGIES
-            "ratio": 0.5,  # share of patches removed
-            "drawn_ratio": (0.1, 0.5),  # attmask: hidden share of a step, drawn between these
-            "probability": 0.5,  # attmask: of a view to be masked at all
-            "granularity": "patch",  # "patch": 98 of 196 kept (paper); "cell2x2": 100 of 196 (reference)
-        }
-    )
+    c.masking = _masking()
     c.losses = _losses()
     c.optimizer = _optimizer()
     c.ema = ConfigDict({"start": 0.996, "end": 1.0})  # cosine over all steps; reference main.py
@@ -206,6 +198,18 @@ def _model() -> ConfigDict:
             "remat": "none",  # "none" | "dots" (keeps the results of big products) | "full"
             "scan": False,  # one block's program in a loop over stacked parameters: compiles sooner, the same numbers
             "attention": "auto",  # "xla" | "cudnn" (NVIDIA, half precision); "auto": cudnn where it can run
+        }
+    )
+
+
+def _masking() -> ConfigDict:
+    return ConfigDict(
+        {
+            "strategy": "attention_low",  # paper 3.2.3; see masking.STRATEGIES
+            "ratio": 0.5,  # share of patches removed
+            "drawn_ratio": (0.1, 0.5),  # attmask: hidden share of a step, drawn between these
+            "probability": 0.5,  # attmask: of a view to be masked at all
+            "granularity": "patch",  # "patch": 98 of 196 kept (paper); "cell2x2": 100 of 196 (reference)
         }
     )
 
