@@ -259,7 +259,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
         encode.image(variables["params"], images)
 
     `path` is a workdir; without `step` its newest checkpoint is read.  `variables` holds "params" (the student),
-    "ema_params" (the parts its teacher has; `ema.overlay` lays them over) and "batch_stats".
+    "ema_params" (the parts its teacher has; `ema.overlay` lays them over), "batch_stats" and "centers".
     Raises FileNotFoundError that lists the steps there are, and CheckpointError for one that cannot be read.
     """
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
@@ -274,8 +274,9 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
 def _load(folder: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
     run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
     config = from_json(run["config"])
+    config.model.attention = "auto"  # the kernel is this machine's, whatever it was there
     built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
-    names = ("params", "ema_params", "batch_stats")
+    names = ("params", "ema_params", "batch_stats", "centers")
     target = {name: getattr(built.state_shapes, name) for name in names}
     return built.model, _read_part(folder / "state", target), config
 

@@ -12,9 +12,9 @@ run again, and the same command goes on where it was stopped.  Writes comparison
 
 import argparse
 import ast
+import itertools
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
 from detailclip_jax import run_config
+from detailclip_jax.metrics import read_lines
 
 USAGE_ERROR, RUN_ERROR = 2, 1
 Change = Callable[[ConfigDict], None]
@@ -128,25 +129,36 @@ def run_once(config: ConfigDict, workdir: Path) -> int:
     """Trains and evaluates one run unless it is finished; returns the exit code of `train.train`."""
     from detailclip_jax import train
 
-    results = workdir / "results.json"
-    if results.exists() and json.loads(results.read_text())["step"] >= config.total_steps:
+    if finished_steps(workdir) >= config.total_steps:
         return 0
-    began = time.perf_counter()
-    run = train.prepare(config, workdir)
-    code = train.train(run)
+    code = train.train(train.prepare(config, workdir))
     if code == 0:
-        spent = {"seconds": time.perf_counter() - began, "gflop_per_image": gflop_per_image(run.experiment)}
+        spent = {"seconds": training_seconds(workdir), "gflop_per_image": gflop_per_image(config)}
         run_config.replace_text(workdir / "cost.json", json.dumps(spent) + "\n")
     return code
 
 
-def gflop_per_image(experiment: Any) -> float:
-    """Floating-point operations of a training step per image, as the compiler counts them before it optimises."""
-    from detailclip_jax.experiment import dummy_batch
+def finished_steps(workdir: Path) -> int:
+    """Steps of the run that has its results there, 0 without."""
+    results = workdir / "results.json"
+    return json.loads(results.read_text())["step"] if results.exists() else 0
 
-    size = experiment.config.batch_size
-    lowered = experiment.train_step.lower(experiment.state_shapes, dummy_batch(experiment.config, size))
-    return lowered.cost_analysis()["flops"] / size / 1e9
+
+def training_seconds(workdir: Path) -> float:
+    """What the steps took by the speeds in the log, over all starts of the run; without compiling and evaluation."""
+    config = run_config.from_json((workdir / "config.json").read_text())
+    speeds = {line["step"]: line["images_per_second"] for line in read_lines(workdir / "metrics.jsonl")}
+    steps = sorted(speeds)
+    return sum((to - since) * config.batch_size / speeds[to] for since, to in itertools.pairwise([0, *steps]))
+
+
+def gflop_per_image(config: ConfigDict) -> float:
+    """Floating-point operations of a training step per image, as the benchmark counts them."""
+    from detailclip_jax import init_from
+    from detailclip_jax.benchmark import counting, variants
+
+    adopted = init_from.adopt(config)
+    return counting.count_flops(variants.Variant(adopted.method, adopted, adopted.model.context_length)) / 1e9
 
 
 def read_results(workdir: Path) -> dict[str, float]:
@@ -184,11 +196,15 @@ def floors(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     }
 
 
+def folders_of(rows: Sequence[Row], arguments: argparse.Namespace) -> dict[str, list[Path]]:
+    """Row -> the workdirs of its runs, by seed."""
+    workdir, seeds = Path(arguments.workdir), range(arguments.seeds)
+    return {row.name: [workdir / file_name(row.name) / f"seed-{seed}" for seed in seeds] for row in rows}
+
+
 def compare(rows: Sequence[Row], arguments: argparse.Namespace) -> int:
     """Runs what is not finished, then writes the comparison of all; returns the exit code."""
-    workdir, folders = Path(arguments.workdir), {}
-    for row in rows:
-        folders[row.name] = [workdir / file_name(row.name) / f"seed-{seed}" for seed in range(arguments.seeds)]
+    workdir, folders = Path(arguments.workdir), folders_of(rows, arguments)
     for seed in range(arguments.seeds):  # all rows once before any twice: a stopped comparison is a fair one
         for row in rows:
             if code := run_once(config_of(row, seed, arguments), folders[row.name][seed]):
@@ -262,7 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
-    """Every row's config, before the first one runs."""
+    """Every run's config and folder, before the first one begins."""
+    from detailclip_jax import init_from
     from detailclip_jax.methods import METHODS
     from detailclip_jax.validation import validate
 
@@ -271,9 +288,27 @@ def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     for row in rows:
         if row.method not in METHODS:
             raise ValueError(base.unknown("row", row.method, (*METHODS, *CONTROLS)))
-        config = config_of(row, 0, arguments)
-        config.init = ""  # looked at when the run begins
-        validate(config)
+    folders = folders_of(rows, arguments)
+    for row in rows:
+        for seed, folder in enumerate(folders[row.name]):
+            config = init_from.adopt(config_of(row, seed, arguments))
+            validate(config)
+            check_folder(config, folder)
+
+
+def check_folder(config: ConfigDict, workdir: Path) -> None:
+    """ValueError where the folder has a run of other settings or of another length: no row shows what was not asked."""
+    file = workdir / "config.json"
+    if not file.exists():
+        return
+    there = run_config.from_json(file.read_text())
+    differing = run_config.differences(there, config) | {"total_steps": (there.total_steps, config.total_steps)}
+    lines = [
+        f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items() if new not in (None, old)
+    ]
+    if lines:
+        told = "\n".join(lines)
+        raise ValueError(f"{workdir} has a run of other settings:\n{told}\nChoose another --workdir.")
 
 
 if __name__ == "__main__":

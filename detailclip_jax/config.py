@@ -194,7 +194,7 @@ def _model() -> ConfigDict:
                 "init": "normal",  # "xavier": MAE's initial values, in the decoder as well
             },
             "text_activation": "quick_gelu",  # CLIP's
-            "dtype": "float32",  # of products; parameters, norms, softmax and losses stay float32
+            "dtype": "float32",  # of products and tokens; parameters, norms, softmax, sums and losses stay float32
             "remat": "none",  # "none" | "dots" (keeps the results of big products) | "full"
             "scan": False,  # one block's program in a loop over stacked parameters: compiles sooner, the same numbers
             "attention": "auto",  # "xla" | "cudnn" (NVIDIA, half precision); "auto": cudnn where it can run

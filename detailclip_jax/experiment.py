@@ -101,7 +101,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     )
     params, _ = jax.eval_shape(lambda: init_variables(jax.random.key(0), dummy_batch(config), bare))
     groups = optimizer.labels(params, optimizer.rules(config.model))
-    waiting = round(config.optimizer.frozen_prototype_epochs * (config.steps_per_epoch or config.total_steps))
+    waiting = round(config.optimizer.frozen_prototype_epochs * steps_of_epoch(config))
     adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting)
     setup = bare._replace(model=spread, optimizer=rates.scaled(adamw, params, config.optimizer), groups=groups)
     shapes = _state_shapes(setup, config)
@@ -119,7 +119,7 @@ def build_schedules(config: ConfigDict) -> Schedules:
     return Schedules(
         schedules.warmup_cosine(opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total),
         schedules.cosine(config.ema.start, config.ema.end, total),
-        build_temperatures(config.losses, config.steps_per_epoch or total),
+        build_temperatures(config.losses, steps_of_epoch(config)),
     )
 
 
@@ -146,7 +146,12 @@ def build_mixing(views: ConfigDict) -> Callable[[Batch, Array], Batch]:
 def warmup_steps(config: ConfigDict) -> int:
     """The warm-up that the config asks for, in steps."""
     asked = config.optimizer.warmup_steps
-    return round(config.optimizer.warmup_epochs * (config.steps_per_epoch or 0)) if asked is None else asked
+    return round(config.optimizer.warmup_epochs * steps_of_epoch(config)) if asked is None else asked
+
+
+def steps_of_epoch(config: ConfigDict) -> int:
+    """`steps_per_epoch`; where no run has resolved it yet, `total_steps` over `num_epochs`."""
+    return config.steps_per_epoch or max(config.total_steps // config.num_epochs, 1)
 
 
 def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:

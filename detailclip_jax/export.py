@@ -29,13 +29,14 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax import checkpoint
+from detailclip_jax import checkpoint, methods
 from detailclip_jax.files import nothing_left
 from detailclip_jax.inference import choose_weights
 from detailclip_jax.interop import formats, hub
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.resizing import resize
 from detailclip_jax.interop.verify import NotEqualError, rows
+from detailclip_jax.models import sizes
 from detailclip_jax.models.positions import RECIPES
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
@@ -63,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Loads, writes, verifies and prints the table; what could not be written whole is removed."""
-    model, variables, config = checkpoint.load(arguments.checkpoint, arguments.step)
+    _, variables, config = checkpoint.load(arguments.checkpoint, arguments.step)
+    config.model.dtype = "float32"  # what others compute in, and equality can be shown in; parameters are so anyway
+    model = sizes.build(config.model, methods.build(config).parts)
     if arguments.image_size and arguments.image_size != config.model.image_size:
         variables, config = resize(variables, config, arguments.image_size, arguments.interpolation)
         model = model.clone(image=model.image.clone(image_size=arguments.image_size))

@@ -1,7 +1,8 @@
 """Training on from a checkpoint of another run or from elsewhere: `--config.init=DIR`.
 
-What the checkpoint has is loaded, what the row needs besides is fresh, the teacher starts as a copy.  The networks
-keep the sizes and kinds that they have there, and the images its normalisation.
+What the checkpoint has is loaded, its teacher and centers too; what the row needs besides is fresh, a teacher that the
+checkpoint lacks a copy of the student.  The networks keep the sizes and kinds that they have there, and the images its
+normalisation.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
 from detailclip_jax.schedules import clamp_warmup
 from detailclip_jax.train_state import TrainState
-from detailclip_jax.types import Array, Params
+from detailclip_jax.types import Array, Params, PyTree
 
 OF_IMAGES = ("size", "custom", "image_size", "image_style")
 OF_TEXT = ("context_length", "vocab_size", "text_activation")
@@ -70,11 +71,11 @@ def _config_of(workdir: str) -> ConfigDict:
 def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     """A fresh state with the parts of `config.init` in it, and lines that say what came from where.
 
-    The teacher takes the checkpoint's where it has one, and a copy of the student's part else.  Raises
-    CheckpointError that lists the tensors of another shape.
+    The teacher takes the checkpoint's where it has one, and a copy of the student's part else; centers come with the
+    teacher's prototypes.  Raises CheckpointError that lists the tensors of another shape.
     """
     _, variables, source = checkpoint.load(config.init)
-    parts = methods.build(config).parts
+    parts, saved_centers = methods.build(config).parts, variables.pop("centers")
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
     loaded = {part: variables["params"][part] for part in parts if part in variables["params"]}
     _check_shapes(config.init, loaded, state.params)
@@ -84,9 +85,12 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
         part: _like(theirs[part], old) if part in theirs else jax.tree.map(jnp.copy, params[part])
         for part, old in state.ema_params.items()
     }
+    known = saved_centers if "prototype_head" in theirs else {}
+    centers = {name: _like(known[name], old) if name in known else old for name, old in state.centers.items()}
     fresh = [part for part in parts if part not in loaded]
     lines = report(config, source, list(loaded), fresh, {part: part in theirs for part in parts if part in teacher})
-    return state.replace(params=params, ema_params=teacher), lines
+    lines += [f"  centers       {', '.join(name for name in centers if name in known) or 'fresh'}"] if centers else []
+    return state.replace(params=params, ema_params=teacher, centers=centers), lines
 
 
 def _as_here(tree: Params, params: Params) -> Params:
@@ -94,7 +98,7 @@ def _as_here(tree: Params, params: Params) -> Params:
     return {part: stacking.like(value, params.get(part, {})) for part, value in tree.items()}
 
 
-def _like(value: Params, old: Params) -> Params:
+def _like(value: PyTree, old: PyTree) -> PyTree:
     """A copy in buffers of its own, placed as the old one is: every process fills its own devices."""
 
     def place(new: Array, leaf: Array) -> Array:

@@ -75,7 +75,7 @@ def attention_high(rule: Rule, *, attention: Float[Array, "*batch N"], **_) -> H
 
 
 def attention_hint(rule: Rule, *, attention: Float[Array, "*batch N"], keys: Array, views: int, **_) -> Hidden:
-    """Removes the most attended patches but for `HINT` of the most attended tenth (AttMask-Hint), chosen at random.
+    """Removes the most attended patches but for hints (AttMask-Hint): `rule.ratio` of the topmost `HINT`, at random.
 
     As many as with `attention_high` are removed: the next ones take the hints' places.
     """

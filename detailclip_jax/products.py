@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 PRODUCT = "product"  # the name of their results, by which rematerialisation may keep them
 
@@ -39,6 +39,37 @@ def _name(x: Array) -> Array:
 
 _named = jax.custom_jvp(_name)  # differentiation passes the bits by; it must meet `_name` bare to see the name
 _named.defjvp(lambda primals, tangents: (_name(*primals), tangents[0]))
+
+
+def spread(row: Float[Array, "..."], shape: tuple[Any, ...], dtype: Any) -> Float[Array, "..."]:
+    """The row in every place of `shape`, in `dtype`; its gradient adds up in the row's own type and not in `dtype`."""
+    return jnp.broadcast_to(row, shape).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rows_at(table: Float[Array, "N D"], index: Int[Array, "B K"], dtype: Any) -> Float[Array, "B K D"]:
+    """table[index] of a small float32 table, in `dtype`; its gradient is sum over b, k of (index[b, k] = n) g[b, k].
+
+    That is a product, with sums in float32.  What differentiation writes is a scatter of many rows into few: float
+    atomics on a GPU, in no fixed order, and hundreds of times as slow from jaxlib 0.10.2 until jax 0.11.1
+    (github.com/jax-ml/jax/issues/38806).
+    """
+    return table[index].astype(dtype)
+
+
+def _rows_forward(table: Array, index: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
+    return rows_at(table, index, dtype), (jnp.arange(len(table)), index)
+
+
+def _rows_backward(dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, None]:
+    numbers, index = saved
+    is_row, rows = (index.reshape(-1, 1) == numbers).astype(dtype), g.reshape(-1, g.shape[-1])
+    over_rows = (((0,), (0,)), ((), ()))
+    made = jax.lax.dot_general(is_row, rows, over_rows, precision="highest", preferred_element_type=jnp.float32)
+    return made, None
+
+
+rows_at.defvjp(_rows_forward, _rows_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -89,7 +89,7 @@ class Logits(struct.PyTreeNode):
     def mean(self) -> Float[Array, "C"]:
         """The mean over all tokens, by linearity: the logits of the mean bottleneck, in float32."""
         mean = self.bottleneck.mean(tuple(range(self.bottleneck.ndim - 1)))
-        return product(mean, self.prototypes.T)
+        return jnp.matmul(mean.astype(jnp.float32), self.prototypes.T, precision="highest")
 
 
 class Tokens(struct.PyTreeNode):

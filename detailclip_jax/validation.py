@@ -57,7 +57,7 @@ POSITIVE = (
     *("losses.student_temperature", "losses.teacher_temperature", "losses.patch_temperature"),
     *("losses.simclr_temperature", ".scale", ".ratio"),
 )
-BELOW_ONE = ("optimizer.betas",)  # at 1 a mean of what has been never learns of what is
+BELOW_ONE = ("optimizer.betas", "model.drop_path")  # a mean at 1 never learns of what is; nothing would be left
 ORDERED = (".scale", ".ratio", ".blur_sigma", ".mask_ratio", "masking.drawn_ratio")  # from, to
 
 

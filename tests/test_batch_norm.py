@@ -25,6 +25,11 @@ def test_it_normalises_by_the_biased_and_keeps_the_unbiased_variance():
     np.testing.assert_allclose(changed["batch_stats"]["variance"], 0.9 + 0.1 * X.var(0, ddof=1), rtol=1e-5)
 
 
+def test_a_batch_of_one_leaves_finite_statistics():
+    _, changed = WHOLE.apply(VARIABLES, X[:1], mutable="batch_stats")
+    np.testing.assert_allclose(changed["batch_stats"]["variance"], 0.9, rtol=1e-6)
+
+
 def test_initialising_counts_no_batch():
     assert not VARIABLES["batch_stats"]["mean"].any() and (VARIABLES["batch_stats"]["variance"] == 1).all()
 

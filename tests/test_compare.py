@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detailclip_jax import compare
+from detailclip_jax import compare, run_config
 from detailclip_jax.evaluate import comparison, segmentation
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +49,24 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     monkeypatch.setattr(train, "train", lambda run: pytest.fail("a finished run was run again"))
     assert compare.main(command) == 0
 
+    capsys.readouterr()
+    assert compare.main([*command, "--set=ema.end=0.5", "--budget=1"]) == compare.USAGE_ERROR
+    error = capsys.readouterr().err
+    assert "clip/seed-0 has a run of other settings:\n" in error and "Choose another --workdir" in error
+    assert "  ema.end: 1.0 there, 0.5 now\n" in error and "  total_steps: 2 there, 1 now\n" in error
+
+
+def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
+    config = compare.config_of(compare.parse_row("clip"), 0, arguments("--set=batch_size=8"))
+    whole = compare.gflop_per_image(config)
+    config.model.scan, config.losses.clip_block = True, 2
+    assert compare.gflop_per_image(config) == whole > 0.01
+    lines = [{"step": 10, "images_per_second": 4.0}, {"step": 20, "images_per_second": 8.0}]
+    lines += [{"step": 20, "images_per_second": 2.0}]  # once more after a restart
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "config.json").write_text(run_config.to_json(config))
+    assert compare.training_seconds(tmp_path) == 10 * 8 / 4 + 10 * 8 / 2
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -60,6 +78,7 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
         (["--methods=clip+ema"], "'ema' is no FIELD=VALUE"),
         (["--methods=clip", "--seeds=0"], "--seeds 0 must be at least 1"),
         (["--methods=clip", "--config=configs/nothing.py"], "nothing.py"),
+        (["--methods=clip", "--init=runs/nowhere"], "config.init 'runs/nowhere' is no workdir"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(arguments, message, capsys, monkeypatch):

@@ -263,6 +263,7 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
         ({"log_every": 0}, "log_every 0 must be at least 1"),
         ({"total_steps": -1}, "total_steps -1 must be at least 1"),
         ({"optimizer.betas": (0.9,)}, r"optimizer.betas \(0.9,\) must be 2 numbers"),
+        ({"model.drop_path": 1.0}, r"model.drop_path 1.0 must be less than 1"),
         ({"optimizer.betas": (0.9, 1.0)}, r"optimizer.betas \(0.9, 1.0\) must be less than 1"),
         ({"views.crops.global.scale": ("a", "b")}, "views.crops.global.scale .* must be 2 numbers"),
         ({"views.crops.global.blur_p": (0.1,)}, "blur_p"),

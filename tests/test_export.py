@@ -98,6 +98,16 @@ def test_written_loaded_and_equal(detailclip, tmp_path, capsys, to, name, rows):
     assert ("have no place there" in printed) == (to == "reference")
 
 
+def test_a_run_in_half_precision_is_exported_in_full(tmp_path, capsys, monkeypatch):
+    """Whatever it computed in, and with which kernel of which machine."""
+    with monkeypatch.context() as gpu:
+        gpu.setattr("detailclip_jax.models.sizes.choose_kernel", lambda *_: "xla")
+        fields = {"model.dtype": "bfloat16", "model.attention": "cudnn"}
+        workdir = save_noise(tmp_path / "run", "detailclip", **fields)
+    assert run(workdir, "slip", tmp_path / "slip.pth") == 0
+    assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
+
+
 def test_huggingface(detailclip, openai, tmp_path, capsys):
     """A VisionTextDualEncoderModel, and a CLIPModel for towers with a pre-norm; both come back the same."""
     transformers = pytest.importorskip("transformers")

@@ -62,7 +62,7 @@ def written(path, method="clip", **fields):
         name: jax.tree.map(
             lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape).astype(np.float32)), getattr(shapes, name)
         )
-        for name in ("params", "ema_params", "batch_stats")
+        for name in ("params", "ema_params", "batch_stats", "centers")
     }
     store.save(path, trees, made, "noise")
     return trees
@@ -107,7 +107,7 @@ def test_loaded_fresh_and_copied(tmp_path):
     assert "teacher       image, image_projection, text, text_projection, prototype_head: a copy of the student" in said
     assert "loaded        image, image_projection, text, text_projection, logit_scale" in said
     assert "fresh         decoder, pixel_head, prototype_head" in said
-    assert "image tower   norm_eps 1e-06, activation gelu" in said
+    assert "image tower   norm_eps 1e-06, activation gelu" in said and "centers       fresh" in said
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.params, state.ema_params))]
     assert len(set(pointers)) == len(pointers)  # a step donates them all
 
@@ -121,6 +121,8 @@ def test_a_teacher_that_comes_along_is_kept(tmp_path):
     said = "\n".join(lines)
     assert "teacher       image, image_projection, text, text_projection, prototype_head: loaded" in said
     assert "fresh         nothing" in said and "a copy" not in said
+    assert set(state.centers) == {"cls", "patch"} and "centers       cls, patch" in said
+    jax.tree.map(np.testing.assert_array_equal, dict(state.centers), trees["centers"])
 
 
 CONTINUE = pathlib.Path(__file__).parents[1] / "configs/vitb16_continue.py"

@@ -179,3 +179,19 @@ def test_errors_name_the_way_out():
         config.losses.weights[name] = 0.0
     with pytest.raises(ValueError, match="every term of detailclip has weight 0"):
         methods.build(config)
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "value", "message"),
+    [
+        ("mae", "masking.strategy", "attention_low", "no attention to mask by; masking.strategy is 'attention_low'"),
+        ("aclip", "views.teacher", "same", "looks at the larger crop; views.teacher is 'same', not 'enclosing'"),
+        ("slip", "views.crops.global.count", 3, "compares two views, but views.crops.global.count is 3; set it to 2"),
+        ("slip", "views.crops.global.count", 1, "compares two views of each image, but views.crops.global.count is 1"),
+    ],
+)
+def test_a_field_that_a_row_would_not_heed_is_refused(method, field, value, message):
+    config = tiny_config(method)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message):
+        methods.build(config)

@@ -11,7 +11,7 @@ from detailclip_jax import provenance, run_config
 from detailclip_jax.config import default
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.components import Component, components, whole_numbers
-from detailclip_jax.data.mixture import Mixture, Part, Turns, open_source, order_of, summary
+from detailclip_jax.data.mixture import Mixture, Part, Turns, check_labels, open_source, order_of, summary
 from detailclip_jax.data.pipeline import Pipeline, Stream
 from detailclip_jax.data.sources import BadRecord, MissingData, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -306,6 +306,20 @@ def test_an_epoch_is_as_many_examples_as_the_sets_have(sets):
     config.data.path = f"{sets['a']}@1,stickers:@1"
     with pytest.raises(ValueError, match="'stickers' draws scenes without end, so num_epochs says nothing"):
         run_config.resolve(config, 100)
+
+
+def test_a_run_on_labels_needs_them(sets, tmp_path):
+    """Every set of a mixture is asked, and what is no class is refused."""
+    write_records(tmp_path / "plain", ({"image": picture(i), "captions": ["x"], "key": f"{i}"} for i in range(3)))
+    labelled, plain = (open_source(data_config(str(path))) for path in (sets["a"], tmp_path / "plain"))
+    check_labels(labelled, 6)
+    with pytest.raises(ValueError, match=r"a has the label 5, but model.num_classes is 5"):
+        check_labels(labelled, 5)
+    with pytest.raises(ValueError, match="plain has no labels, and the method learns from nothing else"):
+        check_labels(plain, 5)
+    both = open_source(data_config(f"{sets['a']},{tmp_path / 'plain'}"))
+    with pytest.raises(ValueError, match="plain has no labels"):
+        check_labels(both, 6)
 
 
 def test_stickers_may_be_mixed_in(sets):

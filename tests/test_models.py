@@ -109,7 +109,10 @@ def test_drop_path_drops_whole_branches_of_an_image_by_its_own_key():
 def test_mae_s_positions_are_fixed_and_its_linears_xavier():
     style = vit_module.Style(positions="sincos", init="xavier")
     params = VIT.clone(style=style).init(jax.random.key(0), images())["params"]
-    assert "positions" not in params and not params["patch_embed"]["bias"].any()
+    assert "positions" not in params and not params["blocks_0"]["attn"]["qkv"]["bias"].any()
+    bias = np.abs(params["patch_embed"]["bias"])  # a convolution's there, which MAE leaves as PyTorch makes it
+    fan_in = params["patch_embed"]["kernel"].shape[0]
+    assert 0 < bias.max() <= fan_in**-0.5
     bound = (6 / (32 + 96)) ** 0.5
     kernel = np.asarray(params["blocks_0"]["attn"]["qkv"]["kernel"])
     assert 0.9 * bound < np.abs(kernel).max() <= bound

@@ -1,6 +1,7 @@
 """Every saving against the straightforward form: the loss and all gradients, to float32 rounding."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import straightforward
 from flax import traverse_util
 from tiny import SIZE, tiny_batch, tiny_config
 
-from detailclip_jax import ema, experiment, mesh, optimizer, products, rates, train_step
+from detailclip_jax import ema, experiment, mesh, optimizer, products, rates, run_config, train_step
 from detailclip_jax.data import lengths
 from detailclip_jax.models import attention, block, layers, stacking
 from detailclip_jax.models.decoder import Decoder
@@ -235,6 +236,49 @@ def test_products_and_their_gradients(dtype):
     exact = np.einsum("bnd,bnm->dm", rounded[0], rounded[2])
     np.testing.assert_allclose(of_kernel, exact, rtol=1e-5, atol=1e-5)  # sums in float32, not rounded afterwards
     assert of_x.dtype == of_kernel.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rows_of_a_table_and_their_gradient(dtype):
+    table, weight = normal(0, 5, 3), normal(1, 4, 6, 3).astype(dtype)
+    index = jax.random.randint(jax.random.key(2), (4, 6), 0, 5)
+    made, back = jax.vjp(lambda table: products.rows_at(table, index, dtype), table)
+    np.testing.assert_array_equal(made, np.asarray(table.astype(dtype))[index])
+    exact = np.zeros((5, 3))
+    np.add.at(exact, np.asarray(index), np.asarray(weight, np.float64))
+    np.testing.assert_allclose(back(weight)[0], exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "ibot"}], ids=["detailclip", "ibot"])
+def test_no_sum_of_a_step_in_half_precision_is_rounded_on_its_way(changes):
+    """The gradients of biases, positions, CLS and mask token add up over all tokens: in float32."""
+    config = run_config.load("configs/stickers.py:method=ibot") if changes else config_of()
+    config.model.dtype = "bfloat16"
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    text = exp.train_step.lower(exp.state_shapes, experiment.dummy_batch(config, config.batch_size)).as_text()
+    sums = re.findall(r"applies stablehlo.add across dimensions = \[([\d, ]+)\] : \(tensor<([\dx]+)xbf16>", text)
+    assert "xbf16>" in text
+    for axes, shape in sums:
+        sizes = shape.split("x")
+        assert all(sizes[int(axis)] == "1" for axis in axes.split(", ")), (axes, shape)
+
+
+def test_a_bias_s_gradient_in_half_precision():
+    x, weight = normal(0, 20_000, 8), normal(1, 20_000, 6).astype(jnp.bfloat16)
+    loss = lambda bias: (layers.affine(x, jnp.ones((8, 6)), bias, jnp.bfloat16) * weight).astype(jnp.float32).sum()
+    np.testing.assert_allclose(jax.grad(loss)(jnp.zeros(6)), np.asarray(weight, np.float64).sum(0), rtol=1e-5)
+
+
+def test_padding_is_neither_read_nor_trained():
+    """Behind the end token ids do not matter, and no row of the embedding gets a gradient for them."""
+    tower = TextTransformer(width=32, depth=2, num_heads=4, context_length=8, vocab_size=64)
+    text = jnp.asarray([[62, 5, 63, 0, 0, 0, 0, 0]])
+    other = text.at[0, 3:].set(jnp.arange(10, 15))
+    params = tower.init(jax.random.key(0), text)["params"]
+    gradient = jax.grad(lambda params, text: jnp.sin(tower.apply({"params": params}, text)).sum())
+    made = gradient(params, text)
+    assert set(np.flatnonzero(np.abs(made["token_embedding"]).sum(1))) == {5, 62, 63}
+    assert_close(gradient(params, other), made, rtol=0, of_largest=0)
 
 
 def test_half_precision_gradients_are_near_those_in_full():

@@ -18,9 +18,10 @@ CHANGES = {  # of the default config, by row; crops replace the two global views
     "clip": {"views.crops": {"global": ONE}},
     "slip": {"views.crops": {"clean": ONE}},
     "maskclip": {"views.crops": {"global": ONE}, "masking.strategy": "random", "masking.ratio": 0.75},
-    "aclip": {"views.crops": ENCLOSING, "masking.granularity": "cell2x2"},
+    "aclip": {"views.crops": ENCLOSING, "views.teacher": "enclosing", "masking.granularity": "cell2x2"},
     "mae": {
         "views.crops": {"global": ONE},
+        "masking.strategy": "random",
         "masking.ratio": 0.75,
         "model.decoder_width": 64,
         "model.image_style.positions": "sincos",

@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -157,13 +157,26 @@ def check_captions(source: Source, rule: str) -> None:
             raise ValueError(f"data.caption {rule!r}: {set_name} has no text {lacks}; it has {', '.join(fields)}")
 
 
+def check_labels(source: Source, num_classes: int) -> None:
+    """ValueError where the examples of a set that are asked have no label, or one that is no class."""
+    for part in parts_of(source):
+        labels = [example["label"] for example in _asked(part.source)]
+        if labels and max(labels) < 0:
+            raise ValueError(f"{part.name} has no labels, and the method learns from nothing else")
+        if labels and max(labels) >= num_classes:
+            raise ValueError(f"{part.name} has the label {max(labels)}, but model.num_classes is {num_classes}")
+
+
 def _fields(source: Source) -> list[str]:
     """The texts that a set's examples have, by name; none where all that are asked are unreadable."""
-    fields: dict[str, None] = {}
+    return sorted({name for example in _asked(source) for name in text_fields(example)})
+
+
+def _asked(source: Source) -> Iterator[Example]:
+    """Up to NUM_ASKED readable examples, spread over the set."""
     for index in sorted({len(source) * number // NUM_ASKED for number in range(NUM_ASKED)}):
         with contextlib.suppress(BadRecord):
-            fields |= dict.fromkeys(text_fields(source[index]))
-    return sorted(fields)
+            yield source[index]
 
 
 def summary(source: Source, num_seen: int) -> list[str]:

@@ -39,9 +39,11 @@ MASKS = ("segmentation", "instances")
 
 
 def open_source(config: ConfigDict, split: str | None = None) -> Source:
-    """The source of a run's config, see `mixture.open_source`; ValueError where it lacks the field of its captions."""
+    """The source of a run's config, see `mixture.open_source`; ValueError where it lacks captions' field or labels."""
     source = mixture.open_source(config.data, split, config.model.image_size)
     mixture.check_captions(source, config.data.caption)
+    if config.model.num_classes is not None:
+        mixture.check_labels(source, config.model.num_classes)
     return source
 
 

@@ -16,8 +16,8 @@ from detailclip_jax.types import Params
 def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDict, origin: str) -> None:
     """Writes what `interop.load` gave to a workdir that `checkpoint.load` and `config.init` read.
 
-    Moments and centers are zero, the teacher is the one that came with the model.  Raises ValueError if the workdir
-    holds checkpoints already.
+    Moments are zero, and centers where `variables` has none; the teacher is the one that came with the model.  Raises
+    ValueError if the workdir holds checkpoints already.
     """
     workdir = Path(workdir)
     if any((workdir / checkpoint.FOLDER).glob("*")):
@@ -27,6 +27,7 @@ def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDic
         params=dict(variables["params"]),
         ema_params=dict(variables["ema_params"]),
         batch_stats={**built.state_shapes.batch_stats, **variables["batch_stats"]},
+        centers={**built.state_shapes.centers, **variables.get("centers", {})},
         rng=jax.random.key_data(jax.random.key(config.seed)),
     )
     state = jax.tree.map(_zeros_for_shape, known)
@@ -37,7 +38,7 @@ def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDic
 
 
 def _zeros_for_shape(leaf: Any) -> Any:
-    """Moments and centers of a run that has not moved; arrays stay."""
+    """What was not given, of a run that has not moved; arrays stay."""
     return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 

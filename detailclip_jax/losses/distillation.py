@@ -1,8 +1,8 @@
 """CLS and patch self-distillation, eq. 6 and 7 of the paper.
 
 The printed equations say KL(p_s || p_t); the published code computes -sum p_t log p_s, our default.  `divergence`
-chooses among `DIVERGENCES`.  All of it runs in float32, and in chunks: logits over thousands of prototypes are made
-where they are compared, and at no time for all tokens.
+chooses among `DIVERGENCES`.  Softmax, divergences and sums are float32, whatever the logits' products were taken in.
+Logits over thousands of prototypes are made where they are compared, chunk by chunk, and at no time for all tokens.
 """
 
 import functools
@@ -95,7 +95,7 @@ def cls_loss(
 
     The teacher's W views [W, B, C] are the first W of the student's [V, B, C]: with two views each these are u against
     v and back; with local crops behind them (DINO) every local counts against every global.  Beside the loss stand the
-    teacher's mean entropy and the KL between its first two views: what a collapse would show in.
+    teacher's mean entropy and the KL of its last view against its first: what a collapse would show in.
     """
     num_views, num_images, num_prototypes = student.shape
     if num_views < 2:

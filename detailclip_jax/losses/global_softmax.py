@@ -86,7 +86,7 @@ def _backward(contrasts: tuple[Contrast, ...], block: int, saved: Any, cotangent
     start = list(jnp.zeros_like(jnp.moveaxis(rows, 1, 0)))
     to_rows, to_columns = jax.lax.scan(meet, start, _numbered(columns, block))
     to_rows = jnp.stack(to_rows, 1)
-    return to_rows, to_columns.reshape(columns.shape), jnp.vdot(rows, to_rows) / scale, None
+    return to_rows, to_columns.reshape(columns.shape), jnp.sum(rows * to_rows) / scale, None
 
 
 _cross_entropies: Any = jax.custom_vjp(lambda *inputs: _forward(*inputs)[0], nondiff_argnums=(4, 5))

@@ -58,9 +58,13 @@ def _check_crops(wanted: Iterable[str], config: ConfigDict) -> None:
 
 
 def _check_count(method: Method, config: ConfigDict) -> None:
-    """Terms between two views of an image need them."""
-    alone = config.views.crops["global"].count < 2
-    if alone and ("simclr" in method.losses or ("cls" in method.losses and "local" not in method.passes)):
+    """Terms between two views of an image need them, and SimCLR's has no use for more."""
+    count = config.views.crops["global"].count
+    if count > 2 and "simclr" in method.losses:
+        raise ValueError(
+            f"method {method.name} compares two views, but views.crops.global.count is {count}; set it to 2"
+        )
+    if count < 2 and ("simclr" in method.losses or ("cls" in method.losses and "local" not in method.passes)):
         raise ValueError(
             f"method {method.name} compares two views of each image, but views.crops.global.count is 1; set it to 2, "
             "with two numbers in blur_p and solarize_p"

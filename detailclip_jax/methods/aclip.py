@@ -17,6 +17,10 @@ def aclip(config: ConfigDict) -> Method:
     rule = masking.Rule(sizes.num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
     strategy = masking.strategy(config.masking.strategy)
     parts.check_enclosing(views)
+    if views.teacher != "enclosing":
+        raise ValueError(
+            f"method aclip's teacher looks at the larger crop; views.teacher is {views.teacher!r}, not 'enclosing'"
+        )
     return Method(
         name="aclip",
         parts=(

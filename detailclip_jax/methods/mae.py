@@ -10,6 +10,10 @@ from detailclip_jax.models import sizes
 def mae(config: ConfigDict) -> Method:
     """The row `mae`; the encoder's sin-cos positions and initial values are `model.image_style`'s."""
     losses, views = config.losses, config.views.crops["global"].count
+    if config.masking.strategy != "random":
+        raise ValueError(
+            f"method mae has no attention to mask by; masking.strategy is {config.masking.strategy!r}, not 'random'"
+        )
     patch_size = sizes.size_of(config.model).patch_size
     rule = masking.Rule(sizes.num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
     return Method(

@@ -84,7 +84,7 @@ def attend_evenly(
 
 def cls_attention(query: Float[Array, "B heads d"], key: Float[Array, "B N heads d"]) -> Float[Array, "B N"]:
     """softmax(q K^T / sqrt(d)) of one query, averaged over heads, in float32: the summand of eq. 9."""
-    logits = jnp.einsum("bhd,bnhd->bhn", query, key, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("bhd,bnhd->bhn", query, key, precision="highest", preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits.astype(jnp.float32) * query.shape[-1] ** -0.5).mean(1)
 
 

@@ -40,7 +40,7 @@ class BatchNorm(nn.Module):
             count = len(x) * (jax.lax.axis_size(self.axis) if self.axis else 1)
             now = self._statistics(x)
             mean.value = KEEP * mean.value + (1 - KEEP) * now[0]
-            variance.value = KEEP * variance.value + (1 - KEEP) * now[1] * count / (count - 1)
+            variance.value = KEEP * variance.value + (1 - KEEP) * now[1] * count / max(count - 1, 1)
         return ((x - now[0]) * jax.lax.rsqrt(now[1] + EPS) * scale + bias).astype(self.dtype)
 
     def _statistics(self, x: Float[Array, "B D"]) -> tuple[Float[Array, "D"], Float[Array, "D"]]:

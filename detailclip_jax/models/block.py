@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from detailclip_jax.models.attention import Attention, Kernel
 from detailclip_jax.models.layers import Initialiser, LayerNorm, Linear, exact_gelu
-from detailclip_jax.products import PRODUCT
+from detailclip_jax.products import PRODUCT, rows_at
 from detailclip_jax.types import Array, Bool, Float, Int
 
 
@@ -90,8 +90,8 @@ class Block(nn.Module):
         The rows are normalised and projected once, not once for each image.  Without `read_all` only they are read.
         """
         rows = self.attn.project(self.norm1(table))
-        shared = rows.astype(jnp.float32)[index].astype(self.dtype)  # so that gradients add up in float32
-        behind = table[index].astype(self.dtype)
+        shared = rows_at(rows.astype(jnp.float32), index, self.dtype)
+        behind = rows_at(table, index, self.dtype)
         own = self.attn.project(self.norm1(x), 0 if read_all else 1)
         pairs = jnp.concatenate([own[..., -2 * self.width :], shared[..., self.width :]], 1)
         query = shared[..., : self.width]

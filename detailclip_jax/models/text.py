@@ -68,13 +68,21 @@ class TextTransformer(nn.Module):
         """Token ids to features; the last block computes the EOT token only."""
         if tokens.shape[1] > self.context_length:
             raise ValueError(f"captions of {tokens.shape[1]} tokens exceed the context of {self.context_length}")
-        x = (self.token_embedding[tokens] + self.positions[: tokens.shape[1]]).astype(self.dtype)
-        x, _ = run_blocks(self.blocks, x, remat=self.remat, depth=self.depth - 1)
         end = tokens.argmax(-1)[:, None]
+        x = (self._embed(tokens, end) + self.positions[: tokens.shape[1]]).astype(self.dtype)
+        x, _ = run_blocks(self.blocks, x, remat=self.remat, depth=self.depth - 1)
         read = jnp.take_along_axis(x, end[..., None], axis=1)
         reading = recomputed(lambda block, x, read, mask: block.reading(x, read, mask), self.remat)
         x = reading(getattr(self, self._last), x, read, causal_mask(end, tokens.shape[1]))
         return self.ln_final(x)[:, 0]
+
+    def _embed(self, tokens: Int[Array, "B T"], end: Int[Array, "B 1"]) -> Float[Array, "B T D"]:
+        """The tokens up to the end token, and zeros behind it, where nothing reads.
+
+        Padding would be looked up in one row, and its gradients, all zero, added there: on a GPU one after the other.
+        """
+        read = jnp.arange(tokens.shape[1]) <= end
+        return self.token_embedding.at[jnp.where(read, tokens, self.vocab_size)].get(mode="fill", fill_value=0)
 
 
 def causal_mask(queries: Int[Array, "B Q"], length: int) -> Bool[Array, "B 1 Q T"]:

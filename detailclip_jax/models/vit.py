@@ -11,6 +11,7 @@ from detailclip_jax.models.block import Block, BlockInit, branch_scales, run_blo
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, uniform_fan_in
 from detailclip_jax.models.positions import interpolate, sincos_positions
 from detailclip_jax.patches import patchify, take
+from detailclip_jax.products import rows_at, spread
 from detailclip_jax.types import Array, Bool, Float, Int, Tokens
 
 NORMAL = nn.initializers.normal(0.02)
@@ -28,7 +29,8 @@ class Style(NamedTuple):
     `pre_norm` is a norm between the positions and the first block (OpenAI's CLIP).  `pooling` says what stands for
     the image: the normalised CLS token, the mean of the normalised patches, or the norm of the mean of the patches
     (timm's `fc_norm`; the patches themselves are not normalised then).  `positions` "sincos" are fixed, as MAE's, and
-    `init` "xavier" starts Linears xavier-uniform with biases 0, as MAE's.
+    `init` "xavier" starts Linears xavier-uniform with biases 0, as MAE's (but for the bias of the patch embedding, a
+    convolution there: PyTorch's uniform one).
     """
 
     norm_eps: float = 1e-6
@@ -75,9 +77,9 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"image_style.init {self.style.init!r} is unknown; known: {', '.join(INITS)}")
         side, fixed = self.image_size // self.patch_size, self.style.positions == "sincos"
         uniform = uniform_fan_in(3 * self.patch_size**2)
-        init, bias_init = (XAVIER, nn.initializers.zeros) if self.style.init == "xavier" else (uniform, uniform)
+        init = XAVIER if self.style.init == "xavier" else uniform
         bias = self.style.patch_bias
-        self.patch_embed = Linear(self.width, init, self.dtype, bias_init, bias)
+        self.patch_embed = Linear(self.width, init, self.dtype, uniform, bias)
         self.cls_token = self.param("cls_token", NORMAL, (self.width,))
         learnt = None if fixed else self.param("positions", NORMAL, (side**2 + 1, self.width))
         self.table = jnp.asarray(sincos_positions(self.width, side) if fixed else learnt)
@@ -134,13 +136,13 @@ class VisionTransformer(nn.Module):
         positions = table[None, 1:]
         if kept is not None:
             pixels = take(pixels, kept)
-            positions = table[1 + kept]
+            positions = rows_at(table, 1 + kept, self.dtype)
         patches = self.patch_embed(pixels)
         if hidden is not None:
-            patches = jnp.where(hidden[..., None], mask_token.astype(self.dtype), patches)
-        patches = patches + positions.astype(self.dtype)
-        cls = (self.cls_token + table[0]).astype(self.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(cls, (images.shape[0], 1, self.width)), patches], 1)
+            patches = jnp.where(hidden[..., None], spread(mask_token, patches.shape, self.dtype), patches)
+        patches = patches + spread(positions, patches.shape, self.dtype)
+        cls = spread(self.cls_token + table[0], (images.shape[0], 1, self.width), self.dtype)
+        x = jnp.concatenate([cls, patches], 1)
         return self.pre_norm(x) if self.style.pre_norm else x
 
 
