@@ -44,7 +44,7 @@ def get_config(arg=None):
     c.model.decoder_depth = 1  # reference: one block; the paper says "a series of blocks like MAE"
     c.model.freeze_patch_embed = True  # reference, after MoCo v3
     c.model.dtype = "bfloat16"  # mixed precision as the reference's (float16 there, and a scaled loss)
-    c.model.remat = "dots"  # for 256 pairs on a device: 23 GiB of temporaries by the compiler's count, 56 without
+    c.model.remat, c.model.scan = "dots", True  # 256 pairs on a device: docs/performance.md, Memory per device
 
     c.masking.strategy = "attention_low"  # section 3.2.3: the least attended patches are removed
     c.masking.ratio = 0.5  # section 3.2.3

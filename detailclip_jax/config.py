@@ -234,7 +234,7 @@ def _losses() -> ConfigDict:
             "patch_temperature": (0.04, 0.07),  # the same for patches
             "temperature_epochs": 1,  # of that warm-up: with 1, the second number counts from epoch 1 on
             "center_momentum": 0.9,
-            "chunk_logits": 2**22,  # prototype logits (tokens x C) made at a time; more where memory is; 0 = all
+            "chunk_logits": 3 * 2**20,  # prototype logits (tokens x C) made at a time; more where memory is; 0 = all
             "normalise_pixels": True,
             "pixel_eps": 1e-6,
             "clip_block": 0,  # columns of the contrastive logits made at a time; 0 = as many as stay small
