@@ -109,7 +109,7 @@ def test_the_step_compiles_once(method):
 
 
 def test_a_run_learns():
-    """On four pairs seen again and again the contrast falls below chance, ln 8."""
+    """On eight pairs seen again and again the contrast falls below chance, ln 8."""
     exp = tiny_experiment()
     state, batch = tiny_state(), exp.put(tiny_batch(0))
     for _ in range(15):
