@@ -36,8 +36,10 @@ from detailclip_jax.interop import formats, hub
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.resizing import resize
 from detailclip_jax.interop.verify import NotEqualError, rows
-from detailclip_jax.models import sizes
+from detailclip_jax.models import sizes, stacking
 from detailclip_jax.models.positions import RECIPES
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Params
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 WAY_OUT = "pip install -e '.[torch]', or take --no-verify"
@@ -64,9 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Loads, writes, verifies and prints the table; what could not be written whole is removed."""
-    _, variables, config = checkpoint.load(arguments.checkpoint, arguments.step)
-    config.model.dtype = "float32"  # what others compute in, and equality can be shown in; parameters are so anyway
-    model = sizes.build(config.model, methods.build(config).parts)
+    model, variables, config = plain(*checkpoint.load(arguments.checkpoint, arguments.step)[1:])
     if arguments.image_size and arguments.image_size != config.model.image_size:
         variables, config = resize(variables, config, arguments.image_size, arguments.interpolation)
         model = model.clone(image=model.image.clone(image_size=arguments.image_size))
@@ -82,6 +82,13 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.verify:
         print("\n".join(rows(verified(fmt, export, path))))
     print(f"written to {path}")
+
+
+def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    """The networks as others compute them, in float32 and block by block, however the run did."""
+    config.model.dtype, config.model.scan = "float32", False
+    unstacked = {name: stacking.unstack(tree) for name, tree in variables.items()}
+    return sizes.build(config.model, methods.build(config).parts), unstacked, config
 
 
 def verified(fmt: formats.Format, export: Export, path: Path) -> Any:

@@ -46,6 +46,11 @@ def spread(row: Float[Array, "..."], shape: tuple[Any, ...], dtype: Any) -> Floa
     return jnp.broadcast_to(row, shape).astype(dtype)
 
 
+def plus(x: Float[Array, "*batch M"], row: Float[Array, "M"]) -> Float[Array, "*batch M"]:
+    """x + row in the type of x; the row's gradient adds up in its own."""
+    return x + (row if row.dtype == x.dtype else spread(row, x.shape, x.dtype))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rows_at(table: Float[Array, "N D"], index: Int[Array, "B K"], dtype: Any) -> Float[Array, "B K D"]:
     """table[index] of a small float32 table, in `dtype`; its gradient is sum over b, k of (index[b, k] = n) g[b, k].

@@ -99,13 +99,14 @@ def test_written_loaded_and_equal(detailclip, tmp_path, capsys, to, name, rows):
 
 
 def test_a_run_in_half_precision_is_exported_in_full(tmp_path, capsys, monkeypatch):
-    """Whatever it computed in, and with which kernel of which machine."""
+    """Whatever it computed in, in a loop over blocks or not, and with which kernel of which machine."""
     with monkeypatch.context() as gpu:
         gpu.setattr("detailclip_jax.models.sizes.choose_kernel", lambda *_: "xla")
-        fields = {"model.dtype": "bfloat16", "model.attention": "cudnn"}
+        fields = {"model.dtype": "bfloat16", "model.attention": "cudnn", "model.scan": True, "model.remat": "dots"}
         workdir = save_noise(tmp_path / "run", "detailclip", **fields)
-    assert run(workdir, "slip", tmp_path / "slip.pth") == 0
-    assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
+    for to, name in (("slip", "slip.pth"), ("stablehlo", "hlo")):
+        assert run(workdir, to, tmp_path / name) == 0
+        assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
 
 
 def test_huggingface(detailclip, openai, tmp_path, capsys):

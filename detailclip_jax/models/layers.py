@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.products import product, spread
+from detailclip_jax.products import plus, product
 from detailclip_jax.types import Array, Float
 
 Initialiser = Callable[..., Array]
@@ -112,4 +112,4 @@ def affine(
 ) -> Float[Array, "*batch M"]:
     """x kernel + bias in `dtype`."""
     made = product(x, kernel, dtype)
-    return made if bias is None else made + spread(bias, made.shape, dtype)
+    return made if bias is None else plus(made, bias)
