@@ -313,13 +313,12 @@ def test_a_run_on_labels_needs_them(sets, tmp_path):
     write_records(tmp_path / "plain", ({"image": picture(i), "captions": ["x"], "key": f"{i}"} for i in range(3)))
     labelled, plain = (open_source(data_config(str(path))) for path in (sets["a"], tmp_path / "plain"))
     check_labels(labelled, 6)
-    with pytest.raises(ValueError, match="a.train has the label 5, but model.num_classes is 5"):
+    with pytest.raises(ValueError, match="has the label 5, but model"):
         check_labels(labelled, 5)
-    with pytest.raises(ValueError, match="plain.train has no labels, and the method learns from nothing else"):
-        check_labels(plain, 5)
     both = open_source(data_config(f"{sets['a']},{tmp_path / 'plain'}"))
-    with pytest.raises(ValueError, match="plain.train has no labels"):
-        check_labels(both, 6)
+    for source in (plain, both):
+        with pytest.raises(ValueError, match=r"plain.* has no labels, and the method learns from nothing else"):
+            check_labels(source, 6)
 
 
 def test_stickers_may_be_mixed_in(sets):
