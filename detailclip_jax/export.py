@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"written to {path}")
 
 
-def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks, dict[str, Params], ConfigDict]:
+def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks, Mapping[str, Params], ConfigDict]:
     """The networks as others compute them, in float32 and block by block, however the run did."""
     config.model.dtype, config.model.scan = "float32", False
     unstacked = {name: stacking.unstack(tree) for name, tree in variables.items()}

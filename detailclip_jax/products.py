@@ -51,7 +51,6 @@ def plus(x: Float[Array, "*batch M"], row: Float[Array, "M"]) -> Float[Array, "*
     return x + (row if row.dtype == x.dtype else spread(row, x.shape, x.dtype))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rows_at(table: Float[Array, "N D"], index: Int[Array, "B K"], dtype: Any) -> Float[Array, "B K D"]:
     """table[index] of a small float32 table, in `dtype`; its gradient is sum over b, k of (index[b, k] = n) g[b, k].
 
@@ -59,11 +58,17 @@ def rows_at(table: Float[Array, "N D"], index: Int[Array, "B K"], dtype: Any) ->
     atomics on a GPU, in no fixed order, and hundreds of times as slow from jaxlib 0.10.2 until jax 0.11.1
     (github.com/jax-ml/jax/issues/38806).
     """
+    made: Array = _rows_at(table, index, dtype)
+    return made
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rows_at(table: Array, index: Array, dtype: Any) -> Array:
     return table[index].astype(dtype)
 
 
 def _rows_forward(table: Array, index: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
-    return rows_at(table, index, dtype), (jnp.arange(len(table)), index)
+    return _rows_at(table, index, dtype), (jnp.arange(len(table)), index)
 
 
 def _rows_backward(dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, None]:
@@ -74,7 +79,7 @@ def _rows_backward(dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Ar
     return made, None
 
 
-rows_at.defvjp(_rows_forward, _rows_backward)
+_rows_at.defvjp(_rows_forward, _rows_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

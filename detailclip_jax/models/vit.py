@@ -139,6 +139,7 @@ class VisionTransformer(nn.Module):
             positions = rows_at(table, 1 + kept, self.dtype)
         patches = self.patch_embed(pixels)
         if hidden is not None:
+            assert mask_token is not None  # who hides patches says what stands for them
             patches = jnp.where(hidden[..., None], spread(mask_token, patches.shape, self.dtype), patches)
         patches = patches + spread(positions, patches.shape, self.dtype)
         cls = spread(self.cls_token + table[0], (images.shape[0], 1, self.width), self.dtype)
