@@ -6,11 +6,12 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import experiment
+from detailclip_jax import experiment, mesh
 from detailclip_jax.interop import reference, tables
 
 pytestmark = pytest.mark.slow
@@ -36,12 +37,13 @@ def test_initial_values_are_distributed_as_the_reference_s():
     """Mean and standard deviation of every tensor of a fresh ViT-B/16, against those of a fresh reference model."""
     config = config_lib.default()
     config.batch_size, config.total_steps = 8, 10
-    state = experiment.build(config).init(0)
+    state = experiment.build(config, mesh.make_mesh(jax.devices()[:1])).init(0)  # eight copies would need 20 GB
     ours = tables.write(reference.student(12, 12, 1), state.params)
     with open(ROOT / "tests/golden/vitb16_keys.tsv") as file:
         theirs = {row["key"]: row for row in csv.DictReader(file, delimiter="\t")}
     for name, values in ours.items():
         mean, std = float(theirs[name]["mean_at_init"]), float(theirs[name]["std_at_init"])
         noise = 6 * std / np.sqrt(max(values.size, 2)) + 1e-6
-        assert abs(values.mean() - mean) < 1.5 * noise, (name, values.mean(), mean)
+        rounding = 1e-3 * abs(mean)  # the file has four digits
+        assert abs(values.mean() - mean) < 1.5 * noise + rounding, (name, values.mean(), mean)
         assert abs(values.std() - std) < noise + 1e-3 * std, (name, values.std(), std)
