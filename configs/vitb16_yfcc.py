@@ -34,7 +34,8 @@ def get_config(arg=None):
     c.data.caption = "random"  # paper: a random valid one of title and description; the reference joins them
 
     # 239 GFLOP a pair at 40 % of the 312 TFLOP/s (bfloat16) of 16 A100s: 8350 pairs/s are needed, 2090 a host of four.
-    # A core makes about 300 pairs/s with two views each, so 7 of them keep up; the loop says when the data is late.
+    # A core makes about 300 pairs/s with two views each, so 7 a host keep up; the loop says when the data is late.
+    # These are one process's, and launch/slurm.sbatch starts one a device with 8 cores each.
     c.data.num_workers = 8
 
     c.model.size = "B/16"  # paper

@@ -1,7 +1,6 @@
 """Brings a file of embeddings up to date with a folder of pictures and a list of texts."""
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from detailclip_jax import embeddings
+from detailclip_jax.cores import usable_cores
 from detailclip_jax.data.picture_files import Found, PictureBatches
 from detailclip_jax.embeddings import IMAGE, TEXT, Key, Origin, Table
 from detailclip_jax.progress import Console, Meter
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # jax and the networks come after the flags, so that --help i
 
 RUN_ERROR = 1
 BATCH_SIZE, TEXT_BLOCK = 64, 1024
-PREFETCH = min(max(os.cpu_count() or 1, 2), 32)  # batches ready or in the making, each by a thread of its own
+PREFETCH = min(max(usable_cores(), 2), 32)  # batches ready or in the making, each by a thread of its own
 SAVE_EVERY = 300.0  # seconds after which what is embedded is kept, should the machine fail
 MAX_NAMED = 20
 Part = tuple[Sequence[Key], np.ndarray, Sequence[str]]  # keys, rows [B, E], and why a row is none

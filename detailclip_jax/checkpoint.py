@@ -265,6 +265,8 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
     try:
         return _load(folder / str(step))
+    except jax.errors.JaxRuntimeError:  # of the devices or the other processes, not of the file
+        raise
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise CheckpointError(
             f"the checkpoint of step {step} in {folder} cannot be read: {_first_line(error)}"

@@ -14,6 +14,7 @@ import argparse
 import ast
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -72,7 +73,10 @@ def set_fields(fields: Mapping[str, Any]) -> Change:
 
     def change(config: ConfigDict) -> None:
         run_config.check_overrides(config, fields)
-        config.update_from_flattened_dict(dict(fields))
+        try:
+            config.update_from_flattened_dict(dict(fields))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{', '.join(fields)}: {error}") from error
 
     return change
 
@@ -83,6 +87,11 @@ def parse_row(text: str) -> Row:
     known = CONTROLS.get(name, Row(name, name, lambda config: None))
     further = set_fields(dict(map(parse_setting, settings)))
     return Row(text, known.method, both(known.change, further))
+
+
+def split_list(text: str) -> list[str]:
+    """What commas separate; those inside of brackets do not."""
+    return [item for item in re.split(r",(?![^([]*[)\]])", text) if item]
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -261,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         rows = sweep_rows(arguments.sweep) if arguments.sweep else []
-        rows += [parse_row(text) for text in arguments.methods.split(",") if text]
+        rows += [parse_row(text) for text in split_list(arguments.methods)]
         if not rows:
             raise ValueError("nothing to compare: give --methods or --sweep")
         check(rows, arguments)
@@ -272,14 +281,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return compare(rows, arguments)
-    except RUN_ERRORS as error:
+    except (ValueError, FileNotFoundError, *RUN_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return RUN_ERROR
 
 
 def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     """Every run's config and folder, before the first one begins."""
-    from detailclip_jax import init_from
+    from detailclip_jax import init_from, methods
     from detailclip_jax.methods import METHODS
     from detailclip_jax.validation import validate
 
@@ -293,6 +302,7 @@ def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
         for seed, folder in enumerate(folders[row.name]):
             config = init_from.adopt(config_of(row, seed, arguments))
             validate(config)
+            methods.build(config)
             check_folder(config, folder)
 
 

@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 
 from packaging.requirements import Requirement
 
+from detailclip_jax.cores import usable_cores
+
 FOR = {
     "demo": "configs/stickers.py and figures",
     "torch": "import_torch and export",
@@ -53,7 +55,7 @@ def machine() -> Iterator[tuple[str, str]]:
     yield "code", f"git {provenance.git_revision()}"
     yield "devices", _usable(jax.local_devices)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield "host", f"{os.cpu_count()} cores, {memory / 2**30:.0f} GiB of memory"
+    yield "host", f"{usable_cores()} cores, {memory / 2**30:.0f} GiB of memory"
     yield "disk", disk(shutil.disk_usage(".").free)
 
 

@@ -40,9 +40,18 @@ class Rule(NamedTuple):
         units = self.num_patches // self.cell**2
         if not 0 < self.ratio < 1:
             raise ValueError(f"masking.ratio {self.ratio} must lie between 0 and 1, both excluded")
-        if self.cell == 1:
-            return int(units * self.ratio)
-        return units - (int(units * (1 - self.ratio)) + 1)
+        removed = int(units * self.ratio) if self.cell == 1 else units - (int(units * (1 - self.ratio)) + 1)
+        if removed < 1:
+            raise ValueError(
+                f"masking.ratio {self.ratio} removes nothing of a grid of {units} ({self.granularity}); "
+                f"it must be more than {1 / units:.3g}"
+            )
+        return removed
+
+    def checked(self) -> "Rule":
+        """Itself; what `num_removed_units` raises comes now, and not while a step is traced."""
+        _ = self.num_removed_units
+        return self
 
     @property
     def num_removed(self) -> int:

@@ -14,15 +14,21 @@ from detailclip_jax.types import BATCH, DATA, FSDP, Batch, PyTree
 def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
     """A mesh of all devices (or those given), [devices / fsdp, fsdp] along "data" and "fsdp".
 
-    Neighbours share "fsdp": on several hosts it stays within one as long as it is at most a host's devices.
-    Raises ValueError unless it divides them.
+    A host's devices are neighbours: they alone share "fsdp" where it divides their number, see `fsdp_hosts`.
+    Raises ValueError unless it divides all devices.
     """
     devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
         fitting = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise ValueError(f"mesh.fsdp {fsdp} does not divide {len(devices)} devices; it can be {fitting}")
-    shape = len(devices) // fsdp, fsdp
-    return jax.make_mesh(shape, (DATA, FSDP), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    # jax.make_mesh lays axes along a TPU's torus, across hosts, and refuses what does not fit it.
+    by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(by_host).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
+
+
+def fsdp_hosts(mesh: Mesh) -> int:
+    """The most processes that devices which share a divided state belong to."""
+    return max(len({device.process_index for device in row}) for row in mesh.devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -60,4 +66,15 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(tree, replicated(mesh))
 
 
-__all__ = ["BATCH", "DATA", "FSDP", "check_batch_size", "make_mesh", "put", "replicate", "replicated", "sharded"]
+__all__ = [
+    "BATCH",
+    "DATA",
+    "FSDP",
+    "check_batch_size",
+    "fsdp_hosts",
+    "make_mesh",
+    "put",
+    "replicate",
+    "replicated",
+    "sharded",
+]

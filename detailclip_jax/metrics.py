@@ -48,16 +48,20 @@ def drop_lines_after(file: Path, step: int) -> None:
     replace_text(file, "".join(f"{line}\n" for line in kept))
 
 
+NAMES = ("metrics", "evaluations")  # of a run's own files; others in its folder are somebody else's
+
+
 class MetricWriter:
-    """Writes scalars of a step to `workdir/<name>.jsonl` and to TensorBoard events in `workdir/tensorboard`."""
+    """Writes scalars of a step to `workdir/<name>.jsonl`, a name of NAMES, and to events in `workdir/tensorboard`."""
 
     def __init__(self, workdir: Path, step: int):
         """For the run that goes on after `step`: lines past it are dropped, events past it marked as purged."""
         from tensorboardX import SummaryWriter
 
         self._workdir = workdir
-        for file in workdir.glob("*.jsonl"):
-            drop_lines_after(file, step)
+        for file in (workdir / f"{name}.jsonl" for name in NAMES):
+            if file.exists():
+                drop_lines_after(file, step)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, name: str, step: int, values: Mapping[str, float]) -> None:

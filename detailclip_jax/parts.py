@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import masking, resample
 from detailclip_jax.forward import Context, Forward, Head, Loss, Pass, Targets, Views, fold, whole
 from detailclip_jax.losses import clip, contrastive, distillation, labels, reconstruction
+from detailclip_jax.models import sizes
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.patches import normalise_patches, patchify, take
 from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Logits, Scalar, Tokens
@@ -30,6 +31,12 @@ def attention_of(target: str) -> Callable:
 
 def no_attention(targets: Targets, views: Views) -> None:
     """For masks that do not depend on a teacher."""
+
+
+def mask_rule(config: ConfigDict) -> masking.Rule:
+    """How many patches the config's row removes; ValueError where that cannot be meant."""
+    masks, side = config.masking, sizes.num_side_patches(config.model)
+    return masking.Rule(side, masks.ratio, masks.granularity).checked()
 
 
 def mask_by(rule: masking.Rule, strategy: masking.Strategy, read: Callable, num_views: int) -> Callable:

@@ -20,7 +20,7 @@ from detailclip_jax import processes as several
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import parts_of
 from detailclip_jax.experiment import Experiment, dummy_batch
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.mesh import fsdp_hosts, make_mesh
 from detailclip_jax.train_step import combined_loss
 from detailclip_jax.validation import validate
 
@@ -57,12 +57,16 @@ def run(config: ConfigDict, workdir: str | Path) -> int:
 
 
 def prepare(config: ConfigDict, workdir: Path) -> Plan:
-    """What `train.prepare` makes, without claiming the workdir; ValueError or FileNotFoundError as there."""
+    """What `train.prepare` makes, without claiming the workdir; ValueError or FileNotFoundError as there.
+
+    Also for a workdir of another run, which `train.prepare` would refuse.
+    """
     config = init_from.adopt(config)
     validate(config)
     source = train.open_source(config)
     evaluate.check(config)
     config = run_config.resolve(config, len(source))
+    run_config.check_workdir(workdir, config)
     return Plan(config, workdir, source, experiment.build(config))
 
 
@@ -93,8 +97,8 @@ def processes(plan: Plan) -> Finding:
 
 def mesh(plan: Plan) -> Finding:
     """The mesh; weights that travel between hosts are slow."""
-    shape, here = plan.experiment.mesh.shape, jax.local_device_count()
-    far = f"; fsdp {shape['fsdp']} reaches over hosts of {here}: slow" if shape["fsdp"] > here else ""
+    shape, hosts = plan.experiment.mesh.shape, fsdp_hosts(plan.experiment.mesh)
+    far = f"; fsdp {shape['fsdp']} reaches over {hosts} processes: slow where these are hosts" if hosts > 1 else ""
     return Finding(f"data {shape['data']} x fsdp {shape['fsdp']}{far}")
 
 

@@ -224,8 +224,16 @@ def _may_differ(name: str) -> bool:
 def claim_workdir(workdir: Path, config: ConfigDict, write: bool = True) -> None:
     """Makes the workdir this run's: writes `config.json` (one process does, all of them check).
 
-    Raises ValueError, naming the fields, if the workdir holds a run of another configuration.
+    Raises ValueError as `check_workdir` does.
     """
+    check_workdir(workdir, config)
+    if write:
+        workdir.mkdir(parents=True, exist_ok=True)
+        replace_text(workdir / "config.json", to_json(config) + "\n")
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Raises ValueError, naming the fields, if the workdir holds a run of another configuration."""
     file = workdir / "config.json"
     if file.exists() and (changed := differences(from_json(file.read_text()), config)):
         lines = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items())
@@ -233,9 +241,6 @@ def claim_workdir(workdir: Path, config: ConfigDict, write: bool = True) -> None
             f"workdir {workdir} belongs to a run of another config. Differing fields:\n{lines}\n"
             "Choose another --workdir, or delete this one."
         )
-    if write:
-        workdir.mkdir(parents=True, exist_ok=True)
-        replace_text(file, to_json(config) + "\n")
 
 
 def count_epochs(config: ConfigDict, given: Iterable[str]) -> ConfigDict:

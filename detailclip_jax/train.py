@@ -1,6 +1,5 @@
 """The training loop: build, restore or start, step, log, save, evaluate, report."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import evaluate, experiment, init_from, processes, provenance, run_config, sharding
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.cores import usable_cores
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import parts_of, summary
 from detailclip_jax.evaluate import report
@@ -207,7 +207,7 @@ def evaluates(config: ConfigDict, step: int) -> bool:
 def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
     """This process's batches after so many examples over all processes."""
     config = ConfigDict(run.config.to_dict())
-    config.data.num_workers = usable_workers(config.data.num_workers, os.cpu_count() or 1)
+    config.data.num_workers = usable_workers(config.data.num_workers, usable_cores())
     if config.data.num_workers < run.config.data.num_workers:
         run.console.say(f"data.num_workers {run.config.data.num_workers} are too many here: {config.data.num_workers}")
     where = jax.process_index(), jax.process_count()

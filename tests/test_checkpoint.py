@@ -12,8 +12,8 @@ from flax import struct
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from detailclip_jax import checkpoint, experiment
 from detailclip_jax import config as base
-from detailclip_jax import experiment
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints, checksums, load
 from detailclip_jax.mesh import make_mesh
 from detailclip_jax.run_config import to_json
@@ -261,6 +261,15 @@ def test_load_gives_model_parameters_and_config(saved_run):
     assert to_json(config) == to_json(tiny_config())
     embedding = model.apply({"params": variables["params"]}, jnp.zeros((2, 16, 16, 3)), method="embed_image")
     assert embedding.shape == (2, 64)
+
+
+def test_a_lost_process_is_no_damaged_file(saved_run, monkeypatch):
+    def lose(_):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: the other process is gone")
+
+    monkeypatch.setattr(checkpoint, "_load", lose)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the other process is gone"):
+        load(saved_run)
 
 
 def test_load_of_an_older_step(saved_run):

@@ -77,6 +77,9 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
         (["--methods=clip+ema.ent=1"], "did you mean 'ema.end'"),
         (["--methods=clip+ema"], "'ema' is no FIELD=VALUE"),
         (["--methods=clip", "--seeds=0"], "--seeds 0 must be at least 1"),
+        (["--methods=detailclip+masking.ratio=1.0"], "masking.ratio 1.0 must lie between 0 and 1"),
+        (["--methods=detailclip+masking.ratio=0.01"], "masking.ratio 0.01 removes nothing"),
+        (["--methods=detailclip+model.freeze_patch_embed=maybe"], "model.freeze_patch_embed: "),
         (["--methods=clip", "--config=configs/nothing.py"], "nothing.py"),
         (["--methods=clip", "--init=runs/nowhere"], "config.init 'runs/nowhere' is no workdir"),
     ],
@@ -95,6 +98,13 @@ def test_flags_are_not_abbreviated(capsys):
 
 def arguments(*extra):
     return compare.parser().parse_args([f"--config={ROOT / 'configs/stickers.py'}", "--budget=7", *extra])
+
+
+def test_commas_in_brackets_separate_no_rows():
+    softer = "detailclip+losses.teacher_temperature=(0.07,0.07)+losses.patch_temperature=(0.07,0.07)"
+    rows = [compare.parse_row(text) for text in compare.split_list(f"clip,{softer},")]
+    assert [row.name for row in rows] == ["clip", softer]
+    assert compare.config_of(rows[1], 0, arguments()).losses.teacher_temperature == (0.07, 0.07)
 
 
 def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from tiny import tiny_config
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import doctor, experiment, main, preflight, sharding
+from detailclip_jax import doctor, experiment, main, preflight, run_config, sharding
 from detailclip_jax.data import labelled
 from detailclip_jax.mesh import make_mesh
 
@@ -131,6 +131,14 @@ def test_a_launch_that_can_go(capsys, tmp_path):
     assert [line.split()[1] for line in checks] == list(preflight.CHECKS)
     assert "8 pairs: 1 a device" in lines[-5] and "64 examples, the last a picture of" in lines[-4]
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_workdir_of_another_run_is_refused_as_main_refuses_it(tmp_path):
+    run_config.claim_workdir(tmp_path, smallest())
+    other = smallest()
+    other.seed = 7
+    with pytest.raises(ValueError, match=r"belongs to a run of another config(?s:.*)seed: 0 there, 7 now"):
+        preflight.run(other, tmp_path)
 
 
 def test_each_check_that_fails_is_named(capsys, tmp_path, monkeypatch):

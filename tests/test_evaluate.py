@@ -15,6 +15,7 @@ from detailclip_jax.evaluate import (
     EvaluatorError,
     all_weights,
     build_all,
+    comparison,
     metrics,
     report,
     run,
@@ -161,6 +162,17 @@ def test_the_digest_follows_every_field():
     assert digest != report.config_digest(config)
 
 
+def test_tasks_whose_names_have_slashes(tmp_path):
+    config, task = default(), "zero_shot:folder:/data/pets"
+    config.evaluators = {task: {}}
+    names = {f"{task}/{which}/top1": value for which, value in {"student": 0.5, "ema": 0.25}.items()}
+    text = report.write(tmp_path, names, config, step=1)
+    assert f"| {task} top1 |    50.0 | 25.0 |" in text and "Left out" not in text
+    records = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert [(r["task"], r["weights"], r["metric"]) for r in records] == [(task, w, "top1") for w in ("student", "ema")]
+    assert comparison.tabulate({"clip": [names]})["clip", "ema"][f"{task}/top1"].mean == 0.25
+
+
 def test_a_report_without_results_says_so(tmp_path):
     assert "nothing was evaluated" in report.write(tmp_path, {}, default(), step=1)
 
@@ -241,6 +253,13 @@ def test_the_options_on_stickers_are_of_held_out_scenes():
     assert [alone["prompts"][label] for label in batch["label"]] == [prompts(noun) for (noun,) in shown]
     paired = stickers.scenes(config, "held_out_pairs", 4)
     assert pairs["captions"] == [paired[i]["captions"] for i in range(4)]
+
+
+@pytest.mark.parametrize("ratio, granularity", [(0.75, "patch"), (0.5, "cell2x2")])
+def test_rows_that_remove_more_or_by_cells_are_judged_by_one_rule(ratio, granularity):
+    config = sticker_config()
+    config.masking.ratio, config.masking.granularity = ratio, granularity
+    assert stickers.kept_objects(config, num_scenes=2)["rule"].num_kept == 64 // 2
 
 
 def test_run_all_on_a_real_method(tmp_path, monkeypatch):

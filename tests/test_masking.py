@@ -101,6 +101,13 @@ def test_other_ratios(ratio):
     assert masking.Rule(14, ratio).num_removed == int(196 * ratio)
 
 
+@pytest.mark.parametrize(("granularity", "ratio"), [("patch", 0.005), ("cell2x2", 0.02)])
+def test_a_ratio_that_removes_nothing_is_refused_at_once(granularity, ratio):
+    with pytest.raises(ValueError, match=rf"masking.ratio {ratio} removes nothing of a grid of .* more than 0\.0"):
+        masking.Rule(14, ratio, granularity).checked()
+    assert masking.Rule(14, ratio + 0.01, granularity).checked().num_removed > 0
+
+
 def test_hide_highest_hides_as_many_as_asked_for():
     values, count = attention(), np.random.default_rng(1).integers(0, 98, (2, 3))
     mask = masking.hide_highest(jnp.asarray(values), jnp.asarray(count))

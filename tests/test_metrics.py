@@ -51,6 +51,14 @@ def test_a_restart_writes_each_step_once(tmp_path):
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+def test_files_that_are_not_the_run_s_own_are_left_alone(tmp_path):
+    others = {"results.jsonl": '{"step": 600}\n', "prompts.jsonl": '{"text": "a frog"}'}
+    for name, text in others.items():
+        (tmp_path / name).write_text(text)
+    write_steps(tmp_path, 300, [301])
+    assert {name: (tmp_path / name).read_text() for name in others} == others
+
+
 def test_an_evaluation_that_is_run_again_stands_once(tmp_path):
     writer = MetricWriter(tmp_path, 0)
     for top1 in (0.1, 0.2):

@@ -1,5 +1,6 @@
 """The same bytes from one process, several, one that was killed with -9, and the copy for TensorFlow Datasets."""
 
+import itertools
 import os
 import pathlib
 import signal
@@ -18,10 +19,16 @@ from detailclip_jax.prepare.__main__ import main
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def hear():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(source, out, *options):
-    """The command in a process of its own."""
+    """The command in a process of its own, which hears SIGINT even where a shell began the tests in the background."""
     command = [sys.executable, "-m", "detailclip_jax.prepare", "webdataset", str(source), "--out", str(out), *options]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear
+    )
 
 
 def wait_for(condition, process, seconds=120):
@@ -69,7 +76,10 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(source, expected, 
 
 
 def test_ctrl_c_ends_with_a_message(tmp_path):
-    tars, out = trees.webdataset(tmp_path / "tars", num_tars=50, per_tar=40), tmp_path / "out"
+    tars, out, picture = tmp_path / "tars", tmp_path / "out", trees.jpeg(0, 1600, 1200)  # some 20 ms each to decode
+    for tar in range(20):
+        members = [[(f"{tar:02}{n:03}.jpg", picture), (f"{tar:02}{n:03}.txt", b"a frog")] for n in range(40)]
+        trees.write_tar(tars / f"{tar:05}.tar", itertools.chain(*members))
     process = start(tars, out, "--shards", "4", "--workers", "2")
     wait_for(lambda: list((out / ".prepare-train").glob("in-*.json")), process)
     process.send_signal(signal.SIGINT)

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from detailclip_jax.benchmark.pictures import MadeUp
 from detailclip_jax.benchmark.stages import STAGES, Recipe, Stopwatch
 from detailclip_jax.benchmark.timing import Spread
 from detailclip_jax.compare import parse_setting
+from detailclip_jax.cores import usable_cores
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.decoding import BadImage, Decoded, decode
 from detailclip_jax.data.mixture import order_of
@@ -193,7 +193,7 @@ def _against_text(against: dict[str, Versus]) -> str:
 def feeds(config: ConfigDict, rate: float) -> str:
     """Which devices a core, and this machine, keep busy with the config's step."""
     flops = sum(w.flops for w in theory.components(config, config.batch_size, config.model.context_length).values())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     step = f"{config.method} {config.model.size}, {flops / 1e9:.4g} GFLOP a pair on paper, bfloat16"
     rows = [[f"device at {UTILISATION:.0%} of its peak", "pairs/s", "cores it needs", f"fed by {cores} cores"]]
     for device in (device for device in peaks.DEVICES if device.name in SHOWN):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import forward, masking, methods
+from detailclip_jax import forward, methods, parts
 from detailclip_jax.benchmark.work import (
     ADAMW_NUMBERS,
     ADAMW_OPS,
@@ -59,7 +59,7 @@ class Case(NamedTuple):
         if "masked" in self.method.passes:
             ratio = crop.mask_ratio[1] if crop.get("mask_grid", 0) else masks.drawn_ratio[1]
             return int(ratio * grid.patches)
-        return masking.Rule(sizes.num_side_patches(self.config.model), masks.ratio, masks.granularity).num_removed
+        return parts.mask_rule(self.config).num_removed
 
     @property
     def prototypes(self) -> int:

@@ -1,6 +1,5 @@
 """From the command line to the configs that are measured: one, or two for a comparison."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
 from detailclip_jax import run_config
-from detailclip_jax.compare import parse_setting
+from detailclip_jax.compare import parse_setting, split_list
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
 from detailclip_jax.validation import check_choice, validate
@@ -75,7 +74,7 @@ def spec_for(spec: str, method: str | None) -> str:
 
 def split_settings(text: str) -> dict[str, Any]:
     """ "dtype=bfloat16,remat=dots" as names and values; commas inside of brackets do not separate."""
-    return dict(parse_setting(item) for item in re.split(r",(?![^([]*[)\]])", text) if item)
+    return dict(map(parse_setting, split_list(text)))
 
 
 def build(

@@ -13,6 +13,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from detailclip_jax.cores import usable_cores
+
 
 class Prefetched:
     """Iterator over the items of a random-access object (nested dicts of arrays), made ahead in their order.
@@ -56,7 +58,7 @@ def _dataset(items: Any, num_workers: int, prefetch: int) -> grain.IterDataset:
     cv2.setNumThreads(0)  # parallel over items already
     dataset = grain.MapDataset.source(items)
     if not num_workers:
-        num_threads = min(prefetch, os.cpu_count() or 1)
+        num_threads = min(prefetch, usable_cores())
         return dataset.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # in a notebook nobody does, and grain reads a flag for its workers

@@ -81,9 +81,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from detailclip_jax.progress import Console
 
     sets = Sets(arguments.data_dir, style=arguments.style, num_examples=arguments.num_examples)
-    asked = tasks.parse(arguments.tasks, sets)
     which = arguments.weights.split(",") if arguments.weights else None
-    measured = subject.from_checkpoint(arguments.checkpoint, arguments.step, which)
+    asked = processes.agreed(lambda: tasks.parse(arguments.tasks, sets))
+    step = processes.agreed(lambda: subject.step_of(arguments.checkpoint, arguments.step))
+    measured = processes.agreed(lambda: subject.from_checkpoint(arguments.checkpoint, step, which))
     out = Path(arguments.out or Path(arguments.checkpoint) / f"{OUT}-{measured.step}")
     console = Console(enabled=jax.process_index() == 0)
     console.say("\n".join(introduction(measured, asked, arguments, out)))

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from detailclip_jax.evaluate.metrics import split_name
+
 METRICS = {  # task/metric -> heading
     "zero_shot/top1": "zero-shot",
     "retrieval/image_to_text_r1": "I2T R@1",
@@ -38,7 +40,7 @@ def tabulate(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
     table: Table = {}
     for row, seeds in results.items():
         for name in dict.fromkeys(name for values in seeds for name in values):
-            task, weights, metric = name.split("/")
+            task, weights, metric = split_name(name)
             values = np.array([seed[name] for seed in seeds if name in seed])
             std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
             table.setdefault((row, weights), {})[f"{task}/{metric}"] = Spread(float(values.mean()), std, len(values))

@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Bool, UInt8
 
-from detailclip_jax import visualize
+from detailclip_jax import parts, visualize
 from detailclip_jax.data.sprites import ATTRIBUTION
 from detailclip_jax.evaluate import stickers
 from detailclip_jax.evaluate.evaluators import all_weights
@@ -51,7 +51,7 @@ def of_scenes(experiment: Experiment, state: TrainState) -> dict[str, Any]:
 
 def attention(experiment: Experiment, state: TrainState, images: UInt8[np.ndarray, "B S S 3"]):
     """The paper's figure 1 over `images`, for the student and, where there is one, its teacher."""
-    rule = stickers.mask_rule(experiment.config)
+    rule = parts.mask_rule(experiment.config)
     values = {name: experiment.encode.attention(params, images) for name, params in all_weights(state).items()}
     hidden = {name: np.asarray(lowest(value, rule)) for name, value in values.items()}
     return visualize.attention_figure(images, jax.tree.map(np.asarray, values), hidden, ATTRIBUTION)

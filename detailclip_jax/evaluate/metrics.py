@@ -37,6 +37,11 @@ class Metric(float):
         return self
 
 
+def split_name(name: str) -> list[str]:
+    """Task, weights and metric of "zero_shot:folder:/data/pets/ema/top1", whose task has slashes of its own."""
+    return name.rsplit("/", 2)
+
+
 def mean_metric(values: np.ndarray, chance: float | None = None, counts: np.ndarray | None = None) -> Metric:
     """Mean of `values` with its bootstrap interval.
 

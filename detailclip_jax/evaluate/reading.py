@@ -3,13 +3,13 @@
 import contextlib
 import hashlib
 import math
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
 
+from detailclip_jax.cores import usable_cores
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.sources import Source
@@ -58,7 +58,7 @@ class ImageBatches:
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
         self.unreadable = []
-        ahead = min(MAX_AHEAD, os.cpu_count() or 1)
+        ahead = min(MAX_AHEAD, usable_cores())
         with contextlib.closing(Prefetched(self, prefetch=max(2, ahead))) as batches:
             for made in batches:
                 self.unreadable += made["unreadable"]

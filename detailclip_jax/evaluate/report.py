@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.evaluate.evaluators import plan
-from detailclip_jax.evaluate.metrics import Metric
+from detailclip_jax.evaluate.metrics import Metric, split_name
 from detailclip_jax.files import replace_text
 from detailclip_jax.run_config import to_json
 
@@ -33,8 +33,8 @@ NOTES = {
         "word the same count as right for each other's image."
     ),
     "kept_objects": (
-        "Kept patches: of those with the highest CLS attention, in unseen scenes; chance is the share of all patches "
-        "that touch an object."
+        "Kept patches: the half with the highest CLS attention, in every row whatever it removes itself, in unseen "
+        "scenes; chance is the share of all patches that touch an object."
     ),
     "segmentation": "Segmentation: patch features, frozen, to classes by ridge regression, in unseen scenes.",
 }
@@ -68,7 +68,7 @@ def as_json(results: Mapping[str, float], config: ConfigDict, step: int) -> dict
 
 
 def _record(name: str, value: float) -> dict[str, Any]:
-    task, weights, metric = name.split("/")
+    task, weights, metric = split_name(name)
     judged = {key: getattr(value, key, None) for key in ("n", "chance", "low", "high")}
     return {"task": task, "weights": weights, "metric": metric, "value": float(value), **judged}
 
@@ -82,8 +82,9 @@ def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str
     """The table, one row per metric, with a column for each set of weights and chance beside them."""
     if not results:
         return "\n\n".join([f"{_title(config, step)}: nothing was evaluated.", *_left_out(results, config)]) + "\n"
-    weights = list(dict.fromkeys(name.split("/")[1] for name in results))
-    rows = list(dict.fromkeys((name.split("/")[0], name.split("/")[2]) for name in results))
+    names = [split_name(name) for name in results]
+    weights = list(dict.fromkeys(which for _, which, _ in names))
+    rows = list(dict.fromkeys((task, metric) for task, _, metric in names))
     head = ["", *(WEIGHTS.get(w, w) for w in weights), "chance", "n"]
     table = [_row(results, task, metric, weights) for task, metric in rows]
     notes = "\n\n".join([_notes(dict(rows)), *_left_out(results, config)])
@@ -92,7 +93,7 @@ def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str
 
 def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:
     """A line that names the evaluators without a result: the method has none of the networks they need."""
-    measured = {name.split("/")[0] for name in results}
+    measured = {split_name(name)[0] for name in results}
     missing = [name for name in plan(config) if name not in measured]
     return [f"Left out, since {config.method} has no networks for it: {', '.join(missing)}."] if missing else []
 

@@ -40,8 +40,9 @@ def retrieval(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
 
 
 def kept_objects(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
-    """Unseen scenes of one to four objects, and the run's own number of removed patches."""
-    return {"batches": batches(scenes(config, "held_out_scenes", num_scenes), config), "rule": mask_rule(config)}
+    """Unseen scenes of one to four objects, of which half of the patches go, whatever a row removes: rows compare."""
+    rule = Rule(num_side_patches(config.model))
+    return {"batches": batches(scenes(config, "held_out_scenes", num_scenes), config), "rule": rule}
 
 
 def segmentation(config: ConfigDict, num_scenes: int = 500) -> dict[str, Any]:
@@ -72,11 +73,6 @@ def batches(source: Source, config: ConfigDict) -> list[EvaluationBatch]:
     """All examples as the model sees them, in memory: every set of weights looks at them."""
     tokenizer, size = Tokenizer(config.model.context_length), config.model.image_size
     return list(evaluation_batches(source, size, tokenizer, min(BATCH_SIZE, len(source))))
-
-
-def mask_rule(config: ConfigDict) -> Rule:
-    """How many patches the run removes."""
-    return Rule(num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
 
 
 def pictures(examples: Sequence[dict[str, Any]], size: int) -> UInt8[np.ndarray, "B size size 3"]:

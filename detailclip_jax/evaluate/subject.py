@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import ema, inference
 from detailclip_jax import mesh as meshes
-from detailclip_jax.checkpoint import FOLDER
+from detailclip_jax.checkpoint import FOLDER, pick_step
 from detailclip_jax.config import unknown
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluate.bench import Tokenize
@@ -56,8 +56,7 @@ def from_checkpoint(workdir: str | Path, step: int | None = None, which: Sequenc
     checkpoint.  Raises FileNotFoundError, ValueError for weights that there are not, and CheckpointError for a
     checkpoint that cannot be read.
     """
-    check_workdir(Path(workdir))
-    model = inference.load(workdir, step=step)
+    model = inference.load(workdir, step=step_of(workdir, step))
     there = {"student": model.variables["params"]}
     if model.variables["ema_params"]:
         there["ema"] = ema.overlay(model.variables["params"], model.variables["ema_params"])
@@ -77,6 +76,12 @@ def from_checkpoint(workdir: str | Path, step: int | None = None, which: Sequenc
         method=config.method,
         config=config,
     )
+
+
+def step_of(workdir: str | Path, step: int | None) -> int:
+    """The checkpoint's step, the newest without one; FileNotFoundError as `check_workdir` and `pick_step` say."""
+    check_workdir(Path(workdir))
+    return pick_step(workdir, step)
 
 
 def check_workdir(workdir: Path) -> None:

@@ -8,13 +8,12 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import masking, parts
 from detailclip_jax.forward import Method, Pass, fold, no_decoder, visible
-from detailclip_jax.models import sizes
 
 
 def aclip(config: ConfigDict) -> Method:
     """The row `aclip`: crops "global" (u, v) and "enclosing"."""
     losses, views = config.losses, config.views
-    rule = masking.Rule(sizes.num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
+    rule = parts.mask_rule(config)
     strategy = masking.strategy(config.masking.strategy)
     parts.check_enclosing(views)
     if views.teacher != "enclosing":

@@ -10,7 +10,7 @@ from detailclip_jax.models import sizes
 def detailclip(config: ConfigDict) -> Method:
     """The row `detailclip`."""
     size, losses = sizes.size_of(config.model), config.losses
-    rule = masking.Rule(sizes.num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
+    rule = parts.mask_rule(config)
     prototypes = config.model.prototypes or size.prototypes
     passes, read = parts.teacher_attention(config.views)
     strategy = masking.strategy(config.masking.strategy)

@@ -15,7 +15,7 @@ def mae(config: ConfigDict) -> Method:
             f"method mae has no attention to mask by; masking.strategy is {config.masking.strategy!r}, not 'random'"
         )
     patch_size = sizes.size_of(config.model).patch_size
-    rule = masking.Rule(sizes.num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
+    rule = parts.mask_rule(config)
     return Method(
         name="mae",
         parts=("image", "decoder", "pixel_head"),

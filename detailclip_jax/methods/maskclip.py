@@ -15,7 +15,7 @@ from detailclip_jax.models import sizes
 def maskclip(config: ConfigDict) -> Method:
     """The row `maskclip`: the caption meets the whole view; eq. 7 teaches the decoder at hidden patches."""
     losses, size = config.losses, sizes.size_of(config.model)
-    rule = masking.Rule(sizes.num_side_patches(config.model), config.masking.ratio, config.masking.granularity)
+    rule = parts.mask_rule(config)
     strategy, views = masking.strategy(config.masking.strategy), config.views.crops["global"].count
     return Method(
         name="maskclip",

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 
+from detailclip_jax.cores import usable_cores
 from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.cleaning import CLEANING
 from detailclip_jax.data.prepare.job import Options, Request
@@ -76,7 +77,7 @@ def _add_examples(made: argparse.ArgumentParser) -> None:
 
 def _add_engine(made: argparse.ArgumentParser) -> None:
     add = made.add_argument
-    add("--workers", type=_count, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)")
+    add("--workers", type=_count, default=usable_cores(), metavar="N", help="processes (default: all cores)")
     add("--engine", choices=ENGINES, default="local", help="beam: on Apache Beam, whose options follow behind --")
 
 
