@@ -20,7 +20,7 @@ def two(workdir, cache, *flags):
 
 def finished(runs):
     outputs = [run.communicate(timeout=600)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], "\n".join(outputs)
+    assert {run.returncode for run in runs} == {0}, "\n".join(outputs)
     return outputs
 
 
@@ -37,13 +37,14 @@ def test_a_run_of_two_hosts_survives_one_of_them(tmp_path, victim):
     """1 x 8 devices trains 40 steps.  2 x 4: one is killed, the other ends by itself; both again; then on 1 x 2."""
     alone, workdir = tmp_path / "alone", tmp_path / "together"
     one = started([*MAIN, f"--workdir={alone}"], environment(tmp_path, JAX_NUM_CPU_DEVICES="8"))
-    assert one.wait(timeout=600) == 0, one.communicate()[0]
+    finished([one])
     expected = losses(alone)
 
     runs = two(workdir, tmp_path)
     wait_for_lines(workdir, 6, runs)
     runs[victim].kill()
     killed, survivor = time.monotonic(), runs[1 - victim]
+    runs[victim].communicate()
     output, _ = survivor.communicate(timeout=60)
     assert time.monotonic() - killed < 60 and survivor.returncode not in (0, None)
     assert f"error: process {1 - victim} of 2 ended before its run did: it lost another process of the run" in output
@@ -60,7 +61,7 @@ def test_a_checkpoint_of_two_hosts_goes_on_with_one(tmp_path):
     """Saved by 2 x 4 devices that share each copy of the state between them, resumed by 1 process of 2 and of 1."""
     alone, workdir = tmp_path / "alone", tmp_path / "together"
     one = started([*MAIN, f"--workdir={alone}"], environment(tmp_path, JAX_NUM_CPU_DEVICES="8"))
-    assert one.wait(timeout=600) == 0, one.communicate()[0]
+    finished([one])
     runs = two(workdir, tmp_path, "--config.mesh.fsdp=8")
     wait_for_lines(workdir, 6, runs)
     runs[0].send_signal(signal.SIGTERM)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
 from detailclip_jax import run_config
-from detailclip_jax.compare import parse_setting, split_list
+from detailclip_jax.compare import parse_setting, set_fields, split_list
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
 from detailclip_jax.validation import check_choice, validate
@@ -88,21 +88,13 @@ def build(
     config = load(spec, settings.pop("method", None))
     words = settings.pop("text_length", None)
     fields = {SHORT.get(field, field): value for field, value in settings.items()}
-    _set(config, fields)
+    with config.unlocked():
+        set_fields(fields)(config)
     resize(config, image_size or config.model.image_size)
     if config.total_steps is None:
         config.total_steps, config.steps_per_epoch = STEPS, STEPS // 10
     validate(config)
     return Variant(name, config, _words(config, words))
-
-
-def _set(config: ConfigDict, fields: Mapping[str, Any]) -> None:
-    run_config.check_overrides(config, fields)
-    try:
-        with config.unlocked():
-            config.update_from_flattened_dict(dict(fields))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{', '.join(fields)}: {error}") from error
 
 
 def resize(config: ConfigDict, image_size: int) -> None:
