@@ -1,7 +1,7 @@
 """The training loop: build, restore or start, step, log, save, evaluate, report."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import parts_of, summary
 from detailclip_jax.evaluate import report
 from detailclip_jax.interrupt import Interrupt
+from detailclip_jax.locks import Busy, alone
 from detailclip_jax.metrics import NonFiniteError
 from detailclip_jax.progress import Console
 from detailclip_jax.schedules import clamp_warmup
@@ -26,6 +27,8 @@ LESS_MEMORY = (
     "a smaller batch_size, --config.accumulation=2, --config.model.remat=dots or full, --config.model.dtype=bfloat16, "
     "or --config.mesh.fsdp of several devices"
 )
+
+LOCK = ".lock"  # in the workdir of a run that is being trained
 
 REPEATS = (
     "a batch of {batch_size} holds some of the {examples} examples{of_set} more than once, and the contrast takes "
@@ -43,6 +46,7 @@ RUN_ERRORS = (
     CheckpointError,
     evaluate.EvaluatorError,
     pipeline.TooManyBadRecords,
+    Busy,
 )  # what ends a run with a message instead of a traceback
 
 
@@ -73,9 +77,21 @@ def train(run: Run) -> int:
     """Trains to `total_steps`, from the last checkpoint if there is one.
 
     Returns the exit code: 0, or 128 + the number of the signal that ended the run early (it saved first).
-    Raises NonFiniteError, naming term and step, and the others of RUN_ERRORS.
+    Raises NonFiniteError, naming term and step, and the others of RUN_ERRORS; Busy where another run has the workdir.
     """
     introduce(run)
+    with workdir_alone(run.workdir):
+        return _train(run)
+
+
+@contextmanager
+def workdir_alone(workdir: Path) -> Iterator[None]:
+    """Keeps a second run of the same command out, whose steps and checkpoints would mix with this one's; else Busy."""
+    with alone(workdir / LOCK) if jax.process_index() == 0 else nullcontext():
+        yield
+
+
+def _train(run: Run) -> int:
     config = run.config
     with processes.together():
         store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn)

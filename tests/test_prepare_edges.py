@@ -10,10 +10,10 @@ from pathlib import Path
 import prepare_trees as trees
 import pytest
 
-from detailclip_jax.data.prepare import locks
+from detailclip_jax import locks
 from detailclip_jax.data.prepare.finish import load
-from detailclip_jax.data.prepare.locks import Busy, alone
 from detailclip_jax.data.sources import MissingData, Records
+from detailclip_jax.locks import Busy, alone
 from detailclip_jax.prepare.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def test_what_a_kill_left_beside_a_finished_split_is_removed(tars, tmp_path):
 
 HOLDER = """
 import pathlib, sys, time
-from detailclip_jax.data.prepare.locks import alone
+from detailclip_jax.locks import alone
 with alone(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -16,6 +16,7 @@ from detailclip_jax import train as loop
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints
 from detailclip_jax.data.mixture import Mixture, Part
 from detailclip_jax.interrupt import Interrupt
+from detailclip_jax.locks import Busy, alone
 from detailclip_jax.mesh import make_mesh, put, replicated
 from detailclip_jax.metrics import NonFiniteError, read_lines
 from detailclip_jax.progress import Console
@@ -124,6 +125,15 @@ def test_a_longer_run_goes_on_and_equals_one_that_never_stopped(run_of):
     resumed = {line["step"]: line["loss"] for line in lines_of(run_of("run"))}
     assert {line["step"]: line["loss"] for line in lines_of(run)}.items() <= resumed.items()
     assert sorted(resumed) == [3, 6, 7, 9, 12]
+
+
+def test_a_second_run_in_the_workdir_is_kept_out(run_of):
+    run = run_of(total_steps=4)
+    holder = rf"process {os.getpid()} on .* is writing to {run.workdir}; wait for it, or end it"
+    with alone(run.workdir / loop.LOCK), pytest.raises(Busy, match=holder):
+        loop.train(run)
+    assert not (run.workdir / "checkpoints").exists()
+    assert loop.train(run) == 0 and not (run.workdir / loop.LOCK).exists()
 
 
 def test_a_finished_run_says_so(run_of):

@@ -25,10 +25,10 @@ from absl import logging
 from detailclip_jax.data.prepare.begin import AlreadyThere, begin, refuse_finished
 from detailclip_jax.data.prepare.finish import NothingAccepted, finish
 from detailclip_jax.data.prepare.job import Request
-from detailclip_jax.data.prepare.locks import Busy, alone
 from detailclip_jax.data.prepare.passes import UNREADABLE
 from detailclip_jax.data.prepare.verify import problems
 from detailclip_jax.data.sources import MissingData
+from detailclip_jax.locks import Busy, alone
 from detailclip_jax.prepare import arguments, local, report, to_tfds
 from detailclip_jax.progress import Console
 
