@@ -291,7 +291,7 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
         raise FileNotFoundError(f"{path} {convert}" if Path(path).is_file() else f"there is no folder {folder.parent}")
     steps = sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdecimal())
     if not steps or step not in (None, *steps):
-        known = f"its steps are {', '.join(map(str, steps))}" if steps else "it has none"
+        known = f"its steps are {', '.join(map(str, steps))}" if steps else "the run has not saved yet"
         raise FileNotFoundError(f"no checkpoint {'' if step is None else f'of step {step} '}in {folder}; {known}")
     return steps[-1] if step is None else step
 

@@ -22,7 +22,7 @@ from detailclip_jax.cores import usable_cores
 
 FOR = {
     "demo": "configs/stickers.py and figures",
-    "torch": "import_torch and export",
+    "torch": "import_torch and export, but for .safetensors",
     "data": "data sets through TensorFlow Datasets",
     "dev": "the tests",
 }

@@ -14,6 +14,6 @@ for python in ${PYTHON:+"$PYTHON"} python "$here/.venv/bin/python" ""; do
 done
 if [[ -z $python ]]; then
   echo "error: neither python nor $here/.venv/bin/python has detailclip_jax and jax; make the environment with" >&2
-  echo "make test, or name another: PYTHON=/path/to/python $0 ..." >&2
+  echo "make demo, or name another: PYTHON=/path/to/python $0 ..." >&2
   exit 2
 fi

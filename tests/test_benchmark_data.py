@@ -1,6 +1,7 @@
 """The data benchmark: the same views as the pipeline's, stages that add up, a fake clock, JSON, messages."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,13 @@ def test_torchvision_makes_the_same_kind_of_views(capsys):
     assert isinstance(made[0].transforms[0], transforms.RandomResizedCrop) and made[0].transforms[0].scale == (0.5, 1.0)
     assert command.main(["data", "--examples=2", "--rounds=1", "--against=torchvision"]) == 0
     assert "times as fast" in capsys.readouterr().out
+
+
+def test_a_missing_torchvision_is_said_before_anything_is_measured(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setattr(data, "measure", None)
+    assert command.main(["data", "--against=torchvision"]) == command.USAGE_ERROR
+    assert "pip install -e '.[torch]', or leave it out" in capsys.readouterr().err
 
 
 def test_resizing_alone_agrees_with_torchvision_s():

@@ -90,5 +90,5 @@ def kinds(found):
 
 
 def test_one_device_talks_to_nobody(capsys):
-    assert command.main(["collectives", f"--config={SMALLEST}", "--method=clip", "--batch=4", "--devices=1"]) == 0
-    assert "clip tiny, batch 4 on 1 devices: no collectives" in capsys.readouterr().out
+    assert command.main(["collectives", f"--config={SMALLEST}", "--devices=1"]) == command.USAGE_ERROR
+    assert capsys.readouterr().err == "error: one device sends nothing; give several, for example --devices=8\n"

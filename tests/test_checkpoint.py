@@ -269,7 +269,7 @@ def test_a_lost_process_is_no_damaged_file(saved_run, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "_load", lose)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the other process is gone"):
-        load(saved_run)
+        load(saved_run[0])
 
 
 def test_load_of_an_older_step(saved_run):
@@ -280,7 +280,7 @@ def test_load_of_an_older_step(saved_run):
 def test_load_names_the_steps_there_are(saved_run, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 5 in .*; its steps are 1, 2"):
         load(saved_run[0], step=5)
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*; it has none"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*; the run has not saved yet"):
         load(tmp_path)
 
 

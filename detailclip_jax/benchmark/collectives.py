@@ -16,6 +16,8 @@ SHOWN = 12  # lines of the longer table
 
 def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Compiles, prints, and returns the records for JSON."""
+    if len(devices) == 1:
+        raise ValueError("one device sends nothing; give several, for example --devices=8")
     console = Console(stream=arguments.progress)
     console.live(f"compiling for {len(devices)} devices (a minute for ViT-B/16 on a CPU)")
     experiment = experiments.build(variant.config, make_mesh(variant, devices))
@@ -35,8 +37,6 @@ def record(collective: Collective) -> dict[str, Any]:
 def text(found: Sequence[Collective], num_devices: int, variant: Variant) -> str:
     """By kind, then the largest one by one."""
     title = f"{variant.config.method} {variant.config.model.size}, batch {variant.batch} on {num_devices} devices"
-    if not found:
-        return f"{title}: no collectives"
     kinds = [["kind", "count", "result", "sent by a device"]]
     for kind in dict.fromkeys(c.kind for c in found):
         mine = [c for c in found if c.kind == kind]

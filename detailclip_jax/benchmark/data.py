@@ -43,11 +43,12 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     config = config_of(arguments)
     source = open_source(config, arguments.size)
     recipe = recipe_of(config)
+    theirs = torchvision_views.transforms(recipe.crops) if arguments.against else []
     order = order_of(source, seed=0)
     indices = [int(order[position]) for position in range(arguments.examples)]
     rounds = measure(source, indices, recipe, arguments.rounds, console)
     seconds = {stage: timing.spread([one[stage] for one in rounds]) for stage in STAGES}
-    against = compare(source, indices, recipe, arguments.rounds, console) if arguments.against else {}
+    against = compare(source, indices, recipe, theirs, arguments.rounds, console) if arguments.against else {}
     rate = pipeline_rate(config, source, arguments, console) if arguments.workers else None
     console.end_live()
     print(text(source, config, seconds, against, rate, arguments.workers))
@@ -98,11 +99,17 @@ def measure(
     return made
 
 
-def compare(source: Source, indices: Sequence[int], recipe: Recipe, rounds: int, console: Console) -> dict[str, Versus]:
+def compare(
+    source: Source,
+    indices: Sequence[int],
+    recipe: Recipe,
+    theirs: Sequence[torchvision_views.Transform],
+    rounds: int,
+    console: Console,
+) -> dict[str, Versus]:
     """Decoding and views beside torchvision's, on the same pictures, in turn."""
     examples = list(readable(source, indices))
     pictures = [picture for _, picture in examples]
-    theirs = torchvision_views.transforms(recipe.crops)
     pillow, rng, watch = [Image.fromarray(picture) for picture in pictures], np.random.default_rng(0), Stopwatch()
 
     def our_views() -> None:

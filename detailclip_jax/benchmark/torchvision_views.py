@@ -8,16 +8,20 @@ from PIL import Image
 
 from detailclip_jax.data.views import Crop
 
+Transform = Callable[[Image.Image], Any]
 KERNEL = 13  # three standard deviations of the widest blur to each side
 
 
-def transforms(crops: Mapping[str, Crop]) -> list[Callable[[Image.Image], Any]]:
+def transforms(crops: Mapping[str, Crop]) -> list[Transform]:
     """One transform per view, from a Pillow picture to a uint8 tensor.
 
     Raises ImportError without torchvision, ValueError for crops that it cannot draw.
     """
-    import torch
-
+    try:
+        import torch
+        import torchvision  # noqa: F401  needed below
+    except ImportError as error:
+        raise ImportError(f"--against=torchvision: {error}; pip install -e '.[torch]', or leave it out") from error
     torch.set_num_threads(1)
     for name, crop in crops.items():
         if crop.kind != "random":
