@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/stickers
 BIN := $(VENV)/bin
-# a path, not an import hook: the folder that holds a clone of the same name would hide the package
-FOUND := --config-settings editable_mode=compat
 
 .PHONY: demo test slow lint check clean
 
@@ -35,9 +33,9 @@ $(VENV)/python.stamp:
 	@touch $@
 
 $(VENV)/demo.stamp: $(VENV)/python.stamp setup.py
-	$(BIN)/python -m pip install --quiet $(FOUND) --editable .[demo]
+	$(BIN)/python -m pip install --quiet --editable .[demo]
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/python.stamp setup.py
-	$(BIN)/python -m pip install --quiet $(FOUND) --editable .[dev,torch,data,demo]
+	$(BIN)/python -m pip install --quiet --editable .[dev,torch,data,demo]
 	@touch $@ $(VENV)/demo.stamp

@@ -42,6 +42,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    # Said outright, an editable install is a path and no import hook, which the clone's own folder would hide.
+    package_dir={"": "."},
     packages=find_packages(include=["detailclip_jax", "detailclip_jax.*"]),
     package_data={"detailclip_jax": ["data/assets/*", "evaluate/assets/*", "py.typed"]},
     install_requires=[
