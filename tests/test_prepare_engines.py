@@ -19,16 +19,14 @@ from detailclip_jax.prepare.__main__ import main
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def hear():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def start(source, out, *options):
     """The command in a process of its own, which hears SIGINT even where a shell began the tests in the background."""
     command = [sys.executable, "-m", "detailclip_jax.prepare", "webdataset", str(source), "--out", str(out), *options]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process inherits what is ignored
+    try:
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_for(condition, process, seconds=120):
