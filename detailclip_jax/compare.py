@@ -30,6 +30,10 @@ USAGE_ERROR, RUN_ERROR = 2, 1
 Change = Callable[[ConfigDict], None]
 
 
+class CannotBegin(RuntimeError):
+    """A run is refused before it trains; the message is the one that `detailclip_jax.main` gives."""
+
+
 class Row(NamedTuple):
     """A row of the comparison: a method, and what differs from its config."""
 
@@ -140,7 +144,11 @@ def run_once(config: ConfigDict, workdir: Path) -> int:
 
     if finished_steps(workdir) >= config.total_steps:
         return 0
-    code = train.train(train.prepare(config, workdir))
+    try:
+        run = train.prepare(config, workdir)
+    except (ValueError, OSError) as error:
+        raise CannotBegin(f"{workdir}: {error}") from error
+    code = train.train(run)
     if code == 0:
         spent = {"seconds": training_seconds(workdir), "gflop_per_image": gflop_per_image(config)}
         run_config.replace_text(workdir / "cost.json", json.dumps(spent) + "\n")
@@ -281,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return compare(rows, arguments)
-    except (ValueError, FileNotFoundError, *RUN_ERRORS) as error:
+    except (CannotBegin, *RUN_ERRORS) as error:
         print(f"error: {error}", file=sys.stderr)
         return RUN_ERROR
 

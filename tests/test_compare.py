@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detailclip_jax import compare, run_config
+from detailclip_jax import compare, run_config, train
 from detailclip_jax.evaluate import comparison, segmentation
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +88,20 @@ def test_mistakes_are_told_before_anything_runs(arguments, message, capsys, monk
     monkeypatch.chdir(ROOT)
     assert compare.main(arguments) == compare.USAGE_ERROR
     assert message in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_begin_is_a_message_and_a_fault_while_training_is_not(monkeypatch, tmp_path, capsys):
+    def refuse(*_):
+        raise ValueError("no drawings here")
+
+    asked = [f"--config={ROOT / 'configs/stickers.py'}", "--methods=clip", "--seeds=1", f"--workdir={tmp_path}"]
+    monkeypatch.setattr(train, "train", refuse)
+    monkeypatch.setattr(train, "prepare", lambda *_: None)
+    with pytest.raises(ValueError, match="no drawings here"):
+        compare.main(asked)
+    monkeypatch.setattr(train, "prepare", refuse)
+    assert compare.main(asked) == compare.RUN_ERROR
+    assert f"error: {tmp_path / 'clip/seed-0'}: no drawings here" in capsys.readouterr().err
 
 
 def test_flags_are_not_abbreviated(capsys):
