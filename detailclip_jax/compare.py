@@ -11,23 +11,21 @@ run again, and the same command goes on where it was stopped.  Writes comparison
 """
 
 import argparse
-import ast
 import itertools
 import json
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
 from detailclip_jax import run_config
 from detailclip_jax.metrics import read_lines
+from detailclip_jax.settings import Change, both, parse_setting, set_fields, split_list
 
 USAGE_ERROR, RUN_ERROR = 2, 1
-Change = Callable[[ConfigDict], None]
 
 
 class CannotBegin(RuntimeError):
@@ -72,51 +70,12 @@ CONTROLS = {
 }
 
 
-def set_fields(fields: Mapping[str, Any]) -> Change:
-    """A change that sets dotted fields; ValueError with the nearest known one for an unknown field."""
-
-    def change(config: ConfigDict) -> None:
-        run_config.check_overrides(config, fields)
-        try:
-            config.update_from_flattened_dict(dict(fields))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{', '.join(fields)}: {error}") from error
-
-    return change
-
-
 def parse_row(text: str) -> Row:
     """The name of a method or of a control, with fields behind it: "detailclip+ema.end=0.99+ema.start=0.98"."""
     name, *settings = text.split("+")
     known = CONTROLS.get(name, Row(name, name, lambda config: None))
     further = set_fields(dict(map(parse_setting, settings)))
     return Row(text, known.method, both(known.change, further))
-
-
-def split_list(text: str) -> list[str]:
-    """What commas separate; those inside of brackets do not."""
-    return [item for item in re.split(r",(?![^([]*[)\]])", text) if item]
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """ "ema.end=0.99" as name and Python value; what is no Python literal stands for itself."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"{text!r} is no FIELD=VALUE")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
-def both(first: Change, second: Change) -> Change:
-    """One change after the other."""
-
-    def change(config: ConfigDict) -> None:
-        first(config)
-        second(config)
-
-    return change
 
 
 def sweep_rows(path: str) -> list[Row]:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.train_step import normalise_pixels
+from detailclip_jax.patches import normalise_pixels
 from detailclip_jax.types import Array, Float, Int, Params, UInt8
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from detailclip_jax.run_config import replace_text
+from detailclip_jax.files import replace_text
 
 
 class NonFiniteError(RuntimeError):

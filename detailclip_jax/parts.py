@@ -8,11 +8,12 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import masking, resample
 from detailclip_jax.forward import Context, Forward, Head, Loss, Pass, Targets, Views, fold, whole
+from detailclip_jax.logits import Logits
 from detailclip_jax.losses import clip, contrastive, distillation, labels, reconstruction
 from detailclip_jax.models import sizes
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.patches import normalise_patches, patchify, take
-from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Logits, Scalar, Tokens
+from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Tokens
 
 
 def attention_value(tokens: Tokens) -> Float[Array, "V B N"]:

@@ -1,8 +1,15 @@
-"""Images as patches, and the per-patch normalisation of the reconstruction target."""
+"""Normalised pixels, images as patches, and the per-patch normalisation of the reconstruction target."""
 
 import jax.numpy as jnp
 
-from detailclip_jax.types import Array, Float
+from detailclip_jax.types import Array, Float, UInt8
+
+
+def normalise_pixels(
+    images: UInt8[Array, "*batch S S 3"] | Float[Array, "*batch S S 3"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*batch S S 3"]:
+    """(x / 255 - mean) / std per channel."""
+    return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def patchify(images: Float[Array, "*batch S S 3"], patch_size: int) -> Float[Array, "*batch N P"]:

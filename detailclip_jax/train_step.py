@@ -15,9 +15,10 @@ from detailclip_jax import centering, ema, optimizer, sharding
 from detailclip_jax.forward import Context, Forward, Method, forward, losses
 from detailclip_jax.models import stacking
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.patches import normalise_pixels
 from detailclip_jax.schedules import Schedule
 from detailclip_jax.train_state import TrainState
-from detailclip_jax.types import BATCH, Array, Batch, Float, Keys, Params, PyTree, Scalar, UInt8, View
+from detailclip_jax.types import BATCH, Array, Batch, Keys, Params, PyTree, Scalar, View
 
 Metrics = dict[str, Scalar]
 Stats = Mapping[str, Params]  # BatchNorm's, of "student" and "teacher"
@@ -159,13 +160,6 @@ def normalised_views(batch: Batch, mean: tuple[float, ...], std: tuple[float, ..
         name: View(jnp.moveaxis(normalise_pixels(images, mean, std), 1, 0), jnp.moveaxis(batch["box"][name], 1, 0))
         for name, images in batch["image"].items()
     }
-
-
-def normalise_pixels(
-    images: UInt8[Array, "*batch S S 3"] | Float[Array, "*batch S S 3"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "*batch S S 3"]:
-    """(x / 255 - mean) / std per channel."""
-    return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def clamp_logit_scale(params: PyTree) -> PyTree:

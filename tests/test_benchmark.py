@@ -264,7 +264,7 @@ def test_the_second_variant_differs_as_asked_and_both_say_how():
         (["step", "--method=detailclp"], "unknown method 'detailclp'; did you mean 'detailclip'"),
         (["step", "--size=B/61"], "unknown model.size 'B/61'"),
         (["step", "--set", "model.dtyp=bfloat16"], "unknown config field 'model.dtyp'; did you mean 'model.dtype'"),
-        (["step", "--set", "dtype"], "'dtype' is no FIELD=VALUE"),
+        (["step", "--set", "dtype"], "expected FIELD=VALUE, got 'dtype'"),
         (["step", "--batch=0"], "--batch=0 must be at least 1"),
         (["step", "--text-length=100"], "--text-length=100 must lie between 3 and the context of 77"),
         (["step", "--config=configs/none.py"], "unknown config file 'configs/none.py'"),

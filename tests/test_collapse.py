@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from detailclip_jax import centering, ema
+from detailclip_jax.logits import Logits
 from detailclip_jax.losses import distillation
-from detailclip_jax.types import Logits
 
 KINDS, WIDTH, PROTOTYPES, BATCH, STEPS = 4, 8, 6, 64, 400
 

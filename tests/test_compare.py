@@ -8,6 +8,7 @@ import pytest
 
 from detailclip_jax import compare, run_config, train
 from detailclip_jax.evaluate import comparison, segmentation
+from detailclip_jax.settings import split_list
 
 ROOT = Path(__file__).parents[1]
 NANO = """
@@ -75,7 +76,7 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
         (["--methods=detailklip"], "unknown row 'detailklip'; did you mean 'detailclip'"),
         (["--methods=clip_two_view"], "did you mean 'clip_two_views'? Known: clip, "),
         (["--methods=clip+ema.ent=1"], "did you mean 'ema.end'"),
-        (["--methods=clip+ema"], "'ema' is no FIELD=VALUE"),
+        (["--methods=clip+ema"], "expected FIELD=VALUE, got 'ema'"),
         (["--methods=clip", "--seeds=0"], "--seeds 0 must be at least 1"),
         (["--methods=detailclip+masking.ratio=1.0"], "masking.ratio 1.0 must lie between 0 and 1"),
         (["--methods=detailclip+masking.ratio=0.01"], "masking.ratio 0.01 removes nothing"),
@@ -116,7 +117,7 @@ def arguments(*extra):
 
 def test_commas_in_brackets_separate_no_rows():
     softer = "detailclip+losses.teacher_temperature=(0.07,0.07)+losses.patch_temperature=(0.07,0.07)"
-    rows = [compare.parse_row(text) for text in compare.split_list(f"clip,{softer},")]
+    rows = [compare.parse_row(text) for text in split_list(f"clip,{softer},")]
     assert [row.name for row in rows] == ["clip", softer]
     assert compare.config_of(rows[1], 0, arguments()).losses.teacher_temperature == (0.07, 0.07)
 

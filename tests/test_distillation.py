@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from detailclip_jax.logits import Logits
 from detailclip_jax.losses import chunks, distillation
 from detailclip_jax.losses.distillation import Comparison, Sharpening
-from detailclip_jax.types import Logits
 
 RNG = np.random.default_rng(0)
 WIDTH, PROTOTYPES = 4, 9

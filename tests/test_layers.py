@@ -5,12 +5,12 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent / "detailclip_jax"
 FLOORS = [
-    {"types", "version", "config", "cores", "locks", "patches", "products", "files"},
+    {"types", "version", "config", "cores", "locks", "patches", "products", "files", "logits"},
     {"masking", "ema", "centering", "schedules", "resample", "mixing", "losses", "models", "data"},
     {"forward", "parts", "methods"},
     {"mesh", "sharding", "optimizer", "rates", "train_state", "train_step", "accumulation", "encode", "experiment"},
     {"checkpoint", "provenance", "processes", "progress", "run_config", "metrics", "interop", "evaluate", "visualize"}
-    | {"inference", "embeddings", "contact_sheet", "saved_shapes"},
+    | {"inference", "embeddings", "contact_sheet", "saved_shapes", "settings"},
     {"export", "import_torch", "init_from", "train", "main", "interrupt", "session", "validation"}
     | {"compare", "embed", "catalogue", "prepare", "benchmark"}
     | {"doctor", "preflight"},

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from detailclip_jax.benchmark import options, report, variants
-from detailclip_jax.compare import parse_setting
+from detailclip_jax.settings import parse_setting
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length")

@@ -15,7 +15,6 @@ from detailclip_jax.benchmark import peaks, report, stages, theory, timing, torc
 from detailclip_jax.benchmark.pictures import MadeUp
 from detailclip_jax.benchmark.stages import STAGES, Recipe, Stopwatch
 from detailclip_jax.benchmark.timing import Spread
-from detailclip_jax.compare import parse_setting
 from detailclip_jax.cores import usable_cores
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.decoding import BadImage, Decoded, decode
@@ -24,6 +23,7 @@ from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import crops_from_config
 from detailclip_jax.progress import Console
+from detailclip_jax.settings import parse_setting
 
 UTILISATION = 0.4  # of the peak, that a device is assumed to reach
 SHOWN = ("A100 80GB", "H100 SXM", "L4", "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e")

@@ -8,9 +8,9 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
 from detailclip_jax import run_config
-from detailclip_jax.compare import parse_setting, set_fields, split_list
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
+from detailclip_jax.settings import parse_setting, set_fields, split_list
 from detailclip_jax.validation import check_choice, validate
 
 PAPER = "configs/vitb16_yfcc.py"

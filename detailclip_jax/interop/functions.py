@@ -18,7 +18,7 @@ from detailclip_jax.interop.measure import spec_of
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.interop.verify import Difference, Features
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.train_step import normalise_pixels
+from detailclip_jax.patches import normalise_pixels
 from detailclip_jax.types import Array, Float, Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")

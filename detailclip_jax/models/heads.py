@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from detailclip_jax.logits import Logits
 from detailclip_jax.models.layers import Linear, exact_gelu, uniform_fan_in
-from detailclip_jax.types import Array, Float, Logits, Scalar
+from detailclip_jax.types import Array, Float, Scalar
 
 
 class Projection(nn.Module):
