@@ -26,7 +26,7 @@ from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_rules import caption_of, check_rule
 from detailclip_jax.data.decoding import BadImage, picture_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
-from detailclip_jax.data.sources import BadRecord, Example, Source
+from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import REDUCING_GAP, Crop, check_reducing_gap, crops_from_config, make_masks, make_views
 from detailclip_jax.data.workers import Prefetched
@@ -113,8 +113,9 @@ class Stream:
     def _example(self, index: int, position: int) -> dict[str, Any]:
         """Record `index` with the draws of a position; BadRecord where it cannot be read."""
         example = self.source[index]
+        label = label_of(example)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
-        ids = self.tokenizer.encode(caption_of(example, self.caption, rng))
+        text, is_cut = self.tokenizer.row(caption_of(example, self.caption, rng))
         with _bad_images_are_bad_records(example):
             views = make_views(picture_of(example["image"]), self.crops, rng, self.reducing_gap)
         masks = make_masks(self.crops, rng)
@@ -122,9 +123,9 @@ class Stream:
             **({"hidden": masks} if masks else {}),
             "image": {name: pixels for name, (pixels, _) in views.items()},
             "box": {name: boxes for name, (_, boxes) in views.items()},
-            "text": self.tokenizer.fit(ids),
-            "label": np.int32(example["label"]),
-            "truncated": len(ids) > self.tokenizer.context_length,
+            "text": text,
+            "label": label,
+            "truncated": is_cut,
         }
 
 
@@ -299,6 +300,7 @@ class EvaluationBatches:
     def _row(self, index: int) -> dict[str, np.ndarray] | None:
         try:
             example, image = read(self.source, index)
+            label = label_of(example)
         except BadRecord as error:
             logging.warning("unreadable record left out of the evaluation: %s", error)
             return None
@@ -306,7 +308,7 @@ class EvaluationBatches:
         return {
             "image": evaluation_view(image, self.size, self.shorter_side),
             "text": self.tokenizer(list(example["captions"][:1]) or [""])[0],
-            "label": np.array(example["label"], np.int32),
+            "label": np.array(label),
             "valid": np.array(True),
             **{name: evaluation_mask(mask, self.size, self.shorter_side) for name, mask in masks.items()},
         }

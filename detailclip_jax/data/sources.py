@@ -45,12 +45,23 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
+INT32 = np.iinfo(np.int32)
+
+
 class MissingData(FileNotFoundError):
     """Data that the config names are not there; the message says what was looked for and how to prepare it."""
 
 
 class BadRecord(ValueError):
     """A record that cannot be read; the message says why."""
+
+
+def label_of(example: Mapping[str, Any]) -> np.int32:
+    """An example's label; BadRecord where int32 does not hold it."""
+    label = example["label"]
+    if not isinstance(label, numbers.Integral) or not INT32.min <= int(label) <= INT32.max:
+        raise BadRecord(f"{example['key']}: label {label!r:.40} is not a whole number that int32 holds")
+    return np.int32(label)
 
 
 def open_set(component: Component, data: ConfigDict, split: str | None = None, image_size: int = 64) -> Source:
@@ -166,7 +177,7 @@ def _checked(fields: Mapping[str, Any], key: str) -> Example:
     for name, kind in (("image", bytes), ("label", numbers.Integral), ("key", str)):
         if not isinstance(example.get(name), kind):
             raise ValueError(f"field {name!r} is {example.get(name)!r:.40}; expected {SCHEMA}")
-    example["label"], example["captions"] = int(example["label"]), tuple(example["captions"])
+    example["label"], example["captions"] = int(label_of(example)), tuple(example["captions"])
     if not all(isinstance(caption, str) for caption in example["captions"]):
         raise ValueError(f"captions {example['captions']!r:.80} are not all text; expected {SCHEMA}")
     return example

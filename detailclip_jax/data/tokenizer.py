@@ -8,10 +8,11 @@ implementation uses as well.
 
 import functools
 import gzip
+import heapq
 import html
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import ftfy
 import numpy as np
@@ -23,6 +24,9 @@ SOT, EOT, PAD = 49406, 49407, 0
 VOCAB_SIZE = 49408
 WORD_END = "</w>"
 SPECIAL = {"<|startoftext|>": SOT, "<|endoftext|>": EOT}
+LONG_NUMBER = regex.compile(r"&#[0-9]{4301,};?")  # a character's; `int` converts 4,300 digits and raises for more
+MAX_CHARACTERS = 8192  # of a text; the rest is not read: 77 tokens are seldom more than 400 characters
+MAX_CACHED = 64  # letters of a word whose ids are kept
 WORDS = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -34,8 +38,13 @@ def clean(text: str) -> str:
 
     clean("  Caf&amp;eacute;\\n ") == "café"
     """
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = _unescape(_unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
+
+
+def _unescape(text: str) -> str:
+    """`html.unescape`, which raises for the number of a character in more digits than Python converts."""
+    return html.unescape(LONG_NUMBER.sub("\ufffd", text))
 
 
 @functools.cache
@@ -71,32 +80,78 @@ def _pieces() -> dict[int, str]:
     return {token: piece for piece, token in _vocabulary().items()}
 
 
-def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """Every occurrence of the pair becomes one piece, from the left on."""
-    merged: list[str] = []
-    at = 0
-    while at < len(pieces):
-        width = 2 if tuple(pieces[at : at + 2]) == pair else 1
-        merged.append("".join(pieces[at : at + width]))
-        at += width
-    return merged
+class _Merging:
+    """Pieces of one word, in a linked list, and a heap of the pairs that have a rank.
+
+    The pair of lowest rank is merged first, at all its places from the left on; then the next.  A word of n letters
+    costs O(n log n): looking through all pairs for each merge would cost O(n^2).
+    """
+
+    def __init__(self, pieces: list[str]):
+        self.pieces: list[str | None] = [*pieces]  # None: merged into the piece before
+        self.after = list(range(1, len(pieces) + 1))
+        self.before = list(range(-1, len(pieces) - 1))
+        self.heap: list[tuple[int, int]] = []  # (rank, place of the left piece); some are outdated
+        for at in range(len(pieces) - 1):
+            self.offer(at)
+        heapq.heapify(self.heap)
+
+    def rank(self, at: int) -> int | None:
+        """Of the piece at a place and the one after it."""
+        if self.pieces[at] is None or self.after[at] == len(self.pieces):
+            return None
+        return _ranks().get((self.pieces[at], self.pieces[self.after[at]]))  # pyright: ignore[reportArgumentType]
+
+    def offer(self, at: int) -> None:
+        """Puts a pair in the heap."""
+        if (rank := self.rank(at)) is not None:
+            heapq.heappush(self.heap, (rank, at))
+
+    def merged(self) -> Iterator[str]:
+        """What is left when no pair has a rank."""
+        while self.heap:
+            rank = self.heap[0][0]
+            for at in self.places(rank):
+                if self.rank(at) == rank:
+                    self.join(at)
+        return (piece for piece in self.pieces if piece is not None)
+
+    def places(self, rank: int) -> list[int]:
+        """Takes all places of the rank from the heap, before a merge may add a lower one."""
+        found: list[int] = []
+        while self.heap and self.heap[0][0] == rank:
+            found.append(heapq.heappop(self.heap)[1])
+        return found
+
+    def join(self, at: int) -> None:
+        """Merges the piece at a place with the one after it."""
+        gone = self.after[at]
+        self.pieces[at], self.pieces[gone] = f"{self.pieces[at]}{self.pieces[gone]}", None
+        self.after[at] = self.after[gone]
+        if self.after[at] < len(self.pieces):
+            self.before[self.after[at]] = at
+            self.offer(at)
+        if self.before[at] >= 0:
+            self.offer(self.before[at])
 
 
-@functools.lru_cache(maxsize=2**16)
-def _word_ids(word: str) -> tuple[int, ...]:
+def _ids(word: str) -> tuple[int, ...]:
     """Ids of one word of cleaned text."""
     if word in SPECIAL:
         return (SPECIAL[word],)
     letters = _letters()
     pieces = [letters[byte] for byte in word.encode("utf-8")]
     pieces[-1] += WORD_END
-    ranks = _ranks()
-    while len(pieces) > 1:
-        pair = min(itertools.pairwise(pieces), key=lambda pair: ranks.get(pair, len(ranks)))
-        if pair not in ranks:
-            break
-        pieces = _merge(pieces, pair)
-    return tuple(_vocabulary()[piece] for piece in pieces)
+    vocabulary = _vocabulary()
+    return tuple(vocabulary[piece] for piece in _Merging(pieces).merged())
+
+
+_kept_ids = functools.lru_cache(maxsize=2**16)(_ids)
+
+
+def _word_ids(word: str) -> tuple[int, ...]:
+    """The same, from memory where it is known; long words would fill the memory."""
+    return _kept_ids(word) if len(word) <= MAX_CACHED else _ids(word)
 
 
 class Tokenizer:
@@ -104,7 +159,9 @@ class Tokenizer:
 
     A caption that is too long loses words, not its EOT, because the text feature is read there.  With
     `keep_eot=False` it is cut as the reference implementation cuts it: EOT goes too, and such a row's feature
-    is then read at position 0 (reproduction only).  `num_truncated` counts the captions cut so far.
+    is then read at position 0 (reproduction only).  Of a text longer than MAX_CHARACTERS only the beginning is read,
+    before it is cleaned, so that no text costs more than a few hundredths of a second.  `num_truncated` counts the
+    captions cut so far, in either way.
 
     The literal strings "<|startoftext|>" and "<|endoftext|>" in a caption become SOT and EOT, as in CLIP.
 
@@ -121,8 +178,8 @@ class Tokenizer:
         self.num_truncated = 0
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text of any length, between SOT and EOT, neither cut nor padded."""
-        words = WORDS.findall(clean(text))
+        """Ids of the first MAX_CHARACTERS of a text, between SOT and EOT, neither cut nor padded."""
+        words = WORDS.findall(clean(text[:MAX_CHARACTERS]))
         return [SOT, *(token for word in words for token in _word_ids(word)), EOT]
 
     def fit(self, ids: Sequence[int]) -> Int32[np.ndarray, " T"]:
@@ -134,11 +191,19 @@ class Tokenizer:
             row[-1] = EOT if self.keep_eot else row[-1]
         return row
 
+    def row(self, text: str) -> tuple[Int32[np.ndarray, " T"], bool]:
+        """The row of a text, and whether the text was cut."""
+        ids, before = self.encode(text), self.num_truncated
+        row = self.fit(ids)
+        if len(text) > MAX_CHARACTERS and self.num_truncated == before:  # what is left of it fits
+            self.num_truncated += 1
+        return row, self.num_truncated > before
+
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "B T"]:
         """One row per text."""
         if isinstance(texts, str):
             raise TypeError(f"the tokenizer takes a list of texts, got the text {texts!r}; write [text]")
-        rows = [self.fit(self.encode(text)) for text in texts]
+        rows = [self.row(text)[0] for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self.context_length), np.int32)
 
     def decode(self, ids: Sequence[int] | Int32[np.ndarray, " T"]) -> str:

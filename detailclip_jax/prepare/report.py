@@ -15,6 +15,7 @@ from detailclip_jax.data.decoding import BadImage, decode
 from detailclip_jax.data.prepare.finish import load
 from detailclip_jax.data.prepare.known import comparison
 from detailclip_jax.data.prepare.statistics import SIDE_STEP, quantile
+from detailclip_jax.data.tokenizer import MAX_CHARACTERS
 from detailclip_jax.progress import Console
 
 SHARES = (0.05, 0.5, 0.95)
@@ -48,6 +49,8 @@ def summary(part: Mapping[str, Any]) -> list[str]:
         return lines
     lines += [f"{name:<12}{_quantiles(counts[name], name)}" for name in ("width", "height", "bytes")]
     lines += [f"{name:<12}{_captions(field)}" for name, field in counts["captions"].items()]
+    if num_cut := part.get("cut_captions"):
+        lines.append(f"cut         {num_cut:,} captions, to their first {MAX_CHARACTERS:,} characters")
     return lines + ([f"no caption  {counts['without_caption']:,}"] if counts["without_caption"] else [])
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.prepare.job import Options
-from detailclip_jax.data.prepare.records import Rejected
+from detailclip_jax.data.prepare.records import MAX_LABEL, Rejected
 
 IMAGE = ("image", "jpg", "filepath", "file_path", "image_path", "path", "filename", "file_name", "image_name")
 CAPTION = ("caption", "captions", "text", "txt", "sentence", "sentences")
@@ -68,10 +68,16 @@ def text_of(value: Any) -> str:
 
 
 def label_of(value: Any) -> int:
-    """A cell as label, -1 for none; Rejected where it is no number."""
-    if value is None or value == "":
-        return -1
+    """A cell as label, -1 for none; Rejected as in `number_of`."""
+    return -1 if value is None or value == "" else number_of(value)
+
+
+def number_of(value: Any) -> int:
+    """A label that is given; Rejected where it is no whole number that int32 holds."""
     try:
-        return int(value)
-    except (TypeError, ValueError) as error:
+        label = int(value)
+    except (TypeError, ValueError, OverflowError) as error:  # a list, a text, infinity
         raise Rejected(f"bad label: {value!r:.40}") from error
+    if not -1 <= label <= MAX_LABEL or (isinstance(value, float) and label != value):
+        raise Rejected(f"bad label: {value!r:.40} is not a whole number from -1 to {MAX_LABEL}")
+    return label

@@ -49,8 +49,9 @@ def finish(job: Job) -> dict[str, Any]:
     Raises NothingAccepted where there is no example; of the split there is only the rejected list then.
     """
     reports = [json.loads(job.gather_report(number).read_text()) for number in range(job.num_shards)]
+    splits = [json.loads(job.split_report(number).read_text()) for number in range(len(job.shards))]
     rejected = _write_rejected(job)
-    part = _part(job, reports, rejected)
+    part = _part(job, reports, rejected) | {"cut_captions": sum(split.get("cut_captions", 0) for split in splits)}
     if part["num_examples"]:
         _enter(job, part)
     else:

@@ -26,7 +26,7 @@ from detailclip_jax.data.prepare.pictures import checked
 from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, bucket_of, pack, printable, valid_text
 from detailclip_jax.data.prepare.sources import source_of
 from detailclip_jax.data.prepare.spill import Entry, Spill, SpillWriter
-from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
 from detailclip_jax.files import whole as written_whole
 
 ARRAY_RECORD = "group_size:1,uncompressed"  # one record per block: random access; pictures are compressed already
@@ -53,12 +53,14 @@ def ungathered(job: Job) -> list[int]:
 def split(job: Job, number: int, tell: Tell = nobody) -> None:
     """Pass one: the examples of one input shard, checked, grouped by output shard, with a report."""
     rejected: list[Reject] = []
+    num_cut = 0
     tokenizer = Tokenizer(job.request.options.context_length)
     with whole(job.spill(number)) as file:
         spill = SpillWriter(file, job.num_shards)
         for item in read(job, number):
             try:
                 record, entry = admit(item, job.request.options, tokenizer)
+                num_cut += num_long(item)
             except Rejected as refusal:
                 rejected.append(refusal.of(printable(item.key)))
                 tell(1, 0, 1)
@@ -66,7 +68,8 @@ def split(job: Job, number: int, tell: Tell = nobody) -> None:
             spill.add(bucket_of(entry.key, job.num_shards), record, entry)
             tell(1, entry.image_bytes, 0)
         spill.close()
-    write_json(job.split_report(number), {"rejected": [dataclasses.astuple(reject) for reject in rejected]})
+    report = {"rejected": [dataclasses.astuple(reject) for reject in rejected], "cut_captions": num_cut}
+    write_json(job.split_report(number), report)
 
 
 def read(job: Job, number: int) -> Iterator[Raw | Reject]:
@@ -98,11 +101,20 @@ def admit(item: Raw | Reject, options: Options, tokenizer: Tokenizer) -> tuple[b
 
 
 def cleaned(raw: Raw, rule: str) -> Raw:
-    """The example with its captions cleaned and everything in valid UTF-8."""
+    """The example with its captions cut to what the tokenizer reads, cleaned, and everything in valid UTF-8."""
     clean = CLEANING[rule]
-    texts = {name: valid_text(clean(text)) for name, text in raw.texts.items()}
-    captions = tuple(valid_text(clean(text)) for text in raw.captions)
+    texts = {name: valid_text(clean(text[:MAX_CHARACTERS])) for name, text in raw.texts.items()}
+    captions = tuple(valid_text(clean(text[:MAX_CHARACTERS])) for text in raw.captions)
     return dataclasses.replace(raw, key=printable(raw.key), texts=texts, captions=captions)
+
+
+def num_long(item: Raw | Reject) -> int:
+    """How many captions of an example are cut."""
+    return (
+        0
+        if isinstance(item, Reject)
+        else sum(len(text) > MAX_CHARACTERS for text in [*item.texts.values(), *item.captions])
+    )
 
 
 def lengths(raw: Raw, tokenizer: Tokenizer) -> dict[str, list[int]]:

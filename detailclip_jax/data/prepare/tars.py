@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.images import SUFFIXES as PICTURES
+from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.files import MAX_BYTES, READ_ERRORS, expand, is_inside, open_bytes
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan, limited, of_files
@@ -100,11 +101,7 @@ def captions_of(
 def label_of(files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options) -> int:
     """The label of a cls member or a json field, -1 without one; Rejected where it is no number."""
     named = [fields[name] for name in (options.label_column, *LABEL_FIELDS) if name in fields]
-    label = files["cls"].decode("utf-8", "replace") if "cls" in files else named[0] if named else -1
-    try:
-        return int(label)
-    except (TypeError, ValueError) as error:
-        raise Rejected(f"bad label: {label!r:.40}") from error
+    return columns.number_of(files["cls"].decode("utf-8", "replace") if "cls" in files else named[0] if named else -1)
 
 
 def _text(value: Any) -> str:
