@@ -1,14 +1,15 @@
 """Checkpoints: the whole training state, where in the data it stood, and what wrote it.
 
 A checkpoint is a folder `checkpoints/<step>` with three items: `state` (arrays, Orbax), `data` (how many examples
-were consumed) and `run` (resolved config, git revision, versions, data fingerprint, checksums).  It is written in the
-background under another name and renamed when whole, so a kill at any moment leaves finished checkpoints only.
+were consumed) and `run` (resolved config, git revision, versions, data fingerprint, checksums), and a manifest of all
+its files with its step.  It is written in the background under another name and renamed when it is complete, so a kill
+at any moment leaves finished checkpoints only.  It is compared with its manifest before anything else reads it.
 """
 
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,10 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, UInt32
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.path import atomicity
 
-from detailclip_jax import experiment
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax import experiment, manifest
+from detailclip_jax.mesh import first_device, make_mesh
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.run_config import from_json
 from detailclip_jax.saved_shapes import other_version, saved_shapes, shapes
@@ -36,6 +38,20 @@ _UNREADABLE = "unreadable-"
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read; the message says which and what to do."""
+
+
+class Sealed(atomicity.AtomicRenameTemporaryPath):
+    """Orbax's way to write a folder under another name first; a step's folder gets its manifest before its name."""
+
+    async def finalize(self) -> None:
+        """Called on one process, when all items are written."""
+        final = self._final_path
+        if not final.name.isdecimal():  # an item within the step's folder
+            return await super().finalize()
+        self._final_path = final.with_name(f"{final.name}{_UNFINISHED}-complete")
+        await super().finalize()
+        manifest.write(Path(self._final_path), final.name)
+        self._final_path = self._final_path.rename(final)
 
 
 class Restored(NamedTuple):
@@ -52,10 +68,12 @@ class Checkpoints:
 
         checkpoints = Checkpoints(workdir, max_to_keep=2, best_metric="zero_shot/ema/top1")
         restored = checkpoints.restore(experiment.state_shapes)      # None in an empty workdir
-        checkpoints.save(100, state, data={"examples": 12800}, run=record, scores={"zero_shot/ema/top1": 31.0})
+        checkpoints.save(100, state, data={"examples": 12800}, run=record)
+        checkpoints.score(100, {"zero_shot/ema/top1": 31.0})         # once it is evaluated
         checkpoints.close()
 
-    Keeps the last `max_to_keep` and, if a `best_metric` is named, the one with its highest score.
+    Keeps the last `max_to_keep` and, if a `best_metric` is named, the one with its highest score: of `scores`, which an
+    earlier process measured, and of those given to `score`.
     """
 
     def __init__(
@@ -64,12 +82,15 @@ class Checkpoints:
         max_to_keep: int = 2,
         best_metric: str = "",
         warn: Callable[[str], None] = logging.warning,
+        scores: Mapping[int, Mapping[str, float]] | None = None,
     ):
         """Opens `workdir/checkpoints` and removes what a killed run left unfinished there."""
         self.folder = Path(workdir).absolute() / FOLDER
         self._warn = warn
+        self._retention = Retention(max_to_keep, best_metric, scores or {})
         removed = _remove_unfinished(self.folder)
-        self._manager = ocp.CheckpointManager(self.folder, options=_options(max_to_keep, best_metric))
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._retention, temporary_path_class=Sealed)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
         if removed:
             used = f"going on from step {self.steps()[-1]}" if self.steps() else "there is no other"
             self._warn(
@@ -82,16 +103,13 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step with the highest best_metric, None without any."""
-        return self._manager.best_step()
+        return self._retention.best(self.steps())
 
-    def save(
-        self,
-        step: int,
-        state: PyTree,
-        data: Mapping[str, Any],
-        run: Mapping[str, Any],
-        scores: Mapping[str, float] | None = None,
-    ) -> None:
+    def scored(self, step: int) -> bool:
+        """Whether the evaluation of that step is known."""
+        return step in self._retention.scores
+
+    def save(self, step: int, state: PyTree, data: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         """Starts writing the checkpoint of `step`; returns as soon as the arrays are copied from the devices.
 
         Raises CheckpointError, and writes nothing, if an array of the state is not finite.
@@ -104,9 +122,16 @@ class Checkpoints:
                 data=ocp.args.JsonSave(dict(data)),
                 run=ocp.args.JsonSave({**run, "checksums": sums}),
             ),
-            metrics={name: float(score) for name, score in (scores or {}).items()},
             force=True,
         )
+
+    def score(self, step: int, scores: Mapping[str, float]) -> None:
+        """Notes what an evaluation measured, and removes the checkpoint that was the best until now."""
+        self._retention.scores[step] = scores
+        steps = self.steps()
+        for old in sorted(set(steps) - self._retention.kept(steps)):
+            self.wait()
+            self._manager.delete(old)
 
     def restore(self, target: PyTree) -> Restored | None:
         """The newest checkpoint that can be read, on the shardings of `target` (a tree of ShapeDtypeStruct).
@@ -119,6 +144,7 @@ class Checkpoints:
             restored, failure = self._try(step, target)
             if all_processes(restored is not None):
                 self._set_aside(failures)
+                self._retention.forget_after(step)
                 return restored
             failures[step] = failure
             self._warn(f"checkpoint {step} in {self.folder} cannot be read: {failure}")
@@ -128,10 +154,13 @@ class Checkpoints:
 
     def _try(self, step: int, target: PyTree) -> tuple[Restored | None, str]:
         """The checkpoint, or why it cannot be read."""
+        broken = manifest.problem(self.folder / str(step)) if jax.process_index() == 0 else ""
+        if not all_processes(not broken):
+            return None, broken or "the first process found it damaged"
         self._check_version(step, target)
         try:
             return self._read(step, target), "another process failed to read it"
-        except Exception as error:  # a damaged file can fail anywhere in the reader
+        except Exception as error:  # whatever the reader meets in files that are as they were written
             return None, _first_line(error)
 
     def _check_version(self, step: int, target: PyTree) -> None:
@@ -139,7 +168,7 @@ class Checkpoints:
         try:
             saved = saved_shapes(self.folder / str(step) / "state")
             run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self.folder / str(step) / "run")
-        except Exception:  # damaged: `_read` says how
+        except Exception:  # `_read` says what is wrong
             return
         wanted = shapes(_fields(target))
         wrong = [name for name in saved | wanted if saved.get(name) != wanted.get(name)]
@@ -181,19 +210,29 @@ def _fields(state: PyTree) -> dict[str, PyTree]:
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
-def _options(max_to_keep: int, best_metric: str) -> ocp.CheckpointManagerOptions:
-    """Orbax needs the policy AND best_fn: without best_fn, steps of earlier processes are never collected."""
-    latest = policies.LatestN(max_to_keep)
-    if not best_metric:
-        return ocp.CheckpointManagerOptions(preservation_policy=latest)
+class Retention(policies.PreservationPolicy):
+    """Which checkpoints stay: the last `max_to_keep`, and the one with the highest score of `best_metric`."""
 
-    def score(scores: Mapping[str, float]) -> float:
-        return scores.get(best_metric, -math.inf)
+    def __init__(self, max_to_keep: int, best_metric: str, scores: Mapping[int, Mapping[str, float]]):
+        self.max_to_keep, self.best_metric, self.scores = max_to_keep, best_metric, dict(scores)
 
-    best = policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
-    return ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy([latest, best]), best_fn=score, best_mode="max"
-    )
+    def best(self, steps: Sequence[int]) -> int | None:
+        """The last of those with the highest score; None where none has one."""
+        known = [step for step in steps if self.best_metric in self.scores.get(step, {})]
+        return max(known, key=lambda step: (self.scores[step][self.best_metric], step), default=None)
+
+    def forget_after(self, step: int) -> None:
+        """Drops the scores of steps that the run has yet to come to, again."""
+        self.scores = {scored: scores for scored, scores in self.scores.items() if scored <= step}
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        """Those of `steps`, ascending, that stay."""
+        return {*steps[-self.max_to_keep :]} | {step for step in [self.best(steps)] if step is not None}
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Orbax's question: an answer for each of its checkpoints."""
+        kept = self.kept(sorted(checkpoint.step for checkpoint in checkpoints))
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 def _remove_unfinished(folder: Path) -> list[str]:
@@ -220,7 +259,7 @@ def _first_line(error: Exception) -> str:
 
 
 def checksums(state: PyTree) -> dict[str, int]:
-    """Path of every array -> the sum of its bits modulo 2^32: the same on any number of devices.
+    """Path of every array -> a sum over its values' bits and places modulo 2^32: the same on any number of devices.
 
     Raises CheckpointError that names the arrays with a nan or infinity in them.
     """
@@ -237,8 +276,22 @@ def _inspect(leaves: list[Array]) -> tuple[UInt32[Array, "L"], Bool[Array, "L"]]
 
 
 def _bit_sum(leaf: Array) -> UInt32[Array, ""]:
-    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-    return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+    return jnp.sum(_mixed(bits ^ _mixed(_places(leaf.shape))), dtype=jnp.uint32)
+
+
+def _places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """Number of each value in the order of the axes, modulo 2^32: without it values that change places go unnoticed."""
+    strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
+    counts = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape)))
+    return sum((count * jnp.uint32(stride) for count, stride in zip(counts, strides)), jnp.zeros(shape, jnp.uint32))
+
+
+def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A bijection in which each bit depends on every other: the end of MurmurHash3 (Appleby, public domain)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def _is_finite(leaf: Array) -> Bool[Array, ""]:
@@ -246,7 +299,7 @@ def _is_finite(leaf: Array) -> Bool[Array, ""]:
 
 
 def _compare_checksums(saved: Mapping[str, int], read: Mapping[str, int]) -> None:
-    """Orbax notices missing and cut files, but not a changed value."""
+    """Compares the arrays on the devices with those that were: the manifest only knows the files."""
     if changed := [name for name in saved if read.get(name) != saved[name]]:
         raise CheckpointError(f"checksum of {', '.join(changed[:5])} differs from what was written")
 
@@ -263,21 +316,34 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
     Raises FileNotFoundError that lists the steps there are, and CheckpointError for one that cannot be read.
     """
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
+    device = first_device()
+    if broken := manifest.problem(folder / str(step)):
+        raise CheckpointError(_unreadable(folder, step, broken))
     try:
-        return _load(folder / str(step))
+        return _load(folder / str(step), device)
     except jax.errors.JaxRuntimeError:  # of the devices or the other processes, not of the file
         raise
-    except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise CheckpointError(
-            f"the checkpoint of step {step} in {folder} cannot be read: {_first_line(error)}"
-        ) from error
+    except Exception as error:  # whatever the reader meets in files that are as they were written
+        raise CheckpointError(_unreadable(folder, step, _first_line(error))) from error
 
 
-def _load(folder: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
+def _unreadable(folder: Path, step: int, reason: str) -> str:
+    others = [other for other in _steps_in(folder) if other != step]
+    way_out = f"--step={others[-1]} is another one" if others else "there is no other; copy it again from where it came"
+    return f"the checkpoint of step {step} in {folder} cannot be read: {reason}; {way_out}"
+
+
+def _steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending, by the names of their folders alone."""
+    names = (entry.name for entry in folder.glob("*") if entry.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+
+
+def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], ConfigDict]:
     run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
     config = from_json(run["config"])
     config.model.attention = "auto"  # the kernel is this machine's, whatever it was there
-    built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
+    built = experiment.build(config, make_mesh([device]))
     names = ("params", "ema_params", "batch_stats", "centers")
     target = {name: getattr(built.state_shapes, name) for name in names}
     return built.model, _read_part(folder / "state", target), config
@@ -289,7 +355,7 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
     if not folder.parent.is_dir():
         convert = "is a file; python -m detailclip_jax.import_torch makes a workdir of a PyTorch checkpoint"
         raise FileNotFoundError(f"{path} {convert}" if Path(path).is_file() else f"there is no folder {folder.parent}")
-    steps = sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdecimal())
+    steps = _steps_in(folder)
     if not steps or step not in (None, *steps):
         known = f"its steps are {', '.join(map(str, steps))}" if steps else "the run has not saved yet"
         raise FileNotFoundError(f"no checkpoint {'' if step is None else f'of step {step} '}in {folder}; {known}")

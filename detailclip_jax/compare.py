@@ -122,7 +122,7 @@ def finished_steps(workdir: Path) -> int:
 
 def training_seconds(workdir: Path) -> float:
     """What the steps took by the speeds in the log, over all starts of the run; without compiling and evaluation."""
-    config = run_config.from_json((workdir / "config.json").read_text())
+    config = run_config.read(workdir / "config.json")
     speeds = {line["step"]: line["images_per_second"] for line in read_lines(workdir / "metrics.jsonl")}
     steps = sorted(speeds)
     return sum((to - since) * config.batch_size / speeds[to] for since, to in itertools.pairwise([0, *steps]))
@@ -278,7 +278,7 @@ def check_folder(config: ConfigDict, workdir: Path) -> None:
     file = workdir / "config.json"
     if not file.exists():
         return
-    there = run_config.from_json(file.read_text())
+    there = run_config.read(file)
     differing = run_config.differences(there, config) | {"total_steps": (there.total_steps, config.total_steps)}
     lines = [
         f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items() if new not in (None, old)

@@ -65,7 +65,7 @@ def _config_of(workdir: str) -> ConfigDict:
             f"config.init {workdir!r} is no workdir with a config.json and a checkpoint; "
             "python -m detailclip_jax.import_torch makes one of a PyTorch checkpoint"
         )
-    return run_config.from_json(file.read_text())
+    return run_config.read(file)
 
 
 def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:

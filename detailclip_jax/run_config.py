@@ -179,9 +179,22 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """The configuration back from `to_json`, lists as tuples again.
 
-    Fields that this version knows and the text does not, since an earlier one wrote it, have their default.
+    Fields that this version knows and the text does not, since an earlier one wrote it, have their default.  Raises
+    ValueError for a text that is no JSON object.
     """
-    return ConfigDict(_over(default().to_dict(), _tuples(json.loads(text))))
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError(f"it holds a {type(fields).__name__}, not the object with all fields of a configuration")
+    return ConfigDict(_over(default().to_dict(), _tuples(fields)))
+
+
+def read(file: Path) -> ConfigDict:
+    """The configuration of a config.json; ValueError that names the file where it is none."""
+    try:
+        return from_json(file.read_text())
+    except (ValueError, RecursionError) as error:
+        way_out = "copy it again where it came from (a checkpoint's `run` holds it too), or choose another --workdir"
+        raise ValueError(f"{file} is damaged: {error}; {way_out}") from error
 
 
 def _over(below: Any, above: Any) -> Any:
@@ -233,9 +246,9 @@ def claim_workdir(workdir: Path, config: ConfigDict, write: bool = True) -> None
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Raises ValueError, naming the fields, if the workdir holds a run of another configuration."""
+    """Raises ValueError, naming the fields, if the workdir holds a run of another configuration, or a damaged one."""
     file = workdir / "config.json"
-    if file.exists() and (changed := differences(from_json(file.read_text()), config)):
+    if file.exists() and (changed := differences(read(file), config)):
         lines = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items())
         raise ValueError(
             f"workdir {workdir} belongs to a run of another config. Differing fields:\n{lines}\n"

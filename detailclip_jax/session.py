@@ -63,7 +63,7 @@ class Session:
         self._start = self._logged = start
         self._tracing = False
         self._record = run_record(run)
-        self._writer = MetricWriter(run.workdir, start) if jax.process_index() == 0 else NoWriter()
+        self._writer = MetricWriter(run.workdir, start, run.console.warn) if jax.process_index() == 0 else NoWriter()
 
     def __enter__(self) -> "Session":
         """Nothing to do: the writer is open."""
@@ -164,15 +164,15 @@ class Session:
             self.scores = step, scores
             if config.best_metric and config.best_metric not in scores:
                 raise CheckpointError(unknown("best_metric", config.best_metric, scores))
+            self.checkpoints.score(step, scores)
         return self.scores[1]
 
     def save(self, step: int, state: TrainState) -> None:
-        """Starts a checkpoint of a state whose steps were all finite, with the scores if it was just evaluated."""
+        """Starts a checkpoint of a state whose steps were all finite."""
         self._read()
-        scores = self.scores[1] if self.scores and self.scores[0] == step else None
         data = {"examples": step * self.run.config.batch_size, **self.counts()}
         with self.clock.paused():
-            self.checkpoints.save(step, state, data, self._record, scores)
+            self.checkpoints.save(step, state, data, self._record)
 
 
 class Step:

@@ -16,7 +16,7 @@ from detailclip_jax.data.mixture import parts_of, summary
 from detailclip_jax.evaluate import report
 from detailclip_jax.interrupt import Interrupt
 from detailclip_jax.locks import Busy, alone
-from detailclip_jax.metrics import NonFiniteError
+from detailclip_jax.metrics import NonFiniteError, read_scores
 from detailclip_jax.progress import Console
 from detailclip_jax.schedules import clamp_warmup
 from detailclip_jax.session import COUNTS, Run, Session, count_data
@@ -94,7 +94,8 @@ def workdir_alone(workdir: Path) -> Iterator[None]:
 def _train(run: Run) -> int:
     config = run.config
     with processes.together():
-        store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn)
+        scores = read_scores(run.workdir)
+        store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn, scores)
     with closing(store) as checkpoints, processes.together(), enough_memory():
         start = restore_or_init(run, checkpoints)
         with Session(run, checkpoints, start.step) as session:
@@ -192,6 +193,8 @@ def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainSta
     if step >= config.total_steps:
         run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N trains on")
         return state, step
+    if step and evaluates(config, step) and not session.checkpoints.scored(step):
+        session.evaluate(step, state)  # the run was stopped between saving this step and its evaluation
     train_step = session.compile(state)
     with open_batches(run, start.data["examples"]) as batches:
         session.counts = count_data(batches, start.data)
@@ -203,19 +206,19 @@ def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainSta
             stop, last = interrupt.reached(step), step == config.total_steps
             if last or step % config.log_every == 0:
                 session.log(step)
-            scored = evaluates(config, step) and not stop
-            if scored:
-                session.evaluate(step, state)
-            if stop or last or step % config.checkpoint_every == 0 or (scored and config.best_metric):
-                session.save(step, state)
+            scored = evaluates(config, step)
+            if stop or last or scored or step % config.checkpoint_every == 0:
+                session.save(step, state)  # first, since an evaluation may take longer than a scheduler waits
             if stop:
                 break
+            if scored:
+                session.evaluate(step, state)
         say_counts(run, session.counts())
     return state, step
 
 
 def evaluates(config: ConfigDict, step: int) -> bool:
-    """Whether the run evaluates after `step`: at its interval, and before the last save where scores rank them."""
+    """Whether the run evaluates after `step`: at its interval, and at the end where scores rank the checkpoints."""
     ranked = config.best_metric and config.evaluate_at_end and step == config.total_steps
     return bool(ranked or (config.evaluate_every and step % config.evaluate_every == 0))
 

@@ -404,3 +404,12 @@ def test_a_field_that_only_one_config_has_differs():
 )
 def test_default_workdir(spec, workdir):
     assert run_config.default_workdir(spec) == workdir
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "null", '"x"', "{", '{"model": 3}', "[" * 100_000])
+def test_a_damaged_config_json_is_named(tmp_path, text):
+    config = resolve(config_of(), YFCC15M)
+    claim_workdir(tmp_path, config)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"^(workdir )?{tmp_path}(/config.json is damaged: .*copy it again| belongs)"):
+        claim_workdir(tmp_path, config)

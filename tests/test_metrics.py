@@ -6,7 +6,16 @@ import json
 
 import pytest
 
-from detailclip_jax.metrics import MetricWriter, NonFiniteError, append_line, check_finite, drop_lines_after, read_lines
+from detailclip_jax.metrics import (
+    BrokenLine,
+    MetricWriter,
+    NonFiniteError,
+    append_line,
+    check_finite,
+    drop_lines_after,
+    read_lines,
+    read_scores,
+)
 from detailclip_jax.progress import Clock, Console, Meter, duration, progress_line, three_digits
 
 NAN, INF = float("nan"), float("inf")
@@ -220,3 +229,20 @@ def test_the_meter_has_a_title_where_it_is_given_and_never_counts_past_the_end()
 )
 def test_rates_have_three_digits(number, shown):
     assert three_digits(number) == shown
+
+
+@pytest.mark.parametrize("broken", ["{", "\x00\x00", "[]", "7", '{"loss": 1}', '{"step": "x"}'])
+def test_a_damaged_line_is_left_out_and_named(tmp_path, broken):
+    file, warnings = tmp_path / "metrics.jsonl", []
+    file.write_text(f'{{"step": 1}}\n{broken}\n{{"step": 3}}\n{{"step": 4}}\n')
+    with pytest.raises(BrokenLine, match=rf"{file}: line 2 is no object with a step"):
+        read_lines(file)
+    MetricWriter(tmp_path, 3, warnings.append).close()
+    assert read_lines(file) == [{"step": 1}, {"step": 3}]
+    assert warnings == [f"{file}: damaged lines are left out, the others are kept (1: line 2)"]
+
+
+def test_scores_are_read_by_step_and_damaged_lines_passed_over(tmp_path):
+    assert read_scores(tmp_path) == {}
+    (tmp_path / "evaluations.jsonl").write_text('{"step": 4, "a/top1": 0.5}\nnot json\n{"step": 8, "a/t')
+    assert read_scores(tmp_path) == {4: {"a/top1": 0.5}}

@@ -3,7 +3,7 @@
 import io
 import os
 import signal
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from detailclip_jax.data.mixture import Mixture, Part
 from detailclip_jax.interrupt import Interrupt
 from detailclip_jax.locks import Busy, alone
 from detailclip_jax.mesh import make_mesh, put, replicated
-from detailclip_jax.metrics import NonFiniteError, read_lines
+from detailclip_jax.metrics import NonFiniteError, read_lines, read_scores
 from detailclip_jax.progress import Console
 from detailclip_jax.session import Run
 from detailclip_jax.train_state import TrainState
@@ -243,7 +243,7 @@ def test_every_score_is_saved_with_its_state(run_of, monkeypatch):
     run = run_of(evaluate_every=5, max_to_keep=1, best_metric="zero_shot/student/top1", evaluate_at_end=True)
     monkeypatch.setattr(loop, "finish", lambda *args: None)
     loop.train(run)
-    checkpoints = Checkpoints(run.workdir, 1, "zero_shot/student/top1")
+    checkpoints = Checkpoints(run.workdir, 1, "zero_shot/student/top1", scores=read_scores(run.workdir))
     assert (checkpoints.steps(), checkpoints.best_step()) == ([10, 12], 10)
     checkpoints.close()
     assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [5, 10, 12]
@@ -336,3 +336,23 @@ def test_preparing_checks_devices_and_workdir(tmp_path):
     with pytest.raises(ValueError, match="batch_size 12 does not divide over 8 devices; nearest are 8 and 16"):
         loop.prepare(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_whose_evaluation_did_not_happen_is_evaluated_when_the_run_goes_on(run_of, monkeypatch):
+    """The first process ends between saving step 8 and its evaluation."""
+    seen = []
+
+    def run_all(encode, weights, config, step):
+        if seen == [4]:
+            seen.append("stopped")
+            raise loop.evaluate.EvaluatorError("stopped here")
+        seen.append(step)
+        return {"zero_shot/student/top1": step / 100}
+
+    monkeypatch.setattr("detailclip_jax.evaluate.run_all", run_all)
+    for code in ("error", 0):
+        run = run_of(evaluate_every=4, checkpoint_every=100, evaluate_at_end=False)
+        with pytest.raises(loop.evaluate.EvaluatorError) if code else nullcontext():
+            loop.train(run)
+    assert seen == [4, "stopped", 8, 12]
+    assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [4, 8, 12]

@@ -1,0 +1,57 @@
+"""A folder's manifest: every file in it with its length and SHA-256, and the name that the folder has to have.
+
+    write(folder, "55")            # folder/manifest.json
+    problem(folder)                # "", or which file is missing, cut or changed, or that the folder was renamed
+
+Files that were put there later are no matter: nobody reads them.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.json"
+
+
+def write(folder: Path, name: str) -> None:
+    """Lists all files of the folder, which is to be called `name`; they and the list are on the disk at the end."""
+    files = {str(file.relative_to(folder)): _entry(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    with (folder / NAME).open("w") as stream:
+        json.dump({"folder": name, "files": files}, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())  # else a power cut can leave the folder's name without what is in its files
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def problem(folder: Path) -> str:
+    """What is wrong with a folder, "" if its files and its name are those that were written."""
+    if not (folder / NAME).is_file():
+        return f"{NAME} is missing: the file was deleted, or an earlier version wrote this checkpoint"
+    try:
+        listed = json.loads((folder / NAME).read_text())
+        name, files = str(listed["folder"]), dict(listed["files"])
+        wrong = next((text for file, entry in files.items() if (text := _difference(folder / file, entry))), "")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"{NAME} is damaged ({type(error).__name__}: {error})"
+    except OSError as error:
+        return f"{error.filename or folder}: {error.strerror}"
+    if name != folder.name:
+        return f"this folder was written as {name} and renamed to {folder.name}: rename it to {name}"
+    return wrong and f"{wrong.removeprefix(f'{folder}/')}"
+
+
+def _difference(file: Path, entry: dict[str, Any]) -> str:
+    if not file.is_file():
+        return f"{file} is missing"
+    if (size := file.stat().st_size) != entry["bytes"]:
+        return f"{file} has {size:,} bytes of {entry['bytes']:,}"
+    with file.open("rb") as stream:
+        same = hashlib.file_digest(stream, "sha256").hexdigest() == entry["sha256"]
+    return "" if same else f"{file} has other bytes than were written (its SHA-256 differs)"
