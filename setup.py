@@ -2,8 +2,10 @@
 
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "detailclip_jax/version.py").read_text()).group(1)
@@ -23,6 +25,7 @@ DATA = ["importlib_resources>=6", "pyarrow>=17", "tensorflow-datasets>=4.9.9,<5"
 BEAM = ["apache-beam>=2.77"]
 DEV = [
     "beartype>=0.19",
+    "build>=1.2",
     "ipykernel>=6",
     "nbclient>=0.10",
     "nbformat>=5.10",
@@ -33,6 +36,17 @@ DEV = [
     "ruff>=0.9",
     "scikit-learn>=1.5",
 ]
+
+
+class BuildWithConfigs(build_py):
+    """Copies configs/ into the built package, so that a wheel trains without a checkout (see config_files.py)."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            to = pathlib.Path(self.build_lib) / "detailclip_jax/bundled_configs"
+            shutil.copytree(ROOT / "configs", to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+
 
 setup(
     name="detailclip_jax",
@@ -69,5 +83,7 @@ setup(
         "scipy>=1.13",
         "tensorboardX>=2.6.2",
     ],
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["detailclip = detailclip_jax.__main__:main"]},
     extras_require={"beam": BEAM, "demo": DEMO, "torch": TORCH, "data": DATA, "dev": DEV + DEMO + DATA},
 )

@@ -22,6 +22,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from detailclip_jax import processes, run_config
+from detailclip_jax.config_files import find
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py, or configs/NAME.py:ARGUMENT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
@@ -41,7 +42,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if spec is None:
             _fail("--config is missing. " + _example())
         try:
-            argv = with_recipe(argv, spec)
+            argv = with_file(with_recipe(argv, spec))
             run_config.check_overrides(run_config.load(_config_spec(argv) or spec), _override_names(argv))
         except (ValueError, FileNotFoundError) as error:
             _fail(str(error))
@@ -74,13 +75,23 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
     return value
 
 
+def with_file(argv: Sequence[str]) -> list[str]:
+    """--config=stickers:ARG -> --config=PATH/stickers.py:ARG: config_flags opens files by their path."""
+    spec = _config_spec(argv) or ""
+    name, colon, argument = spec.partition(":")
+    return _with_spec(argv, spec, f"{find(name)}{colon}{argument}")
+
+
+def _with_spec(argv: Sequence[str], old: str, new: str) -> list[str]:
+    return [new.join(argument.rsplit(old, 1)) if _is_spec(argument, old) else argument for argument in argv]
+
+
 def with_recipe(argv: Sequence[str], spec: str) -> list[str]:
     """--config=stickers.py --config.method=clip -> --config=stickers.py:method=clip ...: clip's own crops and rates."""
     method = _value_of("config.method", argv)
     if method is None:
         return list(argv)
-    changed = run_config.made_for(spec, method)
-    return [changed.join(argument.rsplit(spec, 1)) if _is_spec(argument, spec) else argument for argument in argv]
+    return _with_spec(argv, spec, run_config.made_for(spec, method))
 
 
 def _is_spec(argument: str, spec: str) -> bool:
@@ -171,5 +182,10 @@ def _prepare_and_train() -> int:
             _fail(str(error), RUN_ERROR)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Runs the command with the arguments in `sys.argv`, and exits."""
     app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    command()

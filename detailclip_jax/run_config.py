@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import default
+from detailclip_jax.config_files import find
 from detailclip_jax.data.components import components, is_endless, ratios
 from detailclip_jax.files import replace_text
 
@@ -46,14 +47,13 @@ ABSENT = "(absent)"
 
 
 def load(spec: str) -> ConfigDict:
-    """The configuration that `path.py` or `path.py:arg` describes.
+    """The configuration that `path.py`, `path.py:arg` or `NAME:arg` describes, see `config_files.find`.
 
     Raises FileNotFoundError (with the config files that exist) and ValueError (a file without `get_config`,
     or an argument that it refuses).
     """
-    path, _, arg = spec.partition(":")
-    if not Path(path).is_file():
-        raise FileNotFoundError(_no_file(path))
+    name, _, arg = spec.partition(":")
+    path = str(find(name))
     get_config = getattr(module(path), "get_config", None)
     if get_config is None:
         raise ValueError(f"config file {path} has no function get_config")
@@ -78,7 +78,7 @@ def made_for(spec: str, method: str) -> str:
         load(changed)
         return changed
     except ValueError:
-        _check_no_baseline(Path(path), method)
+        _check_no_baseline(find(path), method)
         return spec
 
 
@@ -100,16 +100,6 @@ def module(path: str) -> Any:
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
-
-
-def _no_file(path: str) -> str:
-    files = sorted(str(file) for file in Path("configs").glob("**/*.py"))
-    if not files:
-        return f"no config file {path!r} (looked in {Path.cwd()}; there is no folder configs/ either)"
-    stems = {Path(file).stem: file for file in files}
-    near = difflib.get_close_matches(Path(path).stem, stems, n=1)
-    hint = f"; did you mean {stems[near[0]]!r}?" if near else "."
-    return f"unknown config file {path!r}{hint} Known: {', '.join(files)}"
 
 
 def check_overrides(config: ConfigDict, names: Iterable[str]) -> None:

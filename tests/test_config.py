@@ -9,7 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
-from detailclip_jax import methods, run_config
+from detailclip_jax import config_files, methods, run_config
+from detailclip_jax.config_files import find
 from detailclip_jax.run_config import ABSENT, check_overrides, claim_workdir, differences, load, resolve
 from detailclip_jax.validation import validate
 
@@ -173,10 +174,30 @@ def test_missing_config_file_like_no_other_lists_those_there_are(monkeypatch, pa
         load(path)
 
 
-def test_missing_config_file_without_a_configs_folder(tmp_path, monkeypatch):
+def test_outside_of_a_checkout_the_bundled_config_files_are_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no config file 'x.py'.*no folder configs"):
-        load("x.py")
+    assert find("stickers") == find("configs/stickers.py") == ROOT / "configs/stickers.py"
+    assert find("baselines/slip") == ROOT / "configs/baselines/slip.py"
+    assert load("stickers:method=clip").method == "clip"
+    with pytest.raises(FileNotFoundError, match=r"unknown config file 'sticker'; did you mean 'configs/stickers.py'"):
+        load("sticker")
+
+
+def test_a_config_file_in_the_working_directory_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    own = tmp_path / "configs/stickers.py"
+    own.write_text("")
+    assert find("stickers").absolute() == own
+
+
+def test_a_wheel_reads_the_configs_inside_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(config_files, "PACKAGE", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / config_files.BUNDLED).mkdir()
+    (tmp_path / config_files.BUNDLED / "mine.py").write_text("")
+    assert find("configs/mine.py") == tmp_path / config_files.BUNDLED / "mine.py"
+    assert config_files.known() == ["configs/mine.py"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import config as base
 from detailclip_jax import run_config
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
@@ -45,19 +44,9 @@ def load(spec: str | None, method: str | None) -> ConfigDict:
     """
     if method is not None:
         check_choice("method", method, METHODS)
-    if spec is None and not Path(PAPER).is_file():
-        return _default(method)
     config = run_config.load(spec_for(spec or PAPER, method))
     config.method = method or config.method
     return config
-
-
-def _default(method: str | None) -> ConfigDict:
-    if method not in (None, "detailclip"):
-        raise ValueError(
-            f"{method}'s crops stand in configs/, which is not here; run in the repository or give --config"
-        )
-    return base.default()
 
 
 def spec_for(spec: str, method: str | None) -> str:

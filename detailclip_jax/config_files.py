@@ -1,0 +1,51 @@
+"""Where config files are: in the working directory, or among those that come with the package.
+
+find("configs/stickers.py")    # the file in the working directory wins
+find("stickers")               # the same file by its name alone, in any folder
+"""
+
+import difflib
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+BUNDLED = "bundled_configs"  # in a wheel; see setup.py
+FOLDER = "configs"
+
+
+def bundled_folder() -> Path:
+    """The folder of the configs that come with the package: inside a wheel, or `configs/` of a checkout."""
+    inside = PACKAGE / BUNDLED
+    return inside if inside.is_dir() else PACKAGE.parent / FOLDER
+
+
+def find(name: str) -> Path:
+    """The config file that `name` means: a path, or a name such as "stickers" or "baselines/slip".
+
+    Looks in the working directory first, then among the bundled files.
+    Raises FileNotFoundError with the nearest and all known names.
+    """
+    for candidate in _candidates(name):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(_no_file(name))
+
+
+def _candidates(name: str) -> list[Path]:
+    """The paths that `name` can mean, the first that exists wins."""
+    inner = name.removeprefix(f"{FOLDER}/")
+    stem = inner if inner.endswith(".py") else f"{inner}.py"
+    return [Path(name), Path(FOLDER) / stem, bundled_folder() / stem]
+
+
+def known() -> list[str]:
+    """Names of all config files, as `find` takes them."""
+    folders = [Path(FOLDER), bundled_folder()]
+    files = {str(Path(FOLDER) / file.relative_to(folder)) for folder in folders for file in folder.glob("**/*.py")}
+    return sorted(files)
+
+
+def _no_file(name: str) -> str:
+    stems = {Path(file).stem: file for file in known()}
+    near = difflib.get_close_matches(Path(name).stem, stems, n=1)
+    hint = f"; did you mean {stems[near[0]]!r}?" if near else "."
+    return f"unknown config file {name!r}{hint} Known: {', '.join(known())}"

@@ -1,0 +1,64 @@
+"""The command `detailclip` and the modules behind it."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from detailclip_jax import __main__ as door
+from detailclip_jax import __version__
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_list_names_every_command(capsys):
+    assert door.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in door.COMMANDS)
+
+
+@pytest.mark.parametrize("name", door.COMMANDS)
+def test_every_command_has_a_module(name):
+    assert importlib.util.find_spec(f"detailclip_jax.{door.COMMANDS[name].module}")
+
+
+def test_an_unknown_command_is_answered_with_the_known_ones(capsys):
+    assert door.main(["trian"]) == door.USAGE_ERROR
+    error = capsys.readouterr().err
+    assert "'trian'" in error and "train" in error
+
+
+def test_the_version(capsys):
+    assert door.main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, flag", [("train", "--config"), ("import", "--from")])
+def test_a_command_has_its_own_help(name, flag):
+    run = [sys.executable, "-m", "detailclip_jax", name, "--help"]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and flag in done.stdout
+
+
+@pytest.mark.slow
+def test_a_wheel_trains_in_an_empty_folder(tmp_path):
+    """Built from an sdist, so that both hold the configs; the environment's packages serve the new one."""
+    build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, timeout=600)
+    (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        assert any(name.endswith("configs/baselines/slip.py") for name in archive.getnames())
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command = [sys.executable, "-m", "detailclip_jax", "train", "--config=stickers", "--config.total_steps=2"]
+    small = ["--config.batch_size=8", "--config.data.num_workers=0", "--config.evaluate_at_end=False"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([*command, *small], cwd=empty, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert (empty / "runs/stickers/checkpoints/2").is_dir()
