@@ -45,7 +45,7 @@ def parts_of_pictures(model: "Model", found: Found, keys: Sequence[Key]) -> Iter
     from detailclip_jax.inference import in_turn
 
     todo = Found(found.root, tuple(key.name for key in keys))
-    pictures = PictureBatches(todo, model.config.model.image_size, BATCH_SIZE)
+    pictures = PictureBatches(todo, model.transform, BATCH_SIZE)
     with contextlib.closing(Prefetched(pictures, prefetch=PREFETCH)) as batches:
         calls = ((model.encode.image(model.params, batch["image"]), batch["reason"]) for batch in batches)
         for number, (rows, reasons) in enumerate(in_turn(calls)):

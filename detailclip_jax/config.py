@@ -13,6 +13,8 @@ from ml_collections.config_dict import placeholder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 OPEN = ("evaluators", "stickers", "crops", "custom", "part_rates")  # groups that take fields of any name
 
 
@@ -67,7 +69,7 @@ def default() -> ConfigDict:
     c = ConfigDict()
     c.method = "detailclip"
     c.seed = 0
-    c.init = ""  # a checkpoint to start from: its networks, sizes and normalisation; see init_from.py
+    c.init = ""  # a checkpoint to start from: its networks, sizes and preprocessing; see init_from.py
     c.batch_size = 4096  # over all devices; the reference: 256 x 4 nodes x 4 A100
     c.accumulation = 1  # chunks that each device takes its rows in: less memory, the same numbers
     c.mesh = ConfigDict({"fsdp": 1})  # devices that share one copy of the training state
@@ -84,6 +86,7 @@ def default() -> ConfigDict:
     c.profile_steps = 0
 
     c.data = _data()
+    c.preprocess = _preprocess()
     c.views = _views()
     c.model = _model()
     c.masking = _masking()
@@ -136,9 +139,19 @@ def _views() -> ConfigDict:
             "mixup": 0.0,  # alpha of mixup over the global batch (supervised); 0 = off
             "cutmix": 0.0,  # the same for CutMix
             "teacher": "same",  # "same" (reference) | "enclosing" (paper 4.1.1)
+            "crops": {"global": student},
+        }
+    )
+
+
+def _preprocess() -> ConfigDict:
+    return ConfigDict(
+        {  # of a picture in evaluation, mean and std in training too; SLIP's, as in the paper: resize 224, crop 224
+            "filter": "bilinear",  # torchvision's default; "bicubic": CLIP's own, MAE, DINO, iBOT, timm
+            "resize": "shorter_side",  # | "squash": both sides, whatever the picture's shape
+            "crop_ratio": 1.0,  # side of the center crop / resized side; .875: 224 of 256
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
-            "crops": {"global": student},
         }
     )
 

@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 
 from detailclip_jax import catalogue, contact_sheet, embeddings, files
+from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BadImage, decode
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.picture_files import find
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--sheet", type=Path, metavar="PNG", help="where to draw them; default: beside FILE, named by the query")
     add("--weights", choices=("ema", "student"), help="default: ema where the method has a teacher")
     add("--step", type=int, help="another checkpoint than the last")
+    preprocessing.add_flags(made)
     return made
 
 
@@ -94,6 +96,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     source = embeddings.read(arguments.source) if arguments.source else None
     model = load(arguments)
     console.say(f"{model.path}: step {model.step}, {model.weights} weights")
+    console.say(f"pictures: {preprocessing.description(model.config)}")
     if source:
         check_source(arguments.source, source, model)
     table, code = (source, 0) if source else catalogue.update(model, request, console)
@@ -106,7 +109,8 @@ def load(arguments: argparse.Namespace) -> "Model":
     """The model, if it can do what is asked."""
     from detailclip_jax import inference
 
-    model = inference.load(arguments.checkpoint, arguments.weights, arguments.step)
+    given = preprocessing.given(arguments)
+    model = inference.load(arguments.checkpoint, arguments.weights, arguments.step, given)
     if arguments.images or arguments.source:
         model.require("encode_image")
     if arguments.query or arguments.texts or arguments.text:

@@ -29,7 +29,7 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
     """`image` and `text` give L2-normalised embeddings [B, E], `attention` eq. 9 [B, N], `patches` tokens [B, N, D],
     `cls` the class token [B, D] before the projection.
     """
-    mean, std = tuple(config.views.mean), tuple(config.views.std)
+    mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
 
     def bound(params: Params) -> Networks:
         return model.bind({"params": params})

@@ -95,8 +95,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         device_losses=accumulation.losses_of(config.accumulation),
         center_momentum=config.losses.center_momentum,
         clip_block=config.losses.clip_block,
-        pixel_mean=tuple(config.views.mean),
-        pixel_std=tuple(config.views.std),
+        pixel_mean=tuple(config.preprocess.mean),
+        pixel_std=tuple(config.preprocess.std),
         mix=build_mixing(config.views),
     )
     params, _ = jax.eval_shape(lambda: init_variables(jax.random.key(0), dummy_batch(config), bare))

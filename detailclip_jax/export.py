@@ -30,6 +30,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from detailclip_jax import checkpoint, methods
+from detailclip_jax.data import preprocessing
 from detailclip_jax.files import nothing_left
 from detailclip_jax.inference import choose_weights
 from detailclip_jax.interop import formats, hub
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     with nothing_left(path):
         written = fmt.write(export, path)
     print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else which, written)))
+    print(f"pictures    {preprocessing.description(config)}")
     for note in notes(arguments.to, config, path):
         print(f"note        {note}")
     if arguments.verify:

@@ -18,6 +18,9 @@ from typing import Any
 from absl import logging
 
 from detailclip_jax import checkpoint, interop
+from detailclip_jax.data import preprocessing
+from detailclip_jax.data.preprocessing import RESIZES
+from detailclip_jax.data.resizing import FILTERS
 from detailclip_jax.files import nothing_left
 from detailclip_jax.interop import store
 from detailclip_jax.interop.convert import OPTIONS
@@ -47,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     add("--text-activation", choices=ACTIVATIONS, help="of the text tower alone")
     add("--pooling", choices=("cls", "mean", "norm_of_mean"), help="what stands for an image")
     add("--normalisation", choices=("imagenet", "clip", "half"), help="mean and deviation of the pixels")
+    add("--resize-filter", choices=tuple(FILTERS), help="of evaluation; default: what its config or its family says")
+    add("--resize", choices=RESIZES, help="the shorter side and a center crop, or both sides whatever the shape")
+    add("--crop-ratio", type=float, metavar="R", help="side of the center crop over the resized side; .875: 224 of 256")
     return arguments
 
 
@@ -74,6 +80,7 @@ def summary(variables: dict[str, Params], config: Any) -> list[str]:
         f"size        {size}; {model.image_size} px",
         f"heads       {heads(variables, config)}",
         f"image tower {', '.join(f'{name} {model.image_style[name]}' for name in Style._fields if name != 'init')}",
+        f"pictures    {preprocessing.description(config)}",
         f"parameters  {counts['params']:,} in {', '.join(variables['params'])}",
         f"teacher     {teacher}",
     ]

@@ -26,8 +26,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from detailclip_jax import checkpoint, ema
+from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BadImage, decode, upright_rgb
 from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
 from detailclip_jax.encode import Encode, encoders
 from detailclip_jax.models import sizes
@@ -41,6 +43,7 @@ NEEDS = {
     "encode_text": ("text", "text_projection"),
     "attention": ("image",),
 }
+USUAL_GEOMETRY = ("bilinear", "shorter_side", 1.0)
 WITH_TEXT = ("clip", "slip", "maskclip", "aclip", "detailclip")
 
 
@@ -49,9 +52,10 @@ class Model:
     """What `load` returns.
 
     A picture is a PIL image of any mode, uint8 [H, W, 3] (or [H, W], [H, W, 1], [H, W, 4]), the path of a file, or the
-    bytes of one.  It is turned upright, becomes RGB (transparency over white), its shorter side is resized to the
-    model's size and the middle square is cut out: the zero-shot protocol.  `weights` says which of `variables` are
-    `params`: "student", or "ema" with the teacher's parts laid over.
+    bytes of one.  It is turned upright, becomes RGB (transparency over white), and is resized, cropped and normalised
+    as `config.preprocess` says.  The default resizes the shorter side to the model's size, with a bilinear filter, and
+    cuts out the middle square; an imported model keeps the rule of its own evaluation.  `weights` says which of
+    `variables` are `params`: "student", or "ema" with the teacher's parts laid over.
     """
 
     networks: Networks
@@ -96,7 +100,12 @@ class Model:
 
     def view(self, image: Any) -> UInt8[np.ndarray, "S S 3"]:
         """One picture as the networks get it, before the normalisation of its values."""
-        return evaluation_view(pixels(image), self.config.model.image_size)
+        return evaluation_view(pixels(image), *self.transform)
+
+    @functools.cached_property
+    def transform(self) -> Transform:
+        """How a picture becomes one of the model's size, as `config.preprocess` says."""
+        return preprocessing.transform_of(self.config)
 
     @functools.cached_property
     def encode(self) -> Encode:
@@ -146,18 +155,25 @@ class Model:
         return [made[:count].astype(np.float32) for made, count in in_turn(calls)]
 
 
-def load(path: str | Path, weights: str | None = None, step: int | None = None) -> Model:
+def load(
+    path: str | Path,
+    weights: str | None = None,
+    step: int | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+) -> Model:
     """The model of a workdir that `main` or `import_torch` wrote, on one device, ready to be asked.
 
         model = detailclip_jax.load("runs/stickers")
 
     `weights` are "ema" (default where the method has a teacher) or "student"; without `step` the newest checkpoint is
-    read.  `checkpoint.load` gives networks, variables and config alone.
+    read.  `preprocess` overrides fields of that group of the config, such as {"filter": "bicubic"}.  `checkpoint.load`
+    gives networks, variables and config alone.
     Raises FileNotFoundError for a folder without checkpoints, ValueError for weights that there are not, and
     CheckpointError for a checkpoint that cannot be read.
     """
     step = checkpoint.pick_step(path, step)
     networks, variables, config = checkpoint.load(path, step)
+    config = preprocessing.changed(config, preprocess or {})
     which, params = choose_weights(variables, weights)
     return Model(networks, variables, config, params, which, step, str(path))
 
@@ -239,8 +255,10 @@ def _finished(call: tuple[Any, Any]) -> tuple[np.ndarray, Any]:
 
 def _reading(config: ConfigDict) -> list[Any]:
     """What the config says about how pictures and texts are read."""
-    model, views, size = config.model, config.views, sizes.size_of(config.model)
+    model, fields, size = config.model, config.preprocess, sizes.size_of(config.model)
     heads = size.num_heads, size.text_heads
     style = sorted(model.image_style.to_dict().items())
-    fields = model.image_size, model.context_length, model.text_activation, model.dtype
-    return [heads, style, *fields, tuple(views.mean), tuple(views.std)]
+    kinds = model.image_size, model.context_length, model.text_activation, model.dtype
+    geometry = fields.filter, fields.resize, fields.crop_ratio
+    own = [] if geometry == USUAL_GEOMETRY else [geometry]  # the usual one was not hashed before it was a choice
+    return [heads, style, *kinds, tuple(fields.mean), tuple(fields.std), *own]

@@ -27,7 +27,7 @@ OF_HEADS = {"prototype_head": ("prototypes",), "decoder": ("decoder_depth", "dec
 
 
 def adopt(config: ConfigDict) -> ConfigDict:
-    """The config with what `config.init` decides: sizes, kinds, normalisation, and the rates of what it brings.
+    """The config with what `config.init` decides: sizes, kinds, preprocessing, and the rates of what it brings.
 
     Without `init` the config as it is.  Raises FileNotFoundError if there is no run at `init`.
     """
@@ -38,7 +38,7 @@ def adopt(config: ConfigDict) -> ConfigDict:
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
     for name in [*fields, *(field for part, names in OF_HEADS.items() if part in brought for field in names)]:
         adopted.model[name] = source.model[name]
-    adopted.views.mean, adopted.views.std = source.views.mean, source.views.std
+    adopted.preprocess = source.preprocess
     _fit_crops(adopted, config)
     loaded = [part for part in methods.build(adopted).parts if part in brought]
     rates = adopted.optimizer.part_rates.to_dict()

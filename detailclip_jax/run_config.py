@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import default
+from detailclip_jax.config import CLIP_MEAN, default
 from detailclip_jax.config_files import find
 from detailclip_jax.data.components import components, is_endless, ratios
 from detailclip_jax.files import replace_text
@@ -36,6 +36,9 @@ MAY_DIFFER = (
     "data.num_workers",
     "data.prefetch",
     "data.max_bad_ratio",
+    "preprocess.filter",  # these three: of evaluation alone
+    "preprocess.resize",
+    "preprocess.crop_ratio",
     "model.remat",
     "model.attention",
     "losses.chunk_logits",
@@ -175,7 +178,29 @@ def from_json(text: str) -> ConfigDict:
     fields = json.loads(text)
     if not isinstance(fields, dict):
         raise ValueError(f"it holds a {type(fields).__name__}, not the object with all fields of a configuration")
-    return ConfigDict(_over(default().to_dict(), _tuples(fields)))
+    return ConfigDict(_over(default().to_dict(), _with_preprocess(_tuples(fields))))
+
+
+def _with_preprocess(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a version that had mean and deviation among the views, and no filter of evaluation.
+
+    Only imported models have OpenAI's normalisation or a pre-norm, and both kinds were trained with bicubic resizing.
+    """
+    views = fields.get("views")
+    if "preprocess" in fields or not isinstance(views, dict):
+        return fields
+    moved = {name: views[name] for name in ("mean", "std") if name in views}
+    if moved.get("mean") == CLIP_MEAN or _at_or({}, fields, "model", "image_style", "pre_norm"):
+        moved["filter"] = "bicubic"
+    rest = {name: value for name, value in views.items() if name not in moved}
+    return {**fields, "views": rest, "preprocess": moved}
+
+
+def _at_or(missing: Any, fields: Any, *names: str) -> Any:
+    """The value below these names, `missing` where one of them is not there."""
+    for name in names:
+        fields = fields.get(name, missing) if isinstance(fields, dict) else missing
+    return fields
 
 
 def read(file: Path) -> ConfigDict:

@@ -9,6 +9,8 @@ from detailclip_jax import evaluate, masking
 from detailclip_jax.config import default, unknown
 from detailclip_jax.data.caption_rules import check_rule
 from detailclip_jax.data.components import KINDS, components
+from detailclip_jax.data.preprocessing import RESIZES
+from detailclip_jax.data.resizing import FILTERS
 from detailclip_jax.data.views import check_reducing_gap, crops_from_config
 from detailclip_jax.losses.distillation import DIVERGENCES
 from detailclip_jax.losses.global_softmax import block_size
@@ -29,6 +31,8 @@ CHOICES: dict[str, Iterable[str]] = {
     "losses.divergence": DIVERGENCES,
     "data.source": KINDS,
     "views.teacher": ("same", "enclosing"),
+    "preprocess.filter": FILTERS,
+    "preprocess.resize": RESIZES,
 }
 PER_VIEW = (".blur_p", ".solarize_p")  # one number for each of a crop's views, checked with the crop
 ANY_LENGTH = (*PER_VIEW, "data.text_buckets")
@@ -41,7 +45,7 @@ RANGES = {  # field, or the end of its name behind a dot: the smallest and the l
     "data.text_buckets": (1, INFINITE),
     "data.max_bad_ratio": (0, 1),
     "model.context_length": (3, INFINITE),  # start, a word, end
-    "model.drop_path": (0, 1),
+    **dict.fromkeys(("model.drop_path", "preprocess.crop_ratio"), (0, 1)),
     **dict.fromkeys(("masking.ratio", "masking.drawn_ratio", "masking.probability"), (0, 1)),
     "losses.label_smoothing": (0, 1),
     ".scale": (0, 1),
@@ -55,7 +59,7 @@ RANGES = {  # field, or the end of its name behind a dot: the smallest and the l
 POSITIVE = (
     *("optimizer.learning_rate", "optimizer.eps"),
     *("losses.student_temperature", "losses.teacher_temperature", "losses.patch_temperature"),
-    *("losses.simclr_temperature", ".scale", ".ratio"),
+    *("losses.simclr_temperature", ".scale", ".ratio", "preprocess.crop_ratio", "preprocess.std"),
 )
 BELOW_ONE = ("optimizer.betas", "model.drop_path")  # a mean at 1 never learns of what is; nothing would be left
 ORDERED = (".scale", ".ratio", ".blur_sigma", ".mask_ratio", "masking.drawn_ratio")  # from, to

@@ -107,7 +107,9 @@ def combined_loss(params, teacher, batch, centers, temperatures, config):
     embedded = linear(params["text_projection"]["proj"], text(params["text"], batch["text"], size))
     terms, seen = [], []
     for v in range(2):
-        images = normalise_pixels(batch["image"]["global"][:, v], tuple(config.views.mean), tuple(config.views.std))
+        images = normalise_pixels(
+            batch["image"]["global"][:, v], tuple(config.preprocess.mean), tuple(config.preprocess.std)
+        )
         target, maps = vit(teacher["image"], images, size)
         attention = jnp.stack(maps).mean((0, 2))[:, 0, 1:]  # eq. 9
         hidden = masking.strategy("attention_low")(rule, attention=attention[None], keys=None, views=1)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from detailclip_jax import catalogue, contact_sheet, embed, embeddings, experiment, inference
 from detailclip_jax.data.picture_files import Found, PictureBatches, find
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.embeddings import Key, Origin, Table
 from detailclip_jax.interop import store
 from detailclip_jax.mesh import make_mesh
@@ -431,7 +432,7 @@ def test_a_pattern_may_be_absolute_or_at_home(photos, monkeypatch):
 
 def test_batches_have_one_shape_and_say_why_a_row_is_black(photos):
     names = ("a/1.png", "cut.png", "gone.png", "a/2.JPG", "\udcff.png")
-    batches = PictureBatches(Found(photos, names), 32, 3)
+    batches = PictureBatches(Found(photos, names), Transform(32, 32), 3)
     assert len(batches) == 2
     first, second = batches[0], batches[1]
     assert first["image"].shape == second["image"].shape == (3, 32, 32, 3)

@@ -19,8 +19,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from detailclip_jax import evaluate, train
+from detailclip_jax.config import default
 from detailclip_jax.data import labelled, sprites
 from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluate import bench, embedding, evaluators, metrics, paper, reading, results, runner
@@ -30,6 +32,7 @@ from detailclip_jax.evaluate.findings import Unmeasurable
 from detailclip_jax.mesh import make_mesh, replicated
 from detailclip_jax.progress import Console
 
+SQUARE = Transform(32, 32)
 ROOT = Path(__file__).parents[1]
 
 
@@ -47,7 +50,7 @@ def test_a_label_without_a_class_fails_and_is_not_left_out(label):
     source = [{"image": image, "label": each, "captions": (), "key": ""} for each in (0, label, 1)]
     data = labelled.LabelledSet("animals", source, ("cat", "dog"), "", None)
     with pytest.raises(Unmeasurable, match=f"animals has 2 classes, but example 1 has the label {label}"):
-        bench.Bench(Flat, {}, Tokenizer(8), batch_size=2).images(data, reading.plain(8))
+        bench.Bench(Flat, {}, Tokenizer(8), batch_size=2).images(data, reading.Transform(8, 8))
 
 
 # batches over a mesh
@@ -100,7 +103,7 @@ class Pictures:
 
 
 def test_batches_hold_every_picture_once_and_name_what_cannot_be_read():
-    batches = reading.ImageBatches(Pictures(), reading.cropped(32), batch_size=4)
+    batches = reading.ImageBatches(Pictures(), reading.cropped(reading.Transform(32, 32)), batch_size=4)
     for _ in range(2):  # again at every pass
         read = list(batches)
         assert [batch["image"].shape for batch in read] == [(4, 32, 32, 3)] * 3 == [(4, 32, 32, 3)] * len(batches)
@@ -117,12 +120,16 @@ def test_batches_hold_every_picture_once_and_name_what_cannot_be_read():
 
 def test_rows_of_other_processes_are_not_read():
     rows = np.array([False, True, True, False])
-    read = list(reading.ImageBatches(Pictures(), reading.plain(32), 4, rows))
+    read = list(reading.ImageBatches(Pictures(), reading.Transform(32, 32), 4, rows))
     assert np.concatenate([batch["valid"] for batch in read]).nonzero()[0].tolist() == [1, 2, 5, 6, 9, 10]
 
 
 def test_transforms_are_the_protocols():
-    assert reading.plain(224) == (224, 224, "bilinear") and reading.cropped(224) == (224, 256, "bilinear")
+    config = default()
+    assert transform_of(config) == (224, 224, "bilinear", "shorter_side")
+    assert reading.cropped(transform_of(config)) == (224, 256, "bilinear", "shorter_side")
+    config.preprocess.crop_ratio, config.preprocess.filter = 0.8, "bicubic"
+    assert reading.cropped(transform_of(config)) == (224, 280, "bicubic", "shorter_side")  # its own crops more
 
 
 def test_a_subset_is_evenly_spaced():
@@ -398,7 +405,7 @@ def test_a_remark_on_a_metric_is_kept_and_shown(tmp_path):
     store = results.Results(tmp_path, {"ema": "d"})
     store.add(identity, [results.record(identity, "top1", value)])
     again = results.read(tmp_path / "results.jsonl")
-    subject = evaluate.Subject("tiny", None, {}, {}, 32, None)
+    subject = evaluate.Subject("tiny", None, {}, {}, Transform(32, 32), None)
     outcome = results.Outcome(again, {}, {}, {}, [], subject, {})
     assert "- linear:pets ema: the linear probe did not converge" in results.screen(outcome)
     assert "- linear:pets ema: the linear probe did not converge" in results.markdown(again, outcome)
@@ -432,7 +439,7 @@ def test_what_fails_on_one_process_alone_ends_the_evaluation_there(monkeypatch, 
     write_folders(tmp_path / "toys", 1)
     built, variables, _ = variables_of("detailclip")
     sets, weights = evaluate.Sets(tmp_path, image_size=32), {"student": variables["params"]}
-    subject = evaluate.Subject("tiny", built.encode, weights, {"student": None}, 32, Tokenizer(12), 0, "detailclip")
+    subject = evaluate.Subject("tiny", built.encode, weights, {"student": None}, SQUARE, Tokenizer(12), 0, "detailclip")
     monkeypatch.setattr(runner.Runner, "measure", failing)
     monkeypatch.setattr(runner, "from_first", lambda value: value)
     tasks = evaluate.parse("zero_shot:toys", sets)
@@ -451,13 +458,14 @@ jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 sys.path.insert(0, "tests")
 from evaluation_data import variables_of
 from detailclip_jax import evaluate, mesh
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import Tokenizer
 
 built, variables, config = variables_of("detailclip")
 whole = jax.device_put(jax.device_get(variables["params"]), mesh.replicated(mesh.make_mesh()))
 sets, folder = evaluate.Sets(sys.argv[3], image_size=32), Path(sys.argv[3])
 weights, digests = {"student": whole}, {"student": "d"}
-subject = evaluate.Subject("tiny", built.encode, weights, digests, 32, Tokenizer(12), 0, "detailclip")
+subject = evaluate.Subject("tiny", built.encode, weights, digests, Transform(32, 32), Tokenizer(12), 0, "detailclip")
 tasks = evaluate.parse("zero_shot:toys;linear:toys;zero_shot:pets", sets)
 outcome = evaluate.run_tasks(subject, tasks, sets, out=folder / "out", batch_size=5)
 again = evaluate.run_tasks(subject, tasks, sets, out=folder / "out", batch_size=5)
@@ -496,7 +504,7 @@ def test_two_processes_share_the_forward_and_agree(tmp_path):
     assert unreadable + second[2] == 1  # known to the process that read it
     built, variables, _ = variables_of("detailclip")
     sets, weights = evaluate.Sets(tmp_path, image_size=32), {"student": variables["params"]}
-    subject = evaluate.Subject("tiny", built.encode, weights, {"student": "d"}, 32, Tokenizer(12), 0, "detailclip")
+    subject = evaluate.Subject("tiny", built.encode, weights, {"student": "d"}, SQUARE, Tokenizer(12), 0, "detailclip")
     alone = evaluate.run_tasks(subject, evaluate.parse("zero_shot:toys;linear:toys", sets), sets, batch_size=5)
     assert values == pytest.approx([r["value"] for r in alone.records])
     options = {"data_dir": str(tmp_path), "batch_size": 5}

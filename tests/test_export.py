@@ -122,7 +122,7 @@ def test_huggingface(detailclip, openai, tmp_path, capsys):
         params = ema.overlay(variables["params"], variables["ema_params"])
         jax.tree.map(np.testing.assert_array_equal, again["params"], {k: params[k] for k in again["params"]})
         assert read.model.image_style.to_dict() == made.model.image_style.to_dict()
-        assert (read.views.mean, read.views.std) == (made.views.mean, made.views.std)
+        assert (read.preprocess.mean, read.preprocess.std) == (made.preprocess.mean, made.preprocess.std)
 
 
 def test_open_clip_with_its_own_tower(openai, tmp_path, capsys):

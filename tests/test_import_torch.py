@@ -108,7 +108,7 @@ def test_open_clip_folder(tmp_path, quick_gelu):
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": content, "preprocess_cfg": preprocess}))
     model, variables, config = interop.load(tmp_path)
     assert_encodes_alike(module, model, variables, config)
-    assert (config.views.mean, config.views.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    assert (config.preprocess.mean, config.preprocess.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
 
 
 @pytest.mark.parametrize(

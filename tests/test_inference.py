@@ -60,7 +60,7 @@ def unit(rows):
 
 def normalised(image, config):
     """One picture as a batch of float32."""
-    return jnp.asarray((image / 255 - config.views.mean) / config.views.std, jnp.float32)[None]
+    return jnp.asarray((image / 255 - config.preprocess.mean) / config.preprocess.std, jnp.float32)[None]
 
 
 def test_images_one_by_one_from_the_equation():
@@ -264,7 +264,7 @@ def test_a_workdir_is_loaded(workdir):
 def test_the_fingerprint_knows_weights_and_reading():
     others = [
         model_of(weights="student"),
-        changed(**{"views.mean": (0.5, 0.5, 0.5)}),
+        changed(**{"preprocess.mean": (0.5, 0.5, 0.5)}),
         changed(**{"model.text_activation": "gelu"}),
         changed(**{"model.image_style.norm_eps": 1e-5}),
     ]
@@ -292,7 +292,7 @@ def test_an_imported_openai_clip_gives_open_clip_s_embeddings(tmp_path):
     given = [Image.fromarray(picture).resize((90, 50)) for picture in pictures(3, seed=4)]
     preprocess = transforms.Compose(
         [
-            transforms.Resize(SIZE, transforms.InterpolationMode.BILINEAR),
+            transforms.Resize(SIZE, transforms.InterpolationMode.BICUBIC),
             transforms.CenterCrop(SIZE),
             transforms.ToTensor(),
             transforms.Normalize(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD),

@@ -72,7 +72,7 @@ OPENAI = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._as
 
 
 def test_what_the_checkpoint_decides(tmp_path):
-    written(tmp_path / "clip", **OPENAI, **{"views.mean": (0.1, 0.2, 0.3)})
+    written(tmp_path / "clip", **OPENAI, **{"preprocess.mean": (0.1, 0.2, 0.3)})
     asked = tiny("detailclip", init=str(tmp_path / "clip"))
     asked.model.size, asked.model.image_size, asked.views.crops["global"].size = "B/16", 224, 224
     asked.optimizer.loaded_rate = 0.25
@@ -80,7 +80,7 @@ def test_what_the_checkpoint_decides(tmp_path):
     validate(adopted)
     assert (adopted.model.size, adopted.model.image_size, adopted.views.crops["global"].size) == ("tiny", 32, 32)
     assert adopted.model.image_style.to_dict() == OPENAI_STYLE._asdict()
-    assert adopted.views.mean == (0.1, 0.2, 0.3)
+    assert adopted.preprocess.mean == (0.1, 0.2, 0.3)
     parts = ("image", "image_projection", "text", "text_projection", "logit_scale")
     assert adopted.optimizer.part_rates.to_dict() == dict.fromkeys(parts, 0.25)
     assert run_config.to_json(init_from.adopt(adopted)) == run_config.to_json(adopted)

@@ -384,7 +384,7 @@ def test_the_image_tower_s_own_kind_is_kept():
     layout = next(row for row in LAYOUTS if row.name == "openai")
     _, _, config = interop.load(written(layout)[0], "openai", **heads())
     assert Style(**config.model.image_style) == OPENAI_STYLE
-    assert config.views.mean == (0.48145466, 0.4578275, 0.40821073)
+    assert config.preprocess.mean == (0.48145466, 0.4578275, 0.40821073)
 
 
 def test_a_config_without_a_table_s_size_builds_again():

@@ -17,6 +17,7 @@ from detailclip_jax.data.prepare import pictures
 from detailclip_jax.data.prepare.job import Options
 from detailclip_jax.data.prepare.pictures import QUALITY, checked
 from detailclip_jax.data.prepare.records import Rejected
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop, make_views
@@ -178,7 +179,7 @@ def test_a_picture_of_100_megapixels_is_cut_where_its_box_says(records):
 
 
 def test_evaluation_sees_every_kind_whole_and_leaves_out_the_rest(records):
-    (batch,) = evaluation_batches(records, SIZE, Tokenizer(8), len(records))
+    (batch,) = evaluation_batches(records, Transform(SIZE, SIZE), Tokenizer(8), len(records))
     for number, (name, case) in enumerate(every_case().items()):
         assert batch["valid"][number] == (not case.refused), name
         if case.pixels is not None:
@@ -190,6 +191,7 @@ def test_evaluation_reduces_nothing_below_the_limit():
     """Not even where the view is a hundredth of it."""
     data = encoded(picture(800, 1200))
     assert decode(data).shape == (800, 1200, 3)
-    (batch,) = evaluation_batches([{"image": data, "captions": (), "label": 0, "key": "0"}], 8, Tokenizer(8), 1)
+    record = {"image": data, "captions": (), "label": 0, "key": "0"}
+    (batch,) = evaluation_batches([record], Transform(8, 8), Tokenizer(8), 1)
     np.testing.assert_array_equal(batch["image"][0], evaluation_view(decode(data), 8))
     assert opened(every_case()["100 megapixels JPEG"].data).decoded().pixels.size // 3 <= MAX_PIXELS

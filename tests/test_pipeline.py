@@ -15,6 +15,7 @@ from PIL import Image
 from detailclip_jax.config import default
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.pipeline import BadRecords, Pipeline, Stream, TooManyBadRecords, evaluation_batches
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import EOT, Tokenizer
 from detailclip_jax.data.views import Crop
@@ -380,7 +381,7 @@ class Scenes:
 
 
 def test_evaluation_shows_everything_once_and_pads_the_last_batch():
-    batches = list(evaluation_batches(Scenes(), 10, TOKENIZER, batch_size=3))
+    batches = list(evaluation_batches(Scenes(), Transform(10, 10), TOKENIZER, batch_size=3))
     assert [batch["valid"].tolist() for batch in batches] == [[True] * 3, [True, True, False]]
     assert [batch["label"].tolist() for batch in batches] == [[0, 1, 2], [3, 4, 0]]
     for batch in batches:
@@ -396,7 +397,7 @@ def test_evaluation_shows_everything_once_and_pads_the_last_batch():
 
 
 def test_evaluation_masks_lie_on_their_objects():
-    (batch,) = evaluation_batches(Scenes(), 10, TOKENIZER, batch_size=5)
+    (batch,) = evaluation_batches(Scenes(), Transform(10, 10), TOKENIZER, batch_size=5)
     np.testing.assert_array_equal(
         batch["segmentation"] > 0, batch["image"][..., 0] > 20 * (1 + np.arange(5))[:, None, None]
     )
@@ -404,7 +405,7 @@ def test_evaluation_masks_lie_on_their_objects():
 
 def test_unreadable_records_are_not_valid_and_named(caplog):
     caplog.set_level(logging.WARNING, logger="absl")
-    (batch,) = evaluation_batches(Pairs(4, bad=(1,)), 16, TOKENIZER, batch_size=4)
+    (batch,) = evaluation_batches(Pairs(4, bad=(1,)), Transform(16, 16), TOKENIZER, batch_size=4)
     assert batch["valid"].tolist() == [True, False, True, True] and batch["label"].tolist() == [0, 0, 2, 3]
     assert not batch["image"][1].any() and batch["image"][2].any()
     assert "left out of the evaluation: pair-1: truncated" in caplog.text
@@ -412,10 +413,10 @@ def test_unreadable_records_are_not_valid_and_named(caplog):
 
 def test_an_evaluation_batch_without_readable_records_is_refused():
     with pytest.raises(TooManyBadRecords, match="none of the 2 records from number 2 on is readable"):
-        list(evaluation_batches(Pairs(4, bad=(2, 3)), 16, TOKENIZER, batch_size=2))
+        list(evaluation_batches(Pairs(4, bad=(2, 3)), Transform(16, 16), TOKENIZER, batch_size=2))
 
 
 def test_evaluation_may_be_left_early():
-    batches = evaluation_batches(Scenes(), 10, TOKENIZER, batch_size=2)
+    batches = evaluation_batches(Scenes(), Transform(10, 10), TOKENIZER, batch_size=2)
     next(batches)
     batches.close()

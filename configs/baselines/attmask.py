@@ -24,6 +24,7 @@ def get_config(arg=None):
         "global": base.crop(count=2, scale=(0.25, 1.0), **jitter, **one_of_each),
         "local": base.crop(count=10, size=96, scale=(0.05, 0.25), blur_p=(0.5,) * 10, **jitter),
     }
+    c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # its evaluation: resize 256, crop 224
     c.model.freeze_patch_embed = False
     c.model.drop_path = 0.1
     c.model.prototypes = 8192  # shared by CLS and patches

@@ -24,6 +24,7 @@ def get_config(arg=None):
         "global": base.crop(count=2, scale=(0.4, 1.0), **jitter, **one_of_each),
         "local": base.crop(count=8, size=96, scale=(0.05, 0.4), blur_p=(0.5,) * 8, **jitter),
     }
+    c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # eval_knn.py: resize 256, crop 224
     c.model.freeze_patch_embed = False
     c.model.drop_path = 0.1
     c.model.prototypes = 65536

@@ -20,6 +20,7 @@ def get_config(arg=None):
     c.views.crops = {"global": base.crop(scale=(0.2, 1.0), filter="bicubic", flip=0.5)}  # this and the following: MAE
     c.model.image_style.positions, c.model.image_style.init = "sincos", "xavier"
     c.model.decoder_width, c.model.decoder_depth = 512, 8  # 16 heads
+    c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # its evaluation: resize 256, crop 224
     c.model.freeze_patch_embed = False
     c.masking.strategy, c.masking.ratio = "random", 0.75
     c.losses.weights.update({"reconstruction": 1.0})

@@ -57,28 +57,34 @@ def _center(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def evaluation_view(
-    image: UInt8[np.ndarray, "H W 3"], size: int, shorter_side: int | None = None, filter: str = "bilinear"
+    image: UInt8[np.ndarray, "H W 3"],
+    size: int,
+    shorter_side: int | None = None,
+    filter: str = "bilinear",
+    mode: str = "shorter_side",
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Shorter side resized to `shorter_side` (default: `size`), center square of `size` (SLIP's protocol).
 
-    Only that square is made, however long the other side would be.
+    With mode "squash" both sides are resized to it.  Only the square is made, however long the other side would be.
     """
-    height, width = _shorter_side_resized(image.shape, shorter_side or size)
+    height, width = _resized(image.shape, shorter_side or size, mode)
     left, top = _center(height, width, size)
     return resize(image, height, width, filter, window=(left, top, left + size, top + size))
 
 
 def evaluation_mask(
-    mask: Shaped[np.ndarray, "H W"], size: int, shorter_side: int | None = None
+    mask: Shaped[np.ndarray, "H W"], size: int, shorter_side: int | None = None, mode: str = "shorter_side"
 ) -> Shaped[np.ndarray, "size size"]:
     """A label map through the same geometry as `evaluation_view`, without mixing labels."""
-    height, width = _shorter_side_resized(mask.shape, shorter_side or size)
+    height, width = _resized(mask.shape, shorter_side or size, mode)
     return center_crop(resize_mask(mask, height, width), size)
 
 
-def _shorter_side_resized(shape: Sequence[int], shorter: int) -> tuple[int, int]:
-    """Height and width after torchvision's Resize(int): the longer one is rounded down."""
+def _resized(shape: Sequence[int], shorter: int, mode: str) -> tuple[int, int]:
+    """Height and width after torchvision's Resize(int): the longer one is rounded down; or both alike."""
     height, width = shape[:2]
+    if mode == "squash":
+        return shorter, shorter
     if height <= width:
         return shorter, int(shorter * width / height)
     return int(shorter * height / width), shorter

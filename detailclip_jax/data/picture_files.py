@@ -13,6 +13,7 @@ import numpy as np
 
 from detailclip_jax.data.decoding import BadImage, decode
 from detailclip_jax.data.images import SUFFIXES, evaluation_view
+from detailclip_jax.data.preprocessing import Transform
 
 
 class Found(NamedTuple):
@@ -67,7 +68,7 @@ class PictureBatches:
     """
 
     found: Found
-    size: int
+    transform: Transform
     batch_size: int
 
     def __len__(self) -> int:
@@ -75,10 +76,10 @@ class PictureBatches:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         names = self.found.names[number * self.batch_size :][: self.batch_size]
-        images, reasons = np.zeros((self.batch_size, self.size, self.size, 3), np.uint8), []
+        images, reasons = np.zeros((self.batch_size, *[self.transform.size] * 2, 3), np.uint8), []
         for row, name in enumerate(names):
             try:
-                images[row] = evaluation_view(_read(self.found.root / name), self.size)
+                images[row] = evaluation_view(_read(self.found.root / name), *self.transform)
                 reasons.append("")
             except (BadImage, OSError) as error:
                 reasons.append(str(error))

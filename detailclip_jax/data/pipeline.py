@@ -26,6 +26,7 @@ from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_rules import caption_of, check_rule
 from detailclip_jax.data.decoding import BadImage, picture_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import REDUCING_GAP, Crop, check_reducing_gap, crops_from_config, make_masks, make_views
@@ -260,7 +261,7 @@ class Pipeline:
 
 
 def evaluation_batches(
-    source: Source, size: int, tokenizer: Tokenizer, batch_size: int, shorter_side: int | None = None, prefetch: int = 2
+    source: Source, transform: Transform, tokenizer: Tokenizer, batch_size: int, prefetch: int = 2
 ) -> Iterator[Batch]:
     """All examples once, in order, in batches of one shape.
 
@@ -269,7 +270,7 @@ def evaluation_batches(
     `images.evaluation_view`.  Rows behind the end, and of unreadable records (named in the log), are zero and
     not valid.
     """
-    items = EvaluationBatches(source, size, tokenizer, batch_size, shorter_side)
+    items = EvaluationBatches(source, transform, tokenizer, batch_size)
     with contextlib.closing(Prefetched(items, prefetch=prefetch)) as batches:
         yield from batches
 
@@ -279,10 +280,9 @@ class EvaluationBatches:
     """The batches of `evaluation_batches` by number."""
 
     source: Source
-    size: int
+    transform: Transform
     tokenizer: Tokenizer
     batch_size: int
-    shorter_side: int | None = None
 
     def __len__(self) -> int:
         return math.ceil(len(self.source) / self.batch_size)
@@ -305,10 +305,11 @@ class EvaluationBatches:
             logging.warning("unreadable record left out of the evaluation: %s", error)
             return None
         masks = {name: example[name] for name in MASKS if name in example}
+        size, side, _, mode = self.transform
         return {
-            "image": evaluation_view(image, self.size, self.shorter_side),
+            "image": evaluation_view(image, *self.transform),
             "text": self.tokenizer(list(example["captions"][:1]) or [""])[0],
             "label": np.array(label),
             "valid": np.array(True),
-            **{name: evaluation_mask(mask, self.size, self.shorter_side) for name, mask in masks.items()},
+            **{name: evaluation_mask(mask, size, side, mode) for name, mask in masks.items()},
         }

@@ -44,6 +44,7 @@ KEPT = "what was measured is kept, and the same command goes on from there"
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
+    from detailclip_jax.data import preprocessing
     from detailclip_jax.data.labelled import KNOWN
     from detailclip_jax.evaluate.protocols import PROTOCOLS
 
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", metavar="DIR", help=f"folder of the results (default: WORKDIR/{OUT}-STEP)")
     add("--compare", choices=("paper",), help="put the paper's numbers for the same method beside ours")
     add("--num-examples", type=int, metavar="N", help="a quick look: at N evenly spaced examples of each set")
+    preprocessing.add_flags(made)
     add("--batch-size", type=int, default=256, metavar="B", help="pictures or texts at a time (default: 256)")
     add("--style", default="noto", metavar="STYLE", help="of stickers_style: noto, a font, a folder of NOUN.png")
     add("--distributed", action="store_true", help="join the other processes as jax finds them (TPU pods)")
@@ -76,15 +78,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
     import jax
 
     from detailclip_jax import processes
+    from detailclip_jax.data import preprocessing
     from detailclip_jax.evaluate import results, runner, subject, tasks
     from detailclip_jax.evaluate.sets import Sets
     from detailclip_jax.progress import Console
 
     sets = Sets(arguments.data_dir, style=arguments.style, num_examples=arguments.num_examples)
+    given = preprocessing.given(arguments)
     which = arguments.weights.split(",") if arguments.weights else None
     asked = processes.agreed(lambda: tasks.parse(arguments.tasks, sets))
     step = processes.agreed(lambda: subject.step_of(arguments.checkpoint, arguments.step))
-    measured = processes.agreed(lambda: subject.from_checkpoint(arguments.checkpoint, step, which))
+    measured = processes.agreed(lambda: subject.from_checkpoint(arguments.checkpoint, step, which, given))
     out = Path(arguments.out or Path(arguments.checkpoint) / f"{OUT}-{measured.step}")
     console = Console(enabled=jax.process_index() == 0)
     console.say("\n".join(introduction(measured, asked, arguments, out)))
@@ -92,7 +96,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         outcome = runner.run_tasks(
             measured,
             asked,
-            sets._replace(image_size=measured.size),
+            sets._replace(image_size=measured.transform.size),
             protocol=arguments.protocol,
             out=out,
             keep_embeddings=arguments.cache,
@@ -107,10 +111,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namespace, out: Path) -> Iterator[str]:
     """What is about to be measured."""
+    from detailclip_jax.data import preprocessing
     from detailclip_jax.evaluate import paper
 
     weights = " and ".join(measured.weights)
     yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights"
+    yield f"pictures: {preprocessing.description(measured.config)}"
     count = f"{len(asked)} task{'s' * (len(asked) != 1)}"
     yield f"{count}, protocol {arguments.protocol}, data in {arguments.data_dir}; results in {out}"
     if arguments.compare and measured.method not in paper.ROWS:

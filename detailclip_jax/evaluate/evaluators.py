@@ -24,6 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import unknown
+from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluate import sets, stickers, tasks
 from detailclip_jax.evaluate.bench import Bench
@@ -91,7 +92,7 @@ def on_set(
     """
     kind, _, dataset = task.partition(":")
     places = Sets(data_dir, config.model.image_size, style, num_examples)
-    setting = Setting(places, config.model.image_size, protocol, config=config)
+    setting = Setting(places, transform_of(config), protocol, config)
     tokenize = Tokenizer(config.model.context_length)
     return {"prepared": KINDS[kind](setting, dataset), "tokenize": tokenize, "batch_size": batch_size}
 

@@ -42,7 +42,7 @@ def of_scenes(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     """The figures that look at held-out sticker scenes."""
     config = experiment.config
     scenes = stickers.scenes(config, "held_out_pairs", NUM_SCENES)
-    images = stickers.pictures([scenes[i] for i in range(NUM_SCENES)], config.model.image_size)
+    images = stickers.pictures([scenes[i] for i in range(NUM_SCENES)], config)
     figures = {"attention": attention(experiment, state, images)}
     if "reconstruction" in experiment.method.losses:
         figures["reconstructions"] = reconstructions(experiment, state, images)
@@ -77,7 +77,7 @@ def reconstruct(
         np.asarray(array)[: len(images)] for array in multihost_utils.process_allgather(wanted, tiled=True)
     )
     eps = config.losses.pixel_eps if config.losses.normalise_pixels else None
-    norm = {"mean": config.views.mean, "std": config.views.std, "eps": eps}
+    norm = {"mean": config.preprocess.mean, "std": config.preprocess.std, "eps": eps}
     drawn = [visualize.paste(*row, **norm) for row in zip(images, predicted, removed)]
     return mask, np.stack(drawn)
 

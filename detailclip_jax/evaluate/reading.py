@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from detailclip_jax.cores import usable_cores
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.pipeline import read
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.evaluate.embedding import EvaluationBatch
@@ -20,22 +21,12 @@ from detailclip_jax.evaluate.findings import Unmeasurable
 MAX_AHEAD = 8  # batches, and threads that make them
 
 
-class Transform(NamedTuple):
-    """Shorter side resized to `shorter_side`, antialiased, then the center square of `size` pixels."""
+def cropped(transform: Transform) -> Transform:
+    """Resize to 8/7 of the size and crop (256 and 224): k-NN and linear probes, as DINO, iBOT and SLIP.
 
-    size: int
-    shorter_side: int
-    filter: str = "bilinear"  # "bicubic" is what OpenAI's CLIP and open_clip resize with
-
-
-def plain(size: int, filter: str = "bilinear") -> Transform:
-    """The square as large as fits: zero-shot classification and retrieval, SLIP's protocol."""
-    return Transform(size, size, filter)
-
-
-def cropped(size: int, filter: str = "bilinear") -> Transform:
-    """Resize to 8/7 of the size and crop (256 and 224): k-NN and linear probes, as DINO, iBOT and SLIP."""
-    return Transform(size, round(size * 256 / 224), filter)
+    A model that crops more in its own evaluation keeps that.
+    """
+    return transform._replace(shorter_side=max(transform.shorter_side, round(transform.size * 256 / 224)))
 
 
 class ImageBatches:

@@ -69,7 +69,7 @@ def run_tasks(
         raise ValueError(unknown("protocol", protocol, PROTOCOLS))
     runner = Runner(
         subject,
-        Setting(sets, subject.size, protocol, subject.filter, subject.config),
+        Setting(sets, subject.transform, protocol, subject.config),
         Results(out, subject.digests, write=bool(out) and jax.process_index() == 0),
         Cache(Path(out) / CACHE) if out and keep_embeddings else NoCache(),
         batch_size,

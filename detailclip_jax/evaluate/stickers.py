@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.pipeline import evaluation_batches
+from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers import Stickers, class_names, zero_shot_prompts
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -71,10 +72,10 @@ def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> S
 
 def batches(source: Source, config: ConfigDict) -> list[EvaluationBatch]:
     """All examples as the model sees them, in memory: every set of weights looks at them."""
-    tokenizer, size = Tokenizer(config.model.context_length), config.model.image_size
-    return list(evaluation_batches(source, size, tokenizer, min(BATCH_SIZE, len(source))))
+    tokenizer = Tokenizer(config.model.context_length)
+    return list(evaluation_batches(source, transform_of(config), tokenizer, min(BATCH_SIZE, len(source))))
 
 
-def pictures(examples: Sequence[dict[str, Any]], size: int) -> UInt8[np.ndarray, "B size size 3"]:
+def pictures(examples: Sequence[dict[str, Any]], config: ConfigDict) -> UInt8[np.ndarray, "B S S 3"]:
     """The scenes as the model sees them in evaluation."""
-    return np.stack([evaluation_view(example["image"], size) for example in examples])
+    return np.stack([evaluation_view(example["image"], *transform_of(config)) for example in examples])

@@ -13,6 +13,7 @@ from detailclip_jax import ema, inference
 from detailclip_jax import mesh as meshes
 from detailclip_jax.checkpoint import FOLDER, pick_step
 from detailclip_jax.config import unknown
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluate.bench import Tokenize
 from detailclip_jax.types import Params
@@ -41,22 +42,26 @@ class Subject(NamedTuple):
     encode: Any  # functions image, text, cls, ... of (params, array)
     weights: Mapping[str, Params]
     digests: Mapping[str, str | None]  # what tells the weights from others; None: embeddings are not kept
-    size: int  # of its pictures
+    transform: Transform  # of its pictures
     tokenize: Tokenize
     step: int | None = None
     method: str = ""
-    filter: str = "bilinear"
     config: ConfigDict | None = None
 
 
-def from_checkpoint(workdir: str | Path, step: int | None = None, which: Sequence[str] | None = None) -> Subject:
+def from_checkpoint(
+    workdir: str | Path,
+    step: int | None = None,
+    which: Sequence[str] | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+) -> Subject:
     """The subject of a workdir that `main` or `import_torch` wrote, its weights on all devices.
 
     `which` of the weights, "student" and "ema"; all that there are by default, without `step` those of the newest
-    checkpoint.  Raises FileNotFoundError, ValueError for weights that there are not, and CheckpointError for a
-    checkpoint that cannot be read.
+    checkpoint.  `preprocess` overrides fields of that group of its config.  Raises FileNotFoundError, ValueError for
+    weights that there are not, and CheckpointError for a checkpoint that cannot be read.
     """
-    model = inference.load(workdir, step=step_of(workdir, step))
+    model = inference.load(workdir, step=step_of(workdir, step), preprocess=preprocess)
     there = {"student": model.variables["params"]}
     if model.variables["ema_params"]:
         there["ema"] = ema.overlay(model.variables["params"], model.variables["ema_params"])
@@ -70,7 +75,7 @@ def from_checkpoint(workdir: str | Path, step: int | None = None, which: Sequenc
         encode=model.encode,
         weights={name: jax.device_put(jax.device_get(params), everywhere) for name, params in chosen.items()},
         digests=digests,
-        size=config.model.image_size,
+        transform=model.transform,
         tokenize=Tokenizer(config.model.context_length),
         step=model.step,
         method=config.method,
@@ -125,8 +130,8 @@ def of_model(
     With an `identity`, a text that changes with its weights, embeddings are kept.
     """
     empty = {part: {} for part in EVERYTHING}
-    tokens = tokenize or Tokenizer(77)
-    return Subject(name, Foreign(model), {"model": empty}, {"model": identity}, image_size, tokens, filter=filter)
+    tokens, transform = tokenize or Tokenizer(77), Transform(image_size, image_size, filter)
+    return Subject(name, Foreign(model), {"model": empty}, {"model": identity}, transform, tokens)
 
 
 class Foreign:

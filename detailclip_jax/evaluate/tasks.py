@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import unknown
 from detailclip_jax.data.labelled import KNOWN, LabelledSet
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.stickers import zero_shot_prompts
 from detailclip_jax.evaluate import knn, linear, paper, stickers
 from detailclip_jax.evaluate.bench import Bench
@@ -14,7 +15,7 @@ from detailclip_jax.evaluate.classification import usual_top, zero_shot_metrics
 from detailclip_jax.evaluate.kept_objects import KeptObjects
 from detailclip_jax.evaluate.metrics import Metric
 from detailclip_jax.evaluate.protocols import NUM_CAPTIONS, PROTOCOLS, ZeroShotTask, zero_shot_task
-from detailclip_jax.evaluate.reading import captions_of, cropped, plain
+from detailclip_jax.evaluate.reading import captions_of, cropped
 from detailclip_jax.evaluate.retrieval import retrieval_metrics
 from detailclip_jax.evaluate.segmentation import LinearSegmentation
 from detailclip_jax.evaluate.sets import STICKERS, Sets
@@ -38,9 +39,8 @@ class Setting(NamedTuple):
     """What the tasks of one evaluation share."""
 
     sets: Sets
-    size: int  # of the model's pictures
+    transform: Transform  # the model's own
     protocol: str = PROTOCOLS[0]
-    filter: str = "bilinear"
     config: ConfigDict | None = None  # of the run, for what looks at its masks
 
 
@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
 
 def zero_shot(setting: Setting, name: str) -> Prepared:
     """The class whose prompts lie nearest, over the classes of the set."""
-    data, transform = setting.sets.labelled(name), plain(setting.size, setting.filter)
+    data, transform = setting.sets.labelled(name), setting.transform
     task, top = words(setting, data), usual_top(len(data.classes))
 
     def measure(bench: Bench) -> Measured:
@@ -76,7 +76,7 @@ def words(setting: Setting, data: LabelledSet) -> ZeroShotTask:
 def retrieval(setting: Setting, name: str) -> Prepared:
     """Captions of pictures and pictures of captions, no prompt around them."""
     num_captions = NUM_CAPTIONS[setting.protocol]
-    data, transform = setting.sets.captioned(name, num_captions), plain(setting.size, setting.filter)
+    data, transform = setting.sets.captioned(name, num_captions), setting.transform
 
     def measure(bench: Bench) -> Measured:
         images = bench.images(data, transform)
@@ -109,7 +109,7 @@ def linear_probe(setting: Setting, name: str) -> Prepared:
 def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], protocol: str) -> Prepared:
     """Features of a training and a test split, and what `judge` makes of them."""
     train, test = (setting.sets.labelled(name, split) for split in ("train", "test"))
-    transform, metric = cropped(setting.size, setting.filter), metric_of(name)
+    transform, metric = cropped(setting.transform), metric_of(name)
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes)) or "the same, in another order"
         raise ValueError(f"{name}: its train and test splits have other classes: {odd}")

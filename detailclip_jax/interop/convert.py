@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import experiment
 from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
+from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import files, hub, own, tables
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
@@ -25,7 +26,7 @@ from detailclip_jax.types import Params
 
 OPTIONS = (
     *("num_heads", "text_heads", "activation", "text_activation", "pooling", "norm_eps"),
-    *("normalisation", "mean", "std", "image_size", "interpolation"),
+    *("normalisation", "mean", "std", "resize_filter", "resize", "crop_ratio", "image_size", "interpolation"),
 )
 OWN = "safetensors"
 NAMES = (*dict.fromkeys(layout.name for layout in LAYOUTS), OWN)
@@ -49,6 +50,8 @@ def load(
         activation, text_activation    "gelu" | "quick_gelu"; needed for open_clip's weights without their config
         pooling, norm_eps              see models.vit.Style
         normalisation                  "imagenet" | "clip" | "half": mean and deviation of the pixels
+        resize_filter, resize, crop_ratio    how pictures are made in evaluation, see config.preprocess; what a config
+                                       file beside the weights says, else what its family's evaluation does
         image_size                     interpolates the positions (bicubic) to another size of image
         interpolation                  how: "bicubic" | "ibot" | "timm", see models.positions.RECIPES
 
@@ -178,11 +181,7 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
     config.method = layout.method
     write_spec(spec, config.model)
     config.model.freeze_patch_embed = layout.method == "detailclip"
-    name = options.get("normalisation", layout.normalisation)
-    if name not in NORMALISATIONS:
-        raise ValueError(f"normalisation {name!r} is unknown; known: {', '.join(NORMALISATIONS)}")
-    mean, std = NORMALISATIONS[name]
-    config.views.mean, config.views.std = tuple(options.get("mean", mean)), tuple(options.get("std", std))
+    config = preprocessing.changed(config, preprocess_of(layout, options))
     config.total_steps = config.steps_per_epoch = 1
     for crop, fields in layout.crops.items():
         config.views.crops[crop] = crop_config(**fields)
@@ -190,6 +189,21 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
     for crop in config.views.crops.values():
         crop.size = spec.image_size
     return config
+
+
+def preprocess_of(layout: Layout, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`config.preprocess`: what the options say, which hold what stands beside the weights; else the family's habit."""
+    name = options.get("normalisation", layout.normalisation)
+    if name not in NORMALISATIONS:
+        raise ValueError(f"normalisation {name!r} is unknown; known: {', '.join(NORMALISATIONS)}")
+    mean, std = NORMALISATIONS[name]
+    return {
+        "filter": options.get("resize_filter", layout.filter),
+        "resize": options.get("resize"),
+        "crop_ratio": options.get("crop_ratio", layout.crop_ratio),
+        "mean": options.get("mean", mean),
+        "std": options.get("std", std),
+    }
 
 
 def _read(layout: Layout, state_dict: StateDict, spec: Spec, ours: Any) -> dict[str, Params]:

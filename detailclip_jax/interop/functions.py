@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from detailclip_jax.data import preprocessing
 from detailclip_jax.encode import encoders
 from detailclip_jax.files import replace_text, whole
 from detailclip_jax.interop import verify
@@ -57,7 +58,7 @@ def functions(export: Export) -> dict[str, Function]:
 
 
 def _image_tokens(export: Export, images: Any) -> Float[Array, "B M D"]:
-    mean, std = tuple(export.config.views.mean), tuple(export.config.views.std)
+    mean, std = tuple(export.config.preprocess.mean), tuple(export.config.preprocess.std)
     bound = export.model.bind({"params": export.params})
     return verify.tokens_of(bound, normalise_pixels(images, mean, std))
 
@@ -69,6 +70,7 @@ def _write(export: Export, path: Path, suffix: str, call: str, write: Callable[[
     for name, function in found.items():
         write(function, path / f"encode_{name}.{suffix}")
     content = {f"encode_{name}": _signature(function) for name, function in found.items()} | {"call": call}
+    content["pictures"] = preprocessing.description(export.config)
     replace_text(path / "signature.json", json.dumps(content, indent=2) + "\n")
     return flatten({part: export.params[part] for part in TOWERS if part in export.params})
 

@@ -7,10 +7,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.models.vit import Style
 
-OPEN_CLIP, HUGGINGFACE, PREPROCESSOR = "open_clip_config.json", "config.json", "preprocessor_config.json"
+OPEN_CLIP, HUGGINGFACE = "open_clip_config.json", "config.json"
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+PIL_FILTERS = (
+    "nearest",
+    "lanczos",
+    "bilinear",
+    "bicubic",
+    "box",
+    "hamming",
+)  # by their numbers, as `resample` has them
+OPEN_CLIP_RESIZES = {"shorter_side": "shortest", "squash": "squash"}
+TIMM_RESIZES = {"shorter_side": "center", "squash": "squash"}
 TIMM = {  # patch, width, depth, heads -> the architecture that timm registers, all at 224 px
     (16, 192, 12, 3): "vit_tiny_patch16_224",
     (16, 384, 12, 6): "vit_small_patch16_224",
@@ -38,8 +50,19 @@ def _options_beside(file: Path) -> dict[str, Any]:
     if (folder / OPEN_CLIP).is_file():
         return open_clip_options(_json(folder / OPEN_CLIP)) | _trunk_options(folder)
     if (folder / HUGGINGFACE).is_file() and file.name in ("model.safetensors", "pytorch_model.bin"):
-        preprocessor = _json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
-        return huggingface_options(_json(folder / HUGGINGFACE), preprocessor)
+        content = _json(folder / HUGGINGFACE)
+        if "pretrained_cfg" in content:  # timm's config.json
+            return timm_options(content)
+        return huggingface_options(content, _preprocessor(folder))
+    return {}
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    """The image processor's config: a file of its own, or, as newer versions write it, a part of the processor's."""
+    for name in (PREPROCESSOR, PROCESSOR):
+        if (folder / name).is_file():
+            content = _json(folder / name)
+            return content.get("image_processor", content)
     return {}
 
 
@@ -77,6 +100,39 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
         "norm_eps": None if timm else (image.get("norm_kwargs") or {}).get("eps"),
         "mean": preprocess.get("mean"),
         "std": preprocess.get("std"),
+        "resize_filter": preprocess.get("interpolation"),
+        "resize": _known_as(OPEN_CLIP_RESIZES, preprocess.get("resize_mode")),
+    }
+
+
+def _known_as(names: Mapping[str, str], theirs: str | None) -> str | None:
+    """Our word for theirs; what we have no word for stays as it is, and is refused unless an option overrides it."""
+    return {other: own for own, other in names.items()}.get(theirs or "", theirs)
+
+
+def timm_options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `interop.load` from timm's config.json."""
+    stated = content["pretrained_cfg"]
+    return {
+        "num_heads": content.get("model_args", {}).get("num_heads"),
+        "mean": stated.get("mean"),
+        "std": stated.get("std"),
+        "resize_filter": stated.get("interpolation"),
+        "resize": _known_as(TIMM_RESIZES, stated.get("crop_mode")),
+        "crop_ratio": stated.get("crop_pct"),
+    }
+
+
+def timm_preprocess(config: ConfigDict) -> dict[str, Any]:
+    """The part of timm's pretrained_cfg that says how pictures are made."""
+    fields, side = config.preprocess, config.model.image_size
+    return {
+        "input_size": [3, side, side],
+        "interpolation": fields.filter,
+        "crop_pct": fields.crop_ratio,
+        "crop_mode": TIMM_RESIZES[fields.resize],
+        "mean": list(fields.mean),
+        "std": list(fields.std),
     }
 
 
@@ -102,7 +158,25 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
         "norm_eps": image.get("layer_norm_eps", 1e-12 if is_vit else 1e-5),
         "mean": preprocessor.get("image_mean"),
         "std": preprocessor.get("image_std"),
+        **_huggingface_geometry(preprocessor),
     }
+
+
+def _huggingface_geometry(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """Filter, resize and crop ratio of an image processor; what it does not say is left to the family's habit."""
+    number, size = preprocessor.get("resample"), preprocessor.get("size")
+    filter = None if number is None else PIL_FILTERS[number]
+    if size is None:
+        return {"resize_filter": filter}
+    kind = preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or ""
+    whole = "height" if kind.startswith("ViT") else "shortest_edge"  # what a number alone means
+    sides = size if isinstance(size, Mapping) else {whole: size}
+    squash = "height" in sides
+    side = sides["height"] if squash else sides["shortest_edge"]
+    crop = preprocessor.get("crop_size") or side
+    cut = crop["height"] if isinstance(crop, Mapping) else crop
+    ratio = cut / side if preprocessor.get("do_center_crop", not squash) else 1.0
+    return {"resize_filter": filter, "resize": "squash" if squash else "shorter_side", "crop_ratio": ratio}
 
 
 def timm_name(spec: Spec) -> str | None:
@@ -129,6 +203,11 @@ def needs_trunk(config: ConfigDict) -> bool:
 
 def open_clip_config(config: ConfigDict, folder: Path) -> dict[str, Any]:
     """open_clip_config.json of a model of ours; ValueError with the reason where open_clip has no such model."""
+    if config.preprocess.crop_ratio != 1:
+        raise ValueError(
+            f"open_clip crops the whole resized square, and this model {config.preprocess.crop_ratio:g} of it; another "
+            "format says so, or import the model again with --crop-ratio=1"
+        )
     spec = spec_of(config.model)
     size = spec.size
     native = spec.style.pre_norm
@@ -146,10 +225,10 @@ def open_clip_config(config: ConfigDict, folder: Path) -> dict[str, Any]:
             },
         },
         "preprocess_cfg": {
-            "mean": list(config.views.mean),
-            "std": list(config.views.std),
-            "interpolation": "bicubic" if native else "bilinear",
-            "resize_mode": "shortest",
+            "mean": list(config.preprocess.mean),
+            "std": list(config.preprocess.std),
+            "interpolation": config.preprocess.filter,
+            "resize_mode": OPEN_CLIP_RESIZES[config.preprocess.resize],
         },
     }
 
@@ -189,7 +268,7 @@ def timm_trunk_config(config: ConfigDict) -> dict[str, Any]:
         "architecture": "vit_small_patch16_224",
         "num_classes": 0,
         "model_args": {"num_heads": size.num_heads},
-        "pretrained_cfg": {"mean": list(config.views.mean), "std": list(config.views.std), "num_classes": 0},
+        "pretrained_cfg": timm_preprocess(config) | {"num_classes": 0},
     }
 
 
@@ -229,19 +308,19 @@ def huggingface_config(config: ConfigDict) -> dict[str, Any]:
 
 
 def preprocessor_config(config: ConfigDict) -> dict[str, Any]:
-    """preprocessor_config.json: the shorter side to the image size, the centre of it, our mean and deviation."""
-    side = config.model.image_size
+    """preprocessor_config.json: resize, center crop, mean and deviation of the model's record."""
+    side, resized, filter, resize = transform_of(config)
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": side},
-        "resample": 3 if config.model.image_style.pre_norm else 2,  # PIL's bicubic and bilinear
+        "size": {"height": resized, "width": resized} if resize == "squash" else {"shortest_edge": resized},
+        "resample": PIL_FILTERS.index(filter),
         "do_center_crop": True,
         "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(config.views.mean),
-        "image_std": list(config.views.std),
+        "image_mean": list(config.preprocess.mean),
+        "image_std": list(config.preprocess.std),
         "do_convert_rgb": True,
     }

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from detailclip_jax.interop import huggingface, openai, reference, timm_vit
 from detailclip_jax.interop.measure import (
     HEADS,
@@ -22,8 +23,8 @@ from detailclip_jax.models.vit import Style
 
 OPENAI_STYLE = Style(norm_eps=1e-5, activation="quick_gelu", pre_norm=True, patch_bias=False)
 NORMALISATIONS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "clip": (CLIP_MEAN, CLIP_STD),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
@@ -46,6 +47,8 @@ class Layout(NamedTuple):
     style: Style = Style()
     fits: Callable[[Spec], bool] = lambda spec: spec.style == Style() and spec.text_activation == "quick_gelu"
     normalisation: str = "imagenet"
+    filter: str = "bilinear"  # of its evaluation, where no config file tells; SLIP's family: torchvision's default
+    crop_ratio: float = 1.0
     prefixes: tuple[str, ...] = ()  # cut off the keys
     roots: tuple[str, ...] = ("state_dict", "model")  # where in a checkpoint the state dict lies
     drops: tuple[str, ...] = ()
@@ -168,12 +171,14 @@ HF_TEXT = {
     "joint": "text_projection.weight",
 }
 BUFFERS = ("input_resolution", "context_length", "vocab_size", r"(.*\.)?attn_mask")  # of OpenAI's archives
+EVAL_256: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 224 / 256}  # DINO's, iBOT's and MAE's evaluation
+TIMM_EVAL: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 0.9}  # what timm registers its ViTs with
 DINO_DROPS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
 
 
 def _distilled(name: str, mark: str) -> Layout:
     """A ViT of DINO's family: the teacher's, where the checkpoint holds both."""
-    encoder = Layout(name, "image_encoder", ("cls_token", mark), VIT, timm_vit.vit_table, fits=fits_timm)
+    encoder = Layout(name, "image_encoder", ("cls_token", mark), VIT, timm_vit.vit_table, fits=fits_timm, **EVAL_256)
     return encoder._replace(prefixes=("backbone.",), roots=("teacher", "state_dict", "model"), drops=DINO_DROPS)
 
 
@@ -229,6 +234,7 @@ LAYOUTS = (
         style=OPENAI_STYLE,
         fits=fits_openai,
         normalisation="clip",
+        filter="bicubic",
         drops=BUFFERS,
     ),
     Layout(
@@ -241,6 +247,7 @@ LAYOUTS = (
         style=OPENAI_STYLE,
         fits=fits_open_clip,
         normalisation="clip",
+        filter="bicubic",
         needs=("activation",),
     ),
     Layout(
@@ -250,6 +257,7 @@ LAYOUTS = (
         TRUNK,
         openai.timm_tower_table,
         CLIP_TEXT,
+        filter="bicubic",
         needs=("text_activation",),
     ),
     Layout(
@@ -272,6 +280,7 @@ LAYOUTS = (
         style=OPENAI_STYLE,
         fits=fits_hf_clip,
         normalisation="clip",
+        filter="bicubic",
         drops=(r".*\.position_ids",),
         needs=("activation",),
     ),
@@ -283,6 +292,7 @@ LAYOUTS = (
         timm_vit.vit_table,
         fits=fits_timm,
         drops=(r"decoder_.*", "mask_token"),
+        **EVAL_256,
     ),
     _distilled("ibot", "masked_embed"),
     _distilled("dino", "head.last_layer.weight_v"),
@@ -297,6 +307,7 @@ LAYOUTS = (
         normalisation="clip",
         drops=(r"head\.(weight|bias)",),
         needs=("activation",),
+        **TIMM_EVAL,
     ),
     Layout(
         "timm",
@@ -306,5 +317,6 @@ LAYOUTS = (
         timm_vit.vit_table,
         fits=fits_timm,
         drops=(r"head\.(weight|bias)",),
+        **TIMM_EVAL,
     ),
 )

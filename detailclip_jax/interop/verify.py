@@ -47,7 +47,7 @@ def inputs(config: ConfigDict) -> Inputs:
     """Noise pixels under the config's normalisation, and captions with SOT, words and EOT."""
     rng, spec = np.random.default_rng(0), spec_of(config.model)
     pixels = rng.integers(0, 256, (BATCH, spec.image_size, spec.image_size, 3)) / 255
-    images = ((pixels - config.views.mean) / config.views.std).astype(np.float32)
+    images = ((pixels - config.preprocess.mean) / config.preprocess.std).astype(np.float32)
     tokens = rng.integers(1, spec.vocab_size - 2, (BATCH, spec.context_length), np.int32)
     tokens[:, 0] = spec.vocab_size - 2
     for row in range(BATCH):

@@ -1,0 +1,83 @@
+"""How a model's pictures are made in evaluation: the group `config.preprocess`, which travels with every checkpoint.
+
+transform_of(config)                            # Transform(size=224, shorter_side=224, filter="bilinear", ...)
+changed(config, {"filter": "bicubic"})          # the config with another filter
+description(config)                             # "shorter side to 224 px (bilinear), center crop 224 px, mean ..."
+"""
+
+import argparse
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.config import unknown
+from detailclip_jax.data.resizing import FILTERS
+
+RESIZES = ("shorter_side", "squash")
+FIELDS = ("filter", "resize", "crop_ratio", "mean", "std")
+ROUNDING = 1e-6  # 224 / (224 / 246) is not quite 246
+
+
+class Transform(NamedTuple):
+    """The arguments of `images.evaluation_view`, see there."""
+
+    size: int
+    shorter_side: int
+    filter: str = "bilinear"
+    resize: str = "shorter_side"
+
+
+def transform_of(config: ConfigDict) -> Transform:
+    """What the config says of size and geometry; the resized side is rounded down, as timm does."""
+    fields, size = config.preprocess, config.model.image_size
+    return Transform(size, math.floor(size / fields.crop_ratio + ROUNDING), fields.filter, fields.resize)
+
+
+def changed(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
+    """A copy with these fields of `preprocess`; those that are None stay.  ValueError for what cannot be meant."""
+    config = ConfigDict(config.to_dict())
+    for name, value in given.items():
+        if name not in FIELDS:
+            raise ValueError(unknown("field of preprocess", name, FIELDS))
+        if value is not None:
+            config.preprocess[name] = tuple(value) if name in ("mean", "std") else value
+    check(config.preprocess)
+    return config
+
+
+def check(fields: ConfigDict) -> None:
+    """ValueError that names the field, its value and the known ones."""
+    if fields.filter not in FILTERS:
+        raise ValueError(f"{unknown('preprocess.filter', fields.filter, FILTERS)} (--resize-filter)")
+    if fields.resize not in RESIZES:
+        raise ValueError(f"{unknown('preprocess.resize', fields.resize, RESIZES)} (--resize)")
+    if not 0 < fields.crop_ratio <= 1:
+        raise ValueError(f"preprocess.crop_ratio {fields.crop_ratio} must be above 0 and at most 1 (--crop-ratio)")
+    for name in ("mean", "std"):
+        if len(fields[name]) != 3 or (name == "std" and not min(fields[name]) > 0):
+            raise ValueError(f"preprocess.{name} {fields[name]} must be three numbers{', above 0' * (name == 'std')}")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that override a checkpoint's own, see `given`."""
+    own = "; default: the model's own"
+    parser.add_argument("--resize-filter", choices=tuple(FILTERS), help=f"how pictures are resized{own}")
+    parser.add_argument("--resize", choices=RESIZES, help=f"the shorter side, or both sides whatever the shape{own}")
+    text = f"side of the center crop over the resized side, such as .875 for 224 of 256{own}"
+    parser.add_argument("--crop-ratio", type=float, metavar="R", help=text)
+
+
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What those flags say; None where they are not given."""
+    return {"filter": arguments.resize_filter, "resize": arguments.resize, "crop_ratio": arguments.crop_ratio}
+
+
+def description(config: ConfigDict) -> str:
+    """One line for the screen."""
+    size, side, filter, resize = transform_of(config)
+    fields = config.preprocess
+    mean, std = (" ".join(f"{number:.4g}" for number in fields[name]) for name in ("mean", "std"))
+    scaled = f"shorter side to {side} px" if resize == "shorter_side" else f"both sides to {side} px"
+    return f"{scaled} ({filter}), center crop {size} px, mean {mean}, std {std}"
