@@ -97,6 +97,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     model = load(arguments)
     console.say(f"{model.path}: step {model.step}, {model.weights} weights")
     console.say(f"pictures: {preprocessing.description(model.config)}")
+    if not model.has_joint_space:
+        console.say("no joint space with texts: an embedding is the L2-normalised class feature of the image encoder")
     if source:
         check_source(arguments.source, source, model)
     table, code = (source, 0) if source else catalogue.update(model, request, console)
@@ -109,8 +111,8 @@ def load(arguments: argparse.Namespace) -> "Model":
     """The model, if it can do what is asked."""
     from detailclip_jax import inference
 
-    given = preprocessing.given(arguments)
-    model = inference.load(arguments.checkpoint, arguments.weights, arguments.step, given)
+    model = inference.load(arguments.checkpoint, arguments.weights, arguments.step)
+    model = model.preprocessed(preprocessing.given(arguments))
     if arguments.images or arguments.source:
         model.require("encode_image")
     if arguments.query or arguments.texts or arguments.text:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax.losses.clip import l2_normalise
@@ -23,11 +24,14 @@ class Encode(NamedTuple):
     attention: jax.stages.Wrapped
     patches: jax.stages.Wrapped
     cls: jax.stages.Wrapped
+    tokens: jax.stages.Wrapped
 
 
 def encoders(model: Networks, config: ConfigDict) -> Encode:
     """`image` and `text` give L2-normalised embeddings [B, E], `attention` eq. 9 [B, N], `patches` tokens [B, N, D],
-    `cls` the class token [B, D] before the projection.
+    `cls` the class token [B, D] before the projection, `tokens` both [B, 1 + N, D] in float32.
+
+    Of a model without a joint space `image` is the class token, L2-normalised [B, D].
     """
     mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
 
@@ -35,7 +39,8 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
         return model.bind({"params": params})
 
     def image(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
-        return l2_normalise(bound(params).embed_image(normalise_pixels(images, mean, std)))
+        net, pixels = bound(params), normalise_pixels(images, mean, std)
+        return l2_normalise(net.image(pixels).cls if net.image_projection is None else net.embed_image(pixels))
 
     def text(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
         return l2_normalise(bound(params).embed_text(tokens))
@@ -49,4 +54,8 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
     def cls(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B D"]:
         return bound(params).image(normalise_pixels(images, mean, std)).cls
 
-    return Encode(jax.jit(image), jax.jit(text), jax.jit(attention), jax.jit(patches), jax.jit(cls))
+    def tokens(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B M D"]:
+        made = bound(params).image(normalise_pixels(images, mean, std))
+        return jnp.concatenate([made.cls[:, None], made.patches], 1).astype(jnp.float32)
+
+    return Encode(*map(jax.jit, (image, text, attention, patches, cls, tokens)))

@@ -4,6 +4,7 @@
 
     model = detailclip_jax.load("runs/stickers")
     model.encode_image([Image.open("frog.jpg"), array]) @ model.encode_text(["a frog", "a bus"]).T    # cosines [2, 2]
+    model.features([array]).patches                                                                  # [1, h, w, D]
     model.attention(array)                                                                           # eq. 9
 
 The networks, their parameters and the config are there as well: `model.networks`, `model.variables`, `model.config`.
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -39,12 +40,26 @@ from detailclip_jax.types import Params
 SHAPES = (1, 8, 64)  # rows of one call; each is compiled once, when it is first needed
 AHEAD = 2  # calls that may be unfinished while the next rows are made
 NEEDS = {
-    "encode_image": ("image", "image_projection"),
+    "encode_image": ("image",),
+    "features": ("image",),
     "encode_text": ("text", "text_projection"),
     "attention": ("image",),
 }
 USUAL_GEOMETRY = ("bilinear", "shorter_side", 1.0)
+EMBEDDING_PARTS = ("image", "image_projection", "text", "text_projection")
 WITH_TEXT = ("clip", "slip", "maskclip", "aclip", "detailclip")
+
+
+class Features(NamedTuple):
+    """What `Model.features` gives of B pictures, in float32, after the encoder's final norm.
+
+    cls: [B, D], what stands for the picture before any projection: the class token, or the mean over patches for a
+        model that pools so.
+    patches: [B, h, w, D], row 0 at the top of the square that the model sees.
+    """
+
+    cls: Float32[np.ndarray, "B D"]
+    patches: Float32[np.ndarray, "B h w D"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,11 +84,46 @@ class Model:
     def encode_image(self, images: Any) -> Float32[np.ndarray, "B E"]:
         """L2-normalised embeddings of any number of pictures: a list, an iterator, or uint8 [B, H, W, 3].
 
-        Raises BadImage that says which one cannot be read, TypeError for one picture that is not in a list, and
-        ValueError where the method has no joint space.
+        A model without a joint space of pictures and texts (timm, MAE, DINO, iBOT, AttMask, supervised) gives its
+        class feature instead, L2-normalised, E = D, and logs that once.
+
+        Raises BadImage that says which one cannot be read, and TypeError for one picture that is not in a list.
         """
         self.require("encode_image")
-        return self._encoded(self.encode.image, self._views(images))
+        if not self.has_joint_space:
+            self._say_once  # noqa: B018  # a property, so that it is said once a model
+        return self._encoded(self.encode.image, self._views(images, "encode_image"), self.embedding_width)
+
+    def features(self, images: Any) -> Features:
+        """Class feature [B, D] and patch features [B, h, w, D] of any number of pictures, given as to `encode_image`.
+
+        Float32, after the image encoder's final norm, of every model; B, D, h and w are the number of pictures, the
+        encoder's width, and the patches along the height and width of the square that it sees.  They are not
+        L2-normalised.  Where the final norm stands behind the mean over patches (pooling "norm_of_mean"), the patches
+        have none, as in timm's forward_features.
+
+            cls, patches = model.features(["frog.png"])     # ViT-B/16 at 224 px: [1, 768] and [1, 14, 14, 768]
+        """
+        self.require("features")
+        side, width = sizes.num_side_patches(self.config.model), sizes.size_of(self.config.model).width
+        parts = self._called(self.encode.tokens, self._views(images, "features"))
+        tokens = np.concatenate([np.zeros((0, 1 + side**2, width), np.float32), *parts])
+        return Features(tokens[:, 0], tokens[:, 1:].reshape(-1, side, side, width))
+
+    @property
+    def has_joint_space(self) -> bool:
+        """Whether pictures and texts have embeddings that compare; else there is an image encoder alone."""
+        return "image_projection" in self.params
+
+    @property
+    def embedding_width(self) -> int:
+        """E of `encode_image`."""
+        size = sizes.size_of(self.config.model)
+        return size.joint_width if self.has_joint_space else size.width
+
+    @functools.cached_property
+    def _say_once(self) -> None:
+        logging.warning("%s has no joint space: encode_image gives the L2-normalised class feature", self.path)
 
     def encode_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "B E"]:
         """L2-normalised embeddings of any number of texts; one that is longer than the context loses its end.
@@ -86,7 +136,7 @@ class Model:
         if tokenizer.num_truncated:
             length = tokenizer.context_length
             logging.warning("%d of %d texts are cut to %d tokens", tokenizer.num_truncated, len(texts), length)
-        return self._encoded(self.encode.text, tokens)
+        return self._encoded(self.encode.text, tokens, self.embedding_width)
 
     def attention(self, image: Any) -> Float32[np.ndarray, "side side"]:
         """Eq. 9 of one picture: where its CLS token looks, the mean over heads and layers, by patch.
@@ -107,6 +157,10 @@ class Model:
         """How a picture becomes one of the model's size, as `config.preprocess` says."""
         return preprocessing.transform_of(self.config)
 
+    def preprocessed(self, fields: Mapping[str, Any]) -> "Model":
+        """The same model with other fields of `config.preprocess`, those that are not None; ValueError as `changed`."""
+        return dataclasses.replace(self, config=preprocessing.changed(self.config, fields))
+
     @functools.cached_property
     def encode(self) -> Encode:
         """The compiled functions themselves, of parameters and arrays of any one shape."""
@@ -115,7 +169,7 @@ class Model:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of what embeddings depend on: the weights and how pictures and texts are read."""
-        parts = [part for part in (*NEEDS["encode_image"], *NEEDS["encode_text"]) if part in self.params]
+        parts = [part for part in EMBEDDING_PARTS if part in self.params]
         digest = hashlib.sha256(repr(_reading(self.config)).encode())
         for path, leaf in jax.tree.leaves_with_path({part: self.params[part] for part in parts}):
             digest.update(jax.tree_util.keystr(path).encode())
@@ -125,9 +179,10 @@ class Model:
     def require(self, call: str) -> None:
         """ValueError unless the model has the parts that the method of that name runs."""
         if missing := [part for part in NEEDS[call] if part not in self.params]:
+            alone = "; it embeds pictures alone (encode_image, features, embed --images)" * ("image" in self.params)
             raise ValueError(
                 f"{call} runs {' and '.join(NEEDS[call])}, but {self.path} is a {self.config.method}, which has no "
-                f"{' and no '.join(missing)}; methods that have all: {', '.join(WITH_TEXT)}"
+                f"{' and no '.join(missing)}{alone}; methods that have all: {', '.join(WITH_TEXT)}"
             )
         if call == "encode_text" and self.config.model.vocab_size != VOCAB_SIZE:
             raise ValueError(
@@ -135,18 +190,17 @@ class Model:
                 f"CLIP's of {VOCAB_SIZE}"
             )
 
-    def _views(self, images: Any) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
+    def _views(self, images: Any, call: str) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
         if isinstance(images, str | bytes | Path | Image.Image) or getattr(images, "ndim", 4) < 4:
-            raise TypeError(f"encode_image takes a list of pictures, got one {type(images).__name__}; write [image]")
+            raise TypeError(f"{call} takes a list of pictures, got one {type(images).__name__}; write [image]")
         for number, image in enumerate(images):
             try:
                 yield self.view(image)
             except BadImage as error:
                 raise BadImage(f"picture {number}: {error}") from error
 
-    def _encoded(self, function: Any, rows: Iterable[np.ndarray]) -> Float32[np.ndarray, "B E"]:
+    def _encoded(self, function: Any, rows: Iterable[np.ndarray], width: int) -> Float32[np.ndarray, "B E"]:
         parts = self._called(function, rows)
-        width = sizes.size_of(self.config.model).joint_width
         return np.concatenate([np.zeros((0, width), np.float32), *parts])
 
     def _called(self, function: Any, rows: Iterable[np.ndarray]) -> list[np.ndarray]:
@@ -173,9 +227,8 @@ def load(
     """
     step = checkpoint.pick_step(path, step)
     networks, variables, config = checkpoint.load(path, step)
-    config = preprocessing.changed(config, preprocess or {})
     which, params = choose_weights(variables, weights)
-    return Model(networks, variables, config, params, which, step, str(path))
+    return Model(networks, variables, config, params, which, step, str(path)).preprocessed(preprocess or {})
 
 
 def choose_weights(variables: Mapping[str, Params], which: str | None) -> tuple[str, Params]:

@@ -395,8 +395,33 @@ def test_a_folder_that_takes_no_files_is_told_before_anything_is_embedded(photos
 
 
 def test_a_row_without_the_tower_is_told_before_anything_is_embedded(photos, capsys):
-    assert run("--images=photos", "--out=out.npz", checkpoint="runs/mae") == embed.USAGE_ERROR
-    assert "runs/mae is a mae, which has no image_projection" in capsys.readouterr().err
+    assert run("--images=photos", "--query=a frog", checkpoint="runs/mae") == embed.USAGE_ERROR
+    said = capsys.readouterr().err
+    assert "runs/mae is a mae, which has no text and no text_projection; it embeds pictures alone" in said
+    assert "embed --images); methods that have all: clip, slip" in said
+
+
+def test_a_folder_is_embedded_by_an_image_encoder_alone(photos, capsys):
+    """Its class feature, L2-normalised, by the preprocessing that the screen names."""
+    assert run("--images=photos", "--out=out.npz", checkpoint="runs/mae") == 0
+    said = capsys.readouterr().err
+    assert "pictures: shorter side to 32 px (bilinear), center crop 32 px, mean 0.485" in said
+    assert "no joint space with texts: an embedding is the L2-normalised class feature" in said
+    names, rows = embeddings.read(Path("out.npz")).of(embeddings.IMAGE)
+    model = model_of("runs/mae", "mae", 0)
+    cls = model.features([photos / name for name in names]).cls
+    np.testing.assert_allclose(rows, cls / np.linalg.norm(cls, axis=1, keepdims=True), atol=2e-6)
+
+
+def test_flags_override_how_pictures_are_made(photos, capsys):
+    """And a file of the other way is another model's."""
+    assert run("--images=photos", "--out=out.npz", "--resize-filter=bicubic", "--crop-ratio=.8") == 0
+    assert "pictures: shorter side to 40 px (bicubic), center crop 32 px" in capsys.readouterr().err
+    names, rows = embeddings.read(Path("out.npz")).of(embeddings.IMAGE)
+    cubic = model_of("runs/clip", "clip", 0).preprocessed({"filter": "bicubic", "crop_ratio": 0.8})
+    np.testing.assert_allclose(rows, cubic.encode_image([photos / name for name in names]), atol=2e-6)
+    assert run("--images=photos", "--out=out.npz") == embed.USAGE_ERROR
+    assert "out.npz was made by another model" in capsys.readouterr().err
 
 
 def test_help_does_not_wait_for_jax():

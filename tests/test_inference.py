@@ -221,10 +221,9 @@ def test_the_teacher_is_the_default_where_there_is_one():
 
 def test_a_row_without_a_text_tower_says_what_it_lacks():
     model = model_of("mae")
-    with pytest.raises(ValueError, match="runs/tiny is a mae, which has no text and no text_projection; methods"):
+    alone = r"it embeds pictures alone \(encode_image, features, embed --images\); methods that have all: clip"
+    with pytest.raises(ValueError, match=f"runs/tiny is a mae, which has no text and no text_projection; {alone}"):
         model.encode_text(["a frog"])
-    with pytest.raises(ValueError, match=r"encode_image runs image and image_projection, but .* no image_projection"):
-        model.encode_image(pictures(1))
     assert model.attention(pictures(1)[0]).shape == (4, 4)
 
 
@@ -235,6 +234,44 @@ def test_the_rows_with_a_text_tower_are_those_named(method):
     parts = methods.build(tiny.tiny_config(method)).parts
     needed = {*inference.NEEDS["encode_image"], *inference.NEEDS["encode_text"]}
     assert (needed <= set(parts)) == (method in inference.WITH_TEXT)
+
+
+@pytest.mark.parametrize("method", ["mae", "supervised", "image_encoder"])
+def test_an_image_encoder_alone_gives_its_class_feature(method, caplog):
+    """From the networks, one picture at a time; said once, however often it is asked."""
+    model = dataclasses.replace(model_of(method))  # a fresh one: it says so once
+    given = pictures(3)
+    apply = lambda image: model.networks.apply(
+        {"params": model.params}, normalised(image, model.config), method=lambda net, x: net.image(x)
+    )
+    found, tokens = model.encode_image(given), [apply(image) for image in given]
+    assert found.dtype == np.float32 and found.shape == (3, 96) and model.encode_image([]).shape == (0, 96)
+    np.testing.assert_allclose(found, unit(np.concatenate([each.cls for each in tokens])), atol=2e-6)
+    said = [each for each in caplog.messages if "no joint space: encode_image gives the L2-normalised class" in each]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("method", ["clip", "detailclip", "mae"])
+def test_features_are_float32_tokens_on_the_grid(method):
+    model, given = model_of(method), pictures(9)
+    features = model.features(given)
+    assert features.cls.shape == (9, 96) and features.patches.shape == (9, 4, 4, 96)
+    assert {array.dtype for array in features} == {np.dtype(np.float32)}
+    whole = lambda net, x: net.image(x)
+    tokens = model.networks.apply({"params": model.params}, normalised(given[8], model.config), method=whole)
+    np.testing.assert_allclose(features.cls[8], tokens.cls[0], atol=2e-5)
+    for row, column in ((0, 0), (1, 3), (3, 2)):
+        np.testing.assert_allclose(features.patches[8, row, column], tokens.patches[0, 4 * row + column], atol=2e-5)
+    assert [array.shape for array in model.features([])] == [(0, 96), (0, 4, 4, 96)]
+    with pytest.raises(TypeError, match=r"write \[image\]"):
+        model.features(given[0])
+
+
+def test_features_are_float32_whatever_the_run_computes_in():
+    networks = made("mae")[0]
+    half = dataclasses.replace(model_of("mae"), networks=networks.clone(image=networks.image.clone(dtype=jnp.bfloat16)))
+    assert {array.dtype for array in half.features(pictures(1))} == {np.dtype(np.float32)}
+    assert half.encode_image(pictures(1)).dtype == np.float32
 
 
 def test_another_vocabulary_is_refused():
@@ -271,6 +308,23 @@ def test_the_fingerprint_knows_weights_and_reading():
     prints = {model.fingerprint for model in (model_of(), *others)}
     assert len(prints) == 5 and all(len(value) == 12 for value in prints)
     assert changed(log_every=7).fingerprint == model_of().fingerprint
+
+
+def test_the_fingerprint_knows_the_geometry():
+    ways = ({}, {"filter": "bicubic"}, {"resize": "squash"}, {"crop_ratio": 0.875}, {"std": (0.5, 0.5, 0.5)})
+    assert len({model_of().preprocessed(fields).fingerprint for fields in ways}) == 5
+    assert model_of().preprocessed({"filter": None, "crop_ratio": 1.0}).fingerprint == model_of().fingerprint
+
+
+def test_views_follow_the_record():
+    image = Image.fromarray(pictures(1, seed=7, size=64)[0]).resize((90, 50))
+    model = model_of().preprocessed({"filter": "bicubic", "crop_ratio": 0.8})
+    expected = image.resize((72, 40), Image.Resampling.BICUBIC).crop((20, 4, 52, 36))
+    np.testing.assert_array_equal(model.view(image), np.asarray(expected))
+    squashed = model_of().preprocessed({"resize": "squash"}).view(image)
+    np.testing.assert_array_equal(squashed, np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)))
+    with pytest.raises(ValueError, match="'cubic'; did you mean 'bicubic'"):
+        model.preprocessed({"filter": "cubic"})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
