@@ -200,18 +200,18 @@ def test_open_clip_s_preprocess_cfg_and_what_overrides_it():
 
 
 @pytest.mark.parametrize("fields", [{}, {"filter": "bicubic", "crop_ratio": 0.875}, {"resize": "squash"}])
-def test_written_configs_say_what_the_record_says(fields):
+def test_written_configs_say_what_the_record_says(tmp_path, fields):
     config = config_with(**fields, mean=(0.1, 0.2, 0.3))
     again = read_back(hub.huggingface_options({}, hub.preprocessor_config(config)))
     assert again == transform_of(config)
     assert hub.preprocessor_config(config)["image_mean"] == [0.1, 0.2, 0.3]
     assert read_back(hub.timm_options({"pretrained_cfg": hub.timm_preprocess(config)})) == transform_of(config)
     if config.preprocess.crop_ratio == 1:
-        written = hub.open_clip_config(config, None)["preprocess_cfg"]
+        written = hub.open_clip_config(config, tmp_path)["preprocess_cfg"]
         assert read_back(open_clip_says(**written)) == transform_of(config)
     else:
         with pytest.raises(ValueError, match=r"open_clip crops the whole resized square, .* 0\.875 .*--crop-ratio=1"):
-            hub.open_clip_config(config, None)
+            hub.open_clip_config(config, tmp_path)
 
 
 # who reads it
