@@ -14,6 +14,7 @@ from detailclip_jax.data.pipeline import Pipeline, evaluation_batches
 from detailclip_jax.data.prepare import cleaning, columns
 from detailclip_jax.data.prepare.finish import load
 from detailclip_jax.data.prepare.records import MAX_LABEL, Rejected
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
 from detailclip_jax.data.views import Crop
@@ -46,7 +47,7 @@ def test_training_replaces_a_record_whose_label_int32_does_not_hold(label):
 
 @pytest.mark.parametrize("label", HUGE)
 def test_evaluation_leaves_out_a_record_whose_label_int32_does_not_hold(label):
-    (batch,) = evaluation_batches(Labels(label), 8, Tokenizer(8), batch_size=4)
+    (batch,) = evaluation_batches(Labels(label), Transform(8, 8), Tokenizer(8), batch_size=4)
     assert batch["valid"].tolist() == [True, False, True, True]
     assert batch["label"].tolist() == [0, 0, 2, 3] and batch["label"].dtype == np.int32
 
