@@ -272,6 +272,19 @@ def test_the_folder_of_another_checkpoint_is_refused(workdir, data, tmp_path, ca
     assert "holds results of other weights (step 0 of" in capsys.readouterr().err
 
 
+def test_flags_override_how_pictures_are_made(workdir, data, tmp_path, capsys, monkeypatch):
+    seen, real = [], bench.Bench.images
+    monkeypatch.setattr(bench.Bench, "images", lambda *given: seen.append(given[2]) or real(*given))
+    asked = ("--tasks=zero_shot:toys", f"--data-dir={data}", "--weights=student")
+    assert run(workdir, tmp_path / "out", *asked, "--resize-filter=bicubic", "--crop-ratio=.8") == 0
+    assert "pictures: shorter side to 40 px (bicubic), center crop 32 px, mean 0.485" in capsys.readouterr().out
+    assert seen == [(32, 40, "bicubic", "shorter_side")]
+    assert run(workdir, tmp_path / "out", *asked) == command.USAGE_ERROR
+    assert "or of pictures that were resized in another way; choose another folder" in capsys.readouterr().err
+    assert run(workdir, tmp_path / "new", *asked, "--crop-ratio=2") == command.USAGE_ERROR
+    assert "crop_ratio 2.0 must be above 0 and at most 1 (--crop-ratio)" in capsys.readouterr().err
+
+
 def test_a_row_without_text_leaves_out_what_needs_it(tmp_path, data, capsys):
     workdir = write_checkpoint(tmp_path / "dino", "dino")
     asked = ("--tasks=zero_shot:toys;knn:toys", f"--data-dir={data}", "--weights=ema")

@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 class Results:
     """The records of one folder; it belongs to one checkpoint, whose evaluation goes on where it was stopped.
 
-    Raises ValueError if the folder holds results of other weights.
+    Raises ValueError if the folder holds results of other weights, or of another preprocessing.
     """
 
     def __init__(self, folder: str | os.PathLike | None, digests: Mapping[str, str | None], write: bool = True):
@@ -78,7 +78,8 @@ class Results:
             new = digests.get(old["weights"], old["digest"])
             if old["digest"] != new:
                 there = f"step {old['step']} of {old['checkpoint']}"
-                raise ValueError(f"--out={folder} holds results of other weights ({there}); choose another folder")
+                other = f"other weights ({there}), or of pictures that were resized in another way"
+                raise ValueError(f"--out={folder} holds results of {other}; choose another folder")
 
     def done(self, identity: Mapping[str, Any]) -> bool:
         """Whether these weights were measured on this very data; without a digest nobody knows."""
