@@ -360,6 +360,25 @@ def test_an_imported_openai_clip_gives_open_clip_s_embeddings(tmp_path):
     np.testing.assert_allclose(model.encode_text(texts), unit(words), atol=1e-5)
 
 
+def test_a_timm_import_gives_timm_s_features(tmp_path):
+    """The same file, picture and pretrained_cfg through timm's own transform and forward_features."""
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    from detailclip_jax import import_torch
+
+    torch.manual_seed(0)
+    theirs = timm.models.VisionTransformer(SIZE, 8, embed_dim=48, depth=1, num_heads=4, num_classes=0).eval()
+    torch.save(theirs.state_dict(), tmp_path / "vit.pth")
+    assert import_torch.main([str(tmp_path / "vit.pth"), f"--out={tmp_path}/run", "--num-heads=4"]) == 0
+    stated = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "crop_pct": 0.9}  # crop_pct: timm's own
+    transform = timm.data.create_transform((3, SIZE, SIZE), interpolation="bicubic", **stated)
+    given = Image.fromarray(pictures(1, seed=4, size=64)[0]).resize((90, 50))
+    with torch.inference_mode():
+        tokens = theirs.forward_features(transform(given)[None]).numpy()[0]
+    features = detailclip_jax.load(tmp_path / "run").features([given])
+    np.testing.assert_allclose(features.cls[0], tokens[0], atol=2e-5)
+    np.testing.assert_allclose(features.patches[0].reshape(-1, 48), tokens[1:], atol=2e-5)
+
+
 # the package's front door
 
 
