@@ -190,7 +190,7 @@ def _with_preprocess(fields: dict[str, Any]) -> dict[str, Any]:
     if "preprocess" in fields or not isinstance(views, dict):
         return fields
     moved = {name: views[name] for name in ("mean", "std") if name in views}
-    if moved.get("mean") == CLIP_MEAN or _at_or({}, fields, "model", "image_style", "pre_norm"):
+    if moved.get("mean") == CLIP_MEAN or _at_or(False, fields, "model", "image_style", "pre_norm"):
         moved["filter"] = "bicubic"
     rest = {name: value for name, value in views.items() if name not in moved}
     return {**fields, "views": rest, "preprocess": moved}
