@@ -9,6 +9,7 @@ are a JSON list, as bytes: numpy's own strings would all take the room of the lo
 """
 
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -20,6 +21,7 @@ from detailclip_jax.files import whole
 
 IMAGE, TEXT = "image", "text"
 Columns = dict[str, Any]  # arrays [M, ...], but `name` a list of strings
+MAX_RATIO, FREE_BYTES = 8, 2**20  # a file may claim so many times its size, and so many bytes more
 ABOUT = "detailclip_jax"  # the entry, or parquet's metadata, that holds the origin as JSON
 
 
@@ -103,11 +105,30 @@ def _write_npz(stream: BinaryIO, columns: Columns, about: str) -> None:
 
 
 def _read_npz(file: Path) -> tuple[Columns, str]:
+    _check_claim(file, _claim_of_npz(file))
     with np.load(file, allow_pickle=False) as arrays:
         columns = {name: arrays[name] for name in arrays.files}
     names = columns["name"]  # strings in the files of earlier versions
     columns["name"] = names.tolist() if names.dtype.kind == "U" else json.loads(bytes(names))
     return columns, str(columns.pop(ABOUT))
+
+
+def _claim_of_npz(file: Path) -> int:
+    with zipfile.ZipFile(file) as archive:
+        return sum(member.file_size for member in archive.infolist())
+
+
+def _claim_of_parquet(file: Path) -> int:
+    with _pyarrow()[1].ParquetFile(file) as parquet:
+        width = getattr(parquet.schema_arrow.field("embedding").type, "list_size", 0)
+        groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+        return parquet.metadata.num_rows * 4 * width + sum(group.total_byte_size for group in groups)
+
+
+def _check_claim(file: Path, claim: int) -> None:
+    """Embeddings hardly compress, so a file that claims much more than its own size is none of `write`'s."""
+    if claim > MAX_RATIO * file.stat().st_size + FREE_BYTES:
+        raise ValueError(f"it claims {claim:,} bytes unpacked, more than {MAX_RATIO} times its size")
 
 
 def _write_parquet(stream: BinaryIO, columns: Columns, about: str) -> None:
@@ -120,6 +141,7 @@ def _write_parquet(stream: BinaryIO, columns: Columns, about: str) -> None:
 
 
 def _read_parquet(file: Path) -> tuple[Columns, str]:
+    _check_claim(file, _claim_of_parquet(file))
     table = _pyarrow()[1].read_table(file)
     columns = {name: np.array(table[name].to_pylist()) for name in ("kind", "modified")}
     lists = table["embedding"].combine_chunks()

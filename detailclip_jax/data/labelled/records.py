@@ -24,6 +24,8 @@ def class_names(folder: pathlib.Path, split: str) -> tuple[str, ...]:
     try:
         stated = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
         classes = stated.get("splits", {}).get(split, {}).get("classes")
-    except (ValueError, AttributeError) as error:
+        if not all(isinstance(name, str) for name in classes or ()):
+            raise ValueError(f"the classes are {classes!r:.80}")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise MissingData(f"{described} is damaged ({error}); prepare the set again") from error
     return tuple(classes or lines_of(folder / "classnames.txt"))

@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 from detailclip_jax.data.labelled.contents import Contents, file_identity, lines_of, split_names
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
+from detailclip_jax.data.tar_archive import MAX_MEMBER_BYTES, Archive
 
 IMAGES = ("webp", "png", "jpg", "jpeg")
 BLOCK = 512
+MAX_DIGITS = 6  # of a label, and of the number of tars
 
 
 class Sample(NamedTuple):
@@ -66,6 +68,8 @@ def shards_of(root: pathlib.Path) -> list[pathlib.Path]:
     stated = "".join(lines_of(root / "nshards.txt"))
     if stated and not stated.isdigit():
         raise MissingData(f"{root / 'nshards.txt'} says {stated!r:.40} where a number is expected")
+    if len(stated) > MAX_DIGITS:
+        raise MissingData(f"{root / 'nshards.txt'} says {stated:.40}; more than {10**MAX_DIGITS:,} tars are not read")
     num = int(stated) if stated else len(list(root.glob("*.tar")))
     paths = [root / f"{number}.tar" for number in range(num)]
     if missing := [path.name for path in paths if not path.is_file()]:
@@ -91,12 +95,12 @@ def samples_of(path: pathlib.Path, shard: int) -> Iterator[Sample]:
 def members_of(path: pathlib.Path) -> Iterator[tuple[str, tuple[int, int]]]:
     """Name, offset and size of every file in a tar; hidden ones are left out."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with Archive.open(path, "r:") as tar:
             for member in tar:
                 if member.isfile() and not os.path.basename(member.name).startswith("."):
                     yield member.name, (member.offset_data, member.size)
             check_end(path, tar.offset)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, OSError) as error:
         raise MissingData(f"{path}: not readable as an uncompressed tar ({error}); download it again") from error
 
 
@@ -135,6 +139,8 @@ class Tars:
         if found is None:
             raise BadRecord(f"{path.name}:{sample.key}: no {' or '.join(extensions)}, only {', '.join(sample.members)}")
         offset, size = found
+        if size > MAX_MEMBER_BYTES:
+            raise BadRecord(f"{path.name}:{sample.key}: {size:,} bytes, more than {MAX_MEMBER_BYTES:,}")
         try:
             with open(path, "rb") as file:
                 file.seek(offset)
@@ -145,6 +151,6 @@ class Tars:
 
 def label_of(text: bytes, key: str) -> int:
     """The label that the text states."""
-    if not text.strip().isdigit():
-        raise BadRecord(f"{key}: label {text!r:.40} is no number")
+    if not text.strip().isdigit() or len(text.strip()) > MAX_DIGITS:
+        raise BadRecord(f"{key}: label {text!r:.40} is no number of a class")
     return int(text)

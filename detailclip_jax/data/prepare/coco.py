@@ -15,6 +15,7 @@ from detailclip_jax.data.prepare.image_root import Place
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.rows import Row, contained
 
+MAX_JSON = 512 * 2**20  # characters; COCO's own have less than 150 million
 FOLDERS = re.compile(r"(train|val|test)\d{4}")
 FLICKR_FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
 
@@ -39,7 +40,10 @@ def load(path: str) -> dict[str, Any]:
     """The JSON of a file; ValueError where it is none, or has no list of images."""
     try:
         with open_text(path) as file:
-            content = json.load(file)
+            text = file.read(MAX_JSON + 1)
+        if len(text) > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON:,} characters")
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):

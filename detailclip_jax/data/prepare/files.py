@@ -19,26 +19,78 @@ from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.files import whole as written_whole
 
 MAX_BYTES = 256 * 2**20  # of one picture, text or archive header; more is refused before it is read
-COMPRESSED = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+MAX_LINE = 2**20  # characters of a line, and of a field, of a table
+MAX_RATIO, FREE_BYTES = 100, 64 * 2**20  # a file may unpack to so many times its size, or to so many bytes
+COMPRESSED = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
 STREAM_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # of a compressed file that is damaged
 READ_ERRORS = (*STREAM_ERRORS, OSError, ValueError)
 
 
-def open_bytes(path: str | os.PathLike) -> io.BufferedIOBase:
-    """A file for reading, decompressed where its name ends in .gz, .tgz, .bz2 or .xz."""
-    opener = COMPRESSED.get(pathlib.Path(path).suffix, open)
-    return opener(path, "rb")  # pyright: ignore[reportReturnType, reportArgumentType]
+class Unpacked(io.RawIOBase):
+    """What a compressed file holds, up to MAX_RATIO times the bytes that are read of it; ValueError beyond."""
+
+    def __init__(self, path: str | os.PathLike):
+        self._path, self._count = path, 0
+        self._packed = open(path, "rb")  # noqa: SIM115  closed by `close`
+        kind = COMPRESSED[pathlib.Path(path).suffix]
+        self._unpacked = kind(fileobj=self._packed) if kind is gzip.GzipFile else kind(self._packed)
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """The next bytes."""
+        num = self._unpacked.readinto(buffer)
+        self._count += num
+        if self._count > max(FREE_BYTES, MAX_RATIO * self._packed.tell()):
+            raise ValueError(f"{self._path} unpacks to more than {MAX_RATIO} times its size; unpack it yourself")
+        return num
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._unpacked.close()
+        self._packed.close()
+        super().close()
+
+
+def is_compressed(path: str | os.PathLike) -> bool:
+    """Whether a file's name ends in .gz, .tgz, .bz2 or .xz."""
+    return pathlib.Path(path).suffix in COMPRESSED
+
+
+def open_bytes(path: str | os.PathLike) -> io.BufferedReader:
+    """A file for reading, decompressed where its name says that it is compressed."""
+    return io.BufferedReader(Unpacked(path), 2**17) if is_compressed(path) else open(path, "rb")
 
 
 @contextlib.contextmanager
 def open_text(path: str | os.PathLike) -> Iterator[io.TextIOWrapper]:
     """The same as text, for a `with`; bytes that are no UTF-8 become U+FFFD.  ValueError for a damaged stream."""
-    opener = COMPRESSED.get(pathlib.Path(path).suffix, open)
     try:
-        with opener(path, "rt", encoding="utf-8", errors="replace", newline="") as file:  # pyright: ignore[reportArgumentType]
-            yield file  # pyright: ignore[reportReturnType]
+        with io.TextIOWrapper(open_bytes(path), encoding="utf-8", errors="replace", newline="") as file:
+            yield file
     except STREAM_ERRORS as error:
         raise ValueError(f"{path} is cut off or damaged ({error}); get it again") from error
+
+
+def lines(file: io.TextIOWrapper) -> Iterator[str | None]:
+    """The lines of a text; None for one of more than MAX_LINE characters, of which no more are held at once."""
+    while line := file.readline(MAX_LINE + 1):
+        if len(line) <= MAX_LINE:
+            yield line
+            continue
+        while line and not line.endswith(("\n", "\r")):
+            line = file.readline(MAX_LINE)
+        yield None
+
+
+def whole_lines(file: io.TextIOWrapper, path: str | os.PathLike) -> Iterator[str]:
+    """The lines of a text; ValueError that names one that is too long."""
+    for number, line in enumerate(lines(file), 1):
+        if line is None:
+            raise ValueError(f"{path}, line {number} has more than {MAX_LINE:,} characters")
+        yield line
 
 
 def read_limited(file: IO[bytes] | io.BufferedIOBase, name: str, limit: int = MAX_BYTES) -> bytes:

@@ -37,7 +37,9 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
 def rows(path: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """The rows of a file, a few in memory at a time."""
     with pyarrow_files.parquet_file(path) as file:
-        for batch in file.iter_batches(batch_size=BATCH, columns=list(names)):
+        largest = pyarrow_files.largest_chunk(file, path, names)
+        rows_at_once = max(1, min(BATCH, MAX_BYTES // max(largest, 1)))  # one value may fill a chunk, and be repeated
+        for batch in file.iter_batches(batch_size=rows_at_once, columns=list(names)):
             yield from batch.to_pylist()
 
 

@@ -1,6 +1,7 @@
 """csv, tsv and jsonl: one picture per row, by its path, with one or more captions."""
 
 import csv
+import io
 import json
 import os
 import pathlib
@@ -9,12 +10,13 @@ from typing import Any
 
 from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.columns import Columns
-from detailclip_jax.data.prepare.files import expand, open_text
+from detailclip_jax.data.prepare.files import MAX_LINE, expand, lines, open_text, whole_lines
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.prepare.rows import Row
 
-MAX_FIELD = 16 * 2**20  # characters
+MAX_FIELD = MAX_LINE  # characters
+MAX_ROW = 4 * MAX_LINE  # quoted fields may hold the ends of lines
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
 
 
@@ -32,14 +34,33 @@ def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterat
     csv.field_size_limit(MAX_FIELD)
     for path in _paths(request, suffix):
         with open_text(path) as file:
-            reader = csv.DictReader(file, **dialect)
+            counted = _Lines(file, path)
+            reader = csv.DictReader(counted, **dialect)
             try:
                 chosen = columns.choose(list(reader.fieldnames or ()), request.options, path)
                 for cells in reader:
+                    counted.held = 0
                     values = {name: cell for name, cell in cells.items() if cell is not None}  # of a short line
                     yield _row(values, chosen, path, reader.line_num, request)
             except csv.Error as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+class _Lines:
+    """The lines of a table; ValueError where a line is too long, or `held`, the characters of lines in one row."""
+
+    def __init__(self, file: io.TextIOWrapper, path: str):
+        self._path, self._lines, self.held = path, whole_lines(file, path), 0
+
+    def __iter__(self) -> "_Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.held += len(line)
+        if self.held > MAX_ROW:
+            raise ValueError(f"{self._path} has a row of more than {MAX_ROW:,} characters; is a quote left open?")
+        return line
 
 
 def jsonl_rows(request: Request) -> Iterator[Row]:
@@ -50,10 +71,11 @@ def jsonl_rows(request: Request) -> Iterator[Row]:
     for path in _paths(request, ".jsonl"):
         chosen = None
         with open_text(path) as file:
-            for number, line in enumerate(file, 1):
-                values = _object(line)
+            for number, line in enumerate(lines(file), 1):
+                values = _object(line) if line is not None else None
                 if values is None:
-                    yield Row(f"{_name(path)}#{number}", refused=f"bad json: {line[:60]!r}")
+                    why = f"bad json: {line[:60]!r}" if line is not None else f"too large: over {MAX_LINE:,} characters"
+                    yield Row(f"{_name(path)}#{number}", refused=why)
                     continue
                 chosen = chosen or columns.choose(list(values), request.options, path)
                 yield _row(values, chosen, path, number, request)

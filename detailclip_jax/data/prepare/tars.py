@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from detailclip_jax.data.images import SUFFIXES as PICTURES
 from detailclip_jax.data.prepare import columns
-from detailclip_jax.data.prepare.files import MAX_BYTES, READ_ERRORS, expand, is_inside, open_bytes
+from detailclip_jax.data.prepare.files import MAX_BYTES, READ_ERRORS, expand, is_compressed, is_inside, open_bytes
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan, limited, of_files
 from detailclip_jax.data.prepare.records import Raw, Reject, Rejected
+from detailclip_jax.data.tar_archive import Archive, Stream
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGES = tuple(suffix[1:] for suffix in PICTURES)
@@ -24,13 +25,7 @@ TEXTS = ("txt", "text", "caption")
 CAPTION_FIELDS = ("caption", "text", "txt")  # of a json member, where there is no text member
 LABEL_FIELDS = ("label", "cls")
 USED = (*IMAGES, *TEXTS, "json", "cls")
-MAX_TEXT_BYTES = 4 * 2**20  # of a member or header that is no picture
-ReadError = tarfile.ReadError
-HEADER_ERRORS = (
-    tarfile.EmptyHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
-    tarfile.InvalidHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
-    tarfile.TruncatedHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
-)
+MAX_TEXT_BYTES = 4 * 2**20  # of a member that is no picture
 
 
 class Sample(NamedTuple):
@@ -136,7 +131,8 @@ def samples(path: str) -> Iterator[Sample]:
 
 def members(path: str) -> Iterator[tuple[str, str, bytes | Rejected]]:
     """(key, suffix, bytes) of each member that an example can use, or why it is refused; others are skipped."""
-    with open_bytes(path) as file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Header) as tar:
+    kind, mode = (Stream, "r|") if is_compressed(path) else (Archive, "r:")  # what a stream skips is read
+    with open_bytes(path) as file, kind.open(fileobj=file, mode=mode) as tar:
         for member in tar:
             name, suffix = _key(member.name)
             if not member.isdir() and (suffix in USED or not _is_plain(member)):
@@ -167,27 +163,3 @@ def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes |
     if len(data) < member.size:
         raise tarfile.ReadError(f"{member.name!r} ends after {len(data)} of {member.size} bytes")
     return data
-
-
-class _Header(tarfile.TarInfo):
-    """A member's header, strict where tarfile is lenient.
-
-    An archive that stops in a header, or goes on with something that is none, is damaged: tarfile would take that for
-    its end.  Headers that hold names or attributes are read whole, so their size is limited.
-    """
-
-    @classmethod
-    def fromtarfile(cls, tarfile: tarfile.TarFile) -> "_Header":
-        """The next header."""
-        try:
-            return super().fromtarfile(tarfile)  # pyright: ignore[reportReturnType]
-        except HEADER_ERRORS as error:
-            raise ReadError(f"no header at byte {tarfile.offset}: {error}") from error
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
-        """The header in a block of 512 bytes."""
-        header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type not in tarfile.REGULAR_TYPES and header.size > MAX_TEXT_BYTES):
-            raise ReadError(f"a header of type {header.type!r} claims {header.size} bytes")
-        return header  # pyright: ignore[reportReturnType]

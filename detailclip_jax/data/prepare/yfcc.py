@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from detailclip_jax.data.prepare.files import expand, open_text
+from detailclip_jax.data.prepare.files import expand, open_text, whole_lines
 from detailclip_jax.data.prepare.image_root import Place
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.rows import Row, contained
@@ -40,7 +40,11 @@ def tsv_rows(request: Request) -> Iterator[Row]:
     found = expand(request.paths, (".bz2", ".tsv", ".txt", TABLE))
     for path in [one for one in found if one in request.paths or pathlib.Path(one).name.startswith(TABLE)]:
         with open_text(path) as file:
-            photos = (photo for number, line in enumerate(file, 1) if (photo := _parsed(line, path, number)))
+            photos = (
+                photo
+                for number, line in enumerate(whole_lines(file, path), 1)
+                if (photo := _parsed(line, path, number))
+            )
             yield from _listed(photos, ids)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from detailclip_jax.data.prepare.files import open_text
+from detailclip_jax.data.prepare.files import open_text, whole_lines
 
 HASH_LENGTH = 32
 
@@ -65,13 +65,15 @@ class Ids(NamedTuple):
 
 def _place(values: Int64[np.ndarray, " n"], value: int) -> int:
     """Where a value stands in a sorted array, -1 if it does not."""
+    if value > np.iinfo(np.int64).max:
+        return -1
     at = int(np.searchsorted(values, value))
     return at if at < len(values) and values[at] == value else -1
 
 
 def _read_numpy(path: str) -> Lines:
     try:
-        lines = np.load(path, allow_pickle=False)
+        lines = np.load(path, mmap_mode="r", allow_pickle=False)  # a shape that the file does not hold is no array
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is not readable as .npy: {error}") from error
     if lines.ndim != 1 or lines.dtype.kind not in "iu":
@@ -82,7 +84,7 @@ def _read_numpy(path: str) -> Lines:
 def _read_text(path: str) -> Photos | Lines:
     lines, photos, hashes = array.array("q"), array.array("q"), bytearray()
     with open_text(path) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(whole_lines(file, path), 1):
             try:
                 _parse(line.split(), lines, photos, hashes)
             except (ValueError, OverflowError) as error:

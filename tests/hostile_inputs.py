@@ -1,0 +1,668 @@
+"""Hostile inputs by kind, and the entry that each is fed to; see hostile.py.
+
+`make` writes an input of a kind, from a generator of its own, into an empty folder.  `feed` hands it to the package,
+and says how many examples came out where it can.  A kind lists the types of exceptions that end as a message.
+"""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgpack
+import numpy as np
+import prepare_trees as trees
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+Rng = np.random.Generator
+MESSAGES = (ValueError, FileNotFoundError, ImportError)  # what the commands turn into "error: ..."
+
+
+class Kind(NamedTuple):
+    """One row of the table."""
+
+    make: Callable[[Rng, Path], None]
+    feed: Callable[[Path], object]
+    refusals: Callable[[], tuple[type[BaseException], ...]]
+
+
+# Damage
+
+
+def flipped(rng: Rng, data: bytes) -> bytes:
+    changed = bytearray(data)
+    for place in rng.integers(0, max(len(data), 1), rng.integers(1, 9)) if data else ():
+        changed[place] = rng.integers(256)
+    return bytes(changed)
+
+
+def cut(rng: Rng, data: bytes) -> bytes:
+    return data[: rng.integers(0, len(data) + 1)]
+
+
+def gap(rng: Rng, data: bytes) -> bytes:
+    first, second = sorted(rng.integers(0, len(data) + 1, 2))
+    return data[:first] + data[second:]
+
+
+def repeated(rng: Rng, data: bytes) -> bytes:
+    first, second = sorted(rng.integers(0, len(data) + 1, 2))
+    return data[:second] + data[first:second] * int(rng.integers(1, 50)) + data[second:]
+
+
+def noise(rng: Rng, data: bytes) -> bytes:
+    place = int(rng.integers(0, len(data) + 1))
+    return data[:place] + rng.bytes(int(rng.integers(1, 200))) + data[place:]
+
+
+def extreme(rng: Rng, data: bytes) -> bytes:
+    """A number somewhere in the file becomes a very large or negative one."""
+    number = struct.pack(*[("<I", 2**32 - 1), ("<Q", 2**63), (">I", 2**31), ("<i", -1), (">H", 65535)][rng.integers(5)])
+    place = int(rng.integers(0, len(data) + 1))
+    return data[:place] + number + data[place + len(number) :]
+
+
+def nothing(rng: Rng, data: bytes) -> bytes:
+    del rng, data
+    return b""
+
+
+def as_it_is(rng: Rng, data: bytes) -> bytes:
+    del rng
+    return data
+
+
+DAMAGES = (flipped, flipped, flipped, cut, gap, repeated, noise, extreme, extreme, nothing, as_it_is)
+
+
+def damaged(rng: Rng, data: bytes) -> bytes:
+    return DAMAGES[rng.integers(len(DAMAGES))](rng, data)
+
+
+def one_of(rng: Rng, values):
+    return values[int(rng.integers(len(values)))]
+
+
+# Texts and values
+
+UNITS = (
+    "a",
+    "ab",
+    "&amp;",
+    "&#",
+    "<a",
+    "</",
+    "%3C",
+    "http",
+    "é",
+    "\u4e2d",
+    "😀",
+    "Ã©",
+    "\n",
+    "\r\n",
+    " ",
+    "\0",
+    "\x1b[0m",
+)
+UNITS += (
+    "\u202e",
+    "\ufeff",
+    "!",
+    "9",
+    "&lt;&amp;",
+    "<|endoftext|>",
+    "'s",
+    "\ud800",
+    "+",
+    '"',
+    "\\",
+    "[",
+    "{",
+    "e\u0301",
+)
+
+
+def text(rng: Rng) -> str:
+    units = [one_of(rng, UNITS) for _ in range(rng.integers(1, 5))]
+    return "".join(units) * int(one_of(rng, (1, 3, 20, 300, 5000, 30_000)))
+
+
+def value(rng: Rng):
+    """Of any type that JSON and msgpack have."""
+    odd = (
+        None,
+        True,
+        -1,
+        2**31,
+        2**63 - 1,
+        -(2**63),
+        1e308,
+        float("inf"),
+        float("nan"),
+        0.5,
+        [],
+        {},
+        [[]],
+        {"a": {}},
+        "",
+    )
+    return text(rng)[:5000] if rng.random() < 0.3 else one_of(rng, odd)
+
+
+def nested(rng: Rng, depth: int = 3):
+    if depth == 0 or rng.random() < 0.4:
+        return value(rng)
+    if rng.random() < 0.5:
+        return [nested(rng, depth - 1) for _ in range(rng.integers(0, 4))]
+    return {text(rng)[:8]: nested(rng, depth - 1) for _ in range(rng.integers(0, 4))}
+
+
+def changed_json(rng: Rng, content) -> bytes:
+    """JSON in which fields are missing, or of another type or value; or JSON that is damaged as bytes."""
+    content = json.loads(json.dumps(content))
+    places = list(_places(content))
+    for _ in range(rng.integers(0, 4)):
+        holder, key = one_of(rng, places)
+        if rng.random() < 0.2 and isinstance(holder, dict):
+            holder.pop(key, None)
+        elif isinstance(holder, dict) or key < len(holder):
+            holder[key] = nested(rng)
+    data = json.dumps(content).encode("utf-8", "surrogatepass")
+    deep = b"[" * 20_000, b'{"a":' * 20_000, b"1" * 10_000, b"1e999", b'"\\ud800"'
+    return one_of(rng, deep) if rng.random() < 0.05 else damaged(rng, data) if rng.random() < 0.5 else data
+
+
+def _places(content):
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, held in items:
+        yield content, key
+        if isinstance(held, dict | list):
+            yield from _places(held)
+
+
+# Pictures
+
+FOREIGN = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    b"%PDF-1.7\n",
+    b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+)
+FOREIGN += (
+    b"8BPS\0\1" + bytes(30),
+    b"\0\0\1\0\1\0" + bytes(30),
+    b"SIMPLE  =                    T",
+    b"\x0a\x05\1\x08" + bytes(128),
+)
+FOREIGN += (
+    b"<!DOCTYPE html><html>404</html>",
+    b"\xd7\xcd\xc6\x9a" + bytes(40),
+    b"\1\0\0\0" + bytes(100),
+    b"icns\0\0\0\x20",
+)
+
+
+FORMS = [
+    ("JPEG", {}),
+    ("JPEG", {"progressive": True}),
+    ("PNG", {}),
+    ("WEBP", {}),
+    ("GIF", {}),
+    ("BMP", {}),
+    ("TIFF", {}),
+]
+FORMS += [("TIFF", {"compression": "tiff_lzw"}), ("PPM", {}), ("PNG", {"optimize": True})]
+
+
+def picture(rng: Rng) -> bytes:
+    form, options = one_of(
+        rng,
+        FORMS,
+    )
+    modes = {
+        "JPEG": ("RGB", "L", "CMYK"),
+        "PNG": ("RGB", "RGBA", "P", "1", "I;16", "LA"),
+        "GIF": ("P",),
+        "WEBP": ("RGB", "RGBA"),
+    }
+    size = tuple(int(side) for side in rng.integers(1, 60, 2))
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    mode = one_of(rng, modes.get(form, ("RGB", "L")))
+    image = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def make_image(rng: Rng, folder: Path) -> None:
+    data = one_of(rng, FOREIGN) + rng.bytes(50) if rng.random() < 0.1 else damaged(rng, picture(rng))
+    if rng.random() < 0.1:
+        width, height = one_of(rng, [(2**31 - 1, 1), (100_000, 100_000), (0, 5), (13_000, 13_000)])
+        chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + rng.bytes(40)
+    (folder / "x.jpg").write_bytes(data)
+
+
+def feed_image(folder: Path) -> object:
+    from detailclip_jax.data.decoding import decode
+
+    pixels = decode((folder / "x.jpg").read_bytes())
+    assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
+    return pixels.shape
+
+
+def image_refusals():
+    from detailclip_jax.data.decoding import BadImage
+
+    return (BadImage,)
+
+
+# Tars
+
+TYPES = [tarfile.REGTYPE] * 6 + [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+TYPES += [
+    tarfile.GNUTYPE_SPARSE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    b"\xff",
+]
+NAMES = (
+    "a.jpg",
+    "a.txt",
+    "a.json",
+    "a.cls",
+    "../a.jpg",
+    "/etc/x.jpg",
+    "b.png",
+    ".x.jpg",
+    "a/b.jpg",
+    "a" * 90 + ".jpg",
+    "x",
+)
+
+
+def tar_member(rng: Rng) -> bytes:
+    info = tarfile.TarInfo(one_of(rng, NAMES))
+    info.type = one_of(rng, TYPES)
+    bodies = (
+        picture(rng),
+        text(rng)[:3000].encode("utf-8", "replace"),
+        changed_json(rng, {"caption": "x", "label": 3}),
+        b"7",
+    )
+    body = one_of(rng, bodies)
+    info.size = (
+        len(body) if rng.random() < 0.8 else int(one_of(rng, (0, 1, 2**20, 2**33, 2**40, 2**62, -1, len(body) + 1)))
+    )
+    if rng.random() < 0.2:
+        keys = ("size", "path", "GNU.sparse.major", "GNU.sparse.map", "GNU.sparse.size", "mtime", "hdrcharset", "uid")
+        info.pax_headers = {
+            one_of(rng, keys): str(one_of(rng, (0, -5, 2**60, "x", "1,2,3", "\0", 1e999))) for _ in range(3)
+        }
+        info.pax_headers |= {"GNU.sparse.minor": "0"} if rng.random() < 0.5 else {}
+    header = info.tobuf(tarfile.PAX_FORMAT if info.pax_headers else tarfile.GNU_FORMAT)
+    return header + body + bytes(-len(body) % 512)
+
+
+def make_tar(rng: Rng, folder: Path) -> None:
+    members = [tar_member(rng) for _ in range(rng.integers(1, 8))]
+    data = b"".join(members * int(one_of(rng, (1, 1, 1, 1, 40)))) + bytes(1024)
+    data = damaged(rng, data) if rng.random() < 0.5 else data
+    packed = rng.random() < 0.25
+    trees.write(folder / f"0.tar{'.gz' if packed else ''}", damaged(rng, gzip.compress(data, 1)) if packed else data)
+    trees.write(folder / "test/0.tar", data)
+    trees.write(folder / "classnames.txt", "cat\ndog\n")
+    if rng.random() < 0.1:
+        trees.write(
+            folder / "test/nshards.txt", text(rng).encode("utf-8", "replace") if rng.random() < 0.5 else "9" * 50
+        )
+
+
+def feed_tar(folder: Path) -> object:
+    path = next(folder.glob("0.tar*"))
+    taken = taken_by_prepare("webdataset", path, folder / "out")
+    return taken, read_all(folder)
+
+
+def read_all(folder: Path) -> int:
+    """The pictures of a labelled set of tars; bad records are left out, as in evaluation."""
+    from detailclip_jax.data.labelled import tars
+    from detailclip_jax.data.sources import BadRecord
+
+    contents, num = tars.read(folder, "test"), 0
+    for index in range(len(contents.source) if contents else 0):
+        try:
+            num += len(contents.source[index]["image"])
+        except BadRecord as error:
+            assert str(error)
+    return num
+
+
+def taken_by_prepare(kind: str, path: Path, out: Path, **options) -> int:
+    """How many examples of a source `prepare` takes, in this process."""
+    from detailclip_jax.data.prepare import passes
+    from detailclip_jax.data.prepare.begin import begin
+    from detailclip_jax.data.prepare.finish import NothingAccepted, finish
+    from detailclip_jax.data.prepare.job import Options, Request
+
+    job = begin(Request(kind, (str(path),), str(out), options=Options(**options)), 1)
+    for number in range(len(job.shards)):
+        passes.split(job, number)
+    passes.gather(job, 0)
+    try:
+        return finish(job)["num_examples"]
+    except NothingAccepted as error:
+        assert error.rejected or "has none" in str(error), "nothing was taken, and no reason is given"
+        return 0
+
+
+def prepare_refusals():
+    from detailclip_jax.data.sources import MissingData
+
+    return (*MESSAGES, MissingData)
+
+
+# Tables
+
+PACKERS = ((".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress))
+ROW = {"image": "a.jpg", "caption": "a cat", "label": 1, "key": "k", "title": "t"}
+COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
+SENTENCES = [{"raw": "a cat"}, {"raw": "two"}]
+KARPATHY = {"images": [{"filename": "a.jpg", "split": "train", "sentences": SENTENCES, "cocoid": 3, "filepath": "."}]}
+BOMBS = (b"\n" * 80_000_000, b"a,b\n" * 20_000_000, b"x" * 3_000_000, b'"' + b"x\n" * 3_000_000, b"," * 1_000_000)
+
+
+def cell(rng: Rng) -> str:
+    return one_of(
+        rng, ("a.jpg", "../a.jpg", "/etc/passwd", "1", "inf", "1e400", "9" * 5000, '"', "'", text(rng)[:20_000])
+    )
+
+
+def separated(rng: Rng, mark: str) -> bytes:
+    columns = [one_of(rng, ("image", "caption", "label", "key", "title", "description", "x", "")) for _ in range(4)]
+    rows = [["image", "caption", *columns], *([cell(rng) for _ in range(rng.integers(0, 8))] for _ in range(6))]
+    return "\n".join(mark.join(row) for row in rows).encode("utf-8", "surrogatepass")
+
+
+def json_lines(rng: Rng) -> bytes:
+    rows = [json.dumps(ROW).encode(), *(changed_json(rng, ROW) for _ in range(rng.integers(1, 6)))]
+    return b"\n".join(rows)
+
+
+def yfcc_lines(rng: Rng) -> bytes:
+    rows = ["\t".join([str(n), str(n), *(cell(rng).replace("\t", " ") for _ in range(20)), "0"]) for n in range(3)]
+    return "\n".join(rows).encode("utf-8", "surrogatepass")
+
+
+def make_table(rng: Rng, folder: Path) -> None:
+    kind = one_of(rng, ("csv", "tsv", "jsonl", "coco", "flickr30k", "yfcc-tsv", "parquet"))
+    (folder / "kind").write_text(kind)
+    (folder / "a.jpg").write_bytes(trees.jpeg(1))
+    if kind == "parquet":
+        return make_parquet(rng, folder)
+    made = {
+        "csv": lambda: separated(rng, ","),
+        "tsv": lambda: separated(rng, "\t"),
+        "jsonl": lambda: json_lines(rng),
+        "coco": lambda: changed_json(rng, COCO),
+        "flickr30k": lambda: changed_json(rng, KARPATHY),
+        "yfcc-tsv": lambda: yfcc_lines(rng),
+    }[kind]()
+    made = damaged(rng, made) if rng.random() < 0.4 else made
+    made = made + one_of(rng, BOMBS) if rng.random() < 0.01 else made
+    suffix, pack = one_of(rng, PACKERS) if rng.random() < 0.2 or len(made) > 10**7 else ("", bytes)
+    packed = pack(made)
+    (folder / f"table.{kind}{suffix}").write_bytes(damaged(rng, packed) if suffix and rng.random() < 0.3 else packed)
+
+
+def make_parquet(rng: Rng, folder: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    pictures = [picture(rng), b"", None, rng.bytes(20)] if rng.random() < 0.5 else ["a.jpg", "../a.jpg", None, ""]
+    labels = one_of(rng, ([0, 1, None, -5], [2**62, 0, 1, 2], [0.5, float("inf"), 1.0, 2.0], ["1", "x", "", None]))
+    columns = {"image": pictures, "caption": ["x", None, text(rng)[:5000].encode("utf-8", "replace").decode(), ""]}
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns | {"label": labels}), file)
+    (folder / "table.parquet").write_bytes(damaged(rng, file.getvalue()))
+
+
+def feed_table(folder: Path) -> object:
+    kind = (folder / "kind").read_text()
+    images = str(folder) if kind not in ("parquet",) else ""
+    return taken_by_prepare(kind, next(folder.glob("table.*")), folder / "out", images=images, clean="slip")
+
+
+# Records
+
+
+def make_record(rng: Rng, folder: Path) -> None:
+    writer = ArrayRecordWriter(str(folder / "train-00000.arrayrecord"), "group_size:1")
+    for _ in range(4):
+        fields = {"image": picture(rng), "captions": ["a cat", "x"], "label": 3, "key": "k", "title": "t"}
+        for name in list(fields):
+            if rng.random() < 0.15:
+                fields[name] = nested(rng)
+        data = pickle_safe(fields)
+        writer.write(damaged(rng, data) if rng.random() < 0.3 else data)
+    writer.close()
+    if rng.random() < 0.3:
+        path = folder / "train-00000.arrayrecord"
+        path.write_bytes(damaged(rng, path.read_bytes()))
+    if rng.random() < 0.3:
+        described = {
+            "splits": {"train": {"classes": ["a", "b", "c", "d"]}},
+            "format": "detailclip_jax image-text records 1",
+        }
+        (folder / "dataset.json").write_bytes(changed_json(rng, described))
+
+
+def pickle_safe(fields) -> bytes:
+    return msgpack.packb(fields, unicode_errors="surrogatepass", strict_types=False) or b""
+
+
+def feed_record(folder: Path) -> object:
+    from detailclip_jax.data.labelled import records
+    from detailclip_jax.data.pipeline import Stream, evaluation_batches
+    from detailclip_jax.data.sources import Records
+    from detailclip_jax.data.tokenizer import Tokenizer
+    from detailclip_jax.data.views import Crop
+
+    source = Records(folder, "train")
+    records.read(folder, "train")
+    stream = Stream(source, {"global": Crop(size=8)}, Tokenizer(16))
+    labels = [int(stream[position]["label"]) for position in range(4)]
+    batches = list(evaluation_batches(source, 8, Tokenizer(16), batch_size=4))
+    return labels, len(batches)
+
+
+def record_refusals():
+    from detailclip_jax.data.pipeline import TooManyBadRecords
+    from detailclip_jax.data.sources import MissingData
+
+    return (MissingData, TooManyBadRecords)
+
+
+# Captions
+
+
+def make_caption(rng: Rng, folder: Path) -> None:
+    (folder / "x.txt").write_bytes(text(rng).encode("utf-8", "surrogatepass") * int(one_of(rng, (1, 1, 1, 10))))
+
+
+def feed_caption(folder: Path) -> object:
+    from detailclip_jax.data.prepare.cleaning import slip
+    from detailclip_jax.data.prepare.records import valid_text
+    from detailclip_jax.data.tokenizer import EOT, SOT, Tokenizer
+
+    caption = (folder / "x.txt").read_bytes().decode("utf-8", "surrogatepass")
+    row, _ = Tokenizer().row(caption)
+    assert row[0] == SOT and EOT in row
+    return len(valid_text(slip(caption)))
+
+
+# Pickles, torch files, safetensors
+
+OPCODES = (
+    b"cos\nsystem\n(S'true'\ntR.",
+    b"\x80\x02]r\xff\xff\xff\xff.",
+    b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.",
+    b"(lp0\n" * 9000,
+)
+
+
+def make_pickle(rng: Rng, folder: Path) -> None:
+    rows = [(one_of(rng, (n, -n, 10**9, None, True, 0.5)), text(rng)[:2000], value(rng)) for n in range(5)]
+    data = pickle.dumps(rows if rng.random() < 0.9 else nested(rng), int(rng.integers(0, 6)))
+    data = one_of(rng, OPCODES) if rng.random() < 0.05 else damaged(rng, data)
+    (folder / "p.pkl").write_bytes(data)
+
+
+def feed_pickle(folder: Path) -> object:
+    return taken_by_prepare("slip-yfcc15m", folder / "p.pkl", folder / "out", images=str(folder))
+
+
+def make_torch(rng: Rng, folder: Path) -> None:
+    import torch
+
+    held = {"a.weight": torch.zeros(3, 4), "b": torch.arange(5), "epoch": 3, "args": {"lr": 0.1}}
+    file = io.BytesIO()
+    torch.save(held, file, _use_new_zipfile_serialization=bool(rng.random() < 0.8))
+    data = file.getvalue()
+    if rng.random() < 0.5 and zipfile.is_zipfile(file):
+        data = repacked(rng, data)
+    (folder / "w.pt").write_bytes(damaged(rng, data))
+
+
+def repacked(rng: Rng, data: bytes) -> bytes:
+    """The same archive with members damaged, renamed, missing, compressed or as of TorchScript."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made, "w", one_of(rng, (0, 0, 8))) as new:
+        for info in old.infolist():
+            name = (
+                info.filename if rng.random() < 0.9 else one_of(rng, ("../x", "archive/code/x.py", "archive/data.pkl"))
+            )
+            content = old.read(info)
+            if rng.random() < 0.9:
+                new.writestr(name, damaged(rng, content) if rng.random() < 0.3 else content)
+        if rng.random() < 0.2:
+            new.writestr("archive/constants.pkl", b"\x80\x02).")
+    return made.getvalue()
+
+
+def feed_weights(folder: Path) -> object:
+    from detailclip_jax.interop import files
+
+    return len(files.arrays(files.read(next(folder.glob("w.*")))))
+
+
+def make_safetensors(rng: Rng, folder: Path) -> None:
+    entries = {
+        "__metadata__": {"a": "b"},
+        "x": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+        "y": {"dtype": "BF16", "shape": [4], "data_offsets": [24, 32]},
+    }
+    header = changed_json(rng, entries)
+    length = len(header) if rng.random() < 0.9 else int(one_of(rng, (0, 2**63, 2**40, len(header) + 9)))
+    data = struct.pack("<Q", length) + header + bytes(32)
+    (folder / "w.safetensors").write_bytes(damaged(rng, data) if rng.random() < 0.5 else data)
+
+
+def feed_safetensors(folder: Path) -> object:
+    from detailclip_jax.interop import files
+
+    return files.metadata(folder / "w.safetensors"), feed_weights(folder)
+
+
+def weight_refusals():
+    return MESSAGES
+
+
+# Files of a workdir
+
+
+def make_config(rng: Rng, folder: Path) -> None:
+    from detailclip_jax import run_config
+    from detailclip_jax.config import default
+
+    (folder / "config.json").write_bytes(changed_json(rng, json.loads(run_config.to_json(default()))))
+    line = {"step": 3, "loss": 0.5}
+    (folder / "metrics.jsonl").write_bytes(b"\n".join(changed_json(rng, line) for _ in range(3)))
+
+
+def feed_config(folder: Path) -> object:
+    from detailclip_jax import metrics, run_config
+    from detailclip_jax.config import default
+
+    lines = metrics.read_lines(folder / "metrics.jsonl")
+    run_config.check_workdir(folder, default())
+    return len(lines)
+
+
+def make_checkpoint(rng: Rng, folder: Path) -> None:
+    """The description of a run in a step's folder; the arrays are not there."""
+    from detailclip_jax import run_config
+    from detailclip_jax.config import default
+
+    run = {"config": run_config.to_json(default()), "step": 7, "data": {"position": 3}}
+    (folder / "checkpoints/7/run").mkdir(parents=True)
+    (folder / "checkpoints/7/run/metadata").write_bytes(changed_json(rng, run))
+    (
+        folder / "checkpoints" / text(rng)[:9].replace("/", "").replace("\0", "").encode("utf-8", "replace").decode()
+    ).mkdir(exist_ok=True)
+
+
+def feed_checkpoint(folder: Path) -> object:
+    from detailclip_jax import checkpoint
+
+    return checkpoint.load(folder, 7)[2]
+
+
+def checkpoint_refusals():
+    from detailclip_jax.checkpoint import CheckpointError
+
+    return (CheckpointError, FileNotFoundError)
+
+
+def make_embeddings(rng: Rng, folder: Path) -> None:
+    from detailclip_jax import embeddings
+
+    rows = {embeddings.Key("image", f"{n}.jpg", n): np.full(4, n, np.float32) for n in range(3)}
+    path = folder / f"e{one_of(rng, ('.npz', '.parquet'))}"
+    embeddings.write(path, embeddings.Table(embeddings.Origin("run", 1, "ema", "x"), rows))
+    data = path.read_bytes()
+    if path.suffix == ".npz" and rng.random() < 0.5:
+        data = repacked(rng, data)
+    path.write_bytes(damaged(rng, data))
+
+
+def feed_embeddings(folder: Path) -> object:
+    from detailclip_jax import embeddings
+
+    table = embeddings.read(next(folder.glob("e.*")))
+    return table.of(embeddings.IMAGE)[1].shape
+
+
+KINDS = {
+    "image": Kind(make_image, feed_image, image_refusals),
+    "tar": Kind(make_tar, feed_tar, prepare_refusals),
+    "table": Kind(make_table, feed_table, prepare_refusals),
+    "record": Kind(make_record, feed_record, record_refusals),
+    "caption": Kind(make_caption, feed_caption, tuple),
+    "pickle": Kind(make_pickle, feed_pickle, prepare_refusals),
+    "torch": Kind(make_torch, feed_weights, weight_refusals),
+    "safetensors": Kind(make_safetensors, feed_safetensors, weight_refusals),
+    "embeddings": Kind(make_embeddings, feed_embeddings, weight_refusals),
+    "config": Kind(make_config, feed_config, weight_refusals),
+    "checkpoint": Kind(make_checkpoint, feed_checkpoint, checkpoint_refusals),
+}
