@@ -4,7 +4,7 @@ import hostile
 import pytest
 from hostile_inputs import KINDS
 
-QUICK = [name for name in KINDS if name != "checkpoint"]  # which builds the networks
+QUICK = [name for name in KINDS if name not in ("checkpoint", "config", "torch", "safetensors")]
 
 
 def listed(found):
@@ -14,7 +14,7 @@ def listed(found):
 
 
 def test_some_hundred_hostile_inputs(monkeypatch):
-    found = [hostile.fed(1, number, QUICK) for number in range(30 * len(QUICK))]
+    found = [hostile.fed(1, number, QUICK) for number in range(15 * len(QUICK))]
     assert not listed(found)
     assert {result.outcome for result in found} == {"refused", "accepted"}
 
