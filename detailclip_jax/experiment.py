@@ -17,7 +17,7 @@ from detailclip_jax.models import sizes
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.train_state import TrainState
 from detailclip_jax.train_step import Schedules, Setup, init_variables, make_keys, run_line, train_step
-from detailclip_jax.types import Array, Batch, Int
+from detailclip_jax.types import Array, Axis, Batch, Int
 
 
 class Experiment(NamedTuple):
@@ -82,8 +82,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     meshes.check_batch_size(config.batch_size, mesh, config.accumulation)
     method = methods.build(config)
-    model, spread = (sizes.build(config.model, method.parts, axis) for axis in (None, meshes.BATCH))
-    plan = build_schedules(config)
+    model, spread = (build_networks(config, axis) for axis in (None, meshes.BATCH))
+    plan = build_schedules(config, method)
     bare = Setup(
         method,
         model,
@@ -110,14 +110,22 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     return Experiment(config, setup, shapes, step, line, encoders(model, config))
 
 
-def build_schedules(config: ConfigDict) -> Schedules:
+def build_networks(config: ConfigDict, axis: Axis | None = None) -> Networks:
+    """The networks of the config's method; `axis` is the mesh axis over which BatchNorm takes its statistics."""
+    method = methods.build(config)
+    return sizes.build(config.model, method.parts, axis, method.interpolation)
+
+
+def build_schedules(config: ConfigDict, method: Method) -> Schedules:
     """The schedules over `config.total_steps`, with a warm-up that fits into the run; ValueError without a length."""
     opt, total = config.optimizer, config.total_steps
     if total is None:
         raise ValueError("total_steps is not set; set config.total_steps, or call run_config.resolve(config, examples)")
     warmup = schedules.clamp_warmup(warmup_steps(config), total)
     return Schedules(
-        schedules.warmup_cosine(opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total),
+        schedules.warmup_cosine(
+            opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total, method.peak_twice
+        ),
         schedules.cosine(config.ema.start, config.ema.end, total),
         build_temperatures(config.losses, steps_of_epoch(config)),
     )

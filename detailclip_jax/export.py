@@ -29,7 +29,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax import checkpoint, methods
+from detailclip_jax import checkpoint, experiment
 from detailclip_jax.data import preprocessing
 from detailclip_jax.files import nothing_left
 from detailclip_jax.inference import choose_weights
@@ -37,7 +37,7 @@ from detailclip_jax.interop import formats, hub
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.resizing import resize
 from detailclip_jax.interop.verify import NotEqualError, rows
-from detailclip_jax.models import sizes, stacking
+from detailclip_jax.models import stacking
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Params
@@ -90,7 +90,7 @@ def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks
     """The networks as others compute them, in float32 and block by block, however the run did."""
     config.model.dtype, config.model.scan = "float32", False
     unstacked = {name: stacking.unstack(tree) for name, tree in variables.items()}
-    return sizes.build(config.model, methods.build(config).parts), unstacked, config
+    return experiment.build_networks(config), unstacked, config
 
 
 def verified(fmt: formats.Format, export: Export, path: Path) -> Any:

@@ -81,6 +81,8 @@ class Method:
     losses: Mapping[str, Loss]
     weights: Mapping[str, float]
     centers: Mapping[str, int]  # name -> C; each is moved by the head entry "<name>_mean"
+    interpolation: str = "bicubic"  # of positions for crops of another size: one of models.positions.RECIPES
+    peak_twice: bool = True  # warm-up over W steps divides by W - 1 (SLIP's family, DINO's); False: by W (MAE)
 
 
 def forward(method: Method, student: Networks, teacher: Networks, views: Views, batch: Batch, keys: Keys) -> Forward:

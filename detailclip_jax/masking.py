@@ -19,6 +19,7 @@ class Rule(NamedTuple):
     side: int
     ratio: float = 0.5
     granularity: str = "patch"
+    rounded: str = "removed"  # of the numbers of patches, the one that is rounded down: "removed" | "kept" (MAE)
 
     @property
     def num_patches(self) -> int:
@@ -36,11 +37,15 @@ class Rule(NamedTuple):
 
     @property
     def num_removed_units(self) -> int:
-        """Patches: int(N * ratio), 98 of 196.  Cells: all but int(49 * .5) + 1 = 25, as the reference counts."""
+        """Patches: int(N ratio), 98 of 196, or N - int(N (1 - ratio)) where the kept ones are rounded.
+
+        Cells: all but int(49 * .5) + 1 = 25, as the reference counts.
+        """
         units = self.num_patches // self.cell**2
         if not 0 < self.ratio < 1:
             raise ValueError(f"masking.ratio {self.ratio} must lie between 0 and 1, both excluded")
-        removed = int(units * self.ratio) if self.cell == 1 else units - (int(units * (1 - self.ratio)) + 1)
+        kept = int(units * (1 - self.ratio)) + (self.cell > 1)
+        removed = int(units * self.ratio) if self.cell == 1 and self.rounded == "removed" else units - kept
         if removed < 1:
             raise ValueError(
                 f"masking.ratio {self.ratio} removes nothing of a grid of {units} ({self.granularity}); "

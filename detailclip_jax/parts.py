@@ -15,6 +15,8 @@ from detailclip_jax.models.towers import Networks
 from detailclip_jax.patches import normalise_patches, patchify, take
 from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Tokens
 
+ROUND_KEPT = ("mae",)  # methods whose published code rounds the number of patches that it keeps
+
 
 def attention_value(tokens: Tokens) -> Float[Array, "V B N"]:
     """Eq. 9: the CLS row's attention to each patch, mean over all heads and layers."""
@@ -37,7 +39,8 @@ def no_attention(targets: Targets, views: Views) -> None:
 def mask_rule(config: ConfigDict) -> masking.Rule:
     """How many patches the config's row removes; ValueError where that cannot be meant."""
     masks, side = config.masking, sizes.num_side_patches(config.model)
-    return masking.Rule(side, masks.ratio, masks.granularity).checked()
+    rounded = "kept" if config.method in ROUND_KEPT else "removed"
+    return masking.Rule(side, masks.ratio, masks.granularity, rounded).checked()
 
 
 def mask_by(rule: masking.Rule, strategy: masking.Strategy, read: Callable, num_views: int) -> Callable:

@@ -11,18 +11,22 @@ Step: TypeAlias = Int[Array, ""] | int
 Schedule: TypeAlias = Callable[[Any], Any]  # step -> float32 scalar
 
 
-def warmup_cosine(start: float, peak: float, end: float, warmup_steps: int, total_steps: int) -> Schedule:
+def warmup_cosine(
+    start: float, peak: float, end: float, warmup_steps: int, total_steps: int, peak_twice: bool = True
+) -> Schedule:
     """Learning rate: linear from `start` to `peak`, then half a cosine towards `end`.
 
         t < W:  start + (peak - start) t / (W - 1)
         t >= W: end + (peak - end) / 2 (1 + cos(pi (t - W) / (T - W)))
 
-    The peak is reached twice (t = W - 1 and t = W) and the end never, as in the reference.
+    The peak is reached twice (t = W - 1 and t = W) and the end never, as in the reference.  Without `peak_twice` the
+    warm-up divides by W, as MAE's code does: the peak is reached at t = W alone.
     """
+    rise = max(warmup_steps - peak_twice, 1)
 
     def schedule(step: Step) -> Scalar:
         t = jnp.asarray(step, jnp.float32)
-        rising = start + (peak - start) * t / max(warmup_steps - 1, 1)
+        rising = start + (peak - start) * t / rise
         angle = jnp.pi * (t - warmup_steps) / max(total_steps - warmup_steps, 1)
         falling = end + (peak - end) / 2 * (1 + jnp.cos(angle))
         return jnp.where(t < warmup_steps, rising, falling)

@@ -227,3 +227,59 @@ def test_random_masks_need_no_teacher():
     hidden = method.mask({}, {}, {}, KEYS)
     assert hidden.mask.shape == (1, 8, 16) and (hidden.mask.sum(-1) == 12).all()
     assert isinstance(hidden, type(masking.drawn(hidden.mask, 1)))
+
+
+def image_network(method, image_size, grid=14):
+    """The image encoder of a row for a grid of `grid` patches a side, and its parameters."""
+    config = tiny_config(method)
+    config.model.image_size = 8 * grid
+    config.views.crops["global"].size = 8 * grid
+    if method == "ibot":
+        config.views.crops["global"].mask_grid = grid
+    network = experiment.build_networks(config).image
+    params = jax.jit(network.init)(jax.random.key(3), jnp.zeros((1, image_size, image_size, 3)))
+    return network, params["params"]
+
+
+@pytest.mark.parametrize("method", ["dino", "ibot", "attmask", "detailclip", "clip", "slip"])
+def test_local_crops_read_their_positions_as_the_published_code_of_the_row_does(method):
+    """DINO's code, and iBOT's and AttMask's after it, scales by (6 + .1) / 14; PyTorch's own size=6 by 6 / 14."""
+    torch = pytest.importorskip("torch")
+    network, params = image_network(method, 48)
+    grid = torch.from_numpy(np.array(params["positions"][1:])).reshape(1, 14, 14, -1).permute(0, 3, 1, 2)
+    adds_a_tenth = method in ("dino", "ibot", "attmask")
+    how = {"scale_factor": (6.1 / 14, 6.1 / 14)} if adds_a_tenth else {"size": (6, 6)}
+    moved = torch.nn.functional.interpolate(grid, mode="bicubic", **how)[0].permute(1, 2, 0).reshape(36, -1)
+    table = jnp.concatenate([params["positions"][:1], jnp.asarray(moved.numpy())])
+    images = jax.random.normal(jax.random.key(0), (2, 48, 48, 3))
+    ours = jax.jit(network.apply)({"params": params}, images)
+    theirs = jax.jit(network.clone(image_size=48).apply)({"params": {**params, "positions": table}}, images)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.6, 0.75, 0.9])
+def test_mae_rounds_the_patches_that_it_keeps_and_the_others_those_that_they_remove(ratio):
+    """MAE's code: len_keep = int(L * (1 - mask_ratio))."""
+    for method, kept in (("mae", int(196 * (1 - ratio))), ("maskclip", 196 - int(196 * ratio))):
+        config = tiny_config(method)
+        config.model.image_size, config.views.crops["global"].size = 112, 112
+        config.masking.ratio = ratio
+        assert parts.mask_rule(config).num_kept == kept
+        if method == "mae":
+            assert methods.build(config).mask({}, {}, {}, KEYS).kept.shape[-1] == kept
+
+
+def test_mae_s_warm_up_divides_by_its_steps_and_the_others_by_one_less():
+    """MAE's code: lr * epoch / warmup_epochs."""
+    for method, divisor in (("mae", 4), ("detailclip", 3), ("dino", 3)):
+        config = tiny_config(method)
+        config.optimizer.warmup_start, config.optimizer.warmup_steps = 0.0, 4
+        rate = tiny_schedules(config).learning_rate
+        expected = config.optimizer.learning_rate * np.arange(4) / divisor
+        np.testing.assert_allclose([rate(t) for t in range(4)], expected, rtol=1e-6)
+        np.testing.assert_allclose(rate(4), config.optimizer.learning_rate, rtol=1e-6)
+
+
+def tiny_schedules(config):
+    return experiment.build_schedules(config, methods.build(config))

@@ -327,7 +327,7 @@ def test_too_little_memory_ends_with_a_message_and_other_errors_as_they_are(run_
 def test_schedules_need_the_length_of_the_run():
     config = run_config.load("configs/vitb16_yfcc.py")
     with pytest.raises(ValueError, match=r"set config.total_steps, or call run_config.resolve"):
-        loop.experiment.build_schedules(config)
+        loop.experiment.build_schedules(config, loop.experiment.methods.build(config))
 
 
 def test_preparing_checks_devices_and_workdir(tmp_path):

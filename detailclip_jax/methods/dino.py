@@ -23,4 +23,5 @@ def dino(config: ConfigDict) -> Method:
         losses={"cls": parts.cls_term(config.losses)},
         weights=config.losses.weights.to_dict(),
         centers={"cls": config.model.prototypes or sizes.size_of(config.model).prototypes},
+        interpolation="ibot",  # the published code of DINO, iBOT and AttMask
     )

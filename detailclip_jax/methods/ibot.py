@@ -46,4 +46,5 @@ def _replaced(name: str, config: ConfigDict, mask: Callable) -> Method:
         losses={"cls": parts.cls_term(losses), "patch": parts.patch_term(losses)},
         weights=losses.weights.to_dict(),
         centers={"cls": prototypes, "patch": prototypes},
+        interpolation="ibot",  # the published code of DINO, iBOT and AttMask
     )

@@ -29,4 +29,5 @@ def mae(config: ConfigDict) -> Method:
         losses={"reconstruction": parts.reconstruction_term()},
         weights=losses.weights.to_dict(),
         centers={},
+        peak_twice=False,  # MAE's code, as is the rounding of `parts.mask_rule`
     )

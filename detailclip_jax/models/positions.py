@@ -28,8 +28,8 @@ def sincos_positions(width: int, side: int) -> np.ndarray:
 def interpolate(positions: Float[Array, "M D"], side: int, recipe: str = "bicubic") -> Float[Array, "N1 D"]:
     """The positions [1 + N, D] of a square grid, read bicubically on one of `side` x `side`; the CLS token's stay.
 
-    `recipe` is one of RECIPES: what other code makes of the same table.  The default is used for DINO's local crops
-    (36 tokens out of 196).
+    `recipe` is one of RECIPES: what other code makes of the same table.  Local crops of DINO, iBOT and AttMask (36
+    tokens out of 196) are read by "ibot".
     """
     old = round((len(positions) - 1) ** 0.5)
     if old == side:

@@ -85,13 +85,16 @@ def num_side_patches(model: ConfigDict) -> int:
     return model.image_size // patch_size
 
 
-def build(model: ConfigDict, parts: tuple[str, ...], axis: Axis | None = None) -> Networks:
+def build(
+    model: ConfigDict, parts: tuple[str, ...], axis: Axis | None = None, interpolation: str = "bicubic"
+) -> Networks:
     """The networks of `config.model`, with the named parts and no others.
 
     `axis` is the mesh axis over which BatchNorm takes its statistics, None where it sees the whole batch.
+    `interpolation` is how positions are read for images of another size, see `positions.RECIPES`.
     """
     makers = {
-        "image": _image,
+        "image": lambda *given: _image(*given, interpolation),
         "image_projection": _projection,
         "text": _text,
         "text_projection": _projection,
@@ -110,7 +113,7 @@ def build(model: ConfigDict, parts: tuple[str, ...], axis: Axis | None = None) -
     return Networks(**{part: makers[part](model, size, dtype) for part in parts})
 
 
-def _image(model: ConfigDict, size: Size, dtype: jnp.dtype) -> VisionTransformer:
+def _image(model: ConfigDict, size: Size, dtype: jnp.dtype, interpolation: str) -> VisionTransformer:
     style = Style(**model.image_style)
     return VisionTransformer(
         size.patch_size,
@@ -124,6 +127,7 @@ def _image(model: ConfigDict, size: Size, dtype: jnp.dtype) -> VisionTransformer
         model.drop_path,
         choose_kernel(model.attention, dtype, size.width // size.num_heads),
         model.scan,
+        interpolation,
     )
 
 

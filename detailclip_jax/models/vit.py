@@ -66,6 +66,7 @@ class VisionTransformer(nn.Module):
     drop_path: float = 0.0
     kernel: Kernel = "xla"  # of attention
     scan: bool = False  # whether blocks are one, stacked, through which a loop runs
+    interpolation: str = "bicubic"  # of positions, one of RECIPES
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -132,7 +133,7 @@ class VisionTransformer(nn.Module):
     ) -> Float[Array, "B M D"]:
         """CLS and patch tokens with their positions; patches are picked before they are projected."""
         pixels = patchify(images, self.patch_size)
-        table = interpolate(self.table, images.shape[1] // self.patch_size)
+        table = interpolate(self.table, images.shape[1] // self.patch_size, self.interpolation)
         positions = table[None, 1:]
         if kept is not None:
             pixels = take(pixels, kept)
