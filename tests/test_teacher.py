@@ -1,11 +1,13 @@
 """EMA and centers."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from detailclip_jax import centering, ema, train_state
 
+MOVE = jax.jit(ema.update)
 STUDENT = {"image": {"w": jnp.full((2,), 4.0)}, "decoder": {"w": jnp.ones((3,))}}
 
 
@@ -19,6 +21,21 @@ def test_update_moves_the_teacher_s_parts_only():
 def test_update_at_the_ends(momentum, expected):
     teacher = ema.update({"image": {"w": jnp.zeros((2,))}}, STUDENT, momentum)
     np.testing.assert_allclose(teacher["image"]["w"], expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_teacher_equal_to_its_student_stays_equal_to_the_bit(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(10_000).astype(np.float32) * 10.0 ** rng.integers(-20, 20, 10_000)
+    frozen = {"image": {"w": jnp.asarray(values, jnp.float32)}}
+    for momentum in (0.0, 0.5, 0.996, 0.9993, 1.0, *rng.random(20)):
+        np.testing.assert_array_equal(MOVE(frozen, frozen, jnp.float32(momentum))["image"]["w"], frozen["image"]["w"])
+
+
+def test_a_half_precision_teacher_is_moved_in_float32():
+    teacher = ema.update({"image": {"w": jnp.ones((2,), jnp.bfloat16)}}, STUDENT, 0.75)["image"]["w"]
+    assert teacher.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(teacher.astype(jnp.float32), 1.75)
 
 
 def test_copy_shares_no_buffer():
