@@ -1,8 +1,8 @@
 """Training on from a checkpoint of another run or from elsewhere: `--config.init=DIR`.
 
 What the checkpoint has is loaded, its teacher and centers too; what the row needs besides is fresh, a teacher that the
-checkpoint lacks a copy of the student.  The networks keep the sizes and kinds that they have there, and the images its
-normalisation.
+checkpoint lacks a copy of the student.  BatchNorm's running statistics come with their networks.  The networks keep
+the sizes and kinds that they have there, and the images its normalisation.
 """
 
 from pathlib import Path
@@ -87,10 +87,23 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     }
     known = saved_centers if "prototype_head" in theirs else {}
     centers = {name: _like(known[name], old) if name in known else old for name, old in state.centers.items()}
+    stats = {
+        "student": _statistics(state.batch_stats["student"], variables["batch_stats"]["student"], {}),
+        "teacher": _statistics(
+            state.batch_stats["teacher"], variables["batch_stats"]["teacher"], variables["batch_stats"]["student"]
+        ),
+    }
     fresh = [part for part in parts if part not in loaded]
     lines = report(config, source, list(loaded), fresh, {part: part in theirs for part in parts if part in teacher})
     lines += [f"  centers       {', '.join(name for name in centers if name in known) or 'fresh'}"] if centers else []
-    return state.replace(params=params, ema_params=teacher, centers=centers), lines
+    state = state.replace(params=params, ema_params=teacher, batch_stats=stats, centers=centers)
+    return state, lines
+
+
+def _statistics(old: Params, theirs: Params, student: Params) -> Params:
+    """Running statistics of each part: the checkpoint's, else its student's for a teacher that it lacks, else fresh."""
+    known = {**student, **theirs}
+    return {part: _like(known[part], leaves) if part in known else leaves for part, leaves in old.items()}
 
 
 def _as_here(tree: Params, params: Params) -> Params:

@@ -219,10 +219,11 @@ def byol_head(name: str, target: str) -> Head:
     """
 
     def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
-        predict = lambda cls: student.byol_predictor(student.byol_projector(cls))  # noqa: E731
+        predict = lambda cls: student.byol_predictor(student.byol_projector(cls, True), True)  # noqa: E731
+        project = lambda cls: teacher.byol_projector(cls, True)  # noqa: E731
         return {
             "predicted_byol": fold(predict, line.tokens[name].cls),
-            "target_byol": jax.lax.stop_gradient(fold(teacher.byol_projector, line.targets[target].cls)),
+            "target_byol": jax.lax.stop_gradient(fold(project, line.targets[target].cls)),
         }
 
     return Head(("predicted_byol", "target_byol"), run)
@@ -242,7 +243,7 @@ def ssl_head(name: str, over: Callable) -> Head:
     statistics (SLIP), `fold` where all views share theirs (A-CLIP)."""
 
     def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
-        return {"ssl": over(student.ssl_head, line.tokens[name].cls)}
+        return {"ssl": over(lambda cls: student.ssl_head(cls, True), line.tokens[name].cls)}
 
     return Head(("ssl",), run)
 

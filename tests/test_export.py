@@ -25,12 +25,13 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 TINY = {"model.size": "tiny", "model.image_size": 32, "model.context_length": 12, "model.vocab_size": 64}
 
 
-def save_noise(workdir, method, **fields):
+def save_noise(workdir, method, crops=None, **fields):
     """A workdir with a checkpoint of noise, student and teacher different."""
     made = config.default()
     made.method = method
     made.total_steps = made.steps_per_epoch = 1
     made.update_from_flattened_dict(TINY | {"model.prototypes": 32} | fields)
+    made.views.crops.update(crops or {})
     made.views.crops["global"].size = made.model.image_size
     shapes = experiment.build(made, mesh.make_mesh(jax.devices()[:1])).state_shapes
     rng = np.random.default_rng(0)
@@ -234,6 +235,27 @@ def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
     files.write(tmp_path / "less.safetensors", {"a": read["logit_scale/value"]}, files.metadata(path))
     with pytest.raises(ValueError, match="does not hold the networks of its own config"):
         interop.load(tmp_path / "less.safetensors", "safetensors")
+
+
+@pytest.mark.parametrize(("method", "weights"), [("slip", "student"), ("aclip", "student"), ("aclip", "ema")])
+def test_our_own_tree_holds_running_statistics(tmp_path, method, weights):
+    crops = {"clean": {"count": 1, "size": 32}, "enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}
+    teacher = {"views.teacher": "enclosing"} if method == "aclip" else {}
+    save_noise(tmp_path / "run", method, crops=crops, **teacher)
+    assert (
+        run(tmp_path / "run", "safetensors", tmp_path / "own.safetensors", f"--weights={weights}", "--no-verify") == 0
+    )
+    _, variables, _ = checkpoint.load(tmp_path / "run")
+    _, again, made = interop.load(tmp_path / "own.safetensors")
+    expected = {**variables["batch_stats"]["student"]}
+    if weights == "ema":
+        expected |= variables["batch_stats"]["teacher"]
+    assert set(expected) == {"slip": {"ssl_head"}, "aclip": {"ssl_head", "byol_projector", "byol_predictor"}}[method]
+    jax.tree.map(np.testing.assert_array_equal, again["batch_stats"]["student"], expected)
+    for part, tree in again["batch_stats"]["teacher"].items():
+        jax.tree.map(np.testing.assert_array_equal, tree, expected[part])
+    store.save(tmp_path / "again", again, made, "own")
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load(tmp_path / "again")[1], again | {"centers": {}})
 
 
 def test_stablehlo_is_called_without_this_package(detailclip, tmp_path):

@@ -33,9 +33,10 @@ SMALL = {
 }
 
 
-def tiny(method, **fields):
+def tiny(method, crops=None, **fields):
     made = config.default()
     made.method = method
+    made.views.crops.update(crops or {})
     made.update_from_flattened_dict(SMALL | fields)
     for crop in made.views.crops.values():
         crop.size = made.model.image_size
@@ -249,3 +250,19 @@ def test_two_processes_start_from_it_as_one_does(tmp_path):
         assert result.returncode == 0 and "loaded        image" in result.stdout, result.stdout + result.stderr
         losses[name] = [line["loss"] for line in read_lines(tmp_path / name / "metrics.jsonl")]
     assert len(losses["two"]) == 4 and losses["two"] == pytest.approx(losses["one"], rel=1e-5)
+
+
+def test_running_statistics_come_with_their_networks(tmp_path):
+    clean = {"clean": {"count": 1, "size": 32}}
+    enclosing = {"enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}
+    trees = written(tmp_path / "aclip", "aclip", crops=enclosing, **{"views.teacher": "enclosing"})
+    state, _ = init_from.load(*with_blank("aclip", tmp_path / "aclip", enclosing, **{"views.teacher": "enclosing"}))
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, trees["batch_stats"])
+    state, _ = init_from.load(*with_blank("slip", tmp_path / "aclip", clean))
+    expected = {"student": {"ssl_head": trees["batch_stats"]["student"]["ssl_head"]}, "teacher": {}}
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, expected)
+
+
+def with_blank(method, init, crops, **fields):
+    adopted = init_from.adopt(tiny(method, crops=crops, init=str(init), **fields))
+    return adopted, blank(adopted)

@@ -6,14 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flax import traverse_util
-
 from detailclip_jax import ema
 from detailclip_jax.files import replace_text
 from detailclip_jax.interop import files, functions, hub, own, verify
 from detailclip_jax.interop.convert import to_state_dict
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.verify import Difference, Features
+from detailclip_jax.types import Params
 
 
 class Format(NamedTuple):
@@ -76,7 +75,14 @@ def write_safetensors(export: Export, path: Path) -> Mapping[str, Any]:
     """Our own tree; the header says how to build the model."""
     if path.suffix != ".safetensors":
         raise ValueError(f"--out={path}: the name of a safetensors file ends in .safetensors")
-    return own.write(path, export.params, export.config)
+    return own.write(path, export.params, export.config, statistics(export))
+
+
+def statistics(export: Export) -> Params:
+    """The running statistics that belong to the chosen weights: the teacher's of the parts that are the teacher's."""
+    stats, teacher = export.variables["batch_stats"], export.variables["ema_params"]
+    moved = {part for part in teacher if export.params[part] is teacher[part]}
+    return {**stats["student"], **{part: tree for part, tree in stats["teacher"].items() if part in moved}}
 
 
 def verify_with(reader: verify.Reader, export: Export, path: Path) -> dict[str, Difference]:
@@ -108,7 +114,7 @@ def verify_reference(export: Export, path: Path) -> dict[str, Difference]:
 def verify_safetensors(export: Export, path: Path) -> dict[str, Difference]:
     """The file read again and our own networks run on it."""
     batch = verify.inputs(export.config)
-    read = traverse_util.unflatten_dict(files.read(path), sep="/")
+    read, _ = own.split(files.read(path))
     expected = verify.ours(export.model, export.params, batch)
     return verify.compare(verify.ours(export.model, read, batch), expected)
 

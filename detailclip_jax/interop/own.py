@@ -1,4 +1,7 @@
-"""Our own tree in a safetensors file: flattened names, and the config in the header."""
+"""Our own tree in a safetensors file: flattened names, and the config in the header.
+
+BatchNorm's running statistics stand beside the parameters, their names behind "batch_stats/".
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +22,13 @@ from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Params
 
 FORMAT = "detailclip_jax"
+STATS = "batch_stats"
 
 
-def write(path: Path, params: Params, config: ConfigDict) -> dict[str, np.ndarray]:
-    """Writes one set of weights; returns what was written."""
-    tensors = {name: np.asarray(value) for name, value in flatten(params).items()}
+def write(path: Path, params: Params, config: ConfigDict, batch_stats: Params | None = None) -> dict[str, np.ndarray]:
+    """Writes one set of weights and its running statistics; returns what was written."""
+    both = {**params, STATS: batch_stats} if batch_stats else params
+    tensors = {name: np.asarray(value) for name, value in flatten(both).items()}
     files.write(path, tensors, {"format": FORMAT, "config": run_config.to_json(config)})
     return tensors
 
@@ -34,7 +39,7 @@ def is_ours(path: Path) -> bool:
 
 
 def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    """Networks, variables and config of such a file; the teacher, if the row has one, is a copy.
+    """Networks, variables and config of such a file; the teacher, if the row has one, is a copy, statistics included.
 
     Raises ValueError that lists the tensors which the config's networks have and the file lacks, or the other way.
     """
@@ -43,16 +48,22 @@ def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
         built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the header of {path} does not describe a model of this version: {error}") from None
-    tensors, expected = files.read(path), flatten(built.state_shapes.params)
+    shapes = built.state_shapes
+    tensors, expected = files.read(path), flatten(shapes.params) | flatten({STATS: shapes.batch_stats["student"]})
     if wrong := sorted(_shapes(tensors).items() ^ _shapes(expected).items()):
         raise ValueError(f"{path} does not hold the networks of its own config: {wrong[:10]}")
-    if jax.tree.leaves(built.state_shapes.batch_stats):
-        raise ValueError(f"{path} holds no running statistics, and method {config.method} has some")
-    params = traverse_util.unflatten_dict({name: jnp.array(value) for name, value in tensors.items()}, sep="/")
+    params, stats = split({name: jnp.array(value) for name, value in tensors.items()})
     teacher = ema.copy(params, built.method.ema)
     if teacher:
         logging.warning("the file holds one set of weights: the teacher is a copy of it")
-    return built.model, {"params": params, "ema_params": teacher, "batch_stats": built.state_shapes.batch_stats}, config
+    batch_stats = {"student": stats, "teacher": ema.copy(stats, shapes.batch_stats["teacher"])}
+    return built.model, {"params": params, "ema_params": teacher, "batch_stats": batch_stats}, config
+
+
+def split(tensors: Mapping[str, Any]) -> tuple[Params, Params]:
+    """Parameters and running statistics, nested, of the tensors of a file; the latter may be empty."""
+    params = traverse_util.unflatten_dict(dict(tensors), sep="/")
+    return params, params.pop(STATS, {})
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -19,15 +19,17 @@ class BatchNorm(nn.Module):
         running = .9 running + .1 batch
 
     where the running variance takes the batch's UNBIASED variance, x n / (n - 1), while normalisation uses the biased
-    one: PyTorch's habit.  `axis` is the mesh axis over which the batch is spread, None where `x` is all of it.  The
-    statistics are the collection "batch_stats"; where it is not mutable, as in inference, the running ones normalise.
+    one: PyTorch's habit.  `axis` is the mesh axis over which the batch is spread, None where `x` is all of it.
+
+    With `train` the batch's statistics normalise and the running ones move: their collection "batch_stats" must be
+    mutable.  Without, the running ones normalise and stay.
     """
 
     axis: Axis | None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    def __call__(self, x: Float[Array, "B D"], train: bool) -> Float[Array, "B D"]:
         """Normalises in float32."""
         width = x.shape[-1]
         mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
@@ -36,7 +38,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (width,))
         x = x.astype(jnp.float32)
         now = mean.value, variance.value
-        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+        if train and not self.is_initializing():
             count = len(x) * (jax.lax.axis_size(self.axis) if self.axis else 1)
             now = self._statistics(x)
             mean.value = KEEP * mean.value + (1 - KEEP) * now[0]
@@ -63,11 +65,11 @@ class BatchNormMlp(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B D"]) -> Float[Array, "B F"]:
-        """The last layer's output, in float32."""
+    def __call__(self, x: Float[Array, "B D"], train: bool) -> Float[Array, "B F"]:
+        """The last layer's output, in float32; `train` is BatchNorm's."""
         for index, width in enumerate(self.widths):
             if index:
-                x = nn.relu(BatchNorm(self.axis, self.dtype, name=f"norm_{index - 1}")(x))
+                x = nn.relu(BatchNorm(self.axis, self.dtype, name=f"norm_{index - 1}")(x, train))
             init = uniform_fan_in(x.shape[-1])
             x = Linear(width, init, self.dtype, init, self.bias, name=f"linear_{index}")(x)
         return x.astype(jnp.float32)
