@@ -301,7 +301,7 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
         ({"views.crops.global.blur_p": (0.1, 1.1)}, r"blur_p \(0.1, 1.1\) must be from 0 to 1"),
         ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate 0.0 must be greater than 0"),
         ({"losses.patch_temperature": (0.04, 0.0)}, "patch_temperature .* must be greater than 0"),
-        ({"losses.clip_block": 5, "batch_size": 12}, "losses.clip_block 5 does not divide the 12 pairs"),
+        ({"losses.clip_block": -5}, "losses.clip_block -5 must be at least 0"),
         ({"evaluators": {"zero_shot": {"scenes": 3}}}, "unknown option of evaluator zero_shot: 'scenes'"),
         ({"evaluators": {"zero_shoot": {}}}, "unknown evaluator 'zero_shoot'; did you mean 'zero_shot'"),
     ],

@@ -1,5 +1,6 @@
 """Cross-entropies over the global batch in blocks, against the dense form; and what they cost."""
 
+import math
 import re
 
 import jax
@@ -33,9 +34,9 @@ def dense(rows, columns, scale, own, contrasts):
 
 
 @pytest.mark.parametrize("contrasts", [CLIP, SIMCLR])
-@pytest.mark.parametrize("block", [1, 3, 12])
-def test_blocks_give_the_dense_form_and_its_gradients(contrasts, block):
-    rows, columns, own, weights = normal(4, 3, 5), normal(12, 3, 5), jnp.arange(4, 8), normal(len(contrasts), 4)
+@pytest.mark.parametrize(("size", "block"), [(12, 1), (12, 3), (12, 12), (13, 5), (13, 12), (17, 3)])
+def test_blocks_give_the_dense_form_and_its_gradients(contrasts, size, block):
+    rows, columns, own, weights = normal(4, 3, 5), normal(size, 3, 5), jnp.arange(4, 8), normal(len(contrasts), 4)
 
     def total(function, *options):
         def loss(rows, columns, scale):
@@ -80,13 +81,40 @@ def test_blocks_of_clip_and_simclr_change_no_number(block):
     )
 
 
-def test_the_automatic_block_divides_and_stays_small():
-    for rows, columns in ((256, 4096), (8192, 65536), (7, 7 * 11 * 13), (2**21, 2**21)):
-        size = global_softmax.block_size(0, rows, columns)
-        assert columns % size == 0 and (size == 1 or rows * size <= global_softmax.LOGITS)
+def test_the_automatic_block_stays_small_and_its_number_least():
+    for rows, columns in ((256, 4096), (8192, 65536), (7, 7 * 11 * 13), (2**21, 2**21), (2053, 4106), (4099, 4099)):
+        size, most = global_softmax.block_size(0, rows, columns), max(global_softmax.LOGITS // rows, 1)
+        assert size <= most and math.ceil(columns / size) == math.ceil(columns / most)
     assert global_softmax.block_size(0, 256, 4096) == 4096  # the paper's batch on 16 devices: all at once
-    with pytest.raises(ValueError, match=r"losses\.clip_block 5 does not divide the 12 pairs"):
-        global_softmax.block_size(5, 4, 12)
+    assert global_softmax.block_size(5, 4, 12) == 5 and global_softmax.block_size(50, 4, 12) == 12
+
+
+@pytest.mark.parametrize(("batch", "devices", "blocks"), [(4099, 1, 17), (4106, 2, 9), (4096, 1, 16)])
+def test_a_batch_without_a_good_divisor_takes_few_blocks(batch, devices, blocks):
+    """Counted in the traced program: forwards and backwards."""
+    grid = mesh.make_mesh(jax.devices()[:devices])
+
+    def local(image, text):
+        return jax.grad(lambda *x: clip.clip_loss(*x, 9.0, mesh.BATCH)[0], (0, 1))(image, text)
+
+    specs = (P(None, mesh.BATCH), P(mesh.BATCH))
+    shapes = (jax.ShapeDtypeStruct((2, batch, 4), jnp.float32), jax.ShapeDtypeStruct((batch, 4), jnp.float32))
+    mapped = jax.shard_map(local, mesh=grid, in_specs=specs, out_specs=specs, check_vma=False)
+    assert re.findall(r"length=(\d+)", str(jax.make_jaxpr(mapped)(*shapes))) == [str(blocks)] * 2
+
+
+@pytest.mark.parametrize("size", [7, 13])
+@pytest.mark.parametrize("loss", ["clip", "simclr"])
+def test_a_prime_batch_in_small_blocks_changes_no_number(monkeypatch, size, loss):
+    monkeypatch.setattr(global_softmax, "LOGITS", 3 * size)
+    image, text = normal(2, size, 6), normal(size, 6)
+    run = {
+        "clip": lambda image, text, block: clip.clip_loss(image, text, 9.0, None, block)[0],
+        "simclr": lambda image, _, block: contrastive.simclr_loss(image, 0.1, None, block)[0],
+    }[loss]
+    ours, theirs = (jax.value_and_grad(run, (0, 1))(image, text, block) for block in (0, size))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("views", [1, 2])

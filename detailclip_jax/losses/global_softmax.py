@@ -2,9 +2,11 @@
 
 A contrastive loss is log sum_j exp(x_i . y_j) - x_i . y_i.  The sum runs over the batch of all devices; kept whole, its
 logits are the largest array of a step (8,192 x 65,536 on each of 8 devices).  Here a device meets a block of columns at
-a time, forwards with a running maximum, backwards with the logits made again.
+a time, forwards with a running maximum, backwards with the logits made again.  The last block is filled up with columns
+that count nothing, so a batch may have any size.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -28,16 +30,11 @@ def own_rows(num_rows: int, axis: Axis | None) -> Int[Array, "B"]:
 
 
 def block_size(asked: int, num_rows: int, num_columns: int) -> int:
-    """`asked`, or if that is 0 the most columns that divide the batch and keep a block within `LOGITS`.
-
-    Raises ValueError unless it divides the batch.
-    """
-    if not asked:
-        most = min(max(LOGITS // num_rows, 1), num_columns)
-        return next(size for size in range(most, 0, -1) if num_columns % size == 0)
-    if num_columns % asked:
-        raise ValueError(f"losses.clip_block {asked} does not divide the {num_columns} pairs of a batch; 0 chooses it")
-    return asked
+    """Columns of a block: as asked, or for 0 in as few blocks as keep within `LOGITS`, as equal as can be."""
+    if asked:
+        return min(asked, num_columns)
+    num_blocks = math.ceil(num_columns / max(LOGITS // num_rows, 1))
+    return math.ceil(num_columns / num_blocks)
 
 
 def cross_entropies(
@@ -53,14 +50,14 @@ def cross_entropies(
         log sum_{l in kinds, j} exp(scale rows_ik . columns_jl) - scale rows_ik . columns_{own_i, kinds_0}
 
     Where a kind of row meets its own kind, column own_i is left out: it is the row itself.  A place is j in the first
-    kind, G + j in the second.  `block` divides G.  Gradients to rows, columns and scale are exact.
+    kind, G + j in the second.  `block` columns are met at a time.  Gradients to rows, columns and scale are exact.
     """
     return _cross_entropies(rows, columns, scale, own, contrasts, block)
 
 
 def _forward(rows: Array, columns: Array, scale: Any, own: Array, contrasts: tuple[Contrast, ...], block: int) -> Any:
     def meet(carry: Any, numbered: Any) -> Any:
-        made = _block(numbered, own)
+        made = _block(numbered, own, len(columns))
         kinds = [_logits(rows, scale, made, contrast) for contrast in contrasts]
         return [_advance(met, made, logits, len(columns)) for met, logits in zip(carry, kinds)], None
 
@@ -75,7 +72,7 @@ def _backward(contrasts: tuple[Contrast, ...], block: int, saved: Any, cotangent
     rows, columns, scale, own, sums = saved
 
     def meet(to_rows: list[Array], numbered: Any) -> Any:
-        made, to_block = _block(numbered, own), list(jnp.zeros_like(jnp.moveaxis(numbered[0], 1, 0)))
+        made, to_block = _block(numbered, own, len(columns)), list(jnp.zeros_like(jnp.moveaxis(numbered[0], 1, 0)))
         for (row, kinds), one_sum, weight in zip(contrasts, sums, scale * cotangents[0]):
             for kind, share in zip(kinds, _shares(rows, scale, made, (row, kinds), one_sum)):
                 share = weight[:, None] * share
@@ -86,7 +83,8 @@ def _backward(contrasts: tuple[Contrast, ...], block: int, saved: Any, cotangent
     start = list(jnp.zeros_like(jnp.moveaxis(rows, 1, 0)))
     to_rows, to_columns = jax.lax.scan(meet, start, _numbered(columns, block))
     to_rows = jnp.stack(to_rows, 1)
-    return to_rows, to_columns.reshape(columns.shape), jnp.sum(rows * to_rows) / scale, None
+    to_columns = to_columns.reshape(-1, *columns.shape[1:])[: len(columns)]
+    return to_rows, to_columns, jnp.sum(rows * to_rows) / scale, None
 
 
 _cross_entropies: Any = jax.custom_vjp(lambda *inputs: _forward(*inputs)[0], nondiff_argnums=(4, 5))
@@ -97,6 +95,7 @@ class _Block(NamedTuple):
     columns: Float[Array, "C K E"]
     numbers: Int[Array, "C"]
     itself: Bool[Array, "B C"]  # where a column is the row's own
+    filler: Bool[Array, "C"]  # columns behind the last of the batch
 
 
 class _Met(NamedTuple):
@@ -109,20 +108,23 @@ class _Met(NamedTuple):
 
 
 def _numbered(columns: Float[Array, "G K E"], block: int) -> tuple[Float[Array, "n C K E"], Int[Array, "n C"]]:
-    """Blocks of columns, and the numbers of their columns."""
-    return columns.reshape(-1, block, *columns.shape[1:]), jnp.arange(len(columns)).reshape(-1, block)
+    """Blocks of columns, and the numbers of their columns; zeros fill the last block."""
+    num_blocks = math.ceil(len(columns) / block)
+    filled = jnp.pad(columns, ((0, num_blocks * block - len(columns)), (0, 0), (0, 0)))
+    return filled.reshape(num_blocks, block, *columns.shape[1:]), jnp.arange(len(filled)).reshape(-1, block)
 
 
-def _block(numbered: tuple[Array, Array], own: Array) -> _Block:
+def _block(numbered: tuple[Array, Array], own: Array, size: int) -> _Block:
     columns, numbers = numbered
-    return _Block(columns, numbers, numbers == own[:, None])
+    return _Block(columns, numbers, numbers == own[:, None], numbers >= size)
 
 
 def _logits(rows: Array, scale: Any, block: _Block, contrast: Contrast) -> list[Array]:
     """[B, C], kind after kind."""
     row, kinds = contrast
     logits = [scale * _product("be,ce->bc", rows[:, row], block.columns[:, kind]) for kind in kinds]
-    return [jnp.where(block.itself, -jnp.inf, x) if kind == row else x for kind, x in zip(kinds, logits)]
+    left_out = [block.filler | block.itself if kind == row else block.filler for kind in kinds]
+    return [jnp.where(out, -jnp.inf, x) for out, x in zip(left_out, logits)]
 
 
 def _shares(rows: Array, scale: Any, block: _Block, contrast: Contrast, sums: Array) -> list[Array]:
