@@ -208,6 +208,9 @@ def _model() -> ConfigDict:
             },
             "text_activation": "quick_gelu",  # CLIP's
             "dtype": "float32",  # of products and tokens; parameters, norms, softmax, sums and losses stay float32
+            # of products on GPUs and TPUs: "default" | "high" (TensorFloat-32) | "highest"; default: float32 products
+            # are exact in float32, bfloat16 ones as the device does them.  Losses, centers, attention maps are exact
+            "matmul_precision": placeholder(str),
             "remat": "none",  # "none" | "dots" (keeps the results of big products) | "full"
             "scan": False,  # one block's program in a loop over stacked parameters: compiles sooner, the same numbers
             "attention": "auto",  # "xla" | "cudnn" (NVIDIA, half precision); "auto": cudnn where it can run

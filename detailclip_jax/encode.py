@@ -1,5 +1,7 @@
 """The encoders alone, for evaluation: pure, jitted functions of parameters and arrays."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.patches import normalise_pixels
+from detailclip_jax.products import matmul_precision
 from detailclip_jax.types import Array, Float, Int, Params, UInt8
 
 
@@ -58,4 +61,14 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
         made = bound(params).image(normalise_pixels(images, mean, std))
         return jnp.concatenate([made.cls[:, None], made.patches], 1).astype(jnp.float32)
 
-    return Encode(*map(jax.jit, (image, text, attention, patches, cls, tokens)))
+    functions = image, text, attention, patches, cls, tokens
+    return Encode(*(_compiled(function, config.model.matmul_precision) for function in functions))
+
+
+def _compiled(function: Callable[[Params, Array], Array], precision: str | None) -> jax.stages.Wrapped:
+    @functools.wraps(function)
+    def run(params: Params, inputs: Array) -> Array:
+        with matmul_precision(precision):
+            return function(params, inputs)
+
+    return jax.jit(run)

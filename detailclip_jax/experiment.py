@@ -15,6 +15,7 @@ from detailclip_jax.encode import Encode, encoders
 from detailclip_jax.forward import Forward, Method
 from detailclip_jax.models import sizes
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.products import matmul_precision
 from detailclip_jax.train_state import TrainState
 from detailclip_jax.train_step import Schedules, Setup, init_variables, make_keys, run_line, train_step
 from detailclip_jax.types import Array, Axis, Batch, Int
@@ -106,7 +107,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     setup = bare._replace(model=spread, optimizer=rates.scaled(adamw, params, config.optimizer), groups=groups)
     shapes = _state_shapes(setup, config)
     setup = setup._replace(placed=sharding.specs(_places(shapes)))
-    step, line = _compile(setup, _places(shapes), whole=setup._replace(model=model))
+    step, line = _compile(setup, _places(shapes), setup._replace(model=model), config.model.matmul_precision)
     return Experiment(config, setup, shapes, step, line, encoders(model, config))
 
 
@@ -194,13 +195,17 @@ def _places(shapes: TrainState) -> TrainState:
     return jax.tree.map(lambda shape: shape.sharding, shapes)
 
 
-def _compile(setup: Setup, places: TrainState, whole: Setup) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+def _compile(
+    setup: Setup, places: TrainState, whole: Setup, precision: str | None
+) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(state, batch, setup)
+        with matmul_precision(precision):
+            return train_step(state, batch, setup)
 
     def line(state: TrainState, batch: Batch) -> Forward:
         keys = make_keys(jax.random.wrap_key_data(state.rng), batch)
-        record, _ = run_line(state.params, state.ema_params, state.batch_stats, batch, keys, whole)
+        with matmul_precision(precision):
+            record, _ = run_line(state.params, state.ema_params, state.batch_stats, batch, keys, whole)
         return record
 
     out = places, meshes.replicated(setup.mesh)

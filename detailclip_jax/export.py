@@ -40,6 +40,7 @@ from detailclip_jax.interop.verify import NotEqualError, rows
 from detailclip_jax.models import stacking
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.products import EXACT
 from detailclip_jax.types import Params
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
@@ -87,8 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks, Mapping[str, Params], ConfigDict]:
-    """The networks as others compute them, in float32 and block by block, however the run did."""
-    config.model.dtype, config.model.scan = "float32", False
+    """The networks as others compute them, in exact float32 and block by block, however the run did."""
+    config.model.dtype, config.model.scan, config.model.matmul_precision = "float32", False, EXACT
     unstacked = {name: stacking.unstack(tree) for name, tree in variables.items()}
     return experiment.build_networks(config), unstacked, config
 

@@ -314,4 +314,5 @@ def _reading(config: ConfigDict) -> list[Any]:
     kinds = model.image_size, model.context_length, model.text_activation, model.dtype
     geometry = fields.filter, fields.resize, fields.crop_ratio
     own = [] if geometry == USUAL_GEOMETRY else [geometry]  # the usual one was not hashed before it was a choice
+    own += filter(None, [model.matmul_precision])
     return [heads, style, *kinds, tuple(fields.mean), tuple(fields.std), *own]

@@ -1,5 +1,10 @@
-"""x kernel, as every linear layer takes it: one product of two matrices, in the computing type."""
+"""x kernel, as every linear layer takes it: one product of two matrices, in the computing type.
 
+A product of float32 arrays is exact in float32.  GPUs and TPUs would round its factors to TensorFloat-32 or bfloat16:
+every product says its precision.  `model.matmul_precision` or `jax.default_matmul_precision` ask for another one.
+"""
+
+import contextlib
 import functools
 from typing import Any
 
@@ -8,7 +13,23 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+EXACT = "highest"  # jax's name for the precision of float32 products without rounded factors
+PRECISIONS = ("default", "high", EXACT)  # jax's: "default" is the backend's fastest, "high" TensorFloat-32 on GPUs
 PRODUCT = "product"  # the name of their results, by which rematerialisation may keep them
+
+
+def precision_of(dtype: Any) -> str | None:
+    """The precision of a product in `dtype`: exact in float32, the backend's own in half precision.
+
+    None where `jax.default_matmul_precision` says it.
+    """
+    told = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
+    return None if told or jnp.dtype(dtype) != jnp.float32 else EXACT
+
+
+def matmul_precision(name: str | None) -> contextlib.AbstractContextManager[Any]:
+    """The context in which products have the precision of that name; None leaves it as it is."""
+    return contextlib.nullcontext() if name is None else jax.default_matmul_precision(name)
 
 
 def product(
@@ -21,7 +42,10 @@ def product(
     """
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     out = dtype if out is None else out
-    made: Array = rows @ kernel if rows.dtype == kernel.dtype == jnp.float32 else _half(rows, kernel, out)
+    if rows.dtype == kernel.dtype == jnp.float32:
+        made: Array = jnp.matmul(rows, kernel, precision=precision_of(dtype))
+    else:
+        made = _half(rows, kernel, out)
     return _named(made.astype(out).reshape(*x.shape[:-1], -1))
 
 

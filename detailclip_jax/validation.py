@@ -13,11 +13,11 @@ from detailclip_jax.data.preprocessing import RESIZES
 from detailclip_jax.data.resizing import FILTERS
 from detailclip_jax.data.views import check_reducing_gap, crops_from_config
 from detailclip_jax.losses.distillation import DIVERGENCES
-from detailclip_jax.losses.global_softmax import block_size
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
 from detailclip_jax.models.attention import KERNELS
 from detailclip_jax.models.block import REMAT
+from detailclip_jax.products import PRECISIONS
 from detailclip_jax.run_config import flatten
 
 CHOICES: dict[str, Iterable[str]] = {
@@ -70,6 +70,8 @@ def validate(config: ConfigDict) -> None:
     fields = flatten(config)
     for name, known in CHOICES.items():
         check_choice(name, fields[name], known)
+    if config.model.matmul_precision is not None:
+        check_choice("model.matmul_precision", config.model.matmul_precision, PRECISIONS)
     _check_tuples(fields)
     for name, value in fields.items():
         _check_range(name, value)
@@ -78,7 +80,6 @@ def validate(config: ConfigDict) -> None:
     check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
     _check_crops(config)
     _check_best_metric(config)
-    block_size(config.losses.clip_block, 1, config.batch_size)
     evaluate.plan(config)
 
 

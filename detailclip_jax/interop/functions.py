@@ -20,6 +20,7 @@ from detailclip_jax.interop.tables import flatten
 from detailclip_jax.interop.verify import Difference, Features
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.patches import normalise_pixels
+from detailclip_jax.products import EXACT
 from detailclip_jax.types import Array, Float, Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -93,7 +94,8 @@ def write_stablehlo(export: Export, path: Path) -> Any:
 def _stablehlo(function: Function, file: Path) -> None:
     (size,) = jax.export.symbolic_shape("b")
     argument = jax.ShapeDtypeStruct((size, *function.shape), function.dtype)
-    exported = jax.export.export(jax.jit(function.call), platforms=PLATFORMS)(argument)
+    with jax.default_matmul_precision(EXACT):
+        exported = jax.export.export(jax.jit(function.call), platforms=PLATFORMS)(argument)
     with whole(file) as partial:
         partial.write_bytes(exported.serialize())
 
@@ -116,7 +118,8 @@ def _verify(export: Export, call: Callable[[str, np.ndarray], np.ndarray]) -> di
     for name, function in functions(export).items():
         high = 256 if name == "image" else export.config.model.vocab_size
         batch = rng.integers(0, high, (verify.BATCH, *function.shape)).astype(function.dtype)
-        theirs[name], expected[name] = call(name, batch), np.asarray(jax.jit(function.call)(batch))
+        with jax.default_matmul_precision(EXACT):
+            theirs[name], expected[name] = call(name, batch), np.asarray(jax.jit(function.call)(batch))
     return verify.compare(theirs, expected)
 
 

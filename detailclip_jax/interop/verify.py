@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.interop import files
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.products import EXACT
 from detailclip_jax.types import Array, Float, Int, Params
 
 TOLERANCE = 1e-4
@@ -57,7 +58,7 @@ def inputs(config: ConfigDict) -> Inputs:
 
 
 def ours(model: Networks, params: Params, batch: Inputs) -> Features:
-    """Features of our networks: of both encoders, or the tokens of an image encoder alone."""
+    """Features of our networks, in exact float32: of both encoders, or the tokens of an image encoder alone."""
 
     def features(params: Params, images: Array, tokens: Array) -> dict[str, Array]:
         bound = model.bind({"params": params})
@@ -65,7 +66,8 @@ def ours(model: Networks, params: Params, batch: Inputs) -> Features:
             return {"image": tokens_of(bound, images)}
         return {"image": bound.embed_image(images), "text": bound.embed_text(tokens)}
 
-    return {name: np.asarray(value) for name, value in jax.jit(features)(params, *batch).items()}
+    with jax.default_matmul_precision(EXACT):
+        return {name: np.asarray(value) for name, value in jax.jit(features)(params, *batch).items()}
 
 
 def tokens_of(networks: Any, images: Float[Array, "B S S 3"]) -> Float[Array, "B M D"]:

@@ -144,8 +144,8 @@ def _compare_views(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, s
     log_s, log_t = _log_probabilities(how, dtype, prototypes, fixed, students, teachers)
     entropies = entropy(log_t).mean(-1)
     between = kl_teacher_student(log_t[:, -1], log_t[:, 0])
-    beside = {"teacher_entropy": share @ entropies, "teacher_view_kl": share @ between}
-    return share @ cls_divergence(log_s, log_t, DIVERGENCES[how.divergence]), beside
+    beside = {"teacher_entropy": _weighted(share, entropies), "teacher_view_kl": _weighted(share, between)}
+    return _weighted(share, cls_divergence(log_s, log_t, DIVERGENCES[how.divergence])), beside
 
 
 def cls_divergence(
@@ -161,8 +161,13 @@ def _compare_tokens(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, 
     """Eq. 7 for a chunk of tokens [m, F], each with its share."""
     teachers, share, each = given
     log_s, log_t = _log_probabilities(how, dtype, prototypes, fixed, students, teachers)
-    loss = share @ DIVERGENCES[how.divergence](log_s, log_t)
-    return loss, {"teacher_patch_entropy": each @ entropy(log_t)}
+    loss = _weighted(share, DIVERGENCES[how.divergence](log_s, log_t))
+    return loss, {"teacher_patch_entropy": _weighted(each, entropy(log_t))}
+
+
+def _weighted(share: Float[Array, "m"], values: Float[Array, "m"]) -> Scalar:
+    """sum_i share_i values_i, in float32 on every device."""
+    return jnp.dot(share, values, precision="highest")
 
 
 def _log_probabilities(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, students: Array, teachers: Array):

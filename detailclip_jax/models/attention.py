@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from detailclip_jax.models.layers import Initialiser, Linear, Weights, affine
+from detailclip_jax.products import matmul_precision, precision_of
 from detailclip_jax.types import Array, Bool, Float
 
 Kernel: TypeAlias = Literal["xla", "cudnn"]
@@ -54,7 +55,8 @@ class Attention(nn.Module):
         """
         (query,), (key, value) = self._heads(query, 1), self._heads(pairs, 2)
         if mask is not None or self.kernel == "xla":
-            attended = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
+            with matmul_precision(precision_of(query.dtype)):
+                attended = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal)
         else:
             attended = attend_evenly(query, key, value, causal, self.kernel)
         out = self.proj(attended.reshape(*query.shape[:2], self.width))

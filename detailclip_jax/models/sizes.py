@@ -94,7 +94,7 @@ def build(
     `interpolation` is how positions are read for images of another size, see `positions.RECIPES`.
     """
     makers = {
-        "image": lambda *given: _image(*given, interpolation),
+        "image": lambda model, size, dtype: _image(model, size, dtype, interpolation),
         "image_projection": _projection,
         "text": _text,
         "text_projection": _projection,

@@ -1,0 +1,88 @@
+"""float32 products are exact on GPUs and TPUs too: the precision that the lowered programs ask for."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny import tiny_batch, tiny_config, tiny_experiment
+
+from detailclip_jax import experiment, mesh
+from detailclip_jax.export import plain
+from detailclip_jax.interop import functions
+from detailclip_jax.validation import validate
+
+PRODUCT = re.compile(r"stablehlo\.dot_general (?P<how>.*) : \(tensor<(?P<left>\S+)>, tensor<(?P<right>\S+)>\)")
+PRECISION = re.compile(r"precision = \[(\w+), (\w+)\]")
+FLOAT, HALF = ("f32", "f32"), ("bf16", "bf16")
+EXACT = FLOAT, ("HIGHEST", "HIGHEST")
+
+
+def precisions(text):
+    """(type of the factors, precision of each) of every product of a lowered program."""
+    products = list(PRODUCT.finditer(text))
+    assert products and len(products) == text.count("stablehlo.dot_general")
+    kinds = [tuple(shape.split("x")[-1] for shape in match.group("left", "right")) for match in products]
+    asked = [PRECISION.search(match["how"]) for match in products]
+    return {(kind, match.groups() if match else ("DEFAULT", "DEFAULT")) for kind, match in zip(kinds, asked)}
+
+
+def lowered(function, platform, *arguments):
+    return jax.export.export(function, platforms=(platform,))(*arguments).mlir_module()
+
+
+def step_of(exp, platform):
+    return precisions(lowered(exp.train_step, platform, exp.state_shapes, exp.put(tiny_batch(0, exp.config))))
+
+
+@functools.cache
+def built(**model):
+    config = tiny_config()
+    config.model.update(model)
+    return experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("method", ["detailclip", "aclip", "supervised"])
+def test_every_product_of_a_float32_step_is_exact(method, platform):
+    assert step_of(tiny_experiment(method), platform) == {EXACT}
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_every_product_of_the_encoders_is_exact(platform):
+    exp, batch = tiny_experiment(), tiny_batch()
+    arguments = dict.fromkeys(exp.encode._fields, batch["image"]["global"][:, 0]) | {"text": batch["text"]}
+    for name, argument in arguments.items():
+        text = lowered(getattr(exp.encode, name), platform, exp.state_shapes.params, argument)
+        assert precisions(text) == {EXACT}, name
+
+
+def test_a_bfloat16_step_leaves_its_halves_to_the_device_and_is_exact_elsewhere():
+    found = step_of(built(dtype="bfloat16"), "tpu")
+    assert (HALF, ("DEFAULT", "DEFAULT")) in found
+    assert {how for kind, how in found if kind == FLOAT} == {EXACT[1]}
+
+
+def test_the_field_and_jax_s_context_ask_for_another_precision():
+    found = step_of(built(matmul_precision="high"), "cuda")
+    assert (FLOAT, ("HIGH", "HIGH")) in found and EXACT in found  # the losses stay exact
+    with jax.default_matmul_precision("default"):
+        assert (FLOAT, ("DEFAULT", "DEFAULT")) in step_of(built(), "cuda")
+
+
+def test_exported_encoders_are_exact_whatever_the_run_asked_for():
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tiny_experiment().state_shapes.params)
+    config = tiny_config()
+    config.model.matmul_precision = "default"
+    model, variables, config = plain({"params": params}, config)
+    for function in functions.functions(functions.Export(model, variables["params"], variables, config)).values():
+        shape = jax.ShapeDtypeStruct((2, *function.shape), function.dtype)
+        assert precisions(lowered(jax.jit(function.call), "cuda", shape)) == {EXACT}
+
+
+def test_an_unknown_precision_is_refused():
+    config = tiny_config()
+    config.model.matmul_precision = "hihg"
+    with pytest.raises(ValueError, match=r"unknown model\.matmul_precision 'hihg'; did you mean 'high'"):
+        validate(config)
