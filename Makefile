@@ -26,6 +26,8 @@ clean:
 	rm -rf $(VENV) build *.egg-info
 
 $(VENV)/python.stamp:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "there is no $(PYTHON) here; name a Python that is: make PYTHON=/path/to/python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "detailclip_jax needs Python 3.11 or newer, $(PYTHON) is older; try: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)

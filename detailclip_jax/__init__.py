@@ -12,9 +12,15 @@ The names below are imported when they are first used, so that `import detailcli
 """
 
 import importlib
+import sys
 from typing import Any
 
 from detailclip_jax.version import __version__
+
+if sys.argv[:1] == ["-m"]:  # while Python looks for the module of `python -m detailclip_jax.NAME`
+    from detailclip_jax import start
+
+    start.check()
 
 _PUBLIC = {
     "METHODS": "detailclip_jax.methods",

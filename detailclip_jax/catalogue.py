@@ -183,7 +183,7 @@ def embed_missing(
     for noun, parts, total in stages:
         with contextlib.closing(parts):
             if not interrupt.received:
-                collect(parts, Meter(console, noun, total), made, lambda: interrupt.reached(0), save)
+                collect(parts, Meter(console, noun, total), made, lambda: interrupt.reached(), save)
     console.end_live()
 
 

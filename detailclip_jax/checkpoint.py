@@ -6,10 +6,14 @@ its files with its step.  It is written in the background under another name and
 at any moment leaves finished checkpoints only.  It is compared with its manifest before anything else reads it.
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from logging import ERROR, Filter, LogRecord
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +42,10 @@ _UNREADABLE = "unreadable-"
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read; the message says which and what to do."""
+
+
+class StorageError(RuntimeError):
+    """A file of the run cannot be written: the disk is full, or the folder is gone.  The message says how to go on."""
 
 
 class Sealed(atomicity.AtomicRenameTemporaryPath):
@@ -86,7 +94,8 @@ class Checkpoints:
     ):
         """Opens `workdir/checkpoints` and removes what a killed run left unfinished there."""
         self.folder = Path(workdir).absolute() / FOLDER
-        self._warn = warn
+        self._warn, self._failed = warn, False
+        _hush_writer()
         self._retention = Retention(max_to_keep, best_metric, scores or {})
         removed = _remove_unfinished(self.folder)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._retention, temporary_path_class=Sealed)
@@ -112,18 +121,65 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, data: Mapping[str, Any], run: Mapping[str, Any]) -> None:
         """Starts writing the checkpoint of `step`; returns as soon as the arrays are copied from the devices.
 
-        Raises CheckpointError, and writes nothing, if an array of the state is not finite.
+        Raises CheckpointError, and writes nothing, if an array of the state is not finite, and StorageError if the disk
+        has less room than the last checkpoint took, or if that one could not be written.
         """
-        sums = checksums(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_fields(state)),
-                data=ocp.args.JsonSave(dict(data)),
-                run=ocp.args.JsonSave({**run, "checksums": sums}),
-            ),
-            force=True,
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(_fields(state)),
+            data=ocp.args.JsonSave(dict(data)),
+            run=ocp.args.JsonSave({**run, "checksums": checksums(state)}),
         )
+        self.wait()
+        self._check_room(step)
+        with self._writing():
+            self._manager.save(step, args=args, force=True)
+
+    def _check_room(self, step: int) -> None:
+        """StorageError before a checkpoint is begun for which there is no room."""
+        steps = _steps_in(self.folder)
+        if not steps or jax.process_index() > 0:
+            return
+        free, needed = shutil.disk_usage(self.folder).free, _bytes_of(self.folder / str(steps[-1]))
+        if free < needed:
+            raise StorageError(
+                f"step {step} is not saved: {self.folder} has {free / 2**20:,.0f} MiB free, and the last checkpoint "
+                f"took {needed / 2**20:,.0f}\n{self.way_on()}"
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """StorageError for what the writer's threads met; what jax says of lost processes goes on as it is."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise
+        except Exception as error:  # the writer raises OSError, ValueError or RuntimeError for the same full disk
+            if jax.process_count() > 1 and not isinstance(error, OSError) and str(self.folder) not in str(error):
+                raise
+            self._failed = True
+            raise StorageError(f"a checkpoint cannot be written: {_first_line(error)}\n{self.way_on()}") from error
+
+    def way_on(self) -> str:
+        """The last good step on the disk, and how to go on."""
+        if not self._failed:
+            with contextlib.suppress(StorageError):
+                self.wait()
+        steps = _steps_in(self.folder)
+        good = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
+        after = "the same command goes on from there" if steps else "the same command starts anew"
+        return f"In {self.folder} {good}; once there is room and the folder can be written, {after}."
+
+    def check(self) -> None:
+        """StorageError if the last save has failed meanwhile."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    def abandon(self) -> None:
+        """Removes the checkpoint that is being written; the process ends after that."""
+        logging.set_verbosity(logging.FATAL)  # its writer is about to miss the folder
+        for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
+            with contextlib.suppress(OSError):  # it may get its final name at this moment
+                shutil.rmtree(unfinished.rename(unfinished.with_name(f"abandoned-{unfinished.name}")))
 
     def score(self, step: int, scores: Mapping[str, float]) -> None:
         """Notes what an evaluation measured, and removes the checkpoint that was the best until now."""
@@ -197,12 +253,47 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Waits until the last save is on disk."""
-        self._manager.wait_until_finished()
+        """Waits until the last save is on disk; StorageError if it failed."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save and closes."""
-        self._manager.close()
+        """Waits for the last save and closes; after a StorageError there is nothing to wait for."""
+        if not self._failed:
+            self.wait()
+            self._manager.close()
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+_LOOP_CLOSED = "Event loop is closed"
+
+
+def _hush_writer() -> None:
+    """Keeps the writer from printing what `_writing` raises as one message.
+
+    Where one of some hundred arrays fails to be written, the others find the event loop closed, each with a traceback.
+    """
+    logger = logging.get_absl_logger()
+    if not any(isinstance(known, _NotOrbax) for known in logger.filters):
+        logger.addFilter(_NotOrbax())
+        sys.unraisablehook = functools.partial(_show_others, sys.unraisablehook)
+
+
+class _NotOrbax(Filter):
+    """Passes what is no error of Orbax."""
+
+    def filter(self, record: LogRecord) -> bool:
+        """Whether the record is printed."""
+        return not (record.levelno >= ERROR and "/orbax/" in record.pathname)
+
+
+def _show_others(show: Callable[[Any], Any], unraisable: Any) -> None:
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == _LOOP_CLOSED):
+        show(unraisable)
 
 
 def _fields(state: PyTree) -> dict[str, PyTree]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from absl import logging
 
-from detailclip_jax import catalogue, contact_sheet, embeddings, files
+from detailclip_jax import catalogue, contact_sheet, embeddings, files, signals
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BadImage, decode
 from detailclip_jax.data.images import evaluation_view
@@ -183,16 +183,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     logging.set_verbosity(logging.WARNING)
     try:
-        return run(arguments, Console(stream=sys.stderr))
+        with signals.prompt():
+            return run(arguments, Console(stream=sys.stderr))
     except (ValueError, FileNotFoundError, ImportError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return RUN_ERROR
-    except KeyboardInterrupt:  # while nothing is embedded yet, or the second time
+    except KeyboardInterrupt as error:  # while nothing is embedded yet, or the second time
         print("\ninterrupted", file=sys.stderr)
-        return INTERRUPTED
+        return getattr(error, "exit_code", INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax import checkpoint, experiment
+from detailclip_jax import checkpoint, experiment, signals
 from detailclip_jax.data import preprocessing
 from detailclip_jax.files import nothing_left
 from detailclip_jax.inference import choose_weights
@@ -136,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     try:
-        run(arguments)
+        with signals.prompt():
+            run(arguments)
     except ImportError as error:
         print(f"error: {error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}", file=sys.stderr)
         return USAGE_ERROR
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return RUN_ERROR
     except KeyboardInterrupt as error:
         print(f"\ninterrupted; {str(error) or 'nothing is written'}", file=sys.stderr)
-        return INTERRUPTED
+        return getattr(error, "exit_code", INTERRUPTED)
     return 0
 
 

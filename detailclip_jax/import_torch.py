@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import logging
 
-from detailclip_jax import checkpoint, interop
+from detailclip_jax import checkpoint, interop, signals
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.preprocessing import RESIZES
 from detailclip_jax.data.resizing import FILTERS
@@ -106,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     try:
-        run(arguments)
+        with signals.prompt():
+            run(arguments)
     except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return RUN_ERROR
     except KeyboardInterrupt as error:
         print(f"\ninterrupted; {str(error) or 'nothing is written'}", file=sys.stderr)
-        return INTERRUPTED
+        return getattr(error, "exit_code", INTERRUPTED)
     return 0
 
 

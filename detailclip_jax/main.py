@@ -21,7 +21,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax import processes, run_config
+from detailclip_jax import processes, run_config, signals
 from detailclip_jax.config_files import find
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py, or configs/NAME.py:ARGUMENT.")
@@ -162,9 +162,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs, with errors that a user can act on as one message."""
     _begin(argv)
     try:
-        return _prepare_and_train()
-    except KeyboardInterrupt:  # outside of the loop, which saves first
-        _fail("interrupted", INTERRUPTED)
+        with signals.prompt():
+            return _prepare_and_train()
+    except KeyboardInterrupt as error:  # outside of the loop, which saves first
+        _fail("interrupted", getattr(error, "exit_code", INTERRUPTED))
 
 
 def _prepare_and_train() -> int:

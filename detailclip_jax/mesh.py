@@ -33,9 +33,11 @@ def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
     """A mesh of all devices (or those given), [devices / fsdp, fsdp] along "data" and "fsdp".
 
     A host's devices are neighbours: they alone share "fsdp" where it divides their number, see `fsdp_hosts`.
-    Raises ValueError unless it divides all devices.
+    Raises ValueError unless it divides all devices, NoDevice where there are none.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        first_device()  # or NoDevice
+        devices = jax.devices()
     if fsdp < 1 or len(devices) % fsdp:
         fitting = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise ValueError(f"mesh.fsdp {fsdp} does not divide {len(devices)} devices; it can be {fitting}")

@@ -1,7 +1,9 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard events, and the check that they are finite."""
 
+import contextlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,25 +88,53 @@ def read_scores(workdir: Path) -> dict[int, dict[str, Any]]:
 NAMES = ("metrics", "evaluations")  # of a run's own files; others in its folder are somebody else's
 
 
+class Events:
+    """TensorBoard's event file, written by this thread.
+
+    tensorboardX's own SummaryWriter writes in another one; where that ends, on a full disk, the run would wait for it.
+    """
+
+    def __init__(self, folder: Path, purge_step: int):
+        """A new file in `folder`; TensorBoard hides the events of earlier files from `purge_step` on."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+
+        self._event = Event
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        start = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """A scalar for each value, on disk when it returns."""
+        from tensorboardX.summary import scalar
+
+        for name, value in values.items():
+            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file, whose bytes are on disk already; what did not fit there was said before."""
+        with contextlib.suppress(OSError):
+            self._writer.close()
+
+
 class MetricWriter:
     """Writes scalars of a step to `workdir/<name>.jsonl`, a name of NAMES, and to events in `workdir/tensorboard`."""
 
     def __init__(self, workdir: Path, step: int, warn: Callable[[str], None] = logging.warning):
         """For the run that goes on after `step`: lines past it are dropped, events past it marked as purged."""
-        from tensorboardX import SummaryWriter
-
         self._workdir = workdir
         for file in (workdir / f"{name}.jsonl" for name in NAMES):
             if file.exists() and (broken := drop_lines_after(file, step)):
                 numbers = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
                 warn(f"{file}: damaged lines are left out, the others are kept ({len(broken)}: line {numbers})")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._events = Events(workdir / "tensorboard", step + 1)
 
     def write(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """One line and one event per value, on disk when it returns (the events a little later)."""
+        """One line and one event per value, on disk when it returns."""
         append_line(self._workdir / f"{name}.jsonl", step, values)
-        for key, value in values.items():
-            self._events.add_scalar(key, value, step)
+        self._events.write(step, values)
 
     def write_anew(self, name: str, step: int, values: Mapping[str, float]) -> None:
         """As `write`, in the place of what an earlier run may have written for this step."""
@@ -114,7 +144,7 @@ class MetricWriter:
         self.write(name, step, values)
 
     def close(self) -> None:
-        """Flushes and closes the events."""
+        """Closes the events."""
         self._events.close()
 
 

@@ -41,10 +41,12 @@ def join(
     """Joins the other processes of this job, if it was launched as several.
 
     They are named by the first three (or the environment's NAMES), or found by jax itself: under SLURM and Open MPI,
-    and on TPU pods, where `distributed` asks for it.  Raises ValueError if only some of the three are there, or if
-    there are other processes that were not met.
+    and on TPU pods, where `distributed` asks for it.  Raises ValueError if only some of the three are there, if there
+    are other processes that were not met, or if jax finds no device here.
     """
     import jax
+
+    from detailclip_jax.mesh import first_device
 
     meet = partial(
         jax.distributed.initialize,
@@ -58,6 +60,7 @@ def join(
     elif distributed or launched_as_several(environment):
         with last_words(NOT_MET.format(who="this process")):
             meet()
+    first_device()
     check_joined(jax.process_count(), jax.distributed.is_initialized())
 
 
@@ -146,7 +149,7 @@ def explain(error: BaseException) -> int:
     is one line and 130."""
     if isinstance(error, KeyboardInterrupt):
         print("\nerror: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return getattr(error, "exit_code", INTERRUPTED)
     if not isinstance(error, SystemExit):
         traceback.print_exception(error)
         return 1

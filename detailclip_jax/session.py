@@ -16,6 +16,7 @@ from detailclip_jax.config import unknown
 from detailclip_jax.data.lengths import lengths_within, trimmed
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.experiment import Experiment, dummy_batch
+from detailclip_jax.interrupt import Interrupt
 from detailclip_jax.mesh import sharded
 from detailclip_jax.metrics import MetricWriter, NonFiniteError, NoWriter, check_finite
 from detailclip_jax.progress import Clock, Console, progress_line
@@ -51,16 +52,16 @@ class Session:
     the device in between; and no checkpoint is written of a state that came after one.
     """
 
-    def __init__(self, run: Run, checkpoints: Checkpoints, start: int):
+    def __init__(self, run: Run, checkpoints: Checkpoints, start: int, interrupt: Interrupt | None = None):
         """Opens the writers for the run that goes on after step `start`."""
-        self.run, self.checkpoints = run, checkpoints
+        self.run, self.checkpoints, self.interrupt = run, checkpoints, interrupt or Interrupt()
         self.clock = Clock()
         self.scores: tuple[int, Mapping[str, float]] | None = None  # of the last evaluation, and its step
         self.counts: Callable[[], dict[str, int]] = dict  # of the data, over all processes; see `count_data`
         self._warned = False
         self._pending: list[tuple[int, Mapping[str, Array]]] = []
         self._last: dict[str, float] = {}
-        self._start = self._logged = start
+        self._start = self._logged = self.step = start
         self._tracing = False
         self._record = run_record(run)
         self._writer = MetricWriter(run.workdir, start, run.console.warn) if jax.process_index() == 0 else NoWriter()
@@ -85,6 +86,7 @@ class Session:
 
     def add(self, step: int, values: Mapping[str, Array]) -> None:
         """Takes the scalars of a step that was just started; waits until at most RUN_AHEAD steps are unfinished."""
+        self.step = step
         self._pending.append((step, values))
         if len(self._pending) > RUN_AHEAD:
             jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
@@ -138,6 +140,7 @@ class Session:
         self._warn_of_waiting(speed["data_wait"])
         self._logged = step
         self._writer.write("metrics", step, values)
+        self.checkpoints.check()
         console, size = self.run.console, config.batch_size
         console.live(progress_line(step, config.total_steps, values, self.run.terms, size, console.width))
 
@@ -154,12 +157,13 @@ class Session:
     def evaluate(self, step: int, state: TrainState) -> Mapping[str, float]:
         """Runs the evaluators (once per step) and writes their numbers.
 
-        Raises EvaluatorError, and CheckpointError if `best_metric` is not among the numbers.
+        Raises EvaluatorError, CheckpointError if `best_metric` is not among the numbers, and Stopped between two
+        batches where the run is to end.
         """
         if self.scores is None or self.scores[0] != step:
             config, weights = self.run.config, evaluate.all_weights(self.run.experiment.whole(state))
             with self.clock.paused():
-                scores = evaluate.run_all(self.run.experiment.encode, weights, config, step)
+                scores = evaluate.run_all(self.interrupt.between(self.run.experiment.encode), weights, config, step)
             self._writer.write_anew("evaluations", step, scores)
             self.scores = step, scores
             if config.best_metric and config.best_metric not in scores:

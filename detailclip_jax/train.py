@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from detailclip_jax import evaluate, experiment, init_from, processes, provenance, run_config, sharding
-from detailclip_jax.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.checkpoint import CheckpointError, Checkpoints, StorageError
 from detailclip_jax.cores import usable_cores
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import parts_of, summary
@@ -19,7 +19,8 @@ from detailclip_jax.locks import Busy, alone
 from detailclip_jax.metrics import NonFiniteError, read_scores
 from detailclip_jax.progress import Console
 from detailclip_jax.schedules import clamp_warmup
-from detailclip_jax.session import COUNTS, Run, Session, count_data
+from detailclip_jax.session import COUNTS, Run, Session, Step, count_data
+from detailclip_jax.signals import Stopped
 from detailclip_jax.train_state import TrainState
 from detailclip_jax.validation import validate
 
@@ -44,6 +45,7 @@ RUN_ERRORS = (
     NonFiniteError,
     OutOfMemory,
     CheckpointError,
+    StorageError,
     evaluate.EvaluatorError,
     pipeline.TooManyBadRecords,
     Busy,
@@ -96,17 +98,38 @@ def _train(run: Run) -> int:
     with processes.together():
         scores = read_scores(run.workdir)
         store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn, scores)
-    with closing(store) as checkpoints, processes.together(), enough_memory():
+    with closing(store) as checkpoints, processes.together(), enough_memory(), explained(run, checkpoints):
         start = restore_or_init(run, checkpoints)
-        with Session(run, checkpoints, start.step) as session:
-            with Interrupt() as interrupt:
-                state, step = loop(session, start, interrupt)
-            if not interrupt.received:
-                finish(session, state, step)
+        interrupt = Interrupt(checkpoints.abandon)
+        with Session(run, checkpoints, start.step, interrupt) as session:
+            step = loop_and_finish(session, start, interrupt)
     if interrupt.received:
         left = f"saved at step {step} of {config.total_steps}; the same command goes on from there"
         run.console.say(f"{interrupt.received.name}: {left}")
     return interrupt.exit_code
+
+
+def loop_and_finish(session: Session, start: "Start", interrupt: Interrupt) -> int:
+    """All steps and the final table; the last step, also where a signal ended the run."""
+    train_step = None if start.step >= session.run.config.total_steps else session.compile(start.state)
+    with interrupt:  # before it, while the step is compiled, there is nothing to save: signals act at once
+        try:
+            state = loop(session, start, train_step, interrupt)
+            if not interrupt.received:
+                finish(session, state, session.step)
+        except Stopped:  # in an evaluation, whose step was saved before
+            pass
+    return session.step
+
+
+@contextmanager
+def explained(run: Run, checkpoints: Checkpoints) -> Iterator[None]:
+    """StorageError where a file cannot be written or read: the disk is full, or the workdir is gone."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        raise StorageError(f"{what}\n{checkpoints.way_on()}") from error
 
 
 @contextmanager
@@ -185,17 +208,16 @@ def _fresh(run: Run) -> TrainState:
     return state
 
 
-def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainState, int]:
+def loop(session: Session, start: Start, train_step: Step | None, interrupt: Interrupt) -> TrainState:
     """Steps start + 1 .. total_steps.  Nothing here waits for the device but `session`, at its intervals."""
     run, config = session.run, session.run.config
-    state, step = start.state, start.step
+    state = start.state
     session.counts = lambda: {name: start.data.get(name, 0) for name in COUNTS}
-    if step >= config.total_steps:
+    if start.step and evaluates(config, start.step) and not session.checkpoints.scored(start.step):
+        session.evaluate(start.step, state)  # the run was stopped between saving this step and its evaluation
+    if train_step is None:
         run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N trains on")
-        return state, step
-    if step and evaluates(config, step) and not session.checkpoints.scored(step):
-        session.evaluate(step, state)  # the run was stopped between saving this step and its evaluation
-    train_step = session.compile(state)
+        return state
     with open_batches(run, start.data["examples"]) as batches:
         session.counts = count_data(batches, start.data)
         for step in range(start.step + 1, config.total_steps + 1):
@@ -203,7 +225,7 @@ def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainSta
                 batch = next(batches)
             state, metrics = train_step(state, batch)
             session.add(step, metrics)
-            stop, last = interrupt.reached(step), step == config.total_steps
+            stop, last = interrupt.reached(), step == config.total_steps
             if last or step % config.log_every == 0:
                 session.log(step)
             scored = evaluates(config, step)
@@ -214,7 +236,7 @@ def loop(session: Session, start: Start, interrupt: Interrupt) -> tuple[TrainSta
             if scored:
                 session.evaluate(step, state)
         say_counts(run, session.counts())
-    return state, step
+    return state
 
 
 def evaluates(config: ConfigDict, step: int) -> bool:

@@ -5,7 +5,8 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent / "detailclip_jax"
 FLOORS = [
-    {"types", "version", "config", "cores", "locks", "patches", "products", "files", "logits", "manifest"},
+    {"types", "version", "config", "cores", "locks", "patches", "products", "files", "logits"}
+    | {"manifest", "signals", "start"},
     {"masking", "ema", "centering", "schedules", "resample", "mixing", "losses", "models", "data"},
     {"forward", "parts", "methods"},
     {"mesh", "sharding", "optimizer", "rates", "train_state", "train_step", "accumulation", "encode", "experiment"},

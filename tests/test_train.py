@@ -1,9 +1,14 @@
 """The loop, around an experiment so small that it compiles at once: one weight that is pulled towards 3."""
 
+import errno
+import gc
 import io
+import itertools
 import os
+import shutil
 import signal
 from contextlib import closing, nullcontext
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -11,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax import run_config, session
+from detailclip_jax import checkpoint, metrics, run_config, session
 from detailclip_jax import train as loop
-from detailclip_jax.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.checkpoint import CheckpointError, Checkpoints, StorageError
 from detailclip_jax.data.mixture import Mixture, Part
 from detailclip_jax.interrupt import Interrupt
 from detailclip_jax.locks import Busy, alone
@@ -265,18 +270,18 @@ def test_a_profile_is_written(run_of):
 class StoppedAt(Interrupt):
     """A signal that arrives during a step."""
 
-    def __init__(self, step):
-        super().__init__()
+    def __init__(self, step, at_once):
+        super().__init__(at_once)
         self.step = step
 
-    def reached(self, step):
-        if step == self.step:
+    def reached(self):
+        if self._asked + 1 == self.step:
             self.received = signal.SIGTERM
-        return super().reached(step)
+        return super().reached()
 
 
 def test_a_signal_saves_and_ends_with_its_number(run_of, monkeypatch):
-    monkeypatch.setattr(loop, "Interrupt", lambda: StoppedAt(5))
+    monkeypatch.setattr(loop, "Interrupt", lambda at_once: StoppedAt(5, at_once))
     run = run_of()
     assert loop.train(run) == 143
     assert "SIGTERM: saved at step 5 of 12; the same command goes on from there" in text_of(run)
@@ -285,13 +290,15 @@ def test_a_signal_saves_and_ends_with_its_number(run_of, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_once_and_then_acts_as_before(number, capfd):
-    before = signal.getsignal(number)
-    with Interrupt() as interrupt:
-        assert not interrupt.reached(1)
+def test_a_signal_is_noted_and_a_second_one_ends_at_once(number, capfd, monkeypatch):
+    before, ended = signal.getsignal(number), []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with Interrupt(lambda: ended.append("removed")) as interrupt:
+        assert not interrupt.reached()
         os.kill(os.getpid(), number)
-        assert interrupt.reached(2)
-        assert signal.getsignal(number) is before
+        assert interrupt.reached() and not ended
+        os.kill(os.getpid(), number)
+        assert ended == ["removed", 128 + number]
     assert (interrupt.exit_code, signal.getsignal(number)) == (128 + number, before)
     assert f"{number.name}: saving after this step" in capfd.readouterr().err
 
@@ -356,3 +363,88 @@ def test_a_step_whose_evaluation_did_not_happen_is_evaluated_when_the_run_goes_o
             loop.train(run)
     assert seen == [4, "stopped", 8, 12]
     assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [4, 8, 12]
+
+
+def stopped_in_an_evaluation(monkeypatch, at_batch):
+    """The signal comes in an evaluation, before one of its batches; returns the steps whose evaluation began."""
+    seen = []
+
+    def run_all(encode, weights, config, step):
+        seen.append(step)
+        for batch in range(5):
+            if (len(seen), batch) == at_batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+            encode.image(batch)
+        return {"zero_shot/student/top1": step / 100}
+
+    monkeypatch.setattr("detailclip_jax.evaluate.run_all", run_all)
+    return seen
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["between", "at the end"])
+def test_a_stop_is_honoured_between_batches_of_an_evaluation(run_of, monkeypatch, last):
+    """The step is saved before, and evaluated when the run goes on."""
+    seen = stopped_in_an_evaluation(monkeypatch, (3 if last else 2, 1))
+    monkeypatch.setattr(loop, "finish", lambda session, state, step: session.evaluate(step, state))
+    fields = {"evaluate_every": 5, "checkpoint_every": 100}
+    run = run_of(**fields)
+    run.experiment.encode = SimpleNamespace(image=lambda batch: batch)
+    assert loop.train(run) == 143
+    step = 12 if last else 10
+    assert f"SIGTERM: saved at step {step} of 12; the same command goes on from there" in text_of(run)
+    assert (run.workdir / f"checkpoints/{step}/manifest.json").is_file()
+    again = run_of(**fields)
+    again.experiment.encode = run.experiment.encode
+    assert loop.train(again) == 0
+    assert seen == [5, 10, 12, 12] if last else [5, 10, 10, 12]
+    assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [5, 10, 12]
+
+
+def test_a_full_disk_is_one_message_with_the_last_good_step(run_of, monkeypatch):
+    run = run_of()
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
+    with pytest.raises(StorageError) as raised:
+        loop.train(run)
+    assert StorageError in loop.RUN_ERRORS
+    said = str(raised.value)
+    assert said.startswith(
+        f"step 8 is not saved: {run.workdir}/checkpoints has 0 MiB free, and the last checkpoint took"
+    )
+    assert "the last good checkpoint is step 4; once there is room" in said and "the same command goes on from" in said
+
+
+@pytest.mark.parametrize("what", ["metrics", "events", "checkpoint", "workdir"])
+def test_what_cannot_be_written_is_one_message(run_of, monkeypatch, capfd, what):
+    run = run_of()
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", "the file")
+
+    def failing_after(step, module, name):
+        write = getattr(module, name)
+        counts = itertools.count(1)
+        monkeypatch.setattr(module, name, lambda *a, **o: write(*a, **o) if next(counts) < step else full())
+
+    if what == "metrics":
+        failing_after(3, metrics, "append_line")
+    elif what == "events":
+        failing_after(3, metrics.Events, "write")
+    elif what == "checkpoint":
+        failing_after(2, checkpoint.manifest, "write")  # in the writer's thread
+    else:
+        log = session.Session.log
+        gone = lambda self, step: (step == 9 and shutil.rmtree(run.workdir), log(self, step))
+        monkeypatch.setattr(session.Session, "log", gone)
+    with pytest.raises(StorageError) as raised:
+        loop.train(run)
+    assert ("metrics.jsonl" if what == "workdir" else "No space left on device") in str(raised.value)
+    good = (
+        "there is no checkpoint"
+        if what == "workdir"
+        else f"the last good checkpoint is step {4 if what == 'checkpoint' else 8}"
+    )
+    assert good in str(raised.value)
+    monkeypatch.undo()
+    gc.collect()
+    assert capfd.readouterr().err == ""
+    assert loop.train(run_of()) == 0

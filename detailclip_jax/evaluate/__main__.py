@@ -149,13 +149,13 @@ def explain(error: BaseException) -> int:
         return RUN_ERROR
     if isinstance(error, KeyboardInterrupt):
         print(f"\ninterrupted; {KEPT}", file=sys.stderr)
-        return INTERRUPTED
+        return getattr(error, "exit_code", INTERRUPTED)
     return processes.explain(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0, 1 if a task or the disk failed, 2 with a message for what cannot be meant, 130 if interrupted."""
-    from detailclip_jax import processes
+    from detailclip_jax import processes, signals
     from detailclip_jax.checkpoint import CheckpointError
 
     arguments = parser().parse_args(argv)
@@ -163,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check(arguments)
         processes.join(distributed=arguments.distributed)
-        return evaluate(arguments)
+        with signals.prompt():
+            return evaluate(arguments)
     except (ValueError, OSError, CheckpointError, KeyboardInterrupt) as error:
         return explain(error)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax import checkpoint, experiment, provenance, run_config
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.mesh import first_device, make_mesh
 from detailclip_jax.types import Params
 
 
@@ -22,7 +22,7 @@ def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDic
     workdir = Path(workdir)
     if any((workdir / checkpoint.FOLDER).glob("*")):
         raise ValueError(f"{workdir} holds checkpoints already; choose another folder")
-    built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
+    built = experiment.build(config, make_mesh([first_device()]))
     known = built.state_shapes.replace(
         params=dict(variables["params"]),
         ema_params=dict(variables["ema_params"]),

@@ -22,6 +22,7 @@ from typing import Any
 
 from absl import logging
 
+from detailclip_jax import signals
 from detailclip_jax.data.prepare.begin import AlreadyThere, begin, refuse_finished
 from detailclip_jax.data.prepare.finish import NothingAccepted, finish
 from detailclip_jax.data.prepare.job import Request
@@ -144,7 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.set_verbosity(logging.WARNING)
     command = COMMANDS.get(argv[0]) if argv else None
     try:
-        return command(argv[1:]) if command else prepare(argv)
+        with signals.prompt():
+            return command(argv[1:]) if command else prepare(argv)
     except (ValueError, FileNotFoundError, MissingData, ImportError) as error:
         return _fail(str(error), USAGE_ERROR)
     except Busy as error:
@@ -155,8 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except OSError as error:
         return _fail(f"{error}; finished shards stay, and once that is mended the same command goes on", RUN_ERROR)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return _fail("interrupted; the same command goes on", getattr(error, "exit_code", INTERRUPTED))
 
 
 if __name__ == "__main__":

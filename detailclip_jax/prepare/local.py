@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
+from detailclip_jax import signals
 from detailclip_jax.data.prepare import job as jobs
 from detailclip_jax.data.prepare import passes
 from detailclip_jax.data.prepare.job import Job, Request
@@ -62,7 +63,8 @@ def _at_once(job: Job, name: str, todo: Sequence[int], progress: "Progress", wor
     stop = context.Event()
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _init_worker, (counts, stop, os.getpid()))
     try:
-        tasks = {pool.submit(_task, name, str(job.request.work), number): number for number in todo}
+        with signals.held_back():  # workers start at the first tasks
+            tasks = {pool.submit(_task, name, str(job.request.work), number): number for number in todo}
         _wait(tasks, progress, counts)
     finally:
         stop.set()

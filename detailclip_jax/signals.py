@@ -1,0 +1,67 @@
+"""Signals of a command that has nothing to save: SIGTERM and Ctrl-C end it at once, and are never lost."""
+
+import contextlib
+import signal
+import threading
+import weakref
+from collections.abc import Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = 0.2  # seconds between two looks whether an interrupt was lost
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ends what is under way; no `except Exception` on the way catches it."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def prompt() -> Iterator[None]:
+    """Around a command: both signals raise Stopped in it, again and again until one arrives.
+
+    Destructors, callbacks from C++ and libraries with a bare `except:` drop an exception that is raised in them, so an
+    interrupt can get lost.  Whoever dropped it has let go of the exception, which is how that is noticed.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield
+        return
+    raised: list[weakref.ref[Stopped]] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        error = Stopped(signal.SIGINT if number == signal.SIGALRM else number)
+        raised[:] = [weakref.ref(error)]
+        signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+        raise error
+
+    def look(number: int, frame: FrameType | None) -> None:
+        if raised and raised[0]() is None:
+            stop(number, frame)
+
+    previous = {number: signal.signal(number, stop) for number in SIGNALS} | {
+        signal.SIGALRM: signal.signal(signal.SIGALRM, look)
+    }
+    try:
+        yield
+        if raised:
+            raise Stopped(signal.SIGINT)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block, and for ever in processes that are started within it.
+
+    A child that is still starting has no handler of its own and would end with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,25 @@
+"""What holds for every command, `python -m detailclip_jax.NAME`, before its own module is read; nothing is imported."""
+
+import sys
+from importlib.util import find_spec
+from types import TracebackType
+
+NEEDED = ("jax", "grain", "absl")
+OUTSIDE = """error: {python} does not have {missing}, which detailclip_jax needs. Make the environment with
+make demo and take its Python: . .venv/bin/activate (or .venv/bin/python -m ...). Without make: pip install -e ."""
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def check() -> None:
+    """Ends the program with a message outside of the environment; a Ctrl-C from here on is a line and no traceback."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        print(OUTSIDE.format(python=sys.executable, missing=", ".join(missing)), file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+    sys.excepthook = _show
+
+
+def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nerror: interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -1,0 +1,105 @@
+"""Ctrl-C and SIGTERM of commands: never lost, one message; and what is said outside of the environment."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from detailclip_jax import mesh
+from detailclip_jax.signals import Stopped, held_back, prompt
+
+ROOT = Path(__file__).parents[1]
+
+
+def swallow(number):
+    """As a library with a bare `except:` does."""
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    except BaseException:
+        return
+
+
+class Dropping:
+    """As a destructor does, whose exceptions Python prints and forgets."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_at_once(number, code):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt) as stopped, prompt():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert isinstance(stopped.value, Stopped) and stopped.value.exit_code == code
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("lose", [lambda: swallow(signal.SIGINT), Dropping], ids=["bare except", "destructor"])
+def test_an_interrupt_that_is_dropped_comes_again(lose):
+    with pytest.raises(Stopped), prompt():
+        lose()
+        for _ in range(100):
+            time.sleep(0.05)
+
+
+def test_what_handles_an_interrupt_is_not_interrupted_again():
+    """Cleaning up takes longer than the look whether the interrupt was lost."""
+    steps = []
+    with pytest.raises(KeyboardInterrupt, match="half written"), prompt():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except BaseException:
+            for step in range(10):
+                time.sleep(0.05)
+                steps.append(step)
+            raise KeyboardInterrupt("half written") from None
+    assert len(steps) == 10
+
+
+def test_ctrl_c_waits_while_workers_start_and_never_reaches_them():
+    child = [sys.executable, "-c", "import time; time.sleep(1); print('whole')"]
+    with pytest.raises(Stopped), prompt():
+        with held_back():
+            worker = subprocess.Popen(child, stdout=subprocess.PIPE, text=True)
+            os.kill(os.getpid(), signal.SIGINT)
+            worker.send_signal(signal.SIGINT)
+            started = worker.communicate()[0]
+        time.sleep(5)
+    assert started == "whole\n"
+
+
+def test_outside_of_the_environment_the_way_in_is_named():
+    command = [sys.executable, "-S", "-m", "detailclip_jax.main", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {sys.executable} does not have jax, grain, absl")
+    assert "make demo" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_make_tells_a_python_that_is_not_there_from_an_older_one(tmp_path):
+    command = ["make", "test", "PYTHON=/not/there", f"VENV={tmp_path}/venv"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and "there is no /not/there here" in result.stdout and "older" not in result.stdout
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unknown backend cuda\nmore")])
+def test_a_platform_that_is_not_here_is_no_damaged_checkpoint(monkeypatch, error):
+    def none():
+        raise error
+
+    monkeypatch.setattr(mesh.jax, "local_devices", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(ValueError, match=r"^JAX_PLATFORMS=cuda: jax finds no such device here.*unset JAX_PLATFORMS"):
+        mesh.first_device()
+    with pytest.raises(mesh.NoDevice):
+        mesh.make_mesh()
