@@ -35,9 +35,9 @@ $(VENV)/python.stamp:
 	@touch $@
 
 $(VENV)/demo.stamp: $(VENV)/python.stamp setup.py
-	$(BIN)/python -m pip install --quiet --editable .[demo]
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/python.stamp setup.py
-	$(BIN)/python -m pip install --quiet --editable .[dev,torch,data,demo]
+	$(BIN)/python -m pip install --quiet --editable '.[dev,torch,data,demo]'
 	@touch $@ $(VENV)/demo.stamp

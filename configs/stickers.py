@@ -24,6 +24,7 @@ def get_config(arg=None):
     c.checkpoint_every = 100
 
     c.data.source = "stickers"
+    c.data.held_out = 1000  # of one's own data, with --config.data.source=records; the stickers have held-out scenes
 
     c.model.size = "tiny"  # patch 8, 96 wide, 3 blocks: an 8 x 8 grid
     c.model.image_size = 64

@@ -28,6 +28,7 @@ def get_config(arg=None):
     c.batch_size = 512  # one machine; no 16 A100s
     c.log_every = 50
     c.checkpoint_every = 1000
+    c.data.held_out = 1000  # at most 2 % of the data, for the evaluation at the end
 
     if c.method in ("detailclip", "aclip"):
         c.masking.ratio = (

@@ -1,8 +1,10 @@
 """A contact sheet: small pictures in rows, each with two lines below it."""
 
 import functools
+import importlib.util
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +46,13 @@ def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: int, t
 
 
 def cut(text: str, size: int, width: int) -> str:
-    """The text, without its beginning where it is wider than `width` pixels: a file's name stands at the end."""
+    """The text, without its beginning where it is wider than `width` pixels: a file's name stands at the end.
+
+    Letters that the font does not have are spelled by their number, \\u4e2d.
+    """
+    text = "".join(
+        letter if _has_glyph(letter) else letter.encode("ascii", "backslashreplace").decode() for letter in text
+    )
     if _font(size).getlength(text) <= width:
         return text
     while text and _font(size).getlength("..." + text) > width:
@@ -54,4 +62,19 @@ def cut(text: str, size: int, width: int) -> str:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+    """DejaVu Sans where matplotlib is installed, which ships it; Pillow's own font has no letters beyond ASCII."""
+    spec = importlib.util.find_spec("matplotlib")
+    file = Path(spec.origin or "").parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if spec else None
+    return ImageFont.truetype(str(file), size) if file and file.is_file() else ImageFont.load_default(size)
+
+
+@functools.cache
+def _has_glyph(letter: str) -> bool:
+    """Whether the font draws the letter otherwise than one that no font has."""
+    return _drawn(letter) != _drawn("\U0010ffff")
+
+
+def _drawn(letter: str) -> bytes:
+    image = Image.new("L", (32, 32))
+    ImageDraw.Draw(image).text((4, 4), letter, 255, _font(16))
+    return image.tobytes()

@@ -1,8 +1,8 @@
 """Embeddings of a folder of pictures and of texts, in a file; and the pictures that a text is about.
 
-    python -m detailclip_jax.embed --checkpoint=runs/stickers --images=photos --out=photos.npz
+    python -m detailclip_jax.embed --checkpoint=runs/stickers --images=photos --out=runs/photos.npz
     python -m detailclip_jax.embed --checkpoint=runs/stickers --images='photos/**/*.jpg' --query="a red kite" --top=12
-    python -m detailclip_jax.embed --checkpoint=runs/stickers --from=photos.npz --query="two frogs"
+    python -m detailclip_jax.embed --checkpoint=runs/stickers --from=runs/photos.npz --query="two frogs"
     python -m detailclip_jax.embed --checkpoint=runs/stickers --texts=lines.txt --text="a frog" --out=lines.parquet
 
 FILE ends in .npz or .parquet and holds the columns name, kind ("image" or "text"), modified and embedding (float32,

@@ -1,11 +1,13 @@
 """Embeddings in a file, with what they are of and which model made them.
 
-npz and parquet hold the same columns: `name`, `kind` ("image" or "text"), `modified` and `embedding`.  In npz the names
-are a JSON list, as bytes: numpy's own strings would all take the room of the longest text.
+npz and parquet hold the same columns: `name`, `kind` ("image" or "text"), `modified` and `embedding`.
 
     with np.load("photos.npz") as file:
-        names, rows = json.loads(bytes(file["name"])), file["embedding"]       # M strings, float32 [M, E]
+        names, rows = file["name"], file["embedding"]                           # M strings, float32 [M, E]
     table = pandas.read_parquet("photos.parquet")
+
+numpy's strings all take the room of the longest one.  In npz texts are therefore cut after LONGEST letters; where that
+happens, the entry `long_names` holds all of them uncut, as JSON.
 """
 
 import json
@@ -22,6 +24,7 @@ from detailclip_jax.files import whole
 IMAGE, TEXT = "image", "text"
 Columns = dict[str, Any]  # arrays [M, ...], but `name` a list of strings
 MAX_RATIO, FREE_BYTES = 8, 2**20  # a file may claim so many times its size, and so many bytes more
+LONGEST = 250  # letters of a name in npz
 ABOUT = "detailclip_jax"  # the entry, or parquet's metadata, that holds the origin as JSON
 
 
@@ -100,17 +103,35 @@ def _stacked(rows: list[np.ndarray]) -> Float32[np.ndarray, "M E"]:
 
 
 def _write_npz(stream: BinaryIO, columns: Columns, about: str) -> None:
-    names = np.frombuffer(json.dumps(columns["name"]).encode(), np.uint8)
-    np.savez(stream, allow_pickle=False, **columns | {"name": names, ABOUT: np.array(about)})
+    names = columns["name"]
+    arrays = {**columns, "name": np.array([name[:LONGEST] for name in names], np.str_), ABOUT: np.array(about)}
+    if any(len(name) > LONGEST for name in names):
+        arrays["long_names"] = np.frombuffer(json.dumps(names).encode(), np.uint8)
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            _add(archive, name, array, zipfile.ZIP_STORED if name == "embedding" else zipfile.ZIP_DEFLATED)
+
+
+def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray, compression: int) -> None:
+    """An entry as np.savez writes it.  Strings are mostly zeros and shrink; embeddings do not."""
+    entry = zipfile.ZipInfo(f"{name}.npy")
+    entry.compress_type = compression
+    with archive.open(entry, "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)  # type: ignore[arg-type]  # write is all it needs
 
 
 def _read_npz(file: Path) -> tuple[Columns, str]:
     _check_claim(file, _claim_of_npz(file))
     with np.load(file, allow_pickle=False) as arrays:
         columns = {name: arrays[name] for name in arrays.files}
-    names = columns["name"]  # strings in the files of earlier versions
-    columns["name"] = names.tolist() if names.dtype.kind == "U" else json.loads(bytes(names))
+    columns["name"] = _names(columns["name"], columns.pop("long_names", None))
     return columns, str(columns.pop(ABOUT))
+
+
+def _names(names: np.ndarray, uncut: np.ndarray | None) -> list[str]:
+    """The names as they were given; in files of an earlier version they are all JSON."""
+    as_json = names if names.dtype.kind != "U" else uncut
+    return names.tolist() if as_json is None else json.loads(bytes(as_json))
 
 
 def _claim_of_npz(file: Path) -> int:

@@ -1,7 +1,7 @@
 """A checkpoint of ours in the form that PyTorch users expect, proven to encode alike.
 
-    python -m detailclip_jax.export --checkpoint=runs/stickers --to=safetensors --out=stickers.safetensors
-    python -m detailclip_jax.export --checkpoint=runs/vitb16_yfcc --to=open_clip --out=detailclip-open_clip
+    python -m detailclip_jax.export --checkpoint=runs/stickers --to=safetensors --out=runs/stickers.safetensors
+    python -m detailclip_jax.export --checkpoint=runs/vitb16_yfcc --to=open_clip --out=runs/detailclip-open_clip
     python -m detailclip_jax.export --checkpoint=runs/vitb16_yfcc --to=timm --out=vit.pth --image-size=512
 
 FORMAT is one of

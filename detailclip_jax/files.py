@@ -24,8 +24,10 @@ def whole(path: Path, partial: Path | None = None) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())  # else the name may be on the disk before the bytes
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(partial):
+            error.filename = str(path)  # the name that the caller knows
         raise
 
 
@@ -38,8 +40,12 @@ def replace_text(file: Path, text: str) -> None:
 def check_writable(folder: Path) -> None:
     """Makes the folder where it is not there, and a file in it for a moment: OSError now instead of after the work."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        error.filename = str(folder)  # not that of the file, which nobody knows
+        raise
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
     python -m detailclip_jax.main --config=configs/stickers.py
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip --config.seed=1 --workdir=runs/clip-1
 
---config names a file of configs/, with an argument of its own behind a colon; --config.NAME=VALUE sets a field of it.
+--config names a file of configs/, with an argument of its own behind a colon; --config.NAME=VALUE sets a field of it;
+--help-config lists all fields with value, meaning and source, those of a file with --config.
 The workdir (default: runs/ and the config's name) receives config.json, metrics.jsonl, tensorboard/, checkpoints/,
 and at the end results.json, report.md and figures/.  The same command goes on from the last checkpoint; Ctrl-C and
 SIGTERM save first.  Several processes (several hosts) find each other through SLURM or Open MPI, on a TPU pod with
@@ -13,15 +14,19 @@ python -m detailclip_jax.doctor --launch with the same flags checks them before.
 """
 
 import keyword
+import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from detailclip_jax import processes, run_config, signals
+from detailclip_jax.config import default, help_text
 from detailclip_jax.config_files import find
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py, or configs/NAME.py:ARGUMENT.")
@@ -37,6 +42,8 @@ USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Flags as absl parses them, after the config's own names were checked: messages, no tracebacks."""
     spec = _config_spec(argv)
+    if any(re.fullmatch(r"--?help-config", argument) for argument in argv):
+        _help_config(spec)
     helps = any(re.match(r"--?help", argument) for argument in argv)
     if not helps:
         if spec is None:
@@ -53,6 +60,17 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         _fail(f"{error} (--help lists the flags)")
     except SystemExit as end:
         sys.exit(0 if helps and end.code == 1 else end.code)  # absl ends with 1 after --help
+
+
+def _help_config(spec: str | None) -> NoReturn:
+    """Prints every field of the config, or of the default one, and ends the program."""
+    try:
+        print(help_text(run_config.load(spec) if spec else default()), end="", flush=True)
+    except BrokenPipeError:  # `| head` has read enough; the interpreter would flush into it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, FileNotFoundError) as error:
+        _fail(str(error))
+    sys.exit(0)
 
 
 def _example() -> str:
@@ -134,7 +152,8 @@ def asked() -> tuple[ConfigDict, str]:
             f"--workdir={workdir}: metrics grow line by line, which buckets do not allow; name a local or shared "
             "folder, and copy it when the run has ended (gcloud storage rsync -r, aws s3 sync)"
         )
-    return run_config.count_epochs(_CONFIG.value, _override_names(sys.argv)), workdir
+    written = run_config.load(_config_spec(sys.argv) or "")
+    return run_config.count_epochs(_CONFIG.value, _override_names(sys.argv), written), workdir
 
 
 def preflight(argv: Sequence[str]) -> int:
@@ -168,6 +187,24 @@ def main(argv: Sequence[str]) -> int:
         _fail("interrupted", getattr(error, "exit_code", INTERRUPTED))
 
 
+def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
+    """The commands that go on from a finished run: twice as long with the same flags, and its evaluation."""
+    length = re.compile(r"--?config\.(?:total_steps|num_epochs)(=.*)?")
+    kept, skipped = [], False
+    for flag in flags:
+        found = length.fullmatch(flag)
+        if not (skipped or found):
+            kept.append(flag)
+        skipped = bool(found and not found.group(1))  # --config.total_steps N: the value is the next argument
+    train = shlex.join([*kept, f"--config.total_steps={2 * total_steps}"])
+    there = shlex.quote(str(workdir))
+    return (
+        f"to train on:   python -m detailclip_jax.main {train}\n"
+        f"to search:     python -m detailclip_jax.embed --checkpoint={there} --images=FOLDER --query=TEXT\n"
+        f"to measure:    python -m detailclip_jax.evaluate --checkpoint={there} --tasks=zero_shot:folder:PATH"
+    )
+
+
 def _prepare_and_train() -> int:
     try:
         join_processes()
@@ -178,7 +215,10 @@ def _prepare_and_train() -> int:
         _fail(str(error))
     with processes.leaving_at_once():
         try:
-            return train.train(run)
+            code = train.train(run)
+            if code == 0:
+                run.console.say(next_commands(sys.argv[1:], run.workdir, run.config.total_steps))
+            return code
         except train.RUN_ERRORS as error:
             _fail(str(error), RUN_ERROR)
 

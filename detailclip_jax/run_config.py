@@ -235,6 +235,8 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     before, after = (dict.fromkeys(fields, ABSENT) | usual | values for values in (before, after))
     pairs = {name: (before[name], after[name]) for name in fields}
     changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if all(is_endless(components(config.data)) for config in (old, new)):
+        changed.pop("data.held_out", None)  # nothing is held back of scenes without end
     return changed if "data.source" in changed else changed | _other_order(old, new)
 
 
@@ -271,20 +273,22 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def count_epochs(config: ConfigDict, given: Iterable[str]) -> ConfigDict:
-    """The config in which a num_epochs given on the command line counts, and not a total_steps of the file.
+def count_epochs(config: ConfigDict, given: Iterable[str], written: ConfigDict | None = None) -> ConfigDict:
+    """The config with the epoch of the data it reads, and a num_epochs given on the command line in force.
 
-    `given` are the dotted names that were.  An epoch is then the data's own, or on scenes without end the file's
-    `steps_per_epoch`.  Raises ValueError where both lengths are given.
+    `given` are the dotted names that the command line sets, `written` the config as the file has it.  A num_epochs that
+    is given counts, and the file's total_steps does not.  The file's `steps_per_epoch` holds for its own data: where
+    the file reads scenes without end and the command line names data of a known size, or num_epochs, an epoch is the
+    data's own, unless steps_per_epoch is given too.  Raises ValueError where both lengths are given.
     """
-    given = list(given)
-    if "num_epochs" not in given:
-        return config
-    if "total_steps" in given:
-        raise ValueError("--config.num_epochs and --config.total_steps both say how long the run is; give one of them")
-    counted = ConfigDict(config.to_dict())
-    counted.total_steps = None
-    if "steps_per_epoch" not in given and not is_endless(components(config.data)):
+    given, counted = list(given), ConfigDict(config.to_dict())
+    if "num_epochs" in given:
+        if "total_steps" in given:
+            raise ValueError("--config.num_epochs and --config.total_steps both say how long the run is; give one")
+        counted.total_steps = None
+    other_data = written is not None and is_endless(components(written.data))
+    sized = not is_endless(components(config.data))
+    if sized and ("num_epochs" in given or other_data) and "steps_per_epoch" not in given:
         counted.steps_per_epoch = None
     return counted
 
@@ -294,9 +298,10 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
 
         steps_per_epoch = num_examples // batch_size        total_steps = num_epochs * steps_per_epoch
 
-    `total_steps` counts where the config has it.  An epoch of several sets is as many examples as they have together,
-    whatever their weights.  Scenes drawn on the fly have no size: the stickers source needs it,
-    or `steps_per_epoch`.  Raises ValueError for that, and for a data set smaller than a batch.
+    `total_steps` counts where the config has it; a data set smaller than a batch then has epochs of one step.  An epoch
+    of several sets is as many examples as they have together, whatever their weights.  Scenes drawn on the fly have no
+    size: the stickers source needs `total_steps`, or `steps_per_epoch`.  Raises ValueError for that, and without
+    `total_steps` for a data set smaller than a batch.
     """
     resolved = ConfigDict(config.to_dict())
     endless = is_endless(components(config.data))
@@ -306,16 +311,24 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
             "give --config.total_steps=N"
         )
     if resolved.steps_per_epoch is None:
-        resolved.steps_per_epoch = _steps_per_epoch(config.batch_size, num_examples)
+        if config.total_steps is None:
+            _check_size(config.batch_size, num_examples)
+        resolved.steps_per_epoch = max(num_examples // config.batch_size, 1)
     if config.total_steps is None:
         resolved.total_steps = config.num_epochs * resolved.steps_per_epoch
     return resolved.lock()
 
 
-def _steps_per_epoch(batch_size: int, num_examples: int) -> int:
+def _check_size(batch_size: int, num_examples: int) -> None:
     if num_examples < batch_size:
         raise ValueError(f"the data set has {num_examples} examples, less than one batch_size of {batch_size}")
-    return num_examples // batch_size
+
+
+def num_epochs(config: ConfigDict, num_examples: int) -> float:
+    """How often a resolved run sees its data; on scenes without end, total_steps over `steps_per_epoch`."""
+    if is_endless(components(config.data)):
+        return config.total_steps / config.steps_per_epoch
+    return config.total_steps * config.batch_size / num_examples
 
 
 def default_workdir(spec: str) -> str:

@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 from detailclip_jax import evaluate, experiment, init_from, processes, provenance, run_config, sharding
 from detailclip_jax.checkpoint import CheckpointError, Checkpoints, StorageError
 from detailclip_jax.cores import usable_cores
-from detailclip_jax.data import pipeline
+from detailclip_jax.data import long_captions, pipeline
+from detailclip_jax.data.components import components, is_endless
 from detailclip_jax.data.mixture import parts_of, summary
-from detailclip_jax.evaluate import report
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.evaluate import held_out, report
 from detailclip_jax.interrupt import Interrupt
 from detailclip_jax.locks import Busy, alone
 from detailclip_jax.metrics import NonFiniteError, read_scores
@@ -150,17 +152,29 @@ def introduce(run: Run) -> None:
     say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
     num_seen = config.total_steps * config.batch_size
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
-    for line in repeats(run.source, config.batch_size):
+    if found := held_out.find(config):
+        say(f"held out, never trained on: {len(found.source):,} examples ({found.origin})")
+    for line in (*repeats(run.source, config.batch_size), *cut_captions(run)):
         run.console.warn(line)
-    epochs = config.total_steps / config.steps_per_epoch
+    epochs = run_config.num_epochs(config, len(run.source))
     say(f"{config.total_steps:,} steps of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
     asked = experiment.warmup_steps(config)
     given = clamp_warmup(asked, config.total_steps)
+    say(f"schedules count {config.steps_per_epoch:,} steps as an epoch; the learning rate rises for {given:,} steps")
     if given != asked:
         say(f"the warm-up of {asked} steps does not fit into {config.total_steps}: shortened to {given}")
     say(run.experiment.parameter_table())
     if config.mesh.fsdp > 1:
         say(sharding.table_text(run.experiment.state_shapes))
+
+
+def cut_captions(run: Run) -> list[str]:
+    """A warning where many captions of the data are longer than the context."""
+    if "text" not in run.experiment.method.parts or is_endless(components(run.config.data)):
+        return []
+    tokenizer = Tokenizer(run.config.model.context_length, run.config.data.keep_eot)
+    line = long_captions.warning(run.source, run.config.data.caption, tokenizer)
+    return [line] if line else []
 
 
 def repeats(source: pipeline.Source, batch_size: int) -> list[str]:

@@ -40,7 +40,7 @@ INFINITE = float("inf")
 RANGES = {  # field, or the end of its name behind a dot: the smallest and the largest value, of each number in a tuple
     **dict.fromkeys(("batch_size", "num_epochs", "total_steps", "steps_per_epoch"), (1, INFINITE)),
     **dict.fromkeys(("log_every", "checkpoint_every", "max_to_keep", "accumulation", "mesh.fsdp"), (1, INFINITE)),
-    **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers"), (0, INFINITE)),
+    **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers", "data.held_out"), (0, INFINITE)),
     **dict.fromkeys(("data.prefetch", "losses.chunk_logits", "losses.clip_block"), (0, INFINITE)),
     "data.text_buckets": (1, INFINITE),
     "data.max_bad_ratio": (0, 1),

@@ -31,7 +31,7 @@ def _figure(width: float, height: float):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install -e .[demo]") from error
+        raise ImportError("figures need matplotlib: pip install -e '.[demo]'") from error
     return Figure((width, height), dpi=120, facecolor="white")
 
 
@@ -115,15 +115,16 @@ def attention_figure(
     attention: Mapping[str, Float[np.ndarray, "B N"]],
     hidden: Mapping[str, Bool[np.ndarray, "B N"]],
     credit: str = "",
+    shown: str = "scene",
 ):
     """Figure 1 of the paper over these images: the CLS attention (eq. 9) of each set of weights, and what it
     keeps.
 
     `attention` and `hidden` have one entry per set of weights, e.g. "student" and "ema".  Heat maps run from
-    the lowest to the highest value of their own image.
+    the lowest to the highest value of their own image.  `shown` names the row of the images.
     """
     size = images.shape[1]
-    rows: dict[str, Any] = {"scene": list(images)}
+    rows: dict[str, Any] = {shown: list(images)}
     for name, values in attention.items():
         label = NAMES.get(name, name)
         rows[f"{label}\nCLS attention"] = [spread(value, size) for value in values]
@@ -139,6 +140,7 @@ def reconstruction_figure(
     hidden: Bool[np.ndarray, "B N"],
     drawn: UInt8[np.ndarray, "B S S 3"],
     credit: str = "",
+    shown: str = "scene",
 ):
     """What the decoder makes of removed patches: the student's input, `drawn` (see `paste`), the image
     itself.
@@ -146,7 +148,7 @@ def reconstruction_figure(
     rows = {
         "student's input": [grey_out(image, mask) for image, mask in zip(images, hidden)],
         "reconstruction": list(drawn),
-        "scene": list(images),
+        shown: list(images),
     }
     return image_grid(rows, "Removed patches, reconstructed from the kept ones", credit)
 

@@ -39,6 +39,31 @@ def config_of(spec="stickers.py", **fields):
     return config
 
 
+def test_every_field_has_a_meaning_and_a_source():
+    declared = base.fields()
+    assert set(run_config.flatten(base.default())) == set(declared)
+    for name, field in (*declared.items(), *base.CROP.items()):
+        assert field.meaning.strip() and field.source.strip(), name
+
+
+@pytest.mark.parametrize("spec", [None, *CASES.values()])
+def test_help_lists_every_field_of_a_config(spec):
+    config = config_of(spec) if spec else base.default()
+    lines = base.help_text(config).splitlines()
+    names = [line.split(" = ")[0] for line in lines if " = " in line and not line.startswith(" ")]
+    assert names == [name for name in names if base.field_of(name)], "a field that nobody declared"
+    own = [name for name in run_config.flatten(config) if base.field_of(name)]
+    assert set(own) <= set(names) and len(names) == len(set(names))
+
+
+def test_help_says_where_a_file_differs():
+    text = base.help_text(config_of("stickers.py"))
+    assert "batch_size = 128 (default: 4096)\n    image-text pairs of a step" in text
+    assert "[paper 4.1; reference: 256 x 16 A100]" in text
+    assert "seed = 0\n" in text and "total_steps = 600 (default: None)" in text
+    assert "views.crops.enclosing.kind = 'enclosing'" in base.help_text(config_of("stickers.py:teacher=enclosing"))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_resolved_config_is_golden(name):
     """DETAILCLIP_RENEW_GOLDEN=1 pytest tests/test_config.py writes the files anew."""
@@ -332,8 +357,33 @@ def test_epochs_that_are_given_count(fields, given, length):
     assert (resolved.total_steps, resolved.steps_per_epoch) == length
 
 
+@pytest.mark.parametrize(
+    "fields, given, length, epochs",
+    [
+        ({}, [], (600, 60), 10.0),
+        ({"data.source": "records"}, ["data.source"], (600, 10), 59.8),  # 1284 examples, 128 a step
+        ({"data.path": "records:/data"}, ["data.path"], (600, 10), 59.8),
+        ({"data.source": "records", "total_steps": 27}, ["data.source", "total_steps"], (27, 10), 2.69),
+        ({"data.source": "records", "steps_per_epoch": 4}, ["data.source", "steps_per_epoch"], (600, 4), 59.8),
+        ({"data.source": "records", "batch_size": 2000}, ["data.source", "batch_size"], (600, 1), 935),
+    ],
+)
+def test_an_epoch_of_own_data_is_not_that_of_the_stickers(fields, given, length, epochs):
+    """configs/stickers.py says steps_per_epoch = 60, of scenes without end."""
+    counted = run_config.count_epochs(config_of("stickers.py", **fields), given, config_of("stickers.py"))
+    resolved = resolve(counted, 1284)
+    assert (resolved.total_steps, resolved.steps_per_epoch) == length
+    assert run_config.num_epochs(resolved, 1284) == pytest.approx(epochs, rel=2e-3)
+
+
+def test_a_file_for_own_data_keeps_its_epoch():
+    written = config_of("stickers.py", **{"data.source": "records", "data.path": "/a", "steps_per_epoch": 7})
+    other = config_of("stickers.py", **{"data.source": "records", "data.path": "/b", "steps_per_epoch": 7})
+    assert run_config.count_epochs(other, ["data.path"], written).steps_per_epoch == 7
+
+
 def test_two_lengths_are_refused():
-    with pytest.raises(ValueError, match="both say how long the run is; give one of them"):
+    with pytest.raises(ValueError, match="both say how long the run is; give one"):
         run_config.count_epochs(config_of(), ["total_steps", "num_epochs"])
 
 

@@ -79,7 +79,7 @@ def run(*arguments, checkpoint="runs/clip"):
 
 def npz(file="out.npz"):
     with np.load(file) as arrays:
-        return {name: arrays[name] for name in arrays.files} | {"name": json.loads(bytes(arrays["name"]))}
+        return {name: arrays[name] for name in arrays.files} | {"name": arrays["name"].tolist()}
 
 
 def rows_of(file="out.npz", kind="image"):
@@ -162,10 +162,24 @@ def test_one_long_text_does_not_make_every_row_as_long(tmp_path):
     embeddings.write(tmp_path / "t.npz", table)
     assert (tmp_path / "t.npz").stat().st_size < 200_000  # 400 MB in numpy's strings
     assert list(embeddings.read(tmp_path / "t.npz").rows) == keys
+    with np.load(tmp_path / "t.npz") as arrays:
+        assert arrays["name"].dtype.kind == "U" and arrays["name"][:2].tolist() == ["x" * 250, "0.png"]
+
+
+def test_names_are_strings_for_numpy_and_pandas(tmp_path):
+    names = ["ü.png", "b b/“two”.png", "a frog"]
+    keys = [Key("image", names[0], 7), Key("image", names[1], 8), Key("text", names[2])]
+    table = Table(Origin("runs/clip", 3, "ema", "0123456789ab"), dict.fromkeys(keys, np.ones(4, np.float32)))
+    embeddings.write(tmp_path / "t.npz", table)
+    with np.load(tmp_path / "t.npz") as arrays:
+        assert arrays["name"].tolist() == names and arrays["kind"].tolist() == ["image", "image", "text"]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    embeddings.write(tmp_path / "t.parquet", table)
+    assert str(parquet.read_table(tmp_path / "t.parquet").schema.field("name").type) == "string"
 
 
 def test_a_file_of_an_earlier_version_is_read(tmp_path):
-    """Names were numpy's strings."""
+    """Names were numpy's strings, then JSON."""
     origin = Origin("runs/clip", 3, "ema", "0123456789ab", "/photos")
     columns = {"name": np.array(["ü.png", "a frog"]), "kind": np.array(["image", "text"]), "modified": np.array([7, 0])}
     about = np.array(json.dumps(origin._asdict()))
@@ -173,6 +187,9 @@ def test_a_file_of_an_earlier_version_is_read(tmp_path):
     read = embeddings.read(tmp_path / "t.npz")
     assert read.origin == origin and list(read.rows) == [Key("image", "ü.png", 7), Key("text", "a frog", 0)]
     np.testing.assert_array_equal(np.stack(list(read.rows.values())), np.eye(2))
+    columns["name"] = np.frombuffer(json.dumps(columns["name"].tolist()).encode(), np.uint8)
+    np.savez(tmp_path / "later.npz", **columns, embedding=np.eye(2, dtype=np.float32), detailclip_jax=about)
+    assert list(embeddings.read(tmp_path / "later.npz").rows) == list(read.rows)
 
 
 # search
@@ -222,6 +239,20 @@ def test_the_sheet_shows_pictures_and_cuts_long_lines_at_their_beginning():
     cut = contact_sheet.cut(tiles[0].small, 11, 160)
     assert cut.startswith("...") and cut.endswith("/frog.png") and 20 < len(cut) < 60
     assert contact_sheet.cut("short", 11, 160) == "short"
+
+
+def test_every_letter_of_a_line_is_seen(monkeypatch):
+    """Pillow's own font draws a question mark for letters that it does not have."""
+    line = "“it\u2019s” \u2013 ß Ж"
+    assert contact_sheet.cut(line, 13, 400) == line
+    assert len({contact_sheet._drawn(letter) for letter in (*line, "\U0010ffff")}) == len({*line}) + 1
+    assert contact_sheet.cut("中.png", 13, 400) == r"\u4e2d.png"
+    monkeypatch.setattr(contact_sheet.importlib.util, "find_spec", lambda _: None)  # without matplotlib
+    for function in (contact_sheet._font, contact_sheet._has_glyph):
+        function.cache_clear()
+    assert contact_sheet.cut("a \u2013 b", 13, 400) == r"a \u2013 b"
+    for function in (contact_sheet._font, contact_sheet._has_glyph):
+        function.cache_clear()
 
 
 # what is there is kept

@@ -43,7 +43,7 @@ def records(out):
 
 def test_tasks_on_stickers_need_no_data_and_are_not_run_twice(workdir, tmp_path, capsys, monkeypatch):
     tasks = "--tasks=zero_shot:stickers;retrieval:stickers_pairs;knn:stickers;kept_objects:stickers"
-    assert run(workdir, tmp_path, tasks, "--num-examples=16") == 0
+    assert run(workdir, tmp_path, tasks, "--num-examples=16", "--num-train-examples=16") == 0
     screen = capsys.readouterr().out
     assert "zero_shot stickers, top-1" in screen and "knn stickers, k=10, top-1" in screen
     found = records(tmp_path)
@@ -54,7 +54,7 @@ def test_tasks_on_stickers_need_no_data_and_are_not_run_twice(workdir, tmp_path,
     assert all(r["low"] <= r["value"] <= r["high"] and r["step"] == 0 and r["fingerprint"] for r in found)
     assert {r["n"] for r in found} == {16, 32}  # text to image asks with both captions
     monkeypatch.setattr(bench.Bench, "_embed_images", lambda *_: pytest.fail("embedded twice"))
-    assert run(workdir, tmp_path, tasks, "--num-examples=16") == 0
+    assert run(workdir, tmp_path, tasks, "--num-examples=16", "--num-train-examples=16") == 0
     assert "zero_shot:stickers ema: measured before" in capsys.readouterr().out
     assert records(tmp_path) == found
     assert (
@@ -258,9 +258,20 @@ def test_one_of_several_processes_says_the_same(workdir, tmp_path, capsys, monke
 
     monkeypatch.setattr(runner, "run_tasks", fails)
     monkeypatch.setattr(os, "_exit", ends)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/results.jsonl").touch()
     with pytest.raises(Ended) as ended:
         run(workdir, tmp_path / "out", "--tasks=zero_shot:stickers")
     assert ended.value.args == (code,) and capsys.readouterr().err == said
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_work(workdir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "run_tasks", lambda *_, **__: pytest.fail("said too late"))
+    (tmp_path / "file").touch()
+    assert run(workdir, tmp_path / "file/out", "--tasks=zero_shot:stickers") == command.RUN_ERROR
+    said = capsys.readouterr()
+    assert f"'{tmp_path}/file/out'" in said.err and "is kept" not in said.err
+    assert "data in data" not in said.out and "sets on disk: data; results: " in said.out
 
 
 def test_the_folder_of_another_checkpoint_is_refused(workdir, data, tmp_path, capsys):

@@ -25,7 +25,7 @@ from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.evaluate import bench, embedding, evaluators, metrics, paper, reading, results, runner
+from detailclip_jax.evaluate import bench, embedding, evaluators, metrics, paper, reading, results, runner, tasks
 from detailclip_jax.evaluate.cache import Cache
 from detailclip_jax.evaluate.evaluators import check, plan, run_all
 from detailclip_jax.evaluate.findings import Unmeasurable
@@ -233,6 +233,29 @@ def test_any_object_with_two_functions_is_evaluated(tmp_path):
     assert {r["weights"] for r in outcome.records} == {"model"}
 
 
+@pytest.mark.parametrize(("limits", "num_train"), [({}, 12), ({"num_train_examples": 11}, 11)])
+def test_a_limit_of_the_evaluated_examples_leaves_the_training_split_whole(tmp_path, limits, num_train):
+    grey_folders(tmp_path / "greys")
+    sets = evaluate.Sets(tmp_path, image_size=16, num_examples=6, **limits)
+    subject = evaluate.of_model(Looker(), image_size=16, tokenize=tokenize)
+    outcome = evaluate.run_tasks(subject, evaluate.parse("knn:greys;linear:greys", sets), sets)
+    assert {(r["task"], r["n"], r["n_train"]) for r in outcome.records} == {
+        ("knn", 6, num_train),
+        ("linear", 6, num_train),
+    }
+    text = results.screen(outcome)
+    assert text.count(f"6 (train {num_train})") == len(outcome.records) == 2
+    said = "fitted on 11 of 12 training examples (--num-train-examples)"
+    assert text.count(said) == (2 if limits else 0)
+
+
+def test_a_limit_of_the_evaluated_scenes_leaves_those_of_the_fit():
+    assert tasks.few_scenes(evaluate.Sets(num_examples=20), fitted=True) == {"num_scenes": 20, "num_train_scenes": 500}
+    both = evaluate.Sets(num_examples=20, num_train_examples=30)
+    assert tasks.few_scenes(both, fitted=True) == {"num_scenes": 20, "num_train_scenes": 30}
+    assert tasks.few_scenes(both, fitted=False) == {"num_scenes": 20}
+
+
 def test_the_documented_encoder_evaluates_an_open_clip_model(tmp_path):
     """The lines of the package's docstring, as they stand there, on random weights: equal to open_clip's own calls."""
     open_clip, torch = pytest.importorskip("open_clip"), pytest.importorskip("torch")
@@ -409,9 +432,11 @@ def test_a_remark_on_a_metric_is_kept_and_shown(tmp_path):
     outcome = results.Outcome(again, {}, {}, {}, [], subject, {})
     assert "- linear:pets ema: the linear probe did not converge" in results.screen(outcome)
     assert "- linear:pets ema: the linear probe did not converge" in results.markdown(again, outcome)
-    before = {name: each for name, each in again[0].items() if name != "remark"}  # as an earlier version wrote it
+    before = {
+        name: each for name, each in again[0].items() if name not in results.LATER_FIELDS
+    }  # as an earlier version wrote it
     (tmp_path / "results.jsonl").write_text(json.dumps(before) + "\n")
-    assert results.read(tmp_path / "results.jsonl") == [before | {"remark": None}]
+    assert results.read(tmp_path / "results.jsonl") == [before | dict.fromkeys(results.LATER_FIELDS)]
 
 
 # several processes

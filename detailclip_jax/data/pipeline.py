@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax.data import mixture
+from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_rules import caption_of, check_rule
 from detailclip_jax.data.decoding import BadImage, picture_of
@@ -40,8 +40,13 @@ MASKS = ("segmentation", "instances")
 
 
 def open_source(config: ConfigDict, split: str | None = None) -> Source:
-    """The source of a run's config, see `mixture.open_source`; ValueError where it lacks captions' field or labels."""
+    """The source of a run's config, see `mixture.open_source`; ValueError where it lacks captions' field or labels.
+
+    Without `split` it is what the run trains on: `held_out` examples are left out.
+    """
     source = mixture.open_source(config.data, split, config.model.image_size)
+    if split is None:
+        source = held_out.rest(source, config.data, config.model.image_size)
     mixture.check_captions(source, config.data.caption)
     if config.model.num_classes is not None:
         mixture.check_labels(source, config.model.num_classes)

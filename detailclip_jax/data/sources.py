@@ -280,7 +280,7 @@ def _tfds() -> Any:
     try:
         import tensorflow_datasets
     except ImportError as error:
-        raise MissingData("data.source=tfds needs tensorflow-datasets: pip install -e .[data]") from error
+        raise MissingData("data.source=tfds needs tensorflow-datasets: pip install -e '.[data]'") from error
     return tensorflow_datasets
 
 

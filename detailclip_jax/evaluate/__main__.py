@@ -18,7 +18,8 @@ TASKS are parts with ; between them, each KIND:SET,SET,... (mind the quotes, the
   paper      as a task: the paper's tables 2 and 3.  As a set: those of them that fit, zero_shot:paper; so does "all"
 
 Sets: {sets}
-or any folder of class folders: by its name in --data-dir, or folder:PATH.
+or any folder of class folders: by its name in --data-dir, or folder:PATH.  DIR/test/CLASS/*.jpg and
+DIR/train/CLASS/*.jpg are its splits (val, validation and dev count as test); DIR/CLASS/*.jpg alone is a test split.
 
 Numbers go to the screen and to OUT: results.jsonl (one object per number, with n, chance and interval), results.md,
 results.csv.  A set that is not on disk is listed with how to get it, and the others run; a task that fails does not
@@ -29,6 +30,7 @@ measured; 2 if the command cannot be meant.
 """
 
 import argparse
+import contextlib
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -64,7 +66,13 @@ def parser() -> argparse.ArgumentParser:
     add("--data-dir", default="data", metavar="DIR", help="folder of the sets on disk (default: data)")
     add("--out", metavar="DIR", help=f"folder of the results (default: WORKDIR/{OUT}-STEP)")
     add("--compare", choices=("paper",), help="put the paper's numbers for the same method beside ours")
-    add("--num-examples", type=int, metavar="N", help="a quick look: at N evenly spaced examples of each set")
+    add("--num-examples", type=int, metavar="N", help="a quick look: at N evenly spaced examples of each evaluated set")
+    add(
+        "--num-train-examples",
+        type=int,
+        metavar="N",
+        help="fit knn and linear on N of the training split (default: all)",
+    )
     preprocessing.add_flags(made)
     add("--batch-size", type=int, default=256, metavar="B", help="pictures or texts at a time (default: 256)")
     add("--style", default="noto", metavar="STYLE", help="of stickers_style: noto, a font, a folder of NOUN.png")
@@ -77,13 +85,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Loads, measures, writes, prints; the exit status.  Raises ValueError and others for what cannot be meant."""
     import jax
 
-    from detailclip_jax import processes
+    from detailclip_jax import files, processes
     from detailclip_jax.data import preprocessing
     from detailclip_jax.evaluate import results, runner, subject, tasks
     from detailclip_jax.evaluate.sets import Sets
     from detailclip_jax.progress import Console
 
-    sets = Sets(arguments.data_dir, style=arguments.style, num_examples=arguments.num_examples)
+    limits = {name: getattr(arguments, name) for name in ("num_examples", "num_train_examples")}
+    sets = Sets(arguments.data_dir, style=arguments.style, **limits)
     given = preprocessing.given(arguments)
     which = arguments.weights.split(",") if arguments.weights else None
     asked = processes.agreed(lambda: tasks.parse(arguments.tasks, sets))
@@ -92,7 +101,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out or Path(arguments.checkpoint) / f"{OUT}-{measured.step}")
     console = Console(enabled=jax.process_index() == 0)
     console.say("\n".join(introduction(measured, asked, arguments, out)))
-    with processes.leaving_at_once(explain), processes.together():
+    processes.agreed(lambda: files.check_writable(out) if jax.process_index() == 0 else None)
+    with processes.leaving_at_once(explain), processes.together(), noting_what_is_kept(out):
         outcome = runner.run_tasks(
             measured,
             asked,
@@ -109,6 +119,18 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return outcome.exit_code
 
 
+@contextlib.contextmanager
+def noting_what_is_kept(out: Path) -> Iterator[None]:
+    """Adds to an error that ends the evaluation that results and embeddings are kept, if there are any."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            if any(out.iterdir()):
+                error.add_note(KEPT)
+        raise
+
+
 def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namespace, out: Path) -> Iterator[str]:
     """What is about to be measured."""
     from detailclip_jax.data import preprocessing
@@ -118,7 +140,7 @@ def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namesp
     yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights"
     yield f"pictures: {preprocessing.description(measured.config)}"
     count = f"{len(asked)} task{'s' * (len(asked) != 1)}"
-    yield f"{count}, protocol {arguments.protocol}, data in {arguments.data_dir}; results in {out}"
+    yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
     if arguments.compare and measured.method not in paper.ROWS:
         yield f"the paper's tables 2 and 3 have no row for {measured.method}; they have {', '.join(paper.ROWS)}"
 
@@ -128,7 +150,7 @@ def check(arguments: argparse.Namespace) -> None:
     from detailclip_jax.config import unknown
     from detailclip_jax.evaluate.protocols import PROTOCOLS
 
-    for name in ("num_examples", "batch_size"):
+    for name in ("num_examples", "num_train_examples", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}={value} must be at least 1")
@@ -141,14 +163,15 @@ def explain(error: BaseException) -> int:
     from detailclip_jax import processes
     from detailclip_jax.checkpoint import CheckpointError
 
+    notes = getattr(error, "__notes__", [])
     if isinstance(error, (ValueError, FileNotFoundError, CheckpointError)):
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
     if isinstance(error, OSError):
-        print(f"error: {error}; {KEPT}", file=sys.stderr)
+        print(f"error: {'; '.join([str(error), *notes])}", file=sys.stderr)
         return RUN_ERROR
     if isinstance(error, KeyboardInterrupt):
-        print(f"\ninterrupted; {KEPT}", file=sys.stderr)
+        print("\n" + "; ".join(["interrupted", *notes]), file=sys.stderr)
         return getattr(error, "exit_code", INTERRUPTED)
     return processes.explain(error)
 

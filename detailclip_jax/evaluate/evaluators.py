@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import unknown
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.evaluate import sets, stickers, tasks
+from detailclip_jax.evaluate import held_out, sets, stickers, tasks
 from detailclip_jax.evaluate.bench import Bench
 from detailclip_jax.evaluate.kept_objects import KeptObjects
 from detailclip_jax.evaluate.protocols import PROTOCOLS
@@ -57,14 +57,6 @@ class EvaluatorError(RuntimeError):
     """An evaluator failed; the message names it, the weights and the step."""
 
 
-EVALUATORS: dict[str, Any] = {
-    "zero_shot": ZeroShot,
-    "retrieval": Retrieval,
-    "kept_objects": KeptObjects,
-    "segmentation": LinearSegmentation,
-}
-
-
 class OnSet:
     """An evaluator of a task of `python -m detailclip_jax.evaluate` on a set by name, on a part of it."""
 
@@ -77,21 +69,35 @@ class OnSet:
         return self.prepared.measure(Bench(self.encode, params, self.tokenize, batch_size=self.batch_size))
 
 
+EVALUATORS: dict[str, Any] = {
+    "zero_shot": ZeroShot,
+    "retrieval": Retrieval,
+    "kept_objects": KeptObjects,
+    "segmentation": LinearSegmentation,
+}
+BY_NAME: dict[str, Any] = {**EVALUATORS, "held_out": OnSet}
+OPTIONS: dict[str, Callable[..., dict[str, Any]]] = {**stickers.OPTIONS, "held_out": held_out.retrieval}
+
+
 def on_set(
     config: ConfigDict,
     task: str,
     data_dir: str = "data",
     num_examples: int | None = 1000,
+    num_train_examples: int | None = 1000,
     protocol: str = PROTOCOLS[0],
     style: str = sets.DEFAULT_STYLE,
     batch_size: int = stickers.BATCH_SIZE,
 ) -> dict[str, Any]:
-    """The options of `OnSet` for "zero_shot:pets" and the like, at most `num_examples` of each split.
+    """The options of `OnSet` for "zero_shot:pets" and the like, at most `num_examples` of the evaluated split.
+
+    k-NN and linear probes learn from at most `num_train_examples` of the training split; None stands for all.  Both are
+    limited by default since a run may evaluate often; the table names both numbers.
 
     Raises MissingData and ValueError as `tasks.KINDS` do.
     """
     kind, _, dataset = task.partition(":")
-    places = Sets(data_dir, config.model.image_size, style, num_examples)
+    places = Sets(data_dir, config.model.image_size, style, num_examples, num_train_examples)
     setting = Setting(places, transform_of(config), protocol, config)
     tokenize = Tokenizer(config.model.context_length)
     return {"prepared": KINDS[kind](setting, dataset), "tokenize": tokenize, "batch_size": batch_size}
@@ -102,23 +108,29 @@ def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
         config.evaluators = {"zero_shot": {"num_scenes": 500}, "knn:pets": {"data_dir": "/data", "num_examples": 1000}}
 
-    A name alone looks at sticker scenes, "task:set" at any set of `python -m detailclip_jax.evaluate`.  Where it is
-    empty, a run on stickers has all of the former and a run on other data none.  Raises ValueError that lists the
-    known ones for an unknown evaluator, set or option.
+    "held_out" looks at the run's own pairs that training never sees (`data.held_out`), another name alone at sticker
+    scenes, "task:set" at any set of `python -m detailclip_jax.evaluate`.  Where it is empty, a run on stickers has all
+    that look at scenes, and a run on other data "held_out" if some of them are held out.  Raises ValueError that lists
+    the known ones for an unknown evaluator, set or option.
     """
-    named = config.evaluators.to_dict()
-    if not named and config.data.source == "stickers":
-        named = {name: {} for name in EVALUATORS}
+    named = config.evaluators.to_dict() or usual(config)
     for name, options in named.items():
         _check_name(name, options)
-    return {name: named[name] for name in (*EVALUATORS, *named) if name in named}
+    return {name: named[name] for name in (*BY_NAME, *named) if name in named}
+
+
+def usual(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The evaluators of a run whose config names none."""
+    if config.data.source == "stickers":
+        return {name: {} for name in EVALUATORS}
+    return {"held_out": {}} if held_out.find(config) else {}
 
 
 def _check_name(name: str, options: Mapping[str, Any]) -> None:
     if ":" in name:
         tasks.parse(name, Sets(options.get("data_dir", "data")))
-    elif name not in EVALUATORS:
-        raise ValueError(unknown("evaluator", name, EVALUATORS) + ", and TASK:SET, for example zero_shot:pets")
+    elif name not in BY_NAME:
+        raise ValueError(unknown("evaluator", name, BY_NAME) + ", and TASK:SET, for example zero_shot:pets")
     for option in options:
         known = [each for each in inspect.signature(_maker(name)).parameters if each not in ("config", "task")]
         if option not in known:
@@ -127,7 +139,7 @@ def _check_name(name: str, options: Mapping[str, Any]) -> None:
 
 def _maker(name: str) -> Callable[..., dict[str, Any]]:
     """The function that makes an evaluator's options."""
-    return on_set if ":" in name else stickers.OPTIONS[name]
+    return on_set if ":" in name else OPTIONS[name]
 
 
 def check(config: ConfigDict) -> None:
@@ -139,6 +151,8 @@ def check(config: ConfigDict) -> None:
     for name, options in plan(config).items() if runs else ():
         if ":" in name:
             on_set(config, name, **options)
+        elif name == "held_out":
+            held_out.retrieval(config, **options)
         else:
             sets.drawn(lambda: stickers.scenes(config, "train", 1))
 
@@ -154,7 +168,7 @@ def build_all(encode: Any, config: ConfigDict) -> dict[str, Evaluator]:
 def _build(encode: Any, config: ConfigDict, name: str, options: Mapping[str, Any]) -> Evaluator:
     if ":" in name:
         return OnSet(encode, **on_set(config, name, **options))
-    return EVALUATORS[name](encode, **sets.drawn(lambda: stickers.OPTIONS[name](config, **options)))
+    return BY_NAME[name](encode, **sets.drawn(lambda: OPTIONS[name](config, **options)))
 
 
 def run(evaluators: Mapping[str, Evaluator], params_by_name: Mapping[str, Params], step: int) -> dict[str, float]:

@@ -1,16 +1,17 @@
 """The pictures of a run, drawn from its experiment and state (what they look like: `visualize`)."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Bool, UInt8
+from ml_collections import ConfigDict
 
 from detailclip_jax import parts, visualize
 from detailclip_jax.data.sprites import ATTRIBUTION
-from detailclip_jax.evaluate import stickers
+from detailclip_jax.evaluate import held_out, stickers
 from detailclip_jax.evaluate.evaluators import all_weights
 from detailclip_jax.evaluate.kept_objects import lowest
 from detailclip_jax.experiment import Experiment, dummy_batch
@@ -24,43 +25,61 @@ def write(workdir: str | Path, experiment: Experiment, state: TrainState) -> lis
     """Writes figures/loss_curves.png, attention.png and reconstructions.png; returns the paths of those it
     drew.
 
-    Curves come from the workdir's metrics.jsonl; runs on stickers have the others, of held-out scenes.  A method
-    without a pixel loss has no reconstructions.  All processes of a run call this, the first one writes.
+    Curves come from the workdir's metrics.jsonl.  The others show held-out scenes of stickers, or examples of the run's
+    own data that training never saw (`data.held_out`); without any there are none.  A method without a pixel loss has
+    no reconstructions.  All processes of a run call this, the first one writes.
     """
     figures = {}
     metrics = Path(workdir) / "metrics.jsonl"
     if metrics.exists():
         figures["loss_curves"] = visualize.loss_curves(read_lines(metrics))
-    if experiment.config.data.source == "stickers":
-        figures |= of_scenes(experiment, state)
+    figures |= of_held_out(experiment, state)
     if jax.process_index():
         return []
     return [visualize.save(figure, Path(workdir) / "figures" / f"{name}.png") for name, figure in figures.items()]
 
 
-def of_scenes(experiment: Experiment, state: TrainState) -> dict[str, Any]:
-    """The figures that look at held-out sticker scenes."""
-    config = experiment.config
-    scenes = stickers.scenes(config, "held_out_pairs", NUM_SCENES)
-    images = stickers.pictures([scenes[i] for i in range(NUM_SCENES)], config)
-    figures = {"attention": attention(experiment, state, images)}
+class Shown(NamedTuple):
+    """Images to draw, what one of them is called, and whose they are."""
+
+    images: UInt8[np.ndarray, "B S S 3"]
+    name: str = "image"
+    credit: str = ""
+
+
+def held_out_images(config: ConfigDict) -> Shown | None:
+    """Scenes of stickers or examples of the run's data that training never saw, if there are any."""
+    if config.data.source == "stickers":
+        scenes = stickers.scenes(config, "held_out_pairs", NUM_SCENES)
+        images = stickers.pictures([scenes[i] for i in range(NUM_SCENES)], config)
+        return Shown(images, "scene", ATTRIBUTION)
+    images = held_out.pictures(config, NUM_SCENES)
+    return None if images is None else Shown(images)
+
+
+def of_held_out(experiment: Experiment, state: TrainState) -> dict[str, Any]:
+    """The figures that look at images which training never saw."""
+    shown = held_out_images(experiment.config)
+    if shown is None:
+        return {}
+    figures = {"attention": attention(experiment, state, shown)}
     if "reconstruction" in experiment.method.losses:
-        figures["reconstructions"] = reconstructions(experiment, state, images)
+        figures["reconstructions"] = reconstructions(experiment, state, shown)
     return figures
 
 
-def attention(experiment: Experiment, state: TrainState, images: UInt8[np.ndarray, "B S S 3"]):
-    """The paper's figure 1 over `images`, for the student and, where there is one, its teacher."""
-    rule = parts.mask_rule(experiment.config)
+def attention(experiment: Experiment, state: TrainState, shown: Shown):
+    """The paper's figure 1 over the images, for the student and, where there is one, its teacher."""
+    rule, images = parts.mask_rule(experiment.config), shown.images
     values = {name: experiment.encode.attention(params, images) for name, params in all_weights(state).items()}
     hidden = {name: np.asarray(lowest(value, rule)) for name, value in values.items()}
-    return visualize.attention_figure(images, jax.tree.map(np.asarray, values), hidden, ATTRIBUTION)
+    return visualize.attention_figure(images, jax.tree.map(np.asarray, values), hidden, shown.credit, shown.name)
 
 
-def reconstructions(experiment: Experiment, state: TrainState, images: UInt8[np.ndarray, "B S S 3"]):
+def reconstructions(experiment: Experiment, state: TrainState, shown: Shown):
     """What the student's decoder draws where the teacher's attention removed patches."""
-    hidden, drawn = reconstruct(experiment, state, images)
-    return visualize.reconstruction_figure(images, hidden, drawn, ATTRIBUTION)
+    hidden, drawn = reconstruct(experiment, state, shown.images)
+    return visualize.reconstruction_figure(shown.images, hidden, drawn, shown.credit, shown.name)
 
 
 def reconstruct(

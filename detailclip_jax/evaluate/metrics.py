@@ -21,13 +21,15 @@ class Metric(float):
         Metric(0.375, n=2000, chance=1 / 96, low=0.354, high=0.396)
 
     `n` is the number of examples (queries), `chance` what an ignorant model gets, `low` and `high` a 95 %
-    interval. Unknown ones are None.  `remark` is what a reader must know besides, usually nothing.
+    interval. Unknown ones are None.  `n_train` is the number of examples that a probe was fitted on.  `remark` is what
+    a reader must know besides, usually nothing.
     """
 
     n: int | None
     chance: float | None
     low: float | None
     high: float | None
+    n_train: int | None = None
     remark: str = ""
 
     def __new__(cls, value: float, *, n=None, chance=None, low=None, high=None):

@@ -9,7 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from detailclip_jax.data.components import components, is_endless
+from detailclip_jax.evaluate import held_out
 from detailclip_jax.evaluate.evaluators import plan
+from detailclip_jax.evaluate.held_out import WAY_OUT
 from detailclip_jax.evaluate.metrics import Metric, split_name
 from detailclip_jax.files import replace_text
 from detailclip_jax.run_config import to_json
@@ -35,6 +38,10 @@ NOTES = {
     "kept_objects": (
         "Kept patches: the half with the highest CLS attention, in every row whatever it removes itself, in unseen "
         "scenes; chance is the share of all patches that touch an object."
+    ),
+    "held_out": (
+        "Held out: retrieval among pairs of the run's own data that training never saw, with all their captions. "
+        "Captions that are word for word the same count as right for each other's image."
     ),
     "segmentation": "Segmentation: patch features, frozen, to classes by ridge regression, in unseen scenes.",
 }
@@ -70,6 +77,8 @@ def as_json(results: Mapping[str, float], config: ConfigDict, step: int) -> dict
 def _record(name: str, value: float) -> dict[str, Any]:
     task, weights, metric = split_name(name)
     judged = {key: getattr(value, key, None) for key in ("n", "chance", "low", "high")}
+    if (fitted := getattr(value, "n_train", None)) is not None:
+        judged["n_train"] = fitted
     return {"task": task, "weights": weights, "metric": metric, "value": float(value), **judged}
 
 
@@ -80,22 +89,33 @@ def config_digest(config: ConfigDict) -> str:
 
 def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str:
     """The table, one row per metric, with a column for each set of weights and chance beside them."""
+    about = [*_held_out(config), *_left_out(results, config)]
     if not results:
-        return "\n\n".join([f"{_title(config, step)}: nothing was evaluated.", *_left_out(results, config)]) + "\n"
+        return "\n\n".join([f"{_title(config, step)}: nothing was evaluated.", *about]) + "\n"
     names = [split_name(name) for name in results]
     weights = list(dict.fromkeys(which for _, which, _ in names))
     rows = list(dict.fromkeys((task, metric) for task, _, metric in names))
     head = ["", *(WEIGHTS.get(w, w) for w in weights), "chance", "n"]
     table = [_row(results, task, metric, weights) for task, metric in rows]
-    notes = "\n\n".join([_notes(dict(rows)), *_left_out(results, config)])
+    notes = "\n\n".join([_notes(dict(rows)), *about])
     return "\n".join([_title(config, step), "", *aligned([head, *table]), "", notes]) + "\n"
+
+
+def _held_out(config: ConfigDict) -> list[str]:
+    """How many examples of one's own data were held out and how they were chosen, or how to hold some out."""
+    if is_endless(components(config.data)):
+        return []
+    found = held_out.find(config)
+    text = f"Held out: {len(found.source):,} examples ({found.origin})." if found else f"Held out: none; {WAY_OUT}."
+    return [textwrap.fill(text, 110)]
 
 
 def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:
     """A line that names the evaluators without a result: the method has none of the networks they need."""
     measured = {split_name(name)[0] for name in results}
     missing = [name for name in plan(config) if name not in measured]
-    return [f"Left out, since {config.method} has no networks for it: {', '.join(missing)}."] if missing else []
+    why = f"since {config.method} has no networks" + (" or the data no captions" if "held_out" in missing else "")
+    return [f"Left out, {why} for it: {', '.join(missing)}."] if missing else []
 
 
 def _notes(tasks: Iterable[str]) -> str:
@@ -109,13 +129,19 @@ def _title(config: ConfigDict, step: int) -> str:
 def _row(results: Mapping[str, float], task: str, metric: str, weights: list[str]) -> list[str]:
     values = [results.get(f"{task}/{w}/{metric}") for w in weights]
     known = next(value for value in values if value is not None)
-    chance, n = getattr(known, "chance", None), getattr(known, "n", None)
+    chance = getattr(known, "chance", None)
     return [
         f"{task} {metric}" if ":" in task else ROWS.get(metric, f"{task} {metric}"),
         *("" if value is None else _percent(value) for value in values),
         "" if chance is None else f"{100 * chance:.2f}",
-        "" if n is None else f"{n:,}",
+        size_text(getattr(known, "n", None), getattr(known, "n_train", None)),
     ]
+
+
+def size_text(n: int | None, n_train: int | None) -> str:
+    """2,000, or "2,000 (train 5,000)" for a probe that was fitted on so many."""
+    fitted = "" if n_train is None else f" (train {n_train:,})"
+    return "" if n is None else f"{n:,}{fitted}"
 
 
 def _percent(value: float) -> str:
@@ -126,7 +152,7 @@ def _percent(value: float) -> str:
 
 def aligned(table: list[list[str]]) -> list[str]:
     """Markdown that reads as a table on the screen too: columns of equal width, numbers to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*table)]
+    widths = [max(2, *(len(cell) for cell in column)) for column in zip(*table)]  # "-:" is the shortest rule
     lines = [
         [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))] for row in table
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detailclip_jax.evaluate import paper
-from detailclip_jax.evaluate.report import ALWAYS, ROWS, WEIGHTS, aligned
+from detailclip_jax.evaluate.report import ALWAYS, ROWS, WEIGHTS, aligned, size_text
 from detailclip_jax.files import replace_text
 
 FILES = ("results.jsonl", "results.md", "results.csv")
@@ -19,7 +19,7 @@ Beside = Mapping[str, Mapping[paper.Cell, float]]  # rows of the paper: label ->
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
 MARKS = ("protocol", "fingerprint", "step", "expected", "unreadable", "truncated", "checkpoint", "digest")
 OTHER_FIELDS = ("method",)
-LATER_FIELDS = ("remark",)  # which files of earlier versions lack
+LATER_FIELDS = ("remark", "n_train")  # which files of earlier versions lack
 ALL_FIELDS = (*FIELDS, *MARKS, *OTHER_FIELDS, *LATER_FIELDS)
 MAX_LISTED = 20
 NAMES = ROWS | {
@@ -43,7 +43,7 @@ NOTES = {
 
 def record(identity: Mapping[str, Any], metric: str, value: float) -> Record:
     """One line of results.jsonl: a metric of one set of weights on one set, with all that is needed to judge it."""
-    judged = {name: getattr(value, name, None) for name in ("n", "chance", "low", "high", "remark")}
+    judged = {name: getattr(value, name, None) for name in ("n", "chance", "low", "high", *LATER_FIELDS)}
     every = {**identity, "metric": metric, "value": float(value), **judged}
     return {name: every.get(name) for name in ALL_FIELDS}
 
@@ -172,7 +172,7 @@ def percent(r: Record) -> str:
 
 def _judged(r: Record) -> list[str]:
     short = f" of {r['expected']:,}" if r["expected"] not in (None, r["n"]) and r["task"] in ("zero_shot",) else ""
-    n = "" if r["n"] is None else f"{r['n']:,}{short}"
+    n = size_text(r["n"], r["n_train"]) + short
     return ["" if r["chance"] is None else f"{100 * r['chance']:.2f}", n]
 
 

@@ -25,6 +25,7 @@ from detailclip_jax.evaluate.cache import Cache, NoCache
 from detailclip_jax.evaluate.embedding import EvaluationBatch
 from detailclip_jax.evaluate.findings import Unmeasurable
 from detailclip_jax.evaluate.protocols import PROTOCOLS
+from detailclip_jax.evaluate.report import size_text
 from detailclip_jax.evaluate.results import Outcome, Record, Results, percent, record
 from detailclip_jax.evaluate.sets import Sets
 from detailclip_jax.evaluate.subject import Subject
@@ -195,4 +196,4 @@ def from_first(value: bool) -> bool:
 def said(first: Record) -> str:
     """top-1 33.7 (31.6-35.8), chance 1.04, n 2,000."""
     chance = "" if first["chance"] is None else f", chance {100 * first['chance']:.2f}"
-    return f"{first['metric']} {percent(first)}{chance}, n {first['n']:,}"
+    return f"{first['metric']} {percent(first)}{chance}, n {size_text(first['n'], first['n_train'])}"

@@ -41,9 +41,14 @@ class LinearSegmentation:
     def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
         """Yields ("miou", ...), ("balanced_miou", ...), ("object_miou", ...)."""
         train, test = self.look(params, self.train), self.look(params, self.test)
-        yield "miou", self.over_pixels(train, test, np.ones(train.features.shape[:2]))
-        yield "balanced_miou", self.over_pixels(train, test, balanced(train.shares.argmax(-1)))
-        yield "object_miou", self.over_object_patches(train, test)
+        measured = {
+            "miou": self.over_pixels(train, test, np.ones(train.features.shape[:2])),
+            "balanced_miou": self.over_pixels(train, test, balanced(train.shares.argmax(-1))),
+            "object_miou": self.over_object_patches(train, test),
+        }
+        for name, value in measured.items():
+            value.n_train = len(train.features)
+            yield name, value
 
     def look(self, params: Params, batches: Batches) -> Patches:
         """Features and targets of all scenes."""

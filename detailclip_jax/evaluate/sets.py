@@ -28,24 +28,26 @@ class Sets(NamedTuple):
     data_dir: the folder that holds the sets on disk.
     image_size: of the model; the canvas of sticker scenes follows it, as in training.
     style: whose drawings "stickers_style" shows: "noto", a font file, or a folder of PNGs with alpha named by noun.
-    num_examples: at most so many of each set, evenly spaced; None for all.
+    num_examples: at most so many of each evaluated set, evenly spaced; None for all.
+    num_train_examples: the same for the training splits that k-NN and linear probes learn from.
     """
 
     data_dir: str | Path = "data"
     image_size: int = 224
     style: str = DEFAULT_STYLE
     num_examples: int | None = None
+    num_train_examples: int | None = None
 
     def labelled(self, name: str, split: str = "test") -> LabelledSet:
         """Pictures with classes.  Raises MissingData, and ValueError for a set that has captions instead."""
         if name in STICKERS:
-            return self._limited(self._single_stickers(name, split))
+            return self._limited(self._single_stickers(name, split), split)
         data = labelled.open_set(name, self.data_dir, split)
         if not data.classes:
             raise ValueError(f"{name} has captions and no classes: it is for retrieval")
         if split != "test":  # files of two splits may have the same names and sizes
             data = data._replace(fingerprint=f"{split}-{data.fingerprint}")
-        return self._limited(data)
+        return self._limited(data, split)
 
     def captioned(self, name: str, num_captions: int | None = 5) -> LabelledSet:
         """Pictures with so many captions each at most.
@@ -68,8 +70,8 @@ class Sets(NamedTuple):
         if not any(folder.is_dir() for folder in folders):
             raise ValueError(f"{unknown('set', name, known)}, or a folder (in {self.data_dir}, or folder:PATH)")
 
-    def _limited(self, data: LabelledSet) -> LabelledSet:
-        count = self.num_examples
+    def _limited(self, data: LabelledSet, split: str = "test") -> LabelledSet:
+        count = self.num_train_examples if split == "train" else self.num_examples
         if count is None or count >= len(data.source):
             return data
         marks = f"{data.fingerprint}/{count}"

@@ -18,6 +18,7 @@ from detailclip_jax.masking import Rule
 from detailclip_jax.models.sizes import num_side_patches
 
 BATCH_SIZE = 250
+NUM_FITTED = 500  # scenes that the segmentation probe is fitted on
 
 
 def zero_shot(config: ConfigDict, num_scenes: int = 2000) -> dict[str, Any]:
@@ -46,10 +47,12 @@ def kept_objects(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
     return {"batches": batches(scenes(config, "held_out_scenes", num_scenes), config), "rule": rule}
 
 
-def segmentation(config: ConfigDict, num_scenes: int = 500) -> dict[str, Any]:
-    """As many scenes to fit on, of the training split, as unseen ones to judge."""
+def segmentation(
+    config: ConfigDict, num_scenes: int = NUM_FITTED, num_train_scenes: int | None = None
+) -> dict[str, Any]:
+    """Scenes of the training split to fit on, by default as many as the unseen ones that are judged."""
     return {
-        "train": batches(scenes(config, "train", num_scenes), config),
+        "train": batches(scenes(config, "train", num_train_scenes or num_scenes), config),
         "test": batches(scenes(config, "held_out_scenes", num_scenes), config),
         "num_classes": len(class_names()),
     }

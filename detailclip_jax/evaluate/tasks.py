@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import unknown
 from detailclip_jax.data.labelled import KNOWN, LabelledSet
 from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers import zero_shot_prompts
 from detailclip_jax.evaluate import knn, linear, paper, stickers
 from detailclip_jax.evaluate.bench import Bench
@@ -15,7 +16,7 @@ from detailclip_jax.evaluate.classification import usual_top, zero_shot_metrics
 from detailclip_jax.evaluate.kept_objects import KeptObjects
 from detailclip_jax.evaluate.metrics import Metric
 from detailclip_jax.evaluate.protocols import NUM_CAPTIONS, PROTOCOLS, ZeroShotTask, zero_shot_task
-from detailclip_jax.evaluate.reading import captions_of, cropped
+from detailclip_jax.evaluate.reading import Subset, captions_of, cropped
 from detailclip_jax.evaluate.retrieval import retrieval_metrics
 from detailclip_jax.evaluate.segmentation import LinearSegmentation
 from detailclip_jax.evaluate.sets import STICKERS, Sets
@@ -117,10 +118,20 @@ def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], pr
     def measure(bench: Bench) -> Measured:
         known, asked = (bench.images(data, transform, "cls") for data in (train, test))
         arrays = (known.features, known.labels, asked.features, asked.labels)
-        return judge(*arrays, len(test.classes), metric=metric)
+        for name, value in judge(*arrays, len(test.classes), metric=metric):
+            value.n_train = len(known.features)
+            value.remark = "; ".join(filter(None, (value.remark, part_of(train.source))))
+            yield name, value
 
     both = test._replace(fingerprint=f"{train.fingerprint}+{test.fingerprint}")
     return Prepared(both, protocol, ("image",), measure)
+
+
+def part_of(train: Source) -> str:
+    """That the training split is limited, if it is."""
+    if not isinstance(train, Subset):
+        return ""
+    return f"fitted on {len(train):,} of {len(train.source):,} training examples (--num-train-examples)"
 
 
 def metric_of(name: str) -> str:
@@ -145,12 +156,20 @@ def _in_training(setting: Setting, name: str, kind: str, evaluator: Any) -> Prep
     if setting.config is None:
         raise ValueError(f"{kind} looks at the patches of a run of this package: give it a checkpoint")
     data, config = setting.sets.labelled(name), setting.config
-    few = {} if setting.sets.num_examples is None else {"num_scenes": setting.sets.num_examples}
+    few = few_scenes(setting.sets, fitted=kind == "segmentation")
 
     def measure(bench: Bench) -> Measured:
         return evaluator(bench.encode, **stickers.OPTIONS[kind](config, **few)).run(bench.params)
 
     return Prepared(data, "stickers", evaluator.needs, measure)
+
+
+def few_scenes(sets: Sets, fitted: bool) -> dict[str, int]:
+    """The options of `stickers` that limit the evaluated scenes; where a probe is fitted, also those that it sees."""
+    options = {"num_scenes": sets.num_examples}
+    if fitted:
+        options["num_train_scenes"] = sets.num_train_examples or stickers.NUM_FITTED
+    return {name: count for name, count in options.items() if count is not None}
 
 
 KINDS: dict[str, Callable[[Setting, str], Prepared]] = {

@@ -98,7 +98,7 @@ def _torch(path: Path, mmap: bool) -> Any:
     try:
         import torch
     except ImportError:
-        raise ValueError(f"reading {path} needs PyTorch: pip install -e .[torch]") from None
+        raise ValueError(f"reading {path} needs PyTorch: pip install -e '.[torch]'") from None
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # where training scripts keep their flags
             return arrays(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
@@ -183,7 +183,7 @@ def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
         import torch
     except ImportError:
         raise ValueError(
-            "writing it needs PyTorch (pip install -e .[torch]); a name that ends in .safetensors does not"
+            "writing it needs PyTorch (pip install -e '.[torch]'); a name that ends in .safetensors does not"
         ) from None
     torch.save({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, file)
 

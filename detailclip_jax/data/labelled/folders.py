@@ -25,11 +25,39 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
 
 def split_folder(folder: pathlib.Path, split: str) -> pathlib.Path | None:
     """The first folder of the split that has class folders; a folder without splits is one test split."""
+    splits = splits_in(folder)
     for name in split_names(split):
-        if class_folders(folder / name):
+        if name in splits and class_folders(folder / name):
             return folder / name
-    whole = split == "test" and not any((folder / name).is_dir() for name in SPLIT_FOLDERS)
-    return folder if whole else None
+    return folder if split == "test" and not splits else None
+
+
+def splits_in(folder: pathlib.Path) -> tuple[str, ...]:
+    """Which folders in `folder` are splits: named as one, and either without classes beside them or with some inside.
+
+    A class may be called "train": beside the folders cat and dog, which hold pictures, train/*.jpg is a class.  A
+    folder train/CLASS/*.jpg without pictures of its own is a split whatever lies beside it.
+    """
+    names = class_folders(folder)
+    named = [name for name in SPLIT_FOLDERS if name in names]
+    beside_classes = bool(named) and any(holds_pictures(folder / name) for name in names if name not in named)
+    return tuple(name for name in named if not beside_classes or holds_classes(folder / name))
+
+
+def holds_classes(folder: pathlib.Path) -> bool:
+    """Whether pictures lie in folders below it, and none in itself."""
+    own = any(map(is_picture, os.listdir(folder)))
+    return not own and any(holds_pictures(folder / name) for name in class_folders(folder))
+
+
+def holds_pictures(folder: pathlib.Path) -> bool:
+    """Whether there is a picture in the folder, at any depth."""
+    return any(is_picture(file) for _, _, files in os.walk(folder, followlinks=True) for file in files)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of that name is read as a picture."""
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def class_folders(root: pathlib.Path) -> tuple[str, ...]:
@@ -45,7 +73,7 @@ def pictures_below(root: pathlib.Path, kind: str) -> list[str]:
         os.path.relpath(os.path.join(parent, file), root)
         for parent, _, files in sorted(os.walk(root / kind, followlinks=True))
         for file in sorted(files)
-        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+        if is_picture(file)
     ]
 
 

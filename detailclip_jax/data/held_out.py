@@ -1,0 +1,122 @@
+"""Examples that training never sees, for the pictures and numbers at the end of a run on one's own data.
+
+A split of its own beside the training split (val, validation, test or dev) is taken where there is one.  Else
+`data.held_out` examples of the training split are held back: drawn by their number alone, so that runs of all seeds
+hold back the same ones and a restarted run goes on without them.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple, SupportsIndex
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from detailclip_jax.data import mixture
+from detailclip_jax.data.components import components, is_endless
+from detailclip_jax.data.mixture import Mixture, Part, parts_of
+from detailclip_jax.data.sources import Example, MissingData, Source
+
+SPLITS = ("val", "validation", "test", "dev")
+SHARE, FEW, MOST = 0.02, 8, 0.1  # of a set: the usual share, the least number, and the share that no number exceeds
+
+
+class HeldOut(NamedTuple):
+    """Examples beside those of training, and where they come from: "split val" or "20 of 1,000 examples, ..."."""
+
+    source: Source
+    origin: str
+
+
+class Picked:
+    """The examples of a source that have these numbers, in this order."""
+
+    def __init__(self, source: Source, places: Sequence[int] | Int[np.ndarray, "n"]):
+        self.source, self.places = source, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        return self.source[int(self.places[operator.index(index)])]
+
+
+class Rest:
+    """A source without the examples that have these numbers, which are sorted."""
+
+    def __init__(self, source: Source, without: Int[np.ndarray, "n"]):
+        self.source, self.name = source, getattr(source, "name", "")
+        self._kept_before = without - np.arange(len(without))  # how many kept examples precede each of them
+
+    def __len__(self) -> int:
+        return len(self.source) - len(self._kept_before)
+
+    def __getitem__(self, index: SupportsIndex) -> Example:
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self.source[index + int(np.searchsorted(self._kept_before, index, side="right"))]
+
+
+def number(asked: int, num_examples: int) -> int:
+    """How many of so many examples are held back: 2 %, at least 8, at most the number asked for and a tenth of them.
+
+    number(1000, 14_689_580) == 1000; number(1000, 5_000) == 100; number(1000, 200) == 8; number(1000, 30) == 3
+    """
+    usual = max(FEW, round(SHARE * num_examples))
+    return min(asked, usual, int(MOST * num_examples))
+
+
+def places(num_examples: int, count: int) -> Int[np.ndarray, "n"]:
+    """Which ones: drawn without replacement from a seed of their own, sorted."""
+    return np.sort(np.random.default_rng(0).choice(num_examples, count, replace=False))
+
+
+def own_split(data: ConfigDict, image_size: int = 64) -> tuple[str, Source] | None:
+    """The first of SPLITS that all sets of a run have, unless it is the split that is trained on."""
+    for name in SPLITS if not is_endless(components(data)) else ():
+        if name != str(data.split).split("[")[0]:
+            try:
+                return name, mixture.open_source(data, name, image_size)
+            except MissingData:
+                continue
+    return None
+
+
+def rest(source: Source, data: ConfigDict, image_size: int = 64) -> Source:
+    """What is trained on of the training split: all, or what is left beside the examples that are held back."""
+    if not data.held_out or is_endless(components(data)) or own_split(data, image_size):
+        return source
+    kept = [part._replace(source=_without(part.source, held)) for part, held in _shares(source, data.held_out)]
+    return Mixture(kept) if isinstance(source, Mixture) else kept[0].source
+
+
+def _without(source: Source, held: Int[np.ndarray, "n"]) -> Source:
+    return Rest(source, held) if len(held) else source
+
+
+def _shares(source: Source, asked: int) -> list[tuple[Part, Int[np.ndarray, "n"]]]:
+    """Each set, and the numbers of its examples that are held back, in proportion to its size."""
+    sizes = [(part, len(part.source)) for part in parts_of(source)]
+    return [(part, places(size, number(asked * size // len(source), size))) for part, size in sizes]
+
+
+def open_held_out(data: ConfigDict, image_size: int = 64) -> HeldOut | None:
+    """The examples that the run on these data does not train on; None where there are none.
+
+    Raises MissingData as `mixture.open_source` does.
+    """
+    if is_endless(components(data)):
+        return None
+    if found := own_split(data, image_size):
+        return HeldOut(found[1], f"split {found[0]}")
+    if not data.held_out:
+        return None
+    source = mixture.open_source(data, image_size=image_size)
+    first, chosen = 0, []
+    for part, held in _shares(source, data.held_out):
+        chosen += (held + first).tolist()
+        first += len(part.source)
+    origin = f"{len(chosen):,} of {len(source):,} examples, held back from training"
+    return HeldOut(Picked(source, chosen), origin) if chosen else None

@@ -1,0 +1,37 @@
+"""How many captions the context is too short for, before a run begins."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from detailclip_jax.data.caption_rules import caption_of
+from detailclip_jax.data.sources import BadRecord, Source
+from detailclip_jax.data.tokenizer import Tokenizer
+
+NUM_READ = 200  # examples, spread over the source
+MUCH = 0.1  # the share from which on it is worth a warning
+CLIP = 77  # tokens of CLIP's context
+
+
+def warning(source: Source, rule: str, tokenizer: Tokenizer) -> str:
+    """What is to be said where a large share of the captions is longer than the context; "" else."""
+    lengths = np.array(list(caption_lengths(source, rule, tokenizer)))
+    share = float((lengths > tokenizer.context_length).mean()) if len(lengths) else 0.0
+    if share < MUCH:
+        return ""
+    enough, room = int(np.quantile(lengths, 0.99, method="higher")), tokenizer.context_length
+    longer = f"--config.model.context_length={min(enough, CLIP)} holds more, at more time per step"
+    return (
+        f"{share:.1%} of {len(lengths)} captions that were looked at are longer than model.context_length {room} "
+        f"(the median has {int(np.median(lengths))} tokens): the words behind that are cut and never learnt.  "
+        + (longer if room < CLIP else "Shorter ones: --config.data.caption=field:NAME picks another text")
+    )
+
+
+def caption_lengths(source: Source, rule: str, tokenizer: Tokenizer) -> Iterator[int]:
+    """Tokens of the caption of some examples, with start and end."""
+    for index in sorted({len(source) * number // NUM_READ for number in range(NUM_READ)}):
+        try:
+            yield len(tokenizer.encode(caption_of(source[index], rule, np.random.default_rng(index))))
+        except BadRecord:
+            continue

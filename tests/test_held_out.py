@@ -1,0 +1,172 @@
+"""Examples of one's own data that training never sees, and what a run says about them at its end."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detailclip_jax import evaluate, main, run_config
+from detailclip_jax import train as loop
+from detailclip_jax.data import held_out, long_captions, mixture, pipeline
+from detailclip_jax.data.sources import write_records
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.evaluate import figures
+from detailclip_jax.progress import Console
+from detailclip_jax.validation import validate
+
+WORDS = ("red", "blue", "green", "black")
+
+
+def examples(num, first=0, caption="a {colour} thing, number {i}"):
+    for i in range(first, first + num):
+        stream = io.BytesIO()
+        pixels = np.random.default_rng(i).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((40, 40)).save(stream, "PNG")
+        text = caption.format(colour=WORDS[i % 4], i=i)
+        yield {"image": stream.getvalue(), "captions": [text] if text else [], "key": f"{i}"}
+
+
+def config_of(path, **fields):
+    config = run_config.load("tests/configs/smallest.py")
+    config.data.source, config.data.path, config.steps_per_epoch = "records", str(path), None
+    config.update_from_flattened_dict({"data.held_out": 1000, "total_steps": 2, "evaluate_at_end": True} | fields)
+    return config
+
+
+def keys(source):
+    return {source[index]["key"] for index in range(len(source))}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    write_records(folder, examples(60))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("asked", "num_examples", "expected"),
+    [(1000, 14_689_580, 1000), (1000, 5_000, 100), (1000, 200, 8), (1000, 30, 3), (1000, 9, 0), (5, 5_000, 5)],
+)
+def test_a_few_examples_and_never_more_than_a_tenth_are_held_back(asked, num_examples, expected):
+    assert held_out.number(asked, num_examples) == expected
+
+
+def test_what_is_held_back_is_not_trained_on(records):
+    config = config_of(records)
+    kept, held = pipeline.open_source(config), held_out.open_held_out(config.data)
+    assert (len(kept), len(held.source)) == (54, 6) and held.origin == "6 of 60 examples, held back from training"
+    assert keys(kept) | keys(held.source) == {str(i) for i in range(60)} and not keys(kept) & keys(held.source)
+    other = held_out.open_held_out(config_of(records, seed=1).data)  # runs of other seeds compare
+    assert keys(other.source) == keys(held.source)
+    with pytest.raises(IndexError):
+        kept[54]
+    assert len(pipeline.open_source(config_of(records, **{"data.held_out": 0}))) == 60
+
+
+def test_each_set_of_a_mixture_holds_back_its_share(records, tmp_path):
+    write_records(tmp_path / "more", examples(200, first=100))
+    config = config_of(f"{records}@1,{tmp_path / 'more'}@3")
+    kept, held = pipeline.open_source(config), held_out.open_held_out(config.data)
+    assert [len(part.source) for part in mixture.parts_of(kept)] == [54, 192]
+    assert [part.weight for part in mixture.parts_of(kept)] == [1, 3]
+    assert len(held.source) == 14 and not keys(kept) & keys(held.source)
+
+
+def test_a_split_of_its_own_is_taken_instead(records, tmp_path):
+    write_records(tmp_path, examples(30))
+    write_records(tmp_path, examples(5, first=90), split="val")
+    config = config_of(tmp_path)
+    held = held_out.open_held_out(config.data)
+    assert len(pipeline.open_source(config)) == 30 and held.origin == "split val"
+    assert keys(held.source) == {str(i) for i in range(90, 95)}
+
+
+def test_scenes_without_end_hold_nothing_back():
+    config = run_config.load("configs/stickers.py")
+    assert config.data.held_out == 1000 and held_out.open_held_out(config.data) is None
+    assert not hasattr(pipeline.open_source(config), "places") and set(evaluate.plan(config)) == {
+        *("zero_shot", "retrieval", "kept_objects", "segmentation")
+    }
+    before = run_config.load("configs/stickers.py")
+    before.data.held_out = 0  # a run of an earlier version goes on
+    assert not run_config.differences(before, config)
+    assert "data.held_out" in run_config.differences(config_of("/a"), config_of("/a", **{"data.held_out": 0}))
+
+
+@pytest.fixture(scope="module")
+def finished(records, tmp_path_factory):
+    """A run on own data, from the first step to its report."""
+    run = loop.prepare(config_of(records), tmp_path_factory.mktemp("run"))
+    run = run._replace(console=Console(stream=io.StringIO()))
+    assert loop.train(run) == 0
+    return run
+
+
+def test_a_run_on_own_data_ends_with_numbers_and_pictures(finished):
+    text, report = finished.console.stream.getvalue(), (finished.workdir / "report.md").read_text()
+    assert "data records: 54 examples" in text and "2 steps of 8, 0.296 epochs" in text
+    assert "held out, never trained on: 6 examples (6 of 60 examples, held back from training)" in text
+    assert "schedules count 6 steps as an epoch" in text
+    assert "image to text R@1" in report and "nothing was evaluated" not in report
+    assert "Held out: 6 examples (6 of 60 examples, held back from training)." in report
+    results = json.loads((finished.workdir / "results.json").read_text())["results"]
+    assert {(r["task"], r["weights"]) for r in results} == {("held_out", "student"), ("held_out", "ema")}
+    assert {r["n"] for r in results} == {6}
+    assert re.search(r"^\| -+ \|( -+: \|)+$", report, re.MULTILINE), "a table that Markdown reads, with n below 10"
+    drawn = {file.name for file in (finished.workdir / "figures").iterdir()}
+    assert drawn == {"loss_curves.png", "attention.png", "reconstructions.png"}
+
+
+def test_the_figures_show_held_out_images_of_the_data(finished):
+    shown = figures.held_out_images(finished.config)
+    assert shown.images.shape == (6, 32, 32, 3) and (shown.name, shown.credit) == ("image", "")
+
+
+def test_a_run_without_held_out_examples_says_how_to_have_some(tmp_path):
+    write_records(tmp_path, examples(9))
+    config = run_config.resolve(config_of(tmp_path), 9)
+    assert evaluate.plan(config) == {}
+    text = evaluate.report.markdown({}, config, step=2)
+    assert "nothing was evaluated" in text and "Held out: none; --config.data.held_out=1000 keeps some" in text
+    config.unlock()
+    config.evaluators = {"held_out": {}}
+    with pytest.raises(ValueError, match="no example of these data is held out"):
+        evaluate.check(config)
+
+
+def test_held_out_examples_without_captions_are_no_error(finished, tmp_path):
+    write_records(tmp_path, examples(100, caption=""))
+    config = config_of(tmp_path)
+    (evaluator,) = evaluate.build_all(finished.experiment.encode, config).values()
+    assert list(evaluator.run({})) == []
+    assert "or the data no captions for it: held_out" in evaluate.report.markdown({}, config, step=2)
+
+
+def test_a_negative_number_is_refused(records):
+    with pytest.raises(ValueError, match=r"data\.held_out"):
+        validate(config_of(records, **{"data.held_out": -1}))
+
+
+def test_captions_that_are_mostly_cut_are_said_before_the_run(tmp_path):
+    write_records(tmp_path, examples(40, caption="a {colour} thing and another one " * 3))
+    source, tokenizer = pipeline.open_source(config_of(tmp_path)), Tokenizer(12)
+    assert "100.0% of 36 captions that were looked at are longer than model.context_length 12" in (
+        long_captions.warning(source, "random", tokenizer)
+    )
+    said = long_captions.warning(source, "random", tokenizer)
+    assert "(the median has 20 tokens)" in said and "--config.model.context_length=20 holds more" in said
+    assert long_captions.warning(source, "random", Tokenizer(20)) == ""
+
+
+def test_a_finished_run_names_the_command_that_goes_on(tmp_path):
+    flags = ["--config=a.py", "--config.total_steps", "20", "--config.data.path=/my data", "-config.num_epochs=3"]
+    text = main.next_commands(flags, tmp_path / "my run", 20)
+    first = text.splitlines()[0]
+    assert first.endswith(
+        "python -m detailclip_jax.main --config=a.py '--config.data.path=/my data' --config.total_steps=40"
+    )
+    assert f"--checkpoint='{tmp_path}/my run'" in text
