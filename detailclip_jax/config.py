@@ -205,8 +205,8 @@ MODEL: Group = {
     ),
     "matmul_precision": Field(
         None,
-        "of products on GPUs and TPUs: default, high (TensorFloat-32) or highest; default: float32 products are exact in "
-        "float32, bfloat16 ones as the device does them.  Losses, centers and attention maps are exact",
+        "of products on GPUs and TPUs: default, high (TensorFloat-32) or highest; without a value float32 products are "
+        "exact in float32, bfloat16 ones as the device does them.  Losses, centers and attention maps are exact",
         OURS,
         str,
     ),
