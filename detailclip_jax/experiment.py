@@ -84,6 +84,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     meshes.check_batch_size(config.batch_size, mesh, config.accumulation)
     method = methods.build(config)
     model, spread = (build_networks(config, axis) for axis in (None, meshes.BATCH))
+    if mesh.shape[meshes.FSDP] > 1:
+        spread = spread.gathering(sharding.gather_layer)
     plan = build_schedules(config, method)
     bare = Setup(
         method,

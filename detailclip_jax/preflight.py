@@ -147,8 +147,8 @@ def estimate(plan: Plan) -> dict[str, int]:
     divided = plan.experiment.mesh.shape["fsdp"] > 1
     return {
         "state": sharding.device_bytes(shapes),
-        "gradients": sharding.total_bytes(shapes.params) if divided else sharding.device_bytes(shapes.params),
-        "weights": sharding.total_bytes((shapes.params, shapes.ema_params)) if divided else 0,
+        "gradients": sharding.gradient_bytes(shapes.params),
+        "weights": sharding.gathered_bytes((shapes.params, shapes.ema_params)) if divided else 0,
         "activations": activation_bytes(plan),
     }
 
@@ -158,6 +158,8 @@ def activation_bytes(plan: Plan) -> int:
     devices = plan.experiment.mesh.devices.size
     rows = plan.config.batch_size // plan.config.accumulation // devices
     changes = {"batch_size": rows, "accumulation": 1, "losses": {"clip_block": 0}}  # whole logits of these few
+    if plan.experiment.model.gathers and plan.config.model.remat == "none":
+        changes["model"] = {"remat": "dots"}  # see `models.block.gathered`
     alone = experiment.build(_with(plan.config, **changes), make_mesh(jax.local_devices()[:1]))
     shapes = alone.state_shapes
 

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from detailclip_jax.models.stacking import STACKED
 from detailclip_jax.types import FSDP, Array, Leaf, PyTree
 
 
@@ -86,12 +87,46 @@ def gather(tree: PyTree, placed: PyTree) -> PyTree:
     """Whole arrays from the devices' shards, inside of `shard_map`; `placed` are their specs.
 
     The transpose is a reduce-scatter: each device gets the sum of the gradients of its shard (ZeRO, arXiv 1910.02054).
+    Stacked blocks stay as they are: the loop over them makes one whole at a time, see `gather_layer`.
     """
-    return jax.tree.map(_gather, tree, placed)
+
+    def make(path: Any, shard: Array, spec: P) -> Array:
+        return shard if is_stacked(path) else _gather(shard, spec)
+
+    return jax.tree.map_with_path(make, tree, placed)
+
+
+def is_stacked(path: Any) -> bool:
+    """Whether a path of a tree leads to parameters of stacked blocks."""
+    return f"/{STACKED}/" in f"/{path_name(path)}"
+
+
+def gather_layer(layer: PyTree) -> PyTree:
+    """The whole parameters of one block from the devices' shards, inside of `shard_map`, by the table."""
+    rules = _match(layer, RULES)
+    return jax.tree.map_with_path(lambda path, shard: _gather(shard, rules[path_name(path)].spec), layer)
 
 
 def _gather(shard: Array, spec: P) -> Array:
     return jax.lax.all_gather(shard, FSDP, axis=tuple(spec).index(FSDP), tiled=True) if FSDP in spec else shard
+
+
+def gathered_bytes(shapes: PyTree) -> int:
+    """Bytes of what a step holds whole at once: all but stacked blocks, and one layer of the largest stack."""
+    leaves = jax.tree.leaves_with_path(shapes)
+    layers: dict[str, int] = {}
+    for path, leaf in leaves:
+        if is_stacked(path):
+            tower = path_name(path).split(f"{STACKED}/")[0]
+            layers[tower] = layers.get(tower, 0) + total_bytes(leaf) // leaf.shape[0]
+    return total_bytes([leaf for path, leaf in leaves if not is_stacked(path)]) + max(layers.values(), default=0)
+
+
+def gradient_bytes(shapes: PyTree) -> int:
+    """Bytes of a device's gradients: whole, but those of stacked blocks, which are divided as soon as they are made."""
+    leaves = jax.tree.leaves_with_path(shapes)
+    whole, divided = ([leaf for path, leaf in leaves if is_stacked(path) is kind] for kind in (False, True))
+    return total_bytes(whole) + device_bytes(divided)
 
 
 def device_bytes(shapes: PyTree) -> int:

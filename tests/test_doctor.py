@@ -173,7 +173,10 @@ def test_the_estimate_of_memory_counts_state_gradients_and_activations():
     assert parts["gradients"] == sharding.total_bytes(shapes.params)
     divided = preflight.estimate(plan(config, 8, 8))
     assert divided["state"] < parts["state"] / 4 and divided["weights"] == parts["gradients"]
-    config.accumulation = 2
+    config.model.scan = True
+    by_layer = preflight.estimate(plan(config, 8, 8))
+    assert by_layer["weights"] < divided["weights"] and by_layer["gradients"] < divided["gradients"]
+    config.model.scan, config.accumulation = False, 2
     halves = preflight.estimate(plan(config))["activations"]
     assert 0.3 * parts["activations"] < halves < 0.7 * parts["activations"]
 

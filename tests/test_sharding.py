@@ -1,5 +1,6 @@
 """The training state divided over the axis "fsdp": what lies where, and that no number changes."""
 
+import functools
 from contextlib import closing
 
 import jax
@@ -7,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import BATCH, copied, tiny_batch, tiny_config, tiny_experiment, tiny_state
+from tiny import BATCH, SIZE, copied, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import experiment, mesh, methods, sharding
+from detailclip_jax import experiment, mesh, methods, sharding, train_step
 from detailclip_jax.checkpoint import Checkpoints
 
 MESHES = ((1, 1), (8, 1), (8, 2), (8, 8))  # devices, fsdp
@@ -125,6 +126,52 @@ def test_gather_brings_the_whole_and_returns_the_sum_to_each_shard():
     gradient = jax.jit(jax.grad(loss))({"kernel": jnp.ones((16, 3))})["kernel"]
     np.testing.assert_allclose(gradient, np.full((16, 3), weights.mean()))
     assert gradient.sharding.spec == P("fsdp")
+
+
+def deep(fsdp, remat="none", depth=3):
+    """A step whose memory is its weights, over 8 devices."""
+    config = tiny_config()
+    config.model.custom = {**SIZE, "depth": depth, "text_depth": depth}
+    config.model.scan, config.model.remat = True, remat
+    return built(config, 8, fsdp)
+
+
+def gradients(exp):
+    state = jax.device_put(deep_state(), jax.tree.map(lambda shape: shape.sharding, exp.state_shapes))
+    loss = jax.jit(jax.grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True))
+    return jax.device_get(loss(state.params, state, exp.put(tiny_batch(0)))[0])
+
+
+@functools.cache
+def deep_state():
+    return jax.device_get(deep(1).init(0))
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_stacked_blocks_are_whole_one_at_a_time_and_no_gradient_changes(remat):
+    whole, divided = gradients(deep(1)), gradients(deep(8, remat=remat))
+    for (path, a), b in zip(jax.tree.leaves_with_path(whole), jax.tree.leaves(divided), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a) + 1e-6, jax.tree_util.keystr(path)
+
+
+@pytest.mark.slow
+def test_temporaries_fall_by_the_weights_that_are_not_whole(monkeypatch):
+    """By the compiler's count, against the same step that gathers all blocks at its start."""
+    counted = []
+    for gathers_all in (False, True):
+        exp = deep(8, "full", 8)
+        if gathers_all:
+            monkeypatch.setattr(sharding, "is_stacked", lambda path: False)
+            exp = exp._replace(setup=exp.setup._replace(model=exp.setup.model.gathering(None)))
+        step = jax.jit(functools.partial(train_step.train_step, setup=exp.setup), donate_argnums=0)
+        batch = exp.put(tiny_batch(0))
+        counted.append(step.lower(exp.state_shapes, batch).compile().memory_analysis().temp_size_in_bytes)
+    stacked = [
+        leaf.size * 4
+        for path, leaf in jax.tree.leaves_with_path(deep(8, depth=8).state_shapes.params)
+        if sharding.is_stacked(path)
+    ]
+    assert counted[1] - counted[0] > sum(stacked), counted
 
 
 def test_the_table_is_printed_with_its_bytes():

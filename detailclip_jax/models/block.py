@@ -1,7 +1,7 @@
 """The pre-norm transformer block that every tower is made of, and towers' blocks one after the other."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from detailclip_jax.models.attention import Attention, Kernel
 from detailclip_jax.models.layers import Initialiser, LayerNorm, Linear, exact_gelu
 from detailclip_jax.products import PRODUCT, rows_at
-from detailclip_jax.types import Array, Bool, Float, Int
+from detailclip_jax.types import Array, Bool, Float, Int, PyTree
+
+Gather: TypeAlias = Callable[[PyTree], PyTree]  # shards of parameters -> whole ones, on all devices
 
 
 class BlockInit(NamedTuple):
@@ -132,6 +134,15 @@ def recomputed(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
     return run if remat == "none" else nn.remat(run, policy=REMAT[remat])
 
 
+def gathered(run: Callable[..., Any], remat: str, gather: Gather) -> Callable[..., Any]:
+    """A function of a block whose parameters are shards: `gather` makes them whole while it runs, and no longer.
+
+    The backward pass gathers once more.  So that it keeps no whole parameter it keeps no more than "dots" does.
+    """
+    whole = nn.map_variables(run, "params", trans_in_fn=gather)
+    return recomputed(whole, "dots" if remat == "none" else remat)
+
+
 def run_blocks(
     blocks: Block | Sequence[Block],
     x: Float[Array, "B N D"],
@@ -139,14 +150,20 @@ def run_blocks(
     cls_rows: bool = False,
     remat: str = "none",
     depth: int = 0,
+    gather: Gather | None = None,
 ) -> tuple[Float[Array, "B N D"], Float[Array, "B L N"] | None]:
     """Tokens after all blocks, and the CLS rows of each if asked for.
 
     `blocks` are several, one after the other; or a single one whose parameters have `depth` layers along a leading
-    axis, through which a loop runs: a program of one block instead of many, the same numbers.
+    axis, through which a loop runs: a program of one block instead of many, the same numbers.  In the loop `gather`
+    makes one layer's parameters whole at a time, where they are divided over devices.
     """
-    run = recomputed(lambda block, x, scale: block(x, scale, cls_rows), remat)
+
+    def run(block: Block, x: Array, scale: Array | None) -> tuple[Array, Any]:
+        return block(x, scale, cls_rows)
+
     if isinstance(blocks, Block):
+        run = recomputed(run, remat) if gather is None or blocks.is_initializing() else gathered(run, remat, gather)
         loop = nn.scan(run, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
         x, rows = loop(blocks, x, scales)
         return x, jnp.moveaxis(rows, 0, 1) if cls_rows else None

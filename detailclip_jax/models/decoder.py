@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from detailclip_jax.models.attention import Kernel
-from detailclip_jax.models.block import Block, BlockInit, recomputed, run_blocks
+from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed, run_blocks
 from detailclip_jax.models.layers import LayerNorm, Linear, uniform_fan_in
 from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.types import Array, Float, Hidden, Tokens
@@ -33,6 +33,7 @@ class Decoder(nn.Module):
     zero_bias: bool = False  # of the embedding at the start (MAE); else PyTorch's uniform one
     kernel: Kernel = "xla"  # of attention
     scan: bool = False  # whether the blocks between the first and the last are one, stacked
+    gather: Gather | None = None  # makes a layer of that loop whole where its parameters are divided over devices
 
     @nn.compact
     def __call__(self, tokens: Tokens, hidden: Hidden) -> Float[Array, "B H D"]:
@@ -42,7 +43,7 @@ class Decoder(nn.Module):
         beside = recomputed(lambda block, *given: block.beside(*given, read_all=self.depth > 1), self.remat)
         x = beside(self._block("blocks_0"), visible, table, hidden.removed)
         if self.depth > 1:
-            x, _ = run_blocks(self._middle(), x, remat=self.remat, depth=self.depth - 2)
+            x, _ = run_blocks(self._middle(), x, remat=self.remat, depth=self.depth - 2, gather=self.gather)
             reading = recomputed(lambda block, x, read: block.reading(x, read), self.remat)
             x = reading(self._block(f"blocks_{self.depth - 1}"), x, x[:, -hidden.removed.shape[1] :])
         return LayerNorm(EPS, self.dtype, name="norm")(x)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from detailclip_jax.models.attention import Kernel
-from detailclip_jax.models.block import Block, BlockInit, recomputed, run_blocks
+from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed, run_blocks
 from detailclip_jax.models.layers import LayerNorm, activation_named, uniform_fan_in
 from detailclip_jax.types import Array, Bool, Float, Int
 
@@ -45,6 +45,7 @@ class TextTransformer(nn.Module):
     activation: str = "quick_gelu"
     kernel: Kernel = "xla"  # of attention
     scan: bool = False  # whether all blocks but the last are one, stacked, through which a loop runs
+    gather: Gather | None = None  # makes a layer of that loop whole where its parameters are divided over devices
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -70,7 +71,7 @@ class TextTransformer(nn.Module):
             raise ValueError(f"captions of {tokens.shape[1]} tokens exceed the context of {self.context_length}")
         end = tokens.argmax(-1)[:, None]
         x = (self._embed(tokens, end) + self.positions[: tokens.shape[1]]).astype(self.dtype)
-        x, _ = run_blocks(self.blocks, x, remat=self.remat, depth=self.depth - 1)
+        x, _ = run_blocks(self.blocks, x, remat=self.remat, depth=self.depth - 1, gather=self.gather)
         read = jnp.take_along_axis(x, end[..., None], axis=1)
         reading = recomputed(lambda block, x, read, mask: block.reading(x, read, mask), self.remat)
         x = reading(getattr(self, self._last), x, read, causal_mask(end, tokens.shape[1]))

@@ -3,6 +3,7 @@
 import flax.linen as nn
 
 from detailclip_jax.models.batch_norm import BatchNormMlp
+from detailclip_jax.models.block import Gather
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.heads import ClassHead, LogitScale, MaskToken, PixelHead, Projection, PrototypeHead
 from detailclip_jax.models.text import TextTransformer
@@ -37,6 +38,18 @@ class Networks(nn.Module):
         return self.clone(
             **{name: part.clone(scan=False) for name in SCANNED if (part := getattr(self, name)) is not None}
         )
+
+    def gathering(self, gather: Gather | None) -> "Networks":
+        """The same networks on divided parameters of stacked blocks, which `gather` makes whole layer by layer."""
+        return self.clone(
+            **{name: part.clone(gather=gather) for name in SCANNED if (part := getattr(self, name)) is not None}
+        )
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the parameters of stacked blocks are given divided."""
+        towers = [part for name in SCANNED if (part := getattr(self, name)) is not None]
+        return any(tower.scan and tower.gather is not None for tower in towers)
 
     def embed_image(self, images: Float[Array, "B S S 3"]) -> Float[Array, "B E"]:
         """Images in the joint space, not yet L2-normalised."""

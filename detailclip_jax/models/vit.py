@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.models.attention import Kernel
-from detailclip_jax.models.block import Block, BlockInit, branch_scales, run_blocks
+from detailclip_jax.models.block import Block, BlockInit, Gather, branch_scales, run_blocks
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, uniform_fan_in
 from detailclip_jax.models.positions import interpolate, sincos_positions
 from detailclip_jax.patches import patchify, take
@@ -67,6 +67,7 @@ class VisionTransformer(nn.Module):
     kernel: Kernel = "xla"  # of attention
     scan: bool = False  # whether blocks are one, stacked, through which a loop runs
     interpolation: str = "bicubic"  # of positions, one of RECIPES
+    gather: Gather | None = None  # makes a layer of that loop whole where its parameters are divided over devices
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -109,7 +110,7 @@ class VisionTransformer(nn.Module):
         Where `hidden` is True `mask_token` replaces the patch.  `keys` [B] switch drop path on.
         """
         x = self.embed(images, kept, hidden, mask_token)
-        x, rows = run_blocks(self.blocks, x, self._scales(keys), attention, self.remat, self.depth)
+        x, rows = run_blocks(self.blocks, x, self._scales(keys), attention, self.remat, self.depth, self.gather)
         maps = None if rows is None else rows[..., 1:]
         if self.style.pooling == "norm_of_mean":
             return Tokens(cls=self.norm(x[:, 1:].mean(1)), patches=x[:, 1:], attention=maps)
