@@ -44,7 +44,7 @@ def parts_of_pictures(model: "Model", found: Found, keys: Sequence[Key]) -> Iter
     from detailclip_jax.data.workers import Prefetched
     from detailclip_jax.inference import in_turn
 
-    todo = Found(found.root, tuple(key.name for key in keys))
+    todo = found._replace(names=tuple(key.name for key in keys))
     pictures = PictureBatches(todo, model.transform, BATCH_SIZE)
     with contextlib.closing(Prefetched(pictures, prefetch=PREFETCH)) as batches:
         calls = ((model.encode.image(model.params, batch["image"]), batch["reason"]) for batch in batches)
@@ -143,7 +143,8 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
 
     root = str(request.found.root.resolve()) if request.found else ""
     known = recall(request.out, origin_of(model)._replace(root=root))
-    keys, made = wanted(request, list(known.rows)), Collected(dict(known.rows), {})
+    left_out = dict(request.found.left_out) if request.found else {}
+    keys, made = wanted(request, list(known.rows)), Collected(dict(known.rows), left_out)
     with Interrupt() as interrupt:
         embed_missing(model, request, keys, made, interrupt, console, lambda: save(request.out, known.origin, made))
     table = Table(known.origin, {key: made.rows[key] for key in keys if key in made.rows})

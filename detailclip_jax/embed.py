@@ -12,6 +12,7 @@ draws them on a contact sheet beside the file.  Pictures that cannot be read are
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -23,15 +24,17 @@ from absl import logging
 
 from detailclip_jax import catalogue, contact_sheet, embeddings, files, signals
 from detailclip_jax.data import preprocessing
-from detailclip_jax.data.decoding import BadImage, decode
+from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.picture_files import find
+from detailclip_jax.data.regular_files import inside, read_regular, read_stream
 from detailclip_jax.embeddings import IMAGE, Table
 from detailclip_jax.progress import Console
 
 if TYPE_CHECKING:
     from detailclip_jax.inference import Model
 
+MAX_TEXTS = 256 * 2**20  # bytes of --texts
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 
 
@@ -46,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="a workdir of `main` or `import_torch`")
     add("--images", metavar="FOLDER_OR_GLOB", help="pictures; with --from, the folder where they lie now")
+    add("--follow-links", action="store_true", help="links among the pictures may lead out of their folder")
     add("--texts", metavar="FILE", help="texts, one a line")
     add("--text", action="append", default=[], metavar="TEXT", help="a text; may be repeated")
     add("--out", type=Path, metavar="FILE", help="FILE.npz or FILE.parquet")
@@ -82,14 +86,14 @@ def check(arguments: argparse.Namespace) -> None:
 
 def read_texts(arguments: argparse.Namespace) -> list[str]:
     """Lines of the file without the empty ones, then the texts of the command line."""
-    lines = Path(arguments.texts).read_text("utf-8").splitlines() if arguments.texts else []
+    lines = read_stream(arguments.texts, MAX_TEXTS).decode("utf-8").splitlines() if arguments.texts else []
     return [text.strip() for text in [*lines, *arguments.text] if text.strip()]
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Everything, the quick checks first; returns the exit code."""
     check(arguments)
-    found = find(arguments.images) if arguments.images and not arguments.source else None
+    found = find(arguments.images, arguments.follow_links) if arguments.images and not arguments.source else None
     request = catalogue.Request(found, read_texts(arguments), arguments.out)
     if request.out:
         files.check_writable(request.out.parent)
@@ -147,8 +151,9 @@ def show(matches: Sequence[Match], table: Table, arguments: argparse.Namespace) 
     for rank, match in enumerate(matches, 1):
         print(f"{rank:>4}  {match.cosine:6.3f}  {printable(match.name)}")
     root = Path(arguments.images) if arguments.source and arguments.images else Path(table.origin.root)
+    links = arguments.follow_links or os.path.isfile(arguments.images or "")  # a file that was named may be a link
     tiles = [
-        contact_sheet.Tile(thumbnail(root / match.name), f"{rank}   {match.cosine:.3f}", printable(match.name))
+        contact_sheet.Tile(thumbnail(root, match.name, links), f"{rank}   {match.cosine:.3f}", printable(match.name))
         for rank, match in enumerate(matches, 1)
     ]
     sheet = arguments.sheet or sheet_file(arguments.source or arguments.out, arguments.query)
@@ -168,10 +173,11 @@ def sheet_file(file: Path | None, query: str) -> Path:
     return file.with_name(f"{file.stem}-{slug}.png") if file else Path(f"{slug}.png")
 
 
-def thumbnail(file: Path) -> np.ndarray | None:
+def thumbnail(root: Path, name: str, follow_links: bool = False) -> np.ndarray | None:
     """The middle square of a picture; None where it is not there any more."""
     try:
-        return evaluation_view(decode(file.read_bytes()), contact_sheet.SIDE)
+        with decoded_for_use(read_regular(inside(root, name, follow_links))) as pixels:
+            return evaluation_view(pixels, contact_sheet.SIDE)
     except (BadImage, OSError):
         return None
 

@@ -28,9 +28,10 @@ from PIL import Image
 
 from detailclip_jax import checkpoint, ema
 from detailclip_jax.data import preprocessing
-from detailclip_jax.data.decoding import BadImage, decode, upright_rgb
+from detailclip_jax.data.decoding import BUDGET, BadImage, decode, upright_rgb
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.regular_files import read_regular
 from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
 from detailclip_jax.encode import Encode, encoders
 from detailclip_jax.models import sizes
@@ -150,7 +151,8 @@ class Model:
 
     def view(self, image: Any) -> UInt8[np.ndarray, "S S 3"]:
         """One picture as the networks get it, before the normalisation of its values."""
-        return evaluation_view(pixels(image), *self.transform)
+        with BUDGET.scope():
+            return evaluation_view(pixels(image), *self.transform)
 
     @functools.cached_property
     def transform(self) -> Transform:
@@ -252,7 +254,7 @@ def pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
     Raises BadImage for one that cannot be read, FileNotFoundError, and TypeError for what is no picture.
     """
     if isinstance(image, str | Path):
-        return decode(Path(image).read_bytes())
+        return decode(read_regular(image))
     if isinstance(image, bytes):
         return decode(image)
     if not isinstance(image, Image.Image):

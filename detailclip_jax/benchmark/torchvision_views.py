@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from detailclip_jax.data.decoding import open_image
 from detailclip_jax.data.views import Crop
 
 Transform = Callable[[Image.Image], Any]
@@ -54,4 +55,4 @@ def _of(probability: float | tuple[float, ...], view: int) -> float:
 
 def decode(data: bytes) -> Image.Image:
     """As torchvision's data sets decode."""
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    return open_image(io.BytesIO(data)).convert("RGB")

@@ -15,11 +15,16 @@ that, progressive; other formats     | refused by the header: they are decoded w
 more than MAX_FILE_PIXELS            | refused by the header: a decompression bomb
 truncated, a JPEG without its end    | refused
 damaged                              | refused where the decoder sees it; what libjpeg fills up in a JPEG it does not
+JPEG of too many scans               | refused before decoding: more than MAX_SCANS, or scans x pixels > MAX_SCANNED
 no bytes, no picture (an error page) | refused
+of another format (EPS, PDF, PSD)    | refused by its first bytes: only FORMATS are read, and no other decoder is called
 
 Refused is BadImage with the reason: training puts the next readable record in its place, evaluation leaves it out, and
 `prepare` has it in its list of rejects.  `prepare --max-side` makes a smaller picture of those that are too large to be
 read whole, up to MAX_FILE_PIXELS (a PNG of 100 megapixels takes 1 GB of memory while that lasts).
+
+All threads of a process together decode at most MAX_PIXELS_AT_ONCE (`BUDGET`); a picture that is to be used at once is
+opened within `BUDGET.scope()`, so that its pixels count until they are used.
 
 A JPEG is blocks of 8 x 8 cosine coefficients, of which libjpeg computes 4 x 4, 2 x 2 or 1 pixel where less is asked
 for: most of the time and of the memory is saved, and what is left is an average, not a choice, of the pixels.  It is
@@ -31,24 +36,54 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
+import re
 from collections.abc import Iterator
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
+from detailclip_jax.data.budget import Budget
 from detailclip_jax.data.resizing import Box, Number
 
 MAX_PIXELS = 64_000_000  # of a decoded picture: 192 MB
 MAX_FILE_PIXELS = 178_956_970  # of a file: twice Pillow's MAX_IMAGE_PIXELS, from where on it refuses a picture too
+MAX_PIXELS_AT_ONCE = 2 * MAX_PIXELS  # of a process, while they are decoded and used: below 1 GB in Pillow's hands
+BUDGET = Budget(MAX_PIXELS_AT_ONCE)
+MAX_SCANS = 1000  # of a JPEG; usual encoders make 1, 3 or about 10
+MAX_SCANNED = 2_000_000_000  # scans x pixels, each of which libjpeg goes through: about 1 ms a million
 # OpenCV's flags that say how far and nothing else; those that are called COLOR also say BGR
 REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 WAY_OUT = "of what is decoded whole; python -m detailclip_jax.prepare --max-side=PIXELS makes a smaller copy"
 ORIENTATION = 0x112  # the EXIF tag: 1 to 8
 MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations, after the transposition from 5 on
+# What is read.  The modules are imported here, since Pillow would import all its formats to find one of them
+_PLUGINS = (
+    JpegImagePlugin.JpegImageFile,
+    PngImagePlugin.PngImageFile,
+    WebPImagePlugin.WebPImageFile,
+    GifImagePlugin.GifImageFile,
+    BmpImagePlugin.BmpImageFile,
+    TiffImagePlugin.TiffImageFile,
+    PpmImagePlugin.PpmImageFile,
+)
+FORMATS = tuple(str(plugin.format) for plugin in _PLUGINS)
 # By their own classes, since `Image.open` warns of sizes that are judged here
-FORMATS = {b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile, b"\x89PNG": PngImagePlugin.PngImageFile}
+_BEGINNINGS = {b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile, b"\x89PNG": PngImagePlugin.PngImageFile}
+# A JPEG's marker (T.81, B.1.1): 0 is a stuffed byte, D0 to D7 are restarts, which have no length
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 
 
 class BadImage(ValueError):
@@ -96,12 +131,13 @@ class Encoded:
     data: bytes
     header: Image.Image
     reductions: tuple[int, ...]
+    is_held_whole: bool  # while it is decoded, even at a reduced size
 
     @functools.cached_property
     def orientation(self) -> int:
         """EXIF's."""
         if not isinstance(self.header, JpegImagePlugin.JpegImageFile):
-            with _damage_is_refused():
+            with BUDGET.taken(self._cost(1)), _damage_is_refused():
                 self.header.load()  # a PNG may have its EXIF behind the pixels, and a TIFF is turned by this
         return orientation_of(self.header)
 
@@ -118,12 +154,24 @@ class Encoded:
     def decoded(self, at_most: Number = 1) -> Decoded:
         """Upright RGB, reduced `at_most` so many times, or by as much more as the limit of pixels asks for."""
         reduction = max((n for n in self.reductions if n <= at_most), default=self.reductions[0])
-        orientation = self.orientation
-        with _damage_is_refused():
-            pixels = turned(self._as_stored(reduction), orientation)
+        with BUDGET.scope():
+            orientation = self.orientation
+            with self._room(reduction), _damage_is_refused():
+                pixels = turned(self._as_stored(reduction), orientation)
         left = self.width - reduction * pixels.shape[1] if orientation in MIRRORED else 0
         top = self.height - reduction * pixels.shape[0] if orientation in UPSIDE_DOWN else 0
         return Decoded(pixels, self.height, self.width, reduction, left, top)
+
+    def _room(self, reduction: int) -> contextlib.AbstractContextManager[None]:
+        """The part of the budget that decoding takes; within a scope, what is no JPEG has taken it in `orientation`."""
+        is_jpeg = isinstance(self.header, JpegImagePlugin.JpegImageFile)
+        return BUDGET.taken(self._cost(reduction) if is_jpeg else 0)
+
+    def _cost(self, reduction: int) -> int:
+        """Pixels for the budget: those that are held at once, twice where they change their mode on the way."""
+        width, height = self.header.size
+        held = width * height if self.is_held_whole else _ceil(width, reduction) * _ceil(height, reduction)
+        return held * (1 if self.header.mode in ("RGB", "L") else 2)
 
     def _as_stored(self, reduction: int) -> UInt8[np.ndarray, "h w 3"]:
         """Before it is turned; raises whatever Pillow and OpenCV do where the bytes are damaged."""
@@ -152,6 +200,13 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 
     return opened(data, max_pixels, max_pixels).decoded().pixels
 
 
+@contextlib.contextmanager
+def decoded_for_use(data: bytes | UInt8[np.ndarray, "H W 3"]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """`decode` for a `with`: the pixels count in the budget until its end; keep what is small of them."""
+    with BUDGET.scope():
+        yield picture_of(data).decoded().pixels
+
+
 def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXELS) -> Encoded:
     """An encoded picture of which at most `max_pixels` are decoded; what is only read whole may have `max_whole`.
 
@@ -167,10 +222,35 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXEL
     is_jpeg = isinstance(header, JpegImagePlugin.JpegImageFile)
     possible = (1, *REDUCED) if is_jpeg else (1,)
     reductions = tuple(n for n in possible if _ceil(width, n) * _ceil(height, n) <= max_pixels)
-    is_held_whole = 1 not in reductions and not (is_jpeg and reductions and _in_strips(data, header))
-    if is_held_whole and width * height > max_whole:
+    is_held_whole = not (is_jpeg and _in_strips(data, header))
+    if 1 not in reductions and (is_held_whole or not reductions) and width * height > max_whole:
         raise BadImage(f"too large: {size}, the limit is {max_whole} {WAY_OUT}")
-    return Encoded(data, header, reductions or (1,))
+    if is_jpeg:
+        _check_scans(data, width * height)
+    return Encoded(data, header, reductions or (1,), is_held_whole)
+
+
+def _check_scans(data: bytes, num_pixels: int) -> None:
+    """BadImage for a JPEG whose scans take long: libjpeg goes through all pixels in each, and its bytes may be few."""
+    limit = min(MAX_SCANS, MAX_SCANNED // num_pixels)
+    if data.count(b"\xff\xda") <= limit:  # also those in comments and previews: at least as many as there are
+        return
+    num_scans = count_scans(data)
+    if num_scans > limit:
+        way_out = "save it again, not progressive"
+        raise BadImage(f"too many scans: {num_scans} of {num_pixels} pixels, the limit is {limit} of them; {way_out}")
+
+
+def count_scans(data: bytes) -> int:
+    """How many scans a JPEG has up to its end, by its markers; what is inside of marker segments does not count."""
+    num_scans, at = 0, 2
+    while found := _MARKER.search(data, at):
+        marker, length = found.group(1)[0], int.from_bytes(data[found.end() : found.end() + 2])
+        if marker == _END_OF_IMAGE:
+            break
+        num_scans += marker == _START_OF_SCAN
+        at = found.end() + max(length, 2)
+    return num_scans
 
 
 def _ceil(num: int, reduction: int) -> int:
@@ -179,14 +259,23 @@ def _ceil(num: int, reduction: int) -> int:
 
 def _header(data: bytes) -> Image.Image:
     try:
-        for beginning, kind in FORMATS.items():
+        for beginning, kind in _BEGINNINGS.items():
             if data.startswith(beginning):
                 return kind(io.BytesIO(data))
-        return Image.open(io.BytesIO(data))
+        return open_image(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"too large: {error}") from error
     except Exception as error:  # on damaged bytes Pillow raises whatever it stumbles over
-        raise BadImage(f"not an image: {len(data)} bytes that start with {data[:8]!r}") from error
+        found = f"{len(data)} bytes that start with {data[:8]!r}"
+        raise BadImage(f"not an image: {found}; read are {', '.join(FORMATS)}") from error
+
+
+def open_image(file: io.BytesIO | str | os.PathLike) -> Image.Image:
+    """Pillow's picture of a file.  The only place where a picture is opened: other formats are not looked for.
+
+    Pillow would hand EPS to Ghostscript, and others to decoders that nobody needs here.
+    """
+    return Image.open(file, formats=FORMATS)
 
 
 def _in_strips(data: bytes, header: JpegImagePlugin.JpegImageFile) -> bool:

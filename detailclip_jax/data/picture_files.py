@@ -11,52 +11,59 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detailclip_jax.data.decoding import BadImage, decode
+from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.images import SUFFIXES, evaluation_view
 from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.regular_files import Walk, inside, read_regular
+
+MAX_NAMED = 5  # folders, in a message
 
 
 class Found(NamedTuple):
-    """Files below `root`, by their names relative to it."""
+    """Files below `root`, by their names relative to it; links may lead out of it only with `follow_links`.
+
+    left_out: folders that are not read, with the reasons.
+    """
 
     root: Path
     names: tuple[str, ...]
+    follow_links: bool = False
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
-def find(where: str) -> Found:
+def find(where: str, follow_links: bool = False) -> Found:
     """The pictures below a folder at any depth, or the files that a pattern matches, or one file; sorted by name.
 
         find("photos")    find("photos/2024-*/**/*.jpg")    find("frog.png")
 
     The root is the folder itself, or the pattern's folders up to the first that has a `*`, `?` or `[` in it.
-    What is hidden is left out.  Raises FileNotFoundError where there is nothing.
+    What is hidden is left out, and links to folders outside of the root are, but for `follow_links`.  Every real folder
+    is read once, whatever links lead to it.  Raises FileNotFoundError where there is nothing.
     """
     where = os.path.expanduser(where)
     if os.path.isdir(where):
-        return _not_empty(where, Path(where), [name for name in _files("**", Path(where)) if _is_picture(name)])
-    if os.path.isfile(where):
-        return Found(Path(where).parent, (Path(where).name,))
+        walk = Walk(Path(where), follow_links)
+        return _not_empty(where, walk, [name for name in walk.files() if _is_picture(name)])
+    if os.path.lexists(where):  # it was named, so it may be a link to anywhere; reading says what it is
+        return Found(Path(where).parent, (Path(where).name,), follow_links=True)
     parts = Path(where).parts
     fixed = tuple(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
     if fixed == parts or not Path(*fixed).is_dir():
         raise FileNotFoundError(f"there is no folder or file {where!r}")
-    return _not_empty(where, Path(*fixed), _files(str(Path(*parts[len(fixed) :])), Path(*fixed)))
-
-
-def _files(pattern: str, root: Path) -> list[str]:
-    """Names of what matches and is no folder; broken links are among them and turn out to be unreadable."""
-    return sorted(name for name in glob.glob(pattern, root_dir=root, recursive=True) if not (root / name).is_dir())
+    walk = Walk(Path(*fixed), follow_links)
+    return _not_empty(where, walk, walk.matching(parts[len(fixed) :]))
 
 
 def _is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _not_empty(where: str, root: Path, names: Sequence[str]) -> Found:
+def _not_empty(where: str, walk: Walk, names: Sequence[str]) -> Found:
     if not names:
+        left_out = "".join(f"; left out: {reason}" for reason in list(walk.left_out.values())[:MAX_NAMED])
         looked = f"files that end in {', '.join(SUFFIXES)}" if os.path.isdir(where) else "files that match"
-        raise FileNotFoundError(f"there are no pictures in {where!r}; looked for {looked}")
-    return Found(root, tuple(names))
+        raise FileNotFoundError(f"there are no pictures in {where!r}; looked for {looked}{left_out}")
+    return Found(walk.root, tuple(names), walk.follow_links, tuple(walk.left_out.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +86,17 @@ class PictureBatches:
         images, reasons = np.zeros((self.batch_size, *[self.transform.size] * 2, 3), np.uint8), []
         for row, name in enumerate(names):
             try:
-                images[row] = evaluation_view(_read(self.found.root / name), *self.transform)
+                with decoded_for_use(_read(self.found, name)) as pixels:
+                    images[row] = evaluation_view(pixels, *self.transform)
                 reasons.append("")
             except (BadImage, OSError) as error:
                 reasons.append(str(error))
         return {"image": images, "reason": reasons}
 
 
-def _read(file: Path) -> np.ndarray:
+def _read(found: Found, name: str) -> bytes:
     try:
-        file.name.encode()
+        name.encode()
     except UnicodeEncodeError as error:
         raise BadImage("its name is not UTF-8") from error
-    return decode(file.read_bytes())
+    return read_regular(inside(found.root, name, found.follow_links))

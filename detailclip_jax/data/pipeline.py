@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_rules import caption_of, check_rule
-from detailclip_jax.data.decoding import BadImage, picture_of
+from detailclip_jax.data.decoding import BUDGET, BadImage, picture_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
@@ -122,7 +122,7 @@ class Stream:
         label = label_of(example)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
         text, is_cut = self.tokenizer.row(caption_of(example, self.caption, rng))
-        with _bad_images_are_bad_records(example):
+        with _bad_images_are_bad_records(example), BUDGET.scope():
             views = make_views(picture_of(example["image"]), self.crops, rng, self.reducing_gap)
         masks = make_masks(self.crops, rng)
         return {
@@ -136,7 +136,10 @@ class Stream:
 
 
 def read(source: Source, index: int) -> tuple[Example, np.ndarray]:
-    """An example and its picture, uint8 [H, W, 3]; BadRecord with key and reason where there is none."""
+    """An example and its picture, uint8 [H, W, 3]; BadRecord with key and reason where there is none.
+
+    Within `decoding.BUDGET.scope()` the pixels count as held until the end of that.
+    """
     example = source[index]
     with _bad_images_are_bad_records(example):
         return example, picture_of(example["image"]).decoded().pixels
@@ -304,7 +307,9 @@ class EvaluationBatches:
 
     def _row(self, index: int) -> dict[str, np.ndarray] | None:
         try:
-            example, image = read(self.source, index)
+            with BUDGET.scope():
+                example, image = read(self.source, index)
+                view = evaluation_view(image, *self.transform)
             label = label_of(example)
         except BadRecord as error:
             logging.warning("unreadable record left out of the evaluation: %s", error)
@@ -312,7 +317,7 @@ class EvaluationBatches:
         masks = {name: example[name] for name in MASKS if name in example}
         size, side, _, mode = self.transform
         return {
-            "image": evaluation_view(image, *self.transform),
+            "image": view,
             "text": self.tokenizer(list(example["captions"][:1]) or [""])[0],
             "label": np.array(label),
             "valid": np.array(True),

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from detailclip_jax.data.decoding import open_image
 from detailclip_jax.data.nouns import NOUNS, Noun
 
 ATTRIBUTION = "Emoji drawings by OpenMoji (https://openmoji.org), license CC BY-SA 4.0"
@@ -98,7 +99,7 @@ def _from_folder(folder: Path) -> list[Drawing]:
         raise FileNotFoundError(
             f"style {str(folder)!r} lacks {len(missing)} of {len(NOUNS)} drawings: {', '.join(missing)}"
         )
-    return [np.asarray(Image.open(path).convert("RGBA").convert("RGBa")) for path in paths]
+    return [np.asarray(open_image(path).convert("RGBA").convert("RGBa")) for path in paths]
 
 
 def _from_font(path: Path) -> list[Drawing]:

@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add("--protocol", default=PROTOCOLS[0], metavar="NAME", help=f"prompts: {' or '.join(PROTOCOLS)} (default: slip)")
     add("--weights", metavar="NAMES", help="student, ema or both, by commas (default: all there are)")
     add("--data-dir", default="data", metavar="DIR", help="folder of the sets on disk (default: data)")
+    add("--follow-links", action="store_true", help="links among the pictures may lead out of their folder")
     add("--out", metavar="DIR", help=f"folder of the results (default: WORKDIR/{OUT}-STEP)")
     add("--compare", choices=("paper",), help="put the paper's numbers for the same method beside ours")
     add("--num-examples", type=int, metavar="N", help="a quick look: at N evenly spaced examples of each evaluated set")
@@ -92,7 +93,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from detailclip_jax.progress import Console
 
     limits = {name: getattr(arguments, name) for name in ("num_examples", "num_train_examples")}
-    sets = Sets(arguments.data_dir, style=arguments.style, **limits)
+    sets = Sets(arguments.data_dir, style=arguments.style, follow_links=arguments.follow_links, **limits)
     given = preprocessing.given(arguments)
     which = arguments.weights.split(",") if arguments.weights else None
     asked = processes.agreed(lambda: tasks.parse(arguments.tasks, sets))

@@ -87,6 +87,7 @@ def on_set(
     num_train_examples: int | None = 1000,
     protocol: str = PROTOCOLS[0],
     style: str = sets.DEFAULT_STYLE,
+    follow_links: bool = False,
     batch_size: int = stickers.BATCH_SIZE,
 ) -> dict[str, Any]:
     """The options of `OnSet` for "zero_shot:pets" and the like, at most `num_examples` of the evaluated split.
@@ -97,7 +98,7 @@ def on_set(
     Raises MissingData and ValueError as `tasks.KINDS` do.
     """
     kind, _, dataset = task.partition(":")
-    places = Sets(data_dir, config.model.image_size, style, num_examples, num_train_examples)
+    places = Sets(data_dir, config.model.image_size, style, num_examples, num_train_examples, follow_links)
     setting = Setting(places, transform_of(config), protocol, config)
     tokenize = Tokenizer(config.model.context_length)
     return {"prepared": KINDS[kind](setting, dataset), "tokenize": tokenize, "batch_size": batch_size}

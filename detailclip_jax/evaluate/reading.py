@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from detailclip_jax.cores import usable_cores
+from detailclip_jax.data.decoding import BUDGET
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import Transform
@@ -74,8 +75,9 @@ class ImageBatches:
         return {"batch": batch, "unreadable": unreadable}
 
     def _example(self, index: int) -> tuple[np.ndarray, int]:
-        example, image = read(self.source, index)
-        return evaluation_view(image, *self.transform), example.get("label", -1)
+        with BUDGET.scope():
+            example, image = read(self.source, index)
+            return evaluation_view(image, *self.transform), example.get("label", -1)
 
 
 class Subset:

@@ -30,6 +30,7 @@ class Sets(NamedTuple):
     style: whose drawings "stickers_style" shows: "noto", a font file, or a folder of PNGs with alpha named by noun.
     num_examples: at most so many of each evaluated set, evenly spaced; None for all.
     num_train_examples: the same for the training splits that k-NN and linear probes learn from.
+    follow_links: whether links among the pictures may lead out of their folder.
     """
 
     data_dir: str | Path = "data"
@@ -37,12 +38,13 @@ class Sets(NamedTuple):
     style: str = DEFAULT_STYLE
     num_examples: int | None = None
     num_train_examples: int | None = None
+    follow_links: bool = False
 
     def labelled(self, name: str, split: str = "test") -> LabelledSet:
         """Pictures with classes.  Raises MissingData, and ValueError for a set that has captions instead."""
         if name in STICKERS:
             return self._limited(self._single_stickers(name, split), split)
-        data = labelled.open_set(name, self.data_dir, split)
+        data = labelled.open_set(name, self.data_dir, split, follow_links=self.follow_links)
         if not data.classes:
             raise ValueError(f"{name} has captions and no classes: it is for retrieval")
         if split != "test":  # files of two splits may have the same names and sizes
@@ -56,7 +58,7 @@ class Sets(NamedTuple):
         """
         if name in STICKERS:
             return self._limited(self._sticker_scenes(name))
-        data = labelled.open_set(name, self.data_dir, num_captions=num_captions)
+        data = labelled.open_set(name, self.data_dir, num_captions=num_captions, follow_links=self.follow_links)
         if data.classes:
             raise ValueError(f"{name} has classes and no captions: it is for zero_shot, knn and linear")
         return self._limited(data)

@@ -11,7 +11,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image, ImageDraw
 
-from detailclip_jax.data.decoding import BadImage, decode
+from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.prepare.finish import load
 from detailclip_jax.data.prepare.known import comparison
 from detailclip_jax.data.prepare.statistics import SIDE_STEP, quantile
@@ -126,10 +126,11 @@ def contact_sheet(paths: Sequence[str]) -> Image.Image:
 
 def _paste(sheet: Image.Image, example: Mapping[str, Any], left: int, top: int) -> None:
     try:
-        tile = Image.fromarray(decode(example["image"]))
+        with decoded_for_use(example["image"]) as pixels:
+            tile = Image.fromarray(pixels)
+            tile.thumbnail((TILE - 4, TILE - 4))
     except BadImage:  # kept by its header, or damaged since
-        tile = Image.new("RGB", (TILE, TILE), "gray")
-    tile.thumbnail((TILE - 4, TILE - 4))
+        tile = Image.new("RGB", (TILE - 4, TILE - 4), "gray")
     sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
     caption = next((text for text in example["captions"] if text.strip()), example["key"])
     text = " ".join(caption.split()).encode("ascii", "replace").decode()  # Pillow's font has Latin letters

@@ -5,22 +5,27 @@ import pathlib
 
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled.contents import Contents, file_identity, split_names
+from detailclip_jax.data.regular_files import LeavesFolder, Walk, inside, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 
+MAX_NAMED = 5  # folders, in a message
 SPLIT_FOLDERS = ("train", *split_names("test"))
 
 
-def read(folder: pathlib.Path, split: str) -> Contents | None:
-    """The split of a folder of class folders, classes in the order of their names; None where there are none."""
+def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Contents | None:
+    """The split of a folder of class folders, classes in the order of their names; None where there are none.
+
+    Links may lead out of the split's folder only with `follow_links`.
+    """
     root = split_folder(folder, split)
     classes = class_folders(root) if root else ()
     if not root or not classes:
         return None
-    files = [(name, label) for label, kind in enumerate(classes) for name in pictures_below(root, kind)]
+    files = [(name, label) for label, kind in enumerate(classes) for name in pictures_below(root, kind, follow_links)]
     if not files:
         raise MissingData(f"{root}: {len(classes)} folders, but no picture in any; known are {' '.join(SUFFIXES)}")
     names = [name for name, _ in files]
-    return Contents(Folders(root, files), classes, ("folders", *classes, *file_identity(root, names)))
+    return Contents(Folders(root, files, follow_links), classes, ("folders", *classes, *file_identity(root, names)))
 
 
 def split_folder(folder: pathlib.Path, split: str) -> pathlib.Path | None:
@@ -52,7 +57,7 @@ def holds_classes(folder: pathlib.Path) -> bool:
 
 def holds_pictures(folder: pathlib.Path) -> bool:
     """Whether there is a picture in the folder, at any depth."""
-    return any(is_picture(file) for _, _, files in os.walk(folder, followlinks=True) for file in files)
+    return any(map(is_picture, Walk(folder, follow_links=True).files()))
 
 
 def is_picture(name: str) -> bool:
@@ -67,21 +72,28 @@ def class_folders(root: pathlib.Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
 
 
-def pictures_below(root: pathlib.Path, kind: str) -> list[str]:
-    """Paths from `root` of all pictures below its folder `kind`, in the order in which torchvision reads them."""
-    return [
-        os.path.relpath(os.path.join(parent, file), root)
-        for parent, _, files in sorted(os.walk(root / kind, followlinks=True))
-        for file in sorted(files)
-        if is_picture(file)
-    ]
+def pictures_below(root: pathlib.Path, kind: str, follow_links: bool = False) -> list[str]:
+    """Paths from `root` of all pictures below its folder `kind`, in the order in which torchvision reads them.
+
+    Raises MissingData for a folder that is a link out of `root`, but for `follow_links`: a part of a class that is
+    missing without a word gives wrong numbers.
+    """
+    try:
+        inside(root, kind, follow_links)
+    except LeavesFolder as error:
+        raise MissingData(str(error)) from error
+    walk = Walk(root, follow_links)
+    found = [name for name in walk.files(kind) if is_picture(name)]
+    if walk.left_out:
+        raise MissingData("; ".join(list(walk.left_out.values())[:MAX_NAMED]))
+    return sorted(found, key=os.path.split)
 
 
 class Folders:
     """A source of picture files with their labels."""
 
-    def __init__(self, root: pathlib.Path, files: list[tuple[str, int]]):
-        self.root, self.files = root, files
+    def __init__(self, root: pathlib.Path, files: list[tuple[str, int]], follow_links: bool = False):
+        self.root, self.files, self.follow_links = root, files, follow_links
 
     def __len__(self) -> int:
         return len(self.files)
@@ -89,6 +101,7 @@ class Folders:
     def __getitem__(self, index: int) -> Example:
         name, label = self.files[index]
         try:
-            return {"image": (self.root / name).read_bytes(), "captions": (), "label": label, "key": name}
+            image = read_regular(inside(self.root, name, self.follow_links))
+            return {"image": image, "captions": (), "label": label, "key": name}
         except OSError as error:
             raise BadRecord(f"{name}: {error.strerror or error}") from error

@@ -8,15 +8,17 @@ import pathlib
 from typing import Any
 
 from detailclip_jax.data.labelled.contents import Contents
+from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 
 FOLDERS = ("", "images", "flickr30k-images", "flickr30k_images")
 SPLITS = {"train": ("train", "restval")}  # COCO's training pictures are both
 
 
-def read(folder: pathlib.Path, split: str) -> Contents | None:
+def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Contents | None:
     """The split of the folder's split file, or None where there is no such file.
 
+    Paths that leave the pictures' folder are bad records, links that do are with `follow_links` none.
     Raises MissingData for a file of another form, and where the pictures are not beside it.
     """
     files = sorted(folder.glob("dataset_*.json"))
@@ -28,7 +30,7 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
         raise MissingData(f"{files[0]} has no picture of the split {split}")
     root = root_of(folder, entries[0][0])
     identity = ("karpathy", split, *("\t".join((path, *captions)) for path, captions in entries))
-    return Contents(Captioned(root, entries), (), identity)
+    return Contents(Captioned(root, entries, follow_links), (), identity)
 
 
 def rows_of(file: pathlib.Path) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -57,8 +59,8 @@ def root_of(folder: pathlib.Path, name: str) -> pathlib.Path:
 class Captioned:
     """A source of picture files with their captions."""
 
-    def __init__(self, root: pathlib.Path, entries: list[tuple[str, tuple[str, ...]]]):
-        self.root, self.entries = root, entries
+    def __init__(self, root: pathlib.Path, entries: list[tuple[str, tuple[str, ...]]], follow_links: bool = False):
+        self.root, self.entries, self.follow_links = root, entries, follow_links
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -66,6 +68,11 @@ class Captioned:
     def __getitem__(self, index: int) -> Example:
         name, captions = self.entries[index]
         try:
-            return {"image": (self.root / name).read_bytes(), "captions": captions, "label": -1, "key": name}
+            return {
+                "image": read_regular(inside(self.root, name, self.follow_links)),
+                "captions": captions,
+                "label": -1,
+                "key": name,
+            }
         except OSError as error:
             raise BadRecord(f"{name}: {error.strerror or error}") from error

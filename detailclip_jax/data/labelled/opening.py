@@ -26,7 +26,11 @@ class Readiness(NamedTuple):
 
 
 def open_set(
-    name: str, data_dir: str | pathlib.Path, split: str = "test", num_captions: int | None = NUM_CAPTIONS
+    name: str,
+    data_dir: str | pathlib.Path,
+    split: str = "test",
+    num_captions: int | None = NUM_CAPTIONS,
+    follow_links: bool = False,
 ) -> LabelledSet:
     """The set of that name below `data_dir`: a known one, any folder there, "folder:PATH", or a path with a slash.
 
@@ -34,7 +38,8 @@ def open_set(
         birds = open_set("folder:/home/me/birds", "/data")  # /home/me/birds/test/CLASS/*.jpg
 
     Of captioned pictures the first `num_captions` are taken, five being the protocol's; all for None.  A known set of
-    another size than published is named in the log.
+    another size than published is named in the log.  Among files in folders, links may lead out of the split's folder
+    only with `follow_links`.
 
     Raises MissingData with what was looked for and how to get the set, or with what is wrong about what is there.
     """
@@ -42,7 +47,7 @@ def open_set(
         raise MissingData(f"no set is called {name!r}; known sets are {', '.join(KNOWN)}")
     known, tried = KNOWN.get(name), places(name, pathlib.Path(data_dir))
     for folder in tried:
-        if contents := contents_of(folder, split, known):
+        if contents := contents_of(folder, split, known, follow_links):
             expected = expected_size(known, len(contents.source)) if split == "test" else None
             source = FirstCaptions(contents.source, num_captions) if is_captioned(contents) else contents.source
             marks = fingerprint((*contents.identity, f"captions {num_captions}" if is_captioned(contents) else ""))
@@ -83,22 +88,22 @@ def places(name: str, data_dir: pathlib.Path) -> list[pathlib.Path]:
     return [data_dir / name, data_dir / f"wds_{name}"]
 
 
-def contents_of(folder: pathlib.Path, split: str, known: Known | None) -> Contents | None:
+def contents_of(folder: pathlib.Path, split: str, known: Known | None, follow_links: bool = False) -> Contents | None:
     """What the first reader that knows the folder's layout finds; captions or labels as the known set has them."""
-    for contents in readings(folder, split, known):
+    for contents in readings(folder, split, known, follow_links):
         if contents and (known is None or known.captioned == is_captioned(contents)):
             return contents
     return None
 
 
-def readings(folder: pathlib.Path, split: str, known: Known | None) -> Iterator[Contents | None]:
+def readings(folder: pathlib.Path, split: str, known: Known | None, follow_links: bool) -> Iterator[Contents | None]:
     """Every reader's finding, one after another; folders of class folders last, as every folder looks like them."""
     yield records.read(folder, split)
     yield tars.read(folder, split)
     yield builders.read(folder, split, known.tfds_splits if known else None)
-    yield karpathy.read(folder, split)
+    yield karpathy.read(folder, split, follow_links)
     if not (known and known.captioned):
-        yield folders.read(folder, split)
+        yield folders.read(folder, split, follow_links)
 
 
 def is_captioned(contents: Contents) -> bool:

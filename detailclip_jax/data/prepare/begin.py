@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from detailclip_jax.data.prepare import job as jobs
 from detailclip_jax.data.prepare.finish import identity, known_split
-from detailclip_jax.data.prepare.job import Job, Request, Shard
+from detailclip_jax.data.prepare.job import Job, Options, Request, Shard
 from detailclip_jax.data.prepare.sources import source_of
 from detailclip_jax.data.sources import shards_of
 
@@ -41,7 +41,10 @@ def refuse_finished(request: Request) -> None:
 
 def _refuse_finished(request: Request, part: dict[str, Any]) -> NoReturn:
     there = f"{request.out} has the split {request.split} already"
-    if json.loads(json.dumps(identity(request))) == {"source": part["source"], "options": part["options"]}:
+    options = {**vars(Options()), **part["options"]}  # a set of an earlier version lacks newer ones
+    if json.loads(json.dumps(identity(request))) == json.loads(
+        json.dumps({"source": part["source"], "options": options})
+    ):
         raise AlreadyThere(f"{there}; there is nothing to do (where its source has changed since, take another --out)")
     raise ValueError(f"{there}, made by another request; choose another --out or --split")
 

@@ -9,16 +9,15 @@ import json
 import lzma
 import os
 import pathlib
-import stat
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
 from detailclip_jax.data.prepare.records import Rejected
+from detailclip_jax.data.regular_files import MAX_BYTES, NotRegular, check_regular, open_regular
 from detailclip_jax.files import whole as written_whole
 
-MAX_BYTES = 256 * 2**20  # of one picture, text or archive header; more is refused before it is read
 MAX_LINE = 2**20  # characters of a line, and of a field, of a table
 MAX_RATIO, FREE_BYTES = 100, 64 * 2**20  # a file may unpack to so many times its size, or to so many bytes
 COMPRESSED = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
@@ -31,7 +30,7 @@ class Unpacked(io.RawIOBase):
 
     def __init__(self, path: str | os.PathLike):
         self._path, self._count = path, 0
-        self._packed = open(path, "rb")  # noqa: SIM115  closed by `close`
+        self._packed = open_regular(path)  # closed by `close`
         kind = COMPRESSED[pathlib.Path(path).suffix]
         self._unpacked = kind(fileobj=self._packed) if kind is gzip.GzipFile else kind(self._packed)
 
@@ -60,8 +59,8 @@ def is_compressed(path: str | os.PathLike) -> bool:
 
 
 def open_bytes(path: str | os.PathLike) -> io.BufferedReader:
-    """A file for reading, decompressed where its name says that it is compressed."""
-    return io.BufferedReader(Unpacked(path), 2**17) if is_compressed(path) else open(path, "rb")
+    """A regular file for reading, decompressed where its name says that it is compressed."""
+    return io.BufferedReader(Unpacked(path), 2**17) if is_compressed(path) else open_regular(path)
 
 
 @contextlib.contextmanager
@@ -101,14 +100,6 @@ def read_limited(file: IO[bytes] | io.BufferedIOBase, name: str, limit: int = MA
     return data
 
 
-def read_regular(path: str | os.PathLike, limit: int = MAX_BYTES) -> bytes:
-    """The bytes of a file; Rejected for a device, pipe or folder, which might never end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise Rejected(f"not a file: {path}")
-    with open(path, "rb") as file:
-        return read_limited(file, str(path), limit)
-
-
 def is_inside(name: str) -> bool:
     """Whether a relative path stays in its folder."""
     path = pathlib.PurePosixPath(name.replace("\\", "/"))
@@ -139,10 +130,17 @@ def partial_of(path: pathlib.Path, folder: pathlib.Path | None = None) -> pathli
 def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
     """Files, in the order of their names: of each folder those that end so, of each pattern those that match.
 
-    Raises FileNotFoundError that names what there is not.
+    Raises FileNotFoundError that names what there is not, and ValueError for what is no regular file.
     """
-    found = [file for path in paths for file in _expand_one(path, tuple(suffixes))]
-    return sorted(dict.fromkeys(found))
+    found = sorted({file: None for path in paths for file in _expand_one(path, tuple(suffixes))})
+    for file in found:
+        try:
+            check_regular(file, os.stat(file).st_mode)
+        except NotRegular as error:
+            raise ValueError(
+                f"{error}; it cannot be read again, as workers and a restart do: save it as a file"
+            ) from error
+    return found
 
 
 def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:

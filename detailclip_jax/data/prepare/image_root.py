@@ -7,8 +7,9 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 
-from detailclip_jax.data.prepare.files import MAX_BYTES, read_limited, read_regular
+from detailclip_jax.data.prepare.files import MAX_BYTES, read_limited
 from detailclip_jax.data.prepare.records import Rejected
+from detailclip_jax.data.regular_files import LeavesFolder, NotRegular, TooLarge, inside, read_regular
 
 Place = Sequence[str]  # (path,) of a file, or (path of a zip, name in it)
 MAX_OPEN = 4
@@ -18,10 +19,14 @@ DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Ru
 
 
 class ImageRoot:
-    """Reads below `root`, a folder or a zip; paths of files may be absolute.  A context manager: closes its zips."""
+    """Reads below `root`, a folder or a zip.  A context manager: closes its zips.
 
-    def __init__(self, root: str):
-        self._root = root
+    A path may be absolute or have `..` in it as long as it stays below the root, and so may what links lead to,
+    which is free with `follow_links`.
+    """
+
+    def __init__(self, root: str, follow_links: bool = False):
+        self._root, self._follow_links = root, follow_links
         self._is_zip = os.path.isfile(root)
         self._zips: collections.OrderedDict[str, zipfile.ZipFile | None] = collections.OrderedDict()
 
@@ -45,11 +50,13 @@ class ImageRoot:
             raise Rejected(f"unsafe path: {place!r:.80}")
         if self._is_zip and len(place) == 1:
             return self._member(self._root, place[0])
-        path = os.path.join(self._root, place[0])
-        if len(place) == 2:
-            return self._member(path, place[1])
         try:
-            return read_regular(path)
+            path = inside(self._root, place[0], self._follow_links)
+            return self._member(path, place[1]) if len(place) == 2 else read_regular(path)
+        except LeavesFolder as error:
+            raise Rejected(f"{error}; --images ROOT names another folder of the pictures") from error
+        except (NotRegular, TooLarge) as error:
+            raise Rejected(str(error)) from error
         except OSError as error:
             if error.errno not in ABSENT:
                 raise

@@ -9,6 +9,9 @@ from detailclip_jax.data.prepare import rows
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.rows import Row
+from detailclip_jax.data.regular_files import Walk, inside, read_regular
+
+MAX_TEXT_BYTES = 16 * 2**20  # of a caption's file
 
 
 def plan(request: Request) -> Plan:
@@ -20,25 +23,35 @@ def plan(request: Request) -> Plan:
         raise FileNotFoundError(f"imagefolder takes one folder, not {', '.join(request.paths)}")
     root = pathlib.Path(request.paths[0]).resolve()
     classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_hidden(entry.name)))
-    return Plan(rows.chunked(request, _rows(root, classes)), classes)
+    return Plan(rows.chunked(request, _rows(root, classes, request.options.follow_links)), classes)
 
 
-def _rows(root: pathlib.Path, classes: tuple[str, ...]) -> Iterator[Row]:
-    for label, name in [(-1, ""), *enumerate(classes)]:
-        for path in _pictures(root / name, deep=bool(name)):
-            yield Row(path.relative_to(root).as_posix(), [(str(path),)], _captions(path), label=label)
+def _rows(root: pathlib.Path, classes: tuple[str, ...], follow_links: bool) -> Iterator[Row]:
+    """The pictures, and a refused row for each folder that a link leads out of the root to."""
+    walk = Walk(root, follow_links)
+    for label, folder in [(-1, ""), *enumerate(classes)]:
+        for name in _pictures(walk, folder):
+            captions = _captions(root, name, follow_links)
+            yield Row(name, [(name,)], captions, label=label, root=str(root))
+    for name, reason in walk.left_out.items():
+        yield Row(name or ".", refused=reason if ": " in reason else f"unreadable folder: {reason}")
 
 
-def _pictures(folder: pathlib.Path, deep: bool) -> list[pathlib.Path]:
-    files = folder.rglob("*") if deep else folder.glob("*")
-    shown = (file for file in files if not any(map(_is_hidden, file.relative_to(folder).parts)))
-    return sorted(file for file in shown if file.suffix.lower() in SUFFIXES)
+def _pictures(walk: Walk, folder: str) -> list[str]:
+    """Those in a class folder at any depth; of the root itself only those that lie in it."""
+    files = walk.files(folder) if folder and walk.may_enter(folder) else [] if folder else walk.matching(("*",))
+    shown = (name for name in files if not any(map(_is_hidden, pathlib.PurePath(name).parts)))
+    return sorted((name for name in shown if name.lower().endswith(SUFFIXES)), key=pathlib.PurePath)
 
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _captions(path: pathlib.Path) -> tuple[str, ...]:
-    text = path.with_suffix(".txt")
-    return (text.read_text("utf-8", "replace"),) if text.is_file() else ()
+def _captions(root: pathlib.Path, name: str, follow_links: bool) -> tuple[str, ...]:
+    """The text beside a picture, none where there is no such file that may be read."""
+    try:
+        text = read_regular(inside(root, pathlib.PurePath(name).with_suffix(".txt"), follow_links), MAX_TEXT_BYTES)
+    except OSError:
+        return ()
+    return (text.decode("utf-8", "replace"),)

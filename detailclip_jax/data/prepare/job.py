@@ -27,6 +27,7 @@ class Options:
     require_caption: reject examples whose captions are all blank.
     context_length: a caption of more tokens counts as truncated.
     limit: how many examples of the source to take; 0 is all.
+    follow_links: whether links may lead out of the folder of the pictures.
     """
 
     images: str = ""
@@ -42,6 +43,7 @@ class Options:
     require_caption: bool = False
     context_length: int = 77
     limit: int = 0
+    follow_links: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     """The rows of a file with their pictures."""
     chosen = columns.choose(pyarrow_files.column_names(shard.path), options, shard.path)
     root = options.images or str(pathlib.Path(shard.path).parent)
-    with ImageRoot(root) as images:
+    with ImageRoot(root, options.follow_links) as images:
         for number, row in itertools.islice(enumerate(rows(shard.path, chosen.wanted)), shard.stop or None):
             yield example(row, chosen, images, f"{shard.name}#{number}")
 

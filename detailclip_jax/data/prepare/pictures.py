@@ -4,7 +4,7 @@ import io
 
 from PIL import Image
 
-from detailclip_jax.data.decoding import MAX_FILE_PIXELS, BadImage, Encoded, opened
+from detailclip_jax.data.decoding import BUDGET, MAX_FILE_PIXELS, BadImage, Encoded, opened
 from detailclip_jax.data.images import resize_part
 from detailclip_jax.data.prepare.job import Options
 from detailclip_jax.data.prepare.records import Rejected
@@ -26,7 +26,8 @@ def checked(data: bytes, options: Options) -> tuple[bytes, int, int]:
         if options.max_side:
             picture = opened(data, max_whole=MAX_FILE_PIXELS)
             if max(picture.header.size) > options.max_side:
-                return _smaller(picture, options.max_side)
+                with BUDGET.scope():
+                    return _smaller(picture, options.max_side)
         picture = opened(data)
         if options.check == "decode":
             picture.decoded()

@@ -3,6 +3,8 @@
 The table is read once, by the process that plans; a chunk holds the rows of `PER_SHARD` examples.
 """
 
+import contextlib
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +22,8 @@ from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, printable
 class Row(NamedTuple):
     """An example without its picture, which stands at the first of `places` that exists.
 
-    `refused` ("reason: detail") instead of a place is a row that cannot be used.
+    `refused` ("reason: detail") instead of a place is a row that cannot be used.  `root` is the folder in which the
+    places have to lie where no `--images` says so.
     """
 
     key: str
@@ -29,6 +32,7 @@ class Row(NamedTuple):
     texts: Mapping[str, str] = {}
     label: int = -1
     refused: str = ""
+    root: str = ""
 
 
 MakeRows = Callable[[Request], Iterator[Row]]
@@ -62,15 +66,16 @@ def _packable(row: Row) -> Row:
     places = [[printable(part) for part in place] for place in row.places]
     texts = {valid_text(name): valid_text(text) for name, text in row.texts.items()}
     captions = [valid_text(text) for text in row.captions]
-    return row._replace(key=printable(row.key), places=places, captions=captions, texts=texts)
+    return row._replace(key=printable(row.key), places=places, captions=captions, texts=texts, root=printable(row.root))
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     """The rows of a chunk with their pictures, read below `options.images`."""
     rows = [Row(*fields) for fields in msgpack.unpackb(pathlib.Path(shard.path).read_bytes())]
-    with ImageRoot(options.images) as root:
+    with contextlib.ExitStack() as opened:
+        root_at = functools.cache(lambda path: opened.enter_context(ImageRoot(path, options.follow_links)))
         for row in rows:
-            yield _example(row, root)
+            yield _example(row, root_at(options.images or row.root))
 
 
 def _example(row: Row, root: ImageRoot) -> Raw | Reject:

@@ -110,9 +110,4 @@ def _row(values: dict[str, Any], chosen: Columns, path: str, line: int, request:
         label = columns.label_of(values[chosen.label]) if chosen.label else -1
     except Rejected as refusal:
         return Row(key or place, refused=str(refusal))
-    return Row(key or place, [(_place(image, path, request),)], captions, texts, label)
-
-
-def _place(image: str, path: str, request: Request) -> str:
-    """A path as --images sees it: without that option it is relative to the table's folder."""
-    return image if request.options.images else os.path.join(os.path.dirname(os.path.abspath(path)), image)
+    return Row(key or place, [(image,)], captions, texts, label, root=os.path.dirname(os.path.abspath(path)))
