@@ -1,7 +1,6 @@
 """Brings a file of embeddings up to date with a folder of pictures and a list of texts."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from detailclip_jax.cores import usable_cores
 from detailclip_jax.data.picture_files import Found, PictureBatches
 from detailclip_jax.embeddings import IMAGE, TEXT, Key, Origin, Table
 from detailclip_jax.progress import Console, Meter
+from detailclip_jax.terminal import complain, printable
 
 if TYPE_CHECKING:  # jax and the networks come after the flags, so that --help is quick
     from detailclip_jax.inference import Model
@@ -153,7 +153,7 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
         stopped(request.out, known.origin, made, len(keys), console)
         return table, interrupt.exit_code
     if request.found and not any(key.kind == IMAGE for key in table.rows):
-        print(f"error: none of the {len(request.found.names)} pictures can be read", file=sys.stderr)
+        complain(f"error: none of the {len(request.found.names)} pictures can be read")
         return table, RUN_ERROR
     if request.out:
         finish(request.out, table, known, console)
@@ -218,6 +218,6 @@ def warn_of_bad(bad: dict[str, str], console: Console) -> None:
     if bad:
         console.warn(f"{len(bad):,} unreadable images are left out:")
         for name, reason in list(bad.items())[:MAX_NAMED]:
-            console.say(f"  {ascii(name)[1:-1]}: {reason}")
+            console.say(f"  {printable(name)}: {printable(reason)}")
         if len(bad) > MAX_NAMED:
             console.say(f"  and {len(bad) - MAX_NAMED:,} more")

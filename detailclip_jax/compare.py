@@ -24,6 +24,7 @@ from detailclip_jax import config as base
 from detailclip_jax import run_config
 from detailclip_jax.metrics import read_lines
 from detailclip_jax.settings import Change, both, parse_setting, set_fields, split_list
+from detailclip_jax.terminal import complain
 
 USAGE_ERROR, RUN_ERROR = 2, 1
 
@@ -203,7 +204,7 @@ def write(workdir: Path, results: Mapping[str, Sequence[Mapping[str, float]]], c
     try:
         save(comparison.figure(table), workdir / "comparison.png")
     except ImportError as error:  # an optional extra: the table is complete without it
-        print(f"no figure: {error}", file=sys.stderr)
+        complain(f"no figure: {error}")
     return text
 
 
@@ -242,14 +243,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("nothing to compare: give --methods or --sweep")
         check(rows, arguments)
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return USAGE_ERROR
     from detailclip_jax.train import RUN_ERRORS
 
     try:
         return compare(rows, arguments)
     except (CannotBegin, *RUN_ERRORS) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return RUN_ERROR
 
 

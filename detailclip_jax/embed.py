@@ -30,6 +30,7 @@ from detailclip_jax.data.picture_files import find
 from detailclip_jax.data.regular_files import inside, read_regular, read_stream
 from detailclip_jax.embeddings import IMAGE, Table
 from detailclip_jax.progress import Console
+from detailclip_jax.terminal import LINES, complain, printable
 
 if TYPE_CHECKING:
     from detailclip_jax.inference import Model
@@ -159,12 +160,7 @@ def show(matches: Sequence[Match], table: Table, arguments: argparse.Namespace) 
     sheet = arguments.sheet or sheet_file(arguments.source or arguments.out, arguments.query)
     sheet.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet.draw(arguments.query, tiles).save(sheet)
-    print(f"drawn in {sheet}")
-
-
-def printable(name: str) -> str:
-    """A file's name without what no terminal shows."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    print(printable(f"drawn in {sheet}", LINES))
 
 
 def sheet_file(file: Path | None, query: str) -> Path:
@@ -192,13 +188,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with signals.prompt():
             return run(arguments, Console(stream=sys.stderr))
     except (ValueError, FileNotFoundError, ImportError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return USAGE_ERROR
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return RUN_ERROR
     except KeyboardInterrupt as error:  # while nothing is embedded yet, or the second time
-        print("\ninterrupted", file=sys.stderr)
+        complain("\ninterrupted")
         return getattr(error, "exit_code", INTERRUPTED)
 
 

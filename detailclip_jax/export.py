@@ -41,6 +41,7 @@ from detailclip_jax.models import stacking
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.products import EXACT
+from detailclip_jax.terminal import complain
 from detailclip_jax.types import Params
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
@@ -139,19 +140,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         with signals.prompt():
             run(arguments)
     except ImportError as error:
-        print(f"error: {error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}", file=sys.stderr)
+        complain(f"error: {error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}")
         return USAGE_ERROR
     except NotEqualError as error:  # before the ValueError that it is
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return RUN_ERROR
     except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return USAGE_ERROR
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return RUN_ERROR
     except KeyboardInterrupt as error:
-        print(f"\ninterrupted; {str(error) or 'nothing is written'}", file=sys.stderr)
+        complain(f"\ninterrupted; {str(error) or 'nothing is written'}")
         return getattr(error, "exit_code", INTERRUPTED)
     return 0
 

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from detailclip_jax.terminal import LINES, printable
+
 
 @contextlib.contextmanager
 def whole(path: Path, partial: Path | None = None) -> Iterator[Path]:
@@ -32,9 +34,9 @@ def whole(path: Path, partial: Path | None = None) -> Iterator[Path]:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Writes a text in one piece."""
+    """Writes a text for people in one piece, without what a terminal would obey."""
     with whole(file) as partial:
-        partial.write_text(text)
+        partial.write_text(printable(text, LINES))
 
 
 def check_writable(folder: Path) -> None:

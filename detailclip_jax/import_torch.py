@@ -29,6 +29,7 @@ from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
+from detailclip_jax.terminal import complain
 from detailclip_jax.types import Params
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
@@ -109,13 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with signals.prompt():
             run(arguments)
     except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return USAGE_ERROR
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return RUN_ERROR
     except KeyboardInterrupt as error:
-        print(f"\ninterrupted; {str(error) or 'nothing is written'}", file=sys.stderr)
+        complain(f"\ninterrupted; {str(error) or 'nothing is written'}")
         return getattr(error, "exit_code", INTERRUPTED)
     return 0
 

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict, config_flags
 from detailclip_jax import processes, run_config, signals
 from detailclip_jax.config import default, help_text
 from detailclip_jax.config_files import find
+from detailclip_jax.terminal import complain
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py, or configs/NAME.py:ARGUMENT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
@@ -135,7 +136,7 @@ def _quote_keywords(argument: str) -> str:
 def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
     """Ends the program with a message for the user; -v 1 shows where the error came from."""
     logging.debug("the error was raised here", exc_info=True)
-    print(f"error: {message}", file=sys.stderr)
+    complain(f"error: {message}")
     sys.exit(code)
 
 

@@ -3,7 +3,6 @@
 Every process makes every check; the first one prints the table, each its own failures.
 """
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
@@ -21,6 +20,7 @@ from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import parts_of
 from detailclip_jax.experiment import Experiment, dummy_batch
 from detailclip_jax.mesh import fsdp_hosts, make_mesh
+from detailclip_jax.terminal import complain
 from detailclip_jax.train_step import combined_loss
 from detailclip_jax.validation import validate
 
@@ -81,7 +81,7 @@ def everywhere(name: str, check: Callable[[], Finding]) -> bool:
     same = len(set(found[:, 1])) == 1
     good = bool(found[:, 0].all()) and same
     if failure:
-        print(f"process {jax.process_index()}: {name}: {failure}", file=sys.stderr, flush=True)
+        complain(f"process {jax.process_index()}: {name}: {failure}")
     if jax.process_index() == 0:
         differs = "" if same else f"; it differs between processes: {found[:, 1].tolist()}"
         print(f"{'ok    ' if good else 'FAILED'}  {name:<10} {finding.text}{differs}", flush=True)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
+from detailclip_jax.terminal import complain
+
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 PATIENCE = 300  # seconds that processes wait for each other at the start
 PARTING = 120  # seconds that one which has ended waits for the others
@@ -148,14 +150,14 @@ def explain(error: BaseException) -> int:
     """Says on standard error what Python would say at the end of a program, and returns its exit status; an interrupt
     is one line and 130."""
     if isinstance(error, KeyboardInterrupt):
-        print("\nerror: interrupted", file=sys.stderr)
+        complain("\nerror: interrupted")
         return getattr(error, "exit_code", INTERRUPTED)
     if not isinstance(error, SystemExit):
         traceback.print_exception(error)
         return 1
     if error.code is None or isinstance(error.code, int):
         return error.code or 0
-    print(error.code, file=sys.stderr)
+    complain(str(error.code))
     return 1
 
 
@@ -197,5 +199,5 @@ def together() -> Iterator[None]:
         except (jax.errors.JaxRuntimeError, ValueError) as error:
             if isinstance(error, ValueError) and not STATUS.match(str(error)):
                 raise
-            print(f"error: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+            complain(f"error: {str(error).splitlines()[0]}")
             os._exit(1)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import TextIOBase
 from typing import TextIO
 
+from detailclip_jax.terminal import LINES, printable
+
 SHORT = {"reconstruction": "rec"}  # terms, where the line is narrow
 
 
@@ -28,7 +30,8 @@ class Console:
 
     def say(self, text: str = "") -> None:
         """A line that stays."""
-        self._print("\r\x1b[K" + text + "\n" if self._live else text + "\n")
+        text = printable(text, LINES) + "\n"
+        self._print("\r\x1b[K" + text if self._live else text)
         self._live = ""
 
     def warn(self, text: str) -> None:
@@ -39,7 +42,7 @@ class Console:
         """The progress line: replaced by the next one on a terminal, an ordinary line elsewhere."""
         if self.width is None:
             return self.say(text)
-        self._live = text[: self.width]
+        self._live = printable(text)[: self.width]
         self._print("\r\x1b[K" + self._live)
 
     def end_live(self) -> None:

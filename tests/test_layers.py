@@ -6,7 +6,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent / "detailclip_jax"
 FLOORS = [
     {"types", "version", "config", "cores", "locks", "patches", "products", "files", "logits"}
-    | {"manifest", "signals", "start"},
+    | {"manifest", "terminal", "signals", "start"},
     {"masking", "ema", "centering", "schedules", "resample", "mixing", "losses", "models", "data"},
     {"forward", "parts", "methods"},
     {"mesh", "sharding", "optimizer", "rates", "train_state", "train_step", "accumulation", "encode", "experiment"},

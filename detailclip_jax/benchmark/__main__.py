@@ -9,6 +9,7 @@ from typing import Any
 
 from detailclip_jax.benchmark import options, report, variants
 from detailclip_jax.settings import parse_setting
+from detailclip_jax.terminal import complain
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length")
@@ -90,7 +91,7 @@ def _explained(error: RuntimeError) -> str:
 
 
 def _failed(message: object, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    complain(f"error: {message}")
     return code
 
 

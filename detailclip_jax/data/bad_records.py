@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from detailclip_jax.terminal import printable
+
 MIN_SEEN = 100  # records before the share of bad ones is judged
 MAX_SHOWN = 20  # in the log, and in the message of an error
 
@@ -75,5 +77,5 @@ class BadRecords:
 
 
 def _line(record: str) -> str:
-    """A record's text in one line of UTF-8: names of files may hold bytes that are none."""
-    return " ".join(record.split()).encode("utf-8", "backslashreplace").decode("utf-8")
+    """A record's text in one line: names of files may hold bytes that are no UTF-8, and what a terminal would obey."""
+    return printable(" ".join(record.split()))

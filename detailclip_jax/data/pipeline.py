@@ -31,6 +31,7 @@ from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import REDUCING_GAP, Crop, check_reducing_gap, crops_from_config, make_masks, make_views
 from detailclip_jax.data.workers import Prefetched
+from detailclip_jax.terminal import printable
 
 Batch = dict[str, Any]
 
@@ -312,7 +313,7 @@ class EvaluationBatches:
                 view = evaluation_view(image, *self.transform)
             label = label_of(example)
         except BadRecord as error:
-            logging.warning("unreadable record left out of the evaluation: %s", error)
+            logging.warning("unreadable record left out of the evaluation: %s", printable(str(error)))
             return None
         masks = {name: example[name] for name in MASKS if name in example}
         size, side, _, mode = self.transform

@@ -39,6 +39,8 @@ from typing import Any
 
 from absl import logging
 
+from detailclip_jax.terminal import complain
+
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 OUT = "evaluation"  # below the workdir
 KEPT = "what was measured is kept, and the same command goes on from there"
@@ -166,13 +168,13 @@ def explain(error: BaseException) -> int:
 
     notes = getattr(error, "__notes__", [])
     if isinstance(error, (ValueError, FileNotFoundError, CheckpointError)):
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return USAGE_ERROR
     if isinstance(error, OSError):
-        print(f"error: {'; '.join([str(error), *notes])}", file=sys.stderr)
+        complain(f"error: {'; '.join([str(error), *notes])}")
         return RUN_ERROR
     if isinstance(error, KeyboardInterrupt):
-        print("\n" + "; ".join(["interrupted", *notes]), file=sys.stderr)
+        complain("\n" + "; ".join(["interrupted", *notes]))
         return getattr(error, "exit_code", INTERRUPTED)
     return processes.explain(error)
 

@@ -32,6 +32,7 @@ from detailclip_jax.data.sources import MissingData
 from detailclip_jax.locks import Busy, alone
 from detailclip_jax.prepare import arguments, local, report, to_tfds
 from detailclip_jax.progress import Console
+from detailclip_jax.terminal import complain
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 MISSING = "missing file"  # the reason of a reject
@@ -135,7 +136,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"verify": verify, "stats"
 
 def _fail(message: str, code: int) -> int:
     logging.debug("the error was raised here", exc_info=True)
-    print(f"error: {message}", file=sys.stderr)
+    complain(f"error: {message}")
     return code
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.regular_files import MAX_BYTES, NotRegular, check_regular, open_regular
 from detailclip_jax.files import whole as written_whole
+from detailclip_jax.terminal import json_escaped
 
 MAX_LINE = 2**20  # characters of a line, and of a field, of a table
 MAX_RATIO, FREE_BYTES = 100, 64 * 2**20  # a file may unpack to so many times its size, or to so many bytes
@@ -119,7 +120,9 @@ def whole(path: pathlib.Path, folder: pathlib.Path | None = None) -> Iterator[IO
 def write_json(path: pathlib.Path, value: Any, folder: pathlib.Path | None = None) -> None:
     """Writes JSON in one piece."""
     with whole(path, folder) as file:
-        file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+        file.write(
+            (json_escaped(json.dumps(value, indent=1, ensure_ascii=False)) + "\n").encode("utf-8", "backslashreplace")
+        )
 
 
 def partial_of(path: pathlib.Path, folder: pathlib.Path | None = None) -> pathlib.Path:
