@@ -18,9 +18,9 @@ LINES = "\n\t"  # what messages and reports of several lines keep
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with control characters as escapes, `\\x1b` or `\\\\u202e`; those in `keep` stay.
+    """The text with control characters as escapes, `\\x1b` or `\\u202e`; those in `keep` stay.
 
-    printable("a\\x1b[2J.jpg")  # a\\x1b[2J.jpg, where the backslash is one
+    printable(chr(27) + "[2J.jpg") == r"\\x1b[2J.jpg"
     """
     return _CONTROL.sub(lambda found: found[0] if found[0] in keep else _escaped(found[0]), text)
 

@@ -119,10 +119,9 @@ def whole(path: pathlib.Path, folder: pathlib.Path | None = None) -> Iterator[IO
 
 def write_json(path: pathlib.Path, value: Any, folder: pathlib.Path | None = None) -> None:
     """Writes JSON in one piece."""
+    text = json_escaped(json.dumps(value, indent=1, ensure_ascii=False))
     with whole(path, folder) as file:
-        file.write(
-            (json_escaped(json.dumps(value, indent=1, ensure_ascii=False)) + "\n").encode("utf-8", "backslashreplace")
-        )
+        file.write(f"{text}\n".encode())
 
 
 def partial_of(path: pathlib.Path, folder: pathlib.Path | None = None) -> pathlib.Path:
