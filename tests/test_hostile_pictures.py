@@ -303,10 +303,11 @@ def test_class_folders_give_a_bad_record_for_each(tmp_path):
 
 def test_prepare_rejects_what_is_no_regular_file(tmp_path):
     (oddities(tmp_path / "in/cat") / "good.jpg").write_bytes(trees.jpeg(1))
-    os.mkfifo(tmp_path / "in/cat/good.txt")
+    (tmp_path / "in/cat/odd.jpg").write_bytes(trees.jpeg(2))
+    os.mkfifo(tmp_path / "in/cat/odd.txt")
     with within(60):
         part = prepared(tmp_path / "in", tmp_path / "out", kind="imagefolder", follow_links=True)
-    assert part["rejected"] == {"missing file": 1, "not a regular file": 3, "too large": 1}
+    assert part["rejected"] == {"missing file": 1, "not a regular file": 4, "too large": 1}
     assert keys(tmp_path / "out") == ["cat/good.jpg"]
 
 

@@ -9,7 +9,7 @@ from detailclip_jax.data.prepare import rows
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.rows import Row
-from detailclip_jax.data.regular_files import Walk, inside, read_regular
+from detailclip_jax.data.regular_files import LeavesFolder, NotRegular, TooLarge, Walk, inside, read_regular
 
 MAX_TEXT_BYTES = 16 * 2**20  # of a caption's file
 
@@ -31,15 +31,17 @@ def _rows(root: pathlib.Path, classes: tuple[str, ...], follow_links: bool) -> I
     walk = Walk(root, follow_links)
     for label, folder in [(-1, ""), *enumerate(classes)]:
         for name in _pictures(walk, folder):
-            captions = _captions(root, name, follow_links)
-            yield Row(name, [(name,)], captions, label=label, root=str(root))
+            yield _row(root, name, label, follow_links)
     for name, reason in walk.left_out.items():
         yield Row(name or ".", refused=reason if ": " in reason else f"unreadable folder: {reason}")
 
 
 def _pictures(walk: Walk, folder: str) -> list[str]:
     """Those in a class folder at any depth; of the root itself only those that lie in it."""
-    files = walk.files(folder) if folder and walk.may_enter(folder) else [] if folder else walk.matching(("*",))
+    if folder:
+        files = walk.files(folder) if walk.may_enter(folder) else []
+    else:
+        files = walk.matching(("*",))
     shown = (name for name in files if not any(map(_is_hidden, pathlib.PurePath(name).parts)))
     return sorted((name for name in shown if name.lower().endswith(SUFFIXES)), key=pathlib.PurePath)
 
@@ -48,10 +50,12 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _captions(root: pathlib.Path, name: str, follow_links: bool) -> tuple[str, ...]:
-    """The text beside a picture, none where there is no such file that may be read."""
+def _row(root: pathlib.Path, name: str, label: int, follow_links: bool) -> Row:
+    """A picture with the text beside it, if there is one; refused where there is one that may not be read."""
     try:
         text = read_regular(inside(root, pathlib.PurePath(name).with_suffix(".txt"), follow_links), MAX_TEXT_BYTES)
-    except OSError:
-        return ()
-    return (text.decode("utf-8", "replace"),)
+    except FileNotFoundError:
+        return Row(name, [(name,)], label=label, root=str(root))
+    except (LeavesFolder, NotRegular, TooLarge) as error:
+        return Row(name, refused=str(error))
+    return Row(name, [(name,)], (text.decode("utf-8", "replace"),), label=label, root=str(root))
