@@ -20,7 +20,7 @@ from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import parts_of
 from detailclip_jax.experiment import Experiment, dummy_batch
 from detailclip_jax.mesh import fsdp_hosts, make_mesh
-from detailclip_jax.terminal import complain
+from detailclip_jax.terminal import LINES, complain, printable
 from detailclip_jax.train_step import combined_loss
 from detailclip_jax.validation import validate
 
@@ -84,7 +84,8 @@ def everywhere(name: str, check: Callable[[], Finding]) -> bool:
         complain(f"process {jax.process_index()}: {name}: {failure}")
     if jax.process_index() == 0:
         differs = "" if same else f"; it differs between processes: {found[:, 1].tolist()}"
-        print(f"{'ok    ' if good else 'FAILED'}  {name:<10} {finding.text}{differs}", flush=True)
+        text = printable(f"{finding.text}{differs}", LINES)
+        print(f"{'ok    ' if good else 'FAILED'}  {name:<10} {text}", flush=True)
     return good
 
 
