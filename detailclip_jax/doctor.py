@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 from packaging.requirements import Requirement
 
 from detailclip_jax.cores import usable_cores
-from detailclip_jax.terminal import LINES, printable
 
 FOR = {
     "demo": "configs/stickers.py and figures",
@@ -135,12 +134,12 @@ def report() -> int:
 def check_data(data_dir: str) -> int:
     """Prints the evaluation sets; 0 if at least one is ready."""
     from detailclip_jax.data import labelled
+    from detailclip_jax.terminal import LINES, printable
 
     sets = labelled.ready(data_dir)
     for name, ready, found, expected, how in sets:
-        print(
-            f"{'ready  ' if ready else 'missing'} {name:<20} {found or 0:>8,} of {expected or 0:>8,}  {printable(how, LINES)}"
-        )
+        note = printable(how, LINES)
+        print(f"{'ready  ' if ready else 'missing'} {name:<20} {found or 0:>8,} of {expected or 0:>8,}  {note}")
     number = sum(entry[1] for entry in sets)
     print(f"{number} of {len(sets)} sets are ready in {data_dir}")
     return 0 if number else 1

@@ -38,10 +38,9 @@ def _rows(root: pathlib.Path, classes: tuple[str, ...], follow_links: bool) -> I
 
 def _pictures(walk: Walk, folder: str) -> list[str]:
     """Those in a class folder at any depth; of the root itself only those that lie in it."""
-    if folder:
-        files = walk.files(folder) if walk.may_enter(folder) else []
-    else:
-        files = walk.matching(("*",))
+    if folder and not walk.may_enter(folder):
+        return []
+    files = walk.matching(("**" if folder else "*",), folder)
     shown = (name for name in files if not any(map(_is_hidden, pathlib.PurePath(name).parts)))
     return sorted((name for name in shown if name.lower().endswith(SUFFIXES)), key=pathlib.PurePath)
 
