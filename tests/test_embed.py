@@ -477,7 +477,9 @@ def test_help_does_not_wait_for_jax():
     ],
 )
 def test_pictures_are_found(photos, where, root, names):
-    assert find(where) == Found(Path(root), tuple(names))
+    found = find(where)
+    assert (found.root, found.names, found.left_out) == (Path(root), tuple(names), ())
+    assert found.follow_links == (where == "photos/five [5].png")  # what is named may be a link
 
 
 def test_a_pattern_may_be_absolute_or_at_home(photos, monkeypatch):

@@ -259,7 +259,7 @@ REASONS = {
     "fifo.jpg": "not a regular file: .*fifo.jpg is a FIFO",
     "socket.jpg": "not a regular file: .*socket.jpg is a socket",
     "sparse.jpg": "too large: .*sparse.jpg has 5,368,709,120 bytes, the limit is 268,435,456",
-    "zero.jpg": "not a regular file: .*zero is a character device",
+    "zero.jpg": "not a regular file: .*zero.jpg is a character device",
 }
 
 

@@ -70,7 +70,7 @@ def test_a_live_line_has_our_own_commands_alone(monkeypatch):
 
 
 def test_a_hostile_record_s_name_is_escaped_in_the_list_and_the_log(tmp_path, caplog):
-    BadRecords(1, tmp_path / "bad.txt").add([f"{HOSTILE}\n*** WARNING: not true: truncated"], 1)
+    BadRecords(1.0, tmp_path / "bad.txt").add([f"{HOSTILE}\n*** WARNING: not true: truncated"], 1)
     assert_obedience_free((tmp_path / "bad.txt").read_text())
     assert len((tmp_path / "bad.txt").read_text().splitlines()) == 1
     good = {"image": encoded(picture()), "captions": (), "label": 0, "key": "good"}
