@@ -8,7 +8,8 @@
 FILE ends in .npz or .parquet and holds the columns name, kind ("image" or "text"), modified and embedding (float32,
 L2-normalised: a product is a cosine).  What FILE has already is not embedded again: the same command goes on where it
 was stopped, and brings the file up to date with the folder.  --query prints the best matches with their cosine and
-draws them on a contact sheet beside the file.  Pictures that cannot be read are left out and named.
+draws them on a contact sheet beside the file.  Pictures that cannot be read, and links out of the folder
+(but for --follow-links), are left out and named.
 """
 
 import argparse
