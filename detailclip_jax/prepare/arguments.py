@@ -45,7 +45,7 @@ def _add_output(made: argparse.ArgumentParser) -> None:
 
 def _add_tables(made: argparse.ArgumentParser) -> None:
     add = made.add_argument
-    add("--images", default="", metavar="ROOT", help="folder or zip that holds the pictures a table names, none outside")
+    add("--images", default="", metavar="ROOT", help="folder or zip that holds all pictures a table names")
     add("--follow-links", action="store_true", help="links among the pictures may lead out of their folder")
     add("--ids", action="append", default=[], metavar="LIST", help="YFCC100M: keep what every LIST has; repeatable")
     add("--subset", default="", metavar="NAME", help="split of a Karpathy file or tfds set (default: --split)")
