@@ -256,10 +256,10 @@ def oddities(folder):
 
 REASONS = {
     "broken.jpg": "No such file",
-    "fifo.jpg": "not a regular file: .*fifo.jpg is a FIFO",
-    "socket.jpg": "not a regular file: .*socket.jpg is a socket",
+    "fifo.jpg": "not a file: .*fifo.jpg is a FIFO",
+    "socket.jpg": "not a file: .*socket.jpg is a socket",
     "sparse.jpg": "too large: .*sparse.jpg has 5,368,709,120 bytes, the limit is 268,435,456",
-    "zero.jpg": "not a regular file: .*zero.jpg is a character device",
+    "zero.jpg": "not a file: .*zero.jpg is a character device",
 }
 
 
@@ -297,7 +297,7 @@ def test_class_folders_give_a_bad_record_for_each(tmp_path):
         if name == "cat/good.jpg":
             assert source[index]["key"] == name
             continue
-        with within(10), pytest.raises(BadRecord, match=r"not a regular file|too large"):
+        with within(10), pytest.raises(BadRecord, match=r"not a file|too large"):
             source[index]
 
 
@@ -307,7 +307,7 @@ def test_prepare_rejects_what_is_no_regular_file(tmp_path):
     os.mkfifo(tmp_path / "in/cat/odd.txt")
     with within(60):
         part = prepared(tmp_path / "in", tmp_path / "out", kind="imagefolder", follow_links=True)
-    assert part["rejected"] == {"missing file": 1, "not a regular file": 4, "too large": 1}
+    assert part["rejected"] == {"missing file": 1, "not a file": 4, "too large": 1}
     assert keys(tmp_path / "out") == ["cat/good.jpg"]
 
 
@@ -315,7 +315,7 @@ def test_prepare_rejects_what_is_no_regular_file(tmp_path):
 def test_an_input_that_is_no_regular_file_is_a_message(tmp_path, name):
     (tmp_path / "in").mkdir()
     os.mkfifo(tmp_path / "in" / name)
-    with within(10), pytest.raises(ValueError, match=f"not a regular file: .*{name} is a FIFO; .*save it as a file"):
+    with within(10), pytest.raises(ValueError, match=f"not a file: .*{name} is a FIFO; .*save it as a file"):
         prepared(tmp_path / "in", tmp_path / "out")
 
 

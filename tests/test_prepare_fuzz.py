@@ -321,7 +321,7 @@ def test_a_table_cannot_make_the_reader_hang(tmp_path):
     path = trees.write(tmp_path / "t.csv", "image,caption\n" + "".join(f"{name},x\n" for name in [*names, "good.jpg"]))
     part = prepared(path, tmp_path / "out", kind="csv")
     assert part["num_examples"] == 1
-    assert set(reasons(part)) == {"not a file", "missing file"}
+    assert set(reasons(part)) == {"not a file", "missing file", "unsafe path"}
 
 
 def test_a_path_with_a_null_byte_is_a_reject(tmp_path):

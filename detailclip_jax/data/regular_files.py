@@ -49,7 +49,8 @@ def open_regular(path: str | os.PathLike) -> io.BufferedReader:
 def check_regular(path: str | os.PathLike, mode: int) -> None:
     """NotRegular unless `mode`, of `os.stat`, is that of a regular file."""
     if not stat.S_ISREG(mode):
-        raise NotRegular(f"not a regular file: {os.fspath(path)} is {KINDS.get(stat.S_IFMT(mode), 'of another kind')}")
+        kind = KINDS.get(stat.S_IFMT(mode), "of another kind")
+        raise NotRegular(f"not a file: {os.fspath(path)} is {kind}; only regular files are read")
 
 
 def read_regular(path: str | os.PathLike, limit: int = MAX_BYTES) -> bytes:

@@ -139,9 +139,7 @@ def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
         try:
             check_regular(file, os.stat(file).st_mode)
         except NotRegular as error:
-            raise ValueError(
-                f"{error}; it cannot be read again, as workers and a restart do: save it as a file"
-            ) from error
+            raise ValueError(f"{error}; workers and a restart read it again: save it as a file") from error
     return found
 
 
