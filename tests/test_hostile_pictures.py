@@ -27,6 +27,7 @@ from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.labelled import open_set
 from detailclip_jax.data.picture_files import PictureBatches, find
 from detailclip_jax.data.prepare.finish import NothingAccepted
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.regular_files import LeavesFolder, NotRegular, TooLarge, Walk, inside, read_regular
 from detailclip_jax.data.sources import BadRecord, MissingData
 
@@ -135,7 +136,7 @@ def test_an_eps_named_jpg_is_a_reject_of_every_source(tmp_path):
     trees.write(tmp_path / "tree/cat/eps.jpg", eps)
     trees.write(tmp_path / "tree/cat/good.jpg", trees.jpeg(1))
     assert prepared(tmp_path / "tree", tmp_path / "b", kind="imagefolder")["rejected"] == {"not an image": 1}
-    batch = PictureBatches(find(str(tmp_path / "tree")), 8, 2)[0]
+    batch = PictureBatches(find(str(tmp_path / "tree")), Transform(8, 8), 2)[0]
     assert [reason[:12] for reason in batch["reason"]] == ["not an image", ""]
 
 
@@ -282,7 +283,7 @@ def test_a_folder_of_pictures_gives_the_good_ones_and_names_the_others(tmp_path)
     (oddities(tmp_path / "in") / "good.jpg").write_bytes(encoded(picture()))
     with within(20):
         found = find(str(tmp_path / "in"))
-        batch = PictureBatches(find(str(tmp_path / "in"), follow_links=True), 8, 6)[0]
+        batch = PictureBatches(find(str(tmp_path / "in"), follow_links=True), Transform(8, 8), 6)[0]
     assert found.names == ("broken.jpg", "fifo.jpg", "good.jpg", "socket.jpg", "sparse.jpg", "zero.jpg")
     for name, reason in zip(found.names, batch["reason"]):
         assert bool(reason) == (name != "good.jpg")
@@ -382,12 +383,12 @@ def test_links_stay_in_the_folder_of_what_is_embedded(tmp_path):
     (root / "links").symlink_to(hidden.parent)
     found = find(str(root))
     assert found.names == ("good.jpg", "link.jpg") and "--follow-links allows it" in dict(found.left_out)["links"]
-    assert [reason[:11] for reason in PictureBatches(found, 8, 2)[0]["reason"]] == ["", "unsafe link"]
+    assert [reason[:11] for reason in PictureBatches(found, Transform(8, 8), 2)[0]["reason"]] == ["", "unsafe link"]
     followed = find(str(root), follow_links=True)
     assert followed.names == ("good.jpg", "link.jpg", "links/s.jpg") and not followed.left_out
-    assert not any(PictureBatches(followed, 8, 3)[0]["reason"])
+    assert not any(PictureBatches(followed, Transform(8, 8), 3)[0]["reason"])
     named = find(str(root / "link.jpg"))  # the user's own choice
-    assert not any(PictureBatches(named, 8, 1)[0]["reason"])
+    assert not any(PictureBatches(named, Transform(8, 8), 1)[0]["reason"])
 
 
 def test_links_stay_in_the_folder_of_class_folders(tmp_path):

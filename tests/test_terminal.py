@@ -15,6 +15,7 @@ from detailclip_jax import catalogue, progress
 from detailclip_jax.data.bad_records import BadRecords
 from detailclip_jax.data.pipeline import EvaluationBatches
 from detailclip_jax.data.prepare.files import write_json
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.files import replace_text
 from detailclip_jax.progress import Console
@@ -75,7 +76,7 @@ def test_a_hostile_record_s_name_is_escaped_in_the_list_and_the_log(tmp_path, ca
     assert len((tmp_path / "bad.txt").read_text().splitlines()) == 1
     good = {"image": encoded(picture()), "captions": (), "label": 0, "key": "good"}
     bad = {**good, "image": b"no picture", "key": f"{HOSTILE}\n*** WARNING: not true"}
-    EvaluationBatches([good, bad], 8, Tokenizer(8), 2)[0]
+    EvaluationBatches([good, bad], Transform(8, 8), Tokenizer(8), 2)[0]
     assert_obedience_free(caplog.text)
     assert not any(line.startswith("***") for line in caplog.text.splitlines())
 
