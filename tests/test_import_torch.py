@@ -3,7 +3,9 @@
 import argparse
 import functools
 import json
+import pathlib
 import pickle
+import tarfile
 import zipfile
 
 import ml_dtypes
@@ -283,6 +285,19 @@ def test_an_interrupt_says_what_may_be_left_in_a_folder_that_was_there(tmp_path,
     assert capsys.readouterr().err.endswith(said)
 
 
+def test_the_command_says_what_it_took_from_the_published_code(tmp_path, capsys):
+    with np.load(pathlib.Path(__file__).parent / "golden/tiny_detailclip.npz") as file:
+        tensors = {key.removeprefix("sd/"): torch.from_numpy(file[key]) for key in file if key.startswith("sd/")}
+    wrapped = {"state_dict": tensors, "args": argparse.Namespace(mask_ratio=0.75)}
+    path = save(wrapped, tmp_path / "detailclip.pt")
+    assert import_torch.main([str(path), f"--out={tmp_path}/run", "--decoder-heads=4"]) == 0
+    printed = capsys.readouterr().out
+    heads = next(line for line in printed.splitlines() if line.startswith("heads "))
+    assert heads.endswith("decoder 4")
+    assert "0.25 of the patches are removed, by cell2x2; the published mask_ratio, 0.75 here, is the share" in printed
+    assert "crop scale 0.14-1; caption concat; captions that are cut lose their EOT" in printed
+
+
 def refused(path, match):
     with pytest.raises(ValueError, match=match):
         files.read(path)
@@ -464,4 +479,94 @@ def test_module_trees_that_never_end():
     module = torchscript.Module()
     module.inner = module
     with pytest.raises(ValueError, match="a tree of modules"):
-        torchscript._tensors(module, "", 0)
+        torchscript.tensors_of(module)
+
+
+def test_modules_that_share_modules_are_counted_by_name(tmp_path):
+    """Thirty modules, each of which holds the next ten times, have 10^30 names."""
+    described = b"c__torch__\nModule\n)\x81}" + code("weight") + code(1) + b"sb"
+    for place in range(30):
+        names = b"".join(code(f"m{number}") + b"h" + bytes([100 + place]) for number in range(10))
+        described += b"q" + bytes([100 + place]) + b"0c__torch__\nModule\n)\x81}(" + names + b"ub"
+    refused(script(tmp_path / "shared.pt", b"\x80\x02" + described + b"."), "have more than 100,000 names")
+
+
+@pytest.mark.parametrize(
+    "place", [b"r" + (2**27).to_bytes(4, "little"), b"p134217728\n", b"p-1\n"], ids=["binary", "text", "negative"]
+)
+def test_places_in_memory_stay_within_the_bytes_of_a_pickle(tmp_path, place):
+    """A pickle of ten bytes that reserves 2.2 GB."""
+    refused(script(tmp_path / "memo.pt", b"\x80\x02}" + place + b"."), "is refused: it asks for -?[0-9,]+ places")
+
+
+def test_a_description_of_modules_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(torchscript, "MAX_PICKLE", 100)
+    refused(script(tmp_path / "long.pt", b"\x80\x02" + code("a" * 100) + b"."), "described in [0-9]+ bytes; the limit")
+
+
+def nested(depth):
+    """A tuple that holds another one twice, and so on: short as a pickle, 2^depth long written out."""
+    value = ()
+    for _ in range(depth):
+        value = (value, value)
+    return value
+
+
+def test_shapes_are_numbers(tmp_path):
+    for shape in (nested(3), ("a",), (2.0,), (10**100,), ((2,),)):
+        refused(tensor_archive(tmp_path / "a.pt", shape, (1,)), "is damaged: a tensor whose offset, shape and strides")
+    refused(tensor_archive(tmp_path / "b.pt", (1,), (1,), key=nested(3)), "is refused: the name of a storage")
+
+
+def test_tuples_that_share_tuples_have_a_limit(tmp_path):
+    """As the key of a dictionary, 2^60 tuples would be hashed one after the other."""
+    pickled = b"\x80\x02}" + code(nested(60)) + code(1) + b"s."
+    refused(script(tmp_path / "key.pt", pickled), "is refused: it takes tuples again 59 times; the limit is 30")
+
+
+def test_pickles_of_other_protocols_are_not_torchscript_s(tmp_path):
+    refused(script(tmp_path / "new.pt", pickle.dumps({"a": 1}, 4)), "is refused: it has FRAME, an operation of another")
+
+
+@pytest.mark.parametrize("kind", ["ustar", "gnu", "v7"])
+@pytest.mark.parametrize("member", ["storages", "\x80", "PK\x03\x04"])
+def test_tar_archives_are_refused_before_anything_is_read(tmp_path, monkeypatch, kind, member):
+    """PyTorch's format before 0.1.10, whatever its first bytes look like."""
+    path = tmp_path / "old.pt"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT if kind == "ustar" else tarfile.GNU_FORMAT) as archive:
+        entry = tarfile.TarInfo(member)
+        archive.addfile(entry)
+    block = bytearray(path.read_bytes())
+    block[: len(member)] = member.encode("latin-1").ljust(len(member))
+    if kind == "v7":
+        block[257:265] = bytes(8)
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + 8 * 32 + sum(block[156:512]))
+    path.write_bytes(block)
+    monkeypatch.setattr(files, "_torch", lambda *_, **__: pytest.fail("it was given to PyTorch"))
+    refused(path, "is refused: it is a tar archive")
+
+
+def test_pickles_that_pytorch_did_not_write(tmp_path, monkeypatch):
+    path = tmp_path / "plain.pkl"
+    path.write_bytes(pickle.dumps({"a": np.zeros(3)}, 2))
+    monkeypatch.setattr(files, "_torch", lambda *_, **__: pytest.fail("it was given to PyTorch"))
+    refused(path, "is neither a PyTorch file nor a safetensors file")
+
+
+def test_an_older_pytorch_does_not_read_files_of_others(tmp_path, monkeypatch):
+    path = save({"a": torch.zeros(3)}, tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    refused(path, r"safely needs PyTorch 2\.10 or newer \(pip install -e '\.\[torch\]'\); this is 2\.9\.1")
+
+
+@pytest.mark.parametrize("notes", [[], [1], 3, "text", None, {"format": 3}])
+def test_notes_of_a_safetensors_file_are_texts_by_name(tmp_path, notes):
+    path = header(tmp_path, {"__metadata__": notes, "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
+    refused(path, "is damaged: __metadata__ in its header is not a dictionary of texts")
+    with pytest.raises(ValueError, match="__metadata__ in its header"):
+        interop.load(path)
+
+
+def test_a_header_of_a_safetensors_file_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_HEADER", 50)
+    refused(header(tmp_path, b"{" + b" " * 50), "its header has 51 bytes; the limit is 50")

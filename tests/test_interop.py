@@ -1,5 +1,6 @@
 """Tables and conversion: bit-exact both ways at every size, what is refused, and equality with other libraries."""
 
+import argparse
 import functools
 import pathlib
 
@@ -394,3 +395,60 @@ def test_a_config_without_a_table_s_size_builds_again():
     with pytest.raises(ValueError, match=r"model.custom lacks \['width'\]"):
         experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     assert config_lib.default().model.size == "B/16"
+
+
+@functools.cache
+def reference_state_dict():
+    return written(LAYOUTS[0])[0]
+
+
+def test_decoder_heads_are_said_and_an_option(caplog):
+    _, _, config = interop.load(reference_state_dict(), **heads())
+    assert measure.size_of(config.model).decoder_heads == 4
+    assert "decoder_heads 4 assumed: no shape tells; give decoder_heads" in caplog.text
+    caplog.clear()
+    _, _, config = interop.load(reference_state_dict(), **heads(), decoder_heads=6)
+    assert measure.size_of(config.model).decoder_heads == 6 and "decoder_heads" not in caplog.text
+    refused(reference_state_dict(), "decoder_heads 5 does not divide the width 48", decoder_heads=5)
+    refused(reference_state_dict(), "decoder_heads 0 does not divide", decoder_heads=0)
+    refused(clip_state_dict(), "decoder_heads is given, but a model of layout 'clip' has no decoder", decoder_heads=4)
+
+
+def test_a_file_of_the_published_code_makes_its_choices():
+    _, _, config = interop.load(reference_state_dict(), "reference", **heads())
+    preset = config_lib.reference_preset(config_lib.default())
+    assert config.masking.granularity == preset.masking.granularity == "cell2x2"
+    assert config.views.crops["global"].scale == preset.views.crops["global"].scale == (0.14, 1.0)
+    assert (config.data.caption, config.data.keep_eot) == ("concat", False)
+
+
+def test_a_clip_s_patch_embedding_stays_frozen():
+    state_dict, _ = written(next(row for row in LAYOUTS if row.name == "aclip"))
+    _, _, config = interop.load(state_dict, "aclip", **heads())
+    assert config.model.freeze_patch_embed
+    assert (config.masking.granularity, config.views.crops["global"].filter) == ("cell2x2", "bilinear")
+    assert not interop.load(clip_state_dict(), **heads())[2].model.freeze_patch_embed
+
+
+@pytest.mark.parametrize("args", [argparse.Namespace(mask_ratio=0.25), {"mask_ratio": 0.25}])
+def test_the_published_mask_ratio_is_the_share_kept(caplog, args):
+    wrapped = {"state_dict": reference_state_dict(), "args": args}
+    _, _, config = interop.load(wrapped, **heads())
+    assert config.masking.ratio == 0.75
+    assert "mask_ratio 0.25 in the file is the share kept: masking.ratio, removed, is 0.75" in caplog.text
+    _, _, config = interop.load({"model": clip_state_dict(), "args": args}, "clip", **heads())
+    assert config.masking.ratio == 0.5
+
+
+@pytest.mark.parametrize("ratio", [0, 0.0, 1, -1, 0.99, float("nan"), "0.5", None])
+def test_a_mask_ratio_that_is_no_share_is_named(caplog, ratio):
+    """A-CLIP's README leaves it at 0."""
+    wrapped = {"state_dict": reference_state_dict(), "args": {"mask_ratio": ratio}}
+    assert interop.load(wrapped, **heads())[2].masking.ratio == 0.5
+    assert f"mask_ratio {ratio!r} among the file's flags is no share of patches kept" in caplog.text
+
+
+def test_grids_without_cells_are_masked_by_patch(caplog):
+    _, _, config = interop.load(reference_state_dict(), **heads(), image_size=40)
+    assert config.masking.granularity == "patch"
+    assert "a grid of 5 x 5 patches has no cells of 2 x 2: masking.granularity is patch" in caplog.text

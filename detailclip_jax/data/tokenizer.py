@@ -80,6 +80,16 @@ def _pieces() -> dict[int, str]:
     return {token: piece for piece, token in _vocabulary().items()}
 
 
+def vocabulary() -> dict[str, int]:
+    """Piece to id, all 49,408 of them."""
+    return dict(_vocabulary())
+
+
+def merges() -> list[tuple[str, str]]:
+    """The merges, in the order in which they are applied."""
+    return list(_ranks())
+
+
 class _Merging:
     """Pieces of one word, in a linked list, and a heap of the pairs that have a rank.
 

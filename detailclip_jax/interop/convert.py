@@ -1,5 +1,6 @@
 """`load`: their tensors into our model; `to_state_dict`: ours into their names."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import files, hub, own, tables
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
-from detailclip_jax.interop.resizing import resize
+from detailclip_jax.interop.resizing import fit_cells, resize
 from detailclip_jax.interop.tables import Entry, StateDict, Table
+from detailclip_jax.masking import Rule
 from detailclip_jax.mesh import make_mesh
 from detailclip_jax.models import stacking
+from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Params
 
 OPTIONS = (
-    *("num_heads", "text_heads", "activation", "text_activation", "pooling", "norm_eps"),
+    *("num_heads", "text_heads", "decoder_heads", "activation", "text_activation", "pooling", "norm_eps"),
     *("normalisation", "mean", "std", "resize_filter", "resize", "crop_ratio", "image_size", "interpolation"),
 )
 OWN = "safetensors"
@@ -47,6 +50,7 @@ def load(
     do not tell and no config file beside the weights says:
 
         num_heads, text_heads          the field's habit for the width otherwise
+        decoder_heads                  of DetailCLIP's decoder: 16, or 4 for narrow ones, otherwise
         activation, text_activation    "gelu" | "quick_gelu"; needed for open_clip's weights without their config
         pooling, norm_eps              see models.vit.Style
         normalisation                  "imagenet" | "clip" | "half": mean and deviation of the pixels
@@ -54,6 +58,10 @@ def load(
                                        file beside the weights says, else what its family's evaluation does
         image_size                     interpolates the positions (bicubic) to another size of image
         interpolation                  how: "bicubic" | "ibot" | "timm", see models.positions.RECIPES
+
+    The config of DetailCLIP's and A-CLIP's layouts makes the choices of their published code (`reference_preset`).  A
+    `mask_ratio` among the flags in such a file is the share of the patches that is kept; masking.ratio, the share that
+    is removed, becomes 1 - mask_ratio.
 
     Every tensor becomes float32.  Raises ValueError that lists missing, unknown and misshapen tensors with the shapes
     expected and found, and tensors that are not finite or not floating-point numbers.
@@ -65,19 +73,46 @@ def load(
     tensors, beside = (files.arrays(source), {}) if isinstance(source, Mapping) else _open(Path(source))
     options = {name: value for name, value in (beside | _given(options)).items() if value is not None}
     try:
-        return _converted(*choose(tensors, layout), options)
+        return _converted(*choose(tensors, layout), options, flags_of(tensors))
     except ValueError as error:
         raise ValueError(f"{error}{_other_layout(source, tensors, layout)}") from error
 
 
 def _converted(
-    chosen: Layout, state_dict: StateDict, options: Mapping[str, Any]
+    chosen: Layout, state_dict: StateDict, options: Mapping[str, Any], flags: Mapping[str, Any]
 ) -> tuple[Networks, dict[str, Params], ConfigDict]:
     _check_told(chosen, options)
     spec = chosen.measure({key: value.shape for key, value in state_dict.items()}, options)
     config = config_of(chosen, spec, options)
+    if chosen.keeps_mask_ratio and "mask_ratio" in flags:
+        _set_ratio(config, flags["mask_ratio"])
     built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
     return _resized(built.model, _read(chosen, state_dict, spec, built.state_shapes), config, options)
+
+
+def flags_of(tensors: Any) -> dict[str, Any]:
+    """The flags of the training script, where a checkpoint holds them beside its tensors."""
+    args = tensors.get("args") if isinstance(tensors, Mapping) else None
+    if isinstance(args, argparse.Namespace):
+        return vars(args)
+    return dict(args) if isinstance(args, Mapping) else {}
+
+
+def _set_ratio(config: ConfigDict, kept: Any) -> None:
+    """masking.ratio, the share removed, from a published mask_ratio, the share kept."""
+    try:
+        removed = 1.0 - kept
+        Rule(num_side_patches(config.model), removed, config.masking.granularity).checked()
+    except (TypeError, ValueError):
+        logging.warning(
+            "mask_ratio %r among the file's flags is no share of patches kept that leaves some to remove; "
+            "masking.ratio (the share removed) stays %g",
+            kept,
+            config.masking.ratio,
+        )
+        return
+    config.masking.ratio = removed
+    logging.warning("mask_ratio %g in the file is the share kept: masking.ratio, removed, is %g", kept, removed)
 
 
 def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
@@ -180,14 +215,16 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
     config = default()
     config.method = layout.method
     write_spec(spec, config.model)
-    config.model.freeze_patch_embed = layout.method == "detailclip"
+    config.model.freeze_patch_embed = layout.method in ("detailclip", "aclip")
     config = preprocessing.changed(config, preprocess_of(layout, options))
     config.total_steps = config.steps_per_epoch = 1
     for crop, fields in layout.crops.items():
         config.views.crops[crop] = crop_config(**fields)
     config.views.teacher = "enclosing" if "enclosing" in layout.crops else "same"
+    config = layout.published(config)
     for crop in config.views.crops.values():
         crop.size = spec.image_size
+    fit_cells(config)
     return config
 
 

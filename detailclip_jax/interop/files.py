@@ -8,6 +8,7 @@ import argparse
 import json
 import pickle
 import re
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,11 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
+LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # PyTorch's files before 1.6 begin so
+TAR_BLOCK = 512  # bytes of a tar archive's first header
+MAX_HEADER = 100_000_000  # bytes; the same limit as the safetensors library's
+TORCH = (2, 10)  # the first version without known holes in `weights_only`
+NEEDED = "PyTorch 2.10 or newer (pip install -e '.[torch]')"
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -48,12 +54,13 @@ def read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
     with path.open("rb") as file:
-        start = file.read(16)
+        start = file.read(TAR_BLOCK)
+    _check_no_tar(path, start)
     if start.startswith(b"PK\x03\x04"):
         check_archive(path)
         return torchscript.read(path) if torchscript.is_archive(path) else _torch(path, mmap=True)
-    if start.startswith(b"\x80"):
-        return _torch(path, mmap=False)  # PyTorch's format before 1.6
+    if start.startswith(LEGACY):
+        return _torch(path, mmap=False)
     if len(start) > 8 and start[8:9] == b"{":
         return _safetensors(path)
     raise ValueError(f"{path} is neither a PyTorch file nor a safetensors file (it starts with {start[:8]!r})")
@@ -65,6 +72,18 @@ def weights_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FileNotFoundError(f"no weights in {folder}; looked for {', '.join(WEIGHT_FILES)}")
+
+
+def _check_no_tar(path: Path, start: bytes) -> None:
+    """ValueError for a tar archive, PyTorch's format before 0.1.10: its pickles cannot be read without trust."""
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return
+    raise ValueError(
+        f"{path} is refused: it is a tar archive, as PyTorch wrote before version 0.1.10; load it where it is trusted "
+        "and save its tensors alone (torch.save(model.state_dict(), FILE))"
+    )
 
 
 def check_archive(path: Path) -> None:
@@ -98,7 +117,9 @@ def _torch(path: Path, mmap: bool) -> Any:
     try:
         import torch
     except ImportError:
-        raise ValueError(f"reading {path} needs PyTorch: pip install -e '.[torch]'") from None
+        raise ValueError(f"reading {path} needs {NEEDED}") from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH:
+        raise ValueError(f"reading {path} safely needs {NEEDED}; this is {torch.__version__}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # where training scripts keep their flags
             return arrays(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
@@ -148,12 +169,17 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(file.read(8), "little")
         if length > size - 8:
             raise ValueError(f"{path} is damaged: its header is longer than the file")
+        if length > MAX_HEADER:
+            raise ValueError(f"{path} is refused: its header has {length:,} bytes; the limit is {MAX_HEADER:,}")
         try:
             header = json.loads(file.read(length))
         except (ValueError, RecursionError):
             raise ValueError(f"{path} is damaged: its header is not JSON") from None
     if not isinstance(header, dict):
         raise ValueError(f"{path} is damaged: its header is not a dictionary")
+    notes = header.get("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise ValueError(f"{path} is damaged: __metadata__ in its header is not a dictionary of texts")
     return header, 8 + length
 
 
@@ -182,9 +208,7 @@ def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
     try:
         import torch
     except ImportError:
-        raise ValueError(
-            "writing it needs PyTorch (pip install -e '.[torch]'); a name that ends in .safetensors does not"
-        ) from None
+        raise ValueError(f"writing it needs {NEEDED}; a name that ends in .safetensors does not") from None
     torch.save({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, file)
 
 

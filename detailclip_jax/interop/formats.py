@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from detailclip_jax import ema
 from detailclip_jax.files import replace_text
-from detailclip_jax.interop import files, functions, hub, own, verify
+from detailclip_jax.interop import files, functions, hub, hub_tokenizer, model_card, own, verify
 from detailclip_jax.interop.convert import to_state_dict
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.verify import Difference, Features
@@ -31,6 +31,13 @@ def write_file(export: Export, path: Path, layout: str) -> Mapping[str, Any]:
     return tensors
 
 
+def write_timm(export: Export, path: Path) -> Mapping[str, Any]:
+    """The image encoder, and beside it the card with timm's arguments."""
+    tensors = write_file(export, path, "timm")
+    _write_json(hub.card_of(path), hub.timm_card(export.config) | {"bytes": path.stat().st_size})
+    return tensors
+
+
 def write_slip(export: Export, path: Path) -> Mapping[str, Any]:
     """CLIP's networks, and SLIP's head where the model is one."""
     variables = {**export.variables, "params": export.params}
@@ -48,8 +55,8 @@ def write_reference(export: Export, path: Path) -> Mapping[str, Any]:
 
 def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
     """open_clip_config.json and the weights."""
-    content = hub.open_clip_config(export.config, path)
     tensors = to_state_dict({"params": export.params}, export.config, "open_clip")
+    content = hub.open_clip_config(export.config, path)
     if hub.needs_trunk(export.config):
         _write_json(path / hub.TRUNK / hub.HUGGINGFACE, hub.timm_trunk_config(export.config))
     _write_json(path / hub.OPEN_CLIP, content)
@@ -58,10 +65,13 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
 
 
 def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
-    """config.json, preprocessor_config.json and the weights."""
+    """config.json, preprocessor_config.json, the tokenizer's files, README.md and the weights."""
     tensors = to_state_dict({"params": export.params}, export.config, "huggingface")
     _write_json(path / hub.HUGGINGFACE, hub.huggingface_config(export.config))
     _write_json(path / hub.PREPROCESSOR, hub.preprocessor_config(export.config))
+    if hub_tokenizer.fits(export.config):
+        hub_tokenizer.write(path, export.config)
+    replace_text(path / "README.md", model_card.text(export.config))
     files.write(path / "model.safetensors", tensors, {"format": "pt"})
     return tensors
 
@@ -92,10 +102,10 @@ def verify_with(reader: verify.Reader, export: Export, path: Path) -> dict[str, 
 
 
 def verify_image(export: Export, path: Path) -> dict[str, Difference]:
-    """timm's tokens against ours."""
-    batch = verify.inputs(export.config)
+    """The tokens of the model that timm builds from the card, against ours."""
+    batch, card = verify.inputs(export.config), json.loads(hub.card_of(path).read_text())
     expected = verify.image_tokens(export.model, export.params, batch)
-    return verify.compare(verify.timm_tokens(path, export.config, batch), expected)
+    return verify.compare(verify.timm_tokens(path, export.config, batch, "", card), expected)
 
 
 def verify_reference(export: Export, path: Path) -> dict[str, Difference]:
@@ -121,9 +131,9 @@ def verify_safetensors(export: Export, path: Path) -> dict[str, Difference]:
 
 FORMATS = {
     "reference": Format(write_reference, verify_reference, holds_teacher=True),
-    "reference_backbone": Format(partial(write_file, layout="timm"), verify_image),
+    "reference_backbone": Format(write_timm, verify_image),
     "slip": Format(write_slip, partial(verify_with, verify.slip_features)),
-    "timm": Format(partial(write_file, layout="timm"), verify_image),
+    "timm": Format(write_timm, verify_image),
     "open_clip": Format(write_open_clip, partial(verify_with, verify.open_clip_features), is_directory=True),
     "huggingface": Format(write_huggingface, partial(verify_with, verify.huggingface_features), is_directory=True),
     "safetensors": Format(write_safetensors, verify_safetensors),

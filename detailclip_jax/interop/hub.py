@@ -30,8 +30,15 @@ TIMM = {  # patch, width, depth, heads -> the architecture that timm registers, 
     (32, 768, 12, 12): "vit_base_patch32_224",
     (16, 1024, 24, 16): "vit_large_patch16_224",
 }
-MOCO_S16 = (16, 384, 12, 12)  # SLIP's and our S/16: timm's with twice the heads
-TRUNK = "trunk"  # the folder with that one's config, for which timm has no name
+TIMM_BASES = {  # norm before the blocks, activation -> the architecture that timm builds other sizes from
+    (False, "gelu"): "vit_base_patch16_224",
+    (True, "gelu"): "vit_base_patch16_clip_224",
+    (True, "quick_gelu"): "vit_base_patch16_clip_quickgelu_224",
+}
+# A number that CLIPModel's image config reads and ViTModel's does not have.  As a text it stops CLIPModel, which
+# otherwise takes the text tower of such a folder and starts the image tower at random, with no more than a warning.
+NO_CLIP = "this is a VisionTextDualEncoderModel and no CLIPModel; load it with transformers.AutoModel"
+TRUNK = "trunk"  # the folder with the config of an image tower for which timm has no name
 
 
 def options_beside(file: Path) -> dict[str, Any]:
@@ -54,7 +61,7 @@ def _options_beside(file: Path) -> dict[str, Any]:
         if "pretrained_cfg" in content:  # timm's config.json
             return timm_options(content)
         return huggingface_options(content, _preprocessor(folder))
-    return {}
+    return _card_options(file)
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
@@ -64,6 +71,17 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
             content = _json(folder / name)
             return content.get("image_processor", content)
     return {}
+
+
+def _card_options(file: Path) -> dict[str, Any]:
+    """What the side card of a timm export says; ValueError if another file has been written over its file."""
+    card = card_of(file)
+    content = _json(card) if card.is_file() else {}
+    if "create_model" not in content:
+        return {}
+    if content.get("bytes") != file.stat().st_size:
+        raise ValueError(f"{card} describes another file than {file}: remove it, or export again")
+    return card_options(content)
 
 
 def _trunk_options(folder: Path) -> dict[str, Any]:
@@ -179,6 +197,55 @@ def _huggingface_geometry(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     return {"resize_filter": filter, "resize": "squash" if squash else "shorter_side", "crop_ratio": ratio}
 
 
+def card_of(file: Path) -> Path:
+    """The side card of a file with a timm model's tensors: what they do not say."""
+    return file.with_name(f"{file.name}.json")
+
+
+def timm_card(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of timm.create_model for the image tower, and how images are prepared for it."""
+    return {"create_model": timm_arguments(spec_of(config.model)), "preprocessing": timm_preprocess(config)}
+
+
+def timm_arguments(spec: Spec) -> dict[str, Any]:
+    """Arguments of timm.create_model; all sizes are said, also where the architecture's name implies them."""
+    size, style = spec.size, spec.style
+    return {
+        "model_name": _timm_architecture(spec),
+        "img_size": spec.image_size,
+        "patch_size": size.patch_size,
+        "embed_dim": size.width,
+        "depth": size.depth,
+        "num_heads": size.num_heads,
+        "num_classes": 0,
+        "class_token": True,
+        "global_pool": "avg" if style.pooling == "norm_of_mean" else "token",
+    }
+
+
+def _timm_architecture(spec: Spec) -> str:
+    """The architecture of this size where timm registers one, else the one that other sizes are built from."""
+    if spec.style == Style() and _kind(spec) in TIMM:
+        return TIMM[_kind(spec)]
+    return TIMM_BASES[spec.style.pre_norm, spec.style.activation]
+
+
+def other_heads(spec: Spec) -> str | None:
+    """What to say of an architecture that timm registers with the same shapes and other heads: it takes the tensors."""
+    patch_size, width, depth, num_heads = _kind(spec)
+    for (*shapes, heads), name in TIMM.items():
+        if shapes == [patch_size, width, depth] and heads != num_heads and spec.style == Style():
+            return f"not timm's {name}: that has {heads} heads, loads these tensors and gives other features"
+    return None
+
+
+def card_options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `interop.load` from the side card of a timm export."""
+    arguments = content["create_model"]
+    base = {name: kind for kind, name in TIMM_BASES.items()}.get(arguments["model_name"], (False, "gelu"))
+    return timm_options({"pretrained_cfg": content["preprocessing"], "model_args": arguments}) | {"activation": base[1]}
+
+
 def timm_name(spec: Spec) -> str | None:
     """The architecture that timm registers for an image tower of ours, or None."""
     return TIMM.get(_kind(spec)) if _is_plain(spec) else None
@@ -192,13 +259,10 @@ def _is_plain(spec: Spec) -> bool:
     return spec.style == Style() and spec.image_size == 224
 
 
-def _is_moco(spec: Spec) -> bool:
-    return _is_plain(spec) and _kind(spec) == MOCO_S16
-
-
 def needs_trunk(config: ConfigDict) -> bool:
     """Whether open_clip has to find the image tower's config in a folder, as timm registers no such architecture."""
-    return _is_moco(spec_of(config.model))
+    spec = spec_of(config.model)
+    return not spec.style.pre_norm and timm_name(spec) is None
 
 
 def open_clip_config(config: ConfigDict, folder: Path) -> dict[str, Any]:
@@ -215,7 +279,7 @@ def open_clip_config(config: ConfigDict, folder: Path) -> dict[str, Any]:
         "model_cfg": {
             "embed_dim": size.joint_width,
             "quick_gelu": spec.text_activation == "quick_gelu",
-            "vision_cfg": _own_tower(spec) if native else _timm_tower(spec, folder),
+            "vision_cfg": _own_tower(spec) if native else _timm_tower(config, folder),
             "text_cfg": {
                 "context_length": spec.context_length,
                 "vocab_size": spec.vocab_size,
@@ -249,26 +313,28 @@ def _own_tower(spec: Spec) -> dict[str, Any]:
     }
 
 
-def _timm_tower(spec: Spec, folder: Path) -> dict[str, Any]:
-    kind = _kind(spec)
-    name = f"local-dir:{(folder / TRUNK).absolute()}" if _is_moco(spec) else timm_name(spec)
-    if name is None:
-        raise ValueError(
-            "open_clip builds its image tower from an architecture that timm registers, and timm has none of patch "
-            f"{kind[0]}, width {kind[1]}, depth {kind[2]}, {kind[3]} heads at {spec.image_size} px; it has "
-            f"{', '.join(TIMM.values())}"
-        )
-    return {"timm_model_name": name, "timm_pool": "token", "timm_proj": "linear", "image_size": 224}
+def _timm_tower(config: ConfigDict, folder: Path) -> dict[str, Any]:
+    spec = spec_of(config.model)
+    name = f"local-dir:{(folder / TRUNK).absolute()}" if needs_trunk(config) else timm_name(spec)
+    return {
+        "timm_model_name": name,
+        "timm_pool": "token",
+        "timm_proj": "linear",
+        "image_size": spec.image_size,
+    }
 
 
 def timm_trunk_config(config: ConfigDict) -> dict[str, Any]:
-    """timm's config.json of an image tower that it does not register: its nearest architecture and what differs."""
-    size = spec_of(config.model).size
+    """timm's config.json of an image tower that it does not register: an architecture and the arguments that differ."""
+    card = timm_card(config)
+    arguments = {
+        name: value for name, value in card["create_model"].items() if name not in ("model_name", "num_classes")
+    }
     return {
-        "architecture": "vit_small_patch16_224",
+        "architecture": card["create_model"]["model_name"],
         "num_classes": 0,
-        "model_args": {"num_heads": size.num_heads},
-        "pretrained_cfg": timm_preprocess(config) | {"num_classes": 0},
+        "model_args": arguments,
+        "pretrained_cfg": card["preprocessing"] | {"num_classes": 0},
     }
 
 
@@ -303,7 +369,7 @@ def huggingface_config(config: ConfigDict) -> dict[str, Any]:
     }
     kind = ("CLIPModel", "clip") if pre_norm else ("VisionTextDualEncoderModel", "vision-text-dual-encoder")
     shared = {"projection_dim": size.joint_width, "architectures": [kind[0]], "model_type": kind[1]}
-    own = {"projection_dim": size.joint_width} if pre_norm else {"pooler_act": "linear"}
+    own = {"projection_dim": size.joint_width} if pre_norm else {"pooler_act": "linear", "initializer_factor": NO_CLIP}
     return {**shared, "vision_config": image | own, "text_config": text | {"projection_dim": size.joint_width}}
 
 
@@ -324,3 +390,8 @@ def preprocessor_config(config: ConfigDict) -> dict[str, Any]:
         "image_std": list(config.preprocess.std),
         "do_convert_rgb": True,
     }
+
+
+def transformers_class(config: ConfigDict) -> str:
+    """The class of transformers that a model of ours is written for."""
+    return huggingface_config(config)["architectures"][0]

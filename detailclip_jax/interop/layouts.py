@@ -4,7 +4,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from ml_collections import ConfigDict
+
+from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, reference_preset
 from detailclip_jax.interop import huggingface, openai, reference, timm_vit
 from detailclip_jax.interop.measure import (
     HEADS,
@@ -13,6 +15,7 @@ from detailclip_jax.interop.measure import (
     Spec,
     Tower,
     complete,
+    decoder_heads,
     image_fields,
     num_blocks,
     shape_of,
@@ -27,6 +30,13 @@ NORMALISATIONS = {
     "clip": (CLIP_MEAN, CLIP_STD),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
+
+
+def published_aclip(config: ConfigDict) -> ConfigDict:
+    """A-CLIP's choices: cells of 2 x 2 patches, bilinear crops."""
+    config.masking.granularity = "cell2x2"
+    config.views.crops["global"].filter = "bilinear"
+    return config
 
 
 class Layout(NamedTuple):
@@ -54,6 +64,8 @@ class Layout(NamedTuple):
     drops: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # options that the tensors cannot tell
     crops: Mapping[str, Mapping[str, Any]] = {}  # that its row wants beside "global", see config.crop
+    published: Callable[[ConfigDict], ConfigDict] = lambda config: config  # sets the choices of its own code
+    keeps_mask_ratio: bool = False  # whether `mask_ratio` among its flags is the share of the patches that is kept
 
     def clean(self, key: str) -> str:
         """A key without the prefixes that wrappers put before it."""
@@ -72,7 +84,12 @@ class Layout(NamedTuple):
         if self.text:
             of_text, context_length, vocab_size = text_fields(shapes, self.text, options.get("text_heads"))
             fields |= of_text | {"joint_width": joint_width(shapes, self.text["joint"])}
-        size = complete(fields | self.measure_heads(shapes))
+        fields |= self.measure_heads(shapes)
+        if "decoder_depth" in fields:
+            fields["decoder_heads"] = decoder_heads(fields, options.get("decoder_heads"))
+        elif "decoder_heads" in options:
+            raise ValueError(f"decoder_heads is given, but a model of layout {self.name!r} has no decoder")
+        size = complete(fields)
         return Spec(size, image_size, context_length, vocab_size, self._style(shapes, options), self._text(options))
 
     def _style(self, shapes: Shapes, options: Mapping[str, Any]) -> Style:
@@ -192,6 +209,8 @@ LAYOUTS = (
         CLIP_TEXT,
         detailclip_heads,
         heads=SLIP_HEADS,
+        published=reference_preset,
+        keeps_mask_ratio=True,
     ),
     Layout(
         "aclip",
@@ -203,6 +222,8 @@ LAYOUTS = (
         slip_heads,
         heads=SLIP_HEADS,
         crops={"enclosing": {"kind": "enclosing"}},
+        published=published_aclip,
+        keeps_mask_ratio=True,
     ),
     Layout(
         "slip",

@@ -103,6 +103,17 @@ def heads_of(width: int, given: int | None, name: str, habit: Mapping[int, int] 
     return given
 
 
+def decoder_heads(fields: Mapping[str, int], given: int | None) -> int:
+    """The heads of a decoder as wide as the image encoder, as given or as the size at hand has; ValueError if they
+    do not divide it."""
+    heads = complete(fields).decoder_heads if given is None else given
+    if given is None:
+        logging.warning("decoder_heads %d assumed: no shape tells; give decoder_heads", heads)
+    if heads < 1 or fields["width"] % heads:
+        raise ValueError(f"decoder_heads {heads} does not divide the width {fields['width']}; give decoder_heads")
+    return heads
+
+
 def complete(fields: Mapping[str, int]) -> Size:
     """A Size from the fields that are known; the rest as in the table's size that agrees, or as usual."""
     for size in SIZES.values():

@@ -6,9 +6,12 @@ over, and every tensor is a range of one of the archive's plain entries.
 """
 
 import io
+import itertools
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,13 @@ STORAGES = {
     "BoolStorage": np.bool_,
 }
 MAX_DEPTH = 50  # of modules within modules
+MAX_MODULES = 100_000  # counted by name: a module that others share counts once for each of its names
+MAX_PICKLE = 64 * 2**20  # bytes of the description of the modules; OpenAI's largest CLIP has .3 MB
+PROTOCOL = 2  # of the pickles that TorchScript writes
+MAX_SHARED_TUPLES = 30  # times that a tuple is taken again: tuples of tuples, as keys, are gone through without end
+PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # operations that give a value a place, for which memory is reserved
+GETS = ("GET", "BINGET", "LONG_BINGET")
+TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
 
 
 class Module:
@@ -49,7 +59,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             (data,) = (name for name in archive.namelist() if name.endswith("/data.pkl") and name.count("/") == 1)
             root = Reader(archive, data).load()
-        return _tensors(root, "", 0)
+        return tensors_of(root)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is refused: {error}") from None
     except Exception as error:  # a damaged file can fail anywhere in the readers
@@ -60,7 +70,7 @@ class Reader(pickle.Unpickler):
     """Unpickles module trees: of all that a pickle may call, only the functions below can be."""
 
     def __init__(self, archive: zipfile.ZipFile, data: str):
-        super().__init__(io.BytesIO(archive.read(data)))
+        super().__init__(io.BytesIO(_checked(archive, data)))
         self.archive, self.folder = archive, data.removesuffix("data.pkl") + "data/"
         self.storages: dict[str, np.ndarray] = {}
 
@@ -77,16 +87,47 @@ class Reader(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> np.ndarray:
         """A storage: the numbers of one of the archive's entries."""
         _, dtype, key, _, _ = pid
+        if not isinstance(key, str):
+            raise pickle.UnpicklingError("the name of a storage is not a text")
         if key not in self.storages:
             self.storages[key] = np.frombuffer(self.archive.read(self.folder + key), dtype)
         return self.storages[key]
 
 
-def tensor(storage: np.ndarray, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> np.ndarray:
+def _checked(archive: zipfile.ZipFile, data: str) -> bytes:
+    """The pickle of the modules; UnpicklingError if reading it could take memory out of proportion to its bytes."""
+    size = archive.getinfo(data).file_size
+    if size > MAX_PICKLE:
+        raise pickle.UnpicklingError(f"its modules are described in {size:,} bytes; the limit is {MAX_PICKLE:,}")
+    content = archive.read(data)
+    _check_operations([(operation, argument) for operation, argument, _ in pickletools.genops(content)], len(content))
+    return content
+
+
+def _check_operations(operations: list[tuple[Any, Any]], size: int) -> None:
+    tuples, shared = set(), 0
+    for (before, _), (operation, argument) in itertools.pairwise(operations):
+        if operation.proto > PROTOCOL:
+            raise pickle.UnpicklingError(
+                f"it has {operation.name}, an operation of another pickle protocol than {PROTOCOL}"
+            )
+        if operation.name in PUTS and not 0 <= int(argument) <= size:
+            raise pickle.UnpicklingError(f"it asks for {argument:,} places in memory in {size:,} bytes")
+        if operation.name in PUTS and before.name in TUPLES:
+            tuples.add(argument)
+        shared += operation.name == "DUP" or (operation.name in GETS and argument in tuples)
+    if shared > MAX_SHARED_TUPLES:
+        raise pickle.UnpicklingError(f"it takes tuples again {shared:,} times; the limit is {MAX_SHARED_TUPLES}")
+
+
+def tensor(storage: np.ndarray, offset: Any, shape: Any, stride: Any, *_: Any) -> np.ndarray:
     """A view of a storage; ValueError if it would leave it or repeat numbers."""
+    numbers = (offset, *shape, *stride)
+    if not all(isinstance(number, int) and abs(number) < 2**63 for number in numbers):
+        raise ValueError("a tensor whose offset, shape and strides are not whole numbers of 64 bits")
     count = int(np.prod(shape, dtype=object))
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else offset
-    if min((offset, *shape, *stride)) < 0 or count > storage.size or (count and last >= storage.size):
+    if min(numbers) < 0 or count > storage.size or (count and last >= storage.size):
         raise ValueError(f"a tensor of shape {shape} does not lie in its storage of {storage.size}")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False)
@@ -104,13 +145,21 @@ FUNCTIONS: dict[tuple[str, str], Any] = {
 }
 
 
-def _tensors(module: Any, prefix: str, depth: int) -> dict[str, np.ndarray]:
+def tensors_of(root: Any) -> dict[str, np.ndarray]:
+    """The tensors of a tree of modules by their names; ValueError for another thing, and beyond the limits above."""
+    found: dict[str, np.ndarray] = {}
+    for number, (prefix, module) in enumerate(_modules(root, "", 0)):
+        if number >= MAX_MODULES:
+            raise ValueError(f"its modules have more than {MAX_MODULES:,} names")
+        found |= {prefix + name: value for name, value in vars(module).items() if isinstance(value, np.ndarray)}
+    return found
+
+
+def _modules(module: Any, prefix: str, depth: int) -> Iterator[tuple[str, Module]]:
+    """A module and all below it, with what stands before the names of their tensors."""
     if not isinstance(module, Module) or depth > MAX_DEPTH:
         raise ValueError("it does not describe a tree of modules")
-    found: dict[str, np.ndarray] = {}
+    yield prefix, module
     for name, value in vars(module).items():
         if isinstance(value, Module):
-            found |= _tensors(value, f"{prefix}{name}.", depth + 1)
-        elif isinstance(value, np.ndarray):
-            found[prefix + name] = value
-    return found
+            yield from _modules(value, f"{prefix}{name}.", depth + 1)

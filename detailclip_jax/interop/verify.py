@@ -4,7 +4,6 @@ PyTorch and those libraries are imported where they are used: they come with the
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from detailclip_jax.interop import files
+from detailclip_jax.interop import files, hub
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.products import EXACT
@@ -112,38 +111,15 @@ def _text(batch: Inputs) -> Any:
     return torch.from_numpy(batch.tokens).long()
 
 
-def timm_model(spec: Spec) -> Any:
-    """timm's VisionTransformer of a size: by its registered name where there is one."""
-    import torch
-    from timm.models.vision_transformer import VisionTransformer
-
-    size, style = spec.size, spec.style
-    activation = {"gelu": torch.nn.GELU, "quick_gelu": _quick_gelu()}[style.activation]
-    return VisionTransformer(
-        img_size=spec.image_size,
-        patch_size=size.patch_size,
-        embed_dim=size.width,
-        depth=size.depth,
-        num_heads=size.num_heads,
-        num_classes=0,
-        global_pool="avg" if style.pooling == "norm_of_mean" else "token",
-        pre_norm=style.pre_norm,
-        act_layer=activation,
-        norm_layer=partial(torch.nn.LayerNorm, eps=style.norm_eps),
-    ).eval()
-
-
-def _quick_gelu() -> Any:
-    from open_clip.transformer import QuickGELU
-
-    return QuickGELU
-
-
-def timm_tokens(path: Path, config: ConfigDict, batch: Inputs, prefix: str = "") -> Features:
-    """Pooled feature and patches of timm's model, loaded strictly."""
+def timm_tokens(
+    path: Path, config: ConfigDict, batch: Inputs, prefix: str = "", card: Mapping[str, Any] | None = None
+) -> Features:
+    """Pooled feature and patches of timm's model, loaded strictly; built from the side card where one is given."""
+    import timm
     import torch
 
-    model = timm_model(spec_of(config.model))
+    arguments = card["create_model"] if card else hub.timm_arguments(spec_of(config.model))
+    model: Any = timm.create_model(**arguments).eval()
     model.load_state_dict(_tensors(path, prefix), strict=True)
     with torch.inference_mode():
         tokens = model.forward_features(_images(batch))

@@ -1,0 +1,51 @@
+"""README.md of a folder for transformers: which class loads it, and what its tokenizer does not do."""
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.interop import hub, hub_tokenizer
+from detailclip_jax.interop.measure import spec_of
+
+CARD = """---
+library_name: transformers
+pipeline_tag: zero-shot-image-classification
+---
+# {name}
+
+A model of detailclip_jax (method {method}; image encoder: {size}; images of {image_size} pixels), for transformers'
+{name}:
+
+    import transformers
+
+    model = transformers.AutoModel.from_pretrained(FOLDER)  # a {name}
+{usage}
+{other}"""
+CARD_PROCESSOR = """    processor = transformers.AutoProcessor.from_pretrained(FOLDER)
+    inputs = processor(text=["a frog"], images=[image], padding=True, truncation=True, return_tensors="pt")
+    model(**inputs).logits_per_image
+
+The tokenizer pads with the end token, where detailclip_jax pads with 0: nothing behind the first end token is read, so
+the features are equal. It does not repair wrongly decoded text as ftfy does, and of the HTML entities it replaces only
+the most frequent ones.
+"""
+CARD_NO_TOKENIZER = """
+There is no tokenizer: the model reads {vocab_size} token ids of its own, CLIP's tokenizer has 49408.
+"""
+CARD_NO_CLIP = """
+It is no `CLIPModel`, whose image encoder has a norm before its blocks and no bias in the patch embedding.
+`CLIPModel.from_pretrained` ends with an error about `initializer_factor`, on purpose: otherwise it would leave
+the image encoder at random values.
+"""
+
+
+def text(config: ConfigDict) -> str:
+    """The model card of a model of ours."""
+    name, size = hub.transformers_class(config), spec_of(config.model).size
+    has_tokenizer = hub_tokenizer.fits(config)
+    return CARD.format(
+        name=name,
+        method=config.method,
+        size=f"patch {size.patch_size}, width {size.width}, depth {size.depth}, {size.num_heads} heads",
+        image_size=config.model.image_size,
+        other="" if name == "CLIPModel" else CARD_NO_CLIP,
+        usage=CARD_PROCESSOR if has_tokenizer else CARD_NO_TOKENIZER.format(vocab_size=config.model.vocab_size),
+    )
