@@ -176,7 +176,7 @@ def test_transformers_processor_prepares_texts_and_images(folders, kind):
     networks, variables, _ = interop.load(folders[kind])
     tokens = jnp.asarray(Tokenizer(12)(["a frog", "two red kites"]))
     ours = np.asarray(networks.apply({"params": variables["params"]}, tokens, method="embed_text"))
-    ours /= np.linalg.norm(ours, axis=-1, keepdims=True)
+    ours = ours / np.linalg.norm(ours, axis=-1, keepdims=True)
     np.testing.assert_allclose(theirs.text_embeds.numpy(), ours, atol=1e-5)  # whatever stands behind the end token
 
 
