@@ -142,16 +142,14 @@ def huggingface_notes(config: ConfigDict) -> list[str]:
 
 
 def timm_notes(config: ConfigDict, path: Path) -> list[str]:
-    """The arguments that build the model, how its images are prepared, and which architecture it is not."""
+    """The arguments that build the model, which architecture it is not, and where both and the preprocessing stand."""
     card, spec = hub.timm_card(config), measure.spec_of(config.model)
     arguments = ", ".join(f"{name}={value!r}" for name, value in card["create_model"].items())
-    prepared = ", ".join(f"{name} {value}" for name, value in card["preprocessing"].items())
     other = hub.other_heads(spec)
     return [
         f"timm.create_model({arguments})",
-        prepared,
         *([other] if other else []),
-        f"both are in {hub.card_of(path)}; keep it beside the file",
+        f"that and the preprocessing are in {hub.card_of(path)}; keep it beside the file",
     ]
 
 
