@@ -143,6 +143,7 @@ DATA: Group = {
 STICKERS: Group = {
     "num_scenes": Field(2**24, "scenes of the source stickers", OURS),
     "seed": Field(0, "of what the scenes show", OURS),
+    "scenes": Field("mixed", "mixed: plain grounds and objects of any size too; textured: neither", OURS),
 }
 VIEWS: Group = {
     "mixup": Field(0.0, "alpha of mixup over the global batch (supervised); 0: off", "off in the paper"),

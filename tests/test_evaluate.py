@@ -6,16 +6,21 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from detailclip_jax import experiment, masking
 from detailclip_jax.config import default
+from detailclip_jax.data import sprites
 from detailclip_jax.data.captions import prompts
+from detailclip_jax.data.nouns import NOUNS
+from detailclip_jax.data.sources import MissingData
 from detailclip_jax.evaluate import (
     EVALUATORS,
     EvaluatorError,
     all_weights,
     build_all,
     comparison,
+    evaluators,
     metrics,
     report,
     run,
@@ -83,6 +88,17 @@ def test_zero_shot_of_a_seer_and_of_one_who_is_off_by_one():
     assert (results["top1"].n, results["top1"].chance, results["top6"].chance) == (10, 1 / 6, 1.0)
     assert dict(evaluator.run({"shift": 1})) == {"top1": 0.0, "top6": 1.0}
     assert sorted(encode.traces) == ["image", "text"]
+
+
+def test_zero_shot_of_parts_of_the_examples():
+    labels, prompts = [0, 0, 1, 1, 2, 3, 3, 3, 4, 0], [[f"a {word}"] for word in WORDS]
+    shown = [{**batch, "image": batch["image"].copy()} for batch in fake_batches(labels)]
+    shown[1]["image"][0] = 0  # example 4 looks like another class
+    parts = {"top1_even": slice(0, None, 2), "top1_odd": slice(1, None, 2), "top1_none": slice(10, None)}
+    evaluator = ZeroShot(Fake(), batches=shown, prompts=prompts, tokenize=fake_tokenize, top=(1,), parts=parts)
+    results = dict(evaluator.run({"shift": 0}))
+    assert results == {"top1": 0.9, "top1_even": 0.8, "top1_odd": 1.0}
+    assert (results["top1_even"].n, results["top1_even"].chance) == (5, 1 / 6)
 
 
 def test_retrieval_counts_equal_captions_as_right():
@@ -189,6 +205,49 @@ def test_the_report_names_what_was_left_out(tmp_path):
     )
 
 
+@pytest.fixture(scope="module")
+def drawings(tmp_path_factory):
+    """A folder with another artist's drawings."""
+    folder = tmp_path_factory.mktemp("drawings")
+    for noun in NOUNS:
+        Image.new("RGBA", (8, 8), (200, 100, 50, 255)).save(folder / f"{noun.name.replace(' ', '_')}.png")
+    return str(folder)
+
+
+@pytest.fixture
+def no_fonts(monkeypatch, tmp_path):
+    monkeypatch.setattr(sprites, "FONT_FOLDERS", (str(tmp_path),))
+    sprites.sprites.cache_clear()
+
+
+def test_without_another_artists_font_its_line_is_left_out_with_the_reason(tmp_path, no_fonts):
+    few = {name: {"num_scenes": 3} for name in EVALUATORS}
+    assert "other_drawings" not in build_all(Fake(), sticker_config())
+    text = report.write(
+        tmp_path, {f"{name}/student/x": 0.5 for name in few if name != "other_drawings"}, sticker_config(), 1
+    )
+    assert "no networks" not in text
+    assert "Left out: top-1, other artists' drawings: style 'noto' needs NotoColorEmoji.ttf" in text
+    for make in (lambda config: build_all(Fake(), config), evaluators.check):
+        with pytest.raises(MissingData, match="apt-get install fonts-noto-color-emoji"):
+            make(sticker_config(**few))  # asked for by name
+
+
+def test_drawings_on_white_come_in_every_size_and_have_their_lines(tmp_path):
+    options = stickers.on_white(sticker_config(), num_scenes=8)
+    (batch,) = options["batches"]
+    seen = batch["instances"] > 0
+    sides = np.maximum(seen.any(1).sum(1), seen.any(2).sum(1)) / 64
+    assert list(options["parts"]) == ["top1_25", "top1_50", "top1_75", "top1_95"]
+    for rows, side in zip(options["parts"].values(), (0.25, 0.5, 0.75, 0.95)):
+        np.testing.assert_allclose(sides[rows], side, atol=0.05)
+    assert (batch["image"][batch["instances"] == 0] > 250).mean() > 0.5
+    found = {f"on_white/student/{name}": 0.5 for name in ("top1", *options["parts"])}
+    text = report.write(tmp_path, found, sticker_config(on_white={}), step=1)
+    rows = ("zero-shot top-1, on white", "on white, 25 % of the side", "on white, 95 % of the side")
+    assert all(f"| {row} " in text for row in rows) and "On white: one of these drawings alone" in text
+
+
 def sticker_config(**evaluators):
     config = default()
     config.data.source, config.model.size, config.model.image_size = "stickers", "tiny", 64
@@ -196,12 +255,14 @@ def sticker_config(**evaluators):
     return config
 
 
-def test_stickers_without_named_evaluators_get_them_all_and_other_data_none():
+def test_stickers_without_named_evaluators_get_them_all_and_other_data_none(drawings):
     config = sticker_config()
     with config.unlocked():
         config.data.source = "records"
     assert build_all(Fake(), config) == {}
+    assert list(evaluators.plan(sticker_config())) == list(EVALUATORS)
     few = {name: {"num_scenes": 3} for name in EVALUATORS}
+    few["other_drawings"]["style"] = drawings
     assert list(build_all(Fake(), sticker_config(**few))) == list(EVALUATORS)
 
 
@@ -262,17 +323,19 @@ def test_rows_that_remove_more_or_by_cells_are_judged_by_one_rule(ratio, granula
     assert stickers.kept_objects(config, num_scenes=2)["rule"].num_kept == 64 // 2
 
 
-def test_run_all_on_a_real_method(tmp_path, monkeypatch):
+def test_run_all_on_a_real_method(tmp_path, monkeypatch, drawings):
     """An untrained model, all the way from the config to the written report; student and teacher are equal."""
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16, 1, 2, 16, 8, 16))
-    config = sticker_config(**{name: {"num_scenes": 12} for name in EVALUATORS})
+    few = {name: {"num_scenes": 12} for name in EVALUATORS}
+    few["other_drawings"]["style"] = drawings
+    config = sticker_config(**few)
     config.model.size = "nano"
     config.model.context_length, config.batch_size, config.total_steps = 16, 8, 1
     config.views.crops["global"].size = 64
     built = experiment.build(config, make_mesh(jax.devices()[:1]))
     state = built.init(0)
     results = run_all(built.encode, all_weights(state), config, step=0)
-    assert len(results) == 2 * (2 + 4 + 1 + 3)
+    assert len(results) == 2 * (2 + 5 + 1 + 4 + 1 + 3)
     assert all(0 <= value <= 1 and value.low <= value <= value.high for value in results.values())
     assert all(results[name.replace("student", "ema")] == value for name, value in results.items())
     text = report.write(tmp_path, results, config, step=0)

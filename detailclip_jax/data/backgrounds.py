@@ -26,6 +26,17 @@ def background(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w 3"
     return image
 
 
+def plain_ground(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w 3"]:
+    """One colour and nothing else: white in half of the cases, as drawings mostly come, else grey or any colour."""
+    image = np.full((size, size, 3), 255, np.uint8)
+    kind = rng.random()
+    if kind < 0.25:
+        image[:] = rng.integers(256)
+    elif kind < 0.5:
+        image[:] = rng.integers(256, size=3)
+    return image
+
+
 @functools.lru_cache(maxsize=8)
 def _grid(size: int) -> Float[np.ndarray, "2 h w"]:
     """Coordinates (x, y) of the pixels, from -1/2 to 1/2."""

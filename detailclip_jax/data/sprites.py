@@ -17,7 +17,16 @@ from detailclip_jax.data.decoding import open_image
 from detailclip_jax.data.nouns import NOUNS, Noun
 
 ATTRIBUTION = "Emoji drawings by OpenMoji (https://openmoji.org), license CC BY-SA 4.0"
-NOTO_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+NOTO_FONT = "NotoColorEmoji.ttf"  # the one with bitmaps; Pillow does not draw Noto-COLRv1.ttf
+FONT_FOLDERS = (  # of Linux distributions, macOS, Windows and a user's own fonts
+    "/usr/share/fonts",
+    "/usr/local/share/fonts",
+    "~/.local/share/fonts",
+    "~/.fonts",
+    "/Library/Fonts",
+    "~/Library/Fonts",
+    "C:/Windows/Fonts",
+)
 LEVELS = (256, 128, 64, 32)  # sides of the pyramid, so that a drawing never shrinks more than twofold
 FONT_SIZES = (256, 160, 136, 128, 109, 96)  # fonts of bitmaps exist in one size only; Noto's is 109
 UNASSIGNED = chr(0x10FFFD)  # private use: what a font draws for it is its sign for "missing"
@@ -85,11 +94,13 @@ def _openmoji_font() -> Path:
 
 
 def _noto_font() -> Path:
-    if not NOTO_FONT.is_file():
-        raise FileNotFoundError(
-            f"style 'noto' needs {NOTO_FONT}: apt-get install fonts-noto-color-emoji, or give a font's path"
-        )
-    return NOTO_FONT
+    for folder in FONT_FOLDERS:
+        if found := sorted(Path(folder).expanduser().rglob(NOTO_FONT)):
+            return found[0]
+    raise FileNotFoundError(
+        f"style 'noto' needs {NOTO_FONT} in {FONT_FOLDERS[0]} or another folder of fonts: apt-get install "
+        "fonts-noto-color-emoji, or give a font's path as the style"
+    )
 
 
 def _from_folder(folder: Path) -> list[Drawing]:

@@ -16,9 +16,10 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Bool, Int
 
+from detailclip_jax.config import unknown
 from detailclip_jax.data.captions import captions, prompts
 from detailclip_jax.data.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
-from detailclip_jax.data.scenes import compose
+from detailclip_jax.data.scenes import VARIETIES, Scene, alone_on_white, compose
 from detailclip_jax.data.sprites import sprites
 
 SPLITS = ("train", "held_out_scenes", "held_out_pairs")
@@ -26,6 +27,8 @@ NUM_OBJECTS = (0.4, 0.3, 0.2, 0.1)  # probability of 1, 2, 3 and 4 objects
 COPY_SHARE = 0.2  # of the objects after the first: one more of a noun that is there
 HELD_OUT_EVERY = 10  # one pair of nouns in so many is kept out of training
 MIN_SIZE = 32
+ON_WHITE = "on_white"  # beside the names of `VARIETIES`
+WHITE_SIDES = (0.25, 0.5, 0.75, 0.95)  # of the canvas: the longer side of scene i is the entry i modulo 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,9 @@ class Stickers:
     size: side of the canvas in pixels, at least 32.
     single_object: one object per scene, as zero-shot classification wants.
     style: whose drawings; see `sprites`.
+    scenes: "textured" (large objects on textured grounds, what evaluation looks at), "mixed" (what training draws:
+        plain grounds, white ones above all, and objects of any size among the textured ones), or "on_white" (one
+        unchanged drawing on plain white, its longer side in turn one of `WHITE_SIDES` of the canvas).
 
     An example holds, beside "image", "captions", "label" (noun index of the object with most visible pixels)
     and "key": "segmentation" uint8 [H, W] (0 = background, 1 + index into `CLASSES`), "instances" uint8
@@ -53,6 +59,7 @@ class Stickers:
     seed: int = 0
     single_object: bool = False
     style: str | None = None
+    scenes: str = "textured"
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -61,6 +68,10 @@ class Stickers:
             raise ValueError(f"stickers need a canvas of at least {MIN_SIZE} pixels, not size={self.size}")
         if self.single_object and self.split == "held_out_pairs":
             raise ValueError("split 'held_out_pairs' shows pairs: use it with single_object=False")
+        if self.scenes not in (*VARIETIES, ON_WHITE):
+            raise ValueError(unknown("scenes of stickers", self.scenes, (*VARIETIES, ON_WHITE)))
+        if self.scenes == ON_WHITE and not self.single_object:
+            raise ValueError(f"scenes {ON_WHITE!r} show one drawing each: use them with single_object=True")
         sprites(self.style)  # what is missing is said here, not by a worker
 
     def __len__(self) -> int:
@@ -72,7 +83,7 @@ class Stickers:
             raise IndexError(f"scene {index} of {self.num_scenes}")
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
         nouns = self._nouns(rng)
-        scene = compose(rng, sprites(self.style), nouns.tolist(), self.size)
+        scene = self._scene(rng, nouns.tolist(), index)
         classes = _class_of_noun()[nouns]
         return {
             "image": scene.image,
@@ -85,6 +96,12 @@ class Stickers:
             "classes": classes,
             "nouns": nouns,
         }
+
+    def _scene(self, rng: np.random.Generator, nouns: list[int], index: int) -> Scene:
+        drawings = sprites(self.style)
+        if self.scenes == ON_WHITE:
+            return alone_on_white(rng, drawings, nouns[0], self.size, WHITE_SIDES[index % len(WHITE_SIDES)])
+        return compose(rng, drawings, nouns, self.size, VARIETIES[self.scenes])
 
     def _nouns(self, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
         if self.split == "held_out_pairs":

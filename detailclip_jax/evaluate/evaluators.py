@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import unknown
 from detailclip_jax.data.preprocessing import transform_of
+from detailclip_jax.data.sprites import sprites
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluate import held_out, sets, stickers, tasks
 from detailclip_jax.evaluate.bench import Bench
@@ -71,6 +72,8 @@ class OnSet:
 
 EVALUATORS: dict[str, Any] = {
     "zero_shot": ZeroShot,
+    "on_white": ZeroShot,
+    "other_drawings": ZeroShot,
     "retrieval": Retrieval,
     "kept_objects": KeptObjects,
     "segmentation": LinearSegmentation,
@@ -111,7 +114,7 @@ def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
     "held_out" looks at the run's own pairs that training never sees (`data.held_out`), another name alone at sticker
     scenes, "task:set" at any set of `python -m detailclip_jax.evaluate`.  Where it is empty, a run on stickers has all
-    that look at scenes, and a run on other data "held_out" if some of them are held out.  Raises ValueError that lists
+    that look at scenes (but see `absent`), and a run on other data "held_out" if some of them are held out.  Raises ValueError that lists
     the known ones for an unknown evaluator, set or option.
     """
     named = config.evaluators.to_dict() or usual(config)
@@ -125,6 +128,26 @@ def usual(config: ConfigDict) -> dict[str, dict[str, Any]]:
     if config.data.source == "stickers":
         return {name: {} for name in EVALUATORS}
     return {"held_out": {}} if held_out.find(config) else {}
+
+
+def _takes_all(config: ConfigDict) -> bool:
+    """Whether a run on stickers names no evaluator, and so has all of them."""
+    return not config.evaluators and config.data.source == "stickers"
+
+
+def absent(config: ConfigDict) -> dict[str, str]:
+    """The evaluators that a run has without naming them and whose drawings this machine lacks, with the reason.
+
+    Another artist's drawings are a font of the system, which no run waits for.  One that the config names is no such
+    case: `check` and `build_all` raise MissingData.
+    """
+    if not _takes_all(config):
+        return {}
+    try:
+        sprites(sets.DEFAULT_STYLE)
+        return {}
+    except (FileNotFoundError, ValueError) as error:
+        return {"other_drawings": str(error)}
 
 
 def _check_name(name: str, options: Mapping[str, Any]) -> None:
@@ -149,13 +172,14 @@ def check(config: ConfigDict) -> None:
     A run that never evaluates needs nothing.  Raises MissingData, and ValueError for a set that the task cannot use.
     """
     runs = config.evaluate_at_end or config.evaluate_every
-    for name, options in plan(config).items() if runs else ():
+    for name, options in _present(config).items() if runs else ():
         if ":" in name:
             on_set(config, name, **options)
         elif name == "held_out":
             held_out.retrieval(config, **options)
         else:
-            sets.drawn(lambda: stickers.scenes(config, "train", 1))
+            style = options.get("style", sets.DEFAULT_STYLE) if name == "other_drawings" else None
+            sets.drawn(lambda style=style: stickers.scenes(config, "train", 1, style=style))
 
 
 def build_all(encode: Any, config: ConfigDict) -> dict[str, Evaluator]:
@@ -163,7 +187,15 @@ def build_all(encode: Any, config: ConfigDict) -> dict[str, Evaluator]:
 
     Raises what `check` does.
     """
-    return {name: _build(encode, config, name, options) for name, options in plan(config).items()}
+    return {name: _build(encode, config, name, options) for name, options in _present(config).items()}
+
+
+def _present(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """The plan without what is absent, which is said in the log (the report says it too)."""
+    missing = absent(config)
+    for name, reason in missing.items():
+        logging.info("evaluator %s: left out: %s", name, reason)
+    return {name: options for name, options in plan(config).items() if name not in missing}
 
 
 def _build(encode: Any, config: ConfigDict, name: str, options: Mapping[str, Any]) -> Evaluator:

@@ -10,15 +10,20 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.components import components, is_endless
+from detailclip_jax.data.stickers import WHITE_SIDES
 from detailclip_jax.evaluate import held_out
-from detailclip_jax.evaluate.evaluators import plan
+from detailclip_jax.evaluate.evaluators import absent, plan
 from detailclip_jax.evaluate.held_out import WAY_OUT
 from detailclip_jax.evaluate.metrics import Metric, split_name
+from detailclip_jax.evaluate.stickers import top1_at
 from detailclip_jax.files import replace_text
 from detailclip_jax.run_config import to_json
 
-ROWS = {
+ROWS = {  # a metric, or the metric of a task
     "top1": "zero-shot top-1",
+    "on_white/top1": "zero-shot top-1, on white",
+    **{f"on_white/{top1_at(side)}": f"on white, {100 * side:.0f} % of the side" for side in WHITE_SIDES},
+    "other_drawings/top1": "top-1, other artists' drawings",
     "top5": "zero-shot top-5",
     "image_to_text_r1": "image to text R@1",
     "image_to_text_r5": "image to text R@5",
@@ -31,6 +36,14 @@ ROWS = {
 }
 NOTES = {
     "zero_shot": "Zero-shot: unseen scenes of one object, named among all nouns; chance is k / nouns.",
+    "on_white": (
+        "On white: one of the training drawings alone and unchanged on plain white, at random places; its longer side "
+        "takes a share of the canvas's."
+    ),
+    "other_drawings": (
+        "Other artists' drawings: the zero-shot scenes, their nouns as Noto Color Emoji draws them unless the config "
+        "names another style."
+    ),
     "retrieval": (
         "Retrieval: scenes of two nouns that never met in training, two captions each. Captions that are word for "
         "word the same count as right for each other's image."
@@ -111,11 +124,13 @@ def _held_out(config: ConfigDict) -> list[str]:
 
 
 def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:
-    """A line that names the evaluators without a result: the method has none of the networks they need."""
+    """A line that names the evaluators without a result, with the reason."""
     measured = {split_name(name)[0] for name in results}
-    missing = [name for name in plan(config) if name not in measured]
+    unmade = {name: reason for name, reason in absent(config).items() if name not in measured}
+    missing = [name for name in plan(config) if name not in measured and name not in unmade]
     why = f"since {config.method} has no networks" + (" or the data no captions" if "held_out" in missing else "")
-    return [f"Left out, {why} for it: {', '.join(missing)}."] if missing else []
+    lines = [f"Left out, {why} for it: {', '.join(missing)}."] if missing else []
+    return lines + [f"Left out: {ROWS[f'{name}/top1']}: {reason}." for name, reason in unmade.items()]
 
 
 def _notes(tasks: Iterable[str]) -> str:
@@ -131,7 +146,7 @@ def _row(results: Mapping[str, float], task: str, metric: str, weights: list[str
     known = next(value for value in values if value is not None)
     chance = getattr(known, "chance", None)
     return [
-        f"{task} {metric}" if ":" in task else ROWS.get(metric, f"{task} {metric}"),
+        _label(task, metric),
         *("" if value is None else _percent(value) for value in values),
         "" if chance is None else f"{100 * chance:.2f}",
         size_text(getattr(known, "n", None), getattr(known, "n_train", None)),
@@ -142,6 +157,12 @@ def size_text(n: int | None, n_train: int | None) -> str:
     """2,000, or "2,000 (train 5,000)" for a probe that was fitted on so many."""
     fitted = "" if n_train is None else f" (train {n_train:,})"
     return "" if n is None else f"{n:,}{fitted}"
+
+
+def _label(task: str, metric: str) -> str:
+    if ":" in task:
+        return f"{task} {metric}"
+    return ROWS.get(f"{task}/{metric}", ROWS.get(metric, f"{task} {metric}"))
 
 
 def _percent(value: float) -> str:

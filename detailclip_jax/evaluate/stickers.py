@@ -11,9 +11,10 @@ from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.pipeline import evaluation_batches
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.sources import Source
-from detailclip_jax.data.stickers import Stickers, class_names, zero_shot_prompts
+from detailclip_jax.data.stickers import ON_WHITE, WHITE_SIDES, Stickers, class_names, zero_shot_prompts
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluate.embedding import EvaluationBatch
+from detailclip_jax.evaluate.sets import DEFAULT_STYLE
 from detailclip_jax.masking import Rule
 from detailclip_jax.models.sizes import num_side_patches
 
@@ -23,8 +24,30 @@ NUM_FITTED = 500  # scenes that the segmentation probe is fitted on
 
 def zero_shot(config: ConfigDict, num_scenes: int = 2000) -> dict[str, Any]:
     """Unseen scenes of one object each, to be named among all nouns in the words of training captions."""
+    return _naming(config, num_scenes)
+
+
+def on_white(config: ConfigDict, num_scenes: int = 2000) -> dict[str, Any]:
+    """A drawing alone and unchanged on plain white, at a random place: over all sizes, and at each of them."""
+    parts = {top1_at(side): slice(first, None, len(WHITE_SIDES)) for first, side in enumerate(WHITE_SIDES)}
+    return {**_naming(config, num_scenes, scenes=ON_WHITE), "top": (1,), "parts": parts}
+
+
+def top1_at(side: float) -> str:
+    """The metric for drawings whose longer side takes that share of the canvas."""
+    return f"top1_{round(100 * side)}"
+
+
+def other_drawings(config: ConfigDict, num_scenes: int = 2000, style: str = DEFAULT_STYLE) -> dict[str, Any]:
+    """The scenes of `zero_shot` in drawings of a `style` that training has never shown."""
+    return {**_naming(config, num_scenes, style=style), "top": (1,)}
+
+
+def _naming(config: ConfigDict, num_scenes: int, **options: Any) -> dict[str, Any]:
+    """Held-out scenes of one object each, and the captions that name every noun."""
+    source = scenes(config, "held_out_scenes", num_scenes, single_object=True, **options)
     return {
-        "batches": batches(scenes(config, "held_out_scenes", num_scenes, single_object=True), config),
+        "batches": batches(source, config),
         "prompts": zero_shot_prompts(),
         "tokenize": Tokenizer(config.model.context_length),
     }
@@ -60,6 +83,8 @@ def segmentation(
 
 OPTIONS = {
     "zero_shot": zero_shot,
+    "on_white": on_white,
+    "other_drawings": other_drawings,
     "retrieval": retrieval,
     "kept_objects": kept_objects,
     "segmentation": segmentation,
@@ -67,8 +92,8 @@ OPTIONS = {
 
 
 def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> Stickers:
-    """Held-out scenes on the canvas of training; the same ones whatever the run's seeds, so that runs
-    compare.
+    """Held-out scenes on the canvas of training; the same ones whatever the run's seeds and `data.stickers.scenes`, so
+    that runs compare.
     """
     return Stickers(split, size=config.model.image_size * 5 // 4, num_scenes=num_scenes, **options)
 

@@ -1,6 +1,6 @@
 """Zero-shot classification: the class whose prompts lie nearest to the image (SLIP's protocol)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ class ZeroShot:
     Class embedding = mean of the normalised embeddings of its prompts, normalised again; prediction =
     highest cosine. `batches` yields "image" and "label", an index into `prompts`, afresh at every pass;
     `tokenize` turns a list of texts into int32 [M, T].  Chance is k / classes.  Another `metric` than "accuracy"
-    (see `classification.METRICS`) comes before top-k.
+    (see `classification.METRICS`) comes before top-k.  `parts` are examples whose top-1 is yielded as well, under the
+    name that they have there.
 
         for name, value in ZeroShot(encode, batches=..., prompts=[["a frog"], ["a bus"]],
         tokenize=...).run(params):
@@ -36,10 +37,11 @@ class ZeroShot:
         tokenize: Callable[[Sequence[str]], np.ndarray],
         metric: str = "accuracy",
         top: Sequence[int] = TOP,
+        parts: Mapping[str, slice] | None = None,
         batch_size: int = 256,
     ):
         self.encode, self.batches, self.batch_size = encode, batches, batch_size
-        self.metric, self.top = metric, top
+        self.metric, self.top, self.parts = metric, top, parts or {}
         self.tokens, self.classes = tokenize([prompt for texts in prompts for prompt in texts]), owners(prompts)
         self.num_classes = len(prompts)
 
@@ -51,6 +53,9 @@ class ZeroShot:
         classes = class_embeddings(prompts, self.classes, self.num_classes)
         images, labels = gather(lambda b: (encode.image(params, b["image"]), b["label"]), self.batches, mesh)
         yield from zero_shot_metrics(images, classes, labels, self.metric, self.top)
+        for name, rows in self.parts.items():
+            if len(labels[rows]):
+                yield name, dict(zero_shot_metrics(images[rows], classes, labels[rows], top=(1,)))["top1"]
 
 
 def owners(prompts: Sequence[Sequence[str]]) -> Int[np.ndarray, "M"]:
