@@ -4,7 +4,7 @@ VENV ?= .venv
 WORKDIR ?= runs/stickers
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint check clean
+.PHONY: demo test slow lint check numbers clean
 
 demo: $(VENV)/demo.stamp  ## pretrain on the embedded pictures: about ten minutes on two cores
 	$(BIN)/python -m detailclip_jax.main --config=configs/stickers.py --workdir=$(WORKDIR)
@@ -21,6 +21,10 @@ lint: $(VENV)/dev.stamp  ## format, lint and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: lint test  ## what CI runs
+
+# `make numbers` makes the old ones that take at most an hour, ONLY=NAME,... these, ALL=1 those of hours too.
+numbers: $(VENV)/dev.stamp  ## make the measured numbers of README and docs again; docs/numbers.py --list says which are old
+	$(BIN)/python docs/numbers.py $(if $(ONLY),--only=$(ONLY)) $(if $(ALL),--all)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -245,7 +245,7 @@ def test_drawings_on_white_come_in_every_size_and_have_their_lines(tmp_path):
     found = {f"on_white/student/{name}": 0.5 for name in ("top1", *options["parts"])}
     text = report.write(tmp_path, found, sticker_config(on_white={}), step=1)
     rows = ("zero-shot top-1, on white", "on white, 25 % of the side", "on white, 95 % of the side")
-    assert all(f"| {row} " in text for row in rows) and "On white: one of these drawings alone" in text
+    assert all(f"| {row} " in text for row in rows) and "On white: one of" in text
 
 
 def sticker_config(**evaluators):
