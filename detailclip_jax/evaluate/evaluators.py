@@ -114,8 +114,8 @@ def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
     "held_out" looks at the run's own pairs that training never sees (`data.held_out`), another name alone at sticker
     scenes, "task:set" at any set of `python -m detailclip_jax.evaluate`.  Where it is empty, a run on stickers has all
-    that look at scenes (but see `absent`), and a run on other data "held_out" if some of them are held out.  Raises ValueError that lists
-    the known ones for an unknown evaluator, set or option.
+    that look at scenes (but see `absent`), and a run on other data "held_out" if some of them are held out.  Raises
+    ValueError that lists the known ones for an unknown evaluator, set or option.
     """
     named = config.evaluators.to_dict() or usual(config)
     for name, options in named.items():
