@@ -29,7 +29,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
 from detailclip_jax import experiment, manifest
-from detailclip_jax.mesh import first_device, make_mesh
+from detailclip_jax.devices import first_device
+from detailclip_jax.mesh import make_mesh
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.run_config import from_json
 from detailclip_jax.saved_shapes import other_version, saved_shapes, shapes

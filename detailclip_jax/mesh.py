@@ -1,6 +1,5 @@
 """The device mesh: batches are spread over both of its axes, "data" and "fsdp"; parameters, if at all, over "fsdp"."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,24 +8,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from detailclip_jax.devices import first_device
 from detailclip_jax.types import BATCH, DATA, FSDP, Batch, PyTree
-
-
-class NoDevice(ValueError):
-    """jax finds none of the devices that JAX_PLATFORMS asks for; the message says what to do."""
-
-
-def first_device() -> Any:
-    """The first device of this process; NoDevice where jax finds none."""
-    try:
-        return jax.local_devices()[0]
-    except (RuntimeError, AssertionError) as error:  # the second where jax knows no plugin for any of the platforms
-        wanted = os.environ.get("JAX_PLATFORMS", "")
-        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
-        raise NoDevice(
-            f"JAX_PLATFORMS={wanted}: jax finds no such device here{reason}; unset JAX_PLATFORMS to take what there "
-            "is, or install jax for it, pip install 'jax[cuda13]' (python -m detailclip_jax.doctor says what is there)"
-        ) from error
 
 
 def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
@@ -90,9 +73,7 @@ __all__ = [
     "BATCH",
     "DATA",
     "FSDP",
-    "NoDevice",
     "check_batch_size",
-    "first_device",
     "fsdp_hosts",
     "make_mesh",
     "put",

@@ -48,7 +48,7 @@ def join(
     """
     import jax
 
-    from detailclip_jax.mesh import first_device
+    from detailclip_jax.devices import first_device
 
     meet = partial(
         jax.distributed.initialize,

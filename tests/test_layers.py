@@ -11,7 +11,7 @@ FLOORS = [
     {"forward", "parts", "methods"},
     {"mesh", "sharding", "optimizer", "rates", "train_state", "train_step", "accumulation", "encode", "experiment"},
     {"checkpoint", "provenance", "processes", "progress", "run_config", "metrics", "interop", "evaluate", "visualize"}
-    | {"inference", "embeddings", "contact_sheet", "saved_shapes", "settings", "config_files"},
+    | {"inference", "embeddings", "contact_sheet", "saved_shapes", "settings", "config_files", "devices"},
     {"export", "import_torch", "init_from", "train", "main", "interrupt", "session", "validation"}
     | {"compare", "embed", "catalogue", "prepare", "benchmark"}
     | {"doctor", "preflight", "__main__"},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detailclip_jax import mesh
+from detailclip_jax import devices
 from detailclip_jax.signals import Stopped, held_back, prompt
 
 ROOT = Path(__file__).parents[1]
@@ -97,9 +97,9 @@ def test_a_platform_that_is_not_here_is_no_damaged_checkpoint(monkeypatch, error
     def none():
         raise error
 
-    monkeypatch.setattr(mesh.jax, "local_devices", none)
+    monkeypatch.setattr(devices.jax, "local_devices", none)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(ValueError, match=r"^JAX_PLATFORMS=cuda: jax finds no such device here.*unset JAX_PLATFORMS"):
-        mesh.first_device()
-    with pytest.raises(mesh.NoDevice):
+        devices.first_device()
+    with pytest.raises(devices.NoDevice):
         mesh.make_mesh()

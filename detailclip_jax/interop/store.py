@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax import checkpoint, experiment, provenance, run_config
-from detailclip_jax.mesh import first_device, make_mesh
+from detailclip_jax.devices import first_device
+from detailclip_jax.mesh import make_mesh
 from detailclip_jax.types import Params
 
 

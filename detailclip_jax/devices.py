@@ -1,0 +1,23 @@
+"""The devices of this process, or a message where jax finds none."""
+
+import os
+from typing import Any
+
+import jax
+
+
+class NoDevice(ValueError):
+    """jax finds none of the devices that JAX_PLATFORMS asks for; the message says what to do."""
+
+
+def first_device() -> Any:
+    """The first device of this process; NoDevice where jax finds none."""
+    try:
+        return jax.local_devices()[0]
+    except (RuntimeError, AssertionError) as error:  # the second where jax knows no plugin for any of the platforms
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        raise NoDevice(
+            f"JAX_PLATFORMS={wanted}: jax finds no such device here{reason}; unset JAX_PLATFORMS to take what there "
+            "is, or install jax for it, pip install 'jax[cuda13]' (python -m detailclip_jax.doctor says what is there)"
+        ) from error
