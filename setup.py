@@ -59,7 +59,7 @@ setup(
     # Said outright, an editable install is a path and no import hook, which the clone's own folder would hide.
     package_dir={"": "."},
     packages=find_packages(include=["detailclip_jax", "detailclip_jax.*"]),
-    package_data={"detailclip_jax": ["data/assets/*", "evaluate/assets/*", "py.typed"]},
+    package_data={"detailclip_jax": ["data/assets/*", "evaluation/assets/*", "py.typed"]},
     install_requires=[
         "absl-py>=2.1",
         "array_record>=0.5",

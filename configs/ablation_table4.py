@@ -9,7 +9,7 @@ The second command runs the five rows on the embedded data and writes their tabl
 from pathlib import Path
 
 from detailclip_jax import config as base
-from detailclip_jax import run_config
+from detailclip_jax.config import run_config
 
 ROWS = (  # CLS, patch, reconstruction: the paper's number
     (1.0, 1.0, 1.0),  # 43.9

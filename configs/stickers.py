@@ -8,7 +8,7 @@ Numbers on these scenes are this benchmark's own.  What differs from the paper, 
 """
 
 from detailclip_jax import config as base
-from detailclip_jax.data.stickers import noun_names
+from detailclip_jax.data.stickers.stickers import noun_names
 
 
 def get_config(arg=None):

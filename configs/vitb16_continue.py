@@ -16,7 +16,7 @@ Tried on stickers, from a small CLIP with 35.9 zero-shot top-1 (configs/stickers
 from pathlib import Path
 
 from detailclip_jax import config as base
-from detailclip_jax import run_config
+from detailclip_jax.config import run_config
 
 FOLDER = Path(__file__).parent
 

@@ -18,24 +18,24 @@ from typing import Any
 from detailclip_jax.version import __version__
 
 if sys.argv[:1] == ["-m"]:  # while Python looks for the module of `python -m detailclip_jax.NAME`
-    from detailclip_jax import start
+    from detailclip_jax.runtime import start
 
     start.check()
 
 _PUBLIC = {
     "METHODS": "detailclip_jax.methods",
-    "Experiment": "detailclip_jax.experiment",
-    "Forward": "detailclip_jax.forward",
-    "Method": "detailclip_jax.forward",
+    "Experiment": "detailclip_jax.training.experiment",
+    "Forward": "detailclip_jax.methods.forward",
+    "Method": "detailclip_jax.methods.forward",
     "Model": "detailclip_jax.inference",
     "SIZES": "detailclip_jax.models.sizes",
-    "Stickers": "detailclip_jax.data.stickers",
+    "Stickers": "detailclip_jax.data.stickers.stickers",
     "Tokenizer": "detailclip_jax.data.tokenizer",
-    "TrainState": "detailclip_jax.train_state",
-    "build": "detailclip_jax.experiment",
+    "TrainState": "detailclip_jax.training.train_state",
+    "build": "detailclip_jax.training.experiment",
     "default": "detailclip_jax.config",
     "load": "detailclip_jax.inference",
-    "weights": "detailclip_jax.train_state",
+    "weights": "detailclip_jax.training.train_state",
 }
 
 __all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]

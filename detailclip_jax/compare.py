@@ -21,10 +21,10 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
-from detailclip_jax import run_config
-from detailclip_jax.metrics import read_lines
-from detailclip_jax.settings import Change, both, parse_setting, set_fields, split_list
-from detailclip_jax.terminal import complain
+from detailclip_jax.config import run_config
+from detailclip_jax.config.settings import Change, both, parse_setting, set_fields, split_list
+from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.runtime.terminal import complain
 
 USAGE_ERROR, RUN_ERROR = 2, 1
 
@@ -100,15 +100,15 @@ def config_of(row: Row, seed: int, arguments: argparse.Namespace) -> ConfigDict:
 
 def run_once(config: ConfigDict, workdir: Path) -> int:
     """Trains and evaluates one run unless it is finished; returns the exit code of `train.train`."""
-    from detailclip_jax import train
+    from detailclip_jax.run import loop
 
     if finished_steps(workdir) >= config.total_steps:
         return 0
     try:
-        run = train.prepare(config, workdir)
+        run = loop.prepare(config, workdir)
     except (ValueError, OSError) as error:
         raise CannotBegin(f"{workdir}: {error}") from error
-    code = train.train(run)
+    code = loop.train(run)
     if code == 0:
         spent = {"seconds": training_seconds(workdir), "gflop_per_image": gflop_per_image(config)}
         run_config.replace_text(workdir / "cost.json", json.dumps(spent) + "\n")
@@ -131,8 +131,8 @@ def training_seconds(workdir: Path) -> float:
 
 def gflop_per_image(config: ConfigDict) -> float:
     """Floating-point operations of a training step per image, as the benchmark counts them."""
-    from detailclip_jax import init_from
-    from detailclip_jax.benchmark import counting, variants
+    from detailclip_jax.benchmarks import counting, variants
+    from detailclip_jax.run import init_from
 
     adopted = init_from.adopt(config)
     return counting.count_flops(variants.Variant(adopted.method, adopted, adopted.model.context_length)) / 1e9
@@ -155,21 +155,22 @@ def cost_text(workdirs: Sequence[Path]) -> str:
 
 def floors(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """What no training gives: an untrained encoder's features (by seed), and raw pixels."""
-    from detailclip_jax import evaluate, experiment
-    from detailclip_jax.evaluate.floors import PixelEncoder
+    from detailclip_jax import evaluation
+    from detailclip_jax.evaluation.floors import PixelEncoder
+    from detailclip_jax.training import experiment
 
     config = config_of(parse_row("clip"), 0, arguments)
     config.init = ""
-    options = evaluate.plan(config)
+    options = evaluation.plan(config)
     if "segmentation" not in options:
         return {}
     config.evaluators = {"segmentation": options["segmentation"]}
     built = experiment.build(config)
-    features, pixels = (evaluate.build_all(encode, config) for encode in (built.encode, PixelEncoder(config.model)))
+    features, pixels = (evaluation.build_all(encode, config) for encode in (built.encode, PixelEncoder(config.model)))
     untrained = [{"student": built.init(seed).params} for seed in range(arguments.seeds)]
     return {
-        "untrained": [evaluate.run(features, params, step=0) for params in untrained],
-        "raw pixels": [evaluate.run(pixels, {"student": {"image": {}}}, step=0)],
+        "untrained": [evaluation.run(features, params, step=0) for params in untrained],
+        "raw pixels": [evaluation.run(pixels, {"student": {"image": {}}}, step=0)],
     }
 
 
@@ -193,8 +194,8 @@ def compare(rows: Sequence[Row], arguments: argparse.Namespace) -> int:
 
 def write(workdir: Path, results: Mapping[str, Sequence[Mapping[str, float]]], costs: Mapping[str, str]) -> str:
     """Writes comparison.md, .json and, with matplotlib, .png; returns the table's text."""
-    from detailclip_jax.evaluate import comparison
-    from detailclip_jax.visualize import save
+    from detailclip_jax.evaluation import comparison
+    from detailclip_jax.figures.plots import save
 
     table = comparison.tabulate(results)
     text = comparison.markdown(table, costs)
@@ -245,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         complain(f"error: {error}")
         return USAGE_ERROR
-    from detailclip_jax.train import RUN_ERRORS
+    from detailclip_jax.run.loop import RUN_ERRORS
 
     try:
         return compare(rows, arguments)
@@ -256,9 +257,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     """Every run's config and folder, before the first one begins."""
-    from detailclip_jax import init_from, methods
+    from detailclip_jax import methods
     from detailclip_jax.methods import METHODS
-    from detailclip_jax.validation import validate
+    from detailclip_jax.run import init_from
+    from detailclip_jax.run.validation import validate
 
     if arguments.seeds < 1:
         raise ValueError(f"--seeds {arguments.seeds} must be at least 1")

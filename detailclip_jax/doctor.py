@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from packaging.requirements import Requirement
 
-from detailclip_jax.cores import usable_cores
+from detailclip_jax.runtime.cores import usable_cores
 
 FOR = {
     "demo": "configs/stickers.py and figures",
@@ -48,7 +48,7 @@ def machine() -> Iterator[tuple[str, str]]:
     """(what, how it stands) of this machine."""
     import jax
 
-    from detailclip_jax import provenance
+    from detailclip_jax.runtime import provenance
 
     found = provenance.versions()
     yield "versions", ", ".join(f"{name} {version}" for name, version in found.items())
@@ -134,7 +134,7 @@ def report() -> int:
 def check_data(data_dir: str) -> int:
     """Prints the evaluation sets; 0 if at least one is ready."""
     from detailclip_jax.data import labelled
-    from detailclip_jax.terminal import LINES, printable
+    from detailclip_jax.runtime.terminal import LINES, printable
 
     sets = labelled.ready(data_dir)
     for name, ready, found, expected, how in sets:

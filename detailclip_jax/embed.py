@@ -23,18 +23,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from absl import logging
 
-from detailclip_jax import catalogue, contact_sheet, embeddings, files, signals
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.picture_files import find
 from detailclip_jax.data.regular_files import inside, read_regular, read_stream
-from detailclip_jax.embeddings import IMAGE, Table
-from detailclip_jax.progress import Console
-from detailclip_jax.terminal import LINES, complain, printable
+from detailclip_jax.figures import contact_sheet
+from detailclip_jax.inference import catalogue, embeddings
+from detailclip_jax.inference.embeddings import IMAGE, Table
+from detailclip_jax.runtime import files, signals
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.terminal import LINES, complain, printable
 
 if TYPE_CHECKING:
-    from detailclip_jax.inference import Model
+    from detailclip_jax.inference.model import Model
 
 MAX_TEXTS = 256 * 2**20  # bytes of --texts
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
@@ -115,7 +117,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 def load(arguments: argparse.Namespace) -> "Model":
     """The model, if it can do what is asked."""
-    from detailclip_jax import inference
+    from detailclip_jax.inference import model as inference
 
     model = inference.load(arguments.checkpoint, arguments.weights, arguments.step)
     model = model.preprocessed(preprocessing.given(arguments))
@@ -182,7 +184,7 @@ def thumbnail(root: Path, name: str, follow_links: bool = False) -> np.ndarray |
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code, with a message instead of a traceback for what a user can mend."""
     arguments = parser().parse_args(argv)
-    from detailclip_jax.checkpoint import CheckpointError
+    from detailclip_jax.training.checkpoint import CheckpointError
 
     logging.set_verbosity(logging.WARNING)
     try:

@@ -32,19 +32,20 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax import checkpoint, experiment, signals
 from detailclip_jax.data import preprocessing
-from detailclip_jax.files import nothing_left
-from detailclip_jax.inference import choose_weights
+from detailclip_jax.inference.model import choose_weights
 from detailclip_jax.interop import formats, hub, hub_tokenizer, measure
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.resizing import resize
 from detailclip_jax.interop.verify import NotEqualError, rows
+from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models import stacking
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.products import EXACT
-from detailclip_jax.terminal import complain
+from detailclip_jax.runtime import signals
+from detailclip_jax.runtime.files import nothing_left
+from detailclip_jax.runtime.terminal import complain
+from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.types import Params
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130

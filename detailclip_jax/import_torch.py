@@ -17,11 +17,10 @@ from typing import Any
 
 from absl import logging
 
-from detailclip_jax import checkpoint, interop, signals
+from detailclip_jax import interop
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.preprocessing import RESIZES
 from detailclip_jax.data.resizing import FILTERS
-from detailclip_jax.files import nothing_left
 from detailclip_jax.interop import store
 from detailclip_jax.interop.convert import OPTIONS
 from detailclip_jax.interop.measure import HEADS
@@ -29,7 +28,10 @@ from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
-from detailclip_jax.terminal import complain
+from detailclip_jax.runtime import signals
+from detailclip_jax.runtime.files import nothing_left
+from detailclip_jax.runtime.terminal import complain
+from detailclip_jax.training import checkpoint
 from detailclip_jax.types import Params
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130

@@ -25,10 +25,10 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax import processes, run_config, signals
-from detailclip_jax.config import default, help_text
-from detailclip_jax.config_files import find
-from detailclip_jax.terminal import complain
+from detailclip_jax.config import default, help_text, run_config
+from detailclip_jax.config.config_files import find
+from detailclip_jax.runtime import processes, signals
+from detailclip_jax.runtime.terminal import complain
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py, or configs/NAME.py:ARGUMENT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
@@ -162,7 +162,7 @@ def preflight(argv: Sequence[str]) -> int:
     _begin(argv)
     try:
         join_processes()
-        from detailclip_jax import preflight
+        from detailclip_jax.run import preflight
 
         return preflight.run(*asked())
     except (ValueError, OSError) as error:
@@ -197,10 +197,10 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
         if not (skipped or found):
             kept.append(flag)
         skipped = bool(found and not found.group(1))  # --config.total_steps N: the value is the next argument
-    train = shlex.join([*kept, f"--config.total_steps={2 * total_steps}"])
+    loop = shlex.join([*kept, f"--config.total_steps={2 * total_steps}"])
     there = shlex.quote(str(workdir))
     return (
-        f"to train on:   python -m detailclip_jax.main {train}\n"
+        f"to train on:   python -m detailclip_jax.main {loop}\n"
         f"to search:     python -m detailclip_jax.embed --checkpoint={there} --images=FOLDER --query=TEXT\n"
         f"to measure:    python -m detailclip_jax.evaluate --checkpoint={there} --tasks=zero_shot:folder:PATH"
     )
@@ -209,18 +209,18 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
 def _prepare_and_train() -> int:
     try:
         join_processes()
-        from detailclip_jax import train  # jax and the networks: after the flags, so that --help is quick
+        from detailclip_jax.run import loop  # jax and the networks: after the flags, so that --help is quick
 
-        run = processes.agreed(lambda: train.prepare(*asked()))
+        run = processes.agreed(lambda: loop.prepare(*asked()))
     except (ValueError, OSError) as error:
         _fail(str(error))
     with processes.leaving_at_once():
         try:
-            code = train.train(run)
+            code = loop.train(run)
             if code == 0:
                 run.console.say(next_commands(sys.argv[1:], run.workdir, run.config.total_steps))
             return code
-        except train.RUN_ERRORS as error:
+        except loop.RUN_ERRORS as error:
             _fail(str(error), RUN_ERROR)
 
 

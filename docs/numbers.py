@@ -300,39 +300,36 @@ def write_document(file: Path, blocks: Made) -> None:
 
 # --- the numbers
 
+COMPUTED = tuple(f"detailclip_jax/{room}/*.py" for room in ("kernels", "losses", "methods", "models"))
 LEARNING = (
     "configs/stickers.py",
-    *(f"detailclip_jax/{name}/*.py" for name in ("losses", "methods", "models")),
+    "detailclip_jax/config/fields.py",
+    "detailclip_jax/data/stickers/*.py",
+    *COMPUTED,
     *(
         f"detailclip_jax/data/{name}.py"
-        for name in (
-            *("backgrounds", "captions", "caption_rules", "images", "nouns", "pipeline", "resizing", "scenes"),
-            *("sprites", "stickers", "tokenizer", "views"),
-        )
+        for name in ("caption_rules", "images", "pipeline", "resizing", "tokenizer", "views")
     ),
     *(
-        f"detailclip_jax/{name}.py"
-        for name in (
-            *("centering", "config", "ema", "encode", "experiment", "forward", "masking", "optimizer", "parts"),
-            *("schedules", "train_state", "train_step"),
-        )
+        f"detailclip_jax/training/{name}.py"
+        for name in ("centering", "ema", "experiment", "optimizer", "schedules", "train_state", "train_step")
     ),
 )
 JUDGING = tuple(
-    f"detailclip_jax/evaluate/{name}.py"
+    f"detailclip_jax/evaluation/{name}.py"
     for name in (
         *("classification", "kept_objects", "metrics", "retrieval", "segmentation", "stickers", "zero_shot"),
         *("knn", "linear", "sets"),
     )
 )
 COUNTING = (
-    *(f"detailclip_jax/{name}/*.py" for name in ("losses", "methods", "models")),
-    *(f"detailclip_jax/benchmark/{name}.py" for name in ("counting", "step", "theory", "variants")),
-    *(f"detailclip_jax/{name}.py" for name in ("forward", "masking", "optimizer", "parts", "train_step")),
+    *COMPUTED,
+    *(f"detailclip_jax/benchmarks/{name}.py" for name in ("counting", "step", "theory", "variants")),
+    *(f"detailclip_jax/training/{name}.py" for name in ("optimizer", "train_step")),
 )
 DECODING = (
     *(f"detailclip_jax/data/{name}.py" for name in ("decoding", "images", "resizing", "views")),
-    *(f"detailclip_jax/benchmark/{name}.py" for name in ("data", "pictures", "stages")),
+    *(f"detailclip_jax/benchmarks/{name}.py" for name in ("data", "pictures", "stages")),
 )
 BENCHMARK = "python -m detailclip_jax.benchmark"
 MAIN = "python -m detailclip_jax.main --config=configs/stickers.py"
@@ -466,9 +463,7 @@ NUMBERS = (
         "scenes",
         "scenes of stickers that a core draws in a second",
         2,
-        tuple(
-            f"detailclip_jax/data/{name}.py" for name in ("backgrounds", "captions", "scenes", "sprites", "stickers")
-        ),
+        ("detailclip_jax/data/stickers/*.py",),
         tuple(
             f"{BENCHMARK} data --config=configs/stickers.py --set data.stickers.scenes={kind} --examples=256 "
             f"--json={{out}}/{kind}.json"
@@ -492,7 +487,7 @@ NUMBERS = (
         "continued",
         "rows side by side, from one CLIP",
         110,
-        (*LEARNING, *JUDGING, "detailclip_jax/init_from.py"),
+        (*LEARNING, *JUDGING, "detailclip_jax/run/init_from.py"),
         (
             f"{MAIN}:method=clip --config.seed=100 --config.data.stickers.scenes=textured --workdir={{out}}/clip",
             f"{COMPARE} --init={{out}}/clip --methods=clip,maskclip,aclip,{PAPER} --seeds=3 "
@@ -503,7 +498,7 @@ NUMBERS = (
         "factors",
         "DetailCLIP by one factor at a time",
         200,
-        (*LEARNING, *JUDGING, "detailclip_jax/init_from.py"),
+        (*LEARNING, *JUDGING, "detailclip_jax/run/init_from.py"),
         (
             f"{COMPARE} --methods={','.join(FACTORS)} --budget=300 {TEXTURED} --workdir={{out}}/scratch",
             f"{COMPARE} --methods=clip,detailclip,detailclip+masking.ratio=0.25 --budget=600 "

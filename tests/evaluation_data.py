@@ -9,9 +9,9 @@ import numpy as np
 import tiny
 from PIL import Image
 
-from detailclip_jax import experiment
 from detailclip_jax.interop import store
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.training import experiment
+from detailclip_jax.training.mesh import make_mesh
 
 CLASSES = ("frog", "red bus", "teddy_bear")
 

@@ -593,8 +593,7 @@ def weight_refusals():
 
 
 def make_config(rng: Rng, folder: Path) -> None:
-    from detailclip_jax import run_config
-    from detailclip_jax.config import default
+    from detailclip_jax.config import default, run_config
 
     (folder / "config.json").write_bytes(changed_json(rng, json.loads(run_config.to_json(default()))))
     line = {"step": 3, "loss": 0.5}
@@ -602,8 +601,8 @@ def make_config(rng: Rng, folder: Path) -> None:
 
 
 def feed_config(folder: Path) -> object:
-    from detailclip_jax import metrics, run_config
-    from detailclip_jax.config import default
+    from detailclip_jax.config import default, run_config
+    from detailclip_jax.runtime import metrics
 
     lines = metrics.read_lines(folder / "metrics.jsonl")
     run_config.check_workdir(folder, default())
@@ -612,8 +611,7 @@ def feed_config(folder: Path) -> object:
 
 def make_checkpoint(rng: Rng, folder: Path) -> None:
     """The description of a run in a step's folder; the arrays are not there."""
-    from detailclip_jax import run_config
-    from detailclip_jax.config import default
+    from detailclip_jax.config import default, run_config
 
     run = {"config": run_config.to_json(default()), "step": 7, "data": {"position": 3}}
     (folder / "checkpoints/7/run").mkdir(parents=True)
@@ -624,19 +622,19 @@ def make_checkpoint(rng: Rng, folder: Path) -> None:
 
 
 def feed_checkpoint(folder: Path) -> object:
-    from detailclip_jax import checkpoint
+    from detailclip_jax.training import checkpoint
 
     return checkpoint.load(folder, 7)[2]
 
 
 def checkpoint_refusals():
-    from detailclip_jax.checkpoint import CheckpointError
+    from detailclip_jax.training.checkpoint import CheckpointError
 
     return (CheckpointError, FileNotFoundError)
 
 
 def make_embeddings(rng: Rng, folder: Path) -> None:
-    from detailclip_jax import embeddings
+    from detailclip_jax.inference import embeddings
 
     rows = {embeddings.Key("image", f"{n}.jpg", n): np.full(4, n, np.float32) for n in range(3)}
     path = folder / f"e{one_of(rng, ('.npz', '.parquet'))}"
@@ -648,7 +646,7 @@ def make_embeddings(rng: Rng, folder: Path) -> None:
 
 
 def feed_embeddings(folder: Path) -> object:
-    from detailclip_jax import embeddings
+    from detailclip_jax.inference import embeddings
 
     table = embeddings.read(next(folder.glob("e.*")))
     return table.of(embeddings.IMAGE)[1].shape

@@ -7,10 +7,10 @@ put back into place, all logits at once.
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax import masking, patches
-from detailclip_jax.models import sizes
+from detailclip_jax.methods import masking
+from detailclip_jax.models import patches, sizes
+from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.positions import sincos_positions
-from detailclip_jax.patches import normalise_pixels
 
 
 def norm(p, x, eps=1e-6):

@@ -219,15 +219,16 @@ def state_shapes(run: Path) -> Any:
     """What a run restores."""
     import jax
 
-    from detailclip_jax import experiment, run_config
-    from detailclip_jax.mesh import make_mesh
+    from detailclip_jax.config import run_config
+    from detailclip_jax.training import experiment
+    from detailclip_jax.training.mesh import make_mesh
 
     return experiment.build(run_config.read(run / "config.json"), make_mesh(jax.devices()[:1])).state_shapes
 
 
 def restored_wrongly(run: Path, newest: int, before: int, shapes: Any) -> str:
     """What is wrong about the answer to a damaged newest checkpoint, "" if nothing is."""
-    from detailclip_jax import checkpoint
+    from detailclip_jax.training import checkpoint
 
     said, printed = [], io.StringIO()
     with contextlib.redirect_stderr(printed):

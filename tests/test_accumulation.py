@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny import copied, tiny_batch, tiny_config, tiny_experiment, tiny_gradient, tiny_state
 
-from detailclip_jax import accumulation, experiment, mesh, methods, train_step
+from detailclip_jax import methods
+from detailclip_jax.training import accumulation, experiment, mesh, train_step
 
 FIRST = ("detailclip", "slip", "aclip", "attmask")  # all kinds of term, BatchNorm by view and by batch, drawn ratios
 ROWS = (*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in methods.METHODS if name not in FIRST))

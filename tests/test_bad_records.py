@@ -17,9 +17,9 @@ from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
-from detailclip_jax.evaluate import report
-from detailclip_jax.metrics import read_lines
-from detailclip_jax.progress import progress_line
+from detailclip_jax.evaluation import report
+from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.runtime.progress import progress_line
 
 ROOT = Path(__file__).parents[1]
 

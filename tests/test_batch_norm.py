@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax import mesh
 from detailclip_jax.models.batch_norm import BatchNorm, BatchNormMlp
+from detailclip_jax.training import mesh
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((8, 5)) * 3 + 1, jnp.float32)
 WHOLE, SPREAD = BatchNorm(axis=None), BatchNorm(axis=mesh.DATA)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax.benchmark import __main__ as command
-from detailclip_jax.benchmark import counting, loss, peaks, report, step, theory, timing, variants, work
+from detailclip_jax import benchmark as command
+from detailclip_jax.benchmarks import counting, loss, peaks, report, step, theory, timing, variants, work
 from detailclip_jax.models.layers import activation_named
 
 ROOT = Path(__file__).parents[1]

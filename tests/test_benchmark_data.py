@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detailclip_jax.benchmark import __main__ as command
-from detailclip_jax.benchmark import data, stages, variants
-from detailclip_jax.benchmark.pictures import MadeUp
-from detailclip_jax.benchmark.stages import STAGES, Recipe, Stopwatch
+from detailclip_jax import benchmark as command
+from detailclip_jax.benchmarks import data, stages, variants
+from detailclip_jax.benchmarks.pictures import MadeUp
+from detailclip_jax.benchmarks.stages import STAGES, Recipe, Stopwatch
 from detailclip_jax.data import views
 from detailclip_jax.data.decoding import Decoded, decode
 from detailclip_jax.data.pipeline import Stream
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
-from detailclip_jax.progress import Console
+from detailclip_jax.runtime.progress import Console
 
 ROOT = Path(__file__).parents[1]
 CROPS = {
@@ -116,7 +116,7 @@ def test_pictures_are_made_at_the_size_that_is_asked_for(capsys):
 
 def test_torchvision_makes_the_same_kind_of_views(capsys):
     transforms = pytest.importorskip("torchvision.transforms")
-    from detailclip_jax.benchmark import torchvision_views
+    from detailclip_jax.benchmarks import torchvision_views
 
     crop = variants.build(None, {}).config.views.crops["global"]
     made = torchvision_views.transforms({"global": views.crops_from_config({"global": crop})["global"]})

@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from detailclip_jax.benchmark import __main__ as command
-from detailclip_jax.benchmark import counting, hlo, step, variants
-from detailclip_jax.benchmark.hlo import Collective
+from detailclip_jax import benchmark as command
+from detailclip_jax.benchmarks import counting, hlo, step, variants
+from detailclip_jax.benchmarks.hlo import Collective
 
 SMALLEST = str(Path(__file__).parent / "configs/smallest.py")
 PROGRAM = """

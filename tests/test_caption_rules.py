@@ -13,7 +13,7 @@ from detailclip_jax.data.caption_rules import caption_of, check_rule, text_field
 from detailclip_jax.data.mixture import check_captions
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.prepare.__main__ import main
+from detailclip_jax.prepare import main
 
 PAIR = {"captions": ("a title", "a text"), "title": "a title", "description": "a text", "key": "k", "image": b"x"}
 

@@ -12,11 +12,11 @@ from flax import struct
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax import checkpoint, experiment, manifest
 from detailclip_jax import config as base
-from detailclip_jax.checkpoint import CheckpointError, Checkpoints, checksums, load
-from detailclip_jax.mesh import make_mesh
-from detailclip_jax.run_config import to_json
+from detailclip_jax.config.run_config import to_json
+from detailclip_jax.training import checkpoint, experiment, manifest
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, checksums, load
+from detailclip_jax.training.mesh import make_mesh
 
 
 @struct.dataclass
@@ -196,7 +196,7 @@ def test_processes_go_on_together_or_not_at_all(opened, monkeypatch):
     checkpoints, warnings = opened()
     save(checkpoints, [1, 2])
     answers = iter([True, False, True, True])  # that the files are whole, and that they were read; of 2, of 1
-    monkeypatch.setattr("detailclip_jax.checkpoint.all_processes", lambda good: next(answers))
+    monkeypatch.setattr("detailclip_jax.training.checkpoint.all_processes", lambda good: next(answers))
     assert checkpoints.restore(target_of(state_of())).step == 1
     assert "another process failed to read it" in warnings[0]
 

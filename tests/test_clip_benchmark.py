@@ -21,11 +21,11 @@ builder = pytest.importorskip("clip_benchmark.datasets.builder")
 import detailclip_jax  # noqa: E402
 from detailclip_jax import import_torch  # noqa: E402
 from detailclip_jax.data.tokenizer import Tokenizer  # noqa: E402
-from detailclip_jax.evaluate import Sets  # noqa: E402
-from detailclip_jax.evaluate.bench import Bench  # noqa: E402
-from detailclip_jax.evaluate.metrics import mean_per_class, top_k_hits  # noqa: E402
-from detailclip_jax.evaluate.protocols import slip  # noqa: E402
-from detailclip_jax.evaluate.tasks import KINDS, Setting  # noqa: E402
+from detailclip_jax.evaluation import Sets  # noqa: E402
+from detailclip_jax.evaluation.bench import Bench  # noqa: E402
+from detailclip_jax.evaluation.metrics import mean_per_class, top_k_hits  # noqa: E402
+from detailclip_jax.evaluation.protocols import slip  # noqa: E402
+from detailclip_jax.evaluation.tasks import KINDS, Setting  # noqa: E402
 
 SIZE, BATCH = 32, 16
 # bicubic resizing is open_clip's own default, and is not stated here

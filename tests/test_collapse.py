@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax import centering, ema
-from detailclip_jax.logits import Logits
+from detailclip_jax.kernels.logits import Logits
 from detailclip_jax.losses import distillation
+from detailclip_jax.training import centering, ema
 
 KINDS, WIDTH, PROTOTYPES, BATCH, STEPS = 4, 8, 6, 64, 400
 

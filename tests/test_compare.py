@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detailclip_jax import compare, run_config, train
-from detailclip_jax.evaluate import comparison, segmentation
-from detailclip_jax.settings import split_list
+from detailclip_jax import compare
+from detailclip_jax.config import run_config
+from detailclip_jax.config.settings import split_list
+from detailclip_jax.evaluation import comparison, segmentation
+from detailclip_jax.run import loop
 
 ROOT = Path(__file__).parents[1]
 NANO = """
@@ -45,9 +47,9 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     assert {r["row"] for r in records["results"]} == set(rows)
     assert json.loads((work / "clip/seed-0/config.json").read_text())["total_steps"] == 2
 
-    from detailclip_jax import train
+    from detailclip_jax.run import loop
 
-    monkeypatch.setattr(train, "train", lambda run: pytest.fail("a finished run was run again"))
+    monkeypatch.setattr(loop, "train", lambda run: pytest.fail("a finished run was run again"))
     assert compare.main(command) == 0
 
     capsys.readouterr()
@@ -96,11 +98,11 @@ def test_a_run_that_cannot_begin_is_a_message_and_a_fault_while_training_is_not(
         raise ValueError("no drawings here")
 
     asked = [f"--config={ROOT / 'configs/stickers.py'}", "--methods=clip", "--seeds=1", f"--workdir={tmp_path}"]
-    monkeypatch.setattr(train, "train", refuse)
-    monkeypatch.setattr(train, "prepare", lambda *_: None)
+    monkeypatch.setattr(loop, "train", refuse)
+    monkeypatch.setattr(loop, "prepare", lambda *_: None)
     with pytest.raises(ValueError, match="no drawings here"):
         compare.main(asked)
-    monkeypatch.setattr(train, "prepare", refuse)
+    monkeypatch.setattr(loop, "prepare", refuse)
     assert compare.main(asked) == compare.RUN_ERROR
     assert f"error: {tmp_path / 'clip/seed-0'}: no drawings here" in capsys.readouterr().err
 

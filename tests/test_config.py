@@ -9,10 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
-from detailclip_jax import config_files, methods, run_config
-from detailclip_jax.config_files import find
-from detailclip_jax.run_config import ABSENT, check_overrides, claim_workdir, differences, load, resolve
-from detailclip_jax.validation import validate
+from detailclip_jax import methods
+from detailclip_jax.config import config_files, run_config
+from detailclip_jax.config.config_files import find
+from detailclip_jax.config.run_config import ABSENT, check_overrides, claim_workdir, differences, load, resolve
+from detailclip_jax.run.validation import validate
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden/configs"

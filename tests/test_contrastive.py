@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax import mesh
 from detailclip_jax.losses import contrastive
+from detailclip_jax.training import mesh
 
 RNG = np.random.default_rng(0)
 VIEWS = RNG.standard_normal((2, 8, 5)).astype(np.float32)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax.logits import Logits
-from detailclip_jax.losses import chunks, distillation
+from detailclip_jax.kernels import chunks
+from detailclip_jax.kernels.logits import Logits
+from detailclip_jax.losses import distillation
 from detailclip_jax.losses.distillation import Comparison, Sharpening
 
 RNG = np.random.default_rng(0)

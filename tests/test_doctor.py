@@ -10,9 +10,12 @@ from packaging.requirements import Requirement
 from tiny import tiny_config
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import doctor, experiment, main, preflight, run_config, sharding
+from detailclip_jax import doctor, main
+from detailclip_jax.config import run_config
 from detailclip_jax.data import labelled
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.run import preflight
+from detailclip_jax.training import experiment, sharding
+from detailclip_jax.training.mesh import make_mesh
 
 
 def device(platform="cpu", kind="cpu", memory=None):

@@ -17,12 +17,16 @@ import pytest
 import tiny
 from PIL import Image
 
-from detailclip_jax import catalogue, contact_sheet, embed, embeddings, experiment, inference
+from detailclip_jax import embed
 from detailclip_jax.data.picture_files import Found, PictureBatches, find
 from detailclip_jax.data.preprocessing import Transform
-from detailclip_jax.embeddings import Key, Origin, Table
+from detailclip_jax.figures import contact_sheet
+from detailclip_jax.inference import catalogue, embeddings
+from detailclip_jax.inference import model as inference
+from detailclip_jax.inference.embeddings import Key, Origin, Table
 from detailclip_jax.interop import store
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.training import experiment
+from detailclip_jax.training.mesh import make_mesh
 
 NAMES = ("a/1.png", "a/2.JPG", "b b/3.png", "b b/deep/4.webp", "five [5].png", "six.gif", "seven.bmp")
 BAD = ("cut.png", "empty.jpg")

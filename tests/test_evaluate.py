@@ -8,13 +8,12 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from detailclip_jax import experiment, masking
 from detailclip_jax.config import default
-from detailclip_jax.data import sprites
-from detailclip_jax.data.captions import prompts
-from detailclip_jax.data.nouns import NOUNS
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.evaluate import (
+from detailclip_jax.data.stickers import sprites
+from detailclip_jax.data.stickers.captions import prompts
+from detailclip_jax.data.stickers.nouns import NOUNS
+from detailclip_jax.evaluation import (
     EVALUATORS,
     EvaluatorError,
     all_weights,
@@ -27,12 +26,14 @@ from detailclip_jax.evaluate import (
     run_all,
     stickers,
 )
-from detailclip_jax.evaluate.findings import Unmeasurable
-from detailclip_jax.evaluate.kept_objects import KeptObjects, touched
-from detailclip_jax.evaluate.retrieval import Retrieval
-from detailclip_jax.evaluate.zero_shot import ZeroShot
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.evaluation.kept_objects import KeptObjects, touched
+from detailclip_jax.evaluation.retrieval import Retrieval
+from detailclip_jax.evaluation.zero_shot import ZeroShot
+from detailclip_jax.methods import masking
 from detailclip_jax.models import sizes
+from detailclip_jax.training import experiment
+from detailclip_jax.training.mesh import make_mesh
 
 SIZE, NUM_CLASSES = 8, 6
 WORDS = ["frog", "bus", "kite", "owl", "pear", "cup"]

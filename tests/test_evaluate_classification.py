@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from detailclip_jax.evaluate import classification
-from detailclip_jax.evaluate.findings import Unmeasurable
-from detailclip_jax.evaluate.metrics import class_embeddings
+from detailclip_jax.evaluation import classification
+from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.evaluation.metrics import class_embeddings
 
 
 def rng(seed=0):

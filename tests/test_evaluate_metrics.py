@@ -5,8 +5,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from detailclip_jax.evaluate import metrics
-from detailclip_jax.evaluate.findings import Unmeasurable
+from detailclip_jax.evaluation import metrics
+from detailclip_jax.evaluation.findings import Unmeasurable
 
 
 def rng(seed=0):

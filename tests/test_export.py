@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detailclip_jax import checkpoint, config, ema, experiment, export, import_torch, interop, mesh
+from detailclip_jax import config, export, import_torch, interop
 from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
 from detailclip_jax.interop import files, formats, hub, measure, store, verify
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.models.sizes import Size
 from detailclip_jax.models.vit import Style
+from detailclip_jax.training import checkpoint, ema, experiment, mesh
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")

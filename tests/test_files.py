@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detailclip_jax.files import check_writable, nothing_left, replace_text, whole
+from detailclip_jax.runtime.files import check_writable, nothing_left, replace_text, whole
 
 
 def entries(folder):

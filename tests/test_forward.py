@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from tiny import tiny_batch, tiny_config, tiny_experiment, tiny_state
 
-from detailclip_jax import experiment, forward, mesh, methods, patches, run_config
+from detailclip_jax import methods
+from detailclip_jax.config import run_config
+from detailclip_jax.methods import forward
+from detailclip_jax.models import patches
+from detailclip_jax.training import experiment, mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax import mesh
-from detailclip_jax.losses import clip, contrastive, global_softmax
+from detailclip_jax.kernels import global_softmax
+from detailclip_jax.losses import clip, contrastive
+from detailclip_jax.training import mesh
 
 RNG = np.random.default_rng(0)
 CLIP, SIMCLR = ((0, (2,)), (1, (2,)), (2, (0,)), (2, (1,))), ((0, (1, 0)), (1, (0, 1)))

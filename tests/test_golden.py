@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import experiment, mesh, train_step
 from detailclip_jax.interop import reference, tables
 from detailclip_jax.models import sizes
+from detailclip_jax.training import experiment, mesh, train_step
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 DETAILCLIP = sizes.Size(16, 96, 3, 4, 64, 2, 4, 48, 1, 4, 128, 32, 256)

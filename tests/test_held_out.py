@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detailclip_jax import evaluate, main, run_config
-from detailclip_jax import train as loop
+from detailclip_jax import evaluation, main
+from detailclip_jax.config import run_config
 from detailclip_jax.data import held_out, long_captions, mixture, pipeline
 from detailclip_jax.data.sources import write_records
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.evaluate import figures
-from detailclip_jax.progress import Console
-from detailclip_jax.validation import validate
+from detailclip_jax.evaluation import figures
+from detailclip_jax.run import loop as loop
+from detailclip_jax.run.validation import validate
+from detailclip_jax.runtime.progress import Console
 
 WORDS = ("red", "blue", "green", "black")
 
@@ -88,7 +89,7 @@ def test_a_split_of_its_own_is_taken_instead(records, tmp_path):
 def test_scenes_without_end_hold_nothing_back():
     config = run_config.load("configs/stickers.py")
     assert config.data.held_out == 1000 and held_out.open_held_out(config.data) is None
-    assert not hasattr(pipeline.open_source(config), "places") and set(evaluate.plan(config)) == {
+    assert not hasattr(pipeline.open_source(config), "places") and set(evaluation.plan(config)) == {
         *("zero_shot", "retrieval", "kept_objects", "segmentation")
     }
     before = run_config.load("configs/stickers.py")
@@ -129,21 +130,21 @@ def test_the_figures_show_held_out_images_of_the_data(finished):
 def test_a_run_without_held_out_examples_says_how_to_have_some(tmp_path):
     write_records(tmp_path, examples(9))
     config = run_config.resolve(config_of(tmp_path), 9)
-    assert evaluate.plan(config) == {}
-    text = evaluate.report.markdown({}, config, step=2)
+    assert evaluation.plan(config) == {}
+    text = evaluation.report.markdown({}, config, step=2)
     assert "nothing was evaluated" in text and "Held out: none; --config.data.held_out=1000 keeps some" in text
     config.unlock()
     config.evaluators = {"held_out": {}}
     with pytest.raises(ValueError, match="no example of these data is held out"):
-        evaluate.check(config)
+        evaluation.check(config)
 
 
 def test_held_out_examples_without_captions_are_no_error(finished, tmp_path):
     write_records(tmp_path, examples(100, caption=""))
     config = config_of(tmp_path)
-    (evaluator,) = evaluate.build_all(finished.experiment.encode, config).values()
+    (evaluator,) = evaluation.build_all(finished.experiment.encode, config).values()
     assert list(evaluator.run({})) == []
-    assert "or the data no captions for it: held_out" in evaluate.report.markdown({}, config, step=2)
+    assert "or the data no captions for it: held_out" in evaluation.report.markdown({}, config, step=2)
 
 
 def test_a_negative_number_is_refused(records):

@@ -11,11 +11,11 @@ import numpy as np
 import prepare_trees as trees
 import pytest
 
-from detailclip_jax import embeddings
 from detailclip_jax.data.labelled import tars as labelled_tars
 from detailclip_jax.data.prepare import files, parquet, tables, tars, yfcc_ids
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.inference import embeddings
 
 # Tars
 

@@ -18,7 +18,7 @@ from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
 from detailclip_jax.data.views import Crop
-from detailclip_jax.prepare.__main__ import main
+from detailclip_jax.prepare import main
 
 # Labels
 

@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from detailclip_jax import checkpoint, import_torch, interop
-from detailclip_jax.encode import encoders
+from detailclip_jax import import_torch, interop
 from detailclip_jax.interop import files, torchscript, verify
+from detailclip_jax.methods.encode import encoders
+from detailclip_jax.training import checkpoint
 
 torch = pytest.importorskip("torch")
 open_clip = pytest.importorskip("open_clip")

@@ -14,12 +14,13 @@ import tiny
 from PIL import Image
 
 import detailclip_jax
-from detailclip_jax import experiment, inference
 from detailclip_jax.data.decoding import BadImage, decode
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.inference import SHAPES, Model, choose_weights, pixels
+from detailclip_jax.inference import model as inference
+from detailclip_jax.inference.model import SHAPES, Model, choose_weights, pixels
 from detailclip_jax.interop import store
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.training import experiment
+from detailclip_jax.training.mesh import make_mesh
 
 SIZE = 32
 

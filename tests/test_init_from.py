@@ -13,12 +13,15 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from detailclip_jax import checkpoint, config, experiment, init_from, interop, mesh, rates, run_config, train
+from detailclip_jax import config, interop
+from detailclip_jax.config import run_config
 from detailclip_jax.interop import files, store
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.methods import METHODS
-from detailclip_jax.metrics import read_lines
-from detailclip_jax.validation import validate
+from detailclip_jax.run import init_from, loop
+from detailclip_jax.run.validation import validate
+from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.training import checkpoint, experiment, mesh, rates
 
 SMALL = {
     "batch_size": 8,
@@ -214,20 +217,20 @@ def imported(tmp_path, monkeypatch):
 
 def test_a_run_takes_its_networks_from_an_imported_state_dict(imported, tmp_path):
     imported.model.size = "B/32"
-    run = train.prepare(imported, tmp_path / "run")
+    run = loop.prepare(imported, tmp_path / "run")
     assert run.config.model.size == "tiny" and run.config.optimizer.part_rates["image"] == 0.1
     saved = run_config.from_json((tmp_path / "run/config.json").read_text())
     assert saved.init == imported.init and saved.model.size == "tiny"
-    train.prepare(imported, tmp_path / "run")  # the same command again: the same config, and the same workdir
+    loop.prepare(imported, tmp_path / "run")  # the same command again: the same config, and the same workdir
 
 
 @pytest.mark.slow
 def test_a_run_starts_from_it_and_goes_on_from_its_own_checkpoint(imported, tmp_path, capsys):
-    assert train.train(train.prepare(imported, tmp_path / "run")) == 0
+    assert loop.train(loop.prepare(imported, tmp_path / "run")) == 0
     printed = capsys.readouterr().out
     assert "loaded        image" in printed and "fresh         decoder" in printed
     imported.total_steps = 2
-    assert train.train(train.prepare(imported, tmp_path / "run")) == 0
+    assert loop.train(loop.prepare(imported, tmp_path / "run")) == 0
     printed = capsys.readouterr().out
     assert "going on from the checkpoint of step 1" in printed and "starting from" not in printed
 

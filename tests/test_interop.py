@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import experiment, interop, mesh
-from detailclip_jax.encode import encoders
+from detailclip_jax import interop
 from detailclip_jax.interop import convert, measure, tables
 from detailclip_jax.interop.layouts import LAYOUTS, OPENAI_STYLE
+from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import SIZES, Size
 from detailclip_jax.models.vit import Style
+from detailclip_jax.training import experiment, mesh
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SMALL = Size(8, 48, 2, 4, 32, 2, 4, 24, 1, 4, 40, 16, 32)

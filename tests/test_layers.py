@@ -1,63 +1,85 @@
-"""The house: imports only go down, losses and models never meet, data knows no jax."""
+"""The rooms of the package: imports go one way, no circle within a room, data knows no jax."""
 
 import ast
+import graphlib
 import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent / "detailclip_jax"
-FLOORS = [
-    {"types", "version", "config", "cores", "locks", "patches", "products", "files", "logits"}
-    | {"manifest", "terminal", "signals", "start"},
-    {"masking", "ema", "centering", "schedules", "resample", "mixing", "losses", "models", "data"},
-    {"forward", "parts", "methods"},
-    {"mesh", "sharding", "optimizer", "rates", "train_state", "train_step", "accumulation", "encode", "experiment"},
-    {"checkpoint", "provenance", "processes", "progress", "run_config", "metrics", "interop", "evaluate", "visualize"}
-    | {"inference", "embeddings", "contact_sheet", "saved_shapes", "settings", "config_files", "devices"},
-    {"export", "import_torch", "init_from", "train", "main", "interrupt", "session", "validation"}
-    | {"compare", "embed", "catalogue", "prepare", "benchmark"}
-    | {"doctor", "preflight", "__main__"},
-]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+PACKAGE = ROOT.name
+BASE = ("version", "types")  # files at the top that are no commands
+ROOMS = (  # in the order of the data; a room imports only rooms that stand before it
+    *("runtime", "config", "data", "kernels", "losses", "models", "methods", "training", "inference", "interop"),
+    *("figures", "evaluation", "run", "benchmarks"),
+)
+COMMANDS = (*("main", "evaluate", "prepare", "embed", "export", "import_torch", "compare", "benchmark", "doctor"),)
+ORDER = {name: number for number, name in enumerate((*BASE, *ROOMS))}
 
 
-def imports(path):
-    """Modules that a file names in import statements, wherever they stand in it."""
+def modules():
+    """Dotted name without the package -> file; a package's own name stands for its `__init__`."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(path):
+    """Names in the import statements of a file, wherever they stand in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            assert not node.level, f"{path}: relative imports hide where a name comes from"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def rooms():
-    """(file, its room, a room of ours that it imports)."""
-    for path in sorted(ROOT.rglob("*.py")):
-        own = path.relative_to(ROOT).with_suffix("").parts[0]
-        for name in imports(path):
-            parts = name.split(".")
-            if parts[0] == "detailclip_jax" and len(parts) > 1 and parts[1] in FLOOR and own != "__init__":
-                yield path, own, parts[1]
+def own_imports(path):
+    """The modules of this package that a file imports."""
+    for name in imported(path):
+        inner = name.removeprefix(f"{PACKAGE}.")
+        if name.startswith(f"{PACKAGE}."):
+            yield inner if inner in MODULES else inner.rpartition(".")[0]
 
 
-def test_every_room_has_a_floor():
-    present = {path.relative_to(ROOT).with_suffix("").parts[0] for path in ROOT.rglob("*.py")} - {"__init__"}
-    assert present <= set(FLOOR), f"give {sorted(present - set(FLOOR))} a floor"
+IMPORTS = {name: set(own_imports(path)) - {name, ""} for name, path in MODULES.items() if name}
 
 
-def test_imports_only_go_down():
-    up = [f"{path.name} imports {room}" for path, own, room in rooms() if FLOOR[room] > FLOOR[own]]
-    assert not up
+def room(name):
+    return name.split(".")[0]
 
 
-def test_the_rooms_of_the_first_floor_do_not_know_each_other():
+def test_every_file_at_the_top_is_a_command_and_every_folder_a_room():
+    assert {room(name) for name in IMPORTS} == {*BASE, *ROOMS, *COMMANDS}
+
+
+def test_a_room_imports_only_rooms_before_it():
+    against = [
+        f"{name} imports {other}"
+        for name, others in IMPORTS.items()
+        for other in others
+        if room(name) in ORDER and room(other) != room(name) and ORDER.get(room(other), len(ORDER)) >= ORDER[room(name)]
+    ]
+    assert not against
+
+
+def test_no_module_imports_itself_in_a_circle():
+    tuple(graphlib.TopologicalSorter(IMPORTS).static_order())  # raises CycleError with the circle
+
+
+def test_losses_and_models_do_not_know_each_other():
     across = [
-        f"{path.name} imports {room}" for path, own, room in rooms() if FLOOR[own] == FLOOR[room] == 1 and own != room
+        f"{name} imports {other}"
+        for name, others in IMPORTS.items()
+        for other in others
+        if {room(name), room(other)} == {"losses", "models"}
     ]
     assert not across
 
 
 def test_data_knows_no_jax():
-    known = [
-        path.name for path in (ROOT / "data").rglob("*.py") for name in imports(path) if name.split(".")[0] == "jax"
-    ]
+    known = [path.name for path in (ROOT / "data").rglob("*.py") if "jax" in {n.split(".")[0] for n in imported(path)}]
     assert not known

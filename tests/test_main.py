@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from detailclip_jax.main import with_recipe
-from detailclip_jax.metrics import read_lines
+from detailclip_jax.runtime.metrics import read_lines
 
 ROOT = Path(__file__).parents[1]
 SMALLEST = "tests/configs/smallest.py"

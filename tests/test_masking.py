@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax import masking
+from detailclip_jax.methods import masking
 
 
 def lowest(attention, count):

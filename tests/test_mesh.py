@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from detailclip_jax import mesh
+from detailclip_jax.training import mesh
 
 
 def test_the_axes_are_data_and_fsdp():

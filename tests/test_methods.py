@@ -10,8 +10,9 @@ import pytest
 from flax import traverse_util
 from tiny import copied, tiny_batch, tiny_config, tiny_experiment, tiny_gradient, tiny_state
 
-from detailclip_jax import experiment, mesh, methods, optimizer
-from detailclip_jax.checkpoint import Checkpoints
+from detailclip_jax import methods
+from detailclip_jax.training import experiment, mesh, optimizer
+from detailclip_jax.training.checkpoint import Checkpoints
 
 ROWS = tuple(methods.METHODS)
 

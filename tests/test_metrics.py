@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from detailclip_jax.metrics import (
+from detailclip_jax.runtime.metrics import (
     BrokenLine,
     MetricWriter,
     NonFiniteError,
@@ -16,7 +16,7 @@ from detailclip_jax.metrics import (
     read_lines,
     read_scores,
 )
-from detailclip_jax.progress import Clock, Console, Meter, duration, progress_line, three_digits
+from detailclip_jax.runtime.progress import Clock, Console, Meter, duration, progress_line, three_digits
 
 NAN, INF = float("nan"), float("inf")
 

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax import mixing
 from detailclip_jax.losses import labels
+from detailclip_jax.training import mixing
 
 BATCH = {
     "image": {"global": np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8, 3)).astype(np.uint8)},

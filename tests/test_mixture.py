@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detailclip_jax import provenance, run_config
-from detailclip_jax.config import default
+from detailclip_jax.config import default, run_config
+from detailclip_jax.config.components import Component, components, whole_numbers
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.components import Component, components, whole_numbers
 from detailclip_jax.data.mixture import Mixture, Part, Turns, check_labels, open_source, order_of, summary
 from detailclip_jax.data.pipeline import Pipeline, Stream
 from detailclip_jax.data.sources import BadRecord, MissingData, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
+from detailclip_jax.runtime import provenance
 
 CROPS = {"global": Crop(count=1, size=8)}
 LABELS = {"a": 0, "b": 1000, "c": 2000}
@@ -330,7 +330,7 @@ def test_stickers_may_be_mixed_in(sets):
 
 
 def test_the_check_before_a_launch_reads_every_set(sets, tmp_path):
-    from detailclip_jax import preflight
+    from detailclip_jax.run import preflight
 
     def found(path):
         config = default()

@@ -246,7 +246,7 @@ def test_initial_values():
 
 @pytest.mark.parametrize(("name", "millions"), [("B/16", 165.7), ("S/16", None), ("B/32", None), ("L/16", None)])
 def test_sizes_build(name, millions):
-    from detailclip_jax import experiment, optimizer
+    from detailclip_jax.training import experiment, optimizer
 
     config = config_lib.default()
     config.model.size, config.batch_size, config.total_steps = name, 8, 10

@@ -6,12 +6,12 @@ import jax
 import nbformat
 from nbclient import NotebookClient
 
-from detailclip_jax import experiment
-from detailclip_jax.checkpoint import Checkpoints
 from detailclip_jax.config import default
-from detailclip_jax.evaluate import report
-from detailclip_jax.mesh import make_mesh
-from detailclip_jax.run_config import to_json
+from detailclip_jax.config.run_config import to_json
+from detailclip_jax.evaluation import report
+from detailclip_jax.training import experiment
+from detailclip_jax.training.checkpoint import Checkpoints
+from detailclip_jax.training.mesh import make_mesh
 
 COLABS = Path(__file__).parent.parent / "colabs"
 

@@ -9,8 +9,8 @@ import pytest
 from flax import traverse_util
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import experiment, optimizer
 from detailclip_jax.interop import reference
+from detailclip_jax.training import experiment, optimizer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

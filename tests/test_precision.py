@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 from tiny import tiny_batch, tiny_config, tiny_experiment
 
-from detailclip_jax import experiment, mesh
 from detailclip_jax.export import plain
 from detailclip_jax.interop import functions
-from detailclip_jax.validation import validate
+from detailclip_jax.run.validation import validate
+from detailclip_jax.training import experiment, mesh
 
 PRODUCT = re.compile(r"stablehlo\.dot_general (?P<how>.*) : \(tensor<(?P<left>\S+)>, tensor<(?P<right>\S+)>\)")
 PRECISION = re.compile(r"precision = \[(\w+), (\w+)\]")

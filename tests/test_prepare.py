@@ -11,16 +11,27 @@ import prepare_trees as trees
 import pytest
 from PIL import Image
 
-from detailclip_jax.data.prepare import cleaning, files, known, passes, pictures, records, spill, statistics
+from detailclip_jax.data.prepare import (
+    arguments,
+    cleaning,
+    files,
+    known,
+    local,
+    passes,
+    pictures,
+    records,
+    report,
+    spill,
+    statistics,
+)
 from detailclip_jax.data.prepare.begin import AlreadyThere, begin
 from detailclip_jax.data.prepare.finish import finish, load
 from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.records import Raw, bucket_of, pack
 from detailclip_jax.data.sources import Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.prepare import arguments, local, report
-from detailclip_jax.prepare.__main__ import main
-from detailclip_jax.progress import Console
+from detailclip_jax.prepare import main
+from detailclip_jax.runtime.progress import Console
 
 QUIET = Console(stream=io.StringIO())
 

@@ -6,11 +6,11 @@ import prepare_trees as trees
 import pytest
 from test_prepare import Killed, contents, prepared, run_until_killed
 
+from detailclip_jax.data.prepare import beam
 from detailclip_jax.data.prepare.begin import begin
 from detailclip_jax.data.prepare.finish import finish
 from detailclip_jax.data.prepare.job import Request
-from detailclip_jax.prepare import beam
-from detailclip_jax.prepare.__main__ import main
+from detailclip_jax.prepare import main
 
 
 def test_without_beam_the_message_says_how_to_get_it(tmp_path, monkeypatch, capsys):

@@ -10,11 +10,11 @@ from pathlib import Path
 import prepare_trees as trees
 import pytest
 
-from detailclip_jax import locks
 from detailclip_jax.data.prepare.finish import load
 from detailclip_jax.data.sources import MissingData, Records
-from detailclip_jax.locks import Busy, alone
-from detailclip_jax.prepare.__main__ import main
+from detailclip_jax.prepare import main
+from detailclip_jax.runtime import locks
+from detailclip_jax.runtime.locks import Busy, alone
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,9 +12,9 @@ import prepare_trees as trees
 import pytest
 from test_prepare import contents, prepared
 
+from detailclip_jax.data.prepare import local, to_tfds
 from detailclip_jax.data.sources import Records, TfdsRecords
-from detailclip_jax.prepare import local, to_tfds
-from detailclip_jax.prepare.__main__ import main
+from detailclip_jax.prepare import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 

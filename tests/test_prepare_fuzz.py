@@ -26,7 +26,7 @@ from detailclip_jax.data.prepare.finish import NothingAccepted
 from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.prepare.sources import DAMAGE
-from detailclip_jax.prepare.__main__ import main
+from detailclip_jax.prepare import main
 
 
 def info(name, **fields):

@@ -9,13 +9,12 @@ import prepare_trees as trees
 import pytest
 from test_prepare import keys, prepared
 
-from detailclip_jax.data.prepare import coco, tars, yfcc, yfcc_ids
+from detailclip_jax.data.prepare import arguments, coco, tars, yfcc, yfcc_ids
 from detailclip_jax.data.prepare.begin import begin
 from detailclip_jax.data.prepare.finish import NothingAccepted, load
 from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.sources import SOURCES
 from detailclip_jax.data.sources import Records
-from detailclip_jax.prepare import arguments
 
 
 def examples(folder, split="train"):

@@ -8,17 +8,16 @@ import pytest
 import tiny
 from PIL import Image
 
-from detailclip_jax import run_config
-from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, default
+from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, default, run_config
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.resizing import FILTERS
-from detailclip_jax.evaluate import evaluators, stickers
+from detailclip_jax.evaluation import evaluators, stickers
 from detailclip_jax.interop import hub
 from detailclip_jax.interop.convert import preprocess_of
 from detailclip_jax.interop.layouts import LAYOUTS
-from detailclip_jax.validation import validate
+from detailclip_jax.run.validation import validate
 
 PILLOWS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

@@ -9,7 +9,7 @@ import jax
 import pytest
 from launching import environment, free_port, started
 
-from detailclip_jax.processes import check_joined, join, launched_as_several, leaving_at_once, named_processes
+from detailclip_jax.runtime.processes import check_joined, join, launched_as_several, leaving_at_once, named_processes
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,9 @@ ENDS = {"well": "pass", "by an error": "raise SystemExit(3)", "by an abort": "os
 @pytest.mark.parametrize("how", ENDS)
 def test_last_words_are_said_where_a_process_cannot(how):
     end = ENDS[how].replace("kill(0", "kill(os.getpid()")
-    code = f"import os\nfrom detailclip_jax.processes import last_words\nwith last_words('farewell \"$0\"'): {end}"
+    code = (
+        f"import os\nfrom detailclip_jax.runtime.processes import last_words\nwith last_words('farewell \"$0\"'): {end}"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, timeout=60)
     expected = {"well": 0, "by an error": 3, "by an abort": -signal.SIGABRT, "by a kill": -signal.SIGKILL}[how]
     assert run.returncode == expected

@@ -10,9 +10,9 @@ import pytest
 from detailclip_jax.data.labelled import KNOWN, open_set
 from detailclip_jax.data.labelled.builders import KITTI_CLASSES
 from detailclip_jax.data.labelled.known import PAPER
-from detailclip_jax.evaluate import protocols
-from detailclip_jax.evaluate.class_names import match, plain
-from detailclip_jax.evaluate.protocols import PACKAGE_NAMES, PROTOCOLS, package, slip, zero_shot_task
+from detailclip_jax.evaluation import protocols
+from detailclip_jax.evaluation.class_names import match, plain
+from detailclip_jax.evaluation.protocols import PACKAGE_NAMES, PROTOCOLS, package, slip, zero_shot_task
 
 # names
 

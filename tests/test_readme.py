@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax import experiment, run_config
+from detailclip_jax.config import run_config
 from detailclip_jax.interop import store
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.training import experiment
+from detailclip_jax.training.mesh import make_mesh
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)

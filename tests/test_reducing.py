@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from picture_cases import encoded, oriented
 
-from detailclip_jax.benchmark.pictures import draw
+from detailclip_jax.benchmarks.pictures import draw
 from detailclip_jax.data import decoding, views
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.pipeline import Stream

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax import resample
+from detailclip_jax.methods import resample
 
 RNG = np.random.default_rng(0)
 OUTER = [(3, 5, 60, 47), (0, 0, 20, 90)]

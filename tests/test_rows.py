@@ -9,7 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import ENCLOSING, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
-from detailclip_jax import experiment, forward, masking, mesh, methods, parts
+from detailclip_jax import methods
+from detailclip_jax.methods import components, forward, masking
+from detailclip_jax.training import experiment, mesh
 from detailclip_jax.types import Keys, Tokens
 
 KEYS = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 8))
@@ -88,7 +90,7 @@ def test_a_replaced_patch_is_not_seen():
 
 def attmask_masks(strategy, steps=60, side=14):
     config = ConfigDict({"strategy": strategy, "drawn_ratio": (0.1, 0.5), "probability": 0.5})
-    mask = jax.jit(parts.mask_highest(config, "whole", side))
+    mask = jax.jit(components.mask_highest(config, "whole", side))
     attention = np.random.default_rng(0).random((2, 8, 3, side**2)).astype(np.float32)
     tokens = Tokens(jnp.zeros((2, 8, 4)), jnp.zeros((2, 8, side**2, 4)), jnp.asarray(attention))
     keys = [Keys(jax.random.key(s), jax.random.split(jax.random.key(100 + s), 8)) for s in range(steps)]
@@ -265,7 +267,7 @@ def test_mae_rounds_the_patches_that_it_keeps_and_the_others_those_that_they_rem
         config = tiny_config(method)
         config.model.image_size, config.views.crops["global"].size = 112, 112
         config.masking.ratio = ratio
-        assert parts.mask_rule(config).num_kept == kept
+        assert components.mask_rule(config).num_kept == kept
         if method == "mae":
             assert methods.build(config).mask({}, {}, {}, KEYS).kept.shape[-1] == kept
 

@@ -12,12 +12,14 @@ import straightforward
 from flax import traverse_util
 from tiny import SIZE, tiny_batch, tiny_config
 
-from detailclip_jax import ema, experiment, mesh, optimizer, products, rates, run_config, train_step
+from detailclip_jax.config import run_config
 from detailclip_jax.data import lengths
+from detailclip_jax.kernels import products
 from detailclip_jax.models import attention, block, layers, stacking
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.vit import VisionTransformer
+from detailclip_jax.training import ema, experiment, mesh, optimizer, rates, train_step
 from detailclip_jax.types import Hidden, Tokens
 
 

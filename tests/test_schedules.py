@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from detailclip_jax import schedules
+from detailclip_jax.training import schedules
 
 
 def reference_learning_rate(t, warmup, total, start=1e-6, peak=5e-4, end=1e-5):

@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 from tiny import BATCH, SIZE, copied, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import experiment, mesh, methods, sharding, train_step
-from detailclip_jax.checkpoint import Checkpoints
+from detailclip_jax import methods
+from detailclip_jax.training import experiment, mesh, sharding, train_step
+from detailclip_jax.training.checkpoint import Checkpoints
 
 MESHES = ((1, 1), (8, 1), (8, 2), (8, 8))  # devices, fsdp
 

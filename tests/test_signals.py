@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from detailclip_jax import devices
-from detailclip_jax.signals import Stopped, held_back, prompt
+from detailclip_jax.runtime import devices
+from detailclip_jax.runtime.signals import Stopped, held_back, prompt
 
 ROOT = Path(__file__).parents[1]
 

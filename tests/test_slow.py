@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import experiment, mesh
 from detailclip_jax.interop import reference, tables
+from detailclip_jax.training import experiment, mesh
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from detailclip_jax import run_config
-from detailclip_jax.data import scenes, sprites, stickers
-from detailclip_jax.data.captions import TEMPLATES, listed, relation
-from detailclip_jax.data.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
+from detailclip_jax.config import run_config
 from detailclip_jax.data.pipeline import open_source
-from detailclip_jax.data.scenes import Layer, Placement, arrange, draw_layer, instance_map
-from detailclip_jax.data.sprites import Sprites
-from detailclip_jax.data.stickers import SPLITS, Stickers, held_out_pairs, zero_shot_prompts
+from detailclip_jax.data.stickers import scenes, sprites, stickers
+from detailclip_jax.data.stickers.captions import TEMPLATES, listed, relation
+from detailclip_jax.data.stickers.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
+from detailclip_jax.data.stickers.scenes import Layer, Placement, arrange, draw_layer, instance_map
+from detailclip_jax.data.stickers.sprites import Sprites
+from detailclip_jax.data.stickers.stickers import SPLITS, Stickers, held_out_pairs, zero_shot_prompts
 
 ROOT = Path(__file__).parents[1]
 SIZE = 64
@@ -93,7 +93,7 @@ def test_a_scene_depends_on_seed_split_and_index_alone(examples):
 
 def test_another_process_draws_the_same():
     code = (
-        "import hashlib; from detailclip_jax.data.stickers import Stickers; s = Stickers(size=64);"
+        "import hashlib; from detailclip_jax.data.stickers.stickers import Stickers; s = Stickers(size=64);"
         "print(hashlib.sha256(b''.join(s[i]['image'].tobytes() for i in range(4))).hexdigest())"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -8,9 +8,10 @@ import pytest
 import survive
 from tiny import tiny_config
 
-from detailclip_jax import experiment, run_config
-from detailclip_jax.checkpoint import Checkpoints
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.config import run_config
+from detailclip_jax.training import experiment
+from detailclip_jax.training.checkpoint import Checkpoints
+from detailclip_jax.training.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax import centering, ema, train_state
+from detailclip_jax.training import centering, ema, train_state
 
 MOVE = jax.jit(ema.update)
 STUDENT = {"image": {"w": jnp.full((2,), 4.0)}, "decoder": {"w": jnp.ones((3,))}}

@@ -11,15 +11,16 @@ from absl import logging
 from picture_cases import encoded, picture
 from test_prepare import prepared
 
-from detailclip_jax import catalogue, progress
 from detailclip_jax.data.bad_records import BadRecords
 from detailclip_jax.data.pipeline import EvaluationBatches
 from detailclip_jax.data.prepare.files import write_json
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.files import replace_text
-from detailclip_jax.progress import Console
-from detailclip_jax.terminal import LINES, complain, json_escaped, printable
+from detailclip_jax.inference import catalogue
+from detailclip_jax.runtime import progress
+from detailclip_jax.runtime.files import replace_text
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.terminal import LINES, complain, json_escaped, printable
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\x9b1mx\u202egnp.\u2066\x7f\udcff"  # clears, titles, overwrites, turns the name
 SAFE = r"\x1b[2J\x1b]0;owned\x07\r".replace(r"\r", r"\x0d") + r"\x9b1mx\u202egnp.\u2066\x7f\udcff"

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from tiny import tiny_batch, tiny_config
 
-from detailclip_jax import methods, session
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax import methods
+from detailclip_jax.run import session
+from detailclip_jax.training.mesh import make_mesh
 
 
 class Program:

@@ -16,17 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax import checkpoint, metrics, run_config, session
-from detailclip_jax import train as loop
-from detailclip_jax.checkpoint import CheckpointError, Checkpoints, StorageError
+from detailclip_jax.config import run_config
 from detailclip_jax.data.mixture import Mixture, Part
-from detailclip_jax.interrupt import Interrupt
-from detailclip_jax.locks import Busy, alone
-from detailclip_jax.mesh import make_mesh, put, replicated
-from detailclip_jax.metrics import NonFiniteError, read_lines, read_scores
-from detailclip_jax.progress import Console
-from detailclip_jax.session import Run
-from detailclip_jax.train_state import TrainState
+from detailclip_jax.run import loop as loop
+from detailclip_jax.run import session
+from detailclip_jax.run.session import Run
+from detailclip_jax.runtime import metrics
+from detailclip_jax.runtime.interrupt import Interrupt
+from detailclip_jax.runtime.locks import Busy, alone
+from detailclip_jax.runtime.metrics import NonFiniteError, read_lines, read_scores
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.training import checkpoint
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError
+from detailclip_jax.training.mesh import make_mesh, put, replicated
+from detailclip_jax.training.train_state import TrainState
 
 NEVER = 10**6
 
@@ -232,7 +235,7 @@ def test_each_set_of_a_mixture_is_compared_with_its_share_of_a_batch():
 def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
     scores = {4: 0.9, 8: 0.1, 12: 0.2}
     monkeypatch.setattr(
-        "detailclip_jax.evaluate.run_all",
+        "detailclip_jax.evaluation.run_all",
         lambda encode, weights, config, step: {"zero_shot/student/top1": scores[step]},
     )
     run = run_of(evaluate_every=4, max_to_keep=1, best_metric="zero_shot/student/top1")
@@ -244,7 +247,7 @@ def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
 def test_every_score_is_saved_with_its_state(run_of, monkeypatch):
     """Evaluated every 5 steps, saved every 4: the best of 5, 10 and the last step, 12, is kept with its score."""
     scores = {5: 0.1, 10: 0.9, 12: 0.2}
-    monkeypatch.setattr("detailclip_jax.evaluate.run_all", lambda *args: {"zero_shot/student/top1": scores[args[3]]})
+    monkeypatch.setattr("detailclip_jax.evaluation.run_all", lambda *args: {"zero_shot/student/top1": scores[args[3]]})
     run = run_of(evaluate_every=5, max_to_keep=1, best_metric="zero_shot/student/top1", evaluate_at_end=True)
     monkeypatch.setattr(loop, "finish", lambda *args: None)
     loop.train(run)
@@ -255,7 +258,7 @@ def test_every_score_is_saved_with_its_state(run_of, monkeypatch):
 
 
 def test_a_best_metric_that_nobody_measures(run_of, monkeypatch):
-    monkeypatch.setattr("detailclip_jax.evaluate.run_all", lambda *args: {"zero_shot/student/top1": 0.5})
+    monkeypatch.setattr("detailclip_jax.evaluation.run_all", lambda *args: {"zero_shot/student/top1": 0.5})
     with pytest.raises(CheckpointError, match="unknown best_metric 'zero_shot/student/top2'; did you mean"):
         loop.train(run_of(evaluate_every=4, best_metric="zero_shot/student/top2"))
 
@@ -356,7 +359,7 @@ def test_a_step_whose_evaluation_did_not_happen_is_evaluated_when_the_run_goes_o
         seen.append(step)
         return {"zero_shot/student/top1": step / 100}
 
-    monkeypatch.setattr("detailclip_jax.evaluate.run_all", run_all)
+    monkeypatch.setattr("detailclip_jax.evaluation.run_all", run_all)
     for code in ("error", 0):
         run = run_of(evaluate_every=4, checkpoint_every=100, evaluate_at_end=False)
         with pytest.raises(loop.evaluate.EvaluatorError) if code else nullcontext():
@@ -377,7 +380,7 @@ def stopped_in_an_evaluation(monkeypatch, at_batch):
             encode.image(batch)
         return {"zero_shot/student/top1": step / 100}
 
-    monkeypatch.setattr("detailclip_jax.evaluate.run_all", run_all)
+    monkeypatch.setattr("detailclip_jax.evaluation.run_all", run_all)
     return seen
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import jax
 from tiny import BATCH, tiny_batch, tiny_config
 
-from detailclip_jax import experiment, mesh, optimizer, sharding
+from detailclip_jax.training import experiment, mesh, optimizer, sharding
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "u8": 1, "pred": 1, "bf16": 2}

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detailclip_jax import experiment, visualize
 from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD, default
-from detailclip_jax.evaluate import figures
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.evaluation import figures
+from detailclip_jax.figures import plots
 from detailclip_jax.models import sizes
-from detailclip_jax.patches import normalise_patches, patchify
+from detailclip_jax.models.patches import normalise_patches, patchify
+from detailclip_jax.training import experiment
+from detailclip_jax.training.mesh import make_mesh
 
 NORM = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
@@ -27,22 +28,22 @@ def target_pixels(picture, removed, eps):
 
 
 def test_spread_paints_each_patch_in_its_tone():
-    assert visualize.spread(np.arange(4.0), 4).tolist() == [
+    assert plots.spread(np.arange(4.0), 4).tolist() == [
         [0, 0, 1, 1],
         [0, 0, 1, 1],
         [2, 2, 3, 3],
         [2, 2, 3, 3],
     ]
     with pytest.raises(ValueError, match="5 patches do not make a square"):
-        visualize.spread(np.arange(5.0), 4)
+        plots.spread(np.arange(5.0), 4)
 
 
 def test_grey_out_touches_removed_patches_only():
     picture, hidden = image(), np.arange(16) % 3 == 0
-    greyed = visualize.grey_out(picture, hidden)
+    greyed = plots.grey_out(picture, hidden)
     for n in range(16):
         rows, columns = slice(n // 4 * 4, n // 4 * 4 + 4), slice(n % 4 * 4, n % 4 * 4 + 4)
-        expected = 255 * visualize.GREY // 1 if hidden[n] else picture[rows, columns]
+        expected = 255 * plots.GREY // 1 if hidden[n] else picture[rows, columns]
         assert (greyed[rows, columns] == expected).all()
 
 
@@ -50,12 +51,12 @@ def test_grey_out_touches_removed_patches_only():
 def test_a_perfect_prediction_gives_the_image_back(eps):
     picture, removed = image(), np.array([0, 3, 7, 12])
     predicted = target_pixels(picture, removed, eps)
-    assert (visualize.paste(picture, predicted, removed, eps=eps, **NORM) == picture).all()
+    assert (plots.paste(picture, predicted, removed, eps=eps, **NORM) == picture).all()
 
 
 def test_a_flat_prediction_shows_each_patch_in_its_mean_colour():
     picture, removed = image(), np.array([5])
-    drawn = visualize.paste(picture, np.zeros((1, 48), np.float32), removed, eps=1e-6, **NORM)
+    drawn = plots.paste(picture, np.zeros((1, 48), np.float32), removed, eps=1e-6, **NORM)
     other = np.ones((16, 16), bool)
     other[4:8, 4:8] = False
     assert (drawn[other] == picture[other]).all()
@@ -64,7 +65,7 @@ def test_a_flat_prediction_shows_each_patch_in_its_mean_colour():
 
 def test_values_out_of_range_are_clipped():
     for value, expected in ((1e3, 255), (-1e3, 0)):
-        drawn = visualize.paste(image(), np.full((1, 48), value, np.float32), np.array([0]), eps=None, **NORM)
+        drawn = plots.paste(image(), np.full((1, 48), value, np.float32), np.array([0]), eps=None, **NORM)
         assert (drawn[:4, :4] == expected).all()
 
 
@@ -72,17 +73,17 @@ def test_attention_figure_has_a_row_per_set_of_weights(tmp_path):
     images = np.stack([image(i) for i in range(3)])
     attention = {name: np.random.default_rng(1).random((3, 16)) for name in ("student", "ema")}
     hidden = {name: values < 0.5 for name, values in attention.items()}
-    figure = visualize.attention_figure(images, attention, hidden, "drawn by hand")
+    figure = plots.attention_figure(images, attention, hidden, "drawn by hand")
     assert len(figure.axes) == 3 * 5
     assert {"scene", "EMA teacher\nkept patches", "drawn by hand"} <= {text.get_text() for text in figure.texts}
-    path = visualize.save(figure, tmp_path / "figures" / "attention.png")
+    path = plots.save(figure, tmp_path / "figures" / "attention.png")
     with Image.open(path) as written:
         assert written.width == pytest.approx(120 * figure.get_figwidth(), abs=1)
 
 
 def test_loss_curves_draw_the_terms_that_were_logged():
     lines = [{"step": step, "loss": 9.0 / step, "clip": 5.0 / step, "learning_rate": 0.1} for step in (1, 50, 100)]
-    figure = visualize.loss_curves(lines)
+    figure = plots.loss_curves(lines)
     assert [axes.get_title(loc="left").split("\n")[0] for axes in figure.axes] == ["loss", "clip"]
     assert figure.axes[1].lines[0].get_xydata().tolist() == [[1, 5], [50, 0.1], [100, 0.05]]
 

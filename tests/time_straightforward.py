@@ -14,10 +14,11 @@ import numpy as np
 import optax
 import straightforward
 
-from detailclip_jax import centering, config, ema, experiment, mesh, optimizer
-from detailclip_jax.benchmark import timing
+from detailclip_jax import config
+from detailclip_jax.benchmarks import timing
 from detailclip_jax.data import lengths
-from detailclip_jax.train_step import clamp_logit_scale
+from detailclip_jax.training import centering, ema, experiment, mesh, optimizer
+from detailclip_jax.training.train_step import clamp_logit_scale
 
 START, END = 49406, 49407
 

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from detailclip_jax import config as config_lib
-from detailclip_jax import experiment, mesh, train_step
 from detailclip_jax.models import sizes
+from detailclip_jax.training import experiment, mesh, train_step
 
 BATCH, TEXT = 8, 12
 SIZE = {**sizes.SIZES["tiny"]._asdict(), "depth": 2, "text_depth": 1}  # fewer blocks: less to compile

@@ -8,7 +8,7 @@ States what differs from configs/vitb16_yfcc.py.
 from pathlib import Path
 
 from detailclip_jax import config as base
-from detailclip_jax import run_config
+from detailclip_jax.config import run_config
 
 PAPER = Path(__file__).parents[1] / "vitb16_yfcc.py"
 

@@ -9,7 +9,7 @@ and random erasing are left out.
 from pathlib import Path
 
 from detailclip_jax import config as base
-from detailclip_jax import run_config
+from detailclip_jax.config import run_config
 
 PAPER = Path(__file__).parents[1] / "vitb16_yfcc.py"
 

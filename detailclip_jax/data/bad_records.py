@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from detailclip_jax.terminal import printable
+from detailclip_jax.runtime.terminal import printable
 
 MIN_SEEN = 100  # records before the share of bad ones is judged
 MAX_SHOWN = 20  # in the log, and in the message of an error

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.data import mixture
-from detailclip_jax.data.components import components, is_endless
 from detailclip_jax.data.mixture import Mixture, Part, parts_of
 from detailclip_jax.data.sources import Example, MissingData, Source
 

@@ -13,9 +13,9 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from detailclip_jax.config.components import Component, components, whole_numbers
 from detailclip_jax.data import sources
 from detailclip_jax.data.caption_rules import FIELD, check_rule, field_names, text_fields
-from detailclip_jax.data.components import Component, components, whole_numbers
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 
 NUM_ASKED = 10  # examples of a set, spread over it, that are asked for their fields

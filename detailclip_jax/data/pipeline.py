@@ -31,7 +31,7 @@ from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import REDUCING_GAP, Crop, check_reducing_gap, crops_from_config, make_masks, make_views
 from detailclip_jax.data.workers import Prefetched
-from detailclip_jax.terminal import printable
+from detailclip_jax.runtime.terminal import printable
 
 Batch = dict[str, Any]
 

@@ -19,9 +19,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.components import Component
-from detailclip_jax.data.stickers import Stickers
-from detailclip_jax.files import whole
+from detailclip_jax.config.components import Component
+from detailclip_jax.data.stickers.stickers import Stickers
+from detailclip_jax.runtime.files import whole
 
 Example = dict[str, Any]
 CAPTION_FIELDS = ("title", "description", "captions", "caption", "text")  # of TFDS, in this order

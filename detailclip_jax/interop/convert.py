@@ -11,7 +11,6 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax import experiment
 from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
 from detailclip_jax.data import preprocessing
@@ -20,11 +19,12 @@ from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
 from detailclip_jax.interop.resizing import fit_cells, resize
 from detailclip_jax.interop.tables import Entry, StateDict, Table
-from detailclip_jax.masking import Rule
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.methods.masking import Rule
 from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.training import experiment
+from detailclip_jax.training.mesh import make_mesh
 from detailclip_jax.types import Params
 
 OPTIONS = (

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from detailclip_jax.files import whole
 from detailclip_jax.interop import torchscript
+from detailclip_jax.runtime.files import whole
 
 WEIGHT_FILES = (
     "open_clip_model.safetensors",

@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detailclip_jax import ema
-from detailclip_jax.files import replace_text
 from detailclip_jax.interop import files, functions, hub, hub_tokenizer, model_card, own, verify
 from detailclip_jax.interop.convert import to_state_dict
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.verify import Difference, Features
+from detailclip_jax.runtime.files import replace_text
+from detailclip_jax.training import ema
 from detailclip_jax.types import Params
 
 

@@ -12,15 +12,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import preprocessing
-from detailclip_jax.encode import encoders
-from detailclip_jax.files import replace_text, whole
 from detailclip_jax.interop import verify
 from detailclip_jax.interop.measure import spec_of
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.interop.verify import Difference, Features
+from detailclip_jax.kernels.products import EXACT
+from detailclip_jax.methods.encode import encoders
+from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.patches import normalise_pixels
-from detailclip_jax.products import EXACT
+from detailclip_jax.runtime.files import replace_text, whole
 from detailclip_jax.types import Array, Float, Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -14,7 +14,7 @@ from ftfy import chardata
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import tokenizer
-from detailclip_jax.files import replace_text
+from detailclip_jax.runtime.files import replace_text
 
 START, END = tokenizer.SPECIAL  # their texts
 WORDS = tokenizer.WORDS.pattern

@@ -14,11 +14,12 @@ from absl import logging
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from detailclip_jax import ema, experiment, run_config
+from detailclip_jax.config import run_config
 from detailclip_jax.interop import files
 from detailclip_jax.interop.tables import flatten
-from detailclip_jax.mesh import make_mesh
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.training import ema, experiment
+from detailclip_jax.training.mesh import make_mesh
 from detailclip_jax.types import Params
 
 FORMAT = "detailclip_jax"

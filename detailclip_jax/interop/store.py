@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax import checkpoint, experiment, provenance, run_config
-from detailclip_jax.devices import first_device
-from detailclip_jax.mesh import make_mesh
+from detailclip_jax.config import run_config
+from detailclip_jax.runtime import provenance
+from detailclip_jax.runtime.devices import first_device
+from detailclip_jax.training import checkpoint, experiment
+from detailclip_jax.training.mesh import make_mesh
 from detailclip_jax.types import Params
 
 

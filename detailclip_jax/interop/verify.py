@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.interop import files, hub
 from detailclip_jax.interop.measure import Spec, spec_of
+from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.products import EXACT
 from detailclip_jax.types import Array, Float, Int, Params
 
 TOLERANCE = 1e-4

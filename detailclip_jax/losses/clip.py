@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.losses.global_softmax import block_size, cross_entropies, gather, own_rows
+from detailclip_jax.kernels.global_softmax import block_size, cross_entropies, gather, own_rows
 from detailclip_jax.types import Array, Axis, Float, Scalar
 
 

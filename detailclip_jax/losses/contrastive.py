@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from detailclip_jax.kernels.global_softmax import block_size, cross_entropies, gather, own_rows
 from detailclip_jax.losses.clip import l2_normalise
-from detailclip_jax.losses.global_softmax import block_size, cross_entropies, gather, own_rows
 from detailclip_jax.types import Array, Axis, Float, Scalar
 
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.logits import Logits
-from detailclip_jax.losses import chunks
+from detailclip_jax.kernels import chunks
+from detailclip_jax.kernels.logits import Logits
 from detailclip_jax.types import Array, Bool, Float, Scalar
 
 Divergence = Callable[[Float[Array, "*batch C"], Float[Array, "*batch C"]], Float[Array, "*batch"]]

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import forward
-from detailclip_jax.forward import Method
+from detailclip_jax.methods import forward
 from detailclip_jax.methods.aclip import aclip
 from detailclip_jax.methods.clip import clip
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
 from detailclip_jax.methods.encoders import image_encoder
+from detailclip_jax.methods.forward import Method
 from detailclip_jax.methods.ibot import attmask, ibot
 from detailclip_jax.methods.mae import mae
 from detailclip_jax.methods.maskclip import maskclip

@@ -6,16 +6,16 @@ wrongly and often does not enclose the student's, and the command of its README 
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import masking, parts
-from detailclip_jax.forward import Method, Pass, fold, no_decoder, visible
+from detailclip_jax.methods import components, masking
+from detailclip_jax.methods.forward import Method, Pass, fold, no_decoder, visible
 
 
 def aclip(config: ConfigDict) -> Method:
     """The row `aclip`: crops "global" (u, v) and "enclosing"."""
     losses, views = config.losses, config.views
-    rule = parts.mask_rule(config)
+    rule = components.mask_rule(config)
     strategy = masking.strategy(config.masking.strategy)
-    parts.check_enclosing(views)
+    components.check_enclosing(views)
     if views.teacher != "enclosing":
         raise ValueError(
             f"method aclip's teacher looks at the larger crop; views.teacher is {views.teacher!r}, not 'enclosing'"
@@ -28,19 +28,21 @@ def aclip(config: ConfigDict) -> Method:
         ),
         ema=("image", "image_projection", "text", "text_projection", "byol_projector"),
         targets={"enclosing": "enclosing"},
-        mask=parts.mask_by(rule, strategy, parts.attention_at("enclosing", "global"), views.crops["global"].count),
+        mask=components.mask_by(
+            rule, strategy, components.attention_at("enclosing", "global"), views.crops["global"].count
+        ),
         passes={"visible": Pass("global", visible)},
         decode=no_decoder,
-        read=parts.read_caption,
+        read=components.read_caption,
         heads=(
-            parts.joint_head("visible"),
-            parts.ssl_head("visible", over=fold),
-            parts.byol_head("visible", "enclosing"),
+            components.joint_head("visible"),
+            components.ssl_head("visible", over=fold),
+            components.byol_head("visible", "enclosing"),
         ),
         losses={
-            "clip": parts.clip_term(),
-            "simclr": parts.simclr_term(losses.simclr_temperature),
-            "byol": parts.byol_term(),
+            "clip": components.clip_term(),
+            "simclr": components.simclr_term(losses.simclr_temperature),
+            "byol": components.byol_term(),
         },
         weights=losses.weights.to_dict(),
         centers={},

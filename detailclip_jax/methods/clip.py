@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import parts
-from detailclip_jax.forward import Method, Pass, no_decoder, no_mask, whole
+from detailclip_jax.methods import components
+from detailclip_jax.methods.forward import Method, Pass, no_decoder, no_mask, whole
 
 
 def clip(config: ConfigDict) -> Method:
@@ -16,9 +16,9 @@ def clip(config: ConfigDict) -> Method:
         mask=no_mask,
         passes={"whole": Pass("global", whole)},
         decode=no_decoder,
-        read=parts.read_caption,
-        heads=(parts.joint_head("whole"),),
-        losses={"clip": parts.clip_term()},
+        read=components.read_caption,
+        heads=(components.joint_head("whole"),),
+        losses={"clip": components.clip_term()},
         weights=config.losses.weights.to_dict(),
         centers={},
     )

@@ -2,17 +2,17 @@
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import masking, parts
-from detailclip_jax.forward import Method, Pass, visible
+from detailclip_jax.methods import components, masking
+from detailclip_jax.methods.forward import Method, Pass, visible
 from detailclip_jax.models import sizes
 
 
 def detailclip(config: ConfigDict) -> Method:
     """The row `detailclip`."""
     size, losses = sizes.size_of(config.model), config.losses
-    rule = parts.mask_rule(config)
+    rule = components.mask_rule(config)
     prototypes = config.model.prototypes or size.prototypes
-    passes, read = parts.teacher_attention(config.views)
+    passes, read = components.teacher_attention(config.views)
     strategy = masking.strategy(config.masking.strategy)
     return Method(
         name="detailclip",
@@ -22,21 +22,21 @@ def detailclip(config: ConfigDict) -> Method:
         ),
         ema=("image", "image_projection", "text", "text_projection", "prototype_head"),
         targets={"whole": "global", **passes},
-        mask=parts.mask_by(rule, strategy, read, config.views.crops["global"].count),
+        mask=components.mask_by(rule, strategy, read, config.views.crops["global"].count),
         passes={"visible": Pass("global", visible)},
-        decode=parts.decode("visible"),
-        read=parts.read_caption,
+        decode=components.decode("visible"),
+        read=components.read_caption,
         heads=(
-            parts.joint_head("visible"),
-            parts.cls_head(["visible"], "whole"),
-            parts.patch_head("whole"),
-            parts.pixel_head("global", size.patch_size, losses.normalise_pixels, losses.pixel_eps),
+            components.joint_head("visible"),
+            components.cls_head(["visible"], "whole"),
+            components.patch_head("whole"),
+            components.pixel_head("global", size.patch_size, losses.normalise_pixels, losses.pixel_eps),
         ),
         losses={
-            "clip": parts.clip_term(),
-            "cls": parts.cls_term(losses),
-            "patch": parts.patch_term(losses),
-            "reconstruction": parts.reconstruction_term(),
+            "clip": components.clip_term(),
+            "cls": components.cls_term(losses),
+            "patch": components.patch_term(losses),
+            "reconstruction": components.reconstruction_term(),
         },
         weights=losses.weights.to_dict(),
         centers={"cls": prototypes, "patch": prototypes},

@@ -2,14 +2,14 @@
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import parts
-from detailclip_jax.forward import Method, Pass, no_decoder, no_mask, no_text, whole
+from detailclip_jax.methods import components
+from detailclip_jax.methods.forward import Method, Pass, no_decoder, no_mask, no_text, whole
 from detailclip_jax.models import sizes
 
 
 def dino(config: ConfigDict) -> Method:
     """The row `dino`: crops "global" (two) and, where the config has them, "local"."""
-    local = parts.local_passes(config.views.crops)
+    local = components.local_passes(config.views.crops)
     return Method(
         name="dino",
         parts=("image", "prototype_head"),
@@ -19,8 +19,8 @@ def dino(config: ConfigDict) -> Method:
         passes={"whole": Pass("global", whole), **local},
         decode=no_decoder,
         read=no_text,
-        heads=(parts.cls_head(["whole", *local], "whole"),),
-        losses={"cls": parts.cls_term(config.losses)},
+        heads=(components.cls_head(["whole", *local], "whole"),),
+        losses={"cls": components.cls_term(config.losses)},
         weights=config.losses.weights.to_dict(),
         centers={"cls": config.model.prototypes or sizes.size_of(config.model).prototypes},
         interpolation="ibot",  # the published code of DINO, iBOT and AttMask

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.forward import Method, Pass, no_decoder, no_mask, no_text, whole
+from detailclip_jax.methods.forward import Method, Pass, no_decoder, no_mask, no_text, whole
 
 
 def image_encoder(config: ConfigDict) -> Method:

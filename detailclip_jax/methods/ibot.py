@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import parts
-from detailclip_jax.forward import Method, Pass, masked, no_text
+from detailclip_jax.methods import components
+from detailclip_jax.methods.forward import Method, Pass, masked, no_text
 from detailclip_jax.models import sizes
 
 
@@ -21,17 +21,17 @@ def ibot(config: ConfigDict) -> Method:
             f"views.crops.global.mask_grid {crop.get('mask_grid', 0)} must be {side}, the patches along a side, "
             "for ibot to draw its blocks"
         )
-    return _replaced("ibot", config, parts.mask_of_batch("global", int(crop.mask_ratio[1] * side**2)))
+    return _replaced("ibot", config, components.mask_of_batch("global", int(crop.mask_ratio[1] * side**2)))
 
 
 def attmask(config: ConfigDict) -> Method:
     """The row `attmask`: `masking.strategy` is attention_high or attention_hint."""
     side = sizes.num_side_patches(config.model)
-    return _replaced("attmask", config, parts.mask_highest(config.masking, "whole", side))
+    return _replaced("attmask", config, components.mask_highest(config.masking, "whole", side))
 
 
 def _replaced(name: str, config: ConfigDict, mask: Callable) -> Method:
-    losses, local = config.losses, parts.local_passes(config.views.crops)
+    losses, local = config.losses, components.local_passes(config.views.crops)
     prototypes = config.model.prototypes or sizes.size_of(config.model).prototypes
     return Method(
         name=name,
@@ -40,10 +40,10 @@ def _replaced(name: str, config: ConfigDict, mask: Callable) -> Method:
         targets={"whole": "global"},
         mask=mask,
         passes={"masked": Pass("global", masked), **local},
-        decode=parts.tokens_at_hidden("masked"),
+        decode=components.tokens_at_hidden("masked"),
         read=no_text,
-        heads=(parts.cls_head(["masked", *local], "whole"), parts.patch_head("whole")),
-        losses={"cls": parts.cls_term(losses), "patch": parts.patch_term(losses)},
+        heads=(components.cls_head(["masked", *local], "whole"), components.patch_head("whole")),
+        losses={"cls": components.cls_term(losses), "patch": components.patch_term(losses)},
         weights=losses.weights.to_dict(),
         centers={"cls": prototypes, "patch": prototypes},
         interpolation="ibot",  # the published code of DINO, iBOT and AttMask

@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import masking, parts
-from detailclip_jax.forward import Method, Pass, no_text, visible
+from detailclip_jax.methods import components, masking
+from detailclip_jax.methods.forward import Method, Pass, no_text, visible
 from detailclip_jax.models import sizes
 
 
@@ -15,18 +15,18 @@ def mae(config: ConfigDict) -> Method:
             f"method mae has no attention to mask by; masking.strategy is {config.masking.strategy!r}, not 'random'"
         )
     patch_size = sizes.size_of(config.model).patch_size
-    rule = parts.mask_rule(config)
+    rule = components.mask_rule(config)
     return Method(
         name="mae",
         parts=("image", "decoder", "pixel_head"),
         ema=(),
         targets={},
-        mask=parts.mask_by(rule, masking.random, parts.no_attention, views),
+        mask=components.mask_by(rule, masking.random, components.no_attention, views),
         passes={"visible": Pass("global", visible)},
-        decode=parts.decode("visible"),
+        decode=components.decode("visible"),
         read=no_text,
-        heads=(parts.pixel_head("global", patch_size, losses.normalise_pixels, losses.pixel_eps),),
-        losses={"reconstruction": parts.reconstruction_term()},
+        heads=(components.pixel_head("global", patch_size, losses.normalise_pixels, losses.pixel_eps),),
+        losses={"reconstruction": components.reconstruction_term()},
         weights=losses.weights.to_dict(),
         centers={},
         peak_twice=False,  # MAE's code, as is the rounding of `parts.mask_rule`

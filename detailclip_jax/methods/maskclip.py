@@ -7,15 +7,15 @@ out.
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import masking, parts
-from detailclip_jax.forward import Method, Pass, visible, whole
+from detailclip_jax.methods import components, masking
+from detailclip_jax.methods.forward import Method, Pass, visible, whole
 from detailclip_jax.models import sizes
 
 
 def maskclip(config: ConfigDict) -> Method:
     """The row `maskclip`: the caption meets the whole view; eq. 7 teaches the decoder at hidden patches."""
     losses, size = config.losses, sizes.size_of(config.model)
-    rule = parts.mask_rule(config)
+    rule = components.mask_rule(config)
     strategy, views = masking.strategy(config.masking.strategy), config.views.crops["global"].count
     return Method(
         name="maskclip",
@@ -25,12 +25,12 @@ def maskclip(config: ConfigDict) -> Method:
         ),
         ema=("image", "image_projection", "text", "text_projection", "prototype_head"),
         targets={"whole": "global"},
-        mask=parts.mask_by(rule, strategy, parts.attention_of("whole"), views),
+        mask=components.mask_by(rule, strategy, components.attention_of("whole"), views),
         passes={"whole": Pass("global", whole), "visible": Pass("global", visible)},
-        decode=parts.decode("visible"),
-        read=parts.read_caption,
-        heads=(parts.joint_head("whole"), parts.patch_head("whole")),
-        losses={"clip": parts.clip_term(), "patch": parts.patch_term(losses)},
+        decode=components.decode("visible"),
+        read=components.read_caption,
+        heads=(components.joint_head("whole"), components.patch_head("whole")),
+        losses={"clip": components.clip_term(), "patch": components.patch_term(losses)},
         weights=losses.weights.to_dict(),
         centers={"patch": config.model.prototypes or size.prototypes},
     )

@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import parts
-from detailclip_jax.forward import Method, Pass, loop, no_decoder, no_mask, whole
+from detailclip_jax.methods import components
+from detailclip_jax.methods.forward import Method, Pass, loop, no_decoder, no_mask, whole
 
 
 def slip(config: ConfigDict) -> Method:
@@ -16,9 +16,9 @@ def slip(config: ConfigDict) -> Method:
         mask=no_mask,
         passes={"clean": Pass("clean", whole), "whole": Pass("global", whole)},
         decode=no_decoder,
-        read=parts.read_caption,
-        heads=(parts.joint_head("clean"), parts.ssl_head("whole", over=loop)),
-        losses={"clip": parts.clip_term(), "simclr": parts.simclr_term(config.losses.simclr_temperature)},
+        read=components.read_caption,
+        heads=(components.joint_head("clean"), components.ssl_head("whole", over=loop)),
+        losses={"clip": components.clip_term(), "simclr": components.simclr_term(config.losses.simclr_temperature)},
         weights=config.losses.weights.to_dict(),
         centers={},
     )

@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import parts
-from detailclip_jax.forward import Method, Pass, no_decoder, no_mask, no_text, whole
+from detailclip_jax.methods import components
+from detailclip_jax.methods.forward import Method, Pass, no_decoder, no_mask, no_text, whole
 
 
 def supervised(config: ConfigDict) -> Method:
@@ -18,8 +18,8 @@ def supervised(config: ConfigDict) -> Method:
         passes={"whole": Pass("global", whole)},
         decode=no_decoder,
         read=no_text,
-        heads=(parts.class_head("whole"),),
-        losses={"labels": parts.label_term(config.losses.label_smoothing, mixed)},
+        heads=(components.class_head("whole"),),
+        losses={"labels": components.label_term(config.losses.label_smoothing, mixed)},
         weights=config.losses.weights.to_dict(),
         centers={},
     )

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from detailclip_jax.kernels.products import matmul_precision, precision_of
 from detailclip_jax.models.layers import Initialiser, Linear, Weights, affine
-from detailclip_jax.products import matmul_precision, precision_of
 from detailclip_jax.types import Array, Bool, Float
 
 Kernel: TypeAlias = Literal["xla", "cudnn"]

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from detailclip_jax.kernels.products import PRODUCT, rows_at
 from detailclip_jax.models.attention import Attention, Kernel
 from detailclip_jax.models.layers import Initialiser, LayerNorm, Linear, exact_gelu
-from detailclip_jax.products import PRODUCT, rows_at
 from detailclip_jax.types import Array, Bool, Float, Int, PyTree
 
 Gather: TypeAlias = Callable[[PyTree], PyTree]  # shards of parameters -> whole ones, on all devices

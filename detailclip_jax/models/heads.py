@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.logits import Logits
+from detailclip_jax.kernels.logits import Logits
 from detailclip_jax.models.layers import Linear, exact_gelu, uniform_fan_in
 from detailclip_jax.types import Array, Float, Scalar
 

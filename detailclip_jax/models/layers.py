@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.products import plus, product
+from detailclip_jax.kernels.products import plus, product
 from detailclip_jax.types import Array, Float
 
 Initialiser = Callable[..., Array]

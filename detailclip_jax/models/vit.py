@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from detailclip_jax.kernels.products import rows_at, spread
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, BlockInit, Gather, branch_scales, run_blocks
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, uniform_fan_in
+from detailclip_jax.models.patches import patchify, take
 from detailclip_jax.models.positions import interpolate, sincos_positions
-from detailclip_jax.patches import patchify, take
-from detailclip_jax.products import rows_at, spread
 from detailclip_jax.types import Array, Bool, Float, Int, Tokens
 
 NORMAL = nn.initializers.normal(0.02)

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.regular_files import MAX_BYTES, NotRegular, check_regular, open_regular
-from detailclip_jax.files import whole as written_whole
-from detailclip_jax.terminal import json_escaped
+from detailclip_jax.runtime.files import whole as written_whole
+from detailclip_jax.runtime.terminal import json_escaped
 
 MAX_LINE = 2**20  # characters of a line, and of a field, of a table
 MAX_RATIO, FREE_BYTES = 100, 64 * 2**20  # a file may unpack to so many times its size, or to so many bytes

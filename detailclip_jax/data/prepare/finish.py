@@ -12,7 +12,7 @@ from detailclip_jax.data.prepare.files import whole, write_json
 from detailclip_jax.data.prepare.job import DATASET, FORMAT, Job, Request
 from detailclip_jax.data.prepare.known import KNOWN
 from detailclip_jax.data.prepare.records import SCHEMA
-from detailclip_jax.locks import alone
+from detailclip_jax.runtime.locks import alone
 
 
 def load(folder: str) -> dict[str, Any]:

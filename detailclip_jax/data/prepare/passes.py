@@ -27,7 +27,7 @@ from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, bucket_of
 from detailclip_jax.data.prepare.sources import source_of
 from detailclip_jax.data.prepare.spill import Entry, Spill, SpillWriter
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
-from detailclip_jax.files import whole as written_whole
+from detailclip_jax.runtime.files import whole as written_whole
 
 ARRAY_RECORD = "group_size:1,uncompressed"  # one record per block: random access; pictures are compressed already
 COUNTED_CHARACTERS = 2000  # of a caption; its length in tokens is that of its beginning

@@ -1,0 +1,99 @@
+"""The command; see `--help`."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from detailclip_jax.benchmarks import options, report, variants
+from detailclip_jax.config.settings import parse_setting
+from detailclip_jax.runtime.terminal import complain
+
+USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
+FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length")
+BATCH = 32
+FORCED = "xla_force_host_platform_device_count"  # another way to set the number of CPU devices; not both
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the flags and --set change of the config, by short name or dotted field."""
+    given = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
+    return {"batch": BATCH, **given, **dict(map(parse_setting, arguments.set))}
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """ValueError for numbers that cannot be meant."""
+    for name in ("rounds", "steps", "devices", "batch", "examples", "image_size", "width", "workers"):
+        value = getattr(arguments, name, None)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}={value} must be at least 1")
+
+
+def devices_for(wanted: int | None) -> Sequence[Any]:
+    """That many devices: the real ones, or where there are fewer the CPU in so many parts."""
+    import jax
+
+    if wanted is not None and FORCED not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # jax runs already, with the devices that it has
+            jax.config.update("jax_num_cpu_devices", wanted)
+    if wanted is None or len(jax.devices()) >= wanted:
+        return jax.devices()[:wanted]
+    if len(cpu := jax.devices("cpu")) < wanted:
+        raise ValueError(f"--devices={wanted}, but there are {len(cpu)}")
+    return cpu[:wanted]
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The command's records."""
+    check(arguments)
+    if arguments.command == "data":
+        from detailclip_jax.benchmarks import data
+
+        return data.run(arguments)
+    against = getattr(arguments, "against", None)
+    found = variants.pair(arguments.config, settings(arguments), against, arguments.image_size)
+    devices = devices_for(arguments.devices)
+    if arguments.command == "step":
+        from detailclip_jax.benchmarks import step
+
+        return step.run(found, devices, arguments)
+    if arguments.command == "loss":
+        from detailclip_jax.benchmarks import loss
+
+        return loss.run(found[0], devices, arguments)
+    from detailclip_jax.benchmarks import collectives
+
+    return collectives.run(found[0], devices, arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code, with a message instead of a traceback for what a user can mend."""
+    arguments = options.parser().parse_args(argv)
+    arguments.progress = sys.stderr
+    try:
+        report.write_json(arguments.json, measure(arguments))
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        return _failed(error, USAGE_ERROR)
+    except KeyboardInterrupt:
+        return _failed("interrupted", INTERRUPTED)
+    except RuntimeError as error:  # the devices' own: out of memory, above all
+        return _failed(_explained(error), RUN_ERROR)
+    return 0
+
+
+def _explained(error: RuntimeError) -> str:
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text:
+        return text
+    return f"out of memory: take a smaller --batch, or --remat=full ({text.splitlines()[0]})"
+
+
+def _failed(message: object, code: int) -> int:
+    complain(f"error: {message}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""The data: pictures per second of a core, by stage, and the devices that this feeds."""
+
+import argparse
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from detailclip_jax.benchmarks import peaks, report, stages, theory, timing, torchvision_views, variants
+from detailclip_jax.benchmarks.pictures import MadeUp
+from detailclip_jax.benchmarks.stages import STAGES, Recipe, Stopwatch
+from detailclip_jax.benchmarks.timing import Spread
+from detailclip_jax.config.settings import parse_setting
+from detailclip_jax.data import pipeline
+from detailclip_jax.data.decoding import BadImage, Decoded, decode
+from detailclip_jax.data.mixture import order_of
+from detailclip_jax.data.sources import BadRecord, Example, Source
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.views import crops_from_config
+from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.progress import Console
+
+UTILISATION = 0.4  # of the peak, that a device is assumed to reach
+SHOWN = ("A100 80GB", "H100 SXM", "L4", "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e")
+
+
+class Versus(NamedTuple):
+    """One of our stages beside torchvision's: seconds of a picture, and how many times faster ours is."""
+
+    ours: Spread
+    theirs: Spread
+    faster: Spread
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measures, prints, and returns the records for JSON."""
+    console = Console(stream=arguments.progress)
+    config = config_of(arguments)
+    source = open_source(config, arguments.size)
+    recipe = recipe_of(config)
+    theirs = torchvision_views.transforms(recipe.crops) if arguments.against else []
+    order = order_of(source, seed=0)
+    indices = [int(order[position]) for position in range(arguments.examples)]
+    rounds = measure(source, indices, recipe, arguments.rounds, console)
+    seconds = {stage: timing.spread([one[stage] for one in rounds]) for stage in STAGES}
+    against = compare(source, indices, recipe, theirs, arguments.rounds, console) if arguments.against else {}
+    rate = pipeline_rate(config, source, arguments, console) if arguments.workers else None
+    console.end_live()
+    print(text(source, config, seconds, against, rate, arguments.workers))
+    return records(seconds, against, rate, arguments.workers)
+
+
+def config_of(arguments: argparse.Namespace) -> ConfigDict:
+    """The config whose crops, captions and source are measured."""
+    fields = dict(map(parse_setting, arguments.set))
+    if arguments.method:
+        fields["method"] = arguments.method
+    if arguments.path:
+        fields["data.path"] = arguments.path
+    return variants.build(arguments.config, fields).config
+
+
+def open_source(config: ConfigDict, size: tuple[int, int] | None = None) -> Source:
+    """The config's source; made-up pictures, of a width and height, where it names no folder."""
+    if config.data.source != "stickers" and not config.data.path:
+        return MadeUp(*reversed(size)) if size else MadeUp()
+    if size:
+        raise ValueError(f"--size={size[0]}x{size[1]} is of pictures made on the fly, but the config names a data set")
+    return pipeline.open_source(config)
+
+
+def recipe_of(config: ConfigDict) -> Recipe:
+    """Crops and captions of a config."""
+    tokenizer = Tokenizer(config.model.context_length, config.data.keep_eot)
+    crops = crops_from_config(config.views.crops)
+    return Recipe(crops, tokenizer, config.data.caption, config.data.reducing_gap)
+
+
+def measure(
+    source: Source, indices: Sequence[int], recipe: Recipe, rounds: int, console: Console
+) -> list[dict[str, float]]:
+    """Seconds of a picture in every stage, round by round; ValueError where nothing could be read."""
+    cv2.setNumThreads(0)  # one core
+    if not stages.prepare(source, indices, recipe, Stopwatch()):
+        raise ValueError(f"none of the {len(indices)} records that were drawn from {_name(source)} is readable")
+    made, report_round = [], timing.reporter(console, rounds)
+
+    def once() -> None:
+        watch = Stopwatch()
+        count = stages.prepare(source, indices, recipe, watch, seed=len(made))
+        made.append({stage: seconds / count for stage, seconds in watch.seconds.items()})
+
+    timing.interleaved([once], rounds, report=report_round)
+    return made
+
+
+def compare(
+    source: Source,
+    indices: Sequence[int],
+    recipe: Recipe,
+    theirs: Sequence[torchvision_views.Transform],
+    rounds: int,
+    console: Console,
+) -> dict[str, Versus]:
+    """Decoding and views beside torchvision's, on the same pictures, in turn."""
+    examples = list(readable(source, indices))
+    pictures = [picture for _, picture in examples]
+    pillow, rng, watch = [Image.fromarray(picture) for picture in pictures], np.random.default_rng(0), Stopwatch()
+
+    def our_views() -> None:
+        for picture in pictures:
+            stages.make_views(Decoded(picture, *picture.shape[:2]), recipe, watch, rng)
+
+    def their_views() -> None:
+        for picture in pillow:
+            for transform in theirs:
+                transform(picture)
+
+    pairs: dict[str, tuple] = {"views": (our_views, their_views)}
+    files = [example["image"] for example, _ in examples if isinstance(example["image"], bytes)]
+    if files:
+        pairs["decode"] = (
+            lambda: [decode(data) for data in files],
+            lambda: [torchvision_views.decode(data) for data in files],
+        )
+    console.live("beside torchvision")
+    return {name: _versus(pair, len(examples), rounds) for name, pair in pairs.items()}
+
+
+def readable(source: Source, indices: Sequence[int]) -> Iterator[tuple[Example, stages.Picture]]:
+    """Examples with their pictures, without the unreadable ones."""
+    for index in indices:
+        with contextlib.suppress(BadRecord, BadImage):
+            example = source[index]
+            yield example, stages.decoded(example)
+
+
+def _versus(pair: tuple, count: int, rounds: int) -> Versus:
+    for call in pair:
+        call()
+    times = timing.interleaved(pair, rounds, clock=time.thread_time)
+    ours, theirs = ([seconds / count for seconds in row] for row in times)
+    return Versus(timing.spread(ours), timing.spread(theirs), timing.ratios(theirs, ours))
+
+
+def pipeline_rate(config: ConfigDict, source: Source, arguments: argparse.Namespace, console: Console) -> Spread:
+    """Pictures per second of the whole pipeline by the clock, with worker processes."""
+    changed = ConfigDict(config.to_dict())
+    changed.batch_size, changed.data.num_workers = arguments.examples, arguments.workers
+    changed.data.prefetch = 2 * arguments.workers
+    console.live(f"the whole pipeline with {arguments.workers} workers")
+    with contextlib.closing(pipeline.open_pipeline(changed, source)) as batches:
+        for _ in range(2 * changed.data.prefetch):  # what was ready before the clock started
+            next(batches)
+        times = timing.interleaved([lambda: next(batches)], max(arguments.rounds, 2 * arguments.workers))[0]
+    whole = sum(times)
+    return Spread(
+        arguments.examples * len(times) / whole, arguments.examples / max(times), arguments.examples / min(times)
+    )
+
+
+def text(source, config, seconds, against, rate, workers) -> str:
+    """The tables."""
+    whole = sum(spread.median for spread in seconds.values())
+    rows = [["stage", "ms a picture (range)", "share", "pictures/s a core"]]
+    for stage, one in seconds.items():
+        ms = Spread(*(1e3 * value for value in one))
+        speed = report.number(1 / one.median if one.median else None)
+        rows.append([stage, str(ms), f"{one.median / whole:.1%}", speed])
+    rows.append(["all", f"{1e3 * whole:.3g}", "100.0%", report.number(1 / whole)])
+    number = sum(crop.count for crop in recipe_of(config).crops.values())
+    title = f"{_name(source)}; {number} views a picture; CPU time of one thread"
+    blocks = [title, report.table(rows)]
+    if against:
+        blocks.append(_against_text(against))
+    if rate:
+        blocks.append(f"the whole pipeline with {workers} workers: {rate} pictures/s by the clock")
+    return "\n\n".join([*blocks, feeds(config, 1 / whole)])
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, MadeUp):
+        size = np.mean([len(source[index]["image"]) for index in range(8)]) / 1e3
+        return f"JPEG of {source.width} x {source.height}, {size:.0f} KB, made on the fly (no data.path is given)"
+    return getattr(source, "name", type(source).__name__)
+
+
+def _against_text(against: dict[str, Versus]) -> str:
+    rows = [["in turn, ms a picture", "here", "torchvision", "times as fast (range)"]]
+    for name, one in against.items():
+        rows.append([name, f"{1e3 * one.ours.median:.3g}", f"{1e3 * one.theirs.median:.3g}", str(one.faster)])
+    return report.table(rows)
+
+
+def feeds(config: ConfigDict, rate: float) -> str:
+    """Which devices a core, and this machine, keep busy with the config's step."""
+    flops = sum(w.flops for w in theory.components(config, config.batch_size, config.model.context_length).values())
+    cores = usable_cores()
+    step = f"{config.method} {config.model.size}, {flops / 1e9:.4g} GFLOP a pair on paper, bfloat16"
+    rows = [[f"device at {UTILISATION:.0%} of its peak", "pairs/s", "cores it needs", f"fed by {cores} cores"]]
+    for device in (device for device in peaks.DEVICES if device.name in SHOWN):
+        asked = UTILISATION * 1e12 * device.bfloat16 / flops
+        rows.append([device.name, report.number(asked), f"{asked / rate:.1f}", f"{min(1.0, cores * rate / asked):.0%}"])
+    return f"{step}\n{report.table(rows)}"
+
+
+def records(seconds, against, rate, workers) -> list[dict[str, Any]]:
+    """As JSON: one object per stage, then the whole."""
+    whole = sum(one.median for one in seconds.values())
+    entries = {**{stage: one.median for stage, one in seconds.items()}, "all": whole}
+    made = [
+        {
+            "command": "data",
+            "stage": stage,
+            "seconds_per_image": value,
+            "share": value / whole,
+            "images_per_second_per_core": 1 / value if value else None,
+        }
+        for stage, value in entries.items()
+    ]
+    made += [
+        {
+            "command": "data",
+            "stage": f"{name}, beside torchvision",
+            "seconds_per_image": one.ours.median,
+            "torchvision_seconds_per_image": one.theirs.median,
+            "times_as_fast": list(one.faster),
+        }
+        for name, one in against.items()
+    ]
+    if rate:
+        made.append({"command": "data", "stage": "pipeline", "workers": workers, "images_per_second": rate.median})
+    return made

@@ -1,0 +1,152 @@
+"""The losses alone, with their gradients, on arrays of the shapes that the heads make."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from detailclip_jax.benchmarks import counting, report, timing
+from detailclip_jax.benchmarks.variants import Variant
+from detailclip_jax.config import unknown
+from detailclip_jax.methods import forward
+from detailclip_jax.methods.forward import Context, Forward
+from detailclip_jax.models import sizes
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.training import experiment as experiments
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training.experiment import Experiment
+from detailclip_jax.types import PyTree
+
+ALL, TEMPERATURE = "all", 0.05
+LABELS = ("label", "other_label", "share")  # of a batch
+
+
+def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compiles the gradient of the losses (and times it with --run), prints, and returns the record for JSON."""
+    console = Console(stream=arguments.progress)
+    if arguments.width:
+        widen(variant, arguments.width)
+    mesh = meshes.make_mesh(devices)
+    experiment = experiments.build(variant.config, mesh)
+    gradient, shapes = build(experiment, arguments.term, mesh)
+    console.live("compiling")
+    lowered = gradient.lower(*shapes)
+    compiled = counting.compile(lowered)
+    seconds = time(compiled.run, shapes, arguments.rounds, console) if arguments.run else None
+    console.end_live()
+    memory, found = compiled.memory, record(variant, arguments.term, compiled, len(devices), seconds)
+    rows = [
+        ("term", arguments.term),
+        ("pairs, devices", f"{variant.batch}, {len(devices)} x {devices[0].device_kind}"),
+        ("arguments on a device", report.bytes_text(memory.arguments)),
+        ("gradients on a device", report.bytes_text(memory.outputs)),
+        ("temporaries on a device", report.bytes_text(memory.scratch)),
+        ("compile seconds", f"{compiled.seconds:.1f}"),
+        ("seconds (range)", str(seconds) if seconds else "-"),
+    ]
+    print(report.table(rows))
+    return [found]
+
+
+def record(variant: Variant, term: str, compiled: Any, num_devices: int, seconds: timing.Spread | None) -> dict:
+    """As JSON."""
+    return {
+        "command": "loss",
+        "term": term,
+        "method": variant.config.method,
+        "batch": variant.batch,
+        "width": sizes.size_of(variant.config.model).joint_width,
+        "devices": num_devices,
+        "argument_bytes": compiled.memory.arguments,
+        "gradient_bytes": compiled.memory.outputs,
+        "temp_bytes": compiled.memory.scratch,
+        "compile_seconds": compiled.seconds,
+        "seconds": seconds and seconds.median,
+    }
+
+
+def widen(variant: Variant, width: int) -> None:
+    """Another joint width: the size becomes a custom one."""
+    model = variant.config.model
+    changed = sizes.size_of(model)._replace(joint_width=width)._asdict()
+    model.size, model.custom = sizes.CUSTOM, changed
+
+
+def build(experiment: Experiment, term: str, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple[PyTree, ...]]:
+    """The gradient of one term (or of all) by what the heads made, and the shapes of what it takes.
+
+    Raises ValueError with the row's terms for one that it has not.
+    """
+    method, config = experiment.method, experiment.config
+    if term not in (ALL, *method.losses):
+        raise ValueError(unknown(f"term of {method.name}", term, (*method.losses, ALL)))
+    chosen = method.losses if term == ALL else {term: method.losses[term]}
+    (once, structure), (twice, _) = (record_of(experiment, chosen, n * config.batch_size) for n in (1, 2))
+    specs = [_spec(*pair) for pair in zip(once, twice)]
+    temperatures = dict.fromkeys(experiment.schedules.temperatures, jnp.asarray(TEMPERATURE))
+
+    def local(leaves: list[Any], centers: Mapping[str, Any]) -> Any:
+        line: Forward = jax.tree.unflatten(structure, leaves)
+        context = Context(centers, temperatures, meshes.BATCH, config.losses.clip_block)
+        terms = (method.weights[name] * loss.run(line, context)[0] for name, loss in chosen.items())
+        return jax.lax.pmean(sum(terms), meshes.BATCH)
+
+    def gradient(floats: list[Any], rest: list[Any], centers: Mapping[str, Any]) -> Any:
+        mapped = jax.shard_map(local, mesh=mesh, in_specs=(specs, P()), out_specs=P(), check_vma=False)
+        return jax.value_and_grad(lambda floats: mapped(_joined(floats, rest), centers))(floats)
+
+    placed = [_placed(leaf, mesh, spec) for leaf, spec in zip(once, specs)]
+    centers = jax.tree.map(lambda x: _placed(x, mesh, P()), experiment.state_shapes.centers)
+    return jax.jit(gradient), (*_split(placed), centers)
+
+
+def record_of(experiment: Experiment, losses: Mapping[str, forward.Loss], batch: int) -> tuple[list[Any], Any]:
+    """Shapes and structure of the record of a batch, without what these losses do not read."""
+    shapes = counting.batch_shapes(experiment.config, batch, experiment.config.model.context_length, experiment.mesh)
+    wanted, structures = {name for loss in losses.values() for name in loss.reads}, []
+
+    def leaves(state: Any, batch: Any) -> list[Any]:
+        line = experiment.line(state, batch)
+        heads = {name: made for name, made in line.heads.items() if name in wanted}
+        labels = {name: made for name, made in line.batch.items() if name in LABELS}
+        text = line.text if "clip" in losses else None
+        line = line.replace(batch=labels, views={}, targets={}, tokens={}, decoded=None, text=text, heads=heads)
+        flat, structure = jax.tree.flatten(line)
+        structures.append(structure)
+        return flat
+
+    return jax.eval_shape(leaves, experiment.state_shapes, shapes), structures[0]
+
+
+def _spec(once: Any, twice: Any) -> P:
+    """Spread along the axis that grows with the batch."""
+    return P(*(meshes.BATCH if a != b else None for a, b in zip(once.shape, twice.shape)))
+
+
+def _placed(leaf: Any, mesh: Mesh, spec: P) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+
+def _split(leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """The leaves with a gradient, and the others; None holds the places."""
+    floats = [leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None for leaf in leaves]
+    return floats, [None if kept is not None else leaf for kept, leaf in zip(floats, leaves)]
+
+
+def _joined(floats: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
+    return [other if kept is None else kept for kept, other in zip(floats, rest)]
+
+
+def time(run: Callable, shapes: PyTree, rounds: int, console: Console) -> timing.Spread:
+    """Seconds of the compiled gradient on noise."""
+    arrays = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), counting.noise(shapes), shapes)
+
+    def call() -> None:
+        jax.block_until_ready(run(*arrays))
+
+    call()
+    return timing.spread(timing.interleaved([call], rounds, report=timing.reporter(console, rounds))[0])

@@ -1,0 +1,221 @@
+"""The training step: counted, compiled, timed; one variant, or two in turn."""
+
+import argparse
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from detailclip_jax.benchmarks import counting, peaks, report, theory, timing
+from detailclip_jax.benchmarks.counting import Compiled
+from detailclip_jax.benchmarks.timing import Spread
+from detailclip_jax.benchmarks.variants import Variant
+from detailclip_jax.benchmarks.work import Work
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.training import experiment as experiments
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training.experiment import Experiment
+
+
+class Result(NamedTuple):
+    """All that is known of a variant; None where it was not asked for."""
+
+    variant: Variant
+    experiment: Experiment
+    flops: float  # per pair, counted by XLA on the straight step
+    parts: Mapping[str, Work]  # the same by part, on paper
+    state: Mapping[str, int]  # bytes
+    compiled: Compiled | None = None
+    seconds: Spread | None = None  # of a step
+    cpu_seconds: Spread | None = None  # instead, where the CPU's time was measured
+    peak: float | None = None  # FLOP/s of one device
+
+    @property
+    def devices(self) -> list[Any]:
+        """It runs on them."""
+        return list(self.experiment.mesh.devices.flat)
+
+    @property
+    def theory(self) -> int | float:
+        """FLOP per pair on paper."""
+        return sum(work.flops for work in self.parts.values())
+
+    @property
+    def pairs_per_second(self) -> float | None:
+        """On all devices."""
+        return self.seconds and self.variant.batch / self.seconds.median
+
+    @property
+    def utilisation(self) -> float | None:
+        """Counted operations per second over the peak: recomputation does not count."""
+        if not (self.pairs_per_second and self.peak):
+            return None
+        return self.flops * self.pairs_per_second / (self.peak * len(self.devices))
+
+
+def run(variants: Sequence[Variant], devices: Sequence[Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measures the variants as far as the arguments ask, prints, and returns the records for JSON."""
+    console = Console(stream=arguments.progress)
+    results = [analyse(variant, devices, arguments, console) for variant in variants]
+    times: list[list[float]] = []
+    if not (arguments.count_only or arguments.compile_only):
+        times = measure(results, arguments, console)
+        field = {"wall": "seconds", "cpu": "cpu_seconds"}[arguments.clock]
+        results = [result._replace(**{field: timing.spread(row)}) for result, row in zip(results, times)]
+    faster = timing.ratios(*times) if len(times) == 2 else None
+    print(text(results, faster))
+    return [record(result, faster if index else None) for index, result in enumerate(results)]
+
+
+def analyse(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace, console: Console) -> Result:
+    """All but the time."""
+    batch = variant.batch
+    peak = peaks.peak_flops(devices[0].device_kind, variant.config.model.dtype, arguments.peak)
+    console.live(f"{variant.name}: counting (a few seconds)")
+    flops = counting.count_flops(variant)
+    experiment = experiments.build(variant.config, make_mesh(variant, devices))
+    parameters = counting.count_parameters(experiment)
+    parts = theory.components(variant.config, batch, variant.words)
+    parts["optimiser"] = theory.optimiser(parameters, batch)
+    result = Result(variant, experiment, flops, parts, theory.state_bytes(parameters), peak=peak)
+    if not arguments.count_only:
+        console.live(f"{variant.name}: compiling (a minute for ViT-B/16 on a CPU)")
+        result = result._replace(compiled=counting.compile(counting.lower(experiment, batch, variant.words)))
+    console.end_live()
+    return result
+
+
+def make_mesh(variant: Variant, devices: Sequence[Any]) -> Any:
+    """The mesh that the config asks for."""
+    return meshes.make_mesh(devices, fsdp=variant.config.mesh.fsdp)
+
+
+class Stepper:
+    """A step with its state and one batch of noise, which stays on the devices."""
+
+    def __init__(self, experiment: Experiment, step: Any, variant: Variant):
+        """Makes the state and the batch; the first call warms up."""
+        shapes = counting.batch_shapes(variant.config, variant.batch, variant.words, experiment.mesh)
+        self.step, self.state = step, experiment.init(variant.config.seed)
+        self.batch = experiment.put(counting.example_batch(shapes))
+
+    def __call__(self, steps: int = 1) -> None:
+        """Takes steps and waits for the last."""
+        for _ in range(steps):
+            self.state, _ = self.step(self.state, self.batch)
+        jax.block_until_ready(self.state)
+
+
+def measure(results: Sequence[Result], arguments: argparse.Namespace, console: Console) -> list[list[float]]:
+    """Seconds of a step of every variant, round by round, the variants in turn."""
+    steppers = []
+    for result in results:
+        console.live(f"{result.variant.name}: state and first steps")
+        steppers.append(Stepper(result.experiment, result.compiled and result.compiled.run, result.variant))
+        steppers[-1]()
+    steps = arguments.steps or timing.steps_for(timing.interleaved(steppers, 1)[0][0])
+    calls = [functools.partial(stepper, steps) for stepper in steppers]
+    report_round = timing.reporter(console, arguments.rounds)
+    with tracing(arguments.profile):
+        times = timing.interleaved(calls, arguments.rounds, timing.CLOCKS[arguments.clock], report_round)
+    console.end_live()
+    return [[seconds / steps for seconds in row] for row in times]
+
+
+def tracing(folder: str | None) -> contextlib.AbstractContextManager:
+    """A trace of what runs inside, for TensorBoard's profiler or ui.perfetto.dev; nothing without a folder."""
+    return jax.profiler.trace(folder) if folder else contextlib.nullcontext()
+
+
+def text(results: Sequence[Result], faster: Spread | None) -> str:
+    """The tables."""
+    kinds = sorted({device.device_kind for result in results for device in result.devices})
+    columns = [["", *(result.variant.name for result in results)]]
+    rows = ([name, *(form(result) for result in results)] for name, form in ROWS.items())
+    columns += [row for row in rows if set(row[1:]) != {"-"}]
+    blocks = [f"{len(results[0].devices)} x {', '.join(kinds)}", report.table(columns)]
+    if results[0].compiled and getattr(jax.config, "jax_compilation_cache_dir", None):
+        blocks.append(
+            "a compilation cache is set (JAX_COMPILATION_CACHE_DIR): seconds to compile may be seconds to read"
+        )
+    if all(result.peak is None for result in results) and results[0].seconds:
+        blocks.append(peaks.unknown_peak(kinds[0]))
+    if faster:
+        blocks.append(f"{results[1].variant.name} is {faster} times as fast, measured in turn")
+    return "\n\n".join([*blocks, *(parts_text(result) for result in results)])
+
+
+def _of_compiled(form: Callable[[Compiled], str]) -> Callable[[Result], str]:
+    return lambda result: form(result.compiled) if result.compiled else "-"
+
+
+def _settings(result: Result) -> str:
+    model = result.variant.config.model
+    return f"{result.variant.config.method} {model.size} {model.dtype} remat={model.remat}"
+
+
+ROWS: dict[str, Callable[[Result], str]] = {
+    "what": _settings,
+    "batch, tokens of text": lambda r: f"{r.variant.batch}, {r.variant.words}",
+    "GFLOP/pair, counted": lambda r: report.number(r.flops, 1e9),
+    "GFLOP/pair, on paper": lambda r: report.number(r.theory, 1e9),
+    "state": lambda r: report.bytes_text(sum(r.state.values())),
+    "arguments on a device": _of_compiled(lambda c: report.bytes_text(c.memory.arguments)),
+    "temporaries on a device": _of_compiled(lambda c: report.bytes_text(c.memory.temporaries)),
+    "both": _of_compiled(lambda c: report.bytes_text(c.memory.total)),
+    "bytes accessed (XLA, loops once)": _of_compiled(lambda c: report.bytes_text(c.accessed)),
+    "compile seconds (of CPU)": _of_compiled(lambda c: f"{c.seconds:.1f} ({c.cpu_seconds:.1f})"),
+    "step seconds (range)": lambda r: str(r.seconds) if r.seconds else "-",
+    "step, seconds of CPU (range)": lambda r: str(r.cpu_seconds) if r.cpu_seconds else "-",
+    "pairs/s": lambda r: report.number(r.pairs_per_second),
+    "utilisation": lambda r: report.number(r.utilisation, 1, ".1%"),
+}
+
+
+def parts_text(result: Result) -> str:
+    """The share of every part, on paper."""
+    rows = [["on paper, per pair", "products, forward", "backward", "other", "GFLOP", "share", "MB"]]
+    size, batch, whole = result.variant.config.model.dtype, result.variant.batch, result.theory
+    itemsize = 2 if size == "bfloat16" else 4
+    for name, work in result.parts.items():
+        moved = work.traffic(batch, 4 if name == "optimiser" else itemsize)
+        numbers = [f"{value / 1e9:.3f}" for value in (work.forward, work.backward, work.elementwise, work.flops)]
+        rows.append([name, *numbers, f"{work.flops / whole:.1%}", f"{moved / 1e6:.1f}"])
+    return f"{result.variant.name}\n{report.table(rows)}"
+
+
+def record(result: Result, faster: Spread | None) -> dict[str, Any]:
+    """A result as JSON, null where nothing was measured."""
+    config, compiled, seconds = result.variant.config, result.compiled, result.seconds
+    return {
+        "command": "step",
+        "name": result.variant.name,
+        "method": config.method,
+        "size": config.model.size,
+        "batch": result.variant.batch,
+        "dtype": config.model.dtype,
+        "remat": config.model.remat,
+        "scan": config.model.get("scan"),
+        "text_length": result.variant.words,
+        "device": result.devices[0].device_kind,
+        "num_devices": len(result.devices),
+        "flops_per_pair": result.flops,
+        "flops_per_pair_on_paper": result.theory,
+        "flops_by_part": {name: work.flops for name, work in result.parts.items()},
+        "state_bytes": sum(result.state.values()),
+        "argument_bytes": compiled and compiled.memory.arguments,
+        "temp_bytes": compiled and compiled.memory.temporaries,
+        "total_bytes": compiled and compiled.memory.total,
+        "bytes_accessed": compiled and compiled.accessed,
+        "compile_seconds": compiled and compiled.seconds,
+        "compile_cpu_seconds": compiled and compiled.cpu_seconds,
+        "step_seconds": seconds and seconds.median,
+        "step_seconds_range": seconds and [seconds.low, seconds.high],
+        "step_cpu_seconds": result.cpu_seconds and result.cpu_seconds.median,
+        "pairs_per_second": result.pairs_per_second,
+        "peak_flops": result.peak,
+        "utilisation": result.utilisation,
+        "times_as_fast": faster and list(faster),
+    }

@@ -1,0 +1,75 @@
+"""Time, with the variants in turn: what else the machine does then falls on all of them."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from detailclip_jax.runtime.progress import Console, duration
+
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+class Spread(NamedTuple):
+    """Middle and ends of repeated measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, smallest and largest."""
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def interleaved(
+    calls: Sequence[Callable[[], object]],
+    rounds: int,
+    clock: Clock = time.perf_counter,
+    report: Callable[[int, float], None] = lambda done, seconds: None,
+) -> list[list[float]]:
+    """Seconds of every call in every round: first to last in even rounds, last to first in odd ones.
+
+    `report` hears after each round how many are done and how long this one took.  Ctrl-C ends the measurement; whole
+    rounds count, and without any it is passed on.
+    """
+    done: list[list[float]] = []
+    try:
+        for number in range(rounds):
+            order = range(len(calls)) if number % 2 == 0 else range(len(calls) - 1, -1, -1)
+            times = dict.fromkeys(order, 0.0)
+            for index in order:
+                began = clock()
+                calls[index]()
+                times[index] = clock() - began
+            done.append([times[index] for index in range(len(calls))])
+            report(number + 1, sum(times.values()))
+    except KeyboardInterrupt:
+        if not done:
+            raise
+    return [list(column) for column in zip(*done)]
+
+
+def ratios(first: Sequence[float], second: Sequence[float]) -> Spread:
+    """How many times faster the second is, round by round: more than 1 where it is."""
+    return spread([a / b for a, b in zip(first, second)])
+
+
+def steps_for(seconds: float, wanted: float = 1.0, most: int = 50) -> int:
+    """How many steps of that length make a measurement of about a second."""
+    return max(1, min(most, round(wanted / max(seconds, 1e-9))))
+
+
+def reporter(console: Console, rounds: int) -> Callable[[int, float], None]:
+    """Prints a live line after each round."""
+
+    def report(done: int, seconds: float) -> None:
+        left = duration((rounds - done) * seconds)
+        console.live(f"round {done}/{rounds} | {seconds:.3g} s a round | {left} left | Ctrl-C ends it here")
+
+    return report

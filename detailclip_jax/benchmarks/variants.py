@@ -1,0 +1,114 @@
+"""From the command line to the configs that are measured: one, or two for a comparison."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.config import run_config
+from detailclip_jax.config.settings import parse_setting, set_fields, split_list
+from detailclip_jax.methods import METHODS
+from detailclip_jax.models import sizes
+from detailclip_jax.run.validation import check_choice, validate
+
+PAPER = "configs/vitb16_yfcc.py"
+SHORT = {  # what --against and the flags call a field
+    "size": "model.size",
+    "dtype": "model.dtype",
+    "remat": "model.remat",
+    "scan": "model.scan",
+    "batch": "batch_size",
+}
+BOOLS = {"true": True, "false": False}  # as a shell's user writes them
+STEPS = 10_000  # of a schedule whose length no number here depends on
+
+
+class Variant(NamedTuple):
+    """A step to measure."""
+
+    name: str
+    config: ConfigDict
+    words: int  # T of its batches
+
+    @property
+    def batch(self) -> int:
+        """Pairs of a step, over all devices."""
+        return self.config.batch_size
+
+
+def load(spec: str | None, method: str | None) -> ConfigDict:
+    """The config of a file (the paper's run without one) made for a method: its own recipe where there is one.
+
+    Raises FileNotFoundError and ValueError with the known names.
+    """
+    if method is not None:
+        check_choice("method", method, METHODS)
+    config = run_config.load(spec_for(spec or PAPER, method))
+    config.method = method or config.method
+    return config
+
+
+def spec_for(spec: str, method: str | None) -> str:
+    """The spec itself, with an argument, or the baseline beside it: whichever is made for the method."""
+    if method is None:
+        return spec
+    path = Path(spec.partition(":")[0])
+    folder = path.parent if path.parent.name == "baselines" else path.parent / "baselines"
+    try:
+        return run_config.made_for(spec, method)
+    except ValueError:
+        return str(folder / f"{method}.py")
+
+
+def split_settings(text: str) -> dict[str, Any]:
+    """ "dtype=bfloat16,remat=dots" as names and values; commas inside of brackets do not separate."""
+    return dict(map(parse_setting, split_list(text)))
+
+
+def build(
+    spec: str | None, settings: Mapping[str, Any], image_size: int | None = None, name: str = "as configured"
+) -> Variant:
+    """The variant that a config with these settings is; settings are short names or dotted fields.
+
+    Raises ValueError for what no config has or what cannot be meant.
+    """
+    settings = {name: BOOLS.get(value, value) if isinstance(value, str) else value for name, value in settings.items()}
+    config = load(spec, settings.pop("method", None))
+    words = settings.pop("text_length", None)
+    fields = {SHORT.get(field, field): value for field, value in settings.items()}
+    with config.unlocked():
+        set_fields(fields)(config)
+    resize(config, image_size or config.model.image_size)
+    if config.total_steps is None:
+        config.total_steps, config.steps_per_epoch = STEPS, STEPS // 10
+    validate(config)
+    return Variant(name, config, _words(config, words))
+
+
+def resize(config: ConfigDict, image_size: int) -> None:
+    """Another size of image: the crops of the old one get it, and block masks the new grid."""
+    old, config.model.image_size = config.model.image_size, image_size
+    for crop in config.views.crops.values():
+        if crop.size == old:
+            crop.size = image_size
+        if crop.get("mask_grid", 0):
+            crop.mask_grid = crop.size // sizes.size_of(config.model).patch_size
+
+
+def _words(config: ConfigDict, words: int | None) -> int:
+    if words is None:
+        return config.model.context_length
+    if not 3 <= words <= config.model.context_length:
+        raise ValueError(f"--text-length={words} must lie between 3 and the context of {config.model.context_length}")
+    return words
+
+
+def pair(spec: str | None, settings: Mapping[str, Any], against: str | None, image_size: int | None) -> list[Variant]:
+    """The variant, and with `against` ("dtype=bfloat16,remat=dots") the one that differs from it so."""
+    if not against:
+        return [build(spec, settings, image_size)]
+    changed = split_settings(against)
+    first = {name: settings[name] for name in changed if name in settings}
+    named = ",".join(f"{name}={value}" for name, value in first.items()) or "as configured"
+    return [build(spec, settings, image_size, named), build(spec, {**settings, **changed}, image_size, against)]

@@ -1,0 +1,54 @@
+"""Settings of config fields written as text, `FIELD=VALUE`, and functions that change a config."""
+
+import ast
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.config import run_config
+
+Change = Callable[[ConfigDict], None]
+
+
+def set_fields(fields: Mapping[str, Any]) -> Change:
+    """A change that sets dotted fields; it raises ValueError with the nearest known name for an unknown field."""
+
+    def change(config: ConfigDict) -> None:
+        run_config.check_overrides(config, fields)
+        try:
+            config.update_from_flattened_dict(dict(fields))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{', '.join(fields)}: {error}") from error
+
+    return change
+
+
+def split_list(text: str) -> list[str]:
+    """Splits the text at commas outside brackets and drops empty items."""
+    return [item for item in re.split(r",(?![^([]*[)\]])", text) if item]
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Splits "ema.end=0.99" into a field name and a Python value; a value that is no Python literal stays text.
+
+    Raises ValueError if there is no "=".
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"expected FIELD=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def both(first: Change, second: Change) -> Change:
+    """A change that applies `first`, then `second`."""
+
+    def change(config: ConfigDict) -> None:
+        first(config)
+        second(config)
+
+    return change

@@ -1,0 +1,203 @@
+"""The passes on this machine: processes, progress, and an end that can be taken up again."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.sharedctypes import Synchronized
+from typing import Any
+
+from detailclip_jax.data.prepare import job as jobs
+from detailclip_jax.data.prepare import passes
+from detailclip_jax.data.prepare.job import Job, Request
+from detailclip_jax.data.prepare.plan import PER_SHARD
+from detailclip_jax.runtime import signals
+from detailclip_jax.runtime.progress import Console, duration
+
+EVERY = 1.0  # seconds between lines on a terminal
+EVERY_PLAIN = 10.0  # and where each is kept
+BATCH = 32  # examples between two reports of a worker
+PASSES: dict[str, Callable[[Job, int, passes.Tell], None]] = {"read": passes.split, "write": passes.gather}
+
+
+class Stopped(Exception):
+    """Raised in a worker that is to end."""
+
+
+def run(job: Job, workers: int, console: Console) -> None:
+    """Both passes, as far as they are still to be done.
+
+    Raises KeyboardInterrupt where Ctrl-C came, after the workers have ended; finished shards stay.
+    """
+    for name, todo, weights in (
+        ("read", passes.unsplit(job), [shard.weight for shard in job.shards]),
+        ("write", passes.ungathered(job), [1] * job.num_shards),
+    ):
+        progress = Progress(name, weights, todo, console)
+        if workers == 1 or len(todo) <= 1:
+            _in_turn(job, name, todo, progress)
+        else:
+            _at_once(job, name, todo, progress, min(workers, len(todo)))
+        progress.end()
+
+
+def _in_turn(job: Job, name: str, todo: Sequence[int], progress: "Progress") -> None:
+    def tell(*counts: int) -> None:
+        progress.add(*counts)
+        progress.show()
+
+    for number in todo:
+        PASSES[name](job, number, tell)
+        progress.done(number)
+
+
+def _at_once(job: Job, name: str, todo: Sequence[int], progress: "Progress", workers: int) -> None:
+    context = multiprocessing.get_context("spawn")  # fork is not safe beside threads
+    counts = [context.Value("q", 0) for _ in range(3)]
+    stop = context.Event()
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _init_worker, (counts, stop, os.getpid()))
+    try:
+        with signals.held_back():  # workers start at the first tasks
+            tasks = {pool.submit(_task, name, str(job.request.work), number): number for number in todo}
+        _wait(tasks, progress, counts)
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _wait(tasks: dict[Any, int], progress: "Progress", counts: "list[Synchronized[int]]") -> None:
+    left = set(tasks)
+    while left:
+        finished, left = concurrent.futures.wait(left, EVERY, concurrent.futures.FIRST_COMPLETED)
+        for task in finished:
+            task.result()
+            progress.done(tasks[task])
+        progress.set(*(count.value for count in counts))
+        progress.show()
+
+
+_worker: dict[str, Any] = {}
+
+
+def _init_worker(counts: "list[Synchronized[int]]", stop: Any, parent: int) -> None:
+    """Ctrl-C is for the main process; where that was killed, its workers end by themselves."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _worker.update(counts=counts, stop=stop)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _task(name: str, work: str, number: int) -> None:
+    """One shard of a pass, in a worker."""
+    report = Report(_worker["counts"], _worker["stop"])
+    PASSES[name](jobs.load(work), number, report)
+    report.flush()
+
+
+class Report:
+    """Adds up what a worker did and tells the main process now and then; raises Stopped where that wants to end."""
+
+    def __init__(self, counts: "list[Synchronized[int]]", stop: Any):
+        self._counts, self._stop, self._new = counts, stop, [0, 0, 0]
+
+    def __call__(self, num: int, num_bytes: int, num_rejected: int) -> None:
+        """Adds what came since the last call."""
+        self._new = [old + new for old, new in zip(self._new, (num, num_bytes, num_rejected))]
+        if self._new[0] >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tells."""
+        if self._stop.is_set():
+            raise Stopped
+        for count, new in zip(self._counts, self._new):
+            with count.get_lock():
+                count.value += new
+        self._new = [0, 0, 0]
+
+
+class Progress:
+    """What a pass did so far, as a line."""
+
+    def __init__(self, name: str, weights: Sequence[int], todo: Sequence[int], console: Console):
+        self._name, self._weights, self._console = name, weights, console
+        self._start = self._shown = time.monotonic()
+        self._shards = len(weights) - len(todo)
+        self._todo = max(1, sum(weights[number] for number in todo))
+        self._finished = 0
+        self.counts = [0, 0, 0]
+
+    def add(self, *more: int) -> None:
+        """Examples, bytes and rejects since the last call."""
+        self.counts = [old + new for old, new in zip(self.counts, more)]
+
+    def set(self, *counts: int) -> None:
+        """The same since the start."""
+        self.counts = list(counts)
+
+    def done(self, number: int) -> None:
+        """A shard is."""
+        self._shards += 1
+        self._finished += self._weights[number]
+
+    def show(self) -> None:
+        """The line, if the last one is old enough."""
+        now = time.monotonic()
+        if now - self._shown >= (EVERY_PLAIN if self._console.width is None else EVERY):
+            self._shown = now
+            self._console.live(self.line(now - self._start))
+
+    def end(self) -> None:
+        """The last line, which stays; none where there was nothing to do."""
+        if self._finished:
+            self._console.live(self.line(time.monotonic() - self._start))
+            self._console.end_live()
+
+    def line(self, seconds: float) -> str:
+        """read 12/331 shards | 120,000 examples | 812 images/s | 33.1 MB/s | eta 0:12 | 17 rejected."""
+        num, num_bytes, rejected = self.counts
+        seconds = max(seconds, 1e-9)
+        left = self._todo - self._finished
+        eta = duration(seconds * left / self._finished) if self._finished else "?"
+        return (
+            f"{self._name} {self._shards}/{len(self._weights)} shards | {num:,} examples | "
+            f"{num / seconds:,.0f} images/s | {num_bytes / seconds / 1e6:.1f} MB/s | eta {eta} | {rejected:,} rejected"
+        )
+
+
+@contextlib.contextmanager
+def planning(request: Request, console: Console) -> Iterator[None]:
+    """Says now and then how far the plan is: a table of millions of rows takes minutes."""
+    stop, start = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not stop.wait(EVERY_PLAIN if console.width is None else EVERY):
+            num_rows = PER_SHARD * len(list(request.work.glob("rows-*")))
+            console.live(f"plan {num_rows:,} rows | {duration(time.monotonic() - start)}")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        console.end_live()
+
+
+def peak_memory() -> float:
+    """Largest resident size of this process or one of its workers, in MiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(one).ru_maxrss for one in who) * unit / 2**20

@@ -1,0 +1,138 @@
+"""What a prepared set holds, for people: lines, histograms, a contact sheet."""
+
+import math
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from PIL import Image, ImageDraw
+
+from detailclip_jax.data.decoding import BadImage, decoded_for_use
+from detailclip_jax.data.prepare.finish import load
+from detailclip_jax.data.prepare.known import comparison
+from detailclip_jax.data.prepare.statistics import SIDE_STEP, quantile
+from detailclip_jax.data.tokenizer import MAX_CHARACTERS
+from detailclip_jax.runtime.progress import Console
+
+SHARES = (0.05, 0.5, 0.95)
+COLUMNS, ROWS = 8, 4  # of the contact sheet
+TILE, TEXT = 160, 44  # pixels
+LINE = 26  # characters
+
+
+def show(folder: str, console: Console) -> None:
+    """Prints every split's summary and writes SPLIT-statistics.png and SPLIT-contact-sheet.png."""
+    for split, part in load(folder)["splits"].items():
+        console.say("\n".join([f"{split}:", *summary(part)]))
+        if not part["num_examples"]:
+            continue
+        sheet, figure = (pathlib.Path(folder) / f"{split}-{name}.png" for name in ("contact-sheet", "statistics"))
+        contact_sheet([str(pathlib.Path(folder) / shard["name"]) for shard in part["shards"]]).save(sheet)
+        histograms(part, figure)
+        console.say(f"drawn: {figure}, {sheet}")
+
+
+def summary(part: Mapping[str, Any]) -> list[str]:
+    """Lines that say what a split holds."""
+    counts = part["statistics"]
+    lines = [
+        f"examples    {part['num_examples']:,} in {len(part['shards'])} shards, {part['bytes'] / 1e6:,.1f} MB",
+        f"rejected    {part['num_rejected']:,}" + _reasons(part["rejected"]),
+    ]
+    if expected := comparison(part["dataset"], part["num_examples"], part["num_rejected"]):
+        lines.append(f"expected    {expected}")
+    if not part["num_examples"]:
+        return lines
+    lines += [f"{name:<12}{_quantiles(counts[name], name)}" for name in ("width", "height", "bytes")]
+    lines += [f"{name:<12}{_captions(field)}" for name, field in counts["captions"].items()]
+    if num_cut := part.get("cut_captions"):
+        lines.append(f"cut         {num_cut:,} captions, to their first {MAX_CHARACTERS:,} characters")
+    return lines + ([f"no caption  {counts['without_caption']:,}"] if counts["without_caption"] else [])
+
+
+def _reasons(rejected: Mapping[str, int]) -> str:
+    listed = ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items(), key=lambda one: -one[1]))
+    return f": {listed}" if listed else ""
+
+
+def _quantiles(histogram: Mapping[str, int], name: str) -> str:
+    """5 %, median and 95 %, as the bins in which they lie."""
+    low, middle, high = (quantile(histogram, share) for share in SHARES)
+    last = high + _bin_width(name, high) - 1
+    return f"median {_bin(name, middle)}, 5-95 % {low:,} to {last:,}"
+
+
+def _bin(name: str, low: int) -> str:
+    width = _bin_width(name, low)
+    return f"{low:,}" if width == 1 else f"{low:,}-{low + width - 1:,}"
+
+
+def _bin_width(name: str, low: int) -> int:
+    return {"width": SIDE_STEP, "height": SIDE_STEP, "bytes": max(low, 1)}.get(name, 1)
+
+
+def _captions(field: Mapping[str, Any]) -> str:
+    return (
+        f"{field['count']:,}, of {_quantiles(field['tokens'], 'tokens')} tokens, "
+        f"{field['empty'] / field['count']:.1%} empty, {field['truncated'] / field['count']:.1%} truncated"
+    )
+
+
+def histograms(part: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Draws sizes, caption lengths and rejects; ImportError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install -e '.[demo]'") from error
+    counts = part["statistics"]
+    drawn = {"width": counts["width"], "height": counts["height"], "bytes": counts["bytes"]}
+    drawn |= {f"tokens: {name}": field["tokens"] for name, field in counts["captions"].items()}
+    panels = len(drawn) + bool(part["rejected"])
+    figure = Figure(figsize=(12, 3 * math.ceil(panels / 3)), layout="constrained")
+    axes = figure.subplots(math.ceil(panels / 3), 3, squeeze=False).ravel()
+    for axis, (name, histogram) in zip(axes, drawn.items()):
+        _draw(axis, name, histogram)
+    if part["rejected"]:
+        axes[panels - 1].barh(list(part["rejected"]), list(part["rejected"].values()))
+        axes[panels - 1].set_title("rejected")
+    for axis in axes[panels:]:
+        axis.set_axis_off()
+    figure.savefig(path)
+
+
+def _draw(axis: Any, name: str, histogram: Mapping[str, int]) -> None:
+    lows = np.array(sorted(map(int, histogram)))
+    widths = [_bin_width(name, int(low)) for low in lows]
+    axis.bar(lows, [histogram[str(low)] for low in lows], width=widths, align="edge")
+    axis.set_title(name)
+    if name == "bytes":
+        axis.set_xscale("log", base=2)
+
+
+def contact_sheet(paths: Sequence[str]) -> Image.Image:
+    """Pictures from all over the shards, with their first captions."""
+    records = ArrayRecordDataSource(list(paths))
+    chosen = np.unique(np.linspace(0, len(records) - 1, COLUMNS * ROWS).astype(int)).tolist()
+    sheet = Image.new("RGB", (COLUMNS * TILE, math.ceil(len(chosen) / COLUMNS) * (TILE + TEXT)), "white")
+    for place, record in enumerate(records.__getitems__(chosen)):
+        row, column = divmod(place, COLUMNS)
+        _paste(sheet, msgpack.unpackb(record), column * TILE, row * (TILE + TEXT))
+    return sheet
+
+
+def _paste(sheet: Image.Image, example: Mapping[str, Any], left: int, top: int) -> None:
+    try:
+        with decoded_for_use(example["image"]) as pixels:
+            tile = Image.fromarray(pixels)
+            tile.thumbnail((TILE - 4, TILE - 4))
+    except BadImage:  # kept by its header, or damaged since
+        tile = Image.new("RGB", (TILE - 4, TILE - 4), "gray")
+    sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
+    caption = next((text for text in example["captions"] if text.strip()), example["key"])
+    text = " ".join(caption.split()).encode("ascii", "replace").decode()  # Pillow's font has Latin letters
+    lines = textwrap.wrap(text, LINE)[:3]
+    ImageDraw.Draw(sheet).text((left + 2, top + TILE), "\n".join(lines), fill="black")

@@ -1,0 +1,1 @@
+"""The embedded default: scenes of real drawings with captions, masks and boxes."""

@@ -1,0 +1,275 @@
+"""Composes one sticker scene: where the objects stand, the picture, and its exact masks and boxes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from detailclip_jax.data.stickers.backgrounds import background, plain_ground
+from detailclip_jax.data.stickers.sprites import Sprites, level_for
+
+COVER = (0.18, 0.42)  # share of the canvas that all objects are drawn to cover; about .25 is seen on average
+MAX_EXTENT = 0.9  # of the canvas
+ANY_COVER = (0.1, 0.5)  # the same share, in scenes of objects of any size
+ANY_SIDE = (0.2, 1.0)  # of the largest side that fits, for an object alone in such a scene
+WHOLE = 0.98  # of the canvas: the largest extent in such a scene
+MIN_SIDE = 10.0  # pixels of an object alone: a smaller drawing has parts of no pixel
+CLEAN_SHARE = 0.5  # of the scenes on a plain ground: no noise, so white is white
+MAX_ANGLE = 20.0  # degrees
+MAX_OVERLAP = 0.15  # of the smaller box
+MIN_VISIBLE = 0.8  # of an object's own pixels; a layout that hides more is drawn again, smaller
+SHRINK = 0.9
+NUM_CANDIDATES = 24
+GAIN = (0.8, 1.15)  # brightness of a drawing
+CHANNEL_GAIN = (0.93, 1.07)  # and of its colour channels on top
+BLUR_SIGMA = (0.2, 0.7)  # pixels of a 64 pixel canvas
+JPEG_QUALITY = (40, 95)
+NOISE_STD = (0.0, 6.0)  # grey levels
+
+cv2.setNumThreads(0)  # splitting pictures this small over threads costs twice the time of a core
+
+
+class Placement(NamedTuple):
+    """One object: its noun, its centre and side in pixels, its rotation in degrees, mirrored or not."""
+
+    noun: int
+    x: float
+    y: float
+    side: float
+    angle: float
+    mirrored: bool
+
+
+class Variety(NamedTuple):
+    """Shares of the scenes that differ from the usual ones, whose grounds are textured and whose objects are large."""
+
+    plain: float = 0.0  # a ground of one colour, without distractors
+    any_size: float = 0.0  # objects of any size, up to nearly the whole canvas
+
+
+TEXTURED = Variety()
+VARIETIES = {"textured": TEXTURED, "mixed": Variety(plain=0.3, any_size=0.4)}
+
+
+class Look(NamedTuple):
+    """What was drawn for one scene from its `Variety`."""
+
+    plain: bool = False
+    any_size: bool = False
+    clean: bool = False
+
+
+class Layer(NamedTuple):
+    """The part of the canvas (rows, columns) that an object may touch, and the drawing there."""
+
+    part: tuple[slice, slice]
+    drawing: UInt8[np.ndarray, "h w 4"]  # premultiplied RGBA
+
+
+class Scene(NamedTuple):
+    """A picture with its labels; boxes and areas are those of the visible pixels."""
+
+    image: UInt8[np.ndarray, "h w 3"]
+    instances: UInt8[np.ndarray, "h w"]  # 0 = background, 1 + i = object i
+    boxes: Float[np.ndarray, "n 4"]  # xyxy, pixels
+    areas: Int[np.ndarray, " n"]  # pixels
+
+
+def compose(
+    rng: np.random.Generator, drawings: Sprites, nouns: Sequence[int], size: int, variety: Variety = TEXTURED
+) -> Scene:
+    """A scene of the `nouns`, later ones in front, on a random ground.
+
+    Masks hold the pixels that are seen: where two objects overlap, the front one.  A pixel belongs to an
+    object that covers at least half of it.  Boxes are the tight boxes of these pixels.  Of every object at
+    least `MIN_VISIBLE` is seen.
+    """
+    look = draw_look(rng, variety)
+    layers, instances = arrange(rng, drawings, nouns, size, look.any_size)
+    image = (plain_ground if look.plain else background)(rng, size).astype(np.float32)
+    for layer in layers:
+        _paint(rng, image, layer)
+    return _scene(_degrade(rng, image, look.clean), instances, len(layers))
+
+
+def draw_look(rng: np.random.Generator, variety: Variety) -> Look:
+    """The look of one scene; draws nothing for the usual variety, whose scenes stay those of before to the bit."""
+    if variety == TEXTURED:
+        return Look()
+    plain, any_size, clean = rng.random(3) < (variety.plain, variety.any_size, CLEAN_SHARE)
+    return Look(bool(plain), bool(any_size), bool(plain and clean))
+
+
+def alone_on_white(rng: np.random.Generator, drawings: Sprites, noun: int, size: int, share: float) -> Scene:
+    """One drawing as it is, upright and unchanged, on plain white; its longer side takes `share` of the canvas."""
+    side = share * size
+    half = side * drawings.extent[noun] / 2
+    x, y = rng.uniform(half, size - half)
+    layer = draw_layer(drawings, Placement(noun, x, y, side, 0.0, False), size)
+    image = np.full((size, size, 3), 255, np.float32)
+    _lay(image, layer, layer.drawing[..., :3])
+    return _scene(_rounded(image), instance_map([layer], size), 1)
+
+
+def _scene(image: UInt8[np.ndarray, "h w 3"], instances: UInt8[np.ndarray, "h w"], num: int) -> Scene:
+    boxes = np.stack([_box(instances == 1 + index) for index in range(num)])
+    return Scene(image, instances, boxes, _count(instances, num))
+
+
+def arrange(
+    rng: np.random.Generator, drawings: Sprites, nouns: Sequence[int], size: int, any_size: bool = False
+) -> tuple[list[Layer], UInt8[np.ndarray, "h w"]]:
+    """The layers, back to front, and their instance map, in a layout that hides no object too far.
+
+    Draws layouts of ever smaller objects until one shows at least `MIN_VISIBLE` of the pixels of each.
+    """
+    scale = 1.0
+    while True:
+        placements = layout(rng, drawings, nouns, size, scale, any_size)
+        layers = [draw_layer(drawings, placement, size) for placement in placements]
+        instances = instance_map(layers, size)
+        own = [(layer.drawing[..., 3] > 127).sum() for layer in layers]
+        if (_count(instances, len(layers)) >= MIN_VISIBLE * np.array(own)).all():
+            return layers, instances
+        scale *= SHRINK
+
+
+def layout(
+    rng: np.random.Generator,
+    drawings: Sprites,
+    nouns: Sequence[int],
+    size: int,
+    scale: float = 1.0,
+    any_size: bool = False,
+) -> list[Placement]:
+    """Sizes, turns and places for the `nouns`, all of them inside the canvas and with little overlap.
+
+    The objects share `COVER` of the canvas, so that one object is larger than each of four, or `ANY_COVER` where they
+    are of `any_size`; there an object alone has any side from small to the whole canvas.  `scale` shrinks them.
+    """
+    shares = rng.uniform(0.6, 1.4, len(nouns))
+    areas = rng.uniform(*(ANY_COVER if any_size else COVER)) * shares / shares.sum() * size**2
+    largest = WHOLE if any_size else MAX_EXTENT
+    placements, boxes = [], np.zeros((0, 4))
+    for noun, area in zip(nouns, areas):
+        side, angle = scale * np.sqrt(area / drawings.fill[noun]), rng.uniform(-MAX_ANGLE, MAX_ANGLE)
+        half = _half_extent(drawings.extent[noun], angle)
+        fitting = largest * size / (2 * half.max())
+        if any_size and len(nouns) == 1:
+            side = max(fitting * rng.uniform(*ANY_SIDE), MIN_SIDE)
+        side = min(side, fitting)
+        box = _place(rng, boxes, side * half, size)
+        x, y = (box[:2] + box[2:]) / 2
+        placements.append(Placement(noun, x, y, side, angle, rng.random() < 0.5))
+        boxes = np.concatenate([boxes, box[None]])
+    return placements
+
+
+def _half_extent(extent: Float[np.ndarray, "2"], angle: float) -> Float[np.ndarray, "2"]:
+    """Half the (width, height) of the box around a turned drawing of side 1."""
+    cos, sin = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
+    return np.array([[cos, sin], [sin, cos]]) @ extent / 2
+
+
+def _place(
+    rng: np.random.Generator, boxes: Float[np.ndarray, "n 4"], half: Float[np.ndarray, "2"], size: int
+) -> Float[np.ndarray, "4"]:
+    """The first of some random boxes that overlaps little with `boxes`, else the one that does least."""
+    centres = rng.uniform(half, size - half, (NUM_CANDIDATES, 2))
+    candidates = np.concatenate([centres - half, centres + half], 1)
+    if not len(boxes):
+        return candidates[0]
+    overlap = _overlap(candidates, boxes).max(1)
+    return candidates[np.argmin(np.maximum(overlap, MAX_OVERLAP))]
+
+
+def _overlap(first: Float[np.ndarray, "a 4"], second: Float[np.ndarray, "b 4"]) -> Float[np.ndarray, "a b"]:
+    """Intersection over the smaller area."""
+    low = np.maximum(first[:, None, :2], second[None, :, :2])
+    high = np.minimum(first[:, None, 2:], second[None, :, 2:])
+    smaller = np.minimum(_area(first)[:, None], _area(second)[None])
+    return np.maximum(high - low, 0).prod(-1) / smaller
+
+
+def _area(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+
+
+def draw_layer(drawings: Sprites, placement: Placement, size: int) -> Layer:
+    """The drawing of one object at its place, size and turn, cut at the canvas's border."""
+    level = level_for(placement.side)
+    centre, reach = np.array([placement.x, placement.y]), placement.side * 0.71 + 1  # half a diagonal
+    low = np.maximum(np.floor(centre - reach), 0).astype(int)
+    high = np.minimum(np.ceil(centre + reach), size).astype(int)
+    matrix = _transform(placement, level, centre - low)
+    drawing = cv2.warpAffine(drawings.levels[level][placement.noun], matrix, tuple((high - low).tolist()))
+    return Layer((slice(low[1], high[1]), slice(low[0], high[0])), drawing)
+
+
+def _transform(placement: Placement, level: int, centre: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2 3"]:
+    """Maps pixels of the drawing to pixels of the canvas part whose point `centre` is the object's centre."""
+    scale, angle = placement.side / level, np.radians(placement.angle)
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    turn = np.array([[cos, -sin], [sin, cos]]) * [-1 if placement.mirrored else 1, 1]
+    pixel = 0.5  # centres of pixels lie at half integers, warpAffine counts from whole ones
+    return np.concatenate([turn, (centre - pixel - turn @ np.full(2, level / 2 - pixel))[:, None]], 1)
+
+
+def instance_map(layers: Sequence[Layer], size: int) -> UInt8[np.ndarray, "h w"]:
+    """Which object every pixel shows: 0 = background, 1 + i = object i; later ones cover earlier ones."""
+    instances = np.zeros((size, size), np.uint8)
+    for index, layer in enumerate(layers):
+        instances[layer.part][layer.drawing[..., 3] > 127] = 1 + index
+    return instances
+
+
+def _count(instances: UInt8[np.ndarray, "h w"], num: int) -> Int[np.ndarray, " n"]:
+    """The pixels of every instance."""
+    return np.bincount(instances.ravel(), minlength=1 + num)[1:]
+
+
+def _paint(rng: np.random.Generator, image: Float[np.ndarray, "h w 3"], layer: Layer) -> None:
+    """Lays a drawing, its brightness changed a little, over the canvas."""
+    alpha = layer.drawing[..., 3:].astype(np.float32) / 255
+    gain = (rng.uniform(*GAIN) * rng.uniform(*CHANNEL_GAIN, 3)).astype(np.float32)
+    _lay(image, layer, np.minimum(layer.drawing[..., :3] * gain, 255 * alpha))
+
+
+def _lay(image: Float[np.ndarray, "h w 3"], layer: Layer, colours: np.ndarray) -> None:
+    """Lays premultiplied `colours` over the canvas where the layer is opaque."""
+    alpha = layer.drawing[..., 3:].astype(np.float32) / 255
+    image[layer.part] = image[layer.part] * (1 - alpha) + colours
+
+
+def _box(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "4"]:
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+
+def _degrade(
+    rng: np.random.Generator, image: Float[np.ndarray, "h w 3"], clean: bool = False
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Blur and JPEG, each in half of the scenes, so that cut-out edges do not give the objects away.
+
+    The noise goes over objects and ground alike: no ground is perfectly flat, and no object stands out of it.  A
+    `clean` scene has none.
+    """
+    if rng.random() < 0.5:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*BLUR_SIGMA) * len(image) / 64)
+    if not clean:
+        noise = rng.standard_normal((*image.shape[:2], 1), np.float32)
+        image = image + noise * np.float32(rng.uniform(*NOISE_STD))
+    pixels = _rounded(image)
+    return _jpeg(pixels, int(rng.integers(*JPEG_QUALITY))) if rng.random() < 0.5 else pixels
+
+
+def _rounded(image: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> UInt8[np.ndarray, "h w 3"]:
+    bgr = np.ascontiguousarray(pixels[..., ::-1])
+    encoded = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB))

@@ -1,0 +1,199 @@
+"""Measures a checkpoint on data sets, by name: zero-shot, retrieval, k-NN and linear probes.
+
+    python -m detailclip_jax.evaluate --checkpoint=runs/stickers                        # needs no data on disk
+    python -m detailclip_jax.evaluate --checkpoint=runs/vitb16_yfcc --tasks=paper --data-dir=/data --compare=paper
+    python -m detailclip_jax.evaluate --checkpoint=runs/vitb16_yfcc --data-dir=/data \\
+        '--tasks=zero_shot:imagenet,pets;retrieval:coco,flickr30k;knn:pets;linear:pets'
+
+TASKS are parts with ; between them, each KIND:SET,SET,... (mind the quotes, the shell reads ; itself):
+
+  zero_shot  the class whose prompts lie nearest to the picture
+  retrieval  the picture's captions among all captions, and back (R@1, R@5, R@10)
+  knn        k nearest neighbours in the training split, on the class token
+  linear     logistic regression on the class token, fitted on the training split
+  kept_objects, segmentation      on stickers alone: what the attention keeps, what the patches know
+
+  stickers   as a task: all of these on the embedded scenes, no download.  As sets: stickers, stickers_pairs (two
+             nouns that never met in training; retrieval), stickers_style (another artist's drawings, see --style)
+  paper      as a task: the paper's tables 2 and 3.  As a set: those of them that fit, zero_shot:paper; so does "all"
+
+Sets: {sets}
+or any folder of class folders: by its name in --data-dir, or folder:PATH.  DIR/test/CLASS/*.jpg and
+DIR/train/CLASS/*.jpg are its splits (val, validation and dev count as test); DIR/CLASS/*.jpg alone is a test split.
+
+Numbers go to the screen and to OUT: results.jsonl (one object per number, with n, chance and interval), results.md,
+results.csv.  A set that is not on disk is listed with how to get it, and the others run; a task that fails does not
+stop the others.  The same command goes on where it was stopped, and embeds nothing twice.  Pictures are spread over all
+devices, also over several processes under SLURM or Open MPI, with --distributed on a TPU pod, or named by
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was
+measured; 2 if the command cannot be meant.
+"""
+
+import argparse
+import contextlib
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from detailclip_jax.runtime.terminal import complain
+
+USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
+OUT = "evaluation"  # below the workdir
+KEPT = "what was measured is kept, and the same command goes on from there"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    from detailclip_jax.data import preprocessing
+    from detailclip_jax.data.labelled import KNOWN
+    from detailclip_jax.evaluation.protocols import PROTOCOLS
+
+    sets = textwrap.fill(", ".join(KNOWN), 112, subsequent_indent="      ")
+    made = argparse.ArgumentParser(
+        "python -m detailclip_jax.evaluate",
+        description=(__doc__ or "").format(sets=sets),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--checkpoint", required=True, metavar="WORKDIR", help="workdir of `main` or `import_torch`")
+    add("--step", type=int, metavar="N", help="another checkpoint than the newest")
+    add("--tasks", default="stickers", metavar="TASKS", help="what to measure, see above (default: stickers)")
+    add("--protocol", default=PROTOCOLS[0], metavar="NAME", help=f"prompts: {' or '.join(PROTOCOLS)} (default: slip)")
+    add("--weights", metavar="NAMES", help="student, ema or both, by commas (default: all there are)")
+    add("--data-dir", default="data", metavar="DIR", help="folder of the sets on disk (default: data)")
+    add("--follow-links", action="store_true", help="links among the pictures may lead out of their folder")
+    add("--out", metavar="DIR", help=f"folder of the results (default: WORKDIR/{OUT}-STEP)")
+    add("--compare", choices=("paper",), help="put the paper's numbers for the same method beside ours")
+    add("--num-examples", type=int, metavar="N", help="a quick look: at N evenly spaced examples of each evaluated set")
+    add(
+        "--num-train-examples",
+        type=int,
+        metavar="N",
+        help="fit knn and linear on N of the training split (default: all)",
+    )
+    preprocessing.add_flags(made)
+    add("--batch-size", type=int, default=256, metavar="B", help="pictures or texts at a time (default: 256)")
+    add("--style", default="noto", metavar="STYLE", help="of stickers_style: noto, a font, a folder of NOUN.png")
+    add("--distributed", action="store_true", help="join the other processes as jax finds them (TPU pods)")
+    add("--no-cache", dest="cache", action="store_false", help="do not keep embeddings in OUT/embeddings")
+    return made
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Loads, measures, writes, prints; the exit status.  Raises ValueError and others for what cannot be meant."""
+    import jax
+
+    from detailclip_jax.data import preprocessing
+    from detailclip_jax.evaluation import results, runner, subject, tasks
+    from detailclip_jax.evaluation.sets import Sets
+    from detailclip_jax.runtime import files, processes
+    from detailclip_jax.runtime.progress import Console
+
+    limits = {name: getattr(arguments, name) for name in ("num_examples", "num_train_examples")}
+    sets = Sets(arguments.data_dir, style=arguments.style, follow_links=arguments.follow_links, **limits)
+    given = preprocessing.given(arguments)
+    which = arguments.weights.split(",") if arguments.weights else None
+    asked = processes.agreed(lambda: tasks.parse(arguments.tasks, sets))
+    step = processes.agreed(lambda: subject.step_of(arguments.checkpoint, arguments.step))
+    measured = processes.agreed(lambda: subject.from_checkpoint(arguments.checkpoint, step, which, given))
+    out = Path(arguments.out or Path(arguments.checkpoint) / f"{OUT}-{measured.step}")
+    console = Console(enabled=jax.process_index() == 0)
+    console.say("\n".join(introduction(measured, asked, arguments, out)))
+    processes.agreed(lambda: files.check_writable(out) if jax.process_index() == 0 else None)
+    with processes.leaving_at_once(explain), processes.together(), noting_what_is_kept(out):
+        outcome = runner.run_tasks(
+            measured,
+            asked,
+            sets._replace(image_size=measured.transform.size),
+            protocol=arguments.protocol,
+            out=out,
+            keep_embeddings=arguments.cache,
+            batch_size=arguments.batch_size,
+            compare=arguments.compare == "paper",
+            console=console,
+        )
+    console.say(f"\n{results.screen(outcome)}\n")
+    console.say(f"written to {out}: {', '.join(results.FILES)}" if outcome.records else "nothing was measured")
+    return outcome.exit_code
+
+
+@contextlib.contextmanager
+def noting_what_is_kept(out: Path) -> Iterator[None]:
+    """Adds to an error that ends the evaluation that results and embeddings are kept, if there are any."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            if any(out.iterdir()):
+                error.add_note(KEPT)
+        raise
+
+
+def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namespace, out: Path) -> Iterator[str]:
+    """What is about to be measured."""
+    from detailclip_jax.data import preprocessing
+    from detailclip_jax.evaluation import paper
+
+    weights = " and ".join(measured.weights)
+    yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights"
+    yield f"pictures: {preprocessing.description(measured.config)}"
+    count = f"{len(asked)} task{'s' * (len(asked) != 1)}"
+    yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
+    if arguments.compare and measured.method not in paper.ROWS:
+        yield f"the paper's tables 2 and 3 have no row for {measured.method}; they have {', '.join(paper.ROWS)}"
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """ValueError for numbers and names that cannot be meant."""
+    from detailclip_jax.config import unknown
+    from detailclip_jax.evaluation.protocols import PROTOCOLS
+
+    for name in ("num_examples", "num_train_examples", "batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}={value} must be at least 1")
+    if arguments.protocol not in PROTOCOLS:
+        raise ValueError(unknown("protocol", arguments.protocol, PROTOCOLS))
+
+
+def explain(error: BaseException) -> int:
+    """Says in one message what a user can act on, and returns the exit status; anything else as Python does."""
+    from detailclip_jax.runtime import processes
+    from detailclip_jax.training.checkpoint import CheckpointError
+
+    notes = getattr(error, "__notes__", [])
+    if isinstance(error, (ValueError, FileNotFoundError, CheckpointError)):
+        complain(f"error: {error}")
+        return USAGE_ERROR
+    if isinstance(error, OSError):
+        complain(f"error: {'; '.join([str(error), *notes])}")
+        return RUN_ERROR
+    if isinstance(error, KeyboardInterrupt):
+        complain("\n" + "; ".join(["interrupted", *notes]))
+        return getattr(error, "exit_code", INTERRUPTED)
+    return processes.explain(error)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: 0, 1 if a task or the disk failed, 2 with a message for what cannot be meant, 130 if interrupted."""
+    from detailclip_jax.runtime import processes, signals
+    from detailclip_jax.training.checkpoint import CheckpointError
+
+    arguments = parser().parse_args(argv)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        check(arguments)
+        processes.join(distributed=arguments.distributed)
+        with signals.prompt():
+            return evaluate(arguments)
+    except (ValueError, OSError, CheckpointError, KeyboardInterrupt) as error:
+        return explain(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Evaluators, the metrics they count, and the final report.
+
+    results = evaluate.run_all(experiment.encode, evaluate.all_weights(state), config, step)
+    print(evaluate.report.write(workdir, results, config, step))       # results.json, report.md
+    evaluate.figures.write(workdir, experiment, state)                 # figures/*.png; needs the extra `demo`
+
+A new evaluator is one class (see `evaluators`), given to `run` beside the others.
+
+The command's own tasks, `python -m detailclip_jax.evaluate`, and the evaluation of somebody else's weights:
+
+    sets = evaluate.Sets("/data", image_size=224)
+    subject = evaluate.of_model(model, image_size=224, filter="bicubic")      # or from_checkpoint("runs/stickers")
+    outcome = evaluate.run_tasks(subject, evaluate.parse("zero_shot:pets;retrieval:coco", sets), sets)
+    outcome.records[0]["value"], outcome.missing, outcome.failed
+
+where `model` is any object with `encode_image(uint8 [B, S, S, 3])` and `encode_text(int32 [B, 77])`; one of open_clip's
+needs these lines:
+
+    class OpenClip:
+        def __init__(self, network, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD):
+            self.network, self.mean, self.std = network.eval(), torch.tensor(mean), torch.tensor(std)
+
+        @torch.no_grad()
+        def encode_image(self, images):
+            pixels = (torch.from_numpy(images) / 255 - self.mean) / self.std
+            return self.network.encode_image(pixels.permute(0, 3, 1, 2)).numpy()
+
+        @torch.no_grad()
+        def encode_text(self, tokens):
+            return self.network.encode_text(torch.from_numpy(tokens).long()).numpy()
+"""
+
+from detailclip_jax.evaluation import figures, report
+from detailclip_jax.evaluation.evaluators import (
+    EVALUATORS,
+    Evaluator,
+    EvaluatorError,
+    all_weights,
+    build_all,
+    check,
+    plan,
+    run,
+    run_all,
+)
+from detailclip_jax.evaluation.metrics import Metric
+from detailclip_jax.evaluation.runner import Outcome, run_tasks
+from detailclip_jax.evaluation.sets import Sets
+from detailclip_jax.evaluation.subject import Subject, from_checkpoint, of_model
+from detailclip_jax.evaluation.tasks import parse
+
+__all__ = [
+    "EVALUATORS",
+    "Evaluator",
+    "EvaluatorError",
+    "Metric",
+    "Outcome",
+    "Sets",
+    "Subject",
+    "all_weights",
+    "build_all",
+    "check",
+    "figures",
+    "from_checkpoint",
+    "of_model",
+    "parse",
+    "plan",
+    "report",
+    "run",
+    "run_all",
+    "run_tasks",
+]

@@ -1,0 +1,131 @@
+"""Embeds whole sets with one set of weights, and remembers what it has embedded."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.evaluation.cache import Cache, NoCache
+from detailclip_jax.evaluation.embedding import EvaluationBatch, gather, mesh_of, own_rows, text_batches
+from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.evaluation.metrics import class_embeddings
+from detailclip_jax.evaluation.reading import ImageBatches, Transform, sample_digest
+from detailclip_jax.evaluation.zero_shot import owners
+from detailclip_jax.types import Params
+
+BATCH_SIZE = 256
+Watch = Callable[[Iterable[EvaluationBatch], int, str], Iterable[EvaluationBatch]]
+Tokenize = Callable[[Sequence[str]], np.ndarray]
+
+
+class Embedded(NamedTuple):
+    """Features of the pictures that could be read, their labels and their places in the set."""
+
+    features: Float[np.ndarray, "n D"]
+    labels: Int[np.ndarray, "n"]
+    index: Int[np.ndarray, "n"]
+    unreadable: tuple[str, ...]
+
+
+def unwatched(batches: Iterable[EvaluationBatch], total: int, what: str) -> Iterable[EvaluationBatch]:
+    """Shows no progress."""
+    return batches
+
+
+class Bench:
+    """One encoder with one set of weights.
+
+    encode: functions `image`, `text` and `cls` of (params, uint8 [B, S, S, 3] or int32 [B, T]).
+    digest: what tells these weights from others; without it nothing is kept.
+    cache: where embeddings are kept, under (digest, fingerprint of the data, transform).
+    watch: shows progress, see `runner.watching`.
+    """
+
+    def __init__(
+        self,
+        encode: Any,
+        params: Params,
+        tokenize: Tokenize,
+        *,
+        digest: str | None = None,
+        cache: Cache | NoCache | None = None,
+        batch_size: int = BATCH_SIZE,
+        watch: Watch = unwatched,
+    ):
+        self.encode, self.params, self.tokenize = encode, params, tokenize
+        self.digest, self.batch_size, self.watch = digest, batch_size, watch
+        self.cache = cache if cache and digest else NoCache()
+        self.unreadable: list[str] = []  # of all sets that were looked at; of several processes, each knows its own
+        self.num_unreadable = 0  # over all processes
+
+    def images(self, data: LabelledSet, transform: Transform, part: str = "image") -> Embedded:
+        """`encode.<part>` of all pictures of a set; Unmeasurable where none can be read, or a label has no class."""
+        marks = {"data": data.fingerprint, "sample": sample_digest(data.source) if self.digest else ""}
+        key = {"weights": self.digest, **marks, "transform": list(transform), "part": part}
+        made = self.cache.get(key, lambda: self._embed_images(data, transform, part))
+        unreadable = tuple(str(line) for line in made["unreadable"])
+        self.unreadable += [f"{data.name}, {line}" for line in unreadable]
+        self.num_unreadable += len(data.source) - len(made["index"])
+        if not len(made["index"]):
+            why = f"; the first: {unreadable[0]}" if unreadable else ""
+            raise Unmeasurable(f"{data.name}: none of its {len(data.source)} pictures can be read{why}")
+        check_labels(data, made["labels"], made["index"])
+        return Embedded(made["features"], made["labels"], made["index"], unreadable)
+
+    def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "M E"]:
+        """`encode.text` of all texts, in their order."""
+        tokens = self.tokenize(texts)
+        key = {"weights": self.digest, "tokens": _digest(tokens), "part": "text"}
+        return self.cache.get(key, lambda: {"features": self._embed_texts(tokens)})["features"]
+
+    def classes(self, prompts: Sequence[Sequence[str]]) -> Float[np.ndarray, "C E"]:
+        """Class embeddings of all prompts of each class."""
+        tokens, whose = self.tokenize([prompt for texts in prompts for prompt in texts]), owners(prompts)
+        key = {"weights": self.digest, "tokens": _digest(tokens), "classes": _digest(whose), "part": "classes"}
+
+        def make() -> dict[str, np.ndarray]:
+            return {"features": class_embeddings(self._embed_texts(tokens), whose, len(prompts))}
+
+        return self.cache.get(key, make)["features"]
+
+    def _embed_images(self, data: LabelledSet, transform: Transform, part: str) -> dict[str, np.ndarray]:
+        mesh = mesh_of(self.params)
+        batches = ImageBatches(data.source, transform, self.batch_size, own_rows(self.batch_size, mesh))
+        function = getattr(self.encode, part)
+
+        def look(batch: Any) -> tuple[Any, Any, Any]:
+            features = jnp.asarray(function(self.params, batch["image"]), jnp.float32)
+            return features, batch["label"], batch["index"]
+
+        features, labels, index = gather(look, self.watch(batches, len(data.source), "images"), mesh)
+        unreadable = np.array(batches.unreadable, np.str_)
+        return {"features": features, "labels": labels, "index": index, "unreadable": unreadable}
+
+    def _embed_texts(self, tokens: Int[np.ndarray, "M T"]) -> Float[np.ndarray, "M E"]:
+        batches = self.watch(text_batches(tokens, self.batch_size), len(tokens), "texts")
+        function = self.encode.text
+        texts = gather(lambda batch: function(self.params, batch["text"]), batches, mesh_of(self.params))
+        return np.asarray(texts, np.float32)
+
+
+def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.ndarray, "n"]) -> None:
+    """Unmeasurable for a label that the set has no class for; looked for when all are known, by all processes."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(data.classes)))
+    if data.classes and len(wrong):
+        first = f"example {index[wrong[0]]} has the label {labels[wrong[0]]}"
+        raise Unmeasurable(f"{data.name} has {len(data.classes)} classes, but {first}: these names are of another set")
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()[:20]
+
+
+def counted(batches: Iterable[EvaluationBatch], report: Callable[[int], None]) -> Iterator[EvaluationBatch]:
+    """The batches, with `report(rows)` after each; rows that other processes read count as well."""
+    for batch in batches:
+        yield batch
+        report(len(batch["valid"]))

@@ -1,0 +1,66 @@
+"""Embeddings on disk, under what they depend on: weights, data, transform."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from detailclip_jax.runtime.files import whole
+from detailclip_jax.training.checkpoint import all_processes
+
+Arrays = dict[str, np.ndarray]
+
+
+class Cache:
+    """A folder with one file per embedding.
+
+        cache.get({"weights": "1f0c...", "data": "9ab2...", "transform": [224, 224]}, lambda: {"features": ...})
+
+    makes what is not there, and reads it the next time.  A file that cannot be read, or whose key differs, is made
+    anew.  With several processes the folder is one that all of them see; the first one writes.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    def get(self, key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+        """The arrays of `key`."""
+        text = json.dumps(key, sort_keys=True)
+        file = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
+        found = _read(file, text)
+        if all_processes(found is not None):
+            return found or {}
+        made = make()
+        if jax.process_index() == 0:
+            _write(file, text, made)
+        return made
+
+
+class NoCache:
+    """Makes everything anew."""
+
+    def get(self, key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+        """What `make` returns."""
+        return make()
+
+
+def _read(file: Path, key: str) -> Arrays | None:
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            read = {name: arrays[name] for name in arrays.files}
+    except Exception:  # cut off or damaged: whatever the reader stumbles over, it is made again
+        return None
+    return read if str(read.pop("key", "")) == key else None
+
+
+def _write(file: Path, key: str, arrays: Arrays) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole(file) as partial, partial.open("wb") as stream:
+        np.savez(stream, key=np.array(key), **arrays)  # type: ignore[arg-type]

@@ -1,0 +1,96 @@
+"""Rows trained at one budget side by side: mean and spread over seeds, as a table and a figure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detailclip_jax.evaluation.metrics import split_name
+
+METRICS = {  # task/metric -> heading
+    "zero_shot/top1": "zero-shot",
+    "retrieval/image_to_text_r1": "I2T R@1",
+    "retrieval/text_to_image_r1": "T2I R@1",
+    "segmentation/miou": "mIoU",
+    "segmentation/balanced_miou": "mIoU balanced",
+    "segmentation/object_miou": "mIoU objects",
+    "kept_objects/share": "kept objects",
+}
+FIGURE = ("zero_shot/top1", "retrieval/image_to_text_r1", "segmentation/balanced_miou", "segmentation/object_miou")
+
+
+class Spread(NamedTuple):
+    """A metric over seeds: mean, standard deviation (n - 1; 0 for one seed), number of seeds."""
+
+    mean: float
+    std: float
+    num_seeds: int
+
+    def __str__(self) -> str:
+        """Per cent: "37.3 ± 1.2"."""
+        spread = f" ± {100 * self.std:.1f}" if self.num_seeds > 1 else ""
+        return f"{100 * self.mean:.1f}{spread}"
+
+
+Table = dict[tuple[str, str], dict[str, Spread]]  # (row, weights) -> task/metric -> spread
+
+
+def tabulate(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
+    """From "task/weights/metric" -> value of every seed of every row to spreads by row and weights."""
+    table: Table = {}
+    for row, seeds in results.items():
+        for name in dict.fromkeys(name for values in seeds for name in values):
+            task, weights, metric = split_name(name)
+            values = np.array([seed[name] for seed in seeds if name in seed])
+            std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+            table.setdefault((row, weights), {})[f"{task}/{metric}"] = Spread(float(values.mean()), std, len(values))
+    return table
+
+
+def markdown(table: Table, costs: Mapping[str, str]) -> str:
+    """One line per row and set of weights; `costs` are what a row's training costs, in words."""
+    head = ["row", "weights", *METRICS.values(), "cost"]
+    lines = [
+        [row, weights, *(str(spreads.get(name, "")) for name in METRICS), costs.get(row, "")]
+        for (row, weights), spreads in table.items()
+    ]
+    marks = ["---", "---", *("---:" for _ in METRICS), "---:"]
+    return "".join("| " + " | ".join(line) + " |\n" for line in (head, marks, *lines))
+
+
+def as_json(table: Table) -> list[dict[str, Any]]:
+    """One record per row, weights and metric."""
+    return [
+        {"row": row, "weights": weights, "metric": name, **spread._asdict()}
+        for (row, weights), spreads in table.items()
+        for name, spread in spreads.items()
+    ]
+
+
+def figure(table: Table):
+    """A panel per metric, a mark per row with its spread; needs the extra `demo`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install -e '.[demo]'") from error
+    labels = [f"{row} ({weights})" for row, weights in table]
+    canvas = Figure((3.2 * len(FIGURE), 1.2 + 0.28 * len(labels)), dpi=120, facecolor="white", layout="constrained")
+    panels = canvas.subplots(1, len(FIGURE), sharey=True)
+    for panel, name in zip(panels, FIGURE):
+        for height, spreads in enumerate(table.values()):
+            if name in spreads:
+                spread = spreads[name]
+                panel.errorbar(
+                    100 * spread.mean,
+                    -height,
+                    xerr=100 * spread.std,
+                    fmt="o",
+                    color="#0072B2",
+                    capsize=3,
+                    clip_on=False,
+                )
+        panel.set_title(f"{METRICS[name]}, %", fontsize=9)
+        panel.set_yticks([-height for height in range(len(labels))], labels, fontsize=8)
+        panel.grid(axis="x", color="#DDDDDD")
+        panel.set_xlim(left=0)
+    return canvas

@@ -1,0 +1,113 @@
+"""Runs an encoder over everything, a fixed shape at a time, so that each function is compiled once.
+
+An evaluation batch is a dict of numpy arrays of one fixed length B with `valid` bool [B] among them: the
+rows that are real.  The last batch is filled up, and its filling is dropped here.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Bool, Int
+
+from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.types import Params
+
+EvaluationBatch = Mapping[str, np.ndarray]
+Batches = Iterable[EvaluationBatch]
+RUN_AHEAD = 2  # batches that may wait on the devices; more would only fill their memory with pictures
+
+
+def gather(function: Callable[[Mapping[str, Any]], Any], batches: Batches, mesh: Mesh | None = None) -> Any:
+    """`function(batch)`, an array or a tuple of arrays [B, ...], of all valid rows, one after the other, on
+    the host.
+
+        encode, mesh = experiment.encode, mesh_of(params)
+        embeddings, labels = gather(
+            lambda batch: (encode.image(params, batch["image"]), batch["label"]), batches, mesh
+        )
+
+    The next batches are read while the devices work on the last ones.  With a `mesh` the rows of every batch are
+    spread over its devices, those of other processes among them; all processes must call this together, and all get
+    all rows.  Raises Unmeasurable where there is no batch.
+    """
+    waiting: deque[tuple[Any, Any]] = deque()
+    parts: list[Any] = []
+    for batch in batches:
+        placed = place(batch, mesh)
+        waiting.append((function(placed), placed["valid"]))
+        if len(waiting) > RUN_AHEAD:
+            parts.append(valid_part(*waiting.popleft()))
+    parts += [valid_part(*made) for made in waiting]
+    if not parts:
+        raise Unmeasurable("nothing to evaluate: the data set has no example")
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def valid_part(made: Any, valid: Any) -> Any:
+    """The valid rows of each array, on the host."""
+    rows = fetch(valid)
+    return jax.tree.map(lambda array: fetch(array)[rows], made)
+
+
+def fetch(array: Any) -> np.ndarray:
+    """An array on the host, also where its rows lie on devices of several processes."""
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
+def mesh_of(params: Params) -> Mesh | None:
+    """The mesh on which parameters were placed; None for those of one device, and for what has no arrays."""
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params))
+    return next((s.mesh for s in shardings if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)), None)
+
+
+def place(batch: EvaluationBatch, mesh: Mesh | None) -> Mapping[str, Any]:
+    """The batch with its rows spread over the mesh, filled up to a multiple of its devices; as it is without one.
+
+    A process's devices take their rows from that process's arrays: the others' rows need not be right there, see
+    `own_rows`.
+    """
+    if mesh is None:
+        return batch
+    sharding = meshes.sharded(mesh)
+    missing = -len(batch["valid"]) % mesh.devices.size
+    filled = {name: fill(array, missing) for name, array in batch.items()}
+    return {
+        name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for name, array in filled.items()
+    }
+
+
+def fill(array: np.ndarray, missing: int) -> np.ndarray:
+    """`missing` rows of zeros behind the others."""
+    return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
+
+
+def own_rows(batch_size: int, mesh: Mesh | None) -> Bool[np.ndarray, "B"]:
+    """Which rows of a batch this process's devices work on: it need not read the others."""
+    rows = np.ones(batch_size, bool)
+    if mesh is None or jax.process_count() == 1:
+        return rows
+    length = batch_size + -batch_size % mesh.devices.size
+    rows = np.zeros(length, bool)
+    for part in meshes.sharded(mesh).addressable_devices_indices_map((length,)).values():
+        rows[part] = True
+    return rows[:batch_size]
+
+
+def text_batches(tokens: Int[np.ndarray, "M T"], batch_size: int) -> Iterator[EvaluationBatch]:
+    """Token rows as evaluation batches of `batch_size`, the last one filled up with zeros."""
+    for start in range(0, len(tokens), batch_size):
+        rows = tokens[start : start + batch_size]
+        yield {"text": fill(rows, batch_size - len(rows)), "valid": valid_rows(len(rows), batch_size)}
+
+
+def valid_rows(count: int, batch_size: int) -> Bool[np.ndarray, "B"]:
+    """True for the first `count` of `batch_size` rows."""
+    return np.arange(batch_size) < count

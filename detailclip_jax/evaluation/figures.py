@@ -1,0 +1,115 @@
+"""The pictures of a run, drawn from its experiment and state (what they look like: `visualize`)."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Bool, UInt8
+from ml_collections import ConfigDict
+
+from detailclip_jax.data.stickers.sprites import ATTRIBUTION
+from detailclip_jax.evaluation import held_out, stickers
+from detailclip_jax.evaluation.evaluators import all_weights
+from detailclip_jax.evaluation.kept_objects import lowest
+from detailclip_jax.figures import plots
+from detailclip_jax.methods import components
+from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.training.experiment import Experiment, dummy_batch
+from detailclip_jax.training.train_state import TrainState
+
+NUM_SCENES = 8
+
+
+def write(workdir: str | Path, experiment: Experiment, state: TrainState) -> list[Path]:
+    """Writes figures/loss_curves.png, attention.png and reconstructions.png; returns the paths of those it
+    drew.
+
+    Curves come from the workdir's metrics.jsonl.  The others show held-out scenes of stickers, or examples of the run's
+    own data that training never saw (`data.held_out`); without any there are none.  A method without a pixel loss has
+    no reconstructions.  All processes of a run call this, the first one writes.
+    """
+    figures = {}
+    metrics = Path(workdir) / "metrics.jsonl"
+    if metrics.exists():
+        figures["loss_curves"] = plots.loss_curves(read_lines(metrics))
+    figures |= of_held_out(experiment, state)
+    if jax.process_index():
+        return []
+    return [plots.save(figure, Path(workdir) / "figures" / f"{name}.png") for name, figure in figures.items()]
+
+
+class Shown(NamedTuple):
+    """Images to draw, what one of them is called, and whose they are."""
+
+    images: UInt8[np.ndarray, "B S S 3"]
+    name: str = "image"
+    credit: str = ""
+
+
+def held_out_images(config: ConfigDict) -> Shown | None:
+    """Scenes of stickers or examples of the run's data that training never saw, if there are any."""
+    if config.data.source == "stickers":
+        scenes = stickers.scenes(config, "held_out_pairs", NUM_SCENES)
+        images = stickers.pictures([scenes[i] for i in range(NUM_SCENES)], config)
+        return Shown(images, "scene", ATTRIBUTION)
+    images = held_out.pictures(config, NUM_SCENES)
+    return None if images is None else Shown(images)
+
+
+def of_held_out(experiment: Experiment, state: TrainState) -> dict[str, Any]:
+    """The figures that look at images which training never saw."""
+    shown = held_out_images(experiment.config)
+    if shown is None:
+        return {}
+    figures = {"attention": attention(experiment, state, shown)}
+    if "reconstruction" in experiment.method.losses:
+        figures["reconstructions"] = reconstructions(experiment, state, shown)
+    return figures
+
+
+def attention(experiment: Experiment, state: TrainState, shown: Shown):
+    """The paper's figure 1 over the images, for the student and, where there is one, its teacher."""
+    rule, images = components.mask_rule(experiment.config), shown.images
+    values = {name: experiment.encode.attention(params, images) for name, params in all_weights(state).items()}
+    hidden = {name: np.asarray(lowest(value, rule)) for name, value in values.items()}
+    return plots.attention_figure(images, jax.tree.map(np.asarray, values), hidden, shown.credit, shown.name)
+
+
+def reconstructions(experiment: Experiment, state: TrainState, shown: Shown):
+    """What the student's decoder draws where the teacher's attention removed patches."""
+    hidden, drawn = reconstruct(experiment, state, shown.images)
+    return plots.reconstruction_figure(shown.images, hidden, drawn, shown.credit, shown.name)
+
+
+def reconstruct(
+    experiment: Experiment, state: TrainState, images: UInt8[np.ndarray, "B S S 3"]
+) -> tuple[Bool[np.ndarray, "B N"], UInt8[np.ndarray, "B S S 3"]]:
+    """The removed patches of each image, and the image with the decoder's pixels in their place.
+
+    Runs the training line itself, without its update, on the images as views.
+    """
+    config = experiment.config
+    line = experiment.line(state, experiment.put(_as_batch(experiment, images)))
+    wanted = line.hidden.mask[0], line.hidden.removed[0], line.heads["predicted_pixels"][0]
+    mask, removed, predicted = (
+        np.asarray(array)[: len(images)] for array in multihost_utils.process_allgather(wanted, tiled=True)
+    )
+    eps = config.losses.pixel_eps if config.losses.normalise_pixels else None
+    norm = {"mean": config.preprocess.mean, "std": config.preprocess.std, "eps": eps}
+    drawn = [plots.paste(*row, **norm) for row in zip(images, predicted, removed)]
+    return mask, np.stack(drawn)
+
+
+def _as_batch(experiment: Experiment, images: UInt8[np.ndarray, "B S S 3"]):
+    """The images as all views of their size in a training batch, cut whole, filled up to divide over the devices."""
+    devices = experiment.mesh.devices.size
+    count = -(-len(images) // devices) * devices
+    batch = jax.tree.map(np.array, dummy_batch(experiment.config, count))
+    size = images.shape[1]
+    for name, crops in batch["image"].items():
+        batch["box"][name][:] = (0, 0, size, size)
+        if crops.shape[-2] == size:
+            crops[: len(images)] = images[:, None]
+    return batch

@@ -1,0 +1,83 @@
+"""What the evaluation of a run on one's own data looks at: the pairs that training never saw (`data.held_out`)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from detailclip_jax.data import held_out
+from detailclip_jax.data.held_out import HeldOut, Picked
+from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.pipeline import read
+from detailclip_jax.data.preprocessing import transform_of
+from detailclip_jax.data.sources import BadRecord, MissingData, Source
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench
+from detailclip_jax.evaluation.metrics import Metric
+from detailclip_jax.evaluation.reading import Subset, captions_of
+from detailclip_jax.evaluation.retrieval import retrieval_metrics
+from detailclip_jax.evaluation.tasks import JOINT, Prepared
+from detailclip_jax.runtime.provenance import data_fingerprint
+
+WAY_OUT = (
+    "--config.data.held_out=1000 keeps some out of training, or python -m detailclip_jax.prepare ... --split val "
+    "writes a split of their own"
+)
+
+
+def find(config: ConfigDict) -> HeldOut | None:
+    """The held-out examples of a run's data; None where it has none, or where the data are not there any more."""
+    try:
+        return held_out.open_held_out(config.data, config.model.image_size)
+    except MissingData:
+        return None
+
+
+def retrieval(config: ConfigDict, num_examples: int = 1000, batch_size: int = BATCH_SIZE) -> dict[str, Any]:
+    """Retrieval among at most so many held-out pairs; ValueError where a run has none."""
+    found = find(config)
+    if found is None:
+        raise ValueError(f"evaluator held_out: no example of these data is held out; {WAY_OUT}")
+    pairs = captioned(Subset(found.source, num_examples))
+    data = LabelledSet("held_out", pairs, (), data_fingerprint(pairs) if len(pairs) else "", None)
+
+    def measure(bench: Bench) -> Iterator[tuple[str, Metric]]:
+        if not len(pairs):
+            logging.info("evaluator held_out: left out, no held-out example has a caption")
+            return
+        images = bench.images(data, transform_of(config))
+        captions = captions_of(pairs, images.index.tolist())
+        texts = bench.texts([caption for own in captions for caption in own])
+        yield from retrieval_metrics(images.features, texts, captions, top=(1, 5))
+
+    prepared = Prepared(data, "all captions", JOINT, measure)
+    return {"prepared": prepared, "tokenize": Tokenizer(config.model.context_length), "batch_size": batch_size}
+
+
+def captioned(source: Source) -> Picked:
+    """The examples that can be read and have a caption."""
+    return Picked(source, [place for place in range(len(source)) if _has_caption(source, place)])
+
+
+def _has_caption(source: Source, place: int) -> bool:
+    try:
+        return any(caption.strip() for caption in source[place]["captions"])
+    except BadRecord:
+        return False
+
+
+def pictures(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | None:
+    """The first `count` held-out pictures that can be decoded, as the model sees them; None where there are none."""
+    found, views = find(config), []
+    for place in range(len(found.source)) if found else ():
+        try:
+            views.append(evaluation_view(read(found.source, place)[1], *transform_of(config)))
+        except BadRecord as error:
+            logging.warning("unreadable record left out of the figures: %s", error)
+        if len(views) == count:
+            break
+    return np.stack(views) if views else None

@@ -1,0 +1,103 @@
+"""k nearest neighbours on frozen features, weighted as DINO, iBOT and MAE's comparisons do."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from detailclip_jax.evaluation.classification import class_ranks, rank_metrics, usual_top
+from detailclip_jax.evaluation.embedding import fill
+from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.evaluation.metrics import Metric, normalise
+
+NEIGHBOURS = (10, 20, 100, 200)
+TEMPERATURE = 0.07
+QUERIES, GALLERY = 256, 16384  # rows that are compared at a time
+
+
+def knn_metrics(
+    train: Float[np.ndarray, "n D"],
+    train_labels: Int[np.ndarray, "n"],
+    test: Float[np.ndarray, "m D"],
+    test_labels: Int[np.ndarray, "m"],
+    num_classes: int,
+    *,
+    metric: str = "accuracy",
+    neighbours: Sequence[int] = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> Iterator[tuple[str, Metric]]:
+    """Yields ("k10_top1", ...), ... for every k that the training set has room for.
+
+        score(class) = sum over the k training features of highest cosine of exp(cosine / T), where their label is class
+
+    Raises Unmeasurable where the training set is smaller than the smallest k.
+    """
+    fitting = [k for k in sorted(neighbours) if k <= len(train)]
+    if not fitting:
+        raise Unmeasurable(f"k-NN needs at least {min(neighbours)} training examples; there are {len(train)}")
+    cosines, labels = nearest(test, train, train_labels, max(fitting))
+    for k in fitting:
+        votes = vote_blocks(cosines[:, :k], labels[:, :k], num_classes, temperature)
+        found = class_ranks(votes, test_labels)
+        for name, value in rank_metrics(found, test_labels, num_classes, metric, usual_top(num_classes)):
+            yield f"k{k}_{name}", value
+
+
+def nearest(
+    queries: Float[np.ndarray, "m D"], gallery: Float[np.ndarray, "n D"], labels: Int[np.ndarray, "n"], k: int
+) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
+    """Cosines and labels of the k nearest gallery features of each query, best first, in bounded memory."""
+    queries, gallery = normalise(queries.astype(np.float32)), normalise(gallery.astype(np.float32))
+    blocks = [jnp.asarray(part(queries, i, QUERIES)) for i in starts(queries, QUERIES)]
+    best = [(jnp.full((QUERIES, k), -jnp.inf), jnp.full((QUERIES, k), -1)) for _ in blocks]
+    length = min(GALLERY, len(gallery))
+    for i in starts(gallery, length):
+        rows, known = (jnp.asarray(part(array, i, length)) for array in (gallery, labels.astype(np.int32)))
+        real = jnp.arange(i, i + length) < len(gallery)
+        best = [merge(*old, block, rows, known, real, k) for old, block in zip(best, blocks)]
+    cosines, found = (np.concatenate([np.asarray(pair[j]) for pair in best])[: len(queries)] for j in (0, 1))
+    return cosines, found
+
+
+def part(rows: np.ndarray, start: int, length: int) -> np.ndarray:
+    """`length` rows from `start` on, filled up with zeros."""
+    taken = rows[start : start + length]
+    return fill(taken, length - len(taken))
+
+
+def starts(rows: np.ndarray, length: int) -> range:
+    """Where parts of that length begin."""
+    return range(0, len(rows), length)
+
+
+@partial(jax.jit, static_argnames="k")
+def merge(
+    cosines: Float[Array, "q k"],
+    labels: Int[Array, "q k"],
+    queries: Float[Array, "q D"],
+    gallery: Float[Array, "g D"],
+    known: Int[Array, "g"],
+    real: Array,
+    k: int,
+) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
+    """The best k of those found so far and of another part of the gallery."""
+    new = jnp.where(real, jnp.matmul(queries, gallery.T, precision="highest"), -jnp.inf)
+    every = jnp.concatenate([cosines, new], 1)
+    names = jnp.concatenate([labels, jnp.broadcast_to(known, new.shape)], 1)
+    best, place = jax.lax.top_k(every, k)
+    return best, jnp.take_along_axis(names, place, 1)
+
+
+def vote_blocks(
+    cosines: Float[np.ndarray, "m k"], labels: Int[np.ndarray, "m k"], num_classes: int, temperature: float
+) -> Iterator[tuple[slice, Float[np.ndarray, "b C"]]]:
+    """Sums of exp(cosine / T) by class, some queries at a time."""
+    weights = np.exp(cosines.astype(np.float64) / temperature)
+    for start in starts(cosines, QUERIES):
+        rows = slice(start, min(start + QUERIES, len(cosines)))
+        votes = np.zeros((rows.stop - start, num_classes))
+        np.add.at(votes, (np.arange(len(votes))[:, None], labels[rows]), weights[rows])
+        yield rows, votes

@@ -1,0 +1,126 @@
+"""A linear probe: multinomial logistic regression on frozen features, by L-BFGS."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from detailclip_jax.evaluation.classification import class_ranks, rank_metrics, usual_top
+from detailclip_jax.evaluation.metrics import BLOCK, Metric
+
+STRENGTHS = tuple(10.0**power for power in range(-3, 4))  # C
+VALIDATION_SHARE = 0.2
+MAX_STEPS, TOLERANCE = 1000, 1e-4
+
+
+class Linear(NamedTuple):
+    """A fitted map: scores = features @ weights + bias."""
+
+    weights: Float[np.ndarray, "D C"]
+    bias: Float[np.ndarray, "C"]
+    gradient: float = 0.0  # its largest entry where the search ended
+
+    def __call__(self, features: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n C"]:
+        """Scores; the class with the highest one is the answer."""
+        return features @ self.weights + self.bias
+
+    @property
+    def remark(self) -> str:
+        """That the search ended too early, if it did."""
+        if self.gradient <= TOLERANCE:
+            return ""
+        where = f"a gradient of {self.gradient:.1g}, not below {TOLERANCE:g}"
+        return f"the linear probe did not converge in {MAX_STEPS:,} steps ({where}): a better one exists"
+
+
+def linear_metrics(
+    train: Float[np.ndarray, "n D"],
+    train_labels: Int[np.ndarray, "n"],
+    test: Float[np.ndarray, "m D"],
+    test_labels: Int[np.ndarray, "m"],
+    num_classes: int,
+    *,
+    metric: str = "accuracy",
+    strengths: Sequence[float] = STRENGTHS,
+) -> Iterator[tuple[str, Metric]]:
+    """Yields the set's metric and top-k of the probe whose C is best on a fifth of the training set.
+
+    Features are standardised by the training set's mean and deviation; the test set is looked at once.
+    """
+    mean, std = train.mean(0), np.maximum(train.std(0), 1e-6)
+    train, test = (train - mean) / std, (test - mean) / std
+    strength = choose(train, train_labels, num_classes, strengths)
+    probe = fit(train, train_labels, num_classes, strength)
+    blocks = ((slice(i, min(i + BLOCK, len(test))), probe(test[i : i + BLOCK])) for i in range(0, len(test), BLOCK))
+    found = class_ranks(blocks, test_labels)
+    for name, value in rank_metrics(found, test_labels, num_classes, metric, usual_top(num_classes)):
+        value.remark = probe.remark
+        yield name, value
+
+
+def choose(
+    features: Float[np.ndarray, "n D"], labels: Int[np.ndarray, "n"], num_classes: int, strengths: Sequence[float]
+) -> float:
+    """The C with the highest accuracy on a fifth of the examples, drawn once; the smaller one of equals."""
+    order = np.random.default_rng(0).permutation(len(features))
+    held_out, kept = np.split(order, [max(1, round(VALIDATION_SHARE * len(order)))])
+    if len(strengths) == 1 or not len(kept):
+        return strengths[0]
+    accuracies, start = [], None
+    for strength in sorted(strengths):
+        start = fit(features[kept], labels[kept], num_classes, strength, start)
+        accuracies.append((start(features[held_out]).argmax(1) == labels[held_out]).mean())
+    return sorted(strengths)[int(np.argmax(accuracies))]
+
+
+def fit(
+    features: Float[np.ndarray, "n D"],
+    labels: Int[np.ndarray, "n"],
+    num_classes: int,
+    strength: float,
+    start: Linear | None = None,
+) -> Linear:
+    """The minimum of 1/2 |W|^2 + C sum_i -log softmax(W x_i + b)[y_i], scikit-learn's LogisticRegression(C).
+
+    The bias is not penalised.  `start` is where the search begins: another fit, or zeros.
+    """
+    start = start or Linear(np.zeros((features.shape[1], num_classes)), np.zeros(num_classes))
+    first = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (start.weights, start.bias))
+    arrays = jnp.asarray(features, jnp.float32), jnp.asarray(labels), jnp.float32(strength)
+    (weights, bias), gradient = _minimise(first, *arrays, max_steps=MAX_STEPS)
+    return Linear(np.asarray(weights), np.asarray(bias), float(gradient))
+
+
+@partial(jax.jit, static_argnames="max_steps")
+def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_steps: int) -> Any:
+    """L-BFGS until the gradient's largest entry, of the objective per example, is below TOLERANCE; also that entry."""
+
+    def objective(linear: Any) -> Array:
+        weights, bias = linear
+        scores = jnp.matmul(features, weights, precision="highest") + bias
+        loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels).sum()
+        return (loss + 0.5 / strength * jnp.sum(weights**2)) / len(labels)
+
+    solver = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(objective)
+
+    def step(carry: Any) -> Any:
+        linear, state, count, _ = carry
+        value, gradient = value_and_grad(linear, state=state)
+        updates, state = solver.update(gradient, state, linear, value=value, grad=gradient, value_fn=objective)
+        return optax.apply_updates(linear, updates), state, count + 1, optax.tree.max(_absolute(gradient))
+
+    def unfinished(carry: Any) -> Array:
+        return (carry[2] < max_steps) & (carry[3] > TOLERANCE)
+
+    found, _, _, gradient = jax.lax.while_loop(unfinished, step, (first, solver.init(first), 0, jnp.inf))
+    return found, gradient
+
+
+def _absolute(tree: Any) -> Any:
+    return jax.tree.map(jnp.abs, tree)

@@ -1,0 +1,209 @@
+"""What the evaluators count: pure functions of arrays, in numpy on the host.
+
+Hits come back per example and are averaged by the caller, so that intervals can resample them.  A tie counts
+against the model: an encoder that gives everything one embedding scores 0, not 100.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from detailclip_jax.evaluation.findings import Unmeasurable
+
+BLOCK = 256  # queries whose similarities are held at one time
+
+
+class Metric(float):
+    """A value that carries what is needed to judge it; a plain float everywhere else.
+
+        Metric(0.375, n=2000, chance=1 / 96, low=0.354, high=0.396)
+
+    `n` is the number of examples (queries), `chance` what an ignorant model gets, `low` and `high` a 95 %
+    interval. Unknown ones are None.  `n_train` is the number of examples that a probe was fitted on.  `remark` is what
+    a reader must know besides, usually nothing.
+    """
+
+    n: int | None
+    chance: float | None
+    low: float | None
+    high: float | None
+    n_train: int | None = None
+    remark: str = ""
+
+    def __new__(cls, value: float, *, n=None, chance=None, low=None, high=None):
+        """Stores the value and its company."""
+        self = super().__new__(cls, value)
+        self.n, self.chance, self.low, self.high = n, chance, low, high
+        return self
+
+
+def split_name(name: str) -> list[str]:
+    """Task, weights and metric of "zero_shot:folder:/data/pets/ema/top1", whose task has slashes of its own."""
+    return name.rsplit("/", 2)
+
+
+def mean_metric(values: np.ndarray, chance: float | None = None, counts: np.ndarray | None = None) -> Metric:
+    """Mean of `values` with its bootstrap interval.
+
+    With `counts`, entry i is the sum over `counts[i]` queries that belong together (the captions of one
+    image): the value is sum / count over all, and the interval resamples whole groups.
+    """
+    counts = np.ones(len(values)) if counts is None else counts
+    low, high = bootstrap_interval(_ratio, values, counts)
+    return Metric(_ratio(values, counts), n=int(counts.sum()), chance=chance, low=low, high=high)
+
+
+def _ratio(sums: np.ndarray, counts: np.ndarray) -> float:
+    return float(sums.sum() / counts.sum())
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *arrays: np.ndarray,
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap: the central `level` of `statistic` over examples drawn with replacement.
+
+    `arrays` share their first axis and are resampled together.  The same seed gives the same interval.  It
+    speaks of the draw of the test examples, not of the seeds of training.
+    """
+    n = len(arrays[0])
+    if n == 0:
+        raise Unmeasurable("a bootstrap interval needs at least one example; got none")
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(0, n, n) for _ in range(num_resamples))
+    values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def normalise(vectors: Float[np.ndarray, "*batch E"], eps: float = 1e-12) -> Float[np.ndarray, "*batch E"]:
+    """Divides by the L2 norm over the last axis; a zero vector stays zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), eps)
+
+
+def class_embeddings(
+    prompts: Float[np.ndarray, "M E"], classes: Int[np.ndarray, "M"], num_classes: int
+) -> Float[np.ndarray, "C E"]:
+    """Mean of the normalised embeddings of a class's prompts, normalised again (SLIP's zero-shot protocol).
+
+    `classes[m]` says whose prompt m is: every template and synonym counts once, in any order.  Raises
+    Unmeasurable for a class without a prompt.
+    """
+    counts = np.bincount(classes, minlength=num_classes)
+    if not counts.all():
+        raise Unmeasurable(f"no prompt for the classes {np.flatnonzero(counts == 0).tolist()} of {num_classes}")
+    sums = np.zeros((num_classes, prompts.shape[-1]), np.float32)
+    np.add.at(sums, classes, normalise(prompts))
+    return normalise(sums / counts[:, None])
+
+
+def similarity_blocks(
+    queries: Float[np.ndarray, "Q E"], gallery: Float[np.ndarray, "G E"], block: int = BLOCK
+) -> Iterator[tuple[slice, Float[np.ndarray, "b G"]]]:
+    """Dot products of `block` queries at a time in float32, so that 25,000 x 5,000 never stands in memory
+    at once.
+    """
+    transposed = gallery.astype(np.float32).T
+    for start in range(0, len(queries), block):
+        rows = slice(start, min(start + block, len(queries)))
+        yield rows, queries[rows].astype(np.float32) @ transposed
+
+
+def ranks(scores: Float[np.ndarray, "Q G"], positives: Bool[np.ndarray, "Q G"]) -> Int[np.ndarray, "Q"]:
+    """How many wrong entries stand before the best right one: 0 is a hit at 1, k - 1 a hit at k.
+
+    A wrong entry stands before it unless it scores strictly lower; so ties, and scores that are not numbers,
+    count against the model.  Raises Unmeasurable for a query without a right entry.
+    """
+    if not positives.any(axis=1).all():
+        raise Unmeasurable(f"query {int(np.flatnonzero(~positives.any(axis=1))[0])} has no right entry in the gallery")
+    best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)
+    return (~positives & ~(scores < best)).sum(axis=1)
+
+
+def top_k_hits(scores: Float[np.ndarray, "n C"], labels: Int[np.ndarray, "n"], k: int) -> Bool[np.ndarray, "n"]:
+    """Whether the true class is among the k best, per example."""
+    return ranks(scores, labels[:, None] == np.arange(scores.shape[1])) < k
+
+
+def mean_per_class(hits: Bool[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> float:
+    """Mean over classes of the share of hits within the class; classes without an example do not count."""
+    counts = np.bincount(labels)
+    sums = np.bincount(labels, weights=hits)
+    return float((sums[counts > 0] / counts[counts > 0]).mean())
+
+
+def retrieval_ranks(
+    images: Float[np.ndarray, "I E"],
+    texts: Float[np.ndarray, "M E"],
+    owners: Int[np.ndarray, "M"],
+    text_ids: Int[np.ndarray, "M"],
+    block: int = BLOCK,
+) -> tuple[Int[np.ndarray, "I"], Int[np.ndarray, "M"]]:
+    """Ranks both ways (image to text, text to image), see `ranks`.
+
+    Caption m describes image `owners[m]`; captions of equal `text_ids` are the same words.  Right for an
+    image are all captions that read as one of its own; right for a caption are all images that have a
+    caption reading the same.
+    """
+    image_ranks = np.empty(len(images), np.int64)
+    for rows, scores in similarity_blocks(images, texts, block):
+        image_ranks[rows] = ranks(scores, right_texts(rows, owners, text_ids))
+    text_ranks = np.empty(len(texts), np.int64)
+    for rows, scores in similarity_blocks(texts, images, block):
+        text_ranks[rows] = ranks(scores, right_images(rows, owners, text_ids, len(images)))
+    return image_ranks, text_ranks
+
+
+def right_texts(images: slice, owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"]) -> Bool[np.ndarray, "b M"]:
+    """For each image of the slice, the captions that read as one of its own."""
+    own = np.flatnonzero((owners >= images.start) & (owners < images.stop))
+    which, same = np.nonzero(text_ids[own][:, None] == text_ids)
+    right = np.zeros((images.stop - images.start, len(owners)), bool)
+    right[owners[own][which] - images.start, same] = True
+    return right
+
+
+def right_images(
+    texts: slice, owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"], num_images: int
+) -> Bool[np.ndarray, "b I"]:
+    """For each caption of the slice, the images that have a caption reading the same."""
+    which, same = np.nonzero(text_ids[texts][:, None] == text_ids)
+    right = np.zeros((texts.stop - texts.start, num_images), bool)
+    right[which, owners[same]] = True
+    return right
+
+
+def num_right(
+    owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"], num_images: int
+) -> tuple[Int[np.ndarray, "I"], Int[np.ndarray, "M"]]:
+    """How many captions are right for each image, and how many images for each caption; see
+    `retrieval_ranks`.
+    """
+    image, text = np.unique(np.stack([owners, text_ids]), axis=1)
+    right = np.zeros(num_images, np.int64)
+    np.add.at(right, image, np.bincount(text_ids)[text])
+    return right, np.bincount(text)[text_ids]
+
+
+def recall_chance(num_right: Int[np.ndarray, "Q"], gallery: int, k: int) -> float:
+    """Recall at k of a random ranking, mean over queries: 1 - C(gallery - right, k) / C(gallery, k).
+
+    `recall_chance(np.array([1]), 1000, 5) == 0.005`
+    """
+    if k >= gallery:
+        return 1.0
+    drawn = np.arange(k)
+    misses = np.prod(np.maximum(gallery - num_right[:, None] - drawn, 0) / (gallery - drawn), axis=1)
+    return float((1 - misses).mean())
+
+
+def ids_of(items: list[Any]) -> Int[np.ndarray, "M"]:
+    """Numbers equal items equally, in order of appearance: ids_of(["a", "b", "a"]) -> [0, 1, 0]."""
+    seen: dict[Any, int] = {}
+    return np.array([seen.setdefault(item, len(seen)) for item in items], np.int64)

@@ -1,0 +1,116 @@
+"""The pictures of a set as evaluation batches, made by threads while the devices work."""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from detailclip_jax.data.decoding import BUDGET
+from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.pipeline import read
+from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.sources import Source
+from detailclip_jax.data.workers import Prefetched
+from detailclip_jax.evaluation.embedding import EvaluationBatch
+from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.runtime.cores import usable_cores
+
+MAX_AHEAD = 8  # batches, and threads that make them
+
+
+def cropped(transform: Transform) -> Transform:
+    """Resize to 8/7 of the size and crop (256 and 224): k-NN and linear probes, as DINO, iBOT and SLIP.
+
+    A model that crops more in its own evaluation keeps that.
+    """
+    return transform._replace(shorter_side=max(transform.shorter_side, round(transform.size * 256 / 224)))
+
+
+class ImageBatches:
+    """All examples of a source once per pass, in order, in batches of one shape.
+
+    Yields {"image": uint8 [B, S, S, 3], "label": int32 [B], "index": int32 [B], "valid": bool [B]}.  Rows behind the
+    end and those that cannot be read are zero and not valid; `unreadable` names the latter with the reason, after a
+    pass.  `rows` are the rows of a batch that are to be read (other processes read the others).
+    """
+
+    def __init__(
+        self, source: Source, transform: Transform, batch_size: int, rows: Bool[np.ndarray, "B"] | None = None
+    ):
+        self.source, self.transform, self.batch_size = source, transform, batch_size
+        self.rows = np.ones(batch_size, bool) if rows is None else rows
+        self.unreadable: list[str] = []
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.source) / self.batch_size)
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        self.unreadable = []
+        ahead = min(MAX_AHEAD, usable_cores())
+        with contextlib.closing(Prefetched(self, prefetch=max(2, ahead))) as batches:
+            for made in batches:
+                self.unreadable += made["unreadable"]
+                yield made["batch"]
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Batch `number`, and what could not be read of it."""
+        first, size = number * self.batch_size, self.transform.size
+        batch = {
+            "image": np.zeros((self.batch_size, size, size, 3), np.uint8),
+            "label": np.full(self.batch_size, -1, np.int32),
+            "index": np.arange(first, first + self.batch_size, dtype=np.int32),
+            "valid": np.zeros(self.batch_size, bool),
+        }
+        unreadable = []
+        for row in np.flatnonzero(self.rows[: len(self.source) - first]):
+            try:
+                batch["image"][row], batch["label"][row] = self._example(first + int(row))
+                batch["valid"][row] = True
+            except Exception as error:  # one bad picture is reported; raising here would leave other processes waiting
+                unreadable.append(f"example {first + row}: {error}")
+        return {"batch": batch, "unreadable": unreadable}
+
+    def _example(self, index: int) -> tuple[np.ndarray, int]:
+        with BUDGET.scope():
+            example, image = read(self.source, index)
+            return evaluation_view(image, *self.transform), example.get("label", -1)
+
+
+class Subset:
+    """`count` examples of a source, evenly spaced, or all where it has no more."""
+
+    def __init__(self, source: Source, count: int):
+        self.source, self.count = source, min(count, len(source))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"example {index} of {self.count}")
+        return self.source[index * len(self.source) // self.count]
+
+
+def sample_digest(source: Source, num: int = 8) -> str:
+    """What a few evenly spaced pictures look like, to the byte: names and sizes of files do not tell that."""
+    digest = hashlib.sha256()
+    for index in sorted({len(source) * i // num for i in range(num)} if len(source) else ()):
+        try:
+            image = source[index]["image"]
+        except ValueError:  # a record that cannot be read; reading the set says so
+            image = b""
+        digest.update(image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def captions_of(source: Source, indices: Sequence[int]) -> list[tuple[str, ...]]:
+    """The captions of these examples; Unmeasurable that names the first one without any."""
+    captions = [tuple(source[int(index)]["captions"]) for index in indices]
+    for index, own in zip(indices, captions):
+        if not own:
+            raise Unmeasurable(f"example {index} has no caption: retrieval needs pictures with captions")
+    return captions

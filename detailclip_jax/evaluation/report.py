@@ -1,0 +1,181 @@
+"""The final table: results.json for programs, report.md and the screen for people."""
+
+import hashlib
+import json
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.config.components import components, is_endless
+from detailclip_jax.config.run_config import to_json
+from detailclip_jax.data.stickers.stickers import WHITE_SIDES
+from detailclip_jax.evaluation import held_out
+from detailclip_jax.evaluation.evaluators import absent, plan
+from detailclip_jax.evaluation.held_out import WAY_OUT
+from detailclip_jax.evaluation.metrics import Metric, split_name
+from detailclip_jax.evaluation.stickers import top1_at
+from detailclip_jax.runtime.files import replace_text
+
+ROWS = {  # a metric, or the metric of a task
+    "top1": "zero-shot top-1",
+    "on_white/top1": "zero-shot top-1, on white",
+    **{f"on_white/{top1_at(side)}": f"on white, {100 * side:.0f} % of the side" for side in WHITE_SIDES},
+    "other_drawings/top1": "top-1, other artists' drawings",
+    "top5": "zero-shot top-5",
+    "image_to_text_r1": "image to text R@1",
+    "image_to_text_r5": "image to text R@5",
+    "text_to_image_r1": "text to image R@1",
+    "text_to_image_r5": "text to image R@5",
+    "share": "kept patches that touch an object",
+    "miou": "linear segmentation mIoU",
+    "balanced_miou": "the same, classes balanced",
+    "object_miou": "the same, object patches alone",
+}
+NOTES = {
+    "zero_shot": "Zero-shot: unseen scenes of one object, named among all nouns; chance is k / nouns.",
+    "on_white": (
+        "On white: one of the training drawings alone and unchanged on plain white, at random places; its longer side "
+        "takes a share of the canvas's."
+    ),
+    "other_drawings": (
+        "Other artists' drawings: the zero-shot scenes, their nouns as Noto Color Emoji draws them unless the config "
+        "names another style."
+    ),
+    "retrieval": (
+        "Retrieval: scenes of two nouns that never met in training, two captions each. Captions that are word for "
+        "word the same count as right for each other's image."
+    ),
+    "kept_objects": (
+        "Kept patches: the half with the highest CLS attention, in every row whatever it removes itself, in unseen "
+        "scenes; chance is the share of all patches that touch an object."
+    ),
+    "held_out": (
+        "Held out: retrieval among pairs of the run's own data that training never saw, with all their captions. "
+        "Captions that are word for word the same count as right for each other's image."
+    ),
+    "segmentation": "Segmentation: patch features, frozen, to classes by ridge regression, in unseen scenes.",
+}
+ALWAYS = (
+    "Per cent, with the bootstrap 95 % interval over test examples (not over seeds of training). Ties count against "
+    "the model."
+)
+WEIGHTS = {"student": "student", "ema": "EMA"}
+
+
+def write(workdir: str | Path, results: Mapping[str, float], config: ConfigDict, step: int, data: str = "") -> str:
+    """Writes results.json and report.md into `workdir`; returns the text of report.md, to be printed.
+
+    `results` are those of `run_all`: "task/weights/metric" -> value; `data` says what was wrong with the training data.
+    """
+    workdir = Path(workdir)
+    text = markdown(results, config, step) + (f"\nTraining data: {data}.\n" if data else "")
+    replace_text(workdir / "report.md", text)
+    replace_text(workdir / "results.json", json.dumps(as_json(results, config, step), indent=2) + "\n")
+    return text
+
+
+def as_json(results: Mapping[str, float], config: ConfigDict, step: int) -> dict[str, Any]:
+    """The run (method, step, digest of its config) and one record per result."""
+    return {
+        "method": config.method,
+        "step": step,
+        "config_digest": config_digest(config),
+        "results": [_record(name, value) for name, value in results.items()],
+    }
+
+
+def _record(name: str, value: float) -> dict[str, Any]:
+    task, weights, metric = split_name(name)
+    judged = {key: getattr(value, key, None) for key in ("n", "chance", "low", "high")}
+    if (fitted := getattr(value, "n_train", None)) is not None:
+        judged["n_train"] = fitted
+    return {"task": task, "weights": weights, "metric": metric, "value": float(value), **judged}
+
+
+def config_digest(config: ConfigDict) -> str:
+    """Twelve hexadecimal digits that two runs share when every field of their configs is equal."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
+
+
+def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str:
+    """The table, one row per metric, with a column for each set of weights and chance beside them."""
+    about = [*_held_out(config), *_left_out(results, config)]
+    if not results:
+        return "\n\n".join([f"{_title(config, step)}: nothing was evaluated.", *about]) + "\n"
+    names = [split_name(name) for name in results]
+    weights = list(dict.fromkeys(which for _, which, _ in names))
+    rows = list(dict.fromkeys((task, metric) for task, _, metric in names))
+    head = ["", *(WEIGHTS.get(w, w) for w in weights), "chance", "n"]
+    table = [_row(results, task, metric, weights) for task, metric in rows]
+    notes = "\n\n".join([_notes(dict(rows)), *about])
+    return "\n".join([_title(config, step), "", *aligned([head, *table]), "", notes]) + "\n"
+
+
+def _held_out(config: ConfigDict) -> list[str]:
+    """How many examples of one's own data were held out and how they were chosen, or how to hold some out."""
+    if is_endless(components(config.data)):
+        return []
+    found = held_out.find(config)
+    text = f"Held out: {len(found.source):,} examples ({found.origin})." if found else f"Held out: none; {WAY_OUT}."
+    return [textwrap.fill(text, 110)]
+
+
+def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:
+    """A line that names the evaluators without a result, with the reason."""
+    measured = {split_name(name)[0] for name in results}
+    unmade = {name: reason for name, reason in absent(config).items() if name not in measured}
+    missing = [name for name in plan(config) if name not in measured and name not in unmade]
+    why = f"since {config.method} has no networks" + (" or the data no captions" if "held_out" in missing else "")
+    lines = [f"Left out, {why} for it: {', '.join(missing)}."] if missing else []
+    return lines + [f"Left out: {ROWS[f'{name}/top1']}: {reason}." for name, reason in unmade.items()]
+
+
+def _notes(tasks: Iterable[str]) -> str:
+    return textwrap.fill(" ".join([ALWAYS, *(NOTES[task] for task in tasks if task in NOTES)]), 110)
+
+
+def _title(config: ConfigDict, step: int) -> str:
+    return f"**{config.method}** on {config.data.source}, {config.model.size}, step {step:,}"
+
+
+def _row(results: Mapping[str, float], task: str, metric: str, weights: list[str]) -> list[str]:
+    values = [results.get(f"{task}/{w}/{metric}") for w in weights]
+    known = next(value for value in values if value is not None)
+    chance = getattr(known, "chance", None)
+    return [
+        _label(task, metric),
+        *("" if value is None else _percent(value) for value in values),
+        "" if chance is None else f"{100 * chance:.2f}",
+        size_text(getattr(known, "n", None), getattr(known, "n_train", None)),
+    ]
+
+
+def size_text(n: int | None, n_train: int | None) -> str:
+    """2,000, or "2,000 (train 5,000)" for a probe that was fitted on so many."""
+    fitted = "" if n_train is None else f" (train {n_train:,})"
+    return "" if n is None else f"{n:,}{fitted}"
+
+
+def _label(task: str, metric: str) -> str:
+    if ":" in task:
+        return f"{task} {metric}"
+    return ROWS.get(f"{task}/{metric}", ROWS.get(metric, f"{task} {metric}"))
+
+
+def _percent(value: float) -> str:
+    if not isinstance(value, Metric) or value.low is None or value.high is None:
+        return f"{100 * value:.1f}"
+    return f"{100 * value:.1f} ({100 * value.low:.1f}-{100 * value.high:.1f})"
+
+
+def aligned(table: list[list[str]]) -> list[str]:
+    """Markdown that reads as a table on the screen too: columns of equal width, numbers to the right."""
+    widths = [max(2, *(len(cell) for cell in column)) for column in zip(*table)]  # "-:" is the shortest rule
+    lines = [
+        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))] for row in table
+    ]
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return ["| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:])]

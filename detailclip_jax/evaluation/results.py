@@ -1,0 +1,279 @@
+"""What was measured, on disk: results.jsonl as it comes, and the tables results.md and results.csv made of it."""
+
+import csv
+import io
+import json
+import os
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detailclip_jax.evaluation import paper
+from detailclip_jax.evaluation.report import ALWAYS, ROWS, WEIGHTS, aligned, size_text
+from detailclip_jax.runtime.files import replace_text
+
+FILES = ("results.jsonl", "results.md", "results.csv")
+Record = dict[str, Any]
+Beside = Mapping[str, Mapping[paper.Cell, float]]  # rows of the paper: label -> cell -> share of 1
+FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
+MARKS = ("protocol", "fingerprint", "step", "expected", "unreadable", "truncated", "checkpoint", "digest")
+OTHER_FIELDS = ("method",)
+LATER_FIELDS = ("remark", "n_train")  # which files of earlier versions lack
+ALL_FIELDS = (*FIELDS, *MARKS, *OTHER_FIELDS, *LATER_FIELDS)
+MAX_LISTED = 20
+NAMES = ROWS | {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_per_class": "mean per class",
+    "roc_auc": "ROC AUC",
+    "mean_of_top1_and_top5": "mean of top-1 and top-5",
+    "image_to_text_r10": "image to text R@10",
+    "text_to_image_r10": "text to image R@10",
+}
+NOTES = {
+    "zero_shot": "Zero-shot: a class is the mean of its prompts' normalised embeddings, normalised again.",
+    "retrieval": "Retrieval: no prompt; captions that are word for word the same are right for each other's image.",
+    "knn": "k-NN: class token, cosine, temperature .07, the training split votes.",
+    "linear": "Linear: logistic regression on the frozen class token, C chosen on a fifth of the training split.",
+    "kept_objects": "Kept patches: of those with the highest CLS attention; chance is the share of all that touch one.",
+    "segmentation": "Segmentation: patch features, frozen, to classes by ridge regression.",
+}
+
+
+def record(identity: Mapping[str, Any], metric: str, value: float) -> Record:
+    """One line of results.jsonl: a metric of one set of weights on one set, with all that is needed to judge it."""
+    judged = {name: getattr(value, name, None) for name in ("n", "chance", "low", "high", *LATER_FIELDS)}
+    every = {**identity, "metric": metric, "value": float(value), **judged}
+    return {name: every.get(name) for name in ALL_FIELDS}
+
+
+class Outcome(NamedTuple):
+    """What came of the tasks: records, and why a task has none."""
+
+    records: list[Record]
+    missing: dict[str, str]  # task -> what was looked for, and how to get it
+    failed: dict[str, str]  # task (and weights) -> the error
+    left_out: dict[str, str]  # task and weights -> which networks there are not
+    unreadable: list[str]  # pictures
+    subject: Any
+    beside: Beside
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 where a task failed or nothing was measured."""
+        return 1 if self.failed or not self.records else 0
+
+
+class Results:
+    """The records of one folder; it belongs to one checkpoint, whose evaluation goes on where it was stopped.
+
+    Raises ValueError if the folder holds results of other weights, or of another preprocessing.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None, digests: Mapping[str, str | None], write: bool = True):
+        self.folder, self.write = Path(folder or "."), write
+        self.records = read(self.folder / "results.jsonl") if folder else []
+        for old in self.records:
+            new = digests.get(old["weights"], old["digest"])
+            if old["digest"] != new:
+                there = f"step {old['step']} of {old['checkpoint']}"
+                other = f"other weights ({there}), or of pictures that were resized in another way"
+                raise ValueError(f"--out={folder} holds results of {other}; choose another folder")
+
+    def done(self, identity: Mapping[str, Any]) -> bool:
+        """Whether these weights were measured on this very data; without a digest nobody knows."""
+        return bool(identity["digest"]) and any(_same(old, identity, MARKS) for old in self.of(identity))
+
+    def of(self, identity: Mapping[str, Any]) -> list[Record]:
+        """Records of one task on one set with one set of weights."""
+        return [old for old in self.records if _same(old, identity, ("task", "dataset", "weights"))]
+
+    def add(self, identity: Mapping[str, Any], new: Iterable[Record]) -> None:
+        """Puts the records of one measurement into the place of earlier ones, on disk when it returns."""
+        kept = [old for old in self.records if old not in self.of(identity)]
+        self.records = kept + list(new)
+        if self.write:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_text(self.folder / "results.jsonl", "".join(json.dumps(r) + "\n" for r in self.records))
+
+    def write_tables(self, outcome: Outcome) -> None:
+        """results.md and results.csv of all that is in the folder; nothing where nothing was measured."""
+        if not (self.write and outcome.records):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(self.folder / "results.md", markdown(self.records, outcome))
+        replace_text(self.folder / "results.csv", as_csv(self.records, outcome.beside))
+
+
+def _same(old: Record, identity: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Equal in all but the counts of what could not be read whole, which are findings, and the path."""
+    ignored = ("unreadable", "truncated", "checkpoint")
+    return all(old.get(name) == identity.get(name) for name in names if name not in ignored)
+
+
+def read(file: Path) -> list[Record]:
+    """The records of a results.jsonl; none where there is no file.  ValueError for one that is something else."""
+    try:
+        every = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        return [{name: (dict.fromkeys(LATER_FIELDS) | each)[name] for name in ALL_FIELDS} for each in every]
+    except (ValueError, TypeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} is not a results.jsonl of this command ({reason}); choose another --out") from error
+
+
+def in_order(records: Sequence[Record]) -> list[Record]:
+    """The paper's cells first, in its order, with what else was measured on the same set behind each; then the rest."""
+    sets = list(dict.fromkeys((task, dataset) for task, dataset, _ in paper.cells()))
+    every = list(dict.fromkeys((r["task"], r["dataset"]) for r in records))
+    rank = {pair: place for place, pair in enumerate([*sets, *(pair for pair in every if pair not in sets)])}
+    return sorted(records, key=lambda r: rank[r["task"], r["dataset"]])
+
+
+def by_cell(records: Sequence[Record]) -> dict[paper.Cell, dict[str, Record]]:
+    """(task, data set, metric) -> weights -> record, in order."""
+    found: dict[paper.Cell, dict[str, Record]] = {}
+    for r in in_order(records):
+        found.setdefault((r["task"], r["dataset"], r["metric"]), {})[r["weights"]] = r
+    return found
+
+
+def table(records: Sequence[Record], beside: Beside) -> list[str]:
+    """One line per cell: a column for each set of weights, the paper's rows `beside` them, chance and n."""
+    cells = by_cell(records)
+    weights = list(dict.fromkeys(r["weights"] for r in records))
+    shown = [label for label, row in beside.items() if any(cell in row for cell in cells)]
+    head = ["", *(WEIGHTS.get(w, w) for w in weights), *(f"paper: {label}" for label in shown), "chance", "n"]
+    lines = [
+        [
+            name_of(cell),
+            *(percent(of[w]) if w in of else "" for w in weights),
+            *(f"{100 * beside[label][cell]:.1f}" if cell in beside[label] else "" for label in shown),
+            *_judged(next(iter(of.values()))),
+        ]
+        for cell, of in cells.items()
+    ]
+    return aligned([head, *lines])
+
+
+def name_of(cell: paper.Cell) -> str:
+    """zero_shot pets, mean per class."""
+    task, dataset, metric = cell
+    k, _, rest = metric.partition("_")
+    words = f"k={k[1:]}, {NAMES.get(rest, rest)}" if task == "knn" else NAMES.get(metric, metric)
+    return f"{task} {dataset}, {words}"
+
+
+def percent(r: Record) -> str:
+    """33.7 (31.6-35.8)."""
+    interval = "" if r["low"] is None else f" ({100 * r['low']:.1f}-{100 * r['high']:.1f})"
+    return f"{100 * r['value']:.1f}{interval}"
+
+
+def _judged(r: Record) -> list[str]:
+    short = f" of {r['expected']:,}" if r["expected"] not in (None, r["n"]) and r["task"] in ("zero_shot",) else ""
+    n = size_text(r["n"], r["n_train"]) + short
+    return ["" if r["chance"] is None else f"{100 * r['chance']:.2f}", n]
+
+
+def paper_table(name: str, records: Sequence[Record], beside: Beside) -> list[str]:
+    """Table 2 or 3 as it is printed: a row per set of weights and per row of the paper; none of its cells, no table."""
+    columns, cells = paper.columns(name), by_cell(records)
+    weights = list(dict.fromkeys(w for cell in columns.values() for w in cells.get(cell, {})))
+    ours = {WEIGHTS.get(w, w): {cell: of[w]["value"] for cell, of in cells.items() if w in of} for w in weights}
+    theirs = {f"paper: {label}": row for label, row in beside.items()}
+    if not ours:
+        return []
+    means = ["mean"] if name == "zero_shot" else []
+    lines = [
+        [label, *(_cell(row.get(cell)) for cell in columns.values()), *(_cell(_mean(row, columns)) for _ in means)]
+        for label, row in (ours | theirs).items()
+    ]
+    return [f"## {paper.TITLES[name]}", "", *aligned([["", *columns, *means], *lines]), ""]
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _mean(row: Mapping[paper.Cell, float], columns: Mapping[str, paper.Cell]) -> float | None:
+    """Over all sets of the table, or nothing: a mean over some of them compares with nobody's."""
+    values = [row[cell] for cell in columns.values() if cell in row]
+    return sum(values) / len(values) if len(values) == len(columns) else None
+
+
+def details(records: Sequence[Record]) -> list[str]:
+    """Every record with its interval, n, chance, protocol, fingerprint and step."""
+    head = ["task", "set", "metric", "weights", "%", "95 %", "chance", "n", "protocol", "data", "step"]
+    lines = [
+        [
+            *(r[name] for name in ("task", "dataset", "metric", "weights")),
+            f"{100 * r['value']:.2f}",
+            "" if r["low"] is None else f"{100 * r['low']:.2f}-{100 * r['high']:.2f}",
+            *_judged(r),
+            *("" if r[name] is None else str(r[name]) for name in ("protocol", "fingerprint", "step")),
+        ]
+        for r in in_order(records)
+    ]
+    return aligned([head, *lines])
+
+
+def notes(records: Sequence[Record]) -> list[str]:
+    """What the numbers mean."""
+    return [ALWAYS, *(NOTES[task] for task in dict.fromkeys(r["task"] for r in records) if task in NOTES)]
+
+
+def as_csv(records: Sequence[Record], beside: Beside) -> str:
+    """A line per record, in the paper's order, in shares of 1, with the paper's numbers for the same cell beside it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*ALL_FIELDS, *(f"paper: {label}" for label in beside)])
+    for r in in_order(records):
+        cell = (r["task"], r["dataset"], r["metric"])
+        theirs = [row.get(cell, "") for row in beside.values()]
+        writer.writerow([*("" if r[name] is None else r[name] for name in ALL_FIELDS), *theirs])
+    return text.getvalue()
+
+
+def markdown(records: Sequence[Record], outcome: Outcome) -> str:
+    """results.md: what there was no data of, the paper's tables as far as they were measured, everything with its
+    company, and what else is to be known of it."""
+    subject = outcome.subject
+    step = "" if subject.step is None else f", step {subject.step:,}"
+    title = f"# {subject.method or 'Evaluation'} of {subject.name}{step}"
+    tables = [line for name in paper.TITLES for line in paper_table(name, records, outcome.beside)]
+    everything = ["## All results", "", *details(records), ""] if records else []
+    missing = [f"Not measured, for want of data: {', '.join(outcome.missing)}.", ""] if outcome.missing else []
+    lines = [title, "", *missing, *tables, *everything, *notes(records), "", *gaps(outcome)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def gaps(outcome: Outcome) -> list[str]:
+    """What is to be known of the numbers, and why some are not there."""
+    remarks = {f"{r['task']}:{r['dataset']} {r['weights']}": r["remark"] for r in outcome.records if r["remark"]}
+    cut = {f"{r['task']}:{r['dataset']}": f"{r['truncated']:,}" for r in outcome.records if r.get("truncated")}
+    parts = {
+        "Texts longer than the model's context, cut": cut,
+        "Remarks": remarks,
+        "Failed": outcome.failed,
+        "Left out, for want of a network": outcome.left_out,
+        "Unreadable pictures, left out": dict.fromkeys(outcome.unreadable[:MAX_LISTED], ""),
+    }
+    return [line for heading, entries in parts.items() if entries for line in _listed(heading, entries)]
+
+
+def _listed(heading: str, entries: Mapping[str, str]) -> list[str]:
+    return [f"{heading}:", "", *(f"- {name}: {why}" if why else f"- {name}" for name, why in entries.items()), ""]
+
+
+def screen(outcome: Outcome) -> str:
+    """What the command prints at the end."""
+    records = outcome.records
+    lines = [*table(records, outcome.beside), "", *wrapped(notes(records)), ""] if records else []
+    missing = _listed("Not measured, for want of data", outcome.missing) if outcome.missing else []
+    return "\n".join([*lines, *gaps(outcome), *missing]).rstrip()
+
+
+def wrapped(paragraphs: Iterable[str]) -> list[str]:
+    """One paragraph of them all, as wide as a screen."""
+    return textwrap.wrap(" ".join(paragraphs), 110)

@@ -1,0 +1,199 @@
+"""Runs tasks on every set of weights: what is missing is named, what fails does not stop the rest, and what is done
+is not done again.
+
+    subject = from_checkpoint("runs/stickers")
+    outcome = run_tasks(subject, parse("stickers", sets), sets, out="runs/stickers/evaluation")
+    outcome.records[0]      # {"task": "zero_shot", "dataset": "stickers", "weights": "student", "metric": "top1", ...}
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from detailclip_jax.config import unknown
+from detailclip_jax.data.sources import MissingData
+from detailclip_jax.evaluation import paper
+from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench, Watch, counted
+from detailclip_jax.evaluation.cache import Cache, NoCache
+from detailclip_jax.evaluation.embedding import EvaluationBatch
+from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.evaluation.protocols import PROTOCOLS
+from detailclip_jax.evaluation.report import size_text
+from detailclip_jax.evaluation.results import Outcome, Record, Results, percent, record
+from detailclip_jax.evaluation.sets import Sets
+from detailclip_jax.evaluation.subject import Subject
+from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting, Task
+from detailclip_jax.runtime.progress import Console, Meter
+from detailclip_jax.training.checkpoint import all_processes
+
+CACHE = "embeddings"  # below the folder of results
+
+
+def watching(console: Console, title: str) -> Watch:
+    """Shows how far the embedding of a set is."""
+
+    def watch(batches: Iterable[EvaluationBatch], total: int, noun: str) -> Iterable[EvaluationBatch]:
+        return counted(batches, Meter(console, noun, total, title).add)
+
+    return watch
+
+
+def run_tasks(
+    subject: Subject,
+    tasks: Sequence[Task],
+    sets: Sets,
+    *,
+    protocol: str = PROTOCOLS[0],
+    out: str | os.PathLike | None = None,
+    keep_embeddings: bool = True,
+    batch_size: int = BATCH_SIZE,
+    compare: bool = False,
+    console: Console | None = None,
+) -> Outcome:
+    """Measures every task with every set of weights of the subject.
+
+    out: folder of results.jsonl (written after each measurement, and read to go on), results.md, results.csv, and of
+        the embeddings; None writes nothing.
+    compare: the paper's numbers for the subject's method stand beside ours.
+
+    All processes of a job call this together; the first one writes.  Raises ValueError if `out` is of other weights,
+    and with several processes what may have failed on one alone, which is all but `findings.Unmeasurable`: the others
+    wait for it, see `processes.together`.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(unknown("protocol", protocol, PROTOCOLS))
+    runner = Runner(
+        subject,
+        Setting(sets, subject.transform, protocol, subject.config),
+        Results(out, subject.digests, write=bool(out) and jax.process_index() == 0),
+        Cache(Path(out) / CACHE) if out and keep_embeddings else NoCache(),
+        batch_size,
+        console or Console(enabled=False),
+        Outcome([], {}, {}, {}, [], subject, paper.rows_of(subject.method) if compare else {}),
+    )
+    return runner.run(tasks)
+
+
+class Runner(NamedTuple):
+    """One evaluation under way."""
+
+    subject: Subject
+    setting: Setting
+    store: Results
+    cache: Cache | NoCache
+    batch_size: int
+    console: Console
+    outcome: Outcome
+
+    def run(self, tasks: Sequence[Task]) -> Outcome:
+        """Every task, each with every set of weights; tables are written after each task."""
+        for task in tasks:
+            if prepared := self.prepare(task):
+                for which in self.subject.weights:
+                    self.measure_once(task, which, prepared)
+            self.store.write_tables(self.outcome)
+        self.console.end_live()
+        return self.outcome
+
+    def prepare(self, task: Task) -> Prepared | None:
+        """Opens the data of a task; None, and a line in the outcome, where that does not work on every process."""
+        prepared, error = None, None
+        try:
+            prepared = KINDS[task.kind](self.setting, task.dataset)
+        except Exception as raised:  # whatever is wrong about this set, the others go on
+            error = raised
+        if all_processes(error is None):
+            return prepared
+        reason = str(error or "another process could not open its data")
+        if isinstance(error, MissingData):
+            self.outcome.missing[str(task)] = reason
+            self.console.say(f"{task}: missing, left out (how to get it: below)")
+        else:
+            self.fail(str(task), error or RuntimeError(reason))
+        return None
+
+    def measure_once(self, task: Task, which: str, prepared: Prepared) -> None:
+        """Measures unless these weights were measured on these data, or lack a network."""
+        label = f"{task} {which}"
+        identity = self.identity(task, which, prepared)
+        if missing := [part for part in prepared.needs if part not in self.subject.weights[which]]:
+            self.outcome.left_out[label] = f"{self.subject.method} has no {', '.join(missing)}"
+        elif from_first(self.store.done(identity)):
+            self.console.say(f"{label}: measured before, in {self.store.folder}")
+            self.outcome.records.extend(self.store.of(identity))
+        else:
+            try:
+                records = self.measure(label, which, prepared, identity)
+            except Exception as error:  # a failing task does not stop the others; the exit status says so
+                if jax.process_count() > 1 and not isinstance(error, Unmeasurable):
+                    raise  # it may be this one's alone, and the others wait for it in the middle of the task
+                return self.fail(label, error)
+            self.store.add(identity, records)
+            self.outcome.records.extend(records)
+            self.console.say(f"{label}: {said(records[0])}")
+
+    def measure(self, label: str, which: str, prepared: Prepared, identity: Mapping[str, Any]) -> list[Record]:
+        """Embeds and counts."""
+        bench = self.bench(label, which)
+        before = self.num_truncated
+        measured = list(prepared.measure(bench))
+        found = {**identity, "unreadable": bench.num_unreadable, "truncated": self.num_truncated - before}
+        self.outcome.unreadable.extend(line for line in bench.unreadable if line not in self.outcome.unreadable)
+        return [record(found, metric, value) for metric, value in measured]
+
+    @property
+    def num_truncated(self) -> int:
+        """Texts that were longer than the context so far, where the tokenizer counts them."""
+        return getattr(self.subject.tokenize, "num_truncated", 0)
+
+    def bench(self, label: str, which: str) -> Bench:
+        """The encoder with these weights."""
+        subject = self.subject
+        return Bench(
+            subject.encode,
+            subject.weights[which],
+            subject.tokenize,
+            digest=subject.digests[which],
+            cache=self.cache,
+            batch_size=self.batch_size,
+            watch=watching(self.console, label),
+        )
+
+    def identity(self, task: Task, which: str, prepared: Prepared) -> dict[str, Any]:
+        """What a record is of."""
+        return {
+            "task": task.kind,
+            "dataset": task.dataset,
+            "weights": which,
+            "protocol": prepared.protocol,
+            "fingerprint": prepared.data.fingerprint,
+            "expected": prepared.data.expected,
+            "step": self.subject.step,
+            "checkpoint": self.subject.name,
+            "digest": self.subject.digests[which],
+            "method": self.subject.method,
+        }
+
+    def fail(self, label: str, error: Exception) -> None:
+        """Notes the error; -v 1 of absl's flags, or a debugger, shows where it came from."""
+        logging.debug("%s failed", label, exc_info=error)
+        reason = str(error) or type(error).__name__
+        self.outcome.failed[label] = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
+        self.console.say(f"{label}: FAILED: {self.outcome.failed[label]}")
+
+
+def from_first(value: bool) -> bool:
+    """The first process's answer, on all of them."""
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value))) if jax.process_count() > 1 else value
+
+
+def said(first: Record) -> str:
+    """top-1 33.7 (31.6-35.8), chance 1.04, n 2,000."""
+    chance = "" if first["chance"] is None else f", chance {100 * first['chance']:.2f}"
+    return f"{first['metric']} {percent(first)}{chance}, n {size_text(first['n'], first['n_train'])}"

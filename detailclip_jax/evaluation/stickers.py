@@ -1,0 +1,109 @@
+"""What the evaluators look at in a run on sticker scenes: held-out scenes, their words and their objects."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.pipeline import evaluation_batches
+from detailclip_jax.data.preprocessing import transform_of
+from detailclip_jax.data.sources import Source
+from detailclip_jax.data.stickers.stickers import ON_WHITE, WHITE_SIDES, Stickers, class_names, zero_shot_prompts
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.evaluation.embedding import EvaluationBatch
+from detailclip_jax.evaluation.sets import DEFAULT_STYLE
+from detailclip_jax.methods.masking import Rule
+from detailclip_jax.models.sizes import num_side_patches
+
+BATCH_SIZE = 250
+NUM_FITTED = 500  # scenes that the segmentation probe is fitted on
+
+
+def zero_shot(config: ConfigDict, num_scenes: int = 2000) -> dict[str, Any]:
+    """Unseen scenes of one object each, to be named among all nouns in the words of training captions."""
+    return _naming(config, num_scenes)
+
+
+def on_white(config: ConfigDict, num_scenes: int = 2000) -> dict[str, Any]:
+    """A drawing alone and unchanged on plain white, at a random place: over all sizes, and at each of them."""
+    parts = {top1_at(side): slice(first, None, len(WHITE_SIDES)) for first, side in enumerate(WHITE_SIDES)}
+    return {**_naming(config, num_scenes, scenes=ON_WHITE), "top": (1,), "parts": parts}
+
+
+def top1_at(side: float) -> str:
+    """The metric for drawings whose longer side takes that share of the canvas."""
+    return f"top1_{round(100 * side)}"
+
+
+def other_drawings(config: ConfigDict, num_scenes: int = 2000, style: str = DEFAULT_STYLE) -> dict[str, Any]:
+    """The scenes of `zero_shot` in drawings of a `style` that training has never shown."""
+    return {**_naming(config, num_scenes, style=style), "top": (1,)}
+
+
+def _naming(config: ConfigDict, num_scenes: int, **options: Any) -> dict[str, Any]:
+    """Held-out scenes of one object each, and the captions that name every noun."""
+    source = scenes(config, "held_out_scenes", num_scenes, single_object=True, **options)
+    return {
+        "batches": batches(source, config),
+        "prompts": zero_shot_prompts(),
+        "tokenize": Tokenizer(config.model.context_length),
+    }
+
+
+def retrieval(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
+    """Scenes that each show two nouns which never met in training, and two captions of each."""
+    source = scenes(config, "held_out_pairs", num_scenes)
+    examples = [source[i] for i in range(num_scenes)]
+    return {
+        "batches": batches(examples, config),
+        "captions": [example["captions"] for example in examples],
+        "tokenize": Tokenizer(config.model.context_length),
+    }
+
+
+def kept_objects(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
+    """Unseen scenes of one to four objects, of which half of the patches go, whatever a row removes: rows compare."""
+    rule = Rule(num_side_patches(config.model))
+    return {"batches": batches(scenes(config, "held_out_scenes", num_scenes), config), "rule": rule}
+
+
+def segmentation(
+    config: ConfigDict, num_scenes: int = NUM_FITTED, num_train_scenes: int | None = None
+) -> dict[str, Any]:
+    """Scenes of the training split to fit on, by default as many as the unseen ones that are judged."""
+    return {
+        "train": batches(scenes(config, "train", num_train_scenes or num_scenes), config),
+        "test": batches(scenes(config, "held_out_scenes", num_scenes), config),
+        "num_classes": len(class_names()),
+    }
+
+
+OPTIONS = {
+    "zero_shot": zero_shot,
+    "on_white": on_white,
+    "other_drawings": other_drawings,
+    "retrieval": retrieval,
+    "kept_objects": kept_objects,
+    "segmentation": segmentation,
+}
+
+
+def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> Stickers:
+    """Held-out scenes on the canvas of training; the same ones whatever the run's seeds and `data.stickers.scenes`, so
+    that runs compare.
+    """
+    return Stickers(split, size=config.model.image_size * 5 // 4, num_scenes=num_scenes, **options)
+
+
+def batches(source: Source, config: ConfigDict) -> list[EvaluationBatch]:
+    """All examples as the model sees them, in memory: every set of weights looks at them."""
+    tokenizer = Tokenizer(config.model.context_length)
+    return list(evaluation_batches(source, transform_of(config), tokenizer, min(BATCH_SIZE, len(source))))
+
+
+def pictures(examples: Sequence[dict[str, Any]], config: ConfigDict) -> UInt8[np.ndarray, "B S S 3"]:
+    """The scenes as the model sees them in evaluation."""
+    return np.stack([evaluation_view(example["image"], *transform_of(config)) for example in examples])

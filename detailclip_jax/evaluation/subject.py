@@ -1,0 +1,151 @@
+"""What is evaluated: a checkpoint of ours, or anything that encodes images and texts."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from detailclip_jax.config import unknown
+from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.evaluation.bench import Tokenize
+from detailclip_jax.inference import model as inference
+from detailclip_jax.training import ema
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training.checkpoint import FOLDER, pick_step
+from detailclip_jax.types import Params
+
+WEIGHTS = ("student", "ema")
+EVERYTHING = ("image", "image_projection", "text", "text_projection")
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Somebody else's model: numpy in, numpy out (or anything that numpy can read)."""
+
+    def encode_image(self, images: np.ndarray, /) -> Any:
+        """uint8 [B, S, S, 3] -> [B, E]; they need not be normalised."""
+        ...
+
+    def encode_text(self, tokens: np.ndarray, /) -> Any:
+        """int32 [B, T], what `tokenize` gives -> [B, E]."""
+        ...
+
+
+class Subject(NamedTuple):
+    """An encoder with its sets of weights, and what evaluation has to know about it."""
+
+    name: str
+    encode: Any  # functions image, text, cls, ... of (params, array)
+    weights: Mapping[str, Params]
+    digests: Mapping[str, str | None]  # what tells the weights from others; None: embeddings are not kept
+    transform: Transform  # of its pictures
+    tokenize: Tokenize
+    step: int | None = None
+    method: str = ""
+    config: ConfigDict | None = None
+
+
+def from_checkpoint(
+    workdir: str | Path,
+    step: int | None = None,
+    which: Sequence[str] | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+) -> Subject:
+    """The subject of a workdir that `main` or `import_torch` wrote, its weights on all devices.
+
+    `which` of the weights, "student" and "ema"; all that there are by default, without `step` those of the newest
+    checkpoint.  `preprocess` overrides fields of that group of its config.  Raises FileNotFoundError, ValueError for
+    weights that there are not, and CheckpointError for a checkpoint that cannot be read.
+    """
+    model = inference.load(workdir, step=step_of(workdir, step), preprocess=preprocess)
+    there = {"student": model.variables["params"]}
+    if model.variables["ema_params"]:
+        there["ema"] = ema.overlay(model.variables["params"], model.variables["ema_params"])
+    chosen = {name: there[name] for name in check_weights(which, there, model.config.method)}
+    digests = {
+        name: dataclasses.replace(model, params=params, weights=name).fingerprint for name, params in chosen.items()
+    }
+    everywhere, config = meshes.replicated(meshes.make_mesh()), model.config
+    return Subject(
+        name=str(workdir),
+        encode=model.encode,
+        weights={name: jax.device_put(jax.device_get(params), everywhere) for name, params in chosen.items()},
+        digests=digests,
+        transform=model.transform,
+        tokenize=Tokenizer(config.model.context_length),
+        step=model.step,
+        method=config.method,
+        config=config,
+    )
+
+
+def step_of(workdir: str | Path, step: int | None) -> int:
+    """The checkpoint's step, the newest without one; FileNotFoundError as `check_workdir` and `pick_step` say."""
+    check_workdir(Path(workdir))
+    return pick_step(workdir, step)
+
+
+def check_workdir(workdir: Path) -> None:
+    """FileNotFoundError that says what is there instead, unless it is a workdir with checkpoints."""
+    if (workdir / FOLDER).is_dir():
+        return
+    if workdir.parent.name == FOLDER:
+        hint = f"is one checkpoint of a run; give --checkpoint={workdir.parent.parent} --step={workdir.name}"
+    elif workdir.name == FOLDER:
+        hint = f"is a run's folder of checkpoints; give --checkpoint={workdir.parent}"
+    elif workdir.is_file():
+        hint = "is a file; python -m detailclip_jax.import_torch makes a workdir of a PyTorch checkpoint"
+    else:
+        what = f"has no folder {FOLDER}/" if workdir.is_dir() else "is not there"
+        hint = f"{what}; it is to be the workdir of a run, which python -m detailclip_jax.main --workdir=... writes"
+    raise FileNotFoundError(f"--checkpoint={workdir} {hint}")
+
+
+def check_weights(which: Sequence[str] | None, there: Mapping[str, Params], method: str) -> Sequence[str]:
+    """The names of the weights to evaluate, in the usual order."""
+    for name in which or ():
+        if name not in WEIGHTS:
+            raise ValueError(unknown("weights", name, WEIGHTS))
+        if name not in there:
+            raise ValueError(f"--weights={name}: {method} has no teacher; use student")
+    return [name for name in there if which is None or name in which]
+
+
+def of_model(
+    model: Encoder,
+    *,
+    image_size: int = 224,
+    tokenize: Tokenize | None = None,
+    filter: str = "bilinear",
+    name: str = "model",
+    identity: str | None = None,
+) -> Subject:
+    """The subject of any object with `encode_image` and `encode_text`, see `Encoder`.
+
+    Its pictures are uint8, `filter` is what they are resized with; `tokenize` is CLIP's of 77 tokens by default.
+    With an `identity`, a text that changes with its weights, embeddings are kept.
+    """
+    empty = {part: {} for part in EVERYTHING}
+    tokens, transform = tokenize or Tokenizer(77), Transform(image_size, image_size, filter)
+    return Subject(name, Foreign(model), {"model": empty}, {"model": identity}, transform, tokens)
+
+
+class Foreign:
+    """Somebody else's model as functions of (params, array); its parameters are its own business."""
+
+    def __init__(self, model: Encoder):
+        self.image = self.cls = _alone(model.encode_image)
+        self.text = _alone(model.encode_text)
+
+
+def _alone(encode: Callable[[np.ndarray], Any]) -> Callable[[Params, np.ndarray], np.ndarray]:
+    def unit(params: Params, array: np.ndarray) -> np.ndarray:
+        made = np.asarray(encode(array), np.float32)
+        return made / np.maximum(np.linalg.norm(made, axis=-1, keepdims=True), 1e-12)
+
+    return unit

@@ -1,0 +1,247 @@
+"""Tasks by name: what `--tasks` asks for, and how each is measured on a set."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.config import unknown
+from detailclip_jax.data.labelled import KNOWN, LabelledSet
+from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.sources import Source
+from detailclip_jax.data.stickers.stickers import zero_shot_prompts
+from detailclip_jax.evaluation import knn, linear, paper, stickers
+from detailclip_jax.evaluation.bench import Bench
+from detailclip_jax.evaluation.classification import usual_top, zero_shot_metrics
+from detailclip_jax.evaluation.kept_objects import KeptObjects
+from detailclip_jax.evaluation.metrics import Metric
+from detailclip_jax.evaluation.protocols import NUM_CAPTIONS, PROTOCOLS, ZeroShotTask, zero_shot_task
+from detailclip_jax.evaluation.reading import Subset, captions_of, cropped
+from detailclip_jax.evaluation.retrieval import retrieval_metrics
+from detailclip_jax.evaluation.segmentation import LinearSegmentation
+from detailclip_jax.evaluation.sets import STICKERS, Sets
+
+Measured = Iterator[tuple[str, Metric]]
+JOINT = ("image", "image_projection", "text", "text_projection")
+
+
+class Task(NamedTuple):
+    """One thing to measure on one set."""
+
+    kind: str
+    dataset: str
+
+    def __str__(self) -> str:
+        """As `--tasks` has it."""
+        return f"{self.kind}:{self.dataset}"
+
+
+class Setting(NamedTuple):
+    """What the tasks of one evaluation share."""
+
+    sets: Sets
+    transform: Transform  # the model's own
+    protocol: str = PROTOCOLS[0]
+    config: ConfigDict | None = None  # of the run, for what looks at its masks
+
+
+class Prepared(NamedTuple):
+    """A task whose data are open: `needs` names the parts of the weights without which there is nothing to measure."""
+
+    data: LabelledSet
+    protocol: str
+    needs: tuple[str, ...]
+    measure: Callable[[Bench], Measured]
+
+
+def zero_shot(setting: Setting, name: str) -> Prepared:
+    """The class whose prompts lie nearest, over the classes of the set."""
+    data, transform = setting.sets.labelled(name), setting.transform
+    task, top = words(setting, data), usual_top(len(data.classes))
+
+    def measure(bench: Bench) -> Measured:
+        images = bench.images(data, transform)
+        classes = bench.classes(task.prompts)
+        yield from zero_shot_metrics(images.features, classes, images.labels, task.metric, top)
+
+    return Prepared(data, "stickers" if name in STICKERS else setting.protocol, JOINT, measure)
+
+
+def words(setting: Setting, data: LabelledSet) -> ZeroShotTask:
+    """Prompts and metric: the protocol's, or the captions of single stickers."""
+    if data.name in STICKERS:
+        return ZeroShotTask(data.name, zero_shot_prompts(), "accuracy")
+    return zero_shot_task(setting.protocol, data.name, data.classes, data.templates)
+
+
+def retrieval(setting: Setting, name: str) -> Prepared:
+    """Captions of pictures and pictures of captions, no prompt around them."""
+    num_captions = NUM_CAPTIONS[setting.protocol]
+    data, transform = setting.sets.captioned(name, num_captions), setting.transform
+
+    def measure(bench: Bench) -> Measured:
+        images = bench.images(data, transform)
+        captions = captions_of(data.source, images.index.tolist())
+        texts = bench.texts([caption for own in captions for caption in own])
+        yield from retrieval_metrics(images.features, texts, captions)
+
+    kept = f"first {num_captions} captions" if num_captions else "all captions"
+    return Prepared(data, "stickers" if name in STICKERS else f"{setting.protocol}, {kept}", JOINT, measure)
+
+
+def nearest_neighbours(setting: Setting, name: str) -> Prepared:
+    """k-NN on the class token: resize 256, crop 224."""
+
+    def judge(*features: Any, metric: str) -> Measured:
+        return knn.knn_metrics(*features, metric=metric)
+
+    return _on_features(setting, name, judge, f"cosine, T {knn.TEMPERATURE}")
+
+
+def linear_probe(setting: Setting, name: str) -> Prepared:
+    """Logistic regression on the class token before the projection."""
+
+    def judge(*features: Any, metric: str) -> Measured:
+        return linear.linear_metrics(*features, metric=metric)
+
+    return _on_features(setting, name, judge, "logistic regression, L-BFGS, C on a fifth of train")
+
+
+def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], protocol: str) -> Prepared:
+    """Features of a training and a test split, and what `judge` makes of them."""
+    train, test = (setting.sets.labelled(name, split) for split in ("train", "test"))
+    transform, metric = cropped(setting.transform), metric_of(name)
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes)) or "the same, in another order"
+        raise ValueError(f"{name}: its train and test splits have other classes: {odd}")
+
+    def measure(bench: Bench) -> Measured:
+        known, asked = (bench.images(data, transform, "cls") for data in (train, test))
+        arrays = (known.features, known.labels, asked.features, asked.labels)
+        for name, value in judge(*arrays, len(test.classes), metric=metric):
+            value.n_train = len(known.features)
+            value.remark = "; ".join(filter(None, (value.remark, part_of(train.source))))
+            yield name, value
+
+    both = test._replace(fingerprint=f"{train.fingerprint}+{test.fingerprint}")
+    return Prepared(both, protocol, ("image",), measure)
+
+
+def part_of(train: Source) -> str:
+    """That the training split is limited, if it is."""
+    if not isinstance(train, Subset):
+        return ""
+    return f"fitted on {len(train):,} of {len(train.source):,} training examples (--num-train-examples)"
+
+
+def metric_of(name: str) -> str:
+    """Mean per class for the sets that are known by it, accuracy else."""
+    return "mean_per_class" if name in (*paper.MEAN_PER_CLASS, "caltech101") else "accuracy"
+
+
+def kept_objects(setting: Setting, name: str) -> Prepared:
+    """Share of the patches with the highest attention that touch an object."""
+    return _in_training(setting, name, "kept_objects", KeptObjects)
+
+
+def segmentation(setting: Setting, name: str) -> Prepared:
+    """Linear segmentation of patch features."""
+    return _in_training(setting, name, "segmentation", LinearSegmentation)
+
+
+def _in_training(setting: Setting, name: str, kind: str, evaluator: Any) -> Prepared:
+    """What looks at the objects in scenes, as a run's own evaluator does."""
+    if name != "stickers":
+        raise ValueError(f"{kind} needs pictures whose objects are known to the pixel: the set stickers, not {name}")
+    if setting.config is None:
+        raise ValueError(f"{kind} looks at the patches of a run of this package: give it a checkpoint")
+    data, config = setting.sets.labelled(name), setting.config
+    few = few_scenes(setting.sets, fitted=kind == "segmentation")
+
+    def measure(bench: Bench) -> Measured:
+        return evaluator(bench.encode, **stickers.OPTIONS[kind](config, **few)).run(bench.params)
+
+    return Prepared(data, "stickers", evaluator.needs, measure)
+
+
+def few_scenes(sets: Sets, fitted: bool) -> dict[str, int]:
+    """The options of `stickers` that limit the evaluated scenes; where a probe is fitted, also those that it sees."""
+    options = {"num_scenes": sets.num_examples}
+    if fitted:
+        options["num_train_scenes"] = sets.num_train_examples or stickers.NUM_FITTED
+    return {name: count for name, count in options.items() if count is not None}
+
+
+KINDS: dict[str, Callable[[Setting, str], Prepared]] = {
+    "zero_shot": zero_shot,
+    "retrieval": retrieval,
+    "knn": nearest_neighbours,
+    "linear": linear_probe,
+    "kept_objects": kept_objects,
+    "segmentation": segmentation,
+}
+CAPTIONED = ("coco", "flickr30k", *STICKERS)
+GROUPS = {
+    "stickers": (
+        "zero_shot:stickers,stickers_style;retrieval:stickers,stickers_pairs,stickers_style;knn:stickers;"
+        "linear:stickers;kept_objects:stickers;segmentation:stickers"
+    ),
+    "paper": "zero_shot:paper;retrieval:paper",
+}
+
+
+def parse(text: str, sets: Sets) -> list[Task]:
+    """The tasks of "zero_shot:imagenet,pets;retrieval:coco", each once, in that order.
+
+        parse("paper", sets)  # tables 2 and 3: 14 sets, COCO and Flickr30K
+
+    A part is KIND:SET,SET,... or a group ("paper", "stickers"); of the sets, "paper" are the paper's and "all" all
+    known ones.  Raises ValueError with the nearest names for a kind or set that there is not.
+    """
+    tasks = [task for part in filter(None, (p.strip() for p in text.split(";"))) for task in _part(part, sets)]
+    if not tasks:
+        raise ValueError("--tasks is empty; for example --tasks=stickers, --tasks=paper or '--tasks=zero_shot:pets'")
+    return list(dict.fromkeys(tasks))
+
+
+def _part(part: str, sets: Sets) -> Iterator[Task]:
+    kind, colon, names = part.partition(":")
+    if not colon and kind in GROUPS:
+        yield from parse(GROUPS[kind], sets)
+        return
+    if kind not in KINDS:
+        raise ValueError(_no_kind(part, kind, colon))
+    for name in filter(None, (n.strip() for n in names.split(","))):
+        for each in expand(kind, name):
+            check(kind, each, sets)
+            yield Task(kind, each)
+
+
+def _no_kind(part: str, kind: str, colon: str) -> str:
+    if not colon and (kind in KNOWN or kind in STICKERS):
+        fitting = "retrieval" if kind in CAPTIONED else "zero_shot"
+        return f"{part!r} names a set but no task; write for example {fitting}:{kind}"
+    return f"{unknown('task', kind, [*KINDS, *GROUPS])}.  A task is KIND:SET,SET,... such as zero_shot:imagenet,pets"
+
+
+def expand(kind: str, name: str) -> Sequence[str]:
+    """The sets behind "paper" and "all", or the name itself."""
+    captioned = kind == "retrieval"
+    if name == "paper":
+        return paper.retrieval_sets() if captioned else paper.zero_shot_sets()
+    if name == "all":
+        return [known.name for known in KNOWN.values() if known.captioned == captioned]
+    return [name]
+
+
+def check(kind: str, name: str, sets: Sets) -> None:
+    """ValueError for a set that does not exist, or that this task cannot use."""
+    sets.check(name)
+    if name in KNOWN and KNOWN[name].captioned != (kind == "retrieval"):
+        has = "captions and no classes" if KNOWN[name].captioned else "classes and no captions"
+        fitting = [known.name for known in KNOWN.values() if known.captioned == (kind == "retrieval")]
+        raise ValueError(f"{kind}:{name}: {name} has {has}; sets for {kind} are {', '.join([*STICKERS, *fitting])}")
+    if kind in ("kept_objects", "segmentation") and name != "stickers":
+        raise ValueError(f"{kind}:{name}: {kind} needs objects known to the pixel; write {kind}:stickers")
+    if name == "stickers_pairs" and kind != "retrieval":
+        raise ValueError(f"{kind}:{name}: its scenes show several objects, for retrieval; write {kind}:stickers")

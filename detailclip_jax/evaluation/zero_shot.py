@@ -1,0 +1,63 @@
+"""Zero-shot classification: the class whose prompts lie nearest to the image (SLIP's protocol)."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from detailclip_jax.evaluation.classification import TOP, zero_shot_metrics
+from detailclip_jax.evaluation.embedding import Batches, gather, mesh_of, text_batches
+from detailclip_jax.evaluation.metrics import Metric, class_embeddings
+from detailclip_jax.types import Params
+
+
+class ZeroShot:
+    """Top-k accuracy over the classes whose `prompts` are given: all templates of all synonyms of each class.
+
+    Class embedding = mean of the normalised embeddings of its prompts, normalised again; prediction =
+    highest cosine. `batches` yields "image" and "label", an index into `prompts`, afresh at every pass;
+    `tokenize` turns a list of texts into int32 [M, T].  Chance is k / classes.  Another `metric` than "accuracy"
+    (see `classification.METRICS`) comes before top-k.  `parts` are examples whose top-1 is yielded as well, under the
+    name that they have there.
+
+        for name, value in ZeroShot(encode, batches=..., prompts=[["a frog"], ["a bus"]],
+        tokenize=...).run(params):
+            print(name, value)  # top1 0.93
+    """
+
+    needs = ("image", "image_projection", "text", "text_projection")
+
+    def __init__(
+        self,
+        encode: Any,
+        *,
+        batches: Batches,
+        prompts: Sequence[Sequence[str]],
+        tokenize: Callable[[Sequence[str]], np.ndarray],
+        metric: str = "accuracy",
+        top: Sequence[int] = TOP,
+        parts: Mapping[str, slice] | None = None,
+        batch_size: int = 256,
+    ):
+        self.encode, self.batches, self.batch_size = encode, batches, batch_size
+        self.metric, self.top, self.parts = metric, top, parts or {}
+        self.tokens, self.classes = tokenize([prompt for texts in prompts for prompt in texts]), owners(prompts)
+        self.num_classes = len(prompts)
+
+    def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
+        """Yields ("top1", ...), ("top5", ...), each a share with chance and interval."""
+        encode, mesh = self.encode, mesh_of(params)
+        texts = text_batches(self.tokens, self.batch_size)
+        prompts = gather(lambda batch: encode.text(params, batch["text"]), texts, mesh)
+        classes = class_embeddings(prompts, self.classes, self.num_classes)
+        images, labels = gather(lambda b: (encode.image(params, b["image"]), b["label"]), self.batches, mesh)
+        yield from zero_shot_metrics(images, classes, labels, self.metric, self.top)
+        for name, rows in self.parts.items():
+            if len(labels[rows]):
+                yield name, dict(zero_shot_metrics(images[rows], classes, labels[rows], top=(1,)))["top1"]
+
+
+def owners(prompts: Sequence[Sequence[str]]) -> Int[np.ndarray, "M"]:
+    """The class of each prompt, when all are put into one list."""
+    return np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])

@@ -1,0 +1,179 @@
+"""Pictures of a run: what the mask keeps (figure 1 of the paper), what the decoder draws, how the losses
+fell.
+
+Every function takes arrays and returns a matplotlib figure, which a notebook shows and `save` writes.
+ Colours are readable with colour-blindness (viridis; Okabe and Ito's blue and vermilion).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from detailclip_jax.models.patches import patchify, unpatchify
+
+GREY = 0.88  # of a removed patch, 0 black to 1 white
+INK, BLUE, FAINT = "#222222", "#0072B2", "#CCCCCC"
+TERMS = {
+    "loss": "total, eq. 10",
+    "clip": "image-text, eq. 1-5",
+    "cls": "CLS distillation, eq. 6",
+    "patch": "patch distillation, eq. 7",
+    "reconstruction": "pixels, eq. 8",
+}
+
+
+def _figure(width: float, height: float):
+    """A figure without pyplot: no window, no global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install -e '.[demo]'") from error
+    return Figure((width, height), dpi=120, facecolor="white")
+
+
+def save(figure, path: str | Path) -> Path:
+    """Writes the figure as PNG, making the folder where needed, and returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path
+
+
+def spread(values: Float[np.ndarray, "N"], size: int) -> Float[np.ndarray, "size size"]:
+    """Values of patches as a square picture of `size` pixels, each patch in one tone."""
+    side = _side(len(values))
+    rows = np.arange(size) * side // size
+    return values.reshape(side, side)[rows][:, rows]
+
+
+def grey_out(image: UInt8[np.ndarray, "S S 3"], hidden: Bool[np.ndarray, "N"]) -> UInt8[np.ndarray, "S S 3"]:
+    """The image with its removed patches as flat grey."""
+    mask = spread(hidden.astype(float), len(image))[..., None] > 0
+    return np.where(mask, np.uint8(255 * GREY), image)
+
+
+def paste(
+    image: UInt8[np.ndarray, "S S 3"],
+    predicted: Float[np.ndarray, "H P"],
+    removed: Int[np.ndarray, "H"],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    eps: float | None,
+) -> UInt8[np.ndarray, "S S 3"]:
+    """The image with its removed patches replaced by the decoder's pixels.
+
+    `predicted` holds pixels of the patches `removed`, in (row, column, channel) order, as eq. 8 compares
+    them: of the image normalised by `mean` and `std`, and, unless `eps` is None, normalised again per patch,
+    (x - patch mean) / sqrt(patch variance + eps).  That is undone with the TRUE patch's mean and variance,
+    as MAE's own pictures do: the picture shows the structure that was predicted, not the brightness.
+    """
+    side = round((predicted.shape[1] / 3) ** 0.5)
+    patches = np.array(patchify(jnp.asarray((image / 255 - mean) / std, jnp.float32), side))
+    if eps is not None:
+        true = patches[removed]
+        predicted = predicted * np.sqrt(true.var(-1, keepdims=True, ddof=1) + eps) + true.mean(-1, keepdims=True)
+    patches[removed] = predicted
+    drawn = np.asarray(unpatchify(jnp.asarray(patches), side)) * np.asarray(std) + np.asarray(mean)
+    return np.rint(np.clip(drawn, 0, 1) * 255).astype(np.uint8)
+
+
+def _side(num_patches: int) -> int:
+    side = round(num_patches**0.5)
+    if side * side != num_patches:
+        raise ValueError(f"{num_patches} patches do not make a square grid")
+    return side
+
+
+def image_grid(rows: Mapping[str, Sequence[np.ndarray]], title: str, credit: str = ""):
+    """Rows of square pictures, each row with its name to the left; two-dimensional ones are drawn as heat
+    maps.
+    """
+    columns = max(len(row) for row in rows.values())
+    label, cell, top, bottom = 1.55, 1.12, 0.45, 0.28
+    width, height = label + cell * columns + 0.1, top + cell * len(rows) + bottom
+    figure = _figure(width, height)
+    figure.text(0.1 / width, 1 - 0.28 / height, title, fontsize=11, color=INK, va="center", weight="bold")
+    figure.text(1 - 0.1 / width, 0.12 / height, credit, fontsize=7, color="#777777", va="center", ha="right")
+    for i, (name, row) in enumerate(rows.items()):
+        y = height - top - cell * (i + 1)
+        figure.text(0.1 / width, (y + cell / 2) / height, name, fontsize=9, color=INK, va="center", linespacing=1.35)
+        for j, picture in enumerate(row):
+            box = ((label + cell * j) / width, y / height, (cell - 0.07) / width, (cell - 0.07) / height)
+            axes = figure.add_axes(box)
+            axes.imshow(picture, cmap="viridis", interpolation="nearest")
+            axes.set_axis_off()
+    return figure
+
+
+def attention_figure(
+    images: UInt8[np.ndarray, "B S S 3"],
+    attention: Mapping[str, Float[np.ndarray, "B N"]],
+    hidden: Mapping[str, Bool[np.ndarray, "B N"]],
+    credit: str = "",
+    shown: str = "scene",
+):
+    """Figure 1 of the paper over these images: the CLS attention (eq. 9) of each set of weights, and what it
+    keeps.
+
+    `attention` and `hidden` have one entry per set of weights, e.g. "student" and "ema".  Heat maps run from
+    the lowest to the highest value of their own image.  `shown` names the row of the images.
+    """
+    size = images.shape[1]
+    rows: dict[str, Any] = {shown: list(images)}
+    for name, values in attention.items():
+        label = NAMES.get(name, name)
+        rows[f"{label}\nCLS attention"] = [spread(value, size) for value in values]
+        rows[f"{label}\nkept patches"] = [grey_out(image, mask) for image, mask in zip(images, hidden[name])]
+    return image_grid(rows, "Where the CLS token looks, and the patches that its attention keeps", credit)
+
+
+NAMES = {"ema": "EMA teacher"}
+
+
+def reconstruction_figure(
+    images: UInt8[np.ndarray, "B S S 3"],
+    hidden: Bool[np.ndarray, "B N"],
+    drawn: UInt8[np.ndarray, "B S S 3"],
+    credit: str = "",
+    shown: str = "scene",
+):
+    """What the decoder makes of removed patches: the student's input, `drawn` (see `paste`), the image
+    itself.
+    """
+    rows = {
+        "student's input": [grey_out(image, mask) for image, mask in zip(images, hidden)],
+        "reconstruction": list(drawn),
+        shown: list(images),
+    }
+    return image_grid(rows, "Removed patches, reconstructed from the kept ones", credit)
+
+
+def loss_curves(metrics: Sequence[Mapping[str, Any]]):
+    """Each loss term over the steps, in a panel of its own; `metrics` as `metrics.read_lines` gives them."""
+    terms = [term for term in TERMS if any(term in line for line in metrics)]
+    figure = _figure(9.2, 2.1)
+    panels = figure.subplots(1, max(len(terms), 1), squeeze=False)[0]
+    for axes, term in zip(panels, terms):
+        _curve(axes, [(line["step"], line[term]) for line in metrics if term in line])
+        axes.set_title(f"{term}\n{TERMS[term]}", fontsize=8, color=INK, loc="left", linespacing=1.4)
+    figure.tight_layout(w_pad=1.2)
+    return figure
+
+
+def _curve(axes, points: Sequence[tuple[Any, ...]]) -> None:
+    steps, values = zip(*points)
+    axes.plot(steps, values, color=BLUE, linewidth=1.4)
+    axes.plot(steps[-1], values[-1], "o", color=BLUE, markersize=3)
+    axes.annotate(f"{values[-1]:.3g}", points[-1], (5, 0), textcoords="offset points", fontsize=8, va="center")
+    axes.margins(x=0.05)
+    axes.set_xlim(right=steps[-1] + 0.3 * (steps[-1] - steps[0]) + 1)  # room for the number
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(labelsize=7, color=FAINT, labelcolor="#555555")
+    axes.locator_params(nbins=4)
+    axes.set_xlabel("step", fontsize=7, color="#555555")

@@ -1,0 +1,184 @@
+"""Embeddings in a file, with what they are of and which model made them.
+
+npz and parquet hold the same columns: `name`, `kind` ("image" or "text"), `modified` and `embedding`.
+
+    with np.load("photos.npz") as file:
+        names, rows = file["name"], file["embedding"]                           # M strings, float32 [M, E]
+    table = pandas.read_parquet("photos.parquet")
+
+numpy's strings all take the room of the longest one.  In npz texts are therefore cut after LONGEST letters; where that
+happens, the entry `long_names` holds all of them uncut, as JSON.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from detailclip_jax.runtime.files import whole
+
+IMAGE, TEXT = "image", "text"
+Columns = dict[str, Any]  # arrays [M, ...], but `name` a list of strings
+MAX_RATIO, FREE_BYTES = 8, 2**20  # a file may claim so many times its size, and so many bytes more
+LONGEST = 250  # letters of a name in npz
+ABOUT = "detailclip_jax"  # the entry, or parquet's metadata, that holds the origin as JSON
+
+
+class Origin(NamedTuple):
+    """Which model made the embeddings (`fingerprint` tells for sure), and the folder of the pictures."""
+
+    checkpoint: str
+    step: int
+    weights: str
+    fingerprint: str
+    root: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.checkpoint}, step {self.step}, {self.weights} weights"
+
+
+class Key(NamedTuple):
+    """What a row is of: a picture by its name below the root and the time it was changed (ns), or a text."""
+
+    kind: str
+    name: str
+    modified: int = 0
+
+
+class Table(NamedTuple):
+    """The embeddings [E] of one origin, in the order of the file."""
+
+    origin: Origin
+    rows: Mapping[Key, Float32[np.ndarray, "E"]]
+
+    def of(self, kind: str) -> tuple[list[str], Float32[np.ndarray, "M E"]]:
+        """Names and rows of one kind."""
+        keys = [key for key in self.rows if key.kind == kind]
+        return [key.name for key in keys], _stacked([self.rows[key] for key in keys])
+
+
+def check_format(file: Path) -> None:
+    """ValueError for a name that no format has, ImportError where pyarrow is missing."""
+    if file.suffix not in FORMATS:
+        raise ValueError(f"{file} has to end in {' or '.join(FORMATS)}")
+    if file.suffix == ".parquet":
+        _pyarrow()
+
+
+def write(file: Path, table: Table) -> None:
+    """Writes the table in one piece: a kill leaves the old file or the new one."""
+    keys = list(table.rows)
+    columns: Columns = {
+        "name": [key.name for key in keys],
+        "kind": np.array([key.kind for key in keys], np.str_),
+        "modified": np.array([key.modified for key in keys], np.int64),
+        "embedding": _stacked(list(table.rows.values())),
+    }
+    with whole(file) as partial, partial.open("wb") as stream:
+        FORMATS[file.suffix][0](stream, columns, json.dumps(table.origin._asdict()))
+
+
+def read(file: Path) -> Table:
+    """The table back.  Raises FileNotFoundError, and ValueError for a file that `write` did not make."""
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    check_format(file)
+    try:
+        columns, about = FORMATS[file.suffix][1](file)
+        origin = Origin(**json.loads(about))
+        keys = map(Key, columns["kind"].tolist(), columns["name"], columns["modified"].tolist())
+        return Table(origin, dict(zip(keys, columns["embedding"], strict=True)))
+    except Exception as error:  # damaged and foreign files can fail anywhere in the readers
+        raise ValueError(
+            f"{file} holds no embeddings of ours, or is damaged ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _stacked(rows: list[np.ndarray]) -> Float32[np.ndarray, "M E"]:
+    return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+
+
+def _write_npz(stream: BinaryIO, columns: Columns, about: str) -> None:
+    names = columns["name"]
+    arrays = {**columns, "name": np.array([name[:LONGEST] for name in names], np.str_), ABOUT: np.array(about)}
+    if any(len(name) > LONGEST for name in names):
+        arrays["long_names"] = np.frombuffer(json.dumps(names).encode(), np.uint8)
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, array in arrays.items():
+            _add(archive, name, array, zipfile.ZIP_STORED if name == "embedding" else zipfile.ZIP_DEFLATED)
+
+
+def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray, compression: int) -> None:
+    """An entry as np.savez writes it.  Strings are mostly zeros and shrink; embeddings do not."""
+    entry = zipfile.ZipInfo(f"{name}.npy")
+    entry.compress_type = compression
+    with archive.open(entry, "w", force_zip64=True) as file:
+        np.lib.format.write_array(file, array, allow_pickle=False)  # type: ignore[arg-type]  # write is all it needs
+
+
+def _read_npz(file: Path) -> tuple[Columns, str]:
+    _check_claim(file, _claim_of_npz(file))
+    with np.load(file, allow_pickle=False) as arrays:
+        columns = {name: arrays[name] for name in arrays.files}
+    columns["name"] = _names(columns["name"], columns.pop("long_names", None))
+    return columns, str(columns.pop(ABOUT))
+
+
+def _names(names: np.ndarray, uncut: np.ndarray | None) -> list[str]:
+    """The names as they were given; in files of an earlier version they are all JSON."""
+    as_json = names if names.dtype.kind != "U" else uncut
+    return names.tolist() if as_json is None else json.loads(bytes(as_json))
+
+
+def _claim_of_npz(file: Path) -> int:
+    with zipfile.ZipFile(file) as archive:
+        return sum(member.file_size for member in archive.infolist())
+
+
+def _claim_of_parquet(file: Path) -> int:
+    with _pyarrow()[1].ParquetFile(file) as parquet:
+        width = getattr(parquet.schema_arrow.field("embedding").type, "list_size", 0)
+        groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+        return parquet.metadata.num_rows * 4 * width + sum(group.total_byte_size for group in groups)
+
+
+def _check_claim(file: Path, claim: int) -> None:
+    """Embeddings hardly compress, so a file that claims much more than its own size is none of `write`'s."""
+    if claim > MAX_RATIO * file.stat().st_size + FREE_BYTES:
+        raise ValueError(f"it claims {claim:,} bytes unpacked, more than {MAX_RATIO} times its size")
+
+
+def _write_parquet(stream: BinaryIO, columns: Columns, about: str) -> None:
+    arrow, parquet = _pyarrow()
+    rows = columns["embedding"]
+    lists = arrow.FixedSizeListArray.from_arrays(arrow.array(rows.reshape(-1)), max(rows.shape[1], 1))
+    arrays = {**{name: arrow.array(column) for name, column in columns.items() if name != "embedding"}}
+    table = arrow.table({**arrays, "embedding": lists}).replace_schema_metadata({ABOUT: about})
+    parquet.write_table(table, stream)
+
+
+def _read_parquet(file: Path) -> tuple[Columns, str]:
+    _check_claim(file, _claim_of_parquet(file))
+    table = _pyarrow()[1].read_table(file)
+    columns = {name: np.array(table[name].to_pylist()) for name in ("kind", "modified")}
+    lists = table["embedding"].combine_chunks()
+    rows = lists.flatten().to_numpy(zero_copy_only=False)
+    about = table.schema.metadata[ABOUT.encode()].decode()
+    rows = rows.reshape(-1, lists.type.list_size)
+    return {"name": table["name"].to_pylist(), **columns, "embedding": rows}, about
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("parquet files need pyarrow: pip install -e '.[data]', or end the name in .npz") from error
+    return pyarrow, pyarrow.parquet
+
+
+FORMATS = {".npz": (_write_npz, _read_npz), ".parquet": (_write_parquet, _read_parquet)}

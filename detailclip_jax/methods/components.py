@@ -1,0 +1,326 @@
+"""The cells that rows are made of: masks, decoders, heads and losses, each a small function."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from detailclip_jax.kernels.logits import Logits
+from detailclip_jax.losses import clip, contrastive, distillation, labels, reconstruction
+from detailclip_jax.methods import masking, resample
+from detailclip_jax.methods.forward import Context, Forward, Head, Loss, Pass, Targets, Views, fold, whole
+from detailclip_jax.models import sizes
+from detailclip_jax.models.patches import normalise_patches, patchify, take
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Tokens
+
+ROUND_KEPT = ("mae",)  # methods whose published code rounds the number of patches that it keeps
+
+
+def attention_value(tokens: Tokens) -> Float[Array, "V B N"]:
+    """Eq. 9: the CLS row's attention to each patch, mean over all heads and layers."""
+    return tokens.attention.mean(-2)
+
+
+def attention_of(target: str) -> Callable:
+    """Eq. 9 of the teacher's pass `target`, which looks at the student's own views."""
+
+    def read(targets: Targets, views: Views) -> Float[Array, "V B N"]:
+        return attention_value(targets[target])
+
+    return read
+
+
+def no_attention(targets: Targets, views: Views) -> None:
+    """For masks that do not depend on a teacher."""
+
+
+def mask_rule(config: ConfigDict) -> masking.Rule:
+    """How many patches the config's row removes; ValueError where that cannot be meant."""
+    masks, side = config.masking, sizes.num_side_patches(config.model)
+    rounded = "kept" if config.method in ROUND_KEPT else "removed"
+    return masking.Rule(side, masks.ratio, masks.granularity, rounded).checked()
+
+
+def mask_by(rule: masking.Rule, strategy: masking.Strategy, read: Callable, num_views: int) -> Callable:
+    """A mask that a strategy draws from the attention that `read` finds, or from one key per image."""
+
+    def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
+        return strategy(rule, attention=read(targets, views), keys=keys.image, views=num_views)
+
+    return mask
+
+
+def attention_at(target: str, view: str) -> Callable:
+    """Eq. 9 of the teacher's pass `target` over an enclosing crop, read at the boxes of the student's `view`."""
+
+    def read(targets: Targets, views: Views) -> Float[Array, "V B N"]:
+        outer, inner = views[target].box[0], views[view].box
+        return resample.read_at(attention_value(targets[target])[0], outer, inner)
+
+    return read
+
+
+def teacher_attention(views: ConfigDict) -> tuple[dict[str, str], Callable]:
+    """The teacher's passes beside its targets, and where the mask's attention comes from, by `views.teacher`.
+
+    "same": the pass "whole" looks at the student's own views.  "enclosing" (paper 4.1.1): one more pass, of which
+    nothing but its attention is read.  Raises ValueError where the crops do not fit.
+    """
+    if views.teacher == "same":
+        return {}, attention_of("whole")
+    check_enclosing(views)
+    return {"enclosing": "enclosing"}, attention_at("enclosing", "global")
+
+
+def check_enclosing(views: ConfigDict) -> None:
+    """ValueError unless there is a crop around the student's, at which a map can be read (a flip would mirror it)."""
+    crop = views.crops.get("enclosing")
+    if crop is None or crop.get("kind") != "enclosing":
+        raise ValueError(
+            "an enclosing teacher needs a crop views.crops.enclosing with kind='enclosing', as configs/stickers.py and "
+            "configs/vitb16_yfcc.py make it with the argument teacher=enclosing"
+        )
+    if crop.get("count", 1) != 1 or crop.get("flip", 0) or views.crops["global"].get("flip", 0):
+        raise ValueError("views.crops.enclosing needs count 1, and neither it nor views.crops.global may flip")
+
+
+def mask_of_batch(view: str, most: int) -> Callable:
+    """The mask that the pipeline drew for `view`: batch["hidden"][view], [B, V, N] (iBOT's blocks)."""
+
+    def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
+        return masking.drawn(jnp.moveaxis(batch["hidden"][view], 1, 0), most)
+
+    return mask
+
+
+def mask_highest(config: ConfigDict, target: str, side: int) -> Callable:
+    """AttMask: the last block's CLS attention of the teacher says what is hidden.
+
+    The ratio r ~ U(config.drawn_ratio) is one for the whole step; each view of each image is masked with
+    `config.probability`, then int(r N) patches are hidden.  With the strategy "attention_hint" int(.1 r' N) of the
+    int(.1 N) most attended ones are shown again, r' drawn like r.
+    """
+    num_patches, (low, high) = side**2, config.drawn_ratio
+    hint = {"attention_high": 0.0, "attention_hint": masking.HINT}
+    if config.strategy not in hint:
+        raise ValueError(f"masking.strategy {config.strategy!r} is none of attmask's: {', '.join(hint)}")
+    shown = hint[config.strategy]
+
+    def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
+        attention = targets[target].attention[..., -1, :]
+        ratio, again = jax.random.uniform(keys.step, (2,), minval=low, maxval=high)
+        noise = masking.image_noise(keys.image, len(attention), num_patches + 1)
+        chosen = noise[..., -1] < config.probability
+        hidden = masking.hide_highest(attention, (ratio * num_patches).astype(int) * chosen)
+        num_shown = (shown * again * num_patches).astype(int)
+        hints = masking.choose_hints(attention, noise[..., :-1], int(shown * num_patches), num_shown)
+        return masking.drawn(hidden & ~hints, int(high * num_patches))
+
+    return mask
+
+
+def local_passes(crops: ConfigDict) -> dict[str, Pass]:
+    """The student's pass over the small crops, where the config has some."""
+    return {"local": Pass("local", whole)} if "local" in crops else {}
+
+
+def decode(name: str) -> Callable:
+    """The decoder on the tokens of the student's pass `name`, read at the removed patches."""
+
+    def run(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden) -> Float[Array, "V B H D"]:
+        return fold(student.decoder, tokens[name], hidden)
+
+    return run
+
+
+def tokens_at_hidden(name: str) -> Callable:
+    """No decoder: the student's own tokens of its pass `name` at the hidden patches, which it saw replaced."""
+
+    def run(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden) -> Float[Array, "V B H D"]:
+        return take(tokens[name].patches, hidden.removed)
+
+    return run
+
+
+def read_caption(student: Networks, batch: Batch) -> Float[Array, "B E"]:
+    """The student's embedding of each image's caption."""
+    return student.embed_text(batch["text"])
+
+
+def joint_head(name: str) -> Head:
+    """The image embedding: the projected CLS token of the student's pass `name`, and the temperature."""
+
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
+        return {
+            "image_embedding": fold(student.image_projection, line.tokens[name].cls),
+            "logit_scale": student.logit_scale(),
+        }
+
+    return Head(("image_embedding", "logit_scale"), run)
+
+
+def prototypes_of(networks: Networks, tokens: Float[Array, "V *batch D"]) -> Logits:
+    """The prototype logits of tokens of V views."""
+    head = networks.prototype_head
+    return Logits(fold(head.bottleneck, tokens), head.prototypes(), head.dtype)
+
+
+def cls_head(names: Sequence[str], target: str) -> Head:
+    """Prototype logits of the encoders' CLS tokens (not the decoder's), student and teacher.
+
+    The student's passes `names` stand behind each other along V, those over the teacher's views first.
+    """
+
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Leaf]:
+        tokens = jnp.concatenate([line.tokens[name].cls for name in names])
+        targets = prototypes_of(teacher, line.targets[target].cls)
+        return {
+            "student_cls": prototypes_of(student, tokens),
+            "teacher_cls": targets,
+            "cls_mean": jax.lax.stop_gradient(targets.mean()),
+        }
+
+    return Head(("student_cls", "teacher_cls", "cls_mean"), run)
+
+
+def patch_head(target: str) -> Head:
+    """Prototype logits at removed patches only; the center's mean runs over all patches."""
+
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Leaf]:
+        targets = prototypes_of(teacher, line.targets[target].patches)
+        return {
+            "student_patches": prototypes_of(student, line.decoded),
+            "teacher_patches": targets.replace(bottleneck=take(targets.bottleneck, line.hidden.removed)),
+            "patch_mean": jax.lax.stop_gradient(targets.mean()),
+        }
+
+    return Head(("student_patches", "teacher_patches", "patch_mean"), run, reads=("decoded",))
+
+
+def pixel_head(view: str, patch_size: int, normalise: bool, eps: float) -> Head:
+    """Predicted pixels at removed patches, and their targets from the augmented, normalised view."""
+
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
+        pixels = take(patchify(line.views[view].image, patch_size), line.hidden.removed)
+        return {
+            "predicted_pixels": fold(student.pixel_head, line.decoded),
+            "target_pixels": normalise_patches(pixels, eps) if normalise else pixels,
+        }
+
+    return Head(("predicted_pixels", "target_pixels"), run, reads=("decoded",))
+
+
+def byol_head(name: str, target: str) -> Head:
+    """BYOL's prediction from the student's pass `name`, and its target from the teacher's pass, one for all views.
+
+    Student views share one batch of BatchNorm; the teacher's projector normalises by its own.
+    """
+
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
+        predict = lambda cls: student.byol_predictor(student.byol_projector(cls, True), True)  # noqa: E731
+        project = lambda cls: teacher.byol_projector(cls, True)  # noqa: E731
+        return {
+            "predicted_byol": fold(predict, line.tokens[name].cls),
+            "target_byol": jax.lax.stop_gradient(fold(project, line.targets[target].cls)),
+        }
+
+    return Head(("predicted_byol", "target_byol"), run)
+
+
+def class_head(name: str) -> Head:
+    """Class logits from the student's CLS token of its pass `name`."""
+
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
+        return {"class_logits": fold(student.class_head, line.tokens[name].cls)}
+
+    return Head(("class_logits",), run)
+
+
+def ssl_head(name: str, over: Callable) -> Head:
+    """SimCLR's embedding of the student's pass `name`; `over` is `loop` where every view has its own BatchNorm
+    statistics (SLIP), `fold` where all views share theirs (A-CLIP)."""
+
+    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
+        return {"ssl": over(lambda cls: student.ssl_head(cls, True), line.tokens[name].cls)}
+
+    return Head(("ssl",), run)
+
+
+def simclr_term(temperature: float) -> Loss:
+    """SimCLR between the two views of an image, within the global batch."""
+
+    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        loss, accuracy = contrastive.simclr_loss(line.heads["ssl"], temperature, context.axis, context.block)
+        return loss, {"simclr_accuracy": accuracy}
+
+    return Loss(("ssl",), run, whole_batch=True)
+
+
+def byol_term() -> Loss:
+    """BYOL's squared distance of unit vectors."""
+
+    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        return contrastive.byol_loss(line.heads["predicted_byol"], line.heads["target_byol"]), {}
+
+    return Loss(("predicted_byol", "target_byol"), run, whole_batch=True)
+
+
+def label_term(smoothing: float, mixed: bool) -> Loss:
+    """Cross-entropy with the batch's labels, of both pictures by their share where pictures are mixed."""
+
+    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        logits, batch = line.heads["class_logits"], line.batch
+        label = jnp.broadcast_to(batch["label"], logits.shape[:-1])
+        loss = labels.label_loss(logits, label, smoothing)
+        if mixed:
+            other = jnp.broadcast_to(batch["other_label"], logits.shape[:-1])
+            loss = batch["share"] * loss + (1 - batch["share"]) * labels.label_loss(logits, other, smoothing)
+        return loss.mean(), {"class_accuracy": labels.accuracy(logits, label)}
+
+    return Loss(("class_logits",), run)
+
+
+def clip_term() -> Loss:
+    """Eq. 1-5."""
+
+    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        scale, images = jnp.exp(line.heads["logit_scale"]), line.heads["image_embedding"]
+        loss, accuracy = clip.clip_loss(images, line.text, scale, context.axis, context.block)
+        return loss, {"clip_accuracy": accuracy}
+
+    return Loss(("image_embedding", "logit_scale"), run, whole_batch=True)
+
+
+def cls_term(config: ConfigDict) -> Loss:
+    """Eq. 6."""
+    how = distillation.comparison(config)
+
+    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        target = distillation.Sharpening(context.centers["cls"], context.temperatures["cls"])
+        return distillation.cls_loss(line.heads["student_cls"], line.heads["teacher_cls"], target, how)
+
+    return Loss(("student_cls", "teacher_cls", "cls_mean"), run)
+
+
+def patch_term(config: ConfigDict) -> Loss:
+    """Eq. 7 at removed patches."""
+    how = distillation.comparison(config)
+
+    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        target = distillation.Sharpening(context.centers["patch"], context.temperatures["patch"])
+        hidden = jnp.take_along_axis(line.hidden.mask, line.hidden.removed, -1)  # False where a mask hides fewer
+        heads = line.heads
+        return distillation.patch_loss(heads["student_patches"], heads["teacher_patches"], target, hidden, how)
+
+    return Loss(("student_patches", "teacher_patches", "patch_mean"), run)
+
+
+def reconstruction_term() -> Loss:
+    """Eq. 8."""
+
+    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        return reconstruction.pixel_loss(line.heads["predicted_pixels"], line.heads["target_pixels"]), {}
+
+    return Loss(("predicted_pixels", "target_pixels"), run)

@@ -1,0 +1,74 @@
+"""The encoders alone, for evaluation: pure, jitted functions of parameters and arrays."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from detailclip_jax.kernels.products import matmul_precision
+from detailclip_jax.losses.clip import l2_normalise
+from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Array, Float, Int, Params, UInt8
+
+
+class Encode(NamedTuple):
+    """Functions of parameters and uint8 images [B, S, S, 3] or token ids [B, T].
+
+    encode = encoders(model, config)
+    encode.image(params, images) @ encode.text(params, tokens).T      # cosine similarities
+    """
+
+    image: jax.stages.Wrapped
+    text: jax.stages.Wrapped
+    attention: jax.stages.Wrapped
+    patches: jax.stages.Wrapped
+    cls: jax.stages.Wrapped
+    tokens: jax.stages.Wrapped
+
+
+def encoders(model: Networks, config: ConfigDict) -> Encode:
+    """`image` and `text` give L2-normalised embeddings [B, E], `attention` eq. 9 [B, N], `patches` tokens [B, N, D],
+    `cls` the class token [B, D] before the projection, `tokens` both [B, 1 + N, D] in float32.
+
+    Of a model without a joint space `image` is the class token, L2-normalised [B, D].
+    """
+    mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
+
+    def bound(params: Params) -> Networks:
+        return model.bind({"params": params})
+
+    def image(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
+        net, pixels = bound(params), normalise_pixels(images, mean, std)
+        return l2_normalise(net.image(pixels).cls if net.image_projection is None else net.embed_image(pixels))
+
+    def text(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
+        return l2_normalise(bound(params).embed_text(tokens))
+
+    def attention(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B N"]:
+        return bound(params).image(normalise_pixels(images, mean, std), attention=True).attention.mean(1)
+
+    def patches(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B N D"]:
+        return bound(params).image(normalise_pixels(images, mean, std)).patches
+
+    def cls(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B D"]:
+        return bound(params).image(normalise_pixels(images, mean, std)).cls
+
+    def tokens(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B M D"]:
+        made = bound(params).image(normalise_pixels(images, mean, std))
+        return jnp.concatenate([made.cls[:, None], made.patches], 1).astype(jnp.float32)
+
+    functions = image, text, attention, patches, cls, tokens
+    return Encode(*(_compiled(function, config.model.matmul_precision) for function in functions))
+
+
+def _compiled(function: Callable[[Params, Array], Array], precision: str | None) -> jax.stages.Wrapped:
+    @functools.wraps(function)
+    def run(params: Params, inputs: Array) -> Array:
+        with matmul_precision(precision):
+            return function(params, inputs)
+
+    return jax.jit(run)

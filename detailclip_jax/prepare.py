@@ -1,0 +1,166 @@
+"""Image-text data from the sources people have to the ArrayRecord shards that training reads.
+
+    python -m detailclip_jax.prepare webdataset /data/cc3m --out /data/records/cc3m --dataset cc3m
+    python -m detailclip_jax.prepare img2dataset-parquet /data/cc12m --out /data/records/cc12m --dataset cc12m
+    python -m detailclip_jax.prepare slip-yfcc15m yfcc15m.pkl --images /data/yfcc100m/images --out /data/records/yfcc
+    python -m detailclip_jax.prepare coco captions_train2017.json --images /data/coco --out /data/records/coco
+    python -m detailclip_jax.prepare verify DIR      re-reads every checksum
+    python -m detailclip_jax.prepare stats DIR       prints and draws the statistics, and a contact sheet
+    python -m detailclip_jax.prepare to-tfds DIR --name NAME   the same data as detailclip_image_text/NAME
+
+Pictures stay as they are; each is decoded once to see that it can be.  What cannot be read is left out, counted by
+reason and listed in SPLIT-rejected.jsonl; dataset.json says what there is.  Which shard an example goes to is decided
+by its key alone, so the output does not depend on the workers.  The same command goes on where it was stopped or
+killed, and ends with the same bytes.  Train with --config.data.source=records --config.data.path=DIR.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
+from typing import Any
+
+from absl import logging
+
+from detailclip_jax.data.prepare import arguments, local, report, to_tfds
+from detailclip_jax.data.prepare.begin import AlreadyThere, begin, refuse_finished
+from detailclip_jax.data.prepare.finish import NothingAccepted, finish
+from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.data.prepare.passes import UNREADABLE
+from detailclip_jax.data.prepare.verify import problems
+from detailclip_jax.data.sources import MissingData
+from detailclip_jax.runtime import signals
+from detailclip_jax.runtime.locks import Busy, alone
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.terminal import complain
+
+USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
+MISSING = "missing file"  # the reason of a reject
+NO_CAPTIONS = (
+    "no example has a caption, which every contrast with texts needs; --caption-column NAME says where a table or json "
+    "has them (--help: what is looked for), and a new --out takes the set again"
+)
+TABLES = ("csv", "tsv", "jsonl", "parquet")  # whose paths may be relative to themselves
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """`prepare SOURCE PATH ... --out DIR`."""
+    own, beam_options = _divided(argv)
+    given = arguments.parser(__doc__ or "").parse_intermixed_args(own)
+    console = Console()
+    request = arguments.request_of(given)
+    try:
+        refuse_finished(request)  # before the lock, since a finished set may lie where nothing can be written
+        with alone(request.lock):
+            part = _made(request, given, beam_options, console)
+    except AlreadyThere as there:
+        console.say(str(there))
+        return 0
+    except NothingAccepted as error:
+        return _fail(f"{error}{_hint(request, error.rejected)}", RUN_ERROR)
+    console.say("\n".join(report.summary(part)))
+    if hint := _hint(request, part["rejected"]):
+        console.warn(f"{part['rejected'][MISSING]:,} pictures are not there{hint}")
+    if num_damaged := part["rejected"].get(UNREADABLE):
+        console.warn(
+            f"{num_damaged} input shards are damaged, and what stood behind that is missing: see the rejected list"
+        )
+    if part["statistics"]["without_caption"] == part["num_examples"]:
+        console.warn(NO_CAPTIONS)
+    console.say(f"written to {given.out}; peak memory of a process {local.peak_memory():.0f} MiB")
+    return 0
+
+
+def _made(request: Request, given: argparse.Namespace, beam_options: Sequence[str], console: Console) -> dict[str, Any]:
+    """Plans, or takes up, the job; both passes and the end of it."""
+    with local.planning(request, console):
+        job = begin(request, given.shards)
+    if given.engine == "beam":
+        from detailclip_jax.data.prepare import beam
+
+        beam.run(job, beam_options)
+    else:
+        local.run(job, given.workers, console)
+    return finish(job)
+
+
+def _hint(request: Request, rejected: Mapping[str, int]) -> str:
+    """Where pictures of a table were looked for, if some were not there and nobody said."""
+    if MISSING not in rejected or request.options.images or request.kind not in TABLES:
+        return ""
+    return "; paths are relative to the folder of the table that names them, unless --images ROOT names another"
+
+
+def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before and behind "--"."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    return list(argv[:at]), list(argv[at + 1 :])
+
+
+def verify(argv: Sequence[str]) -> int:
+    """`prepare verify DIR`: 0 where everything is as written."""
+    folder = _folder_parser("verify", "Reads every shard again and compares size, checksum and number of records.")
+    console, wrong = Console(), 0
+    for problem in problems(folder.parse_args(argv).folder, lambda name: console.live(f"reading {name}")):
+        console.say(f"error: {problem}")
+        wrong += 1
+    console.say(f"{wrong} problem{'s' * (wrong > 1)}" if wrong else "all shards are as they were written")
+    return RUN_ERROR if wrong else 0
+
+
+def stats(argv: Sequence[str]) -> int:
+    """`prepare stats DIR`: prints, and draws into DIR."""
+    folder = _folder_parser("stats", "Prints the statistics; draws them and a contact sheet into DIR.")
+    report.show(folder.parse_args(argv).folder, Console())
+    return 0
+
+
+def tfds(argv: Sequence[str]) -> int:
+    """`prepare to-tfds DIR --name NAME`."""
+    parser = _folder_parser("to-tfds", "Copies the set to detailclip_image_text/NAME, for tfds.data_source.")
+    parser.add_argument("--name", required=True, help="the builder's config: letters, digits and _")
+    parser.add_argument("--data-dir", help="of TensorFlow Datasets (default: its own)")
+    given = parser.parse_args(argv)
+    Console().say(f"written to {to_tfds.write(given.folder, given.name, given.data_dir)}")
+    return 0
+
+
+def _folder_parser(name: str, what: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(f"detailclip_jax.prepare {name}", description=what, allow_abbrev=False)
+    made.add_argument("folder", metavar="DIR", help="where prepare wrote to")
+    return made
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"verify": verify, "stats": stats, "to-tfds": tfds}
+
+
+def _fail(message: str, code: int) -> int:
+    logging.debug("the error was raised here", exc_info=True)
+    complain(f"error: {message}")
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: 0, 1 where it failed, 2 where it was asked for in a wrong way; a message and no traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.set_verbosity(logging.WARNING)
+    command = COMMANDS.get(argv[0]) if argv else None
+    try:
+        with signals.prompt():
+            return command(argv[1:]) if command else prepare(argv)
+    except (ValueError, FileNotFoundError, MissingData, ImportError) as error:
+        return _fail(str(error), USAGE_ERROR)
+    except Busy as error:
+        return _fail(str(error), RUN_ERROR)
+    except BrokenExecutor:
+        return _fail(
+            "a worker was killed, perhaps for its memory; the same command goes on, try fewer --workers", RUN_ERROR
+        )
+    except OSError as error:
+        return _fail(f"{error}; finished shards stay, and once that is mended the same command goes on", RUN_ERROR)
+    except KeyboardInterrupt as error:
+        return _fail("interrupted; the same command goes on", getattr(error, "exit_code", INTERRUPTED))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""A run: what is checked before it, the loop, and what the loop logs, saves and evaluates."""

@@ -1,0 +1,161 @@
+"""Training on from a checkpoint of another run or from elsewhere: `--config.init=DIR`.
+
+What the checkpoint has is loaded, its teacher and centers too; what the row needs besides is fresh, a teacher that the
+checkpoint lacks a copy of the student.  BatchNorm's running statistics come with their networks.  The networks keep
+the sizes and kinds that they have there, and the images its normalisation.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from detailclip_jax import methods
+from detailclip_jax.config import run_config
+from detailclip_jax.interop.tables import flatten
+from detailclip_jax.models import stacking
+from detailclip_jax.models.sizes import size_of
+from detailclip_jax.models.vit import Style
+from detailclip_jax.training import checkpoint, experiment
+from detailclip_jax.training.schedules import clamp_warmup
+from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.types import Array, Params, PyTree
+
+OF_IMAGES = ("size", "custom", "image_size", "image_style")
+OF_TEXT = ("context_length", "vocab_size", "text_activation")
+OF_HEADS = {"prototype_head": ("prototypes",), "decoder": ("decoder_depth", "decoder_width")}
+
+
+def adopt(config: ConfigDict) -> ConfigDict:
+    """The config with what `config.init` decides: sizes, kinds, preprocessing, and the rates of what it brings.
+
+    Without `init` the config as it is.  Raises FileNotFoundError if there is no run at `init`.
+    """
+    if not config.init:
+        return config
+    source, adopted = _config_of(config.init), ConfigDict(config.to_dict())
+    brought = methods.build(source).parts
+    fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
+    for name in [*fields, *(field for part, names in OF_HEADS.items() if part in brought for field in names)]:
+        adopted.model[name] = source.model[name]
+    adopted.preprocess = source.preprocess
+    _fit_crops(adopted, config)
+    loaded = [part for part in methods.build(adopted).parts if part in brought]
+    rates = adopted.optimizer.part_rates.to_dict()
+    adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
+    return adopted
+
+
+def _fit_crops(config: ConfigDict, before: ConfigDict) -> None:
+    """Crops of the same shares of the image size as before, in whole patches, where that size or the patch changed."""
+    new, old = ((c.model.image_size, size_of(c.model).patch_size) for c in (config, before))
+    if new == old:
+        return
+    for crop in config.views.crops.values():
+        num_patches = max(round(crop.size * new[0] / old[0] / new[1]), 1)
+        crop.size = num_patches * new[1]
+        if crop.get("mask_grid"):
+            crop.mask_grid = num_patches
+
+
+def _config_of(workdir: str) -> ConfigDict:
+    file = Path(workdir) / "config.json"
+    if not file.is_file() or not any((Path(workdir) / checkpoint.FOLDER).glob("*")):
+        raise FileNotFoundError(
+            f"config.init {workdir!r} is no workdir with a config.json and a checkpoint; "
+            "python -m detailclip_jax.import_torch makes one of a PyTorch checkpoint"
+        )
+    return run_config.read(file)
+
+
+def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
+    """A fresh state with the parts of `config.init` in it, and lines that say what came from where.
+
+    The teacher takes the checkpoint's where it has one, and a copy of the student's part else; centers come with the
+    teacher's prototypes.  Raises CheckpointError that lists the tensors of another shape.
+    """
+    _, variables, source = checkpoint.load(config.init)
+    parts, saved_centers = methods.build(config).parts, variables.pop("centers")
+    variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
+    loaded = {part: variables["params"][part] for part in parts if part in variables["params"]}
+    _check_shapes(config.init, loaded, state.params)
+    params = {part: _like(loaded[part], old) if part in loaded else old for part, old in state.params.items()}
+    theirs = variables["ema_params"]
+    teacher = {
+        part: _like(theirs[part], old) if part in theirs else jax.tree.map(jnp.copy, params[part])
+        for part, old in state.ema_params.items()
+    }
+    known = saved_centers if "prototype_head" in theirs else {}
+    centers = {name: _like(known[name], old) if name in known else old for name, old in state.centers.items()}
+    stats = {
+        "student": _statistics(state.batch_stats["student"], variables["batch_stats"]["student"], {}),
+        "teacher": _statistics(
+            state.batch_stats["teacher"], variables["batch_stats"]["teacher"], variables["batch_stats"]["student"]
+        ),
+    }
+    fresh = [part for part in parts if part not in loaded]
+    lines = report(config, source, list(loaded), fresh, {part: part in theirs for part in parts if part in teacher})
+    lines += [f"  centers       {', '.join(name for name in centers if name in known) or 'fresh'}"] if centers else []
+    state = state.replace(params=params, ema_params=teacher, batch_stats=stats, centers=centers)
+    return state, lines
+
+
+def _statistics(old: Params, theirs: Params, student: Params) -> Params:
+    """Running statistics of each part: the checkpoint's, else its student's for a teacher that it lacks, else fresh."""
+    known = {**student, **theirs}
+    return {part: _like(known[part], leaves) if part in known else leaves for part, leaves in old.items()}
+
+
+def _as_here(tree: Params, params: Params) -> Params:
+    """Blocks stacked or numbered as those of the new networks are."""
+    return {part: stacking.like(value, params.get(part, {})) for part, value in tree.items()}
+
+
+def _like(value: PyTree, old: PyTree) -> PyTree:
+    """A copy in buffers of its own, placed as the old one is: every process fills its own devices."""
+
+    def place(new: Array, leaf: Array) -> Array:
+        host = np.asarray(new)
+        return jnp.copy(jax.make_array_from_callback(host.shape, leaf.sharding, lambda index: host[index]))
+
+    return jax.tree.map(place, value, old)
+
+
+def _check_shapes(init: str, loaded: dict[str, Params], params: Params) -> None:
+    theirs, ours = flatten(loaded), flatten({part: params[part] for part in loaded})
+    wrong = [
+        f"{path}: {theirs[path].shape if path in theirs else 'missing'} there, {value.shape} here"
+        for path, value in ours.items()
+        if path not in theirs or theirs[path].shape != value.shape
+    ]
+    if wrong:
+        raise checkpoint.CheckpointError(f"the networks of config.init {init!r} do not fit: {'; '.join(wrong[:10])}")
+
+
+def report(
+    config: ConfigDict, source: ConfigDict, loaded: list[str], fresh: list[str], teacher: dict[str, bool]
+) -> list[str]:
+    """What is loaded, fresh and copied, and the recipe; `teacher` says of each part whether it came along."""
+    warmup = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
+    opt, style = config.optimizer, Style(**config.model.image_style)
+    rates = ", ".join(f"{part} x {opt.part_rates[part]:g}" for part in loaded)
+    kept = ", ".join(f"{name} {value}" for name, value in style._asdict().items() if name != "init")
+    return [
+        f"starting from {config.init} ({source.method}, {source.model.size})",
+        f"  loaded        {', '.join(loaded) or 'nothing'}",
+        f"  fresh         {', '.join(fresh) or 'nothing'}",
+        *_teacher_lines(teacher),
+        f"  learning rate {opt.learning_rate:g} after {warmup} steps of warm-up; {rates}",
+        f"  layer decay   {opt.layer_decay:g} in those",
+        f"  teacher moves {config.ema.start:g} -> {config.ema.end:g}",
+        f"  image tower   {kept}",
+    ]
+
+
+def _teacher_lines(teacher: dict[str, bool]) -> list[str]:
+    came, copied = ([part for part, along in teacher.items() if along is which] for which in (True, False))
+    lines = [f"{', '.join(came)}: loaded"] if came else []
+    lines += [f"{', '.join(copied)}: a copy of the student"] if copied else []
+    return [f"  teacher       {line}" for line in lines or ["none"]]

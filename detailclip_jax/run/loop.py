@@ -1,0 +1,315 @@
+"""The training loop: build, restore or start, step, log, save, evaluate, report."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from detailclip_jax import evaluation
+from detailclip_jax.config import run_config
+from detailclip_jax.config.components import components, is_endless
+from detailclip_jax.data import long_captions, pipeline
+from detailclip_jax.data.mixture import parts_of, summary
+from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.evaluation import held_out, report
+from detailclip_jax.run import init_from
+from detailclip_jax.run.session import COUNTS, Run, Session, Step, count_data
+from detailclip_jax.run.validation import validate
+from detailclip_jax.runtime import processes, provenance
+from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.interrupt import Interrupt
+from detailclip_jax.runtime.locks import Busy, alone
+from detailclip_jax.runtime.metrics import NonFiniteError, read_scores
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.signals import Stopped
+from detailclip_jax.training import experiment, sharding
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError
+from detailclip_jax.training.schedules import clamp_warmup
+from detailclip_jax.training.train_state import TrainState
+
+LESS_MEMORY = (
+    "a smaller batch_size, --config.accumulation=2, --config.model.remat=dots or full, --config.model.dtype=bfloat16, "
+    "or --config.mesh.fsdp of several devices"
+)
+
+LOCK = ".lock"  # in the workdir of a run that is being trained
+
+REPEATS = (
+    "a batch of {batch_size} holds some of the {examples} examples{of_set} more than once, and the contrast takes "
+    "their own captions for wrong ones; with --config.batch_size={enough} or less only one in which an epoch ends does"
+)
+
+
+class OutOfMemory(RuntimeError):
+    """The devices have less memory than the run needs; the message says what needs less."""
+
+
+RUN_ERRORS = (
+    NonFiniteError,
+    OutOfMemory,
+    CheckpointError,
+    StorageError,
+    evaluation.EvaluatorError,
+    pipeline.TooManyBadRecords,
+    Busy,
+)  # what ends a run with a message instead of a traceback
+
+
+def prepare(config: ConfigDict, workdir: str | Path) -> Run:
+    """Checks the config, opens the data, builds the experiment and claims the workdir.
+
+    Raises ValueError or FileNotFoundError, with a message for the user, for whatever cannot be meant.
+    """
+    config = init_from.adopt(config)
+    validate(config)
+    source = open_source(config)
+    evaluation.check(config)
+    config = run_config.resolve(config, len(source))
+    built = experiment.build(config)
+    run_config.claim_workdir(Path(workdir), config, write=jax.process_index() == 0)
+    return Run(config, Path(workdir), built, source, Console(enabled=jax.process_index() == 0))
+
+
+def open_source(config: ConfigDict) -> pipeline.Source:
+    """The source of the run; ValueError that says what to install where its package is missing."""
+    try:
+        return pipeline.open_source(config)
+    except ImportError as error:
+        raise ValueError(f"data.source {config.data.source!r}: {error}") from error
+
+
+def train(run: Run) -> int:
+    """Trains to `total_steps`, from the last checkpoint if there is one.
+
+    Returns the exit code: 0, or 128 + the number of the signal that ended the run early (it saved first).
+    Raises NonFiniteError, naming term and step, and the others of RUN_ERRORS; Busy where another run has the workdir.
+    """
+    introduce(run)
+    with workdir_alone(run.workdir):
+        return _train(run)
+
+
+@contextmanager
+def workdir_alone(workdir: Path) -> Iterator[None]:
+    """Keeps a second run of the same command out, whose steps and checkpoints would mix with this one's; else Busy."""
+    with alone(workdir / LOCK) if jax.process_index() == 0 else nullcontext():
+        yield
+
+
+def _train(run: Run) -> int:
+    config = run.config
+    with processes.together():
+        scores = read_scores(run.workdir)
+        store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn, scores)
+    with closing(store) as checkpoints, processes.together(), enough_memory(), explained(run, checkpoints):
+        start = restore_or_init(run, checkpoints)
+        interrupt = Interrupt(checkpoints.abandon)
+        with Session(run, checkpoints, start.step, interrupt) as session:
+            step = loop_and_finish(session, start, interrupt)
+    if interrupt.received:
+        left = f"saved at step {step} of {config.total_steps}; the same command goes on from there"
+        run.console.say(f"{interrupt.received.name}: {left}")
+    return interrupt.exit_code
+
+
+def loop_and_finish(session: Session, start: "Start", interrupt: Interrupt) -> int:
+    """All steps and the final table; the last step, also where a signal ended the run."""
+    train_step = None if start.step >= session.run.config.total_steps else session.compile(start.state)
+    with interrupt:  # before it, while the step is compiled, there is nothing to save: signals act at once
+        try:
+            state = loop(session, start, train_step, interrupt)
+            if not interrupt.received:
+                finish(session, state, session.step)
+        except Stopped:  # in an evaluation, whose step was saved before
+            pass
+    return session.step
+
+
+@contextmanager
+def explained(run: Run, checkpoints: Checkpoints) -> Iterator[None]:
+    """StorageError where a file cannot be written or read: the disk is full, or the workdir is gone."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        raise StorageError(f"{what}\n{checkpoints.way_on()}") from error
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """OutOfMemory where jax's own error says so."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(f"out of memory; what needs less: {LESS_MEMORY} ({str(error).splitlines()[0]})") from error
+
+
+def introduce(run: Run) -> None:
+    """Says what is about to run, on what, and where it goes."""
+    config, say = run.config, run.console.say
+    devices = jax.devices()
+    say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
+    num_seen = config.total_steps * config.batch_size
+    say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
+    if found := held_out.find(config):
+        say(f"held out, never trained on: {len(found.source):,} examples ({found.origin})")
+    for line in (*repeats(run.source, config.batch_size), *cut_captions(run)):
+        run.console.warn(line)
+    epochs = run_config.num_epochs(config, len(run.source))
+    say(f"{config.total_steps:,} steps of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
+    asked = experiment.warmup_steps(config)
+    given = clamp_warmup(asked, config.total_steps)
+    say(f"schedules count {config.steps_per_epoch:,} steps as an epoch; the learning rate rises for {given:,} steps")
+    if given != asked:
+        say(f"the warm-up of {asked} steps does not fit into {config.total_steps}: shortened to {given}")
+    say(run.experiment.parameter_table())
+    if config.mesh.fsdp > 1:
+        say(sharding.table_text(run.experiment.state_shapes))
+
+
+def cut_captions(run: Run) -> list[str]:
+    """A warning where many captions of the data are longer than the context."""
+    if "text" not in run.experiment.method.parts or is_endless(components(run.config.data)):
+        return []
+    tokenizer = Tokenizer(run.config.model.context_length, run.config.data.keep_eot)
+    line = long_captions.warning(run.source, run.config.data.caption, tokenizer)
+    return [line] if line else []
+
+
+def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
+    """One warning for every set with fewer examples than its share of a batch."""
+    parts, lines = parts_of(source), []
+    total = sum(part.weight for part in parts)
+    for part in parts:
+        examples, of_set = len(part.source), f" of {part.name}" if len(parts) > 1 else ""
+        if part.weight * batch_size > examples * total:
+            enough = examples * total // part.weight
+            lines.append(REPEATS.format(batch_size=batch_size, examples=examples, of_set=of_set, enough=enough))
+    return lines
+
+
+class Start(NamedTuple):
+    """Where a run begins: step 0, or a checkpoint."""
+
+    state: TrainState
+    step: int
+    data: Mapping[str, int]  # "examples" consumed before, and the counts of `session.COUNTS`
+
+
+def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
+    """The newest checkpoint that can be read, or a fresh state."""
+    restored = checkpoints.restore(run.experiment.state_shapes)
+    if restored is None:
+        return Start(_fresh(run), step=0, data={"examples": 0})
+    run.console.say(f"going on from the checkpoint of step {restored.step}")
+    before, now = restored.run["data_fingerprint"], provenance.data_fingerprint(run.source)
+    if before != now:
+        run.console.warn(
+            f"the data has changed since this checkpoint (fingerprint {before}, now {now}): from here on the run sees "
+            "other examples, or in another order, than it would have seen"
+        )
+    return Start(restored.state, restored.step, restored.data)
+
+
+def _fresh(run: Run) -> TrainState:
+    """The state of step 0, with what `config.init` brings."""
+    state = run.experiment.init(run.config.seed)
+    if not run.config.init:
+        return state
+    state, lines = init_from.load(run.config, state)
+    run.console.say("\n".join(lines))
+    return state
+
+
+def loop(session: Session, start: Start, train_step: Step | None, interrupt: Interrupt) -> TrainState:
+    """Steps start + 1 .. total_steps.  Nothing here waits for the device but `session`, at its intervals."""
+    run, config = session.run, session.run.config
+    state = start.state
+    session.counts = lambda: {name: start.data.get(name, 0) for name in COUNTS}
+    if start.step and evaluates(config, start.step) and not session.checkpoints.scored(start.step):
+        session.evaluate(start.step, state)  # the run was stopped between saving this step and its evaluation
+    if train_step is None:
+        run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N trains on")
+        return state
+    with open_batches(run, start.data["examples"]) as batches:
+        session.counts = count_data(batches, start.data)
+        for step in range(start.step + 1, config.total_steps + 1):
+            with session.clock.waiting():
+                batch = next(batches)
+            state, metrics = train_step(state, batch)
+            session.add(step, metrics)
+            stop, last = interrupt.reached(), step == config.total_steps
+            if last or step % config.log_every == 0:
+                session.log(step)
+            scored = evaluates(config, step)
+            if stop or last or scored or step % config.checkpoint_every == 0:
+                session.save(step, state)  # first, since an evaluation may take longer than a scheduler waits
+            if stop:
+                break
+            if scored:
+                session.evaluate(step, state)
+        say_counts(run, session.counts())
+    return state
+
+
+def evaluates(config: ConfigDict, step: int) -> bool:
+    """Whether the run evaluates after `step`: at its interval, and at the end where scores rank the checkpoints."""
+    ranked = config.best_metric and config.evaluate_at_end and step == config.total_steps
+    return bool(ranked or (config.evaluate_every and step % config.evaluate_every == 0))
+
+
+def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
+    """This process's batches after so many examples over all processes."""
+    config = ConfigDict(run.config.to_dict())
+    config.data.num_workers = usable_workers(config.data.num_workers, usable_cores())
+    if config.data.num_workers < run.config.data.num_workers:
+        run.console.say(f"data.num_workers {run.config.data.num_workers} are too many here: {config.data.num_workers}")
+    where = jax.process_index(), jax.process_count()
+    return pipeline.open_pipeline(config, run.source, *where, examples, bad_list(run.workdir, *where))
+
+
+def bad_list(workdir: Path, process_index: int, process_count: int) -> Path:
+    """The text file that names the unreadable records of this process."""
+    return workdir / ("bad_records.txt" if process_count == 1 else f"bad_records-{process_index}.txt")
+
+
+def usable_workers(asked: int, num_cores: int) -> int:
+    """As many workers as there are cores beside this process's own; on two cores none, but threads."""
+    return min(asked, num_cores - 1) if num_cores > 2 else 0
+
+
+def say_counts(run: Run, counts: Mapping[str, int]) -> None:
+    """What the data cost since step 0, if anything."""
+    if line := data_line(run.config, counts):
+        (run.console.warn if counts["bad_records"] else run.console.say)(line)
+
+
+def data_line(config: ConfigDict, counts: Mapping[str, int]) -> str:
+    """Unreadable records and captions that were too long; "" where there were none."""
+    lines = []
+    if bad := counts["bad_records"]:
+        lines.append(f"{bad:,} times an unreadable record was replaced by the next; bad_records*.txt names them")
+    if truncated := counts["truncated_captions"]:
+        lines.append(f"{truncated:,} captions were longer than context_length {config.model.context_length} and cut")
+    return "; ".join(lines)
+
+
+def finish(session: Session, state: TrainState, step: int) -> None:
+    """The final table and figures, where the config asks for them."""
+    run = session.run
+    if not run.config.evaluate_at_end:
+        return
+    run.console.say("evaluating ...")
+    scores, data = session.evaluate(step, state), data_line(run.config, session.counts())
+    if jax.process_index() == 0:
+        run.console.say(report.write(run.workdir, scores, run.config, step, data))
+    try:
+        figures = evaluation.figures.write(run.workdir, run.experiment, run.experiment.whole(state))
+        run.console.say("".join(f"{file}\n" for file in figures))
+    except ImportError as error:  # an optional extra: the run and its table are complete without it
+        run.console.warn(f"no figures: {error}")

@@ -1,0 +1,210 @@
+"""What would stop a run on many devices, found before it waits for them: `python -m detailclip_jax.doctor --launch`.
+
+Every process makes every check; the first one prints the table, each its own failures.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from detailclip_jax import evaluation
+from detailclip_jax.config import run_config
+from detailclip_jax.data import pipeline
+from detailclip_jax.data.mixture import parts_of
+from detailclip_jax.run import init_from, loop
+from detailclip_jax.run.validation import validate
+from detailclip_jax.runtime import processes as several
+from detailclip_jax.runtime import provenance
+from detailclip_jax.runtime.terminal import LINES, complain, printable
+from detailclip_jax.training import experiment, sharding
+from detailclip_jax.training.experiment import Experiment, dummy_batch
+from detailclip_jax.training.mesh import fsdp_hosts, make_mesh
+from detailclip_jax.training.train_step import combined_loss
+
+MARK = ".preflight-"  # files that processes write into the workdir and read from each other
+
+
+class Plan(NamedTuple):
+    """What is to be launched."""
+
+    config: ConfigDict  # resolved
+    workdir: Path
+    source: Any
+    experiment: Experiment
+
+
+class Finding(NamedTuple):
+    """What a check found: text for the table, and a number that must be the same on all processes."""
+
+    text: str
+    number: int = 0
+
+
+def run(config: ConfigDict, workdir: str | Path) -> int:
+    """Makes all checks and prints them; 0 if every process passed every one, else 1."""
+    plan, good = several.agreed(lambda: prepare(config, Path(workdir))), True
+    if jax.process_index() == 0:
+        print(sharding.table_text(plan.experiment.state_shapes))
+    with several.together():
+        for name, check in CHECKS.items():
+            good = everywhere(name, partial(check, plan)) and good
+    if plan.workdir.is_dir():
+        (plan.workdir / f"{MARK}{jax.process_index()}").unlink(missing_ok=True)
+    return 0 if good else 1
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Plan:
+    """What `train.prepare` makes, without claiming the workdir; ValueError or FileNotFoundError as there.
+
+    Also for a workdir of another run, which `train.prepare` would refuse.
+    """
+    config = init_from.adopt(config)
+    validate(config)
+    source = loop.open_source(config)
+    evaluation.check(config)
+    config = run_config.resolve(config, len(source))
+    run_config.check_workdir(workdir, config)
+    return Plan(config, workdir, source, experiment.build(config))
+
+
+def everywhere(name: str, check: Callable[[], Finding]) -> bool:
+    """Makes a check on all processes, prints it, and says whether all of them passed and found the same."""
+    try:
+        finding, failure = check(), ""
+    except Exception as error:  # whatever it is, the run would meet it too
+        finding, failure = Finding(""), f"{type(error).__name__}: {error}"
+    mine = np.array([not failure, finding.number], np.int64).view(np.int32)
+    found = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 4).view(np.int64)
+    same = len(set(found[:, 1])) == 1
+    good = bool(found[:, 0].all()) and same
+    if failure:
+        complain(f"process {jax.process_index()}: {name}: {failure}")
+    if jax.process_index() == 0:
+        differs = "" if same else f"; it differs between processes: {found[:, 1].tolist()}"
+        text = printable(f"{finding.text}{differs}", LINES)
+        print(f"{'ok    ' if good else 'FAILED'}  {name:<10} {text}", flush=True)
+    return good
+
+
+def processes(plan: Plan) -> Finding:
+    """All processes are here (they have met before) and have as many devices each."""
+    here = jax.local_devices()
+    kind = f"{len(here)} x {here[0].device_kind}"
+    return Finding(f"{jax.process_count()} processes reached each other, {kind} each, jax {jax.__version__}", len(here))
+
+
+def mesh(plan: Plan) -> Finding:
+    """The mesh; weights that travel between hosts are slow."""
+    shape, hosts = plan.experiment.mesh.shape, fsdp_hosts(plan.experiment.mesh)
+    far = f"; fsdp {shape['fsdp']} reaches over {hosts} processes: slow where these are hosts" if hosts > 1 else ""
+    return Finding(f"data {shape['data']} x fsdp {shape['fsdp']}{far}")
+
+
+def batch(plan: Plan) -> Finding:
+    """The batch divides over devices, chunks and processes."""
+    size, chunks, devices = plan.config.batch_size, plan.config.accumulation, plan.experiment.mesh.devices.size
+    if size % jax.process_count():
+        raise ValueError(f"batch_size {size} does not divide over {jax.process_count()} processes")
+    parts = f" in {chunks} chunks of {size // devices // chunks}" if chunks > 1 else ""
+    return Finding(f"{size} pairs: {size // devices} a device{parts}")
+
+
+def data(plan: Plan) -> Finding:
+    """The data can be read here, and is the same everywhere."""
+    fingerprint, parts = provenance.data_fingerprint(plan.source), parts_of(plan.source)
+    sets = f" ({plan.source.name})" if len(parts) > 1 else ""
+    ends = accumulate(len(part.source) for part in parts)
+    height, width = [pipeline.read(plan.source, end - 1)[1].shape[:2] for end in ends][-1]
+    text = f"{plan.config.data.source}: {len(plan.source):,} examples{sets}, the last a picture of {width} x {height}"
+    return Finding(f"{text}, fingerprint {fingerprint}", int(fingerprint, 16))
+
+
+def memory(plan: Plan) -> Finding:
+    """What a device needs at least against what it has; ValueError if that is too little."""
+    parts, has = estimate(plan), _device_memory()
+    needed = sum(parts.values())
+    shown = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
+    text = f"at least {needed / 2**30:.2f} GiB a device ({shown})"
+    if has and needed > has:
+        raise ValueError(f"{text}, which has {has / 2**30:.2f}; what needs less: {loop.LESS_MEMORY}")
+    return Finding(text + (f", which has {has / 2**30:.2f}" if has else ""))
+
+
+def _device_memory() -> int:
+    """Bytes that jax may use of a device here; 0 where it does not say (CPU)."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return int(statistics.get("bytes_limit", 0))
+
+
+def estimate(plan: Plan) -> dict[str, int]:
+    """Bytes on a device by what they are for: state, gradients, gathered weights, and what the backward pass reads.
+
+    The last is what differentiation keeps of one chunk, counted from shapes; a compiler adds room to work in.
+    """
+    shapes = plan.experiment.state_shapes
+    divided = plan.experiment.mesh.shape["fsdp"] > 1
+    return {
+        "state": sharding.device_bytes(shapes),
+        "gradients": sharding.gradient_bytes(shapes.params),
+        "weights": sharding.gathered_bytes((shapes.params, shapes.ema_params)) if divided else 0,
+        "activations": activation_bytes(plan),
+    }
+
+
+def activation_bytes(plan: Plan) -> int:
+    """Bytes that a device keeps between the forward and the backward pass of one chunk, beside its inputs."""
+    devices = plan.experiment.mesh.devices.size
+    rows = plan.config.batch_size // plan.config.accumulation // devices
+    changes = {"batch_size": rows, "accumulation": 1, "losses": {"clip_block": 0}}  # whole logits of these few
+    if plan.experiment.model.gathers and plan.config.model.remat == "none":
+        changes["model"] = {"remat": "dots"}  # see `models.block.gathered`
+    alone = experiment.build(_with(plan.config, **changes), make_mesh(jax.local_devices()[:1]))
+    shapes = alone.state_shapes
+
+    def kept(params: Any, state: Any, batch: Any) -> Any:
+        return jax.vjp(lambda p: combined_loss(p, state, batch, alone.setup), params, has_aux=True)[1]
+
+    jaxpr = jax.make_jaxpr(kept)(shapes.params, shapes, jax.eval_shape(lambda: dummy_batch(plan.config, rows))).jaxpr
+    inputs = {id(variable) for variable in jaxpr.invars}
+    return sharding.total_bytes([variable.aval for variable in jaxpr.outvars if id(variable) not in inputs])
+
+
+def _with(config: ConfigDict, **changes: Any) -> ConfigDict:
+    changed = ConfigDict(config.to_dict())
+    changed.update(changes)
+    return changed
+
+
+def workdir(plan: Plan) -> Finding:
+    """A file can be written where checkpoints go."""
+    plan.workdir.mkdir(parents=True, exist_ok=True)
+    (plan.workdir / f"{MARK}{jax.process_index()}").write_text("written by doctor --launch\n")
+    return Finding(f"{plan.workdir.absolute()} can be written")
+
+
+def shared(plan: Plan) -> Finding:
+    """Every process sees what the others wrote there."""
+    missing = [i for i in range(jax.process_count()) if not (plan.workdir / f"{MARK}{i}").exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{plan.workdir.absolute()} has nothing from process {missing}: checkpoints need a folder that all share"
+        )
+    return Finding("and is the same folder on all processes")
+
+
+CHECKS: dict[str, Callable[[Plan], Finding]] = {
+    "processes": processes,
+    "mesh": mesh,
+    "batch": batch,
+    "data": data,
+    "memory": memory,
+    "workdir": workdir,
+    "shared": shared,
+}

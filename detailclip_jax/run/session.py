@@ -1,0 +1,259 @@
+"""What surrounds the steps of a run: its numbers, its checkpoints, its evaluations and its profile."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from detailclip_jax import evaluation
+from detailclip_jax.config import unknown
+from detailclip_jax.config.run_config import to_json
+from detailclip_jax.data.lengths import lengths_within, trimmed
+from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.runtime import provenance
+from detailclip_jax.runtime.interrupt import Interrupt
+from detailclip_jax.runtime.metrics import MetricWriter, NonFiniteError, NoWriter, check_finite
+from detailclip_jax.runtime.progress import Clock, Console, progress_line
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.training.experiment import Experiment, dummy_batch
+from detailclip_jax.training.mesh import sharded
+from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.types import Array, PyTree
+
+COUNTS = ("bad_records", "truncated_captions")
+MUCH_WAITING = 0.2  # share of the time beyond which the run says what may help
+RUN_AHEAD = 2  # steps that may wait on the device; the next batch travels while one is computed
+PROFILE_AFTER = 5  # steps before a profile starts, so that it shows the steady state
+
+
+class Run(NamedTuple):
+    """A run whose parts are made and checked; nothing has been computed yet."""
+
+    config: ConfigDict  # resolved
+    workdir: Path
+    experiment: Experiment
+    source: Any  # random access to examples
+    console: Console
+
+    @property
+    def terms(self) -> list[str]:
+        """The loss terms of this method, by name."""
+        return list(self.experiment.method.losses)
+
+
+class Session:
+    """Keeps the scalars of the steps on the device, and reads them in one go where the run logs or saves.
+
+    Every step's scalars are checked then, so a non-finite loss is named with its own step although nothing waits for
+    the device in between; and no checkpoint is written of a state that came after one.
+    """
+
+    def __init__(self, run: Run, checkpoints: Checkpoints, start: int, interrupt: Interrupt | None = None):
+        """Opens the writers for the run that goes on after step `start`."""
+        self.run, self.checkpoints, self.interrupt = run, checkpoints, interrupt or Interrupt()
+        self.clock = Clock()
+        self.scores: tuple[int, Mapping[str, float]] | None = None  # of the last evaluation, and its step
+        self.counts: Callable[[], dict[str, int]] = dict  # of the data, over all processes; see `count_data`
+        self._warned = False
+        self._pending: list[tuple[int, Mapping[str, Array]]] = []
+        self._last: dict[str, float] = {}
+        self._start = self._logged = self.step = start
+        self._tracing = False
+        self._record = run_record(run)
+        self._writer = MetricWriter(run.workdir, start, run.console.warn) if jax.process_index() == 0 else NoWriter()
+
+    def __enter__(self) -> "Session":
+        """Nothing to do: the writer is open."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the writer and lets the last progress line stand."""
+        self.run.console.end_live()
+        self._stop_trace()
+        self._writer.close()
+
+    def compile(self, state: TrainState) -> "Step":
+        """The step; where captions have one length it is compiled now, else each length when it first comes."""
+        self.clock = Clock()
+        step = Step(self.run, self.clock, state)
+        if len(step.lengths) == 1:
+            step.compiled(step.lengths[0])
+        return step
+
+    def add(self, step: int, values: Mapping[str, Array]) -> None:
+        """Takes the scalars of a step that was just started; waits until at most RUN_AHEAD steps are unfinished."""
+        self.step = step
+        self._pending.append((step, values))
+        if len(self._pending) > RUN_AHEAD:
+            jax.block_until_ready(self._pending[-1 - RUN_AHEAD][1])
+        self._profile(step - self._start)
+
+    def _profile(self, done: int) -> None:
+        """Traces `profile_steps` steps, the first ones after PROFILE_AFTER."""
+        steps = self.run.config.profile_steps
+        if steps and done == PROFILE_AFTER:
+            jax.profiler.start_trace(str(self.run.workdir / "profile"))
+            self._tracing = True
+        if done == PROFILE_AFTER + steps:
+            self._stop_trace()
+
+    def _stop_trace(self) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+            self._tracing = False
+            self.run.console.say(f"profile written to {self.run.workdir / 'profile'} (TensorBoard reads it)")
+
+    def _read(self) -> dict[str, float]:
+        """The scalars of the last step, after all since the last read were found finite."""
+        for step, values in jax.device_get(self._pending):
+            self._last = {name: float(value) for name, value in values.items()}
+            try:
+                check_finite(step, self._last, self.run.terms)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}; {self._last_good()}.\n{self._way_out()}") from None
+        self._pending.clear()
+        return self._last
+
+    def _last_good(self) -> str:
+        steps = self.checkpoints.steps()
+        where = f"the last good one is step {steps[-1]}" if steps else "there is none yet"
+        return f"checkpoints in {self.checkpoints.folder}: {where}"
+
+    def _way_out(self) -> str:
+        rate = self.run.config.optimizer.learning_rate
+        return (
+            "The same command would come to the same step.  Start from there with a gentler optimiser: another "
+            f"--workdir, --config.init={self.run.workdir}, --config.optimizer.learning_rate below {rate:g} or "
+            "--config.optimizer.clip_norm=1.0"
+        )
+
+    def log(self, step: int) -> None:
+        """Writes the scalars of `step`, the speed since the last line, and shows the progress line."""
+        config = self.run.config
+        scalars = self._read()
+        speed = self.clock.lap((step - self._logged) * config.batch_size)
+        values = {"loss": scalars["loss"]} | scalars | speed | self.counts()
+        self._warn_of_waiting(speed["data_wait"])
+        self._logged = step
+        self._writer.write("metrics", step, values)
+        self.checkpoints.check()
+        console, size = self.run.console, config.batch_size
+        console.live(progress_line(step, config.total_steps, values, self.run.terms, size, console.width))
+
+    def _warn_of_waiting(self, share: float) -> None:
+        """Once, and not of the first interval, in which the pipeline starts."""
+        if share > MUCH_WAITING and not self._warned and self._logged > self._start:
+            self._warned = True
+            data = self.run.config.data
+            self.run.console.warn(
+                f"the devices wait for data {share:.0%} of the time; more --config.data.num_workers (now "
+                f"{data.num_workers}) or --config.data.prefetch (now {data.prefetch}) may help"
+            )
+
+    def evaluate(self, step: int, state: TrainState) -> Mapping[str, float]:
+        """Runs the evaluators (once per step) and writes their numbers.
+
+        Raises EvaluatorError, CheckpointError if `best_metric` is not among the numbers, and Stopped between two
+        batches where the run is to end.
+        """
+        if self.scores is None or self.scores[0] != step:
+            config, weights = self.run.config, evaluation.all_weights(self.run.experiment.whole(state))
+            with self.clock.paused():
+                scores = evaluation.run_all(self.interrupt.between(self.run.experiment.encode), weights, config, step)
+            self._writer.write_anew("evaluations", step, scores)
+            self.scores = step, scores
+            if config.best_metric and config.best_metric not in scores:
+                raise CheckpointError(unknown("best_metric", config.best_metric, scores))
+            self.checkpoints.score(step, scores)
+        return self.scores[1]
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts a checkpoint of a state whose steps were all finite."""
+        self._read()
+        data = {"examples": step * self.run.config.batch_size, **self.counts()}
+        with self.clock.paused():
+            self.checkpoints.save(step, state, data, self._record)
+
+
+class Step:
+    """The training step on batches whose captions are cut to what they need, compiled once for each length."""
+
+    def __init__(self, run: Run, clock: Clock, state: PyTree):
+        """`state` says shapes and places; nothing is compiled yet.  `clock` leaves compiling out."""
+        self.lengths = text_lengths(run)
+        self._run, self._clock = run, clock
+        self._state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        self._programs: dict[int, Callable[..., Any]] = {}
+
+    def __call__(self, state: PyTree, batch: Mapping[str, Any]) -> tuple[PyTree, dict[str, Array]]:
+        """The next state and its scalars, of this process's rows of a batch."""
+        batch = trimmed(batch, self.lengths)
+        program = self.compiled(batch["text"].shape[1])
+        return program(state, self._run.experiment.put(batch))
+
+    def compiled(self, length: int) -> Callable[..., Any]:
+        """The program for captions of that length; says how long it took to compile."""
+        if length not in self._programs:
+            with self._clock.paused():
+                self._programs[length] = self._compile(length)
+        return self._programs[length]
+
+    def _compile(self, length: int) -> Callable[..., Any]:
+        run, began = self._run, time.perf_counter()
+        run.console.live("compiling the training step: seconds for a tiny model, minutes for a large one ...")
+        program = run.experiment.train_step.lower(self._state, batch_shapes(run, length)).compile()
+        words = f" for captions of up to {length} words" if len(self.lengths) > 1 else ""
+        run.console.say(f"compiled the training step{words} in {time.perf_counter() - began:.1f} s")
+        return program
+
+
+def text_lengths(run: Run) -> tuple[int, ...]:
+    """The lengths that a batch's captions are cut to.
+
+    Several processes would have to agree on each batch's; there, and in rows that read no captions, all words stay.
+    """
+    config = run.config
+    buckets = config.data.text_buckets if "text" in run.experiment.method.parts else ()
+    lengths = lengths_within(buckets, config.model.context_length)
+    if jax.process_count() == 1:
+        return lengths
+    if len(lengths) > 1:
+        run.console.say(
+            f"several processes: captions keep all {lengths[-1]} words (data.text_buckets needs one process)"
+        )
+    return lengths[-1:]
+
+
+def count_data(batches: Pipeline, before: Mapping[str, int]) -> Callable[[], dict[str, int]]:
+    """What the data cost since step 0, over all processes, which must ask together; `before` is a checkpoint's."""
+
+    def counts() -> dict[str, int]:
+        here = np.array([batches.num_bad, batches.num_truncated])
+        everywhere = multihost_utils.process_allgather(here).reshape(-1, len(COUNTS)).sum(0)
+        return {name: before.get(name, 0) + int(count) for name, count in zip(COUNTS, everywhere)}
+
+    return counts
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """What a checkpoint says about its origin, beside the arrays."""
+    return {
+        "config": to_json(run.config),
+        "git_revision": provenance.git_revision(),
+        "versions": provenance.versions(),
+        "data_fingerprint": provenance.data_fingerprint(run.source),
+    }
+
+
+def batch_shapes(run: Run, text_length: int) -> Any:
+    """Shapes and shardings of a global batch whose captions have so many words."""
+    sharding = sharded(run.experiment.mesh)
+    size = run.config.batch_size
+    one = dummy_batch(run.config)
+    one["text"] = one["text"][:, :text_length]
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=sharding), one)

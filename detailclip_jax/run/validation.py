@@ -1,0 +1,142 @@
+"""Checks of a config before anything is built: each message names the field, its value and the way out."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from detailclip_jax import evaluation
+from detailclip_jax.config import default, unknown
+from detailclip_jax.config.components import KINDS, components
+from detailclip_jax.config.run_config import flatten
+from detailclip_jax.data.caption_rules import check_rule
+from detailclip_jax.data.preprocessing import RESIZES
+from detailclip_jax.data.resizing import FILTERS
+from detailclip_jax.data.views import check_reducing_gap, crops_from_config
+from detailclip_jax.kernels.products import PRECISIONS
+from detailclip_jax.losses.distillation import DIVERGENCES
+from detailclip_jax.methods import METHODS, masking
+from detailclip_jax.models import sizes
+from detailclip_jax.models.attention import KERNELS
+from detailclip_jax.models.block import REMAT
+
+CHOICES: dict[str, Iterable[str]] = {
+    "method": METHODS,
+    "model.size": (*sizes.SIZES, sizes.CUSTOM),
+    "model.remat": REMAT,
+    "model.attention": KERNELS,
+    "model.dtype": ("float32", "bfloat16"),
+    "masking.strategy": masking.STRATEGIES,
+    "masking.granularity": masking.CELLS,
+    "losses.divergence": DIVERGENCES,
+    "data.source": KINDS,
+    "views.teacher": ("same", "enclosing"),
+    "preprocess.filter": FILTERS,
+    "preprocess.resize": RESIZES,
+}
+PER_VIEW = (".blur_p", ".solarize_p")  # one number for each of a crop's views, checked with the crop
+ANY_LENGTH = (*PER_VIEW, "data.text_buckets")
+INFINITE = float("inf")
+RANGES = {  # field, or the end of its name behind a dot: the smallest and the largest value, of each number in a tuple
+    **dict.fromkeys(("batch_size", "num_epochs", "total_steps", "steps_per_epoch"), (1, INFINITE)),
+    **dict.fromkeys(("log_every", "checkpoint_every", "max_to_keep", "accumulation", "mesh.fsdp"), (1, INFINITE)),
+    **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers", "data.held_out"), (0, INFINITE)),
+    **dict.fromkeys(("data.prefetch", "losses.chunk_logits", "losses.clip_block"), (0, INFINITE)),
+    "data.text_buckets": (1, INFINITE),
+    "data.max_bad_ratio": (0, 1),
+    "model.context_length": (3, INFINITE),  # start, a word, end
+    **dict.fromkeys(("model.drop_path", "preprocess.crop_ratio"), (0, 1)),
+    **dict.fromkeys(("masking.ratio", "masking.drawn_ratio", "masking.probability"), (0, 1)),
+    "losses.label_smoothing": (0, 1),
+    ".scale": (0, 1),
+    **dict.fromkeys(("losses.center_momentum", "ema.start", "ema.end"), (0, 1)),
+    **dict.fromkeys(
+        ("optimizer.warmup_start", "optimizer.learning_rate_end", "optimizer.warmup_epochs"), (0, INFINITE)
+    ),
+    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.betas"), (0, INFINITE)),
+    **dict.fromkeys((".flip", ".jitter_p", ".gray_p", ".blur_p", ".solarize_p", ".mask_p", ".mask_ratio"), (0, 1)),
+}
+POSITIVE = (
+    *("optimizer.learning_rate", "optimizer.eps"),
+    *("losses.student_temperature", "losses.teacher_temperature", "losses.patch_temperature"),
+    *("losses.simclr_temperature", ".scale", ".ratio", "preprocess.crop_ratio", "preprocess.std"),
+)
+BELOW_ONE = ("optimizer.betas", "model.drop_path")  # a mean at 1 never learns of what is; nothing would be left
+ORDERED = (".scale", ".ratio", ".blur_sigma", ".mask_ratio", "masking.drawn_ratio")  # from, to
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ValueError for the first field that cannot be meant."""
+    fields = flatten(config)
+    for name, known in CHOICES.items():
+        check_choice(name, fields[name], known)
+    if config.model.matmul_precision is not None:
+        check_choice("model.matmul_precision", config.model.matmul_precision, PRECISIONS)
+    _check_tuples(fields)
+    for name, value in fields.items():
+        _check_range(name, value)
+    components(config.data)
+    check_rule(config.data.caption)
+    check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
+    _check_crops(config)
+    _check_best_metric(config)
+    evaluation.plan(config)
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """ValueError with the nearest and all known values, unless `value` is one of them."""
+    if value not in known:
+        raise ValueError(unknown(name, value, known))
+
+
+def _check_range(name: str, value: Any) -> None:
+    """Smallest and largest value, more than zero, and pairs that rise."""
+    numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if number is not None]
+    low, high = next((span for field, span in RANGES.items() if _named(name, [field])), (None, INFINITE))
+    if low is not None and any(not low <= number <= high for number in numbers):
+        span = f"at least {low}" if high == INFINITE else f"from {low} to {high}"
+        raise ValueError(f"{name} {value} must be {span}")
+    if _named(name, POSITIVE) and any(not number > 0 for number in numbers):
+        raise ValueError(f"{name} {value} must be greater than 0")
+    if _named(name, BELOW_ONE) and any(not number < 1 for number in numbers):
+        raise ValueError(f"{name} {value} must be less than 1")
+    if _named(name, ORDERED) and sorted(numbers) != numbers:
+        raise ValueError(f"{name} {value} must not fall: write {tuple(sorted(numbers))}")
+
+
+def _named(name: str, fields: Iterable[str]) -> bool:
+    return any(name.endswith(field) if field.startswith(".") else name == field for field in fields)
+
+
+def _check_tuples(fields: Mapping[str, Any]) -> None:
+    """A tuple has as many numbers as the default's, so that 0.5 given for (0.5, 1.0) does not go unnoticed."""
+    for name, usual in flatten(default()).items():
+        value, any_length = fields.get(name), name.endswith(ANY_LENGTH)
+        if name in fields and isinstance(usual, tuple) and not any_length and not _same_kind(value, usual):
+            raise ValueError(f"{name} {value!r} must be {len(usual)} numbers, as in {usual!r}")
+
+
+def _same_kind(value: Any, usual: tuple[float, ...]) -> bool:
+    numbers = isinstance(value, tuple) and all(isinstance(number, int | float) for number in value)
+    return numbers and len(value) == len(usual)
+
+
+def _check_crops(config: ConfigDict) -> None:
+    """Crops are cut into whole patches; the decoder and the masks have the grid of `model.image_size`."""
+    sizes.num_side_patches(config.model)
+    crops_from_config(config.views.crops)
+    patch_size = sizes.size_of(config.model).patch_size
+    for name, crop in config.views.crops.items():
+        if crop.size % patch_size:
+            raise ValueError(f"views.crops.{name}.size {crop.size} is not a multiple of the patch size {patch_size}")
+    size = config.views.crops["global"].size
+    if size != config.model.image_size:
+        raise ValueError(f"views.crops.global.size {size} must equal model.image_size {config.model.image_size}")
+
+
+def _check_best_metric(config: ConfigDict) -> None:
+    if config.best_metric and not config.evaluate_every:
+        raise ValueError(
+            f"best_metric {config.best_metric!r} is only known where the run evaluates; "
+            "set evaluate_every to a number of steps"
+        )

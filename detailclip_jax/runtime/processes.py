@@ -1,0 +1,203 @@
+"""The processes of a run: how they find each other, and what the others do when one is lost.
+
+A process learns where the others are from --coordinator, --num_processes and --process_id, or from the environment:
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (Kubernetes, launch/gke-jobset.yaml), SLURM's or Open
+MPI's variables, or a TPU pod's metadata.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TypeVar
+
+from detailclip_jax.runtime.terminal import complain
+
+HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
+PATIENCE = 300  # seconds that processes wait for each other at the start
+PARTING = 120  # seconds that one which has ended waits for the others
+INTERRUPTED = 130  # exit status, as a shell gives it for SIGINT
+
+Made = TypeVar("Made")
+STATUS = re.compile("[A-Z_]+: ")  # begins the ValueError, "UNKNOWN: ...", that jax makes of some lost connections
+NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+NOT_MET = """
+error: {who} ended while it waited for the others: one of them did not come, or failed (its log says why)."""
+LOST = """
+error: {who} ended before its run did: it lost another process of the run (whose log says why), or was killed.
+Start all of them again with the same command: they go on from the last checkpoint."""
+
+
+def join(
+    coordinator: str | None = None,
+    count: int | None = None,
+    index: int | None = None,
+    distributed: bool = False,
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Joins the other processes of this job, if it was launched as several.
+
+    They are named by the first three (or the environment's NAMES), or found by jax itself: under SLURM and Open MPI,
+    and on TPU pods, where `distributed` asks for it.  Raises ValueError if only some of the three are there, if there
+    are other processes that were not met, or if jax finds no device here.
+    """
+    import jax
+
+    from detailclip_jax.runtime.devices import first_device
+
+    meet = partial(
+        jax.distributed.initialize,
+        initialization_timeout=PATIENCE,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=PARTING,
+    )
+    if explicit := named_processes(coordinator, count, index, environment):
+        with last_words(NOT_MET.format(who=f"process {explicit[2]} of {explicit[1]}")):
+            meet(*explicit)
+    elif distributed or launched_as_several(environment):
+        with last_words(NOT_MET.format(who="this process")):
+            meet()
+    first_device()
+    check_joined(jax.process_count(), jax.distributed.is_initialized())
+
+
+def check_joined(num_processes: int, joined: bool) -> None:
+    """ValueError where the devices belong to several processes that have not met: signals and saves need that."""
+    if num_processes > 1 and not joined:
+        raise ValueError(
+            f"the devices here are those of {num_processes} processes, which have not met; give --distributed to all"
+        )
+
+
+def agreed(make: Callable[[], Made]) -> Made:
+    """What `make` returns, which every process calls; an error on all of them where it fails on one.
+
+    Else that one would wait at its exit, for minutes, for the others, which wait for it.  Raises what `make` raised
+    here, or ValueError that names the process where it did.
+    """
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return make()
+    try:
+        made, failure = make(), None
+    except Exception as error:  # raised below, once the others know
+        made, failure = None, error
+    with together():
+        failed = multihost_utils.process_allgather(int(failure is not None)).nonzero()[0]
+    if failure:
+        raise failure
+    if len(failed):
+        raise ValueError(f"process {failed[0]} cannot begin; its own message says why")
+    return made  # type: ignore[return-value]  # there, as nothing failed
+
+
+def named_processes(
+    coordinator: str | None, count: int | None, index: int | None, environment: Mapping[str, str]
+) -> tuple[str, int, int] | None:
+    """Coordinator, number of processes and index of this one, from flags or else the environment; None without any.
+
+    Raises ValueError if only some of the three are there, or if they cannot be meant.
+    """
+    values = [environment.get(name) if flag is None else flag for flag, name in zip((coordinator, count, index), NAMES)]
+    if values == [None, None, None]:
+        return None
+    if None in values:
+        raise ValueError(
+            "--coordinator, --num_processes and --process_id belong together; give all three "
+            f"(or set {', '.join(NAMES)})"
+        )
+    return _checked(*(str(value) for value in values))
+
+
+def _checked(coordinator: str, count: str, index: str) -> tuple[str, int, int]:
+    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--process_id {index} of --num_processes {count}: processes are numbered from 0")
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise ValueError(f"--coordinator {coordinator!r} must be HOST:PORT of process 0")
+    return coordinator, int(count), int(index)
+
+
+def launched_as_several(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher that jax recognises by itself started more than one process."""
+    counts = (environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
+    return any(int(count) > 1 for count in counts) or "," in hosts
+
+
+@contextlib.contextmanager
+def last_words(text: str) -> Iterator[None]:
+    """Prints `text` on standard error if this process ends within the block, even by a signal or an abort.
+
+    jax ends a process that lost the others by an abort, which Python cannot catch; a shell that waits for it can.
+    """
+    shell = ["sh", "-c", 'read -r word || echo "$0" >&2', text]
+    with subprocess.Popen(shell, stdin=subprocess.PIPE, start_new_session=True) as waiting:
+        try:
+            yield
+        finally:
+            waiting.communicate(b"ended well\n")
+
+
+def explain(error: BaseException) -> int:
+    """Says on standard error what Python would say at the end of a program, and returns its exit status; an interrupt
+    is one line and 130."""
+    if isinstance(error, KeyboardInterrupt):
+        complain("\nerror: interrupted")
+        return getattr(error, "exit_code", INTERRUPTED)
+    if not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+        return 1
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    complain(str(error.code))
+    return 1
+
+
+@contextlib.contextmanager
+def leaving_at_once(status: Callable[[BaseException], int] = explain) -> Iterator[None]:
+    """Around what several processes do together, from outside: one that fails ends without waiting for the others.
+
+    Its exit would wait for them for PARTING seconds, while they wait for its next step; so they notice its silence
+    after HEARTBEAT seconds instead.  `status` says what is wrong and gives the exit status.  Alone, nothing happens
+    here: the error goes on.
+    """
+    import jax
+
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        code = status(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Around what several processes do together: one that loses the others ends, with a message, within a minute.
+
+    It ends at once and not by unwinding, where it would wait for the others again.  Alone, nothing happens here.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        yield
+        return
+    with last_words(LOST.format(who=f"process {jax.process_index()} of {jax.process_count()}")):
+        try:
+            yield
+        except (jax.errors.JaxRuntimeError, ValueError) as error:
+            if isinstance(error, ValueError) and not STATUS.match(str(error)):
+                raise
+            complain(f"error: {str(error).splitlines()[0]}")
+            os._exit(1)

@@ -1,0 +1,168 @@
+"""What a run shows while it runs: one line that is rewritten on a terminal, plain lines elsewhere."""
+
+import contextlib
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import TextIOBase
+from typing import TextIO
+
+from detailclip_jax.runtime.terminal import LINES, printable
+
+SHORT = {"reconstruction": "rec"}  # terms, where the line is narrow
+
+
+class Console:
+    """Prints for people.  Processes other than the first are given `enabled=False` and stay silent."""
+
+    def __init__(self, enabled: bool = True, stream: TextIO | TextIOBase | None = None):
+        """Writes to `stream`, standard output by default."""
+        self._enabled = enabled
+        self.stream = stream or sys.stdout
+        self._live = ""
+
+    @property
+    def width(self) -> int | None:
+        """Columns of a live line; None where lines are plain and may be of any length."""
+        return shutil.get_terminal_size().columns - 1 if self.stream.isatty() else None
+
+    def say(self, text: str = "") -> None:
+        """A line that stays."""
+        text = printable(text, LINES) + "\n"
+        self._print("\r\x1b[K" + text if self._live else text)
+        self._live = ""
+
+    def warn(self, text: str) -> None:
+        """A line that stays and is hard to overlook."""
+        self.say(f"*** WARNING: {text}")
+
+    def live(self, text: str) -> None:
+        """The progress line: replaced by the next one on a terminal, an ordinary line elsewhere."""
+        if self.width is None:
+            return self.say(text)
+        self._live = printable(text)[: self.width]
+        self._print("\r\x1b[K" + self._live)
+
+    def end_live(self) -> None:
+        """Lets the last progress line stand."""
+        self._print("\n" if self._live else "")
+        self._live = ""
+
+    def _print(self, text: str) -> None:
+        if self._enabled:
+            self.stream.write(text)
+            self.stream.flush()
+
+
+class Clock:
+    """Measures an interval of steps: how long it took and which share of it went into waiting for data."""
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter):
+        """Starts the first interval; `now` returns seconds."""
+        self._now = now
+        self._start = now()
+        self._waited = 0.0
+        self._paused = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time of its body as waiting for data."""
+        start = self._now()
+        yield
+        self._waited += self._now() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of its body out: evaluation and checkpoints are no training speed."""
+        start = self._now()
+        yield
+        self._paused += self._now() - start
+
+    def lap(self, num_images: int) -> dict[str, float]:
+        """`images_per_second` and `data_wait` (share, 0 to 1) since the last lap; starts the next interval."""
+        seconds = max(self._now() - self._start - self._paused, 1e-9)
+        values = {"images_per_second": num_images / seconds, "data_wait": self._waited / seconds}
+        self._start, self._waited, self._paused = self._now(), 0.0, 0.0
+        return values
+
+
+class Meter:
+    """How far something is that is counted: knn:pets ema | 1,280/5,000 images | 210 images/s | eta 0:18 | 3 unreadable.
+
+    A title before it and notes behind it as they are given.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        noun: str,
+        total: int,
+        title: str = "",
+        now: Callable[[], float] = time.perf_counter,
+    ):
+        """Rates leave out the first part, in which the function is compiled."""
+        self._console, self._noun, self._total, self._now = console, noun, total, now
+        self._title = [title] if title else []
+        self._done = self._first = 0
+        self._began = self._shown = -math.inf
+
+    def add(self, count: int, *notes: str) -> None:
+        """Counts a part, and shows the line: ten times a second on a terminal, every ten seconds elsewhere."""
+        self._done = min(self._done + count, self._total)  # the last batch may be padded
+        if self._began < 0:
+            self._began, self._first = self._now(), self._done
+        pause = 10.0 if self._console.width is None else 0.1
+        if self._now() - self._shown >= pause or self._done == self._total:
+            self._shown = self._now()
+            count_of = f"{self._done:,}/{self._total:,} {self._noun}"
+            self._console.live(" | ".join([*self._title, count_of, *self._rate(), *notes]))
+
+    def _rate(self) -> list[str]:
+        measured = self._done - self._first
+        if not measured:
+            return []
+        rate = measured / max(self._now() - self._began, 1e-9)
+        return [f"{three_digits(rate)} {self._noun}/s", f"eta {duration((self._total - self._done) / rate)}"]
+
+
+def three_digits(number: float) -> str:
+    """487,000, 545 or 8.25, where the rest is noise."""
+    short = float(f"{number:.3g}")
+    return f"{short:,.0f}" if short >= 100 else f"{short:g}"
+
+
+def progress_line(
+    step: int,
+    total_steps: int,
+    values: Mapping[str, float],
+    terms: Sequence[str],
+    batch_size: int,
+    width: int | None = None,
+) -> str:
+    """step 120/600 | eta 3:21 | 812 images/s | data wait 3% | loss 9.123 clip 4.210 cls 4.913.
+
+    Behind that "| 12 bad records", if any were replaced.  Where that is longer than `width` columns, a shorter form:
+    120/600 eta 3:21 812/s wait 3% loss 9.12 clip 4.21.
+    """
+    speed, wait = values["images_per_second"], f"wait {values['data_wait']:.0%}"
+    eta = f"eta {duration((total_steps - step) * batch_size / speed)}"
+    rate = f"{speed:.0f}" if speed >= 10 else f"{speed:.2f}"
+    losses = {name: values[name] for name in ("loss", *terms)}
+    shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+    num_bad = values.get("bad_records", 0)
+    bad = f" | {num_bad:,} bad record{'s' * (num_bad > 1)}" if num_bad else ""
+    line = f"step {step}/{total_steps} | {eta} | {rate} images/s | data {wait} | {shown}{bad}"
+    if width is None or len(line) <= width:
+        return line
+    shown = " ".join(f"{SHORT.get(name, name)} {value:#.3g}" for name, value in losses.items())
+    bad = f" bad {num_bad:,}" if num_bad else ""
+    return f"{step}/{total_steps} {eta} {rate}/s {wait}{bad} {shown}"[:width]
+
+
+def duration(seconds: float | int) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,1 @@
+"""Training: state, step, optimiser, schedules, sharding, and the experiment that a config describes."""

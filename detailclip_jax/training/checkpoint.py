@@ -1,0 +1,461 @@
+"""Checkpoints: the whole training state, where in the data it stood, and what wrote it.
+
+A checkpoint is a folder `checkpoints/<step>` with three items: `state` (arrays, Orbax), `data` (how many examples
+were consumed) and `run` (resolved config, git revision, versions, data fingerprint, checksums), and a manifest of all
+its files with its step.  It is written in the background under another name and renamed when it is complete, so a kill
+at any moment leaves finished checkpoints only.  It is compared with its manifest before anything else reads it.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from logging import ERROR, Filter, LogRecord
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Bool, UInt32
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.path import atomicity
+
+from detailclip_jax.config.run_config import from_json
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.runtime.devices import first_device
+from detailclip_jax.training import experiment, manifest
+from detailclip_jax.training.mesh import make_mesh
+from detailclip_jax.training.saved_shapes import other_version, saved_shapes, shapes
+from detailclip_jax.types import Params, PyTree
+
+FOLDER = "checkpoints"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_UNREADABLE = "unreadable-"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message says which and what to do."""
+
+
+class StorageError(RuntimeError):
+    """A file of the run cannot be written: the disk is full, or the folder is gone.  The message says how to go on."""
+
+
+class Sealed(atomicity.AtomicRenameTemporaryPath):
+    """Orbax's way to write a folder under another name first; a step's folder gets its manifest before its name."""
+
+    async def finalize(self) -> None:
+        """Called on one process, when all items are written."""
+        final = self._final_path
+        if not final.name.isdecimal():  # an item within the step's folder
+            return await super().finalize()
+        self._final_path = final.with_name(f"{final.name}{_UNFINISHED}-complete")
+        await super().finalize()
+        manifest.write(Path(self._final_path), final.name)
+        self._final_path = self._final_path.rename(final)
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read: `data` and `run` are the dictionaries that were saved with it."""
+
+    step: int
+    state: PyTree
+    data: dict[str, Any]
+    run: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+        checkpoints = Checkpoints(workdir, max_to_keep=2, best_metric="zero_shot/ema/top1")
+        restored = checkpoints.restore(experiment.state_shapes)      # None in an empty workdir
+        checkpoints.save(100, state, data={"examples": 12800}, run=record)
+        checkpoints.score(100, {"zero_shot/ema/top1": 31.0})         # once it is evaluated
+        checkpoints.close()
+
+    Keeps the last `max_to_keep` and, if a `best_metric` is named, the one with its highest score: of `scores`, which an
+    earlier process measured, and of those given to `score`.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        max_to_keep: int = 2,
+        best_metric: str = "",
+        warn: Callable[[str], None] = logging.warning,
+        scores: Mapping[int, Mapping[str, float]] | None = None,
+    ):
+        """Opens `workdir/checkpoints` and removes what a killed run left unfinished there."""
+        self.folder = Path(workdir).absolute() / FOLDER
+        self._warn, self._failed = warn, False
+        _hush_writer()
+        self._retention = Retention(max_to_keep, best_metric, scores or {})
+        removed = _remove_unfinished(self.folder)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._retention, temporary_path_class=Sealed)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        if removed:
+            used = f"going on from step {self.steps()[-1]}" if self.steps() else "there is no other"
+            self._warn(
+                f"removed {', '.join(removed)} in {self.folder}, left unfinished when the run was killed; {used}"
+            )
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the highest best_metric, None without any."""
+        return self._retention.best(self.steps())
+
+    def scored(self, step: int) -> bool:
+        """Whether the evaluation of that step is known."""
+        return step in self._retention.scores
+
+    def save(self, step: int, state: PyTree, data: Mapping[str, Any], run: Mapping[str, Any]) -> None:
+        """Starts writing the checkpoint of `step`; returns as soon as the arrays are copied from the devices.
+
+        Raises CheckpointError, and writes nothing, if an array of the state is not finite, and StorageError if the disk
+        has less room than the last checkpoint took, or if that one could not be written.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(_fields(state)),
+            data=ocp.args.JsonSave(dict(data)),
+            run=ocp.args.JsonSave({**run, "checksums": checksums(state)}),
+        )
+        self.wait()
+        self._check_room(step)
+        with self._writing():
+            self._manager.save(step, args=args, force=True)
+
+    def _check_room(self, step: int) -> None:
+        """StorageError before a checkpoint is begun for which there is no room."""
+        steps = _steps_in(self.folder)
+        if not steps or jax.process_index() > 0:
+            return
+        free, needed = shutil.disk_usage(self.folder).free, _bytes_of(self.folder / str(steps[-1]))
+        if free < needed:
+            raise StorageError(
+                f"step {step} is not saved: {self.folder} has {free / 2**20:,.0f} MiB free, and the last checkpoint "
+                f"took {needed / 2**20:,.0f}\n{self.way_on()}"
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """StorageError for what the writer's threads met; what jax says of lost processes goes on as it is."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:
+            raise
+        except Exception as error:  # the writer raises OSError, ValueError or RuntimeError for the same full disk
+            if jax.process_count() > 1 and not isinstance(error, OSError) and str(self.folder) not in str(error):
+                raise
+            self._failed = True
+            raise StorageError(f"a checkpoint cannot be written: {_first_line(error)}\n{self.way_on()}") from error
+
+    def way_on(self) -> str:
+        """The last good step on the disk, and how to go on."""
+        if not self._failed:
+            with contextlib.suppress(StorageError):
+                self.wait()
+        steps = _steps_in(self.folder)
+        good = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
+        after = "the same command goes on from there" if steps else "the same command starts anew"
+        return f"In {self.folder} {good}; once there is room and the folder can be written, {after}."
+
+    def check(self) -> None:
+        """StorageError if the last save has failed meanwhile."""
+        with self._writing():
+            self._manager.check_for_errors()
+
+    def abandon(self) -> None:
+        """Removes the checkpoint that is being written; the process ends after that."""
+        logging.set_verbosity(logging.FATAL)  # its writer is about to miss the folder
+        for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
+            with contextlib.suppress(OSError):  # it may get its final name at this moment
+                shutil.rmtree(unfinished.rename(unfinished.with_name(f"abandoned-{unfinished.name}")))
+
+    def score(self, step: int, scores: Mapping[str, float]) -> None:
+        """Notes what an evaluation measured, and removes the checkpoint that was the best until now."""
+        self._retention.scores[step] = scores
+        steps = self.steps()
+        for old in sorted(set(steps) - self._retention.kept(steps)):
+            self.wait()
+            self._manager.delete(old)
+
+    def restore(self, target: PyTree) -> Restored | None:
+        """The newest checkpoint that can be read, on the shardings of `target` (a tree of ShapeDtypeStruct).
+
+        One that cannot is set aside with a warning and the previous one is used.  Returns None without checkpoints.
+        Raises CheckpointError if none of them can be read, and if one holds the state of another version.
+        """
+        failures: dict[int, str] = {}
+        for step in reversed(self.steps()):
+            restored, failure = self._try(step, target)
+            if all_processes(restored is not None):
+                self._set_aside(failures)
+                self._retention.forget_after(step)
+                return restored
+            failures[step] = failure
+            self._warn(f"checkpoint {step} in {self.folder} cannot be read: {failure}")
+        if failures:
+            raise CheckpointError(_none_readable(self.folder, failures))
+        return None
+
+    def _try(self, step: int, target: PyTree) -> tuple[Restored | None, str]:
+        """The checkpoint, or why it cannot be read."""
+        broken = manifest.problem(self.folder / str(step)) if jax.process_index() == 0 else ""
+        if not all_processes(not broken):
+            return None, broken or "the first process found it damaged"
+        self._check_version(step, target)
+        try:
+            return self._read(step, target), "another process failed to read it"
+        except Exception as error:  # whatever the reader meets in files that are as they were written
+            return None, _first_line(error)
+
+    def _check_version(self, step: int, target: PyTree) -> None:
+        """Raises CheckpointError if a checkpoint, whose description can be read, has other arrays than `target`."""
+        try:
+            saved = saved_shapes(self.folder / str(step) / "state")
+            run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self.folder / str(step) / "run")
+        except Exception:  # `_read` says what is wrong
+            return
+        wanted = shapes(_fields(target))
+        wrong = [name for name in saved | wanted if saved.get(name) != wanted.get(name)]
+        if wrong:
+            raise CheckpointError(other_version(step, self.folder, run, saved, wanted, wrong))
+
+    def _read(self, step: int, target: PyTree) -> Restored:
+        json_item = ocp.args.JsonRestore
+        fields = ocp.args.StandardRestore(_fields(target))
+        items = ocp.args.Composite(state=fields, data=json_item(), run=json_item())
+        read: Any = self._manager.restore(step, args=items)
+        state = target.replace(**read.state)
+        _compare_checksums(read.run.pop("checksums"), checksums(state))
+        return Restored(step, state, read.data, read.run)
+
+    def _set_aside(self, failures: Mapping[int, str]) -> None:
+        """Renames unreadable checkpoints, so that the run can write theirs anew when it comes to the same steps."""
+        if not failures:
+            return
+        for step in failures if jax.process_index() == 0 else ():
+            aside = self.folder / f"{_UNREADABLE}{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).rename(aside)
+            self._warn(f"moved it to {aside}; going on from the checkpoint before it")
+        multihost_utils.sync_global_devices("unreadable checkpoints set aside")
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk; StorageError if it failed."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the last save and closes; after a StorageError there is nothing to wait for."""
+        if not self._failed:
+            self.wait()
+            self._manager.close()
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+_LOOP_CLOSED = "Event loop is closed"
+
+
+def _hush_writer() -> None:
+    """Keeps the writer from printing what `_writing` raises as one message.
+
+    Where one of some hundred arrays fails to be written, the others find the event loop closed, each with a traceback.
+    """
+    logger = logging.get_absl_logger()
+    if not any(isinstance(known, _NotOrbax) for known in logger.filters):
+        logger.addFilter(_NotOrbax())
+        sys.unraisablehook = functools.partial(_show_others, sys.unraisablehook)
+
+
+class _NotOrbax(Filter):
+    """Passes what is no error of Orbax."""
+
+    def filter(self, record: LogRecord) -> bool:
+        """Whether the record is printed."""
+        return not (record.levelno >= ERROR and "/orbax/" in record.pathname)
+
+
+def _show_others(show: Callable[[Any], Any], unraisable: Any) -> None:
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == _LOOP_CLOSED):
+        show(unraisable)
+
+
+def _fields(state: PyTree) -> dict[str, PyTree]:
+    """The state as a plain dictionary: Orbax puts other things than arrays into the trees that it is given."""
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+
+
+class Retention(policies.PreservationPolicy):
+    """Which checkpoints stay: the last `max_to_keep`, and the one with the highest score of `best_metric`."""
+
+    def __init__(self, max_to_keep: int, best_metric: str, scores: Mapping[int, Mapping[str, float]]):
+        self.max_to_keep, self.best_metric, self.scores = max_to_keep, best_metric, dict(scores)
+
+    def best(self, steps: Sequence[int]) -> int | None:
+        """The last of those with the highest score; None where none has one."""
+        known = [step for step in steps if self.best_metric in self.scores.get(step, {})]
+        return max(known, key=lambda step: (self.scores[step][self.best_metric], step), default=None)
+
+    def forget_after(self, step: int) -> None:
+        """Drops the scores of steps that the run has yet to come to, again."""
+        self.scores = {scored: scores for scored, scores in self.scores.items() if scored <= step}
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        """Those of `steps`, ascending, that stay."""
+        return {*steps[-self.max_to_keep :]} | {step for step in [self.best(steps)] if step is not None}
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Orbax's question: an answer for each of its checkpoints."""
+        kept = self.kept(sorted(checkpoint.step for checkpoint in checkpoints))
+        return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+def _remove_unfinished(folder: Path) -> list[str]:
+    """Names of what was removed, on the process that did."""
+    unfinished = sorted(folder.glob(f"*{_UNFINISHED}*")) if jax.process_index() == 0 else []
+    for left in unfinished:
+        shutil.rmtree(left)
+    multihost_utils.sync_global_devices("unfinished checkpoints removed")
+    return [left.name for left in unfinished]
+
+
+def _none_readable(folder: Path, failures: Mapping[int, str]) -> str:
+    lines = "\n".join(f"  {step}: {reason}" for step, reason in failures.items())
+    return f"no checkpoint in {folder} can be read:\n{lines}\nMove that folder away to start from the beginning."
+
+
+def all_processes(good: bool) -> bool:
+    """Whether it is so on every process: they go on with the same checkpoint, or all with the one before."""
+    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+
+
+def checksums(state: PyTree) -> dict[str, int]:
+    """Path of every array -> a sum over its values' bits and places modulo 2^32: the same on any number of devices.
+
+    Raises CheckpointError that names the arrays with a nan or infinity in them.
+    """
+    sums, finite = jax.device_get(_inspect(jax.tree.leaves(state)))
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
+    if bad := [name for name, good in zip(names, finite) if not good]:
+        raise CheckpointError(f"the state is not finite in {', '.join(bad[:5])} ({len(bad)} of {len(names)} arrays)")
+    return {name: int(value) for name, value in zip(names, sums)}
+
+
+@jax.jit
+def _inspect(leaves: list[Array]) -> tuple[UInt32[Array, "L"], Bool[Array, "L"]]:
+    return jnp.stack([_bit_sum(leaf) for leaf in leaves]), jnp.stack([_is_finite(leaf) for leaf in leaves])
+
+
+def _bit_sum(leaf: Array) -> UInt32[Array, ""]:
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+    return jnp.sum(_mixed(bits ^ _mixed(_places(leaf.shape))), dtype=jnp.uint32)
+
+
+def _places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """Number of each value in the order of the axes, modulo 2^32: without it values that change places go unnoticed."""
+    strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
+    counts = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape)))
+    return sum((count * jnp.uint32(stride) for count, stride in zip(counts, strides)), jnp.zeros(shape, jnp.uint32))
+
+
+def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """A bijection in which each bit depends on every other: the end of MurmurHash3 (Appleby, public domain)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def _is_finite(leaf: Array) -> Bool[Array, ""]:
+    return jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.bool_(True)
+
+
+def _compare_checksums(saved: Mapping[str, int], read: Mapping[str, int]) -> None:
+    """Compares the arrays on the devices with those that were: the manifest only knows the files."""
+    if changed := [name for name in saved if read.get(name) != saved[name]]:
+        raise CheckpointError(f"checksum of {', '.join(changed[:5])} differs from what was written")
+
+
+def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    """Networks, parameters and resolved config of a run, on one device: what a notebook needs.
+
+        model, variables, config = load("runs/stickers")
+        encode = encoders(model, config)
+        encode.image(variables["params"], images)
+
+    `path` is a workdir; without `step` its newest checkpoint is read.  `variables` holds "params" (the student),
+    "ema_params" (the parts its teacher has; `ema.overlay` lays them over), "batch_stats" and "centers".
+    Raises FileNotFoundError that lists the steps there are, and CheckpointError for one that cannot be read.
+    """
+    folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
+    device = first_device()
+    if broken := manifest.problem(folder / str(step)):
+        raise CheckpointError(_unreadable(folder, step, broken))
+    try:
+        return _load(folder / str(step), device)
+    except jax.errors.JaxRuntimeError:  # of the devices or the other processes, not of the file
+        raise
+    except Exception as error:  # whatever the reader meets in files that are as they were written
+        raise CheckpointError(_unreadable(folder, step, _first_line(error))) from error
+
+
+def _unreadable(folder: Path, step: int, reason: str) -> str:
+    others = [other for other in _steps_in(folder) if other != step]
+    way_out = f"--step={others[-1]} is another one" if others else "there is no other; copy it again from where it came"
+    return f"the checkpoint of step {step} in {folder} cannot be read: {reason}; {way_out}"
+
+
+def _steps_in(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending, by the names of their folders alone."""
+    names = (entry.name for entry in folder.glob("*") if entry.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+
+
+def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
+    config = from_json(run["config"])
+    config.model.attention = "auto"  # the kernel is this machine's, whatever it was there
+    built = experiment.build(config, make_mesh([device]))
+    names = ("params", "ema_params", "batch_stats", "centers")
+    target = {name: getattr(built.state_shapes, name) for name in names}
+    return built.model, _read_part(folder / "state", target), config
+
+
+def pick_step(path: str | Path, step: int | None = None) -> int:
+    """The newest step of a workdir, or `step` if it is there; FileNotFoundError that lists those there are."""
+    folder = Path(path).absolute() / FOLDER
+    if not folder.parent.is_dir():
+        convert = "is a file; python -m detailclip_jax.import_torch makes a workdir of a PyTorch checkpoint"
+        raise FileNotFoundError(f"{path} {convert}" if Path(path).is_file() else f"there is no folder {folder.parent}")
+    steps = _steps_in(folder)
+    if not steps or step not in (None, *steps):
+        known = f"its steps are {', '.join(map(str, steps))}" if steps else "the run has not saved yet"
+        raise FileNotFoundError(f"no checkpoint {'' if step is None else f'of step {step} '}in {folder}; {known}")
+    return steps[-1] if step is None else step
+
+
+def _read_part(folder: Path, target: dict[str, PyTree]) -> dict[str, PyTree]:
+    """The entries of a saved state that `target` names; the others are not read."""
+    arguments = ocp.checkpoint_utils.construct_restore_args(target)
+    item = ocp.args.PyTreeRestore(item=target, restore_args=arguments, partial_restore=True)
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder, args=item)

@@ -1,0 +1,215 @@
+"""A config made real: method, networks, optimiser, mesh and the compiled step."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from detailclip_jax import methods
+from detailclip_jax.kernels.products import matmul_precision
+from detailclip_jax.methods.encode import Encode, encoders
+from detailclip_jax.methods.forward import Forward, Method
+from detailclip_jax.models import sizes
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.training import accumulation, mixing, optimizer, rates, schedules, sharding, train_state
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.training.train_step import Schedules, Setup, init_variables, make_keys, run_line, train_step
+from detailclip_jax.types import Array, Axis, Batch, Int
+
+
+class Experiment(NamedTuple):
+    """Everything that a run, a test or a notebook calls.
+
+    experiment = build(config)
+    state = experiment.init(config.seed)
+    state, metrics = experiment.train_step(state, experiment.put(batch))
+    """
+
+    config: ConfigDict
+    setup: Setup
+    state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
+    train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
+    line: jax.stages.Wrapped  # (state, batch) -> Forward: masks, tokens, predicted pixels, for figures
+    encode: Encode
+
+    @property
+    def method(self) -> Method:
+        """The row."""
+        return self.setup.method
+
+    @property
+    def model(self) -> Networks:
+        """Its networks."""
+        return self.setup.model
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices."""
+        return self.setup.mesh
+
+    @property
+    def schedules(self) -> Schedules:
+        """Learning rate, teacher momentum and patch temperature by step."""
+        return self.setup.schedules
+
+    def init(self, seed: int) -> TrainState:
+        """A fresh state, made in place on the devices."""
+        make = functools.partial(create_state, setup=self.setup, config=self.config)
+        return jax.jit(make, out_shardings=_places(self.state_shapes))(seed)
+
+    def put(self, batch: Batch) -> Batch:
+        """This process's rows of a batch onto the mesh."""
+        return meshes.put(batch, self.mesh)
+
+    def whole(self, state: TrainState) -> TrainState:
+        """The state with the weights whole on every device, as evaluation reads them."""
+        weights = meshes.replicate((state.params, state.ema_params), self.mesh)
+        return state.replace(params=weights[0], ema_params=weights[1])
+
+    def parameter_table(self) -> str:
+        """Pattern, group and count of every parameter, as printed when a run starts."""
+        return optimizer.table_text(self.state_shapes.params, optimizer.rules(self.config.model))
+
+
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+    """The experiment of a resolved config, on all devices unless a mesh is given; nothing runs yet.
+
+    Raises ValueError that names the field, its value and the way out.
+    """
+    mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
+    meshes.check_batch_size(config.batch_size, mesh, config.accumulation)
+    method = methods.build(config)
+    model, spread = (build_networks(config, axis) for axis in (None, meshes.BATCH))
+    if mesh.shape[meshes.FSDP] > 1:
+        spread = spread.gathering(sharding.gather_layer)
+    plan = build_schedules(config, method)
+    bare = Setup(
+        method,
+        model,
+        optimizer=None,  # type: ignore[arg-type]  # known below, once the parameters are
+        groups=None,
+        schedules=plan,
+        mesh=mesh,
+        placed=None,  # type: ignore[arg-type]
+        device_losses=accumulation.losses_of(config.accumulation),
+        center_momentum=config.losses.center_momentum,
+        clip_block=config.losses.clip_block,
+        pixel_mean=tuple(config.preprocess.mean),
+        pixel_std=tuple(config.preprocess.std),
+        mix=build_mixing(config.views),
+    )
+    params, _ = jax.eval_shape(lambda: init_variables(jax.random.key(0), dummy_batch(config), bare))
+    groups = optimizer.labels(params, optimizer.rules(config.model))
+    waiting = round(config.optimizer.frozen_prototype_epochs * steps_of_epoch(config))
+    adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting)
+    setup = bare._replace(model=spread, optimizer=rates.scaled(adamw, params, config.optimizer), groups=groups)
+    shapes = _state_shapes(setup, config)
+    setup = setup._replace(placed=sharding.specs(_places(shapes)))
+    step, line = _compile(setup, _places(shapes), setup._replace(model=model), config.model.matmul_precision)
+    return Experiment(config, setup, shapes, step, line, encoders(model, config))
+
+
+def build_networks(config: ConfigDict, axis: Axis | None = None) -> Networks:
+    """The networks of the config's method; `axis` is the mesh axis over which BatchNorm takes its statistics."""
+    method = methods.build(config)
+    return sizes.build(config.model, method.parts, axis, method.interpolation)
+
+
+def build_schedules(config: ConfigDict, method: Method) -> Schedules:
+    """The schedules over `config.total_steps`, with a warm-up that fits into the run; ValueError without a length."""
+    opt, total = config.optimizer, config.total_steps
+    if total is None:
+        raise ValueError("total_steps is not set; set config.total_steps, or call run_config.resolve(config, examples)")
+    warmup = schedules.clamp_warmup(warmup_steps(config), total)
+    return Schedules(
+        schedules.warmup_cosine(
+            opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total, method.peak_twice
+        ),
+        schedules.cosine(config.ema.start, config.ema.end, total),
+        build_temperatures(config.losses, steps_of_epoch(config)),
+    )
+
+
+def build_weight_decay(config: ConfigDict) -> schedules.Schedule | None:
+    """Weight decay by step where the config lets it change."""
+    start, end = config.optimizer.weight_decay, config.optimizer.weight_decay_end
+    return None if end is None else schedules.cosine(start, end, config.total_steps)
+
+
+def build_temperatures(losses: ConfigDict, steps_per_epoch: int) -> dict[str, schedules.Schedule]:
+    """The teacher's temperatures, each rising over the first epochs."""
+    ends = {"cls": losses.teacher_temperature, "patch": losses.patch_temperature}
+    epochs = losses.temperature_epochs
+    return {name: schedules.epoch_warmup(first, last, epochs, steps_per_epoch) for name, (first, last) in ends.items()}
+
+
+def build_mixing(views: ConfigDict) -> Callable[[Batch, Array], Batch]:
+    """Mixup and CutMix by the config's alphas; nothing where both are 0."""
+    if not (views.mixup or views.cutmix):
+        return lambda batch, key: batch
+    return functools.partial(mixing.mix, mixup=views.mixup, cutmix=views.cutmix)
+
+
+def warmup_steps(config: ConfigDict) -> int:
+    """The warm-up that the config asks for, in steps."""
+    asked = config.optimizer.warmup_steps
+    return round(config.optimizer.warmup_epochs * steps_of_epoch(config)) if asked is None else asked
+
+
+def steps_of_epoch(config: ConfigDict) -> int:
+    """`steps_per_epoch`; where no run has resolved it yet, `total_steps` over `num_epochs`."""
+    return config.steps_per_epoch or max(config.total_steps // config.num_epochs, 1)
+
+
+def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:
+    """A batch of zeros with the shapes that the config's pipeline delivers."""
+    crops = config.views.crops
+    grids = {name: (size, c.count, c.mask_grid**2) for name, c in crops.items() if c.get("mask_grid", 0)}
+    hidden = {"hidden": {name: jnp.zeros(shape, bool) for name, shape in grids.items()}}
+    return {
+        **(hidden if grids else {}),
+        "image": {name: jnp.zeros((size, c.count, c.size, c.size, 3), jnp.uint8) for name, c in crops.items()},
+        "box": {name: jnp.zeros((size, c.count, 4), jnp.float32) for name, c in crops.items()},
+        "text": jnp.zeros((size, config.model.context_length), jnp.int32),
+        "label": jnp.zeros((size,), jnp.int32),
+    }
+
+
+def create_state(seed: int | Int[Array, ""], setup: Setup, config: ConfigDict) -> TrainState:
+    """Parameters, teacher, moments and centers at step 0."""
+    params_key, run_key = jax.random.split(jax.random.key(seed))
+    params, batch_stats = init_variables(params_key, dummy_batch(config), setup)
+    return train_state.create(params, batch_stats, setup.optimizer, setup.method.ema, setup.method.centers, run_key)
+
+
+def _state_shapes(setup: Setup, config: ConfigDict) -> TrainState:
+    shapes = jax.eval_shape(functools.partial(create_state, setup=setup, config=config), 0)
+    places = sharding.shardings(shapes, setup.mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+
+
+def _places(shapes: TrainState) -> TrainState:
+    """The shardings of a state of shapes."""
+    return jax.tree.map(lambda shape: shape.sharding, shapes)
+
+
+def _compile(
+    setup: Setup, places: TrainState, whole: Setup, precision: str | None
+) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        with matmul_precision(precision):
+            return train_step(state, batch, setup)
+
+    def line(state: TrainState, batch: Batch) -> Forward:
+        keys = make_keys(jax.random.wrap_key_data(state.rng), batch)
+        with matmul_precision(precision):
+            record, _ = run_line(state.params, state.ema_params, state.batch_stats, batch, keys, whole)
+        return record
+
+    out = places, meshes.replicated(setup.mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=out), jax.jit(line)

@@ -1,0 +1,44 @@
+"""Which arrays a checkpoint holds, against those that are wanted."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from detailclip_jax.config.run_config import ABSENT
+from detailclip_jax.types import PyTree
+
+
+def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    """Path of every array -> its shape; a path is names with / between them."""
+    return {"/".join(_key(k) for k in path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _key(entry: Any) -> str:
+    """A step of a path by its name alone: a tuple's fields, a list's numbers and a dict's keys read the same."""
+    return str(next(getattr(entry, kind) for kind in ("key", "name", "idx") if hasattr(entry, kind)))
+
+
+def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The same of the state in a checkpoint, from its description alone."""
+    return shapes(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
+
+
+def other_version(
+    step: int,
+    folder: Path,
+    run: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    wrong: list[str],
+) -> str:
+    """The message for a checkpoint in which the arrays `wrong` are not as they are wanted."""
+    shown = "".join(f"\n  {n}: {saved.get(n, ABSENT)} there, {wanted.get(n, ABSENT)} now" for n in wrong[:5])
+    return (
+        f"checkpoint {step} in {folder} was written by another version (git {run.get('git_revision')}); "
+        f"{len(wrong)} of its arrays differ:{shown}\nGo on with that version, or start anew in another --workdir, with "
+        f"--config.init={folder.parent} for what still fits."
+    )

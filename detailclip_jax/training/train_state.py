@@ -1,0 +1,65 @@
+"""Everything that training changes, and nothing else: what a checkpoint holds."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from detailclip_jax.training import ema
+from detailclip_jax.types import Array, Leaf, Params, PyTree
+
+
+class TrainState(struct.PyTreeNode):
+    """The state of a run."""
+
+    step: Leaf  # int32 scalar: steps done
+    params: Params
+    ema_params: Params  # the parts that the row's teacher owns
+    batch_stats: Mapping[str, Params]  # BatchNorm's, of "student" and "teacher"; empty where a row has none
+    opt_state: PyTree
+    centers: Mapping[str, Leaf]  # [C] each: running means of the teacher's logits
+    rng: Leaf  # key data, constant; a step folds its number in
+
+
+def create(
+    params: Params,
+    batch_stats: Params,
+    optimizer: optax.GradientTransformation,
+    teacher_parts: tuple[str, ...],
+    centers: Mapping[str, int],
+    rng: Array,
+) -> TrainState:
+    """A state at step 0: the teacher equals the student, centers are zero."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=ema.copy(params, present(teacher_parts, params)),
+        batch_stats={
+            "student": batch_stats,
+            "teacher": ema.copy(batch_stats, present(teacher_parts, batch_stats)),
+        },
+        opt_state=optimizer.init(params),
+        centers={name: jnp.zeros((size,)) for name, size in centers.items()},
+        rng=jax.random.key_data(rng),
+    )
+
+
+def present(parts: tuple[str, ...], params: Params) -> list[str]:
+    """Those of the parts that there are: a term of weight 0 takes its networks along, and not all have statistics."""
+    return [part for part in parts if part in params]
+
+
+def weights(state: TrainState, which: str) -> Params:
+    """Parameters to evaluate: "student", or "ema" with the teacher's parts laid over.
+
+    Raises ValueError for "ema" where the method has no teacher.
+    """
+    if which == "student":
+        return state.params
+    if which != "ema":
+        raise ValueError(f"weights {which!r} are unknown; known: student, ema")
+    if not state.ema_params:
+        raise ValueError("this method has no teacher, so there are no ema weights; use student")
+    return ema.overlay(state.params, state.ema_params)
