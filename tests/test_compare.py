@@ -14,7 +14,7 @@ from detailclip_jax.run import loop
 
 ROOT = Path(__file__).parents[1]
 NANO = """
-from detailclip_jax import run_config
+from detailclip_jax.config import run_config
 
 def get_config(arg=None):
     c = run_config.load({path!r} + (f":{{arg}}" if arg else ""))

@@ -490,21 +490,22 @@ import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 sys.path.insert(0, "tests")
 from evaluation_data import variables_of
-from detailclip_jax import evaluate, mesh
+from detailclip_jax import evaluation
+from detailclip_jax.training import mesh
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import Tokenizer
 
 built, variables, config = variables_of("detailclip")
 whole = jax.device_put(jax.device_get(variables["params"]), mesh.replicated(mesh.make_mesh()))
-sets, folder = evaluate.Sets(sys.argv[3], image_size=32), Path(sys.argv[3])
+sets, folder = evaluation.Sets(sys.argv[3], image_size=32), Path(sys.argv[3])
 weights, digests = {"student": whole}, {"student": "d"}
-subject = evaluate.Subject("tiny", built.encode, weights, digests, Transform(32, 32), Tokenizer(12), 0, "detailclip")
-tasks = evaluate.parse("zero_shot:toys;linear:toys;zero_shot:pets", sets)
-outcome = evaluate.run_tasks(subject, tasks, sets, out=folder / "out", batch_size=5)
-again = evaluate.run_tasks(subject, tasks, sets, out=folder / "out", batch_size=5)
+subject = evaluation.Subject("tiny", built.encode, weights, digests, Transform(32, 32), Tokenizer(12), 0, "detailclip")
+tasks = evaluation.parse("zero_shot:toys;linear:toys;zero_shot:pets", sets)
+outcome = evaluation.run_tasks(subject, tasks, sets, out=folder / "out", batch_size=5)
+again = evaluation.run_tasks(subject, tasks, sets, out=folder / "out", batch_size=5)
 options = {"data_dir": sys.argv[3], "batch_size": 5}
 config.evaluators = {"zero_shot:toys": options, "retrieval": {"num_scenes": 5}, "kept_objects": {"num_scenes": 5}}
-trained = evaluate.run_all(built.encode, weights, config, 3)
+trained = evaluation.run_all(built.encode, weights, config, 3)
 values = [r["value"] for r in outcome.records]
 assert values == [r["value"] for r in again.records] and set(outcome.missing) == {"zero_shot:pets"}
 print(json.dumps([values, trained, len(outcome.unreadable)]))

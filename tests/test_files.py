@@ -59,7 +59,7 @@ def test_a_kill_leaves_the_old_file(tmp_path):
     replace_text(tmp_path / "a", "old")
     code = """
 import os, pathlib, sys
-from detailclip_jax.files import whole
+from detailclip_jax.runtime.files import whole
 with whole(pathlib.Path(sys.argv[1])) as partial:
     partial.write_text("half")
     os.kill(os.getpid(), 9)

@@ -75,7 +75,7 @@ def test_what_a_kill_left_beside_a_finished_split_is_removed(tars, tmp_path):
 
 HOLDER = """
 import pathlib, sys, time
-from detailclip_jax.locks import alone
+from detailclip_jax.runtime.locks import alone
 with alone(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -81,7 +81,7 @@ def test_last_words_are_said_where_a_process_cannot(how):
 
 BEGIN = """
 import sys
-from detailclip_jax import processes
+from detailclip_jax.runtime import processes
 
 def make():
     if sys.argv[2] == "1" and sys.argv[3] == "fails":
@@ -110,7 +110,7 @@ def test_where_one_process_cannot_begin_none_does(tmp_path, how):
 
 FAIL = """
 import sys
-from detailclip_jax import processes
+from detailclip_jax.runtime import processes
 
 processes.HEARTBEAT = 4
 processes.join(sys.argv[1], 2, int(sys.argv[2]))
