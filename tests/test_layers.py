@@ -11,7 +11,9 @@ ROOMS = (  # in the order of the data; a room imports only rooms that stand befo
     *("runtime", "config", "data", "kernels", "losses", "models", "methods", "training", "inference", "interop"),
     *("figures", "evaluation", "run", "benchmarks"),
 )
-COMMANDS = (*("main", "evaluate", "prepare", "embed", "export", "import_torch", "compare", "benchmark", "doctor"),)
+COMMANDS = (
+    *("__main__", "main", "evaluate", "prepare", "embed", "export", "import_torch", "compare", "benchmark", "doctor"),
+)
 ORDER = {name: number for number, name in enumerate((*BASE, *ROOMS))}
 
 
