@@ -7,7 +7,7 @@ find("stickers")               # the same file by its name alone, in any folder
 import difflib
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 BUNDLED = "bundled_configs"  # in a wheel; see setup.py
 FOLDER = "configs"
 
