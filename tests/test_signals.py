@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM of commands: never lost, one message; and what is said outside of the environment."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -27,8 +28,11 @@ def swallow(number):
 class Dropping:
     """As a destructor does, whose exceptions Python prints and forgets."""
 
+    def __init__(self, number):
+        self.number = number
+
     def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), self.number)
         time.sleep(0.01)
 
 
@@ -42,13 +46,20 @@ def test_a_signal_ends_the_command_at_once(number, code):
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("lose", [lambda: swallow(signal.SIGINT), Dropping], ids=["bare except", "destructor"])
-def test_an_interrupt_that_is_dropped_comes_again(lose):
-    with pytest.raises(Stopped), prompt():
-        lose()
-        for _ in range(100):
-            time.sleep(0.05)
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("lose", [swallow, Dropping], ids=["bare except", "destructor"])
+def test_a_signal_that_is_dropped_comes_again_within_the_block(monkeypatch, lose, number, code):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # pytest's keeps the exception
+    gc.disable()
+    try:
+        with pytest.raises(Stopped) as stopped, prompt():
+            lose(number)
+            for _ in range(100):
+                time.sleep(0.05)
+            pytest.fail("the block came to its end")
+    finally:
+        gc.enable()
+    assert stopped.value.exit_code == code
 
 
 def test_what_handles_an_interrupt_is_not_interrupted_again():

@@ -30,16 +30,25 @@ def prompt() -> Iterator[None]:
         yield
         return
     raised: list[weakref.ref[Stopped]] = []
+    asked = signal.SIGINT
 
     def stop(number: int, frame: FrameType | None) -> None:
-        error = Stopped(signal.SIGINT if number == signal.SIGALRM else number)
+        nonlocal asked
+        asked = signal.Signals(number)
+        again()
+
+    def again() -> None:
+        error = Stopped(asked)
         raised[:] = [weakref.ref(error)]
         signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # else this frame, which its traceback has, would keep it until the next garbage collection
 
     def look(number: int, frame: FrameType | None) -> None:
         if raised and raised[0]() is None:
-            stop(number, frame)
+            again()
 
     previous = {number: signal.signal(number, stop) for number in SIGNALS} | {
         signal.SIGALRM: signal.signal(signal.SIGALRM, look)
@@ -47,7 +56,7 @@ def prompt() -> Iterator[None]:
     try:
         yield
         if raised:
-            raise Stopped(signal.SIGINT)
+            raise Stopped(asked)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
