@@ -5,10 +5,10 @@
     config = detailclip_jax.default()            # every field, with the paper's run as values
     config.total_steps = 1000
     experiment = detailclip_jax.build(config)    # method, networks, optimiser, mesh, compiled step
-    model = detailclip_jax.load("runs/stickers")    # a run's last checkpoint
+    model = detailclip_jax.load("runs/stickers")    # the last checkpoint of a run
     model.encode_image([image]) @ model.encode_text(["a frog"]).T
 
-The names below are imported when they are first used, so that `import detailclip_jax` costs nothing.
+Public names are imported at their first use, which keeps `import detailclip_jax` fast.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from typing import Any
 
 from detailclip_jax.version import __version__
 
-if sys.argv[:1] == ["-m"]:  # while Python looks for the module of `python -m detailclip_jax.NAME`
+if sys.argv[:1] == ["-m"]:  # Python sets this while it resolves the module of `python -m detailclip_jax.NAME`
     from detailclip_jax.runtime import start
 
     start.check()
@@ -42,12 +42,12 @@ __all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAl
 
 
 def __getattr__(name: str) -> Any:
-    """The public name, from the module that defines it."""
+    """Imports a public name from the module that defines it; AttributeError with the public names otherwise."""
     if name not in _PUBLIC:
         raise AttributeError(f"detailclip_jax has no {name!r}; public names: {', '.join(__all__)}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:
-    """What is there and what will be once it is used, for completion."""
+    """Lists all public names, including those not imported yet, for completion."""
     return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
-"""Array aliases and the letters that shapes are written in.
+"""Type aliases, the records that networks and methods exchange, and the letters of array shapes.
 
-V views, B images, N patches, K kept patches, H hidden patches, T words, D width, E joint width, C prototypes,
-L layers, S image side in pixels, P values of one patch.  Images are NHWC; `hidden` is True where a patch is removed;
+V views, B images, N patches, K kept patches, H hidden patches, T text tokens, D width, E joint width, C prototypes,
+L layers, S image side in pixels, P values per patch. Images are NHWC; `hidden` is True where a patch is removed;
 boxes are xyxy in pixels.
 """
 
@@ -17,41 +17,41 @@ PyTree: TypeAlias = Any
 Params: TypeAlias = Mapping[str, Any]
 Batch: TypeAlias = Mapping[str, Any]
 Scalar: TypeAlias = Float[Array, ""]
-Leaf: TypeAlias = Any  # an array, or what stands for one in a tree of shapes or of shardings
+Leaf: TypeAlias = Any  # an array, or its shape or sharding in a tree of shapes or shardings
 
-Axis: TypeAlias = str | tuple[str, ...]  # of the mesh
+Axis: TypeAlias = str | tuple[str, ...]  # one mesh axis, or several
 
-DATA, FSDP = "data", "fsdp"  # the mesh's axes; parameters are divided over the second, if at all
-BATCH = (DATA, FSDP)  # batches are spread over both
+DATA, FSDP = "data", "fsdp"  # the mesh axes; parameters may be sharded over FSDP only
+BATCH = (DATA, FSDP)  # batches are sharded over both axes
 
 
 class Keys(NamedTuple):
-    """Randomness of a step: one key that all devices share, and one of its own for every image of the batch.
+    """Random keys of one step: `step` is shared by all devices, `image` holds one key per image.
 
-    What is drawn per image comes from the image's key, so the number of devices changes no number.
+    Values drawn per image use the image's key, so they do not depend on the number of devices.
     """
 
     step: Leaf
     image: Leaf  # [B]
 
     def of(self, name: str) -> Array:
-        """The images' keys for the pass of that name: two passes over one image draw different noise."""
+        """Derives keys [B] for the pass `name`, so that two passes over one image draw different noise."""
         number = zlib.crc32(name.encode())
         return jax.vmap(lambda key: jax.random.fold_in(key, number))(self.image)
 
 
 class View(struct.PyTreeNode):
-    """V crops of each image and where they were cut: `box` is xyxy in pixels of the picture itself."""
+    """V crops of each image; `box` is the crop's place in the original image, xyxy in pixels."""
 
     image: Float[Array, "V B S S 3"]
     box: Float[Array, "V B 4"]
 
 
 class Hidden(struct.PyTreeNode):
-    """Which patches are hidden from the student: the mask, and its two index lists in ascending order.
+    """Which patches are hidden from the student: a mask, and the indices of kept and removed patches, ascending.
 
-    Where the number of hidden patches is drawn (iBOT, AttMask) `kept` is None, and `removed` has room for the most
-    that there can be: patches that are not hidden fill it up, and `mask` tells them apart.
+    If the number of hidden patches is random (iBOT, AttMask), `kept` is None and `removed` has the length of the
+    largest possible number. Indices of patches that are not hidden fill its end; `mask` is False there.
     """
 
     mask: Bool[Array, "*batch N"]
@@ -60,10 +60,10 @@ class Hidden(struct.PyTreeNode):
 
 
 class Tokens(struct.PyTreeNode):
-    """What an image encoder returns, after its final norm.
+    """Output of an image encoder, after its final norm.
 
-    `attention` holds per layer the softmax of the CLS row over all keys, patches only, averaged over heads;
-    it is None unless asked for.
+    `attention` holds for each layer the CLS token's attention to the patches: the softmax runs over all keys, CLS
+    included, and is averaged over heads. It is None unless requested.
     """
 
     cls: Float[Array, "*batch D"]

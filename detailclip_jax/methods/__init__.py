@@ -1,4 +1,4 @@
-"""The rows: one file per method, each a function from a config to a `Method`."""
+"""The methods, one file each: a function from a config to a `Method`."""
 
 from collections.abc import Iterable
 
@@ -29,13 +29,14 @@ METHODS = {
     "attmask": attmask,
     "supervised": supervised,
 }
-ENCODERS = {"image_encoder": image_encoder}  # what imported checkpoints may be beside those; they cannot be trained
+ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 
 
 def build(config: ConfigDict) -> Method:
-    """The row that `config.method` names.
+    """Builds the method `config.method`, without loss terms of weight 0 and the heads that only they need.
 
-    Raises ValueError with the known names for an unknown one, and if `config.views.crops` is not what the row looks at.
+    Raises ValueError for an unknown method, and if `config.views.crops` lacks a crop that the method uses or has
+    too few or too many views.
     """
     rows = METHODS | ENCODERS
     if config.method not in rows:
@@ -58,7 +59,7 @@ def _check_crops(wanted: Iterable[str], config: ConfigDict) -> None:
 
 
 def _check_count(method: Method, config: ConfigDict) -> None:
-    """Terms between two views of an image need them, and SimCLR's has no use for more."""
+    """Checks the number of global crops: losses between two views need two, and SimCLR takes no more than two."""
     count = config.views.crops["global"].count
     if count > 2 and "simclr" in method.losses:
         raise ValueError(

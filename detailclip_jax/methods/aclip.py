@@ -1,7 +1,7 @@
-"""A-CLIP: the teacher's attention over a larger crop hides patches; CLIP, SimCLR and BYOL (arXiv 2212.08653).
+"""A-CLIP: masking by the teacher's attention over a larger crop, with CLIP, SimCLR and BYOL losses (arXiv 2212.08653).
 
-Three faults of the published code are not inherited: its SimCLR gets one view twice, its larger crop takes an index
-wrongly and often does not enclose the student's, and the command of its README leaves the masking ratio at 0.
+Three bugs of the published code are not reproduced: SimCLR gets the same view twice; the larger crop uses a wrong
+index and often does not enclose the student's crops; the command in the README leaves the masking ratio at 0.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from detailclip_jax.methods.forward import Method, Pass, fold, no_decoder, visib
 
 
 def aclip(config: ConfigDict) -> Method:
-    """The row `aclip`: crops "global" (u, v) and "enclosing"."""
+    """Builds the method `aclip`; it uses the crops "global" (u, v) and "enclosing"."""
     losses, views = config.losses, config.views
     rule = components.mask_rule(config)
     strategy = masking.strategy(config.masking.strategy)

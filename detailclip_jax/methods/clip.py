@@ -1,4 +1,4 @@
-"""CLIP: one view, seen whole; eq. 1-5 alone."""
+"""CLIP: one unmasked view and the image-text loss of eq. 1-5."""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +7,7 @@ from detailclip_jax.methods.forward import Method, Pass, no_decoder, no_mask, wh
 
 
 def clip(config: ConfigDict) -> Method:
-    """The row `clip`."""
+    """Builds the method `clip`."""
     return Method(
         name="clip",
         parts=("image", "image_projection", "text", "text_projection", "logit_scale"),

@@ -1,4 +1,4 @@
-"""The cells that rows are made of: masks, decoders, heads and losses, each a small function."""
+"""Factories for the components of a `Method`: masks, decoders, heads and loss terms."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,16 +15,16 @@ from detailclip_jax.models.patches import normalise_patches, patchify, take
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Tokens
 
-ROUND_KEPT = ("mae",)  # methods whose published code rounds the number of patches that it keeps
+ROUND_KEPT = ("mae",)  # methods whose published code rounds the number of kept patches
 
 
 def attention_value(tokens: Tokens) -> Float[Array, "V B N"]:
-    """Eq. 9: the CLS row's attention to each patch, mean over all heads and layers."""
+    """Computes eq. 9: the CLS token's attention to each patch, averaged over all heads and layers."""
     return tokens.attention.mean(-2)
 
 
 def attention_of(target: str) -> Callable:
-    """Eq. 9 of the teacher's pass `target`, which looks at the student's own views."""
+    """Returns a function that computes eq. 9 of the teacher's pass `target` over the student's views."""
 
     def read(targets: Targets, views: Views) -> Float[Array, "V B N"]:
         return attention_value(targets[target])
@@ -33,18 +33,18 @@ def attention_of(target: str) -> Callable:
 
 
 def no_attention(targets: Targets, views: Views) -> None:
-    """For masks that do not depend on a teacher."""
+    """Returns None: for masks that do not depend on a teacher."""
 
 
 def mask_rule(config: ConfigDict) -> masking.Rule:
-    """How many patches the config's row removes; ValueError where that cannot be meant."""
+    """Builds the rule for the number of patches that the config's method removes; ValueError for invalid settings."""
     masks, side = config.masking, sizes.num_side_patches(config.model)
     rounded = "kept" if config.method in ROUND_KEPT else "removed"
     return masking.Rule(side, masks.ratio, masks.granularity, rounded).checked()
 
 
 def mask_by(rule: masking.Rule, strategy: masking.Strategy, read: Callable, num_views: int) -> Callable:
-    """A mask that a strategy draws from the attention that `read` finds, or from one key per image."""
+    """Returns a mask function: `strategy` selects patches by the attention that `read` returns, or by random keys."""
 
     def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
         return strategy(rule, attention=read(targets, views), keys=keys.image, views=num_views)
@@ -53,7 +53,7 @@ def mask_by(rule: masking.Rule, strategy: masking.Strategy, read: Callable, num_
 
 
 def attention_at(target: str, view: str) -> Callable:
-    """Eq. 9 of the teacher's pass `target` over an enclosing crop, read at the boxes of the student's `view`."""
+    """Returns a function that computes eq. 9 over the enclosing crop `target`, resampled to the crops `view`."""
 
     def read(targets: Targets, views: Views) -> Float[Array, "V B N"]:
         outer, inner = views[target].box[0], views[view].box
@@ -63,10 +63,11 @@ def attention_at(target: str, view: str) -> Callable:
 
 
 def teacher_attention(views: ConfigDict) -> tuple[dict[str, str], Callable]:
-    """The teacher's passes beside its targets, and where the mask's attention comes from, by `views.teacher`.
+    """Returns the additional teacher passes and the source of the mask's attention, according to `views.teacher`.
 
-    "same": the pass "whole" looks at the student's own views.  "enclosing" (paper 4.1.1): one more pass, of which
-    nothing but its attention is read.  Raises ValueError where the crops do not fit.
+    "same": the attention of the pass "whole" over the student's views; no additional pass. "enclosing" (paper
+    section 4.1.1): an additional pass over the enclosing crop, used for its attention only. Raises ValueError if the
+    crops do not fit.
     """
     if views.teacher == "same":
         return {}, attention_of("whole")
@@ -75,7 +76,10 @@ def teacher_attention(views: ConfigDict) -> tuple[dict[str, str], Callable]:
 
 
 def check_enclosing(views: ConfigDict) -> None:
-    """ValueError unless there is a crop around the student's, at which a map can be read (a flip would mirror it)."""
+    """Raises ValueError unless there is one enclosing crop and neither it nor the student's crops are flipped.
+
+    A flip would mirror the attention map, which is resampled by the boxes of the crops.
+    """
     crop = views.crops.get("enclosing")
     if crop is None or crop.get("kind") != "enclosing":
         raise ValueError(
@@ -87,7 +91,10 @@ def check_enclosing(views: ConfigDict) -> None:
 
 
 def mask_of_batch(view: str, most: int) -> Callable:
-    """The mask that the pipeline drew for `view`: batch["hidden"][view], [B, V, N] (iBOT's blocks)."""
+    """Returns a mask function that takes the data pipeline's mask batch["hidden"][view] [B, V, N] (iBOT's blocks).
+
+    `most` is the largest number of hidden patches.
+    """
 
     def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
         return masking.drawn(jnp.moveaxis(batch["hidden"][view], 1, 0), most)
@@ -96,11 +103,11 @@ def mask_of_batch(view: str, most: int) -> Callable:
 
 
 def mask_highest(config: ConfigDict, target: str, side: int) -> Callable:
-    """AttMask: the last block's CLS attention of the teacher says what is hidden.
+    """Returns AttMask's mask function: hides the patches with the highest CLS attention in the teacher's last block.
 
-    The ratio r ~ U(config.drawn_ratio) is one for the whole step; each view of each image is masked with
-    `config.probability`, then int(r N) patches are hidden.  With the strategy "attention_hint" int(.1 r' N) of the
-    int(.1 N) most attended ones are shown again, r' drawn like r.
+    The ratio r ~ U(config.drawn_ratio) is drawn once per step. Each view of each image is masked with probability
+    `config.probability`; a masked view hides int(r N) patches. With the strategy "attention_hint", int(.1 r' N)
+    random patches of the int(.1 N) most attended ones stay visible; r' has the same distribution as r.
     """
     num_patches, (low, high) = side**2, config.drawn_ratio
     hint = {"attention_high": 0.0, "attention_hint": masking.HINT}
@@ -122,12 +129,12 @@ def mask_highest(config: ConfigDict, target: str, side: int) -> Callable:
 
 
 def local_passes(crops: ConfigDict) -> dict[str, Pass]:
-    """The student's pass over the small crops, where the config has some."""
+    """Returns the student's pass over local crops, or no pass if the config has none."""
     return {"local": Pass("local", whole)} if "local" in crops else {}
 
 
 def decode(name: str) -> Callable:
-    """The decoder on the tokens of the student's pass `name`, read at the removed patches."""
+    """Returns a function that decodes the student's pass `name` at the removed patches."""
 
     def run(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden) -> Float[Array, "V B H D"]:
         return fold(student.decoder, tokens[name], hidden)
@@ -136,7 +143,10 @@ def decode(name: str) -> Callable:
 
 
 def tokens_at_hidden(name: str) -> Callable:
-    """No decoder: the student's own tokens of its pass `name` at the hidden patches, which it saw replaced."""
+    """Returns a function that takes the student's tokens of the pass `name` at the hidden patches, without a decoder.
+
+    In that pass (`masked`) the mask token replaces the hidden patches.
+    """
 
     def run(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden) -> Float[Array, "V B H D"]:
         return take(tokens[name].patches, hidden.removed)
@@ -145,12 +155,12 @@ def tokens_at_hidden(name: str) -> Callable:
 
 
 def read_caption(student: Networks, batch: Batch) -> Float[Array, "B E"]:
-    """The student's embedding of each image's caption."""
+    """Encodes the captions with the student: projected text features, not yet L2-normalised."""
     return student.embed_text(batch["text"])
 
 
 def joint_head(name: str) -> Head:
-    """The image embedding: the projected CLS token of the student's pass `name`, and the temperature."""
+    """Head for eq. 1-5: the projected CLS tokens of the student's pass `name`, and the logit scale (a logarithm)."""
 
     def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
         return {
@@ -162,15 +172,15 @@ def joint_head(name: str) -> Head:
 
 
 def prototypes_of(networks: Networks, tokens: Float[Array, "V *batch D"]) -> Logits:
-    """The prototype logits of tokens of V views."""
+    """Computes the prototype logits of tokens of V views."""
     head = networks.prototype_head
     return Logits(fold(head.bottleneck, tokens), head.prototypes(), head.dtype)
 
 
 def cls_head(names: Sequence[str], target: str) -> Head:
-    """Prototype logits of the encoders' CLS tokens (not the decoder's), student and teacher.
+    """Head for eq. 6: prototype logits of the image encoders' CLS tokens (not the decoder's), student and teacher.
 
-    The student's passes `names` stand behind each other along V, those over the teacher's views first.
+    The student's passes `names` are concatenated along V; passes over the teacher's views come first.
     """
 
     def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Leaf]:
@@ -186,7 +196,7 @@ def cls_head(names: Sequence[str], target: str) -> Head:
 
 
 def patch_head(target: str) -> Head:
-    """Prototype logits at removed patches only; the center's mean runs over all patches."""
+    """Head for eq. 7: prototype logits at removed patches only; the mean for the center runs over all patches."""
 
     def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Leaf]:
         targets = prototypes_of(teacher, line.targets[target].patches)
@@ -200,7 +210,10 @@ def patch_head(target: str) -> Head:
 
 
 def pixel_head(view: str, patch_size: int, normalise: bool, eps: float) -> Head:
-    """Predicted pixels at removed patches, and their targets from the augmented, normalised view."""
+    """Head for eq. 8: predicted pixels at removed patches, and their targets from the augmented, normalised view.
+
+    `normalise` also normalises the targets per patch, with `eps`, see `patches.normalise_patches`.
+    """
 
     def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
         pixels = take(patchify(line.views[view].image, patch_size), line.hidden.removed)
@@ -213,9 +226,9 @@ def pixel_head(view: str, patch_size: int, normalise: bool, eps: float) -> Head:
 
 
 def byol_head(name: str, target: str) -> Head:
-    """BYOL's prediction from the student's pass `name`, and its target from the teacher's pass, one for all views.
+    """BYOL head: predictions from the student's pass `name`, and one target for all views from the pass `target`.
 
-    Student views share one batch of BatchNorm; the teacher's projector normalises by its own.
+    BatchNorm statistics run over all student views together; the teacher's projector uses those of its own batch.
     """
 
     def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
@@ -230,7 +243,7 @@ def byol_head(name: str, target: str) -> Head:
 
 
 def class_head(name: str) -> Head:
-    """Class logits from the student's CLS token of its pass `name`."""
+    """Classification head: class logits from the CLS tokens of the student's pass `name`."""
 
     def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
         return {"class_logits": fold(student.class_head, line.tokens[name].cls)}
@@ -239,8 +252,10 @@ def class_head(name: str) -> Head:
 
 
 def ssl_head(name: str, over: Callable) -> Head:
-    """SimCLR's embedding of the student's pass `name`; `over` is `loop` where every view has its own BatchNorm
-    statistics (SLIP), `fold` where all views share theirs (A-CLIP)."""
+    """SimCLR head: embeddings of the CLS tokens of the student's pass `name`.
+
+    `over` is `loop` for BatchNorm statistics per view (SLIP) or `fold` for statistics over all views (A-CLIP).
+    """
 
     def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
         return {"ssl": over(lambda cls: student.ssl_head(cls, True), line.tokens[name].cls)}
@@ -249,7 +264,7 @@ def ssl_head(name: str, over: Callable) -> Head:
 
 
 def simclr_term(temperature: float) -> Loss:
-    """SimCLR between the two views of an image, within the global batch."""
+    """SimCLR loss term between the two views of an image, with the global batch as negatives."""
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         loss, accuracy = contrastive.simclr_loss(line.heads["ssl"], temperature, context.axis, context.block)
@@ -259,7 +274,7 @@ def simclr_term(temperature: float) -> Loss:
 
 
 def byol_term() -> Loss:
-    """BYOL's squared distance of unit vectors."""
+    """BYOL loss term: the squared distance of unit vectors."""
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         return contrastive.byol_loss(line.heads["predicted_byol"], line.heads["target_byol"]), {}
@@ -268,7 +283,10 @@ def byol_term() -> Loss:
 
 
 def label_term(smoothing: float, mixed: bool) -> Loss:
-    """Cross-entropy with the batch's labels, of both pictures by their share where pictures are mixed."""
+    """Cross-entropy loss term with the batch's labels.
+
+    If images are mixed (mixup, CutMix), it is the mean of the losses of both labels, weighted by the images' shares.
+    """
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         logits, batch = line.heads["class_logits"], line.batch
@@ -283,7 +301,7 @@ def label_term(smoothing: float, mixed: bool) -> Loss:
 
 
 def clip_term() -> Loss:
-    """Eq. 1-5."""
+    """Image-text loss term, eq. 1-5."""
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         scale, images = jnp.exp(line.heads["logit_scale"]), line.heads["image_embedding"]
@@ -294,7 +312,7 @@ def clip_term() -> Loss:
 
 
 def cls_term(config: ConfigDict) -> Loss:
-    """Eq. 6."""
+    """CLS self-distillation loss term, eq. 6."""
     how = distillation.comparison(config)
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
@@ -305,12 +323,12 @@ def cls_term(config: ConfigDict) -> Loss:
 
 
 def patch_term(config: ConfigDict) -> Loss:
-    """Eq. 7 at removed patches."""
+    """Patch self-distillation loss term at removed patches, eq. 7."""
     how = distillation.comparison(config)
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         target = distillation.Sharpening(context.centers["patch"], context.temperatures["patch"])
-        hidden = jnp.take_along_axis(line.hidden.mask, line.hidden.removed, -1)  # False where a mask hides fewer
+        hidden = jnp.take_along_axis(line.hidden.mask, line.hidden.removed, -1)  # False at fill entries
         heads = line.heads
         return distillation.patch_loss(heads["student_patches"], heads["teacher_patches"], target, hidden, how)
 
@@ -318,7 +336,7 @@ def patch_term(config: ConfigDict) -> Loss:
 
 
 def reconstruction_term() -> Loss:
-    """Eq. 8."""
+    """Pixel reconstruction loss term, eq. 8."""
 
     def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         return reconstruction.pixel_loss(line.heads["predicted_pixels"], line.heads["target_pixels"]), {}

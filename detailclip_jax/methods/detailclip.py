@@ -1,4 +1,4 @@
-"""DetailCLIP: the teacher's attention hides patches; contrast, two distillations and reconstruction (eq. 10)."""
+"""DetailCLIP: masking by the teacher's attention; image-text, CLS, patch and pixel losses (eq. 10)."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ from detailclip_jax.models import sizes
 
 
 def detailclip(config: ConfigDict) -> Method:
-    """The row `detailclip`."""
+    """Builds the method `detailclip`."""
     size, losses = sizes.size_of(config.model), config.losses
     rule = components.mask_rule(config)
     prototypes = config.model.prototypes or size.prototypes

@@ -1,4 +1,4 @@
-"""DINO: the CLS token of each view learns the teacher's of the other global view (Caron et al., arXiv 2104.14294)."""
+"""DINO: self-distillation of CLS tokens between different views of an image (Caron et al., arXiv 2104.14294)."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ from detailclip_jax.models import sizes
 
 
 def dino(config: ConfigDict) -> Method:
-    """The row `dino`: crops "global" (two) and, where the config has them, "local"."""
+    """Builds the method `dino`; it uses the crops "global" (two) and, if the config has them, "local"."""
     local = components.local_passes(config.views.crops)
     return Method(
         name="dino",
@@ -23,5 +23,5 @@ def dino(config: ConfigDict) -> Method:
         losses={"cls": components.cls_term(config.losses)},
         weights=config.losses.weights.to_dict(),
         centers={"cls": config.model.prototypes or sizes.size_of(config.model).prototypes},
-        interpolation="ibot",  # the published code of DINO, iBOT and AttMask
+        interpolation="ibot",  # as in the published code of DINO, iBOT and AttMask
     )

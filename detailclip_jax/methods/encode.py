@@ -1,4 +1,4 @@
-"""The encoders alone, for evaluation: pure, jitted functions of parameters and arrays."""
+"""Image and text encoding for evaluation: pure, jitted functions of parameters and arrays."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from detailclip_jax.types import Array, Float, Int, Params, UInt8
 
 
 class Encode(NamedTuple):
-    """Functions of parameters and uint8 images [B, S, S, 3] or token ids [B, T].
+    """Jitted functions of parameters and uint8 images [B, S, S, 3] or token ids [B, T]; see `encoders`.
 
     encode = encoders(model, config)
     encode.image(params, images) @ encode.text(params, tokens).T      # cosine similarities
@@ -31,10 +31,11 @@ class Encode(NamedTuple):
 
 
 def encoders(model: Networks, config: ConfigDict) -> Encode:
-    """`image` and `text` give L2-normalised embeddings [B, E], `attention` eq. 9 [B, N], `patches` tokens [B, N, D],
-    `cls` the class token [B, D] before the projection, `tokens` both [B, 1 + N, D] in float32.
+    """Builds the encoding functions of a model.
 
-    Of a model without a joint space `image` is the class token, L2-normalised [B, D].
+    `image`, `text`: L2-normalised embeddings [B, E]; `attention`: eq. 9 [B, N]; `patches`: patch tokens [B, N, D];
+    `cls`: the CLS token [B, D] before the projection; `tokens`: CLS and patch tokens [B, 1 + N, D] in float32.
+    For a model without a joint space `image` returns the L2-normalised CLS token [B, D].
     """
     mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
 

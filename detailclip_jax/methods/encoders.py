@@ -1,4 +1,4 @@
-"""Rows without losses: networks that were trained elsewhere and are only looked through here."""
+"""Methods without losses, for networks that were trained elsewhere and are only evaluated here."""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +6,7 @@ from detailclip_jax.methods.forward import Method, Pass, no_decoder, no_mask, no
 
 
 def image_encoder(config: ConfigDict) -> Method:
-    """An image encoder alone (MAE, DINO, iBOT, timm): for the dense evaluations and `config.init`."""
+    """Builds a method with an image encoder only (MAE, DINO, iBOT, timm), for dense evaluations and `config.init`."""
     return Method(
         name="image_encoder",
         parts=("image",),

@@ -1,8 +1,7 @@
-"""The one straight line that every method takes, and the record that varies.
+"""The forward pass that all methods share, and the `Method` record that says what differs between methods.
 
-batch -> views -> teacher -> mask -> student -> decoder -> heads -> losses.  (The teacher moved before, see
-`train_step`.)  A method is a `Method`: a small frozen record of functions.  Moving from one method to the next is a
-change of a few of its cells; `forward` itself has no `if`.
+batch -> views -> teacher -> mask -> student -> decoder -> heads -> losses. The EMA update of the teacher happens
+before, in `train_step`. A `Method` is a small frozen record of functions; `forward` itself has no branch per method.
 """
 
 import dataclasses
@@ -21,36 +20,36 @@ Targets = Mapping[str, Tokens]
 
 
 class Forward(struct.PyTreeNode):
-    """What is known of a batch, filled in the order in which it becomes known; losses and figures read it."""
+    """Results of the forward pass on one batch, in the order of computation; losses and figures read them."""
 
     batch: Batch
     views: Views
-    targets: Mapping[str, Tokens]  # the teacher's tokens, by pass
+    targets: Mapping[str, Tokens]  # teacher tokens, by name of the pass
     hidden: Hidden | None  # over [V, B, N]
-    tokens: Mapping[str, Tokens]  # the student's tokens, by pass
+    tokens: Mapping[str, Tokens]  # student tokens, by name of the pass
     decoded: Leaf  # [V, B, H, D]; None without a decoder
     text: Leaf  # [B, E]; None without captions
     heads: Mapping[str, Leaf]  # arrays, or `Logits`
 
 
 class Context(NamedTuple):
-    """What a loss knows beside the record: training state, this step's schedules, and the mesh's axes if any."""
+    """Further inputs of a loss: training state, the schedules' values at this step, and the mesh axes if any."""
 
     centers: Mapping[str, Float[Array, "C"]]
     temperatures: Mapping[str, Scalar]  # of the teacher, for "cls" and "patch"
     axis: Axis | None = None
-    block: int = 0  # columns of contrastive logits made at a time; 0 chooses
+    block: int = 0  # columns of contrastive logits computed at a time; 0 = automatic
 
 
 class Pass(NamedTuple):
-    """One pass of the student: the view it reads, and how: `whole`, `visible` or `masked`."""
+    """One pass of the student: the view that it encodes, and how: `whole`, `visible` or `masked`."""
 
     view: str
     encode: Callable[..., Tokens]  # (student, view, hidden, one key per image)
 
 
 class Head(NamedTuple):
-    """Runs networks on the record: `makes` names what it returns, `reads` the networks' outputs it needs."""
+    """Runs networks on a `Forward` record; `makes` names its outputs, `reads` the fields of the record it needs."""
 
     makes: tuple[str, ...]
     run: Callable[[Networks, Networks, Forward], dict[str, Leaf]]
@@ -58,20 +57,20 @@ class Head(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A term of eq. 10: reads entries of `Forward.heads`, returns its value and what to log beside it."""
+    """A term of eq. 10: reads the entries `reads` of `Forward.heads`, returns its value and metrics to log."""
 
     reads: tuple[str, ...]
     run: Callable[[Forward, Context], tuple[Scalar, dict[str, Scalar]]]
-    whole_batch: bool = False  # compares images, or heads it reads normalise over them: no mean over images
+    whole_batch: bool = False  # True if images interact (contrast, BatchNorm): then it is no mean over images
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of the paper's tables."""
+    """A pretraining method: its networks, passes, mask, heads and losses."""
 
     name: str
-    parts: tuple[str, ...]  # networks it owns
-    ema: tuple[str, ...]  # those of them that the teacher has too
+    parts: tuple[str, ...]  # names of its networks
+    ema: tuple[str, ...]  # those of them that the teacher has as well
     targets: Mapping[str, str]  # teacher passes: name -> view
     mask: Callable[[Targets, Views, Batch, Keys], Hidden | None]
     passes: Mapping[str, Pass]  # student passes
@@ -80,13 +79,13 @@ class Method:
     heads: tuple[Head, ...]
     losses: Mapping[str, Loss]
     weights: Mapping[str, float]
-    centers: Mapping[str, int]  # name -> C; each is moved by the head entry "<name>_mean"
-    interpolation: str = "bicubic"  # of positions for crops of another size: one of models.positions.RECIPES
-    peak_twice: bool = True  # warm-up over W steps divides by W - 1 (SLIP's family, DINO's); False: by W (MAE)
+    centers: Mapping[str, int]  # name -> C; the head entry "<name>_mean" updates each center
+    interpolation: str = "bicubic"  # of positions, for crops of another size: one of models.positions.RECIPES
+    peak_twice: bool = True  # True: warm-up over W steps divides by W - 1 (SLIP's family, DINO's); False: by W (MAE)
 
 
 def forward(method: Method, student: Networks, teacher: Networks, views: Views, batch: Batch, keys: Keys) -> Forward:
-    """Runs the line on one device's share of the batch: B images, each with its own random key."""
+    """Runs the forward pass on one device's share of the batch: B images, each with its own random key."""
     targets = {name: encode_target(teacher, views[view]) for name, view in method.targets.items()}
     hidden = method.mask(targets, views, batch, keys)
     tokens = {name: p.encode(student, views[p.view], hidden, keys.of(name)) for name, p in method.passes.items()}
@@ -96,24 +95,24 @@ def forward(method: Method, student: Networks, teacher: Networks, views: Views, 
 
 
 def run_heads(method: Method, student: Networks, teacher: Networks, line: Forward) -> Forward:
-    """The record with what the row's heads make of it."""
+    """Runs the method's heads on the record `line` and returns it with their outputs in `heads`."""
     made = [head.run(student, teacher, line) for head in method.heads]
     return line.replace(heads={name: array for entries in made for name, array in entries.items()})
 
 
 def encode_target(teacher: Networks, view: View) -> Tokens:
-    """The teacher on whole views, with its CLS attention, outside of any gradient."""
+    """Encodes full views with the teacher; returns tokens and CLS attention, without gradient."""
     tokens = fold(lambda images: teacher.image(images, attention=True), view.image)
     return jax.lax.stop_gradient(tokens)
 
 
 def whole(student: Networks, view: View, hidden: Hidden | None, keys: Array) -> Tokens:
-    """The student on all patches; keys [B] are for its drop path."""
+    """Encodes all patches with the student; keys [B] are for drop path."""
     return fold(lambda images, noise: student.image(images, keys=noise), view.image, view_keys(keys, view))
 
 
 def visible(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens:
-    """The student on the kept patches alone: hidden ones are dropped."""
+    """Encodes only the kept patches with the student; hidden patches are dropped."""
 
     def encode(images: Array, kept: Array, noise: Array) -> Tokens:
         return student.image(images, kept, keys=noise)
@@ -122,7 +121,7 @@ def visible(student: Networks, view: View, hidden: Hidden, keys: Array) -> Token
 
 
 def masked(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens:
-    """The student on all patches, the hidden ones replaced by a learnt token."""
+    """Encodes all patches with the student; a learnt mask token replaces the hidden ones."""
 
     def encode(images: Array, mask: Array, noise: Array) -> Tokens:
         return student.image(images, hidden=mask, mask_token=student.mask_token(), keys=noise)
@@ -131,26 +130,26 @@ def masked(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens
 
 
 def view_keys(keys: Array, view: View) -> Array:
-    """A key [V, B] for every view of every image, from the images' own."""
+    """Derives a key [V, B] for every view of every image from the images' keys [B]."""
     numbers = jnp.arange(len(view.image))
     return jax.vmap(lambda v: jax.vmap(lambda key: jax.random.fold_in(key, v + 1))(keys))(numbers)
 
 
 def fold(network: Any, *arrays: Any) -> Any:
-    """Runs `network` on [V, B, ...] arrays as one batch of V B, and unfolds what comes back."""
+    """Runs `network` on arrays [V, B, ...] as one batch of V B, and reshapes its outputs to [V, B, ...]."""
     leading = jax.tree.leaves(arrays[0])[0].shape[:2]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
     return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), network(*flat))
 
 
 def loop(network: Any, *arrays: Any) -> Any:
-    """Runs `network` on [V, B, ...] arrays view by view: for networks that look at their batch (SLIP's BatchNorm)."""
+    """Runs `network` on arrays [V, B, ...] view by view: for networks with batch statistics (SLIP's BatchNorm)."""
     views = [network(*(array[view] for array in arrays)) for view in range(arrays[0].shape[0])]
     return jax.tree.map(lambda *x: jnp.stack(x), *views)
 
 
 def losses(method: Method, line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-    """Eq. 10: the weighted sum of the terms, and every term by its name."""
+    """Computes eq. 10: the weighted sum of the loss terms, and a dictionary of it, every term and their metrics."""
     total, metrics = jnp.zeros(()), {}
     for name, loss in method.losses.items():
         metrics[name], logged = loss.run(line, context)
@@ -160,10 +159,10 @@ def losses(method: Method, line: Forward, context: Context) -> tuple[Scalar, dic
 
 
 def build(method: Method) -> Method:
-    """The row without the terms of weight 0 and without the heads that only they needed.
+    """Returns the method without loss terms of weight 0 and without the heads that only these need.
 
-    `weights` may name terms of other rows: they do not concern this one.  Raises ValueError that names the term, what
-    it reads and what the heads make, if a row cannot run.
+    `weights` may have entries for terms of other methods; they are ignored. Raises ValueError if a term has no
+    weight, if all weights are 0, or if a term reads an entry that no head returns.
     """
     if missing := set(method.losses) - set(method.weights):
         raise ValueError(f"losses.weights has no entry for {sorted(missing)} of {method.name}; 0 switches a term off")
@@ -192,12 +191,12 @@ def _prune(method: Method, active: Mapping[str, Loss]) -> Method:
 
 
 def no_decoder(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden | None) -> None:
-    """For rows that decode nothing."""
+    """Returns None: `Method.decode` of methods without a decoder."""
 
 
 def no_mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> None:
-    """For rows that see everything."""
+    """Returns None: `Method.mask` of methods without masking."""
 
 
 def no_text(student: Networks, batch: Batch) -> None:
-    """For rows without captions."""
+    """Returns None: `Method.read` of methods without captions."""

@@ -1,7 +1,7 @@
-"""iBOT and AttMask: DINO, and the teacher's patch tokens where the student saw a learnt token instead.
+"""iBOT and AttMask: DINO plus patch distillation at hidden patches, which the student sees as a learnt mask token.
 
-iBOT (Zhou et al., arXiv 2111.07832) hides random blocks, drawn on the host; AttMask (Kakogeorgiou et al., arXiv
-2203.12719) what the teacher attends to most.
+iBOT (Zhou et al., arXiv 2111.07832) hides random blocks, drawn on the host. AttMask (Kakogeorgiou et al., arXiv
+2203.12719) hides the patches that the teacher attends to most.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from detailclip_jax.models import sizes
 
 
 def ibot(config: ConfigDict) -> Method:
-    """The row `ibot`; the crop "global" draws the blocks, see its `mask_grid`."""
+    """Builds the method `ibot`; the data pipeline draws the blocks of the crop "global" on its grid `mask_grid`."""
     side, crop = sizes.num_side_patches(config.model), config.views.crops["global"]
     if crop.get("mask_grid", 0) != side:
         raise ValueError(
@@ -25,7 +25,7 @@ def ibot(config: ConfigDict) -> Method:
 
 
 def attmask(config: ConfigDict) -> Method:
-    """The row `attmask`: `masking.strategy` is attention_high or attention_hint."""
+    """Builds the method `attmask`; `masking.strategy` must be attention_high or attention_hint."""
     side = sizes.num_side_patches(config.model)
     return _replaced("attmask", config, components.mask_highest(config.masking, "whole", side))
 
@@ -46,5 +46,5 @@ def _replaced(name: str, config: ConfigDict, mask: Callable) -> Method:
         losses={"cls": components.cls_term(losses), "patch": components.patch_term(losses)},
         weights=losses.weights.to_dict(),
         centers={"cls": prototypes, "patch": prototypes},
-        interpolation="ibot",  # the published code of DINO, iBOT and AttMask
+        interpolation="ibot",  # as in the published code of DINO, iBOT and AttMask
     )

@@ -1,4 +1,4 @@
-"""MAE: reconstruct the pixels of dropped patches, without captions (He et al., arXiv 2111.06377)."""
+"""MAE: reconstruction of the pixels of dropped patches, without captions (He et al., arXiv 2111.06377)."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ from detailclip_jax.models import sizes
 
 
 def mae(config: ConfigDict) -> Method:
-    """The row `mae`; the encoder's sin-cos positions and initial values are `model.image_style`'s."""
+    """Builds the method `mae`; `model.image_style` sets the encoder's sin-cos positions and initialisation."""
     losses, views = config.losses, config.views.crops["global"].count
     if config.masking.strategy != "random":
         raise ValueError(
@@ -29,5 +29,5 @@ def mae(config: ConfigDict) -> Method:
         losses={"reconstruction": components.reconstruction_term()},
         weights=losses.weights.to_dict(),
         centers={},
-        peak_twice=False,  # MAE's code, as is the rounding of `parts.mask_rule`
+        peak_twice=False,  # as in MAE's code, like the rounding in `components.mask_rule`
     )

@@ -1,8 +1,8 @@
-"""MaskCLIP: CLIP on the whole view, and masked self-distillation on its visible patches (arXiv 2208.12262).
+"""MaskCLIP: CLIP on the full view, and masked self-distillation from its visible patches (arXiv 2208.12262).
 
-The numbers of its recipe (a quarter of the patches visible, EMA .999 -> .9999, distillation weight .05) are recalled,
-not checked against the authors' code, which is not published.  The journal version's masked language modelling is left
-out.
+The authors' code is not published, so the numbers of the recipe (a quarter of the patches visible, EMA .999 -> .9999,
+distillation weight .05) are not checked against it. The masked language modelling of the journal version is not
+implemented.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from detailclip_jax.models import sizes
 
 
 def maskclip(config: ConfigDict) -> Method:
-    """The row `maskclip`: the caption meets the whole view; eq. 7 teaches the decoder at hidden patches."""
+    """Builds the method `maskclip`: eq. 1-5 on the full view, eq. 7 on decoded tokens at hidden patches."""
     losses, size = config.losses, sizes.size_of(config.model)
     rule = components.mask_rule(config)
     strategy, views = masking.strategy(config.masking.strategy), config.views.crops["global"].count

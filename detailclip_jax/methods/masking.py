@@ -1,7 +1,7 @@
-"""Token removal (paper section 3.2.3): which patches the student does not see.
+"""Token removal (paper section 3.2.3): strategies that select the patches hidden from the student.
 
-Every strategy has one signature, `(rule, *, attention, keys, shape) -> Hidden`, so that a method's row names a
-strategy and nothing else changes.  A rule says how many patches go; the numbers are static, the choice is traced.
+All strategies have the signature `(rule, *, attention, keys, views) -> Hidden`, so they are interchangeable. The
+`Rule` sets the number of removed patches, which is static; which patches are removed is traced.
 """
 
 from collections.abc import Callable
@@ -14,21 +14,24 @@ from detailclip_jax.types import Array, Bool, Float, Hidden, Int
 
 
 class Rule(NamedTuple):
-    """How many of the patches of a `side` x `side` grid are removed, and in units of what."""
+    """The number of patches that are removed from a `side` x `side` grid, and the unit: single patches or 2x2 cells."""
 
     side: int
     ratio: float = 0.5
     granularity: str = "patch"
-    rounded: str = "removed"  # of the numbers of patches, the one that is rounded down: "removed" | "kept" (MAE)
+    rounded: str = "removed"  # which number is rounded down: of "removed" or of "kept" patches (MAE)
 
     @property
     def num_patches(self) -> int:
-        """N, all patches of the grid."""
+        """N, the number of patches of the grid."""
         return self.side**2
 
     @property
     def cell(self) -> int:
-        """Side of a unit in patches: 1, or 2 for the reference's 2x2 cells."""
+        """Side of a unit in patches: 1, or 2 for the reference's 2x2 cells.
+
+        Raises ValueError for an unknown granularity, and for cells on a grid of odd side.
+        """
         if self.granularity not in CELLS:
             raise ValueError(f"masking.granularity {self.granularity!r} is unknown; known: {', '.join(CELLS)}")
         if self.side % CELLS[self.granularity]:
@@ -37,9 +40,11 @@ class Rule(NamedTuple):
 
     @property
     def num_removed_units(self) -> int:
-        """Patches: int(N ratio), 98 of 196, or N - int(N (1 - ratio)) where the kept ones are rounded.
+        """Number of removed units (patches or cells).
 
-        Cells: all but int(49 * .5) + 1 = 25, as the reference counts.
+        Patches: int(N ratio), e.g. 98 of 196; if `rounded` is "kept", N - int(N (1 - ratio)).
+        Cells: M - (int(M (1 - ratio)) + 1), as in the reference; of M = 49 cells 25 are kept at ratio .5.
+        Raises ValueError unless 0 < ratio < 1 and at least one unit is removed.
         """
         units = self.num_patches // self.cell**2
         if not 0 < self.ratio < 1:
@@ -54,31 +59,31 @@ class Rule(NamedTuple):
         return removed
 
     def checked(self) -> "Rule":
-        """Itself; what `num_removed_units` raises comes now, and not while a step is traced."""
+        """Returns the rule; raises the errors of `num_removed_units` now instead of while a step is traced."""
         _ = self.num_removed_units
         return self
 
     @property
     def num_removed(self) -> int:
-        """H, removed patches."""
+        """H, the number of removed patches."""
         return self.num_removed_units * self.cell**2
 
     @property
     def num_kept(self) -> int:
-        """K, patches that the student sees: 98 of 196 by patch, 100 by 2x2 cell."""
+        """K, the number of patches that the student encodes: of 196, at ratio .5, 98 by patch and 100 by 2x2 cell."""
         return self.num_patches - self.num_removed
 
 
 CELLS = {"patch": 1, "cell2x2": 2}
-HINT = 0.1  # AttMask-Hint shows patches among this share of the most attended ones
+HINT = 0.1  # AttMask-Hint keeps random patches of this share of the most attended ones visible
 
 Strategy = Callable[..., Hidden]
 
 
 def attention_low(rule: Rule, *, attention: Float[Array, "*batch N"], **_) -> Hidden:
-    """Removes the patches (or cells, by their mean) with the lowest CLS attention, eq. 9.
+    """Removes the patches with the lowest CLS attention (eq. 9), or the cells with the lowest mean.
 
-    Ties go by position, the first being removed first (`jax.lax.top_k`), so every device agrees.
+    Of equal values the one at the lower index is removed first (`jax.lax.top_k`), so all devices agree.
     """
     return _remove_top(rule, -attention)
 
@@ -89,9 +94,11 @@ def attention_high(rule: Rule, *, attention: Float[Array, "*batch N"], **_) -> H
 
 
 def attention_hint(rule: Rule, *, attention: Float[Array, "*batch N"], keys: Array, views: int, **_) -> Hidden:
-    """Removes the most attended patches but for hints (AttMask-Hint): `rule.ratio` of the topmost `HINT`, at random.
+    """Removes the most attended patches except random hints (AttMask-Hint).
 
-    As many as with `attention_high` are removed: the next ones take the hints' places.
+    Hints are int(ratio n) random patches of the n = int(HINT N) most attended ones. The number of removed patches
+    equals that of `attention_high`: the next most attended patches are removed instead of the hints.
+    Raises ValueError for granularities other than "patch".
     """
     if rule.cell != 1:
         raise ValueError("masking.strategy attention_hint works by patch; set masking.granularity to 'patch'")
@@ -101,7 +108,10 @@ def attention_hint(rule: Rule, *, attention: Float[Array, "*batch N"], keys: Arr
 
 
 def random(rule: Rule, *, keys: Array, views: int, **_) -> Hidden:
-    """Removes patches at random, as MAE; `keys` [B] holds one key per image, so the device count changes nothing."""
+    """Removes random patches or cells, as in MAE.
+
+    `keys` [B] holds one key per image, so the result does not depend on the number of devices.
+    """
     units = rule.num_patches // rule.cell**2
     return _remove_units(rule, image_noise(keys, views, units))
 
@@ -115,56 +125,56 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def strategy(name: str) -> Strategy:
-    """The strategy of that name; ValueError with the known names otherwise."""
+    """Returns the strategy `name`; ValueError with the known names if there is none."""
     if name not in STRATEGIES:
         raise ValueError(f"masking.strategy {name!r} is unknown; known: {', '.join(STRATEGIES)}")
     return STRATEGIES[name]
 
 
 def cell_scores(scores: Float[Array, "*batch N"], side: int, cell: int) -> Float[Array, "*batch M"]:
-    """Mean score of each `cell` x `cell` square of patches."""
+    """Computes the mean score of each `cell` x `cell` square of patches."""
     grid = scores.reshape(*scores.shape[:-1], side // cell, cell, side // cell, cell)
     return grid.mean((-3, -1)).reshape(*scores.shape[:-1], -1)
 
 
 def spread_cells(units: Bool[Array, "*batch M"], side: int, cell: int) -> Bool[Array, "*batch N"]:
-    """Gives every patch the value of its cell: the inverse of `cell_scores`."""
+    """Copies the value of each cell to its patches."""
     grid = units.reshape(*units.shape[:-1], side // cell, side // cell)
     return grid.repeat(cell, -2).repeat(cell, -1).reshape(*units.shape[:-1], side**2)
 
 
 def from_mask(mask: Bool[Array, "*batch N"], num_removed: int) -> Hidden:
-    """Index lists of a mask that removes `num_removed` patches of every image, both in ascending order."""
+    """Adds the ascending indices of kept and removed patches to a mask that removes `num_removed` in every image."""
     return Hidden(
         mask=mask, kept=_positions(~mask, mask.shape[-1] - num_removed), removed=_positions(mask, num_removed)
     )
 
 
 def drawn(mask: Bool[Array, "*batch N"], most: int) -> Hidden:
-    """A mask that hides a number of patches of its own in every image, at most `most` of them."""
+    """Adds the indices of hidden patches to a mask that hides a different number in each image, at most `most`."""
     return Hidden(mask=mask, kept=None, removed=_positions(mask, most))
 
 
 def hide_highest(attention: Float[Array, "*batch N"], count: Int[Array, "*batch"]) -> Bool[Array, "*batch N"]:
-    """Hides the `count` most attended patches of each image (AttMask-High); ties go by position."""
+    """Hides the `count` most attended patches of each image (AttMask-High); of equal values the lower index first."""
     return ranks(-attention) < count[..., None]
 
 
 def choose_hints(
     attention: Float[Array, "*batch N"], noise: Float[Array, "*batch N"], num_top: int, num_shown: Int[Array, ""] | int
 ) -> Bool[Array, "*batch N"]:
-    """`num_shown` of the `num_top` most attended patches, those with the least noise (AttMask-Hint)."""
+    """Selects, of the `num_top` most attended patches, the `num_shown` with the least noise (AttMask-Hint)."""
     top = ranks(-attention) < num_top
     return ranks(jnp.where(top, noise, jnp.inf)) < num_shown
 
 
 def ranks(scores: Float[Array, "*batch N"]) -> Int[Array, "*batch N"]:
-    """Position of each entry in ascending order."""
+    """Computes the rank of each entry in ascending order, from 0."""
     return jnp.argsort(jnp.argsort(scores))
 
 
 def image_noise(keys: Array, views: int, count: int) -> Float[Array, "V B count"]:
-    """Uniform noise from the images' own keys [B]."""
+    """Draws uniform noise in [0, 1) from the images' keys [B]."""
     return jnp.moveaxis(jax.vmap(lambda key: jax.random.uniform(key, (views, count)))(keys), 0, 1)
 
 

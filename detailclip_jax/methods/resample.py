@@ -1,4 +1,4 @@
-"""A map over one crop of a picture, read at another crop inside it (A-CLIP; paper section 4.1.1)."""
+"""Resampling of a map over one crop to another crop inside it (A-CLIP; paper section 4.1.1)."""
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,12 @@ from detailclip_jax.types import Array, Float
 def read_at(
     values: Float[Array, "B N"], outer: Float[Array, "B 4"], inner: Float[Array, "V B 4"]
 ) -> Float[Array, "V B N"]:
-    """A square map of the crop `outer`, resampled to a map of the same side over each crop `inner`.
+    """Resamples a square map over the crop `outer` to maps of the same side over the crops `inner`.
 
-    Equal to three steps of A-CLIP's code: resize the map bilinearly to the outer crop's height x width in pixels, cut
-    at the inner crop, resize that bilinearly (half-pixel centres, no antialias) to the map's side.  Each axis is one
-    matrix per crop, so the sizes of the crops may differ from image to image.  Boxes are xyxy in pixels of one
-    picture, whole numbers, `inner` within `outer`.
+    The result equals three steps of A-CLIP's code: resize the map bilinearly to the outer crop's height x width in
+    pixels, cut out the inner crop, resize that bilinearly (half-pixel centres, no antialiasing) to the map's side.
+    Each axis needs one matrix per crop, so crop sizes may differ between images. Boxes are xyxy in integer pixels of
+    the original image; `inner` must lie within `outer`.
     """
     side = round(values.shape[-1] ** 0.5)
     grid = values.reshape(-1, side, side)
@@ -31,7 +31,11 @@ def axis_matrix(
     end: Float[Array, "V B"],
     side: int,
 ) -> Float[Array, "V B side side"]:
-    """Row j mixes the weights of the two pixels beside the centre of cell j of the inner crop, clamped to it."""
+    """Builds the resampling matrix of one axis: weights [output cell, input cell].
+
+    Row j interpolates linearly between the weights of the two pixels next to the centre of output cell j; both are
+    clamped to the inner crop. `start` and `end` are the inner crop's, in pixels.
+    """
     centre = half_pixel(jnp.arange(side), side, (end - start)[..., None])
     first = jnp.floor(centre)
     second = jnp.minimum(first + 1, (end - start)[..., None] - 1)
@@ -42,10 +46,13 @@ def axis_matrix(
 
 
 def half_pixel(index: Array, num_from: Array | int, num_to: Array | int) -> Array:
-    """Where the centre of cell `index` of `num_from` lies among `num_to` cells of the same extent, within them."""
+    """Converts an index on a grid of `num_from` cells to a position on one of `num_to` cells over the same extent.
+
+    (index + 1/2) num_to / num_from - 1/2, clipped to [0, num_to - 1]
+    """
     return jnp.clip((index + 0.5) * num_to / num_from - 0.5, 0, num_to - 1)
 
 
 def hat(position: Float[Array, "*batch"], side: int) -> Float[Array, "*batch side"]:
-    """Linear interpolation weights of the cells 0 .. side - 1 at a position between them."""
+    """Computes the linear interpolation weights of the cells 0 .. side - 1 at a fractional position."""
     return jax.nn.relu(1 - jnp.abs(position[..., None] - jnp.arange(side)))

@@ -1,4 +1,4 @@
-"""SLIP: CLIP on the clean view, and SimCLR between two augmented ones (Mu et al., arXiv 2112.12750)."""
+"""SLIP: CLIP on a clean view, and SimCLR between two augmented views (Mu et al., arXiv 2112.12750)."""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +7,7 @@ from detailclip_jax.methods.forward import Method, Pass, loop, no_decoder, no_ma
 
 
 def slip(config: ConfigDict) -> Method:
-    """The row `slip`: crops "clean" (the text's) and "global" (two)."""
+    """Builds the method `slip`; it uses the crops "clean" (image-text loss) and "global" (two, SimCLR)."""
     return Method(
         name="slip",
         parts=("image", "image_projection", "text", "text_projection", "logit_scale", "ssl_head"),

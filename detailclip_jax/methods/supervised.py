@@ -1,4 +1,4 @@
-"""Supervised: labels through a class head, the ceiling and DeiT's place in the paper's tables (arXiv 2012.12877)."""
+"""Supervised classification, an upper bound for the other methods; DeiT in the paper's tables (arXiv 2012.12877)."""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +7,10 @@ from detailclip_jax.methods.forward import Method, Pass, no_decoder, no_mask, no
 
 
 def supervised(config: ConfigDict) -> Method:
-    """The row `supervised`: batch["label"]; `views.mixup`, `views.cutmix` and `losses.label_smoothing` are DeiT's."""
+    """Builds the method `supervised`, which requires batch["label"].
+
+    `views.mixup`, `views.cutmix` and `losses.label_smoothing` are DeiT's augmentations.
+    """
     mixed = bool(config.views.mixup or config.views.cutmix)
     return Method(
         name="supervised",
