@@ -1,1 +1,1 @@
-"""From pictures and captions to batches: numpy and grain, no jax."""
+"""Turns images and captions into batches; uses numpy and grain, not jax."""

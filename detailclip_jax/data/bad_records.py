@@ -1,4 +1,4 @@
-"""Records that cannot be read: counted, named once, listed in a file, and the end of a run where they are too many."""
+"""Counts unreadable records, reports each once, and stops a run that has too many of them."""
 
 import os
 import pathlib
@@ -8,14 +8,15 @@ from absl import logging
 
 from detailclip_jax.runtime.terminal import printable
 
-MIN_SEEN = 100  # records before the share of bad ones is judged
-MAX_SHOWN = 20  # in the log, and in the message of an error
+MIN_SEEN = 100  # records to see before the share of bad ones is checked
+MAX_SHOWN = 20  # records in the log and in an error's message
 
 
 class TooManyBadRecords(RuntimeError):
-    """More unreadable records than allowed; `records` are their keys with the reasons, the message has 20.
+    """Raised when more records are unreadable than allowed.
 
-    file: where all of them are listed, if they are.
+    `records` holds their keys with the reasons; the message shows the first 20.
+    file: the file that lists all of them, if there is one.
     """
 
     def __init__(self, message: str, records: Sequence[str] = (), file: str | os.PathLike = ""):
@@ -26,10 +27,11 @@ class TooManyBadRecords(RuntimeError):
 
 
 class BadRecords:
-    """Counts unreadable records, names each once in a file and the first in the log, and raises when they are too many.
+    """Counts unreadable records, writes each once to a file and logs the first 20; raises when there are too many.
 
-    max_ratio: share of the records seen, once 100 were, beyond which `add` raises TooManyBadRecords.
-    file: text with one record a line; those that a former run wrote into it are not repeated.
+    max_ratio: largest allowed share of unreadable records.  `add` checks it once 100 records have been seen and raises
+        TooManyBadRecords.
+    file: text file with one record per line; records that an earlier run wrote there are not repeated.
     """
 
     def __init__(self, max_ratio: float, file: str | os.PathLike = ""):
@@ -38,10 +40,10 @@ class BadRecords:
         self._file = pathlib.Path(file) if file else None
         known = self._file.read_text("utf-8", "replace") if self._file and self._file.exists() else ""
         self._named = dict.fromkeys(known.splitlines())
-        self._torn = bool(known) and not known.endswith("\n")  # by a kill while it was written
+        self._torn = bool(known) and not known.endswith("\n")  # the process was killed during a write
 
     def add(self, records: Sequence[str], num_seen: int) -> None:
-        """Takes the unreadable records among `num_seen` more."""
+        """Adds the unreadable records among `num_seen` further records."""
         self.count += len(records)
         self.num_seen += num_seen
         self._name(records)
@@ -53,7 +55,7 @@ class BadRecords:
             )
 
     def all_bad(self, error: TooManyBadRecords) -> TooManyBadRecords:
-        """The stream's own error, which met only bad records, after these were listed as well."""
+        """Lists the records of an error that the stream raised, and returns the error that also names the file."""
         self._name(error.records)
         return self._error(error.message, error.records)
 
@@ -77,5 +79,5 @@ class BadRecords:
 
 
 def _line(record: str) -> str:
-    """A record's text in one line: names of files may hold bytes that are no UTF-8, and what a terminal would obey."""
+    """Returns a record's text on one line; invalid UTF-8 and terminal control characters in file names are escaped."""
     return printable(" ".join(record.split()))

@@ -1,4 +1,4 @@
-"""Block masks of BEiT and iBOT, drawn on the host: rectangles of patches until a share is hidden."""
+"""Block masks of BEiT and iBOT, drawn on the host: rectangles of patches are hidden until a given share is reached."""
 
 import math
 
@@ -10,11 +10,12 @@ TRIES = 10  # per block
 
 
 def block_mask(side: int, ratio: float, rng: np.random.Generator) -> Bool[np.ndarray, "side side"]:
-    """Hides at most `ratio` of a square grid by blocks, as iBOT's code (arXiv 2111.07832).
+    """Draws a mask that hides at most `ratio` of a square grid in blocks, as iBOT's code does (arXiv 2111.07832).
 
-    A block's area is uniform between (side // 3)^2 and what remains to be hidden (16 patches at least on a grid of
-    14), its aspect log-uniform; one that fits and hides something new without overshooting is taken.  Ten failures in
-    a row end the search, so the share is reached from below.
+    A block's area is uniform between (side // 3)^2 (16 patches on a grid of side 14) and the number of patches still to
+    hide; its aspect ratio is log-uniform.  A block is accepted if it fits into the grid, hides at least one new patch
+    and does not exceed the share.  Ten rejected blocks in a row end the search, so the hidden share may stay below
+    `ratio`.
     """
     mask, wanted = np.zeros((side, side), bool), ratio * side**2
     while mask.sum() < wanted:
@@ -26,12 +27,15 @@ def block_mask(side: int, ratio: float, rng: np.random.Generator) -> Bool[np.nda
 
 
 def uniform(rng: np.random.Generator, first: float | int, last: float | int) -> float:
-    """A number between two, whichever is larger."""
+    """Draws a number uniformly between two bounds, given in either order."""
     return rng.uniform(min(first, last), max(first, last))
 
 
 def new_block(mask: np.ndarray, remaining: float, rng: np.random.Generator) -> tuple[slice, slice] | None:
-    """Rows and columns of one more block that hides at most `remaining` patches; None after ten that do not fit."""
+    """Draws one more block (row slice, column slice) that hides 1 to `remaining` new patches.
+
+    Returns None after ten blocks that do not fit.
+    """
     side = len(mask)
     for _ in range(TRIES):
         area = uniform(rng, (side // 3) ** 2, remaining)

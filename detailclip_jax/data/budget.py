@@ -1,4 +1,4 @@
-"""A limit for what all threads of a process hold at once: a semaphore whose takers count by their size."""
+"""A limit on the resources that all threads of a process hold at once: a semaphore with amounts."""
 
 import contextlib
 import threading
@@ -6,16 +6,16 @@ from collections.abc import Iterator
 
 
 class Budget:
-    """Gives out parts of `total`; who asks for more than is free waits until others have given theirs back.
+    """Limits the sum of the amounts that threads hold to `total`; a request waits until enough is free.
 
         budget = Budget(100)
         with budget.taken(60): ...     # another thread that asks for 60 waits
-        with budget.scope():           # what this thread takes in here is given back at the end of it
+        with budget.scope():           # amounts taken inside are released at the end of the scope
             with budget.taken(60): ...
 
-    More than `total` counts as `total`: it waits until nobody holds anything.  Takers are served in their order, so
-    that small ones do not keep a large one waiting for ever.  A thread that holds a part already does not wait for
-    another one, since the others might wait for the part that it holds.
+    A request for more than `total` counts as `total`: it waits until nothing is held.  Requests are served in order, so
+    small ones cannot delay a large one for ever.  A thread that already holds an amount does not wait for a second one:
+    the other threads might wait for the amount that it holds, which would be a deadlock.
     """
 
     def __init__(self, total: int):
@@ -27,12 +27,12 @@ class Budget:
 
     @property
     def free(self) -> int:
-        """What nobody holds; below 0 where threads that held some took more."""
+        """The amount that is not held; negative if threads that already held some took more."""
         return self._free
 
     @contextlib.contextmanager
     def taken(self, amount: int) -> Iterator[None]:
-        """Holds a part for the body, or until the end of the scope that this thread is in."""
+        """Holds `amount` during the body, or until the end of this thread's scope if it is in one."""
         with contextlib.ExitStack() as stack:
             keeper = getattr(self._own, "scope", None) or stack
             amount = min(amount, self.total)
@@ -42,7 +42,7 @@ class Budget:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Around the use of what is taken inside; of nested scopes the outer one counts."""
+        """Keeps all amounts taken inside until the end of the body, or of the outermost scope if scopes are nested."""
         if getattr(self._own, "scope", None):
             yield
             return

@@ -1,4 +1,4 @@
-"""Which of an example's captions training reads."""
+"""Rules that choose the caption of an example for training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,17 +7,18 @@ import numpy as np
 
 CAPTION_RULES = ("random", "first", "concat")
 FIELD = "field:"
-NO_CAPTIONS = ("key",)  # texts of an example that are none
+NO_CAPTIONS = ("key",)  # fields of an example that hold text but no caption
 FORM = f"{', '.join(CAPTION_RULES)}, or {FIELD}NAME,... (by name, the first that is not blank)"
 
 
 def caption_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator) -> str:
-    """The text of an example, "" where the rule finds none that is not blank.
+    """Returns the caption of an example by a rule, or "" if the rule finds only blank texts.
 
-    "random": one of the captions that are not blank (the paper's title or description); "first": the first of those;
-    "concat": all, joined by spaces (the reference implementation's title + " " + description); "field:title": that
-    field, "field:title,description": the second where the first is blank, and so on.  Of a field that holds several
-    texts, one is drawn.
+    "random": one of the captions that are not blank (the paper draws title or description).
+    "first": the first caption that is not blank.
+    "concat": all captions that are not blank, joined by spaces (title + " " + description in the reference code).
+    "field:title": that field; "field:title,description": the second field if the first is blank, and so on.  If a field
+        holds several texts, one is drawn.
     """
     if rule.startswith(FIELD):
         return _of_fields(example, field_names(rule), rng)
@@ -39,7 +40,7 @@ def _valid(captions: Sequence[str]) -> list[str]:
 
 
 def texts(value: Any) -> Sequence[str]:
-    """A field's texts; none of one that holds something else."""
+    """Returns the texts of a field; empty if the field holds anything but texts."""
     if isinstance(value, str):
         return (value,)
     is_texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
@@ -47,17 +48,17 @@ def texts(value: Any) -> Sequence[str]:
 
 
 def field_names(rule: str) -> list[str]:
-    """The names behind "field:", in order."""
+    """Returns the field names after "field:", in order."""
     return [name.strip() for name in rule.removeprefix(FIELD).split(",")]
 
 
 def check_rule(rule: str) -> None:
-    """ValueError that lists the rules for a text that is none."""
+    """Raises ValueError, with the list of rules, for an unknown caption rule."""
     named = rule.startswith(FIELD)
     if (not named and rule not in CAPTION_RULES) or (named and not all(field_names(rule))):
         raise ValueError(f"unknown caption rule {rule!r}; known: {FORM}")
 
 
 def text_fields(example: Mapping[str, Any]) -> list[str]:
-    """The fields of an example that a rule can name."""
+    """Returns the fields of an example that a "field:" rule can name."""
     return [name for name, value in example.items() if name not in NO_CAPTIONS and texts(value)]

@@ -1,35 +1,35 @@
-"""Encoded pictures: what their headers say, and their pixels as upright RGB, of JPEG at a fraction of the size too.
+"""Reads the headers of encoded images and decodes them to upright RGB; JPEGs also at a fraction of their size.
 
-What comes                           | What becomes of it, in training, evaluation, inference and `prepare` alike
+Input                                | Result, the same in training, evaluation, inference and `prepare`
 ------------------------------------ | --------------------------------------------------------------------------
 gray, 1 bit                          | the same value in R, G and B
 palette                              | its colours
-CMYK, YCCK                           | RGB without a colour profile; a JPEG's values are inverted, as Adobe writes them
-alpha, a transparent colour          | laid over white
-16 bits a channel                    | the low byte is lost
-EXIF orientation                     | upright before anything is cut; EXIF that cannot be read turns nothing
-1 pixel high or wide                 | like any other
-animated or of several pages         | the first frame (GIF, WebP, APNG, TIFF)
-JPEG of more than MAX_PIXELS         | decoded at 1/2, 1/4 or 1/8 of its size, so that at most these come out
-that, progressive; other formats     | refused by the header: they are decoded whole or not at all
-more than MAX_FILE_PIXELS            | refused by the header: a decompression bomb
-truncated, a JPEG without its end    | refused
-damaged                              | refused where the decoder sees it; what libjpeg fills up in a JPEG it does not
-JPEG of too many scans               | refused before decoding: more than MAX_SCANS, or scans x pixels > MAX_SCANNED
-no bytes, no picture (an error page) | refused
-of another format (EPS, PDF, PSD)    | refused by its first bytes: only FORMATS are read, and no other decoder is called
+CMYK, YCCK                           | RGB without a colour profile; JPEG values are inverted, as Adobe stores them
+alpha, a transparent colour          | composed over white
+16 bits per channel                  | the low byte is dropped
+EXIF orientation                     | turned upright before any crop; unreadable EXIF counts as upright
+1 pixel high or wide                 | decoded like any other size
+animated or several pages            | the first frame (GIF, WebP, APNG, TIFF)
+JPEG of more than MAX_PIXELS         | decoded at 1/2, 1/4 or 1/8 of its size, so that it has at most MAX_PIXELS
+progressive JPEG or other format     | rejected by the header if larger than MAX_PIXELS: it must be decoded whole
+more than MAX_FILE_PIXELS            | rejected by the header: a decompression bomb
+truncated, JPEG without end marker   | rejected
+damaged                              | rejected if the decoder reports it; libjpeg fills some damage in JPEGs silently
+JPEG with too many scans             | rejected before decoding: more than MAX_SCANS, or scans x pixels > MAX_SCANNED
+no bytes, no image (an error page)   | rejected
+another format (EPS, PDF, PSD)       | rejected by its first bytes: only the decoders of FORMATS are ever called
 
-Refused is BadImage with the reason: training puts the next readable record in its place, evaluation leaves it out, and
-`prepare` has it in its list of rejects.  `prepare --max-side` makes a smaller picture of those that are too large to be
-read whole, up to MAX_FILE_PIXELS (a PNG of 100 megapixels takes 1 GB of memory while that lasts).
+A rejected image raises BadImage with the reason.  Training replaces it by the next readable record, evaluation leaves
+it out, and `prepare` writes it to its list of rejects.  `prepare --max-side` makes smaller copies of images that are
+too large to be decoded whole, up to MAX_FILE_PIXELS (a PNG of 100 megapixels needs 1 GB of memory meanwhile).
 
-All threads of a process together decode at most MAX_PIXELS_AT_ONCE (`BUDGET`); a picture that is to be used at once is
-opened within `BUDGET.scope()`, so that its pixels count until they are used.
+All threads of a process together decode at most MAX_PIXELS_AT_ONCE (`BUDGET`).  Code that uses an image right after
+decoding opens it within `BUDGET.scope()`, so that its pixels count until they have been used.
 
-A JPEG is blocks of 8 x 8 cosine coefficients, of which libjpeg computes 4 x 4, 2 x 2 or 1 pixel where less is asked
-for: most of the time and of the memory is saved, and what is left is an average, not a choice, of the pixels.  It is
-`Image.draft` of Pillow (https://pillow.readthedocs.io/en/stable/reference/Image.html) and IMREAD_REDUCED_COLOR_2 and
-its like of OpenCV; their pixels are equal.
+A JPEG stores blocks of 8 x 8 cosine coefficients.  For a reduced size libjpeg computes only 4 x 4, 2 x 2 or 1 pixel per
+block.  This saves most of the time and memory, and each pixel is an average of the full-size pixels, not a sample.
+Pillow offers it as `Image.draft` (https://pillow.readthedocs.io/en/stable/reference/Image.html), OpenCV as
+IMREAD_REDUCED_COLOR_2, _4 and _8; both give equal pixels.
 """
 
 import contextlib
@@ -57,18 +57,18 @@ from PIL import (
 from detailclip_jax.data.budget import Budget
 from detailclip_jax.data.resizing import Box, Number
 
-MAX_PIXELS = 64_000_000  # of a decoded picture: 192 MB
-MAX_FILE_PIXELS = 178_956_970  # of a file: twice Pillow's MAX_IMAGE_PIXELS, from where on it refuses a picture too
-MAX_PIXELS_AT_ONCE = 2 * MAX_PIXELS  # of a process, while they are decoded and used: below 1 GB in Pillow's hands
+MAX_PIXELS = 64_000_000  # of a decoded image: 192 MB
+MAX_FILE_PIXELS = 178_956_970  # of a file: twice Pillow's MAX_IMAGE_PIXELS, where Pillow raises DecompressionBombError
+MAX_PIXELS_AT_ONCE = 2 * MAX_PIXELS  # per process, during decoding and use: below 1 GB when Pillow decodes
 BUDGET = Budget(MAX_PIXELS_AT_ONCE)
-MAX_SCANS = 1000  # of a JPEG; usual encoders make 1, 3 or about 10
-MAX_SCANNED = 2_000_000_000  # scans x pixels, each of which libjpeg goes through: about 1 ms a million
-# OpenCV's flags that say how far and nothing else; those that are called COLOR also say BGR
+MAX_SCANS = 1000  # per JPEG; usual encoders write 1, 3 or about 10
+MAX_SCANNED = 2_000_000_000  # scans x pixels: libjpeg visits every pixel in each scan, about 1 ms per million
+# The GRAYSCALE flags set only the reduction; the COLOR flags of the same name would also select BGR
 REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 WAY_OUT = "of what is decoded whole; python -m detailclip_jax.prepare --max-side=PIXELS makes a smaller copy"
 ORIENTATION = 0x112  # the EXIF tag: 1 to 8
-MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # orientations, after the transposition from 5 on
-# What is read.  The modules are imported here, since Pillow would import all its formats to find one of them
+MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF orientations, applied after the transposition of 5 to 8
+# Supported formats.  Importing the modules here keeps Pillow from importing all its formats to find one
 _PLUGINS = (
     JpegImagePlugin.JpegImageFile,
     PngImagePlugin.PngImageFile,
@@ -79,23 +79,24 @@ _PLUGINS = (
     PpmImagePlugin.PpmImageFile,
 )
 FORMATS = tuple(str(plugin.format) for plugin in _PLUGINS)
-# By their own classes, since `Image.open` warns of sizes that are judged here
+# Opened by class, since `Image.open` warns about large sizes, which this module checks itself
 _BEGINNINGS = {b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile, b"\x89PNG": PngImagePlugin.PngImageFile}
-# A JPEG's marker (T.81, B.1.1): 0 is a stuffed byte, D0 to D7 are restarts, which have no length
+# A JPEG marker (T.81, B.1.1): 00 is a stuffed byte; D0 to D7 are restart markers, which have no length
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 
 
 class BadImage(ValueError):
-    """Bytes that give no whole picture; the message says why."""
+    """Raised for bytes that cannot be decoded to a complete image; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """Pixels at 1 / `reduction` of the size of a picture of `height` x `width`.
+    """Pixels of an image of `height` x `width`, reduced by the factor `reduction`.
 
-    `left` and `top` say where the first of them begins, in pixels of the picture: 0, or up to `reduction` - 1 to the
-    left or above, since libjpeg fills up the last column and row, which EXIF may have turned to the front.
+    (`left`, `top`) is the position of the first reduced pixel in pixels of the full image.  It is 0, or negative down
+    to -(`reduction` - 1): libjpeg pads the last column and row, and the EXIF orientation may move these to the left or
+    top.
     """
 
     pixels: UInt8[np.ndarray, "h w 3"]
@@ -106,12 +107,12 @@ class Decoded:
     top: int = 0
 
     def decoded(self, at_most: Number = 1) -> "Decoded":
-        """Itself."""
+        """Returns itself; `at_most` is ignored."""
         del at_most
         return self
 
     def within(self, box: Box) -> Box:
-        """A box of the picture in reduced pixels; its sides may lie between them."""
+        """Converts a box (xyxy, pixels of the full image) to reduced pixels; the sides may be fractional."""
         x0, y0, x1, y1 = box
         return (
             (x0 - self.left) / self.reduction,
@@ -123,36 +124,40 @@ class Decoded:
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A picture of which the header alone is read; `reductions` are those that keep it within the limit of pixels.
+    """An image of which only the header has been read.
 
-    All else raises BadImage where the bytes turn out to be truncated, or damaged so that the decoder sees it.
+    reductions: factors at which the decoded image has at most the allowed number of pixels.
+    Properties and methods raise BadImage if the bytes are truncated or damaged in a way that the decoder detects.
     """
 
     data: bytes
     header: Image.Image
     reductions: tuple[int, ...]
-    is_held_whole: bool  # while it is decoded, even at a reduced size
+    is_held_whole: bool  # in memory during decoding, even at a reduced size
 
     @functools.cached_property
     def orientation(self) -> int:
-        """EXIF's."""
+        """The EXIF orientation, 1 to 8."""
         if not isinstance(self.header, JpegImagePlugin.JpegImageFile):
             with BUDGET.taken(self._cost(1)), _damage_is_refused():
-                self.header.load()  # a PNG may have its EXIF behind the pixels, and a TIFF is turned by this
+                self.header.load()  # a PNG may store EXIF after the pixels, and Pillow turns a TIFF upright here
         return orientation_of(self.header)
 
     @property
     def height(self) -> int:
-        """Of the upright picture."""
+        """Height of the upright image."""
         return self.header.size[self.orientation < 5]
 
     @property
     def width(self) -> int:
-        """Of the upright picture."""
+        """Width of the upright image."""
         return self.header.size[self.orientation >= 5]
 
     def decoded(self, at_most: Number = 1) -> Decoded:
-        """Upright RGB, reduced `at_most` so many times, or by as much more as the limit of pixels asks for."""
+        """Decodes to upright RGB, reduced by the largest allowed factor up to `at_most`.
+
+        If the pixel limit allows no factor up to `at_most`, the smallest allowed factor is used.
+        """
         reduction = max((n for n in self.reductions if n <= at_most), default=self.reductions[0])
         with BUDGET.scope():
             orientation = self.orientation
@@ -163,18 +168,18 @@ class Encoded:
         return Decoded(pixels, self.height, self.width, reduction, left, top)
 
     def _room(self, reduction: int) -> contextlib.AbstractContextManager[None]:
-        """The part of the budget that decoding takes; within a scope, what is no JPEG has taken it in `orientation`."""
+        """Reserves the budget for decoding; images other than JPEG have already reserved theirs in `orientation`."""
         is_jpeg = isinstance(self.header, JpegImagePlugin.JpegImageFile)
         return BUDGET.taken(self._cost(reduction) if is_jpeg else 0)
 
     def _cost(self, reduction: int) -> int:
-        """Pixels for the budget: those that are held at once, twice where they change their mode on the way."""
+        """Returns the pixels to reserve: those held at once, twice that if decoding converts the colour mode."""
         width, height = self.header.size
         held = width * height if self.is_held_whole else _ceil(width, reduction) * _ceil(height, reduction)
         return held * (1 if self.header.mode in ("RGB", "L") else 2)
 
     def _as_stored(self, reduction: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Before it is turned; raises whatever Pillow and OpenCV do where the bytes are damaged."""
+        """Decodes without turning upright; on damaged bytes it raises any exception of Pillow or OpenCV."""
         width, height = self.header.size
         if _is_plain_jpeg(self.data, self.header.mode):
             image = _by_opencv(self.data, reduction)
@@ -182,35 +187,38 @@ class Encoded:
                 return image
         header = self.header
         if reduction > 1:
-            header = _header(self.data)  # anew, since `draft` changes it
+            header = _header(self.data)  # opened again, since `draft` changes it
             header.draft(None, (max(1, width // reduction), max(1, height // reduction)))
         return _rgb(header)
 
 
 def picture_of(image: bytes | UInt8[np.ndarray, "H W 3"]) -> Encoded | Decoded:
-    """An example's picture, of which no pixel need be decoded yet; BadImage as in `opened`."""
+    """Returns an example's image, not decoded yet if it is encoded; raises BadImage as `opened` does."""
     return opened(image) if isinstance(image, bytes) else Decoded(image, *image.shape[:2])
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
-    """An encoded picture as upright RGB, whole unless it has more than `max_pixels`; the table above has the rules.
+    """Decodes an image to upright RGB by the rules of the module's table.
 
-    Raises BadImage with the reason for what it refuses.
+    A JPEG of more than `max_pixels` is decoded at a reduced size.  Raises BadImage with the reason for a rejected
+    image.
     """
     return opened(data, max_pixels, max_pixels).decoded().pixels
 
 
 @contextlib.contextmanager
 def decoded_for_use(data: bytes | UInt8[np.ndarray, "H W 3"]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """`decode` for a `with`: the pixels count in the budget until its end; keep what is small of them."""
+    """Context manager around `decode`: the pixels count in the budget until its end; keep only small results."""
     with BUDGET.scope():
         yield picture_of(data).decoded().pixels
 
 
 def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXELS) -> Encoded:
-    """An encoded picture of which at most `max_pixels` are decoded; what is only read whole may have `max_whole`.
+    """Reads the header of an encoded image.
 
-    Raises BadImage for no bytes, bytes that are no image, and too large pictures, before anything large is allocated.
+    At most `max_pixels` pixels are decoded; an image that must be held in memory whole may have up to `max_whole`.
+    Raises BadImage for empty bytes, bytes that are not an image, and images that are too large.  It checks this before
+    any large allocation.
     """
     if not data:
         raise BadImage("empty: 0 bytes")
@@ -231,9 +239,9 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXEL
 
 
 def _check_scans(data: bytes, num_pixels: int) -> None:
-    """BadImage for a JPEG whose scans take long: libjpeg goes through all pixels in each, and its bytes may be few."""
+    """Raises BadImage for a JPEG with too many scans: libjpeg visits all pixels in each, however small the file is."""
     limit = min(MAX_SCANS, MAX_SCANNED // num_pixels)
-    if data.count(b"\xff\xda") <= limit:  # also those in comments and previews: at least as many as there are
+    if data.count(b"\xff\xda") <= limit:  # an upper bound: it also counts markers in comments and previews
         return
     num_scans = count_scans(data)
     if num_scans > limit:
@@ -242,7 +250,7 @@ def _check_scans(data: bytes, num_pixels: int) -> None:
 
 
 def count_scans(data: bytes) -> int:
-    """How many scans a JPEG has up to its end, by its markers; what is inside of marker segments does not count."""
+    """Counts the scans of a JPEG up to its end marker; bytes inside marker segments do not count."""
     num_scans, at = 0, 2
     while found := _MARKER.search(data, at):
         marker, length = found.group(1)[0], int.from_bytes(data[found.end() : found.end() + 2])
@@ -265,71 +273,72 @@ def _header(data: bytes) -> Image.Image:
         return open_image(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"too large: {error}") from error
-    except Exception as error:  # on damaged bytes Pillow raises whatever it stumbles over
+    except Exception as error:  # Pillow raises many exception types on damaged bytes
         found = f"{len(data)} bytes that start with {data[:8]!r}"
         raise BadImage(f"not an image: {found}; read are {', '.join(FORMATS)}") from error
 
 
 def open_image(file: io.BytesIO | str | os.PathLike) -> Image.Image:
-    """Pillow's picture of a file.  The only place where a picture is opened: other formats are not looked for.
+    """Opens a file with Pillow, restricted to FORMATS.  All images are opened here.
 
-    Pillow would hand EPS to Ghostscript, and others to decoders that nobody needs here.
+    Without the restriction Pillow would pass EPS files to Ghostscript, and others to decoders that are not needed here.
     """
     return Image.open(file, formats=FORMATS)
 
 
 def _in_strips(data: bytes, header: JpegImagePlugin.JpegImageFile) -> bool:
-    """Whether libjpeg decodes a JPEG from top to bottom, and need not hold the coefficients of all its blocks.
+    """Returns whether libjpeg decodes a JPEG from top to bottom, without holding the coefficients of all blocks.
 
-    It must where a scan does not finish its blocks: in progressive files, and where components come one by one.
+    It must hold them if a scan does not complete its blocks: in progressive files, and if components are stored one by
+    one.
     """
     assert header.fp is not None
-    size = 6 + 2 * header.layers  # of a scan header for all components: T.81 (JPEG), B.2.3
+    size = 6 + 2 * header.layers  # of a scan header with all components: T.81 (JPEG), B.2.3
     return "progressive" not in header.info and data[: header.fp.tell()][-size:][:3] == bytes([0, size, header.layers])
 
 
 def _is_plain_jpeg(data: bytes, mode: str) -> bool:
-    """What OpenCV decodes as Pillow does, only faster.
+    """Returns whether OpenCV decodes the bytes to the same pixels as Pillow; OpenCV is faster.
 
-    OpenCV may fill up a truncated JPEG silently, so bytes without an end marker are left to Pillow, which
-    refuses those and accepts bytes behind the marker.
+    OpenCV may fill up a truncated JPEG silently.  So bytes that do not end in the end marker go to Pillow, which
+    rejects truncated files and accepts extra bytes after the marker.
     """
     return data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9" and mode in ("RGB", "L")
 
 
 def _by_opencv(data: bytes, reduction: int) -> UInt8[np.ndarray, "h w 3"] | None:
-    """As stored; None for bytes that OpenCV does not take."""
+    """Decodes without turning upright; returns None for bytes that OpenCV cannot decode."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | REDUCED.get(reduction, 0)
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 
 
 def upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture of Pillow's as `decode` gives it; raises whatever Pillow does where its bytes are damaged."""
+    """Returns a Pillow image as `decode` would; on damaged bytes it raises any exception of Pillow."""
     image.load()
     return turned(_rgb(image), orientation_of(image))
 
 
 def _rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
+    if image.mode.startswith("I"):  # 16-bit gray: `convert` would clip it at 255
         gray = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # the conversion would be a copy
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # `convert` would copy an RGB image
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF's number for how a loaded picture is to be turned, 1 (not at all) where there is none or it is damaged."""
+    """Returns the EXIF orientation of a loaded image; 1 (upright) if it is missing or damaged."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # as in `_header`; the pixels may be sound
+    except Exception:  # as in `_header`; the pixels may be intact
         return 1
     return found if found in range(1, 9) else 1
 
 
 def turned(image: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "H W 3"]:
-    """A stored picture upright: transposed from 5 on, then mirrored (TIFF 6.0, tag 274)."""
+    """Turns a stored image upright: transposed for orientations 5 to 8, then mirrored (TIFF 6.0, tag 274)."""
     if orientation >= 5:
         image = cv2.transpose(image)
     if orientation in MIRRORED:

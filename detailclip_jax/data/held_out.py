@@ -1,8 +1,8 @@
-"""Examples that training never sees, for the pictures and numbers at the end of a run on one's own data.
+"""Examples held out from training, for the figures and numbers at the end of a run on one's own data.
 
-A split of its own beside the training split (val, validation, test or dev) is taken where there is one.  Else
-`data.held_out` examples of the training split are held back: drawn by their number alone, so that runs of all seeds
-hold back the same ones and a restarted run goes on without them.
+If the data has another split next to the training split (val, validation, test or dev), that split is used.  Otherwise
+`data.held_out` examples of the training split are held out.  They are drawn by their index alone, so runs with
+different seeds and resumed runs hold out the same examples.
 """
 
 import operator
@@ -19,18 +19,18 @@ from detailclip_jax.data.mixture import Mixture, Part, parts_of
 from detailclip_jax.data.sources import Example, MissingData, Source
 
 SPLITS = ("val", "validation", "test", "dev")
-SHARE, FEW, MOST = 0.02, 8, 0.1  # of a set: the usual share, the least number, and the share that no number exceeds
+SHARE, FEW, MOST = 0.02, 8, 0.1  # per set: usual share, smallest number, largest share
 
 
 class HeldOut(NamedTuple):
-    """Examples beside those of training, and where they come from: "split val" or "20 of 1,000 examples, ..."."""
+    """Held-out examples and their origin: "split val" or "20 of 1,000 examples, ..."."""
 
     source: Source
     origin: str
 
 
 class Picked:
-    """The examples of a source that have these numbers, in this order."""
+    """The examples of a source at the given indices, in this order."""
 
     def __init__(self, source: Source, places: Sequence[int] | Int[np.ndarray, "n"]):
         self.source, self.places = source, places
@@ -43,11 +43,11 @@ class Picked:
 
 
 class Rest:
-    """A source without the examples that have these numbers, which are sorted."""
+    """A source without the examples at the given sorted indices."""
 
     def __init__(self, source: Source, without: Int[np.ndarray, "n"]):
         self.source, self.name = source, getattr(source, "name", "")
-        self._kept_before = without - np.arange(len(without))  # how many kept examples precede each of them
+        self._kept_before = without - np.arange(len(without))  # number of kept examples before each removed one
 
     def __len__(self) -> int:
         return len(self.source) - len(self._kept_before)
@@ -60,7 +60,7 @@ class Rest:
 
 
 def number(asked: int, num_examples: int) -> int:
-    """How many of so many examples are held back: 2 %, at least 8, at most the number asked for and a tenth of them.
+    """Returns how many of `num_examples` are held out: 2 % but at least 8; at most `asked` and a tenth of the examples.
 
     number(1000, 14_689_580) == 1000; number(1000, 5_000) == 100; number(1000, 200) == 8; number(1000, 30) == 3
     """
@@ -69,12 +69,12 @@ def number(asked: int, num_examples: int) -> int:
 
 
 def places(num_examples: int, count: int) -> Int[np.ndarray, "n"]:
-    """Which ones: drawn without replacement from a seed of their own, sorted."""
+    """Returns `count` sorted indices, drawn without replacement with a fixed seed."""
     return np.sort(np.random.default_rng(0).choice(num_examples, count, replace=False))
 
 
 def own_split(data: ConfigDict, image_size: int = 64) -> tuple[str, Source] | None:
-    """The first of SPLITS that all sets of a run have, unless it is the split that is trained on."""
+    """Returns the first of SPLITS that all sets of a run have and do not train on, with its source; None if there is none."""
     for name in SPLITS if not is_endless(components(data)) else ():
         if name != str(data.split).split("[")[0]:
             try:
@@ -85,7 +85,7 @@ def own_split(data: ConfigDict, image_size: int = 64) -> tuple[str, Source] | No
 
 
 def rest(source: Source, data: ConfigDict, image_size: int = 64) -> Source:
-    """What is trained on of the training split: all, or what is left beside the examples that are held back."""
+    """Returns the training source without the held-out examples; the source itself if none are held out of it."""
     if not data.held_out or is_endless(components(data)) or own_split(data, image_size):
         return source
     kept = [part._replace(source=_without(part.source, held)) for part, held in _shares(source, data.held_out)]
@@ -97,13 +97,13 @@ def _without(source: Source, held: Int[np.ndarray, "n"]) -> Source:
 
 
 def _shares(source: Source, asked: int) -> list[tuple[Part, Int[np.ndarray, "n"]]]:
-    """Each set, and the numbers of its examples that are held back, in proportion to its size."""
+    """Returns each set with the indices of its held-out examples; their number is proportional to the set's size."""
     sizes = [(part, len(part.source)) for part in parts_of(source)]
     return [(part, places(size, number(asked * size // len(source), size))) for part, size in sizes]
 
 
 def open_held_out(data: ConfigDict, image_size: int = 64) -> HeldOut | None:
-    """The examples that the run on these data does not train on; None where there are none.
+    """Returns the examples that a run on these data does not train on; None if there are none.
 
     Raises MissingData as `mixture.open_source` does.
     """

@@ -1,4 +1,4 @@
-"""Captions cut to what their batch needs, in a few lengths: every length is a program of its own."""
+"""Cuts captions to the length that their batch needs; only a few lengths, since each one compiles its own program."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,21 +7,22 @@ import numpy as np
 
 
 def longest(tokens: np.ndarray) -> int:
-    """Words [B, T] up to the end token of the longest caption.
+    """Returns the number of tokens up to the end token of the longest caption; `tokens` is [B, T].
 
-    The end token has the largest id and is found as the text encoder finds it; under its causal mask nothing behind
-    that is read.  A caption without one (the reference's truncation drops it) is read at its first word alone.
+    The end token has the largest id, and the text encoder finds it in the same way; its causal mask hides all tokens
+    after it.  In a caption without end token (the reference's truncation drops it) the start token has the largest id, so
+    the caption counts as one token.
     """
     return int(tokens.argmax(-1).max()) + 1
 
 
 def lengths_within(buckets: Sequence[int], context_length: int) -> tuple[int, ...]:
-    """The lengths that captions of a context may be cut to, rising; the last one is the context itself."""
+    """Returns the lengths to which captions may be cut, increasing; the last one is `context_length`."""
     return (*sorted({length for length in buckets if length < context_length}), context_length)
 
 
 def trimmed(batch: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
-    """The batch with its captions cut to the first of the rising `lengths` that holds the longest.
+    """Returns the batch with its captions cut to the first of the increasing `lengths` that holds the longest caption.
 
     trimmed({"text": np.array([[1, 9, 0, 0]])}, (2, 4))["text"].shape == (1, 2)
     """

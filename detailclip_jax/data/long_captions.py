@@ -1,4 +1,4 @@
-"""How many captions the context is too short for, before a run begins."""
+"""Estimates, before a run, how many captions are longer than the context."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,12 @@ from detailclip_jax.data.sources import BadRecord, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 
 NUM_READ = 200  # examples, spread over the source
-MUCH = 0.1  # the share from which on it is worth a warning
+MUCH = 0.1  # share of long captions from which a warning is given
 CLIP = 77  # tokens of CLIP's context
 
 
 def warning(source: Source, rule: str, tokenizer: Tokenizer) -> str:
-    """What is to be said where a large share of the captions is longer than the context; "" else."""
+    """Returns a warning if a large share of the captions is longer than the context, else ""."""
     lengths = np.array(list(caption_lengths(source, rule, tokenizer)))
     share = float((lengths > tokenizer.context_length).mean()) if len(lengths) else 0.0
     if share < MUCH:
@@ -29,7 +29,7 @@ def warning(source: Source, rule: str, tokenizer: Tokenizer) -> str:
 
 
 def caption_lengths(source: Source, rule: str, tokenizer: Tokenizer) -> Iterator[int]:
-    """Tokens of the caption of some examples, with start and end."""
+    """Yields the number of tokens, with start and end token, of the captions of up to NUM_READ examples."""
     for index in sorted({len(source) * number // NUM_READ for number in range(NUM_READ)}):
         try:
             yield len(tokenizer.encode(caption_of(source[index], rule, np.random.default_rng(index))))

@@ -1,4 +1,4 @@
-"""Several sets as one source, mixed by weight, and the order in which training sees a source."""
+"""Mixes several sets by weight into one source, and defines the order in which training reads a source."""
 
 import bisect
 import contextlib
@@ -18,11 +18,11 @@ from detailclip_jax.data import sources
 from detailclip_jax.data.caption_rules import FIELD, check_rule, field_names, text_fields
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 
-NUM_ASKED = 10  # examples of a set, spread over it, that are asked for their fields
+NUM_ASKED = 10  # examples per set, evenly spaced, whose fields are checked
 
 
 class Part(NamedTuple):
-    """A set of a mixture; weights are whole numbers, of which only the ratios count."""
+    """One set of a mixture; weights are integers, and only their ratios matter."""
 
     name: str
     source: Source
@@ -30,10 +30,10 @@ class Part(NamedTuple):
 
 
 def open_source(data: ConfigDict, split: str | None = None, image_size: int = 64) -> Source:
-    """The source that `config.data` names; `split` instead of its own where given.
+    """Opens the source that `config.data` names; `split` replaces the configured split if given.
 
-    A `data.path` of several sets (see `components`) makes a `Mixture`, one set stays itself.  Raises MissingData that
-    names the set that is not there, and ValueError for what cannot be meant.
+    A `data.path` with several sets (see `components`) gives a `Mixture`, a single set is returned itself.  Raises
+    MissingData that names the missing set, and ValueError for an invalid configuration.
     """
     found = components(data)
     if len(found) == 1:
@@ -53,10 +53,10 @@ def _opened(number: int, found: Sequence[Component], data: ConfigDict, split: st
 
 
 class Mixture:
-    """Sets one behind the other, as a source; `order_of` shows them by their weights.
+    """Several sets, concatenated, as one source; `order_of` draws from them by their weights.
 
-    An epoch of it is as many examples as the sets have together.  A set with a larger share than its part of them is
-    then seen more than once, one with a smaller share not wholly.
+    One epoch has as many examples as all sets together.  A set whose share is larger than its part of the examples is
+    seen more than once per epoch; a set with a smaller share is seen only in part.
     """
 
     def __init__(self, parts: Sequence[Part]):
@@ -74,7 +74,7 @@ class Mixture:
 
     @property
     def shares(self) -> list[Fraction]:
-        """Which part of the examples that training sees each set gives; their sum is 1."""
+        """The fraction of training examples that comes from each set; they sum to 1."""
         total = sum(part.weight for part in self.parts)
         return [Fraction(part.weight, total) for part in self.parts]
 
@@ -91,21 +91,22 @@ class Mixture:
 
 
 def parts_of(source: Source) -> tuple[Part, ...]:
-    """The sets of a mixture; any other source is the only one."""
+    """Returns the sets of a mixture; any other source counts as the only set."""
     return source.parts if isinstance(source, Mixture) else (Part(getattr(source, "name", ""), source, 1),)
 
 
 class Turns(grain.transforms.DatasetSelectionMap):
-    """Which set's turn a position is, and that set's how many-th, counted from 0.
+    """Maps a position to (set, index of this position among those of the set, from 0).
 
-    Of the first k positions all sets from the second on have floor(k T_1 / T_0), where T_i is the sum of the weights
-    from set i on; of those again all from the third on, and so forth.  So counts are off a set's share by less than the
-    number of sets, and exact wherever k is a multiple of the sum of weights, and position k needs no other to be known.
-    grain's own `mix` cuts weights to whole hundredths of the smallest: 7 to 3 becomes 233 to 100.
+    Let T_i be the sum of the weights of set i and all later sets.  Of the first k positions, floor(k T_1 / T_0) belong
+    to the sets after the first; of these n positions, floor(n T_2 / T_1) belong to the sets after the second; and so
+    on.  So each count differs from the set's share by less than the number of sets, it is exact if k is a multiple of
+    the sum of the weights, and position k is computed without the positions before it.
+    grain's own `mix` rounds weights to hundredths of the smallest one: 7 to 3 becomes 233 to 100.
     """
 
     def __init__(self, weights: Sequence[int]):
-        """Whole numbers above 0."""
+        """weights: positive integers."""
         self._left = list(itertools.accumulate(reversed(weights)))[::-1]  # T_0, T_1, ...
 
     def __len__(self) -> int:
@@ -117,7 +118,7 @@ class Turns(grain.transforms.DatasetSelectionMap):
         return turn, before[turn]
 
     def counts(self, num: int) -> list[int]:
-        """How many of the first `num` positions each set has."""
+        """Returns how many of the first `num` positions belong to each set."""
         from_here = [num]
         for left, more in itertools.pairwise(self._left):
             from_here.append(from_here[-1] * more // left)
@@ -125,12 +126,14 @@ class Turns(grain.transforms.DatasetSelectionMap):
 
 
 def order_of(source: Source, seed: int) -> Any:
-    """Position -> number of the example in `source`, endless: a pure function of (seed, position).
+    """Returns an endless map from position to index in `source`: a pure function of (seed, position).
 
-    Every set is seen in whole epochs of its own, each in an order of its own; the sets take turns by their weights.
+    Every set is read in complete epochs of its own, each shuffled anew; positions are divided among the sets by weight.
     """
     parts, orders, first = parts_of(source), [], 0
-    seeds = np.random.SeedSequence(seed).generate_state(len(parts))  # the first is the same for any number of sets
+    seeds = np.random.SeedSequence(seed).generate_state(
+        len(parts)
+    )  # the first seed does not depend on the number of sets
     for part, shuffle_seed in zip(parts, seeds):
         span = grain.MapDataset.range(first, first + len(part.source))
         orders.append(span.shuffle(seed=int(shuffle_seed)).repeat())
@@ -141,10 +144,10 @@ def order_of(source: Source, seed: int) -> Any:
 
 
 def check_captions(source: Source, rule: str) -> None:
-    """ValueError that lists a set's fields where it has none of those that a rule "field:NAME,..." names.
+    """Raises ValueError, with the fields of the set, if a set has none of the fields of a rule "field:NAME,...".
 
-    A name that no set has is refused too.  A set is judged by up to NUM_ASKED readable examples, spread over it, since
-    a field may be left out where an example has none.
+    A name that no set has also raises.  Up to NUM_ASKED readable examples per set are checked, evenly spaced, since an
+    example may lack a field that others have.
     """
     check_rule(rule)
     if not rule.startswith(FIELD):
@@ -158,7 +161,7 @@ def check_captions(source: Source, rule: str) -> None:
 
 
 def check_labels(source: Source, num_classes: int) -> None:
-    """ValueError where the examples of a set that are asked have no label, or one that is no class."""
+    """Raises ValueError if the checked examples of a set have no label, or a label that is not below `num_classes`."""
     for part in parts_of(source):
         labels = [example["label"] for example in _asked(part.source)]
         if labels and max(labels) < 0:
@@ -168,19 +171,19 @@ def check_labels(source: Source, num_classes: int) -> None:
 
 
 def _fields(source: Source) -> list[str]:
-    """The texts that a set's examples have, by name; none where all that are asked are unreadable."""
+    """Returns the names of the text fields of a set's examples; empty if all checked examples are unreadable."""
     return sorted({name for example in _asked(source) for name in text_fields(example)})
 
 
 def _asked(source: Source) -> Iterator[Example]:
-    """Up to NUM_ASKED readable examples, spread over the set."""
+    """Yields up to NUM_ASKED readable examples, evenly spaced over the set."""
     for index in sorted({len(source) * number // NUM_ASKED for number in range(NUM_ASKED)}):
         with contextlib.suppress(BadRecord):
             yield source[index]
 
 
 def summary(source: Source, num_seen: int) -> list[str]:
-    """One line per set of a mixture, for a run that sees so many examples; none for another source."""
+    """Returns one line per set of a mixture for a run over `num_seen` examples; empty for any other source."""
     if not isinstance(source, Mixture):
         return []
     return [

@@ -1,4 +1,4 @@
-"""All pictures of a folder or pattern, as batches of one shape, whatever can be read of them."""
+"""Reads all images of a folder or pattern as batches of one shape; unreadable ones are marked."""
 
 import dataclasses
 import glob
@@ -16,13 +16,13 @@ from detailclip_jax.data.images import SUFFIXES, evaluation_view
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.regular_files import Walk, inside, read_regular
 
-MAX_NAMED = 5  # folders, in a message
+MAX_NAMED = 5  # folders named in a message
 
 
 class Found(NamedTuple):
-    """Files below `root`, by their names relative to it; links may lead out of it only with `follow_links`.
+    """Files below `root`, named relative to it; links may lead out of it only with `follow_links`.
 
-    left_out: folders that are not read, with the reasons.
+    left_out: folders that are not read, each with the reason.
     """
 
     root: Path
@@ -32,19 +32,21 @@ class Found(NamedTuple):
 
 
 def find(where: str, follow_links: bool = False) -> Found:
-    """The pictures below a folder at any depth, or the files that a pattern matches, or one file; sorted by name.
+    """Finds the images below a folder at any depth, the files that match a pattern, or one file; sorted by name.
 
         find("photos")    find("photos/2024-*/**/*.jpg")    find("frog.png")
 
-    The root is the folder itself, or the pattern's folders up to the first that has a `*`, `?` or `[` in it.
-    What is hidden is left out, and links to folders outside of the root are, but for `follow_links`.  Every real folder
-    is read once, whatever links lead to it.  Raises FileNotFoundError where there is nothing.
+    The root is the folder itself, or the leading folders of the pattern without `*`, `?` or `[`.
+    Hidden files are left out, and so are links to folders outside the root unless `follow_links`.  Every real folder is
+    read once, however many links lead to it.  Raises FileNotFoundError if nothing is found.
     """
     where = os.path.expanduser(where)
     if os.path.isdir(where):
         walk = Walk(Path(where), follow_links)
         return _not_empty(where, walk, [name for name in walk.files() if _is_picture(name)])
-    if os.path.lexists(where):  # it was named, so it may be a link to anywhere; reading says what it is
+    if os.path.lexists(
+        where
+    ):  # named explicitly, so it may be a link to anywhere; an unreadable file is reported when it is read
         return Found(Path(where).parent, (Path(where).name,), follow_links=True)
     parts = Path(where).parts
     fixed = tuple(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
@@ -68,10 +70,10 @@ def _not_empty(where: str, walk: Walk, names: Sequence[str]) -> Found:
 
 @dataclasses.dataclass(frozen=True)
 class PictureBatches:
-    """The batches by number: {"image": uint8 [B, S, S, 3], "reason": a text for each row}.
+    """Batches by index: {"image": uint8 [B, S, S, 3], "reason": one text per image}.
 
-    Pictures go through `evaluation_view`.  A row whose picture cannot be read is black, and its reason says why; that
-    of the others is empty.  The last batch has black rows behind the end.
+    Images go through `evaluation_view`.  An unreadable image is black and its reason says why it could not be read; the
+    reason of a readable one is empty.  The last batch is filled up with black images, which have no reason.
     """
 
     found: Found

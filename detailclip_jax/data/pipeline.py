@@ -1,11 +1,10 @@
-"""From a source to batches: shuffle, decode, crop, tokenize; resumable from a count, equal for any workers.
+"""Turns a source into training batches: shuffles, decodes, crops, tokenizes; resumes from an example count.
 
-The stream of examples is one endless sequence of positions: epoch after epoch, each in an order of its own, and of
-several sets (`mixture`) each in its turn.
+The stream of examples is an endless sequence of positions: epoch after epoch, each in its own order; several sets
+(`mixture`) take turns.
 Position p draws its caption and crops from a generator seeded by (seed, p).  With G = batch size x processes,
-batch k holds the positions start + k G ... start + (k + 1) G - 1, one run of them per process.  So neither the
-number of workers nor that of processes changes a global batch, and the number of examples consumed is all that
-a restart needs.
+batch k holds the positions start + k G ... start + (k + 1) G - 1, one contiguous range per process.  So a global batch
+does not depend on the number of workers or processes, and a restart needs only the number of consumed examples.
 """
 
 import contextlib
@@ -35,15 +34,16 @@ from detailclip_jax.runtime.terminal import printable
 
 Batch = dict[str, Any]
 
-MAX_TRIES = 100  # bad records in a row before the stream gives up
-ARRAYS = ("image", "box", "hidden", "text", "label")  # of a batch
+MAX_TRIES = 100  # consecutive bad records before the stream raises
+ARRAYS = ("image", "box", "hidden", "text", "label")  # names of a batch's arrays
 MASKS = ("segmentation", "instances")
 
 
 def open_source(config: ConfigDict, split: str | None = None) -> Source:
-    """The source of a run's config, see `mixture.open_source`; ValueError where it lacks captions' field or labels.
+    """Opens the source of a run's config (see `mixture.open_source`).
 
-    Without `split` it is what the run trains on: `held_out` examples are left out.
+    Without `split` it returns the training examples: the `held_out` ones are left out.  Raises ValueError if the source
+    lacks the field that the captions come from, or the labels that the method needs.
     """
     source = mixture.open_source(config.data, split, config.model.image_size)
     if split is None:
@@ -62,7 +62,7 @@ def open_pipeline(
     start: int = 0,
     bad_list: str | os.PathLike = "",
 ) -> "Pipeline":
-    """The training pipeline of a run's config, after `start` examples over all processes."""
+    """Returns the training pipeline of a run's config, starting after `start` examples over all processes."""
     if config.batch_size % process_count:
         raise ValueError(f"batch_size {config.batch_size} does not divide over {process_count} processes")
     return Pipeline(
@@ -85,7 +85,7 @@ def open_pipeline(
 
 @dataclasses.dataclass
 class Stream:
-    """What training sees, by position: a pure function of (source, seed, position)."""
+    """The training examples by position: a pure function of (source, seed, position)."""
 
     source: Source
     crops: Mapping[str, Crop]
@@ -102,10 +102,11 @@ class Stream:
         self._order: Any = mixture.order_of(self.source, self.seed)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """One example of a batch; beside it, the record it replaces if that was "bad", and "truncated".
+        """Returns one example, with "truncated" and, in "bad", the unreadable record that it replaces, if any.
 
-        A bad record is replaced by the next readable one of the stream, not of the source: a damaged shard then costs
-        single records.  Bad ones that are met on the way have positions of their own, and count there.
+        A bad record is replaced by the next readable one in the stream's order, not the source's, so a damaged shard
+        costs only single records.  Further bad records met during this search have their own positions and are counted
+        there.
         """
         bad: list[str] = []
         for at in range(position, position + MAX_TRIES):
@@ -118,7 +119,7 @@ class Stream:
         )
 
     def _example(self, index: int, position: int) -> dict[str, Any]:
-        """Record `index` with the draws of a position; BadRecord where it cannot be read."""
+        """Returns record `index` with the random draws of a position; raises BadRecord if it is unreadable."""
         example = self.source[index]
         label = label_of(example)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
@@ -137,9 +138,9 @@ class Stream:
 
 
 def read(source: Source, index: int) -> tuple[Example, np.ndarray]:
-    """An example and its picture, uint8 [H, W, 3]; BadRecord with key and reason where there is none.
+    """Returns an example and its image, uint8 [H, W, 3]; raises BadRecord with key and reason if it is unreadable.
 
-    Within `decoding.BUDGET.scope()` the pixels count as held until the end of that.
+    Within `decoding.BUDGET.scope()` the pixels count as held until the end of the scope.
     """
     example = source[index]
     with _bad_images_are_bad_records(example):
@@ -156,7 +157,7 @@ def _bad_images_are_bad_records(example: Example) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessBatches:
-    """Batch k of one process: its run of positions of global batch k, and the counts that came up."""
+    """Batch k of one process: its range of positions in global batch k, with counts of bad and truncated examples."""
 
     stream: Stream
     batch_size: int
@@ -180,32 +181,33 @@ class ProcessBatches:
 
 
 def _stacked(values: Sequence[Any]) -> Any:
-    """Arrays, or dicts of arrays, along a new first axis."""
+    """Stacks arrays, or dicts of arrays, along a new first axis."""
     if isinstance(values[0], dict):
         return {name: np.stack([value[name] for value in values]) for name in values[0]}
     return np.stack(values)
 
 
 class Pipeline:
-    """Endless iterator of batches of one process; a context manager that closes its threads and workers.
+    """Endless iterator over the batches of one process; a context manager that closes its threads and workers.
 
     A batch is {"image": {crop: uint8 [B, V, S, S, 3]}, "box": {crop: float32 [B, V, 4]}, "text": int32 [B, T],
-    "label": int32 [B]}; boxes are xyxy in pixels of the picture.  Where a crop draws block masks (`mask_grid`) there is
-    also "hidden": {crop: bool [B, V, N]}.
+    "label": int32 [B]}; boxes are xyxy in pixels of the original image.  Crops that draw block masks (`mask_grid`) also
+        give
+    "hidden": {crop: bool [B, V, N]}.
 
     batch_size: examples per process.
     num_workers: processes that make batches; 0 uses threads.
-    prefetch: batches kept ready.
-    reducing_gap: large JPEG originals are decoded at 1/2, 1/4 or 1/8 of their size where every crop is then still that
-        many times its view, see `views.reduction_for`; 0 decodes all pixels.
-    max_bad_ratio: share of unreadable records, once 100 were read, beyond which iteration raises
-        TooManyBadRecords.  Up to there each is replaced by the next readable one, counted in `num_bad` and
+    prefetch: number of batches prepared in advance.
+    reducing_gap: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if every crop still has at least this many
+        times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
+    max_bad_ratio: largest allowed share of unreadable records.  Once 100 records have been read, a larger share raises
+        TooManyBadRecords.  Below it, each bad record is replaced by the next readable one, counted in `num_bad` and
         named in the log.
-    bad_list: text file that gets each of them once; "" for none.
-    start: examples consumed so far, over all processes: `position` of the pipeline to go on from.  Any number
-        of processes may go on from it.
+    bad_list: text file that lists each unreadable record once; "" for none.
+    start: number of examples consumed so far over all processes: `position` of the pipeline to continue.  The number of
+        processes may differ from that pipeline's.
 
-    `waited_seconds` is the time spent in `next`, `num_truncated` the captions cut so far.
+    `waited_seconds` is the time spent in `next`; `num_truncated` counts the captions cut so far.
 
         with Pipeline(source, crops, Tokenizer(), batch_size=32) as batches:
             batch = next(batches)
@@ -238,7 +240,7 @@ class Pipeline:
 
     @property
     def num_bad(self) -> int:
-        """Unreadable records met so far."""
+        """Number of unreadable records so far."""
         return self._bad.count
 
     def __iter__(self) -> "Pipeline":
@@ -259,7 +261,7 @@ class Pipeline:
         return made["batch"]
 
     def close(self) -> None:
-        """Ends threads and workers; may be called twice."""
+        """Stops threads and workers; may be called twice."""
         self._batches.close()
 
     def __enter__(self) -> "Pipeline":
@@ -272,12 +274,12 @@ class Pipeline:
 def evaluation_batches(
     source: Source, transform: Transform, tokenizer: Tokenizer, batch_size: int, prefetch: int = 2
 ) -> Iterator[Batch]:
-    """All examples once, in order, in batches of one shape.
+    """Yields all examples once, in order, in batches of one shape.
 
     {"image": uint8 [B, S, S, 3], "text": int32 [B, T] (the first caption), "label": int32 [B], "valid": bool [B]},
-    with "segmentation" and "instances" [B, S, S] where the source has them.  Pictures and masks go through
-    `images.evaluation_view`.  Rows behind the end, and of unreadable records (named in the log), are zero and
-    not valid.
+    with "segmentation" and "instances" [B, S, S] if the source has them.  Images go through `images.evaluation_view`,
+    masks through `evaluation_mask`.  Entries past the end, and unreadable records (named in the log), are zero and not
+    valid.
     """
     items = EvaluationBatches(source, transform, tokenizer, batch_size)
     with contextlib.closing(Prefetched(items, prefetch=prefetch)) as batches:
@@ -286,7 +288,7 @@ def evaluation_batches(
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationBatches:
-    """The batches of `evaluation_batches` by number."""
+    """The batches of `evaluation_batches` by index."""
 
     source: Source
     transform: Transform

@@ -1,11 +1,11 @@
-"""Labelled and captioned test sets by name, in whichever layout they lie on disk.
+"""Opens labelled and captioned test sets by name, in any supported layout on disk.
 
     pets = open_set("pets", "/data")
     pets.classes[pets.source[0]["label"]]      # "Abyssinian"
 
-Read are data sets prepared by TensorFlow Datasets (array_record; no TensorFlow needed), prepared records,
-webdataset tars as clip-benchmark publishes them, folders with one folder per class, and for captions the
-Karpathy split files.  Known sets and their sizes stand in `KNOWN`; any other folder works by its path.
+Supported layouts: data sets prepared by TensorFlow Datasets (array_record; no TensorFlow needed), prepared records,
+webdataset tars as clip-benchmark publishes them, folders with one subfolder per class, and for captions the Karpathy
+split files.  `KNOWN` lists the known sets and their sizes; any other folder is opened by its path.
 """
 
 from detailclip_jax.data.labelled.contents import LabelledSet

@@ -1,7 +1,7 @@
-"""Data sets that TensorFlow Datasets prepared as array_record, read from their folder; needs no TensorFlow.
+"""Reads data sets that TensorFlow Datasets prepared as array_record; needs no TensorFlow.
 
-Labels come from the field "label", captions from "captions".  Two sets of the paper have neither: of KITTI the label
-is the distance of the closest vehicle, of CLEVR the number of objects, as VTAB (arXiv 1910.04867) derives them.
+Labels come from the field "label", captions from "captions".  Two sets of the paper have neither.  Their labels follow
+VTAB (arXiv 1910.04867): KITTI's is the distance class of the closest vehicle, CLEVR's the number of objects.
 """
 
 import pathlib
@@ -15,7 +15,7 @@ from detailclip_jax.data.labelled.contents import Contents, split_names
 from detailclip_jax.data.sources import KEY_FIELDS, BadRecord, Example, MissingData
 
 VEHICLES = 3  # KITTI's types below this are car, van and truck
-DISTANCES = (8.0, 20.0, 999.0)  # metres; what lies behind the last is no vehicle
+DISTANCES = (8.0, 20.0, 999.0)  # metres; beyond the last bound there is no vehicle
 KITTI_CLASSES = (
     "a photo i took of a car on my left or right side.",
     "a photo i took with a car nearby.",
@@ -26,10 +26,10 @@ CLEVR_FEWEST, CLEVR_MOST = 3, 10
 
 
 def read(folder: pathlib.Path, split: str, splits: Mapping[str, str] | None = None) -> Contents | None:
-    """The split of a prepared data set, or None for a folder of another kind.
+    """Returns one split of a prepared data set, or None for a folder in another layout.
 
-    `splits` says what the set calls its splits.  Raises MissingData for one in another format, without the split, or
-    without labels and captions.
+    `splits` maps split names to the names that the set uses.  Raises MissingData if the format is unsupported, the
+    split is missing, or there are neither labels nor captions.
     """
     version = newest_version(folder)
     if version is None:
@@ -45,7 +45,7 @@ def read(folder: pathlib.Path, split: str, splits: Mapping[str, str] | None = No
 
 
 def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
-    """The folder itself where it is a version, or the newest version in it."""
+    """Returns the folder itself if it is a version, else the newest version in it, else None."""
     found = [
         path.parent for depth in ("", "[0-9]*.[0-9]*.[0-9]*/") for path in folder.glob(f"{depth}dataset_info.json")
     ]
@@ -53,19 +53,19 @@ def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def open_builder(version: pathlib.Path) -> Any:
-    """The builder of a prepared version."""
+    """Returns the builder of a prepared version."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise MissingData(f"{version} needs tensorflow-datasets: pip install -e '.[data]'") from error
     try:
         return tfds.builder_from_directory(str(version))
-    except Exception as error:  # tfds raises many types for files that are missing or damaged
+    except Exception as error:  # tfds raises many types for missing or damaged files
         raise MissingData(f"{version} is no whole data set of tfds: {str(error)[:200]}; prepare it again") from error
 
 
 def split_of(builder: Any, split: str, splits: Mapping[str, str]) -> str:
-    """What the builder calls the split."""
+    """Returns the builder's name of the split."""
     present = tuple(builder.info.splits)
     if split in splits and base(splits[split]) in present:
         return splits[split]
@@ -76,12 +76,12 @@ def split_of(builder: Any, split: str, splits: Mapping[str, str]) -> str:
 
 
 def base(split: str) -> str:
-    """The split that "train[:80%]" is a part of."""
+    """Returns the name of a split without its slice: "train" for "train[:80%]"."""
     return split.partition("[")[0]
 
 
 def labels_of(builder: Any) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], int] | None]:
-    """The class names and how a label is read; no names and None for a set with captions."""
+    """Returns the class names and the function that reads a label; no names and None for a captioned set."""
     features = builder.info.features
     if builder.name == "kitti":
         return KITTI_CLASSES, closest_vehicle
@@ -95,12 +95,12 @@ def labels_of(builder: Any) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any
 
 
 def class_label(fields: Mapping[str, Any]) -> int:
-    """The label as it is stated."""
+    """Returns the stored label."""
     return int(fields["label"])
 
 
 def closest_vehicle(fields: Mapping[str, Any]) -> int:
-    """Which of DISTANCES the closest vehicle's depth falls below; the last class where there is none."""
+    """Returns the index of the first of DISTANCES above the closest vehicle's depth; the last class if there is none."""
     objects = fields["objects"]
     vehicles = np.asarray(objects["type"]) < VEHICLES
     depths = np.asarray(objects["location"], np.float64).reshape(-1, 3)[vehicles, 2]
@@ -108,12 +108,12 @@ def closest_vehicle(fields: Mapping[str, Any]) -> int:
 
 
 def number_of_objects(fields: Mapping[str, Any]) -> int:
-    """Label 0 for the fewest."""
+    """Returns the number of objects minus CLEVR_FEWEST: label 0 is the fewest."""
     return len(fields["objects"]["color"]) - CLEVR_FEWEST
 
 
 class Builder:
-    """A source of a builder's records; pictures stay encoded."""
+    """A source of a builder's records; images stay encoded."""
 
     def __init__(self, builder: Any, split: str, label: Callable[[Mapping[str, Any]], int] | None):
         self.name, self.label = f"{builder.info.full_name}/{split}", label
@@ -137,13 +137,13 @@ class Builder:
 
 
 def random_access(builder: Any, split: str) -> Any:
-    """The records, with the pictures as they were encoded."""
+    """Returns the records of a split with their images still encoded."""
     import tensorflow_datasets as tfds
 
     pictures = [name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Image)]
     try:
         return builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in pictures})
-    except NotImplementedError as error:  # what TFDS raises for formats without random access
+    except NotImplementedError as error:  # raised by TFDS for formats without random access
         raise MissingData(
             f"{builder.data_dir} is prepared in a format without random access; prepare it with "
             f'tfds.builder({builder.name!r}, data_dir=..., file_format="array_record").download_and_prepare()'
@@ -151,13 +151,13 @@ def random_access(builder: Any, split: str) -> Any:
 
 
 def check_files(builder: Any, split: str) -> None:
-    """MissingData for files that the split lacks: they would be noticed at the first record only."""
+    """Raises MissingData if files of the split are missing; TFDS would notice it only at the first record."""
     files = [pathlib.Path(path) for path in builder.info.splits[base(split)].filepaths]
     if lacking := [path.name for path in files if not path.is_file()]:
         raise MissingData(f"{builder.data_dir} lacks {', '.join(lacking[:5])}; prepare it again")
 
 
 def texts(captions: Any) -> tuple[str, ...]:
-    """The captions of a picture: a list of texts, or a dict with "text" among its lists."""
+    """Returns the captions of an image, from a list of texts or a dict whose "text" is a list."""
     rows = captions["text"] if isinstance(captions, Mapping) else captions
     return tuple(row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows)

@@ -1,4 +1,4 @@
-"""What a reader of a layout hands over, and what a caller gets."""
+"""Records that the layout readers and `open_set` return."""
 
 import hashlib
 import os
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from detailclip_jax.data.sources import Source
 
-TEST_NAMES = ("test", "val", "validation", "dev")  # what sets call the split that is evaluated
+TEST_NAMES = ("test", "val", "validation", "dev")  # names that data sets use for the evaluated split
 
 
 class LabelledSet(NamedTuple):
-    """A test set: examples with "image" and "label", an index into `classes`, or with "captions" and no classes."""
+    """A test set.  Its examples have "image" and "label", an index into `classes`; or "captions" and no classes."""
 
     name: str
     source: Source
@@ -27,7 +27,7 @@ class LabelledSet(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """One split of a folder, as the reader of its layout found it."""
+    """One split of a folder, as its layout reader returns it."""
 
     source: Source
     classes: tuple[str, ...]
@@ -36,22 +36,22 @@ class Contents(NamedTuple):
 
 
 def fingerprint(identity: Iterable[str]) -> str:
-    """The first 12 hexadecimal digits of the SHA-256 of all lines."""
+    """Returns the first 12 hexadecimal digits of the SHA-256 of all lines."""
     return hashlib.sha256("\n".join(identity).encode()).hexdigest()[:12]
 
 
 def split_names(split: str) -> tuple[str, ...]:
-    """The names that a split goes by: the evaluated one has several."""
+    """Returns the names under which a split may be stored; "test" has several."""
     return TEST_NAMES if split == "test" else (split,)
 
 
 def file_identity(folder: pathlib.Path, files: Sequence[str]) -> tuple[str, ...]:
-    """Name and size of each file below the folder."""
+    """Returns name and size of each file in the folder."""
     return tuple(f"{name} {os.path.getsize(folder / name)}" for name in files)
 
 
 def lines_of(path: pathlib.Path) -> tuple[str, ...]:
-    """The stripped lines of a text file, none where there is no such file."""
+    """Returns the stripped lines of a text file; empty if the file does not exist."""
     if not path.is_file():
         return ()
     return tuple(line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())

@@ -1,4 +1,4 @@
-"""Pictures in one folder per class: DIR/test/CLASS/*.jpg, or DIR/CLASS/*.jpg where there is one split only."""
+"""Reads images from one folder per class: DIR/test/CLASS/*.jpg, or DIR/CLASS/*.jpg if there is only one split."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ SPLIT_FOLDERS = ("train", *split_names("test"))
 
 
 def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Contents | None:
-    """The split of a folder of class folders, classes in the order of their names; None where there are none.
+    """Returns a split stored as class folders, with classes sorted by name; None if there are none.
 
     Links may lead out of the split's folder only with `follow_links`.
     """
@@ -29,7 +29,7 @@ def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Conten
 
 
 def split_folder(folder: pathlib.Path, split: str) -> pathlib.Path | None:
-    """The first folder of the split that has class folders; a folder without splits is one test split."""
+    """Returns the first folder of the split that has class folders; a folder without splits is a single test split."""
     splits = splits_in(folder)
     for name in split_names(split):
         if name in splits and class_folders(folder / name):
@@ -38,10 +38,11 @@ def split_folder(folder: pathlib.Path, split: str) -> pathlib.Path | None:
 
 
 def splits_in(folder: pathlib.Path) -> tuple[str, ...]:
-    """Which folders in `folder` are splits: named as one, and either without classes beside them or with some inside.
+    """Returns the names of the folders in `folder` that are splits.
 
-    A class may be called "train": beside the folders cat and dog, which hold pictures, train/*.jpg is a class.  A
-    folder train/CLASS/*.jpg without pictures of its own is a split whatever lies beside it.
+    A split has one of the split names, and either no class folders are next to it or it has class folders inside.
+    A class may be called "train": next to the folders cat and dog, which hold images, train/*.jpg is a class.  A folder
+    train/CLASS/*.jpg without images of its own is always a split.
     """
     names = class_folders(folder)
     named = [name for name in SPLIT_FOLDERS if name in names]
@@ -50,33 +51,33 @@ def splits_in(folder: pathlib.Path) -> tuple[str, ...]:
 
 
 def holds_classes(folder: pathlib.Path) -> bool:
-    """Whether pictures lie in folders below it, and none in itself."""
+    """Returns whether the subfolders of a folder hold images and the folder itself holds none."""
     own = any(map(is_picture, os.listdir(folder)))
     return not own and any(holds_pictures(folder / name) for name in class_folders(folder))
 
 
 def holds_pictures(folder: pathlib.Path) -> bool:
-    """Whether there is a picture in the folder, at any depth."""
+    """Returns whether a folder holds an image at any depth."""
     return any(map(is_picture, Walk(folder, follow_links=True).files()))
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file of that name is read as a picture."""
+    """Returns whether a file of that name counts as an image."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def class_folders(root: pathlib.Path) -> tuple[str, ...]:
-    """Names of the folders in `root`, in order, without hidden ones."""
+    """Returns the sorted names of the folders in `root`, without hidden ones."""
     if not root.is_dir():
         return ()
     return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
 
 
 def pictures_below(root: pathlib.Path, kind: str, follow_links: bool = False) -> list[str]:
-    """Paths from `root` of all pictures below its folder `kind`, in the order in which torchvision reads them.
+    """Returns the paths, relative to `root`, of all images below its folder `kind`, in torchvision's order.
 
-    Raises MissingData for a folder that is a link out of `root`, but for `follow_links`: a part of a class that is
-    missing without a word gives wrong numbers.
+    Raises MissingData for a folder that is a link out of `root`, unless `follow_links`: if part of a class were left
+    out silently, the results would be wrong.
     """
     try:
         inside(root, kind, follow_links)
@@ -90,7 +91,7 @@ def pictures_below(root: pathlib.Path, kind: str, follow_links: bool = False) ->
 
 
 class Folders:
-    """A source of picture files with their labels."""
+    """A source of image files with their labels."""
 
     def __init__(self, root: pathlib.Path, files: list[tuple[str, int]], follow_links: bool = False):
         self.root, self.files, self.follow_links = root, files, follow_links

@@ -1,6 +1,6 @@
-"""Captioned pictures with a Karpathy split file: DIR/dataset_coco.json, or any dataset_*.json, beside the pictures.
+"""Reads captioned images with a Karpathy split file: DIR/dataset_coco.json or any dataset_*.json next to the images.
 
-The file reads {"images": [{"filename": ..., "filepath": folder (COCO), "split": "test", "sentences": [{"raw": ...}]}]}.
+Format: {"images": [{"filename": ..., "filepath": folder (COCO), "split": "test", "sentences": [{"raw": ...}]}]}.
 """
 
 import json
@@ -12,14 +12,14 @@ from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 
 FOLDERS = ("", "images", "flickr30k-images", "flickr30k_images")
-SPLITS = {"train": ("train", "restval")}  # COCO's training pictures are both
+SPLITS = {"train": ("train", "restval")}  # COCO's training images have either name
 
 
 def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Contents | None:
-    """The split of the folder's split file, or None where there is no such file.
+    """Returns one split of the folder's split file, or None if there is no such file.
 
-    Paths that leave the pictures' folder are bad records, links that do are with `follow_links` none.
-    Raises MissingData for a file of another form, and where the pictures are not beside it.
+    Paths that leave the images' folder become bad records; so do links that leave it, unless `follow_links`.
+    Raises MissingData if the file has another format or its images are missing.
     """
     files = sorted(folder.glob("dataset_*.json"))
     if not files:
@@ -34,7 +34,7 @@ def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Conten
 
 
 def rows_of(file: pathlib.Path) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Split, path and captions of each of the file's pictures."""
+    """Returns split, path and captions of each image in the file."""
     try:
         return [row_of(row) for row in json.loads(file.read_text(encoding="utf-8"))["images"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -42,13 +42,13 @@ def rows_of(file: pathlib.Path) -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def row_of(row: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
-    """One picture; COCO's rows name its folder, Flickr30K's do not."""
+    """Returns split, path and captions of one image; COCO's entries name its folder, Flickr30K's do not."""
     path = "/".join(part for part in (row.get("filepath", ""), row["filename"]) if part)
     return row["split"], path, tuple(text["raw"] for text in row["sentences"])
 
 
 def root_of(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """The folder from which the split's pictures are named, by its first one."""
+    """Returns the folder that the image paths are relative to, found by the path of the split's first image."""
     found = next((folder / root for root in FOLDERS if (folder / root / name).is_file()), None)
     if found is None:
         looked = ", ".join(str(folder / root / name) for root in FOLDERS)
@@ -57,7 +57,7 @@ def root_of(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 class Captioned:
-    """A source of picture files with their captions."""
+    """A source of image files with their captions."""
 
     def __init__(self, root: pathlib.Path, entries: list[tuple[str, tuple[str, ...]]], follow_links: bool = False):
         self.root, self.entries, self.follow_links = root, entries, follow_links

@@ -1,7 +1,7 @@
-"""The known sets: how large their test split is, what it is called elsewhere, how to get it.
+"""The known test sets: size of the test split, names in other libraries, and ways to get them.
 
-Sizes are those of CLIP's table of data sets (arXiv 2103.00020, appendix A), which SLIP and DetailCLIP evaluate; where
-publishers offer other splits, their sizes stand beside it with what they are.
+Sizes are those of CLIP's table of data sets (arXiv 2103.00020, appendix A), which SLIP and DetailCLIP evaluate on.  If
+a publisher offers other splits, `other_sizes` lists their sizes with a description.
 """
 
 import os
@@ -13,7 +13,7 @@ VALIDATION = {"train": "train", "test": "validation"}
 
 
 class Known(NamedTuple):
-    """A known set.  `tfds`: builder, with its config where it has several; `wds`: repository clip-benchmark/wds_..."""
+    """A known test set.  `tfds`: builder, with a config if it has several; `wds`: repository clip-benchmark/wds_..."""
 
     name: str
     num_test: int
@@ -25,11 +25,11 @@ class Known(NamedTuple):
 
     @property
     def sizes(self) -> dict[int, str]:
-        """Every known size of the test split, with what it is where it is not the usual one."""
+        """All known sizes of the test split, each with a description; the description of the usual size is empty."""
         return {**self.other_sizes, self.num_test: ""}
 
     def folders(self) -> tuple[str, ...]:
-        """Where below the data folder the set may lie, in the order in which it is looked for."""
+        """Returns the folders, relative to the data folder, in which the set is searched, in order."""
         return tuple(dict.fromkeys(f for f in (self.tfds, self.name, self.wds and f"wds_{self.wds}") if f))
 
 
@@ -101,7 +101,7 @@ KNOWN = {known.name: known for known in (*PAPER, *OTHERS, *CAPTIONED)}
 
 
 def ways_to_get(known: Known, folder: str | os.PathLike) -> Iterator[str]:
-    """One line for each way to put the set where it is looked for below `folder`."""
+    """Yields one line for each way to put the set into a folder in which it is searched."""
     if known.captioned:
         yield f"its Karpathy split file {folder}/{known.name}/dataset_{known.name}.json with the pictures beside it"
     else:

@@ -1,4 +1,4 @@
-"""Finding a set by name below the data folder, and saying which ones are ready."""
+"""Opens a test set by name in the data folder, and reports which known sets are ready."""
 
 import pathlib
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from detailclip_jax.data.labelled.contents import Contents, LabelledSet, fingerp
 from detailclip_jax.data.labelled.known import KNOWN, Known, ways_to_get
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 
-NUM_CAPTIONS = 5  # of each picture, where a set has more
+NUM_CAPTIONS = 5  # per image, if a set has more
 PATH = "folder:"
 
 
 class Readiness(NamedTuple):
-    """Whether a set can be evaluated; `note` says what is wrong with it, or how to get it."""
+    """Whether a set can be evaluated; `note` states its problem, or how to get it."""
 
     name: str
     ready: bool
@@ -32,16 +32,16 @@ def open_set(
     num_captions: int | None = NUM_CAPTIONS,
     follow_links: bool = False,
 ) -> LabelledSet:
-    """The set of that name below `data_dir`: a known one, any folder there, "folder:PATH", or a path with a slash.
+    """Opens a set in `data_dir`: a known name, a folder in `data_dir`, "folder:PATH", or a path with a slash.
 
         flowers = open_set("flowers", "/data")              # /data/oxford_flowers102, /data/flowers, /data/wds_...
         birds = open_set("folder:/home/me/birds", "/data")  # /home/me/birds/test/CLASS/*.jpg
 
-    Of captioned pictures the first `num_captions` are taken, five being the protocol's; all for None.  A known set of
-    another size than published is named in the log.  Among files in folders, links may lead out of the split's folder
-    only with `follow_links`.
+    num_captions: captions used per image (the protocol uses the first five); None for all.
+    follow_links: in layouts of plain files, links may lead out of the split's folder.
 
-    Raises MissingData with what was looked for and how to get the set, or with what is wrong about what is there.
+    If a known set does not have its published size, a warning is logged.
+    Raises MissingData with the searched places and ways to get the set, or with the problem of the data found.
     """
     if not name.removeprefix(PATH).strip():
         raise MissingData(f"no set is called {name!r}; known sets are {', '.join(KNOWN)}")
@@ -57,7 +57,7 @@ def open_set(
 
 
 def ready(data_dir: str | pathlib.Path) -> list[Readiness]:
-    """Every known set: whether it is there, and as large as published.
+    """Returns for every known set whether it is present and has its published size.
 
     for name, is_ready, found, expected, note in ready("/data"): ...
     """
@@ -65,20 +65,20 @@ def ready(data_dir: str | pathlib.Path) -> list[Readiness]:
 
 
 def readiness(known: Known, data_dir: str | pathlib.Path) -> Readiness:
-    """Opens the set and counts."""
+    """Opens the set and counts its examples."""
     here = [folder for folder in places(known.name, pathlib.Path(data_dir)) if folder.is_dir()]
     if not here:
         return Readiness(known.name, False, None, known.num_test, " | ".join(ways_to_get(known, data_dir)))
     try:
         found = len(open_set(known.name, data_dir).source)
-    except OSError as error:  # MissingData, or a folder that may not be read
+    except OSError as error:  # MissingData, or a folder without read permission
         return Readiness(known.name, False, None, known.num_test, str(error))
     note = known.sizes.get(found, f"{found} pictures, not {known.num_test}: incomplete, or another set of that name")
     return Readiness(known.name, found in known.sizes, found, expected_size(known, found) or known.num_test, note)
 
 
 def places(name: str, data_dir: pathlib.Path) -> list[pathlib.Path]:
-    """The folders in which a set may lie, in order."""
+    """Returns the folders in which a set may be, in order."""
     if name.startswith(PATH):
         return [pathlib.Path(name.removeprefix(PATH)).expanduser()]
     if name in KNOWN:
@@ -89,7 +89,10 @@ def places(name: str, data_dir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def contents_of(folder: pathlib.Path, split: str, known: Known | None, follow_links: bool = False) -> Contents | None:
-    """What the first reader that knows the folder's layout finds; captions or labels as the known set has them."""
+    """Returns the contents from the first reader that supports the folder's layout, or None.
+
+    For a known set, a reader counts only if it finds captions or labels as that set has them.
+    """
     for contents in readings(folder, split, known, follow_links):
         if contents and (known is None or known.captioned == is_captioned(contents)):
             return contents
@@ -97,7 +100,7 @@ def contents_of(folder: pathlib.Path, split: str, known: Known | None, follow_li
 
 
 def readings(folder: pathlib.Path, split: str, known: Known | None, follow_links: bool) -> Iterator[Contents | None]:
-    """Every reader's finding, one after another; folders of class folders last, as every folder looks like them."""
+    """Yields each reader's result; class folders come last, since every folder looks like them."""
     yield records.read(folder, split)
     yield tars.read(folder, split)
     yield builders.read(folder, split, known.tfds_splits if known else None)
@@ -107,25 +110,25 @@ def readings(folder: pathlib.Path, split: str, known: Known | None, follow_links
 
 
 def is_captioned(contents: Contents) -> bool:
-    """Whether pictures have captions, not labels."""
+    """Returns whether the images have captions instead of labels."""
     return not contents.classes
 
 
 def expected_size(known: Known | None, found: int) -> int | None:
-    """The published size that was found, or else the usual one."""
+    """Returns `found` if it is one of the published sizes, else the usual size; None for an unknown set."""
     if known is None:
         return None
     return found if found in known.sizes else known.num_test
 
 
 def warn_of_size(name: str, found: int, expected: int | None) -> None:
-    """A set that is not as published gives numbers that compare with nobody's."""
+    """Logs a warning if the size is not the published one: the results are then not comparable."""
     if expected is not None and found != expected:
         logging.warning("%s has %d test pictures where %d are published: not comparable", name, found, expected)
 
 
 def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.Path]) -> str:
-    """What was looked for, what was there, and what helps."""
+    """Returns the message that lists the searched places, their contents and the ways to get the set."""
     known = KNOWN.get(name)
     kind = "captioned" if known and known.captioned else "labelled"
     lacks = f"holds no {kind} pictures of split {split} in a layout that is known"
@@ -136,7 +139,7 @@ def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.P
 
 
 class FirstCaptions:
-    """A source with at most `num` captions of each picture; those of five are COCO's protocol."""
+    """A source with at most `num` captions per image; COCO's protocol uses five."""
 
     def __init__(self, source: Source, num: int | None):
         self.source, self.num = source, num

@@ -1,4 +1,4 @@
-"""Prepared records: ArrayRecord shards DIR/SPLIT-00000.arrayrecord, the classes in dataset.json or classnames.txt."""
+"""Reads prepared records: shards DIR/SPLIT-00000.arrayrecord, with classes in dataset.json or classnames.txt."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ from detailclip_jax.data.sources import MissingData, Records, shards_of
 
 
 def read(folder: pathlib.Path, split: str) -> Contents | None:
-    """The split of a folder of shards, or None where it has none."""
+    """Returns one split of a folder of shards, or None if it has none."""
     name = next((name for name in split_names(split) if shards_of(folder, name)), None)
     if name is None:
         return None
@@ -19,7 +19,7 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
 
 
 def class_names(folder: pathlib.Path, split: str) -> tuple[str, ...]:
-    """The classes of the split that dataset.json names, or the lines of classnames.txt; none for captions."""
+    """Returns the split's classes from dataset.json, else the lines of classnames.txt; empty for captioned sets."""
     described = folder / "dataset.json"
     try:
         stated = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}

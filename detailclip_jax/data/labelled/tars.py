@@ -1,12 +1,12 @@
-"""webdataset tars as clip-benchmark writes and publishes them (repositories clip-benchmark/wds_NAME):
+"""Reads webdataset tars as clip-benchmark writes and publishes them (repositories clip-benchmark/wds_NAME).
 
-    DIR/classnames.txt                             one name a line, by label
-    DIR/zeroshot_classification_templates.txt      prompts with {c} for the name
-    DIR/dataset_type.txt                           "retrieval" where pictures have captions
-    DIR/test/nshards.txt                           how many tars there are
-    DIR/test/0.tar, 1.tar, ...                     KEY.webp (png, jpg, jpeg) and KEY.cls or KEY.txt, one after another
+    DIR/classnames.txt                             one class name per line, in label order
+    DIR/zeroshot_classification_templates.txt      prompts with {c} for the class name
+    DIR/dataset_type.txt                           "retrieval" if images have captions
+    DIR/test/nshards.txt                           number of tars
+    DIR/test/0.tar, 1.tar, ...                     KEY.webp (png, jpg, jpeg) and KEY.cls or KEY.txt, consecutive
 
-The members are listed once from the headers; an example is then read by its offset.
+The members are listed once from the headers; an example is then read at its offset.
 """
 
 import os
@@ -21,11 +21,11 @@ from detailclip_jax.data.tar_archive import MAX_MEMBER_BYTES, Archive
 
 IMAGES = ("webp", "png", "jpg", "jpeg")
 BLOCK = 512
-MAX_DIGITS = 6  # of a label, and of the number of tars
+MAX_DIGITS = 6  # of a label and of the number of tars
 
 
 class Sample(NamedTuple):
-    """Where the members of one example lie: extension -> (offset, size) in tar number `shard`."""
+    """The members of one example in tar number `shard`: extension -> (offset, size)."""
 
     shard: int
     key: str
@@ -33,9 +33,9 @@ class Sample(NamedTuple):
 
 
 def read(folder: pathlib.Path, split: str) -> Contents | None:
-    """The split of a folder of tars, or None where it has none.
+    """Returns one split of a folder of tars, or None if it has none.
 
-    Raises MissingData that names the tar that is missing, compressed or cut off.
+    Raises MissingData that names the tar that is missing, compressed or truncated.
     """
     root = next((folder / name for name in split_names(split) if is_split(folder / name)), None)
     if root is None:
@@ -51,12 +51,12 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
 
 
 def is_split(root: pathlib.Path) -> bool:
-    """Whether a folder holds a split's tars."""
+    """Returns whether a folder holds the tars of a split."""
     return (root / "nshards.txt").is_file() or (root / "0.tar").is_file()
 
 
 def class_names(folder: pathlib.Path) -> tuple[str, ...]:
-    """The names by label."""
+    """Returns the class names in label order."""
     names = lines_of(folder / "classnames.txt")
     if not names:
         raise MissingData(f"{folder / 'classnames.txt'} is missing or empty: nothing says what the labels mean")
@@ -64,7 +64,7 @@ def class_names(folder: pathlib.Path) -> tuple[str, ...]:
 
 
 def shards_of(root: pathlib.Path) -> list[pathlib.Path]:
-    """0.tar, 1.tar, ... as many as nshards.txt says, or without that file as many as there are in a row."""
+    """Returns 0.tar, 1.tar, ...: as many as nshards.txt states, or without that file as many as there are tars."""
     stated = "".join(lines_of(root / "nshards.txt"))
     if stated and not stated.isdigit():
         raise MissingData(f"{root / 'nshards.txt'} says {stated!r:.40} where a number is expected")
@@ -78,7 +78,7 @@ def shards_of(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def samples_of(path: pathlib.Path, shard: int) -> Iterator[Sample]:
-    """The examples of one tar: members in a row whose names agree up to the first dot."""
+    """Yields the examples of one tar: consecutive members whose names agree up to the first dot."""
     sample = Sample(shard, "", {})
     for name, place in members_of(path):
         folder, _, file = name.rpartition("/")
@@ -93,7 +93,7 @@ def samples_of(path: pathlib.Path, shard: int) -> Iterator[Sample]:
 
 
 def members_of(path: pathlib.Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Name, offset and size of every file in a tar; hidden ones are left out."""
+    """Yields name, offset and size of every file in a tar, except hidden ones."""
     try:
         with Archive.open(path, "r:") as tar:
             for member in tar:
@@ -105,7 +105,10 @@ def members_of(path: pathlib.Path) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def check_end(path: pathlib.Path, offset: int) -> None:
-    """tarfile takes a header that is cut off or damaged for the end; a whole tar ends in a block of zeros."""
+    """Raises ReadError if a tar is truncated: a complete one ends in a block of zeros.
+
+    tarfile takes a truncated or damaged header for the end of the archive.
+    """
     with open(path, "rb") as file:
         file.seek(offset)
         if file.read(BLOCK) != bytes(BLOCK):
@@ -133,7 +136,7 @@ class Tars:
         return {**example, "image": image, "captions": tuple(target.decode(errors="replace").splitlines())}
 
     def member(self, sample: Sample, extensions: Sequence[str]) -> bytes:
-        """The bytes of the first of the extensions that the example has."""
+        """Returns the bytes of the first of the extensions that the example has."""
         path = self.shards[sample.shard]
         found = next((sample.members[extension] for extension in extensions if extension in sample.members), None)
         if found is None:
@@ -150,7 +153,7 @@ class Tars:
 
 
 def label_of(text: bytes, key: str) -> int:
-    """The label that the text states."""
+    """Returns the label in the text; BadRecord if it is not a class number."""
     if not text.strip().isdigit() or len(text.strip()) > MAX_DIGITS:
         raise BadRecord(f"{key}: label {text!r:.40} is no number of a class")
     return int(text)

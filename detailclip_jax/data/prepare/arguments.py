@@ -1,4 +1,4 @@
-"""The command's arguments."""
+"""Command-line arguments of `prepare`."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ TABLE = "\n".join(f"  {name:{WIDTH}}{source.what}" for name, source in SOURCES.i
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Of `prepare SOURCE PATH ... --out DIR`."""
+    """Returns the parser of `prepare SOURCE PATH ... --out DIR`."""
     made = argparse.ArgumentParser(
         "detailclip_jax.prepare",
         description=description,
@@ -89,7 +89,7 @@ def _count(text: str) -> int:
 
 
 def request_of(arguments: argparse.Namespace) -> Request:
-    """What was asked for; ValueError where the source needs more, or something is unknown."""
+    """Returns the request of parsed arguments; raises ValueError for unknown names and missing arguments."""
     source = source_of(arguments.source)
     if source.images and not arguments.images:
         raise ValueError(f"{arguments.source} needs --images ROOT: where its pictures are")
@@ -107,7 +107,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
 
 
 def check_local(path: str) -> None:
-    """ValueError with the way out for gs://, s3:// and the like."""
+    """Raises ValueError, with a way out, for gs://, s3:// and other remote paths."""
     if "://" in path:
         raise ValueError(
             f"{path}: prepare reads and writes local or mounted folders; mount the bucket (gcsfuse, mount-s3), or copy "
@@ -116,7 +116,9 @@ def check_local(path: str) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    images = os.path.abspath(arguments.images) if arguments.images else ""  # a restart may come from another folder
+    images = (
+        os.path.abspath(arguments.images) if arguments.images else ""
+    )  # a restart may run in another working directory
     named = {"images": images, "caption_columns": tuple(arguments.caption_column), "ids": tuple(arguments.ids)}
     clean = arguments.clean or source_of(arguments.source).clean
     others = {field.name for field in dataclasses.fields(Options)} - {*named, "clean"}

@@ -1,9 +1,9 @@
-"""The same passes on Apache Beam: DirectRunner here, Dataflow, Flink or Spark elsewhere.
+"""Runs the two passes on Apache Beam: locally with DirectRunner, or on Dataflow, Flink or Spark.
 
     python -m detailclip_jax.prepare ... --engine beam -- --runner=DirectRunner --direct_num_workers=4
 
-The functions and their files are those of the local engine, so the output is the same, byte for byte.  Every worker
-must see the source and the output folder under the same paths.
+It calls the same functions on the same files as the local engine, so the output is identical, byte for byte.  Every
+worker must see the source and the output folder under the same paths.
 """
 
 import importlib
@@ -16,16 +16,16 @@ from detailclip_jax.data.prepare.job import Job
 
 
 def run(job: Job, options: Sequence[str] = ()) -> None:
-    """Both passes, as far as they are still to be done; `options` are Beam's.  ImportError without Beam."""
+    """Runs the unfinished parts of both passes; `options` are Beam's.  ImportError without Beam."""
     beam, pipeline_options = _beam()
     with beam.Pipeline(options=pipeline_options(list(options))) as pipeline:
         build(pipeline, job)
 
 
 def build(pipeline: Any, job: Job) -> Any:
-    """Adds both passes to a pipeline of Beam's; the second waits for the whole first.
+    """Adds both passes to a Beam pipeline; the second starts when the first is complete.
 
-    The result holds the numbers of the output shards.
+    The result is the collection of output shard numbers.
     """
     beam, _ = _beam()
     work = str(job.request.work)

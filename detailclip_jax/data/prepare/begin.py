@@ -1,4 +1,4 @@
-"""A job from a request: planned now, or found where it was left."""
+"""Creates the job of a request, or resumes the one that an earlier run left."""
 
 import collections
 import json
@@ -11,21 +11,23 @@ from detailclip_jax.data.prepare.job import Job, Options, Request, Shard
 from detailclip_jax.data.prepare.sources import source_of
 from detailclip_jax.data.sources import shards_of
 
-MAX_SHARDS = 1024  # unless asked for
+MAX_SHARDS = 1024  # default limit
 
 
 class AlreadyThere(ValueError):
-    """The split is finished, and the request is that which made it."""
+    """Raised if the split is finished and the same request made it."""
 
 
 def begin(request: Request, num_shards: int = 0) -> Job:
-    """The job of a request; `num_shards` 0 makes as many as the source has, up to 1024.
+    """Returns the job of a request; with `num_shards` 0 it makes as many shards as the source has, up to 1024.
 
-    A plan that a former run of the same request left is taken up.  Raises AlreadyThere where that finished, ValueError
-    where the folder has a split or plan of another request, and what the source's plan raises.
+    A plan left by an earlier run of the same request is resumed.  Raises AlreadyThere if that run finished, ValueError
+    if the folder has a split or plan of another request, and whatever the source's plan raises.
     """
     if part := known_split(request):
-        shutil.rmtree(request.work, ignore_errors=True)  # where a kill came after the last byte
+        shutil.rmtree(
+            request.work, ignore_errors=True
+        )  # a run may be killed after its last write and before its clean-up
         _refuse_finished(request, part)
     if (request.work / jobs.PLAN).exists():
         return _resumed(request, num_shards)
@@ -33,7 +35,7 @@ def begin(request: Request, num_shards: int = 0) -> Job:
 
 
 def refuse_finished(request: Request) -> None:
-    """What `begin` raises of a finished split, by reading alone; nothing where there is a rest to remove."""
+    """Raises as `begin` does for a finished split, without writing; returns if a work folder is left to remove."""
     part = known_split(request)
     if part and not request.work.exists():
         _refuse_finished(request, part)
@@ -41,7 +43,7 @@ def refuse_finished(request: Request) -> None:
 
 def _refuse_finished(request: Request, part: dict[str, Any]) -> NoReturn:
     there = f"{request.out} has the split {request.split} already"
-    options = {**vars(Options()), **part["options"]}  # a set of an earlier version lacks newer ones
+    options = {**vars(Options()), **part["options"]}  # a set prepared by an earlier version lacks newer options
     if json.loads(json.dumps(identity(request))) == json.loads(
         json.dumps({"source": part["source"], "options": options})
     ):
