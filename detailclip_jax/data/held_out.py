@@ -74,7 +74,7 @@ def places(num_examples: int, count: int) -> Int[np.ndarray, "n"]:
 
 
 def own_split(data: ConfigDict, image_size: int = 64) -> tuple[str, Source] | None:
-    """Returns the first of SPLITS that all sets of a run have and do not train on, with its source; None if there is none."""
+    """Returns the first of SPLITS, with its source, that all sets of a run have and do not train on; else None."""
     for name in SPLITS if not is_endless(components(data)) else ():
         if name != str(data.split).split("[")[0]:
             try:

@@ -10,8 +10,8 @@ def longest(tokens: np.ndarray) -> int:
     """Returns the number of tokens up to the end token of the longest caption; `tokens` is [B, T].
 
     The end token has the largest id, and the text encoder finds it in the same way; its causal mask hides all tokens
-    after it.  In a caption without end token (the reference's truncation drops it) the start token has the largest id, so
-    the caption counts as one token.
+    after it.  In a caption without end token (the reference's truncation drops it) the start token has the largest id,
+    so the caption counts as one token.
     """
     return int(tokens.argmax(-1).max()) + 1
 

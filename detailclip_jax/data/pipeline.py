@@ -192,20 +192,19 @@ class Pipeline:
 
     A batch is {"image": {crop: uint8 [B, V, S, S, 3]}, "box": {crop: float32 [B, V, 4]}, "text": int32 [B, T],
     "label": int32 [B]}; boxes are xyxy in pixels of the original image.  Crops that draw block masks (`mask_grid`) also
-        give
-    "hidden": {crop: bool [B, V, N]}.
+    give "hidden": {crop: bool [B, V, N]}.
 
     batch_size: examples per process.
     num_workers: processes that make batches; 0 uses threads.
     prefetch: number of batches prepared in advance.
-    reducing_gap: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if every crop still has at least this many
-        times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
+    reducing_gap: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if every crop then still has at least this
+        many times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
     max_bad_ratio: largest allowed share of unreadable records.  Once 100 records have been read, a larger share raises
         TooManyBadRecords.  Below it, each bad record is replaced by the next readable one, counted in `num_bad` and
         named in the log.
     bad_list: text file that lists each unreadable record once; "" for none.
-    start: number of examples consumed so far over all processes: `position` of the pipeline to continue.  The number of
-        processes may differ from that pipeline's.
+    start: examples consumed so far over all processes: `position` of the pipeline to continue.  The number of processes
+        may have changed since.
 
     `waited_seconds` is the time spent in `next`; `num_truncated` counts the captions cut so far.
 
