@@ -81,7 +81,10 @@ def evaluation_mask(
 
 
 def _resized(shape: Sequence[int], shorter: int, mode: str) -> tuple[int, int]:
-    """Returns (height, width) after torchvision's Resize(int), which rounds the longer side down; "squash" gives a square."""
+    """Returns (height, width) after torchvision's Resize(int), which rounds the longer side down.
+
+    In mode "squash" both are `shorter`.
+    """
     height, width = shape[:2]
     if mode == "squash":
         return shorter, shorter

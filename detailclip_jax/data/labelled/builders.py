@@ -100,7 +100,7 @@ def class_label(fields: Mapping[str, Any]) -> int:
 
 
 def closest_vehicle(fields: Mapping[str, Any]) -> int:
-    """Returns the index of the first of DISTANCES above the closest vehicle's depth; the last class without vehicles."""
+    """Returns the index of the first of DISTANCES above the closest vehicle's depth; without one, the last class."""
     objects = fields["objects"]
     vehicles = np.asarray(objects["type"]) < VEHICLES
     depths = np.asarray(objects["location"], np.float64).reshape(-1, 3)[vehicles, 2]
