@@ -1,20 +1,20 @@
-"""Evaluators, the metrics they count, and the final report.
+"""Evaluators, the metrics that they compute, and the final report.
 
     results = evaluation.run_all(experiment.encode, evaluation.all_weights(state), config, step)
     print(evaluation.report.write(workdir, results, config, step))       # results.json, report.md
     evaluation.figures.write(workdir, experiment, state)                 # figures/*.png; needs the extra `demo`
 
-A new evaluator is one class (see `evaluators`), given to `run` beside the others.
+A new evaluator is one class (see `evaluators`); pass it to `run` together with the others.
 
-The command's own tasks, `python -m detailclip_jax.evaluate`, and the evaluation of somebody else's weights:
+The tasks of the command `python -m detailclip_jax.evaluate` also evaluate models from other libraries:
 
     sets = evaluation.Sets("/data", image_size=224)
     subject = evaluation.of_model(model, image_size=224, filter="bicubic")      # or from_checkpoint("runs/stickers")
     outcome = evaluation.run_tasks(subject, evaluation.parse("zero_shot:pets;retrieval:coco", sets), sets)
     outcome.records[0]["value"], outcome.missing, outcome.failed
 
-where `model` is any object with `encode_image(uint8 [B, S, S, 3])` and `encode_text(int32 [B, 77])`; one of open_clip's
-needs these lines:
+`model` is any object with `encode_image(uint8 [B, S, S, 3])` and `encode_text(int32 [B, 77])`. For a model of
+open_clip, write this wrapper:
 
     class OpenClip:
         def __init__(self, network, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD):

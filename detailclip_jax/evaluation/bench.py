@@ -1,4 +1,4 @@
-"""Embeds whole sets with one set of weights, and remembers what it has embedded."""
+"""Computes the embeddings of whole data sets with one set of weights, and caches them."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ Tokenize = Callable[[Sequence[str]], np.ndarray]
 
 
 class Embedded(NamedTuple):
-    """Features of the pictures that could be read, their labels and their places in the set."""
+    """Features of the readable images of a set, with their labels and their indices in the set."""
 
     features: Float[np.ndarray, "n D"]
     labels: Int[np.ndarray, "n"]
@@ -32,16 +32,17 @@ class Embedded(NamedTuple):
 
 
 def unwatched(batches: Iterable[EvaluationBatch], total: int, what: str) -> Iterable[EvaluationBatch]:
-    """Shows no progress."""
+    """Returns the batches unchanged; shows no progress."""
     return batches
 
 
 class Bench:
     """One encoder with one set of weights.
 
-    encode: functions `image`, `text` and `cls` of (params, uint8 [B, S, S, 3] or int32 [B, T]).
-    digest: what tells these weights from others; without it nothing is kept.
-    cache: where embeddings are kept, under (digest, fingerprint of the data, transform).
+    encode: has functions `image`, `text` and `cls` of (params, array), where the array is uint8 [B, S, S, 3] or int32
+        [B, T].
+    digest: identifies the weights; without it, nothing is cached.
+    cache: stores embeddings under the key (digest, fingerprint of the data, transform).
     watch: shows progress, see `runner.watching`.
     """
 
@@ -59,11 +60,14 @@ class Bench:
         self.encode, self.params, self.tokenize = encode, params, tokenize
         self.digest, self.batch_size, self.watch = digest, batch_size, watch
         self.cache = cache if cache and digest else NoCache()
-        self.unreadable: list[str] = []  # of all sets that were looked at; of several processes, each knows its own
+        self.unreadable: list[str] = []  # of all sets; each process lists only its own
         self.num_unreadable = 0  # over all processes
 
     def images(self, data: LabelledSet, transform: Transform, part: str = "image") -> Embedded:
-        """`encode.<part>` of all pictures of a set; Unmeasurable where none can be read, or a label has no class."""
+        """`encode.<part>` of all images of a set.
+
+        Raises Unmeasurable if no image can be read or a label is not a class.
+        """
         marks = {"data": data.fingerprint, "sample": sample_digest(data.source) if self.digest else ""}
         key = {"weights": self.digest, **marks, "transform": list(transform), "part": part}
         made = self.cache.get(key, lambda: self._embed_images(data, transform, part))
@@ -83,7 +87,7 @@ class Bench:
         return self.cache.get(key, lambda: {"features": self._embed_texts(tokens)})["features"]
 
     def classes(self, prompts: Sequence[Sequence[str]]) -> Float[np.ndarray, "C E"]:
-        """Class embeddings of all prompts of each class."""
+        """Class embeddings, each computed from all prompts of its class."""
         tokens, whose = self.tokenize([prompt for texts in prompts for prompt in texts]), owners(prompts)
         key = {"weights": self.digest, "tokens": _digest(tokens), "classes": _digest(whose), "part": "classes"}
 
@@ -113,7 +117,10 @@ class Bench:
 
 
 def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.ndarray, "n"]) -> None:
-    """Unmeasurable for a label that the set has no class for; looked for when all are known, by all processes."""
+    """Raises Unmeasurable for a label outside the classes of the set.
+
+    Runs after all labels are gathered, so that every process raises the same error.
+    """
     wrong = np.flatnonzero((labels < 0) | (labels >= len(data.classes)))
     if data.classes and len(wrong):
         first = f"example {index[wrong[0]]} has the label {labels[wrong[0]]}"
@@ -125,7 +132,7 @@ def _digest(array: np.ndarray) -> str:
 
 
 def counted(batches: Iterable[EvaluationBatch], report: Callable[[int], None]) -> Iterator[EvaluationBatch]:
-    """The batches, with `report(rows)` after each; rows that other processes read count as well."""
+    """Yields the batches and calls `report(rows)` after each; rows that other processes read count as well."""
     for batch in batches:
         yield batch
         report(len(batch["valid"]))

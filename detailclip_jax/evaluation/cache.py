@@ -1,4 +1,4 @@
-"""Embeddings on disk, under what they depend on: weights, data, transform."""
+"""A cache of embeddings on disk; the key is what they depend on: weights, data, transform."""
 
 import hashlib
 import json
@@ -21,15 +21,15 @@ class Cache:
 
         cache.get({"weights": "1f0c...", "data": "9ab2...", "transform": [224, 224]}, lambda: {"features": ...})
 
-    makes what is not there, and reads it the next time.  A file that cannot be read, or whose key differs, is made
-    anew.  With several processes the folder is one that all of them see; the first one writes.
+    computes missing arrays, stores them, and loads them the next time. An unreadable file, or one with another key, is
+    computed again. With several processes, all of them must see the folder; process 0 writes.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
 
     def get(self, key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
-        """The arrays of `key`."""
+        """Returns the arrays stored under `key`; calls `make` and stores its result if there are none."""
         text = json.dumps(key, sort_keys=True)
         file = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
         found = _read(file, text)
@@ -42,10 +42,10 @@ class Cache:
 
 
 class NoCache:
-    """Makes everything anew."""
+    """A cache that stores nothing: every call computes the arrays again."""
 
     def get(self, key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
-        """What `make` returns."""
+        """Returns `make()`."""
         return make()
 
 
@@ -55,7 +55,7 @@ def _read(file: Path, key: str) -> Arrays | None:
     try:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             read = {name: arrays[name] for name in arrays.files}
-    except Exception:  # cut off or damaged: whatever the reader stumbles over, it is made again
+    except Exception:  # the file is truncated or damaged: compute its arrays again
         return None
     return read if str(read.pop("key", "")) == key else None
 

@@ -1,4 +1,4 @@
-"""Matching of classes by name, never by position: every publisher of a data set has its own order and spelling."""
+"""Matches classes by name, not by position: publishers of a data set differ in order and spelling of the classes."""
 
 import difflib
 import re
@@ -10,10 +10,10 @@ MAX_LISTED = 10
 
 
 def plain(name: str) -> str:
-    """What is left of a name when spelling does not count.
+    """Normalises a class name, so that spelling variants compare equal.
 
-    Letters and digits in lower case, without accents; CUB's number in front ("001.Laysan_Albatross"), SUN397's
-    letter ("/a/abbey") and zeros in front of a number are dropped.
+    Keeps letters and digits, in lower case and without accents. Drops CUB's leading number ("001.Laysan_Albatross"),
+    SUN397's leading letter ("/a/abbey") and leading zeros of a number.
     """
     text = unicodedata.normalize("NFKD", name).lower()
     text = re.sub(r"^(\d+\.(?=[^\W\d])|/[a-z]/)", "", text)
@@ -21,12 +21,13 @@ def plain(name: str) -> str:
 
 
 def match(classes: Sequence[str], known: Names) -> list[int]:
-    """For each class of a data set the index of the known class that has its name among its names.
+    """For each class of a data set, the index of the known class that lists its name.
 
         match(["american_bulldog", "Abyssinian"], [["Abyssinian"], ["American bulldog"]]) == [1, 0]
 
-    Where known classes share a name (ImageNet has two missiles), the first of the set's takes the first.  Raises
-    ValueError that lists classes without a known one, with the nearest names, and known ones that the set lacks.
+    If known classes share a name (ImageNet has two missiles), the data set's first such class gets the first of them.
+    Raises ValueError unless the match is one to one; the message lists classes without a known name, with the nearest
+    names, and known classes that the set lacks.
     """
     places: dict[str, list[int]] = {}
     for index, names in enumerate(known):
@@ -43,7 +44,7 @@ def match(classes: Sequence[str], known: Names) -> list[int]:
 def complaints(
     unmatched: Sequence[str], lacking: Sequence[str], classes: Sequence[str], found: Sequence[int | None]
 ) -> Iterator[str]:
-    """What is wrong about a matching, and the way out."""
+    """Yields the error messages of a failed match, and what the user can do."""
     if unmatched:
         yield f"{len(unmatched)} classes of the data have no known name: " + listed(
             [near(n, lacking) for n in unmatched]
@@ -56,13 +57,13 @@ def complaints(
 
 
 def near(name: str, candidates: Sequence[str]) -> str:
-    """The name with up to three candidates that look like it."""
+    """The name, quoted, with up to three similar candidates."""
     by_plain = {plain(candidate): candidate for candidate in candidates}
     alike = difflib.get_close_matches(plain(name), by_plain, n=3, cutoff=0.5)
     return repr(name) + (f" (nearest: {', '.join(repr(by_plain[key]) for key in alike)})" if alike else "")
 
 
 def listed(items: Sequence[str]) -> str:
-    """The first few, and how many more."""
+    """The first MAX_LISTED items, comma-separated, and the number of the others."""
     more = len(items) - MAX_LISTED
     return ", ".join(items[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""What is counted when every example has one right class: top-k, mean per class, area under the ROC curve."""
+"""Classification metrics for one true class per example: top-k, mean per class, area under the ROC curve."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,7 +18,7 @@ from detailclip_jax.evaluation.metrics import (
 
 METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_of_top1_and_top5")
 TOP = (1, 5)
-Blocks = Iterable[tuple[slice, np.ndarray]]  # examples, and their scores [b, C]
+Blocks = Iterable[tuple[slice, np.ndarray]]  # a slice of the examples, and their scores [b, C]
 
 
 def zero_shot_metrics(
@@ -28,12 +28,12 @@ def zero_shot_metrics(
     metric: str = "accuracy",
     top: Sequence[int] = TOP,
 ) -> Iterator[tuple[str, Metric]]:
-    """The set's own metric first, then top-k, of the class with the highest cosine.
+    """Yields the metric of the data set, then top-k accuracy; the prediction is the class with the highest cosine.
 
         dict(zero_shot_metrics(images, classes, labels))  # {"top1": 0.93, "top5": 0.99}
 
-    `metric` is one of METRICS; "accuracy" is top-1.  "roc_auc" ranks by the cosine of class 1 less that of class 0
-    and needs two classes.  Raises ValueError for others.
+    `metric` is one of METRICS; "accuracy" is top-1. "roc_auc" ranks by the cosine to class 1 minus the cosine to class
+    0 and needs exactly two classes. Raises ValueError for other metrics.
     """
     images = normalise(images)
     found = class_ranks(similarity_blocks(images, classes), labels)
@@ -43,7 +43,7 @@ def zero_shot_metrics(
 
 
 def class_ranks(blocks: Blocks, labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-    """How many classes stand before the right one, from scores that come some examples at a time; see `ranks`."""
+    """For each example, the number of classes ranked before the true one, from scores in blocks; see `ranks`."""
     found = np.empty(len(labels), np.int64)
     for rows, scores in blocks:
         found[rows] = ranks(scores, labels[rows, None] == np.arange(scores.shape[1]))
@@ -53,7 +53,7 @@ def class_ranks(blocks: Blocks, labels: Int[np.ndarray, "n"]) -> Int[np.ndarray,
 def rank_metrics(
     found: Int[np.ndarray, "n"], labels: Int[np.ndarray, "n"], num_classes: int, metric: str, top: Sequence[int] = TOP
 ) -> Iterator[tuple[str, Metric]]:
-    """Mean per class or the mean of top-1 and top-5 where `metric` asks for it, then top-k."""
+    """Yields mean per class or the mean of top-1 and top-5 if `metric` names it, then top-k."""
     if metric not in METRICS:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
     if metric == "mean_per_class":
@@ -66,7 +66,7 @@ def rank_metrics(
 
 
 def usual_top(num_classes: int) -> tuple[int, ...]:
-    """Top-1, and top-5 where it says something."""
+    """(1, 5), or (1,) if there are at most five classes."""
     return tuple(k for k in TOP if k == 1 or k < num_classes)
 
 
@@ -78,28 +78,31 @@ def main_metric(metric: str) -> str:
 def mean_per_class_metric(
     hits: np.ndarray, labels: Int[np.ndarray, "n"], num_classes: int, num_resamples: int = 1000
 ) -> Metric:
-    """Mean over classes of the share of hits within the class, with an interval over examples."""
+    """Mean over classes of the hit rate within the class, with a bootstrap interval over examples."""
     low, high = bootstrap_interval(mean_per_class, hits, labels, num_resamples=num_resamples)
     return Metric(mean_per_class(hits, labels), n=len(labels), chance=1 / num_classes, low=low, high=high)
 
 
 def roc_auc(scores: Float[np.ndarray, "n"], positive: np.ndarray) -> float:
-    """The share of pairs, one positive and one negative, in which the positive one scores higher; a tie counts half.
+    """The share of (positive, negative) pairs in which the positive scores higher; a tie counts half.
 
         roc_auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])) == 0.75
 
-    Not a number where one of the two kinds does not occur.
+    nan if there are no positives or no negatives.
     """
     positive = positive.astype(bool)
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2  # from 1 on, equal scores share theirs
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2  # ranks start at 1; equal scores share their mean rank
     num = positive.sum()
     pairs = num * (len(scores) - num)
     return float((mean_rank[place][positive].sum() - num * (num + 1) / 2) / pairs) if pairs else float("nan")
 
 
 def roc_auc_metric(margins: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"], num_classes: int) -> Metric:
-    """Area under the ROC curve of class 1 against class 0, chance 1/2, with an interval over examples."""
+    """Area under the ROC curve of class 1 against class 0 (chance 1/2), with a bootstrap interval over examples.
+
+    Raises Unmeasurable if the set does not have two classes.
+    """
     if num_classes != 2:
         raise Unmeasurable(f"roc_auc is of two classes, not of {num_classes}")
     low, high = bootstrap_interval(_finite_auc, margins, labels)
@@ -107,6 +110,6 @@ def roc_auc_metric(margins: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"]
 
 
 def _finite_auc(margins: np.ndarray, labels: np.ndarray) -> float:
-    """A resample of a few examples may miss one class: it says nothing then."""
+    """The ROC AUC, or 0.5 if a small resample lacks one of the classes."""
     value = roc_auc(margins, labels == 1)
     return value if np.isfinite(value) else 0.5

@@ -1,4 +1,4 @@
-"""Rows trained at one budget side by side: mean and spread over seeds, as a table and a figure."""
+"""Compares methods trained with the same budget: mean and standard deviation over seeds, as a table and a figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,16 +27,19 @@ class Spread(NamedTuple):
     num_seeds: int
 
     def __str__(self) -> str:
-        """Per cent: "37.3 ± 1.2"."""
+        """In per cent: "37.3 ± 1.2"."""
         spread = f" ± {100 * self.std:.1f}" if self.num_seeds > 1 else ""
         return f"{100 * self.mean:.1f}{spread}"
 
 
-Table = dict[tuple[str, str], dict[str, Spread]]  # (row, weights) -> task/metric -> spread
+Table = dict[tuple[str, str], dict[str, Spread]]  # (method, weights) -> task/metric -> spread
 
 
 def tabulate(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
-    """From "task/weights/metric" -> value of every seed of every row to spreads by row and weights."""
+    """The spread of every metric over the seeds of each method.
+
+    `results` maps a method to one mapping "task/weights/metric" -> value per seed.
+    """
     table: Table = {}
     for row, seeds in results.items():
         for name in dict.fromkeys(name for values in seeds for name in values):
@@ -48,7 +51,7 @@ def tabulate(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
 
 
 def markdown(table: Table, costs: Mapping[str, str]) -> str:
-    """One line per row and set of weights; `costs` are what a row's training costs, in words."""
+    """A Markdown table with one line per method and set of weights; `costs` describes the training cost of each."""
     head = ["row", "weights", *METRICS.values(), "cost"]
     lines = [
         [row, weights, *(str(spreads.get(name, "")) for name in METRICS), costs.get(row, "")]
@@ -59,7 +62,7 @@ def markdown(table: Table, costs: Mapping[str, str]) -> str:
 
 
 def as_json(table: Table) -> list[dict[str, Any]]:
-    """One record per row, weights and metric."""
+    """One record per method, set of weights and metric."""
     return [
         {"row": row, "weights": weights, "metric": name, **spread._asdict()}
         for (row, weights), spreads in table.items()
@@ -68,7 +71,7 @@ def as_json(table: Table) -> list[dict[str, Any]]:
 
 
 def figure(table: Table):
-    """A panel per metric, a mark per row with its spread; needs the extra `demo`."""
+    """A figure with one panel per metric and one marker with error bar per method; needs the extra `demo`."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,7 +1,7 @@
-"""Runs an encoder over everything, a fixed shape at a time, so that each function is compiled once.
+"""Applies an encoder to a whole data set in batches of one shape, so that each function is compiled once.
 
-An evaluation batch is a dict of numpy arrays of one fixed length B with `valid` bool [B] among them: the
-rows that are real.  The last batch is filled up, and its filling is dropped here.
+An evaluation batch is a dict of numpy arrays of the same length B. Its entry `valid`, bool [B], is True for real rows.
+The last batch is padded; the functions here drop the padding.
 """
 
 from collections import deque
@@ -20,21 +20,20 @@ from detailclip_jax.types import Params
 
 EvaluationBatch = Mapping[str, np.ndarray]
 Batches = Iterable[EvaluationBatch]
-RUN_AHEAD = 2  # batches that may wait on the devices; more would only fill their memory with pictures
+RUN_AHEAD = 2  # batches in flight on the devices; more would only fill their memory with images
 
 
 def gather(function: Callable[[Mapping[str, Any]], Any], batches: Batches, mesh: Mesh | None = None) -> Any:
-    """`function(batch)`, an array or a tuple of arrays [B, ...], of all valid rows, one after the other, on
-    the host.
+    """`function(batch)` for all batches: the valid rows, concatenated, on the host.
 
         encode, mesh = experiment.encode, mesh_of(params)
         embeddings, labels = gather(
             lambda batch: (encode.image(params, batch["image"]), batch["label"]), batches, mesh
         )
 
-    The next batches are read while the devices work on the last ones.  With a `mesh` the rows of every batch are
-    spread over its devices, those of other processes among them; all processes must call this together, and all get
-    all rows.  Raises Unmeasurable where there is no batch.
+    `function` returns an array [B, ...] or a tuple of such arrays. The host reads the next batches while the devices
+    compute. With a `mesh`, the rows of every batch are sharded over its devices, including those of other processes:
+    all processes must call this function together, and all receive all rows. Raises Unmeasurable if there is no batch.
     """
     waiting: deque[tuple[Any, Any]] = deque()
     parts: list[Any] = []
@@ -56,23 +55,23 @@ def valid_part(made: Any, valid: Any) -> Any:
 
 
 def fetch(array: Any) -> np.ndarray:
-    """An array on the host, also where its rows lie on devices of several processes."""
+    """Copies an array to the host, even if its rows are on devices of several processes."""
     if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
 
 
 def mesh_of(params: Params) -> Mesh | None:
-    """The mesh on which parameters were placed; None for those of one device, and for what has no arrays."""
+    """The mesh of the parameters; None if they are on one device or there are no arrays."""
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params))
     return next((s.mesh for s in shardings if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)), None)
 
 
 def place(batch: EvaluationBatch, mesh: Mesh | None) -> Mapping[str, Any]:
-    """The batch with its rows spread over the mesh, filled up to a multiple of its devices; as it is without one.
+    """The batch, padded to a multiple of the number of devices and sharded over the mesh; unchanged without a mesh.
 
-    A process's devices take their rows from that process's arrays: the others' rows need not be right there, see
-    `own_rows`.
+    The devices of a process take their rows from the arrays of that process, so the other rows may hold wrong values
+    there; see `own_rows`.
     """
     if mesh is None:
         return batch
@@ -85,12 +84,12 @@ def place(batch: EvaluationBatch, mesh: Mesh | None) -> Mapping[str, Any]:
 
 
 def fill(array: np.ndarray, missing: int) -> np.ndarray:
-    """`missing` rows of zeros behind the others."""
+    """Appends `missing` rows of zeros."""
     return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
 
 
 def own_rows(batch_size: int, mesh: Mesh | None) -> Bool[np.ndarray, "B"]:
-    """Which rows of a batch this process's devices work on: it need not read the others."""
+    """True for the rows of a batch that go to devices of this process; the process need not read the other rows."""
     rows = np.ones(batch_size, bool)
     if mesh is None or jax.process_count() == 1:
         return rows
@@ -102,7 +101,7 @@ def own_rows(batch_size: int, mesh: Mesh | None) -> Bool[np.ndarray, "B"]:
 
 
 def text_batches(tokens: Int[np.ndarray, "M T"], batch_size: int) -> Iterator[EvaluationBatch]:
-    """Token rows as evaluation batches of `batch_size`, the last one filled up with zeros."""
+    """Splits token rows into evaluation batches of `batch_size`; the last one is padded with zeros."""
     for start in range(0, len(tokens), batch_size):
         rows = tokens[start : start + batch_size]
         yield {"text": fill(rows, batch_size - len(rows)), "valid": valid_rows(len(rows), batch_size)}

@@ -1,9 +1,9 @@
-"""Evaluators by name, and running them over every set of weights.
+"""Evaluators by name, and the loop that runs them on every set of weights.
 
-Somebody's own is one small class:
+A custom evaluator is one small class:
 
     class MeanAttention:
-        needs = ("image",)                      # parts of the parameters without which there is nothing to measure
+        needs = ("image",)                      # networks that the evaluator requires in the parameters
 
         def __init__(self, encode, *, batches):
             self.encode, self.batches = encode, batches
@@ -42,31 +42,34 @@ from detailclip_jax.types import Params
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Measures one thing: made once as `Evaluator(encode, **options)`, run on any parameters.
+    """Measures one property: created once as `Evaluator(encode, **options)`, then run on any parameters.
 
-    `needs` names the parts of `params` without which there is nothing to measure.
+    `needs` names the networks that `params` must contain.
     """
 
     needs: tuple[str, ...]
 
     def run(self, params: Params) -> Iterator[tuple[str, float]]:
-        """Yields (metric, value); a value may be a `metrics.Metric`, which brings chance and interval."""
+        """Yields (metric, value). A value may be a `metrics.Metric`, which also holds chance level and interval."""
         ...
 
 
 class EvaluatorError(RuntimeError):
-    """An evaluator failed; the message names it, the weights and the step."""
+    """Raised when an evaluator fails; the message names the evaluator, the weights and the step."""
 
 
 class OnSet:
-    """An evaluator of a task of `python -m detailclip_jax.evaluate` on a set by name, on a part of it."""
+    """Runs a task of `python -m detailclip_jax.evaluate` on a limited number of examples of a named set."""
 
     def __init__(self, encode: Any, *, prepared: Prepared, tokenize: Any, batch_size: int):
         self.encode, self.prepared, self.needs = encode, prepared, prepared.needs
         self.tokenize, self.batch_size = tokenize, batch_size
 
     def run(self, params: Params) -> Iterator[tuple[str, float]]:
-        """What the task yields, embedded anew at every call by the functions that were compiled at the first."""
+        """Yields the metrics of the task.
+
+        Each call computes the embeddings again, with the functions compiled in the first call.
+        """
         return self.prepared.measure(Bench(self.encode, params, self.tokenize, batch_size=self.batch_size))
 
 
@@ -93,10 +96,10 @@ def on_set(
     follow_links: bool = False,
     batch_size: int = stickers.BATCH_SIZE,
 ) -> dict[str, Any]:
-    """The options of `OnSet` for "zero_shot:pets" and the like, at most `num_examples` of the evaluated split.
+    """Options of `OnSet` for a task such as "zero_shot:pets", with at most `num_examples` of the evaluated split.
 
-    k-NN and linear probes learn from at most `num_train_examples` of the training split; None stands for all.  Both are
-    limited by default since a run may evaluate often; the table names both numbers.
+    k-NN and linear probes are fitted on at most `num_train_examples` of the training split. None means all examples.
+    Both have a default limit because a run may evaluate often; the results table states both numbers.
 
     Raises MissingData and ValueError as `tasks.KINDS` do.
     """
@@ -108,14 +111,15 @@ def on_set(
 
 
 def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """The evaluators of a run, by name, with their options: `config.evaluators`, which reads
+    """The evaluators of a run, by name, with their options, from `config.evaluators`:
 
         config.evaluators = {"zero_shot": {"num_scenes": 500}, "knn:pets": {"data_dir": "/data", "num_examples": 1000}}
 
-    "held_out" looks at the run's own pairs that training never sees (`data.held_out`), another name alone at sticker
-    scenes, "task:set" at any set of `python -m detailclip_jax.evaluate`.  Where it is empty, a run on stickers has all
-    that look at scenes (but see `absent`), and a run on other data "held_out" if some of them are held out.  Raises
-    ValueError that lists the known ones for an unknown evaluator, set or option.
+    "held_out" evaluates on pairs of the run's own data that are excluded from training (`data.held_out`). "task:set"
+    evaluates on any set of `python -m detailclip_jax.evaluate`. The other names evaluate on sticker scenes. If the
+    field is empty, a run on stickers uses all evaluators on scenes (but see `absent`), and a run on other data uses
+    "held_out" if it has held-out examples. Raises ValueError for an unknown evaluator, set or option; the message lists
+    the known ones.
     """
     named = config.evaluators.to_dict() or usual(config)
     for name, options in named.items():
@@ -124,22 +128,22 @@ def plan(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 
 def usual(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """The evaluators of a run whose config names none."""
+    """The default evaluators, for a config that names none."""
     if config.data.source == "stickers":
         return {name: {} for name in EVALUATORS}
     return {"held_out": {}} if held_out.find(config) else {}
 
 
 def _takes_all(config: ConfigDict) -> bool:
-    """Whether a run on stickers names no evaluator, and so has all of them."""
+    """Whether a run on stickers names no evaluator and therefore uses all of them."""
     return not config.evaluators and config.data.source == "stickers"
 
 
 def absent(config: ConfigDict) -> dict[str, str]:
-    """The evaluators that a run has without naming them and whose drawings this machine lacks, with the reason.
+    """Default evaluators whose artwork is not installed on this machine, with the reason.
 
-    Another artist's drawings are a font of the system, which no run waits for.  One that the config names is no such
-    case: `check` and `build_all` raise MissingData.
+    The artwork of `other_drawings` is a system font, which no run should require. This covers default evaluators only:
+    for an evaluator named in the config, `check` and `build_all` raise MissingData.
     """
     if not _takes_all(config):
         return {}
@@ -162,14 +166,14 @@ def _check_name(name: str, options: Mapping[str, Any]) -> None:
 
 
 def _maker(name: str) -> Callable[..., dict[str, Any]]:
-    """The function that makes an evaluator's options."""
+    """The function that builds an evaluator's options."""
     return on_set if ":" in name else OPTIONS[name]
 
 
 def check(config: ConfigDict) -> None:
-    """Opens what the evaluators of a run look at, so that what is missing is said before the run and not after it.
+    """Opens the data of a run's evaluators, so that missing data are reported before training and not after it.
 
-    A run that never evaluates needs nothing.  Raises MissingData, and ValueError for a set that the task cannot use.
+    Opens nothing for a run that never evaluates. Raises MissingData, and ValueError for a set that the task cannot use.
     """
     runs = config.evaluate_at_end or config.evaluate_every
     for name, options in _present(config).items() if runs else ():
@@ -183,15 +187,15 @@ def check(config: ConfigDict) -> None:
 
 
 def build_all(encode: Any, config: ConfigDict) -> dict[str, Evaluator]:
-    """The evaluators of `plan(config)`, ready to run; they can be run any number of times.
+    """The evaluators of `plan(config)`, ready to run any number of times.
 
-    Raises what `check` does.
+    Raises the same errors as `check`.
     """
     return {name: _build(encode, config, name, options) for name, options in _present(config).items()}
 
 
 def _present(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """The plan without what is absent, which is said in the log (the report says it too)."""
+    """The plan without absent evaluators; each of these is logged (the report names them too)."""
     missing = absent(config)
     for name, reason in missing.items():
         logging.info("evaluator %s: left out: %s", name, reason)
@@ -205,12 +209,12 @@ def _build(encode: Any, config: ConfigDict, name: str, options: Mapping[str, Any
 
 
 def run(evaluators: Mapping[str, Evaluator], params_by_name: Mapping[str, Params], step: int) -> dict[str, float]:
-    """Every evaluator on every set of weights: "name/weights/metric" -> value.
+    """Runs every evaluator on every set of weights: "name/weights/metric" -> value.
 
         run({"zero_shot": ZeroShot(encode, ...)}, {"student": params}, step=600)["zero_shot/student/top1"]
 
-    One whose parts the parameters lack is left out, with a line in the log.  Raises EvaluatorError from
-    whatever an evaluator raises.
+    Skips and logs an evaluator if the parameters lack a network that it needs. Any exception of an evaluator is raised
+    again as EvaluatorError.
     """
     results: dict[str, float] = {}
     for name, evaluator in evaluators.items():
@@ -223,7 +227,7 @@ def run(evaluators: Mapping[str, Evaluator], params_by_name: Mapping[str, Params
 
 
 def all_weights(state: TrainState) -> dict[str, Params]:
-    """Every set of weights that a method has: "student" and, with a teacher, "ema"."""
+    """Every set of weights of a training state: "student" and, with a teacher, "ema"."""
     return {which: weights(state, which) for which in ("student", *(["ema"] if state.ema_params else []))}
 
 
@@ -240,7 +244,7 @@ def run_all(encode: Any, params_by_name: Mapping[str, Params], config: ConfigDic
 
         run_all(experiment.encode, all_weights(state), config, step=600)["zero_shot/ema/top1"]
 
-    Values are shares of 1.  Raises EvaluatorError, also where the data of an evaluator are not there.
+    Values are fractions (1 = 100 %). Raises EvaluatorError, also if the data of an evaluator are missing.
     """
     try:
         evaluators = build_all(encode, config)

@@ -1,4 +1,4 @@
-"""The pictures of a run, drawn from its experiment and state (what they look like: `visualize`)."""
+"""The figures of a run, computed from its experiment and state (`figures.plots` draws them)."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +23,11 @@ NUM_SCENES = 8
 
 
 def write(workdir: str | Path, experiment: Experiment, state: TrainState) -> list[Path]:
-    """Writes figures/loss_curves.png, attention.png and reconstructions.png; returns the paths of those it
-    drew.
+    """Writes figures/loss_curves.png, attention.png and reconstructions.png; returns the paths of the written files.
 
-    Curves come from the workdir's metrics.jsonl.  The others show held-out scenes of stickers, or examples of the run's
-    own data that training never saw (`data.held_out`); without any there are none.  A method without a pixel loss has
-    no reconstructions.  All processes of a run call this, the first one writes.
+    The curves come from the workdir's metrics.jsonl. The other figures show held-out scenes of stickers, or held-out
+    examples of the run's own data (`data.held_out`); they are skipped if there are none. A method without a pixel loss
+    has no reconstructions. All processes of a run must call this; process 0 writes.
     """
     figures = {}
     metrics = Path(workdir) / "metrics.jsonl"
@@ -41,7 +40,7 @@ def write(workdir: str | Path, experiment: Experiment, state: TrainState) -> lis
 
 
 class Shown(NamedTuple):
-    """Images to draw, what one of them is called, and whose they are."""
+    """Images for a figure, the noun that describes one of them, and the credit line."""
 
     images: UInt8[np.ndarray, "B S S 3"]
     name: str = "image"
@@ -49,7 +48,7 @@ class Shown(NamedTuple):
 
 
 def held_out_images(config: ConfigDict) -> Shown | None:
-    """Scenes of stickers or examples of the run's data that training never saw, if there are any."""
+    """Images excluded from training: scenes of stickers, or examples of the run's own data; None if there are none."""
     if config.data.source == "stickers":
         scenes = stickers.scenes(config, "held_out_pairs", NUM_SCENES)
         images = stickers.pictures([scenes[i] for i in range(NUM_SCENES)], config)
@@ -59,7 +58,7 @@ def held_out_images(config: ConfigDict) -> Shown | None:
 
 
 def of_held_out(experiment: Experiment, state: TrainState) -> dict[str, Any]:
-    """The figures that look at images which training never saw."""
+    """The figures that show held-out images."""
     shown = held_out_images(experiment.config)
     if shown is None:
         return {}
@@ -70,7 +69,7 @@ def of_held_out(experiment: Experiment, state: TrainState) -> dict[str, Any]:
 
 
 def attention(experiment: Experiment, state: TrainState, shown: Shown):
-    """The paper's figure 1 over the images, for the student and, where there is one, its teacher."""
+    """Figure 1 of the paper on the given images, for the student and, if there is one, the teacher."""
     rule, images = components.mask_rule(experiment.config), shown.images
     values = {name: experiment.encode.attention(params, images) for name, params in all_weights(state).items()}
     hidden = {name: np.asarray(lowest(value, rule)) for name, value in values.items()}
@@ -78,7 +77,7 @@ def attention(experiment: Experiment, state: TrainState, shown: Shown):
 
 
 def reconstructions(experiment: Experiment, state: TrainState, shown: Shown):
-    """What the student's decoder draws where the teacher's attention removed patches."""
+    """A figure of the pixels that the student's decoder predicts for patches removed by the teacher's attention."""
     hidden, drawn = reconstruct(experiment, state, shown.images)
     return plots.reconstruction_figure(shown.images, hidden, drawn, shown.credit, shown.name)
 
@@ -86,9 +85,9 @@ def reconstructions(experiment: Experiment, state: TrainState, shown: Shown):
 def reconstruct(
     experiment: Experiment, state: TrainState, images: UInt8[np.ndarray, "B S S 3"]
 ) -> tuple[Bool[np.ndarray, "B N"], UInt8[np.ndarray, "B S S 3"]]:
-    """The removed patches of each image, and the image with the decoder's pixels in their place.
+    """The mask of removed patches of each image, and the image with the decoder's predictions in these patches.
 
-    Runs the training line itself, without its update, on the images as views.
+    Runs the forward pass of training, without the update, with the images as views.
     """
     config = experiment.config
     line = experiment.line(state, experiment.put(_as_batch(experiment, images)))
@@ -103,7 +102,7 @@ def reconstruct(
 
 
 def _as_batch(experiment: Experiment, images: UInt8[np.ndarray, "B S S 3"]):
-    """The images as all views of their size in a training batch, cut whole, filled up to divide over the devices."""
+    """A training batch whose views of the images' size show the uncropped images, padded to divide over the devices."""
     devices = experiment.mesh.devices.size
     count = -(-len(images) // devices) * devices
     batch = jax.tree.map(np.array, dummy_batch(experiment.config, count))

@@ -1,11 +1,11 @@
-"""What is wrong with a set as such, which is not the failure of one machine."""
+"""The error for data or weights that cannot be measured, as opposed to a failure of one machine."""
 
 
 class Unmeasurable(ValueError):
-    """These data, or these weights on them, cannot be measured so; the message says why.
+    """The data, or the weights on these data, cannot be measured; the message says why.
 
-    For what is found in that which all processes hold alike (gathered features and labels, captions, prompts): then
-    all of them find it at the same place and go on to the next task together.  Whatever else is raised in a task may
-    have come to one process alone: a disk, a damaged file, a connection, each in an error of its own, some of them
-    ValueErrors.
+    Raise it only for a property of values that are equal on all processes (gathered features and labels, captions,
+    prompts). Then all processes raise it at the same place and continue with the next task together. Any other
+    exception in a task may concern one process alone (a disk, a damaged file, a connection); some of these are
+    ValueErrors too.
     """

@@ -1,4 +1,4 @@
-"""Encoders that learnt nothing, to compare with."""
+"""Encoders without training, as a lower bound for comparisons."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from detailclip_jax.models.patches import patchify
 
 
 class PixelEncoder:
-    """Features of a patch are its own pixels, between 0 and 1."""
+    """An encoder whose patch features are the pixels of the patch, between 0 and 1."""
 
     def __init__(self, model: ConfigDict):
         self.patch_size = sizes.size_of(model).patch_size
 
     def patches(self, params: Any, images: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B N P"]:
-        """[B, N, P]; `params` do not matter."""
+        """The flattened pixels of each patch, [B, N, P]; `params` is ignored."""
         return np.asarray(patchify(jnp.asarray(images, jnp.float32) / 255, self.patch_size))

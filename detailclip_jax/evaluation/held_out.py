@@ -1,4 +1,4 @@
-"""What the evaluation of a run on one's own data looks at: the pairs that training never saw (`data.held_out`)."""
+"""The evaluation data of a run on the user's own data: the pairs excluded from training (`data.held_out`)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ WAY_OUT = (
 
 
 def find(config: ConfigDict) -> HeldOut | None:
-    """The held-out examples of a run's data; None where it has none, or where the data are not there any more."""
+    """The held-out examples of a run's data; None if the run has none or the data are no longer there."""
     try:
         return held_out.open_held_out(config.data, config.model.image_size)
     except MissingData:
@@ -38,7 +38,7 @@ def find(config: ConfigDict) -> HeldOut | None:
 
 
 def retrieval(config: ConfigDict, num_examples: int = 1000, batch_size: int = BATCH_SIZE) -> dict[str, Any]:
-    """Retrieval among at most so many held-out pairs; ValueError where a run has none."""
+    """Options for retrieval among at most `num_examples` held-out pairs. Raises ValueError if the run has none."""
     found = find(config)
     if found is None:
         raise ValueError(f"evaluator held_out: no example of these data is held out; {WAY_OUT}")
@@ -71,7 +71,7 @@ def _has_caption(source: Source, place: int) -> bool:
 
 
 def pictures(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | None:
-    """The first `count` held-out pictures that can be decoded, as the model sees them; None where there are none."""
+    """The first `count` held-out images that can be decoded, preprocessed for the model; None if there are none."""
     found, views = find(config), []
     for place in range(len(found.source)) if found else ():
         try:

@@ -1,4 +1,4 @@
-"""Does the mask prefer objects to background?  Needs pictures whose objects are known to the pixel."""
+"""Measures whether the mask keeps objects rather than background; needs images with pixel-exact object masks."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -21,16 +21,16 @@ def lowest(attention: Float[Array, "B N"], rule: Rule) -> Bool[Array, "B N"]:
 
 
 def touched(segmentation: Shaped[np.ndarray, "B S S"], side: int) -> Bool[np.ndarray, "B N"]:
-    """Which patches of a `side` x `side` grid hold at least one pixel that is not background."""
+    """True for patches of a `side` x `side` grid that contain at least one pixel that is not background."""
     patch = segmentation.shape[1] // side
     return (segmentation > 0).reshape(-1, side, patch, side, patch).any((2, 4)).reshape(-1, side**2)
 
 
 class KeptObjects:
-    """Share of kept patches that touch an object; those of lowest CLS attention (eq. 9) are removed.
+    """Share of kept patches that touch an object, when the patches of lowest CLS attention (eq. 9) are removed.
 
-    `batches` yields "image" and "segmentation" [B, S, S], 0 where there is background.  Chance, what removal
-    at random keeps, is the share of all patches that touch an object.
+    `batches` yields "image" and "segmentation" [B, S, S], which is 0 for background. The chance level (random removal)
+    is the share of all patches that touch an object.
     """
 
     needs = ("image",)

@@ -1,4 +1,4 @@
-"""k nearest neighbours on frozen features, weighted as DINO, iBOT and MAE's comparisons do."""
+"""Weighted k-nearest-neighbour classification on frozen features, as in DINO, iBOT and the comparisons of MAE."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from detailclip_jax.evaluation.metrics import Metric, normalise
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-QUERIES, GALLERY = 256, 16384  # rows that are compared at a time
+QUERIES, GALLERY = 256, 16384  # rows per compared block
 
 
 def knn_metrics(
@@ -29,11 +29,12 @@ def knn_metrics(
     neighbours: Sequence[int] = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Iterator[tuple[str, Metric]]:
-    """Yields ("k10_top1", ...), ... for every k that the training set has room for.
+    """Yields ("k10_top1", ...), ... for every k that is at most the size of the training set.
 
-        score(class) = sum over the k training features of highest cosine of exp(cosine / T), where their label is class
+        score(class) = sum of exp(cosine / T) over those of the k nearest training features whose label is class
 
-    Raises Unmeasurable where the training set is smaller than the smallest k.
+    The nearest features are those of highest cosine. Raises Unmeasurable if the training set is smaller than the
+    smallest k.
     """
     fitting = [k for k in sorted(neighbours) if k <= len(train)]
     if not fitting:
@@ -63,13 +64,13 @@ def nearest(
 
 
 def part(rows: np.ndarray, start: int, length: int) -> np.ndarray:
-    """`length` rows from `start` on, filled up with zeros."""
+    """`length` rows from `start` on, padded with zeros."""
     taken = rows[start : start + length]
     return fill(taken, length - len(taken))
 
 
 def starts(rows: np.ndarray, length: int) -> range:
-    """Where parts of that length begin."""
+    """The start indices of blocks of the given length."""
     return range(0, len(rows), length)
 
 
@@ -83,7 +84,7 @@ def merge(
     real: Array,
     k: int,
 ) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
-    """The best k of those found so far and of another part of the gallery."""
+    """The best k among those found so far and those of another block of the gallery."""
     new = jnp.where(real, jnp.matmul(queries, gallery.T, precision="highest"), -jnp.inf)
     every = jnp.concatenate([cosines, new], 1)
     names = jnp.concatenate([labels, jnp.broadcast_to(known, new.shape)], 1)
@@ -94,7 +95,7 @@ def merge(
 def vote_blocks(
     cosines: Float[np.ndarray, "m k"], labels: Int[np.ndarray, "m k"], num_classes: int, temperature: float
 ) -> Iterator[tuple[slice, Float[np.ndarray, "b C"]]]:
-    """Sums of exp(cosine / T) by class, some queries at a time."""
+    """Sums of exp(cosine / T) per class, a block of queries at a time."""
     weights = np.exp(cosines.astype(np.float64) / temperature)
     for start in starts(cosines, QUERIES):
         rows = slice(start, min(start + QUERIES, len(cosines)))

@@ -1,4 +1,4 @@
-"""A linear probe: multinomial logistic regression on frozen features, by L-BFGS."""
+"""A linear probe: multinomial logistic regression on frozen features, fitted by L-BFGS."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -19,19 +19,19 @@ MAX_STEPS, TOLERANCE = 1000, 1e-4
 
 
 class Linear(NamedTuple):
-    """A fitted map: scores = features @ weights + bias."""
+    """A fitted linear map: scores = features @ weights + bias."""
 
     weights: Float[np.ndarray, "D C"]
     bias: Float[np.ndarray, "C"]
-    gradient: float = 0.0  # its largest entry where the search ended
+    gradient: float = 0.0  # its largest absolute entry at the end of the search
 
     def __call__(self, features: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n C"]:
-        """Scores; the class with the highest one is the answer."""
+        """The scores of all classes; the prediction is the class with the highest one."""
         return features @ self.weights + self.bias
 
     @property
     def remark(self) -> str:
-        """That the search ended too early, if it did."""
+        """A warning if the search did not converge, else an empty string."""
         if self.gradient <= TOLERANCE:
             return ""
         where = f"a gradient of {self.gradient:.1g}, not below {TOLERANCE:g}"
@@ -48,9 +48,9 @@ def linear_metrics(
     metric: str = "accuracy",
     strengths: Sequence[float] = STRENGTHS,
 ) -> Iterator[tuple[str, Metric]]:
-    """Yields the set's metric and top-k of the probe whose C is best on a fifth of the training set.
+    """Yields the metric of the set and top-k of a probe; its C is the best one on a fifth of the training set.
 
-    Features are standardised by the training set's mean and deviation; the test set is looked at once.
+    Features are standardised with the mean and standard deviation of the training set. The test set is evaluated once.
     """
     mean, std = train.mean(0), np.maximum(train.std(0), 1e-6)
     train, test = (train - mean) / std, (test - mean) / std
@@ -66,7 +66,7 @@ def linear_metrics(
 def choose(
     features: Float[np.ndarray, "n D"], labels: Int[np.ndarray, "n"], num_classes: int, strengths: Sequence[float]
 ) -> float:
-    """The C with the highest accuracy on a fifth of the examples, drawn once; the smaller one of equals."""
+    """The C with the highest accuracy on a random fifth of the examples (fixed seed); the smallest one in a tie."""
     order = np.random.default_rng(0).permutation(len(features))
     held_out, kept = np.split(order, [max(1, round(VALIDATION_SHARE * len(order)))])
     if len(strengths) == 1 or not len(kept):
@@ -85,9 +85,9 @@ def fit(
     strength: float,
     start: Linear | None = None,
 ) -> Linear:
-    """The minimum of 1/2 |W|^2 + C sum_i -log softmax(W x_i + b)[y_i], scikit-learn's LogisticRegression(C).
+    """The minimum of 1/2 |W|^2 + C sum_i -log softmax(W x_i + b)[y_i], as in scikit-learn's LogisticRegression(C).
 
-    The bias is not penalised.  `start` is where the search begins: another fit, or zeros.
+    The bias is not penalised. `start` is the initial point of the search: another fit, or zeros.
     """
     start = start or Linear(np.zeros((features.shape[1], num_classes)), np.zeros(num_classes))
     first = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (start.weights, start.bias))
@@ -98,7 +98,10 @@ def fit(
 
 @partial(jax.jit, static_argnames="max_steps")
 def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_steps: int) -> Any:
-    """L-BFGS until the gradient's largest entry, of the objective per example, is below TOLERANCE; also that entry."""
+    """Runs L-BFGS on the objective per example; returns the solution and the largest absolute entry of its gradient.
+
+    Stops when that entry is at most TOLERANCE, or after `max_steps`.
+    """
 
     def objective(linear: Any) -> Array:
         weights, bias = linear

@@ -1,7 +1,7 @@
-"""What the evaluators count: pure functions of arrays, in numpy on the host.
+"""Metrics of the evaluators: pure functions of arrays, in numpy on the host.
 
-Hits come back per example and are averaged by the caller, so that intervals can resample them.  A tie counts
-against the model: an encoder that gives everything one embedding scores 0, not 100.
+Functions return hits per example and the caller averages them, so that intervals can resample the hits. A tie counts
+against the model: an encoder that maps every input to one embedding scores 0, not 100.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,17 +12,17 @@ from jaxtyping import Bool, Float, Int
 
 from detailclip_jax.evaluation.findings import Unmeasurable
 
-BLOCK = 256  # queries whose similarities are held at one time
+BLOCK = 256  # queries per block of similarities
 
 
 class Metric(float):
-    """A value that carries what is needed to judge it; a plain float everywhere else.
+    """A float with the facts needed to judge it; in all other respects a plain float.
 
         Metric(0.375, n=2000, chance=1 / 96, low=0.354, high=0.396)
 
-    `n` is the number of examples (queries), `chance` what an ignorant model gets, `low` and `high` a 95 %
-    interval. Unknown ones are None.  `n_train` is the number of examples that a probe was fitted on.  `remark` is what
-    a reader must know besides, usually nothing.
+    `n` is the number of examples (queries), `chance` the value of random guessing, `low` and `high` the limits of a 95
+    % interval; None if unknown. `n_train` is the number of examples that a probe was fitted on. `remark` is a warning
+    for the reader, usually empty.
     """
 
     n: int | None
@@ -33,22 +33,22 @@ class Metric(float):
     remark: str = ""
 
     def __new__(cls, value: float, *, n=None, chance=None, low=None, high=None):
-        """Stores the value and its company."""
+        """Stores the value with its number of examples, chance level and interval."""
         self = super().__new__(cls, value)
         self.n, self.chance, self.low, self.high = n, chance, low, high
         return self
 
 
 def split_name(name: str) -> list[str]:
-    """Task, weights and metric of "zero_shot:folder:/data/pets/ema/top1", whose task has slashes of its own."""
+    """Task, weights and metric of "zero_shot:folder:/data/pets/ema/top1"; the task may itself contain slashes."""
     return name.rsplit("/", 2)
 
 
 def mean_metric(values: np.ndarray, chance: float | None = None, counts: np.ndarray | None = None) -> Metric:
     """Mean of `values` with its bootstrap interval.
 
-    With `counts`, entry i is the sum over `counts[i]` queries that belong together (the captions of one
-    image): the value is sum / count over all, and the interval resamples whole groups.
+    With `counts`, entry i of `values` is the sum over a group of `counts[i]` queries (the captions of one image). Then
+    the value is the total sum divided by the total count, and the interval resamples whole groups.
     """
     counts = np.ones(len(values)) if counts is None else counts
     low, high = bootstrap_interval(_ratio, values, counts)
@@ -66,10 +66,10 @@ def bootstrap_interval(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap: the central `level` of `statistic` over examples drawn with replacement.
+    """Percentile bootstrap: the central `level` interval of `statistic` over examples drawn with replacement.
 
-    `arrays` share their first axis and are resampled together.  The same seed gives the same interval.  It
-    speaks of the draw of the test examples, not of the seeds of training.
+    `arrays` share their first axis and are resampled together. The same seed gives the same interval. The interval
+    describes the sampling of test examples, not the variation between training seeds.
     """
     n = len(arrays[0])
     if n == 0:
@@ -91,8 +91,8 @@ def class_embeddings(
 ) -> Float[np.ndarray, "C E"]:
     """Mean of the normalised embeddings of a class's prompts, normalised again (SLIP's zero-shot protocol).
 
-    `classes[m]` says whose prompt m is: every template and synonym counts once, in any order.  Raises
-    Unmeasurable for a class without a prompt.
+    `classes[m]` is the class of prompt m. Every combination of template and synonym counts once; their order does not
+    matter. Raises Unmeasurable for a class without a prompt.
     """
     counts = np.bincount(classes, minlength=num_classes)
     if not counts.all():
@@ -105,9 +105,7 @@ def class_embeddings(
 def similarity_blocks(
     queries: Float[np.ndarray, "Q E"], gallery: Float[np.ndarray, "G E"], block: int = BLOCK
 ) -> Iterator[tuple[slice, Float[np.ndarray, "b G"]]]:
-    """Dot products of `block` queries at a time in float32, so that 25,000 x 5,000 never stands in memory
-    at once.
-    """
+    """Yields float32 dot products for `block` queries at a time: 25,000 x 5,000 values need not fit in memory."""
     transposed = gallery.astype(np.float32).T
     for start in range(0, len(queries), block):
         rows = slice(start, min(start + block, len(queries)))
@@ -115,10 +113,10 @@ def similarity_blocks(
 
 
 def ranks(scores: Float[np.ndarray, "Q G"], positives: Bool[np.ndarray, "Q G"]) -> Int[np.ndarray, "Q"]:
-    """How many wrong entries stand before the best right one: 0 is a hit at 1, k - 1 a hit at k.
+    """The number of wrong entries ranked before the best right one: 0 is a hit at 1, at most k - 1 a hit at k.
 
-    A wrong entry stands before it unless it scores strictly lower; so ties, and scores that are not numbers,
-    count against the model.  Raises Unmeasurable for a query without a right entry.
+    A wrong entry ranks before the right one unless its score is strictly lower, so ties and nan count against the
+    model. Raises Unmeasurable for a query without a right entry.
     """
     if not positives.any(axis=1).all():
         raise Unmeasurable(f"query {int(np.flatnonzero(~positives.any(axis=1))[0])} has no right entry in the gallery")
@@ -127,12 +125,12 @@ def ranks(scores: Float[np.ndarray, "Q G"], positives: Bool[np.ndarray, "Q G"]) 
 
 
 def top_k_hits(scores: Float[np.ndarray, "n C"], labels: Int[np.ndarray, "n"], k: int) -> Bool[np.ndarray, "n"]:
-    """Whether the true class is among the k best, per example."""
+    """For each example, whether the true class is among the k best."""
     return ranks(scores, labels[:, None] == np.arange(scores.shape[1])) < k
 
 
 def mean_per_class(hits: Bool[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> float:
-    """Mean over classes of the share of hits within the class; classes without an example do not count."""
+    """Mean over classes of the hit rate within the class; classes without examples are skipped."""
     counts = np.bincount(labels)
     sums = np.bincount(labels, weights=hits)
     return float((sums[counts > 0] / counts[counts > 0]).mean())
@@ -145,11 +143,11 @@ def retrieval_ranks(
     text_ids: Int[np.ndarray, "M"],
     block: int = BLOCK,
 ) -> tuple[Int[np.ndarray, "I"], Int[np.ndarray, "M"]]:
-    """Ranks both ways (image to text, text to image), see `ranks`.
+    """Ranks for retrieval from image to text and from text to image; see `ranks`.
 
-    Caption m describes image `owners[m]`; captions of equal `text_ids` are the same words.  Right for an
-    image are all captions that read as one of its own; right for a caption are all images that have a
-    caption reading the same.
+    Caption m describes image `owners[m]`; captions with equal `text_ids` are the same text. An image's right entries
+    are all captions with the text of one of its own. A caption's right entries are all images that have a caption with
+    the same text.
     """
     image_ranks = np.empty(len(images), np.int64)
     for rows, scores in similarity_blocks(images, texts, block):
@@ -161,7 +159,7 @@ def retrieval_ranks(
 
 
 def right_texts(images: slice, owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"]) -> Bool[np.ndarray, "b M"]:
-    """For each image of the slice, the captions that read as one of its own."""
+    """For each image of the slice, True for the captions that have the text of one of its own."""
     own = np.flatnonzero((owners >= images.start) & (owners < images.stop))
     which, same = np.nonzero(text_ids[own][:, None] == text_ids)
     right = np.zeros((images.stop - images.start, len(owners)), bool)
@@ -172,7 +170,7 @@ def right_texts(images: slice, owners: Int[np.ndarray, "M"], text_ids: Int[np.nd
 def right_images(
     texts: slice, owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"], num_images: int
 ) -> Bool[np.ndarray, "b I"]:
-    """For each caption of the slice, the images that have a caption reading the same."""
+    """For each caption of the slice, True for the images that have a caption with the same text."""
     which, same = np.nonzero(text_ids[texts][:, None] == text_ids)
     right = np.zeros((texts.stop - texts.start, num_images), bool)
     right[which, owners[same]] = True
@@ -182,9 +180,7 @@ def right_images(
 def num_right(
     owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"], num_images: int
 ) -> tuple[Int[np.ndarray, "I"], Int[np.ndarray, "M"]]:
-    """How many captions are right for each image, and how many images for each caption; see
-    `retrieval_ranks`.
-    """
+    """The number of right captions of each image, and of right images of each caption; see `retrieval_ranks`."""
     image, text = np.unique(np.stack([owners, text_ids]), axis=1)
     right = np.zeros(num_images, np.int64)
     np.add.at(right, image, np.bincount(text_ids)[text])
@@ -192,7 +188,7 @@ def num_right(
 
 
 def recall_chance(num_right: Int[np.ndarray, "Q"], gallery: int, k: int) -> float:
-    """Recall at k of a random ranking, mean over queries: 1 - C(gallery - right, k) / C(gallery, k).
+    """Expected recall at k of a random ranking, averaged over queries: 1 - C(gallery - right, k) / C(gallery, k).
 
     `recall_chance(np.array([1]), 1000, 5) == 0.005`
     """
@@ -204,6 +200,6 @@ def recall_chance(num_right: Int[np.ndarray, "Q"], gallery: int, k: int) -> floa
 
 
 def ids_of(items: list[Any]) -> Int[np.ndarray, "M"]:
-    """Numbers equal items equally, in order of appearance: ids_of(["a", "b", "a"]) -> [0, 1, 0]."""
+    """Gives equal items equal numbers, in order of appearance: ids_of(["a", "b", "a"]) -> [0, 1, 0]."""
     seen: dict[Any, int] = {}
     return np.array([seen.setdefault(item, len(seen)) for item in items], np.int64)

@@ -1,4 +1,4 @@
-"""The paper's own numbers, to stand beside ours (arXiv 2409.06809, tables 1-4; per cent, ViT-B)."""
+"""The numbers printed in the paper, for comparison with ours (arXiv 2409.06809, tables 1-4; per cent, ViT-B)."""
 
 import functools
 import json
@@ -23,12 +23,12 @@ Cell = tuple[str, str, str]  # task, data set, metric
 
 @functools.cache
 def tables() -> dict[str, Any]:
-    """The tables as they are printed; null where the paper gives nothing."""
+    """The tables as printed; null where the paper gives no number."""
     return json.loads(TABLES.read_text())
 
 
 def columns(table: str) -> dict[str, Cell]:
-    """The columns of table "retrieval" (2) or "zero_shot" (3) in their order, and what of ours belongs there."""
+    """The columns of table "retrieval" (2) or "zero_shot" (3), in order, with our (task, data set, metric) for each."""
     names = [name for name in tables()[table]["columns"] if name not in NOT_MEASURED]
     return {name: RETRIEVAL.get(name, ("zero_shot", name, _metric(name))) for name in names}
 
@@ -38,22 +38,25 @@ def _metric(dataset: str) -> str:
 
 
 def cells() -> list[Cell]:
-    """All cells of both tables, in the paper's order."""
+    """All (task, data set, metric) of both tables, in the paper's order."""
     return [cell for table in TITLES for cell in columns(table).values()]
 
 
 def zero_shot_sets() -> list[str]:
-    """The 14 sets: ImageNet of table 2, then those of table 3."""
+    """The 14 zero-shot sets: ImageNet of table 2, then those of table 3."""
     return [dataset for task, dataset, _ in cells() if task == "zero_shot"]
 
 
 def retrieval_sets() -> list[str]:
-    """The two sets of table 2."""
+    """The two retrieval sets of table 2."""
     return list(dict.fromkeys(dataset for task, dataset, _ in cells() if task == "retrieval"))
 
 
 def rows_of(method: str) -> dict[str, dict[Cell, float]]:
-    """The paper's rows of a method, "DetailCLIP, 25 epochs" and so on: cell -> share of 1; none for other methods."""
+    """The paper's results of a method, by label ("DetailCLIP, 25 epochs"): `Cell` -> fraction of 1.
+
+    Empty for methods that the paper does not list.
+    """
     found: dict[str, dict[Cell, float]] = {}
     for table in TITLES:
         head = tables()[table]["columns"]

@@ -1,12 +1,13 @@
-"""How a zero-shot task is put in words: prompts and metric by protocol, as published.
+"""Zero-shot prompts and metrics by protocol, as published.
 
     task = zero_shot_task("slip", "pets", pets.classes)
     task.prompts[0]     # ("a photo of a Abyssinian, a type of pet.",)
     task.metric         # "mean_per_class"
 
-"slip" is what CLIP and SLIP evaluate with, and DetailCLIP's tables 2 and 3 after them; "clip_benchmark" is the package
-of that name.  They share most words; ImageNet (7 prompts against 80), PatchCamelyon, CLEVR and RESISC45 differ, and the
-package takes many class names as the data set spells them.  Origin and licences: assets/README.md.
+"slip" is the protocol of CLIP and SLIP, which tables 2 and 3 of DetailCLIP also use; "clip_benchmark" is that of the
+package of this name. Most prompts are the same in both. ImageNet (7 prompts against 80), PatchCamelyon, CLEVR and
+RESISC45 differ, and the package keeps the data set's own spelling of many class names. Origin and licences:
+assets/README.md.
 """
 
 import functools
@@ -19,8 +20,8 @@ from detailclip_jax.evaluation.class_names import match
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 PROTOCOLS = ("slip", "clip_benchmark")
-GENERIC = "imagenet"  # whose templates sets take that a protocol does not know
-NUM_CAPTIONS = {"slip": 5, "clip_benchmark": None}  # of each picture, in retrieval: the first five, or all
+GENERIC = "imagenet"  # its templates are the default for sets that a protocol does not list
+NUM_CAPTIONS = {"slip": 5, "clip_benchmark": None}  # per image, in retrieval: the first five, or all
 PACKAGE_NAMES = {
     "imagenet": "imagenet1k",
     "aircraft": "fgvc_aircraft",
@@ -29,11 +30,11 @@ PACKAGE_NAMES = {
     "clevr_counts": "clevr_count_all",
     "kitti_distance": "kitti_closest_vehicle_distance",
 }
-SPACED = {"food101": "_", "sun397": "_/"}  # what the package replaces by spaces in names that data sets state
+SPACED = {"food101": "_", "sun397": "_/"}  # characters in class names that the package replaces by spaces
 
 
 class ZeroShotTask(NamedTuple):
-    """A zero-shot task: `prompts[c]` are all templates of all synonyms of the data set's class c."""
+    """A zero-shot task: `prompts[c]` combines every template with every synonym of the data set's class c."""
 
     name: str
     prompts: tuple[tuple[str, ...], ...]
@@ -44,11 +45,12 @@ class ZeroShotTask(NamedTuple):
 def zero_shot_task(protocol: str, name: str, classes: Sequence[str], templates: Sequence[str] = ()) -> ZeroShotTask:
     """The protocol's prompts for the classes of a data set, in the set's order; classes are matched by name.
 
-    `templates` are those that lie beside the data, with {c} for the class: "clip_benchmark" goes by them and by the
-    class names as stated, as the package does for webdataset tars, and so does "slip" for sets that it does not know.
-    A set that is not known and brings no templates takes ImageNet's, and its own class names with spaces for "_".
+    `templates` are those published with the data, with {c} for the class. If there are any, "clip_benchmark" uses them
+    with the class names of the data set, as the package does for webdataset tars; "slip" does so only for sets that it
+    does not list. An unlisted set without templates gets ImageNet's templates and its own class names, with "_"
+    replaced by spaces.
 
-    Raises ValueError for an unknown protocol, and for classes that do not match, with the nearest names.
+    Raises ValueError for an unknown protocol, and for classes that do not match; the message lists the nearest names.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
@@ -64,7 +66,7 @@ Words = tuple[list[Sequence[str]], Sequence[str], str]
 
 
 def slip_words(name: str, classes: tuple[str, ...], templates: tuple[str, ...]) -> Words:
-    """Synonyms of each class, templates with {} and metric, as SLIP has them."""
+    """The synonyms of each class, the templates (with {}) and the metric, as in SLIP."""
     entry = slip().get(name)
     if entry is None:
         own = [template.replace("{c}", "{}") for template in templates]
@@ -75,7 +77,7 @@ def slip_words(name: str, classes: tuple[str, ...], templates: tuple[str, ...]) 
 
 
 def package_words(name: str, classes: tuple[str, ...], templates: tuple[str, ...]) -> Words:
-    """Names of each class, templates with {} and metric, as the package has them."""
+    """The name of each class, the templates (with {}) and the metric, as in the package."""
     published, key = package("templates"), PACKAGE_NAMES.get(name, name)
     patterns = [each.replace("{c}", "{}") for each in templates or published.get(key, published["imagenet1k"])]
     stated = package("classes").get(key)
@@ -86,25 +88,25 @@ def package_words(name: str, classes: tuple[str, ...], templates: tuple[str, ...
 
 
 def own_names(name: str, classes: tuple[str, ...], verbatim: bool) -> list[Sequence[str]]:
-    """The class names as the data set states them, spaces for what stands for spaces."""
+    """The class names of the data set, with the characters that stand for spaces replaced by spaces."""
     marks = SPACED.get(name, "" if verbatim else "_")
     return [[each.translate(dict.fromkeys(map(ord, marks), " "))] for each in classes]
 
 
 def filled(patterns: Sequence[str], synonyms: Sequence[str]) -> tuple[str, ...]:
-    """Every pattern with every synonym; names are inserted as they are, braces and all."""
+    """Every template with every synonym. Names are inserted as they are, including braces."""
     return tuple(pattern.replace("{}", name) for pattern in patterns for name in synonyms)
 
 
 def known_names(name: str) -> list[list[str]]:
-    """All names of each of SLIP's classes: synonyms, and what publishers of the data call it."""
+    """All names of each of SLIP's classes: its synonyms and the spellings used by publishers of the data."""
     entry, aliases = slip()[name], read("aliases").get(name)
     synonyms = [each if isinstance(each, list) else [each] for each in entry["classes"]]
     return [own + other for own, other in zip(synonyms, aliases or [[]] * len(synonyms))]
 
 
 def package_names(name: str) -> list[list[str]]:
-    """All names of each of the package's classes, those that SLIP's class of that name has among them."""
+    """All names of each of the package's classes, including those of the matching class in SLIP."""
     stated = package("classes")[PACKAGE_NAMES.get(name, name)]
     if name not in slip():
         return [[own] for own in stated]
@@ -124,5 +126,5 @@ def package(part: str) -> dict[str, Any]:
 
 @functools.cache
 def read(asset: str) -> dict[str, Any]:
-    """One of the data files."""
+    """The content of one JSON file in assets/."""
     return json.loads((ASSETS / f"{asset}.json").read_text(encoding="utf-8"))

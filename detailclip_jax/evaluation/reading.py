@@ -1,4 +1,4 @@
-"""The pictures of a set as evaluation batches, made by threads while the devices work."""
+"""Reads the images of a set as evaluation batches, in threads while the devices compute."""
 
 import contextlib
 import hashlib
@@ -19,13 +19,13 @@ from detailclip_jax.evaluation.embedding import EvaluationBatch
 from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.runtime.cores import usable_cores
 
-MAX_AHEAD = 8  # batches, and threads that make them
+MAX_AHEAD = 8  # maximum of prefetched batches, and of threads that read them
 
 
 def cropped(transform: Transform) -> Transform:
-    """Resize to 8/7 of the size and crop (256 and 224): k-NN and linear probes, as DINO, iBOT and SLIP.
+    """The transform with a resize to 8/7 of the size before the crop (256 and 224), for k-NN and linear probes.
 
-    A model that crops more in its own evaluation keeps that.
+    DINO, iBOT and SLIP use this preprocessing. A transform that already resizes to a larger size is kept.
     """
     return transform._replace(shorter_side=max(transform.shorter_side, round(transform.size * 256 / 224)))
 
@@ -33,9 +33,10 @@ def cropped(transform: Transform) -> Transform:
 class ImageBatches:
     """All examples of a source once per pass, in order, in batches of one shape.
 
-    Yields {"image": uint8 [B, S, S, 3], "label": int32 [B], "index": int32 [B], "valid": bool [B]}.  Rows behind the
-    end and those that cannot be read are zero and not valid; `unreadable` names the latter with the reason, after a
-    pass.  `rows` are the rows of a batch that are to be read (other processes read the others).
+    Yields {"image": uint8 [B, S, S, 3], "label": int32 [B], "index": int32 [B], "valid": bool [B]}. Rows after the end
+    and rows that cannot be read have a zero image, label -1 and valid False. After a pass, `unreadable` lists the
+    unreadable examples with the reason. `rows` selects the rows of a batch that this process reads (other processes
+    read the others).
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class ImageBatches:
                 yield made["batch"]
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Batch `number`, and what could not be read of it."""
+        """Batch `number`, and a list of its examples that could not be read."""
         first, size = number * self.batch_size, self.transform.size
         batch = {
             "image": np.zeros((self.batch_size, size, size, 3), np.uint8),
@@ -70,7 +71,7 @@ class ImageBatches:
             try:
                 batch["image"][row], batch["label"][row] = self._example(first + int(row))
                 batch["valid"][row] = True
-            except Exception as error:  # one bad picture is reported; raising here would leave other processes waiting
+            except Exception as error:  # report an unreadable image: raising here would leave other processes waiting
                 unreadable.append(f"example {first + row}: {error}")
         return {"batch": batch, "unreadable": unreadable}
 
@@ -81,7 +82,7 @@ class ImageBatches:
 
 
 class Subset:
-    """`count` examples of a source, evenly spaced, or all where it has no more."""
+    """`count` evenly spaced examples of a source; all of them if it has fewer."""
 
     def __init__(self, source: Source, count: int):
         self.source, self.count = source, min(count, len(source))
@@ -96,19 +97,19 @@ class Subset:
 
 
 def sample_digest(source: Source, num: int = 8) -> str:
-    """What a few evenly spaced pictures look like, to the byte: names and sizes of files do not tell that."""
+    """A hash of a few evenly spaced images: files with equal names and sizes can have different content."""
     digest = hashlib.sha256()
     for index in sorted({len(source) * i // num for i in range(num)} if len(source) else ()):
         try:
             image = source[index]["image"]
-        except ValueError:  # a record that cannot be read; reading the set says so
+        except ValueError:  # an unreadable record; it is reported when the set is read
             image = b""
         digest.update(image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes())
     return digest.hexdigest()[:12]
 
 
 def captions_of(source: Source, indices: Sequence[int]) -> list[tuple[str, ...]]:
-    """The captions of these examples; Unmeasurable that names the first one without any."""
+    """The captions of the given examples. Raises Unmeasurable that names the first example without a caption."""
     captions = [tuple(source[int(index)]["captions"]) for index in indices]
     for index, own in zip(indices, captions):
         if not own:

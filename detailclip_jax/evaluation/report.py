@@ -1,4 +1,4 @@
-"""The final table: results.json for programs, report.md and the screen for people."""
+"""The final table of a run: results.json for programs, report.md and terminal output for people."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from detailclip_jax.evaluation.metrics import Metric, split_name
 from detailclip_jax.evaluation.stickers import top1_at
 from detailclip_jax.runtime.files import replace_text
 
-ROWS = {  # a metric, or the metric of a task
+ROWS = {  # metric, or task/metric -> label
     "top1": "zero-shot top-1",
     "on_white/top1": "zero-shot top-1, on white",
     **{f"on_white/{top1_at(side)}": f"on white, {100 * side:.0f} % of the side" for side in WHITE_SIDES},
@@ -66,9 +66,10 @@ WEIGHTS = {"student": "student", "ema": "EMA"}
 
 
 def write(workdir: str | Path, results: Mapping[str, float], config: ConfigDict, step: int, data: str = "") -> str:
-    """Writes results.json and report.md into `workdir`; returns the text of report.md, to be printed.
+    """Writes results.json and report.md into `workdir`; returns the text of report.md.
 
-    `results` are those of `run_all`: "task/weights/metric" -> value; `data` says what was wrong with the training data.
+    `results` is the output of `run_all`: "task/weights/metric" -> value. `data` describes problems of the training
+    data.
     """
     workdir = Path(workdir)
     text = markdown(results, config, step) + (f"\nTraining data: {data}.\n" if data else "")
@@ -96,12 +97,12 @@ def _record(name: str, value: float) -> dict[str, Any]:
 
 
 def config_digest(config: ConfigDict) -> str:
-    """Twelve hexadecimal digits that two runs share when every field of their configs is equal."""
+    """The first twelve hexadecimal digits of a hash of the config; configs with equal fields have equal digests."""
     return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
 
 
 def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str:
-    """The table, one row per metric, with a column for each set of weights and chance beside them."""
+    """The table: one line per metric, with a column for each set of weights, chance and the number of examples."""
     about = [*_held_out(config), *_left_out(results, config)]
     if not results:
         return "\n\n".join([f"{_title(config, step)}: nothing was evaluated.", *about]) + "\n"
@@ -115,7 +116,7 @@ def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str
 
 
 def _held_out(config: ConfigDict) -> list[str]:
-    """How many examples of one's own data were held out and how they were chosen, or how to hold some out."""
+    """One paragraph: the number of held-out examples and how they were chosen, or how to hold some out."""
     if is_endless(components(config.data)):
         return []
     found = held_out.find(config)
@@ -124,7 +125,7 @@ def _held_out(config: ConfigDict) -> list[str]:
 
 
 def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:
-    """A line that names the evaluators without a result, with the reason."""
+    """Lines that name the evaluators without a result, with the reason."""
     measured = {split_name(name)[0] for name in results}
     unmade = {name: reason for name, reason in absent(config).items() if name not in measured}
     missing = [name for name in plan(config) if name not in measured and name not in unmade]
@@ -154,7 +155,7 @@ def _row(results: Mapping[str, float], task: str, metric: str, weights: list[str
 
 
 def size_text(n: int | None, n_train: int | None) -> str:
-    """2,000, or "2,000 (train 5,000)" for a probe that was fitted on so many."""
+    """The number of examples: "2,000", or "2,000 (train 5,000)" for a probe fitted on 5,000."""
     fitted = "" if n_train is None else f" (train {n_train:,})"
     return "" if n is None else f"{n:,}{fitted}"
 
@@ -172,8 +173,11 @@ def _percent(value: float) -> str:
 
 
 def aligned(table: list[list[str]]) -> list[str]:
-    """Markdown that reads as a table on the screen too: columns of equal width, numbers to the right."""
-    widths = [max(2, *(len(cell) for cell in column)) for column in zip(*table)]  # "-:" is the shortest rule
+    """Markdown lines of a table with columns of equal width, so that it is also readable in a terminal.
+
+    The first column is left-aligned, the others are right-aligned.
+    """
+    widths = [max(2, *(len(cell) for cell in column)) for column in zip(*table)]  # "-:" is the shortest separator
     lines = [
         [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))] for row in table
     ]

@@ -1,4 +1,4 @@
-"""What was measured, on disk: results.jsonl as it comes, and the tables results.md and results.csv made of it."""
+"""Results on disk: results.jsonl, written after each measurement, and the tables results.md and results.csv."""
 
 import csv
 import io
@@ -15,11 +15,11 @@ from detailclip_jax.runtime.files import replace_text
 
 FILES = ("results.jsonl", "results.md", "results.csv")
 Record = dict[str, Any]
-Beside = Mapping[str, Mapping[paper.Cell, float]]  # rows of the paper: label -> cell -> share of 1
+Beside = Mapping[str, Mapping[paper.Cell, float]]  # results of the paper: label -> cell -> fraction of 1
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
 MARKS = ("protocol", "fingerprint", "step", "expected", "unreadable", "truncated", "checkpoint", "digest")
 OTHER_FIELDS = ("method",)
-LATER_FIELDS = ("remark", "n_train")  # which files of earlier versions lack
+LATER_FIELDS = ("remark", "n_train")  # files of earlier versions lack these
 ALL_FIELDS = (*FIELDS, *MARKS, *OTHER_FIELDS, *LATER_FIELDS)
 MAX_LISTED = 20
 NAMES = ROWS | {
@@ -42,33 +42,33 @@ NOTES = {
 
 
 def record(identity: Mapping[str, Any], metric: str, value: float) -> Record:
-    """One line of results.jsonl: a metric of one set of weights on one set, with all that is needed to judge it."""
+    """One line of results.jsonl: one metric of one set of weights on one set, with the facts needed to judge it."""
     judged = {name: getattr(value, name, None) for name in ("n", "chance", "low", "high", *LATER_FIELDS)}
     every = {**identity, "metric": metric, "value": float(value), **judged}
     return {name: every.get(name) for name in ALL_FIELDS}
 
 
 class Outcome(NamedTuple):
-    """What came of the tasks: records, and why a task has none."""
+    """The outcome of all tasks: their records, and why a task has none."""
 
     records: list[Record]
-    missing: dict[str, str]  # task -> what was looked for, and how to get it
+    missing: dict[str, str]  # task -> the missing data, and how to get them
     failed: dict[str, str]  # task (and weights) -> the error
-    left_out: dict[str, str]  # task and weights -> which networks there are not
-    unreadable: list[str]  # pictures
+    left_out: dict[str, str]  # task and weights -> the missing networks
+    unreadable: list[str]  # images
     subject: Any
     beside: Beside
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 where a task failed or nothing was measured."""
+        """1 if a task failed or nothing was measured, else 0."""
         return 1 if self.failed or not self.records else 0
 
 
 class Results:
-    """The records of one folder; it belongs to one checkpoint, whose evaluation goes on where it was stopped.
+    """The records of one folder. A folder belongs to one checkpoint; a stopped evaluation continues there.
 
-    Raises ValueError if the folder holds results of other weights, or of another preprocessing.
+    Raises ValueError if the folder holds results of other weights or of another preprocessing.
     """
 
     def __init__(self, folder: str | os.PathLike | None, digests: Mapping[str, str | None], write: bool = True):
@@ -82,7 +82,7 @@ class Results:
                 raise ValueError(f"--out={folder} holds results of {other}; choose another folder")
 
     def done(self, identity: Mapping[str, Any]) -> bool:
-        """Whether these weights were measured on this very data; without a digest nobody knows."""
+        """Whether the folder has results of these weights on the same data; False without a digest."""
         return bool(identity["digest"]) and any(_same(old, identity, MARKS) for old in self.of(identity))
 
     def of(self, identity: Mapping[str, Any]) -> list[Record]:
@@ -90,7 +90,7 @@ class Results:
         return [old for old in self.records if _same(old, identity, ("task", "dataset", "weights"))]
 
     def add(self, identity: Mapping[str, Any], new: Iterable[Record]) -> None:
-        """Puts the records of one measurement into the place of earlier ones, on disk when it returns."""
+        """Replaces earlier records of the same measurement; the file is written when this returns."""
         kept = [old for old in self.records if old not in self.of(identity)]
         self.records = kept + list(new)
         if self.write:
@@ -98,7 +98,7 @@ class Results:
             replace_text(self.folder / "results.jsonl", "".join(json.dumps(r) + "\n" for r in self.records))
 
     def write_tables(self, outcome: Outcome) -> None:
-        """results.md and results.csv of all that is in the folder; nothing where nothing was measured."""
+        """Writes results.md and results.csv of all records in the folder; skipped if nothing was measured."""
         if not (self.write and outcome.records):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -107,13 +107,13 @@ class Results:
 
 
 def _same(old: Record, identity: Mapping[str, Any], names: Iterable[str]) -> bool:
-    """Equal in all but the counts of what could not be read whole, which are findings, and the path."""
+    """Whether the fields are equal. Ignores the path and the counts of unreadable images and truncated texts."""
     ignored = ("unreadable", "truncated", "checkpoint")
     return all(old.get(name) == identity.get(name) for name in names if name not in ignored)
 
 
 def read(file: Path) -> list[Record]:
-    """The records of a results.jsonl; none where there is no file.  ValueError for one that is something else."""
+    """The records of a results.jsonl; empty if there is no file. Raises ValueError for a file with other content."""
     try:
         every = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
         return [{name: (dict.fromkeys(LATER_FIELDS) | each)[name] for name in ALL_FIELDS} for each in every]
@@ -123,7 +123,7 @@ def read(file: Path) -> list[Record]:
 
 
 def in_order(records: Sequence[Record]) -> list[Record]:
-    """The paper's cells first, in its order, with what else was measured on the same set behind each; then the rest."""
+    """The paper's (task, set) pairs first, in its order, with all metrics of each together; then the others."""
     sets = list(dict.fromkeys((task, dataset) for task, dataset, _ in paper.cells()))
     every = list(dict.fromkeys((r["task"], r["dataset"]) for r in records))
     rank = {pair: place for place, pair in enumerate([*sets, *(pair for pair in every if pair not in sets)])}
@@ -139,7 +139,7 @@ def by_cell(records: Sequence[Record]) -> dict[paper.Cell, dict[str, Record]]:
 
 
 def table(records: Sequence[Record], beside: Beside) -> list[str]:
-    """One line per cell: a column for each set of weights, the paper's rows `beside` them, chance and n."""
+    """One line per metric: a column for each set of weights, columns of the paper's results, chance and n."""
     cells = by_cell(records)
     weights = list(dict.fromkeys(r["weights"] for r in records))
     shown = [label for label, row in beside.items() if any(cell in row for cell in cells)]
@@ -157,7 +157,7 @@ def table(records: Sequence[Record], beside: Beside) -> list[str]:
 
 
 def name_of(cell: paper.Cell) -> str:
-    """zero_shot pets, mean per class."""
+    """A label such as "zero_shot pets, mean per class"."""
     task, dataset, metric = cell
     k, _, rest = metric.partition("_")
     words = f"k={k[1:]}, {NAMES.get(rest, rest)}" if task == "knn" else NAMES.get(metric, metric)
@@ -165,7 +165,7 @@ def name_of(cell: paper.Cell) -> str:
 
 
 def percent(r: Record) -> str:
-    """33.7 (31.6-35.8)."""
+    """A text such as "33.7 (31.6-35.8)"."""
     interval = "" if r["low"] is None else f" ({100 * r['low']:.1f}-{100 * r['high']:.1f})"
     return f"{100 * r['value']:.1f}{interval}"
 
@@ -177,7 +177,10 @@ def _judged(r: Record) -> list[str]:
 
 
 def paper_table(name: str, records: Sequence[Record], beside: Beside) -> list[str]:
-    """Table 2 or 3 as it is printed: a row per set of weights and per row of the paper; none of its cells, no table."""
+    """Table 2 or 3 in the paper's layout: a line per set of weights and per result of the paper.
+
+    Empty if no column of the table was measured.
+    """
     columns, cells = paper.columns(name), by_cell(records)
     weights = list(dict.fromkeys(w for cell in columns.values() for w in cells.get(cell, {})))
     ours = {WEIGHTS.get(w, w): {cell: of[w]["value"] for cell, of in cells.items() if w in of} for w in weights}
@@ -197,7 +200,7 @@ def _cell(value: float | None) -> str:
 
 
 def _mean(row: Mapping[paper.Cell, float], columns: Mapping[str, paper.Cell]) -> float | None:
-    """Over all sets of the table, or nothing: a mean over some of them compares with nobody's."""
+    """The mean over all sets of the table; None if one is missing, since a partial mean is not comparable."""
     values = [row[cell] for cell in columns.values() if cell in row]
     return sum(values) / len(values) if len(values) == len(columns) else None
 
@@ -219,12 +222,12 @@ def details(records: Sequence[Record]) -> list[str]:
 
 
 def notes(records: Sequence[Record]) -> list[str]:
-    """What the numbers mean."""
+    """Explanations of the metrics in these records."""
     return [ALWAYS, *(NOTES[task] for task in dict.fromkeys(r["task"] for r in records) if task in NOTES)]
 
 
 def as_csv(records: Sequence[Record], beside: Beside) -> str:
-    """A line per record, in the paper's order, in shares of 1, with the paper's numbers for the same cell beside it."""
+    """A line per record, in the paper's order, as fractions of 1, with columns of the paper's results."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*ALL_FIELDS, *(f"paper: {label}" for label in beside)])
@@ -236,8 +239,7 @@ def as_csv(records: Sequence[Record], beside: Beside) -> str:
 
 
 def markdown(records: Sequence[Record], outcome: Outcome) -> str:
-    """results.md: what there was no data of, the paper's tables as far as they were measured, everything with its
-    company, and what else is to be known of it."""
+    """The text of results.md: missing data, the measured columns of the paper's tables, all records, notes and gaps."""
     subject = outcome.subject
     step = "" if subject.step is None else f", step {subject.step:,}"
     title = f"# {subject.method or 'Evaluation'} of {subject.name}{step}"
@@ -249,7 +251,7 @@ def markdown(records: Sequence[Record], outcome: Outcome) -> str:
 
 
 def gaps(outcome: Outcome) -> list[str]:
-    """What is to be known of the numbers, and why some are not there."""
+    """Lists truncated texts, remarks, failed tasks, missing networks and unreadable images."""
     remarks = {f"{r['task']}:{r['dataset']} {r['weights']}": r["remark"] for r in outcome.records if r["remark"]}
     cut = {f"{r['task']}:{r['dataset']}": f"{r['truncated']:,}" for r in outcome.records if r.get("truncated")}
     parts = {
@@ -267,7 +269,7 @@ def _listed(heading: str, entries: Mapping[str, str]) -> list[str]:
 
 
 def screen(outcome: Outcome) -> str:
-    """What the command prints at the end."""
+    """The text that the command prints at the end."""
     records = outcome.records
     lines = [*table(records, outcome.beside), "", *wrapped(notes(records)), ""] if records else []
     missing = _listed("Not measured, for want of data", outcome.missing) if outcome.missing else []
@@ -275,5 +277,5 @@ def screen(outcome: Outcome) -> str:
 
 
 def wrapped(paragraphs: Iterable[str]) -> list[str]:
-    """One paragraph of them all, as wide as a screen."""
+    """All paragraphs as one, wrapped at 110 characters."""
     return textwrap.wrap(" ".join(paragraphs), 110)

@@ -1,4 +1,4 @@
-"""Image-text retrieval both ways."""
+"""Image-text retrieval in both directions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from detailclip_jax.types import Params
 
 
 class Retrieval:
-    """Recall at k: image to text is a hit when ANY caption of the image is among the k nearest, text to
-    image when its image is.  No prompt around the captions.
+    """Recall at k, without a prompt around the captions.
 
-    Captions that are word for word the same count as right for all images that have one of them: a model
-    cannot tell them apart.  `captions` holds the captions of each image that `batches` yields, in that
-    order.  The interval resamples images together with their captions.
+    Image to text: a hit if ANY caption of the image is among the k nearest. Text to image: a hit if the image of the
+    caption is. Captions with identical text count as right for every image that has one of them, since a model cannot
+    distinguish them. `captions` lists the captions of each image, in the order in which `batches` yields the images.
+    The interval resamples images together with their captions.
     """
 
     needs = ("image", "image_projection", "text", "text_projection")
@@ -50,7 +50,11 @@ def retrieval_metrics(
     captions: Sequence[Sequence[str]],
     top: Sequence[int] = (1, 5, 10),
 ) -> Iterator[tuple[str, Metric]]:
-    """Recall at each k both ways, of embeddings of unit length; `texts` are those of all `captions` in their order."""
+    """Yields recall at each k in both directions, from embeddings of unit length.
+
+    `texts` are the embeddings of all `captions`, in their order. Raises ValueError if the numbers of images and of
+    caption groups differ.
+    """
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images, but captions of {len(captions)}")
     text_ids = ids_of([caption for own in captions for caption in own])

@@ -1,9 +1,8 @@
-"""Runs tasks on every set of weights: what is missing is named, what fails does not stop the rest, and what is done
-is not done again.
+"""Runs tasks on every set of weights. It reports missing data, continues after a failed task and skips finished ones.
 
-    subject = from_checkpoint("runs/stickers")
-    outcome = run_tasks(subject, parse("stickers", sets), sets, out="runs/stickers/evaluation")
-    outcome.records[0]      # {"task": "zero_shot", "dataset": "stickers", "weights": "student", "metric": "top1", ...}
+subject = from_checkpoint("runs/stickers")
+outcome = run_tasks(subject, parse("stickers", sets), sets, out="runs/stickers/evaluation")
+outcome.records[0]      # {"task": "zero_shot", "dataset": "stickers", "weights": "student", "metric": "top1", ...}
 """
 
 import os
@@ -32,11 +31,11 @@ from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting, Task
 from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.training.checkpoint import all_processes
 
-CACHE = "embeddings"  # below the folder of results
+CACHE = "embeddings"  # subfolder of the results folder
 
 
 def watching(console: Console, title: str) -> Watch:
-    """Shows how far the embedding of a set is."""
+    """Shows the progress of the embedding of a set."""
 
     def watch(batches: Iterable[EvaluationBatch], total: int, noun: str) -> Iterable[EvaluationBatch]:
         return counted(batches, Meter(console, noun, total, title).add)
@@ -58,13 +57,13 @@ def run_tasks(
 ) -> Outcome:
     """Measures every task with every set of weights of the subject.
 
-    out: folder of results.jsonl (written after each measurement, and read to go on), results.md, results.csv, and of
-        the embeddings; None writes nothing.
-    compare: the paper's numbers for the subject's method stand beside ours.
+    out: folder of results.jsonl (written after each measurement; read to continue), results.md, results.csv and the
+        embeddings. None writes nothing.
+    compare: adds the paper's results of the subject's method to the tables.
 
-    All processes of a job call this together; the first one writes.  Raises ValueError if `out` is of other weights,
-    and with several processes what may have failed on one alone, which is all but `findings.Unmeasurable`: the others
-    wait for it, see `processes.together`.
+    All processes of a job call this together; process 0 writes. Raises ValueError if `out` holds results of other
+    weights. With several processes, raises any error but `findings.Unmeasurable`: it may have occurred on one process
+    alone while the others wait for it, see `processes.together`.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(unknown("protocol", protocol, PROTOCOLS))
@@ -81,7 +80,7 @@ def run_tasks(
 
 
 class Runner(NamedTuple):
-    """One evaluation under way."""
+    """The state of one evaluation."""
 
     subject: Subject
     setting: Setting
@@ -92,7 +91,7 @@ class Runner(NamedTuple):
     outcome: Outcome
 
     def run(self, tasks: Sequence[Task]) -> Outcome:
-        """Every task, each with every set of weights; tables are written after each task."""
+        """Runs every task with every set of weights; writes the tables after each task."""
         for task in tasks:
             if prepared := self.prepare(task):
                 for which in self.subject.weights:
@@ -102,11 +101,11 @@ class Runner(NamedTuple):
         return self.outcome
 
     def prepare(self, task: Task) -> Prepared | None:
-        """Opens the data of a task; None, and a line in the outcome, where that does not work on every process."""
+        """Opens the data of a task. If this fails on any process, records the reason and returns None."""
         prepared, error = None, None
         try:
             prepared = KINDS[task.kind](self.setting, task.dataset)
-        except Exception as raised:  # whatever is wrong about this set, the others go on
+        except Exception as raised:  # an error of one set does not stop the other sets
             error = raised
         if all_processes(error is None):
             return prepared
@@ -119,7 +118,7 @@ class Runner(NamedTuple):
         return None
 
     def measure_once(self, task: Task, which: str, prepared: Prepared) -> None:
-        """Measures unless these weights were measured on these data, or lack a network."""
+        """Measures a task, unless these weights have results on the same data or lack a network."""
         label = f"{task} {which}"
         identity = self.identity(task, which, prepared)
         if missing := [part for part in prepared.needs if part not in self.subject.weights[which]]:
@@ -132,14 +131,14 @@ class Runner(NamedTuple):
                 records = self.measure(label, which, prepared, identity)
             except Exception as error:  # a failing task does not stop the others; the exit status says so
                 if jax.process_count() > 1 and not isinstance(error, Unmeasurable):
-                    raise  # it may be this one's alone, and the others wait for it in the middle of the task
+                    raise  # it may have occurred on this process alone, and the others wait for it within the task
                 return self.fail(label, error)
             self.store.add(identity, records)
             self.outcome.records.extend(records)
             self.console.say(f"{label}: {said(records[0])}")
 
     def measure(self, label: str, which: str, prepared: Prepared, identity: Mapping[str, Any]) -> list[Record]:
-        """Embeds and counts."""
+        """Computes embeddings and metrics; returns one record per metric."""
         bench = self.bench(label, which)
         before = self.num_truncated
         measured = list(prepared.measure(bench))
@@ -149,11 +148,11 @@ class Runner(NamedTuple):
 
     @property
     def num_truncated(self) -> int:
-        """Texts that were longer than the context so far, where the tokenizer counts them."""
+        """The number of texts truncated to the context length so far; 0 if the tokenizer does not count them."""
         return getattr(self.subject.tokenize, "num_truncated", 0)
 
     def bench(self, label: str, which: str) -> Bench:
-        """The encoder with these weights."""
+        """The encoder with the given weights."""
         subject = self.subject
         return Bench(
             subject.encode,
@@ -166,7 +165,7 @@ class Runner(NamedTuple):
         )
 
     def identity(self, task: Task, which: str, prepared: Prepared) -> dict[str, Any]:
-        """What a record is of."""
+        """The fields of a record that identify what was measured."""
         return {
             "task": task.kind,
             "dataset": task.dataset,
@@ -181,7 +180,7 @@ class Runner(NamedTuple):
         }
 
     def fail(self, label: str, error: Exception) -> None:
-        """Notes the error; -v 1 of absl's flags, or a debugger, shows where it came from."""
+        """Records the error. The debug log (flag -v 1) holds its traceback."""
         logging.debug("%s failed", label, exc_info=error)
         reason = str(error) or type(error).__name__
         self.outcome.failed[label] = reason if isinstance(error, ValueError) else f"{type(error).__name__}: {reason}"
@@ -189,11 +188,11 @@ class Runner(NamedTuple):
 
 
 def from_first(value: bool) -> bool:
-    """The first process's answer, on all of them."""
+    """The value of process 0, on all processes."""
     return bool(multihost_utils.broadcast_one_to_all(np.array(value))) if jax.process_count() > 1 else value
 
 
 def said(first: Record) -> str:
-    """top-1 33.7 (31.6-35.8), chance 1.04, n 2,000."""
+    """A text such as "top1 33.7 (31.6-35.8), chance 1.04, n 2,000"."""
     chance = "" if first["chance"] is None else f", chance {100 * first['chance']:.2f}"
     return f"{first['metric']} {percent(first)}{chance}, n {size_text(first['n'], first['n_train'])}"

@@ -1,4 +1,4 @@
-"""Linear segmentation on frozen features: how much of what is where can be read off the patches."""
+"""Linear segmentation on frozen features: measures how well patch features predict the class at each place."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from detailclip_jax.evaluation.embedding import Batches, gather, mesh_of
 from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval
 from detailclip_jax.types import Params
 
-RIDGE = 1e-3  # of the features' mean square
+RIDGE = 1e-3  # relative to the features' mean square
 
 
 class Patches(NamedTuple):
-    """Features of all patches of M scenes and the share of each class in them; class 0 is background."""
+    """Features of all patches of M scenes, and the share of each class in each patch; class 0 is background."""
 
     features: Float[np.ndarray, "M N D"]
     shares: Float[np.ndarray, "M N C"]
@@ -26,11 +26,16 @@ class LinearSegmentation:
 
         W = argmin sum_p a_p |W x_p - y_p|^2 + lambda |W|^2
 
-    x_p are the last block's features of patch p with a 1 behind them, y_p the share of each class in the patch, found
-    on `train` scenes and judged on `test` scenes.  Three readings, as background covers most of a scene:
-    `miou` with a_p = 1 and `balanced_miou` with a_p = 1 / (patches of p's main class), both over pixels (maps are read
-    bilinearly); `object_miou` balanced, fitted and judged on patches whose main class is an object, among objects.
-    IoU is of summed intersections and unions, the mean over classes that occur.  The interval resamples scenes.
+    x_p are the last block's features of patch p with a 1 appended; y_p is the share of each class in the patch. The map
+    is fitted on `train` scenes and evaluated on `test` scenes. There are three variants, since background covers most
+    of a scene:
+
+    `miou`: a_p = 1; evaluated on all pixels, with bilinearly interpolated score maps.
+    `balanced_miou`: a_p = 1 / (number of patches with p's main class); evaluated in the same way.
+    `object_miou`: balanced; fitted and evaluated on patches whose main class is an object, among object classes only.
+
+    IoU divides summed intersections by summed unions; the mean is over the classes that occur. The interval resamples
+    scenes.
     """
 
     needs = ("image",)
@@ -61,14 +66,14 @@ class LinearSegmentation:
         return Patches(np.asarray(features, np.float64), class_shares(pixels, side, self.num_classes), pixels)
 
     def over_pixels(self, train: Patches, test: Patches, weight: Float[np.ndarray, "M N"]) -> Metric:
-        """Fits all patches, judges all pixels."""
+        """Fits on all patches, evaluates on all pixels."""
         scores = with_one(test.features) @ fit(train.features, train.shares, weight)
         size = test.pixels.shape[1]
         predicted = np.concatenate([enlarge(scene[None], size).argmax(-1) for scene in scores])
         return mean_iou(predicted, test.pixels, self.num_classes)
 
     def over_object_patches(self, train: Patches, test: Patches) -> Metric:
-        """Fits and judges patches whose main class is an object; background is no answer."""
+        """Fits and evaluates on patches whose main class is an object; background is never predicted."""
         main = train.shares.argmax(-1)
         matrix = fit(train.features, train.shares[..., 1:], balanced(main) * (main > 0))
         predicted = 1 + (with_one(test.features) @ matrix).argmax(-1)
@@ -77,26 +82,26 @@ class LinearSegmentation:
 
 
 def class_shares(pixels: Shaped[np.ndarray, "M S S"], side: int, num_classes: int) -> Float[np.ndarray, "M N C"]:
-    """How much of each patch of a `side` x `side` grid belongs to each class."""
+    """The share of each class in each patch of a `side` x `side` grid."""
     patch = pixels.shape[1] // side
     blocks = pixels.reshape(-1, side, patch, side, patch).swapaxes(2, 3).reshape(len(pixels), side**2, -1)
     return np.stack([(blocks == c).mean(-1) for c in range(num_classes)], -1)
 
 
 def balanced(main: Int[np.ndarray, "M N"]) -> Float[np.ndarray, "M N"]:
-    """Weights with which every class counts the same."""
+    """Weights that give every class the same total."""
     return 1 / np.bincount(main.reshape(-1))[main]
 
 
 def with_one(features: Float[np.ndarray, "*batch D"]) -> Float[np.ndarray, "*batch D1"]:
-    """The features with a constant behind them."""
+    """The features with a constant 1 appended."""
     return np.concatenate([features, np.ones((*features.shape[:-1], 1))], -1)
 
 
 def fit(
     features: Float[np.ndarray, "M N D"], targets: Float[np.ndarray, "M N K"], weight: Float[np.ndarray, "M N"]
 ) -> Float[np.ndarray, "D1 K"]:
-    """Weighted ridge regression; the penalty is relative to the features' weighted mean square."""
+    """Weighted ridge regression; the penalty is RIDGE times the features' weighted mean square."""
     x, y = with_one(features).reshape(-1, features.shape[-1] + 1), targets.reshape(-1, targets.shape[-1])
     weighted = x * (weight.reshape(-1, 1) / weight.sum())
     gram = weighted.T @ x
@@ -105,7 +110,7 @@ def fit(
 
 
 def enlarge(scores: Float[np.ndarray, "M N C"], size: int) -> Float[np.ndarray, "M size size C"]:
-    """Maps over patches read bilinearly at every pixel (half-pixel centres)."""
+    """Interpolates patch maps bilinearly to every pixel (half-pixel centres)."""
     side = round(scores.shape[1] ** 0.5)
     centre = np.clip((np.arange(size) + 0.5) * side / size - 0.5, 0, side - 1)
     matrix = np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(side)))
@@ -119,7 +124,7 @@ def mean_iou(
     num_classes: int,
     valid: Bool[np.ndarray, "M *shape"] | None = None,
 ) -> Metric:
-    """Mean over the classes that occur in `truth` or `predicted`, with an interval over scenes."""
+    """Mean IoU over the classes that occur in `truth` or `predicted`, with an interval over scenes."""
     valid = np.ones(truth.shape, bool) if valid is None else valid
     axes = tuple(range(1, truth.ndim))
     shares = [

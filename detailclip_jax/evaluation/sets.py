@@ -1,4 +1,4 @@
-"""The sets that are evaluated, by name: those on disk, and the embedded sticker scenes."""
+"""The evaluation sets by name: sets on disk, and the embedded sticker scenes."""
 
 import hashlib
 from collections.abc import Callable
@@ -23,14 +23,14 @@ DEFAULT_STYLE = "noto"
 
 
 class Sets(NamedTuple):
-    """Where sets come from.
+    """Where evaluation sets come from, and how many examples of them are used.
 
     data_dir: the folder that holds the sets on disk.
-    image_size: of the model; the canvas of sticker scenes follows it, as in training.
-    style: whose drawings "stickers_style" shows: "noto", a font file, or a folder of PNGs with alpha named by noun.
-    num_examples: at most so many of each evaluated set, evenly spaced; None for all.
-    num_train_examples: the same for the training splits that k-NN and linear probes learn from.
-    follow_links: whether links among the pictures may lead out of their folder.
+    image_size: of the model; sticker scenes are drawn on a canvas of 5/4 of it, as in training.
+    style: source of the artwork of "stickers_style": "noto", a font file, or a folder of PNGs with alpha named by noun.
+    num_examples: maximum number of examples of each evaluated set, evenly spaced; None for all.
+    num_train_examples: the same for the training splits on which k-NN and linear probes are fitted.
+    follow_links: whether links among the images may lead out of their folder.
     """
 
     data_dir: str | Path = "data"
@@ -41,7 +41,7 @@ class Sets(NamedTuple):
     follow_links: bool = False
 
     def labelled(self, name: str, split: str = "test") -> LabelledSet:
-        """Pictures with classes.  Raises MissingData, and ValueError for a set that has captions instead."""
+        """Images with classes. Raises MissingData, and ValueError for a set that has captions instead."""
         if name in STICKERS:
             return self._limited(self._single_stickers(name, split), split)
         data = labelled.open_set(name, self.data_dir, split, follow_links=self.follow_links)
@@ -52,7 +52,7 @@ class Sets(NamedTuple):
         return self._limited(data, split)
 
     def captioned(self, name: str, num_captions: int | None = 5) -> LabelledSet:
-        """Pictures with so many captions each at most.
+        """Images with at most `num_captions` captions each.
 
         Raises MissingData, and ValueError for a set that has classes instead.
         """
@@ -64,7 +64,7 @@ class Sets(NamedTuple):
         return self._limited(data)
 
     def check(self, name: str) -> None:
-        """ValueError with the nearest names for a set that is neither known nor a folder that is there."""
+        """Raises ValueError with the nearest names if `name` is neither a known set nor an existing folder."""
         known = (*STICKERS, *labelled.KNOWN)
         if name in known or name.startswith("folder:"):
             return
@@ -80,7 +80,7 @@ class Sets(NamedTuple):
         return data._replace(source=Subset(data.source, count), fingerprint=marks, expected=None)
 
     def _single_stickers(self, name: str, split: str) -> LabelledSet:
-        """Scenes of one object; another artist's drawings are met in the test alone."""
+        """Scenes of one object. Another artist's artwork is used in the test split only."""
         if name == "stickers_pairs":
             raise ValueError("stickers_pairs shows several objects: it is for retrieval; use stickers")
         style = self.style if (name, split) == ("stickers_style", "test") else None
@@ -102,7 +102,7 @@ class Sets(NamedTuple):
 
 
 def drawn(make: Callable[[], Any]) -> Any:
-    """What `make` makes of sticker scenes; MissingData that says what to install where their drawings are not there."""
+    """Returns `make()`; raises MissingData with install instructions if the artwork of the scenes is missing."""
     try:
         return make()
     except (ModuleNotFoundError, FileNotFoundError) as error:
@@ -110,6 +110,6 @@ def drawn(make: Callable[[], Any]) -> Any:
 
 
 def fingerprint(source: Stickers) -> str:
-    """Twelve hexadecimal digits of what the scenes say and how the first one looks."""
+    """Twelve hexadecimal digits of a hash of the scenes' description and the first image."""
     said = data_fingerprint(source).encode()
     return hashlib.sha256(said + source[0]["image"].tobytes()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""What the evaluators look at in a run on sticker scenes: held-out scenes, their words and their objects."""
+"""The evaluation data of a run on sticker scenes: held-out scenes, their captions and their objects."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,32 +19,32 @@ from detailclip_jax.methods.masking import Rule
 from detailclip_jax.models.sizes import num_side_patches
 
 BATCH_SIZE = 250
-NUM_FITTED = 500  # scenes that the segmentation probe is fitted on
+NUM_FITTED = 500  # scenes for fitting the segmentation probe
 
 
 def zero_shot(config: ConfigDict, num_scenes: int = 2000) -> dict[str, Any]:
-    """Unseen scenes of one object each, to be named among all nouns in the words of training captions."""
+    """Held-out scenes of one object each, classified among all nouns; prompts have the wording of training captions."""
     return _naming(config, num_scenes)
 
 
 def on_white(config: ConfigDict, num_scenes: int = 2000) -> dict[str, Any]:
-    """A drawing alone and unchanged on plain white, at a random place: over all sizes, and at each of them."""
+    """One drawing, unchanged, on plain white at a random place: top-1 over all sizes and at each size."""
     parts = {top1_at(side): slice(first, None, len(WHITE_SIDES)) for first, side in enumerate(WHITE_SIDES)}
     return {**_naming(config, num_scenes, scenes=ON_WHITE), "top": (1,), "parts": parts}
 
 
 def top1_at(side: float) -> str:
-    """The metric for drawings whose longer side takes that share of the canvas."""
+    """The name of the metric for drawings whose longer side is the fraction `side` of the canvas."""
     return f"top1_{round(100 * side)}"
 
 
 def other_drawings(config: ConfigDict, num_scenes: int = 2000, style: str = DEFAULT_STYLE) -> dict[str, Any]:
-    """The scenes of `zero_shot` in drawings of a `style` that training has never shown."""
+    """The scenes of `zero_shot` with drawings of a `style` that training does not use."""
     return {**_naming(config, num_scenes, style=style), "top": (1,)}
 
 
 def _naming(config: ConfigDict, num_scenes: int, **options: Any) -> dict[str, Any]:
-    """Held-out scenes of one object each, and the captions that name every noun."""
+    """Held-out scenes of one object each, and prompts for every noun."""
     source = scenes(config, "held_out_scenes", num_scenes, single_object=True, **options)
     return {
         "batches": batches(source, config),
@@ -54,7 +54,7 @@ def _naming(config: ConfigDict, num_scenes: int, **options: Any) -> dict[str, An
 
 
 def retrieval(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
-    """Scenes that each show two nouns which never met in training, and two captions of each."""
+    """Scenes of two nouns that never appear together in training, with two captions each."""
     source = scenes(config, "held_out_pairs", num_scenes)
     examples = [source[i] for i in range(num_scenes)]
     return {
@@ -65,7 +65,10 @@ def retrieval(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
 
 
 def kept_objects(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
-    """Unseen scenes of one to four objects, of which half of the patches go, whatever a row removes: rows compare."""
+    """Held-out scenes of one to four objects.
+
+    Half of the patches are removed, whatever the method itself removes, so that methods are comparable.
+    """
     rule = Rule(num_side_patches(config.model))
     return {"batches": batches(scenes(config, "held_out_scenes", num_scenes), config), "rule": rule}
 
@@ -73,7 +76,7 @@ def kept_objects(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
 def segmentation(
     config: ConfigDict, num_scenes: int = NUM_FITTED, num_train_scenes: int | None = None
 ) -> dict[str, Any]:
-    """Scenes of the training split to fit on, by default as many as the unseen ones that are judged."""
+    """Training scenes for the fit and held-out scenes for the evaluation, by default the same number of each."""
     return {
         "train": batches(scenes(config, "train", num_train_scenes or num_scenes), config),
         "test": batches(scenes(config, "held_out_scenes", num_scenes), config),
@@ -92,18 +95,19 @@ OPTIONS = {
 
 
 def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> Stickers:
-    """Held-out scenes on the canvas of training; the same ones whatever the run's seeds and `data.stickers.scenes`, so
-    that runs compare.
+    """Scenes of a split on the canvas size of training.
+
+    They do not depend on the run's seeds or `data.stickers.scenes`, so results of different runs are comparable.
     """
     return Stickers(split, size=config.model.image_size * 5 // 4, num_scenes=num_scenes, **options)
 
 
 def batches(source: Source, config: ConfigDict) -> list[EvaluationBatch]:
-    """All examples as the model sees them, in memory: every set of weights looks at them."""
+    """All examples, preprocessed and kept in memory, since every set of weights uses them."""
     tokenizer = Tokenizer(config.model.context_length)
     return list(evaluation_batches(source, transform_of(config), tokenizer, min(BATCH_SIZE, len(source))))
 
 
 def pictures(examples: Sequence[dict[str, Any]], config: ConfigDict) -> UInt8[np.ndarray, "B S S 3"]:
-    """The scenes as the model sees them in evaluation."""
+    """The images of the scenes, preprocessed for the model."""
     return np.stack([evaluation_view(example["image"], *transform_of(config)) for example in examples])

@@ -1,4 +1,4 @@
-"""What is evaluated: a checkpoint of ours, or anything that encodes images and texts."""
+"""The subject of an evaluation: a checkpoint of this package, or any object that encodes images and texts."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -25,25 +25,25 @@ EVERYTHING = ("image", "image_projection", "text", "text_projection")
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Somebody else's model: numpy in, numpy out (or anything that numpy can read)."""
+    """Interface of a model from another library: takes numpy arrays, returns arrays that numpy can convert."""
 
     def encode_image(self, images: np.ndarray, /) -> Any:
-        """uint8 [B, S, S, 3] -> [B, E]; they need not be normalised."""
+        """uint8 [B, S, S, 3] -> embeddings [B, E], not necessarily normalised."""
         ...
 
     def encode_text(self, tokens: np.ndarray, /) -> Any:
-        """int32 [B, T], what `tokenize` gives -> [B, E]."""
+        """int32 [B, T], the output of `tokenize` -> embeddings [B, E]."""
         ...
 
 
 class Subject(NamedTuple):
-    """An encoder with its sets of weights, and what evaluation has to know about it."""
+    """An encoder with its sets of weights, and its preprocessing."""
 
     name: str
     encode: Any  # functions image, text, cls, ... of (params, array)
     weights: Mapping[str, Params]
-    digests: Mapping[str, str | None]  # what tells the weights from others; None: embeddings are not kept
-    transform: Transform  # of its pictures
+    digests: Mapping[str, str | None]  # identify the weights; None: embeddings are not cached
+    transform: Transform  # of the model's images
     tokenize: Tokenize
     step: int | None = None
     method: str = ""
@@ -56,11 +56,11 @@ def from_checkpoint(
     which: Sequence[str] | None = None,
     preprocess: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """The subject of a workdir that `main` or `import_torch` wrote, its weights on all devices.
+    """The subject of a workdir written by `main` or `import_torch`, with its weights replicated on all devices.
 
-    `which` of the weights, "student" and "ema"; all that there are by default, without `step` those of the newest
-    checkpoint.  `preprocess` overrides fields of that group of its config.  Raises FileNotFoundError, ValueError for
-    weights that there are not, and CheckpointError for a checkpoint that cannot be read.
+    `which` selects from "student" and "ema"; the default is all that exist. `step` defaults to the newest checkpoint.
+    `preprocess` overrides fields of this group of the config. Raises FileNotFoundError, ValueError for missing weights,
+    and CheckpointError for an unreadable checkpoint.
     """
     model = inference.load(workdir, step=step_of(workdir, step), preprocess=preprocess)
     there = {"student": model.variables["params"]}
@@ -85,13 +85,13 @@ def from_checkpoint(
 
 
 def step_of(workdir: str | Path, step: int | None) -> int:
-    """The checkpoint's step, the newest without one; FileNotFoundError as `check_workdir` and `pick_step` say."""
+    """The given step, or the newest one, of a workdir; raises FileNotFoundError as its two functions do."""
     check_workdir(Path(workdir))
     return pick_step(workdir, step)
 
 
 def check_workdir(workdir: Path) -> None:
-    """FileNotFoundError that says what is there instead, unless it is a workdir with checkpoints."""
+    """Raises FileNotFoundError if the path is not a workdir with checkpoints; the message says what it is instead."""
     if (workdir / FOLDER).is_dir():
         return
     if workdir.parent.name == FOLDER:
@@ -107,7 +107,7 @@ def check_workdir(workdir: Path) -> None:
 
 
 def check_weights(which: Sequence[str] | None, there: Mapping[str, Params], method: str) -> Sequence[str]:
-    """The names of the weights to evaluate, in the usual order."""
+    """The names of the weights to evaluate, in the usual order. Raises ValueError for unknown or missing weights."""
     for name in which or ():
         if name not in WEIGHTS:
             raise ValueError(unknown("weights", name, WEIGHTS))
@@ -127,8 +127,8 @@ def of_model(
 ) -> Subject:
     """The subject of any object with `encode_image` and `encode_text`, see `Encoder`.
 
-    Its pictures are uint8, `filter` is what they are resized with; `tokenize` is CLIP's of 77 tokens by default.
-    With an `identity`, a text that changes with its weights, embeddings are kept.
+    The model receives uint8 images, resized with `filter`. `tokenize` is CLIP's tokenizer with 77 tokens by default.
+    `identity` is a text that changes with the weights; without it, embeddings are not cached.
     """
     empty = {part: {} for part in EVERYTHING}
     tokens, transform = tokenize or Tokenizer(77), Transform(image_size, image_size, filter)
@@ -136,7 +136,7 @@ def of_model(
 
 
 class Foreign:
-    """Somebody else's model as functions of (params, array); its parameters are its own business."""
+    """A model from another library as functions of (params, array); `params` is ignored."""
 
     def __init__(self, model: Encoder):
         self.image = self.cls = _alone(model.encode_image)

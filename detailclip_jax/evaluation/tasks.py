@@ -1,4 +1,4 @@
-"""Tasks by name: what `--tasks` asks for, and how each is measured on a set."""
+"""Tasks by name: parses `--tasks`, and defines how each task is measured on a set."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -26,27 +26,27 @@ JOINT = ("image", "image_projection", "text", "text_projection")
 
 
 class Task(NamedTuple):
-    """One thing to measure on one set."""
+    """One kind of measurement on one set."""
 
     kind: str
     dataset: str
 
     def __str__(self) -> str:
-        """As `--tasks` has it."""
+        """The spelling used in `--tasks`."""
         return f"{self.kind}:{self.dataset}"
 
 
 class Setting(NamedTuple):
-    """What the tasks of one evaluation share."""
+    """The settings shared by the tasks of one evaluation."""
 
     sets: Sets
     transform: Transform  # the model's own
     protocol: str = PROTOCOLS[0]
-    config: ConfigDict | None = None  # of the run, for what looks at its masks
+    config: ConfigDict | None = None  # of the run, for tasks that use its masks
 
 
 class Prepared(NamedTuple):
-    """A task whose data are open: `needs` names the parts of the weights without which there is nothing to measure."""
+    """A task whose data are open; `needs` names the networks that the weights must contain."""
 
     data: LabelledSet
     protocol: str
@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
 
 
 def zero_shot(setting: Setting, name: str) -> Prepared:
-    """The class whose prompts lie nearest, over the classes of the set."""
+    """Zero-shot classification among the classes of the set: the prediction is the class with the nearest prompts."""
     data, transform = setting.sets.labelled(name), setting.transform
     task, top = words(setting, data), usual_top(len(data.classes))
 
@@ -68,14 +68,14 @@ def zero_shot(setting: Setting, name: str) -> Prepared:
 
 
 def words(setting: Setting, data: LabelledSet) -> ZeroShotTask:
-    """Prompts and metric: the protocol's, or the captions of single stickers."""
+    """Prompts and metric: those of the protocol, or the captions of single stickers."""
     if data.name in STICKERS:
         return ZeroShotTask(data.name, zero_shot_prompts(), "accuracy")
     return zero_shot_task(setting.protocol, data.name, data.classes, data.templates)
 
 
 def retrieval(setting: Setting, name: str) -> Prepared:
-    """Captions of pictures and pictures of captions, no prompt around them."""
+    """Image-text retrieval in both directions, without a prompt around the captions."""
     num_captions = NUM_CAPTIONS[setting.protocol]
     data, transform = setting.sets.captioned(name, num_captions), setting.transform
 
@@ -90,7 +90,7 @@ def retrieval(setting: Setting, name: str) -> Prepared:
 
 
 def nearest_neighbours(setting: Setting, name: str) -> Prepared:
-    """k-NN on the class token: resize 256, crop 224."""
+    """k-NN on the class token: resize to 256, crop to 224."""
 
     def judge(*features: Any, metric: str) -> Measured:
         return knn.knn_metrics(*features, metric=metric)
@@ -108,7 +108,7 @@ def linear_probe(setting: Setting, name: str) -> Prepared:
 
 
 def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], protocol: str) -> Prepared:
-    """Features of a training and a test split, and what `judge` makes of them."""
+    """A task that passes features of the training and the test split to `judge`."""
     train, test = (setting.sets.labelled(name, split) for split in ("train", "test"))
     transform, metric = cropped(setting.transform), metric_of(name)
     if train.classes != test.classes:
@@ -128,14 +128,14 @@ def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], pr
 
 
 def part_of(train: Source) -> str:
-    """That the training split is limited, if it is."""
+    """A remark if only a part of the training split is used, else an empty string."""
     if not isinstance(train, Subset):
         return ""
     return f"fitted on {len(train):,} of {len(train.source):,} training examples (--num-train-examples)"
 
 
 def metric_of(name: str) -> str:
-    """Mean per class for the sets that are known by it, accuracy else."""
+    """ "mean_per_class" for the sets that are usually reported in this metric, else "accuracy"."""
     return "mean_per_class" if name in (*paper.MEAN_PER_CLASS, "caltech101") else "accuracy"
 
 
@@ -150,7 +150,7 @@ def segmentation(setting: Setting, name: str) -> Prepared:
 
 
 def _in_training(setting: Setting, name: str, kind: str, evaluator: Any) -> Prepared:
-    """What looks at the objects in scenes, as a run's own evaluator does."""
+    """A task that runs an evaluator of training runs on sticker scenes."""
     if name != "stickers":
         raise ValueError(f"{kind} needs pictures whose objects are known to the pixel: the set stickers, not {name}")
     if setting.config is None:
@@ -165,7 +165,7 @@ def _in_training(setting: Setting, name: str, kind: str, evaluator: Any) -> Prep
 
 
 def few_scenes(sets: Sets, fitted: bool) -> dict[str, int]:
-    """The options of `stickers` that limit the evaluated scenes; where a probe is fitted, also those that it sees."""
+    """Options of `stickers` that limit the evaluated scenes and, if a probe is fitted, the scenes of the fit."""
     options = {"num_scenes": sets.num_examples}
     if fitted:
         options["num_train_scenes"] = sets.num_train_examples or stickers.NUM_FITTED
@@ -191,12 +191,12 @@ GROUPS = {
 
 
 def parse(text: str, sets: Sets) -> list[Task]:
-    """The tasks of "zero_shot:imagenet,pets;retrieval:coco", each once, in that order.
+    """The tasks of a text such as "zero_shot:imagenet,pets;retrieval:coco", each once, in order.
 
         parse("paper", sets)  # tables 2 and 3: 14 sets, COCO and Flickr30K
 
-    A part is KIND:SET,SET,... or a group ("paper", "stickers"); of the sets, "paper" are the paper's and "all" all
-    known ones.  Raises ValueError with the nearest names for a kind or set that there is not.
+    An entry is KIND:SET,SET,... or a group ("paper", "stickers"). As a set, "paper" means the paper's sets and "all"
+    all known sets. Raises ValueError with the nearest names for an unknown kind or set.
     """
     tasks = [task for part in filter(None, (p.strip() for p in text.split(";"))) for task in _part(part, sets)]
     if not tasks:
@@ -225,7 +225,7 @@ def _no_kind(part: str, kind: str, colon: str) -> str:
 
 
 def expand(kind: str, name: str) -> Sequence[str]:
-    """The sets behind "paper" and "all", or the name itself."""
+    """The sets that "paper" or "all" stands for, else the name itself."""
     captioned = kind == "retrieval"
     if name == "paper":
         return paper.retrieval_sets() if captioned else paper.zero_shot_sets()
@@ -235,7 +235,7 @@ def expand(kind: str, name: str) -> Sequence[str]:
 
 
 def check(kind: str, name: str, sets: Sets) -> None:
-    """ValueError for a set that does not exist, or that this task cannot use."""
+    """Raises ValueError for a set that does not exist or that this task cannot use."""
     sets.check(name)
     if name in KNOWN and KNOWN[name].captioned != (kind == "retrieval"):
         has = "captions and no classes" if KNOWN[name].captioned else "classes and no captions"

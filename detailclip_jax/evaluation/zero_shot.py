@@ -1,4 +1,4 @@
-"""Zero-shot classification: the class whose prompts lie nearest to the image (SLIP's protocol)."""
+"""Zero-shot classification: the prediction is the class with the nearest prompts (SLIP's protocol)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,13 +13,13 @@ from detailclip_jax.types import Params
 
 
 class ZeroShot:
-    """Top-k accuracy over the classes whose `prompts` are given: all templates of all synonyms of each class.
+    """Top-k accuracy over classes given by `prompts`, which hold all templates of all synonyms of each class.
 
-    Class embedding = mean of the normalised embeddings of its prompts, normalised again; prediction =
-    highest cosine. `batches` yields "image" and "label", an index into `prompts`, afresh at every pass;
-    `tokenize` turns a list of texts into int32 [M, T].  Chance is k / classes.  Another `metric` than "accuracy"
-    (see `classification.METRICS`) comes before top-k.  `parts` are examples whose top-1 is yielded as well, under the
-    name that they have there.
+    The class embedding is the mean of the normalised embeddings of its prompts, normalised again; the prediction is the
+    class with the highest cosine. `batches` yields "image" and "label", an index into `prompts`, and can be iterated
+    repeatedly. `tokenize` converts a list of texts to int32 [M, T]. Chance is k / classes. A `metric` other than
+    "accuracy" (see `classification.METRICS`) is yielded before top-k. `parts` maps names to slices of the examples; the
+    top-1 of each is yielded under its name.
 
         for name, value in ZeroShot(encode, batches=..., prompts=[["a frog"], ["a bus"]],
         tokenize=...).run(params):
@@ -46,7 +46,7 @@ class ZeroShot:
         self.num_classes = len(prompts)
 
     def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
-        """Yields ("top1", ...), ("top5", ...), each a share with chance and interval."""
+        """Yields ("top1", ...), ("top5", ...), each a fraction with chance level and interval."""
         encode, mesh = self.encode, mesh_of(params)
         texts = text_batches(self.tokens, self.batch_size)
         prompts = gather(lambda batch: encode.text(params, batch["text"]), texts, mesh)
@@ -59,5 +59,5 @@ class ZeroShot:
 
 
 def owners(prompts: Sequence[Sequence[str]]) -> Int[np.ndarray, "M"]:
-    """The class of each prompt, when all are put into one list."""
+    """The class index of each prompt, after all prompts are concatenated into one list."""
     return np.repeat(np.arange(len(prompts)), [len(texts) for texts in prompts])

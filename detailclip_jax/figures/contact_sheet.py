@@ -1,4 +1,4 @@
-"""A contact sheet: small pictures in rows, each with two lines below it."""
+"""Draws a contact sheet: small images in rows, with two lines of text below each."""
 
 import functools
 import importlib.util
@@ -16,7 +16,7 @@ INK, FAINT, EMPTY = "#222222", "#777777", "#E0E0E0"
 
 
 class Tile(NamedTuple):
-    """A square picture, None where there is none to show, and the lines below it."""
+    """A square image (None if there is none to show) and the lines of text below it."""
 
     picture: UInt8[np.ndarray, "S S 3"] | None
     line: str
@@ -24,7 +24,7 @@ class Tile(NamedTuple):
 
 
 def draw(title: str, tiles: Sequence[Tile]) -> Image.Image:
-    """The sheet, four pictures a row; lines are cut to the width of their picture."""
+    """The sheet, with four images per row; lines of text are truncated to the width of their image."""
     columns, rows = min(len(tiles), COLUMNS), math.ceil(len(tiles) / COLUMNS)
     height = SIDE + 2 * LINE + GAP
     sheet = Image.new("RGB", (GAP + COLUMNS * (SIDE + GAP), 3 * GAP + LINE + rows * height), "white")
@@ -46,9 +46,9 @@ def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: int, t
 
 
 def cut(text: str, size: int, width: int) -> str:
-    """The text, without its beginning where it is wider than `width` pixels: a file's name stands at the end.
+    """The text, truncated at its start to `width` pixels, since a path ends with the file's name.
 
-    Letters that the font does not have are spelled by their number, \\u4e2d.
+    Letters that the font lacks are written as escape sequences, such as \\u4e2d.
     """
     text = "".join(
         letter if _has_glyph(letter) else letter.encode("ascii", "backslashreplace").decode() for letter in text
@@ -62,7 +62,7 @@ def cut(text: str, size: int, width: int) -> str:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans where matplotlib is installed, which ships it; Pillow's own font has no letters beyond ASCII."""
+    """DejaVu Sans if matplotlib, which includes it, is installed; else Pillow's default font, limited to ASCII."""
     spec = importlib.util.find_spec("matplotlib")
     file = Path(spec.origin or "").parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if spec else None
     return ImageFont.truetype(str(file), size) if file and file.is_file() else ImageFont.load_default(size)
@@ -70,7 +70,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 @functools.cache
 def _has_glyph(letter: str) -> bool:
-    """Whether the font draws the letter otherwise than one that no font has."""
+    """Whether the font has a glyph for the letter, tested against a code point that no font has."""
     return _drawn(letter) != _drawn("\U0010ffff")
 
 

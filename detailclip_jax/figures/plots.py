@@ -1,8 +1,7 @@
-"""Pictures of a run: what the mask keeps (figure 1 of the paper), what the decoder draws, how the losses
-fell.
+"""Figures of a run: the patches that the mask keeps (figure 1 of the paper), reconstructions, and loss curves.
 
-Every function takes arrays and returns a matplotlib figure, which a notebook shows and `save` writes.
- Colours are readable with colour-blindness (viridis; Okabe and Ito's blue and vermilion).
+Every function takes arrays and returns a matplotlib figure, which a notebook can show and `save` can write. The colours
+are distinguishable with colour blindness (viridis; Okabe and Ito's blue and vermilion).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from detailclip_jax.models.patches import patchify, unpatchify
 
-GREY = 0.88  # of a removed patch, 0 black to 1 white
+GREY = 0.88  # of removed patches; 0 is black, 1 white
 INK, BLUE, FAINT = "#222222", "#0072B2", "#CCCCCC"
 TERMS = {
     "loss": "total, eq. 10",
@@ -36,7 +35,7 @@ def _figure(width: float, height: float):
 
 
 def save(figure, path: str | Path) -> Path:
-    """Writes the figure as PNG, making the folder where needed, and returns the path."""
+    """Writes the figure as PNG, creating the folder if needed; returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -44,14 +43,14 @@ def save(figure, path: str | Path) -> Path:
 
 
 def spread(values: Float[np.ndarray, "N"], size: int) -> Float[np.ndarray, "size size"]:
-    """Values of patches as a square picture of `size` pixels, each patch in one tone."""
+    """Enlarges patch values to a square image of `size` pixels, constant within each patch."""
     side = _side(len(values))
     rows = np.arange(size) * side // size
     return values.reshape(side, side)[rows][:, rows]
 
 
 def grey_out(image: UInt8[np.ndarray, "S S 3"], hidden: Bool[np.ndarray, "N"]) -> UInt8[np.ndarray, "S S 3"]:
-    """The image with its removed patches as flat grey."""
+    """The image with its removed patches in grey."""
     mask = spread(hidden.astype(float), len(image))[..., None] > 0
     return np.where(mask, np.uint8(255 * GREY), image)
 
@@ -65,12 +64,12 @@ def paste(
     std: Sequence[float],
     eps: float | None,
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """The image with its removed patches replaced by the decoder's pixels.
+    """The image with its removed patches replaced by the decoder's predictions.
 
-    `predicted` holds pixels of the patches `removed`, in (row, column, channel) order, as eq. 8 compares
-    them: of the image normalised by `mean` and `std`, and, unless `eps` is None, normalised again per patch,
-    (x - patch mean) / sqrt(patch variance + eps).  That is undone with the TRUE patch's mean and variance,
-    as MAE's own pictures do: the picture shows the structure that was predicted, not the brightness.
+    `predicted` holds the pixels of the patches `removed`, in (row, column, channel) order, in the units of eq. 8:
+    normalised by `mean` and `std` and, unless `eps` is None, also per patch, (x - patch mean) / sqrt(patch variance +
+    eps). This function inverts both with the TRUE patch's mean and variance, as MAE's figures do: the result shows the
+    predicted structure, not the predicted brightness.
     """
     side = round((predicted.shape[1] / 3) ** 0.5)
     patches = np.array(patchify(jnp.asarray((image / 255 - mean) / std, jnp.float32), side))
@@ -90,9 +89,7 @@ def _side(num_patches: int) -> int:
 
 
 def image_grid(rows: Mapping[str, Sequence[np.ndarray]], title: str, credit: str = ""):
-    """Rows of square pictures, each row with its name to the left; two-dimensional ones are drawn as heat
-    maps.
-    """
+    """Rows of square images, with the name of each row at its left; two-dimensional arrays are drawn as heat maps."""
     columns = max(len(row) for row in rows.values())
     label, cell, top, bottom = 1.55, 1.12, 0.45, 0.28
     width, height = label + cell * columns + 0.1, top + cell * len(rows) + bottom
@@ -117,11 +114,10 @@ def attention_figure(
     credit: str = "",
     shown: str = "scene",
 ):
-    """Figure 1 of the paper over these images: the CLS attention (eq. 9) of each set of weights, and what it
-    keeps.
+    """Figure 1 of the paper for these images: the CLS attention (eq. 9) of each set of weights, and the kept patches.
 
-    `attention` and `hidden` have one entry per set of weights, e.g. "student" and "ema".  Heat maps run from
-    the lowest to the highest value of their own image.  `shown` names the row of the images.
+    `attention` and `hidden` have one entry per set of weights, e.g. "student" and "ema". The colour range of a heat map
+    is from the lowest to the highest value of its image. `shown` labels the row of the images.
     """
     size = images.shape[1]
     rows: dict[str, Any] = {shown: list(images)}
@@ -142,9 +138,7 @@ def reconstruction_figure(
     credit: str = "",
     shown: str = "scene",
 ):
-    """What the decoder makes of removed patches: the student's input, `drawn` (see `paste`), the image
-    itself.
-    """
+    """Reconstructions of removed patches: the student's input, `drawn` (see `paste`) and the image."""
     rows = {
         "student's input": [grey_out(image, mask) for image, mask in zip(images, hidden)],
         "reconstruction": list(drawn),
@@ -154,7 +148,7 @@ def reconstruction_figure(
 
 
 def loss_curves(metrics: Sequence[Mapping[str, Any]]):
-    """Each loss term over the steps, in a panel of its own; `metrics` as `metrics.read_lines` gives them."""
+    """Each loss term over the steps, in its own panel; `metrics` is the output of `metrics.read_lines`."""
     terms = [term for term in TERMS if any(term in line for line in metrics)]
     figure = _figure(9.2, 2.1)
     panels = figure.subplots(1, max(len(terms), 1), squeeze=False)[0]
@@ -171,7 +165,7 @@ def _curve(axes, points: Sequence[tuple[Any, ...]]) -> None:
     axes.plot(steps[-1], values[-1], "o", color=BLUE, markersize=3)
     axes.annotate(f"{values[-1]:.3g}", points[-1], (5, 0), textcoords="offset points", fontsize=8, va="center")
     axes.margins(x=0.05)
-    axes.set_xlim(right=steps[-1] + 0.3 * (steps[-1] - steps[0]) + 1)  # room for the number
+    axes.set_xlim(right=steps[-1] + 0.3 * (steps[-1] - steps[0]) + 1)  # space for the printed value
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(labelsize=7, color=FAINT, labelcolor="#555555")

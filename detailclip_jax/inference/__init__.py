@@ -1,4 +1,4 @@
-"""A trained model: load it, encode images and texts, look at its attention, keep and search embeddings."""
+"""Inference with a trained model: encode images and texts, compute attention maps, store and search embeddings."""
 
 from detailclip_jax.inference.model import Model, load
 

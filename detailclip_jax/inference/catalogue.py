@@ -1,4 +1,4 @@
-"""Brings a file of embeddings up to date with a folder of pictures and a list of texts."""
+"""Updates a file of embeddings to match a folder of images and a list of texts."""
 
 import contextlib
 import time
@@ -15,20 +15,22 @@ from detailclip_jax.runtime.cores import usable_cores
 from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.runtime.terminal import complain, printable
 
-if TYPE_CHECKING:  # jax and the networks come after the flags, so that --help is quick
+if TYPE_CHECKING:  # --help is fast without jax and the networks
     from detailclip_jax.inference.model import Model
     from detailclip_jax.runtime.interrupt import Interrupt
 
 RUN_ERROR = 1
 BATCH_SIZE, TEXT_BLOCK = 64, 1024
-PREFETCH = min(max(usable_cores(), 2), 32)  # batches ready or in the making, each by a thread of its own
-SAVE_EVERY = 300.0  # seconds after which what is embedded is kept, should the machine fail
+PREFETCH = min(max(usable_cores(), 2), 32)  # batches in preparation or ready, each with its own thread
+SAVE_EVERY = 300.0  # seconds between saves, which limit the loss if the machine fails
 MAX_NAMED = 20
-Part = tuple[Sequence[Key], np.ndarray, Sequence[str]]  # keys, rows [B, E], and why a row is none
+Part = tuple[
+    Sequence[Key], np.ndarray, Sequence[str]
+]  # keys, rows [B, E], and for each row why it is invalid ("" if valid)
 
 
 class Request(NamedTuple):
-    """What the command line asks for, checked and found."""
+    """The validated request of the command line."""
 
     found: Found | None
     texts: list[str]
@@ -40,7 +42,7 @@ def _bad(count: int) -> list[str]:
 
 
 def parts_of_pictures(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[Part]:
-    """Embeds pictures batch by batch, while threads read the next ones."""
+    """Embeds images batch by batch, while threads read the next ones."""
     from detailclip_jax.data.workers import Prefetched
     from detailclip_jax.inference.model import in_turn
 
@@ -61,7 +63,7 @@ def parts_of_texts(model: "Model", keys: Sequence[Key]) -> Iterator[Part]:
 
 
 class Collected(NamedTuple):
-    """Rows that are embedded, and reasons of the pictures that cannot be."""
+    """The computed rows, and the reasons for images that cannot be embedded."""
 
     rows: dict[Key, np.ndarray]
     bad: dict[str, str]
@@ -70,7 +72,7 @@ class Collected(NamedTuple):
 def collect(
     parts: Iterator[Part], meter: Meter, into: Collected, stopped: Callable[[], bool], save: Callable[[], None]
 ) -> None:
-    """Takes the parts until there are no more or `stopped` says so, and saves now and then."""
+    """Collects the parts until they end or `stopped` returns True; calls `save` at intervals."""
     saved, num_bad = time.perf_counter(), 0
     for keys, rows, reasons in parts:
         into.rows.update({key: row for key, row, reason in zip(keys, rows, reasons) if not reason})
@@ -85,31 +87,37 @@ def collect(
 
 
 def image_keys(found: Found) -> list[Key]:
-    """Keys of the files as they are now."""
+    """Keys of the image files, with their current modification times."""
     return [Key(IMAGE, name, _modified(found.root / name)) for name in found.names]
 
 
 def _modified(file: Path) -> int:
     try:
         return file.stat().st_mtime_ns
-    except OSError:  # a broken link: reading it says so
+    except OSError:  # a broken link; the reader reports it
         return 0
 
 
 def wanted(request: Request, kept: Sequence[Key]) -> list[Key]:
-    """Keys that the table is to hold: the folder's pictures as they are now, and all texts that were ever given."""
+    """The keys of the updated table: the current images of the folder, and all texts of this and earlier calls.
+
+    Without a folder, the images of the file are kept.
+    """
     images = [key for key in kept if key.kind == IMAGE] if request.found is None else image_keys(request.found)
     texts = [key for key in kept if key.kind == TEXT] + [Key(TEXT, text) for text in request.texts]
     return list(dict.fromkeys([*images, *texts]))
 
 
 def partial_file(out: Path) -> Path:
-    """Where an interrupted call leaves what it has."""
+    """The file in which an interrupted call stores its results."""
     return out.with_name(f"{out.stem}.partial{out.suffix}")
 
 
 def recall(out: Path | None, origin: Origin) -> Table:
-    """What `out` and an interrupted call hold; ValueError where another checkpoint made it, or of other pictures."""
+    """The rows in `out` and in the file of an interrupted call.
+
+    Raises ValueError if they are from another checkpoint or of another folder of images.
+    """
     rows: dict[Key, np.ndarray] = {}
     for file in (out, partial_file(out)) if out else ():
         if file.exists():
@@ -121,23 +129,23 @@ def recall(out: Path | None, origin: Origin) -> Table:
 
 
 def check_checkpoint(file: Path, theirs: Origin, ours: Origin, way_out: str) -> None:
-    """ValueError unless the embeddings were made by the very weights."""
+    """Raises ValueError unless the embeddings are from exactly these weights."""
     if theirs.fingerprint != ours.fingerprint:
         raise ValueError(f"{file} was made by another model ({theirs}) than this one ({ours}); {way_out}")
 
 
 def same_root(file: Path, theirs: str, ours: str) -> str:
-    """The folder of the pictures, one for a file; ValueError for two."""
+    """The image folder of a file. Raises ValueError if the file and the request name different folders."""
     if theirs and ours and theirs != ours:
         raise ValueError(f"{file} holds pictures of {theirs}, not of {ours}; choose another --out, or delete it")
     return theirs or ours
 
 
 def update(model: "Model", request: Request, console: Console) -> tuple[Table, int]:
-    """The table that the request asks for, on disk if it names a file; and the command's exit code.
+    """Computes the table of a request, writes it if a file is named, and returns it with the command's exit code.
 
-    What the file holds of the same model is not embedded again.  Raises ValueError if it is another model's, or of
-    another folder.
+    Rows that the file already holds for the same model are not computed again. Raises ValueError if the file is of
+    another model or folder.
     """
     from detailclip_jax.runtime.interrupt import Interrupt
 
@@ -161,7 +169,7 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
 
 
 def origin_of(model: "Model") -> Origin:
-    """The model, as files name it."""
+    """The description of the model that files store."""
     return Origin(model.path, model.step, model.weights, model.fingerprint)
 
 
@@ -174,7 +182,7 @@ def embed_missing(
     console: Console,
     save: Callable[[], None],
 ) -> None:
-    """Embeds the pictures and texts that are not there yet."""
+    """Embeds the images and texts that have no row yet."""
     images, texts = ([k for k in keys if k.kind == kind and k not in made.rows] for kind in (IMAGE, TEXT))
     stages: list[tuple[str, Any, int]] = []
     if images and request.found:
@@ -189,13 +197,13 @@ def embed_missing(
 
 
 def save(out: Path | None, origin: Origin, made: Collected) -> None:
-    """Keeps what is embedded beside `out`."""
+    """Writes the rows computed so far to the partial file of `out`."""
     if out and made.rows:
         embeddings.write(partial_file(out), Table(origin, made.rows))
 
 
 def stopped(out: Path | None, origin: Origin, made: Collected, total: int, console: Console) -> None:
-    """Keeps what is embedded, and says so."""
+    """Saves the rows computed so far and reports the interruption."""
     if out is None or not made.rows:
         return console.say("interrupted; nothing is kept" + ("" if out else " without --out"))
     save(out, origin, made)
@@ -204,7 +212,7 @@ def stopped(out: Path | None, origin: Origin, made: Collected, total: int, conso
 
 
 def finish(out: Path, table: Table, known: Table, console: Console) -> None:
-    """Writes the file unless it holds just that, and takes the partial one away."""
+    """Writes the file, unless it is up to date, and deletes the partial file."""
     counts = ", ".join(f"{kind}s: {sum(key.kind == kind for key in table.rows):,}" for kind in (IMAGE, TEXT))
     if list(table.rows) == list(known.rows) and out.exists() and not partial_file(out).exists():
         return console.say(f"{out} is up to date; {counts}")
@@ -214,7 +222,7 @@ def finish(out: Path, table: Table, known: Table, console: Console) -> None:
 
 
 def warn_of_bad(bad: dict[str, str], console: Console) -> None:
-    """Counts and names the pictures that are left out."""
+    """Prints the number and the names of the images that are left out."""
     if bad:
         console.warn(f"{len(bad):,} unreadable images are left out:")
         for name, reason in list(bad.items())[:MAX_NAMED]:

@@ -1,4 +1,4 @@
-"""Embeddings in a file, with what they are of and which model made them.
+"""Reads and writes files of embeddings, with their names and the model that computed them.
 
 npz and parquet hold the same columns: `name`, `kind` ("image" or "text"), `modified` and `embedding`.
 
@@ -6,8 +6,8 @@ npz and parquet hold the same columns: `name`, `kind` ("image" or "text"), `modi
         names, rows = file["name"], file["embedding"]                           # M strings, float32 [M, E]
     table = pandas.read_parquet("photos.parquet")
 
-numpy's strings all take the room of the longest one.  In npz texts are therefore cut after LONGEST letters; where that
-happens, the entry `long_names` holds all of them uncut, as JSON.
+All strings of a numpy array take as much memory as the longest one. In npz, names are therefore truncated to LONGEST
+characters; if any name is longer, the entry `long_names` holds all full names as JSON.
 """
 
 import json
@@ -22,14 +22,14 @@ from jaxtyping import Float32
 from detailclip_jax.runtime.files import whole
 
 IMAGE, TEXT = "image", "text"
-Columns = dict[str, Any]  # arrays [M, ...], but `name` a list of strings
-MAX_RATIO, FREE_BYTES = 8, 2**20  # a file may claim so many times its size, and so many bytes more
-LONGEST = 250  # letters of a name in npz
+Columns = dict[str, Any]  # arrays [M, ...], except `name`, a list of strings
+MAX_RATIO, FREE_BYTES = 8, 2**20  # the unpacked size may be MAX_RATIO times the file's size plus FREE_BYTES
+LONGEST = 250  # characters of a name in npz
 ABOUT = "detailclip_jax"  # the entry, or parquet's metadata, that holds the origin as JSON
 
 
 class Origin(NamedTuple):
-    """Which model made the embeddings (`fingerprint` tells for sure), and the folder of the pictures."""
+    """The model that computed the embeddings, identified by `fingerprint`, and the folder of the images."""
 
     checkpoint: str
     step: int
@@ -42,7 +42,7 @@ class Origin(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What a row is of: a picture by its name below the root and the time it was changed (ns), or a text."""
+    """What a row describes: an image (its name relative to the root and its modification time in ns) or a text."""
 
     kind: str
     name: str
@@ -62,7 +62,7 @@ class Table(NamedTuple):
 
 
 def check_format(file: Path) -> None:
-    """ValueError for a name that no format has, ImportError where pyarrow is missing."""
+    """Raises ValueError for an unsupported file extension, and ImportError if pyarrow is required but missing."""
     if file.suffix not in FORMATS:
         raise ValueError(f"{file} has to end in {' or '.join(FORMATS)}")
     if file.suffix == ".parquet":
@@ -70,7 +70,7 @@ def check_format(file: Path) -> None:
 
 
 def write(file: Path, table: Table) -> None:
-    """Writes the table in one piece: a kill leaves the old file or the new one."""
+    """Writes the table atomically: if the process is killed, the file is either the old or the new one."""
     keys = list(table.rows)
     columns: Columns = {
         "name": [key.name for key in keys],
@@ -83,7 +83,7 @@ def write(file: Path, table: Table) -> None:
 
 
 def read(file: Path) -> Table:
-    """The table back.  Raises FileNotFoundError, and ValueError for a file that `write` did not make."""
+    """Reads a table. Raises FileNotFoundError, and ValueError for a file that `write` did not write."""
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
     check_format(file)
@@ -92,7 +92,7 @@ def read(file: Path) -> Table:
         origin = Origin(**json.loads(about))
         keys = map(Key, columns["kind"].tolist(), columns["name"], columns["modified"].tolist())
         return Table(origin, dict(zip(keys, columns["embedding"], strict=True)))
-    except Exception as error:  # damaged and foreign files can fail anywhere in the readers
+    except Exception as error:  # a damaged or unsupported file can cause any error in the readers
         raise ValueError(
             f"{file} holds no embeddings of ours, or is damaged ({type(error).__name__}: {error})"
         ) from error
@@ -113,11 +113,11 @@ def _write_npz(stream: BinaryIO, columns: Columns, about: str) -> None:
 
 
 def _add(archive: zipfile.ZipFile, name: str, array: np.ndarray, compression: int) -> None:
-    """An entry as np.savez writes it.  Strings are mostly zeros and shrink; embeddings do not."""
+    """Adds an entry in the format of np.savez; `compression` helps strings, which are mostly zeros, not embeddings."""
     entry = zipfile.ZipInfo(f"{name}.npy")
     entry.compress_type = compression
     with archive.open(entry, "w", force_zip64=True) as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)  # type: ignore[arg-type]  # write is all it needs
+        np.lib.format.write_array(file, array, allow_pickle=False)  # type: ignore[arg-type]  # needs only write()
 
 
 def _read_npz(file: Path) -> tuple[Columns, str]:
@@ -129,7 +129,7 @@ def _read_npz(file: Path) -> tuple[Columns, str]:
 
 
 def _names(names: np.ndarray, uncut: np.ndarray | None) -> list[str]:
-    """The names as they were given; in files of an earlier version they are all JSON."""
+    """The full names; files of an earlier version store all of them as JSON."""
     as_json = names if names.dtype.kind != "U" else uncut
     return names.tolist() if as_json is None else json.loads(bytes(as_json))
 
@@ -147,7 +147,7 @@ def _claim_of_parquet(file: Path) -> int:
 
 
 def _check_claim(file: Path, claim: int) -> None:
-    """Embeddings hardly compress, so a file that claims much more than its own size is none of `write`'s."""
+    """Raises ValueError for a file whose unpacked size is much larger than the file: embeddings hardly compress."""
     if claim > MAX_RATIO * file.stat().st_size + FREE_BYTES:
         raise ValueError(f"it claims {claim:,} bytes unpacked, more than {MAX_RATIO} times its size")
 

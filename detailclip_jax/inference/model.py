@@ -1,4 +1,4 @@
-"""A trained model with everything around it: preprocessing, tokens, batches of a few fixed shapes.
+"""A trained model with its preprocessing and tokenizer; inputs are batched into a few fixed shapes.
 
     import detailclip_jax
 
@@ -7,7 +7,7 @@
     model.features([array]).patches                                                                  # [1, h, w, D]
     model.attention(array)                                                                           # eq. 9
 
-The networks, their parameters and the config are there as well: `model.networks`, `model.variables`, `model.config`.
+The networks, their parameters and the config are `model.networks`, `model.variables` and `model.config`.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import checkpoint, ema
 from detailclip_jax.types import Params
 
-SHAPES = (1, 8, 64)  # rows of one call; each is compiled once, when it is first needed
-AHEAD = 2  # calls that may be unfinished while the next rows are made
+SHAPES = (1, 8, 64)  # batch sizes of a call; each is compiled at its first use
+AHEAD = 2  # calls that may be unfinished while the next rows are prepared
 NEEDS = {
     "encode_image": ("image",),
     "features": ("image",),
@@ -52,11 +52,11 @@ WITH_TEXT = ("clip", "slip", "maskclip", "aclip", "detailclip")
 
 
 class Features(NamedTuple):
-    """What `Model.features` gives of B pictures, in float32, after the encoder's final norm.
+    """The features of B images, in float32, after the final norm of the image encoder.
 
-    cls: [B, D], what stands for the picture before any projection: the class token, or the mean over patches for a
-        model that pools so.
-    patches: [B, h, w, D], row 0 at the top of the square that the model sees.
+    cls: [B, D], the feature of the image before any projection: the class token, or the mean over patches for a model
+        with this pooling.
+    patches: [B, h, w, D]; row 0 is at the top of the square that the model sees.
     """
 
     cls: Float32[np.ndarray, "B D"]
@@ -65,13 +65,13 @@ class Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """What `load` returns.
+    """A trained model, returned by `load`.
 
-    A picture is a PIL image of any mode, uint8 [H, W, 3] (or [H, W], [H, W, 1], [H, W, 4]), the path of a file, or the
-    bytes of one.  It is turned upright, becomes RGB (transparency over white), and is resized, cropped and normalised
-    as `config.preprocess` says.  The default resizes the shorter side to the model's size, with a bilinear filter, and
-    cuts out the middle square; an imported model keeps the rule of its own evaluation.  `weights` says which of
-    `variables` are `params`: "student", or "ema" with the teacher's parts laid over.
+    An image is a PIL image of any mode, uint8 [H, W, 3] (or [H, W], [H, W, 1], [H, W, 4]), the path of a file, or the
+    bytes of one. It is rotated upright, converted to RGB (transparency over white), and resized, cropped and normalised
+    according to `config.preprocess`. The default resizes the shorter side to the model's size with a bilinear filter
+    and crops the central square; an imported model keeps its own evaluation preprocessing. `weights` names the `params`
+    in use: "student", or "ema", where the teacher's networks replace those of the student.
     """
 
     networks: Networks
@@ -83,25 +83,25 @@ class Model:
     path: str
 
     def encode_image(self, images: Any) -> Float32[np.ndarray, "B E"]:
-        """L2-normalised embeddings of any number of pictures: a list, an iterator, or uint8 [B, H, W, 3].
+        """L2-normalised embeddings of any number of images: a list, an iterator, or uint8 [B, H, W, 3].
 
-        A model without a joint space of pictures and texts (timm, MAE, DINO, iBOT, AttMask, supervised) gives its
-        class feature instead, L2-normalised, E = D, and logs that once.
+        A model without a joint space of images and texts (timm, MAE, DINO, iBOT, AttMask, supervised) returns its class
+        feature instead, L2-normalised, with E = D, and logs this once.
 
-        Raises BadImage that says which one cannot be read, and TypeError for one picture that is not in a list.
+        Raises BadImage that names the unreadable image, and TypeError for one image that is not in a list.
         """
         self.require("encode_image")
         if not self.has_joint_space:
-            self._say_once  # noqa: B018  # a property, so that it is said once a model
+            self._say_once  # noqa: B018  # a cached property: logs once per model
         return self._encoded(self.encode.image, self._views(images, "encode_image"), self.embedding_width)
 
     def features(self, images: Any) -> Features:
-        """Class feature [B, D] and patch features [B, h, w, D] of any number of pictures, given as to `encode_image`.
+        """Class feature [B, D] and patch features [B, h, w, D] of any number of images; input as for `encode_image`.
 
-        Float32, after the image encoder's final norm, of every model; B, D, h and w are the number of pictures, the
-        encoder's width, and the patches along the height and width of the square that it sees.  They are not
-        L2-normalised.  Where the final norm stands behind the mean over patches (pooling "norm_of_mean"), the patches
-        have none, as in timm's forward_features.
+        Works for every model. Values are float32, after the image encoder's final norm, and not L2-normalised. B is the
+        number of images, D the encoder's width; h and w are the numbers of patches along the height and width of the
+        square that the model sees. If the final norm follows the mean over patches (pooling "norm_of_mean"), patch
+        features are not normed, as in timm's forward_features.
 
             cls, patches = model.features(["frog.png"])     # ViT-B/16 at 224 px: [1, 768] and [1, 14, 14, 768]
         """
@@ -113,12 +113,12 @@ class Model:
 
     @property
     def has_joint_space(self) -> bool:
-        """Whether pictures and texts have embeddings that compare; else there is an image encoder alone."""
+        """Whether image and text embeddings are comparable; False for an image encoder alone."""
         return "image_projection" in self.params
 
     @property
     def embedding_width(self) -> int:
-        """E of `encode_image`."""
+        """E, the width of the embeddings of `encode_image`."""
         size = sizes.size_of(self.config.model)
         return size.joint_width if self.has_joint_space else size.width
 
@@ -127,9 +127,9 @@ class Model:
         logging.warning("%s has no joint space: encode_image gives the L2-normalised class feature", self.path)
 
     def encode_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "B E"]:
-        """L2-normalised embeddings of any number of texts; one that is longer than the context loses its end.
+        """L2-normalised embeddings of any number of texts; a text longer than the context is truncated.
 
-        Raises TypeError for one text that is not in a list, and ValueError where the method has no text tower.
+        Raises TypeError for one text that is not in a list, and ValueError if the method has no text encoder.
         """
         self.require("encode_text")
         tokenizer = Tokenizer(self.config.model.context_length)
@@ -140,9 +140,9 @@ class Model:
         return self._encoded(self.encode.text, tokens, self.embedding_width)
 
     def attention(self, image: Any) -> Float32[np.ndarray, "side side"]:
-        """Eq. 9 of one picture: where its CLS token looks, the mean over heads and layers, by patch.
+        """The CLS attention of one image (eq. 9), averaged over heads and layers, per patch.
 
-        The map covers the middle square that the model sees, row 0 at the top.
+        The map covers the central square that the model sees; row 0 is at the top.
         """
         self.require("attention")
         (values,) = self._called(self.encode.attention, [self.view(image)])
@@ -150,27 +150,30 @@ class Model:
         return values.reshape(side, side)
 
     def view(self, image: Any) -> UInt8[np.ndarray, "S S 3"]:
-        """One picture as the networks get it, before the normalisation of its values."""
+        """One image, resized and cropped for the networks; its values are not normalised."""
         with BUDGET.scope():
             return evaluation_view(pixels(image), *self.transform)
 
     @functools.cached_property
     def transform(self) -> Transform:
-        """How a picture becomes one of the model's size, as `config.preprocess` says."""
+        """The geometric preprocessing of images, from `config.preprocess`."""
         return preprocessing.transform_of(self.config)
 
     def preprocessed(self, fields: Mapping[str, Any]) -> "Model":
-        """The same model with other fields of `config.preprocess`, those that are not None; ValueError as `changed`."""
+        """The same model with some fields of `config.preprocess` replaced; None leaves a field unchanged.
+
+        Raises ValueError as `preprocessing.changed` does.
+        """
         return dataclasses.replace(self, config=preprocessing.changed(self.config, fields))
 
     @functools.cached_property
     def encode(self) -> Encode:
-        """The compiled functions themselves, of parameters and arrays of any one shape."""
+        """The compiled functions of (params, array), for arrays of any shape."""
         return encoders(self.networks, self.config)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of what embeddings depend on: the weights and how pictures and texts are read."""
+        """Twelve hexadecimal digits of a hash of what embeddings depend on: the weights and the preprocessing."""
         parts = [part for part in EMBEDDING_PARTS if part in self.params]
         digest = hashlib.sha256(repr(_reading(self.config)).encode())
         for path, leaf in jax.tree.leaves_with_path({part: self.params[part] for part in parts}):
@@ -179,7 +182,7 @@ class Model:
         return digest.hexdigest()[:12]
 
     def require(self, call: str) -> None:
-        """ValueError unless the model has the parts that the method of that name runs."""
+        """Raises ValueError unless the model has the networks that the method `call` runs."""
         if missing := [part for part in NEEDS[call] if part not in self.params]:
             alone = "; it embeds pictures alone (encode_image, features, embed --images)" * ("image" in self.params)
             raise ValueError(
@@ -206,7 +209,7 @@ class Model:
         return np.concatenate([np.zeros((0, width), np.float32), *parts])
 
     def _called(self, function: Any, rows: Iterable[np.ndarray]) -> list[np.ndarray]:
-        """What a compiled function makes of the rows, whose number is filled up to one of SHAPES."""
+        """Applies a compiled function to the rows in chunks; each chunk is padded to one of SHAPES."""
         calls = ((function(self.params, filled(chunk)), len(chunk)) for chunk in chunks(rows, SHAPES[-1]))
         return [made[:count].astype(np.float32) for made, count in in_turn(calls)]
 
@@ -217,15 +220,16 @@ def load(
     step: int | None = None,
     preprocess: Mapping[str, Any] | None = None,
 ) -> Model:
-    """The model of a workdir that `main` or `import_torch` wrote, on one device, ready to be asked.
+    """Loads the model of a workdir written by `main` or `import_torch`, on one device.
 
         model = detailclip_jax.load("runs/stickers")
 
-    `weights` are "ema" (default where the method has a teacher) or "student"; without `step` the newest checkpoint is
-    read.  `preprocess` overrides fields of that group of the config, such as {"filter": "bicubic"}.  `checkpoint.load`
-    gives networks, variables and config alone.
-    Raises FileNotFoundError for a folder without checkpoints, ValueError for weights that there are not, and
-    CheckpointError for a checkpoint that cannot be read.
+    `weights` is "ema" (the default if the method has a teacher) or "student". `step` defaults to the newest checkpoint.
+    `preprocess` overrides fields of this group of the config, such as {"filter": "bicubic"}. To load only networks,
+    variables and config, use `checkpoint.load`.
+
+    Raises FileNotFoundError for a folder without checkpoints, ValueError for missing weights, and CheckpointError for
+    an unreadable checkpoint.
     """
     step = checkpoint.pick_step(path, step)
     networks, variables, config = checkpoint.load(path, step)
@@ -234,9 +238,9 @@ def load(
 
 
 def choose_weights(variables: Mapping[str, Params], which: str | None) -> tuple[str, Params]:
-    """Name and parameters of the student, or of the teacher laid over it, the default where there is one.
+    """Name and parameters of the student, or of the student with the teacher's networks.
 
-    Raises ValueError for "ema" without a teacher, and for another name.
+    The default is the teacher if there is one. Raises ValueError for "ema" without a teacher, and for an unknown name.
     """
     teacher = variables["ema_params"]
     if which not in (None, "ema", "student"):
@@ -249,9 +253,9 @@ def choose_weights(variables: Mapping[str, Params], which: str | None) -> tuple[
 
 
 def pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
-    """A picture (see `Model`) as upright RGB.
+    """An image (see `Model`) as upright RGB.
 
-    Raises BadImage for one that cannot be read, FileNotFoundError, and TypeError for what is no picture.
+    Raises BadImage for an unreadable image, FileNotFoundError, and TypeError for other types.
     """
     if isinstance(image, str | Path):
         return decode(read_regular(image))
@@ -261,12 +265,15 @@ def pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
         return pixels(_as_pil(np.asarray(image)))
     try:
         return upright_rgb(image)
-    except Exception as error:  # on damaged bytes Pillow's decoders raise whatever they stumble over
+    except Exception as error:  # on damaged bytes, Pillow's decoders can raise any exception
         raise BadImage(f"truncated or damaged: {error}") from error
 
 
 def _as_pil(array: np.ndarray) -> Image.Image:
-    """Refuses numbers of another range or order, which would look like a picture and mean another one."""
+    """Converts an array to a PIL image.
+
+    Raises TypeError for values of another range or order, which would show a wrong image.
+    """
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise TypeError(
@@ -277,14 +284,14 @@ def _as_pil(array: np.ndarray) -> Image.Image:
 
 
 def chunks(rows: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Lists of `size` rows, the last one shorter."""
+    """Yields lists of `size` rows; the last one may be shorter."""
     rows = iter(rows)
     while chunk := list(islice(rows, size)):
         yield chunk
 
 
 def filled(chunk: Sequence[np.ndarray]) -> np.ndarray:
-    """The rows as one array, with zeros behind them up to the next of SHAPES."""
+    """The rows as one array, padded with zeros to the next of SHAPES."""
     size = next(shape for shape in SHAPES if shape >= len(chunk))
     array = np.zeros((size, *chunk[0].shape), chunk[0].dtype)
     array[: len(chunk)] = chunk
@@ -292,9 +299,10 @@ def filled(chunk: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def in_turn(calls: Iterable[tuple[Any, Any]]) -> Iterator[tuple[np.ndarray, Any]]:
-    """Pairs of (array on the device, anything), the array on the host: in order, while up to AHEAD more are computed.
+    """Yields pairs (device array, anything) with the array copied to the host, in order.
 
-    A pair is taken from `calls` before the previous ones are waited for, and no more than AHEAD hold memory.
+    Up to AHEAD later calls are computed meanwhile: a pair is taken from `calls` before earlier ones are complete, and
+    at most AHEAD unfinished pairs hold memory.
     """
     unfinished: deque[tuple[Any, Any]] = deque()
     for call in calls:
@@ -309,12 +317,13 @@ def _finished(call: tuple[Any, Any]) -> tuple[np.ndarray, Any]:
 
 
 def _reading(config: ConfigDict) -> list[Any]:
-    """What the config says about how pictures and texts are read."""
+    """The fields of the config on which preprocessing and encoding depend."""
     model, fields, size = config.model, config.preprocess, sizes.size_of(config.model)
     heads = size.num_heads, size.text_heads
     style = sorted(model.image_style.to_dict().items())
     kinds = model.image_size, model.context_length, model.text_activation, model.dtype
     geometry = fields.filter, fields.resize, fields.crop_ratio
-    own = [] if geometry == USUAL_GEOMETRY else [geometry]  # the usual one was not hashed before it was a choice
+    # Earlier versions did not hash the geometry. The usual one is left out, so that their fingerprints stay valid.
+    own = [] if geometry == USUAL_GEOMETRY else [geometry]
     own += filter(None, [model.matmul_precision])
     return [heads, style, *kinds, tuple(fields.mean), tuple(fields.std), *own]
