@@ -1,1 +1,1 @@
-"""The networks: pure Flax modules that know nothing of losses, data or methods."""
+"""The networks: pure Flax modules, independent of losses, data and methods."""

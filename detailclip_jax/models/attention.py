@@ -1,4 +1,4 @@
-"""Multi-head attention, the CLS row of its maps (eq. 9), and which kernel computes it."""
+"""Multi-head attention, the CLS token's attention (eq. 9), and the choice of the attention kernel."""
 
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +17,7 @@ HALVES = (jnp.bfloat16, jnp.float16)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one `qkv` kernel, in its two halves: projections of tokens, and what they attend to.
+    """Multi-head attention with one `qkv` kernel, in two steps: `project` tokens, then attend with `__call__`.
 
     `kernel` is "xla" or "cudnn", see `choose_kernel`.
     """
@@ -35,7 +35,10 @@ class Attention(nn.Module):
         self.proj = Linear(self.width, self.proj_init, self.dtype)
 
     def project(self, x: Float[Array, "*batch D"], first: int = 0, last: int = 3) -> Float[Array, "*batch M"]:
-        """Query, key and value of each (normalised) token behind each other, or those from `first` to before `last`."""
+        """Projects normalised tokens to query (0), key (1) and value (2), concatenated.
+
+        `first` and `last` select a range of these three; `last` is excluded.
+        """
         kernel, bias = self.qkv(self.width)
         part = slice(first * self.width, last * self.width)
         return affine(x, kernel[:, part], bias[part], self.dtype)
@@ -48,10 +51,11 @@ class Attention(nn.Module):
         causal: bool = False,
         cls_row: bool = False,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N"] | None]:
-        """What queries attend to; `pairs` are keys and values behind each other.
+        """Computes the attention output; `pairs` holds keys and values, concatenated.
 
-        With `cls_row` also the softmax of the first token's query over all keys, averaged over heads (float32).  That
-        row is computed on its own: the full maps are never kept, so a fused kernel may be used beside it.
+        With `cls_row` also returns the softmax of the first token's query over all keys, averaged over heads
+        (float32), else None. It is computed separately, without the full attention maps, so that a fused kernel can
+        compute the output.
         """
         (query,), (key, value) = self._heads(query, 1), self._heads(pairs, 2)
         if mask is not None or self.kernel == "xla":
@@ -74,8 +78,10 @@ def attend_evenly(
     causal: bool,
     kernel: Kernel,
 ) -> Float[Array, "B Q heads d"]:
-    """Attention with lengths filled up to even ones: cuDNN's refuses odd ones in training, and ViTs have one token more
-    than patches."""
+    """Computes attention with sequences padded to even lengths; padding is masked.
+
+    cuDNN rejects odd lengths in training, and a ViT has one token more than patches.
+    """
     lengths = [jnp.full(len(x), x.shape[1], jnp.int32) for x in (query, key)]
     even = [jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value)]
     odd = query.shape[1] % 2 or key.shape[1] % 2
@@ -85,16 +91,16 @@ def attend_evenly(
 
 
 def cls_attention(query: Float[Array, "B heads d"], key: Float[Array, "B N heads d"]) -> Float[Array, "B N"]:
-    """softmax(q K^T / sqrt(d)) of one query, averaged over heads, in float32: the summand of eq. 9."""
+    """Computes softmax(q K^T / sqrt(d)) of one query, averaged over heads, in float32: the summand of eq. 9."""
     logits = jnp.einsum("bhd,bnhd->bhn", query, key, precision="highest", preferred_element_type=jnp.float32)
     return jax.nn.softmax(logits.astype(jnp.float32) * query.shape[-1] ** -0.5).mean(1)
 
 
 def choose_kernel(wanted: str, dtype: Any, head_width: int) -> Kernel:
-    """Which kernel computes attention on this machine: `wanted`, or for "auto" cuDNN's fused one where it can.
+    """Chooses the attention kernel for this machine: `wanted`; for "auto" cuDNN's fused kernel if it can run.
 
-    Decided when networks are built, and said in the log, as a warning where a GPU has to do without.
-    Raises ValueError for "cudnn" where it cannot run.
+    The choice is made when networks are built, and is logged; a fallback from "auto" to "xla" on a GPU is logged as
+    a warning. Raises ValueError for an unknown kernel, and for "cudnn" if it cannot run.
     """
     if wanted not in KERNELS:
         raise ValueError(f"model.attention {wanted!r} is unknown; known: {', '.join(KERNELS)}")
@@ -109,7 +115,7 @@ def choose_kernel(wanted: str, dtype: Any, head_width: int) -> Kernel:
 
 
 def why_not_cudnn(dtype: Any, head_width: int) -> str:
-    """The reason why cuDNN's attention cannot be used, empty if it can."""
+    """Returns the reason why cuDNN's attention cannot be used, or an empty string if it can."""
     device = jax.devices()[0]
     if device.platform != "gpu":
         return f"the device is a {device.platform}"

@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch, with PyTorch's running statistics."""
+"""Batch normalisation with statistics of the global batch and PyTorch's running statistics."""
 
 from typing import Any
 
@@ -10,19 +10,20 @@ from detailclip_jax.models.layers import Linear, uniform_fan_in
 from detailclip_jax.types import Array, Axis, Float
 
 EPS = 1e-5
-KEEP = 0.9  # of the running statistics, at each batch
+KEEP = 0.9  # decay of the running statistics per batch
 
 
 class BatchNorm(nn.Module):
-    """(x - mean) / sqrt(variance + 1e-5) scale + bias, mean and variance of each feature over the global batch.
+    """Computes (x - mean) / sqrt(variance + 1e-5) scale + bias per feature, with statistics of the global batch.
 
         running = .9 running + .1 batch
 
-    where the running variance takes the batch's UNBIASED variance, x n / (n - 1), while normalisation uses the biased
-    one: PyTorch's habit.  `axis` is the mesh axis over which the batch is spread, None where `x` is all of it.
+    As in PyTorch, normalisation uses the biased variance of the batch, and the running variance is updated with the
+    unbiased one (times n / (n - 1)). `axis` is the mesh axis over which the batch is sharded, None if `x` is the
+    whole batch.
 
-    With `train` the batch's statistics normalise and the running ones move: their collection "batch_stats" must be
-    mutable.  Without, the running ones normalise and stay.
+    With `train` the batch's statistics are used and the running statistics are updated; their collection
+    "batch_stats" must be mutable. Without `train` the running statistics are used and stay unchanged.
     """
 
     axis: Axis | None
@@ -30,7 +31,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"], train: bool) -> Float[Array, "B D"]:
-        """Normalises in float32."""
+        """Normalises in float32 and returns `dtype`."""
         width = x.shape[-1]
         mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
         variance = self.variable("batch_stats", "variance", jnp.ones, (width,))
@@ -56,7 +57,8 @@ class BatchNorm(nn.Module):
 class BatchNormMlp(nn.Module):
     """Linear layers with BatchNorm and ReLU between them: SLIP's SSL head, BYOL's projector and predictor.
 
-    `widths` are the outputs of its layers.  Linears start as PyTorch's do, U(+-1/sqrt(fan_in)).
+    `widths` are the output widths of the layers. Kernels and biases are initialised as in PyTorch,
+    U(+-1/sqrt(fan_in)).
     """
 
     widths: tuple[int, ...]
@@ -66,7 +68,7 @@ class BatchNormMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"], train: bool) -> Float[Array, "B F"]:
-        """The last layer's output, in float32; `train` is BatchNorm's."""
+        """Computes the last layer's output in float32; `train` is passed to BatchNorm."""
         for index, width in enumerate(self.widths):
             if index:
                 x = nn.relu(BatchNorm(self.axis, self.dtype, name=f"norm_{index - 1}")(x, train))

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block that every tower is made of, and towers' blocks one after the other."""
+"""The pre-norm transformer block of all encoders and of the decoder, and sequences of blocks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -12,11 +12,11 @@ from detailclip_jax.models.attention import Attention, Kernel
 from detailclip_jax.models.layers import Initialiser, LayerNorm, Linear, exact_gelu
 from detailclip_jax.types import Array, Bool, Float, Int, PyTree
 
-Gather: TypeAlias = Callable[[PyTree], PyTree]  # shards of parameters -> whole ones, on all devices
+Gather: TypeAlias = Callable[[PyTree], PyTree]  # all-gather: sharded parameters -> full parameters on all devices
 
 
 class BlockInit(NamedTuple):
-    """Initialisers of one block; the towers differ in these."""
+    """Initialisers of one block."""
 
     qkv: Initialiser
     proj: Initialiser
@@ -27,7 +27,7 @@ class BlockInit(NamedTuple):
 
 
 class Mlp(nn.Module):
-    """Two linear layers around an activation, four times as wide inside."""
+    """Two linear layers with an activation between them; the hidden layer is four times as wide."""
 
     inits: BlockInit
     activation: Callable[[Array], Array]
@@ -35,7 +35,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
-        """Token by token."""
+        """Applies the MLP to each token."""
         width, inits = x.shape[-1], self.inits
         fc1 = Linear(4 * width, inits.fc1, self.dtype, inits.fc1_bias, name="fc1")
         fc2 = Linear(width, inits.fc2, self.dtype, inits.fc2_bias, name="fc2")
@@ -43,10 +43,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm1 x), then + mlp(norm2 x).
+    """Pre-norm block: x + attention(norm1(x)), then + mlp(norm2(x)).
 
-    Three ways through it, by what is read of it afterwards: all tokens, some of them (`reading`), or, where some of the
-    tokens are rows of a table that all images share, `beside` that.  None changes a number.
+    Three variants give the same numbers: `__call__` computes all tokens; `reading` computes selected query tokens;
+    `beside` computes tokens together with rows of a table that all images share.
     """
 
     width: int
@@ -67,7 +67,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "B N D"], scale: Float[Array, "2 B 1 1"] | None = None, cls_row: bool = False
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B N"] | None]:
-        """Tokens after the block, and the CLS row if asked for; `scale` is what drop path leaves of either branch."""
+        """Computes all tokens, and with `cls_row` the CLS attention; `scale` holds drop path's factor per branch."""
         qkv = self.attn.project(self.norm1(x))
         attended, row = self.attn(qkv[..., : self.width], qkv[..., self.width :], None, self.causal, cls_row)
         return self._add(x, attended, scale), row
@@ -75,7 +75,7 @@ class Block(nn.Module):
     def reading(
         self, x: Float[Array, "B N D"], read: Float[Array, "B Q D"], mask: Bool[Array, "#B 1 Q N"] | None = None
     ) -> Float[Array, "B Q D"]:
-        """The tokens `read` of `x` after the block: only they ask, all may be asked."""
+        """Computes only the query tokens `read`, which attend to all tokens `x`; `mask` is True where they may."""
         pairs = self.attn.project(self.norm1(x), 1)
         attended, _ = self.attn(self.attn.project(self.norm1(read), 0, 1), pairs, mask)
         return self._add(read, attended)
@@ -87,9 +87,10 @@ class Block(nn.Module):
         index: Int[Array, "B H"],
         read_all: bool = True,
     ) -> Float[Array, "B R D"]:
-        """Tokens after the block of `x` and, behind them, of the rows of `table` that `index` names for each image.
+        """Computes the tokens [x, table[index]], concatenated; `index` selects rows of the table for each image.
 
-        The rows are normalised and projected once, not once for each image.  Without `read_all` only they are read.
+        The table's rows are normalised and projected once, not once per image. Without `read_all` only the tokens of
+        the table are computed; they still attend to `x`.
         """
         rows = self.attn.project(self.norm1(table))
         shared = rows_at(rows.astype(jnp.float32), index, self.dtype)
@@ -112,9 +113,9 @@ def _scaled(branch: Array, scale: Array | None, number: int) -> Array:
 
 
 def branch_scales(keys: Array, rate: float) -> Float[Array, "2 B 1 1"]:
-    """Drop path: 0 for an image's dropped branch and 1 / (1 - rate) else, for both branches of a block.
+    """Draws drop path's factors for both branches of a block: 0 if the branch is dropped, else 1 / (1 - rate).
 
-    Every image draws from its own key.
+    `keys` [B] holds one key per image.
     """
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (2,)))(keys)
     return (kept.T / (1 - rate))[..., None, None]
@@ -128,16 +129,21 @@ REMAT = {
 
 
 def recomputed(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """A function of a block and arrays, recomputed in the backward pass ("dots" keeps the results of products)."""
+    """Wraps a function of a block and arrays so that the backward pass recomputes it.
+
+    `remat` "none" recomputes nothing, "dots" saves only the results of matrix products, "full" saves nothing.
+    Raises ValueError for other values.
+    """
     if remat not in REMAT:
         raise ValueError(f"model.remat {remat!r} is unknown; known: {', '.join(REMAT)}")
     return run if remat == "none" else nn.remat(run, policy=REMAT[remat])
 
 
 def gathered(run: Callable[..., Any], remat: str, gather: Gather) -> Callable[..., Any]:
-    """A function of a block whose parameters are shards: `gather` makes them whole while it runs, and no longer.
+    """Wraps a function of a block with sharded parameters: `gather` all-gathers them for the duration of the call.
 
-    The backward pass gathers once more.  So that it keeps no whole parameter it keeps no more than "dots" does.
+    The backward pass gathers them again. `remat` "none" is treated as "dots", so that no full parameter is saved for
+    the backward pass.
     """
     whole = nn.map_variables(run, "params", trans_in_fn=gather)
     return recomputed(whole, "dots" if remat == "none" else remat)
@@ -152,11 +158,11 @@ def run_blocks(
     depth: int = 0,
     gather: Gather | None = None,
 ) -> tuple[Float[Array, "B N D"], Float[Array, "B L N"] | None]:
-    """Tokens after all blocks, and the CLS rows of each if asked for.
+    """Runs a sequence of blocks; returns the tokens, and with `cls_rows` the CLS attention of each block.
 
-    `blocks` are several, one after the other; or a single one whose parameters have `depth` layers along a leading
-    axis, through which a loop runs: a program of one block instead of many, the same numbers.  In the loop `gather`
-    makes one layer's parameters whole at a time, where they are divided over devices.
+    `blocks` is a sequence, or one block whose parameters have `depth` layers along a leading axis. The latter runs as
+    a loop (`nn.scan`): the same numbers, but a smaller program. If parameters are sharded, `gather` all-gathers one
+    layer at a time inside the loop.
     """
 
     def run(block: Block, x: Array, scale: Array | None) -> tuple[Array, Any]:

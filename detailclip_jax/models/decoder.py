@@ -1,4 +1,4 @@
-"""The decoder d: from the kept tokens to a token for every removed patch."""
+"""The decoder d: from the kept tokens to one token per removed patch."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ EPS = 1e-6
 
 
 class Decoder(nn.Module):
-    """Linear, mask tokens, fixed sin-cos positions, blocks, norm; read at the removed patches.
+    """Linear embedding, mask tokens, fixed sin-cos positions, blocks and a norm; output at the removed patches only.
 
-    Attention does not mind the order of its tokens, so they stay as [CLS, kept, removed] with the positions of
-    their patches, and are never put back into place.  Before the first block a removed patch is the mask token and its
-    position: rows of a table, normalised and projected once for all images.  The last block computes removed ones only.
+    Attention does not depend on the order of tokens, so they stay in the order [CLS, kept, removed], each with the
+    position of its patch. Before the first block a removed patch is the mask token plus its position: a row of a
+    table that is normalised and projected once for all images. The last block computes the removed patches only.
     """
 
     width: int
@@ -30,14 +30,14 @@ class Decoder(nn.Module):
     side: int
     dtype: Any = jnp.float32
     remat: str = "none"
-    zero_bias: bool = False  # of the embedding at the start (MAE); else PyTorch's uniform one
+    zero_bias: bool = False  # initial bias of the embedding is 0 (MAE), else uniform as in PyTorch
     kernel: Kernel = "xla"  # of attention
-    scan: bool = False  # whether the blocks between the first and the last are one, stacked
-    gather: Gather | None = None  # makes a layer of that loop whole where its parameters are divided over devices
+    scan: bool = False  # stack the blocks between the first and the last, and run them in a loop
+    gather: Gather | None = None  # all-gathers one layer at a time in that loop, if parameters are sharded
 
     @nn.compact
     def __call__(self, tokens: Tokens, hidden: Hidden) -> Float[Array, "B H D"]:
-        """Decoded tokens, after the norm, in the order of `hidden.removed`."""
+        """Decodes the removed patches; tokens are in the order of `hidden.removed`, after the norm."""
         positions = jnp.asarray(sincos_positions(self.width, self.side))
         visible, table = self._visible(tokens, hidden, positions), self._mask_tokens(positions)
         beside = recomputed(lambda block, *given: block.beside(*given, read_all=self.depth > 1), self.remat)
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
         return LayerNorm(EPS, self.dtype, name="norm")(x)
 
     def _visible(self, tokens: Tokens, hidden: Hidden, positions: Array) -> Float[Array, "B M D"]:
-        """CLS and kept tokens in the decoder's width, at their places."""
+        """Embeds CLS and kept tokens in the decoder's width and adds their positions."""
         encoded = jnp.concatenate([tokens.cls[:, None], tokens.patches], 1)
         bias_init = nn.initializers.zeros if self.zero_bias else uniform_fan_in(encoded.shape[-1])
         seen = jnp.concatenate([jnp.zeros_like(hidden.kept[:, :1]), hidden.kept + 1], 1)
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         return embed(encoded) + positions[seen].astype(self.dtype)
 
     def _mask_tokens(self, positions: Array) -> Float[Array, "N D"]:
-        """The mask token at every place."""
+        """Adds the mask token to the position of every patch."""
         return self.param("mask_token", nn.initializers.normal(0.02), (self.width,)) + positions[1:]
 
     def _middle(self) -> Block | list[Block]:

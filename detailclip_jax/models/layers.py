@@ -1,4 +1,4 @@
-"""What towers are made of: initial values, activations, layer norm and linear layers."""
+"""Layers of the networks: initialisers, activations, layer norm and linear layers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ Initialiser = Callable[..., Array]
 
 
 def uniform_fan_in(fan_in: int) -> Initialiser:
-    """U(+-1/sqrt(fan_in)): what PyTorch's Linear and Conv start from when nobody says otherwise."""
+    """Initialiser U(+-1/sqrt(fan_in)), the default of PyTorch's Linear and Conv."""
     bound = fan_in**-0.5
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -24,8 +24,11 @@ def uniform_fan_in(fan_in: int) -> Initialiser:
 
 
 def elementwise(value_and_slope: Callable[[Array], tuple[Array, Array]]) -> Callable[[Array], Array]:
-    """A function of each element, computed in float32 and returned in its input's type; the backward pass keeps one
-    array of it, the slope, in that type."""
+    """Builds an elementwise function from a function that returns value and derivative.
+
+    It computes in float32 and returns the type of its input. The backward pass saves one array only: the derivative,
+    in that type.
+    """
 
     @jax.custom_jvp
     def function(x: Array) -> Array:
@@ -53,20 +56,20 @@ def _exact_gelu(x: Array) -> tuple[Array, Array]:
 quick_gelu = elementwise(_quick_gelu)
 """x sigmoid(1.702 x), CLIP's text activation."""
 exact_gelu = elementwise(_exact_gelu)
-"""x Phi(x) with the error function, as PyTorch's default."""
+"""x Phi(x) with the error function, PyTorch's default GELU."""
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": exact_gelu, "quick_gelu": quick_gelu}
 
 
 def activation_named(name: str) -> Callable[[Array], Array]:
-    """The activation of that name; ValueError with the known names otherwise."""
+    """Returns the activation `name`; ValueError with the known names if there is none."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} is unknown; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 class LayerNorm(nn.Module):
-    """Layer norm computed in float32 whatever the input, returned in `dtype`."""
+    """Layer norm, computed in float32 and returned in `dtype`."""
 
     eps: float
     dtype: Any = jnp.float32
@@ -83,7 +86,7 @@ class LayerNorm(nn.Module):
 
 
 class Weights(nn.Module):
-    """The kernel and bias of a linear layer, for a caller that uses parts of them."""
+    """Kernel and bias of a linear layer, for callers that need only some of the columns."""
 
     features: int
     kernel_init: Initialiser
@@ -93,23 +96,23 @@ class Weights(nn.Module):
 
     @nn.compact
     def __call__(self, fan_in: int) -> tuple[Float[Array, "D M"], Float[Array, "M"] | None]:
-        """Both in float32, as they are kept."""
+        """Returns kernel and bias (None without `use_bias`) in float32."""
         kernel = self.param("kernel", self.kernel_init, (fan_in, self.features))
         return kernel, self.param("bias", self.bias_init, (self.features,)) if self.use_bias else None
 
 
 class Linear(Weights):
-    """x kernel + bias over the last axis."""
+    """Linear layer: x kernel + bias over the last axis."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch M"]:
-        """In `dtype`."""
+        """Computes the layer in `dtype`."""
         return affine(x, *super().__call__(x.shape[-1]), self.dtype)
 
 
 def affine(
     x: Float[Array, "*batch D"], kernel: Float[Array, "D M"], bias: Float[Array, "M"] | None, dtype: Any
 ) -> Float[Array, "*batch M"]:
-    """x kernel + bias in `dtype`."""
+    """Computes x kernel + bias in `dtype`."""
     made = product(x, kernel, dtype)
     return made if bias is None else plus(made, bias)

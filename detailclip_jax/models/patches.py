@@ -1,4 +1,4 @@
-"""Normalised pixels, images as patches, and the per-patch normalisation of the reconstruction target."""
+"""Pixel normalisation, conversion between images and patches, and the normalisation of reconstruction targets."""
 
 import jax.numpy as jnp
 
@@ -8,12 +8,12 @@ from detailclip_jax.types import Array, Float, UInt8
 def normalise_pixels(
     images: UInt8[Array, "*batch S S 3"] | Float[Array, "*batch S S 3"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "*batch S S 3"]:
-    """(x / 255 - mean) / std per channel."""
+    """Computes (x / 255 - mean) / std per channel."""
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def patchify(images: Float[Array, "*batch S S 3"], patch_size: int) -> Float[Array, "*batch N P"]:
-    """Cuts images into patches, row by row; inside a patch the order is (row, column, channel), as in MAE's code.
+    """Cuts images into patches, row by row; values of a patch are ordered (row, column, channel), as in MAE's code.
 
     patchify(jnp.zeros((2, 224, 224, 3)), 16).shape == (2, 196, 768)
     """
@@ -24,7 +24,7 @@ def patchify(images: Float[Array, "*batch S S 3"], patch_size: int) -> Float[Arr
 
 
 def unpatchify(patches: Float[Array, "*batch N P"], patch_size: int) -> Float[Array, "*batch S S 3"]:
-    """The inverse of `patchify` for square images."""
+    """Inverts `patchify` for square images."""
     *batch, num_patches, _ = patches.shape
     side = round(num_patches**0.5)
     grid = patches.reshape(*batch, side, side, patch_size, patch_size, 3)
@@ -32,12 +32,12 @@ def unpatchify(patches: Float[Array, "*batch N P"], patch_size: int) -> Float[Ar
 
 
 def normalise_patches(patches: Float[Array, "*batch N P"], eps: float = 1e-6) -> Float[Array, "*batch N P"]:
-    """(x - mean) / sqrt(var + eps) per patch, with the unbiased variance over its P values, as in MAE."""
+    """Computes (x - mean) / sqrt(var + eps) per patch, with the unbiased variance over its P values, as in MAE."""
     mean = patches.mean(-1, keepdims=True)
     variance = patches.var(-1, keepdims=True, ddof=1)
     return (patches - mean) / jnp.sqrt(variance + eps)
 
 
 def take(tokens: Float[Array, "*batch N D"], indices) -> Float[Array, "*batch K D"]:
-    """Tokens at `indices` [*batch, K], each image with its own."""
+    """Selects the tokens at `indices` [*batch, K] of each image."""
     return jnp.take_along_axis(tokens, indices[..., None], axis=-2)

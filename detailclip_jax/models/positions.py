@@ -1,4 +1,4 @@
-"""Position tables of images: the fixed sin-cos one, and a learnt one read at another grid."""
+"""Position embeddings of patches: fixed sin-cos positions, and interpolation of learnt ones to other grids."""
 
 from collections.abc import Callable
 
@@ -8,13 +8,15 @@ import numpy as np
 
 from detailclip_jax.types import Array, Float
 
-SHARPNESS = -0.75  # of the cubic kernel, as PyTorch's bicubic interpolation has it
+SHARPNESS = -0.75  # parameter a of the cubic kernel, as in PyTorch's bicubic interpolation
 
 
 def sincos_positions(width: int, side: int) -> np.ndarray:
-    """Fixed positions [1 + side^2, width], row 0 (CLS) zero.
+    """Computes fixed positions [1 + side^2, width]; row 0 (CLS) is zero.
 
     [sin(col w), cos(col w), sin(row w), cos(row w)],  w_k = 10000^(-k / (width / 4))
+
+    Raises ValueError if the width is not divisible by 4.
     """
     if width % 4:
         raise ValueError(f"sin-cos positions need a width divisible by 4, not {width}")
@@ -26,10 +28,10 @@ def sincos_positions(width: int, side: int) -> np.ndarray:
 
 
 def interpolate(positions: Float[Array, "M D"], side: int, recipe: str = "bicubic") -> Float[Array, "N1 D"]:
-    """The positions [1 + N, D] of a square grid, read bicubically on one of `side` x `side`; the CLS token's stay.
+    """Interpolates positions [1 + N, D] of a square grid bicubically to `side` x `side`; CLS stays unchanged.
 
-    `recipe` is one of RECIPES: what other code makes of the same table.  Local crops of DINO, iBOT and AttMask (36
-    tokens out of 196) are read by "ibot".
+    `recipe` is one of RECIPES, which reproduce the interpolation of other code bases. Local crops of DINO, iBOT and
+    AttMask (a grid of 36 patches from 196 positions) use "ibot".
     """
     old = round((len(positions) - 1) ** 0.5)
     if old == side:
@@ -41,9 +43,10 @@ def interpolate(positions: Float[Array, "M D"], side: int, recipe: str = "bicubi
 
 
 def cubic_matrix(old: int, new: int, extra: float = 0.0) -> np.ndarray:
-    """[new, old]: row i mixes the four old cells around the centre of new cell i, those beyond the border clamped.
+    """Builds the bicubic interpolation matrix [new, old] of one axis.
 
-    `extra` is added to the new side where the old one is divided by it.
+    Row i holds the weights of the four old cells around the centre of new cell i; cells beyond the border are
+    clamped to it. `extra` is added to `new` in the scale old / (new + extra).
     """
     matrix = np.zeros((new, old))
     for i, centre in enumerate((np.arange(new) + 0.5) * old / (new + extra) - 0.5):
@@ -53,14 +56,17 @@ def cubic_matrix(old: int, new: int, extra: float = 0.0) -> np.ndarray:
 
 
 def cubic(distance: float, a: float = SHARPNESS) -> float:
-    """Keys' cubic convolution kernel at a distance of less than 2."""
+    """Computes Keys' cubic convolution kernel; the distance must be less than 2."""
     if distance <= 1:
         return (a + 2) * distance**3 - (a + 3) * distance**2 + 1
     return a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
 
 
 def antialiased_matrix(old: int, new: int) -> Array:
-    """[new, old]: Keys' kernel with a = -1/2, widened where the grid shrinks; every row sums to 1."""
+    """Builds the antialiased interpolation matrix [new, old]: Keys' kernel with a = -1/2, widened if the grid shrinks.
+
+    Every row sums to 1.
+    """
     highest = jax.lax.Precision.HIGHEST
     return jax.image.resize(jnp.eye(old), (new, old), "cubic", antialias=True, precision=highest)
 
@@ -68,5 +74,5 @@ def antialiased_matrix(old: int, new: int) -> Array:
 RECIPES: dict[str, Callable[[int, int], np.ndarray | Array]] = {
     "bicubic": cubic_matrix,  # PyTorch's interpolate(size=..., mode="bicubic")
     "ibot": lambda old, new: cubic_matrix(old, new, 0.1),  # DINO's and iBOT's code: scale_factor=(new + .1) / old
-    "timm": antialiased_matrix,  # timm's resample_abs_pos_embed: the first with antialias=True
+    "timm": antialiased_matrix,  # timm's resample_abs_pos_embed: PyTorch's with antialias=True
 }

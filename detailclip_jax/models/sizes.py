@@ -1,4 +1,4 @@
-"""The table of sizes, and the networks of a size."""
+"""The table of model sizes, and the construction of the networks from a config."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,10 @@ from detailclip_jax.types import Axis
 
 
 class Size(NamedTuple):
-    """Widths and depths; ViT-S follows MoCo v3 (12 heads), the text tower is CLIP's for all of SLIP's family."""
+    """Widths and depths of all networks.
+
+    ViT-S follows MoCo v3 (12 heads); the text encoder is CLIP's, as in all methods of SLIP's family.
+    """
 
     patch_size: int
     width: int
@@ -48,18 +51,18 @@ CUSTOM = "custom"
 
 
 def size_named(name: str) -> Size:
-    """The size of that name; ValueError with the known names otherwise."""
+    """Returns the size `name` of the table; ValueError with the known names if there is none."""
     if name not in SIZES:
         raise ValueError(f"model.size {name!r} is unknown; known: {', '.join(SIZES)}, {CUSTOM}")
     return SIZES[name]
 
 
 def size_of(model: ConfigDict) -> Size:
-    """The size that `config.model` describes: one of the table, or `model.custom` with the fields of a `Size`.
+    """Returns the size of `config.model`: one of the table, or one with the fields given in `model.custom`.
 
         model.size, model.custom = "custom", {"patch_size": 14, "width": 1024, "depth": 24, "num_heads": 16}
 
-    Raises ValueError that names the missing or unknown fields.
+    Raises ValueError with the names of missing or unknown fields.
     """
     if model.size != CUSTOM:
         return size_named(model.size)
@@ -74,7 +77,7 @@ def size_of(model: ConfigDict) -> Size:
 
 
 def num_side_patches(model: ConfigDict) -> int:
-    """Patches along a side of the image; ValueError if the image is no multiple of the patch."""
+    """Returns the number of patches per image side; ValueError if the patch size does not divide the image size."""
     patch_size = size_of(model).patch_size
     if model.image_size % patch_size:
         below = model.image_size // patch_size * patch_size
@@ -88,10 +91,10 @@ def num_side_patches(model: ConfigDict) -> int:
 def build(
     model: ConfigDict, parts: tuple[str, ...], axis: Axis | None = None, interpolation: str = "bicubic"
 ) -> Networks:
-    """The networks of `config.model`, with the named parts and no others.
+    """Builds the networks of `config.model` that `parts` names.
 
-    `axis` is the mesh axis over which BatchNorm takes its statistics, None where it sees the whole batch.
-    `interpolation` is how positions are read for images of another size, see `positions.RECIPES`.
+    `axis` is the mesh axis over which BatchNorm averages its statistics, None if each device has the whole batch.
+    `interpolation` selects the interpolation of positions for images of another size, see `positions.RECIPES`.
     """
     makers = {
         "image": lambda model, size, dtype: _image(model, size, dtype, interpolation),

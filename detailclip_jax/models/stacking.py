@@ -1,7 +1,7 @@
-"""Blocks stacked along a leading axis, as a loop over layers keeps them, and blocks by number.
+"""Conversion between stacked blocks (parameters with a leading layer axis, as `nn.scan` uses them) and single blocks.
 
-A tower's numbered blocks keep their numbers; `blocks` with arrays [L, ...] holds those whose numbers are missing:
-{blocks, blocks_11} are 0 .. 10 stacked, and 11.
+In the parameters of an encoder or decoder `blocks_N` is the single block N, and `blocks` with arrays [L, ...] holds
+all other blocks in ascending order: {blocks, blocks_11} of a 12-block encoder are blocks 0 .. 10, stacked, and 11.
 """
 
 import re
@@ -18,7 +18,7 @@ _NUMBERED = re.compile(rf"{STACKED}_(\d+)")
 
 
 def numbers(tower: Params) -> list[int]:
-    """Numbers of the blocks that are stacked, in their order; empty without any."""
+    """Returns the numbers of the stacked blocks in ascending order; empty if none is stacked."""
     if STACKED not in tower:
         return []
     apart = {int(match[1]) for name in tower if (match := _NUMBERED.fullmatch(name))}
@@ -27,7 +27,7 @@ def numbers(tower: Params) -> list[int]:
 
 
 def unstack(params: Params) -> dict[str, Any]:
-    """Every stacked block under its own number; parameters without any are returned as they are."""
+    """Converts all stacked blocks to single ones; parameters without stacked blocks keep their structure."""
     plain = {
         f"{STACKED}_{number}": jax.tree.map(lambda x, i=i: x[i], params[STACKED])
         for i, number in enumerate(numbers(params))
@@ -39,7 +39,10 @@ def unstack(params: Params) -> dict[str, Any]:
 
 
 def like(params: Params, shape: Params) -> dict[str, Any]:
-    """Parameters with their blocks stacked where those of `shape` are; arrays or their shapes."""
+    """Stacks the blocks of `params` that are stacked in `shape`, a tree of arrays or of their shapes.
+
+    Raises ValueError if `params` lacks some of these blocks.
+    """
     return _stack(unstack(params), shape)
 
 

@@ -1,4 +1,4 @@
-"""The text encoder e: CLIP's causal transformer."""
+"""The text encoder e, CLIP's causal transformer."""
 
 from typing import Any
 
@@ -14,7 +14,11 @@ EPS = 1e-5
 
 
 def text_init(width: int, depth: int) -> BlockInit:
-    """CLIP's: in 1/sqrt(D); out of a residual branch 1/sqrt(D) / sqrt(2 depth); fc1 1/sqrt(2 D)."""
+    """CLIP's initialisers: normal kernels, and MLP biases as in PyTorch.
+
+    Standard deviations: qkv 1/sqrt(D); fc1 1/sqrt(2 D); proj and fc2, the last layers of the residual branches,
+    1/sqrt(D) / sqrt(2 depth).
+    """
     normal = nn.initializers.normal
     branch = normal(width**-0.5 * (2 * depth) ** -0.5)
     return BlockInit(
@@ -28,11 +32,11 @@ def text_init(width: int, depth: int) -> BlockInit:
 
 
 class TextTransformer(nn.Module):
-    """Feature of a caption: ln_final of the last block at its EOT token.
+    """Encodes a caption: the output of the last block at the EOT token, after `ln_final`.
 
-    EOT has the largest id, so it is found by argmax; a caption without one (the reference's truncation drops it)
-    reads its first position, as there.  Captions may be given shorter than `context_length`: under the causal mask
-    what stands behind the EOT changes nothing.
+    EOT has the largest token id, so argmax finds it. A caption without EOT (the reference's truncation drops it) is
+    encoded at its first position, as in the reference. Captions may be shorter than `context_length`: with the causal
+    mask, tokens after EOT have no effect.
     """
 
     width: int
@@ -44,8 +48,8 @@ class TextTransformer(nn.Module):
     remat: str = "none"
     activation: str = "quick_gelu"
     kernel: Kernel = "xla"  # of attention
-    scan: bool = False  # whether all blocks but the last are one, stacked, through which a loop runs
-    gather: Gather | None = None  # makes a layer of that loop whole where its parameters are divided over devices
+    scan: bool = False  # stack all blocks but the last, and run them in a loop
+    gather: Gather | None = None  # all-gathers one layer at a time in that loop, if parameters are sharded
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -66,7 +70,7 @@ class TextTransformer(nn.Module):
         return f"blocks_{self.depth - 1}"
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
-        """Token ids to features; the last block computes the EOT token only."""
+        """Encodes token ids to features; the last block computes the EOT token only."""
         if tokens.shape[1] > self.context_length:
             raise ValueError(f"captions of {tokens.shape[1]} tokens exceed the context of {self.context_length}")
         end = tokens.argmax(-1)[:, None]
@@ -78,14 +82,15 @@ class TextTransformer(nn.Module):
         return self.ln_final(x)[:, 0]
 
     def _embed(self, tokens: Int[Array, "B T"], end: Int[Array, "B 1"]) -> Float[Array, "B T D"]:
-        """The tokens up to the end token, and zeros behind it, where nothing reads.
+        """Embeds the tokens up to the end token; later positions, which no query attends to, are zero.
 
-        Padding would be looked up in one row, and its gradients, all zero, added there: on a GPU one after the other.
+        An embedding of the padding token would have zero gradients, but a GPU would add them to one row of the table
+        one after the other.
         """
         read = jnp.arange(tokens.shape[1]) <= end
         return self.token_embedding.at[jnp.where(read, tokens, self.vocab_size)].get(mode="fill", fill_value=0)
 
 
 def causal_mask(queries: Int[Array, "B Q"], length: int) -> Bool[Array, "B 1 Q T"]:
-    """True where a query at position `queries` may read a key: at itself and before."""
+    """Builds the mask that is True where a query at position `queries` may attend: at its own position and before."""
     return (jnp.arange(length) <= queries[..., None])[:, None]

@@ -1,4 +1,4 @@
-"""The networks of a method, as named parts: one Flax module that student and teacher both are."""
+"""The networks of a method in one Flax module, used for the student and for the teacher."""
 
 import flax.linen as nn
 
@@ -10,11 +10,11 @@ from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Array, Float, Int
 
-SCANNED = ("image", "text", "decoder")  # parts whose blocks may be stacked
+SCANNED = ("image", "text", "decoder")  # networks whose blocks may be stacked
 
 
 class Networks(nn.Module):
-    """Every network that a row may own; it gets those that it names, the others are None.
+    """All networks that a method may use; those that it does not use are None.
 
     There is no teacher class: the teacher is this module bound to the EMA parameters.
     """
@@ -34,27 +34,27 @@ class Networks(nn.Module):
     class_head: ClassHead | None = None
 
     def unrolled(self) -> "Networks":
-        """The same networks with every block apart, as `blocks_0`, `blocks_1`, ..."""
+        """Returns the same networks without stacked blocks: `blocks_0`, `blocks_1`, ..."""
         return self.clone(
             **{name: part.clone(scan=False) for name in SCANNED if (part := getattr(self, name)) is not None}
         )
 
     def gathering(self, gather: Gather | None) -> "Networks":
-        """The same networks on divided parameters of stacked blocks, which `gather` makes whole layer by layer."""
+        """Returns the same networks for sharded parameters of stacked blocks; `gather` all-gathers them per layer."""
         return self.clone(
             **{name: part.clone(gather=gather) for name in SCANNED if (part := getattr(self, name)) is not None}
         )
 
     @property
     def gathers(self) -> bool:
-        """Whether the parameters of stacked blocks are given divided."""
+        """Whether stacked blocks expect sharded parameters."""
         towers = [part for name in SCANNED if (part := getattr(self, name)) is not None]
         return any(tower.scan and tower.gather is not None for tower in towers)
 
     def embed_image(self, images: Float[Array, "B S S 3"]) -> Float[Array, "B E"]:
-        """Images in the joint space, not yet L2-normalised."""
+        """Encodes images in the joint space; embeddings are not L2-normalised."""
         return self.image_projection(self.image(images).cls)
 
     def embed_text(self, tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
-        """Captions in the joint space, not yet L2-normalised."""
+        """Encodes captions in the joint space; embeddings are not L2-normalised."""
         return self.text_projection(self.text(tokens))

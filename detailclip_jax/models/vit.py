@@ -1,4 +1,4 @@
-"""The image encoder g: a ViT that can encode some of its patches and say where its CLS token looked."""
+"""The image encoder g: a ViT that can encode a subset of the patches and return its CLS attention."""
 
 from typing import Any, NamedTuple
 
@@ -24,13 +24,13 @@ POSITIONS = ("learnt", "sincos")
 
 
 class Style(NamedTuple):
-    """What tells the ViTs of the field apart beside their size; the defaults are the paper's.
+    """Differences between published ViTs other than size; the defaults are the paper's.
 
-    `pre_norm` is a norm between the positions and the first block (OpenAI's CLIP).  `pooling` says what stands for
-    the image: the normalised CLS token, the mean of the normalised patches, or the norm of the mean of the patches
-    (timm's `fc_norm`; the patches themselves are not normalised then).  `positions` "sincos" are fixed, as MAE's, and
-    `init` "xavier" starts Linears xavier-uniform with biases 0, as MAE's (but for the bias of the patch embedding, a
-    convolution there: PyTorch's uniform one).
+    `pre_norm`: a norm between the positions and the first block (OpenAI's CLIP). `pooling`: what `Tokens.cls` holds:
+    "cls", the normalised CLS token; "mean", the mean of the normalised patches; "norm_of_mean", the norm of the
+    patches' mean (timm's `fc_norm`; then `Tokens.patches` are not normalised). `positions`: "learnt", or "sincos" for
+    fixed ones as in MAE. `init`: "normal", or "xavier" as in MAE: kernels xavier-uniform, biases 0, except the bias of
+    the patch embedding, which is uniform as in PyTorch (a convolution in MAE's code).
     """
 
     norm_eps: float = 1e-6
@@ -43,16 +43,16 @@ class Style(NamedTuple):
 
 
 class VisionTransformer(nn.Module):
-    """Pre-norm ViT with CLS token, learnable positions and a final norm; no dropout.
+    """Pre-norm ViT with a CLS token, learnt or fixed positions and a final norm; no dropout.
 
         tokens = vit(images)                    # all N patches
-        tokens = vit(images, hidden.kept)       # K of them: the rest is never embedded
-        tokens = vit(images, hidden=mask, mask_token=token)     # N patches, the hidden ones replaced
-        vit(images, attention=True).attention   # [B, L, N], the CLS rows of eq. 9 before the mean over layers
+        tokens = vit(images, hidden.kept)       # K patches; the others are not embedded
+        tokens = vit(images, hidden=mask, mask_token=token)     # N patches; the mask token replaces hidden ones
+        vit(images, attention=True).attention   # [B, L, N], CLS attention of eq. 9 before the mean over layers
 
-    Positions are added before tokens are dropped and after they are replaced; the CLS token is cls_token +
-    positions[0].  Images of another size get interpolated positions.  `drop_path` is the last block's rate, the
-    first one's is 0; it needs `keys`.
+    A kept patch has the position of its place in the image; a replaced patch is the mask token plus its position. The
+    CLS token is cls_token + positions[0]. Positions are interpolated for images of another size. `drop_path` is the
+    rate of the last block; rates rise linearly from 0 at the first one. Drop path needs `keys`.
     """
 
     patch_size: int
@@ -65,9 +65,9 @@ class VisionTransformer(nn.Module):
     style: Style = Style()
     drop_path: float = 0.0
     kernel: Kernel = "xla"  # of attention
-    scan: bool = False  # whether blocks are one, stacked, through which a loop runs
-    interpolation: str = "bicubic"  # of positions, one of RECIPES
-    gather: Gather | None = None  # makes a layer of that loop whole where its parameters are divided over devices
+    scan: bool = False  # stack the blocks, and run them in a loop
+    interpolation: str = "bicubic"  # of positions, one of positions.RECIPES
+    gather: Gather | None = None  # all-gathers one layer at a time in that loop, if parameters are sharded
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -105,9 +105,10 @@ class VisionTransformer(nn.Module):
         mask_token: Float[Array, "D"] | None = None,
         keys: Array | None = None,
     ) -> Tokens:
-        """Encodes normalised images; `kept` are the positions of the patches to encode, None for all.
+        """Encodes normalised images; `kept` holds the indices of the patches to encode, None for all.
 
-        Where `hidden` is True `mask_token` replaces the patch.  `keys` [B] switch drop path on.
+        `mask_token` replaces the patches at which `hidden` is True. `attention` also returns the CLS attention. `keys`
+        [B] enable drop path.
         """
         x = self.embed(images, kept, hidden, mask_token)
         x, rows = run_blocks(self.blocks, x, self._scales(keys), attention, self.remat, self.depth, self.gather)
@@ -119,7 +120,7 @@ class VisionTransformer(nn.Module):
         return Tokens(cls=cls, patches=x[:, 1:], attention=maps)
 
     def _scales(self, keys: Array | None) -> Float[Array, "L 2 B 1 1"] | None:
-        """What drop path leaves of every branch."""
+        """Draws drop path's factor for every branch; None without drop path."""
         if keys is None or not self.drop_path:
             return None
         rates = [self.drop_path * number / max(self.depth - 1, 1) for number in range(self.depth)]
@@ -132,7 +133,7 @@ class VisionTransformer(nn.Module):
         hidden: Bool[Array, "B N"] | None = None,
         mask_token: Float[Array, "D"] | None = None,
     ) -> Float[Array, "B M D"]:
-        """CLS and patch tokens with their positions; patches are picked before they are projected."""
+        """Embeds CLS and patches and adds positions; `kept` patches are selected before the projection."""
         pixels = patchify(images, self.patch_size)
         table = interpolate(self.table, images.shape[1] // self.patch_size, self.interpolation)
         positions = table[None, 1:]
@@ -141,7 +142,7 @@ class VisionTransformer(nn.Module):
             positions = rows_at(table, 1 + kept, self.dtype)
         patches = self.patch_embed(pixels)
         if hidden is not None:
-            assert mask_token is not None  # who hides patches says what stands for them
+            assert mask_token is not None  # `hidden` requires `mask_token`
             patches = jnp.where(hidden[..., None], spread(mask_token, patches.shape, self.dtype), patches)
         patches = patches + spread(positions, patches.shape, self.dtype)
         cls = spread(self.cls_token + table[0], (images.shape[0], 1, self.width), self.dtype)
@@ -150,5 +151,5 @@ class VisionTransformer(nn.Module):
 
 
 def fold_in(keys: Array, number: int) -> Array:
-    """Keys [B] of their own for the block of that number."""
+    """Derives keys [B] for the block `number`."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
