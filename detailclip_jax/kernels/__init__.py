@@ -1,1 +1,1 @@
-"""Values of the printed formulas in less memory or time; the test of each is the plain formula."""
+"""Functions with the values of the printed formulas, in less memory or time; tests compare with the plain formulas."""

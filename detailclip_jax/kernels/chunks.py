@@ -1,4 +1,4 @@
-"""Sums over so many items that what is computed of them may not all exist at once."""
+"""Sums over many items in chunks, so that intermediate results exist for one chunk at a time."""
 
 import functools
 import math
@@ -15,11 +15,11 @@ Term = Callable[[PyTree, PyTree, PyTree, PyTree], tuple[Scalar, dict[str, Scalar
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def total(term: Term, weights: PyTree, fixed: PyTree, items: PyTree, given: PyTree) -> tuple[Scalar, dict[str, Scalar]]:
-    """sum_i term(weights, fixed, items[i], given[i]), and the sums of the scalars that `term` returns beside it.
+    """Computes sum_i term(weights, fixed, items[i], given[i]), and the sums of the metrics that `term` also returns.
 
-    `items` and `given` hold the chunks along their first axis; one is computed at a time.  Differentiable by `weights`
-    and `items`: their gradients are made chunk by chunk on the way to the sum, so nothing of a chunk outlives it and
-    nothing is computed twice.  The scalars beside have no gradient.
+    `items` and `given` hold the chunks along their first axis; one chunk is computed at a time. The sum is
+    differentiable with respect to `weights` and `items`. Their gradients are computed chunk by chunk in the forward
+    pass, so no intermediate result of a chunk is saved and nothing is computed twice. The metrics have no gradient.
     """
     return _sum_chunks(lambda item, beside: (term(weights, fixed, item, beside), None), items, given)[0]
 
@@ -44,7 +44,7 @@ total.defvjp(_total_forward, _total_backward)
 
 
 def _sum_chunks(of_chunk: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], items: PyTree, given: PyTree) -> Any:
-    """The sum of what `of_chunk` returns first, and what it returns second for every chunk."""
+    """Returns the sum of the first results of `of_chunk`, and its second results stacked over chunks."""
     if jax.tree.leaves(items)[0].shape[0] == 1:
         summed, kept = of_chunk(*jax.tree.map(lambda x: x[0], (items, given)))
         return summed, jax.tree.map(lambda x: x[None], kept)
@@ -58,9 +58,9 @@ def _sum_chunks(of_chunk: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], ite
 
 
 def split(arrays: PyTree, most: int) -> PyTree:
-    """Arrays [n, ...] as chunks [k, m, ...] of at most `most` items, as few and as equal as can be; 0 is one chunk.
+    """Splits arrays [n, ...] into chunks [k, m, ...] of at most `most` items; k is minimal, and 0 means one chunk.
 
-    The last chunk is filled up with zeros: give items a weight, and these have the weight 0.
+    Zeros pad the last chunk. If the weight of each item is one of the arrays, the padding gets weight 0.
     """
     count = jax.tree.leaves(arrays)[0].shape[0]
     num_chunks = math.ceil(count / most) if most else 1

@@ -1,9 +1,9 @@
-"""Cross-entropies over the global batch, their logits made in blocks of columns.
+"""Contrastive cross-entropies over the global batch, with logits computed in blocks of columns.
 
-A contrastive loss is log sum_j exp(x_i . y_j) - x_i . y_i.  The sum runs over the batch of all devices; kept whole, its
-logits are the largest array of a step (8,192 x 65,536 on each of 8 devices).  Here a device meets a block of columns at
-a time, forwards with a running maximum, backwards with the logits made again.  The last block is filled up with columns
-that count nothing, so a batch may have any size.
+A contrastive loss is log sum_j exp(x_i . y_j) - x_i . y_i. The sum runs over the batch of all devices; the full logits
+would be the largest array of a step (8,192 x 65,536 on each of 8 devices). Here a device computes one block of columns
+at a time: the forward pass keeps a running maximum and sum, the backward pass recomputes the logits. Padding columns
+fill the last block and are excluded from the sum, so the batch may have any size.
 """
 
 import math
@@ -14,23 +14,28 @@ import jax.numpy as jnp
 
 from detailclip_jax.types import Array, Axis, Bool, Float, Int, Scalar
 
-LOGITS = 2**20  # of a block where its size is not given: 4 MB in float32
+LOGITS = 2**20  # largest number of logits in a block of automatic size: 4 MB in float32
 
-Contrast = tuple[int, tuple[int, ...]]  # a kind of row, and the kinds of column that it meets, its pair's kind first
+# An example has K embeddings (its views, its caption), numbered by "kind". A contrast is the kind of the rows, and the
+# kinds of the columns that they are compared with; the kind of the positive pair comes first.
+Contrast = tuple[int, tuple[int, ...]]
 
 
 def gather(own: Float[Array, "B K E"], axis: Axis | None) -> Float[Array, "G K E"]:
-    """The rows of all devices, in one collective; its transpose is one reduce-scatter."""
+    """All-gathers the rows of all devices in one collective; its transpose is one reduce-scatter."""
     return jax.lax.all_gather(own, axis, axis=0, tiled=True) if axis else own
 
 
 def own_rows(num_rows: int, axis: Axis | None) -> Int[Array, "B"]:
-    """Which of the gathered rows are this device's."""
+    """Returns the indices of this device's rows among the gathered ones."""
     return jnp.arange(num_rows) + (jax.lax.axis_index(axis) * num_rows if axis else 0)
 
 
 def block_size(asked: int, num_rows: int, num_columns: int) -> int:
-    """Columns of a block: as asked, or for 0 in as few blocks as keep within `LOGITS`, as equal as can be."""
+    """Returns the number of columns per block: `asked`, or for 0 that of the fewest blocks within `LOGITS` logits.
+
+    These blocks are of equal size but for the last, which is padded.
+    """
     if asked:
         return min(asked, num_columns)
     num_blocks = math.ceil(num_columns / max(LOGITS // num_rows, 1))
@@ -45,12 +50,12 @@ def cross_entropies(
     contrasts: tuple[Contrast, ...],
     block: int,
 ) -> tuple[Float[Array, "n B"], Int[Array, "n B"]]:
-    """For each contrast (k, kinds) and row i its cross-entropy, and the place of its largest logit.
+    """Computes the cross-entropy of each contrast (k, kinds) and row i, and the index of its largest logit.
 
         log sum_{l in kinds, j} exp(scale rows_ik . columns_jl) - scale rows_ik . columns_{own_i, kinds_0}
 
-    Where a kind of row meets its own kind, column own_i is left out: it is the row itself.  A place is j in the first
-    kind, G + j in the second.  `block` columns are met at a time.  Gradients to rows, columns and scale are exact.
+    If l = k, column own_i is excluded: it is the row itself. The index is j in the first of `kinds`, G + j in the
+    second. `block` columns are computed at a time. Gradients to rows, columns and scale are exact.
     """
     return _cross_entropies(rows, columns, scale, own, contrasts, block)
 
@@ -94,21 +99,21 @@ _cross_entropies.defvjp(_forward, _backward)
 class _Block(NamedTuple):
     columns: Float[Array, "C K E"]
     numbers: Int[Array, "C"]
-    itself: Bool[Array, "B C"]  # where a column is the row's own
-    filler: Bool[Array, "C"]  # columns behind the last of the batch
+    itself: Bool[Array, "B C"]  # True where a column belongs to the row's example
+    filler: Bool[Array, "C"]  # True at padding columns
 
 
 class _Met(NamedTuple):
-    """What a row knows of the columns that it has met."""
+    """Running statistics of each row over the columns of the blocks so far."""
 
     peak: Float[Array, "B"]  # the largest logit
     total: Float[Array, "B"]  # sum of exp(logit - peak)
-    pair: Float[Array, "B"]  # the own pair's logit
-    nearest: Int[Array, "B"]  # the place of the largest
+    pair: Float[Array, "B"]  # logit of the positive pair
+    nearest: Int[Array, "B"]  # index of the largest logit
 
 
 def _numbered(columns: Float[Array, "G K E"], block: int) -> tuple[Float[Array, "n C K E"], Int[Array, "n C"]]:
-    """Blocks of columns, and the numbers of their columns; zeros fill the last block."""
+    """Splits columns into blocks and returns them with the columns' indices; zeros pad the last block."""
     num_blocks = math.ceil(len(columns) / block)
     filled = jnp.pad(columns, ((0, num_blocks * block - len(columns)), (0, 0), (0, 0)))
     return filled.reshape(num_blocks, block, *columns.shape[1:]), jnp.arange(len(filled)).reshape(-1, block)
@@ -120,7 +125,7 @@ def _block(numbered: tuple[Array, Array], own: Array, size: int) -> _Block:
 
 
 def _logits(rows: Array, scale: Any, block: _Block, contrast: Contrast) -> list[Array]:
-    """[B, C], kind after kind."""
+    """Computes logits [B, C] of a block for each kind of column."""
     row, kinds = contrast
     logits = [scale * _product("be,ce->bc", rows[:, row], block.columns[:, kind]) for kind in kinds]
     left_out = [block.filler | block.itself if kind == row else block.filler for kind in kinds]
@@ -128,17 +133,17 @@ def _logits(rows: Array, scale: Any, block: _Block, contrast: Contrast) -> list[
 
 
 def _shares(rows: Array, scale: Any, block: _Block, contrast: Contrast, sums: Array) -> list[Array]:
-    """The gradient to the block's logits, kind after kind: softmax, less 1 at the pair."""
+    """Computes the gradient to the block's logits for each kind of column: softmax, minus 1 at the positive pair."""
     first, *others = (jnp.exp(x - sums[:, None]) for x in _logits(rows, scale, block, contrast))
     return [first - block.itself, *others]
 
 
 def _advance(met: _Met, block: _Block, kinds: list[Array], size: int) -> _Met:
-    """After one more block, of which `kinds` are the logits; the batch has `size` columns of each kind."""
+    """Updates the statistics with the logits `kinds` of one block; the batch has `size` columns of each kind."""
     logits = jnp.concatenate(kinds, 1)
     places = jnp.concatenate([block.numbers + kind * size for kind in range(len(kinds))])
     highest, place = logits.max(1), places[logits.argmax(1)]
-    better = (highest > met.peak) | ((highest == met.peak) & (place < met.nearest))  # the first of equal ones
+    better = (highest > met.peak) | ((highest == met.peak) & (place < met.nearest))  # of equal logits the lower index
     peak = jnp.maximum(met.peak, highest)
     total = met.total * jnp.exp(met.peak - peak) + jnp.exp(logits - peak[:, None]).sum(1)
     pair = met.pair + jnp.where(block.itself, kinds[0], 0).sum(1)

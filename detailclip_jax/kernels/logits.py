@@ -1,4 +1,4 @@
-"""Prototype logits as the two factors of their product."""
+"""Prototype logits, stored as the two factors of their product."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from detailclip_jax.types import Array, Float
 
 
 class Logits(struct.PyTreeNode):
-    """Prototype logits [*batch, C], kept as the two factors of which they are the product.
+    """Prototype logits [*batch, C], stored as the factors of the product bottleneck . prototypes^T.
 
         logits = Logits(bottleneck, prototypes)
-        logits[0]                                   # those of bottleneck[0], in float32
+        logits[0]                                   # logits of bottleneck[0], in float32
         logits.shape == (*bottleneck.shape[:-1], len(prototypes))
 
-    At 8192 prototypes they are the largest arrays of a step: losses make them chunk by chunk, and no array holds all.
-    The product is taken in `dtype`, with sums in float32.
+    With 8192 prototypes the logits would be the largest arrays of a step, so losses compute them chunk by chunk. The
+    product is computed in `dtype`, with sums in float32.
     """
 
     bottleneck: Float[Array, "*batch F"]
@@ -26,14 +26,14 @@ class Logits(struct.PyTreeNode):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the logits."""
+        """Shape of the logits."""
         return (*self.bottleneck.shape[:-1], self.prototypes.shape[0])
 
     def __getitem__(self, index: Any) -> Float[Array, "*some C"]:
-        """The logits of the tokens that `index` takes out of `bottleneck`; `logits[...]` are all."""
+        """Computes the logits of the tokens `bottleneck[index]`, in float32; `logits[...]` computes all."""
         return product(self.bottleneck[index], self.prototypes.T, self.dtype, jnp.float32)
 
     def mean(self) -> Float[Array, "C"]:
-        """The mean over all tokens, by linearity: the logits of the mean bottleneck, in float32."""
+        """Computes the mean over all tokens in float32: by linearity, the logits of the mean bottleneck."""
         mean = self.bottleneck.mean(tuple(range(self.bottleneck.ndim - 1)))
         return jnp.matmul(mean.astype(jnp.float32), self.prototypes.T, precision="highest")

@@ -1,7 +1,8 @@
-"""x kernel, as every linear layer takes it: one product of two matrices, in the computing type.
+"""Matrix products of the linear layers, with explicit precision, and additions and look-ups with float32 gradients.
 
-A product of float32 arrays is exact in float32.  GPUs and TPUs would round its factors to TensorFloat-32 or bfloat16:
-every product says its precision.  `model.matmul_precision` or `jax.default_matmul_precision` ask for another one.
+Products of float32 arrays are computed in full float32. GPUs and TPUs would otherwise round the factors to
+TensorFloat-32 or bfloat16, so every product states its precision. `model.matmul_precision` or
+`jax.default_matmul_precision` set another one.
 """
 
 import contextlib
@@ -13,32 +14,33 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-EXACT = "highest"  # jax's name for the precision of float32 products without rounded factors
+EXACT = "highest"  # jax's name for float32 products without rounded factors
 PRECISIONS = ("default", "high", EXACT)  # jax's: "default" is the backend's fastest, "high" TensorFloat-32 on GPUs
-PRODUCT = "product"  # the name of their results, by which rematerialisation may keep them
+PRODUCT = "product"  # checkpoint name of the results; the rematerialisation policy "dots" saves them
 
 
 def precision_of(dtype: Any) -> str | None:
-    """The precision of a product in `dtype`: exact in float32, the backend's own in half precision.
+    """Returns the precision of a product in `dtype`: "highest" for float32, None (the backend's) for half precision.
 
-    None where `jax.default_matmul_precision` says it.
+    It is also None if `jax.default_matmul_precision` is set, so that this setting applies.
     """
     told = jax.config.jax_default_matmul_precision is not None  # type: ignore[attr-defined]
     return None if told or jnp.dtype(dtype) != jnp.float32 else EXACT
 
 
 def matmul_precision(name: str | None) -> contextlib.AbstractContextManager[Any]:
-    """The context in which products have the precision of that name; None leaves it as it is."""
+    """Returns a context manager that sets the precision of products; None leaves the precision unchanged."""
     return contextlib.nullcontext() if name is None else jax.default_matmul_precision(name)
 
 
 def product(
     x: Float[Array, "*batch D"], kernel: Float[Array, "D M"], dtype: Any = jnp.float32, out: Any = None
 ) -> Float[Array, "*batch M"]:
-    """x kernel over the last axis of x: both rounded to `dtype`, sums in float32, the result in `out` (or `dtype`).
+    """Computes x kernel over the last axis of x: factors in `dtype`, sums in float32, result in `out` (or `dtype`).
 
-    The leading axes are flattened: the same numbers, but on a CPU XLA computes the kernel's gradient twice as fast.
-    Gradients come in the types of x and kernel; in half precision that of a float32 kernel is not rounded on its way.
+    The leading axes are flattened: this changes no number, but XLA's CPU backend computes the kernel's gradient twice
+    as fast. Gradients have the types of x and kernel; the gradient of a float32 kernel is never rounded to half
+    precision.
     """
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     out = dtype if out is None else out
@@ -50,10 +52,10 @@ def product(
 
 
 def _name(x: Array) -> Array:
-    """x under the name `PRODUCT`, half precision as its bits.
+    """Attaches the checkpoint name `PRODUCT` to x; half-precision values are named as integers of the same bits.
 
-    A loop over layers keeps what is named for all of them: XLA's CPU backend reads one layer's bfloat16 out of that
-    through a float32 copy of the whole, but not one layer's integers.
+    A loop over layers saves the named values of all layers in one array. To read one layer of a bfloat16 array, XLA's
+    CPU backend first copies the full array to float32; for integers it does not.
     """
     if x.dtype.itemsize != 2:
         return checkpoint_name(x, PRODUCT)
@@ -61,26 +63,29 @@ def _name(x: Array) -> Array:
     return jax.lax.bitcast_convert_type(bits, x.dtype)
 
 
-_named = jax.custom_jvp(_name)  # differentiation passes the bits by; it must meet `_name` bare to see the name
+# Custom JVP: the bitcast is not differentiable. The rule calls the undecorated `_name`, because rematerialisation does
+# not see names inside a custom_jvp function.
+_named = jax.custom_jvp(_name)
 _named.defjvp(lambda primals, tangents: (_name(*primals), tangents[0]))
 
 
 def spread(row: Float[Array, "..."], shape: tuple[Any, ...], dtype: Any) -> Float[Array, "..."]:
-    """The row in every place of `shape`, in `dtype`; its gradient adds up in the row's own type and not in `dtype`."""
+    """Broadcasts `row` to `shape` and casts to `dtype`; its gradient is summed in the type of `row`, not in `dtype`."""
     return jnp.broadcast_to(row, shape).astype(dtype)
 
 
 def plus(x: Float[Array, "*batch M"], row: Float[Array, "M"]) -> Float[Array, "*batch M"]:
-    """x + row in the type of x; the row's gradient adds up in its own."""
+    """Computes x + row in the type of x; the gradient of `row` is summed in the type of `row`."""
     return x + (row if row.dtype == x.dtype else spread(row, x.shape, x.dtype))
 
 
 def rows_at(table: Float[Array, "N D"], index: Int[Array, "B K"], dtype: Any) -> Float[Array, "B K D"]:
-    """table[index] of a small float32 table, in `dtype`; its gradient is sum over b, k of (index[b, k] = n) g[b, k].
+    """Computes table[index] of a small float32 table in `dtype`, with a gradient that is a matrix product.
 
-    That is a product, with sums in float32.  What differentiation writes is a scatter of many rows into few: float
-    atomics on a GPU, in no fixed order, and hundreds of times as slow from jaxlib 0.10.2 until jax 0.11.1
-    (github.com/jax-ml/jax/issues/38806).
+        gradient_n = sum over b, k of (index[b, k] = n) g[b, k],  with sums in float32
+
+    The default gradient is a scatter-add of many rows into few. On a GPU it uses float atomics in no fixed order, and
+    it is hundreds of times slower from jaxlib 0.10.2 until jax 0.11.1 (github.com/jax-ml/jax/issues/38806).
     """
     made: Array = _rows_at(table, index, dtype)
     return made
@@ -108,7 +113,7 @@ _rows_at.defvjp(_rows_forward, _rows_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _half(x: Float[Array, "R D"], kernel: Float[Array, "D M"], out: Any) -> Float[Array, "R M"]:
-    """In the type of x, with the gradient's products in it as well."""
+    """Computes x kernel with both factors in the type of x; the gradients' products use this type as well."""
     return _dot(x, kernel.astype(x.dtype), (1, 0), out)
 
 
@@ -117,7 +122,7 @@ def _half_forward(x: Array, kernel: Array, out: Any) -> tuple[Array, tuple[Array
 
 
 def _half_backward(out: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    """The kernel's gradient is x^T g: what differentiation writes, (g^T x)^T, XLA's CPU backend runs more slowly."""
+    """Computes the kernel's gradient as x^T g; XLA's CPU backend is slower with the default, (g^T x)^T."""
     x, kernel = saved
     g = g.astype(x.dtype)
     return _dot(g, kernel.astype(x.dtype), (1, 1), x.dtype), _dot(x, g, (0, 0), kernel.dtype)
@@ -127,7 +132,7 @@ _half.defvjp(_half_forward, _half_backward)
 
 
 def _dot(a: Array, b: Array, axes: tuple[int, int], out: Any) -> Array:
-    """Sums over an axis of each.  XLA's CPU backend is twice as fast in half precision where it may return float32."""
+    """Contracts one axis of each array. In half precision XLA's CPU backend is twice as fast with float32 outputs."""
     made = jnp.float32 if jax.default_backend() == "cpu" else out
     dimensions = ((axes[:1], axes[1:]), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=made).astype(out)

@@ -1,1 +1,1 @@
-"""The equations of the paper, one file each: pure functions of arrays that never see a model."""
+"""The loss functions: pure functions of arrays, independent of models, one file per equation or family of losses."""

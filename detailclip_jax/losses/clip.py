@@ -1,4 +1,4 @@
-"""Image-text contrast, eq. 1-5 of the paper."""
+"""Image-text contrastive loss, eq. 1-5 of the paper."""
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,14 @@ def clip_loss(
     axis: Axis | None = None,
     block: int = 0,
 ) -> tuple[Scalar, Scalar]:
-    """Symmetric InfoNCE over the global batch, mean over views, and the image-to-text accuracy.
+    """Computes the symmetric InfoNCE loss over the global batch, averaged over views, and the image-to-text accuracy.
 
         L = mean_v [ CE(scale u_v . t^T) + CE(scale t . u_v^T) ] / 2,   u, t L2-normalised, target = own pair
 
-    `scale` is exp(logit_scale).  With `axis`, each device holds B rows of the global batch; one stacked gather brings
-    the others', and its transpose returns exact gradients (SLIP's published code gathers without).  The value is this
-    device's mean: average it over the axis.  `block` columns of logits are made at a time, see `global_softmax`.
+    `scale` is exp(logit_scale). With `axis`, each device holds B examples of the global batch; one all-gather of the
+    stacked embeddings collects the others, and its transpose gives exact gradients (SLIP's published code gathers
+    without gradients). The value is the mean over this device's examples: average it over the axis. `block` columns
+    of logits are computed at a time (0 = automatic), see `global_softmax`.
     """
     own = jnp.stack([*l2_normalise(image), l2_normalise(text)], 1)
     every, rows, views = gather(own, axis), own_rows(len(own), axis), len(image)
@@ -30,7 +31,7 @@ def clip_loss(
 
 
 def l2_normalise(x: Float[Array, "*batch E"], eps: float = 1e-12) -> Float[Array, "*batch E"]:
-    """x / max(|x|, eps), in float32, with a finite gradient at zero."""
+    """Computes x / max(|x|, eps) in float32, with a finite gradient at zero."""
     x = x.astype(jnp.float32)
     square = jnp.sum(x * x, -1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.maximum(square, eps**2))

@@ -1,4 +1,4 @@
-"""Contrast and agreement between two views of an image: SimCLR (SLIP, A-CLIP) and BYOL (A-CLIP)."""
+"""Losses between two views of an image: SimCLR (SLIP, A-CLIP) and BYOL (A-CLIP)."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,13 @@ from detailclip_jax.types import Array, Axis, Float, Scalar
 def simclr_loss(
     views: Float[Array, "2 B F"], temperature: float = 0.1, axis: Axis | None = None, block: int = 0
 ) -> tuple[Scalar, Scalar]:
-    """SimCLR (NT-Xent) over the global batch, and how often the nearest embedding is the other view.
+    """Computes the SimCLR loss (NT-Xent) over the global batch, and how often the nearest embedding is the other view.
 
-        L = [ CE([a b^T, a a^T] / T) + CE([b a^T, b b^T] / T) ] / 2,    target of a_i: b_i,  a_i a_i left out
+        L = [ CE([a b^T, a a^T] / T) + CE([b a^T, b b^T] / T) ] / 2,    target of a_i: b_i,  a_i . a_i excluded
 
-    a, b are L2-normalised.  With `axis`, each device holds B rows of the global batch; the value is this device's
-    mean and gradients are exact.  `block` columns of logits are made at a time, see `global_softmax`.
+    a, b are the L2-normalised views, T is the temperature. With `axis`, each device holds B images of the global
+    batch; the value is the mean over this device's images, and gradients are exact. `block` columns of logits are
+    computed at a time (0 = automatic), see `global_softmax`.
     """
     own = jnp.moveaxis(l2_normalise(views), 0, 1)
     every, rows = gather(own, axis), own_rows(len(own), axis)
@@ -27,6 +28,9 @@ def simclr_loss(
 
 
 def byol_loss(online: Float[Array, "V B F"], target: Float[Array, "#V B F"]) -> Scalar:
-    """BYOL: mean of 2 - 2 cos(online, target), the squared distance of unit vectors; no gradient to the target."""
+    """Computes the BYOL loss, the mean of 2 - 2 cos(online, target); the target gets no gradient.
+
+    It is the squared distance of the L2-normalised vectors.
+    """
     online, target = l2_normalise(online), l2_normalise(jax.lax.stop_gradient(target))
     return (2 - 2 * jnp.sum(online * target, -1)).mean()

@@ -1,8 +1,8 @@
 """CLS and patch self-distillation, eq. 6 and 7 of the paper.
 
-The printed equations say KL(p_s || p_t); the published code computes -sum p_t log p_s, our default.  `divergence`
-chooses among `DIVERGENCES`.  Softmax, divergences and sums are float32, whatever the logits' products were taken in.
-Logits over thousands of prototypes are made where they are compared, chunk by chunk, and at no time for all tokens.
+The paper prints KL(p_s || p_t); the published code computes -sum p_t log p_s, which is the default here. `divergence`
+selects one of `DIVERGENCES`. Softmax, divergences and sums are computed in float32, whatever the type of the logits'
+product. Logits over thousands of prototypes are computed chunk by chunk, never for all tokens at once.
 """
 
 import functools
@@ -21,17 +21,17 @@ Divergence = Callable[[Float[Array, "*batch C"], Float[Array, "*batch C"]], Floa
 
 
 def cross_entropy(student_log: Float[Array, "*batch C"], teacher_log: Float[Array, "*batch C"]):
-    """-sum p_t log p_s: KL(p_t || p_s) plus the teacher's entropy, a constant for the student (DINO, iBOT)."""
+    """Computes -sum p_t log p_s (DINO, iBOT): KL(p_t || p_s) plus the teacher's entropy, constant for the student."""
     return -jnp.sum(jnp.exp(teacher_log) * student_log, -1)
 
 
 def kl_teacher_student(student_log: Float[Array, "*batch C"], teacher_log: Float[Array, "*batch C"]):
-    """KL(p_t || p_s): the same gradient as `cross_entropy`, zero where both agree."""
+    """Computes KL(p_t || p_s): the same gradient as `cross_entropy`, and 0 for equal distributions."""
     return jnp.sum(jnp.exp(teacher_log) * (teacher_log - student_log), -1)
 
 
 def kl_student_teacher(student_log: Float[Array, "*batch C"], teacher_log: Float[Array, "*batch C"]):
-    """KL(p_s || p_t), as eq. 6 and 7 are printed."""
+    """Computes KL(p_s || p_t), as printed in eq. 6 and 7."""
     return jnp.sum(jnp.exp(student_log) * (student_log - teacher_log), -1)
 
 
@@ -43,33 +43,33 @@ DIVERGENCES: dict[str, Divergence] = {
 
 
 def divergence_named(name: str) -> Divergence:
-    """The divergence of that name; ValueError with the known names otherwise."""
+    """Returns the divergence `name`; ValueError with the known names if there is none."""
     if name not in DIVERGENCES:
         raise ValueError(f"losses.divergence {name!r} is unknown; known: {', '.join(DIVERGENCES)}")
     return DIVERGENCES[name]
 
 
 def student_log_probabilities(logits: Float[Array, "*batch C"], temperature: Scalar | float):
-    """log softmax(logits / temperature)."""
+    """Computes log softmax(logits / temperature) in float32."""
     return jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
 
 
 def teacher_log_probabilities(
     logits: Float[Array, "*batch C"], center: Float[Array, "C"], temperature: Scalar | float
 ) -> Float[Array, "*batch C"]:
-    """log softmax((logits - center) / temperature), without gradient."""
+    """Computes log softmax((logits - center) / temperature) in float32, without gradient."""
     return jax.nn.log_softmax(jax.lax.stop_gradient(logits.astype(jnp.float32) - center) / temperature)
 
 
 class Comparison(NamedTuple):
-    """How student and teacher are compared: what is the same at every step."""
+    """Settings of the comparison of student and teacher that are the same at every step."""
 
     divergence: str = "cross_entropy"
     student_temperature: float = 0.1
-    chunk_logits: int = 0  # the student's or the teacher's logits that exist at once; 0 = all
+    chunk_logits: int = 0  # number of student (or teacher) logits in memory at a time; 0 = all
 
     def items(self, num_logits: int) -> int:
-        """How many items with so many logits each make a chunk; 0 = all."""
+        """Returns the number of items per chunk if each has `num_logits` logits; 0 = all."""
         return max(1, self.chunk_logits // num_logits) if self.chunk_logits else 0
 
 
@@ -77,13 +77,13 @@ REFERENCE = Comparison()
 
 
 def comparison(losses: ConfigDict) -> Comparison:
-    """That of `config.losses`; ValueError with the known names for an unknown divergence."""
+    """Reads the settings from `config.losses`; ValueError with the known names for an unknown divergence."""
     divergence_named(losses.divergence)
     return Comparison(losses.divergence, losses.student_temperature, losses.chunk_logits)
 
 
 class Sharpening(NamedTuple):
-    """What turns the teacher's logits into a distribution: its center, and the temperature of this step."""
+    """The teacher's center, and its temperature at this step; see `teacher_log_probabilities`."""
 
     center: Float[Array, "C"]
     temperature: Scalar | float
@@ -92,11 +92,12 @@ class Sharpening(NamedTuple):
 def cls_loss(
     student: Logits, teacher: Logits, sharpening: Sharpening, how: Comparison = REFERENCE
 ) -> tuple[Scalar, dict[str, Scalar]]:
-    """Eq. 6 across views: the student's view v against the teacher's view w, mean over all pairs v != w and images.
+    """Computes eq. 6 between different views: student view v, teacher view w, mean over all pairs v != w and images.
 
-    The teacher's W views [W, B, C] are the first W of the student's [V, B, C]: with two views each these are u against
-    v and back; with local crops behind them (DINO) every local counts against every global.  Beside the loss stand the
-    teacher's mean entropy and the KL of its last view against its first: what a collapse would show in.
+    The teacher's W views [W, B, C] are the first W of the student's V views [V, B, C]. With two views each, the pairs
+    are (u, v) and (v, u); further student views (DINO's local crops) are compared with every teacher view. Returns the
+    loss, and two metrics that show a collapse: the teacher's mean entropy, and KL(first view || last view) of the
+    teacher. Raises ValueError for fewer than two student views.
     """
     num_views, num_images, num_prototypes = student.shape
     if num_views < 2:
@@ -114,10 +115,10 @@ def patch_loss(
     hidden: Bool[Array, "*batch N"] | None = None,
     how: Comparison = REFERENCE,
 ) -> tuple[Scalar, dict[str, Scalar]]:
-    """Eq. 7 in the same view, over hidden patches only: mean per image, then over the batch, then over views.
+    """Computes eq. 7 within the same view, over hidden patches only: mean per image, then over the batch and views.
 
-    Logits are [V, B, N, C].  `hidden` None means that they hold hidden patches and nothing else.  An image that hides
-    none counts 0.  Beside the loss stands the teacher's mean entropy over all patches given.
+    Logits are [V, B, N, C]. `hidden` is None if they hold hidden patches only. An image without hidden patches
+    contributes 0. Returns the loss and, as a metric, the teacher's mean entropy over all given patches.
     """
     tokens = [logits.bottleneck.reshape(-1, logits.bottleneck.shape[-1]) for logits in (student, teacher)]
     share = patch_shares(jnp.ones(student.shape[:-1], bool) if hidden is None else hidden).reshape(-1)
@@ -127,7 +128,10 @@ def patch_loss(
 
 
 def patch_shares(hidden: Bool[Array, "*batch N"]) -> Float[Array, "*batch N"]:
-    """What each patch counts in eq. 7: one over the hidden ones of its image and over all images, 0 if not hidden."""
+    """Computes the weight of each patch in eq. 7: 1 / (hidden patches of its image) / (images), 0 if not hidden.
+
+    Every view of an image counts as one image.
+    """
     num_images = hidden.size // hidden.shape[-1]
     return hidden / jnp.maximum(hidden.sum(-1, keepdims=True), 1) / num_images
 
@@ -139,7 +143,7 @@ def _total(chunk: Callable, student: Logits, teacher: Logits, sharpening: Sharpe
 
 
 def _compare_views(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, students: Array, given: Any):
-    """Eq. 6 for a chunk of images [m, V, F], each with its share."""
+    """Computes the sum of eq. 6 over a chunk of images [m, V, F], weighted by `share`."""
     teachers, share = given
     log_s, log_t = _log_probabilities(how, dtype, prototypes, fixed, students, teachers)
     entropies = entropy(log_t).mean(-1)
@@ -151,14 +155,14 @@ def _compare_views(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, s
 def cls_divergence(
     student_log: Float[Array, "B V C"], teacher_log: Float[Array, "B W C"], divergence: Divergence
 ) -> Float[Array, "B"]:
-    """Mean over the pairs of different views of an image."""
+    """Computes the mean divergence over all pairs of different views of an image."""
     num_views, num_targets = student_log.shape[1], teacher_log.shape[1]
     pairs = [(v, w) for w in range(num_targets) for v in range(num_views) if v != w]
     return jnp.stack([divergence(student_log[:, v], teacher_log[:, w]) for v, w in pairs]).mean(0)
 
 
 def _compare_tokens(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, students: Array, given: Any):
-    """Eq. 7 for a chunk of tokens [m, F], each with its share."""
+    """Computes the sum of eq. 7 over a chunk of tokens [m, F], weighted by `share`."""
     teachers, share, each = given
     log_s, log_t = _log_probabilities(how, dtype, prototypes, fixed, students, teachers)
     loss = _weighted(share, DIVERGENCES[how.divergence](log_s, log_t))
@@ -166,7 +170,7 @@ def _compare_tokens(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, 
 
 
 def _weighted(share: Float[Array, "m"], values: Float[Array, "m"]) -> Scalar:
-    """sum_i share_i values_i, in float32 on every device."""
+    """Computes sum_i share_i values_i with full float32 precision on every backend."""
     return jnp.dot(share, values, precision="highest")
 
 
@@ -178,5 +182,5 @@ def _log_probabilities(how: Comparison, dtype: Any, prototypes: Array, fixed: An
 
 
 def entropy(log_probabilities: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
-    """In nats: near ln C the teacher says nothing, near 0 it may have collapsed."""
+    """Computes the entropy in nats. Near ln C the teacher's output is uniform; near 0 it may have collapsed."""
     return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, -1)
