@@ -66,7 +66,11 @@ class Loss(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A pretraining method: its networks, passes, mask, heads and losses."""
+    """A pretraining method: its networks, passes, mask, heads and losses.
+
+    `mask` returns the patches hidden from the student, `decode` the tokens [V, B, H, D] at removed patches, and `read`
+    the caption embeddings [B, E]. Each returns None for methods without it (`no_mask`, `no_decoder`, `no_text`).
+    """
 
     name: str
     parts: tuple[str, ...]  # names of its networks

@@ -89,7 +89,7 @@ def attention_low(rule: Rule, *, attention: Float[Array, "*batch N"], **_) -> Hi
 
 
 def attention_high(rule: Rule, *, attention: Float[Array, "*batch N"], **_) -> Hidden:
-    """Removes the most attended patches (AttMask-High)."""
+    """Removes the patches with the highest CLS attention, or the cells with the highest mean (AttMask-High)."""
     return _remove_top(rule, attention)
 
 

@@ -124,7 +124,7 @@ def why_not_cudnn(dtype: Any, head_width: int) -> str:
     heads = jax.ShapeDtypeStruct((1, 8, 1, head_width), dtype)
     try:
         jax.eval_shape(jax.grad(_attend_with_cudnn), heads, heads, heads)
-    except (RuntimeError, NotImplementedError, ValueError) as error:  # jax: cuDNN or the shape does not fit
+    except (RuntimeError, NotImplementedError, ValueError) as error:  # jax: no cuDNN or unsupported shape
         return str(error)
     return ""
 

@@ -55,7 +55,7 @@ class BatchNorm(nn.Module):
 
 
 class BatchNormMlp(nn.Module):
-    """Linear layers with BatchNorm and ReLU between them: SLIP's SSL head, BYOL's projector and predictor.
+    """MLP with BatchNorm and ReLU between its linear layers: SLIP's SSL head, BYOL's projector and predictor.
 
     `widths` are the output widths of the layers. Kernels and biases are initialised as in PyTorch,
     U(+-1/sqrt(fan_in)).
