@@ -1,4 +1,4 @@
-"""Every field of a run once, with its default and source; files, arguments and overrides of a config."""
+"""Configuration: every field of a run with its default and source; config files, arguments and overrides."""
 
 from detailclip_jax.config.fields import (
     CLIP_MEAN,

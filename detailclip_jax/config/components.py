@@ -1,4 +1,4 @@
-"""Which sets a run's data consists of: the text of `data.path`, taken apart."""
+"""Parsing of `data.path`: the data sets of a run, their kinds and weights."""
 
 import math
 import os
@@ -17,28 +17,32 @@ FORM = (
 
 
 class Component(NamedTuple):
-    """One set: its kind (`data.source` unless the path begins with another and a colon), where it is, its weight."""
+    """One data set: kind, path and weight.
+
+    The kind is `data.source`, unless the path begins with another kind and a colon.
+    """
 
     kind: str
     path: str
-    weight: Fraction | None = None  # None: none is given
+    weight: Fraction | None = None  # None: no weight is given
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.path}"
 
 
 def components(data: ConfigDict) -> tuple[Component, ...]:
-    """The sets that `data.path` names, one or, between commas, several; each may say its kind and its weight.
+    """Parses the comma-separated data sets of `data.path`; each can have a kind and a weight.
 
         "/data/cc3m"                            one set of the kind data.source
         "/data/cc3m@3,/data/yfcc15m@1"          three examples of the first for each of the second
         "/data/cc3m@0.9,tfds:coco_captions@0.1" the second through TensorFlow Datasets
         "/data/cc3m,/data/cc12m"                without weights: by size, as if they were one set
 
-    Blanks around commas are stripped.  What is a local folder as it is written, all of it or one item, is taken whole:
-    a folder /data/set@2024 has no weight 2024, and gets one by /data/set@2024@3.
+    Blanks around commas are stripped.  If the whole text or one item is the path of a local folder, it is not split: a
+    folder /data/set@2024 does not have the weight 2024; /data/set@2024@3 gives it the weight 3.
 
-    Raises ValueError for an unknown data.source, an empty path among several, weights of some only, and a weight of 0.
+    Raises ValueError for an unknown data.source, an empty path among several, weights for some sets only, a weight of
+    0, and stickers among several sets without weights.
     """
     if data.source not in KINDS:
         raise ValueError(f"unknown data.source {data.source!r}; known: {', '.join(KINDS)}")
@@ -49,7 +53,7 @@ def components(data: ConfigDict) -> tuple[Component, ...]:
 
 
 def _items(path: str) -> list[str]:
-    """What stands between the commas, unless they belong to the name of a folder."""
+    """Splits at commas, unless the whole text is the path of a folder."""
     return [path] if os.path.isdir(_split_kind(path, "")[1]) else [item.strip() for item in path.split(",")]
 
 
@@ -60,7 +64,7 @@ def _component(item: str, kind: str) -> Component:
 
 
 def _split_kind(item: str, kind: str) -> tuple[str, str]:
-    """An item's own kind, or else `kind`, and its path."""
+    """The item's own kind (or `kind` if it has none), and its path."""
     named, colon, rest = item.partition(":")
     return (named, rest) if colon and named in KINDS and not rest.startswith("//") else (kind, item)
 
@@ -78,7 +82,7 @@ def _check(found: tuple[Component, ...], path: str) -> None:
 
 
 def whole_numbers(weights: Sequence[int | Fraction]) -> list[int]:
-    """The smallest whole numbers of the same ratios: .3 and .1 are 3 and 1."""
+    """Converts weights to the smallest integers with the same ratios: .3 and .1 become 3 and 1."""
     fractions = [Fraction(weight) for weight in weights]
     common = math.lcm(*(fraction.denominator for fraction in fractions))
     numbers = [int(fraction * common) for fraction in fractions]
@@ -86,14 +90,14 @@ def whole_numbers(weights: Sequence[int | Fraction]) -> list[int]:
 
 
 def ratios(data: ConfigDict) -> list[int] | list[None]:
-    """The weights of a run's sets as the smallest whole numbers, one None per set where they are mixed by size."""
+    """Returns the weights of a run's sets as smallest integers; one None per set if they are mixed by size."""
     weights = [component.weight for component in components(data)]
     if len(weights) == 1:
         return [1]
-    given = [weight for weight in weights if weight is not None]  # all or none
+    given = [weight for weight in weights if weight is not None]  # all weights or none
     return whole_numbers(given) if given else [None] * len(weights)
 
 
 def is_endless(found: tuple[Component, ...]) -> bool:
-    """Whether scenes without end are among the sets: then an epoch is not a number of examples."""
+    """Whether the sets include stickers, which draw scenes without end; an epoch then has no number of examples."""
     return any(component.kind == "stickers" for component in found)

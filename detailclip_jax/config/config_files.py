@@ -1,7 +1,7 @@
-"""Where config files are: in the working directory, or among those that come with the package.
+"""Search for config files: in the working directory, and among the files that come with the package.
 
-find("configs/stickers.py")    # the file in the working directory wins
-find("stickers")               # the same file by its name alone, in any folder
+find("configs/stickers.py")    # a file in the working directory has priority
+find("stickers")               # the same file by its name, in any folder
 """
 
 import difflib
@@ -13,15 +13,15 @@ FOLDER = "configs"
 
 
 def bundled_folder() -> Path:
-    """The folder of the configs that come with the package: inside a wheel, or `configs/` of a checkout."""
+    """Returns the folder of the configs that come with the package: inside a wheel, or `configs/` of a checkout."""
     inside = PACKAGE / BUNDLED
     return inside if inside.is_dir() else PACKAGE.parent / FOLDER
 
 
 def find(name: str) -> Path:
-    """The config file that `name` means: a path, or a name such as "stickers" or "baselines/slip".
+    """Finds a config file by its path, or by a name such as "stickers" or "baselines/slip".
 
-    Looks in the working directory first, then among the bundled files.
+    Searches the working directory first, then the bundled files.
     Raises FileNotFoundError with the nearest and all known names.
     """
     for candidate in _candidates(name):
@@ -31,14 +31,14 @@ def find(name: str) -> Path:
 
 
 def _candidates(name: str) -> list[Path]:
-    """The paths that `name` can mean, the first that exists wins."""
+    """The candidate paths for `name`; the first existing one is used."""
     inner = name.removeprefix(f"{FOLDER}/")
     stem = inner if inner.endswith(".py") else f"{inner}.py"
     return [Path(name), Path(FOLDER) / stem, bundled_folder() / stem]
 
 
 def known() -> list[str]:
-    """Names of all config files, as `find` takes them."""
+    """Returns the names of all config files, as `find` takes them."""
     folders = [Path(FOLDER), bundled_folder()]
     files = {str(Path(FOLDER) / file.relative_to(folder)) for folder in folders for file in folder.glob("**/*.py")}
     return sorted(files)

@@ -1,7 +1,7 @@
-"""The resolved default configuration: every field a run can set, with its meaning and the source of its number.
+"""The default configuration: every field of a run, with its meaning, its default and the source of the default.
 
-Config files under `configs/` start from `default()` and state what differs.  `parse_arg` reads the part
-behind the colon of `--config=configs/vitb16_yfcc.py:epochs=50`.
+Config files under `configs/` start from `default()` and set the fields that differ.  `parse_arg` parses the part
+after the colon of `--config=configs/vitb16_yfcc.py:epochs=50`.
 """
 
 import difflib
@@ -17,11 +17,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-OPEN = ("evaluators", "stickers", "crops", "custom", "part_rates")  # groups that take fields of any name
+OPEN = ("evaluators", "stickers", "crops", "custom", "part_rates")  # groups that accept fields of any name
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that does not exist: the nearest one, then all.
+    """Returns the message for an unknown name, with the nearest and all known names.
 
     unknown("method", "detailclp", METHODS) == "unknown method 'detailclp'; did you mean 'detailclip'? Known: ..."
     """
@@ -32,11 +32,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 class Fields(ConfigDict):
-    """A group of fields that takes no others, so that a typo is told where it is written.
+    """A group of fields that accepts no new ones, so that a typo raises an error where it is written.
 
         config.totl_steps = 5       # ValueError: unknown config field 'totl_steps'; did you mean 'total_steps'? ...
 
-    The groups below it are of this kind too, except those of OPEN.  Fields of one's own: `with config.unlocked():`.
+    Its subgroups are `Fields` too, except those in OPEN.  To add fields of your own: `with config.unlocked():`.
     """
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -47,7 +47,7 @@ class Fields(ConfigDict):
         super().__setitem__(key, value)
 
     def lock(self) -> "Fields":
-        """Refuses further fields from here on."""
+        """Makes the group refuse new fields, except in its subgroups in OPEN."""
         super().lock()
         for name in OPEN:
             if name in self:
@@ -56,7 +56,7 @@ class Fields(ConfigDict):
 
 
 def closed(group: ConfigDict) -> Fields:
-    """The group, and those in it, as `Fields`."""
+    """Converts a group and its subgroups to `Fields`."""
     made = Fields()
     for name, value in group.iteritems(preserve_field_references=True):
         made[name] = closed(value) if isinstance(value, ConfigDict) and name not in OPEN else value
@@ -64,9 +64,9 @@ def closed(group: ConfigDict) -> Fields:
 
 
 class Field(NamedTuple):
-    """A field of the configuration: its default, what it means, and where the default comes from.
+    """A field of the configuration: its default, its meaning and the source of the default.
 
-    `kind` is the type of a field that has no value at first (`placeholder`).
+    `kind` is the type of a field without a default value (`placeholder`).
     """
 
     default: Any
@@ -76,13 +76,13 @@ class Field(NamedTuple):
 
     @property
     def value(self) -> Any:
-        """The default as a config takes it; a fresh one, as configs share nothing."""
+        """The default in the form that a config stores; a new object at each call, so that configs share nothing."""
         if self.kind:
             return placeholder(self.kind)
         return ConfigDict(self.default) if isinstance(self.default, dict) else self.default
 
 
-OURS = "ours"  # a matter of this implementation, or a number that neither paper nor code states
+OURS = "ours"  # specific to this implementation, or a number that neither the paper nor the code states
 CODE = "reference"  # the authors' published code
 SLIP = "SLIP's, as in the paper"
 Group = dict[str, Field]
@@ -150,14 +150,14 @@ VIEWS: Group = {
     "cutmix": Field(0.0, "the same for CutMix", "off in the paper"),
     "teacher": Field("same", "same: the teacher sees the student's views; enclosing: a crop around them", CODE),
 }
-PREPROCESS: Group = {  # of a picture in evaluation; mean and std in training too; travels with every checkpoint
+PREPROCESS: Group = {  # of images in evaluation; mean and std also in training; saved in every checkpoint
     "filter": Field("bilinear", "of resizing in evaluation: bilinear or bicubic (CLIP, MAE, DINO, iBOT, timm)", SLIP),
     "resize": Field("shorter_side", "shorter_side, or squash: both sides, whatever the picture's shape", SLIP),
     "crop_ratio": Field(1.0, "side of the center crop over the resized side; .875: 224 of 256", SLIP),
     "mean": Field(IMAGENET_MEAN, "subtracted from pixels of 0 to 1, by channel", CODE),
     "std": Field(IMAGENET_STD, "that pixels are divided by, by channel", CODE),
 }
-CROP: Group = {  # of one entry of views.crops, without photometrics
+CROP: Group = {  # fields of one entry of views.crops; the defaults have no photometric augmentation
     "count": Field(1, "views of this kind", "CLIP"),
     "size": Field(224, "pixels along a side", "paper 4.1"),
     "kind": Field("random", "random, or enclosing: around all global crops", "paper 4.1.1"),
@@ -175,7 +175,7 @@ CROP: Group = {  # of one entry of views.crops, without photometrics
     "mask_p": Field(0.5, "probability that a view has blocks", "iBOT"),
     "mask_ratio": Field((0.1, 0.5), "share of the patches in blocks, from and to", "iBOT"),
 }
-GLOBAL: Group = {  # what the two global views have of their own
+GLOBAL: Group = {  # fields of the two global views whose defaults differ from CROP
     "count": Field(2, "views of this kind: u and v", "paper 3.2"),
     "filter": Field("bicubic", "of resizing", CODE),
     "jitter": Field((0.4, 0.4, 0.2, 0.1), "strength for brightness, contrast, saturation, hue", CODE),
@@ -215,7 +215,7 @@ MODEL: Group = {
     "scan": Field(False, "one block's program in a loop over stacked parameters: compiles sooner, same numbers", OURS),
     "attention": Field("auto", "xla, or cudnn (NVIDIA, half precision); auto: cudnn where it can run", OURS),
 }
-IMAGE_STYLE: Group = {  # models/vit.py; other checkpoints of the field have other values
+IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other values
     "norm_eps": Field(1e-6, "epsilon of the LayerNorms of the image encoder", CODE),
     "activation": Field("gelu", "of the image encoder: gelu or quick_gelu", CODE),
     "pre_norm": Field(False, "LayerNorm before the first block (OpenAI's CLIP)", CODE),
@@ -282,7 +282,7 @@ EMA: Group = {
     "end": Field(1.0, "momentum of the teacher at the last step", "paper 3.2.1; reference"),
 }
 GLOBAL_CROP = {name: GLOBAL.get(name, field) for name, field in CROP.items() if name not in NOT_GLOBAL}
-# The one place where fields are declared; `default` and `main --help-config` are made of it, in this order.
+# The only declaration of the fields; `default` and `main --help-config` use it, in this order.
 GROUPS: dict[str, Group] = {
     "": RUN,
     "mesh": MESH,
@@ -302,20 +302,20 @@ GROUPS: dict[str, Group] = {
 
 
 def fields() -> dict[str, Field]:
-    """Every field by its dotted name."""
+    """Returns dotted name -> field, for all fields."""
     return {f"{group}.{name}".lstrip("."): field for group, table in GROUPS.items() for name, field in table.items()}
 
 
 def field_of(name: str) -> Field | None:
-    """What is known of a dotted name; fields of a crop of any name are those of `CROP`."""
+    """Returns the declaration of a dotted name, None if unknown; a crop of any name has the fields of `CROP`."""
     of_crop = re.fullmatch(r"views\.crops\.[^.]+\.([^.]+)", name)
     return fields().get(name) or (CROP.get(of_crop.group(1)) if of_crop else None)
 
 
 def default() -> ConfigDict:
-    """Every field, with DetailCLIP ViT-B/16 on YFCC15M as the value (paper section 4.1, and the reference).
+    """Returns the default config: DetailCLIP ViT-B/16 on YFCC15M (paper section 4.1, and the reference).
 
-    Further fields are refused, see `Fields`.
+    It accepts no new fields, see `Fields`.
     """
     made = ConfigDict()
     for name, table in GROUPS.items():
@@ -328,7 +328,7 @@ def default() -> ConfigDict:
 
 
 def crop(**changes: Any) -> ConfigDict:
-    """One crop of CLIP's kind, half to all of the picture without photometrics, with `changes`.
+    """Returns the fields of one crop: CLIP's (half to all of the image, no photometric augmentation), with `changes`.
 
     crop(count=2, flip=0.5).filter == "bilinear"
     """
@@ -338,12 +338,12 @@ def crop(**changes: Any) -> ConfigDict:
 
 
 def help_text(config: ConfigDict) -> str:
-    """Every field of a config: its value, what it means and where the default comes from; another default beside it."""
+    """Formats every field of a config: value, meaning and source; also the default, if the value differs from it."""
     return "\n".join(line for name, value in _leaves(config, "") for line in _help(name, value)) + "\n"
 
 
 def _leaves(config: ConfigDict, above: str) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values; an empty group stands as itself, and so does one whose fields are the user's."""
+    """Yields dotted names and values.  An empty group, or one with the user's own fields, is yielded as one value."""
     for name, value in config.items():
         if isinstance(value, ConfigDict) and len(value) and field_of(above + name) is None:
             yield from _leaves(value, f"{above}{name}.")
@@ -362,11 +362,11 @@ def _help(name: str, value: Any) -> list[str]:
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
-    """Reads "name=value,name=value" against typed defaults; a bare value sets the first name.
+    """Parses "name=value,name=value" with typed defaults; a value without a name sets the first name.
 
         parse_arg("epochs=50", epochs=25, preset="paper").epochs == 50
 
-    Raises ValueError that lists the known names for an unknown one, and names the type for a bad value.
+    Raises ValueError that lists the known names for an unknown one, and names the type for an invalid value.
     """
     parsed = ConfigDict(defaults)
     for item in filter(None, (arg or "").split(",")):
@@ -390,7 +390,7 @@ def _cast(name: str, value: str, kind: type) -> Any:
 
 
 def reference_preset(config: ConfigDict) -> ConfigDict:
-    """Sets the choices of the authors' published code where it differs from the paper."""
+    """Sets the fields in which the authors' published code differs from the paper; returns the changed config."""
     config.masking.granularity = "cell2x2"
     config.views.crops["global"].scale = (0.14, 1.0)
     config.data.caption = "concat"

@@ -1,6 +1,6 @@
-"""From `--config=file.py:arg` to the resolved configuration of a run, and back from a workdir's config.json.
+"""Loading, checking, resolving and storing the config of a run, from `--config=file.py:arg` or a config.json.
 
-Pure Python: flags and their errors answer before jax is imported.
+Pure Python: errors in flags are reported before jax is imported.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from detailclip_jax.config.config_files import find
 from detailclip_jax.config.fields import CLIP_MEAN, default
 from detailclip_jax.runtime.files import replace_text
 
-# How long, how often and where to: a run may go on with other values of these (a trailing dot: all below it).
+# Length, intervals and paths: fields that may change when a run is continued (a trailing dot: all fields below).
 MAY_DIFFER = (
     "total_steps",
     "num_epochs",
@@ -36,7 +36,7 @@ MAY_DIFFER = (
     "data.num_workers",
     "data.prefetch",
     "data.max_bad_ratio",
-    "preprocess.filter",  # these three: of evaluation alone
+    "preprocess.filter",  # these three are used in evaluation only
     "preprocess.resize",
     "preprocess.crop_ratio",
     "model.remat",
@@ -50,10 +50,10 @@ ABSENT = "(absent)"
 
 
 def load(spec: str) -> ConfigDict:
-    """The configuration that `path.py`, `path.py:arg` or `NAME:arg` describes, see `config_files.find`.
+    """Loads the config of `path.py`, `path.py:arg` or `NAME:arg`, see `config_files.find`.
 
     Raises FileNotFoundError (with the config files that exist) and ValueError (a file without `get_config`,
-    or an argument that it refuses).
+    or an invalid argument).
     """
     name, _, arg = spec.partition(":")
     path = str(find(name))
@@ -66,12 +66,12 @@ def load(spec: str) -> ConfigDict:
 
 
 def made_for(spec: str, method: str) -> str:
-    """The spec whose config is made for `method`: with its crops, networks and rates, not another's.
+    """Returns the spec of the config for `method`, with the method's own crops, networks and learning rates.
 
         made_for("configs/stickers.py", "clip") == "configs/stickers.py:method=clip"
 
-    A file of one's own that takes no such argument stays as it is.  Raises ValueError where there is a baseline to take
-    instead.
+    The spec of a file without an argument `method` is returned unchanged.  Raises ValueError if there is a config of
+    that method among the baselines, which must be used instead.
     """
     path, _, arg = spec.partition(":")
     if load(spec).method == method:
@@ -96,7 +96,7 @@ def _check_no_baseline(path: Path, method: str) -> None:
 
 
 def module(path: str) -> Any:
-    """A config file as a module; ValueError unless it is Python."""
+    """Imports a config file as a module.  Raises ValueError if it is not a Python file."""
     spec = importlib.util.spec_from_file_location("config_file", path)
     if spec is None or spec.loader is None:
         raise ValueError(f"config file {path} is not a Python file (its name must end in .py)")
@@ -106,7 +106,7 @@ def module(path: str) -> Any:
 
 
 def check_overrides(config: ConfigDict, names: Iterable[str]) -> None:
-    """Raises ValueError for the first dotted name, as in `--config.NAME=value`, that `config` does not have."""
+    """Raises ValueError for the first dotted name (as in `--config.NAME=value`) that `config` does not have."""
     for name in names:
         _check_override(config, name)
 
@@ -122,7 +122,7 @@ def _check_override(config: ConfigDict, name: str) -> None:
 
 
 def _unknown_field(config: ConfigDict, name: str, node: ConfigDict, above: str) -> str:
-    """Suggests the nearest name, and lists the fields of the group that was reached, or else of the one meant."""
+    """The message for an unknown field: the nearest name, and the fields of the group that was reached or suggested."""
     guess = _nearest_field(config, name, node, above)
     if guess and not above and "." in name:
         above = guess if isinstance(_at(config, guess), ConfigDict) else guess.rpartition(".")[0]
@@ -137,7 +137,7 @@ def _at(config: ConfigDict, name: str) -> Any:
 
 
 def _nearest_field(config: ConfigDict, name: str, node: ConfigDict, above: str) -> str:
-    """By the whole name, then by its last part anywhere, then at the level where it went wrong; "" if none is near."""
+    """The nearest field: by the whole name, by the last part in any group, or in the group reached; "" if none."""
     leaves = {field: field.rsplit(".", 1)[-1] for field in flatten(config)}
     leaf, part = name.rsplit(".", 1)[-1], name.removeprefix(f"{above}.").split(".")[0]
     near = functools.partial(difflib.get_close_matches, n=1)
@@ -148,7 +148,7 @@ def _nearest_field(config: ConfigDict, name: str, node: ConfigDict, above: str) 
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, above: str = "") -> dict[str, Any]:
-    """Dotted name -> value, in the order of the configuration; an empty group stands as itself."""
+    """Returns dotted name -> value, in the order of the config; an empty group is one value."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping | ConfigDict) and len(value):
@@ -159,21 +159,21 @@ def flatten(config: Mapping[str, Any] | ConfigDict, above: str = "") -> dict[str
 
 
 def as_text(config: ConfigDict) -> str:
-    """One `name = value` a line: what the golden files hold and what a reader compares."""
+    """Formats the config as one `name = value` per line, as in the golden files."""
     plain = flatten(config.to_dict())
     return "".join(f"{name} = {value!r}\n" for name, value in plain.items())
 
 
 def to_json(config: ConfigDict) -> str:
-    """The configuration as JSON text (tuples become lists)."""
+    """Converts a config to JSON text; tuples become lists."""
     return json.dumps(config.to_dict(), indent=2)
 
 
 def from_json(text: str) -> ConfigDict:
-    """The configuration back from `to_json`, lists as tuples again.
+    """Converts the text of `to_json` to a config; lists become tuples again.
 
-    Fields that this version knows and the text does not, since an earlier one wrote it, have their default.  Raises
-    ValueError for a text that is no JSON object.
+    Fields that are missing in the text of an earlier version get their default.  Raises ValueError if the text is not
+    a JSON object.
     """
     fields = json.loads(text)
     if not isinstance(fields, dict):
@@ -182,9 +182,9 @@ def from_json(text: str) -> ConfigDict:
 
 
 def _with_preprocess(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a version that had mean and deviation among the views, and no filter of evaluation.
+    """Converts fields of an earlier version, which had mean and std in `views` and no `preprocess.filter`.
 
-    Only imported models have OpenAI's normalisation or a pre-norm, and both kinds were trained with bicubic resizing.
+    Only imported models have OpenAI's normalisation or a pre-norm; models with either used bicubic resizing.
     """
     views = fields.get("views")
     if "preprocess" in fields or not isinstance(views, dict):
@@ -197,14 +197,14 @@ def _with_preprocess(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _at_or(missing: Any, fields: Any, *names: str) -> Any:
-    """The value below these names, `missing` where one of them is not there."""
+    """The nested value under these names; `missing` if a name does not exist."""
     for name in names:
         fields = fields.get(name, missing) if isinstance(fields, dict) else missing
     return fields
 
 
 def read(file: Path) -> ConfigDict:
-    """The configuration of a config.json; ValueError that names the file where it is none."""
+    """Loads a config.json.  Raises ValueError that names the file if it is invalid."""
     try:
         return from_json(file.read_text())
     except (ValueError, RecursionError) as error:
@@ -213,7 +213,7 @@ def read(file: Path) -> ConfigDict:
 
 
 def _over(below: Any, above: Any) -> Any:
-    """Nested dictionaries, `above` laid over `below`."""
+    """Merges nested dictionaries; values of `above` replace those of `below`."""
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     return below | {name: _over(below.get(name), value) for name, value in above.items()}
@@ -226,9 +226,9 @@ def _tuples(value: Any) -> Any:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> (old, new) of every field that differs and must not within one workdir (see MAY_DIFFER).
+    """Returns dotted name -> (old, new) of the fields that differ and must not differ in one workdir (see MAY_DIFFER).
 
-    A field that one of them lacks, written by an earlier version, counts as the default's.
+    A field that is missing in one of them, written by an earlier version, counts as its default.
     """
     usual, before, after = (flatten(json.loads(to_json(config))) for config in (default(), old, new))
     fields = [name for name in before | after if not _may_differ(name)]
@@ -236,12 +236,15 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     pairs = {name: (before[name], after[name]) for name in fields}
     changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if all(is_endless(components(config.data)) for config in (old, new)):
-        changed.pop("data.held_out", None)  # nothing is held back of scenes without end
+        changed.pop("data.held_out", None)  # unused: scenes without end have no held-out part
     return changed if "data.source" in changed else changed | _other_order(old, new)
 
 
 def _other_order(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[str, str]]:
-    """A set may lie elsewhere, but by other weights the same count of examples leads to another place of each set."""
+    """A difference in the weights of the data sets; their paths may differ.
+
+    With other weights the same number of examples is another position in each set.
+    """
     if ratios(old.data) == ratios(new.data):
         return {}
     return {"data.path (its weights, which give the order of examples)": (old.data.path, new.data.path)}
@@ -252,7 +255,7 @@ def _may_differ(name: str) -> bool:
 
 
 def claim_workdir(workdir: Path, config: ConfigDict, write: bool = True) -> None:
-    """Makes the workdir this run's: writes `config.json` (one process does, all of them check).
+    """Checks the workdir with `check_workdir`, and writes `config.json` if `write` (True on one process only).
 
     Raises ValueError as `check_workdir` does.
     """
@@ -263,7 +266,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, write: bool = True) -> None
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Raises ValueError, naming the fields, if the workdir holds a run of another configuration, or a damaged one."""
+    """Raises ValueError if the workdir has a run of another config (names the fields), or a damaged config.json."""
     file = workdir / "config.json"
     if file.exists() and (changed := differences(read(file), config)):
         lines = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items())
@@ -274,12 +277,13 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 
 
 def count_epochs(config: ConfigDict, given: Iterable[str], written: ConfigDict | None = None) -> ConfigDict:
-    """The config with the epoch of the data it reads, and a num_epochs given on the command line in force.
+    """Returns the config with `total_steps` and `steps_per_epoch` cleared where the command line overrides them.
 
-    `given` are the dotted names that the command line sets, `written` the config as the file has it.  A num_epochs that
-    is given counts, and the file's total_steps does not.  The file's `steps_per_epoch` holds for its own data: where
-    the file reads scenes without end and the command line names data of a known size, or num_epochs, an epoch is the
-    data's own, unless steps_per_epoch is given too.  Raises ValueError where both lengths are given.
+    `given` holds the dotted names that the command line sets, `written` the config of the file.  A `num_epochs` on the
+    command line replaces the file's `total_steps`.  The file's `steps_per_epoch` applies to the file's data only.  It
+    is cleared if the data have a known size, the command line does not set it, and either the command line sets
+    `num_epochs` or the file's own data are scenes without end.  Raises ValueError if the command line sets both
+    `num_epochs` and `total_steps`.
     """
     given, counted = list(given), ConfigDict(config.to_dict())
     if "num_epochs" in given:
@@ -294,14 +298,14 @@ def count_epochs(config: ConfigDict, given: Iterable[str], written: ConfigDict |
 
 
 def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
-    """A copy with `steps_per_epoch` and `total_steps` filled in.
+    """Returns a locked copy with `steps_per_epoch` and `total_steps` set, if the config does not set them.
 
         steps_per_epoch = num_examples // batch_size        total_steps = num_epochs * steps_per_epoch
 
-    `total_steps` counts where the config has it; a data set smaller than a batch then has epochs of one step.  An epoch
-    of several sets is as many examples as they have together, whatever their weights.  Scenes drawn on the fly have no
-    size: the stickers source needs `total_steps`, or `steps_per_epoch`.  Raises ValueError for that, and without
-    `total_steps` for a data set smaller than a batch.
+    If `total_steps` is set, a data set smaller than a batch has epochs of one step.  An epoch of several sets has as
+    many examples as all sets together, whatever their weights.  The stickers source draws scenes without end, so it
+    needs `total_steps` or `steps_per_epoch`.  Raises ValueError if both are missing for stickers, and if `total_steps`
+    is missing for a data set smaller than a batch.
     """
     resolved = ConfigDict(config.to_dict())
     endless = is_endless(components(config.data))
@@ -325,14 +329,17 @@ def _check_size(batch_size: int, num_examples: int) -> None:
 
 
 def num_epochs(config: ConfigDict, num_examples: int) -> float:
-    """How often a resolved run sees its data; on scenes without end, total_steps over `steps_per_epoch`."""
+    """Returns the number of epochs of a resolved run; for scenes without end, total_steps / steps_per_epoch."""
     if is_endless(components(config.data)):
         return config.total_steps / config.steps_per_epoch
     return config.total_steps * config.batch_size / num_examples
 
 
 def default_workdir(spec: str) -> str:
-    """runs/stickers for configs/stickers.py, runs/stickers-method=clip for configs/stickers.py:method=clip."""
+    """Returns the default workdir of a config.
+
+    runs/stickers for configs/stickers.py, runs/stickers-method=clip for configs/stickers.py:method=clip
+    """
     path, _, arg = spec.partition(":")
     name = Path(path).stem + (f"-{arg}" if arg else "")
     return str(Path("runs") / "".join(c if c.isalnum() or c in "-_.=" else "-" for c in name))

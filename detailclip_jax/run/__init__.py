@@ -1,1 +1,1 @@
-"""A run: what is checked before it, the loop, and what the loop logs, saves and evaluates."""
+"""A training run: the checks before it, the loop, and the logging, saving and evaluation in the loop."""

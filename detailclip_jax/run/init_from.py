@@ -1,8 +1,8 @@
-"""Training on from a checkpoint of another run or from elsewhere: `--config.init=DIR`.
+"""Initialisation from the checkpoint of another run or an imported checkpoint: `--config.init=DIR`.
 
-What the checkpoint has is loaded, its teacher and centers too; what the row needs besides is fresh, a teacher that the
-checkpoint lacks a copy of the student.  BatchNorm's running statistics come with their networks.  The networks keep
-the sizes and kinds that they have there, and the images its normalisation.
+The networks of the checkpoint are loaded, with its teacher, its centers and BatchNorm's running statistics.  Networks
+that the method needs and the checkpoint lacks are initialised; a missing teacher is a copy of the student.  The loaded
+networks keep the sizes and kinds of layers of the checkpoint, and images are normalised as there.
 """
 
 from pathlib import Path
@@ -29,9 +29,10 @@ OF_HEADS = {"prototype_head": ("prototypes",), "decoder": ("decoder_depth", "dec
 
 
 def adopt(config: ConfigDict) -> ConfigDict:
-    """The config with what `config.init` decides: sizes, kinds, preprocessing, and the rates of what it brings.
+    """Returns the config with the fields that `config.init` determines.
 
-    Without `init` the config as it is.  Raises FileNotFoundError if there is no run at `init`.
+    These are the sizes and kinds of the loaded networks, the preprocessing, and the learning-rate factors of the loaded
+    networks.  Without `init` the config is returned unchanged.  Raises FileNotFoundError if there is no run at `init`.
     """
     if not config.init:
         return config
@@ -49,7 +50,7 @@ def adopt(config: ConfigDict) -> ConfigDict:
 
 
 def _fit_crops(config: ConfigDict, before: ConfigDict) -> None:
-    """Crops of the same shares of the image size as before, in whole patches, where that size or the patch changed."""
+    """Resizes the crops in proportion to the image size, in whole patches, if the image or patch size has changed."""
     new, old = ((c.model.image_size, size_of(c.model).patch_size) for c in (config, before))
     if new == old:
         return
@@ -71,10 +72,11 @@ def _config_of(workdir: str) -> ConfigDict:
 
 
 def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
-    """A fresh state with the parts of `config.init` in it, and lines that say what came from where.
+    """Loads the networks of `config.init` into a fresh state; returns the state and lines that report the origins.
 
-    The teacher takes the checkpoint's where it has one, and a copy of the student's part else; centers come with the
-    teacher's prototypes.  Raises CheckpointError that lists the tensors of another shape.
+    Each network of the teacher is loaded from the checkpoint's teacher, or else copied from the student.  Centers are
+    loaded if the checkpoint's teacher has the prototype head.  Raises CheckpointError that lists tensors of other
+    shapes.
     """
     _, variables, source = checkpoint.load(config.init)
     parts, saved_centers = methods.build(config).parts, variables.pop("centers")
@@ -103,18 +105,18 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
 
 
 def _statistics(old: Params, theirs: Params, student: Params) -> Params:
-    """Running statistics of each part: the checkpoint's, else its student's for a teacher that it lacks, else fresh."""
+    """Running statistics of each network: the checkpoint's, else those of `student`, else the fresh ones."""
     known = {**student, **theirs}
     return {part: _like(known[part], leaves) if part in known else leaves for part, leaves in old.items()}
 
 
 def _as_here(tree: Params, params: Params) -> Params:
-    """Blocks stacked or numbered as those of the new networks are."""
+    """Stacks or separates the blocks as in the new networks."""
     return {part: stacking.like(value, params.get(part, {})) for part, value in tree.items()}
 
 
 def _like(value: PyTree, old: PyTree) -> PyTree:
-    """A copy in buffers of its own, placed as the old one is: every process fills its own devices."""
+    """Copies `value` to new buffers with the shardings of `old`; every process fills its own devices."""
 
     def place(new: Array, leaf: Array) -> Array:
         host = np.asarray(new)
@@ -137,7 +139,10 @@ def _check_shapes(init: str, loaded: dict[str, Params], params: Params) -> None:
 def report(
     config: ConfigDict, source: ConfigDict, loaded: list[str], fresh: list[str], teacher: dict[str, bool]
 ) -> list[str]:
-    """What is loaded, fresh and copied, and the recipe; `teacher` says of each part whether it came along."""
+    """Formats which networks are loaded, fresh or copied, and the learning rates.
+
+    `teacher` says for each network of the teacher whether the checkpoint's teacher has it.
+    """
     warmup = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
     opt, style = config.optimizer, Style(**config.model.image_style)
     rates = ", ".join(f"{part} x {opt.part_rates[part]:g}" for part in loaded)

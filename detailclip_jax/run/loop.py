@@ -1,4 +1,4 @@
-"""The training loop: build, restore or start, step, log, save, evaluate, report."""
+"""The training loop: build, restore or initialise, step, log, save, evaluate, report."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
@@ -44,7 +44,7 @@ REPEATS = (
 
 
 class OutOfMemory(RuntimeError):
-    """The devices have less memory than the run needs; the message says what needs less."""
+    """The run needs more memory than the devices have; the message says which settings need less."""
 
 
 RUN_ERRORS = (
@@ -55,13 +55,13 @@ RUN_ERRORS = (
     evaluation.EvaluatorError,
     pipeline.TooManyBadRecords,
     Busy,
-)  # what ends a run with a message instead of a traceback
+)  # errors that end a run with a message instead of a traceback
 
 
 def prepare(config: ConfigDict, workdir: str | Path) -> Run:
     """Checks the config, opens the data, builds the experiment and claims the workdir.
 
-    Raises ValueError or FileNotFoundError, with a message for the user, for whatever cannot be meant.
+    Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid.
     """
     config = init_from.adopt(config)
     validate(config)
@@ -74,7 +74,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> Run:
 
 
 def open_source(config: ConfigDict) -> pipeline.Source:
-    """The source of the run; ValueError that says what to install where its package is missing."""
+    """Opens the data source of the run.  Raises ValueError that says what to install if a package is missing."""
     try:
         return pipeline.open_source(config)
     except ImportError as error:
@@ -84,8 +84,9 @@ def open_source(config: ConfigDict) -> pipeline.Source:
 def train(run: Run) -> int:
     """Trains to `total_steps`, from the last checkpoint if there is one.
 
-    Returns the exit code: 0, or 128 + the number of the signal that ended the run early (it saved first).
-    Raises NonFiniteError, naming term and step, and the others of RUN_ERRORS; Busy where another run has the workdir.
+    Returns the exit code: 0, or 128 + the number of the signal that ended the run early (after saving).
+    Raises NonFiniteError that names the loss term and the step, Busy if another run uses the workdir, and the other
+    errors in RUN_ERRORS.
     """
     introduce(run)
     with workdir_alone(run.workdir):
@@ -94,7 +95,7 @@ def train(run: Run) -> int:
 
 @contextmanager
 def workdir_alone(workdir: Path) -> Iterator[None]:
-    """Keeps a second run of the same command out, whose steps and checkpoints would mix with this one's; else Busy."""
+    """Locks the workdir, so that the files of two runs do not mix.  Raises Busy if another run holds the lock."""
     with alone(workdir / LOCK) if jax.process_index() == 0 else nullcontext():
         yield
 
@@ -116,21 +117,21 @@ def _train(run: Run) -> int:
 
 
 def loop_and_finish(session: Session, start: "Start", interrupt: Interrupt) -> int:
-    """All steps and the final table; the last step, also where a signal ended the run."""
+    """Runs all steps and the final evaluation; returns the last step, also if a signal ended the run."""
     train_step = None if start.step >= session.run.config.total_steps else session.compile(start.state)
-    with interrupt:  # before it, while the step is compiled, there is nothing to save: signals act at once
+    with interrupt:  # only now: signals during compilation end the run at once, as there is nothing to save
         try:
             state = loop(session, start, train_step, interrupt)
             if not interrupt.received:
                 finish(session, state, session.step)
-        except Stopped:  # in an evaluation, whose step was saved before
+        except Stopped:  # raised in an evaluation; its step was saved before
             pass
     return session.step
 
 
 @contextmanager
 def explained(run: Run, checkpoints: Checkpoints) -> Iterator[None]:
-    """StorageError where a file cannot be written or read: the disk is full, or the workdir is gone."""
+    """Turns OSError into StorageError: a file cannot be written or read (disk full, or workdir missing)."""
     try:
         yield
     except OSError as error:
@@ -140,7 +141,7 @@ def explained(run: Run, checkpoints: Checkpoints) -> Iterator[None]:
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """OutOfMemory where jax's own error says so."""
+    """Turns jax's RESOURCE_EXHAUSTED error into OutOfMemory."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -150,7 +151,7 @@ def enough_memory() -> Iterator[None]:
 
 
 def introduce(run: Run) -> None:
-    """Says what is about to run, on what, and where it goes."""
+    """Prints what is about to run: method, devices, data, length, schedules and parameters."""
     config, say = run.config, run.console.say
     devices = jax.devices()
     say(f"{config.method} {config.model.size} on {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}")
@@ -173,7 +174,7 @@ def introduce(run: Run) -> None:
 
 
 def cut_captions(run: Run) -> list[str]:
-    """A warning where many captions of the data are longer than the context."""
+    """Returns a warning if many captions of the data are longer than the context, else an empty list."""
     if "text" not in run.experiment.method.parts or is_endless(components(run.config.data)):
         return []
     tokenizer = Tokenizer(run.config.model.context_length, run.config.data.keep_eot)
@@ -182,7 +183,7 @@ def cut_captions(run: Run) -> list[str]:
 
 
 def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
-    """One warning for every set with fewer examples than its share of a batch."""
+    """Returns one warning for every set that has fewer examples than its share of a batch."""
     parts, lines = parts_of(source), []
     total = sum(part.weight for part in parts)
     for part in parts:
@@ -194,15 +195,15 @@ def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
 
 
 class Start(NamedTuple):
-    """Where a run begins: step 0, or a checkpoint."""
+    """The starting point of a run: step 0, or a checkpoint."""
 
     state: TrainState
     step: int
-    data: Mapping[str, int]  # "examples" consumed before, and the counts of `session.COUNTS`
+    data: Mapping[str, int]  # "examples" consumed before the start, and the counts of `session.COUNTS`
 
 
 def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
-    """The newest checkpoint that can be read, or a fresh state."""
+    """Restores the newest readable checkpoint, or initialises a fresh state."""
     restored = checkpoints.restore(run.experiment.state_shapes)
     if restored is None:
         return Start(_fresh(run), step=0, data={"examples": 0})
@@ -217,7 +218,7 @@ def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
 
 
 def _fresh(run: Run) -> TrainState:
-    """The state of step 0, with what `config.init` brings."""
+    """The state of step 0, with the networks of `config.init` loaded."""
     state = run.experiment.init(run.config.seed)
     if not run.config.init:
         return state
@@ -227,12 +228,16 @@ def _fresh(run: Run) -> TrainState:
 
 
 def loop(session: Session, start: Start, train_step: Step | None, interrupt: Interrupt) -> TrainState:
-    """Steps start + 1 .. total_steps.  Nothing here waits for the device but `session`, at its intervals."""
+    """Runs steps start + 1 .. total_steps; returns the last state.
+
+    The loop itself does not wait for the device.  `session` does: when it logs, saves or evaluates, and when too many
+    steps are queued.
+    """
     run, config = session.run, session.run.config
     state = start.state
     session.counts = lambda: {name: start.data.get(name, 0) for name in COUNTS}
     if start.step and evaluates(config, start.step) and not session.checkpoints.scored(start.step):
-        session.evaluate(start.step, state)  # the run was stopped between saving this step and its evaluation
+        session.evaluate(start.step, state)  # the run was stopped after saving this step, before its evaluation
     if train_step is None:
         run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N trains on")
         return state
@@ -248,7 +253,7 @@ def loop(session: Session, start: Start, train_step: Step | None, interrupt: Int
                 session.log(step)
             scored = evaluates(config, step)
             if stop or last or scored or step % config.checkpoint_every == 0:
-                session.save(step, state)  # first, since an evaluation may take longer than a scheduler waits
+                session.save(step, state)  # before the evaluation, which may take longer than a scheduler waits
             if stop:
                 break
             if scored:
@@ -258,13 +263,13 @@ def loop(session: Session, start: Start, train_step: Step | None, interrupt: Int
 
 
 def evaluates(config: ConfigDict, step: int) -> bool:
-    """Whether the run evaluates after `step`: at its interval, and at the end where scores rank the checkpoints."""
+    """Whether the run evaluates after `step`: at its interval, and after the last step if `best_metric` is set."""
     ranked = config.best_metric and config.evaluate_at_end and step == config.total_steps
     return bool(ranked or (config.evaluate_every and step % config.evaluate_every == 0))
 
 
 def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
-    """This process's batches after so many examples over all processes."""
+    """Opens this process's batches; starts after `examples` examples, counted over all processes."""
     config = ConfigDict(run.config.to_dict())
     config.data.num_workers = usable_workers(config.data.num_workers, usable_cores())
     if config.data.num_workers < run.config.data.num_workers:
@@ -274,23 +279,23 @@ def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
 
 
 def bad_list(workdir: Path, process_index: int, process_count: int) -> Path:
-    """The text file that names the unreadable records of this process."""
+    """Returns the text file that lists the unreadable records of this process."""
     return workdir / ("bad_records.txt" if process_count == 1 else f"bad_records-{process_index}.txt")
 
 
 def usable_workers(asked: int, num_cores: int) -> int:
-    """As many workers as there are cores beside this process's own; on two cores none, but threads."""
+    """Returns at most one worker per core, minus one core for this process; 0 (threads) with at most two cores."""
     return min(asked, num_cores - 1) if num_cores > 2 else 0
 
 
 def say_counts(run: Run, counts: Mapping[str, int]) -> None:
-    """What the data cost since step 0, if anything."""
+    """Prints the counts of unreadable records and cut captions since step 0, if there are any."""
     if line := data_line(run.config, counts):
         (run.console.warn if counts["bad_records"] else run.console.say)(line)
 
 
 def data_line(config: ConfigDict, counts: Mapping[str, int]) -> str:
-    """Unreadable records and captions that were too long; "" where there were none."""
+    """Formats the counts of unreadable records and cut captions; "" if both are 0."""
     lines = []
     if bad := counts["bad_records"]:
         lines.append(f"{bad:,} times an unreadable record was replaced by the next; bad_records*.txt names them")
@@ -300,7 +305,7 @@ def data_line(config: ConfigDict, counts: Mapping[str, int]) -> str:
 
 
 def finish(session: Session, state: TrainState, step: int) -> None:
-    """The final table and figures, where the config asks for them."""
+    """Evaluates and writes the final table and figures, unless `evaluate_at_end` is False."""
     run = session.run
     if not run.config.evaluate_at_end:
         return
@@ -311,5 +316,5 @@ def finish(session: Session, state: TrainState, step: int) -> None:
     try:
         figures = evaluation.figures.write(run.workdir, run.experiment, run.experiment.whole(state))
         run.console.say("".join(f"{file}\n" for file in figures))
-    except ImportError as error:  # an optional extra: the run and its table are complete without it
+    except ImportError as error:  # figures need an optional package; the run and its table are complete without
         run.console.warn(f"no figures: {error}")

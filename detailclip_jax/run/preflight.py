@@ -1,6 +1,6 @@
-"""What would stop a run on many devices, found before it waits for them: `python -m detailclip_jax.doctor --launch`.
+"""Checks before a run on many devices, for problems that would stop it: `python -m detailclip_jax.doctor --launch`.
 
-Every process makes every check; the first one prints the table, each its own failures.
+Every process makes every check.  The first process prints the table; each process prints its own failures.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,11 @@ from detailclip_jax.training.experiment import Experiment, dummy_batch
 from detailclip_jax.training.mesh import fsdp_hosts, make_mesh
 from detailclip_jax.training.train_step import combined_loss
 
-MARK = ".preflight-"  # files that processes write into the workdir and read from each other
+MARK = ".preflight-"  # name of the files that the processes write into the workdir and look for
 
 
 class Plan(NamedTuple):
-    """What is to be launched."""
+    """The run that is checked."""
 
     config: ConfigDict  # resolved
     workdir: Path
@@ -41,14 +41,14 @@ class Plan(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a check found: text for the table, and a number that must be the same on all processes."""
+    """The result of a check: text for the table, and a number that must be the same on all processes."""
 
     text: str
     number: int = 0
 
 
 def run(config: ConfigDict, workdir: str | Path) -> int:
-    """Makes all checks and prints them; 0 if every process passed every one, else 1."""
+    """Makes all checks and prints their results; returns 0 if every check passed on every process, else 1."""
     plan, good = several.agreed(lambda: prepare(config, Path(workdir))), True
     if jax.process_index() == 0:
         print(sharding.table_text(plan.experiment.state_shapes))
@@ -61,9 +61,9 @@ def run(config: ConfigDict, workdir: str | Path) -> int:
 
 
 def prepare(config: ConfigDict, workdir: Path) -> Plan:
-    """What `train.prepare` makes, without claiming the workdir; ValueError or FileNotFoundError as there.
+    """Prepares the run as `loop.prepare` does, but does not claim the workdir.
 
-    Also for a workdir of another run, which `train.prepare` would refuse.
+    Raises ValueError or FileNotFoundError as `loop.prepare` does, also if the workdir belongs to another run.
     """
     config = init_from.adopt(config)
     validate(config)
@@ -75,10 +75,10 @@ def prepare(config: ConfigDict, workdir: Path) -> Plan:
 
 
 def everywhere(name: str, check: Callable[[], Finding]) -> bool:
-    """Makes a check on all processes, prints it, and says whether all of them passed and found the same."""
+    """Makes a check on all processes and prints the result; True if all passed and found the same number."""
     try:
         finding, failure = check(), ""
-    except Exception as error:  # whatever it is, the run would meet it too
+    except Exception as error:  # any error here would stop the run as well
         finding, failure = Finding(""), f"{type(error).__name__}: {error}"
     mine = np.array([not failure, finding.number], np.int64).view(np.int32)
     found = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 4).view(np.int64)
@@ -94,21 +94,21 @@ def everywhere(name: str, check: Callable[[], Finding]) -> bool:
 
 
 def processes(plan: Plan) -> Finding:
-    """All processes are here (they have met before) and have as many devices each."""
+    """Checks that all processes have the same number of devices; they are already connected."""
     here = jax.local_devices()
     kind = f"{len(here)} x {here[0].device_kind}"
     return Finding(f"{jax.process_count()} processes reached each other, {kind} each, jax {jax.__version__}", len(here))
 
 
 def mesh(plan: Plan) -> Finding:
-    """The mesh; weights that travel between hosts are slow."""
+    """Reports the mesh, and whether "fsdp" spans processes, where gathering weights between hosts is slow."""
     shape, hosts = plan.experiment.mesh.shape, fsdp_hosts(plan.experiment.mesh)
     far = f"; fsdp {shape['fsdp']} reaches over {hosts} processes: slow where these are hosts" if hosts > 1 else ""
     return Finding(f"data {shape['data']} x fsdp {shape['fsdp']}{far}")
 
 
 def batch(plan: Plan) -> Finding:
-    """The batch divides over devices, chunks and processes."""
+    """Checks that the batch divides over processes; devices and chunks are checked when the experiment is built."""
     size, chunks, devices = plan.config.batch_size, plan.config.accumulation, plan.experiment.mesh.devices.size
     if size % jax.process_count():
         raise ValueError(f"batch_size {size} does not divide over {jax.process_count()} processes")
@@ -117,7 +117,7 @@ def batch(plan: Plan) -> Finding:
 
 
 def data(plan: Plan) -> Finding:
-    """The data can be read here, and is the same everywhere."""
+    """Checks that this process can read the data, and that the data are the same on all processes."""
     fingerprint, parts = provenance.data_fingerprint(plan.source), parts_of(plan.source)
     sets = f" ({plan.source.name})" if len(parts) > 1 else ""
     ends = accumulate(len(part.source) for part in parts)
@@ -127,7 +127,7 @@ def data(plan: Plan) -> Finding:
 
 
 def memory(plan: Plan) -> Finding:
-    """What a device needs at least against what it has; ValueError if that is too little."""
+    """Compares the memory that a device needs at least with its memory.  Raises ValueError if it has too little."""
     parts, has = estimate(plan), _device_memory()
     needed = sum(parts.values())
     shown = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
@@ -138,15 +138,16 @@ def memory(plan: Plan) -> Finding:
 
 
 def _device_memory() -> int:
-    """Bytes that jax may use of a device here; 0 where it does not say (CPU)."""
+    """Bytes that jax may use on a device of this process; 0 if unknown (CPU)."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return int(statistics.get("bytes_limit", 0))
 
 
 def estimate(plan: Plan) -> dict[str, int]:
-    """Bytes on a device by what they are for: state, gradients, gathered weights, and what the backward pass reads.
+    """Estimates the bytes on a device: state, gradients, gathered weights and activations.
 
-    The last is what differentiation keeps of one chunk, counted from shapes; a compiler adds room to work in.
+    Activations are the values of one chunk that differentiation keeps for the backward pass, counted from their shapes.
+    The compiler needs temporary memory in addition.
     """
     shapes = plan.experiment.state_shapes
     divided = plan.experiment.mesh.shape["fsdp"] > 1
@@ -159,10 +160,10 @@ def estimate(plan: Plan) -> dict[str, int]:
 
 
 def activation_bytes(plan: Plan) -> int:
-    """Bytes that a device keeps between the forward and the backward pass of one chunk, beside its inputs."""
+    """Bytes that a device keeps between the forward and the backward pass of one chunk, without its inputs."""
     devices = plan.experiment.mesh.devices.size
     rows = plan.config.batch_size // plan.config.accumulation // devices
-    changes = {"batch_size": rows, "accumulation": 1, "losses": {"clip_block": 0}}  # whole logits of these few
+    changes = {"batch_size": rows, "accumulation": 1, "losses": {"clip_block": 0}}  # small: all logits at once
     if plan.experiment.model.gathers and plan.config.model.remat == "none":
         changes["model"] = {"remat": "dots"}  # see `models.block.gathered`
     alone = experiment.build(_with(plan.config, **changes), make_mesh(jax.local_devices()[:1]))
@@ -183,14 +184,14 @@ def _with(config: ConfigDict, **changes: Any) -> ConfigDict:
 
 
 def workdir(plan: Plan) -> Finding:
-    """A file can be written where checkpoints go."""
+    """Checks that this process can write a file into the workdir."""
     plan.workdir.mkdir(parents=True, exist_ok=True)
     (plan.workdir / f"{MARK}{jax.process_index()}").write_text("written by doctor --launch\n")
     return Finding(f"{plan.workdir.absolute()} can be written")
 
 
 def shared(plan: Plan) -> Finding:
-    """Every process sees what the others wrote there."""
+    """Checks that this process sees the files that the others wrote into the workdir."""
     missing = [i for i in range(jax.process_count()) if not (plan.workdir / f"{MARK}{i}").exists()]
     if missing:
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""What surrounds the steps of a run: its numbers, its checkpoints, its evaluations and its profile."""
+"""Logging, checkpoints, evaluations and profiling of a run, and its compiled training step."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -26,13 +26,13 @@ from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, PyTree
 
 COUNTS = ("bad_records", "truncated_captions")
-MUCH_WAITING = 0.2  # share of the time beyond which the run says what may help
-RUN_AHEAD = 2  # steps that may wait on the device; the next batch travels while one is computed
+MUCH_WAITING = 0.2  # share of the time spent waiting for data above which a warning is printed
+RUN_AHEAD = 2  # steps that may be queued on the device, so that the next batch is transferred during a step
 PROFILE_AFTER = 5  # steps before a profile starts, so that it shows the steady state
 
 
 class Run(NamedTuple):
-    """A run whose parts are made and checked; nothing has been computed yet."""
+    """A prepared and checked run; nothing has been computed yet."""
 
     config: ConfigDict  # resolved
     workdir: Path
@@ -47,14 +47,14 @@ class Run(NamedTuple):
 
 
 class Session:
-    """Keeps the scalars of the steps on the device, and reads them in one go where the run logs or saves.
+    """Logs, saves and evaluates; keeps the scalars of the steps on the device until the run logs or saves.
 
-    Every step's scalars are checked then, so a non-finite loss is named with its own step although nothing waits for
-    the device in between; and no checkpoint is written of a state that came after one.
+    The scalars of every step are then fetched together and checked.  A non-finite loss is thus reported with its own
+    step although no step waits for the device, and no state after a non-finite step is saved.
     """
 
     def __init__(self, run: Run, checkpoints: Checkpoints, start: int, interrupt: Interrupt | None = None):
-        """Opens the writers for the run that goes on after step `start`."""
+        """Opens the metric writer for a run that continues after step `start`."""
         self.run, self.checkpoints, self.interrupt = run, checkpoints, interrupt or Interrupt()
         self.clock = Clock()
         self.scores: tuple[int, Mapping[str, float]] | None = None  # of the last evaluation, and its step
@@ -68,17 +68,17 @@ class Session:
         self._writer = MetricWriter(run.workdir, start, run.console.warn) if jax.process_index() == 0 else NoWriter()
 
     def __enter__(self) -> "Session":
-        """Nothing to do: the writer is open."""
+        """Returns the session; the writer is already open."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Closes the writer and lets the last progress line stand."""
+        """Stops a profile, closes the writer and makes the last progress line permanent."""
         self.run.console.end_live()
         self._stop_trace()
         self._writer.close()
 
     def compile(self, state: TrainState) -> "Step":
-        """The step; where captions have one length it is compiled now, else each length when it first comes."""
+        """Returns the training step; compiled now for a single caption length, else at the first use of each length."""
         self.clock = Clock()
         step = Step(self.run, self.clock, state)
         if len(step.lengths) == 1:
@@ -86,7 +86,7 @@ class Session:
         return step
 
     def add(self, step: int, values: Mapping[str, Array]) -> None:
-        """Takes the scalars of a step that was just started; waits until at most RUN_AHEAD steps are unfinished."""
+        """Stores the scalars of a step that was just started; waits until at most RUN_AHEAD steps are unfinished."""
         self.step = step
         self._pending.append((step, values))
         if len(self._pending) > RUN_AHEAD:
@@ -109,7 +109,7 @@ class Session:
             self.run.console.say(f"profile written to {self.run.workdir / 'profile'} (TensorBoard reads it)")
 
     def _read(self) -> dict[str, float]:
-        """The scalars of the last step, after all since the last read were found finite."""
+        """Fetches and checks all pending scalars; returns those of the last step.  Raises NonFiniteError."""
         for step, values in jax.device_get(self._pending):
             self._last = {name: float(value) for name, value in values.items()}
             try:
@@ -133,7 +133,7 @@ class Session:
         )
 
     def log(self, step: int) -> None:
-        """Writes the scalars of `step`, the speed since the last line, and shows the progress line."""
+        """Writes the scalars of `step` and the speed since the last line; prints the progress line."""
         config = self.run.config
         scalars = self._read()
         speed = self.clock.lap((step - self._logged) * config.batch_size)
@@ -146,7 +146,7 @@ class Session:
         console.live(progress_line(step, config.total_steps, values, self.run.terms, size, console.width))
 
     def _warn_of_waiting(self, share: float) -> None:
-        """Once, and not of the first interval, in which the pipeline starts."""
+        """Warns once of waiting for data; not in the first interval, in which the data pipeline starts."""
         if share > MUCH_WAITING and not self._warned and self._logged > self._start:
             self._warned = True
             data = self.run.config.data
@@ -156,10 +156,10 @@ class Session:
             )
 
     def evaluate(self, step: int, state: TrainState) -> Mapping[str, float]:
-        """Runs the evaluators (once per step) and writes their numbers.
+        """Runs the evaluators (once per step), writes their scores and returns them.
 
-        Raises EvaluatorError, CheckpointError if `best_metric` is not among the numbers, and Stopped between two
-        batches where the run is to end.
+        Raises EvaluatorError, CheckpointError if `best_metric` is not among the scores, and Stopped between two
+        batches if the run must stop.
         """
         if self.scores is None or self.scores[0] != step:
             config, weights = self.run.config, evaluation.all_weights(self.run.experiment.whole(state))
@@ -173,7 +173,7 @@ class Session:
         return self.scores[1]
 
     def save(self, step: int, state: TrainState) -> None:
-        """Starts a checkpoint of a state whose steps were all finite."""
+        """Starts to write a checkpoint, after checking that all steps so far were finite."""
         self._read()
         data = {"examples": step * self.run.config.batch_size, **self.counts()}
         with self.clock.paused():
@@ -181,23 +181,23 @@ class Session:
 
 
 class Step:
-    """The training step on batches whose captions are cut to what they need, compiled once for each length."""
+    """The training step; cuts the captions of each batch to a sufficient length, and compiles once per length."""
 
     def __init__(self, run: Run, clock: Clock, state: PyTree):
-        """`state` says shapes and places; nothing is compiled yet.  `clock` leaves compiling out."""
+        """Stores shapes and shardings of `state`; compiles nothing yet.  `clock` excludes the time of compiling."""
         self.lengths = text_lengths(run)
         self._run, self._clock = run, clock
         self._state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         self._programs: dict[int, Callable[..., Any]] = {}
 
     def __call__(self, state: PyTree, batch: Mapping[str, Any]) -> tuple[PyTree, dict[str, Array]]:
-        """The next state and its scalars, of this process's rows of a batch."""
+        """Computes the next state and the scalars of the step from this process's part of a batch."""
         batch = trimmed(batch, self.lengths)
         program = self.compiled(batch["text"].shape[1])
         return program(state, self._run.experiment.put(batch))
 
     def compiled(self, length: int) -> Callable[..., Any]:
-        """The program for captions of that length; says how long it took to compile."""
+        """Returns the program for captions of that length; compiles it at the first call and prints the time."""
         if length not in self._programs:
             with self._clock.paused():
                 self._programs[length] = self._compile(length)
@@ -213,9 +213,10 @@ class Step:
 
 
 def text_lengths(run: Run) -> tuple[int, ...]:
-    """The lengths that a batch's captions are cut to.
+    """Returns the lengths that a batch's captions can be cut to.
 
-    Several processes would have to agree on each batch's; there, and in rows that read no captions, all words stay.
+    Captions are not cut for methods without captions, nor with several processes, which would have to agree on the
+    length of each batch.
     """
     config = run.config
     buckets = config.data.text_buckets if "text" in run.experiment.method.parts else ()
@@ -230,7 +231,10 @@ def text_lengths(run: Run) -> tuple[int, ...]:
 
 
 def count_data(batches: Pipeline, before: Mapping[str, int]) -> Callable[[], dict[str, int]]:
-    """What the data cost since step 0, over all processes, which must ask together; `before` is a checkpoint's."""
+    """Returns a function that counts bad records and cut captions since step 0 over all processes.
+
+    All processes must call it together.  `before` holds the counts stored in the checkpoint.
+    """
 
     def counts() -> dict[str, int]:
         here = np.array([batches.num_bad, batches.num_truncated])
@@ -241,7 +245,7 @@ def count_data(batches: Pipeline, before: Mapping[str, int]) -> Callable[[], dic
 
 
 def run_record(run: Run) -> dict[str, Any]:
-    """What a checkpoint says about its origin, beside the arrays."""
+    """Returns the provenance that is stored in a checkpoint: config, git revision, versions, data fingerprint."""
     return {
         "config": to_json(run.config),
         "git_revision": provenance.git_revision(),
@@ -251,7 +255,7 @@ def run_record(run: Run) -> dict[str, Any]:
 
 
 def batch_shapes(run: Run, text_length: int) -> Any:
-    """Shapes and shardings of a global batch whose captions have so many words."""
+    """Returns shapes and shardings of a global batch whose captions have `text_length` tokens."""
     sharding = sharded(run.experiment.mesh)
     size = run.config.batch_size
     one = dummy_batch(run.config)

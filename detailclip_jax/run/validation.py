@@ -1,4 +1,4 @@
-"""Checks of a config before anything is built: each message names the field, its value and the way out."""
+"""Checks of a config before anything is built; each message names the field, its value and what to write instead."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -34,10 +34,10 @@ CHOICES: dict[str, Iterable[str]] = {
     "preprocess.filter": FILTERS,
     "preprocess.resize": RESIZES,
 }
-PER_VIEW = (".blur_p", ".solarize_p")  # one number for each of a crop's views, checked with the crop
+PER_VIEW = (".blur_p", ".solarize_p")  # one number per view of a crop; the crop checks their count
 ANY_LENGTH = (*PER_VIEW, "data.text_buckets")
 INFINITE = float("inf")
-RANGES = {  # field, or the end of its name behind a dot: the smallest and the largest value, of each number in a tuple
+RANGES = {  # field, or the end of its name from a dot on: (smallest, largest) value, for each number of a tuple
     **dict.fromkeys(("batch_size", "num_epochs", "total_steps", "steps_per_epoch"), (1, INFINITE)),
     **dict.fromkeys(("log_every", "checkpoint_every", "max_to_keep", "accumulation", "mesh.fsdp"), (1, INFINITE)),
     **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers", "data.held_out"), (0, INFINITE)),
@@ -61,12 +61,12 @@ POSITIVE = (
     *("losses.student_temperature", "losses.teacher_temperature", "losses.patch_temperature"),
     *("losses.simclr_temperature", ".scale", ".ratio", "preprocess.crop_ratio", "preprocess.std"),
 )
-BELOW_ONE = ("optimizer.betas", "model.drop_path")  # a mean at 1 never learns of what is; nothing would be left
-ORDERED = (".scale", ".ratio", ".blur_sigma", ".mask_ratio", "masking.drawn_ratio")  # from, to
+BELOW_ONE = ("optimizer.betas", "model.drop_path")  # beta 1 never updates the moment; drop_path 1 drops every branch
+ORDERED = (".scale", ".ratio", ".blur_sigma", ".mask_ratio", "masking.drawn_ratio")  # pairs (from, to)
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises ValueError for the first field that cannot be meant."""
+    """Raises ValueError for the first field with an invalid value."""
     fields = flatten(config)
     for name, known in CHOICES.items():
         check_choice(name, fields[name], known)
@@ -84,13 +84,13 @@ def validate(config: ConfigDict) -> None:
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """ValueError with the nearest and all known values, unless `value` is one of them."""
+    """Raises ValueError, with the nearest and all known values, unless `value` is one of them."""
     if value not in known:
         raise ValueError(unknown(name, value, known))
 
 
 def _check_range(name: str, value: Any) -> None:
-    """Smallest and largest value, more than zero, and pairs that rise."""
+    """Checks a value against RANGES, POSITIVE, BELOW_ONE and ORDERED.  Raises ValueError."""
     numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if number is not None]
     low, high = next((span for field, span in RANGES.items() if _named(name, [field])), (None, INFINITE))
     if low is not None and any(not low <= number <= high for number in numbers):
@@ -109,7 +109,7 @@ def _named(name: str, fields: Iterable[str]) -> bool:
 
 
 def _check_tuples(fields: Mapping[str, Any]) -> None:
-    """A tuple has as many numbers as the default's, so that 0.5 given for (0.5, 1.0) does not go unnoticed."""
+    """Checks that a tuple has as many numbers as its default, so that 0.5 for (0.5, 1.0) is an error."""
     for name, usual in flatten(default()).items():
         value, any_length = fields.get(name), name.endswith(ANY_LENGTH)
         if name in fields and isinstance(usual, tuple) and not any_length and not _same_kind(value, usual):
@@ -122,7 +122,10 @@ def _same_kind(value: Any, usual: tuple[float, ...]) -> bool:
 
 
 def _check_crops(config: ConfigDict) -> None:
-    """Crops are cut into whole patches; the decoder and the masks have the grid of `model.image_size`."""
+    """Checks that crops consist of whole patches, and that global crops have the size `model.image_size`.
+
+    The decoder and the masks use the patch grid of `model.image_size`.
+    """
     sizes.num_side_patches(config.model)
     crops_from_config(config.views.crops)
     patch_size = sizes.size_of(config.model).patch_size

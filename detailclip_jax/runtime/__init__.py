@@ -1,1 +1,1 @@
-"""What surrounds every command: processes, interrupts, locks, files, the console, logs and provenance."""
+"""Services that all commands use: processes, interrupts, locks, files, console, logs and provenance."""

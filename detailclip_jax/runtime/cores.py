@@ -1,10 +1,10 @@
-"""How many cores this process may use."""
+"""The number of cores that this process may use."""
 
 import os
 
 
 def usable_cores() -> int:
-    """Those of its affinity, as SLURM and containers set it, where the system knows one; else all of the machine."""
+    """Counts the cores of the process's CPU affinity (set by SLURM and containers); without affinity, all cores."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

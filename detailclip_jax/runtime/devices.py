@@ -1,4 +1,4 @@
-"""The devices of this process, or a message where jax finds none."""
+"""The devices of this process, and an error with instructions if jax finds none."""
 
 import os
 from typing import Any
@@ -7,14 +7,14 @@ import jax
 
 
 class NoDevice(ValueError):
-    """jax finds none of the devices that JAX_PLATFORMS asks for; the message says what to do."""
+    """jax finds no device of the platforms in JAX_PLATFORMS; the message says what to do."""
 
 
 def first_device() -> Any:
-    """The first device of this process; NoDevice where jax finds none."""
+    """Returns the first device of this process.  Raises NoDevice if jax finds none."""
     try:
         return jax.local_devices()[0]
-    except (RuntimeError, AssertionError) as error:  # the second where jax knows no plugin for any of the platforms
+    except (RuntimeError, AssertionError) as error:  # AssertionError: jax has no plugin for any of the platforms
         wanted = os.environ.get("JAX_PLATFORMS", "")
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         raise NoDevice(

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files: a file is written completely or not at all."""
 
 import contextlib
 import os
@@ -12,49 +12,50 @@ from detailclip_jax.runtime.terminal import LINES, printable
 
 @contextlib.contextmanager
 def whole(path: Path, partial: Path | None = None) -> Iterator[Path]:
-    """The name under which to write a file, which becomes `path` at the end of the context.
+    """Yields a temporary name to write to; the file is renamed to `path` at the end of the context.
 
         with whole(file) as partial, partial.open("wb") as stream:
             stream.write(...)
 
-    A kill or a power cut leaves the old file or the new one, an error the old one and nothing beside it.  `partial` is
-    on the same disk; by default beside `path`, with .partial after its name.
+    After a kill or a power cut `path` is the old file or the complete new one.  After an error it is the old file, and
+    the temporary file is removed.  `partial` must be on the same disk; the default is `path` with .partial appended.
     """
     partial = partial or path.with_name(path.name + ".partial")
     try:
         yield partial
         with partial.open("rb+") as file:
-            os.fsync(file.fileno())  # else the name may be on the disk before the bytes
+            os.fsync(file.fileno())  # else the disk may have the new name before the bytes
         partial.replace(path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename == str(partial):
-            error.filename = str(path)  # the name that the caller knows
+            error.filename = str(path)  # the caller does not know the temporary name
         raise
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Writes a text for people in one piece, without what a terminal would obey."""
+    """Writes a text file atomically, with terminal control characters escaped."""
     with whole(file) as partial:
         partial.write_text(printable(text, LINES))
 
 
 def check_writable(folder: Path) -> None:
-    """Makes the folder where it is not there, and a file in it for a moment: OSError now instead of after the work."""
+    """Creates the folder if needed and writes a temporary file in it, so that an OSError comes before the work."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        error.filename = str(folder)  # not that of the file, which nobody knows
+        error.filename = str(folder)  # the user does not know the temporary file
         raise
 
 
 @contextlib.contextmanager
 def nothing_left(path: Path) -> Iterator[None]:
-    """Around what makes a file or a folder: where that fails, what is there of it goes, unless it was there before.
+    """Context that creates a file or folder `path`; after an error `path` is removed, unless it existed before.
 
-    A folder that was there, with whatever it holds, stays; of an interrupt the KeyboardInterrupt says so then.
+    An existing folder and its contents stay.  After a Ctrl-C the KeyboardInterrupt then says that the folder may hold a
+    part of the output.
     """
     was_there, was_folder = path.exists(), path.is_dir()
     try:

@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C in training: the run ends after a step, or between two batches of an evaluation, and is saved.
+"""SIGTERM and Ctrl-C in training: the run stops after a step, or between two batches of an evaluation, and is saved.
 
-Several processes end at the same place.  `signals.prompt` is for what has nothing to save.
+Several processes stop at the same step.  Commands that have nothing to save use `signals.prompt`.
 """
 
 import os
@@ -16,38 +16,38 @@ from detailclip_jax.runtime.signals import SIGNALS, Stopped
 
 
 class Interrupt:
-    """Turns the two signals into an answer that the loop asks for after each step.
+    """Handles both signals; the loop calls `reached` after each step to learn whether it must stop.
 
         with Interrupt() as interrupt:
             for step in ...:
                 if interrupt.reached(): ...
 
-    A second signal ends the process at once: `at_once`, called before, removes what it was writing.  With several
-    processes, a signal to any of them is passed on by jax's preemption service, which also chooses the place at which
-    all of them stop (a second one does nothing more).
+    A second signal ends the process at once, after a call of `at_once`, which removes unfinished files.  With several
+    processes, jax's preemption service passes a signal on to all of them and chooses the step at which they stop; a
+    second signal then has no effect.
     """
 
     def __init__(self, at_once: Callable[[], None] = lambda: None):
-        """No signal has come yet; entering the context takes the signals over."""
+        """Stores the callback; the signal handlers are installed when the context is entered."""
         self._previous: dict[int, Any] = {}
         self._at_once, self._asked = at_once, 0
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> "Interrupt":
-        """Takes the signals over."""
+        """Installs the signal handlers."""
         alone = dict.fromkeys(SIGNALS, self._note)
-        together = {signal.SIGINT: _pass_on}  # SIGTERM belongs to jax's preemption service there
+        together = {signal.SIGINT: _pass_on}  # jax's preemption service handles SIGTERM there
         handlers = together if jax.distributed.is_initialized() else alone
         self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Gives the signals back."""
+        """Restores the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # not print: the signal may have come while the same stream was being written to
+        # os.write instead of print: the signal may interrupt another write to the same stream
         if self.received:
             os.write(2, f"\n{signal.Signals(number).name}: stopped at once, without saving\n".encode())
             self._at_once()
@@ -56,19 +56,19 @@ class Interrupt:
         os.write(2, f"\n{self.received.name}: saving after this step (once more stops at once)\n".encode())
 
     def reached(self) -> bool:
-        """True when the run is to end here; several processes must ask equally often, at the same places."""
+        """Whether the run must stop here; several processes must call it equally often, at the same places."""
         self._asked += 1
         if jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(self._asked):
             self.received = signal.SIGTERM
         return self.received is not None
 
     def between(self, encode: Any) -> Any:
-        """The same functions, each call of which raises Stopped instead where the run is to end: between batches."""
+        """Wraps the functions of `encode` so that a call raises Stopped if the run must stop: between two batches."""
         return _Between(encode, self)
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as a shell reports it; 0 if none came."""
+        """128 + the signal's number, as a shell reports it; 0 without a signal."""
         return 0 if self.received is None else 128 + self.received
 
 
@@ -77,7 +77,7 @@ def _pass_on(number: int, frame: FrameType | None) -> None:
 
 
 class _Between:
-    """An `Encode` whose functions ask an Interrupt first."""
+    """An `Encode` whose functions check an Interrupt before each call."""
 
     def __init__(self, encode: Any, interrupt: Interrupt):
         self._encode, self._interrupt = encode, interrupt

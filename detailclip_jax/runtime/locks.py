@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that the operating system takes back from a process that is killed."""
+"""A lock for one process per folder; the operating system releases it when the process ends or is killed."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from typing import IO
 
 from absl import logging
 
-WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # of some mounts
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # errors of some mounts
 
 
 class Busy(RuntimeError):
@@ -20,10 +20,10 @@ class Busy(RuntimeError):
 
 @contextlib.contextmanager
 def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
-    """Holds the lock file `path` meanwhile; else waits for it, or raises Busy.
+    """Holds the lock file `path` during the context.  If another process holds it: waits, or raises Busy.
 
-    It is BSD's flock: whoever ends, however that comes, no longer holds it, so there is nothing to clean up.  On a
-    network disk it counts for all machines where that disk has locks; where it has none, a warning is all.
+    The lock is BSD's flock.  The system releases it whenever the process ends, so no cleaning up is needed.  On a
+    network disk with locks it applies to all machines; on a disk without locks only a warning is logged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(path, wait)
@@ -36,9 +36,9 @@ def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
 
 
 def _locked(path: pathlib.Path, wait: bool) -> IO[str] | None:
-    """The open lock file with our name in it; None where the disk knows no locks."""
+    """The open, locked file with this process's id and host in it; None if the disk has no locks."""
     while True:
-        file = open(path, "a+")  # noqa: SIM115  closed by whoever holds it
+        file = open(path, "a+")  # noqa: SIM115  the holder of the lock closes it
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
@@ -50,7 +50,7 @@ def _locked(path: pathlib.Path, wait: bool) -> IO[str] | None:
             file.truncate(0)
             print(f"process {os.getpid()} on {socket.gethostname()}", file=file, end="", flush=True)
             return file
-        file.close()  # its holder has removed it between our two calls
+        file.close()  # the holder removed the file between open and flock
 
 
 def _refused(path: pathlib.Path, holder: str, error: OSError) -> None:

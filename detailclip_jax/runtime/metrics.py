@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard events, and the check that they are finite."""
+"""Writing and reading a run's metrics: metrics.jsonl, TensorBoard events, and the check for non-finite values."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ class NonFiniteError(RuntimeError):
 
 
 def check_finite(step: int, metrics: Mapping[str, float], terms: Iterable[str]) -> None:
-    """Raises NonFiniteError that names the step and what is not finite, loss terms first.
+    """Raises NonFiniteError if a metric is not finite; the message names the step and the metrics, loss terms first.
 
     check_finite(7, {"loss": nan, "clip": 4.1, "cls": nan}, ["clip", "cls"])
     # step 7: loss term cls is nan (also not finite: loss)
@@ -35,7 +35,7 @@ def check_finite(step: int, metrics: Mapping[str, float], terms: Iterable[str]) 
 
 
 def append_line(file: Path, step: int, values: Mapping[str, Any]) -> None:
-    """Appends one JSON object, `step` first."""
+    """Appends one line with a JSON object, `step` first."""
     with file.open("a") as lines:
         lines.write(json.dumps({"step": step, **values}) + "\n")
 
@@ -45,7 +45,7 @@ class BrokenLine(ValueError):
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """All objects of such a file.  Raises BrokenLine for a line that is none; half a line at the end is not read."""
+    """Reads all objects of such a file, except an incomplete last line.  Raises BrokenLine for an invalid line."""
     parsed = [(number, _parsed(line)) for number, line in enumerate(_whole_lines(file), 1)]
     if wrong := [number for number, values in parsed if values is None]:
         raise BrokenLine(f"{file}: line {wrong[0]} is no object with a step (damaged?); remove that line")
@@ -53,12 +53,12 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _whole_lines(file: Path) -> list[str]:
-    """Lines that end; a killed run can leave half a line behind them."""
+    """The complete lines of a file; a killed run can leave an incomplete last line."""
     return file.read_text(errors="replace").split("\n")[:-1]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
-    """The object of a line; None if it is none, or has no step."""
+    """The JSON object of a line; None if it is invalid or has no step."""
     try:
         values = json.loads(line)
         return values if isinstance(values["step"], int) else None
@@ -67,9 +67,9 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def drop_lines_after(file: Path, step: int) -> list[int]:
-    """Keeps the whole lines of steps <= `step`; a killed run can leave later ones, and half a line at the end.
+    """Removes the lines after `step` and an incomplete last line, which a killed run can leave.
 
-    Lines that cannot be read go as well; returns their numbers.
+    Invalid lines are removed as well; returns their line numbers.
     """
     lines = _whole_lines(file)
     steps = [values["step"] if (values := _parsed(line)) else None for line in lines]
@@ -79,23 +79,24 @@ def drop_lines_after(file: Path, step: int) -> list[int]:
 
 
 def read_scores(workdir: Path) -> dict[int, dict[str, Any]]:
-    """Step -> what its evaluation measured, of a run's evaluations.jsonl; lines that cannot be read are left out."""
+    """Reads step -> scores from a run's evaluations.jsonl; invalid lines are skipped."""
     file = workdir / "evaluations.jsonl"
     lines = map(_parsed, _whole_lines(file)) if file.is_file() else ()
     return {values["step"]: {k: v for k, v in values.items() if k != "step"} for values in lines if values}
 
 
-NAMES = ("metrics", "evaluations")  # of a run's own files; others in its folder are somebody else's
+NAMES = ("metrics", "evaluations")  # files that a run writes; other files in its folder are not touched
 
 
 class Events:
-    """TensorBoard's event file, written by this thread.
+    """A TensorBoard event file, written in the calling thread.
 
-    tensorboardX's own SummaryWriter writes in another one; where that ends, on a full disk, the run would wait for it.
+    tensorboardX's SummaryWriter writes in another thread.  If that thread dies on a full disk, the run waits for it
+    forever.
     """
 
     def __init__(self, folder: Path, purge_step: int):
-        """A new file in `folder`; TensorBoard hides the events of earlier files from `purge_step` on."""
+        """Opens a new file in `folder`; TensorBoard hides events of earlier files with a step >= `purge_step`."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -106,7 +107,7 @@ class Events:
         self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """A scalar for each value, on disk when it returns."""
+        """Writes one scalar per value; flushed to the file before it returns."""
         from tensorboardX.summary import scalar
 
         for name, value in values.items():
@@ -114,16 +115,16 @@ class Events:
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes the file, whose bytes are on disk already; what did not fit there was said before."""
+        """Closes the file; all bytes are already written, and write errors have been raised before."""
         with contextlib.suppress(OSError):
             self._writer.close()
 
 
 class MetricWriter:
-    """Writes scalars of a step to `workdir/<name>.jsonl`, a name of NAMES, and to events in `workdir/tensorboard`."""
+    """Writes the scalars of a step to `workdir/<name>.jsonl` (`name` in NAMES) and to `workdir/tensorboard`."""
 
     def __init__(self, workdir: Path, step: int, warn: Callable[[str], None] = logging.warning):
-        """For the run that goes on after `step`: lines past it are dropped, events past it marked as purged."""
+        """Prepares the files for a run that continues after `step`: drops later lines, marks later events as purged."""
         self._workdir = workdir
         for file in (workdir / f"{name}.jsonl" for name in NAMES):
             if file.exists() and (broken := drop_lines_after(file, step)):
@@ -132,24 +133,24 @@ class MetricWriter:
         self._events = Events(workdir / "tensorboard", step + 1)
 
     def write(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """One line and one event per value, on disk when it returns."""
+        """Writes one line, and one event per value; flushed to the files before it returns."""
         append_line(self._workdir / f"{name}.jsonl", step, values)
         self._events.write(step, values)
 
     def write_anew(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """As `write`, in the place of what an earlier run may have written for this step."""
+        """Does the same as `write`, but first removes what an earlier run wrote for this step and later ones."""
         file = self._workdir / f"{name}.jsonl"
         if file.exists():
             drop_lines_after(file, step - 1)
         self.write(name, step, values)
 
     def close(self) -> None:
-        """Closes the events."""
+        """Closes the event file."""
         self._events.close()
 
 
 class NoWriter:
-    """The writer of every process but the first: writes nothing."""
+    """The metric writer of all processes except the first; writes nothing."""
 
     def write(self, name: str, step: int, values: Mapping[str, float]) -> None:
         """Does nothing."""

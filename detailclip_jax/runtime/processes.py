@@ -1,6 +1,6 @@
-"""The processes of a run: how they find each other, and what the others do when one is lost.
+"""The processes of a run: how they connect, and how they end when one of them is lost.
 
-A process learns where the others are from --coordinator, --num_processes and --process_id, or from the environment:
+A process finds the others through --coordinator, --num_processes and --process_id, or through the environment:
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (Kubernetes, launch/gke-jobset.yaml), SLURM's or Open
 MPI's variables, or a TPU pod's metadata.
 """
@@ -17,13 +17,13 @@ from typing import TypeVar
 
 from detailclip_jax.runtime.terminal import complain
 
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
+HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as lost
 PATIENCE = 300  # seconds that processes wait for each other at the start
-PARTING = 120  # seconds that one which has ended waits for the others
+PARTING = 120  # seconds that a process waits for the others at its exit
 INTERRUPTED = 130  # exit status, as a shell gives it for SIGINT
 
 Made = TypeVar("Made")
-STATUS = re.compile("[A-Z_]+: ")  # begins the ValueError, "UNKNOWN: ...", that jax makes of some lost connections
+STATUS = re.compile("[A-Z_]+: ")  # start of the ValueError ("UNKNOWN: ...") that jax raises for some lost connections
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 NOT_MET = """
@@ -40,11 +40,11 @@ def join(
     distributed: bool = False,
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Joins the other processes of this job, if it was launched as several.
+    """Connects this process to the others of its job, if it was launched as several processes.
 
-    They are named by the first three (or the environment's NAMES), or found by jax itself: under SLURM and Open MPI,
-    and on TPU pods, where `distributed` asks for it.  Raises ValueError if only some of the three are there, if there
-    are other processes that were not met, or if jax finds no device here.
+    The first three arguments (or the variables NAMES of the environment) describe the processes.  Without them jax
+    finds the processes itself: under SLURM and Open MPI, and with `distributed` on TPU pods.  Raises ValueError if only
+    some of the three are given, if there are other processes that are not connected, or if jax finds no device here.
     """
     import jax
 
@@ -67,7 +67,7 @@ def join(
 
 
 def check_joined(num_processes: int, joined: bool) -> None:
-    """ValueError where the devices belong to several processes that have not met: signals and saves need that."""
+    """Raises ValueError if there are several processes that are not connected; signals and saving need a connection."""
     if num_processes > 1 and not joined:
         raise ValueError(
             f"the devices here are those of {num_processes} processes, which have not met; give --distributed to all"
@@ -75,10 +75,10 @@ def check_joined(num_processes: int, joined: bool) -> None:
 
 
 def agreed(make: Callable[[], Made]) -> Made:
-    """What `make` returns, which every process calls; an error on all of them where it fails on one.
+    """Returns `make()`; all processes must call it, and if it fails on one process, it raises on all of them.
 
-    Else that one would wait at its exit, for minutes, for the others, which wait for it.  Raises what `make` raised
-    here, or ValueError that names the process where it did.
+    Otherwise the failed process would wait at its exit for the others, and they for it, for minutes.  Raises the error
+    of `make` if it failed here, else a ValueError that names the process where it failed.
     """
     import jax
     from jax.experimental import multihost_utils
@@ -87,7 +87,7 @@ def agreed(make: Callable[[], Made]) -> Made:
         return make()
     try:
         made, failure = make(), None
-    except Exception as error:  # raised below, once the others know
+    except Exception as error:  # raised below, after the others have been told
         made, failure = None, error
     with together():
         failed = multihost_utils.process_allgather(int(failure is not None)).nonzero()[0]
@@ -95,15 +95,15 @@ def agreed(make: Callable[[], Made]) -> Made:
         raise failure
     if len(failed):
         raise ValueError(f"process {failed[0]} cannot begin; its own message says why")
-    return made  # type: ignore[return-value]  # there, as nothing failed
+    return made  # type: ignore[return-value]  # not None, as nothing failed
 
 
 def named_processes(
     coordinator: str | None, count: int | None, index: int | None, environment: Mapping[str, str]
 ) -> tuple[str, int, int] | None:
-    """Coordinator, number of processes and index of this one, from flags or else the environment; None without any.
+    """Returns (coordinator, number of processes, index of this process) from flags, or else from the environment.
 
-    Raises ValueError if only some of the three are there, or if they cannot be meant.
+    Returns None if none of the three is given.  Raises ValueError if only some are given, or if a value is invalid.
     """
     values = [environment.get(name) if flag is None else flag for flag, name in zip((coordinator, count, index), NAMES)]
     if values == [None, None, None]:
@@ -126,7 +126,7 @@ def _checked(coordinator: str, count: str, index: str) -> tuple[str, int, int]:
 
 
 def launched_as_several(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher that jax recognises by itself started more than one process."""
+    """Whether a launcher that jax recognises (SLURM, Open MPI, TPU pod) started more than one process."""
     counts = (environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
     return any(int(count) > 1 for count in counts) or "," in hosts
@@ -134,9 +134,10 @@ def launched_as_several(environment: Mapping[str, str]) -> bool:
 
 @contextlib.contextmanager
 def last_words(text: str) -> Iterator[None]:
-    """Prints `text` on standard error if this process ends within the block, even by a signal or an abort.
+    """Prints `text` on standard error if this process ends inside the block, even by a signal or an abort.
 
-    jax ends a process that lost the others by an abort, which Python cannot catch; a shell that waits for it can.
+    jax aborts a process that has lost the others, and Python cannot catch an abort.  A shell that waits for this
+    process prints the text.
     """
     shell = ["sh", "-c", 'read -r word || echo "$0" >&2', text]
     with subprocess.Popen(shell, stdin=subprocess.PIPE, start_new_session=True) as waiting:
@@ -147,8 +148,10 @@ def last_words(text: str) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> int:
-    """Says on standard error what Python would say at the end of a program, and returns its exit status; an interrupt
-    is one line and 130."""
+    """Prints an error as Python does at the end of a program, and returns the exit status.
+
+    An interrupt prints one line; its exit status is that of the signal, 130 by default.
+    """
     if isinstance(error, KeyboardInterrupt):
         complain("\nerror: interrupted")
         return getattr(error, "exit_code", INTERRUPTED)
@@ -163,11 +166,11 @@ def explain(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def leaving_at_once(status: Callable[[BaseException], int] = explain) -> Iterator[None]:
-    """Around what several processes do together, from outside: one that fails ends without waiting for the others.
+    """Outer context of work that several processes share: a process that fails ends without waiting for the others.
 
-    Its exit would wait for them for PARTING seconds, while they wait for its next step; so they notice its silence
-    after HEARTBEAT seconds instead.  `status` says what is wrong and gives the exit status.  Alone, nothing happens
-    here: the error goes on.
+    A normal exit would wait PARTING seconds for the others, while they wait for its next step.  After an immediate exit
+    they notice the missing heartbeat after HEARTBEAT seconds.  `status` prints the error and returns the exit status.
+    With one process the context does nothing, and the error propagates.
     """
     import jax
 
@@ -184,9 +187,10 @@ def leaving_at_once(status: Callable[[BaseException], int] = explain) -> Iterato
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Around what several processes do together: one that loses the others ends, with a message, within a minute.
+    """Context of work that several processes share: a process that loses another ends with a message within a minute.
 
-    It ends at once and not by unwinding, where it would wait for the others again.  Alone, nothing happens here.
+    It exits at once, because unwinding the stack would wait for the others again.  With one process the context does
+    nothing.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: one line that is rewritten on a terminal, plain lines elsewhere."""
+"""Console output of a run: a progress line that is rewritten on a terminal, plain lines elsewhere."""
 
 import contextlib
 import math
@@ -11,42 +11,42 @@ from typing import TextIO
 
 from detailclip_jax.runtime.terminal import LINES, printable
 
-SHORT = {"reconstruction": "rec"}  # terms, where the line is narrow
+SHORT = {"reconstruction": "rec"}  # short names of loss terms for a narrow terminal
 
 
 class Console:
-    """Prints for people.  Processes other than the first are given `enabled=False` and stay silent."""
+    """Prints messages and a progress line.  All processes except the first use `enabled=False` and print nothing."""
 
     def __init__(self, enabled: bool = True, stream: TextIO | TextIOBase | None = None):
-        """Writes to `stream`, standard output by default."""
+        """Opens the console on `stream`, by default standard output."""
         self._enabled = enabled
         self.stream = stream or sys.stdout
         self._live = ""
 
     @property
     def width(self) -> int | None:
-        """Columns of a live line; None where lines are plain and may be of any length."""
+        """Maximum length of the progress line; None if `stream` is no terminal and lines may have any length."""
         return shutil.get_terminal_size().columns - 1 if self.stream.isatty() else None
 
     def say(self, text: str = "") -> None:
-        """A line that stays."""
+        """Prints a permanent line."""
         text = printable(text, LINES) + "\n"
         self._print("\r\x1b[K" + text if self._live else text)
         self._live = ""
 
     def warn(self, text: str) -> None:
-        """A line that stays and is hard to overlook."""
+        """Prints a permanent line marked as a warning."""
         self.say(f"*** WARNING: {text}")
 
     def live(self, text: str) -> None:
-        """The progress line: replaced by the next one on a terminal, an ordinary line elsewhere."""
+        """Prints the progress line; on a terminal the next output replaces it, elsewhere it is a plain line."""
         if self.width is None:
             return self.say(text)
         self._live = printable(text)[: self.width]
         self._print("\r\x1b[K" + self._live)
 
     def end_live(self) -> None:
-        """Lets the last progress line stand."""
+        """Makes the last progress line permanent."""
         self._print("\n" if self._live else "")
         self._live = ""
 
@@ -57,7 +57,7 @@ class Console:
 
 
 class Clock:
-    """Measures an interval of steps: how long it took and which share of it went into waiting for data."""
+    """Measures an interval of steps: the speed, and the share of the time spent waiting for data."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
         """Starts the first interval; `now` returns seconds."""
@@ -75,13 +75,13 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time of its body out: evaluation and checkpoints are no training speed."""
+        """Excludes the time of its body, for example an evaluation or a checkpoint, from the training speed."""
         start = self._now()
         yield
         self._paused += self._now() - start
 
     def lap(self, num_images: int) -> dict[str, float]:
-        """`images_per_second` and `data_wait` (share, 0 to 1) since the last lap; starts the next interval."""
+        """Returns `images_per_second` and `data_wait` (share, 0 to 1) since the last lap; starts a new interval."""
         seconds = max(self._now() - self._start - self._paused, 1e-9)
         values = {"images_per_second": num_images / seconds, "data_wait": self._waited / seconds}
         self._start, self._waited, self._paused = self._now(), 0.0, 0.0
@@ -89,9 +89,9 @@ class Clock:
 
 
 class Meter:
-    """How far something is that is counted: knn:pets ema | 1,280/5,000 images | 210 images/s | eta 0:18 | 3 unreadable.
+    """A progress line for counted items, with an optional title and notes.
 
-    A title before it and notes behind it as they are given.
+    Example: knn:pets ema | 1,280/5,000 images | 210 images/s | eta 0:18 | 3 unreadable
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class Meter:
         title: str = "",
         now: Callable[[], float] = time.perf_counter,
     ):
-        """Rates leave out the first part, in which the function is compiled."""
+        """Starts at zero; the rate leaves out the first call of `add`, whose time includes compiling."""
         self._console, self._noun, self._total, self._now = console, noun, total, now
         self._title = [title] if title else []
         self._done = self._first = 0
         self._began = self._shown = -math.inf
 
     def add(self, count: int, *notes: str) -> None:
-        """Counts a part, and shows the line: ten times a second on a terminal, every ten seconds elsewhere."""
+        """Adds `count` items and prints the line, at most every 0.1 s on a terminal and every 10 s elsewhere."""
         self._done = min(self._done + count, self._total)  # the last batch may be padded
         if self._began < 0:
             self._began, self._first = self._now(), self._done
@@ -128,7 +128,7 @@ class Meter:
 
 
 def three_digits(number: float) -> str:
-    """487,000, 545 or 8.25, where the rest is noise."""
+    """Formats a number with three significant digits: 487,000, 545 or 8.25."""
     short = float(f"{number:.3g}")
     return f"{short:,.0f}" if short >= 100 else f"{short:g}"
 
@@ -141,10 +141,12 @@ def progress_line(
     batch_size: int,
     width: int | None = None,
 ) -> str:
-    """step 120/600 | eta 3:21 | 812 images/s | data wait 3% | loss 9.123 clip 4.210 cls 4.913.
+    """Formats the progress line of training.
 
-    Behind that "| 12 bad records", if any were replaced.  Where that is longer than `width` columns, a shorter form:
-    120/600 eta 3:21 812/s wait 3% loss 9.12 clip 4.21.
+        step 120/600 | eta 3:21 | 812 images/s | data wait 3% | loss 9.123 clip 4.210 cls 4.913
+
+    "| 12 bad records" is appended if records were replaced.  If the line is longer than `width` columns, a shorter form
+    is used: 120/600 eta 3:21 812/s wait 3% loss 9.12 clip 4.21.
     """
     speed, wait = values["images_per_second"], f"wait {values['data_wait']:.0%}"
     eta = f"eta {duration((total_steps - step) * batch_size / speed)}"
@@ -162,7 +164,7 @@ def progress_line(
 
 
 def duration(seconds: float | int) -> str:
-    """Seconds as h:mm:ss, or m:ss below an hour."""
+    """Formats seconds as h:mm:ss, or as m:ss below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""What a checkpoint says about the code that wrote it."""
+"""Provenance stored in checkpoints: package versions, git revision and data fingerprint."""
 
 import hashlib
 import importlib.metadata
@@ -13,14 +13,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of those that a trajectory depends on."""
+    """Returns the versions of Python, of this package and of the packages that affect training."""
     packages = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "detailclip_jax": __version__, **packages}
 
 
 def git_revision(folder: Path = Path(__file__).parents[1]) -> str:
-    """The commit of this code, with "+changes" if the working tree differs; "unknown" outside its git checkout."""
-    tracked = _git(folder, "ls-files", "version.py")  # site-packages may lie inside somebody else's repository
+    """Returns the commit of this code, with "+changes" if files were modified; "unknown" without a git checkout."""
+    tracked = _git(folder, "ls-files", "version.py")  # site-packages may be inside another git repository
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     if not (tracked and commit):
         return "unknown"
@@ -31,14 +31,14 @@ def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # no git, or not a checkout: the revision is called unknown
+    except (OSError, subprocess.SubprocessError):  # no git, or no checkout: the revision is "unknown"
         return ""
 
 
 def data_fingerprint(source: Any, num_samples: int = 8) -> str:
-    """Twelve hexadecimal digits of a data set: its length, and key, captions and label of a few examples.
+    """Hashes a data set to twelve hexadecimal digits: its length, and key, captions and label of some examples.
 
-    Of several sets, mixed by weight: those of each, and the weights.
+    For several sets mixed by weight, the hash is over the fingerprint and weight of each.
     """
     if parts := getattr(source, "parts", ()):
         text = repr([(data_fingerprint(part.source, num_samples), part.weight) for part in parts])
@@ -51,6 +51,6 @@ def data_fingerprint(source: Any, num_samples: int = 8) -> str:
 def _description(source: Any, place: int) -> tuple[Any, ...]:
     try:
         example = source[place]
-    except ValueError:  # a record that cannot be read: the pipeline skips and counts it
+    except ValueError:  # an unreadable record: the data pipeline replaces and counts it
         return ("unreadable",)
     return example["key"], tuple(example["captions"]), int(example["label"])

@@ -1,4 +1,4 @@
-"""Signals of a command that has nothing to save: SIGTERM and Ctrl-C end it at once, and are never lost."""
+"""Signal handling of commands that have nothing to save: SIGTERM and Ctrl-C end them at once and are never lost."""
 
 import contextlib
 import signal
@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AGAIN = 0.2  # seconds between two looks whether an interrupt was lost
+AGAIN = 0.2  # seconds between two checks for a lost interrupt
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ends what is under way; no `except Exception` on the way catches it."""
+    """Raised by a signal to end the current work; `except Exception` does not catch it."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -21,12 +21,12 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def prompt() -> Iterator[None]:
-    """Around a command: both signals raise Stopped in it, again and again until one arrives.
+    """Context of a command: both signals raise Stopped inside it, repeatedly until one is not lost.
 
     Destructors, callbacks from C++ and libraries with a bare `except:` drop an exception that is raised in them, so an
-    interrupt can get lost.  Whoever dropped it has let go of the exception, which is how that is noticed.
+    interrupt can get lost.  A dropped exception is garbage-collected; a weak reference detects that.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
     raised: list[weakref.ref[Stopped]] = []
@@ -65,9 +65,9 @@ def prompt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block, and for ever in processes that are started within it.
+    """Delays Ctrl-C until the end of the block; processes that are started inside the block never get it.
 
-    A child that is still starting has no handler of its own and would end with a traceback.
+    A child process that is still starting has no signal handler yet and would print a traceback.
     """
     heard: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))

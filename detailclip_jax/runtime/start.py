@@ -1,4 +1,7 @@
-"""What holds for every command, `python -m detailclip_jax.NAME`, before its own module is read; nothing is imported."""
+"""Start-up check of every command `python -m detailclip_jax.NAME`, before the command's own module is imported.
+
+Imports only the standard library.
+"""
 
 import sys
 from importlib.util import find_spec
@@ -11,7 +14,7 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 
 
 def check() -> None:
-    """Ends the program with a message outside of the environment; a Ctrl-C from here on is a line and no traceback."""
+    """Exits with a message if a required package is missing; from here on Ctrl-C prints one line, no traceback."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         print(OUTSIDE.format(python=sys.executable, missing=", ".join(missing)), file=sys.stderr)
         sys.exit(USAGE_ERROR)

@@ -1,8 +1,8 @@
-"""Text on its way to people: names of files, captions and labels may hold what a terminal would obey.
+"""Escaping of control characters in printed text: file names, captions and labels may contain terminal commands.
 
 ESC begins commands that clear the screen or change the window's title, a carriage return overwrites the line, and bidi
-overrides show a name in another order than it has.  `printable` writes them as escapes; whatever reaches the screen,
-the log, or a report goes through it: `complain`, `progress.Console`, `files.replace_text`, and a filter of absl's log.
+overrides change the visible order of a name.  `printable` escapes them.  All text for the screen, the log or a report
+passes through it: in `complain`, `progress.Console`, `files.replace_text`, and a filter of absl's log.
 """
 
 import logging as standard_logging
@@ -11,14 +11,14 @@ import sys
 
 from absl import logging
 
-# C0, DEL and C1; marks, overrides and isolates of bidi (Unicode 9.2 of UAX 9) with the deprecated ones behind them;
-# line and paragraph separators; halves of surrogate pairs, which stand for bytes of names that are no UTF-8
+# C0, DEL and C1; bidi marks, overrides and isolates (Unicode 9.2 of UAX 9), with the deprecated ones that follow them;
+# line and paragraph separators; halves of surrogate pairs, which represent bytes of names that are not valid UTF-8
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ud800-\udfff]")
-LINES = "\n\t"  # what messages and reports of several lines keep
+LINES = "\n\t"  # characters that messages and reports of several lines keep
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with control characters as escapes, `\\x1b` or `\\u202e`; those in `keep` stay.
+    """Replaces control characters by escapes such as `\\x1b` or `\\u202e`; characters in `keep` stay.
 
     printable(chr(27) + "[2J.jpg") == r"\\x1b[2J.jpg"
     """
@@ -31,20 +31,23 @@ def _escaped(character: str) -> str:
 
 
 def json_escaped(text: str) -> str:
-    """The same of a text of JSON, whose values stay: in it all of them stand in strings, but for its own line ends."""
+    """Escapes control characters in JSON text; the values stay the same, because only strings can contain them.
+
+    The line breaks and tabs of the JSON text itself are kept.
+    """
     return _CONTROL.sub(lambda found: found[0] if found[0] in LINES else f"\\u{ord(found[0]):04x}", text)
 
 
 def complain(text: str) -> None:
-    """A message on standard error, where several lines may be meant."""
+    """Prints a message on standard error, with control characters escaped; it may have several lines."""
     print(printable(text, LINES), file=sys.stderr, flush=True)
 
 
 class _Escaping(standard_logging.Filter):
-    """Changes records before any handler, ours or another program's, writes them."""
+    """A log filter that escapes control characters before any handler writes the record."""
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
-        """Keeps every record."""
+        """Escapes the record's message; returns True, so that every record is kept."""
         record.msg, record.args = printable(record.getMessage(), LINES), ()
         return True
 

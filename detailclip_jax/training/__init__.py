@@ -1,1 +1,1 @@
-"""Training: state, step, optimiser, schedules, sharding, and the experiment that a config describes."""
+"""Training: state, step, optimiser, schedules, sharding, checkpoints, and the experiment built from a config."""

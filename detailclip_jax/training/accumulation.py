@@ -1,9 +1,10 @@
-"""Gradient accumulation that changes no number: a device takes its rows of the batch chunk by chunk.
+"""Exact gradient accumulation (GradCache, arXiv 2101.06983): each device processes its share of the batch in chunks.
 
-Terms that are means over images split as they are.  The others (CLIP and SimCLR compare images, BatchNorm normalises
-over them) read class tokens and captions of the whole batch, which are small.  So the networks run on a chunk at a
-time, then those terms on all embeddings; backwards every chunk runs again, with the gradient to its embeddings known
-(GradCache, arXiv 2101.06983).  Memory is that of one chunk, for one more forward pass.
+The losses and gradients equal those of the whole batch.  A loss term that is a mean over images is computed chunk by
+chunk.  The other terms (CLIP and SimCLR compare images, BatchNorm normalises over them) need the CLS tokens and caption
+embeddings of all chunks, which are small.  The networks therefore run on one chunk at a time, and these terms are
+computed on all embeddings afterwards.  The backward pass runs every chunk again, with the gradient of its embeddings
+already known.  The memory is that of one chunk; the cost is one more forward pass.
 """
 
 import dataclasses
@@ -27,21 +28,24 @@ from detailclip_jax.training.train_step import (
 )
 from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar, Tokens
 
-Embeddings = Mapping[str, Any]  # of a line: "targets" and "tokens" by pass, [V, B, D], and "text", [B, E] or None
+Embeddings = Mapping[str, Any]  # "targets" and "tokens" by name of the pass, [V, B, D]; "text", [B, E] or None
 
 
 def losses_of(chunks: int) -> Callable[..., Any]:
-    """How a device makes its losses: on all of its rows at once, or in so many chunks."""
+    """Returns the function that computes a device's losses: in one piece for `chunks` = 1, else in `chunks` chunks."""
     return device_losses if chunks == 1 else partial(chunked_losses, chunks=chunks)
 
 
 def chunked_losses(
     params: Params, teacher: Params, stats: Stats, batch: Batch, keys: Keys, context: Context, setup: Setup, chunks: int
 ) -> tuple[tuple[Scalar, Metrics, dict[str, Array]], Stats]:
-    """What `train_step.device_losses` returns, to rounding, with the networks' memory of 1 / chunks of the rows."""
+    """Computes the result of `train_step.device_losses` chunk by chunk.
+
+    The result differs by rounding only.  The networks need the memory of 1 / `chunks` of the device's images.
+    """
     by_image, by_batch = (setup._replace(method=terms(setup.method, whole)) for whole in (False, True))
 
-    @partial(jax.checkpoint, prevent_cse=False)  # within a scan the two passes cannot be merged
+    @partial(jax.checkpoint, prevent_cse=False)  # inside a scan XLA cannot merge the two forward passes
     def chunk(nothing: None, rows: tuple[Batch, Array]) -> tuple[None, PyTree]:
         line, _ = run_line(params, teacher, stats, rows[0], Keys(keys.step, rows[1]), by_image)
         total, metrics = losses(by_image.method, line, context)
@@ -58,7 +62,7 @@ def chunked_losses(
 
 
 def terms(method: Method, whole_batch: bool) -> Method:
-    """The row with those of its terms that need the whole batch, or the others, and their heads alone."""
+    """Returns the method with only the terms that need the whole batch (or only the others), and only their heads."""
     kept = {name: loss for name, loss in method.losses.items() if loss.whole_batch == whole_batch}
     wanted = {name for loss in kept.values() for name in loss.reads}
     heads = tuple(head for head in method.heads if wanted & set(head.makes))
@@ -66,18 +70,18 @@ def terms(method: Method, whole_batch: bool) -> Method:
 
 
 def split(rows: PyTree, chunks: int) -> PyTree:
-    """[B, ...] -> [chunks, B / chunks, ...]."""
+    """Splits axis 0 of every array: [B, ...] -> [chunks, B / chunks, ...]."""
     return jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), rows)
 
 
 def embeddings(line: Forward) -> Embeddings:
-    """What terms of the whole batch read: one vector per view, and per caption."""
+    """Returns the inputs of the terms that need the whole batch: one vector per view and one per caption."""
     classes = {kind: {name: t.cls for name, t in getattr(line, kind).items()} for kind in ("targets", "tokens")}
     return {**classes, "text": line.text}
 
 
 def rejoin(batch: Batch, embedded: Embeddings) -> Forward:
-    """A line of all chunks with their embeddings, and no patches."""
+    """Builds a `Forward` record of the whole batch from the embeddings of all chunks; it has no patch tokens."""
     tokens = {kind: {n: _class_tokens(x) for n, x in embedded[kind].items()} for kind in ("targets", "tokens")}
     text = embedded["text"]
     text = None if text is None else text.reshape(-1, text.shape[-1])

@@ -1,9 +1,10 @@
-"""Checkpoints: the whole training state, where in the data it stood, and what wrote it.
+"""Checkpoints: the whole training state, the position in the data, and the versions that wrote it.
 
-A checkpoint is a folder `checkpoints/<step>` with three items: `state` (arrays, Orbax), `data` (how many examples
-were consumed) and `run` (resolved config, git revision, versions, data fingerprint, checksums), and a manifest of all
-its files with its step.  It is written in the background under another name and renamed when it is complete, so a kill
-at any moment leaves finished checkpoints only.  It is compared with its manifest before anything else reads it.
+A checkpoint is a folder `checkpoints/<step>` with three items: `state` (arrays, Orbax), `data` (the number of examples
+consumed) and `run` (resolved config, git revision, versions, data fingerprint, checksums).  A manifest lists all its
+files and its step.  It is written in the background under a temporary name and renamed when it is complete, so a kill
+at any moment leaves only finished checkpoints under their own names.  Before a checkpoint is read, it is compared with
+its manifest.
 """
 
 import contextlib
@@ -42,18 +43,18 @@ _UNREADABLE = "unreadable-"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; the message says which and what to do."""
+    """A checkpoint cannot be written or read; the message names it and says what to do."""
 
 
 class StorageError(RuntimeError):
-    """A file of the run cannot be written: the disk is full, or the folder is gone.  The message says how to go on."""
+    """A file of the run cannot be written: disk full, or folder missing.  The message says how to continue."""
 
 
 class Sealed(atomicity.AtomicRenameTemporaryPath):
-    """Orbax's way to write a folder under another name first; a step's folder gets its manifest before its name."""
+    """Orbax's writer for a temporary folder that is renamed at the end; adds the manifest before the last renaming."""
 
     async def finalize(self) -> None:
-        """Called on one process, when all items are written."""
+        """Writes the manifest and renames the folder; Orbax calls it on one process when all items are written."""
         final = self._final_path
         if not final.name.isdecimal():  # an item within the step's folder
             return await super().finalize()
@@ -64,7 +65,7 @@ class Sealed(atomicity.AtomicRenameTemporaryPath):
 
 
 class Restored(NamedTuple):
-    """A checkpoint that was read: `data` and `run` are the dictionaries that were saved with it."""
+    """A restored checkpoint; `data` and `run` are the dictionaries that were saved with it."""
 
     step: int
     state: PyTree
@@ -73,7 +74,7 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir.
+    """Saves, restores and removes the checkpoints of one workdir.
 
         checkpoints = Checkpoints(workdir, max_to_keep=2, best_metric="zero_shot/ema/top1")
         restored = checkpoints.restore(experiment.state_shapes)      # None in an empty workdir
@@ -81,8 +82,8 @@ class Checkpoints:
         checkpoints.score(100, {"zero_shot/ema/top1": 31.0})         # once it is evaluated
         checkpoints.close()
 
-    Keeps the last `max_to_keep` and, if a `best_metric` is named, the one with its highest score: of `scores`, which an
-    earlier process measured, and of those given to `score`.
+    Keeps the last `max_to_keep` checkpoints and, if `best_metric` is set, the one with its highest value.  The values
+    come from `scores` (measured by an earlier process) and from calls of `score`.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Checkpoints:
         warn: Callable[[str], None] = logging.warning,
         scores: Mapping[int, Mapping[str, float]] | None = None,
     ):
-        """Opens `workdir/checkpoints` and removes what a killed run left unfinished there."""
+        """Opens `workdir/checkpoints` and removes the unfinished checkpoints of a killed run."""
         self.folder = Path(workdir).absolute() / FOLDER
         self._warn, self._failed = warn, False
         _hush_writer()
@@ -108,22 +109,22 @@ class Checkpoints:
             )
 
     def steps(self) -> list[int]:
-        """Steps of the finished checkpoints, ascending."""
+        """Returns the steps of the finished checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the highest best_metric, None without any."""
+        """Returns the step with the highest `best_metric`; None if no checkpoint has a score."""
         return self._retention.best(self.steps())
 
     def scored(self, step: int) -> bool:
-        """Whether the evaluation of that step is known."""
+        """Whether the scores of that step are known."""
         return step in self._retention.scores
 
     def save(self, step: int, state: PyTree, data: Mapping[str, Any], run: Mapping[str, Any]) -> None:
-        """Starts writing the checkpoint of `step`; returns as soon as the arrays are copied from the devices.
+        """Starts to write the checkpoint of `step`; returns as soon as the arrays are copied from the devices.
 
-        Raises CheckpointError, and writes nothing, if an array of the state is not finite, and StorageError if the disk
-        has less room than the last checkpoint took, or if that one could not be written.
+        Raises CheckpointError, and writes nothing, if an array of the state is not finite.  Raises StorageError if the
+        disk has less free space than the last checkpoint takes, or if the previous save failed.
         """
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_fields(state)),
@@ -136,7 +137,7 @@ class Checkpoints:
             self._manager.save(step, args=args, force=True)
 
     def _check_room(self, step: int) -> None:
-        """StorageError before a checkpoint is begun for which there is no room."""
+        """Raises StorageError if the disk has less free space than the last checkpoint takes."""
         steps = _steps_in(self.folder)
         if not steps or jax.process_index() > 0:
             return
@@ -149,7 +150,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """StorageError for what the writer's threads met; what jax says of lost processes goes on as it is."""
+        """Raises StorageError for errors of the writer's threads; jax's errors about lost processes pass unchanged."""
         try:
             yield
         except jax.errors.JaxRuntimeError:
@@ -161,7 +162,7 @@ class Checkpoints:
             raise StorageError(f"a checkpoint cannot be written: {_first_line(error)}\n{self.way_on()}") from error
 
     def way_on(self) -> str:
-        """The last good step on the disk, and how to go on."""
+        """Says which step on the disk is the last good one, and how to continue the run."""
         if not self._failed:
             with contextlib.suppress(StorageError):
                 self.wait()
@@ -171,19 +172,19 @@ class Checkpoints:
         return f"In {self.folder} {good}; once there is room and the folder can be written, {after}."
 
     def check(self) -> None:
-        """StorageError if the last save has failed meanwhile."""
+        """Raises StorageError if the last save has failed in the background."""
         with self._writing():
             self._manager.check_for_errors()
 
     def abandon(self) -> None:
-        """Removes the checkpoint that is being written; the process ends after that."""
-        logging.set_verbosity(logging.FATAL)  # its writer is about to miss the folder
+        """Removes the checkpoint that is being written; to be called just before the process ends."""
+        logging.set_verbosity(logging.FATAL)  # the writer's threads would log errors about the missing folder
         for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
-            with contextlib.suppress(OSError):  # it may get its final name at this moment
+            with contextlib.suppress(OSError):  # the writer may rename it at this moment
                 shutil.rmtree(unfinished.rename(unfinished.with_name(f"abandoned-{unfinished.name}")))
 
     def score(self, step: int, scores: Mapping[str, float]) -> None:
-        """Notes what an evaluation measured, and removes the checkpoint that was the best until now."""
+        """Records the scores of a step, and removes checkpoints that need not be kept any more (the old best one)."""
         self._retention.scores[step] = scores
         steps = self.steps()
         for old in sorted(set(steps) - self._retention.kept(steps)):
@@ -191,10 +192,11 @@ class Checkpoints:
             self._manager.delete(old)
 
     def restore(self, target: PyTree) -> Restored | None:
-        """The newest checkpoint that can be read, on the shardings of `target` (a tree of ShapeDtypeStruct).
+        """Restores the newest readable checkpoint, with the shardings of `target` (a tree of ShapeDtypeStruct).
 
-        One that cannot is set aside with a warning and the previous one is used.  Returns None without checkpoints.
-        Raises CheckpointError if none of them can be read, and if one holds the state of another version.
+        An unreadable checkpoint is renamed with a warning, and the previous one is used.  Returns None if there are no
+        checkpoints.  Raises CheckpointError if no checkpoint can be read, or if one was written by another version with
+        other arrays.
         """
         failures: dict[int, str] = {}
         for step in reversed(self.steps()):
@@ -210,22 +212,22 @@ class Checkpoints:
         return None
 
     def _try(self, step: int, target: PyTree) -> tuple[Restored | None, str]:
-        """The checkpoint, or why it cannot be read."""
+        """Returns the checkpoint, or None and the reason why it cannot be read."""
         broken = manifest.problem(self.folder / str(step)) if jax.process_index() == 0 else ""
         if not all_processes(not broken):
             return None, broken or "the first process found it damaged"
         self._check_version(step, target)
         try:
             return self._read(step, target), "another process failed to read it"
-        except Exception as error:  # whatever the reader meets in files that are as they were written
+        except Exception as error:  # any error of the reader, although the files are as they were written
             return None, _first_line(error)
 
     def _check_version(self, step: int, target: PyTree) -> None:
-        """Raises CheckpointError if a checkpoint, whose description can be read, has other arrays than `target`."""
+        """Raises CheckpointError if the metadata of a checkpoint can be read and lists other arrays than `target`."""
         try:
             saved = saved_shapes(self.folder / str(step) / "state")
             run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self.folder / str(step) / "run")
-        except Exception:  # `_read` says what is wrong
+        except Exception:  # `_read` reports what is wrong
             return
         wanted = shapes(_fields(target))
         wrong = [name for name in saved | wanted if saved.get(name) != wanted.get(name)]
@@ -242,7 +244,7 @@ class Checkpoints:
         return Restored(step, state, read.data, read.run)
 
     def _set_aside(self, failures: Mapping[int, str]) -> None:
-        """Renames unreadable checkpoints, so that the run can write theirs anew when it comes to the same steps."""
+        """Renames unreadable checkpoints, so that the run can save the same steps again."""
         if not failures:
             return
         for step in failures if jax.process_index() == 0 else ():
@@ -254,12 +256,12 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Waits until the last save is on disk; StorageError if it failed."""
+        """Waits until the last save is on the disk.  Raises StorageError if it failed."""
         with self._writing():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for the last save and closes; after a StorageError there is nothing to wait for."""
+        """Waits for the last save and closes the manager; does nothing after a StorageError."""
         if not self._failed:
             self.wait()
             self._manager.close()
@@ -273,9 +275,9 @@ _LOOP_CLOSED = "Event loop is closed"
 
 
 def _hush_writer() -> None:
-    """Keeps the writer from printing what `_writing` raises as one message.
+    """Silences the writer's own logs of the errors that `_writing` raises as one message.
 
-    Where one of some hundred arrays fails to be written, the others find the event loop closed, each with a traceback.
+    If one of some hundred arrays cannot be written, each of the others prints a traceback about a closed event loop.
     """
     logger = logging.get_absl_logger()
     if not any(isinstance(known, _NotOrbax) for known in logger.filters):
@@ -284,7 +286,7 @@ def _hush_writer() -> None:
 
 
 class _NotOrbax(Filter):
-    """Passes what is no error of Orbax."""
+    """A log filter that drops errors logged by Orbax."""
 
     def filter(self, record: LogRecord) -> bool:
         """Whether the record is printed."""
@@ -298,37 +300,37 @@ def _show_others(show: Callable[[Any], Any], unraisable: Any) -> None:
 
 
 def _fields(state: PyTree) -> dict[str, PyTree]:
-    """The state as a plain dictionary: Orbax puts other things than arrays into the trees that it is given."""
+    """The state as a plain dictionary, because Orbax puts objects other than arrays into the trees that it is given."""
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
 
 
 class Retention(policies.PreservationPolicy):
-    """Which checkpoints stay: the last `max_to_keep`, and the one with the highest score of `best_metric`."""
+    """The policy of which checkpoints to keep: the last `max_to_keep`, and the one with the highest `best_metric`."""
 
     def __init__(self, max_to_keep: int, best_metric: str, scores: Mapping[int, Mapping[str, float]]):
         self.max_to_keep, self.best_metric, self.scores = max_to_keep, best_metric, dict(scores)
 
     def best(self, steps: Sequence[int]) -> int | None:
-        """The last of those with the highest score; None where none has one."""
+        """Returns the step with the highest score, the last one of equal scores; None if no step has a score."""
         known = [step for step in steps if self.best_metric in self.scores.get(step, {})]
         return max(known, key=lambda step: (self.scores[step][self.best_metric], step), default=None)
 
     def forget_after(self, step: int) -> None:
-        """Drops the scores of steps that the run has yet to come to, again."""
+        """Drops the scores of steps after `step`, which the run will compute again."""
         self.scores = {scored: scores for scored, scores in self.scores.items() if scored <= step}
 
     def kept(self, steps: Sequence[int]) -> set[int]:
-        """Those of `steps`, ascending, that stay."""
+        """Returns those of `steps` (ascending) to keep."""
         return {*steps[-self.max_to_keep :]} | {step for step in [self.best(steps)] if step is not None}
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        """Orbax's question: an answer for each of its checkpoints."""
+        """Whether to keep each checkpoint; called by Orbax."""
         kept = self.kept(sorted(checkpoint.step for checkpoint in checkpoints))
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 def _remove_unfinished(folder: Path) -> list[str]:
-    """Names of what was removed, on the process that did."""
+    """Removes unfinished checkpoints; returns their names on process 0 (which removes them), else an empty list."""
     unfinished = sorted(folder.glob(f"*{_UNFINISHED}*")) if jax.process_index() == 0 else []
     for left in unfinished:
         shutil.rmtree(left)
@@ -342,7 +344,7 @@ def _none_readable(folder: Path, failures: Mapping[int, str]) -> str:
 
 
 def all_processes(good: bool) -> bool:
-    """Whether it is so on every process: they go on with the same checkpoint, or all with the one before."""
+    """Whether `good` is true on every process, so that all of them continue from the same checkpoint."""
     return bool(np.all(multihost_utils.process_allgather(np.array(good))))
 
 
@@ -351,9 +353,10 @@ def _first_line(error: Exception) -> str:
 
 
 def checksums(state: PyTree) -> dict[str, int]:
-    """Path of every array -> a sum over its values' bits and places modulo 2^32: the same on any number of devices.
+    """Computes path -> checksum of every array.
 
-    Raises CheckpointError that names the arrays with a nan or infinity in them.
+    A checksum is a sum over the bits and positions of all values, modulo 2^32; it is the same on any number of devices.
+    Raises CheckpointError that names the arrays with nan or infinite values.
     """
     sums, finite = jax.device_get(_inspect(jax.tree.leaves(state)))
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
@@ -373,14 +376,14 @@ def _bit_sum(leaf: Array) -> UInt32[Array, ""]:
 
 
 def _places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """Number of each value in the order of the axes, modulo 2^32: without it values that change places go unnoticed."""
+    """The row-major index of each value, modulo 2^32; it makes the checksum depend on the order of the values."""
     strides = [math.prod(shape[axis + 1 :]) % 2**32 for axis in range(len(shape))]
     counts = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape)))
     return sum((count * jnp.uint32(stride) for count, stride in zip(counts, strides)), jnp.zeros(shape, jnp.uint32))
 
 
 def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """A bijection in which each bit depends on every other: the end of MurmurHash3 (Appleby, public domain)."""
+    """The final mix of MurmurHash3 (Appleby, public domain): a bijection in which every bit depends on all others."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
@@ -391,21 +394,21 @@ def _is_finite(leaf: Array) -> Bool[Array, ""]:
 
 
 def _compare_checksums(saved: Mapping[str, int], read: Mapping[str, int]) -> None:
-    """Compares the arrays on the devices with those that were: the manifest only knows the files."""
+    """Raises CheckpointError if the restored arrays differ from the saved ones; the manifest only checks files."""
     if changed := [name for name in saved if read.get(name) != saved[name]]:
         raise CheckpointError(f"checksum of {', '.join(changed[:5])} differs from what was written")
 
 
 def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    """Networks, parameters and resolved config of a run, on one device: what a notebook needs.
+    """Loads the networks, parameters and resolved config of a run on one device, for example in a notebook.
 
         model, variables, config = load("runs/stickers")
         encode = encoders(model, config)
         encode.image(variables["params"], images)
 
-    `path` is a workdir; without `step` its newest checkpoint is read.  `variables` holds "params" (the student),
-    "ema_params" (the parts its teacher has; `ema.overlay` lays them over), "batch_stats" and "centers".
-    Raises FileNotFoundError that lists the steps there are, and CheckpointError for one that cannot be read.
+    `path` is a workdir; without `step` its newest checkpoint is loaded.  `variables` holds "params" (the student),
+    "ema_params" (the teacher's networks; `ema.overlay` adds the student's others), "batch_stats" and "centers".
+    Raises FileNotFoundError that lists the existing steps, and CheckpointError for an unreadable checkpoint.
     """
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
     device = first_device()
@@ -413,9 +416,9 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
         raise CheckpointError(_unreadable(folder, step, broken))
     try:
         return _load(folder / str(step), device)
-    except jax.errors.JaxRuntimeError:  # of the devices or the other processes, not of the file
+    except jax.errors.JaxRuntimeError:  # an error of the devices or the other processes, not of the file
         raise
-    except Exception as error:  # whatever the reader meets in files that are as they were written
+    except Exception as error:  # any error of the reader, although the files are as they were written
         raise CheckpointError(_unreadable(folder, step, _first_line(error))) from error
 
 
@@ -426,7 +429,7 @@ def _unreadable(folder: Path, step: int, reason: str) -> str:
 
 
 def _steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, ascending, by the names of their folders alone."""
+    """Steps of the checkpoints in a folder, ascending; only the names of the folders are checked."""
     names = (entry.name for entry in folder.glob("*") if entry.is_dir())
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
@@ -434,7 +437,7 @@ def _steps_in(folder: Path) -> list[int]:
 def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], ConfigDict]:
     run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
     config = from_json(run["config"])
-    config.model.attention = "auto"  # the kernel is this machine's, whatever it was there
+    config.model.attention = "auto"  # chosen for this machine, not for the one that trained
     built = experiment.build(config, make_mesh([device]))
     names = ("params", "ema_params", "batch_stats", "centers")
     target = {name: getattr(built.state_shapes, name) for name in names}
@@ -442,7 +445,7 @@ def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], Confi
 
 
 def pick_step(path: str | Path, step: int | None = None) -> int:
-    """The newest step of a workdir, or `step` if it is there; FileNotFoundError that lists those there are."""
+    """Returns `step`, or the newest step of a workdir.  Raises FileNotFoundError that lists the existing steps."""
     folder = Path(path).absolute() / FOLDER
     if not folder.parent.is_dir():
         convert = "is a file; python -m detailclip_jax.import_torch makes a workdir of a PyTorch checkpoint"
@@ -455,7 +458,7 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
 
 
 def _read_part(folder: Path, target: dict[str, PyTree]) -> dict[str, PyTree]:
-    """The entries of a saved state that `target` names; the others are not read."""
+    """Loads the entries of a saved state that `target` names; skips the others."""
     arguments = ocp.checkpoint_utils.construct_restore_args(target)
     item = ocp.args.PyTreeRestore(item=target, restore_args=arguments, partial_restore=True)
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder, args=item)

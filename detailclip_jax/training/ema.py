@@ -1,4 +1,4 @@
-"""The teacher: an exponential moving average of the student's parts (paper section 3.2.1)."""
+"""The teacher: an exponential moving average (EMA) of networks of the student (paper section 3.2.1)."""
 
 import functools
 from collections.abc import Iterable
@@ -10,12 +10,15 @@ from detailclip_jax.types import Leaf, Params, Scalar
 
 
 def update(teacher: Params, student: Params, momentum: Scalar | float) -> Params:
-    """theta <- theta + (1 - momentum) (phi - theta), over the parts that the teacher holds.
+    """Updates the teacher theta towards the student phi, for the networks that the teacher owns.
 
-    Computed in float32.  momentum theta + (1 - momentum) phi, as `optax.incremental_update` has it, is the same but for
-    rounding, and rounding moves a tensor that equals its student's: a frozen one would drift.
+        theta <- theta + (1 - momentum) (phi - theta)
 
-    The reference moves the teacher at the START of a step, with the student as the previous step left it.
+    Computed in float32.  `optax.incremental_update` computes momentum theta + (1 - momentum) phi.  The two differ by
+    rounding only, but with the second form rounding changes a tensor that equals the student's: a frozen tensor would
+    drift.
+
+    The reference updates the teacher at the START of a step, from the student after the previous step.
     """
     own = {part: student[part] for part in teacher}
     return jax.tree.map(functools.partial(_move, momentum=momentum), teacher, own)
@@ -27,10 +30,10 @@ def _move(teacher: Leaf, student: Leaf, momentum: Scalar | float) -> Leaf:
 
 
 def copy(student: Params, parts: Iterable[str]) -> Params:
-    """A teacher equal to the student, in buffers of its own (a donated buffer must not be held twice)."""
+    """Returns a copy of these networks of the student, in new buffers (a donated buffer must not be used twice)."""
     return {part: jax.tree.map(jnp.copy, student[part]) for part in parts}
 
 
 def overlay(student: Params, teacher: Params) -> Params:
-    """Parameters for evaluation with the teacher's weights: its parts, and the student's where it has none."""
+    """Returns the teacher's networks, completed by the student's where the teacher has none; used in evaluation."""
     return {**student, **teacher}

@@ -1,4 +1,4 @@
-"""A config made real: method, networks, optimiser, mesh and the compiled step."""
+"""The experiment built from a config: method, networks, optimiser, mesh and the jitted training step."""
 
 import functools
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from detailclip_jax.types import Array, Axis, Batch, Int
 
 
 class Experiment(NamedTuple):
-    """Everything that a run, a test or a notebook calls.
+    """The functions and objects of one experiment, for a run, a test or a notebook.
 
     experiment = build(config)
     state = experiment.init(config.seed)
@@ -34,52 +34,52 @@ class Experiment(NamedTuple):
     setup: Setup
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
     train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
-    line: jax.stages.Wrapped  # (state, batch) -> Forward: masks, tokens, predicted pixels, for figures
+    line: jax.stages.Wrapped  # forward pass, (state, batch) -> Forward: masks, tokens, predicted pixels; for figures
     encode: Encode
 
     @property
     def method(self) -> Method:
-        """The row."""
+        """The method."""
         return self.setup.method
 
     @property
     def model(self) -> Networks:
-        """Its networks."""
+        """The method's networks."""
         return self.setup.model
 
     @property
     def mesh(self) -> Mesh:
-        """The devices."""
+        """The device mesh."""
         return self.setup.mesh
 
     @property
     def schedules(self) -> Schedules:
-        """Learning rate, teacher momentum and patch temperature by step."""
+        """Learning rate, teacher momentum and teacher temperatures as functions of the step."""
         return self.setup.schedules
 
     def init(self, seed: int) -> TrainState:
-        """A fresh state, made in place on the devices."""
+        """Creates the state of step 0 directly on the devices."""
         make = functools.partial(create_state, setup=self.setup, config=self.config)
         return jax.jit(make, out_shardings=_places(self.state_shapes))(seed)
 
     def put(self, batch: Batch) -> Batch:
-        """This process's rows of a batch onto the mesh."""
+        """Places this process's part of a batch on the mesh."""
         return meshes.put(batch, self.mesh)
 
     def whole(self, state: TrainState) -> TrainState:
-        """The state with the weights whole on every device, as evaluation reads them."""
+        """Returns the state with whole parameters on every device, as evaluation needs them."""
         weights = meshes.replicate((state.params, state.ema_params), self.mesh)
         return state.replace(params=weights[0], ema_params=weights[1])
 
     def parameter_table(self) -> str:
-        """Pattern, group and count of every parameter, as printed when a run starts."""
+        """Formats pattern, group and number of the parameters, as printed when a run starts."""
         return optimizer.table_text(self.state_shapes.params, optimizer.rules(self.config.model))
 
 
 def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
-    """The experiment of a resolved config, on all devices unless a mesh is given; nothing runs yet.
+    """Builds the experiment of a resolved config, on all devices unless a mesh is given; computes nothing yet.
 
-    Raises ValueError that names the field, its value and the way out.
+    Raises ValueError that names the field, its value and what to write instead.
     """
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     meshes.check_batch_size(config.batch_size, mesh, config.accumulation)
@@ -91,7 +91,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     bare = Setup(
         method,
         model,
-        optimizer=None,  # type: ignore[arg-type]  # known below, once the parameters are
+        optimizer=None,  # type: ignore[arg-type]  # set below, when the parameters are known
         groups=None,
         schedules=plan,
         mesh=mesh,
@@ -115,13 +115,16 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
 
 
 def build_networks(config: ConfigDict, axis: Axis | None = None) -> Networks:
-    """The networks of the config's method; `axis` is the mesh axis over which BatchNorm takes its statistics."""
+    """Builds the networks of the config's method; `axis` is the mesh axis over which BatchNorm takes its statistics."""
     method = methods.build(config)
     return sizes.build(config.model, method.parts, axis, method.interpolation)
 
 
 def build_schedules(config: ConfigDict, method: Method) -> Schedules:
-    """The schedules over `config.total_steps`, with a warm-up that fits into the run; ValueError without a length."""
+    """Builds the schedules over `config.total_steps`, with a warm-up that fits into the run.
+
+    Raises ValueError if `total_steps` is not set.
+    """
     opt, total = config.optimizer, config.total_steps
     if total is None:
         raise ValueError("total_steps is not set; set config.total_steps, or call run_config.resolve(config, examples)")
@@ -136,38 +139,38 @@ def build_schedules(config: ConfigDict, method: Method) -> Schedules:
 
 
 def build_weight_decay(config: ConfigDict) -> schedules.Schedule | None:
-    """Weight decay by step where the config lets it change."""
+    """Builds the weight-decay schedule; None if `weight_decay_end` is not set and the decay is constant."""
     start, end = config.optimizer.weight_decay, config.optimizer.weight_decay_end
     return None if end is None else schedules.cosine(start, end, config.total_steps)
 
 
 def build_temperatures(losses: ConfigDict, steps_per_epoch: int) -> dict[str, schedules.Schedule]:
-    """The teacher's temperatures, each rising over the first epochs."""
+    """Builds the teacher's temperature schedules, each with a warm-up over the first epochs."""
     ends = {"cls": losses.teacher_temperature, "patch": losses.patch_temperature}
     epochs = losses.temperature_epochs
     return {name: schedules.epoch_warmup(first, last, epochs, steps_per_epoch) for name, (first, last) in ends.items()}
 
 
 def build_mixing(views: ConfigDict) -> Callable[[Batch, Array], Batch]:
-    """Mixup and CutMix by the config's alphas; nothing where both are 0."""
+    """Builds mixup and CutMix from the config's alphas; the identity if both are 0."""
     if not (views.mixup or views.cutmix):
         return lambda batch, key: batch
     return functools.partial(mixing.mix, mixup=views.mixup, cutmix=views.cutmix)
 
 
 def warmup_steps(config: ConfigDict) -> int:
-    """The warm-up that the config asks for, in steps."""
+    """Returns the length of the configured warm-up in steps."""
     asked = config.optimizer.warmup_steps
     return round(config.optimizer.warmup_epochs * steps_of_epoch(config)) if asked is None else asked
 
 
 def steps_of_epoch(config: ConfigDict) -> int:
-    """`steps_per_epoch`; where no run has resolved it yet, `total_steps` over `num_epochs`."""
+    """Returns `steps_per_epoch`; if the config is not resolved, `total_steps // num_epochs`, at least 1."""
     return config.steps_per_epoch or max(config.total_steps // config.num_epochs, 1)
 
 
 def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:
-    """A batch of zeros with the shapes that the config's pipeline delivers."""
+    """Makes a batch of zeros with the shapes of the config's data pipeline."""
     crops = config.views.crops
     grids = {name: (size, c.count, c.mask_grid**2) for name, c in crops.items() if c.get("mask_grid", 0)}
     hidden = {"hidden": {name: jnp.zeros(shape, bool) for name, shape in grids.items()}}
@@ -181,7 +184,7 @@ def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:
 
 
 def create_state(seed: int | Int[Array, ""], setup: Setup, config: ConfigDict) -> TrainState:
-    """Parameters, teacher, moments and centers at step 0."""
+    """Creates parameters, teacher, optimiser moments and centers of step 0."""
     params_key, run_key = jax.random.split(jax.random.key(seed))
     params, batch_stats = init_variables(params_key, dummy_batch(config), setup)
     return train_state.create(params, batch_stats, setup.optimizer, setup.method.ema, setup.method.centers, run_key)

@@ -1,9 +1,9 @@
-"""A folder's manifest: every file in it with its length and SHA-256, and the name that the folder has to have.
+"""A folder's manifest: the length and SHA-256 of every file in the folder, and the name that the folder must have.
 
     write(folder, "55")            # folder/manifest.json
     problem(folder)                # "", or which file is missing, cut or changed, or that the folder was renamed
 
-Files that were put there later are no matter: nobody reads them.
+Files that were added later are ignored, because nothing reads them.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ NAME = "manifest.json"
 
 
 def write(folder: Path, name: str) -> None:
-    """Lists all files of the folder, which is to be called `name`; they and the list are on the disk at the end."""
+    """Writes the manifest of a folder whose final name is `name`; syncs the manifest and all files to the disk."""
     files = {str(file.relative_to(folder)): _entry(file) for file in sorted(folder.rglob("*")) if file.is_file()}
     with (folder / NAME).open("w") as stream:
         json.dump({"folder": name, "files": files}, stream, indent=1)
@@ -26,12 +26,12 @@ def write(folder: Path, name: str) -> None:
 
 def _entry(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
-        os.fsync(stream.fileno())  # else a power cut can leave the folder's name without what is in its files
+        os.fsync(stream.fileno())  # without it a power cut can leave a renamed folder with empty files
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def problem(folder: Path) -> str:
-    """What is wrong with a folder, "" if its files and its name are those that were written."""
+    """Describes what is wrong with a folder; "" if its files and its name are as they were written."""
     if not (folder / NAME).is_file():
         return f"{NAME} is missing: the file was deleted, or an earlier version wrote this checkpoint"
     try:

@@ -1,4 +1,4 @@
-"""The device mesh: batches are spread over both of its axes, "data" and "fsdp"; parameters, if at all, over "fsdp"."""
+"""The device mesh with axes "data" and "fsdp": batches are sharded over both axes, parameters over "fsdp" only."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,39 +13,39 @@ from detailclip_jax.types import BATCH, DATA, FSDP, Batch, PyTree
 
 
 def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
-    """A mesh of all devices (or those given), [devices / fsdp, fsdp] along "data" and "fsdp".
+    """Makes a mesh of all devices, or of the given ones: [devices / fsdp, fsdp] along "data" and "fsdp".
 
-    A host's devices are neighbours: they alone share "fsdp" where it divides their number, see `fsdp_hosts`.
-    Raises ValueError unless it divides all devices, NoDevice where there are none.
+    Devices of one host are neighbours: if `fsdp` divides their number, no "fsdp" group spans hosts (see `fsdp_hosts`).
+    Raises ValueError if `fsdp` does not divide the number of devices, and NoDevice if there is no device.
     """
     if devices is None:
-        first_device()  # or NoDevice
+        first_device()  # raises NoDevice if there is none
         devices = jax.devices()
     if fsdp < 1 or len(devices) % fsdp:
         fitting = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise ValueError(f"mesh.fsdp {fsdp} does not divide {len(devices)} devices; it can be {fitting}")
-    # jax.make_mesh lays axes along a TPU's torus, across hosts, and refuses what does not fit it.
+    # jax.make_mesh aligns axes with a TPU's torus, across hosts, and raises for shapes that do not fit the torus.
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(by_host).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
 
 
 def fsdp_hosts(mesh: Mesh) -> int:
-    """The most processes that devices which share a divided state belong to."""
+    """Returns the largest number of processes whose devices share one copy of the training state."""
     return max(len({device.process_index for device in row}) for row in mesh.devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding in which every device holds the whole array."""
     return NamedSharding(mesh, P())
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
-    """Axis 0 is divided over the devices."""
+    """Returns the sharding in which axis 0 is divided over all devices."""
     return NamedSharding(mesh, P(BATCH))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
-    """ValueError with the nearest sizes that work, unless the batch divides over the devices and their chunks."""
+    """Raises ValueError, with the nearest valid sizes, if the batch does not divide over devices and chunks."""
     parts = mesh.devices.size * accumulation
     if batch_size > 0 and batch_size % parts == 0:
         return
@@ -59,13 +59,13 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None
 
 
 def put(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's rows of a batch as global arrays, sharded over all devices."""
+    """Makes global arrays, sharded over all devices, from this process's part of the batch."""
     sharding = sharded(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The arrays whole on every device; those that are already are not copied."""
+    """Places the whole arrays on every device; arrays that are already replicated are not copied."""
     return jax.device_put(tree, replicated(mesh))
 
 

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: images of a batch mixed with those of the same batch in reverse, labels with them."""
+"""Mixup and CutMix: each image of a batch is mixed with an image of the reversed batch, and the labels with it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,13 @@ from detailclip_jax.types import Array, Batch, Float, Scalar
 
 
 def mix(batch: Batch, key: Array, mixup: float, cutmix: float) -> Batch:
-    """The batch with x <- w x + (1 - w) x reversed, "other_label" beside "label", and "share", the mean of w.
+    """Mixes the images of a batch; adds "other_label", the labels of the reversed batch, and "share", the mean of w.
 
-    Mixup (arXiv 1710.09412): w is one number ~ Beta(mixup, mixup).  CutMix (arXiv 1905.04899): w is 0 in a box whose
-    share of the area is 1 - Beta(cutmix, cutmix).  One draw serves the whole batch, as timm's "batch" mode; with both
-    on, either with probability 1/2; an alpha of 0 switches one off.
+        x <- w x + (1 - w) reversed(x)
+
+    Mixup (arXiv 1710.09412): w is one number ~ Beta(mixup, mixup).  CutMix (arXiv 1905.04899): w is 0 inside a box and
+    1 outside; the box covers 1 - Beta(cutmix, cutmix) of the area.  One w is drawn for the whole batch, as in timm's
+    "batch" mode.  If both are on, each is chosen with probability 1/2; an alpha of 0 switches one off.
     """
     which, draw = jax.random.split(key)
     use_mixup = jax.random.bernoulli(which, (mixup > 0) / ((mixup > 0) + (cutmix > 0)))
@@ -30,12 +32,12 @@ def mix(batch: Batch, key: Array, mixup: float, cutmix: float) -> Batch:
 
 
 def mixup_weight(key: Array, alpha: float, size: int) -> Float[Array, "size size"]:
-    """One number everywhere."""
+    """Draws w ~ Beta(alpha, alpha), the same for all pixels."""
     return jnp.full((size, size), jax.random.beta(key, alpha, alpha))
 
 
 def cutmix_weight(key: Array, alpha: float, size: int) -> Float[Array, "size size"]:
-    """0 in a box around a uniform centre, cut off at the border, and 1 around it."""
+    """Draws w: 0 inside a box, 1 outside; the center is uniform over the image, and the border clips the box."""
     share_key, centre_key = jax.random.split(key)
     side = size * jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
     centre = jax.random.uniform(centre_key, (2,), maxval=size)

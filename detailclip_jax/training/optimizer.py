@@ -1,4 +1,4 @@
-"""AdamW as a table: a pattern for every parameter says whether it decays, and which parts are frozen.
+"""AdamW with a table of parameter groups: a pattern for every parameter says whether it is decayed or frozen.
 
 The table must cover every parameter; it is printed when a run starts.
 """
@@ -24,16 +24,16 @@ LAST_LAYER = {("prototype_head", "direction"), ("prototype_head", "gain")}
 
 
 class Rule(NamedTuple):
-    """What happens to the parameters whose whole path matches `pattern`; the first rule that matches counts."""
+    """The group of the parameters whose whole path matches `pattern`; the first matching rule applies."""
 
     pattern: str
     group: str
 
 
 def rules(model: ConfigDict) -> tuple[Rule, ...]:
-    """The reference's groups: decay on everything of two dimensions or more there, none on biases, norms and scales.
+    """Returns the reference's groups: tensors of two or more dimensions decay; biases, norms and scales do not.
 
-    Class token, mask token and positions decay as well (they have leading axes of 1 in the reference).
+    The class token, mask token and positions decay as well, because the reference stores them with leading axes of 1.
     """
     frozen = (Rule(r"image/patch_embed/.*", FROZEN),) if model.freeze_patch_embed else ()
     return (
@@ -48,12 +48,12 @@ def rules(model: ConfigDict) -> tuple[Rule, ...]:
 
 
 def group_of(path: str, table: tuple[Rule, ...]) -> Rule | None:
-    """The first rule whose pattern matches the whole path."""
+    """Returns the first rule whose pattern matches the whole path; None if no rule does."""
     return next((rule for rule in table if re.fullmatch(rule.pattern, path)), None)
 
 
 def labels(params: Params, table: tuple[Rule, ...]) -> PyTree:
-    """The group of every parameter; ValueError with the paths that no rule covers."""
+    """Returns the group of every parameter.  Raises ValueError that lists the paths without a rule."""
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     matched = {path: group_of(path, table) for path in flat}
     if uncovered := [path for path, rule in matched.items() if rule is None]:
@@ -68,10 +68,12 @@ def build(
     weight_decay: Schedule | None = None,
     wait: int = 0,
 ) -> optax.GradientTransformation:
-    """AdamW on what is not frozen: p <- p - lr (m / (sqrt(v) + eps) + wd p), decay on its group only.
+    """Builds AdamW for all parameters that are not frozen.
 
-    Frozen parameters have no moments.  `weight_decay` is a schedule instead of the config's constant.  The last layer
-    of the prototype head stands still for the first `wait` steps, as if it had no gradient (DINO).
+        p <- p - lr (m / (sqrt(v) + eps) + wd p)        wd = 0 outside the group `DECAYED`
+
+    Frozen parameters have no moments.  A `weight_decay` schedule replaces the config's constant.  The last layer of
+    the prototype head is not updated in the first `wait` steps, as if it had no gradient (DINO).
     """
     decayed = jax.tree.map(lambda group: group == DECAYED, groups)
 
@@ -87,7 +89,7 @@ def build(
 
 
 def later(schedule: Schedule, start: int) -> Schedule:
-    """The schedule for a transformation whose own count begins at step `start`."""
+    """Shifts a schedule for a transformation whose own step count begins at step `start` of the run."""
     return lambda step: schedule(step + start)
 
 
@@ -101,14 +103,17 @@ def _kinds(groups: PyTree, last_layer: str) -> PyTree:
 
 
 def clipping(config: ConfigDict) -> optax.GradientTransformation:
-    """No clipping, of the global norm, or of each tensor's: g <- g min(1, clip / (|g| + 1e-6)), as DINO."""
+    """Builds the gradient clipping: none, by the global norm, or per tensor as in DINO.
+
+    per tensor: g <- g min(1, clip_norm / (|g| + 1e-6))
+    """
     if not config.clip_norm:
         return optax.identity()
     if not config.clip_per_tensor:
         return optax.clip_by_global_norm(config.clip_norm)
 
     def clip(path: Any, gradient: Array) -> Array:
-        stacked = any(getattr(key, "key", None) == stacking.STACKED for key in path)  # then each block's own
+        stacked = any(getattr(key, "key", None) == stacking.STACKED for key in path)  # one norm per block
         norm = jnp.sqrt(jnp.square(gradient).sum(range(stacked, gradient.ndim), keepdims=True))
         return gradient * jnp.minimum(1, config.clip_norm / (norm + 1e-6))
 
@@ -116,12 +121,12 @@ def clipping(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def stop_frozen(params: Params, groups: PyTree) -> Params:
-    """Parameters through which no gradient flows to the frozen ones."""
+    """Applies `stop_gradient` to the frozen parameters; the other parameters are returned unchanged."""
     return jax.tree.map(lambda p, group: jax.lax.stop_gradient(p) if group == FROZEN else p, params, groups)
 
 
 def table_text(params: Params, table: tuple[Rule, ...]) -> str:
-    """The rules that took parameters and how many each, one line a rule, and the sums."""
+    """Formats the rules that match parameters, one line per rule with its parameter count, and the totals."""
     sizes = _sizes_by_rule(traverse_util.flatten_dict(dict(params), sep="/"), table)
     total, frozen = sum(sizes.values()), sum(size for rule, size in sizes.items() if rule.group == FROZEN)
     rows = [(rule.pattern, SHOWN[rule.group], f"{size:,}") for rule, size in sizes.items() if size]

@@ -1,4 +1,4 @@
-"""Learning rates by part: small for what was trained before, smaller still for its first blocks."""
+"""Learning-rate factors per network: small for networks that are already trained, smaller for their first blocks."""
 
 import re
 
@@ -15,12 +15,13 @@ FIRST = r"(patch_embed|cls_token|positions|token_embedding|pre_norm)(/.*)?"
 
 
 def factors(params: Params, config: ConfigDict) -> PyTree:
-    """The factor on the learning rate of every parameter, from `config.optimizer`.
+    """Computes the learning-rate factor of every parameter; `config` is `config.optimizer` of the run.
 
         part_rates[part] layer_decay^(L + 1 - l)
 
-    for the tensors of layer l of a tower of L blocks: 0 for embeddings and positions, 1 .. L for the blocks, L + 1 for
-    what stands on them (as in BEiT, arXiv 2106.08254).  1 for parts that part_rates does not name.
+    for the tensors of layer l of a network `part` with L blocks.  l is 0 for embeddings and positions, 1 .. L for the
+    blocks, and L + 1 for the layers after them (as in BEiT, arXiv 2106.08254).  The factor is 1 for networks that
+    `part_rates` does not name.
     """
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     stacked = {part: stacking.numbers(params[part]) for part in params}
@@ -51,7 +52,7 @@ def _layer(path: str, depth: int) -> int:
 def scaled(
     transformation: optax.GradientTransformation, params: Params, config: ConfigDict
 ) -> optax.GradientTransformation:
-    """An optimiser whose updates are multiplied by `factors`; itself where all of them are 1."""
+    """Multiplies the updates of an optimiser by `factors`; returns the optimiser unchanged if `part_rates` is empty."""
     if not config.part_rates:
         return transformation
     by_parameter = factors(params, config)
@@ -63,7 +64,7 @@ def scaled(
 
 
 def _times(update: Array, factor: float | tuple[float, ...]) -> Array:
-    """A tensor of stacked blocks has a factor for each of them."""
+    """Multiplies an update by its factor; a tensor of stacked blocks has one factor per block, along axis 0."""
     if not isinstance(factor, tuple):
         return update * factor
     return update * jnp.reshape(jnp.asarray(factor), (-1,) + (1,) * (update.ndim - 1))

@@ -1,4 +1,4 @@
-"""Which arrays a checkpoint holds, against those that are wanted."""
+"""Shapes of the arrays in a checkpoint, and the message for a checkpoint whose arrays differ from the run's."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,17 +13,17 @@ from detailclip_jax.types import PyTree
 
 
 def shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    """Path of every array -> its shape; a path is names with / between them."""
+    """Returns path -> shape of every array of a tree; a path is the names joined by "/"."""
     return {"/".join(_key(k) for k in path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _key(entry: Any) -> str:
-    """A step of a path by its name alone: a tuple's fields, a list's numbers and a dict's keys read the same."""
+    """The name of one entry of a path, without its kind: field of a tuple, index of a list or key of a dict."""
     return str(next(getattr(entry, kind) for kind in ("key", "name", "idx") if hasattr(entry, kind)))
 
 
 def saved_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The same of the state in a checkpoint, from its description alone."""
+    """Returns path -> shape of the state in a checkpoint, from its metadata; no array is loaded."""
     return shapes(ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree)
 
 
@@ -35,7 +35,7 @@ def other_version(
     wanted: Mapping[str, Any],
     wrong: list[str],
 ) -> str:
-    """The message for a checkpoint in which the arrays `wrong` are not as they are wanted."""
+    """Returns the message for a checkpoint whose arrays `wrong` differ in shape from the run's."""
     shown = "".join(f"\n  {n}: {saved.get(n, ABSENT)} there, {wanted.get(n, ABSENT)} now" for n in wrong[:5])
     return (
         f"checkpoint {step} in {folder} was written by another version (git {run.get('git_revision')}); "

@@ -1,4 +1,4 @@
-"""Schedules over steps, with the reference's exact formulas (t counts from 0, T steps in all, W of them warm-up)."""
+"""Schedules over steps, with the reference's exact formulas: step t from 0, T steps in total, W warm-up steps."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -14,13 +14,13 @@ Schedule: TypeAlias = Callable[[Any], Any]  # step -> float32 scalar
 def warmup_cosine(
     start: float, peak: float, end: float, warmup_steps: int, total_steps: int, peak_twice: bool = True
 ) -> Schedule:
-    """Learning rate: linear from `start` to `peak`, then half a cosine towards `end`.
+    """Learning-rate schedule: linear from `start` to `peak`, then half a cosine towards `end`.
 
         t < W:  start + (peak - start) t / (W - 1)
         t >= W: end + (peak - end) / 2 (1 + cos(pi (t - W) / (T - W)))
 
-    The peak is reached twice (t = W - 1 and t = W) and the end never, as in the reference.  Without `peak_twice` the
-    warm-up divides by W, as MAE's code does: the peak is reached at t = W alone.
+    As in the reference, the peak is reached twice (t = W - 1 and t = W) and `end` is never reached.  Without
+    `peak_twice` the warm-up divides by W, as in MAE's code: the peak is reached at t = W only.
     """
     rise = max(warmup_steps - peak_twice, 1)
 
@@ -35,7 +35,10 @@ def warmup_cosine(
 
 
 def cosine(start: float, end: float, total_steps: int) -> Schedule:
-    """end - (end - start) / 2 (1 + cos(pi t / T)): the teacher's momentum, .996 -> 1 in the reference."""
+    """Cosine schedule, used for the teacher's momentum (.996 -> 1 in the reference).
+
+    end - (end - start) / 2 (1 + cos(pi t / T))
+    """
 
     def schedule(step: Step) -> Scalar:
         t = jnp.asarray(step, jnp.float32)
@@ -45,10 +48,10 @@ def cosine(start: float, end: float, total_steps: int) -> Schedule:
 
 
 def epoch_warmup(start: float, end: float, num_epochs: int, steps_per_epoch: int) -> Schedule:
-    """A teacher temperature: from `start` in epoch 0 by equal steps to `end` in epoch num_epochs - 1, then `end`.
+    """Temperature schedule: rises in equal steps from `start` in epoch 0 to `end` in epoch num_epochs - 1, then `end`.
 
-    With one epoch, as in the reference (patches: .04, .07), that is `start` in epoch 0 and `end` from epoch 1 on;
-    iBOT takes 30 epochs.
+    With one epoch, as in the reference (patches: .04, .07), it is `start` in epoch 0 and `end` from epoch 1 on.
+    iBOT uses 30 epochs.
     """
 
     def schedule(step: Step) -> Scalar:
@@ -60,5 +63,5 @@ def epoch_warmup(start: float, end: float, num_epochs: int, steps_per_epoch: int
 
 
 def clamp_warmup(warmup_steps: int, total_steps: int) -> int:
-    """A warm-up no longer than a tenth of a run that is too short for the one asked for."""
+    """Returns `warmup_steps`, or a tenth of `total_steps` if the warm-up does not fit into the run."""
     return warmup_steps if warmup_steps < total_steps else total_steps // 10

@@ -1,7 +1,7 @@
-"""Which axis of which array is divided over the mesh axis "fsdp": one table for all of the training state.
+"""Sharding of the training state over the mesh axis "fsdp": one table says which axis of which array is divided.
 
-Moments and the teacher have the names of their parameters at the end of their paths, so one rule places all three.  The
-table must cover every array.  Where the mesh has one device along "fsdp" nothing is divided.
+The paths of the moments and of the teacher end with the name of their parameter, so one rule applies to all three.  The
+table must cover every array.  If the mesh has one device along "fsdp", no array is divided.
 """
 
 import math
@@ -17,10 +17,10 @@ from detailclip_jax.types import FSDP, Array, Leaf, PyTree
 
 
 class Rule(NamedTuple):
-    """How the arrays whose path ends in `pattern` are divided; the first rule that matches counts."""
+    """The partition spec of the arrays whose path ends in `pattern`; the first matching rule applies."""
 
     pattern: str
-    spec: P  # of the last axes; axes before them (the layers of a scanned tower) are whole
+    spec: P  # of the last axes; leading axes (the layers of stacked blocks) are not divided
 
 
 RULES = (
@@ -34,9 +34,9 @@ RULES = (
 
 
 def shardings(state: PyTree, mesh: Mesh, table: tuple[Rule, ...] = RULES) -> PyTree:
-    """The sharding of every array of a state (arrays or their shapes) by the table.
+    """Returns the sharding of every array of a state (arrays or their shapes).
 
-    Raises ValueError that names the arrays which no rule covers, or an axis that does not divide.
+    Raises ValueError that names the arrays that no rule covers, or an axis that "fsdp" does not divide.
     """
     rules = _match(state, table)
 
@@ -47,7 +47,7 @@ def shardings(state: PyTree, mesh: Mesh, table: tuple[Rule, ...] = RULES) -> PyT
 
 
 def _match(state: PyTree, table: tuple[Rule, ...]) -> dict[str, Rule]:
-    """The rule of every path."""
+    """The rule of every path.  Raises ValueError that lists the paths without a rule."""
     paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(state)]
     matched = {path: next((rule for rule in table if _covers(rule, path)), None) for path in paths}
     if uncovered := [path for path, rule in matched.items() if rule is None]:
@@ -60,12 +60,12 @@ def _covers(rule: Rule, path: str) -> bool:
 
 
 def path_name(path: Any) -> str:
-    """opt_state/0/mu/image/patch_embed/kernel of a path in a tree."""
+    """Formats a tree path as text: "opt_state/0/mu/image/patch_embed/kernel"."""
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
 def _divide(path: str, shape: tuple[int, ...], spec: P, parts: int) -> P:
-    """The rule's spec for all axes of an array, or P() where there is nothing to divide over."""
+    """The spec of all axes of an array from the rule's `spec`; P() if the array is not divided."""
     if parts == 1 or FSDP not in spec:
         return P()
     whole = (None,) * (len(shape) - len(spec))
@@ -79,15 +79,15 @@ def _divide(path: str, shape: tuple[int, ...], spec: P, parts: int) -> P:
 
 
 def specs(tree: PyTree) -> PyTree:
-    """The partition specs of a tree of shardings: what `shard_map` takes."""
+    """Returns the partition specs of a tree of shardings, as `shard_map` takes them."""
     return jax.tree.map(lambda sharding: sharding.spec, tree)
 
 
 def gather(tree: PyTree, placed: PyTree) -> PyTree:
-    """Whole arrays from the devices' shards, inside of `shard_map`; `placed` are their specs.
+    """Gathers whole arrays from the devices' shards, inside `shard_map`; `placed` holds their specs.
 
     The transpose is a reduce-scatter: each device gets the sum of the gradients of its shard (ZeRO, arXiv 1910.02054).
-    Stacked blocks stay as they are: the loop over them makes one whole at a time, see `gather_layer`.
+    Stacked blocks are not gathered here: the loop over the blocks gathers one block at a time, see `gather_layer`.
     """
 
     def make(path: Any, shard: Array, spec: P) -> Array:
@@ -97,12 +97,12 @@ def gather(tree: PyTree, placed: PyTree) -> PyTree:
 
 
 def is_stacked(path: Any) -> bool:
-    """Whether a path of a tree leads to parameters of stacked blocks."""
+    """Whether a tree path belongs to the parameters of stacked blocks."""
     return f"/{STACKED}/" in f"/{path_name(path)}"
 
 
 def gather_layer(layer: PyTree) -> PyTree:
-    """The whole parameters of one block from the devices' shards, inside of `shard_map`, by the table."""
+    """Gathers the whole parameters of one block from the devices' shards, inside `shard_map`, by the table `RULES`."""
     rules = _match(layer, RULES)
     return jax.tree.map_with_path(lambda path, shard: _gather(shard, rules[path_name(path)].spec), layer)
 
@@ -112,7 +112,7 @@ def _gather(shard: Array, spec: P) -> Array:
 
 
 def gathered_bytes(shapes: PyTree) -> int:
-    """Bytes of what a step holds whole at once: all but stacked blocks, and one layer of the largest stack."""
+    """Bytes of the gathered arrays at one time: all except stacked blocks, and one block of the largest stack."""
     leaves = jax.tree.leaves_with_path(shapes)
     layers: dict[str, int] = {}
     for path, leaf in leaves:
@@ -123,14 +123,14 @@ def gathered_bytes(shapes: PyTree) -> int:
 
 
 def gradient_bytes(shapes: PyTree) -> int:
-    """Bytes of a device's gradients: whole, but those of stacked blocks, which are divided as soon as they are made."""
+    """Bytes of a device's gradients: whole arrays, except stacked blocks, whose gradients are divided immediately."""
     leaves = jax.tree.leaves_with_path(shapes)
     whole, divided = ([leaf for path, leaf in leaves if is_stacked(path) is kind] for kind in (False, True))
     return total_bytes(whole) + device_bytes(divided)
 
 
 def device_bytes(shapes: PyTree) -> int:
-    """Bytes that a device holds of arrays, or of shapes with shardings."""
+    """Bytes of one device's shards of arrays, or of shapes with shardings."""
     return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(shapes))
 
 
@@ -144,7 +144,7 @@ def _shard_bytes(leaf: Leaf) -> int:
 
 
 def table_text(shapes: PyTree, table: tuple[Rule, ...] = RULES) -> str:
-    """The table, one line a rule: what it covers, how that is divided, its megabytes and a device's."""
+    """Formats the table, one line per rule: pattern, partition spec, megabytes in total and per device."""
     rules = _match(shapes, table)
     leaves = [(rules[path_name(path)], leaf) for path, leaf in jax.tree.leaves_with_path(shapes)]
     parts = {rule: [leaf for r, leaf in leaves if r == rule] for rule in table}

@@ -1,4 +1,4 @@
-"""Everything that training changes, and nothing else: what a checkpoint holds."""
+"""The training state: everything that training changes, and what a checkpoint holds."""
 
 from collections.abc import Mapping
 
@@ -12,15 +12,15 @@ from detailclip_jax.types import Array, Leaf, Params, PyTree
 
 
 class TrainState(struct.PyTreeNode):
-    """The state of a run."""
+    """The state of a run after a number of steps."""
 
     step: Leaf  # int32 scalar: steps done
     params: Params
-    ema_params: Params  # the parts that the row's teacher owns
-    batch_stats: Mapping[str, Params]  # BatchNorm's, of "student" and "teacher"; empty where a row has none
+    ema_params: Params  # the networks that the method's teacher owns
+    batch_stats: Mapping[str, Params]  # BatchNorm's, of "student" and "teacher"; empty without BatchNorm
     opt_state: PyTree
     centers: Mapping[str, Leaf]  # [C] each: running means of the teacher's logits
-    rng: Leaf  # key data, constant; a step folds its number in
+    rng: Leaf  # key data, constant; each step folds its step number in
 
 
 def create(
@@ -31,7 +31,7 @@ def create(
     centers: Mapping[str, int],
     rng: Array,
 ) -> TrainState:
-    """A state at step 0: the teacher equals the student, centers are zero."""
+    """Creates the state of step 0: the teacher equals the student, the centers are zero."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -47,14 +47,17 @@ def create(
 
 
 def present(parts: tuple[str, ...], params: Params) -> list[str]:
-    """Those of the parts that there are: a term of weight 0 takes its networks along, and not all have statistics."""
+    """Returns those of `parts` that `params` has.
+
+    Some can be absent: a loss term of weight 0 removes its networks, and not every network has BatchNorm statistics.
+    """
     return [part for part in parts if part in params]
 
 
 def weights(state: TrainState, which: str) -> Params:
-    """Parameters to evaluate: "student", or "ema" with the teacher's parts laid over.
+    """Returns parameters to evaluate: for "student" the student's, for "ema" the teacher's, completed by the student's.
 
-    Raises ValueError for "ema" where the method has no teacher.
+    Raises ValueError for "ema" if the method has no teacher, and for any other name.
     """
     if which == "student":
         return state.params

@@ -1,4 +1,4 @@
-"""One step of training, in the reference's order: teacher, line, gradient, update, centers, metrics."""
+"""One training step, in the reference's order: EMA, forward pass, gradient, update, centers, metrics."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ STATS = "batch_stats"  # the collection of BatchNorm's running statistics
 
 
 class Schedules(NamedTuple):
-    """What changes with the step, beside the parameters."""
+    """The hyperparameters that depend on the step."""
 
     learning_rate: Schedule
     ema_momentum: Schedule
@@ -35,25 +35,25 @@ class Schedules(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """What a step needs and never changes."""
+    """The constant inputs of a training step."""
 
     method: Method
     model: Networks
     optimizer: optax.GradientTransformation
-    groups: PyTree  # of the parameters, see `optimizer.labels`
+    groups: PyTree  # the group of each parameter, see `optimizer.labels`
     schedules: Schedules
     mesh: Mesh
     placed: TrainState  # a PartitionSpec for every array of the state, see `sharding`
-    device_losses: Callable[..., Any]  # the function below, or `accumulation`'s
+    device_losses: Callable[..., Any]  # `device_losses` below, or `accumulation.chunked_losses`
     center_momentum: float
     clip_block: int
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
-    mix: Callable[[Batch, Array], Batch]  # the global batch, by the step's key: mixup and CutMix
+    mix: Callable[[Batch, Array], Batch]  # (global batch, key of the step) -> batch: mixup and CutMix
 
 
 def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainState, Metrics]:
-    """The next state, and float32 scalars to log.  Pure; `batch` is sharded over the mesh."""
+    """Computes the next state, and float32 scalars to log.  A pure function; `batch` is sharded over the mesh."""
     schedules = setup.schedules
     momentum = schedules.ema_momentum(state.step)
     teacher = ema.update(state.ema_params, state.params, momentum)
@@ -73,9 +73,10 @@ def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainStat
 
 
 def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup):
-    """Eq. 10 over the mesh: the mean over devices, each with its rows of the batch; gradients are taken outside.
+    """Computes eq. 10 over the mesh: the mean over devices, each on its share of the batch.
 
-    Returns the loss, and the metrics, the batch means of the teacher's logits and the new BatchNorm statistics.
+    Gradients are taken of this function, outside `shard_map`.  Returns the loss, and a tuple of the metrics, the batch
+    means of the teacher's logits and the new BatchNorm statistics.
     """
     keys = make_keys(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), batch)
     batch = setup.mix(batch, keys.step)
@@ -91,7 +92,8 @@ def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup)
     placed = setup.placed
     divided = placed.params, placed.ema_params, placed.centers
     specs = (placed.params, placed.ema_params, P(), placed.centers, P(), P(BATCH), Keys(P(), P(BATCH)))
-    # jax 0.12 cannot check the error function's varying axes; with gradients taken outside the check changes no number.
+    # jax 0.12 cannot check the varying axes of the error function.  The check would not change a number here, because
+    # the gradient is taken outside `shard_map`.
     mapped = jax.shard_map(local_loss, mesh=setup.mesh, in_specs=specs, out_specs=P(), check_vma=False)
     params = optimizer.stop_frozen(params, setup.groups)
     return mapped(params, state.ema_params, state.batch_stats, state.centers, temperatures, batch, keys)
@@ -100,7 +102,10 @@ def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup)
 def device_losses(
     params: Params, teacher: Params, stats: Stats, batch: Batch, keys: Keys, context: Context, setup: Setup
 ) -> tuple[tuple[Scalar, Metrics, dict[str, Array]], Stats]:
-    """Eq. 10 on a device's rows: the sum, what to log, the teacher's mean logits; and the BatchNorm statistics."""
+    """Computes eq. 10 on a device's share of the batch.
+
+    Returns (weighted sum, metrics to log, means of the teacher's logits), and the new BatchNorm statistics.
+    """
     line, stats = run_line(params, teacher, stats, batch, keys, setup)
     total, metrics = losses(setup.method, line, context)
     return (total, metrics | scale_metric(line), center_means(line, setup)), stats
@@ -109,7 +114,7 @@ def device_losses(
 def run_line(
     params: Params, teacher: Params, stats: Stats, batch: Batch, keys: Keys, setup: Setup
 ) -> tuple[Forward, Stats]:
-    """The line of `setup.method` on a batch, and the BatchNorm statistics afterwards."""
+    """Runs the forward pass of `setup.method` on a batch; returns its record and the new BatchNorm statistics."""
     views = normalised_views(batch, setup.pixel_mean, setup.pixel_std)
 
     def line(student: Networks, teacher: Networks) -> Forward:
@@ -121,10 +126,10 @@ def run_line(
 def run_networks(
     function: Callable[[Networks, Networks], Forward], params: Params, teacher: Params, stats: Stats, setup: Setup
 ) -> tuple[Forward, Stats]:
-    """`function` of the student and the teacher, each with its parameters.
+    """Calls `function(student, teacher)`, with parameters bound to both.
 
-    Returns its record, and the BatchNorm statistics of both afterwards: each normalises by its own batch and keeps its
-    own running ones.
+    Returns its record and the new BatchNorm statistics of both.  Student and teacher each normalise by the statistics
+    of their own inputs and keep their own running statistics.
     """
     bound = setup.model.bind({"params": teacher, STATS: stats["teacher"]}, mutable=STATS)
     run = nn.apply(lambda student: function(student, bound), setup.model, mutable=STATS)
@@ -133,9 +138,9 @@ def run_networks(
 
 
 def init_variables(rng: Array, batch: Batch, setup: Setup) -> tuple[Params, Params]:
-    """Parameters and BatchNorm statistics of exactly the networks that the line runs.
+    """Initialises the parameters and BatchNorm statistics of exactly the networks that the forward pass uses.
 
-    The student stands in for its own teacher.
+    The student is used in place of the teacher.
     """
     views = normalised_views(batch, setup.pixel_mean, setup.pixel_std)
     keys = make_keys(rng, batch)
@@ -143,19 +148,19 @@ def init_variables(rng: Array, batch: Batch, setup: Setup) -> tuple[Params, Para
     def init(model: Networks) -> PyTree:
         return nn.init(lambda networks: forward(setup.method, networks, networks, views, batch, keys), model)(rng)
 
-    variables = init(setup.model.unrolled())  # the same values whether blocks are stacked or not
+    variables = init(setup.model.unrolled())  # so that stacked and separate blocks get the same values
     shapes = jax.eval_shape(lambda: init(setup.model)["params"])
     return stacking.like(variables["params"], shapes), variables.get(STATS, {})
 
 
 def make_keys(key: Array, batch: Batch) -> Keys:
-    """A step's keys from one."""
+    """Splits one key into the keys of a step: one shared key, and one per image."""
     step, images = jax.random.split(key)
     return Keys(step, jax.random.split(images, batch["text"].shape[0]))
 
 
 def normalised_views(batch: Batch, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, View]:
-    """The batch's uint8 crops [B, V, S, S, 3] as float32 views [V, B, S, S, 3]."""
+    """Converts the batch's uint8 crops [B, V, S, S, 3] to normalised float32 views [V, B, S, S, 3]."""
     return {
         name: View(jnp.moveaxis(normalise_pixels(images, mean, std), 1, 0), jnp.moveaxis(batch["box"][name], 1, 0))
         for name, images in batch["image"].items()
@@ -163,7 +168,7 @@ def normalised_views(batch: Batch, mean: tuple[float, ...], std: tuple[float, ..
 
 
 def clamp_logit_scale(params: PyTree) -> PyTree:
-    """exp(logit_scale) stays within [1, 100], as in CLIP."""
+    """Clips logit_scale so that exp(logit_scale) stays in [1, 100], as in CLIP."""
     if "logit_scale" not in params:
         return params
     return {
@@ -173,10 +178,10 @@ def clamp_logit_scale(params: PyTree) -> PyTree:
 
 
 def center_means(line: Forward, setup: Setup) -> dict[str, Array]:
-    """The mean of the teacher's logits for each center."""
+    """Returns the batch mean of the teacher's logits for each center of the method."""
     return {name: line.heads[f"{name}_mean"] for name in setup.method.centers}
 
 
 def scale_metric(line: Forward) -> Metrics:
-    """exp(logit_scale), where the row has one."""
+    """Returns exp(logit_scale) as a metric; empty if the method has no logit scale."""
     return {"logit_scale": jnp.exp(line.heads["logit_scale"])} if "logit_scale" in line.heads else {}
