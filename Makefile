@@ -12,8 +12,8 @@ demo: $(VENV)/demo.stamp  ## pretrain on the embedded pictures: about ten minute
 test: $(VENV)/dev.stamp  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
-slow: $(VENV)/dev.stamp  ## the slow tests: ViT-B/16 at 224 px on this CPU, and tests/survive.py
-	$(BIN)/python -m pytest -m slow
+slow: $(VENV)/dev.stamp  ## the slow tests, with what they print: ViT-B/16 at 224 px, tests/survive.py, tests/hostile.py
+	$(BIN)/python -m pytest -m slow -rP
 
 lint: $(VENV)/dev.stamp  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ import json
 import pathlib
 import pickle
 import tarfile
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -503,6 +504,18 @@ def test_places_in_memory_stay_within_the_bytes_of_a_pickle(tmp_path, place):
 def test_a_description_of_modules_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(torchscript, "MAX_PICKLE", 100)
     refused(script(tmp_path / "long.pt", b"\x80\x02" + code("a" * 100) + b"."), "described in [0-9]+ bytes; the limit")
+
+
+def test_a_pickle_s_operations_are_not_kept(tmp_path):
+    """64 MiB of them took 6 GB and a minute, before anything was refused."""
+    assert torchscript.MAX_PICKLE <= 4 * 2**20
+    path = script(tmp_path / "many.pt", b"\x80\x02](" + b"N" * 200_000 + b"e.")
+    tracemalloc.start()
+    try:
+        refused(path, "does not describe a tree of modules")
+        assert tracemalloc.get_traced_memory()[1] < 8e6
+    finally:
+        tracemalloc.stop()
 
 
 def nested(depth):

@@ -11,7 +11,7 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ STORAGES = {
 }
 MAX_DEPTH = 50  # of modules within modules
 MAX_MODULES = 100_000  # counted by name: a module that others share counts once for each of its names
-MAX_PICKLE = 64 * 2**20  # bytes of the description of the modules; OpenAI's largest CLIP has .3 MB
+MAX_PICKLE = 4 * 2**20  # bytes of the description of the modules, up to one operation each; OpenAI's CLIPs have .3 MB
 PROTOCOL = 2  # of the pickles that TorchScript writes
 MAX_SHARED_TUPLES = 30  # times that a tuple is taken again: tuples of tuples, as keys, are gone through without end
 PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # operations that give a value a place, for which memory is reserved
@@ -100,11 +100,11 @@ def _checked(archive: zipfile.ZipFile, data: str) -> bytes:
     if size > MAX_PICKLE:
         raise pickle.UnpicklingError(f"its modules are described in {size:,} bytes; the limit is {MAX_PICKLE:,}")
     content = archive.read(data)
-    _check_operations([(operation, argument) for operation, argument, _ in pickletools.genops(content)], len(content))
+    _check_operations(((operation, argument) for operation, argument, _ in pickletools.genops(content)), len(content))
     return content
 
 
-def _check_operations(operations: list[tuple[Any, Any]], size: int) -> None:
+def _check_operations(operations: Iterable[tuple[Any, Any]], size: int) -> None:
     tuples, shared = set(), 0
     for (before, _), (operation, argument) in itertools.pairwise(operations):
         if operation.proto > PROTOCOL:
