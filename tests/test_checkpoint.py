@@ -110,6 +110,13 @@ def test_retention_holds_over_a_restart(opened):
     assert (checkpoints.steps(), checkpoints.best_step()) == ([2, 5], 2)
 
 
+def test_a_run_that_starts_anew_forgets_the_scores_of_another(opened):
+    checkpoints, _ = opened(max_to_keep=1, best_metric="top1", scores={2: {"top1": 0.9}})
+    assert checkpoints.restore(target_of(state_of())) is None and not checkpoints.scored(2)
+    save(checkpoints, [1, 2], {1: {"top1": 0.5}, 2: {"top1": 0.1}})
+    assert checkpoints.best_step() == 1
+
+
 def test_without_a_best_metric_only_the_last_stay(opened):
     checkpoints, _ = opened(max_to_keep=2)
     save(checkpoints, range(1, 5), {1: {"top1": 1.0}})
@@ -334,6 +341,14 @@ def test_every_file_of_a_checkpoint_is_covered(opened, tmp_path):
             file.unlink() if damaged is None else file.write_bytes(damaged)
             assert name in manifest.problem(whole), (name, damaged)
             file.write_bytes(kept)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"folder": "1", "files": {"data": 3}}', "[" * 100_000])
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/data").write_text("{}")
+    (tmp_path / "1/manifest.json").write_text(text)
+    assert "manifest.json is damaged" in manifest.problem(tmp_path / "1")
 
 
 def test_the_one_that_is_asked_for_is_refused_with_the_others_named(saved_run, tmp_path):

@@ -272,7 +272,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         lines = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items())
         raise ValueError(
             f"workdir {workdir} belongs to a run of another config. Differing fields:\n{lines}\n"
-            "Choose another --workdir, or delete this one."
+            "Choose another --workdir, give the values of there (--config.NAME=VALUE), or delete this one."
         )
 
 

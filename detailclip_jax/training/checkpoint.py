@@ -209,6 +209,7 @@ class Checkpoints:
             self._warn(f"checkpoint {step} in {self.folder} cannot be read: {failure}")
         if failures:
             raise CheckpointError(_none_readable(self.folder, failures))
+        self._retention.forget_after(0)
         return None
 
     def _try(self, step: int, target: PyTree) -> tuple[Restored | None, str]:

@@ -38,7 +38,7 @@ def problem(folder: Path) -> str:
         listed = json.loads((folder / NAME).read_text())
         name, files = str(listed["folder"]), dict(listed["files"])
         wrong = next((text for file, entry in files.items() if (text := _difference(folder / file, entry))), "")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return f"{NAME} is damaged ({type(error).__name__}: {error})"
     except OSError as error:
         return f"{error.filename or folder}: {error.strerror}"
