@@ -152,10 +152,10 @@ def test_splits_whose_files_have_the_same_names_and_sizes_are_told_apart(tmp_pat
     """Noise: every PNG is as large as any other.  The probe would be judged on what it was fitted on."""
     write_folders(tmp_path / "toys")
     sets = evaluation.Sets(tmp_path, image_size=16)
-    loop, test = (sets.labelled("toys", split) for split in ("train", "test"))
-    assert loop.source[0]["image"] != test.source[0]["image"]
-    assert loop.fingerprint != test.fingerprint
-    samples = [reading.sample_digest(data.source) for data in (loop, test, test)]
+    train, test = (sets.labelled("toys", split) for split in ("train", "test"))
+    assert train.source[0]["image"] != test.source[0]["image"]
+    assert train.fingerprint != test.fingerprint
+    samples = [reading.sample_digest(data.source) for data in (train, test, test)]
     assert samples[0] != samples[1] == samples[2]
 
 

@@ -14,7 +14,7 @@ from detailclip_jax.data import held_out, long_captions, mixture, pipeline
 from detailclip_jax.data.sources import write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import figures
-from detailclip_jax.run import loop as loop
+from detailclip_jax.run import loop
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime.progress import Console
 

@@ -12,6 +12,7 @@ import pytest
 
 from detailclip_jax.runtime import devices
 from detailclip_jax.runtime.signals import Stopped, held_back, prompt
+from detailclip_jax.training import mesh
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,7 +18,7 @@ import pytest
 
 from detailclip_jax.config import run_config
 from detailclip_jax.data.mixture import Mixture, Part
-from detailclip_jax.run import loop as loop
+from detailclip_jax.run import loop
 from detailclip_jax.run import session
 from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import metrics
@@ -316,7 +316,7 @@ def test_a_missing_package_is_said(tmp_path, monkeypatch):
 
 
 def test_an_evaluator_that_fails_ends_with_a_message():
-    assert loop.evaluate.EvaluatorError in loop.RUN_ERRORS
+    assert loop.evaluation.EvaluatorError in loop.RUN_ERRORS
 
 
 def test_too_little_memory_ends_with_a_message_and_other_errors_as_they_are(run_of, monkeypatch):
@@ -355,14 +355,14 @@ def test_a_step_whose_evaluation_did_not_happen_is_evaluated_when_the_run_goes_o
     def run_all(encode, weights, config, step):
         if seen == [4]:
             seen.append("stopped")
-            raise loop.evaluate.EvaluatorError("stopped here")
+            raise loop.evaluation.EvaluatorError("stopped here")
         seen.append(step)
         return {"zero_shot/student/top1": step / 100}
 
     monkeypatch.setattr("detailclip_jax.evaluation.run_all", run_all)
     for code in ("error", 0):
         run = run_of(evaluate_every=4, checkpoint_every=100, evaluate_at_end=False)
-        with pytest.raises(loop.evaluate.EvaluatorError) if code else nullcontext():
+        with pytest.raises(loop.evaluation.EvaluatorError) if code else nullcontext():
             loop.train(run)
     assert seen == [4, "stopped", 8, 12]
     assert [line["step"] for line in read_lines(run.workdir / "evaluations.jsonl")] == [4, 8, 12]
