@@ -18,8 +18,7 @@ import pytest
 
 from detailclip_jax.config import run_config
 from detailclip_jax.data.mixture import Mixture, Part
-from detailclip_jax.run import loop
-from detailclip_jax.run import session
+from detailclip_jax.run import loop, session
 from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import metrics
 from detailclip_jax.runtime.interrupt import Interrupt
