@@ -1,4 +1,4 @@
-"""How a model's pictures are made in evaluation: the group `config.preprocess`, which travels with every checkpoint.
+"""How images are preprocessed for evaluation: the config group `preprocess`, which is saved in every checkpoint.
 
 transform_of(config)                            # Transform(size=224, shorter_side=224, filter="bilinear", ...)
 changed(config, {"filter": "bicubic"})          # the config with another filter
@@ -17,11 +17,11 @@ from detailclip_jax.data.resizing import FILTERS
 
 RESIZES = ("shorter_side", "squash")
 FIELDS = ("filter", "resize", "crop_ratio", "mean", "std")
-ROUNDING = 1e-6  # 224 / (224 / 246) is not quite 246
+ROUNDING = 1e-6  # 224 / (224 / 246) is slightly below 246
 
 
 class Transform(NamedTuple):
-    """The arguments of `images.evaluation_view`, see there."""
+    """The arguments of `images.evaluation_view`."""
 
     size: int
     shorter_side: int
@@ -30,13 +30,16 @@ class Transform(NamedTuple):
 
 
 def transform_of(config: ConfigDict) -> Transform:
-    """What the config says of size and geometry; the resized side is rounded down, as timm does."""
+    """Returns size and geometry from the config; the resized side is rounded down, as in timm."""
     fields, size = config.preprocess, config.model.image_size
     return Transform(size, math.floor(size / fields.crop_ratio + ROUNDING), fields.filter, fields.resize)
 
 
 def changed(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
-    """A copy with these fields of `preprocess`; those that are None stay.  ValueError for what cannot be meant."""
+    """Returns a copy with the given fields of `preprocess` changed; None leaves a field as it is.
+
+    Raises ValueError for an unknown field or an invalid value.
+    """
     config = ConfigDict(config.to_dict())
     for name, value in given.items():
         if name not in FIELDS:
@@ -48,7 +51,7 @@ def changed(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
 
 
 def check(fields: ConfigDict) -> None:
-    """ValueError that names the field, its value and the known ones."""
+    """Raises ValueError that names the invalid field, its value and the allowed values."""
     if fields.filter not in FILTERS:
         raise ValueError(f"{unknown('preprocess.filter', fields.filter, FILTERS)} (--resize-filter)")
     if fields.resize not in RESIZES:
@@ -61,7 +64,7 @@ def check(fields: ConfigDict) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that override a checkpoint's own, see `given`."""
+    """Adds flags that override the checkpoint's preprocessing, see `given`."""
     own = "; default: the model's own"
     parser.add_argument("--resize-filter", choices=tuple(FILTERS), help=f"how pictures are resized{own}")
     parser.add_argument("--resize", choices=RESIZES, help=f"the shorter side, or both sides whatever the shape{own}")
@@ -70,12 +73,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What those flags say; None where they are not given."""
+    """Returns the values of those flags; None for a flag that is not given."""
     return {"filter": arguments.resize_filter, "resize": arguments.resize, "crop_ratio": arguments.crop_ratio}
 
 
 def description(config: ConfigDict) -> str:
-    """One line for the screen."""
+    """Returns one line that describes the preprocessing."""
     size, side, filter, resize = transform_of(config)
     fields = config.preprocess
     mean, std = (" ".join(f"{number:.4g}" for number in fields[name]) for name in ("mean", "std"))

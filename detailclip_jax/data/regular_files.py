@@ -1,7 +1,7 @@
-"""Files that may be anything: read only if they are regular, up to a limit, and inside of the folder they belong to.
+"""Reads untrusted files safely: only regular ones, up to a size limit, and only inside the folder they belong to.
 
-A FIFO or a device would be waited for, /dev/zero never ends, a sparse file of 5 GB needs no disk: all of them can have
-a picture's name.  A link is resolved first, and what it leads to is judged.
+Any of these may have an image's name: a FIFO or a device blocks the reader, /dev/zero never ends, a sparse file of
+5 GB takes no disk space.  Links are resolved first; the checks apply to their targets.
 """
 
 import collections
@@ -12,7 +12,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-MAX_BYTES = 256 * 2**20  # of one picture's file, text or archive header; more is refused before it is read
+MAX_BYTES = 256 * 2**20  # per image file, text or archive header; larger ones are rejected before reading
 KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -23,21 +23,26 @@ KINDS = {
 
 
 class NotRegular(OSError):
-    """Something that is no regular file; the message says what it is."""
+    """Raised for anything but a regular file; the message says what it is."""
 
 
 class TooLarge(OSError):
-    """A file of more bytes than are read of one."""
+    """Raised for a file that exceeds the size limit."""
 
 
 class LeavesFolder(OSError):
-    """A path or link that leads out of the folder it is named in; the message says where to and what allows it."""
+    """Raised for a path or link that leads out of its folder; the message says where it leads and how to allow it."""
 
 
 def open_regular(path: str | os.PathLike) -> io.BufferedReader:
-    """A regular file for reading; NotRegular for anything else, which is not waited for; OSError as of `open`."""
+    """Opens a regular file for reading.
+
+    Raises NotRegular for anything else, without blocking, and OSError as `open` does.
+    """
     check_regular(path, os.stat(path).st_mode)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # should it have become a FIFO since
+    descriptor = os.open(
+        path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    )  # O_NONBLOCK: it may have become a FIFO since
     try:
         check_regular(path, os.fstat(descriptor).st_mode)
         return open(descriptor, "rb")
@@ -47,14 +52,14 @@ def open_regular(path: str | os.PathLike) -> io.BufferedReader:
 
 
 def check_regular(path: str | os.PathLike, mode: int) -> None:
-    """NotRegular unless `mode`, of `os.stat`, is that of a regular file."""
+    """Raises NotRegular unless `mode`, from `os.stat`, is that of a regular file."""
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "of another kind")
         raise NotRegular(f"not a file: {os.fspath(path)} is {kind}; only regular files are read")
 
 
 def read_regular(path: str | os.PathLike, limit: int = MAX_BYTES) -> bytes:
-    """The bytes of a regular file; TooLarge, before anything is read, where they are more than `limit`."""
+    """Returns the bytes of a regular file; TooLarge if there are more than `limit`, where possible before reading."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = b"" if size > limit else file.read(limit + 1)
@@ -64,7 +69,7 @@ def read_regular(path: str | os.PathLike, limit: int = MAX_BYTES) -> bytes:
 
 
 def read_stream(path: str | os.PathLike, limit: int) -> bytes:
-    """The bytes of a file that the user named, which may be a FIFO or the terminal; TooLarge for more than `limit`."""
+    """Returns the bytes of a file that the user named, which may be a FIFO or a terminal; TooLarge beyond `limit`."""
     with open(path, "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -73,10 +78,10 @@ def read_stream(path: str | os.PathLike, limit: int) -> bytes:
 
 
 def inside(root: str | os.PathLike, name: str | os.PathLike, follow_links: bool = False) -> str:
-    """The path of what `name` is below `root`, links resolved; LeavesFolder where that is outside of `root`.
+    """Returns the path of `name` below `root`, with links resolved; LeavesFolder if it is outside `root`.
 
-    `name` may be absolute, or have `..` in it, as long as it stays there.  With `follow_links` a link may lead
-    anywhere, and only the name itself has to stay inside.
+    `name` may be absolute or contain `..` as long as it stays inside.  With `follow_links` a link may lead anywhere,
+    and only the name itself has to stay inside.
     """
     path, folder = os.path.join(root, name), os.path.realpath(root)
     real = os.path.realpath(path)
@@ -94,10 +99,10 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 class Walk:
-    """The files below a folder, as names relative to it; every real folder once, so that no loop of links is endless.
+    """Lists the files below a folder, named relative to it; visits every real folder once, so loops of links end.
 
-    A link to a folder is followed while it stays below `root`, or anywhere with `follow_links`.  One that leaves is not
-    read and stands in `left_out` with the reason, and so does a folder that may not be listed.
+    A link to a folder is followed if it stays below `root`, or anywhere with `follow_links`.  A link that leaves `root`
+    is not followed; it is entered in `left_out` with the reason, as is a folder that cannot be listed.
 
         walk = Walk(Path("photos"))
         for name in walk.files(): ...
@@ -109,11 +114,11 @@ class Walk:
         self.left_out: dict[str, str] = {}
 
     def files(self, below: str = "") -> list[str]:
-        """Names of what is no folder, at any depth below the folder `below` of the root, not hidden; sorted."""
+        """Returns the sorted names of all files below the folder `below`, at any depth, without hidden ones."""
         return self.matching(("**",), below)
 
     def matching(self, parts: Sequence[str], below: str = "") -> list[str]:
-        """Names of what is no folder and matches a pattern's parts as `glob.glob` has them; sorted."""
+        """Returns the sorted names of files that match the path components `parts` of a pattern, as in `glob.glob`."""
         found: set[str] = set()
         seen: set[tuple[str, tuple[str, ...]]] = set()
         todo = collections.deque([(below, tuple(parts))])
@@ -128,7 +133,7 @@ class Walk:
         return sorted(found)
 
     def _level(self, name: str, parts: tuple[str, ...]) -> tuple[list[str], list[tuple[str, tuple[str, ...]]]]:
-        """The files of one folder that match, and the folders to look into with what is left of the pattern."""
+        """Returns the matching files of one folder, and the folders to search with the rest of the pattern."""
         part, rest = parts[0], parts[1:]
         any_depth = part == "**"
         files, folders = [], [(name, rest)] if any_depth and rest else []
@@ -143,7 +148,7 @@ class Walk:
         return files, folders
 
     def _entries(self, name: str) -> list[os.DirEntry]:
-        """By name, links last, so that a file is called by the path without a link where it has one."""
+        """Returns entries sorted by name, links last, so that a file also reachable without a link gets that name."""
         try:
             with os.scandir(self.root / name) as entries:
                 return sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
@@ -152,7 +157,7 @@ class Walk:
             return []
 
     def may_enter(self, name: str) -> bool:
-        """Whether a folder may be read, which is a question where it is a link."""
+        """Returns whether a folder may be read; False if it is a link out of the root."""
         try:
             inside(self.root, name, self.follow_links)
         except LeavesFolder as error:
@@ -161,13 +166,13 @@ class Walk:
         return True
 
     def is_folder(self, name: str, entry: os.DirEntry) -> bool:
-        """Whether an entry is a folder that may be read."""
+        """Returns whether an entry is a folder that may be read."""
         try:
             if not entry.is_dir():
                 return False
             if entry.is_symlink():
                 inside(self.root, name, self.follow_links)
-        except OSError as error:  # a loop of links, or one that leaves the root
+        except OSError as error:  # a loop of links, or a link out of the root
             self.left_out[name] = str(error)
             return False
         return True
@@ -178,5 +183,5 @@ def _is_shown(name: str) -> bool:
 
 
 def _matches(name: str, part: str) -> bool:
-    """As `glob`: what is hidden matches a pattern that begins with a dot."""
+    """Matches as `glob` does: hidden names match only patterns that start with a dot."""
     return (_is_shown(name) or part.startswith(".")) and fnmatch.fnmatchcase(name, part)

@@ -1,10 +1,11 @@
-"""Pillow's antialiased resize as two sparse products: the same bytes, in less than half of its time.
+"""Pillow's antialiased resize as two sparse matrix products: equal bytes in less than half the time.
 
-Pillow (`Image.resize`) stretches the filter by the shrinking factor, rounds its weights to 22 bits of fixed point, and
-narrows rows, then shortens columns, with bytes in between.  In integers that is one sparse matrix per direction, exact
-whatever the order of its sums, and SciPy's product runs along whole rows of pixels, as vector instructions do.
-Pillow 13 begins with the columns where they shrink much more than the rows (its pull request 9549); here, as in every
-older one, the rows come first, so that a run's views do not depend on the version that is installed.
+Pillow (`Image.resize`) stretches the filter by the downscaling factor, rounds its weights to 22-bit fixed point, and
+resizes first horizontally, then vertically, with an 8-bit image in between.  In integers each direction is one sparse
+matrix product, exact in any order of summation; SciPy computes it along whole rows of pixels, which suits vector
+instructions.
+Pillow 13 resizes vertically first if that direction shrinks much more (its pull request 9549).  This module always
+resizes horizontally first, as all older versions do, so a run's views do not depend on the installed version.
 """
 
 import functools
@@ -17,9 +18,12 @@ from jaxtyping import Float64, Int32, UInt8
 from scipy.sparse import csr_array
 
 FIXED_POINT_BITS = 22
-# What is held in 32 bits at a time, however large the picture: so many rows of it, then so many values of a row
+# Block sizes that bound the 32-bit intermediate values for any image size: rows at once, then values per row
 BLOCK_ROWS, BLOCK_VALUES = 128, 1024
-KEPT_TAPS, KEPT_SIDE = 1024, 1024  # matrices, of sides up to so many pixels: at most 40 MB for views of 224 pixels
+KEPT_TAPS, KEPT_SIDE = (
+    1024,
+    1024,
+)  # cached matrices, for sides up to KEPT_SIDE pixels: at most 40 MB for views of 224 pixels
 
 Number = int | float
 Box = tuple[Number, Number, Number, Number]
@@ -27,24 +31,24 @@ Window = tuple[int, int, int, int]
 
 
 def bicubic(x: Float64[np.ndarray, "*s"]) -> Float64[np.ndarray, "*s"]:
-    """Keys' cubic convolution with a = -1/2, for distances x >= 0."""
+    """Keys' cubic convolution kernel with a = -1/2, for distances x >= 0."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
 def bilinear(x: Float64[np.ndarray, "*s"]) -> Float64[np.ndarray, "*s"]:
-    """The triangle, for distances x >= 0."""
+    """Triangle kernel, for distances x >= 0."""
     return np.maximum(1.0 - x, 0.0)
 
 
-FILTERS = {"bicubic": (bicubic, 2.0), "bilinear": (bilinear, 1.0)}  # and how far each reaches
+FILTERS = {"bicubic": (bicubic, 2.0), "bilinear": (bilinear, 1.0)}  # kernel and support radius
 
 
 class Taps(NamedTuple):
-    """What the pixels of a result take of pixels `first` to `last` (outside) of the picture along one side."""
+    """Weights of result pixels along one side, over input pixels `first` to `last` (exclusive)."""
 
-    matrix: csr_array | None  # int32 [results, last - first], rows of sum 2^22 but for rounding; None: all as they are
+    matrix: csr_array | None  # int32 [results, last - first], rows sum to about 2^22; None: identity
     first: int
     last: int
 
@@ -57,10 +61,11 @@ def resize(
     box: Box | None = None,
     window: Window | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Antialiased resize, byte for byte Pillow's, rows first; `filter` is a key of FILTERS.
+    """Antialiased resize, byte for byte equal to Pillow's (horizontal first); `filter` is a key of FILTERS.
 
-    A `box`, xyxy in pixels with sides that may lie between them, is resized instead of the whole; as in Pillow the
-    filter reaches beyond it where the picture does.  Of the result only the `window`, xyxy in its pixels, is made.
+    box: part of the image to resize, xyxy in pixels, sides may be fractional; as in Pillow the filter also uses pixels
+        outside the box.
+    window: part of the result to compute, xyxy in pixels of the result.
 
         resize(image, 224, 224)                 # as Image.fromarray(image).resize((224, 224), BICUBIC)
     """
@@ -93,17 +98,17 @@ def _summed(rows: Taps, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, 
 
 
 def _levels(sums: Int32[np.ndarray, "*s"]) -> Int32[np.ndarray, "*s"]:
-    """0 to 255."""
-    sums += 1 << (FIXED_POINT_BITS - 1)  # half, so that the shift rounds
+    """Converts fixed-point sums to rounded values in 0..255, in place."""
+    sums += 1 << (FIXED_POINT_BITS - 1)  # adds one half, so that the shift rounds
     sums >>= FIXED_POINT_BITS
     return sums.clip(0, 255, out=sums)
 
 
 def taps(num: int, wanted: int, filter: str, start: Number, stop: Number, first: int, last: int) -> Taps:
-    """Of resizing pixels `start` to `stop` out of `num` to `wanted`: what results `first` to `last` take.
+    """Returns the weights of results `first` to `last` when pixels `start` to `stop` of `num` are resized to `wanted`.
 
-    With a scale of (stop - start) / wanted, result i sits at start + (i + .5) scale, and the filter is stretched by the
-    scale where that shrinks.
+    With scale = (stop - start) / wanted, the centre of result i is start + (i + .5) scale; if scale > 1 the filter is
+    stretched by it.
     """
     if (start, stop) == (0, num) == (0, wanted):
         return Taps(None, first, last)

@@ -1,7 +1,7 @@
-"""Where examples come from: random-access sources of pictures with captions.
+"""Random-access sources of images with captions.
 
-An example is a dict: "image" bytes (encoded) or uint8 [H, W, 3], "captions" tuple of texts, "label" int (-1:
-none) and "key", a text that names it in logs; a source may add fields of its own.
+An example is a dict: "image" bytes (encoded) or uint8 [H, W, 3], "captions" tuple of texts, "label" int (-1: none)
+and "key", a text that names it in logs; a source may add further fields.
 """
 
 import itertools
@@ -24,21 +24,21 @@ from detailclip_jax.data.stickers.stickers import Stickers
 from detailclip_jax.runtime.files import whole
 
 Example = dict[str, Any]
-CAPTION_FIELDS = ("title", "description", "captions", "caption", "text")  # of TFDS, in this order
+CAPTION_FIELDS = ("title", "description", "captions", "caption", "text")  # TFDS fields, in this order
 KEY_FIELDS = ("key", "id", "image_id", "file_name", "filename", "image/filename")
-BUCKETS = "gs://"  # what ArrayRecord reads beside local files
+BUCKETS = "gs://"  # remote storage that ArrayRecord reads
 WAY_OUT = (
     "ArrayRecord reads local files and gs:// only; mount the bucket (S3: mount-s3 BUCKET /mnt/BUCKET) and name that "
     "folder, or copy the shards (aws s3 sync)"
 )
-ADDRESS = re.compile(r"[a-z0-9+.-]{2,}:/")  # pathlib leaves one of its two slashes
+ADDRESS = re.compile(r"[a-z0-9+.-]{2,}:/")  # pathlib collapses the two slashes to one
 NEEDS = "gs:// needs pip install gcsfs and credentials, as gcloud auth application-default login makes them"
 SCHEMA = '{"image": bytes, "captions": [text, ...], "label": int or -1, "key": text}'
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples by number; reading one must not depend on what was read before."""
+    """Examples by index; reading one must not depend on earlier reads."""
 
     def __len__(self) -> int: ...
 
@@ -49,15 +49,15 @@ INT32 = np.iinfo(np.int32)
 
 
 class MissingData(FileNotFoundError):
-    """Data that the config names are not there; the message says what was looked for and how to prepare it."""
+    """Raised if data named in the config are missing; the message says where it looked and how to prepare them."""
 
 
 class BadRecord(ValueError):
-    """A record that cannot be read; the message says why."""
+    """Raised for a record that cannot be read; the message gives the reason."""
 
 
 def label_of(example: Mapping[str, Any]) -> np.int32:
-    """An example's label; BadRecord where int32 does not hold it."""
+    """Returns an example's label; BadRecord if int32 cannot hold it."""
     label = example["label"]
     if not isinstance(label, numbers.Integral) or not INT32.min <= int(label) <= INT32.max:
         raise BadRecord(f"{example['key']}: label {label!r:.40} is not a whole number that int32 holds")
@@ -65,10 +65,10 @@ def label_of(example: Mapping[str, Any]) -> np.int32:
 
 
 def open_set(component: Component, data: ConfigDict, split: str | None = None, image_size: int = 64) -> Source:
-    """One set of a run; `data` is the config's, `split` stands instead of its own where given.
+    """Opens one set of a run; `data` is `config.data`, and `split` replaces its split if given.
 
-    "stickers": scenes on a canvas a quarter larger than `image_size`; "records": ArrayRecord shards in the
-    folder `path` (see `write_records`); "tfds": `path` is "name", "name:version" or a builder's directory.
+    "stickers": scenes on a canvas a quarter larger than `image_size`; "records": ArrayRecord shards in the folder
+    `path` (see `write_records`); "tfds": `path` is "name", "name:version" or a builder's directory.
 
     Raises MissingData.
     """
@@ -79,9 +79,9 @@ def open_set(component: Component, data: ConfigDict, split: str | None = None, i
 
 
 class Records:
-    """The shards `path/split-*.arrayrecord`, one msgpack map per record, in the order of their names.
+    """The shards `path/split-*.arrayrecord` in the order of their names; every record is a msgpack map.
 
-    `path` is a folder, or gs://BUCKET/FOLDER, which is read without a copy (needs gcsfs for the list of shards).
+    `path` is a folder, or gs://BUCKET/FOLDER, which is read without a copy (listing the shards needs gcsfs).
     """
 
     def __init__(self, path: str | os.PathLike, split: str):
@@ -105,20 +105,20 @@ class Records:
 
 
 def shards_of(path: str | os.PathLike, split: str) -> list[pathlib.PurePath]:
-    """The shards `path/split-NUMBER.arrayrecord`, in the order of their names; another split may begin alike."""
+    """Returns the sorted shards `path/split-NUMBER.arrayrecord`; another split whose name starts alike does not match."""
     name = re.compile(re.escape(split) + r"-\d+\.arrayrecord")
     return sorted(file for file in _folder(path).glob("*.arrayrecord") if name.fullmatch(file.name))
 
 
 def _folder(path: str | os.PathLike) -> Any:
-    """A folder, here or in a bucket of Google Cloud Storage; MissingData for one elsewhere or out of reach."""
+    """Returns a local or Google Cloud Storage folder; MissingData for other storage, or if it cannot be reached."""
     if "://" not in str(path):
         return pathlib.Path(path)
     if not str(path).startswith(BUCKETS):
         raise MissingData(f"{path}: {WAY_OUT}")
     try:
         epath.Path(path).exists()
-    except Exception as error:  # of many types, by the client's library; an ImportError where that is missing
+    except Exception as error:  # the client library raises many types; ImportError if it is missing
         raise MissingData(f"{path} cannot be listed: {type(error).__name__}: {error} ({NEEDS})") from error
     return epath.Path(path)
 
@@ -126,17 +126,16 @@ def _folder(path: str | os.PathLike) -> Any:
 def write_records(
     path: str | os.PathLike, examples: Iterable[Mapping[str, Any]], split: str = "train", shard_size: int = 10_000
 ) -> int:
-    """Writes examples as `path/split-00000.arrayrecord`, ... and returns how many.
+    """Writes examples as `path/split-00000.arrayrecord`, ... and returns their number.
 
-    One record is a msgpack map {"image": bytes, "captions": [text, ...], "label": int or -1, "key": text}: the
-    picture's file as it is (JPEG, PNG, ...), for YFCC the captions title and description; label, key and
-    captions may be left out.  A shard gets its name when it is complete, so an interrupted call leaves none
-    half written.
+    A record is a msgpack map {"image": bytes, "captions": [text, ...], "label": int or -1, "key": text}.  "image" is
+    the unchanged image file (JPEG, PNG, ...); for YFCC the captions are title and description.  Label, key and captions
+    may be omitted.  A shard gets its name when it is complete, so an interrupted call leaves no partial shard.
 
         write_records("/data/yfcc15m", ({"image": jpeg, "captions": [title, text]} for ...))
 
-    Raises FileExistsError where the split has shards already, and ValueError for an example of another form and for
-    gs://, s3:// and the like.
+    Raises FileExistsError if the split already has shards, and ValueError for an invalid example or a path such as
+    gs:// or s3://.
     """
     if ADDRESS.match(str(path)):
         raise ValueError(
@@ -154,7 +153,7 @@ def write_records(
 
 
 def _write_shard(path: pathlib.Path, numbered: Iterable[tuple[int, Mapping[str, Any]]]) -> int:
-    """Writes one shard as its examples come, and returns how many."""
+    """Writes one shard from an iterator of examples and returns their number."""
     count = 0
     with whole(path) as partial:
         writer = ArrayRecordWriter(str(partial), "group_size:1")  # one record per block: random access
@@ -172,7 +171,7 @@ def _plain(example: Example) -> Example:
 
 
 def _checked(fields: Mapping[str, Any], key: str) -> Example:
-    """The example with what may be left out; ValueError that names the first field of another form."""
+    """Returns the example with defaults for omitted fields; ValueError that names the first invalid field."""
     example = {"captions": (), "label": -1, "key": key, **fields}
     for name, kind in (("image", bytes), ("label", numbers.Integral), ("key", str)):
         if not isinstance(example.get(name), kind):
@@ -218,7 +217,7 @@ def _missing_records(path: str | os.PathLike, split: str) -> str:
 def _random_access(builder: Any, path: str, split: str) -> Any:
     try:
         return builder.as_data_source(split, decoders={"image": _skip_decoding()})
-    except NotImplementedError as error:  # what TFDS raises for formats without random access
+    except NotImplementedError as error:  # raised by TFDS for formats without random access
         raise MissingData(
             f"tfds {path!r} is prepared in a format without random access; prepare it as array_record: "
             f"tfds.builder({path!r}, file_format='array_record').download_and_prepare()"
@@ -228,8 +227,8 @@ def _random_access(builder: Any, path: str, split: str) -> Any:
 class TfdsRecords:
     """A data set of TensorFlow Datasets, prepared as array_record; needs no TensorFlow.
 
-    "image" is left encoded; captions come from the fields title, description, captions, caption, text (in this
-    order, whichever there are), the label from "label".  Every field of text is in the example under its own name.
+    "image" stays encoded; captions come from the fields title, description, captions, caption, text (those that exist,
+    in this order), the label from "label".  Every text field is also in the example under its own name.
     """
 
     def __init__(self, path: str, split: str):
@@ -259,13 +258,13 @@ class TfdsRecords:
 
 
 def _tfds_builder(path: str, split: str) -> Any:
-    """The builder of a prepared data set, or MissingData."""
+    """Returns the builder of a prepared data set; raises MissingData if there is none."""
     tfds = _tfds()
     if not path:
         raise MissingData("data.path is empty: --config.data.path=NAME, NAME:VERSION or a tfds builder's directory")
     try:
         builder = tfds.builder_from_directory(path) if _folder(path).is_dir() else tfds.builder(path)
-    except Exception as error:  # tfds raises many types, with pages of names, for what is not there
+    except Exception as error:  # tfds raises many types, with pages of names, for an unknown set
         raise MissingData(f"tfds knows no {path!r}: {str(error).splitlines()[0]}") from error
     if split.split("[")[0] not in builder.info.splits:
         raise MissingData(
@@ -289,7 +288,7 @@ def _skip_decoding() -> Any:
 
 
 def _text_fields(features: Any) -> list[str]:
-    """The names of fields that hold a text, texts, or dicts with a "text", and are no key."""
+    """Returns the names of fields, other than keys, that hold a text, texts, or dicts with a "text"."""
     return [name for name, feature in features.items() if name not in KEY_FIELDS and _is_text(feature)]
 
 
@@ -302,7 +301,7 @@ def _is_text(feature: Any) -> bool:
 
 
 def _texts(value: Any) -> list[str]:
-    """All texts of a field: bytes, text, a number, a list of them, or a dict with "text" among its fields."""
+    """Returns all texts of a field: bytes, text, a number, a list of these, or a dict with a "text"."""
     if isinstance(value, Mapping):
         return _texts(value["text"])
     if isinstance(value, bytes):

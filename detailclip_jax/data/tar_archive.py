@@ -1,31 +1,31 @@
-"""Tar archives of unknown origin: strict where tarfile is lenient, and with limits on what their headers claim."""
+"""Reads untrusted tar archives: stricter than tarfile, with limits on the sizes that headers claim."""
 
 import tarfile
 
-MAX_MEMBER_BYTES = 256 * 2**20  # of a picture
-MAX_HEADER_BYTES = 64 * 2**10  # of a header that holds a name or attributes, which is read whole
-MAX_HEADERS = 16  # of such headers before one member; each is a level of tarfile's recursion
+MAX_MEMBER_BYTES = 256 * 2**20  # of an image
+MAX_HEADER_BYTES = 64 * 2**10  # of a header with a name or attributes, which is read whole
+MAX_HEADERS = 16  # such headers before one member; each is one level of tarfile's recursion
 MAX_CLAIM = 2**50  # bytes of any member
-MAX_STREAMED = 2**32  # of a member of a compressed archive, which is skipped by reading
+MAX_STREAMED = 2**32  # of a member of a compressed archive: skipping it means reading it
 ReadError = tarfile.ReadError
 HEADER_ERRORS = (
     tarfile.EmptyHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
     tarfile.InvalidHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
     tarfile.TruncatedHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
 )
-FIELD_ERRORS = (ValueError, IndexError, KeyError, TypeError, OverflowError)  # of tarfile, over fields that are damaged
+FIELD_ERRORS = (ValueError, IndexError, KeyError, TypeError, OverflowError)  # raised by tarfile for damaged fields
 
 
 class Header(tarfile.TarInfo):
-    """A member's header; `Archive` makes these.
+    """A member's header, created by `Archive`.
 
-    An archive that stops in a header, or goes on with something that is none, is damaged: tarfile would take that for
-    its end.
+    An archive that ends within a header, or continues with bytes that are not a header, counts as damaged; tarfile
+    would take this for the end of the archive.
     """
 
     @classmethod
     def fromtarfile(cls, tarfile: "Archive") -> "Header":  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The next header; it is called again for the member behind a header that holds a name or attributes."""
+        """Returns the next header; called again for the member that follows a header with a name or attributes."""
         begin = tarfile.offset
         tarfile.depth += 1
         try:
@@ -44,14 +44,14 @@ class Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Header":
-        """The header in a block of 512 bytes."""
+        """Returns the header in a block of 512 bytes."""
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0 or (header.type not in tarfile.REGULAR_TYPES and header.size > MAX_HEADER_BYTES):
             raise ReadError(f"a header of type {header.type!r} claims {header.size} bytes")
         return header  # pyright: ignore[reportReturnType]
 
     def _proc_gnusparse_10(self, next: tarfile.TarInfo, pax_headers: object, tarfile: object) -> None:
-        """Marks a sparse file as such; its map, of any length, is not read, since nobody reads the file."""
+        """Marks a sparse file as such, without reading its map, which may be long; sparse files are never read."""
         del pax_headers, tarfile
         next.sparse = []  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -59,15 +59,15 @@ class Header(tarfile.TarInfo):
 class Archive(tarfile.TarFile):
     """A tar for reading: `Archive.open(path, "r:")`.
 
-    What is damaged, or claims more than the limits, raises tarfile.TarError, or what the stream raises.
+    Damage, or a claim above the limits, raises tarfile.TarError or an exception of the stream.
     """
 
     tarinfo = Header
-    depth = 0  # of the recursion over headers in a row
+    depth = 0  # of the recursion over consecutive headers
     max_claim = MAX_CLAIM
 
 
 class Stream(Archive):
-    """The same for "r|"."""
+    """The same for mode "r|"."""
 
     max_claim = MAX_STREAMED

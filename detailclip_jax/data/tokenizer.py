@@ -1,9 +1,8 @@
-"""CLIP's byte-pair tokenizer: captions to rows of token ids.
+"""CLIP's byte-pair tokenizer: converts captions to token ids.
 
-The vocabulary has 49,408 entries: 256 bytes, 256 bytes that end a word, 48,894 merges
-(assets/bpe_merges.txt.gz, see the README beside it), start of text (49406) and end of text (49407).
-Facts: the published tokenizer of CLIP (Radford et al., arXiv 2103.00020, section 2.4), which the reference
-implementation uses as well.
+The vocabulary has 49,408 entries: 256 bytes, 256 bytes that end a word, 48,894 merges (assets/bpe_merges.txt.gz, see
+the README in its folder), start of text (49406) and end of text (49407).  Source: CLIP's published tokenizer (Radford
+et al., arXiv 2103.00020, section 2.4), which the reference implementation also uses.
 """
 
 import functools
@@ -24,9 +23,9 @@ SOT, EOT, PAD = 49406, 49407, 0
 VOCAB_SIZE = 49408
 WORD_END = "</w>"
 SPECIAL = {"<|startoftext|>": SOT, "<|endoftext|>": EOT}
-LONG_NUMBER = regex.compile(r"&#[0-9]{4301,};?")  # a character's; `int` converts 4,300 digits and raises for more
-MAX_CHARACTERS = 8192  # of a text; the rest is not read: 77 tokens are seldom more than 400 characters
-MAX_CACHED = 64  # letters of a word whose ids are kept
+LONG_NUMBER = regex.compile(r"&#[0-9]{4301,};?")  # an HTML character reference; `int` raises for more than 4,300 digits
+MAX_CHARACTERS = 8192  # of a text; the rest is ignored: 77 tokens are seldom more than 400 characters
+MAX_CACHED = 64  # longest word, in letters, whose ids are cached
 WORDS = regex.compile(
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
     regex.IGNORECASE,
@@ -34,7 +33,7 @@ WORDS = regex.compile(
 
 
 def clean(text: str) -> str:
-    """Repaired by ftfy, HTML-unescaped twice, white space collapsed and stripped, lower-cased.
+    """Repairs a text with ftfy, unescapes HTML twice, collapses and strips white space, converts to lower case.
 
     clean("  Caf&amp;eacute;\\n ") == "café"
     """
@@ -43,33 +42,33 @@ def clean(text: str) -> str:
 
 
 def _unescape(text: str) -> str:
-    """`html.unescape`, which raises for the number of a character in more digits than Python converts."""
+    """Applies `html.unescape`, which raises for a character number with more digits than Python converts."""
     return html.unescape(LONG_NUMBER.sub("\ufffd", text))
 
 
 @functools.cache
 def _letters() -> tuple[str, ...]:
-    """One printable character per byte: itself in printable Latin-1, else the next one from U+0100 on."""
+    """Returns one printable character per byte: itself in printable Latin-1, else the next one from U+0100 on."""
     spare = map(chr, range(256, 512))
     return tuple(letter if letter.isprintable() and letter != " " else next(spare) for letter in map(chr, range(256)))
 
 
 @functools.cache
 def _bytes() -> dict[str, int]:
-    """The way back, with the space that stands between decoded words."""
+    """Returns the inverse map, with the space between decoded words."""
     return {letter: byte for byte, letter in enumerate(_letters())} | {" ": ord(" ")}
 
 
 @functools.cache
 def _ranks() -> dict[tuple[str, str], int]:
-    """Rank of each merge, lowest first to be applied."""
+    """Returns the rank of each merge; the lowest is applied first."""
     lines = gzip.decompress(MERGES.read_bytes()).decode("utf-8").splitlines()
     return {(left, right): rank for rank, (left, right) in enumerate(line.split(" ") for line in lines)}
 
 
 @functools.cache
 def _vocabulary() -> dict[str, int]:
-    """Piece to id.  The first 512 ids list printable bytes first, as CLIP's table does."""
+    """Returns the map from piece to id.  The first 512 ids list printable bytes first, as CLIP's table does."""
     letters = sorted(_letters())
     pieces = [*letters, *(letter + WORD_END for letter in letters), *map("".join, _ranks())]
     return {piece: token for token, piece in enumerate(pieces)} | SPECIAL
@@ -81,24 +80,24 @@ def _pieces() -> dict[int, str]:
 
 
 def vocabulary() -> dict[str, int]:
-    """Piece to id, all 49,408 of them."""
+    """Returns the map from piece to id, with all 49,408 entries."""
     return dict(_vocabulary())
 
 
 def merges() -> list[tuple[str, str]]:
-    """The merges, in the order in which they are applied."""
+    """Returns the merges in the order in which they are applied."""
     return list(_ranks())
 
 
 class _Merging:
-    """Pieces of one word, in a linked list, and a heap of the pairs that have a rank.
+    """Pieces of one word in a linked list, and a heap of the pairs that have a rank.
 
-    The pair of lowest rank is merged first, at all its places from the left on; then the next.  A word of n letters
-    costs O(n log n): looking through all pairs for each merge would cost O(n^2).
+    The pair of lowest rank is merged first, at all its places from left to right; then the next.  A word of n letters
+    takes O(n log n) time; a search through all pairs for each merge would take O(n^2).
     """
 
     def __init__(self, pieces: list[str]):
-        self.pieces: list[str | None] = [*pieces]  # None: merged into the piece before
+        self.pieces: list[str | None] = [*pieces]  # None: merged into the previous piece
         self.after = list(range(1, len(pieces) + 1))
         self.before = list(range(-1, len(pieces) - 1))
         self.heap: list[tuple[int, int]] = []  # (rank, place of the left piece); some are outdated
@@ -107,18 +106,18 @@ class _Merging:
         heapq.heapify(self.heap)
 
     def rank(self, at: int) -> int | None:
-        """Of the piece at a place and the one after it."""
+        """Returns the rank of the pair that starts at a place; None if there is none."""
         if self.pieces[at] is None or self.after[at] == len(self.pieces):
             return None
         return _ranks().get((self.pieces[at], self.pieces[self.after[at]]))  # pyright: ignore[reportArgumentType]
 
     def offer(self, at: int) -> None:
-        """Puts a pair in the heap."""
+        """Adds the pair at a place to the heap if it has a rank."""
         if (rank := self.rank(at)) is not None:
             heapq.heappush(self.heap, (rank, at))
 
     def merged(self) -> Iterator[str]:
-        """What is left when no pair has a rank."""
+        """Merges until no pair has a rank; yields the remaining pieces."""
         while self.heap:
             rank = self.heap[0][0]
             for at in self.places(rank):
@@ -127,14 +126,14 @@ class _Merging:
         return (piece for piece in self.pieces if piece is not None)
 
     def places(self, rank: int) -> list[int]:
-        """Takes all places of the rank from the heap, before a merge may add a lower one."""
+        """Removes all places of a rank from the heap and returns them, before a merge can add a lower rank."""
         found: list[int] = []
         while self.heap and self.heap[0][0] == rank:
             found.append(heapq.heappop(self.heap)[1])
         return found
 
     def join(self, at: int) -> None:
-        """Merges the piece at a place with the one after it."""
+        """Merges the piece at a place with the next one."""
         gone = self.after[at]
         self.pieces[at], self.pieces[gone] = f"{self.pieces[at]}{self.pieces[gone]}", None
         self.after[at] = self.after[gone]
@@ -146,7 +145,7 @@ class _Merging:
 
 
 def _ids(word: str) -> tuple[int, ...]:
-    """Ids of one word of cleaned text."""
+    """Returns the ids of one word of cleaned text."""
     if word in SPECIAL:
         return (SPECIAL[word],)
     letters = _letters()
@@ -160,24 +159,23 @@ _kept_ids = functools.lru_cache(maxsize=2**16)(_ids)
 
 
 def _word_ids(word: str) -> tuple[int, ...]:
-    """The same, from memory where it is known; long words would fill the memory."""
+    """Returns the ids of one word, cached for short words; long words would fill the cache."""
     return _kept_ids(word) if len(word) <= MAX_CACHED else _ids(word)
 
 
 class Tokenizer:
-    """Captions to token ids of fixed length: SOT, the words, EOT, zeros.
+    """Converts captions to token ids of fixed length: SOT, the words, EOT, zeros.
 
-    A caption that is too long loses words, not its EOT, because the text feature is read there.  With
-    `keep_eot=False` it is cut as the reference implementation cuts it: EOT goes too, and such a row's feature
-    is then read at position 0 (reproduction only).  Of a text longer than MAX_CHARACTERS only the beginning is read,
-    before it is cleaned, so that no text costs more than a few hundredths of a second.  `num_truncated` counts the
-    captions cut so far, in either way.
+    A caption that is too long loses words but keeps EOT, because the text feature is taken at EOT.  With
+    `keep_eot=False` it is cut as in the reference implementation, which also drops EOT, so that its feature is taken at
+    position 0 (for reproduction only).  Only the first MAX_CHARACTERS of a text are used, before cleaning, so no text
+    takes more than a few hundredths of a second.  `num_truncated` counts the captions cut so far in either way.
 
     The literal strings "<|startoftext|>" and "<|endoftext|>" in a caption become SOT and EOT, as in CLIP.
 
         Tokenizer(context_length=6)(["a cat."])    # [[49406, 320, 2368, 269, 49407, 0]]
 
-    Raises ValueError for a context that has no room for SOT, one word and EOT.
+    Raises ValueError for a context without room for SOT, one word and EOT.
     """
 
     def __init__(self, context_length: int = 77, keep_eot: bool = True):
@@ -188,12 +186,12 @@ class Tokenizer:
         self.num_truncated = 0
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the first MAX_CHARACTERS of a text, between SOT and EOT, neither cut nor padded."""
+        """Returns the ids of the first MAX_CHARACTERS of a text, between SOT and EOT, neither cut nor padded."""
         words = WORDS.findall(clean(text[:MAX_CHARACTERS]))
         return [SOT, *(token for word in words for token in _word_ids(word)), EOT]
 
     def fit(self, ids: Sequence[int]) -> Int32[np.ndarray, " T"]:
-        """Cuts or zero-pads ids to the context, and counts the cut."""
+        """Cuts or zero-pads ids to the context length, and counts cuts."""
         row = np.full(self.context_length, PAD, np.int32)
         row[: len(ids)] = ids[: self.context_length]
         if len(ids) > self.context_length:
@@ -202,22 +200,24 @@ class Tokenizer:
         return row
 
     def row(self, text: str) -> tuple[Int32[np.ndarray, " T"], bool]:
-        """The row of a text, and whether the text was cut."""
+        """Returns the token ids of a text, and whether the text was cut."""
         ids, before = self.encode(text), self.num_truncated
         row = self.fit(ids)
-        if len(text) > MAX_CHARACTERS and self.num_truncated == before:  # what is left of it fits
+        if (
+            len(text) > MAX_CHARACTERS and self.num_truncated == before
+        ):  # cut to MAX_CHARACTERS, but the rest fits into the context
             self.num_truncated += 1
         return row, self.num_truncated > before
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "B T"]:
-        """One row per text."""
+        """Returns the token ids [B, T] of a list of texts."""
         if isinstance(texts, str):
             raise TypeError(f"the tokenizer takes a list of texts, got the text {texts!r}; write [text]")
         rows = [self.row(text)[0] for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self.context_length), np.int32)
 
     def decode(self, ids: Sequence[int] | Int32[np.ndarray, " T"]) -> str:
-        """The text of ids, up to EOT and without SOT, EOT and padding; words are one space apart.
+        """Returns the text of ids up to EOT, without SOT, EOT and padding; words are separated by one space.
 
         tokenizer.decode(tokenizer(["a cat."])[0]) == "a cat ."
         """

@@ -1,7 +1,7 @@
-"""Random crops of one picture and where they were cut: draws only, the pixel work is in `images`.
+"""Draws random crops of one image and returns their pixels and boxes; the pixel operations are in `images`.
 
-Crops are described by the config (`config.views.crops`): u and v of the paper, small local ones, ones without
-photometrics ("clean": leave the probabilities out), and the teacher's, which encloses u and v.
+The config (`config.views.crops`) describes the crops: u and v of the paper, small local crops, crops without
+photometrics ("clean": leave the probabilities out), and the teacher's crop, which encloses u and v.
 """
 
 import dataclasses
@@ -18,27 +18,27 @@ from detailclip_jax.data import images, resizing
 from detailclip_jax.data.blocks import block_mask
 from detailclip_jax.data.decoding import Decoded, Encoded
 
-Box = tuple[int, int, int, int]  # xyxy, pixels of the picture; x1 and y1 are outside
+Box = tuple[int, int, int, int]  # xyxy, pixels of the image; x1 and y1 are exclusive
 Picture = Encoded | Decoded
 KINDS = ("random", "enclosing")  # in the order in which their boxes are drawn
-ENCLOSED = "global"  # the crops that an enclosing one contains
+ENCLOSED = "global"  # the crops that an enclosing crop contains
 TRIES = 10
-REDUCING_GAP = 2.0  # of training; see `reduction_for`
+REDUCING_GAP = 2.0  # in training; see `reduction_for`
 
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """How `count` crops are cut, resized to `size` and changed.  The defaults change no pixel.
+    """How `count` crops are cut, resized to `size` and augmented.  The defaults apply no augmentation.
 
-    `blur_p` and `solarize_p` have one entry per view (a single number stands for all of them).  Kind
-    "enclosing" draws a box around all "global" crops, whatever `scale` and `ratio` (paper 4.1.1).  With `mask_grid`
-    patches along a side every view gets a block mask with probability `mask_p`, over a share drawn from `mask_ratio`.
+    `blur_p` and `solarize_p` have one entry per view, or a single number for all views.  Kind "enclosing" draws a box
+    around all "global" crops and ignores `scale` and `ratio` (paper 4.1.1).  With `mask_grid` patches along a side
+    every view gets a block mask with probability `mask_p`; its hidden share is drawn from `mask_ratio`.
     """
 
     count: int = 1
     size: int = 224
     kind: str = "random"
-    scale: tuple[float, float] = (0.5, 1.0)  # share of the picture's area
+    scale: tuple[float, float] = (0.5, 1.0)  # share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
     filter: str = "bicubic"
     flip: float = 0.0
@@ -69,10 +69,10 @@ class Crop:
 
 
 def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
-    """`config.views.crops` as Crops by name, checked.
+    """Returns the checked crops of `config.views.crops` by name.
 
-    Raises ValueError for an unknown field (with the nearest known one) and for an enclosing crop with nothing
-    to enclose.
+    Raises ValueError for an unknown field (with the nearest known one), and for an enclosing crop without "global"
+    crops.
     """
     made = {name: _crop(name, {**fields}) for name, fields in crops.items()}
     if ENCLOSED not in made and any(crop.kind == "enclosing" for crop in made.values()):
@@ -97,9 +97,9 @@ def random_resized_crop_box(
     ratio: tuple[float, float],
     rng: np.random.Generator,
 ) -> Box:
-    """Box of a random share of the area at a log-uniform aspect ratio: torchvision's RandomResizedCrop.
+    """Draws a box with a random share of the area and a log-uniform aspect ratio: torchvision's RandomResizedCrop.
 
-    After ten boxes that do not fit: the largest central box whose ratio lies within `ratio`.
+    After ten boxes that do not fit it returns the largest central box whose aspect ratio is within `ratio`.
     """
     for _ in range(TRIES):
         area = height * width * rng.uniform(*scale)
@@ -123,7 +123,7 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Box:
 
 
 def enclosing_box(height: int, width: int, boxes: list[Box], rng: np.random.Generator) -> Box:
-    """Box around all `boxes`, each side uniform between theirs and the border (paper 4.1.1, after A-CLIP)."""
+    """Draws a box around all `boxes`, each side uniform between theirs and the border (paper 4.1.1, after A-CLIP)."""
     left, top, right, bottom = (pick(sides) for pick, sides in zip((min, min, max, max), zip(*boxes)))
     return (
         int(rng.integers(0, left + 1)),
@@ -136,7 +136,7 @@ def enclosing_box(height: int, width: int, boxes: list[Box], rng: np.random.Gene
 def jitter(
     image: UInt8[np.ndarray, "H W 3"], strength: tuple[float, float, float, float], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Brightness, contrast, saturation and hue in random order: torchvision's ColorJitter(*strength)."""
+    """Changes brightness, contrast, saturation and hue in random order: torchvision's ColorJitter(*strength)."""
     operations: tuple[Callable, ...] = (images.brightness, images.contrast, images.saturation, images.hue)
     lows = [*(max(0.0, 1 - amount) for amount in strength[:3]), -strength[3]]
     highs = [*(1 + amount for amount in strength[:3]), strength[3]]
@@ -149,7 +149,7 @@ def jitter(
 def augment(
     image: UInt8[np.ndarray, "S S 3"], crop: Crop, view: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "S S 3"]:
-    """The crop's photometrics for its view of that index, in the usual order."""
+    """Applies the crop's augmentations to view number `view`: flip, jitter, gray, blur, solarize."""
     if rng.random() < crop.flip:
         image = images.flip(image)
     if rng.random() < crop.jitter_p:
@@ -168,7 +168,7 @@ def _of_view(probability: float | tuple[float, ...], view: int) -> float:
 
 
 def make_masks(crops: Mapping[str, Crop], rng: np.random.Generator) -> dict[str, Bool[np.ndarray, "V N"]]:
-    """Block masks, True = hidden, of the views of those crops that ask for them: iBOT's, by name."""
+    """Draws iBOT's block masks (True = hidden) for the views of all crops with a `mask_grid`, by crop name."""
     asking = {name: crops[name] for name in sorted(crops) if crops[name].mask_grid}
     return {
         name: np.stack([_draw_mask(crop, rng).reshape(-1) for _ in range(crop.count)]) for name, crop in asking.items()
@@ -189,11 +189,11 @@ def make_views(
     rng: np.random.Generator,
     reducing_gap: int | float = 0,
 ) -> Views:
-    """Pixels and boxes of every crop of one picture, by name.
+    """Returns pixels and boxes of every crop of one image, by name.
 
-    A picture that is still encoded is decoded once its boxes are drawn, so that it can be reduced as far as these allow
-    (see `reduction_for`); then it raises BadImage where its bytes are damaged.  Boxes are xyxy in pixels of the picture
-    as it is; a flipped view keeps the box it was cut from.  The result depends on `rng`, not on the order of `crops`.
+    An encoded image is decoded after its boxes are drawn, so that it can be decoded at the smallest sufficient size
+    (see `reduction_for`); it raises BadImage if its bytes are damaged.  Boxes are xyxy in pixels of the original image;
+    a flipped view keeps the box it was cut from.  The result depends on `rng`, not on the order of `crops`.
 
         views = make_views(image, {"global": Crop(count=2)}, np.random.default_rng(0))
         pixels, boxes = views["global"]            # uint8 [2, 224, 224, 3], float32 [2, 4]
@@ -205,7 +205,7 @@ def make_views(
 
 
 def draw_boxes(height: int, width: int, crops: Mapping[str, Crop], rng: np.random.Generator) -> dict[str, list[Box]]:
-    """The boxes of all crops by name, the enclosing ones last."""
+    """Draws the boxes of all crops by name, those of enclosing crops last."""
     boxes: dict[str, list[Box]] = {}
     for name in sorted(crops, key=lambda name: (KINDS.index(crops[name].kind), name)):
         enclosed = boxes.get(ENCLOSED, [])
@@ -220,10 +220,11 @@ def _draw_box(height: int, width: int, crop: Crop, enclosed: list[Box], rng: np.
 
 
 def reduction_for(boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop], reducing_gap: int | float) -> int | float:
-    """How many times smaller a picture may be decoded: every box is then still `reducing_gap` times its view each way.
+    """Returns the largest factor by which an image may be reduced before its crops are resized.
 
-    It is Pillow's argument of that name (`Image.resize`, `Image.thumbnail`): the resize that follows the reduction
-    shrinks by no less, and 2 is "very close to fair resampling", 3 "indistinguishable in most cases".  0 is never.
+    After the reduction every box still has at least `reducing_gap` times the size of its view in each direction.  It is
+    Pillow's argument of the same name (`Image.resize`, `Image.thumbnail`); Pillow calls 2 "very close to fair
+    resampling" and 3 "indistinguishable in most cases".  0 disables the reduction.
     """
     if not reducing_gap:
         return 1
@@ -232,7 +233,7 @@ def reduction_for(boxes: Mapping[str, list[Box]], crops: Mapping[str, Crop], red
 
 
 def check_reducing_gap(gap: int | float, name: str = "reducing_gap") -> None:
-    """ValueError for a gap at which a reduced picture would be enlarged again, or none at all."""
+    """Raises ValueError unless the gap is 0 or at least 1; below 1 a reduced image would be enlarged again."""
     if gap != 0 and not gap >= 1:
         raise ValueError(f"{name} {gap} must be 0 (all pixels are decoded) or at least 1")
 
@@ -245,5 +246,5 @@ def _views(
 
 
 def cut(picture: Decoded, crop: Crop, box: Box) -> UInt8[np.ndarray, "S S 3"]:
-    """A box of a picture at the crop's size."""
+    """Cuts a box from an image and resizes it to the crop's size."""
     return images.resize_part(picture.pixels, picture.within(box), crop.size, crop.size, crop.filter)

@@ -1,4 +1,4 @@
-"""Reading ahead by threads or processes, in order, and ending both without a word."""
+"""Prefetches items in order by threads or processes, and ends both cleanly."""
 
 import math
 import os
@@ -17,13 +17,13 @@ from detailclip_jax.runtime.cores import usable_cores
 
 
 class Prefetched:
-    """Iterator over the items of a random-access object (nested dicts of arrays), made ahead in their order.
+    """Iterator over the items of a random-access object (nested dicts of arrays), prepared in advance and in order.
 
-    num_workers: processes, each of which makes every n-th item; they need shared memory (/dev/shm) for
-        `prefetch` items and one more each.  0: threads of this process.
-    prefetch: items kept ready; 0 makes each when it is asked for.
+    num_workers: processes, each of which makes every n-th item; they need shared memory (/dev/shm) for `prefetch` items
+        and one more each.  0: threads of this process.
+    prefetch: number of items kept ready; 0 makes each item on request.
 
-    `close` ends threads and workers.  So does the end of the interpreter, where it was forgotten.
+    `close` ends threads and workers.  If it was not called, the end of the interpreter does.
     """
 
     def __init__(self, items: Any, num_workers: int = 0, prefetch: int = 2):
@@ -33,7 +33,7 @@ class Prefetched:
 
     @property
     def closed(self) -> bool:
-        """True after `close`."""
+        """Whether `close` was called."""
         return not self._held
 
     def __iter__(self) -> "Prefetched":
@@ -49,19 +49,19 @@ class Prefetched:
 
 
 def _close(held: list[Any]) -> None:
-    """Closes grain's iterator and lets go of it, since it complains if it lives until the interpreter ends."""
+    """Closes and releases grain's iterator; grain reports an error if it lives until the interpreter ends."""
     while held:
         held.pop().close()
 
 
 def _dataset(items: Any, num_workers: int, prefetch: int) -> grain.IterDataset:
-    cv2.setNumThreads(0)  # parallel over items already
+    cv2.setNumThreads(0)  # items are already processed in parallel
     dataset = grain.MapDataset.source(items)
     if not num_workers:
         num_threads = min(prefetch, usable_cores())
         return dataset.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # in a notebook nobody does, and grain reads a flag for its workers
+        flags.FLAGS.mark_as_parsed()  # grain reads a flag for its workers, and a notebook never parses flags
     in_turn = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     each = max(1, math.ceil(prefetch / num_workers))
     options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=each)
@@ -69,7 +69,7 @@ def _dataset(items: Any, num_workers: int, prefetch: int) -> grain.IterDataset:
 
 
 def _init_worker(index: int, count: int) -> None:
-    """Ctrl-C is for the main process, which closes its workers; where it was killed, they end by themselves."""
+    """Leaves Ctrl-C to the main process, which closes its workers; a worker exits by itself if that was killed."""
     del index, count
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -83,10 +83,10 @@ def _end_with(parent: int) -> None:
 
 
 def _copied(item: Any) -> Any:
-    """The same item out of shared memory, which is freed at once.
+    """Copies an item out of shared memory, which is then freed at once.
 
-    Arrays that someone (a notebook, an accelerator's runtime) still holds when the interpreter ends would
-    otherwise be reported as leaked.
+    Arrays that are still held (by a notebook or an accelerator's runtime) when the interpreter ends would otherwise be
+    reported as leaked.
     """
     if isinstance(item, dict):
         return {name: _copied(value) for name, value in item.items()}

@@ -1,7 +1,7 @@
-"""COCO's caption files and Karpathy's split files (COCO, Flickr30K); the captions of a picture become one example.
+"""Reads COCO's caption files and Karpathy's split files (COCO, Flickr30K); one example holds all captions of an image.
 
-Facts: COCO's data format (images: id, file_name; annotations: image_id, caption); Karpathy's dataset.json (images:
-filename, filepath, split, sentences with raw, cocoid).  In COCO his train split counts with "restval".
+Sources: COCO's data format (images: id, file_name; annotations: image_id, caption); Karpathy's dataset.json (images:
+filename, filepath, split, sentences with raw, cocoid).  The train split of COCO includes Karpathy's "restval".
 """
 
 import collections
@@ -15,20 +15,20 @@ from detailclip_jax.data.prepare.image_root import Place
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.rows import Row, contained
 
-MAX_JSON = 512 * 2**20  # characters; COCO's own have less than 150 million
+MAX_JSON = 512 * 2**20  # characters; COCO's own files have less than 150 million
 FOLDERS = re.compile(r"(train|val|test)\d{4}")
 FLICKR_FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
 
 
 def rows_of(request: Request) -> Iterator[Row]:
-    """The pictures of caption files, or of a Karpathy file; it says itself which it is."""
+    """Yields the images of caption files or of Karpathy files; the content decides which kind a file is."""
     for path in request.paths:
         content = load(path)
         yield from karpathy(content, path, request) if _is_karpathy(content) else captions(content, path)
 
 
 def karpathy_rows(request: Request) -> Iterator[Row]:
-    """The pictures of Karpathy files."""
+    """Yields the images of Karpathy files."""
     for path in request.paths:
         content = load(path)
         if not _is_karpathy(content):
@@ -37,7 +37,7 @@ def karpathy_rows(request: Request) -> Iterator[Row]:
 
 
 def load(path: str) -> dict[str, Any]:
-    """The JSON of a file; ValueError where it is none, or has no list of images."""
+    """Returns the JSON of a file; ValueError if it is not valid JSON or has no list of images."""
     try:
         with open_text(path) as file:
             text = file.read(MAX_JSON + 1)
@@ -56,7 +56,7 @@ def _is_karpathy(content: dict[str, Any]) -> bool:
 
 
 def captions(content: dict[str, Any], path: str) -> Iterator[Row]:
-    """The pictures of a captions file, in its order, each with all its captions in theirs."""
+    """Yields the images of a captions file in its order, each with all its captions in theirs."""
     texts: dict[Any, list[str]] = collections.defaultdict(list)
     try:
         for annotation in content["annotations"]:
@@ -69,20 +69,20 @@ def captions(content: dict[str, Any], path: str) -> Iterator[Row]:
 
 
 def _folder(path: str, name: str) -> str:
-    """train2017 of captions_train2017.json, else of COCO_train2014_..."""
+    """Returns "train2017" for captions_train2017.json, else the folder in an image name COCO_train2014_..., else ""."""
     match = FOLDERS.search(path.replace("\\", "/").rpartition("/")[2]) or FOLDERS.search(name)
     return match.group() if match else ""
 
 
 def _coco_places(name: str, folder: str) -> list[Place]:
-    """Where the releases have it: beside others, in its folder, in that folder's zip."""
+    """Returns where COCO's releases store an image: in its folder, next to the other images, or in the folder's zip."""
     if not folder:
         return [(name,)]
     return [(f"{folder}/{name}",), (name,), (f"{folder}.zip", f"{folder}/{name}")]
 
 
 def karpathy(content: dict[str, Any], path: str, request: Request) -> Iterator[Row]:
-    """The pictures of one split."""
+    """Yields the images of one split."""
     wanted = subset_of(request)
     try:
         for image in content["images"]:
@@ -99,7 +99,10 @@ def _karpathy_row(image: dict[str, Any]) -> Row:
 
 
 def subset_of(request: Request) -> tuple[str, ...]:
-    """Which of the file's splits: those of `--subset`, else the output's, to which COCO's "train" adds "restval"."""
+    """Returns the requested splits: those of `--subset`, joined by "+", else the output's.
+
+    "train" includes COCO's "restval".
+    """
     wanted = request.options.subset or request.split
     return ("train", "restval") if wanted == "train" else tuple(wanted.split("+"))
 
@@ -109,7 +112,7 @@ def _flickr_places(name: str) -> list[Place]:
 
 
 def dataset_of(request: Request) -> str:
-    """coco-train2017 of captions_train2017.json, coco-karpathy-train of dataset_coco.json, "" of others."""
+    """Returns "coco-train2017" for captions_train2017.json, "coco-karpathy-train" for dataset_coco.json, else ""."""
     if len(request.paths) != 1:
         return ""
     if folder := _folder(request.paths[0], ""):
@@ -118,7 +121,7 @@ def dataset_of(request: Request) -> str:
 
 
 def flickr_dataset_of(request: Request) -> str:
-    """flickr30k-train, ..."""
+    """Returns "flickr30k-train" and the like."""
     return f"flickr30k-{_split(request)}"
 
 

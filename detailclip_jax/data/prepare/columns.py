@@ -1,4 +1,4 @@
-"""Which columns of a table are the picture, the captions, the key and the label."""
+"""Chooses which columns of a table hold the image, the captions, the key and the label."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ LABEL = ("label", "cls", "class")
 
 
 class Columns(NamedTuple):
-    """Names of columns; "" for a key or label that the table has not."""
+    """Column names; "" if the table has no key or label."""
 
     image: str
     captions: tuple[str, ...]
@@ -23,14 +23,14 @@ class Columns(NamedTuple):
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """All that are read."""
+        """All columns to read."""
         return tuple(dict.fromkeys(name for name in (self.image, *self.captions, self.key, self.label) if name))
 
 
 def choose(there: Sequence[str], options: Options, where: str) -> Columns:
-    """The columns that the options name, else those with the usual names.
+    """Returns the columns that the options name, else those with the usual names.
 
-    Raises ValueError that lists the columns of the table where one is missing.
+    Raises ValueError, with the table's columns, if one is missing.
     """
     image = _one(there, options.image_column, IMAGE)
     pair = tuple(name for name in PAIR if name in there)
@@ -52,14 +52,14 @@ def _one(there: Sequence[str], given: str, usual: Sequence[str]) -> str | None:
 
 
 def texts_of(values: dict[str, Any], names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Captions without and with names: a column that holds a list gives the former."""
+    """Returns the unnamed and the named captions; a column that holds a list gives unnamed ones."""
     listed = [text for name in names if isinstance(values[name], list | tuple) for text in values[name]]
     named = {name: text_of(values[name]) for name in names if not isinstance(values[name], list | tuple)}
     return tuple(map(text_of, listed)), named
 
 
 def text_of(value: Any) -> str:
-    """A cell as text; "" for none.  A dict with "raw" or "text" (Karpathy's and others' sentences) gives that."""
+    """Returns a table cell as text; "" for None.  A dict gives its "raw" or "text" (as in Karpathy's sentences)."""
     if isinstance(value, dict):
         value = value.get("raw", value.get("text"))
     if isinstance(value, bytes):
@@ -68,12 +68,12 @@ def text_of(value: Any) -> str:
 
 
 def label_of(value: Any) -> int:
-    """A cell as label, -1 for none; Rejected as in `number_of`."""
+    """Returns a table cell as a label, -1 if it is empty; Rejected as in `number_of`."""
     return -1 if value is None or value == "" else number_of(value)
 
 
 def number_of(value: Any) -> int:
-    """A label that is given; Rejected where it is no whole number that int32 holds."""
+    """Returns a label as an integer; Rejected if it is not a whole number that int32 holds."""
     try:
         label = int(value)
     except (TypeError, ValueError, OverflowError) as error:  # a list, a text, infinity

@@ -1,4 +1,4 @@
-"""Reading with a limit, writing in one piece."""
+"""Reads files with size limits and writes them atomically."""
 
 import bz2
 import contextlib
@@ -19,15 +19,15 @@ from detailclip_jax.data.regular_files import MAX_BYTES, NotRegular, check_regul
 from detailclip_jax.runtime.files import whole as written_whole
 from detailclip_jax.runtime.terminal import json_escaped
 
-MAX_LINE = 2**20  # characters of a line, and of a field, of a table
-MAX_RATIO, FREE_BYTES = 100, 64 * 2**20  # a file may unpack to so many times its size, or to so many bytes
+MAX_LINE = 2**20  # characters of a table's line or field
+MAX_RATIO, FREE_BYTES = 100, 64 * 2**20  # a file may unpack to the larger of MAX_RATIO times its size and FREE_BYTES
 COMPRESSED = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
-STREAM_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # of a compressed file that is damaged
+STREAM_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # raised for damaged compressed files
 READ_ERRORS = (*STREAM_ERRORS, OSError, ValueError)
 
 
 class Unpacked(io.RawIOBase):
-    """What a compressed file holds, up to MAX_RATIO times the bytes that are read of it; ValueError beyond."""
+    """The decompressed content of a file; ValueError if it exceeds MAX_RATIO times the compressed bytes read so far."""
 
     def __init__(self, path: str | os.PathLike):
         self._path, self._count = path, 0
@@ -36,11 +36,11 @@ class Unpacked(io.RawIOBase):
         self._unpacked = kind(fileobj=self._packed) if kind is gzip.GzipFile else kind(self._packed)
 
     def readable(self) -> bool:
-        """True."""
+        """Returns True."""
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        """The next bytes."""
+        """Reads the next bytes into `buffer` and returns their number."""
         num = self._unpacked.readinto(buffer)
         self._count += num
         if self._count > max(FREE_BYTES, MAX_RATIO * self._packed.tell()):
@@ -55,18 +55,21 @@ class Unpacked(io.RawIOBase):
 
 
 def is_compressed(path: str | os.PathLike) -> bool:
-    """Whether a file's name ends in .gz, .tgz, .bz2 or .xz."""
+    """Returns whether a file's name ends in .gz, .tgz, .bz2 or .xz."""
     return pathlib.Path(path).suffix in COMPRESSED
 
 
 def open_bytes(path: str | os.PathLike) -> io.BufferedReader:
-    """A regular file for reading, decompressed where its name says that it is compressed."""
+    """Opens a regular file for reading; it is decompressed if its name has a compressed suffix."""
     return io.BufferedReader(Unpacked(path), 2**17) if is_compressed(path) else open_regular(path)
 
 
 @contextlib.contextmanager
 def open_text(path: str | os.PathLike) -> Iterator[io.TextIOWrapper]:
-    """The same as text, for a `with`; bytes that are no UTF-8 become U+FFFD.  ValueError for a damaged stream."""
+    """Context manager that opens a file as `open_bytes` does, as text.
+
+    Invalid UTF-8 becomes U+FFFD.  Raises ValueError for a damaged compressed file.
+    """
     try:
         with io.TextIOWrapper(open_bytes(path), encoding="utf-8", errors="replace", newline="") as file:
             yield file
@@ -75,7 +78,7 @@ def open_text(path: str | os.PathLike) -> Iterator[io.TextIOWrapper]:
 
 
 def lines(file: io.TextIOWrapper) -> Iterator[str | None]:
-    """The lines of a text; None for one of more than MAX_LINE characters, of which no more are held at once."""
+    """Yields the lines of a text; None for a line of more than MAX_LINE characters, which is never in memory whole."""
     while line := file.readline(MAX_LINE + 1):
         if len(line) <= MAX_LINE:
             yield line
@@ -86,7 +89,7 @@ def lines(file: io.TextIOWrapper) -> Iterator[str | None]:
 
 
 def whole_lines(file: io.TextIOWrapper, path: str | os.PathLike) -> Iterator[str]:
-    """The lines of a text; ValueError that names one that is too long."""
+    """Yields the lines of a text; ValueError that names the first line that is too long."""
     for number, line in enumerate(lines(file), 1):
         if line is None:
             raise ValueError(f"{path}, line {number} has more than {MAX_LINE:,} characters")
@@ -94,7 +97,7 @@ def whole_lines(file: io.TextIOWrapper, path: str | os.PathLike) -> Iterator[str
 
 
 def read_limited(file: IO[bytes] | io.BufferedIOBase, name: str, limit: int = MAX_BYTES) -> bytes:
-    """All bytes of an open file; Rejected where they are more than `limit`."""
+    """Returns all bytes of an open file; Rejected if there are more than `limit`."""
     data = file.read(limit + 1)
     if len(data) > limit:
         raise Rejected(f"too large: {name} has more than {limit} bytes")
@@ -102,37 +105,37 @@ def read_limited(file: IO[bytes] | io.BufferedIOBase, name: str, limit: int = MA
 
 
 def is_inside(name: str) -> bool:
-    """Whether a relative path stays in its folder."""
+    """Returns whether a relative path stays in its folder."""
     path = pathlib.PurePosixPath(name.replace("\\", "/"))
     return bool(name) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
 
 
 @contextlib.contextmanager
 def whole(path: pathlib.Path, folder: pathlib.Path | None = None) -> Iterator[IO[bytes]]:
-    """A file to write, which gets its name at the end of the context: a kill leaves the old file or the new one.
+    """Opens a file for writing; it gets its name when the context ends, so a kill leaves the old file or the new one.
 
-    Until then it has a name of its own in `folder`, on the same disk; by default beside its place.
+    Until then it has a temporary name in `folder`, which must be on the same disk; the default is the folder of `path`.
     """
     with written_whole(path, partial_of(path, folder)) as partial, open(partial, "wb") as file:
         yield file
 
 
 def write_json(path: pathlib.Path, value: Any, folder: pathlib.Path | None = None) -> None:
-    """Writes JSON in one piece."""
+    """Writes JSON atomically."""
     text = json_escaped(json.dumps(value, indent=1, ensure_ascii=False))
     with whole(path, folder) as file:
         file.write(f"{text}\n".encode())
 
 
 def partial_of(path: pathlib.Path, folder: pathlib.Path | None = None) -> pathlib.Path:
-    """A name for a file while it is written; no two processes share it, on however many machines."""
+    """Returns a temporary name for a file during writing; it is unique across processes and machines."""
     return (folder or path.parent) / f"{path.name}.{uuid.uuid4().hex}.partial"
 
 
 def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
-    """Files, in the order of their names: of each folder those that end so, of each pattern those that match.
+    """Returns files sorted by name: those with one of the suffixes from each folder, those that match each pattern.
 
-    Raises FileNotFoundError that names what there is not, and ValueError for what is no regular file.
+    Raises FileNotFoundError that names what is missing, and ValueError for anything but a regular file.
     """
     found = sorted({file: None for path in paths for file in _expand_one(path, tuple(suffixes))})
     for file in found:
@@ -157,5 +160,5 @@ def _missing(message: str) -> list[str]:
 
 
 def common_folder(paths: Sequence[str]) -> str:
-    """The folder that all files have in common; names relative to it are unique and move with the data."""
+    """Returns the folder that contains all files; names relative to it are unique and stay valid if the data move."""
     return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])

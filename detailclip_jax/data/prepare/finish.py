@@ -1,4 +1,4 @@
-"""The end of a job: what the shards hold, and what was rejected, in two files beside them."""
+"""Finishes a job: writes the contents of the shards to dataset.json, and the rejects to a list."""
 
 import collections
 import json
@@ -16,7 +16,10 @@ from detailclip_jax.runtime.locks import alone
 
 
 def load(folder: str) -> dict[str, Any]:
-    """dataset.json of a folder; FileNotFoundError or ValueError with the way out where it is not there or another."""
+    """Returns the dataset.json of a folder.
+
+    Raises FileNotFoundError if it is missing and ValueError if it has another format, both with a way out.
+    """
     path = pathlib.Path(folder) / DATASET
     if not path.exists():
         unfinished = sorted(str(work) for work in pathlib.Path(folder).glob(".prepare-*"))
@@ -29,14 +32,14 @@ def load(folder: str) -> dict[str, Any]:
 
 
 def known_split(request: Request) -> dict[str, Any] | None:
-    """What dataset.json says of a request's split, None where it is not finished."""
+    """Returns the entry of a request's split in dataset.json, None if the split is not finished."""
     if not (pathlib.Path(request.out) / DATASET).exists():
         return None
     return load(request.out)["splits"].get(request.split)
 
 
 class NothingAccepted(RuntimeError):
-    """Not one example of the source could be used; `rejected` are the reasons with their counts."""
+    """Raised if no example of the source was accepted; `rejected` maps the reasons to their counts."""
 
     def __init__(self, message: str, rejected: dict[str, int]):
         super().__init__(message)
@@ -44,9 +47,9 @@ class NothingAccepted(RuntimeError):
 
 
 def finish(job: Job) -> dict[str, Any]:
-    """Writes the rejected list and the split's part of dataset.json, removes the work folder, returns the part.
+    """Writes the list of rejects and the split's entry in dataset.json, removes the work folder, returns the entry.
 
-    Raises NothingAccepted where there is no example; of the split there is only the rejected list then.
+    Raises NothingAccepted if there is no example; then only the list of rejects is kept.
     """
     reports = [json.loads(job.gather_report(number).read_text()) for number in range(job.num_shards)]
     splits = [json.loads(job.split_report(number).read_text()) for number in range(len(job.shards))]
@@ -65,7 +68,7 @@ def finish(job: Job) -> dict[str, Any]:
 
 
 def _enter(job: Job, part: dict[str, Any]) -> None:
-    """Adds the split to dataset.json, where a run of another split may do the same."""
+    """Adds the split to dataset.json under a lock, since a run of another split may do the same."""
     path = pathlib.Path(job.request.out) / DATASET
     with alone(path.with_name(f".lock-{DATASET}"), wait=True):
         splits = load(job.request.out)["splits"] if path.exists() else {}
@@ -94,17 +97,17 @@ def _part(job: Job, reports: list[dict[str, Any]], rejected: dict[str, int]) -> 
 
 
 def identity(request: Request) -> dict[str, Any]:
-    """What a split was made from, and how."""
+    """Returns source and options of a split."""
     return {"source": {"kind": request.kind, "paths": request.paths}, "options": vars(request.options)}
 
 
 def rejected_path(job: Job) -> pathlib.Path:
-    """One line of JSON per reject: [key, reason, detail]."""
+    """Returns the path of the list of rejects: one JSON line [key, reason, detail] each."""
     return pathlib.Path(job.request.out) / f"{job.request.split}-rejected.jsonl"
 
 
 def _write_rejected(job: Job) -> dict[str, int]:
-    """Writes all rejects, those of the source in its order first, and counts the reasons."""
+    """Writes all rejects, those of the source first and in its order; returns the count of each reason."""
     counts: collections.Counter[str] = collections.Counter()
     path = rejected_path(job)
     with whole(path, job.request.work) as file:

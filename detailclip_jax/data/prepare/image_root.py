@@ -1,4 +1,4 @@
-"""Pictures by name: below a folder, in a zip, or in zips below a folder."""
+"""Reads images by name from a folder, a zip, or zips in a folder."""
 
 import collections
 import errno
@@ -11,18 +11,18 @@ from detailclip_jax.data.prepare.files import MAX_BYTES, read_limited
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.regular_files import LeavesFolder, NotRegular, TooLarge, inside, read_regular
 
-Place = Sequence[str]  # (path,) of a file, or (path of a zip, name in it)
+Place = Sequence[str]  # (path,) of a file, or (path of a zip, name in the zip)
 MAX_OPEN = 4
 ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
-# zipfile raises NotImplementedError for a compression that it cannot read, and RuntimeError where a password is needed.
+# zipfile raises NotImplementedError for unsupported compression and RuntimeError for encrypted files.
 DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 class ImageRoot:
-    """Reads below `root`, a folder or a zip.  A context manager: closes its zips.
+    """Reads files below `root`, a folder or a zip.  A context manager that closes its zips.
 
-    A path may be absolute or have `..` in it as long as it stays below the root, and so may what links lead to,
-    which is free with `follow_links`.
+    A path may be absolute or contain `..` as long as it stays below the root.  The same holds for the targets of links;
+    with `follow_links` they may be anywhere.
     """
 
     def __init__(self, root: str, follow_links: bool = False):
@@ -38,7 +38,7 @@ class ImageRoot:
             self._close_oldest()
 
     def read(self, places: Sequence[Place]) -> bytes:
-        """The bytes at the first place that exists; Rejected where there is none, or what is there is no file."""
+        """Returns the bytes at the first place that exists; Rejected if none exists or it is not a regular file."""
         for place in places:
             data = self._read(place)
             if data is not None:
@@ -73,7 +73,9 @@ class ImageRoot:
             with archive.open(info) as file:
                 return read_limited(file, name)
         except (*DAMAGED_ZIP, OSError) as error:
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the file's beginning
+            if (
+                isinstance(error, OSError) and error.errno != errno.EINVAL
+            ):  # raised for an offset before the start of the file
                 raise
             raise Rejected(f"damaged zip: {path}: {error}") from error
 

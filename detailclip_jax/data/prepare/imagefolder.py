@@ -1,4 +1,4 @@
-"""Folders of pictures: CLASS/picture.jpg, as ImageNet has them; a picture.txt beside one is its caption."""
+"""Reads folders of images: CLASS/picture.jpg, as in ImageNet; the file picture.txt next to an image is its caption."""
 
 import os
 import pathlib
@@ -11,13 +11,13 @@ from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.rows import Row
 from detailclip_jax.data.regular_files import LeavesFolder, NotRegular, TooLarge, Walk, inside, read_regular
 
-MAX_TEXT_BYTES = 16 * 2**20  # of a caption's file
+MAX_TEXT_BYTES = 16 * 2**20  # of a caption file
 
 
 def plan(request: Request) -> Plan:
-    """The pictures of one folder, in the order of their paths; class i is the i-th folder by name (torchvision's).
+    """Plans the images of one folder, sorted by path; class i is the i-th folder by name, as in torchvision.
 
-    Hidden files and folders (.ipynb_checkpoints, ._picture.jpg) and __MACOSX are no part of it.
+    Hidden files and folders (.ipynb_checkpoints, ._picture.jpg) and __MACOSX are skipped.
     """
     if len(request.paths) != 1 or not os.path.isdir(request.paths[0]):
         raise FileNotFoundError(f"imagefolder takes one folder, not {', '.join(request.paths)}")
@@ -27,7 +27,7 @@ def plan(request: Request) -> Plan:
 
 
 def _rows(root: pathlib.Path, classes: tuple[str, ...], follow_links: bool) -> Iterator[Row]:
-    """The pictures, and a refused row for each folder that a link leads out of the root to."""
+    """Yields the images, and a refused row for each folder that is a link out of the root."""
     walk = Walk(root, follow_links)
     for label, folder in [(-1, ""), *enumerate(classes)]:
         for name in _pictures(walk, folder):
@@ -37,7 +37,7 @@ def _rows(root: pathlib.Path, classes: tuple[str, ...], follow_links: bool) -> I
 
 
 def _pictures(walk: Walk, folder: str) -> list[str]:
-    """Those in a class folder at any depth; of the root itself only those that lie in it."""
+    """Returns the images of a class folder at any depth; for the root itself only those directly in it."""
     if folder and not walk.may_enter(folder):
         return []
     files = walk.matching(("**" if folder else "*",), folder)
@@ -50,7 +50,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _row(root: pathlib.Path, name: str, label: int, follow_links: bool) -> Row:
-    """A picture with the text beside it, if there is one; refused where there is one that may not be read."""
+    """Returns an image with the text file next to it, if any; refused if that file may not be read."""
     try:
         text = read_regular(inside(root, pathlib.PurePath(name).with_suffix(".txt"), follow_links), MAX_TEXT_BYTES)
     except FileNotFoundError:

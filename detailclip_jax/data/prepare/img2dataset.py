@@ -1,7 +1,7 @@
-"""What img2dataset wrote: shards of a tar and a parquet with the same name, or parquets with the pictures in them.
+"""Reads the output of img2dataset: pairs of a tar and a parquet with the same name, or parquets that hold the images.
 
-The parquet has a row for every address that was asked for: its key, caption and status; a row whose status is not
-"success" (a dead link, most often) becomes a reject with the reason that img2dataset gives.  Facts: its writer.
+The parquet has one row per requested URL: key, caption and status.  A row whose status is not "success" (usually a
+dead link) becomes a reject with img2dataset's reason.  Source: img2dataset's writer.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from detailclip_jax.data.prepare.plan import Plan, limited, of_files
 from detailclip_jax.data.prepare.records import Raw, Reject
 
 SUCCESS = "success"
-PICTURE = "jpg"  # the column of img2dataset's parquet output
+PICTURE = "jpg"  # image column of img2dataset's parquet output
 
 
 def plan(request: Request) -> Plan:
-    """One shard per parquet; ValueError where one has neither a tar beside it nor pictures in it."""
+    """Plans one shard per parquet; ValueError if one has neither a tar with the same name nor an image column."""
     paths = expand(request.paths, (".parquet",))
     for path in paths:
         wanted = ("key", "status", *_captions(request.options))
@@ -31,7 +31,7 @@ def plan(request: Request) -> Plan:
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
-    """The rows of a shard: pictures in their order, then the rows without one."""
+    """Yields the rows of a shard: those with images in their order, then those without."""
     if not _tar(shard.path).exists():
         yield from _from_parquet(shard, options)
         return
@@ -58,7 +58,7 @@ def _tar(path: str) -> pathlib.Path:
 
 
 def _with_row(example: Raw | Reject, row: dict[str, Any], options: Options) -> Raw | Reject:
-    """The example with the captions of its row."""
+    """Returns the example with the captions of its row."""
     if isinstance(example, Reject):
         return example
     captions, texts = _texts(row, options)
@@ -66,7 +66,7 @@ def _with_row(example: Raw | Reject, row: dict[str, Any], options: Options) -> R
 
 
 def _texts(row: dict[str, Any], options: Options) -> tuple[tuple[str, ...], dict[str, str]]:
-    """One caption goes without a name, several have their columns'."""
+    """Returns a single caption without a name, several with their column names."""
     texts = {name: text_of(row[name]) for name in _captions(options)}
     return (tuple(texts.values()), {}) if len(texts) == 1 else ((), texts)
 

@@ -1,4 +1,4 @@
-"""What is to be prepared and where: written down before the first shard, so that a restart finds it."""
+"""Defines what is converted and where to; saved before the first shard, so that a restart can load it."""
 
 import dataclasses
 import functools
@@ -16,18 +16,18 @@ PLAN = "plan.json"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Everything that decides what the output holds; the number of workers is not among it.
+    """All options that affect the output; the number of workers is not one of them.
 
-    images: folder or zip of the pictures that a table names.
+    images: folder or zip of the images that a table names.
     image_column, key_column, label_column, caption_columns: of tables; "" and () look for the usual names.
-    ids: lists that YFCC100M is filtered by.
-    subset: which split of a Karpathy file.
+    ids: lists of ids that select photos of YFCC100M.
+    subset: split of a Karpathy file or a tfds set.
     clean: how captions are cleaned, see `cleaning`.
     check, max_side: see `pictures.checked`.
     require_caption: reject examples whose captions are all blank.
-    context_length: a caption of more tokens counts as truncated.
-    limit: how many examples of the source to take; 0 is all.
-    follow_links: whether links may lead out of the folder of the pictures.
+    context_length: captions with more tokens count as truncated.
+    limit: number of examples to take from the source; 0 takes all.
+    follow_links: whether links may lead out of the folder of images.
     """
 
     images: str = ""
@@ -48,9 +48,9 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A part of the source that one call reads: examples `start` up to `stop` (0: the end) of the file `path`.
+    """The part of a source that one call reads: examples `start` to `stop` (exclusive; 0: the end) of the file `path`.
 
-    `name` is unique and begins the keys of examples that have no better one; `weight` is for the progress alone.
+    `name` is unique and starts the keys of examples without a key of their own; `weight` is used for the progress only.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the user asked for."""
+    """The user's request."""
 
     kind: str
     paths: tuple[str, ...]
@@ -73,18 +73,18 @@ class Request:
 
     @property
     def work(self) -> pathlib.Path:
-        """The folder of what is not finished."""
+        """Folder of unfinished files."""
         return pathlib.Path(self.out) / f".prepare-{self.split}"
 
     @property
     def lock(self) -> pathlib.Path:
-        """Held by the process that prepares this split."""
+        """Lock file held by the process that prepares this split."""
         return pathlib.Path(self.out) / f".lock-{self.split}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A request with the source's shards; `num_shards` is of the output."""
+    """A request with the shards of its source; `num_shards` is the number of output shards."""
 
     request: Request
     num_shards: int
@@ -92,31 +92,31 @@ class Job:
     classes: tuple[str, ...] = ()
 
     def spill(self, number: int) -> pathlib.Path:
-        """The examples of an input shard, grouped by output shard."""
+        """Path of an input shard's examples, grouped by output shard."""
         return self.request.work / f"in-{number:05d}.spill"
 
     def split_report(self, number: int) -> pathlib.Path:
-        """Says that an input shard is done, and what was rejected in it."""
+        """Path of the report that marks an input shard as done and lists its rejects."""
         return self.request.work / f"in-{number:05d}.json"
 
     def output(self, number: int) -> pathlib.Path:
-        """A finished shard."""
+        """Path of a finished output shard."""
         return pathlib.Path(self.request.out) / f"{self.request.split}-{number:05d}.arrayrecord"
 
     def gather_report(self, number: int) -> pathlib.Path:
-        """Says that an output shard is done, and what it holds."""
+        """Path of the report that marks an output shard as done and describes its contents."""
         return self.request.work / f"out-{number:05d}.json"
 
 
 def save(job: Job) -> None:
-    """Writes the plan: from now on the job can be restarted."""
+    """Writes the plan; from then on the job can be restarted."""
     load.cache_clear()
     write_json(job.request.work / PLAN, dataclasses.asdict(job))
 
 
 @functools.lru_cache(maxsize=4)
 def load(work: str) -> Job:
-    """The plan in a work folder, as `save` wrote it."""
+    """Returns the plan of a work folder, as `save` wrote it."""
     fields = json.loads((pathlib.Path(work) / PLAN).read_text())
     shards = tuple(Shard(**shard) for shard in fields["shards"])
     return Job(_request(fields["request"]), fields["num_shards"], shards, tuple(fields["classes"]))
@@ -133,7 +133,7 @@ def _plain(value: Any) -> Any:
 
 
 def differences(old: Request, new: Request) -> list[str]:
-    """What two requests disagree on, one line each."""
+    """Returns the differences between two requests, one line each."""
     before, after = _flat(old), _flat(new)
     return [f"{name}: {before[name]!r} then, {after[name]!r} now" for name in before if before[name] != after[name]]
 

@@ -1,9 +1,9 @@
-"""How many examples the known sets have, to compare with at the end.
+"""Sizes of known data sets, compared with the result at the end of a run.
 
-Counts are of examples (a picture with all its captions).  Sources: YFCC15M: OpenAI's list of the subset
-(data/yfcc100m.md of its CLIP repository), SLIP's make_dataset.py (those of the list with a picture), DeCLIP's labels
-(arXiv 2110.05208).  CC3M: Sharma et al. 2018.  CC12M: arXiv 2102.08981.  COCO: arXiv 1504.00325 and the 2017 release;
-Karpathy's splits: arXiv 1412.2306.  ImageNet: arXiv 1409.0575.
+An example is an image with all its captions.  Sources: YFCC15M: OpenAI's list of the subset
+(data/yfcc100m.md of its CLIP repository), SLIP's make_dataset.py (those of the list that have an image), DeCLIP's
+labels (arXiv 2110.05208).  CC3M: Sharma et al. 2018.  CC12M: arXiv 2102.08981.  COCO: arXiv 1504.00325 and the 2017
+release; Karpathy's splits: arXiv 1412.2306.  ImageNet: arXiv 1409.0575.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Known(NamedTuple):
-    """Examples of a set, and which of the sets that share a name it is."""
+    """Number of examples of a set, and its variant if several sets share the name."""
 
     num_examples: int
     variant: str = ""
@@ -43,7 +43,7 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
 
 
 def comparison(dataset: str, num_examples: int, num_rejected: int) -> str:
-    """One line for people; "" for a set that is not known."""
+    """Returns one line that compares the result with the known set; "" for an unknown set."""
     if dataset not in KNOWN:
         return ""
     known = KNOWN[dataset]

@@ -1,4 +1,4 @@
-"""The passes on this machine: processes, progress, and an end that can be taken up again."""
+"""Runs the two passes on this machine with several processes; shows progress and can be interrupted and resumed."""
 
 import concurrent.futures
 import contextlib
@@ -20,20 +20,20 @@ from detailclip_jax.data.prepare.plan import PER_SHARD
 from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.progress import Console, duration
 
-EVERY = 1.0  # seconds between lines on a terminal
-EVERY_PLAIN = 10.0  # and where each is kept
+EVERY = 1.0  # seconds between progress lines on a terminal
+EVERY_PLAIN = 10.0  # the same where every line is kept, as in a log
 BATCH = 32  # examples between two reports of a worker
 PASSES: dict[str, Callable[[Job, int, passes.Tell], None]] = {"read": passes.split, "write": passes.gather}
 
 
 class Stopped(Exception):
-    """Raised in a worker that is to end."""
+    """Raised in a worker that has to stop."""
 
 
 def run(job: Job, workers: int, console: Console) -> None:
-    """Both passes, as far as they are still to be done.
+    """Runs the unfinished parts of both passes.
 
-    Raises KeyboardInterrupt where Ctrl-C came, after the workers have ended; finished shards stay.
+    Raises KeyboardInterrupt after Ctrl-C once the workers have ended; finished shards are kept.
     """
     for name, todo, weights in (
         ("read", passes.unsplit(job), [shard.weight for shard in job.shards]),
@@ -58,12 +58,12 @@ def _in_turn(job: Job, name: str, todo: Sequence[int], progress: "Progress") -> 
 
 
 def _at_once(job: Job, name: str, todo: Sequence[int], progress: "Progress", workers: int) -> None:
-    context = multiprocessing.get_context("spawn")  # fork is not safe beside threads
+    context = multiprocessing.get_context("spawn")  # fork is unsafe with threads
     counts = [context.Value("q", 0) for _ in range(3)]
     stop = context.Event()
     pool = concurrent.futures.ProcessPoolExecutor(workers, context, _init_worker, (counts, stop, os.getpid()))
     try:
-        with signals.held_back():  # workers start at the first tasks
+        with signals.held_back():  # the workers start with the first tasks
             tasks = {pool.submit(_task, name, str(job.request.work), number): number for number in todo}
         _wait(tasks, progress, counts)
     finally:
@@ -86,7 +86,7 @@ _worker: dict[str, Any] = {}
 
 
 def _init_worker(counts: "list[Synchronized[int]]", stop: Any, parent: int) -> None:
-    """Ctrl-C is for the main process; where that was killed, its workers end by themselves."""
+    """Leaves Ctrl-C to the main process; a worker exits by itself if the main process was killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     _worker.update(counts=counts, stop=stop)
@@ -99,26 +99,26 @@ def _end_with(parent: int) -> None:
 
 
 def _task(name: str, work: str, number: int) -> None:
-    """One shard of a pass, in a worker."""
+    """Processes one shard of a pass in a worker."""
     report = Report(_worker["counts"], _worker["stop"])
     PASSES[name](jobs.load(work), number, report)
     report.flush()
 
 
 class Report:
-    """Adds up what a worker did and tells the main process now and then; raises Stopped where that wants to end."""
+    """Sums up a worker's counts and sends them to the main process regularly; raises Stopped if the run is to stop."""
 
     def __init__(self, counts: "list[Synchronized[int]]", stop: Any):
         self._counts, self._stop, self._new = counts, stop, [0, 0, 0]
 
     def __call__(self, num: int, num_bytes: int, num_rejected: int) -> None:
-        """Adds what came since the last call."""
+        """Adds the counts since the last call."""
         self._new = [old + new for old, new in zip(self._new, (num, num_bytes, num_rejected))]
         if self._new[0] >= BATCH:
             self.flush()
 
     def flush(self) -> None:
-        """Tells."""
+        """Sends the counts to the main process."""
         if self._stop.is_set():
             raise Stopped
         for count, new in zip(self._counts, self._new):
@@ -128,7 +128,7 @@ class Report:
 
 
 class Progress:
-    """What a pass did so far, as a line."""
+    """Progress of a pass, shown as one line."""
 
     def __init__(self, name: str, weights: Sequence[int], todo: Sequence[int], console: Console):
         self._name, self._weights, self._console = name, weights, console
@@ -139,33 +139,33 @@ class Progress:
         self.counts = [0, 0, 0]
 
     def add(self, *more: int) -> None:
-        """Examples, bytes and rejects since the last call."""
+        """Adds examples, bytes and rejects since the last call."""
         self.counts = [old + new for old, new in zip(self.counts, more)]
 
     def set(self, *counts: int) -> None:
-        """The same since the start."""
+        """Sets examples, bytes and rejects since the start."""
         self.counts = list(counts)
 
     def done(self, number: int) -> None:
-        """A shard is."""
+        """Counts a finished shard."""
         self._shards += 1
         self._finished += self._weights[number]
 
     def show(self) -> None:
-        """The line, if the last one is old enough."""
+        """Shows the line if enough time has passed since the last one."""
         now = time.monotonic()
         if now - self._shown >= (EVERY_PLAIN if self._console.width is None else EVERY):
             self._shown = now
             self._console.live(self.line(now - self._start))
 
     def end(self) -> None:
-        """The last line, which stays; none where there was nothing to do."""
+        """Shows the last line, which stays; nothing if no shard was processed."""
         if self._finished:
             self._console.live(self.line(time.monotonic() - self._start))
             self._console.end_live()
 
     def line(self, seconds: float) -> str:
-        """read 12/331 shards | 120,000 examples | 812 images/s | 33.1 MB/s | eta 0:12 | 17 rejected."""
+        """Returns "read 12/331 shards | 120,000 examples | 812 images/s | 33.1 MB/s | eta 0:12 | 17 rejected"."""
         num, num_bytes, rejected = self.counts
         seconds = max(seconds, 1e-9)
         left = self._todo - self._finished
@@ -178,7 +178,7 @@ class Progress:
 
 @contextlib.contextmanager
 def planning(request: Request, console: Console) -> Iterator[None]:
-    """Says now and then how far the plan is: a table of millions of rows takes minutes."""
+    """Shows the progress of planning, which takes minutes for a table of millions of rows."""
     stop, start = threading.Event(), time.monotonic()
 
     def tell() -> None:
@@ -197,7 +197,7 @@ def planning(request: Request, console: Console) -> Iterator[None]:
 
 
 def peak_memory() -> float:
-    """Largest resident size of this process or one of its workers, in MiB."""
+    """Returns the largest resident size of this process or one of its workers, in MiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(one).ru_maxrss for one in who) * unit / 2**20

@@ -1,4 +1,4 @@
-"""Parquet tables with a column of paths or bytes (also {"bytes", "path"}, as Hugging Face's datasets write them)."""
+"""Reads parquet tables with a column of paths or bytes (also {"bytes", "path"}, as Hugging Face's datasets write it)."""
 
 import itertools
 import pathlib
@@ -13,11 +13,11 @@ from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan, limited, of_files
 from detailclip_jax.data.prepare.records import Raw, Reject, Rejected
 
-BATCH = 64  # rows in memory at once, beside what pyarrow holds of a row group
+BATCH = 64  # rows in memory at once, in addition to what pyarrow holds of a row group
 
 
 def plan(request: Request) -> Plan:
-    """One shard per file; ValueError that lists the columns of a file that lacks one."""
+    """Plans one shard per file; ValueError, with the file's columns, if one is missing."""
     paths = expand(request.paths, (".parquet",))
     for path in paths:
         columns.choose(pyarrow_files.column_names(path), request.options, path)
@@ -26,7 +26,7 @@ def plan(request: Request) -> Plan:
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
-    """The rows of a file with their pictures."""
+    """Yields the rows of a file with their images."""
     chosen = columns.choose(pyarrow_files.column_names(shard.path), options, shard.path)
     root = options.images or str(pathlib.Path(shard.path).parent)
     with ImageRoot(root, options.follow_links) as images:
@@ -35,16 +35,18 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
 
 
 def rows(path: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The rows of a file, a few in memory at a time."""
+    """Yields the rows of a file, holding only a few in memory."""
     with pyarrow_files.parquet_file(path) as file:
         largest = pyarrow_files.largest_chunk(file, path, names)
-        rows_at_once = max(1, min(BATCH, MAX_BYTES // max(largest, 1)))  # one value may fill a chunk, and be repeated
+        rows_at_once = max(
+            1, min(BATCH, MAX_BYTES // max(largest, 1))
+        )  # one value may fill a chunk, and every row may repeat it
         for batch in file.iter_batches(batch_size=rows_at_once, columns=list(names)):
             yield from batch.to_pylist()
 
 
 def example(row: dict[str, Any], chosen: Columns, images: ImageRoot, place: str) -> Raw | Reject:
-    """A row as an example; its key is that of its column, else its place."""
+    """Returns a row as an example; its key comes from the key column, else it is `place`."""
     key = columns.text_of(row[chosen.key]) if chosen.key else place
     try:
         captions, texts = columns.texts_of(row, chosen.captions)

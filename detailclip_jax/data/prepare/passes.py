@@ -1,11 +1,11 @@
-"""The two passes, pure functions of a job and a number.
+"""The two passes: pure functions of a job and a shard number.
 
     split(job, n)   input shard n: read, clean, check, group by output shard
-    gather(job, n)  output shard n: its part of every input shard, in their order
+    gather(job, n)  output shard n: collects its records from all input shards, in order
 
-`finish.finish` then writes dataset.json and the rejected list.
-Each may be run on any machine that sees the folders, in any order within its pass, and again: a shard gets its name
-when it is whole, and its report after that.
+`finish.finish` then writes dataset.json and the list of rejects.
+Each function may run on any machine that sees the folders, in any order within its pass, and again after a failure: a
+shard gets its name when it is complete, and its report after that.
 """
 
 import contextlib
@@ -29,29 +29,29 @@ from detailclip_jax.data.prepare.spill import Entry, Spill, SpillWriter
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
 from detailclip_jax.runtime.files import whole as written_whole
 
-ARRAY_RECORD = "group_size:1,uncompressed"  # one record per block: random access; pictures are compressed already
-COUNTED_CHARACTERS = 2000  # of a caption; its length in tokens is that of its beginning
+ARRAY_RECORD = "group_size:1,uncompressed"  # one record per block gives random access; images are compressed already
+COUNTED_CHARACTERS = 2000  # per caption: its number of tokens is counted on this beginning
 UNREADABLE = "damaged shard"
 
-Tell = Callable[[int, int, int], None]  # examples seen, bytes, rejected: since the last call
+Tell = Callable[[int, int, int], None]  # examples seen, bytes, rejected since the last call
 
 
 def nobody(num: int, num_bytes: int, num_rejected: int) -> None:
-    """Nobody wants to know."""
+    """Ignores the counts."""
 
 
 def unsplit(job: Job) -> list[int]:
-    """The input shards that are still to be done."""
+    """Returns the numbers of the input shards still to process."""
     return [n for n in range(len(job.shards)) if not (job.split_report(n).exists() and job.spill(n).exists())]
 
 
 def ungathered(job: Job) -> list[int]:
-    """The output shards that are still to be done."""
+    """Returns the numbers of the output shards still to process."""
     return [n for n in range(job.num_shards) if not (job.gather_report(n).exists() and job.output(n).exists())]
 
 
 def split(job: Job, number: int, tell: Tell = nobody) -> None:
-    """Pass one: the examples of one input shard, checked, grouped by output shard, with a report."""
+    """Runs pass one on an input shard: checks its examples, groups them by output shard, writes a report."""
     rejected: list[Reject] = []
     num_cut = 0
     tokenizer = Tokenizer(job.request.options.context_length)
@@ -73,9 +73,9 @@ def split(job: Job, number: int, tell: Tell = nobody) -> None:
 
 
 def read(job: Job, number: int) -> Iterator[Raw | Reject]:
-    """The examples of an input shard as its source reads them; damage ends it with a reject of its own.
+    """Yields the examples of an input shard; if the shard is damaged, ends with a reject that says so.
 
-    An error that the operating system reports (a dead mount, a full disk) is no damage and stops the run.
+    An error from the operating system (a lost mount, a full disk) is not damage and stops the run.
     """
     shard = job.shards[number]
     source = source_of(job.request.kind)
@@ -88,7 +88,7 @@ def read(job: Job, number: int) -> Iterator[Raw | Reject]:
 
 
 def admit(item: Raw | Reject, options: Options, tokenizer: Tokenizer) -> tuple[bytes, Entry]:
-    """The record of an example and what is counted of it; Rejected with the reason where there is none."""
+    """Returns the record of an example and its counted properties; Rejected with the reason if it is not accepted."""
     if isinstance(item, Reject):
         raise Rejected(f"{item.reason}: {item.detail}")
     raw = cleaned(item, options.clean)
@@ -101,7 +101,7 @@ def admit(item: Raw | Reject, options: Options, tokenizer: Tokenizer) -> tuple[b
 
 
 def cleaned(raw: Raw, rule: str) -> Raw:
-    """The example with its captions cut to what the tokenizer reads, cleaned, and everything in valid UTF-8."""
+    """Returns the example with captions cut to MAX_CHARACTERS and cleaned, and with all text in valid UTF-8."""
     clean = CLEANING[rule]
     texts = {name: valid_text(clean(text[:MAX_CHARACTERS])) for name, text in raw.texts.items()}
     captions = tuple(valid_text(clean(text[:MAX_CHARACTERS])) for text in raw.captions)
@@ -109,7 +109,7 @@ def cleaned(raw: Raw, rule: str) -> Raw:
 
 
 def num_long(item: Raw | Reject) -> int:
-    """How many captions of an example are cut."""
+    """Returns how many captions of an example are longer than MAX_CHARACTERS."""
     return (
         0
         if isinstance(item, Reject)
@@ -118,7 +118,7 @@ def num_long(item: Raw | Reject) -> int:
 
 
 def lengths(raw: Raw, tokenizer: Tokenizer) -> dict[str, list[int]]:
-    """Tokens of each caption by its name, start and end included; 0 for a blank one."""
+    """Returns the number of tokens of each caption by name, with start and end token; 0 for a blank caption."""
     named = {name: [_length(text, tokenizer)] for name, text in raw.texts.items()}
     return named | ({"captions": [_length(text, tokenizer) for text in raw.captions]} if raw.captions else {})
 
@@ -128,9 +128,9 @@ def _length(text: str, tokenizer: Tokenizer) -> int:
 
 
 def gather(job: Job, number: int, tell: Tell = nobody) -> None:
-    """Pass two: one output shard, of every input shard what belongs to it, in their order; with a report.
+    """Runs pass two on an output shard: collects its records from all input shards in order, writes a report.
 
-    Equal keys meet in one shard: the first in the order of the source is kept.
+    Equal keys fall into the same shard; the first one in the order of the source is kept.
     """
     path = job.output(number)
     kept = Kept(job.request.options.context_length)
@@ -147,7 +147,7 @@ def gather(job: Job, number: int, tell: Tell = nobody) -> None:
 
 @contextlib.contextmanager
 def _shard(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
-    """A shard to write, removed where that does not come to its end; OSError where the disk takes no more."""
+    """Opens a shard for writing and removes it on failure; OSError if the disk cannot take more."""
     writer = ArrayRecordWriter(str(path), ARRAY_RECORD)
     try:
         yield writer
@@ -156,13 +156,13 @@ def _shard(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
         with contextlib.suppress(RuntimeError):
             writer.close()
         path.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # the library's only type
+        if isinstance(error, RuntimeError):  # the only exception type of the library
             raise OSError(f"{path} cannot be written: {error}") from error
         raise
 
 
 class Kept:
-    """The keys of an output shard, what is counted of its records, and the keys that came again."""
+    """Keys, statistics and duplicate keys of an output shard."""
 
     def __init__(self, context_length: int):
         self._context_length = context_length
@@ -171,7 +171,7 @@ class Kept:
         self.duplicates: list[Reject] = []
 
     def add(self, entry: Entry) -> bool:
-        """Whether the key is new."""
+        """Records an entry; returns whether its key is new."""
         if entry.key in self.keys:
             self.duplicates.append(Reject(entry.key, "duplicate key"))
             return False
@@ -188,7 +188,7 @@ def _of_bucket(job: Job, number: int) -> Iterator[tuple[bytes, Entry]]:
 
 
 def _sealed(path: pathlib.Path) -> dict[str, Any]:
-    """Size and checksum of a file that the disk has."""
+    """Returns size and checksum of a file after flushing it to disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

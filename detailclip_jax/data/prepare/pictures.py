@@ -1,4 +1,4 @@
-"""Pictures on their way in: looked at, kept as they are or made smaller."""
+"""Checks images during preparation; keeps them unchanged or reduces their size."""
 
 import io
 
@@ -10,17 +10,17 @@ from detailclip_jax.data.prepare.job import Options
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.views import REDUCING_GAP
 
-QUALITY = 95  # of a JPEG that had to be encoded again
+QUALITY = 95  # of a re-encoded JPEG
 CHECKS = ("decode", "header")
 
 
 def checked(data: bytes, options: Options) -> tuple[bytes, int, int]:
-    """The file to keep, and its width and height.
+    """Returns the image file to keep, its width and its height.
 
-    `options.check` "decode" decodes every pixel, as training will; "header" believes the header.  Where the longer
-    side exceeds `options.max_side` the picture is made smaller (Pillow's bicubic) and becomes a JPEG; that takes also
-    what training refuses as too large, up to `decoding.MAX_FILE_PIXELS`.  Raises Rejected with the reason, for all that
-    training and evaluation refuse and for nothing else.
+    `options.check` "decode" decodes every pixel, as training will; "header" only reads the header.  If the longer side
+    exceeds `options.max_side`, the image is resized (Pillow's bicubic) and stored as JPEG.  This also accepts images
+    that are too large for training, up to `decoding.MAX_FILE_PIXELS`.  Raises Rejected, with the reason, for exactly
+    the images that training and evaluation reject.
     """
     try:
         if options.max_side:
@@ -37,10 +37,10 @@ def checked(data: bytes, options: Options) -> tuple[bytes, int, int]:
 
 
 def _smaller(picture: Encoded, side: int) -> tuple[bytes, int, int]:
-    """The picture again with `side` pixels along the longer one, which is larger than that.
+    """Returns the image resized so that its longer side, which is larger, has `side` pixels.
 
-    A JPEG is first reduced as `Image.thumbnail` of Pillow does it; one that has to be reduced further, so as not to be
-    held whole, has the pixels that this leaves.
+    A JPEG is first reduced as in Pillow's `Image.thumbnail`.  If it must be reduced further because it cannot be held
+    whole, the result may be smaller than `side`.
     """
     longer = max(picture.height, picture.width)
     decoded = picture.decoded(longer / (REDUCING_GAP * side))

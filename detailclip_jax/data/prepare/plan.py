@@ -1,4 +1,4 @@
-"""Of which shards a source consists."""
+"""Divides a source into shards."""
 
 import dataclasses
 import os
@@ -9,18 +9,18 @@ from typing import NamedTuple
 from detailclip_jax.data.prepare.files import common_folder
 from detailclip_jax.data.prepare.job import Shard
 
-PER_SHARD = 10_000  # examples, where the source does not say
+PER_SHARD = 10_000  # examples, if the source has no shards of its own
 
 
 class Plan(NamedTuple):
-    """The shards of a source, in its order, and the names of its classes where it has some."""
+    """The shards of a source in its order, and its class names if it has any."""
 
     shards: tuple[Shard, ...]
     classes: tuple[str, ...] = ()
 
 
 def of_files(paths: Sequence[str]) -> tuple[Shard, ...]:
-    """One shard per file, weighed by its size; the name is the path below their common folder, without the suffix."""
+    """Returns one shard per file, weighted by file size; its name is the path below the common folder, no suffix."""
     folder = common_folder(paths)
     return tuple(Shard(_name(path, folder), os.path.abspath(path), weight=os.path.getsize(path)) for path in paths)
 
@@ -30,16 +30,17 @@ def _name(path: str, folder: str) -> str:
 
 
 def of_count(name: str, path: str, count: int) -> tuple[Shard, ...]:
-    """Runs of `PER_SHARD` examples of one path that has `count` of them."""
+    """Divides the `count` examples of one path into ranges of up to `PER_SHARD`."""
     starts = range(0, count, PER_SHARD)
     stops = [min(start + PER_SHARD, count) for start in starts]
     return tuple(Shard(f"{name}#{start}", path, start, stop, weight=stop - start) for start, stop in zip(starts, stops))
 
 
 def limited(shards: Iterable[Shard], count: Callable[[Shard], int], limit: int) -> tuple[Shard, ...]:
-    """The shards cut so that `limit` examples of the source are left; 0 keeps all.
+    """Returns the shards cut to the first `limit` examples of the source; 0 keeps all.
 
-    `count` says how many examples a shard has; it may have to read for that and is not asked behind the cut.
+    `count` returns the number of examples of a shard.  It may have to read the shard, so it is not called after the
+    cut.
     """
     if not limit:
         return tuple(shards)

@@ -1,4 +1,4 @@
-"""What a reader yields, what a record holds, and which output shard a key belongs to."""
+"""Defines what readers yield, what a record holds, and which output shard a key belongs to."""
 
 import dataclasses
 import hashlib
@@ -7,7 +7,7 @@ from typing import Any
 
 import msgpack
 
-RESERVED = ("image", "captions", "label", "key")  # of a record; a named text may not take their place
+RESERVED = ("image", "captions", "label", "key")  # fields of a record; named texts may not replace them
 MAX_LABEL = 2**31 - 1
 SCHEMA = {
     "image": "bytes: the picture's file (JPEG, PNG, ...)",
@@ -20,7 +20,7 @@ SCHEMA = {
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-    """One example as a source has it; `texts` are captions with names, `captions` those without."""
+    """One example as its source has it; `texts` are captions with names, `captions` those without."""
 
     key: str
     image: bytes
@@ -31,7 +31,7 @@ class Raw:
 
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """What a source names but cannot give: `reason` is one of a few words that are counted, `detail` is free."""
+    """An example that cannot be used: `reason` is one of a few texts that are counted, `detail` is free text."""
 
     key: str
     reason: str
@@ -39,27 +39,27 @@ class Reject:
 
 
 class Rejected(ValueError):
-    """Raised where one example is refused; the message is "reason: detail"."""
+    """Raised if an example is rejected; the message is "reason: detail"."""
 
     def of(self, key: str) -> Reject:
-        """The entry of the rejected list."""
+        """Returns the entry for the list of rejects."""
         reason, _, detail = str(self).partition(": ")
         return Reject(key, reason, detail)
 
 
 def bucket_of(key: str, num_buckets: int) -> int:
-    """The output shard of a key: BLAKE2b's first 8 bytes, big-endian, modulo the number of shards.
+    """Returns the output shard of a key: the first 8 bytes of its BLAKE2b hash, big-endian, modulo the shard count.
 
-    The same on every machine and for every order of the source, unlike Python's `hash`.
+    Unlike Python's `hash`, it is the same on every machine; it does not depend on the order of the source.
     """
     digest = hashlib.blake2b(key.encode("utf-8", "backslashreplace"), digest_size=8).digest()
     return int.from_bytes(digest, "big") % num_buckets
 
 
 def pack(raw: Raw) -> bytes:
-    """The record of an example: msgpack of {"image", "captions", "label", "key"} and its named texts.
+    """Returns the record of an example: msgpack of {"image", "captions", "label", "key"} and its named texts.
 
-    It is what `detailclip_jax.data.sources.Records` reads.  Raises Rejected for a label that is none.
+    `detailclip_jax.data.sources.Records` reads it.  Raises Rejected for an invalid label.
     """
     if not -1 <= raw.label <= MAX_LABEL:
         raise Rejected(f"bad label: {raw.label}")
@@ -71,10 +71,10 @@ def pack(raw: Raw) -> bytes:
 
 
 def printable(key: str) -> str:
-    """The key without what UTF-8 cannot hold (bytes of file names that are no text)."""
+    """Returns the key with invalid UTF-8 (bytes of file names that are not text) escaped."""
     return key.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def valid_text(text: str) -> str:
-    """The text without lone surrogates, which UTF-8 cannot hold."""
+    """Returns the text with lone surrogates, which UTF-8 cannot encode, replaced."""
     return text.encode("utf-8", "replace").decode("utf-8")

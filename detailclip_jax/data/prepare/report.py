@@ -1,4 +1,4 @@
-"""What a prepared set holds, for people: lines, histograms, a contact sheet."""
+"""Shows the contents of a prepared set: text summary, histograms, contact sheet."""
 
 import math
 import pathlib
@@ -21,11 +21,11 @@ from detailclip_jax.runtime.progress import Console
 SHARES = (0.05, 0.5, 0.95)
 COLUMNS, ROWS = 8, 4  # of the contact sheet
 TILE, TEXT = 160, 44  # pixels
-LINE = 26  # characters
+LINE = 26  # characters per line
 
 
 def show(folder: str, console: Console) -> None:
-    """Prints every split's summary and writes SPLIT-statistics.png and SPLIT-contact-sheet.png."""
+    """Prints the summary of every split and writes SPLIT-statistics.png and SPLIT-contact-sheet.png."""
     for split, part in load(folder)["splits"].items():
         console.say("\n".join([f"{split}:", *summary(part)]))
         if not part["num_examples"]:
@@ -37,7 +37,7 @@ def show(folder: str, console: Console) -> None:
 
 
 def summary(part: Mapping[str, Any]) -> list[str]:
-    """Lines that say what a split holds."""
+    """Returns the lines that describe a split."""
     counts = part["statistics"]
     lines = [
         f"examples    {part['num_examples']:,} in {len(part['shards'])} shards, {part['bytes'] / 1e6:,.1f} MB",
@@ -60,7 +60,7 @@ def _reasons(rejected: Mapping[str, int]) -> str:
 
 
 def _quantiles(histogram: Mapping[str, int], name: str) -> str:
-    """5 %, median and 95 %, as the bins in which they lie."""
+    """Returns 5 %, median and 95 %, given by the bins that contain them."""
     low, middle, high = (quantile(histogram, share) for share in SHARES)
     last = high + _bin_width(name, high) - 1
     return f"median {_bin(name, middle)}, 5-95 % {low:,} to {last:,}"
@@ -83,7 +83,7 @@ def _captions(field: Mapping[str, Any]) -> str:
 
 
 def histograms(part: Mapping[str, Any], path: pathlib.Path) -> None:
-    """Draws sizes, caption lengths and rejects; ImportError without matplotlib."""
+    """Draws histograms of sizes, caption lengths and rejects; ImportError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -114,7 +114,7 @@ def _draw(axis: Any, name: str, histogram: Mapping[str, int]) -> None:
 
 
 def contact_sheet(paths: Sequence[str]) -> Image.Image:
-    """Pictures from all over the shards, with their first captions."""
+    """Returns evenly spaced images of the shards with their first captions."""
     records = ArrayRecordDataSource(list(paths))
     chosen = np.unique(np.linspace(0, len(records) - 1, COLUMNS * ROWS).astype(int)).tolist()
     sheet = Image.new("RGB", (COLUMNS * TILE, math.ceil(len(chosen) / COLUMNS) * (TILE + TEXT)), "white")
@@ -129,10 +129,10 @@ def _paste(sheet: Image.Image, example: Mapping[str, Any], left: int, top: int) 
         with decoded_for_use(example["image"]) as pixels:
             tile = Image.fromarray(pixels)
             tile.thumbnail((TILE - 4, TILE - 4))
-    except BadImage:  # kept by its header, or damaged since
+    except BadImage:  # accepted by its header alone, or damaged later
         tile = Image.new("RGB", (TILE - 4, TILE - 4), "gray")
     sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
     caption = next((text for text in example["captions"] if text.strip()), example["key"])
-    text = " ".join(caption.split()).encode("ascii", "replace").decode()  # Pillow's font has Latin letters
+    text = " ".join(caption.split()).encode("ascii", "replace").decode()  # Pillow's default font has only Latin letters
     lines = textwrap.wrap(text, LINE)[:3]
     ImageDraw.Draw(sheet).text((left + 2, top + TILE), "\n".join(lines), fill="black")

@@ -1,6 +1,6 @@
-"""Sources that are tables: rows of texts with the places of pictures, cut into chunks that workers read alone.
+"""Sources that are tables: rows with texts and the places of images, divided into chunks that workers read separately.
 
-The table is read once, by the process that plans; a chunk holds the rows of `PER_SHARD` examples.
+The planning process reads the table once; a chunk holds the rows of `PER_SHARD` examples.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, printable
 
 
 class Row(NamedTuple):
-    """An example without its picture, which stands at the first of `places` that exists.
+    """An example without its image, which is read from the first of `places` that exists.
 
-    `refused` ("reason: detail") instead of a place is a row that cannot be used.  `root` is the folder in which the
-    places have to lie where no `--images` says so.
+    A row that cannot be used has no places and `refused` = "reason: detail".  `root` is the folder that contains the
+    places if `--images` does not name one.
     """
 
     key: str
@@ -39,12 +39,12 @@ MakeRows = Callable[[Request], Iterator[Row]]
 
 
 def plan(make: MakeRows, request: Request) -> Plan:
-    """Writes the chunks of a table's rows; each is a shard."""
+    """Writes the chunks of a table's rows; each chunk is a shard."""
     return Plan(chunked(request, make(request)))
 
 
 def chunked(request: Request, rows: Iterable[Row]) -> tuple[Shard, ...]:
-    """Writes rows into files of the work folder; each is a shard."""
+    """Writes rows to files in the work folder; each file is a shard."""
     left = itertools.islice(rows, request.options.limit or None)
     return tuple(_chunk(request.work, number, part) for number, part in enumerate(_parts(left)))
 
@@ -62,7 +62,7 @@ def _chunk(folder: pathlib.Path, number: int, rows: list[Row]) -> Shard:
 
 
 def _packable(row: Row) -> Row:
-    """The row in valid UTF-8."""
+    """Returns the row with all text in valid UTF-8."""
     places = [[printable(part) for part in place] for place in row.places]
     texts = {valid_text(name): valid_text(text) for name, text in row.texts.items()}
     captions = [valid_text(text) for text in row.captions]
@@ -70,7 +70,7 @@ def _packable(row: Row) -> Row:
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
-    """The rows of a chunk with their pictures, read below `options.images`."""
+    """Yields the rows of a chunk with their images, read from `options.images` or the row's root."""
     rows = [Row(*fields) for fields in msgpack.unpackb(pathlib.Path(shard.path).read_bytes())]
     with contextlib.ExitStack() as opened:
         root_at = functools.cache(lambda path: opened.enter_context(ImageRoot(path, options.follow_links)))
@@ -88,7 +88,7 @@ def _example(row: Row, root: ImageRoot) -> Raw | Reject:
 
 
 def contained(row: Row) -> Row:
-    """The row, or a refused one where a place lies outside of the pictures' folder."""
+    """Returns the row, or a refused one if a place is outside the folder of images."""
     for place in row.places:
         if not all(map(is_inside, place)):
             return row._replace(places=(), refused=f"unsafe path: {'/'.join(place)}")

@@ -1,7 +1,7 @@
-"""SLIP's yfcc15m.pkl: a pickled list of (line number, title, description), of some tools with a fourth field.
+"""Reads SLIP's yfcc15m.pkl: a pickled list of (line number, title, description); some tools add a fourth field.
 
-A pickle is a program; this reader runs none.  Every name that a pickle would import is refused, so it can build
-numbers, texts, tuples, lists and dicts and nothing else.  The whole list is held in memory while chunks are written.
+Unpickling can run code; this reader runs none.  It refuses every import that a pickle asks for, so it can build only
+numbers, texts, tuples, lists and dicts.  The whole list is in memory while the chunks are written.
 """
 
 import pickle
@@ -15,25 +15,25 @@ from detailclip_jax.data.prepare.rows import Row
 from detailclip_jax.data.prepare.yfcc import line_places
 
 FIELDS = (3, 4)
-PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # into a numbered place of the memo, a table that grows up to it
+PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # store into a numbered place of the memo, a table that grows up to that number
 PICKLE_ERRORS = (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 REFUSALS = (*PICKLE_ERRORS, OverflowError, MemoryError, RecursionError)
 
 
 class DataOnly(pickle.Unpickler):
-    """Loads data and refuses the rest with UnpicklingError."""
+    """Unpickles plain data; raises UnpicklingError for anything else."""
 
     def find_class(self, module: str, name: str, /) -> NoReturn:
-        """What would import."""
+        """Raises UnpicklingError, instead of importing."""
         raise pickle.UnpicklingError(f"it asks for {module}.{name}; only numbers, texts, tuples and lists are read")
 
     def persistent_load(self, pid: Any, /) -> NoReturn:
-        """What would fetch an object from elsewhere."""
+        """Raises UnpicklingError, instead of loading an object from elsewhere."""
         raise pickle.UnpicklingError(f"it refers to the outside object {pid!r:.40}")
 
 
 def load(path: str) -> list[Any]:
-    """The list in a pickle; ValueError where it is none or asks for more than data."""
+    """Returns the list in a pickle; ValueError if it is not a list or needs more than plain data."""
     try:
         with open(path, "rb") as file:
             _check_memo(file)
@@ -47,15 +47,17 @@ def load(path: str) -> list[Any]:
 
 
 def _check_memo(file: IO[bytes]) -> None:
-    """UnpicklingError for a place in the memo that no number of objects before it can have reached: four bytes can ask
-    for a table of 64 GiB."""
+    """Raises UnpicklingError for a memo place higher than the number of operations so far.
+
+    Otherwise four bytes could allocate a table of 64 GiB.
+    """
     for number, (code, argument, _) in enumerate(pickletools.genops(file)):
         if code.name in PUTS and (argument or 0) > number:
             raise pickle.UnpicklingError(f"it asks for place {argument} of a memo after {number} operations")
 
 
 def rows_of(request: Request) -> Iterator[Row]:
-    """The tuples of pickles, with where SLIP keeps the pictures."""
+    """Yields the tuples of pickles, with the places where SLIP stores the images."""
     for path in request.paths:
         for number, fields in enumerate(load(path)):
             yield _row(fields, number)

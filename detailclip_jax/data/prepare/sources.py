@@ -1,7 +1,7 @@
-"""The table of sources: adding one is adding a row.
+"""The table of sources; a new source is a new entry.
 
-A row has `plan`, which says of which shards the source consists, and `read`, which yields the examples of one of them
-in their order.  Tables (files that name pictures and captions) need only an iterator of rows, see `rows`.
+An entry has `plan`, which divides the source into shards, and `read`, which yields the examples of one shard in order.
+Tables (files that name images and captions) need only an iterator of rows, see `rows`.
 """
 
 import functools
@@ -29,20 +29,20 @@ from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.records import Raw, Reject
 
-# NotImplementedError: zipfile on a compression that it cannot read.
+# zipfile raises NotImplementedError for unsupported compression.
 DAMAGE = (*READ_ERRORS, tarfile.TarError, zipfile.BadZipFile, NotImplementedError)
 
 
 class Source(NamedTuple):
-    """One row.
+    """One source of the table.
 
-    what: for the help.
+    what: description for `--help`.
     plan: the request -> its shards.
     read: a shard and the options -> its examples and rejects.
-    images: whether `--images` must name where the pictures are.
+    images: whether `--images` is required.
     clean: the default of `--clean`.
     dataset: the known set that a request is, by default.
-    damage: what `read` may raise for damaged input, asked for where it is read (a library may be missing).
+    damage: returns the exceptions that `read` may raise for damaged input; a function, since a library may be missing.
     """
 
     what: str
@@ -120,7 +120,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 
 
 def source_of(kind: str) -> Source:
-    """The row of a source; ValueError that lists the known ones."""
+    """Returns the entry of a source; ValueError, with the known ones, for an unknown source."""
     name = kind.partition(":")[0]
     if name not in SOURCES:
         raise ValueError(f"unknown source {kind!r}; known: {', '.join(SOURCES)}")

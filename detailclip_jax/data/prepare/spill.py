@@ -1,8 +1,8 @@
-"""Between the passes: one file per input shard, its records grouped by output shard.
+"""Intermediate files between the passes: one per input shard, with its records grouped by output shard.
 
-Records are appended in runs of bounded size; within a run they stand sorted by bucket, so that reading one bucket back
-is a few long reads and not one per record, and writing needs no more memory than a run.  Behind the records stand the
-buckets' entries, a table of where each bucket's entries begin, and where the table begins.
+Records are appended in runs of bounded size, sorted by bucket (output shard) within each run.  So reading one bucket
+takes a few long reads instead of one per record, and writing needs only the memory of one run.  After the records the
+file holds the entries of each bucket, a table of the offsets at which they begin, and the offset of that table.
 """
 
 import io
@@ -19,7 +19,7 @@ WORD = struct.Struct("<Q")
 
 
 class Entry(NamedTuple):
-    """Where a record stands, and what is counted of it: `tokens` are caption lengths by name, 0 for a blank one."""
+    """Position and counted properties of a record; `tokens` holds caption lengths by name, 0 for a blank caption."""
 
     key: str
     offset: int
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
 
 class SpillWriter:
-    """Collects records into an open file; `close` writes what is behind them."""
+    """Collects records into an open file; `close` writes entries and tables after them."""
 
     def __init__(self, file: IO[bytes] | io.BufferedIOBase, num_buckets: int):
         self._file = file
@@ -40,20 +40,20 @@ class SpillWriter:
         self._run_bytes = 0
 
     def add(self, bucket: int, record: bytes, entry: Entry) -> None:
-        """Takes a record; where it will stand is filled in here."""
+        """Adds a record; offset and length of the entry are set when it is written."""
         self._run.append((bucket, record, entry))
         self._run_bytes += len(record)
         if self._run_bytes >= RUN_BYTES:
             self._write_run()
 
     def _write_run(self) -> None:
-        for bucket, record, entry in sorted(self._run, key=lambda item: item[0]):  # stable: the source's order
+        for bucket, record, entry in sorted(self._run, key=lambda item: item[0]):  # stable: keeps the source's order
             self._entries[bucket].append(entry._replace(offset=self._file.tell(), length=len(record)))
             self._file.write(record)
         self._run, self._run_bytes = [], 0
 
     def close(self) -> None:
-        """Writes what is left of the records, the entries and the tables; the file stays open."""
+        """Writes the remaining records, the entries and the tables; the file stays open."""
         self._write_run()
         starts = []
         for entries in self._entries:
@@ -78,13 +78,13 @@ class Spill:
         self._file.close()
 
     def entries(self, bucket: int) -> list[Entry]:
-        """The entries of a bucket, in the order of the source."""
+        """Returns the entries of a bucket, in the order of the source."""
         self._file.seek(self._table + bucket * WORD.size)
         start, end = (WORD.unpack(self._file.read(WORD.size))[0] for _ in range(2))
         self._file.seek(start)
         return [Entry(*fields) for fields in msgpack.unpackb(self._file.read(end - start))]
 
     def read(self, entry: Entry) -> bytes:
-        """The record of an entry."""
+        """Returns the record of an entry."""
         self._file.seek(entry.offset, io.SEEK_SET)
         return self._file.read(entry.length)

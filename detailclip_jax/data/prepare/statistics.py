@@ -1,4 +1,4 @@
-"""Counts that add up: of one record, of a shard, of the set; nested dicts of ints, sums of each other."""
+"""Counts of a record, a shard or a set: nested dicts of integers that can be added."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,9 +14,9 @@ Counts = dict[str, Any]
 
 
 def of_entry(entry: Entry, context_length: int) -> Counts:
-    """What one record adds: {"images", "image_bytes", "width", "height", "bytes", "captions": {name: ...}}.
+    """Returns the counts of one record: {"images", "image_bytes", "width", "height", "bytes", "captions": {name: ...}}.
 
-    Histograms map a bin's lower end, as text, to a count: sides in steps of 32 pixels, files in powers of two.
+    Histograms map a bin's lower end, as text, to a count: sides in steps of 32 pixels, file sizes in powers of two.
     """
     return {
         "images": 1,
@@ -43,7 +43,7 @@ def _of_caption(num_tokens: int, context_length: int) -> Counts:
 
 
 def add(counts: Counts, more: Mapping[str, Any]) -> None:
-    """Adds the second to the first."""
+    """Adds `more` to `counts` in place."""
     for name, value in more.items():
         if isinstance(value, Mapping):
             add(counts.setdefault(name, {}), value)
@@ -52,7 +52,7 @@ def add(counts: Counts, more: Mapping[str, Any]) -> None:
 
 
 def total(parts: Iterable[Mapping[str, Any]]) -> Counts:
-    """The sum of all."""
+    """Returns the sum of several counts."""
     counts: Counts = {}
     for part in parts:
         add(counts, part)
@@ -60,7 +60,7 @@ def total(parts: Iterable[Mapping[str, Any]]) -> Counts:
 
 
 def ordered(counts: Mapping[str, Any]) -> Counts:
-    """The same with names in order and histograms by number: equal counts become equal files."""
+    """Returns the counts with sorted names and numerically sorted bins, so that equal counts give equal files."""
     return {name: ordered(v) if isinstance(v, Mapping) else v for name, v in sorted(counts.items(), key=_place)}
 
 
@@ -70,7 +70,7 @@ def _place(item: tuple[str, Any]) -> tuple[int, str]:
 
 
 def quantile(histogram: Mapping[str, int], share: float) -> int:
-    """The lower end of the bin in which the given share (0 to 1) of the counts is reached; 0 of an empty one."""
+    """Returns the lower end of the bin at which a share (0 to 1) of the counts is reached; 0 for an empty histogram."""
     reached, wanted = 0, share * sum(histogram.values())
     for low in sorted(histogram, key=int):
         reached += histogram[low]

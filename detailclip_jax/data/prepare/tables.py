@@ -1,4 +1,4 @@
-"""csv, tsv and jsonl: one picture per row, by its path, with one or more captions."""
+"""Reads csv, tsv and jsonl: one image per row, named by its path, with one or more captions."""
 
 import csv
 import io
@@ -16,17 +16,17 @@ from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.prepare.rows import Row
 
 MAX_FIELD = MAX_LINE  # characters
-MAX_ROW = 4 * MAX_LINE  # quoted fields may hold the ends of lines
+MAX_ROW = 4 * MAX_LINE  # quoted fields may contain line ends
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
 
 
 def csv_rows(request: Request) -> Iterator[Row]:
-    """The rows of comma-separated files; the first line names the columns, quotes are as in RFC 4180."""
+    """Yields the rows of comma-separated files; the first line names the columns, quoting follows RFC 4180."""
     return _separated(request, ".csv", {"delimiter": ",", "strict": True})
 
 
 def tsv_rows(request: Request) -> Iterator[Row]:
-    """The rows of tab-separated files; the first line names the columns, and a quote is a character like others."""
+    """Yields the rows of tab-separated files; the first line names the columns, and quotes are ordinary characters."""
     return _separated(request, ".tsv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
 
 
@@ -40,14 +40,14 @@ def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterat
                 chosen = columns.choose(list(reader.fieldnames or ()), request.options, path)
                 for cells in reader:
                     counted.held = 0
-                    values = {name: cell for name, cell in cells.items() if cell is not None}  # of a short line
+                    values = {name: cell for name, cell in cells.items() if cell is not None}  # None in a short line
                     yield _row(values, chosen, path, reader.line_num, request)
             except csv.Error as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 class _Lines:
-    """The lines of a table; ValueError where a line is too long, or `held`, the characters of lines in one row."""
+    """Yields a table's lines; ValueError if a line is too long, or `held`, the characters of one row, too large."""
 
     def __init__(self, file: io.TextIOWrapper, path: str):
         self._path, self._lines, self.held = path, whole_lines(file, path), 0
@@ -64,9 +64,9 @@ class _Lines:
 
 
 def jsonl_rows(request: Request) -> Iterator[Row]:
-    """The objects of files with one per line; the columns are the first one's fields.  Bad lines become rejects.
+    """Yields the objects of files with one object per line; the first object's fields are the columns.
 
-    A null is an empty text, or no label.
+    An invalid line becomes a reject.  A null is an empty text, or no label.
     """
     for path in _paths(request, ".jsonl"):
         chosen = None
@@ -98,7 +98,7 @@ def _name(path: str) -> str:
 
 
 def _row(values: dict[str, Any], chosen: Columns, path: str, line: int, request: Request) -> Row:
-    """A row of a table; one that lacks a column is refused."""
+    """Returns a row of a table; refused if it lacks a column."""
     place = f"{_name(path)}#{line}"
     key = columns.text_of(values.get(chosen.key)) if chosen.key else place
     missing = [name for name in chosen.wanted if name not in values]

@@ -1,6 +1,6 @@
-"""Webdataset shards: tars in which the files of an example stand together and share a name up to the first dot.
+"""Reads webdataset shards: tars in which the files of an example are consecutive and share a name up to the first dot.
 
-Nothing is unpacked: members are read in their order, and their names are no more than keys.  Members that are no files
+Nothing is extracted to disk: members are read in order, and their names serve only as keys.  Members that are not files
 (links, devices, pipes) and names that would leave a folder are refused.
 """
 
@@ -22,14 +22,14 @@ from detailclip_jax.data.tar_archive import Archive, Stream
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGES = tuple(suffix[1:] for suffix in PICTURES)
 TEXTS = ("txt", "text", "caption")
-CAPTION_FIELDS = ("caption", "text", "txt")  # of a json member, where there is no text member
+CAPTION_FIELDS = ("caption", "text", "txt")  # of a json member, used if there is no text member
 LABEL_FIELDS = ("label", "cls")
 USED = (*IMAGES, *TEXTS, "json", "cls")
-MAX_TEXT_BYTES = 4 * 2**20  # of a member that is no picture
+MAX_TEXT_BYTES = 4 * 2**20  # of a member other than an image
 
 
 class Sample(NamedTuple):
-    """The files of one example by their suffix, or why there are none."""
+    """The files of one example by suffix, or the reason why it is refused."""
 
     key: str
     files: Mapping[str, bytes]
@@ -37,13 +37,13 @@ class Sample(NamedTuple):
 
 
 def plan(request: Request) -> Plan:
-    """One shard per tar, in the order of their names."""
+    """Plans one shard per tar, sorted by name."""
     shards = of_files(expand(request.paths, SUFFIXES))
     return Plan(limited(shards, lambda shard: _num_samples(shard.path), request.options.limit))
 
 
 def _num_samples(path: str) -> int:
-    """How many samples stand before the end or the first damage, which `read` reports."""
+    """Returns the number of samples before the end or the first damage, which `read` reports."""
     count = 0
     with contextlib.suppress(tarfile.TarError, *READ_ERRORS):
         for _ in samples(path):
@@ -52,7 +52,7 @@ def _num_samples(path: str) -> int:
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
-    """The examples of a tar."""
+    """Yields the examples of a tar."""
     for number, sample in enumerate(samples(shard.path)):
         if shard.stop and number >= shard.stop:
             return
@@ -60,7 +60,7 @@ def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
 
 
 def example(sample: Sample, shard: Shard, options: Options) -> Raw | Reject:
-    """A sample as an example; its key is the tar's name and its own."""
+    """Returns a sample as an example; its key is the name of the tar and its own name."""
     key = f"{shard.name}/{sample.key}"
     try:
         image = image_of(sample)
@@ -72,7 +72,7 @@ def example(sample: Sample, shard: Shard, options: Options) -> Raw | Reject:
 
 
 def image_of(sample: Sample) -> bytes:
-    """The picture's file; Rejected where there is none."""
+    """Returns the image file; Rejected if there is none."""
     if sample.refused:
         raise Rejected(sample.refused)
     for suffix in IMAGES:
@@ -84,7 +84,7 @@ def image_of(sample: Sample) -> bytes:
 def captions_of(
     files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Captions without and with names: the json's fields that the options name, else the text member or its like."""
+    """Returns unnamed and named captions: the json fields named in the options, else a text member, else a json field."""
     if options.caption_columns:
         return (), {name: _text(fields.get(name)) for name in options.caption_columns}
     for suffix in TEXTS:
@@ -94,7 +94,7 @@ def captions_of(
 
 
 def label_of(files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options) -> int:
-    """The label of a cls member or a json field, -1 without one; Rejected where it is no number."""
+    """Returns the label of a cls member or a json field, -1 without one; Rejected if it is not a number."""
     named = [fields[name] for name in (options.label_column, *LABEL_FIELDS) if name in fields]
     return columns.number_of(files["cls"].decode("utf-8", "replace") if "cls" in files else named[0] if named else -1)
 
@@ -114,10 +114,10 @@ def _json(data: bytes) -> Mapping[str, Any]:
 
 
 def samples(path: str) -> Iterator[Sample]:
-    """The samples of a tar; one of whose members any is refused is refused.
+    """Yields the samples of a tar; a sample with a refused member is refused.
 
-    Raises tarfile.TarError, or what its compression raises, where the tar is damaged; the sample that was being read is
-    then dropped, since nobody knows whether it was whole.
+    Raises tarfile.TarError, or the exception of its compression, if the tar is damaged.  The sample being read is then
+    dropped, since it may be incomplete.
     """
     for key, group in itertools.groupby(members(path), lambda member: member[0]):
         files, refused = {}, ""
@@ -130,14 +130,16 @@ def samples(path: str) -> Iterator[Sample]:
 
 
 def members(path: str) -> Iterator[tuple[str, str, bytes | Rejected]]:
-    """(key, suffix, bytes) of each member that an example can use, or why it is refused; others are skipped."""
-    kind, mode = (Stream, "r|") if is_compressed(path) else (Archive, "r:")  # what a stream skips is read
+    """Yields (key, suffix, bytes) of each usable member, or the reason why it is refused in place of the bytes."""
+    kind, mode = (
+        (Stream, "r|") if is_compressed(path) else (Archive, "r:")
+    )  # in a stream, skipped members are read as well
     with open_bytes(path) as file, kind.open(fileobj=file, mode=mode) as tar:
         for member in tar:
             name, suffix = _key(member.name)
             if not member.isdir() and (suffix in USED or not _is_plain(member)):
                 yield name, suffix, _bytes(tar, member, MAX_BYTES if suffix in IMAGES else MAX_TEXT_BYTES)
-            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  it remembers every header otherwise
+            tar.members = []  # otherwise tarfile keeps every header in memory
 
 
 def _is_plain(member: tarfile.TarInfo) -> bool:
@@ -145,7 +147,7 @@ def _is_plain(member: tarfile.TarInfo) -> bool:
 
 
 def _key(name: str) -> tuple[str, str]:
-    """The name up to the first dot behind the last slash, and the rest in small letters."""
+    """Returns the name up to the first dot after the last slash, and the rest in lower case."""
     folder, slash, file = name.removeprefix("./").rpartition("/")
     stem, _, suffix = file.partition(".")
     return folder + slash + stem, suffix.lower()

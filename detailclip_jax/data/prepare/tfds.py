@@ -1,4 +1,4 @@
-"""A set that TensorFlow Datasets has prepared as array_record; needs no TensorFlow."""
+"""Reads a set that TensorFlow Datasets prepared as array_record; needs no TensorFlow."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from detailclip_jax.data.sources import BadRecord, TfdsRecords
 
 
 def plan(request: Request) -> Plan:
-    """Runs of examples of `tfds:NAME`; the split is `--subset`, else that of the output."""
+    """Divides `tfds:NAME` into ranges of examples; the split is `--subset`, else the output's."""
     name = request.kind.partition(":")[2] or (request.paths[0] if request.paths else "")
     split = request.options.subset or request.split
     shards = of_count(split, name, len(TfdsRecords(name, split)))
@@ -17,7 +17,7 @@ def plan(request: Request) -> Plan:
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
-    """A run of examples."""
+    """Yields the examples of a range."""
     del options
     records = TfdsRecords(shard.path, shard.name.partition("#")[0])
     for index in range(shard.start, shard.stop):

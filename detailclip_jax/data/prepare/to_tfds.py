@@ -1,6 +1,6 @@
-"""A prepared set as a data set of TensorFlow Datasets: tfds.data_source("detailclip_image_text/NAME").
+"""Converts a prepared set to a TensorFlow Datasets set: tfds.data_source("detailclip_image_text/NAME").
 
-Written as array_record and without TensorFlow.  Reading it needs neither this package nor TensorFlow.
+It is written as array_record, without TensorFlow.  Reading it needs neither this package nor TensorFlow.
 """
 
 import pathlib
@@ -17,10 +17,10 @@ NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 def write(folder: str, name: str, data_dir: str | None = None) -> pathlib.Path:
-    """Copies the prepared set in `folder`; returns where to.
+    """Copies the prepared set in `folder`; returns the folder of the copy.
 
-    Raises ImportError without tensorflow-datasets, and ValueError where a set of that name is there already: TensorFlow
-    Datasets would keep it, whatever it holds.
+    Raises ImportError without tensorflow-datasets, and ValueError if a set of that name exists: TensorFlow Datasets
+    would keep the old one, whatever its contents.
     """
     if not NAME.fullmatch(name):
         raise ValueError(f"--name {name!r}: use letters, digits and _")
@@ -32,7 +32,7 @@ def write(folder: str, name: str, data_dir: str | None = None) -> pathlib.Path:
 
 
 def builder(folder: str, name: str, data_dir: str | None = None) -> Any:
-    """The builder of detailclip_image_text/NAME over a prepared set, not yet run."""
+    """Returns the builder of detailclip_image_text/NAME for a prepared set; it has not been run."""
     tfds = _tfds()
     config = tfds.core.BuilderConfig(name=name, version=VERSION, description=f"prepared from {folder}")
     return _builder_class(tfds, folder)(config=config, data_dir=data_dir, file_format="array_record")
@@ -42,7 +42,7 @@ def _builder_class(tfds: Any, folder: str) -> Any:
     splits = load(folder)["splits"]
 
     class DetailclipImageText(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
-        """Pictures with captions, as `detailclip_jax.prepare` wrote them."""
+        """Images with captions, as written by `detailclip_jax.prepare`."""
 
         VERSION = tfds.core.Version(VERSION)
 
@@ -61,7 +61,7 @@ def _builder_class(tfds: Any, folder: str) -> Any:
 
 
 def features(tfds: Any) -> Any:
-    """The fields of an example: image (encoded), captions, title, description, label, key."""
+    """Returns the features of an example: image (encoded), captions, title, description, label, key."""
     text = tfds.features.Text()
     return tfds.features.FeaturesDict(
         {
@@ -76,7 +76,7 @@ def features(tfds: Any) -> Any:
 
 
 def fields_of(example: dict[str, Any]) -> dict[str, Any]:
-    """An example of `Records` as these features."""
+    """Converts an example of `Records` to these features."""
     named = {name: example.get(name, "") for name in ("title", "description")}
     return {**named, **{name: example[name] for name in ("image", "label", "key")}, "captions": [*example["captions"]]}
 

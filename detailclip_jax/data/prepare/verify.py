@@ -1,4 +1,4 @@
-"""Whether a prepared set is what dataset.json says."""
+"""Checks that the shards of a prepared set agree with dataset.json."""
 
 import hashlib
 import pathlib
@@ -11,7 +11,7 @@ from detailclip_jax.data.prepare.finish import load
 
 
 def problems(folder: str, tell: Callable[[str], None]) -> Iterator[str]:
-    """Reads every shard again and yields what differs; `tell` hears each shard's name before it is read."""
+    """Reads every shard again and yields the differences; `tell` is called with each shard's name before it is read."""
     for split, part in load(folder)["splits"].items():
         there = {path.name for path in pathlib.Path(folder).glob(f"{split}-[0-9]*.arrayrecord")}
         for shard in part["shards"]:
@@ -24,7 +24,7 @@ def problems(folder: str, tell: Callable[[str], None]) -> Iterator[str]:
 
 
 def _problem(path: pathlib.Path, shard: dict[str, Any]) -> str:
-    """What is wrong with a shard, "" if nothing."""
+    """Returns what is wrong with a shard, "" if nothing."""
     if not path.exists():
         return "is missing"
     if path.stat().st_size != shard["bytes"]:

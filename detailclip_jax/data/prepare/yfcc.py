@@ -1,9 +1,9 @@
-"""YFCC100M's public metadata, filtered to a subset by lists of ids.
+"""Reads YFCC100M's public metadata, filtered to a subset by lists of ids.
 
-The tables have 25 columns (line number, photo id, hash, ..., title 8, description 9, ..., marker 24) or, in their parts
-yfcc100m_dataset-N.bz2, the same without line number and hash; the SQLite file has a table yfcc100m_dataset with such
-columns.  Marker 1 is a video.  Facts: the data set's README, SLIP's make_dataset.py and the CLIP repository's
-data/yfcc100m.md, whose list has (line number, photo id, hash).
+The tables have 25 columns: line number, photo id, hash, ..., title 8, description 9, ..., marker 24.  The files
+yfcc100m_dataset-N.bz2 have the same columns without line number and hash.  The SQLite file has a table yfcc100m_dataset
+with such columns.  Marker 1 is a video.  Sources: the data set's README, SLIP's make_dataset.py and the CLIP
+repository's data/yfcc100m.md, whose list has (line number, photo id, hash).
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from detailclip_jax.data.prepare.rows import Row, contained
 from detailclip_jax.data.prepare.yfcc_ids import Ids
 
 WITH_LINE, WITHOUT_LINE = 25, 23  # columns
-TITLE, DESCRIPTION, MARKER = 6, 7, 22  # behind the photo id's column, which is 1 or 0
+TITLE, DESCRIPTION, MARKER = 6, 7, 22  # offsets in tables without line number and hash; those with them add 2
 VIDEO = "1"
 TABLE, COLUMNS = "yfcc100m_dataset", ("photoid", "title", "description")
 
 
 class Photo(NamedTuple):
-    """One line of the metadata; `line` is -1 and `hash` "" where it does not say."""
+    """One line of the metadata; `line` is -1 and `hash` "" if unknown."""
 
     line: int
     photo: int
@@ -35,7 +35,7 @@ class Photo(NamedTuple):
 
 
 def tsv_rows(request: Request) -> Iterator[Row]:
-    """The photos of the tables that all lists have; in a folder the tables are called yfcc100m_dataset..."""
+    """Yields the photos of the tables that are in all lists; in a folder, files named yfcc100m_dataset... are read."""
     ids = Ids.load(request.options.ids)
     found = expand(request.paths, (".bz2", ".tsv", ".txt", TABLE))
     for path in [one for one in found if one in request.paths or pathlib.Path(one).name.startswith(TABLE)]:
@@ -49,7 +49,7 @@ def tsv_rows(request: Request) -> Iterator[Row]:
 
 
 def _parsed(line: str, path: str, number: int) -> Photo | None:
-    """A line of the table; None for a video.  ValueError for other columns than the known."""
+    """Parses one line of a table; None for a video.  ValueError for an unknown number of columns."""
     cells = line.rstrip("\r\n").split("\t")
     if len(cells) not in (WITH_LINE, WITHOUT_LINE):
         raise ValueError(
@@ -67,7 +67,7 @@ def _parsed(line: str, path: str, number: int) -> Photo | None:
 
 
 def sqlite_rows(request: Request) -> Iterator[Row]:
-    """The photos of the SQLite files that all lists have; opened read-only."""
+    """Yields the photos of the SQLite files that are in all lists; the files are opened read-only."""
     ids = Ids.load(request.options.ids)
     for path in request.paths:
         with contextlib.closing(_connect(path)) as database:
@@ -77,7 +77,7 @@ def sqlite_rows(request: Request) -> Iterator[Row]:
 
 
 def _selected(database: sqlite3.Connection, query: str, path: str) -> Iterator[Photo]:
-    """The photos of a query; ValueError where the file is damaged, or a photo id is no number."""
+    """Yields the photos of a query; ValueError if the file is damaged or a photo id is not a number."""
     try:
         for photo, title, description in database.execute(query):
             yield Photo(-1, int(photo), "", _text(title), _text(description))
@@ -92,7 +92,7 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 def _columns(database: sqlite3.Connection, path: str) -> list[str]:
-    """The columns of the table; ValueError that lists what there is."""
+    """Returns the columns of the table; ValueError, with what the file has, if the table or a column is missing."""
     try:
         names = [row[1] for row in database.execute(f"PRAGMA table_info({TABLE})")]
         tables = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -110,7 +110,7 @@ def _text(cell: object) -> str:
 
 
 def _listed(photos: Iterator[Photo], ids: Ids) -> Iterator[Row]:
-    """Rows of the photos that the lists have, with what these know of them."""
+    """Yields rows of the photos that are in all lists, completed with line number and hash from the lists."""
     for photo in photos:
         found = ids.find(photo.line, photo.photo)
         if found is not None:
@@ -119,20 +119,20 @@ def _listed(photos: Iterator[Photo], ids: Ids) -> Iterator[Row]:
 
 
 def row_of(photo: Photo) -> Row:
-    """A photo's row; its key is the photo id."""
+    """Returns a photo's row; its key is the photo id."""
     texts = {"title": photo.title, "description": photo.description}
     return contained(Row(str(photo.photo), places(photo.line, photo.photo, photo.hash), texts=texts))
 
 
 def places(line: int, photo: int, hash: str) -> list[Place]:
-    """Where a photo may stand: SLIP's zips or folders by line, Multimedia Commons' folders by hash, its photo id."""
+    """Returns the places of a photo: SLIP's zips or folders by line, Multimedia Commons' folders by hash, photo id."""
     by_line = line_places(line) if line >= 0 else []
     by_hash: list[Place] = [(f"{hash[:3]}/{hash[3:6]}/{hash}.jpg",), (f"{hash}.jpg",)] if hash else []
     return [*by_line, *by_hash, *([(f"{photo}.jpg",)] if photo >= 0 else [])]
 
 
 def line_places(line: int) -> list[Place]:
-    """12345678 stands in 12/345.zip as 678.jpg, or in the folder 12/345; `images/` may come before."""
+    """Returns the places of line 12345678: 678.jpg in 12/345.zip or in the folder 12/345, also below `images/`."""
     name = f"{line:08d}"
     folder, archive, file = name[:2], name[2:5], f"{name[5:]}.jpg"
     stems = (f"{folder}/{archive}", f"images/{folder}/{archive}")
@@ -140,5 +140,5 @@ def line_places(line: int) -> list[Place]:
 
 
 def dataset_of(request: Request) -> str:
-    """OpenAI's list alone, or with SLIP's list of what was downloaded."""
+    """Returns the known set by the number of id lists: OpenAI's list alone, or with SLIP's list of downloads."""
     return {0: "", 1: "yfcc15m-openai"}.get(len(request.options.ids), "yfcc15m-slip")

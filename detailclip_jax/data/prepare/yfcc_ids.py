@@ -1,4 +1,4 @@
-"""Lists of YFCC100M photos: which are in a subset."""
+"""Lists of YFCC100M photos that define subsets."""
 
 import array
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ HASH_LENGTH = 32
 
 
 class Lines(NamedTuple):
-    """A list of line numbers, sorted."""
+    """A sorted list of line numbers."""
 
     lines: Int64[np.ndarray, " n"]
 
     def find(self, line: int, photo: int) -> tuple[int, str] | None:
-        """(line, ""), or None for one that is not listed."""
+        """Returns (line, ""), or None if the line is not listed."""
         if line < 0:
             raise ValueError(
                 f"photo {photo} has no line number, by which a list of --ids goes; name first the list of "
@@ -28,32 +28,35 @@ class Lines(NamedTuple):
 
 
 class Photos(NamedTuple):
-    """A list of (line number, photo id, hash), sorted by photo id; hashes as bytes."""
+    """A list of (line number, photo id, hash), sorted by photo id; hashes are bytes."""
 
     photos: Int64[np.ndarray, " n"]
     lines: Int64[np.ndarray, " n"]
     hashes: UInt8[np.ndarray, "n 32"]
 
     def find(self, line: int, photo: int) -> tuple[int, str] | None:
-        """(line, hash) of a photo, or None for one that is not listed."""
+        """Returns (line, hash) of a photo, or None if it is not listed."""
         at = _place(self.photos, photo)
         return (int(self.lines[at]), self.hashes[at].tobytes().decode("ascii", "replace")) if at >= 0 else None
 
 
 class Ids(NamedTuple):
-    """All lists; a photo must be in each.  Without any, every photo is."""
+    """Several lists; a photo must be in all of them.  Without lists every photo is selected."""
 
     lists: tuple[Photos | Lines, ...]
 
     @staticmethod
     def load(paths: Sequence[str]) -> "Ids":
-        """Reads lists: an .npy of line numbers (SLIP's flickr_unique_ids.npy), or text, plain or compressed, with one
-        line number or (line number, photo id, hash) per line.  Raises ValueError for another form."""
+        """Reads lists of ids.
+
+        A list is an .npy file of line numbers (SLIP's flickr_unique_ids.npy), or a text file, plain or compressed, with
+        a line number or (line number, photo id, hash) per line.  Raises ValueError for another format.
+        """
         lists = [_read_numpy(path) if path.endswith(".npy") else _read_text(path) for path in paths]
         return Ids(tuple(sorted(lists, key=lambda one: isinstance(one, Lines))))
 
     def find(self, line: int, photo: int) -> tuple[int, str] | None:
-        """(line, hash) of a photo as far as they are known, or None where a list has it not."""
+        """Returns (line, hash) of a photo as far as known, or None if a list does not contain it."""
         hash = ""
         for one in self.lists:
             found = one.find(line, photo)
@@ -64,7 +67,7 @@ class Ids(NamedTuple):
 
 
 def _place(values: Int64[np.ndarray, " n"], value: int) -> int:
-    """Where a value stands in a sorted array, -1 if it does not."""
+    """Returns the index of a value in a sorted array, -1 if it is not there."""
     if value > np.iinfo(np.int64).max:
         return -1
     at = int(np.searchsorted(values, value))
@@ -73,7 +76,7 @@ def _place(values: Int64[np.ndarray, " n"], value: int) -> int:
 
 def _read_numpy(path: str) -> Lines:
     try:
-        lines = np.load(path, mmap_mode="r", allow_pickle=False)  # a shape that the file does not hold is no array
+        lines = np.load(path, mmap_mode="r", allow_pickle=False)  # raises if the file is shorter than its shape
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} is not readable as .npy: {error}") from error
     if lines.ndim != 1 or lines.dtype.kind not in "iu":

@@ -1,1 +1,1 @@
-"""The embedded default: scenes of real drawings with captions, masks and boxes."""
+"""The built-in data set: scenes composed of emoji drawings, with captions, masks and boxes."""

@@ -1,4 +1,4 @@
-"""What lies behind the objects of a sticker scene: a ground and meaningless distractors."""
+"""Backgrounds of sticker scenes: a ground and distractor shapes without meaning."""
 
 import functools
 from collections.abc import Callable
@@ -13,10 +13,10 @@ Field = Callable[[np.random.Generator, int], Float[np.ndarray, "h w"]]
 
 
 def background(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """A ground of one of `FIELDS` between two random colours, with distractors on it.
+    """Draws a ground that blends two random colours by one of `FIELDS`, with distractors on it.
 
-    The distractors (blobs, lines and polygons, some with the dark outline that drawings have) keep a
-    segmenter from finding objects by their outlines alone.
+    The distractors (blobs, lines and polygons, some with a dark outline like the drawings) keep a segmentation model
+    from finding objects by their outlines alone.
     """
     field = FIELDS[rng.integers(len(FIELDS))](rng, size)
     first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
@@ -27,7 +27,10 @@ def background(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w 3"
 
 
 def plain_ground(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """One colour and nothing else: white in half of the cases, as drawings mostly come, else grey or any colour."""
+    """Draws a ground of one colour without distractors: white in half of the cases, else grey or any colour.
+
+    White is frequent because most drawings have a white ground.
+    """
     image = np.full((size, size, 3), 255, np.uint8)
     kind = rng.random()
     if kind < 0.25:
@@ -39,13 +42,13 @@ def plain_ground(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w 
 
 @functools.lru_cache(maxsize=8)
 def _grid(size: int) -> Float[np.ndarray, "2 h w"]:
-    """Coordinates (x, y) of the pixels, from -1/2 to 1/2."""
+    """Returns the coordinates (x, y) of the pixels, from -1/2 to 1/2."""
     line = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     return np.stack(np.meshgrid(line, line))
 
 
 def _along(rng: np.random.Generator, size: int) -> Float[np.ndarray, "h w"]:
-    """The coordinate along a random direction, about -1/2 .. 1/2."""
+    """Returns the coordinate along a random direction, about -1/2 to 1/2."""
     angle = rng.uniform(0, 2 * np.pi)
     x, y = _grid(size)
     return np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
@@ -126,7 +129,7 @@ def _polygon(rng: np.random.Generator, image: UInt8[np.ndarray, "h w 3"]) -> Non
 
 
 def _pen(size: int) -> int:
-    """About as wide as the outlines of the drawings."""
+    """Returns a line width close to that of the drawings' outlines."""
     return max(1, round(size / 64))
 
 

@@ -1,6 +1,6 @@
-"""Captions of sticker scenes: they name the objects with counts and relations, and never the background.
+"""Captions of sticker scenes: they name the objects, their numbers and relations, and never the background.
 
-A caption that names the ground teaches the image encoder to look at the ground.
+A caption that names the ground would teach the image encoder to attend to the ground.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from detailclip_jax.data.stickers.nouns import NOUNS
 
 TEMPLATES = ("{}", "a picture of {}", "a drawing of {}", "an image of {}", "{} in a picture")
-PLAIN_SHARE = 0.5  # of the captions: the bare phrase, TEMPLATES[0]
-RELATION_SHARE = 0.7  # of the captions whose first two groups stand in a clear relation
-MARGIN = 0.1  # of the canvas: how far apart centres must be for a relation to be stated
+PLAIN_SHARE = 0.5  # share of captions that are the bare phrase, TEMPLATES[0]
+RELATION_SHARE = 0.7  # of the captions whose first two groups have a clear relation
+MARGIN = 0.1  # of the canvas: smallest distance of centres at which a relation is stated
 
 
 def captions(
@@ -23,7 +23,7 @@ def captions(
     size: int,
     num: int = 2,
 ) -> tuple[str, ...]:
-    """`num` true captions of a scene, each with its own order of the nouns and its own template.
+    """Draws `num` true captions of a scene, each with its own order of the nouns and its own template.
 
         captions(rng, nouns, boxes, 64) -> ("a frog above a camera", "a picture of a camera and a frog")
 
@@ -34,15 +34,15 @@ def captions(
 
 
 def prompts(noun: int) -> tuple[str, ...]:
-    """The captions of a scene that holds one `noun` and nothing else."""
+    """Returns the possible captions of a scene with a single object, `noun`."""
     return tuple(template.format(NOUNS[noun].counted(1)) for template in TEMPLATES)
 
 
 def relation(first: Float[np.ndarray, "a 4"], second: Float[np.ndarray, "b 4"], margin: float) -> str | None:
-    """How `first` stands to `second` by the centres of their boxes, or None when that is not clear.
+    """Returns the relation of `first` to `second` by the centres of their boxes, or None if it is not clear.
 
-    "above" needs every centre of `first` at least `margin` pixels over every centre of `second`, and the
-    groups further apart in height than in width; the other three are the same, turned.
+    "above": every centre of `first` is at least `margin` pixels higher than every centre of `second`, and the groups
+    differ more in height than horizontally.  "below", "to the left of" and "to the right of" are defined alike.
     """
     gaps = _centres(first)[:, None] - _centres(second)[None]  # [a, b, xy]
     axis = int(np.argmax(np.abs(gaps.mean((0, 1)))))
@@ -69,7 +69,7 @@ def _caption(rng: np.random.Generator, groups: dict[int, Float[np.ndarray, "_ 4"
 
 
 def _related(phrases: Sequence[str], word: str) -> str:
-    """ "a frog above a camera", and "a frog above a camera, with a kite" when more is there."""
+    """Returns "a frog above a camera", or "a frog above a camera, with a kite" if there are further groups."""
     text = f"{phrases[0]} {word} {phrases[1]}"
     return f"{text}, with {listed(phrases[2:])}" if phrases[2:] else text
 

@@ -1,9 +1,9 @@
-"""The 96 things that sticker scenes are made of: code point, name, article, plural and class.
+"""The 96 nouns of sticker scenes: code point, name, article, plural and class.
 
-Chosen by hand so that one drawing shows one thing: no flags, faces of people, symbols, clocks or arrows, no
-two drawings of one thing, no scenery around the thing (boats come with water).  The 24 classes, four nouns
-each, follow subgroups of the Unicode emoji list (https://unicode.org/Public/emoji/latest/emoji-test.txt);
-the frog stands with the reptiles.
+They are chosen by hand so that one drawing shows one object: no flags, faces of people, symbols, clocks or arrows, no
+two drawings of the same object, no scenery around the object (boats are drawn with water).  The 24 classes, four nouns
+each, follow subgroups of the Unicode emoji list (https://unicode.org/Public/emoji/latest/emoji-test.txt); the frog
+belongs to the reptiles.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 
 class Noun(NamedTuple):
-    """One row of the table."""
+    """One noun with its code point and class."""
 
     code_point: int
     name: str
@@ -21,7 +21,7 @@ class Noun(NamedTuple):
     kind: str
 
     def counted(self, count: int) -> str:
-        """The phrase for `count` of it: "an owl", "two owls"; counts run from 1 to 4."""
+        """Returns the phrase for `count` objects, 1 to 4: "an owl", "two owls"."""
         return f"{self.article} {self.name}" if count == 1 else f"{NUMBERS[count]} {self.plural}"
 
 

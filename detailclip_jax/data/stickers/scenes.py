@@ -1,4 +1,4 @@
-"""Composes one sticker scene: where the objects stand, the picture, and its exact masks and boxes."""
+"""Composes one sticker scene: layout of the objects, image, exact masks and boxes."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,29 +10,32 @@ from jaxtyping import Bool, Float, Int, UInt8
 from detailclip_jax.data.stickers.backgrounds import background, plain_ground
 from detailclip_jax.data.stickers.sprites import Sprites, level_for
 
-COVER = (0.18, 0.42)  # share of the canvas that all objects are drawn to cover; about .25 is seen on average
+COVER = (
+    0.18,
+    0.42,
+)  # share of the canvas that the objects are drawn to cover in total; on average about .25 is visible
 MAX_EXTENT = 0.9  # of the canvas
-ANY_COVER = (0.1, 0.5)  # the same share, in scenes of objects of any size
-ANY_SIDE = (0.2, 1.0)  # of the largest side that fits, for an object alone in such a scene
-WHOLE = 0.98  # of the canvas: the largest extent in such a scene
-MIN_SIDE = 10.0  # pixels of an object alone: a smaller drawing has parts of no pixel
-CLEAN_SHARE = 0.5  # of the scenes on a plain ground: no noise, so white is white
+ANY_COVER = (0.1, 0.5)  # the same share in scenes with objects of any size
+ANY_SIDE = (0.2, 1.0)  # of the largest side that fits, for a single object in such a scene
+WHOLE = 0.98  # of the canvas: largest extent in such a scene
+MIN_SIDE = 10.0  # pixels of a single object: in smaller drawings some details have no pixel
+CLEAN_SHARE = 0.5  # of the scenes on a plain ground: without noise, so that white stays white
 MAX_ANGLE = 20.0  # degrees
 MAX_OVERLAP = 0.15  # of the smaller box
-MIN_VISIBLE = 0.8  # of an object's own pixels; a layout that hides more is drawn again, smaller
+MIN_VISIBLE = 0.8  # of an object's own pixels; a layout that hides more is redrawn with smaller objects
 SHRINK = 0.9
 NUM_CANDIDATES = 24
-GAIN = (0.8, 1.15)  # brightness of a drawing
-CHANNEL_GAIN = (0.93, 1.07)  # and of its colour channels on top
-BLUR_SIGMA = (0.2, 0.7)  # pixels of a 64 pixel canvas
+GAIN = (0.8, 1.15)  # brightness factor of a drawing
+CHANNEL_GAIN = (0.93, 1.07)  # additional factor per colour channel
+BLUR_SIGMA = (0.2, 0.7)  # pixels on a canvas of 64 pixels
 JPEG_QUALITY = (40, 95)
 NOISE_STD = (0.0, 6.0)  # grey levels
 
-cv2.setNumThreads(0)  # splitting pictures this small over threads costs twice the time of a core
+cv2.setNumThreads(0)  # threads cost twice the CPU time for images this small
 
 
 class Placement(NamedTuple):
-    """One object: its noun, its centre and side in pixels, its rotation in degrees, mirrored or not."""
+    """One object: noun, centre and side in pixels, rotation in degrees, mirrored or not."""
 
     noun: int
     x: float
@@ -43,10 +46,10 @@ class Placement(NamedTuple):
 
 
 class Variety(NamedTuple):
-    """Shares of the scenes that differ from the usual ones, whose grounds are textured and whose objects are large."""
+    """Shares of scenes that differ from the default, which has textured grounds and large objects."""
 
-    plain: float = 0.0  # a ground of one colour, without distractors
-    any_size: float = 0.0  # objects of any size, up to nearly the whole canvas
+    plain: float = 0.0  # ground of one colour, without distractors
+    any_size: float = 0.0  # objects of any size, up to almost the whole canvas
 
 
 TEXTURED = Variety()
@@ -54,7 +57,7 @@ VARIETIES = {"textured": TEXTURED, "mixed": Variety(plain=0.3, any_size=0.4)}
 
 
 class Look(NamedTuple):
-    """What was drawn for one scene from its `Variety`."""
+    """The properties of one scene, drawn from its `Variety`."""
 
     plain: bool = False
     any_size: bool = False
@@ -62,14 +65,14 @@ class Look(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """The part of the canvas (rows, columns) that an object may touch, and the drawing there."""
+    """The region of the canvas (rows, columns) that an object may touch, and its drawing there."""
 
     part: tuple[slice, slice]
     drawing: UInt8[np.ndarray, "h w 4"]  # premultiplied RGBA
 
 
 class Scene(NamedTuple):
-    """A picture with its labels; boxes and areas are those of the visible pixels."""
+    """An image with its labels; boxes and areas are those of the visible pixels."""
 
     image: UInt8[np.ndarray, "h w 3"]
     instances: UInt8[np.ndarray, "h w"]  # 0 = background, 1 + i = object i
@@ -80,11 +83,10 @@ class Scene(NamedTuple):
 def compose(
     rng: np.random.Generator, drawings: Sprites, nouns: Sequence[int], size: int, variety: Variety = TEXTURED
 ) -> Scene:
-    """A scene of the `nouns`, later ones in front, on a random ground.
+    """Composes a scene of the `nouns`, later ones in front, on a random ground.
 
-    Masks hold the pixels that are seen: where two objects overlap, the front one.  A pixel belongs to an
-    object that covers at least half of it.  Boxes are the tight boxes of these pixels.  Of every object at
-    least `MIN_VISIBLE` is seen.
+    Masks hold the visible pixels: where two objects overlap, the front one.  A pixel belongs to an object that covers
+    at least half of it.  Boxes are the tight boxes of these pixels.  At least `MIN_VISIBLE` of every object is visible.
     """
     look = draw_look(rng, variety)
     layers, instances = arrange(rng, drawings, nouns, size, look.any_size)
@@ -95,7 +97,10 @@ def compose(
 
 
 def draw_look(rng: np.random.Generator, variety: Variety) -> Look:
-    """The look of one scene; draws nothing for the usual variety, whose scenes stay those of before to the bit."""
+    """Draws the properties of one scene.
+
+    For the default variety it draws no random number, so those scenes stay bit-identical to earlier versions.
+    """
     if variety == TEXTURED:
         return Look()
     plain, any_size, clean = rng.random(3) < (variety.plain, variety.any_size, CLEAN_SHARE)
@@ -103,7 +108,7 @@ def draw_look(rng: np.random.Generator, variety: Variety) -> Look:
 
 
 def alone_on_white(rng: np.random.Generator, drawings: Sprites, noun: int, size: int, share: float) -> Scene:
-    """One drawing as it is, upright and unchanged, on plain white; its longer side takes `share` of the canvas."""
+    """Returns one unchanged, upright drawing on plain white; its longer side takes `share` of the canvas."""
     side = share * size
     half = side * drawings.extent[noun] / 2
     x, y = rng.uniform(half, size - half)
@@ -121,9 +126,9 @@ def _scene(image: UInt8[np.ndarray, "h w 3"], instances: UInt8[np.ndarray, "h w"
 def arrange(
     rng: np.random.Generator, drawings: Sprites, nouns: Sequence[int], size: int, any_size: bool = False
 ) -> tuple[list[Layer], UInt8[np.ndarray, "h w"]]:
-    """The layers, back to front, and their instance map, in a layout that hides no object too far.
+    """Returns the layers, back to front, and their instance map.
 
-    Draws layouts of ever smaller objects until one shows at least `MIN_VISIBLE` of the pixels of each.
+    Draws layouts of increasingly smaller objects until at least `MIN_VISIBLE` of each object's pixels is visible.
     """
     scale = 1.0
     while True:
@@ -144,10 +149,11 @@ def layout(
     scale: float = 1.0,
     any_size: bool = False,
 ) -> list[Placement]:
-    """Sizes, turns and places for the `nouns`, all of them inside the canvas and with little overlap.
+    """Draws sizes, rotations and positions for the `nouns`, all inside the canvas and with little overlap.
 
-    The objects share `COVER` of the canvas, so that one object is larger than each of four, or `ANY_COVER` where they
-    are of `any_size`; there an object alone has any side from small to the whole canvas.  `scale` shrinks them.
+    Together the objects cover a share of the canvas drawn from `COVER`, so a single object is larger than each of four;
+    with `any_size` the share is drawn from `ANY_COVER`, and a single object has any side from small to the whole
+    canvas.  `scale` shrinks all objects.
     """
     shares = rng.uniform(0.6, 1.4, len(nouns))
     areas = rng.uniform(*(ANY_COVER if any_size else COVER)) * shares / shares.sum() * size**2
@@ -168,7 +174,7 @@ def layout(
 
 
 def _half_extent(extent: Float[np.ndarray, "2"], angle: float) -> Float[np.ndarray, "2"]:
-    """Half the (width, height) of the box around a turned drawing of side 1."""
+    """Returns half the (width, height) of the box around a rotated drawing of side 1."""
     cos, sin = abs(np.cos(np.radians(angle))), abs(np.sin(np.radians(angle)))
     return np.array([[cos, sin], [sin, cos]]) @ extent / 2
 
@@ -176,7 +182,7 @@ def _half_extent(extent: Float[np.ndarray, "2"], angle: float) -> Float[np.ndarr
 def _place(
     rng: np.random.Generator, boxes: Float[np.ndarray, "n 4"], half: Float[np.ndarray, "2"], size: int
 ) -> Float[np.ndarray, "4"]:
-    """The first of some random boxes that overlaps little with `boxes`, else the one that does least."""
+    """Returns the first of several random boxes with little overlap with `boxes`, else the one with least."""
     centres = rng.uniform(half, size - half, (NUM_CANDIDATES, 2))
     candidates = np.concatenate([centres - half, centres + half], 1)
     if not len(boxes):
@@ -186,7 +192,7 @@ def _place(
 
 
 def _overlap(first: Float[np.ndarray, "a 4"], second: Float[np.ndarray, "b 4"]) -> Float[np.ndarray, "a b"]:
-    """Intersection over the smaller area."""
+    """Returns the intersection divided by the smaller area."""
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     smaller = np.minimum(_area(first)[:, None], _area(second)[None])
@@ -198,9 +204,9 @@ def _area(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
 
 
 def draw_layer(drawings: Sprites, placement: Placement, size: int) -> Layer:
-    """The drawing of one object at its place, size and turn, cut at the canvas's border."""
+    """Returns the drawing of one object at its position, size and rotation, clipped to the canvas."""
     level = level_for(placement.side)
-    centre, reach = np.array([placement.x, placement.y]), placement.side * 0.71 + 1  # half a diagonal
+    centre, reach = np.array([placement.x, placement.y]), placement.side * 0.71 + 1  # half the diagonal
     low = np.maximum(np.floor(centre - reach), 0).astype(int)
     high = np.minimum(np.ceil(centre + reach), size).astype(int)
     matrix = _transform(placement, level, centre - low)
@@ -209,16 +215,16 @@ def draw_layer(drawings: Sprites, placement: Placement, size: int) -> Layer:
 
 
 def _transform(placement: Placement, level: int, centre: Float[np.ndarray, "2"]) -> Float[np.ndarray, "2 3"]:
-    """Maps pixels of the drawing to pixels of the canvas part whose point `centre` is the object's centre."""
+    """Returns the map from pixels of the drawing to pixels of the canvas region whose point `centre` is the centre."""
     scale, angle = placement.side / level, np.radians(placement.angle)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     turn = np.array([[cos, -sin], [sin, cos]]) * [-1 if placement.mirrored else 1, 1]
-    pixel = 0.5  # centres of pixels lie at half integers, warpAffine counts from whole ones
+    pixel = 0.5  # pixel centres are at half integers, but warpAffine puts them at integers
     return np.concatenate([turn, (centre - pixel - turn @ np.full(2, level / 2 - pixel))[:, None]], 1)
 
 
 def instance_map(layers: Sequence[Layer], size: int) -> UInt8[np.ndarray, "h w"]:
-    """Which object every pixel shows: 0 = background, 1 + i = object i; later ones cover earlier ones."""
+    """Returns the object that each pixel shows: 0 = background, 1 + i = object i; later objects cover earlier ones."""
     instances = np.zeros((size, size), np.uint8)
     for index, layer in enumerate(layers):
         instances[layer.part][layer.drawing[..., 3] > 127] = 1 + index
@@ -226,19 +232,19 @@ def instance_map(layers: Sequence[Layer], size: int) -> UInt8[np.ndarray, "h w"]
 
 
 def _count(instances: UInt8[np.ndarray, "h w"], num: int) -> Int[np.ndarray, " n"]:
-    """The pixels of every instance."""
+    """Returns the number of pixels of every instance."""
     return np.bincount(instances.ravel(), minlength=1 + num)[1:]
 
 
 def _paint(rng: np.random.Generator, image: Float[np.ndarray, "h w 3"], layer: Layer) -> None:
-    """Lays a drawing, its brightness changed a little, over the canvas."""
+    """Draws a layer on the canvas with slightly changed brightness."""
     alpha = layer.drawing[..., 3:].astype(np.float32) / 255
     gain = (rng.uniform(*GAIN) * rng.uniform(*CHANNEL_GAIN, 3)).astype(np.float32)
     _lay(image, layer, np.minimum(layer.drawing[..., :3] * gain, 255 * alpha))
 
 
 def _lay(image: Float[np.ndarray, "h w 3"], layer: Layer, colours: np.ndarray) -> None:
-    """Lays premultiplied `colours` over the canvas where the layer is opaque."""
+    """Composes premultiplied `colours` onto the canvas by the layer's alpha."""
     alpha = layer.drawing[..., 3:].astype(np.float32) / 255
     image[layer.part] = image[layer.part] * (1 - alpha) + colours
 
@@ -251,10 +257,10 @@ def _box(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "4"]:
 def _degrade(
     rng: np.random.Generator, image: Float[np.ndarray, "h w 3"], clean: bool = False
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Blur and JPEG, each in half of the scenes, so that cut-out edges do not give the objects away.
+    """Applies blur and JPEG compression, each to half of the scenes, so that sharp edges do not reveal the objects.
 
-    The noise goes over objects and ground alike: no ground is perfectly flat, and no object stands out of it.  A
-    `clean` scene has none.
+    Noise is added to objects and ground alike, so that neither a flat ground nor noise-free objects stand out.  A
+    `clean` scene has no noise.
     """
     if rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(*BLUR_SIGMA) * len(image) / 64)

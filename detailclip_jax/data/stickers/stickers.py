@@ -1,10 +1,10 @@
-"""The embedded data: scenes composed on the fly from drawings, with captions, masks and boxes; no network.
+"""The built-in data set: scenes composed on the fly from drawings, with captions, masks and boxes; needs no network.
 
     source = Stickers(split="train", size=80)
     source[0]["image"], source[0]["captions"]     # uint8 [80, 80, 3], ("a frog above a camera", ...)
 
-Numbers measured on these scenes are this benchmark's own.  Scenes of the held-out splits are new renderings
-of the same drawings; another artist's drawings (`style`) are what tests new ones.
+Results on these scenes compare only with each other.  Scenes of the held-out splits are new renderings of the same
+drawings; to test on new drawings, use another artist's (`style`).
 """
 
 import dataclasses
@@ -24,33 +24,32 @@ from detailclip_jax.data.stickers.sprites import sprites
 
 SPLITS = ("train", "held_out_scenes", "held_out_pairs")
 NUM_OBJECTS = (0.4, 0.3, 0.2, 0.1)  # probability of 1, 2, 3 and 4 objects
-COPY_SHARE = 0.2  # of the objects after the first: one more of a noun that is there
-HELD_OUT_EVERY = 10  # one pair of nouns in so many is kept out of training
+COPY_SHARE = 0.2  # of the objects after the first: a copy of a noun already chosen
+HELD_OUT_EVERY = 10  # one of this many pairs of nouns is held out from training
 MIN_SIZE = 32
-ON_WHITE = "on_white"  # beside the names of `VARIETIES`
-WHITE_SIDES = (0.25, 0.5, 0.75, 0.95)  # of the canvas: the longer side of scene i is the entry i modulo 4
+ON_WHITE = "on_white"  # in addition to the names of `VARIETIES`
+WHITE_SIDES = (0.25, 0.5, 0.75, 0.95)  # of the canvas: the longer side of scene i is entry i modulo 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Stickers:
-    """Random access to `num_scenes` scenes; scene i is a function of (seed, split, i) and the options alone.
+    """Random access to `num_scenes` scenes; scene i depends only on (seed, split, i) and the options.
 
-    split: "train" and "held_out_scenes" never show the two nouns of a held-out pair together and draw from
-        separate random streams; every scene of "held_out_pairs" shows at least one held-out pair.
+    split: "train" and "held_out_scenes" never show both nouns of a held-out pair together and use separate random
+        streams; every scene of "held_out_pairs" shows at least one held-out pair.
     size: side of the canvas in pixels, at least 32.
-    single_object: one object per scene, as zero-shot classification wants.
-    style: whose drawings; see `sprites`.
-    scenes: "textured" (large objects on textured grounds, what evaluation looks at), "mixed" (what training draws:
-        plain grounds, white ones above all, and objects of any size among the textured ones), or "on_white" (one
-        unchanged drawing on plain white, its longer side in turn one of `WHITE_SIDES` of the canvas).
+    single_object: one object per scene, for zero-shot classification.
+    style: source of the drawings; see `sprites`.
+    scenes: "textured" (large objects on textured grounds, used in evaluation), "mixed" (used in training: adds plain
+        grounds, mostly white, and objects of any size), or "on_white" (one unchanged drawing on plain white; its longer
+        side takes the shares `WHITE_SIDES` of the canvas in turn).
 
-    An example holds, beside "image", "captions", "label" (noun index of the object with most visible pixels)
-    and "key": "segmentation" uint8 [H, W] (0 = background, 1 + index into `CLASSES`), "instances" uint8
-    [H, W] (0 = background, 1 + i), and for every object i "boxes" float32 [n, 4] (xyxy, pixels), "classes"
-    int32 [n] and "nouns" int32 [n].
+    An example holds "image", "captions", "label" (noun index of the object with most visible pixels) and "key"; further
+    "segmentation" uint8 [H, W] (0 = background, 1 + index into `CLASSES`), "instances" uint8 [H, W] (0 = background,
+    1 + i), and for every object i "boxes" float32 [n, 4] (xyxy, pixels), "classes" int32 [n] and "nouns" int32 [n].
 
-    Raises ValueError for an unknown split, a canvas that is too small, or single objects of held-out pairs,
-    and what `sprites` raises.
+    Raises ValueError for an unknown split, a canvas that is too small, an invalid combination of options (such as
+    single objects of held-out pairs), and whatever `sprites` raises.
     """
 
     split: str = "train"
@@ -72,7 +71,7 @@ class Stickers:
             raise ValueError(unknown("scenes of stickers", self.scenes, (*VARIETIES, ON_WHITE)))
         if self.scenes == ON_WHITE and not self.single_object:
             raise ValueError(f"scenes {ON_WHITE!r} show one drawing each: use them with single_object=True")
-        sprites(self.style)  # what is missing is said here, not by a worker
+        sprites(self.style)  # raises here what would otherwise fail in a worker
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -110,13 +109,13 @@ class Stickers:
 
 
 def draw_count(rng: np.random.Generator, least: int = 1) -> int:
-    """A number of objects with the probabilities `NUM_OBJECTS`, given that there are at least `least`."""
+    """Draws a number of objects with the probabilities `NUM_OBJECTS`, given that it is at least `least`."""
     share = np.array(NUM_OBJECTS[least - 1 :])
     return least + int(rng.choice(len(share), p=share / share.sum()))
 
 
 def draw_nouns(rng: np.random.Generator, count: int) -> Int[np.ndarray, " n"]:
-    """Nouns of a scene without a held-out pair; copies of one noun stand among them."""
+    """Draws the nouns of a scene without a held-out pair; a noun may occur several times."""
     chosen = [int(rng.integers(len(NOUNS)))]
     for _ in range(count - 1):
         allowed = ~held_out_pairs()[chosen].any(0)
@@ -125,7 +124,7 @@ def draw_nouns(rng: np.random.Generator, count: int) -> Int[np.ndarray, " n"]:
 
 
 def draw_held_out(rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """Nouns of a scene with a held-out pair and up to two objects more, painted in random order."""
+    """Draws the nouns of a scene with a held-out pair and up to two further objects, in random order."""
     pairs = np.argwhere(held_out_pairs())
     chosen = pairs[rng.integers(len(pairs))].tolist()
     for _ in range(draw_count(rng, least=2) - 2):
@@ -139,10 +138,10 @@ def _next(rng: np.random.Generator, chosen: list[int], allowed: Int[np.ndarray, 
 
 @functools.cache
 def held_out_pairs() -> Bool[np.ndarray, "nouns nouns"]:
-    """Which pairs of nouns never meet in training: symmetric, False on the diagonal; do not write to it.
+    """Returns which pairs of nouns are held out: symmetric, False on the diagonal; shared, do not write to it.
 
-    A pair is held out by a hash of its two names (SHA-256 of "camera|frog", sorted, divisible by
-    `HELD_OUT_EVERY`), so the choice does not depend on the order of the table or on other nouns.
+    A pair is held out by a hash of its two names (SHA-256 of "camera|frog", sorted, divisible by `HELD_OUT_EVERY`), so
+    the choice does not depend on the order of the table or on other nouns.
     """
     names = [noun.name for noun in NOUNS]
     return np.array([[_is_held_out(first, second) for second in names] for first in names])
@@ -159,15 +158,15 @@ def _class_of_noun() -> Int[np.ndarray, " nouns"]:
 
 
 def zero_shot_prompts() -> tuple[tuple[str, ...], ...]:
-    """For every noun, the captions that name it alone ("a frog", "a picture of a frog", ...)."""
+    """Returns for every noun the captions that name it alone ("a frog", "a picture of a frog", ...)."""
     return tuple(prompts(noun) for noun in range(len(NOUNS)))
 
 
 def noun_names() -> tuple[str, ...]:
-    """The labels' names, in order."""
+    """Returns the names of the labels, in order."""
     return tuple(noun.name for noun in NOUNS)
 
 
 def class_names() -> tuple[str, ...]:
-    """The names behind a segmentation map's values: "background", then the classes."""
+    """Returns the names of a segmentation map's values: "background", then the classes."""
     return ("background", *CLASSES)
