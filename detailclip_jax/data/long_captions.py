@@ -8,7 +8,7 @@ from detailclip_jax.data.caption_rules import caption_of
 from detailclip_jax.data.sources import BadRecord, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 
-NUM_READ = 200  # examples, spread over the source
+NUM_READ = 200  # examples, evenly spaced over the source
 MUCH = 0.1  # share of long captions from which a warning is given
 CLIP = 77  # tokens of CLIP's context
 

@@ -72,8 +72,8 @@ def _not_empty(where: str, walk: Walk, names: Sequence[str]) -> Found:
 class PictureBatches:
     """Batches by index: {"image": uint8 [B, S, S, 3], "reason": one text per image}.
 
-    Images go through `evaluation_view`.  An unreadable image is black and its reason says why it could not be read; the
-    reason of a readable one is empty.  The last batch is filled up with black images, which have no reason.
+    Images go through `evaluation_view`.  An unreadable image is black, and its reason is the error; the reason of a
+    readable image is empty.  The last batch is filled up with black images, which have no reason.
     """
 
     found: Found

@@ -105,7 +105,10 @@ class Records:
 
 
 def shards_of(path: str | os.PathLike, split: str) -> list[pathlib.PurePath]:
-    """Returns the sorted shards `path/split-NUMBER.arrayrecord`; another split whose name starts alike does not match."""
+    """Returns the sorted shards `path/split-NUMBER.arrayrecord`.
+
+    Shards of another split whose name only starts with `split` are left out.
+    """
     name = re.compile(re.escape(split) + r"-\d+\.arrayrecord")
     return sorted(file for file in _folder(path).glob("*.arrayrecord") if name.fullmatch(file.name))
 

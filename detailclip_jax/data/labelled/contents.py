@@ -17,13 +17,13 @@ class LabelledSet(NamedTuple):
     name: str
     source: Source
     classes: tuple[str, ...]
-    """Names as the data set on disk states them; none where pictures have captions instead."""
+    """Class names as stored with the data set; empty if the images have captions instead."""
     fingerprint: str
-    """Short hash of what identifies the data (names, sizes, counts), the same in every place it is copied to."""
+    """Short hash of the data's names, sizes and counts; copies of the data have the same hash."""
     expected: int | None
-    """Known number of test pictures; None for other splits and other sets."""
+    """Published number of test images; None for other splits and unknown sets."""
     templates: tuple[str, ...] = ()
-    """Prompts that lie beside the data, with {c} for the class name."""
+    """Prompts stored with the data, with {c} for the class name."""
 
 
 class Contents(NamedTuple):

@@ -8,7 +8,7 @@ from detailclip_jax.data.labelled.contents import Contents, file_identity, split
 from detailclip_jax.data.regular_files import LeavesFolder, Walk, inside, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 
-MAX_NAMED = 5  # folders, in a message
+MAX_NAMED = 5  # folders named in a message
 SPLIT_FOLDERS = ("train", *split_names("test"))
 
 

@@ -15,7 +15,7 @@ MAX_SHARDS = 1024  # default limit
 
 
 class AlreadyThere(ValueError):
-    """Raised if the split is finished and the same request made it."""
+    """Raised if the split is finished and was made by the same request."""
 
 
 def begin(request: Request, num_shards: int = 0) -> Job:

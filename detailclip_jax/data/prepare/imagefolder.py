@@ -1,4 +1,4 @@
-"""Reads folders of images: CLASS/picture.jpg, as in ImageNet; the file picture.txt next to an image is its caption."""
+"""Reads folders of images: CLASS/picture.jpg, as in ImageNet; picture.txt in the same folder is its caption."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Reads parquet tables with a column of paths or bytes (also {"bytes", "path"}, as Hugging Face's datasets write it)."""
+"""Reads parquet tables with a column of paths or bytes (also {"bytes", "path"}, as in Hugging Face's datasets)."""
 
 import itertools
 import pathlib

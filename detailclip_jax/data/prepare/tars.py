@@ -84,7 +84,7 @@ def image_of(sample: Sample) -> bytes:
 def captions_of(
     files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Returns unnamed and named captions: the json fields named in the options, else a text member, else a json field."""
+    """Returns unnamed and named captions: json fields named in the options, else a text member, else a json field."""
     if options.caption_columns:
         return (), {name: _text(fields.get(name)) for name in options.caption_columns}
     for suffix in TEXTS:

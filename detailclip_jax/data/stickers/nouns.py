@@ -1,9 +1,9 @@
 """The 96 nouns of sticker scenes: code point, name, article, plural and class.
 
 They are chosen by hand so that one drawing shows one object: no flags, faces of people, symbols, clocks or arrows, no
-two drawings of the same object, no scenery around the object (boats are drawn with water).  The 24 classes, four nouns
-each, follow subgroups of the Unicode emoji list (https://unicode.org/Public/emoji/latest/emoji-test.txt); the frog
-belongs to the reptiles.
+two drawings of the same object, no scenery around the object (this excludes boats, which are drawn with water).  The
+24 classes, four nouns each, follow subgroups of the Unicode emoji list
+(https://unicode.org/Public/emoji/latest/emoji-test.txt); the frog is counted among the reptiles.
 """
 
 from typing import NamedTuple
@@ -125,7 +125,7 @@ NOUNS = (
 )
 
 CLASSES = tuple(dict.fromkeys(noun.kind for noun in NOUNS))
-"""Names of the semantic classes; a segmentation map holds 1 + the index, 0 is background."""
+"""Names of the semantic classes; a segmentation map holds 1 + the class index, and 0 for the background."""
 
 CLASS_OF_NOUN = tuple(CLASSES.index(noun.kind) for noun in NOUNS)
 """The class index of every noun."""

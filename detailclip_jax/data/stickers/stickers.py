@@ -44,11 +44,14 @@ class Stickers:
         grounds, mostly white, and objects of any size), or "on_white" (one unchanged drawing on plain white; its longer
         side takes the shares `WHITE_SIDES` of the canvas in turn).
 
-    An example holds "image", "captions", "label" (noun index of the object with most visible pixels) and "key"; further
-    "segmentation" uint8 [H, W] (0 = background, 1 + index into `CLASSES`), "instances" uint8 [H, W] (0 = background,
-    1 + i), and for every object i "boxes" float32 [n, 4] (xyxy, pixels), "classes" int32 [n] and "nouns" int32 [n].
+    An example holds:
+    "image", "captions", "key"
+    "label": noun index of the object with most visible pixels
+    "segmentation" uint8 [H, W]: 0 = background, 1 + index into `CLASSES`
+    "instances" uint8 [H, W]: 0 = background, 1 + i for object i
+    "boxes" float32 [n, 4] (xyxy, pixels), "classes" int32 [n] and "nouns" int32 [n]: one entry per object
 
-    Raises ValueError for an unknown split, a canvas that is too small, an invalid combination of options (such as
+    Raises ValueError for an unknown split, a canvas that is too small, or an invalid combination of options (such as
     single objects of held-out pairs), and whatever `sprites` raises.
     """
 
