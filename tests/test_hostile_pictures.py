@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,34 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(monkeypatch):
         decoding.decode(scanned(1001))
     assert decoding.decode(scanned(300)).shape == (16, 16, 3)
     assert decoding.opened(claims_to_be(encoded(picture(64, 64), progressive=True), 8_000, 7_900)).height == 8_000
+
+
+def flood(name):
+    """A picture of a few thousand parts, before or behind the beginning of its pixels."""
+    jpeg, png = encoded(picture(), "JPEG"), encoded(picture(), "PNG")
+    chunk = struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd"))
+    scan = jpeg.index(b"\xff\xda")
+    return {
+        "segments": jpeg[:scan] + b"\xff\xe0\x00\x02" * 3_000 + jpeg[scan:],
+        "fill bytes": jpeg[:scan] + b"\xff" * 6_000 + jpeg[scan:],
+        "behind many scans": jpeg[:-2] + b"\xff\xda\x00\x02" * 1_001 + b"\xff\xe0\x00\x02" * 3_000 + jpeg[-2:],
+        "chunks": png[:33] + chunk * 3_000 + png[33:],
+        "GIF's blocks": b"GIF89a\x09\0\x09\0\0\0\0" + b"!\xfe\x01a\0" * 3_000 + b";",
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["segments", "fill bytes", "behind many scans", "chunks", "GIF's blocks"])
+def test_a_picture_of_too_many_parts_is_refused(monkeypatch, name):
+    """256 MiB of them kept Pillow's parser, which goes from one to the next in Python, busy for minutes."""
+    monkeypatch.setattr(decoding, "MAX_READS", 2_000)
+    with pytest.raises(BadImage, match="too many parts: more than 2000"):
+        decoding.decode(flood(name))
+
+
+def test_ordinary_pictures_have_few_parts(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_READS", 200)
+    for form in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"):
+        assert decoding.decode(encoded(picture(200, 300), form)).shape == (200, 300, 3)
 
 
 # what is decoded at once

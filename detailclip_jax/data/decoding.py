@@ -61,6 +61,7 @@ MAX_PIXELS = 64_000_000  # of a decoded image: 192 MB
 MAX_FILE_PIXELS = 178_956_970  # of a file: twice Pillow's MAX_IMAGE_PIXELS, where Pillow raises DecompressionBombError
 MAX_PIXELS_AT_ONCE = 2 * MAX_PIXELS  # per process, during decoding and use: below 1 GB when Pillow decodes
 BUDGET = Budget(MAX_PIXELS_AT_ONCE)
+MAX_READS = 500_000  # reads of a file by Pillow, each of one part of it; a PNG of 256 MiB takes about 100,000
 MAX_SCANS = 1000  # per JPEG; usual encoders write 1, 3 or about 10
 MAX_SCANNED = 2_000_000_000  # scans x pixels: libjpeg visits every pixel in each scan, about 1 ms per million
 # The GRAYSCALE flags set only the reduction; the COLOR flags of the same name would also select BGR
@@ -250,9 +251,15 @@ def _check_scans(data: bytes, num_pixels: int) -> None:
 
 
 def count_scans(data: bytes) -> int:
-    """Counts the scans of a JPEG up to its end marker; bytes inside marker segments do not count."""
-    num_scans, at = 0, 2
+    """Counts the scans of a JPEG up to its end marker; bytes inside marker segments do not count.
+
+    Raises BadImage for more than MAX_READS markers.
+    """
+    num_scans, num_markers, at = 0, 0, 2
     while found := _MARKER.search(data, at):
+        num_markers += 1
+        if num_markers > MAX_READS:
+            raise BadImage(f"too many parts: more than {MAX_READS} markers; save it again")
         marker, length = found.group(1)[0], int.from_bytes(data[found.end() : found.end() + 2])
         if marker == _END_OF_IMAGE:
             break
@@ -265,12 +272,30 @@ def _ceil(num: int, reduction: int) -> int:
     return -(-num // reduction)
 
 
+class _Bytes(io.BytesIO):
+    """The bytes of a file for Pillow; BadImage after MAX_READS reads.
+
+    Pillow reads segments, chunks and fill bytes of a header one by one in Python: 256 MiB of them would take minutes.
+    """
+
+    num_reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Counts the reads."""
+        self.num_reads += 1
+        if self.num_reads > MAX_READS:
+            raise BadImage(f"too many parts: more than {MAX_READS} reads of the file; save it again")
+        return super().read(size)
+
+
 def _header(data: bytes) -> Image.Image:
     try:
         for beginning, kind in _BEGINNINGS.items():
             if data.startswith(beginning):
-                return kind(io.BytesIO(data))
-        return open_image(io.BytesIO(data))
+                return kind(_Bytes(data))
+        return open_image(_Bytes(data))
+    except BadImage:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"too large: {error}") from error
     except Exception as error:  # Pillow raises many exception types on damaged bytes

@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 NAME = "manifest.json"
+NO_MANIFEST = (
+    "the file was deleted, or an earlier version wrote this checkpoint (that version reads it; import_torch takes what "
+    "its `export --to=safetensors` writes)"
+)
 
 
 def write(folder: Path, name: str) -> None:
@@ -33,7 +37,7 @@ def _entry(file: Path) -> dict[str, Any]:
 def problem(folder: Path) -> str:
     """Describes what is wrong with a folder; "" if its files and its name are as they were written."""
     if not (folder / NAME).is_file():
-        return f"{NAME} is missing: the file was deleted, or an earlier version wrote this checkpoint"
+        return f"{NAME} is missing: {NO_MANIFEST}"
     try:
         listed = json.loads((folder / NAME).read_text())
         name, files = str(listed["folder"]), dict(listed["files"])
