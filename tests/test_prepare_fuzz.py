@@ -483,6 +483,8 @@ HAND_WRITTEN = {
     "memo": b"h\x05.",
     "memo of 64 GiB": b"\x80\x02]r\xff\xff\xff\xff.",
     "memo of 64 GiB as text": b"]p4294967295\n.",
+    "key that takes years to hash": b"\x80\x02]})" + b"2\x86" * 60 + b"K\x01sa.",
+    "member that takes years to hash": b"\x80\x04](" + b")" + b"2\x86" * 60 + b"\x91a.",
 }
 
 
