@@ -9,6 +9,7 @@ from typing import Any
 
 from detailclip_jax.benchmarks import options, report, variants
 from detailclip_jax.config.settings import parse_setting
+from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.terminal import complain
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
@@ -73,11 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = options.parser().parse_args(argv)
     arguments.progress = sys.stderr
     try:
-        report.write_json(arguments.json, measure(arguments))
+        with signals.prompt():
+            report.write_json(arguments.json, measure(arguments))
     except (ValueError, FileNotFoundError, ImportError) as error:
         return _failed(error, USAGE_ERROR)
-    except KeyboardInterrupt:
-        return _failed("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return _failed("interrupted", getattr(error, "exit_code", INTERRUPTED))
     except RuntimeError as error:  # the devices' own: out of memory, above all
         return _failed(_explained(error), RUN_ERROR)
     return 0

@@ -23,10 +23,11 @@ from ml_collections import ConfigDict
 from detailclip_jax import config as base
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import Change, both, parse_setting, set_fields, split_list
+from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.runtime.terminal import complain
 
-USAGE_ERROR, RUN_ERROR = 2, 1
+USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 
 
 class CannotBegin(RuntimeError):
@@ -249,10 +250,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from detailclip_jax.run.loop import RUN_ERRORS
 
     try:
-        return compare(rows, arguments)
+        with signals.prompt():
+            return compare(rows, arguments)
     except (CannotBegin, *RUN_ERRORS) as error:
         complain(f"error: {error}")
         return RUN_ERROR
+    except KeyboardInterrupt as error:
+        complain("\ninterrupted; the same command goes on")
+        return getattr(error, "exit_code", INTERRUPTED)
 
 
 def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:

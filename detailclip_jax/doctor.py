@@ -126,7 +126,7 @@ def report() -> int:
     print(f"{'packages':<10} {'all there' if not missing[''] else 'MISSING: ' + ', '.join(missing[''])}")
     for extra, lacks in missing.items():
         if extra:
-            way = f"without {', '.join(lacks)}: pip install -e .[{extra}]" if lacks else "ready"
+            way = f"without {', '.join(lacks)}: pip install -e '.[{extra}]'" if lacks else "ready"
             print(f"{'[' + extra + ']':<10} {FOR.get(extra, 'optional')}: {way}")
     return 1 if missing[""] or not usable else 0
 

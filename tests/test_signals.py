@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from detailclip_jax import benchmark, compare
 from detailclip_jax.runtime import devices
 from detailclip_jax.runtime.signals import Stopped, held_back, prompt
 from detailclip_jax.training import mesh
@@ -115,3 +116,17 @@ def test_a_platform_that_is_not_here_is_no_damaged_checkpoint(monkeypatch, error
         devices.first_device()
     with pytest.raises(devices.NoDevice):
         mesh.make_mesh()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command, work", [(compare, "compare"), (benchmark, "measure")], ids=["compare", "benchmark"])
+def test_commands_that_measure_hear_a_signal_that_was_dropped(monkeypatch, capsys, command, work, number, code):
+    def busy(*arguments):
+        swallow(number)
+        time.sleep(5)
+        pytest.fail("the signal was lost")
+
+    monkeypatch.setattr(command, work, busy)
+    monkeypatch.setattr(compare, "check", lambda *arguments: None)
+    assert command.main(["--methods=clip"] if command is compare else ["data"]) == code
+    assert "interrupted" in capsys.readouterr().err
