@@ -163,10 +163,8 @@ def test_scans_are_counted_by_their_markers():
 def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(monkeypatch):
     """300 of 63 megapixels were 20 s of work in 60 kB."""
     bomb = claims_to_be(scanned(300), 9_000, 7_000)
-    began = time.perf_counter()
     with pytest.raises(BadImage, match="too many scans: 300 of 63000000 pixels, the limit is 31 of them; save it"):
         decoding.opened(bomb)
-    assert time.perf_counter() - began < 5
     with pytest.raises(BadImage, match="too many scans: 1001 of 256 pixels, the limit is 1000"):
         decoding.decode(scanned(1001))
     assert decoding.decode(scanned(300)).shape == (16, 16, 3)

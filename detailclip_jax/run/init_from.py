@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
+from detailclip_jax.data import preprocessing
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import size_of
@@ -156,6 +157,7 @@ def report(
         f"  layer decay   {opt.layer_decay:g} in those",
         f"  teacher moves {config.ema.start:g} -> {config.ema.end:g}",
         f"  image tower   {kept}",
+        f"  pictures      {preprocessing.description(config)}",
     ]
 
 
