@@ -62,9 +62,7 @@ def test_the_report_has_a_line_for_each(monkeypatch, capsys, missing, code):
     assert set(lines) == {"versions", "code", "devices", "host", "disk", "packages", "[demo]"}
     assert lines["devices"].startswith("8 x cpu") and f"jax {jax.__version__}" in lines["versions"]
     assert ("MISSING: jax" in lines["packages"]) == bool(code)
-    assert lines["[demo]"].endswith(
-        "ready" if code else "without a: pip install -e '.[demo]'"
-    )  # zsh reads [ as a pattern
+    assert lines["[demo]"].endswith("ready" if code else "without a: pip install -e '.[demo]'")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda'\nmore"), AssertionError()])
