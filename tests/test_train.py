@@ -291,6 +291,26 @@ def test_a_signal_saves_and_ends_with_its_number(run_of, monkeypatch):
     assert [line["step"] for line in lines_of(run)] == [3]
 
 
+def test_a_second_signal_is_heard_until_the_last_save_is_on_the_disk(run_of, monkeypatch):
+    """Else it would raise in the wait for the writer, whose threads then find the interpreter gone."""
+    events, save, wait = [], Checkpoints.save, Checkpoints.wait
+
+    def noting(self):
+        events.append(("wait", getattr(signal.getsignal(signal.SIGTERM), "__name__", "")))
+        wait(self)
+
+    def saving(self, *args):
+        save(self, *args)
+        events.append(("save", ""))
+
+    monkeypatch.setattr(loop, "Interrupt", lambda at_once: StoppedAt(5, at_once))
+    monkeypatch.setattr(Checkpoints, "wait", noting)
+    monkeypatch.setattr(Checkpoints, "save", saving)
+    assert loop.train(run_of()) == 143
+    last = len(events) - 1 - events[::-1].index(("save", ""))
+    assert events[last + 1] == ("wait", "_note")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_noted_and_a_second_one_ends_at_once(number, capfd, monkeypatch):
     before, ended = signal.getsignal(number), []
@@ -435,7 +455,13 @@ def test_what_cannot_be_written_is_one_message(run_of, monkeypatch, capfd, what)
         failing_after(2, checkpoint.manifest, "write")  # in the writer's thread
     else:
         log = session.Session.log
-        gone = lambda self, step: (step == 9 and shutil.rmtree(run.workdir), log(self, step))
+
+        def gone(self, step):
+            if step == 9:
+                self.checkpoints.wait()  # else the folder is filled while it is removed
+                shutil.rmtree(run.workdir)
+            log(self, step)
+
         monkeypatch.setattr(session.Session, "log", gone)
     with pytest.raises(StorageError) as raised:
         loop.train(run)
