@@ -1,7 +1,7 @@
-"""What a step costs: counted, compiled and timed, beside what arithmetic says it must cost.
+"""Measures the cost of a training step (counted, compiled and timed) and compares it with the theoretical cost.
 
     python -m detailclip_jax.benchmark --help
 
-`theory` counts on paper, `counting` asks the compiler, `timing` the clock; `step`, `loss`, `collectives` and `data` are
-the commands.
+`theory` computes operation counts from the config, `counting` gets them from the compiler, and `timing` measures time.
+`step`, `loss`, `collectives` and `data` are the commands.
 """

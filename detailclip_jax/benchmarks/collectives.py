@@ -1,4 +1,4 @@
-"""What the devices of a compiled step send each other."""
+"""Lists the collective operations (communication between devices) of a compiled step."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,11 +11,14 @@ from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment as experiments
 
-SHOWN = 12  # lines of the longer table
+SHOWN = 12  # maximum number of lines of the longer table
 
 
 def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Compiles, prints, and returns the records for JSON."""
+    """Compiles the step, prints its collectives, and returns the records for JSON.
+
+    Raises ValueError for a single device.
+    """
     if len(devices) == 1:
         raise ValueError("one device sends nothing; give several, for example --devices=8")
     console = Console(stream=arguments.progress)
@@ -30,12 +33,12 @@ def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace)
 
 
 def record(collective: Collective) -> dict[str, Any]:
-    """As JSON."""
+    """A collective as a JSON record."""
     return {**collective._asdict(), "moved": collective.moved}
 
 
 def text(found: Sequence[Collective], num_devices: int, variant: Variant) -> str:
-    """By kind, then the largest one by one."""
+    """The tables: totals by kind, then the largest collectives one by one."""
     title = f"{variant.config.method} {variant.config.model.size}, batch {variant.batch} on {num_devices} devices"
     kinds = [["kind", "count", "result", "sent by a device"]]
     for kind in dict.fromkeys(c.kind for c in found):

@@ -1,4 +1,4 @@
-"""What the compiler says of a step: operations, memory, time to compile."""
+"""Counts of the compiler for a step: operations, memory, compilation time."""
 
 import time
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from detailclip_jax.training import optimizer
 from detailclip_jax.training.experiment import Experiment
 from detailclip_jax.types import Batch
 
-STRAIGHT = {  # a loop's body would be counted once, recomputation twice
+STRAIGHT = {  # else the body of a loop is counted once and recomputed operations twice
     "model.scan": False,
     "model.remat": "none",
     "losses.chunk_logits": 0,
@@ -26,35 +26,35 @@ STRAIGHT = {  # a loop's body would be counted once, recomputation twice
 
 
 class Memory(NamedTuple):
-    """Bytes on one device."""
+    """Memory on one device, in bytes."""
 
     arguments: int
     scratch: int
-    outputs: int  # those that do not lie in donated arguments
+    outputs: int  # those not stored in donated arguments
 
     @property
     def temporaries(self) -> int:
-        """What is needed beside the arguments, whatever is donated."""
+        """Memory in addition to the arguments, independent of donation."""
         return self.scratch + self.outputs
 
     @property
     def total(self) -> int:
-        """All at the same time."""
+        """Arguments and temporaries together."""
         return self.arguments + self.temporaries
 
 
 class Compiled(NamedTuple):
-    """A compiled step."""
+    """A compiled step with its memory and compilation time."""
 
     run: Any
     memory: Memory
-    accessed: float  # bytes as XLA counts them per operation, a loop's body once
+    accessed: float  # bytes by XLA's count per operation, the body of a loop once
     seconds: float
-    cpu_seconds: float  # of this process: what the compiler needs where the machine is shared
+    cpu_seconds: float  # of this process: independent of other load on the machine
 
 
 def straight(config: ConfigDict) -> ConfigDict:
-    """The same step without loops and without recomputation, in which every operation is counted once."""
+    """The same step without loops and recomputation, so that every operation is counted once."""
     changed = ConfigDict(config.to_dict())
     wanted = {**STRAIGHT, "losses.clip_block": config.batch_size}
     known = run_config.flatten(changed)
@@ -63,7 +63,7 @@ def straight(config: ConfigDict) -> ConfigDict:
 
 
 def batch_shapes(config: ConfigDict, size: int, words: int, mesh: Mesh) -> Batch:
-    """Shapes of a batch as it lies on the mesh; no memory is touched."""
+    """Shapes of a batch with its sharding over the mesh; no memory is allocated."""
     made = jax.eval_shape(lambda: experiments.dummy_batch(config, size))
     made["text"] = jax.ShapeDtypeStruct((size, words), made["text"].dtype)
     sharding = meshes.sharded(mesh)
@@ -71,13 +71,13 @@ def batch_shapes(config: ConfigDict, size: int, words: int, mesh: Mesh) -> Batch
 
 
 def lower(experiment: Experiment, batch: int, words: int) -> jax.stages.Lowered:
-    """The step of a batch, lowered."""
+    """The training step, lowered for a batch size."""
     shapes = batch_shapes(experiment.config, batch, words, experiment.mesh)
     return experiment.train_step.lower(experiment.state_shapes, shapes)
 
 
 def count_flops(variant: Variant) -> float:
-    """Operations per pair of the straight step on one device, as XLA counts them before it optimises."""
+    """Operations per pair of the straight step on one device, by XLA's count before optimisation."""
     mesh = meshes.make_mesh(jax.devices()[:1])
     experiment = experiments.build(straight(variant.config), mesh)
     cost: Any = lower(experiment, variant.batch, variant.words).cost_analysis()
@@ -85,7 +85,7 @@ def count_flops(variant: Variant) -> float:
 
 
 def count_parameters(experiment: Experiment) -> dict[str, int]:
-    """How many there are, are trained, and are averaged by the teacher."""
+    """The number of all parameters ("all"), of the trained ones ("trained"), and of those of the teacher ("ema")."""
     state, groups = experiment.state_shapes, experiment.setup.groups
     trained = jax.tree.map(lambda x, group: x.size * (group != optimizer.FROZEN), state.params, groups)
     numbers = {"all": jax.tree.map(lambda x: x.size, state.params), "trained": trained}
@@ -94,7 +94,7 @@ def count_parameters(experiment: Experiment) -> dict[str, int]:
 
 
 def compile(lowered: jax.stages.Lowered) -> Compiled:
-    """Compiles and asks for the memory."""
+    """Compiles a step and queries its memory and cost."""
     began, busy = time.perf_counter(), time.process_time()
     executable = lowered.compile()
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - busy
@@ -103,14 +103,14 @@ def compile(lowered: jax.stages.Lowered) -> Compiled:
 
 
 def memory_of(executable: jax.stages.Compiled) -> Memory:
-    """As the compiler planned it."""
+    """The memory planned by the compiler."""
     sizes: Any = executable.memory_analysis()
     outputs = sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return Memory(sizes.argument_size_in_bytes, sizes.temp_size_in_bytes, outputs)
 
 
 def noise(shapes: Any, seed: int = 0) -> Any:
-    """Arrays of these shapes: pictures and features of noise, small integers, boxes of one pixel."""
+    """Random arrays of these shapes: normal floats, uint8 below 255, other integers below 10, 30 % True in bool."""
     rng = np.random.default_rng(seed)
 
     def fill(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -124,7 +124,7 @@ def noise(shapes: Any, seed: int = 0) -> Any:
 
 
 def example_batch(shapes: Batch) -> Batch:
-    """A batch of noise with boxes that lie in each other."""
+    """A random batch in which all boxes are equal."""
     made = noise(shapes)
     made["box"] = {
         name: np.broadcast_to(np.array([0, 0, 48, 48], np.float32), box.shape).copy()

@@ -1,4 +1,4 @@
-"""The data: pictures per second of a core, by stage, and the devices that this feeds."""
+"""Benchmarks the data pipeline: images per second and core, by stage, and the devices that this rate can feed."""
 
 import argparse
 import contextlib
@@ -25,12 +25,12 @@ from detailclip_jax.data.views import crops_from_config
 from detailclip_jax.runtime.cores import usable_cores
 from detailclip_jax.runtime.progress import Console
 
-UTILISATION = 0.4  # of the peak, that a device is assumed to reach
+UTILISATION = 0.4  # assumed fraction of a device's peak
 SHOWN = ("A100 80GB", "H100 SXM", "L4", "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e")
 
 
 class Versus(NamedTuple):
-    """One of our stages beside torchvision's: seconds of a picture, and how many times faster ours is."""
+    """One of our stages compared with torchvision's: seconds per image of both, and the ratio of theirs to ours."""
 
     ours: Spread
     theirs: Spread
@@ -38,7 +38,7 @@ class Versus(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures, prints, and returns the records for JSON."""
+    """Measures, prints the tables, and returns the records for JSON."""
     console = Console(stream=arguments.progress)
     config = config_of(arguments)
     source = open_source(config, arguments.size)
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def config_of(arguments: argparse.Namespace) -> ConfigDict:
-    """The config whose crops, captions and source are measured."""
+    """The config that defines the measured crops, captions and source."""
     fields = dict(map(parse_setting, arguments.set))
     if arguments.method:
         fields["method"] = arguments.method
@@ -66,7 +66,10 @@ def config_of(arguments: argparse.Namespace) -> ConfigDict:
 
 
 def open_source(config: ConfigDict, size: tuple[int, int] | None = None) -> Source:
-    """The config's source; made-up pictures, of a width and height, where it names no folder."""
+    """The config's source, or generated images of the given (width, height) if the config names no folder.
+
+    Raises ValueError if a size is given and the config names a data set.
+    """
     if config.data.source != "stickers" and not config.data.path:
         return MadeUp(*reversed(size)) if size else MadeUp()
     if size:
@@ -84,7 +87,7 @@ def recipe_of(config: ConfigDict) -> Recipe:
 def measure(
     source: Source, indices: Sequence[int], recipe: Recipe, rounds: int, console: Console
 ) -> list[dict[str, float]]:
-    """Seconds of a picture in every stage, round by round; ValueError where nothing could be read."""
+    """Seconds per image in every stage, for each round; raises ValueError if no record can be read."""
     cv2.setNumThreads(0)  # one core
     if not stages.prepare(source, indices, recipe, Stopwatch()):
         raise ValueError(f"none of the {len(indices)} records that were drawn from {_name(source)} is readable")
@@ -107,7 +110,7 @@ def compare(
     rounds: int,
     console: Console,
 ) -> dict[str, Versus]:
-    """Decoding and views beside torchvision's, on the same pictures, in turn."""
+    """Compares decoding and views with torchvision's on the same images, in alternation."""
     examples = list(readable(source, indices))
     pictures = [picture for _, picture in examples]
     pillow, rng, watch = [Image.fromarray(picture) for picture in pictures], np.random.default_rng(0), Stopwatch()
@@ -133,7 +136,7 @@ def compare(
 
 
 def readable(source: Source, indices: Sequence[int]) -> Iterator[tuple[Example, stages.Picture]]:
-    """Examples with their pictures, without the unreadable ones."""
+    """The readable examples with their images."""
     for index in indices:
         with contextlib.suppress(BadRecord, BadImage):
             example = source[index]
@@ -149,13 +152,13 @@ def _versus(pair: tuple, count: int, rounds: int) -> Versus:
 
 
 def pipeline_rate(config: ConfigDict, source: Source, arguments: argparse.Namespace, console: Console) -> Spread:
-    """Pictures per second of the whole pipeline by the clock, with worker processes."""
+    """Images per second of the complete pipeline with worker processes, in wall time."""
     changed = ConfigDict(config.to_dict())
     changed.batch_size, changed.data.num_workers = arguments.examples, arguments.workers
     changed.data.prefetch = 2 * arguments.workers
     console.live(f"the whole pipeline with {arguments.workers} workers")
     with contextlib.closing(pipeline.open_pipeline(changed, source)) as batches:
-        for _ in range(2 * changed.data.prefetch):  # what was ready before the clock started
+        for _ in range(2 * changed.data.prefetch):  # skip batches prepared before the measurement
             next(batches)
         times = timing.interleaved([lambda: next(batches)], max(arguments.rounds, 2 * arguments.workers))[0]
     whole = sum(times)
@@ -165,7 +168,7 @@ def pipeline_rate(config: ConfigDict, source: Source, arguments: argparse.Namesp
 
 
 def text(source, config, seconds, against, rate, workers) -> str:
-    """The tables."""
+    """The text of all tables."""
     whole = sum(spread.median for spread in seconds.values())
     rows = [["stage", "ms a picture (range)", "share", "pictures/s a core"]]
     for stage, one in seconds.items():
@@ -198,7 +201,7 @@ def _against_text(against: dict[str, Versus]) -> str:
 
 
 def feeds(config: ConfigDict, rate: float) -> str:
-    """Which devices a core, and this machine, keep busy with the config's step."""
+    """The devices that one core, and this machine, can feed with data for the config's training step."""
     flops = sum(w.flops for w in theory.components(config, config.batch_size, config.model.context_length).values())
     cores = usable_cores()
     step = f"{config.method} {config.model.size}, {flops / 1e9:.4g} GFLOP a pair on paper, bfloat16"
@@ -210,7 +213,7 @@ def feeds(config: ConfigDict, rate: float) -> str:
 
 
 def records(seconds, against, rate, workers) -> list[dict[str, Any]]:
-    """As JSON: one object per stage, then the whole."""
+    """JSON records: one per stage and one for their sum, then the comparisons and the pipeline's rate."""
     whole = sum(one.median for one in seconds.values())
     entries = {**{stage: one.median for stage, one in seconds.items()}, "all": whole}
     made = [

@@ -1,4 +1,4 @@
-"""Reads the collectives out of a compiled program's text."""
+"""Parses the collectives in the text of a compiled program."""
 
 import math
 import re
@@ -16,17 +16,17 @@ ORIGIN = re.compile(r'op_name="([^"]*)"')
 
 
 class Collective(NamedTuple):
-    """One instruction, on one device."""
+    """One collective instruction, on one device."""
 
     kind: str
-    result: int  # bytes, each time
-    group: int  # devices that take part
+    result: int  # bytes per execution
+    group: int  # number of participating devices
     times: int  # per step
-    origin: str  # where it was written, as jax names it
+    origin: str  # the operation in the source, as named by jax
 
     @property
     def moved(self) -> float:
-        """Bytes that a device sends in a step, by the ring algorithm: the least that any can do in bandwidth."""
+        """Bytes that a device sends per step with the ring algorithm, which has the minimal volume of any algorithm."""
         n = self.group
         factors = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0, "all-gather": (n - 1) / n}
         others = 1.0 if self.kind.startswith("collective") else (n - 1) / n
@@ -34,13 +34,13 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """Every collective of a program, those in loops as often as the loop runs (once where that is unknown)."""
+    """All collectives of a program. Those in a loop count once per iteration, or once if the trip count is unknown."""
     bodies, entry = computations(text)
     return list(_found(bodies, entry, 1))
 
 
 def computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of every computation by name, and the name of the first to run."""
+    """The lines of every computation by name, and the name of the entry computation."""
     bodies: dict[str, list[str]] = {}
     name = entry = ""
     for line in text.splitlines():
@@ -72,14 +72,14 @@ def _collective(match: re.Match[str], line: str, times: int) -> Collective:
     kind, group = match["kind"], group_size(line)
     size = size_of(match["type"])
     if match["start"] and kind == "all-gather":
-        size = size * group // (group + 1)  # the type of a started operation holds its operand as well
+        size = size * group // (group + 1)  # the result type of an all-gather-start includes the operand
     if match["start"] and kind == "collective-permute":
         size //= 2
     return Collective(kind, size, group, times, origin_of(line))
 
 
 def origin_of(line: str) -> str:
-    """Where an instruction was written; one that was made of many says each place once."""
+    """The source operation of an instruction; for merged instructions, each source once."""
     found = ORIGIN.search(line)
     whole = found[1] if found else ""
     first, _, merged = whole.partition("/(")
@@ -89,7 +89,7 @@ def origin_of(line: str) -> str:
 
 
 def size_of(shape: str) -> int:
-    """Bytes of a type as the program writes it: "(f32[96]{0}, bf16[2,3]{1,0})" is 396."""
+    """Size in bytes of a type in the program's text: "(f32[96]{0}, bf16[2,3]{1,0})" is 396."""
     return sum(
         _itemsize(kind) * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in ARRAY.findall(shape)
     )
@@ -101,7 +101,7 @@ def _itemsize(kind: str) -> int:
 
 
 def group_size(line: str) -> int:
-    """Devices of a group, from either way of writing them; 2 for a permutation, whose pairs are written instead."""
+    """The number of devices in a group, for both notations; 2 for a permutation, which lists pairs instead."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return len(listed[1].split(","))
     if shaped := re.search(r"replica_groups=\[(\d+),(\d+)\]", line):

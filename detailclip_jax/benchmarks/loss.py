@@ -1,4 +1,4 @@
-"""The losses alone, with their gradients, on arrays of the shapes that the heads make."""
+"""Benchmarks the losses alone, with their gradients, on arrays with the shapes of the heads' outputs."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +22,11 @@ from detailclip_jax.training.experiment import Experiment
 from detailclip_jax.types import PyTree
 
 ALL, TEMPERATURE = "all", 0.05
-LABELS = ("label", "other_label", "share")  # of a batch
+LABELS = ("label", "other_label", "share")  # entries of a batch
 
 
 def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Compiles the gradient of the losses (and times it with --run), prints, and returns the record for JSON."""
+    """Compiles the gradient of the losses (and times it with --run), prints it, and returns the record for JSON."""
     console = Console(stream=arguments.progress)
     if arguments.width:
         widen(variant, arguments.width)
@@ -53,7 +53,7 @@ def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace)
 
 
 def record(variant: Variant, term: str, compiled: Any, num_devices: int, seconds: timing.Spread | None) -> dict:
-    """As JSON."""
+    """The JSON record."""
     return {
         "command": "loss",
         "term": term,
@@ -70,16 +70,16 @@ def record(variant: Variant, term: str, compiled: Any, num_devices: int, seconds
 
 
 def widen(variant: Variant, width: int) -> None:
-    """Another joint width: the size becomes a custom one."""
+    """Sets another joint width; the model's size becomes a custom one."""
     model = variant.config.model
     changed = sizes.size_of(model)._replace(joint_width=width)._asdict()
     model.size, model.custom = sizes.CUSTOM, changed
 
 
 def build(experiment: Experiment, term: str, mesh: Mesh) -> tuple[jax.stages.Wrapped, tuple[PyTree, ...]]:
-    """The gradient of one term (or of all) by what the heads made, and the shapes of what it takes.
+    """The gradient of one loss term, or of all, with respect to the heads' outputs; and the shapes of its arguments.
 
-    Raises ValueError with the row's terms for one that it has not.
+    Raises ValueError that lists the method's terms if it does not have this one.
     """
     method, config = experiment.method, experiment.config
     if term not in (ALL, *method.losses):
@@ -105,7 +105,7 @@ def build(experiment: Experiment, term: str, mesh: Mesh) -> tuple[jax.stages.Wra
 
 
 def record_of(experiment: Experiment, losses: Mapping[str, forward.Loss], batch: int) -> tuple[list[Any], Any]:
-    """Shapes and structure of the record of a batch, without what these losses do not read."""
+    """Shapes and tree structure of the `Forward` record of a batch, reduced to the fields that these losses use."""
     shapes = counting.batch_shapes(experiment.config, batch, experiment.config.model.context_length, experiment.mesh)
     wanted, structures = {name for loss in losses.values() for name in loss.reads}, []
 
@@ -123,7 +123,7 @@ def record_of(experiment: Experiment, losses: Mapping[str, forward.Loss], batch:
 
 
 def _spec(once: Any, twice: Any) -> P:
-    """Spread along the axis that grows with the batch."""
+    """Shards the axis that grows with the batch."""
     return P(*(meshes.BATCH if a != b else None for a, b in zip(once.shape, twice.shape)))
 
 
@@ -132,7 +132,7 @@ def _placed(leaf: Any, mesh: Mesh, spec: P) -> jax.ShapeDtypeStruct:
 
 
 def _split(leaves: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """The leaves with a gradient, and the others; None holds the places."""
+    """Splits the leaves into those with a gradient and the others; None fills the gaps in both lists."""
     floats = [leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else None for leaf in leaves]
     return floats, [None if kept is not None else leaf for kept, leaf in zip(floats, leaves)]
 
@@ -142,7 +142,7 @@ def _joined(floats: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
 
 
 def time(run: Callable, shapes: PyTree, rounds: int, console: Console) -> timing.Spread:
-    """Seconds of the compiled gradient on noise."""
+    """Seconds of the compiled gradient on random arrays."""
     arrays = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), counting.noise(shapes), shapes)
 
     def call() -> None:

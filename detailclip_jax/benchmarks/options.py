@@ -1,4 +1,4 @@
-"""The commands' arguments."""
+"""The command-line arguments of the benchmarks."""
 
 import argparse
 
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _model(add) -> None:
-    """Which step."""
+    """Adds the flags that define the step."""
     add("--config", metavar="FILE", help="configs/NAME.py or configs/NAME.py:ARGUMENT (default: the paper's run)")
     add("--method", metavar="NAME", help="another row, with its own crops and rates")
     add("--size", metavar="NAME", help="tiny, S/16, B/32, B/16, L/16")
@@ -122,7 +122,7 @@ def _data(command: argparse.ArgumentParser) -> None:
 
 
 def _size(text: str) -> tuple[int, int]:
-    """Width and height, "2000x1500"."""
+    """Parses width and height, such as "2000x1500"."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r} is no size in pixels, such as 2000x1500")

@@ -1,4 +1,4 @@
-"""What a device can do at best, from its maker's data sheet."""
+"""Peak performance of devices, from the manufacturers' data sheets."""
 
 import re
 from typing import NamedTuple
@@ -11,15 +11,15 @@ class Device(NamedTuple):
     """Dense peaks of one chip."""
 
     name: str
-    pattern: str  # of what jax calls it (`device_kind`)
+    pattern: str  # regular expression for jax's name (`device_kind`)
     bfloat16: int  # TFLOP/s
-    float32: int  # TFLOP/s of products at jax's default precision: TF32 on NVIDIA's, bfloat16 passes on TPUs
+    float32: int  # TFLOP/s of products at jax's default precision: TF32 on NVIDIA, bfloat16 passes on TPU
     memory_bandwidth: int  # GB/s
     memory: int  # GB
     source: str
 
 
-DEVICES = (  # the first whose pattern is found counts
+DEVICES = (  # the first entry whose pattern matches is used
     Device("H100 PCIe", r"H100 PCIe", 756, 378, 2000, 80, NVIDIA),
     Device("H100 NVL", r"H100 NVL", 835, 417, 3900, 94, NVIDIA),
     Device("H100 SXM", r"H100", 989, 494, 3350, 80, NVIDIA),
@@ -36,16 +36,16 @@ DEVICES = (  # the first whose pattern is found counts
 
 
 def device_named(kind: str) -> Device | None:
-    """The entry for a `device_kind` of jax, or for one of our names; None for a device that is not in the table."""
+    """The entry for a `device_kind` of jax or for a name in the table; None for an unknown device."""
     exact = [device for device in DEVICES if device.name == kind]
     found = exact or [device for device in DEVICES if re.search(device.pattern, kind)]
     return found[0] if found else None
 
 
 def peak_flops(kind: str, dtype: str, given: int | float | None = None) -> int | float | None:
-    """FLOP/s of one device in products of `dtype`; `given` in TFLOP/s counts instead of the table.
+    """FLOP/s of one device in products of `dtype`; None for an unknown device.
 
-    Raises ValueError for a given peak that is none.
+    `given`, in TFLOP/s, overrides the table. Raises ValueError unless it is greater than 0.
     """
     if given is not None:
         if not given > 0:
@@ -56,6 +56,6 @@ def peak_flops(kind: str, dtype: str, given: int | float | None = None) -> int |
 
 
 def unknown_peak(kind: str) -> str:
-    """What to say where no peak is known."""
+    """The message for a device without a known peak."""
     known = ", ".join(device.name for device in DEVICES)
     return f"no peak is known for {kind!r}, so no utilisation; give --peak=TFLOPS (in the table: {known})"

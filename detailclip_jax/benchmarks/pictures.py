@@ -1,4 +1,4 @@
-"""Pictures and captions made on the fly, for a machine without a data set."""
+"""Generates images and captions, for a machine without a data set."""
 
 import dataclasses
 import functools
@@ -9,14 +9,14 @@ from jaxtyping import UInt8
 
 from detailclip_jax.data.sources import Example
 
-LAYERS = ((4, 60.0), (16, 35.0), (64, 20.0), (160, 9.0))  # cells along the width, and how strong they are
+LAYERS = ((4, 60.0), (16, 35.0), (64, 20.0), (160, 9.0))  # (number of noise cells along the width, amplitude)
 WORDS = ("a", "the", "of", "on", "with", "red", "old", "small", "street", "river", "dog", "people", "light", "photo")
 DISTINCT = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class MadeUp:
-    """JPEG files of noise at several scales: 500 x 375 at quality 85 they are 38 KB, about as photos of that size.
+    """JPEG files of noise at several scales: 38 KB for 500 x 375 at quality 85, about as photos of this size.
 
     MadeUp()[3]["image"], MadeUp()[3]["captions"]   # bytes, ("street with red ...", "...")
     """
@@ -29,7 +29,7 @@ class MadeUp:
         return DISTINCT
 
     def __getitem__(self, index: int) -> Example:
-        """Example `index`, kept once made: making it is no part of what is measured."""
+        """Example `index`, cached, since its generation must not be part of the measurement."""
         data = _encoded(index, self.height, self.width, self.quality)
         return {"image": data, "captions": _captions(index), "label": -1, "key": f"made-up-{index}"}
 
@@ -46,7 +46,7 @@ def _encoded(seed: int, height: int, width: int, quality: int) -> bytes:
 
 
 def draw(seed: int, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Noise whose strength falls with its frequency, as in photos."""
+    """Noise whose amplitude decreases with frequency, as in photos."""
     rng = np.random.default_rng(seed)
     picture = np.full((height, width, 3), 128, np.float32)
     for cells, strength in LAYERS:

@@ -1,4 +1,4 @@
-"""Results for people and for programs."""
+"""Formats results as tables and JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ PREFIXES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
 
 def table(rows: Sequence[Sequence[Any]]) -> str:
-    """Columns as wide as they need to be: the first to the left, the others to the right."""
+    """A table in plain text: the first column is left-aligned, the others are right-aligned."""
     texts = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in texts) for column in range(len(texts[0]))]
     lines = []
@@ -22,18 +22,18 @@ def table(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def bytes_text(number: int | float) -> str:
-    """1610612736 as "1.5 GiB"."""
+    """A number of bytes as text: 1610612736 is "1.5 GiB"."""
     size, unit = next(((size, unit) for size, unit in PREFIXES if number >= size), PREFIXES[-1])
     return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:.0f} {unit}"
 
 
 def number(value: int | float | None, scale: int | float = 1, form: str = ".4g") -> str:
-    """A number in units of `scale`, or a dash for what was not measured."""
+    """A number in units of `scale`, or a dash for None."""
     return "-" if value is None else format(value / scale, form)
 
 
 def write_json(path: str | None, records: Sequence[Mapping[str, Any]]) -> None:
-    """A JSON list of objects, in one piece; nothing without a path."""
+    """Writes a JSON list of objects atomically; does nothing without a path."""
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         replace_text(Path(path), json.dumps(list(records), indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The way of an example through the data pipeline, stage by stage, on one core."""
+"""Runs the data pipeline for single examples, stage by stage, on one core."""
 
 import contextlib
 import time
@@ -20,7 +20,7 @@ Picture = UInt8[np.ndarray, "H W 3"]
 
 
 class Recipe(NamedTuple):
-    """What is made of an example."""
+    """The processing of an example: crops, tokenizer and caption rule."""
 
     crops: Mapping[str, Crop]
     tokenizer: Tokenizer
@@ -29,23 +29,23 @@ class Recipe(NamedTuple):
 
 
 class Stopwatch:
-    """Adds up the time of named stages; by default the CPU time of this thread, which other work does not stretch."""
+    """Sums the time of named stages; by default the CPU time of this thread, which is independent of other load."""
 
     def __init__(self, now: Callable[[], float] = time.thread_time):
-        """All stages start at 0."""
+        """Sets all stages to 0."""
         self._now = now
         self.seconds: dict[str, float] = dict.fromkeys([*STAGES], 0.0)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts its body."""
+        """A context manager that adds the time of its body to a stage."""
         began = self._now()
         yield
         self.seconds[name] += self._now() - began
 
 
 def prepare(source: Source, indices: Sequence[int], recipe: Recipe, watch: Stopwatch, seed: int = 0) -> int:
-    """Makes a batch of these examples as training would; returns how many, without the unreadable ones."""
+    """Prepares a batch of these examples as in training; returns the number of readable ones."""
     rng, made = np.random.default_rng(seed), []
     for index in indices:
         with contextlib.suppress(BadRecord, BadImage):
@@ -59,7 +59,7 @@ def prepare(source: Source, indices: Sequence[int], recipe: Recipe, watch: Stopw
 def prepare_one(
     source: Source, index: int, recipe: Recipe, watch: Stopwatch, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """As `pipeline.Stream` makes it of the same generator, without block masks."""
+    """Prepares one example as `pipeline.Stream` does with the same generator, without block masks."""
     with watch.stage("read"):
         example = source[index]
     with watch.stage("tokenise"):
@@ -71,14 +71,14 @@ def prepare_one(
 
 
 def decoded(example: Example) -> Picture:
-    """The whole picture of an example."""
+    """The image of an example at full size."""
     return picture_of(example["image"]).decoded().pixels
 
 
 def make_views(
     picture: views.Picture, recipe: Recipe, watch: Stopwatch, rng: np.random.Generator
 ) -> dict[str, UInt8[np.ndarray, "V S S 3"]]:
-    """The views of `data.views.make_views`, by the same functions and draws, with their stages timed apart."""
+    """The views of `data.views.make_views`, with the same functions and random draws, timed by stage."""
     crops = recipe.crops
     made: dict[str, np.ndarray] = {}
     with watch.stage("crop"):

@@ -1,4 +1,4 @@
-"""The training step: counted, compiled, timed; one variant, or two in turn."""
+"""Benchmarks the training step: counts, compiles and times one variant, or two in alternation."""
 
 import argparse
 import contextlib
@@ -20,43 +20,43 @@ from detailclip_jax.training.experiment import Experiment
 
 
 class Result(NamedTuple):
-    """All that is known of a variant; None where it was not asked for."""
+    """All measurements of one variant; None for those not requested."""
 
     variant: Variant
     experiment: Experiment
     flops: float  # per pair, counted by XLA on the straight step
-    parts: Mapping[str, Work]  # the same by part, on paper
+    parts: Mapping[str, Work]  # theoretical work per component
     state: Mapping[str, int]  # bytes
     compiled: Compiled | None = None
     seconds: Spread | None = None  # of a step
-    cpu_seconds: Spread | None = None  # instead, where the CPU's time was measured
+    cpu_seconds: Spread | None = None  # if CPU time was measured, instead of `seconds`
     peak: float | None = None  # FLOP/s of one device
 
     @property
     def devices(self) -> list[Any]:
-        """It runs on them."""
+        """The devices of the mesh."""
         return list(self.experiment.mesh.devices.flat)
 
     @property
     def theory(self) -> int | float:
-        """FLOP per pair on paper."""
+        """Theoretical FLOP per pair."""
         return sum(work.flops for work in self.parts.values())
 
     @property
     def pairs_per_second(self) -> float | None:
-        """On all devices."""
+        """Pairs per second on all devices."""
         return self.seconds and self.variant.batch / self.seconds.median
 
     @property
     def utilisation(self) -> float | None:
-        """Counted operations per second over the peak: recomputation does not count."""
+        """Counted operations per second divided by the peak; recomputation does not count."""
         if not (self.pairs_per_second and self.peak):
             return None
         return self.flops * self.pairs_per_second / (self.peak * len(self.devices))
 
 
 def run(variants: Sequence[Variant], devices: Sequence[Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures the variants as far as the arguments ask, prints, and returns the records for JSON."""
+    """Measures the variants as the arguments request, prints the tables, and returns the records for JSON."""
     console = Console(stream=arguments.progress)
     results = [analyse(variant, devices, arguments, console) for variant in variants]
     times: list[list[float]] = []
@@ -70,7 +70,7 @@ def run(variants: Sequence[Variant], devices: Sequence[Any], arguments: argparse
 
 
 def analyse(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace, console: Console) -> Result:
-    """All but the time."""
+    """Counts and compiles a variant; does not time it."""
     batch = variant.batch
     peak = peaks.peak_flops(devices[0].device_kind, variant.config.model.dtype, arguments.peak)
     console.live(f"{variant.name}: counting (a few seconds)")
@@ -88,28 +88,28 @@ def analyse(variant: Variant, devices: Sequence[Any], arguments: argparse.Namesp
 
 
 def make_mesh(variant: Variant, devices: Sequence[Any]) -> Any:
-    """The mesh that the config asks for."""
+    """The mesh that the config defines."""
     return meshes.make_mesh(devices, fsdp=variant.config.mesh.fsdp)
 
 
 class Stepper:
-    """A step with its state and one batch of noise, which stays on the devices."""
+    """A training step with its state and one batch of noise, which stays on the devices."""
 
     def __init__(self, experiment: Experiment, step: Any, variant: Variant):
-        """Makes the state and the batch; the first call warms up."""
+        """Creates the state and the batch; the first call warms up."""
         shapes = counting.batch_shapes(variant.config, variant.batch, variant.words, experiment.mesh)
         self.step, self.state = step, experiment.init(variant.config.seed)
         self.batch = experiment.put(counting.example_batch(shapes))
 
     def __call__(self, steps: int = 1) -> None:
-        """Takes steps and waits for the last."""
+        """Runs the given number of steps and waits for the last."""
         for _ in range(steps):
             self.state, _ = self.step(self.state, self.batch)
         jax.block_until_ready(self.state)
 
 
 def measure(results: Sequence[Result], arguments: argparse.Namespace, console: Console) -> list[list[float]]:
-    """Seconds of a step of every variant, round by round, the variants in turn."""
+    """Seconds per step of every variant, for each round, with the variants in alternation."""
     steppers = []
     for result in results:
         console.live(f"{result.variant.name}: state and first steps")
@@ -125,12 +125,12 @@ def measure(results: Sequence[Result], arguments: argparse.Namespace, console: C
 
 
 def tracing(folder: str | None) -> contextlib.AbstractContextManager:
-    """A trace of what runs inside, for TensorBoard's profiler or ui.perfetto.dev; nothing without a folder."""
+    """A profiler trace of its body, for TensorBoard's profiler or ui.perfetto.dev; nothing without a folder."""
     return jax.profiler.trace(folder) if folder else contextlib.nullcontext()
 
 
 def text(results: Sequence[Result], faster: Spread | None) -> str:
-    """The tables."""
+    """The text of all tables."""
     kinds = sorted({device.device_kind for result in results for device in result.devices})
     columns = [["", *(result.variant.name for result in results)]]
     rows = ([name, *(form(result) for result in results)] for name, form in ROWS.items())
@@ -175,7 +175,7 @@ ROWS: dict[str, Callable[[Result], str]] = {
 
 
 def parts_text(result: Result) -> str:
-    """The share of every part, on paper."""
+    """A table of the theoretical cost of each component and its share."""
     rows = [["on paper, per pair", "products, forward", "backward", "other", "GFLOP", "share", "MB"]]
     size, batch, whole = result.variant.config.model.dtype, result.variant.batch, result.theory
     itemsize = 2 if size == "bfloat16" else 4
@@ -187,7 +187,7 @@ def parts_text(result: Result) -> str:
 
 
 def record(result: Result, faster: Spread | None) -> dict[str, Any]:
-    """A result as JSON, null where nothing was measured."""
+    """A result as a JSON record; null for what was not measured."""
     config, compiled, seconds = result.variant.config, result.compiled, result.seconds
     return {
         "command": "step",

@@ -1,8 +1,8 @@
-"""What a step of a method must compute and move, counted from its config alone: the paper's side of the table.
+"""The theoretical computation and memory traffic of a method's training step, derived from its config alone.
 
-Each part of the row is counted as this package computes it: heads and pixel head at hidden patches, the decoder's last
-block for hidden patches with the mask token's queries, keys and values once per position, the last text block for EOT,
-only the CLS row of the teacher's attention beside its tokens.
+The counts follow this package's implementation: heads and pixel head compute only hidden patches; the decoder's last
+block computes only hidden patches; the mask token's queries, keys and values are computed once per position; the last
+text block computes only EOT; of the teacher's attention maps, only the CLS row is computed in addition to its tokens.
 """
 
 import itertools
@@ -34,14 +34,14 @@ from detailclip_jax.models.sizes import Size
 
 
 class Grid(NamedTuple):
-    """A crop as the networks see it."""
+    """The size of a crop in views and patches."""
 
     views: int
     patches: int  # N
 
 
 class Case(NamedTuple):
-    """What the counts depend on."""
+    """The inputs of the counts."""
 
     config: ConfigDict
     method: Method
@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
     @property
     def hidden(self) -> int:
-        """H: patches for which heads and decoder compute something."""
+        """H: the number of patches that heads and decoder compute."""
         masks, grid, crop = self.config.masking, self.grid("global"), self.config.views.crops["global"]
         if "masked" in self.method.passes:
             ratio = crop.mask_ratio[1] if crop.get("mask_grid", 0) else masks.drawn_ratio[1]
@@ -65,16 +65,16 @@ class Case(NamedTuple):
 
     @property
     def prototypes(self) -> int:
-        """C."""
+        """C: the number of prototypes."""
         return self.config.model.prototypes or self.size.prototypes
 
     def has(self, head: str) -> bool:
-        """Whether a head of the row makes this entry."""
+        """Whether a head of the method computes this entry."""
         return any(head in made.makes for made in self.method.heads)
 
 
 def components(config: ConfigDict, batch: int, words: int) -> dict[str, Work]:
-    """The work per pair of every part of a step but the optimiser, by name."""
+    """The work per pair of each component of a step except the optimizer, by name."""
     case = Case(config, methods.build(config), sizes.size_of(config.model), batch, words)
     parts = {
         "teacher": total(_teacher(case, view) for view in case.method.targets.values()),
@@ -89,7 +89,7 @@ def components(config: ConfigDict, batch: int, words: int) -> dict[str, Work]:
 
 
 def optimiser(parameters: Mapping[str, int], batch: int) -> Work:
-    """AdamW and the teacher's average, from the numbers of parameters that `count_parameters` finds."""
+    """The work of AdamW and the teacher's average per pair, from the numbers of `count_parameters`."""
     trained, averaged = parameters["trained"], parameters["ema"]
     operations = ADAMW_OPS * trained + EMA_OPS * averaged
     numbers = (ADAMW_NUMBERS * trained + EMA_NUMBERS * averaged) / batch
@@ -97,7 +97,7 @@ def optimiser(parameters: Mapping[str, int], batch: int) -> Work:
 
 
 def encoder(case: Case, grid: Grid, tokens: int, embedded: int, trained: bool) -> Work:
-    """A ViT on `tokens` of each view, of which `embedded` are made from pixels."""
+    """The work of a ViT on `tokens` of each view, of which `embedded` are embedded from pixels."""
     size, style = case.size, case.config.model.image_style
     backward = int(trained and not case.config.model.freeze_patch_embed)
     embed = product(grid.views * embedded, 3 * size.patch_size**2, size.width, backward)
@@ -107,21 +107,25 @@ def encoder(case: Case, grid: Grid, tokens: int, embedded: int, trained: bool) -
 
 
 def _teacher(case: Case, view: str) -> Work:
-    """Whole views, and the CLS row of every layer."""
+    """The work of the teacher on full views, and of the CLS attention row of every layer."""
     grid, size = case.grid(view), case.size
     row = Work(2 * grid.views * (grid.patches + 1) * size.width)
     return encoder(case, grid, grid.patches + 1, grid.patches, False) + row * size.depth
 
 
 def _student(case: Case, p: forward.Pass) -> Work:
-    """A pass over kept patches, or over all of them."""
+    """The work of a pass over the kept patches or over all patches."""
     grid = case.grid(p.view)
     seen = grid.patches - case.hidden if p.encode is forward.visible else grid.patches
     return encoder(case, grid, seen + 1, seen, True)
 
 
 def _decoder(case: Case) -> Work:
-    """Embedding and blocks; the first takes hidden patches from a table for all images, the last computes no others."""
+    """The work of the decoder: embedding and blocks.
+
+    The first block takes the hidden patches from a table shared by all images. The last block computes only hidden
+    patches.
+    """
     size, (views, patches) = case.size, case.grid("global")
     width, depth = case.config.model.decoder_width or size.width, case.config.model.decoder_depth or size.decoder_depth
     tokens, heads = patches + 1, size.decoder_heads
@@ -138,7 +142,7 @@ def _decoder(case: Case) -> Work:
 
 
 def prototype_mlp(case: Case, rows: Number, trained: bool) -> Work:
-    """The head's bottleneck."""
+    """The work of the prototype head up to its bottleneck."""
     size, backward = case.size, 2 * trained
     first = product(rows, size.width, size.head_width, backward)
     second = product(rows, size.head_width, size.head_width, backward)
@@ -147,12 +151,16 @@ def prototype_mlp(case: Case, rows: Number, trained: bool) -> Work:
 
 
 def prototypes(case: Case, rows: Number, trained: bool) -> Work:
-    """Its logits."""
+    """The work of the prototype head's logits."""
     return product(rows, case.size.bottleneck_width, case.prototypes, 2 * trained, bias=False)
 
 
 def _teacher_heads(case: Case) -> Work:
-    """CLS tokens; all patches as far as the bottleneck, for the center, and hidden ones to the end; BYOL's target."""
+    """The work of the teacher's heads.
+
+    The prototype head computes CLS tokens, all patches up to the bottleneck (for the center), and the logits of hidden
+    patches. BYOL's head computes its target.
+    """
     made, size = Work(), case.size
     if not case.method.targets:
         return made
@@ -168,7 +176,7 @@ def _teacher_heads(case: Case) -> Work:
 
 
 def _student_heads(case: Case) -> Work:
-    """Everything that is trained on top of the towers, the text's projection included."""
+    """The work of everything trained on top of the encoders, including the text projection."""
     size, views = case.size, case.grid("global").views
     hidden = views * case.hidden if case.has("student_patches") or case.has("predicted_pixels") else 0
     joint = case.grid(next(iter(case.method.passes.values())).view).views
@@ -193,13 +201,13 @@ def _student_heads(case: Case) -> Work:
 
 
 def _mlp_head(rows: Number, widths: tuple[int, ...], trained: bool) -> Work:
-    """Linear layers with BatchNorm between them."""
+    """The work of linear layers with BatchNorm between them."""
     layers = (product(rows, inner, outer, 2 * trained) for inner, outer in itertools.pairwise(widths))
     return total(layers) + pointwise("norm", rows * sum(widths[1:-1]), trained)
 
 
 def _text(case: Case) -> Work:
-    """CLIP's tower; its last block computes the EOT token alone."""
+    """The work of CLIP's text encoder; its last block computes only the EOT token."""
     size = case.size
     activation = "gelu" if case.config.model.text_activation == "gelu" else "quick_gelu"
     shape = (size.text_width, size.text_heads, activation)
@@ -208,7 +216,7 @@ def _text(case: Case) -> Work:
 
 
 def _losses(case: Case) -> Work:
-    """Logits of the contrastive terms against the global batch, and the distillation's softmax."""
+    """The work of the contrastive terms' logits against the global batch, and of the distillation terms' softmax."""
     size, made = case.size, Work()
     terms, grid = case.method.losses, case.grid("global")
     if "clip" in terms:
@@ -224,7 +232,7 @@ def _losses(case: Case) -> Work:
 
 
 def _contrast(products: int, batch: int, width: int) -> Work:
-    """Every embedding against the batch, `products` times; the backward pass makes the logits again."""
+    """The work of `products` products of an embedding with the batch; the backward pass computes the logits again."""
     logits = products * batch
     return Work(2 * logits * width, 6 * logits * width, values=4 * products * width) + pointwise(
         "softmax", logits, True
@@ -232,6 +240,6 @@ def _contrast(products: int, batch: int, width: int) -> Work:
 
 
 def state_bytes(parameters: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of the float32 state: parameters, the teacher's, both moments of AdamW."""
+    """Bytes of the float32 state: parameters, teacher, both moments of AdamW."""
     counts = {"parameters": parameters["all"], "teacher": parameters["ema"], "moments": 2 * parameters["trained"]}
     return {name: 4 * count for name, count in counts.items()}

@@ -1,4 +1,4 @@
-"""Time, with the variants in turn: what else the machine does then falls on all of them."""
+"""Times variants in alternation, so that other load on the machine affects all of them equally."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Spread(NamedTuple):
-    """Middle and ends of repeated measurements."""
+    """Median, minimum and maximum of repeated measurements."""
 
     median: float
     low: float
@@ -23,7 +23,7 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median, smallest and largest."""
+    """The Spread of values."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
@@ -35,8 +35,8 @@ def interleaved(
 ) -> list[list[float]]:
     """Seconds of every call in every round: first to last in even rounds, last to first in odd ones.
 
-    `report` hears after each round how many are done and how long this one took.  Ctrl-C ends the measurement; whole
-    rounds count, and without any it is passed on.
+    After each round, calls `report(number of rounds done, seconds of this round)`. Ctrl-C ends the measurement:
+    complete rounds are returned; without any, the exception is raised again.
     """
     done: list[list[float]] = []
     try:
@@ -56,17 +56,17 @@ def interleaved(
 
 
 def ratios(first: Sequence[float], second: Sequence[float]) -> Spread:
-    """How many times faster the second is, round by round: more than 1 where it is."""
+    """The ratio of the first to the second, for each round; above 1 if the second is faster."""
     return spread([a / b for a, b in zip(first, second)])
 
 
 def steps_for(seconds: float, wanted: float = 1.0, most: int = 50) -> int:
-    """How many steps of that length make a measurement of about a second."""
+    """The number of steps of this duration that take about `wanted` seconds."""
     return max(1, min(most, round(wanted / max(seconds, 1e-9))))
 
 
 def reporter(console: Console, rounds: int) -> Callable[[int, float], None]:
-    """Prints a live line after each round."""
+    """A function that prints a live line after each round."""
 
     def report(done: int, seconds: float) -> None:
         left = duration((rounds - done) * seconds)

@@ -1,4 +1,4 @@
-"""The same views by torchvision on Pillow pictures: the usual pipeline of PyTorch, to measure ours beside."""
+"""The same views with torchvision and Pillow, the usual PyTorch pipeline, for comparison with ours."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -10,13 +10,13 @@ from detailclip_jax.data.decoding import open_image
 from detailclip_jax.data.views import Crop
 
 Transform = Callable[[Image.Image], Any]
-KERNEL = 13  # three standard deviations of the widest blur to each side
+KERNEL = 13  # pixels; covers three standard deviations of the widest blur on each side
 
 
 def transforms(crops: Mapping[str, Crop]) -> list[Transform]:
-    """One transform per view, from a Pillow picture to a uint8 tensor.
+    """One transform per view, from a Pillow image to a uint8 tensor.
 
-    Raises ImportError without torchvision, ValueError for crops that it cannot draw.
+    Raises ImportError without torchvision, and ValueError for crops that torchvision does not support.
     """
     try:
         import torch
@@ -54,5 +54,5 @@ def _of(probability: float | tuple[float, ...], view: int) -> float:
 
 
 def decode(data: bytes) -> Image.Image:
-    """As torchvision's data sets decode."""
+    """Decodes an image as torchvision's data sets do."""
     return open_image(io.BytesIO(data)).convert("RGB")

@@ -1,4 +1,4 @@
-"""From the command line to the configs that are measured: one, or two for a comparison."""
+"""Builds the measured configs from the command line: one, or two for a comparison."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,19 +13,19 @@ from detailclip_jax.models import sizes
 from detailclip_jax.run.validation import check_choice, validate
 
 PAPER = "configs/vitb16_yfcc.py"
-SHORT = {  # what --against and the flags call a field
+SHORT = {  # short names of fields in --against and in the flags
     "size": "model.size",
     "dtype": "model.dtype",
     "remat": "model.remat",
     "scan": "model.scan",
     "batch": "batch_size",
 }
-BOOLS = {"true": True, "false": False}  # as a shell's user writes them
-STEPS = 10_000  # of a schedule whose length no number here depends on
+BOOLS = {"true": True, "false": False}  # their spelling on the command line
+STEPS = 10_000  # length of the schedule, which does not affect the measurements
 
 
 class Variant(NamedTuple):
-    """A step to measure."""
+    """A training step to measure."""
 
     name: str
     config: ConfigDict
@@ -33,14 +33,14 @@ class Variant(NamedTuple):
 
     @property
     def batch(self) -> int:
-        """Pairs of a step, over all devices."""
+        """Pairs per step, over all devices."""
         return self.config.batch_size
 
 
 def load(spec: str | None, method: str | None) -> ConfigDict:
-    """The config of a file (the paper's run without one) made for a method: its own recipe where there is one.
+    """The config of a file (default: the paper's run) for a method, with the method's own recipe if there is one.
 
-    Raises FileNotFoundError and ValueError with the known names.
+    Raises FileNotFoundError, and ValueError with the known names.
     """
     if method is not None:
         check_choice("method", method, METHODS)
@@ -50,7 +50,7 @@ def load(spec: str | None, method: str | None) -> ConfigDict:
 
 
 def spec_for(spec: str, method: str | None) -> str:
-    """The spec itself, with an argument, or the baseline beside it: whichever is made for the method."""
+    """The spec for a method: `spec`, `spec` with an argument, or the config file in the `baselines` folder."""
     if method is None:
         return spec
     path = Path(spec.partition(":")[0])
@@ -62,16 +62,16 @@ def spec_for(spec: str, method: str | None) -> str:
 
 
 def split_settings(text: str) -> dict[str, Any]:
-    """ "dtype=bfloat16,remat=dots" as names and values; commas inside of brackets do not separate."""
+    """Parses settings such as "dtype=bfloat16,remat=dots"; splits at commas outside brackets."""
     return dict(map(parse_setting, split_list(text)))
 
 
 def build(
     spec: str | None, settings: Mapping[str, Any], image_size: int | None = None, name: str = "as configured"
 ) -> Variant:
-    """The variant that a config with these settings is; settings are short names or dotted fields.
+    """The variant of a config with these settings, whose names are short names or dotted fields.
 
-    Raises ValueError for what no config has or what cannot be meant.
+    Raises ValueError for unknown fields and invalid values.
     """
     settings = {name: BOOLS.get(value, value) if isinstance(value, str) else value for name, value in settings.items()}
     config = load(spec, settings.pop("method", None))
@@ -87,7 +87,7 @@ def build(
 
 
 def resize(config: ConfigDict, image_size: int) -> None:
-    """Another size of image: the crops of the old one get it, and block masks the new grid."""
+    """Sets another image size: crops of the old size get the new one, and block masks the new grid."""
     old, config.model.image_size = config.model.image_size, image_size
     for crop in config.views.crops.values():
         if crop.size == old:
@@ -105,7 +105,7 @@ def _words(config: ConfigDict, words: int | None) -> int:
 
 
 def pair(spec: str | None, settings: Mapping[str, Any], against: str | None, image_size: int | None) -> list[Variant]:
-    """The variant, and with `against` ("dtype=bfloat16,remat=dots") the one that differs from it so."""
+    """The variant and, with `against` ("dtype=bfloat16,remat=dots"), a second one with these changes."""
     if not against:
         return [build(spec, settings, image_size)]
     changed = split_settings(against)

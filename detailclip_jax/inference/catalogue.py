@@ -24,9 +24,8 @@ BATCH_SIZE, TEXT_BLOCK = 64, 1024
 PREFETCH = min(max(usable_cores(), 2), 32)  # batches in preparation or ready, each with its own thread
 SAVE_EVERY = 300.0  # seconds between saves, which limit the loss if the machine fails
 MAX_NAMED = 20
-Part = tuple[
-    Sequence[Key], np.ndarray, Sequence[str]
-]  # keys, rows [B, E], and for each row why it is invalid ("" if valid)
+# Keys, their rows [B, E], and for each row why it is invalid ("" if valid).
+Part = tuple[Sequence[Key], np.ndarray, Sequence[str]]
 
 
 class Request(NamedTuple):

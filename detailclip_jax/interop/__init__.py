@@ -1,6 +1,6 @@
-"""The door to PyTorch: tables of names, used in both directions.
+"""Conversion from and to PyTorch, by tables of parameter names that serve both directions.
 
-model, variables, config = interop.load("checkpoint.pt")          # layout and sizes are told by names and shapes
+model, variables, config = interop.load("checkpoint.pt")    # layout and sizes are inferred from names and shapes
 state_dict = interop.to_state_dict(variables, config, "timm")
 """
 

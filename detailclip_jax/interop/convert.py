@@ -1,4 +1,4 @@
-"""`load`: their tensors into our model; `to_state_dict`: ours into their names."""
+"""Converts between PyTorch state dicts and our models: `load` imports, `to_state_dict` exports."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -39,32 +39,32 @@ MAX_LISTED = 20
 def load(
     source: str | Path | Mapping[str, Any], layout: str | None = None, **options: Any
 ) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    """Networks, variables and config of a model from elsewhere: a file, a folder of one, or a state dict.
+    """Loads a model from another library: networks, variables and config from a file, its folder, or a state dict.
 
-    The state dict's tensors may be arrays or PyTorch's, and it may lie inside a checkpoint.
+    The tensors of a state dict may be arrays or PyTorch tensors; the state dict may be nested in a checkpoint.
 
         model, variables, config = interop.load("ViT-B-16.pt", "openai")
         encoders(model, config).image(variables["params"], images)
 
-    Without `layout` it is told by the names of the tensors.  Sizes come from the shapes; `options` give what shapes
-    do not tell and no config file beside the weights says:
+    Without `layout`, it is inferred from the names of the tensors. Sizes are inferred from the shapes. `options` supply
+    what neither the shapes nor a config file in the same folder state:
 
-        num_heads, text_heads          the field's habit for the width otherwise
-        decoder_heads                  of DetailCLIP's decoder: 16, or 4 for narrow ones, otherwise
-        activation, text_activation    "gelu" | "quick_gelu"; needed for open_clip's weights without their config
+        num_heads, text_heads          default: the usual number for the width
+        decoder_heads                  of DetailCLIP's decoder; default: 16, or 4 for narrow ones
+        activation, text_activation    "gelu" | "quick_gelu"; required for open_clip's weights without their config
         pooling, norm_eps              see models.vit.Style
-        normalisation                  "imagenet" | "clip" | "half": mean and deviation of the pixels
-        resize_filter, resize, crop_ratio    how pictures are made in evaluation, see config.preprocess; what a config
-                                       file beside the weights says, else what its family's evaluation does
-        image_size                     interpolates the positions (bicubic) to another size of image
-        interpolation                  how: "bicubic" | "ibot" | "timm", see models.positions.RECIPES
+        normalisation                  "imagenet" | "clip" | "half": mean and standard deviation of the pixels
+        resize_filter, resize, crop_ratio    evaluation preprocessing, see config.preprocess; default: the config file
+                                       with the weights, else the usual evaluation of the model family
+        image_size                     interpolates the positions to another image size
+        interpolation                  its method: "bicubic" (default) | "ibot" | "timm", see models.positions.RECIPES
 
-    The config of DetailCLIP's and A-CLIP's layouts makes the choices of their published code (`reference_preset`).  A
-    `mask_ratio` among the flags in such a file is the share of the patches that is kept; masking.ratio, the share that
-    is removed, becomes 1 - mask_ratio.
+    For the layouts of DetailCLIP and A-CLIP, the config has the settings of their published code (`reference_preset`).
+    A `mask_ratio` among the flags in such a file is the share of patches that is kept; masking.ratio, the share that is
+    removed, becomes 1 - mask_ratio.
 
-    Every tensor becomes float32.  Raises ValueError that lists missing, unknown and misshapen tensors with the shapes
-    expected and found, and tensors that are not finite or not floating-point numbers.
+    All tensors are converted to float32. Raises ValueError for tensors that are missing, unknown, of a wrong shape, not
+    finite or not floating-point; the message lists them, with expected and found shapes.
     """
     if unknown := set(options) - set(OPTIONS):
         raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(OPTIONS)}")
@@ -91,7 +91,7 @@ def _converted(
 
 
 def flags_of(tensors: Any) -> dict[str, Any]:
-    """The flags of the training script, where a checkpoint holds them beside its tensors."""
+    """The flags of the training script, if the checkpoint contains them."""
     args = tensors.get("args") if isinstance(tensors, Mapping) else None
     if isinstance(args, argparse.Namespace):
         return vars(args)
@@ -99,7 +99,7 @@ def flags_of(tensors: Any) -> dict[str, Any]:
 
 
 def _set_ratio(config: ConfigDict, kept: Any) -> None:
-    """masking.ratio, the share removed, from a published mask_ratio, the share kept."""
+    """Sets masking.ratio, the share removed, from a published mask_ratio, the share kept."""
     try:
         removed = 1.0 - kept
         Rule(num_side_patches(config.model), removed, config.masking.granularity).checked()
@@ -116,7 +116,7 @@ def _set_ratio(config: ConfigDict, kept: Any) -> None:
 
 
 def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
-    """A hint for one who named a layout: which one the names of the tensors are of."""
+    """A hint for a user who named a layout: the layout that fits the names of the tensors."""
     if layout is None:
         return ""
     try:
@@ -128,7 +128,7 @@ def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
 
 
 def _own_file(path: Path, options: Mapping[str, Any]) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    """What `export --to=safetensors` wrote: it says all but the size of image that is wanted now."""
+    """Loads a file written by `export --to=safetensors`; the only options are those of the image size."""
     if told := set(options) - {"image_size", "interpolation"}:
         raise ValueError(f"{path} itself says {', '.join(sorted(told))}")
     return _resized(*own.read(path), options)
@@ -153,10 +153,10 @@ def _open(path: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def choose(tensors: Any, name: str | None) -> tuple[Layout, dict[str, np.ndarray]]:
-    """The layout whose marks are all there, and the state dict under that layout's keys.
+    """The layout whose `marks` are all present, and the state dict under that layout's keys.
 
-    Raises ValueError for an unknown name, and for tensors that no layout knows.  The only layout of a name is taken
-    without its marks: what it lacks is listed later.
+    If no layout of the given name has all its marks, the last one is returned, so that `check` can list what is
+    missing. Raises ValueError for an unknown name, and for tensors that fit no layout.
     """
     if name is not None and name not in NAMES:
         raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES)}")
@@ -174,7 +174,7 @@ def choose(tensors: Any, name: str | None) -> tuple[Layout, dict[str, np.ndarray
 
 
 def _at_root(tensors: Any, layout: Layout) -> Mapping[str, Any]:
-    """The state dict within a checkpoint: where the layout keeps it, or the checkpoint itself."""
+    """The state dict within a checkpoint: at one of the layout's `roots`, or the checkpoint itself."""
     for root in layout.roots:
         if isinstance(tensors, Mapping) and isinstance(tensors.get(root), Mapping):
             tensors = tensors[root]
@@ -184,7 +184,7 @@ def _at_root(tensors: Any, layout: Layout) -> Mapping[str, Any]:
 
 
 def _named(tensors: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
-    """The same under the layout's own keys."""
+    """The state dict with the prefixes of wrappers removed from its keys."""
     found: dict[str, Any] = {}
     for key, value in tensors.items():
         clean = layout.clean(str(key))
@@ -211,7 +211,7 @@ def _check_told(layout: Layout, options: Mapping[str, Any]) -> None:
 
 
 def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigDict:
-    """The configuration of an imported model: all that it takes to build it again and to feed it."""
+    """The config of an imported model: all that is needed to build it and to preprocess its inputs."""
     config = default()
     config.method = layout.method
     write_spec(spec, config.model)
@@ -229,7 +229,10 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
 
 
 def preprocess_of(layout: Layout, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`config.preprocess`: what the options say, which hold what stands beside the weights; else the family's habit."""
+    """`config.preprocess` from the options, which include the config file with the weights, or the family's default.
+
+    Raises ValueError for an unknown normalisation.
+    """
     name = options.get("normalisation", layout.normalisation)
     if name not in NORMALISATIONS:
         raise ValueError(f"normalisation {name!r} is unknown; known: {', '.join(NORMALISATIONS)}")
@@ -244,7 +247,7 @@ def preprocess_of(layout: Layout, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(layout: Layout, state_dict: StateDict, spec: Spec, ours: Any) -> dict[str, Params]:
-    """Student and teacher from a checked state dict, in memory of their own."""
+    """Student and teacher of a checked state dict, in newly allocated memory."""
     table = layout.table(spec)
     check(layout, table, state_dict, ours)
     _check_numbers({key: value for key, value in state_dict.items() if key not in table.counters}, layout)
@@ -260,7 +263,7 @@ def _own(params: Params) -> Params:
 
 
 def expected_shapes(table: Table, ours: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor that a layout has, from those of our parameters."""
+    """The expected shape of every tensor of a layout, computed from the shapes of our parameters."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, entries in table.trees().items():
         flat = {path: leaf.shape for path, leaf in tables.flatten(getattr(ours, name)).items()}
@@ -270,7 +273,7 @@ def expected_shapes(table: Table, ours: Any) -> dict[str, tuple[int, ...]]:
 
 
 def check(layout: Layout, table: Table, state_dict: StateDict, ours: Any) -> None:
-    """ValueError that lists every tensor that is missing, unknown, or of another shape than the sizes ask for."""
+    """Raises ValueError that lists missing, unknown and wrongly shaped tensors."""
     expected = expected_shapes(table, ours)
     missing = [f"{key} {expected[key]}" for key in expected if key not in state_dict]
     known = expected.keys() | table.counters.keys()
@@ -288,7 +291,7 @@ def check(layout: Layout, table: Table, state_dict: StateDict, ours: Any) -> Non
 
 
 def _check_known(table: Table, state_dict: StateDict) -> None:
-    """Tensors that follow from others must have the values that follow."""
+    """Raises ValueError if a tensor that is determined by others (or is a constant) has another value."""
     copies = {copy: state_dict[original] for copy, original in table.copies.items()}
     for key, value in (copies | dict(table.constants)).items():
         if not np.allclose(np.asarray(state_dict[key], np.float32), np.asarray(value, np.float32), atol=1e-5):
@@ -317,10 +320,10 @@ def _list(names: Any) -> str:
 
 
 def to_state_dict(variables: Mapping[str, Params], config: ConfigDict, layout: str) -> dict[str, np.ndarray]:
-    """The state dict of a model of ours in a layout, the inverse of `load`; stacked parameters may be given.
+    """The state dict of our model in a layout: the inverse of `load`. Accepts stacked parameters.
 
-    A layout with a place for the teacher takes `variables["ema_params"]` too; for the others, `params` are written.
-    Raises ValueError where the layout cannot hold this model.
+    A layout with keys for a teacher also uses `variables["ema_params"]`; the others use only `params`. Raises
+    ValueError if the layout cannot represent this model.
     """
     chosen, spec = layout_for(config, layout), spec_of(config.model)
     table = chosen.table(spec)
@@ -332,7 +335,7 @@ def to_state_dict(variables: Mapping[str, Params], config: ConfigDict, layout: s
 
 
 def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], layout: str) -> Params:
-    """One of the trees of a model, with everything in it that a layout writes."""
+    """One tree of the variables, checked to contain every entry that the layout writes."""
     tree = stacking.unstack(variables.get(name) or {})
     if missing := sorted({entry.ours for entry in entries} - tables.flatten(tree).keys()):
         raise ValueError(f"layout {layout!r} has a place for {name} that this model lacks: {_list(missing)}")
@@ -340,7 +343,7 @@ def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], 
 
 
 def layout_for(config: ConfigDict, name: str) -> Layout:
-    """The layout of that name that can hold a model; ValueError with the reason if none of them does."""
+    """The layout of this name that can represent a model; raises ValueError with the reason if there is none."""
     candidates = [layout for layout in LAYOUTS if layout.name == name]
     if not candidates:
         raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES[:-1])}")

@@ -1,7 +1,7 @@
-"""Tensors out of files that nobody vouches for: nothing in them is executed, extracted or inflated.
+"""Reads tensors from untrusted files: nothing in them is executed, extracted or decompressed.
 
-Safetensors files hold numbers only.  PyTorch files are read with `torch.load(weights_only=True)`, TorchScript
-archives (OpenAI's CLIP) by `torchscript`; anything that would need more is refused.
+Safetensors files contain only numbers. PyTorch files are read with `torch.load(weights_only=True)`, TorchScript
+archives (OpenAI's CLIP) by `torchscript`. Files that would require more are refused.
 """
 
 import argparse
@@ -27,10 +27,10 @@ WEIGHT_FILES = (
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
 )
-LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # PyTorch's files before 1.6 begin so
+LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # start of PyTorch files before 1.6
 TAR_BLOCK = 512  # bytes of a tar archive's first header
-MAX_HEADER = 16_000_000  # bytes; as JSON they take twenty times that. A model of 1,000 tensors has 100,000
-TORCH = (2, 10)  # the first version without known holes in `weights_only`
+MAX_HEADER = 16_000_000  # bytes; the parsed JSON takes twenty times that. A model of 1,000 tensors has 100,000
+TORCH = (2, 10)  # the first version without known vulnerabilities of `weights_only`
 NEEDED = "PyTorch 2.10 or newer (pip install -e '.[torch]')"
 DTYPES = {
     "F64": np.float64,
@@ -47,7 +47,7 @@ DTYPES = {
 
 
 def read(path: Path) -> Any:
-    """What a file holds: tensors by name, or a checkpoint with such a dictionary somewhere in it.
+    """The content of a file: tensors by name, or a checkpoint that contains such a dictionary.
 
     Raises FileNotFoundError, and ValueError for a file that is damaged, of an unknown kind, or not safe to read.
     """
@@ -67,7 +67,7 @@ def read(path: Path) -> Any:
 
 
 def weights_in(folder: Path) -> Path:
-    """The file of weights in the folder of an open_clip or transformers model."""
+    """The weights file in the folder of an open_clip or transformers model."""
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
@@ -75,7 +75,7 @@ def weights_in(folder: Path) -> Path:
 
 
 def _check_no_tar(path: Path, start: bytes) -> None:
-    """ValueError for a tar archive, PyTorch's format before 0.1.10: its pickles cannot be read without trust."""
+    """Raises ValueError for a tar archive, PyTorch's format before 0.1.10: its pickles require trust."""
     try:
         tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -87,14 +87,14 @@ def _check_no_tar(path: Path, start: bytes) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """ValueError unless a zip archive is as PyTorch writes them: entries stored as they are, under plain names.
+    """Raises ValueError unless a zip archive is as PyTorch writes it: uncompressed entries with plain names.
 
-    Only TorchScript's code is compressed, and that is never read.
+    Only TorchScript's code may be compressed; it is never read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except Exception as error:  # a damaged file can fail anywhere in the reader
+    except Exception as error:  # a damaged file can cause any error in the reader
         raise ValueError(f"{path} is damaged: {error}") from None
     for entry in entries:
         _check_entry(path, entry)
@@ -121,11 +121,11 @@ def _torch(path: Path, mmap: bool) -> Any:
     if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH:
         raise ValueError(f"reading {path} safely needs {NEEDED}; this is {torch.__version__}")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # where training scripts keep their flags
+        with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their flags in it
             return arrays(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is refused: {_needed(str(error))}") from None
-    except Exception as error:  # a damaged file can fail anywhere in the reader
+    except Exception as error:  # a damaged file can cause any error in the reader
         raise ValueError(f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}") from None
 
 
@@ -137,7 +137,7 @@ def _needed(message: str) -> str:
 
 
 def arrays(value: Any) -> Any:
-    """Dictionaries of PyTorch tensors as dictionaries of arrays that share their memory."""
+    """Converts dictionaries of PyTorch tensors to dictionaries of arrays that share their memory."""
     if isinstance(value, Mapping):
         return {name: arrays(inner) for name, inner in value.items()}
     if not hasattr(value, "detach"):
@@ -149,9 +149,10 @@ def arrays(value: Any) -> Any:
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, mapped and not yet read.
+    """The tensors of a safetensors file, memory-mapped.
 
-    https://huggingface.co/docs/safetensors: eight bytes with the length of a JSON header, the header, the numbers.
+    Format, from https://huggingface.co/docs/safetensors: eight bytes with the length of a JSON header, the header, the
+    data.
     """
     header, begin = _header(path)
     data = np.memmap(path, np.uint8, "r")
@@ -159,7 +160,7 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """The notes in a safetensors file's header."""
+    """The `__metadata__` of a safetensors file's header."""
     return _header(path)[0].get("__metadata__", {})
 
 
@@ -195,7 +196,7 @@ def _tensor(path: Path, name: str, entry: Any, data: np.ndarray) -> np.ndarray:
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str] | None = None) -> None:
-    """Writes a state dict in one piece: as safetensors if the name ends so, else as PyTorch does (which needs it)."""
+    """Writes a state dict atomically: as safetensors if the name ends so, else with PyTorch (then required)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as partial, partial.open("wb") as stream:
         if path.suffix == ".safetensors":

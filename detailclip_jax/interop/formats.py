@@ -1,4 +1,4 @@
-"""What `export` can write: for each format how it is written, and how the written is read back to be compared."""
+"""The formats of `export`: for each, a function that writes it and one that reads it back for comparison."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from detailclip_jax.types import Params
 
 
 class Format(NamedTuple):
-    """`write` returns the tensors that it wrote."""
+    """A format of `export`; `write` returns the tensors that it wrote."""
 
     write: Callable[[Export, Path], Mapping[str, Any]]
     verify: Callable[[Export, Path], dict[str, Difference]]
@@ -25,21 +25,21 @@ class Format(NamedTuple):
 
 
 def write_file(export: Export, path: Path, layout: str) -> Mapping[str, Any]:
-    """A state dict of the chosen weights in a layout."""
+    """Writes a state dict of the chosen weights in a layout."""
     tensors = to_state_dict({"params": export.params}, export.config, layout)
     files.write(path, tensors, {"format": "pt"})
     return tensors
 
 
 def write_timm(export: Export, path: Path) -> Mapping[str, Any]:
-    """The image encoder, and beside it the card with timm's arguments."""
+    """Writes the image encoder, and a card with the arguments of timm.create_model."""
     tensors = write_file(export, path, "timm")
     _write_json(hub.card_of(path), hub.timm_card(export.config) | {"bytes": path.stat().st_size})
     return tensors
 
 
 def write_slip(export: Export, path: Path) -> Mapping[str, Any]:
-    """CLIP's networks, and SLIP's head where the model is one."""
+    """Writes CLIP's networks, and SLIP's head if the model has one."""
     variables = {**export.variables, "params": export.params}
     tensors = to_state_dict(variables, export.config, "slip" if export.config.method == "slip" else "clip")
     files.write(path, tensors, {"format": "pt"})
@@ -47,14 +47,14 @@ def write_slip(export: Export, path: Path) -> Mapping[str, Any]:
 
 
 def write_reference(export: Export, path: Path) -> Mapping[str, Any]:
-    """Student and teacher; the reference has one place for both token embeddings, and the student's goes there."""
+    """Writes student and teacher. The reference has one key for both token embeddings; it gets the student's."""
     tensors = to_state_dict(export.variables, export.config, "reference")
     files.write(path, tensors, {"format": "pt"})
     return tensors
 
 
 def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
-    """open_clip_config.json and the weights."""
+    """Writes open_clip_config.json and the weights."""
     tensors = to_state_dict({"params": export.params}, export.config, "open_clip")
     content = hub.open_clip_config(export.config, path)
     if hub.needs_trunk(export.config):
@@ -65,7 +65,7 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
 
 
 def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
-    """config.json, preprocessor_config.json, the tokenizer's files, README.md and the weights."""
+    """Writes config.json, preprocessor_config.json, the tokenizer's files, README.md and the weights."""
     tensors = to_state_dict({"params": export.params}, export.config, "huggingface")
     _write_json(path / hub.HUGGINGFACE, hub.huggingface_config(export.config))
     _write_json(path / hub.PREPROCESSOR, hub.preprocessor_config(export.config))
@@ -82,34 +82,34 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_safetensors(export: Export, path: Path) -> Mapping[str, Any]:
-    """Our own tree; the header says how to build the model."""
+    """Writes our parameter tree; the header holds the config needed to build the model."""
     if path.suffix != ".safetensors":
         raise ValueError(f"--out={path}: the name of a safetensors file ends in .safetensors")
     return own.write(path, export.params, export.config, statistics(export))
 
 
 def statistics(export: Export) -> Params:
-    """The running statistics that belong to the chosen weights: the teacher's of the parts that are the teacher's."""
+    """The running statistics of the chosen weights: the teacher's for networks taken from the teacher."""
     stats, teacher = export.variables["batch_stats"], export.variables["ema_params"]
     moved = {part for part in teacher if export.params[part] is teacher[part]}
     return {**stats["student"], **{part: tree for part, tree in stats["teacher"].items() if part in moved}}
 
 
 def verify_with(reader: verify.Reader, export: Export, path: Path) -> dict[str, Difference]:
-    """The library's features against those of both our encoders."""
+    """Compares the features of another library with ours, for both encoders."""
     batch = verify.inputs(export.config)
     return verify.compare(reader(path, export.config, batch), verify.ours(export.model, export.params, batch))
 
 
 def verify_image(export: Export, path: Path) -> dict[str, Difference]:
-    """The tokens of the model that timm builds from the card, against ours."""
+    """Compares the tokens of the model that timm builds from the card with ours."""
     batch, card = verify.inputs(export.config), json.loads(hub.card_of(path).read_text())
     expected = verify.image_tokens(export.model, export.params, batch)
     return verify.compare(verify.timm_tokens(path, export.config, batch, "", card), expected)
 
 
 def verify_reference(export: Export, path: Path) -> dict[str, Difference]:
-    """Both students, and both teachers with the student's token embedding, positions and ln_final."""
+    """Compares both students, and both teachers with the student's token embedding, positions and ln_final."""
     batch, student = verify.inputs(export.config), export.variables["params"]
     teacher = ema.overlay(student, export.variables["ema_params"])
     ends = {name: student["text"][name] for name in ("token_embedding", "positions", "ln_final")}
@@ -122,7 +122,7 @@ def verify_reference(export: Export, path: Path) -> dict[str, Difference]:
 
 
 def verify_safetensors(export: Export, path: Path) -> dict[str, Difference]:
-    """The file read again and our own networks run on it."""
+    """Reads the file again and compares the features of our networks."""
     batch = verify.inputs(export.config)
     read, _ = own.split(files.read(path))
     expected = verify.ours(export.model, export.params, batch)

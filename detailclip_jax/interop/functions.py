@@ -1,4 +1,4 @@
-"""The encoders as compiled functions, with the weights inside and the batch left open: StableHLO and ONNX."""
+"""Exports the encoders as compiled functions with built-in weights and variable batch size: StableHLO and ONNX."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ TOWERS = ("image", "image_projection", "text", "text_projection")
 
 
 class Export(NamedTuple):
-    """What is exported: `params` are the chosen weights, `variables` all there are."""
+    """The exported model: `params` are the chosen weights, `variables` all weights."""
 
     model: Networks
     params: Params
@@ -37,7 +37,7 @@ class Export(NamedTuple):
 
 
 class Function(NamedTuple):
-    """An encoder with its weights; shape and type of its argument without the batch axis."""
+    """An encoder with its weights, and the shape and dtype of its argument without the batch axis."""
 
     call: Callable[[Any], Array]
     shape: tuple[int, ...]
@@ -45,8 +45,10 @@ class Function(NamedTuple):
 
 
 def functions(export: Export) -> dict[str, Function]:
-    """`image` takes uint8 pixels and `text` token ids, to L2-normalised embeddings; an image encoder alone gives
-    what stands for the image and the patches."""
+    """The exported functions: `image` of uint8 pixels and `text` of token ids, to L2-normalised embeddings.
+
+    A model with only an image encoder has one function, `image`, to the image feature and the patch features.
+    """
     spec, encode = spec_of(export.config.model), encoders(export.model, export.config)
     pixels = (spec.image_size, spec.image_size, 3)
     if export.model.image_projection is None:
@@ -65,7 +67,7 @@ def _image_tokens(export: Export, images: Any) -> Float[Array, "B M D"]:
 
 
 def _write(export: Export, path: Path, suffix: str, call: str, write: Callable[[Function, Path], None]) -> Any:
-    """One file a function, and signature.json; returns the weights that went into them."""
+    """Writes one file per function and signature.json; returns the weights used."""
     path.mkdir(parents=True, exist_ok=True)
     found = functions(export)
     for name, function in found.items():
@@ -86,7 +88,7 @@ def _signature(function: Function) -> dict[str, str]:
 
 
 def write_stablehlo(export: Export, path: Path) -> Any:
-    """encode_image.bin, encode_text.bin, for cpu, cuda and tpu."""
+    """Writes encode_image.bin and encode_text.bin, for cpu, cuda and tpu."""
     call = "jax.export.deserialize(bytearray(open(FILE, 'rb').read())).call(array)"
     return _write(export, path, "bin", call, _stablehlo)
 
@@ -101,19 +103,19 @@ def _stablehlo(function: Function, file: Path) -> None:
 
 
 def write_onnx(export: Export, path: Path) -> Any:
-    """encode_image.onnx, encode_text.onnx, through jax2onnx."""
+    """Writes encode_image.onnx and encode_text.onnx with jax2onnx."""
     call = "onnxruntime.InferenceSession(FILE).run(None, {NAME: array}), NAME that of its only input"
     return _write(export, path, "onnx", call, _onnx)
 
 
 def _onnx(function: Function, file: Path) -> None:
-    jax2onnx = importlib.import_module("jax2onnx")  # in no extra: it holds the checkpoint library back
+    jax2onnx = importlib.import_module("jax2onnx")  # in no extra: it holds back the checkpoint library's version
     argument = jax.ShapeDtypeStruct(("B", *function.shape), function.dtype)
     jax2onnx.to_onnx(function.call, [argument], return_mode="file", output_path=str(file))
 
 
 def _verify(export: Export, call: Callable[[str, np.ndarray], np.ndarray]) -> dict[str, Difference]:
-    """Written functions against ours on a fixed batch."""
+    """Compares the written functions with ours on a fixed batch."""
     rng, theirs, expected = np.random.default_rng(0), Features(), Features()
     for name, function in functions(export).items():
         high = 256 if name == "image" else export.config.model.vocab_size
@@ -124,7 +126,7 @@ def _verify(export: Export, call: Callable[[str, np.ndarray], np.ndarray]) -> di
 
 
 def verify_stablehlo(export: Export, path: Path) -> dict[str, Difference]:
-    """What `jax.export` alone makes of the files."""
+    """Compares the files, run by `jax.export` alone, with our functions."""
 
     def call(name: str, batch: np.ndarray) -> np.ndarray:
         exported = jax.export.deserialize(bytearray((path / f"encode_{name}.bin").read_bytes()))
@@ -134,7 +136,7 @@ def verify_stablehlo(export: Export, path: Path) -> dict[str, Difference]:
 
 
 def verify_onnx(export: Export, path: Path) -> dict[str, Difference]:
-    """What onnxruntime makes of the files."""
+    """Compares the files, run by onnxruntime, with our functions."""
     onnxruntime = importlib.import_module("onnxruntime")
 
     def call(name: str, batch: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The config files beside open_clip's and transformers' weights: written for our models, read for theirs."""
+"""The config files stored with weights of open_clip, timm and transformers: writes ours, reads theirs."""
 
 import json
 from collections.abc import Mapping
@@ -20,31 +20,31 @@ PIL_FILTERS = (
     "bicubic",
     "box",
     "hamming",
-)  # by their numbers, as `resample` has them
+)  # index = the number that `resample` stores
 OPEN_CLIP_RESIZES = {"shorter_side": "shortest", "squash": "squash"}
 TIMM_RESIZES = {"shorter_side": "center", "squash": "squash"}
-TIMM = {  # patch, width, depth, heads -> the architecture that timm registers, all at 224 px
+TIMM = {  # patch, width, depth, heads -> architecture registered by timm, all at 224 px
     (16, 192, 12, 3): "vit_tiny_patch16_224",
     (16, 384, 12, 6): "vit_small_patch16_224",
     (16, 768, 12, 12): "vit_base_patch16_224",
     (32, 768, 12, 12): "vit_base_patch32_224",
     (16, 1024, 24, 16): "vit_large_patch16_224",
 }
-TIMM_BASES = {  # norm before the blocks, activation -> the architecture that timm builds other sizes from
+TIMM_BASES = {  # norm before the blocks, activation -> architecture used for other sizes
     (False, "gelu"): "vit_base_patch16_224",
     (True, "gelu"): "vit_base_patch16_clip_224",
     (True, "quick_gelu"): "vit_base_patch16_clip_quickgelu_224",
 }
-# A number that CLIPModel's image config reads and ViTModel's does not have.  As a text it stops CLIPModel, which
-# otherwise takes the text tower of such a folder and starts the image tower at random, with no more than a warning.
+# The value of `initializer_factor`, a number that CLIPModel's image config reads and ViTModel's lacks. A text makes
+# CLIPModel fail, which would otherwise load only the text encoder, warn, and initialise the image encoder at random.
 NO_CLIP = "this is a VisionTextDualEncoderModel and no CLIPModel; load it with transformers.AutoModel"
-TRUNK = "trunk"  # the folder with the config of an image tower for which timm has no name
+TRUNK = "trunk"  # folder with the config of an image encoder that timm does not register
 
 
 def options_beside(file: Path) -> dict[str, Any]:
-    """What the config files in the folder of some weights say that shapes do not.
+    """Options of `interop.load` from the config files in the folder of some weights.
 
-    Raises ValueError for a config that cannot be read, or that describes a model which is none of ours.
+    Raises ValueError for a config that cannot be read or describes an unsupported model.
     """
     try:
         return _options_beside(file)
@@ -65,7 +65,7 @@ def _options_beside(file: Path) -> dict[str, Any]:
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
-    """The image processor's config: a file of its own, or, as newer versions write it, a part of the processor's."""
+    """The image processor's config: its own file or, as newer versions write it, an entry of the processor's config."""
     for name in (PREPROCESSOR, PROCESSOR):
         if (folder / name).is_file():
             content = _json(folder / name)
@@ -74,7 +74,7 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 
 
 def _card_options(file: Path) -> dict[str, Any]:
-    """What the side card of a timm export says; ValueError if another file has been written over its file."""
+    """Options from the card of a timm export. Raises ValueError if the weights file was replaced since."""
     card = card_of(file)
     content = _json(card) if card.is_file() else {}
     if "create_model" not in content:
@@ -85,7 +85,7 @@ def _card_options(file: Path) -> dict[str, Any]:
 
 
 def _trunk_options(folder: Path) -> dict[str, Any]:
-    """Heads of an image tower that `timm_trunk_config` describes."""
+    """The attention heads of an image encoder described by `timm_trunk_config`."""
     file = folder / TRUNK / HUGGINGFACE
     heads = _json(file).get("model_args", {}).get("num_heads") if file.is_file() else None
     return {} if heads is None else {"num_heads": heads}
@@ -102,7 +102,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `interop.load` from an open_clip_config.json; ValueError for towers that are not ours."""
+    """Options of `interop.load` from an open_clip_config.json; raises ValueError for unsupported encoders."""
     model, preprocess = content.get("model_cfg", content), content.get("preprocess_cfg", {})
     image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     if unknown := {"hf_model_name", "no_causal_mask", "embed_cls", "proj_bias"} & {k for k, v in text.items() if v}:
@@ -124,7 +124,10 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known_as(names: Mapping[str, str], theirs: str | None) -> str | None:
-    """Our word for theirs; what we have no word for stays as it is, and is refused unless an option overrides it."""
+    """Translates another library's word to ours.
+
+    An unknown word is returned unchanged and causes an error later, unless an option overrides it.
+    """
     return {other: own for own, other in names.items()}.get(theirs or "", theirs)
 
 
@@ -142,7 +145,7 @@ def timm_options(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def timm_preprocess(config: ConfigDict) -> dict[str, Any]:
-    """The part of timm's pretrained_cfg that says how pictures are made."""
+    """The fields of timm's pretrained_cfg that describe the image preprocessing."""
     fields, side = config.preprocess, config.model.image_size
     return {
         "input_size": [3, side, side],
@@ -181,13 +184,13 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
 
 
 def _huggingface_geometry(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
-    """Filter, resize and crop ratio of an image processor; what it does not say is left to the family's habit."""
+    """Filter, resize and crop ratio of an image processor; missing fields get the defaults of the model family."""
     number, size = preprocessor.get("resample"), preprocessor.get("size")
     filter = None if number is None else PIL_FILTERS[number]
     if size is None:
         return {"resize_filter": filter}
     kind = preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or ""
-    whole = "height" if kind.startswith("ViT") else "shortest_edge"  # what a number alone means
+    whole = "height" if kind.startswith("ViT") else "shortest_edge"  # the meaning of a single number
     sides = size if isinstance(size, Mapping) else {whole: size}
     squash = "height" in sides
     side = sides["height"] if squash else sides["shortest_edge"]
@@ -198,17 +201,17 @@ def _huggingface_geometry(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def card_of(file: Path) -> Path:
-    """The side card of a file with a timm model's tensors: what they do not say."""
+    """The path of the card, a JSON file next to the weights of a timm export."""
     return file.with_name(f"{file.name}.json")
 
 
 def timm_card(config: ConfigDict) -> dict[str, Any]:
-    """The arguments of timm.create_model for the image tower, and how images are prepared for it."""
+    """The arguments of timm.create_model for the image encoder, and its image preprocessing."""
     return {"create_model": timm_arguments(spec_of(config.model)), "preprocessing": timm_preprocess(config)}
 
 
 def timm_arguments(spec: Spec) -> dict[str, Any]:
-    """Arguments of timm.create_model; all sizes are said, also where the architecture's name implies them."""
+    """Arguments of timm.create_model; all sizes are explicit, even if the architecture's name implies them."""
     size, style = spec.size, spec.style
     return {
         "model_name": _timm_architecture(spec),
@@ -224,14 +227,17 @@ def timm_arguments(spec: Spec) -> dict[str, Any]:
 
 
 def _timm_architecture(spec: Spec) -> str:
-    """The architecture of this size where timm registers one, else the one that other sizes are built from."""
+    """The architecture of this size if timm registers one, else the base architecture for other sizes."""
     if spec.style == Style() and _kind(spec) in TIMM:
         return TIMM[_kind(spec)]
     return TIMM_BASES[spec.style.pre_norm, spec.style.activation]
 
 
 def other_heads(spec: Spec) -> str | None:
-    """What to say of an architecture that timm registers with the same shapes and other heads: it takes the tensors."""
+    """A warning if timm registers an architecture with the same shapes but another number of heads, else None.
+
+    Such an architecture loads the tensors without an error, but computes other features.
+    """
     patch_size, width, depth, num_heads = _kind(spec)
     for (*shapes, heads), name in TIMM.items():
         if shapes == [patch_size, width, depth] and heads != num_heads and spec.style == Style():
@@ -240,14 +246,14 @@ def other_heads(spec: Spec) -> str | None:
 
 
 def card_options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `interop.load` from the side card of a timm export."""
+    """Options of `interop.load` from the card of a timm export."""
     arguments = content["create_model"]
     base = {name: kind for kind, name in TIMM_BASES.items()}.get(arguments["model_name"], (False, "gelu"))
     return timm_options({"pretrained_cfg": content["preprocessing"], "model_args": arguments}) | {"activation": base[1]}
 
 
 def timm_name(spec: Spec) -> str | None:
-    """The architecture that timm registers for an image tower of ours, or None."""
+    """The architecture that timm registers for our image encoder, or None."""
     return TIMM.get(_kind(spec)) if _is_plain(spec) else None
 
 
@@ -260,13 +266,13 @@ def _is_plain(spec: Spec) -> bool:
 
 
 def needs_trunk(config: ConfigDict) -> bool:
-    """Whether open_clip has to find the image tower's config in a folder, as timm registers no such architecture."""
+    """Whether open_clip needs the image encoder's config in a folder, since timm does not register its architecture."""
     spec = spec_of(config.model)
     return not spec.style.pre_norm and timm_name(spec) is None
 
 
 def open_clip_config(config: ConfigDict, folder: Path) -> dict[str, Any]:
-    """open_clip_config.json of a model of ours; ValueError with the reason where open_clip has no such model."""
+    """The content of open_clip_config.json for our model; raises ValueError if open_clip does not support the model."""
     if config.preprocess.crop_ratio != 1:
         raise ValueError(
             f"open_clip crops the whole resized square, and this model {config.preprocess.crop_ratio:g} of it; another "
@@ -325,7 +331,7 @@ def _timm_tower(config: ConfigDict, folder: Path) -> dict[str, Any]:
 
 
 def timm_trunk_config(config: ConfigDict) -> dict[str, Any]:
-    """timm's config.json of an image tower that it does not register: an architecture and the arguments that differ."""
+    """timm's config.json for an image encoder that it does not register: an architecture and the changed arguments."""
     card = timm_card(config)
     arguments = {
         name: value for name, value in card["create_model"].items() if name not in ("model_name", "num_classes")
@@ -339,7 +345,7 @@ def timm_trunk_config(config: ConfigDict) -> dict[str, Any]:
 
 
 def huggingface_config(config: ConfigDict) -> dict[str, Any]:
-    """config.json of a VisionTextDualEncoderModel, or of a CLIPModel for towers with a pre-norm."""
+    """config.json of a VisionTextDualEncoderModel, or of a CLIPModel if the image encoder has a pre-norm."""
     spec = spec_of(config.model)
     size, pre_norm = spec.size, spec.style.pre_norm
     image = {
@@ -374,7 +380,7 @@ def huggingface_config(config: ConfigDict) -> dict[str, Any]:
 
 
 def preprocessor_config(config: ConfigDict) -> dict[str, Any]:
-    """preprocessor_config.json: resize, center crop, mean and deviation of the model's record."""
+    """preprocessor_config.json: resize, center crop, mean and standard deviation from the model's config."""
     side, resized, filter, resize = transform_of(config)
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -393,5 +399,5 @@ def preprocessor_config(config: ConfigDict) -> dict[str, Any]:
 
 
 def transformers_class(config: ConfigDict) -> str:
-    """The class of transformers that a model of ours is written for."""
+    """The transformers class for which our model is exported."""
     return huggingface_config(config)["architectures"][0]

@@ -1,8 +1,8 @@
-"""Our tokenizer as the files that transformers and the tokenizers library read; written without either.
+"""Writes our tokenizer as files for transformers and the tokenizers library, without using either.
 
-`tokenizer.json` holds the vocabulary, the merges and those steps of `data.tokenizer.clean` that replace characters.
-Two of its steps have no counterpart there: ftfy's repair of wrongly decoded text, and HTML entities but for the most
-frequent ones.  Captions that need them get other ids.
+`tokenizer.json` holds the vocabulary, the merges and those steps of `data.tokenizer.clean` that replace characters. Two
+steps have no counterpart there: ftfy's repair of wrongly decoded text, and HTML entities except for the most frequent
+ones. Captions that need these steps get different ids.
 """
 
 import json
@@ -16,20 +16,20 @@ from ml_collections import ConfigDict
 from detailclip_jax.data import tokenizer
 from detailclip_jax.runtime.files import replace_text
 
-START, END = tokenizer.SPECIAL  # their texts
+START, END = tokenizer.SPECIAL  # the texts of both tokens
 WORDS = tokenizer.WORDS.pattern
 ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&apos;": "'", "&nbsp;": " ", "&amp;": "&"}
-CONTROLS = r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffb}]"  # what ftfy removes
-FINAL_SIGMA = r"(?<=\p{L})\x{03a3}(?!\p{L})"  # Python's lower() has a form of its own at the end of a word
+CONTROLS = r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffb}]"  # characters that ftfy removes
+FINAL_SIGMA = r"(?<=\p{L})\x{03a3}(?!\p{L})"  # Python's lower() maps it to another letter at the end of a word
 
 
 def fits(config: ConfigDict) -> bool:
-    """Whether a model reads our tokenizer's ids."""
+    """Whether the model's vocabulary has the size of our tokenizer's."""
     return config.model.vocab_size == tokenizer.VOCAB_SIZE
 
 
 def write(folder: Path, config: ConfigDict) -> None:
-    """tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json."""
+    """Writes tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json."""
     vocabulary, merges = tokenizer.vocabulary(), tokenizer.merges()
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
@@ -44,12 +44,12 @@ def write(folder: Path, config: ConfigDict) -> None:
 
 
 def special_tokens() -> dict[str, str]:
-    """The tokens that transformers calls by a role; it pads with the end token, behind which nothing is read."""
+    """The special tokens of transformers. Padding uses the end token, since tokens after the first one are ignored."""
     return {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
 
 
 def tokenizer_config(config: ConfigDict) -> dict[str, Any]:
-    """tokenizer_config.json: a tokenizer that is all in tokenizer.json, cut to the model's context."""
+    """tokenizer_config.json: a tokenizer defined by tokenizer.json alone, truncated to the model's context."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config.model.context_length,
@@ -60,7 +60,7 @@ def tokenizer_config(config: ConfigDict) -> dict[str, Any]:
 
 
 def tokenizer_json(vocabulary: dict[str, int], merges: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """tokenizer.json: normalise, split into words, byte-level BPE, start and end tokens around it."""
+    """tokenizer.json: normalisation, split into words, byte-level BPE, start and end tokens."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     words = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Removed", "invert": True}
     around = {"type": "RobertaProcessing", "trim_offsets": False, "add_prefix_space": False}

@@ -1,4 +1,4 @@
-"""Names of transformers' VisionTextDualEncoderModel (our towers) and CLIPModel (OpenAI's)."""
+"""Parameter names of transformers' VisionTextDualEncoderModel (our encoders) and CLIPModel (OpenAI's)."""
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from detailclip_jax.interop.tables import (
 
 
 def clip_layer(ours: str, theirs: str) -> list[Entry]:
-    """A layer of CLIP's encoders there."""
+    """A layer of the encoders of transformers' CLIP."""
     attention = tuple(f"{theirs}.self_attn.{name}_proj" for name in "qkv")
     return [
         *norm(f"{ours}/norm1", f"{theirs}.layer_norm1"),
@@ -86,7 +86,7 @@ def clip_vision(depth: int) -> list[Entry]:
 
 
 def dual_encoder_table(spec: Spec) -> Table:
-    """VisionTextDualEncoderModel of a ViTModel, whose pooler is the identity, and a CLIPTextModel."""
+    """A VisionTextDualEncoderModel of a ViTModel, whose pooler is the identity, and a CLIPTextModel."""
     width = spec.size.width
     pooler = {
         "vision_model.pooler.dense.weight": np.eye(width, dtype=np.float32),
@@ -96,5 +96,5 @@ def dual_encoder_table(spec: Spec) -> Table:
 
 
 def clip_table(spec: Spec) -> Table:
-    """CLIPModel."""
+    """A CLIPModel."""
     return Table([*clip_vision(spec.size.depth), *text(spec.size.text_depth)])

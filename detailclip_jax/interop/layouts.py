@@ -1,4 +1,7 @@
-"""The layouts: what marks one, how its sizes are read, and its table.  Adding a layout is adding a row here."""
+"""The supported layouts: how to recognise one, how to infer its sizes, and its table of names.
+
+A new layout is one new entry of LAYOUTS.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -33,17 +36,17 @@ NORMALISATIONS = {
 
 
 def published_aclip(config: ConfigDict) -> ConfigDict:
-    """A-CLIP's choices: cells of 2 x 2 patches, bilinear crops."""
+    """Sets the choices of A-CLIP's code: masks in cells of 2 x 2 patches, bilinear crops."""
     config.masking.granularity = "cell2x2"
     config.views.crops["global"].filter = "bilinear"
     return config
 
 
 class Layout(NamedTuple):
-    """One way of naming the tensors of one kind of model.
+    """The tensor names of one kind of model.
 
-    `marks` are keys that only this layout has; `drops` are patterns of keys that belong to it and that our networks
-    have no use for; `style` is what its image tower is, where the file does not say.
+    `marks` are keys that only this layout has. `drops` are patterns of keys that belong to the layout but have no use
+    in our networks. `style` is the default style of the image encoder, for what the file does not state.
     """
 
     name: str
@@ -53,32 +56,32 @@ class Layout(NamedTuple):
     table: Callable[[Spec], Table]
     text: Mapping[str, str] | None = None  # keys: blocks, positions, token_embedding, joint
     measure_heads: Callable[[Shapes], dict[str, int]] = lambda shapes: {}
-    heads: Mapping[int, int] = HEADS  # of its image towers, by width
+    heads: Mapping[int, int] = HEADS  # of its image encoders, by width
     style: Style = Style()
     fits: Callable[[Spec], bool] = lambda spec: spec.style == Style() and spec.text_activation == "quick_gelu"
     normalisation: str = "imagenet"
-    filter: str = "bilinear"  # of its evaluation, where no config file tells; SLIP's family: torchvision's default
+    filter: str = "bilinear"  # evaluation default without a config file; SLIP's family: torchvision's
     crop_ratio: float = 1.0
-    prefixes: tuple[str, ...] = ()  # cut off the keys
-    roots: tuple[str, ...] = ("state_dict", "model")  # where in a checkpoint the state dict lies
+    prefixes: tuple[str, ...] = ()  # removed from the keys
+    roots: tuple[str, ...] = ("state_dict", "model")  # keys of the state dict in a checkpoint
     drops: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()  # options that the tensors cannot tell
-    crops: Mapping[str, Mapping[str, Any]] = {}  # that its row wants beside "global", see config.crop
-    published: Callable[[ConfigDict], ConfigDict] = lambda config: config  # sets the choices of its own code
-    keeps_mask_ratio: bool = False  # whether `mask_ratio` among its flags is the share of the patches that is kept
+    needs: tuple[str, ...] = ()  # options that cannot be inferred from the tensors
+    crops: Mapping[str, Mapping[str, Any]] = {}  # crops of its method in addition to "global", see config.crop
+    published: Callable[[ConfigDict], ConfigDict] = lambda config: config  # sets the choices of its published code
+    keeps_mask_ratio: bool = False  # whether its flag `mask_ratio` is the share of patches kept
 
     def clean(self, key: str) -> str:
-        """A key without the prefixes that wrappers put before it."""
+        """The key without the prefixes added by wrappers."""
         for prefix in ("_orig_mod.", "module.", "_orig_mod.", *self.prefixes):
             key = key.removeprefix(prefix)
         return key
 
     def drops_key(self, key: str) -> bool:
-        """Whether our networks have no use for this tensor."""
+        """Whether the tensor has no use in our networks."""
         return any(re.fullmatch(pattern, key) for pattern in self.drops)
 
     def measure(self, shapes: Shapes, options: Mapping[str, Any]) -> Spec:
-        """The sizes of a model in this layout; ValueError that names the tensor they cannot be read from."""
+        """The sizes of a model in this layout; raises ValueError that names a missing or wrongly shaped tensor."""
         fields, image_size = image_fields(shapes, self.tower, options.get("num_heads"), self.heads)
         context_length, vocab_size = 77, 49408
         if self.text:
@@ -102,7 +105,7 @@ class Layout(NamedTuple):
         return options.get("text_activation") or options.get("activation") or "quick_gelu"
 
     def check(self, spec: Spec) -> None:
-        """ValueError if a model cannot be written in this layout, because its towers are of another kind."""
+        """Raises ValueError if this layout cannot represent the encoders of a model."""
         if not self.fits(spec):
             text = f" and a text tower with {spec.text_activation}" if self.text else ""
             raise ValueError(f"layout {self.name!r} has no place for an image tower of {spec.style}{text}")
@@ -119,33 +122,33 @@ def fits_openai(spec: Spec) -> bool:
 
 
 def fits_open_clip(spec: Spec) -> bool:
-    """open_clip's own ViT: one activation for both towers, any pooling."""
+    """open_clip's own ViT: one activation for both encoders, any pooling."""
     same = spec.style.activation == spec.text_activation
     return same and spec.style._replace(activation="quick_gelu", pooling="cls") == OPENAI_STYLE
 
 
 def fits_timm_clip(spec: Spec) -> bool:
-    """timm's ViTs with CLIP's pre-norm: either GELU."""
+    """timm's ViTs with CLIP's pre-norm and either GELU."""
     return spec.style._replace(activation="quick_gelu") == OPENAI_STYLE
 
 
 def fits_hf_dual_encoder(spec: Spec) -> bool:
-    """A ViTModel: its config states epsilon and activations."""
+    """A ViTModel; its config states epsilon and activations."""
     return spec.style._replace(norm_eps=1e-6, activation="gelu") == Style()
 
 
 def fits_hf_clip(spec: Spec) -> bool:
-    """A CLIPModel: its config states epsilon and activations."""
+    """A CLIPModel; its config states epsilon and activations."""
     return spec.style._replace(norm_eps=1e-5, activation="quick_gelu") == OPENAI_STYLE
 
 
 def joint_width(shapes: Shapes, key: str) -> int:
-    """E, from a projection that is stored as (in, out) or, called `.weight`, as (out, in)."""
+    """E, from a projection stored as (in, out) or, if its key ends in `.weight`, as (out, in)."""
     return shape_of(shapes, key, 2)[0 if key.endswith(".weight") else 1]
 
 
 def detailclip_heads(shapes: Shapes) -> dict[str, int]:
-    """Decoder and prototype head of the reference."""
+    """Sizes of the reference's decoder and prototype head."""
     prototypes, bottleneck_width = shape_of(shapes, "ibot_head.last_layer.weight_v", 2)
     return {
         "decoder_depth": num_blocks(shapes, "decoder_blocks"),
@@ -156,7 +159,7 @@ def detailclip_heads(shapes: Shapes) -> dict[str, int]:
 
 
 def slip_heads(shapes: Shapes) -> dict[str, int]:
-    """The head of SimCLR; BYOL's have the same widths."""
+    """Sizes of SimCLR's head; BYOL's heads have the same widths."""
     ssl_output, ssl_width = shape_of(shapes, "image_mlp.layer3.weight", 2)
     return {"ssl_width": ssl_width, "ssl_output": ssl_output}
 
@@ -187,14 +190,14 @@ HF_TEXT = {
     "token_embedding": "text_model.embeddings.token_embedding.weight",
     "joint": "text_projection.weight",
 }
-BUFFERS = ("input_resolution", "context_length", "vocab_size", r"(.*\.)?attn_mask")  # of OpenAI's archives
-EVAL_256: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 224 / 256}  # DINO's, iBOT's and MAE's evaluation
-TIMM_EVAL: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 0.9}  # what timm registers its ViTs with
+BUFFERS = ("input_resolution", "context_length", "vocab_size", r"(.*\.)?attn_mask")  # in OpenAI's archives
+EVAL_256: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 224 / 256}  # evaluation of DINO, iBOT and MAE
+TIMM_EVAL: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 0.9}  # timm's registered defaults for its ViTs
 DINO_DROPS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
 
 
 def _distilled(name: str, mark: str) -> Layout:
-    """A ViT of DINO's family: the teacher's, where the checkpoint holds both."""
+    """A ViT of DINO's family: the teacher, if the checkpoint has student and teacher."""
     encoder = Layout(name, "image_encoder", ("cls_token", mark), VIT, timm_vit.vit_table, fits=fits_timm, **EVAL_256)
     return encoder._replace(prefixes=("backbone.",), roots=("teacher", "state_dict", "model"), drops=DINO_DROPS)
 

@@ -1,4 +1,4 @@
-"""Sizes of a model from the shapes of its tensors, and from and to our configuration."""
+"""Infers the sizes of a model from the shapes of its tensors, and converts them from and to our config."""
 
 import dataclasses
 import math
@@ -13,14 +13,15 @@ from detailclip_jax.models.sizes import CUSTOM, SIZES, Size, size_of
 from detailclip_jax.models.vit import Style
 
 Shapes = Mapping[str, tuple[int, ...]]
-HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1280: 16}  # of the field's ViTs and text towers, by width
-SLIP_HEADS = HEADS | {384: 12}  # whose ViT-S is MoCo v3's
-SMALL_HEADS = 4  # of towers too narrow for heads of 64, as in size "tiny"
+# The usual number of heads of ViTs and text encoders, by width.
+HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1280: 16}
+SLIP_HEADS = HEADS | {384: 12}  # SLIP's ViT-S is that of MoCo v3
+SMALL_HEADS = 4  # for encoders too narrow for heads of width 64, as in size "tiny"
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What a layout's table, and our config, need to know of a model."""
+    """The sizes of a model, as needed by a layout's table and by our config."""
 
     size: Size
     image_size: int
@@ -31,7 +32,7 @@ class Spec:
 
 
 class Tower(NamedTuple):
-    """The keys from which the size of a timm-like image encoder is read."""
+    """The keys from which the size of a timm-like image encoder is inferred."""
 
     kernel: str
     positions: str
@@ -39,13 +40,13 @@ class Tower(NamedTuple):
 
 
 def num_blocks(keys: Iterable[str], prefix: str) -> int:
-    """How many blocks `prefix`.0, `prefix`.1, ... there are."""
+    """The number of blocks `prefix`.0, `prefix`.1, ..."""
     numbers = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", key) for key in keys)
     return len({number[1] for number in numbers if number})
 
 
 def shape_of(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
-    """The shape of a tensor that sizes are read from; ValueError if it is not there or has another rank."""
+    """The shape of a tensor; raises ValueError if it is missing or has another rank."""
     if key not in shapes:
         raise ValueError(f"the state dict lacks {key}, from which the sizes are read")
     if len(shapes[key]) != rank:
@@ -56,7 +57,7 @@ def shape_of(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
 def image_fields(
     shapes: Shapes, tower: Tower, heads: int | None, habit: Mapping[int, int] = HEADS
 ) -> tuple[dict[str, int], int]:
-    """Fields of a Size and the side of the image in pixels."""
+    """Fields of a Size, and the side of the image in pixels."""
     width, channels, patch_size, across = shape_of(shapes, tower.kernel, 4)
     if channels != 3 or patch_size != across or not patch_size:
         raise ValueError(f"{tower.kernel} has shape {shapes[tower.kernel]}; expected (width, 3, patch, patch)")
@@ -88,9 +89,9 @@ def text_fields(shapes: Shapes, keys: Mapping[str, str], heads: int | None) -> t
 
 
 def heads_of(width: int, given: int | None, name: str, habit: Mapping[int, int] = HEADS) -> int:
-    """The number of heads, which no shape tells: as given, or the field's habit for this width.
+    """The number of heads, which cannot be inferred from shapes: as given, or the usual number for the width.
 
-    Raises ValueError for a width without habit, or one that the heads do not divide.
+    Raises ValueError for a width without a usual number, or one that is not a multiple of the number of heads.
     """
     if given is None:
         if width not in habit and width >= min(habit):
@@ -104,8 +105,10 @@ def heads_of(width: int, given: int | None, name: str, habit: Mapping[int, int] 
 
 
 def decoder_heads(fields: Mapping[str, int], given: int | None) -> int:
-    """The heads of a decoder as wide as the image encoder, as given or as the size at hand has; ValueError if they
-    do not divide it."""
+    """The number of heads of a decoder as wide as the image encoder: as given, or that of the inferred size.
+
+    Raises ValueError if the width is not a multiple of it.
+    """
     heads = complete(fields).decoder_heads if given is None else given
     if given is None:
         logging.warning("decoder_heads %d assumed: no shape tells; give decoder_heads", heads)
@@ -115,7 +118,7 @@ def decoder_heads(fields: Mapping[str, int], given: int | None) -> int:
 
 
 def complete(fields: Mapping[str, int]) -> Size:
-    """A Size from the fields that are known; the rest as in the table's size that agrees, or as usual."""
+    """A Size from the known fields; the others are those of a listed size that agrees, or of a default size."""
     for size in SIZES.values():
         if size._replace(**fields) == size:
             return size
@@ -124,17 +127,17 @@ def complete(fields: Mapping[str, int]) -> Size:
 
 
 def spec_of(model: ConfigDict) -> Spec:
-    """What `config.model` says."""
+    """The Spec of `config.model`."""
     size = size_of(model)
     size = size._replace(
         decoder_depth=model.decoder_depth or size.decoder_depth, prototypes=model.prototypes or size.prototypes
     )
-    style = Style(**model.image_style)._replace(init=Style().init)  # which says nothing of a trained model
+    style = Style(**model.image_style)._replace(init=Style().init)  # initialisation is irrelevant for a trained model
     return Spec(size, model.image_size, model.context_length, model.vocab_size, style, model.text_activation)
 
 
 def write_spec(spec: Spec, model: ConfigDict) -> None:
-    """Sets `config.model` to a spec: by the name of its size where the table has it, else field by field."""
+    """Writes a Spec to `config.model`: by the name of its size if it is listed, else field by field."""
     names = [name for name, size in SIZES.items() if size == spec.size]
     fields: dict[str, Any] = {
         "size": names[0] if names else CUSTOM,

@@ -1,4 +1,4 @@
-"""README.md of a folder for transformers: which class loads it, and what its tokenizer does not do."""
+"""The README.md of an export for transformers: which class loads it, and how its tokenizer differs from ours."""
 
 from ml_collections import ConfigDict
 
@@ -38,7 +38,7 @@ the image encoder at random values.
 
 
 def text(config: ConfigDict) -> str:
-    """The model card of a model of ours."""
+    """The model card of our model."""
     name, size = hub.transformers_class(config), spec_of(config.model).size
     has_tokenizer = hub_tokenizer.fits(config)
     return CARD.format(

@@ -1,4 +1,4 @@
-"""Names of OpenAI's CLIP, which open_clip took over, and of open_clip with a timm image tower."""
+"""Parameter names of OpenAI's CLIP, also used by open_clip, and of open_clip with a timm image encoder."""
 
 from detailclip_jax.interop.measure import Spec
 from detailclip_jax.interop.reference import logit_scale, text_block, text_blocks, text_ends
@@ -35,6 +35,6 @@ def clip_table(spec: Spec) -> Table:
 
 
 def timm_tower_table(spec: Spec) -> Table:
-    """open_clip with timm's ViT as the image tower and a linear projection on it."""
+    """open_clip with a timm ViT as image encoder and a linear projection."""
     projection = Entry("image_projection/proj/kernel", "visual.head.proj.weight", LINEAR)
     return Table([*vit(spec.size.depth, "visual.trunk."), projection, *text(spec.size.text_depth)])

@@ -1,6 +1,6 @@
-"""Our own tree in a safetensors file: flattened names, and the config in the header.
+"""Our parameter tree in a safetensors file: flattened names, and the config in the header.
 
-BatchNorm's running statistics stand beside the parameters, their names behind "batch_stats/".
+The running statistics of BatchNorm are in the same file, under names that start with "batch_stats/".
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ STATS = "batch_stats"
 
 
 def write(path: Path, params: Params, config: ConfigDict, batch_stats: Params | None = None) -> dict[str, np.ndarray]:
-    """Writes one set of weights and its running statistics; returns what was written."""
+    """Writes one set of weights and its running statistics; returns the written tensors."""
     both = {**params, STATS: batch_stats} if batch_stats else params
     tensors = {name: np.asarray(value) for name, value in flatten(both).items()}
     files.write(path, tensors, {"format": FORMAT, "config": run_config.to_json(config)})
@@ -35,14 +35,15 @@ def write(path: Path, params: Params, config: ConfigDict, batch_stats: Params | 
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is one that `write` wrote."""
+    """Whether `write` wrote the file."""
     return path.suffix == ".safetensors" and path.is_file() and files.metadata(path).get("format") == FORMAT
 
 
 def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    """Networks, variables and config of such a file; the teacher, if the row has one, is a copy, statistics included.
+    """Networks, variables and config of such a file.
 
-    Raises ValueError that lists the tensors which the config's networks have and the file lacks, or the other way.
+    If the method has a teacher, it is a copy of the student, including the running statistics. Raises ValueError that
+    lists the tensors which the config's networks and the file do not share.
     """
     try:
         config = run_config.from_json(files.metadata(path)["config"])
@@ -62,7 +63,7 @@ def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
 
 
 def split(tensors: Mapping[str, Any]) -> tuple[Params, Params]:
-    """Parameters and running statistics, nested, of the tensors of a file; the latter may be empty."""
+    """Parameters and running statistics, nested, from the tensors of a file; the latter may be empty."""
     params = traverse_util.unflatten_dict(dict(tensors), sep="/")
     return params, params.pop(STATS, {})
 

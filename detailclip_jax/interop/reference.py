@@ -1,8 +1,8 @@
-"""Names of the DetailCLIP reference's state dict, and of SLIP's family, whose CLIP it extends.
+"""Parameter names of the DetailCLIP reference's state dict, and of SLIP's family, whose CLIP it extends.
 
-The reference keeps student and teacher in one state dict: `visual` and `visual_ema`, `transformer` and
-`transformer_e`, `ibot_head` and `ibot_head_e`, `image_projection` and `image_projection_e`.  A-CLIP has the same
-towers, with heads of its own.
+The reference stores student and teacher in one state dict: `visual` and `visual_ema`, `transformer` and
+`transformer_e`, `ibot_head` and `ibot_head_e`, `image_projection` and `image_projection_e`. A-CLIP has the same
+encoders and its own heads.
 """
 
 from collections.abc import Mapping
@@ -30,12 +30,12 @@ def text_block(ours: str, theirs: str) -> list[Entry]:
 
 
 def text_blocks(depth: int, theirs: str = "transformer") -> list[Entry]:
-    """The blocks of the text encoder: the part of it that the reference averages."""
+    """The blocks of the text encoder, which the reference averages."""
     return numbered(depth, text_block, "text", f"{theirs}.resblocks")
 
 
 def text_ends() -> list[Entry]:
-    """Embedding, positions and final norm of the text encoder: not averaged by the reference."""
+    """Embedding, positions and final norm of the text encoder, which the reference does not average."""
     return [
         Entry("text/token_embedding", "token_embedding.weight", SAME),
         Entry("text/positions", "positional_embedding", SAME),
@@ -57,7 +57,7 @@ def projections(suffix: str = "") -> list[Entry]:
 
 
 def decoder(depth: int) -> list[Entry]:
-    """Decoder and pixel head; its sin-cos positions are a constant of ours."""
+    """Decoder and pixel head; the decoder's sin-cos positions are constants in our code."""
     return [
         Entry("decoder/mask_token", "mask_token", TOKEN),
         *linear("decoder/embed", "decoder_embed"),
@@ -68,7 +68,7 @@ def decoder(depth: int) -> list[Entry]:
 
 
 def prototype_head(theirs: str = "ibot_head") -> list[Entry]:
-    """The head h; the reference stores the last layer, shared by CLS and patches, under two names."""
+    """The head h; the reference stores its last layer, shared by CLS and patches, under two names."""
     mlp = [e for i in range(3) for e in linear(f"prototype_head/mlp_{i}", f"{theirs}.mlp.{2 * i}")]
     return [
         *mlp,
@@ -78,7 +78,7 @@ def prototype_head(theirs: str = "ibot_head") -> list[Entry]:
 
 
 def clip(depth: int, text_depth: int) -> list[Entry]:
-    """CLIP in SLIP's layout: the student's share of DetailCLIP's as well."""
+    """CLIP in SLIP's layout, which is also a subset of the DetailCLIP student."""
     return [*vit(depth, "visual."), *text_blocks(text_depth), *text_ends(), *projections(), *logit_scale()]
 
 
@@ -88,7 +88,7 @@ def student(depth: int, text_depth: int, decoder_depth: int) -> list[Entry]:
 
 
 def teacher_towers(depth: int, text_depth: int) -> list[Entry]:
-    """The averaged encoders; their text ends are the student's, which reproduces the reference's EMA evaluation."""
+    """The averaged encoders with the student's text ends, as in the reference's EMA evaluation."""
     return [
         *vit(depth, "visual_ema."),
         *text_blocks(text_depth, "transformer_e"),
@@ -109,19 +109,19 @@ def ssl_head() -> list[Entry]:
 
 
 def byol_head(ours: str, theirs: str) -> list[Entry]:
-    """BYOL's projector or predictor: Linear, BatchNorm, ReLU, Linear; the Linears without bias."""
+    """BYOL's projector or predictor: Linear, BatchNorm, ReLU, Linear; the Linear layers have no bias."""
     kernels = [Entry(f"{ours}/linear_{i}/kernel", f"{theirs}.{3 * i}.weight", LINEAR) for i in range(2)]
     return [*kernels, *norm(f"{ours}/norm_0", f"{theirs}.1")]
 
 
 def statistics(norms: Mapping[str, str]) -> list[Entry]:
-    """Running statistics of BatchNorms: our path of each, under "student" or "teacher", and theirs."""
+    """Running statistics of BatchNorm layers; `norms` maps our path, under "student" or "teacher", to theirs."""
     kinds = {"mean": "running_mean", "variance": "running_var"}
     return [Entry(f"{a}/{ours}", f"{b}.{theirs}", SAME) for a, b in norms.items() for ours, theirs in kinds.items()]
 
 
 def counters(norms: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The number of batches that PyTorch's BatchNorms count, and do not use."""
+    """The batch counters of PyTorch's BatchNorm layers, which have no effect."""
     return {f"{theirs}.num_batches_tracked": np.zeros((), np.int64) for theirs in norms.values()}
 
 
@@ -170,13 +170,13 @@ def detailclip_table(spec: Spec) -> Table:
 
 
 def load_detailclip(state_dict: Mapping[str, np.ndarray]) -> tuple[Params, Params]:
-    """Student and teacher parameters of a DetailCLIP state dict; ValueError lists the keys that it lacks."""
+    """Student and teacher parameters of a DetailCLIP state dict; raises ValueError that lists missing keys."""
     depth, text_depth = num_blocks(state_dict, "visual.blocks"), num_blocks(state_dict, "transformer.resblocks")
     own = read(student(depth, text_depth, num_blocks(state_dict, "decoder_blocks")), state_dict)
     return own, read(teacher(depth, text_depth), state_dict)
 
 
 def load_clip(state_dict: Mapping[str, np.ndarray]) -> Params:
-    """Parameters of a CLIP state dict in SLIP's layout; ValueError lists the keys that it lacks."""
+    """Parameters of a CLIP state dict in SLIP's layout; raises ValueError that lists missing keys."""
     depth, text_depth = num_blocks(state_dict, "visual.blocks"), num_blocks(state_dict, "transformer.resblocks")
     return read(clip(depth, text_depth), state_dict)

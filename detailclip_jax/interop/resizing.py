@@ -1,4 +1,4 @@
-"""A model for another size of image."""
+"""Adapts a model to another image size."""
 
 from collections.abc import Mapping
 
@@ -13,9 +13,10 @@ from detailclip_jax.types import Params
 def resize(
     variables: Mapping[str, Params], config: ConfigDict, image_size: int, recipe: str = "bicubic"
 ) -> tuple[dict[str, Params], ConfigDict]:
-    """The model for another size of image: its positions interpolated by one of models.positions.RECIPES, and said so.
+    """Interpolates the positions of a model to another image size by one of models.positions.RECIPES, and logs this.
 
-    Raises ValueError for an unknown recipe, and unless the size is a multiple of the patch.
+    Returns new variables and config. Raises ValueError for an unknown recipe, and for a size that is not a multiple of
+    the patch size.
     """
     if recipe not in RECIPES:
         raise ValueError(f"interpolation {recipe!r} is unknown; known: {', '.join(RECIPES)}")
@@ -46,7 +47,7 @@ def _set_image_size(config: ConfigDict, image_size: int) -> None:
 
 
 def fit_cells(config: ConfigDict) -> None:
-    """Masks by patch, and says so, where the grid of patches cannot be divided into cells of 2 x 2."""
+    """Sets masking by single patches, and logs this, if the patch grid cannot be divided into cells of 2 x 2."""
     side = config.model.image_size // spec_of(config.model).size.patch_size
     if config.masking.granularity == "cell2x2" and side % 2:
         logging.warning("a grid of %d x %d patches has no cells of 2 x 2: masking.granularity is patch", side, side)

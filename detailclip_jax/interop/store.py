@@ -1,4 +1,4 @@
-"""An imported model as an ordinary checkpoint: step 0 of a run that somebody else trained."""
+"""Saves an imported model as an ordinary checkpoint at step 0."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +17,10 @@ from detailclip_jax.types import Params
 
 
 def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDict, origin: str) -> None:
-    """Writes what `interop.load` gave to a workdir that `checkpoint.load` and `config.init` read.
+    """Writes the output of `interop.load` to a workdir that `checkpoint.load` and `config.init` can read.
 
-    Moments are zero, and centers where `variables` has none; the teacher is the one that came with the model.  Raises
-    ValueError if the workdir holds checkpoints already.
+    The optimizer's moments are zero, and so are centers missing in `variables`; the teacher is the imported one. Raises
+    ValueError if the workdir already holds checkpoints.
     """
     workdir = Path(workdir)
     if any((workdir / checkpoint.FOLDER).glob("*")):
@@ -41,7 +41,7 @@ def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDic
 
 
 def _zeros_for_shape(leaf: Any) -> Any:
-    """What was not given, of a run that has not moved; arrays stay."""
+    """Replaces a shape by zeros; arrays are unchanged."""
     return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 

@@ -1,7 +1,7 @@
-"""Tables between our parameter paths and a PyTorch state dict's keys.
+"""Tables that map our parameter paths to the keys of a PyTorch state dict.
 
-One `Entry` per tensor, one `Table` per layout and size: reading, writing and the shapes that are expected all go
-through the same rows.
+There is one `Entry` per tensor and one `Table` per layout and size. Reading, writing and the check of shapes all use
+the same entries.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,17 +18,17 @@ StateDict = Mapping[str, np.ndarray]
 
 
 class Transform(NamedTuple):
-    """How a tensor changes on the way in, and the inverse."""
+    """The conversion of a tensor from theirs to ours (`into`), and its inverse (`out`)."""
 
     into: Callable[[np.ndarray], np.ndarray]
     out: Callable[[np.ndarray], np.ndarray]
 
 
 class Entry(NamedTuple):
-    """One tensor: our path, their key, and the change between them.
+    """One tensor: our path, their key, and the conversion.
 
-    `share` (index, of): theirs is one of `of` equal parts of ours along the last axis, where one side packs query,
-    key and value and the other does not.
+    `share` (index, of): their tensor is one of `of` equal parts of ours along the last axis. It is used where only one
+    side packs query, key and value into one tensor.
     """
 
     ours: str
@@ -40,8 +40,8 @@ class Entry(NamedTuple):
 class Table(NamedTuple):
     """A layout at one size.
 
-    `copies` are keys that repeat another key's tensor; `constants` are tensors that follow from the sizes alone, and
-    `counters` tensors without meaning for us that their model wants to have.  A key may stand in `params` and in
+    `copies` maps keys to the key whose tensor they repeat. `constants` are tensors determined by the sizes alone.
+    `counters` are tensors that the other model requires but ours does not use. A key may be both in `params` and in
     `ema_params`: it is then read into both and written from `params`.
     """
 
@@ -53,7 +53,7 @@ class Table(NamedTuple):
     counters: Mapping[str, Int[np.ndarray, ""]] = {}
 
     def trees(self) -> dict[str, Sequence[Entry]]:
-        """The entries by the variables that they are read into; the first that has a key writes it."""
+        """The entries by the variables into which they are read; the first of them that has a key writes it."""
         return {"params": self.params, "ema_params": self.ema_params, "batch_stats": self.batch_stats}
 
 
@@ -71,19 +71,19 @@ COLUMN = Transform(lambda x: x[:, 0], lambda x: x[:, None])  # (C, 1) <-> (C,)
 
 
 def read(entries: Iterable[Entry], state_dict: StateDict) -> Params:
-    """Our nested parameters from their state dict; ValueError lists the keys that it lacks."""
+    """Our nested parameters from their state dict; raises ValueError that lists missing keys."""
     entries = list(entries)
     if missing := [entry.theirs for entry in entries if entry.theirs not in state_dict]:
         raise ValueError(f"the state dict lacks {len(missing)} tensors: {missing}")
     shares: dict[str, list[np.ndarray]] = {}
-    for entry in entries:  # shares of one tensor stand in order
+    for entry in entries:  # the shares of one tensor are in order
         shares.setdefault(entry.ours, []).append(entry.transform.into(np.asarray(state_dict[entry.theirs])))
     flat = {ours: parts[0] if len(parts) == 1 else np.concatenate(parts, -1) for ours, parts in shares.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def write(entries: Iterable[Entry], params: Params) -> dict[str, np.ndarray]:
-    """Their state dict from our nested parameters, the inverse of `read`."""
+    """Their state dict from our nested parameters: the inverse of `read`."""
     flat = flatten(params)
     return {entry.theirs: entry.transform.out(_share(np.asarray(flat[entry.ours]), entry)) for entry in entries}
 
@@ -95,12 +95,12 @@ def _share(ours: np.ndarray, entry: Entry) -> np.ndarray:
 
 
 def flatten(params: Params) -> dict[str, Any]:
-    """ "image/norm/scale" -> array, for nested parameters."""
+    """Nested parameters as a flat dictionary: "image/norm/scale" -> array."""
     return dict(traverse_util.flatten_dict(dict(params), sep="/"))
 
 
 def shapes(entries: Iterable[Entry], ours: Mapping[str, Shape]) -> dict[str, Shape]:
-    """The shapes of their tensors, from those of ours."""
+    """The shapes of their tensors, computed from the shapes of ours."""
     blank = np.zeros((), np.float32)
     return {e.theirs: e.transform.out(_share(np.broadcast_to(blank, ours[e.ours]), e)).shape for e in entries}
 
@@ -119,7 +119,7 @@ def norm(ours: str, theirs: str) -> list[Entry]:
 
 
 def separate_qkv(ours: str, names: tuple[str, ...]) -> list[Entry]:
-    """Query, key and value as three linear layers of theirs."""
+    """Query, key and value that the other side stores as three linear layers."""
     return [entry for index, theirs in enumerate(names) for entry in linear(ours, theirs, (index, 3))]
 
 

@@ -1,4 +1,4 @@
-"""Names of timm's VisionTransformer, which MAE, DINO, iBOT and SLIP's family use as well."""
+"""Parameter names of timm's VisionTransformer, which MAE, DINO, iBOT and SLIP's family use as well."""
 
 from detailclip_jax.interop.measure import Spec
 from detailclip_jax.interop.tables import CONV, SAME, TABLE, TOKEN, Entry, Table, linear, norm, numbered
@@ -19,7 +19,7 @@ def vit_block(ours: str, theirs: str) -> list[Entry]:
 
 
 def vit(depth: int, prefix: str = "", style: Style = Style()) -> list[Entry]:  # noqa: B008  # immutable
-    """The image encoder; a model that norms the mean of its patches calls that norm `fc_norm`."""
+    """The image encoder; if the norm follows the mean over patches, timm calls it `fc_norm`."""
     kernel = Entry("image/patch_embed/kernel", f"{prefix}patch_embed.proj.weight", CONV)
     bias = Entry("image/patch_embed/bias", f"{prefix}patch_embed.proj.bias", SAME)
     positions = Entry("image/positions", f"{prefix}pos_embed", TABLE)
@@ -34,7 +34,7 @@ def vit(depth: int, prefix: str = "", style: Style = Style()) -> list[Entry]:  #
 
 
 def vit_table(spec: Spec) -> Table:
-    """An image encoder alone; fixed positions, which MAE's row has, follow from the sizes."""
+    """An image encoder alone; fixed positions, as in MAE, are computed from the sizes."""
     side, fixed = spec.image_size // spec.size.patch_size, spec.style.positions == "sincos"
     positions = {"pos_embed": sincos_positions(spec.size.width, side)[None]} if fixed else {}
     return Table(vit(spec.size.depth, style=spec.style), constants=positions)

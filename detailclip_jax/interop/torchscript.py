@@ -1,8 +1,8 @@
-"""Parameters out of a TorchScript archive, without running it.
+"""Reads the parameters of a TorchScript archive without executing it.
 
-`torch.jit.load` compiles an archive's code and may run some of it (`__setstate__`), so it is for files that are
-trusted.  The parameters need none of that: `data.pkl` describes a tree of modules, whose class names we only pass
-over, and every tensor is a range of one of the archive's plain entries.
+`torch.jit.load` compiles an archive's code and may run some of it (`__setstate__`), so it is only for trusted files.
+The parameters do not need that: `data.pkl` describes a tree of modules, whose classes are replaced by `Module`, and
+every tensor is a range of an uncompressed entry of the archive.
 """
 
 import io
@@ -30,30 +30,30 @@ STORAGES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-MAX_DEPTH = 50  # of modules within modules
-MAX_MODULES = 100_000  # counted by name: a module that others share counts once for each of its names
-MAX_PICKLE = 4 * 2**20  # bytes of the description of the modules, up to one operation each; OpenAI's CLIPs have .3 MB
+MAX_DEPTH = 50  # of nested modules
+MAX_MODULES = 100_000  # a shared module counts once for each of its names
+MAX_PICKLE = 4 * 2**20  # bytes of data.pkl, with at most one operation per byte; OpenAI's CLIPs have .3 MB
 PROTOCOL = 2  # of the pickles that TorchScript writes
-MAX_SHARED_TUPLES = 30  # times that a tuple is taken again: tuples of tuples, as keys, are gone through without end
-PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # operations that give a value a place, for which memory is reserved
+MAX_SHARED_TUPLES = 30  # uses of stored tuples: hashing nested shared tuples takes exponential time
+PUTS = ("PUT", "BINPUT", "LONG_BINPUT")  # operations that store a value under an index, for which memory is reserved
 GETS = ("GET", "BINGET", "LONG_BINGET")
 TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
 
 
 class Module:
-    """Stands for whatever class the archive names: its attributes and nothing else."""
+    """Replaces every class that the archive names; holds only its attributes."""
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a zip archive is TorchScript's rather than `torch.save`'s."""
+    """Whether a zip archive is from TorchScript rather than from `torch.save`."""
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Parameters and buffers by their names in the modules; ValueError if the archive holds anything else.
+    """Parameters and buffers by their names in the modules; raises ValueError for any other content.
 
-    The archive must have passed `files.check_archive`: its entries are read whole.
+    The archive must have passed `files.check_archive`, since its entries are read in full.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -62,12 +62,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
         return tensors_of(root)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is refused: {error}") from None
-    except Exception as error:  # a damaged file can fail anywhere in the readers
+    except Exception as error:  # a damaged file can cause any error in the readers
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
 class Reader(pickle.Unpickler):
-    """Unpickles module trees: of all that a pickle may call, only the functions below can be."""
+    """Unpickles module trees; a pickle can call only the functions in FUNCTIONS."""
 
     def __init__(self, archive: zipfile.ZipFile, data: str):
         super().__init__(io.BytesIO(_checked(archive, data)))
@@ -75,7 +75,7 @@ class Reader(pickle.Unpickler):
         self.storages: dict[str, np.ndarray] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name; UnpicklingError for any that is not needed to describe modules."""
+        """The replacement for a class or function; raises UnpicklingError for any that module trees do not need."""
         if module == "__torch__" or module.startswith("__torch__."):
             return Module
         if module == "torch" and name in STORAGES:
@@ -85,7 +85,7 @@ class Reader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it needs {module}.{name} to be executed while it is read")
 
     def persistent_load(self, pid: Any) -> np.ndarray:
-        """A storage: the numbers of one of the archive's entries."""
+        """A storage: the numbers of one entry of the archive."""
         _, dtype, key, _, _ = pid
         if not isinstance(key, str):
             raise pickle.UnpicklingError("the name of a storage is not a text")
@@ -95,7 +95,7 @@ class Reader(pickle.Unpickler):
 
 
 def _checked(archive: zipfile.ZipFile, data: str) -> bytes:
-    """The pickle of the modules; UnpicklingError if reading it could take memory out of proportion to its bytes."""
+    """The pickle of the modules; raises UnpicklingError if reading it could need far more memory than its size."""
     size = archive.getinfo(data).file_size
     if size > MAX_PICKLE:
         raise pickle.UnpicklingError(f"its modules are described in {size:,} bytes; the limit is {MAX_PICKLE:,}")
@@ -121,7 +121,7 @@ def _check_operations(operations: Iterable[tuple[Any, Any]], size: int) -> None:
 
 
 def tensor(storage: np.ndarray, offset: Any, shape: Any, stride: Any, *_: Any) -> np.ndarray:
-    """A view of a storage; ValueError if it would leave it or repeat numbers."""
+    """A view of a storage; raises ValueError if it would exceed the storage or repeat numbers."""
     numbers = (offset, *shape, *stride)
     if not all(isinstance(number, int) and abs(number) < 2**63 for number in numbers):
         raise ValueError("a tensor whose offset, shape and strides are not whole numbers of 64 bits")
@@ -146,7 +146,7 @@ FUNCTIONS: dict[tuple[str, str], Any] = {
 
 
 def tensors_of(root: Any) -> dict[str, np.ndarray]:
-    """The tensors of a tree of modules by their names; ValueError for another thing, and beyond the limits above."""
+    """The tensors of a module tree by name; raises ValueError for other content and beyond the limits above."""
     found: dict[str, np.ndarray] = {}
     for number, (prefix, module) in enumerate(_modules(root, "", 0)):
         if number >= MAX_MODULES:
@@ -156,7 +156,7 @@ def tensors_of(root: Any) -> dict[str, np.ndarray]:
 
 
 def _modules(module: Any, prefix: str, depth: int) -> Iterator[tuple[str, Module]]:
-    """A module and all below it, with what stands before the names of their tensors."""
+    """Yields a module and all its submodules, each with the prefix of its tensor names."""
     if not isinstance(module, Module) or depth > MAX_DEPTH:
         raise ValueError("it does not describe a tree of modules")
     yield prefix, module

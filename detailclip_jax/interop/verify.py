@@ -1,6 +1,6 @@
-"""Exports proven equal: the written file is loaded by the library it is for, and both encode the same batch.
+"""Verifies exports: the target library loads the written file, and both models must encode the same batch equally.
 
-PyTorch and those libraries are imported where they are used: they come with the extra `torch`.
+PyTorch and these libraries come with the extra `torch`, so they are imported only where they are used.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,25 +26,25 @@ Reader = Callable[[Path, ConfigDict, "Inputs"], Features]
 
 
 class NotEqualError(ValueError):
-    """The written model does not encode as ours does."""
+    """The exported model and ours compute different features."""
 
 
 class Inputs(NamedTuple):
-    """The fixed batch: normalised images and captions that end at different places."""
+    """The fixed batch: normalised images, and captions of different lengths."""
 
     images: Float[np.ndarray, "B S S 3"]
     tokens: Int[np.ndarray, "B T"]
 
 
 class Difference(NamedTuple):
-    """Of one feature between JAX and the library: largest absolute one, and that over the largest value."""
+    """The largest absolute difference of a feature between JAX and the library, and its ratio to the largest value."""
 
     absolute: float
     relative: float
 
 
 def inputs(config: ConfigDict) -> Inputs:
-    """Noise pixels under the config's normalisation, and captions with SOT, words and EOT."""
+    """Random pixels, normalised as the config states, and captions with SOT, words and EOT."""
     rng, spec = np.random.default_rng(0), spec_of(config.model)
     pixels = rng.integers(0, 256, (BATCH, spec.image_size, spec.image_size, 3)) / 255
     images = ((pixels - config.preprocess.mean) / config.preprocess.std).astype(np.float32)
@@ -57,7 +57,7 @@ def inputs(config: ConfigDict) -> Inputs:
 
 
 def ours(model: Networks, params: Params, batch: Inputs) -> Features:
-    """Features of our networks, in exact float32: of both encoders, or the tokens of an image encoder alone."""
+    """Features of our networks, in exact float32: of both encoders, or the tokens if there is only an image encoder."""
 
     def features(params: Params, images: Array, tokens: Array) -> dict[str, Array]:
         bound = model.bind({"params": params})
@@ -70,18 +70,18 @@ def ours(model: Networks, params: Params, batch: Inputs) -> Features:
 
 
 def tokens_of(networks: Any, images: Float[Array, "B S S 3"]) -> Float[Array, "B M D"]:
-    """What stands for the image, and the patches, as one array."""
+    """The image feature and the patch features in one array."""
     tokens = networks.image(images)
     return jnp.concatenate([tokens.cls[:, None], tokens.patches], 1)
 
 
 def image_tokens(model: Networks, params: Params, batch: Inputs) -> Features:
-    """Tokens of our image encoder, whatever stands on it."""
+    """Tokens of our image encoder, without the projection."""
     return ours(model.clone(image_projection=None), params, batch)
 
 
 def compare(theirs: Features, expected: Features) -> dict[str, Difference]:
-    """The differences of every feature; NotEqualError if one is larger than TOLERANCE of the largest value."""
+    """The difference of every feature; raises NotEqualError if one exceeds TOLERANCE times the largest value."""
     found = {}
     for name, value in expected.items():
         absolute = float(np.abs(theirs[name] - value).max())
@@ -114,7 +114,7 @@ def _text(batch: Inputs) -> Any:
 def timm_tokens(
     path: Path, config: ConfigDict, batch: Inputs, prefix: str = "", card: Mapping[str, Any] | None = None
 ) -> Features:
-    """Pooled feature and patches of timm's model, loaded strictly; built from the side card where one is given."""
+    """Image feature and patch features of timm's model, loaded strictly and built from the card if one is given."""
     import timm
     import torch
 
@@ -128,7 +128,7 @@ def timm_tokens(
 
 
 def slip_features(path: Path, config: ConfigDict, batch: Inputs, teacher: bool = False) -> Features:
-    """CLIP in SLIP's layout, of timm's image tower and open_clip's text tower, each loaded strictly."""
+    """CLIP in SLIP's layout, built from timm's image encoder and open_clip's text encoder, each loaded strictly."""
     import torch
 
     suffix, tensors = "_e" if teacher else "", _tensors(path)
@@ -168,7 +168,7 @@ def reference_features(path: Path, config: ConfigDict, batch: Inputs) -> Feature
 
 
 def open_clip_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
-    """What open_clip makes of the directory; it loads strictly."""
+    """Features of the model that open_clip loads, strictly, from the directory."""
     import open_clip
     import torch
 
@@ -179,7 +179,10 @@ def open_clip_features(path: Path, config: ConfigDict, batch: Inputs) -> Feature
 
 
 def huggingface_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
-    """What transformers makes of the directory; ValueError if it finds a tensor missing, unknown or misshapen."""
+    """Features of the model that transformers loads from the directory.
+
+    Raises ValueError if a tensor is missing, unknown or of a wrong shape.
+    """
     import torch
     from transformers import AutoModel
 
@@ -189,12 +192,12 @@ def huggingface_features(path: Path, config: ConfigDict, batch: Inputs) -> Featu
     with torch.inference_mode():
         image = model.eval().get_image_features(pixel_values=_images(batch))
         text = model.get_text_features(input_ids=_text(batch))
-        features = {"image": image, "text": text}  # tensors before transformers 5, outputs that hold them since
+        features = {"image": image, "text": text}  # tensors before transformers 5, since then objects that hold them
         return {name: getattr(value, "pooler_output", value).numpy() for name, value in features.items()}
 
 
 def rows(differences: Mapping[str, Difference]) -> list[str]:
-    """Lines of the table that an export prints."""
+    """The lines of the table that an export prints."""
     width = max(len(name) for name in differences)
     head = f"{'feature':<{width}}  {'max abs':>9}  {'relative':>9}"
     return [head, *(f"{n:<{width}}  {d.absolute:>9.1e}  {d.relative:>9.1e}" for n, d in differences.items())]
