@@ -1,10 +1,10 @@
-"""The embedded default: DetailCLIP on scenes composed of real drawings; minutes on two CPU cores, no network.
+"""The embedded default: DetailCLIP on scenes composed of real drawings.  It takes minutes on two CPU cores, no network.
 
     python -m detailclip_jax.main --config=configs/stickers.py
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip --config.seed=1
     python -m detailclip_jax.main --config=configs/stickers.py:teacher=enclosing
 
-Numbers on these scenes are this benchmark's own.  What differs from the paper, and why, stands at each line.
+Results on these scenes cannot be compared with other benchmarks.  Comments explain the differences from the paper.
 """
 
 from detailclip_jax import config as base
@@ -19,30 +19,30 @@ def get_config(arg=None):
     c.method = arg.method
     c.batch_size = 128
     c.total_steps = 600  # 77k scenes
-    c.steps_per_epoch = 60  # a tenth of the run: "epoch 0" of the patch temperature, and the warm-up
+    c.steps_per_epoch = 60  # a tenth of the run; length of the warm-up and of "epoch 0" of the patch temperature
     c.log_every = 10
     c.checkpoint_every = 100
 
     c.data.source = "stickers"
-    c.data.held_out = 1000  # of one's own data, with --config.data.source=records; the stickers have held-out scenes
+    c.data.held_out = 1000  # for your data, with --config.data.source=records; stickers have own held-out scenes
 
-    c.model.size = "tiny"  # patch 8, 96 wide, 3 blocks: an 8 x 8 grid
+    c.model.size = "tiny"  # patch size 8 (an 8 x 8 grid), width 96, 3 blocks
     c.model.image_size = 64
-    c.model.context_length = 24  # captions have at most 21 tokens; 77 would be padding (exact under the causal mask)
+    c.model.context_length = 24  # captions have at most 21 tokens; the causal mask makes the cut exact
 
     crop = c.views.crops["global"]
     crop.size = 64
     crop.scale = (0.5, 1.0)  # paper 4.1
-    crop.jitter = (0.4, 0.4, 0.2, 0.0)  # no hue: drawings of one noun differ from another's by colour
+    crop.jitter = (0.4, 0.4, 0.2, 0.0)  # no hue jitter: colour distinguishes the drawings of different nouns
     crop.gray_p = 0.0  # for the same reason
-    crop.blur_sigma = (0.1, 0.6)  # 2 pixels of 224 are .6 of 64
+    crop.blur_sigma = (0.1, 0.6)  # 2 pixels at size 224 are .6 pixels at size 64
     crop.solarize_p = (0.0, 0.0)
 
-    c.optimizer.learning_rate = 2e-3  # a small model and batch; 1e-3 learns as well, but later (30.3 against 33.8)
+    c.optimizer.learning_rate = 2e-3  # small model and batch; 1e-3 works too, but learns later (30.3 against 33.8)
     c.optimizer.warmup_epochs = 1.0
-    c.ema.start = 0.98  # .996 -> 1 over 600 steps would leave the teacher at its start; .99 -> .998 still lags
+    c.ema.start = 0.98  # with .996 -> 1 the teacher hardly changes in 600 steps; with .99 -> .998 it still lags
     c.ema.end = 0.99
-    c.losses.pixel_eps = 1e-2  # patches of flat ground have no variance: 1e-6 would make their noise the target
+    c.losses.pixel_eps = 1e-2  # patches of plain ground have no variance; with 1e-6 the target would be their noise
 
     ROWS.get(c.method, paper)(c)
     if arg.teacher == "enclosing":
@@ -50,23 +50,23 @@ def get_config(arg=None):
     return c
 
 
-# What a row needs beside the common part, after its own config in configs/baselines.
+# Changes of the common config for each method, after the method's own config in configs/baselines.
 
 
 def paper(c):
-    """DetailCLIP: a tenth of its distillation; at a weight of 1 the CLS term holds up the contrast in short runs."""
+    """DetailCLIP: distillation weights of 0.1; at weight 1 the CLS term slows the contrastive loss in short runs."""
     c.losses.weights.cls = c.losses.weights.patch = 0.1
 
 
 def one_view(c):
-    """CLIP: one view, and a patch embedding that learns; DetailCLIP keeps its random one."""
+    """CLIP: one view, and a trained patch embedding; DetailCLIP's is random and frozen."""
     crop = c.views.crops["global"]
     crop.count, crop.blur_p, crop.solarize_p = 1, (0.1,), (0.0,)
     c.model.freeze_patch_embed = False
 
 
 def slip(c):
-    """The caption meets a clean view; SSL views are larger than SLIP's (.08-1), where a drawing would be a speck."""
+    """SLIP: a clean view for the caption; larger SSL crops than SLIP's (.08-1), where drawings would be too small."""
     c.views.crops.clean = base.crop(size=c.model.image_size, filter="bicubic")
     crop = c.views.crops["global"]
     crop.scale, crop.flip, crop.blur_p = (0.25, 1.0), 0.5, (0.5, 0.5)
@@ -74,26 +74,26 @@ def slip(c):
 
 
 def maskclip(c):
-    """A quarter of the patches is visible."""
+    """MaskCLIP: a quarter of the patches is visible."""
     one_view(c)
     c.masking.strategy, c.masking.ratio = "random", 0.75
     c.losses.weights.patch = 0.05
 
 
 def enclosing(c):
-    """The teacher's attention comes from a crop around the student's views (paper 4.1.1)."""
+    """The teacher's attention is computed on a crop that encloses the student's views (paper 4.1.1)."""
     c.views.crops.enclosing = base.crop(size=c.model.image_size, kind="enclosing")
     c.views.teacher = "enclosing"
 
 
 def aclip(c):
-    """The teacher looks at a larger crop, and cells of 2 x 2 patches are removed."""
+    """A-CLIP: the teacher gets a larger crop, and cells of 2 x 2 patches are removed."""
     enclosing(c)
     c.masking.granularity = "cell2x2"
 
 
 def mae(c):
-    """A decoder two thirds as wide as the encoder; the weight decay and betas of MAE."""
+    """MAE: a decoder two thirds as wide as the encoder; MAE's weight decay and betas."""
     one_view(c)
     c.views.crops["global"].flip = 0.5
     c.model.image_style.positions, c.model.image_style.init = "sincos", "xavier"
@@ -103,7 +103,7 @@ def mae(c):
 
 
 def dino(c):
-    """Four small crops of 16 patches; larger ones than DINO's (.05-.4), where a drawing would be a speck."""
+    """DINO: four local crops of 16 patches; larger crops than DINO's (.05-.4), in which drawings would be too small."""
     crop = c.views.crops["global"]
     jitter = {"filter": "bicubic", "flip": 0.5, "jitter": crop.jitter, "jitter_p": crop.jitter_p}
     c.views.crops.local = base.crop(count=4, size=32, scale=(0.15, 0.4), **jitter)
@@ -116,7 +116,7 @@ def dino(c):
 
 
 def ibot(c):
-    """DINO's crops, blocks on the grid of 8."""
+    """iBOT: DINO's crops, block masks on the 8 x 8 grid."""
     dino(c)
     crop = {**c.views.crops["global"].to_dict(), "mask_grid": 8}
     c.views.crops["global"] = base.crop(**crop)
@@ -124,14 +124,14 @@ def ibot(c):
 
 
 def attmask(c):
-    """DINO's crops."""
+    """AttMask: DINO's crops."""
     dino(c)
     c.masking.strategy = "attention_hint"
     c.model.freeze_gain = False
 
 
 def supervised(c):
-    """The label is the noun of the scene's largest object."""
+    """Supervised: the label is the noun of the scene's largest object."""
     one_view(c)
     c.model.num_classes = len(noun_names())
     c.optimizer.weight_decay = 0.05

@@ -1,16 +1,16 @@
-"""Training on from a checkpoint that exists: DetailCLIP (or any row) for those who have a CLIP and a domain.
+"""Continues training from an existing checkpoint: DetailCLIP (or any method) from a trained CLIP on your own data.
 
     python -m detailclip_jax.import_torch --from=openai ViT-B-16.pt --out=runs/openai
     python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=runs/openai --config.data.path=...
     python -m detailclip_jax.main --config=configs/vitb16_continue.py:method=clip,epochs=2 --config.init=...
 
-Sizes (B/16 or any other), the image tower's norm, GELU and pooling kinds, the image size and the normalisation are
-those of `init`.  Parts that it lacks (decoder, heads) start fresh and the teacher as a copy.  Crops, masks and losses
-are the row's own, from configs/vitb16_yfcc.py and configs/baselines.  The paper trains from scratch: the numbers here
-are ours, from what is usual where CLIP is fine-tuned.
+The sizes (B/16 or any other), the image encoder's norm, activation and pooling, the image size and the normalisation
+are those of `init`.  Networks that it lacks (decoder, heads) are initialised, and a missing teacher is a copy of the
+student.  Crops, masks and losses are the method's own, from configs/vitb16_yfcc.py and configs/baselines.  The paper
+trains from scratch; the numbers here are ours, chosen from common practice in fine-tuning CLIP.
 
-Tried on stickers, from a small CLIP with 35.9 zero-shot top-1 (configs/stickers.py with init, 300 steps, loaded_rate
-.3, layer_decay .75, a quarter hidden): 37.6, 40.9, 44.9, 45.2 after 75, 150, 225 and 300 steps.
+Measured on stickers, from a small CLIP with 35.9 zero-shot top-1 (configs/stickers.py with init, 300 steps, loaded_rate
+.3, layer_decay .75, a quarter of the patches hidden): 37.6, 40.9, 44.9, 45.2 after 75, 150, 225 and 300 steps.
 """
 
 from pathlib import Path
@@ -24,32 +24,30 @@ FOLDER = Path(__file__).parent
 def get_config(arg=None):
     arg = base.parse_arg(arg, method="detailclip", epochs=5)
     c = row(arg.method)
-    c.num_epochs = arg.epochs  # a fifth of the paper's: the encoders know their task
-    c.batch_size = 512  # one machine; no 16 A100s
+    c.num_epochs = arg.epochs  # a fifth of the paper's, as the encoders are already trained
+    c.batch_size = 512  # for one machine instead of 16 A100s
     c.log_every = 50
     c.checkpoint_every = 1000
     c.data.held_out = 1000  # at most 2 % of the data, for the evaluation at the end
 
     if c.method in ("detailclip", "aclip"):
-        c.masking.ratio = (
-            0.25  # half hidden, the paper's, took 6 points from that CLIP in its first 60 steps; this none
-        )
+        c.masking.ratio = 0.25  # the paper's 0.5 cost that CLIP 6 points in its first 60 steps; 0.25 cost none
 
-    c.model.freeze_patch_embed = True  # at what was learnt: the fresh losses do not move it
+    c.model.freeze_patch_embed = True  # keeps its trained values
 
-    c.optimizer.learning_rate = 3e-4  # of the fresh parts
-    c.optimizer.loaded_rate = 0.1  # of the loaded ones, 3e-5
-    c.optimizer.layer_decay = 0.75  # their first blocks hardly move
+    c.optimizer.learning_rate = 3e-4  # of the new networks
+    c.optimizer.loaded_rate = 0.1  # the loaded networks get 3e-5
+    c.optimizer.layer_decay = 0.75  # the first loaded blocks hardly change
     c.optimizer.warmup_epochs = 0.5
     c.optimizer.weight_decay = 0.1  # .5 is for training from scratch
     c.optimizer.weight_decay_end = None
-    c.ema.start = 0.999  # .996 is for a student that changes fast
+    c.ema.start = 0.999  # .996 suits a student that changes fast
     c.ema.end = 1.0
     return c
 
 
 def row(method):
-    """The run of a method from scratch."""
+    """Returns the config for training the method from scratch."""
     if method == "detailclip":
         return run_config.load(str(FOLDER / "vitb16_yfcc.py"))
     return run_config.load(str(FOLDER / "baselines" / f"{method}.py"))

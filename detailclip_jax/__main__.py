@@ -1,4 +1,4 @@
-"""The command `detailclip`, also `python -m detailclip_jax`: lists the commands and starts the one that is named.
+"""The command `detailclip`, also `python -m detailclip_jax`: lists the commands, and starts the named one.
 
     detailclip train --config=stickers
     detailclip evaluate --checkpoint=runs/stickers
@@ -17,7 +17,7 @@ USAGE_ERROR = 2
 
 
 class Command(NamedTuple):
-    """A command: the module that has it and what it does."""
+    """A command: its module and a summary of what it does."""
 
     module: str
     summary: str
@@ -37,13 +37,13 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """The list of commands."""
+    """Returns the usage text with the list of commands."""
     lines = [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: detailclip COMMAND [--help] [flags]", "", *lines])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Starts the named command with the other arguments; returns its exit code, 2 for an unknown command."""
+    """Starts the named command with the other arguments; returns its exit code, or 2 for an unknown command."""
     name, *others = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(usage())

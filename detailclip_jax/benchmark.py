@@ -1,4 +1,7 @@
-"""The command; see `--help`."""
+"""Measures the cost of a training step, its losses, its collectives and its data.
+
+python -m detailclip_jax.benchmark COMMAND --help
+"""
 
 import argparse
 import contextlib
@@ -15,17 +18,17 @@ from detailclip_jax.runtime.terminal import complain
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length")
 BATCH = 32
-FORCED = "xla_force_host_platform_device_count"  # another way to set the number of CPU devices; not both
+FORCED = "xla_force_host_platform_device_count"  # jax accepts either this or jax_num_cpu_devices
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the flags and --set change of the config, by short name or dotted field."""
+    """Returns the changes of the config by flags and --set: short name or dotted field -> value."""
     given = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
     return {"batch": BATCH, **given, **dict(map(parse_setting, arguments.set))}
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """ValueError for numbers that cannot be meant."""
+    """Raises ValueError for numbers below 1."""
     for name in ("rounds", "steps", "devices", "batch", "examples", "image_size", "width", "workers"):
         value = getattr(arguments, name, None)
         if value is not None and value < 1:
@@ -33,11 +36,14 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def devices_for(wanted: int | None) -> Sequence[Any]:
-    """That many devices: the real ones, or where there are fewer the CPU in so many parts."""
+    """Returns `wanted` devices (all by default); if there are too few, the CPU split into that many devices.
+
+    Raises ValueError if the CPU cannot be split, because jax is already running.
+    """
     import jax
 
     if wanted is not None and FORCED not in os.environ.get("XLA_FLAGS", ""):
-        with contextlib.suppress(RuntimeError):  # jax runs already, with the devices that it has
+        with contextlib.suppress(RuntimeError):  # jax is already running; its devices are fixed
             jax.config.update("jax_num_cpu_devices", wanted)
     if wanted is None or len(jax.devices()) >= wanted:
         return jax.devices()[:wanted]
@@ -47,7 +53,7 @@ def devices_for(wanted: int | None) -> Sequence[Any]:
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """The command's records."""
+    """Runs the command and returns its records."""
     check(arguments)
     if arguments.command == "data":
         from detailclip_jax.benchmarks import data
@@ -70,7 +76,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code, with a message instead of a traceback for what a user can mend."""
+    """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
     arguments = options.parser().parse_args(argv)
     arguments.progress = sys.stderr
     try:
@@ -80,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(error, USAGE_ERROR)
     except KeyboardInterrupt as error:
         return _failed("interrupted", getattr(error, "exit_code", INTERRUPTED))
-    except RuntimeError as error:  # the devices' own: out of memory, above all
+    except RuntimeError as error:  # an error of the devices, mostly out of memory
         return _failed(_explained(error), RUN_ERROR)
     return 0
 

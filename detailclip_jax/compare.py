@@ -1,13 +1,14 @@
-"""Trains rows at one budget on the embedded scenes, several seeds each, and writes one table and one figure.
+"""Trains several methods at one budget on the embedded scenes, several seeds each; writes one table and one figure.
 
     python -m detailclip_jax.compare --methods=clip,aclip,maskclip,detailclip --seeds=3 --budget=600
     python -m detailclip_jax.compare --methods=clip,detailclip --init=runs/clip --workdir=runs/continued
     python -m detailclip_jax.compare --methods=detailclip,detailclip+ema.end=0.99 --workdir=runs/ema
     python -m detailclip_jax.compare --sweep=configs/ablation_table4.py --workdir=runs/table4
 
-Every run sees the same number of images, budget x batch size; what it costs beside that (FLOP per image, seconds)
-stands in the table.  Each run is an ordinary run of detailclip_jax.main in WORKDIR/ROW/seed-K: what is finished is not
-run again, and the same command goes on where it was stopped.  Writes comparison.md, comparison.json and .png.
+Every run sees the same number of images, budget x batch size; the table reports the cost (FLOP per image, seconds).
+Each run is an ordinary run of detailclip_jax.main in WORKDIR/ROW/seed-K, where ROW is the text given in --methods.
+Finished runs are not repeated, and the same command continues where it was stopped.  Writes comparison.md,
+comparison.json and comparison.png.
 """
 
 import argparse
@@ -31,11 +32,11 @@ USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 
 
 class CannotBegin(RuntimeError):
-    """A run is refused before it trains; the message is the one that `detailclip_jax.main` gives."""
+    """A run is invalid and does not start; the message is that of `detailclip_jax.main`."""
 
 
 class Row(NamedTuple):
-    """A row of the comparison: a method, and what differs from its config."""
+    """One entry of the comparison: a method, and a change of its config."""
 
     name: str
     method: str
@@ -43,23 +44,23 @@ class Row(NamedTuple):
 
 
 def two_views(config: ConfigDict) -> None:
-    """CLIP on two whole views, as many as DetailCLIP's student has."""
+    """Changes CLIP's config to two unmasked views, as many as DetailCLIP's student has."""
     crop = config.views.crops["global"]
     crop.count, crop.blur_p, crop.solarize_p = 2, (0.1, 0.1), (0.0, 0.0)
 
 
 def random_mask(config: ConfigDict) -> None:
-    """All losses, but the mask does not look at the teacher."""
+    """Changes DetailCLIP's config to a random mask, which does not use the teacher's attention; all losses stay."""
     config.masking.strategy = "random"
 
 
 def full_weight(config: ConfigDict) -> None:
-    """MaskCLIP with its distillation as heavy as its contrast."""
+    """Changes MaskCLIP's config to weight 1 for distillation, the same as for the contrastive loss."""
     config.losses.weights.patch = 1.0
 
 
 def larger_teacher(config: ConfigDict) -> None:
-    """DetailCLIP whose teacher looks at a crop around both views (paper 4.1.1)."""
+    """Changes DetailCLIP's config so that the teacher gets a crop that encloses both views (paper 4.1.1)."""
     config.views.teacher = "enclosing"
     config.views.crops.enclosing = base.crop(size=config.model.image_size, kind="enclosing")
 
@@ -73,7 +74,7 @@ CONTROLS = {
 
 
 def parse_row(text: str) -> Row:
-    """The name of a method or of a control, with fields behind it: "detailclip+ema.end=0.99+ema.start=0.98"."""
+    """Parses a method or control with optional fields after it: "detailclip+ema.end=0.99+ema.start=0.98"."""
     name, *settings = text.split("+")
     known = CONTROLS.get(name, Row(name, name, lambda config: None))
     further = set_fields(dict(map(parse_setting, settings)))
@@ -81,7 +82,7 @@ def parse_row(text: str) -> Row:
 
 
 def sweep_rows(path: str) -> list[Row]:
-    """The rows of a config file's SWEEP: name -> (method, loss weights)."""
+    """Loads the entries of a config file's SWEEP, a dictionary name -> (method, loss weights)."""
     module = run_config.module(path)
     return [
         Row(name, method, set_fields({f"losses.weights.{term}": weight for term, weight in weights.items()}))
@@ -90,7 +91,7 @@ def sweep_rows(path: str) -> list[Row]:
 
 
 def config_of(row: Row, seed: int, arguments: argparse.Namespace) -> ConfigDict:
-    """The config of one run: the row's, at the common budget."""
+    """Returns the config of one run: that of `row`, with the common budget."""
     config = run_config.load(f"{arguments.config}:method={row.method}")
     set_fields(dict(map(parse_setting, arguments.set)))(config)
     row.change(config)
@@ -100,7 +101,7 @@ def config_of(row: Row, seed: int, arguments: argparse.Namespace) -> ConfigDict:
 
 
 def run_once(config: ConfigDict, workdir: Path) -> int:
-    """Trains and evaluates one run unless it is finished; returns the exit code of `train.train`."""
+    """Trains and evaluates one run unless it is finished; returns the exit code of `loop.train`."""
     from detailclip_jax.run import loop
 
     if finished_steps(workdir) >= config.total_steps:
@@ -117,13 +118,13 @@ def run_once(config: ConfigDict, workdir: Path) -> int:
 
 
 def finished_steps(workdir: Path) -> int:
-    """Steps of the run that has its results there, 0 without."""
+    """Returns the number of steps of a finished run; 0 if the folder has no results."""
     results = workdir / "results.json"
     return json.loads(results.read_text())["step"] if results.exists() else 0
 
 
 def training_seconds(workdir: Path) -> float:
-    """What the steps took by the speeds in the log, over all starts of the run; without compiling and evaluation."""
+    """Computes the training time from the speeds in the log, over all restarts; without compiling and evaluation."""
     config = run_config.read(workdir / "config.json")
     speeds = {line["step"]: line["images_per_second"] for line in read_lines(workdir / "metrics.jsonl")}
     steps = sorted(speeds)
@@ -131,7 +132,7 @@ def training_seconds(workdir: Path) -> float:
 
 
 def gflop_per_image(config: ConfigDict) -> float:
-    """Floating-point operations of a training step per image, as the benchmark counts them."""
+    """Returns the GFLOP of a training step per image, as the benchmark counts them."""
     from detailclip_jax.benchmarks import counting, variants
     from detailclip_jax.run import init_from
 
@@ -140,13 +141,13 @@ def gflop_per_image(config: ConfigDict) -> float:
 
 
 def read_results(workdir: Path) -> dict[str, float]:
-    """ "task/weights/metric" -> value of a finished run."""
+    """Reads "task/weights/metric" -> value of a finished run."""
     records = json.loads((workdir / "results.json").read_text())["results"]
     return {f"{r['task']}/{r['weights']}/{r['metric']}": r["value"] for r in records}
 
 
 def cost_text(workdirs: Sequence[Path]) -> str:
-    """GFLOP per image and the mean seconds of a row's runs."""
+    """Formats GFLOP per image and the mean seconds of the runs; "" without any cost.json."""
     costs = [json.loads(file.read_text()) for folder in workdirs if (file := folder / "cost.json").exists()]
     if not costs:
         return ""
@@ -155,7 +156,10 @@ def cost_text(workdirs: Sequence[Path]) -> str:
 
 
 def floors(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """What no training gives: an untrained encoder's features (by seed), and raw pixels."""
+    """Measures segmentation without training: features of an untrained encoder (one per seed), and raw pixels.
+
+    Empty if segmentation is not among the evaluators.
+    """
     from detailclip_jax import evaluation
     from detailclip_jax.evaluation.floors import PixelEncoder
     from detailclip_jax.training import experiment
@@ -176,15 +180,15 @@ def floors(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
 
 
 def folders_of(rows: Sequence[Row], arguments: argparse.Namespace) -> dict[str, list[Path]]:
-    """Row -> the workdirs of its runs, by seed."""
+    """Returns name of the row -> workdirs of its runs, in the order of the seeds."""
     workdir, seeds = Path(arguments.workdir), range(arguments.seeds)
     return {row.name: [workdir / file_name(row.name) / f"seed-{seed}" for seed in seeds] for row in rows}
 
 
 def compare(rows: Sequence[Row], arguments: argparse.Namespace) -> int:
-    """Runs what is not finished, then writes the comparison of all; returns the exit code."""
+    """Runs all unfinished runs, then writes the comparison; returns the exit code."""
     workdir, folders = Path(arguments.workdir), folders_of(rows, arguments)
-    for seed in range(arguments.seeds):  # all rows once before any twice: a stopped comparison is a fair one
+    for seed in range(arguments.seeds):  # seeds outside, so that a stopped comparison has equally many runs per row
         for row in rows:
             if code := run_once(config_of(row, seed, arguments), folders[row.name][seed]):
                 return code
@@ -194,7 +198,7 @@ def compare(rows: Sequence[Row], arguments: argparse.Namespace) -> int:
 
 
 def write(workdir: Path, results: Mapping[str, Sequence[Mapping[str, float]]], costs: Mapping[str, str]) -> str:
-    """Writes comparison.md, .json and, with matplotlib, .png; returns the table's text."""
+    """Writes comparison.md, .json and, with matplotlib, .png; returns the text of the table."""
     from detailclip_jax.evaluation import comparison
     from detailclip_jax.figures.plots import save
 
@@ -205,18 +209,18 @@ def write(workdir: Path, results: Mapping[str, Sequence[Mapping[str, float]]], c
     run_config.replace_text(workdir / "comparison.json", json.dumps(records, indent=2) + "\n")
     try:
         save(comparison.figure(table), workdir / "comparison.png")
-    except ImportError as error:  # an optional extra: the table is complete without it
+    except ImportError as error:  # an optional package; the table is complete without a figure
         complain(f"no figure: {error}")
     return text
 
 
 def file_name(name: str) -> str:
-    """A row's name as a folder."""
+    """Converts the name of a row to a folder name."""
     return "".join(c if c.isalnum() or c in "-_.=+" else "-" for c in name)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the argument parser."""
     made = argparse.ArgumentParser(
         "python -m detailclip_jax.compare",
         description=__doc__,
@@ -236,7 +240,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code, with a message instead of a traceback for what a user can mend."""
+    """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
     arguments = parser().parse_args(argv)
     try:
         rows = sweep_rows(arguments.sweep) if arguments.sweep else []
@@ -261,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
-    """Every run's config and folder, before the first one begins."""
+    """Checks the config and folder of every run before the first one starts.  Raises ValueError."""
     from detailclip_jax import methods
     from detailclip_jax.methods import METHODS
     from detailclip_jax.run import init_from
@@ -282,7 +286,7 @@ def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
 
 
 def check_folder(config: ConfigDict, workdir: Path) -> None:
-    """ValueError where the folder has a run of other settings or of another length: no row shows what was not asked."""
+    """Raises ValueError if the folder has a run of other settings or another length than the requested one."""
     file = workdir / "config.json"
     if not file.exists():
         return

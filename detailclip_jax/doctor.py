@@ -1,11 +1,12 @@
-"""What this machine, this install and this data can do; and whether a run can be launched.
+"""Checks this machine, the installation and the data; and whether a run can be launched.
 
     python -m detailclip_jax.doctor                                  # versions, devices, extras, disk
     python -m detailclip_jax.doctor --data --data-dir=/data          # which evaluation sets are ready
     python -m detailclip_jax.doctor --launch --config=... [flags]    # before a long run, with the flags of `main`
 
---launch is given to every process of a run, as `main` will be (launch/* do that): devices per process, addresses
-reachable, batch divides, data readable, memory, workdir writable from all.
+Run --launch in every process of a run, as you will run `main` (the scripts in launch/ do that).  It checks the devices
+per process, the connection between processes, that the batch divides, that the data can be read, the memory, and that
+all processes can write to the workdir.
 """
 
 import argparse
@@ -27,11 +28,11 @@ FOR = {
     "dev": "the tests",
 }
 NONE = "NONE that jax can use:"
-MIN_FREE = 10 * 2**30  # bytes; a ViT-B/16 checkpoint has 2.4 GiB, and the last two and the best are kept
+MIN_FREE = 10 * 2**30  # bytes; a ViT-B/16 checkpoint takes 2.4 GiB, and up to three are kept: the last two and the best
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments; those of `main` may follow --launch."""
+    """Returns the argument parser; after --launch the flags of `main` are accepted too."""
     arguments = argparse.ArgumentParser(
         "detailclip_jax.doctor",
         description=__doc__,
@@ -45,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def machine() -> Iterator[tuple[str, str]]:
-    """(what, how it stands) of this machine."""
+    """Yields (name, description) of versions, code, devices, host and disk."""
     import jax
 
     from detailclip_jax.runtime import provenance
@@ -60,16 +61,16 @@ def machine() -> Iterator[tuple[str, str]]:
 
 
 def _usable(find: Callable[[], Sequence[Any]]) -> str:
-    """The devices that jax finds, or why it finds none."""
+    """Describes the devices that jax finds, or why it finds none."""
     try:
         return devices(find(), shutil.which("nvidia-smi") is not None)
-    except (RuntimeError, AssertionError) as error:  # the second where jax passes over all that it was asked for
+    except (RuntimeError, AssertionError) as error:  # AssertionError: jax has none of the requested platforms
         reason = str(error).splitlines()[0] if str(error) else "none of the platforms that it was asked for is here"
         return f"{NONE} {reason} (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')})"
 
 
 def devices(found: Sequence[Any], has_driver: bool) -> str:
-    """What jax computes on, and whether it misses a card."""
+    """Describes the devices that jax uses, and whether it does not see an installed NVIDIA GPU."""
     statistics = found[0].memory_stats() or {}
     memory = f", {statistics['bytes_limit'] / 2**30:.0f} GiB each" if "bytes_limit" in statistics else ""
     text = f"{len(found)} x {found[0].device_kind}{memory}"
@@ -81,15 +82,15 @@ def devices(found: Sequence[Any], has_driver: bool) -> str:
 
 
 def disk(free: int) -> str:
-    """Free bytes here."""
+    """Describes the free disk space of the current folder; `free` is in bytes."""
     few = "" if free >= MIN_FREE else "; little for checkpoints of ViT-B/16, 2.4 GiB each"
     return f"{free / 2**30:.0f} GiB free in {os.getcwd()}{few}"
 
 
 def requirements(package: str = "detailclip_jax") -> dict[str, list[str]]:
-    """What is missing or of another version, by extra ("" for what is always needed).
+    """Returns extra -> packages that are missing or have another version ("" for the packages that are always needed).
 
-    Raises PackageNotFoundError where the package was not installed by pip.
+    Raises PackageNotFoundError if the package was not installed by pip.
     """
     wanted = [Requirement(text) for text in importlib.metadata.requires(package) or []]
     extras = importlib.metadata.metadata(package).get_all("Provides-Extra") or []
@@ -103,7 +104,7 @@ def _missing(wanted: Any) -> list[str]:
 
 
 def _problem(requirement: Requirement) -> str:
-    """ "torch", "jax 0.9 (needs >=0.10.2)", or nothing."""
+    """Describes an unmet requirement: "torch" or "jax 0.9 (needs >=0.10.2)"; "" if it is met."""
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
@@ -113,7 +114,7 @@ def _problem(requirement: Requirement) -> str:
 
 
 def report() -> int:
-    """Prints the machine and the install; 1 without a device or a package that is always needed."""
+    """Prints the machine and the installation; returns 1 if a device or a required package is missing, else 0."""
     usable = True
     for name, text in machine():
         print(f"{name:<10} {text}")
@@ -132,7 +133,7 @@ def report() -> int:
 
 
 def check_data(data_dir: str) -> int:
-    """Prints the evaluation sets; 0 if at least one is ready."""
+    """Prints the evaluation sets; returns 0 if at least one is ready, else 1."""
     from detailclip_jax.data import labelled
     from detailclip_jax.runtime.terminal import LINES, printable
 
@@ -146,7 +147,7 @@ def check_data(data_dir: str) -> int:
 
 
 def check_launch(flags_of_main: Sequence[str]) -> NoReturn:
-    """The preflight of this process, which ends with its exit code."""
+    """Runs the preflight checks in this process and exits with their exit code."""
     from absl import app
 
     from detailclip_jax import main as training
@@ -156,7 +157,7 @@ def check_launch(flags_of_main: Sequence[str]) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0 if all is well, 1 if something is missing, 2 for a mistake in the flags."""
+    """Runs the command; returns 0 if nothing is missing, 1 if something is missing, 2 for invalid usage."""
     arguments, others = parser().parse_known_args(argv)
     if arguments.launch:
         check_launch(others)

@@ -1,4 +1,4 @@
-"""Embeddings of a folder of pictures and of texts, in a file; and the pictures that a text is about.
+"""Embeds a folder of images, and texts, into a file; searches images by a text.
 
     python -m detailclip_jax.embed --checkpoint=runs/stickers --images=photos --out=runs/photos.npz
     python -m detailclip_jax.embed --checkpoint=runs/stickers --images='photos/**/*.jpg' --query="a red kite" --top=12
@@ -6,10 +6,10 @@
     python -m detailclip_jax.embed --checkpoint=runs/stickers --texts=lines.txt --text="a frog" --out=lines.parquet
 
 FILE ends in .npz or .parquet and holds the columns name, kind ("image" or "text"), modified and embedding (float32,
-L2-normalised: a product is a cosine).  What FILE has already is not embedded again: the same command goes on where it
-was stopped, and brings the file up to date with the folder.  --query prints the best matches with their cosine and
-draws them on a contact sheet beside the file.  Pictures that cannot be read, and links out of the folder
-(but for --follow-links), are left out and named.
+L2-normalised, so a dot product is a cosine).  Entries that FILE already has are not embedded again: the same command
+continues where it was stopped, and updates the file to the folder.  --query prints the best matches with their cosine
+and draws them on a contact sheet next to the file.  Unreadable images, and links that lead out of the folder (without
+--follow-links), are skipped and listed.
 """
 
 import argparse
@@ -43,7 +43,7 @@ USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the argument parser."""
     made = argparse.ArgumentParser(
         "python -m detailclip_jax.embed",
         description=__doc__,
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """ValueError for flags that do not go together; ImportError where pyarrow is needed and missing."""
+    """Raises ValueError for flags that cannot be combined, ImportError if pyarrow is needed and missing."""
     given, pictures = arguments, arguments.images or arguments.source
     texts = given.texts or given.text
     wrong = {
@@ -89,13 +89,13 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def read_texts(arguments: argparse.Namespace) -> list[str]:
-    """Lines of the file without the empty ones, then the texts of the command line."""
+    """Returns the non-empty lines of the file --texts, then the texts of --text."""
     lines = read_stream(arguments.texts, MAX_TEXTS).decode("utf-8").splitlines() if arguments.texts else []
     return [text.strip() for text in [*lines, *arguments.text] if text.strip()]
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Everything, the quick checks first; returns the exit code."""
+    """Checks the arguments, embeds, and searches if there is a query; returns the exit code."""
     check(arguments)
     found = find(arguments.images, arguments.follow_links) if arguments.images and not arguments.source else None
     request = catalogue.Request(found, read_texts(arguments), arguments.out)
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def load(arguments: argparse.Namespace) -> "Model":
-    """The model, if it can do what is asked."""
+    """Loads the model.  Raises ValueError if it has no encoder for the requested images or texts."""
     from detailclip_jax.inference import model as inference
 
     model = inference.load(arguments.checkpoint, arguments.weights, arguments.step)
@@ -129,7 +129,7 @@ def load(arguments: argparse.Namespace) -> "Model":
 
 
 def check_source(file: Path, table: Table, model: "Model") -> None:
-    """ValueError if another model made the table that is to be searched, or if it holds no pictures."""
+    """Raises ValueError if another model computed the embeddings of `file`, or if it has no image embeddings."""
     way_out = "give that --checkpoint (and --step, --weights), or embed the pictures with this one"
     catalogue.check_checkpoint(file, table.origin, catalogue.origin_of(model), way_out)
     if not table.of(IMAGE)[0]:
@@ -137,25 +137,25 @@ def check_source(file: Path, table: Table, model: "Model") -> None:
 
 
 class Match(NamedTuple):
-    """A picture that was found."""
+    """A found image, and its cosine with the query."""
 
     cosine: float
     name: str
 
 
 def search(model: "Model", table: Table, query: str, top: int) -> list[Match]:
-    """The pictures of highest cosine with the text, best first."""
+    """Returns the `top` images with the highest cosine to the query, best first."""
     names, rows = table.of(IMAGE)
     cosines = rows @ model.encode_text([query])[0]
     return [Match(float(cosines[place]), names[place]) for place in np.argsort(-cosines, kind="stable")[:top]]
 
 
 def show(matches: Sequence[Match], table: Table, arguments: argparse.Namespace) -> None:
-    """Prints them, and draws the sheet."""
+    """Prints the matches and draws them on a contact sheet."""
     for rank, match in enumerate(matches, 1):
         print(f"{rank:>4}  {match.cosine:6.3f}  {printable(match.name)}")
     root = Path(arguments.images) if arguments.source and arguments.images else Path(table.origin.root)
-    links = arguments.follow_links or os.path.isfile(arguments.images or "")  # a file that was named may be a link
+    links = arguments.follow_links or os.path.isfile(arguments.images or "")  # a file named directly may be a link
     tiles = [
         contact_sheet.Tile(thumbnail(root, match.name, links), f"{rank}   {match.cosine:.3f}", printable(match.name))
         for rank, match in enumerate(matches, 1)
@@ -167,13 +167,13 @@ def show(matches: Sequence[Match], table: Table, arguments: argparse.Namespace) 
 
 
 def sheet_file(file: Path | None, query: str) -> Path:
-    """photos.npz and "a red kite" -> photos-a-red-kite.png."""
+    """Returns the file of the contact sheet: photos.npz and "a red kite" give photos-a-red-kite.png."""
     slug = re.sub(r"\W+", "-", query.lower()).strip("-")[:60] or "query"
     return file.with_name(f"{file.stem}-{slug}.png") if file else Path(f"{slug}.png")
 
 
 def thumbnail(root: Path, name: str, follow_links: bool = False) -> np.ndarray | None:
-    """The middle square of a picture; None where it is not there any more."""
+    """Returns the center square of an image; None if it cannot be read any more."""
     try:
         with decoded_for_use(read_regular(inside(root, name, follow_links))) as pixels:
             return evaluation_view(pixels, contact_sheet.SIDE)
@@ -182,7 +182,7 @@ def thumbnail(root: Path, name: str, follow_links: bool = False) -> np.ndarray |
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code, with a message instead of a traceback for what a user can mend."""
+    """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
     arguments = parser().parse_args(argv)
     from detailclip_jax.training.checkpoint import CheckpointError
 
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         complain(f"error: {error}")
         return RUN_ERROR
-    except KeyboardInterrupt as error:  # while nothing is embedded yet, or the second time
+    except KeyboardInterrupt as error:  # before anything is embedded, or a second Ctrl-C
         complain("\ninterrupted")
         return getattr(error, "exit_code", INTERRUPTED)
 

@@ -1,32 +1,33 @@
-"""Measures a checkpoint on data sets, by name: zero-shot, retrieval, k-NN and linear probes.
+"""Evaluates a checkpoint on named data sets: zero-shot, retrieval, k-NN and linear probes.
 
     python -m detailclip_jax.evaluate --checkpoint=runs/stickers                        # needs no data on disk
     python -m detailclip_jax.evaluate --checkpoint=runs/vitb16_yfcc --tasks=paper --data-dir=/data --compare=paper
     python -m detailclip_jax.evaluate --checkpoint=runs/vitb16_yfcc --data-dir=/data \\
         '--tasks=zero_shot:imagenet,pets;retrieval:coco,flickr30k;knn:pets;linear:pets'
 
-TASKS are parts with ; between them, each KIND:SET,SET,... (mind the quotes, the shell reads ; itself):
+TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, because the shell splits at ;):
 
-  zero_shot  the class whose prompts lie nearest to the picture
-  retrieval  the picture's captions among all captions, and back (R@1, R@5, R@10)
+  zero_shot  classify an image by the class whose prompts have the nearest embedding
+  retrieval  find an image's captions among all captions, and images by captions (R@1, R@5, R@10)
   knn        k nearest neighbours in the training split, on the class token
   linear     logistic regression on the class token, fitted on the training split
-  kept_objects, segmentation      on stickers alone: what the attention keeps, what the patches know
+  kept_objects, segmentation      only on stickers: patches of high attention that touch an object; linear segmentation
 
-  stickers   as a task: all of these on the embedded scenes, no download.  As sets: stickers, stickers_pairs (two
-             nouns that never met in training; retrieval), stickers_style (another artist's drawings, see --style)
-  paper      as a task: the paper's tables 2 and 3.  As a set: those of them that fit, zero_shot:paper; so does "all"
+  stickers   as a task: all of these on the embedded scenes, no download.  As sets: stickers, stickers_pairs (pairs of
+             nouns that do not occur together in training; retrieval), stickers_style (other drawings, see --style)
+  paper      as a task: the paper's tables 2 and 3.  As a set: the paper's sets of that kind, as in zero_shot:paper;
+             "all" means all sets of that kind
 
 Sets: {sets}
 or any folder of class folders: by its name in --data-dir, or folder:PATH.  DIR/test/CLASS/*.jpg and
 DIR/train/CLASS/*.jpg are its splits (val, validation and dev count as test); DIR/CLASS/*.jpg alone is a test split.
 
-Numbers go to the screen and to OUT: results.jsonl (one object per number, with n, chance and interval), results.md,
-results.csv.  A set that is not on disk is listed with how to get it, and the others run; a task that fails does not
-stop the others.  The same command goes on where it was stopped, and embeds nothing twice.  Pictures are spread over all
-devices, also over several processes under SLURM or Open MPI, with --distributed on a TPU pod, or named by
-JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was
-measured; 2 if the command cannot be meant.
+Results are printed and written to OUT: results.jsonl (one object per number, with n, chance and interval), results.md,
+results.csv.  A set that is not on disk is listed with instructions to get it, and the others are evaluated; a task that
+fails does not stop the others.  The same command continues where it was stopped, and embeds nothing twice.  Images are
+distributed over all devices, also over several processes: under SLURM or Open MPI, on a TPU pod with --distributed, or
+with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was
+measured; 2 for invalid usage.
 """
 
 import argparse
@@ -42,12 +43,12 @@ from absl import logging
 from detailclip_jax.runtime.terminal import complain
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
-OUT = "evaluation"  # below the workdir
+OUT = "evaluation"  # subfolder of the workdir; the step is appended
 KEPT = "what was measured is kept, and the same command goes on from there"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Returns the argument parser."""
     from detailclip_jax.data import preprocessing
     from detailclip_jax.data.labelled import KNOWN
     from detailclip_jax.evaluation.protocols import PROTOCOLS
@@ -85,7 +86,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Loads, measures, writes, prints; the exit status.  Raises ValueError and others for what cannot be meant."""
+    """Loads the checkpoint, runs the tasks, writes and prints the results; returns the exit status.
+
+    Raises ValueError, FileNotFoundError or CheckpointError for invalid arguments or an unreadable checkpoint.
+    """
     import jax
 
     from detailclip_jax.data import preprocessing
@@ -124,7 +128,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def noting_what_is_kept(out: Path) -> Iterator[None]:
-    """Adds to an error that ends the evaluation that results and embeddings are kept, if there are any."""
+    """Context that adds a note to an error: results and embeddings in `out` are kept, if there are any."""
     try:
         yield
     except BaseException as error:
@@ -135,7 +139,7 @@ def noting_what_is_kept(out: Path) -> Iterator[None]:
 
 
 def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namespace, out: Path) -> Iterator[str]:
-    """What is about to be measured."""
+    """Yields lines that describe the evaluation: checkpoint, weights, preprocessing, tasks and folders."""
     from detailclip_jax.data import preprocessing
     from detailclip_jax.evaluation import paper
 
@@ -149,7 +153,7 @@ def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namesp
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """ValueError for numbers and names that cannot be meant."""
+    """Raises ValueError for numbers below 1 and for an unknown protocol."""
     from detailclip_jax.config import unknown
     from detailclip_jax.evaluation.protocols import PROTOCOLS
 
@@ -162,7 +166,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def explain(error: BaseException) -> int:
-    """Says in one message what a user can act on, and returns the exit status; anything else as Python does."""
+    """Prints an error and returns the exit status: one message if the user can act on it, else as Python prints it."""
     from detailclip_jax.runtime import processes
     from detailclip_jax.training.checkpoint import CheckpointError
 
@@ -180,7 +184,7 @@ def explain(error: BaseException) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0, 1 if a task or the disk failed, 2 with a message for what cannot be meant, 130 if interrupted."""
+    """Runs the command; returns 0, 1 if a task or the disk failed, 2 for invalid usage, 130 if interrupted."""
     from detailclip_jax.runtime import processes, signals
     from detailclip_jax.training.checkpoint import CheckpointError
 

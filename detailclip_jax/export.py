@@ -1,4 +1,4 @@
-"""A checkpoint of ours in the form that PyTorch users expect, proven to encode alike.
+"""Exports a checkpoint to a PyTorch, StableHLO or ONNX format, and verifies that its encodings are equal.
 
     python -m detailclip_jax.export --checkpoint=runs/stickers --to=safetensors --out=runs/stickers.safetensors
     python -m detailclip_jax.export --checkpoint=runs/vitb16_yfcc --to=open_clip --out=runs/detailclip-open_clip
@@ -9,17 +9,17 @@ FORMAT is one of
   reference_backbone  the image encoder that the reference extracts for its dense evaluations; PATH.json as for timm
   slip                CLIP in the state dict of SLIP's family
   timm                the image encoder as timm's VisionTransformer; PATH.json holds the arguments of timm.create_model
-                      (heads, sizes) and the preprocessing, without which other features come out
+                      (heads, sizes) and the preprocessing; with other ones the features differ
   open_clip           a directory for open_clip.create_model_and_transforms("local-dir:PATH")
-                      (image towers of any size, with a CLS token and either our layout or OpenAI's)
+                      (image encoders of any size, with a CLS token and either our layout or OpenAI's)
   huggingface         a directory for transformers.AutoModel, AutoTokenizer and AutoProcessor.from_pretrained(PATH): a
-                      CLIPModel where the image tower has OpenAI's layout, else a VisionTextDualEncoderModel
-  safetensors         our own tree under its flattened names, with the config in the header
+                      CLIPModel if the image encoder has OpenAI's layout, else a VisionTextDualEncoderModel
+  safetensors         our own parameter tree with flattened names, and the config in the header
   stablehlo           a directory with encode_image.bin and encode_text.bin for jax.export.deserialize
   onnx                a directory with encode_image.onnx and encode_text.onnx (pip install jax2onnx onnxruntime)
-PATH is a file for the first four and safetensors, a directory for the others; a file is written as PyTorch does, or
-as safetensors if its name ends so.  The written model is loaded and compared with ours; --no-verify skips that, and
-PyTorch is then only needed to write .pth files.
+PATH is a file for the first four and for safetensors, a directory for the others.  A file is in PyTorch's format, or in
+safetensors format if its name ends in .safetensors.  The written model is loaded and compared with the original.
+--no-verify skips this; PyTorch is then needed only to write .pth files.
 """
 
 import argparse
@@ -54,7 +54,7 @@ WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its 
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Returns the argument parser."""
     arguments = argparse.ArgumentParser(
         "detailclip_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Loads, writes, verifies and prints the table; what could not be written whole is removed."""
+    """Loads, writes and verifies the model and prints a table; removes an incomplete output after an error."""
     model, variables, config = plain(*checkpoint.load(arguments.checkpoint, arguments.step)[1:])
     if arguments.image_size and arguments.image_size != config.model.image_size:
         variables, config = resize(variables, config, arguments.image_size, arguments.interpolation)
@@ -93,14 +93,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks, Mapping[str, Params], ConfigDict]:
-    """The networks as others compute them, in exact float32 and block by block, however the run did."""
+    """Returns the networks in exact float32 and with separate blocks, whatever the run used."""
     config.model.dtype, config.model.scan, config.model.matmul_precision = "float32", False, EXACT
     unstacked = {name: stacking.unstack(tree) for name, tree in variables.items()}
     return experiment.build_networks(config), unstacked, config
 
 
 def verified(fmt: formats.Format, export: Export, path: Path) -> Any:
-    """What the format's check measured; ImportError or KeyboardInterrupt that says: the file stands there unchecked."""
+    """Verifies the written model and returns the measured differences.
+
+    Raises ImportError or KeyboardInterrupt with the message that the file is written but not verified.
+    """
     try:
         return fmt.verify(export, path)
     except ImportError as error:
@@ -110,7 +113,7 @@ def verified(fmt: formats.Format, export: Export, path: Path) -> Any:
 
 
 def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
-    """What the written model cannot say by itself."""
+    """Returns notes for the user that the written model does not contain."""
     if name == "reference":
         return [
             "the teacher's token embedding, text positions and ln_final have no place there: student's",
@@ -129,7 +132,7 @@ def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
 
 
 def huggingface_notes(config: ConfigDict) -> list[str]:
-    """The class that loads the folder, and what is not in it."""
+    """Returns notes on the class that loads the folder, and on a missing tokenizer."""
     name = hub.transformers_class(config)
     lines = [f"transformers.AutoModel.from_pretrained gives a {name}"]
     if name != "CLIPModel":
@@ -143,7 +146,7 @@ def huggingface_notes(config: ConfigDict) -> list[str]:
 
 
 def timm_notes(config: ConfigDict, path: Path) -> list[str]:
-    """The arguments that build the model, which architecture it is not, and where both and the preprocessing stand."""
+    """Returns notes on the arguments of timm.create_model, a possible confusion, and the file that stores them."""
     card, spec = hub.timm_card(config), measure.spec_of(config.model)
     arguments = ", ".join(f"{name}={value!r}" for name, value in card["create_model"].items())
     other = hub.other_heads(spec)
@@ -160,14 +163,14 @@ def _check_kind(path: Path, directory: bool) -> None:
 
 
 def table(name: str, weights: str, written: Mapping[str, Any]) -> list[str]:
-    """Lines that say what was written."""
+    """Returns lines that describe what was written."""
     count = sum(int(np.prod(value.shape)) for value in written.values())
     return [f"format      {name}", f"weights     {weights}", f"tensors     {len(written)}", f"parameters  {count:,}"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0, or with a message 1 if the written model is not equal or the disk failed, 2 for what cannot be
-    meant, 130 if interrupted."""
+    """Runs the command; returns 0, 1 if the written model differs or the disk failed, 2 for invalid usage, 130 if
+    interrupted."""
     arguments = parser().parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     try:
@@ -176,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         complain(f"error: {error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}")
         return USAGE_ERROR
-    except NotEqualError as error:  # before the ValueError that it is
+    except NotEqualError as error:  # a subclass of ValueError, so caught first
         complain(f"error: {error}")
         return RUN_ERROR
     except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:

@@ -1,11 +1,11 @@
-"""A checkpoint from elsewhere as one of ours, from which evaluation, notebooks and training start.
+"""Imports a PyTorch checkpoint as a workdir for evaluation, notebooks and training.
 
     python -m detailclip_jax.import_torch --from=openai ViT-B-16.pt --out=runs/openai
     python -m detailclip_jax.import_torch --from=reference detailclip_vitb16.pt --out=runs/detailclip
     python -m detailclip_jax.import_torch --from=mae mae_pretrain_vit_base.pth --out=runs/mae --image-size=512
 
-FORMAT is the layout of the tensors; without --from it is told by their names.  Sizes come from the shapes.  Files are
-read as numbers: one that would have to be executed is refused.  Training goes on from DIR with
+FORMAT is the layout of the tensors; without --from it is inferred from their names.  Sizes are inferred from the
+shapes.  Only tensors are loaded: a file that would execute code is refused.  To continue training from DIR:
 `python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=DIR`.
 """
 
@@ -39,7 +39,7 @@ ACTIVATIONS = ("gelu", "quick_gelu")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Returns the argument parser."""
     arguments = argparse.ArgumentParser("detailclip_jax.import_torch", description=__doc__, formatter_class=_Plain)
     add = arguments.add_argument
     add("file", metavar="FILE", help="a PyTorch, TorchScript or safetensors file, or the folder of one")
@@ -61,11 +61,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 class _Plain(argparse.RawDescriptionHelpFormatter):
-    """The module's text as it stands."""
+    """Prints the module docstring unchanged in --help."""
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Reads, checks, converts, writes and says what was found."""
+    """Loads, checks and converts the checkpoint, writes the workdir and prints a summary."""
     options = {name: value for name, value in vars(arguments).items() if name in OPTIONS and value is not None}
     _, variables, config = interop.load(arguments.file, arguments.layout, **options)
     with nothing_left(Path(arguments.out)):
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def summary(variables: dict[str, Params], config: Any) -> list[str]:
-    """Lines that say what the model is."""
+    """Returns lines that describe the model."""
     model, counts = config.model, {name: _count(variables[name]) for name in ("params", "ema_params")}
     size = model.size if model.size != "custom" else ", ".join(f"{k} {v}" for k, v in model.custom.items())
     teacher = f"{counts['ema_params']:,} in {', '.join(variables['ema_params'])}" if counts["ema_params"] else "none"
@@ -94,7 +94,7 @@ def summary(variables: dict[str, Params], config: Any) -> list[str]:
 
 
 def published(config: Any) -> list[str]:
-    """Lines that say which choices of the published code the config makes."""
+    """Returns lines that state the config's masking, views and captions, in which published code differs."""
     masking, data = config.masking, config.data
     removed = f"masking     {masking.ratio:g} of the patches are removed, by {masking.granularity}"
     scale = "-".join(f"{share:g}" for share in config.views.crops["global"].scale)
@@ -106,7 +106,10 @@ def published(config: Any) -> list[str]:
 
 
 def heads(variables: dict[str, Params], config: Any) -> str:
-    """The one size that is in no shape; of narrow towers a warning has said so."""
+    """Formats the numbers of attention heads, which cannot be inferred from the shapes.
+
+    Asks the user to check them; narrow networks have caused a warning before.
+    """
     size = size_of(config.model)
     towers = {"image": size.num_heads, "text": size.text_heads, "decoder": size.decoder_heads}
     found = ", ".join(f"{name} {number}" for name, number in towers.items() if name in variables["params"])
@@ -119,7 +122,7 @@ def _count(params: Params) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0, or with a message 1 if the disk failed, 2 for what cannot be meant, 130 if interrupted."""
+    """Runs the command; returns 0, 1 if the disk failed, 2 for invalid usage, 130 if interrupted."""
     arguments = parser().parse_args(argv)
     logging.set_verbosity(logging.WARNING)
     try:

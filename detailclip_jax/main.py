@@ -3,14 +3,14 @@
     python -m detailclip_jax.main --config=configs/stickers.py
     python -m detailclip_jax.main --config=configs/stickers.py:method=clip --config.seed=1 --workdir=runs/clip-1
 
---config names a file of configs/, with an argument of its own behind a colon; --config.NAME=VALUE sets a field of it;
---help-config lists all fields with value, meaning and source, those of a file with --config.
+--config names a file of configs/, with an optional argument after a colon.  --config.NAME=VALUE sets a field.
+--help-config lists all fields with value, meaning and source; with --config, the fields of that file.
 The workdir (default: runs/ and the config's name) receives config.json, metrics.jsonl, tensorboard/, checkpoints/,
-and at the end results.json, report.md and figures/.  The same command goes on from the last checkpoint; Ctrl-C and
-SIGTERM save first.  Several processes (several hosts) find each other through SLURM or Open MPI, on a TPU pod with
---distributed, or through --coordinator, --num_processes and --process_id (or JAX_COORDINATOR_ADDRESS,
-JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment); launch/ has a script for each, and
-python -m detailclip_jax.doctor --launch with the same flags checks them before.
+and at the end results.json, report.md and figures/.  The same command continues from the last checkpoint; Ctrl-C and
+SIGTERM save a checkpoint first.  Several processes (on one or several hosts) connect through SLURM or Open MPI, on a
+TPU pod with --distributed, or with --coordinator, --num_processes and --process_id (or the environment variables
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).  launch/ has a script for each way.  To check a launch
+before the run: python -m detailclip_jax.doctor --launch with the same flags.
 """
 
 import keyword
@@ -41,7 +41,10 @@ USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Flags as absl parses them, after the config's own names were checked: messages, no tracebacks."""
+    """Parses the flags with absl, after checking the names of config fields.
+
+    Invalid flags end the program with a message, without a traceback.
+    """
     spec = _config_spec(argv)
     if any(re.fullmatch(r"--?help-config", argument) for argument in argv):
         _help_config(spec)
@@ -54,20 +57,20 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             run_config.check_overrides(run_config.load(_config_spec(argv) or spec), _override_names(argv))
         except (ValueError, FileNotFoundError) as error:
             _fail(str(error))
-    sys.argv[:] = [_quote_keywords(argument) for argument in argv]  # config_flags reads it from there
+    sys.argv[:] = [_quote_keywords(argument) for argument in argv]  # config_flags reads sys.argv
     try:
         return flags.FLAGS(list(sys.argv))
     except flags.Error as error:
         _fail(f"{error} (--help lists the flags)")
     except SystemExit as end:
-        sys.exit(0 if helps and end.code == 1 else end.code)  # absl ends with 1 after --help
+        sys.exit(0 if helps and end.code == 1 else end.code)  # absl exits with 1 after --help
 
 
 def _help_config(spec: str | None) -> NoReturn:
     """Prints every field of the config, or of the default one, and ends the program."""
     try:
         print(help_text(run_config.load(spec) if spec else default()), end="", flush=True)
-    except BrokenPipeError:  # `| head` has read enough; the interpreter would flush into it once more
+    except BrokenPipeError:  # `| head` has closed the pipe; the interpreter would flush to it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, FileNotFoundError) as error:
         _fail(str(error))
@@ -84,7 +87,7 @@ def _config_spec(argv: Sequence[str]) -> str | None:
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:
-    """The value of --FLAG=VALUE or --FLAG VALUE; the last one counts."""
+    """The value of --FLAG=VALUE or --FLAG VALUE; the last one is used."""
     value = None
     for index, argument in enumerate(argv):
         if match := re.match(rf"--?{re.escape(flag)}=(.*)", argument):
@@ -95,7 +98,7 @@ def _value_of(flag: str, argv: Sequence[str]) -> str | None:
 
 
 def with_file(argv: Sequence[str]) -> list[str]:
-    """--config=stickers:ARG -> --config=PATH/stickers.py:ARG: config_flags opens files by their path."""
+    """Replaces --config=stickers:ARG by --config=PATH/stickers.py:ARG, because config_flags needs a path."""
     spec = _config_spec(argv) or ""
     name, colon, argument = spec.partition(":")
     return _with_spec(argv, spec, f"{find(name)}{colon}{argument}")
@@ -106,7 +109,10 @@ def _with_spec(argv: Sequence[str], old: str, new: str) -> list[str]:
 
 
 def with_recipe(argv: Sequence[str], spec: str) -> list[str]:
-    """--config=stickers.py --config.method=clip -> --config=stickers.py:method=clip ...: clip's own crops and rates."""
+    """Replaces the config by that of the given method, with the method's own crops and learning rates.
+
+    --config=stickers.py --config.method=clip becomes --config=stickers.py:method=clip --config.method=clip
+    """
     method = _value_of("config.method", argv)
     if method is None:
         return list(argv)
@@ -118,13 +124,16 @@ def _is_spec(argument: str, spec: str) -> bool:
 
 
 def _override_names(argv: Sequence[str]) -> list[str]:
-    """Dotted names of --config.NAME=VALUE; --noconfig.NAME switches a bool off."""
+    """The dotted names in --config.NAME=VALUE and in --noconfig.NAME, which switches a bool off."""
     matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv)
     return [match.group(1) for match in matches if match]
 
 
 def _quote_keywords(argument: str) -> str:
-    """--config.views.crops.global.size -> --config.views.crops["global"].size: config_flags parses names as Python."""
+    """Quotes Python keywords in field names, because config_flags parses names as Python.
+
+    --config.views.crops.global.size becomes --config.views.crops["global"].size
+    """
     flag, equals, value = argument.partition("=")
     if not re.match(r"--?(?:no)?config\.", flag):
         return argument
@@ -134,19 +143,19 @@ def _quote_keywords(argument: str) -> str:
 
 
 def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
-    """Ends the program with a message for the user; -v 1 shows where the error came from."""
+    """Exits with a message for the user; -v 1 also shows the traceback."""
     logging.debug("the error was raised here", exc_info=True)
     complain(f"error: {message}")
     sys.exit(code)
 
 
 def join_processes() -> None:
-    """Joins the other processes of this run, if it was launched as several."""
+    """Connects this process to the others of the run, if it was launched as several processes."""
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
 
 
 def asked() -> tuple[ConfigDict, str]:
-    """The config and the workdir that the flags name."""
+    """Returns the config and the workdir that the flags describe."""
     workdir = _WORKDIR.value or run_config.default_workdir(_config_spec(sys.argv) or "run")
     if "://" in workdir:
         raise ValueError(
@@ -158,7 +167,7 @@ def asked() -> tuple[ConfigDict, str]:
 
 
 def preflight(argv: Sequence[str]) -> int:
-    """Checks the run that the flags describe instead of training it (`doctor --launch`)."""
+    """Checks the run that the flags describe, without training (`doctor --launch`); returns the exit code."""
     _begin(argv)
     try:
         join_processes()
@@ -175,21 +184,21 @@ def _begin(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         _fail(f"unexpected argument {argv[1]!r}; every argument starts with --. {_example()}")
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # the checkpoint library is talkative
+        logging.set_verbosity(logging.WARNING)  # the checkpoint library logs a lot of info messages
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs, with errors that a user can act on as one message."""
+    """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
     _begin(argv)
     try:
         with signals.prompt():
             return _prepare_and_train()
-    except KeyboardInterrupt as error:  # outside of the loop, which saves first
+    except KeyboardInterrupt as error:  # outside the loop; inside it a signal saves first
         _fail("interrupted", getattr(error, "exit_code", INTERRUPTED))
 
 
 def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
-    """The commands that go on from a finished run: twice as long with the same flags, and its evaluation."""
+    """Returns commands to run next: train twice as long with the same flags, search with the model, evaluate it."""
     length = re.compile(r"--?config\.(?:total_steps|num_epochs)(=.*)?")
     kept, skipped = [], False
     for flag in flags:
@@ -209,7 +218,7 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
 def _prepare_and_train() -> int:
     try:
         join_processes()
-        from detailclip_jax.run import loop  # jax and the networks: after the flags, so that --help is quick
+        from detailclip_jax.run import loop  # imports jax: only after the flags are parsed, so that --help is quick
 
         run = processes.agreed(lambda: loop.prepare(*asked()))
     except (ValueError, OSError) as error:
@@ -225,7 +234,7 @@ def _prepare_and_train() -> int:
 
 
 def command() -> None:
-    """Runs the command with the arguments in `sys.argv`, and exits."""
+    """Runs the command with the arguments in `sys.argv` and exits."""
     app.run(main, flags_parser=parse_flags)
 
 

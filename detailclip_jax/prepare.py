@@ -1,4 +1,4 @@
-"""Image-text data from the sources people have to the ArrayRecord shards that training reads.
+"""Converts image-text data from common formats to the ArrayRecord shards that training reads.
 
     python -m detailclip_jax.prepare webdataset /data/cc3m --out /data/records/cc3m --dataset cc3m
     python -m detailclip_jax.prepare img2dataset-parquet /data/cc12m --out /data/records/cc12m --dataset cc12m
@@ -8,10 +8,10 @@
     python -m detailclip_jax.prepare stats DIR       prints and draws the statistics, and a contact sheet
     python -m detailclip_jax.prepare to-tfds DIR --name NAME   the same data as detailclip_image_text/NAME
 
-Pictures stay as they are; each is decoded once to see that it can be.  What cannot be read is left out, counted by
-reason and listed in SPLIT-rejected.jsonl; dataset.json says what there is.  Which shard an example goes to is decided
-by its key alone, so the output does not depend on the workers.  The same command goes on where it was stopped or
-killed, and ends with the same bytes.  Train with --config.data.source=records --config.data.path=DIR.
+Image files are stored unchanged; each is decoded once as a check.  Unreadable examples are left out, counted by reason
+and listed in SPLIT-rejected.jsonl; dataset.json describes the set.  The shard of an example depends only on its key, so
+the output does not depend on the number of workers.  The same command continues where it was stopped or killed, and
+produces the same bytes.  Train with --config.data.source=records --config.data.path=DIR.
 """
 
 import argparse
@@ -35,22 +35,22 @@ from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import complain
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
-MISSING = "missing file"  # the reason of a reject
+MISSING = "missing file"  # reason of a rejected example
 NO_CAPTIONS = (
     "no example has a caption, which every contrast with texts needs; --caption-column NAME says where a table or json "
     "has them (--help: what is looked for), and a new --out takes the set again"
 )
-TABLES = ("csv", "tsv", "jsonl", "parquet")  # whose paths may be relative to themselves
+TABLES = ("csv", "tsv", "jsonl", "parquet")  # image paths may be relative to the folder of the table
 
 
 def prepare(argv: Sequence[str]) -> int:
-    """`prepare SOURCE PATH ... --out DIR`."""
+    """Runs `prepare SOURCE PATH ... --out DIR`; returns the exit code."""
     own, beam_options = _divided(argv)
     given = arguments.parser(__doc__ or "").parse_intermixed_args(own)
     console = Console()
     request = arguments.request_of(given)
     try:
-        refuse_finished(request)  # before the lock, since a finished set may lie where nothing can be written
+        refuse_finished(request)  # before the lock, as the folder of a finished set may be read-only
         with alone(request.lock):
             part = _made(request, given, beam_options, console)
     except AlreadyThere as there:
@@ -72,7 +72,7 @@ def prepare(argv: Sequence[str]) -> int:
 
 
 def _made(request: Request, given: argparse.Namespace, beam_options: Sequence[str], console: Console) -> dict[str, Any]:
-    """Plans, or takes up, the job; both passes and the end of it."""
+    """Plans or resumes the job, runs both passes and finishes it; returns the description of the split."""
     with local.planning(request, console):
         job = begin(request, given.shards)
     if given.engine == "beam":
@@ -85,20 +85,20 @@ def _made(request: Request, given: argparse.Namespace, beam_options: Sequence[st
 
 
 def _hint(request: Request, rejected: Mapping[str, int]) -> str:
-    """Where pictures of a table were looked for, if some were not there and nobody said."""
+    """Says where a table's images were searched, if some are missing and --images is not given."""
     if MISSING not in rejected or request.options.images or request.kind not in TABLES:
         return ""
     return "; paths are relative to the folder of the table that names them, unless --images ROOT names another"
 
 
 def _divided(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before and behind "--"."""
+    """The arguments before and after "--"."""
     at = argv.index("--") if "--" in argv else len(argv)
     return list(argv[:at]), list(argv[at + 1 :])
 
 
 def verify(argv: Sequence[str]) -> int:
-    """`prepare verify DIR`: 0 where everything is as written."""
+    """Runs `prepare verify DIR`; returns 0 if all shards are as they were written, else 1."""
     folder = _folder_parser("verify", "Reads every shard again and compares size, checksum and number of records.")
     console, wrong = Console(), 0
     for problem in problems(folder.parse_args(argv).folder, lambda name: console.live(f"reading {name}")):
@@ -109,14 +109,14 @@ def verify(argv: Sequence[str]) -> int:
 
 
 def stats(argv: Sequence[str]) -> int:
-    """`prepare stats DIR`: prints, and draws into DIR."""
+    """Runs `prepare stats DIR`: prints the statistics and draws them into DIR; returns 0."""
     folder = _folder_parser("stats", "Prints the statistics; draws them and a contact sheet into DIR.")
     report.show(folder.parse_args(argv).folder, Console())
     return 0
 
 
 def tfds(argv: Sequence[str]) -> int:
-    """`prepare to-tfds DIR --name NAME`."""
+    """Runs `prepare to-tfds DIR --name NAME`; returns 0."""
     parser = _folder_parser("to-tfds", "Copies the set to detailclip_image_text/NAME, for tfds.data_source.")
     parser.add_argument("--name", required=True, help="the builder's config: letters, digits and _")
     parser.add_argument("--data-dir", help="of TensorFlow Datasets (default: its own)")
@@ -141,7 +141,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0, 1 where it failed, 2 where it was asked for in a wrong way; a message and no traceback."""
+    """Runs the command; returns 0, 1 if it failed, 2 for invalid usage, 130 if interrupted.  Prints no traceback."""
     argv = sys.argv[1:] if argv is None else argv
     logging.set_verbosity(logging.WARNING)
     command = COMMANDS.get(argv[0]) if argv else None

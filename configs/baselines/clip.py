@@ -2,7 +2,7 @@
 
     python -m detailclip_jax.main --config=configs/baselines/clip.py --config.data.path=/data/yfcc15m
 
-States what differs from configs/vitb16_yfcc.py.
+Sets the fields that differ from configs/vitb16_yfcc.py.
 """
 
 from pathlib import Path
@@ -17,8 +17,8 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, epochs=25)
     c = run_config.load(f"{PAPER}:epochs={arg.epochs}")
     c.method = "clip"
-    c.views.crops = {"global": base.crop()}  # SLIP's code: one view, half to all of the picture
+    c.views.crops = {"global": base.crop()}  # SLIP's code: one view, half to all of the image
     c.model.freeze_patch_embed = False  # SLIP's code
     c.losses.weights.update({"clip": 1.0})
-    c.optimizer.learning_rate, c.optimizer.weight_decay = 5e-4, 0.5  # SLIP, for CLIP
+    c.optimizer.learning_rate, c.optimizer.weight_decay = 5e-4, 0.5  # SLIP's values for CLIP
     return c

@@ -1,8 +1,8 @@
-"""DINO ViT-B/16 (arXiv 2104.14294), on the pictures of YFCC15M.  The paper's table 1 takes 400 epochs of ImageNet-1K.
+"""DINO ViT-B/16 (arXiv 2104.14294), on the images of YFCC15M.  The paper's table 1 uses 400 epochs of ImageNet-1K.
 
     python -m detailclip_jax.main --config=configs/baselines/dino.py --config.data.path=/data/yfcc15m
 
-States what differs from configs/vitb16_yfcc.py.
+Sets the fields that differ from configs/vitb16_yfcc.py.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, epochs=400)
     c = run_config.load(f"{PAPER}:epochs={arg.epochs}")
     c.method = "dino"
-    c.batch_size = 1024  # DINO's code, as all that follows
+    c.batch_size = 1024  # DINO's code, as all following fields
     jitter = {"filter": "bicubic", "flip": 0.5, "jitter": (0.4, 0.4, 0.2, 0.1), "jitter_p": 0.8, "gray_p": 0.2}
     one_of_each = {"blur_p": (1.0, 0.1), "solarize_p": (0.0, 0.2)}
     c.views.crops = {
@@ -30,7 +30,7 @@ def get_config(arg=None):
     c.model.prototypes = 65536
     c.losses.weights.update({"cls": 1.0})
     c.model.freeze_gain = True
-    c.losses.teacher_temperature = (0.04, 0.07)  # the README's longer run of ViT-S; (recalled) for ViT-B
+    c.losses.teacher_temperature = (0.04, 0.07)  # longer ViT-S run of DINO's README; (recalled) for ViT-B
     c.losses.temperature_epochs = 30
     c.optimizer.learning_rate = 5e-4 * c.batch_size / 256  # 2e-3
     c.optimizer.warmup_start, c.optimizer.learning_rate_end = 0.0, 1e-6

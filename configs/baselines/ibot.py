@@ -1,8 +1,8 @@
-"""iBOT ViT-B/16 (arXiv 2111.07832), on the pictures of YFCC15M.
+"""iBOT ViT-B/16 (arXiv 2111.07832), on the images of YFCC15M.
 
     python -m detailclip_jax.main --config=configs/baselines/ibot.py --config.data.path=/data/yfcc15m
 
-States what differs from configs/vitb16_yfcc.py.
+Sets the fields that differ from configs/vitb16_yfcc.py.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, epochs=400)
     c = run_config.load(f"{PAPER}:epochs={arg.epochs}")
     c.method = "ibot"
-    c.batch_size = 1024  # its code, as all that follows (the ViT-S recipe)
+    c.batch_size = 1024  # iBOT's code, as all following fields (the ViT-S recipe)
     jitter = {"filter": "bicubic", "flip": 0.5, "jitter": (0.4, 0.4, 0.2, 0.1), "jitter_p": 0.8, "gray_p": 0.2}
     one_of_each = {"blur_p": (1.0, 0.1), "solarize_p": (0.0, 0.2)}
     c.views.crops = {
@@ -26,7 +26,7 @@ def get_config(arg=None):
         ),
         "local": base.crop(count=10, size=96, scale=(0.05, 0.25), blur_p=(0.5,) * 10, **jitter),
     }
-    c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # its evaluation: resize 256, crop 224
+    c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # iBOT's evaluation: resize 256, crop 224
     c.model.freeze_patch_embed = False
     c.model.drop_path = 0.1
     c.model.prototypes = 8192  # shared by CLS and patches

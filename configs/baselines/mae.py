@@ -1,8 +1,8 @@
-"""MAE ViT-B/16 (arXiv 2111.06377), on the pictures of YFCC15M.  The paper's table 1 takes 800 epochs of ImageNet-1K.
+"""MAE ViT-B/16 (arXiv 2111.06377), on the images of YFCC15M.  The paper's table 1 uses 800 epochs of ImageNet-1K.
 
     python -m detailclip_jax.main --config=configs/baselines/mae.py --config.data.path=/data/yfcc15m
 
-States what differs from configs/vitb16_yfcc.py.
+Sets the fields that differ from configs/vitb16_yfcc.py.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def get_config(arg=None):
     c.views.crops = {"global": base.crop(scale=(0.2, 1.0), filter="bicubic", flip=0.5)}  # this and the following: MAE
     c.model.image_style.positions, c.model.image_style.init = "sincos", "xavier"
     c.model.decoder_width, c.model.decoder_depth = 512, 8  # 16 heads
-    c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # its evaluation: resize 256, crop 224
+    c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # MAE's evaluation: resize 256, crop 224
     c.model.freeze_patch_embed = False
     c.masking.strategy, c.masking.ratio = "random", 0.75
     c.losses.weights.update({"reconstruction": 1.0})

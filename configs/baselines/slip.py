@@ -2,7 +2,7 @@
 
     python -m detailclip_jax.main --config=configs/baselines/slip.py --config.data.path=/data/yfcc15m
 
-States what differs from configs/vitb16_yfcc.py.
+Sets the fields that differ from configs/vitb16_yfcc.py.
 """
 
 from pathlib import Path

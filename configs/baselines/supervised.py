@@ -1,9 +1,9 @@
-"""Labels through a class head, ViT-B/16: DeiT-B's place in the paper's table 1 (arXiv 2012.12877).
+"""Supervised ViT-B/16 with a classification head, for DeiT-B in the paper's table 1 (arXiv 2012.12877).
 
     python -m detailclip_jax.main --config=configs/baselines/supervised.py --config.data.path=/data/imagenet1k
 
-States what differs from configs/vitb16_yfcc.py.  Needs labelled records, which YFCC15M's are not.  DeiT's RandAugment
-and random erasing are left out.
+Sets the fields that differ from configs/vitb16_yfcc.py.  It needs labelled records; YFCC15M has no labels.  DeiT's
+RandAugment and random erasing are left out.
 """
 
 from pathlib import Path
