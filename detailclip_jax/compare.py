@@ -6,7 +6,7 @@
     python -m detailclip_jax.compare --sweep=configs/ablation_table4.py --workdir=runs/table4
 
 Every run sees the same number of images, budget x batch size; the table reports the cost (FLOP per image, seconds).
-Each run is an ordinary run of detailclip_jax.main in WORKDIR/ROW/seed-K, where ROW is the text given in --methods.
+Each run is an ordinary run of detailclip_jax.main in WORKDIR/ROW/seed-K, where ROW is the name of its table row.
 Finished runs are not repeated, and the same command continues where it was stopped.  Writes comparison.md,
 comparison.json and comparison.png.
 """

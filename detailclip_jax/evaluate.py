@@ -14,7 +14,8 @@ TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, 
   kept_objects, segmentation      only on stickers: patches of high attention that touch an object; linear segmentation
 
   stickers   as a task: all of these on the embedded scenes, no download.  As sets: stickers, stickers_pairs (pairs of
-             nouns that do not occur together in training; retrieval), stickers_style (other drawings, see --style)
+             nouns that do not occur together in training; retrieval), stickers_style (another artist's drawings, see
+             --style)
   paper      as a task: the paper's tables 2 and 3.  As a set: the paper's sets of that kind, as in zero_shot:paper;
              "all" means all sets of that kind
 

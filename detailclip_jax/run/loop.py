@@ -126,7 +126,7 @@ def loop_and_finish(session: Session, start: "Start", interrupt: Interrupt) -> i
                 finish(session, state, session.step)
         except Stopped:  # raised in an evaluation; its step was saved before
             pass
-        session.checkpoints.wait()  # within it, so that a second signal removes what is half written
+        session.checkpoints.wait()  # inside the context: a second signal removes an unfinished save
     return session.step
 
 

@@ -194,9 +194,9 @@ class Checkpoints:
     def restore(self, target: PyTree) -> Restored | None:
         """Restores the newest readable checkpoint, with the shardings of `target` (a tree of ShapeDtypeStruct).
 
-        An unreadable checkpoint is renamed with a warning, and the previous one is used.  Returns None if there are no
-        checkpoints.  Raises CheckpointError if no checkpoint can be read, or if one was written by another version with
-        other arrays.
+        An unreadable checkpoint is renamed with a warning, and the previous one is used.  Without checkpoints it drops
+        the scores of earlier runs and returns None.  Raises CheckpointError if no checkpoint can be read, or if one was
+        written by another version with other arrays.
         """
         failures: dict[int, str] = {}
         for step in reversed(self.steps()):
