@@ -96,8 +96,7 @@ class Decoded:
     """Pixels of an image of `height` x `width`, reduced by the factor `reduction`.
 
     (`left`, `top`) is the position of the first reduced pixel in pixels of the full image.  It is 0, or negative down
-    to -(`reduction` - 1): libjpeg pads the last column and row, and the EXIF orientation may move these to the left or
-    top.
+    to -(`reduction` - 1): libjpeg pads the last column and row, and the EXIF orientation may move these to the front.
     """
 
     pixels: UInt8[np.ndarray, "h w 3"]
@@ -201,8 +200,7 @@ def picture_of(image: bytes | UInt8[np.ndarray, "H W 3"]) -> Encoded | Decoded:
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes an image to upright RGB by the rules of the module's table.
 
-    A JPEG of more than `max_pixels` is decoded at a reduced size.  Raises BadImage with the reason for a rejected
-    image.
+    A JPEG of more than `max_pixels` is decoded at a reduced size.  Raises BadImage for a rejected image.
     """
     return opened(data, max_pixels, max_pixels).decoded().pixels
 
@@ -314,8 +312,8 @@ def open_image(file: io.BytesIO | str | os.PathLike) -> Image.Image:
 def _in_strips(data: bytes, header: JpegImagePlugin.JpegImageFile) -> bool:
     """Returns whether libjpeg decodes a JPEG from top to bottom, without holding the coefficients of all blocks.
 
-    It must hold them if a scan does not complete its blocks: in progressive files, and if components are stored one by
-    one.
+    It must hold them if a scan does not complete its blocks: in progressive files, and if components are stored
+    one after another.
     """
     assert header.fp is not None
     size = 6 + 2 * header.layers  # of a scan header with all components: T.81 (JPEG), B.2.3

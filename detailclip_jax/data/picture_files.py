@@ -44,9 +44,7 @@ def find(where: str, follow_links: bool = False) -> Found:
     if os.path.isdir(where):
         walk = Walk(Path(where), follow_links)
         return _not_empty(where, walk, [name for name in walk.files() if _is_picture(name)])
-    if os.path.lexists(
-        where
-    ):  # named explicitly, so it may be a link to anywhere; an unreadable file is reported when it is read
+    if os.path.lexists(where):  # named explicitly, so it may be a link to anywhere; reading checks what it is
         return Found(Path(where).parent, (Path(where).name,), follow_links=True)
     parts = Path(where).parts
     fixed = tuple(itertools.takewhile(lambda part: not glob.has_magic(part), parts))

@@ -105,8 +105,8 @@ class Stream:
         """Returns one example, with "truncated" and, in "bad", the unreadable record that it replaces, if any.
 
         A bad record is replaced by the next readable one in the stream's order, not the source's, so a damaged shard
-        costs only single records.  Further bad records met during this search have their own positions and are counted
-        there.
+        costs only single records.  Further bad records met during this search are counted at their own
+        positions.
         """
         bad: list[str] = []
         for at in range(position, position + MAX_TRIES):

@@ -39,8 +39,7 @@ def of_count(name: str, path: str, count: int) -> tuple[Shard, ...]:
 def limited(shards: Iterable[Shard], count: Callable[[Shard], int], limit: int) -> tuple[Shard, ...]:
     """Returns the shards cut to the first `limit` examples of the source; 0 keeps all.
 
-    `count` returns the number of examples of a shard.  It may have to read the shard, so it is not called after the
-    cut.
+    `count` returns the number of examples of a shard.  It may have to read them, so it is not called after the cut.
     """
     if not limit:
         return tuple(shards)
