@@ -131,9 +131,8 @@ def order_of(source: Source, seed: int) -> Any:
     Every set is read in complete epochs of its own, each shuffled anew; positions are divided among the sets by weight.
     """
     parts, orders, first = parts_of(source), [], 0
-    seeds = np.random.SeedSequence(seed).generate_state(
-        len(parts)
-    )  # the first seed does not depend on the number of sets
+    # The first seed does not depend on the number of sets
+    seeds = np.random.SeedSequence(seed).generate_state(len(parts))
     for part, shuffle_seed in zip(parts, seeds):
         span = grain.MapDataset.range(first, first + len(part.source))
         orders.append(span.shuffle(seed=int(shuffle_seed)).repeat())

@@ -203,9 +203,8 @@ class Tokenizer:
         """Returns the token ids of a text, and whether the text was cut."""
         ids, before = self.encode(text), self.num_truncated
         row = self.fit(ids)
-        if (
-            len(text) > MAX_CHARACTERS and self.num_truncated == before
-        ):  # cut to MAX_CHARACTERS, but the rest fits into the context
+        # Cut to MAX_CHARACTERS, but the rest fits into the context
+        if len(text) > MAX_CHARACTERS and self.num_truncated == before:
             self.num_truncated += 1
         return row, self.num_truncated > before
 

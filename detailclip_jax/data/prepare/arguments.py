@@ -116,9 +116,8 @@ def check_local(path: str) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    images = (
-        os.path.abspath(arguments.images) if arguments.images else ""
-    )  # a restart may run in another working directory
+    # A restart may run in another working directory
+    images = os.path.abspath(arguments.images) if arguments.images else ""
     named = {"images": images, "caption_columns": tuple(arguments.caption_column), "ids": tuple(arguments.ids)}
     clean = arguments.clean or source_of(arguments.source).clean
     others = {field.name for field in dataclasses.fields(Options)} - {*named, "clean"}

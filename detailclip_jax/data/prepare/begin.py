@@ -25,9 +25,8 @@ def begin(request: Request, num_shards: int = 0) -> Job:
     if the folder has a split or plan of another request, and whatever the source's plan raises.
     """
     if part := known_split(request):
-        shutil.rmtree(
-            request.work, ignore_errors=True
-        )  # a run may be killed after its last write and before its clean-up
+        # A run may be killed after its last write and before its clean-up
+        shutil.rmtree(request.work, ignore_errors=True)
         _refuse_finished(request, part)
     if (request.work / jobs.PLAN).exists():
         return _resumed(request, num_shards)

@@ -73,9 +73,8 @@ class ImageRoot:
             with archive.open(info) as file:
                 return read_limited(file, name)
         except (*DAMAGED_ZIP, OSError) as error:
-            if (
-                isinstance(error, OSError) and error.errno != errno.EINVAL
-            ):  # raised for an offset before the start of the file
+            # EINVAL: an offset before the start of the file
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
             raise Rejected(f"damaged zip: {path}: {error}") from error
 
