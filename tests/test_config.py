@@ -59,7 +59,7 @@ def test_help_lists_every_field_of_a_config(spec):
 
 def test_help_says_where_a_file_differs():
     text = base.help_text(config_of("stickers.py"))
-    assert "batch_size = 128 (default: 4096)\n    image-text pairs of a step" in text
+    assert "batch_size = 128 (default: 4096)\n    image-text pairs per step" in text
     assert "[paper 4.1; reference: 256 x 16 A100]" in text
     assert "seed = 0\n" in text and "total_steps = 600 (default: None)" in text
     assert "views.crops.enclosing.kind = 'enclosing'" in base.help_text(config_of("stickers.py:teacher=enclosing"))
@@ -250,7 +250,7 @@ def test_config_file_without_its_function(tmp_path, text, message):
         ("optim.lr", "did you mean 'optimizer'.*Known fields of 'optimizer': betas"),
         ("optimizer.lr", r"unknown config field 'optimizer.lr'\. Known fields of 'optimizer': betas"),
         ("lerning_rate", "did you mean 'optimizer.learning_rate'"),
-        ("seed.x", "'seed' is a value and has no field 'x' below it"),
+        ("seed.x", "'seed' is a value, not a group; it has no field 'x'"),
         ("qqq", r"unknown config field 'qqq'\. Known fields"),
     ],
 )
@@ -384,12 +384,12 @@ def test_a_file_for_own_data_keeps_its_epoch():
 
 
 def test_two_lengths_are_refused():
-    with pytest.raises(ValueError, match="both say how long the run is; give one"):
+    with pytest.raises(ValueError, match="both set the length of the run; give only one"):
         run_config.count_epochs(config_of(), ["total_steps", "num_epochs"])
 
 
 def test_data_set_smaller_than_a_batch():
-    with pytest.raises(ValueError, match="10 examples, less than one batch_size of 4096"):
+    with pytest.raises(ValueError, match="10 examples, fewer than batch_size 4096; give a smaller"):
         resolve(base.default(), 10)
 
 
@@ -411,7 +411,9 @@ def test_workdir_of_another_config_is_refused(tmp_path):
     config = resolve(config_of(), YFCC15M)
     claim_workdir(tmp_path / "run", config)
     other = resolve(config_of(batch_size=64, **{"model.size": "S/16"}), YFCC15M)
-    with pytest.raises(ValueError, match=r"(?s)batch_size: 128 there, 64 now.*model.size: 'tiny' there, 'S/16' now"):
+    with pytest.raises(
+        ValueError, match=r"(?s)batch_size: 128 in the workdir, 64 now.*model.size: 'tiny' in the workdir, 'S/16' now"
+    ):
         claim_workdir(tmp_path / "run", other)
     assert "128" in (tmp_path / "run/config.json").read_text()
 
@@ -440,7 +442,7 @@ def test_sets_may_lie_elsewhere_but_not_be_mixed_otherwise(tmp_path, path, other
     claim_workdir(tmp_path, config(path))
     claim_workdir(tmp_path, config(path.replace("/", "/moved/").replace("@3", "@6.0").replace("@1", "@2")))
     was = (tmp_path / "config.json").read_text()
-    message = r"data.path \(its weights, which give the order of examples\): '/moved/a.*' there, '/a.*' now"
+    message = r"data.path \(its weights, which give the order of examples\): '/moved/a.*' in the workdir, '/a.*' now"
     with pytest.raises(ValueError, match=message):
         claim_workdir(tmp_path, config(other))
     assert (tmp_path / "config.json").read_text() == was

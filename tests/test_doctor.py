@@ -141,7 +141,7 @@ def test_a_workdir_of_another_run_is_refused_as_main_refuses_it(tmp_path):
     run_config.claim_workdir(tmp_path, smallest())
     other = smallest()
     other.seed = 7
-    with pytest.raises(ValueError, match=r"belongs to a run of another config(?s:.*)seed: 0 there, 7 now"):
+    with pytest.raises(ValueError, match=r"another config(?s:.*)seed: 0 in the workdir, 7 now"):
         preflight.run(other, tmp_path)
 
 

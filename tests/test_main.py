@@ -56,7 +56,7 @@ def test_mistakes_in_flags_get_a_message(flags, message):
 def test_the_fields_are_listed_with_meaning_and_source():
     result = finished(f"--config={SMALLEST}", "--help-config")
     assert result.returncode == 0 and not result.stderr
-    assert "data.held_out = 0\n    examples kept out of training" in result.stdout
+    assert "data.held_out = 0\n    examples held out of training" in result.stdout
     assert "batch_size = 8 (default: 4096)" in result.stdout
 
 

@@ -98,18 +98,20 @@ def test_a_folder_among_several_is_taken_whole_and_may_have_a_weight(tmp_path):
     assert both == (Component("records", str(folder)), Component("records", "/b"))
     both = components(data_config(f"records:{folder}@3,/b@.5"))
     assert both == (Component("records", str(folder), Fraction(3)), Component("records", "/b", Fraction(1, 2)))
-    with pytest.raises(ValueError, match=rf"no weight for records:{folder}; write all or none: PATH@.*blanks around"):
+    with pytest.raises(
+        ValueError, match=rf"no weight for records:{folder}; give all sets a weight, or none: PATH@.*spaces around"
+    ):
         components(data_config(f"{folder},/b@1"))
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("/a@3,,/b@1", "has an empty path between its commas; write PATH@WEIGHT"),
+        ("/a@3,,/b@1", "has an empty path between commas; expected PATH@WEIGHT"),
         ("/a@3,@1", "has an empty path"),
-        ("/a@3,/b", "has no weight for records:/b; write all or none"),
-        ("/a@3,/b@0", "has a weight of 0; leave that set out"),
-        ("/a,stickers:", "scenes without end, so their share needs a weight"),
+        ("/a@3,/b", "has no weight for records:/b; give all sets a weight, or none"),
+        ("/a@3,/b@0", "has a weight of 0; remove that set"),
+        ("/a,stickers:", "stickers is infinite, so every set needs a weight"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(path, message):
@@ -304,7 +306,7 @@ def test_an_epoch_is_as_many_examples_as_the_sets_have(sets):
     resolved = run_config.resolve(config, len(pipeline.open_source(config)))
     assert (resolved.steps_per_epoch, resolved.total_steps) == (2, 6)
     config.data.path = f"{sets['a']}@1,stickers:@1"
-    with pytest.raises(ValueError, match="'stickers' draws scenes without end, so num_epochs says nothing"):
+    with pytest.raises(ValueError, match="num_epochs is undefined for the infinite data source 'stickers'"):
         run_config.resolve(config, 100)
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 KINDS = ("stickers", "records", "tfds")
 WEIGHT = re.compile(r"(.*)@(\d*\.?\d+)")
 FORM = (
-    "PATH@WEIGHT,PATH@WEIGHT, as in --config.data.path=/data/cc3m@3,/data/yfcc15m@1 (blanks around commas are stripped)"
+    "PATH@WEIGHT,PATH@WEIGHT, as in --config.data.path=/data/cc3m@3,/data/yfcc15m@1 (spaces around commas are ignored)"
 )
 
 
@@ -71,14 +71,16 @@ def _split_kind(item: str, kind: str) -> tuple[str, str]:
 
 def _check(found: tuple[Component, ...], path: str) -> None:
     if any(not component.path and component.kind != "stickers" for component in found):
-        raise ValueError(f"data.path {path!r} has an empty path between its commas; write {FORM}")
+        raise ValueError(f"data.path {path!r} has an empty path between commas; expected {FORM}")
     without = [str(component) for component in found if component.weight is None]
     if 0 < len(without) < len(found):
-        raise ValueError(f"data.path {path!r} has no weight for {', '.join(without)}; write all or none: {FORM}")
+        raise ValueError(
+            f"data.path {path!r} has no weight for {', '.join(without)}; give all sets a weight, or none: {FORM}"
+        )
     if any(component.weight == 0 for component in found):
-        raise ValueError(f"data.path {path!r} has a weight of 0; leave that set out")
+        raise ValueError(f"data.path {path!r} has a weight of 0; remove that set")
     if without and is_endless(found):
-        raise ValueError(f"data.path {path!r}: stickers are scenes without end, so their share needs a weight: {FORM}")
+        raise ValueError(f"data.path {path!r}: the set stickers is infinite, so every set needs a weight: {FORM}")
 
 
 def whole_numbers(weights: Sequence[int | Fraction]) -> list[int]:

@@ -88,96 +88,106 @@ SLIP = "SLIP's, as in the paper"
 Group = dict[str, Field]
 
 RUN: Group = {
-    "method": Field("detailclip", "row of the comparison; methods/ has one file for each", "paper"),
-    "seed": Field(0, "of parameters, order of examples, crops and captions", OURS),
+    "method": Field("detailclip", "method; methods/ has one file for each", "paper"),
+    "seed": Field(0, "seed of the parameters, the order of examples, the crops and the captions", OURS),
     "init": Field("", "checkpoint to start from: its networks, sizes and preprocessing (init_from.py)", OURS),
-    "batch_size": Field(4096, "image-text pairs of a step, over all devices", "paper 4.1; reference: 256 x 16 A100"),
-    "accumulation": Field(1, "chunks that each device takes its rows in: less memory, the same numbers", OURS),
-    "num_epochs": Field(25, "length of the run where the data have a size and total_steps is not given", "paper 4.1"),
+    "batch_size": Field(4096, "image-text pairs per step, over all devices", "paper 4.1; reference: 256 x 16 A100"),
+    "accumulation": Field(
+        1, "chunks of a batch on each device (exact gradient accumulation): less memory, the same gradients", OURS
+    ),
+    "num_epochs": Field(
+        25, "length of the run in epochs; used if total_steps is not set and the data set is finite", "paper 4.1"
+    ),
     "total_steps": Field(None, "length of the run in steps; default: num_epochs * steps_per_epoch", OURS, int),
     "steps_per_epoch": Field(
-        None, "optimiser steps that schedules count as an epoch; default: examples // batch_size", OURS, int
+        None, "optimiser steps per epoch of the schedules; default: examples // batch_size", OURS, int
     ),
     "log_every": Field(50, "steps between two lines of metrics.jsonl", OURS),
     "checkpoint_every": Field(1000, "steps between two checkpoints", OURS),
     "max_to_keep": Field(2, "checkpoints that stay on disk", OURS),
-    "best_metric": Field("", "as zero_shot/ema/top1: the checkpoint with its best value is kept as well", OURS),
+    "best_metric": Field(
+        "", "metric such as zero_shot/ema/top1; the checkpoint with its best value is also kept", OURS
+    ),
     "evaluate_every": Field(0, "steps between two evaluations; 0: only at the end", OURS),
     "evaluate_at_end": Field(True, "whether a finished run is evaluated", OURS),
-    "evaluators": Field({}, "what is evaluated, by name with options; {}: what fits the data", OURS),
-    "profile_steps": Field(0, "steps that are traced for TensorBoard; 0: none", OURS),
+    "evaluators": Field({}, "evaluators by name, with options; {}: those that fit the data", OURS),
+    "profile_steps": Field(0, "number of steps in the profile for TensorBoard; 0: no profile", OURS),
 }
 MESH: Group = {"fsdp": Field(1, "devices that share one copy of the training state", OURS)}
 DATA: Group = {
     "source": Field("records", "stickers, records (ArrayRecord shards) or tfds", OURS),
     "path": Field(
         "",
-        "folder of the shards; tfds: name:version or a builder's directory; A@3,B@1: several sets, three examples of A "
-        "for each of B; A,tfds:B: by size.  An epoch is as many examples as they have together",
+        "folder of the shards; tfds: name:version or a builder's directory; A@3,B@1: two sets, three examples of A for "
+        "each of B; A,tfds:B: two sets in proportion to their sizes.  An epoch has as many examples as all sets",
         OURS,
     ),
-    "split": Field("train", "the split that is trained on", OURS),
+    "split": Field("train", "training split", OURS),
     "held_out": Field(
         0,
-        "examples kept out of training for the evaluation at the end, at most 2 % (or 8, if that is more), never more "
-        "than a tenth; none where the data have a split val, validation, test or dev",
-        "the paper trains on all",
+        "examples held out of training for the evaluation at the end: at most 2 % (or 8, if that is more), never more "
+        "than a tenth; 0 if the data set has a split val, validation, test or dev",
+        "paper: none",
     ),
     "caption": Field(
         "random",
-        "which text of an example: random, first, concat (title + description, the reference's), field:title, or "
-        "field:description,title, the first that is not blank",
-        "paper: a random valid one",
+        "which caption of an example: random, first, concat (title + description, as in the reference), field:title or "
+        "field:description,title (the first field that is not blank)",
+        "paper: a random valid caption",
     ),
-    "keep_eot": Field(True, "whether a caption that is cut keeps its EOT", "ours; False is the reference's truncation"),
+    "keep_eot": Field(True, "whether a truncated caption keeps its EOT token", "ours; reference: False"),
     "text_buckets": Field(
-        (32, 48), "lengths that a batch's captions are cut to, the first that holds the longest; exact; (): off", OURS
+        (32, 48), "text lengths: a batch is trimmed to the smallest that fits all its captions (exact); (): off", OURS
     ),
     "num_workers": Field(0, "processes that decode and crop; 0: threads", OURS),
-    "prefetch": Field(2, "batches that are kept ready", OURS),
+    "prefetch": Field(2, "batches that are loaded in advance", OURS),
     "reducing_gap": Field(
-        2.0, "JPEGs are decoded at 1/2, 1/4, 1/8 where crops stay that many times as large as their views; 0: off", OURS
+        2.0, "JPEGs are decoded at 1/2, 1/4 or 1/8 if crops stay this many times as large as their views; 0: off", OURS
     ),
-    "max_bad_ratio": Field(0.01, "share of unreadable records beyond which the run stops", OURS),
+    "max_bad_ratio": Field(0.01, "share of unreadable records above which the run stops", OURS),
 }
 STICKERS: Group = {
-    "num_scenes": Field(2**24, "scenes of the source stickers", OURS),
-    "seed": Field(0, "of what the scenes show", OURS),
-    "scenes": Field("mixed", "mixed: plain grounds and objects of any size too; textured: neither", OURS),
+    "num_scenes": Field(2**24, "number of scenes of the source stickers", OURS),
+    "seed": Field(0, "seed of the content of the scenes", OURS),
+    "scenes": Field("mixed", "mixed: also plain backgrounds and objects of any size; textured: neither of them", OURS),
 }
 VIEWS: Group = {
     "mixup": Field(0.0, "alpha of mixup over the global batch (supervised); 0: off", "off in the paper"),
-    "cutmix": Field(0.0, "the same for CutMix", "off in the paper"),
-    "teacher": Field("same", "same: the teacher sees the student's views; enclosing: a crop around them", CODE),
+    "cutmix": Field(0.0, "alpha of CutMix over the global batch (supervised); 0: off", "off in the paper"),
+    "teacher": Field(
+        "same", "input of the teacher; same: the student's views; enclosing: a crop that contains them", CODE
+    ),
 }
 PREPROCESS: Group = {  # of images in evaluation; mean and std also in training; saved in every checkpoint
-    "filter": Field("bilinear", "of resizing in evaluation: bilinear or bicubic (CLIP, MAE, DINO, iBOT, timm)", SLIP),
-    "resize": Field("shorter_side", "shorter_side, or squash: both sides, whatever the picture's shape", SLIP),
-    "crop_ratio": Field(1.0, "side of the center crop over the resized side; .875: 224 of 256", SLIP),
-    "mean": Field(IMAGENET_MEAN, "subtracted from pixels of 0 to 1, by channel", CODE),
-    "std": Field(IMAGENET_STD, "that pixels are divided by, by channel", CODE),
+    "filter": Field(
+        "bilinear", "filter for resizing in evaluation: bilinear or bicubic (CLIP, MAE, DINO, iBOT, timm)", SLIP
+    ),
+    "resize": Field("shorter_side", "shorter_side, or squash: both sides, without keeping the aspect ratio", SLIP),
+    "crop_ratio": Field(1.0, "side of the center crop divided by the resized side; 0.875: 224 of 256", SLIP),
+    "mean": Field(IMAGENET_MEAN, "mean of pixels in [0, 1], per channel", CODE),
+    "std": Field(IMAGENET_STD, "standard deviation of pixels in [0, 1], per channel", CODE),
 }
 CROP: Group = {  # fields of one entry of views.crops; the defaults have no photometric augmentation
-    "count": Field(1, "views of this kind", "CLIP"),
+    "count": Field(1, "number of views of this kind", "CLIP"),
     "size": Field(224, "pixels along a side", "paper 4.1"),
-    "kind": Field("random", "random, or enclosing: around all global crops", "paper 4.1.1"),
-    "scale": Field((0.5, 1.0), "share of the picture's area, from and to", "paper 4.1; reference: (.14, 1)"),
-    "ratio": Field((3 / 4, 4 / 3), "width over height, from and to", CODE),
-    "filter": Field("bilinear", "of resizing", "SLIP and A-CLIP"),
+    "kind": Field("random", "random, or enclosing: a crop that contains all global crops", "paper 4.1.1"),
+    "scale": Field((0.5, 1.0), "share of the image's area, minimum and maximum", "paper 4.1; reference: (.14, 1)"),
+    "ratio": Field((3 / 4, 4 / 3), "width divided by height, minimum and maximum", CODE),
+    "filter": Field("bilinear", "filter for resizing", "SLIP and A-CLIP"),
     "flip": Field(0.0, "probability of a horizontal flip", CODE),
     "jitter": Field((0.0, 0.0, 0.0, 0.0), "strength for brightness, contrast, saturation, hue", "CLIP: none"),
     "jitter_p": Field(0.0, "probability of the jitter", "CLIP: none"),
     "gray_p": Field(0.0, "probability of a grey view", "CLIP: none"),
     "blur_p": Field((0.0,), "probability of a blur, for each view", "CLIP: none"),
-    "blur_sigma": Field((0.1, 2.0), "width of the blur in pixels, from and to", CODE),
+    "blur_sigma": Field((0.1, 2.0), "sigma of the blur in pixels, minimum and maximum", CODE),
     "solarize_p": Field((0.0,), "probability of solarisation, for each view", "CLIP: none"),
-    "mask_grid": Field(0, "patches along a side where blocks are drawn; 0: none", "iBOT"),
-    "mask_p": Field(0.5, "probability that a view has blocks", "iBOT"),
-    "mask_ratio": Field((0.1, 0.5), "share of the patches in blocks, from and to", "iBOT"),
+    "mask_grid": Field(0, "patches along a side of the grid on which blocks are sampled; 0: no blocks", "iBOT"),
+    "mask_p": Field(0.5, "probability that a view is masked by blocks", "iBOT"),
+    "mask_ratio": Field((0.1, 0.5), "share of the patches in blocks, minimum and maximum", "iBOT"),
 }
 GLOBAL: Group = {  # fields of the two global views whose defaults differ from CROP
-    "count": Field(2, "views of this kind: u and v", "paper 3.2"),
-    "filter": Field("bicubic", "of resizing", CODE),
+    "count": Field(2, "number of views of this kind: u and v", "paper 3.2"),
+    "filter": Field("bicubic", "filter for resizing", CODE),
     "jitter": Field((0.4, 0.4, 0.2, 0.1), "strength for brightness, contrast, saturation, hue", CODE),
     "jitter_p": Field(0.8, "probability of the jitter", CODE),
     "gray_p": Field(0.2, "probability of a grey view", CODE),
@@ -186,99 +196,135 @@ GLOBAL: Group = {  # fields of the two global views whose defaults differ from C
 }
 NOT_GLOBAL = ("kind", "mask_grid", "mask_p", "mask_ratio")
 MODEL: Group = {
-    "size": Field("B/16", "models/sizes.py has the names; custom: the fields of a Size in model.custom", "paper 4.1"),
+    "size": Field(
+        "B/16", "size of the networks; models/sizes.py has the names; custom: the fields of model.custom", "paper 4.1"
+    ),
     "custom": Field({}, "width, depth, heads, ... of the size custom", OURS),
     "image_size": Field(224, "pixels along a side", "paper 4.1"),
-    "context_length": Field(77, "tokens of a caption", "CLIP"),
-    "vocab_size": Field(49408, "tokens that there are", "CLIP"),
+    "context_length": Field(77, "maximum number of tokens of a caption", "CLIP"),
+    "vocab_size": Field(49408, "number of tokens in the vocabulary", "CLIP"),
     "prototypes": Field(
-        None, "outputs of the heads of CLS and patch terms; default: the size's (8192 from S/16 up)", CODE, int
+        None,
+        "outputs of the prototype heads of the CLS and patch terms; default: by size (8192 from S/16 up)",
+        CODE,
+        int,
     ),
-    "num_classes": Field(None, "labels of the supervised row", OURS, int),
-    "decoder_width": Field(None, "default: the encoder's", CODE, int),
+    "num_classes": Field(None, "number of classes of the method supervised", OURS, int),
+    "decoder_width": Field(None, "width of the decoder; default: the encoder's width", CODE, int),
     "decoder_depth": Field(None, "blocks of the decoder; default: 1", CODE, int),
-    "drop_path": Field(0.0, "rate of the last block, rising from 0; the student's alone", CODE),
-    "freeze_gain": Field(True, "of the prototypes' weight norm; iBOT trains it", CODE),
-    "freeze_patch_embed": Field(True, "whether the patch embedding keeps its first values", "reference, after MoCo v3"),
-    "text_activation": Field("quick_gelu", "of the text encoder", "CLIP"),
+    "drop_path": Field(
+        0.0, "stochastic depth: rate of the last block, increasing linearly from 0; only for the student", CODE
+    ),
+    "freeze_gain": Field(True, "whether the weight norm of the prototypes has a fixed gain of 1; iBOT trains it", CODE),
+    "freeze_patch_embed": Field(
+        True, "whether the patch embedding keeps its initial values", "reference, after MoCo v3"
+    ),
+    "text_activation": Field("quick_gelu", "activation of the text encoder: gelu or quick_gelu", "CLIP"),
     "dtype": Field(
-        "float32", "of products and tokens; parameters, norms, softmax, sums and losses stay float32", "ours"
+        "float32",
+        "dtype of matrix products and tokens; parameters, norms, softmax, sums and losses are float32",
+        "ours",
     ),
     "matmul_precision": Field(
         None,
-        "of products on GPUs and TPUs: default, high (TensorFloat-32) or highest; without a value float32 products are "
-        "exact in float32, bfloat16 ones as the device does them.  Losses, centers and attention maps are exact",
+        "precision of matrix products on GPUs and TPUs: default, high (TensorFloat-32) or highest; if it is not set, "
+        "float32 products are exact in float32, and bfloat16 products use the device's default.  Losses, centers and "
+        "attention maps are exact",
         OURS,
         str,
     ),
-    "remat": Field("none", "what the backward pass computes again: none, dots (all but big products) or full", OURS),
-    "scan": Field(False, "one block's program in a loop over stacked parameters: compiles sooner, same numbers", OURS),
-    "attention": Field("auto", "xla, or cudnn (NVIDIA, half precision); auto: cudnn where it can run", OURS),
+    "remat": Field("none", "what the backward pass recomputes: none, dots (all but large products) or full", OURS),
+    "scan": Field(
+        False, "compiles one block, and loops over stacked parameters: faster compilation, same numbers", OURS
+    ),
+    "attention": Field("auto", "xla, or cudnn (NVIDIA, half precision); auto: cudnn if it can run, else xla", OURS),
 }
 IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other values
     "norm_eps": Field(1e-6, "epsilon of the LayerNorms of the image encoder", CODE),
-    "activation": Field("gelu", "of the image encoder: gelu or quick_gelu", CODE),
+    "activation": Field("gelu", "activation of the image encoder: gelu or quick_gelu", CODE),
     "pre_norm": Field(False, "LayerNorm before the first block (OpenAI's CLIP)", CODE),
     "patch_bias": Field(True, "whether the patch embedding has a bias", CODE),
-    "pooling": Field("cls", "what becomes the image's embedding", CODE),
-    "positions": Field("learnt", "learnt; sincos: fixed (MAE)", CODE),
-    "init": Field("normal", "of weights; xavier: MAE's, in the decoder as well", CODE),
+    "pooling": Field("cls", "how the image's feature is computed: cls, mean or norm_of_mean", CODE),
+    "positions": Field("learnt", "positional embedding; learnt, or sincos: fixed (MAE)", CODE),
+    "init": Field("normal", "initialisation of weights; normal, or xavier: as in MAE, also in the decoder", CODE),
 }
 MASKING: Group = {
     "strategy": Field("attention_low", "which patches are removed; masking.STRATEGIES has the names", "paper 3.2.3"),
-    "ratio": Field(0.5, "share of the patches that is removed", "paper 3.2.3"),
-    "drawn_ratio": Field((0.1, 0.5), "attmask: hidden share of a step, drawn between these", "AttMask"),
-    "probability": Field(0.5, "attmask: of a view to be masked at all", "AttMask"),
-    "granularity": Field("patch", "patch: 98 of 196 kept; cell2x2: 100 of 196", "paper; reference: cell2x2"),
+    "ratio": Field(0.5, "share of the patches that are removed", "paper 3.2.3"),
+    "drawn_ratio": Field(
+        (0.1, 0.5), "attmask: share of hidden patches, sampled per step between these two values", "AttMask"
+    ),
+    "probability": Field(0.5, "attmask: probability that a view is masked", "AttMask"),
+    "granularity": Field(
+        "patch",
+        "unit that is removed; patch: 98 of 196 patches are kept; cell2x2: 100 of 196",
+        "paper; reference: cell2x2",
+    ),
 }
 LOSSES: Group = {
-    "label_smoothing": Field(0.0, "supervised: mass that is spread over all classes", OURS),
-    "simclr_temperature": Field(0.1, "of SLIP's and A-CLIP's contrast between views", "SLIP, A-CLIP"),
+    "label_smoothing": Field(0.0, "supervised: probability mass that is distributed over all classes", OURS),
+    "simclr_temperature": Field(0.1, "temperature of the contrastive loss between views", "SLIP, A-CLIP"),
     "divergence": Field(
         "cross_entropy",
-        "of CLS and patch terms: cross_entropy, kl_teacher_student or kl_student_teacher (as eq. 6 and 7 are printed)",
+        "divergence of CLS and patch terms: cross_entropy, kl_teacher_student or kl_student_teacher (eq. 6 and 7)",
         CODE,
     ),
-    "student_temperature": Field(0.1, "of the student's prototype logits", CODE),
-    "teacher_temperature": Field((0.04, 0.04), "of the teacher's, CLS: at first, after the warm-up", CODE),
-    "patch_temperature": Field((0.04, 0.07), "the same for patches", CODE),
-    "temperature_epochs": Field(1, "epochs of that warm-up; with 1 the second number counts from epoch 1 on", CODE),
-    "center_momentum": Field(0.9, "of the running mean of the teacher's logits", CODE),
-    "chunk_logits": Field(3 * 2**20, "prototype logits (tokens x C) made at a time; 0: all", OURS),
+    "student_temperature": Field(0.1, "temperature of the student's prototype logits", CODE),
+    "teacher_temperature": Field(
+        (0.04, 0.04), "temperature of the teacher's CLS logits: at the start, after its warm-up", CODE
+    ),
+    "patch_temperature": Field(
+        (0.04, 0.07), "temperature of the teacher's patch logits: at the start, after its warm-up", CODE
+    ),
+    "temperature_epochs": Field(
+        1, "epochs of the warm-up of both temperatures; 1: the second value applies from epoch 1", CODE
+    ),
+    "center_momentum": Field(0.9, "momentum of the running mean of the teacher's logits", CODE),
+    "chunk_logits": Field(3 * 2**20, "prototype logits (tokens x C) computed at a time; 0: all", OURS),
     "normalise_pixels": Field(True, "whether the pixel target is normalised per patch", "reference, as in MAE"),
     "pixel_eps": Field(1e-6, "added to the variance of a patch", "reference, as in MAE"),
-    "clip_block": Field(0, "columns of the contrastive logits made at a time; 0: as many as stay small", OURS),
+    "clip_block": Field(
+        0, "columns of the contrastive logits computed at a time; 0: chosen to need little memory", OURS
+    ),
 }
 WEIGHTS: Group = {
-    "clip": Field(1.0, "weight of the contrast of image and text in the sum (eq. 10)", "paper, best row of table 4"),
+    "clip": Field(1.0, "weight of the image-text contrastive loss in the sum (eq. 10)", "paper, best row of table 4"),
     "cls": Field(1.0, "weight of the CLS distillation", "paper, best row of table 4"),
     "patch": Field(1.0, "weight of the patch distillation", "paper, best row of table 4"),
     "reconstruction": Field(1.0, "weight of the pixel reconstruction", "paper, best row of table 4"),
-    "simclr": Field(1.0, "weight of the contrast between views", "SLIP, A-CLIP"),
-    "byol": Field(2.0, "weight of the online-to-EMA term", "A-CLIP"),
+    "simclr": Field(1.0, "weight of the contrastive loss between views", "SLIP, A-CLIP"),
+    "byol": Field(2.0, "weight of the BYOL term (online to EMA)", "A-CLIP"),
     "labels": Field(1.0, "weight of the supervised term", OURS),
 }
 OPTIMIZER: Group = {
-    "learning_rate": Field(5e-4, "at the end of the warm-up", CODE),
+    "learning_rate": Field(5e-4, "learning rate at the end of the warm-up", CODE),
     "warmup_start": Field(1e-6, "learning rate of the first step", CODE),
-    "learning_rate_end": Field(1e-5, "learning rate that the cosine ends at", CODE),
-    "warmup_epochs": Field(1.0, "length of the linear warm-up", CODE),
-    "warmup_steps": Field(None, "instead of warmup_epochs", OURS, int),
-    "betas": Field((0.9, 0.98), "of AdamW", CODE),
-    "eps": Field(1e-8, "of AdamW", CODE),
-    "weight_decay": Field(0.5, "of AdamW, on weights and not on biases and norms", CODE),
+    "learning_rate_end": Field(1e-5, "learning rate at the end of the cosine", CODE),
+    "warmup_epochs": Field(1.0, "length of the linear warm-up in epochs", CODE),
+    "warmup_steps": Field(None, "length of the linear warm-up in steps, instead of warmup_epochs", OURS, int),
+    "betas": Field((0.9, 0.98), "beta_1 and beta_2 of AdamW", CODE),
+    "eps": Field(1e-8, "epsilon of AdamW", CODE),
+    "weight_decay": Field(0.5, "weight decay of AdamW; not applied to biases and norms", CODE),
     "weight_decay_end": Field(
-        None, "decay that a cosine over all steps ends at (DINO: .04 to .4); default: constant", CODE, float
+        None, "weight decay at the end of a cosine over all steps (DINO: 0.04 to 0.4); default: constant", CODE, float
     ),
-    "clip_norm": Field(0.0, "largest norm of the gradient; 0: not clipped", CODE),
-    "clip_per_tensor": Field(False, "True: each parameter's own norm is clipped (DINO), not that of all", CODE),
-    "frozen_prototype_epochs": Field(0.0, "epochs in which the heads' last layer stands still (DINO: 1)", CODE),
-    "loaded_rate": Field(1.0, "factor on the learning rate of the parts that init brings", OURS),
-    "part_rates": Field({}, "part: factor on its learning rate; 1 for those without an entry", OURS),
-    "layer_decay": Field(1.0, "in the towers of part_rates: one more factor per block below the last", OURS),
+    "clip_norm": Field(0.0, "maximum norm of the gradient; 0: no clipping", CODE),
+    "clip_per_tensor": Field(
+        False, "True: the gradient of each parameter is clipped by its own norm (DINO); False: by the global norm", CODE
+    ),
+    "frozen_prototype_epochs": Field(
+        0.0, "epochs in which the last layer of the prototype heads is frozen (DINO: 1)", CODE
+    ),
+    "loaded_rate": Field(1.0, "factor on the learning rate of the networks that are loaded from init", OURS),
+    "part_rates": Field({}, "network: factor on its learning rate; networks without an entry have 1", OURS),
+    "layer_decay": Field(
+        1.0, "factor on the learning rate per block below the last, in the encoders of part_rates", OURS
+    ),
 }
 EMA: Group = {
-    "start": Field(0.996, "momentum of the teacher at step 0; a cosine over all steps", "paper 3.2.1; reference"),
+    "start": Field(
+        0.996, "momentum of the teacher at step 0; follows a cosine over all steps", "paper 3.2.1; reference"
+    ),
     "end": Field(1.0, "momentum of the teacher at the last step", "paper 3.2.1; reference"),
 }
 GLOBAL_CROP = {name: GLOBAL.get(name, field) for name, field in CROP.items() if name not in NOT_GLOBAL}
@@ -354,7 +400,7 @@ def _leaves(config: ConfigDict, above: str) -> Iterator[tuple[str, Any]]:
 def _help(name: str, value: Any) -> list[str]:
     declared = field_of(name)
     if declared is None:
-        return [f"{name} = {value!r}", "    a field of this config file alone", ""]
+        return [f"{name} = {value!r}", "    only in this config file", ""]
     value = value.to_dict() if isinstance(value, ConfigDict) else value
     other = "" if value == declared.default else f" (default: {declared.default!r})"
     about = textwrap.wrap(f"{declared.meaning} [{declared.source}]", 112)

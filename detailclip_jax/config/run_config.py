@@ -90,7 +90,7 @@ def _check_no_baseline(path: Path, method: str) -> None:
     file = folder / f"{method}.py"
     if file.is_file():
         raise ValueError(
-            f"{path} is made for another method than {method}: its crops, networks and rates would be wrong; "
+            f"{path} is a config of another method than {method}; its crops, networks and learning rates do not fit; "
             f"write --config={file}"
         )
 
@@ -115,7 +115,7 @@ def _check_override(config: ConfigDict, name: str) -> None:
     node, above = config, ""
     for part in name.split("."):
         if not isinstance(node, ConfigDict):
-            raise ValueError(f"config field {above!r} is a value and has no field {part!r} below it")
+            raise ValueError(f"config field {above!r} is a value, not a group; it has no field {part!r}")
         if part not in node:
             raise ValueError(_unknown_field(config, name, node, above))
         node, above = node[part], f"{above}.{part}" if above else part
@@ -177,7 +177,7 @@ def from_json(text: str) -> ConfigDict:
     """
     fields = json.loads(text)
     if not isinstance(fields, dict):
-        raise ValueError(f"it holds a {type(fields).__name__}, not the object with all fields of a configuration")
+        raise ValueError(f"it contains a {type(fields).__name__}, not an object with all fields of a config")
     return ConfigDict(_over(default().to_dict(), _with_preprocess(_tuples(fields))))
 
 
@@ -208,7 +208,7 @@ def read(file: Path) -> ConfigDict:
     try:
         return from_json(file.read_text())
     except (ValueError, RecursionError) as error:
-        way_out = "copy it again where it came from (a checkpoint's `run` holds it too), or choose another --workdir"
+        way_out = "copy it again from its source (the `run` of a checkpoint has a copy), or choose another --workdir"
         raise ValueError(f"{file} is damaged: {error}; {way_out}") from error
 
 
@@ -269,10 +269,12 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Raises ValueError if the workdir has a run of another config (names the fields), or a damaged config.json."""
     file = workdir / "config.json"
     if file.exists() and (changed := differences(read(file), config)):
-        lines = "\n".join(f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items())
+        lines = "\n".join(f"  {name}: {old!r} in the workdir, {new!r} now" for name, (old, new) in changed.items())
         raise ValueError(
-            f"workdir {workdir} belongs to a run of another config. Differing fields:\n{lines}\n"
-            "Choose another --workdir, give the values of there (--config.NAME=VALUE), or delete this one."
+            f"workdir {workdir} belongs to a run with another config. Fields that differ:
+{lines}
+"
+            "Choose another --workdir, give the workdir's values (--config.NAME=VALUE), or delete this workdir."
         )
 
 
@@ -288,7 +290,9 @@ def count_epochs(config: ConfigDict, given: Iterable[str], written: ConfigDict |
     given, counted = list(given), ConfigDict(config.to_dict())
     if "num_epochs" in given:
         if "total_steps" in given:
-            raise ValueError("--config.num_epochs and --config.total_steps both say how long the run is; give one")
+            raise ValueError(
+                "--config.num_epochs and --config.total_steps both set the length of the run; give only one of them"
+            )
         counted.total_steps = None
     other_data = written is not None and is_endless(components(written.data))
     sized = not is_endless(components(config.data))
@@ -311,7 +315,7 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
     endless = is_endless(components(config.data))
     if config.total_steps is None and config.steps_per_epoch is None and endless:
         raise ValueError(
-            "total_steps is not set, and 'stickers' draws scenes without end, so num_epochs says nothing; "
+            "total_steps is not set, and num_epochs is undefined for the infinite data source 'stickers'; "
             "give --config.total_steps=N"
         )
     if resolved.steps_per_epoch is None:
@@ -325,7 +329,10 @@ def resolve(config: ConfigDict, num_examples: int) -> ConfigDict:
 
 def _check_size(batch_size: int, num_examples: int) -> None:
     if num_examples < batch_size:
-        raise ValueError(f"the data set has {num_examples} examples, less than one batch_size of {batch_size}")
+        raise ValueError(
+            f"the data set has {num_examples} examples, fewer than batch_size {batch_size}; "
+            "give a smaller --config.batch_size"
+        )
 
 
 def num_epochs(config: ConfigDict, num_examples: int) -> float:
