@@ -271,9 +271,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     if file.exists() and (changed := differences(read(file), config)):
         lines = "\n".join(f"  {name}: {old!r} in the workdir, {new!r} now" for name, (old, new) in changed.items())
         raise ValueError(
-            f"workdir {workdir} belongs to a run with another config. Fields that differ:
-{lines}
-"
+            f"workdir {workdir} belongs to a run with another config. Fields that differ:\n{lines}\n"
             "Choose another --workdir, give the workdir's values (--config.NAME=VALUE), or delete this workdir."
         )
 
