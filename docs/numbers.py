@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs/numbers.json"
 RUNS = ROOT / "runs/numbers"
-DOCUMENTS = ("README.md", "docs/data.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/data.md", "docs/evaluation.md", "docs/experiments.md", "docs/performance.md")
 WIDTH = 120  # of the documents' lines
 LONG = 60  # minutes; longer ones are made only when named or with --all
 MARKS = re.compile(r"<!-- numbers (?P<name>\S+) -->\n(?P<text>.*?)\n<!-- end -->", re.DOTALL)

@@ -1,6 +1,9 @@
-"""The README's Python runs as printed."""
+"""README and docs: Python runs as printed, commands parse, paths and links exist."""
 
+import importlib.util
+import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,13 +13,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from detailclip_jax import __main__ as door
+from detailclip_jax import compare, doctor, embed, evaluate, export, import_torch, methods
+from detailclip_jax import main as train
+from detailclip_jax.benchmarks import options
 from detailclip_jax.config import run_config
+from detailclip_jax.data.prepare import arguments as prepare
 from detailclip_jax.interop import store
 from detailclip_jax.training import experiment
 from detailclip_jax.training.mesh import make_mesh
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+PAGES = {file.relative_to(ROOT).as_posix(): file.read_text() for file in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+RULES = {"CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text()}
+BLOCKS = {
+    f"{name}, block {number}": block
+    for name, text in PAGES.items()
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE), 1)
+}
+COMMAND = re.compile(
+    r"^    ((?:\w+=\S+ )*(?:python -m|detailclip|launch/|sbatch|make) (?:.*\\\n)*.*|launch/(?:.*\\\n)*.*)", re.MULTILINE
+)
+PARSERS = {
+    "evaluate": evaluate.parser,
+    "embed": embed.parser,
+    "export": export.parser,
+    "import_torch": import_torch.parser,
+    "compare": compare.parser,
+    "benchmark": options.parser,
+    "prepare": lambda: prepare.parser(""),
+    "doctor": doctor.parser,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,27 +61,38 @@ def checkout(tmp_path_factory):
 
 
 def test_there_is_python_to_run():
-    assert len(BLOCKS) >= 2
+    assert len(BLOCKS) >= 3
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_python_runs_as_printed(number, checkout, monkeypatch, capsys):
+@pytest.mark.parametrize("place", BLOCKS)
+def test_python_runs_as_printed(place, checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
     names: dict = {}
-    exec(compile(BLOCKS[number], f"README.md, block {number + 1}", "exec"), names)
+    exec(compile(BLOCKS[place], place, "exec"), names)
     printed = [float(value) for value in re.findall(r"-?\d+\.\d+", capsys.readouterr().out)]
     assert printed and np.isfinite(printed).all()
     if "model" in names:
         assert names["images"].shape == (1, 64) and names["model"].attention("docs/attention.png").shape == (8, 8)
+    elif "method" in names:
+        assert printed == [0.0] and names["method"].name == "align" and "align" not in methods.METHODS
     else:
         assert len(printed) == 3 and int(names["state"].step) == 3
 
 
+def commands():
+    """(page, words) of every command in README and docs, without comments."""
+    for name, text in PAGES.items():
+        for command in COMMAND.findall(text):
+            yield name, shlex.split(command.replace("\\\n", " "), comments=True)
+
+
+CASES = list(dict.fromkeys((name, tuple(words)) for name, words in commands()))
+
+
 def written():
-    """What the README's commands write: the values of --out and --workdir."""
-    text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^    ((?:python|launch|sbatch|make) (?:.*\\\n)*.*)", text, re.MULTILINE)
-    return [name for command in commands for name in re.findall(r"--(?:out|workdir)[= ](\S+)", command)]
+    """What the commands write: the values of --out and --workdir."""
+    lines = (" ".join(words) for _, words in CASES)
+    return [name for line in lines for name in re.findall(r"--(?:out|workdir)[= ](\S+)", line)]
 
 
 def test_what_the_commands_write_in_a_checkout_is_ignored_by_git():
@@ -65,3 +103,118 @@ def test_what_the_commands_write_in_a_checkout_is_ignored_by_git():
         pytest.skip("no checkout")
     ignored = subprocess.run(git, capture_output=True, text=True, check=False).stdout.split()
     assert set(ignored) == names
+
+
+def module_of(words):
+    """(module, arguments) of a command of this package; None for `make` and `sbatch`."""
+    words = [word for word in words if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+    if words[:2] == ["python", "-m"] and words[2].startswith("detailclip_jax."):
+        return words[2].removeprefix("detailclip_jax."), words[3:]
+    if words[0] == "detailclip":
+        return door.COMMANDS[words[1]].module, words[2:]
+    if words[0] == "launch/local.sh":
+        assert words[1].isdigit()
+        return "main", words[2:]
+    if words[:2] == ["sbatch", "launch/slurm.sbatch"]:
+        return "main", words[2:]
+    return None
+
+
+def check_run(arguments):
+    """The flags of `main`: a config file that loads, fields that exist, flags that are declared."""
+    values = dict(argument.lstrip("-").split("=", 1) for argument in arguments)
+    config = run_config.load(values.pop("config"))
+    run_config.check_overrides(config, [name.removeprefix("config.") for name in values if name.startswith("config.")])
+    assert {name for name in values if not name.startswith("config.")} <= set(train.flags.FLAGS)
+
+
+@pytest.mark.parametrize(
+    "page, words", CASES, ids=lambda value: value if isinstance(value, str) else " ".join(value)[:60]
+)
+def test_every_command_parses(page, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert {word for word in words[1:] if "=" not in word} <= set(targets)
+        return
+    module, arguments = module_of(words)
+    if module == "main":
+        check_run(arguments)
+    elif module == "doctor":
+        given, others = doctor.parser().parse_known_args(arguments)
+        assert not others or given.launch
+        if others:
+            check_run(others)
+    elif module == "prepare" and arguments[0] in ("verify", "stats", "to-tfds"):
+        assert len(arguments) == (4 if arguments[0] == "to-tfds" else 2)
+    elif module == "prepare":
+        PARSERS[module]().parse_intermixed_args(arguments)
+    else:
+        PARSERS[module]().parse_args(arguments)
+
+
+def test_every_field_that_a_page_sets_exists():
+    config = run_config.load(str(ROOT / "configs/stickers.py"))
+    for text in PAGES.values():
+        run_config.check_overrides(config, re.findall(r"--(?:config\.|set )([a-z][\w.]*\w)=", text))
+
+
+def is_there(name, folder):
+    """Whether a path of a page exists: below the page, the repository or the package; NAME stands for any name."""
+    roots = (folder, ROOT, ROOT / "detailclip_jax")
+    return any(list(root.glob(name.replace("NAME", "*"))) for root in roots)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RULES])
+def test_every_path_link_and_module_of_a_page_exists(page):
+    text, folder = (PAGES | RULES)[page], (ROOT / page).parent
+    new = {"methods/align.py", "detailclip_jax/methods/NAME.py", "configs/baselines/NAME.py"}
+    rooms = {path.name for path in (ROOT / "detailclip_jax").iterdir() if path.is_dir()}
+    tops = rooms | {"detailclip_jax", "configs", "tests", "launch", "docs", "colabs"}
+    ticked = re.findall(r"`([\w.]+/[\w./]*)`", text)
+    named = {name for name in ticked if name.split("/")[0] in tops} - new
+    missing = sorted(name for name in named if not is_there(name.rstrip("/"), folder))
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    missing += [link for link in links if link and not (folder / link).exists()]
+    for module in set(re.findall(r"\bdetailclip_jax(?:\.[a-z_]+)+", text)):
+        *parents, last = module.split(".")
+        parent = importlib.import_module(".".join(parents))
+        if not (hasattr(parent, last) or importlib.util.find_spec(module)):
+            missing.append(module)
+    assert not missing
+
+
+def anchor(heading):
+    """What GitHub makes of a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_link_into_a_page_finds_its_heading():
+    for page, text in PAGES.items():
+        for link, place in re.findall(r"\]\(([^)\s#]*)#([^)\s]+)\)", text):
+            target = ((ROOT / page).parent / link).resolve().relative_to(ROOT).as_posix() if link else page
+            headings = re.findall(r"^#+ (.+)$", PAGES[target], re.MULTILINE)
+            assert place in map(anchor, headings), (page, link, place)
+
+
+def test_the_page_of_commands_names_flags_that_there_are():
+    sections = re.split(r"^## ", PAGES["docs/commands.md"], flags=re.MULTILINE)[1:]
+    seen = {section.split("\n")[0]: section for section in sections}
+    assert set(door.COMMANDS) <= set(seen)
+    for name, command in door.COMMANDS.items():
+        if name not in ("train", "benchmark"):
+            flags = re.findall(r"^\| (`--.+?) \|", seen[name], re.MULTILINE)
+            known = PARSERS[command.module]().format_help()
+            assert all(flag in known for cell in flags for flag in re.findall(r"--[\w-]+", cell)), name
+
+
+def test_the_readme_is_short_and_links_every_page():
+    text = PAGES["README.md"]
+    assert len(text.splitlines()) <= 160
+    assert all(f"]({page})" in text for page in PAGES if page != "README.md")
+
+
+def test_pages_have_the_measured_texts_once():
+    marks = [mark for text in PAGES.values() for mark in re.findall(r"<!-- numbers (\S+) -->", text)]
+    held = json.loads((ROOT / "docs/numbers.json").read_text()).values()
+    assert sorted(marks) == sorted(mark for made in held for mark in made["blocks"])
