@@ -27,14 +27,14 @@ _PUBLIC = {
     "Experiment": "detailclip_jax.training.experiment",
     "Forward": "detailclip_jax.methods.forward",
     "Method": "detailclip_jax.methods.forward",
-    "Model": "detailclip_jax.inference",
+    "Model": "detailclip_jax.inference.model",
     "SIZES": "detailclip_jax.models.sizes",
     "Stickers": "detailclip_jax.data.stickers.stickers",
     "Tokenizer": "detailclip_jax.data.tokenizer",
     "TrainState": "detailclip_jax.training.train_state",
     "build": "detailclip_jax.training.experiment",
     "default": "detailclip_jax.config",
-    "load": "detailclip_jax.inference",
+    "load": "detailclip_jax.inference.model",
     "weights": "detailclip_jax.training.train_state",
 }
 

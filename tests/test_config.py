@@ -458,7 +458,7 @@ def test_a_field_that_an_earlier_version_did_not_know_has_its_default(tmp_path):
     claim_workdir(tmp_path, config)
     again = run_config.from_json(json.dumps(saved))
     assert (again.model.drop_path, again.masking.ratio, again.model.context_length) == (0.0, 0.5, 24)
-    assert run_config.differences(base.ConfigDict(saved), config) == {}
+    assert run_config.differences(ConfigDict(saved), config) == {}
 
 
 def test_a_field_that_only_one_config_has_differs():

@@ -168,13 +168,14 @@ def run_blocks(
     def run(block: Block, x: Array, scale: Array | None) -> tuple[Array, Any]:
         return block(x, scale, cls_rows)
 
+    whole = recomputed(run, remat)
     if isinstance(blocks, Block):
-        run = recomputed(run, remat) if gather is None or blocks.is_initializing() else gathered(run, remat, gather)
-        loop = nn.scan(run, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
+        one = whole if gather is None or blocks.is_initializing() else gathered(run, remat, gather)
+        loop = nn.scan(one, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
         x, rows = loop(blocks, x, scales)
         return x, jnp.moveaxis(rows, 0, 1) if cls_rows else None
     rows = []
     for number, block in enumerate(blocks):
-        x, row = run(block, x, None if scales is None else scales[number])
+        x, row = whole(block, x, None if scales is None else scales[number])
         rows.append(row)
     return x, jnp.stack(rows, 1) if cls_rows else None

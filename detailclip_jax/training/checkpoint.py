@@ -198,6 +198,7 @@ class Checkpoints:
         the scores of earlier runs and returns None.  Raises CheckpointError if no checkpoint can be read, or if one was
         written by another version with other arrays.
         """
+        self.wait()  # a step that is still being written has no manifest yet
         failures: dict[int, str] = {}
         for step in reversed(self.steps()):
             restored, failure = self._try(step, target)
