@@ -366,7 +366,7 @@ def test_a_damaged_checkpoint_is_one_message(photos, workdir, tmp_path, capsys):
 def test_a_file_as_checkpoint_is_told_how_to_become_one(photos, workdir, capsys):
     Path("clip.pt").write_bytes(b"weights")
     assert embed.main(["--checkpoint=clip.pt", "--images=photos", "--out=out.npz"]) == embed.USAGE_ERROR
-    assert "error: clip.pt is a file; python -m detailclip_jax.import_torch makes" in capsys.readouterr().err
+    assert "error: clip.pt is a file; python -m detailclip_jax.import_torch converts" in capsys.readouterr().err
 
 
 def test_a_foreign_file_is_not_overwritten(photos, capsys):

@@ -82,7 +82,7 @@ def row(**changes):
 
 def test_a_wrong_row_fails_when_it_is_built():
     loss = forward.Loss(("nonsense",), lambda line, context: (0.0, {}))
-    with pytest.raises(ValueError, match=r"loss 'clip' reads \['nonsense'\], but the heads make \['cls_mean'"):
+    with pytest.raises(ValueError, match=r"loss 'clip' reads \['nonsense'\], but the heads return \['cls_mean'"):
         forward.build(row(losses={"clip": loss}))
     with pytest.raises(ValueError, match=r"no entry for \['reconstruction'\]"):
         forward.build(row(weights={"clip": 1.0, "cls": 1.0, "patch": 1.0}))

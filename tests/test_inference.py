@@ -295,7 +295,7 @@ def test_a_workdir_is_loaded(workdir):
     assert model.fingerprint == model_of().fingerprint
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
         detailclip_jax.load(workdir, step=7)
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         detailclip_jax.load(workdir / "nothing")
 
 

@@ -103,7 +103,7 @@ def test_other_ratios(ratio):
 
 @pytest.mark.parametrize(("granularity", "ratio"), [("patch", 0.005), ("cell2x2", 0.02)])
 def test_a_ratio_that_removes_nothing_is_refused_at_once(granularity, ratio):
-    with pytest.raises(ValueError, match=rf"masking.ratio {ratio} removes nothing of a grid of .* more than 0\.0"):
+    with pytest.raises(ValueError, match=rf"masking.ratio {ratio} removes no unit of a grid of .* greater than 0\.0"):
         masking.Rule(14, ratio, granularity).checked()
     assert masking.Rule(14, ratio + 0.01, granularity).checked().num_removed > 0
 
@@ -151,7 +151,7 @@ def test_errors_name_the_value():
         _ = masking.Rule(14, 1.5).num_kept
     with pytest.raises(ValueError, match="'cell' is unknown; known: patch, cell2x2"):
         _ = masking.Rule(14, 0.5, "cell").num_kept
-    with pytest.raises(ValueError, match="even grid of patches; this one is 7 wide"):
+    with pytest.raises(ValueError, match="even number of patches along a side, not 7"):
         _ = masking.Rule(7, 0.5, "cell2x2").num_kept
     with pytest.raises(ValueError, match="'lowest' is unknown; known: attention_low"):
         masking.strategy("lowest")

@@ -185,8 +185,13 @@ def test_errors_name_the_way_out():
 @pytest.mark.parametrize(
     ("method", "field", "value", "message"),
     [
-        ("mae", "masking.strategy", "attention_low", "no attention to mask by; masking.strategy is 'attention_low'"),
-        ("aclip", "views.teacher", "same", "looks at the larger crop; views.teacher is 'same', not 'enclosing'"),
+        (
+            "mae",
+            "masking.strategy",
+            "attention_low",
+            "no teacher attention; masking.strategy must be 'random', not 'attention_low'",
+        ),
+        ("aclip", "views.teacher", "same", "needs views.teacher 'enclosing'.*not 'same'"),
         ("slip", "views.crops.global.count", 3, "compares two views, but views.crops.global.count is 3; set it to 2"),
         ("slip", "views.crops.global.count", 1, "compares two views of each image, but views.crops.global.count is 1"),
     ],

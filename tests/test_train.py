@@ -362,7 +362,9 @@ def test_schedules_need_the_length_of_the_run():
 def test_preparing_checks_devices_and_workdir(tmp_path):
     config = run_config.load("tests/configs/smallest.py:method=clip")
     config.batch_size = 12
-    with pytest.raises(ValueError, match="batch_size 12 does not divide over 8 devices; nearest are 8 and 16"):
+    with pytest.raises(
+        ValueError, match="batch_size 12 does not divide over 8 devices; the nearest valid sizes are 8 and 16"
+    ):
         loop.prepare(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -432,7 +434,7 @@ def test_a_full_disk_is_one_message_with_the_last_good_step(run_of, monkeypatch)
     assert said.startswith(
         f"step 8 is not saved: {run.workdir}/checkpoints has 0 MiB free, and the last checkpoint took"
     )
-    assert "the last good checkpoint is step 4; once there is room" in said and "the same command goes on from" in said
+    assert "the last good checkpoint is step 4. Free disk space" in said and "the same command continues from" in said
 
 
 @pytest.mark.parametrize("what", ["metrics", "events", "checkpoint", "workdir"])

@@ -53,7 +53,7 @@ def _check_crops(wanted: Iterable[str], config: ConfigDict) -> None:
     crops = config.views.crops
     if missing := sorted(set(wanted) - set(crops)):
         raise ValueError(
-            f"method {config.method} looks at the crop {missing[0]!r}, but views.crops has only {', '.join(crops)}; "
+            f"method {config.method} needs the crop {missing[0]!r}, but views.crops has only {', '.join(crops)}; "
             f"configs/baselines/{config.method}.py and configs/stickers.py:method={config.method} have it"
         )
 

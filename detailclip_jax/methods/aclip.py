@@ -18,7 +18,8 @@ def aclip(config: ConfigDict) -> Method:
     components.check_enclosing(views)
     if views.teacher != "enclosing":
         raise ValueError(
-            f"method aclip's teacher looks at the larger crop; views.teacher is {views.teacher!r}, not 'enclosing'"
+            "method aclip needs views.teacher 'enclosing', the crop that contains the global crops, "
+            f"not {views.teacher!r}"
         )
     return Method(
         name="aclip",

@@ -83,11 +83,13 @@ def check_enclosing(views: ConfigDict) -> None:
     crop = views.crops.get("enclosing")
     if crop is None or crop.get("kind") != "enclosing":
         raise ValueError(
-            "an enclosing teacher needs a crop views.crops.enclosing with kind='enclosing', as configs/stickers.py and "
-            "configs/vitb16_yfcc.py make it with the argument teacher=enclosing"
+            "views.teacher 'enclosing' needs a crop views.crops.enclosing with kind='enclosing'; configs/stickers.py "
+            "and configs/vitb16_yfcc.py add it with the argument teacher=enclosing"
         )
     if crop.get("count", 1) != 1 or crop.get("flip", 0) or views.crops["global"].get("flip", 0):
-        raise ValueError("views.crops.enclosing needs count 1, and neither it nor views.crops.global may flip")
+        raise ValueError(
+            "views.crops.enclosing needs count 1, and flip must be 0 in views.crops.enclosing and views.crops.global"
+        )
 
 
 def mask_of_batch(view: str, most: int) -> Callable:
@@ -112,7 +114,9 @@ def mask_highest(config: ConfigDict, target: str, side: int) -> Callable:
     num_patches, (low, high) = side**2, config.drawn_ratio
     hint = {"attention_high": 0.0, "attention_hint": masking.HINT}
     if config.strategy not in hint:
-        raise ValueError(f"masking.strategy {config.strategy!r} is none of attmask's: {', '.join(hint)}")
+        raise ValueError(
+            f"masking.strategy {config.strategy!r} is not supported by method attmask; known: {', '.join(hint)}"
+        )
     shown = hint[config.strategy]
 
     def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:

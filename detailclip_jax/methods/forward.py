@@ -169,14 +169,14 @@ def build(method: Method) -> Method:
     weight, if all weights are 0, or if a term reads an entry that no head returns.
     """
     if missing := set(method.losses) - set(method.weights):
-        raise ValueError(f"losses.weights has no entry for {sorted(missing)} of {method.name}; 0 switches a term off")
+        raise ValueError(f"losses.weights has no entry for {sorted(missing)} of {method.name}; 0 disables a term")
     active = {name: loss for name, loss in method.losses.items() if method.weights[name]}
     if method.losses and not active:
         raise ValueError(f"every term of {method.name} has weight 0: {dict(method.weights)}")
     made = {name for head in method.heads for name in head.makes}
     for name, loss in active.items():
         if missing := set(loss.reads) - made:
-            raise ValueError(f"loss {name!r} reads {sorted(missing)}, but the heads make {sorted(made)}")
+            raise ValueError(f"loss {name!r} reads {sorted(missing)}, but the heads return {sorted(made)}")
     return _prune(method, active)
 
 

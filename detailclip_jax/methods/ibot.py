@@ -18,8 +18,8 @@ def ibot(config: ConfigDict) -> Method:
     side, crop = sizes.num_side_patches(config.model), config.views.crops["global"]
     if crop.get("mask_grid", 0) != side:
         raise ValueError(
-            f"views.crops.global.mask_grid {crop.get('mask_grid', 0)} must be {side}, the patches along a side, "
-            "for ibot to draw its blocks"
+            f"views.crops.global.mask_grid {crop.get('mask_grid', 0)} must be {side} for method ibot: the number of "
+            "patches along a side"
         )
     return _replaced("ibot", config, components.mask_of_batch("global", int(crop.mask_ratio[1] * side**2)))
 

@@ -12,7 +12,7 @@ def mae(config: ConfigDict) -> Method:
     losses, views = config.losses, config.views.crops["global"].count
     if config.masking.strategy != "random":
         raise ValueError(
-            f"method mae has no attention to mask by; masking.strategy is {config.masking.strategy!r}, not 'random'"
+            f"method mae has no teacher attention; masking.strategy must be 'random', not {config.masking.strategy!r}"
         )
     patch_size = sizes.size_of(config.model).patch_size
     rule = components.mask_rule(config)

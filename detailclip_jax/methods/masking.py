@@ -35,7 +35,9 @@ class Rule(NamedTuple):
         if self.granularity not in CELLS:
             raise ValueError(f"masking.granularity {self.granularity!r} is unknown; known: {', '.join(CELLS)}")
         if self.side % CELLS[self.granularity]:
-            raise ValueError(f"{self.granularity} masking needs an even grid of patches; this one is {self.side} wide")
+            raise ValueError(
+                f"{self.granularity} masking needs an even number of patches along a side, not {self.side}"
+            )
         return CELLS[self.granularity]
 
     @property
@@ -48,13 +50,13 @@ class Rule(NamedTuple):
         """
         units = self.num_patches // self.cell**2
         if not 0 < self.ratio < 1:
-            raise ValueError(f"masking.ratio {self.ratio} must lie between 0 and 1, both excluded")
+            raise ValueError(f"masking.ratio {self.ratio} must be greater than 0 and less than 1")
         kept = int(units * (1 - self.ratio)) + (self.cell > 1)
         removed = int(units * self.ratio) if self.cell == 1 and self.rounded == "removed" else units - kept
         if removed < 1:
             raise ValueError(
-                f"masking.ratio {self.ratio} removes nothing of a grid of {units} ({self.granularity}); "
-                f"it must be more than {1 / units:.3g}"
+                f"masking.ratio {self.ratio} removes no unit of a grid of {units} ({self.granularity}); "
+                f"it must be greater than {1 / units:.3g}"
             )
         return removed
 

@@ -104,7 +104,7 @@ def choose_kernel(wanted: str, dtype: Any, head_width: int) -> Kernel:
     """
     if wanted not in KERNELS:
         raise ValueError(f"model.attention {wanted!r} is unknown; known: {', '.join(KERNELS)}")
-    reason = "asked for" if wanted == "xla" else why_not_cudnn(dtype, head_width)
+    reason = "selected by model.attention" if wanted == "xla" else why_not_cudnn(dtype, head_width)
     if reason and wanted == "cudnn":
         raise ValueError(f"model.attention 'cudnn' cannot run here: {reason}; 'auto' falls back to 'xla'")
     kernel: Kernel = "xla" if reason else "cudnn"

@@ -83,7 +83,7 @@ def num_side_patches(model: ConfigDict) -> int:
         below = model.image_size // patch_size * patch_size
         raise ValueError(
             f"model.image_size {model.image_size} is not a multiple of the patch size {patch_size} of "
-            f"{model.size}; nearest are {below} and {below + patch_size}"
+            f"{model.size}; the nearest multiples are {below} and {below + patch_size}"
         )
     return model.image_size // patch_size
 
@@ -175,7 +175,7 @@ def _pixel_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> PixelHead:
 
 def _class_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> ClassHead:
     if not model.num_classes:
-        raise ValueError("model.num_classes is not set; the class head of this method needs it")
+        raise ValueError("model.num_classes is not set; the class head of this method requires it")
     return ClassHead(model.num_classes, dtype)
 
 

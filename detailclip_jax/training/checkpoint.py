@@ -103,7 +103,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(preservation_policy=self._retention, temporary_path_class=Sealed)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         if removed:
-            used = f"going on from step {self.steps()[-1]}" if self.steps() else "there is no other"
+            used = f"continuing from step {self.steps()[-1]}" if self.steps() else "there is no other checkpoint"
             self._warn(
                 f"removed {', '.join(removed)} in {self.folder}, left unfinished when the run was killed; {used}"
             )
@@ -168,8 +168,8 @@ class Checkpoints:
                 self.wait()
         steps = _steps_in(self.folder)
         good = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
-        after = "the same command goes on from there" if steps else "the same command starts anew"
-        return f"In {self.folder} {good}; once there is room and the folder can be written, {after}."
+        after = "the same command continues from there" if steps else "the same command starts from step 0"
+        return f"In {self.folder} {good}. Free disk space and make the folder writable; then {after}."
 
     def check(self) -> None:
         """Raises StorageError if the last save has failed in the background."""
@@ -217,7 +217,7 @@ class Checkpoints:
         """Returns the checkpoint, or None and the reason why it cannot be read."""
         broken = manifest.problem(self.folder / str(step)) if jax.process_index() == 0 else ""
         if not all_processes(not broken):
-            return None, broken or "the first process found it damaged"
+            return None, broken or "process 0 found it damaged"
         self._check_version(step, target)
         try:
             return self._read(step, target), "another process failed to read it"
@@ -253,7 +253,7 @@ class Checkpoints:
             aside = self.folder / f"{_UNREADABLE}{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
-            self._warn(f"moved it to {aside}; going on from the checkpoint before it")
+            self._warn(f"moved it to {aside}; continuing from the previous checkpoint")
         multihost_utils.sync_global_devices("unreadable checkpoints set aside")
         self._manager.reload()
 
@@ -342,7 +342,7 @@ def _remove_unfinished(folder: Path) -> list[str]:
 
 def _none_readable(folder: Path, failures: Mapping[int, str]) -> str:
     lines = "\n".join(f"  {step}: {reason}" for step, reason in failures.items())
-    return f"no checkpoint in {folder} can be read:\n{lines}\nMove that folder away to start from the beginning."
+    return f"no checkpoint in {folder} can be read:\n{lines}\nMove that folder away to start from step 0."
 
 
 def all_processes(good: bool) -> bool:
@@ -398,7 +398,7 @@ def _is_finite(leaf: Array) -> Bool[Array, ""]:
 def _compare_checksums(saved: Mapping[str, int], read: Mapping[str, int]) -> None:
     """Raises CheckpointError if the restored arrays differ from the saved ones; the manifest only checks files."""
     if changed := [name for name in saved if read.get(name) != saved[name]]:
-        raise CheckpointError(f"checksum of {', '.join(changed[:5])} differs from what was written")
+        raise CheckpointError(f"checksum of {', '.join(changed[:5])} differs from the value that was saved")
 
 
 def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str, Params], ConfigDict]:
@@ -426,7 +426,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
 
 def _unreadable(folder: Path, step: int, reason: str) -> str:
     others = [other for other in _steps_in(folder) if other != step]
-    way_out = f"--step={others[-1]} is another one" if others else "there is no other; copy it again from where it came"
+    way_out = f"try --step={others[-1]}" if others else "there is no other checkpoint; copy it again from its source"
     return f"the checkpoint of step {step} in {folder} cannot be read: {reason}; {way_out}"
 
 
@@ -450,11 +450,13 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
     """Returns `step`, or the newest step of a workdir.  Raises FileNotFoundError that lists the existing steps."""
     folder = Path(path).absolute() / FOLDER
     if not folder.parent.is_dir():
-        convert = "is a file; python -m detailclip_jax.import_torch makes a workdir of a PyTorch checkpoint"
-        raise FileNotFoundError(f"{path} {convert}" if Path(path).is_file() else f"there is no folder {folder.parent}")
+        convert = "is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
+        raise FileNotFoundError(
+            f"{path} {convert}" if Path(path).is_file() else f"folder {folder.parent} does not exist"
+        )
     steps = _steps_in(folder)
     if not steps or step not in (None, *steps):
-        known = f"its steps are {', '.join(map(str, steps))}" if steps else "the run has not saved yet"
+        known = f"its steps are {', '.join(map(str, steps))}" if steps else "the run has not saved any checkpoint yet"
         raise FileNotFoundError(f"no checkpoint {'' if step is None else f'of step {step} '}in {folder}; {known}")
     return steps[-1] if step is None else step
 

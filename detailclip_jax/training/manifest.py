@@ -55,7 +55,7 @@ def _difference(file: Path, entry: dict[str, Any]) -> str:
     if not file.is_file():
         return f"{file} is missing"
     if (size := file.stat().st_size) != entry["bytes"]:
-        return f"{file} has {size:,} bytes of {entry['bytes']:,}"
+        return f"{file} has {size:,} bytes instead of {entry['bytes']:,}"
     with file.open("rb") as stream:
         same = hashlib.file_digest(stream, "sha256").hexdigest() == entry["sha256"]
-    return "" if same else f"{file} has other bytes than were written (its SHA-256 differs)"
+    return "" if same else f"{file} has changed since it was written (its SHA-256 differs)"

@@ -23,7 +23,7 @@ def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
         devices = jax.devices()
     if fsdp < 1 or len(devices) % fsdp:
         fitting = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        raise ValueError(f"mesh.fsdp {fsdp} does not divide {len(devices)} devices; it can be {fitting}")
+        raise ValueError(f"mesh.fsdp {fsdp} does not divide {len(devices)} devices; valid values are {fitting}")
     # jax.make_mesh aligns axes with a TPU's torus, across hosts, and raises for shapes that do not fit the torus.
     by_host = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(by_host).reshape(-1, fsdp), (DATA, FSDP), axis_types=(AxisType.Auto,) * 2)
@@ -51,7 +51,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None
         return
     below = batch_size // parts * parts
     nearest = " and ".join(str(size) for size in (below, below + parts) if size > 0)
-    word = "nearest are" if below > 0 else "the smallest is"
+    word = "the nearest valid sizes are" if below > 0 else "the smallest valid size is"
     chunks = f" of {accumulation} chunks each" if accumulation > 1 else ""
     raise ValueError(
         f"batch_size {batch_size} does not divide over {mesh.devices.size} devices{chunks}; {word} {nearest}"

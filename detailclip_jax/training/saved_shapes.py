@@ -36,9 +36,11 @@ def other_version(
     wrong: list[str],
 ) -> str:
     """Returns the message for a checkpoint whose arrays `wrong` differ in shape from the run's."""
-    shown = "".join(f"\n  {n}: {saved.get(n, ABSENT)} there, {wanted.get(n, ABSENT)} now" for n in wrong[:5])
+    shown = "".join(
+        f"\n  {n}: {saved.get(n, ABSENT)} in the checkpoint, {wanted.get(n, ABSENT)} now" for n in wrong[:5]
+    )
     return (
         f"checkpoint {step} in {folder} was written by another version (git {run.get('git_revision')}); "
-        f"{len(wrong)} of its arrays differ:{shown}\nGo on with that version, or start anew in another --workdir, with "
-        f"--config.init={folder.parent} for what still fits."
+        f"{len(wrong)} of its arrays differ:{shown}\nContinue with that version, or start a new run in another "
+        f"--workdir with --config.init={folder.parent} to load the networks that fit."
     )

@@ -72,8 +72,8 @@ def _divide(path: str, shape: tuple[int, ...], spec: P, parts: int) -> P:
     axis = len(whole) + tuple(spec).index(FSDP)
     if shape[axis] % parts:
         raise ValueError(
-            f"mesh.fsdp {parts} does not divide axis {axis} of {path}, shape {shape}; take a smaller one "
-            f"({', '.join(str(n) for n in range(1, parts) if shape[axis] % n == 0 and parts % n == 0)})"
+            f"mesh.fsdp {parts} does not divide axis {axis} of {path}, shape {shape}; valid values: "
+            f"{', '.join(str(n) for n in range(1, parts) if shape[axis] % n == 0 and parts % n == 0)}"
         )
     return P(*whole, *spec)
 
@@ -148,7 +148,7 @@ def table_text(shapes: PyTree, table: tuple[Rule, ...] = RULES) -> str:
     rules = _match(shapes, table)
     leaves = [(rules[path_name(path)], leaf) for path, leaf in jax.tree.leaves_with_path(shapes)]
     parts = {rule: [leaf for r, leaf in leaves if r == rule] for rule in table}
-    rows = [("arrays of the state", "divided", "MB", "a device")]
+    rows = [("arrays of the state", "sharding", "MB", "per device")]
     rows += [(rule.pattern, _shown(rule.spec), *_megabytes(parts[rule])) for rule in table]
     rows += [("all", "", *_megabytes(shapes))]
     width = max(len(row[0]) for row in rows)
@@ -156,7 +156,7 @@ def table_text(shapes: PyTree, table: tuple[Rule, ...] = RULES) -> str:
 
 
 def _shown(spec: P) -> str:
-    return f"({', '.join(name or '-' for name in spec)})" if len(spec) else "whole"
+    return f"({', '.join(name or '-' for name in spec)})" if len(spec) else "replicated"
 
 
 def _megabytes(shapes: PyTree) -> tuple[str, str]:

@@ -64,5 +64,5 @@ def weights(state: TrainState, which: str) -> Params:
     if which != "ema":
         raise ValueError(f"weights {which!r} are unknown; known: student, ema")
     if not state.ema_params:
-        raise ValueError("this method has no teacher, so there are no ema weights; use student")
+        raise ValueError("this method has no teacher, so it has no ema weights; give student")
     return ema.overlay(state.params, state.ema_params)
