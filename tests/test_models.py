@@ -265,7 +265,7 @@ def test_size_errors():
     with pytest.raises(ValueError, match="'B/15' is unknown; known: tiny, S/16"):
         sizes.build(config.model, ("image",))
     config.model.size, config.model.image_size = "B/16", 225
-    with pytest.raises(ValueError, match="225 is not a multiple of the patch size 16 of B/16; the nearest multiples are 224 and 240"):
+    with pytest.raises(ValueError, match=r"225 is not a multiple of the patch size 16.* 224 and 240"):
         sizes.build(config.model, ("image",))
     config.model.image_size, config.model.remat = 224, "some"
     with pytest.raises(ValueError, match="remat 'some' is unknown; known: none, dots, full"):

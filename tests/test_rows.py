@@ -122,7 +122,7 @@ def test_attmask_hint_shows_some_of_the_top_again():
 def test_attmask_refuses_other_strategies():
     config = tiny_config("attmask")
     config.masking.strategy = "random"
-    with pytest.raises(ValueError, match="'random' is not supported by method attmask; known: attention_high, attention_hint"):
+    with pytest.raises(ValueError, match=r"'random' is not supported by method attmask; .*_high, attention_hint"):
         methods.build(config)
 
 
