@@ -334,7 +334,7 @@ def test_the_report_of_a_run_tells_sets_apart(tmp_path):
 
 def test_the_documented_evaluator_runs_on_a_real_method():
     """The lines of the module's docstring, as they stand there; the mean over patches is easily known."""
-    text = evaluators.__doc__.split("    class MeanAttention")[1].split("    evaluate.run(")[0]
+    text = evaluators.__doc__.split("    class MeanAttention")[1].split("    mine = ")[0]
     names = {"embedding": embedding}
     exec(textwrap.dedent("    class MeanAttention" + text), names)
     built, variables, _ = variables_of("detailclip")

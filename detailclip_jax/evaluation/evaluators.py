@@ -12,7 +12,8 @@ A custom evaluator is one small class:
             look = lambda batch: self.encode.attention(params, batch["image"])
             yield "attention", float(embedding.gather(look, self.batches, embedding.mesh_of(params)).mean())
 
-    evaluate.run({"mine": MeanAttention(experiment.encode, batches=batches)}, evaluate.all_weights(state), step=600)
+    mine = MeanAttention(experiment.encode, batches=batches)
+    evaluation.run({"mine": mine}, evaluation.all_weights(state), step=600)
     # {"mine/student/attention": 0.015, "mine/ema/attention": 0.015}
 """
 

@@ -131,15 +131,15 @@ def samples(path: str) -> Iterator[Sample]:
 
 def members(path: str) -> Iterator[tuple[str, str, bytes | Rejected]]:
     """Yields (key, suffix, bytes) of each usable member, or the reason why it is refused in place of the bytes."""
-    kind, mode = (
-        (Stream, "r|") if is_compressed(path) else (Archive, "r:")
-    )  # in a stream, skipped members are read as well
+    # in a stream, skipped members are read as well
+    kind, mode = (Stream, "r|") if is_compressed(path) else (Archive, "r:")
     with open_bytes(path) as file, kind.open(fileobj=file, mode=mode) as tar:
         for member in tar:
             name, suffix = _key(member.name)
             if not member.isdir() and (suffix in USED or not _is_plain(member)):
                 yield name, suffix, _bytes(tar, member, MAX_BYTES if suffix in IMAGES else MAX_TEXT_BYTES)
-            tar.members = []  # otherwise tarfile keeps every header in memory
+            # otherwise tarfile keeps every header in memory
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_plain(member: tarfile.TarInfo) -> bool:
