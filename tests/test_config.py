@@ -118,9 +118,7 @@ def test_a_crop_that_a_row_looks_at_must_be_there():
     config = resolve(config_of(), YFCC15M)
     with config.unlocked():
         config.method = "slip"
-    with pytest.raises(
-        ValueError, match=r"slip needs the crop 'clean', but views.crops has only global; .*slip\.py"
-    ):
+    with pytest.raises(ValueError, match=r"slip needs the crop 'clean', but views.crops has only global; .*slip\.py"):
         methods.build(config)
 
 

@@ -101,9 +101,7 @@ def test_an_array_without_a_rule_is_named():
 
 def test_an_axis_that_does_not_divide_is_named():
     shapes = {"proj": {"kernel": jax.ShapeDtypeStruct((12, 5), jnp.float32)}}
-    with pytest.raises(
-        ValueError, match=r"mesh.fsdp 8 does not divide axis 0 of proj/kernel, .*valid values: 1, 2, 4"
-    ):
+    with pytest.raises(ValueError, match=r"mesh.fsdp 8 does not divide axis 0 of proj/kernel, .*valid values: 1, 2, 4"):
         sharding.shardings(shapes, mesh.make_mesh(fsdp=8))
 
 
