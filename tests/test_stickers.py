@@ -319,7 +319,7 @@ def test_training_draws_objects_of_any_size():
     examples = [source[i] for i in range(500)]
     boxes = [example["boxes"][0] for example in examples if len(example["nouns"]) == 1]
     sides = np.array([max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes]) / len(examples[0]["image"])
-    assert sides.min() < 0.3 and sides.max() > 0.9  # of the canvas; .43 to .86 before
+    assert sides.min() < 0.3 and sides.max() > 0.9  # of the canvas
     assert min(area for each in examples for area in np.bincount(each["instances"].ravel())[1:]) >= 10
 
 
