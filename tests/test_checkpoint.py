@@ -175,7 +175,9 @@ def test_what_a_kill_left_unfinished_is_removed(opened, tmp_path):
     assert not left.exists()
     assert checkpoints.steps() == []
     (warning,) = warnings
-    assert warning.startswith("removed 7.orbax-checkpoint-tmp in ") and warning.endswith("; there is no other checkpoint")
+    assert warning.startswith("removed 7.orbax-checkpoint-tmp in ") and warning.endswith(
+        "; there is no other checkpoint"
+    )
 
 
 def test_the_checkpoint_that_takes_the_place_of_an_unfinished_one_is_named(opened, tmp_path):
