@@ -47,7 +47,11 @@ def parser() -> argparse.ArgumentParser:
     add("--out", required=True, metavar="DIR", help="the workdir to write, with one checkpoint of step 0")
     add("--image-size", type=int, help="interpolate the positions (bicubic) to another size of image")
     add("--interpolation", choices=tuple(RECIPES), help="as PyTorch (bicubic, the default), iBOT or timm does")
-    add("--num-heads", type=int, help="of the image tower, which no shape tells; default: usual for its width")
+    add(
+        "--num-heads",
+        type=int,
+        help="attention heads of the image encoder (cannot be inferred from the tensors; default: usual for its width)",
+    )
     add("--text-heads", type=int, help="of the text tower")
     add("--decoder-heads", type=int, help="of DetailCLIP's decoder; default: 16, or 4 where it is narrow")
     add("--activation", choices=ACTIVATIONS, help="of both towers")
@@ -114,7 +118,9 @@ def heads(variables: dict[str, Params], config: Any) -> str:
     towers = {"image": size.num_heads, "text": size.text_heads, "decoder": size.decoder_heads}
     found = ", ".join(f"{name} {number}" for name, number in towers.items() if name in variables["params"])
     options = "--num-heads, --text-heads, --decoder-heads"
-    return found + (f": no shape tells, so make sure ({options})" if size.width >= min(HEADS) else "")
+    return found + (
+        f": it cannot be inferred from the tensors, so make sure ({options})" if size.width >= min(HEADS) else ""
+    )
 
 
 def _count(params: Params) -> int:

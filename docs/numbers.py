@@ -169,7 +169,7 @@ def by_cost(numbers: Iterable[Number]) -> list[Number]:
 
 
 def make_all(numbers: Sequence[Number], asked: argparse.Namespace) -> int:
-    """Makes what is old (or named), says what is left, and returns 1 where something failed."""
+    """Makes the old (or the named) numbers, lists the old ones that it did not make, and returns 1 after a failure."""
     data, failed = read_data(), []
     old = [number for number in by_cost(numbers) if asked.only or is_old(number, data)]
     wanted = [number for number in old if asked.only or asked.all or (number.minutes <= LONG and number.blocks)]

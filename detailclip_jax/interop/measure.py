@@ -95,10 +95,18 @@ def heads_of(width: int, given: int | None, name: str, habit: Mapping[int, int] 
     """
     if given is None:
         if width not in habit and width >= min(habit):
-            raise ValueError(f"no shape tells how many heads a tower {width} wide has; give {name}")
+            raise ValueError(
+                f"the number of heads of an encoder of width {width} cannot be inferred from the tensors; give {name}"
+            )
         given = habit.get(width, SMALL_HEADS)
         if width not in habit:
-            logging.warning("%s %d assumed for a tower %d wide: no shape tells; give %s", name, given, width, name)
+            logging.warning(
+                "%s %d assumed for an encoder of width %d; the tensors do not show it; give %s",
+                name,
+                given,
+                width,
+                name,
+            )
     if width % given:
         raise ValueError(f"{name} {given} does not divide the width {width}")
     return given
@@ -111,7 +119,7 @@ def decoder_heads(fields: Mapping[str, int], given: int | None) -> int:
     """
     heads = complete(fields).decoder_heads if given is None else given
     if given is None:
-        logging.warning("decoder_heads %d assumed: no shape tells; give decoder_heads", heads)
+        logging.warning("decoder_heads %d assumed: it cannot be inferred from the tensors; give decoder_heads", heads)
     if heads < 1 or fields["width"] % heads:
         raise ValueError(f"decoder_heads {heads} does not divide the width {fields['width']}; give decoder_heads")
     return heads
