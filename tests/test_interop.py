@@ -317,7 +317,7 @@ def test_a_last_layer_that_is_not_shared_is_refused():
 def test_heads_that_the_tensors_do_not_show():
     with pytest.raises(ValueError, match="num_heads 5 does not divide the width 48"):
         interop.load(clip_state_dict(), num_heads=5)
-    with pytest.raises(ValueError, match="encoder of width 400 .* give num_heads"):
+    with pytest.raises(ValueError, match=r"encoder of width 400 .* give num_heads"):
         measure.heads_of(400, None, "num_heads")
     assert [measure.heads_of(width, None, "num_heads") for width in (384, 768, 1024)] == [6, 12, 16]
 
