@@ -48,6 +48,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     spec = _config_spec(argv)
     if any(re.fullmatch(r"--?help-config", argument) for argument in argv):
         _help_config(spec)
+    if any(argument in ("-h", "-help", "--help") for argument in argv):
+        _help()
     helps = any(re.match(r"--?help", argument) for argument in argv)
     if not helps:
         if spec is None:
@@ -64,6 +66,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         _fail(f"{error} (--help lists the flags)")
     except SystemExit as end:
         sys.exit(0 if helps and end.code == 1 else end.code)  # absl exits with 1 after --help
+
+
+def _help() -> NoReturn:
+    """Prints what the command does and its own flags, whichever way it was started, and ends the program."""
+    own = flags.FLAGS.find_module_defining_flag(_WORKDIR.name)
+    print(f"{__doc__}\nflags:{flags.FLAGS.module_help(own)}\n\n--helpfull lists the flags of all libraries too.")
+    sys.exit(0)
 
 
 def _help_config(spec: str | None) -> NoReturn:
