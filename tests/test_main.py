@@ -60,10 +60,11 @@ def test_the_fields_are_listed_with_meaning_and_source():
     assert "batch_size = 8 (default: 4096)" in result.stdout
 
 
-@pytest.mark.parametrize("flags", [[], ["--help"]])
-def test_a_config_that_ends_the_program_gives_its_own_status(tmp_path, flags):
+@pytest.mark.parametrize("flags, status", [([], 3), (["--helpfull"], 3), (["--help"], 0)])
+def test_a_config_that_ends_the_program_gives_its_own_status(tmp_path, flags, status):
+    """`--help` alone does not run the config file."""
     (tmp_path / "ends.py").write_text("import sys\nsys.exit(3)\n")
-    assert finished(f"--config={tmp_path}/ends.py", *flags).returncode == 3
+    assert finished(f"--config={tmp_path}/ends.py", *flags).returncode == status
 
 
 def test_the_promised_field_method_brings_its_recipe():
