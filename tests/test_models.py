@@ -90,6 +90,7 @@ def test_smaller_images_read_their_positions_as_torch_does():
     np.testing.assert_allclose(ours[1:], moved.numpy(), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(ours[0], table[0])
     assert VIT.apply(vit_params(), images()[:, :24, :24]).patches.shape == (3, 9, 32)
+    assert VIT.apply(vit_params(), images()[:, :16, :24]).patches.shape == (3, 6, 32)
 
 
 def test_drop_path_drops_whole_branches_of_an_image_by_its_own_key():

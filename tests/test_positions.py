@@ -48,3 +48,12 @@ def test_the_same_grid_is_left_alone_and_a_constant_stays(recipe):
     assert positions.interpolate(values, 4, recipe) is values
     moved = positions.interpolate(jnp.ones((17, 2)), 7, recipe)
     np.testing.assert_allclose(moved, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("recipe", "extra"), [("bicubic", 0), ("ibot", 0.1)])
+def test_a_grid_need_not_be_square(recipe, extra):
+    """Rows and columns get their own matrix; an axis that keeps its length is still resampled by the ibot recipe."""
+    values, (rows, columns) = table(4), (4, 7)
+    factors = {"scale_factor": ((rows + extra) / 4, (columns + extra) / 4)} if extra else {"size": (rows, columns)}
+    ours = np.asarray(positions.interpolate(jnp.asarray(values), (rows, columns), recipe))
+    np.testing.assert_allclose(ours[1:], theirs(values, 4, **factors), atol=1e-5)

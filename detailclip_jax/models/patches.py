@@ -6,13 +6,13 @@ from detailclip_jax.types import Array, Float, UInt8
 
 
 def normalise_pixels(
-    images: UInt8[Array, "*batch S S 3"] | Float[Array, "*batch S S 3"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "*batch S S 3"]:
+    images: UInt8[Array, "*batch H W 3"] | Float[Array, "*batch H W 3"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*batch H W 3"]:
     """Computes (x / 255 - mean) / std per channel."""
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
-def patchify(images: Float[Array, "*batch S S 3"], patch_size: int) -> Float[Array, "*batch N P"]:
+def patchify(images: Float[Array, "*batch H W 3"], patch_size: int) -> Float[Array, "*batch N P"]:
     """Cuts images into patches, row by row; values of a patch are ordered (row, column, channel), as in MAE's code.
 
     patchify(jnp.zeros((2, 224, 224, 3)), 16).shape == (2, 196, 768)

@@ -27,19 +27,22 @@ def sincos_positions(width: int, side: int) -> np.ndarray:
     return np.concatenate([np.zeros((1, width)), table]).astype(np.float32)
 
 
-def interpolate(positions: Float[Array, "M D"], side: int, recipe: str = "bicubic") -> Float[Array, "N1 D"]:
-    """Interpolates positions [1 + N, D] of a square grid bicubically to `side` x `side`; CLS stays unchanged.
+def interpolate(
+    positions: Float[Array, "M D"], grid: int | tuple[int, int], recipe: str = "bicubic"
+) -> Float[Array, "N1 D"]:
+    """Interpolates positions [1 + N, D] of a square grid bicubically to another `grid`; CLS stays unchanged.
 
-    `recipe` is one of RECIPES, which reproduce the interpolation of other code bases. Local crops of DINO, iBOT and
-    AttMask (a grid of 36 patches from 196 positions) use "ibot".
+    `grid` is (rows, columns), or the side of a square. `recipe` is one of RECIPES, which reproduce the interpolation
+    of other code bases. Local crops of DINO, iBOT and AttMask (a grid of 36 patches from 196 positions) use "ibot".
     """
     old = round((len(positions) - 1) ** 0.5)
-    if old == side:
+    rows, columns = (grid, grid) if isinstance(grid, int) else grid
+    if old == rows == columns:
         return positions
-    matrix = jnp.asarray(RECIPES[recipe](old, side))
-    grid = positions[1:].reshape(old, old, -1)
-    moved = jnp.einsum("ik,jl,kld->ijd", matrix, matrix, grid, precision=jax.lax.Precision.HIGHEST)
-    return jnp.concatenate([positions[:1], moved.reshape(side**2, -1)])
+    down, across = (jnp.asarray(RECIPES[recipe](old, new)) for new in (rows, columns))
+    values = positions[1:].reshape(old, old, -1)
+    moved = jnp.einsum("ik,jl,kld->ijd", down, across, values, precision=jax.lax.Precision.HIGHEST)
+    return jnp.concatenate([positions[:1], moved.reshape(rows * columns, -1)])
 
 
 def cubic_matrix(old: int, new: int, extra: float = 0.0) -> np.ndarray:

@@ -51,8 +51,9 @@ class VisionTransformer(nn.Module):
         vit(images, attention=True).attention   # [B, L, N], CLS attention of eq. 9 before the mean over layers
 
     A kept patch has the position of its place in the image; a replaced patch is the mask token plus its position. The
-    CLS token is cls_token + positions[0]. Positions are interpolated for images of another size. `drop_path` is the
-    rate of the last block; rates rise linearly from 0 at the first one. Drop path needs `keys`.
+    CLS token is cls_token + positions[0]. Positions are interpolated for images of another size, which need not be
+    square; their sides must be multiples of the patch size. `drop_path` is the rate of the last block; rates rise
+    linearly from 0 at the first one. Drop path needs `keys`.
     """
 
     patch_size: int
@@ -98,7 +99,7 @@ class VisionTransformer(nn.Module):
 
     def __call__(
         self,
-        images: Float[Array, "B S S 3"],
+        images: Float[Array, "B H W 3"],
         kept: Int[Array, "B K"] | None = None,
         attention: bool = False,
         hidden: Bool[Array, "B N"] | None = None,
@@ -128,14 +129,15 @@ class VisionTransformer(nn.Module):
 
     def embed(
         self,
-        images: Float[Array, "B S S 3"],
+        images: Float[Array, "B H W 3"],
         kept: Int[Array, "B K"] | None = None,
         hidden: Bool[Array, "B N"] | None = None,
         mask_token: Float[Array, "D"] | None = None,
     ) -> Float[Array, "B M D"]:
         """Embeds CLS and patches and adds positions; `kept` patches are selected before the projection."""
         pixels = patchify(images, self.patch_size)
-        table = interpolate(self.table, images.shape[1] // self.patch_size, self.interpolation)
+        grid = images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
+        table = interpolate(self.table, grid, self.interpolation)
         positions = table[None, 1:]
         if kept is not None:
             pixels = take(pixels, kept)
