@@ -30,7 +30,7 @@ def get_config(arg=None):
     c.model.image_size = 64
     c.model.context_length = 24  # captions have at most 21 tokens; the causal mask makes the cut exact
 
-    crop = c.views.crops["global"]
+    crop = c.views.crops.large
     crop.size = 64
     crop.scale = (0.5, 1.0)  # paper 4.1
     crop.jitter = (0.4, 0.4, 0.2, 0.0)  # no hue jitter: colour distinguishes the drawings of different nouns
@@ -60,7 +60,7 @@ def paper(c):
 
 def one_view(c):
     """CLIP: one view, and a trained patch embedding; DetailCLIP's is random and frozen."""
-    crop = c.views.crops["global"]
+    crop = c.views.crops.large
     crop.count, crop.blur_p, crop.solarize_p = 1, (0.1,), (0.0,)
     c.model.freeze_patch_embed = False
 
@@ -68,7 +68,7 @@ def one_view(c):
 def slip(c):
     """SLIP: a clean view for the caption; larger SSL crops than SLIP's (.08-1), where drawings would be too small."""
     c.views.crops.clean = base.crop(size=c.model.image_size, filter="bicubic")
-    crop = c.views.crops["global"]
+    crop = c.views.crops.large
     crop.scale, crop.flip, crop.blur_p = (0.25, 1.0), 0.5, (0.5, 0.5)
     c.model.freeze_patch_embed = False
 
@@ -95,7 +95,7 @@ def aclip(c):
 def mae(c):
     """MAE: a decoder two thirds as wide as the encoder; MAE's weight decay and betas."""
     one_view(c)
-    c.views.crops["global"].flip = 0.5
+    c.views.crops.large.flip = 0.5
     c.model.image_style.positions, c.model.image_style.init = "sincos", "xavier"
     c.model.decoder_width, c.model.decoder_depth = 64, 2
     c.masking.strategy, c.masking.ratio = "random", 0.75
@@ -104,7 +104,7 @@ def mae(c):
 
 def dino(c):
     """DINO: four local crops of 16 patches; larger crops than DINO's (.05-.4), in which drawings would be too small."""
-    crop = c.views.crops["global"]
+    crop = c.views.crops.large
     jitter = {"filter": "bicubic", "flip": 0.5, "jitter": crop.jitter, "jitter_p": crop.jitter_p}
     c.views.crops.local = base.crop(count=4, size=32, scale=(0.15, 0.4), **jitter)
     crop.flip = 0.5
@@ -118,8 +118,8 @@ def dino(c):
 def ibot(c):
     """iBOT: DINO's crops, block masks on the 8 x 8 grid."""
     dino(c)
-    crop = {**c.views.crops["global"].to_dict(), "mask_grid": 8}
-    c.views.crops["global"] = base.crop(**crop)
+    crop = {**c.views.crops.large.to_dict(), "mask_grid": 8}
+    c.views.crops.large = base.crop(**crop)
     c.model.freeze_gain = False
 
 

@@ -54,7 +54,7 @@ def get_config(arg=None):
     c.views.teacher = arg.teacher  # "same": reference; section 4.1.1 describes a larger crop for the teacher
     if arg.teacher == "enclosing":
         c.views.crops.enclosing = base.crop(kind="enclosing")  # bilinear, as in A-CLIP's transform
-    crop = c.views.crops["global"]
+    crop = c.views.crops.large
     crop.count = 2  # views u and v of section 3.2
     crop.size = 224
     crop.scale = (0.5, 1.0)  # section 4.1; the reference's code has (.14, 1)

@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 def two_views(config: ConfigDict) -> None:
     """Changes CLIP's config to two unmasked views, as many as DetailCLIP's student has."""
-    crop = config.views.crops["global"]
+    crop = config.views.crops.large
     crop.count, crop.blur_p, crop.solarize_p = 2, (0.1, 0.1), (0.0, 0.0)
 
 

@@ -101,7 +101,7 @@ def published(config: Any) -> list[str]:
     """Returns lines that state the config's masking, views and captions, in which published code differs."""
     masking, data = config.masking, config.data
     removed = f"masking     {masking.ratio:g} of the patches are removed, by {masking.granularity}"
-    scale = "-".join(f"{share:g}" for share in config.views.crops["global"].scale)
+    scale = "-".join(f"{share:g}" for share in config.views.crops.large.scale)
     cut = "keep their EOT" if data.keep_eot else "lose their EOT"
     return [
         f"{removed}; the published mask_ratio, {1 - masking.ratio:g} here, is the share kept",

@@ -13,7 +13,6 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).  launch/ has a s
 before the run: python -m detailclip_jax.doctor --launch with the same flags.
 """
 
-import keyword
 import os
 import re
 import shlex
@@ -59,7 +58,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             run_config.check_overrides(run_config.load(_config_spec(argv) or spec), _override_names(argv))
         except (ValueError, FileNotFoundError) as error:
             _fail(str(error))
-    sys.argv[:] = [_quote_keywords(argument) for argument in argv]  # config_flags reads sys.argv
+    sys.argv[:] = argv  # config_flags reads sys.argv
     try:
         return flags.FLAGS(list(sys.argv))
     except flags.Error as error:
@@ -136,19 +135,6 @@ def _override_names(argv: Sequence[str]) -> list[str]:
     """The dotted names in --config.NAME=VALUE and in --noconfig.NAME, which switches a bool off."""
     matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv)
     return [match.group(1) for match in matches if match]
-
-
-def _quote_keywords(argument: str) -> str:
-    """Quotes Python keywords in field names, because config_flags parses names as Python.
-
-    --config.views.crops.global.size becomes --config.views.crops["global"].size
-    """
-    flag, equals, value = argument.partition("=")
-    if not re.match(r"--?(?:no)?config\.", flag):
-        return argument
-    first, *parts = flag.split(".")
-    quoted = (f'["{part}"]' if keyword.iskeyword(part) else f".{part}" for part in parts)
-    return first + "".join(quoted) + equals + value
 
 
 def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:

@@ -481,7 +481,7 @@ def feed_record(folder: Path) -> object:
 
     source = Records(folder, "train")
     records.read(folder, "train")
-    stream = Stream(source, {"global": Crop(size=8)}, Tokenizer(16))
+    stream = Stream(source, {"large": Crop(size=8)}, Tokenizer(16))
     labels = [int(stream[position]["label"]) for position in range(4)]
     batches = list(evaluation_batches(source, Transform(8, 8), Tokenizer(16), batch_size=4))
     return labels, len(batches)

@@ -108,7 +108,7 @@ def combined_loss(params, teacher, batch, centers, temperatures, config):
     terms, seen = [], []
     for v in range(2):
         images = normalise_pixels(
-            batch["image"]["global"][:, v], tuple(config.preprocess.mean), tuple(config.preprocess.std)
+            batch["image"]["large"][:, v], tuple(config.preprocess.mean), tuple(config.preprocess.std)
         )
         target, maps = vit(teacher["image"], images, size)
         attention = jnp.stack(maps).mean((0, 2))[:, 0, 1:]  # eq. 9

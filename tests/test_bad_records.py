@@ -97,7 +97,7 @@ class Nothing:
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_where_nothing_is_readable_the_list_is_written_too(tmp_path, num_workers):
     file = tmp_path / "bad.txt"
-    batches = Pipeline(Nothing(), {"global": Crop(size=8)}, Tokenizer(8), 4, num_workers=num_workers, bad_list=file)
+    batches = Pipeline(Nothing(), {"large": Crop(size=8)}, Tokenizer(8), 4, num_workers=num_workers, bad_list=file)
     with pytest.raises(TooManyBadRecords, match="100 unreadable records in a row; are these") as error, batches:
         next(batches)
     assert str(error.value).endswith(f"  and 80 more\n  all of them are listed in {file}")

@@ -239,23 +239,23 @@ def test_flags_are_short_names_and_any_field_can_be_set():
 
 
 def test_a_method_comes_with_its_own_recipe():
-    assert set(variants.build(None, {"method": "slip"}).config.views.crops) == {"clean", "global"}
+    assert set(variants.build(None, {"method": "slip"}).config.views.crops) == {"clean", "large"}
     assert variants.build(SMALLEST, {"method": "clip"}).config.method == "clip"
 
 
 def test_another_image_size_reaches_crops_and_block_masks():
     config = variants.build(None, {"method": "ibot", "size": "S/16"}, image_size=128).config
-    assert (config.model.image_size, config.views.crops["global"].size) == (128, 128)
-    assert config.views.crops["global"].mask_grid == 8 and config.views.crops.local.size == 96
+    assert (config.model.image_size, config.views.crops.large.size) == (128, 128)
+    assert config.views.crops.large.mask_grid == 8 and config.views.crops.local.size == 96
 
 
 def test_the_second_variant_differs_as_asked_and_both_say_how():
     first, second = variants.pair(
-        None, {"batch": 4, "remat": "none"}, "remat=dots,views.crops.global.scale=(.2,1.)", None
+        None, {"batch": 4, "remat": "none"}, "remat=dots,views.crops.large.scale=(.2,1.)", None
     )
-    assert (first.name, second.name) == ("remat=none", "remat=dots,views.crops.global.scale=(.2,1.)")
+    assert (first.name, second.name) == ("remat=none", "remat=dots,views.crops.large.scale=(.2,1.)")
     assert (first.config.model.remat, second.config.model.remat) == ("none", "dots")
-    assert second.config.views.crops["global"].scale == (0.2, 1.0) and second.batch == 4
+    assert second.config.views.crops.large.scale == (0.2, 1.0) and second.batch == 4
 
 
 @pytest.mark.parametrize(

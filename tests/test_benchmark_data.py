@@ -21,7 +21,7 @@ from detailclip_jax.runtime.progress import Console
 
 ROOT = Path(__file__).parents[1]
 CROPS = {
-    "global": Crop(count=2, size=32, flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, blur_p=(0.5, 0.5)),
+    "large": Crop(count=2, size=32, flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, blur_p=(0.5, 0.5)),
     "enclosing": Crop(size=32, kind="enclosing"),
 }
 SMALL = MadeUp(48, 64)
@@ -118,8 +118,8 @@ def test_torchvision_makes_the_same_kind_of_views(capsys):
     transforms = pytest.importorskip("torchvision.transforms")
     from detailclip_jax.benchmarks import torchvision_views
 
-    crop = variants.build(None, {}).config.views.crops["global"]
-    made = torchvision_views.transforms({"global": views.crops_from_config({"global": crop})["global"]})
+    crop = variants.build(None, {}).config.views.crops.large
+    made = torchvision_views.transforms({"large": views.crops_from_config({"large": crop})["large"]})
     picture = torchvision_views.decode(MadeUp()[0]["image"])
     assert [tuple(one(picture).shape) for one in made] == [(3, 224, 224)] * 2
     assert isinstance(made[0].transforms[0], transforms.RandomResizedCrop) and made[0].transforms[0].scale == (0.5, 1.0)

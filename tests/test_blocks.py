@@ -43,11 +43,11 @@ def test_hidden_patches_hang_together_more_than_random_ones():
 
 
 def test_views_are_masked_with_their_probability_and_by_name():
-    crops = {"global": Crop(count=2, mask_grid=14), "local": Crop(count=3)}
+    crops = {"large": Crop(count=2, mask_grid=14), "local": Crop(count=3)}
     rng = np.random.default_rng(0)
     drawn = [make_masks(crops, rng) for _ in range(200)]
-    assert set(drawn[0]) == {"global"} and drawn[0]["global"].shape == (2, 196)
-    any_hidden = np.stack([masks["global"] for masks in drawn]).any(-1)
+    assert set(drawn[0]) == {"large"} and drawn[0]["large"].shape == (2, 196)
+    any_hidden = np.stack([masks["large"] for masks in drawn]).any(-1)
     assert abs(any_hidden.mean() - 0.5) < 0.1
     assert make_masks({"local": Crop()}, rng) == {}
 
@@ -59,7 +59,7 @@ def test_the_pipeline_carries_masks():
     from detailclip_jax.data.tokenizer import Tokenizer
 
     picture = {"image": np.zeros((20, 20, 3), np.uint8), "captions": ("a",), "label": 1, "key": "0"}
-    stream = Stream([picture], {"global": Crop(count=2, size=8, mask_grid=4, mask_p=1.0)}, Tokenizer(8))
-    assert stream[0]["hidden"]["global"].shape == (2, 16)
-    np.testing.assert_array_equal(stream[0]["hidden"]["global"], stream[0]["hidden"]["global"])
+    stream = Stream([picture], {"large": Crop(count=2, size=8, mask_grid=4, mask_p=1.0)}, Tokenizer(8))
+    assert stream[0]["hidden"]["large"].shape == (2, 16)
+    np.testing.assert_array_equal(stream[0]["hidden"]["large"], stream[0]["hidden"]["large"])
     assert ConfigDict(vars(Crop())).mask_grid == 0

@@ -107,7 +107,7 @@ def config(path: str, caption: str, source: str = "records"):
     c = default()
     c.batch_size, c.model.context_length = 4, 12
     c.data.update({"source": source, "path": path, "caption": caption})
-    c.views.crops["global"].size = 16
+    c.views.crops.large.size = 16
     return c
 
 

@@ -244,7 +244,7 @@ def tiny_config():
             "model.prototypes": 16,
         }
     )
-    config.views.crops["global"].size = 16
+    config.views.crops.large.size = 16
     return config
 
 

@@ -133,7 +133,7 @@ def test_controls_change_what_they_say():
     blind = compare.config_of(compare.CONTROLS["detailclip_random_mask"], 0, arguments())
     assert blind.method == "detailclip" and blind.masking.strategy == "random"
     two = compare.config_of(compare.CONTROLS["clip_two_views"], 0, arguments())
-    assert two.method == "clip" and two.views.crops["global"].count == 2
+    assert two.method == "clip" and two.views.crops.large.count == 2
     larger = compare.config_of(compare.CONTROLS["detailclip_enclosing"], 0, arguments())
     assert larger.views.teacher == "enclosing" and larger.views.crops.enclosing.kind == "enclosing"
     assert compare.config_of(compare.CONTROLS["maskclip_weight_1"], 0, arguments()).losses.weights.patch == 1.0

@@ -118,15 +118,15 @@ def test_a_crop_that_a_row_looks_at_must_be_there():
     config = resolve(config_of(), YFCC15M)
     with config.unlocked():
         config.method = "slip"
-    with pytest.raises(ValueError, match=r"slip needs the crop 'clean', but views.crops has only global; .*slip\.py"):
+    with pytest.raises(ValueError, match=r"slip needs the crop 'clean', but views.crops has only large; .*slip\.py"):
         methods.build(config)
 
 
 @pytest.mark.parametrize("spec", ["stickers.py", "stickers.py:method=slip", "stickers.py:method=aclip"])
 def test_rows_that_compare_views_need_two(spec):
     config = config_of(spec)
-    config.views.crops["global"].count = 1
-    with pytest.raises(ValueError, match=r"compares two views of each image, but views.crops\.global\.count is 1"):
+    config.views.crops.large.count = 1
+    with pytest.raises(ValueError, match=r"compares two views of each image, but views.crops\.large\.count is 1"):
         methods.build(config)
 
 
@@ -163,7 +163,7 @@ def test_reference_preset_differs_from_the_paper_in_four_fields():
         "data.caption": ("random", "concat"),
         "data.keep_eot": (True, False),
         "masking.granularity": ("patch", "cell2x2"),
-        "views.crops.global.scale": ([0.5, 1.0], [0.14, 1.0]),
+        "views.crops.large.scale": ([0.5, 1.0], [0.14, 1.0]),
     }
 
 
@@ -241,9 +241,10 @@ def test_config_file_without_its_function(tmp_path, text, message):
         ("model.sise", "did you mean 'model.size'.*Known fields of 'model': attention"),
         ("image_size", "did you mean 'model.image_size'"),
         (
-            "views.crops.globl.size",
-            "did you mean 'views.crops.global.size'.*Known fields of 'views.crops': global",
+            "views.crops.larg.size",
+            "did you mean 'views.crops.large.size'.*Known fields of 'views.crops': large",
         ),
+        ("views.crops.global.size", "^config field 'views.crops.global.size' is now named 'views.crops.large.size'$"),
         ("modle.size", "did you mean 'model.size'.*Known fields of 'model': attention"),
         ("optim.lr", "did you mean 'optimizer'.*Known fields of 'optimizer': betas"),
         ("optimizer.lr", r"unknown config field 'optimizer.lr'\. Known fields of 'optimizer': betas"),
@@ -293,7 +294,7 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
     with pytest.raises(ValueError, match="unknown config field 'yours'"):
         config.yours = 1
     config.views.crops.local = base.crop()
-    assert (config.mine, config.ema.end, sorted(config.views.crops)) == (1, 0.6, ["enclosing", "global", "local"])
+    assert (config.mine, config.ema.end, sorted(config.views.crops)) == (1, 0.6, ["enclosing", "large", "local"])
 
 
 @pytest.mark.parametrize(
@@ -304,14 +305,14 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
         ({"data.source": "imagenet"}, "unknown data.source 'imagenet'. Known: stickers"),
         ({"masking.strategy": "lowest"}, "unknown masking.strategy 'lowest'"),
         ({"model.image_size": 65}, "model.image_size 65 is not a multiple of the patch size 8 .* 64 and 72"),
-        ({"model.image_size": 72}, "views.crops.global.size 64 must equal model.image_size 72"),
+        ({"model.image_size": 72}, "views.crops.large.size 64 must equal model.image_size 72"),
         ({"log_every": 0}, "log_every 0 must be at least 1"),
         ({"total_steps": -1}, "total_steps -1 must be at least 1"),
         ({"optimizer.betas": (0.9,)}, r"optimizer.betas \(0.9,\) must be 2 numbers"),
         ({"model.drop_path": 1.0}, r"model.drop_path 1.0 must be less than 1"),
         ({"optimizer.betas": (0.9, 1.0)}, r"optimizer.betas \(0.9, 1.0\) must be less than 1"),
-        ({"views.crops.global.scale": ("a", "b")}, "views.crops.global.scale .* must be 2 numbers"),
-        ({"views.crops.global.blur_p": (0.1,)}, "blur_p"),
+        ({"views.crops.large.scale": ("a", "b")}, "views.crops.large.scale .* must be 2 numbers"),
+        ({"views.crops.large.blur_p": (0.1,)}, "blur_p"),
         ({"best_metric": "zero_shot/ema/top1"}, "set evaluate_every"),
         ({"seed": -1}, "seed -1 must be at least 0"),
         ({"model.context_length": 2}, "model.context_length 2 must be at least 3"),
@@ -320,9 +321,9 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
         ({"masking.ratio": 1.5}, "masking.ratio 1.5 must be from 0 to 1"),
         ({"data.reducing_gap": 0.5}, r"^data.reducing_gap 0.5 must be 0 \(all pixels are decoded\) or at least 1"),
         ({"data.max_bad_ratio": 2.0}, "data.max_bad_ratio 2.0 must be from 0 to 1"),
-        ({"views.crops.global.scale": (1.0, 0.5)}, r"scale \(1.0, 0.5\) must not fall: write \(0.5, 1.0\)"),
-        ({"views.crops.global.scale": (0.0, 1.0)}, r"views.crops.global.scale \(0.0, 1.0\) must be greater than 0"),
-        ({"views.crops.global.blur_p": (0.1, 1.1)}, r"blur_p \(0.1, 1.1\) must be from 0 to 1"),
+        ({"views.crops.large.scale": (1.0, 0.5)}, r"scale \(1.0, 0.5\) must not fall: write \(0.5, 1.0\)"),
+        ({"views.crops.large.scale": (0.0, 1.0)}, r"views.crops.large.scale \(0.0, 1.0\) must be greater than 0"),
+        ({"views.crops.large.blur_p": (0.1, 1.1)}, r"blur_p \(0.1, 1.1\) must be from 0 to 1"),
         ({"optimizer.learning_rate": 0.0}, "optimizer.learning_rate 0.0 must be greater than 0"),
         ({"losses.patch_temperature": (0.04, 0.0)}, "patch_temperature .* must be greater than 0"),
         ({"losses.clip_block": -5}, "losses.clip_block -5 must be at least 0"),
@@ -451,7 +452,7 @@ def test_a_field_that_an_earlier_version_did_not_know_has_its_default(tmp_path):
     claim_workdir(tmp_path, config)
     file = tmp_path / "config.json"
     saved = json.loads(file.read_text())
-    del saved["model"]["drop_path"], saved["masking"], saved["views"]["crops"]["global"]["flip"]
+    del saved["model"]["drop_path"], saved["masking"], saved["views"]["crops"]["large"]["flip"]
     file.write_text(json.dumps(saved))
     claim_workdir(tmp_path, config)
     again = run_config.from_json(json.dumps(saved))

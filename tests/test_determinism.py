@@ -26,7 +26,7 @@ def config(path: str):
     """The paper's two views with all of their colour changes, of 16 pixels."""
     c = default()
     c.batch_size, c.data.path, c.model.context_length, c.data.max_bad_ratio = BATCH, path, 12, 0.1
-    c.views.crops["global"].size = 16
+    c.views.crops.large.size = 16
     return c
 
 

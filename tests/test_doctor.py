@@ -194,7 +194,7 @@ def test_a_block_of_the_whole_batch_s_logits_is_no_matter_for_a_device_s_rows():
 def test_full_rematerialisation_keeps_less():
     config = config_lib.default()
     config.model.size, config.batch_size, config.total_steps = "tiny", 8, 10
-    config.model.image_size = config.views.crops["global"].size = 32
+    config.model.image_size = config.views.crops.large.size = 32
     kept = {}
     for policy in ("none", "full"):
         config.model.remat = policy

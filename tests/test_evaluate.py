@@ -332,7 +332,7 @@ def test_run_all_on_a_real_method(tmp_path, monkeypatch, drawings):
     config = sticker_config(**few)
     config.model.size = "nano"
     config.model.context_length, config.batch_size, config.total_steps = 16, 8, 1
-    config.views.crops["global"].size = 64
+    config.views.crops.large.size = 64
     built = experiment.build(config, make_mesh(jax.devices()[:1]))
     state = built.init(0)
     results = run_all(built.encode, all_weights(state), config, step=0)

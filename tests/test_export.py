@@ -36,7 +36,7 @@ def save_noise(workdir, method, crops=None, **fields):
     made.total_steps = made.steps_per_epoch = 1
     made.update_from_flattened_dict(TINY | {"model.prototypes": 32} | fields)
     made.views.crops.update(crops or {})
-    made.views.crops["global"].size = made.model.image_size
+    made.views.crops.large.size = made.model.image_size
     shapes = experiment.build(made, mesh.make_mesh(jax.devices()[:1])).state_shapes
     rng = np.random.default_rng(0)
 
@@ -393,7 +393,7 @@ def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
     store.save(tmp_path / "run", again, made, "own")
     model, larger, made = interop.load(path, image_size=48)
     assert larger["params"]["image"]["positions"].shape == (37, 96) and model.image.image_size == 48
-    assert made.views.crops["global"].size == made.model.image_size == 48
+    assert made.views.crops.large.size == made.model.image_size == 48
     with pytest.raises(ValueError, match="itself says num_heads"):
         interop.load(path, num_heads=4)
     files.write(tmp_path / "less.safetensors", {"a": read["logit_scale/value"]}, files.metadata(path))

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 def test_the_record_has_the_shapes_of_the_letters():
     exp = tiny_experiment()
     line = exp.line(tiny_state(), exp.put(tiny_batch()))
-    assert line.views["global"].image.shape == (2, 8, 32, 32, 3)
+    assert line.views["large"].image.shape == (2, 8, 32, 32, 3)
     assert line.targets["whole"].patches.shape == (2, 8, 16, 96)
     assert line.targets["whole"].attention.shape == (2, 8, 2, 16)
     assert line.hidden.mask.shape == (2, 8, 16) and line.hidden.kept.shape == (2, 8, 8)
@@ -45,7 +45,7 @@ def test_the_student_never_sees_hidden_pixels():
     exp = tiny_experiment()
     state, batch = tiny_state(), tiny_batch()
     line = exp.line(state, exp.put(batch))
-    pixels = patches.patchify(jnp.asarray(batch["image"]["global"], jnp.float32), 8)  # [B, V, N, P]
+    pixels = patches.patchify(jnp.asarray(batch["image"]["large"], jnp.float32), 8)  # [B, V, N, P]
     hidden = np.moveaxis(np.asarray(line.hidden.mask), 1, 0)
     changed = patches.unpatchify(jnp.where(hidden[..., None], 0, pixels), 8)
     tokens = lambda images: forward.fold(
@@ -53,7 +53,7 @@ def test_the_student_never_sees_hidden_pixels():
         jnp.moveaxis(jnp.asarray(images, jnp.float32), 1, 0),
         line.hidden.kept,
     )
-    np.testing.assert_array_equal(tokens(batch["image"]["global"]).cls, tokens(changed).cls)
+    np.testing.assert_array_equal(tokens(batch["image"]["large"]).cls, tokens(changed).cls)
 
 
 def test_fold_is_a_loop_over_views():

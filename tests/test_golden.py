@@ -72,8 +72,8 @@ def detailclip_case(devices=1):
     )
     images = np.stack([nhwc(golden["in/u_u8"]), nhwc(golden["in/v_u8"])], 1)
     batch = {
-        "image": {"global": images},
-        "box": {"global": np.zeros((4, 2, 4), np.float32)},
+        "image": {"large": images},
+        "box": {"large": np.zeros((4, 2, 4), np.float32)},
         "text": golden["in/text"],
         "label": np.zeros(4, np.int32),
     }
@@ -98,7 +98,7 @@ def detailclip_gradients():
 
 def test_input_is_normalised_as_the_reference_does():
     golden, _, _, line = detailclip_line()
-    crop = np.moveaxis(np.asarray(line.views["global"].image[0, 0, 100:104, 50:54]), -1, 0)
+    crop = np.moveaxis(np.asarray(line.views["large"].image[0, 0, 100:104, 50:54]), -1, 0)
     np.testing.assert_allclose(crop, golden["in/u_check"], rtol=1e-6, atol=1e-6)
 
 
@@ -223,12 +223,12 @@ def clip_case():
     golden = load("tiny_clip")
     config = config_for(CLIP, 256, method="clip")
     config.model.freeze_patch_embed = False
-    config.views.crops["global"].count = 1
+    config.views.crops.large.count = 1
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     params = jax.tree.map(jnp.asarray, reference.load_clip(part(golden, "sd/")))
     batch = {
-        "image": {"global": nhwc(golden["in/image_u8"])[:, None]},
-        "box": {"global": np.zeros((4, 1, 4), np.float32)},
+        "image": {"large": nhwc(golden["in/image_u8"])[:, None]},
+        "box": {"large": np.zeros((4, 1, 4), np.float32)},
         "text": golden["in/text"],
         "label": np.zeros(4, np.int32),
     }
@@ -237,7 +237,7 @@ def clip_case():
 
 def test_clip_embeddings():
     golden, exp, state, batch = clip_case()
-    images = batch["image"]["global"][:, 0]
+    images = batch["image"]["large"][:, 0]
     normalised = train_step.normalise_pixels(images, exp.setup.pixel_mean, exp.setup.pixel_std)
     embed = jax.jit(functools.partial(exp.model.apply, method="embed_image"))
     ours = embed({"params": state.params}, normalised)
@@ -288,8 +288,8 @@ def slip_case():
     )
     augmented = np.stack([nhwc(golden["in/aug1_u8"]), nhwc(golden["in/aug2_u8"])], 1)
     batch = {
-        "image": {"clean": nhwc(golden["in/image_u8"])[:, None], "global": augmented},
-        "box": {"clean": np.zeros((4, 1, 4), np.float32), "global": np.zeros((4, 2, 4), np.float32)},
+        "image": {"clean": nhwc(golden["in/image_u8"])[:, None], "large": augmented},
+        "box": {"clean": np.zeros((4, 1, 4), np.float32), "large": np.zeros((4, 2, 4), np.float32)},
         "text": golden["in/text"],
         "label": np.zeros(4, np.int32),
     }

@@ -40,7 +40,7 @@ class Labels:
 
 @pytest.mark.parametrize("label", HUGE)
 def test_training_replaces_a_record_whose_label_int32_does_not_hold(label):
-    with Pipeline(Labels(label), {"global": Crop(size=8)}, Tokenizer(8), 4, max_bad_ratio=1.0) as batches:
+    with Pipeline(Labels(label), {"large": Crop(size=8)}, Tokenizer(8), 4, max_bad_ratio=1.0) as batches:
         labels = next(batches)["label"]
         assert labels.dtype == np.int32 and set(labels.tolist()) == {0, 2, 3} and batches.num_bad == 1
 

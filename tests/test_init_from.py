@@ -78,11 +78,11 @@ OPENAI = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._as
 def test_what_the_checkpoint_decides(tmp_path):
     written(tmp_path / "clip", **OPENAI, **{"preprocess.mean": (0.1, 0.2, 0.3)})
     asked = tiny("detailclip", init=str(tmp_path / "clip"))
-    asked.model.size, asked.model.image_size, asked.views.crops["global"].size = "B/16", 224, 224
+    asked.model.size, asked.model.image_size, asked.views.crops.large.size = "B/16", 224, 224
     asked.optimizer.loaded_rate = 0.25
     adopted = init_from.adopt(asked)
     validate(adopted)
-    assert (adopted.model.size, adopted.model.image_size, adopted.views.crops["global"].size) == ("tiny", 32, 32)
+    assert (adopted.model.size, adopted.model.image_size, adopted.views.crops.large.size) == ("tiny", 32, 32)
     assert adopted.model.image_style.to_dict() == OPENAI_STYLE._asdict()
     assert adopted.preprocess.mean == (0.1, 0.2, 0.3)
     parts = ("image", "image_projection", "text", "text_projection", "logit_scale")
@@ -145,11 +145,11 @@ def test_any_row_goes_on_from_a_clip(tmp_path, method):
     validate(adopted)
     shapes = experiment.build(adopted, mesh.make_mesh(jax.devices()[:1])).state_shapes
     assert set(shapes.params) >= {"image"} and adopted.optimizer.part_rates["image"] == 0.1
-    assert adopted.views.crops["global"].size == 32
+    assert adopted.views.crops.large.size == 32
     if method in ("dino", "ibot"):
         assert adopted.views.crops.local.size == 16  # 96 of 224 pixels are 14 of 32
     if method == "ibot":
-        assert adopted.views.crops["global"].mask_grid == 4
+        assert adopted.views.crops.large.mask_grid == 4
 
 
 def test_an_image_encoder_alone(tmp_path):
@@ -240,7 +240,7 @@ def test_a_run_starts_from_it_and_goes_on_from_its_own_checkpoint(imported, tmp_
 def test_two_processes_start_from_it_as_one_does(tmp_path):
     """Each puts its own shards onto its own devices: the first losses are equal."""
     written(tmp_path / "clip")
-    fields = SMALL | {"init": tmp_path / "clip", "log_every": 1, "views.crops.global.size": 32}
+    fields = SMALL | {"init": tmp_path / "clip", "log_every": 1, "views.crops.large.size": 32}
     flags = ["--config=tests/configs/smallest.py", *(f"--config.{name}={value}" for name, value in fields.items())]
     losses = {}
     for name, command in {

@@ -361,7 +361,7 @@ def test_positions_are_interpolated_on_request_and_said_so(caplog):
     np.testing.assert_allclose(variables["params"]["image"]["positions"][1:], expected, atol=1e-5)
     images = jnp.zeros((1, 48, 48, 3))
     assert model.apply(variables, images, method="embed_image").shape == (1, SMALL.joint_width)
-    assert (config.model.image_size, config.views.crops["global"].size) == (48, 48)
+    assert (config.model.image_size, config.views.crops.large.size) == (48, 48)
     refused(clip_state_dict(), "image_size 50 is not a multiple of the patch size 8", image_size=50)
     refused(clip_state_dict(), "interpolation 'x' is unknown; known: bicubic", image_size=48, interpolation="x")
     _, other, _ = interop.load(clip_state_dict(), **heads(), image_size=48, interpolation="timm")
@@ -419,7 +419,7 @@ def test_a_file_of_the_published_code_makes_its_choices():
     _, _, config = interop.load(reference_state_dict(), "reference", **heads())
     preset = config_lib.reference_preset(config_lib.default())
     assert config.masking.granularity == preset.masking.granularity == "cell2x2"
-    assert config.views.crops["global"].scale == preset.views.crops["global"].scale == (0.14, 1.0)
+    assert config.views.crops.large.scale == preset.views.crops.large.scale == (0.14, 1.0)
     assert (config.data.caption, config.data.keep_eot) == ("concat", False)
 
 
@@ -427,7 +427,7 @@ def test_a_clip_s_patch_embedding_stays_frozen():
     state_dict, _ = written(next(row for row in LAYOUTS if row.name == "aclip"))
     _, _, config = interop.load(state_dict, "aclip", **heads())
     assert config.model.freeze_patch_embed
-    assert (config.masking.granularity, config.views.crops["global"].filter) == ("cell2x2", "bilinear")
+    assert (config.masking.granularity, config.views.crops.large.filter) == ("cell2x2", "bilinear")
     assert not interop.load(clip_state_dict(), **heads())[2].model.freeze_patch_embed
 
 

@@ -42,7 +42,7 @@ def finished(*flags, cache=None):
         (["--config", f"{SMALLEST}:metod=clip"], "unknown config argument 'metod'; known: method"),
         ([f"--config={SMALLEST}", "--config.batchsize=4"], "did you mean 'batch_size'?"),
         ([f"--config={SMALLEST}", "--config.batch_size=many"], "--config.batch_size=many"),
-        ([f"--config={SMALLEST}", "--config.views.crops.global.size=x"], '--config.views.crops["global"].size=x'),
+        ([f"--config={SMALLEST}", "--config.views.crops.large.size=x"], "--config.views.crops.large.size=x"),
         ([f"--config={SMALLEST}", "--worksir=x"], "Did you mean: workdir ?"),
     ],
 )

@@ -192,8 +192,8 @@ def test_errors_name_the_way_out():
             "no teacher attention; masking.strategy must be 'random', not 'attention_low'",
         ),
         ("aclip", "views.teacher", "same", "needs views.teacher 'enclosing'.*not 'same'"),
-        ("slip", "views.crops.global.count", 3, "compares two views, but views.crops.global.count is 3; set it to 2"),
-        ("slip", "views.crops.global.count", 1, "compares two views of each image, but views.crops.global.count is 1"),
+        ("slip", "views.crops.large.count", 3, "compares two views, but views.crops.large.count is 3; set it to 2"),
+        ("slip", "views.crops.large.count", 1, "compares two views of each image, but views.crops.large.count is 1"),
     ],
 )
 def test_a_field_that_a_row_would_not_heed_is_refused(method, field, value, message):

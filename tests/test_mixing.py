@@ -7,7 +7,7 @@ from detailclip_jax.losses import labels
 from detailclip_jax.training import mixing
 
 BATCH = {
-    "image": {"global": np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8, 3)).astype(np.uint8)},
+    "image": {"large": np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8, 3)).astype(np.uint8)},
     "label": np.array([3, 1, 4, 1], np.int32),
 }
 
@@ -20,18 +20,18 @@ def mixed(seed, **alphas):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_mixup_is_a_weighted_mean_of_pictures(seed):
-    out, image = mixed(seed, mixup=0.8), BATCH["image"]["global"].astype(np.float32)
+    out, image = mixed(seed, mixup=0.8), BATCH["image"]["large"].astype(np.float32)
     share = out["share"][0]
     assert 0 <= share <= 1
-    np.testing.assert_allclose(out["image"]["global"], share * image + (1 - share) * image[::-1], rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(out["image"]["large"], share * image + (1 - share) * image[::-1], rtol=1e-4, atol=1e-2)
     np.testing.assert_array_equal(out["other_label"], BATCH["label"][::-1])
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_cutmix_puts_a_box_of_the_other_picture(seed):
-    out, image = mixed(seed, cutmix=1.0), BATCH["image"]["global"].astype(np.float32)
-    own = (out["image"]["global"] == image).all(-1)
-    other = (out["image"]["global"] == image[::-1]).all(-1)
+    out, image = mixed(seed, cutmix=1.0), BATCH["image"]["large"].astype(np.float32)
+    own = (out["image"]["large"] == image).all(-1)
+    other = (out["image"]["large"] == image[::-1]).all(-1)
     assert (own | other).all()
     np.testing.assert_allclose(own[0, 0].mean(), out["share"][0], atol=1e-6)
     outside = ~own[0, 0]
@@ -41,7 +41,7 @@ def test_cutmix_puts_a_box_of_the_other_picture(seed):
 
 
 def test_both_take_turns():
-    uniform = [np.ptp(mixed(seed, mixup=0.8, cutmix=1.0)["image"]["global"] % 1) > 0 for seed in range(12)]
+    uniform = [np.ptp(mixed(seed, mixup=0.8, cutmix=1.0)["image"]["large"] % 1) > 0 for seed in range(12)]
     assert any(uniform) and not all(uniform)
 
 

@@ -17,7 +17,7 @@ from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
 from detailclip_jax.runtime import provenance
 
-CROPS = {"global": Crop(count=1, size=8)}
+CROPS = {"large": Crop(count=1, size=8)}
 LABELS = {"a": 0, "b": 1000, "c": 2000}
 
 

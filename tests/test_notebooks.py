@@ -21,7 +21,7 @@ def demo_workdir(workdir):
     config = default()
     config.data.source, config.batch_size, config.total_steps = "stickers", 8, 1
     config.model.size, config.model.image_size, config.model.context_length = "tiny", 64, 16
-    config.views.crops["global"].size = 64
+    config.views.crops.large.size = 64
     built = experiment.build(config, make_mesh(jax.devices()[:1]))
     checkpoints = Checkpoints(workdir)
     checkpoints.save(1, built.init(0), data={}, run={"config": to_json(config)})

@@ -23,7 +23,7 @@ from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop, make_views
 
 SEED, SIZE = 3, 8
-CROPS = {"global": Crop(count=2, size=SIZE, filter="bilinear"), "teacher": Crop(size=SIZE, kind="enclosing")}
+CROPS = {"large": Crop(count=2, size=SIZE, filter="bilinear"), "teacher": Crop(size=SIZE, kind="enclosing")}
 
 
 @functools.cache
@@ -156,7 +156,7 @@ def test_the_pipeline_counts_and_names_what_is_refused(records, caplog):
     with Pipeline(records, CROPS, Tokenizer(8), len(records), SEED, max_bad_ratio=1.0) as batches:
         batch = next(batches)
         assert batches.num_bad == len(every_case()) - len(kept())
-    assert batch["image"]["global"].shape == (len(records), 2, SIZE, SIZE, 3)
+    assert batch["image"]["large"].shape == (len(records), 2, SIZE, SIZE, 3)
     for name, case in every_case().items():
         assert (f"next: {name}: {case.refused}" in caplog.text) == bool(case.refused)
 
@@ -168,7 +168,7 @@ def test_a_picture_of_100_megapixels_is_cut_where_its_box_says(records):
     columns = picture(16, 10_000).mean(0)
     for position in range(2):
         example = stream[position]
-        for pixels, box in zip(example["image"]["global"], example["box"]["global"]):
+        for pixels, box in zip(example["image"]["large"], example["box"]["large"]):
             left, right = box[[0, 2]].astype(int)
             expected = Image.fromarray(np.tile(columns[left:right].astype(np.uint8), (8, 1, 1)))
             expected = np.asarray(expected.resize((SIZE, SIZE), Image.Resampling.BILINEAR))

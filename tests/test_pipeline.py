@@ -23,7 +23,7 @@ from detailclip_jax.data.views import Crop
 ROOT = pathlib.Path(__file__).parents[1]
 NUM = 10
 CROPS = {
-    "global": Crop(count=2, size=16, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, blur_p=0.5),
+    "large": Crop(count=2, size=16, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, blur_p=0.5),
     "enclosing": Crop(size=8, kind="enclosing"),
 }
 TOKENIZER = Tokenizer(context_length=6)
@@ -98,9 +98,9 @@ def one_by_one() -> dict:
 def test_batches_have_the_stated_shapes_and_types():
     (batch,) = take(1)
     assert {name: (array.shape, array.dtype) for name, array in leaves(batch).items()} == {
-        "image/global": ((3, 2, 16, 16, 3), np.uint8),
+        "image/large": ((3, 2, 16, 16, 3), np.uint8),
         "image/enclosing": ((3, 1, 8, 8, 3), np.uint8),
-        "box/global": ((3, 2, 4), np.float32),
+        "box/large": ((3, 2, 4), np.float32),
         "box/enclosing": ((3, 1, 4), np.float32),
         "text": ((3, 6), np.int32),
         "label": ((3,), np.int32),
@@ -127,7 +127,7 @@ def test_neighbouring_seeds_do_not_share_epochs():
 def test_an_example_is_cropped_anew_in_every_epoch():
     batches = take(2, Pairs(1), batch_size=1)
     assert labels(batches) == [0, 0]
-    assert (batches[0]["box"]["global"] != batches[1]["box"]["global"]).any()
+    assert (batches[0]["box"]["large"] != batches[1]["box"]["large"]).any()
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 5])
@@ -234,7 +234,7 @@ def test_bad_record_is_replaced_by_the_next_readable_one_of_the_stream():
 
 def test_replacement_keeps_the_draws_of_its_position():
     source, replaced = Pairs(), Pairs(bad=(int(stream(Pairs())[4]["label"]),))
-    np.testing.assert_array_equal(stream(source)[4]["box"]["global"], stream(replaced)[4]["box"]["global"])
+    np.testing.assert_array_equal(stream(source)[4]["box"]["large"], stream(replaced)[4]["box"]["large"])
 
 
 def test_bad_records_are_counted_and_named_once(caplog):
@@ -320,7 +320,7 @@ from detailclip_jax.data.views import Crop
 
 if __name__ == "__main__":
     example = {"image": np.zeros((20, 20, 3), np.uint8), "captions": ("a",), "label": 0, "key": "0"}
-    batches = Pipeline([example] * 8, {"global": Crop(size=64)}, Tokenizer(), 16, num_workers=1)
+    batches = Pipeline([example] * 8, {"large": Crop(size=64)}, Tokenizer(), 16, num_workers=1)
     kept = [next(batches) for _ in range(3)]
 """
 
@@ -345,7 +345,7 @@ def test_a_source_without_examples_is_refused():
 def config(**fields):
     c = default()
     c.batch_size, c.data.source, c.model.image_size, c.model.context_length = 6, "stickers", 64, 16
-    c.views.crops["global"].size = 64
+    c.views.crops.large.size = 64
     c.update_from_flattened_dict(fields)
     return c
 
@@ -356,7 +356,7 @@ def test_pipeline_of_a_config():
     with pipeline.open_pipeline(config(), source, process_index=1, process_count=2, start=12) as batches:
         batch = next(batches)
         assert batches.position == 18
-    assert batch["image"]["global"].shape == (3, 2, 64, 64, 3) and batch["text"].shape == (3, 16)
+    assert batch["image"]["large"].shape == (3, 2, 64, 64, 3) and batch["text"].shape == (3, 16)
 
 
 def test_batch_size_must_divide_over_processes():

@@ -52,7 +52,7 @@ def test_every_product_of_a_float32_step_is_exact(method, platform):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_every_product_of_the_encoders_is_exact(platform):
     exp, batch = tiny_experiment(), tiny_batch()
-    arguments = dict.fromkeys(exp.encode._fields, batch["image"]["global"][:, 0]) | {"text": batch["text"]}
+    arguments = dict.fromkeys(exp.encode._fields, batch["image"]["large"][:, 0]) | {"text": batch["text"]}
     for name, argument in arguments.items():
         text = lowered(getattr(exp.encode, name), platform, exp.state_shapes.params, argument)
         assert precisions(text) == {EXACT}, name

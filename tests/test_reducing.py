@@ -13,7 +13,7 @@ from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop, make_views, reduction_for
 
 HEIGHT, WIDTH, SIZE = 961, 1283, 64  # no multiples of 8
-CROPS = {"global": Crop(count=2, size=SIZE)}
+CROPS = {"large": Crop(count=2, size=SIZE)}
 MIXED = {**CROPS, "teacher": Crop(size=SIZE, kind="enclosing"), "local": Crop(count=3, size=32, scale=(0.05, 0.4))}
 
 
@@ -60,8 +60,8 @@ def test_a_view_of_the_reduced_picture_is_that_of_the_whole_but_for_a_few_levels
     """Here photos differ by .2 levels on average and by 5 at most, at a quarter of their size."""
     data = files[name, orientation]
     reduced, whole = both(data, seed=seed)
-    difference = np.abs(reduced["global"][0].astype(int) - whole["global"][0])
-    assert reduction(data, {"global": reduced["global"][1]}) == 4
+    difference = np.abs(reduced["large"][0].astype(int) - whole["large"][0])
+    assert reduction(data, {"large": reduced["large"][1]}) == 4
     assert 0 < difference.mean() < mean and difference.max() <= largest
 
 
@@ -70,7 +70,7 @@ def test_a_view_of_the_reduced_picture_is_that_of_the_whole_but_for_a_few_levels
 def test_nothing_is_shifted(files, seed, orientation):
     """A shift by one pixel of the view would change a ramp by 2 to 3 levels: there is none by a twentieth of it."""
     reduced, whole = both(files["ramps", orientation], seed=seed)
-    for ours, theirs in zip(reduced["global"][0].astype(float), whole["global"][0].astype(float)):
+    for ours, theirs in zip(reduced["large"][0].astype(float), whole["large"][0].astype(float)):
         for channel in (0, 1):
             a_pixel = max(np.ptp(theirs[:, :, channel].mean(axis)) for axis in (0, 1)) / (SIZE - 1)
             assert a_pixel > 1.5
@@ -82,7 +82,7 @@ def test_photos_correlate_best_where_they_lie(files, orientation):
     window = cv2.createHanningWindow((SIZE, SIZE), cv2.CV_32F)
     for seed in range(3):
         reduced, whole = both(files["photo", orientation], seed=seed)
-        for pair in zip(reduced["global"][0], whole["global"][0]):
+        for pair in zip(reduced["large"][0], whole["large"][0]):
             gray = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).astype(np.float32) for view in pair]
             shift, _ = cv2.phaseCorrelate(*gray, window)
             assert np.hypot(*shift) < 0.1  # pixels of the view
@@ -92,7 +92,7 @@ def test_a_larger_gap_is_nearer(files):
     means = []
     for gap in (1.0, 2.0, 6.0):
         reduced, whole = both(files["photo", 1], gap=gap)
-        means.append(np.abs(reduced["global"][0].astype(int) - whole["global"][0]).mean())
+        means.append(np.abs(reduced["large"][0].astype(int) - whole["large"][0]).mean())
     assert means[0] > 2 * means[1] > 2 * means[2]
 
 
@@ -120,7 +120,7 @@ def test_every_box_stays_so_many_times_its_view(gap):
     [(64, 2.0, 0.5), (128, 2.0, 1), (256, 2.0, 2), (255, 2.0, 255 / 128), (1024, 2.0, 8), (4096, 0, 1), (4096, 1, 64)],
 )
 def test_the_reduction_is_that_of_the_narrowest_box(side, gap, expected):
-    boxes = {"global": [(0, 0, 5000, 5000), (7, 3, 7 + side, 5000)]}
+    boxes = {"large": [(0, 0, 5000, 5000), (7, 3, 7 + side, 5000)]}
     assert reduction_for(boxes, CROPS, gap) == expected
 
 
@@ -129,12 +129,12 @@ def test_pictures_that_are_not_reduced_have_the_views_of_their_pixels():
     image = draw(1, 300, 400)
     small, png = encoded(image), encoded(draw(1, 600, 800), "PNG")
     for data, crops, gap in (
-        (small, {"global": Crop(count=2, size=224)}, 2.0),
+        (small, {"large": Crop(count=2, size=224)}, 2.0),
         (small, CROPS, 0),
         (png, CROPS, 2.0),
     ):
-        ours = make_views(opened(data), crops, np.random.default_rng(1), gap)["global"]
-        theirs = make_views(decoding.decode(data), crops, np.random.default_rng(1))["global"]
+        ours = make_views(opened(data), crops, np.random.default_rng(1), gap)["large"]
+        theirs = make_views(decoding.decode(data), crops, np.random.default_rng(1))["large"]
         np.testing.assert_array_equal(ours[0], theirs[0])
         np.testing.assert_array_equal(ours[1], theirs[1])
 
@@ -143,8 +143,8 @@ def test_augmentation_draws_the_same_after_a_reduction(files):
     """A view that differs in its draws differs by far more than by its pixels."""
     crop = Crop(count=2, size=SIZE, flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.2, solarize_p=0.5)
     for seed in range(8):
-        reduced, whole = both(files["photo", 1], {"global": crop}, seed)
-        assert np.abs(reduced["global"][0].astype(int) - whole["global"][0]).mean() < 2
+        reduced, whole = both(files["photo", 1], {"large": crop}, seed)
+        assert np.abs(reduced["large"][0].astype(int) - whole["large"][0]).mean() < 2
 
 
 # in the stream
@@ -160,9 +160,9 @@ def test_the_stream_reduces_by_its_gap_and_reports_boxes_of_the_original(files):
     for position in range(3):
         ours, theirs = reduced[position], whole[position]
         np.testing.assert_array_equal(ours["text"], theirs["text"])
-        np.testing.assert_array_equal(ours["box"]["global"], theirs["box"]["global"])
-        assert ours["box"]["global"].max() > 700
-        assert 0 < np.abs(ours["image"]["global"].astype(int) - theirs["image"]["global"]).mean() < 0.5
+        np.testing.assert_array_equal(ours["box"]["large"], theirs["box"]["large"])
+        assert ours["box"]["large"].max() > 700
+        assert 0 < np.abs(ours["image"]["large"].astype(int) - theirs["image"]["large"]).mean() < 0.5
 
 
 def test_a_large_jpeg_damaged_behind_its_header_is_replaced_with_the_draws_of_its_position(files):
@@ -175,7 +175,7 @@ def test_a_large_jpeg_damaged_behind_its_header_is_replaced_with_the_draws_of_it
     replaced = [position for position in range(2) if damaged[position]["bad"]]
     assert len(replaced) == 1 and damaged[replaced[0]]["bad"][0].startswith("broken: truncated or damaged")
     for position in range(2):
-        np.testing.assert_array_equal(damaged[position]["image"]["global"], whole[position]["image"]["global"])
+        np.testing.assert_array_equal(damaged[position]["image"]["large"], whole[position]["image"]["large"])
 
 
 @pytest.mark.parametrize("gap", [0.5, 0.99, -1, float("nan")])

@@ -109,7 +109,7 @@ def test_records_are_read_from_a_bucket_without_a_copy(bucket):
 def test_a_mixture_of_a_bucket_and_a_folder(bucket):
     data = default().data
     data.path = f"gs://pairs/set@1,{bucket / 'pairs/set'}@1"
-    with Pipeline(open_source(data), {"global": Crop(size=8)}, Tokenizer(8), batch_size=28) as batches:
+    with Pipeline(open_source(data), {"large": Crop(size=8)}, Tokenizer(8), batch_size=28) as batches:
         assert sorted(next(batches)["label"].tolist()) == sorted([*range(7)] * 4)
 
 

@@ -74,15 +74,15 @@ def test_patch_distillation_runs_over_hidden_patches_of_each_image(method):
 
 def test_ibot_hides_what_the_pipeline_drew():
     exp, _, line, _ = row("ibot")
-    drawn = tiny_batch(0, exp.config)["hidden"]["global"]
+    drawn = tiny_batch(0, exp.config)["hidden"]["large"]
     np.testing.assert_array_equal(line.hidden.mask, np.moveaxis(drawn, 1, 0))
 
 
 def test_a_replaced_patch_is_not_seen():
     exp, state, line, _ = row("ibot")
     batch = tiny_batch(0, exp.config)
-    hidden = np.repeat(np.repeat(batch["hidden"]["global"].reshape(8, 2, 4, 4), 8, 2), 8, 3)
-    changed = {**batch["image"], "global": np.where(hidden[..., None], 7, batch["image"]["global"]).astype(np.uint8)}
+    hidden = np.repeat(np.repeat(batch["hidden"]["large"].reshape(8, 2, 4, 4), 8, 2), 8, 3)
+    changed = {**batch["image"], "large": np.where(hidden[..., None], 7, batch["image"]["large"]).astype(np.uint8)}
     again = exp.line(state, exp.put({**batch, "image": changed}))
     np.testing.assert_array_equal(again.tokens["masked"].cls, line.tokens["masked"].cls)
     assert (again.targets["whole"].cls != line.targets["whole"].cls).any()
@@ -139,7 +139,7 @@ def test_the_mask_is_read_at_the_student_s_box(method):
     config.masking.granularity = "patch"
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     batch = tiny_batch(0, config)
-    batch["box"]["global"][:] = (0, 0, 24, 24)
+    batch["box"]["large"][:] = (0, 0, 24, 24)
     line = exp.line(exp.init(0), exp.put(batch))
     maps = enclosing_attention(line).reshape(8, 4, 4)
     for image in range(8):
@@ -159,7 +159,7 @@ def test_enclosing_needs_its_crop_and_no_flip():
     with pytest.raises(ValueError, match=r"views\.crops\.enclosing with kind='enclosing'"):
         methods.build(config)
     config.views.crops.update(ENCLOSING)
-    config.views.crops["global"].flip = 0.5
+    config.views.crops.large.flip = 0.5
     with pytest.raises(ValueError, match=r"flip must be 0"):
         methods.build(config)
 
@@ -219,7 +219,7 @@ def test_supervised_needs_its_classes_and_may_mix():
 
 def test_ibot_says_which_grid_its_blocks_need():
     config = tiny_config("ibot")
-    config.views.crops["global"].mask_grid = 3
+    config.views.crops.large.mask_grid = 3
     with pytest.raises(ValueError, match="mask_grid 3 must be 4"):
         methods.build(config)
 
@@ -235,9 +235,9 @@ def image_network(method, image_size, grid=14):
     """The image encoder of a row for a grid of `grid` patches a side, and its parameters."""
     config = tiny_config(method)
     config.model.image_size = 8 * grid
-    config.views.crops["global"].size = 8 * grid
+    config.views.crops.large.size = 8 * grid
     if method == "ibot":
-        config.views.crops["global"].mask_grid = grid
+        config.views.crops.large.mask_grid = grid
     network = experiment.build_networks(config).image
     params = jax.jit(network.init)(jax.random.key(3), jnp.zeros((1, image_size, image_size, 3)))
     return network, params["params"]
@@ -265,7 +265,7 @@ def test_mae_rounds_the_patches_that_it_keeps_and_the_others_those_that_they_rem
     """MAE's code: len_keep = int(L * (1 - mask_ratio))."""
     for method, kept in (("mae", int(196 * (1 - ratio))), ("maskclip", 196 - int(196 * ratio))):
         config = tiny_config(method)
-        config.model.image_size, config.views.crops["global"].size = 112, 112
+        config.model.image_size, config.views.crops.large.size = 112, 112
         config.masking.ratio = ratio
         assert components.mask_rule(config).num_kept == kept
         if method == "mae":

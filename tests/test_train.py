@@ -73,7 +73,7 @@ class Experiment:
     def _step(state, batch, bad_step):
         step = state.step + 1
         weight = state.params["weight"]
-        pull = 3 - weight + batch["image"]["global"].mean() / 1e4  # the data moves the trajectory
+        pull = 3 - weight + batch["image"]["large"].mean() / 1e4  # the data moves the trajectory
         cls = jnp.where(step == bad_step, jnp.nan, jnp.square(pull).mean())
         state = state.replace(step=step, params={"weight": weight + 0.1 * pull + 0 * cls})
         return state, {"loss": cls + 1, "clip": jnp.float32(1), "cls": cls, "learning_rate": jnp.float32(0.1)}

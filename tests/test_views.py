@@ -129,14 +129,14 @@ PAPER = crops_from_config(default().views.crops)
 
 
 def test_views_have_the_stated_shapes():
-    pixels, boxes = make_views(PICTURE, PAPER, rng())["global"]
+    pixels, boxes = make_views(PICTURE, PAPER, rng())["large"]
     assert pixels.shape == (2, 224, 224, 3) and pixels.dtype == np.uint8
     assert boxes.shape == (2, 4) and boxes.dtype == np.float32
 
 
 def test_same_seed_same_views_other_seed_other_views():
-    crops = {"global": Crop(count=2, size=16, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8)}
-    first, again, other = (make_views(PICTURE, crops, rng(seed))["global"] for seed in (0, 0, 1))
+    crops = {"large": Crop(count=2, size=16, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8)}
+    first, again, other = (make_views(PICTURE, crops, rng(seed))["large"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert (first[1] != other[1]).any() and (first[1][0] != first[1][1]).any()
@@ -151,7 +151,7 @@ def test_box_is_where_the_pixels_come_from():
 MANY = {
     "local": Crop(count=3, size=8, scale=(0.05, 0.4)),
     "enclosing": Crop(size=16, kind="enclosing", filter="bilinear"),
-    "global": Crop(count=2, size=16),
+    "large": Crop(count=2, size=16),
 }
 
 
@@ -159,7 +159,7 @@ MANY = {
 def test_enclosing_crop_contains_both_globals_and_is_not_augmented(seed):
     made = make_views(PICTURE, MANY, rng(seed))
     left, top, right, bottom = made["enclosing"][1][0].astype(int)
-    boxes = made["global"][1]
+    boxes = made["large"][1]
     assert (boxes[:, :2].min(0) >= (left, top)).all() and (boxes[:, 2:].max(0) <= (right, bottom)).all()
     cut = resizing.resize(PICTURE[top:bottom, left:right], 16, 16, "bilinear")
     np.testing.assert_array_equal(made["enclosing"][0][0], cut)
@@ -175,7 +175,7 @@ def test_order_of_the_crops_does_not_matter():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (300, 2)])
 def test_tiny_pictures_give_views(shape):
-    pixels, boxes = make_views(np.full((*shape, 3), 9, np.uint8), {"global": Crop(count=2, size=8)}, rng())["global"]
+    pixels, boxes = make_views(np.full((*shape, 3), 9, np.uint8), {"large": Crop(count=2, size=8)}, rng())["large"]
     assert (pixels == 9).all() and (boxes[:, 2:] > boxes[:, :2]).all()
 
 
@@ -183,7 +183,7 @@ def test_tiny_pictures_give_views(shape):
 
 
 def test_default_config_is_the_papers_crop():
-    assert PAPER["global"] == Crop(
+    assert PAPER["large"] == Crop(
         count=2, size=224, scale=(0.5, 1.0), filter="bicubic", jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8,
         gray_p=0.2, blur_p=(0.1, 0.1), solarize_p=(0.2, 0.2),
     )  # fmt: skip
@@ -191,18 +191,18 @@ def test_default_config_is_the_papers_crop():
 
 def test_one_number_stands_for_all_views():
     one, each = Crop(count=3, size=8, solarize_p=1.0), Crop(count=3, size=8, solarize_p=(1.0, 1.0, 1.0))
-    made = [make_views(PICTURE, {"global": crop}, rng())["global"][0] for crop in (one, each)]
+    made = [make_views(PICTURE, {"large": crop}, rng())["large"][0] for crop in (one, each)]
     np.testing.assert_array_equal(made[0], made[1])
 
 
 def test_lists_of_a_saved_config_become_tuples():
-    assert crops_from_config({"global": {"scale": [0.2, 1.0]}})["global"] == Crop(scale=(0.2, 1.0))
+    assert crops_from_config({"large": {"scale": [0.2, 1.0]}})["large"] == Crop(scale=(0.2, 1.0))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sizes": 8}, "crop 'global' has no field 'sizes'; did you mean size"),
+        ({"sizes": 8}, "crop 'large' has no field 'sizes'; did you mean size"),
         ({"kind": "round"}, "crop kind 'round' is unknown; known: random, enclosing"),
         ({"filter": "nearest"}, "crop filter 'nearest' is unknown; known: bicubic, bilinear"),
         ({"count": 2, "blur_p": (1.0, 0.1, 0.5)}, "crop blur_p has 3 entries for 2 views"),
@@ -211,9 +211,9 @@ def test_lists_of_a_saved_config_become_tuples():
 )
 def test_wrong_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        crops_from_config({"global": fields})
+        crops_from_config({"large": fields})
 
 
 def test_an_enclosing_crop_without_globals_is_refused():
-    with pytest.raises(ValueError, match=r"needs crops named 'global' to enclose; there are \['teacher'\]"):
+    with pytest.raises(ValueError, match=r"needs crops named 'large' to enclose; there are \['teacher'\]"):
         crops_from_config({"teacher": {"kind": "enclosing"}})

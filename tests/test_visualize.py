@@ -125,6 +125,6 @@ def nano_config(method):
     config.method, config.data.source, config.batch_size, config.total_steps = method, "stickers", 8, 1
     config.model.size, config.model.image_size, config.model.context_length = "nano", 64, 8
     config.model.vocab_size = 64
-    config.views.crops["global"].size = 64
+    config.views.crops.large.size = 64
     config.losses.pixel_eps = 1e-2
     return config

@@ -14,13 +14,13 @@ SIZE = {**sizes.SIZES["tiny"]._asdict(), "depth": 2, "text_depth": 1}  # fewer b
 ONE = {"count": 1, "size": 32}
 ENCLOSING = {"enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}
 LOCAL = {"local": {"count": 2, "size": 16}}
-CHANGES = {  # of the default config, by row; crops replace the two global views or stand beside them
-    "clip": {"views.crops": {"global": ONE}},
+CHANGES = {  # of the default config, by row; crops replace the two large views or stand beside them
+    "clip": {"views.crops": {"large": ONE}},
     "slip": {"views.crops": {"clean": ONE}},
-    "maskclip": {"views.crops": {"global": ONE}, "masking.strategy": "random", "masking.ratio": 0.75},
+    "maskclip": {"views.crops": {"large": ONE}, "masking.strategy": "random", "masking.ratio": 0.75},
     "aclip": {"views.crops": ENCLOSING, "views.teacher": "enclosing", "masking.granularity": "cell2x2"},
     "mae": {
-        "views.crops": {"global": ONE},
+        "views.crops": {"large": ONE},
         "masking.strategy": "random",
         "masking.ratio": 0.75,
         "model.decoder_width": 64,
@@ -29,11 +29,11 @@ CHANGES = {  # of the default config, by row; crops replace the two global views
     },
     "dino": {"views.crops": LOCAL, "model.drop_path": 0.1},
     "ibot": {
-        "views.crops": {"global": {"count": 2, "size": 32, "mask_grid": 4, "mask_ratio": (0.1, 0.5)}, **LOCAL},
+        "views.crops": {"large": {"count": 2, "size": 32, "mask_grid": 4, "mask_ratio": (0.1, 0.5)}, **LOCAL},
         "model.freeze_gain": False,
     },
     "attmask": {"views.crops": LOCAL, "masking.strategy": "attention_hint"},
-    "supervised": {"views.crops": {"global": ONE}, "model.num_classes": 10, "losses.label_smoothing": 0.1},
+    "supervised": {"views.crops": {"large": ONE}, "model.num_classes": 10, "losses.label_smoothing": 0.1},
 }
 
 
@@ -43,7 +43,7 @@ def tiny_config(method="detailclip"):
     config.batch_size, config.total_steps, config.steps_per_epoch = BATCH, 20, 5
     config.model.size, config.model.custom, config.model.image_size = "custom", SIZE, 32
     config.model.context_length, config.model.vocab_size, config.model.prototypes = TEXT, 64, 32
-    config.views.crops["global"].size = 32
+    config.views.crops.large.size = 32
     for name, value in CHANGES.get(method, {}).items():
         if name == "views.crops":
             for crop, fields in value.items():

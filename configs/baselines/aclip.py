@@ -17,8 +17,8 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, epochs=25)
     c = run_config.load(f"{PAPER}:epochs={arg.epochs}")
     c.method = "aclip"
-    student = {**c.views.crops["global"].to_dict(), "filter": "bilinear"}  # A-CLIP's code
-    c.views.crops = {"global": base.crop(**student), "enclosing": base.crop(kind="enclosing")}
+    student = {**c.views.crops.large.to_dict(), "filter": "bilinear"}  # A-CLIP's code
+    c.views.crops = {"large": base.crop(**student), "enclosing": base.crop(kind="enclosing")}
     c.views.teacher = "enclosing"
     c.masking.granularity = "cell2x2"  # A-CLIP's code: 25 of 49 cells kept
     c.losses.weights.update({"clip": 1.0, "simclr": 1.0, "byol": 2.0})  # A-CLIP's code

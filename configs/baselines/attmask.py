@@ -21,7 +21,7 @@ def get_config(arg=None):
     jitter = {"filter": "bicubic", "flip": 0.5, "jitter": (0.4, 0.4, 0.2, 0.1), "jitter_p": 0.8, "gray_p": 0.2}
     one_of_each = {"blur_p": (1.0, 0.1), "solarize_p": (0.0, 0.2)}
     c.views.crops = {
-        "global": base.crop(count=2, scale=(0.25, 1.0), **jitter, **one_of_each),
+        "large": base.crop(count=2, scale=(0.25, 1.0), **jitter, **one_of_each),
         "local": base.crop(count=10, size=96, scale=(0.05, 0.25), blur_p=(0.5,) * 10, **jitter),
     }
     c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # AttMask's evaluation: resize 256, crop 224

@@ -17,7 +17,7 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, epochs=25)
     c = run_config.load(f"{PAPER}:epochs={arg.epochs}")
     c.method = "clip"
-    c.views.crops = {"global": base.crop()}  # SLIP's code: one view, half to all of the image
+    c.views.crops = {"large": base.crop()}  # SLIP's code: one view, half to all of the image
     c.model.freeze_patch_embed = False  # SLIP's code
     c.losses.weights.update({"clip": 1.0})
     c.optimizer.learning_rate, c.optimizer.weight_decay = 5e-4, 0.5  # SLIP's values for CLIP

@@ -17,7 +17,7 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, epochs=800)
     c = run_config.load(f"{PAPER}:epochs={arg.epochs}")
     c.method = "mae"
-    c.views.crops = {"global": base.crop(scale=(0.2, 1.0), filter="bicubic", flip=0.5)}  # this and the following: MAE
+    c.views.crops = {"large": base.crop(scale=(0.2, 1.0), filter="bicubic", flip=0.5)}  # this and the following: MAE
     c.model.image_style.positions, c.model.image_style.init = "sincos", "xavier"
     c.model.decoder_width, c.model.decoder_depth = 512, 8  # 16 heads
     c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # MAE's evaluation: resize 256, crop 224

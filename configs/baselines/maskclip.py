@@ -18,7 +18,7 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, epochs=25)
     c = run_config.load(f"{PAPER}:epochs={arg.epochs}")
     c.method = "maskclip"
-    c.views.crops = {"global": base.crop()}  # one view, as in CLIP; the teacher's input is unmasked
+    c.views.crops = {"large": base.crop()}  # one view, as in CLIP; the teacher's input is unmasked
     c.model.freeze_patch_embed = False
     c.masking.strategy, c.masking.ratio = "random", 0.75  # (recalled) 49 of 196 patches visible
     c.losses.weights.update({"clip": 1.0, "patch": 0.05})  # (recalled)

@@ -19,7 +19,7 @@ def get_config(arg=None):
     c.method = "slip"
     augmented = {"count": 2, "scale": (0.08, 1.0), "flip": 0.5}  # this and the following: SLIP's code
     jitter = {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_p": 0.8, "gray_p": 0.2, "blur_p": (0.5, 0.5)}
-    c.views.crops = {"clean": base.crop(), "global": base.crop(**augmented, **jitter)}
+    c.views.crops = {"clean": base.crop(), "large": base.crop(**augmented, **jitter)}
     c.model.freeze_patch_embed = False
     c.losses.weights.update({"clip": 1.0, "simclr": 1.0})
     c.losses.simclr_temperature = 0.1

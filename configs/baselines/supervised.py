@@ -20,7 +20,7 @@ def get_config(arg=None):
     c.method = "supervised"
     c.batch_size = 1024  # this and the following: DeiT's main.py, 64 x 16 devices
     jitter = {"jitter": (0.3, 0.3, 0.3, 0.0), "jitter_p": 1.0}
-    c.views.crops = {"global": base.crop(scale=(0.08, 1.0), filter="bicubic", flip=0.5, **jitter)}
+    c.views.crops = {"large": base.crop(scale=(0.08, 1.0), filter="bicubic", flip=0.5, **jitter)}
     c.views.mixup, c.views.cutmix = 0.8, 1.0
     c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # DeiT's evaluation
     c.model.freeze_patch_embed = False

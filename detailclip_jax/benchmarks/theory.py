@@ -57,7 +57,7 @@ class Case(NamedTuple):
     @property
     def hidden(self) -> int:
         """H: the number of patches that heads and decoder compute."""
-        masks, grid, crop = self.config.masking, self.grid("global"), self.config.views.crops["global"]
+        masks, grid, crop = self.config.masking, self.grid("large"), self.config.views.crops.large
         if "masked" in self.method.passes:
             ratio = crop.mask_ratio[1] if crop.get("mask_grid", 0) else masks.drawn_ratio[1]
             return int(ratio * grid.patches)
@@ -126,7 +126,7 @@ def _decoder(case: Case) -> Work:
     The first block takes the hidden patches from a table shared by all images. The last block computes only hidden
     patches.
     """
-    size, (views, patches) = case.size, case.grid("global")
+    size, (views, patches) = case.size, case.grid("large")
     width, depth = case.config.model.decoder_width or size.width, case.config.model.decoder_depth or size.decoder_depth
     tokens, heads = patches + 1, size.decoder_heads
     seen, read = views * (tokens - case.hidden), case.hidden if depth == 1 else tokens
@@ -177,7 +177,7 @@ def _teacher_heads(case: Case) -> Work:
 
 def _student_heads(case: Case) -> Work:
     """The work of everything trained on top of the encoders, including the text projection."""
-    size, views = case.size, case.grid("global").views
+    size, views = case.size, case.grid("large").views
     hidden = views * case.hidden if case.has("student_patches") or case.has("predicted_pixels") else 0
     joint = case.grid(next(iter(case.method.passes.values())).view).views
     cls = sum(case.grid(p.view).views for p in case.method.passes.values())
@@ -218,7 +218,7 @@ def _text(case: Case) -> Work:
 def _losses(case: Case) -> Work:
     """The work of the contrastive terms' logits against the global batch, and of the distillation terms' softmax."""
     size, made = case.size, Work()
-    terms, grid = case.method.losses, case.grid("global")
+    terms, grid = case.method.losses, case.grid("large")
     if "clip" in terms:
         views = case.grid(next(iter(case.method.passes.values())).view).views
         made += _contrast(2 * views, case.batch, size.joint_width)

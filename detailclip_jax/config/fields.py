@@ -170,7 +170,7 @@ PREPROCESS: Group = {  # of images in evaluation; mean and std also in training;
 CROP: Group = {  # fields of one entry of views.crops; the defaults have no photometric augmentation
     "count": Field(1, "number of views of this kind", "CLIP"),
     "size": Field(224, "pixels along a side", "paper 4.1"),
-    "kind": Field("random", "random, or enclosing: a crop that contains all global crops", "paper 4.1.1"),
+    "kind": Field("random", "random, or enclosing: a crop that contains all large crops", "paper 4.1.1"),
     "scale": Field((0.5, 1.0), "share of the image's area, minimum and maximum", "paper 4.1; reference: (.14, 1)"),
     "ratio": Field((3 / 4, 4 / 3), "width divided by height, minimum and maximum", CODE),
     "filter": Field("bilinear", "filter for resizing", "SLIP and A-CLIP"),
@@ -185,7 +185,7 @@ CROP: Group = {  # fields of one entry of views.crops; the defaults have no phot
     "mask_p": Field(0.5, "probability that a view is masked by blocks", "iBOT"),
     "mask_ratio": Field((0.1, 0.5), "share of the patches in blocks, minimum and maximum", "iBOT"),
 }
-GLOBAL: Group = {  # fields of the two global views whose defaults differ from CROP
+LARGE: Group = {  # fields of the two large views (DINO's global views) whose defaults differ from CROP
     "count": Field(2, "number of views of this kind: u and v", "paper 3.2"),
     "filter": Field("bicubic", "filter for resizing", CODE),
     "jitter": Field((0.4, 0.4, 0.2, 0.1), "strength for brightness, contrast, saturation, hue", CODE),
@@ -194,7 +194,7 @@ GLOBAL: Group = {  # fields of the two global views whose defaults differ from C
     "blur_p": Field((0.1, 0.1), "probability of a blur, for each view", CODE),
     "solarize_p": Field((0.2, 0.2), "probability of solarisation, for each view", CODE),
 }
-NOT_GLOBAL = ("kind", "mask_grid", "mask_p", "mask_ratio")
+NOT_LARGE = ("kind", "mask_grid", "mask_p", "mask_ratio")
 MODEL: Group = {
     "size": Field(
         "B/16", "size of the networks; models/sizes.py has the names; custom: the fields of model.custom", "paper 4.1"
@@ -327,7 +327,7 @@ EMA: Group = {
     ),
     "end": Field(1.0, "momentum of the teacher at the last step", "paper 3.2.1; reference"),
 }
-GLOBAL_CROP = {name: GLOBAL.get(name, field) for name, field in CROP.items() if name not in NOT_GLOBAL}
+LARGE_CROP = {name: LARGE.get(name, field) for name, field in CROP.items() if name not in NOT_LARGE}
 # The only declaration of the fields; `default` and `main --help-config` use it, in this order.
 GROUPS: dict[str, Group] = {
     "": RUN,
@@ -336,7 +336,7 @@ GROUPS: dict[str, Group] = {
     "data.stickers": STICKERS,
     "preprocess": PREPROCESS,
     "views": VIEWS,
-    "views.crops.global": GLOBAL_CROP,
+    "views.crops.large": LARGE_CROP,
     "model": MODEL,
     "model.image_style": IMAGE_STYLE,
     "masking": MASKING,
@@ -345,6 +345,17 @@ GROUPS: dict[str, Group] = {
     "optimizer": OPTIMIZER,
     "ema": EMA,
 }
+
+RENAMED = {"views.crops.global": "views.crops.large"}  # former names of fields or groups, for messages only
+
+
+def new_name(name: str) -> str:
+    """Returns the name that a renamed field has now; "" if it was not renamed.
+
+    new_name("views.crops.global.size") == "views.crops.large.size"
+    """
+    former = next((old for old in RENAMED if f"{name}.".startswith(f"{old}.")), None)
+    return f"{RENAMED[former]}{name.removeprefix(former)}" if former else ""
 
 
 def fields() -> dict[str, Field]:
@@ -438,7 +449,7 @@ def _cast(name: str, value: str, kind: type) -> Any:
 def reference_preset(config: ConfigDict) -> ConfigDict:
     """Sets the fields in which the authors' published code differs from the paper; returns the changed config."""
     config.masking.granularity = "cell2x2"
-    config.views.crops["global"].scale = (0.14, 1.0)
+    config.views.crops.large.scale = (0.14, 1.0)
     config.data.caption = "concat"
     config.data.keep_eot = False
     return config

@@ -21,7 +21,7 @@ from detailclip_jax.data.decoding import Decoded, Encoded
 Box = tuple[int, int, int, int]  # xyxy, pixels of the image; x1 and y1 are exclusive
 Picture = Encoded | Decoded
 KINDS = ("random", "enclosing")  # in the order in which their boxes are drawn
-ENCLOSED = "global"  # the crops that an enclosing crop contains
+ENCLOSED = "large"  # the crops that an enclosing crop contains
 TRIES = 10
 REDUCING_GAP = 2.0  # in training; see `reduction_for`
 
@@ -31,7 +31,7 @@ class Crop:
     """How `count` crops are cut, resized to `size` and augmented.  The defaults apply no augmentation.
 
     `blur_p` and `solarize_p` have one entry per view, or a single number for all views.  Kind "enclosing" draws a box
-    around all "global" crops and ignores `scale` and `ratio` (paper 4.1.1).  With `mask_grid` patches along a side
+    around all "large" crops and ignores `scale` and `ratio` (paper 4.1.1).  With `mask_grid` patches along a side
     every view gets a block mask with probability `mask_p`; its hidden share is drawn from `mask_ratio`.
     """
 
@@ -71,7 +71,7 @@ class Crop:
 def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
     """Returns the checked crops of `config.views.crops` by name.
 
-    Raises ValueError for an unknown field (with the nearest known one), and for an enclosing crop without "global"
+    Raises ValueError for an unknown field (with the nearest known one), and for an enclosing crop without "large"
     crops.
     """
     made = {name: _crop(name, {**fields}) for name, fields in crops.items()}
@@ -195,8 +195,8 @@ def make_views(
     (see `reduction_for`); it raises BadImage if its bytes are damaged.  Boxes are xyxy in pixels of the original image;
     a flipped view keeps the box it was cut from.  The result depends on `rng`, not on the order of `crops`.
 
-        views = make_views(image, {"global": Crop(count=2)}, np.random.default_rng(0))
-        pixels, boxes = views["global"]            # uint8 [2, 224, 224, 3], float32 [2, 4]
+        views = make_views(image, {"large": Crop(count=2)}, np.random.default_rng(0))
+        pixels, boxes = views["large"]            # uint8 [2, 224, 224, 3], float32 [2, 4]
     """
     picture = Decoded(image, *image.shape[:2]) if isinstance(image, np.ndarray) else image
     boxes = draw_boxes(picture.height, picture.width, crops, rng)

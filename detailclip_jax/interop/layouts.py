@@ -38,7 +38,7 @@ NORMALISATIONS = {
 def published_aclip(config: ConfigDict) -> ConfigDict:
     """Sets the choices of A-CLIP's code: masks in cells of 2 x 2 patches, bilinear crops."""
     config.masking.granularity = "cell2x2"
-    config.views.crops["global"].filter = "bilinear"
+    config.views.crops.large.filter = "bilinear"
     return config
 
 
@@ -66,7 +66,7 @@ class Layout(NamedTuple):
     roots: tuple[str, ...] = ("state_dict", "model")  # keys of the state dict in a checkpoint
     drops: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # options that cannot be inferred from the tensors
-    crops: Mapping[str, Mapping[str, Any]] = {}  # crops of its method in addition to "global", see config.crop
+    crops: Mapping[str, Mapping[str, Any]] = {}  # crops of its method in addition to "large", see config.crop
     published: Callable[[ConfigDict], ConfigDict] = lambda config: config  # sets the choices of its published code
     keeps_mask_ratio: bool = False  # whether its flag `mask_ratio` is the share of patches kept
 

@@ -101,7 +101,7 @@ def cls_loss(
     """
     num_views, num_images, num_prototypes = student.shape
     if num_views < 2:
-        raise ValueError("cls_loss needs at least two views; set views.crops.global.count to 2")
+        raise ValueError("cls_loss needs at least two views; set views.crops.large.count to 2")
     images = [jnp.moveaxis(logits.bottleneck, 1, 0) for logits in (student, teacher)]
     share = jnp.full((num_images,), 1 / num_images)
     items, *given = chunks.split((*images, share), how.items(num_views * num_prototypes))

@@ -41,7 +41,7 @@ def build(config: ConfigDict) -> Method:
     rows = METHODS | ENCODERS
     if config.method not in rows:
         raise ValueError(f"method {config.method!r} is unknown; known: {', '.join(METHODS)}")
-    _check_crops({"global"}, config)
+    _check_crops({"large"}, config)
     method = rows[config.method](config)
     _check_crops({*method.targets.values(), *(p.view for p in method.passes.values())}, config)
     built = forward.build(method)
@@ -59,14 +59,14 @@ def _check_crops(wanted: Iterable[str], config: ConfigDict) -> None:
 
 
 def _check_count(method: Method, config: ConfigDict) -> None:
-    """Checks the number of global crops: losses between two views need two, and SimCLR takes no more than two."""
-    count = config.views.crops["global"].count
+    """Checks the number of large crops: losses between two views need two, and SimCLR takes no more than two."""
+    count = config.views.crops.large.count
     if count > 2 and "simclr" in method.losses:
         raise ValueError(
-            f"method {method.name} compares two views, but views.crops.global.count is {count}; set it to 2"
+            f"method {method.name} compares two views, but views.crops.large.count is {count}; set it to 2"
         )
     if count < 2 and ("simclr" in method.losses or ("cls" in method.losses and "local" not in method.passes)):
         raise ValueError(
-            f"method {method.name} compares two views of each image, but views.crops.global.count is 1; set it to 2, "
+            f"method {method.name} compares two views of each image, but views.crops.large.count is 1; set it to 2, "
             "with two numbers in blur_p and solarize_p"
         )

@@ -11,14 +11,14 @@ from detailclip_jax.methods.forward import Method, Pass, fold, no_decoder, visib
 
 
 def aclip(config: ConfigDict) -> Method:
-    """Builds the method `aclip`; it uses the crops "global" (u, v) and "enclosing"."""
+    """Builds the method `aclip`; it uses the crops "large" (u, v) and "enclosing"."""
     losses, views = config.losses, config.views
     rule = components.mask_rule(config)
     strategy = masking.strategy(config.masking.strategy)
     components.check_enclosing(views)
     if views.teacher != "enclosing":
         raise ValueError(
-            "method aclip needs views.teacher 'enclosing', the crop that contains the global crops, "
+            "method aclip needs views.teacher 'enclosing', the crop that contains the large crops, "
             f"not {views.teacher!r}"
         )
     return Method(
@@ -29,10 +29,8 @@ def aclip(config: ConfigDict) -> Method:
         ),
         ema=("image", "image_projection", "text", "text_projection", "byol_projector"),
         targets={"enclosing": "enclosing"},
-        mask=components.mask_by(
-            rule, strategy, components.attention_at("enclosing", "global"), views.crops["global"].count
-        ),
-        passes={"visible": Pass("global", visible)},
+        mask=components.mask_by(rule, strategy, components.attention_at("enclosing", "large"), views.crops.large.count),
+        passes={"visible": Pass("large", visible)},
         decode=no_decoder,
         read=components.read_caption,
         heads=(

@@ -14,7 +14,7 @@ def clip(config: ConfigDict) -> Method:
         ema=(),
         targets={},
         mask=no_mask,
-        passes={"whole": Pass("global", whole)},
+        passes={"whole": Pass("large", whole)},
         decode=no_decoder,
         read=components.read_caption,
         heads=(components.joint_head("whole"),),

@@ -72,7 +72,7 @@ def teacher_attention(views: ConfigDict) -> tuple[dict[str, str], Callable]:
     if views.teacher == "same":
         return {}, attention_of("whole")
     check_enclosing(views)
-    return {"enclosing": "enclosing"}, attention_at("enclosing", "global")
+    return {"enclosing": "enclosing"}, attention_at("enclosing", "large")
 
 
 def check_enclosing(views: ConfigDict) -> None:
@@ -86,9 +86,9 @@ def check_enclosing(views: ConfigDict) -> None:
             "views.teacher 'enclosing' needs a crop views.crops.enclosing with kind='enclosing'; configs/stickers.py "
             "and configs/vitb16_yfcc.py add it with the argument teacher=enclosing"
         )
-    if crop.get("count", 1) != 1 or crop.get("flip", 0) or views.crops["global"].get("flip", 0):
+    if crop.get("count", 1) != 1 or crop.get("flip", 0) or views.crops.large.get("flip", 0):
         raise ValueError(
-            "views.crops.enclosing needs count 1, and flip must be 0 in views.crops.enclosing and views.crops.global"
+            "views.crops.enclosing needs count 1, and flip must be 0 in views.crops.enclosing and views.crops.large"
         )
 
 

@@ -8,15 +8,15 @@ from detailclip_jax.models import sizes
 
 
 def dino(config: ConfigDict) -> Method:
-    """Builds the method `dino`; it uses the crops "global" (two) and, if the config has them, "local"."""
+    """Builds the method `dino`; it uses the crops "large" (two) and, if the config has them, "local"."""
     local = components.local_passes(config.views.crops)
     return Method(
         name="dino",
         parts=("image", "prototype_head"),
         ema=("image", "prototype_head"),
-        targets={"whole": "global"},
+        targets={"whole": "large"},
         mask=no_mask,
-        passes={"whole": Pass("global", whole), **local},
+        passes={"whole": Pass("large", whole), **local},
         decode=no_decoder,
         read=no_text,
         heads=(components.cls_head(["whole", *local], "whole"),),

@@ -13,7 +13,7 @@ def image_encoder(config: ConfigDict) -> Method:
         ema=(),
         targets={},
         mask=no_mask,
-        passes={"whole": Pass("global", whole)},
+        passes={"whole": Pass("large", whole)},
         decode=no_decoder,
         read=no_text,
         heads=(),

@@ -14,14 +14,14 @@ from detailclip_jax.models import sizes
 
 
 def ibot(config: ConfigDict) -> Method:
-    """Builds the method `ibot`; the data pipeline draws the blocks of the crop "global" on its grid `mask_grid`."""
-    side, crop = sizes.num_side_patches(config.model), config.views.crops["global"]
+    """Builds the method `ibot`; the data pipeline draws the blocks of the crop "large" on its grid `mask_grid`."""
+    side, crop = sizes.num_side_patches(config.model), config.views.crops.large
     if crop.get("mask_grid", 0) != side:
         raise ValueError(
-            f"views.crops.global.mask_grid {crop.get('mask_grid', 0)} must be {side} for method ibot: the number of "
+            f"views.crops.large.mask_grid {crop.get('mask_grid', 0)} must be {side} for method ibot: the number of "
             "patches along a side"
         )
-    return _replaced("ibot", config, components.mask_of_batch("global", int(crop.mask_ratio[1] * side**2)))
+    return _replaced("ibot", config, components.mask_of_batch("large", int(crop.mask_ratio[1] * side**2)))
 
 
 def attmask(config: ConfigDict) -> Method:
@@ -37,9 +37,9 @@ def _replaced(name: str, config: ConfigDict, mask: Callable) -> Method:
         name=name,
         parts=("image", "mask_token", "prototype_head"),
         ema=("image", "prototype_head"),
-        targets={"whole": "global"},
+        targets={"whole": "large"},
         mask=mask,
-        passes={"masked": Pass("global", masked), **local},
+        passes={"masked": Pass("large", masked), **local},
         decode=components.tokens_at_hidden("masked"),
         read=no_text,
         heads=(components.cls_head(["masked", *local], "whole"), components.patch_head("whole")),

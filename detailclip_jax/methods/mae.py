@@ -9,7 +9,7 @@ from detailclip_jax.models import sizes
 
 def mae(config: ConfigDict) -> Method:
     """Builds the method `mae`; `model.image_style` sets the encoder's sin-cos positions and initialisation."""
-    losses, views = config.losses, config.views.crops["global"].count
+    losses, views = config.losses, config.views.crops.large.count
     if config.masking.strategy != "random":
         raise ValueError(
             f"method mae has no teacher attention; masking.strategy must be 'random', not {config.masking.strategy!r}"
@@ -22,10 +22,10 @@ def mae(config: ConfigDict) -> Method:
         ema=(),
         targets={},
         mask=components.mask_by(rule, masking.random, components.no_attention, views),
-        passes={"visible": Pass("global", visible)},
+        passes={"visible": Pass("large", visible)},
         decode=components.decode("visible"),
         read=no_text,
-        heads=(components.pixel_head("global", patch_size, losses.normalise_pixels, losses.pixel_eps),),
+        heads=(components.pixel_head("large", patch_size, losses.normalise_pixels, losses.pixel_eps),),
         losses={"reconstruction": components.reconstruction_term()},
         weights=losses.weights.to_dict(),
         centers={},

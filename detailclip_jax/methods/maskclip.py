@@ -16,7 +16,7 @@ def maskclip(config: ConfigDict) -> Method:
     """Builds the method `maskclip`: eq. 1-5 on the full view, eq. 7 on decoded tokens at hidden patches."""
     losses, size = config.losses, sizes.size_of(config.model)
     rule = components.mask_rule(config)
-    strategy, views = masking.strategy(config.masking.strategy), config.views.crops["global"].count
+    strategy, views = masking.strategy(config.masking.strategy), config.views.crops.large.count
     return Method(
         name="maskclip",
         parts=(
@@ -24,9 +24,9 @@ def maskclip(config: ConfigDict) -> Method:
             *("decoder", "prototype_head"),
         ),
         ema=("image", "image_projection", "text", "text_projection", "prototype_head"),
-        targets={"whole": "global"},
+        targets={"whole": "large"},
         mask=components.mask_by(rule, strategy, components.attention_of("whole"), views),
-        passes={"whole": Pass("global", whole), "visible": Pass("global", visible)},
+        passes={"whole": Pass("large", whole), "visible": Pass("large", visible)},
         decode=components.decode("visible"),
         read=components.read_caption,
         heads=(components.joint_head("whole"), components.patch_head("whole")),

@@ -7,14 +7,14 @@ from detailclip_jax.methods.forward import Method, Pass, loop, no_decoder, no_ma
 
 
 def slip(config: ConfigDict) -> Method:
-    """Builds the method `slip`; it uses the crops "clean" (image-text loss) and "global" (two, SimCLR)."""
+    """Builds the method `slip`; it uses the crops "clean" (image-text loss) and "large" (two, SimCLR)."""
     return Method(
         name="slip",
         parts=("image", "image_projection", "text", "text_projection", "logit_scale", "ssl_head"),
         ema=(),
         targets={},
         mask=no_mask,
-        passes={"clean": Pass("clean", whole), "whole": Pass("global", whole)},
+        passes={"clean": Pass("clean", whole), "whole": Pass("large", whole)},
         decode=no_decoder,
         read=components.read_caption,
         heads=(components.joint_head("clean"), components.ssl_head("whole", over=loop)),

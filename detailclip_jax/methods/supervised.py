@@ -18,7 +18,7 @@ def supervised(config: ConfigDict) -> Method:
         ema=(),
         targets={},
         mask=no_mask,
-        passes={"whole": Pass("global", whole)},
+        passes={"whole": Pass("large", whole)},
         decode=no_decoder,
         read=no_text,
         heads=(components.class_head("whole"),),

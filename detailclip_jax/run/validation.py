@@ -122,7 +122,7 @@ def _same_kind(value: Any, usual: tuple[float, ...]) -> bool:
 
 
 def _check_crops(config: ConfigDict) -> None:
-    """Checks that crops consist of whole patches, and that global crops have the size `model.image_size`.
+    """Checks that crops consist of whole patches, and that large crops have the size `model.image_size`.
 
     The decoder and the masks use the patch grid of `model.image_size`.
     """
@@ -132,9 +132,9 @@ def _check_crops(config: ConfigDict) -> None:
     for name, crop in config.views.crops.items():
         if crop.size % patch_size:
             raise ValueError(f"views.crops.{name}.size {crop.size} is not a multiple of the patch size {patch_size}")
-    size = config.views.crops["global"].size
+    size = config.views.crops.large.size
     if size != config.model.image_size:
-        raise ValueError(f"views.crops.global.size {size} must equal model.image_size {config.model.image_size}")
+        raise ValueError(f"views.crops.large.size {size} must equal model.image_size {config.model.image_size}")
 
 
 def _check_best_metric(config: ConfigDict) -> None:

@@ -17,15 +17,15 @@ def mix(batch: Batch, key: Array, mixup: float, cutmix: float) -> Batch:
     """
     which, draw = jax.random.split(key)
     use_mixup = jax.random.bernoulli(which, (mixup > 0) / ((mixup > 0) + (cutmix > 0)))
-    size = batch["image"]["global"].shape[-2]
+    size = batch["image"]["large"].shape[-2]
     weight = jnp.where(use_mixup, mixup_weight(draw, mixup or 1.0, size), cutmix_weight(draw, cutmix or 1.0, size))
-    image = batch["image"]["global"].astype(jnp.float32)
+    image = batch["image"]["large"].astype(jnp.float32)
     mixed = weight[..., None] * image + (1 - weight[..., None]) * image[::-1]
     labels = batch["label"]
     share = jnp.broadcast_to(weight.mean(), labels.shape)
     return {
         **batch,
-        "image": {**batch["image"], "global": mixed},
+        "image": {**batch["image"], "large": mixed},
         "other_label": labels[::-1],
         "share": share,
     }

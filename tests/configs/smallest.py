@@ -21,6 +21,6 @@ def get_config(arg=None):
     c.model.image_size = 32
     c.model.context_length = 12
     c.model.prototypes = 16
-    c.views.crops["global"].size = 32
+    c.views.crops.large.size = 32
     c.ema.start = 0.9
     return c
