@@ -24,7 +24,6 @@ from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import experiment
-from detailclip_jax.training.mesh import make_mesh
 from detailclip_jax.types import Params
 
 OPTIONS = (
@@ -86,8 +85,8 @@ def _converted(
     config = config_of(chosen, spec, options)
     if chosen.keeps_mask_ratio and "mask_ratio" in flags:
         _set_ratio(config, flags["mask_ratio"])
-    built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
-    return _resized(built.model, _read(chosen, state_dict, spec, built.state_shapes), config, options)
+    variables = _read(chosen, state_dict, spec, experiment.weight_shapes(config))
+    return _resized(experiment.build_networks(config), variables, config, options)
 
 
 def flags_of(tensors: Any) -> dict[str, Any]:
@@ -140,7 +139,7 @@ def _resized(
     if "image_size" not in options:
         return model, variables, config
     variables, config = resize(variables, config, int(options["image_size"]), options.get("interpolation", "bicubic"))
-    return experiment.build(config, make_mesh(jax.local_devices()[:1])).model, variables, config
+    return experiment.build_networks(config), variables, config
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

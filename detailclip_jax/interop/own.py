@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -19,7 +18,6 @@ from detailclip_jax.interop import files
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import ema, experiment
-from detailclip_jax.training.mesh import make_mesh
 from detailclip_jax.types import Params
 
 FORMAT = "detailclip_jax"
@@ -47,19 +45,18 @@ def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
     """
     try:
         config = run_config.from_json(files.metadata(path)["config"])
-        built = experiment.build(config, make_mesh(jax.local_devices()[:1]))
+        model, shapes = experiment.build_networks(config), experiment.weight_shapes(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the header of {path} does not describe a model of this version: {error}") from None
-    shapes = built.state_shapes
     tensors, expected = files.read(path), flatten(shapes.params) | flatten({STATS: shapes.batch_stats["student"]})
     if wrong := sorted(_shapes(tensors).items() ^ _shapes(expected).items()):
         raise ValueError(f"{path} does not hold the networks of its own config: {wrong[:10]}")
     params, stats = split({name: jnp.array(value) for name, value in tensors.items()})
-    teacher = ema.copy(params, built.method.ema)
+    teacher = ema.copy(params, shapes.ema_params)
     if teacher:
         logging.warning("the file holds one set of weights: the teacher is a copy of it")
     batch_stats = {"student": stats, "teacher": ema.copy(stats, shapes.batch_stats["teacher"])}
-    return built.model, {"params": params, "ema_params": teacher, "batch_stats": batch_stats}, config
+    return model, {"params": params, "ema_params": teacher, "batch_stats": batch_stats}, config
 
 
 def split(tensors: Mapping[str, Any]) -> tuple[Params, Params]:

@@ -33,7 +33,7 @@ from detailclip_jax.config.run_config import from_json
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
 from detailclip_jax.training import experiment, manifest
-from detailclip_jax.training.mesh import make_mesh
+from detailclip_jax.training.mesh import make_mesh, replicated
 from detailclip_jax.training.saved_shapes import other_version, saved_shapes, shapes
 from detailclip_jax.types import Params, PyTree
 
@@ -440,10 +440,10 @@ def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], Confi
     run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
     config = from_json(run["config"])
     config.model.attention = "auto"  # chosen for this machine, not for the one that trained
-    built = experiment.build(config, make_mesh([device]))
+    shapes, place = experiment.weight_shapes(config), replicated(make_mesh([device]))
     names = ("params", "ema_params", "batch_stats", "centers")
-    target = {name: getattr(built.state_shapes, name) for name in names}
-    return built.model, _read_part(folder / "state", target), config
+    target = {name: jax.tree.map(lambda x: x.update(sharding=place), getattr(shapes, name)) for name in names}
+    return experiment.build_networks(config), _read_part(folder / "state", target), config
 
 
 def pick_step(path: str | Path, step: int | None = None) -> int:

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
+from detailclip_jax.config import run_config
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.forward import Forward, Method
@@ -59,7 +61,13 @@ class Experiment(NamedTuple):
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices."""
-        make = functools.partial(create_state, setup=self.setup, config=self.config)
+        make = functools.partial(
+            create_state,
+            method=self.method,
+            model=self.model,
+            optimizer=self.setup.optimizer,
+            config=self.config,
+        )
         return jax.jit(make, out_shardings=_places(self.state_shapes))(seed)
 
     def put(self, batch: Batch) -> Batch:
@@ -87,15 +95,21 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     model, spread = (build_networks(config, axis) for axis in (None, meshes.BATCH))
     if mesh.shape[meshes.FSDP] > 1:
         spread = spread.gathering(sharding.gather_layer)
-    plan = build_schedules(config, method)
-    bare = Setup(
+    plan, weights = build_schedules(config, method), weight_shapes(config)
+    params = weights.params
+    groups = optimizer.labels(params, optimizer.rules(config.model))
+    waiting = round(config.optimizer.frozen_prototype_epochs * steps_of_epoch(config))
+    adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting)
+    updates = rates.scaled(adamw, params, config.optimizer)
+    shapes = _placed(weights.replace(opt_state=jax.eval_shape(updates.init, params)), mesh)
+    setup = Setup(
         method,
-        model,
-        optimizer=None,  # type: ignore[arg-type]  # set below, when the parameters are known
-        groups=None,
+        spread,
+        optimizer=updates,
+        groups=groups,
         schedules=plan,
         mesh=mesh,
-        placed=None,  # type: ignore[arg-type]
+        placed=sharding.specs(_places(shapes)),
         device_losses=accumulation.losses_of(config.accumulation),
         center_momentum=config.losses.center_momentum,
         clip_block=config.losses.clip_block,
@@ -103,13 +117,6 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         pixel_std=tuple(config.preprocess.std),
         mix=build_mixing(config.views),
     )
-    params, _ = jax.eval_shape(lambda: init_variables(jax.random.key(0), dummy_batch(config), bare))
-    groups = optimizer.labels(params, optimizer.rules(config.model))
-    waiting = round(config.optimizer.frozen_prototype_epochs * steps_of_epoch(config))
-    adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting)
-    setup = bare._replace(model=spread, optimizer=rates.scaled(adamw, params, config.optimizer), groups=groups)
-    shapes = _state_shapes(setup, config)
-    setup = setup._replace(placed=sharding.specs(_places(shapes)))
     step, line = _compile(setup, _places(shapes), setup._replace(model=model), config.model.matmul_precision)
     return Experiment(config, setup, shapes, step, line, encoders(model, config))
 
@@ -118,6 +125,23 @@ def build_networks(config: ConfigDict, axis: Axis | None = None) -> Networks:
     """Builds the networks of the config's method; `axis` is the mesh axis over which BatchNorm takes its statistics."""
     method = methods.build(config)
     return sizes.build(config.model, method.parts, axis, method.interpolation)
+
+
+def weight_shapes(config: ConfigDict) -> TrainState:
+    """Returns the shapes of a state without optimizer moments: of parameters, teacher, BatchNorm statistics, centers.
+
+    These are all that loading weights needs, and computing them takes no mesh, no schedules and no `total_steps`.  They
+    are computed once per config and process.
+    """
+    return _weight_shapes(run_config.to_json(config))
+
+
+@functools.lru_cache(maxsize=128)
+def _weight_shapes(config_text: str) -> TrainState:
+    config = run_config.from_json(config_text)
+    method = methods.build(config)
+    create = functools.partial(create_state, method=method, model=build_networks(config), config=config)
+    return jax.eval_shape(functools.partial(create, optimizer=optax.identity()), 0)
 
 
 def build_schedules(config: ConfigDict, method: Method) -> Schedules:
@@ -183,16 +207,23 @@ def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:
     }
 
 
-def create_state(seed: int | Int[Array, ""], setup: Setup, config: ConfigDict) -> TrainState:
+def create_state(
+    seed: int | Int[Array, ""],
+    method: Method,
+    model: Networks,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+) -> TrainState:
     """Creates parameters, teacher, optimiser moments and centers of step 0."""
     params_key, run_key = jax.random.split(jax.random.key(seed))
-    params, batch_stats = init_variables(params_key, dummy_batch(config), setup)
-    return train_state.create(params, batch_stats, setup.optimizer, setup.method.ema, setup.method.centers, run_key)
+    pixels = tuple(config.preprocess.mean), tuple(config.preprocess.std)
+    params, batch_stats = init_variables(params_key, dummy_batch(config), method, model, *pixels)
+    return train_state.create(params, batch_stats, optimizer, method.ema, method.centers, run_key)
 
 
-def _state_shapes(setup: Setup, config: ConfigDict) -> TrainState:
-    shapes = jax.eval_shape(functools.partial(create_state, setup=setup, config=config), 0)
-    places = sharding.shardings(shapes, setup.mesh)
+def _placed(shapes: TrainState, mesh: Mesh) -> TrainState:
+    """The shapes with the shardings that the mesh gives them."""
+    places = sharding.shardings(shapes, mesh)
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
 

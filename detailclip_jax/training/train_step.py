@@ -137,20 +137,30 @@ def run_networks(
     return record, {"student": changed.get(STATS, {}), "teacher": bound.variables.get(STATS, {})}
 
 
-def init_variables(rng: Array, batch: Batch, setup: Setup) -> tuple[Params, Params]:
+def init_variables(
+    rng: Array,
+    batch: Batch,
+    method: Method,
+    model: Networks,
+    pixel_mean: tuple[float, ...],
+    pixel_std: tuple[float, ...],
+) -> tuple[Params, Params]:
     """Initialises the parameters and BatchNorm statistics of exactly the networks that the forward pass uses.
 
     The student is used in place of the teacher.
     """
-    views = normalised_views(batch, setup.pixel_mean, setup.pixel_std)
+    views = normalised_views(batch, pixel_mean, pixel_std)
     keys = make_keys(rng, batch)
 
-    def init(model: Networks) -> PyTree:
-        return nn.init(lambda networks: forward(setup.method, networks, networks, views, batch, keys), model)(rng)
+    def init(networks: Networks) -> PyTree:
+        return nn.init(lambda bound: forward(method, bound, bound, views, batch, keys), networks)(rng)
 
-    variables = init(setup.model.unrolled())  # so that stacked and separate blocks get the same values
-    shapes = jax.eval_shape(lambda: init(setup.model)["params"])
-    return stacking.like(variables["params"], shapes), variables.get(STATS, {})
+    unrolled = model.unrolled()
+    variables = init(unrolled)  # so that stacked and separate blocks get the same values
+    params, batch_stats = variables["params"], variables.get(STATS, {})
+    if unrolled == model:
+        return params, batch_stats
+    return stacking.like(params, jax.eval_shape(lambda: init(model)["params"])), batch_stats
 
 
 def make_keys(key: Array, batch: Batch) -> Keys:
