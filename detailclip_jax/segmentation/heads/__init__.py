@@ -1,0 +1,33 @@
+"""Heads by name.  A head is a Flax module `head(features, train, keys) -> logits [B, h, w, K]`.
+
+`features(blocks, norm)` gives the maps of encoder blocks (see `taps`).  A head's own fields beyond `num_classes`,
+`blocks`, `norm`, `axis` and `dtype` are the options of `config.head`.
+"""
+
+import dataclasses
+from typing import Any
+
+from detailclip_jax.config import unknown
+from detailclip_jax.segmentation.heads.fcn import FcnHead
+from detailclip_jax.segmentation.heads.linear import LinearHead
+from detailclip_jax.segmentation.heads.upernet import UperNetHead
+
+HEADS: dict[str, Any] = {"linear": LinearHead, "upernet": UperNetHead, "fcn": FcnHead}
+GIVEN = ("num_classes", "blocks", "norm", "axis", "dtype", "parent", "name")  # fields that no option sets
+
+
+def build(name: str, options: dict[str, Any], **given: Any) -> Any:
+    """Builds a head: `given` holds num_classes, blocks, norm, axis and dtype, `options` the head's own fields.
+
+    Raises ValueError, with the known ones, for an unknown head or option.
+    """
+    if name not in HEADS:
+        raise ValueError(unknown("head.name", name, HEADS))
+    known = [field.name for field in dataclasses.fields(HEADS[name]) if field.name not in GIVEN]
+    for option in options:
+        if option not in known:
+            raise ValueError(unknown(f"option of head {name}:", option, known or ["none"]))
+    return HEADS[name](**given, **options)
+
+
+__all__ = ["HEADS", "FcnHead", "LinearHead", "UperNetHead", "build"]
