@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test slow lint check numbers clean
 
-demo: $(VENV)/demo.stamp  ## pretrain on the embedded pictures: about ten minutes on two cores
+demo: $(VENV)/demo.stamp  ## pretrain on the embedded images: about ten minutes on two cores
 	$(BIN)/python -m detailclip_jax.main --config=configs/stickers.py --workdir=$(WORKDIR)
 
 test: $(VENV)/dev.stamp  ## all tests but the slow ones

@@ -25,8 +25,8 @@ from absl import logging
 
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
+from detailclip_jax.data.image_files import find
 from detailclip_jax.data.images import evaluation_view
-from detailclip_jax.data.picture_files import find
 from detailclip_jax.data.regular_files import inside, read_regular, read_stream
 from detailclip_jax.figures import contact_sheet
 from detailclip_jax.inference import catalogue, embeddings
@@ -52,13 +52,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add = made.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="a workdir of `main` or `import_torch`")
-    add("--images", metavar="FOLDER_OR_GLOB", help="pictures; with --from, the folder where they lie now")
-    add("--follow-links", action="store_true", help="links among the pictures may lead out of their folder")
+    add("--images", metavar="FOLDER_OR_GLOB", help="images; with --from, the folder where they lie now")
+    add("--follow-links", action="store_true", help="links among the images may lead out of their folder")
     add("--texts", metavar="FILE", help="texts, one a line")
     add("--text", action="append", default=[], metavar="TEXT", help="a text; may be repeated")
     add("--out", type=Path, metavar="FILE", help="FILE.npz or FILE.parquet")
-    add("--from", dest="source", type=Path, metavar="FILE", help="search this file, embed no pictures")
-    add("--query", metavar="TEXT", help="find the pictures that are nearest to it")
+    add("--from", dest="source", type=Path, metavar="FILE", help="search this file, embed no images")
+    add("--query", metavar="TEXT", help="find the images that are nearest to it")
     add("--top", type=int, default=12, metavar="N", help="how many of them (default 12)")
     add("--sheet", type=Path, metavar="PNG", help="where to draw them; default: beside FILE, named by the query")
     add("--weights", choices=("ema", "student"), help="default: ema where the method has a teacher")
@@ -69,14 +69,14 @@ def parser() -> argparse.ArgumentParser:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for flags that cannot be combined, ImportError if pyarrow is needed and missing."""
-    given, pictures = arguments, arguments.images or arguments.source
+    given, images = arguments, arguments.images or arguments.source
     texts = given.texts or given.text
     wrong = {
-        "nothing to embed: give --images, --texts or --text, or --from=FILE to search": not (pictures or texts),
+        "nothing to embed: give --images, --texts or --text, or --from=FILE to search": not (images or texts),
         "nothing to do: give --out=FILE to keep embeddings, or --query=TEXT to search": not (given.out or given.query),
         "--from=FILE is searched, not written: leave out --out, --texts and --text": given.source
         and (given.out or texts),
-        "--query looks among pictures: give --images or --from": given.query and not pictures,
+        "--query looks among images: give --images or --from": given.query and not images,
         f"--top {given.top} must be at least 1": given.top < 1,
         "--sheet draws what --query finds: give --query": given.sheet and not given.query,
         f"--sheet={given.sheet} has to end in .png": given.sheet and given.sheet.suffix.lower() != ".png",
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     source = embeddings.read(arguments.source) if arguments.source else None
     model = load(arguments)
     console.say(f"{model.path}: step {model.step}, {model.weights} weights")
-    console.say(f"pictures: {preprocessing.description(model.config)}")
+    console.say(f"preprocess: {preprocessing.description(model.config)}")
     if not model.has_joint_space:
         console.say("no joint space with texts: an embedding is the L2-normalised class feature of the image encoder")
     if source:
@@ -130,10 +130,10 @@ def load(arguments: argparse.Namespace) -> "Model":
 
 def check_source(file: Path, table: Table, model: "Model") -> None:
     """Raises ValueError if another model computed the embeddings of `file`, or if it has no image embeddings."""
-    way_out = "give that --checkpoint (and --step, --weights), or embed the pictures with this one"
+    way_out = "give that --checkpoint (and --step, --weights), or embed the images with this one"
     catalogue.check_checkpoint(file, table.origin, catalogue.origin_of(model), way_out)
     if not table.of(IMAGE)[0]:
-        raise ValueError(f"{file} holds texts alone, and no pictures to search")
+        raise ValueError(f"{file} holds texts alone, and no images to search")
 
 
 class Match(NamedTuple):

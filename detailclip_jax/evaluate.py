@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     add("--protocol", default=PROTOCOLS[0], metavar="NAME", help=f"prompts: {' or '.join(PROTOCOLS)} (default: slip)")
     add("--weights", metavar="NAMES", help="student, ema or both, by commas (default: all there are)")
     add("--data-dir", default="data", metavar="DIR", help="folder of the sets on disk (default: data)")
-    add("--follow-links", action="store_true", help="links among the pictures may lead out of their folder")
+    add("--follow-links", action="store_true", help="links among the images may lead out of their folder")
     add("--out", metavar="DIR", help=f"folder of the results (default: WORKDIR/{OUT}-STEP)")
     add("--compare", choices=("paper",), help="put the paper's numbers for the same method beside ours")
     add("--num-examples", type=int, metavar="N", help="a quick look: at N evenly spaced examples of each evaluated set")
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         help="fit knn and linear on N of the training split (default: all)",
     )
     preprocessing.add_flags(made)
-    add("--batch-size", type=int, default=256, metavar="B", help="pictures or texts at a time (default: 256)")
+    add("--batch-size", type=int, default=256, metavar="B", help="images or texts at a time (default: 256)")
     add("--style", default="noto", metavar="STYLE", help="of stickers_style: noto, a font, a folder of NOUN.png")
     add("--distributed", action="store_true", help="join the other processes as jax finds them (TPU pods)")
     add("--no-cache", dest="cache", action="store_false", help="do not keep embeddings in OUT/embeddings")
@@ -146,7 +146,7 @@ def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namesp
 
     weights = " and ".join(measured.weights)
     yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights"
-    yield f"pictures: {preprocessing.description(measured.config)}"
+    yield f"preprocess: {preprocessing.description(measured.config)}"
     count = f"{len(asked)} task{'s' * (len(asked) != 1)}"
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
     if arguments.compare and measured.method not in paper.ROWS:

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     with nothing_left(path):
         written = fmt.write(export, path)
     print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else which, written)))
-    print(f"pictures    {preprocessing.description(config)}")
+    print(f"preprocess  {preprocessing.description(config)}")
     for note in notes(arguments.to, config, path):
         print(f"note        {note}")
     if arguments.verify:

@@ -88,7 +88,7 @@ def summary(variables: dict[str, Params], config: Any) -> list[str]:
         f"size        {size}; {model.image_size} px",
         f"heads       {heads(variables, config)}",
         f"image tower {', '.join(f'{name} {model.image_style[name]}' for name in Style._fields if name != 'init')}",
-        f"pictures    {preprocessing.description(config)}",
+        f"preprocess  {preprocessing.description(config)}",
         f"parameters  {counts['params']:,} in {', '.join(variables['params'])}",
         f"teacher     {teacher}",
     ]

@@ -60,7 +60,7 @@ def prepare(argv: Sequence[str]) -> int:
         return _fail(f"{error}{_hint(request, error.rejected)}", RUN_ERROR)
     console.say("\n".join(report.summary(part)))
     if hint := _hint(request, part["rejected"]):
-        console.warn(f"{part['rejected'][MISSING]:,} pictures are not there{hint}")
+        console.warn(f"{part['rejected'][MISSING]:,} images are not there{hint}")
     if num_damaged := part["rejected"].get(UNREADABLE):
         console.warn(
             f"{num_damaged} input shards are damaged, and what stood behind that is missing: see the rejected list"

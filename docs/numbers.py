@@ -329,7 +329,7 @@ COUNTING = (
 )
 DECODING = (
     *(f"detailclip_jax/data/{name}.py" for name in ("decoding", "images", "resizing", "views")),
-    *(f"detailclip_jax/benchmarks/{name}.py" for name in ("data", "pictures", "stages")),
+    *(f"detailclip_jax/benchmarks/{name}.py" for name in ("data", "synthetic_images", "stages")),
 )
 BENCHMARK = "python -m detailclip_jax.benchmark"
 MAIN = "python -m detailclip_jax.main --config=configs/stickers.py"

@@ -1,4 +1,4 @@
-"""A tiny checkpoint and sets of a few pictures on disk, for the tests of the evaluation command."""
+"""A tiny checkpoint and sets of a few images on disk, for the tests of the evaluation command."""
 
 import functools
 import io
@@ -35,7 +35,7 @@ def write_checkpoint(workdir, method="detailclip"):
     return workdir
 
 
-def picture(rng, size=(40, 48)):
+def make_image(rng, size=(40, 48)):
     """PNG bytes."""
     stream = io.BytesIO()
     Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(stream, "PNG")
@@ -43,11 +43,11 @@ def picture(rng, size=(40, 48)):
 
 
 def write_folders(folder, num=4, splits=("train", "test"), classes=CLASSES):
-    """`num` pictures of each class in folder/SPLIT/CLASS."""
+    """`num` images of each class in folder/SPLIT/CLASS."""
     rng = np.random.default_rng(0)
     for split in splits:
         for name in classes:
             (folder / split / name).mkdir(parents=True)
             for i in range(num):
-                (folder / split / name / f"{i}.png").write_bytes(picture(rng))
+                (folder / split / name / f"{i}.png").write_bytes(make_image(rng))
     return folder

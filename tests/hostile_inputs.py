@@ -189,7 +189,7 @@ def _places(content):
             yield from _places(held)
 
 
-# Pictures
+# Images
 
 FOREIGN = (
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
@@ -222,7 +222,7 @@ FORMS = [
 FORMS += [("TIFF", {"compression": "tiff_lzw"}), ("PPM", {}), ("PNG", {"optimize": True})]
 
 
-def picture(rng: Rng) -> bytes:
+def encoded_image(rng: Rng) -> bytes:
     form, options = one_of(
         rng,
         FORMS,
@@ -243,7 +243,7 @@ def picture(rng: Rng) -> bytes:
 
 
 def make_image(rng: Rng, folder: Path) -> None:
-    data = one_of(rng, FOREIGN) + rng.bytes(50) if rng.random() < 0.1 else damaged(rng, picture(rng))
+    data = one_of(rng, FOREIGN) + rng.bytes(50) if rng.random() < 0.1 else damaged(rng, encoded_image(rng))
     if rng.random() < 0.1:
         width, height = one_of(rng, [(2**31 - 1, 1), (100_000, 100_000), (0, 5), (13_000, 13_000)])
         chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -295,7 +295,7 @@ def tar_member(rng: Rng) -> bytes:
     info = tarfile.TarInfo(one_of(rng, NAMES))
     info.type = one_of(rng, TYPES)
     bodies = (
-        picture(rng),
+        encoded_image(rng),
         text(rng)[:3000].encode("utf-8", "replace"),
         changed_json(rng, {"caption": "x", "label": 3}),
         b"7",
@@ -335,7 +335,7 @@ def feed_tar(folder: Path) -> object:
 
 
 def read_all(folder: Path) -> int:
-    """The pictures of a labelled set of tars; bad records are left out, as in evaluation."""
+    """The images of a labelled set of tars; bad records are left out, as in evaluation."""
     from detailclip_jax.data.labelled import tars
     from detailclip_jax.data.sources import BadRecord
 
@@ -429,9 +429,9 @@ def make_parquet(rng: Rng, folder: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    pictures = [picture(rng), b"", None, rng.bytes(20)] if rng.random() < 0.5 else ["a.jpg", "../a.jpg", None, ""]
+    images = [encoded_image(rng), b"", None, rng.bytes(20)] if rng.random() < 0.5 else ["a.jpg", "../a.jpg", None, ""]
     labels = one_of(rng, ([0, 1, None, -5], [2**62, 0, 1, 2], [0.5, float("inf"), 1.0, 2.0], ["1", "x", "", None]))
-    columns = {"image": pictures, "caption": ["x", None, text(rng)[:5000].encode("utf-8", "replace").decode(), ""]}
+    columns = {"image": images, "caption": ["x", None, text(rng)[:5000].encode("utf-8", "replace").decode(), ""]}
     file = io.BytesIO()
     parquet.write_table(pyarrow.table(columns | {"label": labels}), file)
     (folder / "table.parquet").write_bytes(damaged(rng, file.getvalue()))
@@ -449,7 +449,7 @@ def feed_table(folder: Path) -> object:
 def make_record(rng: Rng, folder: Path) -> None:
     writer = ArrayRecordWriter(str(folder / "train-00000.arrayrecord"), "group_size:1")
     for _ in range(4):
-        fields = {"image": picture(rng), "captions": ["a cat", "x"], "label": 3, "key": "k", "title": "t"}
+        fields = {"image": encoded_image(rng), "captions": ["a cat", "x"], "label": 3, "key": "k", "title": "t"}
         for name in list(fields):
             if rng.random() < 0.15:
                 fields[name] = nested(rng)

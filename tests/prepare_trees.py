@@ -1,4 +1,4 @@
-"""Small sources in their real layouts, written by the tests: pictures, tars, zips, tables."""
+"""Small sources in their real layouts, written by the tests: images, tars, zips, tables."""
 
 import io
 import itertools

@@ -85,7 +85,7 @@ def test_the_log_names_the_first_and_then_the_file(tmp_path, caplog):
 
 
 class Nothing:
-    """Records of which none is a picture."""
+    """Records of which none is an image."""
 
     def __len__(self) -> int:
         return 150
@@ -121,7 +121,7 @@ def test_the_report_says_what_was_wrong_with_the_data(tmp_path):
 # through the command
 
 
-def picture(value: int) -> bytes:
+def make_image(value: int) -> bytes:
     stream = io.BytesIO()
     pixels = np.random.default_rng(value).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(stream, "PNG")
@@ -130,8 +130,8 @@ def picture(value: int) -> bytes:
 
 def broken_set(folder: Path, num: int, num_bad: int) -> Path:
     """Every second record of the first ones is cut off."""
-    pictures = [picture(i)[: 300 if i % 2 and i < 2 * num_bad else None] for i in range(num)]
-    write_records(folder, ({"image": data, "captions": [f"a {i}"], "key": f"k{i}"} for i, data in enumerate(pictures)))
+    images = [make_image(i)[: 300 if i % 2 and i < 2 * num_bad else None] for i in range(num)]
+    write_records(folder, ({"image": data, "captions": [f"a {i}"], "key": f"k{i}"} for i, data in enumerate(images)))
     return folder
 
 

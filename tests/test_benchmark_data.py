@@ -9,8 +9,8 @@ import pytest
 
 from detailclip_jax import benchmark as command
 from detailclip_jax.benchmarks import data, stages, variants
-from detailclip_jax.benchmarks.pictures import MadeUp
 from detailclip_jax.benchmarks.stages import STAGES, Recipe, Stopwatch
+from detailclip_jax.benchmarks.synthetic_images import SyntheticImages
 from detailclip_jax.data import views
 from detailclip_jax.data.decoding import Decoded, decode
 from detailclip_jax.data.pipeline import Stream
@@ -24,7 +24,7 @@ CROPS = {
     "large": Crop(count=2, size=32, flip=0.5, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, blur_p=(0.5, 0.5)),
     "enclosing": Crop(size=32, kind="enclosing"),
 }
-SMALL = MadeUp(48, 64)
+SMALL = SyntheticImages(48, 64)
 
 
 @pytest.fixture(autouse=True)
@@ -38,19 +38,19 @@ def ticking():
     return lambda: float(next(ticks))
 
 
-def test_made_up_pictures_are_jpeg_as_large_as_photos():
-    example = MadeUp()[3]
+def test_made_up_images_are_jpeg_as_large_as_photos():
+    example = SyntheticImages()[3]
     assert decode(example["image"]).shape == (375, 500, 3)
-    sizes = [len(MadeUp()[index]["image"]) for index in range(8)]
+    sizes = [len(SyntheticImages()[index]["image"]) for index in range(8)]
     assert 25e3 < np.mean(sizes) < 60e3 and len(set(sizes)) == 8
-    assert MadeUp()[3]["captions"] == example["captions"] and len(example["captions"]) == 2
-    assert MadeUp()[3]["image"] == example["image"]
+    assert SyntheticImages()[3]["captions"] == example["captions"] and len(example["captions"]) == 2
+    assert SyntheticImages()[3]["image"] == example["image"]
 
 
 def test_views_are_the_pipeline_s():
-    """Of a small picture, which is decoded whole, and of a large one, which is not."""
+    """Of a small image, which is decoded whole, and of a large one, which is not."""
     tokenizer, reduced = Tokenizer(8), set()
-    for source in ([SMALL[0]], [MadeUp(300, 400)[0]]):
+    for source in ([SMALL[0]], [SyntheticImages(300, 400)[0]]):
         stream = Stream(source, CROPS, tokenizer, seed=5)
         recipe = Recipe(CROPS, tokenizer, stream.caption, stream.reducing_gap)
         for position in range(4):
@@ -105,7 +105,7 @@ def test_shares_add_up_and_go_to_json(tmp_path, capsys):
     assert "JPEG of 500 x 375" in shown and "H100 SXM" in shown and "the whole pipeline with 1 workers" in shown
 
 
-def test_pictures_are_made_at_the_size_that_is_asked_for(capsys):
+def test_images_are_made_at_the_size_that_is_asked_for(capsys):
     assert command.main(["data", "--examples=2", "--rounds=1", "--size=640x360"]) == 0
     assert "JPEG of 640 x 360" in capsys.readouterr().out
     for size in ("640", "x360", "640x0", "axb"):
@@ -120,8 +120,8 @@ def test_torchvision_makes_the_same_kind_of_views(capsys):
 
     crop = variants.build(None, {}).config.views.crops.large
     made = torchvision_views.transforms({"large": views.crops_from_config({"large": crop})["large"]})
-    picture = torchvision_views.decode(MadeUp()[0]["image"])
-    assert [tuple(one(picture).shape) for one in made] == [(3, 224, 224)] * 2
+    image = torchvision_views.decode(SyntheticImages()[0]["image"])
+    assert [tuple(one(image).shape) for one in made] == [(3, 224, 224)] * 2
     assert isinstance(made[0].transforms[0], transforms.RandomResizedCrop) and made[0].transforms[0].scale == (0.5, 1.0)
     assert command.main(["data", "--examples=2", "--rounds=1", "--against=torchvision"]) == 0
     assert "times as fast" in capsys.readouterr().out
@@ -141,9 +141,9 @@ def test_resizing_alone_agrees_with_torchvision_s():
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as tv
 
-    picture = stages.decoded(SMALL[0])
-    ours = views.cut(Decoded(picture, 48, 64), Crop(size=32), (6, 4, 50, 40))
-    theirs = tv.resized_crop(Image.fromarray(picture), 4, 6, 36, 44, [32, 32], InterpolationMode.BICUBIC)
+    image = stages.decoded(SMALL[0])
+    ours = views.cut(Decoded(image, 48, 64), Crop(size=32), (6, 4, 50, 40))
+    theirs = tv.resized_crop(Image.fromarray(image), 4, 6, 36, 44, [32, 32], InterpolationMode.BICUBIC)
     np.testing.assert_array_equal(ours, np.asarray(theirs))
 
 
@@ -159,7 +159,7 @@ def test_an_embedded_source_and_its_config_are_measured(capsys):
         (["--path=/no/such/folder"], "there is no folder '/no/such/folder'"),
         (["--examples=0"], "--examples=0 must be at least 1"),
         (["--set", "data.captoin=first"], "unknown config field 'data.captoin'"),
-        (["--config=configs/stickers.py", "--size=64x48"], "--size=64x48 is of pictures made on the fly"),
+        (["--config=configs/stickers.py", "--size=64x48"], "--size=64x48 is of images made on the fly"),
         (["--method=aclip", "--against=torchvision"], "it has no crop of kind 'enclosing'"),
     ],
 )

@@ -58,8 +58,8 @@ def test_the_pipeline_carries_masks():
     from detailclip_jax.data.pipeline import Stream
     from detailclip_jax.data.tokenizer import Tokenizer
 
-    picture = {"image": np.zeros((20, 20, 3), np.uint8), "captions": ("a",), "label": 1, "key": "0"}
-    stream = Stream([picture], {"large": Crop(count=2, size=8, mask_grid=4, mask_p=1.0)}, Tokenizer(8))
+    image = {"image": np.zeros((20, 20, 3), np.uint8), "captions": ("a",), "label": 1, "key": "0"}
+    stream = Stream([image], {"large": Crop(count=2, size=8, mask_grid=4, mask_p=1.0)}, Tokenizer(8))
     assert stream[0]["hidden"]["large"].shape == (2, 16)
     np.testing.assert_array_equal(stream[0]["hidden"]["large"], stream[0]["hidden"]["large"])
     assert ConfigDict(vars(Crop())).mask_grid == 0

@@ -81,7 +81,7 @@ def test_texts_of_an_example_are_its_fields_but_the_key():
 # from a prepared set to token ids
 
 
-def picture(value: int) -> bytes:
+def make_image(value: int) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (40, 30), (value, 40, 90)).save(stream, "JPEG")
     return stream.getvalue()
@@ -97,7 +97,7 @@ def yfcc(tmp_path_factory) -> str:
     (folder / "yfcc15m.pkl").write_bytes(pickle.dumps(ROWS))
     (folder / "images/00/000").mkdir(parents=True)
     for line, _, _ in ROWS:
-        (folder / f"images/00/000/{line:03d}.jpg").write_bytes(picture(line))
+        (folder / f"images/00/000/{line:03d}.jpg").write_bytes(make_image(line))
     command = [str(folder / "yfcc15m.pkl"), "--images", str(folder / "images"), "--out", str(folder / "out")]
     assert main(["slip-yfcc15m", *command, "--workers", "1"]) == 0
     return str(folder / "out")
@@ -152,7 +152,7 @@ def test_a_field_that_the_set_has_not_is_refused_with_those_it_has(yfcc):
 def plain(tmp_path_factory) -> str:
     """A set with captions that have no names."""
     folder = tmp_path_factory.mktemp("plain")
-    write_records(folder, ({"image": picture(i), "captions": [f"plain {i}"], "key": str(i)} for i in range(4)))
+    write_records(folder, ({"image": make_image(i), "captions": [f"plain {i}"], "key": str(i)} for i in range(4)))
     return str(folder)
 
 
@@ -167,7 +167,7 @@ def test_in_a_mixture_each_set_needs_one_of_the_names(yfcc, plain):
 
 def records_of(folder, *extras: dict) -> str:
     """A set with one example per dict, which has these fields beside its captions."""
-    examples = ({"image": picture(0), "captions": ["a"], "key": "k", **extra} for extra in extras)
+    examples = ({"image": make_image(0), "captions": ["a"], "key": "k", **extra} for extra in extras)
     write_records(folder, examples)
     return str(folder)
 

@@ -83,8 +83,8 @@ def accuracy_under_any_numpy(monkeypatch):
     monkeypatch.setattr(classification, "accuracy", accuracy)
 
 
-def pictures(num, seed=0):
-    """(extension, bytes) of pictures of odd shapes, colours and formats."""
+def images(num, seed=0):
+    """(extension, bytes) of images of odd shapes, colours and formats."""
     rng = np.random.default_rng(seed)
     for i in range(num):
         height, width = SHAPES[i % len(SHAPES)]
@@ -99,7 +99,7 @@ def pictures(num, seed=0):
 
 def class_tree(root, names, num=63):
     labels = np.random.default_rng(1).integers(0, len(names), num)
-    for i, (label, (form, data)) in enumerate(zip(labels, pictures(num))):
+    for i, (label, (form, data)) in enumerate(zip(labels, images(num))):
         (root / names[label]).mkdir(parents=True, exist_ok=True)
         (root / names[label] / f"{i:03d}.{form}").write_bytes(data)
 
@@ -177,7 +177,7 @@ def package_loader(root, transform):
 @pytest.mark.parametrize("name", ["wds_vtab-pets", "wds_mine"])
 def test_tars_by_the_package_s_writer_and_reader(tmp_path, both, name):
     labels = np.random.default_rng(2).integers(0, 6, 50)
-    samples = [{form: data, "cls": int(label)} for label, (form, data) in zip(labels, pictures(50, seed=3))]
+    samples = [{form: data, "cls": int(label)} for label, (form, data) in zip(labels, images(50, seed=3))]
     write_tars(tmp_path / name, samples)
     (tmp_path / name / "classnames.txt").write_text("Beagle\nblue_jay\nPug\nSphynx\n{odd}\nÖtzi\n", encoding="utf-8")
     (tmp_path / name / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\nmy {c}!\n")
@@ -191,7 +191,7 @@ def test_tars_by_the_package_s_writer_and_reader(tmp_path, both, name):
 def test_retrieval(tmp_path, both):
     colours = ["red", "green", "blue", "grey", "pink"]
     texts = [[f"{colour} thing number {i} of {i * i}" for colour in colours] for i in range(43)]
-    rows = zip(texts, pictures(43, seed=5))
+    rows = zip(texts, images(43, seed=5))
     write_tars(tmp_path / "wds_flickr30k", [{form: data, "txt": "\n".join(own)} for own, (form, data) in rows])
     (tmp_path / "wds_flickr30k" / "dataset_type.txt").write_text("retrieval\n")
     data = builder.build_dataset(

@@ -1,4 +1,4 @@
-"""What becomes of each kind of picture, whole and at a reduced size, against Pillow and against the rule itself."""
+"""What becomes of each kind of image, whole and at a reduced size, against Pillow and against the rule itself."""
 
 import io
 import os
@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from picture_cases import cases, claims_to_be, encoded, huge_jpeg, oriented, picture
+from image_cases import cases, claims_to_be, encoded, huge_jpeg, make_image, oriented
 from PIL import Image, ImageOps
 
 from detailclip_jax.data import decoding
@@ -27,7 +27,7 @@ def levels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_what_is_a_picture_becomes_upright_rgb(name):
+def test_what_is_an_image_becomes_upright_rgb(name):
     case = cases()[name]
     decoded = decoding.decode(case.data)
     assert decoded.dtype == np.uint8 and decoded.shape == case.pixels.shape
@@ -57,13 +57,13 @@ def test_the_header_suffices_to_refuse_what_is_not_cut_off(name):
 
 
 def test_jpeg_equals_pillow():
-    data = encoded(picture(60, 90), quality=90)
+    data = encoded(make_image(60, 90), quality=90)
     np.testing.assert_array_equal(decoding.decode(data), np.asarray(Image.open(io.BytesIO(data))))
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
 def test_lossless_formats_give_the_pixels_back(format):
-    image = picture(20, 30) // 64 * 64  # few enough colours for a GIF
+    image = make_image(20, 30) // 64 * 64  # few enough colours for a GIF
     options = {"lossless": True} if format == "WEBP" else {}
     np.testing.assert_array_equal(decoding.decode(encoded(image, format, **options)), image)
 
@@ -73,7 +73,7 @@ def test_lossless_formats_give_the_pixels_back(format):
     [("JPEG", "L"), ("JPEG", "CMYK"), *(("PNG", mode) for mode in ("L", "1", "P", "LA", "RGBA"))],
 )
 def test_every_mode_becomes_rgb(format, mode):
-    image = Image.fromarray(picture(40, 50)).convert(mode)
+    image = Image.fromarray(make_image(40, 50)).convert(mode)
     data = encoded(image, format)
     decoded = decoding.decode(data)
     assert decoded.dtype == np.uint8 and decoded.shape == (40, 50, 3)
@@ -83,21 +83,21 @@ def test_every_mode_becomes_rgb(format, mode):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
 def test_exif_orientation_is_applied_as_pillow_does(orientation, format):
-    data = encoded(picture(24, 40), format, exif=oriented(orientation))
+    data = encoded(make_image(24, 40), format, exif=oriented(orientation))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(decoding.decode(data), np.asarray(upright))
     np.testing.assert_array_equal(decoding.upright_rgb(Image.open(io.BytesIO(data))), np.asarray(upright))
 
 
 def test_bytes_behind_the_end_of_a_jpeg_do_not_matter():
-    data = encoded(picture(24, 40))
+    data = encoded(make_image(24, 40))
     np.testing.assert_array_equal(decoding.decode(data + b"\0\0\0"), decoding.decode(data))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP"])
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_truncated_bytes_are_refused(format, share):
-    data = encoded(picture(80, 120), format)
+    data = encoded(make_image(80, 120), format)
     with pytest.raises(BadImage, match=r"truncated or damaged|not an image"):  # the latter: Pillow's WebP
         decoding.decode(data[: int(len(data) * share)])
 
@@ -115,7 +115,7 @@ def test_what_is_no_image_is_named(data):
 @pytest.mark.parametrize("shape", [(64, 96), (61, 95), (9, 8), (1, 33), (8, 1)])
 @pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}])
 def test_reduced_pixels_are_those_of_pillows_draft(shape, reduction, options):
-    data = encoded(picture(*shape), **options)
+    data = encoded(make_image(*shape), **options)
     draft = Image.open(io.BytesIO(data))
     draft.draft(None, (max(1, shape[1] // reduction), max(1, shape[0] // reduction)))
     decoded = decoding.opened(data).decoded(reduction)
@@ -127,7 +127,7 @@ def test_reduced_pixels_are_those_of_pillows_draft(shape, reduction, options):
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_gray_and_cmyk_are_reduced_too(mode, reduction):
-    data = encoded(Image.fromarray(picture(61, 95)).convert(mode), quality=95)
+    data = encoded(Image.fromarray(make_image(61, 95)).convert(mode), quality=95)
     reduced, whole = decoding.opened(data).decoded(reduction), decoding.decode(data)
     mean = Image.fromarray(whole[:56, :88]).reduce(reduction)
     assert levels(reduced.pixels[: 56 // reduction, : 88 // reduction], mean).mean() < 2
@@ -136,7 +136,7 @@ def test_gray_and_cmyk_are_reduced_too(mode, reduction):
 @pytest.mark.parametrize("size", range(16, 34))
 def test_pillow_reduces_by_what_it_is_asked_for(size):
     """What is behind the end of the file keeps OpenCV out of it."""
-    found = decoding.opened(encoded(picture(size, 2 * size)) + b"\0")
+    found = decoding.opened(encoded(make_image(size, 2 * size)) + b"\0")
     for reduction in (2, 4, 8):
         assert found.decoded(reduction).pixels.shape == (-(-size // reduction), -(-2 * size // reduction), 3)
 
@@ -177,12 +177,12 @@ UNDO = {
 
 @pytest.mark.parametrize(("at_most", "reduction"), [(0.3, 1), (1, 1), (1.99, 1), (2, 2), (3.9, 2), (4, 4), (1e9, 8)])
 def test_the_largest_reduction_up_to_what_is_allowed_is_taken(at_most, reduction):
-    assert decoding.opened(encoded(picture(64, 96))).decoded(at_most).reduction == reduction
-    assert decoding.opened(encoded(picture(64, 96), "PNG")).decoded(at_most).reduction == 1
+    assert decoding.opened(encoded(make_image(64, 96))).decoded(at_most).reduction == reduction
+    assert decoding.opened(encoded(make_image(64, 96), "PNG")).decoded(at_most).reduction == 1
 
 
-def test_a_picture_is_decoded_as_often_as_wanted():
-    for data in (encoded(picture(64, 96)), encoded(picture(64, 96)) + b"\0", encoded(picture(64, 96), "PNG")):
+def test_an_image_is_decoded_as_often_as_wanted():
+    for data in (encoded(make_image(64, 96)), encoded(make_image(64, 96)) + b"\0", encoded(make_image(64, 96), "PNG")):
         found = decoding.opened(data)
         for reduction in (4, 1, 4, 1):
             again = decoding.opened(data).decoded(reduction).pixels
@@ -192,7 +192,7 @@ def test_a_picture_is_decoded_as_often_as_wanted():
 @pytest.mark.parametrize("reduction", [1, 2, 8])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_jpeg_damaged_behind_its_header_is_refused_when_it_is_decoded(reduction, orientation):
-    data = encoded(picture(200, 300), exif=oriented(orientation))
+    data = encoded(make_image(200, 300), exif=oriented(orientation))
     found = decoding.opened(data[: len(data) // 2])
     assert (found.height, found.width) == ((200, 300) if orientation == 1 else (300, 200))
     with pytest.raises(BadImage, match="truncated or damaged"):
@@ -201,21 +201,21 @@ def test_a_jpeg_damaged_behind_its_header_is_refused_when_it_is_decoded(reductio
 
 def test_damage_inside_a_jpeg_that_libjpeg_fills_up_is_not_seen():
     """Zeros over a part of the coefficients, by OpenCV and by Pillow; in a PNG its checksum tells."""
-    sound = encoded(picture(200, 300))
+    sound = encoded(make_image(200, 300))
     middle, whole = len(sound) // 2, decoding.decode(sound)
     for behind in (b"", b"\0"):  # with bytes behind the end marker Pillow decodes
         found = decoding.decode(sound[:middle] + bytes(100) + sound[middle + 100 :] + behind)
         assert found.shape == whole.shape and levels(found, whole).max() > 50
-    png = encoded(picture(200, 300), "PNG")
+    png = encoded(make_image(200, 300), "PNG")
     with pytest.raises(BadImage, match="truncated or damaged"):
         decoding.decode(png[: len(png) // 2] + bytes(100) + png[len(png) // 2 + 100 :])
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_damaged_bytes_give_a_picture_or_are_refused(format):
-    """Whatever becomes of a file, it is a picture of the size that its header says, or BadImage."""
+def test_damaged_bytes_give_an_image_or_are_refused(format):
+    """Whatever becomes of a file, it is an image of the size that its header says, or BadImage."""
     rng, outcomes = np.random.default_rng(0), set()
-    sound = encoded(picture(48, 72), format, exif=oriented(6))
+    sound = encoded(make_image(48, 72), format, exif=oriented(6))
     for _ in range(60):
         data = bytearray(sound)
         for at in rng.integers(2, rng.choice([60, 700, len(data)]), rng.integers(1, 4)):
@@ -226,18 +226,18 @@ def test_damaged_bytes_give_a_picture_or_are_refused(format):
         except BadImage:
             outcomes.add("refused")
             continue
-        outcomes.add("a picture")
+        outcomes.add("an image")
         assert (decoded.height, decoded.width) == (found.height, found.width)
         n = decoded.reduction
         assert decoded.pixels.shape == (-(-found.height // n), -(-found.width // n), 3)
-    assert outcomes == {"a picture", "refused"}
+    assert outcomes == {"an image", "refused"}
 
 
 # large
 
 
 def test_a_jpeg_beyond_the_limit_is_reduced_below_it():
-    data = encoded(picture(60, 90))
+    data = encoded(make_image(60, 90))
     for max_pixels, shape in ((5400, (60, 90)), (5399, (30, 45)), (1349, (15, 23)), (344, (8, 12))):
         assert decoding.decode(data, max_pixels).shape == (*shape, 3)
     with pytest.raises(BadImage, match="too large: 90 x 60 pixels, the limit is 95 of what is decoded whole"):
@@ -256,7 +256,7 @@ def by_components(planes: np.ndarray) -> bytes:
 
 
 def test_what_libjpeg_holds_whole_is_refused_beyond_the_limit():
-    image = picture(64, 96)
+    image = make_image(64, 96)
     one_by_one = by_components(np.asarray(Image.fromarray(image).convert("YCbCr")))
     assert levels(decoding.decode(one_by_one), image).max() < 20
     for data in (one_by_one, encoded(image, progressive=True), encoded(image, "PNG")):
@@ -292,7 +292,7 @@ print(peak() - before, found.decoded(8).pixels.shape[0], peak() - before, len(fo
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak of a process from Linux")
-def test_a_picture_of_100_megapixels_takes_the_memory_of_what_comes_out(tmp_path):
+def test_an_image_of_100_megapixels_takes_the_memory_of_what_comes_out(tmp_path):
     """Twice of it, since OpenCV copies it for Python: 10 MB at an eighth and 150 at a half, of 600 for the whole."""
     file = tmp_path / "huge.jpg"
     file.write_bytes(huge_jpeg(10_000, 10_000))

@@ -32,7 +32,7 @@ def config(path: str):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(config, source) of 150 pictures, of which two are damaged, in three shards and two sets."""
+    """(config, source) of 150 images, of which two are damaged, in three shards and two sets."""
     folder = tmp_path_factory.mktemp("jpeg")
     for name, numbers in (("large", range(110)), ("small", range(110, 150))):
         write_records(

@@ -1,4 +1,4 @@
-"""Folders of pictures to files of embeddings and back: what is kept, what is refused, what is found."""
+"""Folders of images to files of embeddings and back: what is kept, what is refused, what is found."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ import tiny
 from PIL import Image
 
 from detailclip_jax import embed
-from detailclip_jax.data.picture_files import Found, PictureBatches, find
+from detailclip_jax.data.image_files import Found, ImageFileBatches, find
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.figures import contact_sheet
 from detailclip_jax.inference import catalogue, embeddings
@@ -62,7 +62,7 @@ def loaded(monkeypatch, request):
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """A working directory with a folder of seven pictures, two unreadable ones, and what is no picture."""
+    """A working directory with a folder of seven images, two unreadable ones, and what is no image."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for number, name in enumerate(NAMES):
@@ -72,7 +72,7 @@ def photos(tmp_path, monkeypatch):
     whole = (tmp_path / "photos/a/1.png").read_bytes()
     (tmp_path / "photos/cut.png").write_bytes(whole[:500])
     (tmp_path / "photos/empty.jpg").touch()
-    (tmp_path / "photos/notes.txt").write_text("no picture")
+    (tmp_path / "photos/notes.txt").write_text("no image")
     (tmp_path / "photos/.hidden.png").write_bytes(whole)
     return tmp_path / "photos"
 
@@ -211,15 +211,15 @@ def test_a_query_finds_the_highest_cosines_and_draws_them(photos, capsys):
         assert sheet.size == (4 * 160 + 5 * 12, 3 * 12 + 17 + 160 + 2 * 17 + 12)
 
 
-def test_searching_a_file_embeds_no_picture(photos, monkeypatch, capsys):
+def test_searching_a_file_embeds_no_image(photos, monkeypatch, capsys):
     assert run("--images=photos", "--out=out.npz") == 0
-    monkeypatch.setattr(catalogue, "parts_of_pictures", lambda *_: pytest.fail("embedded again"))
+    monkeypatch.setattr(catalogue, "parts_of_images", lambda *_: pytest.fail("embedded again"))
     photos.rename("moved")
     drawn = []
     monkeypatch.setattr(contact_sheet, "draw", lambda _, tiles: drawn.append(tiles) or Image.new("RGB", (1, 1)))
     assert run("--from=out.npz", "--query=a frog", "--sheet=here/sheet.png") == 0
     assert run("--from=out.npz", "--query=a frog", "--images=moved") == 0
-    assert [[tile.picture is None for tile in tiles] for tiles in drawn] == [[True] * 7, [False] * 7]
+    assert [[tile.image is None for tile in tiles] for tiles in drawn] == [[True] * 7, [False] * 7]
     assert Path("here/sheet.png").exists() and Path("out-a-frog.png").exists()
     assert run("--from=out.npz", "--query=a frog", checkpoint="runs/other") == embed.USAGE_ERROR
     error = capsys.readouterr().err
@@ -229,17 +229,17 @@ def test_searching_a_file_embeds_no_picture(photos, monkeypatch, capsys):
 def test_texts_alone_cannot_be_searched(photos, capsys):
     assert run("--text=a frog", "--out=out.npz") == 0
     assert run("--from=out.npz", "--query=a frog") == embed.USAGE_ERROR
-    assert "out.npz holds texts alone, and no pictures to search" in capsys.readouterr().err
+    assert "out.npz holds texts alone, and no images to search" in capsys.readouterr().err
 
 
-def test_the_sheet_shows_pictures_and_cuts_long_lines_at_their_beginning():
-    picture = np.full((160, 160, 3), (200, 10, 10), np.uint8)
-    tiles = [contact_sheet.Tile(picture, "1   0.744", "x" * 99 + "/frog.png"), contact_sheet.Tile(None, "2", "gone")]
+def test_the_sheet_shows_images_and_cuts_long_lines_at_their_beginning():
+    image = np.full((160, 160, 3), (200, 10, 10), np.uint8)
+    tiles = [contact_sheet.Tile(image, "1   0.744", "x" * 99 + "/frog.png"), contact_sheet.Tile(None, "2", "gone")]
     sheet = np.asarray(contact_sheet.draw("a frog", tiles))
     top, left = 2 * 12 + 17, 12
-    np.testing.assert_array_equal(sheet[top : top + 160, left : left + 160], picture)
+    np.testing.assert_array_equal(sheet[top : top + 160, left : left + 160], image)
     assert (sheet[top : top + 160, left + 172 : left + 332] == 0xE0).all()
-    assert (sheet[top + 162 : top + 179, left : left + 160] < 128).any(), "a line stands below the picture"
+    assert (sheet[top + 162 : top + 179, left : left + 160] < 128).any(), "a line stands below the image"
     cut = contact_sheet.cut(tiles[0].small, 11, 160)
     assert cut.startswith("...") and cut.endswith("/frog.png") and 20 < len(cut) < 60
     assert contact_sheet.cut("short", 11, 160) == "short"
@@ -263,14 +263,14 @@ def test_every_letter_of_a_line_is_seen(monkeypatch):
 
 
 def embedded(monkeypatch):
-    """Names of the pictures that are embedded from here on."""
-    names, real = [], catalogue.parts_of_pictures
+    """Names of the images that are embedded from here on."""
+    names, real = [], catalogue.parts_of_images
 
     def watched(model, found, keys):
         names.extend(key.name for key in keys)
         return real(model, found, keys)
 
-    monkeypatch.setattr(catalogue, "parts_of_pictures", watched)
+    monkeypatch.setattr(catalogue, "parts_of_images", watched)
     return names
 
 
@@ -350,7 +350,7 @@ def test_a_file_is_of_one_folder(photos, capsys):
     assert run("--images=photos", "--out=out.npz") == 0
     before = Path("out.npz").read_bytes()
     assert run("--images=photos/a", "--out=out.npz") == embed.USAGE_ERROR
-    assert f"out.npz holds pictures of {photos}, not of {photos / 'a'}; choose another" in capsys.readouterr().err
+    assert f"out.npz holds images of {photos}, not of {photos / 'a'}; choose another" in capsys.readouterr().err
     assert Path("out.npz").read_bytes() == before
 
 
@@ -385,7 +385,7 @@ def test_nothing_readable_is_a_failure(photos, capsys):
     for name in NAMES:
         (photos / name).unlink()
     assert run("--images=photos", "--out=out.npz") == embed.RUN_ERROR
-    assert "error: none of the 2 pictures can be read" in capsys.readouterr().err
+    assert "error: none of the 2 images can be read" in capsys.readouterr().err
     assert not Path("out.npz").exists()
 
 
@@ -395,7 +395,7 @@ def test_nothing_readable_is_a_failure(photos, capsys):
         (["--out=out.npz"], "nothing to embed: give --images, --texts or --text, or --from=FILE to search"),
         (["--images=photos"], "nothing to do: give --out=FILE to keep embeddings, or --query=TEXT to search"),
         (["--from=a.npz", "--query=x", "--out=b.npz"], "--from=FILE is searched, not written"),
-        (["--text=a", "--query=x"], "--query looks among pictures: give --images or --from"),
+        (["--text=a", "--query=x"], "--query looks among images: give --images or --from"),
         (["--images=photos", "--query=x", "--top=0"], "--top 0 must be at least 1"),
         (["--images=photos", "--query=x", "--sheet=x.jpg"], "--sheet=x.jpg has to end in .png"),
         (["--images=photos", "--out=x.npz", "--sheet=x.png"], "--sheet draws what --query finds: give --query"),
@@ -404,9 +404,9 @@ def test_nothing_readable_is_a_failure(photos, capsys):
         (["--images=phots/*.png", "--out=out.npz"], "there is no folder or file 'phots/*.png'"),
         (
             ["--images=photos/*.tga", "--out=out.npz"],
-            "there are no pictures in 'photos/*.tga'; looked for files that match",
+            "there are no images in 'photos/*.tga'; looked for files that match",
         ),
-        (["--images=empty", "--out=out.npz"], "there are no pictures in 'empty'; looked for files that end in .jpg"),
+        (["--images=empty", "--out=out.npz"], "there are no images in 'empty'; looked for files that end in .jpg"),
         (["--texts=lines.txt", "--out=out.npz"], "No such file or directory: 'lines.txt'"),
         (["--from=nothing.npz", "--query=x"], "there is no file nothing.npz"),
     ],
@@ -432,7 +432,7 @@ def test_a_folder_that_takes_no_files_is_told_before_anything_is_embedded(photos
 def test_a_row_without_the_tower_is_told_before_anything_is_embedded(photos, capsys):
     assert run("--images=photos", "--query=a frog", checkpoint="runs/mae") == embed.USAGE_ERROR
     said = capsys.readouterr().err
-    assert "runs/mae is a mae, which has no text and no text_projection; it embeds pictures alone" in said
+    assert "runs/mae is a mae, which has no text and no text_projection; it embeds images alone" in said
     assert "embed --images); methods that have all: clip, slip" in said
 
 
@@ -440,7 +440,7 @@ def test_a_folder_is_embedded_by_an_image_encoder_alone(photos, capsys):
     """Its class feature, L2-normalised, by the preprocessing that the screen names."""
     assert run("--images=photos", "--out=out.npz", checkpoint="runs/mae") == 0
     said = capsys.readouterr().err
-    assert "pictures: shorter side to 32 px (bilinear), center crop 32 px, mean 0.485" in said
+    assert "preprocess: shorter side to 32 px (bilinear), center crop 32 px, mean 0.485" in said
     assert "no joint space with texts: an embedding is the L2-normalised class feature" in said
     names, rows = embeddings.read(Path("out.npz")).of(embeddings.IMAGE)
     model = model_of("runs/mae", "mae", 0)
@@ -448,10 +448,10 @@ def test_a_folder_is_embedded_by_an_image_encoder_alone(photos, capsys):
     np.testing.assert_allclose(rows, cls / np.linalg.norm(cls, axis=1, keepdims=True), atol=2e-6)
 
 
-def test_flags_override_how_pictures_are_made(photos, capsys):
+def test_flags_override_how_images_are_made(photos, capsys):
     """And a file of the other way is another model's."""
     assert run("--images=photos", "--out=out.npz", "--resize-filter=bicubic", "--crop-ratio=.8") == 0
-    assert "pictures: shorter side to 40 px (bicubic), center crop 32 px" in capsys.readouterr().err
+    assert "preprocess: shorter side to 40 px (bicubic), center crop 32 px" in capsys.readouterr().err
     names, rows = embeddings.read(Path("out.npz")).of(embeddings.IMAGE)
     cubic = model_of("runs/clip", "clip", 0).preprocessed({"filter": "bicubic", "crop_ratio": 0.8})
     np.testing.assert_allclose(rows, cubic.encode_image([photos / name for name in names]), atol=2e-6)
@@ -480,7 +480,7 @@ def test_help_does_not_wait_for_jax():
         ("photos/*", "photos", sorted(["cut.png", "empty.jpg", "five [5].png", "notes.txt", "seven.bmp", "six.gif"])),
     ],
 )
-def test_pictures_are_found(photos, where, root, names):
+def test_images_are_found(photos, where, root, names):
     found = find(where)
     assert (found.root, found.names, found.left_out) == (Path(root), tuple(names), ())
     assert found.follow_links == (where == "photos/five [5].png")  # what is named may be a link
@@ -494,7 +494,7 @@ def test_a_pattern_may_be_absolute_or_at_home(photos, monkeypatch):
 
 def test_batches_have_one_shape_and_say_why_a_row_is_black(photos):
     names = ("a/1.png", "cut.png", "gone.png", "a/2.JPG", "\udcff.png")
-    batches = PictureBatches(Found(photos, names), Transform(32, 32), 3)
+    batches = ImageFileBatches(Found(photos, names), Transform(32, 32), 3)
     assert len(batches) == 2
     first, second = batches[0], batches[1]
     assert first["image"].shape == second["image"].shape == (3, 32, 32, 3)

@@ -25,10 +25,10 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder of three classes, one of its pictures damaged; and a known set whose classes do not match."""
+    """A folder of three classes, one of its images damaged; and a known set whose classes do not match."""
     folder = tmp_path_factory.mktemp("data")
     write_folders(folder / "toys")
-    (folder / "toys/test/frog/3.png").write_bytes(b"no picture")
+    (folder / "toys/test/frog/3.png").write_bytes(b"no image")
     write_folders(folder / "pets", 1, splits=("test",))
     return folder
 
@@ -63,8 +63,8 @@ def test_tasks_on_stickers_need_no_data_and_are_not_run_twice(workdir, tmp_path,
     )
 
 
-def test_a_folder_of_pictures_gives_what_a_loop_gives(workdir, data, tmp_path, capsys):
-    """Zero-shot over a folder's own classes; the damaged picture is left out, counted and named."""
+def test_a_folder_of_images_gives_what_a_loop_gives(workdir, data, tmp_path, capsys):
+    """Zero-shot over a folder's own classes; the damaged image is left out, counted and named."""
     assert run(workdir, tmp_path, "--tasks=zero_shot:toys", f"--data-dir={data}", "--weights=ema") == 0
     assert "toys, example 3: " in capsys.readouterr().out
     (top1,) = records(tmp_path)
@@ -283,15 +283,15 @@ def test_the_folder_of_another_checkpoint_is_refused(workdir, data, tmp_path, ca
     assert "holds results of other weights (step 0 of" in capsys.readouterr().err
 
 
-def test_flags_override_how_pictures_are_made(workdir, data, tmp_path, capsys, monkeypatch):
+def test_flags_override_how_images_are_made(workdir, data, tmp_path, capsys, monkeypatch):
     seen, real = [], bench.Bench.images
     monkeypatch.setattr(bench.Bench, "images", lambda *given: seen.append(given[2]) or real(*given))
     asked = ("--tasks=zero_shot:toys", f"--data-dir={data}", "--weights=student")
     assert run(workdir, tmp_path / "out", *asked, "--resize-filter=bicubic", "--crop-ratio=.8") == 0
-    assert "pictures: shorter side to 40 px (bicubic), center crop 32 px, mean 0.485" in capsys.readouterr().out
+    assert "preprocess: shorter side to 40 px (bicubic), center crop 32 px, mean 0.485" in capsys.readouterr().out
     assert seen == [(32, 40, "bicubic", "shorter_side")]
     assert run(workdir, tmp_path / "out", *asked) == command.USAGE_ERROR
-    assert "or of pictures that were resized in another way; choose another folder" in capsys.readouterr().err
+    assert "or of images that were resized in another way; choose another folder" in capsys.readouterr().err
     assert run(workdir, tmp_path / "new", *asked, "--crop-ratio=2") == command.USAGE_ERROR
     assert "crop_ratio 2.0 must be above 0 and at most 1 (--crop-ratio)" in capsys.readouterr().err
 

@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Flat:
-    """Encodes a picture as its mean colour."""
+    """Encodes an image as its mean colour."""
 
     @staticmethod
     def image(params, images):
@@ -92,7 +92,7 @@ def test_the_mesh_is_where_the_parameters_lie():
 # reading
 
 
-class Pictures:
+class Images:
     """Noise of odd sizes; number 4 is damaged."""
 
     def __len__(self):
@@ -104,8 +104,8 @@ class Pictures:
         return {"image": b"damaged" if index == 4 else image, "label": index % 3, "captions": (), "key": f"#{index}"}
 
 
-def test_batches_hold_every_picture_once_and_name_what_cannot_be_read():
-    batches = reading.ImageBatches(Pictures(), reading.cropped(reading.Transform(32, 32)), batch_size=4)
+def test_batches_hold_every_image_once_and_name_what_cannot_be_read():
+    batches = reading.ImageBatches(Images(), reading.cropped(reading.Transform(32, 32)), batch_size=4)
     for _ in range(2):  # again at every pass
         read = list(batches)
         assert [batch["image"].shape for batch in read] == [(4, 32, 32, 3)] * 3 == [(4, 32, 32, 3)] * len(batches)
@@ -113,7 +113,7 @@ def test_batches_hold_every_picture_once_and_name_what_cannot_be_read():
         assert valid.tolist() == [i != 4 and i < 11 for i in range(12)]
         images = np.concatenate([batch["image"] for batch in read])[valid]
         kept = [i for i in range(11) if i != 4]
-        expected = [evaluation_view(Pictures()[i]["image"], 32, 37) for i in kept]
+        expected = [evaluation_view(Images()[i]["image"], 32, 37) for i in kept]
         assert (images == np.stack(expected)).all()
         assert np.concatenate([batch["label"] for batch in read])[valid].tolist() == [i % 3 for i in kept]
         assert np.concatenate([batch["index"] for batch in read])[valid].tolist() == kept
@@ -123,7 +123,7 @@ def test_batches_hold_every_picture_once_and_name_what_cannot_be_read():
 
 def test_rows_of_other_processes_are_not_read():
     rows = np.array([False, True, True, False])
-    read = list(reading.ImageBatches(Pictures(), reading.Transform(32, 32), 4, rows))
+    read = list(reading.ImageBatches(Images(), reading.Transform(32, 32), 4, rows))
     assert np.concatenate([batch["valid"] for batch in read]).nonzero()[0].tolist() == [1, 2, 5, 6, 9, 10]
 
 
@@ -136,16 +136,16 @@ def test_transforms_are_the_protocols():
 
 
 def test_a_subset_is_evenly_spaced():
-    subset = reading.Subset(Pictures(), 4)
+    subset = reading.Subset(Images(), 4)
     assert [subset[i]["key"] for i in range(len(subset))] == ["#0", "#2", "#5", "#8"]
-    assert len(reading.Subset(Pictures(), 99)) == 11
+    assert len(reading.Subset(Images(), 99)) == 11
     with pytest.raises(IndexError):
         subset[4]
 
 
-def test_a_picture_without_captions_is_named():
+def test_an_image_without_captions_is_named():
     with pytest.raises(Unmeasurable, match="example 2 has no caption"):
-        reading.captions_of(Pictures(), [2])
+        reading.captions_of(Images(), [2])
 
 
 def test_splits_whose_files_have_the_same_names_and_sizes_are_told_apart(tmp_path):
@@ -204,7 +204,7 @@ def test_coco_s_25000_captions_and_5000_images_fit_into_memory():
 
 
 class Looker:
-    """A class is a grey level, for pictures and for the first token."""
+    """A class is a grey level, for images and for the first token."""
 
     def encode_image(self, images):
         return np.eye(3)[images[:, 0, 0, 0] // 100] * 7
@@ -283,7 +283,7 @@ def test_the_documented_encoder_evaluates_an_open_clip_model(tmp_path):
 
 
 def open_clip_accuracy(open_clip, torch, network, folder):
-    """By open_clip's preprocessing and tokenizer, one picture and one prompt at a time."""
+    """By open_clip's preprocessing and tokenizer, one image and one prompt at a time."""
     preprocess, tokens = open_clip.image_transform(32, is_train=False), open_clip.get_tokenizer("ViT-B-32")
     templates = evaluation.protocols.slip()["imagenet"]["templates"]
     with torch.no_grad():
@@ -515,7 +515,7 @@ print(json.dumps([values, trained, len(outcome.unreadable)]))
 def test_two_processes_share_the_forward_and_agree(tmp_path):
     """Each reads and embeds its rows; both have all numbers, equal to those of one process; one of them writes."""
     write_folders(tmp_path / "toys", 3)
-    (tmp_path / "toys/test/frog/1.png").write_bytes(b"no picture")
+    (tmp_path / "toys/test/frog/1.png").write_bytes(b"no image")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"

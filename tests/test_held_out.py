@@ -105,7 +105,7 @@ def finished(records, tmp_path_factory):
     return run
 
 
-def test_a_run_on_own_data_ends_with_numbers_and_pictures(finished):
+def test_a_run_on_own_data_ends_with_numbers_and_images(finished):
     text, report = finished.console.stream.getvalue(), (finished.workdir / "report.md").read_text()
     assert "data records: 54 examples" in text and "2 steps of 8, 0.296 epochs" in text
     assert "held out, never trained on: 6 examples (6 of 60 examples, held back from training)" in text

@@ -36,7 +36,7 @@ def long_names(num, kind=tarfile.GNUTYPE_LONGNAME):
 
 HOSTILE_TARS = {
     "a member of 2^40 bytes": tar_bytes(header(size=2**40)),
-    "a picture of 2^40 bytes": tar_bytes(header("x.jpg", size=2**40)),
+    "an image of 2^40 bytes": tar_bytes(header("x.jpg", size=2**40)),
     "a member of 2^70 bytes": tar_bytes(header(size=2**70)),
     "long names in a row": tar_bytes(long_names(5000)),
     "long links in a row": tar_bytes(long_names(5000, tarfile.GNUTYPE_LONGLINK)),

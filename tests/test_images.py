@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from picture_cases import encoded, picture
+from image_cases import encoded, make_image
 from PIL import Image
 
 from detailclip_jax.data import images
@@ -36,7 +36,7 @@ def test_mask_keeps_its_type_and_labels(dtype):
 @pytest.mark.parametrize(("shorter", "size"), [(32, 32), (40, 32), (41, 32)])
 def test_evaluation_view_equals_torchvision(shape, shorter, size):
     transforms = pytest.importorskip("torchvision").transforms
-    image = picture(*shape)
+    image = make_image(*shape)
     oracle = transforms.Compose([transforms.Resize(shorter), transforms.CenterCrop(size)])
     np.testing.assert_array_equal(
         images.evaluation_view(image, size, shorter), np.asarray(oracle(Image.fromarray(image)))
@@ -45,19 +45,19 @@ def test_evaluation_view_equals_torchvision(shape, shorter, size):
 
 @pytest.mark.parametrize("shape", [(1, 500), (500, 1), (3000, 200), (200, 3000), (7, 7), (224, 225)])
 @pytest.mark.parametrize(("mode", "format"), [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG")])
-def test_an_encoded_picture_of_any_shape_becomes_what_torchvision_makes_of_it(shape, mode, format):
+def test_an_encoded_image_of_any_shape_becomes_what_torchvision_makes_of_it(shape, mode, format):
     transforms = pytest.importorskip("torchvision").transforms
     import jax.numpy as jnp
 
     from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD
     from detailclip_jax.models.patches import normalise_pixels
 
-    data = encoded(Image.fromarray(picture(*shape)).convert(mode), format)
+    data = encoded(Image.fromarray(make_image(*shape)).convert(mode), format)
     steps = [transforms.Resize(96), transforms.CenterCrop(96), transforms.ToTensor()]
     oracle = transforms.Compose([*steps, transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
     expected = oracle(Image.open(io.BytesIO(data)).convert("RGB")).permute(1, 2, 0).numpy()
     view = jnp.asarray(images.evaluation_view(decode(data), 96)[None])
-    # Pillow 13 resizes the columns of a tall picture before its rows, and then rounds some values the other way
+    # Pillow 13 resizes the columns of a tall image before its rows, and then rounds some values the other way
     one_level = 1.01 / 255 / min(IMAGENET_STD)
     atol = one_level if shape == (3000, 200) else 2e-6
     np.testing.assert_allclose(normalise_pixels(view, IMAGENET_MEAN, IMAGENET_STD)[0], expected, atol=atol)
@@ -71,9 +71,9 @@ def test_evaluation_mask_follows_the_view():
     assert disagree.mean() < 0.05
 
 
-def test_a_crop_larger_than_the_picture_is_refused():
+def test_a_crop_larger_than_the_image_is_refused():
     with pytest.raises(ValueError, match="crop of 21 pixels does not fit into 20 x 30"):
-        images.center_crop(picture(20, 30), 21)
+        images.center_crop(make_image(20, 30), 21)
 
 
 # photometrics
@@ -97,7 +97,7 @@ def oracle():
     [("brightness", 0, 0), ("contrast", 1, 0.01), ("saturation", 2, 0.75), ("hue", 12, 1.1)],
 )
 def test_jitter_follows_torchvisions_pillow_backend(oracle, name, largest, mean, factor, seed):
-    image = picture(64, 64, seed)
+    image = make_image(64, 64, seed)
     factor = (factor - 1) / 2 if name == "hue" else factor
     expected = getattr(oracle, f"adjust_{name}")(Image.fromarray(image), factor)
     difference = levels(getattr(images, name)(image, factor), expected)
@@ -105,7 +105,7 @@ def test_jitter_follows_torchvisions_pillow_backend(oracle, name, largest, mean,
 
 
 def test_gray_and_solarize_follow_torchvision(oracle):
-    image = picture(64, 64)
+    image = make_image(64, 64)
     expected = oracle.rgb_to_grayscale(Image.fromarray(image), num_output_channels=3)
     assert levels(images.grayscale(image), expected).max() <= 1
     np.testing.assert_array_equal(images.solarize(image), np.asarray(oracle.solarize(Image.fromarray(image), 128)))
@@ -113,7 +113,7 @@ def test_gray_and_solarize_follow_torchvision(oracle):
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
 def test_blur_follows_torchvision(oracle, sigma):
-    image = picture(64, 64)
+    image = make_image(64, 64)
     expected = oracle.gaussian_blur(Image.fromarray(image), [23, 23], [sigma, sigma])
     assert levels(images.gaussian_blur(image, sigma), expected).max() <= 1
 
@@ -129,7 +129,7 @@ def test_blur_of_a_point_is_the_gaussian():
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_factor_one_changes_nothing(name):
-    image = picture(40, 40)
+    image = make_image(40, 40)
     np.testing.assert_array_equal(getattr(images, name)(image, 1.0), image)
 
 
@@ -141,7 +141,7 @@ def test_hue_turns_red_to_cyan_and_keeps_gray():
 
 
 def test_negative_hue_undoes_positive_hue():
-    image = picture(40, 40)
+    image = make_image(40, 40)
     assert levels(images.hue(images.hue(image, 0.1), -0.1), image).mean() < 3
 
 
@@ -152,12 +152,12 @@ def test_solarize_of_every_level():
 
 
 def test_flip_mirrors_columns():
-    image = picture(10, 12)
+    image = make_image(10, 12)
     np.testing.assert_array_equal(images.flip(image), image[:, ::-1])
 
 
 def test_inputs_stay_untouched():
-    image = picture(16, 16)
+    image = make_image(16, 16)
     before = image.copy()
     for name in ("brightness", "contrast", "saturation", "hue", "gaussian_blur"):
         getattr(images, name)(image, 0.4)

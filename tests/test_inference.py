@@ -1,4 +1,4 @@
-"""Pictures and texts in, embeddings and attention out: against naive loops, other libraries, and what users give."""
+"""Images and texts in, embeddings and attention out: against naive loops, other libraries, and what users give."""
 
 import dataclasses
 import functools
@@ -51,7 +51,7 @@ def changed(**fields):
     return dataclasses.replace(model_of(), config=config)
 
 
-def pictures(count, seed=0, size=SIZE):
+def make_images(count, seed=0, size=SIZE):
     return list(np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8))
 
 
@@ -60,16 +60,16 @@ def unit(rows):
 
 
 def normalised(image, config):
-    """One picture as a batch of float32."""
+    """One image as a batch of float32."""
     return jnp.asarray((image / 255 - config.preprocess.mean) / config.preprocess.std, jnp.float32)[None]
 
 
 def test_images_one_by_one_from_the_equation():
-    """Resize, crop, normalise, tower, projection, L2: with Pillow and one picture at a time."""
+    """Resize, crop, normalise, tower, projection, L2: with Pillow and one image at a time."""
     model = model_of()
-    scaled = Image.fromarray(pictures(1, seed=1, size=64)[0]).resize((48, 40))
+    scaled = Image.fromarray(make_images(1, seed=1, size=64)[0]).resize((48, 40))
     cut = np.asarray(scaled.resize((int(SIZE * 48 / 40), SIZE), Image.Resampling.BILINEAR))[:, 3 : 3 + SIZE]
-    given, seen = [*pictures(2), scaled], [*pictures(2), cut]
+    given, seen = [*make_images(2), scaled], [*make_images(2), cut]
     embed = lambda image: model.networks.apply(
         {"params": model.params}, normalised(image, model.config), method="embed_image"
     )
@@ -90,7 +90,7 @@ def test_texts_one_by_one_from_the_equation():
 
 def test_any_number_of_inputs_compiles_a_shape_once():
     model = model_of()
-    images, texts = pictures(SHAPES[-1] + 3), [f"{number} frogs" for number in range(SHAPES[-1] + 3)]
+    images, texts = make_images(SHAPES[-1] + 3), [f"{number} frogs" for number in range(SHAPES[-1] + 3)]
     all_images, all_texts = model.encode_image(images), model.encode_text(texts)
     for count in (0, 1, 2, 7, 8, 9, SHAPES[-1], SHAPES[-1] + 2):
         np.testing.assert_allclose(model.encode_image(images[:count]), all_images[:count], atol=2e-6)
@@ -102,7 +102,7 @@ def test_any_number_of_inputs_compiles_a_shape_once():
 
 
 def test_attention_is_the_mean_over_layers_on_the_grid_of_patches():
-    model, image = model_of(), pictures(1)[0]
+    model, image = model_of(), make_images(1)[0]
     batch = normalised(image, model.config)
     tokens = model.networks.apply({"params": model.params}, batch, method=lambda net, x: net.image(x, attention=True))
     layers = np.asarray(tokens.attention)[0]  # [L, N], each the mean over heads
@@ -114,7 +114,7 @@ def test_attention_is_the_mean_over_layers_on_the_grid_of_patches():
     assert 0 < found.sum() < 1  # the rest goes to the CLS token
 
 
-# pictures of every kind
+# images of every kind
 
 
 def encoded(image, kind):
@@ -123,7 +123,7 @@ def encoded(image, kind):
     return buffer.getvalue()
 
 
-RGB = Image.fromarray(pictures(1, seed=2, size=9)[0])
+RGB = Image.fromarray(make_images(1, seed=2, size=9)[0])
 ALPHA = Image.merge("RGBA", (*RGB.split(), RGB.split()[0]))
 MODES = {
     "RGB": (RGB, "PNG"),
@@ -141,9 +141,9 @@ MODES = {
 def test_a_pil_image_of_any_mode_is_read_like_its_file(mode, tmp_path):
     image, kind = MODES[mode]
     data = encoded(image, kind)
-    (tmp_path / "picture").write_bytes(data)
+    (tmp_path / "image").write_bytes(data)
     expected = decode(data)
-    for given in (image, data, tmp_path / "picture", str(tmp_path / "picture")):
+    for given in (image, data, tmp_path / "image", str(tmp_path / "image")):
         np.testing.assert_array_equal(pixels(given), expected)
 
 
@@ -175,24 +175,24 @@ def test_sides_of_any_length(shape):
 @pytest.mark.parametrize(
     "array", [np.zeros((9, 9, 3)), np.zeros((3, 9, 9), np.uint8), np.zeros((1, 9, 9, 3), np.uint8), np.zeros(9)]
 )
-def test_numbers_that_may_mean_another_picture_are_refused(array):
-    with pytest.raises(TypeError, match=r"is no picture; give a PIL image, a path, or uint8 \[height, width, 3\]"):
+def test_numbers_that_may_mean_another_image_are_refused(array):
+    with pytest.raises(TypeError, match=r"is no image; give a PIL image, a path, or uint8 \[height, width, 3\]"):
         pixels(array)
 
 
 @pytest.mark.parametrize("image", [RGB, np.asarray(RGB), "frog.png", b""])
-def test_one_picture_needs_its_brackets(image):
-    with pytest.raises(TypeError, match=r"takes a list of pictures, got one \w+; write \[image\]"):
+def test_one_image_needs_its_brackets(image):
+    with pytest.raises(TypeError, match=r"takes a list of images, got one \w+; write \[image\]"):
         model_of().encode_image(image)
     with pytest.raises(TypeError, match=r"write \[text\]"):
         model_of().encode_text("a frog")
 
 
-def test_a_damaged_picture_is_named_by_its_place():
+def test_a_damaged_image_is_named_by_its_place():
     cut = Image.open(io.BytesIO(encoded(RGB.resize((99, 99)), "PNG")[:2000]))
-    for bad in (b"no picture", cut):
-        with pytest.raises(BadImage, match="picture 2: "):
-            model_of().encode_image([*pictures(2), bad])
+    for bad in (b"no image", cut):
+        with pytest.raises(BadImage, match="image 2: "):
+            model_of().encode_image([*make_images(2), bad])
 
 
 def test_long_texts_are_cut_and_said_so(caplog):
@@ -213,7 +213,7 @@ def test_the_teacher_is_the_default_where_there_is_one():
     image, heads = variables["ema_params"]["image"], variables["params"]["decoder"]
     assert ema.params["image"] is image and ema.params["decoder"] is heads
     assert student.params["image"] is variables["params"]["image"]
-    assert abs(ema.encode_image(pictures(1)) - student.encode_image(pictures(1))).max() > 0.01
+    assert abs(ema.encode_image(make_images(1)) - student.encode_image(make_images(1))).max() > 0.01
     with pytest.raises(ValueError, match="weights=ema: this method has no teacher; use student"):
         choose_weights(made("clip")[1], "ema")
     with pytest.raises(ValueError, match="weights 'teacher' are unknown; known: ema, student"):
@@ -222,10 +222,10 @@ def test_the_teacher_is_the_default_where_there_is_one():
 
 def test_a_row_without_a_text_tower_says_what_it_lacks():
     model = model_of("mae")
-    alone = r"it embeds pictures alone \(encode_image, features, embed --images\); methods that have all: clip"
+    alone = r"it embeds images alone \(encode_image, features, embed --images\); methods that have all: clip"
     with pytest.raises(ValueError, match=f"runs/tiny is a mae, which has no text and no text_projection; {alone}"):
         model.encode_text(["a frog"])
-    assert model.attention(pictures(1)[0]).shape == (4, 4)
+    assert model.attention(make_images(1)[0]).shape == (4, 4)
 
 
 @pytest.mark.parametrize("method", sorted(detailclip_jax.METHODS))
@@ -239,9 +239,9 @@ def test_the_rows_with_a_text_tower_are_those_named(method):
 
 @pytest.mark.parametrize("method", ["mae", "supervised", "image_encoder"])
 def test_an_image_encoder_alone_gives_its_class_feature(method, caplog):
-    """From the networks, one picture at a time; said once, however often it is asked."""
+    """From the networks, one image at a time; said once, however often it is asked."""
     model = dataclasses.replace(model_of(method))  # a fresh one: it says so once
-    given = pictures(3)
+    given = make_images(3)
     apply = lambda image: model.networks.apply(
         {"params": model.params}, normalised(image, model.config), method=lambda net, x: net.image(x)
     )
@@ -254,7 +254,7 @@ def test_an_image_encoder_alone_gives_its_class_feature(method, caplog):
 
 @pytest.mark.parametrize("method", ["clip", "detailclip", "mae"])
 def test_features_are_float32_tokens_on_the_grid(method):
-    model, given = model_of(method), pictures(9)
+    model, given = model_of(method), make_images(9)
     features = model.features(given)
     assert features.cls.shape == (9, 96) and features.patches.shape == (9, 4, 4, 96)
     assert {array.dtype for array in features} == {np.dtype(np.float32)}
@@ -271,8 +271,8 @@ def test_features_are_float32_tokens_on_the_grid(method):
 def test_features_are_float32_whatever_the_run_computes_in():
     networks = made("mae")[0]
     half = dataclasses.replace(model_of("mae"), networks=networks.clone(image=networks.image.clone(dtype=jnp.bfloat16)))
-    assert {array.dtype for array in half.features(pictures(1))} == {np.dtype(np.float32)}
-    assert half.encode_image(pictures(1)).dtype == np.float32
+    assert {array.dtype for array in half.features(make_images(1))} == {np.dtype(np.float32)}
+    assert half.encode_image(make_images(1)).dtype == np.float32
 
 
 def test_another_vocabulary_is_refused():
@@ -291,7 +291,7 @@ def workdir(tmp_path_factory):
 def test_a_workdir_is_loaded(workdir):
     model = detailclip_jax.load(workdir)
     assert (model.weights, model.step, model.path) == ("ema", 0, str(workdir))
-    np.testing.assert_allclose(model.encode_image(pictures(2)), model_of().encode_image(pictures(2)), atol=2e-6)
+    np.testing.assert_allclose(model.encode_image(make_images(2)), model_of().encode_image(make_images(2)), atol=2e-6)
     assert model.fingerprint == model_of().fingerprint
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
         detailclip_jax.load(workdir, step=7)
@@ -318,7 +318,7 @@ def test_the_fingerprint_knows_the_geometry():
 
 
 def test_views_follow_the_record():
-    image = Image.fromarray(pictures(1, seed=7, size=64)[0]).resize((90, 50))
+    image = Image.fromarray(make_images(1, seed=7, size=64)[0]).resize((90, 50))
     model = model_of().preprocessed({"filter": "bicubic", "crop_ratio": 0.8})
     expected = image.resize((72, 40), Image.Resampling.BICUBIC).crop((20, 4, 52, 36))
     np.testing.assert_array_equal(model.view(image), np.asarray(expected))
@@ -330,7 +330,7 @@ def test_views_follow_the_record():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_imported_openai_clip_gives_open_clip_s_embeddings(tmp_path):
-    """The same weights, pictures and words through open_clip and torchvision, with CLIP's own mean and deviation."""
+    """The same weights, images and words through open_clip and torchvision, with CLIP's own mean and deviation."""
     torch = pytest.importorskip("torch")
     open_clip = pytest.importorskip("open_clip")
     transforms = pytest.importorskip("torchvision.transforms")
@@ -344,7 +344,7 @@ def test_an_imported_openai_clip_gives_open_clip_s_embeddings(tmp_path):
     arguments = ["--from=openai", str(tmp_path / "clip.pt"), f"--out={tmp_path}/run", "--num-heads=4"]
     assert import_torch.main([*arguments, "--text-heads=4"]) == 0
     model = detailclip_jax.load(tmp_path / "run")
-    given = [Image.fromarray(picture).resize((90, 50)) for picture in pictures(3, seed=4)]
+    given = [Image.fromarray(image).resize((90, 50)) for image in make_images(3, seed=4)]
     preprocess = transforms.Compose(
         [
             transforms.Resize(SIZE, transforms.InterpolationMode.BICUBIC),
@@ -355,14 +355,14 @@ def test_an_imported_openai_clip_gives_open_clip_s_embeddings(tmp_path):
     )
     texts = ["a frog", "Two red kites."]
     with torch.inference_mode():
-        images = theirs.encode_image(torch.stack([preprocess(picture) for picture in given])).numpy()
+        images = theirs.encode_image(torch.stack([preprocess(image) for image in given])).numpy()
         words = theirs.encode_text(open_clip.SimpleTokenizer(context_length=12)(texts)).numpy()
     np.testing.assert_allclose(model.encode_image(given), unit(images), atol=1e-5)
     np.testing.assert_allclose(model.encode_text(texts), unit(words), atol=1e-5)
 
 
 def test_a_timm_import_gives_timm_s_features(tmp_path):
-    """The same file, picture and pretrained_cfg through timm's own transform and forward_features."""
+    """The same file, image and pretrained_cfg through timm's own transform and forward_features."""
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
     from detailclip_jax import import_torch
 
@@ -372,7 +372,7 @@ def test_a_timm_import_gives_timm_s_features(tmp_path):
     assert import_torch.main([str(tmp_path / "vit.pth"), f"--out={tmp_path}/run", "--num-heads=4"]) == 0
     stated = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "crop_pct": 0.9}  # crop_pct: timm's own
     transform = timm.data.create_transform((3, SIZE, SIZE), interpolation="bicubic", **stated)
-    given = Image.fromarray(pictures(1, seed=4, size=64)[0]).resize((90, 50))
+    given = Image.fromarray(make_images(1, seed=4, size=64)[0]).resize((90, 50))
     with torch.inference_mode():
         tokens = theirs.forward_features(transform(given)[None]).numpy()[0]
     features = detailclip_jax.load(tmp_path / "run").features([given])

@@ -111,7 +111,7 @@ def test_loaded_fresh_and_copied(tmp_path):
     assert "teacher       image, image_projection, text, text_projection, prototype_head: a copy of the student" in said
     assert "loaded        image, image_projection, text, text_projection, logit_scale" in said
     assert "fresh         decoder, pixel_head, prototype_head" in said
-    assert "pictures      shorter side to 32 px (bilinear), center crop 32 px" in said
+    assert "preprocess    shorter side to 32 px (bilinear), center crop 32 px" in said
     assert "image tower   norm_eps 1e-06, activation gelu" in said and "centers       fresh" in said
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((state.params, state.ema_params))]
     assert len(set(pointers)) == len(pointers)  # a step donates them all

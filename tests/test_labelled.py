@@ -22,7 +22,7 @@ from detailclip_jax.data.sources import BadRecord, MissingData, Source, write_re
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "owl": (30, 30, 200)}
 
 
-def picture(colour: tuple[int, int, int], seed: int = 0, form: str = "PNG") -> bytes:
+def make_image(colour: tuple[int, int, int], seed: int = 0, form: str = "PNG") -> bytes:
     noise = np.random.default_rng(seed).integers(0, 40, (9, 12, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(noise + np.array(colour, np.uint8)).save(stream, form)
@@ -37,7 +37,7 @@ def put(path: pathlib.Path, data: bytes | str) -> None:
 def class_folders(root: pathlib.Path, classes=("cat", "dog", "owl"), num: int = 2) -> None:
     for name in classes:
         for i in range(num):
-            put(root / name / f"{i}.png", picture(COLOURS[name], i))
+            put(root / name / f"{i}.png", make_image(COLOURS[name], i))
 
 
 def tar(path: pathlib.Path, members: list[tuple[str, bytes]]) -> None:
@@ -66,12 +66,15 @@ def labelled_members(labels: list[int], first: int = 0) -> list[tuple[str, bytes
     return [
         member
         for i, label in enumerate(labels, first)
-        for member in ((f"s{i:07d}.webp", picture(colours[label], i, "WEBP")), (f"s{i:07d}.cls", str(label).encode()))
+        for member in (
+            (f"s{i:07d}.webp", make_image(colours[label], i, "WEBP")),
+            (f"s{i:07d}.cls", str(label).encode()),
+        )
     ]
 
 
 def colour_of(source: Source, index: int) -> str:
-    """The class that a picture shows, whatever its label says."""
+    """The class that an image shows, whatever its label says."""
     mean = read(source, index)[1].mean((0, 1))
     return min(COLOURS, key=lambda name: np.abs(mean - np.array(COLOURS[name]) - 20).sum())
 
@@ -101,7 +104,7 @@ def test_the_evaluated_split_has_several_names(tmp_path, name):
 
 
 def test_a_split_without_labels_is_passed_over(tmp_path):
-    put(tmp_path / "imagenet" / "test" / "ILSVRC2012_test_00000001.png", picture(COLOURS["cat"]))
+    put(tmp_path / "imagenet" / "test" / "ILSVRC2012_test_00000001.png", make_image(COLOURS["cat"]))
     class_folders(tmp_path / "imagenet" / "val")
     assert len(open_set("imagenet", tmp_path).source) == 6
 
@@ -112,32 +115,32 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
     (tmp_path / "toys" / "owl").rename(tmp_path / "toys" / name)
     opened = open_set("toys", tmp_path)
     assert opened.classes == tuple(sorted(("cat", "dog", name))) and len(opened.source) == 6
-    with pytest.raises(MissingData, match="no labelled pictures of split train"):
+    with pytest.raises(MissingData, match="no labelled images of split train"):
         open_set("toys", tmp_path, split="train")
 
 
-def test_a_class_called_train_may_have_folders_below_its_pictures(tmp_path):
+def test_a_class_called_train_may_have_folders_below_its_images(tmp_path):
     class_folders(tmp_path / "toys", ("cat", "dog"))
     for name in ("1.png", "steam/2.png"):
-        put(tmp_path / "toys" / "train" / name, picture(COLOURS["owl"]))
+        put(tmp_path / "toys" / "train" / name, make_image(COLOURS["owl"]))
     assert open_set("toys", tmp_path).classes == ("cat", "dog", "train")
 
 
 def test_a_class_called_train_stands_in_splits(tmp_path):
     for split in ("train", "test"):
         class_folders(tmp_path / "toys" / split, ("cat", "dog"))
-        put(tmp_path / "toys" / split / "train" / "0.png", picture(COLOURS["owl"]))
+        put(tmp_path / "toys" / split / "train" / "0.png", make_image(COLOURS["owl"]))
     for split in ("train", "test"):
         opened = open_set("toys", tmp_path, split=split)
         assert opened.classes == ("cat", "dog", "train") and len(opened.source) == 5
 
 
 def test_splits_lie_beside_other_folders(tmp_path):
-    """ImageNet has a devkit without pictures there; samples with pictures make no class of val/CLASS/*.jpg either."""
+    """ImageNet has a devkit without images there; samples with images make no class of val/CLASS/*.jpg either."""
     class_folders(tmp_path / "imagenet" / "val")
-    put(tmp_path / "imagenet" / "test" / "0.png", picture(COLOURS["cat"]))
+    put(tmp_path / "imagenet" / "test" / "0.png", make_image(COLOURS["cat"]))
     for name in ("devkit/readme.txt", "samples/0.png"):
-        put(tmp_path / "imagenet" / name, picture(COLOURS["cat"]))
+        put(tmp_path / "imagenet" / name, make_image(COLOURS["cat"]))
         opened = open_set("imagenet", tmp_path)
         assert opened.classes == ("cat", "dog", "owl") and len(opened.source) == 6
 
@@ -151,15 +154,15 @@ def test_any_path_is_a_set(tmp_path, form):
 
 def test_a_folder_without_splits_is_no_training_data(tmp_path):
     class_folders(tmp_path / "mine")
-    with pytest.raises(MissingData, match="mine holds no labelled pictures of split train"):
+    with pytest.raises(MissingData, match="mine holds no labelled images of split train"):
         open_set("mine", tmp_path, split="train")
 
 
-def test_what_is_no_picture_is_left_out(tmp_path):
+def test_what_is_no_image_is_left_out(tmp_path):
     class_folders(tmp_path / "mine")
     for name in ("cat/notes.txt", "cat/.hidden.png", "cat/._0.png", ".git/0.png", "readme.md"):
         put(tmp_path / "mine" / name, b"x")
-    put(tmp_path / "mine" / "dog" / "deep" / "er" / "7.JPG", picture(COLOURS["dog"], 7, "JPEG"))
+    put(tmp_path / "mine" / "dog" / "deep" / "er" / "7.JPG", make_image(COLOURS["dog"], 7, "JPEG"))
     opened = open_set("mine", tmp_path)
     assert opened.classes == ("cat", "dog", "owl")
     assert [opened.source[i]["key"] for i in range(len(opened.source))] == [
@@ -174,16 +177,16 @@ def test_an_empty_class_folder_stays_a_class(tmp_path):
     assert opened.classes == ("bat", "cat", "dog", "owl") and opened.source[0]["label"] == 1
 
 
-def test_folders_without_pictures_are_named(tmp_path):
+def test_folders_without_images_are_named(tmp_path):
     (tmp_path / "mine" / "cat").mkdir(parents=True)
     put(tmp_path / "mine" / "dog" / "0.heic", b"x")
-    with pytest.raises(MissingData, match=r"mine: 2 folders, but no picture in any; known are \.jpg"):
+    with pytest.raises(MissingData, match=r"mine: 2 folders, but no image in any; known are \.jpg"):
         open_set("mine", tmp_path)
 
 
-def test_an_unreadable_picture_is_a_bad_record(tmp_path):
+def test_an_unreadable_image_is_a_bad_record(tmp_path):
     class_folders(tmp_path / "mine")
-    (tmp_path / "mine" / "cat" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "mine" / "cat" / "1.png").write_bytes(b"no image")
     source = open_set("mine", tmp_path).source
     with pytest.raises(BadRecord, match=r"cat/1\.png: not an image"):
         read(source, 1)
@@ -196,7 +199,7 @@ def test_an_unreadable_picture_is_a_bad_record(tmp_path):
 def test_folders_agree_with_torchvision(tmp_path):
     datasets = pytest.importorskip("torchvision").datasets
     class_folders(tmp_path / "mine", ("owl", "cat"), num=12)
-    put(tmp_path / "mine" / "owl" / "a b" / "0.jpeg", picture(COLOURS["owl"], 0, "JPEG"))
+    put(tmp_path / "mine" / "owl" / "a b" / "0.jpeg", make_image(COLOURS["owl"], 0, "JPEG"))
     oracle = datasets.ImageFolder(str(tmp_path / "mine"))
     opened = open_set("mine", tmp_path)
     assert list(opened.classes) == oracle.classes
@@ -221,9 +224,9 @@ def test_tars_are_read_in_order(tmp_path):
 def test_tars_agree_with_the_library(tmp_path):
     library = pytest.importorskip("webdataset.tariterators")
     members = [
-        ("a/x.png", picture(COLOURS["cat"])),
+        ("a/x.png", make_image(COLOURS["cat"])),
         ("a/x.cls", b"0"),
-        ("b/x.jpg", picture(COLOURS["dog"], 1, "JPEG")),
+        ("b/x.jpg", make_image(COLOURS["dog"], 1, "JPEG")),
     ]
     wds(tmp_path / "mine", [[*members, ("b/x.cls", b"1")], labelled_members([2])])
     oracle = []
@@ -240,7 +243,7 @@ def test_a_captioned_set_has_no_classes_and_at_most_five_captions(tmp_path):
     texts = [f"caption {i}" for i in range(7)]
     wds(
         tmp_path / "wds_mscoco_captions",
-        [[("s0.jpg", picture(COLOURS["cat"])), ("s0.txt", "\n".join(texts).encode())]],
+        [[("s0.jpg", make_image(COLOURS["cat"])), ("s0.txt", "\n".join(texts).encode())]],
         None,
     )
     opened = open_set("coco", tmp_path)
@@ -250,8 +253,8 @@ def test_a_captioned_set_has_no_classes_and_at_most_five_captions(tmp_path):
     assert everything.source[0]["captions"] == tuple(texts) and everything.fingerprint != opened.fingerprint
 
 
-def test_a_picture_without_caption_is_a_bad_record(tmp_path):
-    wds(tmp_path / "wds_flickr30k", [[("s0.jpg", picture(COLOURS["cat"])), ("s0.txt", b"")]], None)
+def test_an_image_without_caption_is_a_bad_record(tmp_path):
+    wds(tmp_path / "wds_flickr30k", [[("s0.jpg", make_image(COLOURS["cat"])), ("s0.txt", b"")]], None)
     with pytest.raises(BadRecord, match=r"0\.tar:s0: no caption"):
         open_set("flickr30k", tmp_path).source[0]
 
@@ -322,7 +325,7 @@ def test_a_damaged_example_is_a_bad_record(tmp_path, members, message):
         ("classnames.txt", "", r"classnames\.txt is missing or empty"),
         ("test/nshards.txt", "many", r"nshards\.txt says 'many' where a number is expected"),
         ("test/nshards.txt", "0", r"0 tars in .* hold no example"),
-        ("dataset_type.txt", "multilabel", r"pictures are multilabel; read are classification and retrieval"),
+        ("dataset_type.txt", "multilabel", r"images are multilabel; read are classification and retrieval"),
     ],
 )
 def test_a_wrong_description_is_named(tmp_path, file, text, message):
@@ -333,7 +336,7 @@ def test_a_wrong_description_is_named(tmp_path, file, text, message):
 
 
 def test_members_outside_of_the_archive_are_never_written(tmp_path):
-    wds(tmp_path / "animals", [[("../../evil.png", picture(COLOURS["cat"])), ("../../evil.cls", b"0")]])
+    wds(tmp_path / "animals", [[("../../evil.png", make_image(COLOURS["cat"])), ("../../evil.cls", b"0")]])
     assert open_set("animals", tmp_path).source[0]["label"] == 0
     assert not list(tmp_path.rglob("evil*"))
 
@@ -343,7 +346,7 @@ def test_members_outside_of_the_archive_are_never_written(tmp_path):
 
 @pytest.mark.parametrize("described", ["dataset.json", "classnames.txt"])
 def test_prepared_records(tmp_path, described):
-    examples = [{"image": picture(COLOURS[name]), "label": i, "key": name} for i, name in enumerate(COLOURS)]
+    examples = [{"image": make_image(COLOURS[name]), "label": i, "key": name} for i, name in enumerate(COLOURS)]
     write_records(tmp_path / "animals", examples, split="test", shard_size=2)
     text = (
         json.dumps({"splits": {"test": {"classes": list(COLOURS)}}})
@@ -375,7 +378,7 @@ def test_folders_that_were_prepared(tmp_path):
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"splits": 3}'])
 def test_a_damaged_description_is_named(tmp_path, text):
-    write_records(tmp_path / "animals", [{"image": picture(COLOURS["cat"]), "label": 0}], split="test")
+    write_records(tmp_path / "animals", [{"image": make_image(COLOURS["cat"]), "label": 0}], split="test")
     put(tmp_path / "animals" / "dataset.json", text)
     with pytest.raises(MissingData, match=r"dataset\.json is damaged"):
         open_set("animals", tmp_path)
@@ -383,15 +386,15 @@ def test_a_damaged_description_is_named(tmp_path, text):
 
 def test_prepared_captions(tmp_path):
     write_records(
-        tmp_path / "flickr30k", [{"image": picture(COLOURS["cat"]), "captions": list("abcdefg")}], split="test"
+        tmp_path / "flickr30k", [{"image": make_image(COLOURS["cat"]), "captions": list("abcdefg")}], split="test"
     )
     opened = open_set("flickr30k", tmp_path)
     assert opened.classes == () and opened.source[0]["captions"] == tuple("abcde")
 
 
 def test_records_without_class_names_are_no_labelled_set(tmp_path):
-    write_records(tmp_path / "pets", [{"image": picture(COLOURS["cat"]), "label": 0}], split="test")
-    with pytest.raises(MissingData, match="pets holds no labelled pictures of split test"):
+    write_records(tmp_path / "pets", [{"image": make_image(COLOURS["cat"]), "label": 0}], split="test")
+    with pytest.raises(MissingData, match="pets holds no labelled images of split test"):
         open_set("pets", tmp_path)
 
 
@@ -402,7 +405,7 @@ def split_file(root: pathlib.Path, name: str = "coco", num_texts: int = 6) -> No
     rows = []
     for i, split in enumerate(["test", "train", "val", "restval", "test"]):
         file, folder = f"COCO_{i:012d}.jpg", "train2014" if "t" in split[:1] and split != "test" else "val2014"
-        put(root / (folder if name == "coco" else "flickr30k-images") / file, picture(COLOURS["dog"], i, "JPEG"))
+        put(root / (folder if name == "coco" else "flickr30k-images") / file, make_image(COLOURS["dog"], i, "JPEG"))
         row = {"filename": file, "split": split, "sentences": [{"raw": f"text {i} {t}"} for t in range(num_texts)]}
         rows.append({**row, "filepath": folder} if name == "coco" else row)
     put(root / f"dataset_{name}.json", json.dumps({"images": rows, "dataset": name}))
@@ -418,10 +421,10 @@ def test_split_files_choose_their_split_only(tmp_path, name):
     assert len(open_set(name, tmp_path, split="train").source) == 2  # COCO's restval is training data
 
 
-def test_pictures_that_are_not_beside_the_split_file_are_named(tmp_path):
+def test_images_that_are_not_beside_the_split_file_are_named(tmp_path):
     split_file(tmp_path / "coco")
     (tmp_path / "coco" / "val2014").rename(tmp_path / "elsewhere")
-    with pytest.raises(MissingData, match=r"not its pictures: looked for .*coco/val2014/COCO_000000000000\.jpg"):
+    with pytest.raises(MissingData, match=r"not its images: looked for .*coco/val2014/COCO_000000000000\.jpg"):
         open_set("coco", tmp_path)
 
 
@@ -432,9 +435,9 @@ def test_another_file_is_no_split_file(tmp_path, text):
         open_set("coco", tmp_path)
 
 
-def test_folders_of_pictures_are_no_captioned_set(tmp_path):
+def test_folders_of_images_are_no_captioned_set(tmp_path):
     class_folders(tmp_path / "coco" / "test")
-    with pytest.raises(MissingData, match="coco holds no captioned pictures"):
+    with pytest.raises(MissingData, match="coco holds no captioned images"):
         open_set("coco", tmp_path)
 
 
@@ -473,7 +476,7 @@ def pet_features(tfds):
 
 def pet_rows():
     for i, label in enumerate([2, 0, 1, 1]):
-        image = picture(list(COLOURS.values())[label], i)
+        image = make_image(list(COLOURS.values())[label], i)
         yield {
             "image": io.BytesIO(image),
             "label": label,
@@ -496,7 +499,7 @@ def test_tfds_by_its_own_name(tmp_path):
     assert [(example["key"], example["label"]) for example in found] == [
         *(("0.jpg", 2), ("1.jpg", 0), ("2.jpg", 1), ("3.jpg", 1))
     ]
-    assert found[0]["image"] == picture(COLOURS["owl"])
+    assert found[0]["image"] == make_image(COLOURS["owl"])
     assert pickle.loads(pickle.dumps(opened.source))[3] == opened.source[3]
 
 
@@ -521,7 +524,7 @@ def test_tfds_captions(tmp_path):
         return {"image": tfds.features.Image(), "image/id": np.int64, "captions": captions}
 
     texts = [{"id": i, "text": f"zwei ö {i}"} for i in range(6)]
-    rows = [{"image": io.BytesIO(picture(COLOURS["cat"])), "image/id": 7, "captions": texts}]
+    rows = [{"image": io.BytesIO(make_image(COLOURS["cat"])), "image/id": 7, "captions": texts}]
     prepared(tmp_path, "coco_captions", features, rows)
     opened = open_set("coco", tmp_path)
     assert opened.source[0]["captions"] == tuple(f"zwei ö {i}" for i in range(5)) and opened.classes == ()
@@ -632,7 +635,7 @@ def test_ready_counts_and_compares(tmp_path):
     found = {each.name: each for each in ready(tmp_path)}
     assert set(found) == set(KNOWN)
     assert found["dtd"][1:4] == (False, None, 1880) and "hf download" in found["dtd"].note
-    assert found["pets"][1:4] == (False, 6, 3669) and "6 pictures, not 3669" in found["pets"].note
+    assert found["pets"][1:4] == (False, 6, 3669) and "6 images, not 3669" in found["pets"].note
     assert not found["mnist"].ready and "0.tar" in found["mnist"].note
 
 
@@ -651,7 +654,7 @@ def test_a_wrong_count_is_logged(tmp_path, caplog):
     logging.get_absl_logger().addHandler(caplog.handler)
     opened = open_set("pets", tmp_path)
     logging.get_absl_logger().removeHandler(caplog.handler)
-    assert opened.expected == 3669 and "pets has 6 test pictures where 3669 are published" in caplog.text
+    assert opened.expected == 3669 and "pets has 6 test images where 3669 are published" in caplog.text
 
 
 def test_the_sets_of_the_paper_are_known():
@@ -671,13 +674,13 @@ def test_a_fingerprint_says_what_the_data_are_not_where(tmp_path):
     assert len(set(marks)) == 1 and len(marks[0]) == 12
 
 
-@pytest.mark.parametrize("change", ["picture", "class", "name", "removed"])
+@pytest.mark.parametrize("change", ["image", "class", "name", "removed"])
 def test_a_fingerprint_notices_changes(tmp_path, change):
     root = tmp_path / "animals" / "test"
     class_folders(root)
     before = open_set("animals", tmp_path).fingerprint
-    if change == "picture":
-        put(root / "cat" / "0.png", picture(COLOURS["cat"]) + b"\0")
+    if change == "image":
+        put(root / "cat" / "0.png", make_image(COLOURS["cat"]) + b"\0")
     elif change == "class":
         (root / "zebra").mkdir()
     elif change == "name":

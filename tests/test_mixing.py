@@ -19,7 +19,7 @@ def mixed(seed, **alphas):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_mixup_is_a_weighted_mean_of_pictures(seed):
+def test_mixup_is_a_weighted_mean_of_images(seed):
     out, image = mixed(seed, mixup=0.8), BATCH["image"]["large"].astype(np.float32)
     share = out["share"][0]
     assert 0 <= share <= 1
@@ -28,7 +28,7 @@ def test_mixup_is_a_weighted_mean_of_pictures(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_cutmix_puts_a_box_of_the_other_picture(seed):
+def test_cutmix_puts_a_box_of_the_other_image(seed):
     out, image = mixed(seed, cutmix=1.0), BATCH["image"]["large"].astype(np.float32)
     own = (out["image"]["large"] == image).all(-1)
     other = (out["image"]["large"] == image[::-1]).all(-1)

@@ -21,7 +21,7 @@ CROPS = {"large": Crop(count=1, size=8)}
 LABELS = {"a": 0, "b": 1000, "c": 2000}
 
 
-def picture(value: int) -> bytes:
+def make_image(value: int) -> bytes:
     stream = io.BytesIO()
     Image.new("RGB", (10, 12), (value % 256, 3, 7)).save(stream, "PNG")
     return stream.getvalue()
@@ -33,7 +33,12 @@ def written(folder, name: str, num: int, bad: tuple[int, ...] = ()) -> str:
     write_records(
         folder / name,
         (
-            {"image": b"" if i in bad else picture(i), "captions": [f"{name} {i}"], "label": first + i, "key": f"{i}"}
+            {
+                "image": b"" if i in bad else make_image(i),
+                "captions": [f"{name} {i}"],
+                "label": first + i,
+                "key": f"{i}",
+            }
             for i in range(num)
         ),
     )
@@ -312,7 +317,7 @@ def test_an_epoch_is_as_many_examples_as_the_sets_have(sets):
 
 def test_a_run_on_labels_needs_them(sets, tmp_path):
     """Every set of a mixture is asked, and what is no class is refused."""
-    write_records(tmp_path / "plain", ({"image": picture(i), "captions": ["x"], "key": f"{i}"} for i in range(3)))
+    write_records(tmp_path / "plain", ({"image": make_image(i), "captions": ["x"], "key": f"{i}"} for i in range(3)))
     labelled, plain = (open_source(data_config(str(path))) for path in (sets["a"], tmp_path / "plain"))
     check_labels(labelled, 6)
     with pytest.raises(ValueError, match="has the label 5, but model"):
@@ -340,8 +345,6 @@ def test_the_check_before_a_launch_reads_every_set(sets, tmp_path):
         return preflight.data(preflight.Plan(config, tmp_path, open_source(config.data), experiment=None))
 
     finding = found(f"{sets['a']}@3,{sets['b']}@1")
-    assert (
-        "records: 10 examples (75.0% records:" in finding.text and "a picture of 10 x 12, fingerprint" in finding.text
-    )
+    assert "records: 10 examples (75.0% records:" in finding.text and "an image of 10 x 12, fingerprint" in finding.text
     with pytest.raises(BadRecord, match=r"records:.*: 3: empty"):
         found(f"{written(tmp_path, 'b', 4, bad=(3,))}@3,{sets['a']}@1")

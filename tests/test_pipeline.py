@@ -38,7 +38,7 @@ def encoded(index: int) -> bytes:
 
 
 class Pairs:
-    """Pictures that differ, with two captions each; the numbers in `bad` are truncated files."""
+    """Images that differ, with two captions each; the numbers in `bad` are truncated files."""
 
     def __init__(self, num: int = NUM, bad: tuple[int, ...] = (), unreadable: tuple[int, ...] = ()):
         self.num, self.bad, self.unreadable = num, bad, unreadable

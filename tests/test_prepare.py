@@ -15,10 +15,10 @@ from detailclip_jax.data.prepare import (
     arguments,
     cleaning,
     files,
+    image_checks,
     known,
     local,
     passes,
-    pictures,
     records,
     report,
     spill,
@@ -131,7 +131,7 @@ def test_shard_i_has_the_keys_that_hash_to_i_in_the_order_of_the_source(
     assert keys(tmp_path / "out") == trees.flat(expected)
 
 
-def test_pictures_and_captions_are_those_of_the_source(tars, tmp_path):
+def test_images_and_captions_are_those_of_the_source(tars, tmp_path):
     prepared(tars, tmp_path / "out", 2)
     source = Records(tmp_path / "out", "train")
     for index in range(len(source)):
@@ -204,15 +204,15 @@ def test_the_header_alone_can_be_believed(tmp_path):
     assert (part["num_examples"], part["rejected"]) == (1, {"not an image": 1})
 
 
-def test_a_picture_that_training_would_refuse_is_refused_by_its_header():
+def test_an_image_that_training_would_refuse_is_refused_by_its_header():
     file = io.BytesIO()
     Image.new("1", (8_001, 8_000)).save(file, "PNG")
     with pytest.raises(records.Rejected, match="too large: 8001 x 8000 pixels"):
-        pictures.checked(file.getvalue(), Options(check="header"))
+        image_checks.checked(file.getvalue(), Options(check="header"))
 
 
 @pytest.mark.parametrize(("size", "expected"), [((40, 20), (40, 20)), ((80, 20), (40, 10)), ((3, 400), (1, 40))])
-def test_larger_pictures_are_made_smaller_and_others_stay_as_they_are(tmp_path, size, expected):
+def test_larger_images_are_made_smaller_and_others_stay_as_they_are(tmp_path, size, expected):
     trees.write_tar(tmp_path / "x.tar", [("a.png", trees.png(1, *size))])
     part = prepared(tmp_path / "x.tar", tmp_path / "out", max_side=40)
     image = Records(tmp_path / "out", "train")[0]["image"]
@@ -377,7 +377,7 @@ def test_a_restart_from_another_folder_is_the_same_request(tmp_path, monkeypatch
     assert request.options.images == str(tmp_path / "below")
 
 
-def test_a_folder_of_pictures_that_is_not_there_is_named_at_once(tmp_path, capsys):
+def test_a_folder_of_images_that_is_not_there_is_named_at_once(tmp_path, capsys):
     assert main(["coco", "c.json", "--images", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
     assert f"--images {tmp_path / 'nowhere'}: there is no such folder" in capsys.readouterr().err
 
@@ -469,7 +469,7 @@ def test_a_damaged_input_shard_is_loud(tars, tmp_path, capsys):
 
 
 def test_nothing_accepted_is_a_failure(tmp_path, capsys):
-    trees.write_tar(tmp_path / "x.tar", [("a.jpg", b"no picture")])
+    trees.write_tar(tmp_path / "x.tar", [("a.jpg", b"no image")])
     assert main(["webdataset", str(tmp_path / "x.tar"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 1
     assert "no example was accepted" in capsys.readouterr().err
 

@@ -128,24 +128,24 @@ def test_nothing_accepted_leaves_the_rejected_list_and_no_split(tmp_path, capsys
     assert [path.name for path in out.iterdir()] == ["train-rejected.jsonl"]
     with pytest.raises(MissingData):
         Records(out, "train")
-    trees.write(tmp_path / "pictures/a.jpg", trees.jpeg(1))
-    assert run("csv", table, "--images", tmp_path / "pictures", out=out) == 0  # another request may follow
+    trees.write(tmp_path / "images/a.jpg", trees.jpeg(1))
+    assert run("csv", table, "--images", tmp_path / "images", out=out) == 0  # another request may follow
     assert captions(out) == {"t#2": ("one",)}
 
 
 def test_an_accepted_split_beside_one_that_is_not_stays(tars, tmp_path):
     out = tmp_path / "out"
     assert run("webdataset", tars, out=out) == 0
-    trees.write_tar(tmp_path / "x.tar", [("a.jpg", b"no picture")])
+    trees.write_tar(tmp_path / "x.tar", [("a.jpg", b"no image")])
     assert run("webdataset", tmp_path / "x.tar", "--split", "val", out=out) == 1
     assert list(load(str(out))["splits"]) == ["train"] and len(Records(out, "train")) == 7
 
 
-def test_some_missing_pictures_of_a_table_are_a_warning_with_the_hint(tmp_path, capsys):
+def test_some_missing_images_of_a_table_are_a_warning_with_the_hint(tmp_path, capsys):
     trees.write(tmp_path / "a.jpg", trees.jpeg(1))
     table = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\nb.jpg,two\n")
     assert run("csv", table, out=tmp_path / "out") == 0
-    assert "WARNING: 1 pictures are not there; paths are relative to the folder" in capsys.readouterr().out
+    assert "WARNING: 1 images are not there; paths are relative to the folder" in capsys.readouterr().out
 
 
 def test_a_set_without_captions_is_told_as_one(tmp_path, capsys):
@@ -167,7 +167,7 @@ def test_null_captions_and_labels_of_jsonl_are_empty_ones(tmp_path):
     rows = [
         {"path": "a.jpg", "title": "one", "description": None, "label": 3},
         {"path": "a.jpg", "title": None, "description": None, "label": None},
-        {"path": None, "title": "no picture", "description": "", "label": 1},
+        {"path": None, "title": "no image", "description": "", "label": 1},
         {"path": "a.jpg", "title": "no description", "label": 1},
     ]
     table = trees.write(tmp_path / "t.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -178,7 +178,7 @@ def test_null_captions_and_labels_of_jsonl_are_empty_ones(tmp_path):
     assert load(str(tmp_path / "out"))["splits"]["train"]["rejected"] == {"bad row": 2}
 
 
-def test_hidden_files_and_folders_are_no_classes_and_no_pictures(tmp_path):
+def test_hidden_files_and_folders_are_no_classes_and_no_images(tmp_path):
     shown = ["cat/a.jpg", "dog/b.jpg", "dog/deep/c.jpg"]
     hidden = [".ipynb_checkpoints/x.jpg", "__MACOSX/cat/x.jpg", "cat/._a.jpg", "dog/.trash/x.jpg", ".x.jpg"]
     for number, name in enumerate([*shown, *hidden]):

@@ -74,9 +74,9 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(source, expected, 
 
 
 def test_ctrl_c_ends_with_a_message(tmp_path):
-    tars, out, picture = tmp_path / "tars", tmp_path / "out", trees.jpeg(0, 1600, 1200)  # some 20 ms each to decode
+    tars, out, image = tmp_path / "tars", tmp_path / "out", trees.jpeg(0, 1600, 1200)  # some 20 ms each to decode
     for tar in range(20):
-        members = [[(f"{tar:02}{n:03}.jpg", picture), (f"{tar:02}{n:03}.txt", b"a frog")] for n in range(40)]
+        members = [[(f"{tar:02}{n:03}.jpg", image), (f"{tar:02}{n:03}.txt", b"a frog")] for n in range(40)]
         trees.write_tar(tars / f"{tar:05}.tar", itertools.chain(*members))
     process = start(tars, out, "--shards", "4", "--workers", "2")
     wait_for(lambda: list((out / ".prepare-train").glob("in-*.json")), process)

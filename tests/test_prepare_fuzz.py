@@ -104,7 +104,7 @@ def test_a_header_is_not_read_further_than_it_may_be_large(tmp_path, monkeypatch
     assert max(read) <= 512
 
 
-def test_pictures_and_texts_beyond_the_limit_are_skipped(tmp_path, monkeypatch):
+def test_images_and_texts_beyond_the_limit_are_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(tars, "MAX_BYTES", 2000)
     monkeypatch.setattr(tars, "MAX_TEXT_BYTES", 100)
     members = [("big.jpg", bytes(2001)), ("text.jpg", trees.jpeg(1)), ("text.txt", b"x" * 101), *trees.sample("ok", 2)]
@@ -279,7 +279,7 @@ def test_random_damage_to_a_zip_never_raises_anything_else(tmp_path):
                 assert str(refusal).partition(":")[0] in {"damaged zip", "missing file", "too large"}
 
 
-# Pictures
+# Images
 
 
 def png_of_size(width, height):
@@ -289,14 +289,14 @@ def png_of_size(width, height):
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (2**31 - 1, 1), (10_000, 12_000)])
-def test_a_picture_that_claims_to_be_huge_is_refused(tmp_path, size):
+def test_an_image_that_claims_to_be_huge_is_refused(tmp_path, size):
     members = [("a.png", png_of_size(*size)), *trees.sample("good", 1)]
     trees.write_tar(tmp_path / "x.tar", members)
     part = prepared(tmp_path / "x.tar", tmp_path / "out")
     assert part["num_rejected"] == part["num_examples"] == 1
 
 
-def test_random_damage_to_a_picture_is_a_reject_or_a_picture(tmp_path):
+def test_random_damage_to_an_image_is_a_reject_or_an_image(tmp_path):
     rng, members = np.random.default_rng(0), []
     for number in range(60):
         data = bytearray((trees.jpeg, trees.png)[number % 2](number))

@@ -39,7 +39,7 @@ def dataset_of(*command):
 def test_webdataset_members_are_grouped_by_their_name_up_to_the_first_dot(tmp_path):
     members = [
         ("./a/one.jpg", trees.jpeg(1)),
-        ("./a/one.seg.png", trees.png(1)),  # another suffix: not the picture
+        ("./a/one.seg.png", trees.png(1)),  # another suffix: not the image
         ("./a/one.JSON", b'{"caption": "from json", "label": 5}'),
         ("b/one.png", trees.png(2)),  # the same name in another folder
         ("b/one.cls", b"3"),
@@ -84,7 +84,7 @@ def test_webdataset_patterns(tmp_path):
 # img2dataset
 
 
-def write_img2dataset(folder, rows, pictures=None):
+def write_img2dataset(folder, rows, images=None):
     """A shard as img2dataset's writer leaves it: rows of (key, caption, status, error)."""
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -92,8 +92,8 @@ def write_img2dataset(folder, rows, pictures=None):
     names = ("key", "caption", "status", "error_message")
     columns = {name: [row[at] for row in rows] for at, name in enumerate(names)}
     columns["url"] = [f"http://x.org/{row[0]}" for row in rows]
-    if pictures is not None:
-        columns["jpg"] = pictures
+    if images is not None:
+        columns["jpg"] = images
     folder.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pyarrow.table(columns), folder / "00000.parquet")
 
@@ -120,14 +120,14 @@ def test_img2dataset_takes_captions_and_dead_links_from_the_parquet(tmp_path):
     assert ("00000/000000001", "failed to download") in rejected(tmp_path / "out")
 
 
-def test_img2dataset_parquets_with_the_pictures_in_them(tmp_path):
+def test_img2dataset_parquets_with_the_images_in_them(tmp_path):
     write_img2dataset(tmp_path, IMG2DATASET, [trees.jpeg(0), None, trees.jpeg(2), None, None])
     part = prepared(tmp_path, tmp_path / "out", kind="img2dataset-parquet")
     assert keys(tmp_path / "out") == ["00000/000000000", "00000/000000002"]
     assert part["num_rejected"] == 3
 
 
-def test_img2dataset_without_tar_and_pictures_lists_the_columns(tmp_path):
+def test_img2dataset_without_tar_and_images_lists_the_columns(tmp_path):
     write_img2dataset(tmp_path, IMG2DATASET)
     with pytest.raises(ValueError, match="has no column jpg; its columns are key, caption, status"):
         prepared(tmp_path, tmp_path / "out", kind="img2dataset-parquet")
@@ -140,7 +140,7 @@ SLIP = [
     (12345678, "a title", "a description"),
     (12345679, "", "only a description"),
     (301, "in a folder", ""),
-    (5, "no picture", "at all"),
+    (5, "no image", "at all"),
     (99, "four", "fields", "of some tools"),
 ]
 
@@ -234,7 +234,7 @@ def write_sqlite(path, columns="photoid INTEGER, title TEXT, description TEXT, m
 
 
 @pytest.mark.parametrize("layout", ["hash", "photo id", "line"])
-def test_yfcc_sqlite_finds_pictures_by_hash_photo_id_and_line(tmp_path, layout):
+def test_yfcc_sqlite_finds_images_by_hash_photo_id_and_line(tmp_path, layout):
     ids = write_ids(tmp_path)[:1]
     place = {"hash": f"{hash_of(500)[:3]}/{hash_of(500)[3:6]}/{hash_of(500)}.jpg", "photo id": "500.jpg"}
     trees.write(tmp_path / "images" / place.get(layout, "00/000/002.jpg"), trees.jpeg(9))
@@ -315,7 +315,7 @@ def test_the_variant_of_yfcc15m_is_recorded():
 
 
 def write_coco(folder):
-    """captions_val2017.json with its folder; picture 3 is missing, picture 4 has no caption."""
+    """captions_val2017.json with its folder; image 3 is missing, image 4 has no caption."""
     images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (9, 3, 4)]
     annotations = [{"image_id": n, "id": k, "caption": f"{n} {k}"} for k, n in enumerate((3, 9, 9, 3, 9))]
     trees.write(folder / "val2017/000000000009.jpg", trees.jpeg(9))
@@ -324,7 +324,7 @@ def write_coco(folder):
     return trees.write_json(folder / "annotations/captions_val2017.json", content)
 
 
-def test_coco_captions_of_a_picture_come_together(tmp_path):
+def test_coco_captions_of_an_image_come_together(tmp_path):
     part = prepared(write_coco(tmp_path), tmp_path / "out", kind="coco", split="val", images=str(tmp_path))
     found = examples(tmp_path / "out", "val")
     assert {key: example["captions"] for key, example in found.items()} == {"9": ("9 1", "9 2", "9 4"), "4": ()}
@@ -333,7 +333,7 @@ def test_coco_captions_of_a_picture_come_together(tmp_path):
 
 
 @pytest.mark.parametrize("root", ["val2017", "zips", "zips/val2017.zip"])
-def test_coco_pictures_in_their_folder_or_zip(tmp_path, root):
+def test_coco_images_in_their_folder_or_zip(tmp_path, root):
     metadata = write_coco(tmp_path)
     members = [(f"val2017/{n:012d}.jpg", trees.jpeg(n)) for n in (4, 9)]
     trees.write_zip(tmp_path / "zips/val2017.zip", members)
@@ -396,7 +396,7 @@ def test_json_of_another_form_is_refused(tmp_path, kind, content):
         prepared(path, tmp_path / "out", kind=kind, images=".")
 
 
-def test_annotations_cannot_leave_the_pictures_folder(tmp_path):
+def test_annotations_cannot_leave_the_images_folder(tmp_path):
     outside = trees.write(tmp_path / "secret.jpg", trees.jpeg(1))
     names = ["../secret.jpg", str(outside), "a/../../secret.jpg", "..\\secret.jpg"]
     images = [{"id": n, "file_name": name} for n, name in enumerate(names)]
@@ -409,13 +409,13 @@ def test_annotations_cannot_leave_the_pictures_folder(tmp_path):
 # Tables
 
 
-def write_pictures(folder, *names):
+def write_images(folder, *names):
     for number, name in enumerate(names):
         trees.write(folder / name, trees.jpeg(number))
 
 
 def test_csv_with_quotes_and_relative_paths(tmp_path):
-    write_pictures(tmp_path, "a.jpg", "b.jpg")
+    write_images(tmp_path, "a.jpg", "b.jpg")
     text = 'filepath,title,label\na.jpg,"one, ""two""\nthree",7\nb.jpg,,\nmissing.jpg,four,1\nb.jpg\n'
     part = prepared(trees.write(tmp_path / "t.csv", text), tmp_path / "out", kind="csv")
     found = list(examples(tmp_path / "out").values())
@@ -424,7 +424,7 @@ def test_csv_with_quotes_and_relative_paths(tmp_path):
 
 
 def test_tsv_has_no_quotes(tmp_path):
-    write_pictures(tmp_path, "a.jpg", "b.jpg")
+    write_images(tmp_path, "a.jpg", "b.jpg")
     text = 'id\timage\tcaption\n7\ta.jpg\t"unclosed\n8\tb.jpg\tplain "word"\n'
     prepared(trees.write(tmp_path / "t.tsv", text), tmp_path / "out", kind="tsv")
     captions = {key: example["captions"] for key, example in examples(tmp_path / "out").items()}
@@ -432,7 +432,7 @@ def test_tsv_has_no_quotes(tmp_path):
 
 
 def test_jsonl_with_lists_and_bad_lines(tmp_path):
-    write_pictures(tmp_path / "images", "a.jpg", "b.jpg")
+    write_images(tmp_path / "images", "a.jpg", "b.jpg")
     lines = ['{"image": "a.jpg", "caption": ["one", {"raw": "two"}]}', "{", "[]", '{"image": "b.jpg"}', "", "3"]
     path = trees.write(tmp_path / "t.jsonl", "\n".join(lines))
     part = prepared(path, tmp_path / "out", kind="jsonl", images=str(tmp_path / "images"))
@@ -441,7 +441,7 @@ def test_jsonl_with_lists_and_bad_lines(tmp_path):
 
 
 def test_columns_can_be_named_and_captions_keep_their_names(tmp_path):
-    write_pictures(tmp_path, "a.jpg")
+    write_images(tmp_path, "a.jpg")
     path = trees.write(tmp_path / "t.csv", "p,alt,long,n,c\na.jpg,short,long text,key7,4\n")
     options = {"image_column": "p", "caption_columns": ("alt", "long"), "key_column": "n", "label_column": "c"}
     prepared(path, tmp_path / "out", kind="csv", **options)
@@ -467,7 +467,7 @@ def test_missing_columns_are_named_with_those_there(tmp_path, header, options, m
 def test_tables_may_be_compressed_and_many(tmp_path):
     import gzip
 
-    write_pictures(tmp_path, "a.jpg", "b.jpg")
+    write_images(tmp_path, "a.jpg", "b.jpg")
     trees.write(tmp_path / "one.csv.gz", gzip.compress(b"image,caption\na.jpg,one\n"))
     trees.write(tmp_path / "two.csv", b"image,caption\nb.jpg,two\n")
     assert prepared(tmp_path, tmp_path / "out", kind="csv")["num_examples"] == 2
@@ -484,7 +484,7 @@ def test_parquet_with_paths_bytes_or_both(tmp_path, form):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    write_pictures(tmp_path, "a.jpg", "b.jpg")
+    write_images(tmp_path, "a.jpg", "b.jpg")
     data = [trees.jpeg(0), trees.jpeg(1), None]
     cells = {
         "path": ["a.jpg", "b.jpg", None],
@@ -516,7 +516,7 @@ def test_parquet_with_missing_columns_lists_them(tmp_path):
 
 
 def test_imagefolder_labels_are_the_folders_by_name(tmp_path):
-    write_pictures(tmp_path / "in", "n02/b.JPEG", "n02/a.jpg", "n01/deep/c.png", "top.jpg", "n01/readme.md")
+    write_images(tmp_path / "in", "n02/b.JPEG", "n02/a.jpg", "n01/deep/c.png", "top.jpg", "n01/readme.md")
     trees.write(tmp_path / "in/n02/a.txt", "a caption")
     prepared(tmp_path / "in", tmp_path / "out", 1, kind="imagefolder")
     assert load(str(tmp_path / "out"))["splits"]["train"]["classes"] == ["n01", "n02"]
@@ -540,7 +540,7 @@ def test_every_source_is_in_the_help_and_says_what_it_takes():
 
 def test_long_tables_are_cut_into_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr("detailclip_jax.data.prepare.rows.PER_SHARD", 3)
-    write_pictures(tmp_path, *(f"{n}.jpg" for n in range(7)))
+    write_images(tmp_path, *(f"{n}.jpg" for n in range(7)))
     rows = "".join(f"{n}.jpg,caption {n}\n" for n in range(7))
     path = trees.write(tmp_path / "t.csv", "image,caption\n" + rows)
     job = begin(Request("csv", (str(path),), str(tmp_path / "a")))

@@ -28,7 +28,7 @@ def config_with(size=224, **fields):
     return config
 
 
-def picture(height=70, width=99):
+def make_image(height=70, width=99):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
@@ -49,7 +49,7 @@ def test_the_resized_side_is_timm_s(size, ratio, side):
 
 @pytest.mark.parametrize("filter", list(FILTERS))
 def test_squash_resizes_both_sides(filter):
-    image, mask = picture(), np.arange(70 * 99, dtype=np.int32).reshape(70, 99)
+    image, mask = make_image(), np.arange(70 * 99, dtype=np.int32).reshape(70, 99)
     expected = np.asarray(Image.fromarray(image).resize((32, 32), PILLOWS[filter]))
     np.testing.assert_array_equal(evaluation_view(image, *Transform(32, 32, filter, "squash")), expected)
     resized = np.asarray(Image.fromarray(image).resize((40, 40), PILLOWS[filter]))[4:36, 4:36]
@@ -223,7 +223,7 @@ def test_evaluation_during_a_run_follows_it():
     expected = [evaluation_view(scenes[i]["image"], 32, 36, "bicubic") for i in range(2)]
     (batch,) = stickers.batches(scenes, config)
     np.testing.assert_array_equal(batch["image"], expected)
-    np.testing.assert_array_equal(stickers.pictures([scenes[0], scenes[1]], config), expected)
+    np.testing.assert_array_equal(stickers.images([scenes[0], scenes[1]], config), expected)
     assert batch["instances"].shape == (2, 32, 32)
     whole = [evaluation_mask(scenes[i]["instances"], 32, 36) for i in range(2)]
     np.testing.assert_array_equal(batch["instances"], whole)

@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 import pytest
-from picture_cases import encoded, oriented
+from image_cases import encoded, oriented
 
-from detailclip_jax.benchmarks.pictures import draw
+from detailclip_jax.benchmarks.synthetic_images import draw
 from detailclip_jax.data import decoding, views
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.pipeline import Stream
@@ -26,17 +26,17 @@ def ramps() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def files() -> dict:
-    """JPEG by picture and EXIF orientation."""
-    pictures = {"photo": draw(3, HEIGHT, WIDTH), "ramps": ramps()}
+    """JPEG by image and EXIF orientation."""
+    images = {"photo": draw(3, HEIGHT, WIDTH), "ramps": ramps()}
     return {
         (name, orientation): encoded(image, quality=90, exif=oriented(orientation))
-        for name, image in pictures.items()
+        for name, image in images.items()
         for orientation in (1, 3, 6)
     }
 
 
 def both(data: bytes, crops=CROPS, seed: int = 0, gap: int | float = 2.0) -> tuple[dict, dict]:
-    """The same views of a picture, reduced and of all its pixels."""
+    """The same views of an image, reduced and of all its pixels."""
     reduced, whole = (make_views(opened(data), crops, np.random.default_rng(seed), each) for each in (gap, 0))
     for name in crops:
         np.testing.assert_array_equal(reduced[name][1], whole[name][1])
@@ -54,7 +54,7 @@ def reduction(data: bytes, boxes: dict, crops=CROPS, gap: int | float = 2.0) -> 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("name", "mean", "largest"), [("photo", 0.4, 8), ("ramps", 0.2, 2)])
-def test_a_view_of_the_reduced_picture_is_that_of_the_whole_but_for_a_few_levels(
+def test_a_view_of_the_reduced_image_is_that_of_the_whole_but_for_a_few_levels(
     files, name, mean, largest, seed, orientation
 ):
     """Here photos differ by .2 levels on average and by 5 at most, at a quarter of their size."""
@@ -124,8 +124,8 @@ def test_the_reduction_is_that_of_the_narrowest_box(side, gap, expected):
     assert reduction_for(boxes, CROPS, gap) == expected
 
 
-def test_pictures_that_are_not_reduced_have_the_views_of_their_pixels():
-    """Of no gap, of small pictures, and of other formats: as of the decoded picture, byte for byte."""
+def test_images_that_are_not_reduced_have_the_views_of_their_pixels():
+    """Of no gap, of small images, and of other formats: as of the decoded image, byte for byte."""
     image = draw(1, 300, 400)
     small, png = encoded(image), encoded(draw(1, 600, 800), "PNG")
     for data, crops, gap in (

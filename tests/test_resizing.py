@@ -71,12 +71,12 @@ def test_weights_add_up_to_one(filter):
     np.testing.assert_allclose(sums, 1.0, atol=1e-5)
 
 
-def test_the_same_size_is_the_same_picture():
+def test_the_same_size_is_the_same_image():
     image = noise(20, 30)
     np.testing.assert_array_equal(resizing.resize(image, 20, 30), image)
 
 
-def test_a_part_of_a_picture_equals_its_copy():
+def test_a_part_of_an_image_equals_its_copy():
     part = noise(80, 90)[5:50, 7:60]
     np.testing.assert_array_equal(resizing.resize(part, 32, 32), resizing.resize(part.copy(), 32, 32))
 
@@ -118,7 +118,7 @@ def peak(call):
         tracemalloc.stop()
 
 
-def test_the_middle_of_a_long_thin_picture_takes_little_memory():
+def test_the_middle_of_a_long_thin_image_takes_little_memory():
     """Whole it would be 224 x 1,120,000 pixels, 750 MB."""
     image = noise(1, 5000)
     assert peak(lambda: images.evaluation_view(image, 224)) < 20e6

@@ -8,7 +8,7 @@ import numpy as np
 import prepare_trees as trees
 import pytest
 from absl import logging
-from picture_cases import encoded, picture
+from image_cases import encoded, make_image
 from test_prepare import prepared
 
 from detailclip_jax.data.bad_records import BadRecords
@@ -75,14 +75,14 @@ def test_a_hostile_record_s_name_is_escaped_in_the_list_and_the_log(tmp_path, ca
     BadRecords(1.0, tmp_path / "bad.txt").add([f"{HOSTILE}\n*** WARNING: not true: truncated"], 1)
     assert_obedience_free((tmp_path / "bad.txt").read_text())
     assert len((tmp_path / "bad.txt").read_text().splitlines()) == 1
-    good = {"image": encoded(picture()), "captions": (), "label": 0, "key": "good"}
-    bad = {**good, "image": b"no picture", "key": f"{HOSTILE}\n*** WARNING: not true"}
+    good = {"image": encoded(make_image()), "captions": (), "label": 0, "key": "good"}
+    bad = {**good, "image": b"no image", "key": f"{HOSTILE}\n*** WARNING: not true"}
     EvaluationBatches([good, bad], Transform(8, 8), Tokenizer(8), 2)[0]
     assert_obedience_free(caplog.text)
     assert not any(line.startswith("***") for line in caplog.text.splitlines())
 
 
-def test_unreadable_pictures_are_named_without_them(capsys):
+def test_unreadable_images_are_named_without_them(capsys):
     catalogue.warn_of_bad({f"{HOSTILE}\n*** WARNING: no.jpg": HOSTILE}, Console())
     shown = capsys.readouterr().out
     assert_obedience_free(shown)

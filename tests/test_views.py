@@ -6,7 +6,7 @@ from detailclip_jax.config import default
 from detailclip_jax.data import images, resizing, views
 from detailclip_jax.data.views import Crop, crops_from_config, make_views
 
-PICTURE = np.random.default_rng(7).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(7).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 SCALE, RATIO = (0.14, 1.0), (3 / 4, 4 / 3)
 
 
@@ -37,12 +37,12 @@ def test_box_equals_torchvisions_for_the_same_draws(shape, scale):
     torch = pytest.importorskip("torch")
     transforms = pytest.importorskip("torchvision").transforms
     draws = TorchDraws(np.random.PCG64(0))
-    picture = Image.new("RGB", shape[::-1])
+    image = Image.new("RGB", shape[::-1])
     for seed in range(20):
         torch.manual_seed(seed)
         left, top, right, bottom = views.random_resized_crop_box(*shape, scale, RATIO, draws)
         torch.manual_seed(seed)
-        expected = transforms.RandomResizedCrop.get_params(picture, list(scale), list(RATIO))
+        expected = transforms.RandomResizedCrop.get_params(image, list(scale), list(RATIO))
         assert (top, left, bottom - top, right - left) == expected
 
 
@@ -56,12 +56,12 @@ def test_boxes_keep_area_ratio_and_border():
         assert RATIO[0] - 0.01 <= width / height <= RATIO[1] + 0.01
 
 
-def test_whole_picture_is_cut_when_nothing_else_fits():
+def test_whole_image_is_cut_when_nothing_else_fits():
     assert views.random_resized_crop_box(100, 100, (2.0, 2.0), (1.0, 1.0), rng()) == (0, 0, 100, 100)
 
 
 @pytest.mark.parametrize(("height", "width", "box"), [(100, 1000, (433, 0, 566, 100)), (1000, 90, (0, 440, 90, 560))])
-def test_long_pictures_fall_back_to_the_centre(height, width, box):
+def test_long_images_fall_back_to_the_centre(height, width, box):
     assert views.random_resized_crop_box(height, width, (1.0, 1.0), RATIO, rng()) == box
 
 
@@ -76,7 +76,7 @@ def test_enclosing_box_contains_and_reaches_the_border():
 # photometrics
 
 
-def changed(crop: Crop, image: np.ndarray = PICTURE, view: int = 0, tries: int = 400) -> float:
+def changed(crop: Crop, image: np.ndarray = IMAGE, view: int = 0, tries: int = 400) -> float:
     """Share of draws that change the image."""
     generator = rng()
     return np.mean([not np.array_equal(views.augment(image, crop, view, generator), image) for _ in range(tries)])
@@ -86,12 +86,12 @@ def changed(crop: Crop, image: np.ndarray = PICTURE, view: int = 0, tries: int =
 @pytest.mark.parametrize("probability", [0.0, 0.2, 1.0])
 def test_each_change_has_its_probability(field, probability):
     crop = Crop(jitter=(0.4, 0.4, 0.2, 0.1), blur_sigma=(1.0, 2.0), **{field: probability})
-    assert abs(changed(crop, PICTURE[:16, :16]) - probability) < (0.07 if 0 < probability < 1 else 1e-9)
+    assert abs(changed(crop, IMAGE[:16, :16]) - probability) < (0.07 if 0 < probability < 1 else 1e-9)
 
 
 def test_views_have_their_own_probabilities():
     square, crop = (
-        PICTURE[:32, :32],
+        IMAGE[:32, :32],
         Crop(count=2, blur_p=(1.0, 0.0), blur_sigma=(1.0, 2.0), solarize_p=(0.0, 1.0)),
     )
     generator = rng()
@@ -105,7 +105,7 @@ def test_jitter_draws_every_order_and_the_stated_ranges(monkeypatch):
         monkeypatch.setattr(images, name, lambda image, factor, name=name: calls.append((name, factor)) or image)
     generator = rng()
     for _ in range(1000):
-        views.jitter(PICTURE, (0.4, 1.5, 0.2, 0.1), generator)
+        views.jitter(IMAGE, (0.4, 1.5, 0.2, 0.1), generator)
     orders = {tuple(name for name, _ in calls[at : at + 4]) for at in range(0, len(calls), 4)}
     assert len(orders) == 24
     for name, low, high in [
@@ -119,7 +119,7 @@ def test_jitter_draws_every_order_and_the_stated_ranges(monkeypatch):
 
 
 def test_jitter_without_strength_changes_nothing():
-    np.testing.assert_array_equal(views.jitter(PICTURE, (0.0, 0.0, 0.0, 0.0), rng()), PICTURE)
+    np.testing.assert_array_equal(views.jitter(IMAGE, (0.0, 0.0, 0.0, 0.0), rng()), IMAGE)
 
 
 # views
@@ -129,22 +129,22 @@ PAPER = crops_from_config(default().views.crops)
 
 
 def test_views_have_the_stated_shapes():
-    pixels, boxes = make_views(PICTURE, PAPER, rng())["large"]
+    pixels, boxes = make_views(IMAGE, PAPER, rng())["large"]
     assert pixels.shape == (2, 224, 224, 3) and pixels.dtype == np.uint8
     assert boxes.shape == (2, 4) and boxes.dtype == np.float32
 
 
 def test_same_seed_same_views_other_seed_other_views():
     crops = {"large": Crop(count=2, size=16, jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8)}
-    first, again, other = (make_views(PICTURE, crops, rng(seed))["large"] for seed in (0, 0, 1))
+    first, again, other = (make_views(IMAGE, crops, rng(seed))["large"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
     assert (first[1] != other[1]).any() and (first[1][0] != first[1][1]).any()
 
 
 def test_box_is_where_the_pixels_come_from():
-    pixels, boxes = make_views(PICTURE, {"clean": Crop(size=20, filter="bilinear")}, rng(3))["clean"]
-    cut = Image.fromarray(PICTURE).crop(boxes[0].astype(int).tolist()).resize((20, 20), Image.Resampling.BILINEAR)
+    pixels, boxes = make_views(IMAGE, {"clean": Crop(size=20, filter="bilinear")}, rng(3))["clean"]
+    cut = Image.fromarray(IMAGE).crop(boxes[0].astype(int).tolist()).resize((20, 20), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(pixels[0], np.asarray(cut))
 
 
@@ -157,24 +157,24 @@ MANY = {
 
 @pytest.mark.parametrize("seed", range(5))
 def test_enclosing_crop_contains_both_globals_and_is_not_augmented(seed):
-    made = make_views(PICTURE, MANY, rng(seed))
+    made = make_views(IMAGE, MANY, rng(seed))
     left, top, right, bottom = made["enclosing"][1][0].astype(int)
     boxes = made["large"][1]
     assert (boxes[:, :2].min(0) >= (left, top)).all() and (boxes[:, 2:].max(0) <= (right, bottom)).all()
-    cut = resizing.resize(PICTURE[top:bottom, left:right], 16, 16, "bilinear")
+    cut = resizing.resize(IMAGE[top:bottom, left:right], 16, 16, "bilinear")
     np.testing.assert_array_equal(made["enclosing"][0][0], cut)
     assert made["local"][0].shape == (3, 8, 8, 3)
 
 
 def test_order_of_the_crops_does_not_matter():
-    there, back = (make_views(PICTURE, dict(crops), rng()) for crops in (MANY.items(), [*MANY.items()][::-1]))
+    there, back = (make_views(IMAGE, dict(crops), rng()) for crops in (MANY.items(), [*MANY.items()][::-1]))
     for name in MANY:
         np.testing.assert_array_equal(there[name][0], back[name][0])
         np.testing.assert_array_equal(there[name][1], back[name][1])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (300, 2)])
-def test_tiny_pictures_give_views(shape):
+def test_tiny_images_give_views(shape):
     pixels, boxes = make_views(np.full((*shape, 3), 9, np.uint8), {"large": Crop(count=2, size=8)}, rng())["large"]
     assert (pixels == 9).all() and (boxes[:, 2:] > boxes[:, :2]).all()
 
@@ -191,7 +191,7 @@ def test_default_config_is_the_papers_crop():
 
 def test_one_number_stands_for_all_views():
     one, each = Crop(count=3, size=8, solarize_p=1.0), Crop(count=3, size=8, solarize_p=(1.0, 1.0, 1.0))
-    made = [make_views(PICTURE, {"large": crop}, rng())["large"][0] for crop in (one, each)]
+    made = [make_views(IMAGE, {"large": crop}, rng())["large"][0] for crop in (one, each)]
     np.testing.assert_array_equal(made[0], made[1])
 
 

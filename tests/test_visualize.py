@@ -1,4 +1,4 @@
-"""Pictures: what goes into them is checked as arrays, and that they are written as files."""
+"""Images: what goes into them is checked as arrays, and that they are written as files."""
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ def image(seed=0, size=16):
     return np.random.default_rng(seed).integers(0, 256, (size, size, 3)).astype(np.uint8)
 
 
-def target_pixels(picture, removed, eps):
+def target_pixels(pixels, removed, eps):
     """What eq. 8 asks of the decoder at the removed patches."""
-    patches = patchify(jnp.float32((picture / 255 - IMAGENET_MEAN) / IMAGENET_STD), 4)
+    patches = patchify(jnp.float32((pixels / 255 - IMAGENET_MEAN) / IMAGENET_STD), 4)
     return np.asarray(patches if eps is None else normalise_patches(patches, eps))[removed]
 
 
@@ -39,27 +39,27 @@ def test_spread_paints_each_patch_in_its_tone():
 
 
 def test_grey_out_touches_removed_patches_only():
-    picture, hidden = image(), np.arange(16) % 3 == 0
-    greyed = plots.grey_out(picture, hidden)
+    pixels, hidden = image(), np.arange(16) % 3 == 0
+    greyed = plots.grey_out(pixels, hidden)
     for n in range(16):
         rows, columns = slice(n // 4 * 4, n // 4 * 4 + 4), slice(n % 4 * 4, n % 4 * 4 + 4)
-        expected = 255 * plots.GREY // 1 if hidden[n] else picture[rows, columns]
+        expected = 255 * plots.GREY // 1 if hidden[n] else pixels[rows, columns]
         assert (greyed[rows, columns] == expected).all()
 
 
 @pytest.mark.parametrize("eps", [None, 1e-6, 1e-2])
 def test_a_perfect_prediction_gives_the_image_back(eps):
-    picture, removed = image(), np.array([0, 3, 7, 12])
-    predicted = target_pixels(picture, removed, eps)
-    assert (plots.paste(picture, predicted, removed, eps=eps, **NORM) == picture).all()
+    pixels, removed = image(), np.array([0, 3, 7, 12])
+    predicted = target_pixels(pixels, removed, eps)
+    assert (plots.paste(pixels, predicted, removed, eps=eps, **NORM) == pixels).all()
 
 
 def test_a_flat_prediction_shows_each_patch_in_its_mean_colour():
-    picture, removed = image(), np.array([5])
-    drawn = plots.paste(picture, np.zeros((1, 48), np.float32), removed, eps=1e-6, **NORM)
+    pixels, removed = image(), np.array([5])
+    drawn = plots.paste(pixels, np.zeros((1, 48), np.float32), removed, eps=1e-6, **NORM)
     other = np.ones((16, 16), bool)
     other[4:8, 4:8] = False
-    assert (drawn[other] == picture[other]).all()
+    assert (drawn[other] == pixels[other]).all()
     assert np.ptp(drawn[4:8, 4:8].reshape(-1, 3), axis=0).max() == 0
 
 
@@ -89,7 +89,7 @@ def test_loss_curves_draw_the_terms_that_were_logged():
 
 
 def test_figures_of_an_experiment(tmp_path, monkeypatch):
-    """All three pictures, from a state and the metrics of its run; 3 scenes do not divide over 2 devices."""
+    """All three images, from a state and the metrics of its run; 3 scenes do not divide over 2 devices."""
     monkeypatch.setattr(figures, "NUM_SCENES", 4)
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16, 1, 2, 16, 8, 16))
     built = experiment.build(nano_config("detailclip"), make_mesh(jax.devices()[:2]))
@@ -104,7 +104,7 @@ def test_figures_of_an_experiment(tmp_path, monkeypatch):
     assert (changed == hidden).all()
 
 
-def test_a_method_without_teacher_and_pixels_has_fewer_pictures(tmp_path, monkeypatch):
+def test_a_method_without_teacher_and_pixels_has_fewer_images(tmp_path, monkeypatch):
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16))
     built = experiment.build(nano_config("clip"), make_mesh(jax.devices()[:1]))
     assert [path.name for path in figures.write(tmp_path, built, built.init(0))] == ["attention.png"]

@@ -59,14 +59,14 @@ def straightforward_step(exp):
 
 
 def example(exp, words):
-    """Pictures of noise and captions of that many tokens in a context of 77."""
+    """Images of noise and captions of that many tokens in a context of 77."""
     rng = np.random.default_rng(0)
     batch = jax.tree.map(np.asarray, experiment.dummy_batch(exp.config, exp.config.batch_size))
-    pictures = rng.integers(0, 256, batch["image"]["large"].shape).astype(np.uint8)
+    images = rng.integers(0, 256, batch["image"]["large"].shape).astype(np.uint8)
     text = np.zeros_like(batch["text"])
     text[:, :words] = rng.integers(1, START, text[:, :words].shape)
     text[:, 0], text[:, words - 1] = START, END
-    return {**batch, "image": {"large": pictures}, "text": text}
+    return {**batch, "image": {"large": images}, "text": text}
 
 
 class Stepper:

@@ -77,7 +77,7 @@ def tiny_batch(seed=0, config=None, size=BATCH):
 
 
 def boxes(crop, rng, size, count):
-    """Boxes in a picture of 48 pixels: all of it for the enclosing crop, within it for the others."""
+    """Boxes in an image of 48 pixels: all of it for the enclosing crop, within it for the others."""
     if crop == "enclosing":
         return np.tile(np.array([0, 0, 48, 48], np.float32), (size, count, 1))
     corner = rng.integers(0, 16, (size, count, 2))

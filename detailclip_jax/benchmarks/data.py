@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from detailclip_jax.benchmarks import peaks, report, stages, theory, timing, torchvision_views, variants
-from detailclip_jax.benchmarks.pictures import MadeUp
 from detailclip_jax.benchmarks.stages import STAGES, Recipe, Stopwatch
+from detailclip_jax.benchmarks.synthetic_images import SyntheticImages
 from detailclip_jax.benchmarks.timing import Spread
 from detailclip_jax.config.settings import parse_setting
 from detailclip_jax.data import pipeline
@@ -71,9 +71,9 @@ def open_source(config: ConfigDict, size: tuple[int, int] | None = None) -> Sour
     Raises ValueError if a size is given and the config names a data set.
     """
     if config.data.source != "stickers" and not config.data.path:
-        return MadeUp(*reversed(size)) if size else MadeUp()
+        return SyntheticImages(*reversed(size)) if size else SyntheticImages()
     if size:
-        raise ValueError(f"--size={size[0]}x{size[1]} is of pictures made on the fly, but the config names a data set")
+        raise ValueError(f"--size={size[0]}x{size[1]} is of images made on the fly, but the config names a data set")
     return pipeline.open_source(config)
 
 
@@ -112,17 +112,17 @@ def compare(
 ) -> dict[str, Versus]:
     """Compares decoding and views with torchvision's on the same images, in alternation."""
     examples = list(readable(source, indices))
-    pictures = [picture for _, picture in examples]
-    pillow, rng, watch = [Image.fromarray(picture) for picture in pictures], np.random.default_rng(0), Stopwatch()
+    images = [image for _, image in examples]
+    pillow, rng, watch = [Image.fromarray(image) for image in images], np.random.default_rng(0), Stopwatch()
 
     def our_views() -> None:
-        for picture in pictures:
-            stages.make_views(Decoded(picture, *picture.shape[:2]), recipe, watch, rng)
+        for image in images:
+            stages.make_views(Decoded(image, *image.shape[:2]), recipe, watch, rng)
 
     def their_views() -> None:
-        for picture in pillow:
+        for image in pillow:
             for transform in theirs:
-                transform(picture)
+                transform(image)
 
     pairs: dict[str, tuple] = {"views": (our_views, their_views)}
     files = [example["image"] for example, _ in examples if isinstance(example["image"], bytes)]
@@ -135,7 +135,7 @@ def compare(
     return {name: _versus(pair, len(examples), rounds) for name, pair in pairs.items()}
 
 
-def readable(source: Source, indices: Sequence[int]) -> Iterator[tuple[Example, stages.Picture]]:
+def readable(source: Source, indices: Sequence[int]) -> Iterator[tuple[Example, stages.Pixels]]:
     """The readable examples with their images."""
     for index in indices:
         with contextlib.suppress(BadRecord, BadImage):
@@ -170,31 +170,31 @@ def pipeline_rate(config: ConfigDict, source: Source, arguments: argparse.Namesp
 def text(source, config, seconds, against, rate, workers) -> str:
     """The text of all tables."""
     whole = sum(spread.median for spread in seconds.values())
-    rows = [["stage", "ms a picture (range)", "share", "pictures/s a core"]]
+    rows = [["stage", "ms per image (range)", "share", "images/s per core"]]
     for stage, one in seconds.items():
         ms = Spread(*(1e3 * value for value in one))
         speed = report.number(1 / one.median if one.median else None)
         rows.append([stage, str(ms), f"{one.median / whole:.1%}", speed])
     rows.append(["all", f"{1e3 * whole:.3g}", "100.0%", report.number(1 / whole)])
     number = sum(crop.count for crop in recipe_of(config).crops.values())
-    title = f"{_name(source)}; {number} views a picture; CPU time of one thread"
+    title = f"{_name(source)}; {number} views per image; CPU time of one thread"
     blocks = [title, report.table(rows)]
     if against:
         blocks.append(_against_text(against))
     if rate:
-        blocks.append(f"the whole pipeline with {workers} workers: {rate} pictures/s by the clock")
+        blocks.append(f"the whole pipeline with {workers} workers: {rate} images/s by the clock")
     return "\n\n".join([*blocks, feeds(config, 1 / whole)])
 
 
 def _name(source: Source) -> str:
-    if isinstance(source, MadeUp):
+    if isinstance(source, SyntheticImages):
         size = np.mean([len(source[index]["image"]) for index in range(8)]) / 1e3
         return f"JPEG of {source.width} x {source.height}, {size:.0f} KB, made on the fly (no data.path is given)"
     return getattr(source, "name", type(source).__name__)
 
 
 def _against_text(against: dict[str, Versus]) -> str:
-    rows = [["in turn, ms a picture", "here", "torchvision", "times as fast (range)"]]
+    rows = [["in turn, ms per image", "here", "torchvision", "times as fast (range)"]]
     for name, one in against.items():
         rows.append([name, f"{1e3 * one.ours.median:.3g}", f"{1e3 * one.theirs.median:.3g}", str(one.faster)])
     return report.table(rows)

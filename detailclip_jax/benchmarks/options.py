@@ -33,7 +33,7 @@ What the devices of a compiled step send each other: kind, how often, bytes.
 Where there are fewer devices, N of the CPU stand in for them.  Operations in a loop count as often as it runs.
 """
 DATA = """\
-How many pictures a second a core prepares, what each stage costs, and which devices that feeds.
+How many images per second a core prepares, what each stage costs, and which devices that feeds.
 
     python -m detailclip_jax.benchmark data                          # JPEG of 500 x 375, made on the fly
     python -m detailclip_jax.benchmark data --size=2000x1500         # large originals, decoded at a reduced size
@@ -114,10 +114,10 @@ def _data(command: argparse.ArgumentParser) -> None:
     add("--path", metavar="FOLDER", help="records or a TFDS data set, as in data.path (default: JPEG made on the fly)")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field of the config; may be repeated")
     add("--size", type=_size, metavar="WIDTHxHEIGHT", help="of the JPEG made on the fly (default 500x375)")
-    add("--examples", type=int, default=64, help="pictures of a round (default 64)")
+    add("--examples", type=int, default=64, help="images of a round (default 64)")
     add("--rounds", type=int, default=5, help="repetitions of the measurement (default 5)")
     add("--workers", type=int, metavar="N", help="also run the whole pipeline with N worker processes")
-    add("--against", choices=("torchvision",), help="the same views by torchvision on the same decoded pictures")
+    add("--against", choices=("torchvision",), help="the same views by torchvision on the same decoded images")
     add("--json", metavar="FILE", help="also write the results as a JSON list")
 
 

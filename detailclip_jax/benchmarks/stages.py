@@ -10,13 +10,13 @@ from jaxtyping import UInt8
 
 from detailclip_jax.data import views
 from detailclip_jax.data.caption_rules import caption_of
-from detailclip_jax.data.decoding import BadImage, picture_of
+from detailclip_jax.data.decoding import BadImage, image_of
 from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
 
 STAGES = ("read", "decode", "crop", "colour", "tokenise", "stack")
-Picture = UInt8[np.ndarray, "H W 3"]
+Pixels = UInt8[np.ndarray, "H W 3"]
 
 
 class Recipe(NamedTuple):
@@ -66,25 +66,25 @@ def prepare_one(
         ids = recipe.tokenizer.encode(caption_of(example, recipe.caption, rng))
         text = recipe.tokenizer.fit(ids)
     with watch.stage("decode"):
-        picture = picture_of(example["image"])
-    return {**make_views(picture, recipe, watch, rng), "text": text}
+        image = image_of(example["image"])
+    return {**make_views(image, recipe, watch, rng), "text": text}
 
 
-def decoded(example: Example) -> Picture:
+def decoded(example: Example) -> Pixels:
     """The image of an example at full size."""
-    return picture_of(example["image"]).decoded().pixels
+    return image_of(example["image"]).decoded().pixels
 
 
 def make_views(
-    picture: views.Picture, recipe: Recipe, watch: Stopwatch, rng: np.random.Generator
+    image: views.Opened, recipe: Recipe, watch: Stopwatch, rng: np.random.Generator
 ) -> dict[str, UInt8[np.ndarray, "V S S 3"]]:
     """The views of `data.views.make_views`, with the same functions and random draws, timed by stage."""
     crops = recipe.crops
     made: dict[str, np.ndarray] = {}
     with watch.stage("crop"):
-        boxes = views.draw_boxes(picture.height, picture.width, crops, rng)
+        boxes = views.draw_boxes(image.height, image.width, crops, rng)
     with watch.stage("decode"):
-        pixels = picture.decoded(views.reduction_for(boxes, crops, recipe.reducing_gap))
+        pixels = image.decoded(views.reduction_for(boxes, crops, recipe.reducing_gap))
     for name in sorted(crops):
         with watch.stage("crop"):
             cut = [views.cut(pixels, crops[name], box) for box in boxes[name]]

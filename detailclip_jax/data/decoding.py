@@ -192,7 +192,7 @@ class Encoded:
         return _rgb(header)
 
 
-def picture_of(image: bytes | UInt8[np.ndarray, "H W 3"]) -> Encoded | Decoded:
+def image_of(image: bytes | UInt8[np.ndarray, "H W 3"]) -> Encoded | Decoded:
     """Returns an example's image, not decoded yet if it is encoded; raises BadImage as `opened` does."""
     return opened(image) if isinstance(image, bytes) else Decoded(image, *image.shape[:2])
 
@@ -209,7 +209,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 
 def decoded_for_use(data: bytes | UInt8[np.ndarray, "H W 3"]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Context manager around `decode`: the pixels count in the budget until its end; keep only small results."""
     with BUDGET.scope():
-        yield picture_of(data).decoded().pixels
+        yield image_of(data).decoded().pixels
 
 
 def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXELS) -> Encoded:

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_rules import caption_of, check_rule
-from detailclip_jax.data.decoding import BUDGET, BadImage, picture_of
+from detailclip_jax.data.decoding import BUDGET, BadImage, image_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
@@ -114,9 +114,7 @@ class Stream:
                 return {**self._example(int(self._order[at]), position), "bad": bad[:1]}
             except BadRecord as error:
                 bad.append(str(error))
-        raise TooManyBadRecords(
-            f"{MAX_TRIES} unreadable records in a row; are these pictures?  Repair or replace:", bad
-        )
+        raise TooManyBadRecords(f"{MAX_TRIES} unreadable records in a row; are these images?  Repair or replace:", bad)
 
     def _example(self, index: int, position: int) -> dict[str, Any]:
         """Returns record `index` with the random draws of a position; raises BadRecord if it is unreadable."""
@@ -125,7 +123,7 @@ class Stream:
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
         text, is_cut = self.tokenizer.row(caption_of(example, self.caption, rng))
         with _bad_images_are_bad_records(example), BUDGET.scope():
-            views = make_views(picture_of(example["image"]), self.crops, rng, self.reducing_gap)
+            views = make_views(image_of(example["image"]), self.crops, rng, self.reducing_gap)
         masks = make_masks(self.crops, rng)
         return {
             **({"hidden": masks} if masks else {}),
@@ -144,7 +142,7 @@ def read(source: Source, index: int) -> tuple[Example, np.ndarray]:
     """
     example = source[index]
     with _bad_images_are_bad_records(example):
-        return example, picture_of(example["image"]).decoded().pixels
+        return example, image_of(example["image"]).decoded().pixels
 
 
 @contextlib.contextmanager

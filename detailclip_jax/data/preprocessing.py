@@ -66,7 +66,7 @@ def check(fields: ConfigDict) -> None:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds flags that override the checkpoint's preprocessing, see `given`."""
     own = "; default: the model's own"
-    parser.add_argument("--resize-filter", choices=tuple(FILTERS), help=f"how pictures are resized{own}")
+    parser.add_argument("--resize-filter", choices=tuple(FILTERS), help=f"how images are resized{own}")
     parser.add_argument("--resize", choices=RESIZES, help=f"the shorter side, or both sides whatever the shape{own}")
     text = f"side of the center crop over the resized side, such as .875 for 224 of 256{own}"
     parser.add_argument("--crop-ratio", type=float, metavar="R", help=text)

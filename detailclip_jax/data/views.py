@@ -19,7 +19,7 @@ from detailclip_jax.data.blocks import block_mask
 from detailclip_jax.data.decoding import Decoded, Encoded
 
 Box = tuple[int, int, int, int]  # xyxy, pixels of the image; x1 and y1 are exclusive
-Picture = Encoded | Decoded
+Opened = Encoded | Decoded
 KINDS = ("random", "enclosing")  # in the order in which their boxes are drawn
 ENCLOSED = "large"  # the crops that an enclosing crop contains
 TRIES = 10
@@ -184,7 +184,7 @@ Views = dict[str, tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]
 
 
 def make_views(
-    image: Picture | UInt8[np.ndarray, "H W 3"],
+    image: Opened | UInt8[np.ndarray, "H W 3"],
     crops: Mapping[str, Crop],
     rng: np.random.Generator,
     reducing_gap: int | float = 0,
@@ -198,9 +198,9 @@ def make_views(
         views = make_views(image, {"large": Crop(count=2)}, np.random.default_rng(0))
         pixels, boxes = views["large"]            # uint8 [2, 224, 224, 3], float32 [2, 4]
     """
-    picture = Decoded(image, *image.shape[:2]) if isinstance(image, np.ndarray) else image
-    boxes = draw_boxes(picture.height, picture.width, crops, rng)
-    decoded = picture.decoded(reduction_for(boxes, crops, reducing_gap))
+    opened = Decoded(image, *image.shape[:2]) if isinstance(image, np.ndarray) else image
+    boxes = draw_boxes(opened.height, opened.width, crops, rng)
+    decoded = opened.decoded(reduction_for(boxes, crops, reducing_gap))
     return {name: _views(decoded, crops[name], boxes[name], rng) for name in sorted(crops)}
 
 
@@ -239,12 +239,12 @@ def check_reducing_gap(gap: int | float, name: str = "reducing_gap") -> None:
 
 
 def _views(
-    picture: Decoded, crop: Crop, boxes: list[Box], rng: np.random.Generator
+    image: Decoded, crop: Crop, boxes: list[Box], rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "V S S 3"], Float32[np.ndarray, "V 4"]]:
-    pixels = [augment(cut(picture, crop, box), crop, view, rng) for view, box in enumerate(boxes)]
+    pixels = [augment(cut(image, crop, box), crop, view, rng) for view, box in enumerate(boxes)]
     return np.stack(pixels), np.array(boxes, np.float32)
 
 
-def cut(picture: Decoded, crop: Crop, box: Box) -> UInt8[np.ndarray, "S S 3"]:
+def cut(image: Decoded, crop: Crop, box: Box) -> UInt8[np.ndarray, "S S 3"]:
     """Cuts a box from an image and resizes it to the crop's size."""
-    return images.resize_part(picture.pixels, picture.within(box), crop.size, crop.size, crop.filter)
+    return images.resize_part(image.pixels, image.within(box), crop.size, crop.size, crop.filter)

@@ -76,7 +76,7 @@ class Bench:
         self.num_unreadable += len(data.source) - len(made["index"])
         if not len(made["index"]):
             why = f"; the first: {unreadable[0]}" if unreadable else ""
-            raise Unmeasurable(f"{data.name}: none of its {len(data.source)} pictures can be read{why}")
+            raise Unmeasurable(f"{data.name}: none of its {len(data.source)} images can be read{why}")
         check_labels(data, made["labels"], made["index"])
         return Embedded(made["features"], made["labels"], made["index"], unreadable)
 

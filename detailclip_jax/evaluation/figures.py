@@ -51,9 +51,9 @@ def held_out_images(config: ConfigDict) -> Shown | None:
     """Images excluded from training: scenes of stickers, or examples of the run's own data; None if there are none."""
     if config.data.source == "stickers":
         scenes = stickers.scenes(config, "held_out_pairs", NUM_SCENES)
-        images = stickers.pictures([scenes[i] for i in range(NUM_SCENES)], config)
+        images = stickers.images([scenes[i] for i in range(NUM_SCENES)], config)
         return Shown(images, "scene", ATTRIBUTION)
-    images = held_out.pictures(config, NUM_SCENES)
+    images = held_out.images(config, NUM_SCENES)
     return None if images is None else Shown(images)
 
 

@@ -70,7 +70,7 @@ def _has_caption(source: Source, place: int) -> bool:
         return False
 
 
-def pictures(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | None:
+def images(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | None:
     """The first `count` held-out images that can be decoded, preprocessed for the model; None if there are none."""
     found, views = find(config), []
     for place in range(len(found.source)) if found else ():

@@ -113,5 +113,5 @@ def captions_of(source: Source, indices: Sequence[int]) -> list[tuple[str, ...]]
     captions = [tuple(source[int(index)]["captions"]) for index in indices]
     for index, own in zip(indices, captions):
         if not own:
-            raise Unmeasurable(f"example {index} has no caption: retrieval needs pictures with captions")
+            raise Unmeasurable(f"example {index} has no caption: retrieval needs images with captions")
     return captions

@@ -78,7 +78,7 @@ class Results:
             new = digests.get(old["weights"], old["digest"])
             if old["digest"] != new:
                 there = f"step {old['step']} of {old['checkpoint']}"
-                other = f"other weights ({there}), or of pictures that were resized in another way"
+                other = f"other weights ({there}), or of images that were resized in another way"
                 raise ValueError(f"--out={folder} holds results of {other}; choose another folder")
 
     def done(self, identity: Mapping[str, Any]) -> bool:
@@ -259,7 +259,7 @@ def gaps(outcome: Outcome) -> list[str]:
         "Remarks": remarks,
         "Failed": outcome.failed,
         "Left out, for want of a network": outcome.left_out,
-        "Unreadable pictures, left out": dict.fromkeys(outcome.unreadable[:MAX_LISTED], ""),
+        "Unreadable images, left out": dict.fromkeys(outcome.unreadable[:MAX_LISTED], ""),
     }
     return [line for heading, entries in parts.items() if entries for line in _listed(heading, entries)]
 

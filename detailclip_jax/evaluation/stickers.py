@@ -108,6 +108,6 @@ def batches(source: Source, config: ConfigDict) -> list[EvaluationBatch]:
     return list(evaluation_batches(source, transform_of(config), tokenizer, min(BATCH_SIZE, len(source))))
 
 
-def pictures(examples: Sequence[dict[str, Any]], config: ConfigDict) -> UInt8[np.ndarray, "B S S 3"]:
+def images(examples: Sequence[dict[str, Any]], config: ConfigDict) -> UInt8[np.ndarray, "B S S 3"]:
     """The images of the scenes, preprocessed for the model."""
     return np.stack([evaluation_view(example["image"], *transform_of(config)) for example in examples])

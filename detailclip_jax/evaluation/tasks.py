@@ -152,7 +152,7 @@ def segmentation(setting: Setting, name: str) -> Prepared:
 def _in_training(setting: Setting, name: str, kind: str, evaluator: Any) -> Prepared:
     """A task that runs an evaluator of training runs on sticker scenes."""
     if name != "stickers":
-        raise ValueError(f"{kind} needs pictures whose objects are known to the pixel: the set stickers, not {name}")
+        raise ValueError(f"{kind} needs images whose objects are known to the pixel: the set stickers, not {name}")
     if setting.config is None:
         raise ValueError(f"{kind} looks at the patches of a run of this package: give it a checkpoint")
     data, config = setting.sets.labelled(name), setting.config

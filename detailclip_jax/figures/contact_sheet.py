@@ -18,7 +18,7 @@ INK, FAINT, EMPTY = "#222222", "#777777", "#E0E0E0"
 class Tile(NamedTuple):
     """A square image (None if there is none to show) and the lines of text below it."""
 
-    picture: UInt8[np.ndarray, "S S 3"] | None
+    image: UInt8[np.ndarray, "S S 3"] | None
     line: str
     small: str
 
@@ -37,10 +37,10 @@ def draw(title: str, tiles: Sequence[Tile]) -> Image.Image:
 
 
 def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
-    if tile.picture is None:
+    if tile.image is None:
         pen.rectangle((left, top, left + SIDE - 1, top + SIDE - 1), EMPTY)
     else:
-        sheet.paste(Image.fromarray(tile.picture).resize((SIDE, SIDE)), (left, top))
+        sheet.paste(Image.fromarray(tile.image).resize((SIDE, SIDE)), (left, top))
     pen.text((left, top + SIDE + 2), cut(tile.line, 13, SIDE), INK, _font(13))
     pen.text((left, top + SIDE + 2 + LINE), cut(tile.small, 11, SIDE), FAINT, _font(11))
 

@@ -99,10 +99,10 @@ def image_grid(rows: Mapping[str, Sequence[np.ndarray]], title: str, credit: str
     for i, (name, row) in enumerate(rows.items()):
         y = height - top - cell * (i + 1)
         figure.text(0.1 / width, (y + cell / 2) / height, name, fontsize=9, color=INK, va="center", linespacing=1.35)
-        for j, picture in enumerate(row):
+        for j, image in enumerate(row):
             box = ((label + cell * j) / width, y / height, (cell - 0.07) / width, (cell - 0.07) / height)
             axes = figure.add_axes(box)
-            axes.imshow(picture, cmap="viridis", interpolation="nearest")
+            axes.imshow(image, cmap="viridis", interpolation="nearest")
             axes.set_axis_off()
     return figure
 

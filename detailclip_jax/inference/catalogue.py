@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from detailclip_jax.data.picture_files import Found, PictureBatches
+from detailclip_jax.data.image_files import Found, ImageFileBatches
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import IMAGE, TEXT, Key, Origin, Table
 from detailclip_jax.runtime.cores import usable_cores
@@ -40,14 +40,14 @@ def _bad(count: int) -> list[str]:
     return [f"{count:,} unreadable"] if count else []
 
 
-def parts_of_pictures(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[Part]:
+def parts_of_images(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[Part]:
     """Embeds images batch by batch, while threads read the next ones."""
     from detailclip_jax.data.workers import Prefetched
     from detailclip_jax.inference.model import in_turn
 
     todo = found._replace(names=tuple(key.name for key in keys))
-    pictures = PictureBatches(todo, model.transform, BATCH_SIZE)
-    with contextlib.closing(Prefetched(pictures, prefetch=PREFETCH)) as batches:
+    images = ImageFileBatches(todo, model.transform, BATCH_SIZE)
+    with contextlib.closing(Prefetched(images, prefetch=PREFETCH)) as batches:
         calls = ((model.encode.image(model.params, batch["image"]), batch["reason"]) for batch in batches)
         for number, (rows, reasons) in enumerate(in_turn(calls)):
             first = number * BATCH_SIZE
@@ -136,7 +136,7 @@ def check_checkpoint(file: Path, theirs: Origin, ours: Origin, way_out: str) -> 
 def same_root(file: Path, theirs: str, ours: str) -> str:
     """The image folder of a file. Raises ValueError if the file and the request name different folders."""
     if theirs and ours and theirs != ours:
-        raise ValueError(f"{file} holds pictures of {theirs}, not of {ours}; choose another --out, or delete it")
+        raise ValueError(f"{file} holds images of {theirs}, not of {ours}; choose another --out, or delete it")
     return theirs or ours
 
 
@@ -160,7 +160,7 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
         stopped(request.out, known.origin, made, len(keys), console)
         return table, interrupt.exit_code
     if request.found and not any(key.kind == IMAGE for key in table.rows):
-        complain(f"error: none of the {len(request.found.names)} pictures can be read")
+        complain(f"error: none of the {len(request.found.names)} images can be read")
         return table, RUN_ERROR
     if request.out:
         finish(request.out, table, known, console)
@@ -185,7 +185,7 @@ def embed_missing(
     images, texts = ([k for k in keys if k.kind == kind and k not in made.rows] for kind in (IMAGE, TEXT))
     stages: list[tuple[str, Any, int]] = []
     if images and request.found:
-        stages.append(("images", parts_of_pictures(model, request.found, images), len(images)))
+        stages.append(("images", parts_of_images(model, request.found, images), len(images)))
     if texts:
         stages.append(("texts", parts_of_texts(model, texts), len(texts)))
     for noun, parts, total in stages:

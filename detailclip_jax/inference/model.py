@@ -184,7 +184,7 @@ class Model:
     def require(self, call: str) -> None:
         """Raises ValueError unless the model has the networks that the method `call` runs."""
         if missing := [part for part in NEEDS[call] if part not in self.params]:
-            alone = "; it embeds pictures alone (encode_image, features, embed --images)" * ("image" in self.params)
+            alone = "; it embeds images alone (encode_image, features, embed --images)" * ("image" in self.params)
             raise ValueError(
                 f"{call} runs {' and '.join(NEEDS[call])}, but {self.path} is a {self.config.method}, which has no "
                 f"{' and no '.join(missing)}{alone}; methods that have all: {', '.join(WITH_TEXT)}"
@@ -197,12 +197,12 @@ class Model:
 
     def _views(self, images: Any, call: str) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
         if isinstance(images, str | bytes | Path | Image.Image) or getattr(images, "ndim", 4) < 4:
-            raise TypeError(f"{call} takes a list of pictures, got one {type(images).__name__}; write [image]")
+            raise TypeError(f"{call} takes a list of images, got one {type(images).__name__}; write [image]")
         for number, image in enumerate(images):
             try:
                 yield self.view(image)
             except BadImage as error:
-                raise BadImage(f"picture {number}: {error}") from error
+                raise BadImage(f"image {number}: {error}") from error
 
     def _encoded(self, function: Any, rows: Iterable[np.ndarray], width: int) -> Float32[np.ndarray, "B E"]:
         parts = self._called(function, rows)
@@ -277,7 +277,7 @@ def _as_pil(array: np.ndarray) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise TypeError(
-            f"{array.dtype} {list(array.shape)} is no picture; give a PIL image, a path, or uint8 [height, width, 3] "
+            f"{array.dtype} {list(array.shape)} is no image; give a PIL image, a path, or uint8 [height, width, 3] "
             "with values from 0 to 255"
         )
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)

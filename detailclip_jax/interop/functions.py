@@ -73,7 +73,7 @@ def _write(export: Export, path: Path, suffix: str, call: str, write: Callable[[
     for name, function in found.items():
         write(function, path / f"encode_{name}.{suffix}")
     content = {f"encode_{name}": _signature(function) for name, function in found.items()} | {"call": call}
-    content["pictures"] = preprocessing.description(export.config)
+    content["preprocess"] = preprocessing.description(export.config)
     replace_text(path / "signature.json", json.dumps(content, indent=2) + "\n")
     return flatten({part: export.params[part] for part in TOWERS if part in export.params})
 

@@ -157,7 +157,7 @@ def report(
         f"  layer decay   {opt.layer_decay:g} in those",
         f"  teacher moves {config.ema.start:g} -> {config.ema.end:g}",
         f"  image tower   {kept}",
-        f"  pictures      {preprocessing.description(config)}",
+        f"  preprocess    {preprocessing.description(config)}",
     ]
 
 

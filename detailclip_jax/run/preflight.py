@@ -122,7 +122,7 @@ def data(plan: Plan) -> Finding:
     sets = f" ({plan.source.name})" if len(parts) > 1 else ""
     ends = accumulate(len(part.source) for part in parts)
     height, width = [pipeline.read(plan.source, end - 1)[1].shape[:2] for end in ends][-1]
-    text = f"{plan.config.data.source}: {len(plan.source):,} examples{sets}, the last a picture of {width} x {height}"
+    text = f"{plan.config.data.source}: {len(plan.source):,} examples{sets}, the last an image of {width} x {height}"
     return Finding(f"{text}, fingerprint {fingerprint}", int(fingerprint, 16))
 
 

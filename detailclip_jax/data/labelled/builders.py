@@ -140,9 +140,9 @@ def random_access(builder: Any, split: str) -> Any:
     """Returns the records of a split with their images still encoded."""
     import tensorflow_datasets as tfds
 
-    pictures = [name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Image)]
+    images = [name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Image)]
     try:
-        return builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in pictures})
+        return builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in images})
     except NotImplementedError as error:  # raised by TFDS for formats without random access
         raise MissingData(
             f"{builder.data_dir} is prepared in a format without random access; prepare it with "

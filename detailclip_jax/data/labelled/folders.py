@@ -21,9 +21,9 @@ def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Conten
     classes = class_folders(root) if root else ()
     if not root or not classes:
         return None
-    files = [(name, label) for label, kind in enumerate(classes) for name in pictures_below(root, kind, follow_links)]
+    files = [(name, label) for label, kind in enumerate(classes) for name in images_below(root, kind, follow_links)]
     if not files:
-        raise MissingData(f"{root}: {len(classes)} folders, but no picture in any; known are {' '.join(SUFFIXES)}")
+        raise MissingData(f"{root}: {len(classes)} folders, but no image in any; known are {' '.join(SUFFIXES)}")
     names = [name for name, _ in files]
     return Contents(Folders(root, files, follow_links), classes, ("folders", *classes, *file_identity(root, names)))
 
@@ -46,22 +46,22 @@ def splits_in(folder: pathlib.Path) -> tuple[str, ...]:
     """
     names = class_folders(folder)
     named = [name for name in SPLIT_FOLDERS if name in names]
-    beside_classes = bool(named) and any(holds_pictures(folder / name) for name in names if name not in named)
+    beside_classes = bool(named) and any(holds_images(folder / name) for name in names if name not in named)
     return tuple(name for name in named if not beside_classes or holds_classes(folder / name))
 
 
 def holds_classes(folder: pathlib.Path) -> bool:
     """Returns whether the subfolders of a folder hold images and the folder itself holds none."""
-    own = any(map(is_picture, os.listdir(folder)))
-    return not own and any(holds_pictures(folder / name) for name in class_folders(folder))
+    own = any(map(is_image_name, os.listdir(folder)))
+    return not own and any(holds_images(folder / name) for name in class_folders(folder))
 
 
-def holds_pictures(folder: pathlib.Path) -> bool:
+def holds_images(folder: pathlib.Path) -> bool:
     """Returns whether a folder holds an image at any depth."""
-    return any(map(is_picture, Walk(folder, follow_links=True).files()))
+    return any(map(is_image_name, Walk(folder, follow_links=True).files()))
 
 
-def is_picture(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Returns whether a file of that name counts as an image."""
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
@@ -73,7 +73,7 @@ def class_folders(root: pathlib.Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
 
 
-def pictures_below(root: pathlib.Path, kind: str, follow_links: bool = False) -> list[str]:
+def images_below(root: pathlib.Path, kind: str, follow_links: bool = False) -> list[str]:
     """Returns the paths, relative to `root`, of all images below its folder `kind`, in torchvision's order.
 
     Raises MissingData for a folder that is a link out of `root`, unless `follow_links`: if part of a class were left
@@ -84,7 +84,7 @@ def pictures_below(root: pathlib.Path, kind: str, follow_links: bool = False) ->
     except LeavesFolder as error:
         raise MissingData(str(error)) from error
     walk = Walk(root, follow_links)
-    found = [name for name in walk.files(kind) if is_picture(name)]
+    found = [name for name in walk.files(kind) if is_image_name(name)]
     if walk.left_out:
         raise MissingData("; ".join(list(walk.left_out.values())[:MAX_NAMED]))
     return sorted(found, key=os.path.split)

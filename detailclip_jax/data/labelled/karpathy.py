@@ -27,7 +27,7 @@ def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Conten
     wanted = SPLITS.get(split, (split,))
     entries = [(path, captions) for own, path, captions in rows_of(files[0]) if own in wanted]
     if not entries:
-        raise MissingData(f"{files[0]} has no picture of the split {split}")
+        raise MissingData(f"{files[0]} has no image of the split {split}")
     root = root_of(folder, entries[0][0])
     identity = ("karpathy", split, *("\t".join((path, *captions)) for path, captions in entries))
     return Contents(Captioned(root, entries, follow_links), (), identity)
@@ -52,7 +52,7 @@ def root_of(folder: pathlib.Path, name: str) -> pathlib.Path:
     found = next((folder / root for root in FOLDERS if (folder / root / name).is_file()), None)
     if found is None:
         looked = ", ".join(str(folder / root / name) for root in FOLDERS)
-        raise MissingData(f"{folder} has a split file, but not its pictures: looked for {looked}")
+        raise MissingData(f"{folder} has a split file, but not its images: looked for {looked}")
     return found
 
 

@@ -42,7 +42,7 @@ PAPER = (
         "sun397",
         other_sizes={
             21_750: "the random split of TFDS's config tfds",
-            108_754: "all pictures, as clip-benchmark has it",
+            108_754: "all images, as clip-benchmark has it",
         },
     ),
     Known("aircraft", 3_333, wds="fgvc_aircraft"),
@@ -94,7 +94,7 @@ OTHERS = (
 
 CAPTIONED = (
     Known("coco", 5_000, "coco_captions", "mscoco_captions", captioned=True),
-    Known("flickr30k", 1_000, wds="flickr30k", other_sizes={31_014: "all pictures"}, captioned=True),
+    Known("flickr30k", 1_000, wds="flickr30k", other_sizes={31_014: "all images"}, captioned=True),
 )
 
 KNOWN = {known.name: known for known in (*PAPER, *OTHERS, *CAPTIONED)}
@@ -103,7 +103,7 @@ KNOWN = {known.name: known for known in (*PAPER, *OTHERS, *CAPTIONED)}
 def ways_to_get(known: Known, folder: str | os.PathLike) -> Iterator[str]:
     """Yields one line for each way to put the set into a folder in which it is searched."""
     if known.captioned:
-        yield f"its Karpathy split file {folder}/{known.name}/dataset_{known.name}.json with the pictures beside it"
+        yield f"its Karpathy split file {folder}/{known.name}/dataset_{known.name}.json with the images beside it"
     else:
         yield f"one folder per class: {folder}/{known.name}/test/CLASS/*.jpg"
     if known.wds:

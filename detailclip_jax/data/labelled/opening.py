@@ -73,7 +73,7 @@ def readiness(known: Known, data_dir: str | pathlib.Path) -> Readiness:
         found = len(open_set(known.name, data_dir).source)
     except OSError as error:  # MissingData, or a folder without read permission
         return Readiness(known.name, False, None, known.num_test, str(error))
-    note = known.sizes.get(found, f"{found} pictures, not {known.num_test}: incomplete, or another set of that name")
+    note = known.sizes.get(found, f"{found} images, not {known.num_test}: incomplete, or another set of that name")
     return Readiness(known.name, found in known.sizes, found, expected_size(known, found) or known.num_test, note)
 
 
@@ -124,14 +124,14 @@ def expected_size(known: Known | None, found: int) -> int | None:
 def warn_of_size(name: str, found: int, expected: int | None) -> None:
     """Logs a warning if the size is not the published one: the results are then not comparable."""
     if expected is not None and found != expected:
-        logging.warning("%s has %d test pictures where %d are published: not comparable", name, found, expected)
+        logging.warning("%s has %d test images where %d are published: not comparable", name, found, expected)
 
 
 def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.Path]) -> str:
     """Returns the message that lists the searched places, their contents and the ways to get the set."""
     known = KNOWN.get(name)
     kind = "captioned" if known and known.captioned else "labelled"
-    lacks = f"holds no {kind} pictures of split {split} in a layout that is known"
+    lacks = f"holds no {kind} images of split {split} in a layout that is known"
     seen = "; ".join(f"{path} {lacks if path.is_dir() else 'is not there'}" for path in tried)
     own = f"one folder per class: {tried[0]}/CLASS/*.jpg, or {tried[0]}/{split}/CLASS/*.jpg"
     ways = "\n  ".join(ways_to_get(known, data_dir) if known else (own, f"known sets are {', '.join(KNOWN)}"))

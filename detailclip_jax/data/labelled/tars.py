@@ -42,7 +42,7 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
         return None
     kind = (*lines_of(folder / "dataset_type.txt"), "classification")[0].lower()
     if kind not in ("classification", "retrieval"):
-        raise MissingData(f"{folder / 'dataset_type.txt'}: pictures are {kind}; read are classification and retrieval")
+        raise MissingData(f"{folder / 'dataset_type.txt'}: images are {kind}; read are classification and retrieval")
     classes = () if kind == "retrieval" else class_names(folder)
     source = Tars(shards_of(root), "txt" if kind == "retrieval" else "cls")
     identity = ("tars", kind, *classes, str(len(source)), *file_identity(root, [path.name for path in source.shards]))

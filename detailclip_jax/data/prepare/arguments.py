@@ -6,9 +6,9 @@ import os
 
 from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.cleaning import CLEANING
+from detailclip_jax.data.prepare.image_checks import CHECKS
 from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.known import KNOWN
-from detailclip_jax.data.prepare.pictures import CHECKS
 from detailclip_jax.data.prepare.sources import SOURCES, source_of
 from detailclip_jax.runtime.cores import usable_cores
 
@@ -45,8 +45,8 @@ def _add_output(made: argparse.ArgumentParser) -> None:
 
 def _add_tables(made: argparse.ArgumentParser) -> None:
     add = made.add_argument
-    add("--images", default="", metavar="ROOT", help="folder or zip that holds all pictures a table names")
-    add("--follow-links", action="store_true", help="links among the pictures may lead out of their folder")
+    add("--images", default="", metavar="ROOT", help="folder or zip that holds all images a table names")
+    add("--follow-links", action="store_true", help="links among the images may lead out of their folder")
     add("--ids", action="append", default=[], metavar="LIST", help="YFCC100M: keep what every LIST has; repeatable")
     add("--subset", default="", metavar="NAME", help="split of a Karpathy file or tfds set (default: --split)")
     tables = "of csv, tsv, jsonl, parquet"
@@ -70,7 +70,7 @@ def _add_examples(made: argparse.ArgumentParser) -> None:
     add = made.add_argument
     add("--clean", choices=tuple(CLEANING), help="captions: slip decodes escapes, drops tags and URLs (YFCC: slip)")
     add("--check", choices=CHECKS, default="decode", help="decode every pixel (default), or believe the header")
-    add("--max-side", type=_count, default=0, metavar="PIXELS", help="make pictures with a longer side smaller")
+    add("--max-side", type=_count, default=0, metavar="PIXELS", help="make images with a longer side smaller")
     add("--require-caption", action="store_true", help="reject examples without any caption")
     add("--context-length", type=_count, default=77, metavar="T", help="longer captions count as truncated (77)")
     add("--limit", type=_count, default=0, metavar="N", help="only the first N examples of the source")
@@ -92,7 +92,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
     """Returns the request of parsed arguments; raises ValueError for unknown names and missing arguments."""
     source = source_of(arguments.source)
     if source.images and not arguments.images:
-        raise ValueError(f"{arguments.source} needs --images ROOT: where its pictures are")
+        raise ValueError(f"{arguments.source} needs --images ROOT: where its images are")
     if not arguments.paths and ":" not in arguments.source:
         raise ValueError(f"{arguments.source} needs a PATH: {source.what}")
     if arguments.dataset and arguments.dataset not in KNOWN:

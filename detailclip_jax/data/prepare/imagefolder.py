@@ -1,4 +1,4 @@
-"""Reads folders of images: CLASS/picture.jpg, as in ImageNet; picture.txt in the same folder is its caption."""
+"""Reads folders of images: CLASS/image.jpg, as in ImageNet; image.txt in the same folder is its caption."""
 
 import os
 import pathlib
@@ -17,7 +17,7 @@ MAX_TEXT_BYTES = 16 * 2**20  # of a caption file
 def plan(request: Request) -> Plan:
     """Plans the images of one folder, sorted by path; class i is the i-th folder by name, as in torchvision.
 
-    Hidden files and folders (.ipynb_checkpoints, ._picture.jpg) and __MACOSX are skipped.
+    Hidden files and folders (.ipynb_checkpoints, ._image.jpg) and __MACOSX are skipped.
     """
     if len(request.paths) != 1 or not os.path.isdir(request.paths[0]):
         raise FileNotFoundError(f"imagefolder takes one folder, not {', '.join(request.paths)}")
@@ -30,13 +30,13 @@ def _rows(root: pathlib.Path, classes: tuple[str, ...], follow_links: bool) -> I
     """Yields the images, and a refused row for each folder that is a link out of the root."""
     walk = Walk(root, follow_links)
     for label, folder in [(-1, ""), *enumerate(classes)]:
-        for name in _pictures(walk, folder):
+        for name in _images(walk, folder):
             yield _row(root, name, label, follow_links)
     for name, reason in walk.left_out.items():
         yield Row(name or ".", refused=reason if ": " in reason else f"unreadable folder: {reason}")
 
 
-def _pictures(walk: Walk, folder: str) -> list[str]:
+def _images(walk: Walk, folder: str) -> list[str]:
     """Returns the images of a class folder at any depth; for the root itself only those directly in it."""
     if folder and not walk.may_enter(folder):
         return []

@@ -18,7 +18,7 @@ from detailclip_jax.data.prepare.plan import Plan, limited, of_files
 from detailclip_jax.data.prepare.records import Raw, Reject
 
 SUCCESS = "success"
-PICTURE = "jpg"  # image column of img2dataset's parquet output
+IMAGE = "jpg"  # image column of img2dataset's parquet output
 
 
 def plan(request: Request) -> Plan:
@@ -26,7 +26,7 @@ def plan(request: Request) -> Plan:
     paths = expand(request.paths, (".parquet",))
     for path in paths:
         wanted = ("key", "status", *_captions(request.options))
-        pyarrow_files.require(path, wanted if _tar(path).exists() else (*wanted, PICTURE))
+        pyarrow_files.require(path, wanted if _tar(path).exists() else (*wanted, IMAGE))
     return Plan(limited(of_files(paths), lambda shard: pyarrow_files.num_rows(shard.path), request.options.limit))
 
 
@@ -79,10 +79,10 @@ def _absent(key: str, row: dict[str, Any]) -> Reject:
 
 
 def _from_parquet(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
-    for row in _rows(shard, options, PICTURE):
+    for row in _rows(shard, options, IMAGE):
         key = f"{shard.name}/{row['key']}"
-        if row["status"] == SUCCESS and row[PICTURE]:
+        if row["status"] == SUCCESS and row[IMAGE]:
             captions, texts = _texts(row, options)
-            yield Raw(key, row[PICTURE], captions, texts)
+            yield Raw(key, row[IMAGE], captions, texts)
         else:
             yield _absent(key, row)

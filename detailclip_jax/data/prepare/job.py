@@ -23,7 +23,7 @@ class Options:
     ids: lists of ids that select photos of YFCC100M.
     subset: split of a Karpathy file or a tfds set.
     clean: how captions are cleaned, see `cleaning`.
-    check, max_side: see `pictures.checked`.
+    check, max_side: see `image_checks.checked`.
     require_caption: reject examples whose captions are all blank.
     context_length: captions with more tokens count as truncated.
     limit: number of examples to take from the source; 0 takes all.

@@ -21,7 +21,7 @@ class Known(NamedTuple):
 KNOWN: Mapping[str, Known] = MappingProxyType(
     {
         "yfcc15m-openai": Known(14_829_396, "the OpenAI subset of YFCC100M, as listed"),
-        "yfcc15m-slip": Known(14_689_580, "the OpenAI subset of YFCC100M, those that SLIP has pictures of"),
+        "yfcc15m-slip": Known(14_689_580, "the OpenAI subset of YFCC100M, those that SLIP has images of"),
         "yfcc15m-declip": Known(15_388_848, "the DeCLIP subset of YFCC100M (V2)"),
         "cc3m": Known(3_318_333),
         "cc3m-validation": Known(15_840),

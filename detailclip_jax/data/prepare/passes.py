@@ -21,8 +21,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from detailclip_jax.data.prepare import statistics
 from detailclip_jax.data.prepare.cleaning import CLEANING
 from detailclip_jax.data.prepare.files import partial_of, whole, write_json
+from detailclip_jax.data.prepare.image_checks import checked
 from detailclip_jax.data.prepare.job import Job, Options
-from detailclip_jax.data.prepare.pictures import checked
 from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, bucket_of, pack, printable, valid_text
 from detailclip_jax.data.prepare.sources import source_of
 from detailclip_jax.data.prepare.spill import Entry, Spill, SpillWriter

@@ -10,7 +10,7 @@ import msgpack
 RESERVED = ("image", "captions", "label", "key")  # fields of a record; named texts may not replace them
 MAX_LABEL = 2**31 - 1
 SCHEMA = {
-    "image": "bytes: the picture's file (JPEG, PNG, ...)",
+    "image": "bytes: the image's file (JPEG, PNG, ...)",
     "captions": "list of texts, in the order of the source; a blank one is kept",
     "label": "int, -1 without one",
     "key": "text, unique in the set",

@@ -103,14 +103,14 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             images=True,
             dataset=coco.flickr_dataset_of,
         ),
-        "csv": _table("a picture's path and its captions per row: FILES [--images ROOT]", tables.csv_rows),
+        "csv": _table("an image's path and its captions per row: FILES [--images ROOT]", tables.csv_rows),
         "tsv": _table("the same between tabs, nothing quoted: FILES [--images ROOT]", tables.tsv_rows),
         "jsonl": _table("one JSON object per line: FILES [--images ROOT]", tables.jsonl_rows),
         "parquet": Source(
             "paths or bytes with captions: FILES or FOLDER", parquet.plan, parquet.read, damage=_parquet_damage
         ),
         "imagefolder": Source(
-            "CLASS/picture.jpg, with picture.txt beside it where there is a caption: FOLDER",
+            "CLASS/image.jpg, with image.txt beside it where there is a caption: FOLDER",
             imagefolder.plan,
             rows.read,
         ),

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from detailclip_jax.data.images import SUFFIXES as PICTURES
+from detailclip_jax.data.images import SUFFIXES as IMAGE_SUFFIXES
 from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.files import MAX_BYTES, READ_ERRORS, expand, is_compressed, is_inside, open_bytes
 from detailclip_jax.data.prepare.job import Options, Request, Shard
@@ -20,7 +20,7 @@ from detailclip_jax.data.prepare.records import Raw, Reject, Rejected
 from detailclip_jax.data.tar_archive import Archive, Stream
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-IMAGES = tuple(suffix[1:] for suffix in PICTURES)
+IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 TEXTS = ("txt", "text", "caption")
 CAPTION_FIELDS = ("caption", "text", "txt")  # of a json member, used if there is no text member
 LABEL_FIELDS = ("label", "cls")

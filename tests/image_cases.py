@@ -1,4 +1,4 @@
-"""Pictures of every kind that a data set holds, made here, each with the pixels that it should give or the refusal."""
+"""Images of every kind that a data set holds, made here, each with the pixels that it should give or the refusal."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ HEIGHT, WIDTH = 24, 40
 BAND = 16  # rows of a JPEG's blocks with halved colour
 
 
-def picture(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> np.ndarray:
+def make_image(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> np.ndarray:
     """Smooth colours with an edge: closer to a photo than noise."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -39,7 +39,7 @@ def oriented(number: int) -> Image.Exif:
 
 def huge_jpeg(height: int, width: int) -> bytes:
     """A baseline JPEG of any size in a moment: one band of 16 rows, again and again behind restart markers."""
-    band = encoded(picture(BAND, width), subsampling="4:2:0", restart_marker_rows=1)
+    band = encoded(make_image(BAND, width), subsampling="4:2:0", restart_marker_rows=1)
     scan = band.index(b"\xff\xda") + 14
     repeated = b"".join(band[scan:-2] + bytes([0xFF, 0xD0 + number % 8]) for number in range(height // BAND))
     frame = band.index(b"\xff\xc0") + 5
@@ -84,7 +84,7 @@ def cases() -> dict[str, Case]:
 
 
 def _modes() -> dict[str, Case]:
-    image = picture()
+    image = make_image()
     gray = np.repeat(image[:, :, :1], 3, axis=2)
     alpha = np.zeros((HEIGHT, WIDTH, 1), np.uint8)
     alpha[:, : WIDTH // 2] = 255
@@ -127,8 +127,8 @@ def _sizes() -> dict[str, Case]:
 
 
 def _turned() -> dict[str, Case]:
-    image = picture()
-    upright = {  # what a stored picture looks like when it is shown
+    image = make_image()
+    upright = {  # what a stored image looks like when it is shown
         1: image,
         2: image[:, ::-1],
         3: image[::-1, ::-1],
@@ -152,7 +152,7 @@ def _turned() -> dict[str, Case]:
 
 
 def _animated() -> dict[str, Case]:
-    frames = [picture(seed=seed) // 64 * 64 for seed in range(3)]
+    frames = [make_image(seed=seed) // 64 * 64 for seed in range(3)]
     first, *others = map(Image.fromarray, frames)
     options = {"save_all": True, "append_images": others}
     return {
@@ -164,14 +164,14 @@ def _animated() -> dict[str, Case]:
 
 
 def _refused() -> dict[str, Case]:
-    jpeg, png = encoded(picture(200, 300)), encoded(picture(200, 300), "PNG")
-    progressive = encoded(picture(200, 300), progressive=True)
+    jpeg, png = encoded(make_image(200, 300)), encoded(make_image(200, 300), "PNG")
+    progressive = encoded(make_image(200, 300), progressive=True)
     cut = {f"truncated {name}": data[: len(data) // 2] for name, data in (("JPEG", jpeg), ("PNG", png))}
-    cut |= {f"truncated {name}": encoded(picture(99, 99), name)[:-200] for name in ("GIF", "TIFF", "BMP")}
+    cut |= {f"truncated {name}": encoded(make_image(99, 99), name)[:-200] for name in ("GIF", "TIFF", "BMP")}
     large = {"PNG": png, "progressive JPEG": progressive}
     return {
         **{name: Case(data, refused="truncated or damaged") for name, data in cut.items()},
-        "truncated WebP": Case(encoded(picture(99, 99), "WEBP")[:-50], refused="not an image"),
+        "truncated WebP": Case(encoded(make_image(99, 99), "WEBP")[:-50], refused="not an image"),
         "zero bytes": Case(b"", refused="empty: 0 bytes"),
         "an error page": Case(b"<html>404 Not Found</html>", refused="not an image: 26 bytes"),
         **{

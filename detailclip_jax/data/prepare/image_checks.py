@@ -24,29 +24,29 @@ def checked(data: bytes, options: Options) -> tuple[bytes, int, int]:
     """
     try:
         if options.max_side:
-            picture = opened(data, max_whole=MAX_FILE_PIXELS)
-            if max(picture.header.size) > options.max_side:
+            image = opened(data, max_whole=MAX_FILE_PIXELS)
+            if max(image.header.size) > options.max_side:
                 with BUDGET.scope():
-                    return _smaller(picture, options.max_side)
-        picture = opened(data)
+                    return _smaller(image, options.max_side)
+        image = opened(data)
         if options.check == "decode":
-            picture.decoded()
+            image.decoded()
     except BadImage as error:
         raise Rejected(str(error)) from error
-    return data, *picture.header.size
+    return data, *image.header.size
 
 
-def _smaller(picture: Encoded, side: int) -> tuple[bytes, int, int]:
+def _smaller(image: Encoded, side: int) -> tuple[bytes, int, int]:
     """Returns the image resized so that its longer side, which is larger, has `side` pixels.
 
     A JPEG is first reduced as in Pillow's `Image.thumbnail`.  If it must be reduced further because it cannot be held
     whole, the result may be smaller than `side`.
     """
-    longer = max(picture.height, picture.width)
-    decoded = picture.decoded(longer / (REDUCING_GAP * side))
-    height, width = (max(1, round(side / longer * length)) for length in (picture.height, picture.width))
+    longer = max(image.height, image.width)
+    decoded = image.decoded(longer / (REDUCING_GAP * side))
+    height, width = (max(1, round(side / longer * length)) for length in (image.height, image.width))
     height, width = min(height, decoded.pixels.shape[0]), min(width, decoded.pixels.shape[1])
-    whole = decoded.within((0, 0, picture.width, picture.height))
+    whole = decoded.within((0, 0, image.width, image.height))
     encoded = io.BytesIO()
     Image.fromarray(resize_part(decoded.pixels, whole, height, width)).save(encoded, "JPEG", quality=QUALITY)
     return encoded.getvalue(), width, height

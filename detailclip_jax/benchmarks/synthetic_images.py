@@ -15,10 +15,10 @@ DISTINCT = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class MadeUp:
+class SyntheticImages:
     """JPEG files of noise at several scales: 38 KB for 500 x 375 at quality 85, about as photos of this size.
 
-    MadeUp()[3]["image"], MadeUp()[3]["captions"]   # bytes, ("street with red ...", "...")
+    SyntheticImages()[3]["image"], SyntheticImages()[3]["captions"]   # bytes, ("street with red ...", "...")
     """
 
     height: int = 375
@@ -41,15 +41,15 @@ def _captions(seed: int) -> tuple[str, ...]:
 
 @functools.cache
 def _encoded(seed: int, height: int, width: int, quality: int) -> bytes:
-    picture = cv2.cvtColor(draw(seed, height, width), cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    image = cv2.cvtColor(draw(seed, height, width), cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def draw(seed: int, height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
     """Noise whose amplitude decreases with frequency, as in photos."""
     rng = np.random.default_rng(seed)
-    picture = np.full((height, width, 3), 128, np.float32)
+    image = np.full((height, width, 3), 128, np.float32)
     for cells, strength in LAYERS:
         noise = rng.standard_normal((max(1, cells * height // width), cells, 3)).astype(np.float32)
-        picture += strength * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    return picture.clip(0, 255).astype(np.uint8)
+        image += strength * cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    return image.clip(0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What a folder of pictures or a picture's bytes may try: nothing hangs, leaves its folder, or is decoded by others."""
+"""What a folder of images or an image's bytes may try: nothing hangs, leaves its folder, or is decoded by others."""
 
 import ast
 import contextlib
@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import prepare_trees as trees
 import pytest
-from picture_cases import claims_to_be, encoded, huge_jpeg, picture
+from image_cases import claims_to_be, encoded, huge_jpeg, make_image
 from PIL import Image
 from test_prepare import keys, prepared
 
 from detailclip_jax.data import decoding, regular_files
 from detailclip_jax.data.budget import Budget
 from detailclip_jax.data.decoding import BadImage
+from detailclip_jax.data.image_files import ImageFileBatches, find
 from detailclip_jax.data.labelled import open_set
-from detailclip_jax.data.picture_files import PictureBatches, find
 from detailclip_jax.data.prepare.finish import NothingAccepted
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.regular_files import LeavesFolder, NotRegular, TooLarge, Walk, inside, read_regular
@@ -119,7 +119,7 @@ def test_no_other_decoder_is_even_imported():
     assert (told.returncode, told.stdout.decode().strip()) == (0, ""), told.stderr.decode()[-999:]
 
 
-def test_one_function_opens_pictures():
+def test_one_function_opens_images():
     """`Image.open` without its formats would find them all."""
     callers = [
         f"{path.name}:{node.lineno}"
@@ -137,7 +137,7 @@ def test_an_eps_named_jpg_is_a_reject_of_every_source(tmp_path):
     trees.write(tmp_path / "tree/cat/eps.jpg", eps)
     trees.write(tmp_path / "tree/cat/good.jpg", trees.jpeg(1))
     assert prepared(tmp_path / "tree", tmp_path / "b", kind="imagefolder")["rejected"] == {"not an image": 1}
-    batch = PictureBatches(find(str(tmp_path / "tree")), Transform(8, 8), 2)[0]
+    batch = ImageFileBatches(find(str(tmp_path / "tree")), Transform(8, 8), 2)[0]
     assert [reason[:12] for reason in batch["reason"]] == ["not an image", ""]
 
 
@@ -152,7 +152,7 @@ def scanned(num_scans, height=16, width=16):
 
 
 def test_scans_are_counted_by_their_markers():
-    one, preview = encoded(picture()), encoded(picture(8, 8), progressive=True)
+    one, preview = encoded(make_image()), encoded(make_image(8, 8), progressive=True)
     exif = b"\xff\xe1" + struct.pack(">H", 8 + len(preview)) + b"Exif\0\0" + preview
     assert decoding.count_scans(one) == decoding.count_scans(one[:2] + exif + one[2:]) == 1
     assert decoding.count_scans(huge_jpeg(160, 32)) == 1  # with restart markers
@@ -168,12 +168,12 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(monkeypatch):
     with pytest.raises(BadImage, match="too many scans: 1001 of 256 pixels, the limit is 1000"):
         decoding.decode(scanned(1001))
     assert decoding.decode(scanned(300)).shape == (16, 16, 3)
-    assert decoding.opened(claims_to_be(encoded(picture(64, 64), progressive=True), 8_000, 7_900)).height == 8_000
+    assert decoding.opened(claims_to_be(encoded(make_image(64, 64), progressive=True), 8_000, 7_900)).height == 8_000
 
 
 def flood(name):
-    """A picture of a few thousand parts, before or behind the beginning of its pixels."""
-    jpeg, png = encoded(picture(), "JPEG"), encoded(picture(), "PNG")
+    """An image of a few thousand parts, before or behind the beginning of its pixels."""
+    jpeg, png = encoded(make_image(), "JPEG"), encoded(make_image(), "PNG")
     chunk = struct.pack(">I4sI", 0, b"abCd", zlib.crc32(b"abCd"))
     scan = jpeg.index(b"\xff\xda")
     return {
@@ -186,17 +186,17 @@ def flood(name):
 
 
 @pytest.mark.parametrize("name", ["segments", "fill bytes", "behind many scans", "chunks", "GIF's blocks"])
-def test_a_picture_of_too_many_parts_is_refused(monkeypatch, name):
+def test_an_image_of_too_many_parts_is_refused(monkeypatch, name):
     """256 MiB of them kept Pillow's parser, which goes from one to the next in Python, busy for minutes."""
     monkeypatch.setattr(decoding, "MAX_READS", 2_000)
     with pytest.raises(BadImage, match="too many parts: more than 2000"):
         decoding.decode(flood(name))
 
 
-def test_ordinary_pictures_have_few_parts(monkeypatch):
+def test_ordinary_images_have_few_parts(monkeypatch):
     monkeypatch.setattr(decoding, "MAX_READS", 200)
     for form in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"):
-        assert decoding.decode(encoded(picture(200, 300), form)).shape == (200, 300, 3)
+        assert decoding.decode(encoded(make_image(200, 300), form)).shape == (200, 300, 3)
 
 
 # what is decoded at once
@@ -236,12 +236,12 @@ def test_a_thread_that_holds_a_part_does_not_wait_for_itself():
     assert budget.free == 10
 
 
-def test_sixteen_threads_do_not_decode_sixteen_large_pictures_at_once(monkeypatch):
+def test_sixteen_threads_do_not_decode_sixteen_large_images_at_once(monkeypatch):
     budget = Budget(2 * 64 * 96)
     monkeypatch.setattr(decoding, "BUDGET", budget)
     free, original = [], decoding.turned
     monkeypatch.setattr(decoding, "turned", lambda *a: (free.append(budget.free), time.sleep(0.01), original(*a))[2])
-    data = [encoded(picture(64, 96), format) for format in ("PNG", "JPEG", "BMP", "WEBP")] * 4
+    data = [encoded(make_image(64, 96), format) for format in ("PNG", "JPEG", "BMP", "WEBP")] * 4
     threads = [threading.Thread(target=decoding.decode, args=(one,)) for one in data]
     for thread in threads:
         thread.start()
@@ -251,7 +251,7 @@ def test_sixteen_threads_do_not_decode_sixteen_large_pictures_at_once(monkeypatc
 
 
 def test_pixels_count_until_they_are_used():
-    data = encoded(picture(64, 96))
+    data = encoded(make_image(64, 96))
     with decoding.decoded_for_use(data) as pixels:
         assert decoding.BUDGET.free == decoding.MAX_PIXELS_AT_ONCE - pixels.size // 3
     assert decoding.BUDGET.free == decoding.MAX_PIXELS_AT_ONCE
@@ -261,8 +261,8 @@ def test_a_reduced_jpeg_takes_what_comes_out_and_other_modes_twice():
     def cost(data, reduction=1):
         return decoding.opened(data)._cost(reduction)
 
-    assert cost(encoded(picture(64, 96)), 4) == 16 * 24
-    assert cost(encoded(picture(64, 96), progressive=True), 4) == 64 * 96
+    assert cost(encoded(make_image(64, 96)), 4) == 16 * 24
+    assert cost(encoded(make_image(64, 96), progressive=True), 4) == 64 * 96
     assert cost(encoded(np.zeros((64, 96, 4), np.uint8), "PNG")) == 2 * 64 * 96
 
 
@@ -270,7 +270,7 @@ def test_a_reduced_jpeg_takes_what_comes_out_and_other_modes_twice():
 
 
 def oddities(folder):
-    """A FIFO, a socket, a link to a device, a sparse file of 5 GB and a broken link, all of them called pictures."""
+    """A FIFO, a socket, a link to a device, a sparse file of 5 GB and a broken link, all of them called images."""
     folder.mkdir(parents=True, exist_ok=True)
     os.mkfifo(folder / "fifo.jpg")
     with contextlib.chdir(folder), socket.socket(socket.AF_UNIX) as made:  # its whole path may be too long
@@ -306,11 +306,11 @@ def test_a_file_is_read_up_to_its_limit(tmp_path):
         read_regular(tmp_path)
 
 
-def test_a_folder_of_pictures_gives_the_good_ones_and_names_the_others(tmp_path):
-    (oddities(tmp_path / "in") / "good.jpg").write_bytes(encoded(picture()))
+def test_a_folder_of_images_gives_the_good_ones_and_names_the_others(tmp_path):
+    (oddities(tmp_path / "in") / "good.jpg").write_bytes(encoded(make_image()))
     with within(20):
         found = find(str(tmp_path / "in"))
-        batch = PictureBatches(find(str(tmp_path / "in"), follow_links=True), Transform(8, 8), 6)[0]
+        batch = ImageFileBatches(find(str(tmp_path / "in"), follow_links=True), Transform(8, 8), 6)[0]
     assert found.names == ("broken.jpg", "fifo.jpg", "good.jpg", "socket.jpg", "sparse.jpg", "zero.jpg")
     for name, reason in zip(found.names, batch["reason"]):
         assert bool(reason) == (name != "good.jpg")
@@ -318,7 +318,7 @@ def test_a_folder_of_pictures_gives_the_good_ones_and_names_the_others(tmp_path)
 
 
 def test_class_folders_give_a_bad_record_for_each(tmp_path):
-    (oddities(tmp_path / "set/cat") / "good.jpg").write_bytes(encoded(picture()))
+    (oddities(tmp_path / "set/cat") / "good.jpg").write_bytes(encoded(make_image()))
     (tmp_path / "set/cat/broken.jpg").unlink()
     source: Any = open_set("set", tmp_path, follow_links=True).source
     for index, (name, _) in enumerate(source.files):
@@ -377,7 +377,7 @@ def parquet_of(path, names):
 
 @pytest.mark.parametrize("images", [False, True])
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_rows_stay_in_the_folder_of_the_pictures(tmp_path, kind, images):
+def test_rows_stay_in_the_folder_of_the_images(tmp_path, kind, images):
     root, hidden = tmp_path / "root", secret(tmp_path)
     trees.write(root / "good.jpg", trees.jpeg(1))
     trees.write(root / "a/deep.jpg", trees.jpeg(2))
@@ -410,12 +410,12 @@ def test_links_stay_in_the_folder_of_what_is_embedded(tmp_path):
     (root / "links").symlink_to(hidden.parent)
     found = find(str(root))
     assert found.names == ("good.jpg", "link.jpg") and "--follow-links allows it" in dict(found.left_out)["links"]
-    assert [reason[:11] for reason in PictureBatches(found, Transform(8, 8), 2)[0]["reason"]] == ["", "unsafe link"]
+    assert [reason[:11] for reason in ImageFileBatches(found, Transform(8, 8), 2)[0]["reason"]] == ["", "unsafe link"]
     followed = find(str(root), follow_links=True)
     assert followed.names == ("good.jpg", "link.jpg", "links/s.jpg") and not followed.left_out
-    assert not any(PictureBatches(followed, Transform(8, 8), 3)[0]["reason"])
+    assert not any(ImageFileBatches(followed, Transform(8, 8), 3)[0]["reason"])
     named = find(str(root / "link.jpg"))  # the user's own choice
-    assert not any(PictureBatches(named, Transform(8, 8), 1)[0]["reason"])
+    assert not any(ImageFileBatches(named, Transform(8, 8), 1)[0]["reason"])
 
 
 def test_links_stay_in_the_folder_of_class_folders(tmp_path):

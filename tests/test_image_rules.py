@@ -1,4 +1,4 @@
-"""Every kind of picture on its whole way: `prepare`'s verdict, then records, then training and evaluation."""
+"""Every kind of image on its whole way: `prepare`'s verdict, then records, then training and evaluation."""
 
 import functools
 import io
@@ -7,15 +7,15 @@ import tempfile
 
 import numpy as np
 import pytest
-from picture_cases import Case, cases, encoded, huge_jpeg, oriented, picture
+from image_cases import Case, cases, encoded, huge_jpeg, make_image, oriented
 from PIL import Image
 
 from detailclip_jax.data.decoding import MAX_PIXELS, decode, opened
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.pipeline import Pipeline, Stream, evaluation_batches
-from detailclip_jax.data.prepare import pictures
+from detailclip_jax.data.prepare import image_checks
+from detailclip_jax.data.prepare.image_checks import QUALITY, checked
 from detailclip_jax.data.prepare.job import Options
-from detailclip_jax.data.prepare.pictures import QUALITY, checked
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Records, write_records
@@ -64,7 +64,7 @@ def test_prepare_keeps_what_is_read_and_rejects_the_rest_with_the_same_reason(na
 
 
 @pytest.mark.parametrize("name", [name for name in cases() if not cases()[name].refused])
-def test_a_smaller_copy_shows_the_same_picture(name):
+def test_a_smaller_copy_shows_the_same_image(name):
     case = cases()[name]
     data, width, height = checked(case.data, Options(max_side=12))
     rows, columns = case.pixels.shape[:2]
@@ -82,7 +82,7 @@ def test_a_smaller_copy_shows_the_same_picture(name):
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("shape", [(960, 1280), (963, 1285)])
 def test_a_smaller_copy_of_a_large_jpeg_is_in_place(shape, orientation):
-    original = encoded(picture(*shape), quality=95, exif=oriented(orientation))
+    original = encoded(make_image(*shape), quality=95, exif=oriented(orientation))
     data, width, height = checked(original, Options(max_side=100))
     expected = Image.fromarray(decode(original)).resize((width, height), Image.Resampling.BICUBIC)
     difference = np.abs(decode(data).astype(int) - np.asarray(expected))
@@ -92,12 +92,12 @@ def test_a_smaller_copy_of_a_large_jpeg_is_in_place(shape, orientation):
 @pytest.fixture
 def small_limit(monkeypatch):
     """As if no more than 600 pixels were decoded."""
-    monkeypatch.setattr(pictures, "opened", lambda data, max_whole=600: opened(data, 600, max_whole))
+    monkeypatch.setattr(image_checks, "opened", lambda data, max_whole=600: opened(data, 600, max_whole))
 
 
 def test_a_smaller_copy_is_the_way_out_for_what_is_too_large(small_limit):
     for options in ({"format": "PNG"}, {"progressive": True}):
-        large = encoded(picture(30, 40), **options)
+        large = encoded(make_image(30, 40), **options)
         for kept_as_it_is in (Options(), Options(max_side=40)):
             with pytest.raises(Rejected, match=r"too large: 40 x 30 pixels, the limit is 600 .* --max-side=PIXELS"):
                 checked(large, kept_as_it_is)
@@ -107,7 +107,7 @@ def test_a_smaller_copy_is_the_way_out_for_what_is_too_large(small_limit):
 @pytest.mark.parametrize(("side", "width"), [(12, 12), (20, 20), (30, 20), (40, 40), (50, 40)])
 def test_a_smaller_copy_is_no_larger_than_what_was_decoded(small_limit, side, width):
     """Of 40 x 30 pixels 20 x 15 are; whoever wants no smaller copy has the file as it is."""
-    original = encoded(picture(30, 40))
+    original = encoded(make_image(30, 40))
     data, *size = checked(original, Options(max_side=side))
     assert size == [width, width * 3 // 4] and (data is original) == (side >= 40)
 
@@ -161,11 +161,11 @@ def test_the_pipeline_counts_and_names_what_is_refused(records, caplog):
         assert (f"next: {name}: {case.refused}" in caplog.text) == bool(case.refused)
 
 
-def test_a_picture_of_100_megapixels_is_cut_where_its_box_says(records):
-    """The band of the picture is 16 rows high, so that of a crop only the columns tell."""
+def test_an_image_of_100_megapixels_is_cut_where_its_box_says(records):
+    """The band of the image is 16 rows high, so that of a crop only the columns tell."""
     number = list(every_case()).index("100 megapixels JPEG")
     stream = Stream([records[number]], CROPS, Tokenizer(8), SEED)
-    columns = picture(16, 10_000).mean(0)
+    columns = make_image(16, 10_000).mean(0)
     for position in range(2):
         example = stream[position]
         for pixels, box in zip(example["image"]["large"], example["box"]["large"]):
@@ -189,7 +189,7 @@ def test_evaluation_sees_every_kind_whole_and_leaves_out_the_rest(records):
 
 def test_evaluation_reduces_nothing_below_the_limit():
     """Not even where the view is a hundredth of it."""
-    data = encoded(picture(800, 1200))
+    data = encoded(make_image(800, 1200))
     assert decode(data).shape == (800, 1200, 3)
     record = {"image": data, "captions": (), "label": 0, "key": "0"}
     (batch,) = evaluation_batches([record], Transform(8, 8), Tokenizer(8), 1)

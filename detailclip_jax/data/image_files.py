@@ -43,7 +43,7 @@ def find(where: str, follow_links: bool = False) -> Found:
     where = os.path.expanduser(where)
     if os.path.isdir(where):
         walk = Walk(Path(where), follow_links)
-        return _not_empty(where, walk, [name for name in walk.files() if _is_picture(name)])
+        return _not_empty(where, walk, [name for name in walk.files() if _is_image_name(name)])
     if os.path.lexists(where):  # named explicitly, so it may be a link to anywhere; reading checks what it is
         return Found(Path(where).parent, (Path(where).name,), follow_links=True)
     parts = Path(where).parts
@@ -54,7 +54,7 @@ def find(where: str, follow_links: bool = False) -> Found:
     return _not_empty(where, walk, walk.matching(parts[len(fixed) :]))
 
 
-def _is_picture(name: str) -> bool:
+def _is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
@@ -62,12 +62,12 @@ def _not_empty(where: str, walk: Walk, names: Sequence[str]) -> Found:
     if not names:
         left_out = "".join(f"; left out: {reason}" for reason in list(walk.left_out.values())[:MAX_NAMED])
         looked = f"files that end in {', '.join(SUFFIXES)}" if os.path.isdir(where) else "files that match"
-        raise FileNotFoundError(f"there are no pictures in {where!r}; looked for {looked}{left_out}")
+        raise FileNotFoundError(f"there are no images in {where!r}; looked for {looked}{left_out}")
     return Found(walk.root, tuple(names), walk.follow_links, tuple(walk.left_out.items()))
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureBatches:
+class ImageFileBatches:
     """Batches by index: {"image": uint8 [B, S, S, 3], "reason": one text per image}.
 
     Images go through `evaluation_view`.  An unreadable image is black, and its reason is the error; the reason of a
