@@ -6,6 +6,7 @@
     model.encode_image([Image.open("frog.jpg"), array]) @ model.encode_text(["a frog", "a bus"]).T    # cosines [2, 2]
     model.features([array]).patches                                                                  # [1, h, w, D]
     model.attention(array)                                                                           # eq. 9
+    model.dense(array, ["a frog", "a bus"])                                      # a map of the image per text
 
 The networks, their parameters and the config are `model.networks`, `model.variables` and `model.config`.
 """
@@ -14,7 +15,7 @@ import dataclasses
 import functools
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,15 @@ from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.regular_files import read_regular
 from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
+from detailclip_jax.inference.dense import (
+    DEFAULT_READOUT,
+    PIPELINES,
+    check_readout,
+    dense_encoder,
+    layout,
+    mean_of_templates,
+    prompts,
+)
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.models import sizes
 from detailclip_jax.models.towers import Networks
@@ -45,6 +55,7 @@ NEEDS = {
     "features": ("image",),
     "encode_text": ("text", "text_projection"),
     "attention": ("image",),
+    "dense": ("image", "image_projection", "text", "text_projection"),
 }
 USUAL_GEOMETRY = ("bilinear", "shorter_side", 1.0)
 EMBEDDING_PARTS = ("image", "image_projection", "text", "text_projection")
@@ -148,6 +159,43 @@ class Model:
         (values,) = self._called(self.encode.attention, [self.view(image)])
         side = sizes.num_side_patches(self.config.model)
         return values.reshape(side, side)
+
+    def dense(
+        self,
+        image: Any,
+        texts: Sequence[str],
+        readout: str = DEFAULT_READOUT,
+        templates: Sequence[str] = ("{}",),
+    ) -> Float32[np.ndarray, "T H W"]:
+        """A map of one image per text: how similar each place is to the text, without any training.
+
+            maps = model.dense("park.jpg", ["a dog", "grass", "sky"])      # [3, H, W]
+            maps.argmax(0)                                                 # index of the best text at each pixel
+
+        H x W is the size of the upright image, all of it. Values are cosines, -1 to 1, of the text's embedding with
+        patch features, resized bilinearly to pixels. Only differences between texts carry meaning: published pipelines
+        take softmax(scale * maps, axis=0), with `inference.dense.PIPELINES[readout].scale`.
+
+        `readout` is one of `models.readouts.READOUTS`: plain, maskclip, maskclip_bare, sclip, naclip, clearclip, gem.
+        Each resizes and cuts the image as its published code does, see `inference.dense.Pipeline`; `config.preprocess`
+        contributes mean and standard deviation alone. With several `templates`, a text's embedding is the mean over
+        them.
+
+        Raises ValueError for an unknown read-out, for a template without "{}", and if the method has no text encoder;
+        BadImage for an unreadable image; TypeError for one text that is not in a list.
+        """
+        self.require("dense")
+        check_readout(readout)
+        wanted = mean_of_templates(self.encode_text(prompts(texts, templates)), len(templates))
+        with BUDGET.scope():
+            array = pixels(image)
+            cut = layout(array.shape, PIPELINES[readout], self.config.model)
+            features = np.concatenate(self._called(self._dense_encoder(readout), cut.windows(array)))
+        return cut.maps(features, wanted)
+
+    @functools.cached_property
+    def _dense_encoder(self) -> Callable[[str], jax.stages.Wrapped]:
+        return functools.cache(lambda readout: dense_encoder(self.networks, self.config, readout))
 
     def view(self, image: Any) -> UInt8[np.ndarray, "S S 3"]:
         """One image, resized and cropped for the networks; its values are not normalised."""

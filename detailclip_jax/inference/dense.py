@@ -1,0 +1,163 @@
+"""A map of an image per text: cosines of text embeddings and patch features of a training-free read-out.
+
+`models.readouts` has the formulas; here is how each published read-out resizes an image, cuts it into windows and
+combines their maps. Lengths are for a model of 224 px; for another image size they scale with it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, UInt8
+from ml_collections import ConfigDict
+
+from detailclip_jax.config import unknown
+from detailclip_jax.data.resizing import resize
+from detailclip_jax.inference.windows import Axis, axis, combine, cut
+from detailclip_jax.kernels.products import matmul_precision
+from detailclip_jax.losses.clip import l2_normalise
+from detailclip_jax.models import readouts, sizes
+from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.readouts import READOUTS
+from detailclip_jax.models.stacking import unstack
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Array, Float, Params
+
+DEFAULT_READOUT = "naclip"
+PUBLISHED_SIZE = 224  # image size of the models that the lengths below are for
+LONG_SIDE = 2048  # the longer side of a resized image is at most this
+
+
+class Pipeline(NamedTuple):
+    """How an image is resized and cut for a read-out; lengths in pixels for a model of 224 px.
+
+    short_side: of the resized image, which keeps its shape if the longer side stays within LONG_SIDE.
+    window, stride: of square windows; window None encodes the image at once.
+    scale: factor of the cosines before a softmax over texts.
+    pad: completes incomplete patches at the border; otherwise their pixels are not used.
+    squash: both sides become `short_side`, antialiased and bicubic, whatever the shape; otherwise the resize is
+        bilinear without antialiasing, as OpenCV's.
+    """
+
+    short_side: int = 336
+    window: int | None = 224
+    stride: int = 112
+    scale: float = 40.0
+    pad: bool = False
+    squash: bool = False
+
+
+SCLIP = Pipeline()
+CLEARCLIP = Pipeline(short_side=448, window=448, stride=224, scale=50.0, pad=True)
+GEM = Pipeline(short_side=448, window=None, squash=True)
+# The published code of sclip, naclip, clearclip and gem; the other read-outs use that of sclip, as does its paper.
+PIPELINES = {**dict.fromkeys(READOUTS, SCLIP), "clearclip": CLEARCLIP, "gem": GEM}
+
+
+def check_readout(readout: str) -> None:
+    """Raises ValueError with the nearest names for an unknown read-out."""
+    if readout not in READOUTS:
+        raise ValueError(unknown("read-out", readout, READOUTS))
+
+
+class Layout(NamedTuple):
+    """How one image is cut: (height, width) of the resized image, and its windows along both axes."""
+
+    size: tuple[int, int]
+    squash: bool
+    down: Axis
+    across: Axis
+
+    def windows(self, image: UInt8[np.ndarray, "H W 3"]) -> list[UInt8[np.ndarray, "h w 3"]]:
+        """The windows of the resized image, all of one shape."""
+        if self.squash:
+            image = resize(image, *self.size, "bicubic")
+        elif image.shape[:2] != self.size:
+            image = np.asarray(cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR))
+        return cut(image, self.down, self.across)
+
+    def maps(
+        self, features: Float32[np.ndarray, "n h w E"], texts: Float32[np.ndarray, "T E"]
+    ) -> Float32[np.ndarray, "T H W"]:
+        """Cosines of the windows' features with the texts, as maps of the output size."""
+        return combine(features @ texts.T, self.down, self.across)
+
+
+def layout(shape: Sequence[int], pipeline: Pipeline, model: ConfigDict, out: tuple[int, int] | None = None) -> Layout:
+    """The layout of an image of `shape` (height, width, ...) for the model of `config.model`.
+
+    Maps have the size `out`, by default that of the image.
+    """
+    ratio, patch_size = model.image_size / PUBLISHED_SIZE, sizes.size_of(model).patch_size
+    height, width = size = resized(shape, pipeline, ratio)
+    window = None if pipeline.window is None else _whole_patches(pipeline.window * ratio, patch_size)
+    stride, (rows, columns) = max(round(pipeline.stride * ratio), 1), out or tuple(shape[:2])
+    down = axis(height, rows, patch_size, window, stride, pipeline.pad)
+    across = axis(width, columns, patch_size, window, stride, pipeline.pad)
+    return Layout(size, pipeline.squash, down, across)
+
+
+def _whole_patches(length: float, patch_size: int) -> int:
+    return max(round(length / patch_size), 1) * patch_size
+
+
+def resized(shape: Sequence[int], pipeline: Pipeline, ratio: float = 1.0) -> tuple[int, int]:
+    """(height, width) of the resized image; `ratio` is the model's image size over 224."""
+    short = pipeline.short_side * ratio
+    if pipeline.squash:
+        return round(short), round(short)
+    factor = min(short / min(shape[:2]), LONG_SIDE * ratio / max(shape[:2]))
+    height, width = (max(int(side * factor + 0.5), 1) for side in shape[:2])
+    return height, width
+
+
+def dense_encoder(networks: Networks, config: ConfigDict, readout: str) -> jax.stages.Wrapped:
+    """Builds the jitted function of (params, uint8 images [B, H, W, 3]) -> patch features [B, h, w, E].
+
+    Features are in the joint space, L2-normalised, in float32. Sides that are no multiple of the patch size are padded
+    with the mean colour, equally at both ends. It is compiled once per shape of images.
+
+    Raises ValueError for an unknown read-out.
+    """
+    check_readout(readout)
+    chosen, networks = READOUTS[readout], networks.unrolled()
+    assert networks.image is not None  # callers check that the networks have a joint space
+    networks = networks.clone(image=networks.image.clone(interpolation=chosen.interpolation))
+    mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
+
+    def features(params: Params, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
+        net = networks.bind({"params": {name: unstack(params[name]) for name in ("image", "image_projection")}})
+        assert net.image is not None and net.image_projection is not None
+        with matmul_precision(config.model.matmul_precision):
+            pixels = padded(normalise_pixels(images, mean, std), net.image.patch_size)
+            return l2_normalise(net.image_projection(readouts.read_out(net.image, pixels, chosen)))
+
+    return jax.jit(features)
+
+
+def padded(pixels: Float[Array, "B H W 3"], patch_size: int) -> Float[Array, "B H2 W2 3"]:
+    """Normalised images with zeros around them, so that patches divide both sides."""
+    missing = [-side % patch_size for side in pixels.shape[1:3]]
+    return jnp.pad(pixels, [(0, 0), *((m // 2, m - m // 2) for m in missing), (0, 0)])
+
+
+def prompts(texts: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every text in every template, whose "{}" stands for the text: all of the first text, then of the second, ...
+
+    Raises TypeError for one text that is not in a list, and ValueError for a template without "{}".
+    """
+    for what, given in (("texts", texts), ("templates", templates)):
+        if isinstance(given, str):
+            raise TypeError(f"{what} is a list, got the text {given!r}; write [{given!r}]")
+    if wrong := [template for template in templates if "{}" not in template] or not templates:
+        raise ValueError(f"templates {wrong or list(templates)} have no {{}} for the text, as in 'a photo of a {{}}.'")
+    return [template.replace("{}", text) for text in texts for template in templates]
+
+
+def mean_of_templates(rows: Float32[np.ndarray, "M E"], num_templates: int) -> Float32[np.ndarray, "T E"]:
+    """One embedding per text: the mean of the normalised embeddings of its prompts, normalised again."""
+    mean = rows.reshape(-1, num_templates, rows.shape[-1]).mean(1)
+    return mean / np.maximum(np.linalg.norm(mean, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,96 @@
+"""Windows of one image, and the matrices that combine their maps: encode windows, average overlaps, resize.
+
+Bilinear resizing and averaging are linear, and act on rows and columns separately. The map of an image is therefore
+
+    map = rows @ maps_of_windows @ columns.T        # [H, ny h] @ [ny h, nx w] @ [nx w, W] for ny x nx windows
+
+with one matrix per axis, which `axis` builds.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float32, Shaped
+
+
+class Axis(NamedTuple):
+    """The windows along one axis of a resized image, and the matrix from their patches to the output.
+
+    Every window covers `extent` pixels, from one of `starts`; the encoder sees `seen` pixels, a whole number of
+    patches: the first of the window, or all of them between `before` and further pixels of padding.
+    """
+
+    starts: tuple[int, ...]
+    extent: int
+    seen: int
+    before: int
+    matrix: Float32[np.ndarray, "out M"]  # M = windows x patches
+
+    @property
+    def pads(self) -> bool:
+        """Whether the windows are padded to a whole number of patches."""
+        return self.seen > self.extent
+
+
+def axis(length: int, out: int, patch_size: int, window: int | None, stride: int, pad: bool) -> Axis:
+    """Places windows on an axis of `length` pixels whose output has `out` pixels.
+
+    Windows start every `stride` pixels; the last one is moved inwards to end at the border. An image shorter than the
+    window is one window. The patches of a window are resized bilinearly to it, overlaps are averaged, and the result
+    is resized bilinearly to `out`. Without a `window` the patches of the whole image are resized to `out` at once.
+
+    `pad`: an incomplete last patch is completed, with equal padding at both ends; otherwise its pixels are not used,
+    and the map of the other patches is stretched over the window. An axis shorter than a patch is always padded.
+    """
+    extent = length if window is None else min(window, length)
+    pad = pad or extent < patch_size
+    patches = -(-extent // patch_size) if pad else extent // patch_size
+    seen = patches * patch_size
+    before = max(seen - extent, 0) // 2
+    if window is None and not pad:
+        return Axis((0,), extent, seen, 0, bilinear_matrix(patches, out))
+    inside = bilinear_matrix(patches, seen)[before : before + extent] if pad else bilinear_matrix(patches, extent)
+    starts = window_starts(length, extent, stride)
+    average = averaged(inside, starts, length)
+    return Axis(starts, extent, seen, before, bilinear_matrix(length, out) @ average)
+
+
+def window_starts(length: int, extent: int, stride: int) -> tuple[int, ...]:
+    """The first pixel of each window: every `stride` pixels, until one reaches the end, which is moved to end there."""
+    count = -(-max(length - extent, 0) // stride) + 1
+    return tuple(min(number * stride, length - extent) for number in range(count))
+
+
+def averaged(inside: Float[np.ndarray, "E p"], starts: Sequence[int], length: int) -> Float[np.ndarray, "L M"]:
+    """The matrix from the patches of all windows to pixels; a pixel in several windows gets the mean of its values."""
+    extent, patches = inside.shape
+    matrix, count = np.zeros((length, len(starts) * patches), np.float32), np.zeros((length, 1), np.float32)
+    for number, start in enumerate(starts):
+        matrix[start : start + extent, number * patches : (number + 1) * patches] = inside
+        count[start : start + extent] += 1
+    return matrix / count
+
+
+def bilinear_matrix(old: int, new: int) -> Float32[np.ndarray, "new old"]:
+    """The matrix of PyTorch's bilinear resize of one axis (align_corners False, no antialiasing).
+
+    New pixel i is read at (i + 1/2) old / new - 1/2, clamped to the centres of the first and the last old pixel.
+    """
+    centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    return np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(old))).astype(np.float32)
+
+
+def cut(image: Shaped[np.ndarray, "H W 3"], down: Axis, across: Axis) -> list[Shaped[np.ndarray, "h w 3"]]:
+    """The windows of an image, row by row. Pixels of an incomplete patch are cut off, unless the axis pads."""
+    height, width = min(down.seen, down.extent), min(across.seen, across.extent)
+    return [image[top : top + height, left : left + width] for top in down.starts for left in across.starts]
+
+
+def combine(maps: Float[np.ndarray, "n h w T"], down: Axis, across: Axis) -> Float32[np.ndarray, "T H W"]:
+    """The map of an image from the maps of its windows, in the order of `cut`."""
+    height, width, num = maps.shape[1:]
+    grid = maps.reshape(len(down.starts), len(across.starts), height, width, num).swapaxes(1, 2)
+    rows = down.matrix @ np.ascontiguousarray(grid, np.float32).reshape(len(down.starts) * height, -1)
+    rows = rows.reshape(len(down.matrix), len(across.starts) * width, num).transpose(2, 0, 1)
+    return np.ascontiguousarray(rows) @ across.matrix.T
