@@ -168,7 +168,10 @@ def results(num: int, seed: int, names: Sequence[str], num_workers: int) -> list
         worker = Worker(seed, names)
         for number in take():
             worker = worker if worker.alive else Worker(seed, names)
-            found.append(worker.feed(number))
+            result = worker.feed(number)
+            found.append(result)
+            if result.outcome in FAULTS:
+                print(described(result), flush=True)
         worker.stop()
 
     threads = [threading.Thread(target=serve) for _ in range(num_workers)]
@@ -202,6 +205,12 @@ def table(found: Sequence[Result], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def described(result: Result) -> str:
+    """A fault, with what is known about it."""
+    cost = f"{result.seconds:.1f} s, {result.num_bytes / 1e6:.0f} MB"
+    return f"{result.kind} {result.number}: {result.outcome}, {cost}\n{result.detail}\n"
+
+
 def faults(found: Sequence[Result]) -> list[Result]:
     """The results that should not be."""
     return [result for result in found if result.outcome in FAULTS]
@@ -232,8 +241,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     found = results(given.num, given.seed, names, given.workers)
     print(table(found, names))
-    for result in faults(found)[:20]:
-        print(f"\n{result.kind} {result.number}: {result.outcome}, {result.seconds:.1f} s\n{result.detail}")
     return int(bool(faults(found)))
 
 

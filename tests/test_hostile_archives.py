@@ -12,7 +12,7 @@ import prepare_trees as trees
 import pytest
 
 from detailclip_jax.data.labelled import tars as labelled_tars
-from detailclip_jax.data.prepare import files, parquet, tables, tars, yfcc_ids
+from detailclip_jax.data.prepare import coco, files, parquet, tables, tars, yfcc_ids
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.inference import embeddings
@@ -128,9 +128,54 @@ def test_a_table_that_is_a_bomb_is_refused(tmp_path, monkeypatch, suffix, kind, 
     text = {"csv": b"image,caption\n", "tsv": b"image\tcaption\n", "jsonl": b'{"image": "a", "caption": "b"}\n'}[kind]
     path = trees.write(tmp_path / f"t.{kind}{suffix}", PACKERS[suffix](text + unit * (1_500_000 // len(unit))))
     made = {"csv": tables.csv_rows, "tsv": tables.tsv_rows, "jsonl": tables.jsonl_rows}[kind]
-    with pytest.raises(ValueError, match=r"unpacks to more than 100 times its size|has more than 1,048,576 characters"):
+    why = r"unpacks to more than 100 times its size|has more than (1,048,576 characters|100,000 lines)"
+    with pytest.raises(ValueError, match=why):
         for _ in made(Request(kind, (str(path),), str(tmp_path))):
             pass
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("unit", [b"\n", b"\r", b"x,y\n"])
+def test_rows_of_a_bomb_within_the_limit_of_bytes_are_limited_too(tmp_path, suffix, unit):
+    text = b'{"image": "a", "caption": "b"}\n' + unit * 1_000_000
+    assert len(text) < files.FREE_BYTES
+    path, num = trees.write(tmp_path / f"t.jsonl{suffix}", PACKERS[suffix](text)), 0
+    with pytest.raises(
+        ValueError, match=r"has more than 100,000 lines and more than 4 for each of its compressed bytes"
+    ):
+        for _ in tables.jsonl_rows(Request("jsonl", (str(path),), str(tmp_path))):
+            num += 1
+    assert num <= files.FREE_LINES
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+@pytest.mark.parametrize("unit", [b"{},", b"[],", b"1,"])
+def test_values_of_a_json_bomb_are_limited(tmp_path, suffix, unit):
+    text = b'{"images": [' + unit * 2_100_000 + b"{}]}"
+    path = trees.write(tmp_path / f"captions.json{suffix}", PACKERS[suffix](text))
+    with pytest.raises(ValueError, match=r"has more than 2,000,000 JSON values"):
+        coco.load(str(path))
+
+
+def test_rows_that_differ_by_a_number_are_no_bomb(tmp_path):
+    rows = "image,caption\n" + "".join(f"{n:07d}.jpg,a cat\n" for n in range(90_000))
+    path = trees.write(tmp_path / "t.csv.xz", lzma.compress(rows.encode()))
+    assert sum(1 for _ in tables.csv_rows(Request("csv", (str(path),), str(tmp_path)))) == 90_000
+
+
+def test_a_damaged_stream_is_a_message_whatever_the_library_raises(tmp_path):
+    packed = bytearray(bz2.compress(b"image,caption\n" + bytes(range(256)) * 400))
+    messages = []
+    for place in range(0, len(packed), 5):
+        damaged = bytes([*packed[:place], packed[place] ^ 0xFF, *packed[place + 1 :]])
+        path = trees.write(tmp_path / "t.csv.bz2", damaged)
+        with (
+            pytest.raises(ValueError, match=r"t\.csv\.bz2 is cut off or damaged") as error,
+            files.open_text(path) as file,
+        ):
+            file.read()
+        messages.append(str(error.value))
+    assert any("Invalid data stream" in message for message in messages)
 
 
 def test_a_tar_that_is_a_bomb_is_refused(tmp_path, monkeypatch):

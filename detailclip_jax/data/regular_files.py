@@ -77,13 +77,15 @@ def read_stream(path: str | os.PathLike, limit: int) -> bytes:
     return data
 
 
-def inside(root: str | os.PathLike, name: str | os.PathLike, follow_links: bool = False) -> str:
+def inside(
+    root: str | os.PathLike, name: str | os.PathLike, follow_links: bool = False, real_root: str | None = None
+) -> str:
     """Returns the path of `name` below `root`, with links resolved; LeavesFolder if it is outside `root`.
 
     `name` may be absolute or contain `..` as long as it stays inside.  With `follow_links` a link may lead anywhere,
-    and only the name itself has to stay inside.
+    and only the name itself has to stay inside.  `real_root` is `os.path.realpath(root)` where a caller has it already.
     """
-    path, folder = os.path.join(root, name), os.path.realpath(root)
+    path, folder = os.path.join(root, name), real_root or os.path.realpath(root)
     real = os.path.realpath(path)
     if follow_links and (_is_below(os.path.abspath(path), os.path.abspath(root)) or _is_below(real, folder)):
         return path

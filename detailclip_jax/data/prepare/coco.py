@@ -39,7 +39,7 @@ def karpathy_rows(request: Request) -> Iterator[Row]:
 def load(path: str) -> dict[str, Any]:
     """Returns the JSON of a file; ValueError if it is not valid JSON or has no list of images."""
     try:
-        with open_text(path) as file:
+        with open_text(path, is_json=True) as file:
             text = file.read(MAX_JSON + 1)
         if len(text) > MAX_JSON:
             raise ValueError(f"it has more than {MAX_JSON:,} characters")

@@ -27,7 +27,7 @@ class ImageRoot:
 
     def __init__(self, root: str, follow_links: bool = False):
         self._root, self._follow_links = root, follow_links
-        self._is_zip = os.path.isfile(root)
+        self._is_zip, self._real_root = os.path.isfile(root), os.path.realpath(root)
         self._zips: collections.OrderedDict[str, zipfile.ZipFile | None] = collections.OrderedDict()
 
     def __enter__(self) -> "ImageRoot":
@@ -51,7 +51,7 @@ class ImageRoot:
         if self._is_zip and len(place) == 1:
             return self._member(self._root, place[0])
         try:
-            path = inside(self._root, place[0], self._follow_links)
+            path = inside(self._root, place[0], self._follow_links, self._real_root)
             return self._member(path, place[1]) if len(place) == 2 else read_regular(path)
         except LeavesFolder as error:
             raise Rejected(f"{error}; --images ROOT names another folder of the images") from error

@@ -72,9 +72,9 @@ def pack(raw: Raw) -> bytes:
 
 def printable(key: str) -> str:
     """Returns the key with invalid UTF-8 (bytes of file names that are not text) escaped."""
-    return key.encode("utf-8", "backslashreplace").decode("utf-8")
+    return key if key.isascii() else key.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def valid_text(text: str) -> str:
     """Returns the text with lone surrogates, which UTF-8 cannot encode, replaced."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")

@@ -1,6 +1,7 @@
 """Reads csv, tsv and jsonl: one image per row, named by its path, with one or more captions."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -93,6 +94,12 @@ def _paths(request: Request, suffix: str) -> list[str]:
     return expand(request.paths, [suffix + compression for compression in COMPRESSIONS])
 
 
+@functools.cache
+def _folder(path: str) -> str:
+    return os.path.dirname(os.path.abspath(path))
+
+
+@functools.cache
 def _name(path: str) -> str:
     return pathlib.PurePath(path).name.partition(".")[0]
 
@@ -110,4 +117,4 @@ def _row(values: dict[str, Any], chosen: Columns, path: str, line: int, request:
         label = columns.label_of(values[chosen.label]) if chosen.label else -1
     except Rejected as refusal:
         return Row(key or place, refused=str(refusal))
-    return Row(key or place, [(image,)], captions, texts, label, root=os.path.dirname(os.path.abspath(path)))
+    return Row(key or place, [(image,)], captions, texts, label, root=_folder(path))
