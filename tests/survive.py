@@ -2,12 +2,20 @@
 
     python tests/survive.py --kills=100 --stops=30 --damaged=100 --seed=0
 
-kills: SIGKILL at a random moment, some in a row, then the same command to the end: its numbers and its last state equal
-those of a run that nothing disturbed.  stops: SIGTERM or SIGINT, once or twice, at a random moment, also in an
-evaluation: ended within 10 s with the signal's status, then as above.  damaged: one file of the newest checkpoint's
-folder is deleted, cut, emptied, flipped or renamed, or the folder renamed: the restore names it and takes the one
-before, and `checkpoint.load` refuses it with a message.  Prints tried, refused, failed, slowest and most memory; exit
-status 1 where anything failed.
+kills: SIGKILL at random moments, up to nine in a row, then the same command to the end: its numbers and its last state
+equal those of a run that nothing disturbed.  stops: SIGTERM or SIGINT, once or twice, at random moments, also in an
+evaluation, up to three in a row: each ends within 10 s with the signal's status, then as above.  Status 0 is right only
+where the run was complete before the signal.  damaged: one file of the newest checkpoint's folder is deleted, cut,
+emptied, flipped or renamed, or the folder renamed: the restore names it and takes the one before, and `checkpoint.load`
+refuses it with a message.
+
+No process may hold more than 1 GB beyond one that has imported the command and opened its data.  That, what `import
+jax` alone takes, and the undisturbed run are measured first and printed: the tiny run's state is 61 MB, the rest are
+imports, drawings, traced and compiled programs and copies of the state while it is saved or restored.  glibc gives each
+thread an arena, and XLA has many threads, so processes run with one arena (MALLOC_ARENA_MAX=1); otherwise a fifth more
+is held, which no live object needs.
+
+Prints tried, refused, failed, slowest and most memory of each kind; exit status 1 where anything failed.
 """
 
 import argparse
@@ -23,12 +31,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-STEPS = 16
+STEPS = 12
 FIELDS = {
     "total_steps": STEPS,
     "checkpoint_every": 3,
@@ -38,6 +46,13 @@ FIELDS = {
 }
 MEASURED = ("images_per_second", "data_wait")  # times, which no two runs share
 LIMIT = 10.0  # seconds from a signal to the end
+MAX_BYTES = 10**9  # of a process, beyond its imports and data
+OPENED = f"""from detailclip_jax import main
+from detailclip_jax.config import run_config
+from detailclip_jax.run import loop
+loop.open_source(run_config.load("{ROOT}/tests/configs/smallest.py"))"""
+IN_A_ROW = {"kills": 9, "stops": 3}
+COMPLETE = "to measure:"  # begins the last line of a complete run
 NOISE = ("Traceback", "Exception ignored", "Event loop is closed")
 
 
@@ -48,6 +63,14 @@ class Case(NamedTuple):
     wrong: str
     refused: bool
     seconds: float
+
+
+class Ended(NamedTuple):
+    """How a process ended: exit status, what it printed, and the most memory that it held, in bytes."""
+
+    code: int
+    output: str
+    num_bytes: int
 
 
 def command(workdir: Path) -> list[str]:
@@ -61,7 +84,39 @@ def environment(cache: Path) -> dict[str, str]:
     """One CPU device, and programs that all runs share."""
     quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONUNBUFFERED": "1"}
     shared = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return os.environ | quick | shared | {"PYTHONPATH": str(ROOT)}
+    return os.environ | quick | shared | {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
+
+
+class Process:
+    """A command whose output goes to a file, which can be read while it runs."""
+
+    def __init__(self, words: list[str], environment: dict[str, str], log: Path):
+        self.log = log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+
+    @property
+    def output(self) -> str:
+        """What it printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def ended_within(self, seconds: float) -> Ended | None:
+        """Waits; None if it still runs."""
+        end = time.monotonic() + seconds
+        while True:
+            number, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            if number:
+                self.process.returncode = os.waitstatus_to_exitcode(status)
+                unit = 1 if sys.platform == "darwin" else 1024
+                return Ended(self.process.returncode, self.output, usage.ru_maxrss * unit)
+            if time.monotonic() >= end:
+                return None
+            time.sleep(0.01)
+
+    def signal(self, number: int) -> None:
+        """Sends a signal; nothing if it ended already but was not waited for."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
 
 
 class Trial:
@@ -71,26 +126,47 @@ class Trial:
         self.folder, self.rng, self.environment = folder, rng, environment(folder / "cache")
         self.reference = folder / "reference"
         self.duration = 0.0
+        self.jax, self.opened = 0, 0  # bytes of `import jax`, and of all imports with the data
+        self.most = 0  # bytes beyond `opened`, of any process since it was set to 0
 
     def undisturbed(self) -> None:
         """Makes the reference, twice: the second one says how long a run takes whose programs are compiled."""
+        self.jax, self.opened = (
+            self.wait(Process([sys.executable, "-c", script], self.environment, self.folder / "log")).num_bytes
+            for script in ("import jax", OPENED)
+        )
         for name in ("warm", "reference"):
             began = time.monotonic()
-            code, output = self.finish(self.folder / name)
+            ended = self.finish(self.folder / name)
             self.duration = time.monotonic() - began
-            if code:
-                raise SystemExit(f"the undisturbed run failed:\n{output}")
+            if ended.code:
+                raise SystemExit(f"the undisturbed run failed:\n{ended.output}")
+        self.most = ended.num_bytes - self.opened
 
-    def start(self, workdir: Path) -> "subprocess.Popen[str]":
+    def start(self, workdir: Path) -> Process:
         """The command, running."""
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(command(workdir), env=self.environment, cwd=ROOT, **pipes)
+        return Process(command(workdir), self.environment, self.folder / "log")
 
-    def finish(self, workdir: Path) -> tuple[int, str]:
-        """The command to its end: exit status and output."""
-        process = self.start(workdir)
-        output, _ = process.communicate(timeout=600)
-        return process.returncode, output
+    def wait(self, process: Process, seconds: float = 600) -> Ended:
+        """The end of a process, whose memory counts; RuntimeError if it does not end."""
+        ended = process.ended_within(seconds)
+        if ended is None:
+            process.signal(signal.SIGKILL)
+            process.ended_within(60)
+            raise RuntimeError(f"a run did not end within {seconds:.0f} s:\n{process.output[-2000:]}")
+        self.most = max(self.most, ended.num_bytes - self.opened)
+        return ended
+
+    def finish(self, workdir: Path) -> Ended:
+        """The command to its end."""
+        return self.wait(self.start(workdir))
+
+    def completed(self, workdir: Path) -> str:
+        """Runs the command to its end; what is wrong about it, "" if it equals the undisturbed run."""
+        ended = self.finish(workdir)
+        if ended.code:
+            return f"status {ended.code}: {ended.output[-300:]}"
+        return noise(ended.output) or self.differs(workdir)
 
     def differs(self, workdir: Path) -> str:
         """How the finished run differs from the undisturbed one, "" if it does not."""
@@ -101,44 +177,60 @@ class Trial:
             return "the last state differs"
         return ""
 
-    def kill(self) -> Case:
-        """SIGKILL, up to three times in a row, then to the end."""
-        workdir, began = self.folder / "killed", time.monotonic()
-        shutil.rmtree(workdir, ignore_errors=True)
-        moments = [self.rng.uniform(0, self.duration) for _ in range(self.rng.randint(1, 3))]
-        for moment in moments:
-            process = self.start(workdir)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=moment)
-            process.kill()
-            process.communicate()
-        code, output = self.finish(workdir)
-        wrong = f"status {code}: {output[-300:]}" if code else noise(output) or self.differs(workdir)
-        return Case(f"killed after {', '.join(f'{m:.2f} s' for m in moments)}", wrong, False, time.monotonic() - began)
+    def kills(self, num: int) -> Iterator[Case]:
+        """SIGKILL `num` times: up to nine in a row, each a case, then to the end."""
+        while num > 0:
+            workdir, began, done = self.folder / "killed", time.monotonic(), 0
+            shutil.rmtree(workdir, ignore_errors=True)
+            for _ in range(min(num, self.rng.randint(1, IN_A_ROW["kills"]))):
+                process, moment = self.start(workdir), self.rng.uniform(0, self.duration)
+                if process.ended_within(moment):  # complete
+                    break
+                process.signal(signal.SIGKILL)
+                self.wait(process)
+                done += 1
+                yield Case(f"killed after {moment:.2f} s", "", False, time.monotonic() - began)
+            num -= done
+            wrong = self.completed(workdir)
+            if wrong:
+                yield Case(f"{done} kills in a row", wrong, False, time.monotonic() - began)
 
-    def stop(self) -> Case:
-        """One or two signals, then to the end."""
-        workdir = self.folder / "stopped"
-        shutil.rmtree(workdir, ignore_errors=True)
+    def stops(self, num: int) -> Iterator[Case]:
+        """A signal or two of them `num` times: up to three in a row, each a case, then to the end."""
+        while num > 0:
+            workdir, done = self.folder / "stopped", 0
+            shutil.rmtree(workdir, ignore_errors=True)
+            for _ in range(min(num, self.rng.randint(1, IN_A_ROW["stops"]))):
+                case = self.stop(workdir)
+                done += 1
+                yield case
+                if lines(workdir / "metrics.jsonl")[-1:] == lines(self.reference / "metrics.jsonl")[-1:]:
+                    break  # complete
+            num -= done
+            wrong = self.completed(workdir)
+            if wrong:
+                yield Case(f"{done} stops in a row", wrong, False, 0.0)
+
+    def stop(self, workdir: Path) -> Case:
+        """One or two signals at a random moment."""
         number, twice = self.rng.choice([signal.SIGTERM, signal.SIGINT]), self.rng.random() < 0.5
         moment = self.rng.uniform(0, self.duration)
-        process = self.start(workdir)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=moment)
-        began = time.monotonic()
-        for _ in range(1 + twice):
-            process.send_signal(number)
-            time.sleep(self.rng.uniform(0, 0.3))
-        output, _ = process.communicate(timeout=600)
-        seconds = time.monotonic() - began
         what = f"{number.name}{' twice' if twice else ''} after {moment:.2f} s"
-        expected = (0, 128 + number, -number)  # the last before the command's own handler
-        wrong = noise(output) or (f"status {process.returncode}" if process.returncode not in expected else "")
+        process = self.start(workdir)
+        ended = process.ended_within(moment)
+        if ended:
+            return Case(f"{what}: complete before it", f"status {ended.code}" if ended.code else "", False, 0.0)
+        complete, steps, began = COMPLETE in process.output, len(lines(workdir / "metrics.jsonl")), time.monotonic()
+        for _ in range(1 + twice):
+            process.signal(number)
+            time.sleep(self.rng.uniform(0, 0.3))
+        ended = self.wait(process)
+        seconds = time.monotonic() - began
+        wrong = noise(ended.output) or unexpected(number, ended, complete)
         wrong = wrong or (f"{seconds:.1f} s to the end" if seconds > LIMIT else "")
-        wrong = wrong or self.unfinished(workdir)
-        code, output = self.finish(workdir)
-        wrong = wrong or (f"status {code}: {output[-300:]}" if code else noise(output) or self.differs(workdir))
-        return Case(what, wrong, False, seconds)
+        more = len(lines(workdir / "metrics.jsonl")) - steps
+        wrong = wrong or (f"{more} more steps after the signal" if more > 2 else "")  # one runs, one may be queued
+        return Case(what, wrong or self.unfinished(workdir), False, seconds)
 
     def unfinished(self, workdir: Path) -> str:
         """Half checkpoints, which a signal leaves none of."""
@@ -146,9 +238,23 @@ class Trial:
         return f"left {left}" if left else ""
 
 
+def unexpected(number: signal.Signals, ended: Ended, complete: bool) -> str:
+    """What is wrong about the exit status after a signal, "" if nothing is: a lost signal must not look like success.
+
+    `complete`: whether the run had printed all before the signal.  -number is the status before the command's own
+    handler is there, and after it is gone.
+    """
+    if ended.code in (128 + number, -number):
+        return ""
+    if ended.code == 0 and complete:
+        return ""
+    return f"status {ended.code} after {number.name}: {ended.output[-300:]}"
+
+
 def lines(file: Path) -> list[dict]:
     """The objects of a log without what was measured in seconds."""
-    found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    whole = file.read_text().split("\n")[:-1] if file.exists() else []  # the last line may be half written
+    found = [json.loads(line) for line in whole]
     return [{name: value for name, value in line.items() if name not in MEASURED} for line in found]
 
 
@@ -248,29 +354,29 @@ def restored_wrongly(run: Path, newest: int, before: int, shapes: Any) -> str:
     return noise(printed.getvalue())
 
 
-def report(kind: str, cases: list[Case]) -> int:
-    """Prints the numbers of one kind and its failures; how many failed."""
-    failed = [case for case in cases if case.wrong]
-    slowest = max(cases, key=lambda case: case.seconds)
-    refused = sum(case.refused and not case.wrong for case in cases)
+def report(kind: str, cases: Iterable[Case], most: Callable[[], int]) -> int:
+    """Prints the failures of one kind as they come, then its numbers; how many failed.  `most`: bytes."""
+    tried, failed, refused, slowest = 0, 0, 0, Case("", "", False, 0.0)
+    for case in cases:
+        tried, refused = tried + 1, refused + (case.refused and not case.wrong)
+        slowest = max(slowest, case, key=lambda each: each.seconds)
+        if case.wrong:
+            failed += 1
+            print(f"  FAILED {case.what}: {case.wrong}", flush=True)
     print(
-        f"{kind}: {len(cases)} tried, {refused} refused, {len(failed)} failed; slowest {slowest.seconds:.1f} s "
-        f"({slowest.what}); most memory {memory():,.0f} MiB",
+        f"{kind}: {tried} tried, {refused} refused, {failed} failed; slowest {slowest.seconds:.1f} s "
+        f"({slowest.what}); most memory {most() / 1e6:,.0f} MB beyond imports and data",
         flush=True,
     )
-    for case in failed:
-        print(f"  FAILED {case.what}: {case.wrong}", flush=True)
-    return len(failed)
+    if most() > MAX_BYTES:
+        print(f"  FAILED a process held more than {MAX_BYTES / 1e6:,.0f} MB beyond its imports and data", flush=True)
+        failed += 1
+    return failed
 
 
-def memory() -> float:
-    """The most that this process or one of its children held, in MiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return (
-        max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        * unit
-        / 2**20
-    )
+def own_memory() -> int:
+    """The most that this process held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -283,15 +389,18 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(Path(folder), random.Random(given.seed))
         trial.undisturbed()
-        print(f"undisturbed: {trial.duration:.1f} s", flush=True)
-        kinds = {
-            "kills": lambda: [trial.kill() for _ in range(given.kills)],
-            "stops": lambda: [trial.stop() for _ in range(given.stops)],
-            "damaged": lambda: list(damaged(trial.reference, given.damaged, trial.rng)),
-        }
-        for kind, run in kinds.items():
-            if getattr(given, kind):
-                failed += report(kind, run())
+        print(
+            f"undisturbed: {trial.duration:.1f} s; `import jax` {trial.jax / 1e6:,.0f} MB, all imports and the data "
+            f"{trial.opened / 1e6:,.0f} MB, the run {trial.most / 1e6:,.0f} MB more",
+            flush=True,
+        )
+        if given.damaged:
+            found = damaged(trial.reference, given.damaged, trial.rng)
+            failed += report("damaged", found, lambda: own_memory() - trial.opened)
+        for kind, cases in (("stops", trial.stops), ("kills", trial.kills)):
+            trial.most = 0
+            if number := getattr(given, kind):
+                failed += report(kind, cases(number), lambda: trial.most)
     return 1 if failed else 0
 
 
