@@ -18,6 +18,7 @@ from detailclip_jax.run import loop
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime.progress import Console
 
+PLACES = [61, 479, 774, 845, 971]  # of the bits of PCG64, which numpy promises to keep
 WORDS = ("red", "blue", "green", "black")
 
 
@@ -54,6 +55,21 @@ def records(tmp_path_factory):
 )
 def test_a_few_examples_and_never_more_than_a_tenth_are_held_back(asked, num_examples, expected):
     assert held_out.number(asked, num_examples) == expected
+
+
+def test_which_places_are_drawn_is_no_matter_of_numpy_s_version():
+    assert held_out.places(1000, 5).tolist() == PLACES
+    for num, count in ((10, 10), (10, 1), (1, 1), (5, 0), (15_000_000, 1000)):
+        found = held_out.places(num, count)
+        assert len(set(found.tolist())) == count and (np.diff(found) > 0).all() and (found >= 0).all()
+        assert (found < num).all()
+
+
+def test_every_place_is_drawn_as_often():
+    counts = np.zeros(40)
+    for num in range(20, 41):  # other sizes give other draws of the same bits
+        counts[held_out.places(num, num // 2)] += 1
+    assert counts[:20].min() >= 4 and counts[:20].max() <= 18  # of 21, each with a chance of a half
 
 
 def test_what_is_held_back_is_not_trained_on(records):

@@ -69,8 +69,17 @@ def number(asked: int, num_examples: int) -> int:
 
 
 def places(num_examples: int, count: int) -> Int[np.ndarray, "n"]:
-    """Returns `count` sorted indices, drawn without replacement with a fixed seed."""
-    return np.sort(np.random.default_rng(0).choice(num_examples, count, replace=False))
+    """Returns `count` sorted indices, drawn without replacement with a fixed seed.
+
+    The numbers of a run must not change when it continues with another numpy, or examples that it trained on would be
+    held out.  numpy promises that for the bits of a generator but not for `choice`; so this is Floyd's algorithm on
+    the bits: for each of the last `count` places, a random one up to it, or the place itself if that one is taken.
+    """
+    taken: set[int] = set()
+    for last, bits in zip(range(num_examples - count, num_examples), np.random.PCG64(0).random_raw(count).tolist()):
+        place = bits % (last + 1)
+        taken.add(last if place in taken else place)
+    return np.array(sorted(taken), np.int64)
 
 
 def own_split(data: ConfigDict, image_size: int = 64) -> tuple[str, Source] | None:
