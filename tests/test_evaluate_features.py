@@ -1,11 +1,18 @@
 """k-NN and the linear probe against scikit-learn and a naive loop."""
 
+import os
+import signal
+import threading
+import time
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from detailclip_jax.evaluation import knn, linear
 from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.runtime.interrupt import Interrupt, pause_point
+from detailclip_jax.runtime.signals import Stopped
 
 
 def rng(seed=0):
@@ -103,3 +110,37 @@ def test_the_scale_of_a_feature_changes_nothing():
         for a, b in ((train, test), (train * scale, test * scale))
     )
     assert list(ours) == ["mean_per_class", "top1"] and ours == pytest.approx(theirs, abs=0.021)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 100.0])
+def test_into_how_many_calls_a_search_is_divided_changes_no_number(monkeypatch, seconds):
+    x, y = drawn(60)
+    once = linear.fit(x, y, 5, 10.0)
+    monkeypatch.setattr(linear, "CALL_SECONDS", seconds)
+    again = linear.fit(x, y, 5, 10.0)
+    assert (once.weights == again.weights).all() and (once.bias == again.bias).all() and once.gradient <= 1e-4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_search_of_a_probe_within_a_run(monkeypatch, number):
+    """A search that would take hours."""
+    x, y = drawn(3000, width=64)
+    monkeypatch.setattr(linear, "MAX_STEPS", 10**9)
+    monkeypatch.setattr(linear, "TOLERANCE", -1.0)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
+    with Interrupt():
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(Stopped) as stopped:
+            linear.fit(x, y, 5, 1.0)
+        assert time.monotonic() - began < 8
+    assert stopped.value.exit_code == 128 + number
+
+
+def test_outside_of_a_run_nothing_pauses():
+    interrupt = Interrupt()
+    interrupt.received = signal.SIGTERM
+    pause_point()
+    with interrupt, pytest.raises(Stopped):
+        pause_point()
+    pause_point()

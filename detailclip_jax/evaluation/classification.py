@@ -15,6 +15,7 @@ from detailclip_jax.evaluation.metrics import (
     ranks,
     similarity_blocks,
 )
+from detailclip_jax.runtime.interrupt import pause_point
 
 METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_of_top1_and_top5")
 TOP = (1, 5)
@@ -46,6 +47,7 @@ def class_ranks(blocks: Blocks, labels: Int[np.ndarray, "n"]) -> Int[np.ndarray,
     """For each example, the number of classes ranked before the true one, from scores in blocks; see `ranks`."""
     found = np.empty(len(labels), np.int64)
     for rows, scores in blocks:
+        pause_point()
         found[rows] = ranks(scores, labels[rows, None] == np.arange(scores.shape[1]))
     return found
 

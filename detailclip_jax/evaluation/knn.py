@@ -12,6 +12,7 @@ from detailclip_jax.evaluation.classification import class_ranks, rank_metrics, 
 from detailclip_jax.evaluation.embedding import fill
 from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.metrics import Metric, normalise
+from detailclip_jax.runtime.interrupt import pause_point
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
@@ -56,6 +57,7 @@ def nearest(
     best = [(jnp.full((QUERIES, k), -jnp.inf), jnp.full((QUERIES, k), -1)) for _ in blocks]
     length = min(GALLERY, len(gallery))
     for i in starts(gallery, length):
+        pause_point()
         rows, known = (jnp.asarray(part(array, i, length)) for array in (gallery, labels.astype(np.int32)))
         real = jnp.arange(i, i + length) < len(gallery)
         best = [merge(*old, block, rows, known, real, k) for old, block in zip(best, blocks)]

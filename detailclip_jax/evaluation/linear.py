@@ -1,7 +1,7 @@
 """A linear probe: multinomial logistic regression on frozen features, fitted by L-BFGS."""
 
+import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from detailclip_jax.evaluation.classification import class_ranks, rank_metrics, usual_top
 from detailclip_jax.evaluation.metrics import BLOCK, Metric
+from detailclip_jax.runtime.interrupt import pause_point
 
 STRENGTHS = tuple(10.0**power for power in range(-3, 4))  # C
 VALIDATION_SHARE = 0.2
 MAX_STEPS, TOLERANCE = 1000, 1e-4
+CALL_SECONDS = 1.0  # a call of the compiled search that took less does twice as many steps next
+SOLVER = optax.lbfgs()
 
 
 class Linear(NamedTuple):
@@ -96,12 +99,25 @@ def fit(
     return Linear(np.asarray(weights), np.asarray(bias), float(gradient))
 
 
-@partial(jax.jit, static_argnames="max_steps")
 def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_steps: int) -> Any:
     """Runs L-BFGS on the objective per example; returns the solution and the largest absolute entry of its gradient.
 
-    Stops when that entry is at most TOLERANCE, or after `max_steps`.
+    Stops when that entry is at most TOLERANCE, or after `max_steps`.  A signal stops it within about two seconds, or
+    after the step that is running (`pause_point`); into how many calls the steps are divided changes no number.
     """
+    search = first, SOLVER.init(first), jnp.int32(0), jnp.float32(jnp.inf)
+    until, steps = 0, 1
+    while until < max_steps and float(search[3]) > TOLERANCE:
+        pause_point()
+        until, began = min(until + steps, max_steps), time.monotonic()
+        search = jax.block_until_ready(_search(search, features, labels, strength, jnp.int32(until)))
+        steps = 2 * steps if time.monotonic() - began < CALL_SECONDS else steps
+    return search[0], search[3]
+
+
+@jax.jit
+def _search(search: Any, features: Array, labels: Array, strength: Array, until: Array) -> Any:
+    """Runs L-BFGS up to step `until`, or to TOLERANCE; `search` is (solution, solver state, step, gradient)."""
 
     def objective(linear: Any) -> Array:
         weights, bias = linear
@@ -109,20 +125,18 @@ def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_s
         loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels).sum()
         return (loss + 0.5 / strength * jnp.sum(weights**2)) / len(labels)
 
-    solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
 
     def step(carry: Any) -> Any:
         linear, state, count, _ = carry
         value, gradient = value_and_grad(linear, state=state)
-        updates, state = solver.update(gradient, state, linear, value=value, grad=gradient, value_fn=objective)
+        updates, state = SOLVER.update(gradient, state, linear, value=value, grad=gradient, value_fn=objective)
         return optax.apply_updates(linear, updates), state, count + 1, optax.tree.max(_absolute(gradient))
 
     def unfinished(carry: Any) -> Array:
-        return (carry[2] < max_steps) & (carry[3] > TOLERANCE)
+        return (carry[2] < until) & (carry[3] > TOLERANCE)
 
-    found, _, _, gradient = jax.lax.while_loop(unfinished, step, (first, solver.init(first), 0, jnp.inf))
-    return found, gradient
+    return jax.lax.while_loop(unfinished, step, search)
 
 
 def _absolute(tree: Any) -> Any:

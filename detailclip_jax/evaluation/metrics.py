@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.runtime.interrupt import pause_point
 
 BLOCK = 256  # queries per block of similarities
 
@@ -108,6 +109,7 @@ def similarity_blocks(
     """Yields float32 dot products for `block` queries at a time: 25,000 x 5,000 values need not fit in memory."""
     transposed = gallery.astype(np.float32).T
     for start in range(0, len(queries), block):
+        pause_point()
         rows = slice(start, min(start + block, len(queries)))
         yield rows, queries[rows].astype(np.float32) @ transposed
 

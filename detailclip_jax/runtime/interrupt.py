@@ -1,4 +1,6 @@
-"""SIGTERM and Ctrl-C in training: the run stops after a step, or between two batches of an evaluation, and is saved.
+"""SIGTERM and Ctrl-C in training: the run stops after a step, or within an evaluation, and is saved.
+
+An evaluation stops between two batches and at every `pause_point`.
 
 Several processes stop at the same step.  Commands that have nothing to save use `signals.prompt`.
 """
@@ -13,6 +15,20 @@ import jax
 from jax.experimental import multihost_utils
 
 from detailclip_jax.runtime.signals import SIGNALS, Stopped
+
+_RUNNING: "list[Interrupt]" = []  # those whose context is entered
+
+
+def pause_point() -> None:
+    """Raises Stopped if the run of this process received a signal; does nothing outside of a run.
+
+    Long work without batches, e.g. the search of a linear probe, calls it every second or so.  With several processes
+    it does nothing: they must stop at the same place, and how often each comes here depends on rounding.
+    """
+    if _RUNNING and not jax.distributed.is_initialized():
+        received = _RUNNING[-1].received
+        if received is not None:
+            raise Stopped(received)
 
 
 class Interrupt:
@@ -39,10 +55,12 @@ class Interrupt:
         together = {signal.SIGINT: _pass_on}  # jax's preemption service handles SIGTERM there
         handlers = together if jax.distributed.is_initialized() else alone
         self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        _RUNNING.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
         """Restores the previous signal handlers."""
+        _RUNNING.remove(self)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
