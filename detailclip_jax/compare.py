@@ -90,6 +90,11 @@ def sweep_rows(path: str) -> list[Row]:
     ]
 
 
+def given_fields(arguments: argparse.Namespace) -> list[str]:
+    """Returns the dotted names of the fields that --set sets."""
+    return [name for name, _ in map(parse_setting, arguments.set)]
+
+
 def config_of(row: Row, seed: int, arguments: argparse.Namespace) -> ConfigDict:
     """Returns the config of one run: that of `row`, with the common budget."""
     config = run_config.load(f"{arguments.config}:method={row.method}")
@@ -100,14 +105,14 @@ def config_of(row: Row, seed: int, arguments: argparse.Namespace) -> ConfigDict:
     return config
 
 
-def run_once(config: ConfigDict, workdir: Path) -> int:
+def run_once(config: ConfigDict, workdir: Path, given: Sequence[str] = ()) -> int:
     """Trains and evaluates one run unless it is finished; returns the exit code of `loop.train`."""
     from detailclip_jax.run import loop
 
     if finished_steps(workdir) >= config.total_steps:
         return 0
     try:
-        run = loop.prepare(config, workdir)
+        run = loop.prepare(config, workdir, given)
     except (ValueError, OSError) as error:
         raise CannotBegin(f"{workdir}: {error}") from error
     code = loop.train(run)
@@ -190,7 +195,7 @@ def compare(rows: Sequence[Row], arguments: argparse.Namespace) -> int:
     workdir, folders = Path(arguments.workdir), folders_of(rows, arguments)
     for seed in range(arguments.seeds):  # seeds outside, so that a stopped comparison has equally many runs per row
         for row in rows:
-            if code := run_once(config_of(row, seed, arguments), folders[row.name][seed]):
+            if code := run_once(config_of(row, seed, arguments), folders[row.name][seed], given_fields(arguments)):
                 return code
     results = {name: [read_results(folder) for folder in runs] for name, runs in folders.items()}
     print(write(workdir, results | floors(arguments), {name: cost_text(runs) for name, runs in folders.items()}))
@@ -279,7 +284,7 @@ def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     folders = folders_of(rows, arguments)
     for row in rows:
         for seed, folder in enumerate(folders[row.name]):
-            config = init_from.adopt(config_of(row, seed, arguments))
+            config = init_from.adopt(config_of(row, seed, arguments), given_fields(arguments))
             validate(config)
             methods.build(config)
             check_folder(config, folder)

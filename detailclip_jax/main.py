@@ -149,8 +149,8 @@ def join_processes() -> None:
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
 
 
-def asked() -> tuple[ConfigDict, str]:
-    """Returns the config and the workdir that the flags describe."""
+def asked() -> tuple[ConfigDict, str, list[str]]:
+    """Returns the config and the workdir that the flags describe, and the names of the fields that they set."""
     workdir = _WORKDIR.value or run_config.default_workdir(_config_spec(sys.argv) or "run")
     if "://" in workdir:
         raise ValueError(
@@ -158,7 +158,8 @@ def asked() -> tuple[ConfigDict, str]:
             "folder, and copy it when the run has ended (gcloud storage rsync -r, aws s3 sync)"
         )
     written = run_config.load(_config_spec(sys.argv) or "")
-    return run_config.count_epochs(_CONFIG.value, _override_names(sys.argv), written), workdir
+    given = _override_names(sys.argv)
+    return run_config.count_epochs(_CONFIG.value, given, written), workdir, given
 
 
 def preflight(argv: Sequence[str]) -> int:

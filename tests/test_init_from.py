@@ -23,6 +23,7 @@ from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.training import checkpoint, experiment, mesh, rates
 
+ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
     "batch_size": 8,
     "total_steps": 4,
@@ -89,6 +90,29 @@ def test_what_the_checkpoint_decides(tmp_path):
     assert adopted.optimizer.part_rates.to_dict() == dict.fromkeys(parts, 0.25)
     assert run_config.to_json(init_from.adopt(adopted)) == run_config.to_json(adopted)
     assert asked.model.size == "B/16"
+
+
+def test_preprocessing_that_the_user_sets_wins_and_is_printed(tmp_path):
+    theirs = {"preprocess.filter": "bicubic", "preprocess.resize": "square", "preprocess.mean": (0.1, 0.2, 0.3)}
+    written(tmp_path / "clip", **OPENAI, **theirs)
+    asked = tiny("clip", init=str(tmp_path / "clip"), **{"preprocess.filter": "bilinear"})  # the default, but set
+    assert init_from.adopt(asked).preprocess.filter == "bicubic"
+    adopted = init_from.adopt(asked, ["seed", "preprocess.filter"])
+    assert (adopted.preprocess.filter, adopted.preprocess.resize) == ("bilinear", "square")
+    assert adopted.preprocess.mean == (0.1, 0.2, 0.3)
+    again = init_from.adopt(adopted, ["preprocess.filter"])
+    assert run_config.to_json(again) == run_config.to_json(adopted)
+    source = run_config.read(tmp_path / "clip" / "config.json")
+    said = init_from.report(adopted, source, [], [], {})
+    assert "    set by you: filter bilinear (checkpoint: bicubic)" in said
+    assert not any("set by you" in line for line in init_from.report(init_from.adopt(asked), source, [], [], {}))
+
+
+def test_flags_of_the_command_name_what_the_user_sets(tmp_path):
+    flags = [f"--config={ROOT}/configs/stickers.py", "--config.preprocess.filter=bilinear", "--config.seed", "3"]
+    script = "from detailclip_jax import main as m; import sys; m.parse_flags(sys.argv); print(m.asked()[2])"
+    done = subprocess.run([sys.executable, "-c", script, *flags], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "['preprocess.filter', 'seed']", done.stderr
 
 
 def test_without_init_nothing_changes():

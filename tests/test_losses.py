@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax.losses import clip, reconstruction
+from detailclip_jax.losses import clip, labels, reconstruction
 from detailclip_jax.training import mesh
 
 RNG = np.random.default_rng(0)
@@ -88,3 +88,20 @@ def test_pixel_loss_is_the_equation():
     patches = [np.mean((np.asarray(predicted)[i] - np.asarray(target)[i]) ** 2) for i in np.ndindex(2, 3, 4)]
     np.testing.assert_allclose(reconstruction.pixel_loss(predicted, target), np.mean(patches), rtol=1e-6)
     assert reconstruction.pixel_loss(target, target) == 0
+
+
+def test_examples_without_a_label_count_neither_as_right_nor_as_wrong():
+    logits, label = normal(6, 4), np.array([0, -1, 3, -1, 2, 1])
+    right = [int(np.argmax(row) == one) for row, one in zip(logits, label) if one >= 0]
+    np.testing.assert_allclose(labels.accuracy(logits, jnp.asarray(label)), np.mean(right), rtol=1e-6)
+    assert labels.accuracy(logits, jnp.full(6, -1)) == 0
+    loss = labels.label_loss(logits, jnp.asarray(label))
+    assert (loss[label < 0] == 0).all() and (loss[label >= 0] > 0).all()
+
+
+def test_the_accuracy_of_devices_with_few_labels_is_that_of_the_batch():
+    logits, label = normal(8, 4), jnp.array([0, -1, -1, -1, -1, -1, 2, 1])
+    devices = mesh.make_mesh(jax.devices()[:4])
+    local = lambda x, y: labels.accuracy(x, y, mesh.BATCH)
+    mapped = jax.shard_map(local, mesh=devices, in_specs=P(mesh.BATCH), out_specs=P(), check_vma=False)
+    assert mapped(logits, label) == labels.accuracy(logits, label)

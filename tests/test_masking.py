@@ -136,6 +136,19 @@ def test_hint_removes_as_many_as_high_and_shows_some_of_the_top():
         masking.attention_hint(masking.Rule(14, granularity="cell2x2"), attention=values, keys=keys, views=2)
 
 
+@pytest.mark.parametrize("ratio", [0.9, 0.93, 0.97, 0.99])
+def test_hints_are_never_more_than_what_is_kept(ratio):
+    rule, values, keys = masking.Rule(14, ratio), jnp.asarray(attention()), jax.random.split(jax.random.key(0), 3)
+    hint = masking.attention_hint(rule, attention=values, keys=keys, views=2)
+    num_hints = min(int(ratio * 19), rule.num_kept)
+    assert (hint.mask.sum(-1) == rule.num_removed).all()
+    for index in np.ndindex(2, 3):
+        order = np.argsort(-np.asarray(values[index]))
+        assert (~hint.mask[index][order[:19]]).sum() == num_hints
+        others = rule.num_kept - num_hints  # the least attended ones
+        assert not others or not hint.mask[index][order[-others:]].any()
+
+
 def test_a_drawn_mask_lists_its_patches_first_and_fills_up():
     mask = np.random.default_rng(0).random((3, 16)) < 0.3
     hidden = masking.drawn(jnp.asarray(mask), 10)

@@ -287,7 +287,7 @@ def byol_term() -> Loss:
 
 
 def label_term(smoothing: float, mixed: bool) -> Loss:
-    """Cross-entropy loss term with the batch's labels.
+    """Cross-entropy loss term with the batch's labels; examples without a label count as 0 in its mean.
 
     If images are mixed (mixup, CutMix), it is the mean of the losses of both labels, weighted by the images' shares.
     """
@@ -299,7 +299,7 @@ def label_term(smoothing: float, mixed: bool) -> Loss:
         if mixed:
             other = jnp.broadcast_to(batch["other_label"], logits.shape[:-1])
             loss = batch["share"] * loss + (1 - batch["share"]) * labels.label_loss(logits, other, smoothing)
-        return loss.mean(), {"class_accuracy": labels.accuracy(logits, label)}
+        return loss.mean(), {"class_accuracy": labels.accuracy(logits, label, context.axis)}
 
     return Loss(("class_logits",), run)
 

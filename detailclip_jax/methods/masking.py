@@ -98,14 +98,16 @@ def attention_high(rule: Rule, *, attention: Float[Array, "*batch N"], **_) -> H
 def attention_hint(rule: Rule, *, attention: Float[Array, "*batch N"], keys: Array, views: int, **_) -> Hidden:
     """Removes the most attended patches except random hints (AttMask-Hint).
 
-    Hints are int(ratio n) random patches of the n = int(HINT N) most attended ones. The number of removed patches
-    equals that of `attention_high`: the next most attended patches are removed instead of the hints.
+    Hints are int(ratio n) random patches of the n = int(HINT N) most attended ones, but no more than are kept at all
+    (above a ratio of about 1 - HINT + HINT^2, fewer patches are kept). The number of removed patches equals that of
+    `attention_high`: the next most attended patches are removed instead of the hints.
     Raises ValueError for granularities other than "patch".
     """
     if rule.cell != 1:
         raise ValueError("masking.strategy attention_hint works by patch; set masking.granularity to 'patch'")
     num_top = int(HINT * rule.num_patches)
-    hints = choose_hints(attention, image_noise(keys, views, rule.num_patches), num_top, int(rule.ratio * num_top))
+    num_hints = min(int(rule.ratio * num_top), rule.num_kept)
+    hints = choose_hints(attention, image_noise(keys, views, rule.num_patches), num_top, num_hints)
     return _remove_top(rule, jnp.where(hints, -jnp.inf, attention))
 
 

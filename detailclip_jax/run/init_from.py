@@ -5,6 +5,7 @@ that the method needs and the checkpoint lacks are initialised; a missing teache
 networks keep the sizes and kinds of layers of the checkpoint, and images are normalised as there.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
@@ -29,11 +30,13 @@ OF_TEXT = ("context_length", "vocab_size", "text_activation")
 OF_HEADS = {"prototype_head": ("prototypes",), "decoder": ("decoder_depth", "decoder_width")}
 
 
-def adopt(config: ConfigDict) -> ConfigDict:
+def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     """Returns the config with the fields that `config.init` determines.
 
     These are the sizes and kinds of the loaded networks, the preprocessing, and the learning-rate factors of the loaded
-    networks.  Without `init` the config is returned unchanged.  Raises FileNotFoundError if there is no run at `init`.
+    networks.  Of the preprocessing, the fields that the user has set keep their values; `given` has their dotted names,
+    e.g. "preprocess.filter".  Without `init` the config is returned unchanged.  Raises FileNotFoundError if there is no
+    run at `init`.
     """
     if not config.init:
         return config
@@ -42,7 +45,10 @@ def adopt(config: ConfigDict) -> ConfigDict:
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
     for name in [*fields, *(field for part, names in OF_HEADS.items() if part in brought for field in names)]:
         adopted.model[name] = source.model[name]
-    adopted.preprocess = source.preprocess
+    adopted.preprocess = ConfigDict(source.preprocess.to_dict())
+    for name in adopted.preprocess:
+        if f"preprocess.{name}" in {one.partition("[")[0] for one in given}:
+            adopted.preprocess[name] = config.preprocess[name]
     _fit_crops(adopted, config)
     loaded = [part for part in methods.build(adopted).parts if part in brought]
     rates = adopted.optimizer.part_rates.to_dict()
@@ -158,7 +164,16 @@ def report(
         f"  teacher moves {config.ema.start:g} -> {config.ema.end:g}",
         f"  image tower   {kept}",
         f"  preprocess    {preprocessing.description(config)}",
+        *_changed_lines(config, source),
     ]
+
+
+def _changed_lines(config: ConfigDict, source: ConfigDict) -> list[str]:
+    ours, theirs = config.preprocess.to_dict(), source.preprocess.to_dict()
+    changed = [
+        f"{name} {value} (checkpoint: {theirs.get(name)})" for name, value in ours.items() if value != theirs[name]
+    ]
+    return [f"    set by you: {', '.join(changed)}"] if changed else []
 
 
 def _teacher_lines(teacher: dict[str, bool]) -> list[str]:

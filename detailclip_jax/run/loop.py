@@ -1,6 +1,6 @@
 """The training loop: build, restore or initialise, step, log, save, evaluate, report."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -58,12 +58,13 @@ RUN_ERRORS = (
 )  # errors that end a run with a message instead of a traceback
 
 
-def prepare(config: ConfigDict, workdir: str | Path) -> Run:
+def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
     """Checks the config, opens the data, builds the experiment and claims the workdir.
 
+    `given`: dotted names of fields that the user has set (see `init_from.adopt`).
     Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid.
     """
-    config = init_from.adopt(config)
+    config = init_from.adopt(config, given)
     validate(config)
     source = open_source(config)
     evaluation.check(config)

@@ -3,7 +3,7 @@
 Every process makes every check.  The first process prints the table; each process prints its own failures.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -47,9 +47,12 @@ class Finding(NamedTuple):
     number: int = 0
 
 
-def run(config: ConfigDict, workdir: str | Path) -> int:
-    """Makes all checks and prints their results; returns 0 if every check passed on every process, else 1."""
-    plan, good = several.agreed(lambda: prepare(config, Path(workdir))), True
+def run(config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()) -> int:
+    """Makes all checks and prints their results; returns 0 if every check passed on every process, else 1.
+
+    `given`: dotted names of fields that the user has set (see `init_from.adopt`).
+    """
+    plan, good = several.agreed(lambda: prepare(config, Path(workdir), given)), True
     if jax.process_index() == 0:
         print(sharding.table_text(plan.experiment.state_shapes))
     with several.together():
@@ -60,12 +63,12 @@ def run(config: ConfigDict, workdir: str | Path) -> int:
     return 0 if good else 1
 
 
-def prepare(config: ConfigDict, workdir: Path) -> Plan:
+def prepare(config: ConfigDict, workdir: Path, given: Sequence[str] = ()) -> Plan:
     """Prepares the run as `loop.prepare` does, but does not claim the workdir.
 
     Raises ValueError or FileNotFoundError as `loop.prepare` does, also if the workdir belongs to another run.
     """
-    config = init_from.adopt(config)
+    config = init_from.adopt(config, given)
     validate(config)
     source = loop.open_source(config)
     evaluation.check(config)
