@@ -26,6 +26,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("main", "train the run that a config describes, or continue it"),
     "evaluate": Command("evaluate", "zero-shot, retrieval, k-NN and linear probes of a checkpoint"),
+    "transfer": Command("transfer", "train a segmentation head on an encoder, frozen or end to end"),
     "prepare": Command("prepare", "write the ArrayRecord shards that training reads"),
     "embed": Command("embed", "embed a folder of images or texts, and search it"),
     "export": Command("export", "write a checkpoint in a PyTorch, StableHLO or ONNX format"),
@@ -62,7 +63,7 @@ def start(name: str, arguments: Sequence[str]) -> int:
     sys.argv = [f"detailclip {name}", *arguments]
     module = COMMANDS[name].module
     command = importlib.import_module(f"detailclip_jax.{module}")
-    return command.command() if module == "main" else command.main(list(arguments))
+    return command.command() if module in ("main", "transfer") else command.main(list(arguments))
 
 
 if __name__ == "__main__":

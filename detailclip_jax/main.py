@@ -13,18 +13,19 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).  launch/ has a s
 before the run: python -m detailclip_jax.doctor --launch with the same flags.
 """
 
+import importlib
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax.config import default, help_text, run_config
+from detailclip_jax.config import default, field_of, help_text, run_config, transfer
 from detailclip_jax.config.config_files import find
 from detailclip_jax.runtime import processes, signals
 from detailclip_jax.runtime.terminal import complain
@@ -77,7 +78,9 @@ def _help() -> NoReturn:
 def _help_config(spec: str | None) -> NoReturn:
     """Prints every field of the config, or of the default one, and ends the program."""
     try:
-        print(help_text(run_config.load(spec) if spec else default()), end="", flush=True)
+        config = run_config.load(spec) if spec else default()
+        declared = transfer.field_of if config.get("method") == transfer.METHOD else field_of
+        print(help_text(config, declared), end="", flush=True)
     except BrokenPipeError:  # `| head` has closed the pipe; the interpreter would flush to it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, FileNotFoundError) as error:
@@ -151,15 +154,25 @@ def join_processes() -> None:
 
 def asked() -> tuple[ConfigDict, str, list[str]]:
     """Returns the config and the workdir that the flags describe, and the names of the fields that they set."""
+    workdir, written = asked_workdir(), run_config.load(_config_spec(sys.argv) or "")
+    given = _override_names(sys.argv)
+    return run_config.count_epochs(_CONFIG.value, given, written), workdir, given
+
+
+def asked_as_written() -> tuple[ConfigDict, str]:
+    """Returns the config and the workdir that the flags describe, for a run whose length is counted in steps alone."""
+    return ConfigDict(_CONFIG.value.to_dict()), asked_workdir()
+
+
+def asked_workdir() -> str:
+    """Returns the workdir that the flags describe.  Raises ValueError for a bucket."""
     workdir = _WORKDIR.value or run_config.default_workdir(_config_spec(sys.argv) or "run")
     if "://" in workdir:
         raise ValueError(
             f"--workdir={workdir}: metrics grow line by line, which buckets do not allow; name a local or shared "
             "folder, and copy it when the run has ended (gcloud storage rsync -r, aws s3 sync)"
         )
-    written = run_config.load(_config_spec(sys.argv) or "")
-    given = _override_names(sys.argv)
-    return run_config.count_epochs(_CONFIG.value, given, written), workdir, given
+    return workdir
 
 
 def preflight(argv: Sequence[str]) -> int:
@@ -185,10 +198,23 @@ def _begin(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
+    return run(argv, "loop", asked, next_commands)
+
+
+def run(
+    argv: Sequence[str],
+    module: str,
+    asked: Callable[[], tuple[Any, ...]],
+    following: Callable[[Sequence[str], Path, int], str],
+) -> int:
+    """Prepares and trains a run with the `prepare` of a module of the room `run`; returns the exit code.
+
+    `asked` gives config and workdir; `following` the commands to print when the run has ended.
+    """
     _begin(argv)
     try:
         with signals.prompt():
-            return _prepare_and_train()
+            return _prepare_and_train(module, asked, following)
     except KeyboardInterrupt as error:  # outside the loop; inside it a signal saves first
         _fail("interrupted", getattr(error, "exit_code", INTERRUPTED))
 
@@ -211,19 +237,24 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
     )
 
 
-def _prepare_and_train() -> int:
+def _prepare_and_train(
+    module: str,
+    asked: Callable[[], tuple[Any, ...]],
+    following: Callable[[Sequence[str], Path, int], str],
+) -> int:
     try:
         join_processes()
         from detailclip_jax.run import loop  # imports jax: only after the flags are parsed, so that --help is quick
 
-        run = processes.agreed(lambda: loop.prepare(*asked()))
+        prepare = importlib.import_module(f"detailclip_jax.run.{module}").prepare
+        run = processes.agreed(lambda: prepare(*asked()))
     except (ValueError, OSError) as error:
         _fail(str(error))
     with processes.leaving_at_once():
         try:
             code = loop.train(run)
             if code == 0:
-                run.console.say(next_commands(sys.argv[1:], run.workdir, run.config.total_steps))
+                run.console.say(following(sys.argv[1:], run.workdir, run.config.total_steps))
             return code
         except loop.RUN_ERRORS as error:
             _fail(str(error), RUN_ERROR)

@@ -12,7 +12,19 @@ ROOMS = (  # in the order of the data; a room imports only rooms that stand befo
     *("figures", "segmentation", "evaluation", "run", "benchmarks"),
 )
 COMMANDS = (
-    *("__main__", "main", "evaluate", "prepare", "embed", "export", "import_torch", "compare", "benchmark", "doctor"),
+    *(
+        "__main__",
+        "main",
+        "transfer",
+        "evaluate",
+        "prepare",
+        "embed",
+        "export",
+        "import_torch",
+        "compare",
+        "benchmark",
+        "doctor",
+    ),
 )
 ORDER = {name: number for number, name in enumerate((*BASE, *ROOMS))}
 

@@ -1,6 +1,8 @@
 """Taps, heads and loss of segmentation against PyTorch, with weights copied."""
 
 import functools
+import pathlib
+import re
 
 import flax.linen as nn
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from detailclip_jax.config import help_text, run_config, transfer
 from detailclip_jax.models import positions
 from detailclip_jax.models.vit import Style, VisionTransformer
 from detailclip_jax.segmentation import heads, loss, resizing
@@ -299,3 +302,30 @@ def test_a_frozen_encoder_has_no_gradient_and_no_drop_path(frozen):
     assert any(moved) != frozen and np.asarray(gradient["head"]["classifier"]["conv"]["kernel"]).any()
     without = model.apply(variables, images, True).head
     assert (np.abs(model.apply(variables, images, True, keys).head - without).max() < 1e-7) == frozen
+
+
+def test_the_head_of_the_page_is_a_head():
+    """The example of docs/segmentation.md, as printed: it has logits, a gradient, and its option."""
+    page = (pathlib.Path(__file__).parents[1] / "docs/segmentation.md").read_text()
+    (block,) = [
+        code for code in re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "nn.Module" in code
+    ]
+    assert len(block.strip().splitlines()) <= 24
+    names: dict = {}
+    exec(compile(block, "docs/segmentation.md", "exec"), names)
+    head = names["MlpHead"](K, (0, 2), width=6)
+    features = features_of([noise(2, 4, 4, D) for _ in range(4)])
+    variables = head.init(jax.random.key(0), features)
+    labels = jnp.zeros((2, 16, 16), jnp.int32)
+    gradient = jax.grad(lambda v: loss.cross_entropy(head.apply(v, features, True), labels))(variables)
+    assert head.apply(variables, features).shape == (2, 4, 4, K)
+    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_every_config_of_a_head_declares_its_fields():
+    for file in sorted(pathlib.Path("configs/transfer").glob("*.py")):
+        config = run_config.load(str(file))
+        declared = run_config.flatten(config)
+        own = [name for name in declared if ".options." not in name and transfer.field_of(name) is None]
+        assert not own, file
+        assert "only in this config file" not in help_text(config, transfer.field_of)

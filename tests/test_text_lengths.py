@@ -8,7 +8,7 @@ import numpy as np
 from tiny import tiny_batch, tiny_config
 
 from detailclip_jax import methods
-from detailclip_jax.run import session
+from detailclip_jax.run import loop, session
 from detailclip_jax.training.mesh import make_mesh
 
 
@@ -33,7 +33,7 @@ def step_of(buckets, method="detailclip"):
         method=methods.build(config), train_step=program, put=lambda batch: batch, mesh=make_mesh(jax.devices()[:1])
     )
     console = types.SimpleNamespace(live=lambda text: None, say=said.append)
-    run = session.Run(config, pathlib.Path(), experiment, None, console)
+    run = session.Run(config, pathlib.Path(), experiment, None, console, loop.PRETRAINING)
     step = session.Step(run, session.Clock(), {"x": jax.numpy.zeros(2)})
     return step, program, said
 

@@ -90,7 +90,7 @@ def run_of(tmp_path):
         run_config.claim_workdir(tmp_path / workdir, config)
         source = loop.pipeline.open_source(config)
         console = Console(stream=io.StringIO())
-        return Run(config, tmp_path / workdir, Experiment(bad_step), source, console)
+        return Run(config, tmp_path / workdir, Experiment(bad_step), source, console, loop.PRETRAINING)
 
     return make
 

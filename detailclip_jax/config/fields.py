@@ -7,7 +7,7 @@ after the colon of `--config=configs/vitb16_yfcc.py:epochs=50`.
 import difflib
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-OPEN = ("evaluators", "stickers", "crops", "custom", "part_rates")  # groups that accept fields of any name
+OPEN = ("evaluators", "stickers", "crops", "custom", "part_rates", "options")  # groups that accept fields of any name
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -394,22 +394,25 @@ def crop(**changes: Any) -> ConfigDict:
     return ConfigDict({**plain, **per_view, **changes})
 
 
-def help_text(config: ConfigDict) -> str:
-    """Formats every field of a config: value, meaning and source; also the default, if the value differs from it."""
-    return "\n".join(line for name, value in _leaves(config, "") for line in _help(name, value)) + "\n"
+def help_text(config: ConfigDict, declaration: Callable[[str], Field | None] = field_of) -> str:
+    """Formats every field of a config: value, meaning and source; also the default, if the value differs from it.
+
+    `declaration` returns the declaration of a dotted name; that of another kind of run has its own.
+    """
+    lines = (line for name, value in _leaves(config, "", declaration) for line in _help(name, value, declaration(name)))
+    return "\n".join(lines) + "\n"
 
 
-def _leaves(config: ConfigDict, above: str) -> Iterator[tuple[str, Any]]:
+def _leaves(config: ConfigDict, above: str, declaration: Callable[[str], Field | None]) -> Iterator[tuple[str, Any]]:
     """Yields dotted names and values.  An empty group, or one with the user's own fields, is yielded as one value."""
     for name, value in config.items():
-        if isinstance(value, ConfigDict) and len(value) and field_of(above + name) is None:
-            yield from _leaves(value, f"{above}{name}.")
+        if isinstance(value, ConfigDict) and len(value) and declaration(above + name) is None:
+            yield from _leaves(value, f"{above}{name}.", declaration)
         else:
             yield above + name, value
 
 
-def _help(name: str, value: Any) -> list[str]:
-    declared = field_of(name)
+def _help(name: str, value: Any, declared: Field | None) -> list[str]:
     if declared is None:
         return [f"{name} = {value!r}", "    only in this config file", ""]
     value = value.to_dict() if isinstance(value, ConfigDict) else value

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.components import components, is_endless, ratios
+from detailclip_jax.config.components import KINDS, components, is_endless, ratios
 from detailclip_jax.config.config_files import find
 from detailclip_jax.config.fields import CLIP_MEAN, default, new_name
 from detailclip_jax.runtime.files import replace_text
@@ -237,6 +237,8 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     before, after = (dict.fromkeys(fields, ABSENT) | usual | values for values in (before, after))
     pairs = {name: (before[name], after[name]) for name in fields}
     changed = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if any(config.data.source not in KINDS for config in (old, new)):  # segmentation: one set, read in whole epochs
+        return changed
     if all(is_endless(components(config.data)) for config in (old, new)):
         changed.pop("data.held_out", None)  # unused: scenes without end have no held-out part
     return changed if "data.source" in changed else changed | _other_order(old, new)

@@ -35,7 +35,7 @@ from detailclip_jax.runtime.terminal import printable
 Batch = dict[str, Any]
 
 MAX_TRIES = 100  # consecutive bad records before the stream raises
-ARRAYS = ("image", "box", "hidden", "text", "label")  # names of a batch's arrays
+ARRAYS = ("image", "box", "hidden", "text", "label", "labels", "size")  # names of a batch's arrays
 MASKS = ("segmentation", "instances")
 
 
@@ -157,7 +157,7 @@ def _bad_images_are_bad_records(example: Example) -> Iterator[None]:
 class ProcessBatches:
     """Batch k of one process: its range of positions in global batch k, with counts of bad and truncated examples."""
 
-    stream: Stream
+    stream: Any  # position -> example
     batch_size: int
     process_index: int
     process_count: int
@@ -228,6 +228,44 @@ class Pipeline:
         bad_list: str | os.PathLike = "",
     ):
         stream = Stream(source, crops, tokenizer, seed, caption, reducing_gap)
+        where = process_index, process_count
+        self._open(stream, batch_size, *where, num_workers, prefetch, max_bad_ratio, start, bad_list)
+
+    @classmethod
+    def of(
+        cls,
+        stream: Any,
+        batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        num_workers: int = 0,
+        prefetch: int = 2,
+        max_bad_ratio: float = 0.01,
+        start: int = 0,
+        bad_list: str | os.PathLike = "",
+    ) -> "Pipeline":
+        """Opens a pipeline over any stream of examples by position, such as those of segmentation.
+
+        An example holds some of the arrays ARRAYS, "truncated", and in "bad" the unreadable record that it replaces.
+        """
+        made = cls.__new__(cls)
+        made._open(
+            stream, batch_size, process_index, process_count, num_workers, prefetch, max_bad_ratio, start, bad_list
+        )
+        return made
+
+    def _open(
+        self,
+        stream: Any,
+        batch_size: int,
+        process_index: int,
+        process_count: int,
+        num_workers: int,
+        prefetch: int,
+        max_bad_ratio: float,
+        start: int,
+        bad_list: str | os.PathLike,
+    ) -> None:
         self.batch_size, self.process_count = batch_size, process_count
         self.position, self.waited_seconds = start, 0.0
         self.num_truncated = 0

@@ -40,7 +40,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     """
     if not config.init:
         return config
-    source, adopted = _config_of(config.init), ConfigDict(config.to_dict())
+    source, adopted = config_of(config.init), ConfigDict(config.to_dict())
     brought = methods.build(source).parts
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
     for name in [*fields, *(field for part, names in OF_HEADS.items() if part in brought for field in names)]:
@@ -68,7 +68,8 @@ def _fit_crops(config: ConfigDict, before: ConfigDict) -> None:
             crop.mask_grid = num_patches
 
 
-def _config_of(workdir: str) -> ConfigDict:
+def config_of(workdir: str) -> ConfigDict:
+    """Returns the config of a run or an imported checkpoint.  Raises FileNotFoundError if there is none."""
     file = Path(workdir) / "config.json"
     if not file.is_file() or not any((Path(workdir) / checkpoint.FOLDER).glob("*")):
         raise FileNotFoundError(

@@ -16,7 +16,7 @@ from detailclip_jax.data.mixture import parts_of, summary
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import held_out, report
 from detailclip_jax.run import init_from
-from detailclip_jax.run.session import COUNTS, Run, Session, Step, count_data
+from detailclip_jax.run.session import COUNTS, Run, Session, Task, TrainStep, compiled_step, count_data
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime import processes, provenance
 from detailclip_jax.runtime.cores import usable_cores
@@ -71,7 +71,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
     run_config.claim_workdir(Path(workdir), config, write=jax.process_index() == 0)
-    return Run(config, Path(workdir), built, source, Console(enabled=jax.process_index() == 0))
+    return Run(config, Path(workdir), built, source, Console(enabled=jax.process_index() == 0), PRETRAINING)
 
 
 def open_source(config: ConfigDict) -> pipeline.Source:
@@ -89,7 +89,7 @@ def train(run: Run) -> int:
     Raises NonFiniteError that names the loss term and the step, Busy if another run uses the workdir, and the other
     errors in RUN_ERRORS.
     """
-    introduce(run)
+    run.task.introduce(run)
     with workdir_alone(run.workdir):
         return _train(run)
 
@@ -208,7 +208,7 @@ def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
     """Restores the newest readable checkpoint, or initialises a fresh state."""
     restored = checkpoints.restore(run.experiment.state_shapes)
     if restored is None:
-        return Start(_fresh(run), step=0, data={"examples": 0})
+        return Start(run.task.fresh(run), step=0, data={"examples": 0})
     run.console.say(f"going on from the checkpoint of step {restored.step}")
     before, now = restored.run["data_fingerprint"], provenance.data_fingerprint(run.source)
     if before != now:
@@ -229,7 +229,7 @@ def _fresh(run: Run) -> TrainState:
     return state
 
 
-def loop(session: Session, start: Start, train_step: Step | None, interrupt: Interrupt) -> TrainState:
+def loop(session: Session, start: Start, train_step: TrainStep | None, interrupt: Interrupt) -> TrainState:
     """Runs steps start + 1 .. total_steps; returns the last state.
 
     The loop itself does not wait for the device.  `session` does: when it logs, saves or evaluates, and when too many
@@ -243,7 +243,7 @@ def loop(session: Session, start: Start, train_step: Step | None, interrupt: Int
     if train_step is None:
         run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N trains on")
         return state
-    with open_batches(run, start.data["examples"]) as batches:
+    with run.task.open_batches(run, start.data["examples"]) as batches:
         session.counts = count_data(batches, start.data)
         for step in range(start.step + 1, config.total_steps + 1):
             with session.clock.waiting():
@@ -313,6 +313,17 @@ def finish(session: Session, state: TrainState, step: int) -> None:
         return
     run.console.say("evaluating ...")
     scores, data = session.evaluate(step, state), data_line(run.config, session.counts())
+    run.task.finish(run, state, step, scores, data)
+
+
+def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
+    """Runs the evaluators of pretraining on all sets of weights."""
+    weights = evaluation.all_weights(run.experiment.whole(state))
+    return evaluation.run_all(interrupt.between(run.experiment.encode), weights, run.config, step)
+
+
+def write_results(run: Run, state: TrainState, step: int, scores: Mapping[str, float], data: str) -> None:
+    """Writes the table and the figures of pretraining; `data` says what the data cost."""
     if jax.process_index() == 0:
         run.console.say(report.write(run.workdir, scores, run.config, step, data))
     try:
@@ -320,3 +331,14 @@ def finish(session: Session, state: TrainState, step: int) -> None:
         run.console.say("".join(f"{file}\n" for file in figures))
     except ImportError as error:  # figures need an optional package; the run and its table are complete without
         run.console.warn(f"no figures: {error}")
+
+
+PRETRAINING = Task(
+    terms=lambda run: list(run.experiment.method.losses),
+    introduce=introduce,
+    fresh=_fresh,
+    open_batches=open_batches,
+    compile=compiled_step,
+    evaluate=evaluate,
+    finish=write_results,
+)

@@ -10,7 +10,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from detailclip_jax import evaluation
 from detailclip_jax.config import unknown
 from detailclip_jax.config.run_config import to_json
 from detailclip_jax.data.lengths import lengths_within, trimmed
@@ -20,7 +19,7 @@ from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metrics import MetricWriter, NonFiniteError, NoWriter, check_finite
 from detailclip_jax.runtime.progress import Clock, Console, progress_line
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
-from detailclip_jax.training.experiment import Experiment, dummy_batch
+from detailclip_jax.training.experiment import dummy_batch
 from detailclip_jax.training.mesh import sharded
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, PyTree
@@ -31,19 +30,38 @@ RUN_AHEAD = 2  # steps that may be queued on the device, so that the next batch 
 PROFILE_AFTER = 5  # steps before a profile starts, so that it shows the steady state
 
 
+class Task(NamedTuple):
+    """What a kind of run (pretraining, segmentation) does at the places where the loop leaves it to the experiment.
+
+    The loop itself restores, steps, logs, saves and stops, and is the same for all of them.
+    """
+
+    terms: Callable[["Run"], list[str]]  # the loss terms, by name
+    introduce: Callable[["Run"], None]  # prints what is about to run
+    fresh: Callable[["Run"], TrainState]  # the state of step 0, with everything loaded
+    open_batches: Callable[["Run", int], Pipeline]  # this process's batches after a number of examples
+    compile: Callable[["Run", Clock, TrainState], "TrainStep"]
+    evaluate: Callable[["Run", Interrupt, TrainState, int], Mapping[str, float]]  # scores of the state at a step
+    finish: Callable[["Run", TrainState, int, Mapping[str, float], str], None]  # final table and figures
+
+
+TrainStep = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Mapping[str, Array]]]
+
+
 class Run(NamedTuple):
     """A prepared and checked run; nothing has been computed yet."""
 
     config: ConfigDict  # resolved
     workdir: Path
-    experiment: Experiment
+    experiment: Any  # of the task: `init`, `put`, `train_step`, `state_shapes`, `mesh`
     source: Any  # random access to examples
     console: Console
+    task: Task
 
     @property
     def terms(self) -> list[str]:
-        """The loss terms of this method, by name."""
-        return list(self.experiment.method.losses)
+        """The loss terms, by name."""
+        return self.task.terms(self)
 
 
 class Session:
@@ -77,13 +95,10 @@ class Session:
         self._stop_trace()
         self._writer.close()
 
-    def compile(self, state: TrainState) -> "Step":
-        """Returns the training step; compiled now for a single caption length, else at the first use of each length."""
+    def compile(self, state: TrainState) -> TrainStep:
+        """Returns the training step of the run's task, and starts the clock of its speed."""
         self.clock = Clock()
-        step = Step(self.run, self.clock, state)
-        if len(step.lengths) == 1:
-            step.compiled(step.lengths[0])
-        return step
+        return self.run.task.compile(self.run, self.clock, state)
 
     def add(self, step: int, values: Mapping[str, Array]) -> None:
         """Stores the scalars of a step that was just started; waits until at most RUN_AHEAD steps are unfinished."""
@@ -162,9 +177,9 @@ class Session:
         batches if the run must stop.
         """
         if self.scores is None or self.scores[0] != step:
-            config, weights = self.run.config, evaluation.all_weights(self.run.experiment.whole(state))
+            config = self.run.config
             with self.clock.paused():
-                scores = evaluation.run_all(self.interrupt.between(self.run.experiment.encode), weights, config, step)
+                scores = self.run.task.evaluate(self.run, self.interrupt, state, step)
             self._writer.write_anew("evaluations", step, scores)
             self.scores = step, scores
             if config.best_metric and config.best_metric not in scores:
@@ -180,8 +195,16 @@ class Session:
             self.checkpoints.save(step, state, data, self._record)
 
 
+def compiled_step(run: Run, clock: Clock, state: TrainState) -> "Step":
+    """Returns the step of pretraining; compiled now for a single caption length, else at the first use of each."""
+    step = Step(run, clock, state)
+    if len(step.lengths) == 1:
+        step.compiled(step.lengths[0])
+    return step
+
+
 class Step:
-    """The training step; cuts the captions of each batch to a sufficient length, and compiles once per length."""
+    """The step of pretraining; cuts the captions of each batch to a sufficient length, and compiles once per length."""
 
     def __init__(self, run: Run, clock: Clock, state: PyTree):
         """Stores shapes and shardings of `state`; compiles nothing yet.  `clock` excludes the time of compiling."""

@@ -3,6 +3,8 @@
 Both are linear and separable, so each axis is one small matrix, and a resize is two matrix products.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,7 @@ def pooling_matrix(old: int, new: int) -> Float32[np.ndarray, "new old"]:
 
 
 def resize(
-    maps: Float[Array, "B h w C"], size: tuple[int, int], align_corners: bool = False
+    maps: Float[Array, "B h w C"], size: Sequence[int], align_corners: bool = False
 ) -> Float[Array, "B height width C"]:
     """Resizes maps bilinearly to `size` = (rows, columns); sums in float32, returns the type of `maps`."""
     matrices = [bilinear_matrix(old, new, align_corners) for old, new in zip(maps.shape[1:3], size)]

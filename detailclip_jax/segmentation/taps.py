@@ -48,8 +48,9 @@ def _outputs(vit: VisionTransformer, x: Array, keys: Array | None) -> list[Array
     def run(block: Any, x: Array, scale: Array | None) -> Array:
         return block(x, scale)[0]
 
+    blocks: Any = vit.blocks  # a list, see `taps`
     outputs, run = [], recomputed(run, vit.remat)
-    for number, block in enumerate(vit.blocks):
+    for number, block in enumerate(blocks):
         rate = vit.drop_path * number / max(vit.depth - 1, 1)
         x = run(block, x, branch_scales(fold_in(keys, number), rate) if keys is not None and vit.drop_path else None)
         outputs.append(x)

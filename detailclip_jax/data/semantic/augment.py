@@ -62,7 +62,7 @@ def augment(rng: np.random.Generator, image: Image, mask: Mask, recipe: Recipe) 
     return Example(*_padded(image, mask, recipe.crop), image.shape[:2])
 
 
-def scaled_size(size: Sequence[int], scale: Sequence[float]) -> tuple[int, int]:
+def scaled_size(size: Sequence[int], scale: Sequence[float | int]) -> tuple[int, int]:
     """Returns (height, width) of the largest image of the same ratio within `scale` = (long, short) side.
 
     scaled_size((600, 800), (2048, 512)) == (512, 683)
@@ -98,7 +98,7 @@ def draw_crop(rng: np.random.Generator, mask: Mask, side: int, max_share: float)
 
 def _is_mixed(mask: Mask, max_share: float) -> bool:
     counts = np.bincount(mask[mask != IGNORE].astype(np.int64))
-    return (counts > 0).sum() > 1 and counts.max() / counts.sum() < max_share
+    return bool((counts > 0).sum() > 1 and counts.max() / counts.sum() < max_share)
 
 
 def distort(rng: np.random.Generator, image: Image) -> Image:

@@ -1,0 +1,7 @@
+"""UPerNet on ADE20K, trained end to end: the paper's table 1 (iBOT's recipe, 160,000 steps of 16)."""
+
+from detailclip_jax.config.transfer import segmentation
+
+
+def get_config():
+    return segmentation()

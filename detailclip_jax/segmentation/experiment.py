@@ -1,0 +1,392 @@
+"""The experiment of a segmentation run: network, optimiser, mesh, jitted training step, data and evaluation."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from detailclip_jax.data.held_out import Picked
+from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.semantic.augment import Recipe
+from detailclip_jax.data.semantic.batches import SemanticStream, examples
+from detailclip_jax.data.semantic.layouts import SemanticSet, open_set
+from detailclip_jax.data.semantic.stickers import open_stickers
+from detailclip_jax.inference.model import load
+from detailclip_jax.kernels.products import matmul_precision
+from detailclip_jax.models import sizes
+from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.vit import VisionTransformer
+from detailclip_jax.segmentation import encoder, heads, metrics, optimizer
+from detailclip_jax.segmentation.inference import Inference, predict
+from detailclip_jax.segmentation.loss import cross_entropy, pixel_accuracy
+from detailclip_jax.segmentation.metrics import Counts
+from detailclip_jax.segmentation.model import SegmentationModel
+from detailclip_jax.segmentation.taps import usual_blocks
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training import optimizer as groups_of
+from detailclip_jax.training import sharding
+from detailclip_jax.training.schedules import Schedule
+from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.types import BATCH, Array, Batch, Float, Params, PyTree, Scalar, UInt8
+
+STATS = "batch_stats"
+TERMS = ("head", "auxiliary")
+
+
+class Sets(NamedTuple):
+    """Training and evaluation set; their class names are the same."""
+
+    train: SemanticSet
+    val: SemanticSet
+
+
+class Setup(NamedTuple):
+    """The constant inputs of a training step."""
+
+    config: ConfigDict
+    model: SegmentationModel
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    groups: PyTree
+    mesh: Mesh
+    placed: TrainState  # a PartitionSpec for every array of the state
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """The functions and objects of one segmentation run.
+
+    experiment = build(config)
+    state = experiment.init(config.seed)
+    state, values = experiment.train_step(state, experiment.put(batch))
+    scores, per_class = experiment.evaluate(state)
+    """
+
+    config: ConfigDict
+    setup: Setup
+    sets: Sets
+    state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
+    train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
+
+    @property
+    def mesh(self) -> Mesh:
+        """The device mesh."""
+        return self.setup.mesh
+
+    @property
+    def model(self) -> SegmentationModel:
+        """Encoder and heads."""
+        return self.setup.model
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names."""
+        return self.sets.train.classes
+
+    @property
+    def terms(self) -> list[str]:
+        """The loss terms, by name."""
+        return list(TERMS if self.config.auxiliary.name else TERMS[:1])
+
+    def init(self, seed: int) -> TrainState:
+        """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
+        make = functools.partial(_create, config=self.config, model=self.model, optimizer=self.setup.optimizer)
+        return jax.jit(make, out_shardings=_places(self.state_shapes))(seed)
+
+    def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:
+        """Replaces the encoder by that of `config.init`; returns the state and lines that say what was loaded.
+
+        Raises FileNotFoundError, CheckpointError or ValueError as `inference.load` does.
+        """
+        if not self.config.init:
+            return state, ["untrained encoder (--config.init=CHECKPOINT loads one)"]
+        loaded = load(self.config.init, self.config.weights or None)
+        params, lines = encoder.weights(_image_encoder(loaded.networks), loaded.params["image"], self.config)
+        image = jax.tree.map(_place, params, dict(state.params["image"]))
+        lines = [f"encoder of {self.config.init}: {loaded.config.method}, {loaded.weights}, step {loaded.step}", *lines]
+        return state.replace(params={**state.params, "image": image}), lines
+
+    def put(self, batch: Batch) -> Batch:
+        """Places this process's part of a batch on the mesh."""
+        return meshes.put(batch, self.mesh)
+
+    def batch_shapes(self) -> dict[str, Any]:
+        """Shapes and shardings of a global batch."""
+        size, side = self.config.batch_size, self.config.views.crop
+        shapes = {
+            "image": ((size, side, side, 3), jnp.uint8),
+            "labels": ((size, side, side), jnp.int16),
+            "size": ((size, 2), jnp.int32),
+        }
+        place = meshes.sharded(self.mesh)
+        return {name: jax.ShapeDtypeStruct(*shape, sharding=place) for name, shape in shapes.items()}
+
+    def batches(self, start: int = 0, num_workers: int | None = None, bad_list: str | Path = "") -> Pipeline:
+        """Opens this process's batches; starts after `start` examples, counted over all processes."""
+        data = self.config.data
+        return Pipeline.of(
+            SemanticStream(self.sets.train.source, recipe_of(self.config), self.config.seed),
+            self.config.batch_size // jax.process_count(),
+            jax.process_index(),
+            jax.process_count(),
+            data.num_workers if num_workers is None else num_workers,
+            data.prefetch,
+            data.max_bad_ratio,
+            start,
+            bad_list,
+        )
+
+    def evaluate(
+        self, state: TrainState, before_each: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, float], Counts]:
+        """Predicts the evaluation set and counts in one pass; every process takes a part of the images.
+
+        Returns the scores in percent (see `metrics.scores`) and the counts of all images.  All processes must call it
+        together.  `before_each` is called before every image, and may raise to stop.
+        """
+        where = jax.process_index(), jax.process_count()
+        total = metrics.no_counts(len(self.classes))
+        kept: list[tuple[np.ndarray, Any]] = []
+
+        def images() -> Iterator[np.ndarray]:
+            for image, mask, instances in examples(self.sets.val.source, *where):
+                before_each()
+                kept.append((mask, instances))
+                yield image
+
+        for labels in self.predict(state, images()):
+            mask, instances = kept.pop(0)
+            total = total.plus(metrics.counts_of(mask, labels, len(self.classes), instances))
+        total = Counts(*(multihost_utils.process_allgather(x).reshape(-1, *x.shape).sum(0) for x in total))
+        return metrics.scores(total), total
+
+    def predict(self, state: TrainState, images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields the label map of every image, uint8 [H, W, 3], at its own size, on this process's devices."""
+        mesh = local_mesh(self.mesh)
+        params, stats = (_here(tree, mesh) for tree in (state.params, state.batch_stats["student"]))
+        batch_size = self.config.inference.batch_size + -self.config.inference.batch_size % mesh.devices.size
+        place = meshes.sharded(mesh)
+
+        def logits_of(windows: UInt8[np.ndarray, "B h w 3"]) -> Array:
+            return self._logits(params, stats, jax.device_put(windows, place))
+
+        test = Inference(**{name: self.config.inference[name] for name in Inference._fields})
+        return predict(logits_of, images, test, batch_size)
+
+    @functools.cached_property
+    def _logits(self) -> jax.stages.Wrapped:
+        """The compiled function of (params, batch_stats, uint8 windows), for windows of any shape."""
+        precision, normalise = self.config.model.matmul_precision, _normalise(self.config)
+
+        def run(params: Params, stats: Params, windows: UInt8[Array, "B h w 3"]) -> Float[Array, "B r c K"]:
+            with matmul_precision(precision):
+                logits: Any = self.model.apply({"params": params, STATS: stats}, normalise(windows))
+                return logits.head
+
+        return jax.jit(run)
+
+    def introduction(self) -> tuple[list[str], list[str]]:
+        """Lines to print when the run starts, and warnings."""
+        config = self.config
+        mode = "frozen" if config.encoder.frozen else "trained end to end"
+        blocks = ", ".join(map(str, self.model.head.blocks))
+        lines = [
+            f"segmentation of {config.data.source}: {len(self.sets.train.source):,} images to train on, "
+            f"{len(self.sets.val.source):,} to evaluate on, {len(self.classes)} classes",
+            f"head {config.head.name} on blocks {blocks}; encoder {config.model.size}, {mode}",
+            groups_of.table_text(self.state_shapes.params, optimizer.rules(config)),
+            optimizer.table_text(self.state_shapes.params, config),
+        ]
+        return lines, list(filter(None, [optimizer.learning_rate(config)[1]]))
+
+
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+    """Builds the experiment of a segmentation config whose encoder fields are adopted; computes nothing yet.
+
+    Raises ValueError that names the field, its value and what to write instead, and MissingData.
+    """
+    encoder.check_crop(config)
+    encoder.check_recipes(config)
+    mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
+    meshes.check_batch_size(config.batch_size, mesh)
+    sets = open_sets(config)
+    model = build_model(config, len(sets.train.classes))
+    params, _ = jax.eval_shape(functools.partial(_variables, config=config, model=model), jax.random.key(0))
+    adamw, schedule, groups = optimizer.build(params, config)
+    create = functools.partial(_create, config=config, model=model, optimizer=adamw)
+    shapes = jax.eval_shape(create, 0)
+    places = sharding.shardings(shapes, mesh)
+    shapes = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    setup = Setup(config, model, adamw, schedule, groups, mesh, sharding.specs(places))
+    out = places, meshes.replicated(mesh)
+    step = jax.jit(functools.partial(train_step, setup=setup), donate_argnums=0, out_shardings=out)
+    return Experiment(config, setup, sets, shapes, step)
+
+
+def open_sets(config: ConfigDict) -> Sets:
+    """Opens the training and the evaluation set.  Raises ValueError and MissingData as the sets do."""
+    data, seed = config.data, config.seed
+    if data.source == "stickers":
+        train = open_stickers(data.labels, data.train_split, data.canvas, data.num_train or None, seed)
+        return Sets(train, open_stickers(data.labels, data.val_split, data.canvas, data.num_val or 500, seed))
+    splits = (data.train_split, data.num_train), (data.val_split, data.num_val)
+    return Sets(*(_first(open_set(data.source, data.path, split, data.unknown_labels), num) for split, num in splits))
+
+
+def recipe_of(config: ConfigDict) -> Recipe:
+    """The augmentation of `config.views`."""
+    return Recipe(**{name: config.views[name] for name in Recipe._fields})
+
+
+def _first(found: SemanticSet, num: int) -> SemanticSet:
+    """The set with its first `num` images; 0 keeps all."""
+    if not num or num >= len(found.source):
+        return found
+    return found._replace(source=Picked(found.source, list(range(num))))
+
+
+def build_model(config: ConfigDict, num_classes: int) -> SegmentationModel:
+    """Builds encoder and heads.  Raises ValueError for unknown heads, options and blocks."""
+    vit = encoder.fitted(_image_encoder(sizes.build(config.model, ("image",))), config)
+    given = {
+        "num_classes": num_classes,
+        "blocks": tuple(config.encoder.blocks) or usual_blocks(vit.depth),
+        "norm": config.encoder.norm,
+        "axis": BATCH,
+        "dtype": jnp.dtype(config.model.dtype),
+    }
+    head = heads.build(config.head.name, config.head.options.to_dict(), **given)
+    name, options = config.auxiliary.name, config.auxiliary.options.to_dict()
+    auxiliary = heads.build(name, options, **given) if name else None
+    return SegmentationModel(vit, head, auxiliary, config.encoder.frozen)
+
+
+def _image_encoder(networks: Networks) -> VisionTransformer:
+    """The image encoder of some networks.  Raises ValueError if they have none."""
+    if networks.image is None:
+        raise ValueError("these networks have no image encoder, which segmentation needs")
+    return networks.image
+
+
+def _variables(rng: Array, config: ConfigDict, model: SegmentationModel) -> tuple[Params, Params]:
+    side = config.views.crop
+    variables: Any = model.init(rng, jnp.zeros((1, side, side, 3)))
+    return variables["params"], variables.get(STATS, {})
+
+
+def _create(seed: Any, config: ConfigDict, model: SegmentationModel, optimizer: Any) -> TrainState:
+    """Creates the state of step 0."""
+    params_key, run_key = jax.random.split(jax.random.key(seed))
+    params, stats = _variables(params_key, config, model)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params={},
+        batch_stats={"student": stats, "teacher": {}},
+        opt_state=optimizer.init(params),
+        centers={},
+        rng=jax.random.key_data(run_key),
+    )
+
+
+def _places(shapes: TrainState) -> TrainState:
+    """The shardings of a state of shapes."""
+    return jax.tree.map(lambda shape: shape.sharding, shapes)
+
+
+def _place(new: Any, old: Array) -> Array:
+    """Copies an array to the devices of another one; every process fills its own."""
+    host = np.asarray(new)
+    if host.shape != old.shape:
+        raise ValueError(f"the encoder has a tensor of shape {host.shape} where this run has {old.shape}")
+    return jax.make_array_from_callback(host.shape, old.sharding, lambda index: host[index])
+
+
+def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainState, dict[str, Array]]:
+    """Computes the next state, and float32 scalars to log.  A pure function; `batch` is sharded over the mesh."""
+    with matmul_precision(setup.config.model.matmul_precision):
+        (_, (values, stats)), grads = jax.value_and_grad(combined_loss, has_aux=True)(state.params, state, batch, setup)
+    updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
+    values |= {"learning_rate": setup.schedule(state.step), "grad_norm": optax.tree.norm(grads)}
+    state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    return state.replace(batch_stats={"student": stats, "teacher": {}}), values
+
+
+def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup) -> tuple[Scalar, tuple[Any, Params]]:
+    """Loss of the head plus the weighted loss of the auxiliary head: the mean over devices.
+
+    Returns it with the scalars to log and the new BatchNorm statistics.  Gradients are taken of this function, outside
+    `shard_map`.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    keys = jax.random.split(key, batch["image"].shape[0])
+    placed = setup.placed
+
+    def local_loss(params: Params, stats: Params, batch: Batch, keys: Array) -> Any:
+        params = sharding.gather(params, placed.params)
+        total, values, stats = _device_loss(params, stats, batch, keys, setup)
+        right, counted = values.pop("pixels")
+        values = jax.lax.pmean((total, values), BATCH)
+        accuracy = jax.lax.psum(right, BATCH) / jnp.maximum(jax.lax.psum(counted, BATCH), 1)
+        return values[0], values[1] | {"accuracy": accuracy}, stats
+
+    specs = placed.params, P(), P(BATCH), P(BATCH)
+    mapped = jax.shard_map(local_loss, mesh=setup.mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    params = groups_of.stop_frozen(params, setup.groups)
+    total, values, stats = mapped(params, state.batch_stats["student"], batch, keys)
+    return total, (values, stats)
+
+
+def _device_loss(
+    params: Params, stats: Params, batch: Batch, keys: Array, setup: Setup
+) -> tuple[Scalar, dict[str, Any], Params]:
+    """The loss of a device's share of the batch, what to log of it, and the new BatchNorm statistics."""
+    images, labels = prepared(batch, setup.config), batch["labels"].astype(jnp.int32)
+    variables = {"params": params, STATS: stats}
+    made: Any = setup.model.apply(variables, images, True, keys, mutable=STATS)
+    logits, changed = made
+    values: dict[str, Any] = {"head": cross_entropy(logits.head, labels)}
+    total = values["head"]
+    if logits.auxiliary is not None:
+        values["auxiliary"] = cross_entropy(logits.auxiliary, labels)
+        total = total + setup.config.auxiliary.weight * values["auxiliary"]
+    return total, {**values, "loss": total, "pixels": pixel_accuracy(logits.head, labels)}, changed.get(STATS, {})
+
+
+def prepared(batch: Batch, config: ConfigDict) -> Float[Array, "B S S 3"]:
+    """Normalises the images of a batch; padding becomes 0, the mean of the pixels."""
+    images = _normalise(config)(batch["image"])
+    side = jnp.arange(images.shape[1])
+    inside = (side[None, :, None] < batch["size"][:, :1, None]) & (side[None, None] < batch["size"][:, 1:, None])
+    return jnp.where(inside[..., None], images, 0)
+
+
+def _normalise(config: ConfigDict) -> Any:
+    mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
+    return functools.partial(normalise_pixels, mean=mean, std=std)
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+    """The devices of this process, as a mesh of their own."""
+    here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return meshes.make_mesh(here)
+
+
+def _here(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copies whole arrays to every device of a local mesh."""
+    return jax.device_put(jax.tree.map(np.asarray, jax.tree.map(_fetched, tree)), meshes.replicated(mesh))
+
+
+def _fetched(array: Array) -> Any:
+    return array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)

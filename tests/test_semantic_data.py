@@ -1,0 +1,323 @@
+"""Segmentation sets: label rules, layouts of the published sets, stickers and augmentation."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from detailclip_jax.data.semantic import names
+from detailclip_jax.data.semantic.augment import Recipe, augment, distort, draw_crop, resize_image, scaled_size
+from detailclip_jax.data.semantic.labels import IGNORE, check_size, stored_values, table
+from detailclip_jax.data.semantic.layouts import open_set
+from detailclip_jax.data.semantic.stickers import open_stickers
+from detailclip_jax.data.sources import BadRecord, MissingData
+
+RNG = np.random.default_rng(0)
+
+
+def encoded(pixels, mode=None, kind="PNG", **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels, mode)
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+# --- label maps
+
+
+def test_a_palette_mask_gives_its_indices_and_not_its_colours():
+    indices = RNG.integers(0, 21, (5, 7)).astype(np.uint8)
+    image = Image.fromarray(indices, "P")
+    image.putpalette(RNG.integers(0, 256, 768).astype(np.uint8).tobytes())
+    np.testing.assert_array_equal(stored_values(encoded(image), "m"), indices)
+
+
+def test_a_16_bit_mask_keeps_values_above_255():
+    values = np.array([[0, 300], [65535, 7]], np.uint16)
+    stored = stored_values(encoded(values), "m")
+    np.testing.assert_array_equal(stored, values)
+    classes = table({0: 0, 300: 1, 7: 2}, (65535,))(stored, "m")
+    np.testing.assert_array_equal(classes, [[0, 1], [IGNORE, 2]])
+
+
+def test_gray_in_three_channels_is_read_and_colours_are_refused():
+    gray = RNG.integers(0, 9, (4, 4, 1)).astype(np.uint8).repeat(3, -1)
+    np.testing.assert_array_equal(stored_values(encoded(gray), "m"), gray[..., 0])
+    gray[0, 0, 1] += 1
+    with pytest.raises(BadRecord, match="m: a mask of mode RGB holds colours"):
+        stored_values(encoded(gray), "m")
+    with pytest.raises(BadRecord, match="mode RGBA holds colours"):
+        stored_values(encoded(np.zeros((4, 4, 4), np.uint8)), "m")
+
+
+@pytest.mark.parametrize("data", [encoded(np.zeros((4, 4), np.uint8), kind="JPEG"), b"", b"<html>"])
+def test_a_mask_in_another_format_is_refused(data):
+    with pytest.raises(BadRecord, match="m: the mask is no PNG or TIFF"):
+        stored_values(data, "m")
+
+
+def test_a_damaged_mask_is_refused():
+    data = encoded(RNG.integers(0, 255, (64, 64)).astype(np.uint8))
+    with pytest.raises(BadRecord, match="m: the mask is truncated or damaged"):
+        stored_values(data[: len(data) // 2], "m")
+
+
+def test_unknown_labels_are_refused_by_number_or_ignored():
+    stored = np.array([[0, 1, 150, 151]], np.uint8)
+    values = {k + 1: k for k in range(150)}
+    with pytest.raises(BadRecord, match=r"m: 25\.0% of the mask have the values 151, .*unknown_labels=ignore"):
+        table(values, (0,))(stored, "m")
+    np.testing.assert_array_equal(table(values, (0,), "ignore")(stored, "m"), [[IGNORE, 0, 149, IGNORE]])
+    with pytest.raises(ValueError, match=r"data\.unknown_labels 'drop' is unknown; known: refuse, ignore"):
+        table(values, (0,), "drop")
+    with pytest.raises(ValueError, match="70000"):
+        table({70000: 0})
+
+
+def test_image_and_mask_of_different_sizes_are_refused():
+    with pytest.raises(BadRecord, match="m: image and mask have different sizes, 6 x 4 and 4 x 6 pixels"):
+        check_size((4, 6, 3), (6, 4), "m")
+
+
+# --- layouts
+
+
+def put(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def picture():
+    return encoded(RNG.integers(0, 256, (4, 6, 3)).astype(np.uint8), kind="JPEG")
+
+
+def mask(*values):
+    return encoded(np.resize(np.array(values, np.uint8), (4, 6)))
+
+
+def ade20k(root, split):
+    put(root / f"images/{split}/a.jpg", picture())
+    put(root / f"annotations/{split}/a.png", mask(0, 1, 150))
+
+
+def listed(root, name, kind, values):
+    put(root / name, b"a\n")
+    put(root / "JPEGImages/a.jpg", picture())
+    put(root / f"{kind}/a.png", mask(*values))
+
+
+def coco(root, suffix, values, folder="annotations"):
+    put(root / "images/train2017/a.jpg", picture())
+    put(root / f"{folder}/train2017/a{suffix}.png", mask(*values))
+
+
+def cityscapes(root, kind, values):
+    put(root / "leftImg8bit/train/ulm/a_leftImg8bit.png", encoded(np.zeros((4, 6, 3), np.uint8)))
+    put(root / f"gtFine/train/ulm/a_gtFine_label{kind}.png", mask(*values))
+
+
+LAYOUTS = {
+    "ade20k": (lambda root: ade20k(root, "training"), [-1, 0, 149], 150),
+    "voc": (
+        lambda root: listed(root, "ImageSets/Segmentation/train.txt", "SegmentationClass", (0, 20, 255)),
+        [0, 20, -1],
+        21,
+    ),
+    "voc_aug": (
+        lambda root: listed(root, "ImageSets/Segmentation/trainaug.txt", "SegmentationClassAug", (0, 20, 255)),
+        [0, 20, -1],
+        21,
+    ),
+    "context": (
+        lambda root: listed(root, "ImageSets/SegmentationContext/train.txt", "SegmentationClassContext", (0, 1, 59)),
+        [-1, 0, 58],
+        59,
+    ),
+    "context60": (
+        lambda root: listed(root, "ImageSets/SegmentationContext/train.txt", "SegmentationClassContext", (0, 1, 59)),
+        [0, 1, 59],
+        60,
+    ),
+    "coco_stuff": (lambda root: coco(root, "_labelTrainIds", (0, 170, 255)), [0, 170, -1], 171),
+    "cityscapes": (lambda root: cityscapes(root, "TrainIds", (0, 18, 255)), [0, 18, -1], 19),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_published_layout_gives_class_numbers(name, tmp_path):
+    write, expected, count = LAYOUTS[name]
+    write(tmp_path)
+    found = open_set(name, str(tmp_path), "train")
+    assert len(found.source) == 1 and len(found.classes) == count
+    example = found.source[0]
+    np.testing.assert_array_equal(example["mask"], np.resize(expected, (4, 6)))
+    assert example["mask"].dtype == np.int16 and example["key"].startswith(f"{name}/a")
+
+
+def test_raw_ids_of_coco_and_cityscapes_are_mapped(tmp_path):
+    coco(tmp_path / "coco", "", (0, 10, 12, 181, 255), "stuffthingmaps")
+    masks = open_set("coco_stuff", str(tmp_path / "coco"), "train").source[0]["mask"]
+    np.testing.assert_array_equal(masks.ravel()[:5], [0, 10, 11, 170, -1])  # 11 (street sign) is unused
+    cityscapes(tmp_path / "city", "Ids", (7, 33, 0, 11))
+    masks = open_set("cityscapes", str(tmp_path / "city"), "train").source[0]["mask"]
+    np.testing.assert_array_equal(masks.ravel()[:4], [0, 18, -1, 2])
+
+
+def test_any_folders_with_a_class_list(tmp_path):
+    put(tmp_path / "images/train/b.png", encoded(np.zeros((4, 6, 3), np.uint8)))
+    put(tmp_path / "masks/train/b.png", mask(0, 1, 255))
+    with pytest.raises(MissingData, match=r"classes.txt is missing: one class name per line"):
+        open_set("folders", str(tmp_path), "train")
+    put(tmp_path / "classes.txt", b"sea\nland\n")
+    found = open_set("folders", str(tmp_path), "train")
+    assert found.classes == ("sea", "land")
+    np.testing.assert_array_equal(found.source[0]["mask"].ravel()[:3], [0, 1, -1])
+    put(tmp_path / "masks/train/b.png", mask(2))
+    with pytest.raises(BadRecord, match=r"folders/b\.png: 100\.0% of the mask have the values 2"):
+        found.source[0]
+    put(tmp_path / "masks/train/b.png", encoded(np.zeros((5, 6), np.uint8)))
+    with pytest.raises(BadRecord, match="different sizes, 6 x 4 and 6 x 5"):
+        found.source[0]
+
+
+def test_tfds_is_refused_with_the_reason_and_missing_data_are_named(tmp_path):
+    with pytest.raises(ValueError, match="instance maps, not the 150 class labels"):
+        open_set("tfds", "scene_parse150", "train")
+    with pytest.raises(ValueError, match="did you mean 'ade20k'"):
+        open_set("ade20", str(tmp_path), "train")
+    with pytest.raises(MissingData, match=r"data\.path '' of voc is no folder"):
+        open_set("voc", "", "train")
+    with pytest.raises(MissingData, match="no image of split val"):
+        open_set("ade20k", str(tmp_path), "val")
+    put(tmp_path / "images/training/a.jpg", picture())
+    with pytest.raises(MissingData, match=r"1 of 1 images .* have no mask; the first is .*a\.jpg"):
+        open_set("ade20k", str(tmp_path), "train")
+    with pytest.raises(ValueError, match="unknown split 'test'"):
+        open_set("ade20k", str(tmp_path), "test")
+
+
+def test_the_name_lists_have_the_published_lengths_and_no_doubles():
+    lists = {"VOC": 21, "CONTEXT": 59, "CITYSCAPES": 19, "COCO_STUFF": 171, "ADE20K": 150}
+    for name, count in lists.items():
+        assert len(getattr(names, name)) == len(set(getattr(names, name))) == count
+
+
+# --- stickers
+
+
+def test_stickers_have_two_label_sets_on_the_same_scenes():
+    groups, nouns = (open_stickers(labels, "val", 64, 3).source[1] for labels in ("groups", "nouns"))
+    np.testing.assert_array_equal(groups["image"], nouns["image"])
+    np.testing.assert_array_equal(groups["mask"] > 0, nouns["mask"] > 0)
+    np.testing.assert_array_equal(groups["mask"], groups["segmentation"])
+    for number, noun in enumerate(nouns["nouns"], 1):
+        assert (nouns["mask"][nouns["instances"] == number] == 1 + noun).all()
+    assert len(open_stickers("groups", "train", 64).classes) == 25
+    assert len(open_stickers("nouns", "train", 64).classes) == 97
+    with pytest.raises(ValueError, match="did you mean 'nouns'"):
+        open_stickers("noun", "train", 64)
+
+
+# --- augmentation
+
+
+def scene(height=60, width=80):
+    image = RNG.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return image, RNG.integers(-1, 4, (height, width)).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((600, 800), (512, 683)), ((512, 4096), (256, 2048)), ((683, 512), (683, 512)), ((1, 3000), (1, 2048))],
+)
+def test_images_are_resized_into_the_scale(size, expected):
+    assert scaled_size(size, (2048, 512)) == expected
+
+
+def test_an_empty_image_is_refused():
+    with pytest.raises(ValueError, match="0 x 5 pixels is empty"):
+        scaled_size((0, 5), (2048, 512))
+
+
+def test_an_example_depends_on_its_seed_alone_and_has_the_crop_s_size():
+    image, mask = scene()
+    recipe = Recipe(crop=32, scale=(128, 32))
+    first, again, other = (augment(np.random.default_rng(seed), image, mask, recipe) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.labels, again.labels)
+    assert np.abs(first.image.astype(int) - other.image).max() > 0
+    assert first.image.shape == (32, 32, 3) and first.labels.shape == (32, 32) and first.labels.dtype == np.int16
+
+
+def test_padding_has_no_label_and_no_pixel():
+    image, mask = scene()
+    example = augment(np.random.default_rng(0), image + 1, np.abs(mask), Recipe(32, (128, 32), (0.5, 0.5)))
+    height, width = example.size
+    assert (height, width) == (16, 21)
+    assert (example.labels[height:] == IGNORE).all() and (example.labels[:, width:] == IGNORE).all()
+    assert not example.image[height:].any() and not example.image[:, width:].any()
+    assert (example.labels[:height, :width] != IGNORE).all()
+
+
+def test_image_and_mask_stay_aligned():
+    """A mask drawn from the image's own brightness is the brightness of the augmented image."""
+    mask = np.zeros((64, 64), np.int16)
+    mask[20:50, 10:40] = 1
+    image = np.repeat((mask * 255).astype(np.uint8)[..., None], 3, -1)
+    for seed in range(5):
+        recipe = Recipe(32, (64, 64), (0.8, 1.6), photometric=False)
+        example = augment(np.random.default_rng(seed), image, mask, recipe)
+        inside = example.labels >= 0
+        wrong = ((example.image[..., 0] > 127) != (example.labels == 1)) & inside
+        assert wrong.mean() < 0.05
+
+
+def test_a_flip_mirrors_both():
+    image, mask = scene(32, 32)
+    plain, flipped = (
+        augment(np.random.default_rng(0), image, mask, Recipe(32, (32, 32), (1, 1), 1.0, flip, False))
+        for flip in (0.0, 1.0)
+    )
+    np.testing.assert_array_equal(plain.image, flipped.image[:, ::-1])
+    np.testing.assert_array_equal(plain.labels, flipped.labels[:, ::-1])
+
+
+def test_crops_avoid_one_class_filling_them():
+    mask = np.zeros((64, 64), np.int16)
+    mask[:, 48:] = 1
+    shares = {}
+    for limit in (0.75, 1.0):
+        crops = [draw_crop(np.random.default_rng(seed), mask, 16, limit) for seed in range(60)]
+        shares[limit] = np.mean([(mask[t : t + 16, left : left + 16] == 0).mean() >= 0.75 for t, left in crops])
+    assert shares[0.75] < shares[1.0] - 0.3
+    ignored = np.full((64, 64), IGNORE, np.int16)
+    draw_crop(np.random.default_rng(0), ignored, 16, 0.75)  # ten draws, the last is taken
+    assert draw_crop(np.random.default_rng(0), mask, 100, 0.75) == (0, 0)
+
+
+def test_photometric_distortion_stays_within_its_ranges():
+    gray = np.full((4, 4, 3), 100, np.uint8)
+    made = np.stack([distort(np.random.default_rng(seed), gray) for seed in range(300)]).astype(int)
+    assert made.min() >= (100 - 32) * 0.5 - 2 and made.max() <= (100 + 32) * 1.5 + 2
+    assert (made == 100).all((1, 2, 3)).mean() > 0.1  # each change has probability 1/2
+    assert made.std() > 5
+
+
+def test_hue_turns_by_36_degrees_at_most():
+    red = np.zeros((2, 2, 3), np.uint8)
+    red[..., 0] = 200
+    for seed in range(100):
+        made = distort(np.random.default_rng(seed), red)
+        hue = int(cv2.cvtColor(made, cv2.COLOR_RGB2HSV)[0, 0, 0])
+        assert min(hue, 180 - hue) <= 20  # rounding to bytes turns it by another step or two
+
+
+def test_the_resize_is_opencv_s_and_pytorch_s_bilinear():
+    torch = pytest.importorskip("torch")
+    image = scene(11, 7)[0]
+    theirs = torch.nn.functional.interpolate(
+        torch.from_numpy(image).movedim(-1, 0)[None].float(), size=(23, 5), mode="bilinear", align_corners=False
+    )
+    assert np.abs(resize_image(image, (23, 5)) - theirs[0].movedim(0, -1).numpy()).max() <= 1

@@ -1,0 +1,154 @@
+"""The command transfer: a run on stickers from a checkpoint, its files, and its way on after it was killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+
+import jax
+import numpy as np
+import pytest
+from test_segmentation_step import tiny
+from tiny import tiny_config
+
+from detailclip_jax.config import run_config
+from detailclip_jax.run import loop, transfer
+from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.training import experiment as pretraining
+from detailclip_jax.training.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A workdir with the checkpoint of step 0 of a tiny DetailCLIP."""
+    workdir, config = tmp_path_factory.mktemp("pretrained"), tiny_config()
+    built = pretraining.build(config)
+    run_config.claim_workdir(workdir, config)
+    with closing(Checkpoints(workdir)) as store:
+        store.save(0, built.init(0), {"examples": 0}, {"config": run_config.to_json(config), "data_fingerprint": ""})
+    return workdir
+
+
+def config_of(pretrained, head="linear", **changes):
+    """Six steps on scenes of 40 pixels, evaluated on six."""
+    config = tiny(head, **{"log_every": 2, "checkpoint_every": 2, **changes})
+    config.init = str(pretrained)
+    return config
+
+
+def train(config, workdir):
+    return loop.train(transfer.prepare(config, workdir))
+
+
+def state_of(workdir):
+    _, state, step = transfer.load(workdir)
+    return jax.device_get(state), step
+
+
+def test_a_run_writes_scores_per_class_and_a_figure(pretrained, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert train(config_of(pretrained, evaluate_every=4), tmp_path) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {"mIoU", "mAcc", "aAcc", "boundary_mIoU", "per_class", "protocol"} <= set(found)
+    assert found["step"] == 6 and 0 <= found["mIoU"] <= 100 and len(found["per_class"]) == 25
+    assert found["protocol"]["encoder"] == "frozen" and found["protocol"]["set"] == "stickers, groups"
+    right = [row["Acc"] for row in found["per_class"].values() if row["Acc"] is not None]
+    assert np.mean(right) == pytest.approx(found["mAcc"], abs=1e-3)
+    assert (tmp_path / "figures/segmentation.png").stat().st_size > 1000
+    assert "mIoU" in (tmp_path / "report.md").read_text()
+    scored = read_lines(tmp_path / "evaluations.jsonl")
+    assert [line["step"] for line in scored] == [4, 6] and scored[1]["mIoU"] == pytest.approx(found["mIoU"])
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 6] and {"head", "accuracy", "learning_rate"} <= set(lines[0])
+    said = capsys.readouterr().out
+    assert "positions kept at 4 x 4" in said and "batch_size 8 is not the recipe's 16" in said
+    assert f"encoder of {pretrained}: detailclip, ema, step 0" in said
+
+
+def test_a_frozen_encoder_is_the_checkpoint_s_bit_for_bit(pretrained, tmp_path):
+    from detailclip_jax.inference.model import load
+    from detailclip_jax.models import stacking
+
+    train(config_of(pretrained, evaluate_at_end=False), tmp_path)
+    state, step = state_of(tmp_path)
+    assert step == 6
+    theirs = stacking.unstack(load(pretrained).params["image"])
+    jax.tree.map(np.testing.assert_array_equal, dict(state.params["image"]), dict(theirs))
+
+
+def test_a_run_goes_on_and_equals_one_that_never_stopped(pretrained, tmp_path):
+    """End to end with UPerNet: BatchNorm's statistics, dropout and drop path resume too."""
+    for total, workdir in ((6, "whole"), (4, "parts"), (6, "parts")):
+        # the schedule runs to total_steps: a constant factor keeps both runs comparable
+        config = config_of(pretrained, "upernet", evaluate_at_end=False, total_steps=total)
+        config.optimizer.power, config.optimizer.warmup_steps = 0.0, 0
+        train(config, tmp_path / workdir)
+    (whole, _), (parts, step) = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+    assert step == 6
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+
+
+def test_another_config_in_the_workdir_is_refused(pretrained, tmp_path):
+    transfer.prepare(config_of(pretrained), tmp_path)
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.0008 in the workdir, 0\.5 now"):
+        transfer.prepare(config_of(pretrained, **{"optimizer.learning_rate": 0.5}), tmp_path)
+
+
+def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp_path):
+    with pytest.raises(ValueError, match="the config is one of method 'detailclip', not of segmentation"):
+        transfer.prepare(tiny_config(), tmp_path)
+    train(config_of(pretrained, total_steps=1, evaluate_at_end=False), tmp_path / "run")
+    with pytest.raises(ValueError, match="is a segmentation run; name the encoder that it started from"):
+        transfer.prepare(config_of(tmp_path / "run"), tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=r"is no workdir with a config\.json and a checkpoint"):
+        transfer.prepare(config_of(tmp_path / "nothing"), tmp_path / "other")
+
+
+def test_several_runs_in_one_figure(pretrained, tmp_path):
+    pytest.importorskip("matplotlib")
+    for name in ("one", "two"):
+        train(config_of(pretrained, total_steps=1, evaluate_at_end=False), tmp_path / name)
+    file = transfer.compare({name: tmp_path / name for name in ("one", "two")}, tmp_path / "compared.png", 2)
+    assert file.stat().st_size > 1000
+
+
+def test_the_paper_s_numbers_of_a_head():
+    assert transfer.paper_rows("upernet")["DetailCLIP"] == 48.1 and transfer.paper_rows("linear")["DetailCLIP"] == 37.3
+    assert "DeiT" not in transfer.paper_rows("linear") and transfer.paper_rows("mine") == {}
+
+
+COMMAND = """
+import sys
+from absl import flags
+import jax
+from detailclip_jax.config import run_config
+from detailclip_jax.run import loop, transfer
+flags.FLAGS.mark_as_parsed()
+config = run_config.from_json(open(sys.argv[1]).read())
+sys.exit(loop.train(transfer.prepare(config, sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_bit_identically(pretrained, tmp_path):
+    config = config_of(pretrained, "upernet", evaluate_at_end=False, total_steps=12, checkpoint_every=2, log_every=1)
+    file = tmp_path / "config.json"
+    file.write_text(run_config.to_json(config))
+    command = [sys.executable, "-c", COMMAND, str(file)]
+    environment = {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("=8", "=1")}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment)
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment)
+    while not (tmp_path / "killed/checkpoints/4").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, env=environment)
+    (whole, _), (killed, step) = state_of(tmp_path / "whole"), state_of(tmp_path / "killed")
+    assert step == 12
+    jax.tree.map(np.testing.assert_array_equal, whole, killed)
+    lines = [[line["loss"] for line in read_lines(tmp_path / name / "metrics.jsonl")] for name in ("whole", "killed")]
+    assert lines[0] == lines[1]
