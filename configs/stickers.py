@@ -98,7 +98,8 @@ def mae(c):
     c.views.crops.large.flip = 0.5
     c.model.image_style.positions, c.model.image_style.init = "sincos", "xavier"
     c.model.decoder_width, c.model.decoder_depth = 64, 2
-    c.masking.strategy, c.masking.ratio = "random", 0.75
+    c.masking.strategy, c.masking.ratio, c.masking.rounded = "random", 0.75, "kept"  # rounded: as in MAE's code
+    c.optimizer.peak_twice = False  # as in MAE's code
     c.optimizer.betas, c.optimizer.weight_decay = (0.9, 0.95), 0.05
 
 
@@ -110,6 +111,7 @@ def dino(c):
     crop.flip = 0.5
     c.model.freeze_patch_embed = False
     c.model.drop_path = 0.1
+    c.model.interpolation = "ibot"  # of positions for local crops, as in DINO's code
     c.optimizer.betas, c.optimizer.weight_decay, c.optimizer.weight_decay_end = (0.9, 0.999), 0.04, 0.4
     c.optimizer.clip_norm, c.optimizer.clip_per_tensor = 3.0, True
     c.optimizer.frozen_prototype_epochs = 1.0

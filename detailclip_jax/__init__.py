@@ -25,8 +25,8 @@ if sys.argv[:1] == ["-m"]:  # Python sets this while it resolves the module of `
 _PUBLIC = {
     "METHODS": "detailclip_jax.methods",
     "Experiment": "detailclip_jax.training.experiment",
-    "Forward": "detailclip_jax.methods.forward",
-    "Method": "detailclip_jax.methods.forward",
+    "Forward": "detailclip_jax.methods.method",
+    "Method": "detailclip_jax.methods.method",
     "Model": "detailclip_jax.inference.model",
     "SIZES": "detailclip_jax.models.sizes",
     "Stickers": "detailclip_jax.data.stickers.stickers",

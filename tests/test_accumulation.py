@@ -7,7 +7,7 @@ import pytest
 from tiny import copied, tiny_batch, tiny_config, tiny_experiment, tiny_gradient, tiny_state
 
 from detailclip_jax import methods
-from detailclip_jax.training import accumulation, experiment, mesh, train_step
+from detailclip_jax.training import accumulation, experiment, mesh
 
 FIRST = ("detailclip", "slip", "aclip", "attmask")  # all kinds of term, BatchNorm by view and by batch, drawn ratios
 ROWS = (*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in methods.METHODS if name not in FIRST))
@@ -21,7 +21,7 @@ def built(method, chunks, devices=1, size=None):
 
 def gradient_of(exp, state, batch):
     def loss(params, state, batch):
-        return train_step.combined_loss(params, state, batch, exp.setup)
+        return exp.combined_loss(params, state, batch)
 
     return jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(state.params, state, exp.put(batch)))
 
@@ -79,14 +79,18 @@ def test_split_and_rejoin_keep_every_row_in_its_place():
     rows = jnp.arange(24.0).reshape(2, 6, 2)  # V, B, D
     chunks = jnp.moveaxis(accumulation.split(jnp.moveaxis(rows, 1, 0), 3), 2, 1)  # 3 chunks of [V, 2, D]
     text = jnp.arange(6.0).reshape(3, 2, 1)
-    line = accumulation.rejoin({}, {"targets": {}, "tokens": {"whole": chunks}, "text": text})
-    np.testing.assert_array_equal(line.tokens["whole"].cls, rows)
+    line = accumulation.rejoin({}, {"targets": {}, "tokens": {"full": chunks}, "text": text})
+    np.testing.assert_array_equal(line.tokens["full"].cls, rows)
     np.testing.assert_array_equal(line.text[:, 0], np.arange(6))
-    assert line.tokens["whole"].patches.shape == (2, 6, 0, 2)
+    for read in (lambda: line.tokens["full"].patches, lambda: line.views["large"], lambda: line.decoded.shape):
+        with pytest.raises(ValueError, match=r"only known chunk by chunk.*accumulation=1"):
+            read()
 
 
 def test_terms_of_the_whole_batch_are_those_that_compare_or_normalise():
     for method, names in {"detailclip": {"clip"}, "aclip": {"clip", "simclr", "byol"}, "mae": set()}.items():
         row = tiny_experiment(method).method
-        assert set(accumulation.terms(row, True).losses) == names
-        assert set(accumulation.terms(row, False).losses) == set(row.losses) - names
+        by_image, by_batch = accumulation.divide(row, chunks=2)
+        assert set(by_batch.terms) == names
+        assert set(by_image.terms) == set(row.terms) - names
+        assert accumulation.divide(row, chunks=1)[0].losses == row.losses

@@ -105,7 +105,7 @@ def test_written_loaded_and_equal(detailclip, tmp_path, capsys, to, name, rows):
 def test_a_run_in_half_precision_is_exported_in_full(tmp_path, capsys, monkeypatch):
     """Whatever it computed in, in a loop over blocks or not, and with which kernel of which machine."""
     with monkeypatch.context() as gpu:
-        gpu.setattr("detailclip_jax.models.sizes.choose_kernel", lambda *_: "xla")
+        gpu.setattr("detailclip_jax.models.registry.choose_kernel", lambda *_: "xla")
         fields = {"model.dtype": "bfloat16", "model.attention": "cudnn", "model.scan": True, "model.remat": "dots"}
         workdir = save_noise(tmp_path / "run", "detailclip", **fields)
     for to, name in (("slip", "slip.pth"), ("stablehlo", "hlo")):
@@ -255,7 +255,7 @@ def test_open_clip_builds_sizes_that_timm_does_not_register(detailclip, tmp_path
     model, variables, made = export.plain(*checkpoint.load(detailclip)[1:])
     if more:
         variables, made = export.resize(variables, made, 48)
-        model = model.clone(image=model.image.clone(image_size=48))
+        model = model.replacing(image=model.image.clone(image_size=48))
     batch = verify.inputs(made)
     expected = verify.ours(model, ema.overlay(variables["params"], variables["ema_params"]), batch)
     theirs = open_clip.create_model(f"local-dir:{out}").eval()

@@ -10,7 +10,7 @@ from tiny import tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
-from detailclip_jax.methods import forward
+from detailclip_jax.methods import method as forward
 from detailclip_jax.models import patches
 from detailclip_jax.training import experiment, mesh
 
@@ -19,10 +19,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def test_the_record_has_the_shapes_of_the_letters():
     exp = tiny_experiment()
-    line = exp.line(tiny_state(), exp.put(tiny_batch()))
+    line = exp.forward(tiny_state(), exp.put(tiny_batch()))
     assert line.views["large"].image.shape == (2, 8, 32, 32, 3)
-    assert line.targets["whole"].patches.shape == (2, 8, 16, 96)
-    assert line.targets["whole"].attention.shape == (2, 8, 2, 16)
+    assert line.targets["full"].patches.shape == (2, 8, 16, 96)
+    assert line.targets["full"].attention.shape == (2, 8, 2, 16)
     assert line.hidden.mask.shape == (2, 8, 16) and line.hidden.kept.shape == (2, 8, 8)
     assert line.tokens["visible"].patches.shape == (2, 8, 8, 96)
     assert line.decoded.shape == (2, 8, 8, 96)
@@ -34,17 +34,17 @@ def test_the_record_has_the_shapes_of_the_letters():
 def test_the_patch_center_by_linearity_is_the_mean_of_all_logits():
     exp = tiny_experiment()
     state = tiny_state()
-    line = exp.line(state, exp.put(tiny_batch()))
+    line = exp.forward(state, exp.put(tiny_batch()))
     head = exp.model.prototype_head
     variables = {"params": state.params["prototype_head"]}
-    logits = head.apply(variables, line.targets["whole"].patches.reshape(-1, 96))[...]
+    logits = head.apply(variables, line.targets["full"].patches.reshape(-1, 96))[...]
     np.testing.assert_allclose(line.heads["patch_mean"], logits.mean(0), rtol=1e-4, atol=1e-6)
 
 
 def test_the_student_never_sees_hidden_pixels():
     exp = tiny_experiment()
     state, batch = tiny_state(), tiny_batch()
-    line = exp.line(state, exp.put(batch))
+    line = exp.forward(state, exp.put(batch))
     pixels = patches.patchify(jnp.asarray(batch["image"]["large"], jnp.float32), 8)  # [B, V, N, P]
     hidden = np.moveaxis(np.asarray(line.hidden.mask), 1, 0)
     changed = patches.unpatchify(jnp.where(hidden[..., None], 0, pixels), 8)
@@ -81,11 +81,11 @@ def row(**changes):
 
 
 def test_a_wrong_row_fails_when_it_is_built():
-    loss = forward.Loss(("nonsense",), lambda line, context: (0.0, {}))
+    loss = forward.Loss("clip", ("nonsense",), lambda record, context: (0.0, {}))
     with pytest.raises(ValueError, match=r"loss 'clip' reads \['nonsense'\], but the heads return \['cls_mean'"):
-        forward.build(row(losses={"clip": loss}))
+        forward.build(row(losses=(loss,)), {"clip": 1.0})
     with pytest.raises(ValueError, match=r"no entry for \['reconstruction'\]"):
-        forward.build(row(weights={"clip": 1.0, "cls": 1.0, "patch": 1.0}))
+        forward.build(row(), {"clip": 1.0, "cls": 1.0, "patch": 1.0})
 
 
 def test_weights_of_other_rows_do_not_concern_this_one():
@@ -100,7 +100,7 @@ def test_lowering_for_accelerators(platform, monkeypatch):
     if platform == "cuda":
         cudnn = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
         monkeypatch.setattr(cudnn, "cuda_versions", types.SimpleNamespace(cudnn_get_version=lambda: 91000))
-        monkeypatch.setattr("detailclip_jax.models.sizes.choose_kernel", lambda *_: "cudnn")
+        monkeypatch.setattr("detailclip_jax.models.registry.choose_kernel", lambda *_: "cudnn")
         calls = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
         checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in calls]
     config = run_config.load(str(ROOT / "configs/vitb16_yfcc.py"))

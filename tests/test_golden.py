@@ -11,7 +11,8 @@ import pytest
 from detailclip_jax import config as config_lib
 from detailclip_jax.interop import reference, tables
 from detailclip_jax.models import sizes
-from detailclip_jax.training import experiment, mesh, train_step
+from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.training import ema, experiment, mesh
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 DETAILCLIP = sizes.Size(16, 96, 3, 4, 64, 2, 4, 48, 1, 4, 128, 32, 256)
@@ -83,15 +84,15 @@ def detailclip_case(devices=1):
 @functools.cache
 def detailclip_line():
     golden, exp, state, batch = detailclip_case()
-    moved = state.replace(ema_params=train_step.ema.update(state.ema_params, state.params, 0.9))
-    return golden, exp, moved, exp.line(moved, batch)
+    moved = state.replace(ema_params=ema.update(state.ema_params, state.params, 0.9))
+    return golden, exp, moved, exp.forward(moved, batch)
 
 
 @functools.cache
 def detailclip_gradients():
     golden, exp, state, batch = detailclip_case()
-    state = state.replace(ema_params=train_step.ema.update(state.ema_params, state.params, 0.9))
-    loss = jax.jit(jax.value_and_grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True))
+    state = state.replace(ema_params=ema.update(state.ema_params, state.params, 0.9))
+    loss = jax.jit(jax.value_and_grad(exp.combined_loss, has_aux=True))
     (_, (metrics, means, _)), grads = loss(state.params, state, batch)
     return golden, exp, metrics, means, grads
 
@@ -104,7 +105,7 @@ def test_input_is_normalised_as_the_reference_does():
 
 def test_attention():
     golden, _, _, line = detailclip_line()
-    attention = line.targets["whole"].attention.mean(-2)
+    attention = line.targets["full"].attention.mean(-2)
     for v, name in enumerate(VIEWS):
         assert relative(attention[v], golden[f"out/attn_{name}"]) < 1e-5
 
@@ -118,7 +119,7 @@ def test_masks_are_exact():
 
 def test_teacher_and_student_tokens():
     golden, _, _, line = detailclip_line()
-    teacher, student = line.targets["whole"], line.tokens["visible"]
+    teacher, student = line.targets["full"], line.tokens["visible"]
     for v, name in enumerate(VIEWS):
         tokens = np.concatenate([teacher.cls[v, :2, None], teacher.patches[v, :2]], 1)
         assert relative(tokens, golden[f"out/teacher_tokens_{name}_2img"]) < 1e-5
@@ -238,7 +239,8 @@ def clip_case():
 def test_clip_embeddings():
     golden, exp, state, batch = clip_case()
     images = batch["image"]["large"][:, 0]
-    normalised = train_step.normalise_pixels(images, exp.setup.pixel_mean, exp.setup.pixel_std)
+    given = exp.setup.forward_pass
+    normalised = normalise_pixels(images, given.pixel_mean, given.pixel_std)
     embed = jax.jit(functools.partial(exp.model.apply, method="embed_image"))
     ours = embed({"params": state.params}, normalised)
     assert relative(ours, golden["out/image_embed"]) < 1e-5
@@ -249,7 +251,7 @@ def test_clip_embeddings():
 
 def test_clip_loss_and_gradients():
     golden, exp, state, batch = clip_case()
-    loss = jax.jit(jax.value_and_grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True))
+    loss = jax.jit(jax.value_and_grad(exp.combined_loss, has_aux=True))
     (value, _), grads = loss(state.params, state, batch)
     assert relative(value, golden["loss/loss"]) < 1e-5
     theirs = tables.write(reference.clip(2, 2), grads)
@@ -298,7 +300,7 @@ def slip_case():
 
 def test_slip_embeddings():
     golden, exp, state, batch = slip_case()
-    line = exp.line(state, batch)
+    line = exp.forward(state, batch)
     assert relative(line.heads["image_embedding"][0], golden["out/image_embed"]) < 1e-5
     assert relative(line.text, golden["out/text_embed"]) < 1e-5
     for view, name in enumerate(("out/aug1_embed", "out/aug2_embed")):
@@ -307,7 +309,7 @@ def test_slip_embeddings():
 
 def test_slip_losses_gradients_and_batch_statistics():
     golden, exp, state, batch = slip_case()
-    loss = jax.jit(jax.value_and_grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True))
+    loss = jax.jit(jax.value_and_grad(exp.combined_loss, has_aux=True))
     (value, (metrics, _, stats)), grads = loss(state.params, state, batch)
     assert relative(value, golden["loss/loss"]) < 1e-5
     assert relative(metrics["clip"], golden["loss/clip_loss"]) < 1e-5

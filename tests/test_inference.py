@@ -232,7 +232,7 @@ def test_a_row_without_a_text_tower_says_what_it_lacks():
 def test_the_rows_with_a_text_tower_are_those_named(method):
     from detailclip_jax import methods
 
-    parts = methods.build(tiny.tiny_config(method)).parts
+    parts = methods.build(tiny.tiny_config(method)).networks
     needed = {*inference.NEEDS["encode_image"], *inference.NEEDS["encode_text"]}
     assert (needed <= set(parts)) == (method in inference.WITH_TEXT)
 
@@ -270,7 +270,8 @@ def test_features_are_float32_tokens_on_the_grid(method):
 
 def test_features_are_float32_whatever_the_run_computes_in():
     networks = made("mae")[0]
-    half = dataclasses.replace(model_of("mae"), networks=networks.clone(image=networks.image.clone(dtype=jnp.bfloat16)))
+    networks = networks.replacing(image=networks.image.clone(dtype=jnp.bfloat16))
+    half = dataclasses.replace(model_of("mae"), networks=networks)
     assert {array.dtype for array in half.features(make_images(1))} == {np.dtype(np.float32)}
     assert half.encode_image(make_images(1)).dtype == np.float32
 

@@ -61,7 +61,7 @@ def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one_does(method):
 def test_the_teacher_owns_exactly_what_the_row_names(method):
     exp, (state, _) = tiny_experiment(method), trained(method)
     assert set(state.ema_params) == set(exp.method.ema)
-    assert set(state.params) == set(exp.method.parts)
+    assert set(state.params) == set(exp.method.networks)
     assert set(state.centers) == set(exp.method.centers)
 
 
@@ -154,7 +154,7 @@ def test_a_term_of_weight_zero_takes_its_networks_along(off, gone):
         config.losses.weights[name] = 0.0
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     shapes = exp.state_shapes
-    assert not set(off) & set(exp.method.losses)
+    assert not set(off) & set(exp.method.terms)
     assert set(shapes.centers) == {"cls", "patch"} - gone.get("center", set())
     assert not gone.get("params", set()) & set(shapes.params)
 

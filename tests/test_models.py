@@ -8,7 +8,7 @@ import pytest
 from flax import traverse_util
 
 from detailclip_jax import config as config_lib
-from detailclip_jax.models import block, positions, sizes
+from detailclip_jax.models import block, positions, towers
 from detailclip_jax.models import vit as vit_module
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.heads import PrototypeHead
@@ -264,17 +264,17 @@ def test_size_errors():
     config = config_lib.default()
     config.model.size = "B/15"
     with pytest.raises(ValueError, match="'B/15' is unknown; known: tiny, S/16"):
-        sizes.build(config.model, ("image",))
+        towers.build(config.model, ("image",))
     config.model.size, config.model.image_size = "B/16", 225
     with pytest.raises(ValueError, match=r"225 is not a multiple of the patch size 16.* 224 and 240"):
-        sizes.build(config.model, ("image",))
+        towers.build(config.model, ("image",))
     config.model.image_size, config.model.remat = 224, "some"
     with pytest.raises(ValueError, match="remat 'some' is unknown; known: none, dots, full"):
         experiment_init(config)
 
 
 def experiment_init(config):
-    model = sizes.build(config.model, ("image",))
+    model = towers.build(config.model, ("image",))
     return jax.eval_shape(model.image.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
 
 

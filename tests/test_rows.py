@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from tiny import ENCLOSING, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import methods
-from detailclip_jax.methods import components, forward, masking
+from detailclip_jax.methods import components, masking
+from detailclip_jax.methods import method as forward
 from detailclip_jax.training import experiment, mesh
 from detailclip_jax.types import Keys, Tokens
 
@@ -24,7 +25,7 @@ def row(method):
     batch = exp.put(tiny_batch(0, exp.config))
     _, metrics = exp.train_step(tiny_state(method), batch)
     state = tiny_state(method)
-    return exp, state, exp.line(state, batch), jax.device_get(metrics)
+    return exp, state, exp.forward(state, batch), jax.device_get(metrics)
 
 
 def log_softmax(x):
@@ -49,7 +50,7 @@ def test_dino_compares_each_teacher_view_with_all_other_crops():
     ]
     assert len(line_heads) == 6
     # the record of `line` has drop path drawn from other keys than the step, so the loss is taken from the record
-    loss, _ = methods.build(tiny_config("dino")).losses["cls"].run(line, context(line))
+    loss, _ = methods.build(tiny_config("dino")).terms["cls"].run(line, context(line))
     np.testing.assert_allclose(loss, np.mean(line_heads), rtol=1e-4)
     assert metrics["teacher_view_kl"] > 0 and metrics["teacher_entropy"] > 0
 
@@ -62,10 +63,10 @@ def context(line):
 @pytest.mark.parametrize("method", ["ibot", "attmask"])
 def test_patch_distillation_runs_over_hidden_patches_of_each_image(method):
     exp, state, line, _ = row(method)
-    loss, _ = exp.method.losses["patch"].run(line, context(line))
+    loss, _ = exp.method.terms["patch"].run(line, context(line))
     head = functools.partial(exp.model.prototype_head.apply)
     student = head({"params": state.params["prototype_head"]}, line.tokens["masked"].patches)[...]
-    teacher = head({"params": state.ema_params["prototype_head"]}, line.targets["whole"].patches)[...]
+    teacher = head({"params": state.ema_params["prototype_head"]}, line.targets["full"].patches)[...]
     per_patch = -(probabilities(teacher, 0.04) * log_softmax(np.asarray(student) / 0.1)).sum(-1)
     hidden = np.asarray(line.hidden.mask)
     per_image = [per_patch[i][hidden[i]].mean() if hidden[i].any() else 0.0 for i in np.ndindex(2, 8)]
@@ -83,18 +84,18 @@ def test_a_replaced_patch_is_not_seen():
     batch = tiny_batch(0, exp.config)
     hidden = np.repeat(np.repeat(batch["hidden"]["large"].reshape(8, 2, 4, 4), 8, 2), 8, 3)
     changed = {**batch["image"], "large": np.where(hidden[..., None], 7, batch["image"]["large"]).astype(np.uint8)}
-    again = exp.line(state, exp.put({**batch, "image": changed}))
+    again = exp.forward(state, exp.put({**batch, "image": changed}))
     np.testing.assert_array_equal(again.tokens["masked"].cls, line.tokens["masked"].cls)
-    assert (again.targets["whole"].cls != line.targets["whole"].cls).any()
+    assert (again.targets["full"].cls != line.targets["full"].cls).any()
 
 
 def attmask_masks(strategy, steps=60, side=14):
     config = ConfigDict({"strategy": strategy, "drawn_ratio": (0.1, 0.5), "probability": 0.5})
-    mask = jax.jit(components.mask_highest(config, "whole", side))
+    mask = jax.jit(components.mask_highest(config, "full", side))
     attention = np.random.default_rng(0).random((2, 8, 3, side**2)).astype(np.float32)
     tokens = Tokens(jnp.zeros((2, 8, 4)), jnp.zeros((2, 8, side**2, 4)), jnp.asarray(attention))
     keys = [Keys(jax.random.key(s), jax.random.split(jax.random.key(100 + s), 8)) for s in range(steps)]
-    return attention[:, :, -1], np.stack([mask({"whole": tokens}, {}, {}, key).mask for key in keys])
+    return attention[:, :, -1], np.stack([mask({"full": tokens}, {}, {}, key).mask for key in keys])
 
 
 def test_attmask_hides_the_highest_of_the_last_block_by_one_ratio_per_step():
@@ -140,7 +141,7 @@ def test_the_mask_is_read_at_the_student_s_box(method):
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     batch = tiny_batch(0, config)
     batch["box"]["large"][:] = (0, 0, 24, 24)
-    line = exp.line(exp.init(0), exp.put(batch))
+    line = exp.forward(exp.init(0), exp.put(batch))
     maps = enclosing_attention(line).reshape(8, 4, 4)
     for image in range(8):
         pixels = np.stack([np.interp((np.arange(48) + 0.5) / 12 - 0.5, range(4), c) for c in maps[image].T], 1)
@@ -165,7 +166,7 @@ def test_enclosing_needs_its_crop_and_no_flip():
 
 
 def test_the_same_teacher_makes_no_further_pass():
-    assert set(methods.build(tiny_config()).targets) == {"whole"}
+    assert set(methods.build(tiny_config()).targets) == {"full"}
 
 
 def test_aclip_s_byol_compares_both_views_with_one_target():
@@ -174,7 +175,7 @@ def test_aclip_s_byol_compares_both_views_with_one_target():
     assert online.shape == (2, 8, 64) and target.shape == (1, 8, 64)
     cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     expected = np.mean([2 - 2 * cosine(online[v, i], target[0, i]) for v in range(2) for i in range(8)])
-    loss, _ = methods.build(tiny_config("aclip")).losses["byol"].run(line, context(line))
+    loss, _ = methods.build(tiny_config("aclip")).terms["byol"].run(line, context(line))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
@@ -190,8 +191,8 @@ def test_aclip_s_teacher_keeps_statistics_of_its_own():
 
 def test_maskclip_reads_the_caption_against_the_whole_view_and_teaches_hidden_patches():
     exp, state, line, _ = row("maskclip")
-    assert line.tokens["whole"].patches.shape[2] == 16 and line.tokens["visible"].patches.shape[2] == 4
-    whole = exp.model.image_projection.apply({"params": state.params["image_projection"]}, line.tokens["whole"].cls)
+    assert line.tokens["full"].patches.shape[2] == 16 and line.tokens["visible"].patches.shape[2] == 4
+    whole = exp.model.image_projection.apply({"params": state.params["image_projection"]}, line.tokens["full"].cls)
     np.testing.assert_allclose(line.heads["image_embedding"], whole, rtol=1e-4, atol=1e-5)
     assert line.heads["student_patches"].shape == (1, 8, 12, 32)
 
@@ -200,7 +201,7 @@ def test_mae_s_loss_is_that_of_its_record():
     exp, _, line, _ = row("mae")
     target = np.asarray(line.heads["target_pixels"], np.float64)
     error = np.square(np.asarray(line.heads["predicted_pixels"]) - target).mean()
-    loss, _ = exp.method.losses["reconstruction"].run(line, context(line))
+    loss, _ = exp.method.terms["reconstruction"].run(line, context(line))
     np.testing.assert_allclose(loss, error, rtol=1e-5)
     assert target.shape == (1, 8, 12, 192)
     assert set(exp.state_shapes.params["decoder"]["embed"]["bias"].shape) == {64}

@@ -19,7 +19,7 @@ from detailclip_jax.models import attention, block, layers, stacking
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.vit import VisionTransformer
-from detailclip_jax.training import ema, experiment, mesh, optimizer, rates, train_step
+from detailclip_jax.training import ema, experiment, mesh, optimizer, rates
 from detailclip_jax.types import Hidden, Tokens
 
 
@@ -60,7 +60,7 @@ def ours(**changes):
     config = config_of(**changes)
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     state = moved(exp.init(0))
-    loss = jax.value_and_grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True)
+    loss = jax.value_and_grad(exp.combined_loss, has_aux=True)
     (value, (_, means, _)), gradients = jax.jit(loss)(state.params, state, batch_of(config))
     return value, stacking.unstack(gradients), means
 

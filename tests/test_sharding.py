@@ -12,10 +12,12 @@ from tiny import BATCH, SIZE, copied, tiny_batch, tiny_config, tiny_experiment, 
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import methods
+from detailclip_jax.models import towers
 from detailclip_jax.training import experiment, mesh, sharding, train_step
 from detailclip_jax.training.checkpoint import Checkpoints
 
 MESHES = ((1, 1), (8, 1), (8, 2), (8, 8))  # devices, fsdp
+TABLE = sharding.rules(towers.NETWORKS)
 
 
 def built(config, devices, fsdp):
@@ -90,25 +92,26 @@ def test_with_fsdp_8_a_device_holds_at_most_a_seventh(size):
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_the_table_covers_every_array_of_every_row(method):
-    shapes = tiny_experiment(method).state_shapes
-    assert len(jax.tree.leaves(shapes)) == len(jax.tree.leaves(sharding.shardings(shapes, mesh.make_mesh(fsdp=4))))
+    exp = tiny_experiment(method)
+    places = sharding.shardings(exp.state_shapes, mesh.make_mesh(fsdp=4), sharding.rules(exp.method.networks))
+    assert len(jax.tree.leaves(exp.state_shapes)) == len(jax.tree.leaves(places))
 
 
 def test_an_array_without_a_rule_is_named():
-    with pytest.raises(ValueError, match=r"no rule in sharding.RULES covers \['params/image/gate'\]"):
-        sharding.shardings({"params": {"image": {"gate": jnp.ones(8)}}}, mesh.make_mesh())
+    with pytest.raises(ValueError, match=r"no rule of models.registry covers \['params/image/gate'\]"):
+        sharding.shardings({"params": {"image": {"gate": jnp.ones(8)}}}, mesh.make_mesh(), TABLE)
 
 
 def test_an_axis_that_does_not_divide_is_named():
     shapes = {"proj": {"kernel": jax.ShapeDtypeStruct((12, 5), jnp.float32)}}
     with pytest.raises(ValueError, match=r"mesh.fsdp 8 does not divide axis 0 of proj/kernel, .*valid values: 1, 2, 4"):
-        sharding.shardings(shapes, mesh.make_mesh(fsdp=8))
+        sharding.shardings(shapes, mesh.make_mesh(fsdp=8), TABLE)
 
 
 def test_a_rule_speaks_of_the_last_axes():
     shapes = {"blocks": {"kernel": jax.ShapeDtypeStruct((3, 16, 5), jnp.float32)}}
-    assert sharding.shardings(shapes, mesh.make_mesh(fsdp=8))["blocks"]["kernel"].spec == P(None, "fsdp", None)
-    assert sharding.shardings(shapes, mesh.make_mesh())["blocks"]["kernel"].spec == P()
+    assert sharding.shardings(shapes, mesh.make_mesh(fsdp=8), TABLE)["blocks"]["kernel"].spec == P(None, "fsdp", None)
+    assert sharding.shardings(shapes, mesh.make_mesh(), TABLE)["blocks"]["kernel"].spec == P()
 
 
 def test_gather_brings_the_whole_and_returns_the_sum_to_each_shard():
@@ -137,7 +140,7 @@ def deep(fsdp, remat="none", depth=3):
 
 def gradients(exp):
     state = jax.device_put(deep_state(), jax.tree.map(lambda shape: shape.sharding, exp.state_shapes))
-    loss = jax.jit(jax.grad(functools.partial(train_step.combined_loss, setup=exp.setup), has_aux=True))
+    loss = jax.jit(jax.grad(exp.combined_loss, has_aux=True))
     return jax.device_get(loss(state.params, state, exp.put(tiny_batch(0)))[0])
 
 
@@ -161,8 +164,10 @@ def test_temporaries_fall_by_the_weights_that_are_not_whole(monkeypatch):
         exp = deep(8, "full", 8)
         if gathers_all:
             monkeypatch.setattr(sharding, "is_stacked", lambda path: False)
-            exp = exp._replace(setup=exp.setup._replace(model=exp.setup.model.gathering(None)))
-        step = jax.jit(functools.partial(train_step.train_step, setup=exp.setup), donate_argnums=0)
+            given = exp.setup.forward_pass
+            given = given._replace(model=given.model.gathering(None))
+            exp = exp._replace(setup=exp.setup._replace(forward_pass=given))
+        step = jax.jit(functools.partial(train_step.train_step, setup=exp.setup, layout=exp.layout), donate_argnums=0)
         batch = exp.put(tiny_batch(0))
         counted.append(step.lower(exp.state_shapes, batch).compile().memory_analysis().temp_size_in_bytes)
     stacked = [
@@ -174,9 +179,9 @@ def test_temporaries_fall_by_the_weights_that_are_not_whole(monkeypatch):
 
 
 def test_the_table_is_printed_with_its_bytes():
-    shapes = built(tiny_config("clip"), 8, 4).state_shapes
-    lines = sharding.table_text(shapes).splitlines()
-    assert len(lines) == len(sharding.RULES) + 2
+    exp = built(tiny_config("clip"), 8, 4)
+    shapes, lines = exp.state_shapes, exp.sharding_table().splitlines()
+    assert any(line.startswith("logit_scale/value") and "replicated" in line for line in lines)
     whole, device = (float(number) for number in lines[-1].split()[-2:])
     assert whole == pytest.approx(sharding.total_bytes(shapes) / 1e6, abs=0.01)
     assert device == pytest.approx(sharding.device_bytes(shapes) / 1e6, abs=0.01) and device < 0.3 * whole

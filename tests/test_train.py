@@ -34,9 +34,9 @@ NEVER = 10**6
 
 
 class Method(NamedTuple):
-    losses: dict
+    terms: dict
     name: str = "pull"
-    parts: tuple = ()
+    has_text: bool = False
 
 
 class Experiment:

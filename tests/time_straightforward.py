@@ -18,7 +18,6 @@ from detailclip_jax import config
 from detailclip_jax.benchmarks import timing
 from detailclip_jax.data import lengths
 from detailclip_jax.training import centering, ema, experiment, mesh, optimizer
-from detailclip_jax.training.train_step import clamp_logit_scale
 
 START, END = 49406, 49407
 
@@ -48,7 +47,7 @@ def straightforward_step(exp):
         momentum = exp.config.losses.center_momentum
         after = state.replace(
             step=state.step + 1,
-            params=clamp_logit_scale(optax.apply_updates(state.params, updates)),
+            params=optimizer.clamp(optax.apply_updates(state.params, updates), exp.method.networks),
             ema_params=moved,
             opt_state=opt_state,
             centers={name: centering.update(old, means[name], momentum) for name, old in state.centers.items()},

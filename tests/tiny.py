@@ -7,7 +7,7 @@ import numpy as np
 
 from detailclip_jax import config as config_lib
 from detailclip_jax.models import sizes
-from detailclip_jax.training import experiment, mesh, train_step
+from detailclip_jax.training import experiment, mesh
 
 BATCH, TEXT = 8, 12
 SIZE = {**sizes.SIZES["tiny"]._asdict(), "depth": 2, "text_depth": 1}  # fewer blocks: less to compile
@@ -23,16 +23,23 @@ CHANGES = {  # of the default config, by row; crops replace the two large views 
         "views.crops": {"large": ONE},
         "masking.strategy": "random",
         "masking.ratio": 0.75,
+        "masking.rounded": "kept",
+        "optimizer.peak_twice": False,
         "model.decoder_width": 64,
         "model.image_style.positions": "sincos",
         "model.image_style.init": "xavier",
     },
-    "dino": {"views.crops": LOCAL, "model.drop_path": 0.1},
+    "dino": {"views.crops": LOCAL, "model.drop_path": 0.1, "model.interpolation": "ibot"},
     "ibot": {
         "views.crops": {"large": {"count": 2, "size": 32, "mask_grid": 4, "mask_ratio": (0.1, 0.5)}, **LOCAL},
         "model.freeze_gain": False,
+        "model.interpolation": "ibot",
     },
-    "attmask": {"views.crops": LOCAL, "masking.strategy": "attention_hint"},
+    "attmask": {
+        "views.crops": LOCAL,
+        "masking.strategy": "attention_hint",
+        "model.interpolation": "ibot",
+    },
     "supervised": {"views.crops": {"large": ONE}, "model.num_classes": 10, "losses.label_smoothing": 0.1},
 }
 
@@ -98,8 +105,7 @@ def tiny_state(method="detailclip", devices=1):
 @functools.cache
 def tiny_gradient(method="detailclip", devices=1):
     """(params, state, batch) -> the gradient of the combined loss, and what comes beside it; compiled once."""
-    setup = tiny_experiment(method, devices).setup
-    return jax.jit(jax.grad(functools.partial(train_step.combined_loss, setup=setup), has_aux=True))
+    return jax.jit(jax.grad(tiny_experiment(method, devices).combined_loss, has_aux=True))
 
 
 def copied(state):

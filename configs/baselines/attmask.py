@@ -27,6 +27,7 @@ def get_config(arg=None):
     c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # AttMask's evaluation: resize 256, crop 224
     c.model.freeze_patch_embed = False
     c.model.drop_path = 0.1
+    c.model.interpolation = "ibot"
     c.model.prototypes = 8192  # shared by CLS and patches
     c.losses.weights.update({"cls": 1.0, "patch": 1.0})
     c.model.freeze_gain = False

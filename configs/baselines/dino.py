@@ -27,6 +27,7 @@ def get_config(arg=None):
     c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # eval_knn.py: resize 256, crop 224
     c.model.freeze_patch_embed = False
     c.model.drop_path = 0.1
+    c.model.interpolation = "ibot"
     c.model.prototypes = 65536
     c.losses.weights.update({"cls": 1.0})
     c.model.freeze_gain = True

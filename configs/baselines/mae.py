@@ -23,10 +23,12 @@ def get_config(arg=None):
     c.preprocess.filter, c.preprocess.crop_ratio = "bicubic", 224 / 256  # MAE's evaluation: resize 256, crop 224
     c.model.freeze_patch_embed = False
     c.masking.strategy, c.masking.ratio = "random", 0.75
+    c.masking.rounded = "kept"
     c.losses.weights.update({"reconstruction": 1.0})
     c.optimizer.learning_rate = 1.5e-4 * c.batch_size / 256  # 2.4e-3 at 4096
     c.optimizer.warmup_start, c.optimizer.learning_rate_end = 0.0, 0.0
     c.optimizer.warmup_epochs = 40.0
+    c.optimizer.peak_twice = False
     c.optimizer.betas = (0.9, 0.95)
     c.optimizer.weight_decay = 0.05
     return c

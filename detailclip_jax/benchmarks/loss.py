@@ -12,8 +12,7 @@ from jax.sharding import PartitionSpec as P
 from detailclip_jax.benchmarks import counting, report, timing
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.config import unknown
-from detailclip_jax.methods import forward
-from detailclip_jax.methods.forward import Context, Forward
+from detailclip_jax.methods.method import Context, Forward, Loss, WholeBatch
 from detailclip_jax.models import sizes
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment as experiments
@@ -82,17 +81,17 @@ def build(experiment: Experiment, term: str, mesh: Mesh) -> tuple[jax.stages.Wra
     Raises ValueError that lists the method's terms if it does not have this one.
     """
     method, config = experiment.method, experiment.config
-    if term not in (ALL, *method.losses):
-        raise ValueError(unknown(f"term of {method.name}", term, (*method.losses, ALL)))
-    chosen = method.losses if term == ALL else {term: method.losses[term]}
+    if term not in (ALL, *method.terms):
+        raise ValueError(unknown(f"term of {method.name}", term, (*method.terms, ALL)))
+    chosen = method.losses if term == ALL else (method.terms[term],)
     (once, structure), (twice, _) = (record_of(experiment, chosen, n * config.batch_size) for n in (1, 2))
     specs = [_spec(*pair) for pair in zip(once, twice)]
     temperatures = dict.fromkeys(experiment.schedules.temperatures, jnp.asarray(TEMPERATURE))
 
     def local(leaves: list[Any], centers: Mapping[str, Any]) -> Any:
-        line: Forward = jax.tree.unflatten(structure, leaves)
-        context = Context(centers, temperatures, meshes.BATCH, config.losses.clip_block)
-        terms = (method.weights[name] * loss.run(line, context)[0] for name, loss in chosen.items())
+        record: Forward = jax.tree.unflatten(structure, leaves)
+        given = Context(centers, temperatures), WholeBatch(meshes.BATCH, config.losses.clip_block)
+        terms = (loss.weight * loss.value(record, *given)[0] for loss in chosen)
         return jax.lax.pmean(sum(terms), meshes.BATCH)
 
     def gradient(floats: list[Any], rest: list[Any], centers: Mapping[str, Any]) -> Any:
@@ -104,18 +103,18 @@ def build(experiment: Experiment, term: str, mesh: Mesh) -> tuple[jax.stages.Wra
     return jax.jit(gradient), (*_split(placed), centers)
 
 
-def record_of(experiment: Experiment, losses: Mapping[str, forward.Loss], batch: int) -> tuple[list[Any], Any]:
+def record_of(experiment: Experiment, losses: Sequence[Loss], batch: int) -> tuple[list[Any], Any]:
     """Shapes and tree structure of the `Forward` record of a batch, reduced to the fields that these losses use."""
     shapes = counting.batch_shapes(experiment.config, batch, experiment.config.model.context_length, experiment.mesh)
-    wanted, structures = {name for loss in losses.values() for name in loss.reads}, []
+    wanted, structures = {name for loss in losses for name in loss.reads}, []
 
     def leaves(state: Any, batch: Any) -> list[Any]:
-        line = experiment.line(state, batch)
-        heads = {name: made for name, made in line.heads.items() if name in wanted}
-        labels = {name: made for name, made in line.batch.items() if name in LABELS}
-        text = line.text if "clip" in losses else None
-        line = line.replace(batch=labels, views={}, targets={}, tokens={}, decoded=None, text=text, heads=heads)
-        flat, structure = jax.tree.flatten(line)
+        record = experiment.forward(state, batch)
+        heads = {name: made for name, made in record.heads.items() if name in wanted}
+        labels = {name: made for name, made in record.batch.items() if name in LABELS}
+        text = record.text if any(loss.compares for loss in losses) else None
+        record = record.replace(batch=labels, views={}, targets={}, tokens={}, decoded=None, text=text, heads=heads)
+        flat, structure = jax.tree.flatten(record)
         structures.append(structure)
         return flat
 

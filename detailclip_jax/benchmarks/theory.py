@@ -27,8 +27,7 @@ from detailclip_jax.benchmarks.work import (
     total,
 )
 from detailclip_jax.methods import components as parts
-from detailclip_jax.methods import forward
-from detailclip_jax.methods.forward import Method
+from detailclip_jax.methods.method import Method, Pass, visible
 from detailclip_jax.models import sizes
 from detailclip_jax.models.sizes import Size
 
@@ -66,7 +65,7 @@ class Case(NamedTuple):
     @property
     def prototypes(self) -> int:
         """C: the number of prototypes."""
-        return self.config.model.prototypes or self.size.prototypes
+        return sizes.num_prototypes(self.config.model)
 
     def has(self, head: str) -> bool:
         """Whether a head of the method computes this entry."""
@@ -79,10 +78,10 @@ def components(config: ConfigDict, batch: int, words: int) -> dict[str, Work]:
     parts = {
         "teacher": total(_teacher(case, view) for view in case.method.targets.values()),
         "student": total(_student(case, p) for p in case.method.passes.values()),
-        "decoder": _decoder(case) if "decoder" in case.method.parts else Work(),
+        "decoder": _decoder(case) if "decoder" in case.method.networks else Work(),
         "heads, teacher": _teacher_heads(case),
         "heads, student": _student_heads(case),
-        "text": _text(case) if "text" in case.method.parts else Work(),
+        "text": _text(case) if "text" in case.method.networks else Work(),
         "losses": _losses(case),
     }
     return {name: work for name, work in parts.items() if work.flops}
@@ -113,10 +112,10 @@ def _teacher(case: Case, view: str) -> Work:
     return encoder(case, grid, grid.patches + 1, grid.patches, False) + row * size.depth
 
 
-def _student(case: Case, p: forward.Pass) -> Work:
+def _student(case: Case, p: Pass) -> Work:
     """The work of a pass over the kept patches or over all patches."""
     grid = case.grid(p.view)
-    seen = grid.patches - case.hidden if p.encode is forward.visible else grid.patches
+    seen = grid.patches - case.hidden if p.encode is visible else grid.patches
     return encoder(case, grid, seen + 1, seen, True)
 
 
@@ -218,7 +217,7 @@ def _text(case: Case) -> Work:
 def _losses(case: Case) -> Work:
     """The work of the contrastive terms' logits against the global batch, and of the distillation terms' softmax."""
     size, made = case.size, Work()
-    terms, grid = case.method.losses, case.grid("large")
+    terms, grid = case.method.terms, case.grid("large")
     if "clip" in terms:
         views = case.grid(next(iter(case.method.passes.values())).view).views
         made += _contrast(2 * views, case.batch, size.joint_width)

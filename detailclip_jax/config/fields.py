@@ -233,6 +233,9 @@ MODEL: Group = {
         OURS,
         str,
     ),
+    "interpolation": Field(
+        "bicubic", "of positions, for images of another size: bicubic, ibot (also DINO's code) or timm", OURS
+    ),
     "remat": Field("none", "what the backward pass recomputes: none, dots (all but large products) or full", OURS),
     "scan": Field(
         False, "compiles one block, and loops over stacked parameters: faster compilation, same numbers", OURS
@@ -251,6 +254,7 @@ IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other
 MASKING: Group = {
     "strategy": Field("attention_low", "which patches are removed; masking.STRATEGIES has the names", "paper 3.2.3"),
     "ratio": Field(0.5, "share of the patches that are removed", "paper 3.2.3"),
+    "rounded": Field("removed", "which number of patches is rounded down: removed, or kept (MAE's code)", OURS),
     "drawn_ratio": Field(
         (0.1, 0.5), "attmask: share of hidden patches, sampled per step between these two values", "AttMask"
     ),
@@ -302,6 +306,12 @@ OPTIMIZER: Group = {
     "learning_rate_end": Field(1e-5, "learning rate at the end of the cosine", CODE),
     "warmup_epochs": Field(1.0, "length of the linear warm-up in epochs", CODE),
     "warmup_steps": Field(None, "length of the linear warm-up in steps, instead of warmup_epochs", OURS, int),
+    "peak_twice": Field(
+        True,
+        "True: the last step of the warm-up has the peak rate, as the first step after it (SLIP's and DINO's code); "
+        "False: only the step after it (MAE's code)",
+        CODE,
+    ),
     "betas": Field((0.9, 0.98), "beta_1 and beta_2 of AdamW", CODE),
     "eps": Field(1e-8, "epsilon of AdamW", CODE),
     "weight_decay": Field(0.5, "weight decay of AdamW; not applied to biases and norms", CODE),

@@ -63,7 +63,7 @@ def of_held_out(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     if shown is None:
         return {}
     figures = {"attention": attention(experiment, state, shown)}
-    if "reconstruction" in experiment.method.losses:
+    if "reconstruction" in experiment.method.terms:
         figures["reconstructions"] = reconstructions(experiment, state, shown)
     return figures
 
@@ -90,8 +90,8 @@ def reconstruct(
     Runs the forward pass of training, without the update, with the images as views.
     """
     config = experiment.config
-    line = experiment.line(state, experiment.put(_as_batch(experiment, images)))
-    wanted = line.hidden.mask[0], line.hidden.removed[0], line.heads["predicted_pixels"][0]
+    record = experiment.forward(state, experiment.put(_as_batch(experiment, images)))
+    wanted = record.hidden.mask[0], record.hidden.removed[0], record.heads["predicted_pixels"][0]
     mask, removed, predicted = (
         np.asarray(array)[: len(images)] for array in multihost_utils.process_allgather(wanted, tiled=True)
     )

@@ -124,13 +124,11 @@ def dense_encoder(networks: Networks, config: ConfigDict, readout: str) -> jax.s
     """
     check_readout(readout)
     chosen, networks = READOUTS[readout], networks.unrolled()
-    assert networks.image is not None  # callers check that the networks have a joint space
-    networks = networks.clone(image=networks.image.clone(interpolation=chosen.interpolation))
+    networks = networks.replacing(image=networks.image.clone(interpolation=chosen.interpolation))
     mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
 
     def features(params: Params, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B h w E"]:
         net = networks.bind({"params": {name: unstack(params[name]) for name in ("image", "image_projection")}})
-        assert net.image is not None and net.image_projection is not None
         with matmul_precision(config.model.matmul_precision):
             pixels = padded(normalise_pixels(images, mean, std), net.image.patch_size)
             return l2_normalise(net.image_projection(readouts.read_out(net.image, pixels, chosen)))

@@ -51,7 +51,7 @@ def functions(export: Export) -> dict[str, Function]:
     """
     spec, encode = spec_of(export.config.model), encoders(export.model, export.config)
     pixels = (spec.image_size, spec.image_size, 3)
-    if export.model.image_projection is None:
+    if "image_projection" not in export.model.table:
         return {"image": Function(partial(_image_tokens, export), pixels, np.uint8)}
     image, text = ({name: export.params[name] for name in (tower, f"{tower}_projection")} for tower in TOWERS[::2])
     return {

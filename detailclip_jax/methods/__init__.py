@@ -4,16 +4,16 @@ from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.methods import forward
 from detailclip_jax.methods.aclip import aclip
 from detailclip_jax.methods.clip import clip
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
 from detailclip_jax.methods.encoders import image_encoder
-from detailclip_jax.methods.forward import Method
 from detailclip_jax.methods.ibot import attmask, ibot
 from detailclip_jax.methods.mae import mae
 from detailclip_jax.methods.maskclip import maskclip
+from detailclip_jax.methods.method import Method
+from detailclip_jax.methods.method import build as build_method
 from detailclip_jax.methods.slip import slip
 from detailclip_jax.methods.supervised import supervised
 
@@ -38,13 +38,13 @@ def build(config: ConfigDict) -> Method:
     Raises ValueError for an unknown method, and if `config.views.crops` lacks a crop that the method uses or has
     too few or too many views.
     """
-    rows = METHODS | ENCODERS
-    if config.method not in rows:
+    known = METHODS | ENCODERS
+    if config.method not in known:
         raise ValueError(f"method {config.method!r} is unknown; known: {', '.join(METHODS)}")
     _check_crops({"large"}, config)
-    method = rows[config.method](config)
+    method = known[config.method](config)
     _check_crops({*method.targets.values(), *(p.view for p in method.passes.values())}, config)
-    built = forward.build(method)
+    built = build_method(method, config.losses.weights.to_dict())
     _check_count(built, config)
     return built
 
@@ -61,11 +61,11 @@ def _check_crops(wanted: Iterable[str], config: ConfigDict) -> None:
 def _check_count(method: Method, config: ConfigDict) -> None:
     """Checks the number of large crops: losses between two views need two, and SimCLR takes no more than two."""
     count = config.views.crops.large.count
-    if count > 2 and "simclr" in method.losses:
+    if count > 2 and "simclr" in method.terms:
         raise ValueError(
             f"method {method.name} compares two views, but views.crops.large.count is {count}; set it to 2"
         )
-    if count < 2 and ("simclr" in method.losses or ("cls" in method.losses and "local" not in method.passes)):
+    if count < 2 and ("simclr" in method.terms or ("cls" in method.terms and "local" not in method.passes)):
         raise ValueError(
             f"method {method.name} compares two views of each image, but views.crops.large.count is 1; set it to 2, "
             "with two numbers in blur_p and solarize_p"

@@ -7,7 +7,7 @@ index and often does not enclose the student's crops; the command in the README 
 from ml_collections import ConfigDict
 
 from detailclip_jax.methods import components, masking
-from detailclip_jax.methods.forward import Method, Pass, fold, no_decoder, visible
+from detailclip_jax.methods.method import Method, Pass, fold, visible
 
 
 def aclip(config: ConfigDict) -> Method:
@@ -23,26 +23,19 @@ def aclip(config: ConfigDict) -> Method:
         )
     return Method(
         name="aclip",
-        parts=(
-            *("image", "image_projection", "text", "text_projection", "logit_scale"),
-            *("ssl_head", "byol_projector", "byol_predictor"),
-        ),
         ema=("image", "image_projection", "text", "text_projection", "byol_projector"),
         targets={"enclosing": "enclosing"},
         mask=components.mask_by(rule, strategy, components.attention_at("enclosing", "large"), views.crops.large.count),
         passes={"visible": Pass("large", visible)},
-        decode=no_decoder,
-        read=components.read_caption,
+        encode_text=components.encode_text,
         heads=(
             components.joint_head("visible"),
             components.ssl_head("visible", over=fold),
             components.byol_head("visible", "enclosing"),
         ),
-        losses={
-            "clip": components.clip_term(),
-            "simclr": components.simclr_term(losses.simclr_temperature),
-            "byol": components.byol_term(),
-        },
-        weights=losses.weights.to_dict(),
-        centers={},
+        losses=(
+            components.clip_term(),
+            components.simclr_term(losses.simclr_temperature),
+            components.byol_term(),
+        ),
     )

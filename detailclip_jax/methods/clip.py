@@ -3,22 +3,15 @@
 from ml_collections import ConfigDict
 
 from detailclip_jax.methods import components
-from detailclip_jax.methods.forward import Method, Pass, no_decoder, no_mask, whole
+from detailclip_jax.methods.method import Method, Pass, full
 
 
 def clip(config: ConfigDict) -> Method:
     """Builds the method `clip`."""
     return Method(
         name="clip",
-        parts=("image", "image_projection", "text", "text_projection", "logit_scale"),
-        ema=(),
-        targets={},
-        mask=no_mask,
-        passes={"whole": Pass("large", whole)},
-        decode=no_decoder,
-        read=components.read_caption,
-        heads=(components.joint_head("whole"),),
-        losses={"clip": components.clip_term()},
-        weights=config.losses.weights.to_dict(),
-        centers={},
+        passes={"full": Pass("large", full)},
+        encode_text=components.encode_text,
+        heads=(components.joint_head("full"),),
+        losses=(components.clip_term(),),
     )

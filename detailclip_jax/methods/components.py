@@ -9,27 +9,39 @@ from ml_collections import ConfigDict
 from detailclip_jax.kernels.logits import Logits
 from detailclip_jax.losses import clip, contrastive, distillation, labels, reconstruction
 from detailclip_jax.methods import masking, resample
-from detailclip_jax.methods.forward import Context, Forward, Head, Loss, Pass, Targets, Views, fold, whole
+from detailclip_jax.methods.method import (
+    Context,
+    Forward,
+    Head,
+    Loss,
+    Pass,
+    Targets,
+    Views,
+    WholeBatch,
+    fold,
+    full,
+    uses,
+)
 from detailclip_jax.models import sizes
 from detailclip_jax.models.patches import normalise_patches, patchify, take
-from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.registry import Network
+from detailclip_jax.models.towers import NETWORKS, Networks
 from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Tokens
-
-ROUND_KEPT = ("mae",)  # methods whose published code rounds the number of kept patches
 
 
 def attention_value(tokens: Tokens) -> Float[Array, "V B N"]:
     """Computes eq. 9: the CLS token's attention to each patch, averaged over all heads and layers."""
+    assert tokens.attention is not None  # `encode_target` requests it
     return tokens.attention.mean(-2)
 
 
 def attention_of(target: str) -> Callable:
     """Returns a function that computes eq. 9 of the teacher's pass `target` over the student's views."""
 
-    def read(targets: Targets, views: Views) -> Float[Array, "V B N"]:
+    def attention(targets: Targets, views: Views) -> Float[Array, "V B N"]:
         return attention_value(targets[target])
 
-    return read
+    return attention
 
 
 def no_attention(targets: Targets, views: Views) -> None:
@@ -37,17 +49,16 @@ def no_attention(targets: Targets, views: Views) -> None:
 
 
 def mask_rule(config: ConfigDict) -> masking.Rule:
-    """Builds the rule for the number of patches that the config's method removes; ValueError for invalid settings."""
+    """Builds the rule for the number of patches that `config.masking` removes; ValueError for invalid settings."""
     masks, side = config.masking, sizes.num_side_patches(config.model)
-    rounded = "kept" if config.method in ROUND_KEPT else "removed"
-    return masking.Rule(side, masks.ratio, masks.granularity, rounded).checked()
+    return masking.Rule(side, masks.ratio, masks.granularity, masks.rounded).checked()
 
 
-def mask_by(rule: masking.Rule, strategy: masking.Strategy, read: Callable, num_views: int) -> Callable:
-    """Returns a mask function: `strategy` selects patches by the attention that `read` returns, or by random keys."""
+def mask_by(rule: masking.Rule, strategy: masking.Strategy, attention: Callable, num_views: int) -> Callable:
+    """Returns a mask function: `strategy` selects patches by what `attention` returns, or by random keys."""
 
     def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
-        return strategy(rule, attention=read(targets, views), keys=keys.image, views=num_views)
+        return strategy(rule, attention=attention(targets, views), keys=keys.image, views=num_views)
 
     return mask
 
@@ -55,22 +66,22 @@ def mask_by(rule: masking.Rule, strategy: masking.Strategy, read: Callable, num_
 def attention_at(target: str, view: str) -> Callable:
     """Returns a function that computes eq. 9 over the enclosing crop `target`, resampled to the crops `view`."""
 
-    def read(targets: Targets, views: Views) -> Float[Array, "V B N"]:
+    def attention(targets: Targets, views: Views) -> Float[Array, "V B N"]:
         outer, inner = views[target].box[0], views[view].box
         return resample.read_at(attention_value(targets[target])[0], outer, inner)
 
-    return read
+    return attention
 
 
 def teacher_attention(views: ConfigDict) -> tuple[dict[str, str], Callable]:
     """Returns the additional teacher passes and the source of the mask's attention, according to `views.teacher`.
 
-    "same": the attention of the pass "whole" over the student's views; no additional pass. "enclosing" (paper
+    "same": the attention of the pass "full" over the student's views; no additional pass. "enclosing" (paper
     section 4.1.1): an additional pass over the enclosing crop, used for its attention only. Raises ValueError if the
     crops do not fit.
     """
     if views.teacher == "same":
-        return {}, attention_of("whole")
+        return {}, attention_of("full")
     check_enclosing(views)
     return {"enclosing": "enclosing"}, attention_at("enclosing", "large")
 
@@ -120,7 +131,9 @@ def mask_highest(config: ConfigDict, target: str, side: int) -> Callable:
     shown = hint[config.strategy]
 
     def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:
-        attention = targets[target].attention[..., -1, :]
+        every = targets[target].attention
+        assert every is not None  # `encode_target` requests it
+        attention = every[..., -1, :]
         ratio, again = jax.random.uniform(keys.step, (2,), minval=low, maxval=high)
         noise = masking.image_noise(keys.image, len(attention), num_patches + 1)
         chosen = noise[..., -1] < config.probability
@@ -134,12 +147,13 @@ def mask_highest(config: ConfigDict, target: str, side: int) -> Callable:
 
 def local_passes(crops: ConfigDict) -> dict[str, Pass]:
     """Returns the student's pass over local crops, or no pass if the config has none."""
-    return {"local": Pass("local", whole)} if "local" in crops else {}
+    return {"local": Pass("local", full)} if "local" in crops else {}
 
 
 def decode(name: str) -> Callable:
     """Returns a function that decodes the student's pass `name` at the removed patches."""
 
+    @uses("decoder")
     def run(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden) -> Float[Array, "V B H D"]:
         return fold(student.decoder, tokens[name], hidden)
 
@@ -158,21 +172,25 @@ def tokens_at_hidden(name: str) -> Callable:
     return run
 
 
-def read_caption(student: Networks, batch: Batch) -> Float[Array, "B E"]:
+@uses("text", "text_projection")
+def encode_text(student: Networks, batch: Batch) -> Float[Array, "B E"]:
     """Encodes the captions with the student: projected text features, not yet L2-normalised."""
     return student.embed_text(batch["text"])
 
 
-def joint_head(name: str) -> Head:
-    """Head for eq. 1-5: the projected CLS tokens of the student's pass `name`, and the logit scale (a logarithm)."""
+def joint_head(name: str, **scalars: Network) -> Head:
+    """Head of image-text losses: projected CLS tokens of the student's pass `name`, and the loss's trained numbers.
 
-    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
-        return {
-            "image_embedding": fold(student.image_projection, line.tokens[name].cls),
-            "logit_scale": student.logit_scale(),
-        }
+    `scalars` are these numbers, by name; without any it is CLIP's logit scale (a logarithm).
+    """
+    numbers = scalars or {"logit_scale": NETWORKS["logit_scale"]}
 
-    return Head(("image_embedding", "logit_scale"), run)
+    @uses("image_projection", **numbers)
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+        images = fold(student.image_projection, record.tokens[name].cls)
+        return {"image_embedding": images, **{number: getattr(student, number)() for number in numbers}}
+
+    return Head(("image_embedding", *numbers), run)
 
 
 def prototypes_of(networks: Networks, tokens: Float[Array, "V *batch D"]) -> Logits:
@@ -187,9 +205,10 @@ def cls_head(names: Sequence[str], target: str) -> Head:
     The student's passes `names` are concatenated along V; passes over the teacher's views come first.
     """
 
-    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Leaf]:
-        tokens = jnp.concatenate([line.tokens[name].cls for name in names])
-        targets = prototypes_of(teacher, line.targets[target].cls)
+    @uses("prototype_head")
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Leaf]:
+        tokens = jnp.concatenate([record.tokens[name].cls for name in names])
+        targets = prototypes_of(teacher, record.targets[target].cls)
         return {
             "student_cls": prototypes_of(student, tokens),
             "teacher_cls": targets,
@@ -202,11 +221,12 @@ def cls_head(names: Sequence[str], target: str) -> Head:
 def patch_head(target: str) -> Head:
     """Head for eq. 7: prototype logits at removed patches only; the mean for the center runs over all patches."""
 
-    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Leaf]:
-        targets = prototypes_of(teacher, line.targets[target].patches)
+    @uses("prototype_head")
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Leaf]:
+        targets = prototypes_of(teacher, record.targets[target].patches)
         return {
-            "student_patches": prototypes_of(student, line.decoded),
-            "teacher_patches": targets.replace(bottleneck=take(targets.bottleneck, line.hidden.removed)),
+            "student_patches": prototypes_of(student, record.decoded),
+            "teacher_patches": targets.replace(bottleneck=take(targets.bottleneck, record.hidden.removed)),
             "patch_mean": jax.lax.stop_gradient(targets.mean()),
         }
 
@@ -219,10 +239,11 @@ def pixel_head(view: str, patch_size: int, normalise: bool, eps: float) -> Head:
     `normalise` also normalises the targets per patch, with `eps`, see `patches.normalise_patches`.
     """
 
-    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
-        pixels = take(patchify(line.views[view].image, patch_size), line.hidden.removed)
+    @uses("pixel_head")
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+        pixels = take(patchify(record.views[view].image, patch_size), record.hidden.removed)
         return {
-            "predicted_pixels": fold(student.pixel_head, line.decoded),
+            "predicted_pixels": fold(student.pixel_head, record.decoded),
             "target_pixels": normalise_patches(pixels, eps) if normalise else pixels,
         }
 
@@ -235,12 +256,13 @@ def byol_head(name: str, target: str) -> Head:
     BatchNorm statistics run over all student views together; the teacher's projector uses those of its own batch.
     """
 
-    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
+    @uses("byol_projector", "byol_predictor")
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
         predict = lambda cls: student.byol_predictor(student.byol_projector(cls, True), True)  # noqa: E731
         project = lambda cls: teacher.byol_projector(cls, True)  # noqa: E731
         return {
-            "predicted_byol": fold(predict, line.tokens[name].cls),
-            "target_byol": jax.lax.stop_gradient(fold(project, line.targets[target].cls)),
+            "predicted_byol": fold(predict, record.tokens[name].cls),
+            "target_byol": jax.lax.stop_gradient(fold(project, record.targets[target].cls)),
         }
 
     return Head(("predicted_byol", "target_byol"), run)
@@ -249,8 +271,9 @@ def byol_head(name: str, target: str) -> Head:
 def class_head(name: str) -> Head:
     """Classification head: class logits from the CLS tokens of the student's pass `name`."""
 
-    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
-        return {"class_logits": fold(student.class_head, line.tokens[name].cls)}
+    @uses("class_head")
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+        return {"class_logits": fold(student.class_head, record.tokens[name].cls)}
 
     return Head(("class_logits",), run)
 
@@ -261,8 +284,9 @@ def ssl_head(name: str, over: Callable) -> Head:
     `over` is `loop` for BatchNorm statistics per view (SLIP) or `fold` for statistics over all views (A-CLIP).
     """
 
-    def run(student: Networks, teacher: Networks, line: Forward) -> dict[str, Array]:
-        return {"ssl": over(lambda cls: student.ssl_head(cls, True), line.tokens[name].cls)}
+    @uses("ssl_head")
+    def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
+        return {"ssl": over(lambda cls: student.ssl_head(cls, True), record.tokens[name].cls)}
 
     return Head(("ssl",), run)
 
@@ -270,79 +294,80 @@ def ssl_head(name: str, over: Callable) -> Head:
 def simclr_term(temperature: float) -> Loss:
     """SimCLR loss term between the two views of an image, with the global batch as negatives."""
 
-    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        loss, accuracy = contrastive.simclr_loss(line.heads["ssl"], temperature, context.axis, context.block)
+    def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+        loss, accuracy = contrastive.simclr_loss(record.heads["ssl"], temperature, whole_batch.axis, whole_batch.block)
         return loss, {"simclr_accuracy": accuracy}
 
-    return Loss(("ssl",), run, whole_batch=True)
+    return Loss("simclr", ("ssl",), run)
 
 
 def byol_term() -> Loss:
     """BYOL loss term: the squared distance of unit vectors."""
 
-    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        return contrastive.byol_loss(line.heads["predicted_byol"], line.heads["target_byol"]), {}
+    def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        return contrastive.byol_loss(record.heads["predicted_byol"], record.heads["target_byol"]), {}
 
-    return Loss(("predicted_byol", "target_byol"), run, whole_batch=True)
+    return Loss("byol", ("predicted_byol", "target_byol"), run)
 
 
 def label_term(smoothing: float, mixed: bool) -> Loss:
     """Cross-entropy loss term with the batch's labels; examples without a label count as 0 in its mean.
 
     If images are mixed (mixup, CutMix), it is the mean of the losses of both labels, weighted by the images' shares.
+    The accuracy is that of the whole batch.
     """
 
-    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        logits, batch = line.heads["class_logits"], line.batch
+    def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+        logits, batch = record.heads["class_logits"], record.batch
         label = jnp.broadcast_to(batch["label"], logits.shape[:-1])
         loss = labels.label_loss(logits, label, smoothing)
         if mixed:
             other = jnp.broadcast_to(batch["other_label"], logits.shape[:-1])
             loss = batch["share"] * loss + (1 - batch["share"]) * labels.label_loss(logits, other, smoothing)
-        return loss.mean(), {"class_accuracy": labels.accuracy(logits, label, context.axis)}
+        return loss.mean(), {"class_accuracy": labels.accuracy(logits, label, whole_batch.axis)}
 
-    return Loss(("class_logits",), run)
+    return Loss("labels", ("class_logits",), run)
 
 
 def clip_term() -> Loss:
     """Image-text loss term, eq. 1-5."""
 
-    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        scale, images = jnp.exp(line.heads["logit_scale"]), line.heads["image_embedding"]
-        loss, accuracy = clip.clip_loss(images, line.text, scale, context.axis, context.block)
-        return loss, {"clip_accuracy": accuracy}
+    def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+        scale, images = jnp.exp(record.heads["logit_scale"]), record.heads["image_embedding"]
+        loss, accuracy = clip.clip_loss(images, record.text, scale, whole_batch.axis, whole_batch.block)
+        return loss, {"clip_accuracy": accuracy, "logit_scale": scale}
 
-    return Loss(("image_embedding", "logit_scale"), run, whole_batch=True)
+    return Loss("clip", ("image_embedding", "logit_scale"), run)
 
 
 def cls_term(config: ConfigDict) -> Loss:
     """CLS self-distillation loss term, eq. 6."""
     how = distillation.comparison(config)
 
-    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+    def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         target = distillation.Sharpening(context.centers["cls"], context.temperatures["cls"])
-        return distillation.cls_loss(line.heads["student_cls"], line.heads["teacher_cls"], target, how)
+        return distillation.cls_loss(record.heads["student_cls"], record.heads["teacher_cls"], target, how)
 
-    return Loss(("student_cls", "teacher_cls", "cls_mean"), run)
+    return Loss("cls", ("student_cls", "teacher_cls", "cls_mean"), run)
 
 
 def patch_term(config: ConfigDict) -> Loss:
     """Patch self-distillation loss term at removed patches, eq. 7."""
     how = distillation.comparison(config)
 
-    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+    def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         target = distillation.Sharpening(context.centers["patch"], context.temperatures["patch"])
-        hidden = jnp.take_along_axis(line.hidden.mask, line.hidden.removed, -1)  # False at fill entries
-        heads = line.heads
+        hidden = jnp.take_along_axis(record.hidden.mask, record.hidden.removed, -1)  # False at fill entries
+        heads = record.heads
         return distillation.patch_loss(heads["student_patches"], heads["teacher_patches"], target, hidden, how)
 
-    return Loss(("student_patches", "teacher_patches", "patch_mean"), run)
+    return Loss("patch", ("student_patches", "teacher_patches", "patch_mean"), run)
 
 
 def reconstruction_term() -> Loss:
     """Pixel reconstruction loss term, eq. 8."""
 
-    def run(line: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
-        return reconstruction.pixel_loss(line.heads["predicted_pixels"], line.heads["target_pixels"]), {}
+    def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
+        return reconstruction.pixel_loss(record.heads["predicted_pixels"], record.heads["target_pixels"]), {}
 
-    return Loss(("predicted_pixels", "target_pixels"), run)
+    return Loss("reconstruction", ("predicted_pixels", "target_pixels"), run)

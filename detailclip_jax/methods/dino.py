@@ -3,8 +3,7 @@
 from ml_collections import ConfigDict
 
 from detailclip_jax.methods import components
-from detailclip_jax.methods.forward import Method, Pass, no_decoder, no_mask, no_text, whole
-from detailclip_jax.models import sizes
+from detailclip_jax.methods.method import Method, Pass, full
 
 
 def dino(config: ConfigDict) -> Method:
@@ -12,16 +11,9 @@ def dino(config: ConfigDict) -> Method:
     local = components.local_passes(config.views.crops)
     return Method(
         name="dino",
-        parts=("image", "prototype_head"),
         ema=("image", "prototype_head"),
-        targets={"whole": "large"},
-        mask=no_mask,
-        passes={"whole": Pass("large", whole), **local},
-        decode=no_decoder,
-        read=no_text,
-        heads=(components.cls_head(["whole", *local], "whole"),),
-        losses={"cls": components.cls_term(config.losses)},
-        weights=config.losses.weights.to_dict(),
-        centers={"cls": config.model.prototypes or sizes.size_of(config.model).prototypes},
-        interpolation="ibot",  # as in the published code of DINO, iBOT and AttMask
+        targets={"full": "large"},
+        passes={"full": Pass("large", full), **local},
+        heads=(components.cls_head(["full", *local], "full"),),
+        losses=(components.cls_term(config.losses),),
     )

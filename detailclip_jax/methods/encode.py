@@ -44,7 +44,7 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
 
     def image(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B E"]:
         net, pixels = bound(params), normalise_pixels(images, mean, std)
-        return l2_normalise(net.image(pixels).cls if net.image_projection is None else net.embed_image(pixels))
+        return l2_normalise(net.embed_image(pixels) if "image_projection" in net.table else net.image(pixels).cls)
 
     def text(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
         return l2_normalise(bound(params).embed_text(tokens))

@@ -2,22 +2,9 @@
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.methods.forward import Method, Pass, no_decoder, no_mask, no_text, whole
+from detailclip_jax.methods.method import Method, Pass, full
 
 
 def image_encoder(config: ConfigDict) -> Method:
     """Builds a method with an image encoder only (MAE, DINO, iBOT, timm), for dense evaluations and `config.init`."""
-    return Method(
-        name="image_encoder",
-        parts=("image",),
-        ema=(),
-        targets={},
-        mask=no_mask,
-        passes={"whole": Pass("large", whole)},
-        decode=no_decoder,
-        read=no_text,
-        heads=(),
-        losses={},
-        weights={},
-        centers={},
-    )
+    return Method(name="image_encoder", passes={"full": Pass("large", full)})

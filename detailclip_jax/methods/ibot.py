@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from detailclip_jax.methods import components
-from detailclip_jax.methods.forward import Method, Pass, masked, no_text
+from detailclip_jax.methods.method import Method, Pass, masked
 from detailclip_jax.models import sizes
 
 
@@ -27,24 +27,18 @@ def ibot(config: ConfigDict) -> Method:
 def attmask(config: ConfigDict) -> Method:
     """Builds the method `attmask`; `masking.strategy` must be attention_high or attention_hint."""
     side = sizes.num_side_patches(config.model)
-    return _replaced("attmask", config, components.mask_highest(config.masking, "whole", side))
+    return _replaced("attmask", config, components.mask_highest(config.masking, "full", side))
 
 
 def _replaced(name: str, config: ConfigDict, mask: Callable) -> Method:
     losses, local = config.losses, components.local_passes(config.views.crops)
-    prototypes = config.model.prototypes or sizes.size_of(config.model).prototypes
     return Method(
         name=name,
-        parts=("image", "mask_token", "prototype_head"),
         ema=("image", "prototype_head"),
-        targets={"whole": "large"},
+        targets={"full": "large"},
         mask=mask,
         passes={"masked": Pass("large", masked), **local},
         decode=components.tokens_at_hidden("masked"),
-        read=no_text,
-        heads=(components.cls_head(["masked", *local], "whole"), components.patch_head("whole")),
-        losses={"cls": components.cls_term(losses), "patch": components.patch_term(losses)},
-        weights=losses.weights.to_dict(),
-        centers={"cls": prototypes, "patch": prototypes},
-        interpolation="ibot",  # as in the published code of DINO, iBOT and AttMask
+        heads=(components.cls_head(["masked", *local], "full"), components.patch_head("full")),
+        losses=(components.cls_term(losses), components.patch_term(losses)),
     )

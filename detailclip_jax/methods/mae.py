@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from detailclip_jax.methods import components, masking
-from detailclip_jax.methods.forward import Method, Pass, no_text, visible
+from detailclip_jax.methods.method import Method, Pass, visible
 from detailclip_jax.models import sizes
 
 
@@ -18,16 +18,9 @@ def mae(config: ConfigDict) -> Method:
     rule = components.mask_rule(config)
     return Method(
         name="mae",
-        parts=("image", "decoder", "pixel_head"),
-        ema=(),
-        targets={},
         mask=components.mask_by(rule, masking.random, components.no_attention, views),
         passes={"visible": Pass("large", visible)},
         decode=components.decode("visible"),
-        read=no_text,
         heads=(components.pixel_head("large", patch_size, losses.normalise_pixels, losses.pixel_eps),),
-        losses={"reconstruction": components.reconstruction_term()},
-        weights=losses.weights.to_dict(),
-        centers={},
-        peak_twice=False,  # as in MAE's code, like the rounding in `components.mask_rule`
+        losses=(components.reconstruction_term(),),
     )

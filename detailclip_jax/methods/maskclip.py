@@ -8,29 +8,22 @@ implemented.
 from ml_collections import ConfigDict
 
 from detailclip_jax.methods import components, masking
-from detailclip_jax.methods.forward import Method, Pass, visible, whole
-from detailclip_jax.models import sizes
+from detailclip_jax.methods.method import Method, Pass, full, visible
 
 
 def maskclip(config: ConfigDict) -> Method:
     """Builds the method `maskclip`: eq. 1-5 on the full view, eq. 7 on decoded tokens at hidden patches."""
-    losses, size = config.losses, sizes.size_of(config.model)
+    losses = config.losses
     rule = components.mask_rule(config)
     strategy, views = masking.strategy(config.masking.strategy), config.views.crops.large.count
     return Method(
         name="maskclip",
-        parts=(
-            *("image", "image_projection", "text", "text_projection", "logit_scale"),
-            *("decoder", "prototype_head"),
-        ),
         ema=("image", "image_projection", "text", "text_projection", "prototype_head"),
-        targets={"whole": "large"},
-        mask=components.mask_by(rule, strategy, components.attention_of("whole"), views),
-        passes={"whole": Pass("large", whole), "visible": Pass("large", visible)},
+        targets={"full": "large"},
+        mask=components.mask_by(rule, strategy, components.attention_of("full"), views),
+        passes={"full": Pass("large", full), "visible": Pass("large", visible)},
         decode=components.decode("visible"),
-        read=components.read_caption,
-        heads=(components.joint_head("whole"), components.patch_head("whole")),
-        losses={"clip": components.clip_term(), "patch": components.patch_term(losses)},
-        weights=losses.weights.to_dict(),
-        centers={"patch": config.model.prototypes or size.prototypes},
+        encode_text=components.encode_text,
+        heads=(components.joint_head("full"), components.patch_head("full")),
+        losses=(components.clip_term(), components.patch_term(losses)),
     )

@@ -77,6 +77,7 @@ class Rule(NamedTuple):
 
 
 CELLS = {"patch": 1, "cell2x2": 2}
+ROUNDED = ("removed", "kept")
 HINT = 0.1  # AttMask-Hint keeps random patches of this share of the most attended ones visible
 
 Strategy = Callable[..., Hidden]

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from detailclip_jax.methods import components
-from detailclip_jax.methods.forward import Method, Pass, no_decoder, no_mask, no_text, whole
+from detailclip_jax.methods.method import Method, Pass, full
 
 
 def supervised(config: ConfigDict) -> Method:
@@ -14,15 +14,7 @@ def supervised(config: ConfigDict) -> Method:
     mixed = bool(config.views.mixup or config.views.cutmix)
     return Method(
         name="supervised",
-        parts=("image", "class_head"),
-        ema=(),
-        targets={},
-        mask=no_mask,
-        passes={"whole": Pass("large", whole)},
-        decode=no_decoder,
-        read=no_text,
-        heads=(components.class_head("whole"),),
-        losses={"labels": components.label_term(config.losses.label_smoothing, mixed)},
-        weights=config.losses.weights.to_dict(),
-        centers={},
+        passes={"full": Pass("large", full)},
+        heads=(components.class_head("full"),),
+        losses=(components.label_term(config.losses.label_smoothing, mixed),),
     )

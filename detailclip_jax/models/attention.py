@@ -40,6 +40,7 @@ class Attention(nn.Module):
         `first` and `last` select a range of these three; `last` is excluded.
         """
         kernel, bias = self.qkv(self.width)
+        assert bias is not None  # `qkv` has one
         part = slice(first * self.width, last * self.width)
         return affine(x, kernel[:, part], bias[part], self.dtype)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.models.layers import Linear, uniform_fan_in
+from detailclip_jax.models.registry import Build, Network
 from detailclip_jax.types import Array, Axis, Float
 
 EPS = 1e-5
@@ -75,3 +76,21 @@ class BatchNormMlp(nn.Module):
             init = uniform_fan_in(x.shape[-1])
             x = Linear(width, init, self.dtype, init, self.bias, name=f"linear_{index}")(x)
         return x.astype(jnp.float32)
+
+
+def ssl_head(build: Build) -> BatchNormMlp:
+    """Builds SLIP's head for SimCLR: three layers."""
+    size = build.size
+    return BatchNormMlp((size.ssl_width, size.ssl_width, size.ssl_output), True, build.axis, build.dtype)
+
+
+def byol_mlp(build: Build) -> BatchNormMlp:
+    """Builds A-CLIP's projector or predictor for BYOL: two layers."""
+    return BatchNormMlp((build.size.ssl_width, build.size.ssl_output), False, build.axis, build.dtype)
+
+
+NETWORKS = {
+    "ssl_head": Network(ssl_head, batch_norm=True),
+    "byol_projector": Network(byol_mlp, batch_norm=True),
+    "byol_predictor": Network(byol_mlp, batch_norm=True),
+}

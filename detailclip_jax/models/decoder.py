@@ -9,6 +9,8 @@ from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed, run_blocks
 from detailclip_jax.models.layers import LayerNorm, Linear, uniform_fan_in
 from detailclip_jax.models.positions import sincos_positions
+from detailclip_jax.models.registry import Build, Network, Rule
+from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.types import Array, Float, Hidden, Tokens
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -50,6 +52,7 @@ class Decoder(nn.Module):
 
     def _visible(self, tokens: Tokens, hidden: Hidden, positions: Array) -> Float[Array, "B M D"]:
         """Embeds CLS and kept tokens in the decoder's width and adds their positions."""
+        assert hidden.kept is not None  # the same number in every image
         encoded = jnp.concatenate([tokens.cls[:, None], tokens.patches], 1)
         bias_init = nn.initializers.zeros if self.zero_bias else uniform_fan_in(encoded.shape[-1])
         seen = jnp.concatenate([jnp.zeros_like(hidden.kept[:, :1]), hidden.kept + 1], 1)
@@ -67,3 +70,23 @@ class Decoder(nn.Module):
 
     def _block(self, name: str) -> Block:
         return Block(self.width, self.num_heads, DECODER_INIT, EPS, dtype=self.dtype, kernel=self.kernel, name=name)
+
+
+def decoder(build: Build) -> Decoder:
+    """Builds the decoder of a config."""
+    model, size = build.model, build.size
+    width, depth = model.decoder_width or size.width, model.decoder_depth or size.decoder_depth
+    return Decoder(
+        width,
+        depth,
+        size.decoder_heads,
+        num_side_patches(model),
+        build.dtype,
+        model.remat,
+        model.image_style.init == "xavier",
+        build.kernel(width, size.decoder_heads),
+        model.scan,
+    )
+
+
+NETWORKS = {"decoder": Network(decoder, (Rule("mask_token", decayed=True),))}

@@ -1,4 +1,4 @@
-"""Heads on the encoders and the decoder: projections, logit scale, pixel, class and prototype head, mask token."""
+"""Heads on the encoders and the decoder: projections, scalars, pixel, class and prototype head, mask token."""
 
 import math
 from typing import Any
@@ -6,10 +6,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.kernels.logits import Logits
 from detailclip_jax.models.layers import Linear, exact_gelu, uniform_fan_in
-from detailclip_jax.types import Array, Float, Scalar
+from detailclip_jax.models.registry import Build, Network, Rule
+from detailclip_jax.models.sizes import num_prototypes
+from detailclip_jax.types import FSDP, Array, Float, Scalar
 
 
 class Projection(nn.Module):
@@ -26,13 +29,23 @@ class Projection(nn.Module):
         return linear(x).astype(jnp.float32)
 
 
-class LogitScale(nn.Module):
-    """The learnt inverse temperature of eq. 1-5, stored as its logarithm; initial value ln(1/.07)."""
+class ScalarParameter(nn.Module):
+    """A trained number, such as the logarithm of the inverse temperature of eq. 1-5; its initial value is `start`."""
+
+    start: float
 
     @nn.compact
     def __call__(self) -> Scalar:
-        """Returns the logarithm; the training step clamps it to [0, ln 100]."""
-        return self.param("value", nn.initializers.constant(math.log(1 / 0.07)), ())
+        """Returns the number."""
+        return self.param("value", nn.initializers.constant(self.start), ())
+
+
+def scalar(start: float, bounds: tuple[float, float] | None = None) -> Network:
+    """Describes a trained number that starts at `start` and is clipped to `bounds` after each update; no decay.
+
+    uses(logit_bias=scalar(-10.0))       # a method's own number, see methods.method.uses
+    """
+    return Network(lambda build: ScalarParameter(start), (Rule("value", bounds=bounds),))
 
 
 class MaskToken(nn.Module):
@@ -116,3 +129,43 @@ class PrototypeHead(nn.Module):
         """Computes the prototypes: the rows of `direction`, scaled to the length `gain`."""
         norm = jnp.linalg.norm(self.direction, axis=-1, keepdims=True)
         return self.gain[:, None] * self.direction / norm
+
+
+def projection(build: Build) -> Projection:
+    """Builds the projection of one encoder into the joint space."""
+    return Projection(build.size.joint_width, build.dtype)
+
+
+def pixel_head(build: Build) -> PixelHead:
+    """Builds the pixel head; `model.image_style.init` selects its initial values."""
+    return PixelHead(3 * build.size.patch_size**2, build.dtype, build.model.image_style.init == "xavier")
+
+
+def class_head(build: Build) -> ClassHead:
+    """Builds the class head.  Raises ValueError if `model.num_classes` is not set."""
+    if not build.model.num_classes:
+        raise ValueError("model.num_classes is not set; the class head of this method requires it")
+    return ClassHead(build.model.num_classes, build.dtype)
+
+
+def prototype_head(build: Build) -> PrototypeHead:
+    """Builds the prototype head."""
+    return PrototypeHead(build.size.head_width, build.size.bottleneck_width, num_prototypes(build.model), build.dtype)
+
+
+NETWORKS = {
+    "image_projection": Network(projection),
+    "text_projection": Network(projection),
+    "logit_scale": scalar(math.log(1 / 0.07), bounds=(0.0, math.log(100))),  # as in CLIP: a scale of 1 to 100
+    "mask_token": Network(lambda build: MaskToken(build.size.width), (Rule("value", decayed=True),)),
+    "pixel_head": Network(pixel_head),
+    "class_head": Network(class_head),
+    "prototype_head": Network(
+        prototype_head,
+        (
+            Rule("direction", decayed=True, spec=P(FSDP, None), late=True),
+            Rule("gain", decayed=True, late=True),
+        ),
+        frozen={"gain": "freeze_gain"},
+    ),
+}

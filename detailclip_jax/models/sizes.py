@@ -1,18 +1,8 @@
-"""The table of model sizes, and the construction of the networks from a config."""
+"""The table of model sizes."""
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from ml_collections import ConfigDict
-
-from detailclip_jax.models.attention import choose_kernel
-from detailclip_jax.models.batch_norm import BatchNormMlp
-from detailclip_jax.models.decoder import Decoder
-from detailclip_jax.models.heads import ClassHead, LogitScale, MaskToken, PixelHead, Projection, PrototypeHead
-from detailclip_jax.models.text import TextTransformer
-from detailclip_jax.models.towers import Networks
-from detailclip_jax.models.vit import Style, VisionTransformer
-from detailclip_jax.types import Axis
 
 
 class Size(NamedTuple):
@@ -88,104 +78,6 @@ def num_side_patches(model: ConfigDict) -> int:
     return model.image_size // patch_size
 
 
-def build(
-    model: ConfigDict, parts: tuple[str, ...], axis: Axis | None = None, interpolation: str = "bicubic"
-) -> Networks:
-    """Builds the networks of `config.model` that `parts` names.
-
-    `axis` is the mesh axis over which BatchNorm averages its statistics, None if each device has the whole batch.
-    `interpolation` selects the interpolation of positions for images of another size, see `positions.RECIPES`.
-    """
-    makers = {
-        "image": lambda model, size, dtype: _image(model, size, dtype, interpolation),
-        "image_projection": _projection,
-        "text": _text,
-        "text_projection": _projection,
-        "logit_scale": lambda *_: LogitScale(),
-        "decoder": _decoder,
-        "pixel_head": _pixel_head,
-        "prototype_head": _prototype_head,
-        "mask_token": lambda _, size, __: MaskToken(size.width),
-        "ssl_head": lambda _, size, dtype: _ssl_head(size, axis, dtype),
-        "byol_projector": lambda _, size, dtype: _byol_projector(size, axis, dtype),
-        "byol_predictor": lambda _, size, dtype: _byol_projector(size, axis, dtype),
-        "class_head": _class_head,
-    }
-    size, dtype = size_of(model), jnp.dtype(model.dtype)
-    num_side_patches(model)
-    return Networks(**{part: makers[part](model, size, dtype) for part in parts})
-
-
-def _image(model: ConfigDict, size: Size, dtype: jnp.dtype, interpolation: str) -> VisionTransformer:
-    style = Style(**model.image_style)
-    return VisionTransformer(
-        size.patch_size,
-        size.width,
-        size.depth,
-        size.num_heads,
-        model.image_size,
-        dtype,
-        model.remat,
-        style,
-        model.drop_path,
-        choose_kernel(model.attention, dtype, size.width // size.num_heads),
-        model.scan,
-        interpolation,
-    )
-
-
-def _text(model: ConfigDict, size: Size, dtype: jnp.dtype) -> TextTransformer:
-    return TextTransformer(
-        size.text_width,
-        size.text_depth,
-        size.text_heads,
-        model.context_length,
-        model.vocab_size,
-        dtype,
-        model.remat,
-        model.text_activation,
-        choose_kernel(model.attention, dtype, size.text_width // size.text_heads),
-        model.scan,
-    )
-
-
-def _projection(model: ConfigDict, size: Size, dtype: jnp.dtype) -> Projection:
-    return Projection(size.joint_width, dtype)
-
-
-def _decoder(model: ConfigDict, size: Size, dtype: jnp.dtype) -> Decoder:
-    width, depth = model.decoder_width or size.width, model.decoder_depth or size.decoder_depth
-    mae = model.image_style.init == "xavier"
-    return Decoder(
-        width,
-        depth,
-        size.decoder_heads,
-        num_side_patches(model),
-        dtype,
-        model.remat,
-        mae,
-        choose_kernel(model.attention, dtype, width // size.decoder_heads),
-        model.scan,
-    )
-
-
-def _pixel_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> PixelHead:
-    return PixelHead(3 * size.patch_size**2, dtype, model.image_style.init == "xavier")
-
-
-def _class_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> ClassHead:
-    if not model.num_classes:
-        raise ValueError("model.num_classes is not set; the class head of this method requires it")
-    return ClassHead(model.num_classes, dtype)
-
-
-def _prototype_head(model: ConfigDict, size: Size, dtype: jnp.dtype) -> PrototypeHead:
-    return PrototypeHead(size.head_width, size.bottleneck_width, model.prototypes or size.prototypes, dtype)
-
-
-def _ssl_head(size: Size, axis: Axis | None, dtype: jnp.dtype) -> BatchNormMlp:
-    return BatchNormMlp((size.ssl_width, size.ssl_width, size.ssl_output), True, axis, dtype)
-
-
-def _byol_projector(size: Size, axis: Axis | None, dtype: jnp.dtype) -> BatchNormMlp:
-    return BatchNormMlp((size.ssl_width, size.ssl_output), False, axis, dtype)
+def num_prototypes(model: ConfigDict) -> int:
+    """Returns C, the number of prototypes: `model.prototypes`, or that of the size."""
+    return model.prototypes or size_of(model).prototypes

@@ -4,11 +4,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed, run_blocks
 from detailclip_jax.models.layers import LayerNorm, activation_named, uniform_fan_in
-from detailclip_jax.types import Array, Bool, Float, Int
+from detailclip_jax.models.registry import Build, Network, Rule
+from detailclip_jax.types import FSDP, Array, Bool, Float, Int
 
 EPS = 1e-5
 
@@ -94,3 +96,31 @@ class TextTransformer(nn.Module):
 def causal_mask(queries: Int[Array, "B Q"], length: int) -> Bool[Array, "B 1 Q T"]:
     """Builds the mask that is True where a query at position `queries` may attend: at its own position and before."""
     return (jnp.arange(length) <= queries[..., None])[:, None]
+
+
+def text_encoder(build: Build) -> TextTransformer:
+    """Builds the text encoder of a config."""
+    model, size = build.model, build.size
+    return TextTransformer(
+        size.text_width,
+        size.text_depth,
+        size.text_heads,
+        model.context_length,
+        model.vocab_size,
+        build.dtype,
+        model.remat,
+        model.text_activation,
+        build.kernel(size.text_width, size.text_heads),
+        model.scan,
+    )
+
+
+NETWORKS = {
+    "text": Network(
+        text_encoder,
+        (
+            Rule("token_embedding", decayed=True, spec=P(FSDP, None)),
+            Rule("positions", decayed=True, spec=P(None, FSDP)),
+        ),
+    )
+}

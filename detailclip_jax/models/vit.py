@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.kernels.products import rows_at, spread
 from detailclip_jax.models.attention import Kernel
@@ -12,7 +13,8 @@ from detailclip_jax.models.block import Block, BlockInit, Gather, branch_scales,
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, uniform_fan_in
 from detailclip_jax.models.patches import patchify, take
 from detailclip_jax.models.positions import interpolate, sincos_positions
-from detailclip_jax.types import Array, Bool, Float, Int, Tokens
+from detailclip_jax.models.registry import Build, Network, Rule
+from detailclip_jax.types import FSDP, Array, Bool, Float, Int, Tokens
 
 NORMAL = nn.initializers.normal(0.02)
 XAVIER = nn.initializers.xavier_uniform()
@@ -155,3 +157,32 @@ class VisionTransformer(nn.Module):
 def fold_in(keys: Array, number: int) -> Array:
     """Derives keys [B] for the block `number`."""
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def image_encoder(build: Build) -> VisionTransformer:
+    """Builds the image encoder of a config."""
+    model, size = build.model, build.size
+    return VisionTransformer(
+        size.patch_size,
+        size.width,
+        size.depth,
+        size.num_heads,
+        model.image_size,
+        build.dtype,
+        model.remat,
+        Style(**model.image_style),
+        model.drop_path,
+        build.kernel(size.width, size.num_heads),
+        model.scan,
+        model.interpolation,
+    )
+
+
+NETWORKS = {
+    "image": Network(
+        image_encoder,
+        # the reference stores both with leading axes of 1, so it decays them
+        (Rule("cls_token", decayed=True), Rule("positions", decayed=True, spec=P(None, FSDP))),
+        frozen={"patch_embed/.*": "freeze_patch_embed"},
+    )
+}

@@ -41,7 +41,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     if not config.init:
         return config
     source, adopted = config_of(config.init), ConfigDict(config.to_dict())
-    brought = methods.build(source).parts
+    brought = methods.build(source).networks
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
     for name in [*fields, *(field for part, names in OF_HEADS.items() if part in brought for field in names)]:
         adopted.model[name] = source.model[name]
@@ -50,7 +50,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
         if f"preprocess.{name}" in {one.partition("[")[0] for one in given}:
             adopted.preprocess[name] = config.preprocess[name]
     _fit_crops(adopted, config)
-    loaded = [part for part in methods.build(adopted).parts if part in brought]
+    loaded = [part for part in methods.build(adopted).networks if part in brought]
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
     return adopted
@@ -87,7 +87,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     shapes.
     """
     _, variables, source = checkpoint.load(config.init)
-    parts, saved_centers = methods.build(config).parts, variables.pop("centers")
+    parts, saved_centers = methods.build(config).networks, variables.pop("centers")
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
     loaded = {part: variables["params"][part] for part in parts if part in variables["params"]}
     _check_shapes(config.init, loaded, state.params)

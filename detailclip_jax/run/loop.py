@@ -25,7 +25,7 @@ from detailclip_jax.runtime.locks import Busy, alone
 from detailclip_jax.runtime.metrics import NonFiniteError, read_scores
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.signals import Stopped
-from detailclip_jax.training import experiment, sharding
+from detailclip_jax.training import experiment
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.train_state import TrainState
@@ -172,12 +172,12 @@ def introduce(run: Run) -> None:
         say(f"the warm-up of {asked} steps does not fit into {config.total_steps}: shortened to {given}")
     say(run.experiment.parameter_table())
     if config.mesh.fsdp > 1:
-        say(sharding.table_text(run.experiment.state_shapes))
+        say(run.experiment.sharding_table())
 
 
 def cut_captions(run: Run) -> list[str]:
     """Returns a warning if many captions of the data are longer than the context, else an empty list."""
-    if "text" not in run.experiment.method.parts or is_endless(components(run.config.data)):
+    if not run.experiment.method.has_text or is_endless(components(run.config.data)):
         return []
     tokenizer = Tokenizer(run.config.model.context_length, run.config.data.keep_eot)
     line = long_captions.warning(run.source, run.config.data.caption, tokenizer)
@@ -334,7 +334,7 @@ def write_results(run: Run, state: TrainState, step: int, scores: Mapping[str, f
 
 
 PRETRAINING = Task(
-    terms=lambda run: list(run.experiment.method.losses),
+    terms=lambda run: list(run.experiment.method.terms),
     introduce=introduce,
     fresh=_fresh,
     open_batches=open_batches,

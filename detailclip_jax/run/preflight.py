@@ -26,7 +26,6 @@ from detailclip_jax.runtime.terminal import LINES, complain, printable
 from detailclip_jax.training import experiment, sharding
 from detailclip_jax.training.experiment import Experiment, dummy_batch
 from detailclip_jax.training.mesh import fsdp_hosts, make_mesh
-from detailclip_jax.training.train_step import combined_loss
 
 MARK = ".preflight-"  # name of the files that the processes write into the workdir and look for
 
@@ -54,7 +53,7 @@ def run(config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()) -> i
     """
     plan, good = several.agreed(lambda: prepare(config, Path(workdir), given)), True
     if jax.process_index() == 0:
-        print(sharding.table_text(plan.experiment.state_shapes))
+        print(plan.experiment.sharding_table())
     with several.together():
         for name, check in CHECKS.items():
             good = everywhere(name, partial(check, plan)) and good
@@ -173,7 +172,7 @@ def activation_bytes(plan: Plan) -> int:
     shapes = alone.state_shapes
 
     def kept(params: Any, state: Any, batch: Any) -> Any:
-        return jax.vjp(lambda p: combined_loss(p, state, batch, alone.setup), params, has_aux=True)[1]
+        return jax.vjp(lambda p: alone.combined_loss(p, state, batch), params, has_aux=True)[1]
 
     jaxpr = jax.make_jaxpr(kept)(shapes.params, shapes, jax.eval_shape(lambda: dummy_batch(plan.config, rows))).jaxpr
     inputs = {id(variable) for variable in jaxpr.invars}

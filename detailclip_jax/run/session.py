@@ -242,7 +242,7 @@ def text_lengths(run: Run) -> tuple[int, ...]:
     length of each batch.
     """
     config = run.config
-    buckets = config.data.text_buckets if "text" in run.experiment.method.parts else ()
+    buckets = config.data.text_buckets if run.experiment.method.has_text else ()
     lengths = lengths_within(buckets, config.model.context_length)
     if jax.process_count() == 1:
         return lengths

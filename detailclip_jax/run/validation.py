@@ -19,6 +19,7 @@ from detailclip_jax.methods import METHODS, masking
 from detailclip_jax.models import sizes
 from detailclip_jax.models.attention import KERNELS
 from detailclip_jax.models.block import REMAT
+from detailclip_jax.models.positions import RECIPES
 
 CHOICES: dict[str, Iterable[str]] = {
     "method": METHODS,
@@ -30,6 +31,8 @@ CHOICES: dict[str, Iterable[str]] = {
     "masking.granularity": masking.CELLS,
     "losses.divergence": DIVERGENCES,
     "data.source": KINDS,
+    "model.interpolation": RECIPES,
+    "masking.rounded": masking.ROUNDED,
     "views.teacher": ("same", "enclosing"),
     "preprocess.filter": FILTERS,
     "preprocess.resize": RESIZES,

@@ -23,10 +23,10 @@ from detailclip_jax.data.semantic.layouts import SemanticSet, open_set
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.inference.model import load
 from detailclip_jax.kernels.products import matmul_precision
-from detailclip_jax.models import sizes
+from detailclip_jax.models import towers
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.models.vit import VisionTransformer
+from detailclip_jax.models.vit import NETWORKS, VisionTransformer
 from detailclip_jax.segmentation import encoder, heads, metrics, optimizer
 from detailclip_jax.segmentation.inference import Inference, predict
 from detailclip_jax.segmentation.loss import cross_entropy, pixel_accuracy
@@ -226,7 +226,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     adamw, schedule, groups = optimizer.build(params, config)
     create = functools.partial(_create, config=config, model=model, optimizer=adamw)
     shapes = jax.eval_shape(create, 0)
-    places = sharding.shardings(shapes, mesh)
+    places = sharding.shardings(shapes, mesh, sharding.rules(NETWORKS))
     shapes = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
     setup = Setup(config, model, adamw, schedule, groups, mesh, sharding.specs(places))
     out = places, meshes.replicated(mesh)
@@ -258,7 +258,7 @@ def _first(found: SemanticSet, num: int) -> SemanticSet:
 
 def build_model(config: ConfigDict, num_classes: int) -> SegmentationModel:
     """Builds encoder and heads.  Raises ValueError for unknown heads, options and blocks."""
-    vit = encoder.fitted(_image_encoder(sizes.build(config.model, ("image",))), config)
+    vit = encoder.fitted(_image_encoder(towers.build(config.model, ("image",))), config)
     given = {
         "num_classes": num_classes,
         "blocks": tuple(config.encoder.blocks) or usual_blocks(vit.depth),
@@ -274,7 +274,7 @@ def build_model(config: ConfigDict, num_classes: int) -> SegmentationModel:
 
 def _image_encoder(networks: Networks) -> VisionTransformer:
     """The image encoder of some networks.  Raises ValueError if they have none."""
-    if networks.image is None:
+    if "image" not in networks.table:
         raise ValueError("these networks have no image encoder, which segmentation needs")
     return networks.image
 

@@ -7,6 +7,7 @@ import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from detailclip_jax.models.vit import NETWORKS
 from detailclip_jax.training import optimizer, rates
 from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.types import Array, Params, PyTree
@@ -60,9 +61,9 @@ def rules(config: ConfigDict) -> tuple[optimizer.Rule, ...]:
     As in pretraining, tensors of two or more dimensions decay, also positions and the class token; biases, norms and
     scales do not, unless `optimizer.decay_all`.
     """
-    model = ConfigDict({"freeze_patch_embed": False, "freeze_gain": False})
+    model = ConfigDict({"freeze_patch_embed": False})
     frozen = (ENCODER,) if config.encoder.frozen else ()
-    return (*frozen, EVERYTHING) if config.optimizer.decay_all else (*frozen, *optimizer.rules(model))
+    return (*frozen, EVERYTHING) if config.optimizer.decay_all else (*frozen, *optimizer.rules(NETWORKS, model))
 
 
 def factors(params: Params, config: ConfigDict) -> PyTree:

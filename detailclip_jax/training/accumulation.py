@@ -1,72 +1,89 @@
-"""Exact gradient accumulation (GradCache, arXiv 2101.06983): each device processes its share of the batch in chunks.
+"""The losses of a device's share of the batch, at once or in chunks: exact gradient accumulation (GradCache).
 
-The losses and gradients equal those of the whole batch.  A loss term that is a mean over images is computed chunk by
-chunk.  The other terms (CLIP and SimCLR compare images, BatchNorm normalises over them) need the CLS tokens and caption
-embeddings of all chunks, which are small.  The networks therefore run on one chunk at a time, and these terms are
-computed on all embeddings afterwards.  The backward pass runs every chunk again, with the gradient of its embeddings
-already known.  The memory is that of one chunk; the cost is one more forward pass.
+The losses and gradients of several chunks equal those of the whole batch (arXiv 2101.06983).  A loss term that is a
+mean over images is computed chunk by chunk.  The other terms (CLIP and SimCLR compare images, BatchNorm normalises over
+them) need the CLS tokens and caption embeddings of all chunks, which are small.  The networks therefore run on one
+chunk at a time, and these terms are computed on all embeddings afterwards.  The backward pass runs every chunk again,
+with the gradient of its embeddings already known.  The memory is that of one chunk; the cost is one more forward pass.
+
+With one chunk every term is computed in it, and nothing runs twice.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
-from detailclip_jax.methods.forward import Context, Forward, Method, losses, run_heads
-from detailclip_jax.training.train_step import (
-    Metrics,
-    Setup,
-    Stats,
-    center_means,
-    device_losses,
-    run_line,
-    run_networks,
-    scale_metric,
+from detailclip_jax.methods.method import (
+    Context,
+    Forward,
+    Method,
+    WholeBatch,
+    restricted,
+    run_heads,
+    total,
+    values,
 )
-from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar, Tokens
+from detailclip_jax.training.forward_pass import ForwardPass, Stats, center_means, run, run_networks
+from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar
 
 Embeddings = Mapping[str, Any]  # "targets" and "tokens" by name of the pass, [V, B, D]; "text", [B, E] or None
+Metrics = dict[str, Scalar]
 
 
-def losses_of(chunks: int) -> Callable[..., Any]:
-    """Returns the function that computes a device's losses: in one piece for `chunks` = 1, else in `chunks` chunks."""
-    return device_losses if chunks == 1 else partial(chunked_losses, chunks=chunks)
-
-
-def chunked_losses(
-    params: Params, teacher: Params, stats: Stats, batch: Batch, keys: Keys, context: Context, setup: Setup, chunks: int
+def device_losses(
+    params: Params,
+    teacher: Params,
+    stats: Stats,
+    batch: Batch,
+    keys: Keys,
+    context: Context,
+    whole_batch: WholeBatch,
+    given: ForwardPass,
+    chunks: int,
 ) -> tuple[tuple[Scalar, Metrics, dict[str, Array]], Stats]:
-    """Computes the result of `train_step.device_losses` chunk by chunk.
+    """Computes eq. 10 on a device's share of the batch.
 
-    The result differs by rounding only.  The networks need the memory of 1 / `chunks` of the device's images.
+    Returns (weighted sum, metrics to log, means of the teacher's logits), and the new BatchNorm statistics.  With
+    several `chunks` the result differs by rounding only, and the networks need the memory of 1 / `chunks` of the
+    device's images.  Raises ValueError if a term over the whole batch reads what is only known chunk by chunk.
     """
-    by_image, by_batch = (setup._replace(method=terms(setup.method, whole)) for whole in (False, True))
+    by_image, by_batch = divide(given.method, chunks)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # inside a scan XLA cannot merge the two forward passes
-    def chunk(nothing: None, rows: tuple[Batch, Array]) -> tuple[None, PyTree]:
-        line, _ = run_line(params, teacher, stats, rows[0], Keys(keys.step, rows[1]), by_image)
-        total, metrics = losses(by_image.method, line, context)
-        return None, ((total, metrics, center_means(line, setup)), embeddings(line))
+    def chunk(stats: Stats, rows: tuple[Batch, Array]) -> tuple[Stats, PyTree]:
+        pass_ = given._replace(method=by_image)
+        record, stats = run(params, teacher, stats, rows[0], Keys(keys.step, rows[1]), pass_)
+        terms = values(by_image, record, context, whole_batch)
+        return stats, ((terms, center_means(record, given.method)), embeddings(record))
 
-    _, (values, embedded) = jax.lax.scan(chunk, None, split((batch, keys.image), chunks))
-    total, metrics, means = jax.tree.map(lambda x: x.mean(0), values)
-    line, stats = run_networks(
-        partial(run_heads, by_batch.method, line=rejoin(batch, embedded)), params, teacher, stats, setup
+    stats, (means, embedded) = in_chunks(chunk, stats, (batch, keys.image), chunks)
+    metrics, centers = jax.tree.map(lambda x: x.mean(0), means)
+    heads = partial(run_heads, by_batch, record=rejoin(batch, embedded))
+    record, stats = run_networks(heads, params, teacher, stats, given.model)
+    metrics |= values(by_batch, record, context, whole_batch)
+    loss = total(given.method, metrics)
+    return (loss, metrics | {"loss": loss}, centers | center_means(record, given.method)), stats
+
+
+def divide(method: Method, chunks: int) -> tuple[Method, Method]:
+    """Divides a method's terms into those of each chunk and those of the whole batch; one chunk is the whole batch."""
+    whole = [chunks > 1 and method.needs_whole_batch(loss) for loss in method.losses]
+    by_image, by_batch = (
+        tuple(loss for loss, needs in zip(method.losses, whole) if needs is kind) for kind in (False, True)
     )
-    whole_total, whole_metrics = losses(by_batch.method, line, context)
-    total = total + whole_total
-    return (total, metrics | whole_metrics | {"loss": total} | scale_metric(line), means), stats
+    return restricted(method, by_image), restricted(method, by_batch)
 
 
-def terms(method: Method, whole_batch: bool) -> Method:
-    """Returns the method with only the terms that need the whole batch (or only the others), and only their heads."""
-    kept = {name: loss for name, loss in method.losses.items() if loss.whole_batch == whole_batch}
-    wanted = {name for loss in kept.values() for name in loss.reads}
-    heads = tuple(head for head in method.heads if wanted & set(head.makes))
-    return dataclasses.replace(method, losses=kept, heads=heads)
+def in_chunks(function: Callable[[Any, Any], Any], carry: PyTree, rows: PyTree, chunks: int) -> tuple[PyTree, PyTree]:
+    """Calls `carry, result = function(carry, rows of a chunk)` for all chunks; results are stacked along axis 0."""
+    if chunks == 1:
+        carry, result = function(carry, rows)
+        return carry, jax.tree.map(lambda x: x[None], result)
+    again = jax.checkpoint(function, prevent_cse=False)  # inside a scan XLA cannot merge the two forward passes
+    return jax.lax.scan(again, carry, split(rows, chunks))
 
 
 def split(rows: PyTree, chunks: int) -> PyTree:
@@ -74,20 +91,70 @@ def split(rows: PyTree, chunks: int) -> PyTree:
     return jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), rows)
 
 
-def embeddings(line: Forward) -> Embeddings:
+def embeddings(record: Forward) -> Embeddings:
     """Returns the inputs of the terms that need the whole batch: one vector per view and one per caption."""
-    classes = {kind: {name: t.cls for name, t in getattr(line, kind).items()} for kind in ("targets", "tokens")}
-    return {**classes, "text": line.text}
+    classes = {kind: {name: t.cls for name, t in getattr(record, kind).items()} for kind in ("targets", "tokens")}
+    return {**classes, "text": record.text}
 
 
 def rejoin(batch: Batch, embedded: Embeddings) -> Forward:
-    """Builds a `Forward` record of the whole batch from the embeddings of all chunks; it has no patch tokens."""
-    tokens = {kind: {n: _class_tokens(x) for n, x in embedded[kind].items()} for kind in ("targets", "tokens")}
+    """Builds a `Forward` record of the whole batch from the embeddings of all chunks; reading anything else raises."""
+    tokens = {kind: {n: ClassTokens(_joined(x)) for n, x in embedded[kind].items()} for kind in ("targets", "tokens")}
     text = embedded["text"]
     text = None if text is None else text.reshape(-1, text.shape[-1])
-    return Forward(batch, {}, tokens["targets"], None, tokens["tokens"], None, text, {})
+    views, hidden, decoded = (Missing(name) for name in ("views", "hidden", "decoded"))
+    return Forward(batch, views, tokens["targets"], hidden, tokens["tokens"], decoded, text, {})
 
 
-def _class_tokens(chunks: Float[Array, "A V B D"]) -> Tokens:
-    cls = jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1, chunks.shape[-1])
-    return Tokens(cls, patches=cls[:, :, None][:, :, :0])
+def _joined(chunks: Float[Array, "A V B D"]) -> Float[Array, "V AB D"]:
+    return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1, chunks.shape[-1])
+
+
+class ClassTokens(struct.PyTreeNode):
+    """The CLS tokens of the whole batch; patches and attention are only known chunk by chunk."""
+
+    cls: Array
+
+    @property
+    def patches(self) -> NoReturn:
+        """Raises ValueError."""
+        refuse("patch tokens")
+
+    @property
+    def attention(self) -> NoReturn:
+        """Raises ValueError."""
+        refuse("attention")
+
+
+class Missing(Mapping):
+    """A field of the record that is only known chunk by chunk: using it raises ValueError."""
+
+    def __init__(self, name: str):
+        """Stores the field's name."""
+        self._name = name
+
+    def __getitem__(self, key: Any) -> NoReturn:
+        """Raises ValueError."""
+        refuse(self._name)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Raises ValueError; AttributeError for special names, by which libraries ask what an object can do."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        refuse(self._name)
+
+    def __iter__(self) -> Iterator:
+        """Raises ValueError."""
+        refuse(self._name)
+
+    def __len__(self) -> int:
+        """Raises ValueError."""
+        refuse(self._name)
+
+
+def refuse(what: str) -> NoReturn:
+    """Raises the ValueError of a term that accumulation cannot compute exactly."""
+    raise ValueError(
+        f"accumulation: a term over the whole batch reads {what}, which is only known chunk by chunk, so it would not "
+        "be exact; set --config.accumulation=1"
+    )

@@ -1,7 +1,7 @@
 """The experiment built from a config: method, networks, optimiser, mesh and the jitted training step."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,14 +14,15 @@ from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
-from detailclip_jax.methods.forward import Forward, Method
-from detailclip_jax.models import sizes
+from detailclip_jax.methods.method import Forward, Method
+from detailclip_jax.models import towers
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.training import accumulation, mixing, optimizer, rates, schedules, sharding, train_state
+from detailclip_jax.training import forward_pass, mixing, optimizer, rates, schedules, sharding, train_state
 from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training.forward_pass import ForwardPass, make_keys
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.train_step import Schedules, Setup, init_variables, make_keys, run_line, train_step
-from detailclip_jax.types import Array, Axis, Batch, Int
+from detailclip_jax.training.train_step import Layout, Schedules, Setup, combined_loss, train_step
+from detailclip_jax.types import Array, Axis, Batch, Int, Params
 
 
 class Experiment(NamedTuple):
@@ -33,26 +34,23 @@ class Experiment(NamedTuple):
     """
 
     config: ConfigDict
-    setup: Setup
+    model: Networks  # for one device, with whole parameters; `setup` has those for the mesh
+    setup: Setup  # what a step computes
+    layout: Layout  # where it computes it
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
     train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
-    line: jax.stages.Wrapped  # forward pass, (state, batch) -> Forward: masks, tokens, predicted pixels; for figures
+    forward: jax.stages.Wrapped  # (state, batch) -> Forward: masks, tokens, predicted pixels; for figures
     encode: Encode
 
     @property
     def method(self) -> Method:
         """The method."""
-        return self.setup.method
-
-    @property
-    def model(self) -> Networks:
-        """The method's networks."""
-        return self.setup.model
+        return self.setup.forward_pass.method
 
     @property
     def mesh(self) -> Mesh:
         """The device mesh."""
-        return self.setup.mesh
+        return self.layout.mesh
 
     @property
     def schedules(self) -> Schedules:
@@ -61,14 +59,13 @@ class Experiment(NamedTuple):
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices."""
-        make = functools.partial(
-            create_state,
-            method=self.method,
-            model=self.model,
-            optimizer=self.setup.optimizer,
-            config=self.config,
-        )
+        given = forward_of(self.config, self.method, self.model)
+        make = functools.partial(create_state, given=given, optimizer=self.setup.optimizer, config=self.config)
         return jax.jit(make, out_shardings=_places(self.state_shapes))(seed)
+
+    def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
+        """Computes eq. 10 of a step, see `train_step.combined_loss`; for gradients outside of a step."""
+        return combined_loss(params, state, batch, self.setup, self.layout)
 
     def put(self, batch: Batch) -> Batch:
         """Places this process's part of a batch on the mesh."""
@@ -81,7 +78,11 @@ class Experiment(NamedTuple):
 
     def parameter_table(self) -> str:
         """Formats pattern, group and number of the parameters, as printed when a run starts."""
-        return optimizer.table_text(self.state_shapes.params, optimizer.rules(self.config.model))
+        return optimizer.table_text(self.state_shapes.params, optimizer.rules(self.method.networks, self.config.model))
+
+    def sharding_table(self) -> str:
+        """Formats pattern, sharding and megabytes of the state's arrays."""
+        return sharding.table_text(self.state_shapes, sharding.rules(self.method.networks))
 
 
 def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
@@ -91,40 +92,47 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     """
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     meshes.check_batch_size(config.batch_size, mesh, config.accumulation)
-    method = methods.build(config)
+    method, weights = methods.build(config), weight_shapes(config)
     model, spread = (build_networks(config, axis) for axis in (None, meshes.BATCH))
     if mesh.shape[meshes.FSDP] > 1:
         spread = spread.gathering(sharding.gather_layer)
-    plan, weights = build_schedules(config, method), weight_shapes(config)
-    params = weights.params
-    groups = optimizer.labels(params, optimizer.rules(config.model))
+    setup = build_setup(config, forward_of(config, method, spread), weights.params)
+    shapes = weights.replace(opt_state=jax.eval_shape(setup.optimizer.init, weights.params))
+    shapes = _placed(shapes, mesh, sharding.rules(method.networks))
+    layout = Layout(mesh, sharding.specs(_places(shapes)))
+    step = _compiled_step(setup, layout, _places(shapes), config.model.matmul_precision)
+    if config.accumulation > 1:  # a term that chunks cannot compute exactly is refused here, not when the run starts
+        jax.eval_shape(step, shapes, jax.eval_shape(lambda: dummy_batch(config, config.batch_size)))
+    record = _compiled_forward(forward_of(config, method, model), config.model.matmul_precision)
+    return Experiment(config, model, setup, layout, shapes, step, record, encoders(model, config))
+
+
+def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> Setup:
+    """Builds what a step computes; `params` are the parameters or their shapes."""
+    networks, plan = given.method.networks, build_schedules(config, given.method)
+    groups, late = optimizer.labels(params, optimizer.rules(networks, config.model)), optimizer.late(params, networks)
     waiting = round(config.optimizer.frozen_prototype_epochs * steps_of_epoch(config))
-    adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting)
-    updates = rates.scaled(adamw, params, config.optimizer)
-    shapes = _placed(weights.replace(opt_state=jax.eval_shape(updates.init, params)), mesh)
-    setup = Setup(
-        method,
-        spread,
-        optimizer=updates,
+    adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting, late)
+    return Setup(
+        given,
+        optimizer=rates.scaled(adamw, params, config.optimizer),
         groups=groups,
         schedules=plan,
-        mesh=mesh,
-        placed=sharding.specs(_places(shapes)),
-        device_losses=accumulation.losses_of(config.accumulation),
         center_momentum=config.losses.center_momentum,
         clip_block=config.losses.clip_block,
-        pixel_mean=tuple(config.preprocess.mean),
-        pixel_std=tuple(config.preprocess.std),
+        chunks=config.accumulation,
         mix=build_mixing(config.views),
     )
-    step, line = _compile(setup, _places(shapes), setup._replace(model=model), config.model.matmul_precision)
-    return Experiment(config, setup, shapes, step, line, encoders(model, config))
+
+
+def forward_of(config: ConfigDict, method: Method, model: Networks) -> ForwardPass:
+    """Returns the forward pass of a method with these networks, on pixels normalised as the config says."""
+    return ForwardPass(method, model, tuple(config.preprocess.mean), tuple(config.preprocess.std))
 
 
 def build_networks(config: ConfigDict, axis: Axis | None = None) -> Networks:
     """Builds the networks of the config's method; `axis` is the mesh axis over which BatchNorm takes its statistics."""
-    method = methods.build(config)
-    return sizes.build(config.model, method.parts, axis, method.interpolation)
+    return towers.build(config.model, methods.build(config).networks, axis)
 
 
 def weight_shapes(config: ConfigDict) -> TrainState:
@@ -139,9 +147,9 @@ def weight_shapes(config: ConfigDict) -> TrainState:
 @functools.lru_cache(maxsize=128)
 def _weight_shapes(config_text: str) -> TrainState:
     config = run_config.from_json(config_text)
-    method = methods.build(config)
-    create = functools.partial(create_state, method=method, model=build_networks(config), config=config)
-    return jax.eval_shape(functools.partial(create, optimizer=optax.identity()), 0)
+    given = forward_of(config, methods.build(config), build_networks(config))
+    create = functools.partial(create_state, given=given, optimizer=optax.identity(), config=config)
+    return jax.eval_shape(create, 0)
 
 
 def build_schedules(config: ConfigDict, method: Method) -> Schedules:
@@ -155,10 +163,10 @@ def build_schedules(config: ConfigDict, method: Method) -> Schedules:
     warmup = schedules.clamp_warmup(warmup_steps(config), total)
     return Schedules(
         schedules.warmup_cosine(
-            opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total, method.peak_twice
+            opt.warmup_start, opt.learning_rate, opt.learning_rate_end, warmup, total, opt.peak_twice
         ),
         schedules.cosine(config.ema.start, config.ema.end, total),
-        build_temperatures(config.losses, steps_of_epoch(config)),
+        build_temperatures(config.losses, steps_of_epoch(config), method.centers),
     )
 
 
@@ -168,11 +176,11 @@ def build_weight_decay(config: ConfigDict) -> schedules.Schedule | None:
     return None if end is None else schedules.cosine(start, end, config.total_steps)
 
 
-def build_temperatures(losses: ConfigDict, steps_per_epoch: int) -> dict[str, schedules.Schedule]:
-    """Builds the teacher's temperature schedules, each with a warm-up over the first epochs."""
+def build_temperatures(losses: ConfigDict, steps_per_epoch: int, terms: Iterable[str]) -> dict[str, schedules.Schedule]:
+    """Builds the schedules of the teacher's temperature in these terms, with a warm-up over the first epochs."""
     ends = {"cls": losses.teacher_temperature, "patch": losses.patch_temperature}
     epochs = losses.temperature_epochs
-    return {name: schedules.epoch_warmup(first, last, epochs, steps_per_epoch) for name, (first, last) in ends.items()}
+    return {name: schedules.epoch_warmup(ends[name][0], ends[name][1], epochs, steps_per_epoch) for name in terms}
 
 
 def build_mixing(views: ConfigDict) -> Callable[[Batch, Array], Batch]:
@@ -208,22 +216,18 @@ def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:
 
 
 def create_state(
-    seed: int | Int[Array, ""],
-    method: Method,
-    model: Networks,
-    optimizer: optax.GradientTransformation,
-    config: ConfigDict,
+    seed: int | Int[Array, ""], given: ForwardPass, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> TrainState:
     """Creates parameters, teacher, optimiser moments and centers of step 0."""
     params_key, run_key = jax.random.split(jax.random.key(seed))
-    pixels = tuple(config.preprocess.mean), tuple(config.preprocess.std)
-    params, batch_stats = init_variables(params_key, dummy_batch(config), method, model, *pixels)
-    return train_state.create(params, batch_stats, optimizer, method.ema, method.centers, run_key)
+    record, params, batch_stats = forward_pass.init(params_key, dummy_batch(config), given)
+    centers = {name: mean.shape for name, mean in forward_pass.center_means(record, given.method).items()}
+    return train_state.create(params, batch_stats, optimizer, given.method.ema, centers, run_key)
 
 
-def _placed(shapes: TrainState, mesh: Mesh) -> TrainState:
-    """The shapes with the shardings that the mesh gives them."""
-    places = sharding.shardings(shapes, mesh)
+def _placed(shapes: TrainState, mesh: Mesh, table: tuple[sharding.Rule, ...]) -> TrainState:
+    """The shapes with the shardings that the table gives them on the mesh."""
+    places = sharding.shardings(shapes, mesh, table)
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
 
@@ -232,18 +236,19 @@ def _places(shapes: TrainState) -> TrainState:
     return jax.tree.map(lambda shape: shape.sharding, shapes)
 
 
-def _compile(
-    setup: Setup, places: TrainState, whole: Setup, precision: str | None
-) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+def _compiled_step(setup: Setup, layout: Layout, places: TrainState, precision: str | None) -> jax.stages.Wrapped:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         with matmul_precision(precision):
-            return train_step(state, batch, setup)
+            return train_step(state, batch, setup, layout)
 
-    def line(state: TrainState, batch: Batch) -> Forward:
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, meshes.replicated(layout.mesh)))
+
+
+def _compiled_forward(given: ForwardPass, precision: str | None) -> jax.stages.Wrapped:
+    def forward(state: TrainState, batch: Batch) -> Forward:
         keys = make_keys(jax.random.wrap_key_data(state.rng), batch)
         with matmul_precision(precision):
-            record, _ = run_line(state.params, state.ema_params, state.batch_stats, batch, keys, whole)
+            record, _ = forward_pass.run(state.params, state.ema_params, state.batch_stats, batch, keys, given)
         return record
 
-    out = places, meshes.replicated(setup.mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=out), jax.jit(line)
+    return jax.jit(forward)

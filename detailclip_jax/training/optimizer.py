@@ -4,7 +4,7 @@ The table must cover every parameter; it is printed when a run starts.
 """
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +15,12 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from detailclip_jax.models import stacking
+from detailclip_jax.models.registry import COMMON, Network, own_rules
 from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.types import Array, Params, PyTree
 
 FROZEN, PLAIN, DECAYED = "frozen", "plain", "decayed"
 SHOWN = {FROZEN: "frozen", PLAIN: "no decay", DECAYED: "decayed"}
-LAST_LAYER = {("prototype_head", "direction"), ("prototype_head", "gain")}
 
 
 class Rule(NamedTuple):
@@ -30,21 +30,19 @@ class Rule(NamedTuple):
     group: str
 
 
-def rules(model: ConfigDict) -> tuple[Rule, ...]:
-    """Returns the reference's groups: tensors of two or more dimensions decay; biases, norms and scales do not.
+def rules(networks: Mapping[str, Network], model: ConfigDict) -> tuple[Rule, ...]:
+    """Returns the groups of the networks' parameters: first what `config.model` freezes, then the networks' own rules.
 
-    The class token, mask token and positions decay as well, because the reference stores them with leading axes of 1.
+    As in the reference, tensors of two or more dimensions decay; biases, norms and scales do not.
     """
-    frozen = (Rule(r"image/patch_embed/.*", FROZEN),) if model.freeze_patch_embed else ()
-    return (
-        *frozen,
-        Rule(r"prototype_head/gain", FROZEN if model.freeze_gain else DECAYED),
-        Rule(r"logit_scale/value", PLAIN),
-        Rule(r".*/(bias|scale)", PLAIN),
-        Rule(r".*/(kernel|direction)", DECAYED),
-        Rule(r".*/(cls_token|mask_token|positions|token_embedding)", DECAYED),
-        Rule(r"mask_token/value", DECAYED),
-    )
+    frozen = [
+        Rule(f"{name}/{pattern}", FROZEN)
+        for name, network in networks.items()
+        for pattern, field in network.frozen.items()
+        if model[field]
+    ]
+    own = [Rule(pattern, DECAYED if rule.decayed else PLAIN) for pattern, rule in own_rules(networks).items()]
+    return (*frozen, *own, *(Rule(f".*/{rule.pattern}", DECAYED if rule.decayed else PLAIN) for rule in COMMON))
 
 
 def group_of(path: str, table: tuple[Rule, ...]) -> Rule | None:
@@ -57,7 +55,7 @@ def labels(params: Params, table: tuple[Rule, ...]) -> PyTree:
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     matched = {path: group_of(path, table) for path in flat}
     if uncovered := [path for path, rule in matched.items() if rule is None]:
-        raise ValueError(f"no rule in optimizer.rules covers {uncovered}")
+        raise ValueError(f"no rule of models.registry covers {uncovered}; add one to their network's entry")
     return traverse_util.unflatten_dict({path: rule.group for path, rule in matched.items() if rule}, sep="/")
 
 
@@ -67,13 +65,15 @@ def build(
     groups: PyTree,
     weight_decay: Schedule | None = None,
     wait: int = 0,
+    late: PyTree | None = None,
 ) -> optax.GradientTransformation:
     """Builds AdamW for all parameters that are not frozen.
 
         p <- p - lr (m / (sqrt(v) + eps) + wd p)        wd = 0 outside the group `DECAYED`
 
-    Frozen parameters have no moments.  A `weight_decay` schedule replaces the config's constant.  The last layer of
-    the prototype head is not updated in the first `wait` steps, as if it had no gradient (DINO).
+    Frozen parameters have no moments.  A `weight_decay` schedule replaces the config's constant.  The
+    parameters at which the tree `late` is True are not updated in the first `wait` steps, as if they had no gradient
+    (DINO: the last layer of the prototype head).
     """
     decayed = jax.tree.map(lambda group: group == DECAYED, groups)
 
@@ -83,9 +83,11 @@ def build(
         return optax.adamw(rate, *config.betas, eps=config.eps, weight_decay=decay, mask=decayed)
 
     kinds: dict[Hashable, optax.GradientTransformation] = {"trained": adamw(0), "frozen": optax.set_to_zero()}
+    names = jax.tree.map(lambda group: "frozen" if group == FROZEN else "trained", groups)
     if wait:
         kinds["late"] = optax.conditionally_mask(adamw(wait), lambda step, **_: jnp.asarray(step) >= wait)
-    return optax.chain(clipping(config), optax.partition(kinds, _kinds(groups, "late" if wait else "trained")))
+        names = jax.tree.map(lambda name, waits: "late" if waits and name == "trained" else name, names, late)
+    return optax.chain(clipping(config), optax.partition(kinds, names))
 
 
 def later(schedule: Schedule, start: int) -> Schedule:
@@ -93,13 +95,26 @@ def later(schedule: Schedule, start: int) -> Schedule:
     return lambda step: schedule(step + start)
 
 
-def _kinds(groups: PyTree, last_layer: str) -> PyTree:
-    def kind(path: Any, group: str) -> str:
-        if group == FROZEN:
-            return "frozen"
-        return last_layer if path in LAST_LAYER else "trained"
+def late(params: Params, networks: Mapping[str, Network]) -> PyTree:
+    """Returns which parameters belong to a last layer, see `build`."""
+    own = {pattern for pattern, rule in own_rules(networks).items() if rule.late}
+    return _by_path(params, lambda path, _: any(re.fullmatch(pattern, path) for pattern in own))
 
-    return traverse_util.path_aware_map(kind, groups)
+
+def clamp(params: PyTree, networks: Mapping[str, Network]) -> Params:
+    """Clips the parameters whose rule has bounds, such as CLIP's logit scale, to these."""
+    bounds = {pattern: rule.bounds for pattern, rule in own_rules(networks).items() if rule.bounds}
+
+    def clip(path: str, value: Array) -> Array:
+        found = next((bound for pattern, bound in bounds.items() if re.fullmatch(pattern, path)), None)
+        return jnp.clip(value, *found) if found else value
+
+    return _by_path(params, clip)
+
+
+def _by_path(params: Params, function: Callable[[str, Any], Any]) -> PyTree:
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    return traverse_util.unflatten_dict({path: function(path, leaf) for path, leaf in flat.items()}, sep="/")
 
 
 def clipping(config: ConfigDict) -> optax.GradientTransformation:

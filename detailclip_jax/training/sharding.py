@@ -6,12 +6,14 @@ table must cover every array.  If the mesh has one device along "fsdp", no array
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from detailclip_jax.models.registry import COMMON, Network, own_rules
 from detailclip_jax.models.stacking import STACKED
 from detailclip_jax.types import FSDP, Array, Leaf, PyTree
 
@@ -23,17 +25,20 @@ class Rule(NamedTuple):
     spec: P  # of the last axes; leading axes (the layers of stacked blocks) are not divided
 
 
-RULES = (
-    Rule(r"(kernel|direction|token_embedding)", P(FSDP, None)),
-    Rule(r"positions", P(None, FSDP)),
-    Rule(r"centers/(cls|patch)", P(FSDP)),
-    Rule(r"(bias|scale|gain|cls_token|mask_token|(mask_token|logit_scale)/value)", P()),
+STATE = (  # what is no parameter, moment or teacher
+    Rule(r"centers/.*", P(FSDP)),
     Rule(r"batch_stats/.*", P()),
     Rule(r"(step|count|rng)", P()),
 )
+LAYER = tuple(Rule(rule.pattern, rule.spec) for rule in COMMON)  # the parameters of one block
 
 
-def shardings(state: PyTree, mesh: Mesh, table: tuple[Rule, ...] = RULES) -> PyTree:
+def rules(networks: Mapping[str, Network]) -> tuple[Rule, ...]:
+    """Returns the table for the state of a method that owns these networks."""
+    return (*STATE, *(Rule(pattern, rule.spec) for pattern, rule in own_rules(networks).items()), *LAYER)
+
+
+def shardings(state: PyTree, mesh: Mesh, table: tuple[Rule, ...]) -> PyTree:
     """Returns the sharding of every array of a state (arrays or their shapes).
 
     Raises ValueError that names the arrays that no rule covers, or an axis that "fsdp" does not divide.
@@ -51,7 +56,7 @@ def _match(state: PyTree, table: tuple[Rule, ...]) -> dict[str, Rule]:
     paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(state)]
     matched = {path: next((rule for rule in table if _covers(rule, path)), None) for path in paths}
     if uncovered := [path for path, rule in matched.items() if rule is None]:
-        raise ValueError(f"no rule in sharding.RULES covers {uncovered}")
+        raise ValueError(f"no rule of models.registry covers {uncovered}; add one to their network's entry")
     return {path: rule for path, rule in matched.items() if rule}
 
 
@@ -102,8 +107,8 @@ def is_stacked(path: Any) -> bool:
 
 
 def gather_layer(layer: PyTree) -> PyTree:
-    """Gathers the whole parameters of one block from the devices' shards, inside `shard_map`, by the table `RULES`."""
-    rules = _match(layer, RULES)
+    """Gathers the whole parameters of one block from the devices' shards, inside `shard_map`, by the table `LAYER`."""
+    rules = _match(layer, LAYER)
     return jax.tree.map_with_path(lambda path, shard: _gather(shard, rules[path_name(path)].spec), layer)
 
 
@@ -143,13 +148,13 @@ def _shard_bytes(leaf: Leaf) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def table_text(shapes: PyTree, table: tuple[Rule, ...] = RULES) -> str:
-    """Formats the table, one line per rule: pattern, partition spec, megabytes in total and per device."""
+def table_text(shapes: PyTree, table: tuple[Rule, ...]) -> str:
+    """Formats the rules that match arrays, one per line: pattern, partition spec, megabytes in total and per device."""
     rules = _match(shapes, table)
     leaves = [(rules[path_name(path)], leaf) for path, leaf in jax.tree.leaves_with_path(shapes)]
     parts = {rule: [leaf for r, leaf in leaves if r == rule] for rule in table}
     rows = [("arrays of the state", "sharding", "MB", "per device")]
-    rows += [(rule.pattern, _shown(rule.spec), *_megabytes(parts[rule])) for rule in table]
+    rows += [(rule.pattern, _shown(rule.spec), *_megabytes(parts[rule])) for rule in table if parts[rule]]
     rows += [("all", "", *_megabytes(shapes))]
     width = max(len(row[0]) for row in rows)
     return "\n".join(f"{name:<{width}}  {divided:<10} {whole:>10} {share:>10}" for name, divided, whole, share in rows)

@@ -1,6 +1,6 @@
 """The training state: everything that training changes, and what a checkpoint holds."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -27,31 +27,26 @@ def create(
     params: Params,
     batch_stats: Params,
     optimizer: optax.GradientTransformation,
-    teacher_parts: tuple[str, ...],
-    centers: Mapping[str, int],
+    averaged: Iterable[str],
+    centers: Mapping[str, tuple[int, ...]],
     rng: Array,
 ) -> TrainState:
-    """Creates the state of step 0: the teacher equals the student, the centers are zero."""
+    """Creates the state of step 0: the teacher equals the student, the centers are zero.
+
+    `averaged` names the teacher's networks; `centers` has the shapes of the centers.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema_params=ema.copy(params, present(teacher_parts, params)),
+        ema_params=ema.copy(params, averaged),
         batch_stats={
             "student": batch_stats,
-            "teacher": ema.copy(batch_stats, present(teacher_parts, batch_stats)),
+            "teacher": ema.copy(batch_stats, [name for name in averaged if name in batch_stats]),
         },
         opt_state=optimizer.init(params),
-        centers={name: jnp.zeros((size,)) for name, size in centers.items()},
+        centers={name: jnp.zeros(shape) for name, shape in centers.items()},
         rng=jax.random.key_data(rng),
     )
-
-
-def present(parts: tuple[str, ...], params: Params) -> list[str]:
-    """Returns those of `parts` that `params` has.
-
-    Some can be absent: a loss term of weight 0 removes its networks, and not every network has BatchNorm statistics.
-    """
-    return [part for part in parts if part in params]
 
 
 def weights(state: TrainState, which: str) -> Params:

@@ -1,0 +1,294 @@
+"""The `Method` record, which says what differs between methods, and the forward pass that all methods share.
+
+batch -> views -> teacher -> mask -> student -> decoder -> heads -> losses. The EMA update of the teacher happens
+before, in `train_step`. A `Method` is a small frozen record of functions; `forward` itself has no branch per method.
+Everything else follows from the record: networks, centers, weights, and what gradient accumulation may split.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from detailclip_jax.models.registry import Network
+from detailclip_jax.models.towers import NETWORKS, Networks
+from detailclip_jax.types import Array, Axis, Batch, Float, Hidden, Keys, Leaf, Scalar, Tokens, View
+
+Views = Mapping[str, View]
+Targets = Mapping[str, Tokens]
+Function = TypeVar("Function", bound=Callable)
+
+
+class Forward(struct.PyTreeNode):
+    """Results of the forward pass on one batch, in the order of computation; losses and figures read them."""
+
+    batch: Batch
+    views: Leaf  # `Views`
+    targets: Mapping[str, Leaf]  # teacher `Tokens`, by name of the pass
+    hidden: Leaf  # `Hidden` over [V, B, N]; None without a mask
+    tokens: Mapping[str, Leaf]  # student `Tokens`, by name of the pass
+    decoded: Leaf  # [V, B, H, D]; None without a decoder
+    text: Leaf  # [B, E]; None without captions
+    heads: Mapping[str, Leaf]  # arrays, or `Logits`
+
+
+class Context(NamedTuple):
+    """Further inputs of a loss: the training state's centers, and the schedules' values at this step."""
+
+    centers: Mapping[str, Float[Array, "C"]]
+    temperatures: Mapping[str, Scalar]  # of the teacher, for "cls" and "patch"
+
+
+class WholeBatch(NamedTuple):
+    """What a loss needs to compare images of the whole batch, which is sharded over the mesh."""
+
+    axis: Axis | None = None  # mesh axes of the batch; None if this device has the whole batch
+    block: int = 0  # columns of contrastive logits computed at a time; 0 = automatic
+
+
+def uses(*names: str, **own: Network) -> Callable[[Function], Function]:
+    """Marks a function of a method with the networks that it runs; the method owns the networks of its functions.
+
+        @uses("image_projection", logit_bias=heads.scalar(-10.0))
+        def run(student, teacher, record): ...
+
+    `names` are entries of `models.towers.NETWORKS`, `own` are networks of this method.
+    """
+    networks = {name: NETWORKS[name] for name in names} | own
+
+    def mark(function: Function) -> Function:
+        setattr(function, "networks", networks)  # noqa: B010  (a type checker knows no attributes of functions)
+        return function
+
+    return mark
+
+
+def networks_of(functions: Iterable[Callable]) -> dict[str, Network]:
+    """Returns the networks that functions marked by `uses` run."""
+    return {name: network for f in functions for name, network in getattr(f, "networks", {}).items()}
+
+
+class Pass(NamedTuple):
+    """One pass of the student: the view that it encodes, and how: `full`, `visible` or `masked`."""
+
+    view: str
+    encode: Callable[..., Tokens]  # (student, view, hidden, one key per image)
+
+
+class Head(NamedTuple):
+    """Runs networks on a `Forward` record; `makes` names its outputs, `reads` the fields of the record it needs."""
+
+    makes: tuple[str, ...]
+    run: Callable[[Networks, Networks, Forward], dict[str, Leaf]]
+    reads: tuple[str, ...] = ()
+
+
+class Loss(NamedTuple):
+    """A term of eq. 10: reads the entries `reads` of `Forward.heads`, returns its value and metrics to log.
+
+    `run` takes (record, context) if the term is a mean over images, and (record, context, whole_batch) if it compares
+    images with each other. Its weight is `config.losses.weights.NAME`, where NAME is `weighted_by`, or else `name`;
+    `build` fills it in.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    run: Callable[..., tuple[Scalar, dict[str, Scalar]]]
+    weighted_by: str = ""
+    weight: float = 1.0
+
+    @property
+    def weight_name(self) -> str:
+        """The name of the term's weight in `config.losses.weights`."""
+        return self.weighted_by or self.name
+
+    @property
+    def compares(self) -> bool:
+        """Whether the term compares images of the whole batch."""
+        return "whole_batch" in inspect.signature(self.run).parameters
+
+    def value(self, record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+        """Computes the term and its metrics."""
+        return self.run(record, context, *([whole_batch] if self.compares else []))
+
+
+def no_decoder(student: Networks, tokens: Mapping[str, Tokens], hidden: Hidden | None) -> None:
+    """Returns None: `Method.decode` of methods without a decoder."""
+
+
+def no_mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> None:
+    """Returns None: `Method.mask` of methods without masking."""
+
+
+def no_text(student: Networks, batch: Batch) -> None:
+    """Returns None: `Method.encode_text` of methods without captions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A pretraining method: its passes, mask, heads and losses.
+
+    `mask` returns the patches hidden from the student, `decode` the tokens [V, B, H, D] at removed patches, and
+    `encode_text` the caption embeddings [B, E]. Each returns None for methods without it.
+    """
+
+    name: str
+    passes: Mapping[str, Pass]  # student passes
+    heads: tuple[Head, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    ema: tuple[str, ...] = ()  # names of the networks that are averaged: the teacher's own
+    targets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # teacher passes: name -> view
+    mask: Callable[[Targets, Views, Batch, Keys], Hidden | None] = no_mask
+    decode: Callable[[Networks, Mapping[str, Tokens], Hidden | None], Array | None] = no_decoder
+    encode_text: Callable[[Networks, Batch], Array | None] = no_text
+
+    @functools.cached_property
+    def networks(self) -> Mapping[str, Network]:
+        """The networks that the method's functions run, by name."""
+        passes, heads = (p.encode for p in self.passes.values()), (head.run for head in self.heads)
+        return networks_of((*passes, self.decode, self.encode_text, *heads))
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the method uses captions."""
+        return "text" in self.networks
+
+    @property
+    def terms(self) -> Mapping[str, Loss]:
+        """The loss terms, by name."""
+        return {loss.name: loss for loss in self.losses}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weights of the loss terms, by name."""
+        return {loss.name: loss.weight for loss in self.losses}
+
+    @property
+    def centers(self) -> tuple[str, ...]:
+        """The terms with a center: those that read "<name>_mean", the batch mean of the teacher's logits."""
+        return tuple(loss.name for loss in self.losses if f"{loss.name}_mean" in loss.reads)
+
+    def heads_of(self, losses: Iterable[Loss]) -> tuple[Head, ...]:
+        """Returns the heads whose outputs these losses read."""
+        wanted = {name for loss in losses for name in loss.reads}
+        return tuple(head for head in self.heads if wanted & set(head.makes))
+
+    def needs_whole_batch(self, loss: Loss) -> bool:
+        """Whether images interact in a term: it compares them, or reads a head with BatchNorm."""
+        networks = networks_of(head.run for head in self.heads_of([loss]))
+        return loss.compares or any(network.batch_norm for network in networks.values())
+
+
+def forward(method: Method, student: Networks, teacher: Networks, views: Views, batch: Batch, keys: Keys) -> Forward:
+    """Runs the forward pass on one device's share of the batch: B images, each with its own random key."""
+    targets = {name: encode_target(teacher, views[view]) for name, view in method.targets.items()}
+    hidden = method.mask(targets, views, batch, keys)
+    tokens = {name: p.encode(student, views[p.view], hidden, keys.of(name)) for name, p in method.passes.items()}
+    decoded = method.decode(student, tokens, hidden)
+    text = method.encode_text(student, batch)
+    return run_heads(method, student, teacher, Forward(batch, views, targets, hidden, tokens, decoded, text, {}))
+
+
+def run_heads(method: Method, student: Networks, teacher: Networks, record: Forward) -> Forward:
+    """Runs the method's heads on the record and returns it with their outputs in `heads`."""
+    outputs = [head.run(student, teacher, record) for head in method.heads]
+    return record.replace(heads={name: array for entries in outputs for name, array in entries.items()})
+
+
+def encode_target(teacher: Networks, view: View) -> Tokens:
+    """Encodes full views with the teacher; returns tokens and CLS attention, without gradient."""
+    tokens = fold(lambda images: teacher.image(images, attention=True), view.image)
+    return jax.lax.stop_gradient(tokens)
+
+
+@uses("image")
+def full(student: Networks, view: View, hidden: Hidden | None, keys: Array) -> Tokens:
+    """Encodes all patches with the student; keys [B] are for drop path."""
+    return fold(lambda images, noise: student.image(images, keys=noise), view.image, view_keys(keys, view))
+
+
+@uses("image")
+def visible(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens:
+    """Encodes only the kept patches with the student; hidden patches are dropped."""
+
+    def encode(images: Array, kept: Array, noise: Array) -> Tokens:
+        return student.image(images, kept, keys=noise)
+
+    return fold(encode, view.image, hidden.kept, view_keys(keys, view))
+
+
+@uses("image", "mask_token")
+def masked(student: Networks, view: View, hidden: Hidden, keys: Array) -> Tokens:
+    """Encodes all patches with the student; a learnt mask token replaces the hidden ones."""
+
+    def encode(images: Array, mask: Array, noise: Array) -> Tokens:
+        return student.image(images, hidden=mask, mask_token=student.mask_token(), keys=noise)
+
+    return fold(encode, view.image, hidden.mask, view_keys(keys, view))
+
+
+def view_keys(keys: Array, view: View) -> Array:
+    """Derives a key [V, B] for every view of every image from the images' keys [B]."""
+    numbers = jnp.arange(len(view.image))
+    return jax.vmap(lambda v: jax.vmap(lambda key: jax.random.fold_in(key, v + 1))(keys))(numbers)
+
+
+def fold(network: Any, *arrays: Any) -> Any:
+    """Runs `network` on arrays [V, B, ...] as one batch of V B, and reshapes its outputs to [V, B, ...]."""
+    leading = jax.tree.leaves(arrays[0])[0].shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
+    return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), network(*flat))
+
+
+def loop(network: Any, *arrays: Any) -> Any:
+    """Runs `network` on arrays [V, B, ...] view by view: for networks with batch statistics (SLIP's BatchNorm)."""
+    views = [network(*(array[view] for array in arrays)) for view in range(arrays[0].shape[0])]
+    return jax.tree.map(lambda *x: jnp.stack(x), *views)
+
+
+def values(method: Method, record: Forward, context: Context, whole_batch: WholeBatch) -> dict[str, Scalar]:
+    """Computes every loss term and its metrics, by name."""
+    metrics: dict[str, Scalar] = {}
+    for loss in method.losses:
+        metrics[loss.name], logged = loss.value(record, context, whole_batch)
+        metrics.update(logged)
+    return metrics
+
+
+def total(method: Method, metrics: Mapping[str, Scalar]) -> Scalar:
+    """Computes eq. 10: the weighted sum of the loss terms in `metrics`."""
+    return functools.reduce(lambda sum, loss: sum + loss.weight * metrics[loss.name], method.losses, jnp.zeros(()))
+
+
+def build(method: Method, weights: Mapping[str, float]) -> Method:
+    """Returns the method with its weights, without loss terms of weight 0 and what only these need.
+
+    `weights` may have entries for terms of other methods; they are ignored. Raises ValueError if a term has no
+    weight, if all weights are 0, or if a term reads an entry that no head returns.
+    """
+    if missing := {loss.weight_name for loss in method.losses} - set(weights):
+        raise ValueError(f"losses.weights has no entry for {sorted(missing)} of {method.name}; 0 disables a term")
+    given = [loss._replace(weight=weights[loss.weight_name]) for loss in method.losses]
+    active = tuple(loss for loss in given if loss.weight)
+    if method.losses and not active:
+        used = {loss.weight_name: loss.weight for loss in given}
+        raise ValueError(f"every term of {method.name} has weight 0: {used}")
+    made = {name for head in method.heads for name in head.makes}
+    for loss in active:
+        if missing := set(loss.reads) - made:
+            raise ValueError(f"loss {loss.name!r} reads {sorted(missing)}, but the heads return {sorted(made)}")
+    return restricted(method, active)
+
+
+def restricted(method: Method, losses: tuple[Loss, ...]) -> Method:
+    """Returns the method with only these losses, without heads, decoder and averaged networks that they do not need."""
+    heads = method.heads_of(losses)
+    decodes = any("decoded" in head.reads for head in heads)
+    decode = method.decode if decodes else no_decoder
+    kept = dataclasses.replace(method, losses=losses, heads=heads, decode=decode)
+    return dataclasses.replace(kept, ema=tuple(name for name in method.ema if name in kept.networks))

@@ -1,0 +1,65 @@
+"""What the library knows of a network: how it is built, and how its parameters are trained and stored.
+
+Each file of networks has a table `NETWORKS` from names to `Network`, next to the modules; `towers.NETWORKS` joins them.
+A method may also bring networks of its own, see `methods.method.uses`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from detailclip_jax.models.attention import Kernel, choose_kernel
+from detailclip_jax.models.sizes import Size
+from detailclip_jax.types import FSDP, Axis
+
+
+class Build(NamedTuple):
+    """What a network is built from."""
+
+    model: ConfigDict  # config.model
+    size: Size
+    dtype: Any
+    axis: Axis | None = None  # mesh axis over which BatchNorm averages; None if each device has the whole batch
+
+    def kernel(self, width: int, num_heads: int) -> Kernel:
+        """Returns the attention kernel for `num_heads` heads of a network of this width."""
+        return choose_kernel(self.model.attention, self.dtype, width // num_heads)
+
+
+class Rule(NamedTuple):
+    """How parameters are treated; the first rule applies whose pattern matches the path inside of the network."""
+
+    pattern: str
+    decayed: bool = False  # by AdamW's weight decay
+    spec: P = P()  # sharding of the last axes; leading axes (the layers of stacked blocks) are not divided
+    late: bool = False  # not updated in the first `optimizer.frozen_prototype_epochs`
+    bounds: tuple[float, float] | None = None  # values are clipped to them after each update
+
+
+COMMON = (  # rules for the end of a path, in all networks; a network's own rules come first
+    Rule("(bias|scale)"),
+    Rule("kernel", decayed=True, spec=P(FSDP, None)),
+)
+
+
+class Network(NamedTuple):
+    """A network: its maker, the rules of parameters that are neither kernel, bias nor scale, and what is frozen.
+
+    `frozen` maps a pattern of paths to the boolean field of `config.model` that freezes these parameters.
+    """
+
+    make: Callable[[Build], nn.Module]
+    rules: tuple[Rule, ...] = ()
+    frozen: Mapping[str, str] = {}
+    batch_norm: bool = False  # whether it normalises over the batch, so that its outputs depend on all images
+
+
+def own_rules(networks: Mapping[str, Network]) -> dict[str, Rule]:
+    """Returns the networks' own rules by the pattern of the whole path.
+
+    own_rules({"mask_token": mask_token}) == {"mask_token/value": Rule("value", decayed=True)}
+    """
+    return {f"{name}/{rule.pattern}": rule for name, network in networks.items() for rule in network.rules}

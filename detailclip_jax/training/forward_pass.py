@@ -1,0 +1,96 @@
+"""The forward pass with parameters bound to the networks, from uint8 batches; and its initialisation."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from detailclip_jax.methods.method import Forward, Method, forward
+from detailclip_jax.models import stacking
+from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.types import Array, Batch, Keys, Params, PyTree, View
+
+Stats = Mapping[str, Params]  # BatchNorm's, of "student" and "teacher"
+STATS = "batch_stats"  # the collection of BatchNorm's running statistics
+
+
+class ForwardPass(NamedTuple):
+    """The constants of a forward pass: method, networks without parameters, and the pixels' mean and deviation."""
+
+    method: Method
+    model: Networks
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+
+
+def run(
+    params: Params, teacher: Params, stats: Stats, batch: Batch, keys: Keys, given: ForwardPass
+) -> tuple[Forward, Stats]:
+    """Runs the forward pass of `given.method` on a batch; returns its record and the new BatchNorm statistics."""
+    views = normalised_views(batch, given.pixel_mean, given.pixel_std)
+
+    def record(student: Networks, teacher: Networks) -> Forward:
+        return forward(given.method, student, teacher, views, batch, keys)
+
+    return run_networks(record, params, teacher, stats, given.model)
+
+
+def run_networks(
+    function: Callable[[Networks, Networks], Forward], params: Params, teacher: Params, stats: Stats, model: Networks
+) -> tuple[Forward, Stats]:
+    """Calls `function(student, teacher)`, with parameters bound to both.
+
+    Returns its record and the new BatchNorm statistics of both.  Student and teacher each normalise by the statistics
+    of their own inputs and keep their own running statistics.
+    """
+    bound = model.bind({"params": teacher, STATS: stats["teacher"]}, mutable=STATS)
+    apply = nn.apply(lambda student: function(student, bound), model, mutable=STATS)
+    record, changed = apply({"params": params, STATS: stats["student"]})
+    return record, {"student": changed.get(STATS, {}), "teacher": bound.variables.get(STATS, {})}
+
+
+def init(rng: Array, batch: Batch, given: ForwardPass) -> tuple[Forward, Params, Params]:
+    """Initialises the parameters and BatchNorm statistics of exactly the networks that the forward pass uses.
+
+    Returns also the record of this forward pass, in which the student is used in place of the teacher.
+    """
+    views = normalised_views(batch, given.pixel_mean, given.pixel_std)
+    keys = make_keys(rng, batch)
+
+    def start(networks: Networks) -> tuple[Forward, PyTree]:
+        record = lambda bound: forward(given.method, bound, bound, views, batch, keys)  # noqa: E731
+        return nn.init_with_output(record, networks)(rng)
+
+    unrolled = given.model.unrolled()
+    record, variables = start(unrolled)  # so that stacked and separate blocks get the same values
+    params, batch_stats = variables["params"], variables.get(STATS, {})
+    if unrolled == given.model:
+        return record, params, batch_stats
+    return record, stacking.like(params, jax.eval_shape(lambda: start(given.model)[1]["params"])), batch_stats
+
+
+def make_keys(key: Array, batch: Batch) -> Keys:
+    """Splits one key into the keys of a step: one shared key, and one per image."""
+    step, images = jax.random.split(key)
+    return Keys(step, jax.random.split(images, num_images(batch)))
+
+
+def num_images(batch: Batch) -> int:
+    """Returns B, the number of images of a batch; every crop has so many."""
+    return next(iter(batch["image"].values())).shape[0]
+
+
+def normalised_views(batch: Batch, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, View]:
+    """Converts the batch's uint8 crops [B, V, S, S, 3] to normalised float32 views [V, B, S, S, 3]."""
+    return {
+        name: View(jnp.moveaxis(normalise_pixels(images, mean, std), 1, 0), jnp.moveaxis(batch["box"][name], 1, 0))
+        for name, images in batch["image"].items()
+    }
+
+
+def center_means(record: Forward, method: Method) -> dict[str, Array]:
+    """Returns the batch mean of the teacher's logits for each of the method's centers whose head was run."""
+    return {name: record.heads[f"{name}_mean"] for name in method.centers if f"{name}_mean" in record.heads}
