@@ -182,6 +182,13 @@ def test_any_folders_with_a_class_list(tmp_path):
         found.source[0]
 
 
+def test_an_unreadable_image_is_a_bad_record(tmp_path):
+    ade20k(tmp_path, "training")
+    put(tmp_path / "images/training/a.jpg", b"no image")
+    with pytest.raises(BadRecord, match=r"ade20k/a\.jpg: "):
+        open_set("ade20k", str(tmp_path), "train").source[0]
+
+
 def test_tfds_is_refused_with_the_reason_and_missing_data_are_named(tmp_path):
     with pytest.raises(ValueError, match="instance maps, not the 150 class labels"):
         open_set("tfds", "scene_parse150", "train")
@@ -293,7 +300,7 @@ def test_crops_avoid_one_class_filling_them():
         shares[limit] = np.mean([(mask[t : t + 16, left : left + 16] == 0).mean() >= 0.75 for t, left in crops])
     assert shares[0.75] < shares[1.0] - 0.3
     ignored = np.full((64, 64), IGNORE, np.int16)
-    draw_crop(np.random.default_rng(0), ignored, 16, 0.75)  # ten draws, the last is taken
+    draw_crop(np.random.default_rng(0), ignored, 16, 0.75)  # eleven draws, the last is taken
     assert draw_crop(np.random.default_rng(0), mask, 100, 0.75) == (0, 0)
 
 

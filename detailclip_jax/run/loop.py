@@ -106,7 +106,12 @@ def _train(run: Run) -> int:
     with processes.together():
         scores = read_scores(run.workdir)
         store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn, scores)
-    with closing(store) as checkpoints, processes.together(), enough_memory(), explained(run, checkpoints):
+    with (
+        closing(store) as checkpoints,
+        processes.together(),
+        enough_memory(run.task.less_memory),
+        explained(run, checkpoints),
+    ):
         start = restore_or_init(run, checkpoints)
         interrupt = Interrupt(checkpoints.abandon)
         with Session(run, checkpoints, start.step, interrupt) as session:
@@ -142,14 +147,14 @@ def explained(run: Run, checkpoints: Checkpoints) -> Iterator[None]:
 
 
 @contextmanager
-def enough_memory() -> Iterator[None]:
+def enough_memory(less_memory: str = LESS_MEMORY) -> Iterator[None]:
     """Turns jax's RESOURCE_EXHAUSTED error into OutOfMemory."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OutOfMemory(f"out of memory; what needs less: {LESS_MEMORY} ({str(error).splitlines()[0]})") from error
+        raise OutOfMemory(f"out of memory; what needs less: {less_memory} ({str(error).splitlines()[0]})") from error
 
 
 def introduce(run: Run) -> None:
@@ -333,6 +338,16 @@ def write_results(run: Run, state: TrainState, step: int, scores: Mapping[str, f
         run.console.warn(f"no figures: {error}")
 
 
+def gentler(run: Run) -> str:
+    """Says how to go on after a loss that is not finite."""
+    rate = run.config.optimizer.learning_rate
+    return (
+        "The same command would come to the same step.  Start from there with a gentler optimiser: another "
+        f"--workdir, --config.init={run.workdir}, --config.optimizer.learning_rate below {rate:g} or "
+        "--config.optimizer.clip_norm=1.0"
+    )
+
+
 PRETRAINING = Task(
     terms=lambda run: list(run.experiment.method.terms),
     introduce=introduce,
@@ -341,4 +356,6 @@ PRETRAINING = Task(
     compile=compiled_step,
     evaluate=evaluate,
     finish=write_results,
+    less_memory=LESS_MEMORY,
+    gentler=gentler,
 )

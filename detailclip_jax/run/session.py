@@ -43,6 +43,8 @@ class Task(NamedTuple):
     compile: Callable[["Run", Clock, TrainState], "TrainStep"]
     evaluate: Callable[["Run", Interrupt, TrainState, int], Mapping[str, float]]  # scores of the state at a step
     finish: Callable[["Run", TrainState, int, Mapping[str, float], str], None]  # final table and figures
+    less_memory: str  # which settings need less memory
+    gentler: Callable[["Run"], str]  # how to go on after a loss that is not finite
 
 
 TrainStep = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Mapping[str, Array]]]
@@ -130,7 +132,7 @@ class Session:
             try:
                 check_finite(step, self._last, self.run.terms)
             except NonFiniteError as error:
-                raise NonFiniteError(f"{error}; {self._last_good()}.\n{self._way_out()}") from None
+                raise NonFiniteError(f"{error}; {self._last_good()}.\n{self.run.task.gentler(self.run)}") from None
         self._pending.clear()
         return self._last
 
@@ -138,14 +140,6 @@ class Session:
         steps = self.checkpoints.steps()
         where = f"the last good one is step {steps[-1]}" if steps else "there is none yet"
         return f"checkpoints in {self.checkpoints.folder}: {where}"
-
-    def _way_out(self) -> str:
-        rate = self.run.config.optimizer.learning_rate
-        return (
-            "The same command would come to the same step.  Start from there with a gentler optimiser: another "
-            f"--workdir, --config.init={self.run.workdir}, --config.optimizer.learning_rate below {rate:g} or "
-            "--config.optimizer.clip_norm=1.0"
-        )
 
     def log(self, step: int) -> None:
         """Writes the scalars of `step` and the speed since the last line; prints the progress line."""

@@ -25,7 +25,7 @@ from detailclip_jax.run.session import Run, Task, TrainStep
 from detailclip_jax.runtime.cores import usable_cores
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
-from detailclip_jax.runtime.progress import Clock, Console
+from detailclip_jax.runtime.progress import Clock, Console, Meter
 from detailclip_jax.runtime.signals import SIGNALS, Stopped
 from detailclip_jax.segmentation import encoder, experiment, metrics
 from detailclip_jax.segmentation.experiment import Experiment
@@ -153,12 +153,18 @@ def compile_step(run: Run, clock: Clock, state: TrainState) -> TrainStep:
 
 
 def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
-    """Evaluates the head on the evaluation set; writes the scores of every class to `per_class.json`.
+    """Evaluates the head, with a progress line; writes the scores of every class to `per_class.json`.
 
     Raises EvaluatorError that names an unreadable image, and Stopped between two images if the run must stop.
     """
+    meter = Meter(run.console, "images", -(-len(run.experiment.sets.val.source) // jax.process_count()), "evaluation")
+
+    def before_each() -> None:
+        _stop(interrupt)
+        meter.add(1)
+
     try:
-        scores, counts = run.experiment.evaluate(state, lambda: _stop(interrupt))
+        scores, counts = run.experiment.evaluate(state, before_each)
     except BadRecord as error:
         raise EvaluatorError(f"evaluation at step {step}: {error}") from error
     if jax.process_index() == 0:
@@ -235,6 +241,21 @@ def paper_rows(head: str) -> dict[str, float]:
     return {name: row[place] for name, row in table["rows"].items() if row[place] is not None}
 
 
+LESS_MEMORY = (
+    "a smaller batch_size (the learning rate follows), --config.model.remat=dots or full, "
+    "--config.model.dtype=bfloat16, a smaller inference.batch_size, or --config.mesh.fsdp of several devices"
+)
+
+
+def gentler(run: Run) -> str:
+    """Says how to go on after a loss that is not finite."""
+    rate = run.config.optimizer.learning_rate
+    return (
+        "The same command would come to the same step.  Use another --workdir and a gentler optimiser: "
+        f"--config.optimizer.learning_rate below {rate:g} or --config.optimizer.clip_norm=1.0"
+    )
+
+
 SEGMENTATION = Task(
     terms=lambda run: run.experiment.terms,
     introduce=introduce,
@@ -243,4 +264,6 @@ SEGMENTATION = Task(
     compile=compile_step,
     evaluate=evaluate,
     finish=finish,
+    less_memory=LESS_MEMORY,
+    gentler=gentler,
 )

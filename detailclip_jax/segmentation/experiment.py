@@ -235,11 +235,14 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
 
 
 def open_sets(config: ConfigDict) -> Sets:
-    """Opens the training and the evaluation set.  Raises ValueError and MissingData as the sets do."""
-    data, seed = config.data, config.seed
+    """Opens the training and the evaluation set.  Raises ValueError and MissingData as the sets do.
+
+    The scenes of stickers do not depend on the run's seed, so that runs of several seeds have the same evaluation set.
+    """
+    data = config.data
     if data.source == "stickers":
-        train = open_stickers(data.labels, data.train_split, data.canvas, data.num_train or None, seed)
-        return Sets(train, open_stickers(data.labels, data.val_split, data.canvas, data.num_val or 500, seed))
+        train = open_stickers(data.labels, data.train_split, data.canvas, data.num_train or 2**24)
+        return Sets(train, open_stickers(data.labels, data.val_split, data.canvas, data.num_val or 500))
     splits = (data.train_split, data.num_train), (data.val_split, data.num_val)
     return Sets(*(_first(open_set(data.source, data.path, split, data.unknown_labels), num) for split, num in splits))
 

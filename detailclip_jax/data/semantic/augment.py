@@ -13,7 +13,7 @@ from jaxtyping import Int16, UInt8
 from detailclip_jax.data.images import flip, resize_mask
 from detailclip_jax.data.semantic.labels import IGNORE
 
-TRIES = 10  # crops drawn until no class fills more than its largest share
+TRIES = 11  # crops drawn until no class fills more than its largest share: one, and ten more, as in mmseg
 BRIGHTNESS, CONTRAST, HUE = 32, (0.5, 1.5), 18  # levels; factors of contrast and of saturation; in steps of 2 degrees
 
 Image = UInt8[np.ndarray, "H W 3"]

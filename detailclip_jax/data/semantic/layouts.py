@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from detailclip_jax.config import unknown
-from detailclip_jax.data.decoding import opened
+from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.regular_files import read_regular
 from detailclip_jax.data.semantic import names
@@ -62,9 +62,9 @@ class Pairs:
         key = f"{self.name}/{image_file.name}"
         try:
             image, stored = read_regular(image_file), stored_values(read_regular(mask_file), key)
-        except OSError as error:
+            header = opened(image)
+        except (OSError, BadImage) as error:
             raise BadRecord(f"{key}: {error}") from error
-        header = opened(image)
         check_size((header.height, header.width), stored.shape, key)
         mask = self.labels(stored, key)
         return {"image": image, "mask": mask, "key": key, "captions": (), "label": -1}

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from detailclip_jax.kernels.products import precision_of
 from detailclip_jax.models.batch_norm import BatchNorm
 from detailclip_jax.types import Array, Axis, Float
 
@@ -28,7 +29,13 @@ class ConvNormRelu(nn.Module):
     def __call__(self, maps: Float[Array, "B h w C"], train: bool) -> Float[Array, "B h w D"]:
         """Computes the layer; `train` uses the batch's statistics and updates the running ones."""
         made = nn.Conv(
-            self.width, (self.kernel,) * 2, use_bias=False, dtype=self.dtype, kernel_init=KAIMING, name="conv"
+            self.width,
+            (self.kernel,) * 2,
+            use_bias=False,
+            dtype=self.dtype,
+            precision=precision_of(self.dtype),
+            kernel_init=KAIMING,
+            name="conv",
         )(maps)
         return nn.relu(norm_over_maps(BatchNorm(self.axis, self.dtype, name="norm"), made, train))
 
@@ -58,5 +65,6 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, maps: Float[Array, "B h w C"]) -> Float[Array, "B h w K"]:
         """Computes the logits of every place."""
-        made = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=CLASSIFIER, name="conv")(maps)
-        return made.astype(jnp.float32)
+        precision = precision_of(self.dtype)
+        layer = nn.Dense(self.num_classes, dtype=self.dtype, precision=precision, kernel_init=CLASSIFIER, name="conv")
+        return layer(maps).astype(jnp.float32)

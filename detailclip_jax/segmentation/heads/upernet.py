@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from detailclip_jax.kernels.products import precision_of
 from detailclip_jax.models.batch_norm import BatchNorm
 from detailclip_jax.models.layers import exact_gelu, uniform_fan_in
 from detailclip_jax.segmentation.heads.layers import Classifier, ConvNormRelu, drop_channels, norm_over_maps
@@ -31,7 +32,8 @@ class Doubling(nn.Module):
         init = uniform_fan_in(4 * width)
         kernel = self.param("kernel", init, (2, 2, width, width)).astype(self.dtype)
         bias = self.param("bias", init, (width,)).astype(self.dtype)
-        made = jnp.einsum("bijc,uvcd->biujvd", maps.astype(self.dtype), kernel)
+        precision = precision_of(self.dtype)
+        made = jnp.einsum("bijc,uvcd->biujvd", maps.astype(self.dtype), kernel, precision=precision)
         return made.reshape(batch, 2 * rows, 2 * columns, width) + bias
 
 
