@@ -11,13 +11,19 @@ TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, 
   retrieval  find an image's captions among all captions, and images by captions (R@1, R@5, R@10)
   knn        k nearest neighbours in the training split, on the class token
   linear     logistic regression on the class token, fitted on the training split
+  dense      training-free segmentation by class names, as SET or SET:READOUT, see below
   kept_objects, segmentation      only on stickers: patches of high attention that touch an object; linear segmentation
 
-  stickers   as a task: all of these on the embedded scenes, no download.  As sets: stickers, stickers_pairs (pairs of
-             nouns that do not occur together in training; retrieval), stickers_style (another artist's drawings, see
-             --style)
+  stickers   as a task: all of these but dense on the embedded scenes, no download.  As sets: stickers, stickers_pairs
+             (pairs of nouns that do not occur together in training; retrieval), stickers_style (another artist's
+             drawings, see --style)
   paper      as a task: the paper's tables 2 and 3.  As a set: the paper's sets of that kind, as in zero_shot:paper;
              "all" means all sets of that kind
+
+dense:SET:READOUT compares class names with patch features after a change to the last block.  Read-outs: plain,
+maskclip, maskclip_bare, sclip, naclip, clearclip, gem (default: naclip; SET:all takes each in turn).  Sets: stickers,
+voc20, voc21, context59, context60, coco_object, coco_stuff171, ade150, cityscapes (docs/evaluation.md lists their
+folders), or folder:PATH with images/val, masks/val and classes.txt.
 
 Sets: {sets}
 or any folder of class folders: by its name in --data-dir, or folder:PATH.  DIR/test/CLASS/*.jpg and
@@ -45,6 +51,9 @@ from detailclip_jax.runtime.terminal import complain
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 OUT = "evaluation"  # subfolder of the workdir; the step is appended
+COMPARE_HELP = (
+    "numbers alongside ours: the paper's of the same method, or those published of dense read-outs on CLIP B/16"
+)
 KEPT = "what was measured is kept, and the same command goes on from there"
 
 
@@ -70,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data-dir", default="data", metavar="DIR", help="folder of the sets on disk (default: data)")
     add("--follow-links", action="store_true", help="links among the images may lead out of their folder")
     add("--out", metavar="DIR", help=f"folder of the results (default: WORKDIR/{OUT}-STEP)")
-    add("--compare", choices=("paper",), help="put the paper's numbers for the same method beside ours")
+    add("--compare", choices=("paper", "published"), help=COMPARE_HELP)
     add("--num-examples", type=int, metavar="N", help="a quick look: at N evenly spaced examples of each evaluated set")
     add(
         "--num-train-examples",
@@ -119,7 +128,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
             out=out,
             keep_embeddings=arguments.cache,
             batch_size=arguments.batch_size,
-            compare=arguments.compare == "paper",
+            compare=arguments.compare,
             console=console,
         )
     console.say(f"\n{results.screen(outcome)}\n")
@@ -149,7 +158,9 @@ def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namesp
     yield f"preprocess: {preprocessing.description(measured.config)}"
     count = f"{len(asked)} task{'s' * (len(asked) != 1)}"
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
-    if arguments.compare and measured.method not in paper.ROWS:
+    if arguments.compare == "published" and not any(task.kind == "dense" for task in asked):
+        yield "the published numbers are of dense tasks, such as --tasks=dense:voc21:sclip; none is asked for"
+    if arguments.compare == "paper" and measured.method not in paper.ROWS:
         yield f"the paper's tables 2 and 3 have no row for {measured.method}; they have {', '.join(paper.ROWS)}"
 
 

@@ -13,6 +13,7 @@ import tiny
 from PIL import Image
 
 from detailclip_jax.data.decoding import BadImage
+from detailclip_jax.figures.plots import text_maps
 from detailclip_jax.inference import dense, windows
 from detailclip_jax.inference.model import Model
 from detailclip_jax.models import readouts
@@ -349,6 +350,18 @@ def test_naclip_is_the_default_and_templates_are_averaged():
     lengths = np.linalg.norm(rows, axis=-1)[:, None, None]
     apart = model.dense(image, [f"a photo of {t}." for t in TEXTS]) + model.dense(image, [f"art of {t}" for t in TEXTS])
     np.testing.assert_allclose(both, apart / 2 / lengths, atol=1e-5)
+
+
+def test_maps_are_drawn_over_the_image():
+    """One panel per text; the colours are of the differences from the mean over texts, in one range."""
+    pytest.importorskip("matplotlib")
+    image, maps = picture(30, 40), noise(3, 30, 40)
+    figure = text_maps(image, maps, TEXTS)
+    assert [axes.get_title() for axes in figure.axes] == ["image", *TEXTS]
+    _, drawn = figure.axes[2].get_images()
+    np.testing.assert_allclose(drawn.get_array(), maps[1] - maps.mean(0), atol=1e-6)
+    assert drawn.get_clim() == pytest.approx((-np.abs(maps - maps.mean(0)).max(), np.abs(maps - maps.mean(0)).max()))
+    assert len(text_maps(image, maps[:1], TEXTS[:1]).axes) == 2
 
 
 def test_no_text_gives_no_map_and_any_kind_of_image_is_read(tmp_path):

@@ -30,6 +30,9 @@ NAMES = ROWS | {
     "mean_of_top1_and_top5": "mean of top-1 and top-5",
     "image_to_text_r10": "image to text R@10",
     "text_to_image_r10": "text to image R@10",
+    "mean_iou": "mIoU",
+    "mean_accuracy": "mean accuracy per class",
+    "pixel_accuracy": "accuracy of pixels",
 }
 NOTES = {
     "zero_shot": "Zero-shot: a class is the mean of its prompts' normalised embeddings, normalised again.",
@@ -38,6 +41,7 @@ NOTES = {
     "linear": "Linear: logistic regression on the frozen class token, C chosen on a fifth of the training split.",
     "kept_objects": "Kept patches: of those with the highest CLS attention; chance is the share of all that touch one.",
     "segmentation": "Segmentation: patch features, frozen, to classes by ridge regression.",
+    "dense": "Dense: class names against patch features, nothing trained; the interval resamples images.",
 }
 
 

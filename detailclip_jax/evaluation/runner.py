@@ -17,20 +17,21 @@ from jax.experimental import multihost_utils
 
 from detailclip_jax.config import unknown
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.evaluation import paper
+from detailclip_jax.evaluation import paper, published
 from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench, Watch, counted
 from detailclip_jax.evaluation.cache import Cache, NoCache
 from detailclip_jax.evaluation.embedding import EvaluationBatch
 from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.report import size_text
-from detailclip_jax.evaluation.results import Outcome, Record, Results, percent, record
+from detailclip_jax.evaluation.results import Beside, Outcome, Record, Results, percent, record
 from detailclip_jax.evaluation.sets import Sets
 from detailclip_jax.evaluation.subject import Subject
 from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting, Task
 from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.training.checkpoint import all_processes
 
+COMPARE = ("paper", "published")
 CACHE = "embeddings"  # subfolder of the results folder
 
 
@@ -52,18 +53,20 @@ def run_tasks(
     out: str | os.PathLike | None = None,
     keep_embeddings: bool = True,
     batch_size: int = BATCH_SIZE,
-    compare: bool = False,
+    compare: str | None = None,
     console: Console | None = None,
 ) -> Outcome:
     """Measures every task with every set of weights of the subject.
 
     out: folder of results.jsonl (written after each measurement; read to continue), results.md, results.csv and the
         embeddings. None writes nothing.
-    compare: adds the paper's results of the subject's method to the tables.
+    compare: adds results to the tables: "paper" those of the subject's method in the paper, "published" those of
+        dense read-outs on CLIP B/16.
 
-    All processes of a job call this together; process 0 writes. Raises ValueError if `out` holds results of other
-    weights. With several processes, raises any error but `findings.Unmeasurable`: it may have occurred on one process
-    alone while the others wait for it, see `processes.together`.
+    All processes of a job call this together; process 0 writes. Raises ValueError for an unknown protocol or
+    comparison, and if `out` holds results of other weights. With several processes, raises any error but
+    `findings.Unmeasurable`: it may have occurred on one process alone while the others wait for it, see
+    `processes.together`.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(unknown("protocol", protocol, PROTOCOLS))
@@ -74,9 +77,18 @@ def run_tasks(
         Cache(Path(out) / CACHE) if out and keep_embeddings else NoCache(),
         batch_size,
         console or Console(enabled=False),
-        Outcome([], {}, {}, {}, [], subject, paper.rows_of(subject.method) if compare else {}),
+        Outcome([], {}, {}, {}, [], subject, compared(subject.method, compare)),
     )
     return runner.run(tasks)
+
+
+def compared(method: str, compare: str | None) -> Beside:
+    """The results of others to show with ours, see `run_tasks`. Raises ValueError for an unknown name."""
+    if compare not in (None, *COMPARE):
+        raise ValueError(unknown("compare", compare, COMPARE))
+    if compare == "published":
+        return published.rows()
+    return paper.rows_of(method) if compare == "paper" else {}
 
 
 class Runner(NamedTuple):

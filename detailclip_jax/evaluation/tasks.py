@@ -1,5 +1,6 @@
 """Tasks by name: parses `--tasks`, and defines how each task is measured on a set."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from detailclip_jax.data.labelled import KNOWN, LabelledSet
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.stickers import zero_shot_prompts
-from detailclip_jax.evaluation import knn, linear, paper, stickers
+from detailclip_jax.evaluation import dense, dense_sets, dense_setups, knn, linear, paper, stickers
 from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.classification import usual_top, zero_shot_metrics
 from detailclip_jax.evaluation.kept_objects import KeptObjects
@@ -22,6 +23,7 @@ from detailclip_jax.evaluation.segmentation import LinearSegmentation
 from detailclip_jax.evaluation.sets import STICKERS, Sets
 
 Measured = Iterator[tuple[str, Metric]]
+DENSE = "dense"
 JOINT = ("image", "image_projection", "text", "text_projection")
 
 
@@ -172,6 +174,21 @@ def few_scenes(sets: Sets, fitted: bool) -> dict[str, int]:
     return {name: count for name, count in options.items() if count is not None}
 
 
+def dense_readout(setting: Setting, name: str) -> Prepared:
+    """Training-free segmentation by a read-out, such as "voc20:naclip"."""
+    dataset, readout = dense_sets.split_name(name)
+    if setting.config is None:
+        raise ValueError(f"dense:{name} changes the last block of a run of this package: give it a checkpoint")
+    data, config = dense_sets.open_dense(dataset, setting.sets), setting.config
+    found = dense_setups.setup(dataset, readout, data.classes)
+    encoder = functools.cache(lambda: dense.encoder_of(config, readout))  # compiled once for all sets of weights
+
+    def measure(bench: Bench) -> Measured:
+        return dense.measure(bench, config, data, found, encoder())
+
+    return Prepared(data, str(found), JOINT, measure)
+
+
 KINDS: dict[str, Callable[[Setting, str], Prepared]] = {
     "zero_shot": zero_shot,
     "retrieval": retrieval,
@@ -179,6 +196,7 @@ KINDS: dict[str, Callable[[Setting, str], Prepared]] = {
     "linear": linear_probe,
     "kept_objects": kept_objects,
     "segmentation": segmentation,
+    DENSE: dense_readout,
 }
 CAPTIONED = ("coco", "flickr30k", *STICKERS)
 GROUPS = {
@@ -196,7 +214,8 @@ def parse(text: str, sets: Sets) -> list[Task]:
         parse("paper", sets)  # tables 2 and 3: 14 sets, COCO and Flickr30K
 
     An entry is KIND:SET,SET,... or a group ("paper", "stickers"). As a set, "paper" means the paper's sets and "all"
-    all known sets. Raises ValueError with the nearest names for an unknown kind or set.
+    all known sets. A set of "dense" may name its read-out: "dense:voc20:gem" (default: naclip; "dense:voc20:all" for
+    each). Raises ValueError with the nearest names for an unknown kind, set or read-out.
     """
     tasks = [task for part in filter(None, (p.strip() for p in text.split(";"))) for task in _part(part, sets)]
     if not tasks:
@@ -225,7 +244,9 @@ def _no_kind(part: str, kind: str, colon: str) -> str:
 
 
 def expand(kind: str, name: str) -> Sequence[str]:
-    """The sets that "paper" or "all" stands for, else the name itself."""
+    """The sets that "paper" or "all" stands for, else the name itself; of dense, with the read-out."""
+    if kind == DENSE:
+        return dense_sets.spelled_out(name)
     captioned = kind == "retrieval"
     if name == "paper":
         return paper.retrieval_sets() if captioned else paper.zero_shot_sets()
@@ -236,6 +257,9 @@ def expand(kind: str, name: str) -> Sequence[str]:
 
 def check(kind: str, name: str, sets: Sets) -> None:
     """Raises ValueError for a set that does not exist or that this task cannot use."""
+    if kind == DENSE:
+        dense_sets.split_name(name)
+        return
     sets.check(name)
     if name in KNOWN and KNOWN[name].captioned != (kind == "retrieval"):
         has = "captions and no classes" if KNOWN[name].captioned else "classes and no captions"

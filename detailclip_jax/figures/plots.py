@@ -147,6 +147,30 @@ def reconstruction_figure(
     return image_grid(rows, "Removed patches, reconstructed from the kept ones", credit)
 
 
+def text_maps(image: UInt8[np.ndarray, "H W 3"], maps: Float[np.ndarray, "T H W"], texts: Sequence[str]):
+    """The image, and over it the map of each text (see `Model.dense`).
+
+    A map is shown relative to the mean over texts at the same pixel, since only differences between texts carry
+    meaning; with one text, relative to its mean over the image. All panels share one colour range.
+
+        text_maps(image, model.dense(image, texts), texts).savefig("maps.png")
+    """
+    shown = maps - (maps.mean(0) if len(maps) > 1 else maps.mean())
+    limit = max(float(np.abs(shown).max(initial=0)), 1e-12)
+    height, width = image.shape[:2]
+    panel = 2.2 * height / width
+    figure = _figure(2.3 * (1 + len(maps)), panel + 0.35)
+    panels = figure.subplots(1, 1 + len(maps), squeeze=False)[0]
+    for axes, title in zip(panels, ("image", *texts)):
+        axes.imshow(image)
+        axes.set_title(title, fontsize=9, color=INK)
+        axes.set_axis_off()
+    for axes, values in zip(panels[1:], shown):
+        axes.imshow(values, cmap="viridis", alpha=0.7, vmin=-limit, vmax=limit)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
 def loss_curves(metrics: Sequence[Mapping[str, Any]]):
     """Each loss term over the steps, in its own panel; `metrics` is the output of `metrics.read_lines`."""
     terms = [term for term in TERMS if any(term in line for line in metrics)]

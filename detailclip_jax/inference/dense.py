@@ -52,7 +52,7 @@ class Pipeline(NamedTuple):
 
 SCLIP = Pipeline()
 CLEARCLIP = Pipeline(short_side=448, window=448, stride=224, scale=50.0, pad=True)
-GEM = Pipeline(short_side=448, window=None, squash=True)
+GEM = Pipeline(short_side=448, window=None, scale=100.0, squash=True)
 # The published code of sclip, naclip, clearclip and gem; the other read-outs use that of sclip, as does its paper.
 PIPELINES = {**dict.fromkeys(READOUTS, SCLIP), "clearclip": CLEARCLIP, "gem": GEM}
 
