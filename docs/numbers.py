@@ -4,17 +4,18 @@
     make numbers                               # makes the old ones that take at most an hour each, cheapest first
     make numbers ONLY=demo,evaluation          # these, whatever their age and cost
     make numbers ALL=1                         # all old ones, also those that take hours
-    python docs/numbers.py --take=comparison   # the text between the marks was measured by hand at this commit
 
 `NUMBERS` says how each one is made; docs/numbers.json holds what was measured, with date, commit, machine and versions.
 In README.md and docs/*.md a measured text stands between `<!-- numbers NAME -->` and `<!-- end -->`, exactly as the
-data file has it (a test).  A number is old when a file that it measures (`paths`) differs from the one it was made
-with.  What was made is kept after each number, and the commands go on where they were stopped, in
-runs/numbers/NAME-DIGEST.
+data file has it (a test).  A number is old when a file that it measures differs from the one it was made with: the
+files of `paths` that its commands import.  Comments, docstrings and the texts of messages and errors do not count.
+What was made is kept after each number, and the commands go on where they were stopped, in runs/numbers/NAME-DIGEST.
 """
 
 import argparse
+import ast
 import datetime
+import functools
 import glob
 import hashlib
 import json
@@ -35,10 +36,13 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs/numbers.json"
 RUNS = ROOT / "runs/numbers"
 DOCUMENTS = ("README.md", "docs/data.md", "docs/evaluation.md", "docs/experiments.md", "docs/performance.md")
+PACKAGE = "detailclip_jax"
+MESSAGES = ("complain", "debug", "fail", "_fail", "info", "live", "print", "say", "warn", "warning")  # functions
 WIDTH = 120  # of the documents' lines
 LONG = 60  # minutes; longer ones are made only when named or with --all
 MARKS = re.compile(r"<!-- numbers (?P<name>\S+) -->\n(?P<text>.*?)\n<!-- end -->", re.DOTALL)
 VERSIONS = ("jax", "flax", "numpy", "Pillow", "opencv-python-headless")
+GIB = 2**30
 
 Made = dict[str, list[str]]  # name of a mark -> the lines between
 
@@ -46,9 +50,9 @@ Made = dict[str, list[str]]  # name of a mark -> the lines between
 class Number(NamedTuple):
     """What is measured together.
 
-    paths: globs of the files whose change makes it old.
+    paths: globs of the files whose change makes it old, where the commands import them.
     commands: what is run, in this order; `{out}` is its own folder, `{NAME}` that of another number.
-    blocks: the texts, from the folder; None where they are copied by hand from what the commands leave there.
+    blocks: the texts, from the folder.
     files: files of the repository, and where they lie in the folder.
     after: numbers whose folders the commands read.
     """
@@ -58,25 +62,31 @@ class Number(NamedTuple):
     minutes: int
     paths: tuple[str, ...]
     commands: tuple[str, ...]
-    blocks: Callable[[Path], Made] | None = None
+    blocks: Callable[[Path], Made]
     files: Mapping[str, str] = {}
     after: tuple[str, ...] = ()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Lists, takes or makes numbers; the exit status."""
+    """Lists or makes numbers; the exit status."""
     asked = parser().parse_args(arguments)
     try:
         known = [number for number in NUMBERS if chosen(number, asked)]
         if asked.list:
-            print(listed(known))
-            return 0
-        if asked.take:
-            return take(asked.take)
+            return show(listed(known))
         return make_all(known, asked)
     except NumbersError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def show(text: str) -> int:
+    """Prints a text; a reader that ended before it, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the interpreter would flush to the closed pipe again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 class NumbersError(Exception):
@@ -89,14 +99,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--list", action="store_true", help="list the numbers and their age, make none")
     made.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,...", help="these, whatever their age")
     made.add_argument("--all", action="store_true", help=f"also old ones that take more than {LONG} minutes")
-    made.add_argument("--take", metavar="NAME", help="keep the text between the marks as measured at this commit")
     return made
 
 
 def chosen(number: Number, asked: argparse.Namespace) -> bool:
     """Whether --only names it; NumbersError for a name that there is not."""
     names = [number.name for number in NUMBERS]
-    for name in [*(asked.only or []), *([asked.take] if asked.take else [])]:
+    for name in asked.only or []:
         if name not in names:
             raise NumbersError(f"unknown number {name!r}; known: {', '.join(names)}")
     return not asked.only or number.name in asked.only
@@ -118,19 +127,100 @@ def write_data(data: Mapping[str, Any]) -> None:
 
 
 def digest(number: Number) -> str:
-    """Twelve hexadecimal digits of the files that the number measures."""
-    names = sorted({name for path in number.paths for name in glob.glob(path, root_dir=ROOT, recursive=True)})
+    """Twelve hexadecimal digits of what the files that the number measures compute."""
+    names = measured(number)
     if not names:
         raise NumbersError(f"{number.name}: no file is called {', '.join(number.paths)}")
     return digest_of((name, (ROOT / name).read_bytes()) for name in names)
 
 
+def measured(number: Number) -> list[str]:
+    """The files of `paths`; of the package's modules those that the commands import, directly or through others."""
+    names = sorted({name for path in number.paths for name in glob.glob(path, root_dir=ROOT, recursive=True)})
+    imported = imports(number)
+    return [name for name in names if not name.startswith(f"{PACKAGE}/") or name in imported]
+
+
+def imports(number: Number) -> set[str]:
+    """The package's files that the commands import, also within functions."""
+    before = [each for each in NUMBERS if each.name in number.after]
+    words = [word for each in (number, *before) for command in each.commands for word in shlex.split(command)]
+    modules = [module_file(word) for word in words if word.split(".")[0] == PACKAGE]
+    todo = [*modules, *(word for word in words if word.endswith(".py") and (ROOT / word).is_file())]
+    found: set[str] = set()
+    while todo:
+        name = todo.pop()
+        if name and name not in found:
+            found.add(name)
+            todo += imported_by(ROOT / name)
+    return found
+
+
+@functools.cache
+def imported_by(file: Path) -> list[str]:
+    """The package's files that a file imports, with the packages that contain them."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    parts = [name.split(".") for name in names if name.split(".")[0] == PACKAGE]
+    return [module_file(".".join(part[:length])) for part in parts for length in range(1, len(part) + 1)]
+
+
+def module_file(module: str) -> str:
+    """The file of a module, relative to the root; "" if there is none."""
+    path = module.replace(".", "/")
+    return next((name for name in (f"{path}.py", f"{path}/__init__.py") if (ROOT / name).is_file()), "")
+
+
 def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
-    """Of names and contents, in their order."""
+    """Of names and contents, in their order; of Python files without what computes nothing."""
     whole = hashlib.sha256()
     for name, content in files:
-        whole.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
+        counted = computing(content) if name.endswith(".py") else content
+        whole.update(f"{name} {hashlib.sha256(counted).hexdigest()}\n".encode())
     return whole.hexdigest()[:12]
+
+
+@functools.cache
+def computing(source: bytes) -> bytes:
+    """A Python file without comments, layout, docstrings, and the texts of errors and messages."""
+    return ast.unparse(Silent().visit(ast.parse(source))).encode()
+
+
+class Silent(ast.NodeTransformer):
+    """Removes texts that are only read by people: bare strings, and those within `raise` and calls of MESSAGES."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        """Visits the children; `pass` takes the place of a body that is left empty."""
+        node = super().generic_visit(node)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.body:
+            node.body = [ast.Pass()]
+        return node
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        """Drops docstrings and other bare strings."""
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        """Empties the texts of an error."""
+        return _Mute().visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Empties the texts of a message."""
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        return _Mute().visit(node) if name in MESSAGES else self.generic_visit(node)
+
+
+class _Mute(ast.NodeTransformer):
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
+        return ast.Constant("")
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        return ast.Constant("") if isinstance(node.value, str) else node
 
 
 def is_old(number: Number, data: Mapping[str, Any]) -> bool:
@@ -156,8 +246,7 @@ def state_of(number: Number, data: Mapping[str, Any]) -> str:
     """In words."""
     if number.name not in data:
         return "never made"
-    hand = "" if number.blocks else ", copied by hand"
-    return ("older than its code" if is_old(number, data) else "up to date") + hand
+    return "older than its code" if is_old(number, data) else "up to date"
 
 
 def by_cost(numbers: Iterable[Number]) -> list[Number]:
@@ -172,7 +261,7 @@ def make_all(numbers: Sequence[Number], asked: argparse.Namespace) -> int:
     """Makes the old (or the named) numbers, lists the old ones that it did not make, and returns 1 after a failure."""
     data, failed = read_data(), []
     old = [number for number in by_cost(numbers) if asked.only or is_old(number, data)]
-    wanted = [number for number in old if asked.only or asked.all or (number.minutes <= LONG and number.blocks)]
+    wanted = [number for number in old if asked.only or asked.all or number.minutes <= LONG]
     for number in wanted:
         try:
             make(number)
@@ -187,14 +276,11 @@ def make_all(numbers: Sequence[Number], asked: argparse.Namespace) -> int:
 
 
 def make(number: Number) -> None:
-    """Runs the commands; then puts the texts into the data file and the documents, or says where the results are."""
+    """Runs the commands; then puts the texts into the data file and the documents."""
     clean(number)
     for before in (each for each in NUMBERS if each.name in number.after):
         run(before)
     folder = run(number)
-    if number.blocks is None:
-        print(f"{number.name}: results in {folder}; copy them between the marks, then --take={number.name}")
-        return
     blocks = number.blocks(folder)
     for name, source in number.files.items():
         shutil.copyfile(folder / source, ROOT / name)
@@ -262,16 +348,6 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     return named[1] if named else platform.processor() or platform.machine()
-
-
-def take(name: str) -> int:
-    """Keeps the texts between the marks of a number that is copied by hand."""
-    number = next(number for number in NUMBERS if number.name == name)
-    if number.blocks is not None:
-        raise NumbersError(f"{name} is no number that is copied by hand: make numbers ONLY={name}")
-    clean(number)
-    keep(number, {mark: text for mark, text in marked().items() if owner(mark) == name})
-    return 0
 
 
 # --- the documents
@@ -367,6 +443,27 @@ CONTINUED_FACTORS = (
         )
     ),
 )
+LONG_ROWS = ("clip", "detailclip", "detailclip+masking.ratio=0.25")
+METRICS = {  # heading -> task/metric
+    "zero-shot": "zero_shot/top1",
+    "image to text R@1": "retrieval/image_to_text_r1",
+    "text to image R@1": "retrieval/text_to_image_r1",
+    "balanced mIoU": "segmentation/balanced_miou",
+    "kept objects": "kept_objects/share",
+}
+THEORY_SIZES = ("S", "B", "L")
+REMATS = ("dots", "full")
+SIZES, GAPS = ("1024x768", "2000x1500", "4000x3000"), (0, 2)
+STAGES = {
+    **{name: name for name in ("read", "decode", "crop", "colour", "tokenise", "stack")},
+    "crop": "crop (Pillow's bicubic, as sparse products)",
+}
+STEP_ROWS = (
+    ("B/16, 77", "--size=B/16 --rounds=8"),
+    ("B/16, captions of at most 32, which ours cuts there", "--size=B/16 --words=32 --rounds=5"),
+    ("S/16, 77", "--size=S/16 --rounds=6"),
+)
+STEP_TIMES = "python tests/time_straightforward.py"
 FLOP_ROWS = (  # name in the table, masking, the command's flags
     ("DetailCLIP S/16", "patch", "--size=S/16 --batch=4"),
     ("DetailCLIP B/16", "patch", "--batch=32"),
@@ -400,17 +497,200 @@ def evaluation(folder: Path) -> Made:
     return {"evaluation.sentence": textwrap.wrap(sentence, WIDTH)}
 
 
+def read(folder: Path, name: str) -> Any:
+    """The content of a JSON file."""
+    return json.loads((folder / f"{name}.json").read_text())
+
+
 def flop(folder: Path) -> Made:
-    """The table of the performance page."""
+    """The table of the performance page, and its summary."""
     lines = ["| method, size | masking | batch | tokens of text | counted | on paper |", "|---|---|---|---|---|---|"]
+    counts = {}
     for place, (name, masking, flags) in enumerate(FLOP_ROWS):
-        (record,) = json.loads((folder / f"{place}.json").read_text())
+        (record,) = read(folder, str(place))
         batch = re.search(r"--batch=(\d+)", flags)
         text = re.search(r"--text-length=(\d+)", flags)
-        counted, paper = (f"{record[key] / 1e9:.1f} G" for key in ("flops_per_pair", "flops_per_pair_on_paper"))
-        cells = [name, masking, batch[1] if batch else "", text[1] if text else "77", counted, paper]
+        counted, paper = (f"{record[key] / 1e9:.1f}" for key in ("flops_per_pair", "flops_per_pair_on_paper"))
+        cells = [name, masking, batch[1] if batch else "", text[1] if text else "77", f"{counted} G", f"{paper} G"]
         lines.append(f"| {' | '.join(cells)} |")
-    return {"flop.table": lines}
+        counts[name, masking, cells[3]] = counted
+    patch, cells2 = (counts["DetailCLIP B/16", masking, "77"] for masking in ("patch", "2x2 cells"))
+    plain = read(folder, "straightforward")["gflop_per_pair"]
+    sentence = (
+        f"A step of ViT-B/16 costs {patch} GFLOP per pair with the paper's masking and {cells2} with the published "
+        "code's cells (counted before XLA optimises, batch 32, 77 tokens); a straightforward implementation costs "
+        f"{plain:.1f}."
+    )
+    return {"flop.table": lines, "flop.sentence": textwrap.wrap(sentence, WIDTH)}
+
+
+def theory(folder: Path) -> Made:
+    """The cost of each component on paper, for three sizes."""
+    sizes = {size: read(folder, size)[0] for size in THEORY_SIZES}
+    lines = [f"| GFLOP/pair: forward, backward, other (MB) | {' | '.join(f'ViT-{size}/16' for size in sizes)} |"]
+    lines.append("|---|---|---|---|")
+    for name in next(iter(sizes.values()))["work_by_part"]:
+        works = [record["work_by_part"][name] for record in sizes.values()]
+        cells = [
+            ", ".join(f"{work[kind] / 1e9:.2f}" for kind in ("forward", "backward", "elementwise"))
+            + f" ({work['bytes'] / 1e6:.0f})"
+            for work in works
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    sums = [
+        f"**{record['flops_per_pair_on_paper'] / 1e9:.1f}** "
+        f"({sum(work['bytes'] for work in record['work_by_part'].values()) / 1e6:,.0f})"
+        for record in sizes.values()
+    ]
+    return {"theory.table": [*lines, f"| **sum** | {' | '.join(sums)} |"]}
+
+
+def memory(folder: Path) -> Made:
+    """Bytes of a step, as the compiler plans them."""
+    lines = ["| | arguments | temporaries | together |", "|---|---|---|---|"]
+    for remat in REMATS:
+        (record,) = read(folder, remat)
+        cells = [f"{record[f'{name}_bytes'] / GIB:.2f} GiB" for name in ("argument", "temp", "total")]
+        lines.append(f"| `remat={remat}` | {' | '.join(cells)} |")
+    return {"memory.table": lines}
+
+
+def contrastive(folder: Path) -> Made:
+    """Memory of the contrastive loss alone."""
+    (record,) = read(folder, "clip")
+    temporaries, gradients = (record[name] / 2**20 for name in ("temp_bytes", "gradient_bytes"))
+    sentence = (
+        f"The contrastive loss and its gradient alone (counted): at a global batch of {record['batch']:,} pairs of two "
+        f"views and a caption, {record['width']} wide, on {record['devices']} devices, each device needs "
+        f"{temporaries:,.0f} MiB of temporaries and {gradients:.0f} MiB for the gradients. The full logits would be "
+        f"{record['batch'] ** 2 * 4 / record['devices'] / GIB:.0f} GiB for one view in one direction."
+    )
+    return {"contrastive.sentence": textwrap.wrap(sentence, WIDTH)}
+
+
+def collectives(folder: Path) -> Made:
+    """What devices send in a step of the demo."""
+    lines = ["| collective | times | bytes of the result | bytes sent by a device |", "|---|---|---|---|"]
+    for one in read(folder, "step"):
+        cells = [one["kind"], *(f"{one[name]:,.0f}" for name in ("times", "result", "moved"))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return {"collectives.table": lines}
+
+
+def stages(folder: Path) -> Made:
+    """The data pipeline by stage, against torchvision, and with workers."""
+    records = {one["stage"]: one for one in read(folder, "data")}
+    lines = [
+        "| stage | ms per image (range of 9 rounds) | share | images/s per core |",
+        "|---|---|---|---|",
+    ]
+    for stage in STAGES:
+        one = records[stage]
+        low, high = one["seconds_per_image_range"]
+        ms = f"{1e3 * one['seconds_per_image']:.2f} ({1e3 * low:.2f}-{1e3 * high:.2f})"
+        rate = f"{one['images_per_second_per_core']:,.0f}"
+        lines.append(f"| {STAGES[stage]} | {ms} | {one['share']:.1%} | {rate} |".replace("%", " %"))
+    whole = records["all"]
+    lines.append(f"| all | {1e3 * whole['seconds_per_image']:.2f} | | {whole['images_per_second_per_core']:.0f} |")
+    views, decode = (records[f"{name}, beside torchvision"]["times_as_fast"] for name in ("views", "decode"))
+    workers = records["pipeline"]
+    sentence = (
+        "Against torchvision (Pillow) on the same decoded images, in turn: views "
+        f"{views[0]:.2f} times as fast ({views[1]:.2f}-{views[2]:.2f}), decoding {decode[0]:.2f} times "
+        f"({decode[1]:.2f}-{decode[2]:.2f}). The full pipeline by the clock: {workers['images_per_second']:.0f} "
+        f"images/s with {workers['workers']} workers, on the cores that also ran the process which takes the batches."
+    )
+    return {"stages.table": lines, "stages.sentence": textwrap.wrap(sentence, WIDTH)}
+
+
+def originals(folder: Path) -> Made:
+    """All stages for large JPEGs, with all pixels decoded and with a gap of 2."""
+    lines = ["| original | all pixels | gap 2 | times as fast |", "|---|---|---|---|"]
+    for size in SIZES:
+        full, reduced = (
+            next(one for one in read(folder, f"{size}-{gap}") if one["stage"] == "all")["seconds_per_image"]
+            for gap in GAPS
+        )
+        name = size.replace("x", " x ")
+        lines.append(f"| {name} | {1e3 * full:.1f} ms | {1e3 * reduced:.1f} ms | {full / reduced:.1f} |")
+    return {"originals.table": lines}
+
+
+def straightforward(folder: Path) -> Made:
+    """A step against the straightforward one."""
+    lines = [
+        "| size, tokens of text | rounds | CPU seconds of a step | ratio, CPU seconds | by the clock, two cores |",
+        "|---|---|---|---|---|",
+    ]
+    for place, (name, flags) in enumerate(STEP_ROWS):
+        record = read(folder, str(place))
+        theirs, ours = (f"{record['cpu'][who][0]:.3g}" for who in ("straightforward", "ours"))
+        middle, low, high = record["cpu"]["times_as_fast"]
+        rounds = re.search(r"--rounds=(\d+)", flags)
+        cells = [name, rounds[1] if rounds else "", f"{theirs} / {ours}", f"{middle:.2f} ({low:.2f}-{high:.2f})"]
+        lines.append(f"| {' | '.join(cells)} | {record['clock']['times_as_fast'][0]:.2f} |")
+    return {"straightforward.table": lines}
+
+
+def spread(records: Sequence[Mapping[str, Any]], row: str, metric: str) -> str:
+    """A metric of a row of `compare` in per cent, of the student: "21.8 ± 3.5"; "" if it was not measured."""
+    found = [
+        one
+        for one in records
+        if (one["row"], one["weights"], one["metric"]) == (row, "student", METRICS.get(metric, metric))
+    ]
+    if not found:
+        return ""
+    beside = f" ± {100 * found[0]['std']:.1f}" if found[0]["num_seeds"] > 1 else ""
+    return f"{100 * found[0]['mean']:.1f}{beside}"
+
+
+def rows_table(folder: Path, shown: Mapping[str, str]) -> list[str]:
+    """The rows of a comparison with all their metrics and their cost."""
+    made = read(folder, "comparison")
+    lines = [f"| row | {' | '.join(METRICS)} | GFLOP per image |", "|---|" + "---:|" * (len(METRICS) + 1)]
+    for row, name in shown.items():
+        cost = made["costs"].get(row, "").partition(" ")[0]
+        cells = [spread(made["results"], row, metric) for metric in METRICS]
+        lines.append(f"| {name} | {' | '.join(cells)} | {cost} |")
+    return lines
+
+
+def comparison(folder: Path) -> Made:
+    """Rows side by side, from scratch."""
+    shown = {row: f"`{row}`" for row in ("clip", "clip_two_views", "maskclip", "aclip")} | {PAPER: "`detailclip`"}
+    shown["clip_two_views"] += " (control)"
+    return {
+        "comparison.table": rows_table(folder / "rows", shown | {"untrained": "untrained", "raw pixels": "raw pixels"})
+    }
+
+
+def continued(folder: Path) -> Made:
+    """Rows side by side, from one CLIP."""
+    return {
+        "continued.table": rows_table(
+            folder / "rows", {r: f"`{r}`" for r in ("clip", "maskclip", "aclip")} | {PAPER: "`detailclip`"}
+        )
+    }
+
+
+def factor_table(folder: Path, head: str, rows: Sequence[str]) -> list[str]:
+    """One row per factor: zero-shot, retrieval both ways, balanced mIoU."""
+    records = read(folder, "comparison")["results"]
+    lines = [f"| {head} | zero-shot | R@1, both ways | balanced mIoU |", "|---|---:|---:|---:|"]
+    for row in rows:
+        seen, there, back, detail = (spread(records, row, metric) for metric in list(METRICS)[:4])
+        lines.append(f"| `{row}` | {seen} | {there}, {back} | {detail} |")
+    return lines
+
+
+def factors(folder: Path) -> Made:
+    """DetailCLIP by one factor at a time."""
+    return {
+        "factors.scratch": factor_table(folder / "scratch", "300 steps from scratch", FACTORS),
+        "factors.long": factor_table(folder / "long", "600 steps from scratch", LONG_ROWS),
+        "factors.continued": factor_table(folder / "continued", "continued 200 steps", CONTINUED_FACTORS),
+    }
 
 
 def scenes(folder: Path) -> Made:
@@ -454,10 +734,41 @@ NUMBERS = (
         "FLOP of a step per pair, counted",
         6,
         COUNTING,
-        tuple(
-            f"{BENCHMARK} step --count-only {flags} --json={{out}}/{i}.json" for i, (*_, flags) in enumerate(FLOP_ROWS)
+        (
+            *(
+                f"{BENCHMARK} step --count-only {flags} --json={{out}}/{i}.json"
+                for i, (*_, flags) in enumerate(FLOP_ROWS)
+            ),
+            f"{STEP_TIMES} --size=B/16 --batch=32 --count-only --json={{out}}/straightforward.json",
         ),
         flop,
+    ),
+    Number(
+        "theory",
+        "work and traffic of a step's components, on paper",
+        3,
+        COUNTING,
+        tuple(
+            f"{BENCHMARK} step --count-only --size={size}/16 --batch=256 --json={{out}}/{size}.json"
+            for size in THEORY_SIZES
+        ),
+        theory,
+    ),
+    Number(
+        "contrastive",
+        "memory of the contrastive loss, planned by the compiler",
+        1,
+        COUNTING,
+        (f"{BENCHMARK} loss --term=clip --batch=65536 --width=512 --devices=8 --json={{out}}/clip.json",),
+        contrastive,
+    ),
+    Number(
+        "collectives",
+        "what devices send in a step of the demo",
+        2,
+        (*COUNTING, "detailclip_jax/benchmarks/collectives.py", "detailclip_jax/benchmarks/hlo.py"),
+        (f"{BENCHMARK} collectives --config=configs/stickers.py --batch=16 --devices=8 --json={{out}}/step.json",),
+        collectives,
     ),
     Number(
         "scenes",
@@ -479,9 +790,8 @@ NUMBERS = (
         (
             f"{COMPARE} --methods=clip,clip_two_views,maskclip,aclip,{PAPER} --seeds=3 "
             f"--budget=300 {TEXTURED} --workdir={{out}}/rows",
-            f"{MAIN}:method=supervised --config.total_steps=300 --config.data.stickers.scenes=textured "
-            "--workdir={out}/supervised",
         ),
+        comparison,
     ),
     Number(
         "continued",
@@ -493,6 +803,7 @@ NUMBERS = (
             f"{COMPARE} --init={{out}}/clip --methods=clip,maskclip,aclip,{PAPER} --seeds=3 "
             f"--budget=200 {GENTLY} {TEXTURED} --workdir={{out}}/rows",
         ),
+        continued,
     ),
     Number(
         "factors",
@@ -501,26 +812,20 @@ NUMBERS = (
         (*LEARNING, *JUDGING, "detailclip_jax/run/init_from.py"),
         (
             f"{COMPARE} --methods={','.join(FACTORS)} --budget=300 {TEXTURED} --workdir={{out}}/scratch",
-            f"{COMPARE} --methods=clip,detailclip,detailclip+masking.ratio=0.25 --budget=600 "
-            f"{TEXTURED} --workdir={{out}}/long",
+            f"{COMPARE} --methods={','.join(LONG_ROWS)} --budget=600 {TEXTURED} --workdir={{out}}/long",
             f"{MAIN}:method=clip --config.seed=100 --config.data.stickers.scenes=textured --workdir={{out}}/clip",
             f"{COMPARE} --init={{out}}/clip --methods={','.join(CONTINUED_FACTORS)} "
             f"--budget=200 {GENTLY} {TEXTURED} --workdir={{out}}/continued",
         ),
-    ),
-    Number(
-        "golden",
-        "one step beside the authors' code",
-        2,
-        (*COUNTING, "tests/test_golden.py", "tests/golden/*.npz"),
-        ("python -m pytest tests/test_golden.py -s",),
+        factors,
     ),
     Number(
         "stages",
         "the data pipeline by stage",
         5,
         DECODING,
-        (f"{BENCHMARK} data --rounds=9 --against=torchvision --workers=2",),
+        (f"{BENCHMARK} data --rounds=9 --against=torchvision --workers=2 --json={{out}}/data.json",),
+        stages,
     ),
     Number(
         "originals",
@@ -528,17 +833,19 @@ NUMBERS = (
         10,
         DECODING,
         tuple(
-            f"{BENCHMARK} data --rounds=7 --size={size} --set data.reducing_gap={gap}"
-            for size in ("1024x768", "2000x1500", "4000x3000")
-            for gap in ("0", "2")
+            f"{BENCHMARK} data --rounds=7 --size={size} --set data.reducing_gap={gap} --json={{out}}/{size}-{gap}.json"
+            for size in SIZES
+            for gap in GAPS
         ),
+        originals,
     ),
     Number(
         "straightforward",
         "a step beside the straightforward one",
         30,
         (*COUNTING, "tests/straightforward.py", "tests/time_straightforward.py"),
-        ("python tests/time_straightforward.py --size=B/16 --rounds=8",),
+        tuple(f"{STEP_TIMES} {flags} --json={{out}}/{i}.json" for i, (_, flags) in enumerate(STEP_ROWS)),
+        straightforward,
     ),
     Number(
         "memory",
@@ -546,9 +853,11 @@ NUMBERS = (
         10,
         COUNTING,
         tuple(
-            f"{BENCHMARK} step --batch=32 --compile-only --remat={remat} --set masking.granularity=cell2x2"
-            for remat in ("dots", "full")
+            f"{BENCHMARK} step --batch=32 --compile-only --remat={remat} --set masking.granularity=cell2x2 "
+            f"--json={{out}}/{remat}.json"
+            for remat in REMATS
         ),
+        memory,
     ),
 )
 

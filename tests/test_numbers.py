@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,15 +106,125 @@ def test_a_number_goes_on_behind_the_command_that_failed(numbers, house, monkeyp
     assert numbers.main(["--only=answer"]) == 0 and "41.5" in (house / "README.md").read_text()
 
 
-def test_what_is_copied_by_hand_is_taken_from_between_the_marks(numbers, house, monkeypatch, capsys):
-    by_hand = numbers.NUMBERS[0]._replace(blocks=None)
-    monkeypatch.setattr(numbers, "NUMBERS", (by_hand,))
-    assert numbers.main(["--only=answer"]) == 0 and "--take=answer" in capsys.readouterr().out
-    assert numbers.main(["--take=answer"]) == 0
-    assert json.loads(numbers.DATA.read_text())["answer"]["blocks"] == {"answer.line": ["none"]}
+def test_the_reader_of_the_list_may_end_before_it(numbers):
+    script = f"{sys.executable} docs/numbers.py --list | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("number ")
 
 
-@pytest.mark.parametrize("flag", ["--only=answr", "--take=answr"])
+SOURCE = b"""def f(x):
+    \"\"\"Doubles.\"\"\"
+    if x < 0:
+        raise ValueError(f"{x} is negative")  # as the paper says
+    console.say("doubling", end="")
+    return 2 * x, "name"
+
+
+class Empty:
+    \"\"\"Nothing.\"\"\"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"Doubles.", b"Multiplies by two."),
+        (b'    """Doubles."""\n', b""),
+        (b'    """Nothing."""', b"    pass"),
+        (b"# as the paper says", b""),
+        (b"{x} is negative", b"{x} must not be less than 0"),
+        (b'f"{x} is negative"', b'"negative"'),
+        (b"doubling", b"computing"),
+        (b"2 * x", b"(2*x)"),
+    ],
+)
+def test_what_computes_nothing_makes_no_number_old(numbers, old, new):
+    assert old in SOURCE
+    assert numbers.digest_of([("a.py", SOURCE)]) == numbers.digest_of([("a.py", SOURCE.replace(old, new))])
+    assert numbers.digest_of([("a.txt", SOURCE)]) != numbers.digest_of([("a.txt", SOURCE.replace(old, new))])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"2 * x", b"3 * x"),
+        (b"x < 0", b"x <= 0"),
+        (b'"name"', b'"other"'),
+        (b"ValueError", b"TypeError"),
+        (b"f(", b"g("),
+    ],
+)
+def test_what_computes_makes_it_old(numbers, old, new):
+    assert old in SOURCE
+    assert numbers.digest_of([("a.py", SOURCE)]) != numbers.digest_of([("a.py", SOURCE.replace(old, new))])
+
+
+def test_files_that_the_commands_do_not_import_do_not_count(numbers, tmp_path, monkeypatch):
+    files = {
+        "__init__.py": "",
+        "main.py": "from detailclip_jax.room import used",
+        "room/__init__.py": "",
+        "room/used.py": "def late():\n    import detailclip_jax.room.inner",
+        "room/inner.py": "x = 1",
+        "room/unused.py": "x = 2",
+    }
+    for name, text in files.items():
+        (tmp_path / "detailclip_jax" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "detailclip_jax" / name).write_text(text)
+    (tmp_path / "data.txt").write_text("3")
+    monkeypatch.setattr(numbers, "ROOT", tmp_path)
+    command = ("python -m detailclip_jax.main --flag",)
+    one = numbers.Number("one", "", 1, ("detailclip_jax/room/*.py", "data.txt"), command, dict)
+    names = ["data.txt", *(f"detailclip_jax/room/{name}.py" for name in ("__init__", "inner", "used"))]
+    assert numbers.measured(one) == names
+    monkeypatch.setattr(numbers, "NUMBERS", (one,))
+    after = one._replace(commands=(), after=("one",))
+    assert numbers.measured(after) == names
+
+
+def test_every_number_measures_what_its_commands_import(numbers):
+    for number in numbers.NUMBERS:
+        assert set(numbers.measured(number)) & numbers.imports(number), number.name
+
+
+def test_texts_are_written_from_what_the_commands_leave(numbers, tmp_path):
+    """Records as the benchmarks and `compare` write them, with numbers that are easy to follow."""
+
+    def write(name, value):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.json").write_text(json.dumps(value))
+
+    for remat in ("dots", "full"):
+        write(remat, [{"argument_bytes": 2**31, "temp_bytes": 2**30, "total_bytes": 3 * 2**30}])
+    assert numbers.memory(tmp_path)["memory.table"][2] == "| `remat=dots` | 2.00 GiB | 1.00 GiB | 3.00 GiB |"
+    for size in numbers.SIZES:
+        for gap, seconds in zip(numbers.GAPS, (0.02, 0.005)):
+            write(f"{size}-{gap}", [{"stage": "read"}, {"stage": "all", "seconds_per_image": seconds}])
+    assert numbers.originals(tmp_path)["originals.table"][2] == "| 1024 x 768 | 20.0 ms | 5.0 ms | 4.0 |"
+    for place in range(3):
+        cpu = {"straightforward": [14.25, 14, 15], "ours": [10.8, 10, 11], "times_as_fast": [1.32, 1.23, 1.34]}
+        write(str(place), {"cpu": cpu, "clock": {"times_as_fast": [1.3, 1.2, 1.4]}})
+    last = numbers.straightforward(tmp_path)["straightforward.table"][-1]
+    assert last == "| S/16, 77 | 6 | 14.2 / 10.8 | 1.32 (1.23-1.34) | 1.30 |"
+    metrics = dict.fromkeys(numbers.METRICS.values(), (0.218, 0.035))
+    results = [
+        {"row": row, "weights": weights, "metric": metric, "mean": mean, "std": std, "num_seeds": 3}
+        for row in ("clip", numbers.PAPER)
+        for weights in ("student", "ema")
+        for metric, (mean, std) in metrics.items()
+    ]
+    write("rows/comparison", {"results": results, "costs": {"clip": "0.161 GFLOP/image, 30 s"}})
+    clip, *_, pixels = numbers.comparison(tmp_path)["comparison.table"][2:]
+    assert clip == f"| `clip` | {' | '.join(['21.8 ± 3.5'] * 5)} | 0.161 |"
+    assert pixels == "| raw pixels |  |  |  |  |  |  |"
+    for folder in ("scratch", "long", "continued"):
+        write(f"{folder}/comparison", {"results": results, "costs": {}})
+    assert numbers.factors(tmp_path)["factors.long"][2] == (
+        "| `clip` | 21.8 ± 3.5 | 21.8 ± 3.5, 21.8 ± 3.5 | 21.8 ± 3.5 |"
+    )
+
+
+@pytest.mark.parametrize("flag", ["--only=answr"])
 def test_a_number_that_there_is_not_is_refused_by_name(numbers, house, flag, capsys):
     assert numbers.main([flag]) == 2
     assert "unknown number 'answr'; known: answer, slow" in capsys.readouterr().err

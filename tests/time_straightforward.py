@@ -2,11 +2,14 @@
 
     python tests/time_straightforward.py --size=B/16 --rounds=8
     python tests/time_straightforward.py --size=B/16 --words=32   # captions of 32 tokens: ours cuts the rest of 77 off
+    python tests/time_straightforward.py --batch=32 --count-only  # FLOP of the straightforward step, without compiling
 
 Both take the same state and batch and must find the same loss; ratios are of CPU seconds and of the clock.
 """
 
 import argparse
+import json
+import pathlib
 import time
 
 import jax
@@ -94,16 +97,37 @@ def main():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--words", type=int, default=77, help="tokens of every caption")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count-only", action="store_true", help="count FLOP of the straightforward step")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the results to this file")
     arguments = parser.parse_args()
     exp = build(arguments.size, arguments.batch)
     batch = example(exp, arguments.words)
+    found = count(exp, batch) if arguments.count_only else compare(exp, batch, arguments.rounds)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def count(exp, batch):
+    """GFLOP per pair of the straightforward step, before XLA optimises."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    flops = straightforward_step(exp).lower(exp.state_shapes, shapes).cost_analysis()["flops"]
+    print(f"straightforward: {flops / exp.config.batch_size / 1e9:.1f} GFLOP/pair")
+    return {"gflop_per_pair": flops / exp.config.batch_size / 1e9}
+
+
+def compare(exp, batch, rounds):
+    """Times both steps in turn: clock -> seconds of both and ratios, each as (median, low, high)."""
     cut = lengths.trimmed(batch, lengths.lengths_within(exp.config.data.text_buckets, exp.config.model.context_length))
     plain = Stepper("straightforward", straightforward_step(exp), exp, batch)
     ours = Stepper("ours", exp.train_step, exp, cut)
-    cpu = timing.interleaved((plain, ours), arguments.rounds, time.process_time)
-    for name, (theirs, own) in {"CPU": cpu, "clock": (plain.seconds, ours.seconds)}.items():
-        faster = timing.ratios(theirs, own)
-        print(f"{name} seconds: {timing.spread(theirs)} against {timing.spread(own)}, {faster} times as fast")
+    cpu, found = timing.interleaved((plain, ours), rounds, time.process_time), {}
+    for name, (theirs, own) in {"cpu": cpu, "clock": (plain.seconds, ours.seconds)}.items():
+        both = {"straightforward": timing.spread(theirs), "ours": timing.spread(own)}
+        found[name] = both | {"times_as_fast": timing.ratios(theirs, own)}
+        print(
+            f"{name}, seconds: {both['straightforward']} against {both['ours']}, {found[name]['times_as_fast']} times"
+        )
+    return found
 
 
 if __name__ == "__main__":

@@ -215,16 +215,17 @@ def feeds(config: ConfigDict, rate: float) -> str:
 def records(seconds, against, rate, workers) -> list[dict[str, Any]]:
     """JSON records: one per stage and one for their sum, then the comparisons and the pipeline's rate."""
     whole = sum(one.median for one in seconds.values())
-    entries = {**{stage: one.median for stage, one in seconds.items()}, "all": whole}
+    entries = {**seconds, "all": Spread(whole, whole, whole)}
     made = [
         {
             "command": "data",
             "stage": stage,
-            "seconds_per_image": value,
-            "share": value / whole,
-            "images_per_second_per_core": 1 / value if value else None,
+            "seconds_per_image": one.median,
+            "seconds_per_image_range": [one.low, one.high] if stage in seconds else None,
+            "share": one.median / whole,
+            "images_per_second_per_core": 1 / one.median if one.median else None,
         }
-        for stage, value in entries.items()
+        for stage, one in entries.items()
     ]
     made += [
         {

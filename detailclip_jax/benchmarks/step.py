@@ -174,15 +174,25 @@ ROWS: dict[str, Callable[[Result], str]] = {
 }
 
 
+def moved(result: Result, name: str) -> float:
+    """Bytes per pair that the products of a component read and write at least."""
+    itemsize = 2 if result.variant.config.model.dtype == "bfloat16" else 4
+    return result.parts[name].traffic(result.variant.batch, 4 if name == "optimiser" else itemsize)
+
+
+def work_record(result: Result, name: str) -> dict[str, float]:
+    """Operations and bytes per pair of a component, on paper."""
+    work = result.parts[name]
+    operations = {"forward": work.forward, "backward": work.backward, "elementwise": work.elementwise}
+    return operations | {"bytes": moved(result, name)}
+
+
 def parts_text(result: Result) -> str:
     """A table of the theoretical cost of each component and its share."""
     rows = [["on paper, per pair", "products, forward", "backward", "other", "GFLOP", "share", "MB"]]
-    size, batch, whole = result.variant.config.model.dtype, result.variant.batch, result.theory
-    itemsize = 2 if size == "bfloat16" else 4
     for name, work in result.parts.items():
-        moved = work.traffic(batch, 4 if name == "optimiser" else itemsize)
         numbers = [f"{value / 1e9:.3f}" for value in (work.forward, work.backward, work.elementwise, work.flops)]
-        rows.append([name, *numbers, f"{work.flops / whole:.1%}", f"{moved / 1e6:.1f}"])
+        rows.append([name, *numbers, f"{work.flops / result.theory:.1%}", f"{moved(result, name) / 1e6:.1f}"])
     return f"{result.variant.name}\n{report.table(rows)}"
 
 
@@ -204,6 +214,7 @@ def record(result: Result, faster: Spread | None) -> dict[str, Any]:
         "flops_per_pair": result.flops,
         "flops_per_pair_on_paper": result.theory,
         "flops_by_part": {name: work.flops for name, work in result.parts.items()},
+        "work_by_part": {name: work_record(result, name) for name in result.parts},
         "state_bytes": sum(result.state.values()),
         "argument_bytes": compiled and compiled.memory.arguments,
         "temp_bytes": compiled and compiled.memory.temporaries,
