@@ -428,6 +428,18 @@ def test_style_from_a_folder(folder):
     assert (example["image"] != reference["image"]).any()
 
 
+@pytest.mark.parametrize("form", ["{:x}.png", "{:x}.webp", "{:x}-fe0f.png"])
+def test_a_folder_may_name_drawings_by_code_point(folder, form):
+    expected = sprites.sprites(str(folder))
+    coded = folder / "coded"
+    coded.mkdir()
+    for noun in sprites.NOUNS:
+        name = form.format(noun.code_point)
+        image = Image.open(folder / f"{noun.name.replace(' ', '_')}.png")
+        image.save(coded / name, lossless=True)
+    np.testing.assert_array_equal(sprites.sprites(str(coded)).levels[64], expected.levels[64])
+
+
 def test_a_folder_without_some_drawings_is_refused_by_name(folder):
     (folder / "owl.png").unlink()
     (folder / "teddy_bear.png").unlink()

@@ -48,7 +48,8 @@ def sprites(style: str | None = None) -> Sprites:
 
     Every drawing is cropped to its visible pixels and centred in a square that its longer side fills.  `fill` is the
     visible share of that square, `extent` the (width, height) of the drawing in it.  A folder holds `owl.png`,
-    `teddy_bear.png`, ... with an alpha channel.  The result is shared within the process: do not write to it.
+    `teddy_bear.png`, ... with an alpha channel, or the drawings named by code point, `1f989.png` or `1f989.webp`, as in
+    npm's packages of Twemoji and Fluent (docs/evaluation.md).  The result is shared within the process: do not write to it.
 
     Raises ModuleNotFoundError or FileNotFoundError that says what to install, and ValueError that lists the nouns
     without a drawing.
@@ -103,13 +104,25 @@ def _noto_font() -> Path:
 
 
 def _from_folder(folder: Path) -> list[Drawing]:
-    paths = [folder / f"{noun.name.replace(' ', '_')}.png" for noun in NOUNS]
-    missing = [path.name for path in paths if not path.is_file()]
+    paths = [_file_of(noun, folder) for noun in NOUNS]
+    missing = [f"{_stem(noun)}.png" for noun, path in zip(NOUNS, paths) if path is None]
     if missing:
         raise FileNotFoundError(
             f"style {str(folder)!r} lacks {len(missing)} of {len(NOUNS)} drawings: {', '.join(missing)}"
         )
-    return [np.asarray(open_image(path).convert("RGBA").convert("RGBa")) for path in paths]
+    return [np.asarray(open_image(path).convert("RGBA").convert("RGBa")) for path in paths if path]
+
+
+def _stem(noun: Noun) -> str:
+    return noun.name.replace(" ", "_")
+
+
+def _file_of(noun: Noun, folder: Path) -> Path | None:
+    """Returns a noun's drawing in a folder: by its name, else by its code point; None if there is none."""
+    code = f"{noun.code_point:x}"
+    coded = (f"{code}{form}{suffix}" for form in ("", "-fe0f") for suffix in (".png", ".webp"))  # fe0f: in colour
+    names = (f"{_stem(noun)}.png", *coded)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _from_font(path: Path) -> list[Drawing]:
