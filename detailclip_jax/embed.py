@@ -90,7 +90,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def read_texts(arguments: argparse.Namespace) -> list[str]:
     """Returns the non-empty lines of the file --texts, then the texts of --text."""
-    lines = read_stream(arguments.texts, MAX_TEXTS).decode("utf-8").splitlines() if arguments.texts else []
+    lines = read_stream(arguments.texts, MAX_TEXTS).decode("utf-8-sig").splitlines() if arguments.texts else []
     return [text.strip() for text in [*lines, *arguments.text] if text.strip()]
 
 

@@ -9,9 +9,12 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pickle
+import sqlite3
 import struct
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -380,6 +383,7 @@ COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id"
 SENTENCES = [{"raw": "a cat"}, {"raw": "two"}]
 KARPATHY = {"images": [{"filename": "a.jpg", "split": "train", "sentences": SENTENCES, "cocoid": 3, "filepath": "."}]}
 BOMBS = (b"\n" * 80_000_000, b"a,b\n" * 20_000_000, b"x" * 3_000_000, b'"' + b"x\n" * 3_000_000, b"," * 1_000_000)
+BOMBS += (b"\r" * 50_000_000, b"[{}," * 10_000_000, b'{"a":[' * 9_000_000, b"\xff" * 60_000_000, b"\0" * 60_000_000)
 
 
 def cell(rng: Rng) -> str:
@@ -419,6 +423,7 @@ def make_table(rng: Rng, folder: Path) -> None:
         "yfcc-tsv": lambda: yfcc_lines(rng),
     }[kind]()
     made = damaged(rng, made) if rng.random() < 0.4 else made
+    made = one_of(rng, (b"\xef\xbb\xbf", b"\xff\xfe", b"\0")) + made if rng.random() < 0.05 else made
     made = made + one_of(rng, BOMBS) if rng.random() < 0.01 else made
     suffix, pack = one_of(rng, PACKERS) if rng.random() < 0.2 or len(made) > 10**7 else ("", bytes)
     packed = pack(made)
@@ -652,6 +657,262 @@ def feed_embeddings(folder: Path) -> object:
     return table.of(embeddings.IMAGE)[1].shape
 
 
+# Folders, zips, lists, settings
+
+
+ODD_NAMES = (
+    *(
+        "a.jpg",
+        "b.PNG",
+        ".hidden.jpg",
+        "-rf.jpg",
+        "a b.jpg",
+        "%s.jpg",
+        "\u202egpj.jpg",
+        "\x1b[31m.jpg",
+        "é\u0301.jpg",
+        "CON",
+    ),
+    *(
+        "\u4e2d\u6587.webp",
+        "😀.gif",
+        "x" * 251 + ".jpg",
+        "a\nb.jpg",
+        "a.jpg.txt",
+        "a.txt",
+        "b.txt",
+        "train",
+        "test",
+        "val",
+        "1",
+    ),
+)
+TEXT_FORMS = ("utf-8", "utf-8-sig", "utf-16", "utf-32-be", "latin-1")
+
+
+def encoded(rng: Rng) -> bytes:
+    """A text in some encoding, with or without a byte order mark, or with zero bytes."""
+    data = text(rng)[:3000].encode(one_of(rng, TEXT_FORMS), "replace")
+    return data.replace(b" ", b"\0") if rng.random() < 0.2 else data
+
+
+def make_folder(rng: Rng, folder: Path) -> None:
+    """A tree with odd names, bytes that are no UTF-8, links in circles, FIFOs and files that are no images."""
+    root = folder / "set"
+    root.mkdir()
+    places = [root]
+    for _ in range(rng.integers(1, 14)):
+        where, name = one_of(rng, places), one_of(rng, ODD_NAMES)
+        path = where / name
+        if path.exists() or path.is_symlink():
+            continue
+        form = rng.random()
+        if form < 0.35:
+            path = path.with_suffix("") if path.with_suffix("") != where else path
+            if not path.exists() and not path.is_symlink():
+                path.mkdir()
+                places.append(path)
+        elif form < 0.5:
+            path.symlink_to(
+                one_of(rng, (root, where, Path(".."), Path("nowhere"), Path("/dev/zero"), Path(name), folder))
+            )
+        elif form < 0.55:
+            os.mkfifo(path)
+        elif form < 0.6:
+            (where / os.fsdecode(b"\xff\xfe" + bytes([rng.integers(97, 123)]) + b".jpg")).write_bytes(
+                encoded_image(rng)
+            )
+        elif name.endswith(".txt"):
+            path.write_bytes(encoded(rng))
+        else:
+            path.write_bytes(damaged(rng, encoded_image(rng)))
+    if rng.random() < 0.3:
+        (root / "classnames.txt").write_bytes(encoded(rng))
+
+
+def feed_folder(folder: Path) -> object:
+    from detailclip_jax.data.labelled import folders
+    from detailclip_jax.data.sources import BadRecord, MissingData
+
+    taken, num = taken_by_prepare("imagefolder", folder / "set", folder / "out"), 0
+    for split in ("train", "test"):
+        try:
+            contents = folders.read(folder / "set", split)
+        except MissingData as error:
+            assert str(error)
+            continue
+        for index in range(len(contents.source) if contents else 0):
+            try:
+                num += len(contents.source[index]["image"])
+            except BadRecord as error:
+                assert str(error)
+    return taken, num
+
+
+def make_zip(rng: Rng, folder: Path) -> None:
+    """A table and a zip with its images: damaged, nested, with odd sizes, names and methods, or a bomb."""
+    made = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with zipfile.ZipFile(made, "w", one_of(rng, (0, 8, 8, 12, 14))) as archive:
+            for _ in range(rng.integers(0, 6)):
+                bodies = (
+                    encoded_image(rng),
+                    made.getvalue(),
+                    bytes(30_000_000) if rng.random() < 0.05 else b"",
+                    rng.bytes(50),
+                )
+                archive.writestr(
+                    one_of(rng, ("a.jpg", "b.png", "../a.jpg", "/a.jpg", "a/", "x" * 300)), one_of(rng, bodies)
+                )
+    data = made.getvalue()
+    (folder / "images.zip").write_bytes(damaged(rng, data) if rng.random() < 0.6 else data)
+    names = ["a.jpg", "b.png", "../a.jpg", "/a.jpg", "", "a/"]
+    (folder / "table.csv").write_text("image,caption\n" + "".join(f"{name},x\n" for name in names))
+
+
+def feed_zip(folder: Path) -> object:
+    return taken_by_prepare("csv", folder / "table.csv", folder / "out", images=str(folder / "images.zip"))
+
+
+OPEN_CLIP = {
+    "model_cfg": {"embed_dim": 8, "vision_cfg": {"layers": 2, "width": 8}, "text_cfg": {"layers": 1, "width": 8}},
+    "preprocess_cfg": {
+        "mean": [0.5, 0.5, 0.5],
+        "std": [1, 1, 1],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    },
+}
+TIMM = {"architecture": "vit", "pretrained_cfg": {"mean": [0.5] * 3, "std": [1] * 3, "crop_pct": 0.9}, "model_args": {}}
+CLIP_MODEL = {"model_type": "clip", "vision_config": {"hidden_size": 8, "hidden_act": "gelu"}, "text_config": {}}
+PROCESSOR = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8}, "image_mean": [0.5] * 3, "resample": 3}
+
+
+def make_hub(rng: Rng, folder: Path) -> None:
+    """Configs beside weights."""
+    (folder / "model.safetensors").write_bytes(b"")
+    kinds = {"open_clip_config.json": OPEN_CLIP, "config.json": TIMM, "preprocessor_config.json": PROCESSOR}
+    for name, content in (kinds | {"config.json": one_of(rng, (TIMM, CLIP_MODEL))}).items():
+        if name != "open_clip_config.json" or rng.random() < 0.4:
+            (folder / name).write_bytes(changed_json(rng, content))
+
+
+def feed_hub(folder: Path) -> object:
+    from detailclip_jax.interop import hub
+
+    return len(hub.options_beside(folder / "model.safetensors"))
+
+
+RESULT = {"task": "zero_shot", "dataset": "pets", "metric": "top1", "weights": "student", "value": 0.5, "n": 3}
+
+
+def make_results(rng: Rng, folder: Path) -> None:
+    """What an evaluation left, and split files of captions."""
+    (folder / "results.jsonl").write_bytes(b"\n".join(changed_json(rng, RESULT) for _ in range(rng.integers(1, 4))))
+    (folder / "dataset_coco.json").write_bytes(changed_json(rng, KARPATHY))
+
+
+def feed_results(folder: Path) -> object:
+    from detailclip_jax.data.labelled import karpathy
+    from detailclip_jax.data.sources import MissingData
+    from detailclip_jax.evaluation import results
+
+    try:
+        karpathy.rows_of(folder / "dataset_coco.json")
+    except MissingData as error:
+        assert str(error)
+    return len(results.read(folder / "results.jsonl"))
+
+
+def make_ids(rng: Rng, folder: Path) -> None:
+    """Lists of ids as text, packed text and .npy, and a table in SQLite."""
+    rows = [one_of(rng, ("1", "2 3 " + "a" * 32, "x", "9" * 30, "-1", "", "1 2", "\0", "\uff11")) for _ in range(6)]
+    data = "\n".join(rows if rng.random() < 0.5 else ["1", "2", "5"]).encode(one_of(rng, TEXT_FORMS), "replace")
+    suffix, pack = one_of(rng, [("", bytes), *PACKERS])
+    (folder / f"ids.txt{suffix}").write_bytes(damaged(rng, pack(data)))
+    stream = io.BytesIO()
+    np.save(stream, one_of(rng, (np.arange(5), np.zeros((2, 2)), np.array(["a"]), np.array([2**63], np.uint64))))
+    (folder / "ids.npy").write_bytes(damaged(rng, stream.getvalue()))
+    database = folder / "yfcc.db"
+    connection = sqlite3.connect(database)
+    connection.execute("create table yfcc100m_dataset (photoid, title, description, marker)")
+    cells = (1, "x", None, 2.5, b"\xff", "9" * 400, -(2**63), "")
+    for _ in range(4):
+        row = [one_of(rng, cells) for _ in range(4)]
+        connection.execute("insert into yfcc100m_dataset values (?, ?, ?, ?)", row)
+    connection.commit()
+    connection.close()
+    if rng.random() < 0.5:
+        database.write_bytes(damaged(rng, database.read_bytes()))
+
+
+def feed_ids(folder: Path) -> object:
+    from detailclip_jax.data.prepare.yfcc_ids import Ids
+
+    for path in (next(folder.glob("ids.txt*")), folder / "ids.npy"):
+        try:
+            Ids.load([str(path)])
+        except MESSAGES as error:
+            assert str(error)
+    return taken_by_prepare("yfcc-sqlite", folder / "yfcc.db", folder / "out", images=str(folder))
+
+
+SETTINGS = ("seed", "masking.ratio", "model.size", "views.crops", "evaluators", "data.path", "optimizer", "nothing", "")
+
+
+def make_settings(rng: Rng, folder: Path) -> None:
+    """What a user may write behind --set, --tasks and --texts."""
+    values = (
+        "(" * 5000,
+        "[" * 300 + "]" * 300,
+        "9" * 6000,
+        "1e999",
+        "-1",
+        "None",
+        "{}",
+        "'",
+        "a@b@c",
+        "tfds:",
+        "\0",
+        "1 if",
+    )
+    lines = [f"{one_of(rng, SETTINGS)}={one_of(rng, values)}" for _ in range(3)] + [text(rng)[:2000]]
+    (folder / "settings").write_bytes("\0\0".join(lines).encode("utf-8", "surrogatepass"))
+    kinds = ("zero_shot", "knn", "paper", "stickers", "all", "folder", text(rng)[:20])
+    marks = (":", ";", ",", "::", "")
+    tasks = "".join(one_of(rng, kinds) + one_of(rng, marks) for _ in range(rng.integers(1, 6)))
+    (folder / "tasks").write_bytes(tasks.encode("utf-8", "surrogatepass"))
+    (folder / "texts").write_bytes(encoded(rng))
+
+
+def feed_settings(folder: Path) -> object:
+    import argparse
+
+    from detailclip_jax import embed
+    from detailclip_jax.config import default, settings
+    from detailclip_jax.evaluation import tasks
+    from detailclip_jax.evaluation.sets import Sets
+    from detailclip_jax.run.validation import validate
+
+    num = 0
+    for line in (folder / "settings").read_bytes().decode("utf-8", "surrogatepass").split("\0\0"):
+        config = default()
+        try:
+            settings.set_fields(dict([settings.parse_setting(line)]))(config)
+            validate(config)
+            num += 1
+        except (*MESSAGES, OSError) as error:
+            assert str(error)
+    try:
+        embed.read_texts(argparse.Namespace(texts=folder / "texts", text=[]))
+    except MESSAGES as error:
+        assert str(error)
+    return num, len(
+        tasks.parse((folder / "tasks").read_bytes().decode("utf-8", "surrogatepass"), Sets(str(folder), 32))
+    )
+
+
 KINDS = {
     "image": Kind(make_image, feed_image, image_refusals),
     "tar": Kind(make_tar, feed_tar, prepare_refusals),
@@ -663,5 +924,11 @@ KINDS = {
     "safetensors": Kind(make_safetensors, feed_safetensors, weight_refusals),
     "embeddings": Kind(make_embeddings, feed_embeddings, weight_refusals),
     "config": Kind(make_config, feed_config, weight_refusals),
+    "folder": Kind(make_folder, feed_folder, prepare_refusals),
+    "zip": Kind(make_zip, feed_zip, prepare_refusals),
+    "hub": Kind(make_hub, feed_hub, weight_refusals),
+    "results": Kind(make_results, feed_results, weight_refusals),
+    "ids": Kind(make_ids, feed_ids, prepare_refusals),
+    "settings": Kind(make_settings, feed_settings, weight_refusals),
     "checkpoint": Kind(make_checkpoint, feed_checkpoint, checkpoint_refusals),
 }

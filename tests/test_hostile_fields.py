@@ -9,10 +9,13 @@ import numpy as np
 import prepare_trees as trees
 import pytest
 
+from detailclip_jax import config
+from detailclip_jax.config import settings
 from detailclip_jax.data import tokenizer as tokenizer_lib
 from detailclip_jax.data.pipeline import Pipeline, evaluation_batches
-from detailclip_jax.data.prepare import cleaning, columns
+from detailclip_jax.data.prepare import cleaning, columns, tables, yfcc_ids
 from detailclip_jax.data.prepare.finish import load
+from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.records import MAX_LABEL, Rejected
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Records, write_records
@@ -211,3 +214,37 @@ def test_prepare_keeps_the_beginning_of_a_long_caption_and_says_so(tmp_path, cap
     assert "cut         1 captions, to their first 8,192 characters" in capsys.readouterr().out
     source = Records(tmp_path / "out", "train")
     assert sorted(len(source[n]["captions"][0]) for n in range(2)) == [5, MAX_CHARACTERS]
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ("views.crops=None", "views.crops is a group, not a value"),
+        ("optimizer=3", "optimizer is a group, not a value"),
+        ("data.path=None", "data.path is a text"),
+        ("masking=" + "(" * 5000, "masking is a group"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused(setting, why):
+    with pytest.raises(ValueError, match=why):
+        settings.set_fields(dict([settings.parse_setting(setting)]))(config.default())
+
+
+def test_a_damaged_list_of_ids_is_named(tmp_path):
+    np.save(tmp_path / "ids.npy", np.arange(5))
+    data = (tmp_path / "ids.npy").read_bytes()
+    for place in range(8, 80):
+        (tmp_path / "ids.npy").write_bytes(data[:place] + b"(" + data[place + 1 :])
+        try:
+            yfcc_ids.Ids.load([str(tmp_path / "ids.npy")])
+        except ValueError as error:
+            assert "ids.npy" in str(error)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path, kind):
+    text = {"csv": "image,caption\na.jpg,x\n", "jsonl": '{"image": "a.jpg", "caption": "x"}\n'}[kind]
+    (tmp_path / f"t.{kind}").write_text(text, encoding="utf-8-sig")
+    made = {"csv": tables.csv_rows, "jsonl": tables.jsonl_rows}[kind]
+    (row,) = made(Request(kind, (str(tmp_path / f"t.{kind}"),), str(tmp_path)))
+    assert row.places == [("a.jpg",)] and not row.refused

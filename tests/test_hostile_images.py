@@ -26,8 +26,10 @@ from detailclip_jax.data import decoding, regular_files
 from detailclip_jax.data.budget import Budget
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import ImageFileBatches, find
-from detailclip_jax.data.labelled import open_set
+from detailclip_jax.data.labelled import folders, open_set
+from detailclip_jax.data.prepare import sources
 from detailclip_jax.data.prepare.finish import NothingAccepted
+from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.regular_files import LeavesFolder, NotRegular, TooLarge, Walk, inside, read_regular
 from detailclip_jax.data.sources import BadRecord, MissingData
@@ -467,3 +469,17 @@ def test_inside_follows_what_the_system_opens(tmp_path):
             inside(tmp_path / "root", name)
     assert inside("/", "etc") == "/etc"
     assert regular_files.MAX_BYTES == 2**28
+
+
+def test_a_link_to_itself_among_class_folders_is_no_traceback(tmp_path):
+    for name in ("cat", "dog"):
+        trees.write(tmp_path / "set" / name / "a.jpg", trees.jpeg(1))
+    (tmp_path / "set" / "loop").symlink_to("loop")
+    contents = folders.read(tmp_path / "set", "test")
+    assert contents.classes == ("cat", "dog") and len(contents.source) == 2
+    (tmp_path / "set/cat/loop.jpg").symlink_to("loop.jpg")
+    with pytest.raises(MissingData, match=r"loop\.jpg"):
+        folders.read(tmp_path / "set", "test")
+    request = Request("imagefolder", (str(tmp_path / "set"),), str(tmp_path))
+    pathlib.Path(request.work).mkdir()
+    assert sources.source_of("imagefolder").plan(request).classes == ("cat", "dog")

@@ -64,6 +64,31 @@ def test_a_signal_that_is_dropped_comes_again_within_the_block(monkeypatch, lose
     assert stopped.value.exit_code == code
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_a_destructor_or_a_garbage_collection_prints_nothing(number):
+    script = f"""
+import gc, os, sys, time
+from detailclip_jax.runtime.signals import Stopped, prompt
+class Loud:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(0.01)
+class Other:
+    def __del__(self):
+        raise ValueError("another")
+try:
+    with prompt():
+        Other()
+        Loud()
+        time.sleep(20)
+except Stopped as stopped:
+    sys.exit(stopped.exit_code)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + number
+    assert "Stopped" not in done.stderr and "Loud" not in done.stderr and "ValueError: another" in done.stderr
+
+
 def test_what_handles_an_interrupt_is_not_interrupted_again():
     """Cleaning up takes longer than the look whether the interrupt was lost."""
     steps = []

@@ -1,6 +1,7 @@
 """Settings of config fields written as text, `FIELD=VALUE`, and functions that change a config."""
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,12 +18,22 @@ def set_fields(fields: Mapping[str, Any]) -> Change:
 
     def change(config: ConfigDict) -> None:
         run_config.check_overrides(config, fields)
+        for name, value in fields.items():
+            _check_kind(name, functools.reduce(lambda group, part: group[part], name.split("."), config), value)
         try:
             config.update_from_flattened_dict(dict(fields))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{', '.join(fields)}: {error}") from error
 
     return change
+
+
+def _check_kind(name: str, old: Any, new: Any) -> None:
+    """Raises ValueError for a value in place of a group of fields, and for None in place of a text."""
+    if isinstance(old, ConfigDict) and not isinstance(new, Mapping):
+        raise ValueError(f"{name} is a group, not a value: {new!r:.40}; set its fields, {name}.FIELD=VALUE")
+    if isinstance(old, str) and new is None:
+        raise ValueError(f"{name} is a text; None is not")
 
 
 def split_list(text: str) -> list[str]:
@@ -40,7 +51,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ValueError(f"expected FIELD=VALUE, got {text!r}")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: thousands of brackets
         return name, value
 
 

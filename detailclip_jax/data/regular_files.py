@@ -100,6 +100,14 @@ def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
+def is_folder(entry: os.DirEntry) -> bool:
+    """Returns whether an entry is a folder or a link to one; False for a link that leads to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:  # ELOOP
+        return False
+
+
 class Walk:
     """Lists the files below a folder, named relative to it; visits every real folder once, so loops of links end.
 

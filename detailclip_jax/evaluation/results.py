@@ -121,7 +121,7 @@ def read(file: Path) -> list[Record]:
     try:
         every = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
         return [{name: (dict.fromkeys(LATER_FIELDS) | each)[name] for name in ALL_FIELDS} for each in every]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{file} is not a results.jsonl of this command ({reason}); choose another --out") from error
 

@@ -88,8 +88,8 @@ def validate(config: ConfigDict) -> None:
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
     """Raises ValueError, with the nearest and all known values, unless `value` is one of them."""
-    if value not in known:
-        raise ValueError(unknown(name, value, known))
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(unknown(name, str(value), known))
 
 
 def _check_range(name: str, value: Any) -> None:
@@ -135,6 +135,8 @@ def _check_crops(config: ConfigDict) -> None:
     for name, crop in config.views.crops.items():
         if crop.size % patch_size:
             raise ValueError(f"views.crops.{name}.size {crop.size} is not a multiple of the patch size {patch_size}")
+    if "large" not in config.views.crops:
+        raise ValueError(f"views.crops has no crop 'large', only {', '.join(config.views.crops) or 'none at all'}")
     size = config.views.crops.large.size
     if size != config.model.image_size:
         raise ValueError(f"views.crops.large.size {size} must equal model.image_size {config.model.image_size}")

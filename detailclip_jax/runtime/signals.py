@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ def prompt() -> Iterator[None]:
     """Context of a command: both signals raise Stopped inside it, repeatedly until one is not lost.
 
     Destructors, callbacks from C++ and libraries with a bare `except:` drop an exception that is raised in them, so an
-    interrupt can get lost.  A dropped exception is garbage-collected; a weak reference detects that.
+    interrupt can get lost.  A dropped exception is garbage-collected; a weak reference detects that.  Nothing is
+    printed about it.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
@@ -50,15 +52,21 @@ def prompt() -> Iterator[None]:
         if raised and raised[0]() is None:
             again()
 
+    def dropped(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(unraisable.exc_value, Stopped):  # Python would print "Exception ignored in ..."
+            show(unraisable)
+
     previous = {number: signal.signal(number, stop) for number in SIGNALS} | {
         signal.SIGALRM: signal.signal(signal.SIGALRM, look)
     }
+    show, sys.unraisablehook = sys.unraisablehook, dropped
     try:
         yield
         if raised:
             raise Stopped(asked)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = show
         for number, handler in previous.items():
             signal.signal(number, handler)
 

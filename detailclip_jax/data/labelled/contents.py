@@ -54,4 +54,4 @@ def lines_of(path: pathlib.Path) -> tuple[str, ...]:
     """Returns the stripped lines of a text file; empty if the file does not exist."""
     if not path.is_file():
         return ()
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines())

@@ -5,7 +5,7 @@ import pathlib
 
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled.contents import Contents, file_identity, split_names
-from detailclip_jax.data.regular_files import LeavesFolder, Walk, inside, read_regular
+from detailclip_jax.data.regular_files import LeavesFolder, Walk, inside, is_folder, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 
 MAX_NAMED = 5  # folders named in a message
@@ -70,7 +70,9 @@ def class_folders(root: pathlib.Path) -> tuple[str, ...]:
     """Returns the sorted names of the folders in `root`, without hidden ones."""
     if not root.is_dir():
         return ()
-    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
+    return tuple(
+        sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not entry.name.startswith("."))
+    )
 
 
 def images_below(root: pathlib.Path, kind: str, follow_links: bool = False) -> list[str]:

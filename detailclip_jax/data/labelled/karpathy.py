@@ -37,7 +37,7 @@ def rows_of(file: pathlib.Path) -> list[tuple[str, str, tuple[str, ...]]]:
     """Returns split, path and captions of each image in the file."""
     try:
         return [row_of(row) for row in json.loads(file.read_text(encoding="utf-8"))["images"]]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MissingData(f"{file} is no Karpathy split file ({type(error).__name__}: {error})") from error
 
 

@@ -9,7 +9,15 @@ from detailclip_jax.data.prepare import rows
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.rows import Row
-from detailclip_jax.data.regular_files import LeavesFolder, NotRegular, TooLarge, Walk, inside, read_regular
+from detailclip_jax.data.regular_files import (
+    LeavesFolder,
+    NotRegular,
+    TooLarge,
+    Walk,
+    inside,
+    is_folder,
+    read_regular,
+)
 
 MAX_TEXT_BYTES = 16 * 2**20  # of a caption file
 
@@ -22,7 +30,7 @@ def plan(request: Request) -> Plan:
     if len(request.paths) != 1 or not os.path.isdir(request.paths[0]):
         raise FileNotFoundError(f"imagefolder takes one folder, not {', '.join(request.paths)}")
     root = pathlib.Path(request.paths[0]).resolve()
-    classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_hidden(entry.name)))
+    classes = tuple(sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not _is_hidden(entry.name)))
     return Plan(rows.chunked(request, _rows(root, classes, request.options.follow_links)), classes)
 
 

@@ -77,7 +77,9 @@ def _place(values: Int64[np.ndarray, " n"], value: int) -> int:
 def _read_numpy(path: str) -> Lines:
     try:
         lines = np.load(path, mmap_mode="r", allow_pickle=False)  # raises if the file is shorter than its shape
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header can cause any error in numpy's reader, which tokenizes it as Python
         raise ValueError(f"{path} is not readable as .npy: {error}") from error
     if lines.ndim != 1 or lines.dtype.kind not in "iu":
         raise ValueError(f"{path} holds {lines.dtype} {lines.shape}; expected a list of line numbers")

@@ -49,7 +49,8 @@ def sprites(style: str | None = None) -> Sprites:
     Every drawing is cropped to its visible pixels and centred in a square that its longer side fills.  `fill` is the
     visible share of that square, `extent` the (width, height) of the drawing in it.  A folder holds `owl.png`,
     `teddy_bear.png`, ... with an alpha channel, or the drawings named by code point, `1f989.png` or `1f989.webp`, as in
-    npm's packages of Twemoji and Fluent (docs/evaluation.md).  The result is shared within the process: do not write to it.
+    npm's packages of Twemoji and Fluent (docs/evaluation.md).  The result is shared within the process: do not write to
+    it.
 
     Raises ModuleNotFoundError or FileNotFoundError that says what to install, and ValueError that lists the nouns
     without a drawing.
