@@ -305,6 +305,11 @@ def git(*arguments: str) -> str:
         raise NumbersError(f"{shlex.join(command)} failed: {getattr(error, 'stderr', '') or error}") from error
 
 
+def named(name: str) -> Number:
+    """The number of that name."""
+    return next(number for number in NUMBERS if number.name == name)
+
+
 def folder_of(number: Number) -> Path:
     """Where its results lie; other code has another folder, so nothing of an older run is taken for new."""
     return RUNS / f"{number.name}-{digest(number)}"
@@ -443,6 +448,14 @@ CONTINUED_FACTORS = (
         )
     ),
 )
+GROUNDS_ROWS = {
+    "zero-shot, on white": ("on_white", "top1"),
+    "on white, object of half of the side": ("on_white", "top1_50"),
+    "on white, object of three quarters of the side": ("on_white", "top1_75"),
+    "zero-shot, other artists' drawings": ("other_drawings", "top1"),
+    "zero-shot, unseen scenes": ("zero_shot", "top1"),
+    "image to text R@1": ("retrieval", "image_to_text_r1"),
+}
 LONG_ROWS = ("clip", "detailclip", "detailclip+masking.ratio=0.25")
 METRICS = {  # heading -> task/metric
     "zero-shot": "zero_shot/top1",
@@ -478,6 +491,22 @@ FLOP_ROWS = (  # name in the table, masking, the command's flags
 def demo(folder: Path) -> Made:
     """The table of the report."""
     return {"demo.table": [line for line in (folder / "report.md").read_text().splitlines() if line.startswith("|")]}
+
+
+def grounds(folder: Path) -> Made:
+    """What plain grounds change: EMA weights of the demo, without them and with them."""
+    columns = [
+        {
+            (one["task"], one["metric"]): one["value"]
+            for one in json.loads(file.read_text())["results"]
+            if one["weights"] == "ema"
+        }
+        for file in (folder / "results.json", folder_of(named("demo")) / "results.json")
+    ]
+    lines = ["| | textured grounds, large objects | plain grounds and any size too |", "|---|---:|---:|"]
+    for name, metric in GROUNDS_ROWS.items():
+        lines.append(f"| {name} | {' | '.join(f'{100 * column[metric]:.1f}' for column in columns)} |")
+    return {"grounds.table": lines}
 
 
 def evaluation(folder: Path) -> Made:
@@ -716,6 +745,15 @@ NUMBERS = (
         (f"{MAIN} --workdir={{out}}",),
         demo,
         {f"docs/{name}.png": f"figures/{name}.png" for name in ("attention", "reconstructions")},
+    ),
+    Number(
+        "grounds",
+        "what plain grounds in training change",
+        15,
+        (*LEARNING, *JUDGING),
+        (f"{MAIN} --config.data.stickers.scenes=textured --workdir={{out}}",),
+        grounds,
+        after=("demo",),
     ),
     Number(
         "evaluation",
