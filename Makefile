@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/stickers
 BIN := $(VENV)/bin
+# Versions that the tests passed with; `make test CONSTRAINTS=` takes the newest that setup.py allows.
+CONSTRAINTS ?= constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: demo test slow lint check numbers clean
+.PHONY: demo test slow lint check numbers constraints clean
 
 demo: $(VENV)/demo.stamp  ## pretrain on the embedded images: about ten minutes on two cores
 	$(BIN)/python -m detailclip_jax.main --config=configs/stickers.py --workdir=$(WORKDIR)
@@ -26,6 +29,12 @@ check: lint test  ## what CI runs
 numbers: $(VENV)/dev.stamp  ## make the measured numbers of README and docs again; docs/numbers.py --list says which are old
 	$(BIN)/python docs/numbers.py $(if $(ONLY),--only=$(ONLY)) $(if $(ALL),--all)
 
+constraints:  ## write constraints.txt from .venv, which needs Python 3.11
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "that takes Python 3.11"; exit 1; }
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip list --format=freeze | grep -viE '^(pip|setuptools|wheel|detailclip_jax)==' \
+	  | sed -E "s/\\+[a-z0-9.]+$$//; s/$$/ ; python_version == '3.11'/"; } > constraints.new
+	mv constraints.new constraints.txt
+
 clean:
 	rm -rf $(VENV) build *.egg-info
 
@@ -38,10 +47,10 @@ $(VENV)/python.stamp:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@touch $@
 
-$(VENV)/demo.stamp: $(VENV)/python.stamp setup.py
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+$(VENV)/demo.stamp: $(VENV)/python.stamp setup.py $(CONSTRAINTS)
+	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/python.stamp setup.py
-	$(BIN)/python -m pip install --quiet --editable '.[dev,torch,data,demo]'
+$(VENV)/dev.stamp: $(VENV)/python.stamp setup.py $(CONSTRAINTS)
+	$(INSTALL) --editable '.[dev,torch,data,demo]'
 	@touch $@ $(VENV)/demo.stamp

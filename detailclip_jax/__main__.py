@@ -9,11 +9,13 @@
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from detailclip_jax.runtime import start
 from detailclip_jax.version import __version__
 
-USAGE_ERROR = 2
+CONSOLE_SCRIPT = "detailclip"
 
 
 class Command(NamedTuple):
@@ -37,10 +39,15 @@ COMMANDS = {
 }
 
 
+def program() -> str:
+    """Returns what the user typed before the command's name: "detailclip" or "python -m detailclip_jax"."""
+    return "python -m detailclip_jax" if Path(sys.argv[0]).name in ("__main__.py", "-m") else CONSOLE_SCRIPT
+
+
 def usage() -> str:
     """Returns the usage text with the list of commands."""
     lines = [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: detailclip COMMAND [--help] [flags]", "", *lines])
+    return "\n".join([f"usage: {program()} COMMAND [--help] [flags]", "", *lines])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,15 +59,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "--version":
         print(f"detailclip_jax {__version__}")
         return 0
+    start.check()
     if name not in COMMANDS:
-        print(f"error: unknown command {name!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
-        return USAGE_ERROR
-    return start(name, others)
+        return _unknown(name)
+    return run(name, others)
 
 
-def start(name: str, arguments: Sequence[str]) -> int:
+def _unknown(name: str) -> int:
+    from detailclip_jax.runtime import errors  # imports absl: only after `start.check`
+    from detailclip_jax.runtime.terminal import complain
+
+    kind, known = ("flag", ("--help", "--version")) if name.startswith("-") else ("command", COMMANDS)
+    complain(f"error: {errors.unknown(kind, name, known)}")
+    return errors.USAGE_ERROR
+
+
+def run(name: str, arguments: Sequence[str]) -> int:
     """Imports the command's module and runs it with these arguments."""
-    sys.argv = [f"detailclip {name}", *arguments]
+    sys.argv = [f"{program()} {name}", *arguments]
     module = COMMANDS[name].module
     command = importlib.import_module(f"detailclip_jax.{module}")
     return command.command() if module in ("main", "transfer") else command.main(list(arguments))

@@ -12,10 +12,8 @@ from typing import Any
 
 from detailclip_jax.benchmarks import options, report, variants
 from detailclip_jax.config.settings import parse_setting
-from detailclip_jax.runtime import signals
-from detailclip_jax.runtime.terminal import complain
+from detailclip_jax.runtime import errors
 
-USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length")
 BATCH = 32
 FORCED = "xla_force_host_platform_device_count"  # jax accepts either this or jax_num_cpu_devices
@@ -27,12 +25,14 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"batch": BATCH, **given, **dict(map(parse_setting, arguments.set))}
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for numbers below 1."""
-    for name in ("rounds", "steps", "devices", "batch", "examples", "image_size", "width", "workers"):
-        value = getattr(arguments, name, None)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}={value} must be at least 1")
+def check_named(arguments: argparse.Namespace, size: str) -> None:
+    """Raises ValueError if a step would run whose model nobody named: the default is the paper's ViT-B/16."""
+    runs = not (arguments.count_only or arguments.compile_only)
+    if runs and not (arguments.config or arguments.method or arguments.size or arguments.set):
+        raise ValueError(
+            f"without a name this would train {size} of configs/vitb16_yfcc.py for some steps; say what to run with "
+            "--config, --method or --size, or take --count-only or --compile-only"
+        )
 
 
 def devices_for(wanted: int | None) -> Sequence[Any]:
@@ -54,7 +54,6 @@ def devices_for(wanted: int | None) -> Sequence[Any]:
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Runs the command and returns its records."""
-    check(arguments)
     if arguments.command == "data":
         from detailclip_jax.benchmarks import data
 
@@ -63,6 +62,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     found = variants.pair(arguments.config, settings(arguments), against, arguments.image_size)
     devices = devices_for(arguments.devices)
     if arguments.command == "step":
+        check_named(arguments, found[0].config.model.size)
         from detailclip_jax.benchmarks import step
 
         return step.run(found, devices, arguments)
@@ -77,17 +77,16 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
-    arguments = options.parser().parse_args(argv)
+    return errors.run(lambda: _measure(options.parse(argv)))
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    """Measures and writes the results.  Raises RunError for an error of the devices, mostly out of memory."""
     arguments.progress = sys.stderr
     try:
-        with signals.prompt():
-            report.write_json(arguments.json, measure(arguments))
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        return _failed(error, USAGE_ERROR)
-    except KeyboardInterrupt as error:
-        return _failed("interrupted", getattr(error, "exit_code", INTERRUPTED))
-    except RuntimeError as error:  # an error of the devices, mostly out of memory
-        return _failed(_explained(error), RUN_ERROR)
+        report.write_json(arguments.json, measure(arguments))
+    except RuntimeError as error:
+        raise errors.RunError(_explained(error)) from error
     return 0
 
 
@@ -96,11 +95,6 @@ def _explained(error: RuntimeError) -> str:
     if "RESOURCE_EXHAUSTED" not in text:
         return text
     return f"out of memory: take a smaller --batch, or --remat=full ({text.splitlines()[0]})"
-
-
-def _failed(message: object, code: int) -> int:
-    complain(f"error: {message}")
-    return code
 
 
 if __name__ == "__main__":

@@ -18,20 +18,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import Change, both, parse_setting, set_fields, split_list
-from detailclip_jax.runtime import signals
+from detailclip_jax.runtime import arguments as flags
+from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.runtime.terminal import complain
 
-USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 
-
-class CannotBegin(RuntimeError):
+class CannotBegin(errors.RunError):
     """A run is invalid and does not start; the message is that of `detailclip_jax.main`."""
 
 
@@ -220,53 +220,46 @@ def write(workdir: Path, results: Mapping[str, Sequence[Mapping[str, float]]], c
 
 
 def file_name(name: str) -> str:
-    """Converts the name of a row to a folder name."""
-    return "".join(c if c.isalnum() or c in "-_.=+" else "-" for c in name)
+    """Converts the name of a row to a folder name; different names give different folders.
+
+    Letters, digits and -_.=+ stay; another character becomes its UTF-8 bytes in hexadecimal, as in a URL: "a,b" gives
+    "a%2Cb", whereas "a-b" stays.
+    """
+    return quote(name, safe="=+")
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    made = argparse.ArgumentParser(
-        "python -m detailclip_jax.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    controls = ", ".join(CONTROLS)
-    made.add_argument("--methods", default="", help=f"rows, by commas; beside the methods there are {controls}")
-    made.add_argument("--sweep", default="", help="a config file with a SWEEP: its rows instead")
-    made.add_argument("--seeds", type=int, default=3, help="runs per row, seeds 0, 1, ... (default 3)")
-    made.add_argument("--budget", type=int, default=600, help="steps per run (default 600)")
-    made.add_argument("--workdir", default="runs/compare", help="folder of all runs and of the comparison")
-    made.add_argument("--init", default="", help="a run or checkpoint that every row continues from")
-    made.add_argument("--config", default="configs/stickers.py", help="file that takes method=NAME (default: stickers)")
-    made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of every run")
+    made = flags.parser("compare", __doc__)
+    add = made.add_argument
+    methods = f"comma-separated methods; besides the methods of `main`: {', '.join(CONTROLS)}"
+    add("--methods", default="", metavar="NAME,...", help=methods)
+    add("--sweep", default="", metavar="FILE", help="a config file with a SWEEP, whose entries are compared")
+    add("--seeds", type=flags.positive, default=3, metavar="N", help="runs per method, seeds 0, 1, ... (default: 3)")
+    add("--budget", type=flags.positive, default=600, metavar="STEPS", help="steps per run (default: 600)")
+    workdir = "folder of all runs and of the comparison (default: runs/compare)"
+    add("--workdir", default="runs/compare", metavar="DIR", help=workdir)
+    add("--init", default="", metavar="WORKDIR", help="a run or checkpoint that every run continues from")
+    config = "config of every run; it must accept the argument method=NAME (default: configs/stickers.py)"
+    add("--config", default="configs/stickers.py", metavar="FILE", help=config)
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of every run's config; repeatable")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
-    arguments = parser().parse_args(argv)
-    try:
-        rows = sweep_rows(arguments.sweep) if arguments.sweep else []
-        rows += [parse_row(text) for text in split_list(arguments.methods)]
-        if not rows:
-            raise ValueError("nothing to compare: give --methods or --sweep")
-        check(rows, arguments)
-    except (ValueError, FileNotFoundError) as error:
-        complain(f"error: {error}")
-        return USAGE_ERROR
-    from detailclip_jax.run.loop import RUN_ERRORS
+    return errors.run(lambda: _compare(parser().parse_args(argv)), kept="the same command continues")
 
-    try:
-        with signals.prompt():
-            return compare(rows, arguments)
-    except (CannotBegin, *RUN_ERRORS) as error:
-        complain(f"error: {error}")
-        return RUN_ERROR
-    except KeyboardInterrupt as error:
-        complain("\ninterrupted; the same command goes on")
-        return getattr(error, "exit_code", INTERRUPTED)
+
+def _compare(arguments: argparse.Namespace) -> int:
+    """Checks all runs, then compares them."""
+    rows = sweep_rows(arguments.sweep) if arguments.sweep else []
+    rows += [parse_row(text) for text in split_list(arguments.methods)]
+    if not rows:
+        raise ValueError("nothing to compare: give --methods or --sweep")
+    check(rows, arguments)
+    with errors.at_work():
+        return compare(rows, arguments)
 
 
 def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
@@ -276,11 +269,9 @@ def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     from detailclip_jax.run import init_from
     from detailclip_jax.run.validation import validate
 
-    if arguments.seeds < 1:
-        raise ValueError(f"--seeds {arguments.seeds} must be at least 1")
     for row in rows:
         if row.method not in METHODS:
-            raise ValueError(base.unknown("row", row.method, (*METHODS, *CONTROLS)))
+            raise ValueError(errors.unknown("method", row.method, (*METHODS, *CONTROLS)))
     folders = folders_of(rows, arguments)
     for row in rows:
         for seed, folder in enumerate(folders[row.name]):

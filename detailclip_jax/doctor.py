@@ -19,30 +19,31 @@ from typing import Any, NoReturn
 
 from packaging.requirements import Requirement
 
+from detailclip_jax.runtime import arguments as flags
+from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.cores import usable_cores
 
 FOR = {
+    "beam": "prepare --engine=beam",
     "demo": "configs/stickers.py and figures",
     "torch": "import_torch and export, but for .safetensors",
-    "data": "data sets through TensorFlow Datasets",
+    "data": "data sets through TensorFlow Datasets, and parquet files",
     "dev": "the tests",
 }
+LAUNCH = "--launch"
 NONE = "NONE that jax can use:"
-MIN_FREE = 10 * 2**30  # bytes; a ViT-B/16 checkpoint takes 2.4 GiB, and up to three are kept: the last two and the best
+CHECKPOINT = 2.4  # GiB of a ViT-B/16 checkpoint
+NUM_CHECKPOINTS = 4  # on the disk at once: the last two, the best, and one that is being written
 
 
 def parser() -> argparse.ArgumentParser:
-    """Returns the argument parser; after --launch the flags of `main` are accepted too."""
-    arguments = argparse.ArgumentParser(
-        "detailclip_jax.doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    arguments.add_argument("--launch", action="store_true", help="check a run before it is launched")
-    arguments.add_argument("--data", action="store_true", help="check the evaluation sets")
-    arguments.add_argument("--data-dir", "--data_dir", default="data", metavar="DIR", help="where they lie")
-    return arguments
+    """Returns the argument parser."""
+    made = flags.parser("doctor", __doc__)
+    add = made.add_argument
+    add(LAUNCH, action="store_true", help="check a run before it is launched; takes the flags of `main`")
+    add("--data", action="store_true", help="check which evaluation sets are ready")
+    add("--data-dir", default="data", metavar="DIR", help="folder of the evaluation sets (default: data)")
+    return made
 
 
 def machine() -> Iterator[tuple[str, str]]:
@@ -83,8 +84,9 @@ def devices(found: Sequence[Any], has_driver: bool) -> str:
 
 def disk(free: int) -> str:
     """Describes the free disk space of the current folder; `free` is in bytes."""
-    few = "" if free >= MIN_FREE else "; little for checkpoints of ViT-B/16, 2.4 GiB each"
-    return f"{free / 2**30:.0f} GiB free in {os.getcwd()}{few}"
+    needed = NUM_CHECKPOINTS * CHECKPOINT
+    few = f"; a run of ViT-B/16 takes {needed:.1f} GiB for {NUM_CHECKPOINTS} checkpoints"
+    return f"{free / 2**30:.1f} GiB free in {os.getcwd()}{few if free < needed * 2**30 else ''}"
 
 
 def requirements(package: str = "detailclip_jax") -> dict[str, list[str]]:
@@ -122,13 +124,14 @@ def report() -> int:
     try:
         missing = requirements()
     except importlib.metadata.PackageNotFoundError:
-        print("packages   unknown: the code was not installed by pip (pip install -e .)")
+        print("packages   unknown: detailclip_jax was not installed by pip (in a checkout: pip install -e .)")
         return 0 if usable else 1
-    print(f"{'packages':<10} {'all there' if not missing[''] else 'MISSING: ' + ', '.join(missing[''])}")
+    required = f"MISSING: {', '.join(missing[''])}" if missing[""] else "all required ones are installed"
+    print(f"packages   {required}")
     for extra, lacks in missing.items():
         if extra:
-            way = f"without {', '.join(lacks)}: pip install -e '.[{extra}]'" if lacks else "ready"
-            print(f"{'[' + extra + ']':<10} {FOR.get(extra, 'optional')}: {way}")
+            way = f"not installed: {', '.join(lacks)} (pip install 'detailclip_jax[{extra}]')" if lacks else "ready"
+            print(f"{'[' + extra + ']':<10} optional, for {FOR.get(extra, extra)}: {way}")
     return 1 if missing[""] or not usable else 0
 
 
@@ -158,11 +161,13 @@ def check_launch(flags_of_main: Sequence[str]) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 if nothing is missing, 1 if something is missing, 2 for invalid usage."""
-    arguments, others = parser().parse_known_args(argv)
-    if arguments.launch:
-        check_launch(others)
-    if others:
-        parser().error(f"unrecognized arguments: {' '.join(others)}")
+    given = list(sys.argv[1:] if argv is None else argv)
+    if LAUNCH in given and not {"-h", "--help"} & {*given}:
+        check_launch([flag for flag in given if flag != LAUNCH])  # has a signal guard of its own
+    return errors.run(lambda: _report(parser().parse_args(given)))
+
+
+def _report(arguments: argparse.Namespace) -> int:
     return check_data(arguments.data_dir) if arguments.data else report()
 
 

@@ -8,8 +8,8 @@
 FILE ends in .npz or .parquet and holds the columns name, kind ("image" or "text"), modified and embedding (float32,
 L2-normalised, so a dot product is a cosine).  Entries that FILE already has are not embedded again: the same command
 continues where it was stopped, and updates the file to the folder.  --query prints the best matches with their cosine
-and draws them on a contact sheet next to the file.  Unreadable images, and links that lead out of the folder (without
---follow-links), are skipped and listed.
+and draws them on a contact sheet next to FILE, FILE-QUERY.png, or where --sheet says.  Unreadable
+images, and links that lead out of the folder (without --follow-links), are skipped and listed.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from absl import logging
 
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
@@ -31,38 +30,35 @@ from detailclip_jax.data.regular_files import inside, read_regular, read_stream
 from detailclip_jax.figures import contact_sheet
 from detailclip_jax.inference import catalogue, embeddings
 from detailclip_jax.inference.embeddings import IMAGE, Table
-from detailclip_jax.runtime import files, signals
+from detailclip_jax.runtime import arguments as flags
+from detailclip_jax.runtime import errors, files
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.runtime.terminal import LINES, complain, printable
+from detailclip_jax.runtime.terminal import LINES, printable
 
 if TYPE_CHECKING:
     from detailclip_jax.inference.model import Model
 
 MAX_TEXTS = 256 * 2**20  # bytes of --texts
-USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    made = argparse.ArgumentParser(
-        "python -m detailclip_jax.embed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = flags.parser("embed", __doc__)
     add = made.add_argument
-    add("--checkpoint", required=True, metavar="WORKDIR", help="a workdir of `main` or `import_torch`")
-    add("--images", metavar="FOLDER_OR_GLOB", help="images; with --from, the folder where they lie now")
-    add("--follow-links", action="store_true", help="links among the images may lead out of their folder")
-    add("--texts", metavar="FILE", help="texts, one a line")
-    add("--text", action="append", default=[], metavar="TEXT", help="a text; may be repeated")
-    add("--out", type=Path, metavar="FILE", help="FILE.npz or FILE.parquet")
-    add("--from", dest="source", type=Path, metavar="FILE", help="search this file, embed no images")
-    add("--query", metavar="TEXT", help="find the images that are nearest to it")
-    add("--top", type=int, default=12, metavar="N", help="how many of them (default 12)")
-    add("--sheet", type=Path, metavar="PNG", help="where to draw them; default: beside FILE, named by the query")
-    add("--weights", choices=("ema", "student"), help="default: ema where the method has a teacher")
-    add("--step", type=int, help="another checkpoint than the last")
+    flags.add_checkpoint(made)
+    add("--images", metavar="FOLDER_OR_GLOB", help="images to embed; with --from, the folder where they are now")
+    add("--follow-links", action="store_true", help=flags.FOLLOW_LINKS)
+    add("--texts", metavar="FILE", help="file with one text per line, to embed")
+    add("--text", action="append", default=[], metavar="TEXT", help="a text to embed; may be repeated")
+    add("--out", type=Path, metavar="FILE", help="file to write: FILE.npz or FILE.parquet")
+    add("--from", dest="source", type=Path, metavar="FILE", help="search the embeddings in this file; embed no images")
+    add("--query", metavar="TEXT", help="find the images that are nearest to this text")
+    add("--top", type=flags.positive, default=12, metavar="N", help="number of images to find (default: 12)")
+    sheet = (
+        "draw the found images there (default: next to the file of --out or --from, named by the query; else nowhere)"
+    )
+    add("--sheet", type=Path, metavar="PNG", help=sheet)
+    flags.add_weights(made)
     preprocessing.add_flags(made)
     return made
 
@@ -76,10 +72,9 @@ def check(arguments: argparse.Namespace) -> None:
         "nothing to do: give --out=FILE to keep embeddings, or --query=TEXT to search": not (given.out or given.query),
         "--from=FILE is searched, not written: leave out --out, --texts and --text": given.source
         and (given.out or texts),
-        "--query looks among images: give --images or --from": given.query and not images,
-        f"--top {given.top} must be at least 1": given.top < 1,
-        "--sheet draws what --query finds: give --query": given.sheet and not given.query,
-        f"--sheet={given.sheet} has to end in .png": given.sheet and given.sheet.suffix.lower() != ".png",
+        "--query searches images: give --images or --from": given.query and not images,
+        "--sheet draws the images that --query finds: give --query": given.sheet and not given.query,
+        f"--sheet={given.sheet} must end in .png": given.sheet and given.sheet.suffix.lower() != ".png",
     }
     for message, so in wrong.items():
         if so:
@@ -133,7 +128,7 @@ def check_source(file: Path, table: Table, model: "Model") -> None:
     way_out = "give that --checkpoint (and --step, --weights), or embed the images with this one"
     catalogue.check_checkpoint(file, table.origin, catalogue.origin_of(model), way_out)
     if not table.of(IMAGE)[0]:
-        raise ValueError(f"{file} holds texts alone, and no images to search")
+        raise ValueError(f"{file} has embeddings of texts only, no images to search")
 
 
 class Match(NamedTuple):
@@ -151,25 +146,28 @@ def search(model: "Model", table: Table, query: str, top: int) -> list[Match]:
 
 
 def show(matches: Sequence[Match], table: Table, arguments: argparse.Namespace) -> None:
-    """Prints the matches and draws them on a contact sheet."""
+    """Prints the matches, and draws them on a contact sheet if there is a file to put it next to, or --sheet."""
     for rank, match in enumerate(matches, 1):
         print(f"{rank:>4}  {match.cosine:6.3f}  {printable(match.name)}")
+    sheet = arguments.sheet or sheet_file(arguments.source or arguments.out, arguments.query)
+    if not sheet:
+        print("not drawn; --sheet=FILE.png draws the images on a contact sheet")
+        return
     root = Path(arguments.images) if arguments.source and arguments.images else Path(table.origin.root)
     links = arguments.follow_links or os.path.isfile(arguments.images or "")  # a file named directly may be a link
     tiles = [
         contact_sheet.Tile(thumbnail(root, match.name, links), f"{rank}   {match.cosine:.3f}", printable(match.name))
         for rank, match in enumerate(matches, 1)
     ]
-    sheet = arguments.sheet or sheet_file(arguments.source or arguments.out, arguments.query)
     sheet.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet.draw(arguments.query, tiles).save(sheet)
     print(printable(f"drawn in {sheet}", LINES))
 
 
-def sheet_file(file: Path | None, query: str) -> Path:
-    """Returns the file of the contact sheet: photos.npz and "a red kite" give photos-a-red-kite.png."""
+def sheet_file(file: Path | None, query: str) -> Path | None:
+    """Returns the default contact sheet, None without a file: photos.npz, "a red kite" give photos-a-red-kite.png."""
     slug = re.sub(r"\W+", "-", query.lower()).strip("-")[:60] or "query"
-    return file.with_name(f"{file.stem}-{slug}.png") if file else Path(f"{slug}.png")
+    return file.with_name(f"{file.stem}-{slug}.png") if file else None
 
 
 def thumbnail(root: Path, name: str, follow_links: bool = False) -> np.ndarray | None:
@@ -183,22 +181,7 @@ def thumbnail(root: Path, name: str, follow_links: bool = False) -> np.ndarray |
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
-    arguments = parser().parse_args(argv)
-    from detailclip_jax.training.checkpoint import CheckpointError
-
-    logging.set_verbosity(logging.WARNING)
-    try:
-        with signals.prompt():
-            return run(arguments, Console(stream=sys.stderr))
-    except (ValueError, FileNotFoundError, ImportError, CheckpointError) as error:
-        complain(f"error: {error}")
-        return USAGE_ERROR
-    except OSError as error:
-        complain(f"error: {error}")
-        return RUN_ERROR
-    except KeyboardInterrupt as error:  # before anything is embedded, or a second Ctrl-C
-        complain("\ninterrupted")
-        return getattr(error, "exit_code", INTERRUPTED)
+    return errors.run(lambda: run(parser().parse_args(argv), Console(stream=sys.stderr)))
 
 
 if __name__ == "__main__":

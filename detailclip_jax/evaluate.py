@@ -45,16 +45,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import logging
+from detailclip_jax.runtime import arguments as flags
+from detailclip_jax.runtime import errors
 
-from detailclip_jax.runtime.terminal import complain
-
-USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 OUT = "evaluation"  # subfolder of the workdir; the step is appended
-COMPARE_HELP = (
-    "numbers alongside ours: the paper's of the same method, or those published of dense read-outs on CLIP B/16"
-)
-KEPT = "what was measured is kept, and the same command goes on from there"
+KEPT = "what was measured is kept, and the same command continues from there"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,34 +59,32 @@ def parser() -> argparse.ArgumentParser:
     from detailclip_jax.evaluation.protocols import PROTOCOLS
 
     sets = textwrap.fill(", ".join(KNOWN), 112, subsequent_indent="      ")
-    made = argparse.ArgumentParser(
-        "python -m detailclip_jax.evaluate",
-        description=(__doc__ or "").format(sets=sets),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = flags.parser("evaluate", (__doc__ or "").format(sets=sets))
     add = made.add_argument
-    add("--checkpoint", required=True, metavar="WORKDIR", help="workdir of `main` or `import_torch`")
-    add("--step", type=int, metavar="N", help="another checkpoint than the newest")
+    flags.add_checkpoint(made)
     add("--tasks", default="stickers", metavar="TASKS", help="what to measure, see above (default: stickers)")
-    add("--protocol", default=PROTOCOLS[0], metavar="NAME", help=f"prompts: {' or '.join(PROTOCOLS)} (default: slip)")
-    add("--weights", metavar="NAMES", help="student, ema or both, by commas (default: all there are)")
+    prompts = f"prompts: {' or '.join(PROTOCOLS)} (default: {PROTOCOLS[0]})"
+    add("--protocol", type=flags.one_of("protocol", PROTOCOLS), default=PROTOCOLS[0], metavar="NAME", help=prompts)
+    add("--weights", metavar="NAMES", help="student, ema or both, comma-separated (default: all that exist)")
     add("--data-dir", default="data", metavar="DIR", help="folder of the sets on disk (default: data)")
-    add("--follow-links", action="store_true", help="links among the images may lead out of their folder")
+    add("--follow-links", action="store_true", help=flags.FOLLOW_LINKS)
     add("--out", metavar="DIR", help=f"folder of the results (default: WORKDIR/{OUT}-STEP)")
-    add("--compare", choices=("paper", "published"), help=COMPARE_HELP)
-    add("--num-examples", type=int, metavar="N", help="a quick look: at N evenly spaced examples of each evaluated set")
-    add(
-        "--num-train-examples",
-        type=int,
-        metavar="N",
-        help="fit knn and linear on N of the training split (default: all)",
-    )
+    compare = "print published numbers next to ours: the paper's of the method, or of dense read-outs on CLIP B/16"
+    add("--compare", choices=("paper", "published"), help=compare)
+    few = "evaluate N evenly spaced examples of each set (default: all)"
+    add("--num-examples", type=flags.positive, metavar="N", help=few)
+    few = "fit knn and linear on N examples of the training split (default: all)"
+    add("--num-train-examples", type=flags.positive, metavar="N", help=few)
     preprocessing.add_flags(made)
-    add("--batch-size", type=int, default=256, metavar="B", help="images or texts at a time (default: 256)")
-    add("--style", default="noto", metavar="STYLE", help="of stickers_style: noto, a font, a folder of NOUN.png")
-    add("--distributed", action="store_true", help="join the other processes as jax finds them (TPU pods)")
-    add("--no-cache", dest="cache", action="store_false", help="do not keep embeddings in OUT/embeddings")
+    add("--batch-size", type=flags.positive, default=256, metavar="B", help="images or texts at a time (default: 256)")
+    add(
+        "--style",
+        default="noto",
+        metavar="STYLE",
+        help="drawings of stickers_style: noto, a font, a folder of NOUN.png",
+    )
+    add("--distributed", action="store_true", help="connect to the other processes that jax finds (TPU pods)")
+    add("--no-cache", dest="cache", action="store_false", help="do not store embeddings in OUT/embeddings")
     return made
 
 
@@ -119,7 +112,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     console = Console(enabled=jax.process_index() == 0)
     console.say("\n".join(introduction(measured, asked, arguments, out)))
     processes.agreed(lambda: files.check_writable(out) if jax.process_index() == 0 else None)
-    with processes.leaving_at_once(explain), processes.together(), noting_what_is_kept(out):
+    with processes.leaving_at_once(), processes.together(), noting_what_is_kept(out):
         outcome = runner.run_tasks(
             measured,
             asked,
@@ -164,51 +157,17 @@ def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namesp
         yield f"the paper's tables 2 and 3 have no row for {measured.method}; they have {', '.join(paper.ROWS)}"
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for numbers below 1 and for an unknown protocol."""
-    from detailclip_jax.config import unknown
-    from detailclip_jax.evaluation.protocols import PROTOCOLS
-
-    for name in ("num_examples", "num_train_examples", "batch_size"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}={value} must be at least 1")
-    if arguments.protocol not in PROTOCOLS:
-        raise ValueError(unknown("protocol", arguments.protocol, PROTOCOLS))
-
-
-def explain(error: BaseException) -> int:
-    """Prints an error and returns the exit status: one message if the user can act on it, else as Python prints it."""
-    from detailclip_jax.runtime import processes
-    from detailclip_jax.training.checkpoint import CheckpointError
-
-    notes = getattr(error, "__notes__", [])
-    if isinstance(error, (ValueError, FileNotFoundError, CheckpointError)):
-        complain(f"error: {error}")
-        return USAGE_ERROR
-    if isinstance(error, OSError):
-        complain(f"error: {'; '.join([str(error), *notes])}")
-        return RUN_ERROR
-    if isinstance(error, KeyboardInterrupt):
-        complain("\n" + "; ".join(["interrupted", *notes]))
-        return getattr(error, "exit_code", INTERRUPTED)
-    return processes.explain(error)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 1 if a task or the disk failed, 2 for invalid usage, 130 if interrupted."""
-    from detailclip_jax.runtime import processes, signals
-    from detailclip_jax.training.checkpoint import CheckpointError
+    return errors.run(lambda: _joined(parser().parse_args(argv)))
 
-    arguments = parser().parse_args(argv)
-    logging.set_verbosity(logging.WARNING)
-    try:
-        check(arguments)
-        processes.join(distributed=arguments.distributed)
-        with signals.prompt():
-            return evaluate(arguments)
-    except (ValueError, OSError, CheckpointError, KeyboardInterrupt) as error:
-        return explain(error)
+
+def _joined(arguments: argparse.Namespace) -> int:
+    """Connects the processes, if there are several, and evaluates."""
+    from detailclip_jax.runtime import processes
+
+    processes.join(distributed=arguments.distributed)
+    return evaluate(arguments)
 
 
 if __name__ == "__main__":

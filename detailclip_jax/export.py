@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import preprocessing
@@ -37,46 +36,50 @@ from detailclip_jax.inference.model import choose_weights
 from detailclip_jax.interop import formats, hub, hub_tokenizer, measure
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.resizing import resize
-from detailclip_jax.interop.verify import NotEqualError, rows
+from detailclip_jax.interop.verify import rows
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models import stacking
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.runtime import signals
+from detailclip_jax.runtime import arguments as flags
+from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.files import nothing_left
-from detailclip_jax.runtime.terminal import complain
 from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.types import Params
 
-USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
-WAY_OUT = "pip install -e '.[torch]', or take --no-verify"
+WAY_OUT = "pip install 'detailclip_jax[torch]', or take --no-verify"
 WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its own"}
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    arguments = argparse.ArgumentParser(
-        "detailclip_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = arguments.add_argument
-    add("--checkpoint", required=True, metavar="WORKDIR", help="a workdir of `main` or `import_torch`")
-    add("--step", type=int, help="another checkpoint than the last")
-    add("--to", required=True, choices=tuple(formats.FORMATS), metavar="FORMAT", help=", ".join(formats.FORMATS))
-    add("--out", required=True, metavar="PATH")
-    add("--weights", choices=("ema", "student"), help="default: ema where the method has a teacher")
-    add("--image-size", type=int, help="interpolate the positions (bicubic) to another size of image")
-    how = "as PyTorch (bicubic, the default), iBOT or timm does"
-    add("--interpolation", choices=tuple(RECIPES), default="bicubic", help=how)
+    made = flags.parser("export", __doc__)
+    add, known = made.add_argument, flags.one_of("format", formats.FORMATS)
+    flags.add_checkpoint(made)
+    add("--to", required=True, type=known, metavar="FORMAT", help=", ".join(formats.FORMATS))
+    add("--out", required=True, metavar="PATH", help="file or directory to write, see above")
+    flags.add_weights(made)
+    flags.add_image_size(made, tuple(RECIPES))
     add("--no-verify", dest="verify", action="store_false", help="do not load the written model and compare")
-    return arguments
+    return made
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Loads, writes and verifies the model and prints a table; removes an incomplete output after an error."""
+def run(arguments: argparse.Namespace) -> int:
+    """Loads, writes and verifies the model and prints a table; returns 0.
+
+    Removes an incomplete output after an error.  Raises ImportError that says what to install.
+    """
+    try:
+        return _run(arguments)
+    except ImportError as error:
+        raise ImportError(f"{error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}") from error
+
+
+def _run(arguments: argparse.Namespace) -> int:
     model, variables, config = plain(*checkpoint.load(arguments.checkpoint, arguments.step)[1:])
     if arguments.image_size and arguments.image_size != config.model.image_size:
-        variables, config = resize(variables, config, arguments.image_size, arguments.interpolation)
-        model = model.replacing(image=model.image.clone(image_size=arguments.image_size))
+        variables, config = resize(variables, config, arguments.image_size, arguments.interpolation or "bicubic")
+        model = model.clone(image=model.image.clone(image_size=arguments.image_size))
     which, params = choose_weights(variables, arguments.weights)
     fmt, path = formats.FORMATS[arguments.to], Path(arguments.out)
     export = Export(model, params, variables, config)
@@ -90,6 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.verify:
         print("\n".join(rows(verified(fmt, export, path))))
     print(f"written to {path}")
+    return 0
 
 
 def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks, Mapping[str, Params], ConfigDict]:
@@ -125,7 +129,7 @@ def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
         return huggingface_notes(config)
     if name == "open_clip" and hub.needs_trunk(config):
         return [
-            "timm registers no architecture of this size: open_clip finds the image tower's config by its path",
+            "timm registers no architecture of this size: open_clip finds the image encoder's config by its path",
             f"{(path / hub.TRUNK).absolute()}; after moving it, set timm_model_name in {hub.OPEN_CLIP}",
         ]
     return []
@@ -171,27 +175,7 @@ def table(name: str, weights: str, written: Mapping[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 1 if the written model differs or the disk failed, 2 for invalid usage, 130 if
     interrupted."""
-    arguments = parser().parse_args(argv)
-    logging.set_verbosity(logging.WARNING)
-    try:
-        with signals.prompt():
-            run(arguments)
-    except ImportError as error:
-        complain(f"error: {error}; {WAYS_OUT.get(arguments.to, WAY_OUT)}")
-        return USAGE_ERROR
-    except NotEqualError as error:  # a subclass of ValueError, so caught first
-        complain(f"error: {error}")
-        return RUN_ERROR
-    except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
-        complain(f"error: {error}")
-        return USAGE_ERROR
-    except OSError as error:
-        complain(f"error: {error}")
-        return RUN_ERROR
-    except KeyboardInterrupt as error:
-        complain(f"\ninterrupted; {str(error) or 'nothing is written'}")
-        return getattr(error, "exit_code", INTERRUPTED)
-    return 0
+    return errors.run(lambda: run(parser().parse_args(argv)), kept="nothing is written")
 
 
 if __name__ == "__main__":

@@ -15,71 +15,60 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import logging
-
 from detailclip_jax import interop
 from detailclip_jax.data import preprocessing
-from detailclip_jax.data.preprocessing import RESIZES
-from detailclip_jax.data.resizing import FILTERS
-from detailclip_jax.interop import store
+from detailclip_jax.interop import own, store
 from detailclip_jax.interop.convert import OPTIONS
 from detailclip_jax.interop.measure import HEADS
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
-from detailclip_jax.runtime import signals
+from detailclip_jax.runtime import arguments as flags
+from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.files import nothing_left
-from detailclip_jax.runtime.terminal import complain
-from detailclip_jax.training import checkpoint
 from detailclip_jax.types import Params
 
-USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 ACTIVATIONS = ("gelu", "quick_gelu")
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    arguments = argparse.ArgumentParser("detailclip_jax.import_torch", description=__doc__, formatter_class=_Plain)
-    add = arguments.add_argument
+    made = flags.parser("import_torch", __doc__)
+    add, layout = made.add_argument, flags.one_of("layout", interop.NAMES)
+    activation = flags.one_of("activation", ACTIVATIONS)
     add("file", metavar="FILE", help="a PyTorch, TorchScript or safetensors file, or the folder of one")
-    add("--from", dest="layout", choices=interop.NAMES, metavar="FORMAT", help=", ".join(interop.NAMES))
+    add("--from", dest="layout", type=layout, metavar="FORMAT", help=", ".join(interop.NAMES))
     add("--out", required=True, metavar="DIR", help="the workdir to write, with one checkpoint of step 0")
-    add("--image-size", type=int, help="interpolate the positions (bicubic) to another size of image")
-    add("--interpolation", choices=tuple(RECIPES), help="as PyTorch (bicubic, the default), iBOT or timm does")
-    add(
-        "--num-heads",
-        type=int,
-        help="attention heads of the image encoder (cannot be inferred from the tensors; default: usual for its width)",
-    )
-    add("--text-heads", type=int, help="of the text tower")
-    add("--decoder-heads", type=int, help="of DetailCLIP's decoder; default: 16, or 4 where it is narrow")
-    add("--activation", choices=ACTIVATIONS, help="of both towers")
-    add("--text-activation", choices=ACTIVATIONS, help="of the text tower alone")
-    add("--pooling", choices=("cls", "mean", "norm_of_mean"), help="what stands for an image")
-    add("--normalisation", choices=("imagenet", "clip", "half"), help="mean and deviation of the pixels")
-    add("--resize-filter", choices=tuple(FILTERS), help="of evaluation; default: what its config or its family says")
-    add("--resize", choices=RESIZES, help="the shorter side and a center crop, or both sides whatever the shape")
-    add("--crop-ratio", type=float, metavar="R", help="side of the center crop over the resized side; .875: 224 of 256")
-    return arguments
+    flags.add_image_size(made, tuple(RECIPES))
+    heads = "attention heads of the image encoder (cannot be inferred from the tensors; default: usual for its width)"
+    add("--num-heads", type=flags.positive, metavar="N", help=heads)
+    add("--text-heads", type=flags.positive, metavar="N", help="attention heads of the text encoder")
+    decoder = "attention heads of DetailCLIP's decoder (default: 16, or 4 if it is narrow)"
+    add("--decoder-heads", type=flags.positive, metavar="N", help=decoder)
+    add("--activation", type=activation, metavar="NAME", help=f"of both encoders: {' or '.join(ACTIVATIONS)}")
+    add("--text-activation", type=activation, metavar="NAME", help="of the text encoder alone")
+    pooling = "how the image feature is computed: the CLS token, the mean of the patches before or after the last norm"
+    add("--pooling", choices=("cls", "mean", "norm_of_mean"), help=pooling)
+    add("--normalisation", choices=("imagenet", "clip", "half"), help="mean and standard deviation of the pixels")
+    preprocessing.add_flags(made, "as its config or its family does")
+    return made
 
 
-class _Plain(argparse.RawDescriptionHelpFormatter):
-    """Prints the module docstring unchanged in --help."""
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Loads, checks and converts the checkpoint, writes the workdir and prints a summary."""
+def run(arguments: argparse.Namespace) -> int:
+    """Loads, checks and converts the checkpoint, writes the workdir and prints a summary; returns 0."""
     options = {name: value for name, value in vars(arguments).items() if name in OPTIONS and value is not None}
     _, variables, config = interop.load(arguments.file, arguments.layout, **options)
     with nothing_left(Path(arguments.out)):
         store.save(arguments.out, variables, config, Path(arguments.file).name)
-    print("\n".join(summary(variables, config)))
+    published_code = not own.is_ours(Path(arguments.file))
+    print("\n".join(summary(variables, config, published_code)))
     print(f"written to {arguments.out}")
+    return 0
 
 
-def summary(variables: dict[str, Params], config: Any) -> list[str]:
-    """Returns lines that describe the model."""
+def summary(variables: dict[str, Params], config: Any, published_code: bool = True) -> list[str]:
+    """Returns lines that describe the model; also what differs if published code wrote the file, and not `export`."""
     model, counts = config.model, {name: _count(variables[name]) for name in ("params", "ema_params")}
     size = model.size if model.size != "custom" else ", ".join(f"{k} {v}" for k, v in model.custom.items())
     teacher = f"{counts['ema_params']:,} in {', '.join(variables['ema_params'])}" if counts["ema_params"] else "none"
@@ -87,11 +76,13 @@ def summary(variables: dict[str, Params], config: Any) -> list[str]:
         f"method      {config.method}",
         f"size        {size}; {model.image_size} px",
         f"heads       {heads(variables, config)}",
-        f"image tower {', '.join(f'{name} {model.image_style[name]}' for name in Style._fields if name != 'init')}",
+        f"encoder     {', '.join(f'{name} {model.image_style[name]}' for name in Style._fields if name != 'init')}",
         f"preprocess  {preprocessing.description(config)}",
         f"parameters  {counts['params']:,} in {', '.join(variables['params'])}",
         f"teacher     {teacher}",
     ]
+    if not published_code:
+        return lines
     if config.method == "detailclip":
         lines.append("centers     zero: the reference does not save them")
     return lines + (published(config) if config.method in ("detailclip", "aclip") else [])
@@ -119,7 +110,7 @@ def heads(variables: dict[str, Params], config: Any) -> str:
     found = ", ".join(f"{name} {number}" for name, number in towers.items() if name in variables["params"])
     options = "--num-heads, --text-heads, --decoder-heads"
     return found + (
-        f": it cannot be inferred from the tensors, so make sure ({options})" if size.width >= min(HEADS) else ""
+        f": cannot be inferred from the tensors, so check it ({options})" if size.width >= min(HEADS) else ""
     )
 
 
@@ -129,21 +120,7 @@ def _count(params: Params) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 1 if the disk failed, 2 for invalid usage, 130 if interrupted."""
-    arguments = parser().parse_args(argv)
-    logging.set_verbosity(logging.WARNING)
-    try:
-        with signals.prompt():
-            run(arguments)
-    except (ValueError, FileNotFoundError, checkpoint.CheckpointError) as error:
-        complain(f"error: {error}")
-        return USAGE_ERROR
-    except OSError as error:
-        complain(f"error: {error}")
-        return RUN_ERROR
-    except KeyboardInterrupt as error:
-        complain(f"\ninterrupted; {str(error) or 'nothing is written'}")
-        return getattr(error, "exit_code", INTERRUPTED)
-    return 0
+    return errors.run(lambda: run(parser().parse_args(argv)), kept="nothing is written")
 
 
 if __name__ == "__main__":

@@ -22,13 +22,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from detailclip_jax.config import default, field_of, help_text, run_config, transfer
 from detailclip_jax.config.config_files import find
-from detailclip_jax.runtime import processes, signals
-from detailclip_jax.runtime.terminal import complain
+from detailclip_jax.runtime import errors, processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py, or configs/NAME.py:ARGUMENT.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
@@ -37,14 +36,21 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes as jax finds them (TPU pods).")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
 
-USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
-
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags with absl, after checking the names of config fields.
+    """Parses the flags with absl, after checking the names of flags and of config fields.
 
     Invalid flags end the program with a message, without a traceback.
     """
+    parsed: list[str] = []
+    code = errors.run(lambda: parsed.extend(_parsed(argv)) or 0)
+    if code or not parsed:  # invalid, or --help
+        sys.exit(code)
+    return parsed
+
+
+def _parsed(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments that are no flags.  Raises ValueError or FileNotFoundError; exits after --help."""
     spec = _config_spec(argv)
     if any(re.fullmatch(r"--?help-config", argument) for argument in argv):
         _help_config(spec)
@@ -52,20 +58,30 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         _help()
     helps = any(re.match(r"--?help", argument) for argument in argv)
     if not helps:
+        check_names(argv)
         if spec is None:
-            _fail("--config is missing. " + _example())
-        try:
-            argv = with_file(with_recipe(argv, spec))
-            run_config.check_overrides(run_config.load(_config_spec(argv) or spec), _override_names(argv))
-        except (ValueError, FileNotFoundError) as error:
-            _fail(str(error))
+            raise ValueError("--config is missing. " + _example())
+        argv = with_file(with_recipe(argv, spec))
+        run_config.check_overrides(run_config.load(_config_spec(argv) or spec), _override_names(argv))
     sys.argv[:] = argv  # config_flags reads sys.argv
     try:
         return flags.FLAGS(list(sys.argv))
     except flags.Error as error:
-        _fail(f"{error} (--help lists the flags)")
+        raise ValueError(f"{error} (--help lists the flags)") from error
     except SystemExit as end:
         sys.exit(0 if helps and end.code == 1 else end.code)  # absl exits with 1 after --help
+
+
+def check_names(argv: Sequence[str]) -> None:
+    """Raises ValueError for a flag that does not exist, before a misspelled --config counts as missing."""
+    for argument in argv[1:]:
+        name = argument.partition("=")[0].lstrip("-")
+        is_flag = argument.startswith("-") and re.match("[a-z]", name)
+        group, dot, field = name.partition(".")
+        if is_flag and group not in ("config", "noconfig") and {name, name.removeprefix("no")}.isdisjoint(flags.FLAGS):
+            hint = errors.near(f"--{group}", [f"--{known}" for known in flags.FLAGS], cutoff=0.6)
+            rest = f" (with .{field})" if dot and hint else ""
+            raise ValueError(f"unknown flag --{name}{hint}{rest} (--help lists the flags)")
 
 
 def _help() -> NoReturn:
@@ -83,8 +99,6 @@ def _help_config(spec: str | None) -> NoReturn:
         print(help_text(config, declared), end="", flush=True)
     except BrokenPipeError:  # `| head` has closed the pipe; the interpreter would flush to it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, FileNotFoundError) as error:
-        _fail(str(error))
     sys.exit(0)
 
 
@@ -140,13 +154,6 @@ def _override_names(argv: Sequence[str]) -> list[str]:
     return [match.group(1) for match in matches if match]
 
 
-def _fail(message: str, code: int = USAGE_ERROR) -> NoReturn:
-    """Exits with a message for the user; -v 1 also shows the traceback."""
-    logging.debug("the error was raised here", exc_info=True)
-    complain(f"error: {message}")
-    sys.exit(code)
-
-
 def join_processes() -> None:
     """Connects this process to the others of the run, if it was launched as several processes."""
     processes.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _DISTRIBUTED.value)
@@ -177,23 +184,15 @@ def asked_workdir() -> str:
 
 def preflight(argv: Sequence[str]) -> int:
     """Checks the run that the flags describe, without training (`doctor --launch`); returns the exit code."""
-    _begin(argv)
-    try:
+
+    def check() -> int:
+        check_no_others(argv)
         join_processes()
         from detailclip_jax.run import preflight
 
         return preflight.run(*asked())
-    except (ValueError, OSError) as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
 
-
-def _begin(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        _fail(f"unexpected argument {argv[1]!r}; every argument starts with --. {_example()}")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # the checkpoint library logs a lot of info messages
+    return errors.run(check)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -211,12 +210,13 @@ def run(
 
     `asked` gives config and workdir; `following` the commands to print when the run has ended.
     """
-    _begin(argv)
-    try:
-        with signals.prompt():
-            return _prepare_and_train(module, asked, following)
-    except KeyboardInterrupt as error:  # outside the loop; inside it a signal saves first
-        _fail("interrupted", getattr(error, "exit_code", INTERRUPTED))
+    return errors.run(lambda: _prepare_and_train(argv, module, asked, following))
+
+
+def check_no_others(argv: Sequence[str]) -> None:
+    """Raises ValueError for an argument that is no flag; `argv` is what absl left of the command line."""
+    if len(argv) > 1:
+        raise ValueError(f"unexpected argument {argv[1]!r}; every argument starts with --. {_example()}")
 
 
 def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
@@ -238,26 +238,22 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
 
 
 def _prepare_and_train(
+    argv: Sequence[str],
     module: str,
     asked: Callable[[], tuple[Any, ...]],
     following: Callable[[Sequence[str], Path, int], str],
 ) -> int:
-    try:
-        join_processes()
-        from detailclip_jax.run import loop  # imports jax: only after the flags are parsed, so that --help is quick
+    check_no_others(argv)
+    join_processes()
+    from detailclip_jax.run import loop  # imports jax: only after the flags are parsed, so that --help is quick
 
-        prepare = importlib.import_module(f"detailclip_jax.run.{module}").prepare
-        run = processes.agreed(lambda: prepare(*asked()))
-    except (ValueError, OSError) as error:
-        _fail(str(error))
-    with processes.leaving_at_once():
-        try:
-            code = loop.train(run)
-            if code == 0:
-                run.console.say(following(sys.argv[1:], run.workdir, run.config.total_steps))
-            return code
-        except loop.RUN_ERRORS as error:
-            _fail(str(error), RUN_ERROR)
+    prepare = importlib.import_module(f"detailclip_jax.run.{module}").prepare
+    run = processes.agreed(lambda: prepare(*asked()))
+    with processes.leaving_at_once(), errors.at_work():
+        code = loop.train(run)
+        if code == 0:
+            run.console.say(following(sys.argv[1:], run.workdir, run.config.total_steps))
+        return code
 
 
 def command() -> None:

@@ -20,25 +20,21 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any
 
-from absl import logging
-
 from detailclip_jax.data.prepare import arguments, local, report, to_tfds
 from detailclip_jax.data.prepare.begin import AlreadyThere, begin, refuse_finished
 from detailclip_jax.data.prepare.finish import NothingAccepted, finish
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.passes import UNREADABLE
 from detailclip_jax.data.prepare.verify import problems
-from detailclip_jax.data.sources import MissingData
-from detailclip_jax.runtime import signals
-from detailclip_jax.runtime.locks import Busy, alone
+from detailclip_jax.runtime import arguments as flags
+from detailclip_jax.runtime import errors
+from detailclip_jax.runtime.locks import alone
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.runtime.terminal import complain
 
-USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130
 MISSING = "missing file"  # reason of a rejected example
 NO_CAPTIONS = (
-    "no example has a caption, which every contrast with texts needs; --caption-column NAME says where a table or json "
-    "has them (--help: what is looked for), and a new --out takes the set again"
+    "no example has a caption, which contrastive methods need; --caption-column NAME names the column of a table or "
+    "the field of a json (--help lists the usual names); then prepare the set again with a new --out"
 )
 TABLES = ("csv", "tsv", "jsonl", "parquet")  # image paths may be relative to the folder of the table
 
@@ -57,14 +53,15 @@ def prepare(argv: Sequence[str]) -> int:
         console.say(str(there))
         return 0
     except NothingAccepted as error:
-        return _fail(f"{error}{_hint(request, error.rejected)}", RUN_ERROR)
+        raise errors.RunError(f"{error}{_hint(request, error.rejected)}") from error
+    except BrokenExecutor as error:
+        lost = "a worker was killed, perhaps for its memory; the same command continues, try fewer --workers"
+        raise errors.RunError(lost) from error
     console.say("\n".join(report.summary(part)))
     if hint := _hint(request, part["rejected"]):
-        console.warn(f"{part['rejected'][MISSING]:,} images are not there{hint}")
+        console.warn(f"{part['rejected'][MISSING]:,} images are missing{hint}")
     if num_damaged := part["rejected"].get(UNREADABLE):
-        console.warn(
-            f"{num_damaged} input shards are damaged, and what stood behind that is missing: see the rejected list"
-        )
+        console.warn(f"{num_damaged} input shards are damaged; their examples after the damage are missing")
     if part["statistics"]["without_caption"] == part["num_examples"]:
         console.warn(NO_CAPTIONS)
     console.say(f"written to {given.out}; peak memory of a process {local.peak_memory():.0f} MiB")
@@ -105,7 +102,7 @@ def verify(argv: Sequence[str]) -> int:
         console.say(f"error: {problem}")
         wrong += 1
     console.say(f"{wrong} problem{'s' * (wrong > 1)}" if wrong else "all shards are as they were written")
-    return RUN_ERROR if wrong else 0
+    return errors.RUN_ERROR if wrong else 0
 
 
 def stats(argv: Sequence[str]) -> int:
@@ -118,48 +115,29 @@ def stats(argv: Sequence[str]) -> int:
 def tfds(argv: Sequence[str]) -> int:
     """Runs `prepare to-tfds DIR --name NAME`; returns 0."""
     parser = _folder_parser("to-tfds", "Copies the set to detailclip_image_text/NAME, for tfds.data_source.")
-    parser.add_argument("--name", required=True, help="the builder's config: letters, digits and _")
-    parser.add_argument("--data-dir", help="of TensorFlow Datasets (default: its own)")
+    parser.add_argument("--name", required=True, help="name of the config of the builder: letters, digits and _")
+    parser.add_argument("--data-dir", help="folder of TensorFlow Datasets (default: its own)")
     given = parser.parse_args(argv)
     Console().say(f"written to {to_tfds.write(given.folder, given.name, given.data_dir)}")
     return 0
 
 
-def _folder_parser(name: str, what: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(f"detailclip_jax.prepare {name}", description=what, allow_abbrev=False)
-    made.add_argument("folder", metavar="DIR", help="where prepare wrote to")
+def _folder_parser(name: str, what: str) -> flags.Parser:
+    made = flags.Parser(f"{flags.prog('prepare')} {name}", description=what)
+    made.add_argument("folder", metavar="DIR", help="folder that `prepare` wrote")
     return made
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"verify": verify, "stats": stats, "to-tfds": tfds}
 
 
-def _fail(message: str, code: int) -> int:
-    logging.debug("the error was raised here", exc_info=True)
-    complain(f"error: {message}")
-    return code
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 1 if it failed, 2 for invalid usage, 130 if interrupted.  Prints no traceback."""
     argv = sys.argv[1:] if argv is None else argv
-    logging.set_verbosity(logging.WARNING)
     command = COMMANDS.get(argv[0]) if argv else None
-    try:
-        with signals.prompt():
-            return command(argv[1:]) if command else prepare(argv)
-    except (ValueError, FileNotFoundError, MissingData, ImportError) as error:
-        return _fail(str(error), USAGE_ERROR)
-    except Busy as error:
-        return _fail(str(error), RUN_ERROR)
-    except BrokenExecutor:
-        return _fail(
-            "a worker was killed, perhaps for its memory; the same command goes on, try fewer --workers", RUN_ERROR
-        )
-    except OSError as error:
-        return _fail(f"{error}; finished shards stay, and once that is mended the same command goes on", RUN_ERROR)
-    except KeyboardInterrupt as error:
-        return _fail("interrupted; the same command goes on", getattr(error, "exit_code", INTERRUPTED))
+    if command:
+        return errors.run(lambda: command(argv[1:]))
+    return errors.run(lambda: prepare(argv), kept="finished shards stay, and the same command continues")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 from detailclip_jax import benchmark as command
 from detailclip_jax.benchmarks import counting, hlo, step, variants
 from detailclip_jax.benchmarks.hlo import Collective
+from detailclip_jax.runtime import errors
 
 SMALLEST = str(Path(__file__).parent / "configs/smallest.py")
 PROGRAM = """
@@ -90,5 +91,5 @@ def kinds(found):
 
 
 def test_one_device_talks_to_nobody(capsys):
-    assert command.main(["collectives", f"--config={SMALLEST}", "--devices=1"]) == command.USAGE_ERROR
+    assert command.main(["collectives", f"--config={SMALLEST}", "--devices=1"]) == errors.USAGE_ERROR
     assert capsys.readouterr().err == "error: one device sends nothing; give several, for example --devices=8\n"

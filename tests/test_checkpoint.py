@@ -382,3 +382,13 @@ def test_checksums_see_the_order_of_values():
         assert checksums(changed)[".params['kernel']"] != checksums(state)[".params['kernel']"]
     zeros = State(jnp.int32(0), {"a": jnp.zeros(4)}, ())
     assert checksums(zeros) != checksums(zeros.replace(params={"a": jnp.zeros(5)}))
+
+
+@pytest.mark.parametrize(
+    ("inner", "rest"), [("checkpoints", ""), ("checkpoints/3", ", and step 3")], ids=["folder", "checkpoint"]
+)
+def test_a_folder_inside_a_workdir_is_answered_with_the_workdir(tmp_path, inner, rest):
+    (tmp_path / "run/checkpoints/3").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError) as error:
+        checkpoint.pick_step(tmp_path / "run" / inner)
+    assert str(error.value).endswith(f"; give the run, {tmp_path}/run{rest}")

@@ -1,5 +1,6 @@
 """The command `detailclip` and the modules behind it."""
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -9,9 +10,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from detailclip_jax import __main__ as door
 from detailclip_jax import __version__
+from detailclip_jax.runtime import errors
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +32,7 @@ def test_every_command_has_a_module(name):
 
 
 def test_an_unknown_command_is_answered_with_the_known_ones(capsys):
-    assert door.main(["trian"]) == door.USAGE_ERROR
+    assert door.main(["trian"]) == errors.USAGE_ERROR
     error = capsys.readouterr().err
     assert "'trian'" in error and "train" in error
 
@@ -45,6 +49,16 @@ def test_a_command_has_its_own_help(name, flag):
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and flag in done.stdout
+
+
+def test_the_console_script_outside_of_the_environment_names_the_way_in():
+    """-S hides the installed packages; the list of commands needs none of them."""
+    code = "import sys; import detailclip_jax.__main__ as door; sys.exit(door.main(sys.argv[1:]))"
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 60}
+    run = lambda *given: subprocess.run([sys.executable, "-S", "-c", code, *given], **options)
+    assert run().returncode == 0
+    done = run("doctor")
+    assert done.returncode == 2 and "does not have jax, grain, absl" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
@@ -64,3 +78,15 @@ def test_a_wheel_trains_in_an_empty_folder(tmp_path):
     done = subprocess.run([*command, *small], cwd=empty, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert (empty / "runs/stickers/checkpoints/2").is_dir()
+
+
+def test_constraints_are_exact_versions_for_one_python_that_setup_allows():
+    """Other versions of Python ignore them; none contradicts setup.py."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
+    assert all(str(r.marker) == 'python_version == "3.11"' and str(r.specifier)[:2] == "==" for r in pinned.values())
+    wanted = [Requirement(text) for text in importlib.metadata.requires("detailclip_jax") or ()]
+    for requirement in wanted:
+        if pin := pinned.get(canonicalize_name(requirement.name)):
+            (version,) = (part.version for part in pin.specifier)
+            assert requirement.specifier.contains(version, prereleases=True), requirement

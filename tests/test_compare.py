@@ -11,6 +11,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.evaluation import comparison, segmentation
 from detailclip_jax.run import loop
+from detailclip_jax.runtime import errors
 
 ROOT = Path(__file__).parents[1]
 NANO = """
@@ -53,7 +54,7 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     assert compare.main(command) == 0
 
     capsys.readouterr()
-    assert compare.main([*command, "--set=ema.end=0.5", "--budget=1"]) == compare.USAGE_ERROR
+    assert compare.main([*command, "--set=ema.end=0.5", "--budget=1"]) == errors.USAGE_ERROR
     error = capsys.readouterr().err
     assert "clip/seed-0 has a run of other settings:\n" in error and "Choose another --workdir" in error
     assert "  ema.end: 1.0 there, 0.5 now\n" in error and "  total_steps: 2 there, 1 now\n" in error
@@ -75,11 +76,11 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
     ("arguments", "message"),
     [
         ([], "nothing to compare: give --methods or --sweep"),
-        (["--methods=detailklip"], "unknown row 'detailklip'; did you mean 'detailclip'"),
+        (["--methods=detailklip"], "unknown method 'detailklip'; did you mean 'detailclip'"),
         (["--methods=clip_two_view"], "did you mean 'clip_two_views'? Known: clip, "),
         (["--methods=clip+ema.ent=1"], "did you mean 'ema.end'"),
         (["--methods=clip+ema"], "expected FIELD=VALUE, got 'ema'"),
-        (["--methods=clip", "--seeds=0"], "--seeds 0 must be at least 1"),
+        (["--methods=clip", "--seeds=0"], "argument --seeds: '0' must be a whole number of at least 1"),
         (["--methods=detailclip+masking.ratio=1.0"], "masking.ratio 1.0 must be greater than 0 and less than 1"),
         (["--methods=detailclip+masking.ratio=0.01"], "masking.ratio 0.01 removes no unit"),
         (["--methods=detailclip+model.freeze_patch_embed=maybe"], "model.freeze_patch_embed: "),
@@ -89,7 +90,7 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
 )
 def test_mistakes_are_told_before_anything_runs(arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert compare.main(arguments) == compare.USAGE_ERROR
+    assert compare.main(arguments) == errors.USAGE_ERROR
     assert message in capsys.readouterr().err
 
 
@@ -103,14 +104,13 @@ def test_a_run_that_cannot_begin_is_a_message_and_a_fault_while_training_is_not(
     with pytest.raises(ValueError, match="no drawings here"):
         compare.main(asked)
     monkeypatch.setattr(loop, "prepare", refuse)
-    assert compare.main(asked) == compare.RUN_ERROR
+    assert compare.main(asked) == errors.RUN_ERROR
     assert f"error: {tmp_path / 'clip/seed-0'}: no drawings here" in capsys.readouterr().err
 
 
 def test_flags_are_not_abbreviated(capsys):
-    with pytest.raises(SystemExit):
-        compare.main(["--methods=clip", "--budg=7"])
-    assert "unrecognized arguments: --budg=7" in capsys.readouterr().err
+    assert compare.main(["--methods=clip", "--budg=7"]) == errors.USAGE_ERROR
+    assert "unknown flag --budg; did you mean '--budget'?" in capsys.readouterr().err
 
 
 def arguments(*extra):
@@ -217,3 +217,10 @@ def test_mean_iou_is_of_sums_over_scenes():
 
 def test_enlarging_a_constant_changes_nothing():
     np.testing.assert_allclose(segmentation.enlarge(np.full((2, 16, 3), 0.3), 9), 0.3)
+
+
+def test_different_rows_have_different_folders():
+    names = ["a,b", "a-b", "a/b", "a b", "clip+ema.end=0.99", "clip+views.crops.large.scale=(.2,1.)"]
+    folders = [compare.file_name(name) for name in names]
+    assert len({*folders}) == len(names) and not any("/" in folder for folder in folders)
+    assert compare.file_name("clip+ema.end=0.99") == "clip+ema.end=0.99"

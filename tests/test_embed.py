@@ -25,6 +25,7 @@ from detailclip_jax.inference import catalogue, embeddings
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference.embeddings import Key, Origin, Table
 from detailclip_jax.interop import store
+from detailclip_jax.runtime import errors
 from detailclip_jax.training import experiment
 from detailclip_jax.training.mesh import make_mesh
 
@@ -115,7 +116,7 @@ def test_a_workdir_through_the_real_command(photos, tmp_path_factory, workdir):
     best, drawn = done.stdout.splitlines()
     expected = model_of().encode_image(["photos/a/1.png", "photos/a/2.JPG"]) @ model_of().encode_text(["a frog"])[0]
     assert best.split() == ["1", f"{expected.max():.3f}", ("1.png", "2.JPG")[expected.argmax()]]
-    assert drawn == "drawn in a-frog.png" and Path("a-frog.png").exists()
+    assert drawn.startswith("not drawn; --sheet") and not list(Path().glob("*.png"))
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +142,8 @@ def test_parquet_holds_the_same(photos):
 def test_without_pyarrow_the_way_out_is_named(photos, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setattr(inference, "load", lambda *_: pytest.fail("told too late"))
-    assert run("--images=photos", "--out=out.parquet") == embed.USAGE_ERROR
-    assert "pip install -e '.[data]', or end the name in .npz" in capsys.readouterr().err
+    assert run("--images=photos", "--out=out.parquet") == errors.USAGE_ERROR
+    assert "pip install 'detailclip_jax[data]', or end the name in .npz" in capsys.readouterr().err
 
 
 def test_an_empty_table_and_odd_names_survive(tmp_path):
@@ -221,15 +222,15 @@ def test_searching_a_file_embeds_no_image(photos, monkeypatch, capsys):
     assert run("--from=out.npz", "--query=a frog", "--images=moved") == 0
     assert [[tile.image is None for tile in tiles] for tiles in drawn] == [[True] * 7, [False] * 7]
     assert Path("here/sheet.png").exists() and Path("out-a-frog.png").exists()
-    assert run("--from=out.npz", "--query=a frog", checkpoint="runs/other") == embed.USAGE_ERROR
+    assert run("--from=out.npz", "--query=a frog", checkpoint="runs/other") == errors.USAGE_ERROR
     error = capsys.readouterr().err
     assert "out.npz was made by another model (runs/clip, step 3, student weights) than this one (runs/other" in error
 
 
 def test_texts_alone_cannot_be_searched(photos, capsys):
     assert run("--text=a frog", "--out=out.npz") == 0
-    assert run("--from=out.npz", "--query=a frog") == embed.USAGE_ERROR
-    assert "out.npz holds texts alone, and no images to search" in capsys.readouterr().err
+    assert run("--from=out.npz", "--query=a frog") == errors.USAGE_ERROR
+    assert "out.npz has embeddings of texts only, no images to search" in capsys.readouterr().err
 
 
 def test_the_sheet_shows_images_and_cuts_long_lines_at_their_beginning():
@@ -331,7 +332,7 @@ def test_a_kill_loses_only_the_last_minutes(photos, monkeypatch):
             raise KeyboardInterrupt  # as a second Ctrl-C: nothing is saved any more
 
     monkeypatch.setattr(catalogue.Meter, "add", add)
-    assert run("--images=photos", "--out=out.npz") == embed.INTERRUPTED
+    assert run("--images=photos", "--out=out.npz") == errors.INTERRUPTED
     assert list(rows_of("out.partial.npz")) == ["a/1.png", "a/2.JPG", "b b/3.png", "b b/deep/4.webp"]
 
 
@@ -339,7 +340,7 @@ def test_a_kill_loses_only_the_last_minutes(photos, monkeypatch):
 def test_another_model_s_file_is_not_overwritten(photos, capsys, file):
     assert run("--images=photos", "--out=made.npz") == 0
     before = Path("made.npz").rename(file).read_bytes()
-    assert run("--images=photos", "--out=out.npz", checkpoint="runs/other") == embed.USAGE_ERROR
+    assert run("--images=photos", "--out=out.npz", checkpoint="runs/other") == errors.USAGE_ERROR
     message = f"{file} was made by another model (runs/clip, step 3, student weights) than this one (runs/other, step 3"
     error = capsys.readouterr().err
     assert message in error and "choose another --out, or delete it" in error
@@ -349,7 +350,7 @@ def test_another_model_s_file_is_not_overwritten(photos, capsys, file):
 def test_a_file_is_of_one_folder(photos, capsys):
     assert run("--images=photos", "--out=out.npz") == 0
     before = Path("out.npz").read_bytes()
-    assert run("--images=photos/a", "--out=out.npz") == embed.USAGE_ERROR
+    assert run("--images=photos/a", "--out=out.npz") == errors.USAGE_ERROR
     assert f"out.npz holds images of {photos}, not of {photos / 'a'}; choose another" in capsys.readouterr().err
     assert Path("out.npz").read_bytes() == before
 
@@ -359,13 +360,13 @@ def test_a_damaged_checkpoint_is_one_message(photos, workdir, tmp_path, capsys):
     for file in (tmp_path / "damaged/checkpoints").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    assert embed.main([f"--checkpoint={tmp_path / 'damaged'}", "--images=photos", "--out=out.npz"]) == embed.USAGE_ERROR
+    assert embed.main([f"--checkpoint={tmp_path / 'damaged'}", "--images=photos", "--out=out.npz"]) == errors.RUN_ERROR
     assert "error: the checkpoint of step" in capsys.readouterr().err
 
 
 def test_a_file_as_checkpoint_is_told_how_to_become_one(photos, workdir, capsys):
     Path("clip.pt").write_bytes(b"weights")
-    assert embed.main(["--checkpoint=clip.pt", "--images=photos", "--out=out.npz"]) == embed.USAGE_ERROR
+    assert embed.main(["--checkpoint=clip.pt", "--images=photos", "--out=out.npz"]) == errors.USAGE_ERROR
     assert "error: clip.pt is a file; python -m detailclip_jax.import_torch converts" in capsys.readouterr().err
 
 
@@ -373,7 +374,7 @@ def test_a_foreign_file_is_not_overwritten(photos, capsys):
     np.savez("out.npz", mine=np.ones(3))
     before = Path("out.npz").read_bytes()
     for arguments in (["--images=photos", "--out=out.npz"], ["--from=out.npz", "--query=a frog"]):
-        assert run(*arguments) == embed.USAGE_ERROR
+        assert run(*arguments) == errors.USAGE_ERROR
         assert "out.npz holds no embeddings of ours, or is damaged (KeyError" in capsys.readouterr().err
     assert Path("out.npz").read_bytes() == before
 
@@ -384,7 +385,7 @@ def test_a_foreign_file_is_not_overwritten(photos, capsys):
 def test_nothing_readable_is_a_failure(photos, capsys):
     for name in NAMES:
         (photos / name).unlink()
-    assert run("--images=photos", "--out=out.npz") == embed.RUN_ERROR
+    assert run("--images=photos", "--out=out.npz") == errors.RUN_ERROR
     assert "error: none of the 2 images can be read" in capsys.readouterr().err
     assert not Path("out.npz").exists()
 
@@ -395,10 +396,13 @@ def test_nothing_readable_is_a_failure(photos, capsys):
         (["--out=out.npz"], "nothing to embed: give --images, --texts or --text, or --from=FILE to search"),
         (["--images=photos"], "nothing to do: give --out=FILE to keep embeddings, or --query=TEXT to search"),
         (["--from=a.npz", "--query=x", "--out=b.npz"], "--from=FILE is searched, not written"),
-        (["--text=a", "--query=x"], "--query looks among images: give --images or --from"),
-        (["--images=photos", "--query=x", "--top=0"], "--top 0 must be at least 1"),
-        (["--images=photos", "--query=x", "--sheet=x.jpg"], "--sheet=x.jpg has to end in .png"),
-        (["--images=photos", "--out=x.npz", "--sheet=x.png"], "--sheet draws what --query finds: give --query"),
+        (["--text=a", "--query=x"], "--query searches images: give --images or --from"),
+        (["--images=photos", "--query=x", "--top=0"], "argument --top: '0' must be a whole number of at least 1"),
+        (["--images=photos", "--query=x", "--sheet=x.jpg"], "--sheet=x.jpg must end in .png"),
+        (
+            ["--images=photos", "--out=x.npz", "--sheet=x.png"],
+            "--sheet draws the images that --query finds",
+        ),
         (["--images=photos", "--out=out.csv"], "out.csv has to end in .npz or .parquet"),
         (["--images=phots", "--out=out.npz"], "there is no folder or file 'phots'"),
         (["--images=phots/*.png", "--out=out.npz"], "there is no folder or file 'phots/*.png'"),
@@ -407,14 +411,14 @@ def test_nothing_readable_is_a_failure(photos, capsys):
             "there are no images in 'photos/*.tga'; looked for files that match",
         ),
         (["--images=empty", "--out=out.npz"], "there are no images in 'empty'; looked for files that end in .jpg"),
-        (["--texts=lines.txt", "--out=out.npz"], "No such file or directory: 'lines.txt'"),
+        (["--texts=lines.txt", "--out=out.npz"], "No such file or directory: lines.txt"),
         (["--from=nothing.npz", "--query=x"], "there is no file nothing.npz"),
     ],
 )
 def test_mistakes_are_messages(photos, capsys, monkeypatch, arguments, message):
     Path("empty").mkdir()
     monkeypatch.setattr(inference, "load", lambda *_: pytest.fail("told too late"))
-    assert run(*arguments) == embed.USAGE_ERROR
+    assert run(*arguments) == errors.USAGE_ERROR
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
 
@@ -425,14 +429,14 @@ def test_a_folder_that_takes_no_files_is_told_before_anything_is_embedded(photos
 
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
     monkeypatch.setattr(inference, "load", lambda *_: pytest.fail("told too late"))
-    assert run("--images=photos", "--out=deep/out.npz") == embed.RUN_ERROR
-    assert "error: [Errno 13] Permission denied: 'deep'" in capsys.readouterr().err
+    assert run("--images=photos", "--out=deep/out.npz") == errors.RUN_ERROR
+    assert "error: Permission denied: deep" in capsys.readouterr().err
 
 
 def test_a_row_without_the_tower_is_told_before_anything_is_embedded(photos, capsys):
-    assert run("--images=photos", "--query=a frog", checkpoint="runs/mae") == embed.USAGE_ERROR
+    assert run("--images=photos", "--query=a frog", checkpoint="runs/mae") == errors.USAGE_ERROR
     said = capsys.readouterr().err
-    assert "runs/mae is a mae, which has no text and no text_projection; it embeds images alone" in said
+    assert "the method of runs/mae is mae, which has no text and no text_projection; it embeds images alone" in said
     assert "embed --images); methods that have all: clip, slip" in said
 
 
@@ -455,7 +459,7 @@ def test_flags_override_how_images_are_made(photos, capsys):
     names, rows = embeddings.read(Path("out.npz")).of(embeddings.IMAGE)
     cubic = model_of("runs/clip", "clip", 0).preprocessed({"filter": "bicubic", "crop_ratio": 0.8})
     np.testing.assert_allclose(rows, cubic.encode_image([photos / name for name in names]), atol=2e-6)
-    assert run("--images=photos", "--out=out.npz") == embed.USAGE_ERROR
+    assert run("--images=photos", "--out=out.npz") == errors.USAGE_ERROR
     assert "out.npz was made by another model" in capsys.readouterr().err
 
 

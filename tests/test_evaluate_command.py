@@ -14,6 +14,7 @@ from detailclip_jax import evaluate as command
 from detailclip_jax.data import labelled
 from detailclip_jax.evaluation import bench, paper, results, runner
 from detailclip_jax.evaluation.protocols import slip
+from detailclip_jax.runtime import errors
 
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
 
@@ -124,7 +125,7 @@ def test_interrupted_it_goes_on_with_what_is_left(workdir, data, tmp_path, capsy
 
     with monkeypatch.context() as patch:
         patch.setattr("detailclip_jax.evaluation.knn.knn_metrics", stopped)
-        assert run(workdir, tmp_path, *arguments) == command.INTERRUPTED
+        assert run(workdir, tmp_path, *arguments) == errors.INTERRUPTED
     assert "the same command goes on" in capsys.readouterr().err
     assert {r["task"] for r in records(tmp_path)} == {"zero_shot"}
     monkeypatch.setattr(bench.Bench, "_embed_images", lambda *_: pytest.fail("embedded twice"))
@@ -186,7 +187,7 @@ def test_the_paper_s_numbers_stand_beside_ours(workdir, tmp_path, data, monkeypa
         (["--tasks=knn:stickers_pairs"], "write knn:stickers"),
         (["--tasks=;"], "--tasks is empty"),
         (["--weights=teacher"], "unknown weights 'teacher'"),
-        (["--num-examples=0"], "--num-examples=0 must be at least 1"),
+        (["--num-examples=0"], "argument --num-examples: '0' must be a whole number of at least 1"),
         (["--protocol=slipp"], "unknown protocol 'slipp'; did you mean 'slip'?"),
         (["--step=7"], "no checkpoint of step 7"),
         (["--checkpoint=nowhere"], "--checkpoint=nowhere is not there"),
@@ -197,7 +198,7 @@ def test_the_paper_s_numbers_stand_beside_ours(workdir, tmp_path, data, monkeypa
 )
 def test_mistakes_are_one_message(workdir, tmp_path, capsys, arguments, message):
     given = [argument.format(workdir=workdir) for argument in arguments]
-    assert run(workdir, tmp_path, *given) == command.USAGE_ERROR
+    assert run(workdir, tmp_path, *given) == errors.USAGE_ERROR
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message.format(workdir=workdir) in error and "Traceback" not in error
 
@@ -207,7 +208,7 @@ def test_a_damaged_checkpoint_is_one_message(tmp_path, capsys):
     for file in (workdir / "checkpoints/0/state").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    assert run(workdir, tmp_path / "out") == command.USAGE_ERROR
+    assert run(workdir, tmp_path / "out") == errors.RUN_ERROR
     assert "error: the checkpoint of step 0 in" in capsys.readouterr().err
 
 
@@ -216,7 +217,7 @@ def test_a_foreign_results_file_is_refused_and_kept(workdir, data, tmp_path, cap
     file = tmp_path / "out/results.jsonl"
     file.parent.mkdir()
     file.write_text(line)
-    assert run(workdir, tmp_path / "out", "--tasks=zero_shot:toys", f"--data-dir={data}") == command.USAGE_ERROR
+    assert run(workdir, tmp_path / "out", "--tasks=zero_shot:toys", f"--data-dir={data}") == errors.USAGE_ERROR
     assert f"error: {file} is not a results.jsonl of this command" in capsys.readouterr().err
     assert file.read_text() == line
 
@@ -227,8 +228,8 @@ def test_a_disk_that_takes_no_more_is_one_message(workdir, data, tmp_path, capsy
 
     monkeypatch.setattr(results, "replace_text", full)
     asked = ("--tasks=zero_shot:toys", f"--data-dir={data}", "--weights=student")
-    assert run(workdir, tmp_path / "out", *asked) == command.RUN_ERROR
-    assert "error: [Errno 28] No space left on device; what was measured is kept" in capsys.readouterr().err
+    assert run(workdir, tmp_path / "out", *asked) == errors.RUN_ERROR
+    assert "error: No space left on device; what was measured is kept" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_a_disk_that_takes_no_more_is_one_message(workdir, data, tmp_path, capsy
             2,
             "error: --out=/out holds results of other weights\n",
         ),
-        (OSError(28, "No space left on device"), 1, f"error: [Errno 28] No space left on device; {command.KEPT}\n"),
+        (OSError(28, "No space left on device"), 1, f"error: No space left on device; {command.KEPT}\n"),
         (KeyboardInterrupt(), 130, f"\ninterrupted; {command.KEPT}\n"),
     ],
 )
@@ -268,9 +269,9 @@ def test_one_of_several_processes_says_the_same(workdir, tmp_path, capsys, monke
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(workdir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runner, "run_tasks", lambda *_, **__: pytest.fail("said too late"))
     (tmp_path / "file").touch()
-    assert run(workdir, tmp_path / "file/out", "--tasks=zero_shot:stickers") == command.RUN_ERROR
+    assert run(workdir, tmp_path / "file/out", "--tasks=zero_shot:stickers") == errors.RUN_ERROR
     said = capsys.readouterr()
-    assert f"'{tmp_path}/file/out'" in said.err and "is kept" not in said.err
+    assert f"{tmp_path}/file/out" in said.err and "is kept" not in said.err
     assert "data in data" not in said.out and "sets on disk: data; results: " in said.out
 
 
@@ -279,7 +280,7 @@ def test_the_folder_of_another_checkpoint_is_refused(workdir, data, tmp_path, ca
     assert run(workdir, tmp_path / "out", *asked) == 0
     file = tmp_path / "out/results.jsonl"
     file.write_text(file.read_text().replace(records(tmp_path / "out")[0]["digest"], "another"))
-    assert run(workdir, tmp_path / "out", *asked) == command.USAGE_ERROR
+    assert run(workdir, tmp_path / "out", *asked) == errors.USAGE_ERROR
     assert "holds results of other weights (step 0 of" in capsys.readouterr().err
 
 
@@ -290,9 +291,9 @@ def test_flags_override_how_images_are_made(workdir, data, tmp_path, capsys, mon
     assert run(workdir, tmp_path / "out", *asked, "--resize-filter=bicubic", "--crop-ratio=.8") == 0
     assert "preprocess: shorter side to 40 px (bicubic), center crop 32 px, mean 0.485" in capsys.readouterr().out
     assert seen == [(32, 40, "bicubic", "shorter_side")]
-    assert run(workdir, tmp_path / "out", *asked) == command.USAGE_ERROR
+    assert run(workdir, tmp_path / "out", *asked) == errors.USAGE_ERROR
     assert "or of images that were resized in another way; choose another folder" in capsys.readouterr().err
-    assert run(workdir, tmp_path / "new", *asked, "--crop-ratio=2") == command.USAGE_ERROR
+    assert run(workdir, tmp_path / "new", *asked, "--crop-ratio=2") == errors.USAGE_ERROR
     assert "crop_ratio 2.0 must be above 0 and at most 1 (--crop-ratio)" in capsys.readouterr().err
 
 
@@ -305,7 +306,6 @@ def test_a_row_without_text_leaves_out_what_needs_it(tmp_path, data, capsys):
 
 
 def test_help_names_every_set_and_option(capsys):
-    with pytest.raises(SystemExit) as ended:
-        command.main(["--help"])
+    assert command.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert ended.value.code == 0 and all(name in text for name in (*labelled.KNOWN, "stickers_pairs", "--num-examples"))
+    assert all(name in text for name in (*labelled.KNOWN, "stickers_pairs", "--num-examples"))

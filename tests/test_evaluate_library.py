@@ -247,7 +247,7 @@ def test_a_limit_of_the_evaluated_examples_leaves_the_training_split_whole(tmp_p
         ("linear", 6, num_train),
     }
     text = results.screen(outcome)
-    assert text.count(f"6 (train {num_train})") == len(outcome.records) == 2
+    assert text.count(f"6, fitted on {num_train}") == len(outcome.records) == 2
     said = "fitted on 11 of 12 training examples (--num-train-examples)"
     assert text.count(said) == (2 if limits else 0)
 

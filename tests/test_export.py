@@ -18,6 +18,7 @@ from detailclip_jax.interop import files, formats, hub, measure, store, verify
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.models.sizes import Size
 from detailclip_jax.models.vit import Style
+from detailclip_jax.runtime import errors
 from detailclip_jax.training import checkpoint, ema, experiment, mesh
 
 torch = pytest.importorskip("torch")
@@ -451,7 +452,7 @@ def test_without_pytorch(detailclip, tmp_path, capsys, monkeypatch):
     assert run(detailclip, "timm", tmp_path / "vit.safetensors", "--no-verify") == 0
     assert run(detailclip, "timm", tmp_path / "vit.safetensors") == 2
     assert "vit.safetensors is written, but could not be verified" in (said := capsys.readouterr().err)
-    assert "pip install -e '.[torch]', or take --no-verify" in said
+    assert "pip install 'detailclip_jax[torch]', or take --no-verify" in said
     assert run(detailclip, "timm", tmp_path / "vit.pth", "--no-verify") == 2
     assert "a name that ends in .safetensors does not" in capsys.readouterr().err
 
@@ -477,7 +478,7 @@ def test_errors_are_messages(backbone, tmp_path, capsys, monkeypatch, arguments,
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device; nothing is written\n"),
         (KeyboardInterrupt(), 130, "interrupted; nothing is written\n"),
     ],
 )
@@ -501,7 +502,7 @@ def test_what_ends_the_writing_leaves_nothing(
     before = out / "model.safetensors" if name == "hf" else out
     before.write_bytes(b"old")
     assert run(workdir, to, out) == code
-    if code == export.INTERRUPTED and name == "hf":
+    if code == errors.INTERRUPTED and name == "hf":
         message = f"interrupted; {out} was there before and may hold a part of what was to be written\n"
     assert capsys.readouterr().err.endswith(message)
     assert before.read_bytes() == b"old" and not list(tmp_path.rglob("*.partial"))
@@ -512,7 +513,7 @@ def test_an_interrupted_check_says_that_the_file_is_there(backbone, tmp_path, ca
         raise KeyboardInterrupt
 
     monkeypatch.setattr(verify, "timm_tokens", interrupted)
-    assert run(backbone, "timm", tmp_path / "vit.pth") == export.INTERRUPTED
+    assert run(backbone, "timm", tmp_path / "vit.pth") == errors.INTERRUPTED
     assert f"interrupted; {tmp_path}/vit.pth is written, but was not verified" in capsys.readouterr().err
     assert (tmp_path / "vit.pth").exists()
 

@@ -16,6 +16,7 @@ import pytest
 from detailclip_jax import import_torch, interop
 from detailclip_jax.interop import files, torchscript, verify
 from detailclip_jax.methods.encode import encoders
+from detailclip_jax.runtime import errors
 from detailclip_jax.training import checkpoint
 
 torch = pytest.importorskip("torch")
@@ -217,7 +218,7 @@ def test_the_command_writes_an_ordinary_checkpoint(tmp_path, capsys):
     assert import_torch.main(arguments) == 0
     printed = capsys.readouterr().out
     assert (
-        "method      clip" in printed and "image tower norm_eps 1e-05, activation quick_gelu, pre_norm True" in printed
+        "method      clip" in printed and "encoder     norm_eps 1e-05, activation quick_gelu, pre_norm True" in printed
     )
     assert "heads       image 4, text 4\n" in printed
     model, variables, config = checkpoint.load(tmp_path / "run")
@@ -246,21 +247,21 @@ def test_the_command_s_errors_are_messages(tmp_path, capsys, monkeypatch, argume
 @pytest.mark.parametrize("layout", ["reference", "timm", "huggingface", "safetensors"])
 def test_the_layout_that_a_file_looks_like_is_named(tmp_path, capsys, layout):
     path = save({**clip_module().state_dict(), "input_resolution": torch.tensor(32)}, tmp_path / "clip.pt")
-    assert import_torch.main([f"--from={layout}", str(path), f"--out={tmp_path}/run"]) == import_torch.USAGE_ERROR
+    assert import_torch.main([f"--from={layout}", str(path), f"--out={tmp_path}/run"]) == errors.USAGE_ERROR
     assert "The names of its tensors are those of another layout: --from=openai\n" in capsys.readouterr().err
 
 
 def test_a_layout_that_is_the_right_one_is_not_doubted(tmp_path, capsys):
     tensors = {**clip_module().state_dict(), "input_resolution": torch.tensor(32)}
     path = save({key: value for key, value in tensors.items() if key != "ln_final.bias"}, tmp_path / "clip.pt")
-    assert import_torch.main(["--from=openai", str(path), f"--out={tmp_path}/run"]) == import_torch.USAGE_ERROR
+    assert import_torch.main(["--from=openai", str(path), f"--out={tmp_path}/run"]) == errors.USAGE_ERROR
     assert "another layout" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
-        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device; nothing is written\n"),
         (KeyboardInterrupt(), 130, "interrupted; nothing is written\n"),
     ],
 )

@@ -223,7 +223,9 @@ def test_the_teacher_is_the_default_where_there_is_one():
 def test_a_row_without_a_text_tower_says_what_it_lacks():
     model = model_of("mae")
     alone = r"it embeds images alone \(encode_image, features, embed --images\); methods that have all: clip"
-    with pytest.raises(ValueError, match=f"runs/tiny is a mae, which has no text and no text_projection; {alone}"):
+    with pytest.raises(
+        ValueError, match=f"the method of runs/tiny is mae, which has no text and no text_projection; {alone}"
+    ):
         model.encode_text(["a frog"])
     assert model.attention(make_images(1)[0]).shape == (4, 4)
 

@@ -693,3 +693,10 @@ def test_a_fingerprint_notices_changes(tmp_path, change):
 def test_reading_leaves_jax_out():
     code = "import sys, detailclip_jax.data.labelled; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_image_that_is_a_broken_link_is_named(tmp_path):
+    class_folders(tmp_path / "animals" / "test")
+    (tmp_path / "animals/test/cat/broken.png").symlink_to("nowhere.png")
+    with pytest.raises(MissingData, match=r"broken\.png.*link"):
+        open_set("animals", tmp_path)

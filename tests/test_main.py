@@ -43,7 +43,9 @@ def finished(*flags, cache=None):
         ([f"--config={SMALLEST}", "--config.batchsize=4"], "did you mean 'batch_size'?"),
         ([f"--config={SMALLEST}", "--config.batch_size=many"], "--config.batch_size=many"),
         ([f"--config={SMALLEST}", "--config.views.crops.large.size=x"], "--config.views.crops.large.size=x"),
-        ([f"--config={SMALLEST}", "--worksir=x"], "Did you mean: workdir ?"),
+        ([f"--config={SMALLEST}", "--worksir=x"], "did you mean '--workdir'?"),
+        (["--confg=configs/stickers.py"], "unknown flag --confg; did you mean '--config'?"),
+        ([f"--config={SMALLEST}", "--confg.batch_size=8"], "did you mean '--config'? (with .batch_size)"),
     ],
 )
 def test_mistakes_in_flags_get_a_message(flags, message):

@@ -445,11 +445,11 @@ def test_the_command_prepares_and_says_what_there_is(tars, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["webdatasets", "x"], "unknown source 'webdatasets'; known: webdataset,"),
+        (["webdatasets", "x"], "unknown source 'webdatasets'; did you mean 'webdataset'? Known: webdataset,"),
         (["webdataset"], "webdataset needs a PATH"),
         (["webdataset", "nowhere.tar"], "there is no 'nowhere.tar'"),
         (["coco", "x.json"], "coco needs --images"),
-        (["csv", "x.csv", "--dataset", "cc4m"], "unknown --dataset cc4m"),
+        (["csv", "x.csv", "--dataset", "cc4m"], "unknown known set 'cc4m'; did you mean"),
         (["coco", "nowhere.json", "--images", "."], "nowhere.json"),
         (["tfds:", "--subset", "train"], "data.path is empty"),
     ],

@@ -17,7 +17,7 @@ def test_without_beam_the_message_says_how_to_get_it(tmp_path, monkeypatch, caps
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     trees.webdataset(tmp_path / "in")
     assert main(["webdataset", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--engine", "beam"]) == 2
-    assert "pip install -e '.[beam]'" in capsys.readouterr().err
+    assert "pip install 'detailclip_jax[beam]'" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def test_some_missing_images_of_a_table_are_a_warning_with_the_hint(tmp_path, ca
     trees.write(tmp_path / "a.jpg", trees.jpeg(1))
     table = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\nb.jpg,two\n")
     assert run("csv", table, out=tmp_path / "out") == 0
-    assert "WARNING: 1 images are not there; paths are relative to the folder" in capsys.readouterr().out
+    assert "WARNING: 1 images are missing; paths are relative to the folder" in capsys.readouterr().out
 
 
 def test_a_set_without_captions_is_told_as_one(tmp_path, capsys):
@@ -194,15 +194,14 @@ def test_a_hidden_folder_above_the_tree_does_not_hide_it(tmp_path):
 
 
 def test_help_names_the_columns_and_their_defaults(capsys):
-    with pytest.raises(SystemExit):
-        main(["csv", "--help"])
+    assert main(["csv", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for flag, first in (
         ("image", "image, jpg, filepath"),
         ("key", "key, id, image_id"),
         ("label", "label, cls, class"),
     ):
-        assert f"--{flag}-column NAME" in text and f"default: the first that is there of {first}" in text
+        assert f"--{flag}-column NAME" in text and f"default: the first that exists of {first}" in text
     assert "(default: title and description, else the first of caption, captions, text" in text
 
 
@@ -214,3 +213,29 @@ def test_remote_folders_are_refused_with_the_way_out(tars, tmp_path, remote, cap
     message = capsys.readouterr().err
     assert message.count(f"error: {remote}: prepare reads and writes local or mounted folders; mount the bucket") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tars"]
+
+
+@pytest.mark.parametrize("source", [("imagefolder", "nowhere"), ("webdataset", "nowhere"), ("csv", "empty.csv")])
+def test_a_source_that_is_missing_or_empty_leaves_nothing_behind(tmp_path, monkeypatch, source):
+    """Neither the lock's folder nor the plan's; a folder that was there before stays."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.csv").write_text("image,caption\n")
+    before = sorted(tmp_path.rglob("*"))
+    assert run(*source, out=tmp_path / "deep/out") == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "out").mkdir()
+    assert run(*source, out=tmp_path / "out") == 2
+    assert (tmp_path / "out").is_dir() and not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("inner", ["", "cat/"], ids=["flat", "classes"])
+def test_splits_of_an_imagefolder_are_no_classes(tmp_path, capsys, inner):
+    for number, split in enumerate(("train", "test")):
+        trees.write(tmp_path / "tree" / split / f"{inner}{number}.jpg", trees.jpeg(number))
+    assert run("imagefolder", tmp_path / "tree", out=tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "has the splits train, test" in error and f"imagefolder {tmp_path}/tree/train --split train" in error
+    trees.write(tmp_path / "pets/dog/a.jpg", trees.jpeg(1))
+    trees.write(tmp_path / "pets/train/b.jpg", trees.jpeg(2))  # next to the class dog, "train" is a class
+    assert run("imagefolder", tmp_path / "pets", out=tmp_path / "out") == 0
+    assert load(str(tmp_path / "out"))["splits"]["train"]["classes"] == ["dog", "train"]

@@ -83,7 +83,7 @@ def test_ctrl_c_ends_with_a_message(tmp_path):
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "interrupted; the same command goes on" in said
+    assert "interrupted; finished shards stay, and the same command continues" in said
     assert "Traceback" not in said
 
 

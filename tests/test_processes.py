@@ -131,7 +131,7 @@ with processes.leaving_at_once(), processes.together():
         (SystemExit(0), 0, ""),
         (SystemExit(3), 3, ""),
         (SystemExit("no room left"), 1, "no room left\n"),
-        (KeyboardInterrupt(), 130, "\nerror: interrupted\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
     ],
 )
 def test_one_that_leaves_says_what_python_would(monkeypatch, capsys, error, code, said):

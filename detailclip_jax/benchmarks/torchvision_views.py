@@ -22,7 +22,9 @@ def transforms(crops: Mapping[str, Crop]) -> list[Transform]:
         import torch
         import torchvision  # noqa: F401  needed below
     except ImportError as error:
-        raise ImportError(f"--against=torchvision: {error}; pip install -e '.[torch]', or leave it out") from error
+        raise ImportError(
+            f"--against=torchvision: {error}; pip install 'detailclip_jax[torch]', or leave it out"
+        ) from error
     torch.set_num_threads(1)
     for name, crop in crops.items():
         if crop.kind != "random":

@@ -37,7 +37,6 @@ from detailclip_jax.config.fields import (
     help_text,
     parse_arg,
     reference_preset,
-    unknown,
 )
 
 __all__ = [
@@ -77,5 +76,4 @@ __all__ = [
     "help_text",
     "parse_arg",
     "reference_preset",
-    "unknown",
 ]

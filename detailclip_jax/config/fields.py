@@ -4,31 +4,21 @@ Config files under `configs/` start from `default()` and set the fields that dif
 after the colon of `--config=configs/vitb16_yfcc.py:epochs=50`.
 """
 
-import difflib
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from detailclip_jax.runtime.errors import unknown
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 OPEN = ("evaluators", "stickers", "crops", "custom", "part_rates", "options")  # groups that accept fields of any name
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Returns the message for an unknown name, with the nearest and all known names.
-
-    unknown("method", "detailclp", METHODS) == "unknown method 'detailclp'; did you mean 'detailclip'? Known: ..."
-    """
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"unknown {kind} {name!r}{hint} Known: {', '.join(known)}"
 
 
 class Fields(ConfigDict):

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from absl import logging
 
+from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.terminal import printable
 
 MIN_SEEN = 100  # records to see before the share of bad ones is checked
 MAX_SHOWN = 20  # records in the log and in an error's message
 
 
-class TooManyBadRecords(RuntimeError):
+class TooManyBadRecords(RunError):
     """Raised when more records are unreadable than allowed.
 
     `records` holds their keys with the reasons; the message shows the first 20.

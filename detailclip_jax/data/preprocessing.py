@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import unknown
 from detailclip_jax.data.resizing import FILTERS
+from detailclip_jax.runtime.errors import unknown
 
 RESIZES = ("shorter_side", "squash")
 FIELDS = ("filter", "resize", "crop_ratio", "mean", "std")
@@ -63,12 +63,14 @@ def check(fields: ConfigDict) -> None:
             raise ValueError(f"preprocess.{name} {fields[name]} must be three numbers{', above 0' * (name == 'std')}")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds flags that override the checkpoint's preprocessing, see `given`."""
-    own = "; default: the model's own"
-    parser.add_argument("--resize-filter", choices=tuple(FILTERS), help=f"how images are resized{own}")
-    parser.add_argument("--resize", choices=RESIZES, help=f"the shorter side, or both sides whatever the shape{own}")
-    text = f"side of the center crop over the resized side, such as .875 for 224 of 256{own}"
+def add_flags(parser: argparse.ArgumentParser, default: str = "as the model's config says") -> None:
+    """Adds flags that override the preprocessing of evaluation, see `given`; `default` is for --help."""
+    parser.add_argument(
+        "--resize-filter", choices=tuple(FILTERS), help=f"filter that resizes images (default: {default})"
+    )
+    what = f"resize the shorter side, or both sides without keeping the shape (default: {default})"
+    parser.add_argument("--resize", choices=RESIZES, help=what)
+    text = f"side of the center crop over the resized side, such as .875 for 224 of 256 (default: {default})"
     parser.add_argument("--crop-ratio", type=float, metavar="R", help=text)
 
 

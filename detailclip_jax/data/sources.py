@@ -282,7 +282,7 @@ def _tfds() -> Any:
     try:
         import tensorflow_datasets
     except ImportError as error:
-        raise MissingData("data.source=tfds needs tensorflow-datasets: pip install -e '.[data]'") from error
+        raise MissingData("data.source=tfds needs tensorflow-datasets: pip install 'detailclip_jax[data]'") from error
     return tensorflow_datasets
 
 

@@ -72,11 +72,6 @@ def usual_top(num_classes: int) -> tuple[int, ...]:
     return tuple(k for k in TOP if k == 1 or k < num_classes)
 
 
-def main_metric(metric: str) -> str:
-    """The name under which `metric` is yielded."""
-    return "top1" if metric == "accuracy" else metric
-
-
 def mean_per_class_metric(
     hits: np.ndarray, labels: Int[np.ndarray, "n"], num_classes: int, num_resamples: int = 1000
 ) -> Metric:

@@ -75,7 +75,7 @@ def figure(table: Table):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install -e '.[demo]'") from error
+        raise ImportError("figures need matplotlib: pip install 'detailclip_jax[demo]'") from error
     labels = [f"{row} ({weights})" for row, weights in table]
     canvas = Figure((3.2 * len(FIGURE), 1.2 + 0.28 * len(labels)), dpi=120, facecolor="white", layout="constrained")
     panels = canvas.subplots(1, len(FIGURE), sharey=True)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Integer
 
-from detailclip_jax.config import unknown
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.semantic.labels import IGNORE
 from detailclip_jax.data.semantic.layouts import SemanticSet, open_set
@@ -18,6 +17,7 @@ from detailclip_jax.evaluation.reading import Subset
 from detailclip_jax.evaluation.sets import Sets, drawn
 from detailclip_jax.inference.dense import DEFAULT_READOUT, check_readout
 from detailclip_jax.models.readouts import READOUTS
+from detailclip_jax.runtime.errors import unknown
 
 NUM_SCENES = 500  # stickers
 FOLDER = "folder:"

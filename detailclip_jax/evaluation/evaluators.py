@@ -24,7 +24,6 @@ from typing import Any, Protocol, runtime_checkable
 from absl import logging
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import unknown
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.stickers.sprites import sprites
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -37,6 +36,7 @@ from detailclip_jax.evaluation.segmentation import LinearSegmentation
 from detailclip_jax.evaluation.sets import Sets
 from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting
 from detailclip_jax.evaluation.zero_shot import ZeroShot
+from detailclip_jax.runtime.errors import RunError, unknown
 from detailclip_jax.training.train_state import TrainState, weights
 from detailclip_jax.types import Params
 
@@ -55,7 +55,7 @@ class Evaluator(Protocol):
         ...
 
 
-class EvaluatorError(RuntimeError):
+class EvaluatorError(RunError):
     """Raised when an evaluator fails; the message names the evaluator, the weights and the step."""
 
 

@@ -155,8 +155,8 @@ def _row(results: Mapping[str, float], task: str, metric: str, weights: list[str
 
 
 def size_text(n: int | None, n_train: int | None) -> str:
-    """The number of examples: "2,000", or "2,000 (train 5,000)" for a probe fitted on 5,000."""
-    fitted = "" if n_train is None else f" (train {n_train:,})"
+    """The number of examples: "2,000", or "2,000, fitted on 5,000" for a probe."""
+    fitted = "" if n_train is None else f", fitted on {n_train:,}"
     return "" if n is None else f"{n:,}{fitted}"
 
 

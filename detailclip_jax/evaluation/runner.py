@@ -15,7 +15,6 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from detailclip_jax.config import unknown
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.evaluation import paper, published
 from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench, Watch, counted
@@ -28,6 +27,7 @@ from detailclip_jax.evaluation.results import Beside, Outcome, Record, Results, 
 from detailclip_jax.evaluation.sets import Sets
 from detailclip_jax.evaluation.subject import Subject
 from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting, Task
+from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.training.checkpoint import all_processes
 

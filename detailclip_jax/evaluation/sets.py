@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detailclip_jax.config import unknown
 from detailclip_jax.data import labelled
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.data.stickers.stickers import Stickers, noun_names
 from detailclip_jax.evaluation.reading import Subset
+from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.provenance import data_fingerprint
 
 STICKERS = {

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import unknown
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation.bench import Tokenize
 from detailclip_jax.inference import model as inference
+from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import ema
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training.checkpoint import FOLDER, pick_step

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import unknown
 from detailclip_jax.data.labelled import KNOWN, LabelledSet
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Source
@@ -21,6 +20,7 @@ from detailclip_jax.evaluation.reading import Subset, captions_of, cropped
 from detailclip_jax.evaluation.retrieval import retrieval_metrics
 from detailclip_jax.evaluation.segmentation import LinearSegmentation
 from detailclip_jax.evaluation.sets import STICKERS, Sets
+from detailclip_jax.runtime.errors import unknown
 
 Measured = Iterator[tuple[str, Metric]]
 DENSE = "dense"

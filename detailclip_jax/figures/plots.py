@@ -30,7 +30,7 @@ def _figure(width: float, height: float):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install -e '.[demo]'") from error
+        raise ImportError("figures need matplotlib: pip install 'detailclip_jax[demo]'") from error
     return Figure((width, height), dpi=120, facecolor="white")
 
 

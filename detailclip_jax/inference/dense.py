@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import unknown
 from detailclip_jax.data.resizing import resize
 from detailclip_jax.inference.windows import Axis, axis, combine, cut
 from detailclip_jax.kernels.products import matmul_precision
@@ -24,6 +23,7 @@ from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.models.stacking import unstack
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.types import Array, Float, Params
 
 DEFAULT_READOUT = "naclip"

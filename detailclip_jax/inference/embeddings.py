@@ -177,7 +177,9 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError("parquet files need pyarrow: pip install -e '.[data]', or end the name in .npz") from error
+        raise ImportError(
+            "parquet files need pyarrow: pip install 'detailclip_jax[data]', or end the name in .npz"
+        ) from error
     return pyarrow, pyarrow.parquet
 
 

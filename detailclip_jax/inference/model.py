@@ -234,8 +234,8 @@ class Model:
         if missing := [part for part in NEEDS[call] if part not in self.params]:
             alone = "; it embeds images alone (encode_image, features, embed --images)" * ("image" in self.params)
             raise ValueError(
-                f"{call} runs {' and '.join(NEEDS[call])}, but {self.path} is a {self.config.method}, which has no "
-                f"{' and no '.join(missing)}{alone}; methods that have all: {', '.join(WITH_TEXT)}"
+                f"{call} runs {' and '.join(NEEDS[call])}, but the method of {self.path} is {self.config.method}, "
+                f"which has no {' and no '.join(missing)}{alone}; methods that have all: {', '.join(WITH_TEXT)}"
             )
         if call == "encode_text" and self.config.model.vocab_size != VOCAB_SIZE:
             raise ValueError(

@@ -31,7 +31,7 @@ LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # start o
 TAR_BLOCK = 512  # bytes of a tar archive's first header
 MAX_HEADER = 16_000_000  # bytes; the parsed JSON takes twenty times that. A model of 1,000 tensors has 100,000
 TORCH = (2, 10)  # the first version without known vulnerabilities of `weights_only`
-NEEDED = "PyTorch 2.10 or newer (pip install -e '.[torch]')"
+NEEDED = "PyTorch 2.10 or newer (pip install 'detailclip_jax[torch]')"
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,

@@ -96,7 +96,8 @@ def heads_of(width: int, given: int | None, name: str, habit: Mapping[int, int] 
     if given is None:
         if width not in habit and width >= min(habit):
             raise ValueError(
-                f"the number of heads of an encoder of width {width} cannot be inferred from the tensors; give {name}"
+                f"the number of heads of an encoder of width {width} cannot be inferred from the tensors; "
+                f"give {_flag(name)}"
             )
         given = habit.get(width, SMALL_HEADS)
         if width not in habit:
@@ -105,11 +106,15 @@ def heads_of(width: int, given: int | None, name: str, habit: Mapping[int, int] 
                 name,
                 given,
                 width,
-                name,
+                _flag(name),
             )
     if width % given:
         raise ValueError(f"{name} {given} does not divide the width {width}")
     return given
+
+
+def _flag(name: str) -> str:
+    return f"{name} (--{name.replace('_', '-')})"
 
 
 def decoder_heads(fields: Mapping[str, int], given: int | None) -> int:
@@ -119,9 +124,9 @@ def decoder_heads(fields: Mapping[str, int], given: int | None) -> int:
     """
     heads = complete(fields).decoder_heads if given is None else given
     if given is None:
-        logging.warning("decoder_heads %d assumed: it cannot be inferred from the tensors; give decoder_heads", heads)
+        logging.warning("decoder_heads %d assumed: it cannot be inferred from the tensors; give --decoder-heads", heads)
     if heads < 1 or fields["width"] % heads:
-        raise ValueError(f"decoder_heads {heads} does not divide the width {fields['width']}; give decoder_heads")
+        raise ValueError(f"decoder_heads {heads} does not divide the width {fields['width']}; give --decoder-heads")
     return heads
 
 

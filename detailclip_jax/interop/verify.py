@@ -16,6 +16,7 @@ from detailclip_jax.interop import files, hub
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.types import Array, Float, Int, Params
 
 TOLERANCE = 1e-4
@@ -25,7 +26,7 @@ Features = dict[str, Float[np.ndarray, "..."]]
 Reader = Callable[[Path, ConfigDict, "Inputs"], Features]
 
 
-class NotEqualError(ValueError):
+class NotEqualError(RunError):
     """The exported model and ours compute different features."""
 
 

@@ -20,13 +20,14 @@ from detailclip_jax.run.session import COUNTS, Run, Session, Task, TrainStep, co
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime import processes, provenance
 from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.interrupt import Interrupt
-from detailclip_jax.runtime.locks import Busy, alone
-from detailclip_jax.runtime.metrics import NonFiniteError, read_scores
+from detailclip_jax.runtime.locks import alone
+from detailclip_jax.runtime.metrics import read_scores
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.signals import Stopped
 from detailclip_jax.training import experiment
-from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError
+from detailclip_jax.training.checkpoint import Checkpoints, StorageError
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.train_state import TrainState
 
@@ -43,19 +44,8 @@ REPEATS = (
 )
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemory(RunError):
     """The run needs more memory than the devices have; the message says which settings need less."""
-
-
-RUN_ERRORS = (
-    NonFiniteError,
-    OutOfMemory,
-    CheckpointError,
-    StorageError,
-    evaluation.EvaluatorError,
-    pipeline.TooManyBadRecords,
-    Busy,
-)  # errors that end a run with a message instead of a traceback
 
 
 def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
@@ -87,7 +77,7 @@ def train(run: Run) -> int:
 
     Returns the exit code: 0, or 128 + the number of the signal that ended the run early (after saving).
     Raises NonFiniteError that names the loss term and the step, Busy if another run uses the workdir, and the other
-    errors in RUN_ERRORS.
+    kinds of RunError.
     """
     run.task.introduce(run)
     with workdir_alone(run.workdir):

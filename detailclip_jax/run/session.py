@@ -10,11 +10,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import unknown
 from detailclip_jax.config.run_config import to_json
 from detailclip_jax.data.lengths import lengths_within, trimmed
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.runtime import provenance
+from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metrics import MetricWriter, NonFiniteError, NoWriter, check_finite
 from detailclip_jax.runtime.progress import Clock, Console, progress_line

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax import evaluation
-from detailclip_jax.config import default, unknown
+from detailclip_jax.config import default
 from detailclip_jax.config.components import KINDS, components
 from detailclip_jax.config.run_config import flatten
 from detailclip_jax.data.caption_rules import check_rule
@@ -20,6 +20,7 @@ from detailclip_jax.models import sizes
 from detailclip_jax.models.attention import KERNELS
 from detailclip_jax.models.block import REMAT
 from detailclip_jax.models.positions import RECIPES
+from detailclip_jax.runtime.errors import unknown
 
 CHOICES: dict[str, Iterable[str]] = {
     "method": METHODS,

@@ -11,10 +11,12 @@ from typing import IO
 
 from absl import logging
 
+from detailclip_jax.runtime.errors import RunError
+
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # errors of some mounts
 
 
-class Busy(RuntimeError):
+class Busy(RunError):
     """Another process holds the lock; the message says which."""
 
 
@@ -23,8 +25,10 @@ def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
     """Holds the lock file `path` during the context.  If another process holds it: waits, or raises Busy.
 
     The lock is BSD's flock.  The system releases it whenever the process ends, so no cleaning up is needed.  On a
-    network disk with locks it applies to all machines; on a disk without locks only a warning is logged.
+    network disk with locks it applies to all machines; on a disk without locks only a warning is logged.  Folders that
+    are made for the lock, and stay empty, are removed at the end.
     """
+    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(path, wait)
     try:
@@ -33,6 +37,9 @@ def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
         if file:
             path.unlink(missing_ok=True)
             file.close()
+        with contextlib.suppress(OSError):  # the first folder that holds something, or that is gone
+            for folder in made:
+                folder.rmdir()
 
 
 def _locked(path: pathlib.Path, wait: bool) -> IO[str] | None:

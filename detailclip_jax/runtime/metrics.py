@@ -10,10 +10,11 @@ from typing import Any
 
 from absl import logging
 
+from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import replace_text
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """A number of the training step is nan or infinite."""
 
 

@@ -10,17 +10,16 @@ import os
 import re
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
+from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.terminal import complain
 
 HEARTBEAT = 30  # seconds without a heartbeat after which a process counts as lost
 PATIENCE = 300  # seconds that processes wait for each other at the start
 PARTING = 120  # seconds that a process waits for the others at its exit
-INTERRUPTED = 130  # exit status, as a shell gives it for SIGINT
 
 Made = TypeVar("Made")
 STATUS = re.compile("[A-Z_]+: ")  # start of the ValueError ("UNKNOWN: ...") that jax raises for some lost connections
@@ -126,10 +125,15 @@ def _checked(coordinator: str, count: str, index: str) -> tuple[str, int, int]:
 
 
 def launched_as_several(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher that jax recognises (SLURM, Open MPI, TPU pod) started more than one process."""
-    counts = (environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
-    hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
-    return any(int(count) > 1 for count in counts) or "," in hosts
+    """Whether a launcher that jax recognises (SLURM, Open MPI, TPU pod) started more than one process.
+
+    Raises ValueError for a count that is no number.
+    """
+    counts = {name: environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")}
+    for name, count in counts.items():
+        if not count.isdecimal():
+            raise ValueError(f"{name}={count} in the environment is not a number of processes; unset it for one")
+    return any(int(count) > 1 for count in counts.values()) or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
 @contextlib.contextmanager
@@ -147,25 +151,8 @@ def last_words(text: str) -> Iterator[None]:
             waiting.communicate(b"ended well\n")
 
 
-def explain(error: BaseException) -> int:
-    """Prints an error as Python does at the end of a program, and returns the exit status.
-
-    An interrupt prints one line; its exit status is that of the signal, 130 by default.
-    """
-    if isinstance(error, KeyboardInterrupt):
-        complain("\nerror: interrupted")
-        return getattr(error, "exit_code", INTERRUPTED)
-    if not isinstance(error, SystemExit):
-        traceback.print_exception(error)
-        return 1
-    if error.code is None or isinstance(error.code, int):
-        return error.code or 0
-    complain(str(error.code))
-    return 1
-
-
 @contextlib.contextmanager
-def leaving_at_once(status: Callable[[BaseException], int] = explain) -> Iterator[None]:
+def leaving_at_once(status: Callable[[BaseException], int] = errors.status) -> Iterator[None]:
     """Outer context of work that several processes share: a process that fails ends without waiting for the others.
 
     A normal exit would wait PARTING seconds for the others, while they wait for its next step.  After an immediate exit

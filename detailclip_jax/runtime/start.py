@@ -1,4 +1,6 @@
-"""Start-up check of every command `python -m detailclip_jax.NAME`, before the command's own module is imported.
+"""Start-up check of every command, before the command's own module is imported.
+
+`detailclip_jax/__init__.py` makes it for `python -m detailclip_jax.NAME`, `__main__.py` for the console script.
 
 Imports only the standard library.
 """
@@ -8,9 +10,10 @@ from importlib.util import find_spec
 from types import TracebackType
 
 NEEDED = ("jax", "grain", "absl")
-OUTSIDE = """error: {python} does not have {missing}, which detailclip_jax needs. Make the environment with
-make demo and take its Python: . .venv/bin/activate (or .venv/bin/python -m ...). Without make: pip install -e ."""
-USAGE_ERROR, INTERRUPTED = 2, 130
+OUTSIDE = """error: {python} does not have {missing}, which detailclip_jax needs. In a checkout, make the environment
+with make demo and take its Python: . .venv/bin/activate (or .venv/bin/python -m ...). Without make: pip install -e .
+Without a checkout: pip install detailclip_jax"""
+USAGE_ERROR = 2
 
 
 def check() -> None:
@@ -23,6 +26,6 @@ def check() -> None:
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        print("\nerror: interrupted", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)

@@ -32,6 +32,7 @@ from orbax.checkpoint.path import atomicity
 from detailclip_jax.config.run_config import from_json
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
+from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.training import experiment, manifest
 from detailclip_jax.training.mesh import make_mesh, replicated
 from detailclip_jax.training.saved_shapes import other_version, saved_shapes, shapes
@@ -42,11 +43,11 @@ _UNFINISHED = ".orbax-checkpoint-tmp"
 _UNREADABLE = "unreadable-"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint cannot be written or read; the message names it and says what to do."""
 
 
-class StorageError(RuntimeError):
+class StorageError(RunError):
     """A file of the run cannot be written: disk full, or folder missing.  The message says how to continue."""
 
 
@@ -455,6 +456,12 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
             f"{path} {convert}" if Path(path).is_file() else f"folder {folder.parent} does not exist"
         )
     steps = _steps_in(folder)
+    if not steps and folder.parent.name == FOLDER:
+        raise FileNotFoundError(f"{path} is a run's folder of checkpoints; give the run, {folder.parents[1]}")
+    if not steps and folder.parents[1].name == FOLDER:
+        raise FileNotFoundError(
+            f"{path} is one checkpoint of a run; give the run, {folder.parents[2]}, and step {folder.parent.name}"
+        )
     if not steps or step not in (None, *steps):
         known = f"its steps are {', '.join(map(str, steps))}" if steps else "the run has not saved any checkpoint yet"
         raise FileNotFoundError(f"no checkpoint {'' if step is None else f'of step {step} '}in {folder}; {known}")

@@ -57,7 +57,7 @@ def open_builder(version: pathlib.Path) -> Any:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise MissingData(f"{version} needs tensorflow-datasets: pip install -e '.[data]'") from error
+        raise MissingData(f"{version} needs tensorflow-datasets: pip install 'detailclip_jax[data]'") from error
     try:
         return tfds.builder_from_directory(str(version))
     except Exception as error:  # tfds raises many types for missing or damaged files

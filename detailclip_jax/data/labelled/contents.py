@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from detailclip_jax.data.sources import Source
+from detailclip_jax.data.sources import MissingData, Source
 
 TEST_NAMES = ("test", "val", "validation", "dev")  # names that data sets use for the evaluated split
 
@@ -46,8 +46,11 @@ def split_names(split: str) -> tuple[str, ...]:
 
 
 def file_identity(folder: pathlib.Path, files: Sequence[str]) -> tuple[str, ...]:
-    """Returns name and size of each file in the folder."""
-    return tuple(f"{name} {os.path.getsize(folder / name)}" for name in files)
+    """Returns name and size of each file in the folder.  Raises MissingData for a link that leads nowhere."""
+    try:
+        return tuple(f"{name} {os.path.getsize(folder / name)}" for name in files)
+    except OSError as error:
+        raise MissingData(f"{error.filename}: {error.strerror}; mend or remove that file or link") from error
 
 
 def lines_of(path: pathlib.Path) -> tuple[str, ...]:

@@ -64,5 +64,5 @@ def _beam() -> tuple[Any, Any]:
         beam = importlib.import_module("apache_beam")
         options = importlib.import_module("apache_beam.options.pipeline_options")
     except ImportError as error:
-        raise ImportError("--engine beam needs Apache Beam: pip install -e '.[beam]'") from error
+        raise ImportError("--engine beam needs Apache Beam: pip install 'detailclip_jax[beam]'") from error
     return beam, options.PipelineOptions

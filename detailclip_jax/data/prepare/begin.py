@@ -70,12 +70,12 @@ def _planned(request: Request, num_shards: int) -> Job:
     request.work.mkdir(parents=True)
     try:
         plan = source_of(request.kind).plan(request)
+        if not plan.shards:
+            raise ValueError(f"{request.kind} {' '.join(request.paths)}: there is no example")
+        _check_names(plan.shards)
     except BaseException:
         shutil.rmtree(request.work, ignore_errors=True)
         raise
-    if not plan.shards:
-        raise ValueError(f"{request.kind} {' '.join(request.paths)}: there is no example")
-    _check_names(plan.shards)
     job = Job(request, num_shards or min(len(plan.shards), MAX_SHARDS), plan.shards, plan.classes)
     jobs.save(job)
     return job

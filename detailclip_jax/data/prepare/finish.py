@@ -12,6 +12,7 @@ from detailclip_jax.data.prepare.files import whole, write_json
 from detailclip_jax.data.prepare.job import DATASET, FORMAT, Job, Request
 from detailclip_jax.data.prepare.known import KNOWN
 from detailclip_jax.data.prepare.records import SCHEMA
+from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.locks import alone
 
 
@@ -38,7 +39,7 @@ def known_split(request: Request) -> dict[str, Any] | None:
     return load(request.out)["splits"].get(request.split)
 
 
-class NothingAccepted(RuntimeError):
+class NothingAccepted(RunError):
     """Raised if no example of the source was accepted; `rejected` maps the reasons to their counts."""
 
     def __init__(self, message: str, rejected: dict[str, int]):

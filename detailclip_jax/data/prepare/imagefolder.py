@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 
 from detailclip_jax.data.images import SUFFIXES
+from detailclip_jax.data.labelled import folders
 from detailclip_jax.data.prepare import rows
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.plan import Plan
@@ -25,11 +26,20 @@ MAX_TEXT_BYTES = 16 * 2**20  # of a caption file
 def plan(request: Request) -> Plan:
     """Plans the images of one folder, sorted by path; class i is the i-th folder by name, as in torchvision.
 
+    Raises ValueError for a folder of splits (train/, test/; see `labelled.folders.splits_in`), which are no classes.
     Hidden files and folders (.ipynb_checkpoints, ._image.jpg) and __MACOSX are skipped.
     """
-    if len(request.paths) != 1 or not os.path.isdir(request.paths[0]):
-        raise FileNotFoundError(f"imagefolder takes one folder, not {', '.join(request.paths)}")
+    if len(request.paths) != 1:
+        raise ValueError(f"imagefolder takes one folder, not {', '.join(request.paths)}")
+    if not os.path.isdir(request.paths[0]):
+        raise FileNotFoundError(f"there is no folder {request.paths[0]!r}")
     root = pathlib.Path(request.paths[0]).resolve()
+    if splits := folders.splits_in(root):
+        one = pathlib.Path(request.paths[0]) / splits[0]
+        raise ValueError(
+            f"{request.paths[0]} has the splits {', '.join(splits)}, which are no classes; prepare each by itself: "
+            f"imagefolder {one} --split {splits[0]}"
+        )
     classes = tuple(sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not _is_hidden(entry.name)))
     return Plan(rows.chunked(request, _rows(root, classes, request.options.follow_links)), classes)
 

@@ -23,7 +23,7 @@ from detailclip_jax.data.prepare.cleaning import CLEANING
 from detailclip_jax.data.prepare.files import partial_of, whole, write_json
 from detailclip_jax.data.prepare.image_checks import checked
 from detailclip_jax.data.prepare.job import Job, Options
-from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, bucket_of, pack, printable, valid_text
+from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, bucket_of, escaped, pack, valid_text
 from detailclip_jax.data.prepare.sources import source_of
 from detailclip_jax.data.prepare.spill import Entry, Spill, SpillWriter
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
@@ -62,7 +62,7 @@ def split(job: Job, number: int, tell: Tell = nobody) -> None:
                 record, entry = admit(item, job.request.options, tokenizer)
                 num_cut += num_long(item)
             except Rejected as refusal:
-                rejected.append(refusal.of(printable(item.key)))
+                rejected.append(refusal.of(escaped(item.key)))
                 tell(1, 0, 1)
                 continue
             spill.add(bucket_of(entry.key, job.num_shards), record, entry)
@@ -110,7 +110,7 @@ def cleaned(raw: Raw, rule: str) -> Raw:
     clean = CLEANING[rule]
     texts = {name: valid_text(clean(text[:MAX_CHARACTERS])) for name, text in raw.texts.items()}
     captions = tuple(valid_text(clean(text[:MAX_CHARACTERS])) for text in raw.captions)
-    return dataclasses.replace(raw, key=printable(raw.key), texts=texts, captions=captions)
+    return dataclasses.replace(raw, key=escaped(raw.key), texts=texts, captions=captions)
 
 
 def num_long(item: Raw | Reject) -> int:

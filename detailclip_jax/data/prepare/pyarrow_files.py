@@ -12,7 +12,7 @@ def parquet_file(path: str) -> Any:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise ImportError("parquet files need pyarrow: pip install -e '.[data]'") from error
+        raise ImportError("parquet files need pyarrow: pip install 'detailclip_jax[data]'") from error
     try:
         return parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:

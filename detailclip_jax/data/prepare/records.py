@@ -70,8 +70,11 @@ def pack(raw: Raw) -> bytes:
     return packed
 
 
-def printable(key: str) -> str:
-    """Returns the key with invalid UTF-8 (bytes of file names that are not text) escaped."""
+def escaped(key: str) -> str:
+    """Returns the text with lone surrogates (bytes of names that are not UTF-8) escaped; different keys stay different.
+
+    Terminal control characters stay in the record; `terminal.printable` escapes them where a key is printed.
+    """
     return key if key.isascii() else key.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -87,7 +87,7 @@ def histograms(part: Mapping[str, Any], path: pathlib.Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install -e '.[demo]'") from error
+        raise ImportError("figures need matplotlib: pip install 'detailclip_jax[demo]'") from error
     counts = part["statistics"]
     drawn = {"width": counts["width"], "height": counts["height"], "bytes": counts["bytes"]}
     drawn |= {f"tokens: {name}": field["tokens"] for name, field in counts["captions"].items()}

@@ -16,7 +16,7 @@ from detailclip_jax.data.prepare.files import is_inside, whole
 from detailclip_jax.data.prepare.image_root import ImageRoot, Place
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import PER_SHARD, Plan
-from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, printable, valid_text
+from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, escaped, valid_text
 
 
 class Row(NamedTuple):
@@ -63,10 +63,10 @@ def _chunk(folder: pathlib.Path, number: int, rows: list[Row]) -> Shard:
 
 def _packable(row: Row) -> Row:
     """Returns the row with all text in valid UTF-8."""
-    places = [[printable(part) for part in place] for place in row.places]
+    places = [[escaped(part) for part in place] for place in row.places]
     texts = {valid_text(name): valid_text(text) for name, text in row.texts.items()}
     captions = [valid_text(text) for text in row.captions]
-    return row._replace(key=printable(row.key), places=places, captions=captions, texts=texts, root=printable(row.root))
+    return row._replace(key=escaped(row.key), places=places, captions=captions, texts=texts, root=escaped(row.root))
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:

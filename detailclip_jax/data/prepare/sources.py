@@ -28,6 +28,7 @@ from detailclip_jax.data.prepare.files import READ_ERRORS
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.records import Raw, Reject
+from detailclip_jax.runtime.errors import unknown
 
 # zipfile raises NotImplementedError for unsupported compression.
 DAMAGE = (*READ_ERRORS, tarfile.TarError, zipfile.BadZipFile, NotImplementedError)
@@ -123,5 +124,5 @@ def source_of(kind: str) -> Source:
     """Returns the entry of a source; ValueError, with the known ones, for an unknown source."""
     name = kind.partition(":")[0]
     if name not in SOURCES:
-        raise ValueError(f"unknown source {kind!r}; known: {', '.join(SOURCES)}")
+        raise ValueError(unknown("source", kind, SOURCES))
     return SOURCES[name]

@@ -85,5 +85,5 @@ def _tfds() -> Any:
     try:
         import tensorflow_datasets
     except ImportError as error:
-        raise ImportError("to-tfds needs tensorflow-datasets: pip install -e '.[data]'") from error
+        raise ImportError("to-tfds needs tensorflow-datasets: pip install 'detailclip_jax[data]'") from error
     return tensorflow_datasets

@@ -20,13 +20,13 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from detailclip_jax.config import unknown
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.regular_files import read_regular
 from detailclip_jax.data.semantic import names
 from detailclip_jax.data.semantic.labels import LabelTable, check_size, stored_values, table
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
+from detailclip_jax.runtime.errors import unknown
 
 SPLITS = ("train", "val")
 TFDS = (

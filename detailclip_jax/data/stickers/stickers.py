@@ -16,11 +16,11 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Bool, Int
 
-from detailclip_jax.config import unknown
 from detailclip_jax.data.stickers.captions import captions, prompts
 from detailclip_jax.data.stickers.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
 from detailclip_jax.data.stickers.scenes import VARIETIES, Scene, alone_on_white, compose
 from detailclip_jax.data.stickers.sprites import sprites
+from detailclip_jax.runtime.errors import unknown
 
 SPLITS = ("train", "held_out_scenes", "held_out_pairs")
 NUM_OBJECTS = (0.4, 0.3, 0.2, 0.1)  # probability of 1, 2, 3 and 4 objects

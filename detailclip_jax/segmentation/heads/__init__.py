@@ -7,7 +7,7 @@
 import dataclasses
 from typing import Any
 
-from detailclip_jax.config import unknown
+from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.segmentation.heads.fcn import FcnHead
 from detailclip_jax.segmentation.heads.linear import LinearHead
 from detailclip_jax.segmentation.heads.upernet import UperNetHead

@@ -1,0 +1,113 @@
+"""The argument parser of every command but `main`, whose flags are those of absl and of the config's fields.
+
+Flags are spelled `--batch-size`, in full.  An unknown flag or name is answered with the nearest known one, invalid
+usage with one message and exit code 2.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from detailclip_jax.runtime.errors import USAGE_ERROR, near, unknown
+from detailclip_jax.runtime.terminal import complain
+
+STARTS = ("detailclip ", "python -m ")  # how a command line begins that __main__ has put into sys.argv[0]
+WEIGHTS = ("ema", "student")
+FOLLOW_LINKS = "follow links that lead out of the folder of images (default: they are left out and listed)"
+NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?")  # a negative value is no flag
+
+
+def prog(module: str) -> str:
+    """Returns the name of a command as the user typed it: "detailclip embed" or "python -m detailclip_jax.embed"."""
+    return sys.argv[0] if sys.argv[0].startswith(STARTS) else f"python -m detailclip_jax.{module}"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose --help keeps the lines of the description, and whose errors are one message."""
+
+    def __init__(self, *args: Any, **options: Any):
+        options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | options
+        super().__init__(*args, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message and exits with code 2."""
+        complain(f"error: {message} ({self.prog} --help lists the flags)")
+        sys.exit(USAGE_ERROR)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parses as argparse does, after a look for unknown flags: a missing flag is often a misspelled one."""
+        self.check_flags(sys.argv[1:] if args is None else args)
+        return super().parse_args(args, namespace)
+
+    def parse_intermixed_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parses as `parse_args` does, with positional arguments between the flags."""
+        self.check_flags(sys.argv[1:] if args is None else args)
+        return super().parse_intermixed_args(args, namespace)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Is what argparse calls for the arguments of a subcommand, which are checked here."""
+        if self._subparsers is None and args is not None:
+            self.check_flags(args)
+        return super().parse_known_args(args, namespace)
+
+    def check_flags(self, arguments: Sequence[str]) -> None:
+        """Exits with a message for the first flag that this parser lacks; a parser of subcommands leaves it to them."""
+        if self._subparsers is not None:
+            return
+        known = self._option_string_actions
+        for argument in arguments:
+            name = argument.partition("=")[0]
+            if argument == "--":
+                return
+            if name.startswith("-") and name != "-" and " " not in name and name not in known:
+                if NUMBER.fullmatch(argument):
+                    continue
+                flags = [flag for flag in known if flag.startswith("--")]
+                self.error(f"unknown flag {name}{near(name.replace('_', '-').lower(), flags, cutoff=0.6)}")
+
+
+def parser(module: str, description: str | None, **options: Any) -> Parser:
+    """Returns an empty parser of the command in `detailclip_jax.MODULE`."""
+    return Parser(prog(module), description=description, **options)
+
+
+def one_of(kind: str, names: Iterable[str]) -> Callable[[str], str]:
+    """Returns the `type` of a flag that takes one of these names: an unknown name is answered with the nearest one."""
+    names = tuple(names)
+
+    def checked(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(unknown(kind, text, names))
+        return text
+
+    return checked
+
+
+def positive(text: str) -> int:
+    """Parses a whole number of at least 1, as the `type` of a flag."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def add_checkpoint(to: Parser) -> None:
+    """Adds --checkpoint and --step."""
+    to.add_argument("--checkpoint", required=True, metavar="WORKDIR", help="workdir of a run, or of `import_torch`")
+    to.add_argument("--step", type=int, metavar="N", help="step of the checkpoint (default: the last)")
+
+
+def add_weights(to: Parser) -> None:
+    """Adds --weights, for commands that use one of the two."""
+    text = "student or ema, the teacher's moving average (default: ema where the method has a teacher)"
+    to.add_argument("--weights", type=one_of("weights", WEIGHTS), metavar="NAME", help=text)
+
+
+def add_image_size(to: Parser, recipes: Sequence[str]) -> None:
+    """Adds --image-size and --interpolation; None without them."""
+    to.add_argument(
+        "--image-size", type=positive, metavar="PIXELS", help="interpolate the positions to this image size"
+    )
+    how = f"as PyTorch (bicubic, the default), iBOT or timm does ({', '.join(recipes)})"
+    to.add_argument("--interpolation", type=one_of("interpolation", recipes), metavar="NAME", help=how)

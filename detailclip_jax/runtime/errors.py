@@ -1,0 +1,129 @@
+"""Exit codes, and the one place that turns an error of a command into a message and an exit code.
+
+    def main(argv=None) -> int:
+        return errors.run(lambda: work(parser().parse_args(argv)))
+
+The first entry of CODES whose class fits the error decides.  An error of another class is a fault of the program, and
+Python shows its traceback.
+"""
+
+import contextlib
+import difflib
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+
+from absl import flags, logging
+
+from detailclip_jax.runtime import signals
+from detailclip_jax.runtime.terminal import complain
+
+USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130  # 130, as a shell reports SIGINT; 143 after SIGTERM
+FAULT = "is_fault"  # attribute of an error inside `at_work`
+
+
+class RunError(RuntimeError):
+    """The work failed and the user can act on it; the message says how."""
+
+
+CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (KeyboardInterrupt, INTERRUPTED),
+    (RunError, RUN_ERROR),
+    (FileNotFoundError, USAGE_ERROR),  # a path that the user gave
+    (OSError, RUN_ERROR),  # the disk is full, or a folder cannot be written
+    (ImportError, USAGE_ERROR),  # a package of an extra is missing
+    (ValueError, USAGE_ERROR),
+)
+
+
+def run(command: Callable[[], int], kept: str = "") -> int:
+    """Runs a command under the signal guard; returns its exit code, or the code of its error, after a message.
+
+    `kept` says what remains and how to continue; it is appended to the message of an interrupt and of an OSError.
+    An argument parser may exit inside (`--help`, invalid usage); its exit code is returned.  Raises what CODES lacks.
+    """
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # the checkpoint library logs many info messages
+    try:
+        with signals.prompt():
+            return command()
+    except SystemExit as end:
+        return _exit_code(end)
+    except BaseException as error:
+        code = explain(error, kept)
+        if code is None:
+            raise
+        return code
+
+
+def explain(error: BaseException, kept: str = "") -> int | None:
+    """Prints the message of an error and returns its exit code; None, and no message, for a fault of the program."""
+    codes = (code for kind, code in CODES if isinstance(error, kind))
+    code = None if getattr(error, FAULT, False) else next(codes, None)
+    if code is not None:
+        logging.debug("the error was raised here", exc_info=error)  # -v 1 of `main` shows it
+        complain(message(error, kept))
+    return getattr(error, "exit_code", code)
+
+
+def message(error: BaseException, kept: str = "") -> str:
+    """Returns the text for the user: "error: ...", or "interrupted; ..." on a line of its own, below the ^C."""
+    notes = [*getattr(error, "__notes__", ()), *([kept] if kept else [])]
+    if isinstance(error, KeyboardInterrupt):
+        return "\n" + "; ".join(["interrupted", *([str(error)] if str(error) else notes)])
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return "error: " + "; ".join([_os_error(error), *notes])
+    return f"error: {_os_error(error) if isinstance(error, OSError) else error}"
+
+
+def _os_error(error: OSError) -> str:
+    """The reason and the file, without the number: "Permission denied: /runs"."""
+    if not error.strerror:
+        return str(error)
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+
+
+def status(error: BaseException) -> int:
+    """Prints an error as the end of a program does, and returns the exit code; with a traceback for a fault."""
+    if isinstance(error, SystemExit):
+        return _exit_code(error)
+    code = explain(error)
+    if code is None:
+        traceback.print_exception(error)
+        return RUN_ERROR
+    return code
+
+
+def _exit_code(end: SystemExit) -> int:
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    complain(str(end.code))
+    return RUN_ERROR
+
+
+@contextlib.contextmanager
+def at_work() -> Iterator[None]:
+    """Context of the work on arguments that were checked before: a ValueError is not the user's mistake any more.
+
+    Inside it every error but an interrupt and a RunError is a fault of the program and keeps its traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, RunError):
+            setattr(error, FAULT, True)
+        raise
+
+
+def near(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """Returns "; did you mean 'NAME'?" with the nearest known name, or "" if none is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Returns the message for an unknown name, with the nearest and all known names.
+
+    unknown("method", "detailclp", METHODS) == "unknown method 'detailclp'; did you mean 'detailclip'? Known: ..."
+    """
+    known = list(known)
+    return f"unknown {kind} {name!r}{near(name, known) or '.'} Known: {', '.join(known)}"
