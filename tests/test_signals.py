@@ -155,3 +155,47 @@ def test_commands_that_measure_hear_a_signal_that_was_dropped(monkeypatch, capsy
     monkeypatch.setattr(compare, "check", lambda *arguments: None)
     assert command.main(["--methods=clip"] if command is compare else ["data"]) == code
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_a_run_whose_main_thread_hears_nothing(tmp_path, number):
+    """As while XLA compiles: a call that handlers do not interrupt, here of a mutex that is locked twice."""
+    script = f"""
+import ctypes
+from detailclip_jax.runtime.interrupt import Interrupt
+with Interrupt(at_once=lambda: open({str(tmp_path / "removed")!r}, "w").close()):
+    print("ready", flush=True)
+    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+    lock(mutex)
+    lock(mutex)  # for ever
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(1)
+    began = time.monotonic()
+    process.send_signal(number)
+    time.sleep(0.2)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=50)
+    assert process.returncode == 128 + number and time.monotonic() - began < 10
+    assert "stopped at once" in said and (tmp_path / "removed").exists()
+
+
+def test_one_signal_or_two_after_the_run_end_nothing():
+    script = """
+import os, signal, time
+from detailclip_jax.runtime.interrupt import Interrupt
+signal.signal(signal.SIGTERM, lambda *_: None)
+for _ in range(3):
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        assert interrupt.received == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(2.5)
+print("here")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == "here\n", done.stderr

@@ -7,6 +7,9 @@ Several processes stop at the same step.  Commands that have nothing to save use
 
 import os
 import signal
+import socket
+import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -16,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from detailclip_jax.runtime.signals import SIGNALS, Stopped
 
+LATE = 2.0  # seconds until the thread ends the process instead of the handler
 _RUNNING: "list[Interrupt]" = []  # those whose context is entered
 
 
@@ -38,15 +42,19 @@ class Interrupt:
             for step in ...:
                 if interrupt.reached(): ...
 
-    A second signal ends the process at once, after a call of `at_once`, which removes unfinished files.  With several
-    processes, jax's preemption service passes a signal on to all of them and chooses the step at which they stop; a
-    second signal then has no effect.
+    A second signal ends the process at once, after a call of `at_once`, which removes unfinished files.  Python runs
+    handlers in the main thread only, which may be compiling for minutes; so a thread sees the second signal too, and
+    ends the process if the handler has not run within LATE seconds.
+
+    With several processes, jax's preemption service passes a signal on to all of them and chooses the step at which
+    they stop; a second signal then has no effect.
     """
 
     def __init__(self, at_once: Callable[[], None] = lambda: None):
         """Stores the callback; the signal handlers are installed when the context is entered."""
         self._previous: dict[int, Any] = {}
         self._at_once, self._asked = at_once, 0
+        self._writer: socket.socket | None = None
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> "Interrupt":
@@ -55,23 +63,44 @@ class Interrupt:
         together = {signal.SIGINT: _pass_on}  # jax's preemption service handles SIGTERM there
         handlers = together if jax.distributed.is_initialized() else alone
         self._previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        if handlers is alone:
+            self._reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            self._old_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(self._reader,), daemon=True).start()
         _RUNNING.append(self)
         return self
 
     def __exit__(self, *error: object) -> None:
         """Restores the previous signal handlers."""
         _RUNNING.remove(self)
+        if self._writer:
+            signal.set_wakeup_fd(self._old_fd)
+            self._writer.close()  # the thread reads an end and closes its own socket
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # os.write instead of print: the signal may interrupt another write to the same stream
         if self.received:
-            os.write(2, f"\n{signal.Signals(number).name}: stopped at once, without saving\n".encode())
-            self._at_once()
-            os._exit(128 + number)
+            self._end(number)
         self.received = signal.Signals(number)
         os.write(2, f"\n{self.received.name}: saving after this step (once more stops at once)\n".encode())
+
+    def _end(self, number: int) -> None:
+        os.write(2, f"\n{signal.Signals(number).name}: stopped at once, without saving\n".encode())
+        self._at_once()
+        os._exit(128 + number)
+
+    def _watch(self, reader: socket.socket) -> None:
+        count = 0
+        with reader:
+            while received := reader.recv(1):  # the number of a signal, as it arrives
+                count += received[0] in SIGNALS
+                if count > 1:
+                    time.sleep(LATE)
+                    if self in _RUNNING:
+                        self._end(received[0])
 
     def reached(self) -> bool:
         """Whether the run must stop here; several processes must call it equally often, at the same places."""
