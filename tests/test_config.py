@@ -19,10 +19,12 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden/configs"
 YFCC15M = 14_689_580
 METHODS = ("clip", "slip", "maskclip", "aclip", "mae", "dino", "ibot", "attmask", "supervised")
+BEYOND = ()
 CASES = {
     "stickers": "stickers.py",
-    **{f"stickers-{method}": f"stickers.py:method={method}" for method in METHODS},
+    **{f"stickers-{method}": f"stickers.py:method={method}" for method in (*METHODS, *BEYOND)},
     **{f"baselines-{method}": f"baselines/{method}.py" for method in METHODS},
+    **{f"beyond-{method}": f"beyond/{method}.py" for method in BEYOND},
     "ablation_table4-row=5": "ablation_table4.py:row=5",
     "stickers-teacher=enclosing": "stickers.py:teacher=enclosing",
     "vitb16_continue": "vitb16_continue.py",
@@ -138,7 +140,7 @@ def test_no_config_drops_a_field(name):
 
 
 def test_every_row_has_a_baseline_and_runs_on_stickers():
-    assert set(METHODS) | {"detailclip"} == set(methods.METHODS)
+    assert {*METHODS, *BEYOND, "detailclip"} == set(methods.METHODS)
 
 
 def test_the_rows_of_table_4():

@@ -218,7 +218,7 @@ def _losses(case: Case) -> Work:
     """The work of the contrastive terms' logits against the global batch, and of the distillation terms' softmax."""
     size, made = case.size, Work()
     terms, grid = case.method.terms, case.grid("large")
-    if "clip" in terms:
+    if any(loss.compares and "image_embedding" in loss.reads for loss in terms.values()):  # both directions, as in CLIP
         views = case.grid(next(iter(case.method.passes.values())).view).views
         made += _contrast(2 * views, case.batch, size.joint_width)
     if "simclr" in terms:

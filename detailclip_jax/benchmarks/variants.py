@@ -50,15 +50,13 @@ def load(spec: str | None, method: str | None) -> ConfigDict:
 
 
 def spec_for(spec: str, method: str | None) -> str:
-    """The spec for a method: `spec`, `spec` with an argument, or the config file in the `baselines` folder."""
+    """The spec for a method: `spec`, `spec` with an argument, or the method's own config file."""
     if method is None:
         return spec
-    path = Path(spec.partition(":")[0])
-    folder = path.parent if path.parent.name == "baselines" else path.parent / "baselines"
     try:
         return run_config.made_for(spec, method)
     except ValueError:
-        return str(folder / f"{method}.py")
+        return str(run_config.file_of_method(Path(spec.partition(":")[0]), method))
 
 
 def split_settings(text: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 BUNDLED = "bundled_configs"  # in a wheel; see setup.py
 FOLDER = "configs"
+METHOD_FOLDERS = ("baselines", "beyond")  # in it: a file per method of the paper's tables, and of later work
 
 
 def bundled_folder() -> Path:

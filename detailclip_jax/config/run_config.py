@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import KINDS, components, is_endless, ratios
-from detailclip_jax.config.config_files import find
+from detailclip_jax.config.config_files import METHOD_FOLDERS, find
 from detailclip_jax.config.fields import CLIP_MEAN, default, new_name
 from detailclip_jax.runtime.files import replace_text
 
@@ -71,7 +71,7 @@ def made_for(spec: str, method: str) -> str:
         made_for("configs/stickers.py", "clip") == "configs/stickers.py:method=clip"
 
     The spec of a file without an argument `method` is returned unchanged.  Raises ValueError if there is a config of
-    that method among the baselines, which must be used instead.
+    that method, such as configs/baselines/clip.py, which must be used instead.
     """
     path, _, arg = spec.partition(":")
     if load(spec).method == method:
@@ -81,14 +81,22 @@ def made_for(spec: str, method: str) -> str:
         load(changed)
         return changed
     except ValueError:
-        _check_no_baseline(find(path), method)
+        _check_no_own_file(find(path), method)
         return spec
 
 
-def _check_no_baseline(path: Path, method: str) -> None:
-    folder = path.parent if path.parent.name == "baselines" else path.parent / "baselines"
-    file = folder / f"{method}.py"
-    if file.is_file():
+def file_of_method(path: Path, method: str) -> Path | None:
+    """Returns the config file named after a method in one of METHOD_FOLDERS next to or below `path`; None without one.
+
+    file_of_method(Path("configs/vitb16_yfcc.py"), "clip") == Path("configs/baselines/clip.py")
+    """
+    root = path.parent.parent if path.parent.name in METHOD_FOLDERS else path.parent
+    files = (root / folder / f"{method}.py" for folder in METHOD_FOLDERS)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _check_no_own_file(path: Path, method: str) -> None:
+    if file := file_of_method(path, method):
         raise ValueError(
             f"{path} is a config of another method than {method}; its crops, networks and learning rates do not fit; "
             f"write --config={file}"

@@ -54,7 +54,7 @@ def _check_crops(wanted: Iterable[str], config: ConfigDict) -> None:
     if missing := sorted(set(wanted) - set(crops)):
         raise ValueError(
             f"method {config.method} needs the crop {missing[0]!r}, but views.crops has only {', '.join(crops)}; "
-            f"configs/baselines/{config.method}.py and configs/stickers.py:method={config.method} have it"
+            f"configs/stickers.py:method={config.method} and the method's own config, {config.method}.py, have it"
         )
 
 
