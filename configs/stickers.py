@@ -59,7 +59,7 @@ def paper(c):
 
 
 def one_view(c):
-    """CLIP: one view, and a trained patch embedding; DetailCLIP's is random and frozen."""
+    """CLIP and SigLIP: one view, and a trained patch embedding; DetailCLIP's is random and frozen."""
     crop = c.views.crops.large
     crop.count, crop.blur_p, crop.solarize_p = 1, (0.1,), (0.0,)
     c.model.freeze_patch_embed = False
@@ -141,6 +141,7 @@ def supervised(c):
 
 ROWS = {
     "clip": one_view,
+    "siglip": one_view,
     "slip": slip,
     "maskclip": maskclip,
     "aclip": aclip,

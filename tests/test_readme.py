@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax import __main__ as door
-from detailclip_jax import compare, doctor, embed, evaluate, export, import_torch, methods
+from detailclip_jax import compare, doctor, embed, evaluate, export, import_torch
 from detailclip_jax import main as train
 from detailclip_jax.benchmarks import options
 from detailclip_jax.config import run_config
@@ -74,7 +74,8 @@ def test_python_runs_as_printed(place, checkout, monkeypatch, capsys):
     if "model" in names:
         assert names["images"].shape == (1, 64) and names["model"].attention("docs/attention.png").shape == (8, 8)
     elif "method" in names:
-        assert printed == [0.0] and names["method"].name == "align" and "align" not in methods.METHODS
+        assert printed == [pytest.approx(np.log1p(np.exp(-10)) + np.log(2), rel=1e-5)]
+        assert names["method"].name == "siglip" and "logit_bias" in names["method"].networks
     else:
         assert len(printed) == 3 and int(names["state"].step) == 3
 
@@ -169,7 +170,7 @@ def is_there(name, folder):
 @pytest.mark.parametrize("page", [*PAGES, *RULES])
 def test_every_path_link_and_module_of_a_page_exists(page):
     text, folder = (PAGES | RULES)[page], (ROOT / page).parent
-    new = {"methods/align.py", "detailclip_jax/methods/NAME.py", "configs/baselines/NAME.py"}
+    new = {"detailclip_jax/methods/NAME.py", "configs/baselines/NAME.py", "configs/beyond/NAME.py"}
     rooms = {path.name for path in (ROOT / "detailclip_jax").iterdir() if path.is_dir()}
     tops = rooms | {"detailclip_jax", "configs", "tests", "launch", "docs", "colabs"}
     ticked = re.findall(r"`([\w.]+/[\w./]*)`", text)

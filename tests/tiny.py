@@ -16,6 +16,7 @@ ENCLOSING = {"enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}
 LOCAL = {"local": {"count": 2, "size": 16}}
 CHANGES = {  # of the default config, by row; crops replace the two large views or stand beside them
     "clip": {"views.crops": {"large": ONE}},
+    "siglip": {"views.crops": {"large": ONE}},
     "slip": {"views.crops": {"clean": ONE}},
     "maskclip": {"views.crops": {"large": ONE}, "masking.strategy": "random", "masking.ratio": 0.75},
     "aclip": {"views.crops": ENCLOSING, "views.teacher": "enclosing", "masking.granularity": "cell2x2"},

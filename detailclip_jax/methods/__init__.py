@@ -14,6 +14,7 @@ from detailclip_jax.methods.mae import mae
 from detailclip_jax.methods.maskclip import maskclip
 from detailclip_jax.methods.method import Method
 from detailclip_jax.methods.method import build as build_method
+from detailclip_jax.methods.siglip import siglip
 from detailclip_jax.methods.slip import slip
 from detailclip_jax.methods.supervised import supervised
 
@@ -28,6 +29,7 @@ METHODS = {
     "ibot": ibot,
     "attmask": attmask,
     "supervised": supervised,
+    "siglip": siglip,
 }
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 

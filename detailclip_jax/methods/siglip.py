@@ -1,0 +1,39 @@
+"""SigLIP: CLIP with a sigmoid for each pair of an image and a text instead of a softmax (arXiv 2303.15343).
+
+Logarithm of the scale and bias start at ln 10 and -10 (section 3.2 of the paper); both are trained, neither is clamped
+nor decayed.
+"""
+
+import math
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from detailclip_jax.losses.sigmoid import sigmoid_loss
+from detailclip_jax.methods import components
+from detailclip_jax.methods.method import Context, Forward, Loss, Method, Pass, WholeBatch, full
+from detailclip_jax.models.heads import scalar
+from detailclip_jax.types import Scalar
+
+
+def siglip(config: ConfigDict) -> Method:
+    """Builds the method `siglip`."""
+    return Method(
+        name="siglip",
+        passes={"full": Pass("large", full)},
+        encode_text=components.encode_text,
+        heads=(components.joint_head("full", logit_scale=scalar(math.log(10)), logit_bias=scalar(-10.0)),),
+        losses=(sigmoid_term(),),
+    )
+
+
+def sigmoid_term() -> Loss:
+    """Image-text loss term, with the weight of CLIP's."""
+
+    def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
+        heads, scale = record.heads, jnp.exp(record.heads["logit_scale"])
+        given = heads["image_embedding"], record.text, scale, heads["logit_bias"]
+        loss, accuracy = sigmoid_loss(*given, whole_batch.axis, whole_batch.block)
+        return loss, {"sigmoid_accuracy": accuracy, "logit_scale": scale, "logit_bias": heads["logit_bias"]}
+
+    return Loss("sigmoid", ("image_embedding", "logit_scale", "logit_bias"), run, weighted_by="clip")

@@ -1,0 +1,139 @@
+"""SigLIP's loss against the printed sum and torch, in blocks and over devices; and its two trained numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from test_export import save_noise
+from tiny import tiny_batch, tiny_config, tiny_experiment, tiny_state
+
+from detailclip_jax import export, interop
+from detailclip_jax.interop import files
+from detailclip_jax.losses.sigmoid import sigmoid_loss
+from detailclip_jax.training import experiment, mesh, optimizer
+
+
+def arrays(num_views=2, size=10, width=6):
+    rng = np.random.default_rng(size)
+    shapes = (num_views, size, width), (size, width)
+    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+def oracle(images, texts, scale, bias):
+    """The printed sum, in a loop over pairs and float64: mean over views and images, sum over texts."""
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+    images, texts = (unit(np.asarray(x, np.float64)) for x in (images, texts))
+    total = 0.0
+    for view in images:
+        for i, u in enumerate(view):
+            for j, t in enumerate(texts):
+                z = scale * u @ t + bias
+                total -= np.log(1 / (1 + np.exp(-(z if i == j else -z))))
+    return total / (images.shape[0] * images.shape[1])
+
+
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (1.0, 0.0), (30.0, 2.5)])
+@pytest.mark.parametrize("block", [0, 1, 3, 10])
+def test_the_loss_is_the_printed_sum_in_any_block(scale, bias, block):
+    images, texts = arrays()
+    loss, _ = sigmoid_loss(images, texts, scale, bias, block=block)
+    np.testing.assert_allclose(loss, oracle(images, texts, scale, bias), rtol=2e-5)
+
+
+@pytest.mark.parametrize("block", [0, 3])
+def test_value_and_gradients_are_those_of_torch(block):
+    torch = pytest.importorskip("torch")
+    images, texts = arrays()
+    given = [torch.tensor(np.array(x), dtype=torch.float64, requires_grad=True) for x in (images, texts, 12.0, -4.0)]
+    u, t = (torch.nn.functional.normalize(x, dim=-1) for x in given[:2])
+    z = given[2] * u @ t.T + given[3]
+    theirs = -torch.nn.functional.logsigmoid((2 * torch.eye(len(texts)) - 1) * z).sum(-1).mean()
+    theirs.backward()
+    ours = jax.value_and_grad(lambda *x: sigmoid_loss(*x, block=block)[0], argnums=(0, 1, 2, 3))
+    value, gradients = ours(images, texts, jnp.float32(12.0), jnp.float32(-4.0))
+    np.testing.assert_allclose(value, theirs.item(), rtol=1e-5)
+    for a, b in zip(gradients, given, strict=True):
+        np.testing.assert_allclose(a, b.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_eight_devices_give_the_loss_and_the_gradients_of_one():
+    images, texts = arrays(size=16)
+    grid = mesh.make_mesh(jax.devices()[:8])
+
+    def over(images, texts, scale, bias):
+        local = lambda *x: jax.lax.pmean(sigmoid_loss(*x, axis=mesh.BATCH, block=3)[0], mesh.BATCH)
+        specs = P(None, mesh.BATCH), P(mesh.BATCH), P(), P()
+        return jax.shard_map(local, mesh=grid, in_specs=specs, out_specs=P(), check_vma=False)(
+            images, texts, scale, bias
+        )
+
+    one, given = lambda *x: sigmoid_loss(*x)[0], (images, texts, jnp.float32(10), jnp.float32(-10))
+    a, b = (jax.jit(jax.value_and_grad(function, argnums=(0, 1, 2, 3)))(*given) for function in (one, over))
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [0, 1, 4])
+def test_the_accuracy_counts_images_whose_own_text_is_nearest(block):
+    texts = jnp.eye(7)
+    images = jnp.stack([texts, texts[jnp.array([0, 1, 2, 3, 5, 4, 6])]])
+    _, accuracy = sigmoid_loss(images, texts, 10.0, -10.0, block=block)
+    np.testing.assert_allclose(accuracy, 12 / 14, rtol=1e-6)
+
+
+def test_large_logits_stay_finite():
+    images, texts = arrays()
+    value, gradient = jax.value_and_grad(lambda x: sigmoid_loss(x, texts, 1e4, -10.0)[0])(images)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_scale_and_bias_start_at_the_paper_s_values_and_are_neither_decayed_nor_clamped():
+    exp, state = tiny_experiment("siglip"), tiny_state("siglip")
+    np.testing.assert_allclose(state.params["logit_scale"]["value"], np.log(10), rtol=1e-6)
+    np.testing.assert_allclose(state.params["logit_bias"]["value"], -10.0)
+    assert {exp.setup.groups[name]["value"] for name in ("logit_scale", "logit_bias")} == {optimizer.PLAIN}
+    far = {**state.params, "logit_scale": {"value": jnp.asarray(6.0)}, "logit_bias": {"value": jnp.asarray(-30.0)}}
+    after, metrics = exp.train_step(state.replace(params=far), exp.put(tiny_batch(0, exp.config)))
+    np.testing.assert_allclose(after.params["logit_scale"]["value"], 6.0, atol=0.01)  # CLIP's would be ln 100
+    np.testing.assert_allclose(metrics["logit_bias"], -30.0)
+    assert after.params["logit_bias"]["value"] != -30.0
+
+
+def test_chunks_give_the_numbers_of_the_whole_batch():
+    config = tiny_config("siglip")
+    config.accumulation = 4
+    batch, found = tiny_batch(3, config), []
+    for exp in (tiny_experiment("siglip"), experiment.build(config, mesh.make_mesh(jax.devices()[:1]))):
+        state = tiny_state("siglip")
+        found.append(jax.jit(jax.grad(exp.combined_loss, has_aux=True))(state.params, state, exp.put(batch)))
+    for (path, a), b in zip(jax.tree.leaves_with_path(found[0]), jax.tree.leaves(found[1]), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+
+
+@functools.cache
+def losses(method):
+    """The first losses of a method on the same batch again and again."""
+    exp, state = tiny_experiment(method), tiny_state(method)
+    batch, history = exp.put(tiny_batch(0, exp.config)), []
+    for _ in range(12):
+        state, metrics = exp.train_step(state, batch)
+        history.append(float(metrics["loss"]))
+    return history
+
+
+def test_it_learns():
+    assert losses("siglip")[-1] < 0.8 * losses("siglip")[0]
+
+
+def test_our_own_format_keeps_the_bias_and_other_libraries_formats_leave_it_out(tmp_path):
+    """It shifts all logits alike, so that no ranking and no softmax over classes needs it."""
+    workdir = save_noise(tmp_path / "run", "siglip")
+    for to, name in (("safetensors", "own.safetensors"), ("slip", "slip.pt")):
+        assert export.main([f"--checkpoint={workdir}", f"--to={to}", f"--out={tmp_path / name}", "--no-verify"]) == 0
+    _, variables, config = interop.load(tmp_path / "own.safetensors")
+    assert config.method == "siglip" and {"logit_scale", "logit_bias"} <= set(variables["params"])
+    tensors = files.read(tmp_path / "slip.pt")
+    assert any("logit_scale" in name for name in tensors) and not any("logit_bias" in name for name in tensors)
