@@ -896,7 +896,7 @@ def feed_settings(folder: Path) -> object:
     from detailclip_jax.run.validation import validate
 
     num = 0
-    for line in (folder / "settings").read_bytes().decode("utf-8", "surrogatepass").split("\0\0"):
+    for line in (folder / "settings").read_bytes().decode("utf-8", "surrogatepass").split("\0\0", 3):
         config = default()
         try:
             settings.set_fields(dict([settings.parse_setting(line)]))(config)

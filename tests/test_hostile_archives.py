@@ -52,6 +52,14 @@ def one_by_one(path):
     return list(tars.samples(str(path)))
 
 
+@pytest.mark.parametrize("power", range(36, 63))
+def test_a_size_beyond_what_the_file_system_has_is_damage_and_no_error_of_the_system(tmp_path, power):
+    """An error with a number, such as EINVAL of seek, stops `prepare` instead of rejecting the shard."""
+    path = trees.write(tmp_path / "x.tar", tar_bytes(header("a.bin", size=2**power), header("b.bin", size=2**power)))
+    with pytest.raises(tarfile.TarError):
+        one_by_one(path)
+
+
 @pytest.mark.parametrize("name", HOSTILE_TARS)
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 def test_prepare_refuses_a_hostile_tar(tmp_path, name, suffix):

@@ -5,7 +5,7 @@ import tarfile
 MAX_MEMBER_BYTES = 256 * 2**20  # of an image
 MAX_HEADER_BYTES = 64 * 2**10  # of a header with a name or attributes, which is read whole
 MAX_HEADERS = 16  # such headers before one member; each is one level of tarfile's recursion
-MAX_CLAIM = 2**50  # bytes of any member
+MAX_CLAIM = 2**43  # bytes of any member; ext4 has files of 2**44, and refuses to seek beyond them
 MAX_STREAMED = 2**32  # of a member of a compressed archive: skipping it means reading it
 ReadError = tarfile.ReadError
 HEADER_ERRORS = (

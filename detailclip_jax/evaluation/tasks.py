@@ -240,6 +240,8 @@ def _no_kind(part: str, kind: str, colon: str) -> str:
     if not colon and (kind in KNOWN or kind in STICKERS):
         fitting = "retrieval" if kind in CAPTIONED else "zero_shot"
         return f"{part!r} names a set but no task; write for example {fitting}:{kind}"
+    if colon and kind in GROUPS:
+        return f"{part!r}: {kind} stands for several tasks and takes no sets; write {kind} alone"
     return f"{unknown('task', kind, [*KINDS, *GROUPS])}.  A task is KIND:SET,SET,... such as zero_shot:imagenet,pets"
 
 
