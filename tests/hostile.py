@@ -169,7 +169,8 @@ def results(num: int, seed: int, names: Sequence[str], num_workers: int) -> list
         for number in take():
             worker = worker if worker.alive else Worker(seed, names)
             result = worker.feed(number)
-            if result.outcome == "slow" and worker.alive:  # other work on the machine is no fault: the faster of two
+            if result.outcome == "slow":  # other work on the machine is no fault: the faster of two
+                worker = worker if worker.alive else Worker(seed, names)
                 result = min(result, worker.feed(number), key=lambda each: each.seconds)
             found.append(result)
             if result.outcome in FAULTS:
