@@ -10,7 +10,7 @@ resizes horizontally first, as all older versions do, so a run's views do not de
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -48,7 +48,7 @@ FILTERS = {"bicubic": (bicubic, 2.0), "bilinear": (bilinear, 1.0)}  # kernel and
 class Taps(NamedTuple):
     """Weights of result pixels along one side, over input pixels `first` to `last` (exclusive)."""
 
-    matrix: csr_array | None  # int32 [results, last - first], rows sum to about 2^22; None: identity
+    matrix: Any  # csr_array of int32 [results, last - first], rows sum to about 2^22; None: identity
     first: int
     last: int
 

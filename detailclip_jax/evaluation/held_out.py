@@ -73,7 +73,9 @@ def _has_caption(source: Source, place: int) -> bool:
 def images(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | None:
     """The first `count` held-out images that can be decoded, preprocessed for the model; None if there are none."""
     found, views = find(config), []
-    for place in range(len(found.source)) if found else ():
+    if found is None:
+        return None
+    for place in range(len(found.source)):
         try:
             views.append(evaluation_view(read(found.source, place)[1], *transform_of(config)))
         except BadRecord as error:
