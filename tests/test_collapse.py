@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax.kernels.logits import Logits
+from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.losses import distillation
 from detailclip_jax.training import centering, ema
 

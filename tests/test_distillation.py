@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax.kernels import chunks
-from detailclip_jax.kernels.logits import Logits
+from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.losses import distillation
 from detailclip_jax.losses.distillation import Comparison, Sharpening
 
@@ -55,7 +55,7 @@ def patches():
 
 
 def straightforward(name, student, teacher, sharpening):
-    """All log-probabilities at once, differentiated by jax: what the chunks must add up to."""
+    """All log-probabilities at once, differentiated by jax: the printed form, which the chunks must add up to."""
     log_s = distillation.student_log_probabilities(student[...], 0.5)
     log_t = distillation.teacher_log_probabilities(teacher[...], *sharpening)
     return log_s, log_t, distillation.DIVERGENCES[name]
@@ -104,8 +104,7 @@ def test_chunked_gradients_are_those_of_the_whole(name, chunk):
 
     def whole(student):
         log_s, log_t, divergence = straightforward(name, student, teacher, sharpening)
-        per_image = (divergence(log_s, log_t) * hidden).sum(-1) / jnp.maximum(hidden.sum(-1), 1)
-        return 3 * per_image.mean()
+        return 3 * distillation.patch_divergence(log_s, log_t, hidden, divergence).mean()
 
     for ours, theirs in zip(*(jax.tree.leaves(jax.jit(jax.grad(f))(student)) for f in (chunked, whole)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -118,7 +117,7 @@ def test_chunked_gradients_across_views_are_those_of_the_whole(name):
 
     def whole(student):
         log_s, log_t, divergence = straightforward(name, student, teacher, sharpening)
-        return jnp.mean(jnp.stack([divergence(log_s[v], log_t[w]) for w in range(2) for v in range(4) if v != w]))
+        return distillation.cls_divergence(log_s, log_t, divergence).mean()
 
     chunked = jax.grad(lambda s: distillation.cls_loss(s, teacher, sharpening, how)[0])(student)
     for ours, theirs in zip(jax.tree.leaves(chunked), jax.tree.leaves(jax.grad(whole)(student)), strict=True):

@@ -1,4 +1,4 @@
-"""Cross-entropies over the global batch in blocks, against the dense form; and what they cost."""
+"""Cross-entropies over the global batch in blocks, against the printed form; and what they cost."""
 
 import math
 import re
@@ -22,21 +22,19 @@ def normal(*shape):
     return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
 
 
-def dense(rows, columns, scale, own, contrasts):
-    """All logits at once."""
-    losses, places = [], []
-    for row, kinds in contrasts:
-        logits = [scale * rows[:, row] @ columns[:, kind].T for kind in kinds]
-        itself = own[:, None] == jnp.arange(len(columns))
-        logits = jnp.concatenate([jnp.where(itself & (k == row), -1e30, x) for k, x in zip(kinds, logits)], 1)
-        losses.append(jax.nn.logsumexp(logits, 1) - logits[jnp.arange(len(own)), own])
-        places.append(logits.argmax(1))
-    return jnp.stack(losses), jnp.stack(places)
+def printed(rows, columns, scale, own, contrasts):
+    """The equations of `losses.clip` and `losses.contrastive`, for the same contrasts."""
+    logits = []
+    for row, (first, *others) in contrasts:
+        x, y = rows[:, row], columns[:, first]
+        simclr = contrastive.simclr_logits(x, y, columns[:, row], 1 / scale, own) if others else None
+        logits.append(clip.similarity(x, y, scale) if simclr is None else simclr)
+    return jnp.stack([clip.cross_entropy(x, own) for x in logits]), jnp.stack([x.argmax(1) for x in logits])
 
 
 @pytest.mark.parametrize("contrasts", [CLIP, SIMCLR])
 @pytest.mark.parametrize(("size", "block"), [(12, 1), (12, 3), (12, 12), (13, 5), (13, 12), (17, 3)])
-def test_blocks_give_the_dense_form_and_its_gradients(contrasts, size, block):
+def test_blocks_give_the_printed_form_and_its_gradients(contrasts, size, block):
     rows, columns, own, weights = normal(4, 3, 5), normal(size, 3, 5), jnp.arange(4, 8), normal(len(contrasts), 4)
 
     def total(function, *options):
@@ -47,8 +45,8 @@ def test_blocks_give_the_dense_form_and_its_gradients(contrasts, size, block):
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(rows, columns, jnp.float32(2.5))
 
     ((_, (values, places)), grads), ((_, (expected, nearest)), oracle) = (
-        total(global_softmax.cross_entropies, block),
-        total(dense),
+        total(global_softmax.blockwise_cross_entropies, block),
+        total(printed),
     )
     np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(places, nearest)
@@ -61,13 +59,13 @@ def test_large_logits_do_not_overflow_whatever_the_order_of_blocks():
     for order in (slice(None), slice(None, None, -1)):
         moved = columns[order]
         own = jnp.arange(8)
-        values, _ = global_softmax.cross_entropies(moved, moved, 1.0, own, ((0, (1,)),), 2)
-        np.testing.assert_allclose(values, dense(moved, moved, 1.0, own, ((0, (1,)),))[0], rtol=1e-5)
+        values, _ = global_softmax.blockwise_cross_entropies(moved, moved, 1.0, own, ((0, (1,)),), 2)
+        np.testing.assert_allclose(values, printed(moved, moved, 1.0, own, ((0, (1,)),))[0], rtol=1e-5)
 
 
 def test_equal_logits_are_nearest_to_the_first():
     same = jnp.ones((6, 2, 3))
-    _, places = global_softmax.cross_entropies(same, same, 1.0, jnp.arange(6), ((0, (1,)), (1, (0,))), 2)
+    _, places = global_softmax.blockwise_cross_entropies(same, same, 1.0, jnp.arange(6), ((0, (1,)), (1, (0,))), 2)
     assert not places.any()
 
 
@@ -102,6 +100,15 @@ def test_a_batch_without_a_good_divisor_takes_few_blocks(batch, devices, blocks)
     shapes = (jax.ShapeDtypeStruct((2, batch, 4), jnp.float32), jax.ShapeDtypeStruct((batch, 4), jnp.float32))
     mapped = jax.shard_map(local, mesh=grid, in_specs=specs, out_specs=specs, check_vma=False)
     assert re.findall(r"length=(\d+)", str(jax.make_jaxpr(mapped)(*shapes))) == [str(blocks)] * 2
+
+
+@pytest.mark.parametrize("block", [0, 8, 3])
+def test_logits_that_fit_are_computed_by_the_printed_form(block):
+    """Counted in the traced program: only blocks make a loop."""
+    gradient = jax.grad(lambda x: clip.clip_loss(x, normal(8, 6), 9.0, None, block)[0])
+    assert ("scan" in str(jax.make_jaxpr(gradient)(normal(2, 8, 6)))) == (block == 3)
+    gradient = jax.grad(lambda x: contrastive.simclr_loss(x, 0.1, None, block)[0])
+    assert ("scan" in str(jax.make_jaxpr(gradient)(normal(2, 8, 6)))) == (block == 3)
 
 
 @pytest.mark.parametrize("size", [7, 13])

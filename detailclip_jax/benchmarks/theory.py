@@ -231,7 +231,10 @@ def _losses(case: Case) -> Work:
 
 
 def _contrast(products: int, batch: int, width: int) -> Work:
-    """The work of `products` products of an embedding with the batch; the backward pass computes the logits again."""
+    """The work of `products` products of an embedding with the batch.
+
+    It counts the logits a second time in the backward pass, which computes them again where they come in blocks.
+    """
     logits = products * batch
     return Work(2 * logits * width, 6 * logits * width, values=4 * products * width) + pointwise(
         "softmax", logits, True

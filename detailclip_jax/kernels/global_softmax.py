@@ -1,5 +1,8 @@
 """Contrastive cross-entropies over the global batch, with logits computed in blocks of columns.
 
+`losses.clip` and `losses.contrastive` have the formulas in their plain form; it runs where all logits of a device fit
+into one block (`fits`).
+
 A contrastive loss is log sum_j exp(x_i . y_j) - x_i . y_i. The sum runs over the batch of all devices; the full logits
 would be the largest array of a step (8,192 x 65,536 on each of 8 devices). Here a device computes one block of columns
 at a time: the forward pass keeps a running maximum and sum, the backward pass recomputes the logits. Padding columns
@@ -31,6 +34,11 @@ def own_rows(num_rows: int, axis: Axis | None) -> Int[Array, "B"]:
     return jnp.arange(num_rows) + (jax.lax.axis_index(axis) * num_rows if axis else 0)
 
 
+def fits(asked: int, num_rows: int, num_columns: int) -> bool:
+    """Whether all columns fit into one block; see `block_size`."""
+    return block_size(asked, num_rows, num_columns) >= num_columns
+
+
 def block_size(asked: int, num_rows: int, num_columns: int) -> int:
     """Returns the number of columns per block: `asked`, or for 0 that of the fewest blocks within `LOGITS` logits.
 
@@ -42,22 +50,23 @@ def block_size(asked: int, num_rows: int, num_columns: int) -> int:
     return math.ceil(num_columns / num_blocks)
 
 
-def cross_entropies(
+def blockwise_cross_entropies(
     rows: Float[Array, "B K E"],
     columns: Float[Array, "G K E"],
     scale: Scalar | float,
     own: Int[Array, "B"],
     contrasts: tuple[Contrast, ...],
-    block: int,
+    block: int = 0,
 ) -> tuple[Float[Array, "n B"], Int[Array, "n B"]]:
     """Computes the cross-entropy of each contrast (k, kinds) and row i, and the index of its largest logit.
 
         log sum_{l in kinds, j} exp(scale rows_ik . columns_jl) - scale rows_ik . columns_{own_i, kinds_0}
 
     If l = k, column own_i is excluded: it is the row itself. The index is j in the first of `kinds`, G + j in the
-    second. `block` columns are computed at a time. Gradients to rows, columns and scale are exact.
+    second. `block` columns are computed at a time (0 = automatic, see `block_size`). Gradients to rows, columns and
+    scale are exact.
     """
-    return _cross_entropies(rows, columns, scale, own, contrasts, block)
+    return _cross_entropies(rows, columns, scale, own, contrasts, block_size(block, len(rows), len(columns)))
 
 
 def _forward(rows: Array, columns: Array, scale: Any, own: Array, contrasts: tuple[Contrast, ...], block: int) -> Any:

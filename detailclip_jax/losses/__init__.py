@@ -1,1 +1,12 @@
-"""The loss functions: pure functions of arrays, independent of models, one file per equation or family of losses."""
+"""The loss functions as printed: pure functions of arrays, independent of models.
+
+| equation of the paper | function |
+|---|---|
+| 1-5, image-text contrast | `clip.image_to_text_loss`, `clip.text_to_image_loss`, their mean `clip.clip_loss` |
+| 6, CLS tokens | `distillation.cls_divergence` |
+| 7, hidden patches | `distillation.patch_divergence` |
+| 8, pixels | `reconstruction.pixel_loss` |
+
+`contrastive` has SimCLR and BYOL, `labels` the cross-entropy with labels. Where the arrays of an equation would be too
+large, a loss calls a blockwise or chunked function of `kernels` with the same value and gradient.
+"""

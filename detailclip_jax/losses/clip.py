@@ -1,10 +1,14 @@
-"""Image-text contrastive loss, eq. 1-5 of the paper."""
+"""Image-text contrastive loss, eq. 1-5 of the paper.
+
+An image of the batch is i, a caption is j, and each image's own caption has its index. u_i and t_j are the
+L2-normalised embeddings, s = exp(logit_scale) is the inverse temperature, and N is the size of the global batch.
+"""
 
 import jax
 import jax.numpy as jnp
 
-from detailclip_jax.kernels.global_softmax import block_size, cross_entropies, gather, own_rows
-from detailclip_jax.types import Array, Axis, Float, Scalar
+from detailclip_jax.kernels.global_softmax import blockwise_cross_entropies, fits, gather, own_rows
+from detailclip_jax.types import Array, Axis, Float, Int, Scalar
 
 
 def clip_loss(
@@ -14,20 +18,61 @@ def clip_loss(
     axis: Axis | None = None,
     block: int = 0,
 ) -> tuple[Scalar, Scalar]:
-    """Computes the symmetric InfoNCE loss over the global batch, averaged over views, and the image-to-text accuracy.
+    """Computes the image-text contrastive loss of the global batch, and the image-to-text accuracy.
 
-        L = mean_v [ CE(scale u_v . t^T) + CE(scale t . u_v^T) ] / 2,   u, t L2-normalised, target = own pair
+        L_CLIP = mean_v 1/N sum_i (L_I2T(i) + L_T2I(i)) / 2
 
-    `scale` is exp(logit_scale). With `axis`, each device holds B examples of the global batch; one all-gather of the
-    stacked embeddings collects the others, and its transpose gives exact gradients (SLIP's published code gathers
-    without gradients). The value is the mean over this device's examples: average it over the axis. `block` columns
-    of logits are computed at a time (0 = automatic), see `global_softmax`.
+    The paper prints one view; here the loss is averaged over V views. With `axis`, each device holds B of the N
+    examples; one all-gather of the stacked embeddings collects the others, and its transpose gives exact gradients
+    (SLIP's published code gathers without gradients). The value is the mean over this device's examples: average it
+    over the axis. `block` columns of logits are computed at a time; 0 = the full rows if they are small, else blocks
+    of automatic size (`kernels.global_softmax`).
     """
     own = jnp.stack([*l2_normalise(image), l2_normalise(text)], 1)
-    every, rows, views = gather(own, axis), own_rows(len(own), axis), len(image)
-    contrasts = (*((view, (views,)) for view in range(views)), *((views, (view,)) for view in range(views)))
-    losses, nearest = cross_entropies(own, every, scale, rows, contrasts, block_size(block, len(own), len(every)))
-    return losses.mean(), (nearest[:views] == rows).mean()
+    every, pair, views = gather(own, axis), own_rows(len(own), axis), len(image)
+    if not fits(block, len(own), len(every)):
+        contrasts = (*((view, (views,)) for view in range(views)), *((views, (view,)) for view in range(views)))
+        losses, nearest = blockwise_cross_entropies(own, every, scale, pair, contrasts, block)
+        return losses.mean(), (nearest[:views] == pair).mean()
+    (u, t), (every_u, every_t) = _embeddings(own), _embeddings(every)
+    losses = (image_to_text_loss(u, every_t, scale, pair) + text_to_image_loss(t, every_u, scale, pair)) / 2
+    return losses.mean(), (similarity(u, every_t, scale).argmax(-1) == pair).mean()
+
+
+def _embeddings(stacked: Float[Array, "B K E"]) -> tuple[Float[Array, "V B E"], Float[Array, "B E"]]:
+    """Splits stacked embeddings into those of the views and those of the captions, which come last."""
+    return jnp.moveaxis(stacked[:, :-1], 1, 0), stacked[:, -1]
+
+
+def image_to_text_loss(
+    u: Float[Array, "*V B E"], t: Float[Array, "N E"], scale: Scalar | float, pair: Int[Array, "B"]
+) -> Float[Array, "*V B"]:
+    """Computes the loss of each image, whose caption t[pair[i]] is to be found among all captions.
+
+    L_I2T(i) = - log( exp(s u_i . t_i) / sum_j exp(s u_i . t_j) )
+    """
+    return cross_entropy(similarity(u, t, scale), pair)
+
+
+def text_to_image_loss(
+    t: Float[Array, "B E"], u: Float[Array, "*V N E"], scale: Scalar | float, pair: Int[Array, "B"]
+) -> Float[Array, "*V B"]:
+    """Computes the loss of each caption, whose image u[pair[i]] is to be found among all images.
+
+    L_T2I(i) = - log( exp(s t_i . u_i) / sum_j exp(s t_i . u_j) )
+    """
+    return cross_entropy(similarity(t, u, scale), pair)
+
+
+def similarity(x: Float[Array, "*V B E"], y: Float[Array, "*W N E"], scale: Scalar | float) -> Float[Array, "*X B N"]:
+    """Computes s x_i . y_j for all i and j in full float32; the leading axes of x and y are broadcast."""
+    return scale * jnp.einsum("...be,...ne->...bn", x, y, precision="highest")
+
+
+def cross_entropy(logits: Float[Array, "*V B N"], pair: Int[Array, "B"]) -> Float[Array, "*V B"]:
+    """Computes -log softmax_j(logits_ij) at j = pair_i; logits of -inf are excluded from the softmax."""
+    is_pair = jnp.arange(logits.shape[-1]) == pair[:, None]
+    return -jnp.where(is_pair, jax.nn.log_softmax(logits), 0).sum(-1)
 
 
 def l2_normalise(x: Float[Array, "*batch E"], eps: float = 1e-12) -> Float[Array, "*batch E"]:

@@ -1,20 +1,26 @@
 """CLS and patch self-distillation, eq. 6 and 7 of the paper.
 
-The paper prints KL(p_s || p_t); the published code computes -sum p_t log p_s, which is the default here. `divergence`
-selects one of `DIVERGENCES`. Softmax, divergences and sums are computed in float32, whatever the type of the logits'
-product. Logits over thousands of prototypes are computed chunk by chunk, never for all tokens at once.
+    p_s = softmax(z_s / T_s),    p_t = softmax((z_t - c) / T_t)
+    L_CLS(i)   = mean over views v != w of KL(p_s(v) || p_t(w))                 (eq. 6, `cls_divergence`)
+    L_Patch(i) = mean over hidden patches n of KL(p_s(n) || p_t(n))             (eq. 7, `patch_divergence`)
+
+z are the logits of the prototypes, and c is the teacher's center. The paper prints KL(p_s || p_t); the published code
+computes -sum p_t log p_s, which is the default here. `divergence` selects one of `DIVERGENCES`. Softmax, divergences
+and sums are computed in float32, whatever the type of the logits' product.
+
+`cls_loss` and `patch_loss` compute the means over a batch. Logits over thousands of prototypes are computed chunk by
+chunk (`kernels.chunked_logits`), never for all tokens at once.
 """
 
-import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.kernels import chunks
-from detailclip_jax.kernels.logits import Logits
+from detailclip_jax.kernels.chunked_logits import Logits, chunked_sums
 from detailclip_jax.types import Array, Bool, Float, Scalar
 
 Divergence = Callable[[Float[Array, "*batch C"], Float[Array, "*batch C"]], Float[Array, "*batch"]]
@@ -61,6 +67,43 @@ def teacher_log_probabilities(
     return jax.nn.log_softmax(jax.lax.stop_gradient(logits.astype(jnp.float32) - center) / temperature)
 
 
+def cls_divergence(
+    student_log: Float[Array, "V *B C"], teacher_log: Float[Array, "W *B C"], divergence: Divergence
+) -> Float[Array, "*B"]:
+    """Computes eq. 6 of each image: the mean divergence over all pairs of different views.
+
+        L_CLS = mean_{v != w} D(p_s(v), p_t(w)),    v = 1 .. V,  w = 1 .. W
+
+    The teacher's W views are the first W of the student's V views. With two views each, the pairs are (u, v) and
+    (v, u); further student views (DINO's local crops) are compared with every teacher view.
+    """
+    pairs = [(v, w) for w in range(len(teacher_log)) for v in range(len(student_log)) if v != w]
+    return jnp.stack([divergence(student_log[v], teacher_log[w]) for v, w in pairs]).mean(0)
+
+
+def patch_divergence(
+    student_log: Float[Array, "*B N C"],
+    teacher_log: Float[Array, "*B N C"],
+    hidden: Bool[Array, "*B N"],
+    divergence: Divergence,
+) -> Float[Array, "*B"]:
+    """Computes eq. 7 of each image: the mean divergence at its hidden patches, 0 without hidden patches.
+
+    L_Patch = 1/|hidden| sum_{n hidden} D(p_s(n), p_t(n))
+    """
+    return jnp.sum(patch_weights(hidden) * divergence(student_log, teacher_log), -1)
+
+
+def patch_weights(hidden: Bool[Array, "*B N"]) -> Float[Array, "*B N"]:
+    """Computes the weight of each patch in eq. 7: 1 / |hidden patches of its image|, 0 if the patch is not hidden."""
+    return hidden / jnp.maximum(hidden.sum(-1, keepdims=True), 1)
+
+
+def entropy(log_probabilities: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
+    """Computes the entropy in nats. Near ln C the teacher's output is uniform; near 0 it may have collapsed."""
+    return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, -1)
+
+
 class Comparison(NamedTuple):
     """Settings of the comparison of student and teacher that are the same at every step."""
 
@@ -68,9 +111,16 @@ class Comparison(NamedTuple):
     student_temperature: float = 0.1
     chunk_logits: int = 0  # number of student (or teacher) logits in memory at a time; 0 = all
 
-    def items(self, num_logits: int) -> int:
-        """Returns the number of items per chunk if each has `num_logits` logits; 0 = all."""
-        return max(1, self.chunk_logits // num_logits) if self.chunk_logits else 0
+    def fits(self, student: Logits) -> bool:
+        """Whether all logits are computed at once."""
+        return not self.chunk_logits or math.prod(student.shape) <= self.chunk_logits
+
+    def log_probabilities(
+        self, student: Float[Array, "*S C"], teacher: Float[Array, "*T C"], sharpening: "Sharpening"
+    ) -> tuple[Float[Array, "*S C"], Float[Array, "*T C"]]:
+        """Computes log p_s and log p_t from logits."""
+        student_log = student_log_probabilities(student, self.student_temperature)
+        return student_log, teacher_log_probabilities(teacher, sharpening.center, sharpening.temperature)
 
 
 REFERENCE = Comparison()
@@ -92,20 +142,30 @@ class Sharpening(NamedTuple):
 def cls_loss(
     student: Logits, teacher: Logits, sharpening: Sharpening, how: Comparison = REFERENCE
 ) -> tuple[Scalar, dict[str, Scalar]]:
-    """Computes eq. 6 between different views: student view v, teacher view w, mean over all pairs v != w and images.
+    """Computes the mean of eq. 6 over images, from logits [V, B, C] of the student and [W, B, C] of the teacher.
 
-    The teacher's W views [W, B, C] are the first W of the student's V views [V, B, C]. With two views each, the pairs
-    are (u, v) and (v, u); further student views (DINO's local crops) are compared with every teacher view. Returns the
-    loss, and two metrics that show a collapse: the teacher's mean entropy, and KL(first view || last view) of the
-    teacher. Raises ValueError for fewer than two student views.
+    Returns the loss, and two metrics that show a collapse: the teacher's mean entropy, and KL(first view || last view)
+    of the teacher. Raises ValueError for fewer than two student views.
     """
-    num_views, num_images, num_prototypes = student.shape
-    if num_views < 2:
+    if len(student.bottleneck) < 2:
         raise ValueError("cls_loss needs at least two views; set views.crops.large.count to 2")
-    images = [jnp.moveaxis(logits.bottleneck, 1, 0) for logits in (student, teacher)]
-    share = jnp.full((num_images,), 1 / num_images)
-    items, *given = chunks.split((*images, share), how.items(num_views * num_prototypes))
-    return _total(_compare_views, student, teacher, sharpening, how, items, given)
+    divergence = DIVERGENCES[how.divergence]
+
+    def of_images(student: Array, teacher: Array, sharpening: Sharpening) -> dict[str, Array]:
+        """Computes the loss and the metrics of each image, from logits [V, m, C] and [W, m, C]."""
+        student_log, teacher_log = how.log_probabilities(student, teacher, sharpening)
+        return {
+            "loss": cls_divergence(student_log, teacher_log, divergence),
+            "teacher_entropy": entropy(teacher_log).mean(0),
+            "teacher_view_kl": kl_teacher_student(teacher_log[-1], teacher_log[0]),
+        }
+
+    if how.fits(student):
+        values = {name: value.mean() for name, value in of_images(student[...], teacher[...], sharpening).items()}
+        return values.pop("loss"), values
+    mean = jnp.full(student.shape[1], 1 / student.shape[1])
+    weights = {"loss": mean, "teacher_entropy": mean, "teacher_view_kl": mean}
+    return chunked_sums(of_images, student, teacher, sharpening, weights, how.chunk_logits, axis=1)
 
 
 def patch_loss(
@@ -115,72 +175,22 @@ def patch_loss(
     hidden: Bool[Array, "*batch N"] | None = None,
     how: Comparison = REFERENCE,
 ) -> tuple[Scalar, dict[str, Scalar]]:
-    """Computes eq. 7 within the same view, over hidden patches only: mean per image, then over the batch and views.
+    """Computes the mean of eq. 7 over images and views, from logits [V, B, N, C] of student and teacher.
 
-    Logits are [V, B, N, C]. `hidden` is None if they hold hidden patches only. An image without hidden patches
-    contributes 0. Returns the loss and, as a metric, the teacher's mean entropy over all given patches.
+    `hidden` is None if all N patches are hidden. Every view of an image counts as one image. Returns the loss and, as
+    a metric, the teacher's mean entropy over all given patches.
     """
-    tokens = [logits.bottleneck.reshape(-1, logits.bottleneck.shape[-1]) for logits in (student, teacher)]
-    share = patch_shares(jnp.ones(student.shape[:-1], bool) if hidden is None else hidden).reshape(-1)
-    each = jnp.full(share.shape, 1 / share.size)
-    items, *given = chunks.split((*tokens, share, each), how.items(student.shape[-1]))
-    return _total(_compare_tokens, student, teacher, sharpening, how, items, given)
+    divergence = DIVERGENCES[how.divergence]
+    hidden = jnp.ones(student.shape[:-1], bool) if hidden is None else hidden
+    if how.fits(student):
+        student_log, teacher_log = how.log_probabilities(student[...], teacher[...], sharpening)
+        loss = patch_divergence(student_log, teacher_log, hidden, divergence).mean()
+        return loss, {"teacher_patch_entropy": entropy(teacher_log).mean()}
 
+    def of_patches(student: Array, teacher: Array, sharpening: Sharpening) -> dict[str, Array]:
+        student_log, teacher_log = how.log_probabilities(student, teacher, sharpening)
+        return {"loss": divergence(student_log, teacher_log), "teacher_patch_entropy": entropy(teacher_log)}
 
-def patch_shares(hidden: Bool[Array, "*batch N"]) -> Float[Array, "*batch N"]:
-    """Computes the weight of each patch in eq. 7: 1 / (hidden patches of its image) / (images), 0 if not hidden.
-
-    Every view of an image counts as one image.
-    """
-    num_images = hidden.size // hidden.shape[-1]
-    return hidden / jnp.maximum(hidden.sum(-1, keepdims=True), 1) / num_images
-
-
-def _total(chunk: Callable, student: Logits, teacher: Logits, sharpening: Sharpening, how: Comparison, items, given):
-    fixed = teacher.prototypes, sharpening
-    fixed, given = jax.lax.stop_gradient((fixed, given))
-    return chunks.total(functools.partial(chunk, how, student.dtype), student.prototypes, fixed, items, given)
-
-
-def _compare_views(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, students: Array, given: Any):
-    """Computes the sum of eq. 6 over a chunk of images [m, V, F], weighted by `share`."""
-    teachers, share = given
-    log_s, log_t = _log_probabilities(how, dtype, prototypes, fixed, students, teachers)
-    entropies = entropy(log_t).mean(-1)
-    between = kl_teacher_student(log_t[:, -1], log_t[:, 0])
-    beside = {"teacher_entropy": _weighted(share, entropies), "teacher_view_kl": _weighted(share, between)}
-    return _weighted(share, cls_divergence(log_s, log_t, DIVERGENCES[how.divergence])), beside
-
-
-def cls_divergence(
-    student_log: Float[Array, "B V C"], teacher_log: Float[Array, "B W C"], divergence: Divergence
-) -> Float[Array, "B"]:
-    """Computes the mean divergence over all pairs of different views of an image."""
-    num_views, num_targets = student_log.shape[1], teacher_log.shape[1]
-    pairs = [(v, w) for w in range(num_targets) for v in range(num_views) if v != w]
-    return jnp.stack([divergence(student_log[:, v], teacher_log[:, w]) for v, w in pairs]).mean(0)
-
-
-def _compare_tokens(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, students: Array, given: Any):
-    """Computes the sum of eq. 7 over a chunk of tokens [m, F], weighted by `share`."""
-    teachers, share, each = given
-    log_s, log_t = _log_probabilities(how, dtype, prototypes, fixed, students, teachers)
-    loss = _weighted(share, DIVERGENCES[how.divergence](log_s, log_t))
-    return loss, {"teacher_patch_entropy": _weighted(each, entropy(log_t))}
-
-
-def _weighted(share: Float[Array, "m"], values: Float[Array, "m"]) -> Scalar:
-    """Computes sum_i share_i values_i with full float32 precision on every backend."""
-    return jnp.dot(share, values, precision="highest")
-
-
-def _log_probabilities(how: Comparison, dtype: Any, prototypes: Array, fixed: Any, students: Array, teachers: Array):
-    teacher_prototypes, (center, temperature) = fixed
-    student_log = student_log_probabilities(Logits(students, prototypes, dtype)[...], how.student_temperature)
-    teacher_logits = Logits(teachers, teacher_prototypes, dtype)[...]
-    return student_log, teacher_log_probabilities(teacher_logits, center, temperature)
-
-
-def entropy(log_probabilities: Float[Array, "*batch C"]) -> Float[Array, "*batch"]:
-    """Computes the entropy in nats. Near ln C the teacher's output is uniform; near 0 it may have collapsed."""
-    return -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, -1)
+    weight = (patch_weights(hidden) / math.prod(hidden.shape[:-1])).reshape(-1)
+    weights = {"loss": weight, "teacher_patch_entropy": jnp.full(weight.shape, 1 / weight.size)}
+    return chunked_sums(of_patches, student.flat(), teacher.flat(), sharpening, weights, how.chunk_logits)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.kernels.logits import Logits
+from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.losses import clip, contrastive, distillation, labels, reconstruction
 from detailclip_jax.methods import masking, resample
 from detailclip_jax.methods.method import (

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax.kernels.logits import Logits
+from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.models.layers import Linear, exact_gelu, uniform_fan_in
 from detailclip_jax.models.registry import Build, Network, Rule
 from detailclip_jax.models.sizes import num_prototypes
