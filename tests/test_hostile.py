@@ -7,6 +7,12 @@ from hostile_inputs import KINDS
 QUICK = [name for name in KINDS if name not in ("checkpoint", "config", "torch", "safetensors")]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def warm():
+    """Imports are no input's cost."""
+    hostile.warm_up(QUICK)
+
+
 def listed(found):
     return [
         f"{result.kind} {result.number}: {result.outcome}: {result.detail[-300:]}" for result in hostile.faults(found)
