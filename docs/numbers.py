@@ -393,7 +393,16 @@ LEARNING = (
     ),
     *(
         f"detailclip_jax/training/{name}.py"
-        for name in ("centering", "ema", "experiment", "optimizer", "schedules", "train_state", "train_step")
+        for name in (
+            "centering",
+            "ema",
+            "experiment",
+            "forward_pass",
+            "optimizer",
+            "schedules",
+            "train_state",
+            "train_step",
+        )
     ),
 )
 JUDGING = tuple(
@@ -406,7 +415,7 @@ JUDGING = tuple(
 COUNTING = (
     *COMPUTED,
     *(f"detailclip_jax/benchmarks/{name}.py" for name in ("counting", "step", "theory", "variants")),
-    *(f"detailclip_jax/training/{name}.py" for name in ("optimizer", "train_step")),
+    *(f"detailclip_jax/training/{name}.py" for name in ("forward_pass", "optimizer", "train_step")),
 )
 DECODING = (
     *(f"detailclip_jax/data/{name}.py" for name in ("decoding", "images", "resizing", "views")),
