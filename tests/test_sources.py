@@ -3,6 +3,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import types
 
 import msgpack
 import numpy as np
@@ -16,7 +17,7 @@ from detailclip_jax.data.sources import (
     BadRecord,
     MissingData,
     Records,
-    _random_access,
+    TfdsSplit,
     shards_of,
     write_records,
 )
@@ -251,9 +252,13 @@ def test_sources_leave_jax_out():
 
 
 def test_tfds_without_random_access_is_named():
+    pytest.importorskip("tensorflow_datasets")
+
     class Sequential:
+        name, data_dir, info = "coco_captions", "/data/coco_captions/1.0.0", types.SimpleNamespace(features={})
+
         def as_data_source(self, split, decoders):
             raise NotImplementedError("tfrecord")
 
-    with pytest.raises(MissingData, match="prepare it as array_record"):
-        _random_access(Sequential(), "coco_captions", "train")
+    with pytest.raises(MissingData, match=r"coco_captions/1.0.0 is prepared .*file_format=\"array_record\""):
+        TfdsSplit(Sequential(), "train", "coco_captions/train")

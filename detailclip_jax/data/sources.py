@@ -217,14 +217,38 @@ def _missing_records(path: str | os.PathLike, split: str) -> str:
     )
 
 
-def _random_access(builder: Any, path: str, split: str) -> Any:
-    try:
-        return builder.as_data_source(split, decoders={"image": _skip_decoding()})
-    except NotImplementedError as error:  # raised by TFDS for formats without random access
-        raise MissingData(
-            f"tfds {path!r} is prepared in a format without random access; prepare it as array_record: "
-            f"tfds.builder({path!r}, file_format='array_record').download_and_prepare()"
-        ) from error
+class TfdsSplit:
+    """One split of a prepared builder of TensorFlow Datasets, with images still encoded; needs no TensorFlow.
+
+    Raises MissingData if the set is prepared in a format without random access.
+    """
+
+    def __init__(self, builder: Any, split: str, name: str):
+        self.name = name
+        tfds, features = tensorflow_datasets(), builder.info.features
+        images = [field for field, kind in features.items() if isinstance(kind, tfds.features.Image)]
+        try:
+            self._records = builder.as_data_source(split, decoders=dict.fromkeys(images, tfds.decode.SkipDecoding()))
+        except NotImplementedError as error:  # raised by TFDS for formats without random access
+            raise MissingData(
+                f"{builder.data_dir} is prepared in a format without random access; prepare it with "
+                f'tfds.builder({builder.name!r}, data_dir=..., file_format="array_record").download_and_prepare()'
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def fields(self, index: int) -> tuple[Mapping[str, Any], str]:
+        """Returns the fields of a record, and its key: that of the first of KEY_FIELDS, else its place in the split.
+
+        Raises BadRecord if the record is damaged.
+        """
+        try:
+            fields = self._records[index]
+        except (RuntimeError, ValueError) as error:
+            raise BadRecord(f"{self.name}#{index}: {error}") from error
+        keys = [texts_of(fields[name])[0] for name in KEY_FIELDS if name in fields]
+        return fields, keys[0] if keys else f"{self.name}#{index}"
 
 
 class TfdsRecords:
@@ -240,29 +264,25 @@ class TfdsRecords:
             raise MissingData(f"tfds {path!r} has no field 'image'; it has {', '.join(builder.info.features)}")
         self.name = f"{path}/{split}"
         self._text_fields = _text_fields(builder.info.features)
-        self._records = _random_access(builder, path, split)
+        self._split = TfdsSplit(builder, split, self.name)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._split)
 
     def __getitem__(self, index: int) -> Example:
-        try:
-            fields = self._records[index]
-        except (RuntimeError, ValueError) as error:
-            raise BadRecord(f"{self.name}#{index}: {error}") from error
-        keys = [_texts(fields[name])[0] for name in KEY_FIELDS if name in fields]
+        fields, key = self._split.fields(index)
         return {
-            **{name: tuple(_texts(fields[name])) for name in self._text_fields},
+            **{name: tuple(texts_of(fields[name])) for name in self._text_fields},
             "image": fields["image"],
-            "captions": tuple(text for name in CAPTION_FIELDS if name in fields for text in _texts(fields[name])),
+            "captions": tuple(text for name in CAPTION_FIELDS if name in fields for text in texts_of(fields[name])),
             "label": int(fields.get("label", -1)),
-            "key": keys[0] if keys else f"{self.name}#{index}",
+            "key": key,
         }
 
 
 def _tfds_builder(path: str, split: str) -> Any:
     """Returns the builder of a prepared data set; raises MissingData if there is none."""
-    tfds = _tfds()
+    tfds = tensorflow_datasets()
     if not path:
         raise MissingData("data.path is empty: --config.data.path=NAME, NAME:VERSION or a tfds builder's directory")
     try:
@@ -278,16 +298,13 @@ def _tfds_builder(path: str, split: str) -> Any:
     return builder
 
 
-def _tfds() -> Any:
+def tensorflow_datasets() -> Any:
+    """Imports the library; raises MissingData that says how to install it."""
     try:
-        import tensorflow_datasets
+        import tensorflow_datasets as tfds
     except ImportError as error:
-        raise MissingData("data.source=tfds needs tensorflow-datasets: pip install 'detailclip_jax[data]'") from error
-    return tensorflow_datasets
-
-
-def _skip_decoding() -> Any:
-    return _tfds().decode.SkipDecoding()
+        raise MissingData("data sets of tfds need tensorflow-datasets: pip install 'detailclip_jax[data]'") from error
+    return tfds
 
 
 def _text_fields(features: Any) -> list[str]:
@@ -296,19 +313,19 @@ def _text_fields(features: Any) -> list[str]:
 
 
 def _is_text(feature: Any) -> bool:
-    if isinstance(feature, _tfds().features.Sequence):
+    if isinstance(feature, tensorflow_datasets().features.Sequence):
         return _is_text(feature.feature)
-    if isinstance(feature, _tfds().features.FeaturesDict):
+    if isinstance(feature, tensorflow_datasets().features.FeaturesDict):
         return "text" in feature and _is_text(feature["text"])
-    return isinstance(feature, _tfds().features.Text)
+    return isinstance(feature, tensorflow_datasets().features.Text)
 
 
-def _texts(value: Any) -> list[str]:
+def texts_of(value: Any) -> list[str]:
     """Returns all texts of a field: bytes, text, a number, a list of these, or a dict with a "text"."""
     if isinstance(value, Mapping):
-        return _texts(value["text"])
+        return texts_of(value["text"])
     if isinstance(value, bytes):
         return [value.decode("utf-8", errors="replace")]
     if isinstance(value, np.ndarray | Sequence) and not isinstance(value, str):
-        return [text for item in value for text in _texts(item)]
+        return [text for item in value for text in texts_of(item)]
     return [str(value)]

@@ -1,6 +1,12 @@
-"""Reads untrusted tar archives: stricter than tarfile, with limits on the sizes that headers claim."""
+"""Reads untrusted tar archives: stricter than tarfile, with limits on the sizes that headers claim.
 
+`samples` has webdataset's rule of which members form an example.
+"""
+
+import itertools
 import tarfile
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 MAX_MEMBER_BYTES = 256 * 2**20  # of an image
 MAX_HEADER_BYTES = 64 * 2**10  # of a header with a name or attributes, which is read whole
@@ -14,6 +20,27 @@ HEADER_ERRORS = (
     tarfile.TruncatedHeaderError,  # pyright: ignore[reportAttributeAccessIssue]
 )
 FIELD_ERRORS = (ValueError, IndexError, KeyError, TypeError, OverflowError)  # raised by tarfile for damaged fields
+
+
+def samples(members: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
+    """Groups (name, value) of an archive's members into examples, yielded as (key, iterator over (suffix, value)).
+
+        members = ("a/1.jpg", x), ("a/1.cls", y), ("a/2.jpg", z)
+        {key: dict(group) for key, group in samples(members)}   # {"a/1": {"jpg": x, "cls": y}, "a/2": {"jpg": z}}
+
+    Consecutive members with the same key form an example, see `key_and_suffix`. They are read as the iterator advances,
+    so that an archive of many members with one key needs no memory; use it before the next example.
+    """
+    named = ((*key_and_suffix(name), value) for name, value in members)
+    for key, group in itertools.groupby(named, lambda member: member[0]):
+        yield key, ((suffix, value) for _, suffix, value in group)
+
+
+def key_and_suffix(name: str) -> tuple[str, str]:
+    """Returns the name, without "./" at its start, up to the first dot of the file, and the rest in lower case."""
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return folder + slash + stem, suffix.lower()
 
 
 class Header(tarfile.TarInfo):

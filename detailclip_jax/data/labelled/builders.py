@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from detailclip_jax.data.labelled.contents import Contents, split_names
-from detailclip_jax.data.sources import KEY_FIELDS, BadRecord, Example, MissingData
+from detailclip_jax.data.sources import Example, MissingData, TfdsSplit, tensorflow_datasets, texts_of
 
 VEHICLES = 3  # KITTI's types below this are car, van and truck
 DISTANCES = (8.0, 20.0, 999.0)  # metres; beyond the last bound there is no vehicle
@@ -54,10 +54,7 @@ def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
 
 def open_builder(version: pathlib.Path) -> Any:
     """Returns the builder of a prepared version."""
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise MissingData(f"{version} needs tensorflow-datasets: pip install 'detailclip_jax[data]'") from error
+    tfds = tensorflow_datasets()
     try:
         return tfds.builder_from_directory(str(version))
     except Exception as error:  # tfds raises many types for missing or damaged files
@@ -117,37 +114,19 @@ class Builder:
 
     def __init__(self, builder: Any, split: str, label: Callable[[Mapping[str, Any]], int] | None):
         self.name, self.label = f"{builder.info.full_name}/{split}", label
-        self.records = random_access(builder, split)
+        self.split = TfdsSplit(builder, split, self.name)
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.split)
 
     def __getitem__(self, index: int) -> Example:
-        try:
-            fields = self.records[index]
-        except (RuntimeError, ValueError) as error:
-            raise BadRecord(f"{self.name}#{index}: {error}") from error
-        keys = [fields[name].decode(errors="replace") for name in KEY_FIELDS if isinstance(fields.get(name), bytes)]
+        fields, key = self.split.fields(index)
         return {
             "image": fields["image"],
-            "captions": () if self.label else texts(fields["captions"]),
+            "captions": () if self.label else tuple(texts_of(fields["captions"])),
             "label": self.label(fields) if self.label else -1,
-            "key": keys[0] if keys else f"{self.name}#{index}",
+            "key": key,
         }
-
-
-def random_access(builder: Any, split: str) -> Any:
-    """Returns the records of a split with their images still encoded."""
-    import tensorflow_datasets as tfds
-
-    images = [name for name, kind in builder.info.features.items() if isinstance(kind, tfds.features.Image)]
-    try:
-        return builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in images})
-    except NotImplementedError as error:  # raised by TFDS for formats without random access
-        raise MissingData(
-            f"{builder.data_dir} is prepared in a format without random access; prepare it with "
-            f'tfds.builder({builder.name!r}, data_dir=..., file_format="array_record").download_and_prepare()'
-        ) from error
 
 
 def check_files(builder: Any, split: str) -> None:
@@ -155,9 +134,3 @@ def check_files(builder: Any, split: str) -> None:
     files = [pathlib.Path(path) for path in builder.info.splits[base(split)].filepaths]
     if lacking := [path.name for path in files if not path.is_file()]:
         raise MissingData(f"{builder.data_dir} lacks {', '.join(lacking[:5])}; prepare it again")
-
-
-def texts(captions: Any) -> tuple[str, ...]:
-    """Returns the captions of an image, from a list of texts or a dict whose "text" is a list."""
-    rows = captions["text"] if isinstance(captions, Mapping) else captions
-    return tuple(row.decode(errors="replace") if isinstance(row, bytes) else str(row) for row in rows)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from detailclip_jax.data.labelled.contents import Contents, file_identity, lines_of, split_names
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
-from detailclip_jax.data.tar_archive import MAX_MEMBER_BYTES, Archive
+from detailclip_jax.data.tar_archive import MAX_MEMBER_BYTES, Archive, samples
 
 IMAGES = ("webp", "png", "jpg", "jpeg")
 BLOCK = 512
@@ -78,18 +78,8 @@ def shards_of(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def samples_of(path: pathlib.Path, shard: int) -> Iterator[Sample]:
-    """Yields the examples of one tar: consecutive members whose names agree up to the first dot."""
-    sample = Sample(shard, "", {})
-    for name, place in members_of(path):
-        folder, _, file = name.rpartition("/")
-        stem, _, extension = file.partition(".")
-        if (key := f"{folder}/{stem}" if folder else stem) != sample.key:
-            if sample.members:
-                yield sample
-            sample = Sample(shard, key, {})
-        sample.members[extension.lower()] = place
-    if sample.members:
-        yield sample
+    """Yields the examples of one tar; `tar_archive.samples` says which members form one."""
+    return (Sample(shard, key, dict(members)) for key, members in samples(members_of(path)))
 
 
 def members_of(path: pathlib.Path) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -5,12 +5,12 @@ Nothing is extracted to disk: members are read in order, and their names serve o
 """
 
 import contextlib
-import itertools
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from detailclip_jax.data import tar_archive
 from detailclip_jax.data.images import SUFFIXES as IMAGE_SUFFIXES
 from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.files import MAX_BYTES, READ_ERRORS, expand, is_compressed, is_inside, open_bytes
@@ -119,9 +119,9 @@ def samples(path: str) -> Iterator[Sample]:
     Raises tarfile.TarError, or the exception of its compression, if the tar is damaged.  The sample being read is then
     dropped, since it may be incomplete.
     """
-    for key, group in itertools.groupby(members(path), lambda member: member[0]):
+    for key, group in tar_archive.samples(members(path)):
         files, refused = {}, ""
-        for _, suffix, data in group:
+        for suffix, data in group:
             if isinstance(data, bytes):
                 files[suffix] = data
             else:
@@ -129,28 +129,21 @@ def samples(path: str) -> Iterator[Sample]:
         yield Sample(key, files, refused)
 
 
-def members(path: str) -> Iterator[tuple[str, str, bytes | Rejected]]:
-    """Yields (key, suffix, bytes) of each usable member, or the reason why it is refused in place of the bytes."""
+def members(path: str) -> Iterator[tuple[str, bytes | Rejected]]:
+    """Yields (name, bytes) of each usable member, or the reason why it is refused in place of the bytes."""
     # in a stream, skipped members are read as well
     kind, mode = (Stream, "r|") if is_compressed(path) else (Archive, "r:")
     with open_bytes(path) as file, kind.open(fileobj=file, mode=mode) as tar:
         for member in tar:
-            name, suffix = _key(member.name)
+            _, suffix = tar_archive.key_and_suffix(member.name)
             if not member.isdir() and (suffix in USED or not _is_plain(member)):
-                yield name, suffix, _bytes(tar, member, MAX_BYTES if suffix in IMAGES else MAX_TEXT_BYTES)
+                yield member.name, _bytes(tar, member, MAX_BYTES if suffix in IMAGES else MAX_TEXT_BYTES)
             # otherwise tarfile keeps every header in memory
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_plain(member: tarfile.TarInfo) -> bool:
     return member.isreg() and not member.issparse() and is_inside(member.name)
-
-
-def _key(name: str) -> tuple[str, str]:
-    """Returns the name up to the first dot after the last slash, and the rest in lower case."""
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, _, suffix = file.partition(".")
-    return folder + slash + stem, suffix.lower()
 
 
 def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes | Rejected:

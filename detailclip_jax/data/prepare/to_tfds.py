@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from detailclip_jax.data.prepare.finish import load
-from detailclip_jax.data.sources import Records
+from detailclip_jax.data.sources import Records, tensorflow_datasets
 
 VERSION = "1.0.0"
 NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -19,7 +19,7 @@ NAME = re.compile(r"[A-Za-z0-9_]+")
 def write(folder: str, name: str, data_dir: str | None = None) -> pathlib.Path:
     """Copies the prepared set in `folder`; returns the folder of the copy.
 
-    Raises ImportError without tensorflow-datasets, and ValueError if a set of that name exists: TensorFlow Datasets
+    Raises MissingData without tensorflow-datasets, and ValueError if a set of that name exists: TensorFlow Datasets
     would keep the old one, whatever its contents.
     """
     if not NAME.fullmatch(name):
@@ -33,7 +33,7 @@ def write(folder: str, name: str, data_dir: str | None = None) -> pathlib.Path:
 
 def builder(folder: str, name: str, data_dir: str | None = None) -> Any:
     """Returns the builder of detailclip_image_text/NAME for a prepared set; it has not been run."""
-    tfds = _tfds()
+    tfds = tensorflow_datasets()
     config = tfds.core.BuilderConfig(name=name, version=VERSION, description=f"prepared from {folder}")
     return _builder_class(tfds, folder)(config=config, data_dir=data_dir, file_format="array_record")
 
@@ -79,11 +79,3 @@ def fields_of(example: dict[str, Any]) -> dict[str, Any]:
     """Converts an example of `Records` to these features."""
     named = {name: example.get(name, "") for name in ("title", "description")}
     return {**named, **{name: example[name] for name in ("image", "label", "key")}, "captions": [*example["captions"]]}
-
-
-def _tfds() -> Any:
-    try:
-        import tensorflow_datasets
-    except ImportError as error:
-        raise ImportError("to-tfds needs tensorflow-datasets: pip install 'detailclip_jax[data]'") from error
-    return tensorflow_datasets
