@@ -77,6 +77,7 @@ setup(
         "absl-py>=2.1",
         "array_record>=0.5",
         "clu>=0.0.12",
+        "einops>=0.8",
         "etils[epath]>=1.7",
         "flax>=0.12.7,<0.13",
         "ftfy>=6.1",

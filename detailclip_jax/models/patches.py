@@ -1,6 +1,7 @@
 """Pixel normalisation, conversion between images and patches, and the normalisation of reconstruction targets."""
 
 import jax.numpy as jnp
+from einops import rearrange
 
 from detailclip_jax.types import Array, Float, UInt8
 
@@ -17,18 +18,13 @@ def patchify(images: Float[Array, "*batch H W 3"], patch_size: int) -> Float[Arr
 
     patchify(jnp.zeros((2, 224, 224, 3)), 16).shape == (2, 196, 768)
     """
-    *batch, height, width, channels = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    grid = images.reshape(*batch, rows, patch_size, columns, patch_size, channels)
-    return jnp.moveaxis(grid, -4, -3).reshape(*batch, rows * columns, patch_size**2 * channels)
+    return rearrange(images, "... (h p) (w q) c -> ... (h w) (p q c)", p=patch_size, q=patch_size)
 
 
 def unpatchify(patches: Float[Array, "*batch N P"], patch_size: int) -> Float[Array, "*batch S S 3"]:
     """Inverts `patchify` for square images."""
-    *batch, num_patches, _ = patches.shape
-    side = round(num_patches**0.5)
-    grid = patches.reshape(*batch, side, side, patch_size, patch_size, 3)
-    return jnp.moveaxis(grid, -4, -3).reshape(*batch, side * patch_size, side * patch_size, 3)
+    side = round(patches.shape[-2] ** 0.5)
+    return rearrange(patches, "... (h w) (p q c) -> ... (h p) (w q) c", h=side, p=patch_size, q=patch_size)
 
 
 def normalise_patches(patches: Float[Array, "*batch N P"], eps: float = 1e-6) -> Float[Array, "*batch N P"]:
