@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Bool, UInt32
 from ml_collections import ConfigDict
@@ -40,6 +41,7 @@ from detailclip_jax.types import Params, PyTree
 
 FOLDER = "checkpoints"
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_COMPLETE = f"{_UNFINISHED}-complete"  # ends the name of a complete folder that gets its manifest
 _UNREADABLE = "unreadable-"
 
 
@@ -52,17 +54,31 @@ class StorageError(RunError):
 
 
 class Sealed(atomicity.AtomicRenameTemporaryPath):
-    """Orbax's writer for a temporary folder that is renamed at the end; adds the manifest before the last renaming."""
+    """Orbax's writer for a temporary folder that is renamed at the end; adds the manifest before the last renaming.
+
+    A step's folder gets the name of an unfinished one from Orbax, then the manifest, then its final name. The folders
+    of items in a step are written as Orbax does.
+    """
+
+    @classmethod
+    def from_final(cls, final_path: epath.Path, **options: Any) -> "Sealed":
+        """Returns the writer of a folder; Orbax calls it with the folder's final path."""
+        if final_path.name.isdecimal():
+            final_path = final_path.with_name(f"{final_path.name}{_COMPLETE}")
+        return super().from_final(final_path, **options)
+
+    def get_final(self) -> epath.Path:
+        """Returns the final path of the folder."""
+        complete = super().get_final()
+        return complete.with_name(complete.name.removesuffix(_COMPLETE))
 
     async def finalize(self) -> None:
         """Writes the manifest and renames the folder; Orbax calls it on one process when all items are written."""
-        final = self._final_path
-        if not final.name.isdecimal():  # an item within the step's folder
-            return await super().finalize()
-        self._final_path = final.with_name(f"{final.name}{_UNFINISHED}-complete")
         await super().finalize()
-        manifest.write(Path(self._final_path), final.name)
-        self._final_path = self._final_path.rename(final)
+        complete, final = super().get_final(), self.get_final()
+        if complete != final:
+            manifest.write(Path(complete), final.name)
+            complete.rename(final)
 
 
 class Restored(NamedTuple):
