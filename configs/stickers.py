@@ -44,7 +44,7 @@ def get_config(arg=None):
     c.ema.end = 0.99
     c.losses.pixel_eps = 1e-2  # patches of plain ground have no variance; with 1e-6 the target would be their noise
 
-    ROWS.get(c.method, paper)(c)
+    CHANGES.get(c.method, paper)(c)
     if arg.teacher == "enclosing":
         enclosing(c)
     return c
@@ -139,7 +139,7 @@ def supervised(c):
     c.optimizer.weight_decay = 0.05
 
 
-ROWS = {
+CHANGES = {
     "clip": one_view,
     "siglip": one_view,
     "slip": slip,

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent
 
 def get_config(arg=None):
     arg = base.parse_arg(arg, method="detailclip", epochs=5)
-    c = row(arg.method)
+    c = from_scratch(arg.method)
     c.num_epochs = arg.epochs  # a fifth of the paper's, as the encoders are already trained
     c.batch_size = 512  # for one machine instead of 16 A100s
     c.log_every = 50
@@ -46,7 +46,7 @@ def get_config(arg=None):
     return c
 
 
-def row(method):
+def from_scratch(method):
     """Returns the config for training the method from scratch."""
     if method == "detailclip":
         return run_config.load(str(FOLDER / "vitb16_yfcc.py"))

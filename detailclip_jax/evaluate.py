@@ -152,9 +152,9 @@ def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namesp
     count = f"{len(asked)} task{'s' * (len(asked) != 1)}"
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
     if arguments.compare == "published" and not any(task.kind == "dense" for task in asked):
-        yield "the published numbers are of dense tasks, such as --tasks=dense:voc21:sclip; none is asked for"
-    if arguments.compare == "paper" and measured.method not in paper.ROWS:
-        yield f"the paper's tables 2 and 3 have no row for {measured.method}; they have {', '.join(paper.ROWS)}"
+        yield "published numbers exist for dense tasks only, such as --tasks=dense:voc21:sclip; --tasks has none"
+    if arguments.compare == "paper" and measured.method not in paper.PRINTED_NAMES:
+        yield f"the paper's tables 2 and 3 lack {measured.method}; they have {', '.join(paper.PRINTED_NAMES)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

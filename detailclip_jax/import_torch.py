@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     _, variables, config = interop.load(arguments.file, arguments.layout, **options)
     with nothing_left(Path(arguments.out)):
         store.save(arguments.out, variables, config, Path(arguments.file).name)
-    published_code = not own.is_ours(Path(arguments.file))
+    published_code = not own.is_own_format(Path(arguments.file))
     print("\n".join(summary(variables, config, published_code)))
     print(f"written to {arguments.out}")
     return 0

@@ -542,7 +542,7 @@ def read(folder: Path, name: str) -> Any:
 
 def flop(folder: Path) -> Made:
     """The table of the performance page, and its summary."""
-    lines = ["| method, size | masking | batch | tokens of text | counted | on paper |", "|---|---|---|---|---|---|"]
+    lines = ["| method, size | masking | batch | text tokens | counted | theoretical |", "|---|---|---|---|---|---|"]
     counts = {}
     for place, (name, masking, flags) in enumerate(FLOP_ROWS):
         (record,) = read(folder, str(place))
@@ -563,12 +563,12 @@ def flop(folder: Path) -> Made:
 
 
 def theory(folder: Path) -> Made:
-    """The cost of each component on paper, for three sizes."""
+    """The cost of each component in theory, for three sizes."""
     sizes = {size: read(folder, size)[0] for size in THEORY_SIZES}
     lines = [f"| GFLOP/pair: forward, backward, other (MB) | {' | '.join(f'ViT-{size}/16' for size in sizes)} |"]
     lines.append("|---|---|---|---|")
-    for name in next(iter(sizes.values()))["work_by_part"]:
-        works = [record["work_by_part"][name] for record in sizes.values()]
+    for name in next(iter(sizes.values()))["work_by_component"]:
+        works = [record["work_by_component"][name] for record in sizes.values()]
         cells = [
             ", ".join(f"{work[kind] / 1e9:.2f}" for kind in ("forward", "backward", "elementwise"))
             + f" ({work['bytes'] / 1e6:.0f})"
@@ -577,7 +577,7 @@ def theory(folder: Path) -> Made:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     sums = [
         f"**{record['flops_per_pair_on_paper'] / 1e9:.1f}** "
-        f"({sum(work['bytes'] for work in record['work_by_part'].values()) / 1e6:,.0f})"
+        f"({sum(work['bytes'] for work in record['work_by_component'].values()) / 1e6:,.0f})"
         for record in sizes.values()
     ]
     return {"theory.table": [*lines, f"| **sum** | {' | '.join(sums)} |"]}
@@ -608,7 +608,7 @@ def contrastive(folder: Path) -> Made:
 
 def collectives(folder: Path) -> Made:
     """What devices send in a step of the demo."""
-    lines = ["| collective | times | bytes of the result | bytes sent by a device |", "|---|---|---|---|"]
+    lines = ["| collective | times | bytes of the result | bytes sent per device |", "|---|---|---|---|"]
     for one in read(folder, "step"):
         cells = [one["kind"], *(f"{one[name]:,.0f}" for name in ("times", "result", "moved"))]
         lines.append(f"| {' | '.join(cells)} |")
@@ -630,12 +630,12 @@ def stages(folder: Path) -> Made:
         lines.append(f"| {STAGES[stage]} | {ms} | {one['share']:.1%} | {rate} |".replace("%", " %"))
     whole = records["all"]
     lines.append(f"| all | {1e3 * whole['seconds_per_image']:.2f} | | {whole['images_per_second_per_core']:.0f} |")
-    views, decode = (records[f"{name}, beside torchvision"]["times_as_fast"] for name in ("views", "decode"))
+    views, decode = (records[f"{name}, compared with torchvision"]["times_as_fast"] for name in ("views", "decode"))
     workers = records["pipeline"]
     sentence = (
         "Against torchvision (Pillow) on the same decoded images, in turn: views "
         f"{views[0]:.2f} times as fast ({views[1]:.2f}-{views[2]:.2f}), decoding {decode[0]:.2f} times "
-        f"({decode[1]:.2f}-{decode[2]:.2f}). The full pipeline by the clock: {workers['images_per_second']:.0f} "
+        f"({decode[1]:.2f}-{decode[2]:.2f}). The full pipeline in wall time: {workers['images_per_second']:.0f} "
         f"images/s with {workers['workers']} workers, on the cores that also ran the process which takes the batches."
     )
     return {"stages.table": lines, "stages.sentence": textwrap.wrap(sentence, WIDTH)}
@@ -657,7 +657,7 @@ def originals(folder: Path) -> Made:
 def straightforward(folder: Path) -> Made:
     """A step against the straightforward one."""
     lines = [
-        "| size, tokens of text | rounds | CPU seconds of a step | ratio, CPU seconds | by the clock, two cores |",
+        "| size, text tokens | rounds | CPU seconds per step | ratio, CPU seconds | wall time, two cores |",
         "|---|---|---|---|---|",
     ]
     for place, (name, flags) in enumerate(STEP_ROWS):
@@ -675,7 +675,7 @@ def spread(records: Sequence[Mapping[str, Any]], row: str, metric: str) -> str:
     found = [
         one
         for one in records
-        if (one["row"], one["weights"], one["metric"]) == (row, "student", METRICS.get(metric, metric))
+        if (one["method"], one["weights"], one["metric"]) == (row, "student", METRICS.get(metric, metric))
     ]
     if not found:
         return ""
@@ -686,7 +686,7 @@ def spread(records: Sequence[Mapping[str, Any]], row: str, metric: str) -> str:
 def rows_table(folder: Path, shown: Mapping[str, str]) -> list[str]:
     """The rows of a comparison with all their metrics and their cost."""
     made = read(folder, "comparison")
-    lines = [f"| row | {' | '.join(METRICS)} | GFLOP per image |", "|---|" + "---:|" * (len(METRICS) + 1)]
+    lines = [f"| method | {' | '.join(METRICS)} | GFLOP per image |", "|---|" + "---:|" * (len(METRICS) + 1)]
     for row, name in shown.items():
         cost = made["costs"].get(row, "").partition(" ")[0]
         cells = [spread(made["results"], row, metric) for metric in METRICS]
@@ -695,7 +695,7 @@ def rows_table(folder: Path, shown: Mapping[str, str]) -> list[str]:
 
 
 def comparison(folder: Path) -> Made:
-    """Rows side by side, from scratch."""
+    """Methods at one budget, from scratch."""
     shown = {row: f"`{row}`" for row in ("clip", "clip_two_views", "maskclip", "aclip")} | {PAPER: "`detailclip`"}
     shown["clip_two_views"] += " (control)"
     return {
@@ -704,7 +704,7 @@ def comparison(folder: Path) -> Made:
 
 
 def continued(folder: Path) -> Made:
-    """Rows side by side, from one CLIP."""
+    """Methods at one budget, from one CLIP."""
     return {
         "continued.table": rows_table(
             folder / "rows", {r: f"`{r}`" for r in ("clip", "maskclip", "aclip")} | {PAPER: "`detailclip`"}
@@ -792,7 +792,7 @@ NUMBERS = (
     ),
     Number(
         "theory",
-        "work and traffic of a step's components, on paper",
+        "work and traffic of a step's components, theoretical",
         3,
         COUNTING,
         tuple(
@@ -831,7 +831,7 @@ NUMBERS = (
     ),
     Number(
         "comparison",
-        "rows side by side, from scratch",
+        "methods at one budget, from scratch",
         180,
         (*LEARNING, *JUDGING),
         (
@@ -842,7 +842,7 @@ NUMBERS = (
     ),
     Number(
         "continued",
-        "rows side by side, from one CLIP",
+        "methods at one budget, from one CLIP",
         110,
         (*LEARNING, *JUDGING, "detailclip_jax/run/init_from.py"),
         (

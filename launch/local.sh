@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs one training as N processes on this machine: what several hosts do, in small.
+# Runs one training as N processes on this machine, as on several hosts.
 #
 #   launch/local.sh N [flags of detailclip_jax.main]
 #   launch/local.sh 2 --config=configs/stickers.py --config.total_steps=20
 #   CPU_DEVICES=4 launch/local.sh 2 --config=configs/stickers.py        # 8 devices in all
 #
-# CPU_DEVICES: devices of each process (default 1).   PORT: of process 0 (default: a free one).   PYTHON: interpreter
-# (default: python, or .venv/bin/python where that lacks the package).   PREFLIGHT=0: no check before.
-# JAX_PLATFORMS: cpu unless set.  Each process prints the command it runs; Ctrl-C reaches all of them, and when one
-# fails the others are ended.
+# CPU_DEVICES: devices of each process (default 1).   PORT: port of process 0 (default: a free one).   PYTHON: interpreter
+# (default: python, or .venv/bin/python if python lacks the package).   PREFLIGHT=0: skips the check.
+# JAX_PLATFORMS: cpu unless set.  Each process prints the command it runs; Ctrl-C reaches all of them; if one
+# fails, the others are ended.
 set -euo pipefail
 
 if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]]; then

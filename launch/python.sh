@@ -1,5 +1,5 @@
-# Sourced by the scripts beside it: sets `python` to an interpreter that has the package and what it needs.
-# PYTHON names another one.
+# Sourced by the other scripts of this folder: sets `python` to an interpreter that has the package and its dependencies.
+# The variable PYTHON selects another one.
 
 has_package() {
   "$1" -c 'import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, ("detailclip_jax", "jax", "grain"))))' \

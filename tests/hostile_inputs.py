@@ -801,7 +801,7 @@ def make_hub(rng: Rng, folder: Path) -> None:
 def feed_hub(folder: Path) -> object:
     from detailclip_jax.interop import hub
 
-    return len(hub.options_beside(folder / "model.safetensors"))
+    return len(hub.sidecar_options(folder / "model.safetensors"))
 
 
 RESULT = {"task": "zero_shot", "dataset": "pets", "metric": "top1", "weights": "student", "value": 0.5, "n": 3}

@@ -10,7 +10,7 @@ from detailclip_jax import methods
 from detailclip_jax.training import accumulation, experiment, mesh
 
 FIRST = ("detailclip", "slip", "aclip", "attmask")  # all kinds of term, BatchNorm by view and by batch, drawn ratios
-ROWS = (*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in methods.METHODS if name not in FIRST))
+METHODS = (*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in methods.METHODS if name not in FIRST))
 
 
 def built(method, chunks, devices=1, size=None):
@@ -26,7 +26,7 @@ def gradient_of(exp, state, batch):
     return jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(state.params, state, exp.put(batch)))
 
 
-@pytest.mark.parametrize("method", ROWS)
+@pytest.mark.parametrize("method", METHODS)
 def test_four_chunks_of_two_are_eight(method):
     """Gradients, metrics, means for the centers and BatchNorm statistics."""
     exp, state = tiny_experiment(method), tiny_state(method)

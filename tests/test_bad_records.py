@@ -81,7 +81,7 @@ def test_the_log_names_the_first_and_then_the_file(tmp_path, caplog):
         bad.add([name], num_seen=1)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 21 and messages[19].endswith("pair-19: empty")
-    assert messages[20] == f"further unreadable records are named in {tmp_path / 'bad.txt'} only"
+    assert messages[20] == f"more unreadable records are listed in {tmp_path / 'bad.txt'} only"
 
 
 class Nothing:
@@ -98,7 +98,7 @@ class Nothing:
 def test_where_nothing_is_readable_the_list_is_written_too(tmp_path, num_workers):
     file = tmp_path / "bad.txt"
     batches = Pipeline(Nothing(), {"large": Crop(size=8)}, Tokenizer(8), 4, num_workers=num_workers, bad_list=file)
-    with pytest.raises(TooManyBadRecords, match="100 unreadable records in a row; are these") as error, batches:
+    with pytest.raises(TooManyBadRecords, match="100 unreadable records in a row; check that") as error, batches:
         next(batches)
     assert str(error.value).endswith(f"  and 80 more\n  all of them are listed in {file}")
     assert len(file.read_text().splitlines()) == 100
@@ -113,8 +113,8 @@ def test_the_progress_line_counts_them():
 
 
 def test_the_report_says_what_was_wrong_with_the_data(tmp_path):
-    written = report.write(tmp_path, {}, default(), 1, "3 times an unreadable record was replaced by the next")
-    assert written.endswith("\nTraining data: 3 times an unreadable record was replaced by the next.\n")
+    written = report.write(tmp_path, {}, default(), 1, "unreadable record was replaced by the next one 3 times")
+    assert written.endswith("\nTraining data: unreadable record was replaced by the next one 3 times.\n")
     assert "Training data" not in report.write(tmp_path, {}, default(), 1)
 
 
@@ -158,7 +158,7 @@ def test_a_run_replaces_counts_and_lists_them_and_says_what_it_reads(tmp_path):
     assert all(line.startswith(f"records:{first}: k") for line in listed)
     num_bad = read_lines(workdir / "metrics.jsonl")[-1]["bad_records"]
     assert num_bad >= 3 and f" | {num_bad} bad records" in run.stdout
-    assert f"WARNING: {num_bad} times an unreadable record was replaced by the next; bad_records*.txt" in run.stdout
+    assert f"replaced by the next one {num_bad} times; bad_records*.txt lists these records" in run.stdout
     assert "data records: 30 examples\n" in run.stdout
     assert f"\n   75.0% of records:{first}: 20 examples, each seen 3 times\n" in run.stdout
     assert f"\n   25.0% of records:{second}: 10 examples, each seen 2 times\n" in run.stdout
@@ -168,7 +168,7 @@ def test_too_many_end_the_run_with_their_list_and_no_traceback(tmp_path):
     run = trained(tmp_path / "run", str(broken_set(tmp_path / "set", 60, 25)))
     assert run.returncode == 1
     error = run.stderr[run.stderr.index("error: ") :].splitlines()
-    assert "records are unreadable, more than max_bad_ratio 0.01; repair them, or go on with a larger" in error[0]
+    assert "records are unreadable, more than max_bad_ratio 0.01; repair them, or continue with a larger" in error[0]
     assert "Traceback" not in run.stderr
     listed = (tmp_path / "run/bad_records.txt").read_text().splitlines()
     assert len(listed) == len(set(listed)) == 25

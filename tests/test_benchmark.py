@@ -169,7 +169,7 @@ def test_devices_are_known_by_what_jax_calls_them(kind, name, bfloat16):
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA L40S", "NVIDIA GeForce RTX 4090", "TPU v3", "TPU v4i"])
 def test_no_peak_is_invented(kind):
     assert peaks.peak_flops(kind, "bfloat16") is None
-    assert f"no peak is known for {kind!r}" in peaks.unknown_peak(kind)
+    assert f"unknown peak of {kind!r}" in peaks.unknown_peak(kind)
     assert peaks.peak_flops(kind, "float32", given=2.5) == 2.5e12
 
 
@@ -224,8 +224,8 @@ def test_a_measurement_that_is_interrupted_keeps_whole_rounds():
 
 
 def test_spread_and_steps():
-    assert timing.spread([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
-    assert str(timing.spread([1.0, 2.0, 4.0])) == "2 (1-4)"
+    assert timing.median_range([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+    assert str(timing.median_range([1.0, 2.0, 4.0])) == "2 (1-4)"
     assert [timing.steps_for(seconds) for seconds in (0.0, 0.001, 0.1, 3.0)] == [50, 50, 10, 1]
 
 
@@ -270,7 +270,7 @@ def test_the_second_variant_differs_as_asked_and_both_say_how():
         (["step", "--cont-only"], "unknown flag --cont-only; did you mean '--count-only'?"),
         (["step", "--image_size=32"], "did you mean '--image-size'?"),
         (["step"], "say what to run with --config, --method or --size"),
-        (["step", "--text-length=100"], "--text-length=100 must lie between 3 and the context of 77"),
+        (["step", "--text-length=100"], "--text-length=100 must be from 3 to the context length 77"),
         (["step", "--config=configs/none.py"], "unknown config file 'configs/none.py'"),
         (["step", "--peak=-1", "--count-only", f"--config={SMALLEST}"], "--peak=-1.0 must be the device's peak"),
         (["step", "--batch=20", "--devices=8", "--compile-only"], "batch_size 20 does not divide over 8 devices"),

@@ -89,7 +89,7 @@ class Broken:
 def test_unreadable_records_are_left_out():
     recipe = Recipe(CROPS, Tokenizer(8), "random")
     assert stages.prepare(Broken(), [0, 1, 2, 3], recipe, Stopwatch()) == 2
-    with pytest.raises(ValueError, match="none of the 2 records that were drawn from broken is readable"):
+    with pytest.raises(ValueError, match="none of the 2 records sampled from broken is readable"):
         data.measure(Broken(), [1, 3], recipe, 1, Console(enabled=False))
     assert [example["key"] for example, _ in data.readable(Broken(), [0, 1, 2, 3])] == ["made-up-0", "made-up-2"]
 
@@ -156,10 +156,10 @@ def test_an_embedded_source_and_its_config_are_measured(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--path=/no/such/folder"], "there is no folder '/no/such/folder'"),
+        (["--path=/no/such/folder"], "the folder '/no/such/folder' does not exist"),
         (["--examples=0"], "argument --examples: '0' must be"),
         (["--set", "data.captoin=first"], "unknown config field 'data.captoin'"),
-        (["--config=configs/stickers.py", "--size=64x48"], "--size=64x48 is of images made on the fly"),
+        (["--config=configs/stickers.py", "--size=64x48"], "--size=64x48 is the size of generated images"),
         (["--method=aclip", "--against=torchvision"], "it has no crop of kind 'enclosing'"),
     ],
 )

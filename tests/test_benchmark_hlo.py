@@ -83,7 +83,7 @@ def test_the_step_on_eight_devices_reduces_gradients_and_shares_embeddings_once(
     assert gradients <= bytes_of["all-reduce"] < 1.01 * gradients
     assert kinds(found) == {"all-reduce", "all-gather", "reduce-scatter"}
     shown = capsys.readouterr().out
-    assert "on 8 devices" in shown and "sent by a device" in shown
+    assert "on 8 devices" in shown and "sent per device" in shown
 
 
 def kinds(found):
@@ -92,4 +92,6 @@ def kinds(found):
 
 def test_one_device_talks_to_nobody(capsys):
     assert command.main(["collectives", f"--config={SMALLEST}", "--devices=1"]) == errors.USAGE_ERROR
-    assert capsys.readouterr().err == "error: one device sends nothing; give several, for example --devices=8\n"
+    assert (
+        capsys.readouterr().err == "error: a single device has no collectives; give several, for example --devices=8\n"
+    )

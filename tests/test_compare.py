@@ -45,7 +45,7 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     assert rows == ["clip", "untrained", "raw pixels"]
     assert "GFLOP/image" in text and (work / "comparison.png").exists()
     records = json.loads((work / "comparison.json").read_text())
-    assert {r["row"] for r in records["results"]} == set(rows)
+    assert {r["method"] for r in records["results"]} == set(rows)
     assert json.loads((work / "clip/seed-0/config.json").read_text())["total_steps"] == 2
 
     from detailclip_jax.run import loop
@@ -85,7 +85,7 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
         (["--methods=detailclip+masking.ratio=0.01"], "masking.ratio 0.01 removes no unit"),
         (["--methods=detailclip+model.freeze_patch_embed=maybe"], "model.freeze_patch_embed: "),
         (["--methods=clip", "--config=configs/nothing.py"], "nothing.py"),
-        (["--methods=clip", "--init=runs/nowhere"], "config.init 'runs/nowhere' is no workdir"),
+        (["--methods=clip", "--init=runs/nowhere"], "config.init 'runs/nowhere' is not a workdir"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(arguments, message, capsys, monkeypatch):
@@ -149,9 +149,9 @@ def test_table_4_is_a_sweep_of_five_rows():
 def test_the_table_holds_mean_and_spread_over_seeds():
     seeds = [{"zero_shot/student/top1": value} for value in (0.1, 0.2, 0.3)]
     table = comparison.tabulate({"clip": seeds, "one": seeds[:1]})
-    spread = table["clip", "student"]["zero_shot/top1"]
-    np.testing.assert_allclose(spread, (0.2, 0.1, 3))
-    assert str(spread) == "20.0 ± 10.0" and str(table["one", "student"]["zero_shot/top1"]) == "10.0"
+    value = table["clip", "student"]["zero_shot/top1"]
+    np.testing.assert_allclose(value, (0.2, 0.1, 3))
+    assert str(value) == "20.0 ± 10.0" and str(table["one", "student"]["zero_shot/top1"]) == "10.0"
     assert "| clip | student | 20.0 ± 10.0 |" in comparison.markdown(table, {})
 
 

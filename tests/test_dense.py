@@ -163,12 +163,12 @@ def test_published_setups(dataset, readout, short_side, window, stride, scale, t
 
 
 def test_published_numbers_are_of_sets_and_read_outs_that_exist():
-    cells = [cell for row in published.rows().values() for cell in row]
+    cells = [cell for row in published.results().values() for cell in row]
     assert len(cells) == 14
     for task, dataset, metric in cells:
         name, readout = split_name(dataset)
         assert (task, metric) == ("dense", "mean_iou") and name in dense_sets.NAMES and readout in READOUTS
-    rows = published.rows()
+    rows = published.results()
     assert rows["SCLIP (arXiv 2312.01597), CLIP B/16"]["dense", "cityscapes:sclip", "mean_iou"] == pytest.approx(0.323)
 
 
@@ -304,7 +304,7 @@ def test_stickers_and_the_published_numbers(workdir, mine, tmp_path, capsys, mon
     scenes = next(r for r in records(tmp_path) if r["dataset"] == "stickers:sclip")
     assert scenes["n"] == 4 and "windows 224/112" in scenes["protocol"]
     assert run(workdir, tmp_path, "--tasks=dense:stickers:sclip", "--num-examples=4") == 0
-    assert "measured before" in capsys.readouterr().out
+    assert "already measured" in capsys.readouterr().out
 
 
 def test_an_image_encoder_alone_is_left_out_and_a_broken_mask_fails(workdir, mine, tmp_path, capsys):

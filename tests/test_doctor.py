@@ -130,7 +130,7 @@ def test_a_launch_that_can_go(capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     checks = [line for line in lines if line.startswith("ok ")]
     assert [line.split()[1] for line in checks] == list(preflight.CHECKS)
-    assert "8 pairs: 1 a device" in lines[-5] and "64 examples, the last an image of" in lines[-4]
+    assert "8 pairs: 1 per device" in lines[-5] and "64 examples, the last image" in lines[-4]
     assert not list((tmp_path / "run").iterdir())
 
 

@@ -103,7 +103,7 @@ def test_a_folder_becomes_a_file_that_numpy_reads(photos, capsys):
     assert_rows(rows_of("made/out.npz"), NAMES)
     assert npz("made/out.npz")["embedding"].dtype == np.float32
     shown = capsys.readouterr().err
-    assert "*** WARNING: 2 unreadable images are left out:" in shown
+    assert "*** WARNING: 2 unreadable images are skipped:" in shown
     assert "  cut.png: truncated or damaged" in shown and "  empty.jpg: empty: 0 bytes" in shown
     assert "9/9 images" in shown and "written to made/out.npz; images: 7, texts: 0" in shown
     assert not list(Path("made").glob("*partial*"))
@@ -214,7 +214,7 @@ def test_a_query_finds_the_highest_cosines_and_draws_them(photos, capsys):
 
 def test_searching_a_file_embeds_no_image(photos, monkeypatch, capsys):
     assert run("--images=photos", "--out=out.npz") == 0
-    monkeypatch.setattr(catalogue, "parts_of_images", lambda *_: pytest.fail("embedded again"))
+    monkeypatch.setattr(catalogue, "embed_images", lambda *_: pytest.fail("embedded again"))
     photos.rename("moved")
     drawn = []
     monkeypatch.setattr(contact_sheet, "draw", lambda _, tiles: drawn.append(tiles) or Image.new("RGB", (1, 1)))
@@ -224,7 +224,10 @@ def test_searching_a_file_embeds_no_image(photos, monkeypatch, capsys):
     assert Path("here/sheet.png").exists() and Path("out-a-frog.png").exists()
     assert run("--from=out.npz", "--query=a frog", checkpoint="runs/other") == errors.USAGE_ERROR
     error = capsys.readouterr().err
-    assert "out.npz was made by another model (runs/clip, step 3, student weights) than this one (runs/other" in error
+    assert (
+        "out.npz was computed with another model (runs/clip, step 3, student weights) than this one (runs/other"
+        in error
+    )
 
 
 def test_texts_alone_cannot_be_searched(photos, capsys):
@@ -265,13 +268,13 @@ def test_every_letter_of_a_line_is_seen(monkeypatch):
 
 def embedded(monkeypatch):
     """Names of the images that are embedded from here on."""
-    names, real = [], catalogue.parts_of_images
+    names, real = [], catalogue.embed_images
 
     def watched(model, found, keys):
         names.extend(key.name for key in keys)
         return real(model, found, keys)
 
-    monkeypatch.setattr(catalogue, "parts_of_images", watched)
+    monkeypatch.setattr(catalogue, "embed_images", watched)
     return names
 
 
@@ -309,7 +312,7 @@ def test_an_interrupt_keeps_what_is_embedded(photos, monkeypatch, capsys, signal
     assert not Path("out.npz").exists()
     assert list(rows_of("out.partial.npz")) == ["a/1.png", "a/2.JPG"] and not rows_of("out.partial.npz", "text")
     printed = capsys.readouterr()
-    assert "interrupted: 2 of 10 are embedded, kept in out.partial.npz" in printed.err and not printed.out
+    assert "interrupted: 2 of 10 are embedded, saved in out.partial.npz" in printed.err and not printed.out
     names = embedded(monkeypatch)
     assert run("--images=photos", "--text=a frog", "--out=out.npz") == 0
     assert names == sorted([*NAMES[2:], *BAD])
@@ -320,7 +323,7 @@ def test_an_interrupt_keeps_what_is_embedded(photos, monkeypatch, capsys, signal
 def test_without_out_an_interrupt_says_that_nothing_is_kept(photos, monkeypatch, capsys):
     monkeypatch.setattr(catalogue.Meter, "add", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert run("--images=photos", "--query=a frog") == 130
-    assert "interrupted; nothing is kept without --out" in capsys.readouterr().err
+    assert "interrupted; nothing is saved without --out" in capsys.readouterr().err
 
 
 def test_a_kill_loses_only_the_last_minutes(photos, monkeypatch):
@@ -341,7 +344,9 @@ def test_another_model_s_file_is_not_overwritten(photos, capsys, file):
     assert run("--images=photos", "--out=made.npz") == 0
     before = Path("made.npz").rename(file).read_bytes()
     assert run("--images=photos", "--out=out.npz", checkpoint="runs/other") == errors.USAGE_ERROR
-    message = f"{file} was made by another model (runs/clip, step 3, student weights) than this one (runs/other, step 3"
+    message = (
+        f"{file} was computed with another model (runs/clip, step 3, student weights) than this one (runs/other, step 3"
+    )
     error = capsys.readouterr().err
     assert message in error and "choose another --out, or delete it" in error
     assert Path(file).read_bytes() == before
@@ -351,7 +356,7 @@ def test_a_file_is_of_one_folder(photos, capsys):
     assert run("--images=photos", "--out=out.npz") == 0
     before = Path("out.npz").read_bytes()
     assert run("--images=photos/a", "--out=out.npz") == errors.USAGE_ERROR
-    assert f"out.npz holds images of {photos}, not of {photos / 'a'}; choose another" in capsys.readouterr().err
+    assert f"out.npz contains images of {photos}, not of {photos / 'a'}; choose another" in capsys.readouterr().err
     assert Path("out.npz").read_bytes() == before
 
 
@@ -375,7 +380,7 @@ def test_a_foreign_file_is_not_overwritten(photos, capsys):
     before = Path("out.npz").read_bytes()
     for arguments in (["--images=photos", "--out=out.npz"], ["--from=out.npz", "--query=a frog"]):
         assert run(*arguments) == errors.USAGE_ERROR
-        assert "out.npz holds no embeddings of ours, or is damaged (KeyError" in capsys.readouterr().err
+        assert "out.npz is not a file of embeddings of this package, or is damaged (KeyError" in capsys.readouterr().err
     assert Path("out.npz").read_bytes() == before
 
 
@@ -386,7 +391,7 @@ def test_nothing_readable_is_a_failure(photos, capsys):
     for name in NAMES:
         (photos / name).unlink()
     assert run("--images=photos", "--out=out.npz") == errors.RUN_ERROR
-    assert "error: none of the 2 images can be read" in capsys.readouterr().err
+    assert "error: none of the 2 images is readable" in capsys.readouterr().err
     assert not Path("out.npz").exists()
 
 
@@ -403,7 +408,7 @@ def test_nothing_readable_is_a_failure(photos, capsys):
             ["--images=photos", "--out=x.npz", "--sheet=x.png"],
             "--sheet draws the images that --query finds",
         ),
-        (["--images=photos", "--out=out.csv"], "out.csv has to end in .npz or .parquet"),
+        (["--images=photos", "--out=out.csv"], "out.csv must end in .npz or .parquet"),
         (["--images=phots", "--out=out.npz"], "there is no folder or file 'phots'"),
         (["--images=phots/*.png", "--out=out.npz"], "there is no folder or file 'phots/*.png'"),
         (
@@ -412,7 +417,7 @@ def test_nothing_readable_is_a_failure(photos, capsys):
         ),
         (["--images=empty", "--out=out.npz"], "there are no images in 'empty'; looked for files that end in .jpg"),
         (["--texts=lines.txt", "--out=out.npz"], "No such file or directory: lines.txt"),
-        (["--from=nothing.npz", "--query=x"], "there is no file nothing.npz"),
+        (["--from=nothing.npz", "--query=x"], "the file nothing.npz does not exist"),
     ],
 )
 def test_mistakes_are_messages(photos, capsys, monkeypatch, arguments, message):
@@ -436,7 +441,7 @@ def test_a_folder_that_takes_no_files_is_told_before_anything_is_embedded(photos
 def test_a_row_without_the_tower_is_told_before_anything_is_embedded(photos, capsys):
     assert run("--images=photos", "--query=a frog", checkpoint="runs/mae") == errors.USAGE_ERROR
     said = capsys.readouterr().err
-    assert "the method of runs/mae is mae, which has no text and no text_projection; it embeds images alone" in said
+    assert "the method of runs/mae is mae, which has no text and no text_projection; it embeds images only" in said
     assert "embed --images); methods that have all: clip, slip" in said
 
 
@@ -460,7 +465,7 @@ def test_flags_override_how_images_are_made(photos, capsys):
     cubic = model_of("runs/clip", "clip", 0).preprocessed({"filter": "bicubic", "crop_ratio": 0.8})
     np.testing.assert_allclose(rows, cubic.encode_image([photos / name for name in names]), atol=2e-6)
     assert run("--images=photos", "--out=out.npz") == errors.USAGE_ERROR
-    assert "out.npz was made by another model" in capsys.readouterr().err
+    assert "out.npz was computed with another model" in capsys.readouterr().err
 
 
 def test_help_does_not_wait_for_jax():

@@ -95,8 +95,8 @@ def test_zero_shot_of_parts_of_the_examples():
     labels, prompts = [0, 0, 1, 1, 2, 3, 3, 3, 4, 0], [[f"a {word}"] for word in WORDS]
     shown = [{**batch, "image": batch["image"].copy()} for batch in fake_batches(labels)]
     shown[1]["image"][0] = 0  # example 4 looks like another class
-    parts = {"top1_even": slice(0, None, 2), "top1_odd": slice(1, None, 2), "top1_none": slice(10, None)}
-    evaluator = ZeroShot(Fake(), batches=shown, prompts=prompts, tokenize=fake_tokenize, top=(1,), parts=parts)
+    subsets = {"top1_even": slice(0, None, 2), "top1_odd": slice(1, None, 2), "top1_none": slice(10, None)}
+    evaluator = ZeroShot(Fake(), batches=shown, prompts=prompts, tokenize=fake_tokenize, top=(1,), subsets=subsets)
     results = dict(evaluator.run({"shift": 0}))
     assert results == {"top1": 0.9, "top1_even": 0.8, "top1_odd": 1.0}
     assert (results["top1_even"].n, results["top1_even"].chance) == (5, 1 / 6)
@@ -118,7 +118,7 @@ def test_retrieval_counts_equal_captions_as_right():
 
 def test_retrieval_refuses_captions_of_other_images():
     evaluator = Retrieval(Fake(), batches=list(fake_batches([0, 1])), captions=[("a frog",)], tokenize=fake_tokenize)
-    with pytest.raises(ValueError, match="2 images, but captions of 1"):
+    with pytest.raises(ValueError, match="2 images, but captions for 1"):
         list(evaluator.run({"shift": 0}))
 
 
@@ -184,14 +184,14 @@ def test_tasks_whose_names_have_slashes(tmp_path):
     config.evaluators = {task: {}}
     names = {f"{task}/{which}/top1": value for which, value in {"student": 0.5, "ema": 0.25}.items()}
     text = report.write(tmp_path, names, config, step=1)
-    assert f"| {task} top1 |    50.0 | 25.0 |" in text and "Left out" not in text
+    assert f"| {task} top1 |    50.0 | 25.0 |" in text and "Not measured" not in text
     records = json.loads((tmp_path / "results.json").read_text())["results"]
     assert [(r["task"], r["weights"], r["metric"]) for r in records] == [(task, w, "top1") for w in ("student", "ema")]
     assert comparison.tabulate({"clip": [names]})["clip", "ema"][f"{task}/top1"].mean == 0.25
 
 
 def test_a_report_without_results_says_so(tmp_path):
-    assert "nothing was evaluated" in report.write(tmp_path, {}, default(), step=1)
+    assert "no evaluator has a result" in report.write(tmp_path, {}, default(), step=1)
 
 
 def test_the_report_names_what_was_left_out(tmp_path):
@@ -199,9 +199,9 @@ def test_the_report_names_what_was_left_out(tmp_path):
     with config.unlocked():
         config.method = "dino"
     text = report.write(tmp_path, {"kept_objects/student/share": 0.5}, config, step=1)
-    assert text.endswith("\n\nLeft out, since dino has no networks for it: zero_shot.\n")
+    assert text.endswith("\n\nNot measured, because dino lacks their networks: zero_shot.\n")
     assert "zero_shot, kept_objects" in report.write(tmp_path, {}, config, step=1)
-    assert "Left out" not in report.write(
+    assert "Not measured" not in report.write(
         tmp_path, {"zero_shot/student/top1": 1.0}, sticker_config(zero_shot={}), step=1
     )
 
@@ -227,8 +227,8 @@ def test_without_another_artists_font_its_line_is_left_out_with_the_reason(tmp_p
     text = report.write(
         tmp_path, {f"{name}/student/x": 0.5 for name in few if name != "other_drawings"}, sticker_config(), 1
     )
-    assert "no networks" not in text
-    assert "Left out: top-1, other artists' drawings: style 'noto' needs NotoColorEmoji.ttf" in text
+    assert "lacks their networks" not in text
+    assert "Not measured: top-1, other artists' drawings: style 'noto' needs NotoColorEmoji.ttf" in text
     for make in (lambda config: build_all(Fake(), config), evaluators.check):
         with pytest.raises(MissingData, match="apt-get install fonts-noto-color-emoji"):
             make(sticker_config(**few))  # asked for by name
@@ -239,14 +239,14 @@ def test_drawings_on_white_come_in_every_size_and_have_their_lines(tmp_path):
     (batch,) = options["batches"]
     seen = batch["instances"] > 0
     sides = np.maximum(seen.any(1).sum(1), seen.any(2).sum(1)) / 64
-    assert list(options["parts"]) == ["top1_25", "top1_50", "top1_75", "top1_95"]
-    for rows, side in zip(options["parts"].values(), (0.25, 0.5, 0.75, 0.95)):
+    assert list(options["subsets"]) == ["top1_25", "top1_50", "top1_75", "top1_95"]
+    for rows, side in zip(options["subsets"].values(), (0.25, 0.5, 0.75, 0.95)):
         np.testing.assert_allclose(sides[rows], side, atol=0.05)
     assert (batch["image"][batch["instances"] == 0] > 250).mean() > 0.5
-    found = {f"on_white/student/{name}": 0.5 for name in ("top1", *options["parts"])}
+    found = {f"on_white/student/{name}": 0.5 for name in ("top1", *options["subsets"])}
     text = report.write(tmp_path, found, sticker_config(on_white={}), step=1)
     rows = ("zero-shot top-1, on white", "on white, 25 % of the side", "on white, 95 % of the side")
-    assert all(f"| {row} " in text for row in rows) and "On white: one of" in text
+    assert all(f"| {row} " in text for row in rows) and "On white: one unchanged" in text
 
 
 def sticker_config(**evaluators):

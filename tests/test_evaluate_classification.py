@@ -75,7 +75,7 @@ def test_roc_auc_of_one_kind_is_not_a_number():
 
 def test_roc_auc_needs_two_classes():
     images, classes, labels = drawn(classes=3)
-    with pytest.raises(Unmeasurable, match="two classes, not of 3"):
+    with pytest.raises(Unmeasurable, match="two classes, not 3"):
         list(classification.zero_shot_metrics(images, classes, labels, "roc_auc"))
 
 

@@ -56,7 +56,7 @@ def test_tasks_on_stickers_need_no_data_and_are_not_run_twice(workdir, tmp_path,
     assert {r["n"] for r in found} == {16, 32}  # text to image asks with both captions
     monkeypatch.setattr(bench.Bench, "_embed_images", lambda *_: pytest.fail("embedded twice"))
     assert run(workdir, tmp_path, tasks, "--num-examples=16", "--num-train-examples=16") == 0
-    assert "zero_shot:stickers ema: measured before" in capsys.readouterr().out
+    assert "zero_shot:stickers ema: already measured" in capsys.readouterr().out
     assert records(tmp_path) == found
     assert (
         run(workdir, tmp_path, "--tasks=retrieval:stickers_pairs", "--num-examples=16", "--protocol=clip_benchmark")
@@ -100,8 +100,7 @@ def test_what_is_missing_is_listed_and_the_others_run(workdir, data, tmp_path, c
     screen = capsys.readouterr().out
     assert "zero_shot:imagenet: no data of 'imagenet'" in screen and "download_and_prepare()" in screen
     assert (
-        "\nNot measured, for want of data: zero_shot:imagenet, retrieval:coco.\n"
-        in (tmp_path / "results.md").read_text()
+        "\nNot measured, data missing: zero_shot:imagenet, retrieval:coco.\n" in (tmp_path / "results.md").read_text()
     )
     assert {r["dataset"] for r in records(tmp_path)} == {"toys"}
 
@@ -109,7 +108,7 @@ def test_what_is_missing_is_listed_and_the_others_run(workdir, data, tmp_path, c
 def test_where_nothing_is_measured_nothing_is_written(workdir, data, tmp_path, capsys):
     assert run(workdir, tmp_path / "none", "--tasks=zero_shot:imagenet", f"--data-dir={data}") == 1
     screen = capsys.readouterr().out
-    assert "\n1 task, protocol slip" in screen and "\nNot measured, for want of data:\n" in screen
+    assert "\n1 task, protocol slip" in screen and "\nNot measured, data missing:\n" in screen
     assert screen.endswith("\nnothing was measured\n") and "others ran" not in screen and "written to" not in screen
     assert not list((tmp_path / "none").glob("results*"))
     (tmp_path / "void/mnist").mkdir(parents=True)
@@ -130,7 +129,7 @@ def test_interrupted_it_goes_on_with_what_is_left(workdir, data, tmp_path, capsy
     assert {r["task"] for r in records(tmp_path)} == {"zero_shot"}
     monkeypatch.setattr(bench.Bench, "_embed_images", lambda *_: pytest.fail("embedded twice"))
     assert run(workdir, tmp_path, *arguments) == 0
-    assert "zero_shot:toys student: measured before" in capsys.readouterr().out
+    assert "zero_shot:toys student: already measured" in capsys.readouterr().out
     assert {r["task"] for r in records(tmp_path)} == {"zero_shot", "knn"}
 
 
@@ -146,7 +145,7 @@ def test_a_failing_task_does_not_stop_the_others_and_the_status_says_so(workdir,
     arguments = ("--tasks=zero_shot:pets,toys", f"--data-dir={data}", "--weights=student")
     assert run(workdir, tmp_path, *arguments) == 1
     screen = capsys.readouterr().out
-    assert "zero_shot:pets: FAILED: pets, protocol slip: 3 classes of the data have no known name" in screen
+    assert "zero_shot:pets: FAILED: pets, protocol slip: 3 classes of the data have an unknown name" in screen
     assert {r["dataset"] for r in records(tmp_path)} == {"toys"}
 
 
@@ -181,7 +180,7 @@ def test_the_paper_s_numbers_stand_beside_ours(workdir, tmp_path, data, monkeypa
         (["--tasks=zero_shoot:toys"], "unknown task 'zero_shoot'; did you mean 'zero_shot'?"),
         (["--tasks=zero_shot:imagenett"], "unknown set 'imagenett'; did you mean 'imagenet'?"),
         (["--tasks=paper:imagenet"], "'paper:imagenet': paper stands for several tasks and takes no sets; write paper"),
-        (["--tasks=imagenet"], "'imagenet' names a set but no task; write for example zero_shot:imagenet"),
+        (["--tasks=imagenet"], "'imagenet' is a set, not a task; write for example zero_shot:imagenet"),
         (["--tasks=retrieval:pets"], "pets has classes and no captions; sets for retrieval are"),
         (["--tasks=zero_shot:coco"], "coco has captions and no classes; sets for zero_shot are"),
         (["--tasks=segmentation:pets"], "write segmentation:stickers"),
@@ -191,7 +190,7 @@ def test_the_paper_s_numbers_stand_beside_ours(workdir, tmp_path, data, monkeypa
         (["--num-examples=0"], "argument --num-examples: '0' must be a whole number of at least 1"),
         (["--protocol=slipp"], "unknown protocol 'slipp'; did you mean 'slip'?"),
         (["--step=7"], "no checkpoint of step 7"),
-        (["--checkpoint=nowhere"], "--checkpoint=nowhere is not there"),
+        (["--checkpoint=nowhere"], "--checkpoint=nowhere does not exist"),
         (["--checkpoint={workdir}/checkpoints"], "give --checkpoint={workdir}"),
         (["--checkpoint={workdir}/checkpoints/0"], "give --checkpoint={workdir} --step=0"),
         (["--checkpoint={workdir}/config.json"], "is a file; python -m detailclip_jax.import_torch"),
@@ -293,7 +292,7 @@ def test_flags_override_how_images_are_made(workdir, data, tmp_path, capsys, mon
     assert "preprocess: shorter side to 40 px (bicubic), center crop 32 px, mean 0.485" in capsys.readouterr().out
     assert seen == [(32, 40, "bicubic", "shorter_side")]
     assert run(workdir, tmp_path / "out", *asked) == errors.USAGE_ERROR
-    assert "or of images that were resized in another way; choose another folder" in capsys.readouterr().err
+    assert "or of another preprocessing; choose another folder" in capsys.readouterr().err
     assert run(workdir, tmp_path / "new", *asked, "--crop-ratio=2") == errors.USAGE_ERROR
     assert "crop_ratio 2.0 must be above 0 and at most 1 (--crop-ratio)" in capsys.readouterr().err
 

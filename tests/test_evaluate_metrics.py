@@ -103,7 +103,7 @@ def test_duplicate_captions_are_right_for_both_images():
 
 
 def test_an_image_without_a_caption_is_refused():
-    with pytest.raises(Unmeasurable, match="query 1 has no right entry"):
+    with pytest.raises(Unmeasurable, match="query 1 has no correct entry"):
         metrics.retrieval_ranks(
             np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), np.zeros(2, int), np.arange(2)
         )

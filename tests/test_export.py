@@ -185,7 +185,7 @@ def test_transformers_processor_prepares_texts_and_images(folders, kind):
 def test_a_clip_model_never_takes_half_of_a_dual_encoder(folders, capsys):
     """It loaded the text tower and left the image tower at random values."""
     transformers = pytest.importorskip("transformers")
-    with pytest.raises(Exception, match=r"no CLIPModel; load it with transformers\.AutoModel"):
+    with pytest.raises(Exception, match=r"not a CLIPModel; load it with transformers\.AutoModel"):
         transformers.CLIPModel.from_pretrained(folders["VisionTextDualEncoderModel"])
     _, loading = transformers.CLIPModel.from_pretrained(folders["CLIPModel"], output_loading_info=True)
     assert not any(loading.values())
@@ -195,12 +195,12 @@ def test_the_card_of_a_transformers_folder_says_which_class_loads_it(folders, de
     cards = {kind: (folder / "README.md").read_text() for kind, folder in folders.items()}
     for kind, card in cards.items():
         assert f"FOLDER)  # a {kind}\n" in card and "AutoProcessor" in card
-    assert "It is no `CLIPModel`" in cards["VisionTextDualEncoderModel"] and "It is no" not in cards["CLIPModel"]
+    assert "It is not a `CLIPModel`" in cards["VisionTextDualEncoderModel"] and "It is not a" not in cards["CLIPModel"]
     assert run(detailclip, "huggingface", tmp_path / "out", "--no-verify") == 0
     printed = capsys.readouterr().out
     assert "transformers.AutoModel.from_pretrained gives a VisionTextDualEncoderModel" in printed
     assert "CLIPModel.from_pretrained refuses it" in printed
-    assert "no tokenizer is written: the model reads 64 token ids of its own" in printed
+    assert "no tokenizer is written: the model has its own 64 token ids" in printed
     assert "There is no tokenizer" in (tmp_path / "out/README.md").read_text()
     assert not (tmp_path / "out/tokenizer.json").exists()
 
@@ -273,7 +273,7 @@ def test_open_clip_builds_sizes_that_timm_does_not_register(detailclip, tmp_path
 def test_image_towers_that_open_clip_does_not_have(tmp_path, capsys):
     workdir = save_noise(tmp_path / "run", "clip", **{"model.image_style.pooling": "mean"})
     assert run(workdir, "open_clip", tmp_path / "out") == 2
-    assert "layout 'open_clip' has no place for an image tower of Style" in capsys.readouterr().err
+    assert "layout 'open_clip' cannot represent an image encoder of Style" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -323,7 +323,7 @@ def test_the_card_beside_a_timm_file_builds_the_model(tmp_path, capsys, fields, 
     size, printed = measure.size_of(made.model), capsys.readouterr().out
     assert f"timm.create_model(model_name='{architecture}', img_size={made.model.image_size}, " in printed
     assert f"num_heads={size.num_heads}, num_classes=0" in printed and "mean 0.485 0.456 0.406" in printed
-    assert ("not timm's vit_small_patch16_224: that has 6 heads" in printed) == (size.width == 384)
+    assert ("timm's vit_small_patch16_224: its 6 heads" in printed) == (size.width == 384)
     _, _, read = interop.load(file)
     assert measure.size_of(read.model).num_heads == size.num_heads
     assert read.model.image_style.to_dict() == made.model.image_style.to_dict()
@@ -334,7 +334,7 @@ def test_a_card_of_another_file_is_not_believed(backbone, tmp_path):
     file = tmp_path / "vit.pth"
     assert run(backbone, "timm", file, "--no-verify") == 0
     torch.save({**torch.load(file, weights_only=True), "head.weight": torch.zeros(2, 96)}, file)
-    with pytest.raises(ValueError, match=r"vit\.pth\.json describes another file than .*: remove it, or export"):
+    with pytest.raises(ValueError, match=r"vit\.pth\.json does not describe .*: remove it, or export"):
         interop.load(file)
     hub.card_of(file).write_text('{"mine": 3}')
     assert interop.load(file)[2].model.image_size == 32
@@ -345,7 +345,7 @@ def test_image_encoders_alone(backbone, tmp_path, capsys):
         assert run(backbone, to, tmp_path / name) == 0
         assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
     assert run(backbone, "huggingface", tmp_path / "hf") == 2
-    assert "has a place for params that this model lacks: image_projection" in capsys.readouterr().err
+    assert "needs tensors of params that this model lacks: image_projection" in capsys.readouterr().err
 
 
 def test_student_and_teacher_are_told_apart(detailclip, tmp_path):
@@ -395,10 +395,10 @@ def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
     model, larger, made = interop.load(path, image_size=48)
     assert larger["params"]["image"]["positions"].shape == (37, 96) and model.image.image_size == 48
     assert made.views.crops.large.size == made.model.image_size == 48
-    with pytest.raises(ValueError, match="itself says num_heads"):
+    with pytest.raises(ValueError, match="already contains num_heads"):
         interop.load(path, num_heads=4)
     files.write(tmp_path / "less.safetensors", {"a": read["logit_scale/value"]}, files.metadata(path))
-    with pytest.raises(ValueError, match="does not hold the networks of its own config"):
+    with pytest.raises(ValueError, match="do not fit its own config"):
         interop.load(tmp_path / "less.safetensors", "safetensors")
 
 
@@ -442,7 +442,7 @@ def test_a_difference_is_an_error(detailclip, tmp_path, capsys, monkeypatch):
     original = verify.timm_tokens
     monkeypatch.setattr(verify, "timm_tokens", lambda *args: {"image": original(*args)["image"] * 1.001})
     assert run(detailclip, "timm", tmp_path / "vit.pth") == 1
-    assert "is not equal to ours: relative difference of image" in capsys.readouterr().err
+    assert "differs from the original: relative difference of image" in capsys.readouterr().err
     with pytest.raises(ValueError, match="relative difference of image nan"):
         verify.compare({"image": np.full(3, np.nan)}, {"image": np.ones(3)})
 
@@ -460,7 +460,7 @@ def test_without_pytorch(detailclip, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to=reference", "--out=x.pth"], "'reference' has a place for params that this model lacks"),
+        (["--to=reference", "--out=x.pth"], "'reference' needs tensors of params that this model lacks"),
         (["--to=timm", "--out=x.pth", "--weights=ema"], "this method has no teacher; use student"),
         (["--to=timm", "--out=x.pth", "--step=7"], "no checkpoint of step 7"),
         (["--to=timm", "--out=."], "--out=. exists and is a directory"),
@@ -503,7 +503,7 @@ def test_what_ends_the_writing_leaves_nothing(
     before.write_bytes(b"old")
     assert run(workdir, to, out) == code
     if code == errors.INTERRUPTED and name == "hf":
-        message = f"interrupted; {out} was there before and may hold a part of what was to be written\n"
+        message = f"interrupted; {out} existed before and may now be incomplete\n"
     assert capsys.readouterr().err.endswith(message)
     assert before.read_bytes() == b"old" and not list(tmp_path.rglob("*.partial"))
 

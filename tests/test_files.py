@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detailclip_jax.runtime.files import check_writable, nothing_left, replace_text, whole
+from detailclip_jax.runtime.files import check_writable, nothing_left, replace_text, written_atomically
 
 
 def entries(folder):
@@ -18,14 +18,14 @@ def entries(folder):
 def test_a_file_takes_the_place_of_the_old_one_at_the_end(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("old")
-    with whole(file) as partial, partial.open("w") as stream:
+    with written_atomically(file) as partial, partial.open("w") as stream:
         stream.write("new")
         assert file.read_text() == "old" and partial.parent == tmp_path
     assert file.read_text() == "new" and entries(tmp_path) == ["a.txt"]
 
 
 def test_the_other_name_may_be_given(tmp_path):
-    with whole(tmp_path / "a", tmp_path / "elsewhere") as partial:
+    with written_atomically(tmp_path / "a", tmp_path / "elsewhere") as partial:
         partial.write_bytes(b"new")
         assert entries(tmp_path) == ["elsewhere"]
     assert entries(tmp_path) == ["a"]
@@ -35,7 +35,7 @@ def test_the_other_name_may_be_given(tmp_path):
 def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path, error):
     replace_text(tmp_path / "a", "old")
     for file in (tmp_path / "a", tmp_path / "b"):
-        with pytest.raises(error), whole(file) as partial:
+        with pytest.raises(error), written_atomically(file) as partial:
             partial.write_text("half")
             raise error
     assert entries(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
@@ -59,8 +59,8 @@ def test_a_kill_leaves_the_old_file(tmp_path):
     replace_text(tmp_path / "a", "old")
     code = """
 import os, pathlib, sys
-from detailclip_jax.runtime.files import whole
-with whole(pathlib.Path(sys.argv[1])) as partial:
+from detailclip_jax.runtime.files import written_atomically
+with written_atomically(pathlib.Path(sys.argv[1])) as partial:
     partial.write_text("half")
     os.kill(os.getpid(), 9)
 """
@@ -72,7 +72,7 @@ with whole(pathlib.Path(sys.argv[1])) as partial:
 
 
 def test_a_file_that_nobody_wrote_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError), whole(tmp_path / "a"):
+    with pytest.raises(FileNotFoundError), written_atomically(tmp_path / "a"):
         pass
     assert entries(tmp_path) == []
 
@@ -86,7 +86,7 @@ def test_what_failed_to_be_made_goes_and_what_was_there_stays(tmp_path):
             folder.mkdir(exist_ok=True)
             (folder / "half").write_text("")
             raise KeyboardInterrupt
-        said = f"{folder} was there before and may hold a part of what was to be written" if name == "old" else ""
+        said = f"{folder} existed before and may now be incomplete" if name == "old" else ""
         assert str(interrupted.value) == said
     with pytest.raises(ValueError), nothing_left(tmp_path / "file"):
         (tmp_path / "file").write_text("half")

@@ -18,7 +18,7 @@ from detailclip_jax.run import loop
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime.progress import Console
 
-PLACES = [61, 479, 774, 845, 971]  # of the bits of PCG64, which numpy promises to keep
+INDICES = [61, 479, 774, 845, 971]  # of the bits of PCG64, which numpy promises to keep
 WORDS = ("red", "blue", "green", "black")
 
 
@@ -58,9 +58,9 @@ def test_a_few_examples_and_never_more_than_a_tenth_are_held_back(asked, num_exa
 
 
 def test_which_places_are_drawn_is_no_matter_of_numpy_s_version():
-    assert held_out.places(1000, 5).tolist() == PLACES
+    assert held_out.sample_indices(1000, 5).tolist() == INDICES
     for num, count in ((10, 10), (10, 1), (1, 1), (5, 0), (15_000_000, 1000)):
-        found = held_out.places(num, count)
+        found = held_out.sample_indices(num, count)
         assert len(set(found.tolist())) == count and (np.diff(found) > 0).all() and (found >= 0).all()
         assert (found < num).all()
 
@@ -68,14 +68,14 @@ def test_which_places_are_drawn_is_no_matter_of_numpy_s_version():
 def test_every_place_is_drawn_as_often():
     counts = np.zeros(40)
     for num in range(20, 41):  # other sizes give other draws of the same bits
-        counts[held_out.places(num, num // 2)] += 1
+        counts[held_out.sample_indices(num, num // 2)] += 1
     assert counts[:20].min() >= 4 and counts[:20].max() <= 18  # of 21, each with a chance of a half
 
 
 def test_what_is_held_back_is_not_trained_on(records):
     config = config_of(records)
     kept, held = pipeline.open_source(config), held_out.open_held_out(config.data)
-    assert (len(kept), len(held.source)) == (54, 6) and held.origin == "6 of 60 examples, held back from training"
+    assert (len(kept), len(held.source)) == (54, 6) and held.origin == "6 of 60 examples, excluded from training"
     assert keys(kept) | keys(held.source) == {str(i) for i in range(60)} and not keys(kept) & keys(held.source)
     other = held_out.open_held_out(config_of(records, seed=1).data)  # runs of other seeds compare
     assert keys(other.source) == keys(held.source)
@@ -88,8 +88,8 @@ def test_each_set_of_a_mixture_holds_back_its_share(records, tmp_path):
     write_records(tmp_path / "more", examples(200, first=100))
     config = config_of(f"{records}@1,{tmp_path / 'more'}@3")
     kept, held = pipeline.open_source(config), held_out.open_held_out(config.data)
-    assert [len(part.source) for part in mixture.parts_of(kept)] == [54, 192]
-    assert [part.weight for part in mixture.parts_of(kept)] == [1, 3]
+    assert [len(member.source) for member in mixture.members_of(kept)] == [54, 192]
+    assert [member.weight for member in mixture.members_of(kept)] == [1, 3]
     assert len(held.source) == 14 and not keys(kept) & keys(held.source)
 
 
@@ -124,10 +124,10 @@ def finished(records, tmp_path_factory):
 def test_a_run_on_own_data_ends_with_numbers_and_images(finished):
     text, report = finished.console.stream.getvalue(), (finished.workdir / "report.md").read_text()
     assert "data records: 54 examples" in text and "2 steps of 8, 0.296 epochs" in text
-    assert "held out, never trained on: 6 examples (6 of 60 examples, held back from training)" in text
-    assert "schedules count 6 steps as an epoch" in text
-    assert "image to text R@1" in report and "nothing was evaluated" not in report
-    assert "Held out: 6 examples (6 of 60 examples, held back from training)." in report
+    assert "held out from training: 6 examples (6 of 60 examples, excluded from training)" in text
+    assert "6 steps per epoch in the schedules" in text
+    assert "image to text R@1" in report and "no evaluator has a result" not in report
+    assert "Held out: 6 examples (6 of 60 examples, excluded from training)." in report
     results = json.loads((finished.workdir / "results.json").read_text())["results"]
     assert {(r["task"], r["weights"]) for r in results} == {("held_out", "student"), ("held_out", "ema")}
     assert {r["n"] for r in results} == {6}
@@ -146,10 +146,11 @@ def test_a_run_without_held_out_examples_says_how_to_have_some(tmp_path):
     config = run_config.resolve(config_of(tmp_path), 9)
     assert evaluation.plan(config) == {}
     text = evaluation.report.markdown({}, config, step=2)
-    assert "nothing was evaluated" in text and "Held out: none; --config.data.held_out=1000 keeps some" in text
+    assert "no evaluator has a result" in text
+    assert "Held out: none; " in text and "--config.data.held_out=1000" in text
     config.unlock()
     config.evaluators = {"held_out": {}}
-    with pytest.raises(ValueError, match="no example of these data is held out"):
+    with pytest.raises(ValueError, match="the data have no held-out examples"):
         evaluation.check(config)
 
 
@@ -158,7 +159,7 @@ def test_held_out_examples_without_captions_are_no_error(finished, tmp_path):
     config = config_of(tmp_path)
     (evaluator,) = evaluation.build_all(finished.experiment.encode, config).values()
     assert list(evaluator.run({})) == []
-    assert "or the data no captions for it: held_out" in evaluation.report.markdown({}, config, step=2)
+    assert "or the data have no captions: held_out" in evaluation.report.markdown({}, config, step=2)
 
 
 def test_a_negative_number_is_refused(records):
@@ -169,11 +170,11 @@ def test_a_negative_number_is_refused(records):
 def test_captions_that_are_mostly_cut_are_said_before_the_run(tmp_path):
     write_records(tmp_path, examples(40, caption="a {colour} thing and another one " * 3))
     source, tokenizer = pipeline.open_source(config_of(tmp_path)), Tokenizer(12)
-    assert "100.0% of 36 captions that were looked at are longer than model.context_length 12" in (
+    assert "100.0% of 36 sampled captions are longer than model.context_length 12" in (
         long_captions.warning(source, "random", tokenizer)
     )
     said = long_captions.warning(source, "random", tokenizer)
-    assert "(the median has 20 tokens)" in said and "--config.model.context_length=20 holds more" in said
+    assert "(median length 20)" in said and "--config.model.context_length=20 keeps more" in said
     assert long_captions.warning(source, "random", Tokenizer(20)) == ""
 
 

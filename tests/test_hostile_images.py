@@ -83,7 +83,7 @@ def within(seconds):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_formats_are_refused_by_their_first_bytes(name):
-    with pytest.raises(BadImage, match=r"not an image: .*; read are JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"):
+    with pytest.raises(BadImage, match=r"not an image: .*; supported formats: JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"):
         decoding.decode(OTHERS[name])
 
 
@@ -165,9 +165,9 @@ def test_scans_are_counted_by_their_markers():
 def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(monkeypatch):
     """300 of 63 megapixels were 20 s of work in 60 kB."""
     bomb = claims_to_be(scanned(300), 9_000, 7_000)
-    with pytest.raises(BadImage, match="too many scans: 300 of 63000000 pixels, the limit is 31 of them; save it"):
+    with pytest.raises(BadImage, match="too many scans: 300 at 63000000 pixels, the limit is 31; save it"):
         decoding.opened(bomb)
-    with pytest.raises(BadImage, match="too many scans: 1001 of 256 pixels, the limit is 1000"):
+    with pytest.raises(BadImage, match="too many scans: 1001 at 256 pixels, the limit is 1000"):
         decoding.decode(scanned(1001))
     assert decoding.decode(scanned(300)).shape == (16, 16, 3)
     assert decoding.opened(claims_to_be(encoded(make_image(64, 64), progressive=True), 8_000, 7_900)).height == 8_000
@@ -411,7 +411,7 @@ def test_links_stay_in_the_folder_of_what_is_embedded(tmp_path):
     (root / "link.jpg").symlink_to(hidden)
     (root / "links").symlink_to(hidden.parent)
     found = find(str(root))
-    assert found.names == ("good.jpg", "link.jpg") and "--follow-links allows it" in dict(found.left_out)["links"]
+    assert found.names == ("good.jpg", "link.jpg") and "allow it with --follow-links" in dict(found.left_out)["links"]
     assert [reason[:11] for reason in ImageFileBatches(found, Transform(8, 8), 2)[0]["reason"]] == ["", "unsafe link"]
     followed = find(str(root), follow_links=True)
     assert followed.names == ("good.jpg", "link.jpg", "links/s.jpg") and not followed.left_out

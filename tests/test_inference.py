@@ -176,7 +176,7 @@ def test_sides_of_any_length(shape):
     "array", [np.zeros((9, 9, 3)), np.zeros((3, 9, 9), np.uint8), np.zeros((1, 9, 9, 3), np.uint8), np.zeros(9)]
 )
 def test_numbers_that_may_mean_another_image_are_refused(array):
-    with pytest.raises(TypeError, match=r"is no image; give a PIL image, a path, or uint8 \[height, width, 3\]"):
+    with pytest.raises(TypeError, match=r"is not an image; give a PIL image, a path, or uint8 \[height, width, 3\]"):
         pixels(array)
 
 
@@ -200,7 +200,7 @@ def test_long_texts_are_cut_and_said_so(caplog):
     assert not caplog.records
     long = "frog " * 20
     np.testing.assert_array_equal(model_of().encode_text([long]), model_of().encode_text([long + "frog"]))
-    assert "1 of 1 texts are cut to 12 tokens" in caplog.text
+    assert "1 of 1 texts were cut to 12 tokens" in caplog.text
 
 
 # weights, rows, checkpoints
@@ -222,7 +222,7 @@ def test_the_teacher_is_the_default_where_there_is_one():
 
 def test_a_row_without_a_text_tower_says_what_it_lacks():
     model = model_of("mae")
-    alone = r"it embeds images alone \(encode_image, features, embed --images\); methods that have all: clip"
+    alone = r"it embeds images only \(encode_image, features, embed --images\); methods that have all: clip"
     with pytest.raises(
         ValueError, match=f"the method of runs/tiny is mae, which has no text and no text_projection; {alone}"
     ):

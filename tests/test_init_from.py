@@ -186,7 +186,7 @@ def test_an_image_encoder_alone(tmp_path):
 
 
 def test_no_run_there_and_networks_that_do_not_fit(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config\.init 'nowhere' is no workdir"):
+    with pytest.raises(FileNotFoundError, match=r"config\.init 'nowhere' is not a workdir"):
         init_from.adopt(tiny("clip", init="nowhere"))
     written(tmp_path / "clip")
     other = tiny("clip", init=str(tmp_path / "clip"), **{"model.context_length": 12})
@@ -257,7 +257,7 @@ def test_a_run_starts_from_it_and_goes_on_from_its_own_checkpoint(imported, tmp_
     imported.total_steps = 2
     assert loop.train(loop.prepare(imported, tmp_path / "run")) == 0
     printed = capsys.readouterr().out
-    assert "going on from the checkpoint of step 1" in printed and "starting from" not in printed
+    assert "resuming from the checkpoint of step 1" in printed and "starting from" not in printed
 
 
 @pytest.mark.slow

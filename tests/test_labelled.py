@@ -180,7 +180,9 @@ def test_an_empty_class_folder_stays_a_class(tmp_path):
 def test_folders_without_images_are_named(tmp_path):
     (tmp_path / "mine" / "cat").mkdir(parents=True)
     put(tmp_path / "mine" / "dog" / "0.heic", b"x")
-    with pytest.raises(MissingData, match=r"mine: 2 folders, but no image in any; known are \.jpg"):
+    with pytest.raises(
+        MissingData, match=r"mine: 2 folders, but no image in any of them; supported names end in \.jpg"
+    ):
         open_set("mine", tmp_path)
 
 
@@ -268,7 +270,7 @@ def test_tars_survive_pickling(tmp_path):
 def test_a_missing_tar_is_named(tmp_path):
     wds(tmp_path / "animals", [labelled_members([0]), labelled_members([1], 1)])
     (tmp_path / "animals" / "test" / "1.tar").unlink()
-    with pytest.raises(MissingData, match=r"of 2 tars 1\.tar are missing; download them again"):
+    with pytest.raises(MissingData, match=r"1\.tar are missing, of 2 tars; download them again"):
         open_set("animals", tmp_path)
 
 
@@ -309,8 +311,8 @@ def test_no_cut_of_a_tar_goes_unnoticed(tmp_path):
     [
         ([("s0.cls", b"0")], r"0\.tar:s0: no webp or png or jpg or jpeg, only cls"),
         ([("s0.png", b"x"), ("s0.json", b"0")], r"0\.tar:s0: no cls, only png, json"),
-        ([("s0.png", b"x"), ("s0.cls", b"cat")], r"0\.tar:s0: label b'cat' is no number"),
-        ([("s0.png", b"x"), ("s0.cls", b"-1")], r"0\.tar:s0: label b'-1' is no number"),
+        ([("s0.png", b"x"), ("s0.cls", b"cat")], r"0\.tar:s0: label b'cat' is not a class number"),
+        ([("s0.png", b"x"), ("s0.cls", b"-1")], r"0\.tar:s0: label b'-1' is not a class number"),
     ],
 )
 def test_a_damaged_example_is_a_bad_record(tmp_path, members, message):
@@ -323,9 +325,9 @@ def test_a_damaged_example_is_a_bad_record(tmp_path, members, message):
     ("file", "text", "message"),
     [
         ("classnames.txt", "", r"classnames\.txt is missing or empty"),
-        ("test/nshards.txt", "many", r"nshards\.txt says 'many' where a number is expected"),
-        ("test/nshards.txt", "0", r"0 tars in .* hold no example"),
-        ("dataset_type.txt", "multilabel", r"images are multilabel; read are classification and retrieval"),
+        ("test/nshards.txt", "many", r"nshards\.txt contains 'many'; expected a number"),
+        ("test/nshards.txt", "0", r"0 tars in .* contain no example"),
+        ("dataset_type.txt", "multilabel", r"unsupported type multilabel; supported: classification, retrieval"),
     ],
 )
 def test_a_wrong_description_is_named(tmp_path, file, text, message):
@@ -424,14 +426,14 @@ def test_split_files_choose_their_split_only(tmp_path, name):
 def test_images_that_are_not_beside_the_split_file_are_named(tmp_path):
     split_file(tmp_path / "coco")
     (tmp_path / "coco" / "val2014").rename(tmp_path / "elsewhere")
-    with pytest.raises(MissingData, match=r"not its images: looked for .*coco/val2014/COCO_000000000000\.jpg"):
+    with pytest.raises(MissingData, match=r"its images are missing: looked for .*coco/val2014/COCO_000000000000\.jpg"):
         open_set("coco", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": [{"filename": "a.jpg"}]}', '{"images": 3}'])
 def test_another_file_is_no_split_file(tmp_path, text):
     put(tmp_path / "coco" / "dataset_coco.json", text)
-    with pytest.raises(MissingData, match=r"dataset_coco\.json is no Karpathy split file"):
+    with pytest.raises(MissingData, match=r"dataset_coco\.json is not a Karpathy split file"):
         open_set("coco", tmp_path)
 
 
@@ -599,7 +601,7 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(tmp_path):
     with pytest.raises(MissingData) as error:
         open_set("pets", tmp_path)
     message = str(error.value)
-    for part in ("oxford_iiit_pet is not there", "pets is not there", "wds_vtab-pets is not there"):
+    for part in ("oxford_iiit_pet does not exist", "pets does not exist", "wds_vtab-pets does not exist"):
         assert f"{tmp_path}/{part}" in message
     assert f"{tmp_path}/pets/test/CLASS/*.jpg" in message
     assert (
@@ -616,14 +618,14 @@ def test_an_unknown_set_lists_the_known_ones(tmp_path):
 @pytest.mark.parametrize("name", ["", " ", "folder:"])
 def test_no_name_is_no_set(tmp_path, name):
     class_folders(tmp_path)
-    with pytest.raises(MissingData, match="no set is called"):
+    with pytest.raises(MissingData, match="unknown set"):
         open_set(name, tmp_path)
 
 
 def test_a_name_is_never_a_folder_of_the_working_directory(tmp_path, monkeypatch):
     class_folders(tmp_path / "docs")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MissingData, match="data/docs is not there; data/wds_docs is not there"):
+    with pytest.raises(MissingData, match="data/docs does not exist; data/wds_docs does not exist"):
         open_set("docs", "data")
     assert len(open_set("./docs", "data").source) == 6
 
@@ -654,7 +656,7 @@ def test_a_wrong_count_is_logged(tmp_path, caplog):
     logging.get_absl_logger().addHandler(caplog.handler)
     opened = open_set("pets", tmp_path)
     logging.get_absl_logger().removeHandler(caplog.handler)
-    assert opened.expected == 3669 and "pets has 6 test images where 3669 are published" in caplog.text
+    assert opened.expected == 3669 and "pets has 6 test images, but the published set has 3669" in caplog.text
 
 
 def test_the_sets_of_the_paper_are_known():

@@ -151,11 +151,11 @@ def test_killed_and_stopped_runs_go_on_bit_for_bit(tmp_path):
     killed_at = num_lines(broken)
     code, output = stopped(broken, cache, signal.SIGTERM, lines=killed_at + 5)
     assert code == 128 + signal.SIGTERM, output
-    assert "going on from the checkpoint of step" in output
+    assert "resuming from the checkpoint of step" in output
 
     reached = num_lines(broken)
     assert killed_at < reached <= 40
-    assert f"SIGTERM: saved at step {reached} of 40; the same command goes on from there" in output
+    assert f"SIGTERM: saved at step {reached} of 40; the same command resumes from there" in output
     assert (broken / f"checkpoints/{reached}").is_dir()
     assert trajectory(broken) == trajectory(whole)[:reached]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from detailclip_jax.config import default, run_config
 from detailclip_jax.config.components import Component, components, whole_numbers
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.mixture import Mixture, Part, Turns, check_labels, open_source, order_of, summary
+from detailclip_jax.data.mixture import Member, Mixture, Turns, check_labels, open_source, order_of, summary
 from detailclip_jax.data.pipeline import Pipeline, Stream
 from detailclip_jax.data.sources import BadRecord, MissingData, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -134,7 +134,7 @@ def test_a_missing_set_is_named(sets, tmp_path):
     with pytest.raises(MissingData, match=r"set 2 of the 2 in data.path, records:/nowhere: no image-text records"):
         open_source(data_config(f"{sets['a']}@1,/nowhere@1"))
     (tmp_path / "b").mkdir()
-    with pytest.raises(MissingData, match=r"set 1 of the 2 .* has no shards at all"):
+    with pytest.raises(MissingData, match=r"set 1 of the 2 .* has no shards"):
         open_source(data_config(f"{tmp_path / 'b'},{sets['a']}"))
 
 
@@ -186,7 +186,7 @@ def test_a_mixture_of_one_is_that_set(sets):
     alone, one = (open_source(data_config(path)) for path in (sets["a"], f"{sets['a']}@3"))
     assert not isinstance(one, Mixture)
     assert labels(alone, 50) == labels(one, 50)
-    parts = Mixture([Part("records:a", alone, 1)])
+    parts = Mixture([Member("records:a", alone, 1)])
     assert labels(parts, 50) == labels(alone, 50)
 
 
@@ -204,7 +204,7 @@ def test_sets_of_one_size_have_orders_of_their_own(sets):
 
 @pytest.fixture
 def mixed_of_two(sets) -> Mixture:
-    return Mixture([Part(name, open_source(data_config(sets[name])), 1) for name in ("a", "b")])
+    return Mixture([Member(name, open_source(data_config(sets[name])), 1) for name in ("a", "b")])
 
 
 # independent of how it is read
@@ -264,9 +264,9 @@ def test_an_unreadable_record_of_a_mixture_raises_as_in_its_set():
             raise BadRecord(f"shard#{index}: hash mismatch")
 
     with pytest.raises(BadRecord, match="shard#2"):
-        Mixture([Part("x", [{"key": "0"}] * 4, 1), Part("y", Broken(), 1)])[6]
-    with pytest.raises(ValueError, match="y: has no examples"):
-        Mixture([Part("x", [{"key": "0"}], 1), Part("y", [], 1)])
+        Mixture([Member("x", [{"key": "0"}] * 4, 1), Member("y", Broken(), 1)])[6]
+    with pytest.raises(ValueError, match="y: the set has no examples"):
+        Mixture([Member("x", [{"key": "0"}], 1), Member("y", [], 1)])
 
 
 @pytest.mark.parametrize("index", [-1, -10, 10, 11])
@@ -324,7 +324,7 @@ def test_a_run_on_labels_needs_them(sets, tmp_path):
         check_labels(labelled, 5)
     both = open_source(data_config(f"{sets['a']},{tmp_path / 'plain'}"))
     for source in (plain, both):
-        with pytest.raises(ValueError, match=r"plain.* has no labels, and the method learns from nothing else"):
+        with pytest.raises(ValueError, match=r"plain.* has no labels, and this method trains on labels only"):
             check_labels(source, 6)
 
 
@@ -345,6 +345,9 @@ def test_the_check_before_a_launch_reads_every_set(sets, tmp_path):
         return preflight.data(preflight.Plan(config, tmp_path, open_source(config.data), experiment=None))
 
     finding = found(f"{sets['a']}@3,{sets['b']}@1")
-    assert "records: 10 examples (75.0% records:" in finding.text and "an image of 10 x 12, fingerprint" in finding.text
+    assert (
+        "records: 10 examples (75.0% records:" in finding.text
+        and "the last image 10 x 12 pixels, fingerprint" in finding.text
+    )
     with pytest.raises(BadRecord, match=r"records:.*: 3: empty"):
         found(f"{written(tmp_path, 'b', 4, bad=(3,))}@3,{sets['a']}@1")

@@ -47,11 +47,11 @@ def test_a_run_of_two_hosts_survives_one_of_them(tmp_path, victim):
     runs[victim].communicate()
     output, _ = survivor.communicate(timeout=60)
     assert time.monotonic() - killed < 60 and survivor.returncode not in (0, None)
-    assert f"error: process {1 - victim} of 2 ended before its run did: it lost another process of the run" in output
-    assert "they go on from the last checkpoint" in output
+    assert f"error: process {1 - victim} of 2 ended before the run was complete: it lost another process" in output
+    assert "they resume from the last checkpoint" in output
 
     first, _ = finished(two(workdir, tmp_path, "--config.mesh.fsdp=8"))  # weights now spread over both processes
-    resumed = int(first.split("going on from the checkpoint of step ")[1].split()[0])
+    resumed = int(first.split("resuming from the checkpoint of step ")[1].split()[0])
     assert resumed >= 4
     compare(losses(workdir), expected, 1)
 
@@ -71,5 +71,5 @@ def test_a_checkpoint_of_two_hosts_goes_on_with_one(tmp_path):
         copy = tmp_path / devices
         shutil.copytree(workdir, copy)
         run = started([*MAIN, f"--workdir={copy}"], environment(tmp_path, JAX_NUM_CPU_DEVICES=devices))
-        assert "going on from the checkpoint" in run.communicate(timeout=600)[0] and run.returncode == 0
+        assert "resuming from the checkpoint" in run.communicate(timeout=600)[0] and run.returncode == 0
         compare(losses(copy), losses(alone), 1)

@@ -259,7 +259,7 @@ def test_too_many_bad_records_end_the_iteration_with_their_names():
         assert batches.position == 100  # judged from there on: 9, 10 or 11 of 100 were bad
     assert {record.split(":")[0] for record in error.value.records} == {"pair-3", "pair-4", "pair-5", "pair-6"}
     assert "\n  pair-3: truncated" in str(error.value)
-    assert "go on with a larger --config.data.max_bad_ratio:\n" in str(error.value)
+    assert "continue with a larger --config.data.max_bad_ratio:\n" in str(error.value)
 
 
 def test_nothing_readable_ends_the_iteration():
@@ -307,7 +307,7 @@ def test_closed_pipeline_says_how_to_go_on():
     next(batches)
     batches.close()
     batches.close()
-    with pytest.raises(ValueError, match="closed; make another one with start=position"):
+    with pytest.raises(ValueError, match="closed; create another one with start=position"):
         next(batches)
     assert batches.position == 3
 
@@ -408,11 +408,11 @@ def test_unreadable_records_are_not_valid_and_named(caplog):
     (batch,) = evaluation_batches(Pairs(4, bad=(1,)), Transform(16, 16), TOKENIZER, batch_size=4)
     assert batch["valid"].tolist() == [True, False, True, True] and batch["label"].tolist() == [0, 0, 2, 3]
     assert not batch["image"][1].any() and batch["image"][2].any()
-    assert "left out of the evaluation: pair-1: truncated" in caplog.text
+    assert "skipped in the evaluation: pair-1: truncated" in caplog.text
 
 
 def test_an_evaluation_batch_without_readable_records_is_refused():
-    with pytest.raises(TooManyBadRecords, match="none of the 2 records from number 2 on is readable"):
+    with pytest.raises(TooManyBadRecords, match="none of the 2 records from record 2 on is readable"):
         list(evaluation_batches(Pairs(4, bad=(2, 3)), Transform(16, 16), TOKENIZER, batch_size=2))
 
 

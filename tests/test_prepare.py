@@ -299,7 +299,7 @@ def test_a_lost_output_shard_is_made_again(tars, tmp_path):
 
 def test_shards_that_another_wrote_are_not_mixed_with(tars, tmp_path):
     write_records(tmp_path / "out", [{"image": b"x"}])
-    with pytest.raises(ValueError, match="is there already, and not by this command"):
+    with pytest.raises(ValueError, match="already exists, and was not written by this command"):
         begin(Request("webdataset", (str(tars),), str(tmp_path / "out")))
 
 
@@ -325,7 +325,7 @@ def test_a_plan_survives_writing(tars, tmp_path):
 
 
 def test_a_source_that_cannot_be_planned_leaves_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.* does not exist"):
         begin(Request("webdataset", (str(tmp_path / "nowhere"),), str(tmp_path / "out")))
     assert not (tmp_path / "out" / ".prepare-train").exists()
 
@@ -379,7 +379,7 @@ def test_a_restart_from_another_folder_is_the_same_request(tmp_path, monkeypatch
 
 def test_a_folder_of_images_that_is_not_there_is_named_at_once(tmp_path, capsys):
     assert main(["coco", "c.json", "--images", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
-    assert f"--images {tmp_path / 'nowhere'}: there is no such folder" in capsys.readouterr().err
+    assert f"--images {tmp_path / 'nowhere'}: this folder or zip does not exist" in capsys.readouterr().err
 
 
 def raise_full(file):
@@ -401,7 +401,7 @@ def test_splits_stand_beside_each_other(tars, tmp_path):
 
 def test_known_counts_are_compared():
     line = known.comparison("coco-val2017", 4_950, 30)
-    assert line == "coco-val2017 has 5,000 examples: 99.0% of them are here, 20 were never named by the source"
+    assert line == "coco-val2017 has 5,000 examples: this set has 99.0% of them, 20 are not in the source"
     assert "DeCLIP" in known.comparison("yfcc15m-declip", 1, 0)
     assert known.comparison("", 1, 1) == ""
 
@@ -421,7 +421,7 @@ def test_a_long_plan_says_how_far_it_is(tmp_path, monkeypatch):
     request = Request("csv", ("x.csv",), str(tmp_path))
     trees.write(request.work / "rows-00000", b"")
     with local.planning(request, Console(stream=said)):
-        while "plan 10,000 rows | 0:0" not in said.getvalue():
+        while "plan 10,000 examples | 0:0" not in said.getvalue():
             pass
 
 
@@ -434,11 +434,11 @@ def test_the_command_prepares_and_says_what_there_is(tars, tmp_path, capsys):
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "examples    21 in 3 shards" in said
-    assert "cc3m has 3,318,333 examples: 0.0% of them are here" in said
+    assert "cc3m has 3,318,333 examples: this set has 0.0% of them" in said
     assert main(command) == 0
-    assert "has the split train already; there is nothing to do" in capsys.readouterr().out
+    assert "already has the split train; nothing to do" in capsys.readouterr().out
     assert main([*command, "--max-side", "9"]) == 2
-    assert "has the split train already, made by another request" in capsys.readouterr().err
+    assert "already has the split train, prepared by a different request" in capsys.readouterr().err
     assert load(str(out))["splits"]["train"]["dataset"] == "cc3m"
 
 
@@ -447,7 +447,7 @@ def test_the_command_prepares_and_says_what_there_is(tars, tmp_path, capsys):
     [
         (["webdatasets", "x"], "unknown source 'webdatasets'; did you mean 'webdataset'? Known: webdataset,"),
         (["webdataset"], "webdataset needs a PATH"),
-        (["webdataset", "nowhere.tar"], "there is no 'nowhere.tar'"),
+        (["webdataset", "nowhere.tar"], "'nowhere.tar' does not exist"),
         (["coco", "x.json"], "coco needs --images"),
         (["csv", "x.csv", "--dataset", "cc4m"], "unknown known set 'cc4m'; did you mean"),
         (["coco", "nowhere.json", "--images", "."], "nowhere.json"),
@@ -496,7 +496,7 @@ def test_verify_finds_what_changed(tars, tmp_path, capsys):
 @pytest.mark.parametrize("command", ["verify", "stats"])
 def test_a_folder_without_a_set_is_named(command, tmp_path, capsys):
     assert main([command, str(tmp_path)]) == 2
-    assert "holds no prepared set" in capsys.readouterr().err
+    assert "contains no prepared set" in capsys.readouterr().err
 
 
 def test_stats_draws_what_there_is(tmp_path, capsys):
@@ -516,5 +516,5 @@ def test_stats_draws_what_there_is(tmp_path, capsys):
 
 def test_another_format_is_refused(tmp_path):
     trees.write_json(tmp_path / "dataset.json", {"format": "of someone else"})
-    with pytest.raises(ValueError, match="is not of the format"):
+    with pytest.raises(ValueError, match="does not have the format"):
         load(str(tmp_path))

@@ -58,9 +58,9 @@ def test_a_finished_split_needs_no_lock(tars, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(locks, "open", read_only, raising=False)
     assert run("webdataset", tars, out=out) == 0
-    assert "has the split train already; there is nothing to do" in capsys.readouterr().out
+    assert "already has the split train; nothing to do" in capsys.readouterr().out
     assert run("webdataset", tars, "--max-side", "9", out=out) == 2
-    assert "made by another request" in capsys.readouterr().err
+    assert "prepared by a different request" in capsys.readouterr().err
     assert run("webdataset", tars, "--split", "val", out=out) == 1
     assert "Permission denied" in capsys.readouterr().err
 
@@ -113,7 +113,7 @@ def test_where_a_disk_has_no_locks_a_warning_is_all(tmp_path, monkeypatch, caplo
     monkeypatch.setattr(locks.fcntl, "flock", unsupported)
     with caplog.at_level("WARNING", logger="absl"), alone(tmp_path / "lock"):
         pass
-    assert "no locks there" in caplog.text
+    assert "no file locks" in caplog.text
 
 
 # nothing accepted

@@ -192,7 +192,7 @@ def test_training_and_prepare_read_the_copy(tfds_copy, tmp_path):
 def test_a_name_that_is_taken_is_refused(tfds_copy, capsys):
     out, data_dir = tfds_copy
     assert main(["to-tfds", str(out), "--name", "tiny", "--data-dir", str(data_dir)]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "ü", "a b"])

@@ -371,14 +371,14 @@ def test_a_table_whose_download_was_cut_is_named(tmp_path, kind, capsys):
     path = trees.write(tmp_path / name, data[: len(data) // 2])
     assert main([kind, str(path), "--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert str(path) in said and "cut off or damaged" in said
+    assert str(path) in said and "truncated or damaged" in said
 
 
 def test_a_damaged_gzip_stream_is_named(tmp_path):
     data = bytearray(CUT["jsonl"][1])
     data[40:60] = bytes(20)
     path = trees.write(tmp_path / "t.gz", bytes(data))
-    with pytest.raises(ValueError, match=r"t\.gz is cut off or damaged"), files.open_text(path) as file:
+    with pytest.raises(ValueError, match=r"t\.gz is truncated or damaged"), files.open_text(path) as file:
         file.read()
 
 
@@ -405,7 +405,7 @@ def test_photo_ids_that_are_no_numbers_are_a_message(tmp_path, photo, capsys):
         database.execute(f"INSERT INTO yfcc100m_dataset VALUES ({photo}, 't', 'd')")
         database.commit()
     assert main(["yfcc-sqlite", str(path), "--images", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert f"error: {path} is damaged, or no table" in capsys.readouterr().err
+    assert f"error: {path} is damaged, or not a YFCC100M table" in capsys.readouterr().err
 
 
 def test_a_table_line_without_a_photo_id_and_an_empty_list_are_named(tmp_path):
@@ -458,7 +458,7 @@ def marker(path):
 def test_pickles_that_call_or_import_are_refused(tmp_path, protocol, make):
     target = tmp_path / "was-called"
     path = trees.write(tmp_path / "p.pkl", pickle.dumps(make(target), protocol))
-    with pytest.raises(ValueError, match="is refused as a pickle of data"):
+    with pytest.raises(ValueError, match="is not a pickle of plain data"):
         begin(Request("slip-yfcc15m", (str(path),), str(tmp_path / "out")))
     assert not target.exists()
 

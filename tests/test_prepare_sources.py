@@ -268,7 +268,7 @@ def test_yfcc_lists_in_every_form(tmp_path):
     assert yfcc_ids.Ids.load([one, three]).find(-1, 700) == (0, hash_of(700))
     assert yfcc_ids.Ids.load([numpy_list, three]).find(0, 700) is None
     assert yfcc_ids.Ids.load([]).find(-1, 3) == (-1, "")
-    with pytest.raises(ValueError, match="name first the list of"):
+    with pytest.raises(ValueError, match="give first the list of"):
         yfcc_ids.Ids.load([one]).find(-1, 700)
 
 

@@ -66,7 +66,7 @@ def test_squash_resizes_both_sides(filter):
         ({"crop_ratio": 1.2}, r"crop_ratio 1.2 must be above 0 and at most 1 \(--crop-ratio\)"),
         ({"crop_ratio": 0.0}, "crop_ratio 0.0 must be above 0"),
         ({"mean": (0.5,)}, r"preprocess.mean \(0.5,\) must be three numbers"),
-        ({"std": (0.5, 0.0, 0.5)}, "must be three numbers, above 0"),
+        ({"std": (0.5, 0.0, 0.5)}, "must be three numbers above 0"),
         ({"fliter": "bicubic"}, "'fliter'; did you mean 'filter'"),
     ],
 )
@@ -168,14 +168,14 @@ def test_the_image_processor_is_found_in_either_file(tmp_path, name):
     content = CLIP_PROCESSOR if name == "preprocessor_config.json" else {"image_processor": CLIP_PROCESSOR}
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).write_text(json.dumps(content))
-    assert hub.options_beside(tmp_path / "model.safetensors")["resize_filter"] == "bicubic"
+    assert hub.sidecar_options(tmp_path / "model.safetensors")["resize_filter"] == "bicubic"
 
 
 def test_timm_s_pretrained_cfg(tmp_path):
     stated = {"interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "center", "mean": [0.5] * 3, "std": [0.5] * 3}
     content = {"architecture": "vit_base_patch16_224", "pretrained_cfg": stated, "model_args": {"num_heads": 3}}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    options = hub.options_beside(tmp_path / "model.safetensors")
+    options = hub.sidecar_options(tmp_path / "model.safetensors")
     assert options["num_heads"] == 3 and options["mean"] == [0.5] * 3
     assert read_back(options) == (224, 235, "bicubic", "shorter_side")
     squash = hub.timm_options(content | {"pretrained_cfg": stated | {"crop_mode": "squash"}})
@@ -209,7 +209,9 @@ def test_written_configs_say_what_the_record_says(tmp_path, fields):
         written = hub.open_clip_config(config, tmp_path)["preprocess_cfg"]
         assert read_back(open_clip_says(**written)) == transform_of(config)
     else:
-        with pytest.raises(ValueError, match=r"open_clip crops the whole resized square, .* 0\.875 .*--crop-ratio=1"):
+        with pytest.raises(
+            ValueError, match=r"open_clip needs a crop of the full resized square; .* 0\.875 .*--crop-ratio=1"
+        ):
             hub.open_clip_config(config, tmp_path)
 
 

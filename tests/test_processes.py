@@ -30,7 +30,7 @@ def test_launchers_are_recognised(variables, several):
 def test_devices_of_several_processes_need_them_to_have_met():
     check_joined(1, joined=False)
     check_joined(16, joined=True)
-    with pytest.raises(ValueError, match="those of 16 processes, which have not met; give --distributed"):
+    with pytest.raises(ValueError, match="16 processes, which are not connected; give --distributed"):
         check_joined(16, joined=False)
 
 
@@ -47,7 +47,7 @@ def test_processes_are_named_by_flags_before_the_environment():
     assert named_processes(None, None, None, {}) is None
     assert named_processes(None, None, None, variables) == ("host:1", 4, 0)
     assert named_processes("host:2", 2, 1, variables) == ("host:2", 2, 1)
-    with pytest.raises(ValueError, match="belong together; give all three"):
+    with pytest.raises(ValueError, match="must be given together; give all three"):
         named_processes("host:2", 2, None, {})
 
 
@@ -104,7 +104,7 @@ def test_where_one_process_cannot_begin_none_does(tmp_path, how):
     if how == "works":
         assert "made" in first and "made" in second
     else:
-        assert "error: process 1 cannot begin; its own message says why" in first
+        assert "error: process 1 cannot start" in first
         assert "error: there is no folder" in second
 
 
@@ -158,4 +158,4 @@ def test_one_that_fails_leaves_at_once_and_the_other_says_so(tmp_path, error, co
     assert second.returncode == code and ("ZeroDivisionError" in output) == (code == 1)
     output, _ = first.communicate(timeout=60)
     assert first.returncode not in (0, None)
-    assert "error: process 0 of 2 ended before its run did" in output
+    assert "error: process 0 of 2 ended before the run was complete" in output

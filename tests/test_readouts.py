@@ -301,7 +301,7 @@ def model_of(quick_gelu=False):
     return Model(networks, {"params": params, "ema_params": {}}, config, params, "student", 0, "runs/open_clip")
 
 
-def picture(height, width, seed=0):
+def make_image(height, width, seed=0):
     rough = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
     return np.asarray(Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -336,14 +336,14 @@ def by_hand(name, image, texts):
 
 @pytest.mark.parametrize("name", ["sclip", "naclip", "clearclip", "gem"])
 def test_maps_of_an_image_step_by_step(name):
-    image = picture(50, 83)
+    image = make_image(50, 83)
     found = model_of().dense(image, TEXTS, readout=name)
     assert found.shape == (3, 50, 83) and found.dtype == np.float32
     np.testing.assert_allclose(found, by_hand(name, image, TEXTS), atol=2e-5)
 
 
 def test_naclip_is_the_default_and_templates_are_averaged():
-    model, image = model_of(), picture(40, 40)
+    model, image = model_of(), make_image(40, 40)
     np.testing.assert_array_equal(model.dense(image, TEXTS), model.dense(image, TEXTS, readout="naclip"))
     both = model.dense(image, TEXTS, templates=("a photo of {}.", "art of {}"))
     rows = np.stack([model.encode_text([f"a photo of {t}.", f"art of {t}"]).mean(0) for t in TEXTS])
@@ -355,7 +355,7 @@ def test_naclip_is_the_default_and_templates_are_averaged():
 def test_maps_are_drawn_over_the_image():
     """One panel per text; the colours are of the differences from the mean over texts, in one range."""
     pytest.importorskip("matplotlib")
-    image, maps = picture(30, 40), noise(3, 30, 40)
+    image, maps = make_image(30, 40), noise(3, 30, 40)
     figure = text_maps(image, maps, TEXTS)
     assert [axes.get_title() for axes in figure.axes] == ["image", *TEXTS]
     _, drawn = figure.axes[2].get_images()
@@ -365,24 +365,24 @@ def test_maps_are_drawn_over_the_image():
 
 
 def test_no_text_gives_no_map_and_any_kind_of_image_is_read(tmp_path):
-    model, image = model_of(), picture(33, 90)
+    model, image = model_of(), make_image(33, 90)
     assert model.dense(image, []).shape == (0, 33, 90)
     Image.fromarray(image).save(tmp_path / "image.png")
     np.testing.assert_array_equal(model.dense(tmp_path / "image.png", TEXTS), model.dense(image, TEXTS))
     for shape in ((1, 1), (3, 400), (400, 3)):
-        assert np.isfinite(model.dense(picture(*shape), TEXTS, readout="clearclip")).all()
-        assert np.isfinite(model.dense(picture(*shape), TEXTS, readout="sclip")).all()
+        assert np.isfinite(model.dense(make_image(*shape), TEXTS, readout="clearclip")).all()
+        assert np.isfinite(model.dense(make_image(*shape), TEXTS, readout="sclip")).all()
 
 
 def test_windows_of_one_shape_are_compiled_once():
     encoder = model_of(True)._dense_encoder("sclip")
     for height in (60, 75, 90):
-        model_of(True).dense(picture(height, 90), TEXTS, readout="sclip")
+        model_of(True).dense(make_image(height, 90), TEXTS, readout="sclip")
     assert encoder._cache_size() == 1
 
 
 def test_wrong_calls_say_the_way_out(tmp_path):
-    model, image = model_of(), picture(40, 40)
+    model, image = model_of(), make_image(40, 40)
     with pytest.raises(ValueError, match="unknown read-out 'naclp'; did you mean 'naclip'"):
         model.dense(image, TEXTS, readout="naclp")
     with pytest.raises(TypeError, match=re.escape("write ['a frog']")):
@@ -398,7 +398,7 @@ def test_an_image_encoder_alone_is_refused():
     model = model_of()
     alone = dataclasses.replace(model, params={"image": model.params["image"]})
     with pytest.raises(ValueError, match="dense runs image and image_projection and text"):
-        alone.dense(picture(40, 40), TEXTS)
+        alone.dense(make_image(40, 40), TEXTS)
 
 
 @pytest.mark.parametrize("changes", [{}, {"model.scan": True}, {"model.dtype": "bfloat16"}])

@@ -118,7 +118,7 @@ def test_a_bucket_without_the_split_says_so(bucket):
         MissingData, match=r"looked for val-\*.arrayrecord, but 'gs://pairs/set' has only the splits train"
     ):
         Records("gs://pairs/set", "val")
-    with pytest.raises(MissingData, match="there is no folder 'gs://pairs/other'"):
+    with pytest.raises(MissingData, match="the folder 'gs://pairs/other' does not exist"):
         Records("gs://pairs/other", "train")
 
 

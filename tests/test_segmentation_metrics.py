@@ -163,7 +163,7 @@ def naive(image, test):
     return up((total / count)[None], image.shape[:2])[0].argmax(-1)
 
 
-def picture(height, width):
+def make_image(height, width):
     coarse = RNG.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
     return coarse.repeat(8, 0).repeat(8, 1)[:height, :width]
 
@@ -174,7 +174,7 @@ SHAPES = [(32, 48), (70, 40), (40, 90), (33, 31), (20, 64)]
 @pytest.mark.parametrize("mode", ["slide", "whole"])
 def test_label_maps_are_those_of_a_naive_loop(mode):
     test = Inference(mode, (128, 32), 32, 21)
-    images = [picture(*shape) for shape in SHAPES]
+    images = [make_image(*shape) for shape in SHAPES]
     for batch_size in (3, 4):
         made = list(predict(network, images, test, batch_size))
         for image, labels in zip(images, made):
@@ -184,7 +184,7 @@ def test_label_maps_are_those_of_a_naive_loop(mode):
 
 
 def test_one_window_that_covers_the_image_is_the_whole_image():
-    images = [picture(32, 32), picture(64, 64)]
+    images = [make_image(32, 32), make_image(64, 64)]
     slide, whole = (list(predict(network, images, Inference(mode, (32, 32), 32, 21))) for mode in ("slide", "whole"))
     for one, other in zip(slide, whole):
         np.testing.assert_array_equal(one, other)
@@ -204,7 +204,7 @@ def test_batches_have_one_size_and_images_may_share_them():
         sizes.append(images.shape)
         return network(images)
 
-    list(predict(counted, [picture(32, 48)] * 5, Inference("slide", (128, 32), 32, 21), 4))
+    list(predict(counted, [make_image(32, 48)] * 5, Inference("slide", (128, 32), 32, 21), 4))
     assert sizes == [(4, 32, 32, 3)] * 3  # ten windows
     with pytest.raises(ValueError, match="'sliding' is unknown; known: slide, whole"):
         list(predict(network, [], Inference("sliding")))

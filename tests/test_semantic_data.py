@@ -89,7 +89,7 @@ def put(path, data):
     path.write_bytes(data)
 
 
-def picture():
+def make_image():
     return encoded(RNG.integers(0, 256, (4, 6, 3)).astype(np.uint8), kind="JPEG")
 
 
@@ -98,18 +98,18 @@ def mask(*values):
 
 
 def ade20k(root, split):
-    put(root / f"images/{split}/a.jpg", picture())
+    put(root / f"images/{split}/a.jpg", make_image())
     put(root / f"annotations/{split}/a.png", mask(0, 1, 150))
 
 
 def listed(root, name, kind, values):
     put(root / name, b"a\n")
-    put(root / "JPEGImages/a.jpg", picture())
+    put(root / "JPEGImages/a.jpg", make_image())
     put(root / f"{kind}/a.png", mask(*values))
 
 
 def coco(root, suffix, values, folder="annotations"):
-    put(root / "images/train2017/a.jpg", picture())
+    put(root / "images/train2017/a.jpg", make_image())
     put(root / f"{folder}/train2017/a{suffix}.png", mask(*values))
 
 
@@ -198,7 +198,7 @@ def test_tfds_is_refused_with_the_reason_and_missing_data_are_named(tmp_path):
         open_set("voc", "", "train")
     with pytest.raises(MissingData, match="no image of split val"):
         open_set("ade20k", str(tmp_path), "val")
-    put(tmp_path / "images/training/a.jpg", picture())
+    put(tmp_path / "images/training/a.jpg", make_image())
     with pytest.raises(MissingData, match=r"1 of 1 images .* have no mask; the first is .*a\.jpg"):
         open_set("ade20k", str(tmp_path), "train")
     with pytest.raises(ValueError, match="unknown split 'test'"):

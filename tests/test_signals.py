@@ -137,7 +137,7 @@ def test_a_platform_that_is_not_here_is_no_damaged_checkpoint(monkeypatch, error
 
     monkeypatch.setattr(devices.jax, "local_devices", none)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with pytest.raises(ValueError, match=r"^JAX_PLATFORMS=cuda: jax finds no such device here.*unset JAX_PLATFORMS"):
+    with pytest.raises(ValueError, match=r"^JAX_PLATFORMS=cuda: jax finds no such device.*unset JAX_PLATFORMS"):
         devices.first_device()
     with pytest.raises(devices.NoDevice):
         mesh.make_mesh()

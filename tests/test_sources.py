@@ -82,7 +82,7 @@ def test_a_split_whose_name_begins_alike_is_another(tmp_path):
 
 def test_written_split_is_not_overwritten(tmp_path):
     write_records(tmp_path, examples(1))
-    with pytest.raises(FileExistsError, match=r"train-00000\.arrayrecord is there already"):
+    with pytest.raises(FileExistsError, match=r"train-00000\.arrayrecord already exists"):
         write_records(tmp_path, examples(1))
 
 
@@ -155,9 +155,9 @@ def test_empty_path_says_what_to_set():
 
 
 def test_missing_folder_and_missing_split_are_named(tmp_path):
-    with pytest.raises(MissingData, match="there is no folder '/nowhere'"):
+    with pytest.raises(MissingData, match="the folder '/nowhere' does not exist"):
         Records("/nowhere", "train")
-    with pytest.raises(MissingData, match="has no shards at all"):
+    with pytest.raises(MissingData, match="has no shards"):
         Records(tmp_path, "train")
     write_records(tmp_path, examples(1), split="val")
     with pytest.raises(MissingData, match="has only the splits val"):
@@ -242,7 +242,7 @@ def test_missing_tfds_data_is_named(tfds_folder, tmp_path):
         open_source(data_config(source="tfds", path=str(tfds_folder), split="test"))
     with pytest.raises(MissingData, match=r"data.path is empty"):
         open_source(data_config(source="tfds"))
-    with pytest.raises(MissingData, match=r"tfds knows no '.*'"):
+    with pytest.raises(MissingData, match=r"tfds has no data set '.*'"):
         open_source(data_config(source="tfds", path=str(tmp_path)))
 
 

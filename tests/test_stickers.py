@@ -443,13 +443,13 @@ def test_a_folder_may_name_drawings_by_code_point(folder, form):
 def test_a_folder_without_some_drawings_is_refused_by_name(folder):
     (folder / "owl.png").unlink()
     (folder / "teddy_bear.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks 2 of 96 drawings: owl\.png, teddy_bear\.png"):
+    with pytest.raises(FileNotFoundError, match=r"has no drawing of 2 of 96 nouns: owl\.png, teddy_bear\.png"):
         Stickers(style=str(folder))
 
 
 def test_an_invisible_drawing_is_refused_by_name(folder):
     Image.new("RGBA", (8, 8)).save(folder / "owl.png")
-    with pytest.raises(ValueError, match="draws nothing for: owl"):
+    with pytest.raises(ValueError, match="has no drawing of: owl"):
         Stickers(style=str(folder))
 
 
@@ -466,7 +466,7 @@ def test_missing_drawings_say_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(sprites, "FONT_FOLDERS", (str(tmp_path), str(tmp_path / "nowhere")))
     with pytest.raises(FileNotFoundError, match="apt-get install fonts-noto-color-emoji"):
         sprites.sprites.__wrapped__("noto")
-    with pytest.raises(FileNotFoundError, match="no folder of PNGs and no font file"):
+    with pytest.raises(FileNotFoundError, match="neither a folder of PNG files nor a font file"):
         Stickers(style=str(tmp_path / "nowhere"))
 
 
@@ -480,7 +480,7 @@ def test_noto_is_found_wherever_a_system_keeps_its_fonts(monkeypatch, tmp_path):
 
 def test_not_a_font_is_refused(tmp_path):
     (tmp_path / "notes.ttf").write_text("not a font")
-    with pytest.raises(ValueError, match="is not a font"):
+    with pytest.raises(ValueError, match="cannot be opened as a font"):
         Stickers(style=str(tmp_path / "notes.ttf"))
 
 
@@ -495,12 +495,12 @@ def test_not_a_font_is_refused(tmp_path):
             "unknown split 'test' of stickers; known: train, held_out_scenes, held_out_pairs",
         ),
         ({"size": 16}, "at least 32 pixels, not size=16"),
-        ({"split": "held_out_pairs", "single_object": True}, "shows pairs"),
+        ({"split": "held_out_pairs", "single_object": True}, "has two objects per scene"),
         (
             {"scenes": "mixd"},
             "unknown scenes of stickers 'mixd'; did you mean 'mixed'? Known: textured, mixed, on_white",
         ),
-        ({"scenes": "on_white"}, "show one drawing each: use them with single_object=True"),
+        ({"scenes": "on_white"}, "have one object each: use them with single_object=True"),
     ],
 )
 def test_bad_options_are_refused(options, message):

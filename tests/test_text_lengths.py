@@ -52,14 +52,14 @@ def test_every_length_is_compiled_once_when_it_first_comes():
         step({}, batch_with(words))
     assert program.ran == [(8, 8), (8, 4), (8, 8), (8, 12), (8, 8)]
     assert program.compiled == [(8, 8), (8, 4), (8, 12)]
-    assert [line.split(" in ")[0] for line in said][1] == "compiled the training step for captions of up to 4 words"
+    assert [line.split(" in ")[0] for line in said][1] == "compiled the training step for captions of up to 4 tokens"
 
 
 def test_rows_without_captions_and_several_processes_keep_all_words(monkeypatch):
     assert step_of((8, 4), "dino")[0].lengths == (12,)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     step, program, said = step_of((8, 4))
-    assert step.lengths == (12,) and "captions keep all 12 words" in said[0]
+    assert step.lengths == (12,) and "captions keep all 12 tokens" in said[0]
     step({}, batch_with(3))
     assert program.ran == [(8, 12)]
     assert np.array_equal(step_of(())[0].lengths, (12,))

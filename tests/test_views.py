@@ -215,5 +215,5 @@ def test_wrong_fields_are_named(fields, message):
 
 
 def test_an_enclosing_crop_without_globals_is_refused():
-    with pytest.raises(ValueError, match=r"needs crops named 'large' to enclose; there are \['teacher'\]"):
+    with pytest.raises(ValueError, match=r"needs crops named 'large' to enclose; the crops are \['teacher'\]"):
         crops_from_config({"teacher": {"kind": "enclosing"}})

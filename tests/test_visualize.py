@@ -27,15 +27,15 @@ def target_pixels(pixels, removed, eps):
     return np.asarray(patches if eps is None else normalise_patches(patches, eps))[removed]
 
 
-def test_spread_paints_each_patch_in_its_tone():
-    assert plots.spread(np.arange(4.0), 4).tolist() == [
+def test_upscale_paints_each_patch_in_its_tone():
+    assert plots.upscale(np.arange(4.0), 4).tolist() == [
         [0, 0, 1, 1],
         [0, 0, 1, 1],
         [2, 2, 3, 3],
         [2, 2, 3, 3],
     ]
-    with pytest.raises(ValueError, match="5 patches do not make a square"):
-        plots.spread(np.arange(5.0), 4)
+    with pytest.raises(ValueError, match="5 patches do not form a square"):
+        plots.upscale(np.arange(5.0), 4)
 
 
 def test_grey_out_touches_removed_patches_only():

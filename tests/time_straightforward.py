@@ -122,7 +122,7 @@ def compare(exp, batch, rounds):
     ours = Stepper("ours", exp.train_step, exp, cut)
     cpu, found = timing.interleaved((plain, ours), rounds, time.process_time), {}
     for name, (theirs, own) in {"cpu": cpu, "clock": (plain.seconds, ours.seconds)}.items():
-        both = {"straightforward": timing.spread(theirs), "ours": timing.spread(own)}
+        both = {"straightforward": timing.median_range(theirs), "ours": timing.median_range(own)}
         found[name] = both | {"times_as_fast": timing.ratios(theirs, own)}
         print(
             f"{name}, seconds: {both['straightforward']} against {both['ours']}, {found[name]['times_as_fast']} times"

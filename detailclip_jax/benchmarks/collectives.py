@@ -20,7 +20,7 @@ def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace)
     Raises ValueError for a single device.
     """
     if len(devices) == 1:
-        raise ValueError("one device sends nothing; give several, for example --devices=8")
+        raise ValueError("a single device has no collectives; give several, for example --devices=8")
     console = Console(stream=arguments.progress)
     console.live(f"compiling for {len(devices)} devices (a minute for ViT-B/16 on a CPU)")
     experiment = experiments.build(variant.config, make_mesh(variant, devices))
@@ -40,7 +40,7 @@ def record(collective: Collective) -> dict[str, Any]:
 def text(found: Sequence[Collective], num_devices: int, variant: Variant) -> str:
     """The tables: totals by kind, then the largest collectives one by one."""
     title = f"{variant.config.method} {variant.config.model.size}, batch {variant.batch} on {num_devices} devices"
-    kinds = [["kind", "count", "result", "sent by a device"]]
+    kinds = [["kind", "count", "result", "sent per device"]]
     for kind in dict.fromkeys(c.kind for c in found):
         mine = [c for c in found if c.kind == kind]
         result, moved = sum(c.result * c.times for c in mine), sum(c.moved for c in mine)

@@ -14,7 +14,7 @@ from PIL import Image
 from detailclip_jax.benchmarks import peaks, report, stages, theory, timing, torchvision_views, variants
 from detailclip_jax.benchmarks.stages import STAGES, Recipe, Stopwatch
 from detailclip_jax.benchmarks.synthetic_images import SyntheticImages
-from detailclip_jax.benchmarks.timing import Spread
+from detailclip_jax.benchmarks.timing import MedianRange
 from detailclip_jax.config.settings import parse_setting
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.decoding import BadImage, Decoded, decode
@@ -32,9 +32,9 @@ SHOWN = ("A100 80GB", "H100 SXM", "L4", "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e
 class Versus(NamedTuple):
     """One of our stages compared with torchvision's: seconds per image of both, and the ratio of theirs to ours."""
 
-    ours: Spread
-    theirs: Spread
-    faster: Spread
+    ours: MedianRange
+    theirs: MedianRange
+    faster: MedianRange
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     order = order_of(source, seed=0)
     indices = [int(order[position]) for position in range(arguments.examples)]
     rounds = measure(source, indices, recipe, arguments.rounds, console)
-    seconds = {stage: timing.spread([one[stage] for one in rounds]) for stage in STAGES}
+    seconds = {stage: timing.median_range([one[stage] for one in rounds]) for stage in STAGES}
     against = compare(source, indices, recipe, theirs, arguments.rounds, console) if arguments.against else {}
     rate = pipeline_rate(config, source, arguments, console) if arguments.workers else None
     console.end_live()
@@ -73,7 +73,9 @@ def open_source(config: ConfigDict, size: tuple[int, int] | None = None) -> Sour
     if config.data.source != "stickers" and not config.data.path:
         return SyntheticImages(*reversed(size)) if size else SyntheticImages()
     if size:
-        raise ValueError(f"--size={size[0]}x{size[1]} is of images made on the fly, but the config names a data set")
+        raise ValueError(
+            f"--size={size[0]}x{size[1]} is the size of generated images, but the config names a data set; omit it"
+        )
     return pipeline.open_source(config)
 
 
@@ -90,7 +92,7 @@ def measure(
     """Seconds per image in every stage, for each round; raises ValueError if no record can be read."""
     cv2.setNumThreads(0)  # one core
     if not stages.prepare(source, indices, recipe, Stopwatch()):
-        raise ValueError(f"none of the {len(indices)} records that were drawn from {_name(source)} is readable")
+        raise ValueError(f"none of the {len(indices)} records sampled from {_name(source)} is readable")
     made, report_round = [], timing.reporter(console, rounds)
 
     def once() -> None:
@@ -131,7 +133,7 @@ def compare(
             lambda: [decode(data) for data in files],
             lambda: [torchvision_views.decode(data) for data in files],
         )
-    console.live("beside torchvision")
+    console.live("comparing with torchvision")
     return {name: _versus(pair, len(examples), rounds) for name, pair in pairs.items()}
 
 
@@ -148,10 +150,10 @@ def _versus(pair: tuple, count: int, rounds: int) -> Versus:
         call()
     times = timing.interleaved(pair, rounds, clock=time.thread_time)
     ours, theirs = ([seconds / count for seconds in row] for row in times)
-    return Versus(timing.spread(ours), timing.spread(theirs), timing.ratios(theirs, ours))
+    return Versus(timing.median_range(ours), timing.median_range(theirs), timing.ratios(theirs, ours))
 
 
-def pipeline_rate(config: ConfigDict, source: Source, arguments: argparse.Namespace, console: Console) -> Spread:
+def pipeline_rate(config: ConfigDict, source: Source, arguments: argparse.Namespace, console: Console) -> MedianRange:
     """Images per second of the complete pipeline with worker processes, in wall time."""
     changed = ConfigDict(config.to_dict())
     changed.batch_size, changed.data.num_workers = arguments.examples, arguments.workers
@@ -161,35 +163,35 @@ def pipeline_rate(config: ConfigDict, source: Source, arguments: argparse.Namesp
         for _ in range(2 * changed.data.prefetch):  # skip batches prepared before the measurement
             next(batches)
         times = timing.interleaved([lambda: next(batches)], max(arguments.rounds, 2 * arguments.workers))[0]
-    whole = sum(times)
-    return Spread(
-        arguments.examples * len(times) / whole, arguments.examples / max(times), arguments.examples / min(times)
+    total = sum(times)
+    return MedianRange(
+        arguments.examples * len(times) / total, arguments.examples / max(times), arguments.examples / min(times)
     )
 
 
 def text(source, config, seconds, against, rate, workers) -> str:
-    """The text of all tables."""
-    whole = sum(spread.median for spread in seconds.values())
+    """All tables as text."""
+    total = sum(one.median for one in seconds.values())
     rows = [["stage", "ms per image (range)", "share", "images/s per core"]]
     for stage, one in seconds.items():
-        ms = Spread(*(1e3 * value for value in one))
+        ms = MedianRange(*(1e3 * value for value in one))
         speed = report.number(1 / one.median if one.median else None)
-        rows.append([stage, str(ms), f"{one.median / whole:.1%}", speed])
-    rows.append(["all", f"{1e3 * whole:.3g}", "100.0%", report.number(1 / whole)])
+        rows.append([stage, str(ms), f"{one.median / total:.1%}", speed])
+    rows.append(["all", f"{1e3 * total:.3g}", "100.0%", report.number(1 / total)])
     number = sum(crop.count for crop in recipe_of(config).crops.values())
     title = f"{_name(source)}; {number} views per image; CPU time of one thread"
     blocks = [title, report.table(rows)]
     if against:
         blocks.append(_against_text(against))
     if rate:
-        blocks.append(f"the whole pipeline with {workers} workers: {rate} images/s by the clock")
-    return "\n\n".join([*blocks, feeds(config, 1 / whole)])
+        blocks.append(f"the whole pipeline with {workers} workers: {rate} images/s (wall time)")
+    return "\n\n".join([*blocks, feeds(config, 1 / total)])
 
 
 def _name(source: Source) -> str:
     if isinstance(source, SyntheticImages):
         size = np.mean([len(source[index]["image"]) for index in range(8)]) / 1e3
-        return f"JPEG of {source.width} x {source.height}, {size:.0f} KB, made on the fly (no data.path is given)"
+        return f"JPEG of {source.width} x {source.height}, {size:.0f} KB, generated (no data.path given)"
     return getattr(source, "name", type(source).__name__)
 
 
@@ -204,8 +206,8 @@ def feeds(config: ConfigDict, rate: float) -> str:
     """The devices that one core, and this machine, can feed with data for the config's training step."""
     flops = sum(w.flops for w in theory.components(config, config.batch_size, config.model.context_length).values())
     cores = usable_cores()
-    step = f"{config.method} {config.model.size}, {flops / 1e9:.4g} GFLOP a pair on paper, bfloat16"
-    rows = [[f"device at {UTILISATION:.0%} of its peak", "pairs/s", "cores it needs", f"fed by {cores} cores"]]
+    step = f"{config.method} {config.model.size}, {flops / 1e9:.4g} GFLOP per pair (theoretical), bfloat16"
+    rows = [[f"device at {UTILISATION:.0%} of its peak", "pairs/s", "cores needed", f"share that {cores} cores feed"]]
     for device in (device for device in peaks.DEVICES if device.name in SHOWN):
         asked = UTILISATION * 1e12 * device.bfloat16 / flops
         rows.append([device.name, report.number(asked), f"{asked / rate:.1f}", f"{min(1.0, cores * rate / asked):.0%}"])
@@ -214,15 +216,15 @@ def feeds(config: ConfigDict, rate: float) -> str:
 
 def records(seconds, against, rate, workers) -> list[dict[str, Any]]:
     """JSON records: one per stage and one for their sum, then the comparisons and the pipeline's rate."""
-    whole = sum(one.median for one in seconds.values())
-    entries = {**seconds, "all": Spread(whole, whole, whole)}
+    total = sum(one.median for one in seconds.values())
+    entries = {**seconds, "all": MedianRange(total, total, total)}
     made = [
         {
             "command": "data",
             "stage": stage,
             "seconds_per_image": one.median,
             "seconds_per_image_range": [one.low, one.high] if stage in seconds else None,
-            "share": one.median / whole,
+            "share": one.median / total,
             "images_per_second_per_core": 1 / one.median if one.median else None,
         }
         for stage, one in entries.items()
@@ -230,7 +232,7 @@ def records(seconds, against, rate, workers) -> list[dict[str, Any]]:
     made += [
         {
             "command": "data",
-            "stage": f"{name}, beside torchvision",
+            "stage": f"{name}, compared with torchvision",
             "seconds_per_image": one.ours.median,
             "torchvision_seconds_per_image": one.theirs.median,
             "times_as_fast": list(one.faster),

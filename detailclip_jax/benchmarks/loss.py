@@ -41,9 +41,9 @@ def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace)
     rows = [
         ("term", arguments.term),
         ("pairs, devices", f"{variant.batch}, {len(devices)} x {devices[0].device_kind}"),
-        ("arguments on a device", report.bytes_text(memory.arguments)),
-        ("gradients on a device", report.bytes_text(memory.outputs)),
-        ("temporaries on a device", report.bytes_text(memory.scratch)),
+        ("arguments per device", report.bytes_text(memory.arguments)),
+        ("gradients per device", report.bytes_text(memory.outputs)),
+        ("temporaries per device", report.bytes_text(memory.scratch)),
         ("compile seconds", f"{compiled.seconds:.1f}"),
         ("seconds (range)", str(seconds) if seconds else "-"),
     ]
@@ -51,8 +51,8 @@ def run(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace)
     return [found]
 
 
-def record(variant: Variant, term: str, compiled: Any, num_devices: int, seconds: timing.Spread | None) -> dict:
-    """The JSON record."""
+def record(variant: Variant, term: str, compiled: Any, num_devices: int, seconds: timing.MedianRange | None) -> dict:
+    """The measurement as a JSON record."""
     return {
         "command": "loss",
         "term": term,
@@ -140,7 +140,7 @@ def _joined(floats: Sequence[Any], rest: Sequence[Any]) -> list[Any]:
     return [other if kept is None else kept for kept, other in zip(floats, rest)]
 
 
-def time(run: Callable, shapes: PyTree, rounds: int, console: Console) -> timing.Spread:
+def time(run: Callable, shapes: PyTree, rounds: int, console: Console) -> timing.MedianRange:
     """Seconds of the compiled gradient on random arrays."""
     arrays = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), counting.noise(shapes), shapes)
 
@@ -148,4 +148,4 @@ def time(run: Callable, shapes: PyTree, rounds: int, console: Console) -> timing
         jax.block_until_ready(run(*arrays))
 
     call()
-    return timing.spread(timing.interleaved([call], rounds, report=timing.reporter(console, rounds))[0])
+    return timing.median_range(timing.interleaved([call], rounds, report=timing.reporter(console, rounds))[0])

@@ -88,7 +88,7 @@ def _step(command: flags.Parser) -> None:
     _model(add)
     add("--against", metavar='"NAME=VALUE,..."', help="a second variant, with these flags or fields")
     add("--count-only", action="store_true", help="count FLOP, do not compile")
-    add("--compile-only", action="store_true", help="count and compile, do not run")
+    add("--compile-only", action="store_true", help="count and compile, without running")
     add("--rounds", type=flags.positive, default=5, help="repetitions of the measurement (default: 5)")
     add("--steps", type=flags.positive, help="steps per repetition (default: about a second)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time, for a CPU with other work")

@@ -58,4 +58,4 @@ def peak_flops(kind: str, dtype: str, given: int | float | None = None) -> int |
 def unknown_peak(kind: str) -> str:
     """The message for a device without a known peak."""
     known = ", ".join(device.name for device in DEVICES)
-    return f"no peak is known for {kind!r}, so no utilisation; give --peak=TFLOPS (in the table: {known})"
+    return f"unknown peak of {kind!r}, so no utilisation; give --peak=TFLOPS (known: {known})"

@@ -10,7 +10,7 @@ import jax
 
 from detailclip_jax.benchmarks import counting, peaks, report, theory, timing
 from detailclip_jax.benchmarks.counting import Compiled
-from detailclip_jax.benchmarks.timing import Spread
+from detailclip_jax.benchmarks.timing import MedianRange
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.benchmarks.work import Work
 from detailclip_jax.runtime.progress import Console
@@ -25,11 +25,11 @@ class Result(NamedTuple):
     variant: Variant
     experiment: Experiment
     flops: float  # per pair, counted by XLA on the straight step
-    parts: Mapping[str, Work]  # theoretical work per component
+    components: Mapping[str, Work]  # theoretical work per component
     state: Mapping[str, int]  # bytes
     compiled: Compiled | None = None
-    seconds: Spread | None = None  # of a step
-    cpu_seconds: Spread | None = None  # if CPU time was measured, instead of `seconds`
+    seconds: MedianRange | None = None  # of a step
+    cpu_seconds: MedianRange | None = None  # if CPU time was measured, instead of `seconds`
     peak: float | None = None  # FLOP/s of one device
 
     @property
@@ -40,7 +40,7 @@ class Result(NamedTuple):
     @property
     def theory(self) -> int | float:
         """Theoretical FLOP per pair."""
-        return sum(work.flops for work in self.parts.values())
+        return sum(work.flops for work in self.components.values())
 
     @property
     def pairs_per_second(self) -> float | None:
@@ -63,7 +63,7 @@ def run(variants: Sequence[Variant], devices: Sequence[Any], arguments: argparse
     if not (arguments.count_only or arguments.compile_only):
         times = measure(results, arguments, console)
         field = {"wall": "seconds", "cpu": "cpu_seconds"}[arguments.clock]
-        results = [result._replace(**{field: timing.spread(row)}) for result, row in zip(results, times)]
+        results = [result._replace(**{field: timing.median_range(row)}) for result, row in zip(results, times)]
     faster = timing.ratios(*times) if len(times) == 2 else None
     print(text(results, faster))
     return [record(result, faster if index else None) for index, result in enumerate(results)]
@@ -77,9 +77,9 @@ def analyse(variant: Variant, devices: Sequence[Any], arguments: argparse.Namesp
     flops = counting.count_flops(variant)
     experiment = experiments.build(variant.config, make_mesh(variant, devices))
     parameters = counting.count_parameters(experiment)
-    parts = theory.components(variant.config, batch, variant.words)
-    parts["optimiser"] = theory.optimiser(parameters, batch)
-    result = Result(variant, experiment, flops, parts, theory.state_bytes(parameters), peak=peak)
+    components = theory.components(variant.config, batch, variant.words)
+    components["optimiser"] = theory.optimiser(parameters, batch)
+    result = Result(variant, experiment, flops, components, theory.state_bytes(parameters), peak=peak)
     if not arguments.count_only:
         console.live(f"{variant.name}: compiling (a minute for ViT-B/16 on a CPU)")
         result = result._replace(compiled=counting.compile(counting.lower(experiment, batch, variant.words)))
@@ -129,22 +129,22 @@ def tracing(folder: str | None) -> contextlib.AbstractContextManager:
     return jax.profiler.trace(folder) if folder else contextlib.nullcontext()
 
 
-def text(results: Sequence[Result], faster: Spread | None) -> str:
-    """The text of all tables."""
+def text(results: Sequence[Result], faster: MedianRange | None) -> str:
+    """All tables as text."""
     kinds = sorted({device.device_kind for result in results for device in result.devices})
     columns = [["", *(result.variant.name for result in results)]]
-    rows = ([name, *(form(result) for result in results)] for name, form in ROWS.items())
+    rows = ([name, *(form(result) for result in results)] for name, form in MEASUREMENTS.items())
     columns += [row for row in rows if set(row[1:]) != {"-"}]
     blocks = [f"{len(results[0].devices)} x {', '.join(kinds)}", report.table(columns)]
     if results[0].compiled and getattr(jax.config, "jax_compilation_cache_dir", None):
         blocks.append(
-            "a compilation cache is set (JAX_COMPILATION_CACHE_DIR): seconds to compile may be seconds to read"
+            "a compilation cache is set (JAX_COMPILATION_CACHE_DIR): compile seconds may be the time to load a program"
         )
     if all(result.peak is None for result in results) and results[0].seconds:
         blocks.append(peaks.unknown_peak(kinds[0]))
     if faster:
         blocks.append(f"{results[1].variant.name} is {faster} times as fast, measured in turn")
-    return "\n\n".join([*blocks, *(parts_text(result) for result in results)])
+    return "\n\n".join([*blocks, *(components_text(result) for result in results)])
 
 
 def _of_compiled(form: Callable[[Compiled], str]) -> Callable[[Result], str]:
@@ -156,19 +156,19 @@ def _settings(result: Result) -> str:
     return f"{result.variant.config.method} {model.size} {model.dtype} remat={model.remat}"
 
 
-ROWS: dict[str, Callable[[Result], str]] = {
+MEASUREMENTS: dict[str, Callable[[Result], str]] = {
     "what": _settings,
-    "batch, tokens of text": lambda r: f"{r.variant.batch}, {r.variant.words}",
+    "batch, text tokens": lambda r: f"{r.variant.batch}, {r.variant.words}",
     "GFLOP/pair, counted": lambda r: report.number(r.flops, 1e9),
-    "GFLOP/pair, on paper": lambda r: report.number(r.theory, 1e9),
+    "GFLOP/pair, theoretical": lambda r: report.number(r.theory, 1e9),
     "state": lambda r: report.bytes_text(sum(r.state.values())),
-    "arguments on a device": _of_compiled(lambda c: report.bytes_text(c.memory.arguments)),
-    "temporaries on a device": _of_compiled(lambda c: report.bytes_text(c.memory.temporaries)),
+    "arguments per device": _of_compiled(lambda c: report.bytes_text(c.memory.arguments)),
+    "temporaries per device": _of_compiled(lambda c: report.bytes_text(c.memory.temporaries)),
     "both": _of_compiled(lambda c: report.bytes_text(c.memory.total)),
-    "bytes accessed (XLA, loops once)": _of_compiled(lambda c: report.bytes_text(c.accessed)),
-    "compile seconds (of CPU)": _of_compiled(lambda c: f"{c.seconds:.1f} ({c.cpu_seconds:.1f})"),
+    "bytes accessed (XLA, loops counted once)": _of_compiled(lambda c: report.bytes_text(c.accessed)),
+    "compile seconds (CPU seconds)": _of_compiled(lambda c: f"{c.seconds:.1f} ({c.cpu_seconds:.1f})"),
     "step seconds (range)": lambda r: str(r.seconds) if r.seconds else "-",
-    "step, seconds of CPU (range)": lambda r: str(r.cpu_seconds) if r.cpu_seconds else "-",
+    "step CPU seconds (range)": lambda r: str(r.cpu_seconds) if r.cpu_seconds else "-",
     "pairs/s": lambda r: report.number(r.pairs_per_second),
     "utilisation": lambda r: report.number(r.utilisation, 1, ".1%"),
 }
@@ -177,26 +177,26 @@ ROWS: dict[str, Callable[[Result], str]] = {
 def moved(result: Result, name: str) -> float:
     """Bytes per pair that the products of a component read and write at least."""
     itemsize = 2 if result.variant.config.model.dtype == "bfloat16" else 4
-    return result.parts[name].traffic(result.variant.batch, 4 if name == "optimiser" else itemsize)
+    return result.components[name].traffic(result.variant.batch, 4 if name == "optimiser" else itemsize)
 
 
 def work_record(result: Result, name: str) -> dict[str, float]:
-    """Operations and bytes per pair of a component, on paper."""
-    work = result.parts[name]
+    """Operations and bytes per pair of a component, theoretical."""
+    work = result.components[name]
     operations = {"forward": work.forward, "backward": work.backward, "elementwise": work.elementwise}
     return operations | {"bytes": moved(result, name)}
 
 
-def parts_text(result: Result) -> str:
+def components_text(result: Result) -> str:
     """A table of the theoretical cost of each component and its share."""
-    rows = [["on paper, per pair", "products, forward", "backward", "other", "GFLOP", "share", "MB"]]
-    for name, work in result.parts.items():
+    rows = [["theoretical, per pair", "products, forward", "backward", "other", "GFLOP", "share", "MB"]]
+    for name, work in result.components.items():
         numbers = [f"{value / 1e9:.3f}" for value in (work.forward, work.backward, work.elementwise, work.flops)]
         rows.append([name, *numbers, f"{work.flops / result.theory:.1%}", f"{moved(result, name) / 1e6:.1f}"])
     return f"{result.variant.name}\n{report.table(rows)}"
 
 
-def record(result: Result, faster: Spread | None) -> dict[str, Any]:
+def record(result: Result, faster: MedianRange | None) -> dict[str, Any]:
     """A result as a JSON record; null for what was not measured."""
     config, compiled, seconds = result.variant.config, result.compiled, result.seconds
     return {
@@ -213,8 +213,8 @@ def record(result: Result, faster: Spread | None) -> dict[str, Any]:
         "num_devices": len(result.devices),
         "flops_per_pair": result.flops,
         "flops_per_pair_on_paper": result.theory,
-        "flops_by_part": {name: work.flops for name, work in result.parts.items()},
-        "work_by_part": {name: work_record(result, name) for name in result.parts},
+        "flops_by_component": {name: work.flops for name, work in result.components.items()},
+        "work_by_component": {name: work_record(result, name) for name in result.components},
         "state_bytes": sum(result.state.values()),
         "argument_bytes": compiled and compiled.memory.arguments,
         "temp_bytes": compiled and compiled.memory.temporaries,

@@ -11,7 +11,7 @@ Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
-class Spread(NamedTuple):
+class MedianRange(NamedTuple):
     """Median, minimum and maximum of repeated measurements."""
 
     median: float
@@ -22,9 +22,9 @@ class Spread(NamedTuple):
         return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """The Spread of values."""
-    return Spread(statistics.median(values), min(values), max(values))
+def median_range(values: Sequence[float]) -> MedianRange:
+    """Median, minimum and maximum of the values."""
+    return MedianRange(statistics.median(values), min(values), max(values))
 
 
 def interleaved(
@@ -55,9 +55,9 @@ def interleaved(
     return [list(column) for column in zip(*done)]
 
 
-def ratios(first: Sequence[float], second: Sequence[float]) -> Spread:
+def ratios(first: Sequence[float], second: Sequence[float]) -> MedianRange:
     """The ratio of the first to the second, for each round; above 1 if the second is faster."""
-    return spread([a / b for a, b in zip(first, second)])
+    return median_range([a / b for a, b in zip(first, second)])
 
 
 def steps_for(seconds: float, wanted: float = 1.0, most: int = 50) -> int:
@@ -70,6 +70,6 @@ def reporter(console: Console, rounds: int) -> Callable[[int, float], None]:
 
     def report(done: int, seconds: float) -> None:
         left = duration((rounds - done) * seconds)
-        console.live(f"round {done}/{rounds} | {seconds:.3g} s a round | {left} left | Ctrl-C ends it here")
+        console.live(f"round {done}/{rounds} | {seconds:.3g} s per round | {left} left | Ctrl-C stops here")
 
     return report

@@ -23,13 +23,13 @@ def transforms(crops: Mapping[str, Crop]) -> list[Transform]:
         import torchvision  # noqa: F401  needed below
     except ImportError as error:
         raise ImportError(
-            f"--against=torchvision: {error}; pip install 'detailclip_jax[torch]', or leave it out"
+            f"--against=torchvision: {error}; pip install 'detailclip_jax[torch]', or omit --against"
         ) from error
     torch.set_num_threads(1)
     for name, crop in crops.items():
         if crop.kind != "random":
             raise ValueError(
-                f"--against=torchvision: it has no crop of kind {crop.kind!r} as views.crops.{name} asks for"
+                f"--against=torchvision: it has no crop of kind {crop.kind!r}, which views.crops.{name} needs"
             )
     return [_transform(crop, view) for crop in crops.values() for view in range(crop.count)]
 

@@ -98,7 +98,7 @@ def _words(config: ConfigDict, words: int | None) -> int:
     if words is None:
         return config.model.context_length
     if not 3 <= words <= config.model.context_length:
-        raise ValueError(f"--text-length={words} must lie between 3 and the context of {config.model.context_length}")
+        raise ValueError(f"--text-length={words} must be from 3 to the context length {config.model.context_length}")
     return words
 
 

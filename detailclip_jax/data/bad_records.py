@@ -51,7 +51,7 @@ class BadRecords:
         if self.num_seen >= MIN_SEEN and self.count > self.max_ratio * self.num_seen:
             raise self._error(
                 f"{self.count} of {self.num_seen} records are unreadable, more than max_bad_ratio {self.max_ratio}; "
-                "repair them, or go on with a larger --config.data.max_bad_ratio:",
+                "repair them, or continue with a larger --config.data.max_bad_ratio:",
                 tuple(self._named),
             )
 
@@ -68,9 +68,9 @@ class BadRecords:
         new = [line for line in lines if line not in self._named]
         for number, line in enumerate(new, len(self._named)):
             if number < MAX_SHOWN:
-                logging.warning("unreadable record replaced by the next: %s", line)
+                logging.warning("unreadable record, replaced by the next one: %s", line)
             if number == MAX_SHOWN:
-                logging.warning("further unreadable records are named in %s only", self._file or "the final message")
+                logging.warning("more unreadable records are listed in %s only", self._file or "the final message")
         self._named |= dict.fromkeys(new)
         if self._file and new:
             with self._file.open("a", encoding="utf-8") as file:

@@ -66,7 +66,7 @@ MAX_SCANS = 1000  # per JPEG; usual encoders write 1, 3 or about 10
 MAX_SCANNED = 2_000_000_000  # scans x pixels: libjpeg visits every pixel in each scan, about 1 ms per million
 # The GRAYSCALE flags set only the reduction; the COLOR flags of the same name would also select BGR
 REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
-WAY_OUT = "of what is decoded whole; python -m detailclip_jax.prepare --max-side=PIXELS makes a smaller copy"
+WAY_OUT = "pixels at full size; python -m detailclip_jax.prepare --max-side=PIXELS writes a smaller copy"
 ORIENTATION = 0x112  # the EXIF tag: 1 to 8
 MIRRORED, UPSIDE_DOWN = (2, 3, 6, 7), (3, 4, 7, 8)  # EXIF orientations, applied after the transposition of 5 to 8
 # Supported formats.  Importing the modules here keeps Pillow from importing all its formats to find one
@@ -225,7 +225,9 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXEL
     width, height = header.size
     size = f"{width} x {height} pixels"
     if width * height > MAX_FILE_PIXELS:
-        raise BadImage(f"too large: {size}, a decompression bomb: the limit is {MAX_FILE_PIXELS}")
+        raise BadImage(
+            f"too large: {size}, a decompression bomb: the limit is {MAX_FILE_PIXELS} pixels; save a smaller copy"
+        )
     is_jpeg = isinstance(header, JpegImagePlugin.JpegImageFile)
     possible = (1, *REDUCED) if is_jpeg else (1,)
     reductions = tuple(n for n in possible if _ceil(width, n) * _ceil(height, n) <= max_pixels)
@@ -244,8 +246,8 @@ def _check_scans(data: bytes, num_pixels: int) -> None:
         return
     num_scans = count_scans(data)
     if num_scans > limit:
-        way_out = "save it again, not progressive"
-        raise BadImage(f"too many scans: {num_scans} of {num_pixels} pixels, the limit is {limit} of them; {way_out}")
+        way_out = "save it as a JPEG that is not progressive"
+        raise BadImage(f"too many scans: {num_scans} at {num_pixels} pixels, the limit is {limit}; {way_out}")
 
 
 def count_scans(data: bytes) -> int:
@@ -298,7 +300,7 @@ def _header(data: bytes) -> Image.Image:
         raise BadImage(f"too large: {error}") from error
     except Exception as error:  # Pillow raises many exception types on damaged bytes
         found = f"{len(data)} bytes that start with {data[:8]!r}"
-        raise BadImage(f"not an image: {found}; read are {', '.join(FORMATS)}") from error
+        raise BadImage(f"not an image: {found}; supported formats: {', '.join(FORMATS)}") from error
 
 
 def open_image(file: io.BytesIO | str | os.PathLike) -> Image.Image:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.data import mixture
-from detailclip_jax.data.mixture import Mixture, Part, parts_of
+from detailclip_jax.data.mixture import Member, Mixture, members_of
 from detailclip_jax.data.sources import Example, MissingData, Source
 
 SPLITS = ("val", "validation", "test", "dev")
@@ -32,14 +32,14 @@ class HeldOut(NamedTuple):
 class Picked:
     """The examples of a source at the given indices, in this order."""
 
-    def __init__(self, source: Source, places: Sequence[int] | Int[np.ndarray, "n"]):
-        self.source, self.places = source, places
+    def __init__(self, source: Source, indices: Sequence[int] | Int[np.ndarray, "n"]):
+        self.source, self.indices = source, indices
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __getitem__(self, index: SupportsIndex) -> Example:
-        return self.source[int(self.places[operator.index(index)])]
+        return self.source[int(self.indices[operator.index(index)])]
 
 
 class Rest:
@@ -68,17 +68,17 @@ def number(asked: int, num_examples: int) -> int:
     return min(asked, usual, int(MOST * num_examples))
 
 
-def places(num_examples: int, count: int) -> Int[np.ndarray, "n"]:
+def sample_indices(num_examples: int, count: int) -> Int[np.ndarray, "n"]:
     """Returns `count` sorted indices, drawn without replacement with a fixed seed.
 
     The numbers of a run must not change when it continues with another numpy, or examples that it trained on would be
     held out.  numpy promises that for the bits of a generator but not for `choice`; so this is Floyd's algorithm on
-    the bits: for each of the last `count` places, a random one up to it, or the place itself if that one is taken.
+    the bits: for each of the last `count` indices, a random one up to it, or the index itself if that one is taken.
     """
     taken: set[int] = set()
     for last, bits in zip(range(num_examples - count, num_examples), np.random.PCG64(0).random_raw(count).tolist()):
-        place = bits % (last + 1)
-        taken.add(last if place in taken else place)
+        index = bits % (last + 1)
+        taken.add(last if index in taken else index)
     return np.array(sorted(taken), np.int64)
 
 
@@ -97,7 +97,7 @@ def rest(source: Source, data: ConfigDict, image_size: int = 64) -> Source:
     """Returns the training source without the held-out examples; the source itself if none are held out of it."""
     if not data.held_out or is_endless(components(data)) or own_split(data, image_size):
         return source
-    kept = [part._replace(source=_without(part.source, held)) for part, held in _shares(source, data.held_out)]
+    kept = [member._replace(source=_without(member.source, held)) for member, held in _shares(source, data.held_out)]
     return Mixture(kept) if isinstance(source, Mixture) else kept[0].source
 
 
@@ -105,10 +105,10 @@ def _without(source: Source, held: Int[np.ndarray, "n"]) -> Source:
     return Rest(source, held) if len(held) else source
 
 
-def _shares(source: Source, asked: int) -> list[tuple[Part, Int[np.ndarray, "n"]]]:
+def _shares(source: Source, asked: int) -> list[tuple[Member, Int[np.ndarray, "n"]]]:
     """Returns each set with the indices of its held-out examples; their number is proportional to the set's size."""
-    sizes = [(part, len(part.source)) for part in parts_of(source)]
-    return [(part, places(size, number(asked * size // len(source), size))) for part, size in sizes]
+    sizes = [(member, len(member.source)) for member in members_of(source)]
+    return [(member, sample_indices(size, number(asked * size // len(source), size))) for member, size in sizes]
 
 
 def open_held_out(data: ConfigDict, image_size: int = 64) -> HeldOut | None:
@@ -124,8 +124,8 @@ def open_held_out(data: ConfigDict, image_size: int = 64) -> HeldOut | None:
         return None
     source = mixture.open_source(data, image_size=image_size)
     first, chosen = 0, []
-    for part, held in _shares(source, data.held_out):
+    for member, held in _shares(source, data.held_out):
         chosen += (held + first).tolist()
-        first += len(part.source)
-    origin = f"{len(chosen):,} of {len(source):,} examples, held back from training"
+        first += len(member.source)
+    origin = f"{len(chosen):,} of {len(source):,} examples, excluded from training"
     return HeldOut(Picked(source, chosen), origin) if chosen else None

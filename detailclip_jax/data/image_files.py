@@ -46,12 +46,12 @@ def find(where: str, follow_links: bool = False) -> Found:
         return _not_empty(where, walk, [name for name in walk.files() if _is_image_name(name)])
     if os.path.lexists(where):  # named explicitly, so it may be a link to anywhere; reading checks what it is
         return Found(Path(where).parent, (Path(where).name,), follow_links=True)
-    parts = Path(where).parts
-    fixed = tuple(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
-    if fixed == parts or not Path(*fixed).is_dir():
+    components = Path(where).parts
+    fixed = tuple(itertools.takewhile(lambda component: not glob.has_magic(component), components))
+    if fixed == components or not Path(*fixed).is_dir():
         raise FileNotFoundError(f"there is no folder or file {where!r}")
     walk = Walk(Path(*fixed), follow_links)
-    return _not_empty(where, walk, walk.matching(parts[len(fixed) :]))
+    return _not_empty(where, walk, walk.matching(components[len(fixed) :]))
 
 
 def _is_image_name(name: str) -> bool:
@@ -60,7 +60,7 @@ def _is_image_name(name: str) -> bool:
 
 def _not_empty(where: str, walk: Walk, names: Sequence[str]) -> Found:
     if not names:
-        left_out = "".join(f"; left out: {reason}" for reason in list(walk.left_out.values())[:MAX_NAMED])
+        left_out = "".join(f"; skipped: {reason}" for reason in list(walk.left_out.values())[:MAX_NAMED])
         looked = f"files that end in {', '.join(SUFFIXES)}" if os.path.isdir(where) else "files that match"
         raise FileNotFoundError(f"there are no images in {where!r}; looked for {looked}{left_out}")
     return Found(walk.root, tuple(names), walk.follow_links, tuple(walk.left_out.items()))

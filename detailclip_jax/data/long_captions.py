@@ -20,11 +20,11 @@ def warning(source: Source, rule: str, tokenizer: Tokenizer) -> str:
     if share < MUCH:
         return ""
     enough, room = int(np.quantile(lengths, 0.99, method="higher")), tokenizer.context_length
-    longer = f"--config.model.context_length={min(enough, CLIP)} holds more, at more time per step"
+    longer = f"--config.model.context_length={min(enough, CLIP)} keeps more of them, with a slower step"
     return (
-        f"{share:.1%} of {len(lengths)} captions that were looked at are longer than model.context_length {room} "
-        f"(the median has {int(np.median(lengths))} tokens): the words behind that are cut and never learnt.  "
-        + (longer if room < CLIP else "Shorter ones: --config.data.caption=field:NAME picks another text")
+        f"{share:.1%} of {len(lengths)} sampled captions are longer than model.context_length {room} tokens "
+        f"(median length {int(np.median(lengths))}): the rest is cut off and never used.  "
+        + (longer if room < CLIP else "For shorter captions, --config.data.caption=field:NAME selects another text")
     )
 
 

@@ -21,7 +21,7 @@ from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 NUM_ASKED = 10  # examples per set, evenly spaced, whose fields are checked
 
 
-class Part(NamedTuple):
+class Member(NamedTuple):
     """One set of a mixture; weights are integers, and only their ratios matter."""
 
     name: str
@@ -40,8 +40,8 @@ def open_source(data: ConfigDict, split: str | None = None, image_size: int = 64
         return sources.open_set(found[0], data, split, image_size)
     opened = [_opened(number, found, data, split, image_size) for number in range(len(found))]
     weights = [len(source) if one.weight is None else one.weight for one, source in zip(found, opened)]
-    parts = zip(map(str, found), opened, whole_numbers(weights))
-    return Mixture([Part(*part) for part in parts])
+    members = zip(map(str, found), opened, whole_numbers(weights))
+    return Mixture([Member(*member) for member in members])
 
 
 def _opened(number: int, found: Sequence[Component], data: ConfigDict, split: str | None, image_size: int) -> Source:
@@ -55,28 +55,28 @@ def _opened(number: int, found: Sequence[Component], data: ConfigDict, split: st
 class Mixture:
     """Several sets, concatenated, as one source; `order_of` draws from them by their weights.
 
-    One epoch has as many examples as all sets together.  A set whose share is larger than its part of the examples is
-    seen more than once per epoch; a set with a smaller share is seen only in part.
+    One epoch has as many examples as all sets together.  If the share of a set is larger than its fraction of the
+    examples, they are used more than once per epoch; if it is smaller, only some of them are used.
     """
 
-    def __init__(self, parts: Sequence[Part]):
+    def __init__(self, members: Sequence[Member]):
         """Raises ValueError for a set without examples."""
-        self.parts = tuple(parts)
-        self.starts = [0, *itertools.accumulate(len(part.source) for part in parts)]
-        if empty := [part.name for part in parts if not len(part.source)]:
-            raise ValueError(f"{', '.join(empty)}: has no examples")
+        self.members = tuple(members)
+        self.starts = [0, *itertools.accumulate(len(member.source) for member in members)]
+        if empty := [member.name for member in members if not len(member.source)]:
+            raise ValueError(f"{', '.join(empty)}: the set has no examples; remove it from data.path")
 
     @property
     def name(self) -> str:
         """All sets with their shares."""
-        shares = ((float(share), part.name) for share, part in zip(self.shares, self.parts))
+        shares = ((float(share), member.name) for share, member in zip(self.shares, self.members))
         return " + ".join(f"{share:.1%} {name}" for share, name in shares)
 
     @property
     def shares(self) -> list[Fraction]:
         """The fraction of training examples that comes from each set; they sum to 1."""
-        total = sum(part.weight for part in self.parts)
-        return [Fraction(part.weight, total) for part in self.parts]
+        total = sum(member.weight for member in self.members)
+        return [Fraction(member.weight, total) for member in self.members]
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -86,13 +86,13 @@ class Mixture:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         number = bisect.bisect_right(self.starts, index) - 1
-        example = self.parts[number].source[index - self.starts[number]]
-        return {**example, "key": f"{self.parts[number].name}: {example['key']}"}
+        example = self.members[number].source[index - self.starts[number]]
+        return {**example, "key": f"{self.members[number].name}: {example['key']}"}
 
 
-def parts_of(source: Source) -> tuple[Part, ...]:
+def members_of(source: Source) -> tuple[Member, ...]:
     """Returns the sets of a mixture; any other source counts as the only set."""
-    return source.parts if isinstance(source, Mixture) else (Part(getattr(source, "name", ""), source, 1),)
+    return source.members if isinstance(source, Mixture) else (Member(getattr(source, "name", ""), source, 1),)
 
 
 class Turns(grain.transforms.DatasetSelectionMap):
@@ -130,16 +130,16 @@ def order_of(source: Source, seed: int) -> Any:
 
     Every set is read in complete epochs of its own, each shuffled anew; positions are divided among the sets by weight.
     """
-    parts, orders, first = parts_of(source), [], 0
+    members, orders, first = members_of(source), [], 0
     # The first seed does not depend on the number of sets
-    seeds = np.random.SeedSequence(seed).generate_state(len(parts))
-    for part, shuffle_seed in zip(parts, seeds):
-        span = grain.MapDataset.range(first, first + len(part.source))
+    seeds = np.random.SeedSequence(seed).generate_state(len(members))
+    for member, shuffle_seed in zip(members, seeds):
+        span = grain.MapDataset.range(first, first + len(member.source))
         orders.append(span.shuffle(seed=int(shuffle_seed)).repeat())
-        first += len(part.source)
+        first += len(member.source)
     if len(orders) == 1:
         return orders[0]
-    return grain.MapDataset.select_from_datasets(orders, Turns([part.weight for part in parts]))
+    return grain.MapDataset.select_from_datasets(orders, Turns([member.weight for member in members]))
 
 
 def check_captions(source: Source, rule: str) -> None:
@@ -151,7 +151,7 @@ def check_captions(source: Source, rule: str) -> None:
     check_rule(rule)
     if not rule.startswith(FIELD):
         return
-    wanted, known = field_names(rule), {part.name: _fields(part.source) for part in parts_of(source)}
+    wanted, known = field_names(rule), {member.name: _fields(member.source) for member in members_of(source)}
     unknown = [name for name in wanted if not any(name in fields for fields in known.values())]
     for set_name, fields in known.items():
         if fields and (unknown or not set(wanted) & set(fields)):
@@ -161,12 +161,17 @@ def check_captions(source: Source, rule: str) -> None:
 
 def check_labels(source: Source, num_classes: int) -> None:
     """Raises ValueError if the checked examples of a set have no label, or a label that is not below `num_classes`."""
-    for part in parts_of(source):
-        labels = [example["label"] for example in _asked(part.source)]
+    for member in members_of(source):
+        labels = [example["label"] for example in _asked(member.source)]
         if labels and max(labels) < 0:
-            raise ValueError(f"{part.name} has no labels, and the method learns from nothing else")
+            raise ValueError(
+                f"{member.name} has no labels, and this method trains on labels only; choose labelled data"
+            )
         if labels and max(labels) >= num_classes:
-            raise ValueError(f"{part.name} has the label {max(labels)}, but model.num_classes is {num_classes}")
+            raise ValueError(
+                f"{member.name} has the label {max(labels)}, but model.num_classes is {num_classes}; "
+                "it must be larger than every label"
+            )
 
 
 def _fields(source: Source) -> list[str]:
@@ -186,7 +191,7 @@ def summary(source: Source, num_seen: int) -> list[str]:
     if not isinstance(source, Mixture):
         return []
     return [
-        f"  {float(share):6.1%} of {part.name}: {len(part.source):,} examples, each seen "
-        f"{float(share) * num_seen / len(part.source):.3g} times"
-        for share, part in zip(source.shares, source.parts)
+        f"  {float(share):6.1%} of {member.name}: {len(member.source):,} examples, each seen "
+        f"{float(share) * num_seen / len(member.source):.3g} times"
+        for share, member in zip(source.shares, source.members)
     ]

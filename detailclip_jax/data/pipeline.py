@@ -114,7 +114,9 @@ class Stream:
                 return {**self._example(int(self._order[at]), position), "bad": bad[:1]}
             except BadRecord as error:
                 bad.append(str(error))
-        raise TooManyBadRecords(f"{MAX_TRIES} unreadable records in a row; are these images?  Repair or replace:", bad)
+        raise TooManyBadRecords(
+            f"{MAX_TRIES} unreadable records in a row; check that they are images.  Repair or remove:", bad
+        )
 
     def _example(self, index: int, position: int) -> dict[str, Any]:
         """Returns record `index` with the random draws of a position; raises BadRecord if it is unreadable."""
@@ -283,7 +285,7 @@ class Pipeline:
 
     def __next__(self) -> Batch:
         if self._batches.closed:
-            raise ValueError("this pipeline is closed; make another one with start=position")
+            raise ValueError("this pipeline is closed; create another one with start=position")
         asked = time.perf_counter()
         try:
             made = next(self._batches)
@@ -338,7 +340,9 @@ class EvaluationBatches:
         rows = [self._row(index) for index in range(first, min(first + self.batch_size, len(self.source)))]
         readable = [row for row in rows if row is not None]
         if not readable:
-            raise TooManyBadRecords(f"none of the {len(rows)} records from number {first} on is readable; see the log")
+            raise TooManyBadRecords(
+                f"none of the {len(rows)} records from record {first} on is readable; the log lists the reasons"
+            )
         blank = {name: np.zeros_like(array) for name, array in readable[0].items()}
         filled = [row or blank for row in rows] + [blank] * (self.batch_size - len(rows))
         return {name: np.stack([row[name] for row in filled]) for name in blank}
@@ -350,7 +354,7 @@ class EvaluationBatches:
                 view = evaluation_view(image, *self.transform)
             label = label_of(example)
         except BadRecord as error:
-            logging.warning("unreadable record left out of the evaluation: %s", printable(str(error)))
+            logging.warning("unreadable record, skipped in the evaluation: %s", printable(str(error)))
             return None
         masks = {name: example[name] for name in MASKS if name in example}
         size, side, _, mode = self.transform

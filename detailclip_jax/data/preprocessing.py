@@ -60,7 +60,7 @@ def check(fields: ConfigDict) -> None:
         raise ValueError(f"preprocess.crop_ratio {fields.crop_ratio} must be above 0 and at most 1 (--crop-ratio)")
     for name in ("mean", "std"):
         if len(fields[name]) != 3 or (name == "std" and not min(fields[name]) > 0):
-            raise ValueError(f"preprocess.{name} {fields[name]} must be three numbers{', above 0' * (name == 'std')}")
+            raise ValueError(f"preprocess.{name} {fields[name]} must be three numbers{' above 0' * (name == 'std')}")
 
 
 def add_flags(parser: argparse.ArgumentParser, default: str = "as the model's config says") -> None:

@@ -55,7 +55,7 @@ def check_regular(path: str | os.PathLike, mode: int) -> None:
     """Raises NotRegular unless `mode`, from `os.stat`, is that of a regular file."""
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "of another kind")
-        raise NotRegular(f"not a file: {os.fspath(path)} is {kind}; only regular files are read")
+        raise NotRegular(f"not a file: {os.fspath(path)} is {kind}; only regular files are allowed")
 
 
 def read_regular(path: str | os.PathLike, limit: int = MAX_BYTES) -> bytes:
@@ -92,7 +92,7 @@ def inside(
     if _is_below(real, folder):
         return real
     if _is_below(os.path.abspath(path), os.path.abspath(root)):
-        raise LeavesFolder(f"unsafe link: {path} leads to {real}, outside of {folder}; --follow-links allows it")
+        raise LeavesFolder(f"unsafe link: {path} leads to {real}, outside of {folder}; allow it with --follow-links")
     raise LeavesFolder(f"unsafe path: {path} is outside of {folder}")
 
 
@@ -127,11 +127,11 @@ class Walk:
         """Returns the sorted names of all files below the folder `below`, at any depth, without hidden ones."""
         return self.matching(("**",), below)
 
-    def matching(self, parts: Sequence[str], below: str = "") -> list[str]:
-        """Returns the sorted names of files that match the path components `parts` of a pattern, as in `glob.glob`."""
+    def matching(self, components: Sequence[str], below: str = "") -> list[str]:
+        """Returns the sorted names of files that match the path `components` of a pattern, as in `glob.glob`."""
         found: set[str] = set()
         seen: set[tuple[str, tuple[str, ...]]] = set()
-        todo = collections.deque([(below, tuple(parts))])
+        todo = collections.deque([(below, tuple(components))])
         while todo:
             name, rest = todo.popleft()
             place = os.path.realpath(self.root / name), rest
@@ -142,17 +142,17 @@ class Walk:
                 todo.extend(folders)
         return sorted(found)
 
-    def _level(self, name: str, parts: tuple[str, ...]) -> tuple[list[str], list[tuple[str, tuple[str, ...]]]]:
+    def _level(self, name: str, components: tuple[str, ...]) -> tuple[list[str], list[tuple[str, tuple[str, ...]]]]:
         """Returns the matching files of one folder, and the folders to search with the rest of the pattern."""
-        part, rest = parts[0], parts[1:]
-        any_depth = part == "**"
+        component, rest = components[0], components[1:]
+        any_depth = component == "**"
         files, folders = [], [(name, rest)] if any_depth and rest else []
         for entry in self._entries(name):
             own = os.path.join(name, entry.name)
-            if not (_is_shown(entry.name) if any_depth else _matches(entry.name, part)):
+            if not (_is_shown(entry.name) if any_depth else _matches(entry.name, component)):
                 continue
             if self.is_folder(own, entry):
-                folders += [(own, parts if any_depth else rest)] if any_depth or rest else []
+                folders += [(own, components if any_depth else rest)] if any_depth or rest else []
             elif not rest:
                 files.append(own)
         return files, folders
@@ -192,6 +192,6 @@ def _is_shown(name: str) -> bool:
     return not name.startswith(".")
 
 
-def _matches(name: str, part: str) -> bool:
+def _matches(name: str, component: str) -> bool:
     """Matches as `glob` does: hidden names match only patterns that start with a dot."""
-    return (_is_shown(name) or part.startswith(".")) and fnmatch.fnmatchcase(name, part)
+    return (_is_shown(name) or component.startswith(".")) and fnmatch.fnmatchcase(name, component)

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import Component
 from detailclip_jax.data.stickers.stickers import Stickers
-from detailclip_jax.runtime.files import whole
+from detailclip_jax.runtime.files import written_atomically
 
 Example = dict[str, Any]
 CAPTION_FIELDS = ("title", "description", "captions", "caption", "text")  # TFDS fields, in this order
@@ -91,7 +91,7 @@ class Records:
             raise MissingData(_missing_records(path, split))
         self._shards = _opened(paths)
         if not len(self._shards):
-            raise MissingData(f"{len(paths)} shards {self.name}-*.arrayrecord hold no record; write them again")
+            raise MissingData(f"{len(paths)} shards {self.name}-*.arrayrecord contain no record; write them again")
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -147,7 +147,7 @@ def write_records(
         )
     folder = pathlib.Path(path)
     if existing := shards_of(folder, split):
-        raise FileExistsError(f"{existing[0]} is there already; remove the split's shards or choose another path")
+        raise FileExistsError(f"{existing[0]} already exists; remove the shards of the split or choose another path")
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
     for shard, part in itertools.groupby(enumerate(examples), lambda numbered: numbered[0] // shard_size):
@@ -158,7 +158,7 @@ def write_records(
 def _write_shard(path: pathlib.Path, numbered: Iterable[tuple[int, Mapping[str, Any]]]) -> int:
     """Writes one shard from an iterator of examples and returns their number."""
     count = 0
-    with whole(path) as partial:
+    with written_atomically(path) as partial:
         writer = ArrayRecordWriter(str(partial), "group_size:1")  # one record per block: random access
         try:
             for number, example in numbered:
@@ -205,15 +205,15 @@ def _missing_records(path: str | os.PathLike, split: str) -> str:
     if not path:
         seen = "data.path is empty"
     elif not _folder(path).is_dir():
-        seen = f"there is no folder {str(path)!r}"
+        seen = f"the folder {str(path)!r} does not exist"
     else:
         others = sorted({shard.name.rpartition("-")[0] for shard in _folder(path).glob("*-*.arrayrecord")})
-        seen = f"{str(path)!r} has " + (f"only the splits {', '.join(others)}" if others else "no shards at all")
+        seen = f"{str(path)!r} has " + (f"only the splits {', '.join(others)}" if others else "no shards")
     return (
         f"no image-text records: looked for {split}-*.arrayrecord, but {seen}.  Set --config.data.path to a folder "
         f"that python -m detailclip_jax.prepare SOURCE ... --out DIR --split {split} has written (--help: sources), "
         f"or detailclip_jax.data.sources.write_records(path, examples, split={split!r}); one example "
-        f"is {SCHEMA}.  Without data at hand: --config.data.source=stickers"
+        f"is {SCHEMA}.  Without own data: --config.data.source=stickers"
     )
 
 
@@ -288,7 +288,7 @@ def _tfds_builder(path: str, split: str) -> Any:
     try:
         builder = tfds.builder_from_directory(path) if _folder(path).is_dir() else tfds.builder(path)
     except Exception as error:  # tfds raises many types, with pages of names, for an unknown set
-        raise MissingData(f"tfds knows no {path!r}: {str(error).splitlines()[0]}") from error
+        raise MissingData(f"tfds has no data set {path!r}: {str(error).splitlines()[0]}") from error
     if split.split("[")[0] not in builder.info.splits:
         raise MissingData(
             f"no tfds data: looked for split {split!r} in {builder.data_dir}, which has "

@@ -180,7 +180,7 @@ class Tokenizer:
 
     def __init__(self, context_length: int = 77, keep_eot: bool = True):
         if context_length < 3:
-            raise ValueError(f"context_length {context_length} has no room for SOT, a word and EOT; use 3 or more")
+            raise ValueError(f"context_length {context_length} is too short: start, text and end need 3 or more")
         self.context_length = context_length
         self.keep_eot = keep_eot
         self.num_truncated = 0
@@ -211,7 +211,7 @@ class Tokenizer:
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "B T"]:
         """Returns the token ids [B, T] of a list of texts."""
         if isinstance(texts, str):
-            raise TypeError(f"the tokenizer takes a list of texts, got the text {texts!r}; write [text]")
+            raise TypeError(f"the tokenizer takes a list of texts, got one text {texts!r}; write [text]")
         rows = [self.row(text)[0] for text in texts]
         return np.stack(rows) if rows else np.zeros((0, self.context_length), np.int32)
 

@@ -76,7 +76,7 @@ def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
     """
     made = {name: _crop(name, {**fields}) for name, fields in crops.items()}
     if ENCLOSED not in made and any(crop.kind == "enclosing" for crop in made.values()):
-        raise ValueError(f"an enclosing crop needs crops named {ENCLOSED!r} to enclose; there are {sorted(made)}")
+        raise ValueError(f"an enclosing crop needs crops named {ENCLOSED!r} to enclose; the crops are {sorted(made)}")
     return made
 
 

@@ -12,8 +12,8 @@ from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluation.cache import Cache, NoCache
 from detailclip_jax.evaluation.embedding import EvaluationBatch, gather, mesh_of, own_rows, text_batches
 from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.evaluation.image_batches import ImageBatches, Transform, sample_digest
 from detailclip_jax.evaluation.metrics import class_embeddings
-from detailclip_jax.evaluation.reading import ImageBatches, Transform, sample_digest
 from detailclip_jax.evaluation.zero_shot import owners
 from detailclip_jax.types import Params
 
@@ -63,22 +63,22 @@ class Bench:
         self.unreadable: list[str] = []  # of all sets; each process lists only its own
         self.num_unreadable = 0  # over all processes
 
-    def images(self, data: LabelledSet, transform: Transform, part: str = "image") -> Embedded:
-        """`encode.<part>` of all images of a set.
+    def images(self, data: LabelledSet, transform: Transform, encoder: str = "image") -> Embedded:
+        """`encode.<encoder>` of all images of a set.
 
         Raises Unmeasurable if no image can be read or a label is not a class.
         """
         marks = {"data": data.fingerprint, "sample": sample_digest(data.source) if self.digest else ""}
-        key = {"weights": self.digest, **marks, "transform": list(transform), "part": part}
-        made = self.cache.get(key, lambda: self._embed_images(data, transform, part))
-        unreadable = tuple(str(line) for line in made["unreadable"])
+        key = {"weights": self.digest, **marks, "transform": list(transform), "part": encoder}
+        stored = self.cache.get(key, lambda: self._embed_images(data, transform, encoder))
+        unreadable = tuple(str(line) for line in stored["unreadable"])
         self.unreadable += [f"{data.name}, {line}" for line in unreadable]
-        self.num_unreadable += len(data.source) - len(made["index"])
-        if not len(made["index"]):
+        self.num_unreadable += len(data.source) - len(stored["index"])
+        if not len(stored["index"]):
             why = f"; the first: {unreadable[0]}" if unreadable else ""
-            raise Unmeasurable(f"{data.name}: none of its {len(data.source)} images can be read{why}")
-        check_labels(data, made["labels"], made["index"])
-        return Embedded(made["features"], made["labels"], made["index"], unreadable)
+            raise Unmeasurable(f"{data.name}: none of its {len(data.source)} images is readable{why}")
+        check_labels(data, stored["labels"], stored["index"])
+        return Embedded(stored["features"], stored["labels"], stored["index"], unreadable)
 
     def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "M E"]:
         """`encode.text` of all texts, in their order."""
@@ -96,10 +96,10 @@ class Bench:
 
         return self.cache.get(key, make)["features"]
 
-    def _embed_images(self, data: LabelledSet, transform: Transform, part: str) -> dict[str, np.ndarray]:
+    def _embed_images(self, data: LabelledSet, transform: Transform, encoder: str) -> dict[str, np.ndarray]:
         mesh = mesh_of(self.params)
         batches = ImageBatches(data.source, transform, self.batch_size, own_rows(self.batch_size, mesh))
-        function = getattr(self.encode, part)
+        function = getattr(self.encode, encoder)
 
         def look(batch: Any) -> tuple[Any, Any, Any]:
             features = jnp.asarray(function(self.params, batch["image"]), jnp.float32)
@@ -124,7 +124,9 @@ def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.
     wrong = np.flatnonzero((labels < 0) | (labels >= len(data.classes)))
     if data.classes and len(wrong):
         first = f"example {index[wrong[0]]} has the label {labels[wrong[0]]}"
-        raise Unmeasurable(f"{data.name} has {len(data.classes)} classes, but {first}: these names are of another set")
+        raise Unmeasurable(
+            f"{data.name} has {len(data.classes)} classes, but {first}: the class names belong to another set"
+        )
 
 
 def _digest(array: np.ndarray) -> str:

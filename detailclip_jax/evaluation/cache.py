@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from detailclip_jax.runtime.files import whole
+from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.training.checkpoint import all_processes
 
 Arrays = dict[str, np.ndarray]
@@ -62,5 +62,5 @@ def _read(file: Path, key: str) -> Arrays | None:
 
 def _write(file: Path, key: str, arrays: Arrays) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole(file) as partial, partial.open("wb") as stream:
+    with written_atomically(file) as partial, partial.open("wb") as stream:
         np.savez(stream, key=np.array(key), **arrays)  # type: ignore[arg-type]

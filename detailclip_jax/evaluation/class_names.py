@@ -46,14 +46,14 @@ def complaints(
 ) -> Iterator[str]:
     """Yields the error messages of a failed match, and what the user can do."""
     if unmatched:
-        yield f"{len(unmatched)} classes of the data have no known name: " + listed(
+        yield f"{len(unmatched)} classes of the data have an unknown name: " + listed(
             [near(n, lacking) for n in unmatched]
         )
     if lacking:
-        yield f"{len(lacking)} known classes are missing in the data: {listed([repr(name) for name in lacking])}"
+        yield f"{len(lacking)} known classes are not in the data: {listed([repr(name) for name in lacking])}"
     if twice := [name for name, index in zip(classes, found) if index is not None and found.count(index) > 1]:
-        yield f"classes of the data that mean the same: {listed([repr(name) for name in twice])}"
-    yield 'rename the folders or lines of classnames.txt, or evaluate "folder:PATH" over its own classes'
+        yield f"several classes of the data match the same known class: {listed([repr(name) for name in twice])}"
+    yield 'rename the folders or the lines of classnames.txt, or evaluate "folder:PATH" with its own class names'
 
 
 def near(name: str, candidates: Sequence[str]) -> str:

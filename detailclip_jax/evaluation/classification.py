@@ -101,7 +101,7 @@ def roc_auc_metric(margins: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"]
     Raises Unmeasurable if the set does not have two classes.
     """
     if num_classes != 2:
-        raise Unmeasurable(f"roc_auc is of two classes, not of {num_classes}")
+        raise Unmeasurable(f"roc_auc needs two classes, not {num_classes}")
     low, high = bootstrap_interval(_finite_auc, margins, labels)
     return Metric(roc_auc(margins, labels == 1), n=len(labels), chance=0.5, low=low, high=high)
 

@@ -19,7 +19,7 @@ METRICS = {  # task/metric -> heading
 FIGURE = ("zero_shot/top1", "retrieval/image_to_text_r1", "segmentation/balanced_miou", "segmentation/object_miou")
 
 
-class Spread(NamedTuple):
+class MeanStd(NamedTuple):
     """A metric over seeds: mean, standard deviation (n - 1; 0 for one seed), number of seeds."""
 
     mean: float
@@ -28,34 +28,36 @@ class Spread(NamedTuple):
 
     def __str__(self) -> str:
         """In per cent: "37.3 ± 1.2"."""
-        spread = f" ± {100 * self.std:.1f}" if self.num_seeds > 1 else ""
-        return f"{100 * self.mean:.1f}{spread}"
+        deviation = f" ± {100 * self.std:.1f}" if self.num_seeds > 1 else ""
+        return f"{100 * self.mean:.1f}{deviation}"
 
 
-Table = dict[tuple[str, str], dict[str, Spread]]  # (method, weights) -> task/metric -> spread
+Table = dict[tuple[str, str], dict[str, MeanStd]]  # (method, weights) -> task/metric -> mean and deviation
 
 
 def tabulate(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
-    """The spread of every metric over the seeds of each method.
+    """Mean and standard deviation of every metric over the seeds of each method.
 
     `results` maps a method to one mapping "task/weights/metric" -> value per seed.
     """
     table: Table = {}
-    for row, seeds in results.items():
+    for method, seeds in results.items():
         for name in dict.fromkeys(name for values in seeds for name in values):
             task, weights, metric = split_name(name)
             values = np.array([seed[name] for seed in seeds if name in seed])
             std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
-            table.setdefault((row, weights), {})[f"{task}/{metric}"] = Spread(float(values.mean()), std, len(values))
+            table.setdefault((method, weights), {})[f"{task}/{metric}"] = MeanStd(
+                float(values.mean()), std, len(values)
+            )
     return table
 
 
 def markdown(table: Table, costs: Mapping[str, str]) -> str:
     """A Markdown table with one line per method and set of weights; `costs` describes the training cost of each."""
-    head = ["row", "weights", *METRICS.values(), "cost"]
+    head = ["method", "weights", *METRICS.values(), "cost"]
     lines = [
-        [row, weights, *(str(spreads.get(name, "")) for name in METRICS), costs.get(row, "")]
-        for (row, weights), spreads in table.items()
+        [method, weights, *(str(values.get(name, "")) for name in METRICS), costs.get(method, "")]
+        for (method, weights), values in table.items()
     ]
     marks = ["---", "---", *("---:" for _ in METRICS), "---:"]
     return "".join("| " + " | ".join(line) + " |\n" for line in (head, marks, *lines))
@@ -64,9 +66,9 @@ def markdown(table: Table, costs: Mapping[str, str]) -> str:
 def as_json(table: Table) -> list[dict[str, Any]]:
     """One record per method, set of weights and metric."""
     return [
-        {"row": row, "weights": weights, "metric": name, **spread._asdict()}
-        for (row, weights), spreads in table.items()
-        for name, spread in spreads.items()
+        {"method": method, "weights": weights, "metric": name, **value._asdict()}
+        for (method, weights), values in table.items()
+        for name, value in values.items()
     ]
 
 
@@ -76,17 +78,17 @@ def figure(table: Table):
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'detailclip_jax[demo]'") from error
-    labels = [f"{row} ({weights})" for row, weights in table]
+    labels = [f"{method} ({weights})" for method, weights in table]
     canvas = Figure((3.2 * len(FIGURE), 1.2 + 0.28 * len(labels)), dpi=120, facecolor="white", layout="constrained")
     panels = canvas.subplots(1, len(FIGURE), sharey=True)
     for panel, name in zip(panels, FIGURE):
-        for height, spreads in enumerate(table.values()):
-            if name in spreads:
-                spread = spreads[name]
+        for height, values in enumerate(table.values()):
+            if name in values:
+                value = values[name]
                 panel.errorbar(
-                    100 * spread.mean,
+                    100 * value.mean,
                     -height,
-                    xerr=100 * spread.std,
+                    xerr=100 * value.std,
                     fmt="o",
                     color="#0072B2",
                     capsize=3,

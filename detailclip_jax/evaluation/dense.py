@@ -31,8 +31,8 @@ from detailclip_jax.evaluation.dense_sets import STICKERS
 from detailclip_jax.evaluation.dense_setups import Setup
 from detailclip_jax.evaluation.embedding import fetch, fill, mesh_of, place, valid_rows
 from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.evaluation.image_batches import MAX_AHEAD
 from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval
-from detailclip_jax.evaluation.reading import MAX_AHEAD
 from detailclip_jax.evaluation.zero_shot import owners
 from detailclip_jax.inference.dense import Layout, dense_encoder, layout
 from detailclip_jax.inference.model import SHAPES, filled, in_turn

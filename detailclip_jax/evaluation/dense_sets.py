@@ -13,7 +13,7 @@ from detailclip_jax.data.semantic.labels import IGNORE
 from detailclip_jax.data.semantic.layouts import SemanticSet, open_set
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import MissingData, Source
-from detailclip_jax.evaluation.reading import Subset
+from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.evaluation.sets import Sets, drawn
 from detailclip_jax.inference.dense import DEFAULT_READOUT, check_readout
 from detailclip_jax.models.readouts import READOUTS

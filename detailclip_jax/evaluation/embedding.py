@@ -36,22 +36,22 @@ def gather(function: Callable[[Mapping[str, Any]], Any], batches: Batches, mesh:
     all processes must call this function together, and all receive all rows. Raises Unmeasurable if there is no batch.
     """
     waiting: deque[tuple[Any, Any]] = deque()
-    parts: list[Any] = []
+    gathered: list[Any] = []
     for batch in batches:
         placed = place(batch, mesh)
         waiting.append((function(placed), placed["valid"]))
         if len(waiting) > RUN_AHEAD:
-            parts.append(valid_part(*waiting.popleft()))
-    parts += [valid_part(*made) for made in waiting]
-    if not parts:
-        raise Unmeasurable("nothing to evaluate: the data set has no example")
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+            gathered.append(select_valid(*waiting.popleft()))
+    gathered += [select_valid(*output) for output in waiting]
+    if not gathered:
+        raise Unmeasurable("nothing to evaluate: the data set has no examples")
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *gathered)
 
 
-def valid_part(made: Any, valid: Any) -> Any:
+def select_valid(output: Any, valid: Any) -> Any:
     """The valid rows of each array, on the host."""
     rows = fetch(valid)
-    return jax.tree.map(lambda array: fetch(array)[rows], made)
+    return jax.tree.map(lambda array: fetch(array)[rows], output)
 
 
 def fetch(array: Any) -> np.ndarray:
@@ -95,8 +95,8 @@ def own_rows(batch_size: int, mesh: Mesh | None) -> Bool[np.ndarray, "B"]:
         return rows
     length = batch_size + -batch_size % mesh.devices.size
     rows = np.zeros(length, bool)
-    for part in meshes.sharded(mesh).addressable_devices_indices_map((length,)).values():
-        rows[part] = True
+    for own in meshes.sharded(mesh).addressable_devices_indices_map((length,)).values():
+        rows[own] = True
     return rows[:batch_size]
 
 

@@ -159,7 +159,7 @@ def _check_name(name: str, options: Mapping[str, Any]) -> None:
     if ":" in name:
         tasks.parse(name, Sets(options.get("data_dir", "data")))
     elif name not in BY_NAME:
-        raise ValueError(unknown("evaluator", name, BY_NAME) + ", and TASK:SET, for example zero_shot:pets")
+        raise ValueError(unknown("evaluator", name, BY_NAME) + ", or TASK:SET, for example zero_shot:pets")
     for option in options:
         known = [each for each in inspect.signature(_maker(name)).parameters if each not in ("config", "task")]
         if option not in known:
@@ -199,7 +199,7 @@ def _present(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """The plan without absent evaluators; each of these is logged (the report names them too)."""
     missing = absent(config)
     for name, reason in missing.items():
-        logging.info("evaluator %s: left out: %s", name, reason)
+        logging.info("evaluator %s: skipped: %s", name, reason)
     return {name: options for name, options in plan(config).items() if name not in missing}
 
 
@@ -220,8 +220,8 @@ def run(evaluators: Mapping[str, Evaluator], params_by_name: Mapping[str, Params
     results: dict[str, float] = {}
     for name, evaluator in evaluators.items():
         for which, params in params_by_name.items():
-            if missing := [part for part in evaluator.needs if part not in params]:
-                logging.info("evaluator %s: left out, the %s weights have no %s", name, which, ", ".join(missing))
+            if missing := [name for name in evaluator.needs if name not in params]:
+                logging.info("evaluator %s: skipped, the %s weights have no %s", name, which, ", ".join(missing))
                 continue
             results |= _run_one(name, evaluator, which, params, step)
     return results
@@ -250,5 +250,5 @@ def run_all(encode: Any, params_by_name: Mapping[str, Params], config: ConfigDic
     try:
         evaluators = build_all(encode, config)
     except (FileNotFoundError, ValueError) as error:
-        raise EvaluatorError(f"the evaluators of step {step} cannot be made: {error}") from error
+        raise EvaluatorError(f"the evaluators of step {step} cannot be created: {error}") from error
     return run(evaluators, params_by_name, step)

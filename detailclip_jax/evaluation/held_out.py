@@ -17,15 +17,15 @@ from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench
+from detailclip_jax.evaluation.image_batches import Subset, captions_of
 from detailclip_jax.evaluation.metrics import Metric
-from detailclip_jax.evaluation.reading import Subset, captions_of
 from detailclip_jax.evaluation.retrieval import retrieval_metrics
 from detailclip_jax.evaluation.tasks import JOINT, Prepared
 from detailclip_jax.runtime.provenance import data_fingerprint
 
 WAY_OUT = (
-    "--config.data.held_out=1000 keeps some out of training, or python -m detailclip_jax.prepare ... --split val "
-    "writes a split of their own"
+    "exclude some from training with --config.data.held_out=1000, or write a separate split with "
+    "python -m detailclip_jax.prepare ... --split val"
 )
 
 
@@ -41,13 +41,13 @@ def retrieval(config: ConfigDict, num_examples: int = 1000, batch_size: int = BA
     """Options for retrieval among at most `num_examples` held-out pairs. Raises ValueError if the run has none."""
     found = find(config)
     if found is None:
-        raise ValueError(f"evaluator held_out: no example of these data is held out; {WAY_OUT}")
+        raise ValueError(f"evaluator held_out: the data have no held-out examples; {WAY_OUT}")
     pairs = captioned(Subset(found.source, num_examples))
     data = LabelledSet("held_out", pairs, (), data_fingerprint(pairs) if len(pairs) else "", None)
 
     def measure(bench: Bench) -> Iterator[tuple[str, Metric]]:
         if not len(pairs):
-            logging.info("evaluator held_out: left out, no held-out example has a caption")
+            logging.info("evaluator held_out: skipped, no held-out example has a caption")
             return
         images = bench.images(data, transform_of(config))
         captions = captions_of(pairs, images.index.tolist())
@@ -60,12 +60,12 @@ def retrieval(config: ConfigDict, num_examples: int = 1000, batch_size: int = BA
 
 def captioned(source: Source) -> Picked:
     """The examples that can be read and have a caption."""
-    return Picked(source, [place for place in range(len(source)) if _has_caption(source, place)])
+    return Picked(source, [index for index in range(len(source)) if _has_caption(source, index)])
 
 
-def _has_caption(source: Source, place: int) -> bool:
+def _has_caption(source: Source, index: int) -> bool:
     try:
-        return any(caption.strip() for caption in source[place]["captions"])
+        return any(caption.strip() for caption in source[index]["captions"])
     except BadRecord:
         return False
 
@@ -75,11 +75,11 @@ def images(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | Non
     found, views = find(config), []
     if found is None:
         return None
-    for place in range(len(found.source)):
+    for index in range(len(found.source)):
         try:
-            views.append(evaluation_view(read(found.source, place)[1], *transform_of(config)))
+            views.append(evaluation_view(read(found.source, index)[1], *transform_of(config)))
         except BadRecord as error:
-            logging.warning("unreadable record left out of the figures: %s", error)
+            logging.warning("unreadable record, not shown in the figures: %s", error)
         if len(views) == count:
             break
     return np.stack(views) if views else None

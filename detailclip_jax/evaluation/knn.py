@@ -53,19 +53,19 @@ def nearest(
 ) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
     """Cosines and labels of the k nearest gallery features of each query, best first, in bounded memory."""
     queries, gallery = normalise(queries.astype(np.float32)), normalise(gallery.astype(np.float32))
-    blocks = [jnp.asarray(part(queries, i, QUERIES)) for i in starts(queries, QUERIES)]
+    blocks = [jnp.asarray(block_of(queries, i, QUERIES)) for i in starts(queries, QUERIES)]
     best = [(jnp.full((QUERIES, k), -jnp.inf), jnp.full((QUERIES, k), -1)) for _ in blocks]
     length = min(GALLERY, len(gallery))
     for i in starts(gallery, length):
         pause_point()
-        rows, known = (jnp.asarray(part(array, i, length)) for array in (gallery, labels.astype(np.int32)))
+        rows, known = (jnp.asarray(block_of(array, i, length)) for array in (gallery, labels.astype(np.int32)))
         real = jnp.arange(i, i + length) < len(gallery)
         best = [merge(*old, block, rows, known, real, k) for old, block in zip(best, blocks)]
     cosines, found = (np.concatenate([np.asarray(pair[j]) for pair in best])[: len(queries)] for j in (0, 1))
     return cosines, found
 
 
-def part(rows: np.ndarray, start: int, length: int) -> np.ndarray:
+def block_of(rows: np.ndarray, start: int, length: int) -> np.ndarray:
     """`length` rows from `start` on, padded with zeros."""
     taken = rows[start : start + length]
     return fill(taken, length - len(taken))

@@ -37,8 +37,8 @@ class Linear(NamedTuple):
         """A warning if the search did not converge, else an empty string."""
         if self.gradient <= TOLERANCE:
             return ""
-        where = f"a gradient of {self.gradient:.1g}, not below {TOLERANCE:g}"
-        return f"the linear probe did not converge in {MAX_STEPS:,} steps ({where}): a better one exists"
+        where = f"largest gradient {self.gradient:.1g}, tolerance {TOLERANCE:g}"
+        return f"the linear probe did not converge in {MAX_STEPS:,} steps ({where}): its accuracy may be too low"
 
 
 def linear_metrics(

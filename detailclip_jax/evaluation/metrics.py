@@ -74,7 +74,7 @@ def bootstrap_interval(
     """
     n = len(arrays[0])
     if n == 0:
-        raise Unmeasurable("a bootstrap interval needs at least one example; got none")
+        raise Unmeasurable("a bootstrap interval needs at least one example, got none")
     rng = np.random.default_rng(seed)
     draws = (rng.integers(0, n, n) for _ in range(num_resamples))
     values = [statistic(*(array[draw] for array in arrays)) for draw in draws]
@@ -121,7 +121,9 @@ def ranks(scores: Float[np.ndarray, "Q G"], positives: Bool[np.ndarray, "Q G"]) 
     model. Raises Unmeasurable for a query without a right entry.
     """
     if not positives.any(axis=1).all():
-        raise Unmeasurable(f"query {int(np.flatnonzero(~positives.any(axis=1))[0])} has no right entry in the gallery")
+        raise Unmeasurable(
+            f"query {int(np.flatnonzero(~positives.any(axis=1))[0])} has no correct entry in the gallery"
+        )
     best = np.where(positives, scores, -np.inf).max(axis=1, keepdims=True)
     return (~positives & ~(scores < best)).sum(axis=1)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 TABLES = Path(__file__).parent / "assets" / "paper_tables.json"
-ROWS = {"clip": "CLIP", "slip": "SLIP", "maskclip": "MaskCLIP", "aclip": "A-CLIP", "detailclip": "DetailCLIP"}
+PRINTED_NAMES = {"clip": "CLIP", "slip": "SLIP", "maskclip": "MaskCLIP", "aclip": "A-CLIP", "detailclip": "DetailCLIP"}
 TITLES = {"retrieval": "Table 2: retrieval, and ImageNet", "zero_shot": "Table 3: zero-shot classification"}
 MEAN_PER_CLASS = ("aircraft", "pets", "flowers")
 RETRIEVAL = {
@@ -18,7 +18,7 @@ RETRIEVAL = {
 }
 NOT_MEASURED = ("epochs", "mean_as_printed")
 
-Cell = tuple[str, str, str]  # task, data set, metric
+Measurement = tuple[str, str, str]  # task, data set, metric
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def tables() -> dict[str, Any]:
     return json.loads(TABLES.read_text())
 
 
-def columns(table: str) -> dict[str, Cell]:
+def columns(table: str) -> dict[str, Measurement]:
     """The columns of table "retrieval" (2) or "zero_shot" (3), in order, with our (task, data set, metric) for each."""
     names = [name for name in tables()[table]["columns"] if name not in NOT_MEASURED]
     return {name: RETRIEVAL.get(name, ("zero_shot", name, _metric(name))) for name in names}
@@ -37,33 +37,33 @@ def _metric(dataset: str) -> str:
     return "mean_per_class" if dataset in MEAN_PER_CLASS else "top1"
 
 
-def cells() -> list[Cell]:
+def measurements() -> list[Measurement]:
     """All (task, data set, metric) of both tables, in the paper's order."""
-    return [cell for table in TITLES for cell in columns(table).values()]
+    return [measurement for table in TITLES for measurement in columns(table).values()]
 
 
 def zero_shot_sets() -> list[str]:
     """The 14 zero-shot sets: ImageNet of table 2, then those of table 3."""
-    return [dataset for task, dataset, _ in cells() if task == "zero_shot"]
+    return [dataset for task, dataset, _ in measurements() if task == "zero_shot"]
 
 
 def retrieval_sets() -> list[str]:
     """The two retrieval sets of table 2."""
-    return list(dict.fromkeys(dataset for task, dataset, _ in cells() if task == "retrieval"))
+    return list(dict.fromkeys(dataset for task, dataset, _ in measurements() if task == "retrieval"))
 
 
-def rows_of(method: str) -> dict[str, dict[Cell, float]]:
-    """The paper's results of a method, by label ("DetailCLIP, 25 epochs"): `Cell` -> fraction of 1.
+def results_of(method: str) -> dict[str, dict[Measurement, float]]:
+    """The paper's results of a method, by label ("DetailCLIP, 25 epochs"): `Measurement` -> fraction of 1.
 
     Empty for methods that the paper does not list.
     """
-    found: dict[str, dict[Cell, float]] = {}
+    found: dict[str, dict[Measurement, float]] = {}
     for table in TITLES:
         head = tables()[table]["columns"]
         for name, values in tables()[table]["rows"].items():
-            if name.removesuffix(" 50") == ROWS.get(method):
+            if name.removesuffix(" 50") == PRINTED_NAMES.get(method):
                 row = dict(zip(head, values))
-                label = f"{ROWS[method]}, {row['epochs']} epochs"
-                known = {cell: row[column] / 100 for column, cell in columns(table).items() if row[column] is not None}
+                label = f"{PRINTED_NAMES[method]}, {row['epochs']} epochs"
+                known = {ours: row[column] / 100 for column, ours in columns(table).items() if row[column] is not None}
                 found.setdefault(label, {}).update(known)
     return found

@@ -119,9 +119,9 @@ def slip() -> dict[str, Any]:
     return read("slip")
 
 
-def package(part: str) -> dict[str, Any]:
+def package(kind: str) -> dict[str, Any]:
     """The package's "classes" or "templates" by set."""
-    return read(f"clip_benchmark_{part}")
+    return read(f"clip_benchmark_{kind}")
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from detailclip_jax.evaluation.metrics import Metric, split_name
 from detailclip_jax.evaluation.stickers import top1_at
 from detailclip_jax.runtime.files import replace_text
 
-ROWS = {  # metric, or task/metric -> label
+LABELS = {  # metric, or task/metric -> label
     "top1": "zero-shot top-1",
     "on_white/top1": "zero-shot top-1, on white",
     **{f"on_white/{top1_at(side)}": f"on white, {100 * side:.0f} % of the side" for side in WHITE_SIDES},
@@ -31,36 +31,35 @@ ROWS = {  # metric, or task/metric -> label
     "text_to_image_r5": "text to image R@5",
     "share": "kept patches that touch an object",
     "miou": "linear segmentation mIoU",
-    "balanced_miou": "the same, classes balanced",
-    "object_miou": "the same, object patches alone",
+    "balanced_miou": "segmentation mIoU, balanced",
+    "object_miou": "segmentation mIoU, objects only",
 }
 NOTES = {
-    "zero_shot": "Zero-shot: unseen scenes of one object, named among all nouns; chance is k / nouns.",
+    "zero_shot": "Zero-shot: unseen scenes of one object, classified among all nouns; chance is k / number of nouns.",
     "on_white": (
-        "On white: one of the training drawings alone and unchanged on plain white, at random places; its longer side "
-        "takes a share of the canvas's."
+        "On white: one unchanged training drawing on plain white, at a random position; its longer side is a share of "
+        "that of the canvas."
     ),
     "other_drawings": (
-        "Other artists' drawings: the zero-shot scenes, their nouns as Noto Color Emoji draws them unless the config "
-        "names another style."
+        "Other artists' drawings: the zero-shot scenes with the drawings of Noto Color Emoji, unless the config names "
+        "another style."
     ),
     "retrieval": (
-        "Retrieval: scenes of two nouns that never met in training, two captions each. Captions that are word for "
-        "word the same count as right for each other's image."
+        "Retrieval: scenes of two nouns that never occur together in training, two captions each. Images with "
+        "identical captions count as correct for each other."
     ),
     "kept_objects": (
-        "Kept patches: the half with the highest CLS attention, in every row whatever it removes itself, in unseen "
-        "scenes; chance is the share of all patches that touch an object."
+        "Kept patches: the half with the highest CLS attention, for every method, in unseen scenes; chance is the "
+        "share of all patches that touch an object."
     ),
     "held_out": (
-        "Held out: retrieval among pairs of the run's own data that training never saw, with all their captions. "
-        "Captions that are word for word the same count as right for each other's image."
+        "Held out: retrieval among pairs of the run's data that were excluded from training, with all their captions. "
+        "Images with identical captions count as correct for each other."
     ),
-    "segmentation": "Segmentation: patch features, frozen, to classes by ridge regression, in unseen scenes.",
+    "segmentation": "Segmentation: ridge regression from frozen patch features to classes, in unseen scenes.",
 }
 ALWAYS = (
-    "Per cent, with the bootstrap 95 % interval over test examples (not over seeds of training). Ties count against "
-    "the model."
+    "In per cent, with the bootstrap 95 % interval over test examples (not over training seeds). Ties count as errors."
 )
 WEIGHTS = {"student": "student", "ema": "EMA"}
 
@@ -105,7 +104,7 @@ def markdown(results: Mapping[str, float], config: ConfigDict, step: int) -> str
     """The table: one line per metric, with a column for each set of weights, chance and the number of examples."""
     about = [*_held_out(config), *_left_out(results, config)]
     if not results:
-        return "\n\n".join([f"{_title(config, step)}: nothing was evaluated.", *about]) + "\n"
+        return "\n\n".join([f"{_title(config, step)}: no evaluator has a result.", *about]) + "\n"
     names = [split_name(name) for name in results]
     weights = list(dict.fromkeys(which for _, which, _ in names))
     rows = list(dict.fromkeys((task, metric) for task, _, metric in names))
@@ -129,9 +128,11 @@ def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:
     measured = {split_name(name)[0] for name in results}
     unmade = {name: reason for name, reason in absent(config).items() if name not in measured}
     missing = [name for name in plan(config) if name not in measured and name not in unmade]
-    why = f"since {config.method} has no networks" + (" or the data no captions" if "held_out" in missing else "")
-    lines = [f"Left out, {why} for it: {', '.join(missing)}."] if missing else []
-    return lines + [f"Left out: {ROWS[f'{name}/top1']}: {reason}." for name, reason in unmade.items()]
+    why = f"because {config.method} lacks their networks" + (
+        " or the data have no captions" if "held_out" in missing else ""
+    )
+    lines = [f"Not measured, {why}: {', '.join(missing)}."] if missing else []
+    return lines + [f"Not measured: {LABELS[f'{name}/top1']}: {reason}." for name, reason in unmade.items()]
 
 
 def _notes(tasks: Iterable[str]) -> str:
@@ -163,7 +164,7 @@ def size_text(n: int | None, n_train: int | None) -> str:
 def _label(task: str, metric: str) -> str:
     if ":" in task:
         return f"{task} {metric}"
-    return ROWS.get(f"{task}/{metric}", ROWS.get(metric, f"{task} {metric}"))
+    return LABELS.get(f"{task}/{metric}", LABELS.get(metric, f"{task} {metric}"))
 
 
 def _percent(value: float) -> str:

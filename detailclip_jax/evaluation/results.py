@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detailclip_jax.evaluation import paper
-from detailclip_jax.evaluation.report import ALWAYS, ROWS, WEIGHTS, aligned, size_text
+from detailclip_jax.evaluation.report import ALWAYS, LABELS, WEIGHTS, aligned, size_text
 from detailclip_jax.runtime.files import replace_text
 
 FILES = ("results.jsonl", "results.md", "results.csv")
 Record = dict[str, Any]
-Beside = Mapping[str, Mapping[paper.Cell, float]]  # results of the paper: label -> cell -> fraction of 1
+PaperResults = Mapping[str, Mapping[paper.Measurement, float]]  # label -> measurement -> fraction of 1
 FIELDS = ("task", "dataset", "weights", "metric", "value", "n", "chance", "low", "high")
 MARKS = ("protocol", "fingerprint", "step", "expected", "unreadable", "truncated", "checkpoint", "digest")
 OTHER_FIELDS = ("method",)
 LATER_FIELDS = ("remark", "n_train")  # files of earlier versions lack these
 ALL_FIELDS = (*FIELDS, *MARKS, *OTHER_FIELDS, *LATER_FIELDS)
 MAX_LISTED = 20
-NAMES = ROWS | {
+NAMES = LABELS | {
     "top1": "top-1",
     "top5": "top-5",
     "mean_per_class": "mean per class",
@@ -36,12 +36,15 @@ NAMES = ROWS | {
 }
 NOTES = {
     "zero_shot": "Zero-shot: a class is the mean of its prompts' normalised embeddings, normalised again.",
-    "retrieval": "Retrieval: no prompt; captions that are word for word the same are right for each other's image.",
-    "knn": "k-NN: class token, cosine, temperature .07, the training split votes.",
-    "linear": "Linear: logistic regression on the frozen class token, C chosen on a fifth of the training split.",
-    "kept_objects": "Kept patches: of those with the highest CLS attention; chance is the share of all that touch one.",
-    "segmentation": "Segmentation: patch features, frozen, to classes by ridge regression.",
-    "dense": "Dense: class names against patch features, nothing trained; the interval resamples images.",
+    "retrieval": "Retrieval: no prompt; images with identical captions count as correct for each other.",
+    "knn": "k-NN: class token, cosine similarity, temperature 0.07, weighted vote of the training split.",
+    "linear": "Linear: logistic regression on the frozen class token, C selected on a fifth of the training split.",
+    "kept_objects": (
+        "Kept patches: share that touches an object, of the patches with the highest CLS attention; chance: of all "
+        "patches."
+    ),
+    "segmentation": "Segmentation: ridge regression from frozen patch features to classes.",
+    "dense": "Dense: class names compared with patch features, without training; the interval resamples images.",
 }
 
 
@@ -61,7 +64,7 @@ class Outcome(NamedTuple):
     left_out: dict[str, str]  # task and weights -> the missing networks
     unreadable: list[str]  # images
     subject: Any
-    beside: Beside
+    paper_results: PaperResults
 
     @property
     def exit_code(self) -> int:
@@ -82,8 +85,8 @@ class Results:
             new = digests.get(old["weights"], old["digest"])
             if old["digest"] != new:
                 there = f"step {old['step']} of {old['checkpoint']}"
-                other = f"other weights ({there}), or of images that were resized in another way"
-                raise ValueError(f"--out={folder} holds results of {other}; choose another folder")
+                other = f"other weights ({there}), or of another preprocessing"
+                raise ValueError(f"--out={folder} contains results of {other}; choose another folder")
 
     def done(self, identity: Mapping[str, Any]) -> bool:
         """Whether the folder has results of these weights on the same data; False without a digest."""
@@ -107,7 +110,7 @@ class Results:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_text(self.folder / "results.md", markdown(self.records, outcome))
-        replace_text(self.folder / "results.csv", as_csv(self.records, outcome.beside))
+        replace_text(self.folder / "results.csv", as_csv(self.records, outcome.paper_results))
 
 
 def _same(old: Record, identity: Mapping[str, Any], names: Iterable[str]) -> bool:
@@ -128,41 +131,41 @@ def read(file: Path) -> list[Record]:
 
 def in_order(records: Sequence[Record]) -> list[Record]:
     """The paper's (task, set) pairs first, in its order, with all metrics of each together; then the others."""
-    sets = list(dict.fromkeys((task, dataset) for task, dataset, _ in paper.cells()))
+    sets = list(dict.fromkeys((task, dataset) for task, dataset, _ in paper.measurements()))
     every = list(dict.fromkeys((r["task"], r["dataset"]) for r in records))
     rank = {pair: place for place, pair in enumerate([*sets, *(pair for pair in every if pair not in sets)])}
     return sorted(records, key=lambda r: rank[r["task"], r["dataset"]])
 
 
-def by_cell(records: Sequence[Record]) -> dict[paper.Cell, dict[str, Record]]:
+def by_measurement(records: Sequence[Record]) -> dict[paper.Measurement, dict[str, Record]]:
     """(task, data set, metric) -> weights -> record, in order."""
-    found: dict[paper.Cell, dict[str, Record]] = {}
+    found: dict[paper.Measurement, dict[str, Record]] = {}
     for r in in_order(records):
         found.setdefault((r["task"], r["dataset"], r["metric"]), {})[r["weights"]] = r
     return found
 
 
-def table(records: Sequence[Record], beside: Beside) -> list[str]:
+def table(records: Sequence[Record], paper_results: PaperResults) -> list[str]:
     """One line per metric: a column for each set of weights, columns of the paper's results, chance and n."""
-    cells = by_cell(records)
+    found = by_measurement(records)
     weights = list(dict.fromkeys(r["weights"] for r in records))
-    shown = [label for label, row in beside.items() if any(cell in row for cell in cells)]
+    shown = [label for label, row in paper_results.items() if any(key in row for key in found)]
     head = ["", *(WEIGHTS.get(w, w) for w in weights), *(f"paper: {label}" for label in shown), "chance", "n"]
     lines = [
         [
-            name_of(cell),
+            name_of(key),
             *(percent(of[w]) if w in of else "" for w in weights),
-            *(f"{100 * beside[label][cell]:.1f}" if cell in beside[label] else "" for label in shown),
+            *(f"{100 * paper_results[label][key]:.1f}" if key in paper_results[label] else "" for label in shown),
             *_judged(next(iter(of.values()))),
         ]
-        for cell, of in cells.items()
+        for key, of in found.items()
     ]
     return aligned([head, *lines])
 
 
-def name_of(cell: paper.Cell) -> str:
+def name_of(key: paper.Measurement) -> str:
     """A label such as "zero_shot pets, mean per class"."""
-    task, dataset, metric = cell
+    task, dataset, metric = key
     k, _, rest = metric.partition("_")
     words = f"k={k[1:]}, {NAMES.get(rest, rest)}" if task == "knn" else NAMES.get(metric, metric)
     return f"{task} {dataset}, {words}"
@@ -180,32 +183,36 @@ def _judged(r: Record) -> list[str]:
     return ["" if r["chance"] is None else f"{100 * r['chance']:.2f}", n]
 
 
-def paper_table(name: str, records: Sequence[Record], beside: Beside) -> list[str]:
+def paper_table(name: str, records: Sequence[Record], paper_results: PaperResults) -> list[str]:
     """Table 2 or 3 in the paper's layout: a line per set of weights and per result of the paper.
 
     Empty if no column of the table was measured.
     """
-    columns, cells = paper.columns(name), by_cell(records)
-    weights = list(dict.fromkeys(w for cell in columns.values() for w in cells.get(cell, {})))
-    ours = {WEIGHTS.get(w, w): {cell: of[w]["value"] for cell, of in cells.items() if w in of} for w in weights}
-    theirs = {f"paper: {label}": row for label, row in beside.items()}
+    columns, found = paper.columns(name), by_measurement(records)
+    weights = list(dict.fromkeys(w for key in columns.values() for w in found.get(key, {})))
+    ours = {WEIGHTS.get(w, w): {key: of[w]["value"] for key, of in found.items() if w in of} for w in weights}
+    theirs = {f"paper: {label}": row for label, row in paper_results.items()}
     if not ours:
         return []
     means = ["mean"] if name == "zero_shot" else []
     lines = [
-        [label, *(_cell(row.get(cell)) for cell in columns.values()), *(_cell(_mean(row, columns)) for _ in means)]
+        [
+            label,
+            *(_percent_or_blank(row.get(key)) for key in columns.values()),
+            *(_percent_or_blank(_mean(row, columns)) for _ in means),
+        ]
         for label, row in (ours | theirs).items()
     ]
     return [f"## {paper.TITLES[name]}", "", *aligned([["", *columns, *means], *lines]), ""]
 
 
-def _cell(value: float | None) -> str:
+def _percent_or_blank(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _mean(row: Mapping[paper.Cell, float], columns: Mapping[str, paper.Cell]) -> float | None:
+def _mean(row: Mapping[paper.Measurement, float], columns: Mapping[str, paper.Measurement]) -> float | None:
     """The mean over all sets of the table; None if one is missing, since a partial mean is not comparable."""
-    values = [row[cell] for cell in columns.values() if cell in row]
+    values = [row[key] for key in columns.values() if key in row]
     return sum(values) / len(values) if len(values) == len(columns) else None
 
 
@@ -230,14 +237,14 @@ def notes(records: Sequence[Record]) -> list[str]:
     return [ALWAYS, *(NOTES[task] for task in dict.fromkeys(r["task"] for r in records) if task in NOTES)]
 
 
-def as_csv(records: Sequence[Record], beside: Beside) -> str:
+def as_csv(records: Sequence[Record], paper_results: PaperResults) -> str:
     """A line per record, in the paper's order, as fractions of 1, with columns of the paper's results."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*ALL_FIELDS, *(f"paper: {label}" for label in beside)])
+    writer.writerow([*ALL_FIELDS, *(f"paper: {label}" for label in paper_results)])
     for r in in_order(records):
-        cell = (r["task"], r["dataset"], r["metric"])
-        theirs = [row.get(cell, "") for row in beside.values()]
+        key = (r["task"], r["dataset"], r["metric"])
+        theirs = [row.get(key, "") for row in paper_results.values()]
         writer.writerow([*("" if r[name] is None else r[name] for name in ALL_FIELDS), *theirs])
     return text.getvalue()
 
@@ -247,9 +254,9 @@ def markdown(records: Sequence[Record], outcome: Outcome) -> str:
     subject = outcome.subject
     step = "" if subject.step is None else f", step {subject.step:,}"
     title = f"# {subject.method or 'Evaluation'} of {subject.name}{step}"
-    tables = [line for name in paper.TITLES for line in paper_table(name, records, outcome.beside)]
+    tables = [line for name in paper.TITLES for line in paper_table(name, records, outcome.paper_results)]
     everything = ["## All results", "", *details(records), ""] if records else []
-    missing = [f"Not measured, for want of data: {', '.join(outcome.missing)}.", ""] if outcome.missing else []
+    missing = [f"Not measured, data missing: {', '.join(outcome.missing)}.", ""] if outcome.missing else []
     lines = [title, "", *missing, *tables, *everything, *notes(records), "", *gaps(outcome)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -258,14 +265,14 @@ def gaps(outcome: Outcome) -> list[str]:
     """Lists truncated texts, remarks, failed tasks, missing networks and unreadable images."""
     remarks = {f"{r['task']}:{r['dataset']} {r['weights']}": r["remark"] for r in outcome.records if r["remark"]}
     cut = {f"{r['task']}:{r['dataset']}": f"{r['truncated']:,}" for r in outcome.records if r.get("truncated")}
-    parts = {
-        "Texts longer than the model's context, cut": cut,
+    sections = {
+        "Texts cut to the context length of the model": cut,
         "Remarks": remarks,
         "Failed": outcome.failed,
-        "Left out, for want of a network": outcome.left_out,
-        "Unreadable images, left out": dict.fromkeys(outcome.unreadable[:MAX_LISTED], ""),
+        "Not measured, network missing": outcome.left_out,
+        "Unreadable images, skipped": dict.fromkeys(outcome.unreadable[:MAX_LISTED], ""),
     }
-    return [line for heading, entries in parts.items() if entries for line in _listed(heading, entries)]
+    return [line for heading, entries in sections.items() if entries for line in _listed(heading, entries)]
 
 
 def _listed(heading: str, entries: Mapping[str, str]) -> list[str]:
@@ -275,8 +282,8 @@ def _listed(heading: str, entries: Mapping[str, str]) -> list[str]:
 def screen(outcome: Outcome) -> str:
     """The text that the command prints at the end."""
     records = outcome.records
-    lines = [*table(records, outcome.beside), "", *wrapped(notes(records)), ""] if records else []
-    missing = _listed("Not measured, for want of data", outcome.missing) if outcome.missing else []
+    lines = [*table(records, outcome.paper_results), "", *wrapped(notes(records)), ""] if records else []
+    missing = _listed("Not measured, data missing", outcome.missing) if outcome.missing else []
     return "\n".join([*lines, *gaps(outcome), *missing]).rstrip()
 
 

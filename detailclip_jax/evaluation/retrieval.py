@@ -56,7 +56,7 @@ def retrieval_metrics(
     caption groups differ.
     """
     if len(images) != len(captions):
-        raise ValueError(f"{len(images)} images, but captions of {len(captions)}")
+        raise ValueError(f"{len(images)} images, but captions for {len(captions)}")
     text_ids = ids_of([caption for own in captions for caption in own])
     counts = np.array([len(own) for own in captions])
     owners = np.repeat(np.arange(len(captions)), counts)

@@ -23,7 +23,7 @@ from detailclip_jax.evaluation.embedding import EvaluationBatch
 from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.report import size_text
-from detailclip_jax.evaluation.results import Beside, Outcome, Record, Results, percent, record
+from detailclip_jax.evaluation.results import Outcome, PaperResults, Record, Results, percent, record
 from detailclip_jax.evaluation.sets import Sets
 from detailclip_jax.evaluation.subject import Subject
 from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting, Task
@@ -82,13 +82,13 @@ def run_tasks(
     return runner.run(tasks)
 
 
-def compared(method: str, compare: str | None) -> Beside:
+def compared(method: str, compare: str | None) -> PaperResults:
     """The results of others to show with ours, see `run_tasks`. Raises ValueError for an unknown name."""
     if compare not in (None, *COMPARE):
         raise ValueError(unknown("compare", compare, COMPARE))
     if compare == "published":
-        return published.rows()
-    return paper.rows_of(method) if compare == "paper" else {}
+        return published.results()
+    return paper.results_of(method) if compare == "paper" else {}
 
 
 class Runner(NamedTuple):
@@ -121,10 +121,10 @@ class Runner(NamedTuple):
             error = raised
         if all_processes(error is None):
             return prepared
-        reason = str(error or "another process could not open its data")
+        reason = str(error or "another process could not open the data")
         if isinstance(error, MissingData):
             self.outcome.missing[str(task)] = reason
-            self.console.say(f"{task}: missing, left out (how to get it: below)")
+            self.console.say(f"{task}: data missing, skipped (instructions at the end)")
         else:
             self.fail(str(task), error or RuntimeError(reason))
         return None
@@ -133,10 +133,10 @@ class Runner(NamedTuple):
         """Measures a task, unless these weights have results on the same data or lack a network."""
         label = f"{task} {which}"
         identity = self.identity(task, which, prepared)
-        if missing := [part for part in prepared.needs if part not in self.subject.weights[which]]:
+        if missing := [name for name in prepared.needs if name not in self.subject.weights[which]]:
             self.outcome.left_out[label] = f"{self.subject.method} has no {', '.join(missing)}"
         elif from_first(self.store.done(identity)):
-            self.console.say(f"{label}: measured before, in {self.store.folder}")
+            self.console.say(f"{label}: already measured, in {self.store.folder}")
             self.outcome.records.extend(self.store.of(identity))
         else:
             try:

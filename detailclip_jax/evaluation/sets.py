@@ -9,7 +9,7 @@ from detailclip_jax.data import labelled
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.data.stickers.stickers import Stickers, noun_names
-from detailclip_jax.evaluation.reading import Subset
+from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.provenance import data_fingerprint
 
@@ -46,7 +46,7 @@ class Sets(NamedTuple):
             return self._limited(self._single_stickers(name, split), split)
         data = labelled.open_set(name, self.data_dir, split, follow_links=self.follow_links)
         if not data.classes:
-            raise ValueError(f"{name} has captions and no classes: it is for retrieval")
+            raise ValueError(f"{name} has captions and no classes: use it for retrieval")
         if split != "test":  # files of two splits may have the same names and sizes
             data = data._replace(fingerprint=f"{split}-{data.fingerprint}")
         return self._limited(data, split)
@@ -60,7 +60,7 @@ class Sets(NamedTuple):
             return self._limited(self._sticker_scenes(name))
         data = labelled.open_set(name, self.data_dir, num_captions=num_captions, follow_links=self.follow_links)
         if data.classes:
-            raise ValueError(f"{name} has classes and no captions: it is for zero_shot, knn and linear")
+            raise ValueError(f"{name} has classes and no captions: use it for zero_shot, knn or linear")
         return self._limited(data)
 
     def check(self, name: str) -> None:
@@ -82,7 +82,7 @@ class Sets(NamedTuple):
     def _single_stickers(self, name: str, split: str) -> LabelledSet:
         """Scenes of one object. Another artist's artwork is used in the test split only."""
         if name == "stickers_pairs":
-            raise ValueError("stickers_pairs shows several objects: it is for retrieval; use stickers")
+            raise ValueError("the scenes of stickers_pairs have several objects, for retrieval only; use stickers")
         style = self.style if (name, split) == ("stickers_style", "test") else None
         kind = {"train": "train", "test": "held_out_scenes"}[split]
         return self._stickers(name, kind, NUM_SCENES[split], style, single_object=True)

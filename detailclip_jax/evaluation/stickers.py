@@ -29,8 +29,8 @@ def zero_shot(config: ConfigDict, num_scenes: int = 2000) -> dict[str, Any]:
 
 def on_white(config: ConfigDict, num_scenes: int = 2000) -> dict[str, Any]:
     """One drawing, unchanged, on plain white at a random place: top-1 over all sizes and at each size."""
-    parts = {top1_at(side): slice(first, None, len(WHITE_SIDES)) for first, side in enumerate(WHITE_SIDES)}
-    return {**_naming(config, num_scenes, scenes=ON_WHITE), "top": (1,), "parts": parts}
+    subsets = {top1_at(side): slice(first, None, len(WHITE_SIDES)) for first, side in enumerate(WHITE_SIDES)}
+    return {**_naming(config, num_scenes, scenes=ON_WHITE), "top": (1,), "subsets": subsets}
 
 
 def top1_at(side: float) -> str:

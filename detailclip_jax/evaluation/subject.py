@@ -97,12 +97,12 @@ def check_workdir(workdir: Path) -> None:
     if workdir.parent.name == FOLDER:
         hint = f"is one checkpoint of a run; give --checkpoint={workdir.parent.parent} --step={workdir.name}"
     elif workdir.name == FOLDER:
-        hint = f"is a run's folder of checkpoints; give --checkpoint={workdir.parent}"
+        hint = f"is the folder of checkpoints of a run; give --checkpoint={workdir.parent}"
     elif workdir.is_file():
-        hint = "is a file; python -m detailclip_jax.import_torch makes a workdir of a PyTorch checkpoint"
+        hint = "is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
     else:
-        what = f"has no folder {FOLDER}/" if workdir.is_dir() else "is not there"
-        hint = f"{what}; it is to be the workdir of a run, which python -m detailclip_jax.main --workdir=... writes"
+        what = f"has no folder {FOLDER}/" if workdir.is_dir() else "does not exist"
+        hint = f"{what}; give the workdir of a run, written by python -m detailclip_jax.main --workdir=..."
     raise FileNotFoundError(f"--checkpoint={workdir} {hint}")
 
 
@@ -130,7 +130,7 @@ def of_model(
     The model receives uint8 images, resized with `filter`. `tokenize` is CLIP's tokenizer with 77 tokens by default.
     `identity` is a text that changes with the weights; without it, embeddings are not cached.
     """
-    empty = {part: {} for part in EVERYTHING}
+    empty = {name: {} for name in EVERYTHING}
     tokens, transform = tokenize or Tokenizer(77), Transform(image_size, image_size, filter)
     return Subject(name, Foreign(model), {"model": empty}, {"model": identity}, transform, tokens)
 

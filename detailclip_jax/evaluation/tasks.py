@@ -13,10 +13,10 @@ from detailclip_jax.data.stickers.stickers import zero_shot_prompts
 from detailclip_jax.evaluation import dense, dense_sets, dense_setups, knn, linear, paper, stickers
 from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.classification import usual_top, zero_shot_metrics
+from detailclip_jax.evaluation.image_batches import Subset, captions_of, cropped
 from detailclip_jax.evaluation.kept_objects import KeptObjects
 from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.evaluation.protocols import NUM_CAPTIONS, PROTOCOLS, ZeroShotTask, zero_shot_task
-from detailclip_jax.evaluation.reading import Subset, captions_of, cropped
 from detailclip_jax.evaluation.retrieval import retrieval_metrics
 from detailclip_jax.evaluation.segmentation import LinearSegmentation
 from detailclip_jax.evaluation.sets import STICKERS, Sets
@@ -114,22 +114,22 @@ def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], pr
     train, test = (setting.sets.labelled(name, split) for split in ("train", "test"))
     transform, metric = cropped(setting.transform), metric_of(name)
     if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes)) or "the same, in another order"
-        raise ValueError(f"{name}: its train and test splits have other classes: {odd}")
+        odd = sorted(set(train.classes) ^ set(test.classes)) or "the same classes in another order"
+        raise ValueError(f"{name}: its train and test splits have different classes: {odd}")
 
     def measure(bench: Bench) -> Measured:
         known, asked = (bench.images(data, transform, "cls") for data in (train, test))
         arrays = (known.features, known.labels, asked.features, asked.labels)
         for name, value in judge(*arrays, len(test.classes), metric=metric):
             value.n_train = len(known.features)
-            value.remark = "; ".join(filter(None, (value.remark, part_of(train.source))))
+            value.remark = "; ".join(filter(None, (value.remark, subset_remark(train.source))))
             yield name, value
 
     both = test._replace(fingerprint=f"{train.fingerprint}+{test.fingerprint}")
     return Prepared(both, protocol, ("image",), measure)
 
 
-def part_of(train: Source) -> str:
+def subset_remark(train: Source) -> str:
     """A remark if only a part of the training split is used, else an empty string."""
     if not isinstance(train, Subset):
         return ""
@@ -154,9 +154,9 @@ def segmentation(setting: Setting, name: str) -> Prepared:
 def _in_training(setting: Setting, name: str, kind: str, evaluator: Any) -> Prepared:
     """A task that runs an evaluator of training runs on sticker scenes."""
     if name != "stickers":
-        raise ValueError(f"{kind} needs images whose objects are known to the pixel: the set stickers, not {name}")
+        raise ValueError(f"{kind} needs images with exact object masks: use the set stickers, not {name}")
     if setting.config is None:
-        raise ValueError(f"{kind} looks at the patches of a run of this package: give it a checkpoint")
+        raise ValueError(f"{kind} needs the patch tokens of a run of this package: give --checkpoint")
     data, config = setting.sets.labelled(name), setting.config
     few = few_scenes(setting.sets, fitted=kind == "segmentation")
 
@@ -217,31 +217,31 @@ def parse(text: str, sets: Sets) -> list[Task]:
     all known sets. A set of "dense" may name its read-out: "dense:voc20:gem" (default: naclip; "dense:voc20:all" for
     each). Raises ValueError with the nearest names for an unknown kind, set or read-out.
     """
-    tasks = [task for part in filter(None, (p.strip() for p in text.split(";"))) for task in _part(part, sets)]
+    tasks = [task for entry in filter(None, (p.strip() for p in text.split(";"))) for task in _parse_entry(entry, sets)]
     if not tasks:
         raise ValueError("--tasks is empty; for example --tasks=stickers, --tasks=paper or '--tasks=zero_shot:pets'")
     return list(dict.fromkeys(tasks))
 
 
-def _part(part: str, sets: Sets) -> Iterator[Task]:
-    kind, colon, names = part.partition(":")
+def _parse_entry(entry: str, sets: Sets) -> Iterator[Task]:
+    kind, colon, names = entry.partition(":")
     if not colon and kind in GROUPS:
         yield from parse(GROUPS[kind], sets)
         return
     if kind not in KINDS:
-        raise ValueError(_no_kind(part, kind, colon))
+        raise ValueError(_no_kind(entry, kind, colon))
     for name in filter(None, (n.strip() for n in names.split(","))):
         for each in expand(kind, name):
             check(kind, each, sets)
             yield Task(kind, each)
 
 
-def _no_kind(part: str, kind: str, colon: str) -> str:
+def _no_kind(entry: str, kind: str, colon: str) -> str:
     if not colon and (kind in KNOWN or kind in STICKERS):
         fitting = "retrieval" if kind in CAPTIONED else "zero_shot"
-        return f"{part!r} names a set but no task; write for example {fitting}:{kind}"
+        return f"{entry!r} is a set, not a task; write for example {fitting}:{kind}"
     if colon and kind in GROUPS:
-        return f"{part!r}: {kind} stands for several tasks and takes no sets; write {kind} alone"
+        return f"{entry!r}: {kind} stands for several tasks and takes no sets; write {kind} alone"
     return f"{unknown('task', kind, [*KINDS, *GROUPS])}.  A task is KIND:SET,SET,... such as zero_shot:imagenet,pets"
 
 
@@ -268,6 +268,6 @@ def check(kind: str, name: str, sets: Sets) -> None:
         fitting = [known.name for known in KNOWN.values() if known.captioned == (kind == "retrieval")]
         raise ValueError(f"{kind}:{name}: {name} has {has}; sets for {kind} are {', '.join([*STICKERS, *fitting])}")
     if kind in ("kept_objects", "segmentation") and name != "stickers":
-        raise ValueError(f"{kind}:{name}: {kind} needs objects known to the pixel; write {kind}:stickers")
+        raise ValueError(f"{kind}:{name}: {kind} needs exact object masks; write {kind}:stickers")
     if name == "stickers_pairs" and kind != "retrieval":
-        raise ValueError(f"{kind}:{name}: its scenes show several objects, for retrieval; write {kind}:stickers")
+        raise ValueError(f"{kind}:{name}: its scenes have several objects, for retrieval only; write {kind}:stickers")

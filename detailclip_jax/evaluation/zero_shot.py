@@ -18,8 +18,8 @@ class ZeroShot:
     The class embedding is the mean of the normalised embeddings of its prompts, normalised again; the prediction is the
     class with the highest cosine. `batches` yields "image" and "label", an index into `prompts`, and can be iterated
     repeatedly. `tokenize` converts a list of texts to int32 [M, T]. Chance is k / classes. A `metric` other than
-    "accuracy" (see `classification.METRICS`) is yielded before top-k. `parts` maps names to slices of the examples; the
-    top-1 of each is yielded under its name.
+    "accuracy" (see `classification.METRICS`) is yielded before top-k. `subsets` maps names to slices of the examples;
+    the top-1 of each is yielded under its name.
 
         for name, value in ZeroShot(encode, batches=..., prompts=[["a frog"], ["a bus"]],
         tokenize=...).run(params):
@@ -37,11 +37,11 @@ class ZeroShot:
         tokenize: Callable[[Sequence[str]], np.ndarray],
         metric: str = "accuracy",
         top: Sequence[int] = TOP,
-        parts: Mapping[str, slice] | None = None,
+        subsets: Mapping[str, slice] | None = None,
         batch_size: int = 256,
     ):
         self.encode, self.batches, self.batch_size = encode, batches, batch_size
-        self.metric, self.top, self.parts = metric, top, parts or {}
+        self.metric, self.top, self.subsets = metric, top, subsets or {}
         self.tokens, self.classes = tokenize([prompt for texts in prompts for prompt in texts]), owners(prompts)
         self.num_classes = len(prompts)
 
@@ -53,7 +53,7 @@ class ZeroShot:
         classes = class_embeddings(prompts, self.classes, self.num_classes)
         images, labels = gather(lambda b: (encode.image(params, b["image"]), b["label"]), self.batches, mesh)
         yield from zero_shot_metrics(images, classes, labels, self.metric, self.top)
-        for name, rows in self.parts.items():
+        for name, rows in self.subsets.items():
             if len(labels[rows]):
                 yield name, dict(zero_shot_metrics(images[rows], classes, labels[rows], top=(1,)))["top1"]
 

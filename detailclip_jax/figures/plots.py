@@ -42,7 +42,7 @@ def save(figure, path: str | Path) -> Path:
     return path
 
 
-def spread(values: Float[np.ndarray, "N"], size: int) -> Float[np.ndarray, "size size"]:
+def upscale(values: Float[np.ndarray, "N"], size: int) -> Float[np.ndarray, "size size"]:
     """Enlarges patch values to a square image of `size` pixels, constant within each patch."""
     side = _side(len(values))
     rows = np.arange(size) * side // size
@@ -51,7 +51,7 @@ def spread(values: Float[np.ndarray, "N"], size: int) -> Float[np.ndarray, "size
 
 def grey_out(image: UInt8[np.ndarray, "S S 3"], hidden: Bool[np.ndarray, "N"]) -> UInt8[np.ndarray, "S S 3"]:
     """The image with its removed patches in grey."""
-    mask = spread(hidden.astype(float), len(image))[..., None] > 0
+    mask = upscale(hidden.astype(float), len(image))[..., None] > 0
     return np.where(mask, np.uint8(255 * GREY), image)
 
 
@@ -84,7 +84,7 @@ def paste(
 def _side(num_patches: int) -> int:
     side = round(num_patches**0.5)
     if side * side != num_patches:
-        raise ValueError(f"{num_patches} patches do not make a square grid")
+        raise ValueError(f"{num_patches} patches do not form a square grid")
     return side
 
 
@@ -123,9 +123,9 @@ def attention_figure(
     rows: dict[str, Any] = {shown: list(images)}
     for name, values in attention.items():
         label = NAMES.get(name, name)
-        rows[f"{label}\nCLS attention"] = [spread(value, size) for value in values]
+        rows[f"{label}\nCLS attention"] = [upscale(value, size) for value in values]
         rows[f"{label}\nkept patches"] = [grey_out(image, mask) for image, mask in zip(images, hidden[name])]
-    return image_grid(rows, "Where the CLS token looks, and the patches that its attention keeps", credit)
+    return image_grid(rows, "CLS attention, and the patches kept by it", credit)
 
 
 NAMES = {"ema": "EMA teacher"}

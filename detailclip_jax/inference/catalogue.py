@@ -25,7 +25,7 @@ PREFETCH = min(max(usable_cores(), 2), 32)  # batches in preparation or ready, e
 SAVE_EVERY = 300.0  # seconds between saves, which limit the loss if the machine fails
 MAX_NAMED = 20
 # Keys, their rows [B, E], and for each row why it is invalid ("" if valid).
-Part = tuple[Sequence[Key], np.ndarray, Sequence[str]]
+EmbeddedBatch = tuple[Sequence[Key], np.ndarray, Sequence[str]]
 
 
 class Request(NamedTuple):
@@ -40,7 +40,7 @@ def _bad(count: int) -> list[str]:
     return [f"{count:,} unreadable"] if count else []
 
 
-def parts_of_images(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[Part]:
+def embed_images(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:
     """Embeds images batch by batch, while threads read the next ones."""
     from detailclip_jax.data.workers import Prefetched
     from detailclip_jax.inference.model import in_turn
@@ -54,7 +54,7 @@ def parts_of_images(model: "Model", found: Found, keys: Sequence[Key]) -> Iterat
             yield keys[first : first + len(reasons)], rows, reasons
 
 
-def parts_of_texts(model: "Model", keys: Sequence[Key]) -> Iterator[Part]:
+def embed_texts(model: "Model", keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:
     """Embeds texts block by block."""
     for first in range(0, len(keys), TEXT_BLOCK):
         block = keys[first : first + TEXT_BLOCK]
@@ -69,11 +69,15 @@ class Collected(NamedTuple):
 
 
 def collect(
-    parts: Iterator[Part], meter: Meter, into: Collected, stopped: Callable[[], bool], save: Callable[[], None]
+    batches: Iterator[EmbeddedBatch],
+    meter: Meter,
+    into: Collected,
+    stopped: Callable[[], bool],
+    save: Callable[[], None],
 ) -> None:
-    """Collects the parts until they end or `stopped` returns True; calls `save` at intervals."""
+    """Collects the batches until they end or `stopped` returns True; calls `save` at intervals."""
     saved, num_bad = time.perf_counter(), 0
-    for keys, rows, reasons in parts:
+    for keys, rows, reasons in batches:
         into.rows.update({key: row for key, row, reason in zip(keys, rows, reasons) if not reason})
         into.bad.update({key.name: reason for key, reason in zip(keys, reasons) if reason})
         num_bad += len([reason for reason in reasons if reason])
@@ -130,13 +134,13 @@ def recall(out: Path | None, origin: Origin) -> Table:
 def check_checkpoint(file: Path, theirs: Origin, ours: Origin, way_out: str) -> None:
     """Raises ValueError unless the embeddings are from exactly these weights."""
     if theirs.fingerprint != ours.fingerprint:
-        raise ValueError(f"{file} was made by another model ({theirs}) than this one ({ours}); {way_out}")
+        raise ValueError(f"{file} was computed with another model ({theirs}) than this one ({ours}); {way_out}")
 
 
 def same_root(file: Path, theirs: str, ours: str) -> str:
     """The image folder of a file. Raises ValueError if the file and the request name different folders."""
     if theirs and ours and theirs != ours:
-        raise ValueError(f"{file} holds images of {theirs}, not of {ours}; choose another --out, or delete it")
+        raise ValueError(f"{file} contains images of {theirs}, not of {ours}; choose another --out, or delete it")
     return theirs or ours
 
 
@@ -151,16 +155,18 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
     root = str(request.found.root.resolve()) if request.found else ""
     known = recall(request.out, origin_of(model)._replace(root=root))
     left_out = dict(request.found.left_out) if request.found else {}
-    keys, made = wanted(request, list(known.rows)), Collected(dict(known.rows), left_out)
+    keys, collected = wanted(request, list(known.rows)), Collected(dict(known.rows), left_out)
     with Interrupt() as interrupt:
-        embed_missing(model, request, keys, made, interrupt, console, lambda: save(request.out, known.origin, made))
-    table = Table(known.origin, {key: made.rows[key] for key in keys if key in made.rows})
-    warn_of_bad(made.bad, console)
+        embed_missing(
+            model, request, keys, collected, interrupt, console, lambda: save(request.out, known.origin, collected)
+        )
+    table = Table(known.origin, {key: collected.rows[key] for key in keys if key in collected.rows})
+    warn_of_bad(collected.bad, console)
     if interrupt.received:
-        stopped(request.out, known.origin, made, len(keys), console)
+        stopped(request.out, known.origin, collected, len(keys), console)
         return table, interrupt.exit_code
     if request.found and not any(key.kind == IMAGE for key in table.rows):
-        complain(f"error: none of the {len(request.found.names)} images can be read")
+        complain(f"error: none of the {len(request.found.names)} images is readable")
         return table, RUN_ERROR
     if request.out:
         finish(request.out, table, known, console)
@@ -176,38 +182,38 @@ def embed_missing(
     model: "Model",
     request: Request,
     keys: Sequence[Key],
-    made: Collected,
+    collected: Collected,
     interrupt: "Interrupt",
     console: Console,
     save: Callable[[], None],
 ) -> None:
     """Embeds the images and texts that have no row yet."""
-    images, texts = ([k for k in keys if k.kind == kind and k not in made.rows] for kind in (IMAGE, TEXT))
+    images, texts = ([k for k in keys if k.kind == kind and k not in collected.rows] for kind in (IMAGE, TEXT))
     stages: list[tuple[str, Any, int]] = []
     if images and request.found:
-        stages.append(("images", parts_of_images(model, request.found, images), len(images)))
+        stages.append(("images", embed_images(model, request.found, images), len(images)))
     if texts:
-        stages.append(("texts", parts_of_texts(model, texts), len(texts)))
-    for noun, parts, total in stages:
-        with contextlib.closing(parts):
+        stages.append(("texts", embed_texts(model, texts), len(texts)))
+    for noun, batches, total in stages:
+        with contextlib.closing(batches):
             if not interrupt.received:
-                collect(parts, Meter(console, noun, total), made, lambda: interrupt.reached(), save)
+                collect(batches, Meter(console, noun, total), collected, lambda: interrupt.reached(), save)
     console.end_live()
 
 
-def save(out: Path | None, origin: Origin, made: Collected) -> None:
+def save(out: Path | None, origin: Origin, collected: Collected) -> None:
     """Writes the rows computed so far to the partial file of `out`."""
-    if out and made.rows:
-        embeddings.write(partial_file(out), Table(origin, made.rows))
+    if out and collected.rows:
+        embeddings.write(partial_file(out), Table(origin, collected.rows))
 
 
-def stopped(out: Path | None, origin: Origin, made: Collected, total: int, console: Console) -> None:
+def stopped(out: Path | None, origin: Origin, collected: Collected, total: int, console: Console) -> None:
     """Saves the rows computed so far and reports the interruption."""
-    if out is None or not made.rows:
-        return console.say("interrupted; nothing is kept" + ("" if out else " without --out"))
-    save(out, origin, made)
-    console.say(f"interrupted: {len(made.rows):,} of {total:,} are embedded, kept in {partial_file(out)}")
-    return console.say("the same command goes on from there")
+    if out is None or not collected.rows:
+        return console.say("interrupted; nothing is saved" + ("" if out else " without --out"))
+    save(out, origin, collected)
+    console.say(f"interrupted: {len(collected.rows):,} of {total:,} are embedded, saved in {partial_file(out)}")
+    return console.say("the same command resumes from there")
 
 
 def finish(out: Path, table: Table, known: Table, console: Console) -> None:
@@ -223,7 +229,7 @@ def finish(out: Path, table: Table, known: Table, console: Console) -> None:
 def warn_of_bad(bad: dict[str, str], console: Console) -> None:
     """Prints the number and the names of the images that are left out."""
     if bad:
-        console.warn(f"{len(bad):,} unreadable images are left out:")
+        console.warn(f"{len(bad):,} unreadable images are skipped:")
         for name, reason in list(bad.items())[:MAX_NAMED]:
             console.say(f"  {printable(name)}: {printable(reason)}")
         if len(bad) > MAX_NAMED:

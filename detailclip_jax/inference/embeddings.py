@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from detailclip_jax.runtime.files import whole
+from detailclip_jax.runtime.files import written_atomically
 
 IMAGE, TEXT = "image", "text"
 Columns = dict[str, Any]  # arrays [M, ...], except `name`, a list of strings
@@ -64,7 +64,7 @@ class Table(NamedTuple):
 def check_format(file: Path) -> None:
     """Raises ValueError for an unsupported file extension, and ImportError if pyarrow is required but missing."""
     if file.suffix not in FORMATS:
-        raise ValueError(f"{file} has to end in {' or '.join(FORMATS)}")
+        raise ValueError(f"the name {file} must end in {' or '.join(FORMATS)}")
     if file.suffix == ".parquet":
         _pyarrow()
 
@@ -78,14 +78,14 @@ def write(file: Path, table: Table) -> None:
         "modified": np.array([key.modified for key in keys], np.int64),
         "embedding": _stacked(list(table.rows.values())),
     }
-    with whole(file) as partial, partial.open("wb") as stream:
+    with written_atomically(file) as partial, partial.open("wb") as stream:
         FORMATS[file.suffix][0](stream, columns, json.dumps(table.origin._asdict()))
 
 
 def read(file: Path) -> Table:
     """Reads a table. Raises FileNotFoundError, and ValueError for a file that `write` did not write."""
     if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
+        raise FileNotFoundError(f"the file {file} does not exist")
     check_format(file)
     try:
         columns, about = FORMATS[file.suffix][1](file)
@@ -94,7 +94,7 @@ def read(file: Path) -> Table:
         return Table(origin, dict(zip(keys, columns["embedding"], strict=True)))
     except Exception as error:  # a damaged or unsupported file can cause any error in the readers
         raise ValueError(
-            f"{file} holds no embeddings of ours, or is damaged ({type(error).__name__}: {error})"
+            f"{file} is not a file of embeddings of this package, or is damaged ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -149,7 +149,7 @@ def _claim_of_parquet(file: Path) -> int:
 def _check_claim(file: Path, claim: int) -> None:
     """Raises ValueError for a file whose unpacked size is much larger than the file: embeddings hardly compress."""
     if claim > MAX_RATIO * file.stat().st_size + FREE_BYTES:
-        raise ValueError(f"it claims {claim:,} bytes unpacked, more than {MAX_RATIO} times its size")
+        raise ValueError(f"it has {claim:,} bytes unpacked, more than {MAX_RATIO} times its size")
 
 
 def _write_parquet(stream: BinaryIO, columns: Columns, about: str) -> None:
@@ -178,7 +178,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
-            "parquet files need pyarrow: pip install 'detailclip_jax[data]', or end the name in .npz"
+            "parquet files need pyarrow: pip install 'detailclip_jax[data]', or choose a name that ends in .npz"
         ) from error
     return pyarrow, pyarrow.parquet
 

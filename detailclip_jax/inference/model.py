@@ -58,7 +58,7 @@ NEEDS = {
     "dense": ("image", "image_projection", "text", "text_projection"),
 }
 USUAL_GEOMETRY = ("bilinear", "shorter_side", 1.0)
-EMBEDDING_PARTS = ("image", "image_projection", "text", "text_projection")
+EMBEDDING_NETWORKS = ("image", "image_projection", "text", "text_projection")
 WITH_TEXT = ("clip", "slip", "maskclip", "aclip", "detailclip")
 
 
@@ -118,8 +118,8 @@ class Model:
         """
         self.require("features")
         side, width = sizes.num_side_patches(self.config.model), sizes.size_of(self.config.model).width
-        parts = self._called(self.encode.tokens, self._views(images, "features"))
-        tokens = np.concatenate([np.zeros((0, 1 + side**2, width), np.float32), *parts])
+        batches = self._called(self.encode.tokens, self._views(images, "features"))
+        tokens = np.concatenate([np.zeros((0, 1 + side**2, width), np.float32), *batches])
         return Features(tokens[:, 0], tokens[:, 1:].reshape(-1, side, side, width))
 
     @property
@@ -147,7 +147,7 @@ class Model:
         tokens = tokenizer(texts)
         if tokenizer.num_truncated:
             length = tokenizer.context_length
-            logging.warning("%d of %d texts are cut to %d tokens", tokenizer.num_truncated, len(texts), length)
+            logging.warning("%d of %d texts were cut to %d tokens", tokenizer.num_truncated, len(texts), length)
         return self._encoded(self.encode.text, tokens, self.embedding_width)
 
     def attention(self, image: Any) -> Float32[np.ndarray, "side side"]:
@@ -222,17 +222,17 @@ class Model:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of a hash of what embeddings depend on: the weights and the preprocessing."""
-        parts = [part for part in EMBEDDING_PARTS if part in self.params]
+        used = [name for name in EMBEDDING_NETWORKS if name in self.params]
         digest = hashlib.sha256(repr(_reading(self.config)).encode())
-        for path, leaf in jax.tree.leaves_with_path({part: self.params[part] for part in parts}):
+        for path, leaf in jax.tree.leaves_with_path({name: self.params[name] for name in used}):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()[:12]
 
     def require(self, call: str) -> None:
         """Raises ValueError unless the model has the networks that the method `call` runs."""
-        if missing := [part for part in NEEDS[call] if part not in self.params]:
-            alone = "; it embeds images alone (encode_image, features, embed --images)" * ("image" in self.params)
+        if missing := [name for name in NEEDS[call] if name not in self.params]:
+            alone = "; it embeds images only (encode_image, features, embed --images)" * ("image" in self.params)
             raise ValueError(
                 f"{call} runs {' and '.join(NEEDS[call])}, but the method of {self.path} is {self.config.method}, "
                 f"which has no {' and no '.join(missing)}{alone}; methods that have all: {', '.join(WITH_TEXT)}"
@@ -253,8 +253,8 @@ class Model:
                 raise BadImage(f"image {number}: {error}") from error
 
     def _encoded(self, function: Any, rows: Iterable[np.ndarray], width: int) -> Float32[np.ndarray, "B E"]:
-        parts = self._called(function, rows)
-        return np.concatenate([np.zeros((0, width), np.float32), *parts])
+        batches = self._called(function, rows)
+        return np.concatenate([np.zeros((0, width), np.float32), *batches])
 
     def _called(self, function: Any, rows: Iterable[np.ndarray]) -> list[np.ndarray]:
         """Applies a compiled function to the rows in chunks; each chunk is padded to one of SHAPES."""
@@ -325,7 +325,7 @@ def _as_pil(array: np.ndarray) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise TypeError(
-            f"{array.dtype} {list(array.shape)} is no image; give a PIL image, a path, or uint8 [height, width, 3] "
+            f"{array.dtype} {list(array.shape)} is not an image; give a PIL image, a path, or uint8 [height, width, 3] "
             "with values from 0 to 255"
         )
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)

@@ -17,7 +17,7 @@ from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import files, hub, own, tables
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
-from detailclip_jax.interop.resizing import fit_cells, resize
+from detailclip_jax.interop.resizing import fit_granularity, resize
 from detailclip_jax.interop.tables import Entry, StateDict, Table
 from detailclip_jax.methods.masking import Rule
 from detailclip_jax.models import stacking
@@ -67,10 +67,10 @@ def load(
     """
     if unknown := set(options) - set(OPTIONS):
         raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(OPTIONS)}")
-    if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_ours(Path(source)):
+    if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_own_format(Path(source)):
         return _own_file(Path(source), _given(options))
-    tensors, beside = (files.arrays(source), {}) if isinstance(source, Mapping) else _open(Path(source))
-    options = {name: value for name, value in (beside | _given(options)).items() if value is not None}
+    tensors, sidecar = (files.arrays(source), {}) if isinstance(source, Mapping) else _open(Path(source))
+    options = {name: value for name, value in (sidecar | _given(options)).items() if value is not None}
     try:
         return _converted(*choose(tensors, layout), options, flags_of(tensors))
     except ValueError as error:
@@ -80,7 +80,7 @@ def load(
 def _converted(
     chosen: Layout, state_dict: StateDict, options: Mapping[str, Any], flags: Mapping[str, Any]
 ) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    _check_told(chosen, options)
+    _check_required(chosen, options)
     spec = chosen.measure({key: value.shape for key, value in state_dict.items()}, options)
     config = config_of(chosen, spec, options)
     if chosen.keeps_mask_ratio and "mask_ratio" in flags:
@@ -104,14 +104,16 @@ def _set_ratio(config: ConfigDict, kept: Any) -> None:
         Rule(num_side_patches(config.model), removed, config.masking.granularity).checked()
     except (TypeError, ValueError):
         logging.warning(
-            "mask_ratio %r among the file's flags is no share of patches kept that leaves some to remove; "
-            "masking.ratio (the share removed) stays %g",
+            "mask_ratio %r among the flags of the file is not a valid share of kept patches; "
+            "masking.ratio (the removed share) stays %g",
             kept,
             config.masking.ratio,
         )
         return
     config.masking.ratio = removed
-    logging.warning("mask_ratio %g in the file is the share kept: masking.ratio, removed, is %g", kept, removed)
+    logging.warning(
+        "mask_ratio %g in the file is the kept share: masking.ratio, the removed share, is %g", kept, removed
+    )
 
 
 def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
@@ -119,17 +121,17 @@ def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
     if layout is None:
         return ""
     try:
-        ours = not isinstance(source, Mapping) and own.is_ours(Path(source))
+        ours = not isinstance(source, Mapping) and own.is_own_format(Path(source))
         name = OWN if ours else choose(tensors, None)[0].name
     except ValueError:
         return ""
-    return "" if name == layout else f"\nThe names of its tensors are those of another layout: --from={name}"
+    return "" if name == layout else f"\nThe tensor names fit another layout: --from={name}"
 
 
 def _own_file(path: Path, options: Mapping[str, Any]) -> tuple[Networks, dict[str, Params], ConfigDict]:
     """Loads a file written by `export --to=safetensors`; the only options are those of the image size."""
-    if told := set(options) - {"image_size", "interpolation"}:
-        raise ValueError(f"{path} itself says {', '.join(sorted(told))}")
+    if conflicting := set(options) - {"image_size", "interpolation"}:
+        raise ValueError(f"{path} already contains {', '.join(sorted(conflicting))}; omit these options")
     return _resized(*own.read(path), options)
 
 
@@ -148,7 +150,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _open(path: Path) -> tuple[Any, dict[str, Any]]:
     file = files.weights_in(path) if path.is_dir() else path
-    return files.read(file), hub.options_beside(file)
+    return files.read(file), hub.sidecar_options(file)
 
 
 def choose(tensors: Any, name: str | None) -> tuple[Layout, dict[str, np.ndarray]]:
@@ -161,14 +163,14 @@ def choose(tensors: Any, name: str | None) -> tuple[Layout, dict[str, np.ndarray
         raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES)}")
     candidates = [layout for layout in LAYOUTS if name in (None, layout.name)]
     if not candidates:
-        raise ValueError("this is no safetensors file that `export --to=safetensors` wrote")
+        raise ValueError("the file was not written by `export --to=safetensors`; choose another --from")
     for layout in candidates:
         found = _named(_at_root(tensors, layout), layout)
         if all(mark in found for mark in layout.marks):
             return layout, _only_tensors(found)
     found = _only_tensors(_named(_at_root(tensors, candidates[-1]), candidates[-1]))
     if name is None:
-        raise ValueError(f"no layout is known that has the tensors {_list(found)}; known: {', '.join(NAMES)}")
+        raise ValueError(f"no known layout has the tensors {_list(found)}; known layouts: {', '.join(NAMES)}")
     return candidates[-1], found
 
 
@@ -178,7 +180,9 @@ def _at_root(tensors: Any, layout: Layout) -> Mapping[str, Any]:
         if isinstance(tensors, Mapping) and isinstance(tensors.get(root), Mapping):
             tensors = tensors[root]
     if not isinstance(tensors, Mapping) or not tensors:
-        raise ValueError(f"there is no state dict (looked for tensors by name, at the top and under {layout.roots})")
+        raise ValueError(
+            f"the file has no state dict (looked for named tensors at the top level and under {layout.roots})"
+        )
     return tensors
 
 
@@ -188,24 +192,24 @@ def _named(tensors: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     for key, value in tensors.items():
         clean = layout.clean(str(key))
         if clean in found:
-            raise ValueError(f"two tensors are called {clean} once wrappers' prefixes are cut off")
+            raise ValueError(f"two tensors have the name {clean} without the prefixes of wrappers")
         found[clean] = value
     return found
 
 
 def _only_tensors(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if strays := [key for key, value in found.items() if not hasattr(value, "shape")]:
-        raise ValueError(f"the state dict holds other things than tensors: {_list(strays)}")
+        raise ValueError(f"the state dict contains entries that are not tensors: {_list(strays)}")
     return dict(found)
 
 
-def _check_told(layout: Layout, options: Mapping[str, Any]) -> None:
+def _check_required(layout: Layout, options: Mapping[str, Any]) -> None:
     if missing := [name for name in layout.needs if name not in options]:
         flag = missing[0].replace("_", "-")
         raise ValueError(
-            f"neither the tensors nor a config file beside them say {' and '.join(missing)} of this {layout.name} "
-            f"model; give --{flag}=gelu (most of open_clip's own) or quick_gelu (OpenAI's weights, names with "
-            "quickgelu, ours)"
+            f"{' and '.join(missing)} of this {layout.name} model cannot be inferred from the tensors, "
+            f"and there is no config file; give --{flag}=gelu (most models of open_clip) or quick_gelu (OpenAI's "
+            "weights, names with quickgelu, models of this package)"
         )
 
 
@@ -223,7 +227,7 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
     config = layout.published(config)
     for crop in config.views.crops.values():
         crop.size = spec.image_size
-    fit_cells(config)
+    fit_granularity(config)
     return config
 
 
@@ -252,7 +256,7 @@ def _read(layout: Layout, state_dict: StateDict, spec: Spec, ours: Any) -> dict[
     _check_numbers({key: value for key, value in state_dict.items() if key not in table.counters}, layout)
     variables = {}
     for name, entries in table.trees().items():
-        empty = {part: {} for part, leaves in getattr(ours, name).items() if not leaves}
+        empty = {network: {} for network, leaves in getattr(ours, name).items() if not leaves}
         variables[name] = {**empty, **_own(tables.read(entries, state_dict))}
     return variables
 
@@ -282,10 +286,10 @@ def check(layout: Layout, table: Table, state_dict: StateDict, ours: Any) -> Non
         for key in expected
         if key in state_dict and tuple(state_dict[key].shape) != expected[key]
     ]
-    faults = {"missing": missing, "unknown": unknown, "of another shape": wrong}
+    faults = {"missing": missing, "unknown": unknown, "with a wrong shape": wrong}
     if any(faults.values()):
         lines = "\n".join(f"  {len(names)} {fault}: {_list(names)}" for fault, names in faults.items() if names)
-        raise ValueError(f"this is no state dict of layout {layout.name!r}:\n{lines}")
+        raise ValueError(f"the state dict does not fit layout {layout.name!r}:\n{lines}")
     _check_known(table, state_dict)
 
 
@@ -294,8 +298,12 @@ def _check_known(table: Table, state_dict: StateDict) -> None:
     copies = {copy: state_dict[original] for copy, original in table.copies.items()}
     for key, value in (copies | dict(table.constants)).items():
         if not np.allclose(np.asarray(state_dict[key], np.float32), np.asarray(value, np.float32), atol=1e-5):
-            what = f"{table.copies[key]}, which it repeats" if key in table.copies else "the only value that is known"
-            raise ValueError(f"tensor {key} differs from {what}; our networks have no parameter for it")
+            what = (
+                f"{table.copies[key]}, of which it must be a copy"
+                if key in table.copies
+                else "its only supported value"
+            )
+            raise ValueError(f"tensor {key} differs from {what}; this package has no parameter for it")
 
 
 def _check_numbers(state_dict: StateDict, layout: Layout) -> None:
@@ -303,13 +311,15 @@ def _check_numbers(state_dict: StateDict, layout: Layout) -> None:
     kinds = {key: str(np.asarray(value).dtype) for key, value in kept.items()}
     floats = ("float64", "float32", "float16", "bfloat16")
     if other := [f"{key} ({kind})" for key, kind in kinds.items() if kind not in floats]:
-        raise ValueError(f"these tensors do not hold floating-point numbers: {_list(other)}")
+        raise ValueError(f"these tensors are not floating-point: {_list(other)}")
     if bad := [key for key, value in kept.items() if not np.isfinite(np.asarray(value, np.float32)).all()]:
         raise ValueError(f"these tensors are not finite: {_list(bad)}")
     if others := sorted(set(kinds.values()) - {"float32"}):
         logging.warning("tensors in %s are converted to float32", ", ".join(others))
     if dropped := [key for key in state_dict if key not in kept]:
-        logging.warning("%d tensors have no place in our networks and are left out: %s", len(dropped), _list(dropped))
+        logging.warning(
+            "%d tensors have no counterpart in this package and are ignored: %s", len(dropped), _list(dropped)
+        )
 
 
 def _list(names: Any) -> str:
@@ -337,7 +347,7 @@ def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], 
     """One tree of the variables, checked to contain every entry that the layout writes."""
     tree = stacking.unstack(variables.get(name) or {})
     if missing := sorted({entry.ours for entry in entries} - tables.flatten(tree).keys()):
-        raise ValueError(f"layout {layout!r} has a place for {name} that this model lacks: {_list(missing)}")
+        raise ValueError(f"layout {layout!r} needs tensors of {name} that this model lacks: {_list(missing)}")
     return tree
 
 

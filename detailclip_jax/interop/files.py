@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from detailclip_jax.interop import torchscript
-from detailclip_jax.runtime.files import whole
+from detailclip_jax.runtime.files import written_atomically
 
 WEIGHT_FILES = (
     "open_clip_model.safetensors",
@@ -81,8 +81,8 @@ def _check_no_tar(path: Path, start: bytes) -> None:
     except tarfile.HeaderError:
         return
     raise ValueError(
-        f"{path} is refused: it is a tar archive, as PyTorch wrote before version 0.1.10; load it where it is trusted "
-        "and save its tensors alone (torch.save(model.state_dict(), FILE))"
+        f"{path} is refused: it is a tar archive of PyTorch before version 0.1.10; load it in a "
+        "protected environment and save its tensors only (torch.save(model.state_dict(), FILE))"
     )
 
 
@@ -99,7 +99,7 @@ def check_archive(path: Path) -> None:
     for entry in entries:
         _check_entry(path, entry)
     if len({entry.filename for entry in entries}) < len(entries):
-        raise ValueError(f"{path} holds two entries of one name")
+        raise ValueError(f"{path} contains two entries of the same name")
     if sum(entry.compress_size for entry in entries) > path.stat().st_size:
         raise ValueError(f"{path} is damaged: its entries are longer than the file")
 
@@ -107,10 +107,10 @@ def check_archive(path: Path) -> None:
 def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
     parts = PurePosixPath(entry.filename).parts
     if ".." in parts or parts[:1] == ("/",) or "\\" in entry.filename:
-        raise ValueError(f"{path} holds an entry named {entry.filename!r}, outside of the archive")
+        raise ValueError(f"{path} contains an entry named {entry.filename!r}, outside of the archive")
     stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
     if not stored and parts[1:2] != ("code",):
-        raise ValueError(f"{path} holds {entry.filename!r} compressed, which PyTorch does not write")
+        raise ValueError(f"{path} contains {entry.filename!r} compressed, which PyTorch never writes")
 
 
 def _torch(path: Path, mmap: bool) -> Any:
@@ -132,8 +132,8 @@ def _torch(path: Path, mmap: bool) -> Any:
 def _needed(message: str) -> str:
     found = re.search(r"GLOBAL ([\w.]+)", message)
     if found is None:
-        return f"it is no file of tensors ({message.splitlines()[0]})"
-    return f"it needs {found[1]} to be executed while it is read; save its tensors alone (model.state_dict()) instead"
+        return f"it is not a file of tensors ({message.splitlines()[0]})"
+    return f"loading it would execute {found[1]}; save its tensors only (model.state_dict())"
 
 
 def arrays(value: Any) -> Any:
@@ -198,7 +198,7 @@ def _tensor(path: Path, name: str, entry: Any, data: np.ndarray) -> np.ndarray:
 def write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str] | None = None) -> None:
     """Writes a state dict atomically: as safetensors if the name ends so, else with PyTorch (then required)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as partial, partial.open("wb") as stream:
+    with written_atomically(path) as partial, partial.open("wb") as stream:
         if path.suffix == ".safetensors":
             _write_safetensors(stream, tensors, notes or {})
         else:
@@ -209,7 +209,9 @@ def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
     try:
         import torch
     except ImportError:
-        raise ValueError(f"writing it needs {NEEDED}; a name that ends in .safetensors does not") from None
+        raise ValueError(
+            f"writing this format needs {NEEDED}; a name that ends in .safetensors does not need it"
+        ) from None
     torch.save({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, file)
 
 

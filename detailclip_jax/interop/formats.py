@@ -91,8 +91,8 @@ def write_safetensors(export: Export, path: Path) -> Mapping[str, Any]:
 def statistics(export: Export) -> Params:
     """The running statistics of the chosen weights: the teacher's for networks taken from the teacher."""
     stats, teacher = export.variables["batch_stats"], export.variables["ema_params"]
-    moved = {part for part in teacher if export.params[part] is teacher[part]}
-    return {**stats["student"], **{part: tree for part, tree in stats["teacher"].items() if part in moved}}
+    moved = {name for name in teacher if export.params[name] is teacher[name]}
+    return {**stats["student"], **{name: tree for name, tree in stats["teacher"].items() if name in moved}}
 
 
 def verify_with(reader: verify.Reader, export: Export, path: Path) -> dict[str, Difference]:

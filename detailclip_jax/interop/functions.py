@@ -20,7 +20,7 @@ from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.runtime.files import replace_text, whole
+from detailclip_jax.runtime.files import replace_text, written_atomically
 from detailclip_jax.types import Array, Float, Params
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -75,7 +75,7 @@ def _write(export: Export, path: Path, suffix: str, call: str, write: Callable[[
     content = {f"encode_{name}": _signature(function) for name, function in found.items()} | {"call": call}
     content["preprocess"] = preprocessing.description(export.config)
     replace_text(path / "signature.json", json.dumps(content, indent=2) + "\n")
-    return flatten({part: export.params[part] for part in TOWERS if part in export.params})
+    return flatten({name: export.params[name] for name in TOWERS if name in export.params})
 
 
 def _signature(function: Function) -> dict[str, str]:
@@ -98,7 +98,7 @@ def _stablehlo(function: Function, file: Path) -> None:
     argument = jax.ShapeDtypeStruct((size, *function.shape), function.dtype)
     with jax.default_matmul_precision(EXACT):
         exported = jax.export.export(jax.jit(function.call), platforms=PLATFORMS)(argument)
-    with whole(file) as partial:
+    with written_atomically(file) as partial:
         partial.write_bytes(exported.serialize())
 
 

@@ -37,22 +37,22 @@ TIMM_BASES = {  # norm before the blocks, activation -> architecture used for ot
 }
 # The value of `initializer_factor`, a number that CLIPModel's image config reads and ViTModel's lacks. A text makes
 # CLIPModel fail, which would otherwise load only the text encoder, warn, and initialise the image encoder at random.
-NO_CLIP = "this is a VisionTextDualEncoderModel and no CLIPModel; load it with transformers.AutoModel"
+NO_CLIP = "this is a VisionTextDualEncoderModel, not a CLIPModel; load it with transformers.AutoModel"
 TRUNK = "trunk"  # folder with the config of an image encoder that timm does not register
 
 
-def options_beside(file: Path) -> dict[str, Any]:
+def sidecar_options(file: Path) -> dict[str, Any]:
     """Options of `interop.load` from the config files in the folder of some weights.
 
     Raises ValueError for a config that cannot be read or describes an unsupported model.
     """
     try:
-        return _options_beside(file)
+        return _sidecar_options(file)
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"the config beside {file} is not as expected: {error!r}") from None
+        raise ValueError(f"the config file of {file} is invalid: {error!r}") from None
 
 
-def _options_beside(file: Path) -> dict[str, Any]:
+def _sidecar_options(file: Path) -> dict[str, Any]:
     folder = file.parent
     if (folder / OPEN_CLIP).is_file():
         return open_clip_options(_json(folder / OPEN_CLIP)) | _trunk_options(folder)
@@ -80,7 +80,7 @@ def _card_options(file: Path) -> dict[str, Any]:
     if "create_model" not in content:
         return {}
     if content.get("bytes") != file.stat().st_size:
-        raise ValueError(f"{card} describes another file than {file}: remove it, or export again")
+        raise ValueError(f"{card} does not describe {file}: remove it, or export again")
     return card_options(content)
 
 
@@ -106,7 +106,7 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
     model, preprocess = content.get("model_cfg", content), content.get("preprocess_cfg", {})
     image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     if unknown := {"hf_model_name", "no_causal_mask", "embed_cls", "proj_bias"} & {k for k, v in text.items() if v}:
-        raise ValueError(f"open_clip's text tower with {sorted(unknown)} is none of ours")
+        raise ValueError(f"unsupported text encoder of open_clip: {sorted(unknown)}")
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     timm = "timm_model_name" in image
     return {
@@ -161,7 +161,7 @@ def _pooling(image: Mapping[str, Any], timm: bool) -> str:
     name = image.get("timm_pool", "avg") if timm else image.get("pool_type", "tok")
     poolings = {"token": "cls", "tok": "cls", "avg": "norm_of_mean" if image.get("final_ln_after_pool") else "mean"}
     if name not in poolings:
-        raise ValueError(f"open_clip's image pooling {name!r} is none of ours; known: {', '.join(poolings)}")
+        raise ValueError(f"unsupported image pooling of open_clip: {name!r}; supported: {', '.join(poolings)}")
     return poolings[name]
 
 
@@ -170,7 +170,7 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
     image, text = content.get("vision_config", {}), content.get("text_config", {})
     is_vit = image.get("model_type") == "vit"
     if is_vit and image.get("pooler_act", "tanh") != "linear":
-        raise ValueError("a ViTModel whose pooler is not the identity (pooler_act linear) is none of our image towers")
+        raise ValueError("unsupported ViTModel: its pooler must be the identity (pooler_act linear)")
     return {
         "num_heads": image.get("num_attention_heads", 12),
         "text_heads": text.get("num_attention_heads", 8),
@@ -241,7 +241,7 @@ def other_heads(spec: Spec) -> str | None:
     patch_size, width, depth, num_heads = _kind(spec)
     for (*shapes, heads), name in TIMM.items():
         if shapes == [patch_size, width, depth] and heads != num_heads and spec.style == Style():
-            return f"not timm's {name}: that has {heads} heads, loads these tensors and gives other features"
+            return f"do not load it as timm's {name}: its {heads} heads compute other features from these tensors"
     return None
 
 
@@ -275,8 +275,8 @@ def open_clip_config(config: ConfigDict, folder: Path) -> dict[str, Any]:
     """The content of open_clip_config.json for our model; raises ValueError if open_clip does not support the model."""
     if config.preprocess.crop_ratio != 1:
         raise ValueError(
-            f"open_clip crops the whole resized square, and this model {config.preprocess.crop_ratio:g} of it; another "
-            "format says so, or import the model again with --crop-ratio=1"
+            f"open_clip needs a crop of the full resized square; this model crops {config.preprocess.crop_ratio:g} of "
+            "it; choose another format, or import the model again with --crop-ratio=1"
         )
     spec = spec_of(config.model)
     size = spec.size

@@ -91,7 +91,7 @@ class Layout(NamedTuple):
         if "decoder_depth" in fields:
             fields["decoder_heads"] = decoder_heads(fields, options.get("decoder_heads"))
         elif "decoder_heads" in options:
-            raise ValueError(f"decoder_heads is given, but a model of layout {self.name!r} has no decoder")
+            raise ValueError(f"decoder_heads is given, but a model of layout {self.name!r} has no decoder; omit it")
         size = complete(fields)
         return Spec(size, image_size, context_length, vocab_size, self._style(shapes, options), self._text(options))
 
@@ -107,8 +107,8 @@ class Layout(NamedTuple):
     def check(self, spec: Spec) -> None:
         """Raises ValueError if this layout cannot represent the encoders of a model."""
         if not self.fits(spec):
-            text = f" and a text tower with {spec.text_activation}" if self.text else ""
-            raise ValueError(f"layout {self.name!r} has no place for an image tower of {spec.style}{text}")
+            text = f" with a text encoder with {spec.text_activation}" if self.text else ""
+            raise ValueError(f"layout {self.name!r} cannot represent an image encoder of {spec.style}{text}")
 
 
 def fits_timm(spec: Spec) -> bool:

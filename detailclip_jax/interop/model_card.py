@@ -23,15 +23,15 @@ CARD_PROCESSOR = """    processor = transformers.AutoProcessor.from_pretrained(F
     inputs = processor(text=["a frog"], images=[image], padding=True, truncation=True, return_tensors="pt")
     model(**inputs).logits_per_image
 
-The tokenizer pads with the end token, where detailclip_jax pads with 0: nothing behind the first end token is read, so
+The tokenizer pads with the end token, detailclip_jax pads with 0: tokens after the first end token are ignored, so
 the features are equal. It does not repair wrongly decoded text as ftfy does, and of the HTML entities it replaces only
 the most frequent ones.
 """
 CARD_NO_TOKENIZER = """
-There is no tokenizer: the model reads {vocab_size} token ids of its own, CLIP's tokenizer has 49408.
+There is no tokenizer: the model has its own {vocab_size} token ids, CLIP's tokenizer has 49408.
 """
 CARD_NO_CLIP = """
-It is no `CLIPModel`, whose image encoder has a norm before its blocks and no bias in the patch embedding.
+It is not a `CLIPModel`, whose image encoder has a norm before its blocks and no bias in the patch embedding.
 `CLIPModel.from_pretrained` ends with an error about `initializer_factor`, on purpose: otherwise it would leave
 the image encoder at random values.
 """

@@ -32,7 +32,7 @@ def write(path: Path, params: Params, config: ConfigDict, batch_stats: Params | 
     return tensors
 
 
-def is_ours(path: Path) -> bool:
+def is_own_format(path: Path) -> bool:
     """Whether `write` wrote the file."""
     return path.suffix == ".safetensors" and path.is_file() and files.metadata(path).get("format") == FORMAT
 
@@ -50,11 +50,11 @@ def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
         raise ValueError(f"the header of {path} does not describe a model of this version: {error}") from None
     tensors, expected = files.read(path), flatten(shapes.params) | flatten({STATS: shapes.batch_stats["student"]})
     if wrong := sorted(_shapes(tensors).items() ^ _shapes(expected).items()):
-        raise ValueError(f"{path} does not hold the networks of its own config: {wrong[:10]}")
+        raise ValueError(f"the tensors of {path} do not fit its own config: {wrong[:10]}")
     params, stats = split({name: jnp.array(value) for name, value in tensors.items()})
     teacher = ema.copy(params, shapes.ema_params)
     if teacher:
-        logging.warning("the file holds one set of weights: the teacher is a copy of it")
+        logging.warning("the file contains one set of weights: the teacher is a copy of it")
     batch_stats = {"student": stats, "teacher": ema.copy(stats, shapes.batch_stats["teacher"])}
     return model, {"params": params, "ema_params": teacher, "batch_stats": batch_stats}, config
 

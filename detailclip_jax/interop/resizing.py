@@ -43,12 +43,16 @@ def _set_image_size(config: ConfigDict, image_size: int) -> None:
     for crop in config.views.crops.values():
         crop.size = image_size if crop.size == config.model.image_size else crop.size
     config.model.image_size = image_size
-    fit_cells(config)
+    fit_granularity(config)
 
 
-def fit_cells(config: ConfigDict) -> None:
+def fit_granularity(config: ConfigDict) -> None:
     """Sets masking by single patches, and logs this, if the patch grid cannot be divided into cells of 2 x 2."""
     side = config.model.image_size // spec_of(config.model).size.patch_size
     if config.masking.granularity == "cell2x2" and side % 2:
-        logging.warning("a grid of %d x %d patches has no cells of 2 x 2: masking.granularity is patch", side, side)
+        logging.warning(
+            "a grid of %d x %d patches cannot be divided into cells of 2 x 2: masking.granularity is set to patch",
+            side,
+            side,
+        )
         config.masking.granularity = "patch"

@@ -24,7 +24,7 @@ def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDic
     """
     workdir = Path(workdir)
     if any((workdir / checkpoint.FOLDER).glob("*")):
-        raise ValueError(f"{workdir} holds checkpoints already; choose another folder")
+        raise ValueError(f"{workdir} already contains checkpoints; choose another folder")
     built = experiment.build(config, make_mesh([first_device()]))
     known = built.state_shapes.replace(
         params=dict(variables["params"]),

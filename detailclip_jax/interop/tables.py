@@ -27,7 +27,7 @@ class Transform(NamedTuple):
 class Entry(NamedTuple):
     """One tensor: our path, their key, and the conversion.
 
-    `share` (index, of): their tensor is one of `of` equal parts of ours along the last axis. It is used where only one
+    `share` (index, of): their tensor is one of `of` equal slices of ours along the last axis. It is used where only one
     side packs query, key and value into one tensor.
     """
 
@@ -78,7 +78,7 @@ def read(entries: Iterable[Entry], state_dict: StateDict) -> Params:
     shares: dict[str, list[np.ndarray]] = {}
     for entry in entries:  # the shares of one tensor are in order
         shares.setdefault(entry.ours, []).append(entry.transform.into(np.asarray(state_dict[entry.theirs])))
-    flat = {ours: parts[0] if len(parts) == 1 else np.concatenate(parts, -1) for ours, parts in shares.items()}
+    flat = {ours: slices[0] if len(slices) == 1 else np.concatenate(slices, -1) for ours, slices in shares.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

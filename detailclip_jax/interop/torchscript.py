@@ -82,7 +82,7 @@ class Reader(pickle.Unpickler):
             return np.dtype(STORAGES[name])
         if (module, name) in FUNCTIONS:
             return FUNCTIONS[module, name]
-        raise pickle.UnpicklingError(f"it needs {module}.{name} to be executed while it is read")
+        raise pickle.UnpicklingError(f"loading it would execute {module}.{name}")
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         """A storage: the numbers of one entry of the archive."""
@@ -98,7 +98,7 @@ def _checked(archive: zipfile.ZipFile, data: str) -> bytes:
     """The pickle of the modules; raises UnpicklingError if reading it could need far more memory than its size."""
     size = archive.getinfo(data).file_size
     if size > MAX_PICKLE:
-        raise pickle.UnpicklingError(f"its modules are described in {size:,} bytes; the limit is {MAX_PICKLE:,}")
+        raise pickle.UnpicklingError(f"the description of its modules has {size:,} bytes; the limit is {MAX_PICKLE:,}")
     content = archive.read(data)
     _check_operations(((operation, argument) for operation, argument, _ in pickletools.genops(content)), len(content))
     return content
@@ -109,26 +109,26 @@ def _check_operations(operations: Iterable[tuple[Any, Any]], size: int) -> None:
     for (before, _), (operation, argument) in itertools.pairwise(operations):
         if operation.proto > PROTOCOL:
             raise pickle.UnpicklingError(
-                f"it has {operation.name}, an operation of another pickle protocol than {PROTOCOL}"
+                f"it has {operation.name}, an operation of a newer pickle protocol than {PROTOCOL}"
             )
         if operation.name in PUTS and not 0 <= int(argument) <= size:
-            raise pickle.UnpicklingError(f"it asks for {argument:,} places in memory in {size:,} bytes")
+            raise pickle.UnpicklingError(f"it uses memo entry {argument:,} in {size:,} bytes")
         if operation.name in PUTS and before.name in TUPLES:
             tuples.add(argument)
         shared += operation.name == "DUP" or (operation.name in GETS and argument in tuples)
     if shared > MAX_SHARED_TUPLES:
-        raise pickle.UnpicklingError(f"it takes tuples again {shared:,} times; the limit is {MAX_SHARED_TUPLES}")
+        raise pickle.UnpicklingError(f"it reuses tuples {shared:,} times; the limit is {MAX_SHARED_TUPLES}")
 
 
 def tensor(storage: np.ndarray, offset: Any, shape: Any, stride: Any, *_: Any) -> np.ndarray:
     """A view of a storage; raises ValueError if it would exceed the storage or repeat numbers."""
     numbers = (offset, *shape, *stride)
     if not all(isinstance(number, int) and abs(number) < 2**63 for number in numbers):
-        raise ValueError("a tensor whose offset, shape and strides are not whole numbers of 64 bits")
+        raise ValueError("a tensor whose offset, shape and strides are not 64-bit integers")
     count = int(np.prod(shape, dtype=object))
     last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if count else offset
     if min(numbers) < 0 or count > storage.size or (count and last >= storage.size):
-        raise ValueError(f"a tensor of shape {shape} does not lie in its storage of {storage.size}")
+        raise ValueError(f"a tensor of shape {shape} exceeds its storage of {storage.size} numbers")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False)
 

@@ -88,7 +88,7 @@ def compare(theirs: Features, expected: Features) -> dict[str, Difference]:
         absolute = float(np.abs(theirs[name] - value).max())
         found[name] = Difference(absolute, absolute / max(float(np.abs(value).max()), TINY))
     if bad := [f"{name} {d.relative:.1e}" for name, d in found.items() if not d.relative <= TOLERANCE]:
-        raise NotEqualError(f"the written model is not equal to ours: relative difference of {', '.join(bad)}")
+        raise NotEqualError(f"the written model differs from the original: relative difference of {', '.join(bad)}")
     return found
 
 

@@ -43,14 +43,14 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     source, adopted = config_of(config.init), ConfigDict(config.to_dict())
     brought = methods.build(source).networks
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
-    for name in [*fields, *(field for part, names in OF_HEADS.items() if part in brought for field in names)]:
+    for name in [*fields, *(field for network, names in OF_HEADS.items() if network in brought for field in names)]:
         adopted.model[name] = source.model[name]
     adopted.preprocess = ConfigDict(source.preprocess.to_dict())
     for name in adopted.preprocess:
         if f"preprocess.{name}" in {one.partition("[")[0] for one in given}:
             adopted.preprocess[name] = config.preprocess[name]
     _fit_crops(adopted, config)
-    loaded = [part for part in methods.build(adopted).networks if part in brought]
+    loaded = [network for network in methods.build(adopted).networks if network in brought]
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
     return adopted
@@ -73,8 +73,8 @@ def config_of(workdir: str) -> ConfigDict:
     file = Path(workdir) / "config.json"
     if not file.is_file() or not any((Path(workdir) / checkpoint.FOLDER).glob("*")):
         raise FileNotFoundError(
-            f"config.init {workdir!r} is no workdir with a config.json and a checkpoint; "
-            "python -m detailclip_jax.import_torch makes one of a PyTorch checkpoint"
+            f"config.init {workdir!r} is not a workdir with a config.json and a checkpoint; "
+            "python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
         )
     return run_config.read(file)
 
@@ -87,15 +87,17 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     shapes.
     """
     _, variables, source = checkpoint.load(config.init)
-    parts, saved_centers = methods.build(config).networks, variables.pop("centers")
+    networks, saved_centers = methods.build(config).networks, variables.pop("centers")
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
-    loaded = {part: variables["params"][part] for part in parts if part in variables["params"]}
+    loaded = {network: variables["params"][network] for network in networks if network in variables["params"]}
     _check_shapes(config.init, loaded, state.params)
-    params = {part: _like(loaded[part], old) if part in loaded else old for part, old in state.params.items()}
+    params = {
+        network: _like(loaded[network], old) if network in loaded else old for network, old in state.params.items()
+    }
     theirs = variables["ema_params"]
     teacher = {
-        part: _like(theirs[part], old) if part in theirs else jax.tree.map(jnp.copy, params[part])
-        for part, old in state.ema_params.items()
+        network: _like(theirs[network], old) if network in theirs else jax.tree.map(jnp.copy, params[network])
+        for network, old in state.ema_params.items()
     }
     known = saved_centers if "prototype_head" in theirs else {}
     centers = {name: _like(known[name], old) if name in known else old for name, old in state.centers.items()}
@@ -105,8 +107,10 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
             state.batch_stats["teacher"], variables["batch_stats"]["teacher"], variables["batch_stats"]["student"]
         ),
     }
-    fresh = [part for part in parts if part not in loaded]
-    lines = report(config, source, list(loaded), fresh, {part: part in theirs for part in parts if part in teacher})
+    fresh = [network for network in networks if network not in loaded]
+    lines = report(
+        config, source, list(loaded), fresh, {network: network in theirs for network in networks if network in teacher}
+    )
     lines += [f"  centers       {', '.join(name for name in centers if name in known) or 'fresh'}"] if centers else []
     state = state.replace(params=params, ema_params=teacher, batch_stats=stats, centers=centers)
     return state, lines
@@ -115,12 +119,12 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
 def _statistics(old: Params, theirs: Params, student: Params) -> Params:
     """Running statistics of each network: the checkpoint's, else those of `student`, else the fresh ones."""
     known = {**student, **theirs}
-    return {part: _like(known[part], leaves) if part in known else leaves for part, leaves in old.items()}
+    return {network: _like(known[network], leaves) if network in known else leaves for network, leaves in old.items()}
 
 
 def _as_here(tree: Params, params: Params) -> Params:
     """Stacks or separates the blocks as in the new networks."""
-    return {part: stacking.like(value, params.get(part, {})) for part, value in tree.items()}
+    return {network: stacking.like(value, params.get(network, {})) for network, value in tree.items()}
 
 
 def _like(value: PyTree, old: PyTree) -> PyTree:
@@ -134,7 +138,7 @@ def _like(value: PyTree, old: PyTree) -> PyTree:
 
 
 def _check_shapes(init: str, loaded: dict[str, Params], params: Params) -> None:
-    theirs, ours = flatten(loaded), flatten({part: params[part] for part in loaded})
+    theirs, ours = flatten(loaded), flatten({network: params[network] for network in loaded})
     wrong = [
         f"{path}: {theirs[path].shape if path in theirs else 'missing'} there, {value.shape} here"
         for path, value in ours.items()
@@ -153,7 +157,7 @@ def report(
     """
     warmup = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
     opt, style = config.optimizer, Style(**config.model.image_style)
-    rates = ", ".join(f"{part} x {opt.part_rates[part]:g}" for part in loaded)
+    rates = ", ".join(f"{network} x {opt.part_rates[network]:g}" for network in loaded)
     kept = ", ".join(f"{name} {value}" for name, value in style._asdict().items() if name != "init")
     return [
         f"starting from {config.init} ({source.method}, {source.model.size})",
@@ -178,7 +182,7 @@ def _changed_lines(config: ConfigDict, source: ConfigDict) -> list[str]:
 
 
 def _teacher_lines(teacher: dict[str, bool]) -> list[str]:
-    came, copied = ([part for part, along in teacher.items() if along is which] for which in (True, False))
-    lines = [f"{', '.join(came)}: loaded"] if came else []
+    loaded, copied = ([network for network, along in teacher.items() if along is which] for which in (True, False))
+    lines = [f"{', '.join(loaded)}: loaded"] if loaded else []
     lines += [f"{', '.join(copied)}: a copy of the student"] if copied else []
     return [f"  teacher       {line}" for line in lines or ["none"]]

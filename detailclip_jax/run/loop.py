@@ -12,7 +12,7 @@ from detailclip_jax import evaluation
 from detailclip_jax.config import run_config
 from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.data import long_captions, pipeline
-from detailclip_jax.data.mixture import parts_of, summary
+from detailclip_jax.data.mixture import members_of, summary
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import held_out, report
 from detailclip_jax.run import init_from
@@ -32,15 +32,16 @@ from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.train_state import TrainState
 
 LESS_MEMORY = (
-    "a smaller batch_size, --config.accumulation=2, --config.model.remat=dots or full, --config.model.dtype=bfloat16, "
-    "or --config.mesh.fsdp of several devices"
+    "a smaller --config.batch_size, --config.accumulation=2, --config.model.remat=dots or full, "
+    "--config.model.dtype=bfloat16, or --config.mesh.fsdp over several devices"
 )
 
 LOCK = ".lock"  # in the workdir of a run that is being trained
 
 REPEATS = (
-    "a batch of {batch_size} holds some of the {examples} examples{of_set} more than once, and the contrast takes "
-    "their own captions for wrong ones; with --config.batch_size={enough} or less only one in which an epoch ends does"
+    "a batch of {batch_size} contains some of the {examples} examples{of_set} more than once, and the contrastive loss "
+    "counts their own captions as negatives; with --config.batch_size={enough} or less, only a batch across the end of "
+    "an epoch does"
 )
 
 
@@ -107,7 +108,7 @@ def _train(run: Run) -> int:
         with Session(run, checkpoints, start.step, interrupt) as session:
             step = loop_and_finish(session, start, interrupt)
     if interrupt.received:
-        left = f"saved at step {step} of {config.total_steps}; the same command goes on from there"
+        left = f"saved at step {step} of {config.total_steps}; the same command resumes from there"
         run.console.say(f"{interrupt.received.name}: {left}")
     return interrupt.exit_code
 
@@ -144,7 +145,7 @@ def enough_memory(less_memory: str = LESS_MEMORY) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OutOfMemory(f"out of memory; what needs less: {less_memory} ({str(error).splitlines()[0]})") from error
+        raise OutOfMemory(f"out of memory; to need less: {less_memory} ({str(error).splitlines()[0]})") from error
 
 
 def introduce(run: Run) -> None:
@@ -155,14 +156,14 @@ def introduce(run: Run) -> None:
     num_seen = config.total_steps * config.batch_size
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if found := held_out.find(config):
-        say(f"held out, never trained on: {len(found.source):,} examples ({found.origin})")
+        say(f"held out from training: {len(found.source):,} examples ({found.origin})")
     for line in (*repeats(run.source, config.batch_size), *cut_captions(run)):
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
     say(f"{config.total_steps:,} steps of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
     asked = experiment.warmup_steps(config)
     given = clamp_warmup(asked, config.total_steps)
-    say(f"schedules count {config.steps_per_epoch:,} steps as an epoch; the learning rate rises for {given:,} steps")
+    say(f"{config.steps_per_epoch:,} steps per epoch in the schedules; {given:,} steps of learning rate warm-up")
     if given != asked:
         say(f"the warm-up of {asked} steps does not fit into {config.total_steps}: shortened to {given}")
     say(run.experiment.parameter_table())
@@ -181,12 +182,12 @@ def cut_captions(run: Run) -> list[str]:
 
 def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
     """Returns one warning for every set that has fewer examples than its share of a batch."""
-    parts, lines = parts_of(source), []
-    total = sum(part.weight for part in parts)
-    for part in parts:
-        examples, of_set = len(part.source), f" of {part.name}" if len(parts) > 1 else ""
-        if part.weight * batch_size > examples * total:
-            enough = examples * total // part.weight
+    members, lines = members_of(source), []
+    total = sum(member.weight for member in members)
+    for member in members:
+        examples, of_set = len(member.source), f" of {member.name}" if len(members) > 1 else ""
+        if member.weight * batch_size > examples * total:
+            enough = examples * total // member.weight
             lines.append(REPEATS.format(batch_size=batch_size, examples=examples, of_set=of_set, enough=enough))
     return lines
 
@@ -204,12 +205,12 @@ def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
     restored = checkpoints.restore(run.experiment.state_shapes)
     if restored is None:
         return Start(run.task.fresh(run), step=0, data={"examples": 0})
-    run.console.say(f"going on from the checkpoint of step {restored.step}")
+    run.console.say(f"resuming from the checkpoint of step {restored.step}")
     before, now = restored.run["data_fingerprint"], provenance.data_fingerprint(run.source)
     if before != now:
         run.console.warn(
-            f"the data has changed since this checkpoint (fingerprint {before}, now {now}): from here on the run sees "
-            "other examples, or in another order, than it would have seen"
+            f"the data changed after this checkpoint (fingerprint {before}, now {now}): from here on the run uses "
+            "other examples, or another order; to avoid this, restore the old data"
         )
     return Start(restored.state, restored.step, restored.data)
 
@@ -236,7 +237,7 @@ def loop(session: Session, start: Start, train_step: TrainStep | None, interrupt
     if start.step and evaluates(config, start.step) and not session.checkpoints.scored(start.step):
         session.evaluate(start.step, state)  # the run was stopped after saving this step, before its evaluation
     if train_step is None:
-        run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N trains on")
+        run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N continues up to step N")
         return state
     with run.task.open_batches(run, start.data["examples"]) as batches:
         session.counts = count_data(batches, start.data)
@@ -255,7 +256,7 @@ def loop(session: Session, start: Start, train_step: TrainStep | None, interrupt
                 break
             if scored:
                 session.evaluate(step, state)
-        say_counts(run, session.counts())
+        print_data_summary(run, session.counts())
     return state
 
 
@@ -270,7 +271,9 @@ def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
     config = ConfigDict(run.config.to_dict())
     config.data.num_workers = usable_workers(config.data.num_workers, usable_cores())
     if config.data.num_workers < run.config.data.num_workers:
-        run.console.say(f"data.num_workers {run.config.data.num_workers} are too many here: {config.data.num_workers}")
+        run.console.say(
+            f"data.num_workers reduced from {run.config.data.num_workers} to {config.data.num_workers}: too few cores"
+        )
     where = jax.process_index(), jax.process_count()
     return pipeline.open_pipeline(config, run.source, *where, examples, bad_list(run.workdir, *where))
 
@@ -285,19 +288,21 @@ def usable_workers(asked: int, num_cores: int) -> int:
     return min(asked, num_cores - 1) if num_cores > 2 else 0
 
 
-def say_counts(run: Run, counts: Mapping[str, int]) -> None:
+def print_data_summary(run: Run, counts: Mapping[str, int]) -> None:
     """Prints the counts of unreadable records and cut captions since step 0, if there are any."""
-    if line := data_line(run.config, counts):
+    if line := data_summary(run.config, counts):
         (run.console.warn if counts["bad_records"] else run.console.say)(line)
 
 
-def data_line(config: ConfigDict, counts: Mapping[str, int]) -> str:
+def data_summary(config: ConfigDict, counts: Mapping[str, int]) -> str:
     """Formats the counts of unreadable records and cut captions; "" if both are 0."""
     lines = []
     if bad := counts["bad_records"]:
-        lines.append(f"{bad:,} times an unreadable record was replaced by the next; bad_records*.txt names them")
+        lines.append(
+            f"an unreadable record was replaced by the next one {bad:,} times; bad_records*.txt lists these records"
+        )
     if truncated := counts["truncated_captions"]:
-        lines.append(f"{truncated:,} captions were longer than context_length {config.model.context_length} and cut")
+        lines.append(f"{truncated:,} captions were cut to context_length {config.model.context_length} tokens")
     return "; ".join(lines)
 
 
@@ -307,7 +312,7 @@ def finish(session: Session, state: TrainState, step: int) -> None:
     if not run.config.evaluate_at_end:
         return
     run.console.say("evaluating ...")
-    scores, data = session.evaluate(step, state), data_line(run.config, session.counts())
+    scores, data = session.evaluate(step, state), data_summary(run.config, session.counts())
     run.task.finish(run, state, step, scores, data)
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import evaluation
 from detailclip_jax.config import run_config
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.mixture import parts_of
+from detailclip_jax.data.mixture import members_of
 from detailclip_jax.run import init_from, loop
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime import processes as several
@@ -99,13 +99,13 @@ def processes(plan: Plan) -> Finding:
     """Checks that all processes have the same number of devices; they are already connected."""
     here = jax.local_devices()
     kind = f"{len(here)} x {here[0].device_kind}"
-    return Finding(f"{jax.process_count()} processes reached each other, {kind} each, jax {jax.__version__}", len(here))
+    return Finding(f"{jax.process_count()} processes are connected, {kind} each, jax {jax.__version__}", len(here))
 
 
 def mesh(plan: Plan) -> Finding:
     """Reports the mesh, and whether "fsdp" spans processes, where gathering weights between hosts is slow."""
     shape, hosts = plan.experiment.mesh.shape, fsdp_hosts(plan.experiment.mesh)
-    far = f"; fsdp {shape['fsdp']} reaches over {hosts} processes: slow where these are hosts" if hosts > 1 else ""
+    far = f"; fsdp {shape['fsdp']} spans {hosts} processes: slow if they run on different hosts" if hosts > 1 else ""
     return Finding(f"data {shape['data']} x fsdp {shape['fsdp']}{far}")
 
 
@@ -114,29 +114,29 @@ def batch(plan: Plan) -> Finding:
     size, chunks, devices = plan.config.batch_size, plan.config.accumulation, plan.experiment.mesh.devices.size
     if size % jax.process_count():
         raise ValueError(f"batch_size {size} does not divide over {jax.process_count()} processes")
-    parts = f" in {chunks} chunks of {size // devices // chunks}" if chunks > 1 else ""
-    return Finding(f"{size} pairs: {size // devices} a device{parts}")
+    divided = f" in {chunks} chunks of {size // devices // chunks}" if chunks > 1 else ""
+    return Finding(f"{size} pairs: {size // devices} per device{divided}")
 
 
 def data(plan: Plan) -> Finding:
     """Checks that this process can read the data, and that the data are the same on all processes."""
-    fingerprint, parts = provenance.data_fingerprint(plan.source), parts_of(plan.source)
-    sets = f" ({plan.source.name})" if len(parts) > 1 else ""
-    ends = accumulate(len(part.source) for part in parts)
+    fingerprint, members = provenance.data_fingerprint(plan.source), members_of(plan.source)
+    sets = f" ({plan.source.name})" if len(members) > 1 else ""
+    ends = accumulate(len(member.source) for member in members)
     height, width = [pipeline.read(plan.source, end - 1)[1].shape[:2] for end in ends][-1]
-    text = f"{plan.config.data.source}: {len(plan.source):,} examples{sets}, the last an image of {width} x {height}"
+    text = f"{plan.config.data.source}: {len(plan.source):,} examples{sets}, the last image {width} x {height} pixels"
     return Finding(f"{text}, fingerprint {fingerprint}", int(fingerprint, 16))
 
 
 def memory(plan: Plan) -> Finding:
     """Compares the memory that a device needs at least with its memory.  Raises ValueError if it has too little."""
-    parts, has = estimate(plan), _device_memory()
-    needed = sum(parts.values())
-    shown = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
-    text = f"at least {needed / 2**30:.2f} GiB a device ({shown})"
+    estimated, has = estimate(plan), _device_memory()
+    needed = sum(estimated.values())
+    shown = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in estimated.items() if size)
+    text = f"at least {needed / 2**30:.2f} GiB per device ({shown})"
     if has and needed > has:
-        raise ValueError(f"{text}, which has {has / 2**30:.2f}; what needs less: {loop.LESS_MEMORY}")
-    return Finding(text + (f", which has {has / 2**30:.2f}" if has else ""))
+        raise ValueError(f"{text}; a device has {has / 2**30:.2f} GiB; to need less: {loop.LESS_MEMORY}")
+    return Finding(text + (f"; a device has {has / 2**30:.2f} GiB" if has else ""))
 
 
 def _device_memory() -> int:
@@ -189,7 +189,7 @@ def workdir(plan: Plan) -> Finding:
     """Checks that this process can write a file into the workdir."""
     plan.workdir.mkdir(parents=True, exist_ok=True)
     (plan.workdir / f"{MARK}{jax.process_index()}").write_text("written by doctor --launch\n")
-    return Finding(f"{plan.workdir.absolute()} can be written")
+    return Finding(f"{plan.workdir.absolute()} is writable")
 
 
 def shared(plan: Plan) -> Finding:
@@ -197,9 +197,10 @@ def shared(plan: Plan) -> Finding:
     missing = [i for i in range(jax.process_count()) if not (plan.workdir / f"{MARK}{i}").exists()]
     if missing:
         raise FileNotFoundError(
-            f"{plan.workdir.absolute()} has nothing from process {missing}: checkpoints need a folder that all share"
+            f"{plan.workdir.absolute()} has no file from process {missing}: "
+            "checkpoints need a folder that all processes share"
         )
-    return Finding("and is the same folder on all processes")
+    return Finding("the workdir is the same folder on all processes")
 
 
 CHECKS: dict[str, Callable[[Plan], Finding]] = {

@@ -123,7 +123,7 @@ class Session:
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
-            self.run.console.say(f"profile written to {self.run.workdir / 'profile'} (TensorBoard reads it)")
+            self.run.console.say(f"profile written to {self.run.workdir / 'profile'} (open it in TensorBoard)")
 
     def _read(self) -> dict[str, float]:
         """Fetches and checks all pending scalars; returns those of the last step.  Raises NonFiniteError."""
@@ -138,7 +138,7 @@ class Session:
 
     def _last_good(self) -> str:
         steps = self.checkpoints.steps()
-        where = f"the last good one is step {steps[-1]}" if steps else "there is none yet"
+        where = f"the last good checkpoint is step {steps[-1]}" if steps else "none yet"
         return f"checkpoints in {self.checkpoints.folder}: {where}"
 
     def log(self, step: int) -> None:
@@ -160,8 +160,8 @@ class Session:
             self._warned = True
             data = self.run.config.data
             self.run.console.warn(
-                f"the devices wait for data {share:.0%} of the time; more --config.data.num_workers (now "
-                f"{data.num_workers}) or --config.data.prefetch (now {data.prefetch}) may help"
+                f"the devices wait for data {share:.0%} of the time; increase --config.data.num_workers (now "
+                f"{data.num_workers}) or --config.data.prefetch (now {data.prefetch})"
             )
 
     def evaluate(self, step: int, state: TrainState) -> Mapping[str, float]:
@@ -224,7 +224,7 @@ class Step:
         run, began = self._run, time.perf_counter()
         run.console.live("compiling the training step: seconds for a tiny model, minutes for a large one ...")
         program = run.experiment.train_step.lower(self._state, batch_shapes(run, length)).compile()
-        words = f" for captions of up to {length} words" if len(self.lengths) > 1 else ""
+        words = f" for captions of up to {length} tokens" if len(self.lengths) > 1 else ""
         run.console.say(f"compiled the training step{words} in {time.perf_counter() - began:.1f} s")
         return program
 
@@ -242,7 +242,7 @@ def text_lengths(run: Run) -> tuple[int, ...]:
         return lengths
     if len(lengths) > 1:
         run.console.say(
-            f"several processes: captions keep all {lengths[-1]} words (data.text_buckets needs one process)"
+            f"several processes: captions keep all {lengths[-1]} tokens (data.text_buckets needs a single process)"
         )
     return lengths[-1:]
 

@@ -105,7 +105,7 @@ def _check_range(name: str, value: Any) -> None:
     if _named(name, BELOW_ONE) and any(not number < 1 for number in numbers):
         raise ValueError(f"{name} {value} must be less than 1")
     if _named(name, ORDERED) and sorted(numbers) != numbers:
-        raise ValueError(f"{name} {value} must not fall: write {tuple(sorted(numbers))}")
+        raise ValueError(f"{name} {value} must be in ascending order: write {tuple(sorted(numbers))}")
 
 
 def _named(name: str, fields: Iterable[str]) -> bool:
@@ -117,7 +117,7 @@ def _check_tuples(fields: Mapping[str, Any]) -> None:
     for name, usual in flatten(default()).items():
         value, any_length = fields.get(name), name.endswith(ANY_LENGTH)
         if name in fields and isinstance(usual, tuple) and not any_length and not _same_kind(value, usual):
-            raise ValueError(f"{name} {value!r} must be {len(usual)} numbers, as in {usual!r}")
+            raise ValueError(f"{name} {value!r} must have {len(usual)} numbers, for example {usual!r}")
 
 
 def _same_kind(value: Any, usual: tuple[float, ...]) -> bool:
@@ -146,6 +146,6 @@ def _check_crops(config: ConfigDict) -> None:
 def _check_best_metric(config: ConfigDict) -> None:
     if config.best_metric and not config.evaluate_every:
         raise ValueError(
-            f"best_metric {config.best_metric!r} is only known where the run evaluates; "
-            "set evaluate_every to a number of steps"
+            f"best_metric {config.best_metric!r} is only known if the run evaluates; "
+            "set evaluate_every to a number of steps, or best_metric to ''"
         )

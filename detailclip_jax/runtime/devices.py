@@ -18,6 +18,7 @@ def first_device() -> Any:
         wanted = os.environ.get("JAX_PLATFORMS", "")
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         raise NoDevice(
-            f"JAX_PLATFORMS={wanted}: jax finds no such device here{reason}; unset JAX_PLATFORMS to take what there "
-            "is, or install jax for it, pip install 'jax[cuda13]' (python -m detailclip_jax.doctor says what is there)"
+            f"JAX_PLATFORMS={wanted}: jax finds no such device{reason}; unset JAX_PLATFORMS to use the devices "
+            "that exist, or install jax for it: pip install 'jax[cuda13]' (python -m detailclip_jax.doctor lists "
+            "the devices)"
         ) from error

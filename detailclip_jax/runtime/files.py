@@ -11,10 +11,10 @@ from detailclip_jax.runtime.terminal import LINES, printable
 
 
 @contextlib.contextmanager
-def whole(path: Path, partial: Path | None = None) -> Iterator[Path]:
+def written_atomically(path: Path, partial: Path | None = None) -> Iterator[Path]:
     """Yields a temporary name to write to; the file is renamed to `path` at the end of the context.
 
-        with whole(file) as partial, partial.open("wb") as stream:
+        with written_atomically(file) as partial, partial.open("wb") as stream:
             stream.write(...)
 
     After a kill or a power cut `path` is the old file or the complete new one.  After an error it is the old file, and
@@ -35,7 +35,7 @@ def whole(path: Path, partial: Path | None = None) -> Iterator[Path]:
 
 def replace_text(file: Path, text: str) -> None:
     """Writes a text file atomically, with terminal control characters escaped."""
-    with whole(file) as partial:
+    with written_atomically(file) as partial:
         partial.write_text(printable(text, LINES))
 
 
@@ -62,7 +62,7 @@ def nothing_left(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and was_folder:
-            raise KeyboardInterrupt(f"{path} was there before and may hold a part of what was to be written") from None
+            raise KeyboardInterrupt(f"{path} existed before and may now be incomplete") from None
         if not was_there:
             path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path, ignore_errors=True)
         raise

@@ -85,7 +85,9 @@ class Interrupt:
         if self.received:
             self._end(number)
         self.received = signal.Signals(number)
-        os.write(2, f"\n{self.received.name}: saving after this step (once more stops at once)\n".encode())
+        os.write(
+            2, f"\n{self.received.name}: saving after this step (repeat to stop at once, without saving)\n".encode()
+        )
 
     def _end(self, number: int) -> None:
         os.write(2, f"\n{signal.Signals(number).name}: stopped at once, without saving\n".encode())

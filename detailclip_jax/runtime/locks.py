@@ -62,10 +62,14 @@ def _locked(path: pathlib.Path, wait: bool) -> IO[str] | None:
 
 def _refused(path: pathlib.Path, holder: str, error: OSError) -> None:
     if isinstance(error, BlockingIOError):
-        raise Busy(f"{holder or 'another process'} is writing to {path.parent}; wait for it, or end it") from error
+        raise Busy(
+            f"{holder or 'another process'} is writing to {path.parent}; wait until it ends, or stop it"
+        ) from error
     if error.errno not in WITHOUT_LOCKS:
         raise error
-    logging.warning("%s: no locks there (%s); take care that no other run writes to it", path.parent, error)
+    logging.warning(
+        "%s: this disk has no file locks (%s); make sure that no other run writes to the folder", path.parent, error
+    )
 
 
 def _is_there(path: pathlib.Path, file: IO[str]) -> bool:

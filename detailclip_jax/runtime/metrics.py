@@ -47,13 +47,13 @@ class BrokenLine(ValueError):
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """Reads all objects of such a file, except an incomplete last line.  Raises BrokenLine for an invalid line."""
-    parsed = [(number, _parsed(line)) for number, line in enumerate(_whole_lines(file), 1)]
+    parsed = [(number, _parsed(line)) for number, line in enumerate(_complete_lines(file), 1)]
     if wrong := [number for number, values in parsed if values is None]:
-        raise BrokenLine(f"{file}: line {wrong[0]} is no object with a step (damaged?); remove that line")
+        raise BrokenLine(f"{file}: line {wrong[0]} is not a JSON object with a step (damaged?); remove that line")
     return [values for _, values in parsed if values]
 
 
-def _whole_lines(file: Path) -> list[str]:
+def _complete_lines(file: Path) -> list[str]:
     """The complete lines of a file; a killed run can leave an incomplete last line."""
     return file.read_text(errors="replace").split("\n")[:-1]
 
@@ -72,7 +72,7 @@ def drop_lines_after(file: Path, step: int) -> list[int]:
 
     Invalid lines are removed as well; returns their line numbers.
     """
-    lines = _whole_lines(file)
+    lines = _complete_lines(file)
     steps = [values["step"] if (values := _parsed(line)) else None for line in lines]
     kept = [line for line, found in zip(lines, steps) if found is not None and found <= step]
     replace_text(file, "".join(f"{line}\n" for line in kept))
@@ -82,7 +82,7 @@ def drop_lines_after(file: Path, step: int) -> list[int]:
 def read_scores(workdir: Path) -> dict[int, dict[str, Any]]:
     """Reads step -> scores from a run's evaluations.jsonl; invalid lines are skipped."""
     file = workdir / "evaluations.jsonl"
-    lines = map(_parsed, _whole_lines(file)) if file.is_file() else ()
+    lines = map(_parsed, _complete_lines(file)) if file.is_file() else ()
     return {values["step"]: {k: v for k, v in values.items() if k != "step"} for values in lines if values}
 
 
@@ -130,7 +130,7 @@ class MetricWriter:
         for file in (workdir / f"{name}.jsonl" for name in NAMES):
             if file.exists() and (broken := drop_lines_after(file, step)):
                 numbers = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
-                warn(f"{file}: damaged lines are left out, the others are kept ({len(broken)}: line {numbers})")
+                warn(f"{file}: {len(broken)} damaged lines are removed (line {numbers}); the other lines are kept")
         self._events = Events(workdir / "tensorboard", step + 1)
 
     def write(self, name: str, step: int, values: Mapping[str, float]) -> None:

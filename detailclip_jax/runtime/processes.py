@@ -26,10 +26,10 @@ STATUS = re.compile("[A-Z_]+: ")  # start of the ValueError ("UNKNOWN: ...") tha
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 NOT_MET = """
-error: {who} ended while it waited for the others: one of them did not come, or failed (its log says why)."""
+error: {who} ended while it waited for the other processes: one of them did not start, or failed (see its log)."""
 LOST = """
-error: {who} ended before its run did: it lost another process of the run (whose log says why), or was killed.
-Start all of them again with the same command: they go on from the last checkpoint."""
+error: {who} ended before the run was complete: it lost another process (see the log of that process), or was killed.
+Start all processes again with the same command: they resume from the last checkpoint."""
 
 
 def join(
@@ -69,7 +69,7 @@ def check_joined(num_processes: int, joined: bool) -> None:
     """Raises ValueError if there are several processes that are not connected; signals and saving need a connection."""
     if num_processes > 1 and not joined:
         raise ValueError(
-            f"the devices here are those of {num_processes} processes, which have not met; give --distributed to all"
+            f"jax sees {num_processes} processes, which are not connected; give --distributed to each of them"
         )
 
 
@@ -93,7 +93,7 @@ def agreed(make: Callable[[], Made]) -> Made:
     if failure:
         raise failure
     if len(failed):
-        raise ValueError(f"process {failed[0]} cannot begin; its own message says why")
+        raise ValueError(f"process {failed[0]} cannot start; see the error message of that process")
     return made  # type: ignore[return-value]  # not None, as nothing failed
 
 
@@ -109,7 +109,7 @@ def named_processes(
         return None
     if None in values:
         raise ValueError(
-            "--coordinator, --num_processes and --process_id belong together; give all three "
+            "--coordinator, --num_processes and --process_id must be given together; give all three "
             f"(or set {', '.join(NAMES)})"
         )
     return _checked(*(str(value) for value in values))

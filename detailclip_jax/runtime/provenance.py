@@ -40,17 +40,17 @@ def data_fingerprint(source: Any, num_samples: int = 8) -> str:
 
     For several sets mixed by weight, the hash is over the fingerprint and weight of each.
     """
-    if parts := getattr(source, "parts", ()):
-        text = repr([(data_fingerprint(part.source, num_samples), part.weight) for part in parts])
+    if members := getattr(source, "members", ()):
+        text = repr([(data_fingerprint(member.source, num_samples), member.weight) for member in members])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-    places = sorted({len(source) * i // num_samples for i in range(num_samples)})
-    text = repr([len(source), *(_description(source, place) for place in places)])
+    indices = sorted({len(source) * i // num_samples for i in range(num_samples)})
+    text = repr([len(source), *(_description(source, index) for index in indices)])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _description(source: Any, place: int) -> tuple[Any, ...]:
+def _description(source: Any, index: int) -> tuple[Any, ...]:
     try:
-        example = source[place]
+        example = source[index]
     except ValueError:  # an unreadable record: the data pipeline replaces and counts it
         return ("unreadable",)
     return example["key"], tuple(example["captions"]), int(example["label"])

@@ -58,7 +58,7 @@ def open_builder(version: pathlib.Path) -> Any:
     try:
         return tfds.builder_from_directory(str(version))
     except Exception as error:  # tfds raises many types for missing or damaged files
-        raise MissingData(f"{version} is no whole data set of tfds: {str(error)[:200]}; prepare it again") from error
+        raise MissingData(f"{version} is not a complete TFDS data set: {str(error)[:200]}; prepare it again") from error
 
 
 def split_of(builder: Any, split: str, splits: Mapping[str, str]) -> str:
@@ -133,4 +133,4 @@ def check_files(builder: Any, split: str) -> None:
     """Raises MissingData if files of the split are missing; TFDS would notice it only at the first record."""
     files = [pathlib.Path(path) for path in builder.info.splits[base(split)].filepaths]
     if lacking := [path.name for path in files if not path.is_file()]:
-        raise MissingData(f"{builder.data_dir} lacks {', '.join(lacking[:5])}; prepare it again")
+        raise MissingData(f"{builder.data_dir} has no file {', '.join(lacking[:5])}; prepare the set again")

@@ -23,7 +23,9 @@ def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Conten
         return None
     files = [(name, label) for label, kind in enumerate(classes) for name in images_below(root, kind, follow_links)]
     if not files:
-        raise MissingData(f"{root}: {len(classes)} folders, but no image in any; known are {' '.join(SUFFIXES)}")
+        raise MissingData(
+            f"{root}: {len(classes)} folders, but no image in any of them; supported names end in {' '.join(SUFFIXES)}"
+        )
     names = [name for name, _ in files]
     return Contents(Folders(root, files, follow_links), classes, ("folders", *classes, *file_identity(root, names)))
 

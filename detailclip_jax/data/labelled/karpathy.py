@@ -38,7 +38,7 @@ def rows_of(file: pathlib.Path) -> list[tuple[str, str, tuple[str, ...]]]:
     try:
         return [row_of(row) for row in json.loads(file.read_text(encoding="utf-8"))["images"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MissingData(f"{file} is no Karpathy split file ({type(error).__name__}: {error})") from error
+        raise MissingData(f"{file} is not a Karpathy split file ({type(error).__name__}: {error})") from error
 
 
 def row_of(row: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
@@ -52,7 +52,7 @@ def root_of(folder: pathlib.Path, name: str) -> pathlib.Path:
     found = next((folder / root for root in FOLDERS if (folder / root / name).is_file()), None)
     if found is None:
         looked = ", ".join(str(folder / root / name) for root in FOLDERS)
-        raise MissingData(f"{folder} has a split file, but not its images: looked for {looked}")
+        raise MissingData(f"{folder} has a split file, but its images are missing: looked for {looked}")
     return found
 
 

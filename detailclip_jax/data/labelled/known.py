@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-TENSORFLOW = "  (TensorFlow may be needed to prepare, not to read)"
+TENSORFLOW = "  (TensorFlow may be needed to prepare the set, not to use it)"
 VALIDATION = {"train": "train", "test": "validation"}
 
 
@@ -103,7 +103,7 @@ KNOWN = {known.name: known for known in (*PAPER, *OTHERS, *CAPTIONED)}
 def ways_to_get(known: Known, folder: str | os.PathLike) -> Iterator[str]:
     """Yields one line for each way to put the set into a folder in which it is searched."""
     if known.captioned:
-        yield f"its Karpathy split file {folder}/{known.name}/dataset_{known.name}.json with the images beside it"
+        yield f"the Karpathy split file {folder}/{known.name}/dataset_{known.name}.json, with its images"
     else:
         yield f"one folder per class: {folder}/{known.name}/test/CLASS/*.jpg"
     if known.wds:

@@ -44,7 +44,7 @@ def open_set(
     Raises MissingData with the searched places and ways to get the set, or with the problem of the data found.
     """
     if not name.removeprefix(PATH).strip():
-        raise MissingData(f"no set is called {name!r}; known sets are {', '.join(KNOWN)}")
+        raise MissingData(f"unknown set {name!r}; known: {', '.join(KNOWN)}")
     known, tried = KNOWN.get(name), places(name, pathlib.Path(data_dir))
     for folder in tried:
         if contents := contents_of(folder, split, known, follow_links):
@@ -73,7 +73,9 @@ def readiness(known: Known, data_dir: str | pathlib.Path) -> Readiness:
         found = len(open_set(known.name, data_dir).source)
     except OSError as error:  # MissingData, or a folder without read permission
         return Readiness(known.name, False, None, known.num_test, str(error))
-    note = known.sizes.get(found, f"{found} images, not {known.num_test}: incomplete, or another set of that name")
+    note = known.sizes.get(
+        found, f"{found} images, not {known.num_test}: incomplete, or a different set of the same name"
+    )
     return Readiness(known.name, found in known.sizes, found, expected_size(known, found) or known.num_test, note)
 
 
@@ -124,18 +126,20 @@ def expected_size(known: Known | None, found: int) -> int | None:
 def warn_of_size(name: str, found: int, expected: int | None) -> None:
     """Logs a warning if the size is not the published one: the results are then not comparable."""
     if expected is not None and found != expected:
-        logging.warning("%s has %d test images where %d are published: not comparable", name, found, expected)
+        logging.warning(
+            "%s has %d test images, but the published set has %d: the results are not comparable", name, found, expected
+        )
 
 
 def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.Path]) -> str:
     """Returns the message that lists the searched places, their contents and the ways to get the set."""
     known = KNOWN.get(name)
     kind = "captioned" if known and known.captioned else "labelled"
-    lacks = f"holds no {kind} images of split {split} in a layout that is known"
-    seen = "; ".join(f"{path} {lacks if path.is_dir() else 'is not there'}" for path in tried)
+    lacks = f"holds no {kind} images of split {split} in a known layout"
+    seen = "; ".join(f"{path} {lacks if path.is_dir() else 'does not exist'}" for path in tried)
     own = f"one folder per class: {tried[0]}/CLASS/*.jpg, or {tried[0]}/{split}/CLASS/*.jpg"
     ways = "\n  ".join(ways_to_get(known, data_dir) if known else (own, f"known sets are {', '.join(KNOWN)}"))
-    return f"no data of {name!r}: {seen}.  Any of these helps:\n  {ways}"
+    return f"no data of {name!r}: {seen}.  Do one of these:\n  {ways}"
 
 
 class FirstCaptions:

@@ -42,7 +42,9 @@ def read(folder: pathlib.Path, split: str) -> Contents | None:
         return None
     kind = (*lines_of(folder / "dataset_type.txt"), "classification")[0].lower()
     if kind not in ("classification", "retrieval"):
-        raise MissingData(f"{folder / 'dataset_type.txt'}: images are {kind}; read are classification and retrieval")
+        raise MissingData(
+            f"{folder / 'dataset_type.txt'}: unsupported type {kind}; supported: classification, retrieval"
+        )
     classes = () if kind == "retrieval" else class_names(folder)
     source = Tars(shards_of(root), "txt" if kind == "retrieval" else "cls")
     identity = ("tars", kind, *classes, str(len(source)), *file_identity(root, [path.name for path in source.shards]))
@@ -59,7 +61,9 @@ def class_names(folder: pathlib.Path) -> tuple[str, ...]:
     """Returns the class names in label order."""
     names = lines_of(folder / "classnames.txt")
     if not names:
-        raise MissingData(f"{folder / 'classnames.txt'} is missing or empty: nothing says what the labels mean")
+        raise MissingData(
+            f"{folder / 'classnames.txt'} is missing or empty: it must list the class names, one per line"
+        )
     return names
 
 
@@ -67,13 +71,13 @@ def shards_of(root: pathlib.Path) -> list[pathlib.Path]:
     """Returns 0.tar, 1.tar, ...: as many as nshards.txt states, or without that file as many as there are tars."""
     stated = "".join(lines_of(root / "nshards.txt"))
     if stated and not stated.isdigit():
-        raise MissingData(f"{root / 'nshards.txt'} says {stated!r:.40} where a number is expected")
+        raise MissingData(f"{root / 'nshards.txt'} contains {stated!r:.40}; expected a number")
     if len(stated) > MAX_DIGITS:
-        raise MissingData(f"{root / 'nshards.txt'} says {stated:.40}; more than {10**MAX_DIGITS:,} tars are not read")
+        raise MissingData(f"{root / 'nshards.txt'} contains {stated:.40}; the limit is {10**MAX_DIGITS:,} tars")
     num = int(stated) if stated else len(list(root.glob("*.tar")))
     paths = [root / f"{number}.tar" for number in range(num)]
     if missing := [path.name for path in paths if not path.is_file()]:
-        raise MissingData(f"{root}: of {num} tars {', '.join(missing[:10])} are missing; download them again")
+        raise MissingData(f"{root}: {', '.join(missing[:10])} are missing, of {num} tars; download them again")
     return paths
 
 
@@ -112,7 +116,9 @@ class Tars:
         self.shards, self.target = list(shards), target
         self.samples = [sample for number, path in enumerate(shards) for sample in samples_of(path, number)]
         if not self.samples:
-            raise MissingData(f"{len(self.shards)} tars in {self.shards[0].parent if shards else '?'} hold no example")
+            raise MissingData(
+                f"{len(self.shards)} tars in {self.shards[0].parent if shards else '?'} contain no example"
+            )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -145,5 +151,5 @@ class Tars:
 def label_of(text: bytes, key: str) -> int:
     """Returns the label in the text; BadRecord if it is not a class number."""
     if not text.strip().isdigit() or len(text.strip()) > MAX_DIGITS:
-        raise BadRecord(f"{key}: label {text!r:.40} is no number of a class")
+        raise BadRecord(f"{key}: label {text!r:.40} is not a class number")
     return int(text)

@@ -54,7 +54,7 @@ def _add_tables(made: flags.Parser) -> None:
         help="YFCC100M: keep the photos that are in every LIST; may be repeated",
     )
     add("--subset", default="", metavar="NAME", help="split of a Karpathy file or tfds set (default: --split)")
-    tables = "of csv, tsv, jsonl, parquet"
+    tables = "column of csv, tsv, jsonl, parquet"
     first = "default: the first that exists of"
     add(
         "--image-column",
@@ -76,7 +76,7 @@ def _add_examples(made: flags.Parser) -> None:
     add("--clean", choices=tuple(CLEANING), help="captions: slip decodes escapes, removes tags and URLs (YFCC: slip)")
     add("--check", choices=CHECKS, default="decode", help="decode every image (default), or read only its header")
     add("--max-side", type=flags.positive, default=0, metavar="PIXELS", help="shrink images with a longer side")
-    add("--require-caption", action="store_true", help="reject examples without any caption")
+    add("--require-caption", action="store_true", help="reject examples without a caption")
     add(
         "--context-length",
         type=flags.positive,
@@ -103,7 +103,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
     for path in (arguments.out, *([] if arguments.source.startswith("tfds") else arguments.paths)):
         check_local(path)
     if arguments.images and not os.path.exists(arguments.images):
-        raise FileNotFoundError(f"--images {arguments.images}: there is no such folder or zip")
+        raise FileNotFoundError(f"--images {arguments.images}: this folder or zip does not exist")
     out, paths = os.path.abspath(arguments.out), tuple(arguments.paths)
     request = Request(arguments.source, paths, out, arguments.split, "", _options(arguments))
     return dataclasses.replace(request, dataset=arguments.dataset or source.dataset(request))
@@ -114,7 +114,7 @@ def check_local(path: str) -> None:
     if "://" in path:
         raise ValueError(
             f"{path}: prepare reads and writes local or mounted folders; mount the bucket (gcsfuse, mount-s3), or copy "
-            "(gcloud storage rsync -r, aws s3 sync): finished shards may lie in gs:// for training"
+            "(gcloud storage rsync -r, aws s3 sync): training can read finished shards from gs://"
         )
 
 

@@ -32,7 +32,7 @@ def karpathy_rows(request: Request) -> Iterator[Row]:
     for path in request.paths:
         content = load(path)
         if not _is_karpathy(content):
-            raise ValueError(f"{path} is no Karpathy file: it has no images with sentences and a split")
+            raise ValueError(f"{path} is not a Karpathy file: it has no images with sentences and a split")
         yield from karpathy(content, path, request)
 
 
@@ -65,7 +65,7 @@ def captions(content: dict[str, Any], path: str) -> Iterator[Row]:
             name = str(image["file_name"])
             yield contained(Row(str(image["id"]), _coco_places(name, _folder(path, name)), texts[image["id"]]))
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no captions file: {error!r} in an image or annotation") from error
+        raise ValueError(f"{path} is not a captions file: {error!r} in an image or annotation") from error
 
 
 def _folder(path: str, name: str) -> str:
@@ -89,7 +89,7 @@ def karpathy(content: dict[str, Any], path: str, request: Request) -> Iterator[R
             if image.get("split") in wanted:
                 yield contained(_karpathy_row(image))
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no Karpathy file: {error} in an image or sentence") from error
+        raise ValueError(f"{path} is not a Karpathy file: {error} in an image or sentence") from error
 
 
 def _karpathy_row(image: dict[str, Any]) -> Row:

@@ -42,7 +42,7 @@ def choose(there: Sequence[str], options: Options, where: str) -> Columns:
         what = f"no column {', '.join(missing)}" if missing else f"none of the columns {', '.join(IMAGE)}"
         raise ValueError(
             f"{where} has {what}; its columns are {', '.join(map(str, there))}.  "
-            "Name yours with --image-column, --caption-column, --key-column and --label-column"
+            "Name the columns with --image-column, --caption-column, --key-column and --label-column"
         )
     return chosen
 

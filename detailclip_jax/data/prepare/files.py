@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.regular_files import MAX_BYTES, NotRegular, check_regular, open_regular
-from detailclip_jax.runtime.files import whole as written_whole
+from detailclip_jax.runtime.files import written_atomically
 from detailclip_jax.runtime.terminal import json_escaped
 
 MAX_LINE = 2**20  # characters of a table's line or field
@@ -109,7 +109,7 @@ def open_text(path: str | os.PathLike, is_json: bool = False) -> Iterator[io.Tex
         with io.TextIOWrapper(open_bytes(path, counted), encoding="utf-8-sig", errors="replace", newline="") as file:
             yield file
     except STREAM_ERRORS as error:
-        raise ValueError(f"{path} is cut off or damaged ({error}); get it again") from error
+        raise ValueError(f"{path} is truncated or damaged ({error}); download it again") from error
 
 
 def lines(file: io.TextIOWrapper) -> Iterator[str | None]:
@@ -123,7 +123,7 @@ def lines(file: io.TextIOWrapper) -> Iterator[str | None]:
         yield None
 
 
-def whole_lines(file: io.TextIOWrapper, path: str | os.PathLike) -> Iterator[str]:
+def complete_lines(file: io.TextIOWrapper, path: str | os.PathLike) -> Iterator[str]:
     """Yields the lines of a text; ValueError that names the first line that is too long."""
     for number, line in enumerate(lines(file), 1):
         if line is None:
@@ -151,7 +151,7 @@ def whole(path: pathlib.Path, folder: pathlib.Path | None = None) -> Iterator[IO
 
     Until then it has a temporary name in `folder`, which must be on the same disk; the default is the folder of `path`.
     """
-    with written_whole(path, partial_of(path, folder)) as partial, open(partial, "wb") as file:
+    with written_atomically(path, partial_of(path, folder)) as partial, open(partial, "wb") as file:
         yield file
 
 
@@ -177,7 +177,7 @@ def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
         try:
             check_regular(file, os.stat(file).st_mode)
         except NotRegular as error:
-            raise ValueError(f"{error}; workers and a restart read it again: save it as a file") from error
+            raise ValueError(f"{error}; workers must be able to read it several times: save it as a file") from error
     return found
 
 
@@ -187,7 +187,7 @@ def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
         return found or _missing(f"{path!r} has no file that ends in {' or '.join(suffixes)}")
     if os.path.exists(path):
         return [path]
-    return glob.glob(path) or _missing(f"there is no {path!r}")
+    return glob.glob(path) or _missing(f"{path!r} does not exist")
 
 
 def _missing(message: str) -> list[str]:

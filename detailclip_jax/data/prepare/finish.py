@@ -24,11 +24,11 @@ def load(folder: str) -> dict[str, Any]:
     path = pathlib.Path(folder) / DATASET
     if not path.exists():
         unfinished = sorted(str(work) for work in pathlib.Path(folder).glob(".prepare-*"))
-        hint = f"; {unfinished[0]} is an unfinished one: repeat its command" if unfinished else ""
-        raise FileNotFoundError(f"{folder} holds no prepared set: there is no {path}{hint}")
+        hint = f"; {unfinished[0]} is unfinished: repeat its command" if unfinished else ""
+        raise FileNotFoundError(f"{folder} contains no prepared set: {path} does not exist{hint}")
     content = json.loads(path.read_text())
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is not of the format {FORMAT!r}; prepare the set again")
+        raise ValueError(f"{path} does not have the format {FORMAT!r}; prepare the set again")
     return content
 
 
@@ -55,30 +55,35 @@ def finish(job: Job) -> dict[str, Any]:
     reports = [json.loads(job.gather_report(number).read_text()) for number in range(job.num_shards)]
     splits = [json.loads(job.split_report(number).read_text()) for number in range(len(job.shards))]
     rejected = _write_rejected(job)
-    part = _part(job, reports, rejected) | {"cut_captions": sum(split.get("cut_captions", 0) for split in splits)}
-    if part["num_examples"]:
-        _enter(job, part)
+    record = _split_record(job, reports, rejected) | {
+        "cut_captions": sum(split.get("cut_captions", 0) for split in splits)
+    }
+    if record["num_examples"]:
+        _enter(job, record)
     else:
         for number in range(job.num_shards):
             job.output(number).unlink(missing_ok=True)
     shutil.rmtree(job.request.work)
-    if not part["num_examples"]:
+    if not record["num_examples"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items()) or "the source has none"
-        raise NothingAccepted(f"no example was accepted ({reasons}); {rejected_path(job)} has each", rejected)
-    return part
+        raise NothingAccepted(
+            f"no example was accepted ({reasons}); {rejected_path(job)} lists each rejected example with its reason",
+            rejected,
+        )
+    return record
 
 
-def _enter(job: Job, part: dict[str, Any]) -> None:
+def _enter(job: Job, record: dict[str, Any]) -> None:
     """Adds the split to dataset.json under a lock, since a run of another split may do the same."""
     path = pathlib.Path(job.request.out) / DATASET
     with alone(path.with_name(f".lock-{DATASET}"), wait=True):
         splits = load(job.request.out)["splits"] if path.exists() else {}
-        splits[job.request.split] = part
+        splits[job.request.split] = record
         content = {"format": FORMAT, "schema": SCHEMA, "splits": dict(sorted(splits.items()))}
         write_json(path, content, job.request.work)
 
 
-def _part(job: Job, reports: list[dict[str, Any]], rejected: dict[str, int]) -> dict[str, Any]:
+def _split_record(job: Job, reports: list[dict[str, Any]], rejected: dict[str, int]) -> dict[str, Any]:
     request, shards = job.request, [report["shard"] for report in reports]
     known = KNOWN.get(request.dataset)
     return {

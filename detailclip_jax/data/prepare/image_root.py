@@ -54,7 +54,7 @@ class ImageRoot:
             path = inside(self._root, place[0], self._follow_links, self._real_root)
             return self._member(path, place[1]) if len(place) == 2 else read_regular(path)
         except LeavesFolder as error:
-            raise Rejected(f"{error}; --images ROOT names another folder of the images") from error
+            raise Rejected(f"{error}; give another folder of images with --images ROOT") from error
         except (NotRegular, TooLarge) as error:
             raise Rejected(str(error)) from error
         except OSError as error:

@@ -30,7 +30,7 @@ def plan(request: Request) -> Plan:
     Hidden files and folders (.ipynb_checkpoints, ._image.jpg) and __MACOSX are skipped.
     """
     if len(request.paths) != 1:
-        raise ValueError(f"imagefolder takes one folder, not {', '.join(request.paths)}")
+        raise ValueError(f"imagefolder takes one folder, got {', '.join(request.paths)}")
     if not os.path.isdir(request.paths[0]):
         raise FileNotFoundError(f"there is no folder {request.paths[0]!r}")
     root = pathlib.Path(request.paths[0]).resolve()

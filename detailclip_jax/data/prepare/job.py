@@ -135,7 +135,7 @@ def _plain(value: Any) -> Any:
 def differences(old: Request, new: Request) -> list[str]:
     """Returns the differences between two requests, one line each."""
     before, after = _flat(old), _flat(new)
-    return [f"{name}: {before[name]!r} then, {after[name]!r} now" for name in before if before[name] != after[name]]
+    return [f"{name}: {before[name]!r} before, {after[name]!r} now" for name in before if before[name] != after[name]]
 
 
 def _flat(request: Request) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Known(NamedTuple):
 KNOWN: Mapping[str, Known] = MappingProxyType(
     {
         "yfcc15m-openai": Known(14_829_396, "the OpenAI subset of YFCC100M, as listed"),
-        "yfcc15m-slip": Known(14_689_580, "the OpenAI subset of YFCC100M, those that SLIP has images of"),
+        "yfcc15m-slip": Known(14_689_580, "the OpenAI subset of YFCC100M, those with an image in SLIP"),
         "yfcc15m-declip": Known(15_388_848, "the DeCLIP subset of YFCC100M (V2)"),
         "cc3m": Known(3_318_333),
         "cc3m-validation": Known(15_840),
@@ -48,8 +48,8 @@ def comparison(dataset: str, num_examples: int, num_rejected: int) -> str:
         return ""
     known = KNOWN[dataset]
     share = num_examples / known.num_examples
-    line = f"{dataset} has {known.num_examples:,} examples: {share:.1%} of them are here"
+    line = f"{dataset} has {known.num_examples:,} examples: this set has {share:.1%} of them"
     missing = known.num_examples - num_examples - num_rejected
     if missing > 0:
-        line += f", {missing:,} were never named by the source"
+        line += f", {missing:,} are not in the source"
     return line + (f" ({known.variant})" if known.variant else "")

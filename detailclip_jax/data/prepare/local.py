@@ -184,7 +184,7 @@ def planning(request: Request, console: Console) -> Iterator[None]:
     def tell() -> None:
         while not stop.wait(EVERY_PLAIN if console.width is None else EVERY):
             num_rows = PER_SHARD * len(list(request.work.glob("rows-*")))
-            console.live(f"plan {num_rows:,} rows | {duration(time.monotonic() - start)}")
+            console.live(f"plan {num_rows:,} examples | {duration(time.monotonic() - start)}")
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()

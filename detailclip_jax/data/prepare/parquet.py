@@ -62,7 +62,7 @@ def _image(cell: Any, images: ImageRoot) -> bytes:
     if isinstance(cell, str):
         return images.read([(cell,)])
     if not isinstance(cell, bytes):
-        raise Rejected(f"no image: the cell holds {type(cell).__name__}")
+        raise Rejected(f"no image: the column contains {type(cell).__name__}")
     if len(cell) > MAX_BYTES:
-        raise Rejected(f"too large: the cell holds {len(cell)} bytes")
+        raise Rejected(f"too large: the column contains {len(cell)} bytes")
     return cell

@@ -27,7 +27,7 @@ from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, bucket_of
 from detailclip_jax.data.prepare.sources import source_of
 from detailclip_jax.data.prepare.spill import Entry, Spill, SpillWriter
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
-from detailclip_jax.runtime.files import whole as written_whole
+from detailclip_jax.runtime.files import written_atomically
 
 ARRAY_RECORD = "group_size:1,uncompressed"  # one record per block gives random access; images are compressed already
 COUNTED_CHARACTERS = 2000  # per caption: its number of tokens is counted on this beginning
@@ -139,7 +139,7 @@ def gather(job: Job, number: int, tell: Tell = nobody) -> None:
     """
     path = job.output(number)
     kept = Kept(job.request.options.context_length)
-    with written_whole(path, partial_of(path, job.request.work)) as partial:
+    with written_atomically(path, partial_of(path, job.request.work)) as partial:
         with _shard(partial) as writer:
             for record, entry in _of_bucket(job, number):
                 if kept.add(entry):

@@ -14,7 +14,7 @@ SCHEMA = {
     "captions": "list of texts, in the order of the source; a blank one is kept",
     "label": "int, -1 without one",
     "key": "text, unique in the set",
-    "NAME": "text: a caption that the source names (title, description, ...); it also stands in captions",
+    "NAME": "text: a caption that the source names (title, description, ...); also contained in captions",
 }
 
 

@@ -26,30 +26,30 @@ LINE = 26  # characters per line
 
 def show(folder: str, console: Console) -> None:
     """Prints the summary of every split and writes SPLIT-statistics.png and SPLIT-contact-sheet.png."""
-    for split, part in load(folder)["splits"].items():
-        console.say("\n".join([f"{split}:", *summary(part)]))
-        if not part["num_examples"]:
+    for split, record in load(folder)["splits"].items():
+        console.say("\n".join([f"{split}:", *summary(record)]))
+        if not record["num_examples"]:
             continue
         sheet, figure = (pathlib.Path(folder) / f"{split}-{name}.png" for name in ("contact-sheet", "statistics"))
-        contact_sheet([str(pathlib.Path(folder) / shard["name"]) for shard in part["shards"]]).save(sheet)
-        histograms(part, figure)
-        console.say(f"drawn: {figure}, {sheet}")
+        contact_sheet([str(pathlib.Path(folder) / shard["name"]) for shard in record["shards"]]).save(sheet)
+        histograms(record, figure)
+        console.say(f"figures: {figure}, {sheet}")
 
 
-def summary(part: Mapping[str, Any]) -> list[str]:
+def summary(record: Mapping[str, Any]) -> list[str]:
     """Returns the lines that describe a split."""
-    counts = part["statistics"]
+    counts = record["statistics"]
     lines = [
-        f"examples    {part['num_examples']:,} in {len(part['shards'])} shards, {part['bytes'] / 1e6:,.1f} MB",
-        f"rejected    {part['num_rejected']:,}" + _reasons(part["rejected"]),
+        f"examples    {record['num_examples']:,} in {len(record['shards'])} shards, {record['bytes'] / 1e6:,.1f} MB",
+        f"rejected    {record['num_rejected']:,}" + _reasons(record["rejected"]),
     ]
-    if expected := comparison(part["dataset"], part["num_examples"], part["num_rejected"]):
+    if expected := comparison(record["dataset"], record["num_examples"], record["num_rejected"]):
         lines.append(f"expected    {expected}")
-    if not part["num_examples"]:
+    if not record["num_examples"]:
         return lines
     lines += [f"{name:<12}{_quantiles(counts[name], name)}" for name in ("width", "height", "bytes")]
     lines += [f"{name:<12}{_captions(field)}" for name, field in counts["captions"].items()]
-    if num_cut := part.get("cut_captions"):
+    if num_cut := record.get("cut_captions"):
         lines.append(f"cut         {num_cut:,} captions, to their first {MAX_CHARACTERS:,} characters")
     return lines + ([f"no caption  {counts['without_caption']:,}"] if counts["without_caption"] else [])
 
@@ -82,22 +82,22 @@ def _captions(field: Mapping[str, Any]) -> str:
     )
 
 
-def histograms(part: Mapping[str, Any], path: pathlib.Path) -> None:
+def histograms(record: Mapping[str, Any], path: pathlib.Path) -> None:
     """Draws histograms of sizes, caption lengths and rejects; ImportError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'detailclip_jax[demo]'") from error
-    counts = part["statistics"]
+    counts = record["statistics"]
     drawn = {"width": counts["width"], "height": counts["height"], "bytes": counts["bytes"]}
     drawn |= {f"tokens: {name}": field["tokens"] for name, field in counts["captions"].items()}
-    panels = len(drawn) + bool(part["rejected"])
+    panels = len(drawn) + bool(record["rejected"])
     figure = Figure(figsize=(12, 3 * math.ceil(panels / 3)), layout="constrained")
     axes = figure.subplots(math.ceil(panels / 3), 3, squeeze=False).ravel()
     for axis, (name, histogram) in zip(axes, drawn.items()):
         _draw(axis, name, histogram)
-    if part["rejected"]:
-        axes[panels - 1].barh(list(part["rejected"]), list(part["rejected"].values()))
+    if record["rejected"]:
+        axes[panels - 1].barh(list(record["rejected"]), list(record["rejected"].values()))
         axes[panels - 1].set_title("rejected")
     for axis in axes[panels:]:
         axis.set_axis_off()

@@ -46,12 +46,12 @@ def plan(make: MakeRows, request: Request) -> Plan:
 def chunked(request: Request, rows: Iterable[Row]) -> tuple[Shard, ...]:
     """Writes rows to files in the work folder; each file is a shard."""
     left = itertools.islice(rows, request.options.limit or None)
-    return tuple(_chunk(request.work, number, part) for number, part in enumerate(_parts(left)))
+    return tuple(_chunk(request.work, number, chunk) for number, chunk in enumerate(_chunks(left)))
 
 
-def _parts(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while part := list(itertools.islice(rows, PER_SHARD)):
-        yield part
+def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while chunk := list(itertools.islice(rows, PER_SHARD)):
+        yield chunk
 
 
 def _chunk(folder: pathlib.Path, number: int, rows: list[Row]) -> Shard:
@@ -63,7 +63,7 @@ def _chunk(folder: pathlib.Path, number: int, rows: list[Row]) -> Shard:
 
 def _packable(row: Row) -> Row:
     """Returns the row with all text in valid UTF-8."""
-    places = [[escaped(part) for part in place] for place in row.places]
+    places = [[escaped(name) for name in place] for place in row.places]
     texts = {valid_text(name): valid_text(text) for name, text in row.texts.items()}
     captions = [valid_text(text) for text in row.captions]
     return row._replace(key=escaped(row.key), places=places, captions=captions, texts=texts, root=escaped(row.root))

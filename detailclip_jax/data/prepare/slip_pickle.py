@@ -27,11 +27,11 @@ class DataOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str, /) -> NoReturn:
         """Raises UnpicklingError, instead of importing."""
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}; only numbers, texts, tuples and lists are read")
+        raise pickle.UnpicklingError(f"it needs {module}.{name}; only numbers, texts, tuples and lists are allowed")
 
     def persistent_load(self, pid: Any, /) -> NoReturn:
         """Raises UnpicklingError, instead of loading an object from elsewhere."""
-        raise pickle.UnpicklingError(f"it refers to the outside object {pid!r:.40}")
+        raise pickle.UnpicklingError(f"it refers to an external object {pid!r:.40}")
 
 
 def load(path: str) -> list[Any]:
@@ -42,9 +42,9 @@ def load(path: str) -> list[Any]:
             file.seek(0)
             content = DataOnly(file).load()
     except REFUSALS as error:
-        raise ValueError(f"{path} is refused as a pickle of data: {error}") from error
+        raise ValueError(f"{path} is not a pickle of plain data: {error}") from error
     if not isinstance(content, list):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a list of (line, title, description)")
+        raise ValueError(f"{path} contains a {type(content).__name__}; expected a list of (line, title, description)")
     return content
 
 
@@ -56,11 +56,11 @@ def _check_operations(file: IO[bytes]) -> None:
     """
     for number, (code, argument, _) in enumerate(pickletools.genops(file)):
         if code.name in PUTS and (argument or 0) > number:
-            raise pickle.UnpicklingError(f"it asks for place {argument} of a memo after {number} operations")
+            raise pickle.UnpicklingError(f"it uses memo entry {argument} after {number} operations")
         if code.name in HASHES:
             raise pickle.UnpicklingError(
-                "it holds a dictionary or a set; only numbers, texts, tuples and lists are read: save the list of "
-                "(line, title, description) alone"
+                "it contains a dictionary or a set; only numbers, texts, tuples and lists are allowed: save the list "
+                "of (line, title, description) only"
             )
 
 
@@ -73,7 +73,7 @@ def rows_of(request: Request) -> Iterator[Row]:
 
 def _row(fields: Any, number: int) -> Row:
     if not isinstance(fields, tuple | list) or len(fields) not in FIELDS or not _typed(fields):
-        return Row(f"#{number}", refused=f"bad row: {reprlib.repr(fields):.80} is no (line, title, description)")
+        return Row(f"#{number}", refused=f"bad row: {reprlib.repr(fields):.80} is not (line, title, description)")
     line, title, description = fields[:3]
     texts = {"title": title or "", "description": description or ""}
     return Row(str(line), line_places(line), texts=texts)

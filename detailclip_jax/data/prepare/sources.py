@@ -67,13 +67,13 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
     {
         "webdataset": Source("tar shards of jpg/png/... with txt, json, cls: FILES or FOLDER", tars.plan, tars.read),
         "img2dataset-parquet": Source(
-            "what img2dataset wrote: tars with a parquet beside each, or parquets with a jpg column: FOLDER",
+            "output of img2dataset: tars with one parquet each, or parquets with a jpg column: FOLDER",
             img2dataset.plan,
             img2dataset.read,
             damage=_parquet_damage,
         ),
         "slip-yfcc15m": _table(
-            "SLIP's pickle of (line, title, description, ...) tuples, data only: PICKLE --images ROOT",
+            "SLIP's pickle of (line, title, description, ...) tuples, plain data only: PICKLE --images ROOT",
             slip_pickle.rows_of,
             images=True,
             dataset=lambda request: "yfcc15m-slip",
@@ -104,18 +104,18 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             images=True,
             dataset=coco.flickr_dataset_of,
         ),
-        "csv": _table("an image's path and its captions per row: FILES [--images ROOT]", tables.csv_rows),
-        "tsv": _table("the same between tabs, nothing quoted: FILES [--images ROOT]", tables.tsv_rows),
+        "csv": _table("image path and captions per row: FILES [--images ROOT]", tables.csv_rows),
+        "tsv": _table("the same, separated by tabs, without quotes: FILES [--images ROOT]", tables.tsv_rows),
         "jsonl": _table("one JSON object per line: FILES [--images ROOT]", tables.jsonl_rows),
         "parquet": Source(
             "paths or bytes with captions: FILES or FOLDER", parquet.plan, parquet.read, damage=_parquet_damage
         ),
         "imagefolder": Source(
-            "CLASS/image.jpg, with image.txt beside it where there is a caption: FOLDER",
+            "CLASS/image.jpg, optionally with its caption in CLASS/image.txt: FOLDER",
             imagefolder.plan,
             rows.read,
         ),
-        "tfds": Source("tfds:NAME, a set that TensorFlow Datasets has prepared as array_record", tfds.plan, tfds.read),
+        "tfds": Source("tfds:NAME, a set prepared by TensorFlow Datasets as array_record", tfds.plan, tfds.read),
     }
 )
 

@@ -51,11 +51,11 @@ def add(counts: Counts, more: Mapping[str, Any]) -> None:
             counts[name] = counts.get(name, 0) + value
 
 
-def total(parts: Iterable[Mapping[str, Any]]) -> Counts:
+def total(counted: Iterable[Mapping[str, Any]]) -> Counts:
     """Returns the sum of several counts."""
     counts: Counts = {}
-    for part in parts:
-        add(counts, part)
+    for one in counted:
+        add(counts, one)
     return counts
 
 

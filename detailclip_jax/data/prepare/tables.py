@@ -11,7 +11,7 @@ from typing import Any
 
 from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.columns import Columns
-from detailclip_jax.data.prepare.files import MAX_LINE, expand, lines, open_text, whole_lines
+from detailclip_jax.data.prepare.files import MAX_LINE, complete_lines, expand, lines, open_text
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.prepare.rows import Row
@@ -51,7 +51,7 @@ class _Lines:
     """Yields a table's lines; ValueError if a line is too long, or `held`, the characters of one row, too large."""
 
     def __init__(self, file: io.TextIOWrapper, path: str):
-        self._path, self._lines, self.held = path, whole_lines(file, path), 0
+        self._path, self._lines, self.held = path, complete_lines(file, path), 0
 
     def __iter__(self) -> "_Lines":
         return self
@@ -60,7 +60,9 @@ class _Lines:
         line = next(self._lines)
         self.held += len(line)
         if self.held > MAX_ROW:
-            raise ValueError(f"{self._path} has a row of more than {MAX_ROW:,} characters; is a quote left open?")
+            raise ValueError(
+                f"{self._path} has a row of more than {MAX_ROW:,} characters; check for a missing closing quote"
+            )
         return line
 
 

@@ -26,7 +26,7 @@ def write(folder: str, name: str, data_dir: str | None = None) -> pathlib.Path:
         raise ValueError(f"--name {name!r}: use letters, digits and _")
     built = builder(folder, name, data_dir)
     if pathlib.Path(built.data_dir).exists():
-        raise ValueError(f"{built.data_dir} is there already; remove it, or choose another --name or --data-dir")
+        raise ValueError(f"{built.data_dir} already exists; remove it, or choose another --name or --data-dir")
     built.download_and_prepare()
     return pathlib.Path(built.data_dir)
 

@@ -12,15 +12,15 @@ from detailclip_jax.data.prepare.finish import load
 
 def problems(folder: str, tell: Callable[[str], None]) -> Iterator[str]:
     """Reads every shard again and yields the differences; `tell` is called with each shard's name before it is read."""
-    for split, part in load(folder)["splits"].items():
+    for split, record in load(folder)["splits"].items():
         there = {path.name for path in pathlib.Path(folder).glob(f"{split}-[0-9]*.arrayrecord")}
-        for shard in part["shards"]:
+        for shard in record["shards"]:
             tell(shard["name"])
             problem = _problem(pathlib.Path(folder) / shard["name"], shard)
             if problem:
                 yield f"{shard['name']}: {problem}"
-        for name in sorted(there - {shard["name"] for shard in part["shards"]}):
-            yield f"{name}: is not in dataset.json, but training would read it"
+        for name in sorted(there - {shard["name"] for shard in record["shards"]}):
+            yield f"{name}: is not in dataset.json, but training would use it; remove it"
 
 
 def _problem(path: pathlib.Path, shard: dict[str, Any]) -> str:

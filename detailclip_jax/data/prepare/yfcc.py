@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from detailclip_jax.data.prepare.files import expand, open_text, whole_lines
+from detailclip_jax.data.prepare.files import complete_lines, expand, open_text
 from detailclip_jax.data.prepare.image_root import Place
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.rows import Row, contained
@@ -42,7 +42,7 @@ def tsv_rows(request: Request) -> Iterator[Row]:
         with open_text(path) as file:
             photos = (
                 photo
-                for number, line in enumerate(whole_lines(file, path), 1)
+                for number, line in enumerate(complete_lines(file, path), 1)
                 if (photo := _parsed(line, path, number))
             )
             yield from _listed(photos, ids)
@@ -62,7 +62,7 @@ def _parsed(line: str, path: str, number: int) -> Photo | None:
     try:
         line_number, photo = (int(cells[0]) if at else -1), int(cells[1 if at else 0])
     except ValueError as error:
-        raise ValueError(f"{path}, line {number}: a line number or photo id is no number: {error}") from error
+        raise ValueError(f"{path}, line {number}: a line number or photo id is not a number: {error}") from error
     return Photo(line_number, photo, cells[2] if at else "", cells[at + TITLE], cells[at + DESCRIPTION])
 
 
@@ -82,12 +82,12 @@ def _selected(database: sqlite3.Connection, query: str, path: str) -> Iterator[P
         for photo, title, description in database.execute(query):
             yield Photo(-1, int(photo), "", _text(title), _text(description))
     except (sqlite3.Error, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, or no table of YFCC100M's: {error}") from error
+        raise ValueError(f"{path} is damaged, or not a YFCC100M table: {error}") from error
 
 
 def _connect(path: str) -> sqlite3.Connection:
     if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"there is no {path!r}")
+        raise FileNotFoundError(f"{path!r} does not exist")
     return sqlite3.connect(f"{pathlib.Path(path).resolve().as_uri()}?mode=ro", uri=True)
 
 

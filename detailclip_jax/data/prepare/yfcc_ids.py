@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from detailclip_jax.data.prepare.files import open_text, whole_lines
+from detailclip_jax.data.prepare.files import complete_lines, open_text
 
 HASH_LENGTH = 32
 
@@ -21,7 +21,7 @@ class Lines(NamedTuple):
         """Returns (line, ""), or None if the line is not listed."""
         if line < 0:
             raise ValueError(
-                f"photo {photo} has no line number, by which a list of --ids goes; name first the list of "
+                f"photo {photo} has no line number, which a list of --ids needs; give first the list of "
                 "(line number, photo id, hash), yfcc100m_subset_data.tsv"
             )
         return (line, "") if _place(self.lines, line) >= 0 else None
@@ -89,13 +89,13 @@ def _read_numpy(path: str) -> Lines:
 def _read_text(path: str) -> Photos | Lines:
     lines, photos, hashes = array.array("q"), array.array("q"), bytearray()
     with open_text(path) as file:
-        for number, line in enumerate(whole_lines(file, path), 1):
+        for number, line in enumerate(complete_lines(file, path), 1):
             try:
                 _parse(line.split(), lines, photos, hashes)
             except (ValueError, OverflowError) as error:
-                raise ValueError(f"{path}, line {number}: {line[:80]!r} is no line of ids: {error}") from error
+                raise ValueError(f"{path}, line {number}: {line[:80]!r} is not a line of ids: {error}") from error
     if photos and len(photos) != len(lines):
-        raise ValueError(f"{path} mixes lines of one column with lines of three")
+        raise ValueError(f"{path} mixes lines with one column and lines with three columns")
     return _sorted(np.array(lines, np.int64), np.array(photos, np.int64), np.frombuffer(bytes(hashes), np.uint8))
 
 

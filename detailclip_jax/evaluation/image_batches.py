@@ -53,9 +53,9 @@ class ImageBatches:
         self.unreadable = []
         ahead = min(MAX_AHEAD, usable_cores())
         with contextlib.closing(Prefetched(self, prefetch=max(2, ahead))) as batches:
-            for made in batches:
-                self.unreadable += made["unreadable"]
-                yield made["batch"]
+            for prepared in batches:
+                self.unreadable += prepared["unreadable"]
+                yield prepared["batch"]
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Batch `number`, and a list of its examples that could not be read."""
@@ -113,5 +113,5 @@ def captions_of(source: Source, indices: Sequence[int]) -> list[tuple[str, ...]]
     captions = [tuple(source[int(index)]["captions"]) for index in indices]
     for index, own in zip(indices, captions):
         if not own:
-            raise Unmeasurable(f"example {index} has no caption: retrieval needs images with captions")
+            raise Unmeasurable(f"example {index} has no caption, which retrieval needs")
     return captions
