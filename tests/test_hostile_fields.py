@@ -10,7 +10,7 @@ import prepare_trees as trees
 import pytest
 
 from detailclip_jax import config
-from detailclip_jax.config import settings
+from detailclip_jax.config import run_config, settings
 from detailclip_jax.data import tokenizer as tokenizer_lib
 from detailclip_jax.data.pipeline import Pipeline, evaluation_batches
 from detailclip_jax.data.prepare import cleaning, columns, tables, yfcc_ids
@@ -228,6 +228,15 @@ def test_prepare_keeps_the_beginning_of_a_long_caption_and_says_so(tmp_path, cap
 def test_a_setting_of_another_kind_is_refused(setting, why):
     with pytest.raises(ValueError, match=why):
         settings.set_fields(dict([settings.parse_setting(setting)]))(config.default())
+
+
+@pytest.mark.parametrize("group", ["data", "model", "views", "evaluators", "preprocess"])
+@pytest.mark.parametrize("value", [0.5, None, [], "x"])
+def test_a_config_file_with_a_value_in_place_of_a_group_is_named(tmp_path, group, value):
+    fields = json.loads(run_config.to_json(config.default())) | {group: value}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"config\.json is damaged: it contains .* in place of a group"):
+        run_config.read(tmp_path / "config.json")
 
 
 def test_a_damaged_list_of_ids_is_named(tmp_path):

@@ -223,7 +223,9 @@ def read(file: Path) -> ConfigDict:
 
 
 def _over(below: Any, above: Any) -> Any:
-    """Merges nested dictionaries; values of `above` replace those of `below`."""
+    """Merges nested dictionaries; values of `above` replace those of `below`, except that no value replaces a group."""
+    if isinstance(below, dict) and not isinstance(above, dict):
+        raise ValueError(f"it contains {above!r:.40} in place of a group of fields ({', '.join(below) or 'any'})")
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     return below | {name: _over(below.get(name), value) for name, value in above.items()}
