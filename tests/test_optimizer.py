@@ -123,7 +123,9 @@ def test_the_last_layer_waits_as_if_it_had_no_gradient():
     params = {"prototype_head": {"direction": jnp.ones((2,)), "mlp_0": {"kernel": jnp.ones((2,))}}}
     rate = lambda step: 1e-2 * (1 + step)
     gradients = [jax.tree.map(lambda p, t=t: jnp.full_like(p, 0.1 * t), params) for t in range(1, 5)]
-    history = steps_of(optimizer.build(config, rate, groups, wait=2), params, gradients)
+    late = optimizer.late(params, towers.NETWORKS)
+    assert late == {"prototype_head": {"direction": True, "mlp_0": {"kernel": False}}}
+    history = steps_of(optimizer.build(config, rate, groups, wait=2, late=late), params, gradients)
     direction = [step["prototype_head"]["direction"][0] for step in history]
     assert direction[0] == direction[1] == 1.0
     p, m, v = 1.0, 0.0, 0.0

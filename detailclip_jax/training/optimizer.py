@@ -71,9 +71,9 @@ def build(
 
         p <- p - lr (m / (sqrt(v) + eps) + wd p)        wd = 0 outside the group `DECAYED`
 
-    Frozen parameters have no moments.  A `weight_decay` schedule replaces the config's constant.  The
-    parameters at which the tree `late` is True are not updated in the first `wait` steps, as if they had no gradient
-    (DINO: the last layer of the prototype head).
+    Frozen parameters have no moments.  A `weight_decay` schedule replaces the config's constant.  The parameters at
+    which the tree `late` is True are not updated in the first `wait` steps, as if they had no gradient (DINO: the last
+    layer of the prototype head); `late` is required if `wait` is not 0.
     """
     decayed = jax.tree.map(lambda group: group == DECAYED, groups)
 
