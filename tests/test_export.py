@@ -443,7 +443,7 @@ def test_a_difference_is_an_error(detailclip, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(verify, "timm_tokens", lambda *args: {"image": original(*args)["image"] * 1.001})
     assert run(detailclip, "timm", tmp_path / "vit.pth") == 1
     assert "differs from the original: relative difference of image" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="relative difference of image nan"):
+    with pytest.raises(verify.NotEqualError, match="relative difference of image nan"):
         verify.compare({"image": np.full(3, np.nan)}, {"image": np.ones(3)})
 
 
