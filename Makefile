@@ -7,13 +7,15 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 INSTALL = $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup
+
 .PHONY: demo test slow lint check numbers constraints clean
 
 demo: $(VENV)/demo.stamp  ## pretrain on the embedded images: about ten minutes on two cores
 	$(BIN)/python -m detailclip_jax.main --config=configs/stickers.py --workdir=$(WORKDIR)
 
-test: $(VENV)/dev.stamp  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" --numprocesses=auto --maxprocesses=8 --dist=loadfile
+test: $(VENV)/dev.stamp  ## the quick tests, to run after each change
+	$(PYTEST) -m "not check and not slow"
 
 slow: $(VENV)/dev.stamp  ## the slow tests, with what they print: ViT-B/16 at 224 px, tests/survive.py, tests/hostile.py
 	$(BIN)/python -m pytest -m slow -rP
@@ -23,7 +25,8 @@ lint: $(VENV)/dev.stamp  ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check: lint test  ## what CI runs
+check: lint  ## what CI runs: lint, types and all tests but the slow ones
+	$(PYTEST) -m "not slow" --durations=30
 
 # `make numbers` makes the old ones that take at most an hour, ONLY=NAME,... these, ALL=1 those of hours too.
 numbers: $(VENV)/dev.stamp  ## make the measured numbers of README and docs again; docs/numbers.py --list says which are old

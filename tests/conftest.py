@@ -25,6 +25,14 @@ def pytest_configure(config):
     flags.FLAGS.mark_as_parsed()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The tests of a file run in one process, which shares their fixtures, unless they name another group."""
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_functions_are_released():
     """Each holds hundreds of memory maps, and a process may have 65,530: all files in one run would exceed that."""

@@ -14,6 +14,7 @@ CONFIG = f"{SMALLEST}:method=clip"
 LONG = [CONFIG, "--config.total_steps=100000"]
 
 
+@pytest.mark.check
 def test_two_processes_equal_one_and_stop_together(tmp_path):
     """2 processes of 1 device = 1 process of 2 devices, to 1e-5; a signal stops both at one step, saved."""
     alone, together = tmp_path / "alone", tmp_path / "together"

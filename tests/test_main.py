@@ -117,6 +117,7 @@ def unfinished(workdir):
     return list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
 
+@pytest.mark.check
 def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(tmp_path):
     workdir, cache = tmp_path / "run", tmp_path / "cache"
     assert any(killed_while_saving(workdir, cache) for _ in range(5))
@@ -140,6 +141,7 @@ def trajectory(workdir):
     return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
+@pytest.mark.check
 def test_killed_and_stopped_runs_go_on_bit_for_bit(tmp_path):
     """kill -9 in the middle, on again, then SIGTERM: the numbers are those of a run that nothing disturbed."""
     whole, broken, cache = tmp_path / "whole", tmp_path / "broken", tmp_path / "cache"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from detailclip_jax.config import default
@@ -29,6 +30,7 @@ def demo_workdir(workdir):
     report.write(workdir, {"zero_shot/ema/top1": 0.5}, config, step=1)
 
 
+@pytest.mark.check
 def test_demo(tmp_path, monkeypatch):
     demo_workdir(tmp_path)
     monkeypatch.setenv("WORKDIR", str(tmp_path))

@@ -64,6 +64,7 @@ def test_there_is_python_to_run():
     assert len(BLOCKS) >= 3
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("place", BLOCKS)
 def test_python_runs_as_printed(place, checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
