@@ -60,6 +60,13 @@ def test_a_size_beyond_what_the_file_system_has_is_damage_and_no_error_of_the_sy
         one_by_one(path)
 
 
+def test_places_beyond_every_file_are_damage_however_they_come_about(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars.Archive, "max_claim", 2**63)
+    path = trees.write(tmp_path / "x.tar", tar_bytes(header("a.bin", size=2**62), header("b.bin")))
+    with pytest.raises(tarfile.TarError, match=r"which no file has|unexpected end"):
+        one_by_one(path)
+
+
 @pytest.mark.parametrize("name", HOSTILE_TARS)
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 def test_prepare_refuses_a_hostile_tar(tmp_path, name, suffix):
@@ -118,7 +125,7 @@ def test_a_label_of_a_labelled_tar_that_is_none_is_a_bad_record(text):
 @pytest.mark.parametrize("text", ["9" * 5000, "10000000000"])
 def test_a_number_of_tars_that_nobody_has_is_refused(tmp_path, text):
     trees.write(tmp_path / "nshards.txt", text)
-    with pytest.raises(MissingData, match=r"nshards\.txt says"):
+    with pytest.raises(MissingData, match=r"nshards\.txt contains"):
         labelled_tars.shards_of(tmp_path)
 
 

@@ -480,6 +480,7 @@ def test_a_link_to_itself_among_class_folders_is_no_traceback(tmp_path):
     (tmp_path / "set/cat/loop.jpg").symlink_to("loop.jpg")
     with pytest.raises(MissingData, match=r"loop\.jpg"):
         folders.read(tmp_path / "set", "test")
+    (tmp_path / "set/dog/a.txt").symlink_to("a.txt")  # a caption
     request = Request("imagefolder", (str(tmp_path / "set"),), str(tmp_path))
     pathlib.Path(request.work).mkdir()
     assert sources.source_of("imagefolder").plan(request).classes == ("cat", "dog")

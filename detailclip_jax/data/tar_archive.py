@@ -3,6 +3,7 @@
 `samples` has webdataset's rule of which members form an example.
 """
 
+import errno
 import itertools
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -92,6 +93,15 @@ class Archive(tarfile.TarFile):
     tarinfo = Header
     depth = 0  # of the recursion over consecutive headers
     max_claim = MAX_CLAIM
+
+    def next(self) -> "Header | None":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Returns the next header, None at the end; ReadError for a place beyond what the file system has."""
+        try:
+            return super().next()  # pyright: ignore[reportReturnType]
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise ReadError(f"a member ends at byte {self.offset}, which no file has") from error
 
 
 class Stream(Archive):

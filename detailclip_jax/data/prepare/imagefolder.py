@@ -1,5 +1,6 @@
 """Reads folders of images: CLASS/image.jpg, as in ImageNet; image.txt in the same folder is its caption."""
 
+import errno
 import os
 import pathlib
 from collections.abc import Iterator
@@ -75,4 +76,8 @@ def _row(root: pathlib.Path, name: str, label: int, follow_links: bool) -> Row:
         return Row(name, [(name,)], label=label, root=str(root))
     except (LeavesFolder, NotRegular, TooLarge) as error:
         return Row(name, refused=str(error))
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return Row(name, refused=f"unsafe link: {error.filename} leads to itself")
     return Row(name, [(name,)], (text.decode("utf-8", "replace"),), label=label, root=str(root))
