@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
-from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.devices import usable_cores
 
 FOR = {
     "beam": "prepare --engine=beam",

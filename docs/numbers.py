@@ -394,7 +394,6 @@ LEARNING = (
     *(
         f"detailclip_jax/training/{name}.py"
         for name in (
-            "centering",
             "ema",
             "experiment",
             "forward_pass",

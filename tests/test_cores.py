@@ -2,7 +2,7 @@
 
 import os
 
-from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.devices import usable_cores
 
 
 def test_the_affinity_counts_where_there_is_one(monkeypatch):

@@ -14,6 +14,7 @@ from detailclip_jax import doctor, main
 from detailclip_jax.config import run_config
 from detailclip_jax.data import labelled
 from detailclip_jax.run import preflight
+from detailclip_jax.run.session import Run
 from detailclip_jax.training import experiment, sharding
 from detailclip_jax.training.mesh import make_mesh
 
@@ -163,7 +164,7 @@ def test_processes_that_found_different_things_fail(capsys, tmp_path, monkeypatc
 
 def plan(config, devices=1, fsdp=1):
     built = experiment.build(config, make_mesh(jax.devices()[:devices], fsdp))
-    return preflight.Plan(config, None, None, built)
+    return Run(config, None, built, None, None, None)
 
 
 def test_the_estimate_of_memory_counts_state_gradients_and_activations():

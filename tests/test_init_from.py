@@ -21,7 +21,7 @@ from detailclip_jax.methods import METHODS
 from detailclip_jax.run import init_from, loop
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime.metrics import read_lines
-from detailclip_jax.training import checkpoint, experiment, mesh, rates
+from detailclip_jax.training import checkpoint, experiment, mesh, optimizer
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
@@ -202,7 +202,7 @@ def rate_config(**fields):
 
 def test_rates_by_part_and_layer():
     """part_rate decay^(L + 1 - l), by hand for three blocks."""
-    flat = interop.tables.flatten(rates.factors(build("detailclip").state_shapes.params, rate_config()))
+    flat = interop.tables.flatten(optimizer.rate_factors(build("detailclip").state_shapes.params, rate_config()))
     expected = {
         "image/patch_embed/kernel": 0.5e-4,
         "image/positions": 0.5e-4,
@@ -220,8 +220,8 @@ def test_rates_by_part_and_layer():
 def test_updates_are_scaled_and_the_plain_optimiser_is_left_alone():
     params = {"image": {"norm": {"scale": jnp.ones(2)}}, "decoder": {"norm": {"scale": jnp.ones(2)}}}
     plain = optax.sgd(1.0)
-    assert rates.scaled(plain, params, rate_config(part_rates={})) is plain
-    scaled = rates.scaled(plain, params, rate_config())
+    assert optimizer.scaled_rates(plain, params, rate_config(part_rates={})) is plain
+    scaled = optimizer.scaled_rates(plain, params, rate_config())
     updates, _ = scaled.update(params, scaled.init(params), params)
     np.testing.assert_array_equal(updates["image"]["norm"]["scale"], [-0.5, -0.5])
     np.testing.assert_array_equal(updates["decoder"]["norm"]["scale"], [-1, -1])

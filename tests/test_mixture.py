@@ -338,11 +338,12 @@ def test_stickers_may_be_mixed_in(sets):
 
 def test_the_check_before_a_launch_reads_every_set(sets, tmp_path):
     from detailclip_jax.run import preflight
+    from detailclip_jax.run.session import Run
 
     def found(path):
         config = default()
         config.data.path = path
-        return preflight.data(preflight.Plan(config, tmp_path, open_source(config.data), experiment=None))
+        return preflight.data(Run(config, tmp_path, None, open_source(config.data), None, None))
 
     finding = found(f"{sets['a']}@3,{sets['b']}@1")
     assert (

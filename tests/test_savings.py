@@ -19,7 +19,7 @@ from detailclip_jax.models import attention, block, layers, stacking
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.vit import VisionTransformer
-from detailclip_jax.training import ema, experiment, mesh, optimizer, rates
+from detailclip_jax.training import ema, experiment, mesh, optimizer
 from detailclip_jax.types import Hidden, Tokens
 
 
@@ -193,7 +193,10 @@ def test_stacked_blocks_are_clipped_and_scaled_one_by_one():
     config = tiny_config().optimizer
     config.clip_norm, config.clip_per_tensor, config.layer_decay = 2.0, True, 0.5
     config.part_rates = {"text": 0.1, "image": 1.0}
-    for build in (lambda tree: optimizer.clipping(config), lambda tree: rates.scaled(optax.identity(), tree, config)):
+    for build in (
+        lambda tree: optimizer.clipping(config),
+        lambda tree: optimizer.scaled_rates(optax.identity(), tree, config),
+    ):
         (expected, _), (found, _) = (build(tree).update(tree, build(tree).init(tree)) for tree in (plain, stacked))
         assert_close(stacking.unstack(found), expected, rtol=1e-6, of_largest=1e-7)
         assert not np.allclose(expected["text"]["blocks_1"]["kernel"], plain["text"]["blocks_1"]["kernel"])

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from detailclip_jax import benchmark, compare
@@ -135,7 +136,7 @@ def test_a_platform_that_is_not_here_is_no_damaged_checkpoint(monkeypatch, error
     def none():
         raise error
 
-    monkeypatch.setattr(devices.jax, "local_devices", none)
+    monkeypatch.setattr(jax, "local_devices", none)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(ValueError, match=r"^JAX_PLATFORMS=cuda: jax finds no such device.*unset JAX_PLATFORMS"):
         devices.first_device()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax.training import centering, ema, train_state
+from detailclip_jax.training import ema, train_state
 
 MOVE = jax.jit(ema.update)
 STUDENT = {"image": {"w": jnp.full((2,), 4.0)}, "decoder": {"w": jnp.ones((3,))}}
@@ -51,7 +51,7 @@ def test_overlay_takes_the_student_s_where_the_teacher_has_none():
 def test_center_is_a_running_mean():
     center, means = jnp.zeros(3), np.random.default_rng(0).random((4, 3)).astype(np.float32)
     for mean in means:
-        center = centering.update(center, jnp.asarray(mean), 0.9)
+        center = ema.update_center(center, jnp.asarray(mean), 0.9)
     weights = 0.1 * 0.9 ** np.arange(3, -1, -1)
     np.testing.assert_allclose(center, weights @ means, rtol=1e-5)
 

@@ -20,7 +20,7 @@ import straightforward
 from detailclip_jax import config
 from detailclip_jax.benchmarks import timing
 from detailclip_jax.data import lengths
-from detailclip_jax.training import centering, ema, experiment, mesh, optimizer
+from detailclip_jax.training import ema, experiment, mesh, optimizer
 
 START, END = 49406, 49407
 
@@ -53,7 +53,7 @@ def straightforward_step(exp):
             params=optimizer.clamp(optax.apply_updates(state.params, updates), exp.method.networks),
             ema_params=moved,
             opt_state=opt_state,
-            centers={name: centering.update(old, means[name], momentum) for name, old in state.centers.items()},
+            centers={name: ema.update_center(old, means[name], momentum) for name, old in state.centers.items()},
         )
         return after, {"loss": value, "grad_norm": optax.tree.norm(gradients)}
 

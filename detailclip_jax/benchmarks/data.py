@@ -22,7 +22,7 @@ from detailclip_jax.data.mixture import order_of
 from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import crops_from_config
-from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.progress import Console
 
 UTILISATION = 0.4  # assumed fraction of a device's peak

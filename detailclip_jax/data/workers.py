@@ -13,7 +13,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.devices import usable_cores
 
 
 class Prefetched:

@@ -37,7 +37,7 @@ from detailclip_jax.evaluation.zero_shot import owners
 from detailclip_jax.inference.dense import Layout, dense_encoder, layout
 from detailclip_jax.inference.model import SHAPES, filled, in_turn
 from detailclip_jax.models.towers import build
-from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.segmentation.metrics import confusion
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params

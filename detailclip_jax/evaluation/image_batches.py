@@ -17,7 +17,7 @@ from detailclip_jax.data.sources import Source
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.evaluation.embedding import EvaluationBatch
 from detailclip_jax.evaluation.findings import Unmeasurable
-from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.devices import usable_cores
 
 MAX_AHEAD = 8  # maximum of prefetched batches, and of threads that read them
 

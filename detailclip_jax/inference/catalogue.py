@@ -11,7 +11,7 @@ import numpy as np
 from detailclip_jax.data.image_files import Found, ImageFileBatches
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import IMAGE, TEXT, Key, Origin, Table
-from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.runtime.terminal import complain, printable
 

@@ -19,7 +19,7 @@ from detailclip_jax.run import init_from
 from detailclip_jax.run.session import COUNTS, Run, Session, Task, TrainStep, compiled_step, count_data
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime import processes, provenance
-from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.locks import alone
@@ -49,11 +49,12 @@ class OutOfMemory(RunError):
     """The run needs more memory than the devices have; the message says which settings need less."""
 
 
-def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
-    """Checks the config, opens the data, builds the experiment and claims the workdir.
+def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = (), claim: bool = True) -> Run:
+    """Checks the config, opens the data, builds the experiment and, if `claim`, writes the config into the workdir.
 
     `given`: dotted names of fields that the user has set (see `init_from.adopt`).
-    Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid.
+    Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid or the
+    workdir belongs to a run with another config.
     """
     config = init_from.adopt(config, given)
     validate(config)
@@ -61,7 +62,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
     evaluation.check(config)
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
-    run_config.claim_workdir(Path(workdir), config, write=jax.process_index() == 0)
+    run_config.claim_workdir(Path(workdir), config, write=claim and jax.process_index() == 0)
     return Run(config, Path(workdir), built, source, Console(enabled=jax.process_index() == 0), PRETRAINING)
 
 

@@ -14,29 +14,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from detailclip_jax import evaluation
-from detailclip_jax.config import run_config
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import members_of
-from detailclip_jax.run import init_from, loop
-from detailclip_jax.run.validation import validate
+from detailclip_jax.run import loop
+from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import processes as several
 from detailclip_jax.runtime import provenance
 from detailclip_jax.runtime.terminal import LINES, complain, printable
 from detailclip_jax.training import experiment, sharding
-from detailclip_jax.training.experiment import Experiment, dummy_batch
+from detailclip_jax.training.experiment import dummy_batch
 from detailclip_jax.training.mesh import fsdp_hosts, make_mesh
 
 MARK = ".preflight-"  # name of the files that the processes write into the workdir and look for
-
-
-class Plan(NamedTuple):
-    """The run that is checked."""
-
-    config: ConfigDict  # resolved
-    workdir: Path
-    source: Any
-    experiment: Experiment
 
 
 class Finding(NamedTuple):
@@ -51,7 +40,7 @@ def run(config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()) -> i
 
     `given`: dotted names of fields that the user has set (see `init_from.adopt`).
     """
-    plan, good = several.agreed(lambda: prepare(config, Path(workdir), given)), True
+    plan, good = several.agreed(lambda: loop.prepare(config, workdir, given, claim=False)), True
     if jax.process_index() == 0:
         print(plan.experiment.sharding_table())
     with several.together():
@@ -60,20 +49,6 @@ def run(config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()) -> i
     if plan.workdir.is_dir():
         (plan.workdir / f"{MARK}{jax.process_index()}").unlink(missing_ok=True)
     return 0 if good else 1
-
-
-def prepare(config: ConfigDict, workdir: Path, given: Sequence[str] = ()) -> Plan:
-    """Prepares the run as `loop.prepare` does, but does not claim the workdir.
-
-    Raises ValueError or FileNotFoundError as `loop.prepare` does, also if the workdir belongs to another run.
-    """
-    config = init_from.adopt(config, given)
-    validate(config)
-    source = loop.open_source(config)
-    evaluation.check(config)
-    config = run_config.resolve(config, len(source))
-    run_config.check_workdir(workdir, config)
-    return Plan(config, workdir, source, experiment.build(config))
 
 
 def everywhere(name: str, check: Callable[[], Finding]) -> bool:
@@ -95,21 +70,21 @@ def everywhere(name: str, check: Callable[[], Finding]) -> bool:
     return good
 
 
-def processes(plan: Plan) -> Finding:
+def processes(plan: Run) -> Finding:
     """Checks that all processes have the same number of devices; they are already connected."""
     here = jax.local_devices()
     kind = f"{len(here)} x {here[0].device_kind}"
     return Finding(f"{jax.process_count()} processes are connected, {kind} each, jax {jax.__version__}", len(here))
 
 
-def mesh(plan: Plan) -> Finding:
+def mesh(plan: Run) -> Finding:
     """Reports the mesh, and whether "fsdp" spans processes, where gathering weights between hosts is slow."""
     shape, hosts = plan.experiment.mesh.shape, fsdp_hosts(plan.experiment.mesh)
     far = f"; fsdp {shape['fsdp']} spans {hosts} processes: slow if they run on different hosts" if hosts > 1 else ""
     return Finding(f"data {shape['data']} x fsdp {shape['fsdp']}{far}")
 
 
-def batch(plan: Plan) -> Finding:
+def batch(plan: Run) -> Finding:
     """Checks that the batch divides over processes; devices and chunks are checked when the experiment is built."""
     size, chunks, devices = plan.config.batch_size, plan.config.accumulation, plan.experiment.mesh.devices.size
     if size % jax.process_count():
@@ -118,7 +93,7 @@ def batch(plan: Plan) -> Finding:
     return Finding(f"{size} pairs: {size // devices} per device{divided}")
 
 
-def data(plan: Plan) -> Finding:
+def data(plan: Run) -> Finding:
     """Checks that this process can read the data, and that the data are the same on all processes."""
     fingerprint, members = provenance.data_fingerprint(plan.source), members_of(plan.source)
     sets = f" ({plan.source.name})" if len(members) > 1 else ""
@@ -128,7 +103,7 @@ def data(plan: Plan) -> Finding:
     return Finding(f"{text}, fingerprint {fingerprint}", int(fingerprint, 16))
 
 
-def memory(plan: Plan) -> Finding:
+def memory(plan: Run) -> Finding:
     """Compares the memory that a device needs at least with its memory.  Raises ValueError if it has too little."""
     estimated, has = estimate(plan), _device_memory()
     needed = sum(estimated.values())
@@ -145,7 +120,7 @@ def _device_memory() -> int:
     return int(statistics.get("bytes_limit", 0))
 
 
-def estimate(plan: Plan) -> dict[str, int]:
+def estimate(plan: Run) -> dict[str, int]:
     """Estimates the bytes on a device: state, gradients, gathered weights and activations.
 
     Activations are the values of one chunk that differentiation keeps for the backward pass, counted from their shapes.
@@ -161,7 +136,7 @@ def estimate(plan: Plan) -> dict[str, int]:
     }
 
 
-def activation_bytes(plan: Plan) -> int:
+def activation_bytes(plan: Run) -> int:
     """Bytes that a device keeps between the forward and the backward pass of one chunk, without its inputs."""
     devices = plan.experiment.mesh.devices.size
     rows = plan.config.batch_size // plan.config.accumulation // devices
@@ -185,14 +160,14 @@ def _with(config: ConfigDict, **changes: Any) -> ConfigDict:
     return changed
 
 
-def workdir(plan: Plan) -> Finding:
+def workdir(plan: Run) -> Finding:
     """Checks that this process can write a file into the workdir."""
     plan.workdir.mkdir(parents=True, exist_ok=True)
     (plan.workdir / f"{MARK}{jax.process_index()}").write_text("written by doctor --launch\n")
     return Finding(f"{plan.workdir.absolute()} is writable")
 
 
-def shared(plan: Plan) -> Finding:
+def shared(plan: Run) -> Finding:
     """Checks that this process sees the files that the others wrote into the workdir."""
     missing = [i for i in range(jax.process_count()) if not (plan.workdir / f"{MARK}{i}").exists()]
     if missing:
@@ -203,7 +178,7 @@ def shared(plan: Plan) -> Finding:
     return Finding("the workdir is the same folder on all processes")
 
 
-CHECKS: dict[str, Callable[[Plan], Finding]] = {
+CHECKS: dict[str, Callable[[Run], Finding]] = {
     "processes": processes,
     "mesh": mesh,
     "batch": batch,

@@ -22,7 +22,7 @@ from detailclip_jax.figures.labels import label_figure
 from detailclip_jax.run.init_from import config_of
 from detailclip_jax.run.loop import bad_list, usable_workers
 from detailclip_jax.run.session import Run, Task, TrainStep
-from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Clock, Console, Meter

@@ -1,9 +1,14 @@
-"""The devices of this process, and an error with instructions if jax finds none."""
+"""The cores and devices that this process may use, and an error with instructions if jax finds no device."""
 
 import os
 from typing import Any
 
-import jax
+
+def usable_cores() -> int:
+    """Counts the cores of the process's CPU affinity (set by SLURM and containers); without affinity, all cores."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class NoDevice(ValueError):
@@ -12,6 +17,8 @@ class NoDevice(ValueError):
 
 def first_device() -> Any:
     """Returns the first device of this process.  Raises NoDevice if jax finds none."""
+    import jax  # here, because the processes that read data only count cores
+
     try:
         return jax.local_devices()[0]
     except (RuntimeError, AssertionError) as error:  # AssertionError: jax has no plugin for any of the platforms

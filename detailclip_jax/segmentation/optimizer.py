@@ -8,7 +8,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from detailclip_jax.models.vit import NETWORKS
-from detailclip_jax.training import optimizer, rates
+from detailclip_jax.training import optimizer
 from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.types import Array, Params, PyTree
 
@@ -72,7 +72,7 @@ def factors(params: Params, config: ConfigDict) -> PyTree:
     id is 0 for class token, positions and patch embedding (and CLIP's norm before the blocks), i + 1 for block i, and
     L + 1, so factor 1, for all else: the final norm, the pyramid and the heads.
     """
-    return rates.factors(params, _rates(config))
+    return optimizer.rate_factors(params, _rates(config))
 
 
 def _rates(config: ConfigDict) -> ConfigDict:
@@ -83,7 +83,7 @@ def build(params: Params, config: ConfigDict) -> tuple[optax.GradientTransformat
     """Builds AdamW with one factor per layer; returns it with the schedule and the group of every parameter."""
     schedule, groups = schedule_of(config), optimizer.labels(params, rules(config))
     adamw = optimizer.build(config.optimizer, schedule, groups)
-    return rates.scaled(adamw, params, _rates(config)), schedule, groups
+    return optimizer.scaled_rates(adamw, params, _rates(config)), schedule, groups
 
 
 def table_text(params: Params, config: ConfigDict) -> str:

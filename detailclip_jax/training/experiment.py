@@ -17,7 +17,7 @@ from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.method import Forward, Method
 from detailclip_jax.models import towers
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.training import forward_pass, mixing, optimizer, rates, schedules, sharding, train_state
+from detailclip_jax.training import forward_pass, mixing, optimizer, schedules, sharding, train_state
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
 from detailclip_jax.training.train_state import TrainState
@@ -115,7 +115,7 @@ def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> Setup
     adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting, late)
     return Setup(
         given,
-        optimizer=rates.scaled(adamw, params, config.optimizer),
+        optimizer=optimizer.scaled_rates(adamw, params, config.optimizer),
         groups=groups,
         schedules=plan,
         center_momentum=config.losses.center_momentum,

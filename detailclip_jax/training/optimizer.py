@@ -1,6 +1,7 @@
 """AdamW with a table of parameter groups: a pattern for every parameter says whether it is decayed or frozen.
 
-The table must cover every parameter; it is printed when a run starts.
+The table must cover every parameter; it is printed when a run starts.  `scaled_rates` multiplies the learning rate by
+a factor per network and layer.
 """
 
 import re
@@ -21,6 +22,7 @@ from detailclip_jax.types import Array, Params, PyTree
 
 FROZEN, PLAIN, DECAYED = "frozen", "plain", "decayed"
 SHOWN = {FROZEN: "frozen", PLAIN: "no decay", DECAYED: "decayed"}
+FIRST_LAYER = r"(patch_embed|cls_token|positions|token_embedding|pre_norm)(/.*)?"  # layer 0 of an encoder
 
 
 class Rule(NamedTuple):
@@ -133,6 +135,62 @@ def clipping(config: ConfigDict) -> optax.GradientTransformation:
         return gradient * jnp.minimum(1, config.clip_norm / (norm + 1e-6))
 
     return optax.stateless(lambda updates, _: jax.tree.map_with_path(clip, updates))
+
+
+def rate_factors(params: Params, config: ConfigDict) -> PyTree:
+    """Computes the learning-rate factor of every parameter; `config` is `config.optimizer` of the run.
+
+        part_rates[part] layer_decay^(L + 1 - l)
+
+    for the tensors of layer l of a network `part` with L blocks.  l is 0 for embeddings and positions, 1 .. L for the
+    blocks, and L + 1 for the layers after them (as in BEiT, arXiv 2106.08254).  The factor is 1 for networks that
+    `part_rates` does not name.
+    """
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    stacked = {part: stacking.numbers(params[part]) for part in params}
+    apart = {part: sum(name.startswith("blocks_") for name in params[part]) for part in params}
+    depths = {part: len(stacked[part]) + apart[part] for part in params}
+    found = {path: _rate_factor(path, depths, stacked, config) for path in flat}
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _rate_factor(
+    path: str, depths: dict[str, int], stacked: dict[str, list[int]], config: ConfigDict
+) -> float | tuple[float, ...]:
+    part, _, rest = path.partition("/")
+    if part not in config.part_rates:
+        return 1.0
+    rate = lambda layer: config.part_rates[part] * config.layer_decay ** (depths[part] + 1 - layer)  # noqa: E731
+    if rest.startswith(f"{stacking.STACKED}/"):
+        return tuple(rate(number + 1) for number in stacked[part])
+    return rate(_layer(rest, depths[part]))
+
+
+def _layer(path: str, depth: int) -> int:
+    if block := re.match(r"blocks_(\d+)/", path):
+        return int(block[1]) + 1
+    return 0 if re.fullmatch(FIRST_LAYER, path) else depth + 1
+
+
+def scaled_rates(
+    transformation: optax.GradientTransformation, params: Params, config: ConfigDict
+) -> optax.GradientTransformation:
+    """Multiplies the updates of an optimiser by `rate_factors`; returns it unchanged if `part_rates` is empty."""
+    if not config.part_rates:
+        return transformation
+    by_parameter = rate_factors(params, config)
+
+    def scale(updates: PyTree, _: PyTree) -> PyTree:
+        return jax.tree.map(_times, updates, by_parameter)
+
+    return optax.chain(transformation, optax.stateless(scale))
+
+
+def _times(update: Array, factor: float | tuple[float, ...]) -> Array:
+    """Multiplies an update by its factor; a tensor of stacked blocks has one factor per block, along axis 0."""
+    if not isinstance(factor, tuple):
+        return update * factor
+    return update * jnp.reshape(jnp.asarray(factor), (-1,) + (1,) * (update.ndim - 1))
 
 
 def stop_frozen(params: Params, groups: PyTree) -> Params:

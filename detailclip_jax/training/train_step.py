@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.methods.method import Context, WholeBatch
-from detailclip_jax.training import accumulation, centering, ema, optimizer, sharding
+from detailclip_jax.training import accumulation, ema, optimizer, sharding
 from detailclip_jax.training.accumulation import Metrics
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
 from detailclip_jax.training.schedules import Schedule
@@ -56,7 +56,7 @@ def train_step(state: TrainState, batch: Batch, setup: Setup, layout: Layout) ->
     updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params = optimizer.clamp(params, setup.forward_pass.method.networks)
-    centers = {name: centering.update(c, means[name], setup.center_momentum) for name, c in state.centers.items()}
+    centers = {name: ema.update_center(c, means[name], setup.center_momentum) for name, c in state.centers.items()}
     metrics |= {
         "learning_rate": schedules.learning_rate(state.step),
         "ema_momentum": momentum,

@@ -11,7 +11,7 @@ from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.known import KNOWN
 from detailclip_jax.data.prepare.sources import SOURCES, source_of
 from detailclip_jax.runtime import arguments as flags
-from detailclip_jax.runtime.cores import usable_cores
+from detailclip_jax.runtime.devices import usable_cores
 
 ENGINES = ("local", "beam")
 WIDTH = max(map(len, SOURCES)) + 2
