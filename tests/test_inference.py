@@ -242,7 +242,7 @@ def test_the_rows_with_a_text_tower_are_those_named(method):
 @pytest.mark.parametrize("method", ["mae", "supervised", "image_encoder"])
 def test_an_image_encoder_alone_gives_its_class_feature(method, caplog):
     """From the networks, one image at a time; said once, however often it is asked."""
-    model = dataclasses.replace(model_of(method))  # a fresh one: it says so once
+    model = dataclasses.replace(model_of(method), path=f"runs/alone/{method}")  # said once for each path
     given = make_images(3)
     apply = lambda image: model.networks.apply(
         {"params": model.params}, normalised(image, model.config), method=lambda net, x: net.image(x)

@@ -74,6 +74,12 @@ class Features(NamedTuple):
     patches: Float32[np.ndarray, "B h w D"]
 
 
+@functools.cache
+def _say_no_joint_space(path: str) -> None:
+    """Logs, once for each path, that the model there has no joint space."""
+    logging.warning("%s has no joint space: encode_image gives the L2-normalised class feature", path)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A trained model, returned by `load`.
@@ -97,13 +103,13 @@ class Model:
         """L2-normalised embeddings of any number of images: a list, an iterator, or uint8 [B, H, W, 3].
 
         A model without a joint space of images and texts (timm, MAE, DINO, iBOT, AttMask, supervised) returns its class
-        feature instead, L2-normalised, with E = D, and logs this once.
+        feature instead, L2-normalised, with E = D, and logs this once for each path.
 
         Raises BadImage that names the unreadable image, and TypeError for one image that is not in a list.
         """
         self.require("encode_image")
         if not self.has_joint_space:
-            self._say_once  # noqa: B018  # a cached property: logs once per model
+            _say_no_joint_space(self.path)
         return self._encoded(self.encode.image, self._views(images, "encode_image"), self.embedding_width)
 
     def features(self, images: Any) -> Features:
@@ -132,10 +138,6 @@ class Model:
         """E, the width of the embeddings of `encode_image`."""
         size = sizes.size_of(self.config.model)
         return size.joint_width if self.has_joint_space else size.width
-
-    @functools.cached_property
-    def _say_once(self) -> None:
-        logging.warning("%s has no joint space: encode_image gives the L2-normalised class feature", self.path)
 
     def encode_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "B E"]:
         """L2-normalised embeddings of any number of texts; a text longer than the context is truncated.
