@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from detailclip_jax.evaluation import metrics
 from detailclip_jax.evaluation.findings import Unmeasurable
@@ -116,6 +117,23 @@ def test_recall_chance_equals_counting_all_draws():
         assert metrics.recall_chance(np.array([right]), 6, 3) == pytest.approx(expected)
     assert metrics.recall_chance(np.array([1, 1]), 1000, 5) == pytest.approx(0.005)
     assert metrics.recall_chance(np.array([1]), 3, 5) == 1.0
+
+
+@pytest.mark.parametrize("size", [2, 50, 1000])
+def test_bootstrap_interval_is_scipy_s(size):
+    """The same draws; ours takes a single example too, and several arrays without stacking their indices."""
+    hits, counts = rng().random(size), rng(1).integers(1, 4, size)
+    theirs = scipy.stats.bootstrap(
+        (hits, counts),
+        lambda hits, counts: hits.sum() / counts.sum(),
+        paired=True,
+        vectorized=False,
+        n_resamples=1000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    ours = metrics.bootstrap_interval(lambda hits, counts: hits.sum() / counts.sum(), hits, counts)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 def test_bootstrap_interval_covers_the_binomial_one_and_is_seeded():
