@@ -481,6 +481,23 @@ def test_safetensors_headers_that_lie(tmp_path):
     refused(tmp_path / "text", "is neither a PyTorch file nor a safetensors file")
 
 
+@pytest.mark.parametrize(
+    "places", [{"a": (4, 8)}, {"a": (0, 4)}, {"a": (0, 8), "b": (4, 8)}, {"a": (0, 4), "b": (0, 4)}, {}]
+)
+def test_safetensors_with_holes_or_overlaps_are_refused_as_by_the_library(tmp_path, places):
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    entries = {
+        name: {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end]}
+        for name, (begin, end) in places.items()
+    }
+    path = header(tmp_path, entries)
+    refused(path, "its tensors overlap, or bytes of it belong to none of them")
+    with pytest.raises(SafetensorError):
+        load_file(path)
+
+
 def test_module_trees_that_never_end():
     module = torchscript.Module()
     module.inner = module

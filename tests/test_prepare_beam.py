@@ -1,4 +1,4 @@
-"""The passes on Apache Beam's DirectRunner."""
+"""The passes on Apache Beam: its DirectRunner, and its portable runner, the way onto Flink, Spark and Dataflow."""
 
 import sys
 
@@ -28,11 +28,22 @@ def needs_beam():
 @pytest.mark.filterwarnings("ignore")  # of Beam and of what it imports
 @pytest.mark.usefixtures("needs_beam")
 class TestBeam:
-    def test_the_output_is_that_of_the_local_engine(self, tmp_path):
+    @pytest.mark.parametrize(
+        "runner",
+        [
+            ("--runner=DirectRunner",),
+            (
+                "--runner=PortableRunner",
+                "--job_endpoint=embed",
+                "--environment_type=LOOPBACK",
+            ),  # a job server, over gRPC
+        ],
+    )
+    def test_the_output_is_that_of_the_local_engine(self, tmp_path, runner):
         trees.webdataset(tmp_path / "in", num_tars=4)
         prepared(tmp_path / "in", tmp_path / "local", 3)
         command = ["webdataset", str(tmp_path / "in"), "--out", str(tmp_path / "beam"), "--shards", "3"]
-        assert main([*command, "--engine", "beam", "--", "--runner=DirectRunner"]) == 0
+        assert main([*command, "--engine", "beam", "--", *runner]) == 0
         assert contents(tmp_path / "beam") == contents(tmp_path / "local")
 
     def test_it_takes_up_what_another_engine_left(self, tmp_path):

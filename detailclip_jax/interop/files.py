@@ -10,7 +10,7 @@ import pickle
 import re
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -155,8 +155,17 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
     data.
     """
     header, begin = _header(path)
-    data = np.memmap(path, np.uint8, "r")
-    return {name: _tensor(path, name, entry, data[begin:]) for name, entry in header.items() if name != "__metadata__"}
+    data = np.memmap(path, np.uint8, "r")[begin:]
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    tensors = {name: _tensor(path, name, entry, data) for name, entry in entries.items()}
+    _check_covered(path, sorted(tuple(entry["data_offsets"]) for entry in entries.values()), len(data))
+    return tensors
+
+
+def _check_covered(path: Path, places: Sequence[tuple[int, int]], size: int) -> None:
+    """Raises ValueError unless the tensors lie one after the other, from the start to the end of the data."""
+    if [0, *(end for _, end in places)] != [*(begin for begin, _ in places), size]:
+        raise ValueError(f"{path} is damaged: its tensors overlap, or bytes of it belong to none of them")
 
 
 def metadata(path: Path) -> dict[str, str]:
