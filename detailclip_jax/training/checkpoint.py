@@ -61,7 +61,7 @@ class Sealed(atomicity.AtomicRenameTemporaryPath):
     """
 
     @classmethod
-    def from_final(cls, final_path: epath.Path, **options: Any) -> "Sealed":
+    def from_final(cls, final_path: epath.Path, **options: Any) -> atomicity.AtomicRenameTemporaryPath:
         """Returns the writer of a folder; Orbax calls it with the folder's final path."""
         if final_path.name.isdecimal():
             final_path = final_path.with_name(f"{final_path.name}{_COMPLETE}")
