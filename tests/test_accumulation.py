@@ -7,6 +7,7 @@ import pytest
 from tiny import copied, tiny_batch, tiny_config, tiny_experiment, tiny_gradient, tiny_state
 
 from detailclip_jax import methods
+from detailclip_jax.methods.method import Head, Loss, Method, Pass, full
 from detailclip_jax.training import accumulation, experiment, mesh
 
 FIRST = ("detailclip", "slip", "aclip", "attmask")  # all kinds of term, BatchNorm by view and by batch, drawn ratios
@@ -94,3 +95,13 @@ def test_terms_of_the_whole_batch_are_those_that_compare_or_normalise():
         assert set(by_batch.terms) == names
         assert set(by_image.terms) == set(row.terms) - names
         assert accumulation.divide(row, chunks=1)[0].losses == row.losses
+
+
+def test_a_term_over_the_patches_of_the_whole_batch_is_refused_when_it_is_built(monkeypatch):
+    head = Head(("everything",), lambda student, teacher, record: {"everything": record.tokens["full"].patches})
+    loss = Loss("clip", ("everything",), lambda record, context, whole_batch: (record.heads["everything"].mean(), {}))
+    made = Method("clip", passes={"full": Pass("large", full)}, heads=(head,), losses=(loss,))
+    monkeypatch.setitem(methods.METHODS, "clip", lambda config: made)
+    built("clip", 1, size=6)
+    with pytest.raises(ValueError, match=r"whole batch reads patch tokens.*set --config\.accumulation=1"):
+        built("clip", 2, size=6)
