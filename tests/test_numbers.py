@@ -208,7 +208,7 @@ def test_texts_are_written_from_what_the_commands_leave(numbers, tmp_path):
     assert last == "| S/16, 77 | 6 | 14.2 / 10.8 | 1.32 (1.23-1.34) | 1.30 |"
     metrics = dict.fromkeys(numbers.METRICS.values(), (0.218, 0.035))
     results = [
-        {"row": row, "weights": weights, "metric": metric, "mean": mean, "std": std, "num_seeds": 3}
+        {"method": row, "weights": weights, "metric": metric, "mean": mean, "std": std, "num_seeds": 3}
         for row in ("clip", numbers.PAPER)
         for weights in ("student", "ema")
         for metric, (mean, std) in metrics.items()
