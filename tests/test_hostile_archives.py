@@ -20,6 +20,9 @@ from detailclip_jax.inference import embeddings
 # Tars
 
 
+PACKERS = {".gz": lambda data: gzip.compress(data, 9), ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
 def header(name="x.bin", size=0, kind=tarfile.REGTYPE, pax=None):
     info = tarfile.TarInfo(name)
     info.type, info.size, info.pax_headers = kind, size, pax or {}
@@ -58,6 +61,17 @@ def test_a_size_beyond_what_the_file_system_has_is_damage_and_no_error_of_the_sy
     path = trees.write(tmp_path / "x.tar", tar_bytes(header("a.bin", size=2**power), header("b.bin", size=2**power)))
     with pytest.raises(tarfile.TarError):
         one_by_one(path)
+
+
+@pytest.mark.parametrize("size", [2**20, 2**28, 2**32 - 1])
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_skipping_a_member_behind_the_end_of_a_compressed_tar_is_short(tmp_path, monkeypatch, suffix, size):
+    reads, readinto = [], files.Unpacked.readinto
+    monkeypatch.setattr(files.Unpacked, "readinto", lambda self, buffer: reads.append(1) or readinto(self, buffer))
+    path = trees.write(tmp_path / f"x.tar{suffix}", PACKERS[suffix](tar_bytes(header("a.bin", size=size))))
+    with pytest.raises((tarfile.TarError, EOFError)):
+        one_by_one(path)
+    assert len(reads) <= files.MAX_READS_AT_END + 10
 
 
 def test_places_beyond_every_file_are_damage_however_they_come_about(tmp_path, monkeypatch):
@@ -130,9 +144,6 @@ def test_a_number_of_tars_that_nobody_has_is_refused(tmp_path, text):
 
 
 # Bombs
-
-
-PACKERS = {".gz": lambda data: gzip.compress(data, 9), ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
 @pytest.mark.parametrize("suffix", PACKERS)

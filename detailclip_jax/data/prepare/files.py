@@ -24,6 +24,7 @@ MAX_RATIO, FREE_BYTES = 100, 64 * 2**20  # a file may unpack to the larger of MA
 # Every row costs tens of microseconds however short it is, so rows are limited as well.  A table whose rows differ by a
 # running number only has up to 3 lines per packed byte (xz); a million empty lines pack to a thousand bytes.
 LINES_PER_BYTE, FREE_LINES = 4, 100_000
+MAX_READS_AT_END = 1000  # tarfile skips a member by reading on, also behind the end: 400,000 times for 4 GiB
 VALUES_PER_BYTE, FREE_VALUES = 8, 2_000_000  # of JSON; a value takes up to 100 bytes of memory
 COMPRESSED = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
 STREAM_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # raised for damaged compressed files
@@ -46,7 +47,7 @@ class Unpacked(io.RawIOBase):
     """
 
     def __init__(self, path: str | os.PathLike, counted: Counted | None = None):
-        self._path, self._count, self._counted, self._marks = path, 0, counted, 0
+        self._path, self._count, self._counted, self._marks, self._reads_at_end = path, 0, counted, 0, 0
         self._packed = open_regular(path)  # closed by `close`
         kind = COMPRESSED[pathlib.Path(path).suffix]
         self._unpacked = kind(fileobj=self._packed) if kind is gzip.GzipFile else kind(self._packed)
@@ -64,6 +65,9 @@ class Unpacked(io.RawIOBase):
                 raise
             raise EOFError(str(error)) from error  # bz2's "Invalid data stream" is an OSError of no number
         self._count += num
+        self._reads_at_end += not num
+        if self._reads_at_end > MAX_READS_AT_END:
+            raise EOFError("a part of it claims more bytes than follow")
         if self._count > max(FREE_BYTES, MAX_RATIO * self._packed.tell()):
             raise ValueError(f"{self._path} unpacks to more than {MAX_RATIO} times its size; unpack it yourself")
         if self._counted:
