@@ -131,7 +131,7 @@ def test_a_missing_torchvision_is_said_before_anything_is_measured(capsys, monke
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setattr(data, "measure", None)
     assert command.main(["data", "--against=torchvision"]) == errors.USAGE_ERROR
-    assert "pip install 'detailclip_jax[torch]', or leave it out" in capsys.readouterr().err
+    assert "pip install 'detailclip_jax[torch]', or omit --against" in capsys.readouterr().err
 
 
 def test_resizing_alone_agrees_with_torchvision_s():

@@ -143,7 +143,7 @@ def test_without_pyarrow_the_way_out_is_named(photos, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setattr(inference, "load", lambda *_: pytest.fail("told too late"))
     assert run("--images=photos", "--out=out.parquet") == errors.USAGE_ERROR
-    assert "pip install 'detailclip_jax[data]', or end the name in .npz" in capsys.readouterr().err
+    assert "pip install 'detailclip_jax[data]', or choose a name that ends in .npz" in capsys.readouterr().err
 
 
 def test_an_empty_table_and_odd_names_survive(tmp_path):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny import ENCLOSING, tiny_batch, tiny_config, tiny_experiment, tiny_state
+from tiny import ENCLOSING, check_names, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import methods
 from detailclip_jax.methods import components, masking
@@ -20,12 +20,9 @@ KEYS = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 8))
 
 @functools.cache
 def row(method):
-    """Experiment, state, record and metrics of a first step."""
-    exp = tiny_experiment(method)
-    batch = exp.put(tiny_batch(0, exp.config))
-    _, metrics = exp.train_step(tiny_state(method), batch)
-    state = tiny_state(method)
-    return exp, state, exp.forward(state, batch), jax.device_get(metrics)
+    """Experiment, state of seed 0 and the record of its forward pass."""
+    exp, state = tiny_experiment(method), tiny_state(method)
+    return exp, state, exp.forward(state, exp.put(tiny_batch(0, exp.config)))
 
 
 def log_softmax(x):
@@ -39,7 +36,7 @@ def probabilities(logits, temperature):
 
 
 def test_dino_compares_each_teacher_view_with_all_other_crops():
-    _, _, line, metrics = row("dino")
+    _, _, line = row("dino")
     student, teacher = line.heads["student_cls"], line.heads["teacher_cls"]
     assert student.shape == (4, 8, 32) and teacher.shape == (2, 8, 32)  # two globals, two locals
     line_heads = [
@@ -50,7 +47,7 @@ def test_dino_compares_each_teacher_view_with_all_other_crops():
     ]
     assert len(line_heads) == 6
     # the record of `line` has drop path drawn from other keys than the step, so the loss is taken from the record
-    loss, _ = methods.build(tiny_config("dino")).terms["cls"].run(line, context(line))
+    loss, metrics = methods.build(tiny_config("dino")).terms["cls"].run(line, context(line))
     np.testing.assert_allclose(loss, np.mean(line_heads), rtol=1e-4)
     assert metrics["teacher_view_kl"] > 0 and metrics["teacher_entropy"] > 0
 
@@ -62,7 +59,7 @@ def context(line):
 
 @pytest.mark.parametrize("method", ["ibot", "attmask"])
 def test_patch_distillation_runs_over_hidden_patches_of_each_image(method):
-    exp, state, line, _ = row(method)
+    exp, state, line = row(method)
     loss, _ = exp.method.terms["patch"].run(line, context(line))
     head = functools.partial(exp.model.prototype_head.apply)
     student = head({"params": state.params["prototype_head"]}, line.tokens["masked"].patches)[...]
@@ -74,13 +71,13 @@ def test_patch_distillation_runs_over_hidden_patches_of_each_image(method):
 
 
 def test_ibot_hides_what_the_pipeline_drew():
-    exp, _, line, _ = row("ibot")
+    exp, _, line = row("ibot")
     drawn = tiny_batch(0, exp.config)["hidden"]["large"]
     np.testing.assert_array_equal(line.hidden.mask, np.moveaxis(drawn, 1, 0))
 
 
 def test_a_replaced_patch_is_not_seen():
-    exp, state, line, _ = row("ibot")
+    exp, state, line = row("ibot")
     batch = tiny_batch(0, exp.config)
     hidden = np.repeat(np.repeat(batch["hidden"]["large"].reshape(8, 2, 4, 4), 8, 2), 8, 3)
     changed = {**batch["image"], "large": np.where(hidden[..., None], 7, batch["image"]["large"]).astype(np.uint8)}
@@ -123,8 +120,9 @@ def test_attmask_hint_shows_some_of_the_top_again():
 def test_attmask_refuses_other_strategies():
     config = tiny_config("attmask")
     config.masking.strategy = "random"
-    with pytest.raises(ValueError, match=r"'random' is not supported by method attmask; .*_high, attention_hint"):
+    with pytest.raises(ValueError) as raised:
         methods.build(config)
+    check_names(raised.value, "masking.strategy", "'random'", "attmask", "attention_hint")
 
 
 def enclosing_attention(line):
@@ -157,12 +155,14 @@ def test_the_mask_is_read_at_the_student_s_box(method):
 def test_enclosing_needs_its_crop_and_no_flip():
     config = tiny_config()
     config.views.teacher = "enclosing"
-    with pytest.raises(ValueError, match=r"views\.crops\.enclosing with kind='enclosing'"):
+    with pytest.raises(ValueError) as raised:
         methods.build(config)
+    check_names(raised.value, "views.crops.enclosing", "kind='enclosing'")
     config.views.crops.update(ENCLOSING)
     config.views.crops.large.flip = 0.5
-    with pytest.raises(ValueError, match=r"flip must be 0"):
+    with pytest.raises(ValueError) as raised:
         methods.build(config)
+    check_names(raised.value, "flip", "views.crops.large", "0")
 
 
 def test_the_same_teacher_makes_no_further_pass():
@@ -170,7 +170,7 @@ def test_the_same_teacher_makes_no_further_pass():
 
 
 def test_aclip_s_byol_compares_both_views_with_one_target():
-    _, _, line, _ = row("aclip")
+    _, _, line = row("aclip")
     online, target = (np.asarray(line.heads[name]) for name in ("predicted_byol", "target_byol"))
     assert online.shape == (2, 8, 64) and target.shape == (1, 8, 64)
     cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
@@ -180,7 +180,7 @@ def test_aclip_s_byol_compares_both_views_with_one_target():
 
 
 def test_aclip_s_teacher_keeps_statistics_of_its_own():
-    exp, state, _, _ = row("aclip")
+    exp, state, _ = row("aclip")
     batch = exp.put(tiny_batch(0, exp.config))
     new, _ = exp.train_step(jax.tree.map(jnp.copy, state), batch)
     student, teacher = new.batch_stats["student"], new.batch_stats["teacher"]
@@ -190,7 +190,7 @@ def test_aclip_s_teacher_keeps_statistics_of_its_own():
 
 
 def test_maskclip_reads_the_caption_against_the_whole_view_and_teaches_hidden_patches():
-    exp, state, line, _ = row("maskclip")
+    exp, state, line = row("maskclip")
     assert line.tokens["full"].patches.shape[2] == 16 and line.tokens["visible"].patches.shape[2] == 4
     whole = exp.model.image_projection.apply({"params": state.params["image_projection"]}, line.tokens["full"].cls)
     np.testing.assert_allclose(line.heads["image_embedding"], whole, rtol=1e-4, atol=1e-5)
@@ -198,7 +198,7 @@ def test_maskclip_reads_the_caption_against_the_whole_view_and_teaches_hidden_pa
 
 
 def test_mae_s_loss_is_that_of_its_record():
-    exp, _, line, _ = row("mae")
+    exp, _, line = row("mae")
     target = np.asarray(line.heads["target_pixels"], np.float64)
     error = np.square(np.asarray(line.heads["predicted_pixels"]) - target).mean()
     loss, _ = exp.method.terms["reconstruction"].run(line, context(line))
@@ -221,8 +221,9 @@ def test_supervised_needs_its_classes_and_may_mix():
 def test_ibot_says_which_grid_its_blocks_need():
     config = tiny_config("ibot")
     config.views.crops.large.mask_grid = 3
-    with pytest.raises(ValueError, match="mask_grid 3 must be 4"):
+    with pytest.raises(ValueError) as raised:
         methods.build(config)
+    check_names(raised.value, "mask_grid", "3", "4")
 
 
 def test_random_masks_need_no_teacher():

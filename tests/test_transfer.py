@@ -103,7 +103,7 @@ def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp
     train(config_of(pretrained, total_steps=1, evaluate_at_end=False), tmp_path / "run")
     with pytest.raises(ValueError, match="is a segmentation run; name the encoder that it started from"):
         transfer.prepare(config_of(tmp_path / "run"), tmp_path / "other")
-    with pytest.raises(FileNotFoundError, match=r"is no workdir with a config\.json and a checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"is not a workdir with a config\.json and a checkpoint"):
         transfer.prepare(config_of(tmp_path / "nothing"), tmp_path / "other")
 
 

@@ -4,6 +4,8 @@ import functools
 
 import jax
 import numpy as np
+import optax
+from flax import traverse_util
 
 from detailclip_jax import config as config_lib
 from detailclip_jax.models import sizes
@@ -103,10 +105,26 @@ def tiny_state(method="detailclip", devices=1):
     return copied(_initial(method, devices))
 
 
-@functools.cache
-def tiny_gradient(method="detailclip", devices=1):
-    """(params, state, batch) -> the gradient of the combined loss, and what comes beside it; compiled once."""
-    return jax.jit(jax.grad(tiny_experiment(method, devices).combined_loss, has_aux=True))
+def gradient_of_one_step(after):
+    """Path -> gradient of the trained parameters, from a state one step after one whose moments were zero.
+
+    AdamW's first moment is then (1 - beta_1) g, so no second program has to be compiled for gradients.  Not for runs
+    that clip their gradients.
+    """
+    beta, found = tiny_config().optimizer.betas[0], {}
+    is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)
+    for adam in filter(is_adam, jax.tree.leaves(after.opt_state, is_leaf=is_adam)):
+        assert adam.count == 1
+        for path, moment in traverse_util.flatten_dict(dict(adam.mu), sep="/").items():
+            if not isinstance(moment, optax.MaskedNode):
+                found[path] = np.asarray(moment) / (1 - beta)
+    return found
+
+
+def check_names(message, *words):
+    """Asserts that a message names these words: the thing, the value and the way out, whatever its sentence."""
+    missing = [word for word in words if word not in str(message)]
+    assert not missing, f"{missing} not in: {message}"
 
 
 def copied(state):

@@ -4,6 +4,7 @@ python -m detailclip_jax.main --config=tests/configs/smallest.py --workdir=runs/
 """
 
 from detailclip_jax import config as base
+from detailclip_jax.models import sizes
 
 
 def get_config(arg=None):
@@ -17,7 +18,8 @@ def get_config(arg=None):
     c.checkpoint_every = 4
     c.evaluate_at_end = False
     c.data.source = "stickers"
-    c.model.size = "tiny"
+    c.model.size = "custom"
+    c.model.custom = {**sizes.SIZES["tiny"]._asdict(), "depth": 2, "text_depth": 1}  # fewer blocks: less to compile
     c.model.image_size = 32
     c.model.context_length = 12
     c.model.prototypes = 16
