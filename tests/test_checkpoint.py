@@ -1,7 +1,10 @@
 """Checkpoints: round trips, retention, damage, and loading without a run."""
 
+import contextlib
 import gc
 import shutil
+import threading
+import time
 from typing import Any
 
 import jax
@@ -246,6 +249,28 @@ def tiny_config():
     )
     config.views.crops.large.size = 16
     return config
+
+
+def test_what_the_writer_creates_while_its_checkpoint_is_abandoned_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.logging, "set_verbosity", lambda level: None)
+    monkeypatch.setattr(checkpoint, "ABANDONING", 2.0)  # much longer than the writer on a loaded machine
+    checkpoints = Checkpoints(tmp_path)
+
+    def write():
+        for number in range(5):
+            time.sleep(0.01)
+            folder = tmp_path / f"checkpoints/{number}.orbax-checkpoint-tmp-complete.orbax-checkpoint-tmp"
+            with contextlib.suppress(OSError):
+                folder.mkdir()
+                (folder / "file").write_text("x")
+
+    (tmp_path / "checkpoints/3").mkdir()
+    writer = threading.Thread(target=write)
+    writer.start()
+    checkpoints.abandon()
+    writer.join()
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    checkpoints.close()
 
 
 @pytest.fixture(scope="module")

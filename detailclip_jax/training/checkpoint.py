@@ -13,6 +13,7 @@ import functools
 import math
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging import ERROR, Filter, LogRecord
 from pathlib import Path
@@ -40,6 +41,7 @@ from detailclip_jax.training.saved_shapes import other_version, saved_shapes, sh
 from detailclip_jax.types import Params, PyTree
 
 FOLDER = "checkpoints"
+ABANDONING = 0.3  # seconds
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _COMPLETE = f"{_UNFINISHED}-complete"  # ends the name of a complete folder that gets its manifest
 _UNREADABLE = "unreadable-"
@@ -88,6 +90,12 @@ class Restored(NamedTuple):
     state: PyTree
     data: dict[str, Any]
     run: dict[str, Any]
+
+
+def _out_of_reach(folder: Path) -> Path:
+    """Renames a folder so that its writer does not find it any more; returns where it is."""
+    prefix = "abandoned-"
+    return folder if folder.name.startswith(prefix) else folder.rename(folder.with_name(f"{prefix}{folder.name}"))
 
 
 class Checkpoints:
@@ -194,11 +202,18 @@ class Checkpoints:
             self._manager.check_for_errors()
 
     def abandon(self) -> None:
-        """Removes the checkpoint that is being written; to be called just before the process ends."""
+        """Removes the checkpoint that is being written; to be called just before the process ends.
+
+        The writer's threads go on meanwhile: they may create or rename a folder after it was looked for.  So this looks
+        again for ABANDONING seconds.
+        """
         logging.set_verbosity(logging.FATAL)  # the writer's threads would log errors about the missing folder
-        for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
-            with contextlib.suppress(OSError):  # the writer may rename it at this moment
-                shutil.rmtree(unfinished.rename(unfinished.with_name(f"abandoned-{unfinished.name}")))
+        end = time.monotonic() + ABANDONING
+        while time.monotonic() < end:
+            for unfinished in self.folder.glob(f"*{_UNFINISHED}*"):
+                with contextlib.suppress(OSError):  # renamed at this moment, or a file was added
+                    shutil.rmtree(_out_of_reach(unfinished))
+            time.sleep(0.01)
 
     def score(self, step: int, scores: Mapping[str, float]) -> None:
         """Records the scores of a step, and removes checkpoints that need not be kept any more (the old best one)."""
