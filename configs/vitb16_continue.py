@@ -50,4 +50,5 @@ def from_scratch(method):
     """Returns the config for training the method from scratch."""
     if method == "detailclip":
         return run_config.load(str(FOLDER / "vitb16_yfcc.py"))
-    return run_config.load(str(FOLDER / "baselines" / f"{method}.py"))
+    file = run_config.file_of_method(FOLDER / "vitb16_yfcc.py", method)
+    return run_config.load(str(file or FOLDER / "baselines" / f"{method}.py"))

@@ -79,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
     model, variables, config = plain(*checkpoint.load(arguments.checkpoint, arguments.step)[1:])
     if arguments.image_size and arguments.image_size != config.model.image_size:
         variables, config = resize(variables, config, arguments.image_size, arguments.interpolation or "bicubic")
-        model = model.clone(image=model.image.clone(image_size=arguments.image_size))
+        model = model.replacing(image=model.image.clone(image_size=arguments.image_size))
     which, params = choose_weights(variables, arguments.weights)
     fmt, path = formats.FORMATS[arguments.to], Path(arguments.out)
     export = Export(model, params, variables, config)

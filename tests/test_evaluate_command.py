@@ -125,7 +125,7 @@ def test_interrupted_it_goes_on_with_what_is_left(workdir, data, tmp_path, capsy
     with monkeypatch.context() as patch:
         patch.setattr("detailclip_jax.evaluation.knn.knn_metrics", stopped)
         assert run(workdir, tmp_path, *arguments) == errors.INTERRUPTED
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     assert {r["task"] for r in records(tmp_path)} == {"zero_shot"}
     monkeypatch.setattr(bench.Bench, "_embed_images", lambda *_: pytest.fail("embedded twice"))
     assert run(workdir, tmp_path, *arguments) == 0
@@ -281,7 +281,7 @@ def test_the_folder_of_another_checkpoint_is_refused(workdir, data, tmp_path, ca
     file = tmp_path / "out/results.jsonl"
     file.write_text(file.read_text().replace(records(tmp_path / "out")[0]["digest"], "another"))
     assert run(workdir, tmp_path / "out", *asked) == errors.USAGE_ERROR
-    assert "holds results of other weights (step 0 of" in capsys.readouterr().err
+    assert "results of other weights (step 0 of" in capsys.readouterr().err
 
 
 def test_flags_override_how_images_are_made(workdir, data, tmp_path, capsys, monkeypatch):

@@ -81,7 +81,7 @@ def test_a_probe_that_did_not_converge_says_so(monkeypatch):
         monkeypatch.setattr(linear, "MAX_STEPS", max_steps)
         ((_, value),) = linear.linear_metrics(train, labels, test, truth, 5, strengths=(1.0,))
         remarks[max_steps] = value.remark
-    assert "did not converge in 2 steps (a gradient of 0." in remarks[2] and remarks[1000] == ""
+    assert "did not converge in 2 steps (largest gradient 0." in remarks[2] and remarks[1000] == ""
 
 
 def test_a_start_elsewhere_ends_at_the_same_place():

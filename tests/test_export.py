@@ -200,7 +200,7 @@ def test_the_card_of_a_transformers_folder_says_which_class_loads_it(folders, de
     printed = capsys.readouterr().out
     assert "transformers.AutoModel.from_pretrained gives a VisionTextDualEncoderModel" in printed
     assert "CLIPModel.from_pretrained refuses it" in printed
-    assert "no tokenizer is written: the model has its own 64 token ids" in printed
+    assert "no tokenizer" in printed and "64 token ids" in printed
     assert "There is no tokenizer" in (tmp_path / "out/README.md").read_text()
     assert not (tmp_path / "out/tokenizer.json").exists()
 

@@ -158,7 +158,7 @@ def test_the_pipeline_counts_and_names_what_is_refused(records, caplog):
         assert batches.num_bad == len(every_case()) - len(kept())
     assert batch["image"]["large"].shape == (len(records), 2, SIZE, SIZE, 3)
     for name, case in every_case().items():
-        assert (f"next: {name}: {case.refused}" in caplog.text) == bool(case.refused)
+        assert (f"next one: {name}: {case.refused}" in caplog.text) == bool(case.refused)
 
 
 def test_an_image_of_100_megapixels_is_cut_where_its_box_says(records):

@@ -59,7 +59,6 @@ NEEDS = {
 }
 USUAL_GEOMETRY = ("bilinear", "shorter_side", 1.0)
 EMBEDDING_NETWORKS = ("image", "image_projection", "text", "text_projection")
-WITH_TEXT = ("clip", "slip", "maskclip", "aclip", "detailclip")
 
 
 class Features(NamedTuple):
@@ -237,7 +236,8 @@ class Model:
             alone = "; it embeds images only (encode_image, features, embed --images)" * ("image" in self.params)
             raise ValueError(
                 f"{call} runs {' and '.join(NEEDS[call])}, but the method of {self.path} is {self.config.method}, "
-                f"which has no {' and no '.join(missing)}{alone}; methods that have all: {', '.join(WITH_TEXT)}"
+                f"which has no {' and no '.join(missing)}{alone}; use a checkpoint of a method with captions, "
+                "such as clip or detailclip"
             )
         if call == "encode_text" and self.config.model.vocab_size != VOCAB_SIZE:
             raise ValueError(
