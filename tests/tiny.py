@@ -64,8 +64,13 @@ def tiny_config(method="detailclip"):
     return config
 
 
-@functools.cache
 def tiny_experiment(method="detailclip", devices=1):
+    """The experiment of a method, built once however the arguments are written."""
+    return _experiment(method, devices)
+
+
+@functools.cache
+def _experiment(method, devices):
     return experiment.build(tiny_config(method), mesh.make_mesh(jax.devices()[:devices]))
 
 
