@@ -245,7 +245,7 @@ def test_bad_records_are_counted_and_named_once(caplog):
         assert batches.num_bad == 8
     messages = sorted(record.getMessage() for record in caplog.records)
     assert len(messages) == 2
-    assert messages[0].startswith("unreadable record replaced by the next: pair-3: truncated or damaged")
+    assert messages[0].startswith("unreadable record, replaced by the next one: pair-3: truncated or damaged")
     assert messages[1].endswith("shard#6: hash mismatch")
 
 

@@ -492,7 +492,7 @@ HAND_WRITTEN = {
 def test_hand_written_pickles_are_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     path = trees.write(tmp_path / "p.pkl", HAND_WRITTEN[name])
-    with pytest.raises(ValueError, match=r"p\.pkl is refused|expected a list"):
+    with pytest.raises(ValueError, match=r"p\.pkl is (refused|not a pickle of plain data)|expected a list"):
         slip_pickle.load(str(path))
     assert not (tmp_path / "was-called").exists()
 
@@ -500,7 +500,7 @@ def test_hand_written_pickles_are_refused(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("content", [{}, "text", (1, "a", "b"), None, 3, b"bytes"])
 def test_pickles_of_something_else_say_what_they_hold(tmp_path, content):
     path = trees.write(tmp_path / "p.pkl", pickle.dumps(content))
-    with pytest.raises(ValueError, match=f"holds a {type(content).__name__}; expected a list"):
+    with pytest.raises(ValueError, match=f"contains a {type(content).__name__}; expected a list"):
         slip_pickle.load(str(path))
 
 
