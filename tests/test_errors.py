@@ -56,6 +56,17 @@ def test_at_work_a_value_error_is_a_fault_and_a_run_error_is_not(capsys):
     assert capsys.readouterr().err == "error: loss is not finite\n"
 
 
+def test_notes_of_an_error_are_said_whatever_its_kind(capsys):
+    error = errors.RunError("loss is not finite")
+    error.add_note("what was measured is kept")
+
+    def work():
+        raise error
+
+    assert errors.run(work) == 1
+    assert capsys.readouterr().err == "error: loss is not finite; what was measured is kept\n"
+
+
 def test_a_command_logs_warnings_only():
     before = logging.get_verbosity()
     try:

