@@ -34,6 +34,7 @@ def nano(tmp_path):
     return file
 
 
+@pytest.mark.check
 def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypatch):
     work = tmp_path / "work"
     command = ["--methods=clip", "--seeds=1", "--budget=2"]

@@ -121,6 +121,7 @@ def finished(records, tmp_path_factory):
     return run
 
 
+@pytest.mark.check
 def test_a_run_on_own_data_ends_with_numbers_and_images(finished):
     text, report = finished.console.stream.getvalue(), (finished.workdir / "report.md").read_text()
     assert "data records: 54 examples" in text and "2 steps of 8, 0.296 epochs" in text
@@ -154,6 +155,7 @@ def test_a_run_without_held_out_examples_says_how_to_have_some(tmp_path):
         evaluation.check(config)
 
 
+@pytest.mark.check
 def test_held_out_examples_without_captions_are_no_error(finished, tmp_path):
     write_records(tmp_path, examples(100, caption=""))
     config = config_of(tmp_path)

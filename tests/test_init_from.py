@@ -290,6 +290,7 @@ def test_two_processes_start_from_it_as_one_does(tmp_path):
     assert len(losses["two"]) == 4 and losses["two"] == pytest.approx(losses["one"], rel=1e-5)
 
 
+@pytest.mark.check
 def test_running_statistics_come_with_their_networks(tmp_path):
     clean = {"clean": {"count": 1, "size": 32}}
     enclosing = {"enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}

@@ -293,6 +293,7 @@ def test_padding_is_neither_read_nor_trained():
     assert_close(gradient(params, other), made, rtol=0, of_largest=0)
 
 
+@pytest.mark.check
 def test_half_precision_gradients_are_near_those_in_full():
     value, gradients, _ = ours(model__dtype="bfloat16")
     expected, expected_gradients, _ = ours(granularity="patch")

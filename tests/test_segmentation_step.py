@@ -50,6 +50,7 @@ def steps(made, state, count=2):
     return jax.device_get((state, values))
 
 
+@pytest.mark.check
 def test_one_device_and_eight_give_the_same_state():
     """Also through BatchNorm, dropout and drop path, whose draws belong to the images."""
     one, eight = built(), built(devices=8)
@@ -156,6 +157,7 @@ def test_positions_are_resized_once_and_fixed_ones_become_learnt(recipe, fixed):
     jax.tree.map(np.testing.assert_array_equal, made, again)
 
 
+@pytest.mark.check
 def test_sharded_parameters_give_the_same_state():
     """UPerNet's head on two devices that share one copy of the state."""
     config = tiny(**{"mesh.fsdp": 2})

@@ -59,6 +59,7 @@ def test_the_state_stays_where_the_table_puts_it():
     assert state.params["logit_scale"]["value"].sharding.is_fully_replicated
 
 
+@pytest.mark.check
 def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(tmp_path):
     """Divided over 8, restored on 1, 2 and 4, alike in every bit; the sixth step on 1 is that on 8."""
     (alone, _, _), (together, _, state) = trained(1, 1), trained(8, 8)
@@ -147,7 +148,8 @@ def deep_state():
     return jax.device_get(deep(1).init(0))
 
 
-@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.check), "full"])
+@pytest.mark.check
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_stacked_blocks_are_whole_one_at_a_time_and_no_gradient_changes(remat):
     whole, divided = gradients(deep(1)), gradients(deep(8, remat=remat))
     for (path, a), b in zip(jax.tree.leaves_with_path(whole), jax.tree.leaves(divided), strict=True):

@@ -79,6 +79,7 @@ def test_a_frozen_encoder_is_the_checkpoint_s_bit_for_bit(pretrained, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, dict(state.params["image"]), dict(theirs))
 
 
+@pytest.mark.check
 def test_a_run_goes_on_and_equals_one_that_never_stopped(pretrained, tmp_path):
     """End to end with UPerNet: BatchNorm's statistics, dropout and drop path resume too."""
     for total, workdir in ((6, "whole"), (4, "parts"), (6, "parts")):
@@ -107,6 +108,7 @@ def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp
         transfer.prepare(config_of(tmp_path / "nothing"), tmp_path / "other")
 
 
+@pytest.mark.check
 def test_several_runs_in_one_figure(pretrained, tmp_path):
     pytest.importorskip("matplotlib")
     for name in ("one", "two"):

@@ -88,6 +88,7 @@ def test_loss_curves_draw_the_terms_that_were_logged():
     assert figure.axes[1].lines[0].get_xydata().tolist() == [[1, 5], [50, 0.1], [100, 0.05]]
 
 
+@pytest.mark.check
 def test_figures_of_an_experiment(tmp_path, monkeypatch):
     """All three images, from a state and the metrics of its run; 3 scenes do not divide over 2 devices."""
     monkeypatch.setattr(figures, "NUM_SCENES", 4)
