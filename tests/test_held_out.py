@@ -137,6 +137,7 @@ def test_a_run_on_own_data_ends_with_numbers_and_images(finished):
     assert drawn == {"loss_curves.png", "attention.png", "reconstructions.png"}
 
 
+@pytest.mark.check
 def test_the_figures_show_held_out_images_of_the_data(finished):
     shown = figures.held_out_images(finished.config)
     assert shown.images.shape == (6, 32, 32, 3) and (shown.name, shown.credit) == ("image", "")
