@@ -9,7 +9,9 @@ INSTALL = $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint 
 
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup
 
-.PHONY: demo test slow lint check numbers constraints clean
+.PHONY: env demo test slow lint check numbers constraints clean
+
+env: $(VENV)/demo.stamp  ## the environment alone, with what the demo needs
 
 demo: $(VENV)/demo.stamp  ## pretrain on the embedded images: about ten minutes on two cores
 	$(BIN)/python -m detailclip_jax.main --config=configs/stickers.py --workdir=$(WORKDIR)
