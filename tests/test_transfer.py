@@ -98,6 +98,12 @@ def test_another_config_in_the_workdir_is_refused(pretrained, tmp_path):
         transfer.prepare(config_of(pretrained, **{"optimizer.learning_rate": 0.5}), tmp_path)
 
 
+def test_inference_may_change_in_a_workdir(pretrained, tmp_path):
+    transfer.prepare(config_of(pretrained), tmp_path)
+    changed = {"inference.stride": 16, "inference.mode": "whole", "inference.batch_size": 4}
+    assert transfer.prepare(config_of(pretrained, **changed), tmp_path).config.inference.stride == 16
+
+
 def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp_path):
     with pytest.raises(ValueError, match="the config is one of method 'detailclip', not of segmentation"):
         transfer.prepare(tiny_config(), tmp_path)

@@ -36,6 +36,7 @@ MAY_DIFFER = (
     "data.num_workers",
     "data.prefetch",
     "data.max_bad_ratio",
+    "inference.",  # of a segmentation run: its evaluation only
     "preprocess.filter",  # these three are used in evaluation only
     "preprocess.resize",
     "preprocess.crop_ratio",
