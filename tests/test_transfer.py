@@ -104,6 +104,27 @@ def test_inference_may_change_in_a_workdir(pretrained, tmp_path):
     assert transfer.prepare(config_of(pretrained, **changed), tmp_path).config.inference.stride == 16
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("inference.mode", "slid", r"unknown inference\.mode 'slid'; did you mean 'slide'\?"),
+        ("inference.stride", 0, r"inference\.stride 0 must be at least 1"),
+        ("inference.stride", 40, r"inference\.stride 40 is greater than inference\.window 32"),
+        ("inference.batch_size", 0, r"inference\.batch_size 0 must be at least 1"),
+        ("log_every", 0, "log_every 0 must be at least 1"),
+        ("optimizer.batch_size", 0, r"optimizer\.batch_size 0 must be at least 1"),
+        ("best_metric", "miou", "unknown best_metric 'miou'; did you mean 'mIoU'"),
+        ("views.jitter", (2.0, 0.5), r"views\.jitter .* ascending order"),
+        ("optimizer.betas", (0.9, 1.0), r"optimizer\.betas .* less than 1"),
+        ("auxiliary.name", "fcm", r"unknown auxiliary\.name 'fcm'; did you mean 'fcn'"),
+    ],
+)
+def test_an_invalid_field_is_refused_before_the_run(pretrained, tmp_path, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        transfer.prepare(config_of(pretrained, **{field: value}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp_path):
     with pytest.raises(ValueError, match="the config is one of method 'detailclip', not of segmentation"):
         transfer.prepare(tiny_config(), tmp_path)

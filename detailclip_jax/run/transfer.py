@@ -22,6 +22,7 @@ from detailclip_jax.figures.labels import label_figure
 from detailclip_jax.run.init_from import config_of
 from detailclip_jax.run.loop import bad_list, usable_workers
 from detailclip_jax.run.session import Run, Task, TrainStep
+from detailclip_jax.run.transfer_checks import check
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
@@ -43,6 +44,7 @@ def prepare(config: ConfigDict, workdir: str | Path) -> Run:
     Raises ValueError, FileNotFoundError or MissingData, with a message for the user.
     """
     config = adopted(config)
+    check(config)
     built = experiment.build(config)
     if config.batch_size % jax.process_count():
         raise ValueError(f"batch_size {config.batch_size} does not divide over {jax.process_count()} processes")

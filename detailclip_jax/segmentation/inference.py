@@ -132,7 +132,7 @@ def predict(
     Raises ValueError for an unknown mode.
     """
     if test.mode not in MODES:
-        raise ValueError(f"test.mode {test.mode!r} is unknown; known: {', '.join(MODES)}")
+        raise ValueError(f"inference.mode {test.mode!r} is unknown; known: {', '.join(MODES)}")
     waiting: deque[_Pending] = deque()
     queues: dict[tuple[int, ...], list[tuple[_Pending, int]]] = {}
     compute = functools.partial(_compute, logits_of, batch_size)
