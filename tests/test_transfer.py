@@ -125,6 +125,18 @@ def test_an_invalid_field_is_refused_before_the_run(pretrained, tmp_path, field,
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_that_the_encoder_lacks_are_refused_before_the_run(pretrained, tmp_path):
+    with pytest.raises(ValueError, match=r"unknown weights 'emma'; did you mean 'ema'\?"):
+        transfer.prepare(config_of(pretrained, weights="emma"), tmp_path / "run")
+    source = run_config.read(pretrained / "config.json")
+    source.method = "clip"
+    (tmp_path / "clip/checkpoints/0").mkdir(parents=True)
+    (tmp_path / "clip/config.json").write_text(run_config.to_json(source))
+    with pytest.raises(ValueError, match=r"weights 'ema': .*clip, has no teacher; give --config\.weights=student"):
+        transfer.prepare(config_of(tmp_path / "clip", weights="ema"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp_path):
     with pytest.raises(ValueError, match="the config is one of method 'detailclip', not of segmentation"):
         transfer.prepare(tiny_config(), tmp_path)

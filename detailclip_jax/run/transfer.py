@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.config.transfer import METHOD
 from detailclip_jax.data.pipeline import Pipeline
@@ -65,6 +66,11 @@ def adopted(config: ConfigDict) -> ConfigDict:
     source = config_of(config.init)
     if source.method == METHOD:
         raise ValueError(f"config.init {config.init!r} is a segmentation run; name the encoder that it started from")
+    if config.weights == "ema" and not methods.build(source).ema:
+        raise ValueError(
+            f"weights 'ema': the method of {config.init}, {source.method}, has no teacher; "
+            "give --config.weights=student"
+        )
     return encoder.adopt(config, source)
 
 
