@@ -125,6 +125,22 @@ def test_an_invalid_field_is_refused_before_the_run(pretrained, tmp_path, field,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_the_patch_embedding_is_frozen_only_if_the_run_says_so(pretrained, decay_all):
+    from detailclip_jax.segmentation import optimizer
+    from detailclip_jax.training import optimizer as groups_of
+
+    assert run_config.read(pretrained / "config.json").model.freeze_patch_embed
+    params = {"image": {"patch_embed": {"kernel": np.zeros((2, 2))}, "other": {"kernel": np.zeros((2, 2))}}}
+    for frozen in (False, True):
+        changes = {"model.freeze_patch_embed": frozen, "optimizer.decay_all": decay_all}
+        config = transfer.adopted(config_of(pretrained, "upernet", **changes))
+        assert config.model.freeze_patch_embed is frozen
+        groups = groups_of.labels(params, optimizer.rules(config))["image"]
+        assert (groups["patch_embed"]["kernel"] == groups_of.FROZEN) is frozen
+        assert groups["other"]["kernel"] == groups_of.DECAYED
+
+
 def test_weights_that_the_encoder_lacks_are_refused_before_the_run(pretrained, tmp_path):
     with pytest.raises(ValueError, match=r"unknown weights 'emma'; did you mean 'ema'\?"):
         transfer.prepare(config_of(pretrained, weights="emma"), tmp_path / "run")

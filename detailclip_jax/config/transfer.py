@@ -95,7 +95,7 @@ OPTIMIZER: Group = {
     "clip_norm": Field(0.0, "maximum norm of the gradient; 0: no clipping", IBOT),
     "clip_per_tensor": Field(False, "whether clip_norm is per tensor", OURS),
 }
-OURS_IN_MODEL = {"dtype": "bfloat16", "drop_path": 0.1, "size": "B/16", "image_size": 224}
+OURS_IN_MODEL = {"dtype": "bfloat16", "drop_path": 0.1, "size": "B/16", "image_size": 224, "freeze_patch_embed": False}
 GROUPS: dict[str, Group] = {
     "": RUN,
     "mesh": MESH,

@@ -10,13 +10,16 @@ from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Params
 
-OWN = ("dtype", "remat", "attention", "drop_path", "matmul_precision", "scan")  # fields of `model` of the run itself
+OWN = (  # fields of `model` of the run itself
+    *("dtype", "remat", "attention", "drop_path", "matmul_precision", "scan", "freeze_patch_embed"),
+)
 
 
 def adopt(config: ConfigDict, source: ConfigDict) -> ConfigDict:
     """Returns the config with the encoder's sizes, kinds of layers and preprocessing, from the config that trained it.
 
-    Data type, recomputation, attention kernel and drop path stay those of the segmentation run.
+    Data type, recomputation, attention kernel, drop path and whether the patch embedding is frozen stay those
+    of the segmentation run.
     """
     adopted = ConfigDict(config.to_dict())
     adopted.model.update({name: value for name, value in source.model.items() if name not in OWN})

@@ -14,6 +14,7 @@ from detailclip_jax.types import Array, Params, PyTree
 
 EVERYTHING = optimizer.Rule(r".*", optimizer.DECAYED)
 ENCODER = optimizer.Rule(r"image/.*", optimizer.FROZEN)
+PATCHES = optimizer.Rule(r"image/patch_embed/.*", optimizer.FROZEN)
 
 
 def polynomial(peak: float, total: int, warmup: int, ratio: float, power: float = 1.0) -> Schedule:
@@ -61,9 +62,12 @@ def rules(config: ConfigDict) -> tuple[optimizer.Rule, ...]:
     As in pretraining, tensors of two or more dimensions decay, also positions and the class token; biases, norms and
     scales do not, unless `optimizer.decay_all`.
     """
-    model = ConfigDict({"freeze_patch_embed": False})
     frozen = (ENCODER,) if config.encoder.frozen else ()
-    return (*frozen, EVERYTHING) if config.optimizer.decay_all else (*frozen, *optimizer.rules(NETWORKS, model))
+    if config.model.freeze_patch_embed:
+        frozen = (*frozen, PATCHES)
+    if config.optimizer.decay_all:
+        return (*frozen, EVERYTHING)
+    return (*frozen, *optimizer.rules(NETWORKS, config.model))
 
 
 def factors(params: Params, config: ConfigDict) -> PyTree:
