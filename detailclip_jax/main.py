@@ -160,8 +160,17 @@ def join_processes() -> None:
 
 
 def asked() -> tuple[ConfigDict, str, list[str]]:
-    """Returns the config and the workdir that the flags describe, and the names of the fields that they set."""
-    workdir, written = asked_workdir(), run_config.load(_config_spec(sys.argv) or "")
+    """Returns the config and the workdir that the flags describe, and the names of the fields that they set.
+
+    Raises ValueError for a config of segmentation, which the command transfer runs.
+    """
+    spec = _config_spec(sys.argv) or ""
+    if _CONFIG.value.get("method") == transfer.METHOD:
+        raise ValueError(
+            f"{spec} is a config of the command transfer (segmentation); write python -m detailclip_jax.transfer "
+            f"--config={spec}"
+        )
+    workdir, written = asked_workdir(), run_config.load(spec)
     given = _override_names(sys.argv)
     return run_config.count_epochs(_CONFIG.value, given, written), workdir, given
 

@@ -44,6 +44,10 @@ def finished(*flags, cache=None):
         ([f"--config={SMALLEST}", "--config.batch_size=many"], "--config.batch_size=many"),
         ([f"--config={SMALLEST}", "--config.views.crops.large.size=x"], "--config.views.crops.large.size=x"),
         ([f"--config={SMALLEST}", "--worksir=x"], "did you mean '--workdir'?"),
+        (
+            ["--config=configs/transfer/ade20k_linear.py"],
+            "write python -m detailclip_jax.transfer --config=configs/transfer/ade20k_linear.py",
+        ),
         (["--confg=configs/stickers.py"], "unknown flag --confg; did you mean '--config'?"),
         ([f"--config={SMALLEST}", "--confg.batch_size=8"], "did you mean '--config'? (with .batch_size)"),
     ],

@@ -17,8 +17,9 @@ from tiny import tiny_config
 from detailclip_jax.config import run_config
 from detailclip_jax.run import loop, transfer
 from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.training import checkpoint
 from detailclip_jax.training import experiment as pretraining
-from detailclip_jax.training.checkpoint import Checkpoints
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,8 @@ def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp
     train(config_of(pretrained, total_steps=1, evaluate_at_end=False), tmp_path / "run")
     with pytest.raises(ValueError, match="is a segmentation run; name the encoder that it started from"):
         transfer.prepare(config_of(tmp_path / "run"), tmp_path / "other")
+    with pytest.raises(CheckpointError, match=f"is a segmentation run.*that it started from, {pretrained}, or load"):
+        checkpoint.load(tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"is not a workdir with a config\.json and a checkpoint"):
         transfer.prepare(config_of(tmp_path / "nothing"), tmp_path / "other")
 
