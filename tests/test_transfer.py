@@ -166,6 +166,19 @@ def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp
         transfer.prepare(config_of(tmp_path / "nothing"), tmp_path / "other")
 
 
+def test_loading_a_run_changes_nothing_in_its_folder(pretrained, tmp_path):
+    train(config_of(pretrained, total_steps=2, checkpoint_every=1, evaluate_at_end=False), tmp_path)
+    unfinished = tmp_path / "checkpoints/3.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    state, step = state_of(tmp_path)
+    assert step == 2 and int(state.step) == 2
+    (tmp_path / "checkpoints/2/state/_METADATA").write_text("damaged")
+    with pytest.raises(CheckpointError, match=r"step 2 .*cannot be read: .*try --step=1"):
+        transfer.load(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.check
 def test_several_runs_in_one_figure(pretrained, tmp_path):
     pytest.importorskip("matplotlib")

@@ -32,7 +32,7 @@ from detailclip_jax.runtime.signals import SIGNALS, Stopped
 from detailclip_jax.segmentation import encoder, experiment, metrics
 from detailclip_jax.segmentation.experiment import Experiment
 from detailclip_jax.segmentation.optimizer import learning_rate
-from detailclip_jax.training.checkpoint import Checkpoints
+from detailclip_jax.training.checkpoint import load_state
 from detailclip_jax.training.train_state import TrainState
 
 SHOWN = 6  # images of the figure
@@ -80,20 +80,15 @@ def load(workdir: str | Path) -> tuple[Experiment, TrainState, int]:
         experiment, state, step = load("runs/ade20k")
         labels = next(experiment.predict(state, iter([image])))
 
-    Raises FileNotFoundError for a folder without checkpoints.
+    It only reads, so the run may be training meanwhile.  Raises FileNotFoundError for a folder without checkpoints, and
+    CheckpointError for an unreadable one.
     """
     file = Path(workdir) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{workdir} is no workdir of a run: it has no config.json")
     built = experiment.build(run_config.read(file))
-    store = Checkpoints(Path(workdir))
-    try:
-        restored = store.restore(built.state_shapes)
-    finally:
-        store.close()
-    if restored is None:
-        raise FileNotFoundError(f"{workdir} has no checkpoint yet")
-    return built, restored.state, restored.step
+    state, step = load_state(workdir, built.state_shapes)
+    return built, state, step
 
 
 def compare(workdirs: Mapping[str, str | Path], file: str | Path, count: int = SHOWN) -> Path:

@@ -251,23 +251,11 @@ class Checkpoints:
         broken = manifest.problem(self.folder / str(step)) if jax.process_index() == 0 else ""
         if not all_processes(not broken):
             return None, broken or "process 0 found it damaged"
-        self._check_version(step, target)
+        _check_version(self.folder, step, target)
         try:
             return self._read(step, target), "another process failed to read it"
         except Exception as error:  # any error of the reader, although the files are as they were written
             return None, _first_line(error)
-
-    def _check_version(self, step: int, target: PyTree) -> None:
-        """Raises CheckpointError if the metadata of a checkpoint can be read and lists other arrays than `target`."""
-        try:
-            saved = saved_shapes(self.folder / str(step) / "state")
-            run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self.folder / str(step) / "run")
-        except Exception:  # `_read` reports what is wrong
-            return
-        wanted = shapes(_fields(target))
-        wrong = [name for name in saved | wanted if saved.get(name) != wanted.get(name)]
-        if wrong:
-            raise CheckpointError(other_version(step, self.folder, run, saved, wanted, wrong))
 
     def _read(self, step: int, target: PyTree) -> Restored:
         json_item = ocp.args.JsonRestore
@@ -300,6 +288,19 @@ class Checkpoints:
         if not self._failed:
             self.wait()
             self._manager.close()
+
+
+def _check_version(folder: Path, step: int, target: PyTree) -> None:
+    """Raises CheckpointError if the metadata of a checkpoint can be read and lists other arrays than `target`."""
+    try:
+        saved = saved_shapes(folder / str(step) / "state")
+        run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / str(step) / "run")
+    except Exception:  # reading it reports what is wrong
+        return
+    wanted = shapes(_fields(target))
+    wrong = [name for name in saved | wanted if saved.get(name) != wanted.get(name)]
+    if wrong:
+        raise CheckpointError(other_version(step, folder, run, saved, wanted, wrong))
 
 
 def _bytes_of(folder: Path) -> int:
@@ -456,6 +457,26 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
         raise
     except Exception as error:  # any error of the reader, although the files are as they were written
         raise CheckpointError(_unreadable(folder, step, _first_line(error))) from error
+
+
+def load_state(path: str | Path, target: PyTree, step: int | None = None) -> tuple[PyTree, int]:
+    """Loads the whole state of a run with the shardings of `target`, and its step; changes nothing in the folder.
+
+    So it may be called while the run is training; `Checkpoints` removes what a run left unfinished.  Raises as `load`.
+    """
+    folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
+    if broken := manifest.problem(folder / str(step)):
+        raise CheckpointError(_unreadable(folder, step, broken))
+    _check_version(folder, step, target)
+    try:
+        state = target.replace(**_read_part(folder / str(step) / "state", _fields(target)))
+        run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / str(step) / "run")
+        _compare_checksums(run["checksums"], checksums(state))
+    except jax.errors.JaxRuntimeError:
+        raise
+    except Exception as error:  # any error of the reader, although the files are as they were written
+        raise CheckpointError(_unreadable(folder, step, _first_line(error))) from error
+    return state, step
 
 
 def _unreadable(folder: Path, step: int, reason: str) -> str:
