@@ -182,6 +182,17 @@ def test_any_folders_with_a_class_list(tmp_path):
         found.source[0]
 
 
+def test_a_class_list_is_read_line_by_line(tmp_path):
+    put(tmp_path / "images/train/b.png", encoded(np.zeros((4, 6, 3), np.uint8)))
+    put(tmp_path / "masks/train/b.png", mask(0, 1, 255))
+    put(tmp_path / "classes.txt", "\ufeffsea\r\nl\u00e4nd\r\n\r\n".encode())
+    assert open_set("folders", str(tmp_path), "train").classes == ("sea", "l\u00e4nd")
+    for text in (b"sea\n\nland\n", b"\nsea\nland\n", b""):
+        put(tmp_path / "classes.txt", text)
+        with pytest.raises(ValueError, match=r"classes\.txt has no name in line [12]: line k names"):
+            open_set("folders", str(tmp_path), "train")
+
+
 def test_an_unreadable_image_is_a_bad_record(tmp_path):
     ade20k(tmp_path, "training")
     put(tmp_path / "images/training/a.jpg", b"no image")

@@ -13,7 +13,7 @@ context     | JPEGImages, SegmentationClassContext, ImageSets/SegmentationContex
 context60   | the same                                                                    | 60: 0 is background
 coco_stuff  | images/{train,val}2017, annotations/{train,val}2017 (or stuffthingmaps/)    | 171
 cityscapes  | leftImg8bit/{train,val}/CITY, gtFine/{train,val}/CITY                       | 19
-folders     | images/SPLIT, masks/SPLIT, classes.txt (line k names the value k)           | as listed; 255 is ignored
+folders     | images/SPLIT, masks/SPLIT, classes.txt (line 1 names the value 0)           | as listed; 255 is ignored
 """
 
 import pathlib
@@ -151,12 +151,23 @@ def _cityscapes(root: pathlib.Path, split: str) -> Layout:
 def _folders(root: pathlib.Path, split: str) -> Layout:
     listed = root / "classes.txt"
     if not listed.is_file():
-        raise MissingData(f"{listed} is missing: one class name per line, line k for the stored value k")
-    classes = tuple(line.strip() for line in listed.read_text().splitlines() if line.strip())
+        raise MissingData(f"{listed} is missing: one class name per line, the first one for the stored value 0")
+    classes = _class_names(listed)
     masks = root / "masks" / split
     files = [(image, masks / f"{image.stem}.png") for image in _images(root / "images" / split)]
     ignored = (255,) if len(classes) <= 255 else (65535,)
     return files, classes, {k: k for k in range(len(classes))}, ignored
+
+
+def _class_names(file: pathlib.Path) -> tuple[str, ...]:
+    """The lines of a class list; raises ValueError for an empty line before a name, which would shift the values."""
+    lines = [line.strip() for line in file.read_text("utf-8-sig").rstrip().split("\n")]
+    if "" in lines:
+        raise ValueError(
+            f"{file} has no name in line {lines.index('') + 1}: line k names the stored value k - 1, so every value "
+            "needs a line; write a name there, or delete the line if it stands for no value"
+        )
+    return tuple(lines)
 
 
 LAYOUTS: dict[str, Callable[[pathlib.Path, str], Layout]] = {
