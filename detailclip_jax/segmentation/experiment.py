@@ -70,7 +70,7 @@ class Experiment:
     experiment = build(config)
     state = experiment.init(config.seed)
     state, values = experiment.train_step(state, experiment.put(batch))
-    scores, per_class = experiment.evaluate(state)
+    scores, counts = experiment.evaluate(state)
     """
 
     config: ConfigDict
@@ -172,7 +172,7 @@ class Experiment:
         return metrics.scores(total), total
 
     def predict(self, state: TrainState, images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields the label map of every image, uint8 [H, W, 3], at its own size, on this process's devices."""
+        """Yields the label map int16 [H, W] of every image uint8 [H, W, 3], at its size, on this process's devices."""
         mesh = local_mesh(self.mesh)
         params, stats = (_here(tree, mesh) for tree in (state.params, state.batch_stats["student"]))
         batch_size = self.config.inference.batch_size + -self.config.inference.batch_size % mesh.devices.size

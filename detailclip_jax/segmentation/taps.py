@@ -68,8 +68,3 @@ def usual_blocks(depth: int) -> tuple[int, int, int, int]:
     """Returns four blocks at a third, a half, two thirds and the end: (3, 5, 7, 11) of 12, (7, 11, 15, 23) of 24."""
     first, second, third = (max(round(depth * share) - 1, 0) for share in (1 / 3, 1 / 2, 2 / 3))
     return first, second, third, depth - 1
-
-
-def map_size(image: Sequence[int], patch_size: int) -> tuple[int, int]:
-    """Returns (rows, columns) of the maps of an image of (height, width) pixels."""
-    return image[0] // patch_size, image[1] // patch_size

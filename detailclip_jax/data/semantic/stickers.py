@@ -30,7 +30,7 @@ class StickerMasks:
         return {**scene, "mask": mask}
 
 
-def open_stickers(labels: str, split: str, size: int, num_scenes: int = 2**24, seed: int = 0) -> SemanticSet:
+def open_stickers(labels: str, split: str, size: int, num_scenes: int = 2**24) -> SemanticSet:
     """Opens scenes on a canvas of `size` pixels; "val" is the held-out scenes, of the same drawings.
 
     Raises ValueError for an unknown label set or split.
@@ -39,6 +39,6 @@ def open_stickers(labels: str, split: str, size: int, num_scenes: int = 2**24, s
         raise ValueError(unknown("data.labels", labels, LABELS))
     if split not in SPLITS:
         raise ValueError(unknown("split", split, SPLITS))
-    scenes = Stickers(split=SPLITS[split], size=size, num_scenes=num_scenes, seed=seed)
+    scenes = Stickers(split=SPLITS[split], size=size, num_scenes=num_scenes)
     names = class_names() if labels == "groups" else ("background", *noun_names())
     return SemanticSet("stickers", StickerMasks(scenes, labels), names)
