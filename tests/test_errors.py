@@ -56,7 +56,7 @@ def test_at_work_a_value_error_is_a_fault_and_a_run_error_is_not(capsys):
     assert capsys.readouterr().err == "error: loss is not finite\n"
 
 
-def test_notes_of_an_error_are_said_whatever_its_kind(capsys):
+def test_notes_of_an_error_at_work_are_said(capsys):
     error = errors.RunError("loss is not finite")
     error.add_note("what was measured is kept")
 

@@ -67,13 +67,13 @@ def explain(error: BaseException, kept: str = "") -> int | None:
 
 def message(error: BaseException, kept: str = "") -> str:
     """Returns the text for the user: "error: ...", or "interrupted; ..." on a line of its own, below the ^C."""
-    said = getattr(error, "__notes__", ())
-    notes = [*said, *([kept] if kept else [])]
+    notes = [*getattr(error, "__notes__", ()), *([kept] if kept else [])]
     if isinstance(error, KeyboardInterrupt):
         return "\n" + "; ".join(["interrupted", *([str(error)] if str(error) else notes)])
-    if not isinstance(error, OSError):
-        return "error: " + "; ".join([str(error), *said])
-    return "error: " + "; ".join([_os_error(error), *(said if isinstance(error, FileNotFoundError) else notes)])
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return "error: " + "; ".join([_os_error(error), *notes])
+    said = getattr(error, "__notes__", ()) if isinstance(error, RunError) else ()  # the work had begun
+    return "error: " + "; ".join([_os_error(error) if isinstance(error, OSError) else str(error), *said])
 
 
 def _os_error(error: OSError) -> str:
