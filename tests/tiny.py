@@ -1,4 +1,4 @@
-"""The smallest experiment that is still the real thing: shared by the tests, built once per row and mesh."""
+"""The smallest experiment that is still the real thing: shared by the tests, built once per method and mesh."""
 
 import functools
 
@@ -16,7 +16,7 @@ SIZE = {**sizes.SIZES["tiny"]._asdict(), "depth": 2, "text_depth": 1}  # fewer b
 ONE = {"count": 1, "size": 32}
 ENCLOSING = {"enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}
 LOCAL = {"local": {"count": 2, "size": 16}}
-CHANGES = {  # of the default config, by row; crops replace the two large views or stand beside them
+CHANGES = {  # of the default config, by method; its crops replace the two large views or are added to them
     "clip": {"views.crops": {"large": ONE}},
     "siglip": {"views.crops": {"large": ONE}},
     "slip": {"views.crops": {"clean": ONE}},
