@@ -442,7 +442,7 @@ def test_a_row_without_the_tower_is_told_before_anything_is_embedded(photos, cap
     assert run("--images=photos", "--query=a frog", checkpoint="runs/mae") == errors.USAGE_ERROR
     said = capsys.readouterr().err
     assert "the method of runs/mae is mae, which has no text and no text_projection; it embeds images only" in said
-    assert "embed --images); methods that have all: clip, slip" in said
+    assert "embed --images); use a checkpoint of a method with captions, such as clip or detailclip" in said
 
 
 def test_a_folder_is_embedded_by_an_image_encoder_alone(photos, capsys):
