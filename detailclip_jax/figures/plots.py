@@ -5,17 +5,28 @@ are distinguishable with colour blindness (viridis; Okabe and Ito's blue and ver
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from detailclip_jax.figures.style import BLUE, FAINT, HEAT, INK, blank, panels, save, show
 from detailclip_jax.models.patches import patchify, unpatchify
 
+__all__ = [
+    "attention_figure",
+    "grey_out",
+    "image_grid",
+    "loss_curves",
+    "paste",
+    "reconstruction_figure",
+    "save",
+    "text_maps",
+    "upscale",
+]
+
 GREY = 0.88  # of removed patches; 0 is black, 1 white
-INK, BLUE, FAINT = "#222222", "#0072B2", "#CCCCCC"
 TERMS = {
     "loss": "total, eq. 10",
     "clip": "image-text, eq. 1-5",
@@ -23,23 +34,6 @@ TERMS = {
     "patch": "patch distillation, eq. 7",
     "reconstruction": "pixels, eq. 8",
 }
-
-
-def _figure(width: float, height: float):
-    """A figure without pyplot: no window, no global state."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'detailclip_jax[demo]'") from error
-    return Figure((width, height), dpi=120, facecolor="white")
-
-
-def save(figure, path: str | Path) -> Path:
-    """Writes the figure as PNG, creating the folder if needed; returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
 
 
 def upscale(values: Float[np.ndarray, "N"], size: int) -> Float[np.ndarray, "size size"]:
@@ -88,22 +82,21 @@ def _side(num_patches: int) -> int:
     return side
 
 
-def image_grid(rows: Mapping[str, Sequence[np.ndarray]], title: str, credit: str = ""):
-    """Rows of square images, with the name of each row at its left; two-dimensional arrays are drawn as heat maps."""
-    columns = max(len(row) for row in rows.values())
-    label, cell, top, bottom = 1.55, 1.12, 0.45, 0.28
-    width, height = label + cell * columns + 0.1, top + cell * len(rows) + bottom
-    figure = _figure(width, height)
-    figure.text(0.1 / width, 1 - 0.28 / height, title, fontsize=11, color=INK, va="center", weight="bold")
-    figure.text(1 - 0.1 / width, 0.12 / height, credit, fontsize=7, color="#777777", va="center", ha="right")
-    for i, (name, row) in enumerate(rows.items()):
-        y = height - top - cell * (i + 1)
-        figure.text(0.1 / width, (y + cell / 2) / height, name, fontsize=9, color=INK, va="center", linespacing=1.35)
-        for j, image in enumerate(row):
-            box = ((label + cell * j) / width, y / height, (cell - 0.07) / width, (cell - 0.07) / height)
-            axes = figure.add_axes(box)
-            axes.imshow(image, cmap="viridis", interpolation="nearest")
-            axes.set_axis_off()
+def image_grid(
+    rows: Mapping[str, Sequence[np.ndarray]],
+    title: str,
+    credit: str = "",
+    columns: Sequence[str] = (),
+    size: float = 1.12,
+):
+    """Rows of images, with the name of each row at its left; two-dimensional arrays are drawn as heat maps.
+
+    `columns` are labels above the columns; `size` is the width of an image in inches.
+    """
+    count = max(len(row) for row in rows.values())
+    figure, axes = panels(list(rows), count, title, credit, columns, size)
+    for panel, image in ((panel, image) for line, row in zip(axes, rows.values()) for panel, image in zip(line, row)):
+        show(panel, image)
     return figure
 
 
@@ -159,14 +152,14 @@ def text_maps(image: UInt8[np.ndarray, "H W 3"], maps: Float[np.ndarray, "T H W"
     limit = max(float(np.abs(shown).max(initial=0)), 1e-12)
     height, width = image.shape[:2]
     panel = 2.2 * height / width
-    figure = _figure(2.3 * (1 + len(maps)), panel + 0.35)
+    figure = blank(2.3 * (1 + len(maps)), panel + 0.35)
     panels = figure.subplots(1, 1 + len(maps), squeeze=False)[0]
     for axes, title in zip(panels, ("image", *texts)):
         axes.imshow(image)
         axes.set_title(title, fontsize=9, color=INK)
         axes.set_axis_off()
     for axes, values in zip(panels[1:], shown):
-        axes.imshow(values, cmap="viridis", alpha=0.7, vmin=-limit, vmax=limit)
+        axes.imshow(values, cmap=HEAT, alpha=0.7, vmin=-limit, vmax=limit)
     figure.tight_layout(pad=0.3)
     return figure
 
@@ -174,7 +167,7 @@ def text_maps(image: UInt8[np.ndarray, "H W 3"], maps: Float[np.ndarray, "T H W"
 def loss_curves(metrics: Sequence[Mapping[str, Any]]):
     """Each loss term over the steps, in its own panel; `metrics` is the output of `metrics.read_lines`."""
     terms = [term for term in TERMS if any(term in line for line in metrics)]
-    figure = _figure(9.2, 2.1)
+    figure = blank(9.2, 2.1)
     panels = figure.subplots(1, max(len(terms), 1), squeeze=False)[0]
     for axes, term in zip(panels, terms):
         _curve(axes, [(line["step"], line[term]) for line in metrics if term in line])
