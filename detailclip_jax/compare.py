@@ -41,6 +41,7 @@ class Row(NamedTuple):
     name: str
     method: str
     change: Change
+    given: tuple[str, ...] = ()  # dotted names of the fields that its text sets
 
 
 def two_views(config: ConfigDict) -> None:
@@ -77,8 +78,8 @@ def parse_row(text: str) -> Row:
     """Parses a method or control with optional fields after it: "detailclip+ema.end=0.99+ema.start=0.98"."""
     name, *settings = text.split("+")
     known = CONTROLS.get(name, Row(name, name, lambda config: None))
-    further = set_fields(dict(map(parse_setting, settings)))
-    return Row(text, known.method, both(known.change, further))
+    fields = dict(map(parse_setting, settings))
+    return Row(text, known.method, both(known.change, set_fields(fields)), tuple(fields))
 
 
 def sweep_rows(path: str) -> list[Row]:
@@ -90,9 +91,9 @@ def sweep_rows(path: str) -> list[Row]:
     ]
 
 
-def given_fields(arguments: argparse.Namespace) -> list[str]:
-    """Returns the dotted names of the fields that --set sets."""
-    return [name for name, _ in map(parse_setting, arguments.set)]
+def given_fields(row: Row, arguments: argparse.Namespace) -> list[str]:
+    """Returns the dotted names of the fields that --set and `row` set; --init does not replace their values."""
+    return [*(name for name, _ in map(parse_setting, arguments.set)), *row.given]
 
 
 def config_of(row: Row, seed: int, arguments: argparse.Namespace) -> ConfigDict:
@@ -195,7 +196,8 @@ def compare(rows: Sequence[Row], arguments: argparse.Namespace) -> int:
     workdir, folders = Path(arguments.workdir), folders_of(rows, arguments)
     for seed in range(arguments.seeds):  # seeds outside, so that a stopped comparison has equally many runs per row
         for row in rows:
-            if code := run_once(config_of(row, seed, arguments), folders[row.name][seed], given_fields(arguments)):
+            given = given_fields(row, arguments)
+            if code := run_once(config_of(row, seed, arguments), folders[row.name][seed], given):
                 return code
     results = {name: [read_results(folder) for folder in runs] for name, runs in folders.items()}
     print(write(workdir, results | floors(arguments), {name: cost_text(runs) for name, runs in folders.items()}))
@@ -275,7 +277,7 @@ def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     folders = folders_of(rows, arguments)
     for row in rows:
         for seed, folder in enumerate(folders[row.name]):
-            config = init_from.adopt(config_of(row, seed, arguments), given_fields(arguments))
+            config = init_from.adopt(config_of(row, seed, arguments), given_fields(row, arguments))
             validate(config)
             methods.build(config)
             check_folder(config, folder)

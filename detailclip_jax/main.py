@@ -8,11 +8,12 @@
 The workdir (default: runs/ and the config's name) receives config.json, metrics.jsonl, tensorboard/, checkpoints/,
 and at the end results.json, report.md and figures/.  The same command continues from the last checkpoint; Ctrl-C and
 SIGTERM save a checkpoint first.  Several processes (on one or several hosts) connect through SLURM or Open MPI, on a
-TPU pod with --distributed, or with --coordinator, --num_processes and --process_id (or the environment variables
+TPU pod with --distributed, or with --coordinator, --num-processes and --process-id (or the environment variables
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).  launch/ has a script for each way.  To check a launch
 before the run: python -m detailclip_jax.doctor --launch with the same flags.
 """
 
+import functools
 import importlib
 import os
 import re
@@ -27,35 +28,39 @@ from ml_collections import ConfigDict, config_flags
 
 from detailclip_jax.config import default, field_of, help_text, run_config, transfer
 from detailclip_jax.config.config_files import find
-from detailclip_jax.runtime import errors, processes
+from detailclip_jax.runtime import arguments, errors, processes
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/NAME.py, or configs/NAME.py:ARGUMENT.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, to run as several processes.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes as jax finds them (TPU pods).")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, or FILE:ARGUMENT (required)")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/ and the config's name)")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "address of process 0, to run as several processes")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "index of this process, from 0")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "connect to the other processes that jax finds (TPU pods)")
+
+VALUES = {"config": "FILE", "workdir": "DIR", "coordinator": "HOST:PORT", "num_processes": "N", "process_id": "N"}
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple, for example (0.1, 0.5)"}
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
+def parse_flags(argv: Sequence[str], module: str = "main", description: str | None = __doc__) -> list[str]:
     """Parses the flags with absl, after checking the names of flags and of config fields.
 
-    Invalid flags end the program with a message, without a traceback.
+    Invalid flags end the program with a message, without a traceback.  `module` and `description` are for --help.
     """
     parsed: list[str] = []
-    code = errors.run(lambda: parsed.extend(_parsed(argv)) or 0)
+    code = errors.run(lambda: parsed.extend(_parsed(argv, module, description)) or 0)
     if code or not parsed:  # invalid, or --help
         sys.exit(code)
     return parsed
 
 
-def _parsed(argv: Sequence[str]) -> list[str]:
+def _parsed(argv: Sequence[str], module: str, description: str | None) -> list[str]:
     """Returns the arguments that are no flags.  Raises ValueError or FileNotFoundError; exits after --help."""
+    argv = [with_underscores(argument) for argument in argv]
     spec = _config_spec(argv)
     if any(re.fullmatch(r"--?help-config", argument) for argument in argv):
         _help_config(spec)
     if any(argument in ("-h", "-help", "--help") for argument in argv):
-        _help()
+        _help(module, description)
     helps = any(re.match(r"--?help", argument) for argument in argv)
     if not helps:
         check_names(argv)
@@ -67,9 +72,27 @@ def _parsed(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(sys.argv))
     except flags.Error as error:
-        raise ValueError(f"{error} (--help lists the flags)") from error
+        raise ValueError(f"{_invalid_value(error, argv) or error} (--help lists the flags)") from error
     except SystemExit as end:
         sys.exit(0 if helps and end.code == 1 else end.code)  # absl exits with 1 after --help
+
+
+def with_underscores(argument: str) -> str:
+    """Returns --num-processes=2 as --num_processes=2, the name that absl knows; other arguments are unchanged."""
+    name, equals, value = argument.partition("=")
+    known = name.lstrip("-").replace("-", "_")
+    return f"--{known}{equals}{value}" if name.startswith("--") and known in VALUES else argument
+
+
+def _invalid_value(error: flags.Error, argv: Sequence[str]) -> str:
+    """The message for a value that a config field does not accept; "" for another error."""
+    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+    if not found:
+        return ""
+    *groups, name = found[1].split(".")
+    config = functools.reduce(lambda group, part: group[part], groups, run_config.load(_config_spec(argv) or ""))
+    kind = KINDS.get(config.get_type(name))
+    return f"--config.{found[1]}={found[2]}: expected {kind}" if kind else ""
 
 
 def check_names(argv: Sequence[str]) -> None:
@@ -84,10 +107,15 @@ def check_names(argv: Sequence[str]) -> None:
             raise ValueError(f"unknown flag --{name}{hint}{rest} (--help lists the flags)")
 
 
-def _help() -> NoReturn:
-    """Prints what the command does and its own flags, whichever way it was started, and ends the program."""
-    own = flags.FLAGS.find_module_defining_flag(_WORKDIR.name)
-    print(f"{__doc__}\nflags:{flags.FLAGS.module_help(own)}\n\n--helpfull lists the flags of all libraries too.")
+def _help(module: str, description: str | None) -> NoReturn:
+    """Prints what the command does and its flags, in the form of the other commands, and ends the program."""
+    shown = arguments.parser(module, description, epilog="--helpfull lists the flags of all libraries too.")
+    for name, value in VALUES.items():
+        shown.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=flags.FLAGS[name].help)
+    shown.add_argument("--distributed", action="store_true", help=flags.FLAGS[_DISTRIBUTED.name].help)
+    shown.add_argument("--config.NAME", metavar="VALUE", help="a field of the config, for example --config.seed=1")
+    shown.add_argument("--help-config", action="store_true", help="list the fields of the config, and exit")
+    shown.print_help()
     sys.exit(0)
 
 

@@ -12,7 +12,6 @@ command continues from the last checkpoint; Ctrl-C and SIGTERM save one first.
 """
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,10 +36,7 @@ def main(argv: Sequence[str]) -> int:
 
 def command() -> None:
     """Runs the command with the arguments in `sys.argv` and exits."""
-    if any(argument in ("-h", "-help", "--help") for argument in sys.argv):
-        print(__doc__)
-        sys.exit(0)
-    app.run(main, flags_parser=train.parse_flags)
+    app.run(main, flags_parser=lambda argv: train.parse_flags(argv, "transfer", __doc__))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ start() {
   port=${PORT:-$(free_port)}
   pids=()
   for ((id = 0; id < num_processes; id++)); do
-    command=("$python" -m "$@" "--coordinator=127.0.0.1:$port" "--num_processes=$num_processes" "--process_id=$id")
+    command=("$python" -m "$@" "--coordinator=127.0.0.1:$port" "--num-processes=$num_processes" "--process-id=$id")
     echo "process $id: JAX_PLATFORMS=$JAX_PLATFORMS JAX_NUM_CPU_DEVICES=$JAX_NUM_CPU_DEVICES ${command[*]}"
     "${command[@]}" &
     pids+=($!)

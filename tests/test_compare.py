@@ -130,6 +130,12 @@ def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():
     assert (config.total_steps, config.seed, config.init, config.ema.end) == (7, 3, "runs/x", 0.5)
 
 
+def test_fields_of_a_row_and_of_set_are_those_that_a_checkpoint_does_not_replace():
+    row = compare.parse_row("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
+    assert compare.given_fields(row, arguments("--set=seed=9")) == ["seed", "preprocess.filter", "preprocess.mean"]
+    assert compare.given_fields(compare.parse_row("clip"), arguments()) == []
+
+
 def test_controls_change_what_they_say():
     blind = compare.config_of(compare.CONTROLS["detailclip_random_mask"], 0, arguments())
     assert blind.method == "detailclip" and blind.masking.strategy == "random"

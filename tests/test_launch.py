@@ -26,7 +26,7 @@ def test_two_processes_equal_one_and_stop_together(tmp_path):
     for process in (0, 1):
         for module in ("doctor --launch", "main"):
             assert f"-m detailclip_jax.{module} " in output
-        assert f"--num_processes=2 --process_id={process}" in output
+        assert f"--num-processes=2 --process-id={process}" in output
     assert "2 processes are connected, 1 x cpu each" in output and "FAILED" not in output
     (line,) = (line for line in output.splitlines() if "saved at step" in line)
     step = int(line.split("saved at step ")[1].split()[0])
@@ -54,7 +54,7 @@ def test_flags_of_several_processes_belong_together(tmp_path):
     command = [sys.executable, "-m", "detailclip_jax.main", CONFIG, "--num_processes=2"]
     result = subprocess.run(command, cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
-    assert "error: --coordinator, --num_processes and --process_id must be given together" in result.stderr
+    assert "error: --coordinator, --num-processes and --process-id must be given together" in result.stderr
 
 
 def stand_ins(folder, **commands):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detailclip_jax.main import with_recipe
+from detailclip_jax.main import with_recipe, with_underscores
 from detailclip_jax.runtime.metrics import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,8 @@ def finished(*flags, cache=None):
         (["--config=configs/sticker.py"], "did you mean 'configs/stickers.py'?"),
         (["--config", f"{SMALLEST}:metod=clip"], "unknown config argument 'metod'; known: method"),
         ([f"--config={SMALLEST}", "--config.batchsize=4"], "did you mean 'batch_size'?"),
-        ([f"--config={SMALLEST}", "--config.batch_size=many"], "--config.batch_size=many"),
+        ([f"--config={SMALLEST}", "--config.batch_size=many"], "--config.batch_size=many: expected a whole number"),
+        ([f"--config={SMALLEST}", "--config.model.scan=maybe"], "--config.model.scan=maybe: expected true or false"),
         ([f"--config={SMALLEST}", "--config.views.crops.large.size=x"], "--config.views.crops.large.size=x"),
         ([f"--config={SMALLEST}", "--worksir=x"], "did you mean '--workdir'?"),
         (
@@ -81,11 +82,18 @@ def test_the_promised_field_method_brings_its_recipe():
     assert with_recipe(joined, SMALLEST) == ["main", f"--config={SMALLEST}:method=clip", *joined[2:]]
 
 
+def test_flags_may_be_spelled_with_dashes_as_those_of_other_commands():
+    given = ["--num-processes=2", "--process-id", "--num_processes=2", "--config.data.path=a-b", "--no-flag", "-x-y"]
+    expected = ["--num_processes=2", "--process_id", *given[2:]]
+    assert [with_underscores(argument) for argument in given] == expected
+
+
 def test_help_explains_without_importing_jax():
     run = [sys.executable, "-X", "importtime", "-m", "detailclip_jax.main", "--help"]
     result = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60)
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
     assert result.returncode == 0 and "goes on with it where it was stopped" in result.stdout
+    assert result.stdout.startswith("usage: python -m detailclip_jax.main ") and "--num-processes N" in result.stdout
     assert "ml_collections" in imported and "jax" not in imported
 
 

@@ -54,7 +54,7 @@ def test_processes_are_named_by_flags_before_the_environment():
 @pytest.mark.parametrize(
     "given, message",
     [
-        (("host:1", 2, 2), "--process_id 2 of --num_processes 2: processes are numbered from 0"),
+        (("host:1", 2, 2), "--process-id 2 of --num-processes 2: processes are numbered from 0"),
         (("host", 2, 0), "--coordinator 'host' must be HOST:PORT"),
         ((":80", 2, 0), "--coordinator ':80' must be HOST:PORT"),
     ],

@@ -1,6 +1,6 @@
 """The processes of a run: how they connect, and how they end when one of them is lost.
 
-A process finds the others through --coordinator, --num_processes and --process_id, or through the environment:
+A process finds the others through --coordinator, --num-processes and --process-id, or through the environment:
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID (Kubernetes, launch/gke-jobset.yaml), SLURM's or Open
 MPI's variables, or a TPU pod's metadata.
 """
@@ -109,7 +109,7 @@ def named_processes(
         return None
     if None in values:
         raise ValueError(
-            "--coordinator, --num_processes and --process_id must be given together; give all three "
+            "--coordinator, --num-processes and --process-id must be given together; give all three "
             f"(or set {', '.join(NAMES)})"
         )
     return _checked(*(str(value) for value in values))
@@ -117,7 +117,7 @@ def named_processes(
 
 def _checked(coordinator: str, count: str, index: str) -> tuple[str, int, int]:
     if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
-        raise ValueError(f"--process_id {index} of --num_processes {count}: processes are numbered from 0")
+        raise ValueError(f"--process-id {index} of --num-processes {count}: processes are numbered from 0")
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isdecimal()):
         raise ValueError(f"--coordinator {coordinator!r} must be HOST:PORT of process 0")
