@@ -22,6 +22,7 @@ TORCH = [
 ]
 DATA = ["importlib_resources>=6", "pyarrow>=17", "tensorflow-datasets>=4.9.9,<5"]
 BEAM = ["apache-beam>=2.77"]
+DETECTION = ["pycocotools>=2.0.8,<3"]  # scores of detection
 DEV = [
     "beartype>=0.19",
     "build>=1.2",
@@ -99,5 +100,12 @@ setup(
     ],
     cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["detailclip = detailclip_jax.__main__:main"]},
-    extras_require={"beam": BEAM, "demo": DEMO, "torch": TORCH, "data": DATA, "dev": DEV + DEMO + DATA},
+    extras_require={
+        "beam": BEAM,
+        "demo": DEMO,
+        "torch": TORCH,
+        "data": DATA,
+        "detection": DETECTION,
+        "dev": DEV + DEMO + DATA + DETECTION,
+    },
 )

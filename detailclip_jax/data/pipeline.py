@@ -35,7 +35,18 @@ from detailclip_jax.runtime.terminal import printable
 Batch = dict[str, Any]
 
 MAX_TRIES = 100  # consecutive bad records before the stream raises
-ARRAYS = ("image", "box", "hidden", "text", "label", "labels", "size")  # names of a batch's arrays
+ARRAYS = (
+    "image",
+    "box",
+    "hidden",
+    "text",
+    "label",
+    "labels",
+    "size",
+    "boxes",
+    "crowd",
+    "masks",
+)  # names of a batch's arrays
 MASKS = ("segmentation", "instances")
 
 

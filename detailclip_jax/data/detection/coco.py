@@ -1,0 +1,252 @@
+"""Reads sets in COCO's format: a json with images, annotations and categories, and a folder of images.
+
+    found = open_coco("/data/coco", "val")                                # COCO 2017 as published
+    found = open_format("/data/mine/train.json", "/data/mine/images")     # any other set
+    found.source[0]    # {"image": bytes, "boxes", "classes", "crowd", "shapes", "image_id", "key", ...}
+
+Input                                    | Result
+---------------------------------------- | ----------------------------------------------------------------------
+category ids                             | sorted, then numbered 0 to K - 1
+an image without annotations             | left out of training (as in mmdet), kept in evaluation
+`ignore`                                 | the annotation is left out
+a box below one pixel, or area 0         | the annotation is left out, as in mmdet
+a box outside of the image               | the annotation is left out
+a crowd                                  | kept, with `crowd` True; its mask is not sampled
+an annotation of an image not listed     | left out and counted
+an unknown category, an id twice         | the set is refused
+a missing image file                     | the set is refused, with the number of missing files
+no or broken box, no or broken mask      | the image is refused (BadRecord) with the annotation's id
+another size than the json states        | the image is refused: boxes belong to the stated pixels
+an unreadable image                      | refused, by the rules of `data.decoding`
+
+Training replaces a refused image and counts it; an evaluation ends with it.
+"""
+
+import collections
+import json
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from detailclip_jax.data.detection.sets import DetectionSet
+from detailclip_jax.data.detection.shapes import Shape, read_shape
+from detailclip_jax.data.regular_files import inside, read_regular
+from detailclip_jax.data.sources import BadRecord, Example, MissingData
+from detailclip_jax.runtime.errors import unknown
+
+SPLITS = ("train", "val")
+YEAR = "2017"
+
+
+class ListedImage(NamedTuple):
+    """An image of the json."""
+
+    id: int
+    name: str
+    height: int
+    width: int
+
+
+class Instances(NamedTuple):
+    """The instances of one image.  Boxes are xyxy in pixels; `segmentations` are as stored (None for a crowd)."""
+
+    boxes: Float[np.ndarray, "n 4"]
+    classes: Int[np.ndarray, " n"]
+    crowd: Bool[np.ndarray, " n"]
+    segmentations: tuple[str | None, ...]  # as json text, which is small and quick to copy to workers
+    ids: tuple[int, ...]
+
+
+def open_coco(path: str, split: str, num: int = 0, training: bool = False) -> DetectionSet:
+    """Opens COCO 2017 in its published layout: annotations/instances_SPLIT2017.json and SPLIT2017/.
+
+    Raises ValueError for an unknown split and MissingData as `open_format`.
+    """
+    if split not in SPLITS:
+        raise ValueError(unknown("split", split, SPLITS))
+    root = pathlib.Path(path)
+    if not path or not root.is_dir():
+        raise MissingData(f"data.path {path!r} of coco is no folder; give --config.data.path=DIR")
+    images = next((root / name for name in (f"{split}{YEAR}", f"images/{split}{YEAR}") if (root / name).is_dir()), None)
+    if images is None:
+        raise MissingData(f"{root} has no folder {split}{YEAR} of images; docs/detection.md shows the layout")
+    return open_format(root / f"annotations/instances_{split}{YEAR}.json", images, "coco", num, training)
+
+
+def open_format(
+    file: str | pathlib.Path,
+    images: str | pathlib.Path,
+    name: str = "coco_format",
+    num: int = 0,
+    training: bool = False,
+) -> DetectionSet:
+    """Opens a set by its json and its folder of images; `num` keeps the first images only (0: all).
+
+    `training` leaves out images without annotations.  Raises MissingData that names the file and the reason.
+    """
+    file, root = pathlib.Path(file), pathlib.Path(images)
+    content = _load(file)
+    listed, categories = _images(content, file), _categories(content, file)
+    grouped, lost = _grouped(content["annotations"], {image.id for image in listed})
+    kept = [image for image in listed if grouped[image.id] or not training]
+    notes = [f"{len(listed) - len(kept):,} images without annotations are left out"] if len(kept) < len(listed) else []
+    notes += [f"{lost:,} annotations of images that are not listed are left out"] if lost else []
+    kept = kept[: num or None]
+    if not kept:
+        raise MissingData(f"{file} lists no image{' with annotations' if training else ''}")
+    if missing := [image.name for image in kept if not (root / image.name).is_file()]:
+        raise MissingData(
+            f"{len(missing)} of {len(kept)} images of {file} are not in {root}; the first is {missing[0]}"
+        )
+    numbers = {category: number for number, category in enumerate(categories)}
+    source = CocoImages(name, root, kept, [grouped[image.id] for image in kept], numbers)
+    return DetectionSet(name, source, tuple(categories.values()), tuple(categories), tuple(notes), str(file))
+
+
+def _load(file: pathlib.Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise MissingData(f"{file} is missing: it holds the images, annotations and categories of the set")
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise MissingData(f"{file} is not readable as JSON: {error}") from error
+    names = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in names):
+        raise MissingData(f"{file} is not in COCO's format: it needs the lists {', '.join(names)}")
+    return content
+
+
+def _images(content: Mapping[str, Any], file: pathlib.Path) -> list[ListedImage]:
+    try:
+        found = [
+            ListedImage(*(image[k] for k in ("id", "file_name", "height", "width"))) for image in content["images"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise MissingData(f"{file} has an image without id, file_name, height or width: {error!r}") from error
+    _check_unique([image.id for image in found], "image", file)
+    return found
+
+
+def _categories(content: Mapping[str, Any], file: pathlib.Path) -> dict[int, str]:
+    """Category id -> name, sorted by id."""
+    try:
+        pairs = sorted((category["id"], str(category["name"])) for category in content["categories"])
+    except (KeyError, TypeError) as error:
+        raise MissingData(f"{file} has a category without id or name: {error!r}") from error
+    _check_unique([number for number, _ in pairs], "category", file)
+    known = [number for number, _ in pairs]
+    own = {json.dumps(a.get("category_id")) for a in content["annotations"] if isinstance(a, dict)}
+    if strange := own - {json.dumps(number) for number in known} - {"null"}:
+        raise MissingData(f"{file} has annotations of the category {min(strange)}, which it does not list")
+    if not pairs:
+        raise MissingData(f"{file} lists no category")
+    return dict(pairs)
+
+
+def _check_unique(ids: Sequence[Any], kind: str, file: pathlib.Path) -> None:
+    if repeated := [number for number, count in collections.Counter(ids).items() if count > 1]:
+        raise MissingData(f"{file} lists the {kind} id {repeated[0]!r} more than once")
+
+
+def _grouped(annotations: Iterable[Any], known: set[int]) -> tuple[dict[int, list[dict[str, Any]]], int]:
+    """The annotations by image, and the number of those whose image is not listed."""
+    grouped: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+    lost = 0
+    for annotation in annotations:
+        image = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if isinstance(image, int | str) and image in known:
+            grouped[image].append(annotation)
+        else:
+            lost += 1
+    return grouped, lost
+
+
+def instances_of(
+    annotations: Sequence[Mapping[str, Any]], image: ListedImage, numbers: Mapping[int, int]
+) -> Instances | str:
+    """Returns the instances of an image, or the reason why the image is refused."""
+    kept = []
+    for annotation in annotations:
+        where = f"annotation {annotation.get('id')!r}"
+        if annotation.get("ignore"):
+            continue
+        box = annotation.get("bbox")
+        if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
+            return f"{where} has no valid box: {box!r:.60}"
+        if annotation.get("category_id") is None:
+            return f"{where} has no category"
+        crowd = bool(annotation.get("iscrowd", 0))
+        x, y, w, h = box
+        seen = min(x + w, image.width) - max(x, 0), min(y + h, image.height) - max(y, 0)
+        if min(w, h) < 1 or min(seen) <= 0 or annotation.get("area", 1) <= 0:
+            continue
+        kept.append((annotation, (x, y, x + w, y + h), crowd))
+    return Instances(
+        np.array([box for _, box, _ in kept], np.float32).reshape(-1, 4),
+        np.array([numbers[annotation["category_id"]] for annotation, _, _ in kept], np.int32),
+        np.array([crowd for _, _, crowd in kept], bool),
+        tuple(None if crowd else json.dumps(annotation.get("segmentation")) for annotation, _, crowd in kept),
+        tuple(annotation.get("id", 0) for annotation, _, _ in kept),
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+class CocoImages:
+    """The images of a set with their instances; random access."""
+
+    def __init__(
+        self,
+        name: str,
+        root: pathlib.Path,
+        images: Sequence[ListedImage],
+        annotations: Sequence[Sequence[Mapping[str, Any]]],
+        numbers: Mapping[int, int],
+    ):
+        self.name, self.root, self.images = name, root, images
+        self.instances = [instances_of(own, image, numbers) for own, image in zip(annotations, images)]
+        self._sizes = np.array([(image.height, image.width) for image in images], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sizes(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n 2"]:
+        """(height, width) of some images, as the json states them."""
+        return self._sizes[indices]
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns one example; raises BadRecord if the file cannot be read or an annotation is broken."""
+        image, found = self.images[index], self.instances[index]
+        key = f"{self.name}/{image.name}"
+        if isinstance(found, str):
+            raise BadRecord(f"{key}: {found}")
+        try:
+            data = read_regular(inside(self.root, image.name))
+        except OSError as error:
+            raise BadRecord(f"{key}: {error.strerror or error}") from error
+        return {
+            "image": data,
+            "size": (image.height, image.width),
+            "boxes": found.boxes,
+            "classes": found.classes,
+            "crowd": found.crowd,
+            "shapes": tuple(_shapes(found, image, key)),
+            "image_id": image.id,
+            "key": key,
+            "captions": (),
+            "label": -1,
+        }
+
+
+def _shapes(found: Instances, image: ListedImage, key: str) -> Iterable[Shape | None]:
+    for stored, number in zip(found.segmentations, found.ids):
+        try:
+            yield None if stored is None else read_shape(json.loads(stored), image.height, image.width)
+        except (ValueError, TypeError) as error:
+            raise BadRecord(f"{key}: annotation {number!r}: {error}") from error

@@ -1,0 +1,135 @@
+"""Shapes of instances as COCO stores them (polygons, run lengths), sampled into a square grid over a box.
+
+A shape is a list of polygons, float32 [K, 2] (x, y in pixels of the image), or a bitmap, uint8 [H, W].  Sampling takes
+the centres of M x M cells of a box, so that resizing, cropping and flipping an image need no mask of the image's size:
+only the box is transformed.
+
+Stored form                          | Result
+------------------------------------ | ---------------------------------------------------------------------------
+polygons                             | their union; inside is odd, as in pycocotools
+run lengths as numbers               | a bitmap; columns first, beginning with the length of the background
+run lengths as text                  | the same, after decoding 5 bits per character
+fewer than 3 points, odd number      | refused
+lengths that do not fill the image   | refused
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+Polygons = list[Float[np.ndarray, "_k 2"]]
+Bitmap = UInt8[np.ndarray, "_h _w"]
+Shape = Polygons | Bitmap
+Box = Sequence[float | int] | Float[np.ndarray, "4"]
+
+
+def read_shape(stored: Any, height: int, width: int) -> Shape:
+    """Converts a `segmentation` of COCO's json.  Raises ValueError with the reason if it is invalid."""
+    if isinstance(stored, dict):
+        return _from_runs(stored, height, width)
+    if not isinstance(stored, list) or not stored:
+        raise ValueError("no segmentation, which the mask head needs")
+    return [_polygon(numbers) for numbers in stored]
+
+
+def _polygon(numbers: Any) -> Float[np.ndarray, "_k 2"]:
+    points = np.asarray(numbers, np.float32)
+    if points.ndim != 1 or len(points) % 2 or len(points) < 6:
+        raise ValueError(f"a polygon of {points.size} numbers; three or more points are required")
+    if not np.isfinite(points).all():
+        raise ValueError("a polygon with numbers that are not finite")
+    return points.reshape(-1, 2)
+
+
+def _from_runs(stored: dict[str, Any], height: int, width: int) -> Bitmap:
+    if list(stored.get("size", ())) != [height, width]:
+        raise ValueError(f"run lengths of a mask of size {stored.get('size')}; the image has {[height, width]}")
+    counts = stored.get("counts")
+    return decode_runs(counts if isinstance(counts, list) else text_runs(counts), height, width)
+
+
+def text_runs(text: Any) -> Int[np.ndarray, " R"]:
+    """Decodes COCO's compressed run lengths.  Raises ValueError for a text that ends within a number.
+
+    A character holds 5 bits of a number, lowest first, plus 48; bit 5 says that more follow, bit 4 of the last one is
+    the sign.  From the fourth number on, the difference to the number two before is stored.
+    """
+    data = text.encode("latin-1") if isinstance(text, str) else text
+    if not isinstance(data, bytes):
+        raise ValueError(f"run lengths of type {type(text).__name__}; a list or a text is required")
+    found: list[int] = []
+    value = shift = 0
+    for byte in data:
+        bits = byte - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            found.append(value + (found[-2] if len(found) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("run lengths that end within a number")
+    return np.array(found, np.int64)
+
+
+def decode_runs(counts: Sequence[int] | Int[np.ndarray, " R"], height: int, width: int) -> Bitmap:
+    """Returns the mask of run lengths, which alternate between background and object, column by column.
+
+    Raises ValueError unless they are non-negative and add up to all pixels.
+    """
+    lengths = np.asarray(counts, np.int64)
+    if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
+        raise ValueError(f"run lengths that sum to {lengths.sum()}; the image has {height * width} pixels")
+    values = np.arange(len(lengths), dtype=np.int64) % 2
+    return np.repeat(values, lengths).astype(np.uint8).reshape(width, height).T
+
+
+def runs_of(mask: Bool[np.ndarray, "H W"]) -> list[int]:
+    """Returns COCO's run lengths of a mask as numbers, the inverse of `decode_runs`."""
+    flat = mask.T.reshape(-1)
+    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    lengths = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+    return [0, *lengths] if flat.size and flat[0] else lengths
+
+
+def sample(shape: Shape, box: Box, side: int) -> UInt8[np.ndarray, "M M"]:
+    """Samples a shape at the centres of side x side cells of a box (xyxy, pixels): 1 inside, 0 outside.
+
+    A box without area gives a mask of zeros.
+    """
+    left, top, right, bottom = (float(value) for value in box)
+    if right <= left or bottom <= top:
+        return np.zeros((side, side), np.uint8)
+    if isinstance(shape, np.ndarray):
+        return _at_centres(shape, left, top, (right - left) / side, (bottom - top) / side, side)
+    inside = np.zeros((side, side), bool)
+    scale = side / np.array([right - left, bottom - top])
+    for polygon in shape:
+        inside |= _filled((polygon - (left, top)) * scale, side)
+    return inside.astype(np.uint8)
+
+
+def _at_centres(mask: Bitmap, left: float, top: float, wide: float, high: float, side: int) -> UInt8[np.ndarray, "M M"]:
+    centres = np.arange(side) + 0.5
+    rows, columns = np.floor(top + centres * high).astype(int), np.floor(left + centres * wide).astype(int)
+    inside = ((rows >= 0) & (rows < mask.shape[0]))[:, None] & ((columns >= 0) & (columns < mask.shape[1]))
+    found = mask[np.clip(rows, 0, mask.shape[0] - 1)[:, None], np.clip(columns, 0, mask.shape[1] - 1)]
+    return np.where(inside & (found != 0), np.uint8(1), np.uint8(0))
+
+
+def _filled(polygon: Float[np.ndarray, "K 2"], side: int) -> Bool[np.ndarray, "M M"]:
+    """Which centres of side x side unit cells lie inside a polygon: an odd number of edges crosses their row before.
+
+    An edge crosses the row of centres y if exactly one of its ends is above y.
+    """
+    (x0, y0), (x1, y1) = polygon.T, np.roll(polygon, -1, 0).T
+    centres = (np.arange(side) + 0.5)[:, None]
+    rows, edges = np.nonzero((y0 <= centres) != (y1 <= centres))
+    slope = (x1[edges] - x0[edges]) / (y1[edges] - y0[edges])
+    crossing = x0[edges] + (rows + 0.5 - y0[edges]) * slope
+    first = np.clip(np.ceil(crossing - 0.5), 0, side).astype(int)  # the first centre that is not before the crossing
+    turns = np.zeros((side, side + 1), np.int32)
+    np.add.at(turns, (rows, first), 1)
+    return turns[:, :side].cumsum(1) % 2 == 1
