@@ -394,16 +394,17 @@ def checksums(state: PyTree) -> dict[str, int]:
     A checksum is a sum over the bits and positions of all values, modulo 2^32; it is the same on any number of devices.
     Raises CheckpointError that names the arrays with nan or infinite values.
     """
-    sums, finite = jax.device_get(_inspect(jax.tree.leaves(state)))
-    names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state)]
-    if bad := [name for name, good in zip(names, finite) if not good]:
-        raise CheckpointError(f"the state is not finite in {', '.join(bad[:5])} ({len(bad)} of {len(names)} arrays)")
-    return {name: int(value) for name, value in zip(names, sums)}
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
+    inspected = jax.device_get({name: _inspect(leaf) for name, leaf in leaves.items()})
+    if bad := [name for name, (_, finite) in inspected.items() if not finite]:
+        raise CheckpointError(f"the state is not finite in {', '.join(bad[:5])} ({len(bad)} of {len(leaves)} arrays)")
+    return {name: int(value) for name, (value, _) in inspected.items()}
 
 
 @jax.jit
-def _inspect(leaves: list[Array]) -> tuple[UInt32[Array, "L"], Bool[Array, "L"]]:
-    return jnp.stack([_bit_sum(leaf) for leaf in leaves]), jnp.stack([_is_finite(leaf) for leaf in leaves])
+def _inspect(leaf: Array) -> tuple[UInt32[Array, ""], Bool[Array, ""]]:
+    """One small program per shape: a program for a whole state takes seconds to compile, for each kind of state."""
+    return _bit_sum(leaf), _is_finite(leaf)
 
 
 def _bit_sum(leaf: Array) -> UInt32[Array, ""]:
