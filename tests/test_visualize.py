@@ -9,6 +9,7 @@ from PIL import Image
 from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD, default
 from detailclip_jax.evaluation import figures
 from detailclip_jax.figures import plots
+from detailclip_jax.inference.inspection import paste
 from detailclip_jax.models import sizes
 from detailclip_jax.models.patches import normalise_patches, patchify
 from detailclip_jax.training import experiment
@@ -51,12 +52,12 @@ def test_grey_out_touches_removed_patches_only():
 def test_a_perfect_prediction_gives_the_image_back(eps):
     pixels, removed = image(), np.array([0, 3, 7, 12])
     predicted = target_pixels(pixels, removed, eps)
-    assert (plots.paste(pixels, predicted, removed, eps=eps, **NORM) == pixels).all()
+    assert (paste(pixels, predicted, removed, eps=eps, **NORM) == pixels).all()
 
 
 def test_a_flat_prediction_shows_each_patch_in_its_mean_colour():
     pixels, removed = image(), np.array([5])
-    drawn = plots.paste(pixels, np.zeros((1, 48), np.float32), removed, eps=1e-6, **NORM)
+    drawn = paste(pixels, np.zeros((1, 48), np.float32), removed, eps=1e-6, **NORM)
     other = np.ones((16, 16), bool)
     other[4:8, 4:8] = False
     assert (drawn[other] == pixels[other]).all()
@@ -65,7 +66,7 @@ def test_a_flat_prediction_shows_each_patch_in_its_mean_colour():
 
 def test_values_out_of_range_are_clipped():
     for value, expected in ((1e3, 255), (-1e3, 0)):
-        drawn = plots.paste(image(), np.full((1, 48), value, np.float32), np.array([0]), eps=None, **NORM)
+        drawn = paste(image(), np.full((1, 48), value, np.float32), np.array([0]), eps=None, **NORM)
         assert (drawn[:4, :4] == expected).all()
 
 

@@ -14,6 +14,7 @@ from detailclip_jax.evaluation import held_out, stickers
 from detailclip_jax.evaluation.evaluators import all_weights
 from detailclip_jax.evaluation.kept_objects import lowest
 from detailclip_jax.figures import plots
+from detailclip_jax.inference.inspection import paste, paste_options
 from detailclip_jax.methods import components
 from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.training.experiment import Experiment, dummy_batch
@@ -95,9 +96,7 @@ def reconstruct(
     mask, removed, predicted = (
         np.asarray(array)[: len(images)] for array in multihost_utils.process_allgather(wanted, tiled=True)
     )
-    eps = config.losses.pixel_eps if config.losses.normalise_pixels else None
-    norm = {"mean": config.preprocess.mean, "std": config.preprocess.std, "eps": eps}
-    drawn = [plots.paste(*row, **norm) for row in zip(images, predicted, removed)]
+    drawn = [paste(*row, **paste_options(config)) for row in zip(images, predicted, removed)]
     return mask, np.stack(drawn)
 
 

@@ -7,19 +7,16 @@ are distinguishable with colour blindness (viridis; Okabe and Ito's blue and ver
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from detailclip_jax.figures.style import BLUE, FAINT, HEAT, INK, blank, panels, save, show
-from detailclip_jax.models.patches import patchify, unpatchify
 
 __all__ = [
     "attention_figure",
     "grey_out",
     "image_grid",
     "loss_curves",
-    "paste",
     "reconstruction_figure",
     "save",
     "text_maps",
@@ -47,32 +44,6 @@ def grey_out(image: UInt8[np.ndarray, "S S 3"], hidden: Bool[np.ndarray, "N"]) -
     """The image with its removed patches in grey."""
     mask = upscale(hidden.astype(float), len(image))[..., None] > 0
     return np.where(mask, np.uint8(255 * GREY), image)
-
-
-def paste(
-    image: UInt8[np.ndarray, "S S 3"],
-    predicted: Float[np.ndarray, "H P"],
-    removed: Int[np.ndarray, "H"],
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    eps: float | None,
-) -> UInt8[np.ndarray, "S S 3"]:
-    """The image with its removed patches replaced by the decoder's predictions.
-
-    `predicted` holds the pixels of the patches `removed`, in (row, column, channel) order, in the units of eq. 8:
-    normalised by `mean` and `std` and, unless `eps` is None, also per patch, (x - patch mean) / sqrt(patch variance +
-    eps). This function inverts both with the TRUE patch's mean and variance, as MAE's figures do: the result shows the
-    predicted structure, not the predicted brightness.
-    """
-    side = round((predicted.shape[1] / 3) ** 0.5)
-    patches = np.array(patchify(jnp.asarray((image / 255 - mean) / std, jnp.float32), side))
-    if eps is not None:
-        true = patches[removed]
-        predicted = predicted * np.sqrt(true.var(-1, keepdims=True, ddof=1) + eps) + true.mean(-1, keepdims=True)
-    patches[removed] = predicted
-    drawn = np.asarray(unpatchify(jnp.asarray(patches), side)) * np.asarray(std) + np.asarray(mean)
-    return np.rint(np.clip(drawn, 0, 1) * 255).astype(np.uint8)
 
 
 def _side(num_patches: int) -> int:
@@ -131,7 +102,7 @@ def reconstruction_figure(
     credit: str = "",
     shown: str = "scene",
 ):
-    """Reconstructions of removed patches: the student's input, `drawn` (see `paste`) and the image."""
+    """Reconstructions of removed patches: the student's input, `drawn` (see `inspection.paste`) and the image."""
     rows = {
         "student's input": [grey_out(image, mask) for image, mask in zip(images, hidden)],
         "reconstruction": list(drawn),

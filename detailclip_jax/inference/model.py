@@ -6,6 +6,7 @@
     model.encode_image([Image.open("frog.jpg"), array]) @ model.encode_text(["a frog", "a bus"]).T    # cosines [2, 2]
     model.features([array]).patches                                                                  # [1, h, w, D]
     model.attention(array)                                                                           # eq. 9
+    model.reconstruct([array], model.removed([array]))                    # what the decoder makes of removed patches
     model.dense(array, ["a frog", "a bus"])                                      # a map of the image per text
 
 The networks, their parameters and the config are `model.networks`, `model.variables` and `model.config`.
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -42,7 +44,10 @@ from detailclip_jax.inference.dense import (
     mean_of_templates,
     prompts,
 )
+from detailclip_jax.inference.inspection import head_attention, paste, paste_options, pixel_predictor
+from detailclip_jax.methods.components import mask_rule
 from detailclip_jax.methods.encode import Encode, encoders
+from detailclip_jax.methods.masking import attention_low
 from detailclip_jax.models import sizes
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import checkpoint, ema
@@ -55,6 +60,9 @@ NEEDS = {
     "features": ("image",),
     "encode_text": ("text", "text_projection"),
     "attention": ("image",),
+    "attention_heads": ("image",),
+    "removed": ("image",),
+    "reconstruct": ("image", "decoder", "pixel_head"),
     "dense": ("image", "image_projection", "text", "text_projection"),
 }
 USUAL_GEOMETRY = ("bilinear", "shorter_side", 1.0)
@@ -161,6 +169,77 @@ class Model:
         side = sizes.num_side_patches(self.config.model)
         return values.reshape(side, side)
 
+    def attention_heads(self, images: Any) -> Float32[np.ndarray, "B L heads side side"]:
+        """The CLS attention of any number of images by layer and head; input as for `encode_image`.
+
+        Eq. 9, `attention`, is the mean over layers and heads. The softmax runs over all tokens, CLS included, so the
+        values of a head sum to at most 1.
+
+            model.attention_heads(images)[:, -1].mean(1)        # the last layer, mean over its heads
+        """
+        self.require("attention_heads")
+        size, side = sizes.size_of(self.config.model), sizes.num_side_patches(self.config.model)
+        batches = self._called(self._head_attention, self._views(images, "attention_heads"))
+        empty = np.zeros((0, size.depth, size.num_heads, side**2), np.float32)
+        return np.concatenate([empty, *batches]).reshape(-1, size.depth, size.num_heads, side, side)
+
+    def removed(self, images: Any, ratio: float | None = None) -> Bool[np.ndarray, "B side side"]:
+        """Which patches token removal (section 3.2.3) takes away: True for those of the lowest CLS attention (eq. 9).
+
+        The share is `ratio`, by default `config.masking.ratio`; the unit is `config.masking.granularity`. Every image
+        encoder has it, also that of a method that removes other patches in training, or none.
+
+        Raises ValueError for a ratio that removes no patch or all.
+        """
+        self.require("removed")
+        rule = mask_rule(self.config)
+        rule = rule if ratio is None else rule._replace(ratio=ratio).checked()
+        batches = self._called(self.encode.attention, self._views(images, "removed"))
+        attention = np.concatenate([np.zeros((0, rule.num_patches), np.float32), *batches])
+        return np.asarray(attention_low(rule, attention=jnp.asarray(attention)).mask).reshape(-1, rule.side, rule.side)
+
+    def reconstruct(self, images: Any, removed: Bool[np.ndarray, "B side side"]) -> UInt8[np.ndarray, "B S S 3"]:
+        """The images with their removed patches replaced by the decoder's predictions from the other patches.
+
+            model.reconstruct(images, model.removed(images))
+
+        `removed` is True at the same number of patches in every image. The student's networks compute it, whatever
+        `weights` says, since the decoder is trained with them. Brightness and contrast of a patch are those of the true
+        patch if the method normalises its targets per patch (see `inspection.paste`).
+
+        Raises ValueError if the method has no decoder, or if the number of removed patches differs between images.
+        """
+        self.require("reconstruct")
+        views = np.stack(list(self._views(images, "reconstruct")))
+        mask = removed.reshape(len(views), -1)
+        counts = sorted(set(mask.sum(1).tolist()))
+        if len(counts) != 1 or not 0 < counts[0] < mask.shape[1]:
+            raise ValueError(f"removed has {counts} patches per image; it must be one number from 1 to all but one")
+        options = paste_options(self.config)
+        return np.stack(
+            [
+                paste(image, values, np.flatnonzero(hidden), **options)
+                for image, hidden, values in zip(views, mask, self._predicted(views, mask, counts[0]))
+            ]
+        )
+
+    def _predicted(
+        self, views: UInt8[np.ndarray, "B S S 3"], mask: Bool[np.ndarray, "B N"], num_removed: int
+    ) -> Iterator[Float32[np.ndarray, "H P"]]:
+        params = self.variables["params"]
+        for start in range(0, len(views), SHAPES[-1]):
+            chunk = slice(start, start + SHAPES[-1])
+            padded = filled(list(views[chunk])), filled(list(mask[chunk]))
+            yield from np.asarray(self._pixel_predictor(params, *padded, num_removed))[: len(views[chunk])]
+
+    @functools.cached_property
+    def _head_attention(self) -> jax.stages.Wrapped:
+        return head_attention(self.networks, self.config)
+
+    @functools.cached_property
+    def _pixel_predictor(self) -> jax.stages.Wrapped:
+        return pixel_predictor(self.networks, self.config)
+
     def dense(
         self,
         image: Any,
@@ -234,10 +313,12 @@ class Model:
         """Raises ValueError unless the model has the networks that the method `call` runs."""
         if missing := [name for name in NEEDS[call] if name not in self.params]:
             alone = "; it embeds images only (encode_image, features, embed --images)" * ("image" in self.params)
+            wanted = "captions, such as clip or detailclip"
+            if call == "reconstruct":
+                alone, wanted = "", "a pixel loss, such as mae or detailclip"
             raise ValueError(
                 f"{call} runs {' and '.join(NEEDS[call])}, but the method of {self.path} is {self.config.method}, "
-                f"which has no {' and no '.join(missing)}{alone}; use a checkpoint of a method with captions, "
-                "such as clip or detailclip"
+                f"which has no {' and no '.join(missing)}{alone}; use a checkpoint of a method with {wanted}"
             )
         if call == "encode_text" and self.config.model.vocab_size != VOCAB_SIZE:
             raise ValueError(

@@ -1,0 +1,96 @@
+"""Compiled functions behind `Model.attention_heads` and `Model.reconstruct`, and reconstructions as images."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from detailclip_jax.kernels.products import matmul_precision
+from detailclip_jax.methods import masking
+from detailclip_jax.models.attention import cls_attention_heads
+from detailclip_jax.models.patches import normalise_pixels, patchify, unpatchify
+from detailclip_jax.models.readouts import heads
+from detailclip_jax.models.stacking import unstack
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.models.vit import VisionTransformer
+from detailclip_jax.types import Array, Params
+
+
+def head_attention(networks: Networks, config: ConfigDict) -> jax.stages.Wrapped:
+    """Builds the jitted function of (params, uint8 images [B, S, S, 3]) -> CLS attention [B, L, heads, N]."""
+    networks = networks.unrolled()
+    mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
+
+    def run(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B L heads N"]:
+        net = networks.bind({"params": {"image": unstack(params["image"])}})
+        with matmul_precision(config.model.matmul_precision):
+            return attention_of_heads(net.image, normalise_pixels(images, mean, std))
+
+    return jax.jit(run)
+
+
+def attention_of_heads(encoder: VisionTransformer, images: Float[Array, "B S S 3"]) -> Float[Array, "B L heads N"]:
+    """The CLS token's attention to the patches by layer and head; eq. 9 is the mean over both.
+
+    `encoder` is bound to parameters, and its blocks are not stacked. The softmax runs over all tokens, CLS included, so
+    the values of a head sum to at most 1.
+    """
+    x, layers = encoder.embed(images), []
+    for block in encoder.blocks:  # type: ignore[attr-defined]
+        query, key, _ = heads(block, x)
+        layers.append(cls_attention_heads(query[:, 0], key)[..., 1:])
+        x, _ = block(x)
+    return jnp.stack(layers, 1)
+
+
+def pixel_predictor(networks: Networks, config: ConfigDict) -> jax.stages.Wrapped:
+    """Builds the jitted function of (params, images [B, S, S, 3], mask [B, N], num_removed) -> predictions [B, H, P].
+
+    `mask` is True at the `num_removed` patches that the encoder does not see; it must be the same number in all images.
+    """
+    mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
+
+    def run(
+        params: Params, images: UInt8[Array, "B S S 3"], mask: Bool[Array, "B N"], num_removed: int
+    ) -> Float[Array, "B H P"]:
+        net, hidden = networks.bind({"params": params}), masking.from_mask(mask, num_removed)
+        with matmul_precision(config.model.matmul_precision):
+            tokens = net.image(normalise_pixels(images, mean, std), hidden.kept)
+            return net.pixel_head(net.decoder(tokens, hidden)).astype(jnp.float32)
+
+    return jax.jit(run, static_argnums=3)
+
+
+def paste(
+    image: UInt8[np.ndarray, "S S 3"],
+    predicted: Float[np.ndarray, "H P"],
+    removed: Int[np.ndarray, "H"],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    eps: float | None,
+) -> UInt8[np.ndarray, "S S 3"]:
+    """The image with its removed patches replaced by the decoder's predictions.
+
+    `predicted` holds the pixels of the patches `removed`, in (row, column, channel) order, in the units of eq. 8:
+    normalised by `mean` and `std` and, unless `eps` is None, also per patch, (x - patch mean) / sqrt(patch variance +
+    eps). This function inverts both with the TRUE patch's mean and variance, as MAE's figures do: the result shows the
+    predicted structure, not the predicted brightness.
+    """
+    side = round((predicted.shape[1] / 3) ** 0.5)
+    patches = np.array(patchify(jnp.asarray((image / 255 - mean) / std, jnp.float32), side))
+    if eps is not None:
+        true = patches[removed]
+        predicted = predicted * np.sqrt(true.var(-1, keepdims=True, ddof=1) + eps) + true.mean(-1, keepdims=True)
+    patches[removed] = predicted
+    drawn = np.asarray(unpatchify(jnp.asarray(patches), side)) * np.asarray(std) + np.asarray(mean)
+    return np.rint(np.clip(drawn, 0, 1) * 255).astype(np.uint8)
+
+
+def paste_options(config: ConfigDict) -> dict[str, object]:
+    """The options of `paste` for a config: mean, std and eps."""
+    eps = config.losses.pixel_eps if config.losses.normalise_pixels else None
+    return {"mean": config.preprocess.mean, "std": config.preprocess.std, "eps": eps}
