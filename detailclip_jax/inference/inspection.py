@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods import masking
-from detailclip_jax.models.attention import cls_attention_heads
 from detailclip_jax.models.patches import normalise_pixels, patchify, unpatchify
 from detailclip_jax.models.readouts import heads
 from detailclip_jax.models.stacking import unstack
@@ -41,9 +40,15 @@ def attention_of_heads(encoder: VisionTransformer, images: Float[Array, "B S S 3
     x, layers = encoder.embed(images), []
     for block in encoder.blocks:  # type: ignore[attr-defined]
         query, key, _ = heads(block, x)
-        layers.append(cls_attention_heads(query[:, 0], key)[..., 1:])
+        layers.append(cls_rows(query[:, 0], key)[..., 1:])
         x, _ = block(x)
     return jnp.stack(layers, 1)
+
+
+def cls_rows(query: Float[Array, "B heads d"], key: Float[Array, "B M heads d"]) -> Float[Array, "B heads M"]:
+    """softmax(q K^T / sqrt(d)) of one query in each head, float32; `attention.cls_attention` is the mean over heads."""
+    logits = jnp.einsum("bhd,bmhd->bhm", query, key, precision="highest", preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits.astype(jnp.float32) * query.shape[-1] ** -0.5)
 
 
 def pixel_predictor(networks: Networks, config: ConfigDict) -> jax.stages.Wrapped:

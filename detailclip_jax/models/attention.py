@@ -93,15 +93,8 @@ def attend_evenly(
 
 def cls_attention(query: Float[Array, "B heads d"], key: Float[Array, "B N heads d"]) -> Float[Array, "B N"]:
     """Computes softmax(q K^T / sqrt(d)) of one query, averaged over heads, in float32: the summand of eq. 9."""
-    return cls_attention_heads(query, key).mean(1)
-
-
-def cls_attention_heads(
-    query: Float[Array, "B heads d"], key: Float[Array, "B N heads d"]
-) -> Float[Array, "B heads N"]:
-    """Computes softmax(q K^T / sqrt(d)) of one query in each head, in float32."""
     logits = jnp.einsum("bhd,bnhd->bhn", query, key, precision="highest", preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits.astype(jnp.float32) * query.shape[-1] ** -0.5)
+    return jax.nn.softmax(logits.astype(jnp.float32) * query.shape[-1] ** -0.5).mean(1)
 
 
 def choose_kernel(wanted: str, dtype: Any, head_width: int) -> Kernel:
