@@ -90,6 +90,16 @@ except Stopped as stopped:
     assert "Stopped" not in done.stderr and "Loud" not in done.stderr and "ValueError: another" in done.stderr
 
 
+def test_a_signal_that_an_import_turns_into_its_own_error_is_a_stop():
+    """An extension that a signal interrupts while it is imported raises an ImportError."""
+    with pytest.raises(Stopped) as stop, prompt():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Stopped:
+            raise ImportError("Encountered an error while initializing the extension.") from None
+    assert stop.value.exit_code == 143
+
+
 def test_what_handles_an_interrupt_is_not_interrupted_again():
     """Cleaning up takes longer than the look whether the interrupt was lost."""
     steps = []

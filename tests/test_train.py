@@ -214,7 +214,7 @@ def test_changed_data_are_said_loudly(run_of):
 def test_a_warm_up_longer_than_the_run_is_said(run_of):
     run = run_of(**{"optimizer.warmup_epochs": 3.0})
     loop.introduce(run)
-    assert "the warm-up of 30 steps does not fit into 12: shortened to 1" in text_of(run)
+    assert "1 steps of warm-up (30 do not fit)" in text_of(run)
 
 
 def test_a_batch_larger_than_the_data_is_said(run_of):
@@ -238,7 +238,7 @@ def test_evaluation_in_between_ranks_the_checkpoints(run_of, monkeypatch):
     scores = {4: 0.9, 8: 0.1, 12: 0.2}
     monkeypatch.setattr(
         "detailclip_jax.evaluation.run_all",
-        lambda encode, weights, config, step: {"zero_shot/student/top1": scores[step]},
+        lambda encode, weights, config, step, progress: {"zero_shot/student/top1": scores[step]},
     )
     run = run_of(evaluate_every=4, max_to_keep=1, best_metric="zero_shot/student/top1")
     loop.train(run)
@@ -376,7 +376,7 @@ def test_a_step_whose_evaluation_did_not_happen_is_evaluated_when_the_run_goes_o
     """The first process ends between saving step 8 and its evaluation."""
     seen = []
 
-    def run_all(encode, weights, config, step):
+    def run_all(encode, weights, config, step, progress):
         if seen == [4]:
             seen.append("stopped")
             raise loop.evaluation.EvaluatorError("stopped here")
@@ -396,7 +396,7 @@ def stopped_in_an_evaluation(monkeypatch, at_batch):
     """The signal comes in an evaluation, before one of its batches; returns the steps whose evaluation began."""
     seen = []
 
-    def run_all(encode, weights, config, step):
+    def run_all(encode, weights, config, step, progress):
         seen.append(step)
         for batch in range(5):
             if (len(seen), batch) == at_batch:

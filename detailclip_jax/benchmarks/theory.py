@@ -218,9 +218,10 @@ def _losses(case: Case) -> Work:
     """The work of the contrastive terms' logits against the global batch, and of the distillation terms' softmax."""
     size, made = case.size, Work()
     terms, grid = case.method.terms, case.grid("large")
-    if any(loss.compares and "image_embedding" in loss.reads for loss in terms.values()):  # both directions, as in CLIP
+    if any(loss.compares and "image_embedding" in loss.reads for loss in terms.values()):
         views = case.grid(next(iter(case.method.passes.values())).view).views
-        made += _contrast(2 * views, case.batch, size.joint_width)
+        directions = 1 if "sigmoid" in terms else 2  # CLIP's loss normalises over images and over texts
+        made += _contrast(directions * views, case.batch, size.joint_width)
     if "simclr" in terms:
         made += _contrast(4, case.batch, size.ssl_output)
     if "cls" in terms:

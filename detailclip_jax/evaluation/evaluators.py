@@ -209,21 +209,29 @@ def _build(encode: Any, config: ConfigDict, name: str, options: Mapping[str, Any
     return BY_NAME[name](encode, **sets.drawn(lambda: OPTIONS[name](config, **options)))
 
 
-def run(evaluators: Mapping[str, Evaluator], params_by_name: Mapping[str, Params], step: int) -> dict[str, float]:
+def run(
+    evaluators: Mapping[str, Evaluator],
+    params_by_name: Mapping[str, Params],
+    step: int,
+    progress: Callable[[str], None] = logging.debug,
+) -> dict[str, float]:
     """Runs every evaluator on every set of weights: "name/weights/metric" -> value.
 
         run({"zero_shot": ZeroShot(encode, ...)}, {"student": params}, step=600)["zero_shot/student/top1"]
 
+    `progress` receives a line before each of them: "evaluating zero_shot, ema weights (2 of 12)".
     Skips and logs an evaluator if the parameters lack a network that it needs. Any exception of an evaluator is raised
     again as EvaluatorError.
     """
     results: dict[str, float] = {}
-    for name, evaluator in evaluators.items():
-        for which, params in params_by_name.items():
-            if missing := [name for name in evaluator.needs if name not in params]:
-                logging.info("evaluator %s: skipped, the %s weights have no %s", name, which, ", ".join(missing))
-                continue
-            results |= _run_one(name, evaluator, which, params, step)
+    pairs = [(name, which) for name in evaluators for which in params_by_name]
+    for number, (name, which) in enumerate(pairs, 1):
+        evaluator, params = evaluators[name], params_by_name[which]
+        if missing := [network for network in evaluator.needs if network not in params]:
+            logging.info("evaluator %s: skipped, the %s weights have no %s", name, which, ", ".join(missing))
+            continue
+        progress(f"evaluating {name}, {which} weights ({number} of {len(pairs)})")
+        results |= _run_one(name, evaluator, which, params, step)
     return results
 
 
@@ -240,7 +248,13 @@ def _run_one(name: str, evaluator: Evaluator, which: str, params: Params, step: 
         raise EvaluatorError(message) from error
 
 
-def run_all(encode: Any, params_by_name: Mapping[str, Params], config: ConfigDict, step: int) -> dict[str, float]:
+def run_all(
+    encode: Any,
+    params_by_name: Mapping[str, Params],
+    config: ConfigDict,
+    step: int,
+    progress: Callable[[str], None] = logging.debug,
+) -> dict[str, float]:
     """`build_all` and `run` in one: every evaluator of the config on every set of weights.
 
         run_all(experiment.encode, all_weights(state), config, step=600)["zero_shot/ema/top1"]
@@ -251,4 +265,4 @@ def run_all(encode: Any, params_by_name: Mapping[str, Params], config: ConfigDic
         evaluators = build_all(encode, config)
     except (FileNotFoundError, ValueError) as error:
         raise EvaluatorError(f"the evaluators of step {step} cannot be created: {error}") from error
-    return run(evaluators, params_by_name, step)
+    return run(evaluators, params_by_name, step, progress)

@@ -164,9 +164,8 @@ def introduce(run: Run) -> None:
     say(f"{config.total_steps:,} steps of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
     asked = experiment.warmup_steps(config)
     given = clamp_warmup(asked, config.total_steps)
-    say(f"{config.steps_per_epoch:,} steps per epoch in the schedules; {given:,} steps of learning rate warm-up")
-    if given != asked:
-        say(f"the warm-up of {asked} steps does not fit into {config.total_steps}: shortened to {given}")
+    shortened = f" ({asked:,} do not fit)" if given != asked else ""
+    say(f"{config.steps_per_epoch:,} steps per epoch in the schedules; {given:,} steps of warm-up{shortened}")
     say(run.experiment.parameter_table())
     if config.mesh.fsdp > 1:
         say(run.experiment.sharding_table())
@@ -312,7 +311,6 @@ def finish(session: Session, state: TrainState, step: int) -> None:
     run = session.run
     if not run.config.evaluate_at_end:
         return
-    run.console.say("evaluating ...")
     scores, data = session.evaluate(step, state), data_summary(run.config, session.counts())
     run.task.finish(run, state, step, scores, data)
 
@@ -320,7 +318,7 @@ def finish(session: Session, state: TrainState, step: int) -> None:
 def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
     """Runs the evaluators of pretraining on all sets of weights."""
     weights = evaluation.all_weights(run.experiment.whole(state))
-    return evaluation.run_all(interrupt.between(run.experiment.encode), weights, run.config, step)
+    return evaluation.run_all(interrupt.between(run.experiment.encode), weights, run.config, step, run.console.live)
 
 
 def write_results(run: Run, state: TrainState, step: int, scores: Mapping[str, float], data: str) -> None:

@@ -26,7 +26,8 @@ def prompt() -> Iterator[None]:
 
     Destructors, callbacks from C++ and libraries with a bare `except:` drop an exception that is raised in them, so an
     interrupt can get lost.  A dropped exception is garbage-collected; a weak reference detects that.  Nothing is
-    printed about it.
+    printed about it.  An extension that is being imported raises an ImportError instead, so after a signal any error
+    that leaves the context becomes Stopped.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
@@ -61,7 +62,11 @@ def prompt() -> Iterator[None]:
     }
     show, sys.unraisablehook = sys.unraisablehook, dropped
     try:
-        yield
+        try:
+            yield
+        except Exception:
+            if not raised:
+                raise
         if raised:
             raise Stopped(asked)
     finally:
