@@ -11,9 +11,9 @@ from tiny import tiny_config
 from detailclip_jax.config.transfer import linear, segmentation, stickers
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import positions, sizes
-from detailclip_jax.segmentation import encoder, experiment
+from detailclip_jax.segmentation import experiment
+from detailclip_jax.training import dense_encoder, mesh
 from detailclip_jax.training import experiment as pretraining
-from detailclip_jax.training import mesh
 
 SIZE = {**sizes.SIZES["tiny"]._asdict(), "width": 24, "depth": 2, "num_heads": 2}
 
@@ -144,16 +144,16 @@ def test_positions_are_resized_once_and_fixed_ones_become_learnt(recipe, fixed):
     vit = VisionTransformer(8, 24, 2, 2, 64, style=Style(positions="sincos" if fixed else "learnt"))
     params = vit.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
     config = tiny(**{"encoder.positions": recipe})
-    made, lines = encoder.weights(vit, params, config)
+    made, lines = dense_encoder.weights(vit, params, config, config.views.crop)
     table = positions.sincos_positions(24, 8) if fixed else params["positions"]
     np.testing.assert_array_equal(made["positions"], positions.interpolate(jnp.asarray(table), 4, recipe))
     assert f"resized once from 8 x 8 to 4 x 4 ({recipe})" in lines[0]
-    assert encoder.fitted(vit, config).style.positions == "learnt"
+    assert dense_encoder.fitted(vit, config, 32).style.positions == "learnt"
     stacked = vit.clone(scan=True)
     shapes = jax.eval_shape(lambda: stacked.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))["params"]
     from detailclip_jax.models import stacking
 
-    again, _ = encoder.weights(stacked, stacking.like(params, shapes), config)
+    again, _ = dense_encoder.weights(stacked, stacking.like(params, shapes), config, 32)
     jax.tree.map(np.testing.assert_array_equal, made, again)
 
 
@@ -174,7 +174,7 @@ def test_sharded_parameters_give_the_same_state():
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_s_encoder_can_be_adopted(method):
     source = tiny_config(method)
-    adopted = encoder.adopt(tiny("linear"), source)
+    adopted = dense_encoder.adopt(tiny("linear"), source)
     shapes = experiment.build(adopted, mesh.make_mesh(jax.devices()[:1])).state_shapes.params["image"]
     trained = pretraining.build_networks(source).image
     own = jax.eval_shape(lambda: trained.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))["params"]

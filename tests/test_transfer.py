@@ -128,7 +128,7 @@ def test_an_invalid_field_is_refused_before_the_run(pretrained, tmp_path, field,
 
 @pytest.mark.parametrize("decay_all", [False, True])
 def test_the_patch_embedding_is_frozen_only_if_the_run_says_so(pretrained, decay_all):
-    from detailclip_jax.segmentation import optimizer
+    from detailclip_jax.training import fine_tuning
     from detailclip_jax.training import optimizer as groups_of
 
     assert run_config.read(pretrained / "config.json").model.freeze_patch_embed
@@ -137,7 +137,7 @@ def test_the_patch_embedding_is_frozen_only_if_the_run_says_so(pretrained, decay
         changes = {"model.freeze_patch_embed": frozen, "optimizer.decay_all": decay_all}
         config = transfer.adopted(config_of(pretrained, "upernet", **changes))
         assert config.model.freeze_patch_embed is frozen
-        groups = groups_of.labels(params, optimizer.rules(config))["image"]
+        groups = groups_of.labels(params, fine_tuning.rules(config))["image"]
         assert (groups["patch_embed"]["kernel"] == groups_of.FROZEN) is frozen
         assert groups["other"]["kernel"] == groups_of.DECAYED
 

@@ -6,7 +6,7 @@ after the colon of `--config=configs/vitb16_yfcc.py:epochs=50`.
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -374,13 +374,19 @@ def default() -> ConfigDict:
 
     It accepts no new fields, see `Fields`.
     """
+    return built(GROUPS)
+
+
+def built(groups: Mapping[str, Group], changes: Mapping[str, Mapping[str, Any]] | None = None) -> Fields:
+    """Makes a config of the defaults of dotted groups; `changes` replace some of a group's defaults."""
     made = ConfigDict()
-    for name, table in GROUPS.items():
+    for name, table in groups.items():
         group = made
         for part in filter(None, name.split(".")):
             group[part] = group.get(part, ConfigDict())
             group = group[part]
         group.update({field: declared.value for field, declared in table.items()})
+        group.update((changes or {}).get(name, {}))
     return closed(made)
 
 

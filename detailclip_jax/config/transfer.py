@@ -11,7 +11,7 @@ from detailclip_jax.config.fields import (
     Field,
     Fields,
     Group,
-    closed,
+    built,
 )
 
 METHOD = "segmentation"  # the value of `method` in the config of a segmentation run
@@ -123,15 +123,7 @@ def segmentation() -> Fields:
 
     It accepts no new fields; `head.options` and `auxiliary.options` take those of the heads.
     """
-    made = ConfigDict()
-    for name, table in GROUPS.items():
-        group = made
-        for part in filter(None, name.split(".")):
-            group[part] = group.get(part, ConfigDict())
-            group = group[part]
-        group.update({field: declared.value for field, declared in table.items()})
-    made.model.update(OURS_IN_MODEL)
-    return closed(made)
+    return built(GROUPS, {"model": OURS_IN_MODEL})
 
 
 def linear(config: ConfigDict) -> ConfigDict:

@@ -29,10 +29,11 @@ from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Clock, Console, Meter
 from detailclip_jax.runtime.signals import SIGNALS, Stopped
-from detailclip_jax.segmentation import encoder, experiment, metrics
+from detailclip_jax.segmentation import experiment, metrics
 from detailclip_jax.segmentation.experiment import Experiment
-from detailclip_jax.segmentation.optimizer import learning_rate
+from detailclip_jax.training import dense_encoder
 from detailclip_jax.training.checkpoint import load_state
+from detailclip_jax.training.fine_tuning import learning_rate
 from detailclip_jax.training.train_state import TrainState
 
 SHOWN = 6  # images of the figure
@@ -71,7 +72,7 @@ def adopted(config: ConfigDict) -> ConfigDict:
             f"weights 'ema': the method of {config.init}, {source.method}, has no teacher; "
             "give --config.weights=student"
         )
-    return encoder.adopt(config, source)
+    return dense_encoder.adopt(config, source)
 
 
 def load(workdir: str | Path) -> tuple[Experiment, TrainState, int]:

@@ -21,21 +21,20 @@ from detailclip_jax.data.semantic.augment import Recipe
 from detailclip_jax.data.semantic.batches import SemanticStream, examples
 from detailclip_jax.data.semantic.layouts import SemanticSet, open_set
 from detailclip_jax.data.semantic.stickers import open_stickers
-from detailclip_jax.inference.model import load
+from detailclip_jax.inference.encoders import load_encoder
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import towers
 from detailclip_jax.models.patches import normalise_pixels
-from detailclip_jax.models.towers import Networks
-from detailclip_jax.models.vit import NETWORKS, VisionTransformer
-from detailclip_jax.segmentation import encoder, heads, metrics, optimizer
+from detailclip_jax.models.sizes import size_of
+from detailclip_jax.segmentation import heads, metrics
 from detailclip_jax.segmentation.inference import Inference, predict
 from detailclip_jax.segmentation.loss import cross_entropy, pixel_accuracy
 from detailclip_jax.segmentation.metrics import Counts
 from detailclip_jax.segmentation.model import SegmentationModel
 from detailclip_jax.segmentation.taps import usual_blocks
+from detailclip_jax.training import dense_encoder, fine_tuning, sharding
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
-from detailclip_jax.training import sharding
 from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import BATCH, Array, Batch, Float, Params, PyTree, Scalar, UInt8
@@ -101,21 +100,15 @@ class Experiment:
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
-        make = functools.partial(_create, config=self.config, model=self.model, optimizer=self.setup.optimizer)
-        return jax.jit(make, out_shardings=_places(self.state_shapes))(seed)
+        make = _creator(self.config, self.model, self.setup.optimizer)
+        return jax.jit(make, out_shardings=fine_tuning.places_of(self.state_shapes))(seed)
 
     def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:
         """Replaces the encoder by that of `config.init`; returns the state and lines that say what was loaded.
 
         Raises FileNotFoundError, CheckpointError or ValueError as `inference.load` does.
         """
-        if not self.config.init:
-            return state, ["untrained encoder (--config.init=CHECKPOINT loads one)"]
-        loaded = load(self.config.init, self.config.weights or None)
-        params, lines = encoder.weights(_image_encoder(loaded.networks), loaded.params["image"], self.config)
-        image = jax.tree.map(_place, params, dict(state.params["image"]))
-        lines = [f"encoder of {self.config.init}: {loaded.config.method}, {loaded.weights}, step {loaded.step}", *lines]
-        return state.replace(params={**state.params, "image": image}), lines
+        return load_encoder(self.config, state, self.config.views.crop)
 
     def put(self, batch: Batch) -> Batch:
         """Places this process's part of a batch on the mesh."""
@@ -173,8 +166,8 @@ class Experiment:
 
     def predict(self, state: TrainState, images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields the label map int16 [H, W] of every image uint8 [H, W, 3], at its size, on this process's devices."""
-        mesh = local_mesh(self.mesh)
-        params, stats = (_here(tree, mesh) for tree in (state.params, state.batch_stats["student"]))
+        mesh = fine_tuning.local_mesh(self.mesh)
+        params, stats = (fine_tuning.here(tree, mesh) for tree in (state.params, state.batch_stats["student"]))
         batch_size = self.config.inference.batch_size + -self.config.inference.batch_size % mesh.devices.size
         place = meshes.sharded(mesh)
 
@@ -205,10 +198,10 @@ class Experiment:
             f"segmentation of {config.data.source}: {len(self.sets.train.source):,} images to train on, "
             f"{len(self.sets.val.source):,} to evaluate on, {len(self.classes)} classes",
             f"head {config.head.name} on blocks {blocks}; encoder {config.model.size}, {mode}",
-            groups_of.table_text(self.state_shapes.params, optimizer.rules(config)),
-            optimizer.table_text(self.state_shapes.params, config),
+            groups_of.table_text(self.state_shapes.params, fine_tuning.rules(config)),
+            fine_tuning.table_text(self.state_shapes.params, config),
         ]
-        return lines, list(filter(None, [optimizer.learning_rate(config)[1]]))
+        return lines, list(filter(None, [fine_tuning.learning_rate(config)[1]]))
 
 
 def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
@@ -216,22 +209,31 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
 
     Raises ValueError that names the field, its value and what to write instead, and MissingData.
     """
-    encoder.check_crop(config)
-    encoder.check_recipes(config)
+    check_crop(config)
+    dense_encoder.check_recipes(config)
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     meshes.check_batch_size(config.batch_size, mesh)
     sets = open_sets(config)
     model = build_model(config, len(sets.train.classes))
     params, _ = jax.eval_shape(functools.partial(_variables, config=config, model=model), jax.random.key(0))
-    adamw, schedule, groups = optimizer.build(params, config)
-    create = functools.partial(_create, config=config, model=model, optimizer=adamw)
-    shapes = jax.eval_shape(create, 0)
-    places = sharding.shardings(shapes, mesh, sharding.rules(NETWORKS))
-    shapes = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
-    setup = Setup(config, model, adamw, schedule, groups, mesh, sharding.specs(places))
-    out = places, meshes.replicated(mesh)
+    adamw, schedule, groups = fine_tuning.build(params, config)
+    shapes, specs = fine_tuning.state_shapes(_creator(config, model, adamw), mesh)
+    setup = Setup(config, model, adamw, schedule, groups, mesh, specs)
+    out = fine_tuning.places_of(shapes), meshes.replicated(mesh)
     step = jax.jit(functools.partial(train_step, setup=setup), donate_argnums=0, out_shardings=out)
     return Experiment(config, setup, sets, shapes, step)
+
+
+def check_crop(config: ConfigDict) -> None:
+    """Raises ValueError, with the nearest sizes, if patches do not fill a crop or a window."""
+    patch = size_of(config.model).patch_size
+    for name, size in (("views.crop", config.views.crop), ("inference.window", config.inference.window)):
+        if size % patch:
+            below = size // patch * patch
+            raise ValueError(
+                f"{name} {size} is not a multiple of the patch size {patch}; the nearest multiples are {below} and "
+                f"{below + patch}"
+            )
 
 
 def open_sets(config: ConfigDict) -> Sets:
@@ -261,7 +263,8 @@ def _first(found: SemanticSet, num: int) -> SemanticSet:
 
 def build_model(config: ConfigDict, num_classes: int) -> SegmentationModel:
     """Builds encoder and heads.  Raises ValueError for unknown heads, options and blocks."""
-    vit = encoder.fitted(_image_encoder(towers.build(config.model, ("image",))), config)
+    built = dense_encoder.image_encoder(towers.build(config.model, ("image",)))
+    vit = dense_encoder.fitted(built, config, config.views.crop)
     given = {
         "num_classes": num_classes,
         "blocks": tuple(config.encoder.blocks) or usual_blocks(vit.depth),
@@ -275,55 +278,24 @@ def build_model(config: ConfigDict, num_classes: int) -> SegmentationModel:
     return SegmentationModel(vit, head, auxiliary, config.encoder.frozen)
 
 
-def _image_encoder(networks: Networks) -> VisionTransformer:
-    """The image encoder of some networks.  Raises ValueError if they have none."""
-    if "image" not in networks.table:
-        raise ValueError("these networks have no image encoder, which segmentation needs")
-    return networks.image
-
-
 def _variables(rng: Array, config: ConfigDict, model: SegmentationModel) -> tuple[Params, Params]:
     side = config.views.crop
     variables: Any = model.init(rng, jnp.zeros((1, side, side, 3)))
     return variables["params"], variables.get(STATS, {})
 
 
-def _create(seed: Any, config: ConfigDict, model: SegmentationModel, optimizer: Any) -> TrainState:
-    """Creates the state of step 0."""
-    params_key, run_key = jax.random.split(jax.random.key(seed))
-    params, stats = _variables(params_key, config, model)
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        ema_params={},
-        batch_stats={"student": stats, "teacher": {}},
-        opt_state=optimizer.init(params),
-        centers={},
-        rng=jax.random.key_data(run_key),
-    )
-
-
-def _places(shapes: TrainState) -> TrainState:
-    """The shardings of a state of shapes."""
-    return jax.tree.map(lambda shape: shape.sharding, shapes)
-
-
-def _place(new: Any, old: Array) -> Array:
-    """Copies an array to the devices of another one; every process fills its own."""
-    host = np.asarray(new)
-    if host.shape != old.shape:
-        raise ValueError(f"the encoder has a tensor of shape {host.shape} where this run has {old.shape}")
-    return jax.make_array_from_callback(host.shape, old.sharding, lambda index: host[index])
+def _creator(config: ConfigDict, model: SegmentationModel, adamw: Any) -> Callable[[Any], TrainState]:
+    """The function from a seed to the state of step 0."""
+    variables = functools.partial(_variables, config=config, model=model)
+    return functools.partial(fine_tuning.create, variables=variables, adamw=adamw)
 
 
 def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainState, dict[str, Array]]:
     """Computes the next state, and float32 scalars to log.  A pure function; `batch` is sharded over the mesh."""
     with matmul_precision(setup.config.model.matmul_precision):
         (_, (values, stats)), grads = jax.value_and_grad(combined_loss, has_aux=True)(state.params, state, batch, setup)
-    updates, opt_state = setup.optimizer.update(grads, state.opt_state, state.params)
-    values |= {"learning_rate": setup.schedule(state.step), "grad_norm": optax.tree.norm(grads)}
-    state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
-    return state.replace(batch_stats={"student": stats, "teacher": {}}), values
+    state, more = fine_tuning.updated(state, grads, stats, setup.optimizer, setup.schedule)
+    return state, values | more
 
 
 def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup) -> tuple[Scalar, tuple[Any, Params]]:
@@ -378,18 +350,3 @@ def prepared(batch: Batch, config: ConfigDict) -> Float[Array, "B S S 3"]:
 def _normalise(config: ConfigDict) -> Any:
     mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
     return functools.partial(normalise_pixels, mean=mean, std=std)
-
-
-def local_mesh(mesh: Mesh) -> Mesh:
-    """The devices of this process, as a mesh of their own."""
-    here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    return meshes.make_mesh(here)
-
-
-def _here(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Copies whole arrays to every device of a local mesh."""
-    return jax.device_put(jax.tree.map(np.asarray, jax.tree.map(_fetched, tree)), meshes.replicated(mesh))
-
-
-def _fetched(array: Array) -> Any:
-    return array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)

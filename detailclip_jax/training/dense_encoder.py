@@ -1,4 +1,4 @@
-"""The encoder of a segmentation run: any image encoder of this library, with positions for the size of the crops."""
+"""The encoder of a dense task: any image encoder of this library, with positions for the size of the task's images."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax.models import positions, stacking
-from detailclip_jax.models.sizes import size_of
+from detailclip_jax.models.towers import Networks
 from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.types import Params
 
@@ -19,7 +19,7 @@ def adopt(config: ConfigDict, source: ConfigDict) -> ConfigDict:
     """Returns the config with the encoder's sizes, kinds of layers and preprocessing, from the config that trained it.
 
     Data type, recomputation, attention kernel, drop path and whether the patch embedding is frozen stay those
-    of the segmentation run.
+    of the dense run.
     """
     adopted = ConfigDict(config.to_dict())
     adopted.model.update({name: value for name, value in source.model.items() if name not in OWN})
@@ -27,22 +27,20 @@ def adopt(config: ConfigDict, source: ConfigDict) -> ConfigDict:
     return adopted
 
 
-def check_crop(config: ConfigDict) -> None:
-    """Raises ValueError, with the nearest sizes, if patches do not fill a crop or a window."""
-    patch = size_of(config.model).patch_size
-    for name, size in (("views.crop", config.views.crop), ("inference.window", config.inference.window)):
-        if size % patch:
-            below = size // patch * patch
-            raise ValueError(
-                f"{name} {size} is not a multiple of the patch size {patch}; the nearest multiples are {below} and "
-                f"{below + patch}"
-            )
+def image_encoder(networks: Networks) -> VisionTransformer:
+    """The image encoder of some networks.  Raises ValueError if they have none."""
+    if "image" not in networks.table:
+        raise ValueError("these networks have no image encoder, which dense tasks need")
+    return networks.image
 
 
-def fitted(vit: VisionTransformer, config: ConfigDict) -> VisionTransformer:
-    """Returns the encoder for crops of `views.crop` pixels: separate blocks, learnt positions on the crop's grid."""
+def fitted(vit: VisionTransformer, config: ConfigDict, size: int | tuple[int, int]) -> VisionTransformer:
+    """Returns the encoder with separate blocks and learnt positions on the grid of images of `size` pixels.
+
+    `size` is the side of a square, or (height, width).
+    """
     return vit.clone(
-        image_size=config.views.crop,
+        image_size=size,
         scan=False,
         gather=None,
         interpolation=config.encoder.other_sizes,
@@ -51,21 +49,25 @@ def fitted(vit: VisionTransformer, config: ConfigDict) -> VisionTransformer:
     )
 
 
-def weights(vit: VisionTransformer, params: Params, config: ConfigDict) -> tuple[dict[str, Any], list[str]]:
+def weights(
+    vit: VisionTransformer, params: Params, config: ConfigDict, size: int | tuple[int, int]
+) -> tuple[dict[str, Any], list[str]]:
     """Returns the parameters of a trained encoder for `fitted`, and lines that say how the positions were resized.
 
     Fixed sin-cos positions (MAE) become learnt ones with the same values, as its users fine-tune them; computing them
     for the larger grid would give positions that the encoder has never seen.
     """
     params = stacking.unstack(params)
-    old, new = vit.image_size // vit.patch_size, config.views.crop // vit.patch_size
+    sides = (size, size) if isinstance(size, int) else size
+    old, (rows, columns) = vit.image_size // vit.patch_size, (side // vit.patch_size for side in sides)
     fixed = vit.style.positions == "sincos"
     table = jnp.asarray(positions.sincos_positions(vit.width, old)) if fixed else jnp.asarray(params["positions"])
     recipe = config.encoder.positions
-    resized = positions.interpolate(table, new, recipe)
+    resized = positions.interpolate(table, (rows, columns), recipe)
     kind = "fixed sin-cos positions, learnt from here on," if fixed and not config.encoder.frozen else "positions"
-    how = f"resized once from {old} x {old} to {new} x {new} ({recipe})" if old != new else f"kept at {old} x {old}"
-    lines = [f"{kind} {how}; windows of another size interpolate them ({config.encoder.other_sizes})"]
+    changed = (old, old) != (rows, columns)
+    how = f"resized once from {old} x {old} to {rows} x {columns} ({recipe})" if changed else f"kept at {old} x {old}"
+    lines = [f"{kind} {how}; images of another size interpolate them ({config.encoder.other_sizes})"]
     return {**params, "positions": resized}, lines
 
 

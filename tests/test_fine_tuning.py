@@ -1,4 +1,4 @@
-"""Learning rates of segmentation: the schedule, and one factor per layer for every parameter."""
+"""Learning rates of dense tasks: the schedule, and one factor per layer for every parameter."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,10 @@ from flax import traverse_util
 from detailclip_jax.config import run_config
 from detailclip_jax.config.transfer import linear, segmentation
 from detailclip_jax.models.vit import VisionTransformer
-from detailclip_jax.segmentation import heads, optimizer
+from detailclip_jax.segmentation import heads
 from detailclip_jax.segmentation.model import SegmentationModel
 from detailclip_jax.segmentation.taps import usual_blocks
+from detailclip_jax.training import fine_tuning
 from detailclip_jax.training.optimizer import labels
 
 GOLDEN = {  # of ViT-B/16 with layer decay .65: factor of each layer, .65^(13 - id)
@@ -32,7 +33,7 @@ def params(depth=12):
 
 
 def test_every_parameter_has_its_layer_s_factor():
-    found = traverse_util.flatten_dict(optimizer.factors(params(), segmentation()), sep="/")
+    found = traverse_util.flatten_dict(fine_tuning.factors(params(), segmentation()), sep="/")
     assert set(found) == set(traverse_util.flatten_dict(params(), sep="/"))
     for path, factor in found.items():
         part, layer, *_ = path.split("/")
@@ -42,7 +43,7 @@ def test_every_parameter_has_its_layer_s_factor():
 
 def test_the_table_names_every_layer_and_counts_every_parameter():
     shapes, config = params(3), segmentation()
-    text = optimizer.table_text(shapes, config)
+    text = fine_tuning.table_text(shapes, config)
     counts = [int(line.split()[1].replace(",", "")) for line in text.splitlines()[1:]]
     assert sum(counts) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
     for layer in ("image/patch_embed", "image/blocks_2", "image/norm", "head", "auxiliary"):
@@ -50,17 +51,17 @@ def test_the_table_names_every_layer_and_counts_every_parameter():
 
 
 def test_biases_and_norms_do_not_decay_but_positions_and_the_class_token_do():
-    groups = traverse_util.flatten_dict(labels(params(2), optimizer.rules(segmentation())), sep="/")
+    groups = traverse_util.flatten_dict(labels(params(2), fine_tuning.rules(segmentation())), sep="/")
     for path, group in groups.items():
         plain = path.endswith(("/bias", "/scale"))
         assert group == ("plain" if plain else "decayed"), path
-    frozen = traverse_util.flatten_dict(labels(params(2), optimizer.rules(linear(segmentation()))), sep="/")
+    frozen = traverse_util.flatten_dict(labels(params(2), fine_tuning.rules(linear(segmentation()))), sep="/")
     assert {group for path, group in frozen.items() if path.startswith("image/")} == {"frozen"}
     assert {group for path, group in frozen.items() if path.startswith("head/")} == {"decayed"}
 
 
 def test_the_schedule_is_mmcv_s():
-    schedule = optimizer.polynomial(8e-5, 160_000, 1500, 1e-6)
+    schedule = fine_tuning.polynomial(8e-5, 160_000, 1500, 1e-6)
     for step in (0, 1, 750, 1499, 1500, 80_000, 159_999, 160_000):
         regular = 8e-5 * (1 - step / 160_000)
         expected = regular * (1 - (1 - step / 1500) * (1 - 1e-6)) if step < 1500 else regular
@@ -69,12 +70,12 @@ def test_the_schedule_is_mmcv_s():
 
 def test_another_batch_size_rescales_the_learning_rate_with_a_warning():
     config = segmentation()
-    assert optimizer.learning_rate(config) == (8e-5, "")
+    assert fine_tuning.learning_rate(config) == (8e-5, "")
     config.batch_size = 32
-    rate, warning = optimizer.learning_rate(config)
+    rate, warning = fine_tuning.learning_rate(config)
     assert rate == pytest.approx(1.6e-4)
     assert "batch_size 32 is not the recipe's 16" in warning and "8e-05 becomes 0.00016" in warning
-    assert float(optimizer.schedule_of(config)(1500)) == pytest.approx(1.6e-4 * (1 - 1500 / 160_000), rel=1e-5)
+    assert float(fine_tuning.schedule_of(config)(1500)) == pytest.approx(1.6e-4 * (1 - 1500 / 160_000), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["ade20k_upernet", "ade20k_linear"])
@@ -87,3 +88,10 @@ def test_the_configs_of_ade20k_are_the_protocol_s(name):
     assert config.auxiliary.name == ("" if frozen else "fcn") and config.auxiliary.weight == 0.4
     assert config.inference.stride == 341 and config.views.max_share == 0.75
     assert config.model.dtype == "bfloat16"
+
+
+def test_the_stepwise_schedule_is_mmcv_s():
+    schedule = fine_tuning.stepwise(1e-4, [8 * 7330, 11 * 7330], 500, 0.001)
+    for step, regular in ((0, 1e-4), (250, 1e-4), (500, 1e-4), (58_639, 1e-4), (58_640, 1e-5), (80_630, 1e-6)):
+        expected = regular * (1 - (1 - step / 500) * (1 - 0.001)) if step < 500 else regular
+        np.testing.assert_allclose(schedule(step), expected, rtol=1e-5)

@@ -1,0 +1,208 @@
+"""Fine-tuning of an image encoder for a dense task: its optimiser, its state and one update.
+
+AdamW with linear warm-up, polynomial or stepwise decay, and smaller learning rates for earlier blocks.  The encoder is
+`params["image"]`; everything else belongs to the task.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from detailclip_jax.models.vit import NETWORKS
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training import optimizer, sharding
+from detailclip_jax.training.schedules import Schedule
+from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.types import Array, Params, PyTree
+
+EVERYTHING = optimizer.Rule(r".*", optimizer.DECAYED)
+ENCODER = optimizer.Rule(r"image/.*", optimizer.FROZEN)
+PATCHES = optimizer.Rule(r"image/patch_embed/.*", optimizer.FROZEN)
+
+
+def polynomial(peak: float, total: int, warmup: int, ratio: float, power: float = 1.0) -> Schedule:
+    """Linear warm-up times a polynomial decay to 0, as in mmcv:
+
+        lr(t) = peak ((T - t) / T)^power,   times  ratio + (1 - ratio) t / W  for t < W
+
+    T is `total`, W `warmup`; `ratio` is the first factor of the warm-up.
+    """
+
+    def schedule(step: Any) -> Array:
+        t = jnp.asarray(step, jnp.float32)
+        return peak * jnp.maximum((total - t) / total, 0) ** power * _warmup(t, warmup, ratio)
+
+    return schedule
+
+
+def stepwise(peak: float, ends: Sequence[int], warmup: int, ratio: float, factor: float = 0.1) -> Schedule:
+    """Linear warm-up times a factor for each of the steps `ends` that are reached, as in mmcv:
+
+    lr(t) = peak factor^(number of ends <= t),   times  ratio + (1 - ratio) t / W  for t < W
+    """
+
+    def schedule(step: Any) -> Array:
+        t = jnp.asarray(step, jnp.float32)
+        reached = sum((t >= end).astype(jnp.float32) for end in ends)
+        return peak * jnp.asarray(factor) ** reached * _warmup(t, warmup, ratio)
+
+    return schedule
+
+
+def _warmup(t: Array, steps: int, ratio: float) -> Array:
+    return jnp.where(t < steps, ratio + (1 - ratio) * t / max(steps, 1), 1.0)
+
+
+def learning_rate(config: ConfigDict) -> tuple[float, str]:
+    """Returns the peak learning rate for this batch size, and a warning if it is not the recipe's own.
+
+    learning_rate = optimizer.learning_rate * batch_size / optimizer.batch_size
+    """
+    recipe, batch_size = config.optimizer, config.batch_size
+    peak = recipe.learning_rate * batch_size / recipe.batch_size
+    if batch_size == recipe.batch_size:
+        return peak, ""
+    return peak, (
+        f"batch_size {batch_size} is not the recipe's {recipe.batch_size}: the learning rate {recipe.learning_rate:g} "
+        f"becomes {peak:g}; published numbers are for {recipe.batch_size}"
+    )
+
+
+def schedule_of(config: ConfigDict) -> Schedule:
+    """Builds the learning-rate schedule; a warm-up of half the run or more is cut to a tenth of it.
+
+    With `optimizer.decay_at`, shares of the run after which the rate falls to a tenth, it is stepwise, else polynomial.
+    """
+    fields, total = config.optimizer, config.total_steps
+    warmup = fields.warmup_steps if 2 * fields.warmup_steps < total else total // 10
+    given = learning_rate(config)[0], warmup, fields.warmup_ratio
+    if "decay_at" in fields:
+        return stepwise(given[0], [round(share * total) for share in fields.decay_at], *given[1:])
+    return polynomial(given[0], total, *given[1:], fields.power)
+
+
+def rules(config: ConfigDict) -> tuple[optimizer.Rule, ...]:
+    """Returns the groups of the parameters: frozen, decayed, or not decayed.
+
+    As in pretraining, tensors of two or more dimensions decay, also positions and the class token; biases, norms and
+    scales do not, unless `optimizer.decay_all`.
+    """
+    frozen = (ENCODER,) if config.encoder.frozen else ()
+    if config.model.freeze_patch_embed:
+        frozen = (*frozen, PATCHES)
+    if config.optimizer.decay_all:
+        return (*frozen, EVERYTHING)
+    return (*frozen, *optimizer.rules(NETWORKS, config.model))
+
+
+def factors(params: Params, config: ConfigDict) -> PyTree:
+    """Computes the learning-rate factor of every parameter: layer_decay^(L + 1 - id) with L blocks.
+
+    id is 0 for class token, positions and patch embedding (and CLIP's norm before the blocks), i + 1 for block i, and
+    L + 1, so factor 1, for all else: the final norm, the pyramid and the heads.
+    """
+    return optimizer.rate_factors(params, _rates(config))
+
+
+def _rates(config: ConfigDict) -> ConfigDict:
+    return ConfigDict({"part_rates": {"image": 1.0}, "layer_decay": config.optimizer.layer_decay})
+
+
+def build(params: Params, config: ConfigDict) -> tuple[optax.GradientTransformation, Schedule, PyTree]:
+    """Builds AdamW with one factor per layer; returns it with the schedule and the group of every parameter."""
+    schedule, groups = schedule_of(config), optimizer.labels(params, rules(config))
+    adamw = optimizer.build(config.optimizer, schedule, groups)
+    return optimizer.scaled_rates(adamw, params, _rates(config)), schedule, groups
+
+
+def table_text(params: Params, config: ConfigDict) -> str:
+    """Formats the learning-rate factors: one line per factor, with the layers and the number of parameters."""
+    flat: Any = traverse_util.flatten_dict(dict(params), sep="/")
+    found: Any = traverse_util.flatten_dict(factors(params, config), sep="/")
+    lines: dict[float, dict[str, int]] = {}
+    for path, leaf in flat.items():
+        part = "/".join(path.split("/")[: 2 if path.startswith("image/") else 1])
+        layer = lines.setdefault(found[path], {})
+        layer[part] = layer.get(part, 0) + leaf.size
+    shown = [(f"{factor:.4g}", f"{sum(of.values()):,}", ", ".join(of)) for factor, of in sorted(lines.items())]
+    frozen = " (image is frozen)" if config.encoder.frozen else ""
+    rows = [("factor", "parameters", f"layers{frozen}"), *shown]
+    return "\n".join(f"{factor:>9} {count:>14}  {layers}" for factor, count, layers in rows)
+
+
+def create(seed: Any, variables: Callable[[Array], tuple[Params, Params]], adamw: Any) -> TrainState:
+    """Creates the state of step 0; `variables` maps a key to parameters and BatchNorm statistics."""
+    params_key, run_key = jax.random.split(jax.random.key(seed))
+    params, stats = variables(params_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params={},
+        batch_stats={"student": stats, "teacher": {}},
+        opt_state=adamw.init(params),
+        centers={},
+        rng=jax.random.key_data(run_key),
+    )
+
+
+def state_shapes(make: Callable[[int], TrainState], mesh: Mesh) -> tuple[TrainState, TrainState]:
+    """Returns shapes with shardings, and the partition spec, of every array of the state that `make(seed)` creates."""
+    shapes = jax.eval_shape(make, 0)
+    places = sharding.shardings(shapes, mesh, sharding.rules(NETWORKS))
+    shapes = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    return shapes, sharding.specs(places)
+
+
+def places_of(shapes: TrainState) -> TrainState:
+    """Returns the shardings of a state of shapes."""
+    return jax.tree.map(lambda shape: shape.sharding, shapes)
+
+
+def updated(
+    state: TrainState, grads: Params, stats: Params, adamw: optax.GradientTransformation, schedule: Schedule
+) -> tuple[TrainState, dict[str, Array]]:
+    """Computes the next state from gradients and new BatchNorm statistics; returns it with learning rate and norm."""
+    updates, opt_state = adamw.update(grads, state.opt_state, state.params)
+    values = {"learning_rate": schedule(state.step), "grad_norm": optax.tree.norm(grads)}
+    state = state.replace(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    return state.replace(batch_stats={"student": stats, "teacher": {}}), values
+
+
+def with_encoder(state: TrainState, params: Params) -> TrainState:
+    """Replaces the parameters of the encoder; every process fills its own devices.
+
+    Raises ValueError for a tensor of another shape.
+    """
+    image = jax.tree.map(_placed, params, dict(state.params["image"]))
+    return state.replace(params={**state.params, "image": image})
+
+
+def _placed(new: Any, old: Array) -> Array:
+    """Copies an array to the devices of another one."""
+    host = np.asarray(new)
+    if host.shape != old.shape:
+        raise ValueError(f"the encoder has a tensor of shape {host.shape} where this run has {old.shape}")
+    return jax.make_array_from_callback(host.shape, old.sharding, lambda index: host[index])
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+    """The devices of this process, as a mesh of their own."""
+    here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return meshes.make_mesh(here)
+
+
+def here(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copies whole arrays to every device of a local mesh."""
+    return jax.device_put(jax.tree.map(np.asarray, jax.tree.map(_fetched, tree)), meshes.replicated(mesh))
+
+
+def _fetched(array: Array) -> Any:
+    return array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
