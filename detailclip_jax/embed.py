@@ -18,7 +18,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.regular_files import inside, read_regular, read_stream
 from detailclip_jax.figures import contact_sheet
 from detailclip_jax.inference import catalogue, embeddings
-from detailclip_jax.inference.embeddings import IMAGE, Table
+from detailclip_jax.inference.embeddings import Table
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors, files
 from detailclip_jax.runtime.progress import Console
@@ -103,10 +103,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if not model.has_joint_space:
         console.say("no joint space with texts: an embedding is the L2-normalised class feature of the image encoder")
     if source:
-        check_source(arguments.source, source, model)
+        catalogue.check_source(arguments.source, source, model)
     table, code = (source, 0) if source else catalogue.update(model, request, console)
     if arguments.query and code == 0:
-        show(search(model, table, arguments.query, arguments.top), table, arguments)
+        wanted = model.encode_text([arguments.query])[0]
+        show(catalogue.nearest(table, wanted, arguments.top), table, arguments)
     return code
 
 
@@ -123,29 +124,7 @@ def load(arguments: argparse.Namespace) -> "Model":
     return model
 
 
-def check_source(file: Path, table: Table, model: "Model") -> None:
-    """Raises ValueError if another model computed the embeddings of `file`, or if it has no image embeddings."""
-    way_out = "give that --checkpoint (and --step, --weights), or embed the images with this one"
-    catalogue.check_checkpoint(file, table.origin, catalogue.origin_of(model), way_out)
-    if not table.of(IMAGE)[0]:
-        raise ValueError(f"{file} has embeddings of texts only, no images to search")
-
-
-class Match(NamedTuple):
-    """A found image, and its cosine with the query."""
-
-    cosine: float
-    name: str
-
-
-def search(model: "Model", table: Table, query: str, top: int) -> list[Match]:
-    """Returns the `top` images with the highest cosine to the query, best first."""
-    names, rows = table.of(IMAGE)
-    cosines = rows @ model.encode_text([query])[0]
-    return [Match(float(cosines[place]), names[place]) for place in np.argsort(-cosines, kind="stable")[:top]]
-
-
-def show(matches: Sequence[Match], table: Table, arguments: argparse.Namespace) -> None:
+def show(matches: Sequence[catalogue.Match], table: Table, arguments: argparse.Namespace) -> None:
     """Prints the matches, and draws them on a contact sheet if there is a file to put it next to, or --sheet."""
     for rank, match in enumerate(matches, 1):
         print(f"{rank:>4}  {match.cosine:6.3f}  {printable(match.name)}")

@@ -1,4 +1,4 @@
-"""Updates a file of embeddings to match a folder of images and a list of texts."""
+"""Updates a file of embeddings to match a folder of images and a list of texts, and searches it."""
 
 import contextlib
 import time
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 
 from detailclip_jax.data.image_files import Found, ImageFileBatches
 from detailclip_jax.inference import embeddings
@@ -135,6 +136,35 @@ def check_checkpoint(file: Path, theirs: Origin, ours: Origin, way_out: str) -> 
     """Raises ValueError unless the embeddings are from exactly these weights."""
     if theirs.fingerprint != ours.fingerprint:
         raise ValueError(f"{file} was computed with another model ({theirs}) than this one ({ours}); {way_out}")
+
+
+def check_source(file: Path, table: Table, model: "Model") -> None:
+    """Raises ValueError if another model computed the embeddings of `file`, or if it has no image embeddings."""
+    way_out = "give that --checkpoint (and --step, --weights), or embed the images with this one"
+    check_checkpoint(file, table.origin, origin_of(model), way_out)
+    check_has_images(file, table)
+
+
+def check_has_images(file: Path, table: Table) -> None:
+    """Raises ValueError if the file has embeddings of texts only."""
+    if not any(key.kind == IMAGE for key in table.rows):
+        raise ValueError(f"{file} has embeddings of texts only, no images to search")
+
+
+class Match(NamedTuple):
+    """A found image: its number among the images of the table, its name, and its cosine with what is searched for."""
+
+    number: int
+    name: str
+    cosine: float
+
+
+def nearest(table: Table, wanted: Float32[np.ndarray, "E"], top: int) -> list[Match]:
+    """Returns the `top` images of the table with the highest cosine to an embedding [E], best first."""
+    names, rows = table.of(IMAGE)
+    cosines = rows @ wanted
+    order = np.argsort(-cosines, kind="stable")[:top]
+    return [Match(int(place), names[place], float(cosines[place])) for place in order]
 
 
 def same_root(file: Path, theirs: str, ours: str) -> str:

@@ -246,15 +246,16 @@ class Model:
         texts: Sequence[str],
         readout: str = DEFAULT_READOUT,
         templates: Sequence[str] = ("{}",),
+        size: tuple[int, int] | None = None,
     ) -> Float32[np.ndarray, "T H W"]:
         """A map of one image per text: how similar each place is to the text, without any training.
 
             maps = model.dense("park.jpg", ["a dog", "grass", "sky"])      # [3, H, W]
             maps.argmax(0)                                                 # index of the best text at each pixel
 
-        H x W is the size of the upright image, all of it. Values are cosines, -1 to 1, of the text's embedding with
-        patch features, resized bilinearly to pixels. Only differences between texts carry meaning: published pipelines
-        take softmax(scale * maps, axis=0), with `inference.dense.PIPELINES[readout].scale`.
+        H x W is `size`, by default that of the upright image; the maps cover all of it. Values are cosines, -1 to 1, of
+        the text's embedding with patch features, resized bilinearly to pixels. Only differences between texts carry
+        meaning: published pipelines take softmax(scale * maps, axis=0) with `inference.dense.PIPELINES[readout].scale`.
 
         `readout` is one of `models.readouts.READOUTS`: plain, maskclip, maskclip_bare, sclip, naclip, clearclip, gem.
         Each resizes and cuts the image as its published code does, see `inference.dense.Pipeline`; `config.preprocess`
@@ -269,7 +270,7 @@ class Model:
         wanted = mean_of_templates(self.encode_text(prompts(texts, templates)), len(templates))
         with BUDGET.scope():
             array = pixels(image)
-            cut = layout(array.shape, PIPELINES[readout], self.config.model)
+            cut = layout(array.shape, PIPELINES[readout], self.config.model, size)
             features = np.concatenate(self._called(self._dense_encoder(readout), cut.windows(array)))
         return cut.maps(features, wanted)
 

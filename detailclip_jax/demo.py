@@ -1,0 +1,127 @@
+"""Opens a local page to explore trained models: captions, heat maps, attention, similar patches, search.
+
+    python -m detailclip_jax.demo --checkpoint=runs/stickers
+    python -m detailclip_jax.demo --checkpoint=runs/stickers --checkpoint=runs/clip-1 --embeddings=runs/photos.npz
+
+The page needs no network, and only this machine can open it.  Images are decoded by the rules of training; those that
+you drop are not written to disk.  --embeddings is a file that `embed --out=FILE` wrote with one of the models.  Several
+checkpoints are shown side by side.  Ctrl-C ends the server.
+"""
+
+import argparse
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from detailclip_jax.runtime import arguments as flags
+from detailclip_jax.runtime import errors
+from detailclip_jax.runtime.progress import Console
+
+PORT = 8462
+HOST = "127.0.0.1"
+SHUTDOWN = 2  # seconds that unfinished answers have after Ctrl-C
+NO_CHECKPOINT = (
+    "give --checkpoint=WORKDIR, the workdir of a trained model. To get one: detailclip train --config=stickers "
+    "--workdir=runs/stickers (about ten minutes on two cores), or detailclip import ViT-B-16.pt --out=runs/openai for "
+    "a PyTorch checkpoint"
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the argument parser."""
+    made = flags.parser("demo", __doc__)
+    add = made.add_argument
+    what = "workdir of a run, or of `import_torch`; may be repeated"
+    add("--checkpoint", action="append", default=[], metavar="WORKDIR", help=what)
+    add("--embeddings", type=Path, metavar="FILE", help="search this file, which `embed --out=FILE` wrote")
+    add("--port", type=port, default=PORT, metavar="N", help=f"port of the page; 0: any free one (default: {PORT})")
+    flags.add_weights(made)
+    return made
+
+
+def port(text: str) -> int:
+    """Parses a port, as the `type` of a flag."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to 65535")
+    return int(text)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Loads the models, compiles, and serves the page until Ctrl-C."""
+    if not arguments.checkpoint:
+        raise ValueError(NO_CHECKPOINT)
+    check_installed()
+    with listening(arguments.port) as at:
+        from detailclip_jax.inference import model as inference
+        from detailclip_jax.page import app
+
+        models = [inference.load(path, arguments.weights) for path in arguments.checkpoint]
+        for model in models:
+            console.say(f"{model.path}: {model.config.method}, step {model.step}, {model.weights} weights")
+        search = app.open_search(arguments.embeddings, models) if arguments.embeddings else None
+        page = app.Page(models, search, app.open_scenes())
+        if not page.scenes:
+            console.warn("no scenes to pick from: pip install 'detailclip_jax[demo]'")
+        began = time.perf_counter()
+        console.live("compiling: seconds for a tiny model, a minute for a large one ...")
+        page.warm_up()
+        console.say(f"compiled in {time.perf_counter() - began:.1f} s")
+        serve(app.build(page), at, console)
+    return 0
+
+
+def check_installed() -> None:
+    """Raises ImportError that says what to install if a package of the page is missing."""
+    try:
+        import starlette
+        import uvicorn
+    except ImportError as error:
+        raise ImportError(f"the page needs {error.name}: pip install 'detailclip_jax[demo]'") from error
+    del starlette, uvicorn
+
+
+def listening(number: int) -> socket.socket:
+    """Opens the port on this machine; raises OSError that says how to choose another."""
+    at = socket.socket()
+    at.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        at.bind((HOST, number))
+        return at
+    except OSError as error:
+        at.close()
+        reason = error.strerror or error
+        raise OSError(f"port {number}: {reason}; choose another with --port=N (0: any free one)") from error
+
+
+def serve(application, at: socket.socket, console: Console) -> None:
+    """Serves until an interrupt, which ends the server before it goes on."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        application, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=SHUTDOWN
+    )
+    server = uvicorn.Server(config)
+    # In a thread of its own, uvicorn leaves the signals to `errors.run`.
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        console.say(f"the page is at http://localhost:{at.getsockname()[1]} (Ctrl-C ends it)")
+        while thread.is_alive():
+            thread.join(0.5)
+    finally:
+        server.should_exit = True
+        thread.join(SHUTDOWN + 1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
+    return errors.run(lambda: run(parser().parse_args(argv), Console()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

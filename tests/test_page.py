@@ -1,0 +1,442 @@
+"""The API of the page: every answer equals the model's own functions; hostile requests get one line."""
+
+import io
+import json
+import struct
+import threading
+import urllib.request
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from detailclip_jax import demo
+from detailclip_jax.evaluation.kept_objects import lowest
+from detailclip_jax.inference import catalogue, embeddings
+from detailclip_jax.inference import model as inference
+from detailclip_jax.inference.embeddings import Key, Table
+from detailclip_jax.methods.masking import Rule
+from detailclip_jax.runtime import errors
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.training import experiment
+from detailclip_jax.training.mesh import make_mesh
+
+pytest.importorskip("starlette")
+testclient = pytest.importorskip("starlette.testclient", exc_type=ImportError)
+pytest.importorskip("uvicorn")
+
+from detailclip_jax.page import answers, app, guard  # noqa: E402
+
+TEXTS = ["a frog", "two red kites", "a bus"]
+HOST = "http://localhost:8462"
+
+
+def noise(method, seed=0):
+    """A tiny model of noise with CLIP's own vocabulary."""
+    config = tiny.tiny_config(method)
+    config.model.vocab_size = 49408
+    built = experiment.build(config, make_mesh(jax.devices()[:1]))
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), built.state_shapes.params)
+    variables = {"params": params, "ema_params": {}, "batch_stats": {}}
+    return inference.Model(built.model, variables, config, params, "student", 3, f"runs/{method}")
+
+
+def encoded(pixels, format="PNG"):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format)
+    return stream.getvalue()
+
+
+def png_of(width, height):
+    """The beginning of a PNG that claims a size."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">II", zlib.crc32(header), 99) + b"IDAT"
+
+
+@pytest.fixture(scope="module")
+def models():
+    return noise("clip"), noise("mae")
+
+
+@pytest.fixture(scope="module")
+def photos(models, tmp_path_factory):
+    """A folder of six images, embedded by the first model."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(1)
+    keys = [Key("image", f"{number}.png") for number in range(6)]
+    for key in keys:
+        (folder / key.name).write_bytes(encoded(rng.integers(0, 256, (40, 50, 3), np.uint8)))
+    rows = models[0].encode_image([folder / key.name for key in keys])
+    return Table(catalogue.origin_of(models[0])._replace(root=str(folder)), dict(zip(keys, rows)))
+
+
+@pytest.fixture(scope="module")
+def page(models, photos):
+    scene = {
+        "image": np.full((32, 32, 3), 90, np.uint8),
+        "captions": ("a frog and a bus",),
+        "nouns": np.array([3, 5, 3], np.int32),
+    }
+    return app.Page(models, app.Search(photos, 0), [scene])
+
+
+@pytest.fixture(scope="module")
+def client(page):
+    with testclient.TestClient(app.build(page), base_url=HOST) as client:
+        yield client
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def image(client):
+    answer = client.post("/api/image", content=encoded(PIXELS))
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def ok(answer):
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(answer, status):
+    """The one line of an answer that refuses."""
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    line = answer.json()["error"]
+    assert line and "\n" not in line and "Traceback" not in line
+    return line
+
+
+def shown(answer):
+    with Image.open(io.BytesIO(answer.content)) as image:
+        return np.asarray(image)
+
+
+# answers
+
+
+def test_about_names_models_scenes_and_limits(client):
+    about = ok(client.get("/api/about"))
+    assert [model["method"] for model in about["models"]] == ["clip", "mae"]
+    assert about["models"][0]["reason"] == "" and "no text" in about["models"][1]["reason"]
+    (scene,) = about["scenes"]
+    assert scene["caption"] == "a frog and a bus" and len(scene["texts"]) == 2 + app.NUM_OTHERS == len(
+        {*scene["texts"]}
+    )
+    assert about["search"] == 6 and about["max_upload"] == app.MAX_UPLOAD
+    np.testing.assert_array_equal(shown(client.get("/api/scenes/0.png")), np.full((32, 32, 3), 90))
+
+
+def test_attention_and_removed_patches_are_those_of_the_model(client, image, models):
+    assert (image["height"], image["width"]) == (60, 90)
+    for answer, model in zip(image["models"], models):
+        attention = model.attention(PIXELS)
+        np.testing.assert_allclose(answer["attention"], attention.ravel(), atol=1e-5)
+        side, order = answer["side"], np.array(answer["order"])
+        assert side**2 == len(order) and sorted(order) == list(range(side**2))
+        for removed in range(1, side**2):
+            rule = Rule(side, (removed + 0.5) / side**2)
+            assert rule.num_removed == removed
+            expected = np.asarray(lowest(jnp.asarray(attention.reshape(1, -1)), rule))[0]
+            np.testing.assert_array_equal(order < removed, expected)
+
+
+def test_of_equal_attention_the_lower_index_is_removed_first():
+    np.testing.assert_array_equal(answers.removal_order(np.array([[0.5, 0.1], [0.1, 0.5]])), [2, 0, 1, 3])
+
+
+def test_texts_are_compared_as_by_the_model(client, image, models):
+    answer = ok(client.post("/api/texts", json={"image": image["image"], "texts": [" a frog ", "", *TEXTS[1:]]}))
+    assert answer["texts"] == TEXTS
+    clip, mae = answer["models"]
+    cosines = models[0].encode_image([PIXELS])[0] @ models[0].encode_text(TEXTS).T
+    np.testing.assert_allclose(clip["cosines"], cosines, atol=1e-5)
+    scale = np.exp(float(models[0].params["logit_scale"]["value"]))
+    powers = np.exp(scale * cosines)
+    np.testing.assert_allclose(clip["shares"], powers / powers.sum(), atol=2e-5)
+    maps = models[0].dense(PIXELS, TEXTS, size=(43, 64))
+    assert (clip["height"], clip["width"]) == (43, 64)
+    np.testing.assert_allclose(np.reshape(clip["maps"], maps.shape), maps, atol=1e-5)
+    assert list(mae) == ["reason"] and "mae" in mae["reason"]
+
+
+def test_dense_maps_of_a_size_cover_the_image(models):
+    """A constant map stays constant, and the size of the image is the default."""
+    whole, small = models[0].dense(PIXELS, ["a frog"]), models[0].dense(PIXELS, ["a frog"], size=(6, 9))
+    assert whole.shape == (1, 60, 90) and small.shape == (1, 6, 9)
+    np.testing.assert_array_equal(whole, models[0].dense(PIXELS, ["a frog"], size=(60, 90)))
+    np.testing.assert_allclose(small.mean(), whole.mean(), atol=0.05)
+
+
+def test_neighbours_are_cosines_of_patch_features(client, image, models):
+    answer = ok(client.post("/api/neighbours", json={"image": image["image"], "x": 0.99, "y": 0.3}))
+    for found, model in zip(answer["models"], models):
+        patches = model.features([PIXELS]).patches[0]
+        side = len(patches)
+        assert (found["row"], found["column"]) == (int(0.3 * side), side - 1)
+        one = patches[found["row"], found["column"]]
+        expected = patches @ one / (np.linalg.norm(patches, axis=-1) * np.linalg.norm(one))
+        np.testing.assert_allclose(found["cosines"], expected.ravel(), atol=2e-5)
+        assert found["cosines"][found["row"] * side + found["column"]] == 1
+    corner = ok(client.post("/api/neighbours", json={"image": image["image"], "x": 1, "y": 1.0}))
+    assert corner["models"][0]["row"] == image["models"][0]["side"] - 1
+
+
+def test_search_finds_the_nearest_images(client, image, models, photos):
+    names, rows = photos.of("image")
+    for body, wanted in (
+        ({"text": "a frog"}, models[0].encode_text(["a frog"])[0]),
+        ({"image": image["image"]}, models[0].encode_image([PIXELS])[0]),
+    ):
+        found = ok(client.post("/api/search", json=body))["found"]
+        order = np.argsort(-(rows @ wanted))
+        assert [match["name"] for match in found] == [names[place] for place in order]
+        np.testing.assert_allclose([match["cosine"] for match in found], (rows @ wanted)[order], atol=1e-5)
+        first = client.get(f"/api/found/{found[0]['number']}.png")
+        with Image.open(f"{photos.origin.root}/{found[0]['name']}") as stored:
+            np.testing.assert_array_equal(shown(first), np.asarray(stored))
+
+
+def test_the_square_is_what_the_model_sees(client, image, models):
+    whole, square = (shown(client.get(f"/api/image/{image['image']}{end}.png")) for end in ("", "-0"))
+    np.testing.assert_array_equal(whole, PIXELS)
+    assert square.shape == (answers.SHOWN_SIDE, answers.SHOWN_SIDE, 3)
+    view = models[0].view(PIXELS).astype(float)
+    factor = answers.SHOWN_SIDE // len(view)
+    pooled = square[: factor * len(view), : factor * len(view)].reshape(len(view), factor, len(view), factor, 3)
+    assert np.corrcoef(pooled.mean((1, 3)).ravel(), view.ravel())[0, 1] > 0.9
+
+
+def test_the_crop_of_the_square_follows_the_preprocessing(models):
+    cropped = models[0].preprocessed({"crop_ratio": 0.5})
+    bright = np.zeros((400, 400, 3), np.uint8)
+    bright[100:300, 100:300] = 255
+    assert answers.square(cropped, bright).mean() > 250 and answers.square(models[0], bright).mean() < 100
+
+
+def test_uploads_are_decoded_by_the_rules_of_training(client, models):
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(PIXELS).save(turned, "JPEG", exif=exif, quality=95)
+    grey = encoded(PIXELS[..., 0])
+    for data in (turned.getvalue(), grey, encoded(PIXELS, "WEBP"), encoded(PIXELS, "GIF")):
+        answer = ok(client.post("/api/image", content=data))
+        np.testing.assert_allclose(answer["models"][0]["attention"], models[0].attention(data).ravel(), atol=1e-5)
+        np.testing.assert_array_equal(shown(client.get(f"/api/image/{answer['image']}.png")), inference.pixels(data))
+
+
+def test_large_images_are_reduced_for_heat_maps_only():
+    pixels = np.zeros((1500, 3000, 3), np.uint8)
+    assert answers.reduced(pixels).shape == (512, 1024, 3)
+    assert answers.reduced(pixels[:1, :]).shape == (1, 1024, 3)
+    assert answers.reduced(PIXELS) is PIXELS
+
+
+# hostile requests
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "empty"),
+        (b"<html>", "not an image"),
+        (encoded(PIXELS)[:900], "truncated or damaged"),
+        (b"%!PS-Adobe", "not an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", "not an image"),
+        (png_of(65_536, 65_536), "too large"),
+        (png_of(9000, 9000), "too large"),
+    ],
+)
+def test_bad_uploads_get_one_line(client, data, reason):
+    assert reason in refused(client.post("/api/image", content=data), 400)
+
+
+def test_too_many_bytes_are_refused_before_decoding(client, monkeypatch):
+    monkeypatch.setattr(app, "decode", lambda data: pytest.fail("decoded"))
+    assert "too large" in refused(client.post("/api/image", content=b"\xff\xd8" * (app.MAX_UPLOAD // 2 + 1)), 413)
+    long = json.dumps({"image": "a", "texts": ["x" * guard.MAX_JSON]})
+    answer = client.post("/api/texts", content=long, headers={"content-type": "application/json"})
+    assert "too large" in refused(answer, 413)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [None, "a frog", [], [" "], [1], ["a"] * (app.MAX_TEXTS + 1), ["a" * (app.MAX_LETTERS + 1)], ["\ud800"], [["a"]]],
+)
+def test_bad_texts_get_one_line(client, image, texts):
+    body = json.dumps({"image": image["image"], "texts": texts})
+    refused(client.post("/api/texts", content=body, headers={"content-type": "application/json"}), 400)
+
+
+@pytest.mark.parametrize("x", [None, "1", -0.1, 1.1, float("nan"), float("inf"), True, [0.5], 10**400])
+def test_bad_places_get_one_line(client, image, x):
+    body = json.dumps({"image": image["image"], "x": x, "y": 0.5})
+    refused(client.post("/api/neighbours", content=body, headers={"content-type": "application/json"}), 400)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 50_000, b"1"])
+def test_bad_json_gets_one_line(client, content):
+    refused(client.post("/api/texts", content=content, headers={"content-type": "application/json"}), 400)
+    refused(client.post("/api/texts", content=content, headers={"content-type": "text/plain"}), 415)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/image/0123456789abcdef.png",
+        "/api/image/0123456789abcdef-0.png",
+        "/api/scenes/1.png",
+        "/api/found/6.png",
+        "/api/nothing",
+        "/assets/page.html",
+        "/..%2fapp.py",
+        "/api/texts",
+    ],
+)
+def test_unknown_addresses_get_one_line(client, path):
+    refused(client.get(path), 405 if path == "/api/texts" else 404)
+
+
+def test_forgotten_images_are_named(client, page, image, monkeypatch):
+    monkeypatch.setattr(app, "NUM_HELD", 1)
+    monkeypatch.setattr(page, "_held", page._held.copy())
+    other = ok(client.post("/api/image", content=encoded(PIXELS[::-1])))
+    for name in (image["image"], 7, None):
+        answer = client.post("/api/texts", json={"image": name, "texts": TEXTS})
+        assert "choose it again" in refused(answer, 404)
+    gone = image["image"]
+    refused(client.get(f"/api/image/{gone}-0.png"), 404)
+    ok(client.post("/api/texts", json={"image": other["image"], "texts": TEXTS}))
+
+
+def test_a_search_without_a_folder_or_with_a_moved_one(models, photos, image):
+    with testclient.TestClient(app.build(app.Page(models[1:])), base_url=HOST) as client:
+        assert "--embeddings=FILE" in refused(client.post("/api/search", json={"text": "a"}), 404)
+        refused(client.get("/api/found/0.png"), 404)
+    moved = Table(photos.origin._replace(root="/nowhere"), photos.rows)
+    escapes = Table(photos.origin, {Key("image", "../secret.png"): photos.of("image")[1][0]})
+    for table in (moved, escapes):
+        with testclient.TestClient(app.build(app.Page(models, app.Search(table, 0))), base_url=HOST) as client:
+            assert "cannot be read any more" in refused(client.get("/api/found/0.png"), 404)
+
+
+def test_a_fault_of_the_program_is_one_line_and_a_traceback_in_the_terminal(client, page, monkeypatch, capsys):
+    monkeypatch.setattr(answers, "neighbours", lambda *_: 1 / 0)
+    answer = ok(client.post("/api/image", content=encoded(PIXELS)))
+    line = refused(client.post("/api/neighbours", json={"image": answer["image"], "x": 0, "y": 0}), 500)
+    assert "ZeroDivisionError" in line and "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:8462", "", "localhost:8462@evil.example"]
+)
+def test_other_hosts_are_refused(client, host):
+    for method, path in (("GET", "/"), ("GET", "/api/about"), ("POST", "/api/image")):
+        assert "localhost only" in refused(client.request(method, path, headers={"host": host}), 403)
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:9000", "127.0.0.1:1", "[::1]:8462"])
+def test_this_machine_is_answered_also_through_a_tunnel(client, host):
+    ok(client.get("/api/about", headers={"host": host, "origin": f"http://{host}"}))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost:1"},
+        {"origin": "https://localhost:8462"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "https://evil.example", "sec-fetch-mode": "navigate"},
+    ],
+)
+def test_other_origins_are_refused(client, headers):
+    assert "other sites" in refused(client.post("/api/image", content=encoded(PIXELS), headers=headers), 403)
+    assert "other sites" in refused(client.get("/api/about", headers=headers), 403)
+
+
+def test_a_link_to_the_page_is_followed(client):
+    answer = client.get("/", headers={"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"})
+    assert answer.status_code == 200
+
+
+def test_the_page_loads_nothing_from_elsewhere(client):
+    for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+        answer = client.get(path)
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith(kind)
+        assert "http://" not in answer.text and "https://" not in answer.text and "//cdn" not in answer.text
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "innerHTML" not in client.get("/page.js").text
+
+
+# the command
+
+
+def test_without_a_checkpoint_the_ways_to_one_are_named(capsys):
+    assert demo.main([]) == errors.USAGE_ERROR
+    error = capsys.readouterr().err
+    assert "detailclip train --config=stickers" in error and "detailclip import" in error
+
+
+def test_a_port_in_use_is_named(capsys):
+    with demo.listening(0) as taken:
+        taken.listen()
+        number = taken.getsockname()[1]
+        assert demo.main(["--checkpoint=runs/nothing", f"--port={number}"]) == errors.RUN_ERROR
+        assert f"port {number}" in (error := capsys.readouterr().err) and "--port=N" in error
+        assert taken.getsockname()[0] == "127.0.0.1"
+    with pytest.raises(SystemExit):
+        demo.parser().parse_args(["--port=70000"])
+
+
+def test_without_the_extra_the_way_out_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
+    assert demo.main(["--checkpoint=runs/nothing"]) == errors.USAGE_ERROR
+    assert "pip install 'detailclip_jax[demo]'" in capsys.readouterr().err
+
+
+def test_embeddings_of_another_model_are_refused(models, photos, tmp_path):
+    file = tmp_path / "photos.npz"
+    embeddings.write(file, photos)
+    assert app.open_search(file, models[::-1]).model == 1
+    with pytest.raises(ValueError, match="another model"):
+        app.open_search(file, models[1:])
+    texts = Table(photos.origin, {Key("text", "a frog"): photos.of("image")[1][0]})
+    embeddings.write(file, texts)
+    with pytest.raises(ValueError, match="no images to search"):
+        app.open_search(file, models)
+
+
+def test_the_server_ends_when_it_is_asked_to(page):
+    """`serve` in a thread: the page answers over a socket, and the port is free afterwards."""
+    lines, at = [], demo.listening(0)
+    number = at.getsockname()[1]
+
+    class Stop(Exception):
+        pass
+
+    class Asking(Console):
+        def say(self, text=""):
+            lines.append(text)
+            with urllib.request.urlopen(f"http://127.0.0.1:{number}/api/about") as answer:
+                assert answer.status == 200
+            raise Stop
+
+    before = threading.active_count()
+    with at, pytest.raises(Stop):
+        demo.serve(app.build(page), at, Asking())
+    assert f"http://localhost:{number}" in lines[0] and threading.active_count() <= before + 1
+    with demo.listening(number):
+        pass
