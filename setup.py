@@ -27,6 +27,7 @@ DEV = [
     "beartype>=0.19",
     "build>=1.2",
     "clip-benchmark>=1.6,<2",  # whose protocol we compare with; brings open_clip and PyTorch
+    "httpx2>=2",  # Starlette's test client
     "ipykernel>=6",
     "nbclient>=0.10",
     "nbformat>=5.10",
@@ -36,6 +37,7 @@ DEV = [
     "pytest-xdist>=3.5",
     "ruff>=0.9",
     "scikit-learn>=1.5",
+    "selenium>=4.25",  # drives chromium, where it is installed
 ]
 
 

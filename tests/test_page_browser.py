@@ -1,0 +1,184 @@
+"""The page in a real browser without a network: start, upload, type, click, result; at desktop and phone width.
+
+Needs chromium, its driver and selenium (Debian: apt-get install chromium chromium-driver).
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from detailclip_jax.interop import store
+from detailclip_jax.training import experiment
+from detailclip_jax.training.mesh import make_mesh
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER, DRIVER = next(filter(None, map(shutil.which, BROWSERS)), None), shutil.which("chromedriver")
+FLAGS = (
+    *("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"),
+    *("disable-component-update", "disable-sync", "disable-default-apps", "disable-dev-shm-usage"),
+    "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
+)
+WAIT = 60  # seconds; nothing is measured
+
+pytestmark = [
+    pytest.mark.check,
+    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver on the path"),
+    pytest.mark.xdist_group("browser"),
+]
+for name in ("selenium", "starlette", "uvicorn"):
+    pytest.importorskip(name)
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of a tiny DetailCLIP whose parameters are noise."""
+    config = tiny.tiny_config("detailclip")
+    config.model.vocab_size = 49408
+    shapes = experiment.build(config, make_mesh(jax.devices()[:1])).state_shapes
+    rng, names = np.random.default_rng(0), ("params", "ema_params", "batch_stats")
+    noise = lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype)
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    store.save(path, {name: jax.tree.map(noise, getattr(shapes, name)) for name in names}, config, "noise")
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(workdir):
+    """The real command with the same checkpoint twice; Ctrl-C must end it without a traceback."""
+    command = [sys.executable, "-m", "detailclip_jax.demo", "--port=0", *[f"--checkpoint={workdir}"] * 2]
+    options = {"env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, "text": True}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    assert server.stdout is not None
+    lines = []
+    for line in server.stdout:
+        lines.append(line)
+        if found := re.search(r"http://localhost:\d+", line):
+            break
+    else:
+        pytest.fail("".join([*lines, *server.stderr]))
+    assert any(line.startswith("compiled in") for line in lines)
+    yield found[0]
+    server.send_signal(signal.SIGINT)
+    _, error = server.communicate(timeout=WAIT)
+    assert server.returncode == 130 and error.strip() == "interrupted"
+
+
+def open_browser(width, profile):
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, f"user-data-dir={profile}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    return browser
+
+
+@pytest.fixture(params=(1400, 390), ids=("desktop", "phone"))
+def browser(request, url, tmp_path):
+    browser = open_browser(request.param, tmp_path / "profile")
+    try:
+        browser.get(url)
+        yield browser
+    finally:
+        browser.quit()
+
+
+def wait(browser, condition):
+    return WebDriverWait(browser, WAIT, poll_frequency=0.05).until(condition)
+
+
+def texts_of(browser, selector):
+    return browser.execute_script(f"return [...document.querySelectorAll('{selector}')].map(e => e.textContent)")
+
+
+def requested(browser):
+    """Addresses that the page requested."""
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            yield message["params"]["request"]["url"]
+
+
+def drawn(browser, selector):
+    """The pixels of a canvas, as a text."""
+    return browser.execute_script(f"return document.querySelector('{selector}').toDataURL()")
+
+
+def test_start_upload_type_click(browser, url, tmp_path):
+    wait(browser, lambda _: len(texts_of(browser, ".bars li")) >= 8)  # the first scene, with both models
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".model")) == 2
+
+    file = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)).save(file)
+    browser.find_element(By.ID, "file").send_keys(str(file))
+    preview = browser.find_element(By.ID, "preview")
+    wait(browser, lambda _: preview.get_attribute("alt") == "The chosen image")
+
+    box = browser.find_element(By.ID, "texts")
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys("a frog\n\ntwo <b>red</b> kites")
+    wanted = ["a frog", "two <b>red</b> kites"] * 2
+    wait(browser, lambda _: texts_of(browser, ".bars .text") == wanted)
+    assert texts_of(browser, ".maps figcaption") == wanted
+    shares = [float(text.split()[-2]) for text in texts_of(browser, ".bars .value")]
+    assert abs(sum(shares[:2]) - 100) <= 1 and shares[:2] == shares[2:]
+
+    place = "#models .model:first-child .panels figure:first-child"
+    frame = browser.find_element(By.CSS_SELECTOR, f"{place} .frame")
+    before = drawn(browser, f"{place} canvas")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", frame)
+    corner = {"x": -frame.size["width"] // 2 + 3, "y": -frame.size["height"] // 2 + 3}
+    webdriver.ActionChains(browser).move_to_element_with_offset(frame, corner["x"], corner["y"]).click().perform()
+    wait(browser, lambda _: "row 1, column 1" in texts_of(browser, f"{place} figcaption")[0])
+    assert drawn(browser, f"{place} canvas") != before
+    frame.send_keys(Keys.ARROW_RIGHT)
+    wait(browser, lambda _: "row 1, column 2" in texts_of(browser, f"{place} figcaption")[0])
+
+    slider = browser.find_element(By.ID, "ratio")
+    kept = ".panels figure:last-child figcaption"
+    assert texts_of(browser, kept)[0] == "8 of 16 patches kept"
+    slider.send_keys(Keys.END)
+    assert texts_of(browser, kept) == ["1 of 16 patches kept"] * 2
+
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    unnamed = [
+        element.get_attribute("outerHTML")[:80]
+        for element in browser.find_elements(By.CSS_SELECTOR, "input, textarea, button, [tabindex]")
+        if element.is_displayed() and not element.accessible_name
+    ]
+    assert not unnamed
+    assert not browser.find_element(By.ID, "error").is_displayed()
+    assert not browser.get_log("browser"), "the console is empty"
+    foreign = [address for address in requested(browser) if not address.startswith((url, "data:", "blob:"))]
+    assert not [address for address in foreign if not address.startswith("chrome")]
+
+
+def test_an_unreadable_file_is_one_line(browser, tmp_path):
+    wait(browser, lambda _: texts_of(browser, ".bars li"))
+    file = tmp_path / "broken.png"
+    file.write_bytes(b"no image")
+    browser.find_element(By.ID, "file").send_keys(str(file))
+    error = browser.find_element(By.ID, "error")
+    wait(browser, lambda _: error.is_displayed())
+    assert error.text.startswith("not an image") and error.get_attribute("role") == "alert"
+    browser.find_element(By.CSS_SELECTOR, ".scenes button:nth-child(2)").click()
+    wait(browser, lambda _: not error.is_displayed())
