@@ -34,6 +34,7 @@ COMMANDS = {
     "export": Command("export", "write a checkpoint in a PyTorch, StableHLO or ONNX format"),
     "import": Command("import_torch", "read a PyTorch checkpoint"),
     "compare": Command("compare", "train several methods at one budget and compare them"),
+    "visualize": Command("visualize", "draw attention, removal, reconstructions, features and predictions"),
     "demo": Command("demo", "open a local page: captions, heat maps, attention, similar patches, search"),
     "benchmark": Command("benchmark", "measure a step, the losses, the data, the collectives"),
     "doctor": Command("doctor", "show what this machine and installation can do"),

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from detailclip_jax.figures import style
+from detailclip_jax.figures import maps, plots, style
 from detailclip_jax.figures.boxes import Objects, caption, detection_figure, drawn
+from detailclip_jax.figures.labels import coloured, frequent, label_figure
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+SQUARE = np.random.default_rng(1).integers(0, 200, (16, 16, 3)).astype(np.uint8)
 
 
 def objects(**changes):
@@ -78,3 +80,89 @@ def test_panels_stay_inside_the_figure_and_do_not_overlap(columns):
 def test_colours_of_classes_differ_in_brightness_or_hue_and_repeat_after_seven():
     assert len(set(style.OKABE_ITO)) == 7
     assert style.rgb("#E69F00") == (0xE6, 0x9F, 0x00)
+
+
+def test_an_enlarged_image_is_divided_by_every_grid():
+    large = maps.enlarged(SQUARE, [7, 4])
+    assert large.shape[0] == large.shape[1] >= 256 and large.shape[0] % 28 == 0
+    assert maps.enlarged(large, [7, 4], least=1).shape[0] >= large.shape[0]  # never smaller
+
+
+def test_maps_and_removed_patches_lie_on_the_grid_of_the_image():
+    """Patch (2, 1) of 4 x 4: its outline, its map and its grey square cover the same share of the image."""
+    images, values = [SQUARE], np.zeros((1, 4, 4))
+    values[0, 2, 1] = 1
+    figure = maps.similarity_figure(images, {"model": values}, {"model": [(2, 1)]})
+    image, panel = figure.axes
+    outline = image.patches[0].get_bbox().extents / 16
+    assert outline.tolist() == [0.25, 0.5, 0.5, 0.75]
+    assert (panel.patches[0].get_bbox().extents / 4 == outline).all()
+    assert panel.images[0].get_extent() == [0, 4, 4, 0]
+    removed = plots.grey_out(SQUARE, values[0].ravel() > 0)
+    changed = (removed != SQUARE).any(-1)
+    assert changed[8:12, 4:8].all() and changed.sum() == 16
+
+
+def test_layers_and_heads_are_the_means_they_say():
+    heads = np.random.default_rng(1).random((2, 3, 4, 5, 5))
+    figure = maps.layers_figure([SQUARE] * 2, {"model": heads}, [3, 1])
+    drawn = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    assert len(drawn) == 2 * 4
+    np.testing.assert_allclose(drawn[2], heads[0, 2].mean(0))
+    np.testing.assert_allclose(drawn[5], heads[1, 0].mean(0))
+    np.testing.assert_allclose(drawn[7], heads[1].mean((0, 1)))
+    grid = maps.heads_figure(SQUARE, heads[0])
+    shown = [np.asarray(axes.images[0].get_array()) for axes in grid.axes if axes.images]
+    assert len(shown) == 1 + 3 * 5
+    np.testing.assert_allclose(shown[1 + 5 + 2], heads[0, 1, 2])
+    np.testing.assert_allclose(shown[5], heads[0, 0].mean(0))
+
+
+def test_relative_maps_sum_to_nothing_at_every_pixel():
+    values = np.random.default_rng(2).normal(size=(3, 4, 5))
+    np.testing.assert_allclose(plots.relative(values).sum(0), 0, atol=1e-12)
+    np.testing.assert_allclose(plots.relative(values[:1]), values[:1] - values[0].mean())
+
+
+def test_words_have_a_panel_per_text_image_and_model_in_one_range_per_model():
+    texts, rng = ["a cat", "grass"], np.random.default_rng(3)
+    words = {
+        name: [maps.Words(texts, scale * rng.normal(size=(2, 12, 16)))] * 2 for name, scale in (("a", 1), ("b", 9))
+    }
+    figure = maps.words_figure([IMAGE, IMAGE], words)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ['"a cat"', '"grass"'] * 4
+    heat = [axes.images[1] for axes in figure.axes if axes.get_title()]
+    for start, name in ((0, "a"), (2, "b")):
+        limit = np.abs(words[name][0].maps).max()
+        assert {each.get_clim() for each in heat[start : start + 2]} == {(-limit, limit)}
+    assert all(each.get_extent() == [0, 16, 12, 0] for each in heat)
+
+
+@pytest.mark.parametrize("drawn", [None, SQUARE])
+def test_an_overview_leaves_out_what_there_is_not(drawn):
+    removed = np.arange(16).reshape(4, 4) % 2 == 0
+    words = maps.Words(["a cat"], np.zeros((1, 4, 4))) if drawn is not None else None
+    figure = maps.overview_figure([maps.Overview(SQUARE, np.zeros((4, 4)), removed, drawn, words)])
+    titles = [axes.get_title() for axes in figure.axes]
+    rest = ["reconstruction", '"a cat"'] if drawn is not None else []
+    assert titles == ["image", "CLS attention", "kept 50%", *rest]
+
+
+def test_a_legend_names_the_classes_that_occur():
+    truth = np.array([[0, 0, 0], [2, 2, -1]])
+    assert frequent([truth]) == [0, 2]
+    names = ["ground", "cat", "dog"]
+    figure = label_figure([IMAGE[:2, :3]], [truth], {"model": [np.full((2, 3), 1)]}, 3, names=names)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["cat", "ground", "dog"]
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
+    assert len(shown) == 3 and (shown[1] == coloured(truth, 3)).all()
+    assert (shown[1][1, 2] == 255).all()  # no label
+    assert len(label_figure([IMAGE[:2, :3]], [], {"model": [truth]}, 3).axes) == 2
+
+
+def test_a_figure_is_written_in_the_format_of_its_name(tmp_path):
+    figure = plots.image_grid({"image": [SQUARE]}, "title")
+    for suffix, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        assert style.save(figure, tmp_path / f"new/figure.{suffix}").read_bytes().startswith(start)

@@ -22,6 +22,7 @@ COMMANDS = (
         "export",
         "import_torch",
         "compare",
+        "visualize",
         "demo",
         "benchmark",
         "doctor",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax import __main__ as door
-from detailclip_jax import compare, demo, doctor, embed, evaluate, export, import_torch
+from detailclip_jax import compare, demo, doctor, embed, evaluate, export, import_torch, visualize
 from detailclip_jax import main as train
 from detailclip_jax.benchmarks import options
 from detailclip_jax.config import run_config
@@ -40,6 +40,7 @@ PARSERS = {
     "export": export.parser,
     "import_torch": import_torch.parser,
     "compare": compare.parser,
+    "visualize": visualize.parser,
     "demo": demo.parser,
     "benchmark": options.parser,
     "prepare": lambda: prepare.parser(""),

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from detailclip_jax.figures.plots import image_grid
+from detailclip_jax.figures.style import FAINT, INK, LABEL, panels, show
 
 UNLABELLED = (255, 255, 255)
+LEGEND, ENTRY = 24, 1.2  # entries of a legend, and the inches of one
 GOLDEN = 0.6180339887498949  # steps of the hue that spread any number of classes around the circle
 
 
@@ -31,8 +32,42 @@ def label_figure(
     predicted: Mapping[str, Sequence[Integer[np.ndarray, "_h _w"]]],
     num_classes: int,
     credit: str = "",
+    names: Sequence[str] = (),
 ):
-    """Images, ground truth, and one row of predictions per model, such as several checkpoints; returns a figure."""
-    rows = {"image": list(images), "ground truth": [coloured(labels, num_classes) for labels in truth]}
-    rows |= {name: [coloured(labels, num_classes) for labels in maps] for name, maps in predicted.items()}
-    return image_grid(rows, "Semantic segmentation", credit)
+    """Images, ground truth, and one row of predictions per model, such as several checkpoints; returns a figure.
+
+    `truth` may be empty. With the `names` of the classes there is a legend of those that occur, the most frequent
+    first, at most LEGEND.
+    """
+    maps = {"ground truth": truth} if len(truth) else {}
+    maps |= predicted
+    rows = ["image", *maps]
+    ratio = max((image.shape[0] / image.shape[1] for image in images), default=1.0)
+    classes = frequent([labels for row in maps.values() for labels in row]) if names else []
+    columns = max(int((LABEL + 1.12 * len(images)) / ENTRY), 1)
+    below = 0.2 * -(-len(classes) // columns)
+    figure, axes = panels(rows, len(images), "Semantic segmentation", credit, ratio=ratio, below=below)
+    for panel, image in zip(axes[0], images):
+        show(panel, image)
+    for line, row in zip(axes[1:], maps.values()):
+        for panel, labels in zip(line, row):
+            show(panel, coloured(labels, num_classes))
+    if classes:
+        _legend(figure, classes, num_classes, names, columns)
+    return figure
+
+
+def frequent(maps: Sequence[Integer[np.ndarray, "_h _w"]]) -> list[int]:
+    """The classes of label maps, the most frequent first, at most LEGEND; -1 is no class."""
+    values, counts = np.unique(np.concatenate([labels.ravel() for labels in maps]), return_counts=True)
+    order = values[np.argsort(-counts, kind="stable")]
+    return [int(value) for value in order if value >= 0][:LEGEND]
+
+
+def _legend(figure, classes: Sequence[int], num_classes: int, names: Sequence[str], columns: int) -> None:
+    from matplotlib.patches import Patch
+
+    colours = palette(num_classes) / 255
+    handles = [Patch(facecolor=colours[k], edgecolor=FAINT, label=names[k]) for k in classes]
+    place = {"loc": "lower left", "bbox_to_anchor": (0.0, 0.2 / figure.get_figheight()), "ncols": columns}
+    figure.legend(handles=handles, fontsize=8, frameon=False, labelcolor=INK, handlelength=1, handleheight=1, **place)

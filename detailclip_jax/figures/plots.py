@@ -18,6 +18,7 @@ __all__ = [
     "image_grid",
     "loss_curves",
     "reconstruction_figure",
+    "relative",
     "save",
     "text_maps",
     "upscale",
@@ -111,15 +112,22 @@ def reconstruction_figure(
     return image_grid(rows, "Removed patches, reconstructed from the kept ones", credit)
 
 
+def relative(maps: Float[np.ndarray, "T H W"]) -> Float[np.ndarray, "T H W"]:
+    """Maps minus their mean over texts at the same pixel, since only differences between texts carry meaning.
+
+    A single map is taken relative to its mean over the image.
+    """
+    return maps - (maps.mean(0) if len(maps) > 1 else maps.mean())
+
+
 def text_maps(image: UInt8[np.ndarray, "H W 3"], maps: Float[np.ndarray, "T H W"], texts: Sequence[str]):
     """The image, and over it the map of each text (see `Model.dense`).
 
-    A map is shown relative to the mean over texts at the same pixel, since only differences between texts carry
-    meaning; with one text, relative to its mean over the image. All panels share one colour range.
+    Maps are shown as `relative` gives them. All panels share one colour range.
 
         text_maps(image, model.dense(image, texts), texts).savefig("maps.png")
     """
-    shown = maps - (maps.mean(0) if len(maps) > 1 else maps.mean())
+    shown = relative(maps)
     limit = max(float(np.abs(shown).max(initial=0)), 1e-12)
     height, width = image.shape[:2]
     panel = 2.2 * height / width

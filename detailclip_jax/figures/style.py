@@ -32,7 +32,7 @@ def blank(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: str | Path) -> Path:
-    """Writes the figure as PNG, creating the folder if needed; returns the path."""
+    """Writes the figure in the format of the path's suffix, creating the folder if needed; returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
@@ -47,15 +47,18 @@ def panels(
     columns: Sequence[str] = (),
     size: float = 1.12,
     ratio: float = 1.0,
+    headroom: float = 0.0,
+    below: float = 0.0,
 ) -> tuple[Any, list[list[Any]]]:
     """A figure with a grid of axes without ticks: `axes[row][column]`.
 
     `rows` are the labels left of the rows; there is no margin for them if all are empty. `columns` are the labels above
-    the columns. A panel is `size` inches wide, and `ratio` times as high.
+    the columns. A panel is `size` inches wide, and `ratio` times as high; there are `headroom` inches above each row,
+    for titles of panels, and `below` inches under the last one, for a legend.
     """
-    label, gap, top, bottom = (LABEL if any(rows) else 0.1), 0.07, 0.45, 0.28
+    label, gap, top, bottom = (LABEL if any(rows) else 0.1), 0.07, 0.45 if title else 0.08, 0.28 + below
     above = 0.19 * max((text.count("\n") + 1 for text in map(wrapped, columns)), default=0)
-    across, down = size, size * ratio
+    across, down = size, size * ratio + headroom
     need = max(TITLE_WIDTH * len(title), CREDIT_WIDTH * len(credit)) + 0.2
     width, height = max(label + across * num_columns + 0.1, need), top + above + down * len(rows) + bottom
     figure = blank(width, height)
@@ -65,8 +68,8 @@ def panels(
     for i, name in enumerate(rows):
         y = height - top - above - down * (i + 1) + gap
         style = {"fontsize": 9, "color": INK, "va": "center", "linespacing": 1.35}
-        figure.text(0.1 / width, (y + (down - gap) / 2) / height, wrapped(name), **style)
-        boxes = ((label + across * j, y, across - gap, down - gap) for j in range(num_columns))
+        figure.text(0.1 / width, (y + size * ratio / 2) / height, wrapped(name), **style)
+        boxes = ((label + across * j, y, across - gap, size * ratio - gap) for j in range(num_columns))
         axes.append([figure.add_axes((x / width, y / height, w / width, h / height)) for x, y, w, h in boxes])
     for axis, name in zip(axes[0], columns):
         axis.set_title(wrapped(name), fontsize=9, color=INK, pad=4)

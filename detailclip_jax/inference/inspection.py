@@ -1,6 +1,7 @@
 """Compiled functions behind `Model.attention_heads` and `Model.reconstruct`, and reconstructions as images."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,7 @@ def paste(
     return np.rint(np.clip(drawn, 0, 1) * 255).astype(np.uint8)
 
 
-def paste_options(config: ConfigDict) -> dict[str, object]:
+def paste_options(config: ConfigDict) -> dict[str, Any]:
     """The options of `paste` for a config: mean, std and eps."""
     eps = config.losses.pixel_eps if config.losses.normalise_pixels else None
     return {"mean": config.preprocess.mean, "std": config.preprocess.std, "eps": eps}

@@ -1,0 +1,196 @@
+"""Maps of patches over their images: attention by layer and head, similarity, principal components, words, an overview.
+
+Every function takes arrays and returns a matplotlib figure. Images are square, uint8 [S, S, 3], as the model sees them;
+a map [h, w] covers the whole image, and its values are constant within a patch.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from detailclip_jax.figures.plots import grey_out
+from detailclip_jax.figures.style import INK, panels, show
+
+CHOSEN = "#D55E00"  # the outline of a chosen patch
+VEIL = 0.65  # opacity of a heat map over its image
+WORDS_TITLE = "Where each text is more similar than other texts"
+
+
+def enlarged(image: UInt8[np.ndarray, "S S 3"], grids: Sequence[int], least: int = 256) -> UInt8[np.ndarray, "E E 3"]:
+    """The image, resized to at least `least` pixels, so that every grid of `grids` x `grids` patches divides it."""
+    side = int(np.lcm.reduce(list(grids)))
+    size = side * max(-(-max(least, image.shape[0]) // side), 1)
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _row(axes: Sequence[Any], images: Iterable[np.ndarray], **options: Any) -> None:
+    for panel, image in zip(axes, images):
+        show(panel, image, **options)
+
+
+def layers_figure(
+    images: Sequence[UInt8[np.ndarray, "S S 3"]],
+    attention: Mapping[str, Float[np.ndarray, "B L heads h w"]],
+    layers: Sequence[int] | None = None,
+    credit: str = "",
+) -> Any:
+    """CLS attention by layer, the mean over heads, and eq. 9, the mean over layers too; a block of rows per model.
+
+    `layers` counts from 1; None takes all. Each map has its own colour range, from its lowest to its highest value.
+    """
+    rows: dict[str, Iterable[np.ndarray]] = {"image": images}
+    for name, values in attention.items():
+        label = f"{name}\n" if len(attention) > 1 else ""
+        for layer in layers or range(1, values.shape[1] + 1):
+            rows[f"{label}layer {layer}"] = values[:, layer - 1].mean(1)
+        rows[f"{label}all layers (eq. 9)"] = values.mean((1, 2))
+    figure, axes = panels(list(rows), len(images), "CLS attention by layer, mean over heads", credit)
+    for line, row in zip(axes, rows.values()):
+        _row(line, row)
+    return figure
+
+
+def heads_figure(
+    image: UInt8[np.ndarray, "S S 3"],
+    attention: Float[np.ndarray, "L heads h w"],
+    layers: Sequence[int] | None = None,
+    title: str = "CLS attention by layer and head",
+    credit: str = "",
+) -> Any:
+    """CLS attention of one image: a row per layer, a column per head, the mean over heads at the right.
+
+    `layers` counts from 1; None takes all. Each map has its own colour range.
+    """
+    layers = list(layers or range(1, len(attention) + 1))
+    columns = ["image", *(f"head {head}" for head in range(1, attention.shape[1] + 1)), "mean"]
+    figure, axes = panels([f"layer {layer}" for layer in layers], len(columns), title, credit, columns, size=0.95)
+    for line, layer in zip(axes, layers):
+        values = attention[layer - 1]
+        if layer == layers[0]:
+            show(line[0], image)
+        _row(line[1:], [*values, values.mean(0)])
+    return figure
+
+
+def similarity_figure(
+    images: Sequence[UInt8[np.ndarray, "S S 3"]],
+    maps: Mapping[str, Float[np.ndarray, "B h w"]],
+    places: Mapping[str, Sequence[tuple[int, int]]],
+    credit: str = "",
+) -> Any:
+    """The cosine of every patch feature with that of a chosen patch, which has an outline; a row per model.
+
+    `places` has (row, column) of the chosen patch of each image. All maps of a model share one colour range.
+    """
+    rows = ["image", *(f"{name}\n{_range(values)}" for name, values in maps.items())]
+    figure, axes = panels(rows, len(images), "Cosine with the outlined patch", credit)
+    _row(axes[0], images)
+    first = next(iter(maps))
+    _outline(axes[0], places[first], [image.shape[0] / maps[first].shape[1] for image in images])
+    for line, (name, values) in zip(axes[1:], maps.items()):
+        _row(line, list(values), vmin=values.min(), vmax=values.max())
+        _outline(line, places[name], [1.0] * len(values))
+    return figure
+
+
+def _range(values: np.ndarray) -> str:
+    return f"{values.min():.2f} to {values.max():.2f}"
+
+
+def _outline(axes: Sequence[Any], places: Sequence[tuple[int, int]], sides: Sequence[float]) -> None:
+    from matplotlib.patches import Rectangle
+
+    for panel, (row, column), side in zip(axes, places, sides):
+        style = {"fill": False, "edgecolor": CHOSEN, "linewidth": 1.8}
+        panel.add_patch(Rectangle((column * side, row * side), side, side, **style))
+
+
+def pca_figure(
+    images: Sequence[UInt8[np.ndarray, "S S 3"]],
+    colours: Mapping[str, Float[np.ndarray, "B h w 3"]],
+    credit: str = "",
+) -> Any:
+    """The first three principal components of patch features as red, green and blue; a row per model.
+
+    The images of a model share the components (see `inference.patches.pca_colours`): equal colours are like features.
+    Colours of different models do not correspond.
+    """
+    rows = ["image", *colours]
+    figure, axes = panels(rows, len(images), "Principal components of the patch features", credit)
+    _row(axes[0], images)
+    for line, values in zip(axes[1:], colours.values()):
+        _row(line, list(values))
+    return figure
+
+
+class Words(NamedTuple):
+    """Maps [T, H, W] of T texts over one image, relative to other texts, see `plots.relative`."""
+
+    texts: Sequence[str]
+    maps: Float[np.ndarray, "T H W"]
+
+
+def words_figure(
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]], words: Mapping[str, Sequence[Words]], credit: str = ""
+) -> Any:
+    """Each image, and over it the map of each of its texts; a row per image and model.
+
+    `words` has one `Words` per image. The panels of a model share one colour range, which is symmetric around 0.
+    """
+    count = max(len(each.texts) for row in words.values() for each in row)
+    ratio = max(image.shape[0] / image.shape[1] for image in images)
+    rows = [name if len(words) > 1 else "" for _ in images for name in words]
+    figure, axes = panels(rows, 1 + count, WORDS_TITLE, credit, size=1.6, ratio=ratio, headroom=0.24)
+    limits = {name: limit_of(row) for name, row in words.items()}
+    pairs = [(i, name) for i in range(len(images)) for name in words]
+    for line, (i, name) in zip(axes, pairs):
+        show(line[0], images[i])
+        for panel, text, values in zip(line[1:], words[name][i].texts, words[name][i].maps):
+            veil(panel, images[i], values, limits[name])
+            panel.set_title(f'"{text}"', fontsize=9, color=INK, pad=3)
+    return figure
+
+
+def limit_of(words: Sequence[Words]) -> float:
+    """The largest magnitude of all maps."""
+    return max((float(np.abs(each.maps).max(initial=0)) for each in words), default=0) or 1e-12
+
+
+def veil(
+    axes: Any, image: np.ndarray, values: Float[np.ndarray, "h w"], limit: float, low: float | None = None
+) -> None:
+    """Draws a heat map over its image in grey; colours run from `low`, by default -`limit`, to `limit`."""
+    show(axes, np.asarray(Image.fromarray(image).convert("L")), cmap="gray", vmin=0, vmax=255)
+    height, width = image.shape[:2]
+    show(axes, values, extent=(0, width, height, 0), alpha=VEIL, vmin=-limit if low is None else low, vmax=limit)
+
+
+class Overview(NamedTuple):
+    """What `overview_figure` shows of one image: [S, S, 3] images, [h, w] maps; None leaves a column out."""
+
+    image: UInt8[np.ndarray, "S S 3"]
+    attention: Float[np.ndarray, "h w"]
+    removed: Bool[np.ndarray, "h w"]
+    reconstruction: UInt8[np.ndarray, "S S 3"] | None
+    words: Words | None
+
+
+def overview_figure(shown: Sequence[Overview], title: str = "", credit: str = "") -> Any:
+    """One row per image: image, CLS attention (eq. 9), kept patches, reconstruction, and the map of each word."""
+    first = shown[0]
+    kept = f"kept {1 - first.removed.mean():.0%}"
+    columns = ["image", "CLS attention", kept, *(["reconstruction"] if first.reconstruction is not None else [])]
+    num_words = max(len(one.words.texts) if one.words else 0 for one in shown)
+    figure, axes = panels([""] * len(shown), len(columns) + num_words, title, credit, size=1.5, headroom=0.24)
+    for name, panel in zip(columns, axes[0]):
+        panel.set_title(name, fontsize=10, color=INK, pad=4)
+    for line, one in zip(axes, shown):
+        drawings = [one.image, one.attention, grey_out(one.image, one.removed.ravel()), one.reconstruction]
+        _row(line, [drawing for drawing in drawings if drawing is not None])
+        for panel, text, values in zip(line[len(columns) :], *(one.words or Words((), np.zeros((0, 1, 1))))):
+            veil(panel, one.image, values, float(values.max()), float(values.min()))
+            panel.set_title(f'"{text}"', fontsize=10, color=INK, pad=4)
+    return figure

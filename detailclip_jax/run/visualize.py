@@ -1,0 +1,323 @@
+"""The figures of `python -m detailclip_jax.visualize`: computed from checkpoints and images, drawn by `figures`.
+
+models = {"clip": load("runs/clip"), "detailclip": load("runs/detailclip")}
+shown = scenes(models["clip"].config, 6)
+draw("similarity", models, shown, Options())      # {"similarity": a matplotlib figure}
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from detailclip_jax.config import run_config
+from detailclip_jax.config.transfer import METHOD as SEGMENTATION
+from detailclip_jax.data.image_files import find
+from detailclip_jax.data.regular_files import inside, read_regular
+from detailclip_jax.data.semantic.batches import examples
+from detailclip_jax.data.stickers.sprites import ATTRIBUTION
+from detailclip_jax.data.stickers.stickers import Stickers, noun_names
+from detailclip_jax.evaluation import stickers
+from detailclip_jax.figures import maps, plots
+from detailclip_jax.figures.labels import label_figure
+from detailclip_jax.figures.maps import Overview, Words
+from detailclip_jax.inference.dense import DEFAULT_READOUT
+from detailclip_jax.inference.model import Model, pixels
+from detailclip_jax.inference.patches import pca_colours, similarity
+from detailclip_jax.models import sizes
+from detailclip_jax.run import transfer
+
+STICKERS = "stickers"
+SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together
+CANVAS = 320  # pixels along a side of a scene for models of other data
+LONGEST = 640  # pixels; larger images are reduced before maps of words and predictions are drawn over them
+OVERVIEW_WORDS = 2
+LOW_ATTENTION = ("detailclip", "aclip")  # methods whose mask can be the lowest attention
+
+Figures = dict[str, Any]  # file name without suffix -> matplotlib figure
+
+
+class Shown(NamedTuple):
+    """The images of the figures.
+
+    images: as `Model` takes them, one per image.
+    texts: the texts of each image's maps; () where the user gives them.
+    contrast: further texts that a map is relative to; () for the image's own alone.
+    credit: the line below the figures.
+    """
+
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]]
+    texts: Sequence[Sequence[str]]
+    contrast: Sequence[str] = ()
+    credit: str = ""
+
+
+class Options(NamedTuple):
+    """What a user may choose: see the flags of the command."""
+
+    layers: Sequence[int] | None = None
+    patch: tuple[int, int] | None = None
+    ratio: float | None = None
+    readout: str = DEFAULT_READOUT
+
+
+def scenes(config: ConfigDict, count: int, first: int = 0, texts: Sequence[str] = ()) -> Shown:
+    """Scenes of stickers on the canvas of a model's training, of held-out pairs of nouns.
+
+    Without `texts` the texts of a scene are its own nouns, and their maps are relative to those of all 96 nouns.
+    """
+    found = stickers.scenes(config, SPLIT, first + count)
+    chosen, names = [found[i] for i in range(first, first + count)], noun_names()
+    own = [[f"a {names[noun]}" for noun in dict.fromkeys(scene["nouns"].tolist())] for scene in chosen]
+    images = [scene["image"] for scene in chosen]
+    if texts:
+        return Shown(images, [texts] * count, (), ATTRIBUTION)
+    return Shown(images, own, [f"a {name}" for name in names], ATTRIBUTION)
+
+
+def plain_scenes(count: int, first: int = 0) -> Shown:
+    """Scenes of stickers at the size of segmentation's own scenes, for runs on other data."""
+    found = Stickers(SPLIT, size=CANVAS, num_scenes=first + count)
+    return Shown([found[i]["image"] for i in range(first, first + count)], [()] * count, (), ATTRIBUTION)
+
+
+def files(places: Sequence[str], count: int, first: int = 0, texts: Sequence[str] = ()) -> Shown:
+    """The images of folders, patterns and files, in the order of `places` and by name.
+
+    Raises FileNotFoundError for a place without images, and BadImage for an unreadable one.
+    """
+    paths = [inside(found.root, name, found.follow_links) for found in map(find, places) for name in found.names]
+    if first >= len(paths):
+        raise ValueError(f"--first={first}, but there are only {len(paths)} images")
+    images = [pixels(read_regular(path)) for path in paths[first : first + count]]
+    return Shown(images, [texts] * len(images))
+
+
+def draw(what: str, models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
+    """Computes and draws one of `FIGURES`.  Raises ValueError for what a checkpoint or an option does not allow."""
+    if reason := refusal(what, models, shown):
+        raise ValueError(reason)
+    return FIGURES[what](models, shown, options)
+
+
+def refusal(what: str, models: Mapping[str, Model], shown: Shown) -> str:
+    """Why these checkpoints or images cannot have the figure, with the way out; "" if they can."""
+    for model in models.values():
+        try:
+            model.require(NEEDS.get(what, "attention"))
+        except ValueError as error:
+            return f"--what={what}: {error}"
+    if what == "words" and not all(shown.texts):
+        return "--what=words needs texts for these images: --texts='a dog' --texts=grass"
+    return ""
+
+
+def check_same_view(models: Mapping[str, Model]) -> None:
+    """Raises ValueError unless all models crop an image to the same square, whatever its resolution."""
+    seen = {name: (m.config.preprocess.resize, round(m.config.preprocess.crop_ratio, 6)) for name, m in models.items()}
+    if len(set(seen.values())) > 1:
+        listed = ", ".join(f"{name}: {resize}, crop ratio {ratio}" for name, (resize, ratio) in seen.items())
+        raise ValueError(
+            f"the checkpoints see different parts of an image ({listed}); --resize and --crop-ratio set one for all"
+        )
+
+
+def notes(what: str, models: Mapping[str, Model]) -> list[str]:
+    """What a reader of the figure must know of these checkpoints."""
+    if what not in ("removal", "overview"):
+        return []
+    others = {
+        name: model.config.method
+        for name, model in models.items()
+        if model.config.method not in LOW_ATTENTION or model.config.masking.strategy != "attention_low"
+    }
+    return [
+        f"{name}: the method {method} does not remove the patches of lowest attention in training; "
+        "the figure shows what DetailCLIP's removal would take"
+        for name, method in others.items()
+    ]
+
+
+def views(models: Mapping[str, Model], shown: Shown) -> list[UInt8[np.ndarray, "E E 3"]]:
+    """The square that the models see of each image, at a size that all grids of patches divide."""
+    first, grids = next(iter(models.values())), [_side(model) for model in models.values()]
+    return [maps.enlarged(first.view(image), grids) for image in shown.images]
+
+
+def _side(model: Model) -> int:
+    return sizes.num_side_patches(model.config.model)
+
+
+def attention(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
+    """By layer for all images, and by layer and head for the first one."""
+    images, heads = views(models, shown), {n: model.attention_heads(shown.images) for n, model in models.items()}
+    for name, values in heads.items():
+        if wrong := [layer for layer in options.layers or () if not 1 <= layer <= values.shape[1]]:
+            raise ValueError(f"--layers={wrong[0]}: {name} has layers 1 to {values.shape[1]}")
+    made = {"attention": maps.layers_figure(images, heads, options.layers, shown.credit)}
+    for name, values in heads.items():
+        title = f"CLS attention by layer and head: {name}"
+        figure = maps.heads_figure(images[0], values[0], options.layers, title, shown.credit)
+        made[_named("attention_heads", name, models)] = figure
+    return made
+
+
+def _named(what: str, name: str, models: Mapping[str, Model]) -> str:
+    return f"{what}-{name}" if len(models) > 1 else what
+
+
+def removal(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
+    """Eq. 9, and the patches that removal keeps."""
+    attended = {n: _flat(np.stack([m.attention(image) for image in shown.images])) for n, m in models.items()}
+    hidden = {name: _flat(model.removed(shown.images, options.ratio)) for name, model in models.items()}
+    images = np.stack(views(models, shown))
+    return {"removal": plots.attention_figure(images, attended, hidden, shown.credit, "image")}
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1)
+
+
+def reconstruction(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
+    """What the decoder sees and what it predicts, per checkpoint."""
+    images = views(models, shown)
+    rows: dict[str, Sequence[np.ndarray]] = {"image": images}
+    for name, model in models.items():
+        label, removed = f"{name}\n" if len(models) > 1 else "", model.removed(shown.images, options.ratio)
+        rows[f"{label}student's input"] = [plots.grey_out(image, mask.ravel()) for image, mask in zip(images, removed)]
+        rows[f"{label}reconstruction"] = _enlarged(model, model.reconstruct(shown.images, removed))
+    title = "Removed patches, reconstructed from the kept ones"
+    return {"reconstruction": plots.image_grid(rows, title, shown.credit)}
+
+
+def _enlarged(model: Model, images: UInt8[np.ndarray, "B S S 3"]) -> list[UInt8[np.ndarray, "E E 3"]]:
+    return [maps.enlarged(image, [_side(model)]) for image in images]
+
+
+def similar(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
+    """The cosine of patch features with the chosen patch; by default the most attended one of each image."""
+    places = {name: _places(model, shown, options) for name, model in models.items()}
+    found = {n: similarity(m.features(shown.images).patches, places[n]) for n, m in models.items()}
+    return {"similarity": maps.similarity_figure(views(models, shown), found, places, shown.credit)}
+
+
+def _places(model: Model, shown: Shown, options: Options) -> list[tuple[int, int]]:
+    if options.patch:
+        return [options.patch] * len(shown.images)
+    found = (model.attention(image) for image in shown.images)
+    return [divmod(int(values.argmax()), values.shape[1]) for values in found]
+
+
+def pca(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
+    """Principal components of patch features, shared by the images of a checkpoint."""
+    colours = {name: pca_colours(model.features(shown.images).patches) for name, model in models.items()}
+    return {"pca": maps.pca_figure(views(models, shown), colours, shown.credit)}
+
+
+def words(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
+    """A map per text over each image."""
+    images = [reduced(image) for image in shown.images]
+    found = {name: words_of(model, shown._replace(images=images), options) for name, model in models.items()}
+    return {"words": maps.words_figure(images, found, shown.credit)}
+
+
+def reduced(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with a longer side of at most LONGEST pixels."""
+    small = Image.fromarray(image)
+    small.thumbnail((LONGEST, LONGEST))
+    return np.asarray(small)
+
+
+def words_of(model: Model, shown: Shown, options: Options) -> list[Words]:
+    """The maps of each image's texts, relative to the mean over these texts and those of `contrast`."""
+    made = []
+    for image, texts in zip(shown.images, shown.texts):
+        every = list(dict.fromkeys([*texts, *shown.contrast]))
+        values: Float[np.ndarray, "T H W"] = plots.relative(model.dense(image, every, options.readout))
+        made.append(Words(texts, values[: len(texts)]))
+    return made
+
+
+def overview(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
+    """Image, attention, kept patches, reconstruction and words side by side; one figure per checkpoint."""
+    return {_named("overview", name, models): _overview(model, shown, options) for name, model in models.items()}
+
+
+def _overview(model: Model, shown: Shown, options: Options) -> Any:
+    images, removed = views({"": model}, shown), model.removed(shown.images, options.ratio)
+    drawn: Sequence[Any] = [None] * len(images)
+    if can(model, "reconstruct"):
+        drawn = _enlarged(model, model.reconstruct(shown.images, removed))
+    found: Sequence[Words | None] = [None] * len(images)
+    if can(model, "dense") and all(shown.texts):
+        squares = shown._replace(
+            images=[model.view(image) for image in shown.images],
+            texts=[texts[:OVERVIEW_WORDS] for texts in shown.texts],
+        )
+        found = words_of(model, squares, options)
+    attended = [model.attention(image) for image in shown.images]
+    return maps.overview_figure(
+        [Overview(*each) for each in zip(images, attended, removed, drawn, found)], credit=shown.credit
+    )
+
+
+def can(model: Model, call: str) -> bool:
+    """Whether the model has the networks that a method of it runs."""
+    try:
+        model.require(call)
+    except ValueError:
+        return False
+    return True
+
+
+FIGURES: dict[str, Callable[[Mapping[str, Model], Shown, Options], Figures]] = {
+    "overview": overview,
+    "attention": attention,
+    "removal": removal,
+    "reconstruction": reconstruction,
+    "similarity": similar,
+    "pca": pca,
+    "words": words,
+}
+NEEDS = {"reconstruction": "reconstruct", "words": "dense", "pca": "features", "similarity": "features"}
+
+
+def segmentation(workdirs: Mapping[str, str | Path], count: int, shown: Shown | None = None, first: int = 0) -> Figures:
+    """Predictions of segmentation runs on the same images.
+
+    Without `shown` these are images of the first run's evaluation set, with the ground truth.
+    Raises ValueError for a folder of another kind of run, or if the runs have different classes.
+    """
+    for workdir in workdirs.values():
+        check_segmentation(workdir)
+    runs = {name: transfer.load(workdir) for name, workdir in workdirs.items()}
+    if len({built.classes for built, _, _ in runs.values()}) != 1:
+        raise ValueError(f"the runs {', '.join(runs)} predict different classes")
+    built = next(iter(runs.values()))[0]
+    truth: list[np.ndarray] = []
+    if shown is None:
+        chosen = list(itertools.islice(examples(built.sets.val.source, first), count))
+        truth = [mask for _, mask, _ in chosen]
+        credit = ATTRIBUTION if built.config.data.source == STICKERS else ""
+        shown = Shown([image for image, _, _ in chosen], [()] * len(chosen), credit=credit)
+    images = list(shown.images) if truth else [reduced(image) for image in shown.images]
+    predicted = {name: list(each.predict(state, iter(images))) for name, (each, state, _) in runs.items()}
+    return {"segmentation": label_figure(images, truth, predicted, len(built.classes), shown.credit, built.classes)}
+
+
+def check_segmentation(workdir: str | Path) -> None:
+    """Raises ValueError unless the folder is the workdir of a segmentation run, FileNotFoundError if it is none."""
+    file = Path(workdir) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{workdir} is no workdir of a run: it has no config.json")
+    method = run_config.read(file).method
+    if method != SEGMENTATION:
+        raise ValueError(
+            f"--what=segmentation shows runs of the command `transfer`, but {workdir} is one of method {method}; train "
+            f"a head on it with detailclip transfer --config=transfer/stickers_linear --config.init={workdir}"
+        )

@@ -1,0 +1,212 @@
+"""Draws what checkpoints attend to, remove, reconstruct and represent; several checkpoints next to each other.
+
+    python -m detailclip_jax.visualize --checkpoint=runs/stickers --out=runs/figures
+    python -m detailclip_jax.visualize --checkpoint=runs/clip --checkpoint=runs/stickers --images=photos \\
+        --what=attention,removal,pca --num-images=4 --out=runs/figures
+    python -m detailclip_jax.visualize --checkpoint=runs/stickers --images=park.jpg --what=words --texts="a dog" \\
+        --texts=grass --out=runs/figures
+    python -m detailclip_jax.visualize --checkpoint=runs/linear --what=segmentation --out=runs/figures
+
+--what names figures, comma-separated:
+
+    overview        image, CLS attention, kept patches, reconstruction and words, one row per image
+    attention       CLS attention by layer, and by layer and head
+    removal         the mean over heads and layers (eq. 9), and the patches that removal keeps
+    reconstruction  the student's input and the decoder's prediction; needs a method with a pixel loss
+    similarity      the cosine of all patch features with one patch, by default the most attended one
+    pca             three principal components of the patch features as colours, shared by the images
+    words           where each text is more similar than other texts; needs a method with captions
+    segmentation    predictions of workdirs of `transfer`; without --images on their evaluation set
+
+Without --what it draws all of them that every checkpoint can have, except segmentation.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detailclip_jax.data import preprocessing
+from detailclip_jax.runtime import arguments as flags
+from detailclip_jax.runtime import errors, files
+from detailclip_jax.runtime.progress import Console
+
+if TYPE_CHECKING:
+    from detailclip_jax.inference.model import Model
+    from detailclip_jax.run import visualize as drawing
+
+MODEL_FIGURES = ("overview", "attention", "removal", "reconstruction", "similarity", "pca", "words")
+SEGMENTATION = "segmentation"
+FORMATS = ("png", "svg")
+STICKERS = "stickers"
+
+
+def comma_separated(each: Callable[[str], object]) -> Callable[[str], list]:
+    """Returns the `type` of a flag with several values."""
+    return lambda text: [each(part) for part in text.split(",")]
+
+
+def place(text: str) -> tuple[int, int]:
+    """Parses ROW,COLUMN, as the `type` of a flag."""
+    if not re.fullmatch(r"\d+,\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be ROW,COLUMN of a patch, from 0,0 at the upper left")
+    row, column = map(int, text.split(","))
+    return row, column
+
+
+def ratio(text: str) -> float:
+    """Parses a share between 0 and 1, as the `type` of a flag."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0 and below 1")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """Returns the argument parser."""
+    made = flags.parser("visualize", __doc__)
+    add = made.add_argument
+    add("--checkpoint", action="append", required=True, metavar="WORKDIR", help="workdir of a run; may be repeated")
+    add("--step", type=int, metavar="N", help="step of the checkpoints (default: the last)")
+    flags.add_weights(made)
+    labels = "names of the checkpoints in the figures, comma-separated (default: their folders)"
+    add("--labels", type=comma_separated(str), metavar="NAME,...", help=labels)
+    where = f"folder, pattern or file, may be repeated; or {STICKERS}, scenes of the embedded drawings (default)"
+    add("--images", action="append", metavar="PATH", help=where)
+    add("--num-images", type=flags.positive, default=6, metavar="N", help="number of images (default: 6)")
+    add("--first", type=int, default=0, metavar="N", help="number of the first image, from 0 (default: 0)")
+    names = comma_separated(flags.one_of("figure", (*MODEL_FIGURES, SEGMENTATION)))
+    add("--what", type=names, metavar="NAME,...", help="figures (default: all that every checkpoint can have)")
+    add("--texts", action="append", default=[], metavar="TEXT", help="text for words and overview; may be repeated")
+    add("--readout", default="naclip", metavar="NAME", help="read-out of patch features for words (default: naclip)")
+    add("--patch", type=place, metavar="ROW,COLUMN", help="patch for similarity (default: the most attended one)")
+    numbers = comma_separated(flags.positive)
+    add("--layers", type=numbers, metavar="N,...", help="layers for attention, from 1 (default: all)")
+    add("--ratio", type=ratio, metavar="R", help="share of removed patches (default: that of the checkpoint)")
+    kinds = comma_separated(flags.one_of("format", FORMATS))
+    add("--formats", type=kinds, default=list(FORMATS), metavar="NAME,...", help="png, svg or both (default: png,svg)")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write the figures to")
+    preprocessing.add_flags(made)
+    return made
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for flags that cannot be combined."""
+    given, what = arguments, arguments.what or []
+    checkpoints = given.checkpoint
+    wrong = {
+        f"--what={SEGMENTATION} takes workdirs of `transfer`, the other figures those of `train`: use two calls": (
+            SEGMENTATION in what and len(what) > 1
+        ),
+        f"--labels has {len(given.labels or [])} names for {len(checkpoints)} checkpoints": (
+            given.labels and len(given.labels) != len(checkpoints)
+        ),
+        "--labels has a name twice": given.labels and len(set(given.labels)) != len(given.labels),
+        "--checkpoint names a folder twice": len(set(checkpoints)) != len(checkpoints),
+        f"--images={STICKERS} cannot be combined with other images": (
+            given.images and STICKERS in given.images and len(given.images) > 1
+        ),
+        f"--first={given.first} must be at least 0": given.first < 0,
+    }
+    for message, so in wrong.items():
+        if so:
+            raise ValueError(message)
+
+
+def names_of(checkpoints: Sequence[str], labels: Sequence[str] | None) -> list[str]:
+    """The names of checkpoints: the labels, or else as many last folders of each path as make them different."""
+    if labels:
+        return list(labels)
+    parts = [Path(checkpoint).absolute().parts for checkpoint in checkpoints]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(part[-length:]).strip("/") for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError("--checkpoint names a folder twice")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Checks the arguments, loads the checkpoints and writes the figures; returns the exit code."""
+    check(arguments)
+    files.check_writable(arguments.out)
+    names = names_of(arguments.checkpoint, arguments.labels)
+    paths = dict(zip(names, arguments.checkpoint))
+    figures = predictions if arguments.what == [SEGMENTATION] else of_models
+    figures(paths, arguments, console)
+    return 0
+
+
+def predictions(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> None:
+    """Writes the figure of segmentation runs."""
+    from detailclip_jax.run import visualize as drawing
+
+    for path in paths.values():
+        drawing.check_segmentation(path)
+    count, first, shown = arguments.num_images, arguments.first, None
+    if arguments.images:
+        shown = drawing.plain_scenes(count, first) if arguments.images == [STICKERS] else images_of(arguments)
+    save(drawing.segmentation(paths, count, shown, first), arguments, console)
+
+
+def of_models(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> None:
+    """Writes the figures of models."""
+    from detailclip_jax.run import visualize as drawing
+
+    models = load(paths, arguments, console)
+    drawing.check_same_view(models)
+    if arguments.images in (None, [STICKERS]):
+        config = next(iter(models.values())).config
+        shown = drawing.scenes(config, arguments.num_images, arguments.first, arguments.texts)
+    else:
+        shown = images_of(arguments)
+    reasons = {what: drawing.refusal(what, models, shown) for what in arguments.what or MODEL_FIGURES}
+    for reason in filter(None, reasons.values()):
+        if arguments.what:
+            raise ValueError(reason)
+        console.say(f"left out: {reason}")
+    options = drawing.Options(arguments.layers, arguments.patch, arguments.ratio, arguments.readout)
+    for note in dict.fromkeys(note for what in reasons for note in drawing.notes(what, models)):
+        console.say(note)
+    for what in (what for what, reason in reasons.items() if not reason):
+        save(drawing.draw(what, models, shown, options), arguments, console)
+
+
+def load(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> "dict[str, Model]":
+    """Loads the models by name, and says which weights they have."""
+    from detailclip_jax.inference import model as inference
+
+    models = {}
+    for name, path in paths.items():
+        models[name] = inference.load(path, arguments.weights, arguments.step, preprocessing.given(arguments))
+        console.say(f"{name}: {models[name].config.method}, step {models[name].step}, {models[name].weights} weights")
+    return models
+
+
+def images_of(arguments: argparse.Namespace) -> "drawing.Shown":
+    """Opens the images of the paths in --images."""
+    from detailclip_jax.run import visualize as drawing
+
+    return drawing.files(arguments.images, arguments.num_images, arguments.first, arguments.texts)
+
+
+def save(figures: "drawing.Figures", arguments: argparse.Namespace, console: Console) -> None:
+    """Writes figures in the chosen formats, and prints the files."""
+    from detailclip_jax.figures.style import save as write
+
+    for name, figure in figures.items():
+        for suffix in arguments.formats:
+            console.say(str(write(figure, arguments.out / f"{name}.{suffix}")))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
+    return errors.run(lambda: run(parser().parse_args(argv), Console()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The command visualize: which figures from which checkpoints, what it refuses, and what the figures show."""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_inference import made
+from test_segmentation_step import tiny
+
+from detailclip_jax import visualize
+from detailclip_jax.config import run_config
+from detailclip_jax.inference.model import load
+from detailclip_jax.interop import store
+from detailclip_jax.run import visualize as drawing
+from detailclip_jax.segmentation import experiment as segmentation
+from detailclip_jax.training.checkpoint import Checkpoints
+
+
+@pytest.fixture(scope="module")
+def workdirs(tmp_path_factory):
+    """Method -> workdir with noise for weights."""
+    root = tmp_path_factory.mktemp("runs")
+    for method in ("detailclip", "clip", "mae"):
+        _, variables, config = made(method)
+        store.save(root / method, variables, config, "noise")
+    return {method: str(root / method) for method in ("detailclip", "clip", "mae")}
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(folder / f"{number}.png")
+    return str(folder)
+
+
+def run(*arguments):
+    return visualize.main([*arguments])
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.check
+def test_a_checkpoint_with_decoder_and_text_has_every_figure(workdirs, tmp_path, capsys):
+    assert run(f"--checkpoint={workdirs['detailclip']}", "--num-images=2", "--formats=png", f"--out={tmp_path}") == 0
+    names = ["attention", "attention_heads", "overview", "pca", "reconstruction", "removal", "similarity", "words"]
+    assert files(tmp_path) == [f"{name}.png" for name in names]
+    assert "detailclip: detailclip, step 0, ema weights" in capsys.readouterr().out
+
+
+@pytest.mark.check
+def test_several_checkpoints_share_a_figure_and_what_one_lacks_is_left_out(workdirs, tmp_path, capsys):
+    given = [f"--checkpoint={workdirs[name]}" for name in ("clip", "mae")]
+    assert run(*given, "--num-images=1", f"--out={tmp_path}", "--labels=first,second") == 0
+    heads, overviews = (
+        [f"{name}-{label}" for label in ("first", "second")] for name in ("attention_heads", "overview")
+    )
+    names = ["attention", *heads, *overviews, "pca", "removal", "similarity"]
+    assert files(tmp_path) == sorted(f"{name}.{suffix}" for name in names for suffix in ("png", "svg"))
+    said = capsys.readouterr().out
+    assert "left out: --what=reconstruction: reconstruct runs image and decoder" in said
+    assert "left out: --what=words: dense runs" in said
+    assert "first: the method clip does not remove the patches of lowest attention in training" in said
+
+
+@pytest.mark.parametrize(
+    ("method", "flags", "message"),
+    [
+        ("clip", ["--what=reconstruction"], "is clip, which has no decoder and no pixel_head; use a checkpoint of a"),
+        ("mae", ["--what=words"], "is mae, which has no image_projection"),
+        ("detailclip", ["--what=words", "--images=PHOTO"], "--what=words needs texts for these images"),
+        ("detailclip", ["--what=atention"], "unknown figure 'atention'; did you mean 'attention'?"),
+        ("detailclip", ["--what=similarity", "--patch=4,0"], "patch 4,0 is outside the grid of 4 x 4 patches"),
+        ("detailclip", ["--what=similarity", "--patch=4"], "'4' must be ROW,COLUMN of a patch"),
+        ("detailclip", ["--what=attention", "--layers=9"], "--layers=9: detailclip has layers 1 to"),
+        ("detailclip", ["--what=removal", "--ratio=1.5"], "'1.5' must be a number above 0 and below 1"),
+        ("detailclip", ["--what=words", "--readout=naklip"], "unknown read-out 'naklip'"),
+        ("detailclip", ["--what=pca", "--images=PHOTO", "--first=3"], "--first=3, but there are only 3 images"),
+        ("detailclip", ["--what=pca", "--images=nowhere"], "there is no folder or file 'nowhere'"),
+        ("detailclip", ["--what=pca", "--labels=a,b"], "--labels has 2 names for 1 checkpoints"),
+        ("detailclip", ["--what=segmentation"], "--what=segmentation shows runs of the command `transfer`, but"),
+        ("detailclip", ["--what=segmentation,pca"], "takes workdirs of `transfer`, the other figures those of `train`"),
+        ("detailclip", ["--what=pca", "--formats=pdf"], "unknown format 'pdf'"),
+    ],
+)
+def test_what_is_refused_says_why(workdirs, photo, tmp_path, capsys, method, flags, message):
+    flags = [flag.replace("PHOTO", photo) for flag in flags]
+    assert run(f"--checkpoint={workdirs[method]}", f"--out={tmp_path}", "--num-images=1", *flags) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+
+
+def test_checkpoints_that_crop_differently_are_refused_until_a_flag_makes_them_equal(workdirs):
+    models = {name: load(workdirs[name]) for name in ("clip", "mae")}
+    models["mae"] = models["mae"].preprocessed({"crop_ratio": 0.875})
+    with pytest.raises(ValueError, match=r"mae: shorter_side, crop ratio 0.875\); --resize and --crop-ratio set one"):
+        drawing.check_same_view(models)
+    drawing.check_same_view({name: model.preprocessed({"crop_ratio": 1.0}) for name, model in models.items()})
+
+
+def test_images_of_a_folder_are_shown_with_the_texts_given(workdirs, photo):
+    model = load(workdirs["detailclip"])
+    shown = drawing.files([photo], 2, 1, ["a cat", "grass"])
+    assert len(shown.images) == 2 and shown.images[0].shape == (40, 60, 3)
+    (first, _) = drawing.words_of(model, shown, drawing.Options())
+    expected = model.dense(shown.images[0], ["a cat", "grass"])
+    np.testing.assert_allclose(first.maps, expected - expected.mean(0), atol=1e-6)
+
+
+def test_a_scene_s_words_are_its_nouns_relative_to_all_nouns(workdirs):
+    model = load(workdirs["detailclip"])
+    shown = drawing.scenes(model.config, 1, 2)
+    (words,) = drawing.words_of(model, shown, drawing.Options())
+    every = list(dict.fromkeys([*shown.texts[0], *shown.contrast]))
+    assert len(every) == 96 and words.maps.shape[0] == len(shown.texts[0]) >= 1
+    maps = model.dense(shown.images[0], every)
+    np.testing.assert_allclose(words.maps[0], maps[0] - maps.mean(0), atol=1e-6)
+    assert all(text.startswith("a ") for text in words.texts)
+
+
+def test_the_default_patch_of_similarity_is_the_most_attended_one(workdirs):
+    model = load(workdirs["clip"])
+    shown = drawing.scenes(model.config, 2)
+    figure = drawing.draw("similarity", {"clip": model}, shown, drawing.Options())["similarity"]
+    for image, panel in zip(shown.images, figure.axes[2:]):
+        row, column = divmod(int(model.attention(image).argmax()), 4)
+        assert panel.patches[0].get_bbox().extents.tolist() == [column, row, column + 1, row + 1]
+        assert np.asarray(panel.images[0].get_array())[row, column] == pytest.approx(1, abs=1e-5)
+
+
+def test_large_images_are_reduced_for_maps_over_them():
+    assert drawing.reduced(np.zeros((2000, 1000, 3), np.uint8)).shape == (640, 320, 3)
+    assert drawing.reduced(np.zeros((20, 10, 3), np.uint8)).shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/clip"], ["clip"]),
+        (["runs/a/seed-0", "runs/b/seed-0"], ["a-seed-0", "b-seed-0"]),
+    ],
+)
+def test_checkpoints_are_named_by_the_folders_that_tell_them_apart(paths, names):
+    assert visualize.names_of(paths, None) == names
+
+
+@pytest.mark.check
+def test_predictions_of_a_segmentation_run_lie_next_to_the_ground_truth(tmp_path, photo):
+    config = tiny("linear")
+    built = segmentation.build(config)
+    run_config.claim_workdir(tmp_path / "run", config)
+    record = {"config": run_config.to_json(config), "data_fingerprint": ""}
+    with closing(Checkpoints(tmp_path / "run")) as saved:
+        saved.save(3, built.init(0), {"examples": 0}, record)
+    given = f"--checkpoint={tmp_path / 'run'}", "--what=segmentation", "--num-images=2", "--formats=png"
+    assert run(*given, f"--out={tmp_path / 'own'}") == 0 and files(tmp_path / "own") == ["segmentation.png"]
+    figure = drawing.segmentation({"run": tmp_path / "run"}, 2)["segmentation"]
+    rows = [text.get_text() for text in figure.texts]
+    assert {"image", "ground truth", "run"} <= set(rows) and len(figure.axes) == 2 * 3
+    figure = drawing.segmentation({"run": tmp_path / "run"}, 2, drawing.files([photo], 2))["segmentation"]
+    assert len(figure.axes) == 2 * 2
