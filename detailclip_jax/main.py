@@ -203,9 +203,9 @@ def asked() -> tuple[ConfigDict, str, list[str]]:
     return run_config.count_epochs(_CONFIG.value, given, written), workdir, given
 
 
-def asked_as_written() -> tuple[ConfigDict, str]:
-    """Returns the config and the workdir that the flags describe, for a run whose length is counted in steps alone."""
-    return ConfigDict(_CONFIG.value.to_dict()), asked_workdir()
+def asked_as_written() -> tuple[ConfigDict, str, list[str]]:
+    """Returns the same as `asked`, for a run whose length is counted in steps alone."""
+    return ConfigDict(_CONFIG.value.to_dict()), asked_workdir(), _override_names(sys.argv)
 
 
 def asked_workdir() -> str:

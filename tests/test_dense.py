@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from evaluation_data import make_image, write_checkpoint
+from ml_collections import ConfigDict
 from PIL import Image
 
 import detailclip_jax
@@ -21,6 +22,7 @@ from detailclip_jax.inference.dense import PIPELINES, Pipeline, layout
 from detailclip_jax.models.readouts import READOUTS
 
 CLASSES = ("background", "frog", "red bus", "grass")
+MODEL = ConfigDict({"image_size": 224, "size": "B/16"})
 
 
 def decision(threshold=0.0, smallest_share=0.0, scale=5.0):
@@ -159,7 +161,16 @@ def test_published_setups(dataset, readout, short_side, window, stride, scale, t
     )
     assert found.smallest_share == (0.1 if (dataset, readout) == ("voc21", "sclip") else 0)
     assert len(found.templates) == (1 if readout == "gem" else 80) and cut.pad == (readout == "clearclip")
-    assert f"{short_side}" in str(found) and ("whole image" in str(found)) == (window is None)
+    said = found.description(MODEL)
+    assert f" {short_side}, " in said and ("whole image" if window is None else f"windows {window}/{stride}") in said
+
+
+def test_the_description_of_a_setup_has_the_lengths_of_the_model():
+    small = ConfigDict({"image_size": 64, "size": "tiny"})
+    said = setup("voc21", "sclip", ["x"]).description(small)
+    assert said.startswith("short side 96, windows 64/32, scale 65, threshold 0.1")
+    assert setup("voc21", "gem", ["x"]).description(small).startswith("squashed to 128, whole image, scale 100")
+    assert layout((96, 96), PIPELINES["sclip"], small).down.starts == (0, 32)
 
 
 def test_published_numbers_are_of_sets_and_read_outs_that_exist():
@@ -302,7 +313,7 @@ def test_stickers_and_the_published_numbers(workdir, mine, tmp_path, capsys, mon
     (row,) = (line for line in screen.splitlines() if "dense voc21:sclip, mIoU" in line)
     assert "59.6" in row and "paper: SCLIP (arXiv 2312.01597), CLIP B/16" in screen and "NACLIP" not in screen
     scenes = next(r for r in records(tmp_path) if r["dataset"] == "stickers:sclip")
-    assert scenes["n"] == 4 and "windows 224/112" in scenes["protocol"]
+    assert scenes["n"] == 4 and "short side 48, windows 32/16" in scenes["protocol"]
     assert run(workdir, tmp_path, "--tasks=dense:stickers:sclip", "--num-examples=4") == 0
     assert "already measured" in capsys.readouterr().out
 

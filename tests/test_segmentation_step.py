@@ -180,4 +180,4 @@ def test_every_method_s_encoder_can_be_adopted(method):
     own = jax.eval_shape(lambda: trained.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))["params"]
     learnt = {**own, "positions": shapes["positions"]}
     jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail(f"{a} {b}"), dict(shapes), learnt)
-    assert adopted.model.dtype == "float32" and adopted.preprocess == source.preprocess
+    assert adopted.model.dtype == "float32" and adopted.preprocess.to_dict() == source.preprocess.to_dict()

@@ -205,7 +205,7 @@ def test_tfds_is_refused_with_the_reason_and_missing_data_are_named(tmp_path):
         open_set("tfds", "scene_parse150", "train")
     with pytest.raises(ValueError, match="did you mean 'ade20k'"):
         open_set("ade20", str(tmp_path), "train")
-    with pytest.raises(MissingData, match=r"data\.path '' of voc is no folder"):
+    with pytest.raises(MissingData, match="'', the path of voc, is not a folder"):
         open_set("voc", "", "train")
     with pytest.raises(MissingData, match="no image of split val"):
         open_set("ade20k", str(tmp_path), "val")

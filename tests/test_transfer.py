@@ -11,12 +11,15 @@ from contextlib import closing
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from test_segmentation_step import tiny
 from tiny import tiny_config
 
 from detailclip_jax.config import run_config
-from detailclip_jax.run import loop, transfer
+from detailclip_jax.data.sources import MissingData
+from detailclip_jax.run import init_from, loop, transfer
 from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.segmentation import experiment
 from detailclip_jax.training import checkpoint
 from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -154,6 +157,51 @@ def test_weights_that_the_encoder_lacks_are_refused_before_the_run(pretrained, t
     assert not (tmp_path / "run").exists()
 
 
+def test_preprocessing_that_the_user_gave_is_honoured_and_a_contradicting_size_is_refused(pretrained):
+    changes = {"preprocess.mean": (0.1, 0.2, 0.3), "preprocess.std": (0.5, 0.5, 0.5), "model.size": "B/16"}
+    config, source = config_of(pretrained, **changes), run_config.read(pretrained / "config.json")
+    found = transfer.adopted(config, ["preprocess.mean[0]", "total_steps"])
+    assert found.preprocess.mean == (0.1, 0.2, 0.3) and found.preprocess.std == source.preprocess.std
+    assert found.model.size == source.model.size == "custom"
+    with pytest.raises(ValueError, match=r"model\.size: config\.init .* has model\.size 'custom'.*leave that flag out"):
+        transfer.adopted(config, ["model.size"])
+    config.model.size = "custom"
+    agreed = ["model.size", "model.dtype", "model.custom.width", "model.image_style.pooling"]
+    config.model.custom, config.model.image_size = source.model.custom, source.model.image_size
+    assert transfer.adopted(config, agreed).model.dtype == config.model.dtype
+
+
+def test_pretraining_does_not_start_from_a_segmentation_run(pretrained, tmp_path):
+    transfer.prepare(config_of(pretrained), tmp_path)
+    (tmp_path / "checkpoints/0").mkdir(parents=True)
+    config = tiny_config()
+    config.init = str(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"is a segmentation run, .*name the encoder that it started from, {pretrained}"
+    ):
+        init_from.adopt(config)
+
+
+def test_a_prediction_takes_images_of_any_kind_and_of_any_size(pretrained, tmp_path):
+    built = experiment.build(transfer.adopted(config_of(pretrained)))
+    state = built.init(0)
+    array = np.random.default_rng(0).integers(0, 256, (37, 50, 3)).astype(np.uint8)
+    file = tmp_path / "a.png"
+    Image.fromarray(array).save(file)
+    first, *others = built.predict(state, [array, Image.fromarray(array), file, file.read_bytes()])
+    assert first.shape == (37, 50) and first.dtype == np.int16
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+    with pytest.raises(TypeError, match="predict takes a list or an iterator of images, got one ndarray"):
+        built.predict(state, array)
+
+
+def test_missing_data_are_said_with_the_flag_that_names_them(tmp_path):
+    config = tiny(**{"data.source": "voc", "data.path": str(tmp_path / "none")})
+    with pytest.raises(MissingData, match=r"none', the path of voc, is not a folder; --config\.data\.path=DIR names"):
+        experiment.open_sets(config)
+
+
 def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp_path):
     with pytest.raises(ValueError, match="the config is one of method 'detailclip', not of segmentation"):
         transfer.prepare(tiny_config(), tmp_path)
@@ -174,8 +222,9 @@ def test_loading_a_run_changes_nothing_in_its_folder(pretrained, tmp_path):
     state, step = state_of(tmp_path)
     assert step == 2 and int(state.step) == 2
     (tmp_path / "checkpoints/2/state/_METADATA").write_text("damaged")
-    with pytest.raises(CheckpointError, match=r"step 2 .*cannot be read: .*try --step=1"):
+    with pytest.raises(CheckpointError, match=r"step 2 .*cannot be read: .*try step=1"):
         transfer.load(tmp_path)
+    assert transfer.load(tmp_path, step=1)[2] == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 

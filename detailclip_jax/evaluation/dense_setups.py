@@ -12,8 +12,10 @@ setups. NACLIP's published numbers include a refinement of the maps by PAMR, whi
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from detailclip_jax.evaluation.protocols import package
-from detailclip_jax.inference.dense import PIPELINES, Pipeline
+from detailclip_jax.inference.dense import PIPELINES, PUBLISHED_SIZE, Pipeline, windows_of
 
 Names = tuple[tuple[str, ...], ...]  # per class, one or more names
 
@@ -78,13 +80,13 @@ class Setup(NamedTuple):
     threshold: float = 0.0
     smallest_share: float = 0.0
 
-    def __str__(self) -> str:
-        """One line for the records, with lengths in pixels of a model of 224 px."""
-        cut = self.pipeline
+    def description(self, model: ConfigDict) -> str:
+        """One line for the records, with lengths in pixels for the model of `config.model`."""
+        cut, (window, stride) = self.pipeline, windows_of(self.pipeline, model)
         how = "squashed to" if cut.squash else "short side"
         parts = [
-            f"{how} {cut.short_side}",
-            f"windows {cut.window}/{cut.stride}" if cut.window else "whole image",
+            f"{how} {round(cut.short_side * model.image_size / PUBLISHED_SIZE)}",
+            f"windows {window}/{stride}" if window else "whole image",
             f"scale {cut.scale:g}",
             f"threshold {self.threshold:g}" if self.threshold else "",
             f"classes above {self.smallest_share:g} of the foreground" if self.smallest_share else "",

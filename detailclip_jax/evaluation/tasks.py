@@ -186,7 +186,7 @@ def dense_readout(setting: Setting, name: str) -> Prepared:
     def measure(bench: Bench) -> Measured:
         return dense.measure(bench, config, data, found, encoder())
 
-    return Prepared(data, str(found), JOINT, measure)
+    return Prepared(data, found.description(config.model), JOINT, measure)
 
 
 KINDS: dict[str, Callable[[Setting, str], Prepared]] = {

@@ -91,13 +91,20 @@ def layout(shape: Sequence[int], pipeline: Pipeline, model: ConfigDict, out: tup
 
     Maps have the size `out`, by default that of the image.
     """
-    ratio, patch_size = model.image_size / PUBLISHED_SIZE, sizes.size_of(model).patch_size
-    height, width = size = resized(shape, pipeline, ratio)
-    window = None if pipeline.window is None else _whole_patches(pipeline.window * ratio, patch_size)
-    stride, (rows, columns) = max(round(pipeline.stride * ratio), 1), out or tuple(shape[:2])
+    patch_size = sizes.size_of(model).patch_size
+    height, width = size = resized(shape, pipeline, model.image_size / PUBLISHED_SIZE)
+    window, stride = windows_of(pipeline, model)
+    rows, columns = out or tuple(shape[:2])
     down = axis(height, rows, patch_size, window, stride, pipeline.pad)
     across = axis(width, columns, patch_size, window, stride, pipeline.pad)
     return Layout(size, pipeline.squash, down, across)
+
+
+def windows_of(pipeline: Pipeline, model: ConfigDict) -> tuple[int | None, int]:
+    """Window and stride in pixels for the model of `config.model`; a window has a whole number of patches."""
+    ratio, patch_size = model.image_size / PUBLISHED_SIZE, sizes.size_of(model).patch_size
+    window = None if pipeline.window is None else _whole_patches(pipeline.window * ratio, patch_size)
+    return window, max(round(pipeline.stride * ratio), 1)
 
 
 def _whole_patches(length: float, patch_size: int) -> int:

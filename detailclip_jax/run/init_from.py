@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
+from detailclip_jax.config.transfer import METHOD as SEGMENTATION
 from detailclip_jax.data import preprocessing
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models import stacking
@@ -41,6 +42,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     if not config.init:
         return config
     source, adopted = config_of(config.init), ConfigDict(config.to_dict())
+    _check_kind(config.init, source)
     brought = methods.build(source).networks
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
     for name in [*fields, *(field for network, names in OF_HEADS.items() if network in brought for field in names)]:
@@ -54,6 +56,16 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
     return adopted
+
+
+def _check_kind(init: str, source: ConfigDict) -> None:
+    """Raises ValueError for a run of another kind than pretraining, whose networks no method has."""
+    if source.method == SEGMENTATION:
+        first = f", {source.init}" if source.init else ""
+        raise ValueError(
+            f"config.init {init!r} is a segmentation run, and pretraining does not start from one; name the encoder "
+            f"that it started from{first}"
+        )
 
 
 def _fit_crops(config: ConfigDict, before: ConfigDict) -> None:

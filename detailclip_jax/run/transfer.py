@@ -3,7 +3,7 @@
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,13 @@ SHOWN = 6  # images of the figure
 PER_CLASS = "per_class.json"  # of the last evaluation; `results.json` contains it
 
 
-def prepare(config: ConfigDict, workdir: str | Path) -> Run:
+def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
     """Checks the config, opens the data, builds the experiment and claims the workdir.
 
+    `given`: dotted names of fields that the user has set (see `dense_encoder.adopt`).
     Raises ValueError, FileNotFoundError or MissingData, with a message for the user.
     """
-    config = adopted(config)
+    config = adopted(config, given)
     check(config)
     built = experiment.build(config)
     if config.batch_size % jax.process_count():
@@ -55,13 +56,12 @@ def prepare(config: ConfigDict, workdir: str | Path) -> Run:
     return Run(config, Path(workdir), built, built.sets.train.source, console, SEGMENTATION)
 
 
-def adopted(config: ConfigDict) -> ConfigDict:
-    """Returns the config with the encoder's fields from `config.init`.  Raises ValueError for another kind of run."""
-    if config.get("method") != METHOD:
-        raise ValueError(
-            f"the config is one of method {config.get('method')!r}, not of {METHOD}; configs/transfer/ has those, and "
-            "python -m detailclip_jax.main runs the others"
-        )
+def adopted(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
+    """Returns the config with the encoder's fields from `config.init`; `given` as in `prepare`.
+
+    Raises ValueError for another kind of run, and for a given field of `model` that contradicts the encoder.
+    """
+    _check_kind(config)
     if not config.init:
         return ConfigDict(config.to_dict())
     source = config_of(config.init)
@@ -72,24 +72,34 @@ def adopted(config: ConfigDict) -> ConfigDict:
             f"weights 'ema': the method of {config.init}, {source.method}, has no teacher; "
             "give --config.weights=student"
         )
-    return dense_encoder.adopt(config, source)
+    return dense_encoder.adopt(config, source, given)
 
 
-def load(workdir: str | Path) -> tuple[Experiment, TrainState, int]:
-    """Loads the newest checkpoint of a segmentation run: its experiment, its state and its step.
+def _check_kind(config: ConfigDict) -> None:
+    """Raises ValueError unless the config is one of segmentation."""
+    if config.get("method") != METHOD:
+        raise ValueError(
+            f"the config is one of method {config.get('method')!r}, not of {METHOD}; configs/transfer/ has those, and "
+            "python -m detailclip_jax.main runs the others"
+        )
+
+
+def load(workdir: str | Path, step: int | None = None) -> tuple[Experiment, TrainState, int]:
+    """Loads a checkpoint of a segmentation run, by default the newest: its experiment, its state and its step.
 
         experiment, state, step = load("runs/ade20k")
-        labels = next(experiment.predict(state, iter([image])))
+        (labels,) = experiment.predict(state, [image])
 
-    It only reads, so the run may be training meanwhile.  Raises FileNotFoundError for a folder without checkpoints, and
-    CheckpointError for an unreadable one.
+    It only reads, so the run may be training meanwhile.  Raises FileNotFoundError for a folder without checkpoints or
+    without this step, CheckpointError for an unreadable checkpoint, and ValueError for a run of another kind.
     """
     file = Path(workdir) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{workdir} is no workdir of a run: it has no config.json")
-    built = experiment.build(run_config.read(file))
-    state, step = load_state(workdir, built.state_shapes)
-    return built, state, step
+    config = run_config.read(file)
+    _check_kind(config)
+    built = experiment.build(config)
+    return built, *load_state(workdir, built.state_shapes, step)
 
 
 def compare(workdirs: Mapping[str, str | Path], file: str | Path, count: int = SHOWN) -> Path:

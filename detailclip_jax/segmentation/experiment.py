@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +14,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
+from PIL import Image
 
+from detailclip_jax.data.decoding import BUDGET
 from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.semantic.augment import Recipe
 from detailclip_jax.data.semantic.batches import SemanticStream, examples
 from detailclip_jax.data.semantic.layouts import SemanticSet, open_set
 from detailclip_jax.data.semantic.stickers import open_stickers
+from detailclip_jax.data.sources import MissingData
 from detailclip_jax.inference.encoders import load_encoder
+from detailclip_jax.inference.model import pixels
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import towers
 from detailclip_jax.models.patches import normalise_pixels
@@ -164,8 +168,14 @@ class Experiment:
         total = Counts(*(multihost_utils.process_allgather(x).reshape(-1, *x.shape).sum(0) for x in total))
         return metrics.scores(total), total
 
-    def predict(self, state: TrainState, images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields the label map int16 [H, W] of every image uint8 [H, W, 3], at its size, on this process's devices."""
+    def predict(self, state: TrainState, images: Iterable[Any]) -> Iterator[np.ndarray]:
+        """Yields the label map int16 [H, W] of every image, at its own size, computed on this process's devices.
+
+        An image is uint8 [H, W, 3], a PIL image, or the path or the bytes of a file, as in `inference.model.Model`.
+        Raises TypeError for one image that is not in a list, and BadImage for an unreadable one.
+        """
+        if isinstance(images, str | bytes | Path | Image.Image | np.ndarray):
+            raise TypeError(f"predict takes a list or an iterator of images, got one {type(images).__name__}")
         mesh = fine_tuning.local_mesh(self.mesh)
         params, stats = (fine_tuning.here(tree, mesh) for tree in (state.params, state.batch_stats["student"]))
         batch_size = self.config.inference.batch_size + -self.config.inference.batch_size % mesh.devices.size
@@ -175,7 +185,7 @@ class Experiment:
             return self._logits(params, stats, jax.device_put(windows, place))
 
         test = Inference(**{name: self.config.inference[name] for name in Inference._fields})
-        return predict(logits_of, images, test, batch_size)
+        return predict(logits_of, map(_pixels, images), test, batch_size)
 
     @functools.cached_property
     def _logits(self) -> jax.stages.Wrapped:
@@ -246,7 +256,12 @@ def open_sets(config: ConfigDict) -> Sets:
         train = open_stickers(data.labels, data.train_split, data.canvas, data.num_train or 2**24)
         return Sets(train, open_stickers(data.labels, data.val_split, data.canvas, data.num_val or 500))
     splits = (data.train_split, data.num_train), (data.val_split, data.num_val)
-    return Sets(*(_first(open_set(data.source, data.path, split, data.unknown_labels), num) for split, num in splits))
+    try:
+        return Sets(
+            *(_first(open_set(data.source, data.path, split, data.unknown_labels), num) for split, num in splits)
+        )
+    except MissingData as error:
+        raise MissingData(f"{error}; --config.data.path=DIR names the folder") from error
 
 
 def recipe_of(config: ConfigDict) -> Recipe:
@@ -345,6 +360,14 @@ def prepared(batch: Batch, config: ConfigDict) -> Float[Array, "B S S 3"]:
     side = jnp.arange(images.shape[1])
     inside = (side[None, :, None] < batch["size"][:, :1, None]) & (side[None, None] < batch["size"][:, 1:, None])
     return jnp.where(inside[..., None], images, 0)
+
+
+def _pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
+    """An image of `Experiment.predict` as RGB; arrays of the evaluation set are RGB already."""
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        return image
+    with BUDGET.scope():
+        return pixels(image)
 
 
 def _normalise(config: ConfigDict) -> Any:

@@ -467,7 +467,7 @@ def load_state(path: str | Path, target: PyTree, step: int | None = None) -> tup
     """
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
     if broken := manifest.problem(folder / str(step)):
-        raise CheckpointError(_unreadable(folder, step, broken))
+        raise CheckpointError(_unreadable(folder, step, broken, "step="))
     _check_version(folder, step, target)
     try:
         state = target.replace(**_read_part(folder / str(step) / "state", _fields(target)))
@@ -476,13 +476,14 @@ def load_state(path: str | Path, target: PyTree, step: int | None = None) -> tup
     except jax.errors.JaxRuntimeError:
         raise
     except Exception as error:  # any error of the reader, although the files are as they were written
-        raise CheckpointError(_unreadable(folder, step, _first_line(error))) from error
+        raise CheckpointError(_unreadable(folder, step, _first_line(error), "step=")) from error
     return state, step
 
 
-def _unreadable(folder: Path, step: int, reason: str) -> str:
+def _unreadable(folder: Path, step: int, reason: str, option: str = "--step=") -> str:
+    """The message about an unreadable checkpoint; `option` spells how another step is chosen."""
     others = [other for other in _steps_in(folder) if other != step]
-    way_out = f"try --step={others[-1]}" if others else "there is no other checkpoint; copy it again from its source"
+    way_out = f"try {option}{others[-1]}" if others else "there is no other checkpoint; copy it again from its source"
     return f"the checkpoint of step {step} in {folder} cannot be read: {reason}; {way_out}"
 
 

@@ -1,10 +1,12 @@
 """The encoder of a dense task: any image encoder of this library, with positions for the size of the task's images."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from detailclip_jax.config.run_config import flatten
 from detailclip_jax.models import positions, stacking
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.models.vit import VisionTransformer
@@ -15,15 +17,30 @@ OWN = (  # fields of `model` of the run itself
 )
 
 
-def adopt(config: ConfigDict, source: ConfigDict) -> ConfigDict:
+def adopt(config: ConfigDict, source: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     """Returns the config with the encoder's sizes, kinds of layers and preprocessing, from the config that trained it.
 
     Data type, recomputation, attention kernel, drop path and whether the patch embedding is frozen stay those
-    of the dense run.
+    of the dense run.  `given` has the dotted names of fields that the user has set, e.g. "preprocess.mean": those of
+    the preprocessing keep their values.
+
+    Raises ValueError for a given field of `model` whose value contradicts the encoder.
     """
+    named = {name.partition("[")[0] for name in given}
+    fields = {name: value for name, value in source.model.items() if name not in OWN}
+    for name, value in fields.items():
+        asked = {field for field in named if f"{field}.".startswith(f"model.{name}.")}
+        if asked and flatten({name: config.model[name]}) != flatten({name: value}):
+            raise ValueError(
+                f"{', '.join(sorted(asked))}: config.init {config.init!r} has model.{name} {value!r}, which a loaded "
+                "encoder keeps; leave that flag out, or leave out --config.init for an untrained encoder"
+            )
     adopted = ConfigDict(config.to_dict())
-    adopted.model.update({name: value for name, value in source.model.items() if name not in OWN})
-    adopted.preprocess = source.preprocess
+    adopted.model.update(fields)
+    adopted.preprocess = ConfigDict(source.preprocess.to_dict())
+    for name in adopted.preprocess:
+        if f"preprocess.{name}" in named:
+            adopted.preprocess[name] = config.preprocess[name]
     return adopted
 
 

@@ -54,8 +54,14 @@ class LabelTable(NamedTuple):
         known = np.flatnonzero(self.values != UNKNOWN)
         raise BadRecord(
             f"{key}: {wrong.mean():.1%} of the mask have the values {found}, which the set does not list (it lists "
-            f"{len(known)} of {known[0]} to {known[-1]}); --config.data.unknown_labels=ignore leaves such pixels out"
+            f"{len(known)} of {known[0]} to {known[-1]}); {self._way_out()}"
         )
+
+    def _way_out(self) -> str:
+        """How such pixels are left out; evaluation without training has no data.unknown_labels."""
+        ignored = np.flatnonzero(self.values == IGNORE)
+        stored = f"store {ignored[-1]} there, or " if len(ignored) else ""
+        return f"to leave these pixels out, {stored}give a segmentation run data.unknown_labels=ignore"
 
 
 def table(classes: Mapping[int, int], ignored: tuple[int, ...] = (255,), unknown: str = "refuse") -> LabelTable:

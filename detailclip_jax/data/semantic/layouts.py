@@ -31,8 +31,8 @@ from detailclip_jax.runtime.errors import unknown
 SPLITS = ("train", "val")
 TFDS = (
     "data.source 'tfds': TFDS's scene_parse150 holds instance maps, not the 150 class labels of the benchmark, so a "
-    "score on it would be no ADE20K score; download ADEChallengeData2016 and give --config.data.source=ade20k "
-    "--config.data.path=DIR/ADEChallengeData2016"
+    "score on it would be no ADE20K score; download ADEChallengeData2016, and name the source ade20k with the path of "
+    "that folder"
 )
 COCO_UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)  # of the stored values 0 to 181 in stuffthingmaps
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -84,7 +84,7 @@ def open_set(name: str, path: str, split: str, unknown_labels: str = "refuse") -
         raise ValueError(unknown("split", split, SPLITS))
     root = pathlib.Path(path)
     if not path or not root.is_dir():
-        raise MissingData(f"data.path {path!r} of {name} is no folder; give --config.data.path=DIR")
+        raise MissingData(f"{path!r}, the path of {name}, is not a folder")
     files, classes, values, ignored = LAYOUTS[name](root, split)
     if not files:
         raise MissingData(
