@@ -9,9 +9,14 @@ The encoder runs once; blocks that no head asks for cost nothing once the progra
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
+
+from detailclip_jax.kernels.products import matmul_precision, precision_of
+from detailclip_jax.models import readouts
 from detailclip_jax.models.block import branch_scales, recomputed
 from detailclip_jax.models.vit import VisionTransformer, fold_in
-from detailclip_jax.types import Array, Float
+from detailclip_jax.types import Array, Float, Int
 
 Features: TypeAlias = Callable[..., list[Array]]  # (blocks, norm=True) -> maps [B, h, w, D], one per block
 
@@ -32,31 +37,49 @@ def taps(vit: VisionTransformer, images: Float[Array, "B height width 3"], keys:
     rows, columns = height // size, width // size
     if not rows * columns:
         raise ValueError(f"an image of {height} x {width} pixels has no complete patch of {size} x {size}")
-    outputs = _outputs(vit, vit.embed(images[:, : rows * size, : columns * size]), keys)
+    tokens_of = outputs(vit, vit.embed(images[:, : rows * size, : columns * size]), keys)
 
     def features(blocks: Sequence[int], norm: bool = True) -> list[Array]:
         _check(blocks, vit.depth)
-        maps = [vit.norm(outputs[block]) if norm else outputs[block] for block in blocks]
+        maps = [vit.norm(tokens_of[block]) if norm else tokens_of[block] for block in blocks]
         return [tokens[:, 1:].reshape(len(tokens), rows, columns, -1) for tokens in maps]
 
     return features
 
 
-def _outputs(vit: VisionTransformer, x: Array, keys: Array | None) -> list[Array]:
-    """The tokens [B, 1 + N, D] after every block."""
+def outputs(
+    vit: VisionTransformer, x: Float[Array, "B M D"], keys: Array | None, lengths: Int[Array, "B"] | None = None
+) -> list[Float[Array, "B M D"]]:
+    """Returns the tokens after every block, of embedded tokens `x`; `keys` [B] enable drop path.
+
+    With `lengths` only the first tokens of each image are attended to.
+    """
 
     def run(block: Any, x: Array, scale: Array | None) -> Array:
-        return block(x, scale)[0]
+        return block(x, scale)[0] if lengths is None else attending_to_first(block, x, lengths, scale)
 
     blocks: Any = vit.blocks  # a list, see `taps`
-    outputs, run = [], recomputed(run, vit.remat)
+    found, run = [], recomputed(run, vit.remat)
     for number, block in enumerate(blocks):
         rate = vit.drop_path * number / max(vit.depth - 1, 1)
         x = run(block, x, branch_scales(fold_in(keys, number), rate) if keys is not None and vit.drop_path else None)
-        outputs.append(x)
+        found.append(x)
     if vit.is_initializing():
         vit.norm(x)  # so that its parameters exist even if no head asks for it
-    return outputs
+    return found
+
+
+def attending_to_first(
+    block: Any, x: Float[Array, "B M D"], lengths: Int[Array, "B"], scale: Array | None
+) -> Float[Array, "B M D"]:
+    """Computes a block whose tokens attend only to the first tokens of each image; the others are computed as well."""
+    query, key, value = readouts.heads(block, x)
+    kernel, length = block.kernel, x.shape[1]
+    odd = length % 2 if kernel == "cudnn" else 0  # which it rejects in training
+    query, key, value = (jnp.pad(each, ((0, 0), (0, odd), (0, 0), (0, 0))) for each in (query, key, value))
+    with matmul_precision(precision_of(query.dtype) if kernel == "xla" else None):
+        attended = jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation=kernel)
+    return block._add(x, block.attn.proj(attended[:, :length].reshape(x.shape)), scale)
 
 
 def _check(blocks: Sequence[int], depth: int) -> None:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import precision_of
-from detailclip_jax.models.batch_norm import BatchNorm
-from detailclip_jax.types import Array, Axis, Float
+from detailclip_jax.models.batch_norm import EPS, KEEP, BatchNorm
+from detailclip_jax.types import Array, Axis, Bool, Float
 
 KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # of convolutions before a ReLU
 CLASSIFIER = nn.initializers.normal(0.01)
@@ -26,8 +26,10 @@ class ConvNormRelu(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, maps: Float[Array, "B h w C"], train: bool) -> Float[Array, "B h w D"]:
-        """Computes the layer; `train` uses the batch's statistics and updates the running ones."""
+    def __call__(
+        self, maps: Float[Array, "B h w C"], train: bool, valid: Bool[Array, "B h w"] | None = None
+    ) -> Float[Array, "B h w D"]:
+        """Computes the layer; `train` uses the statistics of the batch's `valid` places, updates the running ones."""
         made = nn.Conv(
             self.width,
             (self.kernel,) * 2,
@@ -37,12 +39,45 @@ class ConvNormRelu(nn.Module):
             kernel_init=KAIMING,
             name="conv",
         )(maps)
-        return nn.relu(norm_over_maps(BatchNorm(self.axis, self.dtype, name="norm"), made, train))
+        return nn.relu(norm_over_maps(MaskedBatchNorm(self.axis, self.dtype, name="norm"), made, train, valid))
 
 
-def norm_over_maps(norm: BatchNorm, maps: Float[Array, "B h w C"], train: bool) -> Float[Array, "B h w C"]:
-    """Normalises every channel over all images and places."""
-    return norm(maps.reshape(-1, maps.shape[-1]), train).reshape(maps.shape)
+class MaskedBatchNorm(BatchNorm):
+    """BatchNorm whose statistics of the batch count only `valid` entries.
+
+    A batch without valid entries leaves the running statistics unchanged.
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B D"], train: bool, valid: Bool[Array, "B"] | None = None
+    ) -> Float[Array, "B D"]:
+        """Normalises in float32 and returns `dtype`; None counts all entries."""
+        if valid is None or not train or self.is_initializing():
+            return super().__call__(x, train)
+        running = [self.variable("batch_stats", name, jnp.zeros, (x.shape[-1],)) for name in ("mean", "variance")]
+        scale, bias = (self.param(name, nn.initializers.ones, (x.shape[-1],)) for name in ("scale", "bias"))
+        x = x.astype(jnp.float32)
+        share = self._over_mesh(valid.mean(dtype=jnp.float32))
+        count = share * len(x) * (jax.lax.axis_size(self.axis) if self.axis else 1)
+
+        def mean_of(values: Array) -> Array:
+            return self._over_mesh(jnp.where(valid[:, None], values, 0).mean(0)) / jnp.where(share > 0, share, 1)
+
+        mean = mean_of(x)
+        variance = mean_of(jnp.square(x - mean))
+        keep = jnp.where(share > 0, KEEP, 1.0)
+        for old, new in zip(running, (mean, variance * count / jnp.maximum(count - 1, 1))):
+            old.value = keep * old.value + (1 - keep) * new
+        return ((x - mean) * jax.lax.rsqrt(variance + EPS) * scale + bias).astype(self.dtype)
+
+
+def norm_over_maps(
+    norm: MaskedBatchNorm, maps: Float[Array, "B h w C"], train: bool, valid: Bool[Array, "B h w"] | None = None
+) -> Float[Array, "B h w C"]:
+    """Normalises every channel over all images and places, or over the `valid` ones."""
+    counted = None if valid is None else valid.reshape(-1)
+    return norm(maps.reshape(-1, maps.shape[-1]), train, counted).reshape(maps.shape)
 
 
 def drop_channels(maps: Float[Array, "B h w C"], keys: Array | None, rate: float) -> Float[Array, "B h w C"]:

@@ -7,12 +7,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import precision_of
-from detailclip_jax.models.batch_norm import BatchNorm
 from detailclip_jax.models.layers import exact_gelu, uniform_fan_in
-from detailclip_jax.segmentation.heads.layers import Classifier, ConvNormRelu, drop_channels, norm_over_maps
+from detailclip_jax.segmentation.heads.layers import (
+    Classifier,
+    ConvNormRelu,
+    MaskedBatchNorm,
+    drop_channels,
+    norm_over_maps,
+)
 from detailclip_jax.segmentation.resizing import pool, resize
 from detailclip_jax.segmentation.taps import Features
-from detailclip_jax.types import Array, Axis, Float
+from detailclip_jax.types import Array, Axis, Bool, Float
 
 SCALES = (1, 2, 3, 6)  # of the pyramid pooling module: bins per side
 
@@ -47,10 +52,13 @@ class Pyramid(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, maps: Sequence[Float[Array, "B h w C"]], train: bool) -> list[Array]:
-        """Returns the maps from the finest to the coarsest."""
+    def __call__(
+        self, maps: Sequence[Float[Array, "B h w C"]], train: bool, valid: Bool[Array, "B h w"] | None = None
+    ) -> list[Array]:
+        """Returns the maps from the finest to the coarsest; BatchNorm counts only the `valid` places."""
         first = Doubling(self.dtype, name="up4_first")(maps[0])
-        first = norm_over_maps(BatchNorm(self.axis, self.dtype, name="up4_norm"), first, train)
+        counted = None if valid is None else valid.repeat(2, axis=1).repeat(2, axis=2)
+        first = norm_over_maps(MaskedBatchNorm(self.axis, self.dtype, name="up4_norm"), first, train, counted)
         first = Doubling(self.dtype, name="up4_second")(exact_gelu(first))
         second = Doubling(self.dtype, name="up2")(maps[1])
         return [first, second, maps[2], nn.max_pool(maps[3], (2, 2), (2, 2))]

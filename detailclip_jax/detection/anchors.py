@@ -1,0 +1,54 @@
+"""Anchors: boxes of fixed sizes at every place of every level of the pyramid (arXiv 1506.01497, section 3.1.1)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from detailclip_jax.types import Array, Bool, Float, Int
+
+
+class Level(NamedTuple):
+    """One level of the pyramid: pixels per place, and places along height and width."""
+
+    stride: int
+    height: int
+    width: int
+
+
+def base_anchors(stride: int, scale: float, ratios: Sequence[float]) -> Float32[np.ndarray, "A 4"]:
+    """Computes the anchors around (0, 0): area (scale stride)^2, one per ratio height / width."""
+    root = np.sqrt(np.asarray(ratios, np.float64))
+    width, height = scale * stride / root, scale * stride * root
+    return (np.stack([-width, -height, width, height], 1) / 2).astype(np.float32)
+
+
+def level_anchors(level: Level, scale: float, ratios: Sequence[float]) -> Float32[np.ndarray, "N 4"]:
+    """Computes the anchors of one level, at multiples of its stride; order: row, column, ratio."""
+    y, x = np.meshgrid(np.arange(level.height), np.arange(level.width), indexing="ij")
+    shift = np.stack([x, y, x, y], -1).reshape(-1, 1, 4).astype(np.float32) * level.stride
+    return (shift + base_anchors(level.stride, scale, ratios)).reshape(-1, 4)
+
+
+def inside(
+    anchors: Float[Array, "N 4"], size: Int[Array, "2"], level: Level, extent: Int[Array, "2"], ratios: int
+) -> Bool[Array, "N"]:
+    """Which anchors of a level take part in the loss: those that lie within the content of `size` (height, width).
+
+    `extent` (height, width in pixels) is the part of the array that the network treats as the image, see `backbone`;
+    the place of an anchor must lie in it as well.
+    """
+    placed = jnp.repeat(places(level, extent).reshape(-1), ratios)
+    height, width = size[0], size[1]
+    x1, y1, x2, y2 = jnp.moveaxis(anchors, -1, 0)
+    return placed & (x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)
+
+
+def places(level: Level, extent: Int[Array, "*batch 2"]) -> Bool[Array, "*batch height width"]:
+    """Which places of a level belong to an image of `extent` (height, width): the first ceil(extent / stride)."""
+    counts = -(-extent // level.stride)
+    rows = jnp.arange(level.height) < counts[..., :1]
+    columns = jnp.arange(level.width) < counts[..., 1:]
+    return rows[..., :, None] & columns[..., None, :]

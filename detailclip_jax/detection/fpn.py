@@ -1,0 +1,57 @@
+"""Feature pyramid network (arXiv 1612.03144): laterals, a top-down path, and one convolution per level."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from detailclip_jax.kernels.products import precision_of
+from detailclip_jax.types import Array, Bool, Float
+
+XAVIER = nn.initializers.xavier_uniform()
+
+
+def conv(width: int, kernel: int, init: Any, dtype: Any, name: str | None = None) -> nn.Conv:
+    """A convolution with bias and zero padding that keeps the resolution."""
+    return nn.Conv(width, (kernel, kernel), dtype=dtype, precision=precision_of(dtype), kernel_init=init, name=name)
+
+
+def masked(maps: Float[Array, "B h w C"], valid: Bool[Array, "B h w"]) -> Float[Array, "B h w C"]:
+    """Sets places outside the image to 0, so that convolutions treat the image's border as the border of the array."""
+    return jnp.where(valid[..., None], maps, 0).astype(maps.dtype)
+
+
+def doubled(maps: Float[Array, "B h w C"]) -> Float[Array, "B height width C"]:
+    """Repeats every place 2 x 2 times (nearest neighbour)."""
+    return maps.repeat(2, axis=1).repeat(2, axis=2)
+
+
+class Fpn(nn.Module):
+    """Levels of one width from four maps, each half as large as the one before, and a fifth, half as large again.
+
+        l_4 = conv1(m_4),   l_i = conv1(m_i) + doubled(l_(i + 1))
+        p_i = conv3(l_i),   p_5 = every second place of p_4
+
+    Convolutions have biases and neither norm nor activation, as in mmdet.
+    """
+
+    width: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, maps: Sequence[Float[Array, "B _ _ D"]], valid: Sequence[Bool[Array, "B _ _"]]
+    ) -> list[Float[Array, "B _ _ C"]]:
+        """Returns five levels, 0 outside the images; `valid` says for each of them which places belong to the image."""
+        laterals = [
+            conv(self.width, 1, XAVIER, self.dtype, f"lateral_{i}")(each.astype(self.dtype))
+            for i, each in enumerate(maps)
+        ]
+        for i in reversed(range(len(laterals) - 1)):
+            laterals[i] = laterals[i] + doubled(laterals[i + 1])
+        levels = [
+            masked(conv(self.width, 3, XAVIER, self.dtype, f"output_{i}")(masked(each, valid[i])), valid[i])
+            for i, each in enumerate(laterals)
+        ]
+        return [*levels, levels[-1][:, ::2, ::2]]

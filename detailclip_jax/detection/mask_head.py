@@ -1,0 +1,29 @@
+"""The mask head: one mask per class of every RoI (arXiv 1703.06870, figure 4, right)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from detailclip_jax.detection.fpn import conv
+from detailclip_jax.segmentation.heads.layers import KAIMING
+from detailclip_jax.segmentation.heads.upernet import Doubling
+from detailclip_jax.types import Array, Float
+
+
+class MaskHead(nn.Module):
+    """Convolutions 3 x 3 with ReLU, a transposed convolution that doubles the resolution, ReLU, a 1 x 1 convolution."""
+
+    num_classes: int
+    width: int = 256
+    num_convs: int = 4
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, "R s s C"]) -> Float[Array, "R m m K"]:
+        """Returns float32 logits with twice the resolution of `pooled`."""
+        x = pooled
+        for number in range(self.num_convs):
+            x = nn.relu(conv(self.width, 3, KAIMING, self.dtype, f"conv_{number}")(x))
+        x = nn.relu(Doubling(self.dtype, name="up")(x))
+        return conv(self.num_classes, 1, KAIMING, self.dtype, "classifier")(x).astype(jnp.float32)
