@@ -35,6 +35,7 @@ def test_two_processes_equal_one_and_stop_together(tmp_path):
     assert [found[step] for step in range(1, 5)] == pytest.approx([expected[step] for step in range(1, 5)], rel=1e-5)
 
 
+@pytest.mark.check
 def test_a_preflight_that_fails_ends_before_the_run(tmp_path):
     flags = [CONFIG, "--config.batch_size=7", f"--workdir={tmp_path}"]
     run = subprocess.run(

@@ -14,17 +14,20 @@ from detailclip_jax import methods
 from detailclip_jax.training import experiment, mesh, optimizer
 from detailclip_jax.training.checkpoint import Checkpoints
 
-# Their losses use all collectives: embeddings and features gathered, BatchNorm over the mesh, centers of both kinds;
-# and their states hold every kind of array.  `make check` runs the other methods on eight devices as well.
-COLLECTIVES = ("slip", "siglip", "aclip", "detailclip", "ibot")
-TRAINED = [pytest.param(name, marks=pytest.mark.xdist_group(f"methods_{name}")) for name in methods.METHODS]
-SOME_IN_CHECK = [
-    pytest.param(name, marks=(mark.marks[0], *(() if name in COLLECTIVES else (pytest.mark.check,))))
-    for name, mark in zip(methods.METHODS, TRAINED)
-]
+# `make check` runs all methods, `make test` those that differ most in networks, heads and losses, and on eight
+# devices two that use all collectives: embeddings and features gathered, BatchNorm over the mesh, centers of each kind.
+FIRST = ("clip", "siglip", "slip", "aclip", "mae", "ibot", "detailclip")
+COLLECTIVES = ("aclip", "detailclip")
 
 
-@pytest.fixture(params=TRAINED, scope="module")
+def first(names):
+    """Every method in a group of its own; those not in `names` are left to `make check`."""
+    group = lambda name: pytest.mark.xdist_group(f"methods_{name}")
+    later = lambda name: () if name in names else (pytest.mark.check,)
+    return [pytest.param(name, marks=(group(name), *later(name))) for name in methods.METHODS]
+
+
+@pytest.fixture(params=first(FIRST), scope="module")
 def method(request):
     """One method after the other; steps that other tests compiled do not count."""
     trained.cache_clear()
@@ -81,7 +84,7 @@ def test_the_teacher_owns_exactly_what_the_row_names(method):
     assert set(state.centers) == set(exp.method.centers)
 
 
-@pytest.mark.parametrize("method", SOME_IN_CHECK, indirect=True)
+@pytest.mark.parametrize("method", first(COLLECTIVES), indirect=True)
 def test_eight_devices_give_the_numbers_of_one(method):
     """Metrics and centers of three steps; gradients and BatchNorm statistics of the first."""
     (one, history, first), (eight, many, first_of_eight) = trained(method), trained(method, devices=8)
@@ -104,7 +107,7 @@ def test_same_seed_same_numbers(method):
     assert jax.device_get(metrics) == history[0]
 
 
-@pytest.mark.parametrize("method", SOME_IN_CHECK, indirect=True)
+@pytest.mark.parametrize("method", first(COLLECTIVES), indirect=True)
 def test_a_checkpoint_gives_the_whole_state_back(method, tmp_path):
     exp, (state, _, _) = tiny_experiment(method), trained(method)
     with closing(Checkpoints(tmp_path)) as checkpoints:
@@ -176,7 +179,7 @@ def test_divergences_train(divergence):
     config = tiny_config()
     config.losses.divergence = divergence
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    _, metrics = exp.train_step(exp.init(0), exp.put(tiny_batch(0)))
+    _, metrics = exp.train_step(tiny_state(), exp.put(tiny_batch(0)))
     assert np.isfinite(float(metrics["loss"]))
 
 

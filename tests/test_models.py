@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from tiny import noise, tiny_state
 
 from detailclip_jax import config as config_lib
 from detailclip_jax.models import block, positions, towers
@@ -30,8 +31,13 @@ def vit_params():
     return jax.jit(VIT.init)(jax.random.key(1), images())
 
 
+@functools.cache
+def encoder(**options):
+    return jax.jit(functools.partial(VIT.apply, **options))
+
+
 def encode(*args, **options):
-    return jax.jit(functools.partial(VIT.apply, **options))(vit_params(), *args)
+    return encoder(**options)(vit_params(), *args)
 
 
 def attention_maps(params, x):
@@ -89,8 +95,8 @@ def test_smaller_images_read_their_positions_as_torch_does():
     ours = positions.interpolate(table, 3)
     np.testing.assert_allclose(ours[1:], moved.numpy(), rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(ours[0], table[0])
-    assert VIT.apply(vit_params(), images()[:, :24, :24]).patches.shape == (3, 9, 32)
-    assert VIT.apply(vit_params(), images()[:, :16, :24]).patches.shape == (3, 6, 32)
+    assert encode(images()[:, :24, :24]).patches.shape == (3, 9, 32)
+    assert encode(images()[:, :16, :24]).patches.shape == (3, 6, 32)
 
 
 def test_drop_path_drops_whole_branches_of_an_image_by_its_own_key():
@@ -109,7 +115,7 @@ def test_drop_path_drops_whole_branches_of_an_image_by_its_own_key():
 
 def test_mae_s_positions_are_fixed_and_its_linears_xavier():
     style = vit_module.Style(positions="sincos", init="xavier")
-    params = VIT.clone(style=style).init(jax.random.key(0), images())["params"]
+    params = jax.jit(VIT.clone(style=style).init)(jax.random.key(0), images())["params"]
     assert "positions" not in params and not params["blocks_0"]["attn"]["qkv"]["bias"].any()
     bias = np.abs(params["patch_embed"]["bias"])  # a convolution's there, which MAE leaves as PyTorch makes it
     fan_in = params["patch_embed"]["kernel"].shape[0]
@@ -132,6 +138,9 @@ def text_params():
     return jax.jit(TEXT.init)(jax.random.key(2), jnp.zeros((1, 10), jnp.int32))
 
 
+read_text = jax.jit(TEXT.apply)  # operation by operation each would be compiled on its own
+
+
 def captions():
     tokens = np.random.default_rng(0).integers(1, 48, (3, 10))
     tokens[0, 4:], tokens[1, 6:], tokens[2, 9] = 0, 0, 49
@@ -142,32 +151,32 @@ def captions():
 def test_what_stands_behind_the_eot_changes_nothing():
     tokens = captions()
     changed = tokens.at[0, 5:].set(7)
-    np.testing.assert_allclose(TEXT.apply(text_params(), changed)[0], TEXT.apply(text_params(), tokens)[0], rtol=1e-6)
+    np.testing.assert_allclose(read_text(text_params(), changed)[0], read_text(text_params(), tokens)[0], rtol=1e-6)
 
 
 def test_captions_may_be_given_shorter():
     tokens = captions()[:2]
-    short = TEXT.apply(text_params(), tokens[:, :7])
-    np.testing.assert_allclose(short, TEXT.apply(text_params(), tokens), rtol=1e-5, atol=1e-6)
+    short = read_text(text_params(), tokens[:, :7])
+    np.testing.assert_allclose(short, read_text(text_params(), tokens), rtol=1e-5, atol=1e-6)
 
 
 def test_a_caption_without_eot_reads_its_first_position():
     tokens = jnp.full((1, 10), 3).at[0, 0].set(48)  # SOT has the second largest id
     changed = tokens.at[0, 1:].set(9)
-    np.testing.assert_allclose(TEXT.apply(text_params(), tokens), TEXT.apply(text_params(), changed), rtol=1e-6)
+    np.testing.assert_allclose(read_text(text_params(), tokens), read_text(text_params(), changed), rtol=1e-6)
 
 
 def test_a_caption_longer_than_the_context_is_refused():
     with pytest.raises(ValueError, match="captions of 11 tokens exceed the context of 10"):
-        TEXT.apply(text_params(), jnp.zeros((1, 11), jnp.int32))
+        read_text(text_params(), jnp.zeros((1, 11), jnp.int32))
 
 
 def test_a_block_read_in_part_is_the_whole_block_there():
     one = block.Block(32, 4, block.BlockInit(*[nn.initializers.normal(0.1)] * 4), 1e-6)
     x = jax.random.normal(jax.random.key(0), (2, 7, 32))
-    params = one.init(jax.random.key(1), x)
-    whole, _ = one.apply(params, x)
-    part = one.apply(params, x, x[:, 2:5], method="reading")
+    params = noise(jax.eval_shape(one.init, jax.random.key(1), x))
+    whole, _ = jax.jit(one.apply)(params, x)
+    part = jax.jit(functools.partial(one.apply, method="reading"))(params, x, x[:, 2:5])
     np.testing.assert_allclose(part, whole[:, 2:5], rtol=1e-5, atol=1e-6)
 
 
@@ -177,18 +186,19 @@ def test_the_decoder_reads_its_tokens_in_any_order(depth):
     order = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(16), (3, 1)), axis=1))
     tokens = encode(images(), order[:, :10])
     hidden = Hidden(jnp.zeros((3, 16), bool), order[:, :10], order[:, 10:])
-    params = decoder.init(jax.random.key(0), tokens, hidden)
+    params = noise(jax.eval_shape(decoder.init, jax.random.key(0), tokens, hidden))
+    decode = jax.jit(decoder.apply)
     shuffle = jnp.asarray([3, 1, 2, 0, 4, 9, 8, 7, 6, 5])
     again = tokens.replace(patches=tokens.patches[:, shuffle])
     moved = hidden.replace(kept=hidden.kept[:, shuffle], removed=hidden.removed[:, ::-1])
-    first, second = decoder.apply(params, tokens, hidden), decoder.apply(params, again, moved)
+    first, second = decode(params, tokens, hidden), decode(params, again, moved)
     np.testing.assert_allclose(second, first[:, ::-1], rtol=1e-4, atol=1e-5)
 
 
 def test_prototype_head_is_linear_behind_its_bottleneck_and_of_unit_rows():
     head = PrototypeHead(16, 8, 24)
     x = jax.random.normal(jax.random.key(0), (5, 12))
-    params = head.init(jax.random.key(1), x)
+    params = noise(jax.eval_shape(head.init, jax.random.key(1), x))
     logits = head.apply(params, x)
     np.testing.assert_allclose(jnp.linalg.norm(logits.bottleneck, axis=-1), 1, rtol=1e-6)
     np.testing.assert_allclose(logits.mean(), logits[...].mean(0), rtol=1e-5, atol=1e-6)
@@ -197,7 +207,7 @@ def test_prototype_head_is_linear_behind_its_bottleneck_and_of_unit_rows():
 
 def test_a_zero_bottleneck_is_no_nan():
     head = PrototypeHead(16, 8, 24)
-    params = jax.tree.map(jnp.zeros_like, head.init(jax.random.key(1), jnp.ones((1, 12))))
+    params = noise(jax.eval_shape(head.init, jax.random.key(1), jnp.ones((1, 12))), scale=0)
     params["params"]["direction"] = jnp.ones((24, 8))
     grads = jax.grad(lambda p: head.apply(p, jnp.ones((1, 12)))[...].sum())(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
@@ -231,9 +241,7 @@ STD = {  # path -> standard deviation at the start; uniform U(+-a) has a / sqrt(
 
 
 def test_initial_values():
-    from tiny import tiny_experiment
-
-    flat = traverse_util.flatten_dict(tiny_experiment().init(0).params, sep="/")
+    flat = traverse_util.flatten_dict(tiny_state().params, sep="/")
     for path, std in STD.items():
         values = np.asarray(flat[path])
         assert abs(values.std() / std - 1) < 4 / np.sqrt(2 * values.size) + 0.01, (path, values.std(), std)
@@ -245,7 +253,10 @@ def test_initial_values():
             assert (values == 1).all(), path
 
 
-@pytest.mark.parametrize(("name", "millions"), [("B/16", 165.7), ("S/16", None), ("B/32", None), ("L/16", None)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("B/16", 165.7), *(pytest.param(name, None, marks=pytest.mark.check) for name in ("S/16", "B/32", "L/16"))],
+)
 def test_sizes_build(name, millions):
     from detailclip_jax.training import experiment, optimizer
 

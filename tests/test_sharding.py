@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import BATCH, SIZE, copied, tiny_batch, tiny_config, tiny_experiment, tiny_state
+from tiny import BATCH, SIZE, copied, noise_state, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import methods
@@ -16,8 +16,8 @@ from detailclip_jax.models import towers
 from detailclip_jax.training import experiment, mesh, sharding, train_step
 from detailclip_jax.training.checkpoint import Checkpoints
 
-# devices, fsdp; 8 devices with whole states are among the methods' tests too
-MESHES = (*(pytest.param(grid, marks=pytest.mark.check) for grid in ((8, 1), (8, 2))), (8, 8))
+# devices, fsdp; 8 devices with whole states are among the methods' tests
+MESHES = (pytest.param((8, 2), marks=pytest.mark.check), (8, 8))
 TABLE = sharding.rules(towers.NETWORKS)
 
 
@@ -65,7 +65,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(tmp_path):
     (alone, _, _), (together, _, state) = trained(1, 1), trained(8, 8)
     with closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(5, state, {"examples": 5 * BATCH}, {"config": "{}"})
-        fewer = {grid: built(tiny_config(), *grid).state_shapes for grid in ((2, 2), (4, 2), (4, 1))}
+        fewer = {grid: built(tiny_config(), *grid).state_shapes for grid in ((2, 2), (4, 1))}
         restored = {grid: checkpoints.restore(shapes) for grid, shapes in fewer.items()}
         restored[1, 1] = checkpoints.restore(alone.state_shapes)
     for grid, found in restored.items():
@@ -145,7 +145,7 @@ def gradients(exp):
 
 @functools.cache
 def deep_state():
-    return jax.device_get(deep(1).init(0))
+    return noise_state(deep(1))
 
 
 @pytest.mark.check

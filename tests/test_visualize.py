@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import noise_state
 
 from detailclip_jax.config import IMAGENET_MEAN, IMAGENET_STD, default
 from detailclip_jax.evaluation import figures
@@ -95,7 +96,7 @@ def test_figures_of_an_experiment(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "NUM_SCENES", 4)
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16, 1, 2, 16, 8, 16))
     built = experiment.build(nano_config("detailclip"), make_mesh(jax.devices()[:2]))
-    state = built.init(0)
+    state = noise_state(built)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "cls": 2.0}\n')
     paths = figures.write(tmp_path, built, state)
     assert {path.name for path in paths} == {"attention.png", "loss_curves.png", "reconstructions.png"}
@@ -109,7 +110,7 @@ def test_figures_of_an_experiment(tmp_path, monkeypatch):
 def test_a_method_without_teacher_and_pixels_has_fewer_images(tmp_path, monkeypatch):
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16))
     built = experiment.build(nano_config("clip"), make_mesh(jax.devices()[:1]))
-    assert [path.name for path in figures.write(tmp_path, built, built.init(0))] == ["attention.png"]
+    assert [path.name for path in figures.write(tmp_path, built, noise_state(built))] == ["attention.png"]
 
 
 def test_a_run_on_other_data_has_its_curves_without_the_drawings(tmp_path, monkeypatch):

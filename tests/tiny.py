@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
@@ -130,6 +131,22 @@ def check_names(message, *words):
     """Asserts that a message names these words: the thing, the value and the way out, whatever its sentence."""
     missing = [word for word in words if word not in str(message)]
     assert not missing, f"{missing} not in: {message}"
+
+
+def noise(shapes, seed=0, scale=0.1):
+    """Normal numbers for a tree of shapes: parameters without the compilation of their initial values."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype), shapes)
+
+
+def noise_state(exp, scale=0.1):
+    """A state of noise at step 0, on the devices of the experiment; teacher and student differ."""
+    shapes = exp.state_shapes
+    drawn = {name: noise(getattr(shapes, name), seed, scale) for seed, name in enumerate(("params", "ema_params"))}
+    known = shapes.replace(**drawn, rng=jax.random.key_data(jax.random.key(0)))
+    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype) if is_shape(leaf) else leaf, known)
+    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, shapes))
 
 
 def copied(state):

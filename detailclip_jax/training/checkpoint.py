@@ -395,7 +395,8 @@ def checksums(state: PyTree) -> dict[str, int]:
     Raises CheckpointError that names the arrays with nan or infinite values.
     """
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
-    inspected = jax.device_get({name: _inspect(leaf) for name, leaf in leaves.items()})
+    # one after the other: hundreds of sums over devices in flight can block each other where devices share few threads
+    inspected = {name: jax.device_get(_inspect(leaf)) for name, leaf in leaves.items()}
     if bad := [name for name, (_, finite) in inspected.items() if not finite]:
         raise CheckpointError(f"the state is not finite in {', '.join(bad[:5])} ({len(bad)} of {len(leaves)} arrays)")
     return {name: int(value) for name, (value, _) in inspected.items()}
