@@ -469,6 +469,7 @@ METRICS = {  # heading -> task/metric
     "zero-shot": "zero_shot/top1",
     "image to text R@1": "retrieval/image_to_text_r1",
     "text to image R@1": "retrieval/text_to_image_r1",
+    "figure IoU": "segmentation/figure_iou",
     "balanced mIoU": "segmentation/balanced_miou",
     "kept objects": "kept_objects/share",
 }

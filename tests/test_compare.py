@@ -192,8 +192,8 @@ def evaluator(noise):
 
 def test_features_that_know_the_classes_score_high_and_noise_scores_low():
     known, noise = (dict(evaluator(level).run({})) for level in (0.0, 1.0))
-    assert set(known) == {"miou", "balanced_miou", "object_miou"}
-    assert known["object_miou"] == 1.0 and known["miou"] > 0.6
+    assert set(known) == {"figure_iou", "miou", "balanced_miou", "object_miou"}
+    assert known["object_miou"] == 1.0 and known["miou"] > 0.6 and known["figure_iou"] > 0.8
     assert all(noise[name] < 0.5 * known[name] for name in known)
 
 
@@ -220,6 +220,44 @@ def test_mean_iou_is_of_sums_over_scenes():
     assert np.isclose(segmentation.mean_iou(predicted, truth, 3), expected)
     valid = truth > 0
     assert np.isclose(segmentation.mean_iou(predicted, truth, 3, valid), np.mean([0 / 1, 4 / 5]))
+
+
+def test_the_threshold_is_the_best_of_a_loop_over_all_scores():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        scores, truth = rng.integers(0, 9, (3, 4, 4)) / 8, rng.random((3, 4, 4)) < 0.4
+        every = {t: (truth & (scores >= t)).sum() / (truth | (scores >= t)).sum() for t in np.unique(scores)}
+        found = segmentation.best_threshold(scores, truth)
+        assert every[found] == max(every.values()) and found == max(t for t in every if every[t] == every[found])
+
+
+def test_figure_iou_is_that_of_a_naive_fit_and_of_a_loop_over_pixels():
+    rng, maps = np.random.default_rng(1), scenes(np.random.default_rng(0), 10)
+    shares = segmentation.class_shares(maps, 4, 3)
+    features = shares @ rng.standard_normal((3, 5)) + 0.3 * rng.standard_normal((10, 16, 5))
+    train, test = (segmentation.Patches(features[rows], shares[rows], maps[rows]) for rows in (slice(6), slice(6, 10)))
+
+    def drawn(scene, weights):  # one pixel at a time, bilinear between the centres of patches
+        image, score = np.zeros((16, 16)), (np.append(scene, np.ones((16, 1)), 1) @ weights).reshape(4, 4)
+        for y, x in np.ndindex(16, 16):
+            at = [min(max((side + 0.5) / 4 - 0.5, 0), 3) for side in (y, x)]
+            low = [min(int(side), 2) for side in at]
+            near = [
+                (1 - abs(at[0] - i)) * (1 - abs(at[1] - j)) * score[i, j]
+                for i in (low[0], low[0] + 1)
+                for j in (low[1], low[1] + 1)
+            ]
+            image[y, x] = sum(near)
+        return image
+
+    weights = segmentation.fit(train.features, train.shares[..., 1:].sum(-1, keepdims=True), np.ones((6, 16)))[:, 0]
+    shown = np.stack([drawn(scene, weights) for scene in train.features])
+    truth = train.pixels > 0
+    best = max(np.unique(shown), key=lambda t: (truth & (shown >= t)).sum() / (truth | (shown >= t)).sum())
+    found, there = np.stack([drawn(scene, weights) for scene in test.features]) >= best, test.pixels > 0
+    value = segmentation.over_figure(train, test)
+    assert np.isclose(value, (found & there).sum() / (found | there).sum(), atol=2e-3)
+    assert value.low <= value <= value.high and value.n == 4
 
 
 def test_enlarging_a_constant_changes_nothing():

@@ -11,12 +11,11 @@ METRICS = {  # task/metric -> heading
     "zero_shot/top1": "zero-shot",
     "retrieval/image_to_text_r1": "I2T R@1",
     "retrieval/text_to_image_r1": "T2I R@1",
-    "segmentation/miou": "mIoU",
+    "segmentation/figure_iou": "figure IoU",
     "segmentation/balanced_miou": "mIoU balanced",
-    "segmentation/object_miou": "mIoU objects",
     "kept_objects/share": "kept objects",
 }
-FIGURE = ("zero_shot/top1", "retrieval/image_to_text_r1", "segmentation/balanced_miou", "segmentation/object_miou")
+FIGURE = ("zero_shot/top1", "retrieval/image_to_text_r1", "segmentation/figure_iou", "segmentation/balanced_miou")
 
 
 class MeanStd(NamedTuple):

@@ -30,6 +30,7 @@ LABELS = {  # metric, or task/metric -> label
     "text_to_image_r1": "text to image R@1",
     "text_to_image_r5": "text to image R@5",
     "share": "kept patches that touch an object",
+    "figure_iou": "segmentation, object or not, IoU",
     "miou": "linear segmentation mIoU",
     "balanced_miou": "segmentation mIoU, balanced",
     "object_miou": "segmentation mIoU, objects only",

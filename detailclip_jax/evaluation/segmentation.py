@@ -22,20 +22,22 @@ class Patches(NamedTuple):
 
 
 class LinearSegmentation:
-    """Mean intersection over union of a linear map from patch features to classes, fitted in closed form.
+    """Intersection over union of a linear map from patch features to classes, fitted in closed form.
 
         W = argmin sum_p a_p |W x_p - y_p|^2 + lambda |W|^2
 
     x_p are the last block's features of patch p with a 1 appended; y_p is the share of each class in the patch. The map
-    is fitted on `train` scenes and evaluated on `test` scenes. There are three variants, since background covers most
-    of a scene:
+    is fitted on `train` scenes and evaluated on `test` scenes. There are four variants. The first one is where the
+    object is; the others are which class it has, in three ways since background covers most of a scene:
 
-    `miou`: a_p = 1; evaluated on all pixels, with bilinearly interpolated score maps.
+    `figure_iou`: one output, the share of any object, a_p = 1; evaluated on all pixels, with bilinearly interpolated
+        score maps and the threshold that has the highest IoU on the `train` scenes.
+    `miou`: a_p = 1; evaluated in the same way, by the class with the highest score.
     `balanced_miou`: a_p = 1 / (number of patches with p's main class); evaluated in the same way.
     `object_miou`: balanced; fitted and evaluated on patches whose main class is an object, among object classes only.
 
     IoU divides summed intersections by summed unions; the mean is over the classes that occur. The interval resamples
-    scenes.
+    scenes. docs/experiments.md has the range of each variant from untrained to supervised features.
     """
 
     needs = ("image",)
@@ -44,12 +46,13 @@ class LinearSegmentation:
         self.encode, self.train, self.test, self.num_classes = encode, train, test, num_classes
 
     def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
-        """Yields ("miou", ...), ("balanced_miou", ...), ("object_miou", ...)."""
+        """Yields ("figure_iou", ...), ("miou", ...), ("balanced_miou", ...), ("object_miou", ...)."""
         train, test = self.look(params, self.train), self.look(params, self.test)
         measured = {
-            "miou": self.over_pixels(train, test, np.ones(train.features.shape[:2])),
-            "balanced_miou": self.over_pixels(train, test, balanced(train.shares.argmax(-1))),
-            "object_miou": self.over_object_patches(train, test),
+            "figure_iou": over_figure(train, test),
+            "miou": over_pixels(train, test, np.ones(train.features.shape[:2])),
+            "balanced_miou": over_pixels(train, test, balanced(train.shares.argmax(-1))),
+            "object_miou": over_object_patches(train, test),
         }
         for name, value in measured.items():
             value.n_train = len(train.features)
@@ -65,20 +68,29 @@ class LinearSegmentation:
         side = round(features.shape[1] ** 0.5)
         return Patches(np.asarray(features, np.float64), class_shares(pixels, side, self.num_classes), pixels)
 
-    def over_pixels(self, train: Patches, test: Patches, weight: Float[np.ndarray, "M N"]) -> Metric:
-        """Fits on all patches, evaluates on all pixels."""
-        scores = with_one(test.features) @ fit(train.features, train.shares, weight)
-        size = test.pixels.shape[1]
-        predicted = np.concatenate([enlarge(scene[None], size).argmax(-1) for scene in scores])
-        return mean_iou(predicted, test.pixels, self.num_classes)
 
-    def over_object_patches(self, train: Patches, test: Patches) -> Metric:
-        """Fits and evaluates on patches whose main class is an object; background is never predicted."""
-        main = train.shares.argmax(-1)
-        matrix = fit(train.features, train.shares[..., 1:], balanced(main) * (main > 0))
-        predicted = 1 + (with_one(test.features) @ matrix).argmax(-1)
-        truth = test.shares.argmax(-1)
-        return mean_iou(predicted, truth, self.num_classes, valid=truth > 0)
+def over_figure(train: Patches, test: Patches) -> Metric:
+    """Fits the share of any object on all patches; IoU of the object pixels of the `test` scenes."""
+    matrix = fit(train.features, 1 - train.shares[..., :1], np.ones(train.features.shape[:2]))
+    shown, found = (enlarge(with_one(p.features) @ matrix, p.pixels.shape[1])[..., 0] for p in (train, test))
+    return iou(found >= best_threshold(shown, train.pixels > 0), test.pixels > 0)
+
+
+def over_pixels(train: Patches, test: Patches, weight: Float[np.ndarray, "M N"]) -> Metric:
+    """Fits all classes on all patches; mean IoU of the pixels of the `test` scenes."""
+    scores = with_one(test.features) @ fit(train.features, train.shares, weight)
+    size = test.pixels.shape[1]
+    predicted = np.concatenate([enlarge(scene[None], size).argmax(-1) for scene in scores])
+    return mean_iou(predicted, test.pixels, train.shares.shape[-1])
+
+
+def over_object_patches(train: Patches, test: Patches) -> Metric:
+    """Fits and evaluates on patches whose main class is an object; background is never predicted."""
+    main = train.shares.argmax(-1)
+    matrix = fit(train.features, train.shares[..., 1:], balanced(main) * (main > 0))
+    predicted = 1 + (with_one(test.features) @ matrix).argmax(-1)
+    truth = test.shares.argmax(-1)
+    return mean_iou(predicted, truth, train.shares.shape[-1], valid=truth > 0)
 
 
 def class_shares(pixels: Shaped[np.ndarray, "M S S"], side: int, num_classes: int) -> Float[np.ndarray, "M N C"]:
@@ -143,3 +155,26 @@ def mean_iou(
 def _mean_iou(intersections: Int[np.ndarray, "M C"], unions: Int[np.ndarray, "M C"]) -> float:
     intersection, union = intersections.sum(0), unions.sum(0)
     return float((intersection[union > 0] / union[union > 0]).mean())
+
+
+def best_threshold(scores: Float[np.ndarray, "*shape"], truth: Bool[np.ndarray, "*shape"]) -> float:
+    """The score t with the highest IoU of `scores >= t` and `truth`; the largest one in a tie."""
+    order = np.argsort(-scores, axis=None, kind="stable")
+    sorted_scores, right = scores.reshape(-1)[order], np.cumsum(truth.reshape(-1)[order])
+    unions = truth.sum() + np.arange(1, len(order) + 1) - right
+    last = np.append(sorted_scores[1:] != sorted_scores[:-1], True)  # equal scores are predicted together
+    return float(sorted_scores[np.argmax(np.where(last, right / unions, -1.0))])
+
+
+def iou(predicted: Bool[np.ndarray, "M *shape"], truth: Bool[np.ndarray, "M *shape"]) -> Metric:
+    """IoU of two regions, summed over scenes, with an interval over scenes; 0 if both are empty everywhere."""
+    axes = tuple(range(1, truth.ndim))
+    counts = np.stack([(predicted & truth).sum(axes), (predicted | truth).sum(axes)], 1)
+    low, high = bootstrap_interval(_iou, counts, num_resamples=200)
+    value = _iou(counts)
+    return Metric(value, n=len(truth), low=min(low, value), high=max(high, value))
+
+
+def _iou(counts: Int[np.ndarray, "M 2"]) -> float:
+    intersection, union = counts.sum(0)
+    return float(intersection / max(union, 1))
