@@ -713,12 +713,12 @@ def continued(folder: Path) -> Made:
 
 
 def factor_table(folder: Path, head: str, rows: Sequence[str]) -> list[str]:
-    """One row per factor: zero-shot, retrieval both ways, balanced mIoU."""
+    """One row per factor: zero-shot, retrieval both ways, segmentation in two ways."""
     records = read(folder, "comparison")["results"]
-    lines = [f"| {head} | zero-shot | R@1, both ways | balanced mIoU |", "|---|---:|---:|---:|"]
+    lines = [f"| {head} | zero-shot | R@1, both ways | figure IoU | balanced mIoU |", "|---|" + "---:|" * 4]
     for row in rows:
-        seen, there, back, detail = (spread(records, row, metric) for metric in list(METRICS)[:4])
-        lines.append(f"| `{row}` | {seen} | {there}, {back} | {detail} |")
+        seen, there, back, figure, detail = (spread(records, row, metric) for metric in list(METRICS)[:5])
+        lines.append(f"| `{row}` | {seen} | {there}, {back} | {figure} | {detail} |")
     return lines
 
 

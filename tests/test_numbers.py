@@ -215,12 +215,12 @@ def test_texts_are_written_from_what_the_commands_leave(numbers, tmp_path):
     ]
     write("rows/comparison", {"results": results, "costs": {"clip": "0.161 GFLOP/image, 30 s"}})
     clip, *_, pixels = numbers.comparison(tmp_path)["comparison.table"][2:]
-    assert clip == f"| `clip` | {' | '.join(['21.8 ± 3.5'] * 5)} | 0.161 |"
-    assert pixels == "| raw pixels |  |  |  |  |  |  |"
+    assert clip == f"| `clip` | {' | '.join(['21.8 ± 3.5'] * 6)} | 0.161 |"
+    assert pixels == "| raw pixels |  |  |  |  |  |  |  |"
     for folder in ("scratch", "long", "continued"):
         write(f"{folder}/comparison", {"results": results, "costs": {}})
     assert numbers.factors(tmp_path)["factors.long"][2] == (
-        "| `clip` | 21.8 ± 3.5 | 21.8 ± 3.5, 21.8 ± 3.5 | 21.8 ± 3.5 |"
+        "| `clip` | 21.8 ± 3.5 | 21.8 ± 3.5, 21.8 ± 3.5 | 21.8 ± 3.5 | 21.8 ± 3.5 |"
     )
 
 
