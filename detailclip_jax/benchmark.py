@@ -7,8 +7,10 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import jax
 
 from detailclip_jax.benchmarks import options, report, variants
 from detailclip_jax.config.settings import parse_setting
@@ -40,8 +42,6 @@ def devices_for(wanted: int | None) -> Sequence[Any]:
 
     Raises ValueError if the CPU cannot be split, because jax is already running.
     """
-    import jax
-
     if wanted is not None and FORCED not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # jax is already running; its devices are fixed
             jax.config.update("jax_num_cpu_devices", wanted)
@@ -84,10 +84,22 @@ def _measure(arguments: argparse.Namespace) -> int:
     """Measures and writes the results.  Raises RunError for an error of the devices, mostly out of memory."""
     arguments.progress = sys.stderr
     try:
-        report.write_json(arguments.json, measure(arguments))
+        with compiling_anew():
+            report.write_json(arguments.json, measure(arguments))
     except RuntimeError as error:
         raise errors.RunError(_explained(error)) from error
     return 0
+
+
+@contextlib.contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Context in which jax does not read compiled programs from disk: the time to compile is one of the results."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def _explained(error: RuntimeError) -> str:

@@ -15,12 +15,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from packaging.requirements import Requirement
 
 from detailclip_jax.runtime import arguments as flags
-from detailclip_jax.runtime import errors
+from detailclip_jax.runtime import errors, start
 from detailclip_jax.runtime.devices import usable_cores
 
 FOR = {
@@ -59,6 +60,7 @@ def machine() -> Iterator[tuple[str, str]]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield "host", f"{usable_cores()} cores, {memory / 2**30:.0f} GiB of memory"
     yield "disk", disk(shutil.disk_usage(".").free)
+    yield "programs", programs(os.environ.get(start.CACHE))
 
 
 def _usable(find: Callable[[], Sequence[Any]]) -> str:
@@ -87,6 +89,14 @@ def disk(free: int) -> str:
     needed = NUM_CHECKPOINTS * CHECKPOINT
     few = f"; a run of ViT-B/16 takes {needed:.1f} GiB for {NUM_CHECKPOINTS} checkpoints"
     return f"{free / 2**30:.1f} GiB free in {os.getcwd()}{few if free < needed * 2**30 else ''}"
+
+
+def programs(folder: str | None) -> str:
+    """Describes the folder where compiled programs are kept between commands."""
+    if not folder:
+        return f"compiled anew by each command: {start.CACHE} names no folder"
+    sizes = [path.stat().st_size for path in Path(folder).glob("*") if path.is_file()]
+    return f"{len(sizes):,} compiled ones, {sum(sizes) / 2**20:,.0f} MiB, in {folder} (can be deleted)"
 
 
 def requirements(package: str = "detailclip_jax") -> dict[str, list[str]]:

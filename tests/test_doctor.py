@@ -60,10 +60,16 @@ def test_the_report_has_a_line_for_each(monkeypatch, capsys, missing, code):
     monkeypatch.setattr(doctor, "requirements", lambda: missing)
     assert doctor.main([]) == code
     lines = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
-    assert set(lines) == {"versions", "code", "devices", "host", "disk", "packages", "[demo]"}
+    assert set(lines) == {"versions", "code", "devices", "host", "disk", "programs", "packages", "[demo]"}
     assert lines["devices"].startswith("8 x cpu") and f"jax {jax.__version__}" in lines["versions"]
     assert ("MISSING: jax" in lines["packages"]) == bool(code)
     assert lines["[demo]"].endswith("ready" if code else "not installed: a (pip install 'detailclip_jax[demo]')")
+
+
+def test_compiled_programs_are_counted(tmp_path):
+    (tmp_path / "a-cache").write_bytes(bytes(3 * 2**20))
+    assert doctor.programs(str(tmp_path)) == f"1 compiled ones, 3 MiB, in {tmp_path} (can be deleted)"
+    assert "compiled anew" in doctor.programs(None)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda'\nmore"), AssertionError()])

@@ -1,12 +1,17 @@
-"""Start-up check of every command, before the command's own module is imported.
+"""Start-up of every command, before the command's own module is imported: its packages, and its compiled programs.
 
 `detailclip_jax/__init__.py` makes it for `python -m detailclip_jax.NAME`, `__main__.py` for the console script.
 
 Imports only the standard library.
 """
 
+import hashlib
+import os
+import platform
 import sys
+from collections.abc import MutableMapping
 from importlib.util import find_spec
+from pathlib import Path
 from types import TracebackType
 
 NEEDED = ("jax", "grain", "absl")
@@ -14,14 +19,54 @@ OUTSIDE = """error: {python} does not have {missing}, which detailclip_jax needs
 with make demo and take its Python: . .venv/bin/activate (or .venv/bin/python -m ...). Without make: pip install -e .
 Without a checkout: pip install detailclip_jax"""
 USAGE_ERROR = 2
+CACHE = "JAX_COMPILATION_CACHE_DIR"  # jax reads it when it is imported
+DEFAULTS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}  # jax's own default leaves out most of a tiny model
 
 
 def check() -> None:
-    """Exits with a message if a required package is missing; from here on Ctrl-C prints one line, no traceback."""
+    """Exits with a message if a required package is missing; from here on Ctrl-C prints one line, no traceback.
+
+    Also names the folder where jax keeps compiled programs (see `keep_programs`).
+    """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         print(OUTSIDE.format(python=sys.executable, missing=", ".join(missing)), file=sys.stderr)
         sys.exit(USAGE_ERROR)
     sys.excepthook = _show
+    keep_programs(os.environ)
+
+
+def keep_programs(environ: MutableMapping[str, str]) -> None:
+    """Lets jax keep compiled programs between commands, unless the environment names a folder or none.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it off.  Where the
+    folder cannot be created, every command compiles anew.
+    """
+    if CACHE in environ:
+        return
+    folder = programs_folder(environ)
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)  # jax runs what it reads there
+    except OSError:
+        return
+    if os.access(folder, os.W_OK):
+        environ[CACHE] = str(folder)
+        for name, value in DEFAULTS.items():
+            environ.setdefault(name, value)
+
+
+def programs_folder(environ: MutableMapping[str, str]) -> Path:
+    """The folder of this machine's compiled programs: a program for a CPU runs on CPUs with the same instructions."""
+    caches = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "detailclip_jax" / f"programs-{hashlib.sha256(_instructions().encode()).hexdigest()[:12]}"
+
+
+def _instructions() -> str:
+    """The CPU's instruction sets as Linux lists them; elsewhere the kind of machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

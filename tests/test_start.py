@@ -1,0 +1,58 @@
+"""Where commands keep compiled programs."""
+
+import os
+import pathlib
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from detailclip_jax.runtime import start
+
+
+def test_programs_are_kept_in_the_user_s_cache(tmp_path):
+    environ = {"XDG_CACHE_HOME": str(tmp_path)}
+    start.keep_programs(environ)
+    folder = pathlib.Path(environ[start.CACHE])
+    assert folder.is_dir() and folder.parent == tmp_path / "detailclip_jax"
+    assert environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0.5"
+
+
+def test_what_the_environment_says_stays(tmp_path):
+    environ = {"XDG_CACHE_HOME": str(tmp_path), start.CACHE: "elsewhere"}
+    start.keep_programs(environ)
+    assert environ[start.CACHE] == "elsewhere" and not any(tmp_path.iterdir())
+
+
+def test_another_processor_has_another_folder(tmp_path, monkeypatch):
+    environ = {"XDG_CACHE_HOME": str(tmp_path)}
+    here = start.programs_folder(environ)
+    monkeypatch.setattr(start, "_instructions", lambda: "flags: sse2")
+    assert start.programs_folder(environ) != here and start.programs_folder(environ).parent == here.parent
+
+
+@pytest.mark.parametrize("blocked", ["file", "read only"])
+def test_without_a_folder_commands_compile_anew(tmp_path, blocked, monkeypatch):
+    cache = tmp_path / "cache"
+    if blocked == "file":
+        cache.write_text("no folder")
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    environ = {"XDG_CACHE_HOME": str(cache)}
+    start.keep_programs(environ)
+    assert environ == {"XDG_CACHE_HOME": str(cache)}
+
+
+@pytest.mark.check
+def test_a_command_finds_the_programs_of_the_one_before(tmp_path):
+    """jax writes a file per program; the second command reads it and writes none."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environ |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    code = "from detailclip_jax.runtime import start; start.check(); import jax; jax.jit(lambda x: 2 * x)(1.0)"
+    written = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], env=environ, check=True, cwd=pathlib.Path(__file__).parents[1])
+        written.append({path.name: path.stat()[stat.ST_MTIME] for path in tmp_path.rglob("*-cache")})
+    assert written[0] and written[0] == written[1]
