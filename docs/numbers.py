@@ -420,6 +420,7 @@ DECODING = (
     *(f"detailclip_jax/data/{name}.py" for name in ("decoding", "images", "resizing", "views")),
     *(f"detailclip_jax/benchmarks/{name}.py" for name in ("data", "synthetic_images", "stages")),
 )
+OVERVIEW = "--what=overview --num-images=4"
 BENCHMARK = "python -m detailclip_jax.benchmark"
 MAIN = "python -m detailclip_jax.main --config=configs/stickers.py"
 COMPARE = "python -m detailclip_jax.compare"
@@ -500,6 +501,17 @@ FLOP_ROWS = (  # name in the table, masking, the command's flags
 def demo(folder: Path) -> Made:
     """The table of the report."""
     return {"demo.table": [line for line in (folder / "report.md").read_text().splitlines() if line.startswith("|")]}
+
+
+def overview(folder: Path) -> Made:
+    """The caption of the figure."""
+    caption = (
+        f"*`detailclip visualize {OVERVIEW}` after `make demo`: scenes whose objects training never shows together, "
+        "the EMA teacher's CLS attention (eq. 9), the patches that the student keeps, what the decoder makes of the "
+        "others, and where each word fits better than the 96 nouns on average. [OpenMoji](https://openmoji.org), CC "
+        "BY-SA 4.0.*"
+    )
+    return {"overview.caption": textwrap.wrap(caption, WIDTH)}
 
 
 def grounds(folder: Path) -> Made:
@@ -754,6 +766,20 @@ NUMBERS = (
         (f"{MAIN} --workdir={{out}}",),
         demo,
         {f"docs/{name}.png": f"figures/{name}.png" for name in ("attention", "reconstructions")},
+    ),
+    Number(
+        "overview",
+        "the first figure of the README, from the demo's checkpoint",
+        1,
+        (
+            *(f"detailclip_jax/figures/{name}.py" for name in ("maps", "plots", "style")),
+            *(f"detailclip_jax/inference/{name}.py" for name in ("dense", "inspection")),
+            "detailclip_jax/run/visualize.py",
+        ),
+        (f"python -m detailclip_jax.visualize --checkpoint={{demo}} {OVERVIEW} --formats=png --out={{out}}",),
+        overview,
+        {"docs/overview.png": "overview.png"},
+        after=("demo",),
     ),
     Number(
         "grounds",
