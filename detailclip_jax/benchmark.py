@@ -1,4 +1,4 @@
-"""Measures the cost of a training step, its losses, its collectives and its data.
+"""Measures the cost of a training step, its losses, its collectives and its data, and of segmentation.
 
 python -m detailclip_jax.benchmark COMMAND --help
 """
@@ -58,6 +58,10 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         from detailclip_jax.benchmarks import data
 
         return data.run(arguments)
+    if arguments.command == "segmentation":
+        from detailclip_jax.benchmarks import segmentation
+
+        return segmentation.run(devices_for(arguments.devices), arguments)
     against = getattr(arguments, "against", None)
     found = variants.pair(arguments.config, settings(arguments), against, arguments.image_size)
     devices = devices_for(arguments.devices)

@@ -48,11 +48,24 @@ Images per second that one core prepares, the cost of each stage, and which devi
 Stages are measured in CPU time of one thread, so other work on the machine hardly matters; --workers also measures the
 whole pipeline in wall time.
 """
+SEGMENTATION = """\
+Segmentation: FLOP, memory and time of a training step and of the evaluation of windows; hours of the whole run.
+
+    python -m detailclip_jax.benchmark segmentation --batch=2                    # UPerNet, ViT-B/16, 512 pixels
+    python -m detailclip_jax.benchmark segmentation --config=configs/transfer/ade20k_linear.py --count-only
+    python -m detailclip_jax.benchmark segmentation --config=configs/transfer/stickers_upernet.py --run
+
+No data are needed.  FLOP are what XLA counts before it optimises, without recomputation; the resizes are matrix
+products here and count as such.  --count-only ends there; --run also runs both on noise.  The projection divides FLOP
+by peak and an assumed utilisation.
+"""
 
 
 def parser() -> flags.Parser:
     """Returns the argument parser, with one parser for each subcommand."""
-    made = flags.parser("benchmark", "Measures the cost of a step, the losses, the collectives and the data.")
+    made = flags.parser(
+        "benchmark", "Measures the cost of a step, the losses, the collectives, the data and segmentation."
+    )
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, fill) in COMMANDS.items():
         fill(commands.add_parser(name, help=text.splitlines()[0], description=text))
@@ -123,6 +136,38 @@ def _data(command: flags.Parser) -> None:
     add("--json", metavar="FILE", help="also write the results as a JSON list")
 
 
+def _segmentation(command: flags.Parser) -> None:
+    add = command.add_argument
+    usual = "configs/transfer/ade20k_upernet.py"
+    add("--config", default=usual, metavar="FILE", help=f"a config of configs/transfer/ (default: {usual})")
+    add("--size", metavar="NAME", help="tiny, S/16, B/32, B/16, L/16")
+    add("--crop", type=flags.positive, metavar="PIXELS", help="side of the training crops and of the windows")
+    add("--dtype", choices=("float32", "bfloat16"), help="dtype of the matrix products")
+    add("--remat", choices=("none", "dots", "full"), help="what the backward pass recomputes")
+    add("--batch", type=flags.positive, metavar="IMAGES", help="images per step, over all devices")
+    add("--classes", type=flags.positive, default=150, metavar="N", help="classes of the head (default: 150)")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config; repeatable")
+    add("--devices", type=flags.positive, metavar="N", help="number of devices (default: all)")
+    add("--count-only", action="store_true", help="count FLOP, do not compile")
+    add("--run", action="store_true", help="also measure the time")
+    add("--rounds", type=flags.positive, default=5, help="calls that are measured (default: 5)")
+    add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time, for a CPU with other work")
+    add("--projected", type=flags.positive, default=8, metavar="N", help="A100s of the projection (default: 8)")
+    add("--utilisation", type=_share, default=0.35, metavar="SHARE", help="share of the peak, assumed (default: 0.35)")
+    add("--json", metavar="FILE", help="also write the results as a JSON list")
+
+
+def _share(text: str) -> float:
+    """Parses a share, greater than 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share, greater than 0 and at most 1")
+    return value
+
+
 def _size(text: str) -> tuple[int, int]:
     """Parses width and height, such as "2000x1500"."""
     width, _, height = text.partition("x")
@@ -136,4 +181,5 @@ COMMANDS: dict[str, tuple[str, Callable[[flags.Parser], None]]] = {
     "data": (DATA, _data),
     "loss": (LOSS, _loss),
     "collectives": (COLLECTIVES, _collectives),
+    "segmentation": (SEGMENTATION, _segmentation),
 }

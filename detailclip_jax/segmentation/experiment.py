@@ -182,13 +182,13 @@ class Experiment:
         place = meshes.sharded(mesh)
 
         def logits_of(windows: UInt8[np.ndarray, "B h w 3"]) -> Array:
-            return self._logits(params, stats, jax.device_put(windows, place))
+            return self.logits(params, stats, jax.device_put(windows, place))
 
         test = Inference(**{name: self.config.inference[name] for name in Inference._fields})
         return predict(logits_of, map(_pixels, images), test, batch_size)
 
     @functools.cached_property
-    def _logits(self) -> jax.stages.Wrapped:
+    def logits(self) -> jax.stages.Wrapped:
         """The compiled function of (params, batch_stats, uint8 windows), for windows of any shape."""
         precision, normalise = self.config.model.matmul_precision, _normalise(self.config)
 
@@ -214,16 +214,17 @@ class Experiment:
         return lines, list(filter(None, [fine_tuning.learning_rate(config)[1]]))
 
 
-def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+def build(config: ConfigDict, mesh: Mesh | None = None, sets: Sets | None = None) -> Experiment:
     """Builds the experiment of a segmentation config whose encoder fields are adopted; computes nothing yet.
 
+    The config's data are opened unless `sets` are given.
     Raises ValueError that names the field, its value and what to write instead, and MissingData.
     """
     check_crop(config)
     dense_encoder.check_recipes(config)
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     meshes.check_batch_size(config.batch_size, mesh)
-    sets = open_sets(config)
+    sets = open_sets(config) if sets is None else sets
     model = build_model(config, len(sets.train.classes))
     params, _ = jax.eval_shape(functools.partial(_variables, config=config, model=model), jax.random.key(0))
     adamw, schedule, groups = fine_tuning.build(params, config)
