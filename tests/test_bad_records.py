@@ -148,6 +148,7 @@ def trained(workdir: Path, path: str, *flags: str) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.check
 def test_a_run_replaces_counts_and_lists_them_and_says_what_it_reads(tmp_path):
     first, second = broken_set(tmp_path / "first", 20, 3), broken_set(tmp_path / "second", 10, 0)
     path, workdir = f"{first}@3,{second}@1", tmp_path / "run"
@@ -164,6 +165,7 @@ def test_a_run_replaces_counts_and_lists_them_and_says_what_it_reads(tmp_path):
     assert f"\n   25.0% of records:{second}: 10 examples, each seen 2 times\n" in run.stdout
 
 
+@pytest.mark.check
 def test_too_many_end_the_run_with_their_list_and_no_traceback(tmp_path):
     run = trained(tmp_path / "run", str(broken_set(tmp_path / "set", 60, 25)))
     assert run.returncode == 1

@@ -221,7 +221,7 @@ def custom(size):
 @pytest.mark.parametrize(
     "size",
     [
-        Size(16, 192, 12, 3, 32, 1, 2, 24),
+        pytest.param(Size(16, 192, 12, 3, 32, 1, 2, 24), marks=pytest.mark.check),
         pytest.param(Size(16, 384, 12, 12, 32, 1, 2, 24), marks=pytest.mark.slow),
         pytest.param(Size(16, 768, 12, 12, 32, 1, 2, 24), marks=pytest.mark.slow),
         pytest.param(Size(32, 768, 12, 12, 32, 1, 2, 24), marks=pytest.mark.slow),
@@ -303,7 +303,7 @@ B16 = {"model.size": "custom", "model.custom": Size(16, 768, 12, 12, 32, 1, 2, 2
         ({"model.image_style.pooling": "norm_of_mean"}, "vit_base_patch16_224"),
         (OPENAI_FIELDS, "vit_base_patch16_clip_quickgelu_224"),
         (OPENAI_FIELDS | {"model.image_style.activation": "gelu"}, "vit_base_patch16_clip_224"),
-        (S16, "vit_base_patch16_224"),
+        pytest.param(S16, "vit_base_patch16_224", marks=pytest.mark.check),
         pytest.param(B16, "vit_base_patch16_224", marks=pytest.mark.slow),
     ],
     ids=["demo", "norm_of_mean", "openai", "laion", "S/16", "B/16"],
@@ -537,7 +537,10 @@ def test_architectures_are_timm_s(kind, name):
     assert found == kind and model.patch_embed.img_size == (224, 224)
 
 
-@pytest.mark.parametrize(("name", "to"), [("tiny_detailclip", "reference"), ("tiny_slip", "slip")])
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [pytest.param("tiny_detailclip", "reference", marks=pytest.mark.check), ("tiny_slip", "slip")],
+)
 def test_the_authors_state_dicts_go_through_both_commands_bit_equal(tmp_path, name, to):
     with np.load(GOLDEN / f"{name}.npz") as file:
         state_dict = {key.removeprefix("sd/"): torch.from_numpy(file[key]) for key in file if key.startswith("sd/")}

@@ -58,7 +58,7 @@ def context(line):
     return forward.Context(centers, {"cls": jnp.asarray(0.04), "patch": jnp.asarray(0.04)})
 
 
-@pytest.mark.parametrize("method", ["ibot", "attmask"])
+@pytest.mark.parametrize("method", ["ibot", pytest.param("attmask", marks=pytest.mark.check)])
 def test_patch_distillation_runs_over_hidden_patches_of_each_image(method):
     exp, state, line = row(method)
     loss, _ = exp.method.terms["patch"].run(line, context(line))
@@ -130,7 +130,7 @@ def enclosing_attention(line):
     return np.asarray(line.targets["enclosing"].attention).mean(-2)[0]
 
 
-@pytest.mark.parametrize("method", ["aclip", "detailclip"])
+@pytest.mark.parametrize("method", [pytest.param("aclip", marks=pytest.mark.check), "detailclip"])
 def test_the_mask_is_read_at_the_student_s_box(method):
     """A student's crop in the upper left quarter keeps what the map says about that quarter."""
     config = tiny_config(method)
