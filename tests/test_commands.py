@@ -5,8 +5,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -63,21 +63,37 @@ def test_the_console_script_outside_of_the_environment_names_the_way_in():
 
 @pytest.mark.slow
 def test_a_wheel_trains_in_an_empty_folder(tmp_path):
-    """Built from an sdist, so that both hold the configs; the environment's packages serve the new one."""
+    """Built from an sdist, so that both hold the configs, and installed into an environment without packages.
+
+    That environment finds the dependencies in the one of the tests, as a path behind its own packages.
+    """
     build = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, timeout=600)
     (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
     with tarfile.open(sdist) as archive:
         assert any(name.endswith("configs/baselines/slip.py") for name in archive.getnames())
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    bin, site = environment_of(tmp_path / "environment", wheel)
     empty = tmp_path / "empty"
     empty.mkdir()
-    command = [sys.executable, "-m", "detailclip_jax", "train", "--config=stickers", "--config.total_steps=2"]
-    small = ["--config.batch_size=8", "--config.data.num_workers=0", "--config.evaluate_at_end=False"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([*command, *small], cwd=empty, env=environment, capture_output=True, text=True, timeout=900)
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"XLA_FLAGS": ""}
+    run = {"cwd": empty, "env": variables, "capture_output": True, "text": True, "timeout": 1800}
+    where = subprocess.run([bin / "python", "-c", "import detailclip_jax; print(detailclip_jax.__file__)"], **run)
+    assert Path(where.stdout.strip()) == site / "detailclip_jax/__init__.py", where.stderr
+    done = subprocess.run([bin / "detailclip", "train", "--config=stickers", "--config.total_steps=2"], **run)
     assert done.returncode == 0, done.stderr
-    assert (empty / "runs/stickers/checkpoints/2").is_dir()
+    assert (empty / "runs/stickers/checkpoints/2").is_dir() and (empty / "runs/stickers/report.md").exists()
+
+
+def environment_of(folder, wheel):
+    """A virtual environment with the wheel alone, and the tests' packages on its path; its programs and packages."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
+    bin = folder / ("Scripts" if os.name == "nt" else "bin")
+    pip = [sys.executable, "-m", "pip", "--python", bin / "python", "install", "--quiet", "--no-deps", wheel]
+    subprocess.run(pip, check=True, timeout=300)
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.check_output([bin / "python", "-c", code], text=True).strip())
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return bin, site
 
 
 def test_constraints_are_exact_versions_for_one_python_that_setup_allows():

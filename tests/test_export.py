@@ -103,6 +103,7 @@ def test_written_loaded_and_equal(detailclip, tmp_path, capsys, to, name, rows):
     assert ("have no place there" in printed) == (to == "reference")
 
 
+@pytest.mark.check
 def test_a_run_in_half_precision_is_exported_in_full(tmp_path, capsys, monkeypatch):
     """Whatever it computed in, in a loop over blocks or not, and with which kernel of which machine."""
     with monkeypatch.context() as gpu:

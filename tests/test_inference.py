@@ -88,7 +88,7 @@ def test_texts_one_by_one_from_the_equation():
 
 
 def test_any_number_of_inputs_compiles_a_shape_once():
-    model = model_of()
+    model = changed(**{"preprocess.mean": (0.49, 0.48, 0.47)})  # equal models would share their functions
     images, texts = make_images(SHAPES[-1] + 3), [f"{number} frogs" for number in range(SHAPES[-1] + 3)]
     all_images, all_texts = model.encode_image(images), model.encode_text(texts)
     for count in (0, 1, 2, 7, 8, 9, SHAPES[-1], SHAPES[-1] + 2):

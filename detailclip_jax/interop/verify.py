@@ -3,6 +3,7 @@
 PyTorch and these libraries come with the extra `torch`, so they are imported only where they are used.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,15 +60,22 @@ def inputs(config: ConfigDict) -> Inputs:
 
 def ours(model: Networks, params: Params, batch: Inputs) -> Features:
     """Features of our networks, in exact float32: of both encoders, or the tokens if there is only an image encoder."""
+    with jax.default_matmul_precision(EXACT):
+        return {name: np.asarray(value) for name, value in _features(model)(params, *batch).items()}
 
+
+@functools.lru_cache(maxsize=8)
+def _features(model: Networks) -> Callable[[Params, Array, Array], dict[str, Array]]:
+    """The jitted function of `ours`; equal models share one, which is compiled once."""
+
+    @jax.jit
     def features(params: Params, images: Array, tokens: Array) -> dict[str, Array]:
         bound = model.bind({"params": params})
         if "image_projection" not in model.table:
             return {"image": tokens_of(bound, images)}
         return {"image": bound.embed_image(images), "text": bound.embed_text(tokens)}
 
-    with jax.default_matmul_precision(EXACT):
-        return {name: np.asarray(value) for name, value in jax.jit(features)(params, *batch).items()}
+    return features
 
 
 def tokens_of(networks: Any, images: Float[Array, "B S S 3"]) -> Float[Array, "B M D"]:

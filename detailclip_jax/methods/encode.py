@@ -35,10 +35,15 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
 
     `image`, `text`: L2-normalised embeddings [B, E]; `attention`: eq. 9 [B, N]; `patches`: patch tokens [B, N, D];
     `cls`: the CLS token [B, D] before the projection; `tokens`: CLS and patch tokens [B, 1 + N, D] in float32.
-    For a model without a joint space `image` returns the L2-normalised CLS token [B, D].
+    For a model without a joint space `image` returns the L2-normalised CLS token [B, D]. Equal models get the same
+    functions, which are compiled once.
     """
-    mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
+    fields = config.preprocess
+    return _encoders(model, tuple(fields.mean), tuple(fields.std), config.model.matmul_precision)
 
+
+@functools.lru_cache(maxsize=32)
+def _encoders(model: Networks, mean: tuple[float, ...], std: tuple[float, ...], precision: str | None) -> Encode:
     def bound(params: Params) -> Networks:
         return model.bind({"params": params})
 
@@ -63,7 +68,7 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
         return jnp.concatenate([made.cls[:, None], made.patches], 1).astype(jnp.float32)
 
     functions = image, text, attention, patches, cls, tokens
-    return Encode(*(_compiled(function, config.model.matmul_precision) for function in functions))
+    return Encode(*(_compiled(function, precision) for function in functions))
 
 
 def _compiled(function: Callable[[Params, Array], Array], precision: str | None) -> jax.stages.Wrapped:
