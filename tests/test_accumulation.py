@@ -67,9 +67,7 @@ def test_memory_falls_with_the_chunks():
 
 
 def test_a_batch_that_does_not_divide_into_chunks():
-    with pytest.raises(
-        ValueError, match="8 does not divide over 2 devices of 3 chunks each; the nearest valid sizes are 6 and"
-    ):
+    with pytest.raises(ValueError, match=r"8 .*2 devices of 3 chunks.* 6 and 12"):
         built("clip", 3, devices=2)
 
 

@@ -92,6 +92,4 @@ def kinds(found):
 
 def test_one_device_talks_to_nobody(capsys):
     assert command.main(["collectives", f"--config={SMALLEST}", "--devices=1"]) == errors.USAGE_ERROR
-    assert (
-        capsys.readouterr().err == "error: a single device has no collectives; give several, for example --devices=8\n"
-    )
+    assert "--devices=8" in capsys.readouterr().err

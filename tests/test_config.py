@@ -128,7 +128,7 @@ def test_a_crop_that_a_row_looks_at_must_be_there():
 def test_rows_that_compare_views_need_two(spec):
     config = config_of(spec)
     config.views.crops.large.count = 1
-    with pytest.raises(ValueError, match=r"compares two views of each image, but views.crops\.large\.count is 1"):
+    with pytest.raises(ValueError, match=r"two views.*views\.crops\.large\.count is 1"):
         methods.build(config)
 
 
@@ -246,7 +246,7 @@ def test_config_file_without_its_function(tmp_path, text, message):
             "views.crops.larg.size",
             "did you mean 'views.crops.large.size'.*Known fields of 'views.crops': large",
         ),
-        ("views.crops.global.size", "^config field 'views.crops.global.size' is now named 'views.crops.large.size'$"),
+        ("views.crops.global.size", "'views.crops.global.size' .*'views.crops.large.size'"),
         ("modle.size", "did you mean 'model.size'.*Known fields of 'model': attention"),
         ("optim.lr", "did you mean 'optimizer'.*Known fields of 'optimizer': betas"),
         ("optimizer.lr", r"unknown config field 'optimizer.lr'\. Known fields of 'optimizer': betas"),

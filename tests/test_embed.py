@@ -398,8 +398,8 @@ def test_nothing_readable_is_a_failure(photos, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out=out.npz"], "nothing to embed: give --images, --texts or --text, or --from=FILE to search"),
-        (["--images=photos"], "nothing to do: give --out=FILE to keep embeddings, or --query=TEXT to search"),
+        (["--out=out.npz"], "give --images, --texts or --text, or --from=FILE"),
+        (["--images=photos"], "give --out=FILE to keep embeddings, or --query=TEXT"),
         (["--from=a.npz", "--query=x", "--out=b.npz"], "--from=FILE is searched, not written"),
         (["--text=a", "--query=x"], "--query searches images: give --images or --from"),
         (["--images=photos", "--query=x", "--top=0"], "argument --top: '0' must be a whole number of at least 1"),

@@ -166,9 +166,7 @@ def test_rows_of_a_bomb_within_the_limit_of_bytes_are_limited_too(tmp_path, suff
     text = b'{"image": "a", "caption": "b"}\n' + unit * 1_000_000
     assert len(text) < files.FREE_BYTES
     path, num = trees.write(tmp_path / f"t.jsonl{suffix}", PACKERS[suffix](text)), 0
-    with pytest.raises(
-        ValueError, match=r"has more than 100,000 lines and more than 4 for each of its compressed bytes"
-    ):
+    with pytest.raises(ValueError, match=r"100,000 lines .* 4 for each"):
         for _ in tables.jsonl_rows(Request("jsonl", (str(path),), str(tmp_path))):
             num += 1
     assert num <= files.FREE_LINES
@@ -245,9 +243,7 @@ def test_a_line_of_exactly_the_limit_is_read(tmp_path, monkeypatch, end):
 def test_a_row_over_many_lines_is_bounded(tmp_path, monkeypatch, text):
     monkeypatch.setattr(tables, "MAX_ROW", 300)
     path = trees.write(tmp_path / "t.csv", text)
-    with pytest.raises(
-        ValueError, match=r"t\.csv has a row of more than 300 characters; check for a missing closing quote"
-    ):
+    with pytest.raises(ValueError, match=r"t\.csv .*300 characters.*quote"):
         list(tables.csv_rows(Request("csv", (str(path),), str(tmp_path))))
 
 

@@ -83,7 +83,7 @@ def within(seconds):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_formats_are_refused_by_their_first_bytes(name):
-    with pytest.raises(BadImage, match=r"not an image: .*; supported formats: JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"):
+    with pytest.raises(BadImage, match=r"not an image: .*JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"):
         decoding.decode(OTHERS[name])
 
 
@@ -165,7 +165,7 @@ def test_scans_are_counted_by_their_markers():
 def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(monkeypatch):
     """300 of 63 megapixels were 20 s of work in 60 kB."""
     bomb = claims_to_be(scanned(300), 9_000, 7_000)
-    with pytest.raises(BadImage, match="too many scans: 300 at 63000000 pixels, the limit is 31; save it"):
+    with pytest.raises(BadImage, match=r"scans: 300 .*63000000 pixels.* 31; save"):
         decoding.opened(bomb)
     with pytest.raises(BadImage, match="too many scans: 1001 at 256 pixels, the limit is 1000"):
         decoding.decode(scanned(1001))

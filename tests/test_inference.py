@@ -175,7 +175,7 @@ def test_sides_of_any_length(shape):
     "array", [np.zeros((9, 9, 3)), np.zeros((3, 9, 9), np.uint8), np.zeros((1, 9, 9, 3), np.uint8), np.zeros(9)]
 )
 def test_numbers_that_may_mean_another_image_are_refused(array):
-    with pytest.raises(TypeError, match=r"is not an image; give a PIL image, a path, or uint8 \[height, width, 3\]"):
+    with pytest.raises(TypeError, match=r"not an image.*PIL image, a path.*uint8 \[height, width, 3\]"):
         pixels(array)
 
 
@@ -271,7 +271,7 @@ def test_features_are_float32_whatever_the_run_computes_in():
 
 
 def test_another_vocabulary_is_refused():
-    with pytest.raises(ValueError, match="a vocabulary of 64 tokens; encode_text reads CLIP's of 49408"):
+    with pytest.raises(ValueError, match=r"64 tokens.*encode_text.*49408"):
         changed(**{"model.vocab_size": 64}).encode_text(["a frog"])
 
 

@@ -377,11 +377,11 @@ def test_models_that_a_layout_cannot_hold():
     _, variables, config = interop.load(clip_state_dict(), **heads())
     with pytest.raises(ValueError, match="layout 'openai' cannot represent an image encoder of Style"):
         interop.to_state_dict(variables, config, "openai")
-    with pytest.raises(ValueError, match="'reference' needs tensors of params that this model lacks: decoder"):
+    with pytest.raises(ValueError, match=r"'reference' .*lacks: decoder"):
         interop.to_state_dict(variables, config, "reference")
     with pytest.raises(ValueError, match="layout 'clap' is unknown"):
         interop.to_state_dict(variables, config, "clap")
-    with pytest.raises(ValueError, match="'clip' needs tensors of params that this model lacks: image_projection"):
+    with pytest.raises(ValueError, match=r"'clip' .*lacks: image_projection"):
         interop.to_state_dict({"params": {"image": variables["params"]["image"]}}, config, "clip")
 
 

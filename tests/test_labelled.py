@@ -180,9 +180,7 @@ def test_an_empty_class_folder_stays_a_class(tmp_path):
 def test_folders_without_images_are_named(tmp_path):
     (tmp_path / "mine" / "cat").mkdir(parents=True)
     put(tmp_path / "mine" / "dog" / "0.heic", b"x")
-    with pytest.raises(
-        MissingData, match=r"mine: 2 folders, but no image in any of them; supported names end in \.jpg"
-    ):
+    with pytest.raises(MissingData, match=r"mine: 2 folders, .*no image.* \.jpg"):
         open_set("mine", tmp_path)
 
 

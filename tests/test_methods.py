@@ -57,7 +57,7 @@ def test_every_number_is_finite(method):
 def test_every_term_is_logged_and_sums_to_the_loss(method):
     exp, (_, history, _) = tiny_experiment(method), trained(method)
     for metrics in history:
-        total = sum(weight * metrics[name] for name, weight in exp.method.weights.items())
+        total = sum(loss.weight * metrics[loss.name] for loss in exp.method.losses)
         np.testing.assert_allclose(metrics["loss"], total, rtol=1e-6)
 
 

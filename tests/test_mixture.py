@@ -313,7 +313,7 @@ def test_an_epoch_is_as_many_examples_as_the_sets_have(sets):
     resolved = run_config.resolve(config, len(pipeline.open_source(config)))
     assert (resolved.steps_per_epoch, resolved.total_steps) == (2, 6)
     config.data.path = f"{sets['a']}@1,stickers:@1"
-    with pytest.raises(ValueError, match="num_epochs is undefined for the infinite data source 'stickers'"):
+    with pytest.raises(ValueError, match=r"num_epochs .*infinite.*'stickers'"):
         run_config.resolve(config, 100)
 
 

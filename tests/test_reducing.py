@@ -180,7 +180,7 @@ def test_a_large_jpeg_damaged_behind_its_header_is_replaced_with_the_draws_of_it
 
 @pytest.mark.parametrize("gap", [0.5, 0.99, -1, float("nan")])
 def test_a_gap_that_would_enlarge_is_refused(gap):
-    with pytest.raises(ValueError, match=rf"reducing_gap {gap} must be 0 \(all pixels are decoded\) or at least 1"):
+    with pytest.raises(ValueError, match=rf"reducing_gap {gap} .* 0 .*at least 1"):
         Stream([pair(b"", "none")], CROPS, Tokenizer(8), reducing_gap=gap)
 
 

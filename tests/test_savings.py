@@ -324,7 +324,7 @@ class Device:
 
 def test_the_attention_kernel_is_chosen_when_networks_are_built(monkeypatch, caplog):
     assert attention.choose_kernel("auto", jnp.bfloat16, 64) == "xla"
-    with pytest.raises(ValueError, match="'cudnn' cannot run here: the device is a cpu; 'auto' falls back to 'xla'"):
+    with pytest.raises(ValueError, match=r"'cudnn' .*cpu.*'auto'"):
         attention.choose_kernel("cudnn", jnp.bfloat16, 64)
     with pytest.raises(ValueError, match="'flash' is unknown; known: auto, xla, cudnn"):
         attention.choose_kernel("flash", jnp.bfloat16, 64)

@@ -89,7 +89,7 @@ def test_written_split_is_not_overwritten(tmp_path):
 @pytest.mark.parametrize("path", ["gs://bucket/set", "s3://bucket/set", pathlib.Path("gs://bucket/set")])
 def test_an_address_is_not_written_to_as_a_local_folder(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="bucket/set: shards are written to local or mounted folders; mount"):
+    with pytest.raises(ValueError, match=r"bucket/set.* mount"):
         write_records(path, examples(1))
     assert not list(tmp_path.iterdir())
 
@@ -173,7 +173,7 @@ def test_broken_shard_is_named(tmp_path):
 
 
 def test_unknown_source_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown data.source 'webdataset'; known: stickers, records, tfds"):
+    with pytest.raises(ValueError, match=r"data\.source 'webdataset'.*stickers, records, tfds"):
         open_source(data_config(source="webdataset"))
 
 

@@ -365,9 +365,7 @@ def test_schedules_need_the_length_of_the_run():
 def test_preparing_checks_devices_and_workdir(tmp_path):
     config = run_config.load("tests/configs/smallest.py:method=clip")
     config.batch_size = 12
-    with pytest.raises(
-        ValueError, match="batch_size 12 does not divide over 8 devices; the nearest valid sizes are 8 and 16"
-    ):
+    with pytest.raises(ValueError, match=r"batch_size 12 .*8 devices.* 8 and 16"):
         loop.prepare(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -164,11 +164,6 @@ class Method:
         return {loss.name: loss for loss in self.losses}
 
     @property
-    def weights(self) -> Mapping[str, float]:
-        """The weights of the loss terms, by name."""
-        return {loss.name: loss.weight for loss in self.losses}
-
-    @property
     def centers(self) -> tuple[str, ...]:
         """The terms with a center: those that read "<name>_mean", the batch mean of the teacher's logits."""
         return tuple(loss.name for loss in self.losses if f"{loss.name}_mean" in loss.reads)
