@@ -102,6 +102,7 @@ def test_scale_and_bias_start_at_the_paper_s_values_and_are_neither_decayed_nor_
     assert after.params["logit_bias"]["value"] != -30.0
 
 
+@pytest.mark.check
 def test_chunks_give_the_numbers_of_the_whole_batch():
     config = tiny_config("siglip")
     config.accumulation = 4
