@@ -11,6 +11,7 @@ from contextlib import closing
 import jax
 import numpy as np
 import pytest
+from launching import environment, free_port, losses, started
 from PIL import Image
 from test_segmentation_step import tiny
 from tiny import tiny_config
@@ -240,6 +241,30 @@ def test_several_runs_in_one_figure(pretrained, tmp_path):
 def test_the_paper_s_numbers_of_a_head():
     assert transfer.paper_rows("upernet")["DetailCLIP"] == 48.1 and transfer.paper_rows("linear")["DetailCLIP"] == 37.3
     assert "DeiT" not in transfer.paper_rows("linear") and transfer.paper_rows("mine") == {}
+
+
+@pytest.mark.check
+def test_two_processes_equal_one_and_count_every_image_once(tmp_path):
+    """2 processes of 1 device = 1 process of 2 devices: losses, scores and state."""
+    flags = ["--config=configs/transfer/stickers_linear.py", "--config.total_steps=3", "--config.log_every=1"]
+    flags += ["--config.batch_size=8", "--config.checkpoint_every=3", "--config.data.num_val=5"]
+    command = [sys.executable, "-m", "detailclip_jax.transfer", *flags]
+    alone = started([*command, f"--workdir={tmp_path}/alone"], environment(tmp_path / "cache", JAX_NUM_CPU_DEVICES="2"))
+    output, _ = alone.communicate(timeout=300)
+    assert alone.returncode == 0, output
+    several = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", f"--workdir={tmp_path}/together"]
+    runs = [
+        started([*command, *several, f"--process_id={number}"], environment(tmp_path / "cache")) for number in range(2)
+    ]
+    for run in runs:
+        output, _ = run.communicate(timeout=300)
+        assert run.returncode == 0, output
+    expected, found = losses(tmp_path / "alone"), losses(tmp_path / "together")
+    assert found == pytest.approx(expected, rel=1e-5) and sorted(found) == [1, 2, 3]
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("alone", "together"))
+    assert two["mIoU"] == pytest.approx(one["mIoU"], abs=0.05) and two["aAcc"] == pytest.approx(one["aAcc"], abs=0.05)
+    (first, _), (second, _) = state_of(tmp_path / "alone"), state_of(tmp_path / "together")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), first.params, second.params)
 
 
 COMMAND = """
