@@ -201,14 +201,14 @@ function drawTexts(shown, answer, names) {
   });
   const list = make("ul", { className: "bars" }, ...bars);
   const maps = make("div", { className: "maps" }, ...heatMaps(answer, names));
-  shown.parts.texts.replaceChildren(make("h3", {}, "Cosine and share of each caption"), list, make("h3", {}, "Heat map of each caption"), maps, legend(names.length));
+  shown.parts.texts.replaceChildren(make("h3", {}, "Cosine and share of each caption"), list, make("h3", {}, "Where each caption fits"), maps, legend(names.length));
 }
 
 /** What the colours of the heat maps mean. */
 function legend(count) {
   const canvas = make("canvas");
   heat(canvas, Array.from({ length: 64 }, (_, i) => i), 64, 0, 63, 1);
-  const [less, more] = count > 1 ? ["fits less than the other captions", "fits more"] : ["below the mean of the image", "above"];
+  const [less, more] = count > 1 ? ["less", "more than the other captions"] : ["less", "more than the mean of the image"];
   return make("p", { className: "legend small" }, less, canvas, more);
 }
 
