@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint 
 
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup
 
-.PHONY: env demo test slow lint check numbers constraints clean
+.PHONY: env demo test slow lint check docs numbers constraints clean
 
 env: $(VENV)/demo.stamp  ## the environment alone, with what the demo needs
 
@@ -29,6 +29,10 @@ lint: $(VENV)/dev.stamp  ## format, lint and types
 
 check: lint  ## what CI runs: lint, types and all tests but the slow ones
 	$(PYTEST) -m "not slow" --durations=30
+
+docs: $(VENV)/dev.stamp  ## the documentation site, in build/site; links and headings are checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "written to build/site; python -m http.server --directory build/site shows it, with search"
 
 # `make numbers` makes the old ones that take at most an hour, ONLY=NAME,... these, ALL=1 those of hours too.
 numbers: $(VENV)/dev.stamp  ## make the measured numbers of README and docs again; docs/numbers.py --list says which are old

@@ -23,6 +23,7 @@ TORCH = [
 DATA = ["importlib_resources>=6", "pyarrow>=17", "tensorflow-datasets>=4.9.9,<5"]
 BEAM = ["apache-beam>=2.77"]
 DETECTION = ["pycocotools>=2.0.8,<3"]  # scores of detection
+DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30,<2"]
 DEV = [
     "beartype>=0.19",
     "build>=1.2",
@@ -108,6 +109,8 @@ setup(
         "torch": TORCH,
         "data": DATA,
         "detection": DETECTION,
-        "dev": DEV + DEMO + DATA + DETECTION,
+        "docs": DOCS,
+        "wandb": ["wandb>=0.19,<1"],
+        "dev": DEV + DEMO + DATA + DETECTION + DOCS,
     },
 )

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_logging import values
 
+from detailclip_jax import evaluation
 from detailclip_jax.config import run_config
 from detailclip_jax.data.mixture import Member, Mixture
 from detailclip_jax.run import loop, session
@@ -479,3 +481,25 @@ def test_what_cannot_be_written_is_one_message(run_of, monkeypatch, capfd, what)
     gc.collect()
     assert capfd.readouterr().err == ""
     assert loop.train(run_of()) == 0
+
+
+def test_a_run_writes_images_and_its_config(run_of, monkeypatch):
+    pixels = np.full((4, 6, 3), 9, np.uint8)
+    monkeypatch.setattr(evaluation.figures, "images", lambda experiment, state: {"attention": pixels})
+    run = run_of(total_steps=6, **{"logging.images_every": 2})
+    assert loop.train(run) == 0
+    found = values(run.workdir)
+    assert [(step, value.tag) for step, value in found if value.HasField("image")] == [
+        (n, "attention") for n in (2, 4, 6)
+    ]
+    assert len([value for _, value in found if value.metadata.plugin_data.plugin_name == "hparams"]) == 2
+
+
+def test_without_matplotlib_a_run_has_no_images(run_of, monkeypatch):
+    def missing(*_):
+        raise ImportError("figures need matplotlib")
+
+    monkeypatch.setattr(evaluation.figures, "images", missing)
+    run = run_of(total_steps=2, **{"logging.images_every": 1})
+    assert loop.train(run) == 0
+    assert not [value for _, value in values(run.workdir) if value.HasField("image")]

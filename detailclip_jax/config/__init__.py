@@ -38,6 +38,9 @@ from detailclip_jax.config.fields import (
     parse_arg,
     reference_preset,
 )
+from detailclip_jax.config.reporting import LOGGING
+
+GROUPS["logging"] = LOGGING  # not in fields.py, whose fields decide what a run computes
 
 __all__ = [
     "CLIP_MEAN",
@@ -52,6 +55,7 @@ __all__ = [
     "IMAGE_STYLE",
     "LARGE",
     "LARGE_CROP",
+    "LOGGING",
     "LOSSES",
     "MASKING",
     "MESH",

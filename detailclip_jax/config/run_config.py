@@ -31,6 +31,7 @@ MAY_DIFFER = (
     "evaluate_at_end",
     "evaluators.",
     "profile_steps",
+    "logging.",
     "data.path",
     "data.text_buckets",
     "data.num_workers",

@@ -13,6 +13,7 @@ from detailclip_jax.config.fields import (
     Group,
     built,
 )
+from detailclip_jax.config.reporting import LOGGING
 
 METHOD = "segmentation"  # the value of `method` in the config of a segmentation run
 IBOT = "iBOT's recipe"
@@ -98,6 +99,7 @@ OPTIMIZER: Group = {
 OURS_IN_MODEL = {"dtype": "bfloat16", "drop_path": 0.1, "size": "B/16", "image_size": 224, "freeze_patch_embed": False}
 GROUPS: dict[str, Group] = {
     "": RUN,
+    "logging": {"wandb": LOGGING["wandb"]},
     "mesh": MESH,
     "data": DATA,
     "views": VIEWS,

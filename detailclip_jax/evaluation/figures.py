@@ -13,7 +13,7 @@ from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.evaluation import held_out, stickers
 from detailclip_jax.evaluation.evaluators import all_weights
 from detailclip_jax.evaluation.kept_objects import lowest
-from detailclip_jax.figures import plots
+from detailclip_jax.figures import plots, style
 from detailclip_jax.inference.inspection import paste, paste_options
 from detailclip_jax.methods import components
 from detailclip_jax.runtime.metrics import read_lines
@@ -67,6 +67,12 @@ def of_held_out(experiment: Experiment, state: TrainState) -> dict[str, Any]:
     if "reconstruction" in experiment.method.terms:
         figures["reconstructions"] = reconstructions(experiment, state, shown)
     return figures
+
+
+def images(experiment: Experiment, state: TrainState) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
+    """The attention figure of held-out images as an array; empty if there are none.  All processes must call it."""
+    shown = held_out_images(experiment.config)
+    return {"attention": style.pixels(attention(experiment, state, shown))} if shown else {}
 
 
 def attention(experiment: Experiment, state: TrainState, shown: Shown):

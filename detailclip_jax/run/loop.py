@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -249,6 +249,8 @@ def loop(session: Session, start: Start, train_step: TrainStep | None, interrupt
             stop, last = interrupt.reached(), step == config.total_steps
             if last or step % config.log_every == 0:
                 session.log(step)
+            if draws(config, step):
+                session.draw(step, state)
             scored = evaluates(config, step)
             if stop or last or scored or step % config.checkpoint_every == 0:
                 session.save(step, state)  # before the evaluation, which may take longer than a scheduler waits
@@ -264,6 +266,12 @@ def evaluates(config: ConfigDict, step: int) -> bool:
     """Whether the run evaluates after `step`: at its interval, and after the last step if `best_metric` is set."""
     ranked = config.best_metric and config.evaluate_at_end and step == config.total_steps
     return bool(ranked or (config.evaluate_every and step % config.evaluate_every == 0))
+
+
+def draws(config: ConfigDict, step: int) -> bool:
+    """Whether the run writes images for TensorBoard after `step`."""
+    every = config.get("logging", {}).get("images_every", 0)
+    return bool(every and step % every == 0)
 
 
 def open_batches(run: Run, examples: int) -> pipeline.Pipeline:
@@ -332,6 +340,14 @@ def write_results(run: Run, state: TrainState, step: int, scores: Mapping[str, f
         run.console.warn(f"no figures: {error}")
 
 
+def images(run: Run, state: TrainState) -> Mapping[str, Any]:
+    """The CLS attention and the kept patches of held-out images, for TensorBoard; none without matplotlib."""
+    try:
+        return evaluation.figures.images(run.experiment, state)
+    except ImportError:  # the end of the run says so
+        return {}
+
+
 def gentler(run: Run) -> str:
     """Says how to go on after a loss that is not finite."""
     rate = run.config.optimizer.learning_rate
@@ -352,4 +368,5 @@ PRETRAINING = Task(
     finish=write_results,
     less_memory=LESS_MEMORY,
     gentler=gentler,
+    images=images,
 )

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.run_config import to_json
+from detailclip_jax.config.run_config import flatten, to_json
 from detailclip_jax.data.lengths import lengths_within, trimmed
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.runtime import provenance
@@ -18,6 +18,7 @@ from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metrics import MetricWriter, NonFiniteError, NoWriter, check_finite
 from detailclip_jax.runtime.progress import Clock, Console, progress_line
+from detailclip_jax.runtime.wandb_writer import WandbWriter
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
 from detailclip_jax.training.experiment import dummy_batch
 from detailclip_jax.training.mesh import sharded
@@ -45,6 +46,7 @@ class Task(NamedTuple):
     finish: Callable[["Run", TrainState, int, Mapping[str, float], str], None]  # final table and figures
     less_memory: str  # which settings need less memory
     gentler: Callable[["Run"], str]  # how to go on after a loss that is not finite
+    images: Callable[["Run", TrainState], Mapping[str, Any]] = lambda run, state: {}  # for TensorBoard, by name
 
 
 TrainStep = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Mapping[str, Array]]]
@@ -85,7 +87,7 @@ class Session:
         self._start = self._logged = self.step = start
         self._tracing = False
         self._record = run_record(run)
-        self._writer = MetricWriter(run.workdir, start, run.console.warn) if jax.process_index() == 0 else NoWriter()
+        self._writer = open_writer(run, start) if jax.process_index() == 0 else NoWriter()
 
     def __enter__(self) -> "Session":
         """Returns the session; the writer is already open."""
@@ -181,12 +183,29 @@ class Session:
             self.checkpoints.score(step, scores)
         return self.scores[1]
 
+    def draw(self, step: int, state: TrainState) -> None:
+        """Writes the images of the run's task for TensorBoard; all processes must call it."""
+        with self.clock.paused():
+            images = self.run.task.images(self.run, self.run.experiment.whole(state))
+        if images:
+            self._writer.write_images(step, images)
+
     def save(self, step: int, state: TrainState) -> None:
         """Starts to write a checkpoint, after checking that all steps so far were finite."""
         self._read()
         data = {"examples": step * self.run.config.batch_size, **self.counts()}
         with self.clock.paused():
             self.checkpoints.save(step, state, data, self._record)
+
+
+def open_writer(run: Run, start: int) -> MetricWriter:
+    """Opens the metric writer of a run that continues after step `start`, and writes the config as hyper-parameters."""
+    settings, warn = flatten(run.config), run.console.warn
+    project = run.config.get("logging", {}).get("wandb", "")
+    others = [WandbWriter(project, run.workdir, settings, warn)] if project else []
+    writer = MetricWriter(run.workdir, start, warn, others)
+    writer.write_settings(settings)
+    return writer
 
 
 def compiled_step(run: Run, clock: Clock, state: TrainState) -> "Step":

@@ -13,6 +13,7 @@ from detailclip_jax.models import sizes
 from detailclip_jax.models.attention import KERNELS
 from detailclip_jax.models.block import REMAT
 from detailclip_jax.run.validation import check_choice
+from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.segmentation.heads import HEADS
 from detailclip_jax.segmentation.inference import MODES
 from detailclip_jax.segmentation.metrics import SIZES
@@ -71,6 +72,7 @@ def check(config: ConfigDict) -> None:
             f"inference.stride {stride} is greater than inference.window {window}, so pixels between two windows would "
             f"have no score; give --config.inference.stride of at most {window}"
         )
+    wandb_writer.check(config.logging.wandb)
 
 
 def _check_tuple(name: str, value: Any, usual: tuple[float | int, ...]) -> None:

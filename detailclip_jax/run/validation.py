@@ -20,6 +20,7 @@ from detailclip_jax.models import sizes
 from detailclip_jax.models.attention import KERNELS
 from detailclip_jax.models.block import REMAT
 from detailclip_jax.models.positions import RECIPES
+from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.runtime.errors import unknown
 
 CHOICES: dict[str, Iterable[str]] = {
@@ -45,6 +46,7 @@ RANGES = {  # field, or the end of its name from a dot on: (smallest, largest) v
     **dict.fromkeys(("batch_size", "num_epochs", "total_steps", "steps_per_epoch"), (1, INFINITE)),
     **dict.fromkeys(("log_every", "checkpoint_every", "max_to_keep", "accumulation", "mesh.fsdp"), (1, INFINITE)),
     **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers", "data.held_out"), (0, INFINITE)),
+    "logging.images_every": (0, INFINITE),
     **dict.fromkeys(("data.prefetch", "losses.chunk_logits", "losses.clip_block"), (0, INFINITE)),
     "data.text_buckets": (1, INFINITE),
     "data.max_bad_ratio": (0, 1),
@@ -84,6 +86,7 @@ def validate(config: ConfigDict) -> None:
     check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
     _check_crops(config)
     _check_best_metric(config)
+    wandb_writer.check(config.logging.wandb)
     evaluation.plan(config)
 
 

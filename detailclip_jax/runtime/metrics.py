@@ -4,11 +4,13 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import logging
+from jaxtyping import UInt8
 
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import replace_text
@@ -115,6 +117,26 @@ class Events:
             self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=scalar(name, value)))
         self._writer.flush()
 
+    def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
+        """Writes one image per entry; flushed to the file before it returns."""
+        from tensorboardX.summary import image
+
+        for name, pixels in images.items():
+            summary = image(name, pixels, dataformats="HWC")
+            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+        self._writer.flush()
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Writes hyper-parameters by name; tuples and other objects as text, None is left out."""
+        from tensorboardX.summary import hparams
+
+        plain = {
+            n: v if isinstance(v, bool | int | float | str) else repr(v) for n, v in settings.items() if v is not None
+        }
+        for summary in hparams(plain, {"loss": 0.0})[:2]:  # the third one says that the run has ended
+            self._writer.write_event(self._event(wall_time=time.time(), step=0, summary=summary))
+        self._writer.flush()
+
     def close(self) -> None:
         """Closes the file; all bytes are already written, and write errors have been raised before."""
         with contextlib.suppress(OSError):
@@ -122,21 +144,41 @@ class Events:
 
 
 class MetricWriter:
-    """Writes the scalars of a step to `workdir/<name>.jsonl` (`name` in NAMES) and to `workdir/tensorboard`."""
+    """Writes the scalars of a step to `workdir/<name>.jsonl` (`name` in NAMES), `workdir/tensorboard`, and others."""
 
-    def __init__(self, workdir: Path, step: int, warn: Callable[[str], None] = logging.warning):
-        """Prepares the files for a run that continues after `step`: drops later lines, marks later events as purged."""
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        warn: Callable[[str], None] = logging.warning,
+        others: Sequence[Any] = (),
+    ):
+        """Prepares the files for a run that continues after `step`: drops later lines, marks later events as purged.
+
+        `others` have the methods of `Events`; they get the same numbers, images and settings.
+        """
         self._workdir = workdir
         for file in (workdir / f"{name}.jsonl" for name in NAMES):
             if file.exists() and (broken := drop_lines_after(file, step)):
                 numbers = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
                 warn(f"{file}: {len(broken)} damaged lines are removed (line {numbers}); the other lines are kept")
-        self._events = Events(workdir / "tensorboard", step + 1)
+        self._sinks: list[Any] = [Events(workdir / "tensorboard", step + 1), *others]
 
     def write(self, name: str, step: int, values: Mapping[str, float]) -> None:
         """Writes one line, and one event per value; flushed to the files before it returns."""
         append_line(self._workdir / f"{name}.jsonl", step, values)
-        self._events.write(step, values)
+        for sink in self._sinks:
+            sink.write(step, values)
+
+    def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
+        """Writes the images of a step, by name."""
+        for sink in self._sinks:
+            sink.write_images(step, images)
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Writes the fields of the config, by dotted name."""
+        for sink in self._sinks:
+            sink.write_settings(settings)
 
     def write_anew(self, name: str, step: int, values: Mapping[str, float]) -> None:
         """Does the same as `write`, but first removes what an earlier run wrote for this step and later ones."""
@@ -146,8 +188,9 @@ class MetricWriter:
         self.write(name, step, values)
 
     def close(self) -> None:
-        """Closes the event file."""
-        self._events.close()
+        """Closes the event file and the others."""
+        for sink in self._sinks:
+            sink.close()
 
 
 class NoWriter:
@@ -157,6 +200,12 @@ class NoWriter:
         """Does nothing."""
 
     def write_anew(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
+        """Does nothing."""
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Does nothing."""
 
     def close(self) -> None:

@@ -1,0 +1,88 @@
+"""The documentation site: it builds strictly, loads nothing from elsewhere; messages on the pages are in the code."""
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def templates():
+    """Every text of the package, with "..." in place of values; blanks and line breaks count as one blank."""
+    for file in (ROOT / "detailclip_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [value.value if isinstance(value, ast.Constant) else "\0" for value in node.values]
+                yield " ".join("".join(parts).split())
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield " ".join(re.sub(r"{\w+}", "\0", node.value).split())
+
+
+def messages():
+    """The first cells of the tables of the page, without the examples in brackets after them."""
+    text = (DOCS / "troubleshooting.md").read_text()
+    return re.findall(r"^\| `([^`]+)`[^|]*\|", text, re.MULTILINE)
+
+
+def is_in(message, texts):
+    pieces = [re.escape(piece.strip()) for piece in message.split("...") if piece.strip()]
+    wanted = re.compile(".*".join(pieces))
+    return any(wanted.search(text) for text in texts)
+
+
+def test_every_message_of_the_page_is_one_of_the_code():
+    texts = list(templates())
+    assert len(messages()) >= 70
+    assert [message for message in messages() if not is_in(message, texts)] == []
+    assert not is_in("the ... that no function raises", texts)
+
+
+def test_every_extra_is_explained():
+    extras = set(re.findall(r'^        "(\w+)": ', (ROOT / "setup.py").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^\| `(\w+)` \|", (DOCS / "install.md").read_text(), re.MULTILINE))
+    assert len(extras) >= 7 and extras == named
+
+
+def test_every_page_is_in_the_menu():
+    menu = set(re.findall(r"(\w+\.md)", (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]))
+    assert menu == {file.name for file in DOCS.glob("*.md")} | {"index.md"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    for name in ("material", "mkdocstrings"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"needs {name}: pip install -e '.[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={folder}"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.mark.check
+def test_the_site_loads_nothing_from_elsewhere(site):
+    pages = list(site.rglob("*.html"))
+    assert len(pages) >= len(list(DOCS.glob("*.md")))
+    for page in pages:
+        loaded = re.findall(
+            r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"?((?:https?:)?//[^\"\s>]+)", page.read_text()
+        )
+        assert not loaded, page
+
+
+@pytest.mark.check
+def test_pages_docstrings_and_search_are_there(site):
+    assert "L2-normalised embeddings of any number of images" in (site / "api.html").read_text()
+    assert "Two commands" in (site / "index.html").read_text()
+    assert "def clip_loss" in (site / "source/detailclip_jax/losses/clip.py.txt").read_text()
+    assert "prototypes" in (site / "search/search_index.json").read_text()
