@@ -15,6 +15,14 @@ LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}  # outside of docs/
 
 
+def on_config(config: Any) -> Any:
+    """Adds pages of docs/ that the menu lacks at its end."""
+    named = set(re.findall(r"\w+\.md", str(config.nav)))
+    others = sorted(file.name for file in (ROOT / "docs").glob("*.md") if file.name not in named)
+    config.nav = [*config.nav, *([{"More": others}] if others else [])]
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages of PAGES, and the files that any page links to."""
     for name, page in PAGES.items():

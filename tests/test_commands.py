@@ -79,6 +79,11 @@ def test_a_wheel_trains_in_an_empty_folder(tmp_path):
     run = {"cwd": empty, "env": variables, "capture_output": True, "text": True, "timeout": 1800}
     where = subprocess.run([bin / "python", "-c", "import detailclip_jax; print(detailclip_jax.__file__)"], **run)
     assert Path(where.stdout.strip()) == site / "detailclip_jax/__init__.py", where.stderr
+    assert {file.name for file in (site / "detailclip_jax/page/assets").iterdir()} == {
+        "page.html",
+        "page.css",
+        "page.js",
+    }
     done = subprocess.run([bin / "detailclip", "train", "--config=stickers", "--config.total_steps=2"], **run)
     assert done.returncode == 0, done.stderr
     assert (empty / "runs/stickers/checkpoints/2").is_dir() and (empty / "runs/stickers/report.md").exists()

@@ -40,7 +40,8 @@ def is_in(message, texts):
 def test_every_message_of_the_page_is_one_of_the_code():
     texts = list(templates())
     assert len(messages()) >= 70
-    assert [message for message in messages() if not is_in(message, texts)] == []
+    old = [message for message in messages() if not is_in(message, texts)]
+    assert not old, "docs/troubleshooting.md quotes messages that the code does not have; quote the new ones"
     assert not is_in("the ... that no function raises", texts)
 
 
@@ -48,11 +49,6 @@ def test_every_extra_is_explained():
     extras = set(re.findall(r'^        "(\w+)": ', (ROOT / "setup.py").read_text(), re.MULTILINE))
     named = set(re.findall(r"^\| `(\w+)` \|", (DOCS / "install.md").read_text(), re.MULTILINE))
     assert len(extras) >= 7 and extras == named
-
-
-def test_every_page_is_in_the_menu():
-    menu = set(re.findall(r"(\w+\.md)", (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]))
-    assert menu == {file.name for file in DOCS.glob("*.md")} | {"index.md"}
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +79,8 @@ def test_the_site_loads_nothing_from_elsewhere(site):
 @pytest.mark.check
 def test_pages_docstrings_and_search_are_there(site):
     assert "L2-normalised embeddings of any number of images" in (site / "api.html").read_text()
-    assert "Two commands" in (site / "index.html").read_text()
+    first = (site / "index.html").read_text()
+    assert "Two commands" in first
+    assert [file.stem for file in DOCS.glob("*.md") if f'href="{file.stem}.html"' not in first] == [], "not in the menu"
     assert "def clip_loss" in (site / "source/detailclip_jax/losses/clip.py.txt").read_text()
     assert "prototypes" in (site / "search/search_index.json").read_text()
