@@ -58,7 +58,7 @@ class MaskedBatchNorm(BatchNorm):
         running = [self.variable("batch_stats", name, jnp.zeros, (x.shape[-1],)) for name in ("mean", "variance")]
         scale, bias = (self.param(name, nn.initializers.ones, (x.shape[-1],)) for name in ("scale", "bias"))
         x = x.astype(jnp.float32)
-        share = self._over_mesh(valid.mean(dtype=jnp.float32))
+        share = self._over_mesh(valid.mean(dtype=jnp.float32, keepdims=True))
         count = share * len(x) * (jax.lax.axis_size(self.axis) if self.axis else 1)
 
         def mean_of(values: Array) -> Array:

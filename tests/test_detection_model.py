@@ -1,0 +1,273 @@
+"""The whole detector: losses and detections against PyTorch, padding, devices, empty images, other platforms."""
+
+import functools
+
+import detection_oracle as oracle
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from detailclip_jax.detection import cascade, model, postprocess, rpn
+from detailclip_jax.detection.assignment import Objects
+from detailclip_jax.detection.options import Options
+from detailclip_jax.models.vit import VisionTransformer
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision.ops")
+K, G, SIDE = 3, 4, 64
+TINY = Options(
+    **{"positions": (6, 8), "width": 8, "anchor_scale": 2.0, "rpn_samples": 32, "finest_scale": 14.0, "fc_width": 16},
+    **{"candidates_train": 40, "candidates_test": 30, "proposals_train": 40, "proposals_test": 24, "roi_samples": 16},
+    **{
+        "roi_cells": 200,
+        "num_convs": 1,
+        "mask_convs": 1,
+        "score_threshold": 0.2,
+        "max_per_image": 12,
+        "mask_roi_size": 4,
+    },
+)
+EVERYTHING = Options(  # samples hold every candidate, so that no number depends on the draw
+    **{name: getattr(TINY, name) for name in TINY.__dataclass_fields__}
+    | {"rpn_samples": 4096, "rpn_positive_ratio": 1.0, "roi_samples": 64, "roi_positive_ratio": 1.0}
+)
+
+
+def encoder(**changes):
+    given = {"patch_size": 8, "width": 12, "depth": 2, "num_heads": 2, "image_size": 48, "interpolation": "ibot"}
+    return VisionTransformer(**given | changes)
+
+
+def batch(number=8, height=SIDE, width=SIDE, seed=0):
+    """Random images of several sizes; the objects of the first are equal, the last has none, the second a crowd."""
+    rng = np.random.default_rng(seed)
+    sizes = np.stack([rng.integers(height // 2, height + 1, number), rng.integers(width // 2, width + 1, number)], 1)
+    sizes[0] = height, width
+    images = np.zeros((number, height, width, 3), np.uint8)
+    low = rng.uniform(0, 0.6, (number, G, 2)) * sizes[:, None, ::-1]
+    high = low + rng.uniform(0.2, 0.4, (number, G, 2)) * sizes[:, None, ::-1]
+    labels, crowd = rng.integers(-1, K, (number, G)), np.zeros((number, G), bool)
+    for image, (h, w) in zip(images, sizes):
+        image[:h, :w] = rng.integers(0, 256, (h, w, 3))
+    boxes = np.concatenate([low, high], -1).astype(np.float32)
+    boxes[0], labels[0], labels[-1] = boxes[0, :1], [0, 1, 1, 2], -1
+    labels[1, 0], crowd[1, 0] = 1, True
+    masks = rng.random((number, G, 8, 8)) < 0.7
+    made = {"image": images, "size": sizes, "boxes": boxes, "labels": labels, "crowd": crowd, "masks": masks}
+    kinds = {"size": np.int32, "labels": np.int32, "masks": np.uint8}
+    return {name: jnp.asarray(x.astype(kinds.get(name, x.dtype))) for name, x in made.items()}
+
+
+@functools.cache
+def variables(options=TINY):
+    """Weights large enough for boxes to move and classes to differ, and running statistics that are not 0 and 1."""
+    made = jax.jit(model.build(encoder(), options, K).init)(jax.random.key(0), batch(2))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), made["params"])
+    stats = jax.tree.map(lambda x: x + rng.uniform(0, 0.2, x.shape).astype(np.float32), made["batch_stats"])
+    return {"params": params, "batch_stats": stats}
+
+
+@functools.cache
+def step(options=TINY, devices=0):
+    """The jitted function of (params, batch, keys) -> (loss, (losses, statistics)), gradients."""
+    axis = "data" if devices else None
+    made, stats = model.build(encoder(drop_path=0.3), options, K, axis), variables(options)["batch_stats"]
+
+    def run(params, batch, keys):
+        given = {"params": params, "batch_stats": stats}
+        losses, changed = made.apply(given, batch, train=True, keys=keys, mutable=["batch_stats"])
+        return losses.total, (losses, changed["batch_stats"])
+
+    if devices:
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+        run = jax.shard_map(run, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P(), check_vma=False)
+    return jax.jit(jax.value_and_grad(run, has_aux=True))
+
+
+@functools.cache
+def detector(options=TINY):
+    return jax.jit(functools.partial(model.build(encoder(), options, K).apply, method="detect"))
+
+
+def keys(number=8, seed=5):
+    return jax.random.split(jax.random.key(seed), number)
+
+
+def finite(tree):
+    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.check
+def test_losses_and_their_gradients_are_finite_and_reach_every_network():
+    (total, (losses, stats)), gradient = step()(variables()["params"], batch(), keys())
+    assert finite((total, losses, stats, gradient))
+    np.testing.assert_allclose(total, sum(getattr(losses, name) for name in model.TERMS), rtol=1e-6)
+    assert all(getattr(losses, name) > 0 for name in model.TERMS)
+    assert losses.objects == np.asarray((batch()["labels"] >= 0) & ~batch()["crowd"]).sum()
+    unused = {
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        if not np.asarray(leaf).any()
+    }
+    coarsest = "['fpn']['output_3']"  # has few anchors, and no RoI in images of this size
+    norm = {"['image']['norm']['bias']", "['image']['norm']['scale']"}  # the taps are not normalised
+    assert {name for name in unused if not name.startswith(coarsest)} == norm
+    jax.tree.map(lambda a, b: np.abs(a - b).max() > 0 or pytest.fail("statistics"), stats, variables()["batch_stats"])
+
+
+@pytest.mark.check
+def test_a_batch_without_objects_and_one_without_pixels_have_finite_losses():
+    empty = {**batch(), "labels": jnp.full_like(batch()["labels"], -1)}
+    (_, (losses, stats)), gradient = step()(variables()["params"], empty, keys())
+    assert finite((losses, stats, gradient)) and losses.objects == losses.missed_objects == 0
+    assert all(getattr(losses, name) == 0 for name in model.TERMS if name.startswith(("box", "mask", "rpn_box")))
+    assert losses.class_1 > 0 and losses.rpn_class > 0
+    nothing = {**empty, "size": jnp.zeros_like(batch()["size"])}
+    (_, (losses, stats)), gradient = step()(variables()["params"], nothing, keys())
+    assert finite((losses, stats, gradient)) and losses.total == losses.proposals == 0
+
+
+@pytest.mark.check
+def test_one_device_and_eight_give_the_same_losses_gradients_and_statistics():
+    one = step()(variables()["params"], batch(), keys())
+    eight = step(devices=8)(variables()["params"], batch(), keys())
+    for name, a, b in zip(model.Losses._fields, one[0][1][0], eight[0][1][0]):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one[0][1][1], eight[0][1][1])
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * scale), one[1], eight[1])
+
+
+# --- against PyTorch
+
+
+@pytest.mark.check
+def test_losses_are_those_of_pytorch_when_every_candidate_is_sampled():
+    given, values = batch(3), variables(EVERYTHING)
+    made = model.build(encoder(), EVERYTHING, K)
+    run = jax.jit(lambda v: made.apply(v, given, train=True, keys=keys(3), mutable=["batch_stats"]))
+    ours, _ = run(values)
+
+    def features(m):
+        maps, levels = m.features(given["image"], given["size"], True)
+        return maps, levels, m.rpn(maps.maps)
+
+    (maps, levels, (logits, offsets)), _ = made.apply(values, method=features, mutable=["batch_stats"])
+    expected = oracle.losses(values, given, maps, levels, logits, offsets, EVERYTHING, K)
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(ours, name), value, rtol=2e-4, atol=1e-6, err_msg=name)
+    assert set(expected) == set(model.TERMS)
+
+
+def test_detections_are_those_of_pytorch():
+    given, made = batch(3), model.build(encoder(), TINY, K)
+    ours = detector()(variables(), given["image"], given["size"])
+
+    def features(m):
+        maps, levels = m.features(given["image"], given["size"])
+        return maps, levels, m.rpn(maps.maps)
+
+    maps, levels, (logits, offsets) = made.apply(variables(), method=features)
+    for number in range(3):
+        expected = oracle.detections(variables(), number, maps, levels, logits, offsets, TINY, K)
+        count = len(expected[0])
+        assert 0 < count == (np.asarray(ours.labels[number]) >= 0).sum()
+        for name, mine, other in zip(ours._fields, ours, expected):
+            np.testing.assert_allclose(
+                mine[number, :count], other, atol=2e-3 if name == "boxes" else 2e-4, err_msg=name
+            )
+        assert not np.asarray(ours.scores[number, count:]).any() and not np.asarray(ours.boxes[number, count:]).any()
+
+
+# --- fixed shapes
+
+
+def test_detections_depend_neither_on_the_array_nor_on_the_other_images():
+    first, second = batch(3), batch(2, 80, 112, seed=7)
+    images = np.zeros((2, 80, 112, 3), np.uint8)
+    images[0], images[1, :SIDE, :SIDE] = second["image"][0], first["image"][1]
+    images[1, first["size"][1, 0] :], images[1, :, first["size"][1, 1] :] = 77, 77  # not 0: padding is set to 0
+    sizes = jnp.stack([second["size"][0], first["size"][1]])
+    here, there = (
+        detector()(variables(), first["image"], first["size"]),
+        detector()(variables(), jnp.asarray(images), sizes),
+    )
+    assert (np.asarray(here.labels[1]) >= 0).sum() > 3
+    for name, a, b in zip(here._fields, here, there):
+        np.testing.assert_allclose(a[1], b[1], atol=1e-4, err_msg=name)
+
+
+def test_detections_are_sorted_valid_and_within_the_content():
+    given = batch()
+    found = detector()(variables(), given["image"], given["size"])
+    scores, labels, boxes = (np.asarray(x) for x in (found.scores, found.labels, found.boxes))
+    assert (
+        (np.diff(scores) <= 0).all() and ((labels >= 0) == (scores > TINY.score_threshold)).all() and labels.max() < K
+    )
+    limit = np.asarray(given["size"])[:, None, [1, 0, 1, 0]]
+    assert (boxes >= 0).all() and (boxes <= limit).all()
+    assert found.masks.shape == (8, 12, 8, 8) and 0 <= found.masks.min() <= found.masks.max() <= 1
+    none = detector()(variables(), given["image"], jnp.zeros((8, 2), jnp.int32))
+    assert (np.asarray(none.labels) == -1).all() and finite(none)
+
+
+def test_more_boxes_than_slots_leave_the_best_of_all_classes():
+    rng = np.random.default_rng(0)
+    boxes = np.zeros((40, 2, 4), np.float32)
+    boxes[..., 0], boxes[..., 2], boxes[..., 3] = (np.arange(40) * 10)[:, None], (np.arange(40) * 10 + 8)[:, None], 8
+    scores = rng.random((40, 2)).astype(np.float32)
+    made = postprocess.select(jnp.asarray(boxes), jnp.asarray(scores), 0.05, 0.5, 5)
+    np.testing.assert_allclose(made.scores, np.sort(scores.ravel())[::-1][:5])
+    few = postprocess.select(jnp.asarray(boxes[:1]), jnp.asarray(scores[:1]), 0.05, 0.5, 5)
+    assert (np.asarray(few.labels) >= 0).sum() == 2 and few.boxes.shape == (5, 4)
+
+
+def test_proposals_without_area_are_left_out():
+    levels = model.grids(64, 64, 8)
+    logits = [jnp.zeros(level.height * level.width * 3) for level in levels]
+    offsets = [jnp.zeros((len(x), 4)).at[:, 2].set(-jnp.inf if i else 0.0) for i, x in enumerate(logits)]
+    offsets = [jnp.nan_to_num(x, neginf=-100.0) for x in offsets]
+    found = rpn.proposals(logits, offsets, levels, jnp.array([0, 0]), jnp.array([64, 64]), TINY, True)
+    assert not np.asarray(found.valid).any()
+    found = rpn.proposals(logits, offsets, levels, jnp.array([64, 64]), jnp.array([64, 64]), TINY, True)
+    assert np.asarray(found.valid).all() and found.boxes.shape == (40, 4)
+
+
+def test_the_samples_of_a_stage_hold_the_objects_own_boxes_first():
+    objects = Objects(
+        jnp.array([[0.0, 0, 20, 20], [30, 30, 50, 50], [0, 0, 0, 0]]), jnp.array([2, 0, -1]), jnp.zeros(3, bool)
+    )
+    rois = jnp.array([[1.0, 1, 20, 20], [30, 30, 40, 50], [60, 60, 62, 62], [0, 0, 1, 1]])
+    valid = jnp.array([True, True, True, False])
+    made = cascade.choose(rois, valid, objects, jax.random.key(0), 0.5, K, EVERYTHING)
+    drawn = np.asarray(made.drawn.index)[np.asarray(made.drawn.valid)]
+    assert set(drawn) == {0, 1, 3, 4, 5} and sorted(np.asarray(made.label)[:5]) == [0, 0, 2, 2, K]
+    assert (np.asarray(made.label)[5:] == K).all()
+
+
+@pytest.mark.check
+def test_the_network_lowers_for_gpus_and_tpus():
+    given = batch(2)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (variables()["params"], given, keys(2)))
+    platforms = {"platforms": ("cuda", "tpu")}
+    assert jax.export.export(step(), **platforms)(*shapes).platforms == ("cuda", "tpu")
+    images = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (variables(), given["image"], given["size"])
+    )
+    assert jax.export.export(detector(), **platforms)(*images).platforms == ("cuda", "tpu")
+
+
+def test_options_and_encoders_that_cannot_work_are_named():
+    with pytest.raises(ValueError, match=r"stage_ious \(0\.5,\): the cascade has three stages"):
+        Options(stage_ious=(0.5,))
+    with pytest.raises(ValueError, match=r"roi_positive_ratio .* must be greater than 0"):
+        Options(roi_positive_ratio=0.0)
+    with pytest.raises(ValueError, match="needs four encoder blocks"):
+        Options(blocks=(0, 1))
+    with pytest.raises(ValueError, match="patch size 14 is not a multiple of 4"):
+        model.build(encoder(patch_size=14, image_size=28), TINY, K)
+    with pytest.raises(ValueError, match="scan=False"):
+        model.build(encoder(scan=True), TINY, K)
