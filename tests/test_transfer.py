@@ -17,8 +17,10 @@ from test_segmentation_step import tiny
 from tiny import tiny_config
 
 from detailclip_jax.config import run_config
+from detailclip_jax.config import transfer as transfer_config
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.run import init_from, loop, transfer
+from detailclip_jax.run.transfer_report import paper_rows, report
 from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.segmentation import experiment
 from detailclip_jax.training import checkpoint
@@ -239,8 +241,30 @@ def test_several_runs_in_one_figure(pretrained, tmp_path):
 
 
 def test_the_paper_s_numbers_of_a_head():
-    assert transfer.paper_rows("upernet")["DetailCLIP"] == 48.1 and transfer.paper_rows("linear")["DetailCLIP"] == 37.3
-    assert "DeiT" not in transfer.paper_rows("linear") and transfer.paper_rows("mine") == {}
+    assert paper_rows("upernet")["DetailCLIP"] == ("YFCC-15M", 25, 48.1)
+    assert paper_rows("linear")["DetailCLIP 50"] == ("YFCC-15M", 50, 39.3)
+    assert "DeiT" not in paper_rows("linear") and paper_rows("mine") == {}
+
+
+def test_the_report_has_the_run_as_a_row_of_the_paper_s_table_and_says_what_departs():
+    config = transfer_config.linear(transfer_config.segmentation())
+    protocol = {
+        "head": "linear",
+        "set": "ade20k",
+        "images": 2000,
+        "classes": 150,
+        "encoder": "frozen",
+        "init": "runs/x",
+    }
+    text = "\n".join(report(config, 160_000, {"mIoU": 36.25}, protocol))
+    assert "| this run: runs/x | | | 36.2 |\n| MAE | IN-1K | 800 | 34.3 |" in text
+    assert "| CLIP | 400M pairs |  | 34.2 |" in text and "The settings are those of the recipe." in text
+    config.batch_size, config.encoder.frozen, config.views.jitter = 8, False, (0.8, 1.6)
+    text = "\n".join(report(config, 100, {"mIoU": 1.0}, protocol))
+    assert "Not like the paper's recipe: batch_size 8 (recipe: 16); encoder.frozen False (recipe: True); " in text
+    assert "; views.jitter (0.8, 1.6) (recipe: (0.5, 2.0))." in text
+    config.data.source = "voc"
+    assert "paper" not in "\n".join(report(config, 100, {"mIoU": 1.0}, protocol))
 
 
 @pytest.mark.check

@@ -3,7 +3,7 @@
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from detailclip_jax.config.transfer import METHOD
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.semantic.batches import examples
 from detailclip_jax.data.sources import BadRecord
-from detailclip_jax.evaluation import EvaluatorError, paper
+from detailclip_jax.evaluation import EvaluatorError
 from detailclip_jax.figures import plots
 from detailclip_jax.figures.labels import label_figure
 from detailclip_jax.run.init_from import config_of
 from detailclip_jax.run.loop import bad_list, usable_workers
 from detailclip_jax.run.session import Run, Task, TrainStep
 from detailclip_jax.run.transfer_checks import check
+from detailclip_jax.run.transfer_report import report
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
@@ -212,7 +213,7 @@ def write_results(run: Run, step: int, scores: Mapping[str, float], data: str) -
     protocol = protocol_of(run)
     found = {"step": step, **scores, "per_class": per_class, "protocol": protocol, "config": run.config.to_dict()}
     replace_text(run.workdir / "results.json", json.dumps(found, indent=2) + "\n")
-    text = "\n".join([*_report(run, step, scores, protocol), *([data] if data else [])]) + "\n"
+    text = "\n".join([*report(run.config, step, scores, protocol), *([data] if data else [])]) + "\n"
     replace_text(run.workdir / "report.md", text)
     return text
 
@@ -231,28 +232,6 @@ def protocol_of(run: Run) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "learning_rate": learning_rate(config)[0],
     }
-
-
-def _report(run: Run, step: int, scores: Mapping[str, float], protocol: Mapping[str, Any]) -> Iterator[str]:
-    """The report: protocol, scores, and the paper's numbers where they are of the same set and head."""
-    yield f"# {protocol['head']} on {protocol['set']}, step {step:,}\n"
-    yield f"{protocol['images']} images, {protocol['classes']} classes"
-    yield f"Encoder: {protocol['init']}, {protocol['encoder']}\n"
-    yield "| metric | % |\n|---|---|"
-    yield from (f"| {name} | {value:.2f} |" for name, value in scores.items())
-    if run.config.data.source == "ade20k" and (printed := paper_rows(run.config.head.name)):
-        yield "\nThe paper's mIoU with this head (arXiv 2409.06809, table 1):\n\n| method | mIoU |\n|---|---|"
-        yield from (f"| {name} | {value} |" for name, value in printed.items())
-
-
-def paper_rows(head: str) -> dict[str, float]:
-    """The paper's mIoU on ADE20K with a head, by method; empty for a head that it does not report."""
-    table = paper.tables()["dense"]
-    column = f"ade20k_{head}_miou"
-    if column not in table["columns"]:
-        return {}
-    place = table["columns"].index(column)
-    return {name: row[place] for name, row in table["rows"].items() if row[place] is not None}
 
 
 LESS_MEMORY = (
