@@ -3,6 +3,8 @@
 Needs chromium, its driver and selenium (Debian: apt-get install chromium chromium-driver).
 """
 
+import functools
+import http.server
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -18,6 +21,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from test_pages import build_site
 
 from detailclip_jax.interop import store
 from detailclip_jax.training import experiment
@@ -182,3 +186,29 @@ def test_an_unreadable_file_is_one_line(browser, tmp_path):
     assert error.text.startswith("not an image") and error.get_attribute("role") == "alert"
     browser.find_element(By.CSS_SELECTOR, ".scenes button:nth-child(2)").click()
     wait(browser, lambda _: not error.is_displayed())
+
+
+def test_the_documentation_is_searched_without_a_network(tmp_path):
+    folder = build_site(tmp_path / "site")
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = open_browser(1400, tmp_path / "profile")
+        try:
+            browser.get(f"http://localhost:{server.server_port}/index.html")
+            browser.execute_script("document.querySelector('[data-md-toggle=search]').click()")
+            field = browser.find_element(By.CSS_SELECTOR, ".md-search__input")
+            wait(browser, lambda _: field.is_displayed())
+            field.send_keys("prototypes")
+            wait(browser, lambda _: "prototypes" in " ".join(texts_of(browser, ".md-search-result__item")))
+            assert not browser.get_log("browser"), "the console is empty"
+        finally:
+            browser.quit()
+            server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server of files that prints nothing."""
+
+    def log_message(self, *arguments):
+        pass

@@ -51,18 +51,21 @@ def test_every_extra_is_explained():
     assert len(extras) >= 7 and extras == named
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def build_site(folder):
+    """Builds the site strictly: a link or a heading that is not there is an error."""
     for name in ("material", "mkdocstrings"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"needs {name}: pip install -e '.[docs]'")
-    folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={folder}"]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
-    )
+    options = {"env": {**os.environ, "NO_MKDOCS_2_WARNING": "1"}, "capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=ROOT, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return build_site(tmp_path_factory.mktemp("site"))
 
 
 @pytest.mark.check
