@@ -28,7 +28,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("main", "train the run that a config describes, or continue it"),
     "evaluate": Command("evaluate", "zero-shot, retrieval, k-NN and linear probes of a checkpoint"),
-    "transfer": Command("transfer", "train a segmentation head on an encoder, frozen or end to end"),
+    "transfer": Command("transfer", "train an encoder for segmentation or detection, or draw its predictions"),
     "prepare": Command("prepare", "write the ArrayRecord shards that training reads"),
     "embed": Command("embed", "embed a folder of images or texts, and search it"),
     "export": Command("export", "write a checkpoint in a PyTorch, StableHLO or ONNX format"),

@@ -26,9 +26,11 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax.config import default, field_of, help_text, run_config, transfer
+from detailclip_jax.config import default, detection, field_of, help_text, run_config, transfer
 from detailclip_jax.config.config_files import find
 from detailclip_jax.runtime import arguments, errors, processes
+
+DENSE = {transfer.METHOD: transfer.field_of, detection.METHOD: detection.field_of}  # of the command transfer
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, or FILE:ARGUMENT (required)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/ and the config's name)")
@@ -123,7 +125,7 @@ def _help_config(spec: str | None) -> NoReturn:
     """Prints every field of the config, or of the default one, and ends the program."""
     try:
         config = run_config.load(spec) if spec else default()
-        declared = transfer.field_of if config.get("method") == transfer.METHOD else field_of
+        declared = DENSE.get(config.get("method"), field_of)
         print(help_text(config, declared), end="", flush=True)
     except BrokenPipeError:  # `| head` has closed the pipe; the interpreter would flush to it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -190,12 +192,12 @@ def join_processes() -> None:
 def asked() -> tuple[ConfigDict, str, list[str]]:
     """Returns the config and the workdir that the flags describe, and the names of the fields that they set.
 
-    Raises ValueError for a config of segmentation, which the command transfer runs.
+    Raises ValueError for a config of a dense task, which the command transfer runs.
     """
     spec = _config_spec(sys.argv) or ""
-    if _CONFIG.value.get("method") == transfer.METHOD:
+    if (method := _CONFIG.value.get("method")) in DENSE:
         raise ValueError(
-            f"{spec} is a config of the command transfer (segmentation); write python -m detailclip_jax.transfer "
+            f"{spec} is a config of the command transfer ({method}); write python -m detailclip_jax.transfer "
             f"--config={spec}"
         )
     workdir, written = asked_workdir(), run_config.load(spec)

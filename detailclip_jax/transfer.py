@@ -1,32 +1,78 @@
-"""Trains a segmentation head on an image encoder, frozen or end to end, and goes on with it where it was stopped.
+"""Trains a head for a dense task on an image encoder, frozen or end to end, and goes on with it where it was stopped.
 
     python -m detailclip_jax.transfer --config=configs/transfer/stickers_linear.py --config.init=runs/stickers
     python -m detailclip_jax.transfer --config=configs/transfer/ade20k_upernet.py --config.init=runs/vitb16 \\
         --config.data.path=/data/ADEChallengeData2016 --workdir=runs/ade20k
+    python -m detailclip_jax.transfer --config=configs/transfer/coco_cascade.py --config.init=runs/vitb16 \\
+        --config.data.path=/data/coco --workdir=runs/coco
+    python -m detailclip_jax.transfer --predict=photos --workdir=runs/coco --out=drawn
 
 --config.init names the workdir of a trained encoder, or of an imported one (import_torch); without it the encoder is
 untrained.  --config.NAME=VALUE sets a field; --help-config with --config lists them with meaning and source.
 The workdir (default: runs/ and the config's name) receives the same files as a run of `main`; at the end results.json
-has mIoU, mAcc and aAcc in percent, also per class, and figures/ the predictions beside the ground truth.  The same
-command continues from the last checkpoint; Ctrl-C and SIGTERM save one first.
+has mIoU, mAcc and aAcc in percent (segmentation), or COCO's twelve numbers for boxes and for masks (detection), also
+per class, and figures/ the predictions beside the ground truth.  The same command continues from the last checkpoint;
+Ctrl-C and SIGTERM save one first.
+--predict draws the predictions of a finished run for images of your own and writes predictions.json; its flags are
+--predict=FOLDER, PATTERN or FILE, --workdir, --out, --step, --score and --follow-links.
 """
 
+import argparse
+import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app
 
 from detailclip_jax import main as train
+from detailclip_jax.data.image_files import find
+from detailclip_jax.runtime import arguments as flags_of
+from detailclip_jax.runtime import errors, files
+from detailclip_jax.runtime.progress import Console
 
 
 def following(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
     """Returns what to do next with a finished run."""
     there = shlex.quote(str(workdir))
     return (
+        f"to predict: python -m detailclip_jax.transfer --predict=IMAGES --workdir={there} --out=FOLDER\n"
         f"to compare runs in one figure, in Python: from detailclip_jax.run import transfer; "
         f"transfer.compare({{'this': {there!r}, 'other': ...}}, 'compared.png')"
     )
+
+
+def predict_parser() -> argparse.ArgumentParser:
+    """Returns the argument parser of predictions."""
+    made = flags_of.parser("transfer", __doc__)
+    add = made.add_argument
+    add("--predict", required=True, metavar="FOLDER_OR_GLOB", help="images, or one image")
+    add("--workdir", required=True, type=Path, metavar="WORKDIR", help="workdir of a run of segmentation or detection")
+    add("--out", required=True, type=Path, metavar="FOLDER", help="folder for the drawings and predictions.json")
+    add("--step", type=int, metavar="N", help="step of the checkpoint (default: the last)")
+    add("--score", type=float, default=0.3, metavar="S", help="least score that is drawn (default: 0.3)")
+    add("--follow-links", action="store_true", help=flags_of.FOLLOW_LINKS)
+    return made
+
+
+def predict(argv: Sequence[str]) -> int:
+    """Draws predictions of a finished run; returns the exit code, 1 if an image is unreadable."""
+    arguments = predict_parser().parse_args(argv)
+
+    def run() -> int:
+        found = find(arguments.predict, arguments.follow_links)
+        files.check_writable(arguments.out)
+        from detailclip_jax.run import predict as predictions  # imports jax: only after the flags are parsed
+
+        console = Console()
+        loaded = predictions.model(arguments.workdir, arguments.step)
+        console.say(f"{arguments.workdir}: step {loaded.step}, {len(loaded.classes)} classes")
+        unreadable = predictions.write(loaded, found, arguments.out, arguments.score, console)
+        console.say(f"{len(found.names) - unreadable} images drawn in {arguments.out}, and {predictions.FILE}")
+        return int(unreadable > 0)
+
+    return errors.run(run)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,6 +82,8 @@ def main(argv: Sequence[str]) -> int:
 
 def command() -> None:
     """Runs the command with the arguments in `sys.argv` and exits."""
+    if any(re.match(r"--?predict(=|$)", argument) for argument in sys.argv[1:]):
+        sys.exit(predict(sys.argv[1:]))
     app.run(main, flags_parser=lambda argv: train.parse_flags(argv, "transfer", __doc__))
 
 

@@ -61,6 +61,9 @@ def test_run_lengths_are_pycocotools_own_in_both_forms():
     for counts in (compressed["counts"], compressed["counts"].decode(), shapes.runs_of(mask != 0)):
         np.testing.assert_array_equal(shapes.read_shape({"size": [17, 23], "counts": counts}, 17, 23), mask)
     assert shapes.runs_of(mask != 0) == shapes.text_runs(compressed["counts"]).tolist()
+    for runs in (shapes.runs_of(mask != 0), [0, 99999, 3, 70000, 15, 16, 17]):
+        assert shapes.text_runs(shapes.runs_text(runs)).tolist() == runs
+    assert shapes.runs_text(shapes.runs_of(mask != 0)).encode() == compressed["counts"]
     for plain in (np.zeros((3, 4)), np.ones((3, 4))):
         np.testing.assert_array_equal(shapes.decode_runs(shapes.runs_of(plain != 0), 3, 4), plain)
 

@@ -14,31 +14,28 @@ import pytest
 from launching import environment, free_port, losses, started
 from PIL import Image
 from test_segmentation_step import tiny
-from tiny import noise_state, tiny_config
+from tiny import tiny_config
 
 from detailclip_jax.config import run_config
 from detailclip_jax.config import transfer as transfer_config
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.run import init_from, loop, transfer
+from detailclip_jax.run import dense, init_from, loop, transfer
 from detailclip_jax.run.transfer_report import paper_rows, report
 from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.segmentation import experiment
 from detailclip_jax.training import checkpoint
 from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
-from detailclip_jax.training.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A workdir with a checkpoint of a tiny DetailCLIP of noise."""
+    """A workdir with the checkpoint of step 0 of a tiny DetailCLIP."""
     workdir, config = tmp_path_factory.mktemp("pretrained"), tiny_config()
-    built = pretraining.build(config, make_mesh(jax.devices()[:1]))
+    built = pretraining.build(config)
     run_config.claim_workdir(workdir, config)
     with closing(Checkpoints(workdir)) as store:
-        store.save(
-            0, noise_state(built), {"examples": 0}, {"config": run_config.to_json(config), "data_fingerprint": ""}
-        )
+        store.save(0, built.init(0), {"examples": 0}, {"config": run_config.to_json(config), "data_fingerprint": ""})
     return workdir
 
 
@@ -144,7 +141,7 @@ def test_the_patch_embedding_is_frozen_only_if_the_run_says_so(pretrained, decay
     params = {"image": {"patch_embed": {"kernel": np.zeros((2, 2))}, "other": {"kernel": np.zeros((2, 2))}}}
     for frozen in (False, True):
         changes = {"model.freeze_patch_embed": frozen, "optimizer.decay_all": decay_all}
-        config = transfer.adopted(config_of(pretrained, "upernet", **changes))
+        config = dense.adopted(config_of(pretrained, "upernet", **changes))
         assert config.model.freeze_patch_embed is frozen
         groups = groups_of.labels(params, fine_tuning.rules(config))["image"]
         assert (groups["patch_embed"]["kernel"] == groups_of.FROZEN) is frozen
@@ -166,15 +163,15 @@ def test_weights_that_the_encoder_lacks_are_refused_before_the_run(pretrained, t
 def test_preprocessing_that_the_user_gave_is_honoured_and_a_contradicting_size_is_refused(pretrained):
     changes = {"preprocess.mean": (0.1, 0.2, 0.3), "preprocess.std": (0.5, 0.5, 0.5), "model.size": "B/16"}
     config, source = config_of(pretrained, **changes), run_config.read(pretrained / "config.json")
-    found = transfer.adopted(config, ["preprocess.mean[0]", "total_steps"])
+    found = dense.adopted(config, ["preprocess.mean[0]", "total_steps"])
     assert found.preprocess.mean == (0.1, 0.2, 0.3) and found.preprocess.std == source.preprocess.std
     assert found.model.size == source.model.size == "custom"
     with pytest.raises(ValueError, match=r"model\.size: config\.init .* has model\.size 'custom'.*leave that flag out"):
-        transfer.adopted(config, ["model.size"])
+        dense.adopted(config, ["model.size"])
     config.model.size = "custom"
     agreed = ["model.size", "model.dtype", "model.custom.width", "model.image_style.pooling"]
     config.model.custom, config.model.image_size = source.model.custom, source.model.image_size
-    assert transfer.adopted(config, agreed).model.dtype == config.model.dtype
+    assert dense.adopted(config, agreed).model.dtype == config.model.dtype
 
 
 def test_pretraining_does_not_start_from_a_segmentation_run(pretrained, tmp_path):
@@ -189,7 +186,7 @@ def test_pretraining_does_not_start_from_a_segmentation_run(pretrained, tmp_path
 
 
 def test_a_prediction_takes_images_of_any_kind_and_of_any_size(pretrained, tmp_path):
-    built = experiment.build(transfer.adopted(config_of(pretrained)))
+    built = experiment.build(dense.adopted(config_of(pretrained)))
     state = built.init(0)
     array = np.random.default_rng(0).integers(0, 256, (37, 50, 3)).astype(np.uint8)
     file = tmp_path / "a.png"

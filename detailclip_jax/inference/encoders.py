@@ -1,8 +1,16 @@
-"""Loads the trained encoder of another run into the state of a dense task."""
+"""What dense tasks need of inference: a trained encoder loaded into their state, and images of any kind as arrays."""
 
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
+from PIL import Image
 
-from detailclip_jax.inference.model import load
+from detailclip_jax.data.decoding import BUDGET
+from detailclip_jax.inference.model import load, pixels
 from detailclip_jax.training import dense_encoder, fine_tuning
 from detailclip_jax.training.train_state import TrainState
 
@@ -21,3 +29,20 @@ def load_encoder(config: ConfigDict, state: TrainState, size: int | tuple[int, i
     params, lines = dense_encoder.weights(vit, loaded.params["image"], config, size)
     lines = [f"encoder of {config.init}: {loaded.config.method}, {loaded.weights}, step {loaded.step}", *lines]
     return fine_tuning.with_encoder(state, params), lines
+
+
+def arrays_of(images: Iterable[Any]) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
+    """Yields images as RGB arrays: uint8 [H, W, 3], PIL images, and paths or bytes of files, as in `model.Model`.
+
+    Raises TypeError at once for a single image that is not in a list, and BadImage for an unreadable one.
+    """
+    if isinstance(images, str | bytes | Path | Image.Image | np.ndarray):
+        raise TypeError(f"predict takes a list or an iterator of images, got one {type(images).__name__}")
+    return map(_array, images)
+
+
+def _array(image: Any) -> UInt8[np.ndarray, "_h _w 3"]:
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
+        return image
+    with BUDGET.scope():
+        return pixels(image)

@@ -16,7 +16,7 @@ from detailclip_jax.data.mixture import members_of, summary
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import held_out, report
 from detailclip_jax.run import init_from
-from detailclip_jax.run.session import COUNTS, Run, Session, Task, TrainStep, compiled_step, count_data
+from detailclip_jax.run.session import Run, Session, Task, TrainStep, compiled_step, count_data
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime import processes, provenance
 from detailclip_jax.runtime.devices import usable_cores
@@ -233,14 +233,14 @@ def loop(session: Session, start: Start, train_step: TrainStep | None, interrupt
     """
     run, config = session.run, session.run.config
     state = start.state
-    session.counts = lambda: {name: start.data.get(name, 0) for name in COUNTS}
+    session.counts = lambda: {name: start.data.get(name, 0) for name in run.task.counts}
     if start.step and evaluates(config, start.step) and not session.checkpoints.scored(start.step):
         session.evaluate(start.step, state)  # the run was stopped after saving this step, before its evaluation
     if train_step is None:
         run.console.say(f"all {config.total_steps} steps are done; --config.total_steps=N continues up to step N")
         return state
     with run.task.open_batches(run, start.data["examples"]) as batches:
-        session.counts = count_data(batches, start.data)
+        session.counts = count_data(batches, start.data, run.task.counts)
         for step in range(start.step + 1, config.total_steps + 1):
             with session.clock.waiting():
                 batch = next(batches)
@@ -303,13 +303,15 @@ def print_data_summary(run: Run, counts: Mapping[str, int]) -> None:
 
 
 def data_summary(config: ConfigDict, counts: Mapping[str, int]) -> str:
-    """Formats the counts of unreadable records and cut captions; "" if both are 0."""
+    """Formats the counts of unreadable records and of cut captions or images; "" if all are 0."""
     lines = []
     if bad := counts["bad_records"]:
         lines.append(
             f"an unreadable record was replaced by the next one {bad:,} times; bad_records*.txt lists these records"
         )
-    if truncated := counts["truncated_captions"]:
+    if crowded := counts.get("crowded_images"):
+        lines.append(f"{crowded:,} images have more than data.max_instances {config.data.max_instances} instances")
+    if truncated := counts.get("truncated_captions"):
         lines.append(f"{truncated:,} captions were cut to context_length {config.model.context_length} tokens")
     return "; ".join(lines)
 

@@ -47,6 +47,7 @@ class Task(NamedTuple):
     less_memory: str  # which settings need less memory
     gentler: Callable[["Run"], str]  # how to go on after a loss that is not finite
     images: Callable[["Run", TrainState], Mapping[str, Any]] = lambda run, state: {}  # for TensorBoard, by name
+    counts: tuple[str, str] = COUNTS  # names of the counts of unreadable and of shortened examples
 
 
 TrainStep = Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Mapping[str, Array]]]
@@ -266,16 +267,19 @@ def text_lengths(run: Run) -> tuple[int, ...]:
     return lengths[-1:]
 
 
-def count_data(batches: Pipeline, before: Mapping[str, int]) -> Callable[[], dict[str, int]]:
-    """Returns a function that counts bad records and cut captions since step 0 over all processes.
+def count_data(
+    batches: Pipeline, before: Mapping[str, int], names: tuple[str, str] = COUNTS
+) -> Callable[[], dict[str, int]]:
+    """Returns a function that counts bad records and shortened examples since step 0 over all processes.
 
-    All processes must call it together.  `before` holds the counts stored in the checkpoint.
+    `names` are those of the two counts.  All processes must call it together.  `before` holds the counts stored in the
+    checkpoint.
     """
 
     def counts() -> dict[str, int]:
         here = np.array([batches.num_bad, batches.num_truncated])
-        everywhere = multihost_utils.process_allgather(here).reshape(-1, len(COUNTS)).sum(0)
-        return {name: before.get(name, 0) + int(count) for name, count in zip(COUNTS, everywhere)}
+        everywhere = multihost_utils.process_allgather(here).reshape(-1, len(names)).sum(0)
+        return {name: before.get(name, 0) + int(count) for name, count in zip(names, everywhere)}
 
     return counts
 

@@ -1,7 +1,7 @@
-"""Checks of a segmentation config before anything is built; each message names the field, its value and the way out."""
+"""Checks of the config of a dense task before anything is built; a message names the field, its value, the way out."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -19,51 +19,64 @@ from detailclip_jax.segmentation.inference import MODES
 from detailclip_jax.segmentation.metrics import SIZES
 
 SCORES = ("mIoU", "mAcc", "aAcc", "boundary_mIoU", *(f"mIoU_{size}" for size in SIZES))
-CHOICES: dict[str, Iterable[Any]] = {
-    "inference.mode": MODES,
+INFINITE = float("inf")
+Choices = Mapping[str, Iterable[Any]]
+Ranges = Mapping[str, tuple[float, float]]  # (smallest, largest) value, for each number of a tuple
+
+
+class Rules(NamedTuple):
+    """What fields of a config may hold, by dotted name."""
+
+    choices: Choices
+    ranges: Ranges
+    positive: Sequence[str]  # greater than 0
+    below_one: Sequence[str]  # less than 1
+    any_length: Sequence[str] = ()  # tuples of any length
+
+
+ENCODER_CHOICES: Choices = {  # of both dense tasks
     "weights": ("", "ema", "student"),
-    "best_metric": ("", *SCORES),
-    "head.name": HEADS,
-    "auxiliary.name": ("", *HEADS),
-    "data.labels": LABELS,
-    "data.unknown_labels": ("refuse", "ignore"),
     "model.size": (*sizes.SIZES, sizes.CUSTOM),
     "model.remat": REMAT,
     "model.attention": KERNELS,
     "model.dtype": ("float32", "bfloat16"),
 }
-INFINITE = float("inf")
-RANGES: dict[str, tuple[float, float]] = {  # (smallest, largest) value, for each number of a tuple
+COMMON_RANGES: Ranges = {
     **dict.fromkeys(("batch_size", "total_steps", "log_every", "checkpoint_every", "max_to_keep"), (1, INFINITE)),
-    **dict.fromkeys(("mesh.fsdp", "data.canvas", "views.crop", "views.scale", "optimizer.batch_size"), (1, INFINITE)),
-    **dict.fromkeys([f"inference.{name}" for name in ("scale", "window", "stride", "batch_size")], (1, INFINITE)),
-    **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "auxiliary.weight"), (0, INFINITE)),
+    **dict.fromkeys(("mesh.fsdp", "data.canvas", "optimizer.batch_size", "inference.batch_size"), (1, INFINITE)),
+    **dict.fromkeys(("seed", "evaluate_every", "profile_steps"), (0, INFINITE)),
     **dict.fromkeys([f"data.{name}" for name in ("num_workers", "prefetch", "num_train", "num_val")], (0, INFINITE)),
-    **dict.fromkeys([f"optimizer.{name}" for name in ("warmup_steps", "power", "weight_decay")], (0, INFINITE)),
-    "optimizer.clip_norm": (0, INFINITE),
+    **dict.fromkeys(("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm"), (0, INFINITE)),
     **dict.fromkeys(("data.max_bad_ratio", "views.flip", "optimizer.warmup_ratio"), (0, 1)),
-    **dict.fromkeys(("optimizer.betas", "model.drop_path"), (0, 1)),
-    **dict.fromkeys(("views.max_share", "optimizer.layer_decay"), (0, 1)),
+    **dict.fromkeys(("optimizer.betas", "model.drop_path", "optimizer.layer_decay"), (0, 1)),
 }
-POSITIVE = (
-    *("optimizer.learning_rate", "optimizer.eps", "optimizer.layer_decay"),
-    *("views.jitter", "views.max_share", "preprocess.std"),
-)
+COMMON_POSITIVE = ("optimizer.learning_rate", "optimizer.eps", "optimizer.layer_decay", "preprocess.std")
 BELOW_ONE = ("optimizer.betas", "model.drop_path")
+SEGMENTATION = Rules(
+    choices={
+        "inference.mode": MODES,
+        "best_metric": ("", *SCORES),
+        "head.name": HEADS,
+        "auxiliary.name": ("", *HEADS),
+        "data.labels": LABELS,
+        "data.unknown_labels": ("refuse", "ignore"),
+        **ENCODER_CHOICES,
+    },
+    ranges={
+        **COMMON_RANGES,
+        **dict.fromkeys(("views.crop", "views.scale"), (1, INFINITE)),
+        **dict.fromkeys([f"inference.{name}" for name in ("scale", "window", "stride")], (1, INFINITE)),
+        **dict.fromkeys(("auxiliary.weight", "optimizer.power"), (0, INFINITE)),
+        "views.max_share": (0, 1),
+    },
+    positive=(*COMMON_POSITIVE, "views.jitter", "views.max_share"),
+    below_one=BELOW_ONE,
+)
 
 
 def check(config: ConfigDict) -> None:
-    """Raises ValueError for the first field with an invalid value."""
-    fields = flatten(config)
-    for name, known in CHOICES.items():
-        check_choice(name, fields[name], known)
-    if config.model.matmul_precision is not None:
-        check_choice("model.matmul_precision", config.model.matmul_precision, PRECISIONS)
-    for name, usual in flatten(segmentation()).items():
-        if isinstance(usual, tuple) and usual:
-            _check_tuple(name, fields[name], usual)
-    for name in (*RANGES, *POSITIVE):
-        _check_numbers(name, fields[name])
+    """Raises ValueError for the first field of a segmentation config with an invalid value."""
+    check_fields(config, segmentation(), SEGMENTATION)
     if list(config.views.jitter) != sorted(config.views.jitter):
         raise ValueError(f"views.jitter {config.views.jitter} must be in ascending order")
     window, stride = config.inference.window, config.inference.stride
@@ -75,19 +88,35 @@ def check(config: ConfigDict) -> None:
     wandb_writer.check(config.logging.wandb)
 
 
-def _check_tuple(name: str, value: Any, usual: tuple[float | int, ...]) -> None:
-    numbers = isinstance(value, tuple | list) and all(isinstance(number, int | float) for number in value)
-    if not numbers or len(value) != len(usual):
+def check_fields(config: ConfigDict, usual: ConfigDict, rules: Rules) -> None:
+    """Raises ValueError for the first field that breaks a rule; `usual` has the default config of the task."""
+    fields = flatten(config)
+    for name, known in rules.choices.items():
+        check_choice(name, fields[name], known)
+    if config.model.matmul_precision is not None:
+        check_choice("model.matmul_precision", config.model.matmul_precision, PRECISIONS)
+    for name, value in flatten(usual).items():
+        if isinstance(value, tuple) and value:
+            _check_tuple(name, fields[name], value, name in rules.any_length)
+    for name in (*rules.ranges, *rules.positive):
+        _check_numbers(name, fields[name], rules)
+
+
+def _check_tuple(name: str, value: Any, usual: tuple[Any, ...], any_length: bool) -> None:
+    is_tuple, kind = isinstance(value, tuple | list), tuple | list if isinstance(usual[0], tuple) else int | float
+    if not is_tuple or not value or not all(isinstance(entry, kind) for entry in value):
+        raise ValueError(f"{name} {value!r} must have {len(usual)} numbers, for example {usual!r}")
+    if not any_length and len(value) != len(usual):
         raise ValueError(f"{name} {value!r} must have {len(usual)} numbers, for example {usual!r}")
 
 
-def _check_numbers(name: str, value: Any) -> None:
+def _check_numbers(name: str, value: Any, rules: Rules) -> None:
     numbers = value if isinstance(value, tuple | list) else (value,)
-    low, high = RANGES.get(name, (-INFINITE, INFINITE))
+    low, high = rules.ranges.get(name, (-INFINITE, INFINITE))
     if any(not low <= number <= high for number in numbers):
         span = f"at least {low}" if high == INFINITE else f"from {low} to {high}"
         raise ValueError(f"{name} {value} must be {span}; give --config.{name}")
-    if name in POSITIVE and any(not number > 0 for number in numbers):
+    if name in rules.positive and any(not number > 0 for number in numbers):
         raise ValueError(f"{name} {value} must be greater than 0; give --config.{name}")
-    if name in BELOW_ONE and any(not number < 1 for number in numbers):
+    if name in rules.below_one and any(not number < 1 for number in numbers):
         raise ValueError(f"{name} {value} must be less than 1; give --config.{name}")

@@ -14,9 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
-from PIL import Image
 
-from detailclip_jax.data.decoding import BUDGET
 from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.semantic.augment import Recipe
@@ -24,8 +22,7 @@ from detailclip_jax.data.semantic.batches import SemanticStream, examples
 from detailclip_jax.data.semantic.layouts import SemanticSet, open_set
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.inference.encoders import load_encoder
-from detailclip_jax.inference.model import pixels
+from detailclip_jax.inference.encoders import arrays_of, load_encoder
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import towers
 from detailclip_jax.models.patches import normalise_pixels
@@ -174,8 +171,7 @@ class Experiment:
         An image is uint8 [H, W, 3], a PIL image, or the path or the bytes of a file, as in `inference.model.Model`.
         Raises TypeError for one image that is not in a list, and BadImage for an unreadable one.
         """
-        if isinstance(images, str | bytes | Path | Image.Image | np.ndarray):
-            raise TypeError(f"predict takes a list or an iterator of images, got one {type(images).__name__}")
+        arrays = arrays_of(images)
         mesh = fine_tuning.local_mesh(self.mesh)
         params, stats = (fine_tuning.here(tree, mesh) for tree in (state.params, state.batch_stats["student"]))
         batch_size = self.config.inference.batch_size + -self.config.inference.batch_size % mesh.devices.size
@@ -185,7 +181,7 @@ class Experiment:
             return self.logits(params, stats, jax.device_put(windows, place))
 
         test = Inference(**{name: self.config.inference[name] for name in Inference._fields})
-        return predict(logits_of, map(_pixels, images), test, batch_size)
+        return predict(logits_of, arrays, test, batch_size)
 
     @functools.cached_property
     def logits(self) -> jax.stages.Wrapped:
@@ -361,14 +357,6 @@ def prepared(batch: Batch, config: ConfigDict) -> Float[Array, "B S S 3"]:
     side = jnp.arange(images.shape[1])
     inside = (side[None, :, None] < batch["size"][:, :1, None]) & (side[None, None] < batch["size"][:, 1:, None])
     return jnp.where(inside[..., None], images, 0)
-
-
-def _pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
-    """An image of `Experiment.predict` as RGB; arrays of the evaluation set are RGB already."""
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
-        return image
-    with BUDGET.scope():
-        return pixels(image)
 
 
 def _normalise(config: ConfigDict) -> Any:

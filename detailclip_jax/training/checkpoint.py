@@ -31,8 +31,8 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
+from detailclip_jax.config import detection, transfer
 from detailclip_jax.config.run_config import from_json
-from detailclip_jax.config.transfer import METHOD as SEGMENTATION
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
 from detailclip_jax.runtime.errors import RunError
@@ -447,7 +447,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
     `path` is a workdir; without `step` its newest checkpoint is loaded.  `variables` holds "params" (the student),
     "ema_params" (the teacher's networks; `ema.overlay` adds the student's others), "batch_stats" and "centers".
     Raises FileNotFoundError that lists the existing steps, and CheckpointError for an unreadable checkpoint and for a
-    segmentation run.
+    run of a dense task.
     """
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
     device = first_device()
@@ -497,11 +497,11 @@ def _steps_in(folder: Path) -> list[int]:
 def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], ConfigDict]:
     run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
     config = from_json(run["config"])
-    if config.method == SEGMENTATION:
+    if config.method in (transfer.METHOD, detection.METHOD):
         raise CheckpointError(
-            f"{folder.parents[1]} is a segmentation run, whose encoder has no text and no embeddings of its own; name "
-            f"the encoder that it started from{f', {config.init}' if config.init else ''}, or load the run in Python "
-            "with detailclip_jax.run.transfer.load"
+            f"{folder.parents[1]} is a {config.method} run, whose encoder has no text and no embeddings of its own; "
+            f"name the encoder that it started from{f', {config.init}' if config.init else ''}, or load the run in "
+            "Python with detailclip_jax.run.transfer.load"
         )
     config.model.attention = "auto"  # chosen for this machine, not for the one that trained
     shapes, place = experiment.weight_shapes(config), replicated(make_mesh([device]))

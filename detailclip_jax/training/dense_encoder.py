@@ -51,11 +51,8 @@ def image_encoder(networks: Networks) -> VisionTransformer:
     return networks.image
 
 
-def fitted(vit: VisionTransformer, config: ConfigDict, size: int | tuple[int, int]) -> VisionTransformer:
-    """Returns the encoder with separate blocks and learnt positions on the grid of images of `size` pixels.
-
-    `size` is the side of a square, or (height, width).
-    """
+def fitted(vit: VisionTransformer, config: ConfigDict, size: int) -> VisionTransformer:
+    """Returns the encoder with separate blocks and learnt positions on the grid of square images of `size` pixels."""
     return vit.clone(
         image_size=size,
         scan=False,
@@ -69,8 +66,9 @@ def fitted(vit: VisionTransformer, config: ConfigDict, size: int | tuple[int, in
 def weights(
     vit: VisionTransformer, params: Params, config: ConfigDict, size: int | tuple[int, int]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Returns the parameters of a trained encoder for `fitted`, and lines that say how the positions were resized.
+    """Returns the parameters of a trained encoder, and lines that say how its positions were resized.
 
+    `size` is the side of the images, or (height, width), in pixels.  Blocks become separate, as in `fitted`.
     Fixed sin-cos positions (MAE) become learnt ones with the same values, as its users fine-tune them; computing them
     for the larger grid would give positions that the encoder has never seen.
     """

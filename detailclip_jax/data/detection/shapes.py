@@ -94,6 +94,20 @@ def runs_of(mask: Bool[np.ndarray, "H W"]) -> list[int]:
     return [0, *lengths] if flat.size and flat[0] else lengths
 
 
+def runs_text(runs: Sequence[int]) -> str:
+    """Encodes run lengths as COCO's compressed text, the inverse of `text_runs`."""
+    characters = []
+    for number, run in enumerate(runs):
+        value = run - runs[number - 2] if number > 2 else run
+        while True:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            characters.append(chr(48 + (bits | 32 if more else bits)))
+            if not more:
+                break
+    return "".join(characters)
+
+
 def sample(shape: Shape, box: Box, side: int) -> UInt8[np.ndarray, "M M"]:
     """Samples a shape at the centres of side x side cells of a box (xyxy, pixels): 1 inside, 0 outside.
 

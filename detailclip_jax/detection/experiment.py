@@ -1,0 +1,384 @@
+"""The experiment of a detection run: network, optimiser, mesh, jitted training step, data and evaluation."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from detailclip_jax.data.detection import buckets, coco, stickers
+from detailclip_jax.data.detection.augment import Recipe
+from detailclip_jax.data.detection.batches import DetectionStream, examples
+from detailclip_jax.data.detection.buckets import Bucket
+from detailclip_jax.data.detection.sets import DetectionSet
+from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.detection import scoring
+from detailclip_jax.detection.model import TERMS, DetectionModel
+from detailclip_jax.detection.model import build as build_detector
+from detailclip_jax.detection.options import Options
+from detailclip_jax.detection.predict import Found, Test, predict
+from detailclip_jax.inference.encoders import arrays_of, load_encoder
+from detailclip_jax.kernels.products import matmul_precision
+from detailclip_jax.models import towers
+from detailclip_jax.models.sizes import size_of
+from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.training import dense_encoder, fine_tuning, sharding
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training import optimizer as groups_of
+from detailclip_jax.training.schedules import Schedule
+from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.types import BATCH, Array, Batch, Params, PyTree, Scalar
+
+STATS = "batch_stats"
+SAMPLED = 4096  # examples whose padding is measured at the start
+
+
+class Sets(NamedTuple):
+    """Training and evaluation set; their class names are the same."""
+
+    train: DetectionSet
+    val: DetectionSet
+
+
+class Setup(NamedTuple):
+    """The constant inputs of a training step."""
+
+    config: ConfigDict
+    model: DetectionModel
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    groups: PyTree
+    mesh: Mesh
+    placed: TrainState  # a PartitionSpec for every array of the state
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """The functions and objects of one detection run.
+
+    experiment = build(config)
+    state = experiment.init(config.seed)
+    state, values = experiment.train_step(state, experiment.put(batch))
+    scores, per_class, results = experiment.evaluate(state)
+    """
+
+    config: ConfigDict
+    setup: Setup
+    sets: Sets
+    state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
+    train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
+
+    @property
+    def mesh(self) -> Mesh:
+        """The device mesh."""
+        return self.setup.mesh
+
+    @property
+    def model(self) -> DetectionModel:
+        """Encoder and detector."""
+        return self.setup.model
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names."""
+        return self.sets.train.classes
+
+    @property
+    def terms(self) -> list[str]:
+        """The loss terms, by name."""
+        return list(TERMS)
+
+    def init(self, seed: int) -> TrainState:
+        """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
+        make = _creator(self.config, self.model, self.setup.optimizer)
+        return jax.jit(make, out_shardings=fine_tuning.places_of(self.state_shapes))(seed)
+
+    def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:
+        """Replaces the encoder by that of `config.init`; returns the state and lines that say what was loaded.
+
+        Raises FileNotFoundError, CheckpointError or ValueError as `inference.load` does.
+        """
+        return load_encoder(self.config, state, tuple(self.config.encoder.grid))
+
+    def put(self, batch: Batch) -> Batch:
+        """Places this process's part of a batch on the mesh."""
+        return meshes.put(batch, self.mesh)
+
+    def batch_shapes(self, bucket: Bucket) -> dict[str, Any]:
+        """Shapes and shardings of a global batch of a bucket."""
+        place = meshes.sharded(self.mesh)
+        shapes = {name: ((self.config.batch_size, *shape), dtype) for name, (shape, dtype) in self._shapes(bucket)}
+        return {name: jax.ShapeDtypeStruct(*shape, sharding=place) for name, shape in shapes.items()}
+
+    def _shapes(self, bucket: Bucket) -> list[tuple[str, tuple[tuple[int, ...], Any]]]:
+        return list(one_shapes(self.config, bucket).items())
+
+    def batches(self, start: int = 0, num_workers: int | None = None, bad_list: str | Path = "") -> Pipeline:
+        """Opens this process's batches; starts after `start` examples, counted over all processes."""
+        data = self.config.data
+        return Pipeline.of(
+            stream_of(self.config, self.sets.train),
+            self.config.batch_size // jax.process_count(),
+            jax.process_index(),
+            jax.process_count(),
+            data.num_workers if num_workers is None else num_workers,
+            data.prefetch,
+            data.max_bad_ratio,
+            start,
+            bad_list,
+        )
+
+    def evaluate(
+        self, state: TrainState, before_each: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, float], dict[str, dict[str, float]], list[dict[str, Any]]]:
+        """Detects in the evaluation set and scores with pycocotools; every process takes a part of the images.
+
+        Returns the twelve numbers of boxes and of masks in percent ("bbox_AP", ..., "segm_ARl"; see `scoring.score`),
+        the AP of every class, and the detections in COCO's format.  All processes must call it together.
+        `before_each` is called before every image, and may raise to stop.
+        """
+        known: list[tuple[int, tuple[int, int]]] = []
+
+        def images() -> Iterator[np.ndarray]:
+            for found, pixels in examples(self.sets.val.source, jax.process_index(), jax.process_count()):
+                before_each()
+                known.append((found["image_id"], pixels.shape[:2]))
+                yield pixels
+
+        results: list[dict[str, Any]] = []
+        for number, found in enumerate(self.predict(state, images())):
+            results += scoring.results_of(found, *known[number], self.sets.val.category_ids)
+        results = scoring.gathered(results)
+        scores, per_class = scoring.score(self.sets.val, results)
+        return scores, per_class, results
+
+    def predict(self, state: TrainState, images: Iterable[Any]) -> Iterator[Found]:
+        """Yields the detections of every image, in its own pixels, computed on this process's devices.
+
+        An image is uint8 [H, W, 3], a PIL image, or the path or the bytes of a file, as in `inference.model.Model`.
+        Raises TypeError for one image that is not in a list, and BadImage for an unreadable one.
+        """
+        arrays = arrays_of(images)
+        mesh = fine_tuning.local_mesh(self.mesh)
+        params, stats = (fine_tuning.here(tree, mesh) for tree in (state.params, state.batch_stats["student"]))
+        test, place = test_of(self.config), meshes.sharded(mesh)
+        batch_size = test.batch_size + -test.batch_size % mesh.devices.size
+
+        def detect(batch: np.ndarray, size: np.ndarray) -> Any:
+            return self._detect(params, stats, *jax.device_put((batch, size), place))
+
+        return predict(detect, arrays, test._replace(batch_size=batch_size))
+
+    @functools.cached_property
+    def _detect(self) -> jax.stages.Wrapped:
+        """The compiled function of (params, batch_stats, images, size), for images of any bucket."""
+        precision = self.config.model.matmul_precision
+
+        def run(params: Params, stats: Params, images: Array, size: Array) -> Any:
+            with matmul_precision(precision):
+                return self.model.apply({"params": params, STATS: stats}, images, size, method="detect")
+
+        return jax.jit(run)
+
+    def introduction(self) -> tuple[list[str], list[str]]:
+        """Lines to print when the run starts, and warnings."""
+        config = self.config
+        mode = "frozen" if config.encoder.frozen else "trained end to end"
+        shapes = tuple(config.views.buckets)
+        stream = stream_of(config, self.sets.train)
+        sizes = stream.geometry(np.arange(SAMPLED))[1].size
+        which = buckets.assign(sizes, shapes)
+        used = [
+            f"{h} x {w} ({share:.0%})"
+            for (h, w), share in zip(shapes, np.bincount(which, minlength=len(shapes)) / SAMPLED)
+        ]
+        lines = [
+            f"detection in {config.data.source}: {len(self.sets.train.source):,} images to train on, "
+            f"{len(self.sets.val.source):,} to evaluate on, {len(self.classes)} classes",
+            *(f"{name}: {note}" for name, one in zip(Sets._fields, self.sets) for note in one.notes),
+            f"Cascade Mask R-CNN; encoder {config.model.size}, {mode}",
+            f"batches of {len(shapes)} shapes: {', '.join(used)}; padding is "
+            f"{buckets.padding(sizes, which, shapes):.1%} of the pixels",
+            groups_of.table_text(self.state_shapes.params, fine_tuning.rules(config)),
+            fine_tuning.table_text(self.state_shapes.params, config),
+        ]
+        return lines, list(filter(None, [fine_tuning.learning_rate(config)[1]]))
+
+
+def one_shapes(config: ConfigDict, bucket: Bucket) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of every array of an example, by name."""
+    instances, side = config.data.max_instances, config.data.mask_size
+    return {
+        "image": ((*bucket, 3), jnp.uint8),
+        "size": ((2,), jnp.int32),
+        "boxes": ((instances, 4), jnp.float32),
+        "labels": ((instances,), jnp.int32),
+        "crowd": ((instances,), jnp.bool_),
+        "masks": ((instances, side, side), jnp.uint8),
+    }
+
+
+def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+    """Builds the experiment of a detection config whose encoder fields are adopted; computes nothing yet.
+
+    Raises ValueError that names the field, its value and what to write instead, and MissingData.
+    """
+    check_sizes(config)
+    dense_encoder.check_recipes(config)
+    mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
+    meshes.check_batch_size(config.batch_size, mesh)
+    sets = open_sets(config)
+    model = build_model(config, len(sets.train.classes))
+    params, _ = jax.eval_shape(functools.partial(_variables, config=config, model=model), jax.random.key(0))
+    adamw, schedule, groups = fine_tuning.build(params, config)
+    shapes, specs = fine_tuning.state_shapes(_creator(config, model, adamw), mesh)
+    setup = Setup(config, model, adamw, schedule, groups, mesh, specs)
+    out = fine_tuning.places_of(shapes), meshes.replicated(mesh)
+    step = jax.jit(functools.partial(train_step, setup=setup), donate_argnums=0, out_shardings=out)
+    return Experiment(config, setup, sets, shapes, step)
+
+
+def check_sizes(config: ConfigDict) -> None:
+    """Raises ValueError for buckets that the encoder or the images do not fit, and for a grid of incomplete patches."""
+    patch, views, test = size_of(config.model).patch_size, config.views, config.inference
+    for sides, largest, long in (
+        (views.buckets, max(views.short), views.long),
+        (test.buckets, test.short, test.long),
+    ):
+        short = min(largest, long)
+        buckets.check(tuple(sides), ((short, long), (long, short)), 2 * patch)
+    if any(side % patch for side in config.encoder.grid):
+        raise ValueError(f"encoder.grid {tuple(config.encoder.grid)} is not a multiple of the patch size {patch}")
+
+
+def open_sets(config: ConfigDict) -> Sets:
+    """Opens the training and the evaluation set.  Raises ValueError and MissingData as the sets do.
+
+    The scenes of stickers do not depend on the run's seed, so that runs of several seeds have the same evaluation set.
+    """
+    data = config.data
+    if data.source not in SOURCES:
+        raise ValueError(unknown("data.source", data.source, SOURCES))
+    sets = SOURCES[data.source](data)
+    if sets.train.classes != sets.val.classes:
+        raise ValueError(
+            f"the training set has the classes {sets.train.classes}, the evaluation set {sets.val.classes}"
+        )
+    return sets
+
+
+def _coco(data: ConfigDict) -> Sets:
+    return Sets(
+        coco.open_coco(data.path, "train", data.num_train, training=True),
+        coco.open_coco(data.path, "val", data.num_val),
+    )
+
+
+def _coco_format(data: ConfigDict) -> Sets:
+    return Sets(
+        coco.open_format(data.train_json, data.train_images, num=data.num_train, training=True),
+        coco.open_format(data.val_json, data.val_images, num=data.num_val),
+    )
+
+
+def _stickers(data: ConfigDict) -> Sets:
+    return Sets(
+        stickers.open_stickers(data.labels, "train", data.canvas, data.num_train or 2**24),
+        stickers.open_stickers(data.labels, "val", data.canvas, data.num_val or 500),
+    )
+
+
+SOURCES: dict[str, Callable[[ConfigDict], Sets]] = {
+    "coco": _coco,
+    "coco_format": _coco_format,
+    "stickers": _stickers,
+}
+
+
+def stream_of(config: ConfigDict, found: DetectionSet) -> DetectionStream:
+    """The training examples of a set, with the augmentation of `config.views`."""
+    recipe = Recipe(**{name: config.views[name] for name in Recipe._fields})
+    data, shapes = config.data, tuple(tuple(bucket) for bucket in config.views.buckets)
+    return DetectionStream(
+        found.source, recipe, shapes, config.batch_size, data.max_instances, data.mask_size, config.seed
+    )
+
+
+def test_of(config: ConfigDict) -> Test:
+    """How images are tested, from `config.inference`."""
+    fields = config.inference
+    return Test(fields.short, fields.long, tuple(tuple(bucket) for bucket in fields.buckets), fields.batch_size)
+
+
+def build_model(config: ConfigDict, num_classes: int) -> DetectionModel:
+    """Builds encoder and detector.  Raises ValueError for unknown options."""
+    built = dense_encoder.image_encoder(towers.build(config.model, ("image",)))
+    vit = dense_encoder.fitted(built, config, config.model.image_size)
+    vit = vit.clone(drop_path=0.0) if config.encoder.frozen else vit
+    return build_detector(vit, options_of(config), num_classes, BATCH)
+
+
+def options_of(config: ConfigDict) -> Options:
+    """The detector's numbers: the protocol's, and `detector.options` in their place.  Raises ValueError if unknown."""
+    given = config.detector.options.to_dict()
+    names = {field.name for field in dataclasses.fields(Options)}
+    for name in given:
+        if name not in names:
+            raise ValueError(unknown("detector.options", name, sorted(names)))
+    patch = size_of(config.model).patch_size
+    known = {"mean": tuple(config.preprocess.mean), "std": tuple(config.preprocess.std)}
+    return Options(**known, **{"positions": tuple(side // patch for side in config.encoder.grid), **given})
+
+
+def _variables(rng: Array, config: ConfigDict, model: DetectionModel) -> tuple[Params, Params]:
+    height, width = min(config.views.buckets, key=lambda bucket: bucket[0] * bucket[1])
+    batch = {
+        name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in one_shapes(config, (height, width)).items()
+    }
+    variables: Any = model.clone(axis=None).init(rng, batch, train=False)
+    return variables["params"], variables.get(STATS, {})
+
+
+def _creator(config: ConfigDict, model: DetectionModel, adamw: Any) -> Callable[[Any], TrainState]:
+    """The function from a seed to the state of step 0."""
+    variables = functools.partial(_variables, config=config, model=model)
+    return functools.partial(fine_tuning.create, variables=variables, adamw=adamw)
+
+
+def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainState, dict[str, Array]]:
+    """Computes the next state, and float32 scalars to log.  A pure function; `batch` is sharded over the mesh."""
+    with matmul_precision(setup.config.model.matmul_precision):
+        (_, (values, stats)), grads = jax.value_and_grad(combined_loss, has_aux=True)(state.params, state, batch, setup)
+    state, more = fine_tuning.updated(state, grads, stats, setup.optimizer, setup.schedule)
+    return state, values | more
+
+
+def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup) -> tuple[Scalar, tuple[Any, Params]]:
+    """The sum of the loss terms of the global batch.
+
+    Returns it with the scalars to log and the new BatchNorm statistics.  Gradients are taken of this function, outside
+    `shard_map`.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    keys = jax.random.split(key, batch["image"].shape[0])
+    placed = setup.placed
+
+    def local_loss(params: Params, stats: Params, batch: Batch, keys: Array) -> Any:
+        variables = {"params": sharding.gather(params, placed.params), STATS: stats}
+        made: Any = setup.model.apply(variables, batch, True, keys, mutable=STATS)
+        losses, changed = made
+        return losses.total, losses._asdict(), changed.get(STATS, {})
+
+    specs = placed.params, P(), P(BATCH), P(BATCH)
+    mapped = jax.shard_map(local_loss, mesh=setup.mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    params = groups_of.stop_frozen(params, setup.groups)
+    total, values, stats = mapped(params, state.batch_stats["student"], batch, keys)
+    return total, (values | {"loss": total}, stats)

@@ -1,0 +1,40 @@
+"""Checks of a detection config before anything is built; each message names the field, its value and the way out."""
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.config.detection import detection
+from detailclip_jax.data.detection.stickers import LABELS
+from detailclip_jax.detection.experiment import SOURCES
+from detailclip_jax.detection.scoring import METRICS
+from detailclip_jax.run import transfer_checks
+from detailclip_jax.run.transfer_checks import INFINITE, Rules
+
+RULES = Rules(
+    choices={
+        **transfer_checks.ENCODER_CHOICES,
+        "best_metric": ("", *METRICS),
+        "data.source": SOURCES,
+        "data.labels": LABELS,
+    },
+    ranges={
+        **transfer_checks.COMMON_RANGES,
+        **dict.fromkeys(("data.max_instances", "data.mask_size", "views.short", "views.long"), (1, INFINITE)),
+        **dict.fromkeys(("views.crop_short", "views.crop", "encoder.grid"), (1, INFINITE)),
+        **dict.fromkeys(("inference.short", "inference.long"), (1, INFINITE)),
+        **dict.fromkeys(("views.crop_share", "optimizer.decay_at"), (0, 1)),
+    },
+    positive=transfer_checks.COMMON_POSITIVE,
+    below_one=transfer_checks.BELOW_ONE,
+    any_length=("views.short", "views.crop_short", "views.buckets", "inference.buckets", "optimizer.decay_at"),
+)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError for the first field with an invalid value."""
+    transfer_checks.check_fields(config, detection(), RULES)
+    low, high = config.views.crop
+    if low > high:
+        raise ValueError(f"views.crop {config.views.crop} must be in ascending order")
+    for name, shapes in (("views.buckets", config.views.buckets), ("inference.buckets", config.inference.buckets)):
+        if not shapes or not all(len(shape) == 2 for shape in shapes):
+            raise ValueError(f"{name} {shapes!r} must be pairs of height and width, such as ((800, 1344), (1344, 800))")

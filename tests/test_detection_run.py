@@ -1,0 +1,306 @@
+"""Runs of detection: one step on devices, padding, a whole run with its files, resume, kill -9, overfitting."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_config
+
+from detailclip_jax import transfer as command
+from detailclip_jax.config import detection as fields
+from detailclip_jax.config import help_text, run_config
+from detailclip_jax.data.semantic.augment import resize_image
+from detailclip_jax.detection import experiment, predict
+from detailclip_jax.models import sizes
+from detailclip_jax.run import detection, loop, transfer
+from detailclip_jax.run import predict as predictions
+from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.training import experiment as pretraining
+from detailclip_jax.training import mesh
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, load
+
+SIZE = {**sizes.SIZES["tiny"]._asdict(), "width": 24, "depth": 2, "num_heads": 2}
+OPTIONS = {
+    **{"width": 16, "fc_width": 32, "num_convs": 1, "mask_convs": 1, "rpn_samples": 32, "roi_samples": 16},
+    **{"candidates_train": 32, "candidates_test": 32, "proposals_train": 32, "proposals_test": 16},
+    "max_per_image": 6,
+}
+
+
+def tiny(**changes):
+    """Two shapes of batches on scenes of 48 pixels: 32 x 32 and 48 x 48."""
+    config = fields.stickers(fields.detection())
+    config.model.size, config.model.custom = "custom", SIZE
+    config.detector.options.update(OPTIONS)
+    config.data.canvas, config.data.num_val, config.data.mask_size = 48, 6, 14
+    config.views.short, config.views.long, config.views.buckets = (30, 48), 48, ((32, 32), (48, 48))
+    config.inference.short = config.inference.long = 48
+    config.inference.buckets, config.inference.batch_size, config.encoder.grid = ((48, 48),), 8, (48, 48)
+    config.batch_size, config.total_steps, config.optimizer.warmup_steps = 8, 6, 2
+    config.log_every, config.checkpoint_every = 2, 2
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@functools.cache
+def built(devices=1):
+    return experiment.build(tiny(), mesh.make_mesh(jax.devices()[:devices]))
+
+
+@pytest.mark.check
+def test_one_device_and_eight_give_the_same_state():
+    """Through samples, BatchNorm and drop path, whose draws belong to the images."""
+    one, eight = built(), built(8)
+    start = one.init(0)
+    spread = jax.device_put(jax.device_get(start), mesh.replicated(eight.mesh))
+    with one.batches() as batches:
+        first = [next(batches) for _ in range(2)]
+    states = []
+    for made, state in ((one, start), (eight, spread)):
+        values = {}
+        for batch in first:
+            state, values = made.train_step(state, made.put(batch))
+        states.append(jax.device_get((state, values)))
+    (left, one_values), (right, eight_values) = states
+    for name, value in one_values.items():
+        np.testing.assert_allclose(value, eight_values[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), left.params, right.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), left.batch_stats, right.batch_stats
+    )
+
+
+@pytest.mark.check
+def test_detections_do_not_depend_on_the_bucket_or_the_neighbours():
+    """From an image to detections in its pixels; large weights of the classifiers give scores without ties."""
+    made = experiment.build(
+        tiny(**{"detector.options": {**OPTIONS, "score_threshold": 0.1}}), mesh.make_mesh(jax.devices()[:1])
+    )
+    state = made.init(1)
+    sharp = lambda path, leaf: 30 * leaf if "classifier" in {key.key for key in path} else leaf
+    state = state.replace(params=jax.tree.map_with_path(sharp, dict(state.params)))
+    rng = np.random.default_rng(0)
+    scenes = [made.sets.val.source[number]["image"] for number in range(3)]
+    images = [scenes[0], resize_image(scenes[1], (48, 30)), resize_image(scenes[2], (25, 48))]
+    noise = rng.integers(0, 256, (48, 48, 3)).astype(np.uint8)
+
+    def found(shapes, images):
+        test = predict.Test(48, 48, shapes, 4)
+        detect = lambda pixels, size: made._detect(state.params, state.batch_stats["student"], pixels, size)
+        return list(predict.predict(detect, iter(images), test))
+
+    alone = [found(((48, 48),), [image])[0] for image in images]
+    others = [found(((64, 80),), [noise, image, noise])[1] for image in images]
+    assert sum(len(one.scores) for one in alone) > 0
+    for first, second in zip(alone, others):
+        np.testing.assert_array_equal(first.labels, second.labels)
+        for name in ("boxes", "scores", "masks"):
+            np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=1e-4, err_msg=name)
+
+
+def test_the_shapes_of_a_batch_are_those_of_the_stream():
+    with built().batches() as batches:
+        batch = next(batches)
+    shapes = built().batch_shapes(batch["image"].shape[1:3])
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        name: (shape.shape, shape.dtype) for name, shape in shapes.items()
+    }
+
+
+def test_every_field_is_declared_and_the_schedules_are_the_protocol_s():
+    one, three = (run_config.load(f"configs/transfer/coco_cascade.py{arg}") for arg in ("", ":schedule=3x"))
+    assert "only in this config file" not in help_text(one, fields.field_of)
+    assert one.batch_size == 16 and one.total_steps == 12 * 7330 and three.total_steps == 36 * 7330
+    assert one.optimizer.layer_decay == 0.75 and three.optimizer.layer_decay == 0.65
+    assert [round(share * 12, 6) for share in one.optimizer.decay_at] == [8, 11]
+    assert [round(share * 36, 6) for share in three.optimizer.decay_at] == [27, 33]
+    assert one.model.drop_path == 0.2 and one.optimizer.learning_rate == 1e-4 and one.optimizer.warmup_steps == 500
+    options = experiment.options_of(one)
+    assert options.stage_ious == (0.5, 0.6, 0.7) and options.mean == one.preprocess.mean
+    with pytest.raises(ValueError, match="unknown schedule '2x'; known: 1x, 3x"):
+        run_config.load("configs/transfer/coco_cascade.py:schedule=2x")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.source", "cocoa", "unknown data.source 'cocoa'; did you mean 'coco'"),
+        ("data.labels", "group", "unknown data.labels 'group'; did you mean 'groups'"),
+        ("best_metric", "box_AP", "unknown best_metric 'box_AP'; did you mean 'bbox_AP'"),
+        ("views.buckets", ((40, 40),), r"views\.buckets: 40 x 40 has a side that is no multiple of 16"),
+        ("views.buckets", ((32, 32),), r"48 x 48 pixels fits in no bucket of 32 x 32"),
+        ("views.buckets", (48, 48), r"views\.buckets .* must have"),
+        ("views.short", (), r"views\.short \(\) must have"),
+        ("views.crop", (600, 384), r"views\.crop .* ascending order"),
+        ("encoder.grid", (50, 48), r"encoder\.grid \(50, 48\) is not a multiple of the patch size 8"),
+        ("encoder.positions", "cubic", r"encoder\.positions 'cubic' is unknown"),
+        ("optimizer.decay_at", (0.5, 2.0), r"optimizer\.decay_at .* must be from 0 to 1"),
+        ("detector.options", {"widht": 3}, "unknown detector.options 'widht'; did you mean 'width'"),
+    ],
+)
+def test_an_invalid_field_is_refused_before_the_run(tmp_path, field, value, message):
+    config = tiny()
+    with pytest.raises(ValueError, match=message):
+        if field == "detector.options":
+            config.detector.options.update(value)
+        else:
+            config.update_from_flattened_dict({field: value})
+        transfer.prepare(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A workdir with the checkpoint of step 0 of a tiny DetailCLIP."""
+    workdir, config = tmp_path_factory.mktemp("pretrained"), tiny_config()
+    made = pretraining.build(config)
+    run_config.claim_workdir(workdir, config)
+    with closing(Checkpoints(workdir)) as store:
+        store.save(0, made.init(0), {"examples": 0}, {"config": run_config.to_json(config), "data_fingerprint": ""})
+    return workdir
+
+
+def train(config, workdir):
+    return loop.train(transfer.prepare(config, workdir))
+
+
+@pytest.fixture(scope="module")
+def finished(pretrained, tmp_path_factory):
+    """A run of six steps from a checkpoint, with an evaluation after four."""
+    workdir = tmp_path_factory.mktemp("finished")
+    config = tiny(init=str(pretrained), evaluate_every=4)
+    assert train(config, workdir) == 0
+    return workdir
+
+
+@pytest.mark.check
+def test_a_run_writes_24_scores_results_and_a_figure(finished):
+    pytest.importorskip("matplotlib")
+    found = json.loads((finished / "results.json").read_text())
+    names = [f"{kind}_{name}" for kind in ("bbox", "segm") for name in ("AP", "AP50", "APs", "AR100", "ARl")]
+    assert set(names) <= set(found) and found["step"] == 6 and -1 <= found["bbox_AP"] <= 100
+    assert found["protocol"]["set"] == "stickers, groups" and len(found["per_class"]) == 24
+    results = json.loads((finished / "detections.json").read_text())
+    assert all(set(one) == {"image_id", "category_id", "bbox", "score", "segmentation"} for one in results)
+    assert (finished / "figures/detection.png").stat().st_size > 1000
+    assert "| AP |" in (finished / "report.md").read_text()
+    assert [line["step"] for line in read_lines(finished / "evaluations.jsonl")] == [4, 6]
+    lines = read_lines(finished / "metrics.jsonl")
+    terms = {"rpn_class", "rpn_box", "class_1", "box_3", "mask_2", "crowded_images", "learning_rate"}
+    assert [line["step"] for line in lines] == [2, 4, 6] and terms <= set(lines[0])
+
+
+@pytest.mark.check
+def test_a_finished_run_detects_in_python_and_compares(finished, pretrained, tmp_path):
+    pytest.importorskip("matplotlib")
+    model = predictions.model(finished)
+    assert isinstance(model, predictions.Detector)
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    found = model.detect(image)
+    assert found.boxes.shape == (len(found.scores), 4) and found.masks.shape[1:] == (28, 28)
+    assert (found.boxes >= -1e-3).all() and (found.boxes <= [90.01, 70.01, 90.01, 70.01]).all()
+    file = transfer.compare({"one": finished, "two": finished}, tmp_path / "compared.png", 2)
+    assert file.stat().st_size > 1000
+    with pytest.raises(CheckpointError, match=f"is a detection run.*that it started from, {pretrained}, or load"):
+        load(finished)
+
+
+@pytest.mark.check
+def test_the_command_draws_predictions_and_writes_them(finished, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(1)
+    (tmp_path / "photos/more").mkdir(parents=True)
+    for name in ("a.png", "more/b.png"):
+        Image.fromarray(rng.integers(0, 256, (50, 70, 3)).astype(np.uint8)).save(tmp_path / "photos" / name)
+    flags = [f"--predict={tmp_path / 'photos'}", f"--workdir={finished}", f"--out={tmp_path / 'out'}"]
+    assert command.predict(flags) == 0
+    found = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [image["file_name"] for image in found["images"]] == ["a.png", "more/b.png"]
+    assert all((tmp_path / "out" / f"{name}.png").stat().st_size > 1000 for name in ("a.png", "more/b.png"))
+    (tmp_path / "photos/c.png").write_bytes(b"<html>")
+    assert command.predict(flags) == 1 and "c.png: not an image" in capsys.readouterr().out
+    assert command.predict([*flags[:1], f"--workdir={tmp_path}", *flags[2:]]) == 2
+
+
+@pytest.mark.check
+def test_a_run_goes_on_and_equals_one_that_never_stopped(tmp_path):
+    """Two shapes of batches, samples, BatchNorm's statistics and drop path resume."""
+    for total, workdir in ((6, "whole"), (4, "parts"), (6, "parts")):
+        config = tiny(evaluate_at_end=False, total_steps=total)
+        config.optimizer.decay_at, config.optimizer.warmup_steps = (0.0,), 0  # a constant rate
+        train(config, tmp_path / workdir)
+    (_, whole, _), (_, parts, step) = transfer.load(tmp_path / "whole"), transfer.load(tmp_path / "parts")
+    assert step == 6
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole, parts)))
+
+
+COMMAND = """
+import sys
+from absl import flags
+from detailclip_jax.config import run_config
+from detailclip_jax.run import loop, transfer
+flags.FLAGS.mark_as_parsed()
+config = run_config.from_json(open(sys.argv[1]).read())
+sys.exit(loop.train(transfer.prepare(config, sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_bit_identically(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(run_config.to_json(tiny(evaluate_at_end=False, total_steps=12, log_every=1)))
+    command = [sys.executable, "-c", COMMAND, str(file)]
+    environment = {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("=8", "=1")}
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment)
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment)
+    while not (tmp_path / "killed/checkpoints/4").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, env=environment)
+    (_, whole, _), (_, killed, step) = transfer.load(tmp_path / "whole"), transfer.load(tmp_path / "killed")
+    assert step == 12
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole, killed)))
+    lines = [[line["loss"] for line in read_lines(tmp_path / name / "metrics.jsonl")] for name in ("whole", "killed")]
+    assert lines[0] == lines[1]
+
+
+def overfitting():
+    """Eight scenes at one size, without flips: the training images are the evaluation images."""
+    config = fields.stickers(fields.detection())
+    config.data.num_train = config.data.num_val = 8
+    config.views.short, config.views.flip, config.batch_size = (96,), 0.0, 8
+    config.model.drop_path, config.optimizer.layer_decay = 0.0, 1.0
+    config.total_steps, config.optimizer.learning_rate, config.log_every = 600, 2e-3, 50
+    return config
+
+
+@pytest.mark.slow
+def test_it_overfits_eight_scenes(tmp_path, monkeypatch):
+    """AP of boxes above 90 and of masks above 80 on the training images."""
+    opened = experiment.open_sets
+    monkeypatch.setattr(experiment, "open_sets", lambda config: opened(config)._replace(val=opened(config).train))
+    assert train(overfitting(), tmp_path) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["bbox_AP"] > 90 and found["segm_AP"] > 80, (found["bbox_AP"], found["segm_AP"])
+
+
+def test_another_batch_size_and_stickers_are_said_in_the_introduction():
+    lines, warnings = built().introduction()
+    text = "\n".join(lines)
+    assert "batches of 2 shapes: 32 x 32 (" in text and "48 x 48 (" in text and "of the pixels" in text
+    assert "batch_size 8 is not the recipe's 16" in warnings[0]
+    assert detection.DETECTION.counts == ("bad_records", "crowded_images")

@@ -1,0 +1,151 @@
+"""Scores of detection: pycocotools against a naive AP, results in COCO's format, predictions of images of any size."""
+
+import json
+
+import numpy as np
+import pytest
+
+from detailclip_jax.data.detection.sets import DetectionSet
+from detailclip_jax.data.detection.stickers import open_stickers
+from detailclip_jax.detection import scoring
+from detailclip_jax.detection.masks import paste
+from detailclip_jax.detection.model import Detections
+from detailclip_jax.detection.predict import Found, Test, predict
+
+masks = pytest.importorskip("pycocotools.mask")
+RNG = np.random.default_rng(0)
+
+
+class Truth:
+    """Images of 60 x 80 pixels of one class; the ground truth in COCO's format."""
+
+    def __init__(self, boxes):
+        self.boxes = boxes
+
+    def ground_truth(self):
+        annotations = [
+            {
+                "id": 1 + number,
+                "image_id": image,
+                "category_id": 3,
+                "bbox": [x, y, w, h],
+                "area": w * h,
+                "iscrowd": 0,
+                "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+            }
+            for number, (image, (x, y, w, h)) in enumerate((i, box) for i, own in self.boxes.items() for box in own)
+        ]
+        images = [{"id": image, "file_name": f"{image}.jpg", "height": 60, "width": 80} for image in self.boxes]
+        return {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "thing"}]}
+
+
+def truth(boxes):
+    return DetectionSet("own", Truth(boxes), ("thing",), (3,))
+
+
+def iou(first, second):
+    (x, y, w, h), (u, v, p, q) = first, second
+    both = max(min(x + w, u + p) - max(x, u), 0) * max(min(y + h, v + q) - max(y, v), 0)
+    return both / (w * h + p * q - both)
+
+
+def naive_ap(boxes, results):
+    """COCO's AP of one class: greedy matching by score, precision interpolated at 101 recalls, mean over ten IoUs."""
+    total, values = sum(map(len, boxes.values())), []
+    for threshold in np.linspace(0.5, 0.95, 10):
+        taken, hits = set(), []
+        for result in sorted(results, key=lambda one: -one["score"]):
+            image = result["image_id"]
+            best, at = threshold - 1e-10, None
+            for number, box in enumerate(boxes[image]):
+                if (image, number) not in taken and iou(result["bbox"], box) >= best:
+                    best, at = iou(result["bbox"], box), number
+            hits.append(at is not None)
+            taken |= {(image, at)} if at is not None else set()
+        right = np.cumsum(hits)
+        recall, precision = right / total, right / np.arange(1, len(hits) + 1)
+        values.append(np.mean([precision[recall >= r - 1e-12].max(initial=0) for r in np.linspace(0, 1, 101)]))
+    return 100 * np.mean(values)
+
+
+def test_the_ap_of_one_class_is_the_naive_one():
+    boxes = {
+        image: [[*RNG.integers(0, 40, 2).tolist(), *RNG.integers(8, 20, 2).tolist()] for _ in range(3)]
+        for image in range(1, 7)
+    }
+    results = [
+        {
+            "image_id": image,
+            "category_id": 3,
+            "score": float(RNG.random()),
+            "bbox": (np.array(box) + RNG.normal(0, 1.5, 4)).tolist(),
+        }
+        for image, own in boxes.items()
+        for box in [*own, [50, 30, 12, 12]]
+    ]
+    for one in results:
+        x, y, w, h = (round(v) for v in one["bbox"])
+        mask = np.zeros((60, 80), np.uint8)
+        mask[max(y, 0) : y + h, max(x, 0) : x + w] = 1
+        one["segmentation"] = masks.encode(np.asfortranarray(mask))
+    scores, classes = scoring.score(truth(boxes), results)
+    assert set(scores) == set(scoring.METRICS) and len(scores) == 24
+    assert scores["bbox_AP"] == pytest.approx(naive_ap(boxes, results), abs=1e-6)
+    assert 5 < scores["bbox_AP"] < 95 and classes["thing"]["bbox"] == pytest.approx(scores["bbox_AP"])
+    assert scores["bbox_APl"] == -1  # there is no large object
+    assert scores["segm_AP50"] > 20
+
+
+def test_no_detections_score_nothing_and_the_truth_scores_everything():
+    found = open_stickers("groups", "val", 48, 8)
+    scores, classes = scoring.score(found, [])
+    assert scores["bbox_AP"] == scores["segm_AP"] == 0
+    exact = [
+        {**{name: one[name] for name in ("image_id", "category_id", "bbox", "segmentation")}, "score": 1.0}
+        for one in found.ground_truth()["annotations"]
+    ]
+    for one in exact:
+        one["segmentation"] = masks.frPyObjects(one["segmentation"], 48, 48)
+    scores, classes = scoring.score(found, exact)
+    assert scores["bbox_AP"] == scores["segm_AP"] == pytest.approx(100)
+    assert {round(value, 3) for one in classes.values() for value in one.values()} == {-1.0, 100.0}
+
+
+def test_results_are_in_coco_s_format_and_survive_json():
+    """The pasted mask is the one that pycocotools decodes."""
+    found = Found(
+        np.array([[3.25, 4.5, 40.5, 30.125]], np.float32),
+        np.array([0.75], np.float32),
+        np.array([1], np.int32),
+        (RNG.random((1, 28, 28)) < 0.7).astype(np.float32),
+    )
+    one = json.loads(json.dumps(scoring.results_of(found, 17, (60, 80), (5, 9))))[0]
+    assert one["image_id"] == 17 and one["category_id"] == 9 and one["bbox"] == [3.25, 4.5, 37.25, 25.625]
+    np.testing.assert_array_equal(masks.decode(one["segmentation"]), paste(found.masks[0], found.boxes[0], (60, 80)))
+    assert set(one) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+
+
+def test_images_of_any_size_come_back_in_order_in_their_own_pixels():
+    """A detector that finds the content: each image is one box."""
+    test = Test(40, 64, ((48, 64), (64, 48), (64, 64)), 3)
+    seen = []
+
+    def detect(images, size):
+        seen.append(images.shape)
+        assert len(images) == 3
+        boxes = np.zeros((3, 2, 4), np.float32)
+        for number, (height, width) in enumerate(size):
+            assert not images[number, height:].any() and not images[number, :, width:].any()
+            boxes[number, 0] = [0, 0, width, height]
+        labels = np.tile(np.array([[4, -1]], np.int32), (3, 1))
+        scores = images[:, 0, 0, :1].astype(np.float32).repeat(2, 1)
+        return Detections(boxes, scores, labels, np.zeros((3, 2, 28, 28), np.float32))
+
+    sizes = [(RNG.integers(10, 200), RNG.integers(10, 200)) for _ in range(20)]
+    images = [np.full((h, w, 3), number, np.uint8) for number, (h, w) in enumerate(sizes)]
+    found = list(predict(detect, iter(images), test))
+    assert len(set(seen)) <= 3
+    for number, (one, (height, width)) in enumerate(zip(found, sizes)):
+        np.testing.assert_allclose(one.boxes, [[0, 0, width, height]], rtol=1e-5)
+        assert one.scores[0] == number and one.labels.tolist() == [4]
+        assert len(one.above(number + 0.5).scores) == 0
