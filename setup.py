@@ -30,6 +30,7 @@ DEV = [
     "clip-benchmark>=1.6,<2",  # whose protocol we compare with; brings open_clip and PyTorch
     "httpx2>=2",  # Starlette's test client
     "ipykernel>=6",
+    "jupytext>=1.16,<2",  # colabs/build.py
     "nbclient>=0.10",
     "nbformat>=5.10",
     "pyright>=1.1.390",

@@ -1,44 +1,73 @@
-"""The notebooks run from top to bottom, on a run of one step's worth of state."""
+"""The notebooks: they are what their sources say, their outputs are small, and they run from top to bottom."""
 
+import importlib.util
+import re
+import sys
 from pathlib import Path
 
-import jax
 import nbformat
 import pytest
-from nbclient import NotebookClient
-
-from detailclip_jax.config import default
-from detailclip_jax.config.run_config import to_json
-from detailclip_jax.evaluation import report
-from detailclip_jax.training import experiment
-from detailclip_jax.training.checkpoint import Checkpoints
-from detailclip_jax.training.mesh import make_mesh
 
 COLABS = Path(__file__).parent.parent / "colabs"
+NAMES = [path.stem for path in sorted(COLABS.glob("[0-9]*.py"))]
+LARGEST = 400 * 2**10  # bytes of a notebook
 
 
-def demo_workdir(workdir):
-    """What `make demo` leaves, before it has learned anything."""
-    config = default()
-    config.data.source, config.batch_size, config.total_steps = "stickers", 8, 1
-    config.model.size, config.model.image_size, config.model.context_length = "tiny", 64, 16
-    config.views.crops.large.size = 64
-    built = experiment.build(config, make_mesh(jax.devices()[:1]))
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save(1, built.init(0), data={}, run={"config": to_json(config)})
-    checkpoints.close()
-    report.write(workdir, {"zero_shot/ema/top1": 0.5}, config, step=1)
+@pytest.fixture(scope="module")
+def build():
+    """The script colabs/build.py, as a module."""
+    spec = importlib.util.spec_from_file_location("build_notebooks", COLABS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of runs that all notebooks of this test share: the first one trains, the others load."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_there_is_a_notebook_per_source():
+    assert len(NAMES) == 5
+    assert sorted(path.stem for path in COLABS.glob("*.ipynb")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_has_the_cells_of_its_source(build, name):
+    made, stored = build.notebook_of(COLABS / f"{name}.py"), nbformat.read(COLABS / f"{name}.ipynb", as_version=4)
+    nbformat.validate(stored)
+    cells = [(cell.cell_type, cell.source) for cell in made.cells]
+    assert [(cell.cell_type, cell.source) for cell in stored.cells] == cells, "python colabs/build.py writes it"
+    assert f"blob/main/colabs/{name}.ipynb" in stored.cells[0].source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stored_outputs_are_complete_and_small(name):
+    file = COLABS / f"{name}.ipynb"
+    cells = [cell for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
+    if not any(cell.outputs for cell in cells):
+        pytest.skip("stored without outputs")
+    printed = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+    assert file.stat().st_size < LARGEST
+    assert cells[0].outputs and cells[-1].outputs and "on 1 x" in printed  # the device
+    assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+    assert not re.search(r"(?<![\w.])/(tmp|home|root|work)/", printed)
 
 
 @pytest.mark.check
-def test_demo(tmp_path, monkeypatch):
-    demo_workdir(tmp_path)
-    monkeypatch.setenv("WORKDIR", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(COLABS.parent))
-    monkeypatch.setenv("XLA_FLAGS", "")
-    notebook = nbformat.read(COLABS / "demo.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(COLABS)}}).execute()
-    table, figure, guesses = (cell["outputs"] for cell in notebook.cells if cell["cell_type"] == "code")
-    assert "zero-shot top-1" in table[0]["data"]["text/markdown"]
-    assert figure[0]["data"]["image/png"]
-    assert len(guesses[0]["text"].strip().splitlines()) == 6
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs(build, name, runs, monkeypatch):
+    if name == "03_to_pytorch":
+        for library in ("torch", "timm", "open_clip", "transformers"):
+            pytest.importorskip(library)
+    small = {"STEPS": "2", "HEAD_STEPS": "2", "RUNS": str(runs), "XLA_FLAGS": "", "PYTHONPATH": str(COLABS.parent)}
+    for variable, value in small.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("MODEL", raising=False)
+    cells = build.run(build.notebook_of(COLABS / f"{name}.py")).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    images = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert "x cpu" in outputs[0].text
+    assert len(images) >= {"01_quickstart": 4, "02_inside_detailclip": 6, "03_to_pytorch": 0}.get(name, 1)

@@ -1,0 +1,105 @@
+# %% [markdown]
+# # Dense features
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/detailclip_jax/blob/main/colabs/04_dense.ipynb)
+#
+# What the patch features of a frozen encoder know: masks by a linear head, maps for words without any training,
+# similar patches, and principal components.
+
+# %%
+# In Colab this installs the library. Elsewhere: pip install -e '.[demo]' in a clone.
+# %matplotlib inline
+import os
+import shutil
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:
+    packages = ["detailclip_jax[demo] @ git+https://github.com/OWNER/detailclip_jax"]
+    packages += ["jax[cuda12]"] if shutil.which("nvidia-smi") else []
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *packages], check=True)
+
+import jax
+
+print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
+
+# %% [markdown]
+# `CHECKPOINT` is the workdir of a run; if it has no checkpoint, the next cell trains `STEPS` steps there. The outputs
+# below are of the demo's run of 600 steps (`make demo`, `MODEL=stickers`), which takes longer.
+
+# %%
+from pathlib import Path
+
+STEPS = int(os.environ.get("STEPS", 60))
+RUNS = Path(os.environ.get("RUNS", "../runs"))
+CHECKPOINT = RUNS / os.environ.get("MODEL", "quickstart")
+
+# %%
+import detailclip_jax
+from detailclip_jax.config import run_config
+from detailclip_jax.run import loop
+
+if not (CHECKPOINT / "checkpoints").exists():
+    config = run_config.load("stickers")
+    config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 10, 1), False
+    assert loop.train(loop.prepare(config, CHECKPOINT)) == 0
+model = detailclip_jax.load(CHECKPOINT)
+print(f"{model.config.method}, step {model.step}, {model.weights} weights")
+
+# %%
+from detailclip_jax.run import visualize
+
+scenes = visualize.scenes(model.config, count=6)
+models, options = {"model": model}, visualize.Options()
+
+# %% [markdown]
+# ## Principal components
+#
+# The first three components of all patch features as red, green and blue. The images share the components: equal
+# colours are similar features.
+
+# %%
+visualize.draw("pca", models, scenes, options)["pca"]
+
+# %% [markdown]
+# ## Similar patches
+#
+# The cosine of every patch with a chosen one, here the most attended patch of each image. Set `patch=(row, column)`
+# to choose.
+
+# %%
+visualize.draw("similarity", models, scenes, options)["similarity"]
+
+# %% [markdown]
+# ## Maps for words, without training
+#
+# `model.dense(image, texts)` compares texts with every place of an image. CLIP trains its class token only; a
+# read-out changes the last block so that patch tokens keep to their place (`naclip`, `sclip`, `clearclip`, `gem`,
+# ...). Each map is shown relative to the mean over all 96 nouns.
+
+# %%
+three = visualize.scenes(model.config, count=3)
+visualize.draw("words", models, three, visualize.Options(readout="naclip"))["words"]
+
+# %% [markdown]
+# ## Masks by a linear head
+#
+# `detailclip transfer` trains a segmentation head on an encoder. Here one linear layer learns 24 groups of objects on
+# the frozen features; the patch grid of this model is 8 x 8, so that borders are coarse.
+
+# %%
+
+from detailclip_jax.run import transfer
+
+HEAD_STEPS = int(os.environ.get("HEAD_STEPS", 60))
+config = run_config.load("transfer/stickers_linear")
+config.init = str(CHECKPOINT)
+config.total_steps, config.log_every = HEAD_STEPS, max(HEAD_STEPS // 4, 1)
+config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, HEAD_STEPS // 2)
+config.data.num_val, config.evaluate_at_end = 100, True
+workdir = RUNS / "linear"
+shutil.rmtree(workdir, ignore_errors=True)
+assert loop.train(transfer.prepare(config, workdir)) == 0
+
+# %%
+visualize.segmentation({"linear head": workdir}, 6)["segmentation"]
