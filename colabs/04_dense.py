@@ -88,7 +88,6 @@ visualize.draw("words", models, three, visualize.Options(readout="naclip"))["wor
 # the frozen features; the patch grid of this model is 8 x 8, so that borders are coarse.
 
 # %%
-
 from detailclip_jax.run import transfer
 
 HEAD_STEPS = int(os.environ.get("HEAD_STEPS", 60))
