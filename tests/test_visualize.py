@@ -110,7 +110,11 @@ def test_figures_of_an_experiment(tmp_path, monkeypatch):
 def test_a_method_without_teacher_and_pixels_has_fewer_images(tmp_path, monkeypatch):
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16))
     built = experiment.build(nano_config("clip"), make_mesh(jax.devices()[:1]))
-    assert [path.name for path in figures.write(tmp_path, built, noise_state(built))] == ["attention.png"]
+    state = noise_state(built)
+    (path,) = figures.write(tmp_path, built, state)
+    assert path.name == "attention.png"
+    with Image.open(path) as written:  # TensorBoard gets the same figure
+        np.testing.assert_array_equal(figures.images(built, state)["attention"], np.asarray(written.convert("RGB")))
 
 
 def test_a_run_on_other_data_has_its_curves_without_the_drawings(tmp_path, monkeypatch):
@@ -121,6 +125,7 @@ def test_a_run_on_other_data_has_its_curves_without_the_drawings(tmp_path, monke
     built = experiment.build(config, make_mesh(jax.devices()[:1]))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "clip": 2.0}\n')
     assert [path.name for path in figures.write(tmp_path, built, built.state_shapes)] == ["loss_curves.png"]
+    assert figures.images(built, built.state_shapes) == {}
 
 
 def nano_config(method):
