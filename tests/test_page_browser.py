@@ -23,6 +23,9 @@ import tiny
 from PIL import Image
 from test_pages import build_site
 
+from detailclip_jax.inference import catalogue, embeddings
+from detailclip_jax.inference import model as inference
+from detailclip_jax.inference.embeddings import Key, Table
 from detailclip_jax.interop import store
 from detailclip_jax.training import experiment
 from detailclip_jax.training.mesh import make_mesh
@@ -64,9 +67,23 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(workdir):
+def embedded(workdir, tmp_path_factory):
+    """A file of embeddings of three images; the rows are noise."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    model = inference.load(workdir)
+    rows = {}
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / f"{number}.png")
+        rows[Key("image", f"{number}.png")] = rng.normal(size=model.embedding_width).astype(np.float32)
+    embeddings.write(folder / "rows.npz", Table(catalogue.origin_of(model)._replace(root=str(folder)), rows))
+    return folder / "rows.npz"
+
+
+@pytest.fixture(scope="module")
+def url(workdir, embedded):
     """The real command with the same checkpoint twice; Ctrl-C must end it without a traceback."""
-    command = [sys.executable, "-m", "detailclip_jax.demo", "--port=0", *[f"--checkpoint={workdir}"] * 2]
+    models = [f"--checkpoint={workdir}"] * 2
+    command = [sys.executable, "-m", "detailclip_jax.demo", "--port=0", *models, f"--embeddings={embedded}"]
     options = {"env": {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, "text": True}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
     assert server.stdout is not None
@@ -163,6 +180,11 @@ def test_start_upload_type_click(browser, url, tmp_path):
     slider.send_keys(Keys.END)
     assert texts_of(browser, kept) == ["1 of 16 patches kept"] * 2
 
+    browser.find_element(By.ID, "query").send_keys("a frog", Keys.ENTER)
+    wait(browser, lambda _: len(texts_of(browser, "#found li")) == 3)
+    loaded = "return [...document.querySelectorAll('#found img')].every(e => e.naturalWidth == 40)"
+    wait(browser, lambda _: browser.execute_script(loaded))
+
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     unnamed = [
         element.get_attribute("outerHTML")[:80]
@@ -174,6 +196,26 @@ def test_start_upload_type_click(browser, url, tmp_path):
     assert not browser.get_log("browser"), "the console is empty"
     foreign = [address for address in requested(browser) if not address.startswith((url, "data:", "blob:"))]
     assert not [address for address in foreign if not address.startswith("chrome")]
+
+
+DROP = """
+const done = arguments[0];
+fetch("/api/scenes/3.png").then((answer) => answer.blob()).then((blob) => {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([blob], "scene.png"));
+  const event = new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true });
+  document.getElementById("drop").dispatchEvent(event);
+  done();
+});
+"""
+
+
+def test_an_image_is_dropped(browser):
+    wait(browser, lambda _: texts_of(browser, ".bars li"))
+    browser.execute_async_script(DROP)
+    preview = browser.find_element(By.ID, "preview")
+    wait(browser, lambda _: preview.get_attribute("alt") == "The chosen image")
+    assert not browser.get_log("browser")
 
 
 def test_an_unreadable_file_is_one_line(browser, tmp_path):
