@@ -72,10 +72,10 @@ def test_a_wheel_trains_in_an_empty_folder(tmp_path):
     (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
     with tarfile.open(sdist) as archive:
         assert any(name.endswith("configs/baselines/slip.py") for name in archive.getnames())
-    bin, site = environment_of(tmp_path / "environment", wheel)
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"XLA_FLAGS": ""}
+    bin, site = environment_of(tmp_path / "environment", wheel, variables)
     empty = tmp_path / "empty"
     empty.mkdir()
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"XLA_FLAGS": ""}
     run = {"cwd": empty, "env": variables, "capture_output": True, "text": True, "timeout": 1800}
     where = subprocess.run([bin / "python", "-c", "import detailclip_jax; print(detailclip_jax.__file__)"], **run)
     assert Path(where.stdout.strip()) == site / "detailclip_jax/__init__.py", where.stderr
@@ -89,14 +89,14 @@ def test_a_wheel_trains_in_an_empty_folder(tmp_path):
     assert (empty / "runs/stickers/checkpoints/2").is_dir() and (empty / "runs/stickers/report.md").exists()
 
 
-def environment_of(folder, wheel):
+def environment_of(folder, wheel, variables):
     """A virtual environment with the wheel alone, and the tests' packages on its path; its programs and packages."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
     bin = folder / ("Scripts" if os.name == "nt" else "bin")
     pip = [sys.executable, "-m", "pip", "--python", bin / "python", "install", "--quiet", "--no-deps", wheel]
-    subprocess.run(pip, check=True, timeout=300)
+    subprocess.run(pip, check=True, env=variables, timeout=300)
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(subprocess.check_output([bin / "python", "-c", code], text=True).strip())
+    site = Path(subprocess.check_output([bin / "python", "-c", code], env=variables, text=True).strip())
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return bin, site
 
