@@ -273,6 +273,7 @@ def test_a_limit_of_the_evaluated_scenes_leaves_those_of_the_fit():
     assert tasks.few_scenes(both, fitted=False) == {"num_scenes": 20}
 
 
+@pytest.mark.check
 def test_the_documented_encoder_evaluates_an_open_clip_model(tmp_path):
     """The lines of the package's docstring, as they stand there, on random weights: equal to open_clip's own calls."""
     open_clip, torch = pytest.importorskip("open_clip"), pytest.importorskip("torch")
