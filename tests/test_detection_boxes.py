@@ -138,9 +138,11 @@ def test_anchors_take_part_inside_the_content_only():
     level = anchors.Level(4, 8, 8)
     made = anchors.level_anchors(level, 2.0, (1.0,))
     size, extent = jnp.array([20, 15]), jnp.array([24, 16])
-    ours = np.asarray(anchors.inside(jnp.asarray(made), size, level, extent, 1))
+    ours = np.asarray(anchors.inside(jnp.asarray(made), size))
     for (x1, y1, x2, y2), found in zip(made, ours):
         assert found == (x1 >= 0 and y1 >= 0 and x2 < 15 and y2 < 20)
+    stand = np.asarray(anchors.placed([level, level], extent, 2)).reshape(2, 8, 8, 2)
+    assert stand[:, :6, :4].all() and stand.sum() == 2 * 6 * 4 * 2
     placed = np.asarray(anchors.places(level, jnp.array([[24, 16], [0, 32], [21, 13]])))
     assert [x.sum() for x in placed] == [6 * 4, 0, 6 * 4]
 

@@ -248,6 +248,15 @@ def test_the_samples_of_a_stage_hold_the_objects_own_boxes_first():
     assert (np.asarray(made.label)[5:] == K).all()
 
 
+def test_losses_and_detections_of_a_half_precision_encoder_are_float32():
+    """Shapes and types only: nothing is compiled."""
+    made, given = model.build(encoder(dtype=jnp.bfloat16, remat="full"), TINY, K), batch(2)
+    run = functools.partial(made.apply, train=True, mutable=["batch_stats"])
+    shapes, _ = jax.eval_shape(run, variables(), given, keys=keys(2))
+    found = jax.eval_shape(functools.partial(made.apply, method="detect"), variables(), given["image"], given["size"])
+    assert {leaf.dtype for leaf in (*shapes, found.boxes, found.scores, found.masks)} == {jnp.dtype("float32")}
+
+
 @pytest.mark.check
 def test_the_network_lowers_for_gpus_and_tpus():
     given = batch(2)

@@ -32,18 +32,17 @@ def level_anchors(level: Level, scale: float, ratios: Sequence[float]) -> Float3
     return (shift + base_anchors(level.stride, scale, ratios)).reshape(-1, 4)
 
 
-def inside(
-    anchors: Float[Array, "N 4"], size: Int[Array, "2"], level: Level, extent: Int[Array, "2"], ratios: int
-) -> Bool[Array, "N"]:
-    """Which anchors of a level take part in the loss: those that lie within the content of `size` (height, width).
-
-    `extent` (height, width in pixels) is the part of the array that the network treats as the image, see `backbone`;
-    the place of an anchor must lie in it as well.
-    """
-    placed = jnp.repeat(places(level, extent).reshape(-1), ratios)
+def inside(anchors: Float[Array, "N 4"], size: Int[Array, "2"]) -> Bool[Array, "N"]:
+    """Which anchors lie within the content of `size` (height, width); only these take part in the loss."""
     height, width = size[0], size[1]
     x1, y1, x2, y2 = jnp.moveaxis(anchors, -1, 0)
-    return placed & (x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)
+    return (x1 >= 0) & (y1 >= 0) & (x2 < width) & (y2 < height)
+
+
+def placed(levels: Sequence[Level], extent: Int[Array, "2"], ratios: int) -> Bool[Array, "N"]:
+    """Which anchors of all levels stand at a place of an image of `extent` (height, width), see `backbone`."""
+    found = jnp.concatenate([places(level, extent).reshape(-1) for level in levels])
+    return jnp.repeat(found, ratios)
 
 
 def places(level: Level, extent: Int[Array, "*batch 2"]) -> Bool[Array, "*batch height width"]:

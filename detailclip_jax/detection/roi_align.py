@@ -64,8 +64,7 @@ def roi_align(
     cells = max(cells, levels[-1].height * levels[-1].width)
     flat = jnp.concatenate([each.reshape(-1, each.shape[-1]) for each in maps])
     rois = jax.lax.stop_gradient(rois.astype(jnp.float32))
-    every = [_window(rois, level, extent) for level in levels]
-    windows = jax.tree.map(lambda *x: jnp.stack(x, 1), *every)
+    windows = _windows(rois, levels, extent)
     target = target_levels(rois, len(levels), finest)
     fits = windows.spans.prod(-1) <= cells
     chosen = (fits & (jnp.arange(len(levels)) >= target[:, None])).argmax(1)
@@ -95,10 +94,11 @@ def _chunked(function, inputs, chunk: int) -> Array:
     return made.reshape(groups * chunk, *made.shape[2:])[:number]
 
 
-def _window(rois: Float[Array, "R 4"], level: Level, extent: Int[Array, "2"]) -> Window:
-    """The places of a level that each RoI covers."""
-    counts = jnp.broadcast_to(jnp.maximum(-(-extent // level.stride), 1), (len(rois), 2))
-    low, high = rois[:, 1::-1] / level.stride - 0.5, rois[:, :1:-1] / level.stride - 0.5
+def _windows(rois: Float[Array, "R 4"], levels: Sequence[Level], extent: Int[Array, "2"]) -> Window:
+    """The places of every level that each RoI covers: arrays [R, L, 2]."""
+    stride = jnp.asarray([level.stride for level in levels])[:, None]
+    counts = jnp.broadcast_to(jnp.maximum(-(-extent // stride), 1), (len(rois), len(levels), 2))
+    low, high = rois[:, None, 1::-1] / stride - 0.5, rois[:, None, :1:-1] / stride - 0.5
     first = jnp.clip(jnp.floor(low).astype(jnp.int32), 0, counts - 1)
     last = jnp.clip(jnp.floor(high).astype(jnp.int32) + 1, first, counts - 1)
     return Window(first, last - first + 1, low, high, counts)
@@ -109,7 +109,8 @@ def _pool(flat: Float[Array, "P C"], window: Window, start: Array, width: Array,
     number = jnp.arange(cells)
     used = number < window.spans.prod()
     place = jnp.stack([number // window.spans[1], number % window.spans[1]], 1) + window.first
-    rows, columns = (_weights(place[:, a], window.low[a], window.high[a], window.counts[a], size) for a in range(2))
+    one_axis = jax.vmap(_weights, (1, 0, 0, 0, None))
+    rows, columns = one_axis(place, window.low, window.high, window.counts, size)
     weights = jnp.where(used[:, None, None], rows[:, :, None] * columns[:, None], 0).reshape(cells, -1)
     index = jnp.where(used, start + place[:, 0] * width + place[:, 1], 0)
     # float32 before the look-up: its gradient adds up many RoIs

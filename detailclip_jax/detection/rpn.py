@@ -82,7 +82,7 @@ def proposals(
 def _best(logits, offsets, level: Level, size, extent, options: Options, most: int) -> tuple[Array, Array, Array]:
     """Boxes, logits and validity of the `most` anchors of a level with the largest logits."""
     ratios = options.anchor_ratios
-    placed = jnp.repeat(anchoring.places(level, extent).reshape(-1), len(ratios))
+    placed = anchoring.placed([level], extent, len(ratios))
     top, index = jax.lax.top_k(jnp.where(placed, logits, -jnp.inf), min(most, len(logits)))
     anchors = jnp.asarray(anchoring.level_anchors(level, options.anchor_scale, ratios))
     boxes = box.clip(box.decode(anchors[index], offsets[index]), size)
@@ -115,14 +115,13 @@ def rpn_loss(
     samples.
     """
     ratios = options.anchor_ratios
-    each = [jnp.asarray(anchoring.level_anchors(level, options.anchor_scale, ratios)) for level in levels]
-    anchors = jnp.concatenate(each)
+    anchors = jnp.concatenate([anchoring.level_anchors(level, options.anchor_scale, ratios) for level in levels])
 
     def image(logits: Array, offsets: Array, size: Array, extent: Array, objects: Objects, key: Array) -> Any:
-        inside = [anchoring.inside(a, size, level, extent, len(ratios)) for a, level in zip(each, levels)]
+        inside = anchoring.inside(anchors, size) & anchoring.placed(levels, extent, len(ratios))
         assigned = assign(
             anchors,
-            jnp.concatenate(inside),
+            inside,
             objects,
             options.rpn_positive_iou,
             options.rpn_negative_iou,
