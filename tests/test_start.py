@@ -32,16 +32,28 @@ def test_another_processor_has_another_folder(tmp_path, monkeypatch):
     assert start.programs_folder(environ) != here and start.programs_folder(environ).parent == here.parent
 
 
-@pytest.mark.parametrize("blocked", ["file", "read only"])
+@pytest.mark.parametrize("blocked", ["file", "read only", "of another user"])
 def test_without_a_folder_commands_compile_anew(tmp_path, blocked, monkeypatch):
     cache = tmp_path / "cache"
     if blocked == "file":
         cache.write_text("no folder")
-    else:
+    elif blocked == "read only":
         monkeypatch.setattr(os, "access", lambda path, mode: False)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: cache.parent.stat().st_uid + 1)
     environ = {"XDG_CACHE_HOME": str(cache)}
     start.keep_programs(environ)
     assert environ == {"XDG_CACHE_HOME": str(cache)}
+
+
+def test_without_a_home_commands_compile_anew(monkeypatch):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "home", fail)
+    environ = {}
+    start.keep_programs(environ)
+    assert environ == {}
 
 
 @pytest.mark.check

@@ -39,16 +39,17 @@ def keep_programs(environ: MutableMapping[str, str]) -> None:
     """Lets jax keep compiled programs between commands, unless the environment names a folder or none.
 
     JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it off.  Where the
-    folder cannot be created, every command compiles anew.
+    folder cannot be created or belongs to another user, every command compiles anew.
     """
     if CACHE in environ:
         return
-    folder = programs_folder(environ)
     try:
-        folder.mkdir(0o700, parents=True, exist_ok=True)  # jax runs what it reads there
-    except OSError:
+        folder = programs_folder(environ)
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        own = folder.stat().st_uid == os.getuid()  # jax runs what it reads there
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
         return
-    if os.access(folder, os.W_OK):
+    if own and os.access(folder, os.W_OK):
         environ[CACHE] = str(folder)
         for name, value in DEFAULTS.items():
             environ.setdefault(name, value)
