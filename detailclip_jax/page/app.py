@@ -52,7 +52,7 @@ MAX_TEXTS, MAX_LETTERS = 16, 500
 NUM_HELD = 32  # images that the server remembers
 NUM_SCENES, SCENE_SIDE = 12, 320
 NUM_FOUND, FOUND_SIDE = 24, 240
-NUM_OTHERS = 3  # captions that a scene is offered with besides those of its own objects
+NUM_OTHERS = 3  # captions of objects that a scene lacks, which it is offered with
 FILES = {
     "": ("page.html", "text/html"),
     "page.css": ("page.css", "text/css"),
