@@ -89,6 +89,7 @@ def listening(number: int) -> socket.socket:
     at.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         at.bind((HOST, number))
+        at.listen()  # a second page cannot take the port; browsers wait until the first one is ready
         return at
     except OSError as error:
         at.close()
@@ -110,6 +111,8 @@ def serve(application, at: socket.socket, console: Console) -> None:
     try:
         while not server.started and thread.is_alive():
             time.sleep(0.01)
+        if not server.started:
+            raise errors.RunError("the page's server could not start; its error is printed above")
         console.say(f"the page is at http://localhost:{at.getsockname()[1]} (Ctrl-C ends it)")
         while thread.is_alive():
             thread.join(0.5)

@@ -151,6 +151,17 @@ def test_a_service_that_cannot_be_opened_is_explained(wandb, tmp_path):
         WandbWriter("detail", tmp_path, {}, print)
 
 
+def test_a_run_that_was_opened_before_goes_on_without_the_service(wandb, tmp_path):
+    """A scheduler starts it again while the service is away."""
+    WandbWriter("detail", tmp_path, {}, print).close()
+    wandb.error, warnings = RuntimeError("no route to host"), []
+    writer = WandbWriter("detail", tmp_path, {}, warnings.append)
+    writer.write(1, {"loss": 1.0})
+    writer.write_images(1, {"attention": np.zeros((4, 6, 3), np.uint8)})
+    writer.close()
+    assert len(warnings) == 1 and "no route to host" in warnings[0] and not wandb.logged
+
+
 def test_trouble_with_the_service_stops_nothing(wandb, tmp_path, monkeypatch):
     warnings = []
     writer = WandbWriter("detail", tmp_path, {}, warnings.append)

@@ -70,9 +70,12 @@ def of_held_out(experiment: Experiment, state: TrainState) -> dict[str, Any]:
 
 
 def images(experiment: Experiment, state: TrainState) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
-    """The attention figure of held-out images as an array; empty if there are none.  All processes must call it."""
+    """The attention figure of held-out images as an array; empty if there are none.  All processes must call it.
+
+    `state` may be sharded; it is gathered only if there are images.
+    """
     shown = held_out_images(experiment.config)
-    return {"attention": style.pixels(attention(experiment, state, shown))} if shown else {}
+    return {"attention": style.pixels(attention(experiment, experiment.whole(state), shown))} if shown else {}
 
 
 def attention(experiment: Experiment, state: TrainState, shown: Shown):

@@ -187,7 +187,7 @@ class Session:
     def draw(self, step: int, state: TrainState) -> None:
         """Writes the images of the run's task for TensorBoard; all processes must call it."""
         with self.clock.paused():
-            images = self.run.task.images(self.run, self.run.experiment.whole(state))
+            images = self.run.task.images(self.run, state)
         if images:
             self._writer.write_images(step, images)
 

@@ -1,7 +1,7 @@
 """Metrics, images and config of a run in Weights & Biases, an optional package.
 
 The package reads its own environment variables: WANDB_MODE=offline stores everything in the workdir, for `wandb sync`
-later.  Trouble with the service never stops a run.
+later.  A new run ends if its project cannot be opened.  After that, trouble with the service never stops it.
 """
 
 import importlib
@@ -35,33 +35,45 @@ class WandbWriter:
     """A run in Weights & Biases; see `metrics.Events` for the methods."""
 
     def __init__(self, project: str, workdir: Path, settings: Mapping[str, Any], warn: Callable[[str], None]):
-        """Opens the run of the workdir, or continues it.  Raises WandbError if that is impossible."""
-        self._warn = warn
+        """Opens the run of the workdir, or continues it.
+
+        Raises WandbError if a new one cannot be opened.  If an old one cannot be continued, `warn` says so, and the run
+        goes on without the service.
+        """
+        self._warn, self._run = warn, None
+        file = workdir / ID_FILE
+        known = file.read_text().strip() if file.exists() else None
+        name = known or uuid.uuid4().hex[:8]
         try:
             self._wandb = importlib.import_module("wandb")
-            self._run = self._wandb.init(
+            opened = self._wandb.init(
                 project=project,
                 dir=str(workdir),
                 name=workdir.name,
-                id=run_id(workdir),
+                id=name,
                 resume="allow",
                 config=dict(settings),
                 settings=self._wandb.Settings(console="off"),
             )
-            self._run.define_metric("*", step_metric="step")  # a continued run repeats steps
+            opened.define_metric("*", step_metric="step")  # a continued run repeats steps
         except Exception as error:  # a broken installation, not logged in, no network
+            if known:
+                return warn(f"Weights & Biases gets nothing of this run from here on ({error})")
             raise WandbError(
                 f"Weights & Biases: {error}; log in with `wandb login`, set WANDB_MODE=offline, or leave "
                 "--config.logging.wandb empty"
             ) from error
+        self._run = opened
+        if not known:
+            replace_text(file, name + "\n")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Sends the scalars of a step."""
-        self._send({"step": step, **values})
+        self._trying(lambda run: run.log({"step": step, **values}))
 
     def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
         """Sends the images of a step."""
-        self._send({"step": step, **{name: self._wandb.Image(image) for name, image in images.items()}})
+        self._trying(lambda run: run.log({"step": step, **{n: self._wandb.Image(x) for n, x in images.items()}}))
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
         """Does nothing: the run was opened with them."""
@@ -69,9 +81,6 @@ class WandbWriter:
     def close(self) -> None:
         """Waits until everything is sent, or stored."""
         self._trying(lambda run: run.finish())
-
-    def _send(self, values: Mapping[str, Any]) -> None:
-        self._trying(lambda run: run.log(dict(values)))
 
     def _trying(self, call: Callable[[Any], None]) -> None:
         """Calls, and goes on without the service after an error."""
@@ -81,11 +90,3 @@ class WandbWriter:
             except Exception as error:
                 self._run = None
                 self._warn(f"Weights & Biases gets nothing any more ({error}); metrics.jsonl and tensorboard/ go on")
-
-
-def run_id(workdir: Path) -> str:
-    """Returns the identifier of the workdir's run, stored at the first call."""
-    file = workdir / ID_FILE
-    if not file.exists():
-        replace_text(file, uuid.uuid4().hex[:8] + "\n")
-    return file.read_text().strip()
