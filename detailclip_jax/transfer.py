@@ -5,7 +5,7 @@
         --config.data.path=/data/ADEChallengeData2016 --workdir=runs/ade20k
     python -m detailclip_jax.transfer --config=configs/transfer/coco_cascade.py --config.init=runs/vitb16 \\
         --config.data.path=/data/coco --workdir=runs/coco
-    python -m detailclip_jax.transfer --predict=photos --workdir=runs/coco --out=drawn
+    python -m detailclip_jax.transfer --predict=photos --workdir=runs/coco --out=runs/drawn
 
 --config.init names the workdir of a trained encoder, or of an imported one (import_torch); without it the encoder is
 untrained.  --config.NAME=VALUE sets a field; --help-config with --config lists them with meaning and source.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax import __main__ as door
-from detailclip_jax import compare, demo, doctor, embed, evaluate, export, import_torch, visualize
+from detailclip_jax import compare, demo, doctor, embed, evaluate, export, import_torch, transfer, visualize
 from detailclip_jax import main as train
 from detailclip_jax.benchmarks import options
 from detailclip_jax.config import run_config
@@ -142,7 +142,9 @@ def test_every_command_parses(page, words, monkeypatch):
         assert {word for word in words[1:] if "=" not in word} <= set(targets)
         return
     module, arguments = module_of(words)
-    if module in ("main", "transfer"):
+    if module == "transfer" and any(argument.startswith("--predict=") for argument in arguments):
+        transfer.predict_parser().parse_args(arguments)
+    elif module in ("main", "transfer"):
         check_run(arguments)
     elif module == "doctor":
         if doctor.LAUNCH in arguments:
@@ -158,7 +160,10 @@ def test_every_command_parses(page, words, monkeypatch):
 
 
 def test_every_field_that_a_page_sets_exists():
-    configs = {"docs/segmentation.md": "configs/transfer/ade20k_upernet.py"}
+    configs = {
+        "docs/segmentation.md": "configs/transfer/ade20k_upernet.py",
+        "docs/detection.md": "configs/transfer/coco_cascade.py",
+    }
     for page, text in PAGES.items():
         config = run_config.load(str(ROOT / configs.get(page, "configs/stickers.py")))
         run_config.check_overrides(config, re.findall(r"--(?:config\.|set )([a-z][\w.]*\w)=", text))

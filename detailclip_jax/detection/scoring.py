@@ -66,7 +66,7 @@ def score(truth: DetectionSet, results: Iterable[Mapping[str, Any]]) -> tuple[di
     except ImportError as error:
         raise ImportError("scores of detection need pycocotools: pip install 'detailclip_jax[detection]'") from error
     with _quiet():
-        known = COCO()
+        known: Any = COCO()
         known.dataset = truth.ground_truth()
         known.createIndex()
     results = list(results)
@@ -85,7 +85,7 @@ def _percent(value: float) -> float:
 
 
 def _evaluated(
-    known: Any, results: Sequence[Mapping[str, Any]], kind: str, category_ids: Sequence[int]
+    known: Any, results: Sequence[Mapping[str, Any]], kind: Any, category_ids: Sequence[int]
 ) -> tuple[Sequence[float], list[float]]:
     """The twelve numbers, and the AP of every class (-1 for a class without objects)."""
     from pycocotools.coco import COCO
@@ -97,7 +97,7 @@ def _evaluated(
         if own:
             found = known.loadRes(own)
         else:
-            found = COCO()
+            found: Any = COCO()
             found.dataset = {**known.dataset, "annotations": []}
             found.createIndex()
         evaluation = COCOeval(known, found, kind)

@@ -27,8 +27,9 @@ def assign(sizes: Int[np.ndarray, "n 2"], buckets: Sequence[Bucket]) -> Int[np.n
     """
     shapes = np.array(buckets)
     fits = (sizes[:, None] <= shapes).all(-1)
-    if not fits.any(1).all():
-        height, width = sizes[~fits.any(1)][0]
+    held = fits.any(-1)
+    if not held.all():
+        height, width = sizes[~held][0]
         shown = ", ".join(f"{h} x {w}" for h, w in buckets)
         raise ValueError(f"an image of {height} x {width} pixels fits in no bucket of {shown} (height x width)")
     return np.where(fits, shapes.prod(1), np.iinfo(np.int64).max).argmin(1)
