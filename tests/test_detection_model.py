@@ -6,9 +6,11 @@ import detection_oracle as oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from detailclip_jax.detection import boxes as box
 from detailclip_jax.detection import cascade, model, postprocess, rpn
 from detailclip_jax.detection.assignment import Objects
 from detailclip_jax.detection.options import Options
@@ -29,6 +31,7 @@ TINY = Options(
         "mask_roi_size": 4,
     },
 )
+LEARNING = Options(**{name: getattr(TINY, name) for name in TINY.__dataclass_fields__} | {"width": 16, "fc_width": 32})
 EVERYTHING = Options(  # samples hold every candidate, so that no number depends on the draw
     **{name: getattr(TINY, name) for name in TINY.__dataclass_fields__}
     | {"rpn_samples": 4096, "rpn_positive_ratio": 1.0, "roi_samples": 64, "roi_positive_ratio": 1.0}
@@ -139,6 +142,63 @@ def test_one_device_and_eight_give_the_same_losses_gradients_and_statistics():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one[0][1][1], eight[0][1][1])
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[1]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * scale), one[1], eight[1])
+
+
+def rectangles(number=4):
+    """Images of two rectangles each, whose colour is the class."""
+    rng, made = np.random.default_rng(2), batch(number)
+    images = rng.integers(60, 100, (number, SIDE, SIDE, 3)).astype(np.uint8)
+    boxes, labels = np.zeros((number, G, 4), np.float32), np.full((number, G), -1, np.int32)
+    for image, found, of in zip(images, boxes, labels):
+        for n, left in enumerate((2, 34)):
+            x, y, w, h = left + rng.integers(0, 6), rng.integers(2, 36), rng.integers(14, 24), rng.integers(14, 26)
+            found[n], of[n] = [x, y, x + w, y + h], rng.integers(0, K)
+            image[y : y + h, x : x + w] = np.eye(3, dtype=np.uint8)[of[n]] * 255
+    whole = {"size": jnp.full_like(made["size"], SIDE), "crowd": jnp.zeros_like(made["crowd"])}
+    masks = jnp.ones_like(made["masks"])
+    return (
+        made
+        | whole
+        | {"image": jnp.asarray(images), "boxes": jnp.asarray(boxes), "labels": jnp.asarray(labels), "masks": masks}
+    )
+
+
+@pytest.mark.check
+def test_the_detector_learns_a_few_images():
+    """Every rectangle is found with its colour; masks fill their boxes."""
+    given, made = rectangles(), model.build(encoder(), LEARNING, K)
+    start = jax.jit(made.init)(jax.random.key(0), given)
+    adam = optax.adam(3e-3)
+
+    def loss(params, stats, key):
+        variables = {"params": params, "batch_stats": stats}
+        found, changed = made.apply(
+            variables, given, train=True, keys=jax.random.split(key, 4), mutable=["batch_stats"]
+        )
+        return found.total, changed["batch_stats"]
+
+    @jax.jit
+    def step(params, stats, state, key):
+        (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(params, stats, key)
+        change, state = adam.update(gradient, state)
+        return optax.apply_updates(params, change), stats, state, value
+
+    params, stats, values = start["params"], start["batch_stats"], []
+    state = adam.init(params)
+    for key in jax.random.split(jax.random.key(1), 150):
+        params, stats, state, value = step(params, stats, state, key)
+        values.append(float(value))
+    assert np.mean(values[-10:]) < 0.5 * np.mean(values[:5])
+    found = jax.jit(functools.partial(made.apply, method="detect"))(
+        {"params": params, "batch_stats": stats}, given["image"], given["size"]
+    )
+    for number in range(4):
+        objects = np.flatnonzero(np.asarray(given["labels"][number]) >= 0)
+        overlaps = np.asarray(box.iou(given["boxes"][number][objects], found.boxes[number]))
+        same = np.asarray(given["labels"][number])[objects][:, None] == np.asarray(found.labels[number])
+        best = np.where(same, overlaps, 0).argmax(1)
+        assert (np.where(same, overlaps, 0).max(1) > 0.6).all()
+        assert (np.asarray(found.masks[number])[best] > 0.5).mean() > 0.9
 
 
 # --- against PyTorch
