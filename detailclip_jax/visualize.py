@@ -16,9 +16,10 @@
     similarity      the cosine of all patch features with one patch, by default the most attended one
     pca             three principal components of the patch features as colours, shared by the images
     words           where each text is more similar than other texts; needs a method with captions
-    segmentation    predictions of workdirs of `transfer`; without --images on their evaluation set
+    segmentation    label maps of workdirs of `transfer`; without --images on their evaluation set
+    detection       boxes and masks of workdirs of `transfer`; without --images on their evaluation set
 
-Without --what it draws all of them that every checkpoint can have, except segmentation.
+Without --what it draws all of the others that every checkpoint can have.
 """
 
 import argparse
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from detailclip_jax.run import visualize as drawing
 
 MODEL_FIGURES = ("overview", "attention", "removal", "reconstruction", "similarity", "pca", "words")
-SEGMENTATION = "segmentation"
+PREDICTIONS = ("segmentation", "detection")
 FORMATS = ("png", "svg")
 STICKERS = "stickers"
 
@@ -80,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     add("--images", action="append", metavar="PATH", help=where)
     add("--num-images", type=flags.positive, default=6, metavar="N", help="number of images (default: 6)")
     add("--first", type=int, default=0, metavar="N", help="number of the first image, from 0 (default: 0)")
-    names = comma_separated(flags.one_of("figure", (*MODEL_FIGURES, SEGMENTATION)))
+    names = comma_separated(flags.one_of("figure", (*MODEL_FIGURES, *PREDICTIONS)))
     add("--what", type=names, metavar="NAME,...", help="figures (default: all that every checkpoint can have)")
     add("--texts", action="append", default=[], metavar="TEXT", help="text for words and overview; may be repeated")
     add("--readout", default="naclip", metavar="NAME", help="read-out of patch features for words (default: naclip)")
@@ -100,9 +101,8 @@ def check(arguments: argparse.Namespace) -> None:
     given, what = arguments, arguments.what or []
     checkpoints = given.checkpoint
     wrong = {
-        f"--what={SEGMENTATION} takes workdirs of `transfer`, the other figures those of `train`: use two calls": (
-            SEGMENTATION in what and len(what) > 1
-        ),
+        f"--what={','.join(what)}: {' and '.join(PREDICTIONS)} take workdirs of `transfer`, the others those of "
+        "`train`; use a call for each": len(what) > 1 and bool({*what} & {*PREDICTIONS}),
         f"--labels has {len(given.labels or [])} names for {len(checkpoints)} checkpoints": (
             given.labels and len(given.labels) != len(checkpoints)
         ),
@@ -136,21 +136,22 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     files.check_writable(arguments.out)
     names = names_of(arguments.checkpoint, arguments.labels)
     paths = dict(zip(names, arguments.checkpoint))
-    figures = predictions if arguments.what == [SEGMENTATION] else of_models
+    figures = predictions if arguments.what and arguments.what[0] in PREDICTIONS else of_models
     figures(paths, arguments, console)
     return 0
 
 
 def predictions(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> None:
-    """Writes the figure of segmentation runs."""
+    """Writes the figure of runs of a dense task."""
     from detailclip_jax.run import visualize as drawing
 
+    (task,) = arguments.what
     for path in paths.values():
-        drawing.check_segmentation(path)
+        drawing.check_task(task, path)
     count, first, shown = arguments.num_images, arguments.first, None
     if arguments.images:
         shown = drawing.plain_scenes(count, first) if arguments.images == [STICKERS] else images_of(arguments)
-    save(drawing.segmentation(paths, count, shown, first), arguments, console)
+    save(drawing.PREDICTIONS[task](paths, count, shown, first), arguments, console)
 
 
 def of_models(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> None:

@@ -5,11 +5,13 @@ from contextlib import closing
 import numpy as np
 import pytest
 from PIL import Image
+from test_detection_run import tiny as tiny_detection
 from test_inference import made
 from test_segmentation_step import tiny
 
 from detailclip_jax import visualize
 from detailclip_jax.config import run_config
+from detailclip_jax.detection import experiment as detection
 from detailclip_jax.inference.model import load
 from detailclip_jax.interop import store
 from detailclip_jax.run import visualize as drawing
@@ -82,8 +84,16 @@ def test_several_checkpoints_share_a_figure_and_what_one_lacks_is_left_out(workd
         ("detailclip", ["--what=pca", "--images=PHOTO", "--first=3"], "--first=3, but there are only 3 images"),
         ("detailclip", ["--what=pca", "--images=nowhere"], "there is no folder or file 'nowhere'"),
         ("detailclip", ["--what=pca", "--labels=a,b"], "--labels has 2 names for 1 checkpoints"),
-        ("detailclip", ["--what=segmentation"], "--what=segmentation shows runs of the command `transfer`, but"),
-        ("detailclip", ["--what=segmentation,pca"], "takes workdirs of `transfer`, the other figures those of `train`"),
+        (
+            "detailclip",
+            ["--what=segmentation"],
+            "--what=segmentation shows segmentation runs of the command `transfer`, but",
+        ),
+        (
+            "detailclip",
+            ["--what=segmentation,pca"],
+            "segmentation and detection take workdirs of `transfer`, the others those of `train`",
+        ),
         ("detailclip", ["--what=pca", "--formats=pdf"], "unknown format 'pdf'"),
     ],
 )
@@ -149,17 +159,20 @@ def test_checkpoints_are_named_by_the_folders_that_tell_them_apart(paths, names)
 
 
 @pytest.mark.check
-def test_predictions_of_a_segmentation_run_lie_next_to_the_ground_truth(tmp_path, photo):
-    config = tiny("linear")
-    built = segmentation.build(config)
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_predictions_of_a_run_lie_next_to_the_ground_truth(tmp_path, photo, task):
+    config, room = (tiny("linear"), segmentation) if task == "segmentation" else (tiny_detection(), detection)
+    built = room.build(config)
     run_config.claim_workdir(tmp_path / "run", config)
     record = {"config": run_config.to_json(config), "data_fingerprint": ""}
     with closing(Checkpoints(tmp_path / "run")) as saved:
         saved.save(3, built.init(0), {"examples": 0}, record)
-    given = f"--checkpoint={tmp_path / 'run'}", "--what=segmentation", "--num-images=2", "--formats=png"
-    assert run(*given, f"--out={tmp_path / 'own'}") == 0 and files(tmp_path / "own") == ["segmentation.png"]
-    figure = drawing.segmentation({"run": tmp_path / "run"}, 2)["segmentation"]
+    given = f"--checkpoint={tmp_path / 'run'}", f"--what={task}", "--num-images=2", "--formats=png"
+    assert run(*given, f"--out={tmp_path / 'own'}") == 0 and files(tmp_path / "own") == [f"{task}.png"]
+    draw = drawing.PREDICTIONS[task]
+    num_images = task == "segmentation"  # detections are drawn on the images themselves
+    figure = draw({"run": tmp_path / "run"}, 2)[task]
     rows = [text.get_text() for text in figure.texts]
-    assert {"image", "ground truth", "run"} <= set(rows) and len(figure.axes) == 2 * 3
-    figure = drawing.segmentation({"run": tmp_path / "run"}, 2, drawing.files([photo], 2))["segmentation"]
-    assert len(figure.axes) == 2 * 2
+    assert {"ground truth", "run"} <= set(rows) and len(figure.axes) == 2 * (2 + num_images)
+    figure = draw({"run": tmp_path / "run"}, 2, drawing.files([photo], 2))[task]
+    assert len(figure.axes) == 2 * (1 + num_images)

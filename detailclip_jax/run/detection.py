@@ -130,7 +130,7 @@ def figure_of(built: Experiment, rows: Mapping[str, Sequence[Found]], count: int
     """Boxes and masks over the first evaluation images: the ground truth, then one row per entry."""
     shown = list(itertools.islice(examples(built.sets.val.source), count))
     images = [pixels for _, pixels in shown]
-    found = {"ground truth": [_true(example, pixels.shape[:2]) for example, pixels in shown]} | {
+    found = {"ground truth": [truth_of(example, pixels.shape[:2]) for example, pixels in shown]} | {
         name: [objects_of(one, image.shape[:2]) for one, image in zip(row, images)] for name, row in rows.items()
     }
     return detection_figure(images, found, built.classes)
@@ -147,7 +147,7 @@ def pasted(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.nd
     return np.stack(made) if made else np.zeros((0, *size), bool)
 
 
-def _true(found: Mapping[str, Any], size: tuple[int, ...]) -> Objects:
+def truth_of(found: Mapping[str, Any], size: tuple[int, ...]) -> Objects:
     """The ground truth of an example without its crowds."""
     kept = np.flatnonzero(~found["crowd"])
     boxes = found["boxes"][kept]

@@ -16,7 +16,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from detailclip_jax.config import run_config
+from detailclip_jax.config.detection import METHOD as DETECTION
 from detailclip_jax.config.transfer import METHOD as SEGMENTATION
+from detailclip_jax.data.detection.batches import examples as detection_examples
 from detailclip_jax.data.image_files import find
 from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.data.semantic.batches import examples
@@ -24,6 +26,7 @@ from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.data.stickers.stickers import Stickers, noun_names
 from detailclip_jax.evaluation import stickers
 from detailclip_jax.figures import maps, plots
+from detailclip_jax.figures.boxes import Objects, detection_figure
 from detailclip_jax.figures.labels import label_figure
 from detailclip_jax.figures.maps import Overview, Words
 from detailclip_jax.inference.dense import DEFAULT_READOUT
@@ -31,6 +34,7 @@ from detailclip_jax.inference.model import Model, pixels
 from detailclip_jax.inference.patches import pca_colours, similarity
 from detailclip_jax.models import sizes
 from detailclip_jax.run import transfer
+from detailclip_jax.run.detection import objects_of, truth_of
 
 STICKERS = "stickers"
 SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together
@@ -288,36 +292,64 @@ NEEDS = {"reconstruction": "reconstruct", "words": "dense", "pca": "features", "
 
 
 def segmentation(workdirs: Mapping[str, str | Path], count: int, shown: Shown | None = None, first: int = 0) -> Figures:
-    """Predictions of segmentation runs on the same images.
+    """Label maps of segmentation runs on the same images.
 
     Without `shown` these are images of the first run's evaluation set, with the ground truth.
     Raises ValueError for a folder of another kind of run, or if the runs have different classes.
     """
-    for workdir in workdirs.values():
-        check_segmentation(workdir)
-    runs = {name: transfer.load(workdir) for name, workdir in workdirs.items()}
-    if len({built.classes for built, _, _ in runs.values()}) != 1:
-        raise ValueError(f"the runs {', '.join(runs)} predict different classes")
+    runs = _loaded(SEGMENTATION, workdirs)
     built = next(iter(runs.values()))[0]
     truth: list[np.ndarray] = []
     if shown is None:
         chosen = list(itertools.islice(examples(built.sets.val.source, first), count))
         truth = [mask for _, mask, _ in chosen]
-        credit = ATTRIBUTION if built.config.data.source == STICKERS else ""
-        shown = Shown([image for image, _, _ in chosen], [()] * len(chosen), credit=credit)
+        shown = _evaluation_images(built, [image for image, _, _ in chosen])
     images = list(shown.images) if truth else [reduced(image) for image in shown.images]
-    predicted = {name: list(each.predict(state, iter(images))) for name, (each, state, _) in runs.items()}
-    return {"segmentation": label_figure(images, truth, predicted, len(built.classes), shown.credit, built.classes)}
+    predicted = {name: list(each.predict(state, images)) for name, (each, state, _) in runs.items()}
+    figure = label_figure(images, truth, predicted, len(built.classes), shown.credit, built.classes)
+    return {SEGMENTATION: figure}
 
 
-def check_segmentation(workdir: str | Path) -> None:
-    """Raises ValueError unless the folder is the workdir of a segmentation run, FileNotFoundError if it is none."""
+def detection(workdirs: Mapping[str, str | Path], count: int, shown: Shown | None = None, first: int = 0) -> Figures:
+    """Boxes and masks of detection runs on the same images; see `segmentation`."""
+    runs = _loaded(DETECTION, workdirs)
+    built = next(iter(runs.values()))[0]
+    rows: dict[str, list[Objects]] = {}
+    if shown is None:
+        chosen = list(itertools.islice(detection_examples(built.sets.val.source), first, first + count))
+        rows["ground truth"] = [truth_of(example, image.shape[:2]) for example, image in chosen]
+        shown = _evaluation_images(built, [image for _, image in chosen])
+    images = list(shown.images) if rows else [reduced(image) for image in shown.images]
+    for name, (each, state, _) in runs.items():
+        rows[name] = [objects_of(found, i.shape[:2]) for found, i in zip(each.predict(state, images), images)]
+    return {DETECTION: detection_figure(images, rows, built.classes, shown.credit)}
+
+
+PREDICTIONS = {SEGMENTATION: segmentation, DETECTION: detection}
+
+
+def _evaluation_images(built: Any, images: Sequence[np.ndarray]) -> Shown:
+    return Shown(images, [()] * len(images), credit=ATTRIBUTION if built.config.data.source == STICKERS else "")
+
+
+def _loaded(task: str, workdirs: Mapping[str, str | Path]) -> dict[str, Any]:
+    """Experiment, state and step of every run of one task; ValueError if their classes differ."""
+    for workdir in workdirs.values():
+        check_task(task, workdir)
+    runs = {name: transfer.load(workdir) for name, workdir in workdirs.items()}
+    if len({built.classes for built, _, _ in runs.values()}) != 1:
+        raise ValueError(f"the runs {', '.join(runs)} predict different classes")
+    return runs
+
+
+def check_task(task: str, workdir: str | Path) -> None:
+    """Raises ValueError unless the folder is the workdir of a run of this task, FileNotFoundError if it is none."""
     file = Path(workdir) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{workdir} is no workdir of a run: it has no config.json")
     method = run_config.read(file).method
-    if method != SEGMENTATION:
+    if method != task:
         raise ValueError(
-            f"--what=segmentation shows runs of the command `transfer`, but {workdir} is one of method {method}; train "
-            f"a head on it with detailclip transfer --config=transfer/stickers_linear --config.init={workdir}"
+            f"--what={task} shows {task} runs of the command `transfer`, but {workdir} is one of method {method}; "
+            "configs/transfer/ has configs that train such a head on an encoder"
         )
