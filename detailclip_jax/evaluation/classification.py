@@ -67,6 +67,13 @@ def rank_metrics(
         yield f"top{k}", mean_metric(found < k, min(k / num_classes, 1.0))
 
 
+def score_metrics(
+    blocks: Blocks, labels: Int[np.ndarray, "n"], num_classes: int, metric: str
+) -> Iterator[tuple[str, Metric]]:
+    """Yields the metrics of `rank_metrics` from scores in blocks; the prediction is the class of the highest score."""
+    yield from rank_metrics(class_ranks(blocks, labels), labels, num_classes, metric, usual_top(num_classes))
+
+
 def usual_top(num_classes: int) -> tuple[int, ...]:
     """(1, 5), or (1,) if there are at most five classes."""
     return tuple(k for k in TOP if k == 1 or k < num_classes)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from detailclip_jax.evaluation.classification import class_ranks, rank_metrics, usual_top
+from detailclip_jax.evaluation.classification import score_metrics
 from detailclip_jax.evaluation.embedding import fill
 from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.metrics import Metric, normalise
@@ -43,8 +43,7 @@ def knn_metrics(
     cosines, labels = nearest(test, train, train_labels, max(fitting))
     for k in fitting:
         votes = vote_blocks(cosines[:, :k], labels[:, :k], num_classes, temperature)
-        found = class_ranks(votes, test_labels)
-        for name, value in rank_metrics(found, test_labels, num_classes, metric, usual_top(num_classes)):
+        for name, value in score_metrics(votes, test_labels, num_classes, metric):
             yield f"k{k}_{name}", value
 
 

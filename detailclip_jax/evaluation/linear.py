@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from detailclip_jax.evaluation.classification import class_ranks, rank_metrics, usual_top
+from detailclip_jax.evaluation.classification import score_metrics
 from detailclip_jax.evaluation.metrics import BLOCK, Metric
 from detailclip_jax.runtime.interrupt import pause_point
 
@@ -60,8 +60,7 @@ def linear_metrics(
     strength = choose(train, train_labels, num_classes, strengths)
     probe = fit(train, train_labels, num_classes, strength)
     blocks = ((slice(i, min(i + BLOCK, len(test))), probe(test[i : i + BLOCK])) for i in range(0, len(test), BLOCK))
-    found = class_ranks(blocks, test_labels)
-    for name, value in rank_metrics(found, test_labels, num_classes, metric, usual_top(num_classes)):
+    for name, value in score_metrics(blocks, test_labels, num_classes, metric):
         value.remark = probe.remark
         yield name, value
 

@@ -93,20 +93,13 @@ def retrieval(setting: Setting, name: str) -> Prepared:
 
 def nearest_neighbours(setting: Setting, name: str) -> Prepared:
     """k-NN on the class token: resize to 256, crop to 224."""
-
-    def judge(*features: Any, metric: str) -> Measured:
-        return knn.knn_metrics(*features, metric=metric)
-
-    return _on_features(setting, name, judge, f"cosine, T {knn.TEMPERATURE}")
+    return _on_features(setting, name, knn.knn_metrics, f"cosine, T {knn.TEMPERATURE}")
 
 
 def linear_probe(setting: Setting, name: str) -> Prepared:
     """Logistic regression on the class token before the projection."""
-
-    def judge(*features: Any, metric: str) -> Measured:
-        return linear.linear_metrics(*features, metric=metric)
-
-    return _on_features(setting, name, judge, "logistic regression, L-BFGS, C on a fifth of train")
+    protocol = "logistic regression, L-BFGS, C on a fifth of train"
+    return _on_features(setting, name, linear.linear_metrics, protocol)
 
 
 def _on_features(setting: Setting, name: str, judge: Callable[..., Measured], protocol: str) -> Prepared:
