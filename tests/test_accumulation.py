@@ -10,9 +10,9 @@ from detailclip_jax import methods
 from detailclip_jax.methods.method import Head, Loss, Method, Pass, full
 from detailclip_jax.training import accumulation, experiment, mesh
 
-CHECK = ("slip", "aclip", "attmask")  # with the first: all kinds of term, BatchNorm by view and by batch, drawn ratios
-LATER = {name: pytest.mark.check if name in CHECK else pytest.mark.slow for name in methods.METHODS}
-METHODS = ("detailclip", *(pytest.param(name, marks=LATER[name]) for name in LATER if name != "detailclip"))
+CHECK = ("detailclip", "slip", "aclip", "attmask")  # all kinds of term, BatchNorm by view and by batch, drawn ratios
+LATER = {name: pytest.mark.check if name in CHECK else pytest.mark.slow for name in methods.METHODS if name != "clip"}
+METHODS = ("clip", *(pytest.param(name, marks=mark) for name, mark in LATER.items()))
 
 
 def built(method, chunks, devices=1, size=None):

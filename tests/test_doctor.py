@@ -173,6 +173,7 @@ def plan(config, devices=1, fsdp=1):
     return Run(config, None, built, None, None, None)
 
 
+@pytest.mark.check
 def test_the_estimate_of_memory_counts_state_gradients_and_activations():
     config = tiny_config("clip")
     alone = plan(config)
@@ -197,6 +198,7 @@ def test_a_block_of_the_whole_batch_s_logits_is_no_matter_for_a_device_s_rows():
     assert preflight.activation_bytes(plan(config, 4)) > 0
 
 
+@pytest.mark.check
 def test_full_rematerialisation_keeps_less():
     config = config_lib.default()
     config.model.size, config.batch_size, config.total_steps = "tiny", 8, 10

@@ -73,6 +73,7 @@ def test_a_bfloat16_step_leaves_its_halves_to_the_device_and_is_exact_elsewhere(
     assert {how for kind, how in found if kind == FLOAT} == {EXACT[1]}
 
 
+@pytest.mark.check
 def test_the_field_and_jax_s_context_ask_for_another_precision():
     found = step_of(built(matmul_precision="high"), "cuda")
     assert (FLOAT, ("HIGH", "HIGH")) in found and EXACT in found  # the losses stay exact

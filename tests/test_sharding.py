@@ -17,7 +17,7 @@ from detailclip_jax.training import experiment, mesh, sharding, train_step
 from detailclip_jax.training.checkpoint import Checkpoints
 
 # devices, fsdp; 8 devices with whole states are among the methods' tests
-MESHES = (pytest.param((8, 2), marks=pytest.mark.check), (8, 8))
+MESHES = ((8, 2), (8, 8))
 TABLE = sharding.rules(towers.NETWORKS)
 
 
@@ -37,6 +37,7 @@ def trained(devices, fsdp):
     return exp, history, state
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("grid", MESHES)
 def test_five_steps_on_a_mesh_are_those_on_one_device(grid):
     (_, expected, one), (_, history, many) = trained(1, 1), trained(*grid)
@@ -47,6 +48,7 @@ def test_five_steps_on_a_mesh_are_those_on_one_device(grid):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.check
 def test_the_state_stays_where_the_table_puts_it():
     _, _, state = trained(8, 8)
     kernel = "image", "blocks_0", "attn", "qkv", "kernel"
