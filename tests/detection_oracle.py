@@ -96,7 +96,7 @@ def pooled(maps, levels, number, rois, size, options):
     made = []
     for roi in rois:
         scale = (roi[2:] - roi[:2]).clamp(min=0).prod().sqrt()
-        level = int(torch.floor(torch.log2(scale / options.finest_scale + 1e-6)).clamp(0, 3))
+        level = int(torch.floor(torch.log2(scale / (options.finest_scale * levels[0].stride) + 1e-6)).clamp(0, 3))
         image = torch.from_numpy(np.moveaxis(np.asarray(maps[level][number]), -1, 0)[None].copy())
         extent = [-(-int(side) // levels[level].stride) for side in pooled.extent[number]]
         image = image[:, :, : extent[0], : extent[1]]
@@ -231,12 +231,13 @@ def detections(variables, number, maps, levels, logits, offsets, options, num_cl
         p = stage(params, i)
         x = pooled(maps.maps, levels, number, rois, options.roi_size, options)
         scores, moves = box_head(x, p["boxes"], stage(stats, i)["boxes"], options)
-        total = total + scores.softmax(1) / 3
+        total = total + scores / 3
         last, rois = rois, decoded(rois, moves[torch.arange(len(rois)), scores[:, :-1].argmax(1)], stds)
         rois = ops.clip_boxes_to_image(rois, size)
     boxes = torch.stack(
         [ops.clip_boxes_to_image(decoded(last, moves[:, k], stds), size) for k in range(num_classes)], 1
     )
+    total = total.softmax(1)  # mmdet averages logits, detectron2 probabilities
     at, label = torch.where(total[:, :-1] > options.score_threshold)
     scores, boxes = total[at, label], boxes[at, label]
     kept = ops.batched_nms(boxes, scores, label, options.nms)[: options.max_per_image]

@@ -137,5 +137,5 @@ SMALL = {  # a narrow detector for images of 64 pixels and patches of 8
     **{"width": 32, "fc_width": 128, "num_convs": 1, "mask_convs": 1},
     **{"rpn_samples": 64, "roi_samples": 24, "max_per_image": 20},
     **{"candidates_train": 64, "candidates_test": 64, "proposals_train": 64, "proposals_test": 32},
-    **{"finest_scale": 14.0, "roi_cells": 256},  # the strides are 2 to 32 pixels
+    **{"finest_scale": 7.0, "roi_cells": 256},  # the strides are 2 to 32 pixels
 }

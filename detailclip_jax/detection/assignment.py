@@ -46,7 +46,7 @@ def assign(
     A candidate is positive if its largest IoU is at least `positive_iou`, negative if that is below `negative_iou`.
     With `min_positive_iou` (low-quality matches, for anchors) every object whose largest IoU reaches it also takes all
     candidates that have exactly this IoU; the later object wins. With `ignore_iof` >= 0, candidates with a larger
-    share of their area in a crowd box are IGNORED unless positive. Invalid candidates are IGNORED.
+    share of their area in a crowd box are IGNORED. Invalid candidates are IGNORED.
     """
     usable = objects.valid
     # the barrier keeps one set of numbers: low-quality matches compare IoUs for equality

@@ -69,9 +69,9 @@ class Chosen(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """Output of one stage at test: class probabilities with the background last, the RoIs, and offsets per class."""
+    """Output of one stage at test: class logits with the background last, the RoIs, and offsets per class."""
 
-    scores: Float[Array, "B P K1"]
+    logits: Float[Array, "B P K1"]
     rois: Float[Array, "B P 4"]
     offsets: Float[Array, "B P K 4"]
 
@@ -132,19 +132,19 @@ class Cascade(nn.Module):
     def test(self, features: Maps, levels: Sequence[Level], found: Proposals) -> tuple[Array, Array]:
         """Returns boxes per class [B, P, K, 4], clipped to the content, and scores per class [B, P, K].
 
-        Scores are the mean of the stages' softmax probabilities, boxes those of the last stage; 0 for proposals that
-        hold nothing.
+        Scores are the softmax of the stages' mean logits, as in mmdet; boxes are those of the last stage.  Both are 0
+        for proposals that hold nothing.
         """
         options = self.options
 
         def run(stage: Stage, rois: Array, numbers: Numbers) -> tuple[Array, Scored]:
             logits, offsets, _ = _classified(stage, features, levels, rois, found.valid, False)
             refined = _moved(rois, offsets, logits[..., :-1].argmax(-1), numbers.stds, features.size)
-            return refined, Scored(jax.nn.softmax(logits), rois, offsets)
+            return refined, Scored(logits, rois, offsets)
 
         made = self._loop(run)(self.stages, found.boxes, self._numbers())[1]
         boxes = box.decode(made.rois[-1][:, :, None], made.offsets[-1], jnp.asarray(options.stage_stds[-1]))
-        scores = jnp.where(found.valid[..., None], made.scores.mean(0)[..., :-1], 0)
+        scores = jnp.where(found.valid[..., None], jax.nn.softmax(made.logits.mean(0))[..., :-1], 0)
         return jax.vmap(box.clip)(boxes, features.size), scores
 
     def masks(
@@ -198,7 +198,8 @@ def _pooled(features: Maps, levels: Sequence[Level], rois: Float[Array, "B R 4"]
     """RoIAlign of a batch: bins [B, R, size, size, C], and which RoIs were moved to a coarser level."""
 
     def image(maps: Any, extent: Array, rois: Array) -> Any:
-        return roi_align(maps, levels, extent, rois, size, options.finest_scale, options.roi_cells, options.roi_chunk)
+        finest = options.finest_scale * levels[0].stride
+        return roi_align(maps, levels, extent, rois, size, finest, options.roi_cells, options.roi_chunk)
 
     return jax.vmap(image)(list(features.maps), features.extent, rois)
 

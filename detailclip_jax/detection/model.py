@@ -168,7 +168,10 @@ def build(encoder: VisionTransformer, options: Options, num_classes: int, axis: 
             "detection needs separate blocks; clone the encoder with scan=False and unstack its parameters"
         )
     if encoder.patch_size % 4:
-        raise ValueError(f"patch size {encoder.patch_size} is not a multiple of 4, which the pyramid needs")
+        raise ValueError(
+            f"patch size {encoder.patch_size}: the pyramid has levels at a half and a quarter of it, so it must be a "
+            "multiple of 4; take an encoder of patch size 8, 16 or 32"
+        )
     vit = encoder if options.positions is None else widened(encoder, options.positions)
     return DetectionModel(vit, options, num_classes, axis)
 

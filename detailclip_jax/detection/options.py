@@ -45,7 +45,7 @@ class Options:
     roi_samples: int = 512  # RoIs per image in the loss
     roi_positive_ratio: float = 0.25
     ignore_iof: float = -1.0  # a candidate with more of its area in a crowd box is left out; -1 keeps all, as mmdet
-    finest_scale: float = 56.0  # RoIs of sqrt(area) below twice this are pooled from the finest level
+    finest_scale: float = 14.0  # in strides of the finest level, which pools RoIs of sqrt(area) below twice this
     roi_size: int = 7
     roi_cells: int = 1280  # places of a level that one RoI may cover, see `roi_align`
     roi_chunk: int = 64  # RoIs per image pooled at once; fewer need less memory

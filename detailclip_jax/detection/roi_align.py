@@ -9,8 +9,8 @@ ceil(bin height) x ceil(bin width) points, which differs from RoI to RoI (torchv
 
 At most five samples of a bin are nearer than 1 to a place, so W is computed without a loop over samples. What is
 limited is the number of places that a RoI covers: `cells`. A RoI that covers more is pooled from the next coarser level
-where it fits, and is counted. On its own level a RoI has an area of at most (finest scale / 2)^2 = 28^2 places, so with
-1,280 cells this concerns only RoIs whose sides differ more than about 15 times.
+where it fits, and is counted. On its own level a RoI has an area below (2 * 14)^2 places (`Options.finest_scale`); with
+1,280 cells this concerns only long RoIs, whose sides differ about 30 times.
 """
 
 from collections.abc import Sequence

@@ -291,7 +291,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 def file(name: str, media_type: str) -> Endpoint:
     """The endpoint of a file of the page."""
-    text = resources.files("detailclip_jax.page").joinpath("assets", name).read_text()
+    text = resources.files("detailclip_jax.page").joinpath("assets", name).read_text("utf-8")
 
     async def endpoint(request: Request) -> Response:
         return Response(text, media_type=media_type)
