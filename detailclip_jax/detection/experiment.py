@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.detection import buckets, coco, stickers
@@ -30,12 +28,11 @@ from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import towers
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.runtime.errors import unknown
-from detailclip_jax.training import dense_encoder, fine_tuning, sharding
+from detailclip_jax.training import dense_encoder, fine_tuning
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
-from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import BATCH, Array, Batch, Params, PyTree, Scalar
+from detailclip_jax.types import BATCH, Array, Batch, Params, Scalar
 
 STATS = "batch_stats"
 SAMPLED = 4096  # examples whose padding is measured at the start
@@ -46,18 +43,6 @@ class Sets(NamedTuple):
 
     train: DetectionSet
     val: DetectionSet
-
-
-class Setup(NamedTuple):
-    """The constant inputs of a training step."""
-
-    config: ConfigDict
-    model: DetectionModel
-    optimizer: optax.GradientTransformation
-    schedule: Schedule
-    groups: PyTree
-    mesh: Mesh
-    placed: TrainState  # a PartitionSpec for every array of the state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,7 +56,7 @@ class Experiment:
     """
 
     config: ConfigDict
-    setup: Setup
+    setup: fine_tuning.Setup
     sets: Sets
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
     train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
@@ -98,8 +83,7 @@ class Experiment:
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
-        make = _creator(self.config, self.model, self.setup.optimizer)
-        return jax.jit(make, out_shardings=fine_tuning.places_of(self.state_shapes))(seed)
+        return fine_tuning.created(seed, _variables(self.config, self.model), self.setup, self.state_shapes)
 
     def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:
         """Replaces the encoder by that of `config.init`; returns the state and lines that say what was loaded.
@@ -237,12 +221,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     meshes.check_batch_size(config.batch_size, mesh)
     sets = open_sets(config)
     model = build_model(config, len(sets.train.classes))
-    params, _ = jax.eval_shape(functools.partial(_variables, config=config, model=model), jax.random.key(0))
-    adamw, schedule, groups = fine_tuning.build(params, config)
-    shapes, specs = fine_tuning.state_shapes(_creator(config, model, adamw), mesh)
-    setup = Setup(config, model, adamw, schedule, groups, mesh, specs)
-    out = fine_tuning.places_of(shapes), meshes.replicated(mesh)
-    step = jax.jit(functools.partial(train_step, setup=setup), donate_argnums=0, out_shardings=out)
+    setup, shapes = fine_tuning.set_up(config, model, _variables(config, model), mesh)
+    step = fine_tuning.jitted(device_loss, setup, shapes)
     return Experiment(config, setup, sets, shapes, step)
 
 
@@ -338,47 +318,23 @@ def options_of(config: ConfigDict) -> Options:
     return Options(**known, **{"positions": tuple(side // patch for side in config.encoder.grid), **given})
 
 
-def _variables(rng: Array, config: ConfigDict, model: DetectionModel) -> tuple[Params, Params]:
-    height, width = min(config.views.buckets, key=lambda bucket: bucket[0] * bucket[1])
-    batch = {
-        name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in one_shapes(config, (height, width)).items()
-    }
-    variables: Any = model.clone(axis=None).init(rng, batch, train=False)
-    return variables["params"], variables.get(STATS, {})
+def _variables(config: ConfigDict, model: DetectionModel) -> fine_tuning.Variables:
+    """The function from a key to parameters and BatchNorm statistics."""
+    bucket = min(config.views.buckets, key=lambda sides: sides[0] * sides[1])
+    shapes = one_shapes(config, tuple(bucket)).items()
+
+    def variables(rng: Array) -> tuple[Params, Params]:
+        batch = {name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in shapes}
+        made: Any = model.clone(axis=None).init(rng, batch, train=False)
+        return made["params"], made.get(STATS, {})
+
+    return variables
 
 
-def _creator(config: ConfigDict, model: DetectionModel, adamw: Any) -> Callable[[Any], TrainState]:
-    """The function from a seed to the state of step 0."""
-    variables = functools.partial(_variables, config=config, model=model)
-    return functools.partial(fine_tuning.create, variables=variables, adamw=adamw)
-
-
-def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainState, dict[str, Array]]:
-    """Computes the next state, and float32 scalars to log.  A pure function; `batch` is sharded over the mesh."""
-    with matmul_precision(setup.config.model.matmul_precision):
-        (_, (values, stats)), grads = jax.value_and_grad(combined_loss, has_aux=True)(state.params, state, batch, setup)
-    state, more = fine_tuning.updated(state, grads, stats, setup.optimizer, setup.schedule)
-    return state, values | more
-
-
-def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup) -> tuple[Scalar, tuple[Any, Params]]:
-    """The sum of the loss terms of the global batch.
-
-    Returns it with the scalars to log and the new BatchNorm statistics.  Gradients are taken of this function, outside
-    `shard_map`.
-    """
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    keys = jax.random.split(key, batch["image"].shape[0])
-    placed = setup.placed
-
-    def local_loss(params: Params, stats: Params, batch: Batch, keys: Array) -> Any:
-        variables = {"params": sharding.gather(params, placed.params), STATS: stats}
-        made: Any = setup.model.apply(variables, batch, True, keys, mutable=STATS)
-        losses, changed = made
-        return losses.total, losses._asdict(), changed.get(STATS, {})
-
-    specs = placed.params, P(), P(BATCH), P(BATCH)
-    mapped = jax.shard_map(local_loss, mesh=setup.mesh, in_specs=specs, out_specs=P(), check_vma=False)
-    params = groups_of.stop_frozen(params, setup.groups)
-    total, values, stats = mapped(params, state.batch_stats["student"], batch, keys)
-    return total, (values | {"loss": total}, stats)
+def device_loss(
+    params: Params, stats: Params, batch: Batch, keys: Array, setup: fine_tuning.Setup
+) -> tuple[Scalar, dict[str, Array], Params]:
+    """The sum of the loss terms of the batch of all devices, and all of them; see `fine_tuning.train_step`."""
+    made: Any = setup.model.apply({"params": params, STATS: stats}, batch, True, keys, mutable=STATS)
+    losses, changed = made
+    return losses.total, {**losses._asdict(), "loss": losses.total}, changed.get(STATS, {})

@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.held_out import Picked
@@ -33,12 +31,11 @@ from detailclip_jax.segmentation.loss import cross_entropy, pixel_accuracy
 from detailclip_jax.segmentation.metrics import Counts
 from detailclip_jax.segmentation.model import SegmentationModel
 from detailclip_jax.segmentation.taps import usual_blocks
-from detailclip_jax.training import dense_encoder, fine_tuning, sharding
+from detailclip_jax.training import dense_encoder, fine_tuning
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
-from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import BATCH, Array, Batch, Float, Params, PyTree, Scalar, UInt8
+from detailclip_jax.types import BATCH, Array, Batch, Float, Params, Scalar, UInt8
 
 STATS = "batch_stats"
 TERMS = ("head", "auxiliary")
@@ -49,18 +46,6 @@ class Sets(NamedTuple):
 
     train: SemanticSet
     val: SemanticSet
-
-
-class Setup(NamedTuple):
-    """The constant inputs of a training step."""
-
-    config: ConfigDict
-    model: SegmentationModel
-    optimizer: optax.GradientTransformation
-    schedule: Schedule
-    groups: PyTree
-    mesh: Mesh
-    placed: TrainState  # a PartitionSpec for every array of the state
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +59,7 @@ class Experiment:
     """
 
     config: ConfigDict
-    setup: Setup
+    setup: fine_tuning.Setup
     sets: Sets
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
     train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
@@ -101,8 +86,7 @@ class Experiment:
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
-        make = _creator(self.config, self.model, self.setup.optimizer)
-        return jax.jit(make, out_shardings=fine_tuning.places_of(self.state_shapes))(seed)
+        return fine_tuning.created(seed, _variables(self.config, self.model), self.setup, self.state_shapes)
 
     def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:
         """Replaces the encoder by that of `config.init`; returns the state and lines that say what was loaded.
@@ -222,12 +206,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None, sets: Sets | None = None
     meshes.check_batch_size(config.batch_size, mesh)
     sets = open_sets(config) if sets is None else sets
     model = build_model(config, len(sets.train.classes))
-    params, _ = jax.eval_shape(functools.partial(_variables, config=config, model=model), jax.random.key(0))
-    adamw, schedule, groups = fine_tuning.build(params, config)
-    shapes, specs = fine_tuning.state_shapes(_creator(config, model, adamw), mesh)
-    setup = Setup(config, model, adamw, schedule, groups, mesh, specs)
-    out = fine_tuning.places_of(shapes), meshes.replicated(mesh)
-    step = jax.jit(functools.partial(train_step, setup=setup), donate_argnums=0, out_shardings=out)
+    setup, shapes = fine_tuning.set_up(config, model, _variables(config, model), mesh)
+    step = fine_tuning.jitted(device_loss, setup, shapes)
     return Experiment(config, setup, sets, shapes, step)
 
 
@@ -290,53 +270,30 @@ def build_model(config: ConfigDict, num_classes: int) -> SegmentationModel:
     return SegmentationModel(vit, head, auxiliary, config.encoder.frozen)
 
 
-def _variables(rng: Array, config: ConfigDict, model: SegmentationModel) -> tuple[Params, Params]:
-    side = config.views.crop
-    variables: Any = model.init(rng, jnp.zeros((1, side, side, 3)))
-    return variables["params"], variables.get(STATS, {})
+def _variables(config: ConfigDict, model: SegmentationModel) -> fine_tuning.Variables:
+    """The function from a key to parameters and BatchNorm statistics."""
+    image = jnp.zeros((1, config.views.crop, config.views.crop, 3))
+
+    def variables(rng: Array) -> tuple[Params, Params]:
+        made: Any = model.init(rng, image)
+        return made["params"], made.get(STATS, {})
+
+    return variables
 
 
-def _creator(config: ConfigDict, model: SegmentationModel, adamw: Any) -> Callable[[Any], TrainState]:
-    """The function from a seed to the state of step 0."""
-    variables = functools.partial(_variables, config=config, model=model)
-    return functools.partial(fine_tuning.create, variables=variables, adamw=adamw)
+def device_loss(
+    params: Params, stats: Params, batch: Batch, keys: Array, setup: fine_tuning.Setup
+) -> tuple[Scalar, dict[str, Array], Params]:
+    """Loss of the head plus the weighted loss of the auxiliary head: the mean over devices; see `fine_tuning`."""
+    total, values, stats = _own_loss(params, stats, batch, keys, setup)
+    right, counted = values.pop("pixels")
+    total, values = jax.lax.pmean((total, values), BATCH)
+    accuracy = jax.lax.psum(right, BATCH) / jnp.maximum(jax.lax.psum(counted, BATCH), 1)
+    return total, values | {"accuracy": accuracy}, stats
 
 
-def train_step(state: TrainState, batch: Batch, setup: Setup) -> tuple[TrainState, dict[str, Array]]:
-    """Computes the next state, and float32 scalars to log.  A pure function; `batch` is sharded over the mesh."""
-    with matmul_precision(setup.config.model.matmul_precision):
-        (_, (values, stats)), grads = jax.value_and_grad(combined_loss, has_aux=True)(state.params, state, batch, setup)
-    state, more = fine_tuning.updated(state, grads, stats, setup.optimizer, setup.schedule)
-    return state, values | more
-
-
-def combined_loss(params: Params, state: TrainState, batch: Batch, setup: Setup) -> tuple[Scalar, tuple[Any, Params]]:
-    """Loss of the head plus the weighted loss of the auxiliary head: the mean over devices.
-
-    Returns it with the scalars to log and the new BatchNorm statistics.  Gradients are taken of this function, outside
-    `shard_map`.
-    """
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-    keys = jax.random.split(key, batch["image"].shape[0])
-    placed = setup.placed
-
-    def local_loss(params: Params, stats: Params, batch: Batch, keys: Array) -> Any:
-        params = sharding.gather(params, placed.params)
-        total, values, stats = _device_loss(params, stats, batch, keys, setup)
-        right, counted = values.pop("pixels")
-        values = jax.lax.pmean((total, values), BATCH)
-        accuracy = jax.lax.psum(right, BATCH) / jnp.maximum(jax.lax.psum(counted, BATCH), 1)
-        return values[0], values[1] | {"accuracy": accuracy}, stats
-
-    specs = placed.params, P(), P(BATCH), P(BATCH)
-    mapped = jax.shard_map(local_loss, mesh=setup.mesh, in_specs=specs, out_specs=P(), check_vma=False)
-    params = groups_of.stop_frozen(params, setup.groups)
-    total, values, stats = mapped(params, state.batch_stats["student"], batch, keys)
-    return total, (values, stats)
-
-
-def _device_loss(
-    params: Params, stats: Params, batch: Batch, keys: Array, setup: Setup
+def _own_loss(
+    params: Params, stats: Params, batch: Batch, keys: Array, setup: fine_tuning.Setup
 ) -> tuple[Scalar, dict[str, Any], Params]:
     """The loss of a device's share of the batch, what to log of it, and the new BatchNorm statistics."""
     images, labels = prepared(batch, setup.config), batch["labels"].astype(jnp.int32)

@@ -4,8 +4,9 @@ AdamW with linear warm-up, polynomial or stepwise decay, and smaller learning ra
 `params["image"]`; everything else belongs to the task.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,16 @@ import optax
 from flax import traverse_util
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models.vit import NETWORKS
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer, sharding
 from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.types import Array, Params, PyTree
+from detailclip_jax.types import BATCH, Array, Batch, Params, PyTree, Scalar
 
 EVERYTHING = optimizer.Rule(r".*", optimizer.DECAYED)
 ENCODER = optimizer.Rule(r"image/.*", optimizer.FROZEN)
@@ -138,8 +141,78 @@ def table_text(params: Params, config: ConfigDict) -> str:
     return "\n".join(f"{factor:>9} {count:>14}  {layers}" for factor, count, layers in rows)
 
 
-def create(seed: Any, variables: Callable[[Array], tuple[Params, Params]], adamw: Any) -> TrainState:
-    """Creates the state of step 0; `variables` maps a key to parameters and BatchNorm statistics."""
+class Setup(NamedTuple):
+    """The constant inputs of a training step."""
+
+    config: ConfigDict
+    model: Any
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    groups: PyTree
+    mesh: Mesh
+    placed: TrainState  # a PartitionSpec for every array of the state
+
+
+Variables = Callable[[Array], tuple[Params, Params]]  # from a key to parameters and BatchNorm statistics
+Loss = Callable[[Params, Params, Batch, Array, Setup], tuple[Scalar, dict[str, Array], Params]]
+
+
+def set_up(config: ConfigDict, model: Any, variables: Variables, mesh: Mesh) -> tuple[Setup, TrainState]:
+    """Builds optimiser and placement; returns them with the shapes and shardings of the state."""
+    params, _ = jax.eval_shape(variables, jax.random.key(0))
+    adamw, schedule, groups = build(params, config)
+    shapes, specs = state_shapes(functools.partial(create, variables=variables, adamw=adamw), mesh)
+    return Setup(config, model, adamw, schedule, groups, mesh, specs), shapes
+
+
+def created(seed: int, variables: Variables, setup: Setup, shapes: TrainState) -> TrainState:
+    """Creates the state of step 0 directly on the devices."""
+    make = functools.partial(create, variables=variables, adamw=setup.optimizer)
+    return jax.jit(make, out_shardings=places_of(shapes))(seed)
+
+
+def jitted(loss: Loss, setup: Setup, shapes: TrainState) -> jax.stages.Wrapped:
+    """The compiled `train_step` of (state, batch); `state` is donated."""
+    out = places_of(shapes), meshes.replicated(setup.mesh)
+    step = functools.partial(train_step, loss=loss, setup=setup)
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
+
+
+def train_step(state: TrainState, batch: Batch, loss: Loss, setup: Setup) -> tuple[TrainState, dict[str, Array]]:
+    """Computes the next state, and float32 scalars to log.  A pure function; `batch` is sharded over the mesh.
+
+    `loss` is called on every device with whole parameters, BatchNorm statistics, the device's share of the batch, and a
+    key per image; it returns the loss of the batch of all devices, scalars to log, and the new statistics.
+    """
+    taken = functools.partial(combined_loss, state=state, batch=batch, loss=loss, setup=setup)
+    with matmul_precision(setup.config.model.matmul_precision):
+        (_, (values, stats)), grads = jax.value_and_grad(taken, has_aux=True)(state.params)
+    state, more = updated(state, grads, stats, setup.optimizer, setup.schedule)
+    return state, values | more
+
+
+def combined_loss(
+    params: Params, state: TrainState, batch: Batch, loss: Loss, setup: Setup
+) -> tuple[Scalar, tuple[dict[str, Array], Params]]:
+    """The loss of the batch of all devices, with the scalars to log and the new BatchNorm statistics.
+
+    Gradients are taken of this function, outside `shard_map`.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    keys = jax.random.split(key, batch["image"].shape[0])
+
+    def local_loss(params: Params, stats: Params, batch: Batch, keys: Array) -> Any:
+        return loss(sharding.gather(params, setup.placed.params), stats, batch, keys, setup)
+
+    specs = setup.placed.params, P(), P(BATCH), P(BATCH)
+    mapped = jax.shard_map(local_loss, mesh=setup.mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    params = optimizer.stop_frozen(params, setup.groups)
+    total, values, stats = mapped(params, state.batch_stats["student"], batch, keys)
+    return total, (values, stats)
+
+
+def create(seed: Any, variables: Variables, adamw: Any) -> TrainState:
+    """Creates the state of step 0."""
     params_key, run_key = jax.random.split(jax.random.key(seed))
     params, stats = variables(params_key)
     return TrainState(
