@@ -97,11 +97,11 @@ def pooled(maps, levels, number, rois, size, options):
     for roi in rois:
         scale = (roi[2:] - roi[:2]).clamp(min=0).prod().sqrt()
         level = int(torch.floor(torch.log2(scale / (options.finest_scale * levels[0].stride) + 1e-6)).clamp(0, 3))
-        image = torch.from_numpy(np.moveaxis(np.asarray(maps[level][number]), -1, 0)[None].copy())
-        extent = [-(-int(side) // levels[level].stride) for side in pooled.extent[number]]
+        image = torch.from_numpy(np.moveaxis(np.asarray(maps.maps[level][number]), -1, 0)[None].copy())
+        extent = [-(-int(side) // levels[level].stride) for side in np.asarray(maps.extent)[number]]
         image = image[:, :, : extent[0], : extent[1]]
         made.append(ops.roi_align(image, [roi[None]], size, 1 / levels[level].stride, -1, True))
-    channels = maps[0].shape[-1]
+    channels = maps.maps[0].shape[-1]
     return torch.cat(made) if made else torch.zeros(0, channels, size, size)
 
 
@@ -142,7 +142,6 @@ def losses(variables, batch, maps, levels, logits, offsets, options, num_classes
     batch = {name: np.asarray(x) for name, x in batch.items()}
     logits, offsets = ([torch.from_numpy(np.array(x)) for x in each] for each in (logits, offsets))
     sizes, extents = np.asarray(maps.size), np.asarray(maps.extent)
-    pooled.extent = extents
     number = len(sizes)
     use = (batch["labels"] >= 0) & ~batch["crowd"]
     boxes = [torch.from_numpy(batch["boxes"][b][use[b]]) for b in range(number)]
@@ -192,7 +191,7 @@ def losses(variables, batch, maps, levels, logits, offsets, options, num_classes
             ]
         )
         target = torch.cat([torch.cat([boxes[b], torch.zeros(1, 4)])[x.clamp(min=0)] for b, x in enumerate(of)])
-        x = torch.cat([pooled(maps.maps, levels, b, rois[b], options.roi_size, options) for b in range(number)])
+        x = torch.cat([pooled(maps, levels, b, rois[b], options.roi_size, options) for b in range(number)])
         scores, moves = box_head(x, p["boxes"], None, options)
         flat, positive = torch.cat(rois), label < num_classes
         found[f"class_{i + 1}"] = weight * float(F.cross_entropy(scores, label))
@@ -200,7 +199,7 @@ def losses(variables, batch, maps, levels, logits, offsets, options, num_classes
         giou = ops.generalized_box_iou_loss(moved, target[positive], reduction="sum")
         found[f"box_{i + 1}"] = weight * options.box_weight * float(giou) / len(flat)
         x = torch.cat(
-            [pooled(maps.maps, levels, b, rois[b][of[b] >= 0], options.mask_roi_size, options) for b in range(number)]
+            [pooled(maps, levels, b, rois[b][of[b] >= 0], options.mask_roi_size, options) for b in range(number)]
         )
         made = mask_head(x, p["masks"], options)
         made = made[torch.arange(len(made)), label[positive]]
@@ -223,13 +222,13 @@ def detections(variables, number, maps, levels, logits, offsets, options, num_cl
     """Boxes, scores, labels and masks of one image."""
     params, stats = (as_torch(variables[name])["cascade"]["stages"] for name in ("params", "batch_stats"))
     logits, offsets = ([torch.from_numpy(np.array(x[number])) for x in each] for each in (logits, offsets))
-    size, pooled.extent = tuple(np.asarray(maps.size)[number]), np.asarray(maps.extent)
+    size, extent = tuple(np.asarray(maps.size)[number]), np.asarray(maps.extent)[number]
     counts = options.candidates_test, options.proposals_test
-    rois = proposals(logits, offsets, levels, size, pooled.extent[number], options, *counts)
+    rois = proposals(logits, offsets, levels, size, extent, options, *counts)
     total = 0
     for i, stds in enumerate(options.stage_stds):
         p = stage(params, i)
-        x = pooled(maps.maps, levels, number, rois, options.roi_size, options)
+        x = pooled(maps, levels, number, rois, options.roi_size, options)
         scores, moves = box_head(x, p["boxes"], stage(stats, i)["boxes"], options)
         total = total + scores / 3
         last, rois = rois, decoded(rois, moves[torch.arange(len(rois)), scores[:, :-1].argmax(1)], stds)
@@ -242,7 +241,7 @@ def detections(variables, number, maps, levels, logits, offsets, options, num_cl
     scores, boxes = total[at, label], boxes[at, label]
     kept = ops.batched_nms(boxes, scores, label, options.nms)[: options.max_per_image]
     boxes, scores, label = boxes[kept], scores[kept], label[kept]
-    x = pooled(maps.maps, levels, number, boxes, options.mask_roi_size, options)
+    x = pooled(maps, levels, number, boxes, options.mask_roi_size, options)
     heads = [mask_head(x, stage(params, i)["masks"], options).sigmoid() for i in range(3)]
     masks = sum(each[torch.arange(len(label)), label] for each in heads) / 3
     return boxes.numpy(), scores.numpy(), label.numpy(), masks.numpy()
