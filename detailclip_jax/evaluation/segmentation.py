@@ -138,15 +138,15 @@ def mean_iou(
 ) -> Metric:
     """Mean IoU over the classes that occur in `truth` or `predicted`, with an interval over scenes."""
     valid = np.ones(truth.shape, bool) if valid is None else valid
-    axes = tuple(range(1, truth.ndim))
-    shares = [
-        (
-            ((predicted == c) & (truth == c) & valid).sum(axes),
-            (((predicted == c) | (truth == c)) & valid).sum(axes),
-        )
-        for c in range(num_classes)
-    ]
-    intersections, unions = (np.stack(arrays, 1) for arrays in zip(*shares))
+    first = num_classes * np.arange(len(truth)).reshape(-1, *[1] * (truth.ndim - 1))
+
+    def counted(classes: Any, where: Any) -> Int[np.ndarray, "M C"]:
+        """Places of every class in every scene."""
+        found = np.bincount((first + classes)[where], minlength=len(truth) * num_classes)
+        return found.reshape(len(truth), num_classes)
+
+    intersections = counted(truth, valid & (predicted == truth))
+    unions = counted(truth, valid) + counted(predicted, valid) - intersections
     low, high = bootstrap_interval(_mean_iou, intersections, unions, num_resamples=200)
     value = _mean_iou(intersections, unions)
     return Metric(value, n=len(truth), low=min(low, value), high=max(high, value))
