@@ -98,6 +98,7 @@ def test_elementwise_operations_are_xla_s(kind):
     np.testing.assert_allclose(counted, work.OPS[kind], rtol=0.15)  # releases of jax differ a little
 
 
+@pytest.mark.check
 def test_paper_and_compiler_agree_within_two_per_cent_on_vit_s():
     """Of two blocks: both counts are linear in the depth."""
     shallow = {**sizes.SIZES["S/16"]._asdict(), "depth": 2, "text_depth": 2}
@@ -335,6 +336,7 @@ def test_two_variants_run_in_turn(tmp_path, capsys):
     assert "batch=8 is" in capsys.readouterr().out
 
 
+@pytest.mark.check
 def test_the_loss_alone_takes_less_memory_where_it_is_shared(tmp_path):
     arguments = ["loss", f"--config={SMALLEST}", "--term=clip", "--batch=512", "--width=16"]
     (alone,) = as_json(tmp_path, *arguments, "--devices=1")
