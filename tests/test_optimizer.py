@@ -37,11 +37,11 @@ def test_groups_and_shapes_are_the_reference_s_for_all_parameters():
     ours = traverse_util.flatten_dict(exp.setup.groups, sep="/")
     sizes = traverse_util.flatten_dict(exp.state_shapes.params, sep="/")
     entries = reference.student(12, 12, 1)
-    assert {entry.ours for entry in entries} == set(ours)
+    assert {entry.path for entry in entries} == set(ours)
     for entry in entries:
-        assert ours[entry.ours] == groups[entry.theirs], entry
-        theirs = np.empty([int(n) for n in shapes[entry.theirs].strip("()").split(",") if n.strip()])
-        assert sizes[entry.ours].shape == entry.transform.into(theirs).shape, entry
+        assert ours[entry.path] == groups[entry.key], entry
+        theirs = np.empty([int(n) for n in shapes[entry.key].strip("()").split(",") if n.strip()])
+        assert sizes[entry.path].shape == entry.transform.into(theirs).shape, entry
 
 
 def test_the_table_counts_every_parameter():

@@ -121,8 +121,8 @@ def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
     if layout is None:
         return ""
     try:
-        ours = not isinstance(source, Mapping) and own.is_own_format(Path(source))
-        name = OWN if ours else choose(tensors, None)[0].name
+        is_own = not isinstance(source, Mapping) and own.is_own_format(Path(source))
+        name = OWN if is_own else choose(tensors, None)[0].name
     except ValueError:
         return ""
     return "" if name == layout else f"\nThe tensor names fit another layout: --from={name}"
@@ -249,14 +249,14 @@ def preprocess_of(layout: Layout, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(layout: Layout, state_dict: StateDict, spec: Spec, ours: Any) -> dict[str, Params]:
+def _read(layout: Layout, state_dict: StateDict, spec: Spec, own_shapes: Any) -> dict[str, Params]:
     """Student and teacher of a checked state dict, in newly allocated memory."""
     table = layout.table(spec)
-    check(layout, table, state_dict, ours)
+    check(layout, table, state_dict, own_shapes)
     _check_numbers({key: value for key, value in state_dict.items() if key not in table.counters}, layout)
     variables = {}
     for name, entries in table.trees().items():
-        empty = {network: {} for network, leaves in getattr(ours, name).items() if not leaves}
+        empty = {network: {} for network, leaves in getattr(own_shapes, name).items() if not leaves}
         variables[name] = {**empty, **_own(tables.read(entries, state_dict))}
     return variables
 
@@ -265,19 +265,19 @@ def _own(params: Params) -> Params:
     return jax.tree.map(lambda x: jnp.array(np.asarray(x, np.float32), copy=True), dict(params))
 
 
-def expected_shapes(table: Table, ours: Any) -> dict[str, tuple[int, ...]]:
+def expected_shapes(table: Table, own_shapes: Any) -> dict[str, tuple[int, ...]]:
     """The expected shape of every tensor of a layout, computed from the shapes of our parameters."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, entries in table.trees().items():
-        flat = {path: leaf.shape for path, leaf in tables.flatten(getattr(ours, name)).items()}
+        flat = {path: leaf.shape for path, leaf in tables.flatten(getattr(own_shapes, name)).items()}
         shapes = tables.shapes(entries, flat) | shapes
     copies = {copy: shapes[original] for copy, original in table.copies.items()}
     return shapes | copies | {key: value.shape for key, value in table.constants.items()}
 
 
-def check(layout: Layout, table: Table, state_dict: StateDict, ours: Any) -> None:
+def check(layout: Layout, table: Table, state_dict: StateDict, own_shapes: Any) -> None:
     """Raises ValueError that lists missing, unknown and wrongly shaped tensors."""
-    expected = expected_shapes(table, ours)
+    expected = expected_shapes(table, own_shapes)
     missing = [f"{key} {expected[key]}" for key in expected if key not in state_dict]
     known = expected.keys() | table.counters.keys()
     unknown = [key for key in state_dict if key not in known and not layout.drops_key(key)]
@@ -346,7 +346,7 @@ def to_state_dict(variables: Mapping[str, Params], config: ConfigDict, layout: s
 def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], layout: str) -> Params:
     """One tree of the variables, checked to contain every entry that the layout writes."""
     tree = stacking.unstack(variables.get(name) or {})
-    if missing := sorted({entry.ours for entry in entries} - tables.flatten(tree).keys()):
+    if missing := sorted({entry.path for entry in entries} - tables.flatten(tree).keys()):
         raise ValueError(f"layout {layout!r} needs tensors of {name} that this model lacks: {_list(missing)}")
     return tree
 

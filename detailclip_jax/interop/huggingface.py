@@ -19,39 +19,39 @@ from detailclip_jax.interop.tables import (
 )
 
 
-def clip_layer(ours: str, theirs: str) -> list[Entry]:
+def clip_layer(path: str, key: str) -> list[Entry]:
     """A layer of the encoders of transformers' CLIP."""
-    attention = tuple(f"{theirs}.self_attn.{name}_proj" for name in "qkv")
+    attention = tuple(f"{key}.self_attn.{name}_proj" for name in "qkv")
     return [
-        *norm(f"{ours}/norm1", f"{theirs}.layer_norm1"),
-        *separate_qkv(f"{ours}/attn/qkv", attention),
-        *linear(f"{ours}/attn/proj", f"{theirs}.self_attn.out_proj"),
-        *norm(f"{ours}/norm2", f"{theirs}.layer_norm2"),
-        *linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.fc1"),
-        *linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.fc2"),
+        *norm(f"{path}/norm1", f"{key}.layer_norm1"),
+        *separate_qkv(f"{path}/attn/qkv", attention),
+        *linear(f"{path}/attn/proj", f"{key}.self_attn.out_proj"),
+        *norm(f"{path}/norm2", f"{key}.layer_norm2"),
+        *linear(f"{path}/mlp/fc1", f"{key}.mlp.fc1"),
+        *linear(f"{path}/mlp/fc2", f"{key}.mlp.fc2"),
     ]
 
 
-def vit_layer(ours: str, theirs: str) -> list[Entry]:
+def vit_layer(path: str, key: str) -> list[Entry]:
     """A layer of ViTModel."""
-    attention = tuple(f"{theirs}.attention.attention.{name}" for name in ("query", "key", "value"))
+    attention = tuple(f"{key}.attention.attention.{name}" for name in ("query", "key", "value"))
     return [
-        *norm(f"{ours}/norm1", f"{theirs}.layernorm_before"),
-        *separate_qkv(f"{ours}/attn/qkv", attention),
-        *linear(f"{ours}/attn/proj", f"{theirs}.attention.output.dense"),
-        *norm(f"{ours}/norm2", f"{theirs}.layernorm_after"),
-        *linear(f"{ours}/mlp/fc1", f"{theirs}.intermediate.dense"),
-        *linear(f"{ours}/mlp/fc2", f"{theirs}.output.dense"),
+        *norm(f"{path}/norm1", f"{key}.layernorm_before"),
+        *separate_qkv(f"{path}/attn/qkv", attention),
+        *linear(f"{path}/attn/proj", f"{key}.attention.output.dense"),
+        *norm(f"{path}/norm2", f"{key}.layernorm_after"),
+        *linear(f"{path}/mlp/fc1", f"{key}.intermediate.dense"),
+        *linear(f"{path}/mlp/fc2", f"{key}.output.dense"),
     ]
 
 
-def text(depth: int, theirs: str = "text_model") -> list[Entry]:
+def text(depth: int, key: str = "text_model") -> list[Entry]:
     """CLIP's text encoder and its projection."""
     return [
-        Entry("text/token_embedding", f"{theirs}.embeddings.token_embedding.weight", SAME),
-        Entry("text/positions", f"{theirs}.embeddings.position_embedding.weight", SAME),
-        *numbered(depth, clip_layer, "text", f"{theirs}.encoder.layers"),
-        *norm("text/ln_final", f"{theirs}.final_layer_norm"),
+        Entry("text/token_embedding", f"{key}.embeddings.token_embedding.weight", SAME),
+        Entry("text/positions", f"{key}.embeddings.position_embedding.weight", SAME),
+        *numbered(depth, clip_layer, "text", f"{key}.encoder.layers"),
+        *norm("text/ln_final", f"{key}.final_layer_norm"),
         Entry("text_projection/proj/kernel", "text_projection.weight", LINEAR),
         *logit_scale(),
     ]
@@ -59,28 +59,28 @@ def text(depth: int, theirs: str = "text_model") -> list[Entry]:
 
 def vit(depth: int) -> list[Entry]:
     """ViTModel and its projection."""
-    theirs = "vision_model"
+    key = "vision_model"
     return [
-        Entry("image/cls_token", f"{theirs}.embeddings.cls_token", TOKEN),
-        Entry("image/positions", f"{theirs}.embeddings.position_embeddings", TABLE),
-        Entry("image/patch_embed/kernel", f"{theirs}.embeddings.patch_embeddings.projection.weight", CONV),
-        Entry("image/patch_embed/bias", f"{theirs}.embeddings.patch_embeddings.projection.bias", SAME),
-        *numbered(depth, vit_layer, "image", f"{theirs}.encoder.layer"),
-        *norm("image/norm", f"{theirs}.layernorm"),
+        Entry("image/cls_token", f"{key}.embeddings.cls_token", TOKEN),
+        Entry("image/positions", f"{key}.embeddings.position_embeddings", TABLE),
+        Entry("image/patch_embed/kernel", f"{key}.embeddings.patch_embeddings.projection.weight", CONV),
+        Entry("image/patch_embed/bias", f"{key}.embeddings.patch_embeddings.projection.bias", SAME),
+        *numbered(depth, vit_layer, "image", f"{key}.encoder.layer"),
+        *norm("image/norm", f"{key}.layernorm"),
         Entry("image_projection/proj/kernel", "visual_projection.weight", LINEAR),
     ]
 
 
 def clip_vision(depth: int) -> list[Entry]:
     """CLIP's image encoder and its projection."""
-    theirs = "vision_model"
+    key = "vision_model"
     return [
-        Entry("image/cls_token", f"{theirs}.embeddings.class_embedding", SAME),
-        Entry("image/positions", f"{theirs}.embeddings.position_embedding.weight", SAME),
-        Entry("image/patch_embed/kernel", f"{theirs}.embeddings.patch_embedding.weight", CONV),
-        *norm("image/pre_norm", f"{theirs}.pre_layrnorm"),
-        *numbered(depth, clip_layer, "image", f"{theirs}.encoder.layers"),
-        *norm("image/norm", f"{theirs}.post_layernorm"),
+        Entry("image/cls_token", f"{key}.embeddings.class_embedding", SAME),
+        Entry("image/positions", f"{key}.embeddings.position_embedding.weight", SAME),
+        Entry("image/patch_embed/kernel", f"{key}.embeddings.patch_embedding.weight", CONV),
+        *norm("image/pre_norm", f"{key}.pre_layrnorm"),
+        *numbered(depth, clip_layer, "image", f"{key}.encoder.layers"),
+        *norm("image/norm", f"{key}.post_layernorm"),
         Entry("image_projection/proj/kernel", "visual_projection.weight", LINEAR),
     ]
 

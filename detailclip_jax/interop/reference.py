@@ -16,22 +16,22 @@ from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.types import Params
 
 
-def text_block(ours: str, theirs: str) -> list[Entry]:
+def text_block(path: str, key: str) -> list[Entry]:
     """A block of CLIP's transformer."""
     return [
-        *norm(f"{ours}/norm1", f"{theirs}.ln_1"),
-        Entry(f"{ours}/attn/qkv/kernel", f"{theirs}.attn.in_proj_weight", LINEAR),
-        Entry(f"{ours}/attn/qkv/bias", f"{theirs}.attn.in_proj_bias", SAME),
-        *linear(f"{ours}/attn/proj", f"{theirs}.attn.out_proj"),
-        *norm(f"{ours}/norm2", f"{theirs}.ln_2"),
-        *linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.c_fc"),
-        *linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.c_proj"),
+        *norm(f"{path}/norm1", f"{key}.ln_1"),
+        Entry(f"{path}/attn/qkv/kernel", f"{key}.attn.in_proj_weight", LINEAR),
+        Entry(f"{path}/attn/qkv/bias", f"{key}.attn.in_proj_bias", SAME),
+        *linear(f"{path}/attn/proj", f"{key}.attn.out_proj"),
+        *norm(f"{path}/norm2", f"{key}.ln_2"),
+        *linear(f"{path}/mlp/fc1", f"{key}.mlp.c_fc"),
+        *linear(f"{path}/mlp/fc2", f"{key}.mlp.c_proj"),
     ]
 
 
-def text_blocks(depth: int, theirs: str = "transformer") -> list[Entry]:
+def text_blocks(depth: int, key: str = "transformer") -> list[Entry]:
     """The blocks of the text encoder, which the reference averages."""
-    return numbered(depth, text_block, "text", f"{theirs}.resblocks")
+    return numbered(depth, text_block, "text", f"{key}.resblocks")
 
 
 def text_ends() -> list[Entry]:
@@ -49,7 +49,7 @@ def logit_scale() -> list[Entry]:
 
 
 def projections(suffix: str = "") -> list[Entry]:
-    """Both projections into the joint space (stored as (in, out), like ours)."""
+    """Both projections into the joint space (stored as (in, out), as here)."""
     return [
         Entry("image_projection/proj/kernel", f"image_projection{suffix}", SAME),
         Entry("text_projection/proj/kernel", f"text_projection{suffix}", SAME),
@@ -67,13 +67,13 @@ def decoder(depth: int) -> list[Entry]:
     ]
 
 
-def prototype_head(theirs: str = "ibot_head") -> list[Entry]:
+def prototype_head(key: str = "ibot_head") -> list[Entry]:
     """The head h; the reference stores its last layer, shared by CLS and patches, under two names."""
-    mlp = [e for i in range(3) for e in linear(f"prototype_head/mlp_{i}", f"{theirs}.mlp.{2 * i}")]
+    mlp = [e for i in range(3) for e in linear(f"prototype_head/mlp_{i}", f"{key}.mlp.{2 * i}")]
     return [
         *mlp,
-        Entry("prototype_head/gain", f"{theirs}.last_layer.weight_g", COLUMN),
-        Entry("prototype_head/direction", f"{theirs}.last_layer.weight_v", SAME),
+        Entry("prototype_head/gain", f"{key}.last_layer.weight_g", COLUMN),
+        Entry("prototype_head/direction", f"{key}.last_layer.weight_v", SAME),
     ]
 
 
@@ -108,21 +108,21 @@ def ssl_head() -> list[Entry]:
     return [*linears, *(e for i in range(2) for e in norm(f"ssl_head/norm_{i}", f"image_mlp.bn{i + 1}"))]
 
 
-def byol_head(ours: str, theirs: str) -> list[Entry]:
+def byol_head(path: str, key: str) -> list[Entry]:
     """BYOL's projector or predictor: Linear, BatchNorm, ReLU, Linear; the Linear layers have no bias."""
-    kernels = [Entry(f"{ours}/linear_{i}/kernel", f"{theirs}.{3 * i}.weight", LINEAR) for i in range(2)]
-    return [*kernels, *norm(f"{ours}/norm_0", f"{theirs}.1")]
+    kernels = [Entry(f"{path}/linear_{i}/kernel", f"{key}.{3 * i}.weight", LINEAR) for i in range(2)]
+    return [*kernels, *norm(f"{path}/norm_0", f"{key}.1")]
 
 
 def statistics(norms: Mapping[str, str]) -> list[Entry]:
-    """Running statistics of BatchNorm layers; `norms` maps our path, under "student" or "teacher", to theirs."""
+    """Running statistics of BatchNorm layers; `norms` maps a path under "student" or "teacher" to a key."""
     kinds = {"mean": "running_mean", "variance": "running_var"}
-    return [Entry(f"{a}/{ours}", f"{b}.{theirs}", SAME) for a, b in norms.items() for ours, theirs in kinds.items()]
+    return [Entry(f"{a}/{path}", f"{b}.{key}", SAME) for a, b in norms.items() for path, key in kinds.items()]
 
 
 def counters(norms: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The batch counters of PyTorch's BatchNorm layers, which have no effect."""
-    return {f"{theirs}.num_batches_tracked": np.zeros((), np.int64) for theirs in norms.values()}
+    return {f"{key}.num_batches_tracked": np.zeros((), np.int64) for key in norms.values()}
 
 
 SLIP_NORMS = {f"student/ssl_head/norm_{i}": f"image_mlp.bn{i + 1}" for i in range(2)}

@@ -18,21 +18,21 @@ StateDict = Mapping[str, np.ndarray]
 
 
 class Transform(NamedTuple):
-    """The conversion of a tensor from theirs to ours (`into`), and its inverse (`out`)."""
+    """The conversion of a tensor of a state dict to a parameter (`into`), and its inverse (`out`)."""
 
     into: Callable[[np.ndarray], np.ndarray]
     out: Callable[[np.ndarray], np.ndarray]
 
 
 class Entry(NamedTuple):
-    """One tensor: our path, their key, and the conversion.
+    """One tensor: the path of the parameter, the key in the state dict, and the conversion.
 
-    `share` (index, of): their tensor is one of `of` equal slices of ours along the last axis. It is used where only one
-    side packs query, key and value into one tensor.
+    `share` (index, of): the tensor is one of `of` equal slices of the parameter along the last axis, for models that
+    store query, key and value apart.
     """
 
-    ours: str
-    theirs: str
+    path: str
+    key: str
     transform: Transform
     share: tuple[int, int] = (0, 1)
 
@@ -41,7 +41,7 @@ class Table(NamedTuple):
     """A layout at one size.
 
     `copies` maps keys to the key whose tensor they repeat. `constants` are tensors determined by the sizes alone.
-    `counters` are tensors that the other model requires but ours does not use. A key may be both in `params` and in
+    `counters` are tensors that the other model requires and this one does not use. A key may be both in `params` and in
     `ema_params`: it is then read into both and written from `params`.
     """
 
@@ -71,27 +71,27 @@ COLUMN = Transform(lambda x: x[:, 0], lambda x: x[:, None])  # (C, 1) <-> (C,)
 
 
 def read(entries: Iterable[Entry], state_dict: StateDict) -> Params:
-    """Our nested parameters from their state dict; raises ValueError that lists missing keys."""
+    """Converts a state dict to nested parameters; raises ValueError that lists missing keys."""
     entries = list(entries)
-    if missing := [entry.theirs for entry in entries if entry.theirs not in state_dict]:
+    if missing := [entry.key for entry in entries if entry.key not in state_dict]:
         raise ValueError(f"the state dict lacks {len(missing)} tensors: {missing}")
     shares: dict[str, list[np.ndarray]] = {}
     for entry in entries:  # the shares of one tensor are in order
-        shares.setdefault(entry.ours, []).append(entry.transform.into(np.asarray(state_dict[entry.theirs])))
-    flat = {ours: slices[0] if len(slices) == 1 else np.concatenate(slices, -1) for ours, slices in shares.items()}
+        shares.setdefault(entry.path, []).append(entry.transform.into(np.asarray(state_dict[entry.key])))
+    flat = {path: slices[0] if len(slices) == 1 else np.concatenate(slices, -1) for path, slices in shares.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def write(entries: Iterable[Entry], params: Params) -> dict[str, np.ndarray]:
-    """Their state dict from our nested parameters: the inverse of `read`."""
+    """Converts nested parameters to a state dict: the inverse of `read`."""
     flat = flatten(params)
-    return {entry.theirs: entry.transform.out(_share(np.asarray(flat[entry.ours]), entry)) for entry in entries}
+    return {entry.key: entry.transform.out(_share(np.asarray(flat[entry.path]), entry)) for entry in entries}
 
 
-def _share(ours: np.ndarray, entry: Entry) -> np.ndarray:
+def _share(array: np.ndarray, entry: Entry) -> np.ndarray:
     index, of = entry.share
-    width = ours.shape[-1] // of if of > 1 else 0
-    return ours[..., index * width : (index + 1) * width] if of > 1 else ours
+    width = array.shape[-1] // of if of > 1 else 0
+    return array[..., index * width : (index + 1) * width] if of > 1 else array
 
 
 def flatten(params: Params) -> dict[str, Any]:
@@ -99,30 +99,30 @@ def flatten(params: Params) -> dict[str, Any]:
     return dict(traverse_util.flatten_dict(dict(params), sep="/"))
 
 
-def shapes(entries: Iterable[Entry], ours: Mapping[str, Shape]) -> dict[str, Shape]:
-    """The shapes of their tensors, computed from the shapes of ours."""
+def shapes(entries: Iterable[Entry], flat: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Computes the shapes of the state dict from those of the parameters, by path."""
     blank = np.zeros((), np.float32)
-    return {e.theirs: e.transform.out(_share(np.broadcast_to(blank, ours[e.ours]), e)).shape for e in entries}
+    return {e.key: e.transform.out(_share(np.broadcast_to(blank, flat[e.path]), e)).shape for e in entries}
 
 
-def linear(ours: str, theirs: str, share: tuple[int, int] = (0, 1)) -> list[Entry]:
+def linear(path: str, key: str, share: tuple[int, int] = (0, 1)) -> list[Entry]:
     """A linear layer with its bias."""
     return [
-        Entry(f"{ours}/kernel", f"{theirs}.weight", LINEAR, share),
-        Entry(f"{ours}/bias", f"{theirs}.bias", SAME, share),
+        Entry(f"{path}/kernel", f"{key}.weight", LINEAR, share),
+        Entry(f"{path}/bias", f"{key}.bias", SAME, share),
     ]
 
 
-def norm(ours: str, theirs: str) -> list[Entry]:
+def norm(path: str, key: str) -> list[Entry]:
     """A layer norm."""
-    return [Entry(f"{ours}/scale", f"{theirs}.weight", SAME), Entry(f"{ours}/bias", f"{theirs}.bias", SAME)]
+    return [Entry(f"{path}/scale", f"{key}.weight", SAME), Entry(f"{path}/bias", f"{key}.bias", SAME)]
 
 
-def separate_qkv(ours: str, names: tuple[str, ...]) -> list[Entry]:
-    """Query, key and value that the other side stores as three linear layers."""
-    return [entry for index, theirs in enumerate(names) for entry in linear(ours, theirs, (index, 3))]
+def separate_qkv(path: str, names: tuple[str, ...]) -> list[Entry]:
+    """Query, key and value that the other model stores as three linear layers."""
+    return [entry for index, key in enumerate(names) for entry in linear(path, key, (index, 3))]
 
 
-def numbered(depth: int, block: Callable[[str, str], list[Entry]], ours: str, theirs: str) -> list[Entry]:
-    """`depth` blocks: ours/blocks_0 and theirs.0, and so on."""
-    return [entry for i in range(depth) for entry in block(f"{ours}/blocks_{i}", f"{theirs}.{i}")]
+def numbered(depth: int, block: Callable[[str, str], list[Entry]], path: str, key: str) -> list[Entry]:
+    """The entries of `depth` blocks: path/blocks_0 and key.0, and so on."""
+    return [entry for i in range(depth) for entry in block(f"{path}/blocks_{i}", f"{key}.{i}")]

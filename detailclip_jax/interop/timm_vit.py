@@ -6,15 +6,15 @@ from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.models.vit import Style
 
 
-def vit_block(ours: str, theirs: str) -> list[Entry]:
+def vit_block(path: str, key: str) -> list[Entry]:
     """A timm block."""
     return [
-        *norm(f"{ours}/norm1", f"{theirs}.norm1"),
-        *linear(f"{ours}/attn/qkv", f"{theirs}.attn.qkv"),
-        *linear(f"{ours}/attn/proj", f"{theirs}.attn.proj"),
-        *norm(f"{ours}/norm2", f"{theirs}.norm2"),
-        *linear(f"{ours}/mlp/fc1", f"{theirs}.mlp.fc1"),
-        *linear(f"{ours}/mlp/fc2", f"{theirs}.mlp.fc2"),
+        *norm(f"{path}/norm1", f"{key}.norm1"),
+        *linear(f"{path}/attn/qkv", f"{key}.attn.qkv"),
+        *linear(f"{path}/attn/proj", f"{key}.attn.proj"),
+        *norm(f"{path}/norm2", f"{key}.norm2"),
+        *linear(f"{path}/mlp/fc1", f"{key}.mlp.fc1"),
+        *linear(f"{path}/mlp/fc2", f"{key}.mlp.fc2"),
     ]
 
 

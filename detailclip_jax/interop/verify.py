@@ -6,7 +6,7 @@ PyTorch and these libraries come with the extra `torch`, so they are imported on
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -60,12 +60,13 @@ def inputs(config: ConfigDict) -> Inputs:
 
 def ours(model: Networks, params: Params, batch: Inputs) -> Features:
     """Features of our networks, in exact float32: of both encoders, or the tokens if there is only an image encoder."""
+    hashable = cast(Any, model)  # Flax modules are, but not for a type checker
     with jax.default_matmul_precision(EXACT):
-        return {name: np.asarray(value) for name, value in _features(model)(params, *batch).items()}
+        return {name: np.asarray(value) for name, value in _features(hashable)(params, *batch).items()}
 
 
 @functools.lru_cache(maxsize=8)
-def _features(model: Networks) -> Callable[[Params, Array, Array], dict[str, Array]]:
+def _features(model: Networks) -> Callable[..., dict[str, Array]]:
     """The jitted function of `ours`; equal models share one, which is compiled once."""
 
     @jax.jit

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
     For a model without a joint space `image` returns the L2-normalised CLS token [B, D]. Equal models get the same
     functions, which are compiled once.
     """
-    fields = config.preprocess
-    return _encoders(model, tuple(fields.mean), tuple(fields.std), config.model.matmul_precision)
+    fields, hashable = config.preprocess, cast(Any, model)  # Flax modules are, but not for a type checker
+    return _encoders(hashable, tuple(fields.mean), tuple(fields.std), config.model.matmul_precision)
 
 
 @functools.lru_cache(maxsize=32)
