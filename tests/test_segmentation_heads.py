@@ -80,7 +80,7 @@ def encoder(**changes):
 
 @functools.cache
 def encoder_params():
-    return encoder().init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    return jax.jit(encoder().init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
 
 
 def tapped(vit, images, blocks, keys=None, norm=True):
@@ -101,7 +101,7 @@ def test_the_last_tap_is_the_encoder_s_own_output_and_a_shorter_encoder_gives_th
 @pytest.mark.parametrize(("size", "grid"), [((16, 24), (4, 6)), ((13, 9), (3, 2)), ((32, 32), (8, 8))])
 def test_every_kind_of_encoder_gives_maps_of_any_size(style, size, grid):
     vit = encoder(style=style, interpolation="ibot")
-    variables = vit.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    variables = jax.jit(vit.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     images = jnp.asarray(noise(1, *size, 3))
     (maps,) = nn.apply(lambda v: taps(v, images)((1,)), vit)(variables)
     assert maps.shape == (1, *grid, D)

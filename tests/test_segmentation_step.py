@@ -80,6 +80,7 @@ def test_a_frozen_encoder_stays_bit_identical_and_has_no_moments():
     assert sum(moments) < 3 * sum(leaf.size for leaf in jax.tree.leaves(before["head"])) + 10
 
 
+@pytest.mark.check
 def test_an_encoder_trained_end_to_end_moves_in_every_layer():
     made = built()
     start = made.init(0)

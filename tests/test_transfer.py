@@ -14,7 +14,7 @@ import pytest
 from launching import environment, free_port, losses, started
 from PIL import Image
 from test_segmentation_step import tiny
-from tiny import tiny_config
+from tiny import noise_state, tiny_config
 
 from detailclip_jax.config import run_config
 from detailclip_jax.config import transfer as transfer_config
@@ -26,16 +26,19 @@ from detailclip_jax.segmentation import experiment
 from detailclip_jax.training import checkpoint
 from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
+from detailclip_jax.training.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A workdir with the checkpoint of step 0 of a tiny DetailCLIP."""
+    """A workdir with a checkpoint of a tiny DetailCLIP of noise."""
     workdir, config = tmp_path_factory.mktemp("pretrained"), tiny_config()
-    built = pretraining.build(config)
+    built = pretraining.build(config, make_mesh(jax.devices()[:1]))
     run_config.claim_workdir(workdir, config)
     with closing(Checkpoints(workdir)) as store:
-        store.save(0, built.init(0), {"examples": 0}, {"config": run_config.to_json(config), "data_fingerprint": ""})
+        store.save(
+            0, noise_state(built), {"examples": 0}, {"config": run_config.to_json(config), "data_fingerprint": ""}
+        )
     return workdir
 
 
