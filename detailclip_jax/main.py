@@ -93,7 +93,7 @@ def _invalid_value(error: flags.Error, argv: Sequence[str]) -> str:
         return ""
     *groups, name = found[1].split(".")
     config = functools.reduce(lambda group, part: group[part], groups, run_config.load(_config_spec(argv) or ""))
-    kind = KINDS.get(config.get_type(name))
+    kind = KINDS.get(config.get_type(name) or object)
     return f"--config.{found[1]}={found[2]}: expected {kind}" if kind else ""
 
 
