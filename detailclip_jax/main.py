@@ -125,7 +125,7 @@ def _help_config(spec: str | None) -> NoReturn:
     """Prints every field of the config, or of the default one, and ends the program."""
     try:
         config = run_config.load(spec) if spec else default()
-        declared = DENSE.get(config.get("method"), field_of)
+        declared = DENSE.get(config.get("method") or "", field_of)
         print(help_text(config, declared), end="", flush=True)
     except BrokenPipeError:  # `| head` has closed the pipe; the interpreter would flush to it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
