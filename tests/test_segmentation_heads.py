@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax.config import help_text, run_config, transfer
+from detailclip_jax.config import detection, help_text, run_config, transfer
 from detailclip_jax.models import positions
 from detailclip_jax.models.vit import Style, VisionTransformer
 from detailclip_jax.segmentation import heads, loss, resizing
@@ -322,10 +322,11 @@ def test_the_head_of_the_page_is_a_head():
     assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
 
 
-def test_every_config_of_a_head_declares_its_fields():
+def test_every_config_of_a_dense_task_declares_its_fields():
+    tasks = {transfer.METHOD: transfer.field_of, detection.METHOD: detection.field_of}
     for file in sorted(pathlib.Path("configs/transfer").glob("*.py")):
         config = run_config.load(str(file))
-        declared = run_config.flatten(config)
-        own = [name for name in declared if ".options." not in name and transfer.field_of(name) is None]
+        declared, field_of = run_config.flatten(config), tasks[config.method]
+        own = [name for name in declared if ".options." not in name and field_of(name) is None]
         assert not own, file
-        assert "only in this config file" not in help_text(config, transfer.field_of)
+        assert "only in this config file" not in help_text(config, field_of)
