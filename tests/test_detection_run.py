@@ -130,6 +130,14 @@ def test_every_field_is_declared_and_the_schedules_are_the_protocol_s():
         run_config.load("configs/transfer/coco_cascade.py:schedule=2x")
 
 
+@pytest.mark.parametrize("arg", ["", ":schedule=3x"])
+def test_the_sizes_of_the_coco_config_pass_its_own_checks(arg):
+    """iBOT's grid of 672 x 1092 pixels has 42 x 68 whole patches of 16; 4 columns of pixels have no patch."""
+    config = run_config.load(f"configs/transfer/coco_cascade.py{arg}")
+    experiment.check_sizes(config)
+    assert experiment.options_of(config).positions == (42, 68)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -141,7 +149,7 @@ def test_every_field_is_declared_and_the_schedules_are_the_protocol_s():
         ("views.buckets", (48, 48), r"views\.buckets .* must have"),
         ("views.short", (), r"views\.short \(\) must have"),
         ("views.crop", (600, 384), r"views\.crop .* ascending order"),
-        ("encoder.grid", (50, 48), r"encoder\.grid \(50, 48\) is not a multiple of the patch size 8"),
+        ("encoder.grid", (7, 48), r"encoder\.grid \(7, 48\) is smaller than a patch of 8 x 8 pixels"),
         ("encoder.positions", "cubic", r"encoder\.positions 'cubic' is unknown"),
         ("optimizer.decay_at", (0.5, 2.0), r"optimizer\.decay_at .* must be from 0 to 1"),
         ("detector.options", {"widht": 3}, "unknown detector.options 'widht'; did you mean 'width'"),

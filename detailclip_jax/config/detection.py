@@ -47,7 +47,7 @@ VIEWS: Group = {
     "buckets": Field(SHAPES, "(height, width) of the batches; an image is padded to the smallest that holds it", OURS),
 }
 ENCODER: Group = {
-    "grid": Field((672, 1092), "(height, width) in pixels of the images whose grid the learnt positions have", IBOT),
+    "grid": Field((672, 1092), "(height, width) in pixels whose whole patches are the learnt positions' grid", IBOT),
     "positions": Field("bicubic", "recipe that resizes the positions once, to that grid: bicubic or timm", IBOT),
     "other_sizes": Field("ibot", "recipe for the grid of each image: ibot, bicubic or timm", IBOT),
     "frozen": Field(False, "frozen: no gradient of the encoder; otherwise trained end to end", IBOT),

@@ -227,7 +227,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
 
 
 def check_sizes(config: ConfigDict) -> None:
-    """Raises ValueError for buckets that the encoder or the images do not fit, and for a grid of incomplete patches."""
+    """Raises ValueError for buckets that the encoder or the images do not fit, and for a grid without a whole patch."""
     patch, views, test = size_of(config.model).patch_size, config.views, config.inference
     for sides, largest, long in (
         (views.buckets, max(views.short), views.long),
@@ -235,8 +235,11 @@ def check_sizes(config: ConfigDict) -> None:
     ):
         short = min(largest, long)
         buckets.check(tuple(sides), ((short, long), (long, short)), 2 * patch)
-    if any(side % patch for side in config.encoder.grid):
-        raise ValueError(f"encoder.grid {tuple(config.encoder.grid)} is not a multiple of the patch size {patch}")
+    if min(config.encoder.grid) < patch:
+        raise ValueError(
+            f"encoder.grid {tuple(config.encoder.grid)} is smaller than a patch of {patch} x {patch} pixels; give the "
+            "height and width of the images to train on"
+        )
 
 
 def open_sets(config: ConfigDict) -> Sets:
