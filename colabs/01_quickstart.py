@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Quickstart
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/detailclip_jax/blob/main/colabs/01_quickstart.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/colabs/01_quickstart.ipynb)
 #
 # DetailCLIP ([arXiv 2409.06809](https://arxiv.org/abs/2409.06809)) pretrains a CLIP that sees detail: the CLS
 # attention of a teacher chooses the patches that the student keeps. This notebook trains a small one on scenes of
@@ -17,7 +17,7 @@ import subprocess
 import sys
 
 if "google.colab" in sys.modules:
-    packages = ["detailclip_jax[demo] @ git+https://github.com/OWNER/detailclip_jax"]
+    packages = ["detailclip_jax[demo] @ git+https://github.com/REPOSITORY"]
     packages += ["jax[cuda12]"] if shutil.which("nvidia-smi") else []
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *packages], check=True)
 
@@ -26,8 +26,9 @@ import jax
 print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
 
 # %% [markdown]
-# `CHECKPOINT` is the workdir of a run; if it has no checkpoint, the next cell trains `STEPS` steps there. The outputs
-# below are of the demo's run of 600 steps (`make demo`, `MODEL=stickers`), which takes longer.
+# The next cell trains a model for `STEPS` steps. It continues a training that was interrupted, and the notebooks share
+# the model. The environment variable `MODEL` names another run to load instead: the outputs below are of the demo's run
+# of 600 steps (`make demo`, `MODEL=stickers`), which takes longer.
 
 # %%
 from pathlib import Path
@@ -41,7 +42,7 @@ import detailclip_jax
 from detailclip_jax.config import run_config
 from detailclip_jax.run import loop
 
-if not (CHECKPOINT / "checkpoints").exists():
+if "MODEL" not in os.environ:
     config = run_config.load("stickers")
     config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 10, 1), False
     assert loop.train(loop.prepare(config, CHECKPOINT)) == 0

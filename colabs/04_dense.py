@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Dense features
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/detailclip_jax/blob/main/colabs/04_dense.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/colabs/04_dense.ipynb)
 #
 # What the patch features of a frozen encoder know: masks by a linear head, maps for words without any training,
 # similar patches, and principal components.
@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 if "google.colab" in sys.modules:
-    packages = ["detailclip_jax[demo] @ git+https://github.com/OWNER/detailclip_jax"]
+    packages = ["detailclip_jax[demo] @ git+https://github.com/REPOSITORY"]
     packages += ["jax[cuda12]"] if shutil.which("nvidia-smi") else []
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *packages], check=True)
 
@@ -24,13 +24,14 @@ import jax
 print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
 
 # %% [markdown]
-# `CHECKPOINT` is the workdir of a run; if it has no checkpoint, the next cell trains `STEPS` steps there. The outputs
-# below are of the demo's run of 600 steps (`make demo`, `MODEL=stickers`), which takes longer.
+# The next cell trains a model for `STEPS` steps. It continues a training that was interrupted, and the notebooks share
+# the model. The environment variable `MODEL` names another run to load instead: the outputs below are of the demo's run
+# of 600 steps (`make demo`, `MODEL=stickers`), which takes longer.
 
 # %%
 from pathlib import Path
 
-STEPS = int(os.environ.get("STEPS", 60))
+STEPS = int(os.environ.get("STEPS", 100))
 RUNS = Path(os.environ.get("RUNS", "../runs"))
 CHECKPOINT = RUNS / os.environ.get("MODEL", "quickstart")
 
@@ -39,7 +40,7 @@ import detailclip_jax
 from detailclip_jax.config import run_config
 from detailclip_jax.run import loop
 
-if not (CHECKPOINT / "checkpoints").exists():
+if "MODEL" not in os.environ:
     config = run_config.load("stickers")
     config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 10, 1), False
     assert loop.train(loop.prepare(config, CHECKPOINT)) == 0

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Your data
 #
-# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/detailclip_jax/blob/main/colabs/05_your_data.ipynb)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/colabs/05_your_data.ipynb)
 #
 # From a folder of images with captions to a better model of it: prepare records, continue from a CLIP, compare before
 # and after. The folder here is made of drawings, so that nothing has to be downloaded; replace `FOLDER` by your own.
@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 if "google.colab" in sys.modules:
-    packages = ["detailclip_jax[demo] @ git+https://github.com/OWNER/detailclip_jax"]
+    packages = ["detailclip_jax[demo] @ git+https://github.com/REPOSITORY"]
     packages += ["jax[cuda12]"] if shutil.which("nvidia-smi") else []
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *packages], check=True)
 
@@ -24,8 +24,8 @@ import jax
 print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
 
 # %% [markdown]
-# `CLIP` is the workdir of a CLIP to continue from; if it has no checkpoint, `STEPS` steps of one are trained there on
-# the built-in scenes. `detailclip import` makes a workdir from a published PyTorch checkpoint.
+# `CLIP` is the workdir of a CLIP to continue from. Here it is trained for `STEPS` steps on the built-in scenes;
+# `detailclip import` makes a workdir from a published PyTorch checkpoint.
 
 # %%
 from pathlib import Path
@@ -88,10 +88,9 @@ import detailclip_jax
 from detailclip_jax.config import run_config
 from detailclip_jax.run import loop
 
-if not (CLIP / "checkpoints").exists():
-    config = run_config.load("stickers:method=clip")
-    config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 4, 1), False
-    assert loop.train(loop.prepare(config, CLIP)) == 0
+config = run_config.load("stickers:method=clip")
+config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 4, 1), False
+assert loop.train(loop.prepare(config, CLIP)) == 0
 
 # %% [markdown]
 # ## Continue as DetailCLIP
@@ -110,13 +109,14 @@ assert loop.train(loop.prepare(config, workdir)) == 0
 # %% [markdown]
 # ## Before and after
 #
-# The nearest of the twelve nouns, for new renderings that neither model has seen.
+# The nearest of the twelve nouns, for new renderings that neither model has seen. Both models are the student: a CLIP
+# has no teacher, and after so few steps the teacher still averages in the weights that it started from.
 
 # %%
 texts = [f"a {name}" for name in NAMES]
 test = drawings("held_out_scenes", 200)
 labels = np.array([example["label"] for example in test])
-models = {"before": detailclip_jax.load(CLIP), "after": detailclip_jax.load(workdir)}
+models = {name: detailclip_jax.load(run, weights="student") for name, run in (("before", CLIP), ("after", workdir))}
 for name, model in models.items():
     cosines = model.encode_image([example["image"] for example in test]) @ model.encode_text(texts).T
     print(f"{name:>6}: {(cosines.argmax(1) == labels).mean():.1%} of {len(test)} right, chance {1 / len(NAMES):.1%}")

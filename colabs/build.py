@@ -4,13 +4,13 @@
     python colabs/build.py --run 01_quickstart   # this one alone, run, with its outputs and small images
 
 A source is Python with cells in the percent format (jupytext): it is linted, and its changes are easy to see. A
-notebook is what Colab opens; a test compares both. OWNER in the sources stands for the account of the repository on
-GitHub.
+notebook is what Colab opens; a test compares both. REPOSITORY in the sources stands for the constant below.
 """
 
 import argparse
 import base64
 import io
+import re
 from pathlib import Path
 
 import jupytext
@@ -18,6 +18,7 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
+REPOSITORY = "OWNER/detailclip_jax"  # on GitHub; OWNER is replaced by the account when the repository is published
 FOLDER = Path(__file__).parent
 SOURCES = sorted(FOLDER.glob("[0-9]*.py"))
 COLOURS, WIDTH = 128, 720  # of the images in the outputs
@@ -26,7 +27,7 @@ KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name
 
 def notebook_of(source: Path) -> nbformat.NotebookNode:
     """The notebook of a source, without outputs; its cells have numbers as ids."""
-    made = jupytext.read(source, fmt="py:percent")
+    made = jupytext.reads(source.read_text(encoding="utf-8").replace("REPOSITORY", REPOSITORY), fmt="py:percent")
     made.metadata = nbformat.from_dict({**KERNEL, "language_info": {"name": "python"}})
     for number, cell in enumerate(made.cells):
         cell["id"], cell["metadata"] = f"cell-{number}", nbformat.from_dict({})
@@ -35,13 +36,18 @@ def notebook_of(source: Path) -> nbformat.NotebookNode:
 
 
 def with_old_outputs(made: nbformat.NotebookNode, file: Path) -> nbformat.NotebookNode:
-    """The notebook with the outputs that the file has for cells of the same source."""
+    """The notebook with the outputs that the file has for cells of the same source, whatever the repository's name."""
     old = nbformat.read(file, as_version=4).cells if file.exists() else []
-    outputs = {cell.source: cell.outputs for cell in old if cell.cell_type == "code"}
+    outputs = {without_repository(cell.source): cell.outputs for cell in old if cell.cell_type == "code"}
     for cell in made.cells:
         if cell.cell_type == "code":
-            cell.outputs = outputs.get(cell.source, [])
+            cell.outputs = outputs.get(without_repository(cell.source), [])
     return made
+
+
+def without_repository(text: str) -> str:
+    """The text without the names of repositories in its addresses on GitHub."""
+    return re.sub(r"github\.com/[\w.-]+/[\w.-]+", "github.com", text)
 
 
 def run(made: nbformat.NotebookNode) -> nbformat.NotebookNode:

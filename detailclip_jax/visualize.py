@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 MODEL_FIGURES = ("overview", "attention", "removal", "reconstruction", "similarity", "pca", "words")
 PREDICTIONS = ("segmentation", "detection")
 FORMATS = ("png", "svg")
+USED_BY_PREDICTIONS = ("checkpoint", "step", "labels", "images", "num_images", "first", "what", "formats", "out")
 STICKERS = "stickers"
 
 
@@ -116,6 +117,19 @@ def check(arguments: argparse.Namespace) -> None:
     for message, so in wrong.items():
         if so:
             raise ValueError(message)
+    if {*what} & {*PREDICTIONS}:
+        check_unused(arguments)
+
+
+def check_unused(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for a flag that figures of predictions do not use."""
+    usual = parser().parse_args(["--checkpoint=unused", "--out=unused"])
+    for name in vars(arguments):
+        if name not in USED_BY_PREDICTIONS and getattr(arguments, name) != getattr(usual, name):
+            flag, task = f"--{name.replace('_', '-')}", arguments.what[0]
+            raise ValueError(
+                f"{flag} has no effect on --what={task}: the run's own settings are used; leave {flag} out"
+            )
 
 
 def names_of(checkpoints: Sequence[str], labels: Sequence[str] | None) -> list[str]:
@@ -151,7 +165,7 @@ def predictions(paths: Mapping[str, str], arguments: argparse.Namespace, console
     count, first, shown = arguments.num_images, arguments.first, None
     if arguments.images:
         shown = drawing.plain_scenes(count, first) if arguments.images == [STICKERS] else images_of(arguments)
-    save(drawing.PREDICTIONS[task](paths, count, shown, first), arguments, console)
+    save(drawing.PREDICTIONS[task](paths, count, shown, first, arguments.step), arguments, console)
 
 
 def of_models(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from detailclip_jax.figures import maps, plots, style
+from detailclip_jax.figures import boxes, maps, plots, style
 from detailclip_jax.figures.boxes import Objects, caption, detection_figure, drawn
-from detailclip_jax.figures.labels import coloured, frequent, label_figure
+from detailclip_jax.figures.labels import coloured, frequent, label_figure, palette
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).astype(np.uint8)
 SQUARE = np.random.default_rng(1).integers(0, 200, (16, 16, 3)).astype(np.uint8)
@@ -77,9 +77,22 @@ def test_panels_stay_inside_the_figure_and_do_not_overlap(columns):
     assert all(text.get_window_extent(renderer).x1 <= width for text in figure.texts)
 
 
-def test_colours_of_classes_differ_in_brightness_or_hue_and_repeat_after_seven():
-    assert len(set(style.OKABE_ITO)) == 7
+def test_colours_of_detected_classes_differ_and_repeat_after_seven():
+    colours = [boxes.colour_of(label) for label in range(14)]
+    assert colours[:7] == colours[7:]
     assert style.rgb("#E69F00") == (0xE6, 0x9F, 0x00)
+    assert least_difference(np.array([style.rgb(colour) for colour in colours[:7]])) > 60
+
+
+def test_colours_of_label_maps_differ_from_each_other_and_from_no_label():
+    assert least_difference(np.array([*palette(21), (255, 255, 255)])) > 40
+    assert len({tuple(colour) for colour in palette(150)}) == 150
+
+
+def least_difference(colours):
+    """The least distance of two colours, as the root of the sum over red, green and blue, 0 to 441."""
+    distances = np.linalg.norm(colours[:, None].astype(float) - colours[None], axis=-1)
+    return distances[~np.eye(len(colours), dtype=bool)].min()
 
 
 def test_an_enlarged_image_is_divided_by_every_grid():

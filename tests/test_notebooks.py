@@ -43,12 +43,31 @@ def test_a_notebook_has_the_cells_of_its_source(build, name):
     assert f"blob/main/colabs/{name}.ipynb" in stored.cells[0].source
 
 
+def test_one_constant_names_the_repository_and_a_new_name_keeps_the_outputs(build, monkeypatch):
+    """The sources have none; with another constant the stored notebook keeps every output."""
+    for name in NAMES:
+        source, file = COLABS / f"{name}.py", COLABS / f"{name}.ipynb"
+        assert re.findall(r"github(?:\.com)?/([\w./-]+?)(?=/blob|\")", source.read_text()) == ["REPOSITORY"] * 2
+        stored = nbformat.read(file, as_version=4)
+        monkeypatch.setattr(build, "REPOSITORY", "somebody/a.fork")
+        renamed = build.with_old_outputs(build.notebook_of(source), file)
+        monkeypatch.undo()
+        text = "".join(cell.source for cell in renamed.cells)
+        assert text.count("github.com/somebody/a.fork") == 1 and "/github/somebody/a.fork/blob/" in text
+        assert "OWNER" not in text
+        assert [cell.get("outputs") for cell in renamed.cells] == [cell.get("outputs") for cell in stored.cells]
+
+
+def test_notebooks_that_share_a_run_train_it_for_the_same_steps_and_continue_it():
+    sources = [path.read_text() for path in COLABS.glob("0[1-4]_*.py")]
+    assert len({re.search(r'"STEPS", (\d+)', text)[1] for text in sources}) == 1
+    assert not any(".exists()" in text.partition("loop.train")[0] for text in sources)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stored_outputs_are_complete_and_small(name):
     file = COLABS / f"{name}.ipynb"
     cells = [cell for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "code"]
-    if not any(cell.outputs for cell in cells):
-        pytest.skip("stored without outputs")
     printed = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
     assert file.stat().st_size < LARGEST
     assert cells[0].outputs and cells[-1].outputs and "on 1 x" in printed  # the device

@@ -20,6 +20,7 @@ from detailclip_jax.inference import catalogue, embeddings
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference.embeddings import Key, Table
 from detailclip_jax.methods.masking import Rule
+from detailclip_jax.models.sizes import size_of
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment
@@ -168,12 +169,28 @@ def test_texts_are_compared_as_by_the_model(client, image, models):
     assert list(mae) == ["reason"] and "mae" in mae["reason"]
 
 
-def test_dense_maps_of_a_size_cover_the_image(models):
-    """A constant map stays constant, and the size of the image is the default."""
-    whole, small = models[0].dense(PIXELS, ["a frog"]), models[0].dense(PIXELS, ["a frog"], size=(6, 9))
-    assert whole.shape == (1, 60, 90) and small.shape == (1, 6, 9)
-    np.testing.assert_array_equal(whole, models[0].dense(PIXELS, ["a frog"], size=(60, 90)))
-    np.testing.assert_allclose(small.mean(), whole.mean(), atol=0.05)
+@pytest.mark.parametrize("size", [None, (60, 90), (6, 9), (120, 45)])
+def test_dense_maps_of_a_size_cover_the_image(models, monkeypatch, size):
+    """With the brightness of each patch as cosine: a constant stays constant, a ramp runs from border to border."""
+    model = models[0]
+    (text,), patch = model.encode_text(["a frog"]), size_of(model.config.model).patch_size
+
+    def brightness(_, images):
+        missing = [-side % patch for side in images.shape[1:3]]
+        pads = [(count // 2, count - count // 2) for count in missing]
+        padded = np.pad(images / 255, [(0, 0), *pads, (0, 0)], mode="edge")
+        num, height, width, _ = padded.shape
+        patches = padded.reshape(num, height // patch, patch, width // patch, patch, 3)
+        return patches.mean((2, 4, 5))[..., None] * text
+
+    monkeypatch.setitem(model.__dict__, "_dense_encoder", lambda readout: brightness)
+    height, width = size or (60, 90)
+    constant = model.dense(np.full_like(PIXELS, 51), ["a frog"], size=size)
+    np.testing.assert_allclose(constant, np.full((1, height, width), 0.2), atol=1e-5)
+    ramp = np.broadcast_to(np.linspace(0, 255, 90)[:, None], PIXELS.shape).astype(np.uint8)
+    (found,) = model.dense(ramp, ["a frog"], size=size)
+    expected = np.broadcast_to((np.arange(width) + 0.5) / width, (height, width))
+    np.testing.assert_allclose(found, expected, atol=0.1)
 
 
 def test_neighbours_are_cosines_of_patch_features(client, image, models):

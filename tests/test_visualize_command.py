@@ -1,6 +1,8 @@
 """The command visualize: which figures from which checkpoints, what it refuses, and what the figures show."""
 
 from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from test_segmentation_step import tiny
 
 from detailclip_jax import visualize
 from detailclip_jax.config import run_config
+from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.detection import experiment as detection
 from detailclip_jax.inference.model import load
 from detailclip_jax.interop import store
@@ -95,6 +98,10 @@ def test_several_checkpoints_share_a_figure_and_what_one_lacks_is_left_out(workd
             "segmentation and detection take workdirs of `transfer`, the others those of `train`",
         ),
         ("detailclip", ["--what=pca", "--formats=pdf"], "unknown format 'pdf'"),
+        ("clip", ["--what=segmentation", "--weights=ema"], "--weights has no effect on --what=segmentation"),
+        ("clip", ["--what=detection", "--patch=1,2"], "--patch has no effect on --what=detection"),
+        ("clip", ["--what=segmentation", "--crop-ratio=.9"], "--crop-ratio has no effect on --what=segmentation"),
+        ("clip", ["--what=segmentation", "--texts=a cat"], "--texts has no effect on --what=segmentation"),
     ],
 )
 def test_what_is_refused_says_why(workdirs, photo, tmp_path, capsys, method, flags, message):
@@ -142,6 +149,41 @@ def test_the_default_patch_of_similarity_is_the_most_attended_one(workdirs):
         assert np.asarray(panel.images[0].get_array())[row, column] == pytest.approx(1, abs=1e-5)
 
 
+def test_an_unreadable_image_is_named(photo, tmp_path):
+    (tmp_path / "broken.png").write_bytes((Path(photo) / "0.png").read_bytes()[:200])
+    with pytest.raises(BadImage, match=r"broken\.png: truncated or damaged"):
+        drawing.files([photo, str(tmp_path)], 9)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_predictions_are_those_of_the_step_that_is_asked_for(tmp_path, monkeypatch, capsys, task):
+    run_config.claim_workdir(tmp_path / "run", tiny("linear") if task == "segmentation" else tiny_detection())
+    asked = []
+
+    def load(workdir, step=None):
+        asked.append(step)
+        raise FileNotFoundError("no such step")
+
+    monkeypatch.setattr(drawing.transfer, "load", load)
+    given = f"--checkpoint={tmp_path / 'run'}", f"--what={task}", f"--out={tmp_path}"
+    assert run(*given, "--step=7") == run(*given) == 2 and asked == [7, None]
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_an_evaluation_set_without_the_first_image_is_refused(monkeypatch, task):
+    sets = SimpleNamespace(val=SimpleNamespace(source=[{}] * 5))
+    built = SimpleNamespace(sets=sets, classes=("a",))
+    monkeypatch.setattr(drawing, "_loaded", lambda *_: {"run": (built, None, 3)})
+    with pytest.raises(ValueError, match="--first=5, but the evaluation set has only 5 images"):
+        drawing.PREDICTIONS[task]({"run": "runs/linear"}, 2, None, 5)
+
+
+def test_a_run_of_the_other_task_is_shown_by_the_other_figure(tmp_path):
+    run_config.claim_workdir(tmp_path / "run", tiny_detection())
+    with pytest.raises(ValueError, match="--what=detection shows it"):
+        drawing.check_task("segmentation", tmp_path / "run")
+
+
 def test_large_images_are_reduced_for_maps_over_them():
     assert drawing.reduced(np.zeros((2000, 1000, 3), np.uint8)).shape == (640, 320, 3)
     assert drawing.reduced(np.zeros((20, 10, 3), np.uint8)).shape == (20, 10, 3)
@@ -174,5 +216,7 @@ def test_predictions_of_a_run_lie_next_to_the_ground_truth(tmp_path, photo, task
     figure = draw({"run": tmp_path / "run"}, 2)[task]
     rows = [text.get_text() for text in figure.texts]
     assert {"ground truth", "run"} <= set(rows) and len(figure.axes) == 2 * (2 + num_images)
+    later = draw({"run": tmp_path / "run"}, 2, first=4)[task]  # of 6 images
+    assert len(later.axes) == len(figure.axes)
     figure = draw({"run": tmp_path / "run"}, 2, drawing.files([photo], 2))[task]
     assert len(figure.axes) == 2 * (1 + num_images)

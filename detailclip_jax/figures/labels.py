@@ -1,4 +1,4 @@
-"""Label maps beside their images: image, ground truth, and the predictions of one or several models (figures 3-5)."""
+"""Label maps next to their images: image, ground truth, and the predictions of one or several models (figures 3-5)."""
 
 import colorsys
 from collections.abc import Mapping, Sequence

@@ -3,12 +3,13 @@
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.detection import METHOD as DETECTION
@@ -74,22 +75,34 @@ def compare(workdirs: Mapping[str, str | Path], file: str | Path, count: int = S
         return detection.compare(runs, file, count)
     if len(kinds) > 1:
         raise ValueError(f"the runs {', '.join(runs)} are of several tasks: {', '.join(sorted(kinds))}")
-    classes = {built.classes for built, _, _ in runs.values()}
-    if len(classes) != 1:
+    check_same_classes(runs)
+    return plots.save(figure_of(runs, count), file)
+
+
+def check_same_classes(runs: Mapping[str, tuple[Any, TrainState, int]]) -> None:
+    """Raises ValueError unless all runs predict the same classes."""
+    if len({built.classes for built, _, _ in runs.values()}) != 1:
         raise ValueError(f"the runs {', '.join(runs)} predict different classes")
-    first = next(iter(runs.values()))[0]
-    predicted = {name: _predicted(built, state, count) for name, (built, state, _) in runs.items()}
-    return plots.save(label_figure(*_shown(first, count), predicted, len(first.classes)), file)
 
 
-def _shown(built: Experiment, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The first images of the evaluation set, and their label maps."""
-    found = list(itertools.islice(examples(built.sets.val.source), count))
-    return [image for image, _, _ in found], [mask for _, mask, _ in found]
+def figure_of(
+    runs: Mapping[str, tuple[Experiment, TrainState, int]],
+    count: int,
+    first: int = 0,
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]] = (),
+    credit: str = "",
+) -> Any:
+    """A figure of the label maps that runs of segmentation predict for the same images, with a legend.
 
-
-def _predicted(built: Experiment, state: TrainState, count: int) -> list[np.ndarray]:
-    return list(built.predict(state, iter(_shown(built, count)[0])))
+    Without `images` these are `count` images of the first run's evaluation set from number `first` on, with the ground
+    truth.
+    """
+    built, truth = next(iter(runs.values()))[0], []
+    if not images:
+        chosen = list(itertools.islice(examples(built.sets.val.source, first), count))
+        images, truth = [image for image, _, _ in chosen], [mask for _, mask, _ in chosen]
+    predicted = {name: list(each.predict(state, images)) for name, (each, state, _) in runs.items()}
+    return label_figure(images, truth, predicted, len(built.classes), credit, built.classes)
 
 
 def compile_step(run: Run, clock: Clock, state: TrainState) -> TrainStep:
@@ -129,8 +142,7 @@ def finish(run: Run, state: TrainState, step: int, scores: Mapping[str, float], 
     if jax.process_index() == 0:
         run.console.say(write_results(run, step, scores, data))
     try:
-        predicted = {f"step {step}": _predicted(run.experiment, state, SHOWN)}
-        figure = label_figure(*_shown(run.experiment, SHOWN), predicted, len(run.experiment.classes))
+        figure = figure_of({f"step {step}": (run.experiment, state, step)}, SHOWN)
         if jax.process_index() == 0:
             run.console.say(str(plots.save(figure, run.workdir / "figures" / "segmentation.png")))
     except ImportError as error:  # figures need an optional package; the run and its table are complete without

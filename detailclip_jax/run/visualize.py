@@ -18,16 +18,15 @@ from PIL import Image
 from detailclip_jax.config import run_config
 from detailclip_jax.config.detection import METHOD as DETECTION
 from detailclip_jax.config.transfer import METHOD as SEGMENTATION
+from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.detection.batches import examples as detection_examples
 from detailclip_jax.data.image_files import find
 from detailclip_jax.data.regular_files import inside, read_regular
-from detailclip_jax.data.semantic.batches import examples
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.data.stickers.stickers import Stickers, noun_names
 from detailclip_jax.evaluation import stickers
 from detailclip_jax.figures import maps, plots
 from detailclip_jax.figures.boxes import Objects, detection_figure
-from detailclip_jax.figures.labels import label_figure
 from detailclip_jax.figures.maps import Overview, Words
 from detailclip_jax.inference.dense import DEFAULT_READOUT
 from detailclip_jax.inference.model import Model, pixels
@@ -93,13 +92,20 @@ def plain_scenes(count: int, first: int = 0) -> Shown:
 def files(places: Sequence[str], count: int, first: int = 0, texts: Sequence[str] = ()) -> Shown:
     """The images of folders, patterns and files, in the order of `places` and by name.
 
-    Raises FileNotFoundError for a place without images, and BadImage for an unreadable one.
+    Raises FileNotFoundError for a place without images, and BadImage that names an unreadable one.
     """
     paths = [inside(found.root, name, found.follow_links) for found in map(find, places) for name in found.names]
     if first >= len(paths):
         raise ValueError(f"--first={first}, but there are only {len(paths)} images")
-    images = [pixels(read_regular(path)) for path in paths[first : first + count]]
+    images = [_opened(path) for path in paths[first : first + count]]
     return Shown(images, [texts] * len(images))
+
+
+def _opened(path: str) -> UInt8[np.ndarray, "H W 3"]:
+    try:
+        return pixels(read_regular(path))
+    except BadImage as error:
+        raise BadImage(f"{path}: {error}") from error
 
 
 def draw(what: str, models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
@@ -291,34 +297,45 @@ FIGURES: dict[str, Callable[[Mapping[str, Model], Shown, Options], Figures]] = {
 NEEDS = {"reconstruction": "reconstruct", "words": "dense", "pca": "features", "similarity": "features"}
 
 
-def segmentation(workdirs: Mapping[str, str | Path], count: int, shown: Shown | None = None, first: int = 0) -> Figures:
+def segmentation(
+    workdirs: Mapping[str, str | Path],
+    count: int,
+    shown: Shown | None = None,
+    first: int = 0,
+    step: int | None = None,
+) -> Figures:
     """Label maps of segmentation runs on the same images.
 
-    Without `shown` these are images of the first run's evaluation set, with the ground truth.
-    Raises ValueError for a folder of another kind of run, or if the runs have different classes.
+    Without `shown` these are images of the first run's evaluation set, with the ground truth. `step` is that of the
+    checkpoints, by default the newest of each run.
+    Raises ValueError for a folder of another kind of run, if the runs have different classes, or if the evaluation set
+    has no image number `first`; FileNotFoundError for a missing step.
     """
-    runs = _loaded(SEGMENTATION, workdirs)
+    runs = _loaded(SEGMENTATION, workdirs, step)
     built = next(iter(runs.values()))[0]
-    truth: list[np.ndarray] = []
     if shown is None:
-        chosen = list(itertools.islice(examples(built.sets.val.source, first), count))
-        truth = [mask for _, mask, _ in chosen]
-        shown = _evaluation_images(built, [image for image, _, _ in chosen])
-    images = list(shown.images) if truth else [reduced(image) for image in shown.images]
-    predicted = {name: list(each.predict(state, images)) for name, (each, state, _) in runs.items()}
-    figure = label_figure(images, truth, predicted, len(built.classes), shown.credit, built.classes)
-    return {SEGMENTATION: figure}
+        _check_first(built, first)
+        return {SEGMENTATION: transfer.figure_of(runs, count, first, credit=_credit(built))}
+    images = [reduced(image) for image in shown.images]
+    return {SEGMENTATION: transfer.figure_of(runs, count, images=images, credit=shown.credit)}
 
 
-def detection(workdirs: Mapping[str, str | Path], count: int, shown: Shown | None = None, first: int = 0) -> Figures:
+def detection(
+    workdirs: Mapping[str, str | Path],
+    count: int,
+    shown: Shown | None = None,
+    first: int = 0,
+    step: int | None = None,
+) -> Figures:
     """Boxes and masks of detection runs on the same images; see `segmentation`."""
-    runs = _loaded(DETECTION, workdirs)
+    runs = _loaded(DETECTION, workdirs, step)
     built = next(iter(runs.values()))[0]
     rows: dict[str, list[Objects]] = {}
     if shown is None:
-        chosen = list(itertools.islice(detection_examples(built.sets.val.source), first, first + count))
+        _check_first(built, first)
+        chosen = list(itertools.islice(detection_examples(built.sets.val.source, first), count))
         rows["ground truth"] = [truth_of(example, image.shape[:2]) for example, image in chosen]
-        shown = _evaluation_images(built, [image for _, image in chosen])
+        shown = Shown([image for _, image in chosen], [()] * len(chosen), credit=_credit(built))
     images = list(shown.images) if rows else [reduced(image) for image in shown.images]
     for name, (each, state, _) in runs.items():
         rows[name] = [objects_of(found, i.shape[:2]) for found, i in zip(each.predict(state, images), images)]
@@ -328,17 +345,21 @@ def detection(workdirs: Mapping[str, str | Path], count: int, shown: Shown | Non
 PREDICTIONS = {SEGMENTATION: segmentation, DETECTION: detection}
 
 
-def _evaluation_images(built: Any, images: Sequence[np.ndarray]) -> Shown:
-    return Shown(images, [()] * len(images), credit=ATTRIBUTION if built.config.data.source == STICKERS else "")
+def _check_first(built: Any, first: int) -> None:
+    if first >= (size := len(built.sets.val.source)):
+        raise ValueError(f"--first={first}, but the evaluation set has only {size} images")
 
 
-def _loaded(task: str, workdirs: Mapping[str, str | Path]) -> dict[str, Any]:
+def _credit(built: Any) -> str:
+    return ATTRIBUTION if built.config.data.source == STICKERS else ""
+
+
+def _loaded(task: str, workdirs: Mapping[str, str | Path], step: int | None) -> dict[str, Any]:
     """Experiment, state and step of every run of one task; ValueError if their classes differ."""
     for workdir in workdirs.values():
         check_task(task, workdir)
-    runs = {name: transfer.load(workdir) for name, workdir in workdirs.items()}
-    if len({built.classes for built, _, _ in runs.values()}) != 1:
-        raise ValueError(f"the runs {', '.join(runs)} predict different classes")
+    runs = {name: transfer.load(workdir, step) for name, workdir in workdirs.items()}
+    transfer.check_same_classes(runs)
     return runs
 
 
@@ -349,7 +370,8 @@ def check_task(task: str, workdir: str | Path) -> None:
         raise FileNotFoundError(f"{workdir} is no workdir of a run: it has no config.json")
     method = run_config.read(file).method
     if method != task:
+        way_out = "configs/transfer/ has configs that train such a head on an encoder"
         raise ValueError(
             f"--what={task} shows {task} runs of the command `transfer`, but {workdir} is one of method {method}; "
-            "configs/transfer/ has configs that train such a head on an encoder"
+            + (f"--what={method} shows it" if method in PREDICTIONS else way_out)
         )
