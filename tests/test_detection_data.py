@@ -14,6 +14,7 @@ from detailclip_jax.data.detection.batches import DetectionStream, draws, exampl
 from detailclip_jax.data.detection.stickers import open_stickers
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.runtime.provenance import data_fingerprint
 
 RNG = np.random.default_rng(0)
 STAR = [[8.0, 1.0, 30.5, 22.0, 2.0, 9.5, 34.0, 7.0, 5.0, 24.0]]  # crosses itself
@@ -139,6 +140,15 @@ def test_categories_are_numbered_by_their_ids_and_boxes_become_corners(tmp_path)
     np.testing.assert_array_equal(example["boxes"], [[4, 5, 24, 20]] * 2)
     assert example["classes"].tolist() == [0, 1] and example["image_id"] == 1 and example["key"] == "coco_format/1.jpg"
     np.testing.assert_array_equal(shapes.sample(example["shapes"][0], example["boxes"][0], 8), 1)
+
+
+def test_another_box_or_class_name_is_another_fingerprint(tmp_path):
+    """A box that no sampled example shows counts too."""
+    marks = []
+    for name, x in (("a", 4.0), ("a", 6.0), ("c", 4.0), ("a", 4.0)):
+        made = content(box_of(1), box_of(2, bbox=[x, 5.0, 18.0, 15.0])) | {"categories": [{"id": 7, "name": name}]}
+        marks.append(data_fingerprint(coco.open_format(*write(tmp_path, made)).source, 1))
+    assert len(set(marks)) == 3 and marks[0] == marks[3]
 
 
 def test_images_without_annotations_are_left_out_of_training_only(tmp_path):

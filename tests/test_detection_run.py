@@ -19,6 +19,7 @@ from detailclip_jax import transfer as command
 from detailclip_jax.config import detection as fields
 from detailclip_jax.config import help_text, run_config
 from detailclip_jax.data.semantic.augment import resize_image
+from detailclip_jax.data.sources import MissingData
 from detailclip_jax.detection import experiment, predict
 from detailclip_jax.models import sizes
 from detailclip_jax.run import detection, loop, transfer
@@ -182,6 +183,70 @@ def pretrained(tmp_path_factory):
 
 def train(config, workdir):
     return loop.train(transfer.prepare(config, workdir))
+
+
+CATEGORIES = ("cat", "dog")
+
+
+def write_set(root, names=CATEGORIES):
+    """A set in COCO's format: eight images of noise, each with a box of every class."""
+    root.mkdir(exist_ok=True)
+    images, annotations = [], []
+    for number in range(1, 9):
+        noise = np.random.default_rng(number).integers(0, 256, (48, 48, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(root / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 48, "width": 48})
+        for category in range(len(names)):
+            box = [4.0 + 12 * category, 8.0, 16.0, 16.0]
+            corners = [box[0], 8.0, box[0] + 16, 8.0, box[0] + 16, 24.0, box[0], 24.0]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": category + 1}
+                | {"bbox": box, "segmentation": [corners]}
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+    made = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "set.json").write_text(json.dumps(made))
+
+
+def of_set(root, **changes):
+    config = tiny(**changes)
+    config.data.source = "coco_format"
+    config.data.train_json = config.data.val_json = str(root / "set.json")
+    config.data.train_images = config.data.val_images = str(root)
+    return config
+
+
+@pytest.mark.check
+def test_a_workdir_keeps_its_classes(tmp_path):
+    write_set(tmp_path / "set")
+    transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+    transfer.prepare(of_set(tmp_path / "set", log_every=1), tmp_path / "run")
+    for names, message in (
+        (("dog", "cat"), "class 0 of the run is 'cat', that of its data is now 'dog'; restore the names"),
+        ((*CATEGORIES, "cow"), "the run has 2 classes, its data now 3; restore"),
+    ):
+        write_set(tmp_path / "set", names)
+        with pytest.raises(ValueError, match=message):
+            transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+    (tmp_path / "run/classes.json").write_text("[")
+    with pytest.raises(ValueError, match=r"classes\.json is damaged"):
+        transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+
+
+@pytest.mark.check
+def test_a_run_is_loaded_without_its_data(tmp_path):
+    write_set(tmp_path / "set")
+    run = transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+    with closing(Checkpoints(tmp_path / "run")) as store:
+        store.save(0, run.experiment.init(0), {"examples": 0}, {"config": "", "data_fingerprint": ""})
+    (tmp_path / "set/set.json").unlink()
+    model = predictions.model(tmp_path / "run")
+    assert model.classes == CATEGORIES and model.step == 0
+    with pytest.raises(MissingData, match=r"set\.json is missing"):
+        _ = model.experiment.sets
+    write_set(tmp_path / "set", ("dog", "cat"))
+    with pytest.raises(ValueError, match="class 0 of the run is 'cat'"):
+        _ = model.experiment.sets
 
 
 @pytest.fixture(scope="module")

@@ -208,6 +208,16 @@ def test_missing_data_are_said_with_the_flag_that_names_them(tmp_path):
         experiment.open_sets(config)
 
 
+def test_with_known_classes_the_data_are_opened_when_they_are_used(pretrained, tmp_path):
+    missing = config_of(pretrained, **{"data.source": "voc", "data.path": str(tmp_path / "none")})
+    built = experiment.build(dense.adopted(missing), classes=("sky", "road"))
+    assert built.classes == ("sky", "road") and built.model.head.num_classes == 2
+    with pytest.raises(MissingData, match="the path of voc, is not a folder"):
+        _ = built.sets
+    with pytest.raises(ValueError, match="the run has 2 classes, its data now 24"):
+        _ = experiment.build(dense.adopted(config_of(pretrained)), classes=("sky", "road")).sets
+
+
 def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp_path):
     with pytest.raises(ValueError, match="the config is one of method 'detailclip', not of segmentation"):
         transfer.prepare(tiny_config(), tmp_path)

@@ -28,7 +28,7 @@ from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import towers
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.runtime.errors import unknown
-from detailclip_jax.training import dense_encoder, fine_tuning
+from detailclip_jax.training import class_names, dense_encoder, fine_tuning
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
 from detailclip_jax.training.train_state import TrainState
@@ -57,7 +57,8 @@ class Experiment:
 
     config: ConfigDict
     setup: fine_tuning.Setup
-    sets: Sets
+    classes: tuple[str, ...]
+    given: Sets | None  # None: opened when `sets` is first used
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
     train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
 
@@ -71,10 +72,10 @@ class Experiment:
         """Encoder and detector."""
         return self.setup.model
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names."""
-        return self.sets.train.classes
+    @functools.cached_property
+    def sets(self) -> Sets:
+        """The training and the evaluation set.  Raises as `open_sets`, and ValueError if they have other classes."""
+        return _checked(open_sets(self.config), self.classes) if self.given is None else self.given
 
     @property
     def terms(self) -> list[str]:
@@ -210,20 +211,22 @@ def one_shapes(config: ConfigDict, bucket: Bucket) -> dict[str, tuple[tuple[int,
     }
 
 
-def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+def build(config: ConfigDict, mesh: Mesh | None = None, classes: tuple[str, ...] = ()) -> Experiment:
     """Builds the experiment of a detection config whose encoder fields are adopted; computes nothing yet.
 
+    With the `classes` of an earlier run the config's data are not opened before they are used: predictions need none.
     Raises ValueError that names the field, its value and what to write instead, and MissingData.
     """
     check_sizes(config)
     dense_encoder.check_recipes(config)
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     meshes.check_batch_size(config.batch_size, mesh)
-    sets = open_sets(config)
-    model = build_model(config, len(sets.train.classes))
+    sets = None if classes else open_sets(config)
+    classes = classes if sets is None else sets.train.classes
+    model = build_model(config, len(classes))
     setup, shapes = fine_tuning.set_up(config, model, _variables(config, model), mesh)
     step = fine_tuning.jitted(device_loss, setup, shapes)
-    return Experiment(config, setup, sets, shapes, step)
+    return Experiment(config, setup, classes, sets, shapes, step)
 
 
 def check_sizes(config: ConfigDict) -> None:
@@ -255,6 +258,11 @@ def open_sets(config: ConfigDict) -> Sets:
         raise ValueError(
             f"the training set has the classes {sets.train.classes}, the evaluation set {sets.val.classes}"
         )
+    return sets
+
+
+def _checked(sets: Sets, classes: tuple[str, ...]) -> Sets:
+    class_names.check(classes, sets.train.classes)
     return sets
 
 

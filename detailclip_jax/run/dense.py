@@ -18,7 +18,7 @@ from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.signals import SIGNALS, Stopped
-from detailclip_jax.training import dense_encoder
+from detailclip_jax.training import class_names, dense_encoder
 from detailclip_jax.training.train_state import TrainState
 
 METHODS = (transfer.METHOD, detection.METHOD)
@@ -53,10 +53,17 @@ def check_kind(config: ConfigDict) -> None:
 
 
 def claimed(config: ConfigDict, workdir: str | Path, built: Any, task: Task) -> Run:
-    """Claims the workdir for an experiment, and returns the run.  Raises ValueError for a workdir of another config."""
+    """Claims the workdir for an experiment, and returns the run.
+
+    Raises ValueError for a workdir of another config or of other classes.
+    """
     if config.batch_size % jax.process_count():
         raise ValueError(f"batch_size {config.batch_size} does not divide over {jax.process_count()} processes")
+    run_config.check_workdir(Path(workdir), config)
+    class_names.check(class_names.read(workdir), built.classes)
     run_config.claim_workdir(Path(workdir), config, write=jax.process_index() == 0)
+    if jax.process_index() == 0:
+        class_names.write(workdir, built.classes)
     console = Console(enabled=jax.process_index() == 0)
     return Run(config, Path(workdir), built, built.sets.train.source, console, task)
 

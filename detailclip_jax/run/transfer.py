@@ -27,6 +27,7 @@ from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Clock, Meter
 from detailclip_jax.segmentation import experiment, metrics
 from detailclip_jax.segmentation.experiment import Experiment
+from detailclip_jax.training import class_names
 from detailclip_jax.training.checkpoint import load_state
 from detailclip_jax.training.fine_tuning import learning_rate
 from detailclip_jax.training.train_state import TrainState
@@ -54,11 +55,13 @@ def load(workdir: str | Path, step: int | None = None) -> tuple[Any, TrainState,
         experiment, state, step = load("runs/ade20k")
         (labels,) = experiment.predict(state, [image])
 
-    It only reads, so the run may be training meanwhile.  Raises FileNotFoundError for a folder without checkpoints or
+    The run's data are opened when `experiment.sets` is first used: predictions need none.  It only reads, so the run
+    may be training meanwhile.  Raises FileNotFoundError for a folder without checkpoints or
     without this step, CheckpointError for an unreadable checkpoint, and ValueError for a run of another kind.
     """
     config = dense.config_in(workdir)
-    built = (detection.build if config.method == DETECTION else experiment.build)(config)
+    build = detection.build if config.method == DETECTION else experiment.build
+    built = build(config, classes=class_names.read(workdir))
     return built, *load_state(workdir, built.state_shapes, step)
 
 

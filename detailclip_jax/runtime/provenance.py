@@ -38,13 +38,15 @@ def _git(folder: Path, *arguments: str) -> str:
 def data_fingerprint(source: Any, num_samples: int = 8) -> str:
     """Hashes a data set to twelve hexadecimal digits: its length, and key, captions and label of some examples.
 
-    For several sets mixed by weight, the hash is over the fingerprint and weight of each.
+    A source with an attribute `identity` (a hash of its annotations) adds it.  For several sets mixed by weight, the
+    hash is over the fingerprint and weight of each.
     """
     if members := getattr(source, "members", ()):
         text = repr([(data_fingerprint(member.source, num_samples), member.weight) for member in members])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
     indices = sorted({len(source) * i // num_samples for i in range(num_samples)})
-    text = repr([len(source), *(_description(source, index) for index in indices)])
+    identity = [source.identity] if hasattr(source, "identity") else []
+    text = repr([len(source), *identity, *(_description(source, index) for index in indices)])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -31,7 +31,7 @@ from detailclip_jax.segmentation.loss import cross_entropy, pixel_accuracy
 from detailclip_jax.segmentation.metrics import Counts
 from detailclip_jax.segmentation.model import SegmentationModel
 from detailclip_jax.segmentation.taps import usual_blocks
-from detailclip_jax.training import dense_encoder, fine_tuning
+from detailclip_jax.training import class_names, dense_encoder, fine_tuning
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training import optimizer as groups_of
 from detailclip_jax.training.train_state import TrainState
@@ -60,7 +60,8 @@ class Experiment:
 
     config: ConfigDict
     setup: fine_tuning.Setup
-    sets: Sets
+    classes: tuple[str, ...]
+    given: Sets | None  # None: opened when `sets` is first used
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
     train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
 
@@ -74,10 +75,10 @@ class Experiment:
         """Encoder and heads."""
         return self.setup.model
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names."""
-        return self.sets.train.classes
+    @functools.cached_property
+    def sets(self) -> Sets:
+        """The training and the evaluation set.  Raises as `open_sets`, and ValueError if they have other classes."""
+        return _checked(open_sets(self.config), self.classes) if self.given is None else self.given
 
     @property
     def terms(self) -> list[str]:
@@ -194,21 +195,25 @@ class Experiment:
         return lines, list(filter(None, [fine_tuning.learning_rate(config)[1]]))
 
 
-def build(config: ConfigDict, mesh: Mesh | None = None, sets: Sets | None = None) -> Experiment:
+def build(
+    config: ConfigDict, mesh: Mesh | None = None, sets: Sets | None = None, classes: tuple[str, ...] = ()
+) -> Experiment:
     """Builds the experiment of a segmentation config whose encoder fields are adopted; computes nothing yet.
 
-    The config's data are opened unless `sets` are given.
+    The config's data are opened unless `sets` are given.  With the `classes` of an earlier run they are not opened
+    before they are used: predictions need none.
     Raises ValueError that names the field, its value and what to write instead, and MissingData.
     """
     check_crop(config)
     dense_encoder.check_recipes(config)
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     meshes.check_batch_size(config.batch_size, mesh)
-    sets = open_sets(config) if sets is None else sets
-    model = build_model(config, len(sets.train.classes))
+    sets = open_sets(config) if sets is None and not classes else sets
+    classes = classes if sets is None else sets.train.classes
+    model = build_model(config, len(classes))
     setup, shapes = fine_tuning.set_up(config, model, _variables(config, model), mesh)
     step = fine_tuning.jitted(device_loss, setup, shapes)
-    return Experiment(config, setup, sets, shapes, step)
+    return Experiment(config, setup, classes, sets, shapes, step)
 
 
 def check_crop(config: ConfigDict) -> None:
@@ -239,6 +244,11 @@ def open_sets(config: ConfigDict) -> Sets:
         )
     except MissingData as error:
         raise MissingData(f"{error}; --config.data.path=DIR names the folder") from error
+
+
+def _checked(sets: Sets, classes: tuple[str, ...]) -> Sets:
+    class_names.check(classes, sets.train.classes)
+    return sets
 
 
 def recipe_of(config: ConfigDict) -> Recipe:

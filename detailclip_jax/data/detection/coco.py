@@ -23,6 +23,7 @@ Training replaces a refused image and counts it; an evaluation ends with it.
 """
 
 import collections
+import hashlib
 import json
 import math
 import pathlib
@@ -89,7 +90,7 @@ def open_format(
     `training` leaves out images without annotations.  Raises MissingData that names the file and the reason.
     """
     file, root = pathlib.Path(file), pathlib.Path(images)
-    content = _load(file)
+    content, identity = _load(file)
     listed, categories = _images(content, file), _categories(content, file)
     grouped, lost = _grouped(content["annotations"], {image.id for image in listed})
     kept = [image for image in listed if grouped[image.id] or not training]
@@ -103,21 +104,23 @@ def open_format(
             f"{len(missing)} of {len(kept)} images of {file} are not in {root}; the first is {missing[0]}"
         )
     numbers = {category: number for number, category in enumerate(categories)}
-    source = CocoImages(name, root, kept, [grouped[image.id] for image in kept], numbers)
+    source = CocoImages(name, root, kept, [grouped[image.id] for image in kept], numbers, identity)
     return DetectionSet(name, source, tuple(categories.values()), tuple(categories), tuple(notes), str(file))
 
 
-def _load(file: pathlib.Path) -> dict[str, Any]:
+def _load(file: pathlib.Path) -> tuple[dict[str, Any], str]:
+    """The content of the json, and the hash of its bytes."""
     if not file.is_file():
         raise MissingData(f"{file} is missing: it holds the images, annotations and categories of the set")
     try:
-        content = json.loads(file.read_bytes())
+        data = file.read_bytes()
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise MissingData(f"{file} is not readable as JSON: {error}") from error
     names = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in names):
         raise MissingData(f"{file} is not in COCO's format: it needs the lists {', '.join(names)}")
-    return content
+    return content, hashlib.sha256(data).hexdigest()
 
 
 def _images(content: Mapping[str, Any], file: pathlib.Path) -> list[ListedImage]:
@@ -199,7 +202,10 @@ def _is_finite(value: Any) -> bool:
 
 
 class CocoImages:
-    """The images of a set with their instances; random access."""
+    """The images of a set with their instances; random access.
+
+    `identity` is a hash of the annotations, by which a run notices that they changed.
+    """
 
     def __init__(
         self,
@@ -208,8 +214,9 @@ class CocoImages:
         images: Sequence[ListedImage],
         annotations: Sequence[Sequence[Mapping[str, Any]]],
         numbers: Mapping[int, int],
+        identity: str = "",
     ):
-        self.name, self.root, self.images = name, root, images
+        self.name, self.root, self.images, self.identity = name, root, images, identity
         self.instances = [instances_of(own, image, numbers) for own, image in zip(annotations, images)]
         self._sizes = np.array([(image.height, image.width) for image in images], np.int32)
 
