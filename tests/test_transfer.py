@@ -214,7 +214,7 @@ def test_with_known_classes_the_data_are_opened_when_they_are_used(pretrained, t
     assert built.classes == ("sky", "road") and built.model.head.num_classes == 2
     with pytest.raises(MissingData, match="the path of voc, is not a folder"):
         _ = built.sets
-    with pytest.raises(ValueError, match="the run has 2 classes, its data now 24"):
+    with pytest.raises(ValueError, match="the run has 2 classes, its data now 25"):
         _ = experiment.build(dense.adopted(config_of(pretrained)), classes=("sky", "road")).sets
 
 
