@@ -179,6 +179,27 @@ def test_a_crowd_stays_and_its_mask_is_not_read(tmp_path):
     assert example["crowd"].tolist() == [True, False] and example["shapes"][0] is None
 
 
+def test_the_ground_truth_has_what_the_scoring_needs(tmp_path):
+    """pycocotools reads `iscrowd` and `area`, which many exporters leave out; the area is that of the mask."""
+    triangle = [[4.0, 5.0, 24.0, 5.0, 24.0, 20.0]]
+    runs = {"size": [30, 40], "counts": [100, 30, 1070]}
+    plain = {"iscrowd": None, "area": None}
+    found = opened(
+        tmp_path,
+        box_of(1, segmentation=triangle) | plain,
+        box_of(2, segmentation=runs) | plain,
+        box_of(3, segmentation=[triangle[0], [1.0, 1.0]]) | plain,
+        box_of(4, iscrowd=1, area=None, segmentation=None),
+        box_of(5, area=7.5, iscrowd=1),
+        {name: value for name, value in box_of(6).items() if name not in plain},
+    ).ground_truth()["annotations"]
+    assert [annotation["id"] for annotation in found] == [1, 2, 3, 4, 5, 6]
+    assert found[3]["segmentation"] == [[4.0, 5.0, 24.0, 5.0, 24.0, 20.0, 4.0, 20.0]]  # the box
+    areas, crowds = [annotation["area"] for annotation in found], [annotation["iscrowd"] for annotation in found]
+    assert areas == [150.0, 30.0, 300.0, 300.0, 7.5, 300.0]  # of a broken mask: the box
+    assert crowds == [0, 0, 0, 1, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -189,6 +210,16 @@ def test_a_crowd_stays_and_its_mask_is_not_read(tmp_path):
         ({"segmentation": None}, "annotation 5: no segmentation"),
         ({"segmentation": [[1, 2]]}, "annotation 5: a polygon of 2 numbers"),
         ({"segmentation": {"size": [30, 40], "counts": [7]}}, "annotation 5: run lengths that sum to 7"),
+        (
+            {"segmentation": {"size": [30, 40], "counts": "o" * 60 + "0"}},
+            "annotation 5: run lengths with a number above",
+        ),
+        ({"segmentation": {"size": [30, 40], "counts": [1e400]}}, "annotation 5: "),
+        ({"segmentation": {"size": 3, "counts": [7]}}, "annotation 5: run lengths of a mask of size 3"),
+        ({"area": "large"}, "annotation 5 has no valid area: 'large'"),
+        ({"area": float("nan")}, "annotation 5 has no valid area: nan"),
+        ({"iscrowd": "no"}, "annotation 5 has no valid iscrowd: 'no'"),
+        ({"bbox": [1, 2, 3, 10**400]}, "no valid box"),
     ],
 )
 def test_an_image_with_a_broken_annotation_is_refused(tmp_path, broken, message):
@@ -213,6 +244,9 @@ def changed(**changes):
     return {**content(box_of(1)), **changes}
 
 
+IMAGE = {"id": 1, "file_name": "1.jpg", "height": 30, "width": 40}
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
@@ -227,6 +261,12 @@ def changed(**changes):
         (changed(images=content(count=1)["images"] * 2), "image id 1 more than once"),
         (changed(images=content(count=3)["images"]), r"1 of 3 images of .*; the first is 3\.jpg"),
         (changed(images=[]), "lists no image"),
+        (changed(images=[IMAGE | {"height": None}]), r"image 1 .* height None; whole numbers above 0 are required"),
+        (changed(images=[IMAGE | {"width": "40"}]), r"image 1 .* width '40'"),
+        (changed(images=[IMAGE | {"width": 0}]), r"image 1 .* width 0"),
+        (changed(images=[IMAGE | {"id": [1]}]), r"image id \[1\]; a number or a text is required"),
+        (changed(images=[IMAGE | {"file_name": 3}]), "image 1 .* file_name 3; a text is required"),
+        (changed(categories=[{"id": [7], "name": "a"}]), r"category id \[7\]; a whole number is required"),
     ],
 )
 def test_a_set_that_cannot_be_used_is_refused(tmp_path, made, message):

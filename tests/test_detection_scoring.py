@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from detailclip_jax.data.detection.coco import open_format
 from detailclip_jax.data.detection.sets import DetectionSet
 from detailclip_jax.data.detection.stickers import open_stickers
 from detailclip_jax.detection import scoring
@@ -149,3 +151,29 @@ def test_images_of_any_size_come_back_in_order_in_their_own_pixels():
         np.testing.assert_allclose(one.boxes, [[0, 0, width, height]], rtol=1e-5)
         assert one.scores[0] == number and one.labels.tolist() == [4]
         assert len(one.above(number + 0.5).scores) == 0
+
+
+def test_a_set_without_iscrowd_and_area_is_scored(tmp_path):
+    """As many exporters write it; the crowd has no mask, and its detection counts neither for nor against."""
+    boxes = [[4.0, 5.0, 20.0, 15.0], [30.0, 10.0, 12.0, 12.0], [4.0, 30.0, 20.0, 20.0]]
+    own = [
+        {
+            **{"image_id": 1, "category_id": 3, "bbox": [x, y, w, h]},
+            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+        }
+        for x, y, w, h in boxes[:2]
+    ]
+    own += [{"image_id": 1, "category_id": 3, "bbox": boxes[2], "iscrowd": 1}]
+    images = [{"id": 1, "file_name": "1.png", "height": 60, "width": 80}]
+    made = {"images": images, "annotations": own, "categories": [{"id": 3, "name": "thing"}]}
+    (tmp_path / "set.json").write_text(json.dumps(made))
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "1.png")
+    found = open_format(tmp_path / "set.json", tmp_path)
+    corners = np.array(boxes, np.float32)
+    corners[:, 2:] += corners[:, :2]
+    detected = Found(
+        corners, np.array([0.9, 0.8, 0.7], np.float32), np.zeros(3, np.int32), np.ones((3, 28, 28), np.float32)
+    )
+    scores, _ = scoring.score(found, scoring.results_of(detected, 1, (60, 80), found.category_ids))
+    assert scores["bbox_AP"] == pytest.approx(100) and scores["segm_AP50"] == pytest.approx(100)
+    assert scores["bbox_APs"] == pytest.approx(100) and scores["bbox_APm"] == -1

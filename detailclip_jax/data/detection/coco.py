@@ -15,6 +15,7 @@ a crowd                                  | kept, with `crowd` True; its mask is 
 an annotation of an image not listed     | left out and counted
 an unknown category, an id twice         | the set is refused
 a missing image file                     | the set is refused, with the number of missing files
+no `iscrowd`, no `area` (or null)        | 0, and the area of the mask in the scoring
 no or broken box, no or broken mask      | the image is refused (BadRecord) with the annotation's id
 another size than the json states        | the image is refused: boxes belong to the stated pixels
 an unreadable image                      | refused, by the rules of `data.decoding`
@@ -25,7 +26,6 @@ Training replaces a refused image and counts it; an evaluation ends with it.
 import collections
 import hashlib
 import json
-import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ from detailclip_jax.runtime.errors import unknown
 
 SPLITS = ("train", "val")
 YEAR = "2017"
+MOST = 1e9  # no size, place or area is larger
 
 
 class ListedImage(NamedTuple):
@@ -130,8 +131,25 @@ def _images(content: Mapping[str, Any], file: pathlib.Path) -> list[ListedImage]
         ]
     except (KeyError, TypeError) as error:
         raise MissingData(f"{file} has an image without id, file_name, height or width: {error!r}") from error
+    for image in found:
+        _check_image(image, file)
+    if len({isinstance(image.id, str) for image in found}) > 1:
+        raise MissingData(
+            f"{file} has image ids that are numbers and others that are texts; pycocotools needs one kind"
+        )
     _check_unique([image.id for image in found], "image", file)
     return found
+
+
+def _check_image(image: ListedImage, file: pathlib.Path) -> None:
+    if not isinstance(image.id, int | str):
+        raise MissingData(f"{file} has the image id {image.id!r:.60}; a number or a text is required")
+    where = f"{file}: image {image.id!r:.60} has the"
+    if not isinstance(image.name, str):
+        raise MissingData(f"{where} file_name {image.name!r:.60}; a text is required")
+    for name, side in (("height", image.height), ("width", image.width)):
+        if not isinstance(side, int) or not 0 < side < MOST:
+            raise MissingData(f"{where} {name} {side!r:.60}; whole numbers above 0 are required")
 
 
 def _categories(content: Mapping[str, Any], file: pathlib.Path) -> dict[int, str]:
@@ -140,6 +158,8 @@ def _categories(content: Mapping[str, Any], file: pathlib.Path) -> dict[int, str
         pairs = sorted((category["id"], str(category["name"])) for category in content["categories"])
     except (KeyError, TypeError) as error:
         raise MissingData(f"{file} has a category without id or name: {error!r}") from error
+    if strange := [number for number, _ in pairs if not isinstance(number, int)]:
+        raise MissingData(f"{file} has the category id {strange[0]!r:.60}; a whole number is required")
     _check_unique([number for number, _ in pairs], "category", file)
     known = [number for number, _ in pairs]
     own = {json.dumps(a.get("category_id")) for a in content["annotations"] if isinstance(a, dict)}
@@ -178,16 +198,20 @@ def instances_of(
         if annotation.get("ignore"):
             continue
         box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(value) for value in box):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             return f"{where} has no valid box: {box!r:.60}"
         if annotation.get("category_id") is None:
             return f"{where} has no category"
-        crowd = bool(annotation.get("iscrowd", 0))
+        crowd, area = annotation.get("iscrowd") or 0, annotation.get("area")
+        if crowd not in (0, 1):
+            return f"{where} has no valid iscrowd: {crowd!r:.60}"
+        if area is not None and not _is_number(area):
+            return f"{where} has no valid area: {area!r:.60}"
         x, y, w, h = box
         seen = min(x + w, image.width) - max(x, 0), min(y + h, image.height) - max(y, 0)
-        if min(w, h) < 1 or min(seen) <= 0 or annotation.get("area", 1) <= 0:
+        if min(w, h) < 1 or min(seen) <= 0 or (area is not None and area <= 0):
             continue
-        kept.append((annotation, (x, y, x + w, y + h), crowd))
+        kept.append((annotation, (x, y, x + w, y + h), bool(crowd)))
     return Instances(
         np.array([box for _, box, _ in kept], np.float32).reshape(-1, 4),
         np.array([numbers[annotation["category_id"]] for annotation, _, _ in kept], np.int32),
@@ -197,8 +221,9 @@ def instances_of(
     )
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number of pixels: not NaN, not infinite."""
+    return isinstance(value, int | float) and -MOST < value < MOST
 
 
 class CocoImages:
@@ -255,5 +280,5 @@ def _shapes(found: Instances, image: ListedImage, key: str) -> Iterable[Shape | 
     for stored, number in zip(found.segmentations, found.ids):
         try:
             yield None if stored is None else read_shape(json.loads(stored), image.height, image.width)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise BadRecord(f"{key}: annotation {number!r}: {error}") from error

@@ -44,7 +44,7 @@ def _polygon(numbers: Any) -> Float[np.ndarray, "_k 2"]:
 
 
 def _from_runs(stored: dict[str, Any], height: int, width: int) -> Bitmap:
-    if list(stored.get("size", ())) != [height, width]:
+    if stored.get("size") != [height, width]:
         raise ValueError(f"run lengths of a mask of size {stored.get('size')}; the image has {[height, width]}")
     counts = stored.get("counts")
     return decode_runs(counts if isinstance(counts, list) else text_runs(counts), height, width)
@@ -65,6 +65,8 @@ def text_runs(text: Any) -> Int[np.ndarray, " R"]:
         bits = byte - 48
         value |= (bits & 31) << shift
         shift += 5
+        if shift > 35:
+            raise ValueError("run lengths with a number above 2^34")
         if not bits & 32:
             value -= (1 << shift) if bits & 16 else 0
             found.append(value + (found[-2] if len(found) > 2 else 0))
@@ -106,6 +108,18 @@ def runs_text(runs: Sequence[int]) -> str:
             if not more:
                 break
     return "".join(characters)
+
+
+def area_of(shape: Shape) -> float:
+    """The area in pixels: of a bitmap, or the sum of the polygons' areas (overlaps count twice, as in COCO's tools)."""
+    if isinstance(shape, np.ndarray):
+        return float(shape.sum())
+    return sum(_polygon_area(*polygon.astype(np.float64).T) for polygon in shape)
+
+
+def _polygon_area(x: Float[np.ndarray, " K"], y: Float[np.ndarray, " K"]) -> float:
+    """The shoelace formula, |sum_i x_i (y_(i+1) - y_(i-1))| / 2."""
+    return float(abs((x * (np.roll(y, -1) - np.roll(y, 1))).sum()) / 2)
 
 
 def sample(shape: Shape, box: Box, side: int) -> UInt8[np.ndarray, "M M"]:
