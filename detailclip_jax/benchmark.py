@@ -18,6 +18,7 @@ from detailclip_jax.runtime import errors
 
 FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length")
 BATCH = 32
+CACHE = "jax_enable_compilation_cache"
 FORCED = "xla_force_host_platform_device_count"  # jax accepts either this or jax_num_cpu_devices
 
 
@@ -98,12 +99,12 @@ def _measure(arguments: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def compiling_anew() -> Iterator[None]:
     """Context in which jax does not read compiled programs from disk: the time to compile is one of the results."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
+    before = getattr(jax.config, CACHE)
+    jax.config.update(CACHE, False)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        jax.config.update(CACHE, before)
 
 
 def _explained(error: RuntimeError) -> str:
