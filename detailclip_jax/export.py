@@ -121,7 +121,7 @@ def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
     if name == "reference":
         return [
             "the teacher's token embedding, text positions and ln_final have no place there: student's",
-            "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} with their own args beside it",
+            "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} together with their own args",
         ]
     if name in ("timm", "reference_backbone"):
         return timm_notes(config, path)
@@ -157,7 +157,7 @@ def timm_notes(config: ConfigDict, path: Path) -> list[str]:
     return [
         f"timm.create_model({arguments})",
         *([other] if other else []),
-        f"that and the preprocessing are in {hub.card_of(path)}; keep it beside the file",
+        f"that and the preprocessing are in {hub.card_of(path)}; keep it next to the file",
     ]
 
 

@@ -11,7 +11,7 @@
 untrained.  --config.NAME=VALUE sets a field; --help-config with --config lists them with meaning and source.
 The workdir (default: runs/ and the config's name) receives the same files as a run of `main`; at the end results.json
 has mIoU, mAcc and aAcc in percent (segmentation), or COCO's twelve numbers for boxes and for masks (detection), also
-per class, and figures/ the predictions beside the ground truth.  The same command continues from the last checkpoint;
+per class, and figures/ the predictions next to the ground truth.  The same command continues from the last checkpoint;
 Ctrl-C and SIGTERM save one first.
 --predict draws the predictions of a finished run for images of your own and writes predictions.json; its flags are
 --predict=FOLDER, PATTERN or FILE, --workdir, --out, --step, --score and --follow-links.

@@ -21,14 +21,14 @@ def total(term: Term, weights: PyTree, fixed: PyTree, items: PyTree, given: PyTr
     differentiable with respect to `weights` and `items`. Their gradients are computed chunk by chunk in the forward
     pass, so no intermediate result of a chunk is saved and nothing is computed twice. The metrics have no gradient.
     """
-    return _sum_chunks(lambda item, beside: (term(weights, fixed, item, beside), None), items, given)[0]
+    return _sum_chunks(lambda item, own: (term(weights, fixed, item, own), None), items, given)[0]
 
 
 def _total_forward(term: Term, weights: PyTree, fixed: PyTree, items: PyTree, given: PyTree) -> tuple[PyTree, PyTree]:
     gradient = jax.value_and_grad(term, argnums=(0, 2), has_aux=True)
 
-    def of_chunk(item: PyTree, beside: PyTree) -> tuple[tuple[PyTree, PyTree], PyTree]:
-        value, (of_weights, of_item) = gradient(weights, fixed, item, beside)
+    def of_chunk(item: PyTree, own: PyTree) -> tuple[tuple[PyTree, PyTree], PyTree]:
+        value, (of_weights, of_item) = gradient(weights, fixed, item, own)
         return (value, of_weights), of_item
 
     (value, of_weights), of_items = _sum_chunks(of_chunk, items, given)

@@ -46,7 +46,7 @@ class Block(nn.Module):
     """Pre-norm block: x + attention(norm1(x)), then + mlp(norm2(x)).
 
     Three variants give the same numbers: `__call__` computes all tokens; `reading` computes selected query tokens;
-    `beside` computes tokens together with rows of a table that all images share.
+    `with_table` computes tokens together with rows of a table that all images share.
     """
 
     width: int
@@ -80,7 +80,7 @@ class Block(nn.Module):
         attended, _ = self.attn(self.attn.project(self.norm1(read), 0, 1), pairs, mask)
         return self._add(read, attended)
 
-    def beside(
+    def with_table(
         self,
         x: Float[Array, "B M D"],
         table: Float[Array, "N D"],

@@ -42,8 +42,8 @@ class Decoder(nn.Module):
         """Decodes the removed patches; tokens are in the order of `hidden.removed`, after the norm."""
         positions = jnp.asarray(sincos_positions(self.width, self.side))
         visible, table = self._visible(tokens, hidden, positions), self._mask_tokens(positions)
-        beside = recomputed(lambda block, *given: block.beside(*given, read_all=self.depth > 1), self.remat)
-        x = beside(self._block("blocks_0"), visible, table, hidden.removed)
+        first = recomputed(lambda block, *given: block.with_table(*given, read_all=self.depth > 1), self.remat)
+        x = first(self._block("blocks_0"), visible, table, hidden.removed)
         if self.depth > 1:
             x, _ = run_blocks(self._middle(), x, remat=self.remat, depth=self.depth - 2, gather=self.gather)
             reading = recomputed(lambda block, x, read: block.reading(x, read), self.remat)

@@ -133,6 +133,6 @@ def _in_hsv(image: Image, saturation: float, turn: int) -> Image:
 
 def _padded(image: Image, mask: Mask, side: int) -> tuple[UInt8[np.ndarray, "S S 3"], Int16[np.ndarray, "S S"]]:
     """Pads at the bottom and at the right."""
-    below, beside = side - image.shape[0], side - image.shape[1]
-    padding = (0, below), (0, beside)
+    below, right = side - image.shape[0], side - image.shape[1]
+    padding = (0, below), (0, right)
     return np.pad(image, (*padding, (0, 0))), np.pad(mask, padding, constant_values=IGNORE)

@@ -99,7 +99,7 @@ class UperNetHead(nn.Module):
         return Classifier(self.num_classes, self.dtype, name="classifier")(fused)
 
     def _pooled(self, coarsest: Array, conv: Any) -> Array:
-        """The coarsest level beside its averages over grids of 1, 2, 3 and 6 bins per side."""
+        """The coarsest level concatenated with its averages over grids of 1, 2, 3 and 6 bins per side."""
         bins = [conv(f"pool_{scale}", 1, pool(coarsest, scale)) for scale in SCALES]
         return jnp.concatenate([coarsest, *(self._at(each, coarsest) for each in bins)], -1)
 
