@@ -22,8 +22,9 @@ from detailclip_jax.data.semantic.augment import resize_image
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.detection import experiment, predict
 from detailclip_jax.models import sizes
-from detailclip_jax.run import detection, loop, transfer
+from detailclip_jax.run import detection, detection_checks, init_from, loop, transfer
 from detailclip_jax.run import predict as predictions
+from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training import mesh
@@ -147,8 +148,15 @@ def test_the_sizes_of_the_coco_config_pass_its_own_checks(arg):
         ("best_metric", "box_AP", "unknown best_metric 'box_AP'; did you mean 'bbox_AP'"),
         ("views.buckets", ((40, 40),), r"views\.buckets: 40 x 40 has a side that is no multiple of 16"),
         ("views.buckets", ((32, 32),), r"48 x 48 pixels fits in no bucket of 32 x 32"),
-        ("views.buckets", (48, 48), r"views\.buckets .* must have"),
-        ("views.short", (), r"views\.short \(\) must have"),
+        (
+            "views.buckets",
+            (48, 48),
+            r"views\.buckets \(48, 48\) must have one or more pairs of numbers, for example \(\(",
+        ),
+        ("inference.buckets", (), r"inference\.buckets \(\) must have one or more pairs of numbers"),
+        ("views.buckets", ((48, 48, 3),), r"views\.buckets .* must be pairs of height and width"),
+        ("views.short", (), r"views\.short \(\) must have one or more numbers, for example \(480"),
+        ("encoder.grid", (48,), r"encoder\.grid \(48,\) must have 2 numbers"),
         ("views.crop", (600, 384), r"views\.crop .* ascending order"),
         ("encoder.grid", (7, 48), r"encoder\.grid \(7, 48\) is smaller than a patch of 8 x 8 pixels"),
         ("encoder.positions", "cubic", r"encoder\.positions 'cubic' is unknown"),
@@ -165,6 +173,27 @@ def test_an_invalid_field_is_refused_before_the_run(tmp_path, field, value, mess
             config.update_from_flattened_dict({field: value})
         transfer.prepare(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("package", ["pycocotools", "wandb"])
+def test_a_missing_package_is_said_before_the_run(tmp_path, monkeypatch, package):
+    for module in (detection_checks, wandb_writer):
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else object())
+    config = tiny(**{"logging.wandb": "project"})
+    with pytest.raises(ValueError, match=f"needs? (the package )?{package}.*pip install 'detailclip_jax"):
+        transfer.prepare(config, tmp_path / "run")
+    if package == "pycocotools":
+        config.update({"evaluate_at_end": False, "evaluate_every": 0})
+        detection_checks.check(config)
+
+
+def test_pretraining_does_not_start_from_a_detection_run(pretrained, tmp_path):
+    run_config.claim_workdir(tmp_path, tiny(init=str(pretrained)))
+    (tmp_path / "checkpoints/1").mkdir(parents=True)
+    config = tiny_config()
+    config.init = str(tmp_path)
+    with pytest.raises(ValueError, match=f"is a detection run, .*name the encoder that it started from, {pretrained}"):
+        init_from.adopt(config)
 
 
 # --- runs

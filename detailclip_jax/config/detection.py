@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import transfer
 from detailclip_jax.config.fields import IMAGE_STYLE, MESH, MODEL, OURS, PREPROCESS, Field, Fields, Group, built
+from detailclip_jax.config.reporting import LOGGING
 
 METHOD = "detection"  # the value of `method` in the config of a detection run
 IBOT = transfer.IBOT
@@ -73,6 +74,7 @@ OPTIMIZER: Group = {
 OURS_IN_MODEL = {**transfer.OURS_IN_MODEL, "drop_path": 0.2, "remat": "dots"}
 GROUPS: dict[str, Group] = {
     "": RUN,
+    "logging": {"wandb": LOGGING["wandb"]},
     "mesh": MESH,
     "data": DATA,
     "views": VIEWS,

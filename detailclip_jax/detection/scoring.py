@@ -21,6 +21,7 @@ from detailclip_jax.detection.predict import Found
 
 KINDS = ("bbox", "segm")
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCOeval's order
+MISSING = "scores of detection need pycocotools: pip install 'detailclip_jax[detection]'"
 METRICS = tuple(f"{kind}_{name}" for kind in KINDS for name in NAMES)
 
 
@@ -64,7 +65,7 @@ def score(truth: DetectionSet, results: Iterable[Mapping[str, Any]]) -> tuple[di
         with _quiet():
             from pycocotools.coco import COCO
     except ImportError as error:
-        raise ImportError("scores of detection need pycocotools: pip install 'detailclip_jax[detection]'") from error
+        raise ImportError(MISSING) from error
     with _quiet():
         known: Any = COCO()
         known.dataset = truth.ground_truth()

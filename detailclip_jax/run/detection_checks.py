@@ -1,13 +1,17 @@
 """Checks of a detection config before anything is built; each message names the field, its value and the way out."""
 
+from importlib.util import find_spec
+
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.detection import detection
 from detailclip_jax.data.detection.stickers import LABELS
+from detailclip_jax.detection import scoring
 from detailclip_jax.detection.experiment import SOURCES
 from detailclip_jax.detection.scoring import METRICS
 from detailclip_jax.run import transfer_checks
 from detailclip_jax.run.transfer_checks import INFINITE, Rules
+from detailclip_jax.runtime import wandb_writer
 
 RULES = Rules(
     choices={
@@ -38,3 +42,9 @@ def check(config: ConfigDict) -> None:
     for name, shapes in (("views.buckets", config.views.buckets), ("inference.buckets", config.inference.buckets)):
         if not shapes or not all(len(shape) == 2 for shape in shapes):
             raise ValueError(f"{name} {shapes!r} must be pairs of height and width, such as ((800, 1344), (1344, 800))")
+    wandb_writer.check(config.logging.wandb)
+    if (config.evaluate_at_end or config.evaluate_every) and find_spec("pycocotools") is None:
+        raise ValueError(f"{scoring.MISSING}, or train without scores: {WITHOUT_SCORES}")
+
+
+WITHOUT_SCORES = "--config.evaluate_at_end=False --config.evaluate_every=0"

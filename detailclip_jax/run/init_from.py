@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
+from detailclip_jax.config.detection import METHOD as DETECTION
 from detailclip_jax.config.transfer import METHOD as SEGMENTATION
 from detailclip_jax.data import preprocessing
 from detailclip_jax.interop.tables import flatten
@@ -60,10 +61,10 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
 
 def _check_kind(init: str, source: ConfigDict) -> None:
     """Raises ValueError for a run of another kind than pretraining, whose networks no method has."""
-    if source.method == SEGMENTATION:
+    if source.method in (SEGMENTATION, DETECTION):
         first = f", {source.init}" if source.init else ""
         raise ValueError(
-            f"config.init {init!r} is a segmentation run, and pretraining does not start from one; name the encoder "
+            f"config.init {init!r} is a {source.method} run, and pretraining does not start from one; name the encoder "
             f"that it started from{first}"
         )
 

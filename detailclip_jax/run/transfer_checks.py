@@ -104,10 +104,11 @@ def check_fields(config: ConfigDict, usual: ConfigDict, rules: Rules) -> None:
 
 def _check_tuple(name: str, value: Any, usual: tuple[Any, ...], any_length: bool) -> None:
     is_tuple, kind = isinstance(value, tuple | list), tuple | list if isinstance(usual[0], tuple) else int | float
-    if not is_tuple or not value or not all(isinstance(entry, kind) for entry in value):
-        raise ValueError(f"{name} {value!r} must have {len(usual)} numbers, for example {usual!r}")
-    if not any_length and len(value) != len(usual):
-        raise ValueError(f"{name} {value!r} must have {len(usual)} numbers, for example {usual!r}")
+    is_valid = is_tuple and value and all(isinstance(entry, kind) for entry in value)
+    if not is_valid or not (any_length or len(value) == len(usual)):
+        count = "one or more" if any_length else str(len(usual))
+        entries = "pairs of numbers" if kind == tuple | list else "numbers"
+        raise ValueError(f"{name} {value!r} must have {count} {entries}, for example {usual!r}")
 
 
 def _check_numbers(name: str, value: Any, rules: Rules) -> None:
