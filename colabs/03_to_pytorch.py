@@ -31,7 +31,7 @@ print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device
 # %%
 from pathlib import Path
 
-STEPS = int(os.environ.get("STEPS", 100))
+STEPS = int(os.environ.get("STEPS", 60))
 RUNS = Path(os.environ.get("RUNS", "../runs"))
 CHECKPOINT = RUNS / os.environ.get("MODEL", "quickstart")
 
