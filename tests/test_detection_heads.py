@@ -15,7 +15,7 @@ from detailclip_jax.detection.fpn import Fpn
 from detailclip_jax.detection.mask_head import MaskHead
 from detailclip_jax.detection.rpn import RpnHead
 from detailclip_jax.models.batch_norm import BatchNorm
-from detailclip_jax.models.positions import RECIPES
+from detailclip_jax.models.positions import RECIPES, interpolate
 from detailclip_jax.models.vit import Style, VisionTransformer
 from detailclip_jax.segmentation.heads.layers import MaskedBatchNorm
 from detailclip_jax.segmentation.taps import taps
@@ -71,6 +71,18 @@ def test_the_matrix_of_a_traced_size_is_that_of_the_recipe(recipe, old):
     assert np.isfinite(made(0)).all()
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_image_with_the_grid_of_the_positions_gets_them_unchanged(recipe):
+    """As in `models.positions.interpolate`; with one side equal "ibot" still moves both axes."""
+    table, counts = jnp.asarray(noise(4, 4, 5)), np.array([(4, 4), (4, 6), (2, 4)])
+    made = jax.jit(lambda counts: positions.interpolated(table, counts, (6, 6), recipe))(counts)
+    flat = jnp.concatenate([jnp.zeros((1, 5)), table.reshape(16, 5)])
+    for one, (rows, columns) in zip(made, counts.tolist()):
+        expected = interpolate(flat, (rows, columns), recipe)[1:]
+        close(one[:rows, :columns], expected.reshape(rows, columns, 5), 1e-5)
+    np.testing.assert_array_equal(made[0, :4, :4], table)
+
+
 def encoder(**changes):
     given = {"patch_size": 4, "width": 12, "depth": 3, "num_heads": 2, "image_size": 16, "interpolation": "ibot"}
     return VisionTransformer(**given | changes)
@@ -91,12 +103,12 @@ def maps_of(vit, images, size, blocks=(0, 2), params=None, **options):
 @pytest.mark.parametrize("style", [Style(), Style(pre_norm=True), Style(positions="sincos")])
 def test_an_image_in_a_larger_array_has_the_taps_of_the_image_alone(style):
     """Alone, padded to 2 x patch size, it is what every other room's taps compute, positions included."""
-    vit, images = encoder(style=style), noise(3, 24, 32, 3)
-    sizes = [(24, 32), (13, 30), (8, 8)]
+    vit, images = encoder(style=style), noise(4, 24, 32, 3)
+    sizes = [(24, 32), (13, 30), (8, 8), (16, 16)]  # the last one is the grid of the positions
     for image, (height, width) in zip(images, sizes):
         image[height:], image[:, width:] = 0, 0
     found, valid = maps_of(vit, jnp.asarray(images), sizes)
-    for number, (rows, columns) in enumerate([(6, 8), (4, 8), (2, 2)]):
+    for number, (rows, columns) in enumerate([(6, 8), (4, 8), (2, 2), (4, 4)]):
         alone = jnp.asarray(images[number : number + 1, : 4 * rows, : 4 * columns])
         params = {"params": encoder_params(style)}
         expected = jax.jit(nn.apply(lambda v, x=alone: taps(v, x)((0, 2), norm=False), vit))(params)

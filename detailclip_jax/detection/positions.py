@@ -13,10 +13,17 @@ def interpolated(
     """Interpolates positions to each image's own number of patches `counts` (rows, columns).
 
     `grid` is the number of patches of the array that holds the images; entries outside an image's patches have no
-    meaning. `recipe` is one of `models.positions.RECIPES`.
+    meaning. `recipe` is one of `models.positions.RECIPES`. An image with the grid of `table` gets it unchanged, as in
+    `models.positions.interpolate`.
     """
+    same = (counts == jnp.array(table.shape[:2])).all(1)[:, None, None]
     down, across = (
-        jax.vmap(lambda new, a=a: cubic_weights(table.shape[a], new, grid[a], recipe))(counts[:, a]) for a in range(2)
+        jnp.where(
+            same,
+            jnp.eye(grid[a], table.shape[a]),
+            jax.vmap(lambda new, a=a: cubic_weights(table.shape[a], new, grid[a], recipe))(counts[:, a]),
+        )
+        for a in range(2)
     )
     return jnp.einsum("bik,bjl,kld->bijd", down, across, table, precision=jax.lax.Precision.HIGHEST)
 
