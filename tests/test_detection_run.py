@@ -21,9 +21,11 @@ from detailclip_jax.config import help_text, run_config
 from detailclip_jax.data.semantic.augment import resize_image
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.detection import experiment, predict
+from detailclip_jax.evaluation import paper
 from detailclip_jax.models import sizes
 from detailclip_jax.run import detection, detection_checks, init_from, loop, transfer
 from detailclip_jax.run import predict as predictions
+from detailclip_jax.run.detection_report import report
 from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.training import experiment as pretraining
@@ -194,6 +196,27 @@ def test_pretraining_does_not_start_from_a_detection_run(pretrained, tmp_path):
     config.init = str(tmp_path)
     with pytest.raises(ValueError, match=f"is a detection run, .*name the encoder that it started from, {pretrained}"):
         init_from.adopt(config)
+
+
+def test_the_report_of_coco_has_the_run_as_a_row_of_the_paper_s_table_and_says_what_departs():
+    protocol = {"set": "coco", "images": 5000, "classes": 80, "encoder": "trained end to end", "init": "runs/x"}
+    scores = dict.fromkeys(("bbox_AP", "segm_AP"), 41.25) | {"bbox_APs": -1.0, "segm_APs": -1.0}
+    three = run_config.load("configs/transfer/coco_cascade.py:schedule=3x")
+    text = "\n".join(report(three, 263_880, scores, protocol))
+    assert "| APs | no objects | no objects |" in text and "| this run: runs/x | | | 41.25 | 41.25 |\n| " in text
+    rows = paper.tables()["dense"]
+    boxes, masks = (rows["rows"]["DetailCLIP"][rows["columns"].index(f"coco_{kind}_ap")] for kind in ("box", "mask"))
+    assert f"| DetailCLIP | YFCC-15M | 25 | {boxes} | {masks} |" in text
+    assert "The settings are those of the recipe (schedule 3x)." in text
+    one = run_config.load("configs/transfer/coco_cascade.py")
+    one.data.num_val, one.detector.options.nms, one.inference.batch_size = 100, 0.6, 1
+    text = "\n".join(report(one, 600, scores, protocol))
+    assert (
+        "(schedule 1x): data.num_val 100 (recipe: 0); detector.options.nms 0.6 (recipe: None)." in text
+        and "batch_size" not in text
+    )
+    one.data.source = "coco_format"
+    assert "paper" not in "\n".join(report(one, 600, scores, protocol))
 
 
 # --- runs

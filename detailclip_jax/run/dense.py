@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from detailclip_jax import methods
 from detailclip_jax.config import detection, run_config, transfer
 from detailclip_jax.data.pipeline import Pipeline
-from detailclip_jax.evaluation import paper
 from detailclip_jax.run.init_from import config_of
 from detailclip_jax.run.loop import bad_list, usable_workers
 from detailclip_jax.run.session import Run, Task
@@ -109,15 +108,6 @@ def stop(interrupt: Interrupt) -> None:
     """Raises Stopped after a signal; several processes, whose numbers of images differ, finish the evaluation first."""
     if jax.process_count() == 1 and interrupt.reached():
         raise Stopped(interrupt.received or SIGNALS[1])
-
-
-def paper_column(column: str) -> dict[str, float]:
-    """The paper's numbers in a column of its table of dense tasks, by method; empty for a column that it lacks."""
-    printed = paper.tables()["dense"]
-    if column not in printed["columns"]:
-        return {}
-    place = printed["columns"].index(column)
-    return {name: row[place] for name, row in printed["rows"].items() if row[place] is not None}
 
 
 LESS_MEMORY = (

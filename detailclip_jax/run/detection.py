@@ -3,7 +3,7 @@
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from detailclip_jax.figures import plots
 from detailclip_jax.figures.boxes import Objects, detection_figure
 from detailclip_jax.run import dense
 from detailclip_jax.run.detection_checks import check
+from detailclip_jax.run.detection_report import report
 from detailclip_jax.run.session import Run, Task, TrainStep
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
@@ -166,7 +167,7 @@ def write_results(run: Run, step: int, scores: Mapping[str, float], data: str) -
     protocol = protocol_of(run)
     found = {"step": step, **scores, "per_class": per_class, "protocol": protocol, "config": run.config.to_dict()}
     replace_text(run.workdir / "results.json", json.dumps(found, indent=2) + "\n")
-    text = "\n".join([*_report(run, step, scores, protocol), *([data] if data else [])]) + "\n"
+    text = "\n".join([*report(run.config, step, scores, protocol), *([data] if data else [])]) + "\n"
     replace_text(run.workdir / "report.md", text)
     return text
 
@@ -187,25 +188,6 @@ def protocol_of(run: Run) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "learning_rate": learning_rate(config)[0],
     }
-
-
-def _report(run: Run, step: int, scores: Mapping[str, float], protocol: Mapping[str, Any]) -> Iterator[str]:
-    """The report: protocol, scores, and the paper's numbers for COCO."""
-    yield f"# Cascade Mask R-CNN on {protocol['set']}, step {step:,}\n"
-    yield f"{protocol['images']} images, {protocol['classes']} classes"
-    yield f"Encoder: {protocol['init']}, {protocol['encoder']}\n"
-    yield "| metric | boxes | masks |\n|---|---|---|"
-    names = [name.removeprefix("bbox_") for name in scores if name.startswith("bbox_")]
-    yield from (f"| {name} | {_number(scores[f'bbox_{name}'])} | {_number(scores[f'segm_{name}'])} |" for name in names)
-    if run.config.data.source == "coco":
-        yield "\nThe paper's AP with this detector (arXiv 2409.06809, table 1):\n"
-        yield "| method | boxes | masks |\n|---|---|---|"
-        boxes, masks = (dense.paper_column(f"coco_{kind}_ap") for kind in ("box", "mask"))
-        yield from (f"| {name} | {boxes[name]} | {masks[name]} |" for name in boxes)
-
-
-def _number(value: float) -> str:
-    return "no objects" if value < 0 else f"{value:.2f}"
 
 
 DETECTION = Task(

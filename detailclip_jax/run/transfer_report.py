@@ -1,6 +1,6 @@
 """The report of a segmentation run: its protocol, its scores, and its row in the paper's table."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -24,38 +24,47 @@ def report(config: ConfigDict, step: int, scores: Mapping[str, float], protocol:
     yield f"Encoder: {protocol['init']}, {protocol['encoder']}\n"
     yield "| metric | % |\n|---|---|"
     yield from (f"| {name} | {value:.2f} |" for name, value in scores.items())
-    if config.data.source == "ade20k" and paper_rows(config.head.name):
-        yield from beside_paper(config, scores["mIoU"], protocol)
+    if config.data.source == "ade20k" and paper_rows(_column(config)):
+        yield from with_paper(config, scores["mIoU"], protocol)
 
 
-def beside_paper(config: ConfigDict, miou: float, protocol: Mapping[str, Any]) -> Iterator[str]:
+def with_paper(config: ConfigDict, miou: float, protocol: Mapping[str, Any]) -> Iterator[str]:
     """Yields the run as a row of the paper's table, and the fields in which it departs from the recipe."""
     yield "\nThis run and the paper's numbers with this head on ADE20K (arXiv 2409.06809, table 1):\n"
     yield "| encoder | pretraining data | epochs | mIoU |\n|---|---|---:|---:|"
     yield f"| this run: {protocol['init']} | | | {miou:.1f} |"
-    for name, (data, epochs, value) in paper_rows(config.head.name).items():
+    for name, (data, epochs, value) in paper_rows(_column(config)).items():
         yield f"| {name} | {data} | {epochs or ''} | {value} |"
-    if found := departures(config):
+    if found := departures(config, RECIPES[config.head.name](), PROTOCOL):
         yield "\nNot like the paper's recipe: " + "; ".join(found) + "."
     else:
         yield "\nThe settings are those of the recipe."
     yield "What differs from mmseg's code in any case is listed in docs/segmentation.md."
 
 
-def departures(config: ConfigDict) -> list[str]:
-    """The fields of the protocol that differ from the head's recipe, as "name value (recipe: value)"."""
-    usual, given = flatten(RECIPES[config.head.name]()), flatten(config)
-    names = [name for name in {**usual, **given} if name.startswith(PROTOCOL)]
+def _column(config: ConfigDict) -> str:
+    """The column of the paper's table with a head's mIoU on ADE20K."""
+    return f"ade20k_{config.head.name}_miou"
+
+
+def departures(config: ConfigDict, recipe: ConfigDict, protocol: Sequence[str]) -> list[str]:
+    """The fields of a protocol that differ from a recipe, as "name value (recipe: value)"."""
+    usual, given = (
+        {name: value for name, value in flatten(fields.to_dict()).items() if value != {}} for fields in (recipe, config)
+    )
+    names = [name for name in {**usual, **given} if name.startswith(tuple(protocol))]
     pairs = {name: (given.get(name), usual.get(name)) for name in names}
     return [f"{name} {ours!r} (recipe: {theirs!r})" for name, (ours, theirs) in pairs.items() if ours != theirs]
 
 
-def paper_rows(head: str) -> dict[str, tuple[str, int | None, float]]:
-    """The paper's (pretraining data, epochs, mIoU) on ADE20K with a head, by method; empty for an unreported head."""
+def paper_rows(*columns: str) -> dict[str, tuple[Any, ...]]:
+    """The paper's (pretraining data, epochs, values of columns) on dense tasks, by method; only rows with all values.
+
+    Empty for a column that the paper lacks.
+    """
     table = paper.tables()["dense"]
-    column = f"ade20k_{head}_miou"
-    if column not in table["columns"]:
+    if any(column not in table["columns"] for column in columns):
         return {}
-    places = [table["columns"].index(name) for name in ("data", "epochs", column)]
+    places = [table["columns"].index(name) for name in ("data", "epochs", *columns)]
     rows = {name: tuple(row[place] for place in places) for name, row in table["rows"].items()}
-    return {name: row for name, row in rows.items() if row[-1] is not None}
+    return {name: row for name, row in rows.items() if None not in row[2:]}
