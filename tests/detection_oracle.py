@@ -57,7 +57,7 @@ def encoded(boxes, targets):
 
 def placed(level, extent, options):
     """Which anchors stand at a place of the image's extent."""
-    rows, columns = -(-extent[0] // level.stride), -(-extent[1] // level.stride)
+    rows, columns = (int(-(-side // level.stride)) for side in extent)
     y, x = np.mgrid[: level.height, : level.width]
     return torch.from_numpy(np.repeat(((y < rows) & (x < columns)).ravel(), len(options.anchor_ratios)))
 
@@ -98,7 +98,7 @@ def pooled(maps, levels, number, rois, size, options):
         scale = (roi[2:] - roi[:2]).clamp(min=0).prod().sqrt()
         level = int(torch.floor(torch.log2(scale / (options.finest_scale * levels[0].stride) + 1e-6)).clamp(0, 3))
         image = torch.from_numpy(np.moveaxis(np.asarray(maps.maps[level][number]), -1, 0)[None].copy())
-        extent = [-(-int(side) // levels[level].stride) for side in np.asarray(maps.extent)[number]]
+        extent = [int(-(-int(side) // levels[level].stride)) for side in np.asarray(maps.extent)[number]]
         image = image[:, :, : extent[0], : extent[1]]
         made.append(ops.roi_align(image, [roi[None]], size, 1 / levels[level].stride, -1, True))
     channels = maps.maps[0].shape[-1]

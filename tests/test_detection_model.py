@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.detection import boxes as box
 from detailclip_jax.detection import cascade, model, postprocess, rpn
+from detailclip_jax.detection.anchors import num_places
 from detailclip_jax.detection.assignment import Objects
 from detailclip_jax.detection.options import Options
 from detailclip_jax.models.vit import VisionTransformer
@@ -317,6 +318,29 @@ def test_losses_and_detections_of_a_half_precision_encoder_are_float32():
     assert {leaf.dtype for leaf in (*shapes, found.boxes, found.scores, found.masks)} == {jnp.dtype("float32")}
 
 
+def test_the_levels_of_any_patch_size_have_quarters_of_it_as_strides():
+    """Patches of 14 pixels: 3.5 to 56; an image of 84 x 112 pixels in an array of 112 x 140."""
+    levels = model.grids(112, 140, 14)
+    assert [tuple(level) for level in levels] == [(3.5, 32, 40), (7, 16, 20), (14, 8, 10), (28, 4, 5), (56, 2, 3)]
+    counts = [np.asarray(num_places(jnp.array([84, 112]), level)).tolist() for level in levels]
+    assert counts == [[24, 32], [12, 16], [6, 8], [3, 4], [2, 2]]
+    assert [tuple(level) for level in model.grids(64, 96, 16)] == [
+        *((4, 16, 24), (8, 8, 12), (16, 4, 6), (32, 2, 3), (64, 1, 2))
+    ]
+
+
+@pytest.mark.check
+def test_an_encoder_of_patch_size_14_detects_and_has_finite_losses():
+    made = model.build(encoder(patch_size=14, image_size=28), TINY, K)
+    given = batch(2, 56, 84)
+    variables = jax.jit(made.init)(jax.random.key(0), given)
+    found = jax.jit(functools.partial(made.apply, method="detect"))(variables, given["image"], given["size"])
+    losses, _ = jax.jit(lambda v, b: made.apply(v, b, train=True, mutable=["batch_stats"]))(variables, given)
+    assert finite((found, losses)) and losses.rpn_class > 0 and losses.class_1 > 0
+    limits = np.asarray(given["size"])[:, None, ::-1]
+    assert (np.asarray(found.boxes).reshape(2, -1, 2, 2) <= limits[:, :, None] + 1e-3).all()
+
+
 @pytest.mark.check
 def test_the_network_lowers_for_gpus_and_tpus():
     given = batch(2)
@@ -336,7 +360,5 @@ def test_options_and_encoders_that_cannot_work_are_named():
         Options(roi_positive_ratio=0.0)
     with pytest.raises(ValueError, match="needs four encoder blocks"):
         Options(blocks=(0, 1))
-    with pytest.raises(ValueError, match="patch size 14"):
-        model.build(encoder(patch_size=14, image_size=28), TINY, K)
     with pytest.raises(ValueError, match="scan=False"):
         model.build(encoder(scan=True), TINY, K)

@@ -71,6 +71,16 @@ def test_roi_align_is_torchvision_s_on_the_level_of_every_roi(case, size):
         assert not np.asarray(ours)[[1, 2, 3, 4, 7, 8]].any()  # without area, or outside of the image
 
 
+def test_roi_align_takes_strides_of_quarter_pixels():
+    """As of patches of 14 pixels."""
+    levels, rois = [Level(3.5, 24, 32), Level(7.0, 12, 16), Level(14.0, 6, 8)], random_rois(20, (80, 110))
+    maps = maps_of(levels)
+    ours, _ = jax.jit(lambda maps, rois: pool(maps, levels, jnp.array([84, 112]), rois, 7, FINEST, 1000, 16))(
+        maps, rois
+    )
+    np.testing.assert_allclose(ours, torchvision_s(maps, rois, levels_of(rois), 7, levels), atol=2e-5)
+
+
 def test_gradients_of_the_maps_are_torchvision_s_in_any_number_of_groups():
     maps, rois = maps_of(), random_rois(11)
     weights = RNG.standard_normal((11, 7, 7, 3)).astype(np.float32)

@@ -11,14 +11,14 @@ from detailclip_jax.types import Array, Bool, Float, Int
 
 
 class Level(NamedTuple):
-    """One level of the pyramid: pixels per place, and places along height and width."""
+    """One level of the pyramid: pixels per place (whole quarters, as 3.5), and places along height and width."""
 
-    stride: int
+    stride: float
     height: int
     width: int
 
 
-def base_anchors(stride: int, scale: float, ratios: Sequence[float]) -> Float32[np.ndarray, "A 4"]:
+def base_anchors(stride: float | int, scale: float, ratios: Sequence[float]) -> Float32[np.ndarray, "A 4"]:
     """Computes the anchors around (0, 0): area (scale stride)^2, one per ratio height / width."""
     root = np.sqrt(np.asarray(ratios, np.float64))
     width, height = scale * stride / root, scale * stride * root
@@ -45,9 +45,14 @@ def placed(levels: Sequence[Level], extent: Int[Array, "2"], ratios: int) -> Boo
     return jnp.repeat(found, ratios)
 
 
+def num_places(extent: Int[Array, "*batch 2"], level: Level) -> Int[Array, "*batch 2"]:
+    """Rows and columns of a level that belong to an image: ceil(extent / stride), in whole numbers."""
+    return -(-4 * extent // int(4 * level.stride))
+
+
 def places(level: Level, extent: Int[Array, "*batch 2"]) -> Bool[Array, "*batch height width"]:
     """Which places of a level belong to an image of `extent` (height, width): the first ceil(extent / stride)."""
-    counts = -(-extent // level.stride)
+    counts = num_places(extent, level)
     rows = jnp.arange(level.height) < counts[..., :1]
     columns = jnp.arange(level.width) < counts[..., 1:]
     return rows[..., :, None] & columns[..., None, :]

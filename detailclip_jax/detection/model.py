@@ -161,25 +161,24 @@ class DetectionModel(nn.Module):
 def build(encoder: VisionTransformer, options: Options, num_classes: int, axis: Axis | None = None) -> DetectionModel:
     """Builds a detector on an encoder with separate blocks (scan=False); `axis` is the mesh axis of the batch.
 
-    Raises ValueError if the encoder's blocks are stacked or if the patch size is not a multiple of 4.
+    Raises ValueError if the encoder's blocks are stacked.
     """
     if encoder.scan:
         raise ValueError(
             "detection needs separate blocks; clone the encoder with scan=False and unstack its parameters"
-        )
-    if encoder.patch_size % 4:
-        raise ValueError(
-            f"patch size {encoder.patch_size}: the pyramid has levels at a half and a quarter of it, so it must be a "
-            "multiple of 4; take an encoder of patch size 8, 16 or 32"
         )
     vit = encoder if options.positions is None else widened(encoder, options.positions)
     return DetectionModel(vit, options, num_classes, axis)
 
 
 def grids(height: int, width: int, patch_size: int) -> list[Level]:
-    """Returns the five levels of the pyramid for arrays of height x width pixels, from the finest to the coarsest."""
-    strides = patch_size // 4, patch_size // 2, patch_size, 2 * patch_size, 4 * patch_size
-    return [Level(stride, -(-height // stride), -(-width // stride)) for stride in strides]
+    """Returns the five levels of the pyramid for arrays of height x width pixels, from the finest to the coarsest.
+
+    Their strides are p / 4, p / 2, p, 2 p and 4 p for the patch size p: 3.5 to 56 pixels for 14.
+    """
+    factors = 1, 2, 4, 8, 16  # of a quarter of a patch
+    sides = [[-(-4 * side // (patch_size * factor)) for side in (height, width)] for factor in factors]
+    return [Level(patch_size * factor / 4, *side) for factor, side in zip(factors, sides)]
 
 
 def prepared(images: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"], options: Options) -> Float[Array, "B H W 3"]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from detailclip_jax.detection import boxes as box
-from detailclip_jax.detection.anchors import Level
+from detailclip_jax.detection.anchors import Level, num_places
 from detailclip_jax.kernels.products import precision_of
 from detailclip_jax.types import Array, Bool, Float, Int
 
@@ -96,8 +96,9 @@ def _chunked(function, inputs, chunk: int) -> Array:
 
 def _windows(rois: Float[Array, "R 4"], levels: Sequence[Level], extent: Int[Array, "2"]) -> Window:
     """The places of every level that each RoI covers: arrays [R, L, 2]."""
-    stride = jnp.asarray([level.stride for level in levels])[:, None]
-    counts = jnp.broadcast_to(jnp.maximum(-(-extent // stride), 1), (len(rois), len(levels), 2))
+    stride = jnp.asarray([level.stride for level in levels], jnp.float32)[:, None]
+    counts = jnp.stack([num_places(extent, level) for level in levels])
+    counts = jnp.broadcast_to(jnp.maximum(counts, 1), (len(rois), len(levels), 2))
     low, high = rois[:, None, 1::-1] / stride - 0.5, rois[:, None, :1:-1] / stride - 0.5
     first = jnp.clip(jnp.floor(low).astype(jnp.int32), 0, counts - 1)
     last = jnp.clip(jnp.floor(high).astype(jnp.int32) + 1, first, counts - 1)
