@@ -232,12 +232,12 @@ def build(config: ConfigDict, mesh: Mesh | None = None, classes: tuple[str, ...]
 def check_sizes(config: ConfigDict) -> None:
     """Raises ValueError for buckets that the encoder or the images do not fit, and for a grid without a whole patch."""
     patch, views, test = size_of(config.model).patch_size, config.views, config.inference
-    for sides, largest, long in (
-        (views.buckets, max(views.short), views.long),
-        (test.buckets, test.short, test.long),
+    for name, sides, largest, long in (
+        ("views.buckets", views.buckets, max(views.short), views.long),
+        ("inference.buckets", test.buckets, test.short, test.long),
     ):
         short = min(largest, long)
-        buckets.check(tuple(sides), ((short, long), (long, short)), 2 * patch)
+        buckets.check(tuple(sides), ((short, long), (long, short)), 2 * patch, name)
     if min(config.encoder.grid) < patch:
         raise ValueError(
             f"encoder.grid {tuple(config.encoder.grid)} is smaller than a patch of {patch} x {patch} pixels; give the "

@@ -40,12 +40,22 @@ def padding(sizes: Int[np.ndarray, "n 2"], which: Int[np.ndarray, " n"], buckets
     return 1 - float(sizes.prod(1).sum()) / float(np.array(buckets)[which].prod(1).sum())
 
 
-def check(buckets: Sequence[Bucket], largest: Sequence[Bucket], multiple: int) -> None:
-    """Raises ValueError if a side is no multiple of `multiple`, or if one of the sizes `largest` fits in no bucket."""
+def check(buckets: Sequence[Bucket], largest: Sequence[Bucket], multiple: int, name: str = "views.buckets") -> None:
+    """Raises ValueError, with the field's `name`, for a side that is no multiple of `multiple` or too small buckets.
+
+    Each of the sizes `largest` must fit in a bucket.
+    """
     for height, width in buckets:
         if height % multiple or width % multiple or min(height, width) < multiple:
-            raise ValueError(f"views.buckets: {height} x {width} has a side that is no multiple of {multiple} pixels")
-    assign(np.array(largest), buckets)
+            up = [-(-side // multiple) * multiple for side in (height, width)]
+            raise ValueError(
+                f"{name}: {height} x {width} has a side that is no multiple of {multiple} pixels; the next larger "
+                f"shape is {up[0]} x {up[1]}"
+            )
+    try:
+        assign(np.array(largest), buckets)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 class Plan:
