@@ -192,12 +192,14 @@ def test_the_ground_truth_has_what_the_scoring_needs(tmp_path):
         box_of(4, iscrowd=1, area=None, segmentation=None),
         box_of(5, area=7.5, iscrowd=1),
         {name: value for name, value in box_of(6).items() if name not in plain},
+        box_of(7, bbox=[4.0, 5.0, 0.5, 2.0], segmentation=[[1.0, 1.0]]) | plain,
+        *(box_of(8, ignore=1) | broken for broken in ({"bbox": None}, {"category_id": None}, {"area": "large"})),
     ).ground_truth()["annotations"]
-    assert [annotation["id"] for annotation in found] == [1, 2, 3, 4, 5, 6]
+    assert [annotation["id"] for annotation in found] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert found[3]["segmentation"] == [[4.0, 5.0, 24.0, 5.0, 24.0, 20.0, 4.0, 20.0]]  # the box
     areas, crowds = [annotation["area"] for annotation in found], [annotation["iscrowd"] for annotation in found]
-    assert areas == [150.0, 30.0, 300.0, 300.0, 7.5, 300.0]  # of a broken mask: the box
-    assert crowds == [0, 0, 0, 1, 1, 0]
+    assert areas == [150.0, 30.0, 300.0, 300.0, 7.5, 300.0, 1.0, 300.0]  # of a broken mask: the box
+    assert crowds == [0, 0, 0, 1, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

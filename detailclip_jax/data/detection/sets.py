@@ -27,13 +27,14 @@ class DetectionSet(NamedTuple):
     def ground_truth(self) -> dict[str, Any]:
         """The set in COCO's format: the content of its json, restricted to the images of `source`.
 
-        Annotations get what pycocotools reads and exporters leave out: `id`, `iscrowd`, `area` and the mask of a crowd.
+        Annotations get what pycocotools reads and exporters leave out: `id`, `iscrowd`, `area` and a valid mask.  Those
+        marked `ignore` without a valid box or category are left out.
         """
         if not self.file:
             return self.source.ground_truth()  # type: ignore[attr-defined]
         content = json.loads(pathlib.Path(self.file).read_bytes())
         kept = {image.id: image for image in self.source.images}  # type: ignore[attr-defined]
-        own = [a for a in content["annotations"] if _image_id(a) in kept]
+        own = [a for a in content["annotations"] if _image_id(a) in kept and _has_box(a)]
         sizes = ((kept[a["image_id"]].height, kept[a["image_id"]].width) for a in own)
         return {
             **content,
@@ -47,24 +48,27 @@ def _image_id(annotation: Any) -> int | str | None:
     return found if isinstance(found, int | str) else None
 
 
+def _has_box(annotation: dict[str, Any]) -> bool:
+    box = annotation.get("bbox")
+    is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
+    return is_box and annotation.get("category_id") is not None
+
+
 def _completed(annotation: dict[str, Any], number: int, height: int, width: int) -> dict[str, Any]:
-    """An annotation with `id`, `iscrowd`, `area` and `segmentation`, in doubt those of its box.
+    """An annotation with `id`, `iscrowd`, `area` and `segmentation`; without a valid mask, those of its box.
 
     The ids are new, as pycocotools takes a match with the id 0 for none.
     """
-    crowd, area = int(annotation.get("iscrowd") or 0), annotation.get("area")
-    area = _area(annotation, height, width) if area is None else area
-    segmentation = annotation.get("segmentation") or _corners(*annotation["bbox"])  # only a crowd may have none
-    return {**annotation, "id": number, "iscrowd": crowd, "area": area, "segmentation": segmentation}
-
-
-def _corners(x: float, y: float, width: float, height: float) -> list[list[float]]:
-    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
-
-
-def _area(annotation: dict[str, Any], height: int, width: int) -> float:
-    """The area of the mask, or of the box without a valid mask."""
+    (x, y, w, h), segmentation = annotation["bbox"], annotation.get("segmentation")
     try:
-        return area_of(read_shape(annotation.get("segmentation"), height, width))
-    except (ValueError, TypeError, OverflowError):
-        return float(annotation["bbox"][2] * annotation["bbox"][3])
+        measured = area_of(read_shape(segmentation, height, width))
+    except (ValueError, TypeError, OverflowError):  # a crowd, or one that training leaves out
+        measured, segmentation = float(w * h), [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    area, crowd = annotation.get("area"), annotation.get("iscrowd")
+    found = {
+        "id": number,
+        "iscrowd": int(crowd == 1),
+        "area": area if isinstance(area, int | float) else measured,
+        "segmentation": segmentation,
+    }
+    return {**annotation, **found}
