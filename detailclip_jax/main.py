@@ -13,6 +13,7 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).  launch/ has a s
 before the run: python -m detailclip_jax.doctor --launch with the same flags.
 """
 
+import difflib
 import functools
 import importlib
 import os
@@ -104,9 +105,19 @@ def check_names(argv: Sequence[str]) -> None:
         is_flag = argument.startswith("-") and re.match("[a-z]", name)
         group, dot, field = name.partition(".")
         if is_flag and group not in ("config", "noconfig") and {name, name.removeprefix("no")}.isdisjoint(flags.FLAGS):
-            hint = errors.near(f"--{group}", [f"--{known}" for known in flags.FLAGS], cutoff=0.6)
+            hint = errors.near(f"--{group}", [f"--{known}" for known in flags.FLAGS], cutoff=0.7)
             rest = f" (with .{field})" if dot and hint else ""
-            raise ValueError(f"unknown flag --{name}{hint}{rest} (--help lists the flags)")
+            raise ValueError(f"unknown flag --{name}{hint or near_field(name)}{rest} (--help lists the flags)")
+
+
+def near_field(name: str) -> str:
+    """Returns "; did you mean --config.batch_size?" for "batch-size", and "" where no field has a similar name."""
+    wanted = name.replace("-", "_")
+    fields = sorted(run_config.flatten(default()), key=lambda field: field.count("."))
+    last = [field.rpartition(".")[2] for field in fields]
+    containing = [word for word in last if wanted in word and len(wanted) > 3]
+    best = difflib.get_close_matches(wanted, containing or last, n=1, cutoff=0.0 if containing else 0.7)
+    return f"; did you mean --config.{fields[last.index(best[0])]}?" if best else ""
 
 
 def _help(module: str, description: str | None) -> NoReturn:

@@ -19,7 +19,7 @@
     segmentation    label maps of workdirs of `transfer`; without --images on their evaluation set
     detection       boxes and masks of workdirs of `transfer`; without --images on their evaluation set
 
-Without --what it draws all of the others that every checkpoint can have.
+Without --what it draws every figure above `segmentation` that all the checkpoints can have.
 """
 
 import argparse

@@ -506,7 +506,7 @@ def demo(folder: Path) -> Made:
 def overview(folder: Path) -> Made:
     """The caption of the figure."""
     caption = (
-        f"*`detailclip visualize {OVERVIEW}` after `make demo`: scenes whose objects training never shows together, "
+        f"*`detailclip visualize --checkpoint=runs/stickers {OVERVIEW}` after `make demo`: scenes of unseen pairs, "
         "the EMA teacher's CLS attention (eq. 9), the patches that the student keeps, what the decoder makes of the "
         "others, and where each word fits better than the 96 nouns on average. [OpenMoji](https://openmoji.org), CC "
         "BY-SA 4.0.*"

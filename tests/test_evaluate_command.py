@@ -186,6 +186,7 @@ def test_the_paper_s_numbers_stand_beside_ours(workdir, tmp_path, data, monkeypa
         (["--tasks=segmentation:pets"], "write segmentation:stickers"),
         (["--tasks=knn:stickers_pairs"], "write knn:stickers"),
         (["--tasks=;"], "--tasks is empty"),
+        (["--tasks=zero_shot"], "--tasks: zero_shot names no set; write for example zero_shot:pets"),
         (["--weights=teacher"], "unknown weights 'teacher'"),
         (["--num-examples=0"], "argument --num-examples: '0' must be a whole number of at least 1"),
         (["--protocol=slipp"], "unknown protocol 'slipp'; did you mean 'slip'?"),

@@ -49,6 +49,8 @@ def finished(*flags, cache=None):
             ["--config=configs/transfer/ade20k_linear.py"],
             "write python -m detailclip_jax.transfer --config=configs/transfer/ade20k_linear.py",
         ),
+        (["--batch-size=32"], "unknown flag --batch-size; did you mean --config.batch_size?"),
+        (["--steps=4"], "unknown flag --steps; did you mean --config.total_steps?"),
         (["--confg=configs/stickers.py"], "unknown flag --confg; did you mean '--config'?"),
         ([f"--config={SMALLEST}", "--confg.batch_size=8"], "did you mean '--config'? (with .batch_size)"),
     ],

@@ -223,6 +223,9 @@ def _parse_entry(entry: str, sets: Sets) -> Iterator[Task]:
         return
     if kind not in KINDS:
         raise ValueError(_no_kind(entry, kind, colon))
+    if not any(name.strip() for name in names.split(",")):
+        example = "coco" if kind == "retrieval" else "stickers:naclip" if kind == DENSE else "pets"
+        raise ValueError(f"--tasks: {kind} names no set; write for example {kind}:{example}")
     for name in filter(None, (n.strip() for n in names.split(","))):
         for each in expand(kind, name):
             check(kind, each, sets)

@@ -127,4 +127,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     unknown("method", "detailclp", METHODS) == "unknown method 'detailclp'; did you mean 'detailclip'? Known: ..."
     """
     known = list(known)
-    return f"unknown {kind} {name!r}{near(name, known) or '.'} Known: {', '.join(known)}"
+    shown = ", ".join(each or "''" for each in known)
+    return f"unknown {kind} {name!r}{near(name, known) or '.'} Known: {shown}"
