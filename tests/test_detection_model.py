@@ -223,6 +223,7 @@ def test_losses_are_those_of_pytorch_when_every_candidate_is_sampled():
     assert set(expected) == set(model.TERMS)
 
 
+@pytest.mark.check
 def test_detections_are_those_of_pytorch():
     given, made = batch(3), model.build(encoder(), TINY, K)
     ours = detector()(variables(), given["image"], given["size"])
@@ -246,6 +247,7 @@ def test_detections_are_those_of_pytorch():
 # --- fixed shapes
 
 
+@pytest.mark.check
 def test_detections_depend_neither_on_the_array_nor_on_the_other_images():
     first, second = batch(3), batch(2, 80, 112, seed=7)
     images = np.zeros((2, 80, 112, 3), np.uint8)
@@ -261,6 +263,7 @@ def test_detections_depend_neither_on_the_array_nor_on_the_other_images():
         np.testing.assert_allclose(a[1], b[1], atol=1e-4, err_msg=name)
 
 
+@pytest.mark.check
 def test_detections_are_sorted_valid_and_within_the_content():
     given = batch()
     found = detector()(variables(), given["image"], given["size"])
@@ -286,6 +289,7 @@ def test_more_boxes_than_slots_leave_the_best_of_all_classes():
     assert (np.asarray(few.labels) >= 0).sum() == 2 and few.boxes.shape == (5, 4)
 
 
+@pytest.mark.check
 def test_proposals_without_area_are_left_out():
     levels = model.grids(64, 64, 8)
     logits = [jnp.zeros(level.height * level.width * 3) for level in levels]

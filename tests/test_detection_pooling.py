@@ -95,6 +95,7 @@ def test_gradients_of_the_maps_are_torchvision_s_in_any_number_of_groups():
             np.testing.assert_allclose(mine, grad, atol=2e-5)
 
 
+@pytest.mark.check
 def test_a_roi_that_covers_too_many_places_is_pooled_from_the_next_level_that_fits_and_counted():
     maps = maps_of()
     long = np.array([[2, 40, 126, 42], [30, 30, 40, 40], [0, 0, 128, 3]], np.float32)
@@ -106,6 +107,7 @@ def test_a_roi_that_covers_too_many_places_is_pooled_from_the_next_level_that_fi
     assert not moved[0]
 
 
+@pytest.mark.check
 def test_places_outside_the_extent_are_not_used():
     """An image in a larger array gives the numbers of the image alone."""
     maps, rois = maps_of(), np.concatenate([random_rois(20), EDGE])
