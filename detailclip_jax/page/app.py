@@ -336,7 +336,7 @@ def open_scenes() -> list[dict[str, Any]]:
 def open_search(file: Path, models: Sequence[Model]) -> Search:
     """Reads a file of embeddings, and finds the model that computed them.
 
-    Raises ValueError if it is none of the models, or if the file has no images, and what `embeddings.read` raises.
+    Raises ValueError if no model of the page wrote it or if it has no images, and what `embeddings.read` raises.
     """
     table = embeddings.read(file)
     catalogue.check_has_images(file, table)
