@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import methods
 from detailclip_jax.config import detection, run_config, transfer
 from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.run.init_from import config_of
 from detailclip_jax.run.loop import bad_list, usable_workers
 from detailclip_jax.run.session import Run, Task
@@ -75,6 +76,11 @@ def config_in(workdir: str | Path) -> ConfigDict:
     config = run_config.read(file)
     check_kind(config)
     return config
+
+
+def credit(config: ConfigDict) -> str:
+    """The line that figures of a run's data carry: the source of the drawings of stickers, "" for other data."""
+    return ATTRIBUTION if config.data.source == "stickers" else ""
 
 
 def introduce(run: Run) -> None:

@@ -134,7 +134,7 @@ def figure_of(built: Experiment, rows: Mapping[str, Sequence[Found]], count: int
     found = {"ground truth": [truth_of(example, pixels.shape[:2]) for example, pixels in shown]} | {
         name: [objects_of(one, image.shape[:2]) for one, image in zip(row, images)] for name, row in rows.items()
     }
-    return detection_figure(images, found, built.classes)
+    return detection_figure(images, found, built.classes, dense.credit(built.config))
 
 
 def objects_of(found: Found, size: tuple[int, ...]) -> Objects:

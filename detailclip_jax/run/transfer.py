@@ -98,12 +98,13 @@ def figure_of(
     """A figure of the label maps that runs of segmentation predict for the same images, with a legend.
 
     Without `images` these are `count` images of the first run's evaluation set from number `first` on, with the ground
-    truth.
+    truth and the credit of that set.
     """
     built, truth = next(iter(runs.values()))[0], []
     if not images:
         chosen = list(itertools.islice(examples(built.sets.val.source, first), count))
         images, truth = [image for image, _, _ in chosen], [mask for _, mask, _ in chosen]
+        credit = dense.credit(built.config)
     predicted = {name: list(each.predict(state, images)) for name, (each, state, _) in runs.items()}
     return label_figure(images, truth, predicted, len(built.classes), credit, built.classes)
 

@@ -32,10 +32,9 @@ from detailclip_jax.inference.dense import DEFAULT_READOUT
 from detailclip_jax.inference.model import Model, pixels
 from detailclip_jax.inference.patches import pca_colours, similarity
 from detailclip_jax.models import sizes
-from detailclip_jax.run import transfer
+from detailclip_jax.run import dense, transfer
 from detailclip_jax.run.detection import objects_of, truth_of
 
-STICKERS = "stickers"
 SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together
 CANVAS = 320  # pixels along a side of a scene for models of other data
 LONGEST = 640  # pixels; larger images are reduced before maps of words and predictions are drawn over them
@@ -315,7 +314,7 @@ def segmentation(
     built = next(iter(runs.values()))[0]
     if shown is None:
         _check_first(built, first)
-        return {SEGMENTATION: transfer.figure_of(runs, count, first, credit=_credit(built))}
+        return {SEGMENTATION: transfer.figure_of(runs, count, first)}
     images = [reduced(image) for image in shown.images]
     return {SEGMENTATION: transfer.figure_of(runs, count, images=images, credit=shown.credit)}
 
@@ -335,7 +334,7 @@ def detection(
         _check_first(built, first)
         chosen = list(itertools.islice(detection_examples(built.sets.val.source, first), count))
         rows["ground truth"] = [truth_of(example, image.shape[:2]) for example, image in chosen]
-        shown = Shown([image for _, image in chosen], [()] * len(chosen), credit=_credit(built))
+        shown = Shown([image for _, image in chosen], [()] * len(chosen), credit=dense.credit(built.config))
     images = list(shown.images) if rows else [reduced(image) for image in shown.images]
     for name, (each, state, _) in runs.items():
         rows[name] = [objects_of(found, i.shape[:2]) for found, i in zip(each.predict(state, images), images)]
@@ -348,10 +347,6 @@ PREDICTIONS = {SEGMENTATION: segmentation, DETECTION: detection}
 def _check_first(built: Any, first: int) -> None:
     if first >= (size := len(built.sets.val.source)):
         raise ValueError(f"--first={first}, but the evaluation set has only {size} images")
-
-
-def _credit(built: Any) -> str:
-    return ATTRIBUTION if built.config.data.source == STICKERS else ""
 
 
 def _loaded(task: str, workdirs: Mapping[str, str | Path], step: int | None) -> dict[str, Any]:
