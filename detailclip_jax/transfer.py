@@ -18,6 +18,7 @@ Ctrl-C and SIGTERM save one first.
 """
 
 import argparse
+import math
 import re
 import shlex
 import sys
@@ -39,7 +40,7 @@ def following(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
     return (
         f"to predict: python -m detailclip_jax.transfer --predict=IMAGES --workdir={there} --out=FOLDER\n"
         f"to compare runs in one figure, in Python: from detailclip_jax.run import transfer; "
-        f"transfer.compare({{'this': {there!r}, 'other': ...}}, 'compared.png')"
+        f"transfer.compare({{'this': {there!r}, 'other': ...}}, {str(workdir / 'figures/compared.png')!r})"
     )
 
 
@@ -51,9 +52,20 @@ def predict_parser() -> argparse.ArgumentParser:
     add("--workdir", required=True, type=Path, metavar="WORKDIR", help="workdir of a run of segmentation or detection")
     add("--out", required=True, type=Path, metavar="FOLDER", help="folder for the drawings and predictions.json")
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the last)")
-    add("--score", type=float, default=0.3, metavar="S", help="least score that is drawn (default: 0.3)")
+    add("--score", type=score, default=0.3, metavar="S", help="least score that is drawn (default: 0.3)")
     add("--follow-links", action="store_true", help=flags_of.FOLLOW_LINKS)
     return made
+
+
+def score(text: str) -> float:
+    """Parses a score, as the `type` of a flag."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
+    return value
 
 
 def predict(argv: Sequence[str]) -> int:
@@ -69,7 +81,8 @@ def predict(argv: Sequence[str]) -> int:
         loaded = predictions.model(arguments.workdir, arguments.step)
         console.say(f"{arguments.workdir}: step {loaded.step}, {len(loaded.classes)} classes")
         unreadable = predictions.write(loaded, found, arguments.out, arguments.score, console)
-        console.say(f"{len(found.names) - unreadable} images drawn in {arguments.out}, and {predictions.FILE}")
+        drawn = len(found.names) - unreadable
+        console.say(f"{drawn} image{'s' * (drawn != 1)} drawn in {arguments.out}, and {predictions.FILE}")
         return int(unreadable > 0)
 
     return errors.run(run)

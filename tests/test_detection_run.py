@@ -355,7 +355,7 @@ def test_the_command_draws_predictions_and_writes_them(finished, tmp_path, capsy
     assert command.predict(flags) == 0
     found = json.loads((tmp_path / "out/predictions.json").read_text())
     assert [image["file_name"] for image in found["images"]] == ["a.png", "more/b.png"]
-    assert all((tmp_path / "out" / f"{name}.png").stat().st_size > 1000 for name in ("a.png", "more/b.png"))
+    assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in ("a.png", "more/b.png"))
     (tmp_path / "photos/c.png").write_bytes(b"<html>")
     assert command.predict(flags) == 1 and "c.png: not an image" in capsys.readouterr().out
     assert command.predict([*flags[:1], f"--workdir={tmp_path}", *flags[2:]]) == 2

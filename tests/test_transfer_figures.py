@@ -1,17 +1,25 @@
 """Figures and drawings of dense tasks, with networks that answer without computing: credits, names, sizes, labels."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
+from detailclip_jax import transfer as command
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.detection import experiment as detecting
 from detailclip_jax.detection.predict import Found
+from detailclip_jax.figures.boxes import detection_figure
+from detailclip_jax.figures.labels import coloured, label_figure
+from detailclip_jax.figures.style import own_size
 from detailclip_jax.run import detection, transfer
+from detailclip_jax.run import predict as predictions
 from detailclip_jax.segmentation import experiment as segmenting
 from detailclip_jax.training.train_state import TrainState
 
@@ -48,3 +56,82 @@ def test_figures_of_detection_name_it_too(monkeypatch, source, shown):
     none = Found(*(np.zeros(shape, kind) for shape, kind in zip(((0, 4), 0, 0, (0, 28, 28)), "ffif")))
     figure = detection.figure_of(experiment_of(detecting.Experiment, source), {"step 1": [none]}, 1)
     assert (ATTRIBUTION in texts_of(figure)) == shown
+
+
+def test_names_of_drawings_keep_the_suffix_once_and_are_unique():
+    names = ["a.jpg", "a.jpg.png", "b.png", "b_labels.png", "more/b.png"]
+    found = predictions.targets_of(names)
+    assert found["b.png"] == ("b.png", "b_labels.png") and found["more/b.png"] == ("more/b.png", "more/b_labels.png")
+    assert found["a.jpg"] == ("a.jpg.png", "a.jpg_labels.png")
+    assert len({target for pair in found.values() for target in pair}) == 2 * len(names)
+
+
+@pytest.mark.parametrize(("height", "width"), [(500, 900), (900, 500), (2000, 3000), (8, 8), (3000, 750)])
+def test_drawings_have_the_size_of_their_image_up_to_a_thousand_pixels(tmp_path, height, width):
+    image = np.zeros((height, width, 3), np.uint8)
+    none = detection.Objects(np.zeros((0, 4)), np.zeros(0, int))
+    scale = min(1, 1000 / max(height, width))
+    for kind, figure in {
+        "labels": lambda size: label_figure([image], [], {"": [image[:, :, 0]]}, 2, size=size),
+        "boxes": lambda size: detection_figure([image], {"": [none]}, size=size),
+    }.items():
+        made = figure(own_size(height, width, 1.0))
+        place = made.axes[0].get_window_extent()
+        assert place.width >= scale * width - 1e-6 and place.height >= scale * height - 1e-6, kind
+        assert max(place.width, place.height) < 1100
+
+
+def test_a_label_map_has_class_numbers_as_values_and_the_colours_of_figures(tmp_path):
+    found = np.arange(150, dtype=np.int16).reshape(10, 15)
+    predictions.index_image(found, 150).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "P" and (np.asarray(image) == found).all()
+        assert (np.asarray(image.convert("RGB")) == coloured(found, 150)).all()
+    large = predictions.index_image(found + 200, 350)
+    assert (np.asarray(large) == found + 200).all()
+
+
+def test_the_printed_comparison_is_written_into_the_workdir():
+    assert "runs/mine/figures/compared.png" in command.following([], Path("runs/mine"), 6)
+
+
+def segmenter(classes=("background", "frog", "bus")):
+    made = mock.MagicMock(spec=segmenting.Experiment)
+    made.classes = classes
+    made.predict = lambda _, images: (np.ones(image.shape[:2], np.int16) for image in images)
+    return predictions.Segmenter(made, mock.MagicMock(spec=TrainState), 3)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos/more").mkdir(parents=True)
+    for name in ("a.png", "more/b.png"):
+        Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "photos" / name)
+    return tmp_path / "photos"
+
+
+def test_the_command_draws_and_says_how_many(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predictions, "model", lambda *_: segmenter())
+    flags = [f"--predict={photos / 'a.png'}", "--workdir=runs/any", f"--out={tmp_path / 'out'}"]
+    assert command.predict(flags) == 0 and f"1 image drawn in {tmp_path / 'out'}" in capsys.readouterr().out
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "a_labels.png", "predictions.json"]
+    (described,) = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+    assert (described["drawing"], described["labels"], described["shares"]) == ("a.png", "a_labels.png", {"frog": 1.0})
+
+
+@pytest.mark.parametrize("out", ["photos", "photos/more"])
+def test_drawings_never_replace_the_images(photos, tmp_path, monkeypatch, capsys, out):
+    """Also in a folder below that of the images."""
+    (photos / "b.png").write_bytes((photos / "more/b.png").read_bytes())
+    monkeypatch.setattr(predictions, "model", lambda *_: segmenter())
+    before = {file: file.read_bytes() for file in photos.rglob("*.png")}
+    assert command.predict([f"--predict={photos}", "--workdir=runs/any", f"--out={tmp_path / out}"]) == 2
+    assert "the drawings would replace the image" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in photos.rglob("*.png")} == before
+
+
+@pytest.mark.parametrize("value", ["50", "-.1", "nan", "much"])
+def test_a_score_that_is_none_is_refused(capsys, value):
+    with pytest.raises(SystemExit) as end:
+        command.predict(["--predict=photos", "--workdir=runs/any", "--out=runs/drawn", f"--score={value}"])
+    assert end.value.code == 2 and f"'{value}' must be a number from 0 to 1" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Integer, UInt8
 from detailclip_jax.figures.style import INK, OKABE_ITO, panels, rgb, show, tint
 
 MASK_ALPHA = 0.45
+PANEL = 2.2  # inches along a side of a panel
 THRESHOLD = 0.3  # of the scores that are drawn
 
 
@@ -81,15 +82,17 @@ def detection_figure(
     names: Sequence[str] = (),
     credit: str = "",
     threshold: float = THRESHOLD,
+    size: float = PANEL,
 ) -> Any:
     """Images with boxes and masks: one row per entry of `found`, such as the ground truth and several checkpoints.
 
         detection_figure(images, {"ground truth": truth, "upernet": detected}, classes).savefig("detection.png")
 
-    `found` has one `Objects` per image. Objects with a score below `threshold` are left out.
+    `found` has one `Objects` per image. Objects with a score below `threshold` are left out. A panel is `size` inches
+    wide.
     """
     ratio = max((image.shape[0] / image.shape[1] for image in images), default=1.0)
-    figure, axes = panels(list(found), len(images), "Detected objects", credit, size=2.2, ratio=ratio)
+    figure, axes = panels(list(found), len(images), "Detected objects", credit, size=size, ratio=ratio)
     for row, each in zip(axes, found.values()):
         for panel, image, objects in zip(row, images, each):
             draw_objects(panel, image, objects, names, threshold)

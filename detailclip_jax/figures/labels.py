@@ -8,6 +8,7 @@ from jaxtyping import Integer, UInt8
 
 from detailclip_jax.figures.style import FAINT, INK, LABEL, panels, show
 
+PANEL = 1.12  # inches along a side of a panel
 UNLABELLED = (255, 255, 255)
 LEGEND, ENTRY = 24, 1.2  # entries of a legend, and the inches of one
 GOLDEN = 0.6180339887498949  # steps of the hue that spread any number of classes around the circle
@@ -33,20 +34,21 @@ def label_figure(
     num_classes: int,
     credit: str = "",
     names: Sequence[str] = (),
+    size: float = PANEL,
 ):
     """Images, ground truth, and one row of predictions per model, such as several checkpoints; returns a figure.
 
     `truth` may be empty. With the `names` of the classes there is a legend of those that occur, the most frequent
-    first, at most LEGEND.
+    first, at most LEGEND. A panel is `size` inches wide.
     """
     maps = {"ground truth": truth} if len(truth) else {}
     maps |= predicted
     rows = ["image", *maps]
     ratio = max((image.shape[0] / image.shape[1] for image in images), default=1.0)
     classes = frequent([labels for row in maps.values() for labels in row]) if names else []
-    columns = max(int((LABEL + 1.12 * len(images)) / ENTRY), 1)
+    columns = max(int((LABEL + size * len(images)) / ENTRY), 1)
     below = 0.2 * -(-len(classes) // columns)
-    figure, axes = panels(rows, len(images), "Semantic segmentation", credit, ratio=ratio, below=below)
+    figure, axes = panels(rows, len(images), "Semantic segmentation", credit, size=size, ratio=ratio, below=below)
     for panel, image in zip(axes[0], images):
         show(panel, image)
     for line, row in zip(axes[1:], maps.values()):

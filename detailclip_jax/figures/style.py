@@ -19,6 +19,8 @@ HEAT = "viridis"
 FORMATS = ("png", "svg")
 DPI = 120
 LABEL, WRAP = 1.55, 21  # inches left of the panels for the names of rows, and their letters per line
+GAP = 0.07  # inches between panels
+LARGEST = 1000  # pixels along the longer side of a panel that is as large as its image
 TITLE_WIDTH, CREDIT_WIDTH = 0.093, 0.052  # inches per letter
 
 
@@ -65,7 +67,7 @@ def panels(
     the columns. A panel is `size` inches wide, and `ratio` times as high; there are `headroom` inches above each row,
     for titles of panels, and `below` inches under the last one, for a legend.
     """
-    label, gap, top, bottom = (LABEL if any(rows) else 0.1), 0.07, 0.45 if title else 0.08, 0.28 + below
+    label, gap, top, bottom = (LABEL if any(rows) else 0.1), GAP, 0.45 if title else 0.08, 0.28 + below
     above = 0.19 * max((text.count("\n") + 1 for text in map(wrapped, columns)), default=0)
     across, down = size, size * ratio + headroom
     need = max(TITLE_WIDTH * len(title), CREDIT_WIDTH * len(credit)) + 0.2
@@ -85,6 +87,15 @@ def panels(
     for axis in (axis for row in axes for axis in row):
         axis.set_axis_off()
     return figure, axes
+
+
+def own_size(height: int, width: int, least: float) -> float:
+    """Inches of `panels(size=..., ratio=height / width)` for panels of at least the pixels of an image.
+
+    The longer side of a panel has at most LARGEST pixels, and at least `least` inches.
+    """
+    scale = min(1.0, LARGEST / max(height, width)) / DPI
+    return max(least * min(1.0, width / height), width * scale + GAP * max(1.0, width / height))
 
 
 def wrapped(name: str) -> str:

@@ -7,7 +7,8 @@ labels = model("runs/ade20k").segment(image)   # int16 [H, W]
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +21,10 @@ from detailclip_jax.data.image_files import Found as Files
 from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.detection.predict import Found
 from detailclip_jax.detection.scoring import results_of
-from detailclip_jax.figures import plots
+from detailclip_jax.figures import boxes, labels, plots
 from detailclip_jax.figures.boxes import detection_figure
-from detailclip_jax.figures.labels import label_figure
+from detailclip_jax.figures.labels import label_figure, palette
+from detailclip_jax.figures.style import own_size
 from detailclip_jax.run.detection import objects_of
 from detailclip_jax.run.transfer import load
 from detailclip_jax.runtime.files import replace_text
@@ -77,19 +79,49 @@ def model(workdir: str | Path, step: int | None = None) -> Detector | Segmenter:
 def write(run: Detector | Segmenter, files: Files, out: Path, score: float, console: Console) -> int:
     """Writes a drawing per image, and predictions.json; returns the number of images that were unreadable.
 
-    A label map is also written as an index PNG whose values are the class numbers.
+    A label map is also written as a palette PNG whose values are the class numbers, in the colours of the drawing.
+    Raises ValueError if a file would replace one of the images.
     """
+    targets = targets_of(files.names)
+    check_not_over(files, out, targets.values())
     names, described, unreadable = iter(files.names), [], 0
     for chunk in iter(lambda: list(itertools.islice(names, CHUNK)), []):
         read = [(name, pixels) for name, pixels in _read(files, chunk, console) if pixels is not None]
         unreadable += len(chunk) - len(read)
         found = run.experiment.predict(run.state, [pixels for _, pixels in read])
         for (name, pixels), one in zip(read, found):
-            drawing = out / f"{name}.png"
-            describe = _detected if isinstance(run, Detector) else _segmented
-            described.append({"file_name": name, **describe(pixels, one, run.classes, drawing, score)})
+            drawing, label_map = targets[name]
+            if isinstance(run, Detector):
+                made = _detected(pixels, one, run.classes, out / drawing, score)
+            else:
+                made = {"labels": label_map, **_segmented(pixels, one, run.classes, out / drawing, out / label_map)}
+            described.append({"file_name": name, "drawing": drawing, **made})
     replace_text(out / FILE, json.dumps({"classes": list(run.classes), "images": described}, indent=1) + "\n")
     return unreadable
+
+
+def targets_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Returns the names of the drawing and of the label map of every image; no name occurs twice.
+
+    targets_of(["a.png", "b.jpg"]) == {"a.png": ("a.png", "a_labels.png"), "b.jpg": ("b.jpg.png", "b.jpg_labels.png")}
+    """
+    targets: dict[str, tuple[str, str]] = {}
+    taken: set[str] = set()
+    for name in names:
+        stem = name.removesuffix(".png")
+        while not taken.isdisjoint(made := (f"{stem}.png", f"{stem}_labels.png")):
+            stem += ".png"
+        targets[name] = made
+        taken.update(made)
+    return targets
+
+
+def check_not_over(files: Files, out: Path, targets: Iterable[Sequence[str]]) -> None:
+    """Raises ValueError if a file that is written into `out` is one of the images."""
+    images = {os.path.realpath(os.path.join(files.root, name)): name for name in files.names}
+    for target in itertools.chain.from_iterable(targets):
+        if (name := images.get(os.path.realpath(out / target))) is not None:
+            raise ValueError(f"--out={out}: the drawings would replace the image {name}; name another folder")
 
 
 def _read(files: Files, names: Sequence[str], console: Console) -> Iterator[tuple[str, np.ndarray | None]]:
@@ -104,7 +136,9 @@ def _read(files: Files, names: Sequence[str], console: Console) -> Iterator[tupl
 
 def _detected(pixels: np.ndarray, found: Found, classes: Sequence[str], drawing: Path, score: float) -> dict[str, Any]:
     size = pixels.shape[0], pixels.shape[1]
-    figure = detection_figure([pixels], {"": [objects_of(found, size)]}, classes, threshold=score)
+    figure = detection_figure(
+        [pixels], {"": [objects_of(found, size)]}, classes, threshold=score, size=_size(pixels, boxes.PANEL)
+    )
     plots.save(figure, drawing)
     results = results_of(found, 0, size, range(len(classes)))
     kept = [
@@ -115,11 +149,27 @@ def _detected(pixels: np.ndarray, found: Found, classes: Sequence[str], drawing:
 
 
 def _segmented(
-    pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str], drawing: Path, _: float
+    pixels: np.ndarray, found: np.ndarray, classes: Sequence[str], drawing: Path, label_map: Path
 ) -> dict[str, Any]:
-    plots.save(label_figure([pixels], [], {"prediction": [labels]}, len(classes), names=classes), drawing)
-    index = drawing.with_name(drawing.name.removesuffix(".png") + "_labels.png")
-    Image.fromarray(labels.astype(np.uint8 if len(classes) <= 256 else np.uint16)).save(index)
-    counts = np.bincount(labels.ravel(), minlength=len(classes))
-    shares = {classes[k]: round(float(counts[k] / labels.size), 5) for k in np.argsort(-counts) if counts[k]}
-    return {"height": labels.shape[0], "width": labels.shape[1], "labels": index.name, "shares": shares}
+    size, count = _size(pixels, labels.PANEL), len(classes)
+    plots.save(label_figure([pixels], [], {"prediction": [found]}, count, names=classes, size=size), drawing)
+    index_image(found, count).save(label_map)
+    counts = np.bincount(found.ravel(), minlength=count)
+    shares = {classes[k]: round(float(counts[k] / found.size), 5) for k in np.argsort(-counts) if counts[k]}
+    return {"height": found.shape[0], "width": found.shape[1], "shares": shares}
+
+
+def index_image(found: np.ndarray, num_classes: int) -> Image.Image:
+    """A label map whose values are the class numbers, with the colours of figures as palette.
+
+    More than 256 classes need 16 bits, which have no palette.
+    """
+    if num_classes > 256:
+        return Image.fromarray(found.astype(np.uint16))
+    made = Image.fromarray(found.astype(np.uint8))
+    made.putpalette(palette(num_classes).tobytes())
+    return made
+
+
+def _size(pixels: np.ndarray, least: float) -> float:
+    return own_size(pixels.shape[0], pixels.shape[1], least)
