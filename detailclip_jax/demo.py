@@ -1,7 +1,7 @@
 """Opens a local page to explore trained models: captions, heat maps, attention, similar patches, search.
 
     python -m detailclip_jax.demo --checkpoint=runs/stickers
-    python -m detailclip_jax.demo --checkpoint=runs/stickers --checkpoint=runs/clip-1 --embeddings=runs/photos.npz
+    python -m detailclip_jax.demo --checkpoint=runs/stickers --checkpoint=runs/clip --embeddings=runs/photos.npz
 
 The page needs no network, and only this machine can open it.  Images are decoded by the rules of training; those that
 you drop are not written to disk.  --embeddings is a file that `embed --out=FILE` wrote with one of the models.  Several

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add(LAUNCH, action="store_true", help="check a run before it is launched; takes the flags of `main`")
     add("--data", action="store_true", help="check which evaluation sets are ready")
-    add("--data-dir", default="data", metavar="DIR", help="folder of the evaluation sets (default: data)")
+    add("--data-dir", metavar="DIR", help="folder of the evaluation sets of --data (default: data)")
     return made
 
 
@@ -178,7 +178,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    return check_data(arguments.data_dir) if arguments.data else report()
+    if arguments.data_dir and not arguments.data:
+        raise ValueError(f"--data-dir={arguments.data_dir} is the folder that --data checks; add --data")
+    return check_data(arguments.data_dir or "data") if arguments.data else report()
 
 
 if __name__ == "__main__":

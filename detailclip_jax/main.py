@@ -22,7 +22,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -33,7 +33,7 @@ from detailclip_jax.runtime import arguments, errors, processes
 
 DENSE = {transfer.METHOD: transfer.field_of, detection.METHOD: detection.field_of}  # of the command transfer
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, or FILE:ARGUMENT (required)")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, or FILE:ARGUMENT (required to train)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/ and the config's name)")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "address of process 0, to run as several processes")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "number of processes")
@@ -44,26 +44,43 @@ VALUES = {"config": "FILE", "workdir": "DIR", "coordinator": "HOST:PORT", "num_p
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple, for example (0.1, 0.5)"}
 
 
-def parse_flags(argv: Sequence[str], module: str = "main", description: str | None = __doc__) -> list[str]:
+class Usage(NamedTuple):
+    """What --help and --help-config of a command show.
+
+    config: makes the config whose fields --help-config lists without --config; `config_note` says which one that is.
+    add_flags: adds the flags that only this command has to the parser of --help.
+    """
+
+    module: str = "main"
+    description: str | None = __doc__
+    config: Callable[[], ConfigDict] = default
+    config_note: str = ""
+    add_flags: Callable[[arguments.Parser], None] = lambda _: None
+
+
+TRAIN = Usage()
+
+
+def parse_flags(argv: Sequence[str], usage: Usage = TRAIN) -> list[str]:
     """Parses the flags with absl, after checking the names of flags and of config fields.
 
-    Invalid flags end the program with a message, without a traceback.  `module` and `description` are for --help.
+    Invalid flags end the program with a message, without a traceback.  `usage` is for --help and --help-config.
     """
     parsed: list[str] = []
-    code = errors.run(lambda: parsed.extend(_parsed(argv, module, description)) or 0)
+    code = errors.run(lambda: parsed.extend(_parsed(argv, usage)) or 0)
     if code or not parsed:  # invalid, or --help
         sys.exit(code)
     return parsed
 
 
-def _parsed(argv: Sequence[str], module: str, description: str | None) -> list[str]:
+def _parsed(argv: Sequence[str], usage: Usage) -> list[str]:
     """Returns the arguments that are no flags.  Raises ValueError or FileNotFoundError; exits after --help."""
     argv = [with_underscores(argument) for argument in argv]
     spec = _config_spec(argv)
     if any(re.fullmatch(r"--?help-config", argument) for argument in argv):
-        _help_config(spec)
+        _help_config(spec, usage)
     if any(argument in ("-h", "-help", "--help") for argument in argv):
-        _help(module, description)
+        _help(usage)
     helps = any(re.match(r"--?help", argument) for argument in argv)
     if not helps:
         check_names(argv)
@@ -120,22 +137,25 @@ def near_field(name: str) -> str:
     return f"; did you mean --config.{fields[last.index(best[0])]}?" if best else ""
 
 
-def _help(module: str, description: str | None) -> NoReturn:
+def _help(usage: Usage) -> NoReturn:
     """Prints what the command does and its flags, in the form of the other commands, and ends the program."""
-    shown = arguments.parser(module, description, epilog="--helpfull lists the flags of all libraries too.")
+    shown = arguments.parser(usage.module, usage.description, epilog="--helpfull lists the flags of all libraries too.")
     for name, value in VALUES.items():
         shown.add_argument(f"--{name.replace('_', '-')}", metavar=value, help=flags.FLAGS[name].help)
     shown.add_argument("--distributed", action="store_true", help=flags.FLAGS[_DISTRIBUTED.name].help)
     shown.add_argument("--config.NAME", metavar="VALUE", help="a field of the config, for example --config.seed=1")
     shown.add_argument("--help-config", action="store_true", help="list the fields of the config, and exit")
+    usage.add_flags(shown)
     shown.print_help()
     sys.exit(0)
 
 
-def _help_config(spec: str | None) -> NoReturn:
-    """Prints every field of the config, or of the default one, and ends the program."""
+def _help_config(spec: str | None, usage: Usage) -> NoReturn:
+    """Prints every field of the config, or of the command's default one, and ends the program."""
     try:
-        config = run_config.load(spec) if spec else default()
+        config = run_config.load(spec) if spec else usage.config()
+        if usage.config_note and not spec:
+            print(f"{usage.config_note}\n")
         declared = DENSE.get(config.get("method") or "", field_of)
         print(help_text(config, declared), end="", flush=True)
     except BrokenPipeError:  # `| head` has closed the pipe; the interpreter would flush to it again

@@ -42,7 +42,10 @@ TABLES = ("csv", "tsv", "jsonl", "parquet")  # image paths may be relative to th
 def prepare(argv: Sequence[str]) -> int:
     """Runs `prepare SOURCE PATH ... --out DIR`; returns the exit code."""
     own, beam_options = _divided(argv)
-    given = arguments.parser(__doc__ or "").parse_intermixed_args(own)
+    parser = arguments.parser(__doc__ or "")
+    if not own:
+        parser.error("SOURCE is missing, for example: prepare webdataset /data/cc3m --out /data/records/cc3m")
+    given = parser.parse_intermixed_args(own)
     console = Console()
     request = arguments.request_of(given)
     try:

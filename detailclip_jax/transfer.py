@@ -1,11 +1,11 @@
 """Trains a head for a dense task on an image encoder, frozen or end to end, and goes on with it where it was stopped.
 
     python -m detailclip_jax.transfer --config=configs/transfer/stickers_linear.py --config.init=runs/stickers
-    python -m detailclip_jax.transfer --config=configs/transfer/ade20k_upernet.py --config.init=runs/vitb16 \\
-        --config.data.path=/data/ADEChallengeData2016 --workdir=runs/ade20k
-    python -m detailclip_jax.transfer --config=configs/transfer/coco_cascade.py --config.init=runs/vitb16 \\
-        --config.data.path=/data/coco --workdir=runs/coco
-    python -m detailclip_jax.transfer --predict=photos --workdir=runs/coco --out=runs/drawn
+    python -m detailclip_jax.transfer --config=configs/transfer/ade20k_upernet.py --config.init=runs/vitb16_yfcc \\
+        --config.data.path=/data/ADEChallengeData2016 --workdir=runs/ade20k_upernet
+    python -m detailclip_jax.transfer --config=configs/transfer/coco_cascade.py --config.init=runs/vitb16_yfcc \\
+        --config.data.path=/data/coco --workdir=runs/coco_cascade
+    python -m detailclip_jax.transfer --predict=photos --workdir=runs/coco_cascade --out=runs/drawn
 
 --config.init names the workdir of a trained encoder, or of an imported one (import_torch); without it the encoder is
 untrained.  --config.NAME=VALUE sets a field; --help-config with --config lists them with meaning and source.
@@ -13,8 +13,8 @@ The workdir (default: runs/ and the config's name) receives the same files as a 
 has mIoU, mAcc and aAcc in percent (segmentation), or COCO's twelve numbers for boxes and for masks (detection), also
 per class, and figures/ the predictions next to the ground truth.  The same command continues from the last checkpoint;
 Ctrl-C and SIGTERM save one first.
---predict draws the predictions of a finished run for images of your own and writes predictions.json; its flags are
---predict=FOLDER, PATTERN or FILE, --workdir, --out, --step, --score and --follow-links.
+--predict draws the predictions of a finished run for images of your own and writes predictions.json; the label map of a
+run of segmentation is a PNG whose values are the class numbers.
 """
 
 import argparse
@@ -28,10 +28,17 @@ from pathlib import Path
 from absl import app
 
 from detailclip_jax import main as train
+from detailclip_jax.config import transfer as config
 from detailclip_jax.data.image_files import find
 from detailclip_jax.runtime import arguments as flags_of
 from detailclip_jax.runtime import errors, files
 from detailclip_jax.runtime.progress import Console
+
+
+def usage() -> train.Usage:
+    """What --help and --help-config show."""
+    note = "segmentation (ade20k_upernet); for detection: --config=transfer/coco_cascade --help-config"
+    return train.Usage("transfer", __doc__, config.segmentation, f"fields of {note}", add_predict_flags)
 
 
 def following(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
@@ -47,14 +54,21 @@ def following(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
 def predict_parser() -> argparse.ArgumentParser:
     """Returns the argument parser of predictions."""
     made = flags_of.parser("transfer", __doc__)
-    add = made.add_argument
-    add("--predict", required=True, metavar="FOLDER_OR_GLOB", help="images, or one image")
-    add("--workdir", required=True, type=Path, metavar="WORKDIR", help="workdir of a run of segmentation or detection")
-    add("--out", required=True, type=Path, metavar="FOLDER", help="folder for the drawings and predictions.json")
+    workdir = "workdir of a run of segmentation or detection"
+    made.add_argument("--workdir", required=True, type=Path, metavar="WORKDIR", help=workdir)
+    add_predict_flags(made, required=True)
+    return made
+
+
+def add_predict_flags(to: flags_of.Parser, required: bool = False) -> None:
+    """Adds the flags of predictions but --workdir, in a group of their own; `required`: --predict and --out are."""
+    add = to.add_argument_group("to draw predictions of the run in --workdir").add_argument
+    add("--predict", required=required, metavar="FOLDER_OR_GLOB", help="images, or one image")
+    out = "folder for the drawings and predictions.json"
+    add("--out", required=required, type=Path, metavar="FOLDER", help=out)
     add("--step", type=int, metavar="N", help="step of the checkpoint (default: the last)")
     add("--score", type=score, default=0.3, metavar="S", help="least score that is drawn (default: 0.3)")
     add("--follow-links", action="store_true", help=flags_of.FOLLOW_LINKS)
-    return made
 
 
 def score(text: str) -> float:
@@ -97,7 +111,7 @@ def command() -> None:
     """Runs the command with the arguments in `sys.argv` and exits."""
     if any(re.match(r"--?predict(=|$)", argument) for argument in sys.argv[1:]):
         sys.exit(predict(sys.argv[1:]))
-    app.run(main, flags_parser=lambda argv: train.parse_flags(argv, "transfer", __doc__))
+    app.run(main, flags_parser=lambda argv: train.parse_flags(argv, usage()))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
         --what=attention,removal,pca --num-images=4 --out=runs/figures
     python -m detailclip_jax.visualize --checkpoint=runs/stickers --images=park.jpg --what=words --texts="a dog" \\
         --texts=grass --out=runs/figures
-    python -m detailclip_jax.visualize --checkpoint=runs/linear --what=segmentation --out=runs/figures
+    python -m detailclip_jax.visualize --checkpoint=runs/stickers_linear --what=segmentation --out=runs/figures
 
 --what names figures, comma-separated:
 

@@ -3,7 +3,7 @@
 #
 #   launch/tpu-pod.sh NAME ZONE [flags of detailclip_jax.main]
 #   launch/tpu-pod.sh my-v5e-64 us-west4-a --config=configs/vitb16_yfcc.py --config.data.path=/mnt/data/yfcc15m \
-#     --workdir=/mnt/runs/vitb16 --config.mesh.fsdp=4
+#     --workdir=/mnt/runs/vitb16_yfcc --config.mesh.fsdp=4
 #
 # Each host needs the checkout and its environment in CHECKOUT (default: ~/detailclip_jax), for example by
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command=\

@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from detailclip_jax import __main__ as door
-from detailclip_jax import __version__
+from detailclip_jax import __version__, transfer
+from detailclip_jax import main as training
 from detailclip_jax.runtime import errors
 
 ROOT = Path(__file__).parents[1]
@@ -42,13 +43,21 @@ def test_the_version(capsys):
     assert __version__ in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, flag", [("train", "--workdir"), ("import", "--from")])
+@pytest.mark.parametrize("name, flag", [("train", "--workdir"), ("import", "--from"), ("transfer", "--score S")])
 def test_a_command_has_its_own_help(name, flag):
     """Started as the console script starts it: then `__main__` is a file that defines no flags."""
     code = f"import sys; sys.argv[1:] = [{name!r}, '--help']; import detailclip_jax.__main__ as door; door.main()"
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and flag in done.stdout
+
+
+def test_the_fields_of_transfer_are_those_of_its_own_configs(capsys):
+    with pytest.raises(SystemExit) as end:
+        training.parse_flags(["transfer", "--help-config"], transfer.usage())
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and said.startswith("fields of segmentation") and "transfer/coco_cascade" in said
+    assert "head.name = 'upernet'" in said and "masking.ratio" not in said
 
 
 def test_the_console_script_outside_of_the_environment_names_the_way_in():

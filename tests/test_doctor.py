@@ -138,7 +138,18 @@ def test_a_launch_that_can_go(capsys, tmp_path):
     checks = [line for line in lines if line.startswith("ok ")]
     assert [line.split()[1] for line in checks] == list(preflight.CHECKS)
     assert "8 pairs: 1 per device" in lines[-5] and "64 examples, the last image" in lines[-4]
-    assert not list((tmp_path / "run").iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_was_there_before_a_launch_stays(tmp_path):
+    (tmp_path / "runs").mkdir()
+    assert preflight.run(smallest(), tmp_path / "runs/more/run") == 0
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+
+
+def test_the_folder_of_sets_without_a_check_of_sets_is_refused(capsys):
+    assert doctor.main(["--data-dir=elsewhere"]) == 2
+    assert "--data-dir=elsewhere is the folder that --data checks; add --data" in capsys.readouterr().err
 
 
 def test_a_workdir_of_another_run_is_refused_as_main_refuses_it(tmp_path):

@@ -179,6 +179,12 @@ def test_numbers_that_may_mean_another_image_are_refused(array):
         pixels(array)
 
 
+@pytest.mark.parametrize("images", [["frog.png"], ("frog.png",), [RGB]])
+def test_a_list_is_not_one_image(images):
+    with pytest.raises(TypeError, match=r"expected one image, got a \w+ of 1; write image, not \[image\]"):
+        pixels(images)
+
+
 @pytest.mark.parametrize("image", [RGB, np.asarray(RGB), "frog.png", b""])
 def test_one_image_needs_its_brackets(image):
     with pytest.raises(TypeError, match=r"takes a list of images, got one \w+; write \[image\]"):

@@ -462,6 +462,11 @@ def test_a_mistake_ends_in_a_message(command, message, tmp_path, capsys, monkeyp
     assert "Traceback" not in captured.err
 
 
+def test_the_source_is_asked_for_first(capsys):
+    assert main([]) == 2
+    assert "SOURCE is missing, for example: prepare webdataset" in capsys.readouterr().err
+
+
 def test_a_damaged_input_shard_is_loud(tars, tmp_path, capsys):
     trees.write(tars / "00001.tar", b"no tar")
     assert main(["webdataset", str(tars), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0

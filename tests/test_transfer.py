@@ -16,6 +16,7 @@ from PIL import Image
 from test_segmentation_step import tiny
 from tiny import noise_state, tiny_config
 
+from detailclip_jax import embed, evaluate, visualize
 from detailclip_jax.config import run_config
 from detailclip_jax.config import transfer as transfer_config
 from detailclip_jax.data.sources import MissingData
@@ -218,7 +219,7 @@ def test_with_known_classes_the_data_are_opened_when_they_are_used(pretrained, t
         _ = experiment.build(dense.adopted(config_of(pretrained)), classes=("sky", "road")).sets
 
 
-def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp_path):
+def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp_path, capsys):
     with pytest.raises(ValueError, match="the config is one of method 'detailclip', not of segmentation"):
         transfer.prepare(tiny_config(), tmp_path)
     train(config_of(pretrained, total_steps=1, evaluate_at_end=False), tmp_path / "run")
@@ -226,6 +227,10 @@ def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp
         transfer.prepare(config_of(tmp_path / "run"), tmp_path / "other")
     with pytest.raises(CheckpointError, match=f"is a segmentation run.*that it started from, {pretrained}, or load"):
         checkpoint.load(tmp_path / "run")
+    out = f"--out={tmp_path / 'out'}"
+    for command, flags in ((visualize, [out]), (embed, ["--text=a frog", f"{out}.npz"]), (evaluate, [out])):
+        assert command.main([f"--checkpoint={tmp_path / 'run'}", *flags]) == 2
+        assert "drawn by visualize --what=segmentation and by transfer --predict" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"is not a workdir with a config\.json and a checkpoint"):
         transfer.prepare(config_of(tmp_path / "nothing"), tmp_path / "other")
 

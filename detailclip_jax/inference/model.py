@@ -393,6 +393,8 @@ def pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
         return decode(read_regular(image))
     if isinstance(image, bytes):
         return decode(image)
+    if isinstance(image, list | tuple):
+        raise TypeError(f"expected one image, got a {type(image).__name__} of {len(image)}; write image, not [image]")
     if not isinstance(image, Image.Image):
         return pixels(_as_pil(np.asarray(image)))
     try:

@@ -43,11 +43,11 @@ def adopted(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     return dense_encoder.adopt(config, source, given)
 
 
-def check_kind(config: ConfigDict) -> None:
-    """Raises ValueError unless the config is one of a dense task."""
+def check_kind(config: ConfigDict, name: str = "the config") -> None:
+    """Raises ValueError unless the config is one of a dense task; `name` says in the message where it is from."""
     if config.get("method") not in METHODS:
         raise ValueError(
-            f"the config is one of method {config.get('method')!r}, not of {' or '.join(METHODS)}; configs/transfer/ "
+            f"{name} is one of method {config.get('method')!r}, not of {' or '.join(METHODS)}; configs/transfer/ "
             "has those, and python -m detailclip_jax.main runs the others"
         )
 
@@ -74,7 +74,7 @@ def config_in(workdir: str | Path) -> ConfigDict:
     if not file.is_file():
         raise FileNotFoundError(f"{workdir} is no workdir of a run: it has no config.json")
     config = run_config.read(file)
-    check_kind(config)
+    check_kind(config, str(workdir))
     return config
 
 

@@ -1,8 +1,8 @@
 """Predictions of a finished run of a dense task for images of one's own: in Python, and as drawings with a json.
 
-detector = model("runs/coco")
+detector = model("runs/coco_cascade")
 found = detector.detect("street.jpg")          # boxes, scores, labels, masks
-labels = model("runs/ade20k").segment(image)   # int16 [H, W]
+labels = model("runs/ade20k_upernet").segment(image)   # int16 [H, W]
 """
 
 import itertools

@@ -3,6 +3,7 @@
 Every process makes every check.  The first process prints the table; each process prints its own failures.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
@@ -41,6 +42,7 @@ def run(config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()) -> i
     `given`: dotted names of fields that the user has set (see `init_from.adopt`).
     """
     plan, good = several.agreed(lambda: loop.prepare(config, workdir, given, claim=False)), True
+    missing = [folder for folder in (plan.workdir, *plan.workdir.parents) if not folder.exists()]
     if jax.process_index() == 0:
         print(plan.experiment.sharding_table())
     with several.together():
@@ -48,6 +50,9 @@ def run(config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()) -> i
             good = everywhere(name, partial(check, plan)) and good
     if plan.workdir.is_dir():
         (plan.workdir / f"{MARK}{jax.process_index()}").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty while another process has its file there
+        for folder in missing:
+            folder.rmdir()
     return 0 if good else 1
 
 

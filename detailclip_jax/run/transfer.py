@@ -52,7 +52,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
 def load(workdir: str | Path, step: int | None = None) -> tuple[Any, TrainState, int]:
     """Loads a checkpoint of a run of either task, by default the newest: its experiment, its state and its step.
 
-        experiment, state, step = load("runs/ade20k")
+        experiment, state, step = load("runs/ade20k_upernet")
         (labels,) = experiment.predict(state, [image])
 
     The run's data are opened when `experiment.sets` is first used: predictions need none.  It only reads, so the run

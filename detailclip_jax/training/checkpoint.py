@@ -35,7 +35,7 @@ from detailclip_jax.config import detection, transfer
 from detailclip_jax.config.run_config import from_json
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
-from detailclip_jax.runtime.errors import RunError
+from detailclip_jax.runtime.errors import USAGE_ERROR, RunError
 from detailclip_jax.training import experiment, manifest
 from detailclip_jax.training.mesh import make_mesh, replicated
 from detailclip_jax.training.saved_shapes import other_version, saved_shapes, shapes
@@ -50,6 +50,12 @@ _UNREADABLE = "unreadable-"
 
 class CheckpointError(RunError):
     """A checkpoint cannot be written or read; the message names it and says what to do."""
+
+
+class OtherRunError(CheckpointError):
+    """The checkpoint is one of a dense task, which the caller does not load: invalid usage."""
+
+    exit_code = USAGE_ERROR
 
 
 class StorageError(RunError):
@@ -447,7 +453,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
     `path` is a workdir; without `step` its newest checkpoint is loaded.  `variables` holds "params" (the student),
     "ema_params" (the teacher's networks; `ema.overlay` adds the student's others), "batch_stats" and "centers".
     Raises FileNotFoundError that lists the existing steps, and CheckpointError for an unreadable checkpoint and for a
-    run of a dense task.
+    run of a dense task (OtherRunError).
     """
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
     device = first_device()
@@ -498,10 +504,11 @@ def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], Confi
     run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
     config = from_json(run["config"])
     if config.method in (transfer.METHOD, detection.METHOD):
-        raise CheckpointError(
+        raise OtherRunError(
             f"{folder.parents[1]} is a {config.method} run, whose encoder has no text and no embeddings of its own; "
             f"name the encoder that it started from{f', {config.init}' if config.init else ''}, or load the run in "
-            "Python with detailclip_jax.run.transfer.load"
+            "Python with detailclip_jax.run.transfer.load; its predictions are drawn by visualize "
+            f"--what={config.method} and by transfer --predict, and the same transfer command measures it once more"
         )
     config.model.attention = "auto"  # chosen for this machine, not for the one that trained
     shapes, place = experiment.weight_shapes(config), replicated(make_mesh([device]))
