@@ -34,7 +34,8 @@ from detailclip_jax.runtime.progress import Console
 MISSING = "missing file"  # reason of a rejected example
 NO_CAPTIONS = (
     "no example has a caption, which contrastive methods need; --caption-column NAME names the column of a table or "
-    "the field of a json (--help lists the usual names); then prepare the set again with a new --out"
+    "the field of a json (--help lists the usual names), and CLASS/image.txt is the caption of an imagefolder; then "
+    "prepare the set again with a new --out"
 )
 TABLES = ("csv", "tsv", "jsonl", "parquet")  # image paths may be relative to the folder of the table
 

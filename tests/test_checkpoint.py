@@ -320,7 +320,9 @@ def test_load_names_the_steps_there_are(saved_run, tmp_path):
 
 
 def test_a_folder_that_does_not_exist_is_called_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"^folder /.*/sticker does not exist$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"^folder /.*/sticker does not exist; a workdir is written by detailclip train"
+    ):
         load(tmp_path / "sticker")
 
 

@@ -219,6 +219,11 @@ def test_with_known_classes_the_data_are_opened_when_they_are_used(pretrained, t
         _ = experiment.build(dense.adopted(config_of(pretrained)), classes=("sky", "road")).sets
 
 
+def test_a_run_of_pretraining_has_no_predictions_and_is_named(pretrained):
+    with pytest.raises(ValueError, match=f"^{pretrained} is one of method 'detailclip', not of segmentation or"):
+        transfer.load(pretrained)
+
+
 def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp_path, capsys):
     with pytest.raises(ValueError, match="the config is one of method 'detailclip', not of segmentation"):
         transfer.prepare(tiny_config(), tmp_path)

@@ -190,7 +190,7 @@ class Experiment:
             f"{len(self.sets.val.source):,} to evaluate on, {len(self.classes)} classes",
             *(f"{name}: {note}" for name, one in zip(Sets._fields, self.sets) for note in one.notes),
             f"Cascade Mask R-CNN; encoder {config.model.size}, {mode}",
-            f"batches of {len(shapes)} shapes: {', '.join(used)}; padding is "
+            f"batches of {len(shapes)} shape{'s' * (len(shapes) != 1)}: {', '.join(used)}; padding is "
             f"{buckets.padding(sizes, which, shapes):.1%} of the pixels",
             groups_of.table_text(self.state_shapes.params, fine_tuning.rules(config)),
             fine_tuning.table_text(self.state_shapes.params, config),

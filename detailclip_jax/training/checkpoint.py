@@ -522,8 +522,9 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
     folder = Path(path).absolute() / FOLDER
     if not folder.parent.is_dir():
         convert = "is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
+        source = "a workdir is written by detailclip train (--config=stickers is the demo) and by detailclip import"
         raise FileNotFoundError(
-            f"{path} {convert}" if Path(path).is_file() else f"folder {folder.parent} does not exist"
+            f"{path} {convert}" if Path(path).is_file() else f"folder {folder.parent} does not exist; {source}"
         )
     steps = _steps_in(folder)
     if not steps and folder.parent.name == FOLDER:
