@@ -315,7 +315,7 @@ def test_lengths_filled_up_to_even_ones_change_nothing(length, causal):
     filled = loss(lambda *x: attention.attend_evenly(*x, causal, "xla"))
     plain = loss(lambda *x: jax.nn.dot_product_attention(*x, is_causal=causal))
     for a, b in zip(jax.tree.leaves(filled), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 if a.ndim else 3e-5)  # the loss sums 336 terms or more
 
 
 class Device:
