@@ -51,14 +51,14 @@ class Usage(NamedTuple):
     add_flags: adds the flags that only this command has to the parser of --help.
     """
 
-    module: str = "main"
-    description: str | None = __doc__
+    module: str
+    description: str | None
     config: Callable[[], ConfigDict] = default
     config_note: str = ""
     add_flags: Callable[[arguments.Parser], None] = lambda _: None
 
 
-TRAIN = Usage()
+TRAIN = Usage("main", __doc__)
 
 
 def parse_flags(argv: Sequence[str], usage: Usage = TRAIN) -> list[str]:
