@@ -34,7 +34,7 @@ def text_init(width: int, depth: int) -> BlockInit:
 
 
 class TextTransformer(nn.Module):
-    """Encodes a caption: the output of the last block at the EOT token, after `ln_final`.
+    """Encodes a caption: the output of the last block at the EOT token, after `ln_final`; `all_tokens` has the others.
 
     EOT has the largest token id, so argmax finds it. A caption without EOT (the reference's truncation drops it) is
     encoded at its first position, as in the reference. Captions may be shorter than `context_length`: with the causal
@@ -73,15 +73,32 @@ class TextTransformer(nn.Module):
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
         """Encodes token ids to features; the last block computes the EOT token only."""
+        x, end = self._before_last(tokens)
+        read = jnp.take_along_axis(x, end[..., None], axis=1)
+        reading = recomputed(lambda block, x, read, mask: block.reading(x, read, mask), self.remat)
+        x = reading(getattr(self, self._last), x, read, causal_mask(end, tokens.shape[1]))
+        return self.ln_final(x)[:, 0]
+
+    def all_tokens(
+        self, tokens: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B T D"], Bool[Array, "B T"]]:
+        """Encodes token ids to the feature of EOT, as `__call__` does, and to the features of all tokens.
+
+        The third result is True up to EOT, inclusive; features of later tokens have no meaning.
+        """
+        x, end = self._before_last(tokens)
+        x, _ = run_blocks([getattr(self, self._last)], x, remat=self.remat)
+        x = self.ln_final(x)
+        return jnp.take_along_axis(x, end[..., None], axis=1)[:, 0], x, jnp.arange(x.shape[1]) <= end
+
+    def _before_last(self, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B T D"], Int[Array, "B 1"]]:
+        """Runs all blocks but the last; returns the tokens and the position of EOT."""
         if tokens.shape[1] > self.context_length:
             raise ValueError(f"captions of {tokens.shape[1]} tokens exceed the context of {self.context_length}")
         end = tokens.argmax(-1)[:, None]
         x = (self._embed(tokens, end) + self.positions[: tokens.shape[1]]).astype(self.dtype)
         x, _ = run_blocks(self.blocks, x, remat=self.remat, depth=self.depth - 1, gather=self.gather)
-        read = jnp.take_along_axis(x, end[..., None], axis=1)
-        reading = recomputed(lambda block, x, read, mask: block.reading(x, read, mask), self.remat)
-        x = reading(getattr(self, self._last), x, read, causal_mask(end, tokens.shape[1]))
-        return self.ln_final(x)[:, 0]
+        return x, end
 
     def _embed(self, tokens: Int[Array, "B T"], end: Int[Array, "B 1"]) -> Float[Array, "B T D"]:
         """Embeds the tokens up to the end token; later positions, which no query attends to, are zero.
