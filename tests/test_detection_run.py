@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from contextlib import closing
 
 import jax
@@ -18,6 +19,7 @@ from tiny import tiny_config
 from detailclip_jax import transfer as command
 from detailclip_jax.config import detection as fields
 from detailclip_jax.config import help_text, run_config
+from detailclip_jax.data.detection.coco import open_format
 from detailclip_jax.data.semantic.augment import resize_image
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.detection import experiment, predict
@@ -26,11 +28,13 @@ from detailclip_jax.models import sizes
 from detailclip_jax.run import detection, detection_checks, init_from, loop, transfer
 from detailclip_jax.run import predict as predictions
 from detailclip_jax.run.detection_report import report
+from detailclip_jax.run.session import Run, run_record
 from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training import mesh
-from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, load
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, load
 
 SIZE = {**sizes.SIZES["tiny"]._asdict(), "width": 24, "depth": 2, "num_heads": 2}
 OPTIONS = {
@@ -285,6 +289,32 @@ def test_a_workdir_keeps_its_classes(tmp_path):
     (tmp_path / "run/classes.json").write_text("[")
     with pytest.raises(ValueError, match=r"classes\.json is damaged"):
         transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+
+
+def test_a_changed_evaluation_set_is_warned_of_when_a_run_goes_on(tmp_path, monkeypatch, capsys):
+    for name in ("train", "val"):
+        write_set(tmp_path / name)
+
+    def resumed():
+        """What the run prints when it goes on from a checkpoint with this record."""
+        monkeypatch.setattr(Checkpoints, "restore", lambda self, shapes: Restored(4, None, {"examples": 32}, record))
+        with closing(Checkpoints(tmp_path / "run")) as store:
+            loop.restore_or_init(run(), store)
+        return capsys.readouterr().out
+
+    def run():
+        sets = [open_format(tmp_path / name / "set.json", tmp_path / name).source for name in ("train", "val")]
+        made = types.SimpleNamespace(state_shapes=None)
+        return Run(tiny(), tmp_path / "run", made, sets[0], Console(), detection.DETECTION, sets[1])
+
+    record = run_record(run())
+    assert "WARNING" not in resumed()
+    file = tmp_path / "val/set.json"
+    file.write_text(file.read_text().replace("16.0", "17.0"))
+    said = resumed()
+    assert said.count("WARNING") == 1 and "the evaluation set changed after this checkpoint" in said
+    del record["evaluation_fingerprint"]  # a checkpoint from before it was stored
+    assert "WARNING" not in resumed()
 
 
 @pytest.mark.check

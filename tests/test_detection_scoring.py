@@ -153,6 +153,36 @@ def test_images_of_any_size_come_back_in_order_in_their_own_pixels():
         assert len(one.above(number + 0.5).scores) == 0
 
 
+def test_an_ignored_object_counts_neither_for_nor_against(tmp_path):
+    """A set with a marked object scores as without it, whether or not the object is found; both kinds of score."""
+    boxes = [[4.0, 5.0, 20.0, 15.0], [30.0, 10.0, 12.0, 12.0], [4.0, 30.0, 20.0, 20.0]]
+    own = [
+        {"id": n, "image_id": 1, "category_id": 3, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0}
+        | {"segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
+        for n, (x, y, w, h) in enumerate(boxes, 1)
+    ]
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(tmp_path / "1.png")
+
+    def scores(number, annotations):
+        """Of the first `number` objects, found in the order of the last one first."""
+        images = [{"id": 1, "file_name": "1.png", "height": 60, "width": 80}]
+        made = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "thing"}]}
+        (tmp_path / "set.json").write_text(json.dumps(made))
+        found = open_format(tmp_path / "set.json", tmp_path)
+        corners = np.array(boxes, np.float32)[:number]
+        corners[:, 2:] += corners[:, :2]
+        ranks = np.arange(number, dtype=np.float32) / 4 + 0.1
+        detected = Found(corners, ranks, np.zeros(number, np.int32), np.ones((number, 28, 28), np.float32))
+        made = scoring.score(found, scoring.results_of(detected, 1, (60, 80), found.category_ids))[0]
+        return {name: value for name, value in made.items() if not name.endswith("AR1")}  # of one detection per image
+
+    marked = [*own[:2], {**own[2], "ignore": 1}]
+    expected = scores(2, own[:2])
+    assert expected["bbox_AP"] == pytest.approx(100) and expected["segm_AP50"] == pytest.approx(100)
+    assert scores(2, marked) == scores(3, marked) == expected
+    assert scores(2, own)["bbox_AP"] < 70 and scores(3, own[:2])["segm_AP"] < 70
+
+
 def test_a_set_without_iscrowd_and_area_is_scored(tmp_path):
     """As many exporters write it; the crowd has no mask, and its detection counts neither for nor against."""
     boxes = [[4.0, 5.0, 20.0, 15.0], [30.0, 10.0, 12.0, 12.0], [4.0, 30.0, 20.0, 20.0]]

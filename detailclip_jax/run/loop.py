@@ -212,6 +212,12 @@ def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
             f"the data changed after this checkpoint (fingerprint {before}, now {now}): from here on the run uses "
             "other examples, or another order; to avoid this, restore the old data"
         )
+    before = restored.run.get("evaluation_fingerprint")
+    if before and before != (now := provenance.data_fingerprint(run.evaluated)):
+        run.console.warn(
+            f"the evaluation set changed after this checkpoint (fingerprint {before}, now {now}): scores from here on "
+            "do not compare with earlier ones of this run; to avoid this, restore the old set"
+        )
     return Start(restored.state, restored.step, restored.data)
 
 

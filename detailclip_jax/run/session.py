@@ -62,6 +62,7 @@ class Run(NamedTuple):
     source: Any  # random access to examples
     console: Console
     task: Task
+    evaluated: Any = None  # random access to the examples of the evaluation set; None if evaluators open their own
 
     @property
     def terms(self) -> list[str]:
@@ -285,12 +286,13 @@ def count_data(
 
 
 def run_record(run: Run) -> dict[str, Any]:
-    """Returns the provenance that is stored in a checkpoint: config, git revision, versions, data fingerprint."""
+    """Returns the provenance that is stored in a checkpoint: config, git revision, versions, data fingerprints."""
     return {
         "config": to_json(run.config),
         "git_revision": provenance.git_revision(),
         "versions": provenance.versions(),
         "data_fingerprint": provenance.data_fingerprint(run.source),
+        "evaluation_fingerprint": "" if run.evaluated is None else provenance.data_fingerprint(run.evaluated),
     }
 
 
