@@ -51,11 +51,13 @@ def test_figures_of_sticker_scenes_name_the_source_of_the_drawings(source, shown
 
 @pytest.mark.parametrize(("source", "shown"), [("stickers", True), ("coco", False)])
 def test_figures_of_detection_name_it_too(monkeypatch, source, shown):
-    monkeypatch.setattr(detection, "examples", lambda _: iter([({}, np.zeros((8, 8, 3), np.uint8))]))
+    monkeypatch.setattr(detection, "examples", lambda *_: iter([({}, np.zeros((8, 8, 3), np.uint8))]))
     monkeypatch.setattr(detection, "truth_of", lambda *_: detection.Objects(np.zeros((0, 4)), np.zeros(0, int)))
     none = Found(*(np.zeros(shape, kind) for shape, kind in zip(((0, 4), 0, 0, (0, 28, 28)), "ffif")))
-    figure = detection.figure_of(experiment_of(detecting.Experiment, source), {"step 1": [none]}, 1)
-    assert (ATTRIBUTION in texts_of(figure)) == shown
+    made = experiment_of(detecting.Experiment, source)
+    made.predict = lambda _, images: [none] * len(images)
+    runs = {"step 1": (made, mock.MagicMock(spec=TrainState), 1)}
+    assert (ATTRIBUTION in texts_of(detection.figure_of(runs, 1))) == shown
 
 
 def test_names_of_drawings_keep_the_suffix_once_and_are_unique():

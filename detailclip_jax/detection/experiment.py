@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,6 @@ from detailclip_jax.data.detection.augment import Recipe
 from detailclip_jax.data.detection.batches import DetectionStream, examples
 from detailclip_jax.data.detection.buckets import Bucket
 from detailclip_jax.data.detection.sets import DetectionSet
-from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.detection import scoring
 from detailclip_jax.detection.model import TERMS, DetectionModel
 from detailclip_jax.detection.model import build as build_detector
@@ -46,7 +44,7 @@ class Sets(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Experiment:
+class Experiment(fine_tuning.Experiment):
     """The functions and objects of one detection run.
 
     experiment = build(config)
@@ -54,18 +52,6 @@ class Experiment:
     state, values = experiment.train_step(state, experiment.put(batch))
     scores, per_class, results = experiment.evaluate(state)
     """
-
-    config: ConfigDict
-    setup: fine_tuning.Setup
-    classes: tuple[str, ...]
-    given: Sets | None  # None: opened when `sets` is first used
-    state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
-    train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
-
-    @property
-    def mesh(self) -> Mesh:
-        """The device mesh."""
-        return self.setup.mesh
 
     @property
     def model(self) -> DetectionModel:
@@ -75,16 +61,16 @@ class Experiment:
     @functools.cached_property
     def sets(self) -> Sets:
         """The training and the evaluation set.  Raises as `open_sets`, and ValueError if they have other classes."""
-        return _checked(open_sets(self.config), self.classes) if self.given is None else self.given
+        if self.given is not None:
+            return self.given
+        sets = open_sets(self.config)
+        class_names.check(self.classes, sets.train.classes)
+        return sets
 
     @property
     def terms(self) -> list[str]:
         """The loss terms, by name."""
         return list(TERMS)
-
-    def init(self, seed: int) -> TrainState:
-        """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
-        return fine_tuning.created(seed, _variables(self.config, self.model), self.setup, self.state_shapes)
 
     def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:
         """Replaces the encoder by that of `config.init`; returns the state and lines that say what was loaded.
@@ -92,10 +78,6 @@ class Experiment:
         Raises FileNotFoundError, CheckpointError or ValueError as `inference.load` does.
         """
         return load_encoder(self.config, state, tuple(self.config.encoder.grid))
-
-    def put(self, batch: Batch) -> Batch:
-        """Places this process's part of a batch on the mesh."""
-        return meshes.put(batch, self.mesh)
 
     def batch_shapes(self, bucket: Bucket) -> dict[str, Any]:
         """Shapes and shardings of a global batch of a bucket."""
@@ -106,20 +88,9 @@ class Experiment:
     def _shapes(self, bucket: Bucket) -> list[tuple[str, tuple[tuple[int, ...], Any]]]:
         return list(one_shapes(self.config, bucket).items())
 
-    def batches(self, start: int = 0, num_workers: int | None = None, bad_list: str | Path = "") -> Pipeline:
-        """Opens this process's batches; starts after `start` examples, counted over all processes."""
-        data = self.config.data
-        return Pipeline.of(
-            stream_of(self.config, self.sets.train),
-            self.config.batch_size // jax.process_count(),
-            jax.process_index(),
-            jax.process_count(),
-            data.num_workers if num_workers is None else num_workers,
-            data.prefetch,
-            data.max_bad_ratio,
-            start,
-            bad_list,
-        )
+    def stream(self) -> DetectionStream:
+        """The training examples by position, augmented."""
+        return stream_of(self.config, self.sets.train)
 
     def evaluate(
         self, state: TrainState, before_each: Callable[[], None] = lambda: None
@@ -258,11 +229,6 @@ def open_sets(config: ConfigDict) -> Sets:
         raise ValueError(
             f"the training set has the classes {sets.train.classes}, the evaluation set {sets.val.classes}"
         )
-    return sets
-
-
-def _checked(sets: Sets, classes: tuple[str, ...]) -> Sets:
-    class_names.check(classes, sets.train.classes)
     return sets
 
 

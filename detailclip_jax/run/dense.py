@@ -1,6 +1,7 @@
-"""What the runs of both dense tasks share: adopting an encoder, batches, stopping, and how to need less memory."""
+"""What the runs of both dense tasks share: adopting an encoder, batches, evaluation, results, and their table."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,25 @@ from ml_collections import ConfigDict
 from detailclip_jax import methods
 from detailclip_jax.config import detection, run_config, transfer
 from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
+from detailclip_jax.evaluation import EvaluatorError
+from detailclip_jax.figures import plots
 from detailclip_jax.run.init_from import config_of
 from detailclip_jax.run.loop import bad_list, usable_workers
-from detailclip_jax.run.session import Run, Task
+from detailclip_jax.run.session import COUNTS, Run, Task, TrainStep
 from detailclip_jax.runtime.devices import usable_cores
+from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
-from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.progress import Clock, Console, Meter
 from detailclip_jax.runtime.signals import SIGNALS, Stopped
 from detailclip_jax.training import class_names, dense_encoder
+from detailclip_jax.training.fine_tuning import learning_rate
 from detailclip_jax.training.train_state import TrainState
 
 METHODS = (transfer.METHOD, detection.METHOD)
+SHOWN = 6  # images of the figure
+PER_CLASS = "per_class.json"  # of the last evaluation; `results.json` contains it
 
 
 def adopted(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
@@ -65,7 +73,7 @@ def claimed(config: ConfigDict, workdir: str | Path, built: Any, task: Task) -> 
     if jax.process_index() == 0:
         class_names.write(workdir, built.classes)
     console = Console(enabled=jax.process_index() == 0)
-    return Run(config, Path(workdir), built, built.sets.train.source, console, task)
+    return Run(config, Path(workdir), built, built.sets.train.source, console, task, built.sets.val.source)
 
 
 def config_in(workdir: str | Path) -> ConfigDict:
@@ -114,6 +122,99 @@ def stop(interrupt: Interrupt) -> None:
     """Raises Stopped after a signal; several processes, whose numbers of images differ, finish the evaluation first."""
     if jax.process_count() == 1 and interrupt.reached():
         raise Stopped(interrupt.received or SIGNALS[1])
+
+
+def evaluated(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> tuple[Any, ...]:
+    """Evaluates the experiment, with a progress line; returns what its `evaluate` returns.
+
+    Raises EvaluatorError that names an unreadable image or a missing package, and Stopped between two images if the run
+    must stop.
+    """
+    count = -(-len(run.experiment.sets.val.source) // jax.process_count())
+    meter = Meter(run.console, "images", count, "evaluation")
+
+    def before_each() -> None:
+        stop(interrupt)
+        meter.add(1)
+
+    try:
+        return run.experiment.evaluate(state, before_each)
+    except (BadRecord, ImportError) as error:
+        raise EvaluatorError(f"evaluation at step {step}: {error}") from error
+
+
+def write_per_class(run: Run, step: int, per_class: Any) -> None:
+    """Writes the scores of every class to `per_class.json`."""
+    replace_text(run.workdir / PER_CLASS, json.dumps({"step": step, "per_class": per_class}, indent=2) + "\n")
+
+
+def protocol_of(run: Run) -> dict[str, Any]:
+    """What a reader must know to compare the scores of a run of either task."""
+    config = run.config
+    return {
+        "set": config.data.source if config.data.source != "stickers" else f"stickers, {config.data.labels}",
+        "images": len(run.experiment.sets.val.source),
+        "classes": len(run.experiment.classes),
+        "encoder": "frozen" if config.encoder.frozen else "trained end to end",
+        "inference": config.inference.to_dict(),
+        "init": config.init or "untrained",
+        "batch_size": config.batch_size,
+        "learning_rate": learning_rate(config)[0],
+    }
+
+
+Report = Callable[[ConfigDict, int, Mapping[str, float], Mapping[str, Any]], Iterable[str]]
+
+
+def write_results(
+    run: Run, step: int, scores: Mapping[str, float], data: str, protocol: Mapping[str, Any], report: Report
+) -> str:
+    """Writes results.json and report.md into the workdir; returns the report."""
+    per_class = json.loads((run.workdir / PER_CLASS).read_text())["per_class"]
+    found = {"step": step, **scores, "per_class": per_class, "protocol": protocol, "config": run.config.to_dict()}
+    replace_text(run.workdir / "results.json", json.dumps(found, indent=2) + "\n")
+    text = "\n".join([*report(run.config, step, scores, protocol), *([data] if data else [])]) + "\n"
+    replace_text(run.workdir / "report.md", text)
+    return text
+
+
+def draw(run: Run, state: TrainState, step: int, figure_of: Callable[..., Any]) -> None:
+    """Writes figures/METHOD.png, the predictions for the first images of the evaluation set."""
+    try:
+        figure = figure_of({f"step {step}": (run.experiment, state, step)}, SHOWN)
+        if jax.process_index() == 0:
+            run.console.say(str(plots.save(figure, run.workdir / "figures" / f"{run.config.method}.png")))
+    except ImportError as error:  # figures need an optional package; the run and its table are complete without
+        run.console.warn(f"no figures: {error}")
+
+
+def task_of(
+    compile_step: Callable[[Run, Clock, TrainState], TrainStep],
+    evaluate: Callable[[Run, Interrupt, TrainState, int], Mapping[str, float]],
+    report: Report,
+    protocol: Callable[[Run], Mapping[str, Any]],
+    figure_of: Callable[..., Any],
+    counts: tuple[str, str] = COUNTS,
+) -> Task:
+    """Returns the task of the loop, from what is the task's own."""
+
+    def finish(run: Run, state: TrainState, step: int, scores: Mapping[str, float], data: str) -> None:
+        if jax.process_index() == 0:
+            run.console.say(write_results(run, step, scores, data, protocol(run), report))
+        draw(run, state, step, figure_of)
+
+    return Task(
+        terms=lambda run: run.experiment.terms,
+        introduce=introduce,
+        fresh=fresh,
+        open_batches=open_batches,
+        compile=compile_step,
+        evaluate=evaluate,
+        finish=finish,
+        less_memory=LESS_MEMORY,
+        gentler=gentler,
+        counts=counts,
+    )
 
 
 LESS_MEMORY = (

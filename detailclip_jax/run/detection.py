@@ -9,31 +9,26 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.detection.batches import examples
 from detailclip_jax.data.detection.shapes import sample
-from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.detection.experiment import Experiment, build, options_of
 from detailclip_jax.detection.masks import paste
 from detailclip_jax.detection.predict import Found
-from detailclip_jax.evaluation import EvaluatorError
-from detailclip_jax.figures import plots
 from detailclip_jax.figures.boxes import Objects, detection_figure
 from detailclip_jax.run import dense
 from detailclip_jax.run.detection_checks import check
 from detailclip_jax.run.detection_report import report
-from detailclip_jax.run.session import Run, Task, TrainStep
+from detailclip_jax.run.session import Run, TrainStep
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
-from detailclip_jax.runtime.progress import Clock, Meter
-from detailclip_jax.training.fine_tuning import learning_rate
+from detailclip_jax.runtime.progress import Clock
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, Batch
 
-SHOWN = 6  # images of the figure
 FINE = 112  # cells along a side of the masks of the ground truth in figures
-PER_CLASS = "per_class.json"  # of the last evaluation; `results.json` contains it
 DETECTIONS = "detections.json"  # of the last evaluation, in COCO's result format
 
 
@@ -80,61 +75,37 @@ def compile_step(run: Run, clock: Clock, state: TrainState) -> TrainStep:
 
 
 def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
-    """Evaluates the detector, with a progress line; writes the AP of every class and the detections.
-
-    Raises EvaluatorError that names an unreadable image or says what to install, and Stopped between two images if the
-    run must stop.
-    """
-    count = -(-len(run.experiment.sets.val.source) // jax.process_count())
-    meter = Meter(run.console, "images", count, "evaluation")
-
-    def before_each() -> None:
-        dense.stop(interrupt)
-        meter.add(1)
-
-    try:
-        scores, per_class, results = run.experiment.evaluate(state, before_each)
-    except (BadRecord, ImportError) as error:
-        raise EvaluatorError(f"evaluation at step {step}: {error}") from error
+    """Evaluates the detector; writes the AP of every class and the detections.  Raises as `dense.evaluated`."""
+    scores, per_class, results = dense.evaluated(run, interrupt, state, step)
     if jax.process_index() == 0:
-        replace_text(run.workdir / PER_CLASS, json.dumps({"step": step, "per_class": per_class}, indent=2) + "\n")
+        dense.write_per_class(run, step, per_class)
         replace_text(run.workdir / DETECTIONS, json.dumps(results) + "\n")
     return scores
 
 
-def finish(run: Run, state: TrainState, step: int, scores: Mapping[str, float], data: str) -> None:
-    """Writes results.json, report.md and figures/detection.png."""
-    if jax.process_index() == 0:
-        run.console.say(write_results(run, step, scores, data))
-    try:
-        rows = {f"step {step}": _predicted(run.experiment, state, SHOWN)}
-        figure = figure_of(run.experiment, rows, SHOWN)
-        if jax.process_index() == 0:
-            run.console.say(str(plots.save(figure, run.workdir / "figures" / "detection.png")))
-    except ImportError as error:  # figures need an optional package; the run and its table are complete without
-        run.console.warn(f"no figures: {error}")
+def figure_of(
+    runs: Mapping[str, tuple[Experiment, TrainState, int]],
+    count: int,
+    first: int = 0,
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]] = (),
+    credit: str = "",
+) -> Any:
+    """A figure of the boxes and masks that runs of detection predict for the same images.
 
-
-def compare(runs: Mapping[str, tuple[Experiment, TrainState, int]], file: str | Path, count: int) -> Path:
-    """Writes a figure of ground truth and the detections of several runs on the same evaluation images.
-
-    Raises ValueError if the runs have different classes.
+    Without `images` these are `count` images of the first run's evaluation set from number `first` on, with the ground
+    truth and the credit of that set.
     """
-    if len({built.classes for built, _, _ in runs.values()}) != 1:
-        raise ValueError(f"the runs {', '.join(runs)} detect different classes")
-    first = next(iter(runs.values()))[0]
-    rows = {name: _predicted(built, state, count) for name, (built, state, _) in runs.items()}
-    return plots.save(figure_of(first, rows, count), file)
-
-
-def figure_of(built: Experiment, rows: Mapping[str, Sequence[Found]], count: int) -> Any:
-    """Boxes and masks over the first evaluation images: the ground truth, then one row per entry."""
-    shown = list(itertools.islice(examples(built.sets.val.source), count))
-    images = [pixels for _, pixels in shown]
-    found = {"ground truth": [truth_of(example, pixels.shape[:2]) for example, pixels in shown]} | {
-        name: [objects_of(one, image.shape[:2]) for one, image in zip(row, images)] for name, row in rows.items()
-    }
-    return detection_figure(images, found, built.classes, dense.credit(built.config))
+    built = next(iter(runs.values()))[0]
+    rows: dict[str, list[Objects]] = {}
+    if not images:
+        chosen = list(itertools.islice(examples(built.sets.val.source, first), count))
+        images = [image for _, image in chosen]
+        rows["ground truth"] = [truth_of(example, image.shape[:2]) for example, image in chosen]
+        credit = dense.credit(built.config)
+    for name, (each, state, _) in runs.items():
+        found = each.predict(state, images)
+        rows[name] = [objects_of(one, image.shape[:2]) for one, image in zip(found, images)]
+    return detection_figure(images, rows, built.classes, credit)
 
 
 def objects_of(found: Found, size: tuple[int, ...]) -> Objects:
@@ -156,49 +127,13 @@ def truth_of(found: Mapping[str, Any], size: tuple[int, ...]) -> Objects:
     return Objects(boxes, found["classes"][kept], None, pasted(np.array(masks), boxes, (size[0], size[1])))
 
 
-def _predicted(built: Experiment, state: TrainState, count: int) -> list[Found]:
-    images = (pixels for _, pixels in itertools.islice(examples(built.sets.val.source), count))
-    return list(built.predict(state, images))
-
-
-def write_results(run: Run, step: int, scores: Mapping[str, float], data: str) -> str:
-    """Writes results.json and report.md into the workdir; returns the report."""
-    per_class = json.loads((run.workdir / PER_CLASS).read_text())["per_class"]
-    protocol = protocol_of(run)
-    found = {"step": step, **scores, "per_class": per_class, "protocol": protocol, "config": run.config.to_dict()}
-    replace_text(run.workdir / "results.json", json.dumps(found, indent=2) + "\n")
-    text = "\n".join([*report(run.config, step, scores, protocol), *([data] if data else [])]) + "\n"
-    replace_text(run.workdir / "report.md", text)
-    return text
-
-
 def protocol_of(run: Run) -> dict[str, Any]:
     """What a reader must know to compare the scores."""
-    config, options = run.config, options_of(run.config)
-    return {
-        "set": config.data.source if config.data.source != "stickers" else f"stickers, {config.data.labels}",
-        "images": len(run.experiment.sets.val.source),
-        "classes": len(run.experiment.classes),
-        "encoder": "frozen" if config.encoder.frozen else "trained end to end",
-        "inference": config.inference.to_dict(),
-        "score": options.score_threshold,
-        "nms": options.nms,
-        "detections": options.max_per_image,
-        "init": config.init or "untrained",
-        "batch_size": config.batch_size,
-        "learning_rate": learning_rate(config)[0],
-    }
+    options = options_of(run.config)
+    own = {"score": options.score_threshold, "nms": options.nms, "detections": options.max_per_image}
+    return dense.protocol_of(run) | own
 
 
-DETECTION = Task(
-    terms=lambda run: run.experiment.terms,
-    introduce=dense.introduce,
-    fresh=dense.fresh,
-    open_batches=dense.open_batches,
-    compile=compile_step,
-    evaluate=evaluate,
-    finish=finish,
-    less_memory=dense.LESS_MEMORY,
-    gentler=dense.gentler,
-    counts=("bad_records", "crowded_images"),
+DETECTION = dense.task_of(
+    compile_step, evaluate, report, protocol_of, figure_of, counts=("bad_records", "crowded_images")
 )

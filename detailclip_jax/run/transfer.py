@@ -1,7 +1,6 @@
 """Segmentation as a task of the loop: what a run of it prepares, trains and writes; loading of both dense tasks."""
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,26 +13,19 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.detection import METHOD as DETECTION
 from detailclip_jax.data.semantic.batches import examples
-from detailclip_jax.data.sources import BadRecord
-from detailclip_jax.evaluation import EvaluatorError
 from detailclip_jax.figures import plots
 from detailclip_jax.figures.labels import label_figure
 from detailclip_jax.run import dense, detection
-from detailclip_jax.run.session import Run, Task, TrainStep
+from detailclip_jax.run.session import Run, TrainStep
 from detailclip_jax.run.transfer_checks import check
 from detailclip_jax.run.transfer_report import report
-from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
-from detailclip_jax.runtime.progress import Clock, Meter
+from detailclip_jax.runtime.progress import Clock
 from detailclip_jax.segmentation import experiment, metrics
 from detailclip_jax.segmentation.experiment import Experiment
 from detailclip_jax.training import class_names
 from detailclip_jax.training.checkpoint import load_state
-from detailclip_jax.training.fine_tuning import learning_rate
 from detailclip_jax.training.train_state import TrainState
-
-SHOWN = 6  # images of the figure
-PER_CLASS = "per_class.json"  # of the last evaluation; `results.json` contains it
 
 
 def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
@@ -65,7 +57,7 @@ def load(workdir: str | Path, step: int | None = None) -> tuple[Any, TrainState,
     return built, *load_state(workdir, built.state_shapes, step)
 
 
-def compare(workdirs: Mapping[str, str | Path], file: str | Path, count: int = SHOWN) -> Path:
+def compare(workdirs: Mapping[str, str | Path], file: str | Path, count: int = dense.SHOWN) -> Path:
     """Writes a figure of images, ground truth and the predictions of several runs of one task on the same images.
 
         compare({"clip": "runs/clip_upernet", "detailclip": "runs/detailclip_upernet"}, "figures/compared.png")
@@ -74,12 +66,11 @@ def compare(workdirs: Mapping[str, str | Path], file: str | Path, count: int = S
     """
     runs = {name: load(workdir) for name, workdir in workdirs.items()}
     kinds = {built.config.method for built, _, _ in runs.values()}
-    if kinds == {DETECTION}:
-        return detection.compare(runs, file, count)
     if len(kinds) > 1:
         raise ValueError(f"the runs {', '.join(runs)} are of several tasks: {', '.join(sorted(kinds))}")
     check_same_classes(runs)
-    return plots.save(figure_of(runs, count), file)
+    drawn = detection.figure_of if kinds == {DETECTION} else figure_of
+    return plots.save(drawn(runs, count), file)
 
 
 def check_same_classes(runs: Mapping[str, tuple[Any, TrainState, int]]) -> None:
@@ -121,73 +112,16 @@ def compile_step(run: Run, clock: Clock, state: TrainState) -> TrainStep:
 
 
 def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
-    """Evaluates the head, with a progress line; writes the scores of every class to `per_class.json`.
-
-    Raises EvaluatorError that names an unreadable image, and Stopped between two images if the run must stop.
-    """
-    meter = Meter(run.console, "images", -(-len(run.experiment.sets.val.source) // jax.process_count()), "evaluation")
-
-    def before_each() -> None:
-        dense.stop(interrupt)
-        meter.add(1)
-
-    try:
-        scores, counts = run.experiment.evaluate(state, before_each)
-    except BadRecord as error:
-        raise EvaluatorError(f"evaluation at step {step}: {error}") from error
+    """Evaluates the head; writes the scores of every class.  Raises as `dense.evaluated`."""
+    scores, counts = dense.evaluated(run, interrupt, state, step)
     if jax.process_index() == 0:
-        per_class = metrics.table(counts, run.experiment.classes)
-        replace_text(run.workdir / PER_CLASS, json.dumps({"step": step, "per_class": per_class}, indent=2) + "\n")
+        dense.write_per_class(run, step, metrics.table(counts, run.experiment.classes))
     return scores
-
-
-def finish(run: Run, state: TrainState, step: int, scores: Mapping[str, float], data: str) -> None:
-    """Writes results.json, report.md and figures/segmentation.png."""
-    if jax.process_index() == 0:
-        run.console.say(write_results(run, step, scores, data))
-    try:
-        figure = figure_of({f"step {step}": (run.experiment, state, step)}, SHOWN)
-        if jax.process_index() == 0:
-            run.console.say(str(plots.save(figure, run.workdir / "figures" / "segmentation.png")))
-    except ImportError as error:  # figures need an optional package; the run and its table are complete without
-        run.console.warn(f"no figures: {error}")
-
-
-def write_results(run: Run, step: int, scores: Mapping[str, float], data: str) -> str:
-    """Writes results.json and report.md into the workdir; returns the report."""
-    per_class = json.loads((run.workdir / PER_CLASS).read_text())["per_class"]
-    protocol = protocol_of(run)
-    found = {"step": step, **scores, "per_class": per_class, "protocol": protocol, "config": run.config.to_dict()}
-    replace_text(run.workdir / "results.json", json.dumps(found, indent=2) + "\n")
-    text = "\n".join([*report(run.config, step, scores, protocol), *([data] if data else [])]) + "\n"
-    replace_text(run.workdir / "report.md", text)
-    return text
 
 
 def protocol_of(run: Run) -> dict[str, Any]:
     """What a reader must know to compare the scores."""
-    config = run.config
-    return {
-        "set": config.data.source if config.data.source != "stickers" else f"stickers, {config.data.labels}",
-        "images": len(run.experiment.sets.val.source),
-        "classes": len(run.experiment.classes),
-        "head": config.head.name,
-        "encoder": "frozen" if config.encoder.frozen else "trained end to end",
-        "inference": config.inference.to_dict(),
-        "init": config.init or "untrained",
-        "batch_size": config.batch_size,
-        "learning_rate": learning_rate(config)[0],
-    }
+    return dense.protocol_of(run) | {"head": run.config.head.name}
 
 
-SEGMENTATION = Task(
-    terms=lambda run: run.experiment.terms,
-    introduce=dense.introduce,
-    fresh=dense.fresh,
-    open_batches=dense.open_batches,
-    compile=compile_step,
-    evaluate=evaluate,
-    finish=finish,
-    less_memory=dense.LESS_MEMORY,
-    gentler=dense.gentler,
-)
+SEGMENTATION = dense.task_of(compile_step, evaluate, report, protocol_of, figure_of)

@@ -5,7 +5,6 @@ shown = scenes(models["clip"].config, 6)
 draw("similarity", models, shown, Options())      # {"similarity": a matplotlib figure}
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,21 +18,19 @@ from detailclip_jax.config import run_config
 from detailclip_jax.config.detection import METHOD as DETECTION
 from detailclip_jax.config.transfer import METHOD as SEGMENTATION
 from detailclip_jax.data.decoding import BadImage
-from detailclip_jax.data.detection.batches import examples as detection_examples
 from detailclip_jax.data.image_files import find
 from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.data.stickers.stickers import Stickers, noun_names
 from detailclip_jax.evaluation import stickers
 from detailclip_jax.figures import maps, plots
-from detailclip_jax.figures.boxes import Objects, detection_figure
 from detailclip_jax.figures.maps import Overview, Words
 from detailclip_jax.inference.dense import DEFAULT_READOUT
 from detailclip_jax.inference.model import Model, pixels
 from detailclip_jax.inference.patches import pca_colours, similarity
 from detailclip_jax.models import sizes
-from detailclip_jax.run import dense, transfer
-from detailclip_jax.run.detection import objects_of, truth_of
+from detailclip_jax.run import transfer
+from detailclip_jax.run.detection import figure_of as figure_of_detection
 
 SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together
 CANVAS = 320  # pixels along a side of a scene for models of other data
@@ -310,13 +307,7 @@ def segmentation(
     Raises ValueError for a folder of another kind of run, if the runs have different classes, or if the evaluation set
     has no image number `first`; FileNotFoundError for a missing step.
     """
-    runs = _loaded(SEGMENTATION, workdirs, step)
-    built = next(iter(runs.values()))[0]
-    if shown is None:
-        _check_first(built, first)
-        return {SEGMENTATION: transfer.figure_of(runs, count, first)}
-    images = [reduced(image) for image in shown.images]
-    return {SEGMENTATION: transfer.figure_of(runs, count, images=images, credit=shown.credit)}
+    return _predictions(SEGMENTATION, transfer.figure_of, workdirs, count, shown, first, step)
 
 
 def detection(
@@ -327,18 +318,23 @@ def detection(
     step: int | None = None,
 ) -> Figures:
     """Boxes and masks of detection runs on the same images; see `segmentation`."""
-    runs = _loaded(DETECTION, workdirs, step)
-    built = next(iter(runs.values()))[0]
-    rows: dict[str, list[Objects]] = {}
+    return _predictions(DETECTION, figure_of_detection, workdirs, count, shown, first, step)
+
+
+def _predictions(
+    task: str,
+    figure_of: Callable[..., Any],
+    workdirs: Mapping[str, str | Path],
+    count: int,
+    shown: Shown | None,
+    first: int,
+    step: int | None,
+) -> Figures:
+    runs = _loaded(task, workdirs, step)
     if shown is None:
-        _check_first(built, first)
-        chosen = list(itertools.islice(detection_examples(built.sets.val.source, first), count))
-        rows["ground truth"] = [truth_of(example, image.shape[:2]) for example, image in chosen]
-        shown = Shown([image for _, image in chosen], [()] * len(chosen), credit=dense.credit(built.config))
-    images = list(shown.images) if rows else [reduced(image) for image in shown.images]
-    for name, (each, state, _) in runs.items():
-        rows[name] = [objects_of(found, i.shape[:2]) for found, i in zip(each.predict(state, images), images)]
-    return {DETECTION: detection_figure(images, rows, built.classes, shown.credit)}
+        _check_first(next(iter(runs.values()))[0], first)
+        return {task: figure_of(runs, count, first)}
+    return {task: figure_of(runs, count, images=[reduced(image) for image in shown.images], credit=shown.credit)}
 
 
 PREDICTIONS = {SEGMENTATION: segmentation, DETECTION: detection}

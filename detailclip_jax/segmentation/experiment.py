@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.held_out import Picked
-from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.semantic.augment import Recipe
 from detailclip_jax.data.semantic.batches import SemanticStream, examples
 from detailclip_jax.data.semantic.layouts import SemanticSet, open_set
@@ -49,7 +47,7 @@ class Sets(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Experiment:
+class Experiment(fine_tuning.Experiment):
     """The functions and objects of one segmentation run.
 
     experiment = build(config)
@@ -57,18 +55,6 @@ class Experiment:
     state, values = experiment.train_step(state, experiment.put(batch))
     scores, counts = experiment.evaluate(state)
     """
-
-    config: ConfigDict
-    setup: fine_tuning.Setup
-    classes: tuple[str, ...]
-    given: Sets | None  # None: opened when `sets` is first used
-    state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
-    train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
-
-    @property
-    def mesh(self) -> Mesh:
-        """The device mesh."""
-        return self.setup.mesh
 
     @property
     def model(self) -> SegmentationModel:
@@ -78,16 +64,16 @@ class Experiment:
     @functools.cached_property
     def sets(self) -> Sets:
         """The training and the evaluation set.  Raises as `open_sets`, and ValueError if they have other classes."""
-        return _checked(open_sets(self.config), self.classes) if self.given is None else self.given
+        if self.given is not None:
+            return self.given
+        sets = open_sets(self.config)
+        class_names.check(self.classes, sets.train.classes)
+        return sets
 
     @property
     def terms(self) -> list[str]:
         """The loss terms, by name."""
         return list(TERMS if self.config.auxiliary.name else TERMS[:1])
-
-    def init(self, seed: int) -> TrainState:
-        """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
-        return fine_tuning.created(seed, _variables(self.config, self.model), self.setup, self.state_shapes)
 
     def load_encoder(self, state: TrainState) -> tuple[TrainState, list[str]]:
         """Replaces the encoder by that of `config.init`; returns the state and lines that say what was loaded.
@@ -95,10 +81,6 @@ class Experiment:
         Raises FileNotFoundError, CheckpointError or ValueError as `inference.load` does.
         """
         return load_encoder(self.config, state, self.config.views.crop)
-
-    def put(self, batch: Batch) -> Batch:
-        """Places this process's part of a batch on the mesh."""
-        return meshes.put(batch, self.mesh)
 
     def batch_shapes(self) -> dict[str, Any]:
         """Shapes and shardings of a global batch."""
@@ -111,20 +93,9 @@ class Experiment:
         place = meshes.sharded(self.mesh)
         return {name: jax.ShapeDtypeStruct(*shape, sharding=place) for name, shape in shapes.items()}
 
-    def batches(self, start: int = 0, num_workers: int | None = None, bad_list: str | Path = "") -> Pipeline:
-        """Opens this process's batches; starts after `start` examples, counted over all processes."""
-        data = self.config.data
-        return Pipeline.of(
-            SemanticStream(self.sets.train.source, recipe_of(self.config), self.config.seed),
-            self.config.batch_size // jax.process_count(),
-            jax.process_index(),
-            jax.process_count(),
-            data.num_workers if num_workers is None else num_workers,
-            data.prefetch,
-            data.max_bad_ratio,
-            start,
-            bad_list,
-        )
+    def stream(self) -> SemanticStream:
+        """The training examples by position, augmented."""
+        return SemanticStream(self.sets.train.source, recipe_of(self.config), self.config.seed)
 
     def evaluate(
         self, state: TrainState, before_each: Callable[[], None] = lambda: None
@@ -244,11 +215,6 @@ def open_sets(config: ConfigDict) -> Sets:
         )
     except MissingData as error:
         raise MissingData(f"{error}; --config.data.path=DIR names the folder") from error
-
-
-def _checked(sets: Sets, classes: tuple[str, ...]) -> Sets:
-    class_names.check(classes, sets.train.classes)
-    return sets
 
 
 def recipe_of(config: ConfigDict) -> Recipe:

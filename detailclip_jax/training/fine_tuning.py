@@ -4,8 +4,10 @@ AdamW with linear warm-up, polynomial or stepwise decay, and smaller learning ra
 `params["image"]`; everything else belongs to the task.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models.vit import NETWORKS
 from detailclip_jax.training import mesh as meshes
@@ -141,11 +144,15 @@ def table_text(params: Params, config: ConfigDict) -> str:
     return "\n".join(f"{factor:>9} {count:>14}  {layers}" for factor, count, layers in rows)
 
 
+Variables = Callable[[Array], tuple[Params, Params]]  # from a key to parameters and BatchNorm statistics
+
+
 class Setup(NamedTuple):
     """The constant inputs of a training step."""
 
     config: ConfigDict
     model: Any
+    variables: Variables
     optimizer: optax.GradientTransformation
     schedule: Schedule
     groups: PyTree
@@ -153,7 +160,6 @@ class Setup(NamedTuple):
     placed: TrainState  # a PartitionSpec for every array of the state
 
 
-Variables = Callable[[Array], tuple[Params, Params]]  # from a key to parameters and BatchNorm statistics
 Loss = Callable[[Params, Params, Batch, Array, Setup], tuple[Scalar, dict[str, Array], Params]]
 
 
@@ -162,13 +168,52 @@ def set_up(config: ConfigDict, model: Any, variables: Variables, mesh: Mesh) -> 
     params, _ = jax.eval_shape(variables, jax.random.key(0))
     adamw, schedule, groups = build(params, config)
     shapes, specs = state_shapes(functools.partial(create, variables=variables, adamw=adamw), mesh)
-    return Setup(config, model, adamw, schedule, groups, mesh, specs), shapes
+    return Setup(config, model, variables, adamw, schedule, groups, mesh, specs), shapes
 
 
-def created(seed: int, variables: Variables, setup: Setup, shapes: TrainState) -> TrainState:
-    """Creates the state of step 0 directly on the devices."""
-    make = functools.partial(create, variables=variables, adamw=setup.optimizer)
-    return jax.jit(make, out_shardings=places_of(shapes))(seed)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """What the experiments of all dense tasks have in common: state, placement and batches."""
+
+    config: ConfigDict
+    setup: Setup
+    classes: tuple[str, ...]
+    given: Any  # training and evaluation set; None: opened when `sets` is first used
+    state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
+    train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
+
+    @property
+    def mesh(self) -> Mesh:
+        """The device mesh."""
+        return self.setup.mesh
+
+    def init(self, seed: int) -> TrainState:
+        """Creates the state of step 0 directly on the devices, with an untrained encoder; see `load_encoder`."""
+        make = functools.partial(create, variables=self.setup.variables, adamw=self.setup.optimizer)
+        return jax.jit(make, out_shardings=places_of(self.state_shapes))(seed)
+
+    def put(self, batch: Batch) -> Batch:
+        """Places this process's part of a batch on the mesh."""
+        return meshes.put(batch, self.mesh)
+
+    def stream(self) -> Any:
+        """The training examples by position, augmented."""
+        raise NotImplementedError
+
+    def batches(self, start: int = 0, num_workers: int | None = None, bad_list: str | Path = "") -> Pipeline:
+        """Opens this process's batches; starts after `start` examples, counted over all processes."""
+        data = self.config.data
+        return Pipeline.of(
+            self.stream(),
+            self.config.batch_size // jax.process_count(),
+            jax.process_index(),
+            jax.process_count(),
+            data.num_workers if num_workers is None else num_workers,
+            data.prefetch,
+            data.max_bad_ratio,
+            start,
+            bad_list,
+        )
 
 
 def jitted(loss: Loss, setup: Setup, shapes: TrainState) -> jax.stages.Wrapped:
