@@ -47,6 +47,7 @@ from typing import Any
 
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
+from detailclip_jax.runtime.terminal import counted
 
 OUT = "evaluation"  # subfolder of the workdir; the step is appended
 KEPT = "what was measured is kept, and the same command continues from there"
@@ -149,7 +150,7 @@ def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namesp
     weights = " and ".join(measured.weights)
     yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights"
     yield f"preprocess: {preprocessing.description(measured.config)}"
-    count = f"{len(asked)} task{'s' * (len(asked) != 1)}"
+    count = counted(len(asked), "task")
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
     if arguments.compare == "published" and not any(task.kind == "dense" for task in asked):
         yield "published numbers exist for dense tasks only, such as --tasks=dense:voc21:sclip; --tasks has none"

@@ -30,6 +30,7 @@ from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.locks import alone
 from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.terminal import counted
 
 MISSING = "missing file"  # reason of a rejected example
 NO_CAPTIONS = (
@@ -105,7 +106,7 @@ def verify(argv: Sequence[str]) -> int:
     for problem in problems(folder.parse_args(argv).folder, lambda name: console.live(f"reading {name}")):
         console.say(f"error: {problem}")
         wrong += 1
-    console.say(f"{wrong} problem{'s' * (wrong > 1)}" if wrong else "all shards are as they were written")
+    console.say(counted(wrong, "problem") if wrong else "all shards are as they were written")
     return errors.RUN_ERROR if wrong else 0
 
 

@@ -24,6 +24,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app
 
@@ -33,6 +34,7 @@ from detailclip_jax.data.image_files import find
 from detailclip_jax.runtime import arguments as flags_of
 from detailclip_jax.runtime import errors, files
 from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.terminal import counted
 
 
 def usage() -> train.Usage:
@@ -82,8 +84,18 @@ def score(text: str) -> float:
     return value
 
 
+def refuse_config(flag: str) -> NoReturn:
+    """Raises the ValueError of a flag of training next to --predict."""
+    raise ValueError(
+        f"--predict draws with the run in --workdir and its own config; leave {flag.partition('=')[0]} away, or train "
+        "the run first, without --predict"
+    )
+
+
 def predict(argv: Sequence[str]) -> int:
     """Draws predictions of a finished run; returns the exit code, 1 if an image is unreadable."""
+    if field := next((argument for argument in argv if argument.startswith("--config")), None):
+        return errors.run(lambda: refuse_config(field))
     arguments = predict_parser().parse_args(argv)
 
     def run() -> int:
@@ -96,7 +108,7 @@ def predict(argv: Sequence[str]) -> int:
         console.say(f"{arguments.workdir}: step {loaded.step}, {len(loaded.classes)} classes")
         unreadable = predictions.write(loaded, found, arguments.out, arguments.score, console)
         drawn = len(found.names) - unreadable
-        console.say(f"{drawn} image{'s' * (drawn != 1)} drawn in {arguments.out}, and {predictions.FILE}")
+        console.say(f"{counted(drawn, 'image')} drawn in {arguments.out}, and {predictions.FILE}")
         return int(unreadable > 0)
 
     return errors.run(run)

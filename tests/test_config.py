@@ -189,14 +189,14 @@ def test_bad_config_argument(spec, message):
 
 def test_missing_config_file_names_the_nearest(monkeypatch):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(FileNotFoundError, match=r"did you mean 'configs/stickers.py'\? Known: .*vitb16_yfcc.py"):
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'configs/stickers.py'\?$"):
         load("configs/sticker.py")
 
 
 @pytest.mark.parametrize("path", ["configs/none.py", "elsewhere/mine.py"])
 def test_missing_config_file_like_no_other_lists_those_there_are(monkeypatch, path):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(FileNotFoundError, match=rf"unknown config file '{path}'\. Known: .*configs/stickers.py"):
+    with pytest.raises(FileNotFoundError, match=rf"unknown config file '{path}'; known: .*configs/stickers.py"):
         load(path)
 
 

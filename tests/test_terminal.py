@@ -20,7 +20,7 @@ from detailclip_jax.inference import catalogue
 from detailclip_jax.runtime import progress
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.runtime.terminal import LINES, complain, json_escaped, printable
+from detailclip_jax.runtime.terminal import LINES, complain, counted, json_escaped, printable
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\x9b1mx\u202egnp.\u2066\x7f\udcff"  # clears, titles, overwrites, turns the name
 SAFE = r"\x1b[2J\x1b]0;owned\x07\r".replace(r"\r", r"\x0d") + r"\x9b1mx\u202egnp.\u2066\x7f\udcff"
@@ -104,3 +104,7 @@ def test_prepare_names_hostile_classes_and_captions_without_them(tmp_path, capsy
 @pytest.mark.parametrize("number", [*range(0x20), *range(0x7F, 0xA0), 0x202E, 0x2069, 0xD800])
 def test_every_one_of_them_is_escaped(number):
     assert printable(chr(number)).isprintable() and np.char.str_len(printable(chr(number))) > 1
+
+
+def test_a_number_and_its_noun_agree():
+    assert [counted(n, "step") for n in (0, 1, 2400)] == ["0 steps", "1 step", "2,400 steps"]

@@ -17,6 +17,7 @@ from test_segmentation_step import tiny
 from tiny import noise_state, tiny_config
 
 from detailclip_jax import embed, evaluate, visualize
+from detailclip_jax import transfer as transfer_command
 from detailclip_jax.config import run_config
 from detailclip_jax.config import transfer as transfer_config
 from detailclip_jax.data.sources import MissingData
@@ -222,6 +223,12 @@ def test_with_known_classes_the_data_are_opened_when_they_are_used(pretrained, t
 def test_a_run_of_pretraining_has_no_predictions_and_is_named(pretrained):
     with pytest.raises(ValueError, match=f"^{pretrained} is one of method 'detailclip', not of segmentation or"):
         transfer.load(pretrained)
+
+
+def test_predictions_take_no_config(capsys):
+    flags = ["--predict=photos", "--config=stickers", "--workdir=runs/x", "--out=y"]
+    assert transfer_command.predict(flags) == 2
+    assert "leave --config away" in capsys.readouterr().err
 
 
 def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp_path, capsys):

@@ -48,5 +48,5 @@ def known() -> list[str]:
 def _no_file(name: str) -> str:
     stems = {Path(file).stem: file for file in known()}
     near = difflib.get_close_matches(Path(name).stem, stems, n=1)
-    hint = f"; did you mean {stems[near[0]]!r}?" if near else "."
-    return f"unknown config file {name!r}{hint} Known: {', '.join(known())}"
+    hint = f"did you mean {stems[near[0]]!r}?" if near else f"known: {', '.join(known())}"
+    return f"unknown config file {name!r}; {hint}"

@@ -15,8 +15,10 @@ from detailclip_jax.figures.plots import grey_out
 from detailclip_jax.figures.style import INK, panels, show
 
 CHOSEN = "#D55E00"  # the outline of a chosen patch
+SCALE = "yellow: highest of the map, blue: lowest"  # of maps with a colour range of their own
 VEIL = 0.65  # opacity of a heat map over its image
-WORDS_TITLE = "Where each text is more similar than other texts"
+WORDS_TITLE = "Where each text is more similar (yellow) than the other texts"
+ONE_WORD_TITLE = "Where the text is more similar (yellow) than in the mean of the image"
 
 
 def enlarged(image: UInt8[np.ndarray, "S S 3"], grids: Sequence[int], least: int = 256) -> UInt8[np.ndarray, "E E 3"]:
@@ -47,7 +49,7 @@ def layers_figure(
         for layer in layers or range(1, values.shape[1] + 1):
             rows[f"{label}layer {layer}"] = values[:, layer - 1].mean(1)
         rows[f"{label}all layers (eq. 9)"] = values.mean((1, 2))
-    figure, axes = panels(list(rows), len(images), "CLS attention by layer, mean over heads", credit)
+    figure, axes = panels(list(rows), len(images), f"CLS attention by layer, mean over heads; {SCALE}", credit)
     for line, row in zip(axes, rows.values()):
         _row(line, row)
     return figure
@@ -57,7 +59,7 @@ def heads_figure(
     image: UInt8[np.ndarray, "S S 3"],
     attention: Float[np.ndarray, "L heads h w"],
     layers: Sequence[int] | None = None,
-    title: str = "CLS attention by layer and head",
+    title: str = f"CLS attention by layer and head; {SCALE}",
     credit: str = "",
 ) -> Any:
     """CLS attention of one image: a row per layer, a column per head, the mean over heads at the right.
@@ -134,7 +136,10 @@ class Words(NamedTuple):
 
 
 def words_figure(
-    images: Sequence[UInt8[np.ndarray, "_h _w 3"]], words: Mapping[str, Sequence[Words]], credit: str = ""
+    images: Sequence[UInt8[np.ndarray, "_h _w 3"]],
+    words: Mapping[str, Sequence[Words]],
+    credit: str = "",
+    title: str = WORDS_TITLE,
 ) -> Any:
     """Each image, and over it the map of each of its texts; a row per image and model.
 
@@ -143,7 +148,7 @@ def words_figure(
     count = max(len(each.texts) for row in words.values() for each in row)
     ratio = max(image.shape[0] / image.shape[1] for image in images)
     rows = [name if len(words) > 1 else "" for _ in images for name in words]
-    figure, axes = panels(rows, 1 + count, WORDS_TITLE, credit, size=1.6, ratio=ratio, headroom=0.24)
+    figure, axes = panels(rows, 1 + count, title, credit, size=1.6, ratio=ratio, headroom=0.24)
     limits = {name: limit_of(row) for name, row in words.items()}
     pairs = [(i, name) for i in range(len(images)) for name in words]
     for line, (i, name) in zip(axes, pairs):

@@ -26,6 +26,7 @@ from detailclip_jax.runtime.locks import alone
 from detailclip_jax.runtime.metrics import read_scores
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.signals import Stopped
+from detailclip_jax.runtime.terminal import counted
 from detailclip_jax.training import experiment
 from detailclip_jax.training.checkpoint import Checkpoints, StorageError
 from detailclip_jax.training.schedules import clamp_warmup
@@ -161,11 +162,12 @@ def introduce(run: Run) -> None:
     for line in (*repeats(run.source, config.batch_size), *cut_captions(run)):
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
-    say(f"{config.total_steps:,} steps of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
+    say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
     asked = experiment.warmup_steps(config)
     given = clamp_warmup(asked, config.total_steps)
     shortened = f" ({asked:,} do not fit)" if given != asked else ""
-    say(f"{config.steps_per_epoch:,} steps per epoch in the schedules; {given:,} steps of warm-up{shortened}")
+    warmup = f"{counted(given, 'step')} of warm-up{shortened}"
+    say(f"{counted(config.steps_per_epoch, 'step')} per epoch in the schedules; {warmup}")
     say(run.experiment.parameter_table())
     if config.mesh.fsdp > 1:
         say(run.experiment.sharding_table())
@@ -326,6 +328,7 @@ def finish(session: Session, state: TrainState, step: int) -> None:
     """Evaluates and writes the final table and figures, unless `evaluate_at_end` is False."""
     run = session.run
     if not run.config.evaluate_at_end:
+        run.console.say("not evaluated at the end, since evaluate_at_end is False: results.json is not written")
         return
     scores, data = session.evaluate(step, state), data_summary(run.config, session.counts())
     run.task.finish(run, state, step, scores, data)

@@ -229,7 +229,9 @@ def words(models: Mapping[str, Model], shown: Shown, options: Options) -> Figure
     """A map per text over each image."""
     images = [reduced(image) for image in shown.images]
     found = {name: words_of(model, shown._replace(images=images), options) for name, model in models.items()}
-    return {"words": maps.words_figure(images, found, shown.credit)}
+    alone = not shown.contrast and all(len(set(texts)) == 1 for texts in shown.texts)
+    title = maps.ONE_WORD_TITLE if alone else maps.WORDS_TITLE
+    return {"words": maps.words_figure(images, found, shown.credit, title)}
 
 
 def reduced(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import TextIOBase
 from typing import TextIO
 
-from detailclip_jax.runtime.terminal import LINES, printable
+from detailclip_jax.runtime.terminal import LINES, counted, printable
 
 SHORT = {"reconstruction": "rec"}  # short names of loss terms for a narrow terminal
 
@@ -154,7 +154,7 @@ def progress_line(
     losses = {name: values[name] for name in ("loss", *terms)}
     shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
     num_bad = values.get("bad_records", 0)
-    bad = f" | {num_bad:,} bad record{'s' * (num_bad > 1)}" if num_bad else ""
+    bad = f" | {counted(num_bad, 'bad record')}" if num_bad else ""
     line = f"step {step}/{total_steps} | {eta} | {rate} images/s | data {wait} | {shown}{bad}"
     if width is None or len(line) <= width:
         return line

@@ -30,6 +30,11 @@ def _escaped(character: str) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, singular or regular plural: counted(1, "step") == "1 step", else "2,400 steps"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def json_escaped(text: str) -> str:
     """Escapes control characters in JSON text; the values stay the same, because only strings can contain them.
 

@@ -17,6 +17,7 @@ from detailclip_jax.data.prepare.known import comparison
 from detailclip_jax.data.prepare.statistics import SIDE_STEP, quantile
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS
 from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.terminal import counted
 
 SHARES = (0.05, 0.5, 0.95)
 COLUMNS, ROWS = 8, 4  # of the contact sheet
@@ -39,8 +40,9 @@ def show(folder: str, console: Console) -> None:
 def summary(record: Mapping[str, Any]) -> list[str]:
     """Returns the lines that describe a split."""
     counts = record["statistics"]
+    shards = counted(len(record["shards"]), "shard")
     lines = [
-        f"examples    {record['num_examples']:,} in {len(record['shards'])} shards, {record['bytes'] / 1e6:,.1f} MB",
+        f"examples    {record['num_examples']:,} in {shards}, {record['bytes'] / 1e6:,.1f} MB",
         f"rejected    {record['num_rejected']:,}" + _reasons(record["rejected"]),
     ]
     if expected := comparison(record["dataset"], record["num_examples"], record["num_rejected"]):
