@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from detailclip_jax import benchmark as command
-from detailclip_jax.benchmarks import counting, loss, peaks, report, step, theory, timing, variants, work
+from detailclip_jax.benchmarks import counting, loss, peaks, product_rate, report, step, theory, timing, variants, work
 from detailclip_jax.models import sizes
 from detailclip_jax.models.layers import activation_named
+from detailclip_jax.training.mesh import make_mesh
 
 ROOT = Path(__file__).parents[1]
 SMALLEST = str(ROOT / "tests/configs/smallest.py")
@@ -334,6 +336,26 @@ def test_two_variants_run_in_turn(tmp_path, capsys):
     assert low <= second["times_as_fast"][0] <= high
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
     assert "batch=8 is" in capsys.readouterr().out
+
+
+def test_the_share_of_the_product_rate_is_taken_round_by_round():
+    config = ConfigDict({"model": {"dtype": "bfloat16"}})
+    result = step.Result(variants.Variant("a", config, 77), None, flops=3e9, components={}, state={})
+    rates = {"float32": [1e9, 1e9], "bfloat16": [8e9, 4e9]}
+    config.batch_size = 4
+    found = step.timed(result, [2.0, 6.0], rates, "seconds")
+    assert found.seconds.median == 4 and found.product_rates["bfloat16"] == (6e9, 4e9, 8e9)
+    assert found.product_share == (0.625, 0.5, 0.75)  # 12 GFLOP in 2 s at 8 GFLOP/s, and in 6 s at 4
+    assert step.timed(result, [2.0], {}, "cpu_seconds").product_share is None
+
+
+def test_products_count_all_devices(monkeypatch):
+    monkeypatch.setattr(product_rate, "SIDES", {"cpu": 16})
+    product = product_rate.Product("bfloat16", make_mesh(), times=3)
+    product()
+    assert product.operations == 3 * 8 * 2 * 16**3
+    made = product._multiply(product.left, product.right)
+    assert made.dtype == np.float32 and made.shape == (8 * 16, 16) and not made.is_fully_replicated
 
 
 @pytest.mark.check

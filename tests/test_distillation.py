@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from detailclip_jax.kernels import chunks
+from detailclip_jax.kernels import chunked_logits, chunks
 from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.losses import distillation
 from detailclip_jax.losses.distillation import Comparison, Sharpening
@@ -196,3 +196,17 @@ def test_distillation_errors():
     one = logits_of(1, 2)
     with pytest.raises(ValueError, match="at least two"):
         distillation.cls_loss(one, one, Sharpening(normal(PROTOTYPES), 0.7))
+
+
+@pytest.mark.parametrize(("gigabytes", "exponent"), [(60, 25), (30, 24), (16.9, 23)])
+def test_chunks_follow_the_memory_of_the_device(monkeypatch, gigabytes, exponent):
+    """Of an 80 GB GPU three quarters are jax's; a TPU v5e has 16.9 GB."""
+    monkeypatch.setattr(chunked_logits, "device_memory", lambda: int(gigabytes * 1e9))
+    assert chunked_logits.automatic_chunk_logits() == 2**exponent
+    assert Comparison(chunk_logits=None).most_logits == 2**exponent
+    assert 20 * 2**exponent <= gigabytes * 1e9 / 75 < 20 * 2 ** (exponent + 1)
+
+
+def test_chunks_of_a_cpu_and_of_a_config_stay_what_they_were():
+    assert Comparison(chunk_logits=None).most_logits == 3 * 2**20
+    assert Comparison(chunk_logits=7).most_logits == 7 and Comparison(chunk_logits=0).most_logits == 0

@@ -99,6 +99,52 @@ def test_the_mesh_is_where_the_parameters_lie():
     assert embedding.mesh_of({"w": jnp.ones(3)}) is None
 
 
+# texts
+
+
+class Counted:
+    """A text encoder that cuts to lengths 4 and 8, and remembers the shapes that it was called with."""
+
+    def __init__(self, text, text_lengths):
+        self._text, self.text_lengths, self.shapes = text, text_lengths, []
+
+    def text(self, params, tokens):
+        self.shapes.append(tokens.shape)
+        return self._text(params, tokens)
+
+
+def texts_of(counts, context=12):
+    """Token rows with their end token, the largest id, at these positions; noise of smaller ids around it."""
+    tokens = np.random.default_rng(0).integers(1, 60, (len(counts), context)).astype(np.int32)
+    tokens[np.arange(len(counts)), np.array(counts) - 1] = 63
+    return tokens
+
+
+def test_texts_are_cut_in_groups_and_come_back_in_order():
+    built, variables, _ = variables_of("clip")
+    tokens = texts_of([3, 12, 4, 7, 2, 8, 5, 1, 9, 6])
+    encode, params = Counted(built.encode.text, (4, 8)), variables["params"]
+    found = embedding.embed_texts(encode, params, tokens, batch_size=3)
+    assert encode.shapes == [(3, 4), (3, 4), (3, 8), (3, 8), (3, 12)]  # 1-4: four texts, 5-8: four, two are longer
+    expected = np.concatenate([built.encode.text(params, row[None]) for row in tokens])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    whole = embedding.embed_texts(Counted(built.encode.text, ()), params, tokens, batch_size=3)
+    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("counts", "lengths"),
+    [([3, 4, 5], [8, 8, 8]), ([3, 4, 2, 11], [4, 4, 4, 12]), ([3, 7, 12, 9], [12] * 4), ([1, 2], [4, 4])],
+)
+def test_texts_that_fill_no_batch_join_longer_ones(counts, lengths):
+    assert embedding.cut_lengths(texts_of(counts), (4, 8), batch_size=3).tolist() == lengths
+
+
+def test_the_encoder_of_a_model_has_text_lengths_and_any_other_gets_all_tokens():
+    assert variables_of("clip")[0].encode.text_lengths == (16, 32, 48)
+    assert embedding.cut_lengths(texts_of([3, 7]), (), batch_size=1).tolist() == [12, 12]
+
+
 # image batches
 
 

@@ -159,8 +159,8 @@ def test_caption_lengths():
     assert lengths.lengths_within((48, 32, 32), 77) == (32, 48, 77)
     assert lengths.lengths_within((32, 48), 24) == (24,) == lengths.lengths_within((), 24)
     tokens = np.array([[5, 9, 0, 0, 0], [5, 3, 3, 9, 9]])
-    assert lengths.longest(tokens) == 4  # the first of the largest ids, as the encoder reads
-    assert lengths.longest(np.array([[8, 3, 3]])) == 1  # no end token: the first word is read
+    assert lengths.caption_lengths(tokens).tolist() == [2, 4]  # the first of the largest ids, as the encoder reads
+    assert lengths.caption_lengths(np.array([[8, 3, 3]])) == 1  # no end token: the first word is read
     assert lengths.trimmed({"text": tokens, "label": 1}, (2, 4, 5))["text"].shape == (2, 4)
 
 

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 
 import jax
-from tiny import BATCH, tiny_batch, tiny_config
+from tiny import BATCH, tiny_batch, tiny_config, tiny_experiment
 
 from detailclip_jax.training import experiment, mesh, optimizer, sharding
 
@@ -46,6 +46,11 @@ def test_over_data_gradients_are_reduced_and_embeddings_gathered_and_nothing_els
     centers = sum(4 * leaf.size for leaf in jax.tree.leaves(exp.state_shapes.centers))
     scalars = 4 * 32  # terms and what is logged
     assert trained_bytes(exp) + centers <= reduced <= trained_bytes(exp) + centers + scalars
+
+
+def test_a_single_device_reduces_nothing():
+    exp = tiny_experiment()
+    assert not collectives(exp.train_step.lower(exp.state_shapes, tiny_batch()).compile().as_text())
 
 
 def test_over_fsdp_weights_are_gathered_and_gradients_scattered():

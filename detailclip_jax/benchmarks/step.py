@@ -10,6 +10,7 @@ import jax
 
 from detailclip_jax.benchmarks import counting, peaks, report, theory, timing
 from detailclip_jax.benchmarks.counting import Compiled
+from detailclip_jax.benchmarks.product_rate import DTYPES, Product
 from detailclip_jax.benchmarks.timing import MedianRange
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.benchmarks.work import Work
@@ -31,6 +32,8 @@ class Result(NamedTuple):
     seconds: MedianRange | None = None  # of a step
     cpu_seconds: MedianRange | None = None  # if CPU time was measured, instead of `seconds`
     peak: float | None = None  # FLOP/s of one device
+    product_rates: Mapping[str, MedianRange] = {}  # FLOP/s of plain products on all devices, by dtype
+    product_share: MedianRange | None = None  # of a round: the step's FLOP/s divided by the rate of its dtype
 
     @property
     def devices(self) -> list[Any]:
@@ -61,12 +64,24 @@ def run(variants: Sequence[Variant], devices: Sequence[Any], arguments: argparse
     results = [analyse(variant, devices, arguments, console) for variant in variants]
     times: list[list[float]] = []
     if not (arguments.count_only or arguments.compile_only):
-        times = measure(results, arguments, console)
+        times, rates = measure(results, arguments, console)
         field = {"wall": "seconds", "cpu": "cpu_seconds"}[arguments.clock]
-        results = [result._replace(**{field: timing.median_range(row)}) for result, row in zip(results, times)]
+        results = [timed(result, row, rates, field) for result, row in zip(results, times)]
     faster = timing.ratios(*times) if len(times) == 2 else None
     print(text(results, faster))
     return [record(result, faster if index else None) for index, result in enumerate(results)]
+
+
+def timed(result: Result, seconds: Sequence[float], rates: Mapping[str, Sequence[float]], field: str) -> Result:
+    """Adds the seconds of a step in every round, and the rates of products in the same rounds, to a result."""
+    result = result._replace(**{field: timing.median_range(seconds)})
+    if not (own := rates.get(result.variant.config.model.dtype)):
+        return result
+    operations = result.flops * result.variant.batch
+    return result._replace(
+        product_rates={dtype: timing.median_range(values) for dtype, values in rates.items()},
+        product_share=timing.median_range([operations / (second * rate) for second, rate in zip(seconds, own)]),
+    )
 
 
 def analyse(variant: Variant, devices: Sequence[Any], arguments: argparse.Namespace, console: Console) -> Result:
@@ -108,20 +123,32 @@ class Stepper:
         jax.block_until_ready(self.state)
 
 
-def measure(results: Sequence[Result], arguments: argparse.Namespace, console: Console) -> list[list[float]]:
-    """Seconds per step of every variant, for each round, with the variants in alternation."""
+def measure(
+    results: Sequence[Result], arguments: argparse.Namespace, console: Console
+) -> tuple[list[list[float]], dict[str, list[float]]]:
+    """Seconds per step of every variant, and FLOP/s of plain products by dtype, for each round.
+
+    Variants and products run in alternation.  A trace (`--profile`) shows steps alone, so no products run then.
+    """
     steppers = []
     for result in results:
         console.live(f"{result.variant.name}: state and first steps")
         steppers.append(Stepper(result.experiment, result.compiled and result.compiled.run, result.variant))
         steppers[-1]()
     steps = arguments.steps or timing.steps_for(timing.interleaved(steppers, 1)[0][0])
-    calls = [functools.partial(stepper, steps) for stepper in steppers]
+    products = [] if arguments.profile else [Product(dtype, results[0].experiment.mesh) for dtype in DTYPES]
+    for product in products:
+        product()  # compiles
+    calls = [*(functools.partial(stepper, steps) for stepper in steppers), *products]
     report_round = timing.reporter(console, arguments.rounds)
     with tracing(arguments.profile):
         times = timing.interleaved(calls, arguments.rounds, timing.CLOCKS[arguments.clock], report_round)
     console.end_live()
-    return [[seconds / steps for seconds in row] for row in times]
+    rates = {
+        product.dtype: [product.operations / seconds for seconds in row]
+        for product, row in zip(products, times[len(steppers) :])
+    }
+    return [[seconds / steps for seconds in row] for row in times[: len(steppers)]], rates
 
 
 def tracing(folder: str | None) -> contextlib.AbstractContextManager:
@@ -156,6 +183,11 @@ def _settings(result: Result) -> str:
     return f"{result.variant.config.method} {model.size} {model.dtype} remat={model.remat}"
 
 
+def _rate(result: Result, dtype: str) -> str:
+    found = result.product_rates.get(dtype)
+    return str(MedianRange(*(rate / 1e9 for rate in found))) if found else "-"
+
+
 MEASUREMENTS: dict[str, Callable[[Result], str]] = {
     "what": _settings,
     "batch, text tokens": lambda r: f"{r.variant.batch}, {r.variant.words}",
@@ -171,6 +203,9 @@ MEASUREMENTS: dict[str, Callable[[Result], str]] = {
     "step CPU seconds (range)": lambda r: str(r.cpu_seconds) if r.cpu_seconds else "-",
     "pairs/s": lambda r: report.number(r.pairs_per_second),
     "utilisation": lambda r: report.number(r.utilisation, 1, ".1%"),
+    "products of float32, GFLOP/s (range)": lambda r: _rate(r, "float32"),
+    "products of bfloat16, GFLOP/s (range)": lambda r: _rate(r, "bfloat16"),
+    "share of product rate (range)": lambda r: str(r.product_share) if r.product_share else "-",
 }
 
 
@@ -228,5 +263,7 @@ def record(result: Result, faster: MedianRange | None) -> dict[str, Any]:
         "pairs_per_second": result.pairs_per_second,
         "peak_flops": result.peak,
         "utilisation": result.utilisation,
+        "product_flops": {dtype: rate.median for dtype, rate in result.product_rates.items()},
+        "product_share": result.product_share and list(result.product_share),
         "times_as_fast": faster and list(faster),
     }

@@ -274,7 +274,12 @@ LOSSES: Group = {
         1, "epochs of the warm-up of both temperatures; 1: the second value applies from epoch 1", CODE
     ),
     "center_momentum": Field(0.9, "momentum of the running mean of the teacher's logits", CODE),
-    "chunk_logits": Field(3 * 2**20, "prototype logits (tokens x C) computed at a time; 0: all", OURS),
+    "chunk_logits": Field(
+        None,
+        "prototype logits (tokens x C) computed at a time; 0: all; default: chosen from the memory of the devices",
+        OURS,
+        int,
+    ),
     "normalise_pixels": Field(True, "whether the pixel target is normalised per patch", "reference, as in MAE"),
     "pixel_eps": Field(1e-6, "added to the variance of a patch", "reference, as in MAE"),
     "clip_block": Field(

@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 
-def longest(tokens: np.ndarray) -> int:
-    """Returns the number of tokens up to the end token of the longest caption; `tokens` is [B, T].
+def caption_lengths(tokens: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B"]:
+    """Returns the number of tokens of each caption, up to and including its end token.
 
     The end token has the largest id, and the text encoder finds it in the same way; its causal mask hides all tokens
     after it.  In a caption without end token (the reference's truncation drops it) the start token has the largest id,
     so the caption counts as one token.
     """
-    return int(tokens.argmax(-1).max()) + 1
+    return tokens.argmax(-1) + 1
 
 
 def lengths_within(buckets: Sequence[int], context_length: int) -> tuple[int, ...]:
@@ -26,5 +27,5 @@ def trimmed(batch: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
 
     trimmed({"text": np.array([[1, 9, 0, 0]])}, (2, 4))["text"].shape == (1, 2)
     """
-    needed = longest(batch["text"])
+    needed = caption_lengths(batch["text"]).max()
     return {**batch, "text": batch["text"][:, : next(length for length in lengths if length >= needed)]}

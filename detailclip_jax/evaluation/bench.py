@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluation.cache import Cache, NoCache
-from detailclip_jax.evaluation.embedding import EvaluationBatch, gather, mesh_of, own_rows, text_batches
+from detailclip_jax.evaluation.embedding import EvaluationBatch, embed_texts, gather, mesh_of, own_rows
 from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.image_batches import ImageBatches, Transform, sample_digest
 from detailclip_jax.evaluation.metrics import class_embeddings
@@ -110,10 +110,8 @@ class Bench:
         return {"features": features, "labels": labels, "index": index, "unreadable": unreadable}
 
     def _embed_texts(self, tokens: Int[np.ndarray, "M T"]) -> Float[np.ndarray, "M E"]:
-        batches = self.watch(text_batches(tokens, self.batch_size), len(tokens), "texts")
-        function = self.encode.text
-        texts = gather(lambda batch: function(self.params, batch["text"]), batches, mesh_of(self.params))
-        return np.asarray(texts, np.float32)
+        watch = lambda batches: self.watch(batches, len(tokens), "texts")  # noqa: E731
+        return embed_texts(self.encode, self.params, tokens, self.batch_size, watch)
 
 
 def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.ndarray, "n"]) -> None:

@@ -4,16 +4,18 @@ An evaluation batch is a dict of numpy arrays of the same length B. Its entry `v
 The last batch is padded; the functions here drop the padding.
 """
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
+from detailclip_jax.data.lengths import caption_lengths, lengths_within
 from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params
@@ -98,6 +100,42 @@ def own_rows(batch_size: int, mesh: Mesh | None) -> Bool[np.ndarray, "B"]:
     for own in meshes.sharded(mesh).addressable_devices_indices_map((length,)).values():
         rows[own] = True
     return rows[:batch_size]
+
+
+def embed_texts(
+    encode: Any,
+    params: Params,
+    tokens: Int[np.ndarray, "M T"],
+    batch_size: int,
+    watch: Callable[[Iterable[EvaluationBatch]], Iterable[EvaluationBatch]] = iter,
+) -> Float[np.ndarray, "M E"]:
+    """`encode.text` of all texts, in their order, as float32 on the host; `watch` sees the batches.
+
+    Texts are cut to one of `encode.text_lengths` (see `methods.encode.Encode`), and texts of one length are encoded
+    together; the embeddings differ by rounding only. An encoder without this attribute gets all T tokens.
+    Raises Unmeasurable if there is no text.
+    """
+    lengths = cut_lengths(tokens, getattr(encode, "text_lengths", ()), batch_size)
+    groups = (text_batches(tokens[lengths == length, :length], batch_size) for length in np.unique(lengths))
+    batches = watch(itertools.chain.from_iterable(groups))
+    grouped = gather(lambda batch: encode.text(params, batch["text"]), batches, mesh_of(params))
+    embeddings = np.empty(grouped.shape, np.float32)
+    embeddings[np.argsort(lengths, kind="stable")] = grouped
+    return embeddings
+
+
+def cut_lengths(tokens: Int[np.ndarray, "M T"], lengths: Sequence[int], batch_size: int) -> Int[np.ndarray, "M"]:
+    """The length that each text is cut to: the first sufficient one of `lengths`, else T.
+
+    Texts of a length that would not fill a batch join those of the next longer one that occurs: each length compiles
+    its own program.
+    """
+    known = np.array(lengths_within(lengths, tokens.shape[1]))
+    own = known[np.searchsorted(known, caption_lengths(tokens))]
+    for short, longer in itertools.pairwise(np.unique(own)):
+        if np.count_nonzero(own == short) < batch_size:
+            own[own == short] = longer
+    return own
 
 
 def text_batches(tokens: Int[np.ndarray, "M T"], batch_size: int) -> Iterator[EvaluationBatch]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from detailclip_jax.evaluation.embedding import Batches, gather, mesh_of, text_batches
+from detailclip_jax.evaluation.embedding import Batches, embed_texts, gather, mesh_of
 from detailclip_jax.evaluation.metrics import Metric, ids_of, mean_metric, num_right, recall_chance, retrieval_ranks
 from detailclip_jax.types import Params
 
@@ -37,10 +37,8 @@ class Retrieval:
 
     def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
         """Yields ("image_to_text_r1", ...), ("text_to_image_r1", ...), and so on for each k."""
-        encode, mesh = self.encode, mesh_of(params)
-        images = gather(lambda batch: encode.image(params, batch["image"]), self.batches, mesh)
-        tokens = text_batches(self.tokens, self.batch_size)
-        texts = gather(lambda batch: encode.text(params, batch["text"]), tokens, mesh)
+        images = gather(lambda batch: self.encode.image(params, batch["image"]), self.batches, mesh_of(params))
+        texts = embed_texts(self.encode, params, self.tokens, self.batch_size)
         yield from retrieval_metrics(images, texts, self.captions, self.top)
 
 

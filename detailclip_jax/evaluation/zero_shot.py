@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from detailclip_jax.evaluation.classification import TOP, zero_shot_metrics
-from detailclip_jax.evaluation.embedding import Batches, gather, mesh_of, text_batches
+from detailclip_jax.evaluation.embedding import Batches, embed_texts, gather, mesh_of
 from detailclip_jax.evaluation.metrics import Metric, class_embeddings
 from detailclip_jax.types import Params
 
@@ -48,8 +48,7 @@ class ZeroShot:
     def run(self, params: Params) -> Iterator[tuple[str, Metric]]:
         """Yields ("top1", ...), ("top5", ...), each a fraction with chance level and interval."""
         encode, mesh = self.encode, mesh_of(params)
-        texts = text_batches(self.tokens, self.batch_size)
-        prompts = gather(lambda batch: encode.text(params, batch["text"]), texts, mesh)
+        prompts = embed_texts(encode, params, self.tokens, self.batch_size)
         classes = class_embeddings(prompts, self.classes, self.num_classes)
         images, labels = gather(lambda b: (encode.image(params, b["image"]), b["label"]), self.batches, mesh)
         yield from zero_shot_metrics(images, classes, labels, self.metric, self.top)

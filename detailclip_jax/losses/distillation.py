@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.kernels.chunked_logits import Logits, chunked_sums
+from detailclip_jax.kernels.chunked_logits import Logits, automatic_chunk_logits, chunked_sums
 from detailclip_jax.types import Array, Bool, Float, Scalar
 
 Divergence = Callable[[Float[Array, "*batch C"], Float[Array, "*batch C"]], Float[Array, "*batch"]]
@@ -109,11 +109,16 @@ class Comparison(NamedTuple):
 
     divergence: str = "cross_entropy"
     student_temperature: float = 0.1
-    chunk_logits: int = 0  # number of student (or teacher) logits in memory at a time; 0 = all
+    chunk_logits: int | None = 0  # number of student (or teacher) logits in memory at a time; 0 = all
+
+    @property
+    def most_logits(self) -> int:
+        """`chunk_logits`; None chooses it for the device, see `automatic_chunk_logits`."""
+        return automatic_chunk_logits() if self.chunk_logits is None else self.chunk_logits
 
     def fits(self, student: Logits) -> bool:
         """Whether all logits are computed at once."""
-        return not self.chunk_logits or math.prod(student.shape) <= self.chunk_logits
+        return not self.most_logits or math.prod(student.shape) <= self.most_logits
 
     def log_probabilities(
         self, student: Float[Array, "*S C"], teacher: Float[Array, "*T C"], sharpening: "Sharpening"
@@ -165,7 +170,7 @@ def cls_loss(
         return values.pop("loss"), values
     mean = jnp.full(student.shape[1], 1 / student.shape[1])
     weights = {"loss": mean, "teacher_entropy": mean, "teacher_view_kl": mean}
-    return chunked_sums(of_images, student, teacher, sharpening, weights, how.chunk_logits, axis=1)
+    return chunked_sums(of_images, student, teacher, sharpening, weights, how.most_logits, axis=1)
 
 
 def patch_loss(
@@ -193,4 +198,4 @@ def patch_loss(
 
     weight = (patch_weights(hidden) / math.prod(hidden.shape[:-1])).reshape(-1)
     weights = {"loss": weight, "teacher_patch_entropy": jnp.full(weight.shape, 1 / weight.size)}
-    return chunked_sums(of_patches, student.flat(), teacher.flat(), sharpening, weights, how.chunk_logits)
+    return chunked_sums(of_patches, student.flat(), teacher.flat(), sharpening, weights, how.most_logits)

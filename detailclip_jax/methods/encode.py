@@ -14,12 +14,17 @@ from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Array, Float, Int, Params, UInt8
 
+TEXT_LENGTHS = (16, 32, 48)  # of the tokens of texts in evaluation; each length compiles a program
+
 
 class Encode(NamedTuple):
     """Jitted functions of parameters and uint8 images [B, S, S, 3] or token ids [B, T]; see `encoders`.
 
     encode = encoders(model, config)
     encode.image(params, images) @ encode.text(params, tokens).T      # cosine similarities
+
+    `text` computes the same embeddings from texts that are cut behind their end token; evaluation cuts them to the
+    `text_lengths`.
     """
 
     image: jax.stages.Wrapped
@@ -28,6 +33,7 @@ class Encode(NamedTuple):
     patches: jax.stages.Wrapped
     cls: jax.stages.Wrapped
     tokens: jax.stages.Wrapped
+    text_lengths: tuple[int, ...] = TEXT_LENGTHS
 
 
 def encoders(model: Networks, config: ConfigDict) -> Encode:

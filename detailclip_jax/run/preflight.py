@@ -21,6 +21,7 @@ from detailclip_jax.run import loop
 from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import processes as several
 from detailclip_jax.runtime import provenance
+from detailclip_jax.runtime.devices import device_memory
 from detailclip_jax.runtime.terminal import LINES, complain, printable
 from detailclip_jax.training import experiment, sharding
 from detailclip_jax.training.experiment import dummy_batch
@@ -110,19 +111,13 @@ def data(plan: Run) -> Finding:
 
 def memory(plan: Run) -> Finding:
     """Compares the memory that a device needs at least with its memory.  Raises ValueError if it has too little."""
-    estimated, has = estimate(plan), _device_memory()
+    estimated, has = estimate(plan), device_memory()
     needed = sum(estimated.values())
     shown = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in estimated.items() if size)
     text = f"at least {needed / 2**30:.2f} GiB per device ({shown})"
     if has and needed > has:
         raise ValueError(f"{text}; a device has {has / 2**30:.2f} GiB; to need less: {loop.LESS_MEMORY}")
     return Finding(text + (f"; a device has {has / 2**30:.2f} GiB" if has else ""))
-
-
-def _device_memory() -> int:
-    """Bytes that jax may use on a device of this process; 0 if unknown (CPU)."""
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    return int(statistics.get("bytes_limit", 0))
 
 
 def estimate(plan: Run) -> dict[str, int]:

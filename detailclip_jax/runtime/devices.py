@@ -11,6 +11,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def device_memory() -> int:
+    """Returns the bytes that jax may use on a device of this process; 0 if unknown (CPU)."""
+    statistics = first_device().memory_stats() or {}
+    return int(statistics.get("bytes_limit", 0))
+
+
 class NoDevice(ValueError):
     """jax finds no device of the platforms in JAX_PLATFORMS; the message says what to do."""
 

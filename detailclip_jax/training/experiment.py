@@ -93,7 +93,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     meshes.check_batch_size(config.batch_size, mesh, config.accumulation)
     method, weights = methods.build(config), weight_shapes(config)
-    model, spread = (build_networks(config, axis) for axis in (None, meshes.BATCH))
+    model, spread = (build_networks(config, axis) for axis in (None, meshes.batch_axis(mesh)))
     if mesh.shape[meshes.FSDP] > 1:
         spread = spread.gathering(sharding.gather_layer)
     setup = build_setup(config, forward_of(config, method, spread), weights.params)

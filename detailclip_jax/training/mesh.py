@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.runtime.devices import first_device
-from detailclip_jax.types import BATCH, DATA, FSDP, Batch, PyTree
+from detailclip_jax.types import BATCH, DATA, FSDP, Axis, Batch, PyTree
 
 
 def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
@@ -32,6 +32,11 @@ def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
 def fsdp_hosts(mesh: Mesh) -> int:
     """Returns the largest number of processes whose devices share one copy of the training state."""
     return max(len({device.process_index for device in row}) for row in mesh.devices)
+
+
+def batch_axis(mesh: Mesh) -> Axis | None:
+    """Returns the mesh axes that divide the batch; None for a single device, which needs no collectives."""
+    return BATCH if mesh.size > 1 else None
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -73,6 +78,7 @@ __all__ = [
     "BATCH",
     "DATA",
     "FSDP",
+    "batch_axis",
     "check_batch_size",
     "fsdp_hosts",
     "make_mesh",

@@ -12,6 +12,7 @@ from detailclip_jax.methods.method import Context, WholeBatch
 from detailclip_jax.training import accumulation, ema, optimizer, sharding
 from detailclip_jax.training.accumulation import Metrics
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
+from detailclip_jax.training.mesh import batch_axis
 from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import BATCH, Array, Batch, Keys, Params, PyTree, Scalar
@@ -72,24 +73,28 @@ def combined_loss(
     """Computes eq. 10 over the mesh: the mean over devices, each on its share of the batch.
 
     Gradients are taken of this function, outside `shard_map`.  Returns the loss, and a tuple of the metrics, the batch
-    means of the teacher's logits and the new BatchNorm statistics.
+    means of the teacher's logits and the new BatchNorm statistics.  A single device computes the loss without
+    `shard_map`: a reduction over one device would copy all gradients.
     """
     keys = make_keys(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), batch)
     batch = setup.mix(batch, keys.step)
     temperatures = {name: schedule(state.step) for name, schedule in setup.schedules.temperatures.items()}
+    axis, placed = batch_axis(layout.mesh), layout.specs
+    divided = placed.params, placed.ema_params, placed.centers
 
     def local_loss(params, teacher, stats, centers, temperatures, batch, keys):
         params, teacher, centers = (sharding.gather(*pair) for pair in zip((params, teacher, centers), divided))
-        given = Context(centers, temperatures), WholeBatch(BATCH, setup.clip_block), setup.forward_pass, setup.chunks
+        given = Context(centers, temperatures), WholeBatch(axis, setup.clip_block), setup.forward_pass, setup.chunks
         values, stats = accumulation.device_losses(params, teacher, stats, batch, keys, *given)
-        total, metrics, means = jax.lax.pmean(values, BATCH)
+        total, metrics, means = jax.lax.pmean(values, axis) if axis else values
         return total, (metrics, means, stats)
 
-    placed = layout.specs
-    divided = placed.params, placed.ema_params, placed.centers
+    params = optimizer.stop_frozen(params, setup.groups)
+    given = params, state.ema_params, state.batch_stats, state.centers, temperatures, batch, keys
+    if axis is None:
+        return local_loss(*given)
     specs = (placed.params, placed.ema_params, P(), placed.centers, P(), P(BATCH), Keys(P(), P(BATCH)))
     # jax 0.12 cannot check the varying axes of the error function.  The check would not change a number here, because
     # the gradient is taken outside `shard_map`.
     mapped = jax.shard_map(local_loss, mesh=layout.mesh, in_specs=specs, out_specs=P(), check_vma=False)
-    params = optimizer.stop_frozen(params, setup.groups)
-    return mapped(params, state.ema_params, state.batch_stats, state.centers, temperatures, batch, keys)
+    return mapped(*given)
