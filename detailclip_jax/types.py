@@ -1,7 +1,7 @@
 """Type aliases, the records that networks and methods exchange, and the letters of array shapes.
 
-V views, B images, N patches, K kept patches, H hidden patches, T text tokens, D width, E joint width, C prototypes,
-L layers, S image side in pixels, P values per patch. Images are NHWC; `hidden` is True where a patch is removed;
+V views, B images, N patches, K kept patches, H hidden patches, T text tokens, D width, E joint width, C prototypes (of
+texts: captions of each image), L layers, S image side in pixels, P values per patch. Images are NHWC; `hidden` is True where a patch is removed;
 boxes are xyxy in pixels.
 """
 
@@ -71,6 +71,18 @@ class Tokens(struct.PyTreeNode):
     attention: Float[Array, "*batch L N"] | None = None
 
 
+class Texts(struct.PyTreeNode):
+    """The C encoded captions of each image: embeddings in the joint space, not L2-normalised.
+
+    `tokens` are the features of all T words before the projection, and `valid` is True up to the end token. Both are
+    None unless the method's text encoding returns them.
+    """
+
+    embedding: Float[Array, "C B E"]
+    tokens: Float[Array, "C B T D"] | None = None
+    valid: Bool[Array, "C B T"] | None = None
+
+
 __all__ = [
     "BATCH",
     "DATA",
@@ -87,6 +99,7 @@ __all__ = [
     "Params",
     "PyTree",
     "Scalar",
+    "Texts",
     "Tokens",
     "UInt8",
     "View",

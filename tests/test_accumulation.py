@@ -74,11 +74,14 @@ def test_a_batch_that_does_not_divide_into_chunks():
 def test_split_and_rejoin_keep_every_row_in_its_place():
     rows = jnp.arange(24.0).reshape(2, 6, 2)  # V, B, D
     chunks = jnp.moveaxis(accumulation.split(jnp.moveaxis(rows, 1, 0), 3), 2, 1)  # 3 chunks of [V, 2, D]
-    text = jnp.arange(6.0).reshape(3, 2, 1)
-    line = accumulation.rejoin({}, {"targets": {}, "tokens": {"full": chunks}, "text": text})
+    captions = jnp.arange(12.0).reshape(2, 6, 1)  # C, B, E
+    text = jnp.moveaxis(captions.reshape(2, 3, 2, 1), 0, 1)
+    embedded = {"targets": {}, "tokens": {"full": chunks}, "text": text, "target_text": None}
+    line = accumulation.rejoin({}, embedded)
     np.testing.assert_array_equal(line.tokens["full"].cls, rows)
-    np.testing.assert_array_equal(line.text[:, 0], np.arange(6))
-    for read in (lambda: line.tokens["full"].patches, lambda: line.views["large"], lambda: line.decoded.shape):
+    np.testing.assert_array_equal(line.text.embedding, captions)
+    assert line.target_text is None
+    for read in (lambda: line.tokens["full"].patches, lambda: line.text.tokens.shape, lambda: line.views["large"], lambda: line.decoded.shape):
         with pytest.raises(ValueError, match=r"only known chunk by chunk.*accumulation=1"):
             read()
 

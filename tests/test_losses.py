@@ -1,5 +1,7 @@
 """Each loss against a loop written from its equation, then its properties and edges."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,37 +24,58 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def clip_oracle(image, text, scale):
-    """Eq. 1-5: both directions, every view, by loops."""
+def clip_oracle(image, text, scale, pairs="all"):
+    """Eq. 1-5: both directions, by loops over the pairs of views and captions that `pairs` names."""
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
-    losses, text = [], unit(np.asarray(text, np.float64))
-    for view in unit(np.asarray(image, np.float64)):
-        logits = scale * view @ text.T
-        rows = [-log_softmax(logits[i])[i] for i in range(len(text))]
-        columns = [-log_softmax(logits[:, i])[i] for i in range(len(text))]
+    views, texts = (unit(np.asarray(x, np.float64)) for x in (image, text))
+    losses = []
+    for view, caption in zip(views, texts) if pairs == "same" else itertools.product(views, texts):
+        logits = scale * view @ caption.T
+        rows = [-log_softmax(logits[i])[i] for i in range(len(view))]
+        columns = [-log_softmax(logits[:, i])[i] for i in range(len(view))]
         losses.append((np.mean(rows) + np.mean(columns)) / 2)
     return np.mean(losses)
 
 
-def test_clip_loss_is_the_equation():
-    image, text = normal(2, 6, 5), normal(6, 5)
-    loss, _ = clip.clip_loss(image, text, 7.0)
-    np.testing.assert_allclose(loss, clip_oracle(image, text, 7.0), rtol=1e-6)
+PAIRS = [(2, 1, "all"), (2, 3, "all"), (1, 4, "all"), (3, 3, "all"), (3, 3, "same"), (1, 1, "same")]
+
+
+@pytest.mark.parametrize("block", [0, 4])
+@pytest.mark.parametrize(("views", "captions", "pairs"), PAIRS)
+def test_clip_loss_is_the_equation_in_any_block(views, captions, pairs, block):
+    image, text = normal(views, 6, 5), normal(captions, 6, 5)
+    loss, _ = clip.clip_loss(image, text, 7.0, block=block, pairs=pairs)
+    np.testing.assert_allclose(loss, clip_oracle(image, text, 7.0, pairs), rtol=1e-6)
+
+
+@pytest.mark.parametrize("pairs", ["all", "same"])
+def test_blocks_of_several_captions_have_the_gradients_and_the_accuracy_of_the_equation(pairs):
+    given = normal(2, 6, 5), normal(2, 6, 5), jnp.float32(7)
+    run = lambda block: jax.value_and_grad(
+        lambda *x: clip.clip_loss(*x, block=block, pairs=pairs), (0, 1, 2), has_aux=True
+    )(*given)
+    for ours, theirs in zip(jax.tree.leaves(run(4)), jax.tree.leaves(run(6)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_only_stacks_of_one_length_are_paired_one_by_one():
+    with pytest.raises(ValueError, match="'same' of 2 views and 3 captions"):
+        clip.clip_loss(normal(2, 4, 5), normal(3, 4, 5), 1.0, pairs="same")
 
 
 def test_clip_loss_does_not_mind_the_order_of_pairs_or_the_lengths():
-    image, text, order = normal(2, 6, 5), normal(6, 5), RNG.permutation(6)
+    image, text, order = normal(2, 6, 5), normal(1, 6, 5), RNG.permutation(6)
     loss, accuracy = clip.clip_loss(image, text, 7.0)
-    shuffled, shuffled_accuracy = clip.clip_loss(3 * image[:, order], text[order] / 2, 7.0)
+    shuffled, shuffled_accuracy = clip.clip_loss(3 * image[:, order], text[:, order] / 2, 7.0)
     np.testing.assert_allclose(shuffled, loss, rtol=1e-6)
     assert accuracy == shuffled_accuracy
 
 
 def test_clip_loss_edges():
-    one, accuracy = clip.clip_loss(normal(1, 1, 4), normal(1, 4), 10.0)
+    one, accuracy = clip.clip_loss(normal(1, 1, 4), normal(1, 1, 4), 10.0)
     assert one == 0 and accuracy == 1
-    same = normal(4, 8)
-    loss, accuracy = clip.clip_loss(same[None], same, 100.0)
+    same = normal(1, 4, 8)
+    loss, accuracy = clip.clip_loss(same, same, 100.0)
     assert loss < 1e-3 and accuracy == 1
     zero = jax.grad(lambda x: clip.clip_loss(x, same, 1.0)[0])(jnp.zeros((1, 4, 8)))
     assert np.isfinite(zero).all()
@@ -60,15 +83,13 @@ def test_clip_loss_edges():
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_clip_loss_over_devices_is_the_global_one(devices):
-    image, text = normal(2, 8, 5), normal(8, 5)
+    image, text = normal(2, 8, 5), normal(3, 8, 5)
     grid = mesh.make_mesh(jax.devices()[:devices])
 
     def local(image, text):
         return jax.lax.pmean(clip.clip_loss(image, text, 5.0, mesh.DATA), mesh.DATA)
 
-    mapped = jax.shard_map(
-        local, mesh=grid, in_specs=(P(None, mesh.DATA), P(mesh.DATA)), out_specs=P(), check_vma=False
-    )
+    mapped = jax.shard_map(local, mesh=grid, in_specs=P(None, mesh.DATA), out_specs=P(), check_vma=False)
     (loss, accuracy), gradient = jax.jit(jax.value_and_grad(mapped, (0, 1), has_aux=True))(image, text)
     single = jax.value_and_grad(lambda i, t: clip.clip_loss(i, t, 5.0), (0, 1), has_aux=True)
     (expected, expected_accuracy), expected_gradient = single(image, text)
@@ -79,7 +100,7 @@ def test_clip_loss_over_devices_is_the_global_one(devices):
 
 
 def test_half_precision_logits_are_read_in_float32():
-    loss, _ = clip.clip_loss(jnp.asarray(normal(1, 3, 4), jnp.bfloat16), normal(3, 4), 1.0)
+    loss, _ = clip.clip_loss(jnp.asarray(normal(1, 3, 4), jnp.bfloat16), normal(1, 3, 4), 1.0)
     assert loss.dtype == jnp.float32
 
 

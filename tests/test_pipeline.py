@@ -102,7 +102,7 @@ def test_batches_have_the_stated_shapes_and_types():
         "image/enclosing": ((3, 1, 8, 8, 3), np.uint8),
         "box/large": ((3, 2, 4), np.float32),
         "box/enclosing": ((3, 1, 4), np.float32),
-        "text": ((3, 6), np.int32),
+        "text": ((3, 1, 6), np.int32),
         "label": ((3,), np.int32),
     }
 
@@ -194,7 +194,7 @@ def test_far_positions_are_reached_at_once():
 
 def test_caption_rules_reach_the_text():
     ids = {
-        rule: {tuple(row) for batch in take(8, caption=rule) for row in batch["text"]} for rule in ("first", "random")
+        rule: {tuple(row) for batch in take(8, caption=rule) for row in batch["text"][:, 0]} for rule in ("first", "random")
     }
     firsts = {tuple(TOKENIZER([f"a {i}"])[0]) for i in range(NUM)}
     seconds = {tuple(TOKENIZER([f"b {i}"])[0]) for i in range(NUM)}
@@ -208,7 +208,7 @@ def test_truncated_captions_are_counted_and_keep_eot():
         assert batches.num_truncated == 0
     with Pipeline(Pairs(), CROPS, Tokenizer(context_length=5), 3, caption="concat") as batches:
         batch = next(batches)
-        assert batches.num_truncated == 3 and (batch["text"][:, -1] == EOT).all()
+        assert batches.num_truncated == 3 and (batch["text"][..., -1] == EOT).all()
 
 
 def test_unknown_caption_rule_is_refused():
@@ -356,7 +356,7 @@ def test_pipeline_of_a_config():
     with pipeline.open_pipeline(config(), source, process_index=1, process_count=2, start=12) as batches:
         batch = next(batches)
         assert batches.position == 18
-    assert batch["image"]["large"].shape == (3, 2, 64, 64, 3) and batch["text"].shape == (3, 16)
+    assert batch["image"]["large"].shape == (3, 2, 64, 64, 3) and batch["text"].shape == (3, 1, 16)
 
 
 def test_batch_size_must_divide_over_processes():

@@ -54,8 +54,8 @@ def batch_of(config):
     """Captions of 5 to 12 words behind which nothing is left to read."""
     batch = tiny_batch(0, config)
     for row, end in enumerate((5, 7, 9, 12, 6, 5, 8, 11)):
-        batch["text"][row, end - 1 :] = 0
-        batch["text"][row, end - 1] = config.model.vocab_size - 1
+        batch["text"][row, 0, end - 1 :] = 0
+        batch["text"][row, 0, end - 1] = config.model.vocab_size - 1
     return batch
 
 
@@ -138,7 +138,7 @@ def test_the_decoder_equals_one_of_all_tokens(depth, scan):
 @pytest.mark.parametrize(("depth", "scan"), [(1, False), (3, True), *in_check((1, True), (3, False))])
 def test_captions_cut_to_the_longest_change_no_gradient(depth, scan):
     tower = TextTransformer(width=32, depth=depth, num_heads=4, context_length=12, vocab_size=64, scan=scan)
-    text, weight = batch_of(config_of())["text"][[0, 1, 4]], normal(1, 3, 32)  # 7 words at most
+    text, weight = batch_of(config_of())["text"][[0, 1, 4], 0], normal(1, 3, 32)  # 7 words at most
     cut, tokens = jnp.asarray(lengths.trimmed({"text": text}, (4, 8, 12))["text"]), jnp.asarray(text)
     params = noise(jax.eval_shape(tower.init, jax.random.key(0), tokens)["params"])
     assert cut.shape == (3, 8)

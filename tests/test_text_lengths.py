@@ -40,8 +40,8 @@ def step_of(buckets, method="detailclip"):
 
 def batch_with(words):
     batch = tiny_batch()
-    batch["text"][:, words - 1 :] = 0
-    batch["text"][0, words - 1] = 63
+    batch["text"][..., words - 1 :] = 0
+    batch["text"][0, 0, words - 1] = 63
     return batch
 
 
@@ -50,8 +50,8 @@ def test_every_length_is_compiled_once_when_it_first_comes():
     assert step.lengths == (4, 8, 12) and not program.compiled
     for words in (7, 3, 8, 12, 5):
         step({}, batch_with(words))
-    assert program.ran == [(8, 8), (8, 4), (8, 8), (8, 12), (8, 8)]
-    assert program.compiled == [(8, 8), (8, 4), (8, 12)]
+    assert program.ran == [(8, 1, 8), (8, 1, 4), (8, 1, 8), (8, 1, 12), (8, 1, 8)]
+    assert program.compiled == [(8, 1, 8), (8, 1, 4), (8, 1, 12)]
     assert [line.split(" in ")[0] for line in said][1] == "compiled the training step for captions of up to 4 tokens"
 
 
@@ -61,5 +61,5 @@ def test_rows_without_captions_and_several_processes_keep_all_words(monkeypatch)
     step, program, said = step_of((8, 4))
     assert step.lengths == (12,) and "captions keep all 12 tokens" in said[0]
     step({}, batch_with(3))
-    assert program.ran == [(8, 12)]
+    assert program.ran == [(8, 1, 12)]
     assert np.array_equal(step_of(())[0].lengths, (12,))

@@ -66,8 +66,8 @@ def example(exp, words):
     batch = jax.tree.map(np.asarray, experiment.dummy_batch(exp.config, exp.config.batch_size))
     images = rng.integers(0, 256, batch["image"]["large"].shape).astype(np.uint8)
     text = np.zeros_like(batch["text"])
-    text[:, :words] = rng.integers(1, START, text[:, :words].shape)
-    text[:, 0], text[:, words - 1] = START, END
+    text[..., :words] = rng.integers(1, START, text[..., :words].shape)
+    text[..., 0], text[..., words - 1] = START, END
     return {**batch, "image": {"large": images}, "text": text}
 
 

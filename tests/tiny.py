@@ -9,6 +9,7 @@ import optax
 from flax import traverse_util
 
 from detailclip_jax import config as config_lib
+from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.models import sizes
 from detailclip_jax.training import experiment, mesh
 
@@ -78,8 +79,9 @@ def _experiment(method, devices):
 def tiny_batch(seed=0, config=None, size=BATCH):
     """Noise with the shapes of the config's pipeline."""
     rng, config = np.random.default_rng(seed), config or tiny_config()
-    text = rng.integers(1, config.model.vocab_size - 2, (size, config.model.context_length))
-    text[:, -1] = config.model.vocab_size - 1
+    captions = num_captions(config.data)
+    text = rng.integers(1, config.model.vocab_size - 2, (size, captions, config.model.context_length))
+    text[..., -1] = config.model.vocab_size - 1
     crops = config.views.crops
     grids = {n: (size, c.count, c.mask_grid**2) for n, c in crops.items() if c.get("mask_grid", 0)}
     drawn = {"hidden": {n: rng.random(shape) < 0.3 for n, shape in grids.items()}} if grids else {}

@@ -65,7 +65,7 @@ def straight(config: ConfigDict) -> ConfigDict:
 def batch_shapes(config: ConfigDict, size: int, words: int, mesh: Mesh) -> Batch:
     """Shapes of a batch with its sharding over the mesh; no memory is allocated."""
     made = jax.eval_shape(lambda: experiments.dummy_batch(config, size))
-    made["text"] = jax.ShapeDtypeStruct((size, words), made["text"].dtype)
+    made["text"] = jax.ShapeDtypeStruct((*made["text"].shape[:-1], words), made["text"].dtype)
     sharding = meshes.sharded(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), made)
 

@@ -67,7 +67,7 @@ def prepare_one(
         text = recipe.tokenizer.fit(ids)
     with watch.stage("decode"):
         image = image_of(example["image"])
-    return {**make_views(image, recipe, watch, rng), "text": text}
+    return {**make_views(image, recipe, watch, rng), "text": text[None]}
 
 
 def decoded(example: Example) -> Pixels:

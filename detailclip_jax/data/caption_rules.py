@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 CAPTION_RULES = ("random", "first", "concat")
 FIELD = "field:"
@@ -57,6 +58,11 @@ def check_rule(rule: str) -> None:
     named = rule.startswith(FIELD)
     if (not named and rule not in CAPTION_RULES) or (named and not all(field_names(rule))):
         raise ValueError(f"unknown caption rule {rule!r}; known: {FORM}")
+
+
+def num_captions(data: ConfigDict) -> int:
+    """Returns C, the number of captions of each example by `config.data`."""
+    return 1
 
 
 def text_fields(example: Mapping[str, Any]) -> list[str]:

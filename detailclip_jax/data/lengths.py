@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 
-def caption_lengths(tokens: Int[np.ndarray, "B T"]) -> Int[np.ndarray, "B"]:
+def caption_lengths(tokens: Int[np.ndarray, "*batch T"]) -> Int[np.ndarray, "*batch"]:
     """Returns the number of tokens of each caption, up to and including its end token.
 
     The end token has the largest id, and the text encoder finds it in the same way; its causal mask hides all tokens
@@ -25,7 +25,7 @@ def lengths_within(buckets: Sequence[int], context_length: int) -> tuple[int, ..
 def trimmed(batch: Mapping[str, Any], lengths: Sequence[int]) -> dict[str, Any]:
     """Returns the batch with its captions cut to the first of the increasing `lengths` that holds the longest caption.
 
-    trimmed({"text": np.array([[1, 9, 0, 0]])}, (2, 4))["text"].shape == (1, 2)
+    trimmed({"text": np.array([[[1, 9, 0, 0]]])}, (2, 4))["text"].shape == (1, 1, 2)
     """
     needed = caption_lengths(batch["text"]).max()
-    return {**batch, "text": batch["text"][:, : next(length for length in lengths if length >= needed)]}
+    return {**batch, "text": batch["text"][..., : next(length for length in lengths if length >= needed)]}

@@ -142,7 +142,7 @@ class Stream:
             **({"hidden": masks} if masks else {}),
             "image": {name: pixels for name, (pixels, _) in views.items()},
             "box": {name: boxes for name, (_, boxes) in views.items()},
-            "text": text,
+            "text": text[None],
             "label": label,
             "truncated": is_cut,
         }
@@ -201,8 +201,8 @@ def _stacked(values: Sequence[Any]) -> Any:
 class Pipeline:
     """Endless iterator over the batches of one process; a context manager that closes its threads and workers.
 
-    A batch is {"image": {crop: uint8 [B, V, S, S, 3]}, "box": {crop: float32 [B, V, 4]}, "text": int32 [B, T],
-    "label": int32 [B]}; boxes are xyxy in pixels of the original image.  Crops that draw block masks (`mask_grid`) also
+    A batch is {"image": {crop: uint8 [B, V, S, S, 3]}, "box": {crop: float32 [B, V, 4]}, "text": int32
+    [B, C, T], "label": int32 [B]}; boxes are xyxy in pixels of the original image.  Crops that draw block masks (`mask_grid`) also
     give "hidden": {crop: bool [B, V, N]}.
 
     batch_size: examples per process.

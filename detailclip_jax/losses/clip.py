@@ -4,6 +4,8 @@ An image of the batch is i, a caption is j, and each image's own caption has its
 L2-normalised embeddings, s = exp(logit_scale) is the inverse temperature, and N is the size of the global batch.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 
@@ -13,40 +15,57 @@ from detailclip_jax.types import Array, Axis, Float, Int, Scalar
 
 def clip_loss(
     image: Float[Array, "V B E"],
-    text: Float[Array, "B E"],
+    text: Float[Array, "C B E"],
     scale: Scalar | float,
     axis: Axis | None = None,
     block: int = 0,
+    pairs: str = "all",
 ) -> tuple[Scalar, Scalar]:
     """Computes the image-text contrastive loss of the global batch, and the image-to-text accuracy.
 
-        L_CLIP = mean_v 1/N sum_i (L_I2T(i) + L_T2I(i)) / 2
+        L_CLIP = mean_vc 1/N sum_i (L_I2T(i) + L_T2I(i)) / 2
 
-    The paper prints one view; here the loss is averaged over V views. With `axis`, each device holds B of the N
+    The paper prints one view and one caption; here the loss is averaged over the pairs of V views and C captions of an
+    image: over "all" of them, or over each view v with caption v ("same", V = C). Any two stacks of embeddings may
+    take the places of images and texts. With `axis`, each device holds B of the N
     examples; one all-gather of the stacked embeddings collects the others, and its transpose gives exact gradients
     (SLIP's published code gathers without gradients). The value is the mean over this device's examples: average it
     over the axis. `block` columns of logits are computed at a time; 0 = the full rows if they are small, else blocks
     of automatic size (`kernels.global_softmax`).
     """
-    own = jnp.stack([*l2_normalise(image), l2_normalise(text)], 1)
-    every, pair, views = gather(own, axis), own_rows(len(own), axis), len(image)
+    views = len(image)
+    matches = _matches(views, len(text), pairs)
+    own = jnp.stack([*l2_normalise(image), *l2_normalise(text)], 1)
+    every, pair = gather(own, axis), own_rows(len(own), axis)
     if not fits(block, len(own), len(every)):
-        contrasts = (*((view, (views,)) for view in range(views)), *((views, (view,)) for view in range(views)))
-        losses, nearest = blockwise_cross_entropies(own, every, scale, pair, contrasts, block)
-        return losses.mean(), (nearest[:views] == pair).mean()
-    (u, t), (every_u, every_t) = _embeddings(own), _embeddings(every)
+        to_text, to_image = ((v, (views + c,)) for v, c in matches), ((views + c, (v,)) for v, c in matches)
+        losses, nearest = blockwise_cross_entropies(own, every, scale, pair, (*to_text, *to_image), block)
+        return losses.mean(), (nearest[: len(matches)] == pair).mean()
+    (u, t), (every_u, every_t) = (_embeddings(stack, views, pairs) for stack in (own, every))
     losses = (image_to_text_loss(u, every_t, scale, pair) + text_to_image_loss(t, every_u, scale, pair)) / 2
     return losses.mean(), (similarity(u, every_t, scale).argmax(-1) == pair).mean()
 
 
-def _embeddings(stacked: Float[Array, "B K E"]) -> tuple[Float[Array, "V B E"], Float[Array, "B E"]]:
-    """Splits stacked embeddings into those of the views and those of the captions, which come last."""
-    return jnp.moveaxis(stacked[:, :-1], 1, 0), stacked[:, -1]
+def _matches(views: int, captions: int, pairs: str) -> list[tuple[int, int]]:
+    """Lists the views and captions that are compared; ValueError if "same" meets two different numbers."""
+    if pairs == "all":
+        return list(itertools.product(range(views), range(captions)))
+    if pairs != "same" or views != captions:
+        raise ValueError(f"pairs {pairs!r} of {views} views and {captions} captions: known are all and, if V = C, same")
+    return [(view, view) for view in range(views)]
+
+
+def _embeddings(
+    stacked: Float[Array, "B K E"], views: int, pairs: str
+) -> tuple[Float[Array, "V *one B E"], Float[Array, "C B E"]]:
+    """Splits stacked embeddings into those of the views and of the captions, to be compared by broadcasting."""
+    first = jnp.moveaxis(stacked, 1, 0)
+    return (first[:views, None] if pairs == "all" else first[:views]), first[views:]
 
 
 def image_to_text_loss(
-    u: Float[Array, "*V B E"], t: Float[Array, "N E"], scale: Scalar | float, pair: Int[Array, "B"]
-) -> Float[Array, "*V B"]:
+    u: Float[Array, "*V B E"], t: Float[Array, "*C N E"], scale: Scalar | float, pair: Int[Array, "B"]
+) -> Float[Array, "*X B"]:
     """Computes the loss of each image, whose caption t[pair[i]] is to be found among all captions.
 
     L_I2T(i) = - log( exp(s u_i . t_i) / sum_j exp(s u_i . t_j) )
@@ -55,8 +74,8 @@ def image_to_text_loss(
 
 
 def text_to_image_loss(
-    t: Float[Array, "B E"], u: Float[Array, "*V N E"], scale: Scalar | float, pair: Int[Array, "B"]
-) -> Float[Array, "*V B"]:
+    t: Float[Array, "*C B E"], u: Float[Array, "*V N E"], scale: Scalar | float, pair: Int[Array, "B"]
+) -> Float[Array, "*X B"]:
     """Computes the loss of each caption, whose image u[pair[i]] is to be found among all images.
 
     L_T2I(i) = - log( exp(s t_i . u_i) / sum_j exp(s t_i . u_j) )

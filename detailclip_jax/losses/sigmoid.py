@@ -1,23 +1,25 @@
 """Sigmoid loss of SigLIP (Zhai et al., arXiv 2303.15343)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.blockwise_sigmoid import blockwise_sigmoid_loss
 from detailclip_jax.kernels.global_softmax import fits, gather, own_rows
 from detailclip_jax.losses.clip import l2_normalise, similarity
-from detailclip_jax.types import Array, Axis, Float, Scalar
+from detailclip_jax.types import Array, Axis, Float, Int, Scalar
 
 
 def sigmoid_loss(
     image: Float[Array, "V B E"],
-    text: Float[Array, "B E"],
+    text: Float[Array, "C B E"],
     scale: Scalar | float,
     bias: Scalar | float,
     axis: Axis | None = None,
     block: int = 0,
 ) -> tuple[Scalar, Scalar]:
-    """Computes the sigmoid loss over the global batch, averaged over views, and the image-to-text accuracy.
+    """Computes the sigmoid loss over the global batch (the mean over views and captions), and image-to-text accuracy.
 
         L = -1/B sum_ij log sigmoid(y_ij z_ij),   z_ij = scale u_i . t_j + bias,   y_ij = 1 if i = j, else -1
 
@@ -27,13 +29,22 @@ def sigmoid_loss(
     average it over the axis. `block` texts are compared at a time; 0 = all if there are few, else blocks of automatic
     size (`kernels.blockwise_sigmoid`).
 
-        sigmoid_loss(images, texts, scale=10.0, bias=-10.0)
+        sigmoid_loss(images, captions[None], scale=10.0, bias=-10.0)  # one caption for each image
     """
-    u, t = l2_normalise(image), gather(l2_normalise(text)[:, None], axis)[:, 0]
-    own = own_rows(len(text), axis)
-    if not fits(block, len(text), len(t)):
+    u, texts = l2_normalise(image), gather(jnp.moveaxis(l2_normalise(text), 0, 1), axis)
+    own = own_rows(image.shape[1], axis)
+    found = [_of_one_caption(u, texts[:, caption], scale, bias, own, block) for caption in range(len(text))]
+    losses, right = zip(*found)
+    return jnp.stack(losses).mean(), jnp.stack(right).mean()
+
+
+def _of_one_caption(
+    u: Float[Array, "V B E"], t: Float[Array, "G E"], scale: Any, bias: Any, own: Int[Array, "B"], block: int
+) -> tuple[Scalar, Scalar]:
+    """Computes loss and accuracy with one caption of each image of the global batch."""
+    if not fits(block, len(own), len(t)):
         total, nearest = blockwise_sigmoid_loss(u, t, scale, bias, own, block)
-        return total / (len(image) * len(text)), (nearest == own).mean()
+        return total / nearest.size, (nearest == own).mean()
     z = similarity(u, t, scale) + bias
     y = jnp.where(jnp.arange(len(t)) == own[:, None], 1.0, -1.0)
     return -jax.nn.log_sigmoid(y * z).sum(-1).mean(), (z.argmax(-1) == own).mean()

@@ -26,7 +26,7 @@ from detailclip_jax.models import sizes
 from detailclip_jax.models.patches import normalise_patches, patchify, take
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import NETWORKS, Networks
-from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Tokens
+from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Texts, Tokens
 
 
 def attention_value(tokens: Tokens) -> Float[Array, "V B N"]:
@@ -173,9 +173,9 @@ def tokens_at_hidden(name: str) -> Callable:
 
 
 @uses("text", "text_projection")
-def encode_text(student: Networks, batch: Batch) -> Float[Array, "B E"]:
-    """Encodes the captions with the student: projected text features, not yet L2-normalised."""
-    return student.embed_text(batch["text"])
+def encode_text(networks: Networks, batch: Batch) -> Texts:
+    """Encodes the captions batch["text"] [B, C, T]: projected text features, not yet L2-normalised."""
+    return Texts(fold(networks.embed_text, jnp.moveaxis(batch["text"], 1, 0)))
 
 
 def joint_head(name: str, **scalars: Network) -> Head:
@@ -334,7 +334,7 @@ def clip_term() -> Loss:
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         scale, images = jnp.exp(record.heads["logit_scale"]), record.heads["image_embedding"]
-        loss, accuracy = clip.clip_loss(images, record.text, scale, whole_batch.axis, whole_batch.block)
+        loss, accuracy = clip.clip_loss(images, record.text.embedding, scale, whole_batch.axis, whole_batch.block)
         return loss, {"clip_accuracy": accuracy, "logit_scale": scale}
 
     return Loss("clip", ("image_embedding", "logit_scale"), run)

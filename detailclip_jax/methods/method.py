@@ -17,7 +17,7 @@ from flax import struct
 
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import NETWORKS, Networks
-from detailclip_jax.types import Array, Axis, Batch, Float, Hidden, Keys, Leaf, Scalar, Tokens, View
+from detailclip_jax.types import Array, Axis, Batch, Float, Hidden, Keys, Leaf, Scalar, Texts, Tokens, View
 
 Views = Mapping[str, View]
 Targets = Mapping[str, Tokens]
@@ -33,7 +33,8 @@ class Forward(struct.PyTreeNode):
     hidden: Leaf  # `Hidden` over [V, B, N]; None without a mask
     tokens: Mapping[str, Leaf]  # student `Tokens`, by name of the pass
     decoded: Leaf  # [V, B, H, D]; None without a decoder
-    text: Leaf  # [B, E]; None without captions
+    text: Leaf  # `Texts`; None without captions
+    target_text: Leaf  # the teacher's `Texts`; None unless the method has them
     heads: Mapping[str, Leaf]  # arrays, or `Logits`
 
 
@@ -125,16 +126,17 @@ def no_mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> None:
     """Returns None: `Method.mask` of methods without masking."""
 
 
-def no_text(student: Networks, batch: Batch) -> None:
-    """Returns None: `Method.encode_text` of methods without captions."""
+def no_text(networks: Networks, batch: Batch) -> None:
+    """Returns None: `Method.encode_text` of methods without captions, `Method.target_text` of those without targets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A pretraining method: its passes, mask, heads and losses.
 
-    `mask` returns the patches hidden from the student, `decode` the tokens [V, B, H, D] at removed patches, and
-    `encode_text` the caption embeddings [B, E]. Each returns None for methods without it.
+    `mask` returns the patches hidden from the student, `decode` the tokens [V, B, H, D] at removed patches,
+    `encode_text` the student's encoded captions, and `target_text` the teacher's, which get no gradient. Each returns
+    None for methods without it.
     """
 
     name: str
@@ -145,13 +147,14 @@ class Method:
     targets: Mapping[str, str] = dataclasses.field(default_factory=dict)  # teacher passes: name -> view
     mask: Callable[[Targets, Views, Batch, Keys], Hidden | None] = no_mask
     decode: Callable[[Networks, Mapping[str, Tokens], Hidden | None], Array | None] = no_decoder
-    encode_text: Callable[[Networks, Batch], Array | None] = no_text
+    encode_text: Callable[[Networks, Batch], Texts | None] = no_text
+    target_text: Callable[[Networks, Batch], Texts | None] = no_text
 
     @functools.cached_property
     def networks(self) -> Mapping[str, Network]:
         """The networks that the method's functions run, by name."""
         passes, heads = (p.encode for p in self.passes.values()), (head.run for head in self.heads)
-        return networks_of((*passes, self.decode, self.encode_text, *heads))
+        return networks_of((*passes, self.decode, self.encode_text, self.target_text, *heads))
 
     @property
     def has_text(self) -> bool:
@@ -186,7 +189,9 @@ def forward(method: Method, student: Networks, teacher: Networks, views: Views, 
     tokens = {name: p.encode(student, views[p.view], hidden, keys.of(name)) for name, p in method.passes.items()}
     decoded = method.decode(student, tokens, hidden)
     text = method.encode_text(student, batch)
-    return run_heads(method, student, teacher, Forward(batch, views, targets, hidden, tokens, decoded, text, {}))
+    target_text = jax.lax.stop_gradient(method.target_text(teacher, batch))
+    record = Forward(batch, views, targets, hidden, tokens, decoded, text, target_text, {})
+    return run_heads(method, student, teacher, record)
 
 
 def run_heads(method: Method, student: Networks, teacher: Networks, record: Forward) -> Forward:

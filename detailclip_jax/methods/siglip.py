@@ -32,7 +32,7 @@ def sigmoid_term() -> Loss:
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         heads, scale = record.heads, jnp.exp(record.heads["logit_scale"])
-        given = heads["image_embedding"], record.text, scale, heads["logit_bias"]
+        given = heads["image_embedding"], record.text.embedding, scale, heads["logit_bias"]
         loss, accuracy = sigmoid_loss(*given, whole_batch.axis, whole_batch.block)
         return loss, {"sigmoid_accuracy": accuracy, "logit_scale": scale, "logit_bias": heads["logit_bias"]}
 

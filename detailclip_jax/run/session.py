@@ -231,7 +231,7 @@ class Step:
     def __call__(self, state: PyTree, batch: Mapping[str, Any]) -> tuple[PyTree, dict[str, Array]]:
         """Computes the next state and the scalars of the step from this process's part of a batch."""
         batch = trimmed(batch, self.lengths)
-        program = self.compiled(batch["text"].shape[1])
+        program = self.compiled(batch["text"].shape[-1])
         return program(state, self._run.experiment.put(batch))
 
     def compiled(self, length: int) -> Callable[..., Any]:
@@ -301,5 +301,5 @@ def batch_shapes(run: Run, text_length: int) -> Any:
     sharding = sharded(run.experiment.mesh)
     size = run.config.batch_size
     one = dummy_batch(run.config)
-    one["text"] = one["text"][:, :text_length]
+    one["text"] = one["text"][..., :text_length]
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=sharding), one)

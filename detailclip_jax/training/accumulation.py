@@ -28,9 +28,9 @@ from detailclip_jax.methods.method import (
     values,
 )
 from detailclip_jax.training.forward_pass import ForwardPass, Stats, center_means, run, run_networks
-from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar
+from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar, Texts
 
-Embeddings = Mapping[str, Any]  # "targets" and "tokens" by name of the pass, [V, B, D]; "text", [B, E] or None
+Embeddings = Mapping[str, Any]  # "targets" and "tokens" by name of the pass, [V, B, D]; texts [C, B, E] or None
 Metrics = dict[str, Scalar]
 
 
@@ -94,16 +94,21 @@ def split(rows: PyTree, chunks: int) -> PyTree:
 def embeddings(record: Forward) -> Embeddings:
     """Returns the inputs of the terms that need the whole batch: one vector per view and one per caption."""
     classes = {kind: {name: t.cls for name, t in getattr(record, kind).items()} for kind in ("targets", "tokens")}
-    return {**classes, "text": record.text}
+    texts = {kind: getattr(record, kind) for kind in ("text", "target_text")}
+    return {**classes, **{kind: None if made is None else made.embedding for kind, made in texts.items()}}
 
 
 def rejoin(batch: Batch, embedded: Embeddings) -> Forward:
     """Builds a `Forward` record of the whole batch from the embeddings of all chunks; reading anything else raises."""
     tokens = {kind: {n: ClassTokens(_joined(x)) for n, x in embedded[kind].items()} for kind in ("targets", "tokens")}
-    text = embedded["text"]
-    text = None if text is None else text.reshape(-1, text.shape[-1])
+    text, target_text = (_texts(embedded[kind]) for kind in ("text", "target_text"))
     views, hidden, decoded = (Missing(name) for name in ("views", "hidden", "decoded"))
-    return Forward(batch, views, tokens["targets"], hidden, tokens["tokens"], decoded, text, {})
+    return Forward(batch, views, tokens["targets"], hidden, tokens["tokens"], decoded, text, target_text, {})
+
+
+def _texts(chunks: Float[Array, "A C B E"] | None) -> Any:
+    words: Any = Missing("text tokens")
+    return None if chunks is None else Texts(_joined(chunks), words, words)
 
 
 def _joined(chunks: Float[Array, "A V B D"]) -> Float[Array, "V AB D"]:

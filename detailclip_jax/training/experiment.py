@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
+from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.method import Forward, Method
@@ -210,7 +211,7 @@ def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:
         **(hidden if grids else {}),
         "image": {name: jnp.zeros((size, c.count, c.size, c.size, 3), jnp.uint8) for name, c in crops.items()},
         "box": {name: jnp.zeros((size, c.count, 4), jnp.float32) for name, c in crops.items()},
-        "text": jnp.zeros((size, config.model.context_length), jnp.int32),
+        "text": jnp.zeros((size, num_captions(config.data), config.model.context_length), jnp.int32),
         "label": jnp.zeros((size,), jnp.int32),
     }
 
