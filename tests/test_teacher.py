@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import noise, tiny_config
 
-from detailclip_jax.training import ema, train_state
+from detailclip_jax.models import towers
+from detailclip_jax.training import ema, experiment, forward_pass, train_state
 
 MOVE = jax.jit(ema.update)
 STUDENT = {"image": {"w": jnp.full((2,), 4.0)}, "decoder": {"w": jnp.ones((3,))}}
@@ -63,3 +65,28 @@ def test_weights_by_name():
         train_state.weights(state, "ema")
     with pytest.raises(ValueError, match="known: student, ema"):
         train_state.weights(state, "best")
+
+
+def test_networks_that_are_not_averaged_are_the_student_s_without_gradient():
+    """As in TIPSv2, whose teacher has a prototype head of its own and the student's encoder."""
+    model, (params, other) = towers.build(tiny_config("dino").model, ("image", "prototype_head")), student_and_other()
+    images = jnp.ones((1, 32, 32, 3))
+
+    def outputs(params):
+        heads = lambda networks: networks.prototype_head.bottleneck(networks.image(images).cls)
+        both = lambda student, teacher: (heads(student), teacher.image(images).cls, heads(teacher))
+        given = {"prototype_head": other["prototype_head"]}, {"student": {}, "teacher": {}}
+        return forward_pass.run_networks(both, params, *given, model)[0]
+
+    _, cls, taught = outputs(params)
+    alone = lambda weights, name, *x, **how: getattr(model, name).apply({"params": weights[name]}, *x, **how)
+    np.testing.assert_array_equal(cls, alone(params, "image", images).cls)
+    np.testing.assert_array_equal(taught, alone(other, "prototype_head", cls, method="bottleneck"))
+    for number, moves in ((0, True), (1, False), (2, False)):
+        gradient = jax.grad(lambda params: jnp.sin(outputs(params)[number]).sum())(params)  # noqa: B023
+        assert any(leaf.any() for leaf in jax.tree.leaves(gradient)) == moves
+
+
+def student_and_other():
+    shapes = experiment.weight_shapes(tiny_config("dino")).params
+    return noise(shapes, 0), noise(shapes, 1)

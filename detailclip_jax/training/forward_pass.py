@@ -11,6 +11,7 @@ from detailclip_jax.methods.method import Forward, Method, forward
 from detailclip_jax.models import stacking
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.towers import Networks
+from detailclip_jax.training import ema
 from detailclip_jax.types import Array, Batch, Keys, Params, PyTree, View
 
 Stats = Mapping[str, Params]  # BatchNorm's, of "student" and "teacher"
@@ -43,10 +44,12 @@ def run_networks(
 ) -> tuple[Forward, Stats]:
     """Calls `function(student, teacher)`, with parameters bound to both.
 
-    Returns its record and the new BatchNorm statistics of both.  Student and teacher each normalise by the statistics
-    of their own inputs and keep their own running statistics.
+    The teacher has the averaged networks `teacher`; its other networks are the student's, without gradient.  Returns
+    the record and the new BatchNorm statistics of both.  Student and teacher each normalise by the statistics of their
+    own inputs and keep their own running statistics.
     """
-    bound = model.bind({"params": teacher, STATS: stats["teacher"]}, mutable=STATS)
+    whole = ema.overlay(jax.lax.stop_gradient(params), teacher)
+    bound = model.bind({"params": whole, STATS: stats["teacher"]}, mutable=STATS)
     apply = nn.apply(lambda student: function(student, bound), model, mutable=STATS)
     record, changed = apply({"params": params, STATS: stats["student"]})
     return record, {"student": changed.get(STATS, {}), "teacher": bound.variables.get(STATS, {})}
