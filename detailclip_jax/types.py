@@ -1,8 +1,8 @@
 """Type aliases, the records that networks and methods exchange, and the letters of array shapes.
 
 V views, B images, N patches, K kept patches, H hidden patches, T text tokens, D width, E joint width, C prototypes (of
-texts: captions of each image), L layers, S image side in pixels, P values per patch. Images are NHWC; `hidden` is True where a patch is removed;
-boxes are xyxy in pixels.
+texts: captions of each image), L layers, S image side in pixels, P values per patch. Images are NHWC; `hidden` is True
+where a patch is removed; boxes are xyxy in pixels.
 """
 
 import zlib

@@ -81,7 +81,12 @@ def test_split_and_rejoin_keep_every_row_in_its_place():
     np.testing.assert_array_equal(line.tokens["full"].cls, rows)
     np.testing.assert_array_equal(line.text.embedding, captions)
     assert line.target_text is None
-    for read in (lambda: line.tokens["full"].patches, lambda: line.text.tokens.shape, lambda: line.views["large"], lambda: line.decoded.shape):
+    for read in (
+        lambda: line.tokens["full"].patches,
+        lambda: line.text.tokens.shape,
+        lambda: line.views["large"],
+        lambda: line.decoded.shape,
+    ):
         with pytest.raises(ValueError, match=r"only known chunk by chunk.*accumulation=1"):
             read()
 

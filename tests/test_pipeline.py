@@ -194,7 +194,8 @@ def test_far_positions_are_reached_at_once():
 
 def test_caption_rules_reach_the_text():
     ids = {
-        rule: {tuple(row) for batch in take(8, caption=rule) for row in batch["text"][:, 0]} for rule in ("first", "random")
+        rule: {tuple(row) for batch in take(8, caption=rule) for row in batch["text"][:, 0]}
+        for rule in ("first", "random")
     }
     firsts = {tuple(TOKENIZER([f"a {i}"])[0]) for i in range(NUM)}
     seconds = {tuple(TOKENIZER([f"b {i}"])[0]) for i in range(NUM)}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny import noise, tiny_config
 
+from detailclip_jax.methods.method import Forward
 from detailclip_jax.models import towers
 from detailclip_jax.training import ema, experiment, forward_pass, train_state
 
@@ -72,13 +73,15 @@ def test_networks_that_are_not_averaged_are_the_student_s_without_gradient():
     model, (params, other) = towers.build(tiny_config("dino").model, ("image", "prototype_head")), student_and_other()
     images = jnp.ones((1, 32, 32, 3))
 
-    def outputs(params):
-        heads = lambda networks: networks.prototype_head.bottleneck(networks.image(images).cls)
-        both = lambda student, teacher: (heads(student), teacher.image(images).cls, heads(teacher))
-        given = {"prototype_head": other["prototype_head"]}, {"student": {}, "teacher": {}}
-        return forward_pass.run_networks(both, params, *given, model)[0]
+    def record(student, teacher):
+        heads = [networks.prototype_head.bottleneck(networks.image(images).cls) for networks in (student, teacher)]
+        return Forward({}, {}, {}, None, {}, None, None, None, {"all": (*heads, teacher.image(images).cls)})
 
-    _, cls, taught = outputs(params)
+    def outputs(params):
+        given = {"prototype_head": other["prototype_head"]}, {"student": {}, "teacher": {}}
+        return forward_pass.run_networks(record, params, *given, model)[0].heads["all"]
+
+    _, taught, cls = outputs(params)
     alone = lambda weights, name, *x, **how: getattr(model, name).apply({"params": weights[name]}, *x, **how)
     np.testing.assert_array_equal(cls, alone(params, "image", images).cls)
     np.testing.assert_array_equal(taught, alone(other, "prototype_head", cls, method="bottleneck"))

@@ -201,9 +201,9 @@ def _stacked(values: Sequence[Any]) -> Any:
 class Pipeline:
     """Endless iterator over the batches of one process; a context manager that closes its threads and workers.
 
-    A batch is {"image": {crop: uint8 [B, V, S, S, 3]}, "box": {crop: float32 [B, V, 4]}, "text": int32
-    [B, C, T], "label": int32 [B]}; boxes are xyxy in pixels of the original image.  Crops that draw block masks (`mask_grid`) also
-    give "hidden": {crop: bool [B, V, N]}.
+    A batch is {"image": {crop: uint8 [B, V, S, S, 3]}, "box": {crop: float32 [B, V, 4]}, "text": int32 [B, C, T] (C
+    captions of each image), "label": int32 [B]}; boxes are xyxy in pixels of the original image.  Crops that draw block
+    masks (`mask_grid`) also give "hidden": {crop: bool [B, V, N]}.
 
     batch_size: examples per process.
     num_workers: processes that make batches; 0 uses threads.

@@ -28,7 +28,7 @@ from detailclip_jax.methods.method import (
     values,
 )
 from detailclip_jax.training.forward_pass import ForwardPass, Stats, center_means, run, run_networks
-from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar, Texts
+from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar
 
 Embeddings = Mapping[str, Any]  # "targets" and "tokens" by name of the pass, [V, B, D]; texts [C, B, E] or None
 Metrics = dict[str, Scalar]
@@ -101,14 +101,9 @@ def embeddings(record: Forward) -> Embeddings:
 def rejoin(batch: Batch, embedded: Embeddings) -> Forward:
     """Builds a `Forward` record of the whole batch from the embeddings of all chunks; reading anything else raises."""
     tokens = {kind: {n: ClassTokens(_joined(x)) for n, x in embedded[kind].items()} for kind in ("targets", "tokens")}
-    text, target_text = (_texts(embedded[kind]) for kind in ("text", "target_text"))
+    joined = {kind: None if (x := embedded[kind]) is None else Captions(_joined(x)) for kind in ("text", "target_text")}
     views, hidden, decoded = (Missing(name) for name in ("views", "hidden", "decoded"))
-    return Forward(batch, views, tokens["targets"], hidden, tokens["tokens"], decoded, text, target_text, {})
-
-
-def _texts(chunks: Float[Array, "A C B E"] | None) -> Any:
-    words: Any = Missing("text tokens")
-    return None if chunks is None else Texts(_joined(chunks), words, words)
+    return Forward(batch, views, tokens["targets"], hidden, tokens["tokens"], decoded, **joined, heads={})
 
 
 def _joined(chunks: Float[Array, "A V B D"]) -> Float[Array, "V AB D"]:
@@ -129,6 +124,22 @@ class ClassTokens(struct.PyTreeNode):
     def attention(self) -> NoReturn:
         """Raises ValueError."""
         refuse("attention")
+
+
+class Captions(struct.PyTreeNode):
+    """The caption embeddings [C, B, E] of the whole batch; their words are only known chunk by chunk."""
+
+    embedding: Array
+
+    @property
+    def tokens(self) -> NoReturn:
+        """Raises ValueError."""
+        refuse("text tokens")
+
+    @property
+    def valid(self) -> NoReturn:
+        """Raises ValueError."""
+        refuse("text tokens")
 
 
 class Missing(Mapping):
