@@ -12,6 +12,7 @@ Public names are imported at their first use, which keeps `import detailclip_jax
 """
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -21,6 +22,7 @@ if sys.argv[:1] == ["-m"]:  # Python sets this while it resolves the module of `
     from detailclip_jax.runtime import start
 
     start.check()
+    start.use_large_pages(os.environ)
 
 _PUBLIC = {
     "METHODS": "detailclip_jax.methods",

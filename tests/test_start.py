@@ -1,4 +1,4 @@
-"""Where commands keep compiled programs."""
+"""How commands start: where they keep compiled programs, and large pages."""
 
 import os
 import pathlib
@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from detailclip_jax.runtime import start
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_programs_are_kept_in_the_user_s_cache(tmp_path):
@@ -56,6 +58,67 @@ def test_without_a_home_commands_compile_anew(monkeypatch):
     assert environ == {}
 
 
+@pytest.fixture
+def restarts(monkeypatch, tmp_path):
+    """The calls that would replace this process, on a machine that offers large pages and has CPUs alone."""
+    offered, calls = tmp_path / "enabled", []
+    offered.write_text("always [madvise] never\n")
+    monkeypatch.setattr(start, "OFFERED", offered)
+    monkeypatch.setattr(start, "PLUGINS", ("no_such_plugin",))
+    monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.41")
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    return calls
+
+
+def test_a_command_starts_again_once_with_large_pages(restarts, monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "detailclip_jax.main", "--workdir=a b"])
+    environ = {"HOME": "/home/x"}
+    start.use_large_pages(environ)
+    start.use_large_pages(environ)  # in the new process
+    program, arguments, given = restarts.pop()
+    assert not restarts and given == {"HOME": "/home/x", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert [program, *arguments] == [sys.executable] * 2 + ["-u", "-m", "detailclip_jax.main", "--workdir=a b"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "system"),
+    [
+        ({"GLIBC_TUNABLES": ""}, "always [madvise] never"),
+        ({"JAX_PLATFORMS": "cuda"}, "always [madvise] never"),
+        ({}, "[always] madvise never"),  # has large pages already
+        ({}, "always madvise [never]"),
+    ],
+)
+def test_no_command_starts_again_where_large_pages_are_not_for_it(restarts, environ, system):
+    start.OFFERED.write_text(system)
+    start.use_large_pages(environ)
+    assert not restarts
+
+
+def test_an_accelerator_s_plugin_keeps_the_process(restarts, monkeypatch):
+    monkeypatch.setattr(start, "PLUGINS", ("json",))
+    start.use_large_pages({})
+    assert not restarts
+    start.use_large_pages({"JAX_PLATFORMS": "cpu"})
+    assert restarts
+
+
+def test_other_systems_keep_the_process(restarts, monkeypatch):
+    monkeypatch.setattr(start, "OFFERED", pathlib.Path("/no/such/file"))
+    start.use_large_pages({})
+    assert not restarts
+
+
+def test_a_command_has_large_pages_and_its_own_arguments():
+    environ = {name: value for name, value in os.environ.items() if name != start.TUNABLES} | {"JAX_PLATFORMS": "cpu"}
+    code = "import os, sys; print(sys.argv, os.environ.get('GLIBC_TUNABLES'))"
+    code = f"import os; from detailclip_jax.runtime import start; start.use_large_pages(os.environ); {code}"
+    command = [sys.executable, "-c", code, "--flag", "two words"]
+    done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True, cwd=ROOT)
+    expected = start.LARGE_PAGES if start._large_pages_offered() else None
+    assert done.stdout.strip() == f"['-c', '--flag', 'two words'] {expected}"
+
+
 @pytest.mark.check
 def test_a_command_finds_the_programs_of_the_one_before(tmp_path):
     """jax writes a file per program; the second command reads it and writes none."""
@@ -65,6 +128,6 @@ def test_a_command_finds_the_programs_of_the_one_before(tmp_path):
     code = "from detailclip_jax.runtime import start; start.check(); import jax; jax.jit(lambda x: 2 * x)(1.0)"
     written = []
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", code], env=environ, check=True, cwd=pathlib.Path(__file__).parents[1])
+        subprocess.run([sys.executable, "-c", code], env=environ, check=True, cwd=ROOT)
         written.append({path.name: path.stat()[stat.ST_MTIME] for path in tmp_path.rglob("*-cache")})
     assert written[0] and written[0] == written[1]

@@ -1,4 +1,4 @@
-"""Start-up of every command, before the command's own module is imported: its packages, and its compiled programs.
+"""Start-up of every command, before the command's own module is imported: packages, compiled programs, large pages.
 
 `detailclip_jax/__init__.py` makes it for `python -m detailclip_jax.NAME`, `__main__.py` for the console script.
 
@@ -9,7 +9,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,9 @@ with make demo and take its Python: . .venv/bin/activate (or .venv/bin/python -m
 Without a checkout: pip install detailclip_jax"""
 USAGE_ERROR = 2
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # jax reads it when it is imported
+TUNABLES, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"  # glibc reads it when a process starts
+OFFERED = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # [madvise]: to a process that asks for them
+PLUGINS = ("jax_plugins", "libtpu")  # packages through which jax finds GPUs and TPUs
 DEFAULTS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}  # jax's own default leaves out most of a tiny model
 
 
@@ -33,6 +36,29 @@ def check() -> None:
         sys.exit(USAGE_ERROR)
     sys.excepthook = _show
     keep_programs(os.environ)
+
+
+def use_large_pages(environ: MutableMapping[str, str]) -> None:
+    """Starts this command again with large pages, on Linux where jax has CPUs alone; replaces this process.
+
+    On a CPU every step allocates its temporaries anew. With pages of 4 KB this can take a third of the step's CPU time.
+    Nothing happens if GLIBC_TUNABLES is set, also to nothing, or if the system does not offer large pages.
+    """
+    if TUNABLES not in environ and _only_cpus(environ) and _large_pages_offered():
+        environ[TUNABLES] = LARGE_PAGES
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], dict(environ))
+
+
+def _only_cpus(environ: Mapping[str, str]) -> bool:
+    wanted = environ.get("JAX_PLATFORMS", "")
+    return wanted == "cpu" if wanted else not any(find_spec(name) for name in PLUGINS)
+
+
+def _large_pages_offered() -> bool:
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") is not None and "[madvise]" in OFFERED.read_text()
+    except (OSError, ValueError, AttributeError):  # not Linux, or not glibc
+        return False
 
 
 def keep_programs(environ: MutableMapping[str, str]) -> None:
