@@ -62,6 +62,7 @@ class Hidden(struct.PyTreeNode):
 class Tokens(struct.PyTreeNode):
     """Output of an image encoder, after its final norm.
 
+    `extra` holds the class tokens after the first (TIPS), and is None if there is one.
     `attention` holds for each layer the CLS token's attention to the patches: the softmax runs over all keys, CLS
     included, and is averaged over heads. It is None unless requested.
     """
@@ -69,6 +70,7 @@ class Tokens(struct.PyTreeNode):
     cls: Float[Array, "*batch D"]
     patches: Float[Array, "*batch K D"]
     attention: Float[Array, "*batch L N"] | None = None
+    extra: Float[Array, "*batch R D"] | None = None
 
 
 class Texts(struct.PyTreeNode):

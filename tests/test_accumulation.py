@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import copied, gradient_of_one_step, tiny_batch, tiny_config, tiny_experiment, tiny_state
+from tiny import copied, gradient_of_one_step, noise_state, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import methods
 from detailclip_jax.methods.method import Head, Loss, Method, Pass, full
@@ -76,10 +76,13 @@ def test_split_and_rejoin_keep_every_row_in_its_place():
     chunks = jnp.moveaxis(accumulation.split(jnp.moveaxis(rows, 1, 0), 3), 2, 1)  # 3 chunks of [V, 2, D]
     captions = jnp.arange(12.0).reshape(2, 6, 1)  # C, B, E
     text = jnp.moveaxis(captions.reshape(2, 3, 2, 1), 0, 1)
-    embedded = {"targets": {}, "tokens": {"full": chunks}, "text": text, "target_text": None}
-    line = accumulation.rejoin({}, embedded)
+    classes = accumulation.ClassTokens(chunks, chunks[..., None, :] * jnp.ones((2, 1)))
+    texts = {"text": accumulation.Captions(text), "target_text": None}
+    line = accumulation.rejoin({}, {"targets": {}, "tokens": {"full": classes}, **texts, "heads": {"own": chunks}})
     np.testing.assert_array_equal(line.tokens["full"].cls, rows)
     np.testing.assert_array_equal(line.text.embedding, captions)
+    np.testing.assert_array_equal(line.tokens["full"].extra, jnp.stack([rows, rows], 2))
+    np.testing.assert_array_equal(line.heads["own"], rows)
     assert line.target_text is None
     for read in (
         lambda: line.tokens["full"].patches,
@@ -108,3 +111,21 @@ def test_a_term_over_the_patches_of_the_whole_batch_is_refused_when_it_is_built(
     built("clip", 1, size=6)
     with pytest.raises(ValueError, match=r"whole batch reads patch tokens.*set --config\.accumulation=1"):
         built("clip", 2, size=6)
+
+
+def test_a_head_of_each_image_runs_in_its_chunk_and_serves_the_terms_of_the_whole_batch(monkeypatch):
+    """A term that compares the patches' means of all images, which only the chunks know."""
+
+    def run(record, context, whole_batch):
+        (means,) = record.heads["means"]
+        return jnp.sin(means @ means.T).mean(), {}
+
+    head = Head(("means",), lambda student, teacher, record: {"means": record.tokens["full"].patches.mean(-2)})
+    loss = Loss("clip", ("means",), run)
+    made = Method("clip", passes={"full": Pass("large", full)}, heads=(head._replace(per_image=True),), losses=(loss,))
+    monkeypatch.setitem(methods.METHODS, "clip", lambda config: made)
+    exps = [built("clip", chunks, size=6) for chunks in (1, 3)]
+    state, batch = noise_state(exps[0]), exps[0].put(tiny_batch(3, exps[0].config, size=6))
+    step = lambda exp: jax.jit(jax.value_and_grad(exp.combined_loss, has_aux=True))(state.params, state, batch)
+    for a, b in zip(*(jax.tree.leaves(step(exp)) for exp in exps), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6)

@@ -61,14 +61,15 @@ def straightforward(name, student, teacher, sharpening):
     return log_s, log_t, distillation.DIVERGENCES[name]
 
 
+@pytest.mark.parametrize("same_views", [True, False])
 @pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("name", distillation.DIVERGENCES)
-def test_cls_loss_is_the_mean_over_pairs_of_different_views(name, chunk):
+def test_cls_loss_is_the_mean_over_pairs_of_different_views(name, chunk, same_views):
     student, teacher, sharpening = views()
-    loss, beside = distillation.cls_loss(student, teacher, sharpening, Comparison(name, 0.5, chunk))
+    loss, beside = distillation.cls_loss(student, teacher, sharpening, Comparison(name, 0.5, chunk), same_views)
     log_s = log_softmax(np.asarray(student[...]) / 0.5)
     log_t = log_softmax((np.asarray(teacher[...]) - np.asarray(sharpening.center)) / 0.7)
-    pairs = [(v, w) for w in range(2) for v in range(4) if v != w]
+    pairs = [(v, w) for w in range(2) for v in range(4) if v != w or not same_views]
     values = [divergence_oracle(name, log_s[v, b], log_t[w, b]) for v, w in pairs for b in range(3)]
     np.testing.assert_allclose(loss, np.mean(values), rtol=1e-5)
     entropies = [-(np.exp(log_t[w, b]) * log_t[w, b]).sum() for w in range(2) for b in range(3)]

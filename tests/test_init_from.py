@@ -309,3 +309,14 @@ def test_running_statistics_come_with_their_networks(tmp_path):
 def with_blank(method, init, crops, **fields):
     adopted = init_from.adopt(tiny(method, crops=crops, init=str(init), **fields))
     return adopted, blank(adopted)
+
+
+def test_further_class_tokens_are_fresh_and_those_of_the_checkpoint_stay(tmp_path):
+    trees = written(tmp_path / "clip")
+    adopted = init_from.adopt(tiny("clip", init=str(tmp_path / "clip"), **{"model.class_tokens": 2}))
+    fresh = blank(adopted)
+    state, _ = init_from.load(adopted, fresh)
+    np.testing.assert_array_equal(state.params["image"]["extra_tokens"], fresh.params["image"]["extra_tokens"])
+    np.testing.assert_array_equal(state.params["image"]["cls_token"], trees["params"]["image"]["cls_token"])
+    written(tmp_path / "two", **{"model.class_tokens": 2})
+    assert init_from.adopt(tiny("clip", init=str(tmp_path / "two"))).model.class_tokens == 2

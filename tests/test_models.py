@@ -5,16 +5,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import straightforward
 from flax import traverse_util
 from tiny import noise, tiny_state
 
 from detailclip_jax import config as config_lib
-from detailclip_jax.models import block, positions, towers
+from detailclip_jax.detection import backbone
+from detailclip_jax.inference import inspection
+from detailclip_jax.models import block, patches, positions, readouts, towers
 from detailclip_jax.models import vit as vit_module
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.heads import PrototypeHead
 from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.vit import VisionTransformer
+from detailclip_jax.segmentation import taps
 from detailclip_jax.types import Hidden
 
 VIT = VisionTransformer(patch_size=8, width=32, depth=2, num_heads=4, image_size=32)
@@ -304,3 +308,45 @@ def test_bfloat16_computes_near_float32():
     whole = encode(images(), attention=True)
     assert half.cls.dtype == jnp.bfloat16 and half.attention.dtype == jnp.float32
     np.testing.assert_allclose(half.cls.astype(jnp.float32), whole.cls, atol=0.1)
+
+
+@functools.cache
+def three_class_tokens():
+    """An encoder with three class tokens, its parameters and two images."""
+    vit, pixels = VIT.clone(class_tokens=3), images()[:2]
+    return vit, noise(jax.eval_shape(vit.init, jax.random.key(1), pixels)["params"]), pixels
+
+
+@pytest.mark.parametrize("kept", [None, [[1, 3, 4], [0, 2, 15]]])
+def test_class_tokens_after_the_first_have_no_position_and_are_no_patches(kept):
+    """Against all tokens through the straightforward blocks."""
+    vit, params, pixels = three_class_tokens()
+    kept = None if kept is None else jnp.asarray(kept)
+    ours = vit.apply({"params": params}, pixels, kept, attention=True)
+    embedded = straightforward.linear(params["patch_embed"], patches.patchify(pixels, 8)) + params["positions"][1:]
+    embedded = embedded if kept is None else jnp.take_along_axis(embedded, kept[..., None], 1)
+    first = jnp.stack([params["cls_token"] + params["positions"][0], *params["extra_tokens"]])
+    x = jnp.concatenate([jnp.broadcast_to(first, (2, *first.shape)), embedded], 1)
+    x, maps = straightforward.blocks(params, x, vit.num_heads)
+    x = straightforward.norm(params["norm"], x)
+    for made, expected in ((ours.cls, x[:, 0]), (ours.extra, x[:, 1:3]), (ours.patches, x[:, 3:])):
+        np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-5)
+    expected = jnp.stack([layer.mean(1)[:, 0, 3:] for layer in maps], 1)
+    np.testing.assert_allclose(ours.attention, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_dense_read_outs_leave_all_class_tokens_out():
+    vit, params, pixels = three_class_tokens()
+    bound = vit.bind({"params": params})
+    tokens = bound(pixels, attention=True)
+    grid = tokens.patches.reshape(2, 4, 4, -1)
+    dense = [
+        readouts.read_out(bound, pixels, readouts.READOUTS["plain"]),
+        taps.taps(bound, pixels)((1,))[0],
+        backbone.backbone(bound, pixels, jnp.full((2, 2), 32), (1,), norm=True)[0][0],
+    ]
+    for found in dense:
+        np.testing.assert_allclose(found, grid, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(inspection.attention_of_heads(bound, pixels).mean(2), tokens.attention, rtol=1e-5)
+    for name, readout in readouts.READOUTS.items():
+        assert readouts.read_out(bound, pixels, readout).shape == grid.shape, name

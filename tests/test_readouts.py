@@ -214,7 +214,7 @@ def test_without_content_attention_averages_values():
 
 
 def test_the_neighbourhood_by_hand():
-    w = readouts.neighbourhood((2, 3))
+    w = readouts.neighbourhood((2, 3), 7)
     assert w.shape == (7, 7) and not w[0].any() and not w[:, 0].any()
     assert w[1, 1] == 1 and w[1, 2] == pytest.approx(np.exp(-1 / 50)) and w[1, 6] == pytest.approx(np.exp(-5 / 50))
 

@@ -71,6 +71,36 @@ def test_patch_distillation_runs_over_hidden_patches_of_each_image(method):
     np.testing.assert_allclose(loss, np.mean(per_image), rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["detailclip", pytest.param("ibot", marks=pytest.mark.check)])
+def test_patch_distillation_may_run_over_all_patches(method):
+    """Of a pass that drops patches: the encoder's tokens of the kept ones, the decoded tokens of the removed ones."""
+    config = tiny_config(method)
+    config.losses.patch_over = "all"
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    state = noise_state(exp)
+    line = exp.forward(state, exp.put(tiny_batch(0, config)))
+    tokens = np.array(line.targets["full"].patches)
+    if method == "ibot":
+        tokens = np.asarray(line.tokens["masked"].patches)
+    else:
+        for index in np.ndindex(2, 8):
+            tokens[index][line.hidden.kept[index]] = line.tokens["visible"].patches[index]
+            tokens[index][line.hidden.removed[index]] = line.decoded[index]
+    logits = lambda params, x: exp.model.prototype_head.apply({"params": params["prototype_head"]}, jnp.asarray(x))[...]
+    taught = probabilities(logits(state.ema_params, line.targets["full"].patches), 0.04)
+    per_patch = -(taught * log_softmax(np.asarray(logits(state.params, tokens)) / 0.1)).sum(-1)
+    loss, _ = exp.method.terms["patch"].run(line, context(line))
+    np.testing.assert_allclose(loss, per_patch.mean(), rtol=1e-4)
+
+
+def test_a_narrower_decoder_cannot_serve_a_patch_term_over_all_patches():
+    config = tiny_config("maskclip")
+    config.losses.patch_over, config.model.decoder_width = "all", 64
+    with pytest.raises(ValueError) as raised:
+        methods.build(config)
+    check_names(raised.value, "losses.patch_over", "model.decoder_width 64", "96")
+
+
 def test_ibot_hides_what_the_pipeline_drew():
     exp, _, line = row("ibot")
     drawn = tiny_batch(0, exp.config)["hidden"]["large"]

@@ -202,6 +202,9 @@ MODEL: Group = {
     "num_classes": Field(None, "number of classes of the method supervised", OURS, int),
     "decoder_width": Field(None, "width of the decoder; default: the encoder's width", CODE, int),
     "decoder_depth": Field(None, "blocks of the decoder; default: 1", CODE, int),
+    "class_tokens": Field(
+        1, "class tokens of the image encoder, of which the first has a position; tips has one for each caption", OURS
+    ),
     "drop_path": Field(
         0.0, "stochastic depth: rate of the last block, increasing linearly from 0; only for the student", CODE
     ),
@@ -262,6 +265,11 @@ LOSSES: Group = {
         "cross_entropy",
         "divergence of CLS and patch terms: cross_entropy, kl_teacher_student or kl_student_teacher (eq. 6 and 7)",
         CODE,
+    ),
+    "patch_over": Field(
+        "removed",
+        "patches of the patch term: removed, those hidden from the student (eq. 7), or all (TIPSv2)",
+        "paper, eq. 7",
     ),
     "student_temperature": Field(0.1, "temperature of the student's prototype logits", CODE),
     "teacher_temperature": Field(

@@ -74,12 +74,13 @@ def backbone(
     own = interpolated(vit.table[1:].reshape(*old, -1), counts, (rows, columns), vit.interpolation)
     patches = patches + own.reshape(patches.shape).astype(vit.dtype)
     cls = (vit.cls_token + vit.table[0]).astype(vit.dtype)
-    x = jnp.concatenate([jnp.broadcast_to(cls, (len(images), 1, vit.width)), take(patches, order)], 1)
+    classes = jnp.broadcast_to(cls, (len(images), 1, vit.width)), *vit.extra(len(images))
+    x = jnp.concatenate([*classes, take(patches, order)], 1)
     x = vit.pre_norm(x) if vit.style.pre_norm else x
-    found = outputs(vit, x, keys, 1 + valid.sum((1, 2), dtype=jnp.int32))
+    found = outputs(vit, x, keys, vit.class_tokens + valid.sum((1, 2), dtype=jnp.int32))
 
     def as_map(tokens: Array) -> Array:
-        tokens = take(vit.norm(tokens) if norm else tokens, 1 + back)
+        tokens = take(vit.norm(tokens) if norm else tokens, vit.class_tokens + back)
         return jnp.where(valid[..., None], tokens.reshape(*valid.shape, -1), 0)
 
     return [as_map(found[block]) for block in blocks], valid

@@ -68,16 +68,20 @@ def teacher_log_probabilities(
 
 
 def cls_divergence(
-    student_log: Float[Array, "V *B C"], teacher_log: Float[Array, "W *B C"], divergence: Divergence
+    student_log: Float[Array, "V *B C"],
+    teacher_log: Float[Array, "W *B C"],
+    divergence: Divergence,
+    same_views: bool = True,
 ) -> Float[Array, "*B"]:
     """Computes eq. 6 of each image: the mean divergence over all pairs of different views.
 
         L_CLS = mean_{v != w} D(p_s(v), p_t(w)),    v = 1 .. V,  w = 1 .. W
 
     The teacher's W views are the first W of the student's V views. With two views each, the pairs are (u, v) and
-    (v, u); further student views (DINO's local crops) are compared with every teacher view.
+    (v, u); further student views (DINO's local crops) are compared with every teacher view. Without `same_views` the
+    student sees none of the teacher's views (TIPS: local crops alone), and all pairs are compared.
     """
-    pairs = [(v, w) for w in range(len(teacher_log)) for v in range(len(student_log)) if v != w]
+    pairs = [(v, w) for w in range(len(teacher_log)) for v in range(len(student_log)) if v != w or not same_views]
     return jnp.stack([divergence(student_log[v], teacher_log[w]) for v, w in pairs]).mean(0)
 
 
@@ -145,14 +149,18 @@ class Sharpening(NamedTuple):
 
 
 def cls_loss(
-    student: Logits, teacher: Logits, sharpening: Sharpening, how: Comparison = REFERENCE
+    student: Logits,
+    teacher: Logits,
+    sharpening: Sharpening,
+    how: Comparison = REFERENCE,
+    same_views: bool = True,
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """Computes the mean of eq. 6 over images, from logits [V, B, C] of the student and [W, B, C] of the teacher.
 
     Returns the loss, and two metrics that show a collapse: the teacher's mean entropy, and KL(first view || last view)
-    of the teacher. Raises ValueError for fewer than two student views.
+    of the teacher. `same_views`: see `cls_divergence`; with it, fewer than two student views raise ValueError.
     """
-    if len(student.bottleneck) < 2:
+    if same_views and len(student.bottleneck) < 2:
         raise ValueError("cls_loss needs at least two views; set views.crops.large.count to 2")
     divergence = DIVERGENCES[how.divergence]
 
@@ -160,7 +168,7 @@ def cls_loss(
         """Computes the loss and the metrics of each image, from logits [V, m, C] and [W, m, C]."""
         student_log, teacher_log = how.log_probabilities(student, teacher, sharpening)
         return {
-            "loss": cls_divergence(student_log, teacher_log, divergence),
+            "loss": cls_divergence(student_log, teacher_log, divergence, same_views),
             "teacher_entropy": entropy(teacher_log).mean(0),
             "teacher_view_kl": kl_teacher_student(teacher_log[-1], teacher_log[0]),
         }

@@ -26,7 +26,7 @@ from detailclip_jax.models import sizes
 from detailclip_jax.models.patches import normalise_patches, patchify, take
 from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import NETWORKS, Networks
-from detailclip_jax.types import Array, Batch, Float, Hidden, Keys, Leaf, Scalar, Texts, Tokens
+from detailclip_jax.types import Array, Batch, Float, Hidden, Int, Keys, Leaf, Scalar, Texts, Tokens
 
 
 def attention_value(tokens: Tokens) -> Float[Array, "V B N"]:
@@ -178,19 +178,25 @@ def encode_text(networks: Networks, batch: Batch) -> Texts:
     return Texts(fold(networks.embed_text, jnp.moveaxis(batch["text"], 1, 0)))
 
 
-def joint_head(name: str, **scalars: Network) -> Head:
-    """Head of image-text losses: projected CLS tokens of the student's pass `name`, and the loss's trained numbers.
+def joint_head(*names: str, **scalars: Network) -> Head:
+    """Head of image-text losses: projected CLS tokens of the student's passes, and the loss's trained numbers.
 
-    `scalars` are these numbers, by name; without any it is CLIP's logit scale (a logarithm).
+    The passes `names` are concatenated along V. `scalars` are these numbers, by name; without any it is CLIP's logit
+    scale (a logarithm).
     """
     numbers = scalars or {"logit_scale": NETWORKS["logit_scale"]}
 
     @uses("image_projection", **numbers)
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
-        images = fold(student.image_projection, record.tokens[name].cls)
+        images = fold(student.image_projection, cls_of(record, names))
         return {"image_embedding": images, **{number: getattr(student, number)() for number in numbers}}
 
-    return Head(("image_embedding", *numbers), run)
+    return Head(("image_embedding", *numbers), run, passes=names)
+
+
+def cls_of(record: Forward, names: Sequence[str]) -> Float[Array, "V B D"]:
+    """Concatenates the CLS tokens of the student's passes `names` along V."""
+    return jnp.concatenate([record.tokens[name].cls for name in names])
 
 
 def prototypes_of(networks: Networks, tokens: Float[Array, "V *batch D"]) -> Logits:
@@ -202,35 +208,68 @@ def prototypes_of(networks: Networks, tokens: Float[Array, "V *batch D"]) -> Log
 def cls_head(names: Sequence[str], target: str) -> Head:
     """Head for eq. 6: prototype logits of the image encoders' CLS tokens (not the decoder's), student and teacher.
 
-    The student's passes `names` are concatenated along V; passes over the teacher's views come first.
+    The student's passes `names` are concatenated along V; passes over the teacher's views, if any, come first.
     """
 
     @uses("prototype_head")
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Leaf]:
-        tokens = jnp.concatenate([record.tokens[name].cls for name in names])
         targets = prototypes_of(teacher, record.targets[target].cls)
         return {
-            "student_cls": prototypes_of(student, tokens),
+            "student_cls": prototypes_of(student, cls_of(record, names)),
             "teacher_cls": targets,
             "cls_mean": jax.lax.stop_gradient(targets.mean()),
         }
 
-    return Head(("student_cls", "teacher_cls", "cls_mean"), run)
+    return Head(("student_cls", "teacher_cls", "cls_mean"), run, passes=tuple(names))
 
 
-def patch_head(target: str) -> Head:
-    """Head for eq. 7: prototype logits at removed patches only; the mean for the center runs over all patches."""
+PATCHES = ("removed", "all")  # where eq. 7 compares student and teacher: `losses.patch_over`
+
+
+def patch_over(config: ConfigDict) -> str:
+    """Returns `losses.patch_over` of a method with a decoder.
+
+    Raises ValueError if "all" would mix tokens of two widths, of the encoder and of the decoder.
+    """
+    over, width, decoder = config.losses.patch_over, sizes.size_of(config.model).width, config.model.decoder_width
+    if over == "all" and decoder not in (None, width):
+        raise ValueError(
+            f"losses.patch_over 'all' takes tokens of encoder and decoder, so model.decoder_width {decoder} must be "
+            f"{width}, the encoder's width"
+        )
+    return over
+
+
+def patch_head(target: str, over: str = "removed", name: str = "") -> Head:
+    """Head for eq. 7: prototype logits of patches; the mean for the center runs over all patches of the teacher.
+
+    `over` is "removed" for the decoded patches alone, or "all" for all N patches. These are then the student's tokens
+    of the pass `name` and, if that pass dropped the removed patches, the decoded tokens behind them.
+    """
 
     @uses("prototype_head")
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Leaf]:
         targets = prototypes_of(teacher, record.targets[target].patches)
+        tokens, places = (record.decoded, record.hidden.removed) if over == "removed" else all_patches(record, name)
+        chosen = targets if places is None else targets.replace(bottleneck=take(targets.bottleneck, places))
         return {
-            "student_patches": prototypes_of(student, record.decoded),
-            "teacher_patches": targets.replace(bottleneck=take(targets.bottleneck, record.hidden.removed)),
+            "student_patches": prototypes_of(student, tokens),
+            "teacher_patches": chosen,
             "patch_mean": jax.lax.stop_gradient(targets.mean()),
         }
 
     return Head(("student_patches", "teacher_patches", "patch_mean"), run, reads=("decoded",))
+
+
+def all_patches(record: Forward, name: str) -> tuple[Float[Array, "V B N D"], Int[Array, "V B N"] | None]:
+    """Returns the student's tokens of all patches, and their places; None if they are in order.
+
+    Of a pass over the kept patches: the encoder's tokens of these, then the decoded tokens of the removed ones.
+    """
+    seen, hidden = record.tokens[name].patches, record.hidden
+    if seen.shape[-2] == hidden.mask.shape[-1]:
+        return seen, None
+    return jnp.concatenate([seen, record.decoded], -2), jnp.concatenate([hidden.kept, hidden.removed], -1)
 
 
 def pixel_head(view: str, patch_size: int, normalise: bool, eps: float) -> Head:
@@ -340,25 +379,27 @@ def clip_term() -> Loss:
     return Loss("clip", ("image_embedding", "logit_scale"), run)
 
 
-def cls_term(config: ConfigDict) -> Loss:
-    """CLS self-distillation loss term, eq. 6."""
+def cls_term(config: ConfigDict, same_views: bool = True) -> Loss:
+    """CLS self-distillation loss term, eq. 6; `same_views` is False if no student view is one of the teacher's."""
     how = distillation.comparison(config)
 
     def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         target = distillation.Sharpening(context.centers["cls"], context.temperatures["cls"])
-        return distillation.cls_loss(record.heads["student_cls"], record.heads["teacher_cls"], target, how)
+        heads = record.heads
+        return distillation.cls_loss(heads["student_cls"], heads["teacher_cls"], target, how, same_views)
 
     return Loss("cls", ("student_cls", "teacher_cls", "cls_mean"), run)
 
 
-def patch_term(config: ConfigDict) -> Loss:
-    """Patch self-distillation loss term at removed patches, eq. 7."""
+def patch_term(config: ConfigDict, over: str = "removed") -> Loss:
+    """Patch self-distillation loss term, eq. 7, over the patches of `patch_head`: the "removed" ones, or "all"."""
     how = distillation.comparison(config)
 
     def run(record: Forward, context: Context) -> tuple[Scalar, dict[str, Scalar]]:
         target = distillation.Sharpening(context.centers["patch"], context.temperatures["patch"])
-        hidden = jnp.take_along_axis(record.hidden.mask, record.hidden.removed, -1)  # False at fill entries
-        heads = record.heads
+        heads, hidden = record.heads, None
+        if over == "removed":
+            hidden = jnp.take_along_axis(record.hidden.mask, record.hidden.removed, -1)  # False at fill entries
         return distillation.patch_loss(heads["student_patches"], heads["teacher_patches"], target, hidden, how)
 
     return Loss("patch", ("student_patches", "teacher_patches", "patch_mean"), run)

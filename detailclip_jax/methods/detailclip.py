@@ -10,7 +10,7 @@ from detailclip_jax.models import sizes
 def detailclip(config: ConfigDict) -> Method:
     """Builds the method `detailclip`."""
     patch_size, losses = sizes.size_of(config.model).patch_size, config.losses
-    rule = components.mask_rule(config)
+    rule, over = components.mask_rule(config), components.patch_over(config)
     passes, attention = components.teacher_attention(config.views)
     strategy = masking.strategy(config.masking.strategy)
     return Method(
@@ -24,13 +24,13 @@ def detailclip(config: ConfigDict) -> Method:
         heads=(
             components.joint_head("visible"),
             components.cls_head(["visible"], "full"),
-            components.patch_head("full"),
+            components.patch_head("full", over, "visible"),
             components.pixel_head("large", patch_size, losses.normalise_pixels, losses.pixel_eps),
         ),
         losses=(
             components.clip_term(),
             components.cls_term(losses),
-            components.patch_term(losses),
+            components.patch_term(losses, over),
             components.reconstruction_term(),
         ),
     )

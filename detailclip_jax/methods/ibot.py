@@ -39,6 +39,9 @@ def _replaced(name: str, config: ConfigDict, mask: Callable) -> Method:
         mask=mask,
         passes={"masked": Pass("large", masked), **local},
         decode=components.tokens_at_hidden("masked"),
-        heads=(components.cls_head(["masked", *local], "full"), components.patch_head("full")),
-        losses=(components.cls_term(losses), components.patch_term(losses)),
+        heads=(
+            components.cls_head(["masked", *local], "full"),
+            components.patch_head("full", losses.patch_over, "masked"),
+        ),
+        losses=(components.cls_term(losses), components.patch_term(losses, losses.patch_over)),
     )

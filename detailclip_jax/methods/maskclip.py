@@ -14,7 +14,7 @@ from detailclip_jax.methods.method import Method, Pass, full, visible
 def maskclip(config: ConfigDict) -> Method:
     """Builds the method `maskclip`: eq. 1-5 on the full view, eq. 7 on decoded tokens at hidden patches."""
     losses = config.losses
-    rule = components.mask_rule(config)
+    rule, over = components.mask_rule(config), components.patch_over(config)
     strategy, views = masking.strategy(config.masking.strategy), config.views.crops.large.count
     return Method(
         name="maskclip",
@@ -24,6 +24,6 @@ def maskclip(config: ConfigDict) -> Method:
         passes={"full": Pass("large", full), "visible": Pass("large", visible)},
         decode=components.decode("visible"),
         encode_text=components.encode_text,
-        heads=(components.joint_head("full"), components.patch_head("full")),
-        losses=(components.clip_term(), components.patch_term(losses)),
+        heads=(components.joint_head("full"), components.patch_head("full", over, "visible")),
+        losses=(components.clip_term(), components.patch_term(losses, over)),
     )

@@ -82,11 +82,18 @@ class Pass(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Runs networks on a `Forward` record; `makes` names its outputs, `reads` the fields of the record it needs."""
+    """Runs networks on a `Forward` record; `makes` names its outputs, `reads` the fields of the record it needs.
+
+    `passes` names the student's passes whose CLS tokens it takes; benchmarks count its work by them. A head that
+    computes each image on its own from more than class tokens and caption embeddings is marked `per_image`:
+    accumulation runs it chunk by chunk, and keeps its outputs, arrays [V, B, ...], for the terms of the whole batch.
+    """
 
     makes: tuple[str, ...]
     run: Callable[[Networks, Networks, Forward], dict[str, Leaf]]
     reads: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
+    per_image: bool = False
 
 
 class Loss(NamedTuple):
@@ -195,9 +202,9 @@ def forward(method: Method, student: Networks, teacher: Networks, views: Views, 
 
 
 def run_heads(method: Method, student: Networks, teacher: Networks, record: Forward) -> Forward:
-    """Runs the method's heads on the record and returns it with their outputs in `heads`."""
+    """Runs the method's heads on the record and returns it with their outputs added to `heads`."""
     outputs = [head.run(student, teacher, record) for head in method.heads]
-    return record.replace(heads={name: array for entries in outputs for name, array in entries.items()})
+    return record.replace(heads={**record.heads, **{name: x for made in outputs for name, x in made.items()}})
 
 
 def encode_target(teacher: Networks, view: View) -> Tokens:
@@ -285,9 +292,12 @@ def build(method: Method, weights: Mapping[str, float]) -> Method:
     return restricted(method, active)
 
 
-def restricted(method: Method, losses: tuple[Loss, ...]) -> Method:
-    """Returns the method with only these losses, without heads, decoder and averaged networks that they do not need."""
-    heads = method.heads_of(losses)
+def restricted(method: Method, losses: tuple[Loss, ...], heads: tuple[Head, ...] | None = None) -> Method:
+    """Returns the method with only these losses, without heads, decoder and averaged networks that they do not need.
+
+    `heads` are the heads that they need, unless given.
+    """
+    heads = method.heads_of(losses) if heads is None else heads
     decodes = any("decoded" in head.reads for head in heads)
     decode = method.decode if decodes else no_decoder
     kept = dataclasses.replace(method, losses=losses, heads=heads, decode=decode)

@@ -33,7 +33,7 @@ GAUSSIAN_WIDTH = 5.0  # of naclip's neighbourhood: the standard deviation in pat
 EPS = 1e-12  # of norms in gem, as PyTorch's normalize
 
 Grid = tuple[int, int]  # rows and columns of patches
-Heads = Float[Array, "B M heads d"]  # M = 1 + N tokens, the first is CLS
+Heads = Float[Array, "B M heads d"]  # M tokens: class tokens, the first of them CLS, then N patches
 
 
 class Readout(NamedTuple):
@@ -60,7 +60,7 @@ def read_out(
     first = max(len(blocks) - readout.num_blocks, 0)
     x, _ = run_blocks(blocks[:first], encoder.embed(images))
     x = encoder.norm(readout.run(blocks[first:], x, (rows, columns)))
-    return x[:, 1:].reshape(len(x), rows, columns, -1)
+    return x[:, encoder.class_tokens :].reshape(len(x), rows, columns, -1)
 
 
 def plain(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:
@@ -89,7 +89,7 @@ def sclip(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Floa
 def naclip(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:
     """Keys attend to keys, with a bonus for near patches; no residual, no MLP."""
     _, key, value = heads(blocks[-1], x)
-    return output(blocks[-1], attention(key, key, bonus=neighbourhood(grid)), value)
+    return output(blocks[-1], attention(key, key, bonus=neighbourhood(grid, x.shape[1])), value)
 
 
 def clearclip(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:
@@ -150,11 +150,12 @@ def with_mlp(block: Block, x: Float[Array, "B M D"]) -> Float[Array, "B M D"]:
     return x + block.mlp(block.norm2(x))
 
 
-def neighbourhood(grid: Grid) -> np.ndarray:
-    """naclip's w [1 + N, 1 + N]: a Gaussian of the distance between patches, 0 for the class token."""
+def neighbourhood(grid: Grid, num_tokens: int) -> np.ndarray:
+    """naclip's w [M, M]: a Gaussian of the distance between patches, the last of M tokens; 0 for class tokens."""
     place = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), -1).reshape(-1, 2)
     squared = ((place[:, None] - place) ** 2).sum(-1)
-    return np.pad(np.exp(-squared / (2 * GAUSSIAN_WIDTH**2)), ((1, 0), (1, 0))).astype(np.float32)
+    before = (num_tokens - len(place), 0)
+    return np.pad(np.exp(-squared / (2 * GAUSSIAN_WIDTH**2)), (before, before)).astype(np.float32)
 
 
 def self_self_attention(block: Block, x: Float[Array, "B M D"]) -> Float[Array, "B M D"]:

@@ -52,6 +52,7 @@ class VisionTransformer(nn.Module):
         tokens = vit(images, hidden=mask, mask_token=token)     # N patches; the mask token replaces hidden ones
         vit(images, attention=True).attention   # [B, L, N], CLS attention of eq. 9 before the mean over layers
 
+    `class_tokens` counts the class tokens. Those after the first follow it, have no position, and are `Tokens.extra`.
     A kept patch has the position of its place in the image; a replaced patch is the mask token plus its position. The
     CLS token is cls_token + positions[0]. Positions are interpolated for images of another size, which need not be
     square; their sides must be multiples of the patch size. `drop_path` is the rate of the last block; rates rise
@@ -70,6 +71,7 @@ class VisionTransformer(nn.Module):
     kernel: Kernel = "xla"  # of attention
     scan: bool = False  # stack the blocks, and run them in a loop
     interpolation: str = "bicubic"  # of positions, one of positions.RECIPES
+    class_tokens: int = 1
     gather: Gather | None = None  # all-gathers one layer at a time in that loop, if parameters are sharded
 
     def setup(self) -> None:
@@ -86,6 +88,8 @@ class VisionTransformer(nn.Module):
         bias = self.style.patch_bias
         self.patch_embed = Linear(self.width, init, self.dtype, uniform, bias)
         self.cls_token = self.param("cls_token", NORMAL, (self.width,))
+        if self.class_tokens > 1:
+            self.extra_tokens = self.param("extra_tokens", NORMAL, (self.class_tokens - 1, self.width))
         learnt = None if fixed else self.param("positions", NORMAL, (side**2 + 1, self.width))
         self.table = jnp.asarray(sincos_positions(self.width, side) if fixed else learnt)
         eps, activation = self.style.norm_eps, activation_named(self.style.activation)
@@ -115,12 +119,15 @@ class VisionTransformer(nn.Module):
         """
         x = self.embed(images, kept, hidden, mask_token)
         x, rows = run_blocks(self.blocks, x, self._scales(keys), attention, self.remat, self.depth, self.gather)
-        maps = None if rows is None else rows[..., 1:]
+        first = self.class_tokens  # place of the first patch
+        maps = None if rows is None else rows[..., first:]
         if self.style.pooling == "norm_of_mean":
-            return Tokens(cls=self.norm(x[:, 1:].mean(1)), patches=x[:, 1:], attention=maps)
-        x = self.norm(x)
-        cls = x[:, 0] if self.style.pooling == "cls" else x[:, 1:].mean(1)
-        return Tokens(cls=cls, patches=x[:, 1:], attention=maps)
+            cls, extra, patches = self.norm(x[:, first:].mean(1)), self.norm(x[:, 1:first]), x[:, first:]
+        else:
+            x = self.norm(x)
+            patches, extra = x[:, first:], x[:, 1:first]
+            cls = x[:, 0] if self.style.pooling == "cls" else patches.mean(1)
+        return Tokens(cls, patches, maps, extra if first > 1 else None)
 
     def _scales(self, keys: Array | None) -> Float[Array, "L 2 B 1 1"] | None:
         """Draws drop path's factor for every branch; None without drop path."""
@@ -136,7 +143,7 @@ class VisionTransformer(nn.Module):
         hidden: Bool[Array, "B N"] | None = None,
         mask_token: Float[Array, "D"] | None = None,
     ) -> Float[Array, "B M D"]:
-        """Embeds CLS and patches and adds positions; `kept` patches are selected before the projection."""
+        """Embeds class tokens and patches and adds positions; `kept` patches are selected before the projection."""
         pixels = patchify(images, self.patch_size)
         grid = images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
         table = interpolate(self.table, grid, self.interpolation)
@@ -150,8 +157,14 @@ class VisionTransformer(nn.Module):
             patches = jnp.where(hidden[..., None], spread(mask_token, patches.shape, self.dtype), patches)
         patches = patches + spread(positions, patches.shape, self.dtype)
         cls = spread(self.cls_token + table[0], (images.shape[0], 1, self.width), self.dtype)
-        x = jnp.concatenate([cls, patches], 1)
+        x = jnp.concatenate([cls, *self.extra(len(images)), patches], 1)
         return self.pre_norm(x) if self.style.pre_norm else x
+
+    def extra(self, batch: int) -> list[Float[Array, "B R D"]]:
+        """Returns the class tokens after the first for a batch, as a list of one array; empty if there are none."""
+        if self.class_tokens == 1:
+            return []
+        return [spread(self.extra_tokens, (batch, *self.extra_tokens.shape), self.dtype)]
 
 
 def fold_in(keys: Array, number: int) -> Array:
@@ -175,6 +188,7 @@ def image_encoder(build: Build) -> VisionTransformer:
         build.kernel(size.width, size.num_heads),
         model.scan,
         model.interpolation,
+        model.class_tokens,
     )
 
 
@@ -182,7 +196,10 @@ NETWORKS = {
     "image": Network(
         image_encoder,
         # the reference stores both with leading axes of 1, so it decays them
-        (Rule("cls_token", decayed=True), Rule("positions", decayed=True, spec=P(None, FSDP))),
+        (
+            *(Rule(name, decayed=True) for name in ("cls_token", "extra_tokens")),
+            Rule("positions", decayed=True, spec=P(None, FSDP)),
+        ),
         frozen={"patch_embed/.*": "freeze_patch_embed"},
     )
 }

@@ -48,6 +48,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
     for name in [*fields, *(field for network, names in OF_HEADS.items() if network in brought for field in names)]:
         adopted.model[name] = source.model[name]
+    adopted.model.class_tokens = max(config.model.class_tokens, source.model.class_tokens)
     adopted.preprocess = ConfigDict(source.preprocess.to_dict())
     for name in adopted.preprocess:
         if f"preprocess.{name}" in {one.partition("[")[0] for one in given}:
@@ -102,6 +103,8 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     _, variables, source = checkpoint.load(config.init)
     networks, saved_centers = methods.build(config).networks, variables.pop("centers")
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
+    for tree in (variables["params"], variables["ema_params"]):
+        _add_class_tokens(tree, state.params)
     loaded = {network: variables["params"][network] for network in networks if network in variables["params"]}
     _check_shapes(config.init, loaded, state.params)
     params = {
@@ -127,6 +130,13 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     lines += [f"  centers       {', '.join(name for name in centers if name in known) or 'fresh'}"] if centers else []
     state = state.replace(params=params, ema_params=teacher, batch_stats=stats, centers=centers)
     return state, lines
+
+
+def _add_class_tokens(tree: dict[str, Params], params: Params) -> None:
+    """Completes an image encoder with one class token by the fresh ones of the new networks."""
+    own = params.get("image", {})
+    if "image" in tree and "extra_tokens" in own and "extra_tokens" not in tree["image"]:
+        tree["image"] = {**tree["image"], "extra_tokens": own["extra_tokens"]}
 
 
 def _statistics(old: Params, theirs: Params, student: Params) -> Params:

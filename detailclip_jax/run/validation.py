@@ -16,6 +16,7 @@ from detailclip_jax.data.views import check_reducing_gap, crops_from_config
 from detailclip_jax.kernels.products import PRECISIONS
 from detailclip_jax.losses.distillation import DIVERGENCES
 from detailclip_jax.methods import METHODS, masking
+from detailclip_jax.methods.components import PATCHES
 from detailclip_jax.models import sizes
 from detailclip_jax.models.attention import KERNELS
 from detailclip_jax.models.block import REMAT
@@ -32,6 +33,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "masking.strategy": masking.STRATEGIES,
     "masking.granularity": masking.CELLS,
     "losses.divergence": DIVERGENCES,
+    "losses.patch_over": PATCHES,
     "data.source": KINDS,
     "model.interpolation": RECIPES,
     "masking.rounded": masking.ROUNDED,
@@ -53,6 +55,7 @@ RANGES = {  # field, or the end of its name from a dot on: (smallest, largest) v
     "model.context_length": (3, INFINITE),  # start, a word, end
     **dict.fromkeys(("model.drop_path", "preprocess.crop_ratio"), (0, 1)),
     **dict.fromkeys(("masking.ratio", "masking.drawn_ratio", "masking.probability"), (0, 1)),
+    "model.class_tokens": (1, INFINITE),
     "losses.label_smoothing": (0, 1),
     ".scale": (0, 1),
     **dict.fromkeys(("losses.center_momentum", "ema.start", "ema.end"), (0, 1)),

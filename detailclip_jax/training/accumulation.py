@@ -2,14 +2,15 @@
 
 The losses and gradients of several chunks equal those of the whole batch (arXiv 2101.06983).  A loss term that is a
 mean over images is computed chunk by chunk.  The other terms (CLIP and SimCLR compare images, BatchNorm normalises over
-them) need the CLS tokens and caption embeddings of all chunks, which are small.  The networks therefore run on one
-chunk at a time, and these terms are computed on all embeddings afterwards.  The backward pass runs every chunk again,
-with the gradient of its embeddings already known.  The memory is that of one chunk; the cost is one more forward pass.
+them) need the class tokens and caption embeddings of all chunks, which are small, and the outputs of heads that are
+marked `per_image` (COSMOS's cross-attention).  The networks therefore run on one chunk at a time, and these terms are
+computed on all embeddings afterwards.  The backward pass runs every chunk again, with the gradient of its embeddings
+already known.  The memory is that of one chunk; the cost is one more forward pass.
 
 With one chunk every term is computed in it, and nothing runs twice.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -30,7 +31,7 @@ from detailclip_jax.methods.method import (
 from detailclip_jax.training.forward_pass import ForwardPass, Stats, center_means, run, run_networks
 from detailclip_jax.types import Array, Batch, Float, Keys, Params, PyTree, Scalar
 
-Embeddings = Mapping[str, Any]  # "targets" and "tokens" by name of the pass, [V, B, D]; texts [C, B, E] or None
+Embeddings = Mapping[str, Any]  # see `embeddings`
 Metrics = dict[str, Scalar]
 
 
@@ -52,12 +53,13 @@ def device_losses(
     device's images.  Raises ValueError if a term over the whole batch reads what is only known chunk by chunk.
     """
     by_image, by_batch = divide(given.method, chunks)
+    kept = [name for head in given.method.heads_of(by_batch.losses) if head.per_image for name in head.makes]
 
     def chunk(stats: Stats, rows: tuple[Batch, Array]) -> tuple[Stats, PyTree]:
         pass_ = given._replace(method=by_image)
         record, stats = run(params, teacher, stats, rows[0], Keys(keys.step, rows[1]), pass_)
         terms = values(by_image, record, context, whole_batch)
-        return stats, ((terms, center_means(record, given.method)), embeddings(record))
+        return stats, ((terms, center_means(record, given.method)), embeddings(record, kept))
 
     stats, (means, embedded) = in_chunks(chunk, stats, (batch, keys.image), chunks)
     metrics, centers = jax.tree.map(lambda x: x.mean(0), means)
@@ -69,12 +71,18 @@ def device_losses(
 
 
 def divide(method: Method, chunks: int) -> tuple[Method, Method]:
-    """Divides a method's terms into those of each chunk and those of the whole batch; one chunk is the whole batch."""
+    """Divides a method's terms into those of each chunk and those of the whole batch; one chunk is the whole batch.
+
+    Heads marked `per_image` run with the chunks, also for the terms of the whole batch.
+    """
     whole = [chunks > 1 and method.needs_whole_batch(loss) for loss in method.losses]
     by_image, by_batch = (
         tuple(loss for loss, needs in zip(method.losses, whole) if needs is kind) for kind in (False, True)
     )
-    return restricted(method, by_image), restricted(method, by_batch)
+    late = method.heads_of(by_batch)
+    early = [head for head in method.heads if head in method.heads_of(by_image) or (head in late and head.per_image)]
+    late = tuple(head for head in late if not head.per_image)
+    return restricted(method, by_image, tuple(early)), restricted(method, by_batch, late)
 
 
 def in_chunks(function: Callable[[Any, Any], Any], carry: PyTree, rows: PyTree, chunks: int) -> tuple[PyTree, PyTree]:
@@ -91,29 +99,38 @@ def split(rows: PyTree, chunks: int) -> PyTree:
     return jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), rows)
 
 
-def embeddings(record: Forward) -> Embeddings:
-    """Returns the inputs of the terms that need the whole batch: one vector per view and one per caption."""
-    classes = {kind: {name: t.cls for name, t in getattr(record, kind).items()} for kind in ("targets", "tokens")}
-    texts = {kind: getattr(record, kind) for kind in ("text", "target_text")}
-    return {**classes, **{kind: None if made is None else made.embedding for kind, made in texts.items()}}
+def embeddings(record: Forward, kept: Iterable[str]) -> Embeddings:
+    """Returns the inputs of the terms that need the whole batch: one vector per class token and one per caption.
+
+    "targets" and "tokens" hold them by name of the pass, [V, B, ...], "text" and "target_text" are [C, B, E] or None,
+    and "heads" has the outputs `kept` of heads that ran on the chunk.
+    """
+    classes = {
+        kind: {name: ClassTokens(t.cls, t.extra) for name, t in getattr(record, kind).items()}
+        for kind in ("targets", "tokens")
+    }
+    texts = {
+        kind: None if (made := getattr(record, kind)) is None else Captions(made.embedding)
+        for kind in ("text", "target_text")
+    }
+    return {**classes, **texts, "heads": {name: record.heads[name] for name in kept}}
 
 
 def rejoin(batch: Batch, embedded: Embeddings) -> Forward:
     """Builds a `Forward` record of the whole batch from the embeddings of all chunks; reading anything else raises."""
-    tokens = {kind: {n: ClassTokens(_joined(x)) for n, x in embedded[kind].items()} for kind in ("targets", "tokens")}
-    joined = {kind: None if (x := embedded[kind]) is None else Captions(_joined(x)) for kind in ("text", "target_text")}
     views, hidden, decoded = (Missing(name) for name in ("views", "hidden", "decoded"))
-    return Forward(batch, views, tokens["targets"], hidden, tokens["tokens"], decoded, **joined, heads={})
+    return Forward(batch, views, hidden=hidden, decoded=decoded, **jax.tree.map(_joined, dict(embedded)))
 
 
-def _joined(chunks: Float[Array, "A V B D"]) -> Float[Array, "V AB D"]:
-    return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1, chunks.shape[-1])
+def _joined(chunks: Float[Array, "A V B *D"]) -> Float[Array, "V AB *D"]:
+    return jnp.moveaxis(chunks, 0, 1).reshape(chunks.shape[1], -1, *chunks.shape[3:])
 
 
 class ClassTokens(struct.PyTreeNode):
-    """The CLS tokens of the whole batch; patches and attention are only known chunk by chunk."""
+    """The class tokens of the whole batch; patches and attention are only known chunk by chunk."""
 
     cls: Array
+    extra: Array | None = None
 
     @property
     def patches(self) -> NoReturn:

@@ -22,7 +22,7 @@ from detailclip_jax.types import Array, Params, PyTree
 
 FROZEN, PLAIN, DECAYED = "frozen", "plain", "decayed"
 SHOWN = {FROZEN: "frozen", PLAIN: "no decay", DECAYED: "decayed"}
-FIRST_LAYER = r"(patch_embed|cls_token|positions|token_embedding|pre_norm)(/.*)?"  # layer 0 of an encoder
+FIRST_LAYER = r"(patch_embed|cls_token|extra_tokens|positions|token_embedding|pre_norm)(/.*)?"  # layer 0 of an encoder
 
 
 class Rule(NamedTuple):
