@@ -1,6 +1,8 @@
 """Which caption training reads: the rules, the fields by name, and what prepared sets, TFDS and mixtures give them."""
 
+import collections
 import io
+import itertools
 import pickle
 
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image
 
 from detailclip_jax.config import default
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.caption_rules import caption_of, check_rule, text_fields
+from detailclip_jax.data.caption_rules import caption_of, captions_of, num_captions, parse, sentences_of, text_fields
 from detailclip_jax.data.mixture import check_captions
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -68,14 +70,148 @@ def test_of_a_field_with_several_texts_one_is_drawn():
     assert drawn == {"a", "b"}
 
 
-@pytest.mark.parametrize("rule", ["frist", "field", "field:", "field:a,,b", ""])
+UNKNOWN = ("frist", "field", "field:", "field:a,,b", "", "sources", "sources:", "sources:a,/b", "crops:", "random:a")
+
+
+@pytest.mark.parametrize("rule", UNKNOWN)
 def test_an_unknown_rule_lists_the_known(rule):
-    with pytest.raises(ValueError, match=r"caption rule .*random, first, concat.*field:NAME"):
-        check_rule(rule)
+    with pytest.raises(ValueError, match=r"caption rule .*random, first, concat.*field:NAME.*crops, diverse.*sources:"):
+        parse(rule)
 
 
 def test_texts_of_an_example_are_its_fields_but_the_key():
     assert text_fields(PAIR | {"label": 3, "flags": [1, 2]}) == ["captions", "title", "description"]
+
+
+# several captions of an example
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        (["A dog. A cat runs.", "A house"], ["A dog", "A cat runs", "A house"]),
+        (["one\ntwo</s>three"], ["one", "two", "three"]),
+        (["no full stop"], ["no full stop"]),
+        (["A dog.", "A dog", " A dog . "], ["A dog"]),  # once
+        (["Mr. Fox, e.g. at 3.5 m"], ["Mr", "Fox, e", "g", "at 3", "5 m"]),  # every full stop, as in the sources
+        (["What? Yes! No"], ["What? Yes! No"]),  # other marks do not end a sentence
+        (["", " ", "...", "\n</s>."], []),
+        ([], []),
+    ],
+)
+def test_sentences_end_at_new_lines_end_tokens_and_full_stops(captions, expected):
+    assert sentences_of(captions) == expected
+
+
+LETTERS = tuple("abcdefgh")
+LONG = {"captions": ("a. b. c", "d. e"), "web": "w", "long": ("f. g", "h"), "other": "o", "blank": " ", "key": "k"}
+
+
+def drawn(rule, num=8, count=400, example=LONG):
+    draws = rng()
+    return [captions_of(example, rule, draws, num) for _ in range(count)]
+
+
+def split(caption):
+    return tuple(caption.split(". "))
+
+
+def test_crops_are_two_captions_of_distinct_sentences_then_single_ones():
+    made = drawn("crops:captions,long")
+    assert all(len(captions) == 8 for captions in made)
+    for number in (0, 1):
+        sentences = [split(captions[number]) for captions in made]
+        assert all(len(set(found)) == len(found) and set(found) <= set(LETTERS) for found in sentences)
+        lengths = collections.Counter(map(len, sentences))
+        assert set(lengths) == {1, 2, 3, 4, 5} and min(lengths.values()) > 50  # 80 expected of each
+    assert all(len(set(captions[2:])) == 6 and set(captions[2:]) <= set(LETTERS) for captions in made)
+    assert {captions[2] for captions in made} == {captions[7] for captions in made} == set(LETTERS)
+
+
+def test_the_sentences_of_a_crop_are_in_random_order():
+    pairs = {split(captions[0]) for captions in drawn("crops", count=2000) if len(split(captions[0])) == 2}
+    assert pairs == set(itertools.permutations("abcde", 2))
+
+
+def test_with_too_few_sentences_the_list_of_crops_is_repeated():
+    for captions in drawn("crops:long"):  # three sentences, repeated twice
+        assert all(len(set(split(caption))) == len(split(caption)) <= 3 for caption in captions[:2])
+        assert collections.Counter(captions[2:]) == {"f": 2, "g": 2, "h": 2}
+    for captions in drawn("crops"):  # five sentences: ten in the list, of which six are drawn
+        assert set(collections.Counter(captions[2:]).values()) <= {1, 2}
+    assert set(drawn("crops:web")) == {("w",) * 8}
+    assert drawn("crops:blank", count=1) == [("",) * 8]
+    assert drawn("crops", 2, 1, {"captions": ()}) == [("", "")]
+
+
+def test_crops_without_single_sentences():
+    assert all(len(captions) == 2 for captions in drawn("crops", num=2))
+
+
+def test_diverse_captions_are_consecutive_or_random_sentences():
+    made = [split(caption) for captions in drawn("diverse:captions,long", num=4, count=2000) for caption in captions]
+    shares = collections.Counter(map(len, made))
+    assert all(abs(shares[num] / len(made) - 1 / 3) < 0.02 for num in (1, 2, 3))
+    assert all(len(set(sentences)) == len(sentences) for sentences in made)
+    for num in (2, 3):
+        windows = {LETTERS[first : first + num] for first in range(8 - num + 1)}
+        some = [sentences for sentences in made if len(sentences) == num]
+        assert windows <= set(some)  # the last one included
+        num_orders = np.prod(range(8, 8 - num, -1))
+        expected = 0.5 + 0.5 * len(windows) / num_orders
+        assert abs(np.mean([sentences in windows for sentences in some]) - expected) < 0.04
+    assert {sentences[0] for sentences in made if len(sentences) == 1} == set(LETTERS)
+
+
+def test_diverse_captions_of_few_sentences():
+    assert set(drawn("diverse:web", num=3)) == {("w",) * 3}
+    two = {caption for captions in drawn("diverse", 2, example={"captions": ("a. b",)}) for caption in captions}
+    assert two == {"a", "b", "a. b", "b. a"}  # never a sentence twice, though three were drawn
+    assert drawn("diverse:absent", num=3, count=1) == [("",) * 3]
+
+
+def test_sources_give_a_caption_each():
+    assert set(drawn("sources:web,other")) == {("w", "o")}
+    assert set(drawn("sources:other,blank,absent")) == {("o", "", "")}
+    assert set(drawn("sources:web")) == {("w",)}
+
+
+def test_a_source_is_drawn_uniformly_among_those_with_a_text():
+    counts = collections.Counter(drawn("sources:web,other/long/blank"))
+    assert set(counts) == {("w", "o"), ("w", "f. g"), ("w", "h")}
+    assert 160 < counts["w", "o"] < 240 and 60 < counts["w", "h"] < 140  # fields first, then their texts
+
+
+def test_draws_depend_on_the_generator_only():
+    for rule in ("crops", "diverse", "sources:web,other/long"):
+        assert drawn(rule) == drawn(rule)
+        assert len(set(drawn(rule))) > 1
+
+
+@pytest.mark.parametrize("rule", ["random", "first", "concat", "field:web,other"])
+def test_other_rules_give_the_caption_that_they_gave(rule):
+    assert captions_of(LONG, rule, rng(), 8) == (caption_of(LONG, rule, rng()),)
+
+
+@pytest.mark.parametrize(
+    ("rule", "num", "expected"),
+    [("random", 8, 1), ("field:a,b", 8, 1), ("crops", 8, 8), ("diverse:a", 3, 3), ("sources:a,b/c,d", 8, 3)],
+)
+def test_the_number_of_captions_follows_from_the_rule(rule, num, expected):
+    c = default()
+    c.data.caption, c.data.num_captions = rule, num
+    assert num_captions(c.data) == expected
+    assert len(captions_of(LONG, rule, rng(), expected)) == expected
+
+
+@pytest.mark.parametrize(("rule", "num", "least"), [("crops", 1, 2), ("diverse", 0, 1)])
+def test_too_few_captions_are_refused(rule, num, least):
+    c = default()
+    c.data.caption, c.data.num_captions = rule, num
+    with pytest.raises(
+        ValueError, match=f"num_captions {num} is too small for data.caption '{rule}': at least {least}"
+    ):
+        num_captions(c.data)
 
 
 # from a prepared set to token ids
@@ -115,7 +251,7 @@ def token_ids(path: str, caption: str, num: int = 1, source: str = "records") ->
     """All token rows of some batches of the run's own pipeline."""
     c = config(path, caption, source)
     with pipeline.open_pipeline(c, pipeline.open_source(c)) as batches:
-        return {tuple(row) for _ in range(num) for row in next(batches)["text"].tolist()}
+        return {tuple(row) for _ in range(num) for row in next(batches)["text"].reshape(-1, 12).tolist()}
 
 
 def ids_of(*texts: str) -> set[tuple[int, ...]]:
@@ -141,11 +277,36 @@ def test_random_captions_of_a_prepared_set_are_titles_and_descriptions(yfcc):
     assert token_ids(yfcc, "random", num=12) == both
 
 
+def captions_in(path: str, caption: str, num: int = 8) -> list[tuple[str, ...]]:
+    """The captions of a batch, as the run's own pipeline tokenizes them."""
+    c = config(path, caption)
+    c.data.num_captions, c.model.context_length = num, 32
+    with pipeline.open_pipeline(c, pipeline.open_source(c)) as batches:
+        text = next(batches)["text"]
+    assert text.dtype == np.int32 and text.shape == (4, num_captions(c.data), 32)
+    return [tuple(Tokenizer(32).decode(row) for row in captions) for captions in text]
+
+
+def test_batches_hold_the_captions_of_every_rule(tmp_path):
+    example = {"image": make_image(0), "captions": ["w", "s", "f. g. h"], "web": "w", "short": "s", "long": "f. g. h"}
+    write_records(tmp_path, ({**example, "key": str(number)} for number in range(4)))
+    assert captions_in(str(tmp_path), "sources:web,short/long,long")[0][::2] == ("w", "f . g . h")
+    assert all(captions[1] in ("s", "f . g . h") for captions in captions_in(str(tmp_path), "sources:web,short/long"))
+    crops = captions_in(str(tmp_path), "crops:long", 5)
+    assert all(sorted(captions[2:]) == ["f", "g", "h"] for captions in crops)
+    diverse = captions_in(str(tmp_path), "diverse", 3)
+    assert len(set(diverse)) > 1 and all(set(caption) <= set("wsfgh. ") for caption in itertools.chain(*diverse))
+
+
 def test_a_field_that_the_set_has_not_is_refused_with_those_it_has(yfcc):
     with pytest.raises(ValueError, match=r"'field:titel': .* has no text titel; it has captions, description, title"):
         token_ids(yfcc, "field:titel")
     with pytest.raises(ValueError, match="has no text titel"):  # a typo behind a field that is there
         token_ids(yfcc, "field:title,titel")
+    with pytest.raises(ValueError, match=r"'sources:title,titel': .* has no text titel"):
+        token_ids(yfcc, "sources:title,titel")
+    with pytest.raises(ValueError, match=r"'crops:titel': .* has no text titel"):
+        token_ids(yfcc, "crops:titel")
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +355,7 @@ def test_a_set_is_judged_by_readable_examples_alone():
         check_captions(Damaged(), "field:titel")
 
 
-def test_fields_of_tfds_are_found_by_their_names(yfcc, tmp_path):
+def test_fields_of_tfds_are_found_by_their_names(yfcc, tmp_path, capsys):
     pytest.importorskip("importlib_resources")
     pytest.importorskip("tensorflow_datasets")
     assert main(["to-tfds", yfcc, "--name", "tiny", "--data-dir", str(tmp_path)]) == 0
@@ -203,3 +364,8 @@ def test_fields_of_tfds_are_found_by_their_names(yfcc, tmp_path):
     assert token_ids(f"tfds:{built}@1,{yfcc}@1", "field:title", num=2) == ids_of("Red kite", "", "Old pier")
     with pytest.raises(ValueError, match="has no text titel; it has captions, description, title"):
         token_ids(built, "field:titel", source="tfds")
+    command = [f"tfds:{built}", "--workers", "1", "--out"]
+    assert main([*command, str(tmp_path / "again"), "--caption-column", "description"]) == 0
+    assert token_ids(str(tmp_path / "again"), "field:description") == ids_of("seen in Wales", "a grey heron", "")
+    assert main([*command, str(tmp_path / "none"), "--caption-column", "titel"]) == 2
+    assert "has no text titel; it has " in capsys.readouterr().err

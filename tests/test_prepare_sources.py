@@ -9,6 +9,7 @@ import prepare_trees as trees
 import pytest
 from test_prepare import keys, prepared
 
+from detailclip_jax.data.caption_rules import captions_of
 from detailclip_jax.data.prepare import arguments, coco, tars, yfcc, yfcc_ids
 from detailclip_jax.data.prepare.begin import begin
 from detailclip_jax.data.prepare.finish import NothingAccepted, load
@@ -68,6 +69,21 @@ def test_webdataset_keeps_fields_that_are_asked_for_under_their_names(tmp_path):
     assert (example["title"], example["description"], example["captions"]) == ("one", "", ("one", ""))
 
 
+def test_webdataset_keeps_the_sources_of_captions_apart(tmp_path):
+    members = trees.sample("a", 1, "raw text", short=["s1", None], long="l1. l2")
+    trees.write_tar(tmp_path / "x.tar", members)
+    part = prepared(tmp_path, tmp_path / "out", caption_columns=("txt", "short", "long"), context_length=3)
+    example = Records(tmp_path / "out", "train")[0]
+    assert (example["txt"], example["short"], example["long"]) == ("raw text", ["s1", ""], "l1. l2")
+    assert example["captions"] == ("raw text", "s1", "", "l1. l2")
+    counted = part["statistics"]["captions"]
+    assert {name: (counts["count"], counts["empty"]) for name, counts in counted.items()} == {
+        "txt": (1, 0),
+        "short": (2, 1),
+        "long": (1, 0),
+    }
+
+
 def test_webdataset_tars_of_several_folders_keep_apart(tmp_path):
     for folder in ("a", "b"):
         trees.write_tar(tmp_path / folder / "00000.tar", trees.sample("000000000", 1, folder))
@@ -118,6 +134,15 @@ def test_img2dataset_takes_captions_and_dead_links_from_the_parquet(tmp_path):
     }
     assert part["rejected"] == {"failed to download": 1, "failed to resize": 1, "missing in tar": 1}
     assert ("00000/000000001", "failed to download") in rejected(tmp_path / "out")
+
+
+def test_img2dataset_keeps_several_columns_apart(tmp_path):
+    write_img2dataset(tmp_path, IMG2DATASET, [trees.jpeg(0), None, trees.jpeg(2), None, None])
+    options = {"caption_columns": ("caption", "url"), "kind": "img2dataset-parquet"}
+    prepared(tmp_path, tmp_path / "out", **options)
+    example = examples(tmp_path / "out")["00000/000000000"]
+    assert (example["caption"], example["url"]) == ("first", "http://x.org/000000000")
+    assert example["captions"] == ("first", "http://x.org/000000000")
 
 
 def test_img2dataset_parquets_with_the_images_in_them(tmp_path):
@@ -448,6 +473,32 @@ def test_columns_can_be_named_and_captions_keep_their_names(tmp_path):
     example = Records(tmp_path / "out", "train")[0]
     assert (example["alt"], example["long"], example["captions"]) == ("short", "long text", ("short", "long text"))
     assert (example["key"], example["label"]) == ("key7", 4)
+
+
+def test_jsonl_keeps_several_columns_apart_also_of_lists(tmp_path):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    rows = [
+        {"image": "a.jpg", "raw": "web text", "synthetic": ["l1. l2", "<b>l3"], "sentences": [{"raw": "s"}]},
+        {"image": "b.jpg", "raw": None, "synthetic": [], "sentences": ["t", None]},
+    ]
+    path = trees.write(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows)))
+    columns = ("raw", "synthetic", "sentences")
+    part = prepared(path, tmp_path / "out", kind="jsonl", caption_columns=columns, clean="slip")
+    first, second = examples(tmp_path / "out").values()
+    assert [first[name] for name in columns] == ["web text", ["l1. l2", "l3"], ["s"]]
+    assert [second[name] for name in columns] == ["", [], ["t", ""]]
+    assert (first["captions"], second["captions"]) == (("web text", "l1. l2", "l3", "s"), ("", "t", ""))
+    assert part["statistics"]["captions"]["synthetic"]["count"] == 2
+    drawn = captions_of(first, "sources:raw,synthetic/sentences", np.random.default_rng(0))
+    assert drawn[0] == "web text" and drawn[1] in ("l1. l2", "l3", "s")
+
+
+def test_a_single_column_with_a_list_has_no_name(tmp_path):
+    write_images(tmp_path, "a.jpg")
+    path = trees.write(tmp_path / "t.jsonl", json.dumps({"image": "a.jpg", "raw": ["one", "two"]}))
+    prepared(path, tmp_path / "out", kind="jsonl", caption_columns=("raw",))
+    example = Records(tmp_path / "out", "train")[0]
+    assert example["captions"] == ("one", "two") and "raw" not in example
 
 
 @pytest.mark.parametrize(

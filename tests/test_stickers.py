@@ -14,9 +14,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from detailclip_jax.config import run_config
+from detailclip_jax.data.caption_rules import captions_of, sentences_of
 from detailclip_jax.data.pipeline import open_source
 from detailclip_jax.data.stickers import scenes, sprites, stickers
-from detailclip_jax.data.stickers.captions import TEMPLATES, listed, relation
+from detailclip_jax.data.stickers.captions import OPPOSITE, TEMPLATES, listed, long_caption, relation, size_relation
 from detailclip_jax.data.stickers.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
 from detailclip_jax.data.stickers.scenes import Layer, Placement, arrange, draw_layer, instance_map
 from detailclip_jax.data.stickers.sprites import Sprites
@@ -217,6 +218,104 @@ def box_at(*centres):
 )
 def test_relation(first, second, expected):
     assert relation(first, second, margin=5.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([(4, 4)], [(2, 2)], "larger than"),
+        ([(2, 2)], [(4, 4)], "smaller than"),
+        ([(4, 2)], [(2, 2)], "larger than"),  # exactly twice the area
+        ([(3, 3)], [(3, 2)], None),
+        ([(4, 4), (2, 2)], [(2, 2)], None),  # one of two is not
+        ([(4, 4), (3, 3)], [(2, 2)], "larger than"),
+    ],
+)
+def test_size_relation(first, second, expected):
+    boxes = [np.array([[5, 7, 5 + w, 7 + h] for w, h in sides], np.float32) for sides in (first, second)]
+    assert size_relation(*boxes) == expected
+
+
+# --- captions of several sentences
+
+FACT = re.compile(rf"(.+) (is|are) ({'|'.join(OPPOSITE)}) (.+)")
+COUNTED = {"one": 1, "two": 2, "three": 3, "four": 4}
+
+
+def area_of(box):
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def check_sentence(sentence, example):
+    """Every sentence is true of the scene, and names nothing but its objects."""
+    if number := re.fullmatch(r"there (?:is|are) (\w+) objects?", sentence):
+        assert COUNTED[number[1]] == len(example["nouns"])
+        return
+    fact = FACT.fullmatch(sentence)
+    for phrase in (fact[1], fact[4]) if fact else [sentence.removeprefix("only ")]:
+        name, count = PHRASES[phrase]
+        assert count == len(boxes_of(example, name))
+    if not fact:
+        assert not sentence.startswith("only ") or len(set(example["nouns"])) == 1
+        return
+    first, second = (boxes_of(example, PHRASES[fact[part]][0]) for part in (1, 4))
+    assert fact[2] == ("is" if len(first) == 1 else "are")
+    if fact[3] in RELATIONS:
+        assert holds(fact[3], first, second)
+    else:
+        sign = 1 if fact[3] == "larger than" else -1
+        assert all(sign * (area_of(a) - area_of(b)) > 0 for a, b in itertools.product(first, second))
+
+
+def test_every_sentence_of_a_long_caption_is_true(every):
+    for example in every:
+        for sentence in sentences_of([example["long"]]):
+            check_sentence(sentence, example)
+
+
+def test_long_captions_state_every_object_and_every_clear_relation():
+    boxes = np.array([[0, 0, 20, 20], [40, 2, 50, 12], [2, 50, 12, 60], [40, 50, 50, 60]], np.float32)
+    frog, owl, kite = ([noun.name for noun in NOUNS].index(name) for name in ("frog", "owl", "kite"))
+    text = long_caption(np.array([frog, owl, kite, kite]), boxes, 64)
+    assert text.endswith(".") and sentences_of([text]) == [
+        "there are four objects",
+        "a frog",
+        "an owl",
+        "two kites",
+        "a frog is to the left of an owl",
+        "an owl is to the right of a frog",
+        "a frog is larger than an owl",
+        "an owl is smaller than a frog",
+        "a frog is above two kites",
+        "two kites are below a frog",
+        "a frog is larger than two kites",
+        "two kites are smaller than a frog",
+        "an owl is above two kites",
+        "two kites are below an owl",
+    ]
+    assert sentences_of([long_caption(np.array([owl]), boxes[:1], 64)]) == [
+        "there is one object",
+        "an owl",
+        "only an owl",
+    ]
+
+
+def test_the_caption_rules_find_several_sentences_in_every_scene(mixed):
+    rng, counts = np.random.default_rng(0), [len(sentences_of([example["long"]])) for example in mixed]
+    assert min(counts) == 3 and np.mean(counts) > 5
+    for example in mixed[:50]:
+        crops = captions_of(example, "crops:captions,long", rng, 8)
+        assert all(crops) and {*crops[2:]} <= {*sentences_of([*example["captions"], example["long"]])}
+        short, long = captions_of(example, "sources:captions,long", rng)
+        assert short in example["captions"] and long == example["long"]
+
+
+def test_captions_of_the_other_rules_did_not_change_with_the_long_ones(mixed):
+    """The hash is that of the same scenes before there were long captions (commit 7ba72d3)."""
+    digest = hashlib.sha256()
+    for example in mixed:
+        digest.update("\n".join(example["captions"]).encode())
+    assert digest.hexdigest() == "78dce55a11de73c9c94d54a004c3afae1c8bdf12464aab97ae648cff31297695"
 
 
 # --- layout and painting

@@ -17,6 +17,7 @@ from detailclip_jax.benchmarks.synthetic_images import SyntheticImages
 from detailclip_jax.benchmarks.timing import MedianRange
 from detailclip_jax.config.settings import parse_setting
 from detailclip_jax.data import pipeline
+from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.data.decoding import BadImage, Decoded, decode
 from detailclip_jax.data.mixture import order_of
 from detailclip_jax.data.sources import BadRecord, Example, Source
@@ -83,7 +84,7 @@ def recipe_of(config: ConfigDict) -> Recipe:
     """Crops and captions of a config."""
     tokenizer = Tokenizer(config.model.context_length, config.data.keep_eot)
     crops = crops_from_config(config.views.crops)
-    return Recipe(crops, tokenizer, config.data.caption, config.data.reducing_gap)
+    return Recipe(crops, tokenizer, config.data.caption, config.data.reducing_gap, num_captions(config.data))
 
 
 def measure(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from detailclip_jax.data import views
-from detailclip_jax.data.caption_rules import caption_of
+from detailclip_jax.data.caption_rules import captions_of
 from detailclip_jax.data.decoding import BadImage, image_of
 from detailclip_jax.data.sources import BadRecord, Example, Source
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
     tokenizer: Tokenizer
     caption: str  # the rule
     reducing_gap: int | float = views.REDUCING_GAP
+    num_captions: int = 1
 
 
 class Stopwatch:
@@ -63,11 +64,11 @@ def prepare_one(
     with watch.stage("read"):
         example = source[index]
     with watch.stage("tokenise"):
-        ids = recipe.tokenizer.encode(caption_of(example, recipe.caption, rng))
-        text = recipe.tokenizer.fit(ids)
+        captions = captions_of(example, recipe.caption, rng, recipe.num_captions)
+        text = recipe.tokenizer(captions)
     with watch.stage("decode"):
         image = image_of(example["image"])
-    return {**make_views(image, recipe, watch, rng), "text": text[None]}
+    return {**make_views(image, recipe, watch, rng), "text": text}
 
 
 def decoded(example: Example) -> Pixels:

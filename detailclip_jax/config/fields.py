@@ -122,9 +122,12 @@ DATA: Group = {
     "caption": Field(
         "random",
         "which caption of an example: random, first, concat (title + description, as in the reference), field:title or "
-        "field:description,title (the first field that is not blank)",
+        "field:description,title (the first field that is not blank).  Several captions of an example: crops (COSMOS: "
+        "two of several sentences, then one sentence each), diverse (FLAIR: 1 to 3 sentences each), of all captions or "
+        "of named fields (crops:NAME,...); sources:web,long/other (TIPS: one from each field, / draws one of several)",
         "paper: a random valid caption",
     ),
+    "num_captions": Field(8, "captions per example, with the caption rules crops and diverse", "COSMOS: 2 + 6; FLAIR"),
     "keep_eot": Field(True, "whether a truncated caption keeps its EOT token", "ours; reference: False"),
     "text_buckets": Field(
         (32, 48), "text lengths: a batch is trimmed to the smallest that fits all its captions (exact); (): off", OURS

@@ -1,19 +1,63 @@
-"""Rules that choose the caption of an example for training."""
+"""Rules that choose the captions of an example for training."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-CAPTION_RULES = ("random", "first", "concat")
+CAPTION_RULES = ("random", "first", "concat")  # of one caption; they use all captions of an example
 FIELD = "field:"
+SENTENCE_RULES = ("crops", "diverse")  # of several captions
+SOURCES = "sources:"
 NO_CAPTIONS = ("key",)  # fields of an example that hold text but no caption
-FORM = f"{', '.join(CAPTION_RULES)}, or {FIELD}NAME,... (by name, the first that is not blank)"
+FORM = (
+    f"{', '.join(CAPTION_RULES)}, {FIELD}NAME,... (by name, the first that is not blank), "
+    f"{', '.join(SENTENCE_RULES)} (of all captions, or of the fields NAME,... after a colon), "
+    f"{SOURCES}NAME,NAME/NAME,... (one caption from each field; / draws one of several)"
+)
+SENTENCE_END = re.compile(r"\n|</s>|\.")
+NUM_GLOBAL = 2  # captions of several sentences in "crops"; COSMOS has as many global crops of the image
+MAX_GLOBAL = 5  # sentences of such a caption
+MAX_DIVERSE = 3  # sentences of a caption in "diverse"
+BETWEEN = ". "  # joins sentences
+
+
+class CaptionRule(NamedTuple):
+    """A parsed rule: its name and, for each list of field names in it, these names."""
+
+    name: str
+    fields: tuple[tuple[str, ...], ...] = ()
+
+
+def captions_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator, num: int = 1) -> tuple[str, ...]:
+    """Returns the captions of an example by a rule: `num` for "crops" and "diverse", see `num_captions`.
+
+    "crops" (COSMOS): first two captions of 1 to 5 distinct sentences each, then captions of one sentence each, drawn
+        without replacement; if there are fewer sentences than captions of one sentence, the list is repeated.
+    "diverse" (FLAIR): captions of 1 to 3 sentences each.  Of those with several, half are consecutive sentences and
+        half are distinct random ones.
+    "sources:web,long" (TIPS): a caption of the field `web`, then one of the field `long`.  "sources:web,one/two"
+        (TIPSv2): the second comes from `one` or `two`, drawn uniformly among those that are not blank.
+
+    Sentences are those of all captions; "crops:NAME,..." and "diverse:NAME,..." take those of the named fields (see
+    `sentences_of`).  A caption of fewer sentences than were drawn has all of them.  Captions are "" where there is no
+    text.  Any other rule gives one caption, see `caption_of`.
+    """
+    parsed = parse(rule)
+    if parsed.name == "sources":
+        return tuple(_drawn_field(example, names, rng) for names in parsed.fields)
+    if parsed.name in SENTENCE_RULES:
+        texts_used = _fields_texts(example, parsed.fields[0]) if parsed.fields else example["captions"]
+        sentences = sentences_of(texts_used)
+        return RULES[parsed.name](sentences, rng, num) if sentences else ("",) * num
+    return (caption_of(example, rule, rng),)
 
 
 def caption_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator) -> str:
-    """Returns the caption of an example by a rule, or "" if the rule finds only blank texts.
+    """Returns the caption of an example by a rule of one caption, or "" if the rule finds only blank texts.
 
     "random": one of the captions that are not blank (the paper draws title or description).
     "first": the first caption that is not blank.
@@ -22,18 +66,97 @@ def caption_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator) 
         holds several texts, one is drawn.
     """
     if rule.startswith(FIELD):
-        return _of_fields(example, field_names(rule), rng)
+        return _first_field(example, parse(rule).fields[0], rng)
     valid = _valid(example["captions"])
     if rule == "concat" or not valid:
         return " ".join(valid)
     return valid[rng.integers(len(valid)) if rule == "random" else 0]
 
 
-def _of_fields(example: Mapping[str, Any], names: Sequence[str], rng: np.random.Generator) -> str:
-    for name in names:
-        if valid := _valid(texts(example.get(name))):
-            return valid[rng.integers(len(valid)) if len(valid) > 1 else 0]
-    return ""
+def num_captions(data: ConfigDict) -> int:
+    """Returns the number of captions of each example by `config.data`.
+
+    Raises ValueError for an unknown rule, and for a `num_captions` that is too small for it.
+    """
+    rule = parse(data.caption)
+    if rule.name == "sources":
+        return len(rule.fields)
+    if rule.name not in SENTENCE_RULES:
+        return 1
+    least = NUM_GLOBAL if rule.name == "crops" else 1
+    if data.num_captions < least:
+        raise ValueError(
+            f"data.num_captions {data.num_captions} is too small for data.caption {data.caption!r}: at least {least}"
+        )
+    return data.num_captions
+
+
+def sentences_of(captions: Sequence[str]) -> list[str]:
+    """Splits captions at new lines, "</s>" and full stops; blank and repeated sentences are left out.
+
+    Every full stop ends a sentence, also in abbreviations and numbers, as in the code of DreamLIP, COSMOS and FLAIR.
+
+    sentences_of(["A dog. A cat.", "A dog"]) == ["A dog", "A cat"]
+    """
+    parts = [part.strip() for caption in captions for part in SENTENCE_END.split(caption)]
+    return list(dict.fromkeys(part for part in parts if part))
+
+
+def crops(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tuple[str, ...]:
+    """Draws two captions of 1 to 5 distinct sentences, then `num - 2` of one sentence each (COSMOS, 2412.01814)."""
+    joined = [BETWEEN.join(_distinct(sentences, rng, 1 + int(rng.integers(MAX_GLOBAL)))) for _ in range(NUM_GLOBAL)]
+    num_single = num - NUM_GLOBAL
+    repeated = [*sentences] * -(-num_single // len(sentences))
+    return (*joined, *_distinct(repeated, rng, num_single))
+
+
+def diverse(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tuple[str, ...]:
+    """Draws `num` captions of 1 to 3 sentences: consecutive or random ones with equal probability (FLAIR, 2412.03561).
+
+    Every window of consecutive sentences can be drawn; the published code never draws the last one.
+    """
+    return tuple(BETWEEN.join(_diverse(sentences, rng)) for _ in range(num))
+
+
+def _diverse(sentences: Sequence[str], rng: np.random.Generator) -> Sequence[str]:
+    num = min(1 + int(rng.integers(MAX_DIVERSE)), len(sentences))
+    if num > 1 and rng.random() < 0.5:
+        first = int(rng.integers(len(sentences) - num + 1))
+        return sentences[first : first + num]
+    return _distinct(sentences, rng, num)
+
+
+def _distinct(sentences: Sequence[str], rng: np.random.Generator, num: int) -> list[str]:
+    """Draws `num` entries of a list without replacement, in random order; all of them if there are fewer."""
+    return [sentences[index] for index in rng.permutation(len(sentences))[:num].tolist()]
+
+
+RULES: dict[str, Callable[[Sequence[str], np.random.Generator, int], tuple[str, ...]]] = {
+    "crops": crops,
+    "diverse": diverse,
+}
+
+
+def _fields_texts(example: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return list(itertools.chain.from_iterable(texts(example.get(name)) for name in names))
+
+
+def _drawn_field(example: Mapping[str, Any], names: Sequence[str], rng: np.random.Generator) -> str:
+    """Returns a text of one of the fields, drawn uniformly among those that are not blank."""
+    fields = [valid for name in names if (valid := _valid(texts(example.get(name))))]
+    return _drawn(_drawn(fields, rng), rng) if fields else ""
+
+
+def _first_field(example: Mapping[str, Any], names: Sequence[str], rng: np.random.Generator) -> str:
+    """Returns a text of the first field that is not blank."""
+    fields = (_valid(texts(example.get(name))) for name in names)
+    found = next(filter(None, fields), None)
+    return _drawn(found, rng) if found else ""
+
+
+def _drawn(values: Sequence[Any], rng: np.random.Generator) -> Any:
+    """Draws one of the values; a single one needs no random number."""
+    return values[int(rng.integers(len(values))) if len(values) > 1 else 0]
 
 
 def _valid(captions: Sequence[str]) -> list[str]:
@@ -48,23 +171,20 @@ def texts(value: Any) -> Sequence[str]:
     return value if is_texts else ()
 
 
-def field_names(rule: str) -> list[str]:
-    """Returns the field names after "field:", in order."""
-    return [name.strip() for name in rule.removeprefix(FIELD).split(",")]
+def parse(rule: str) -> CaptionRule:
+    """Parses a rule; raises ValueError, with the list of rules, for an unknown one.
 
-
-def check_rule(rule: str) -> None:
-    """Raises ValueError, with the list of rules, for an unknown caption rule."""
-    named = rule.startswith(FIELD)
-    if (not named and rule not in CAPTION_RULES) or (named and not all(field_names(rule))):
+    parse("sources:web,one/two") == CaptionRule("sources", (("web",), ("one", "two")))
+    """
+    name, colon, names = rule.partition(":")
+    lists = [names.split("/") for names in names.split(",")] if name == "sources" else [names.split(",")]
+    fields = tuple(tuple(field.strip() for field in fields) for fields in lists) if colon else ()
+    known = {"field", "sources", *SENTENCE_RULES} if colon else {*CAPTION_RULES, *SENTENCE_RULES}
+    if name not in known or not all(itertools.chain.from_iterable(fields)):
         raise ValueError(f"unknown caption rule {rule!r}; known: {FORM}")
-
-
-def num_captions(data: ConfigDict) -> int:
-    """Returns C, the number of captions of each example by `config.data`."""
-    return 1
+    return CaptionRule(name, fields)
 
 
 def text_fields(example: Mapping[str, Any]) -> list[str]:
-    """Returns the fields of an example that a "field:" rule can name."""
+    """Returns the fields of an example that a rule can name."""
     return [name for name, value in example.items() if name not in NO_CAPTIONS and texts(value)]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from detailclip_jax.data.caption_rules import caption_of
+from detailclip_jax.data.caption_rules import captions_of
 from detailclip_jax.data.sources import BadRecord, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 
@@ -13,9 +13,12 @@ MUCH = 0.1  # share of long captions from which a warning is given
 CLIP = 77  # tokens of CLIP's context
 
 
-def warning(source: Source, rule: str, tokenizer: Tokenizer) -> str:
-    """Returns a warning if a large share of the captions is longer than the context, else ""."""
-    lengths = np.array(list(caption_lengths(source, rule, tokenizer)))
+def warning(source: Source, rule: str, tokenizer: Tokenizer, num: int = 1) -> str:
+    """Returns a warning if a large share of the captions is longer than the context, else "".
+
+    `num` is the number of captions of an example.
+    """
+    lengths = np.array(list(caption_lengths(source, rule, tokenizer, num)))
     share = float((lengths > tokenizer.context_length).mean()) if len(lengths) else 0.0
     if share < MUCH:
         return ""
@@ -28,10 +31,11 @@ def warning(source: Source, rule: str, tokenizer: Tokenizer) -> str:
     )
 
 
-def caption_lengths(source: Source, rule: str, tokenizer: Tokenizer) -> Iterator[int]:
+def caption_lengths(source: Source, rule: str, tokenizer: Tokenizer, num: int = 1) -> Iterator[int]:
     """Yields the number of tokens, with start and end token, of the captions of up to NUM_READ examples."""
     for index in sorted({len(source) * number // NUM_READ for number in range(NUM_READ)}):
         try:
-            yield len(tokenizer.encode(caption_of(source[index], rule, np.random.default_rng(index))))
+            captions = captions_of(source[index], rule, np.random.default_rng(index), num)
         except BadRecord:
             continue
+        yield from (len(tokenizer.encode(caption)) for caption in captions)

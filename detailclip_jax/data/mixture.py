@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import Component, components, whole_numbers
 from detailclip_jax.data import sources
-from detailclip_jax.data.caption_rules import FIELD, check_rule, field_names, text_fields
+from detailclip_jax.data.caption_rules import parse, text_fields
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 
 NUM_ASKED = 10  # examples per set, evenly spaced, whose fields are checked
@@ -143,17 +143,15 @@ def order_of(source: Source, seed: int) -> Any:
 
 
 def check_captions(source: Source, rule: str) -> None:
-    """Raises ValueError, with the fields of the set, if a set has none of the fields of a rule "field:NAME,...".
+    """Raises ValueError, with the fields of the set, if a set has none of the fields that a caption is drawn from.
 
     A name that no set has also raises.  Up to NUM_ASKED readable examples per set are checked, evenly spaced, since an
     example may lack a field that others have.
     """
-    check_rule(rule)
-    if not rule.startswith(FIELD):
-        return
-    wanted, known = field_names(rule), {member.name: _fields(member.source) for member in members_of(source)}
-    unknown = [name for name in wanted if not any(name in fields for fields in known.values())]
-    for set_name, fields in known.items():
+    lists = parse(rule).fields
+    known = {member.name: _fields(member.source) for member in members_of(source)} if lists else {}
+    for wanted, (set_name, fields) in itertools.product(lists, known.items()):
+        unknown = [name for name in wanted if not any(name in fields for fields in known.values())]
         if fields and (unknown or not set(wanted) & set(fields)):
             lacks = ", ".join(unknown or wanted)
             raise ValueError(f"data.caption {rule!r}: {set_name} has no text {lacks}; it has {', '.join(fields)}")

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
-from detailclip_jax.data.caption_rules import caption_of, check_rule
+from detailclip_jax.data.caption_rules import captions_of, num_captions, parse
 from detailclip_jax.data.decoding import BUDGET, BadImage, image_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.preprocessing import Transform
@@ -87,6 +87,7 @@ def open_pipeline(
         num_workers=config.data.num_workers,
         prefetch=config.data.prefetch,
         caption=config.data.caption,
+        num_captions=num_captions(config.data),
         reducing_gap=config.data.reducing_gap,
         max_bad_ratio=config.data.max_bad_ratio,
         start=start,
@@ -104,9 +105,10 @@ class Stream:
     seed: int = 0
     caption: str = "random"
     reducing_gap: int | float = REDUCING_GAP
+    num_captions: int = 1
 
     def __post_init__(self):
-        check_rule(self.caption)
+        parse(self.caption)
         if not len(self.source):
             raise ValueError(f"the source {self.source!r} has no examples")
         check_reducing_gap(self.reducing_gap)
@@ -134,7 +136,8 @@ class Stream:
         example = self.source[index]
         label = label_of(example)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
-        text, is_cut = self.tokenizer.row(caption_of(example, self.caption, rng))
+        captions = captions_of(example, self.caption, rng, self.num_captions)
+        text, is_cut = zip(*map(self.tokenizer.row, captions))
         with _bad_images_are_bad_records(example), BUDGET.scope():
             views = make_views(image_of(example["image"]), self.crops, rng, self.reducing_gap)
         masks = make_masks(self.crops, rng)
@@ -142,9 +145,9 @@ class Stream:
             **({"hidden": masks} if masks else {}),
             "image": {name: pixels for name, (pixels, _) in views.items()},
             "box": {name: boxes for name, (_, boxes) in views.items()},
-            "text": text[None],
+            "text": np.stack(text),
             "label": label,
-            "truncated": is_cut,
+            "truncated": sum(is_cut),
         }
 
 
@@ -210,6 +213,7 @@ class Pipeline:
     prefetch: number of batches prepared in advance.
     reducing_gap: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if every crop then still has at least this
         many times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
+    num_captions: captions of an example for the rules "crops" and "diverse", see `caption_rules.captions_of`.
     max_bad_ratio: largest allowed share of unreadable records.  Once 100 records have been read, a larger share raises
         TooManyBadRecords.  Below it, each bad record is replaced by the next readable one, counted in `num_bad` and
         named in the log.
@@ -239,8 +243,9 @@ class Pipeline:
         max_bad_ratio: float = 0.01,
         start: int = 0,
         bad_list: str | os.PathLike = "",
+        num_captions: int = 1,
     ):
-        stream = Stream(source, crops, tokenizer, seed, caption, reducing_gap)
+        stream = Stream(source, crops, tokenizer, seed, caption, reducing_gap, num_captions)
         where = process_index, process_count
         self._open(stream, batch_size, *where, num_workers, prefetch, max_bad_ratio, start, bad_list)
 

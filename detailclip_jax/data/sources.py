@@ -263,7 +263,7 @@ class TfdsRecords:
         if "image" not in builder.info.features:
             raise MissingData(f"tfds {path!r} has no field 'image'; it has {', '.join(builder.info.features)}")
         self.name = f"{path}/{split}"
-        self._text_fields = _text_fields(builder.info.features)
+        self.text_fields = _text_fields(builder.info.features)
         self._split = TfdsSplit(builder, split, self.name)
 
     def __len__(self) -> int:
@@ -272,7 +272,7 @@ class TfdsRecords:
     def __getitem__(self, index: int) -> Example:
         fields, key = self._split.fields(index)
         return {
-            **{name: tuple(texts_of(fields[name])) for name in self._text_fields},
+            **{name: tuple(texts_of(fields[name])) for name in self.text_fields},
             "image": fields["image"],
             "captions": tuple(text for name in CAPTION_FIELDS if name in fields for text in texts_of(fields[name])),
             "label": int(fields.get("label", -1)),

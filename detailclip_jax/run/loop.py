@@ -12,6 +12,7 @@ from detailclip_jax import evaluation
 from detailclip_jax.config import run_config
 from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.data import long_captions, pipeline
+from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.data.mixture import members_of, summary
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import held_out, report
@@ -178,7 +179,7 @@ def cut_captions(run: Run) -> list[str]:
     if not run.experiment.method.has_text or is_endless(components(run.config.data)):
         return []
     tokenizer = Tokenizer(run.config.model.context_length, run.config.data.keep_eot)
-    line = long_captions.warning(run.source, run.config.data.caption, tokenizer)
+    line = long_captions.warning(run.source, run.config.data.caption, tokenizer, num_captions(run.config.data))
     return [line] if line else []
 
 

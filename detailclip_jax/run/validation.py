@@ -9,7 +9,7 @@ from detailclip_jax import evaluation
 from detailclip_jax.config import default
 from detailclip_jax.config.components import KINDS, components
 from detailclip_jax.config.run_config import flatten
-from detailclip_jax.data.caption_rules import check_rule
+from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.data.preprocessing import RESIZES
 from detailclip_jax.data.resizing import FILTERS
 from detailclip_jax.data.views import check_reducing_gap, crops_from_config
@@ -85,7 +85,7 @@ def validate(config: ConfigDict) -> None:
     for name, value in fields.items():
         _check_range(name, value)
     components(config.data)
-    check_rule(config.data.caption)
+    num_captions(config.data)
     check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
     _check_crops(config)
     _check_best_metric(config)

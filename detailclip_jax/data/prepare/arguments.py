@@ -63,7 +63,10 @@ def _add_tables(made: flags.Parser) -> None:
         help=f"{tables}: path or bytes ({first} {', '.join(columns.IMAGE)})",
     )
     captions = f"{' and '.join(columns.PAIR)}, else the first of {', '.join(columns.CAPTION)}"
-    help = f"{tables}, and json members of tars; may be repeated; captions keep these names (default: {captions})"
+    help = (
+        f"{tables}, and json or text members of tars; may be repeated; captions keep these names, by which "
+        f"--config.data.caption of training selects them (default: {captions})"
+    )
     add("--caption-column", action="append", default=[], metavar="NAME", help=help)
     key = f"{first} {', '.join(columns.KEY)}, else file and line"
     add("--key-column", default="", metavar="NAME", help=f"{tables}: name of an example ({key})")

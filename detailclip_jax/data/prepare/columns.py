@@ -1,10 +1,10 @@
 """Chooses which columns of a table hold the image, the captions, the key and the label."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.prepare.job import Options
-from detailclip_jax.data.prepare.records import MAX_LABEL, Rejected
+from detailclip_jax.data.prepare.records import MAX_LABEL, Named, Rejected
 
 IMAGE = ("image", "jpg", "filepath", "file_path", "image_path", "path", "filename", "file_name", "image_name")
 CAPTION = ("caption", "captions", "text", "txt", "sentence", "sentences")
@@ -51,11 +51,16 @@ def _one(there: Sequence[str], given: str, usual: Sequence[str]) -> str | None:
     return given or next((name for name in usual if name in there), None)
 
 
-def texts_of(values: dict[str, Any], names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Returns the unnamed and the named captions; a column that holds a list gives unnamed ones."""
-    listed = [text for name in names if isinstance(values[name], list | tuple) for text in values[name]]
-    named = {name: text_of(values[name]) for name in names if not isinstance(values[name], list | tuple)}
-    return tuple(map(text_of, listed)), named
+def texts_of(values: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, ...], Named]:
+    """Returns the unnamed and the named captions; a single column that holds a list gives unnamed ones."""
+    named = {name: texts_in(values[name]) for name in names}
+    first = next(iter(named.values()), "")
+    return (first, {}) if len(named) == 1 and isinstance(first, tuple) else ((), named)
+
+
+def texts_in(value: Any) -> str | tuple[str, ...]:
+    """Returns a table cell as text, or as several if it holds a list."""
+    return tuple(map(text_of, value)) if isinstance(value, list | tuple) else text_of(value)
 
 
 def text_of(value: Any) -> str:

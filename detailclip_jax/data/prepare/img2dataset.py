@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from detailclip_jax.data.prepare import parquet, pyarrow_files, tars
-from detailclip_jax.data.prepare.columns import text_of
+from detailclip_jax.data.prepare.columns import text_of, texts_in
 from detailclip_jax.data.prepare.files import expand
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan, limited, of_files
-from detailclip_jax.data.prepare.records import Raw, Reject
+from detailclip_jax.data.prepare.records import Named, Raw, Reject, several
 
 SUCCESS = "success"
 IMAGE = "jpg"  # image column of img2dataset's parquet output
@@ -65,10 +65,10 @@ def _with_row(example: Raw | Reject, row: dict[str, Any], options: Options) -> R
     return dataclasses.replace(example, captions=captions, texts=texts)
 
 
-def _texts(row: dict[str, Any], options: Options) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Returns a single caption without a name, several with their column names."""
-    texts = {name: text_of(row[name]) for name in _captions(options)}
-    return (tuple(texts.values()), {}) if len(texts) == 1 else ((), texts)
+def _texts(row: dict[str, Any], options: Options) -> tuple[tuple[str, ...], Named]:
+    """Returns a single column without a name, several with their names."""
+    texts = {name: texts_in(row[name]) for name in _captions(options)}
+    return (tuple(several(next(iter(texts.values())))), {}) if len(texts) == 1 else ((), texts)
 
 
 def _absent(key: str, row: dict[str, Any]) -> Reject:

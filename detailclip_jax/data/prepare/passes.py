@@ -23,7 +23,17 @@ from detailclip_jax.data.prepare.cleaning import CLEANING
 from detailclip_jax.data.prepare.files import partial_of, whole, write_json
 from detailclip_jax.data.prepare.image_checks import checked
 from detailclip_jax.data.prepare.job import Job, Options
-from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, bucket_of, escaped, pack, valid_text
+from detailclip_jax.data.prepare.records import (
+    Raw,
+    Reject,
+    Rejected,
+    bucket_of,
+    converted,
+    escaped,
+    pack,
+    several,
+    valid_text,
+)
 from detailclip_jax.data.prepare.sources import source_of
 from detailclip_jax.data.prepare.spill import Entry, Spill, SpillWriter
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, Tokenizer
@@ -108,23 +118,22 @@ def admit(item: Raw | Reject, options: Options, tokenizer: Tokenizer) -> tuple[b
 def cleaned(raw: Raw, rule: str) -> Raw:
     """Returns the example with captions cut to MAX_CHARACTERS and cleaned, and with all text in valid UTF-8."""
     clean = CLEANING[rule]
-    texts = {name: valid_text(clean(text[:MAX_CHARACTERS])) for name, text in raw.texts.items()}
-    captions = tuple(valid_text(clean(text[:MAX_CHARACTERS])) for text in raw.captions)
+
+    def convert(text: str) -> str:
+        return valid_text(clean(text[:MAX_CHARACTERS]))
+
+    texts, captions = converted(raw.texts, convert), tuple(map(convert, raw.captions))
     return dataclasses.replace(raw, key=escaped(raw.key), texts=texts, captions=captions)
 
 
 def num_long(item: Raw | Reject) -> int:
     """Returns how many captions of an example are longer than MAX_CHARACTERS."""
-    return (
-        0
-        if isinstance(item, Reject)
-        else sum(len(text) > MAX_CHARACTERS for text in [*item.texts.values(), *item.captions])
-    )
+    return 0 if isinstance(item, Reject) else sum(len(text) > MAX_CHARACTERS for text in item.all_captions)
 
 
 def lengths(raw: Raw, tokenizer: Tokenizer) -> dict[str, list[int]]:
     """Returns the number of tokens of each caption by name, with start and end token; 0 for a blank caption."""
-    named = {name: [_length(text, tokenizer)] for name, text in raw.texts.items()}
+    named = {name: [_length(text, tokenizer) for text in several(texts)] for name, texts in raw.texts.items()}
     return named | ({"captions": [_length(text, tokenizer) for text in raw.captions]} if raw.captions else {})
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -14,19 +14,26 @@ SCHEMA = {
     "captions": "list of texts, in the order of the source; a blank one is kept",
     "label": "int, -1 without one",
     "key": "text, unique in the set",
-    "NAME": "text: a caption that the source names (title, description, ...); also contained in captions",
+    "NAME": "text or list of texts: captions that the source names (title, ...); also contained in captions",
 }
+
+Named = Mapping[str, str | Sequence[str]]  # captions by the name of their source: one text, or several
 
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-    """One example as its source has it; `texts` are captions with names, `captions` those without."""
+    """One example as its source has it; `texts` are captions by name, `captions` those without."""
 
     key: str
     image: bytes
     captions: tuple[str, ...] = ()
-    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    texts: Named = dataclasses.field(default_factory=dict)
     label: int = -1
+
+    @property
+    def all_captions(self) -> list[str]:
+        """The captions of all names, then those without."""
+        return [*(text for texts in self.texts.values() for text in several(texts)), *self.captions]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +71,20 @@ def pack(raw: Raw) -> bytes:
     if not -1 <= raw.label <= MAX_LABEL:
         raise Rejected(f"bad label: {raw.label}")
     named: dict[str, Any] = {name: text for name, text in raw.texts.items() if name not in RESERVED}
-    captions = [*raw.texts.values(), *raw.captions]
-    packed = msgpack.packb({**named, "image": raw.image, "captions": captions, "label": raw.label, "key": raw.key})
+    others = {"image": raw.image, "captions": raw.all_captions, "label": raw.label, "key": raw.key}
+    packed = msgpack.packb({**named, **others})
     assert packed is not None
     return packed
+
+
+def several(texts: str | Sequence[str]) -> Sequence[str]:
+    """Returns the texts of a name as a sequence."""
+    return (texts,) if isinstance(texts, str) else texts
+
+
+def converted(texts: Named, convert: Callable[[str], str]) -> Named:
+    """Returns named texts with a function applied to each text."""
+    return {name: convert(text) if isinstance(text, str) else tuple(map(convert, text)) for name, text in texts.items()}
 
 
 def escaped(key: str) -> str:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgpack
@@ -16,7 +16,7 @@ from detailclip_jax.data.prepare.files import is_inside, whole
 from detailclip_jax.data.prepare.image_root import ImageRoot, Place
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import PER_SHARD, Plan
-from detailclip_jax.data.prepare.records import Raw, Reject, Rejected, escaped, valid_text
+from detailclip_jax.data.prepare.records import Named, Raw, Reject, Rejected, converted, escaped, valid_text
 
 
 class Row(NamedTuple):
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     key: str
     places: Sequence[Place] = ()
     captions: Sequence[str] = ()
-    texts: Mapping[str, str] = {}
+    texts: Named = {}  # noqa: RUF012  # never written
     label: int = -1
     refused: str = ""
     root: str = ""
@@ -64,7 +64,7 @@ def _chunk(folder: pathlib.Path, number: int, rows: list[Row]) -> Shard:
 def _packable(row: Row) -> Row:
     """Returns the row with all text in valid UTF-8."""
     places = [[escaped(name) for name in place] for place in row.places]
-    texts = {valid_text(name): valid_text(text) for name, text in row.texts.items()}
+    texts = {valid_text(name): text for name, text in converted(row.texts, valid_text).items()}
     captions = [valid_text(text) for text in row.captions]
     return row._replace(key=escaped(row.key), places=places, captions=captions, texts=texts, root=escaped(row.root))
 

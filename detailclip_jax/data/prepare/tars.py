@@ -16,7 +16,7 @@ from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.files import MAX_BYTES, READ_ERRORS, expand, is_compressed, is_inside, open_bytes
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan, limited, of_files
-from detailclip_jax.data.prepare.records import Raw, Reject, Rejected
+from detailclip_jax.data.prepare.records import Named, Raw, Reject, Rejected
 from detailclip_jax.data.tar_archive import Archive, Stream
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -83,24 +83,32 @@ def image_of(sample: Sample) -> bytes:
 
 def captions_of(
     files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Returns unnamed and named captions: json fields named in the options, else a text member, else a json field."""
+) -> tuple[tuple[str, ...], Named]:
+    """Returns unnamed and named captions: those named in the options, else a text member, else a json field.
+
+    A name in the options is that of a json field; if the json lacks it, it is the suffix of a text member.
+    """
     if options.caption_columns:
-        return (), {name: _text(fields.get(name)) for name in options.caption_columns}
+        return (), {name: _named(name, files, fields) for name in options.caption_columns}
     for suffix in TEXTS:
         if suffix in files:
-            return (files[suffix].decode("utf-8", "replace"),), {}
-    return tuple(_text(fields[name]) for name in CAPTION_FIELDS if name in fields)[:1], {}
+            return (_decoded(files[suffix]),), {}
+    return tuple(columns.text_of(fields[name]) for name in CAPTION_FIELDS if name in fields)[:1], {}
+
+
+def _named(name: str, files: Mapping[str, bytes], fields: Mapping[str, Any]) -> str | tuple[str, ...]:
+    is_member = name not in fields and name in TEXTS and name in files
+    return _decoded(files[name]) if is_member else columns.texts_in(fields.get(name))
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
 
 
 def label_of(files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options) -> int:
     """Returns the label of a cls member or a json field, -1 without one; Rejected if it is not a number."""
     named = [fields[name] for name in (options.label_column, *LABEL_FIELDS) if name in fields]
-    return columns.number_of(files["cls"].decode("utf-8", "replace") if "cls" in files else named[0] if named else -1)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return columns.number_of(_decoded(files["cls"]) if "cls" in files else named[0] if named else -1)
 
 
 def _json(data: bytes) -> Mapping[str, Any]:

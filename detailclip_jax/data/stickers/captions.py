@@ -3,17 +3,23 @@
 A caption that names the ground would teach the image encoder to attend to the ground.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from detailclip_jax.data.stickers.nouns import NOUNS
+from detailclip_jax.data.stickers.nouns import NOUNS, NUMBERS
 
 TEMPLATES = ("{}", "a picture of {}", "a drawing of {}", "an image of {}", "{} in a picture")
 PLAIN_SHARE = 0.5  # share of captions that are the bare phrase, TEMPLATES[0]
 RELATION_SHARE = 0.7  # of the captions whose first two groups have a clear relation
 MARGIN = 0.1  # of the canvas: smallest distance of centres at which a relation is stated
+LARGER = 2.0  # smallest ratio of the areas of two boxes at which one object is called larger
+OPPOSITE = {"above": "below", "to the left of": "to the right of", "larger than": "smaller than"}
+OPPOSITE |= {after: before for before, after in OPPOSITE.items()}
+
+Groups = dict[int, Float[np.ndarray, "_ 4"]]  # the boxes of a scene by noun
 
 
 def captions(
@@ -29,8 +35,43 @@ def captions(
 
     `boxes` are xyxy in pixels, one per object; `size` is the side of the canvas.
     """
-    groups = {noun: boxes[nouns == noun] for noun in dict.fromkeys(nouns.tolist())}
+    groups = _groups(nouns, boxes)
     return tuple(_caption(rng, groups, MARGIN * size) for _ in range(num))
+
+
+def long_caption(nouns: Int[np.ndarray, " n"], boxes: Float[np.ndarray, "n 4"], size: int) -> str:
+    """Returns all that is known of a scene, one fact per sentence; arguments as in `captions`.
+
+        long_caption(nouns, boxes, 64) == (
+            "there are two objects. a frog. a camera. a frog is above a camera. a camera is below a frog. "
+            "a frog is larger than a camera. a camera is smaller than a frog."
+        )
+
+    It draws no random number: the caption rules "crops" and "diverse" draw from its sentences.
+    """
+    return "".join(f"{sentence}. " for sentence in _sentences(_groups(nouns, boxes), MARGIN * size)).rstrip()
+
+
+def _groups(nouns: Int[np.ndarray, " n"], boxes: Float[np.ndarray, "n 4"]) -> Groups:
+    return {noun: boxes[nouns == noun] for noun in dict.fromkeys(nouns.tolist())}
+
+
+def _sentences(groups: Groups, margin: float) -> Iterator[str]:
+    total = sum(map(len, groups.values()))
+    yield f"there are {NUMBERS[total]} objects" if total > 1 else "there is one object"
+    phrases = {noun: NOUNS[noun].counted(len(boxes)) for noun, boxes in groups.items()}
+    yield from phrases.values()
+    if len(groups) == 1:
+        yield f"only {phrases[next(iter(groups))]}"
+    for first, second in itertools.combinations(groups, 2):
+        pair = groups[first], groups[second]
+        for word in filter(None, (relation(*pair, margin), size_relation(*pair))):
+            yield f"{phrases[first]} {_verb(pair[0])} {word} {phrases[second]}"
+            yield f"{phrases[second]} {_verb(pair[1])} {OPPOSITE[word]} {phrases[first]}"
+
+
+def _verb(boxes: Float[np.ndarray, "n 4"]) -> str:
+    return "is" if len(boxes) == 1 else "are"
 
 
 def prompts(noun: int) -> tuple[str, ...]:
@@ -52,12 +93,24 @@ def relation(first: Float[np.ndarray, "a 4"], second: Float[np.ndarray, "b 4"], 
     return after if gaps[..., axis].min() >= margin else None
 
 
+def size_relation(first: Float[np.ndarray, "a 4"], second: Float[np.ndarray, "b 4"]) -> str | None:
+    """Returns the relation of the sizes of two groups, or None if it is not clear.
+
+    "larger than": the box of each object of `first` has at least `LARGER` times the area of each one of `second`.
+    "smaller than" is defined alike.
+    """
+    ratios = _areas(first)[:, None] / _areas(second)[None]
+    if ratios.min() >= LARGER:
+        return "larger than"
+    return "smaller than" if ratios.max() <= 1 / LARGER else None
+
+
 def listed(phrases: Sequence[str]) -> str:
     """Joins phrases: "a frog", "a frog and a camera", "a frog, a camera and a kite"."""
     return " and ".join(part for part in (", ".join(phrases[:-1]), phrases[-1]) if part)
 
 
-def _caption(rng: np.random.Generator, groups: dict[int, Float[np.ndarray, "_ 4"]], margin: float) -> str:
+def _caption(rng: np.random.Generator, groups: Groups, margin: float) -> str:
     order = rng.permutation(list(groups)).tolist()
     phrases = [NOUNS[noun].counted(len(groups[noun])) for noun in order]
     text = listed(phrases)
@@ -76,3 +129,7 @@ def _related(phrases: Sequence[str], word: str) -> str:
 
 def _centres(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 2"]:
     return (boxes[:, :2] + boxes[:, 2:]) / 2
+
+
+def _areas(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(-1)

@@ -16,7 +16,7 @@ from typing import Any, SupportsIndex
 import numpy as np
 from jaxtyping import Bool, Int
 
-from detailclip_jax.data.stickers.captions import captions, prompts
+from detailclip_jax.data.stickers.captions import captions, long_caption, prompts
 from detailclip_jax.data.stickers.nouns import CLASS_OF_NOUN, CLASSES, NOUNS
 from detailclip_jax.data.stickers.scenes import VARIETIES, Scene, alone_on_white, compose
 from detailclip_jax.data.stickers.sprites import sprites
@@ -46,6 +46,7 @@ class Stickers:
 
     An example holds:
     "image", "captions", "key"
+    "long": a caption of several sentences, for caption rules that name this field
     "label": noun index of the object with most visible pixels
     "segmentation" uint8 [H, W]: 0 = background, 1 + index into `CLASSES`
     "instances" uint8 [H, W]: 0 = background, 1 + i for object i
@@ -90,6 +91,7 @@ class Stickers:
         return {
             "image": scene.image,
             "captions": captions(rng, nouns, scene.boxes, self.size),
+            "long": long_caption(nouns, scene.boxes, self.size),
             "label": int(nouns[np.argmax(scene.areas)]),
             "key": f"stickers/{self.split}/{self.seed}/{index}",
             "segmentation": np.concatenate([[0], 1 + classes]).astype(np.uint8)[scene.instances],
