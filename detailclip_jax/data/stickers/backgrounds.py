@@ -20,7 +20,8 @@ def background(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "h w 3"
     """
     field = FIELDS[rng.integers(len(FIELDS))](rng, size)
     first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
-    image = np.rint(first + field[..., None] * (second - first)).astype(np.uint8)
+    planes = [np.rint(a + field * (b - a)) for a, b in zip(first, second)]
+    image = np.asarray(cv2.merge(planes)).astype(np.uint8)
     for _ in range(rng.integers(MAX_DISTRACTORS + 1)):
         DISTRACTORS[rng.integers(len(DISTRACTORS))](rng, image)
     return image
