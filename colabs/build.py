@@ -52,7 +52,8 @@ def without_repository(text: str) -> str:
 
 def run(made: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The notebook, executed in this folder; raises CellExecutionError with the traceback of a failing cell."""
-    return NotebookClient(made, timeout=900, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    client = NotebookClient(made, timeout=900, iopub_timeout=120, resources={"metadata": {"path": str(FOLDER)}})
+    return client.execute()  # with a shorter iopub_timeout a busy machine would lose outputs
 
 
 def kept_small(made: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -12,6 +12,12 @@ from detailclip_jax.runtime.metrics import read_lines
 
 ROOT = Path(__file__).parents[1]
 SMALLEST = "--config=tests/configs/smallest.py"
+# One device, and little compilation: the flags of conftest without its devices.
+QUICK = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", ""),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
 
 
 def environment(cache, **variables):
@@ -19,9 +25,7 @@ def environment(cache, **variables):
     fast = {
         "PYTHON": sys.executable,
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        **QUICK,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

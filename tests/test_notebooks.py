@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from launching import QUICK
 
 COLABS = Path(__file__).parent.parent / "colabs"
 NAMES = [path.stem for path in sorted(COLABS.glob("[0-9]*.py"))]
@@ -81,8 +82,8 @@ def test_a_notebook_runs(build, name, runs, monkeypatch):
     if name == "03_to_pytorch":
         for library in ("torch", "timm", "open_clip", "transformers"):
             pytest.importorskip(library)
-    small = {"STEPS": "2", "HEAD_STEPS": "2", "RUNS": str(runs), "XLA_FLAGS": "", "PYTHONPATH": str(COLABS.parent)}
-    for variable, value in small.items():
+    small = {"STEPS": "2", "HEAD_STEPS": "2", "RUNS": str(runs), "PYTHONPATH": str(COLABS.parent)}
+    for variable, value in (small | {"XLA_FLAGS": QUICK["XLA_FLAGS"]}).items():
         monkeypatch.setenv(variable, value)
     monkeypatch.delenv("MODEL", raising=False)
     cells = build.run(build.notebook_of(COLABS / f"{name}.py")).cells
