@@ -398,6 +398,20 @@ def test_the_one_that_is_asked_for_is_refused_with_the_others_named(saved_run, t
         load(tmp_path / "run")
 
 
+def test_checksums_on_the_host_are_those_on_devices(monkeypatch):
+    wide = jnp.arange(70_000.0).reshape(7, 100, 100)  # more than SMALL
+    arrays = {"ints": jnp.arange(-3, 3), "none": jnp.zeros((0, 2)), "key": jax.random.key_data(jax.random.key(1))}
+    state = state_of()
+    state = state.replace(params=state.params | arrays | {"wide": wide})
+    here = checksums(state)
+    monkeypatch.setattr(checkpoint, "SMALL", -1)
+    assert checksums(state) == here
+    for small in (-1, 2**16):
+        monkeypatch.setattr(checkpoint, "SMALL", small)
+        with pytest.raises(CheckpointError, match=r"not finite in .*half.* \(1 of 8 arrays\)"):
+            checksums(state.replace(params=state.params | {"half": jnp.full(3, jnp.inf, jnp.bfloat16)}))
+
+
 def test_checksums_see_the_order_of_values():
     state = state_of()
     for moved in (

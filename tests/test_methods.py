@@ -20,11 +20,20 @@ FIRST = ("clip", "siglip", "slip", "aclip", "mae", "ibot", "detailclip")
 COLLECTIVES = ("aclip", "detailclip")
 
 
-def first(names):
-    """Every method in a group of its own; those not in `names` are left to `make check`."""
+# All kinds of terms, BatchNorm by view and by batch, drawn ratios; the other methods are left to `make slow`.
+CHUNKS = ("clip", "detailclip", "slip", "aclip", "attmask")
+
+
+def first(names, checked=methods.METHODS):
+    """Every method in a group of its own; those not in `names` are left to `make check`, if in `checked`, or `slow`."""
     group = lambda name: pytest.mark.xdist_group(f"methods_{name}")
-    later = lambda name: () if name in names else (pytest.mark.check,)
-    return [pytest.param(name, marks=(group(name), *later(name))) for name in methods.METHODS]
+    later = lambda name: pytest.mark.check if name in checked else pytest.mark.slow
+    return [
+        pytest.param(name, marks=(group(name), *([] if name in names else [later(name)]))) for name in methods.METHODS
+    ]
+
+
+CHUNKED = first(("clip",), CHUNKS)
 
 
 @pytest.fixture(params=first(FIRST), scope="module")
@@ -105,6 +114,25 @@ def test_same_seed_same_numbers(method):
     exp, history = tiny_experiment(method), trained(method)[1]
     _, metrics = exp.train_step(tiny_state(method), exp.put(tiny_batch(0, exp.config)))
     assert jax.device_get(metrics) == history[0]
+
+
+@pytest.mark.parametrize("method", CHUNKED, indirect=True)
+def test_chunks_give_the_numbers_of_the_whole_batch(method):
+    """Four of two images on one device, or two of two images on each of two: metrics, state and gradients of a step."""
+    config, devices = tiny_config(method), 2 if method == "detailclip" else 1
+    config.accumulation = 4 // devices
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:devices]))
+    (_, history, whole), state = trained(method), jax.device_put(tiny_state(method), mesh.replicated(exp.mesh))
+    chunked, metrics = jax.device_get(exp.train_step(state, exp.put(tiny_batch(0, config))))
+    assert set(metrics) == set(history[0])
+    for name, value in history[0].items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    for a, b in zip(*(jax.tree.leaves((state.centers, state.batch_stats)) for state in (whole, chunked)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+    expected, gradients = gradient_of_one_step(whole), gradient_of_one_step(chunked)
+    assert expected.keys() == gradients.keys()
+    for path, a in expected.items():
+        assert np.linalg.norm(a - gradients[path]) <= 1e-5 * np.linalg.norm(a) + 1e-6, path
 
 
 @pytest.mark.parametrize("method", first(COLLECTIVES), indirect=True)

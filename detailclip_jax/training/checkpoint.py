@@ -43,6 +43,7 @@ from detailclip_jax.types import Params, PyTree
 
 FOLDER = "checkpoints"
 ABANDONING = 0.3  # seconds
+SMALL = 2**16  # values of an array whose checksum is computed on the host
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _COMPLETE = f"{_UNFINISHED}-complete"  # ends the name of a complete folder that gets its manifest
 _UNREADABLE = "unreadable-"
@@ -402,15 +403,28 @@ def checksums(state: PyTree) -> dict[str, int]:
     """
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(state)}
     # one after the other: hundreds of sums over devices in flight can block each other where devices share few threads
-    inspected = {name: jax.device_get(_inspect(leaf)) for name, leaf in leaves.items()}
+    inspected = {name: _inspected(leaf) for name, leaf in leaves.items()}
     if bad := [name for name, (_, finite) in inspected.items() if not finite]:
         raise CheckpointError(f"the state is not finite in {', '.join(bad[:5])} ({len(bad)} of {len(leaves)} arrays)")
     return {name: int(value) for name, (value, _) in inspected.items()}
 
 
+def _inspected(leaf: Any) -> tuple[Any, Any]:
+    """The sum over the bits, and whether all values are finite; of small arrays on the host.
+
+    On the devices there is one small program per shape: a program for a whole state takes seconds to compile, for each
+    kind of state, and those of many small shapes would too.
+    """
+    if leaf.size > SMALL or not getattr(leaf, "is_fully_addressable", True):
+        return jax.device_get(_inspect(leaf))
+    values = np.asarray(leaf).ravel()
+    bits = values.view(f"uint{8 * values.itemsize}").astype(np.uint32)
+    mixed = _mixed(bits ^ _mixed(np.arange(values.size, dtype=np.uint32)))
+    return mixed.sum(dtype=np.uint32), np.isfinite(values).all()
+
+
 @jax.jit
 def _inspect(leaf: Array) -> tuple[UInt32[Array, ""], Bool[Array, ""]]:
-    """One small program per shape: a program for a whole state takes seconds to compile, for each kind of state."""
     return _bit_sum(leaf), _is_finite(leaf)
 
 
@@ -426,10 +440,10 @@ def _places(shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     return sum((count * jnp.uint32(stride) for count, stride in zip(counts, strides)), jnp.zeros(shape, jnp.uint32))
 
 
-def _mixed(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+def _mixed(x: UInt32[Array, "..."] | UInt32[np.ndarray, "..."]) -> Any:
     """The final mix of MurmurHash3 (Appleby, public domain): a bijection in which every bit depends on all others."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 
