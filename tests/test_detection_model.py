@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
+from tiny import noise
 
 from detailclip_jax.detection import boxes as box
 from detailclip_jax.detection import cascade, model, postprocess, rpn
@@ -62,6 +63,10 @@ def batch(number=8, height=SIDE, width=SIDE, seed=0):
     made = {"image": images, "size": sizes, "boxes": boxes, "labels": labels, "crowd": crowd, "masks": masks}
     kinds = {"size": np.int32, "labels": np.int32, "masks": np.uint8}
     return {name: jnp.asarray(x.astype(kinds.get(name, x.dtype))) for name, x in made.items()}
+
+
+def variable_shapes(options=TINY):
+    return jax.eval_shape(model.build(encoder(), options, K).init, jax.random.key(0), batch(2))
 
 
 @functools.cache
@@ -145,7 +150,7 @@ def test_one_device_and_eight_give_the_same_losses_gradients_and_statistics():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * scale), one[1], eight[1])
 
 
-def rectangles(number=4):
+def rectangles(number=2):
     """Images of two rectangles each, whose colour is the class."""
     rng, made = np.random.default_rng(2), batch(number)
     images = rng.integers(60, 100, (number, SIDE, SIDE, 3)).astype(np.uint8)
@@ -174,7 +179,7 @@ def test_the_detector_learns_a_few_images():
     def loss(params, stats, key):
         variables = {"params": params, "batch_stats": stats}
         found, changed = made.apply(
-            variables, given, train=True, keys=jax.random.split(key, 4), mutable=["batch_stats"]
+            variables, given, train=True, keys=jax.random.split(key, 2), mutable=["batch_stats"]
         )
         return found.total, changed["batch_stats"]
 
@@ -193,7 +198,7 @@ def test_the_detector_learns_a_few_images():
     found = jax.jit(functools.partial(made.apply, method="detect"))(
         {"params": params, "batch_stats": stats}, given["image"], given["size"]
     )
-    for number in range(4):
+    for number in range(2):
         objects = np.flatnonzero(np.asarray(given["labels"][number]) >= 0)
         overlaps = np.asarray(box.iou(given["boxes"][number][objects], found.boxes[number]))
         same = np.asarray(given["labels"][number])[objects][:, None] == np.asarray(found.labels[number])
@@ -213,10 +218,12 @@ def test_losses_are_those_of_pytorch_when_every_candidate_is_sampled():
     ours, _ = run(values)
 
     def features(m):
-        maps, levels = m.features(given["image"], given["size"], True)
-        return maps, levels, m.rpn(maps.maps)
+        maps, _ = m.features(given["image"], given["size"], True)
+        return maps, m.rpn(maps.maps)
 
-    (maps, levels, (logits, offsets)), _ = made.apply(values, method=features, mutable=["batch_stats"])
+    found = jax.jit(functools.partial(made.apply, method=features, mutable=["batch_stats"]))
+    (maps, (logits, offsets)), _ = found(values)
+    levels = model.grids(SIDE, SIDE, 8)
     expected = oracle.losses(values, given, maps, levels, logits, offsets, EVERYTHING, K)
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(ours, name), value, rtol=2e-4, atol=1e-6, err_msg=name)
@@ -229,10 +236,11 @@ def test_detections_are_those_of_pytorch():
     ours = detector()(variables(), given["image"], given["size"])
 
     def features(m):
-        maps, levels = m.features(given["image"], given["size"])
-        return maps, levels, m.rpn(maps.maps)
+        maps, _ = m.features(given["image"], given["size"])
+        return maps, m.rpn(maps.maps)
 
-    maps, levels, (logits, offsets) = made.apply(variables(), method=features)
+    maps, (logits, offsets) = jax.jit(functools.partial(made.apply, method=features))(variables())
+    levels = model.grids(SIDE, SIDE, 8)
     for number in range(3):
         expected = oracle.detections(variables(), number, maps, levels, logits, offsets, TINY, K)
         count = len(expected[0])
@@ -295,9 +303,10 @@ def test_proposals_without_area_are_left_out():
     logits = [jnp.zeros(level.height * level.width * 3) for level in levels]
     offsets = [jnp.zeros((len(x), 4)).at[:, 2].set(-jnp.inf if i else 0.0) for i, x in enumerate(logits)]
     offsets = [jnp.nan_to_num(x, neginf=-100.0) for x in offsets]
-    found = rpn.proposals(logits, offsets, levels, jnp.array([0, 0]), jnp.array([64, 64]), TINY, True)
+    proposed = jax.jit(lambda extent, size: rpn.proposals(logits, offsets, levels, extent, size, TINY, True))
+    found = proposed(jnp.array([0, 0]), jnp.array([64, 64]))
     assert not np.asarray(found.valid).any()
-    found = rpn.proposals(logits, offsets, levels, jnp.array([64, 64]), jnp.array([64, 64]), TINY, True)
+    found = proposed(jnp.array([64, 64]), jnp.array([64, 64]))
     assert np.asarray(found.valid).all() and found.boxes.shape == (40, 4)
 
 
@@ -316,9 +325,9 @@ def test_the_samples_of_a_stage_hold_the_objects_own_boxes_first():
 def test_losses_and_detections_of_a_half_precision_encoder_are_float32():
     """Shapes and types only: nothing is compiled."""
     made, given = model.build(encoder(dtype=jnp.bfloat16, remat="full"), TINY, K), batch(2)
-    run = functools.partial(made.apply, train=True, mutable=["batch_stats"])
-    shapes, _ = jax.eval_shape(run, variables(), given, keys=keys(2))
-    found = jax.eval_shape(functools.partial(made.apply, method="detect"), variables(), given["image"], given["size"])
+    run, own = functools.partial(made.apply, train=True, mutable=["batch_stats"]), variable_shapes()
+    shapes, _ = jax.eval_shape(run, own, given, keys=keys(2))
+    found = jax.eval_shape(functools.partial(made.apply, method="detect"), own, given["image"], given["size"])
     assert {leaf.dtype for leaf in (*shapes, found.boxes, found.scores, found.masks)} == {jnp.dtype("float32")}
 
 
@@ -337,9 +346,15 @@ def test_the_levels_of_any_patch_size_have_quarters_of_it_as_strides():
 def test_an_encoder_of_patch_size_14_detects_and_has_finite_losses():
     made = model.build(encoder(patch_size=14, image_size=28), TINY, K)
     given = batch(2, 56, 84)
-    variables = jax.jit(made.init)(jax.random.key(0), given)
-    found = jax.jit(functools.partial(made.apply, method="detect"))(variables, given["image"], given["size"])
-    losses, _ = jax.jit(lambda v, b: made.apply(v, b, train=True, mutable=["batch_stats"]))(variables, given)
+    shapes = jax.eval_shape(made.init, jax.random.key(0), given)
+    variables = {"params": noise(shapes["params"]), "batch_stats": jax.tree.map(jnp.abs, noise(shapes["batch_stats"]))}
+
+    @jax.jit
+    def both(variables, given):
+        found = made.apply(variables, given["image"], given["size"], method="detect")
+        return found, made.apply(variables, given, train=True, mutable=["batch_stats"])[0]
+
+    found, losses = both(variables, given)
     assert finite((found, losses)) and losses.rpn_class > 0 and losses.class_1 > 0
     limits = np.asarray(given["size"])[:, None, ::-1]
     assert (np.asarray(found.boxes).reshape(2, -1, 2, 2) <= limits[:, :, None] + 1e-3).all()

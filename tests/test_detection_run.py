@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_config
+from tiny import noise_state, tiny_config
 
 from detailclip_jax import transfer as command
 from detailclip_jax.config import detection as fields
@@ -34,7 +35,7 @@ from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training import mesh
-from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, load
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, load, load_state
 
 SIZE = {**sizes.SIZES["tiny"]._asdict(), "width": 24, "depth": 2, "num_heads": 2}
 OPTIONS = {
@@ -59,15 +60,18 @@ def tiny(**changes):
     return config
 
 
+ONE_SHAPE = {"views.short": (30,), "views.buckets": ((32, 32),), "views.long": 32}
+
+
 @functools.cache
-def built(devices=1):
-    return experiment.build(tiny(), mesh.make_mesh(jax.devices()[:devices]))
+def built():
+    return experiment.build(tiny(), mesh.make_mesh(jax.devices()[:1]))
 
 
 @pytest.mark.check
 def test_one_device_and_eight_give_the_same_state():
-    """Through samples, BatchNorm and drop path, whose draws belong to the images."""
-    one, eight = built(), built(8)
+    """Through samples, BatchNorm and drop path, whose draws belong to the images; batches of one shape."""
+    one, eight = (experiment.build(tiny(**ONE_SHAPE), mesh.make_mesh(jax.devices()[:devices])) for devices in (1, 8))
     start = one.init(0)
     spread = jax.device_put(jax.device_get(start), mesh.replicated(eight.mesh))
     with one.batches() as batches:
@@ -235,7 +239,8 @@ def pretrained(tmp_path_factory):
     made = pretraining.build(config)
     run_config.claim_workdir(workdir, config)
     with closing(Checkpoints(workdir)) as store:
-        store.save(0, made.init(0), {"examples": 0}, {"config": run_config.to_json(config), "data_fingerprint": ""})
+        record = {"config": run_config.to_json(config), "data_fingerprint": ""}
+        store.save(0, noise_state(made), {"examples": 0}, record)
     return workdir
 
 
@@ -321,8 +326,9 @@ def test_a_changed_evaluation_set_is_warned_of_when_a_run_goes_on(tmp_path, monk
 def test_a_run_is_loaded_without_its_data(tmp_path):
     write_set(tmp_path / "set")
     run = transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+    zeros = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), run.experiment.state_shapes)
     with closing(Checkpoints(tmp_path / "run")) as store:
-        store.save(0, run.experiment.init(0), {"examples": 0}, {"config": "", "data_fingerprint": ""})
+        store.save(0, zeros, {"examples": 0}, {"config": "", "data_fingerprint": ""})
     (tmp_path / "set/set.json").unlink()
     model = predictions.model(tmp_path / "run")
     assert model.classes == CATEGORIES and model.step == 0
@@ -334,12 +340,16 @@ def test_a_run_is_loaded_without_its_data(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(pretrained, tmp_path_factory):
-    """A run of six steps from a checkpoint, with an evaluation after four."""
-    workdir = tmp_path_factory.mktemp("finished")
-    config = tiny(init=str(pretrained), evaluate_every=4)
-    assert train(config, workdir) == 0
-    return workdir
+def run(pretrained, tmp_path_factory):
+    """A finished run of six steps from a checkpoint, with an evaluation after four."""
+    made = transfer.prepare(tiny(init=str(pretrained), evaluate_every=4), tmp_path_factory.mktemp("finished"))
+    assert loop.train(made) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def finished(run):
+    return run.workdir
 
 
 @pytest.mark.check
@@ -360,9 +370,11 @@ def test_a_run_writes_24_scores_results_and_a_figure(finished):
 
 
 @pytest.mark.check
-def test_a_finished_run_detects_in_python_and_compares(finished, pretrained, tmp_path):
+def test_a_finished_run_detects_in_python_and_compares(finished, pretrained, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     model = predictions.model(finished)
+    loaded = model.experiment, model.state, model.step
+    monkeypatch.setattr(transfer, "load", lambda workdir: loaded)  # so that it is compiled once
     assert isinstance(model, predictions.Detector)
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
     found = model.detect(image)
@@ -392,15 +404,16 @@ def test_the_command_draws_predictions_and_writes_them(finished, tmp_path, capsy
 
 
 @pytest.mark.check
-def test_a_run_goes_on_and_equals_one_that_never_stopped(tmp_path):
-    """Two shapes of batches, samples, BatchNorm's statistics and drop path resume."""
-    for total, workdir in ((6, "whole"), (4, "parts"), (6, "parts")):
-        config = tiny(evaluate_at_end=False, total_steps=total)
-        config.optimizer.decay_at, config.optimizer.warmup_steps = (0.0,), 0  # a constant rate
-        train(config, tmp_path / workdir)
-    (_, whole, _), (_, parts, step) = transfer.load(tmp_path / "whole"), transfer.load(tmp_path / "parts")
-    assert step == 6
-    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole, parts)))
+def test_a_run_goes_on_and_equals_one_that_never_stopped(run, tmp_path):
+    """Two shapes of batches, samples, BatchNorm's statistics and drop path: the steps after a lost checkpoint again."""
+    again = run._replace(workdir=tmp_path / "again")
+    shutil.copytree(run.workdir, again.workdir)
+    shutil.rmtree(again.workdir / "checkpoints/6")
+    assert [file.name for file in (again.workdir / "checkpoints").iterdir()] == ["4"]
+    assert loop.train(again) == 0
+    whole, parts = (load_state(one.workdir, run.experiment.state_shapes) for one in (run, again))
+    assert whole[1] == parts[1] == 6
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole[0], parts[0])))
 
 
 COMMAND = """

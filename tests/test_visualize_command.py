@@ -17,6 +17,7 @@ from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.detection import experiment as detection
 from detailclip_jax.inference.model import load
 from detailclip_jax.interop import store
+from detailclip_jax.run import transfer
 from detailclip_jax.run import visualize as drawing
 from detailclip_jax.segmentation import experiment as segmentation
 from detailclip_jax.training.checkpoint import Checkpoints
@@ -202,16 +203,18 @@ def test_checkpoints_are_named_by_the_folders_that_tell_them_apart(paths, names)
 
 @pytest.mark.check
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
-def test_predictions_of_a_run_lie_next_to_the_ground_truth(tmp_path, photo, task):
+def test_predictions_of_a_run_lie_next_to_the_ground_truth(tmp_path, photo, task, monkeypatch):
     config, room = (tiny("linear"), segmentation) if task == "segmentation" else (tiny_detection(), detection)
     built = room.build(config)
     run_config.claim_workdir(tmp_path / "run", config)
     record = {"config": run_config.to_json(config), "data_fingerprint": ""}
+    state = built.init(0)
     with closing(Checkpoints(tmp_path / "run")) as saved:
-        saved.save(3, built.init(0), {"examples": 0}, record)
+        saved.save(3, state, {"examples": 0}, record)
     given = f"--checkpoint={tmp_path / 'run'}", f"--what={task}", "--num-images=2", "--formats=png"
     assert run(*given, f"--out={tmp_path / 'own'}") == 0 and files(tmp_path / "own") == [f"{task}.png"]
     draw = drawing.PREDICTIONS[task]
+    monkeypatch.setattr(transfer, "load", lambda workdir, step: (built, state, 3))  # compiled once from here on
     num_images = task == "segmentation"  # detections are drawn on the images themselves
     figure = draw({"run": tmp_path / "run"}, 2)[task]
     rows = [text.get_text() for text in figure.texts]
