@@ -30,7 +30,7 @@ def noise(*shape):
 
 
 def shaken(params):
-    return jax.tree.map(lambda x: x + 0.1 * noise(*x.shape), params)
+    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * noise(*x.shape), params)
 
 
 def as_torch(tree):
@@ -91,7 +91,7 @@ def encoder(**changes):
 @functools.cache
 def encoder_params(style=None):
     vit = encoder(style=style or Style())
-    return shaken(vit.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"])
+    return shaken(jax.jit(vit.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"])
 
 
 def maps_of(vit, images, size, blocks=(0, 2), params=None, **options):
@@ -135,8 +135,8 @@ def test_drop_path_and_recomputation_work_with_masked_attention():
 def test_positions_may_lie_on_a_grid_that_is_not_square():
     wide = widened(encoder(), (3, 5))
     run = lambda v, size: backbone(v, jnp.zeros((1, 16, 24, 3)), extents(jnp.asarray([size]), 4), (2,))
-    params = nn.init(lambda v: run(v, (16, 24)), wide)(jax.random.key(0))["params"]
-    assert params["positions"].shape == (16, 12)
+    shapes = jax.eval_shape(nn.init(lambda v: run(v, (16, 24)), wide), jax.random.key(0))["params"]
+    assert shapes["positions"].shape == (16, 12)
     square = widened(encoder(), (4, 4))
     images = jnp.asarray(noise(1, 16, 16, 3))
     close(maps_of(square, images, [(16, 16)])[0][1], maps_of(encoder(), images, [(16, 16)])[0][1], 1e-6)
@@ -190,9 +190,13 @@ def test_fpn_and_rpn_head_and_their_gradients_are_pytorch_s():
     maps = [noise(2, 8 * s, 12 * s, 5) for s in (4, 2, 1)] + [noise(2, 4, 6, 5)]
     valid = [jnp.ones(each.shape[:3], bool) for each in maps]
     both = {"fpn": Fpn(6), "rpn": RpnHead(6, 3)}
-    fpn = both["fpn"].init(jax.random.key(0), [jnp.asarray(x) for x in maps], valid)["params"]
-    levels = both["fpn"].apply({"params": fpn}, [jnp.asarray(x) for x in maps], valid)
-    params = shaken({"fpn": fpn, "rpn": both["rpn"].init(jax.random.key(1), levels)["params"]})
+
+    @jax.jit
+    def started(key):
+        levels, fpn = both["fpn"].init_with_output(key, [jnp.asarray(x) for x in maps], valid)
+        return {"fpn": fpn["params"], "rpn": both["rpn"].init(key, levels)["params"]}
+
+    params = shaken(started(jax.random.key(0)))
 
     def ours(params):
         levels = both["fpn"].apply({"params": params["fpn"]}, [jnp.asarray(x) for x in maps], valid)
@@ -222,16 +226,13 @@ def test_levels_inside_an_image_do_not_depend_on_what_is_outside():
     size = [(24 // 2**i, 32 // 2**i) for i in range(4)]
     small = [noise(1, h, w, 5) for h, w in size]
     large = [np.pad(x, ((0, 0), (0, 8 // 2**i), (0, 16 // 2**i), (0, 0))) for i, x in enumerate(small)]
-    variables = Fpn(6).init(
-        jax.random.key(0), [jnp.asarray(x) for x in small], [jnp.ones(x.shape[:3], bool) for x in small]
-    )
-    variables = {"params": shaken(variables["params"])}
+    valid = [np.ones(x.shape[:3], bool) for x in small]
+    variables = {"params": shaken(jax.jit(Fpn(6).init)(jax.random.key(0), small, valid)["params"])}
     inside = [
-        jnp.asarray(np.pad(np.ones(x.shape[:3], bool), [(0, b - a) for a, b in zip(x.shape[:3], y.shape[:3])]))
+        np.pad(np.ones(x.shape[:3], bool), [(0, b - a) for a, b in zip(x.shape[:3], y.shape[:3])])
         for x, y in zip(small, large)
     ]
-    alone = Fpn(6).apply(variables, [jnp.asarray(x) for x in small], [jnp.ones(x.shape[:3], bool) for x in small])
-    padded = Fpn(6).apply(variables, [jnp.asarray(x) for x in large], inside)
+    alone, padded = (jax.jit(Fpn(6).apply)(variables, *given) for given in ((small, valid), (large, inside)))
     for mine, other in zip(padded, alone):
         close(mine[:, : other.shape[1], : other.shape[2]], other, 1e-5)
         assert not np.asarray(mine[:, other.shape[1] :]).any() and not np.asarray(mine[:, :, other.shape[2] :]).any()
@@ -256,7 +257,7 @@ def box_head_oracle(x, p, valid):
 def test_the_box_head_is_pytorch_s_and_its_norm_counts_valid_rois():
     pooled, valid = jnp.asarray(noise(9, 7, 7, 4)), np.arange(9) % 3 > 0
     head = BoxHead(3, width=5, fc_width=8, num_convs=2)
-    variables = head.init(jax.random.key(0), pooled, jnp.asarray(valid), True)
+    variables = jax.jit(head.init, static_argnums=3)(jax.random.key(0), pooled, valid, True)
     params, weights = shaken(variables["params"]), (noise(9, 4), noise(9, 3, 4))
 
     def ours(params):
@@ -282,7 +283,7 @@ def mask_head_oracle(x, p):
 
 def test_the_mask_head_is_pytorch_s():
     pooled, head, weights = jnp.asarray(noise(5, 6, 6, 4)), MaskHead(3, width=5, num_convs=2), noise(5, 12, 12, 3)
-    params = shaken(head.init(jax.random.key(0), pooled)["params"])
+    params = shaken(jax.jit(head.init)(jax.random.key(0), pooled)["params"])
     run = lambda params: (
         (head.apply({"params": params}, pooled) * weights).sum(),
         head.apply({"params": params}, pooled),
@@ -305,7 +306,7 @@ def test_smooth_l1_and_its_gradient_are_pytorch_s(beta):
     expected = F.smooth_l1_loss(theirs, torch.zeros(43), reduction="none", beta=beta)
     expected.sum().backward()
     close(losses.smooth_l1(jnp.asarray(x), beta), expected.detach(), 1e-6)
-    close(jax.grad(lambda x: losses.smooth_l1(x, beta).sum())(jnp.asarray(x)), theirs.grad, 1e-5)
+    close(jax.jit(jax.grad(lambda x: losses.smooth_l1(x, beta).sum()))(x), theirs.grad, 1e-5)
 
 
 def test_cross_entropies_are_pytorch_s():

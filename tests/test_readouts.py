@@ -157,9 +157,14 @@ def encoder_of(quick_gelu, interpolation):
     return image.bind({"params": unstack(params["image"])}), params
 
 
+@functools.cache
+def compiled(name, quick_gelu):
+    encoder, _ = encoder_of(quick_gelu, READOUTS[name].interpolation)
+    return jax.jit(lambda images: readouts.read_out(encoder, images, READOUTS[name]))
+
+
 def features(name, images, quick_gelu=False):
-    encoder, params = encoder_of(quick_gelu, READOUTS[name].interpolation)
-    tokens = readouts.read_out(encoder, jnp.asarray(images), READOUTS[name])
+    tokens, (_, params, _) = compiled(name, quick_gelu)(images), ours(quick_gelu)
     made = np.asarray(tokens) @ np.asarray(params["image_projection"]["proj"]["kernel"])
     return made / np.linalg.norm(made, axis=-1, keepdims=True)
 
@@ -183,8 +188,9 @@ def test_the_activation_of_the_model_is_used(name):
 def test_plain_is_the_encoder_itself():
     encoder, _ = encoder_of(False, "ibot")
     images = jnp.asarray(noise(2, 24, 40, 3))
-    expected = encoder(images).patches
-    np.testing.assert_allclose(readouts.read_out(encoder, images, READOUTS["plain"]).reshape(2, 15, -1), expected)
+    both = jax.jit(lambda images: (encoder(images).patches, readouts.read_out(encoder, images, READOUTS["plain"])))
+    expected, found = both(images)
+    np.testing.assert_allclose(found.reshape(2, 15, -1), expected, atol=1e-6)
 
 
 def test_read_outs_differ():
@@ -204,11 +210,16 @@ def test_without_content_attention_averages_values():
     }
     params["attn"]["proj"]["bias"] = jnp.zeros(WIDTH)
     block, x = block.unbind()[0].bind({"params": params}), jnp.asarray(noise(2, 13, WIDTH))
-    mean = readouts.maskclip_bare([block], x, (3, 4)).mean(1, keepdims=True)
-    np.testing.assert_allclose(readouts.clearclip([block], x, (3, 4)), jnp.broadcast_to(mean, x.shape), atol=1e-5)
-    expected = readouts.with_mlp(block, x + 2 * mean)
-    np.testing.assert_allclose(readouts.sclip([block], x, (3, 4)), expected, atol=1e-5)
-    near = readouts.naclip([block], x, (3, 4))
+
+    @jax.jit
+    def made(x):
+        mean = readouts.maskclip_bare([block], x, (3, 4)).mean(1, keepdims=True)
+        clear, added, near = (f([block], x, (3, 4)) for f in (readouts.clearclip, readouts.sclip, readouts.naclip))
+        return mean, clear, added, near, readouts.with_mlp(block, x + 2 * mean)
+
+    mean, clear, added, near, expected = made(x)
+    np.testing.assert_allclose(clear, np.broadcast_to(mean, x.shape), atol=1e-5)
+    np.testing.assert_allclose(added, expected, atol=1e-5)
     assert np.abs(near[:, 0] - mean[:, 0]).max() < 1e-5  # the class token has no neighbours
     assert np.abs(near[:, 1] - near[:, 12]).max() > 1e-3
 
@@ -222,10 +233,14 @@ def test_the_neighbourhood_by_hand():
 def test_gem_of_an_encoder_with_fewer_blocks_uses_all():
     encoder, _ = encoder_of(False, "timm")
     short = [encoder.blocks[0], encoder.blocks[1]]
-    x = jnp.asarray(noise(1, 17, WIDTH))
-    after, _ = short[0](x)
-    expected = x + readouts.self_self_attention(short[0], x) + readouts.self_self_attention(short[1], after)
-    np.testing.assert_allclose(readouts.gem(short, x, (4, 4)), expected, atol=1e-6)
+
+    @jax.jit
+    def made(x):
+        after, _ = short[0](x)
+        expected = x + readouts.self_self_attention(short[0], x) + readouts.self_self_attention(short[1], after)
+        return readouts.gem(short, x, (4, 4)), expected
+
+    np.testing.assert_allclose(*made(jnp.asarray(noise(1, 17, WIDTH))), atol=1e-6)
 
 
 # windows
