@@ -144,11 +144,13 @@ def noting_what_is_kept(out: Path) -> Iterator[None]:
 
 def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namespace, out: Path) -> Iterator[str]:
     """Yields lines that describe the evaluation: checkpoint, weights, preprocessing, tasks and folders."""
+    from detailclip_jax import methods
     from detailclip_jax.data import preprocessing
     from detailclip_jax.evaluation import paper
 
-    weights = " and ".join(measured.weights)
-    yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights"
+    weights, usual = " and ".join(measured.weights), methods.build(measured.config).weights
+    own = f"; those of the method are {usual}" if len(measured.weights) > 1 else ""
+    yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights{own}"
     yield f"preprocess: {preprocessing.description(measured.config)}"
     count = counted(len(asked), "task")
     yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from detailclip_jax import methods
 from detailclip_jax.data import preprocessing
 from detailclip_jax.inference.model import choose_weights
 from detailclip_jax.interop import formats, hub, hub_tokenizer, measure
@@ -80,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.image_size and arguments.image_size != config.model.image_size:
         variables, config = resize(variables, config, arguments.image_size, arguments.interpolation or "bicubic")
         model = model.replacing(image=model.image.clone(image_size=arguments.image_size))
-    which, params = choose_weights(variables, arguments.weights)
+    which, params = choose_weights(variables, arguments.weights, methods.build(config).weights)
     fmt, path = formats.FORMATS[arguments.to], Path(arguments.out)
     export = Export(model, params, variables, config)
     _check_kind(path, fmt.is_directory)

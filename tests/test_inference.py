@@ -219,6 +219,8 @@ def test_the_teacher_is_the_default_where_there_is_one():
     assert ema.params["image"] is image and ema.params["decoder"] is heads
     assert student.params["image"] is variables["params"]["image"]
     assert abs(ema.encode_image(make_images(1)) - student.encode_image(make_images(1))).max() > 0.01
+    assert choose_weights(variables, None, usual="student")[0] == "student"  # a method may say so
+    assert choose_weights(variables, "ema", usual="student")[0] == "ema"
     with pytest.raises(ValueError, match="weights=ema: this method has no teacher; use student"):
         choose_weights(made("clip")[1], "ema")
     with pytest.raises(ValueError, match="weights 'teacher' are unknown; known: ema, student"):

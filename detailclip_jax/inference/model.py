@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float32, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from detailclip_jax import methods
 from detailclip_jax.data import preprocessing
 from detailclip_jax.data.decoding import BUDGET, BadImage, decode, upright_rgb
 from detailclip_jax.data.images import evaluation_view
@@ -356,30 +357,32 @@ def load(
 
         model = detailclip_jax.load("runs/stickers")
 
-    `weights` is "ema" (the default if the method has a teacher) or "student". `step` defaults to the newest checkpoint.
-    `preprocess` overrides fields of this group of the config, such as {"filter": "bicubic"}. To load only networks,
-    variables and config, use `checkpoint.load`.
+    `weights` is "ema", the teacher's, or "student"; the default is that of the method (`Method.weights`), and the
+    student's for a method without a teacher. `step` defaults to the newest checkpoint. `preprocess` overrides fields of
+    this group of the config, such as {"filter": "bicubic"}. To load only networks, variables and config, use
+    `checkpoint.load`.
 
     Raises FileNotFoundError for a folder without checkpoints, ValueError for missing weights, and CheckpointError for
     an unreadable checkpoint.
     """
     step = checkpoint.pick_step(path, step)
     networks, variables, config = checkpoint.load(path, step)
-    which, params = choose_weights(variables, weights)
+    which, params = choose_weights(variables, weights, methods.build(config).weights)
     return Model(networks, variables, config, params, which, step, str(path)).preprocessed(preprocess or {})
 
 
-def choose_weights(variables: Mapping[str, Params], which: str | None) -> tuple[str, Params]:
+def choose_weights(variables: Mapping[str, Params], which: str | None, usual: str = "ema") -> tuple[str, Params]:
     """Name and parameters of the student, or of the student with the teacher's networks.
 
-    The default is the teacher if there is one. Raises ValueError for "ema" without a teacher, and for an unknown name.
+    Without `which` they are `usual`, but the student's if there is no teacher. Raises ValueError for "ema" without a
+    teacher, and for an unknown name.
     """
     teacher = variables["ema_params"]
     if which not in (None, "ema", "student"):
         raise ValueError(f"weights {which!r} are unknown; known: ema, student")
     if which == "ema" and not teacher:
         raise ValueError("weights=ema: this method has no teacher; use student")
-    if which == "student" or not teacher:
+    if (which or usual) == "student" or not teacher:
         return "student", variables["params"]
     return "ema", ema.overlay(variables["params"], teacher)
 

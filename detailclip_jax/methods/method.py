@@ -156,6 +156,7 @@ class Method:
     decode: Callable[[Networks, Mapping[str, Tokens], Hidden | None], Array | None] = no_decoder
     encode_text: Callable[[Networks, Batch], Texts | None] = no_text
     target_text: Callable[[Networks, Batch], Texts | None] = no_text
+    weights: str = "ema"  # of evaluation and export by default: "ema" (the student's without a teacher) or "student"
 
     @functools.cached_property
     def networks(self) -> Mapping[str, Network]:

@@ -100,7 +100,7 @@ def add_checkpoint(to: Parser) -> None:
 
 def add_weights(to: Parser) -> None:
     """Adds --weights, for commands that use one of the two."""
-    text = "student or ema, the teacher's moving average (default: ema where the method has a teacher)"
+    text = "student or ema, the teacher's moving average (default: the method's, mostly ema)"
     to.add_argument("--weights", type=one_of("weights", WEIGHTS), metavar="NAME", help=text)
 
 
