@@ -14,6 +14,7 @@ from detailclip_jax.evaluation.embedding import EvaluationBatch, embed_texts, ga
 from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.image_batches import ImageBatches, Transform, sample_digest
 from detailclip_jax.evaluation.metrics import class_embeddings
+from detailclip_jax.evaluation.pooling import class_texts, on_devices, pools_images
 from detailclip_jax.evaluation.zero_shot import owners
 from detailclip_jax.types import Params
 
@@ -80,11 +81,31 @@ class Bench:
         check_labels(data, stored["labels"], stored["index"])
         return Embedded(stored["features"], stored["labels"], stored["index"], unreadable)
 
-    def texts(self, texts: Sequence[str]) -> Float[np.ndarray, "M E"]:
-        """`encode.text` of all texts, in their order."""
+    @property
+    def pools_images(self) -> bool:
+        """Whether the method pools an image by each text: then `pooled` has the scores that it defines."""
+        return pools_images(self.params)
+
+    def pooled(
+        self, data: LabelledSet, transform: Transform, texts: Float[np.ndarray, "M E"]
+    ) -> Float[np.ndarray, "n M"]:
+        """`encode.pooled` of all readable images of a set and the texts, given by `raw_texts`; not cached."""
+        return self._embed_images(data, transform, "pooled", on_devices(self.params, texts))["features"]
+
+    def raw_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "M E"]:
+        """`encode.raw_text` of all texts, in their order."""
+        return self.texts(texts, "raw_text")
+
+    def raw_classes(self, prompts: Sequence[Sequence[str]]) -> Float[np.ndarray, "C E"]:
+        """The text of each class for `pooled`, from all prompts of its class."""
+        raw = self.raw_texts([prompt for texts in prompts for prompt in texts])
+        return class_texts(raw, owners(prompts), len(prompts))
+
+    def texts(self, texts: Sequence[str], encoder: str = "text") -> Float[np.ndarray, "M E"]:
+        """`encode.<encoder>` of all texts, in their order."""
         tokens = self.tokenize(texts)
-        key = {"weights": self.digest, "tokens": _digest(tokens), "part": "text"}
-        return self.cache.get(key, lambda: {"features": self._embed_texts(tokens)})["features"]
+        key = {"weights": self.digest, "tokens": _digest(tokens), "part": encoder}
+        return self.cache.get(key, lambda: {"features": self._embed_texts(tokens, encoder)})["features"]
 
     def classes(self, prompts: Sequence[Sequence[str]]) -> Float[np.ndarray, "C E"]:
         """Class embeddings, each computed from all prompts of its class."""
@@ -96,22 +117,22 @@ class Bench:
 
         return self.cache.get(key, make)["features"]
 
-    def _embed_images(self, data: LabelledSet, transform: Transform, encoder: str) -> dict[str, np.ndarray]:
+    def _embed_images(self, data: LabelledSet, transform: Transform, encoder: str, *more: Any) -> dict[str, np.ndarray]:
         mesh = mesh_of(self.params)
         batches = ImageBatches(data.source, transform, self.batch_size, own_rows(self.batch_size, mesh))
         function = getattr(self.encode, encoder)
 
         def look(batch: Any) -> tuple[Any, Any, Any]:
-            features = jnp.asarray(function(self.params, batch["image"]), jnp.float32)
+            features = jnp.asarray(function(self.params, batch["image"], *more), jnp.float32)
             return features, batch["label"], batch["index"]
 
         features, labels, index = gather(look, self.watch(batches, len(data.source), "images"), mesh)
         unreadable = np.array(batches.unreadable, np.str_)
         return {"features": features, "labels": labels, "index": index, "unreadable": unreadable}
 
-    def _embed_texts(self, tokens: Int[np.ndarray, "M T"]) -> Float[np.ndarray, "M E"]:
+    def _embed_texts(self, tokens: Int[np.ndarray, "M T"], encoder: str = "text") -> Float[np.ndarray, "M E"]:
         watch = lambda batches: self.watch(batches, len(tokens), "texts")  # noqa: E731
-        return embed_texts(self.encode, self.params, tokens, self.batch_size, watch)
+        return embed_texts(self.encode, self.params, tokens, self.batch_size, watch, encoder)
 
 
 def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.ndarray, "n"]) -> None:

@@ -1,14 +1,16 @@
 """Classification metrics for one true class per example: top-k, mean per class, area under the ROC curve."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.metrics import (
+    Blocks,
     Metric,
     bootstrap_interval,
+    matrix_blocks,
     mean_metric,
     mean_per_class,
     normalise,
@@ -19,7 +21,6 @@ from detailclip_jax.runtime.interrupt import pause_point
 
 METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_of_top1_and_top5")
 TOP = (1, 5)
-Blocks = Iterable[tuple[slice, np.ndarray]]  # a slice of the examples, and their scores [b, C]
 
 
 def zero_shot_metrics(
@@ -41,6 +42,15 @@ def zero_shot_metrics(
     if metric == "roc_auc":
         yield "roc_auc", roc_auc_metric(images @ (classes[1] - classes[0]), labels, len(classes))
     yield from rank_metrics(found, labels, len(classes), metric, top)
+
+
+def matrix_metrics(
+    scores: Float[np.ndarray, "n C"], labels: Int[np.ndarray, "n"], metric: str = "accuracy", top: Sequence[int] = TOP
+) -> Iterator[tuple[str, Metric]]:
+    """Yields the metrics of `zero_shot_metrics` from scores of all examples and classes."""
+    if metric == "roc_auc":
+        yield "roc_auc", roc_auc_metric(scores[:, 1] - scores[:, 0], labels, scores.shape[1])
+    yield from rank_metrics(class_ranks(matrix_blocks(scores), labels), labels, scores.shape[1], metric, top)
 
 
 def class_ranks(blocks: Blocks, labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:

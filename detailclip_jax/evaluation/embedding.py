@@ -108,8 +108,9 @@ def embed_texts(
     tokens: Int[np.ndarray, "M T"],
     batch_size: int,
     watch: Callable[[Iterable[EvaluationBatch]], Iterable[EvaluationBatch]] = iter,
+    encoder: str = "text",
 ) -> Float[np.ndarray, "M E"]:
-    """`encode.text` of all texts, in their order, as float32 on the host; `watch` sees the batches.
+    """`encode.<encoder>` of all texts, in their order, as float32 on the host; `watch` sees the batches.
 
     Texts are cut to one of `encode.text_lengths` (see `methods.encode.Encode`), and texts of one length are encoded
     together; the embeddings differ by rounding only. An encoder without this attribute gets all T tokens.
@@ -118,7 +119,8 @@ def embed_texts(
     lengths = cut_lengths(tokens, getattr(encode, "text_lengths", ()), batch_size)
     groups = (text_batches(tokens[lengths == length, :length], batch_size) for length in np.unique(lengths))
     batches = watch(itertools.chain.from_iterable(groups))
-    grouped = gather(lambda batch: encode.text(params, batch["text"]), batches, mesh_of(params))
+    function = getattr(encode, encoder)
+    grouped = gather(lambda batch: function(params, batch["text"]), batches, mesh_of(params))
     embeddings = np.empty(grouped.shape, np.float32)
     embeddings[np.argsort(lengths, kind="stable")] = grouped
     return embeddings

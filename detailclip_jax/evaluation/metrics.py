@@ -4,7 +4,7 @@ Functions return hits per example and the caller averages them, so that interval
 against the model: an encoder that maps every input to one embedding scores 0, not 100.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.runtime.interrupt import pause_point
 
 BLOCK = 256  # queries per block of similarities
+Blocks = Iterable[tuple[slice, np.ndarray]]  # a slice of the queries, and their scores [b, G]
 
 
 class Metric(float):
@@ -114,6 +115,14 @@ def similarity_blocks(
         yield rows, queries[rows].astype(np.float32) @ transposed
 
 
+def matrix_blocks(scores: Float[np.ndarray, "Q G"], block: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields the rows of a matrix of scores, `block` at a time, as `similarity_blocks` does."""
+    for start in range(0, len(scores), block):
+        pause_point()
+        rows = slice(start, min(start + block, len(scores)))
+        yield rows, scores[rows]
+
+
 def ranks(scores: Float[np.ndarray, "Q G"], positives: Bool[np.ndarray, "Q G"]) -> Int[np.ndarray, "Q"]:
     """The number of wrong entries ranked before the best right one: 0 is a hit at 1, at most k - 1 a hit at k.
 
@@ -153,12 +162,20 @@ def retrieval_ranks(
     are all captions with the text of one of its own. A caption's right entries are all images that have a caption with
     the same text.
     """
-    image_ranks = np.empty(len(images), np.int64)
-    for rows, scores in similarity_blocks(images, texts, block):
+    blocks = similarity_blocks(images, texts, block), similarity_blocks(texts, images, block)
+    return block_ranks(*blocks, len(images), owners, text_ids)
+
+
+def block_ranks(
+    of_images: Blocks, of_texts: Blocks, num_images: int, owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"]
+) -> tuple[Int[np.ndarray, "I"], Int[np.ndarray, "M"]]:
+    """The ranks of `retrieval_ranks` from blocks of scores: of images with all texts, and of texts with all images."""
+    image_ranks = np.empty(num_images, np.int64)
+    for rows, scores in of_images:
         image_ranks[rows] = ranks(scores, right_texts(rows, owners, text_ids))
-    text_ranks = np.empty(len(texts), np.int64)
-    for rows, scores in similarity_blocks(texts, images, block):
-        text_ranks[rows] = ranks(scores, right_images(rows, owners, text_ids, len(images)))
+    text_ranks = np.empty(len(owners), np.int64)
+    for rows, scores in of_texts:
+        text_ranks[rows] = ranks(scores, right_images(rows, owners, text_ids, num_images))
     return image_ranks, text_ranks
 
 

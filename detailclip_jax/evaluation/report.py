@@ -35,6 +35,8 @@ LABELS = {  # metric, or task/metric -> label
     "balanced_miou": "segmentation mIoU, balanced",
     "object_miou": "segmentation mIoU, objects only",
 }
+LABELS |= {f"pooled_{name}": f"{LABELS[name]}, image pooled by class" for name in ("top1", "top5")}
+LABELS |= {f"cls_{name}": f"{label}, class token" for name, label in LABELS.items() if "_to_" in name}
 NOTES = {
     "zero_shot": "Zero-shot: unseen scenes of one object, classified among all nouns; chance is k / number of nouns.",
     "on_white": (

@@ -7,7 +7,18 @@ import numpy as np
 from jaxtyping import Float
 
 from detailclip_jax.evaluation.embedding import Batches, embed_texts, gather, mesh_of
-from detailclip_jax.evaluation.metrics import Metric, ids_of, mean_metric, num_right, recall_chance, retrieval_ranks
+from detailclip_jax.evaluation.metrics import (
+    Blocks,
+    Metric,
+    block_ranks,
+    ids_of,
+    matrix_blocks,
+    mean_metric,
+    num_right,
+    recall_chance,
+    similarity_blocks,
+)
+from detailclip_jax.evaluation.pooling import pooled_scores, pools_images
 from detailclip_jax.types import Params
 
 
@@ -17,7 +28,8 @@ class Retrieval:
     Image to text: a hit if ANY caption of the image is among the k nearest. Text to image: a hit if the image of the
     caption is. Captions with identical text count as right for every image that has one of them, since a model cannot
     distinguish them. `captions` lists the captions of each image, in the order in which `batches` yields the images.
-    The interval resamples images together with their captions.
+    The interval resamples images together with their captions. A method that pools an image by each text (FLAIR) ranks
+    by the cosine of each text with the image pooled by it; the ranking by class tokens follows as "cls_...".
     """
 
     needs = ("image", "image_projection", "text", "text_projection")
@@ -39,7 +51,14 @@ class Retrieval:
         """Yields ("image_to_text_r1", ...), ("text_to_image_r1", ...), and so on for each k."""
         images = gather(lambda batch: self.encode.image(params, batch["image"]), self.batches, mesh_of(params))
         texts = embed_texts(self.encode, params, self.tokens, self.batch_size)
-        yield from retrieval_metrics(images, texts, self.captions, self.top)
+        plain = retrieval_metrics(images, texts, self.captions, self.top)
+        if not pools_images(params):
+            yield from plain
+            return
+        raw = embed_texts(self.encode, params, self.tokens, self.batch_size, encoder="raw_text")
+        scores = pooled_scores(self.encode, params, self.batches, raw)
+        yield from pooled_retrieval_metrics(scores, self.captions, self.top)
+        yield from ((f"cls_{name}", value) for name, value in plain)
 
 
 def retrieval_metrics(
@@ -53,15 +72,29 @@ def retrieval_metrics(
     `texts` are the embeddings of all `captions`, in their order. Raises ValueError if the numbers of images and of
     caption groups differ.
     """
-    if len(images) != len(captions):
-        raise ValueError(f"{len(images)} images, but captions for {len(captions)}")
+    blocks = similarity_blocks(images, texts), similarity_blocks(texts, images)
+    yield from _recalls(*blocks, len(images), captions, top)
+
+
+def pooled_retrieval_metrics(
+    scores: Float[np.ndarray, "I M"], captions: Sequence[Sequence[str]], top: Sequence[int] = (1, 5, 10)
+) -> Iterator[tuple[str, Metric]]:
+    """Yields the recalls of `retrieval_metrics` from the scores of all images and captions."""
+    yield from _recalls(matrix_blocks(scores), matrix_blocks(scores.T), len(scores), captions, top)
+
+
+def _recalls(
+    of_images: Blocks, of_texts: Blocks, num_images: int, captions: Sequence[Sequence[str]], top: Sequence[int]
+) -> Iterator[tuple[str, Metric]]:
+    if num_images != len(captions):
+        raise ValueError(f"{num_images} images, but captions for {len(captions)}")
     text_ids = ids_of([caption for own in captions for caption in own])
     counts = np.array([len(own) for own in captions])
     owners = np.repeat(np.arange(len(captions)), counts)
-    image_ranks, text_ranks = retrieval_ranks(images, texts, owners, text_ids)
-    texts_right, images_right = num_right(owners, text_ids, len(images))
+    image_ranks, text_ranks = block_ranks(of_images, of_texts, num_images, owners, text_ids)
+    texts_right, images_right = num_right(owners, text_ids, num_images)
     for k in top:
-        yield f"image_to_text_r{k}", mean_metric(image_ranks < k, recall_chance(texts_right, len(texts), k))
+        yield f"image_to_text_r{k}", mean_metric(image_ranks < k, recall_chance(texts_right, len(owners), k))
     for k in top:
-        hits = np.bincount(owners, weights=text_ranks < k, minlength=len(images))
-        yield f"text_to_image_r{k}", mean_metric(hits, recall_chance(images_right, len(images), k), counts)
+        hits = np.bincount(owners, weights=text_ranks < k, minlength=num_images)
+        yield f"text_to_image_r{k}", mean_metric(hits, recall_chance(images_right, num_images, k), counts)

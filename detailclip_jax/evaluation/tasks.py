@@ -12,12 +12,12 @@ from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.stickers import zero_shot_prompts
 from detailclip_jax.evaluation import dense, dense_sets, dense_setups, knn, linear, paper, stickers
 from detailclip_jax.evaluation.bench import Bench
-from detailclip_jax.evaluation.classification import usual_top, zero_shot_metrics
+from detailclip_jax.evaluation.classification import matrix_metrics, usual_top, zero_shot_metrics
 from detailclip_jax.evaluation.image_batches import Subset, captions_of, cropped
 from detailclip_jax.evaluation.kept_objects import KeptObjects
 from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.evaluation.protocols import NUM_CAPTIONS, PROTOCOLS, ZeroShotTask, zero_shot_task
-from detailclip_jax.evaluation.retrieval import retrieval_metrics
+from detailclip_jax.evaluation.retrieval import pooled_retrieval_metrics, retrieval_metrics
 from detailclip_jax.evaluation.segmentation import LinearSegmentation
 from detailclip_jax.evaluation.sets import STICKERS, Sets
 from detailclip_jax.runtime.errors import unknown
@@ -65,6 +65,10 @@ def zero_shot(setting: Setting, name: str) -> Prepared:
         images = bench.images(data, transform)
         classes = bench.classes(task.prompts)
         yield from zero_shot_metrics(images.features, classes, images.labels, task.metric, top)
+        if bench.pools_images:
+            scores = bench.pooled(data, transform, bench.raw_classes(task.prompts))
+            for name, value in matrix_metrics(scores, images.labels, task.metric, top):
+                yield f"pooled_{name}", value
 
     return Prepared(data, "stickers" if name in STICKERS else setting.protocol, JOINT, measure)
 
@@ -84,8 +88,13 @@ def retrieval(setting: Setting, name: str) -> Prepared:
     def measure(bench: Bench) -> Measured:
         images = bench.images(data, transform)
         captions = captions_of(data.source, images.index.tolist())
-        texts = bench.texts([caption for own in captions for caption in own])
-        yield from retrieval_metrics(images.features, texts, captions)
+        texts = [caption for own in captions for caption in own]
+        plain = retrieval_metrics(images.features, bench.texts(texts), captions)
+        if not bench.pools_images:
+            yield from plain
+            return
+        yield from pooled_retrieval_metrics(bench.pooled(data, transform, bench.raw_texts(texts)), captions)
+        yield from ((f"cls_{name}", value) for name, value in plain)
 
     kept = f"first {num_captions} captions" if num_captions else "all captions"
     return Prepared(data, "stickers" if name in STICKERS else f"{setting.protocol}, {kept}", JOINT, measure)

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from detailclip_jax.evaluation.classification import TOP, zero_shot_metrics
+from detailclip_jax.evaluation.classification import TOP, matrix_metrics, zero_shot_metrics
 from detailclip_jax.evaluation.embedding import Batches, embed_texts, gather, mesh_of
 from detailclip_jax.evaluation.metrics import Metric, class_embeddings
+from detailclip_jax.evaluation.pooling import class_texts, pooled_scores, pools_images
 from detailclip_jax.types import Params
 
 
@@ -19,7 +20,8 @@ class ZeroShot:
     class with the highest cosine. `batches` yields "image" and "label", an index into `prompts`, and can be iterated
     repeatedly. `tokenize` converts a list of texts to int32 [M, T]. Chance is k / classes. A `metric` other than
     "accuracy" (see `classification.METRICS`) is yielded before top-k. `subsets` maps names to slices of the examples;
-    the top-1 of each is yielded under its name.
+    the top-1 of each is yielded under its name. A method that pools an image by each text (FLAIR) also yields
+    "pooled_top1" and so on, by the cosine of each class with the image pooled by it.
 
         for name, value in ZeroShot(encode, batches=..., prompts=[["a frog"], ["a bus"]],
         tokenize=...).run(params):
@@ -52,6 +54,12 @@ class ZeroShot:
         classes = class_embeddings(prompts, self.classes, self.num_classes)
         images, labels = gather(lambda b: (encode.image(params, b["image"]), b["label"]), self.batches, mesh)
         yield from zero_shot_metrics(images, classes, labels, self.metric, self.top)
+        if pools_images(params):
+            raw = embed_texts(encode, params, self.tokens, self.batch_size, encoder="raw_text")
+            texts = class_texts(raw, self.classes, self.num_classes)
+            scores = pooled_scores(encode, params, self.batches, texts)
+            for name, value in matrix_metrics(scores, labels, self.metric, self.top):
+                yield f"pooled_{name}", value
         for name, rows in self.subsets.items():
             if len(labels[rows]):
                 yield name, dict(zero_shot_metrics(images[rows], classes, labels[rows], top=(1,)))["top1"]

@@ -31,6 +31,22 @@ def pooled_logits(
     return scale * norm * jnp.einsum("...ce,...ce->...c", pooled, texts, precision="highest") + bias
 
 
+def pooled_cosines(
+    pool: Pool, queries: Float[Array, "G E"], texts: Float[Array, "G E"], block: int = 0
+) -> Float[Array, "B G"]:
+    """Computes cos(pool(image i, text j), text j) of all images and texts, in blocks of texts, for evaluation."""
+    size = texts_per_block(block, pool, len(texts))
+    blocks = _blocks(queries, size), _blocks(texts, size)
+    cosines = jax.lax.map(lambda block: pooled_logits(pool, block[0], block[1], 1.0, 0.0), blocks)
+    return jnp.moveaxis(cosines, 0, 1).reshape(cosines.shape[1], -1)[:, : len(texts)]
+
+
+def _blocks(x: Float[Array, "G E"], size: int) -> Float[Array, "n C E"]:
+    """Cuts texts into blocks; zeros pad the last one."""
+    num_blocks = math.ceil(len(x) / size)
+    return jnp.pad(x, ((0, num_blocks * size - len(x)), (0, 0))).reshape(num_blocks, size, -1)
+
+
 def blockwise_negatives(
     pool: Pool,
     queries: Float[Array, "G E"],
@@ -47,10 +63,6 @@ def blockwise_negatives(
     Gradients to the pool, queries, texts, scale and bias are exact.
     """
     size = texts_per_block(block, pool, len(texts))
-    num_blocks = math.ceil(len(texts) / size)
-
-    def cut(x: Array) -> Array:
-        return jnp.pad(x, ((0, num_blocks * size - len(x)), (0, 0))).reshape(num_blocks, size, -1)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)  # in a scan nothing merges the two forward passes
     def add(carry: tuple[Scalar, Array], one: tuple[Array, Array, Array]) -> tuple[Any, None]:
@@ -62,6 +74,7 @@ def blockwise_negatives(
         return (total, jnp.maximum(peak, highest)), None
 
     start = jnp.zeros(()), jnp.full(len(own), -jnp.inf)
-    numbers = jnp.arange(num_blocks * size).reshape(num_blocks, size)
-    (total, peak), _ = jax.lax.scan(add, start, (cut(queries), cut(texts), numbers))
+    blocks = _blocks(queries, size), _blocks(texts, size)
+    numbers = jnp.arange(blocks[0].shape[0] * size).reshape(-1, size)
+    (total, peak), _ = jax.lax.scan(add, start, (*blocks, numbers))
     return total, peak

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from detailclip_jax.kernels.blockwise_pooling import pooled_cosines
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models.patches import normalise_pixels
@@ -33,6 +34,8 @@ class Encode(NamedTuple):
     patches: jax.stages.Wrapped
     cls: jax.stages.Wrapped
     tokens: jax.stages.Wrapped
+    raw_text: jax.stages.Wrapped
+    pooled: jax.stages.Wrapped
     text_lengths: tuple[int, ...] = TEXT_LENGTHS
 
 
@@ -41,6 +44,8 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
 
     `image`, `text`: L2-normalised embeddings [B, E]; `attention`: eq. 9 [B, N]; `patches`: patch tokens [B, N, D];
     `cls`: the CLS token [B, D] before the projection; `tokens`: CLS and patch tokens [B, 1 + N, D] in float32.
+    `raw_text`: embeddings [B, E] of texts before the normalisation. `pooled`, of a method that pools an image by each
+    text (FLAIR): cosines [B, M] of images and M texts, given as (params, images, raw text embeddings [M, E]).
     For a model without a joint space `image` returns the L2-normalised CLS token [B, D]. Equal models get the same
     functions, which are compiled once.
     """
@@ -73,14 +78,24 @@ def _encoders(model: Networks, mean: tuple[float, ...], std: tuple[float, ...], 
         made = bound(params).image(normalise_pixels(images, mean, std))
         return jnp.concatenate([made.cls[:, None], made.patches], 1).astype(jnp.float32)
 
-    functions = image, text, attention, patches, cls, tokens
-    return Encode(*(_compiled(function, precision) for function in functions))
+    def raw_text(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
+        return bound(params).embed_text(tokens)
+
+    def pooled(params: Params, images: UInt8[Array, "B S S 3"], texts: Float[Array, "M E"]) -> Float[Array, "B M"]:
+        net = bound(params)
+        features = net.image_projection(net.image(normalise_pixels(images, mean, std)).patches)
+        pool = net.caption_pool.pool_of(net.caption_pool.pairs(features))
+        return pooled_cosines(pool, net.caption_pool.queries(texts), l2_normalise(texts))
+
+    jit = functools.partial(_compiled, precision=precision)
+    of_images = jit(image), jit(text), jit(attention), jit(patches), jit(cls), jit(tokens)
+    return Encode(*of_images, raw_text=jit(raw_text), pooled=jit(pooled))
 
 
-def _compiled(function: Callable[[Params, Array], Array], precision: str | None) -> jax.stages.Wrapped:
+def _compiled(function: Callable[..., Array], precision: str | None) -> jax.stages.Wrapped:
     @functools.wraps(function)
-    def run(params: Params, inputs: Array) -> Array:
+    def run(params: Params, *inputs: Array) -> Array:
         with matmul_precision(precision):
-            return function(params, inputs)
+            return function(params, *inputs)
 
     return jax.jit(run)

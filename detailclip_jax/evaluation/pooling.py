@@ -1,0 +1,44 @@
+"""Scores of methods that pool an image by each text (FLAIR), whose similarity is no product of two embeddings."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from detailclip_jax.evaluation.embedding import Batches, gather, mesh_of
+from detailclip_jax.evaluation.metrics import class_embeddings
+from detailclip_jax.models.cross_pool import CAPTION_POOL
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.types import Params
+
+
+def pools_images(params: Params) -> bool:
+    """Whether these weights have a pool of images by texts."""
+    return CAPTION_POOL in params
+
+
+def pooled_scores(
+    encode: Any, params: Params, batches: Batches, texts: Float[np.ndarray, "M E"]
+) -> Float[np.ndarray, "I M"]:
+    """The cosine of each text with each image pooled by it; `texts` are embeddings before their normalisation."""
+    placed = on_devices(params, texts)
+    return gather(lambda batch: encode.pooled(params, batch["image"], placed), batches, mesh_of(params))
+
+
+def on_devices(params: Params, texts: Float[np.ndarray, "M E"]) -> Any:
+    """Copies embeddings once to the devices of the parameters."""
+    mesh = mesh_of(params)
+    return texts if mesh is None else jax.device_put(texts, meshes.replicated(mesh))
+
+
+def class_texts(
+    prompts: Float[np.ndarray, "M E"], classes: Int[np.ndarray, "M"], num_classes: int
+) -> Float[np.ndarray, "C E"]:
+    """The text of each class, from the embeddings of its prompts before their normalisation.
+
+    Its direction is that of `metrics.class_embeddings`, its length the mean length of the prompts.
+    """
+    lengths = np.bincount(classes, np.linalg.norm(prompts, axis=-1), num_classes)
+    means = (lengths / np.bincount(classes, minlength=num_classes))[:, None].astype(np.float32)
+    return class_embeddings(prompts, classes, num_classes) * means

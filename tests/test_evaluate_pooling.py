@@ -1,0 +1,116 @@
+"""Evaluation of a method that pools an image by each text: scores against a loop, and which metrics come of them."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import noise_state, tiny_config, tiny_experiment
+
+from detailclip_jax.evaluation.classification import matrix_metrics, zero_shot_metrics
+from detailclip_jax.evaluation.embedding import valid_rows
+from detailclip_jax.evaluation.metrics import class_embeddings, normalise
+from detailclip_jax.evaluation.pooling import class_texts, pooled_scores, pools_images
+from detailclip_jax.evaluation.retrieval import Retrieval, pooled_retrieval_metrics, retrieval_metrics
+from detailclip_jax.evaluation.zero_shot import ZeroShot
+from detailclip_jax.models.patches import normalise_pixels
+
+NUM, SIZE, TEXT = 5, 32, 12
+
+
+def tokenize(texts):
+    """Each text is a number; its tokens are noise of that seed."""
+    drawn = (np.random.default_rng(int(text)).integers(1, 60, TEXT) for text in texts)
+    rows = np.stack(list(drawn)).astype(np.int32)
+    rows[:, -1] = 63
+    return rows
+
+
+class Batches:
+    """Five images in batches of four."""
+
+    def __iter__(self):
+        images = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)
+        label = np.array([0, 1, 0, 1, 0, 0, 0, 0])
+        for start, count in ((0, 4), (4, 1)):
+            rows = slice(start, start + 4)
+            yield {"image": images[rows], "label": label[rows], "valid": valid_rows(count, 4)}
+
+
+@functools.cache
+def flair():
+    exp = tiny_experiment("flair")
+    return exp, noise_state(exp).params
+
+
+def oracle(texts):
+    """Cosines of each text with each image pooled by it, one pair at a time."""
+    exp, params = flair()
+    net, config = exp.model.bind({"params": params}), tiny_config("flair").preprocess
+    images = np.concatenate([batch["image"][batch["valid"]] for batch in Batches()])
+    patches = net.image_projection(net.image(normalise_pixels(jnp.asarray(images), config.mean, config.std)).patches)
+    scores = np.zeros((NUM, len(texts)))
+    for i, j in np.ndindex(*scores.shape):
+        text = jnp.asarray(texts[j])
+        pooled = np.asarray(net.caption_pool(text[None, None], patches[i : i + 1]))[0, 0]
+        scores[i, j] = normalise(pooled) @ normalise(np.asarray(text))
+    return scores
+
+
+def test_scores_are_cosines_with_the_pooled_image():
+    exp, params = flair()
+    raw = np.asarray(exp.encode.raw_text(params, tokenize(["1", "2", "3"])))
+    assert pools_images(params) and not pools_images(noise_state(tiny_experiment("clip")).params)
+    np.testing.assert_allclose(pooled_scores(exp.encode, params, Batches(), raw), oracle(raw), rtol=1e-4, atol=1e-5)
+
+
+def test_retrieval_ranks_by_the_pooled_image_and_then_by_the_class_token():
+    exp, params = flair()
+    captions = [[str(2 * i), str(2 * i + 1)] for i in range(NUM)]
+    evaluator = Retrieval(exp.encode, batches=Batches(), captions=captions, tokenize=tokenize, top=(1, 2), batch_size=4)
+    found = dict(evaluator.run(params))
+    flat = tokenize([caption for own in captions for caption in own])
+    scores = oracle(np.asarray(exp.encode.raw_text(params, flat)))
+    expected = dict(pooled_retrieval_metrics(scores, captions, (1, 2)))
+    assert {name for name in found if not name.startswith("cls_")} == set(expected)
+    for name, value in expected.items():
+        assert found[name] == value and 0 < found[name].chance < 1
+        assert f"cls_{name}" in found
+
+
+def test_classes_are_ranked_by_the_class_token_and_by_the_pooled_image():
+    exp, params = flair()
+    prompts = [["1", "2"], ["3"]]
+    evaluator = ZeroShot(exp.encode, batches=Batches(), prompts=prompts, tokenize=tokenize, top=(1,), batch_size=4)
+    found = dict(evaluator.run(params))
+    raw = np.asarray(exp.encode.raw_text(params, tokenize(["1", "2", "3"])))
+    scores = oracle(class_texts(raw, np.array([0, 0, 1]), 2))
+    hits = [scores[i].argmax() == label for i, label in enumerate([0, 1, 0, 1, 0])]
+    assert set(found) == {"top1", "pooled_top1"}
+    np.testing.assert_allclose(found["pooled_top1"], np.mean(hits))
+
+
+def test_a_class_has_the_direction_of_its_embedding_and_the_length_of_its_prompts():
+    raw = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    made = class_texts(raw, np.array([0, 0, 1]), 2)
+    np.testing.assert_allclose(normalise(made), class_embeddings(raw, np.array([0, 0, 1]), 2), rtol=1e-5)
+    lengths = np.linalg.norm(raw, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(made, axis=1), [lengths[:2].mean(), lengths[2]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "mean_per_class", "roc_auc"])
+def test_metrics_of_a_matrix_of_cosines_are_those_of_embeddings(metric):
+    rng = np.random.default_rng(0)
+    images, classes = (normalise(rng.normal(size=(n, 6)).astype(np.float32)) for n in (40, 2))
+    labels = rng.integers(0, 2, 40)
+    a = dict(matrix_metrics(images @ classes.T, labels, metric, (1,)))
+    assert a == dict(zero_shot_metrics(images, classes, labels, metric, (1,)))
+
+
+def test_recalls_of_a_matrix_of_cosines_are_those_of_embeddings():
+    rng = np.random.default_rng(0)
+    images, texts = (normalise(rng.normal(size=(n, 6)).astype(np.float32)) for n in (10, 20))
+    captions = [[f"{2 * i}", f"{2 * i + 1}"] for i in range(10)]
+    assert dict(pooled_retrieval_metrics(images @ texts.T, captions)) == dict(
+        retrieval_metrics(images, texts, captions)
+    )
