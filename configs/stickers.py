@@ -139,9 +139,32 @@ def supervised(c):
     c.optimizer.weight_decay = 0.05
 
 
+def sentences(c, rule, num):
+    """Several captions of a scene, each of some sentences of its long caption: objects, relations, sizes."""
+    c.data.caption, c.data.num_captions = f"{rule}:long", num
+    c.model.context_length = 64  # five sentences
+
+
+def cosmos(c):
+    """COSMOS: four local crops, larger than COSMOS's (.05-.4); two captions of several sentences and four of one."""
+    crop = c.views.crops.large
+    jitter = {"filter": "bicubic", "jitter": crop.jitter, "jitter_p": crop.jitter_p}  # no flip: captions say "left"
+    c.views.crops.local = base.crop(count=4, size=32, scale=(0.15, 0.4), **jitter)
+    c.model.freeze_patch_embed = False
+    sentences(c, "crops", 6)
+
+
+def flair(c):
+    """FLAIR: CLIP's view, four captions."""
+    one_view(c)
+    sentences(c, "diverse", 4)
+
+
 CHANGES = {
     "clip": one_view,
     "siglip": one_view,
+    "cosmos": cosmos,
+    "flair": flair,
     "slip": slip,
     "maskclip": maskclip,
     "aclip": aclip,

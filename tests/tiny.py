@@ -21,6 +21,8 @@ LOCAL = {"local": {"count": 2, "size": 16}}
 CHANGES = {  # of the default config, by method; its crops replace the two large views or are added to them
     "clip": {"views.crops": {"large": ONE}},
     "siglip": {"views.crops": {"large": ONE}},
+    "cosmos": {"views.crops": LOCAL, "data.caption": "crops", "data.num_captions": 4},
+    "flair": {"views.crops": {"large": ONE}, "data.caption": "diverse", "data.num_captions": 3},
     "slip": {"views.crops": {"clean": ONE}},
     "maskclip": {"views.crops": {"large": ONE}, "masking.strategy": "random", "masking.ratio": 0.75},
     "aclip": {"views.crops": ENCLOSING, "views.teacher": "enclosing", "masking.granularity": "cell2x2"},

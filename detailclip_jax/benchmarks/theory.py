@@ -26,9 +26,10 @@ from detailclip_jax.benchmarks.work import (
     product,
     total,
 )
+from detailclip_jax.data.caption_rules import NUM_GLOBAL, num_captions
 from detailclip_jax.methods import components as parts
-from detailclip_jax.methods.method import Method, Pass, visible
-from detailclip_jax.models import sizes
+from detailclip_jax.methods.method import Method, Pass, no_text, visible
+from detailclip_jax.models import cross_pool, sizes
 from detailclip_jax.models.sizes import Size
 
 
@@ -63,6 +64,16 @@ class Case(NamedTuple):
         return parts.mask_rule(self.config).num_removed
 
     @property
+    def captions(self) -> int:
+        """C: the number of captions of each image."""
+        return num_captions(self.config.data)
+
+    @property
+    def crops(self) -> int:
+        """The number of crops that the student encodes."""
+        return sum(self.grid(p.view).views for p in self.method.passes.values())
+
+    @property
     def prototypes(self) -> int:
         """C: the number of prototypes."""
         return sizes.num_prototypes(self.config.model)
@@ -76,12 +87,12 @@ def components(config: ConfigDict, batch: int, words: int) -> dict[str, Work]:
     """The work per pair of each component of a step except the optimizer, by name."""
     case = Case(config, methods.build(config), sizes.size_of(config.model), batch, words)
     parts = {
-        "teacher": total(_teacher(case, view) for view in case.method.targets.values()),
+        "teacher": total((*(_teacher(case, view) for view in case.method.targets.values()), _teacher_text(case))),
         "student": total(_student(case, p) for p in case.method.passes.values()),
         "decoder": _decoder(case) if "decoder" in case.method.networks else Work(),
         "heads, teacher": _teacher_heads(case),
         "heads, student": _student_heads(case),
-        "text": _text(case) if "text" in case.method.networks else Work(),
+        "text": _text(case, case.captions, True) if "text" in case.method.networks else Work(),
         "losses": _losses(case),
     }
     return {name: work for name, work in parts.items() if work.flops}
@@ -178,12 +189,11 @@ def _student_heads(case: Case) -> Work:
     """The work of everything trained on top of the encoders, including the text projection."""
     size, views = case.size, case.grid("large").views
     hidden = views * case.hidden if case.has("student_patches") or case.has("predicted_pixels") else 0
-    joint = case.grid(next(iter(case.method.passes.values())).view).views
-    cls = sum(case.grid(p.view).views for p in case.method.passes.values())
+    joint, cls = case.grid(next(iter(case.method.passes.values())).view).views, case.crops
     head = prototype_mlp(case, cls, True) + prototypes(case, cls, True)
     patches = prototype_mlp(case, hidden, True) + prototypes(case, hidden, True)
     projections = product(joint, size.width, size.joint_width, bias=False)
-    projections += product(1, size.text_width, size.joint_width, bias=False)
+    projections += product(case.captions, size.text_width, size.joint_width, bias=False)
     width = case.config.model.decoder_width or size.width
     byol = _mlp_head(views, (size.width, size.ssl_width, size.ssl_output), True)
     byol += _mlp_head(views, (size.ssl_output, size.ssl_width, size.ssl_output), True)
@@ -195,8 +205,44 @@ def _student_heads(case: Case) -> Work:
         "ssl": _mlp_head(views, (size.width, size.ssl_width, size.ssl_width, size.ssl_output), True),
         "predicted_byol": byol,
         "class_logits": product(views, size.width, case.config.model.num_classes or 0),
+        "image_cross": _cross_features(case),
+        "pool_pairs": _patch_pairs(case) * views + _pool_queries(case, case.captions),
     }
     return total(work for name, work in made.items() if case.has(name))
+
+
+def _cross_features(case: Case) -> Work:
+    """The work of COSMOS's cross features: crops over a caption's words, captions over a view's patches."""
+    size, patches = case.size, case.grid("large").patches
+    projections = product(case.crops, size.width, size.joint_width, bias=False)
+    projections += product(case.words, size.text_width, size.joint_width)
+    projections += product(patches, size.width, size.joint_width)
+    return projections + _pool(case, case.crops, case.words) + _pool(case, case.captions, patches)
+
+
+def _pool(case: Case, queries: int, keys: int) -> Work:
+    """The work of a cross-attention pool."""
+    width = case.size.joint_width
+    pairs = pointwise("norm", keys * width, True) + product(keys, width, 2 * width)
+    return pairs + _pool_queries(case, queries) + _pooling(case, queries, keys)
+
+
+def _pool_queries(case: Case, queries: int) -> Work:
+    width = case.size.joint_width
+    return pointwise("norm", queries * width, True) + product(queries, width, width)
+
+
+def _pooling(case: Case, queries: int, keys: int) -> Work:
+    """The work of a pool's attention and output layer."""
+    width = case.size.joint_width
+    return attention(1, queries, keys, width, cross_pool.NUM_HEADS, True) + product(queries, width, width)
+
+
+def _patch_pairs(case: Case) -> Work:
+    """The work of FLAIR's keys and values of a view: two norms of the projected patches."""
+    patches, width = case.grid("large").patches, case.size.joint_width
+    projected = product(patches, case.size.width, width, bias=False)
+    return projected + pointwise("norm", 2 * patches * width, True) + product(patches, width, 2 * width)
 
 
 def _mlp_head(rows: Number, widths: tuple[int, ...], trained: bool) -> Work:
@@ -205,13 +251,25 @@ def _mlp_head(rows: Number, widths: tuple[int, ...], trained: bool) -> Work:
     return total(layers) + pointwise("norm", rows * sum(widths[1:-1]), trained)
 
 
-def _text(case: Case) -> Work:
-    """The work of CLIP's text encoder; its last block computes only the EOT token."""
+def _text(case: Case, captions: int, trained: bool) -> Work:
+    """The work of CLIP's text encoder on `captions` of each image.
+
+    Its last block computes only the EOT token, unless the method keeps the student's tokens.
+    """
     size = case.size
     activation = "gelu" if case.config.model.text_activation == "gelu" else "quick_gelu"
-    shape = (size.text_width, size.text_heads, activation)
-    whole = block(1, case.words, case.words, *shape)
-    return whole * (size.text_depth - 1) + block(1, case.words, 1, *shape)
+    shape = (size.text_width, size.text_heads, activation, trained)
+    read = case.words if trained and case.method.encode_text is parts.encode_text_tokens else 1
+    last = block(captions, case.words, read, *shape)
+    return block(captions, case.words, case.words, *shape) * (size.text_depth - 1) + last
+
+
+def _teacher_text(case: Case) -> Work:
+    """The work of the teacher on its captions."""
+    if case.method.target_text is no_text:
+        return Work()
+    captions, size = min(case.captions, NUM_GLOBAL), case.size
+    return _text(case, captions, False) + product(captions, size.text_width, size.joint_width, 0, bias=False)
 
 
 def _losses(case: Case) -> Work:
@@ -220,8 +278,15 @@ def _losses(case: Case) -> Work:
     terms, grid = case.method.terms, case.grid("large")
     if any(loss.compares and "image_embedding" in loss.reads for loss in terms.values()):
         views = case.grid(next(iter(case.method.passes.values())).view).views
-        directions = 1 if "sigmoid" in terms else 2  # CLIP's loss normalises over images and over texts
-        made += _contrast(directions * views, case.batch, size.joint_width)
+        directions = 2 if "clip" in terms else 1  # CLIP's loss normalises over images and over texts
+        made += _contrast(directions * views * case.captions, case.batch, size.joint_width)
+    if "cross" in terms:
+        teachers = grid.views + min(case.captions, NUM_GLOBAL)
+        made += _contrast(2 * (case.crops + case.captions) * teachers, case.batch, size.joint_width)
+    if "flair" in terms:  # the plain form; in blocks the backward pass pools once more
+        pooled, keys = case.batch + case.captions, grid.patches + 1
+        cosines = Work(4 * pooled * size.joint_width, 8 * pooled * size.joint_width)
+        made += (_pooling(case, pooled, keys) + cosines) * grid.views
     if "simclr" in terms:
         made += _contrast(4, case.batch, size.ssl_output)
     if "cls" in terms:

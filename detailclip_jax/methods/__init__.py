@@ -6,9 +6,11 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.methods.aclip import aclip
 from detailclip_jax.methods.clip import clip
+from detailclip_jax.methods.cosmos import cosmos
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
 from detailclip_jax.methods.encoders import image_encoder
+from detailclip_jax.methods.flair import flair
 from detailclip_jax.methods.ibot import attmask, ibot
 from detailclip_jax.methods.mae import mae
 from detailclip_jax.methods.maskclip import maskclip
@@ -30,6 +32,8 @@ METHODS = {
     "attmask": attmask,
     "supervised": supervised,
     "siglip": siglip,
+    "cosmos": cosmos,
+    "flair": flair,
 }
 ENCODERS = {"image_encoder": image_encoder}  # further methods of imported checkpoints; not trainable
 

@@ -178,6 +178,23 @@ def encode_text(networks: Networks, batch: Batch) -> Texts:
     return Texts(fold(networks.embed_text, jnp.moveaxis(batch["text"], 1, 0)))
 
 
+@uses("text", "text_projection")
+def encode_text_tokens(networks: Networks, batch: Batch) -> Texts:
+    """Encodes the captions as `encode_text` does, and keeps the features of all their words."""
+    feature, tokens, valid = fold(networks.text.all_tokens, jnp.moveaxis(batch["text"], 1, 0))
+    return Texts(fold(networks.text_projection, feature), tokens, valid)
+
+
+def encode_first_texts(count: int) -> Callable:
+    """Returns a function that encodes the first `count` captions of each image."""
+
+    @uses("text", "text_projection")
+    def encode(networks: Networks, batch: Batch) -> Texts:
+        return encode_text(networks, {"text": batch["text"][:, :count]})
+
+    return encode
+
+
 def joint_head(*names: str, **scalars: Network) -> Head:
     """Head of image-text losses: projected CLS tokens of the student's passes, and the loss's trained numbers.
 

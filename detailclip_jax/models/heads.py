@@ -16,16 +16,17 @@ from detailclip_jax.types import FSDP, Array, Float, Scalar
 
 
 class Projection(nn.Module):
-    """Linear projection into the joint space, without bias; initial values N(0, 1/D)."""
+    """Linear projection into the joint space, by default without bias; initial values N(0, 1/D), bias 0."""
 
     joint_width: int
     dtype: Any = jnp.float32
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch E"]:
-        """Computes x W in `dtype` and returns float32."""
+        """Computes x W, or x W + b, in `dtype` and returns float32."""
         init = nn.initializers.normal(x.shape[-1] ** -0.5)
-        linear = Linear(self.joint_width, init, self.dtype, use_bias=False, name="proj")
+        linear = Linear(self.joint_width, init, self.dtype, use_bias=self.use_bias, name="proj")
         return linear(x).astype(jnp.float32)
 
 
@@ -134,6 +135,11 @@ class PrototypeHead(nn.Module):
 def projection(build: Build) -> Projection:
     """Builds the projection of one encoder into the joint space."""
     return Projection(build.size.joint_width, build.dtype)
+
+
+def biased_projection() -> Network:
+    """Describes a projection into the joint space with a bias."""
+    return Network(lambda build: Projection(build.size.joint_width, build.dtype, use_bias=True))
 
 
 def pixel_head(build: Build) -> PixelHead:

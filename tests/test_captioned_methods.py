@@ -1,0 +1,140 @@
+"""COSMOS and FLAIR against loops over the record of their forward pass, written from the equations of their papers."""
+
+import functools
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import noise_state, tiny_batch, tiny_experiment, tiny_state
+
+from detailclip_jax.methods.method import Context, WholeBatch
+
+CONTEXT = Context({}, {})
+
+
+@functools.cache
+def row(method):
+    """Experiment, a state of noise, a batch whose captions end in different places, and the record."""
+    exp = tiny_experiment(method)
+    state, batch = noise_state(exp), tiny_batch(0, exp.config)
+    batch["text"][::2, :, 7] = exp.config.model.vocab_size - 1  # the first largest id ends a caption
+    return exp, state, batch, exp.forward(state, exp.put(batch))
+
+
+def unit(x):
+    x = np.asarray(x, np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def info_nce(a, b, scale):
+    """N(a, b, s): both directions, mean over all pairs of a view of a [V, B, E] and a view of b [W, B, E]."""
+    found = []
+    for one, other in itertools.product(unit(a), unit(b)):
+        logits = scale * one @ other.T
+        found += [np.mean(np.log(np.exp(z).sum(1)) - np.diag(z)) for z in (logits, logits.T)]
+    return np.mean(found)
+
+
+def value(exp, term, record):
+    return exp.method.terms[term].run(record, CONTEXT, WholeBatch())
+
+
+def networks(exp, params):
+    return exp.model.bind({"params": params})
+
+
+def test_cosmos_compares_every_crop_and_text_with_the_teacher_s():
+    exp, _, _, record = row("cosmos")
+    heads = record.heads
+    scale, distill_scale = (np.exp(float(heads[name])) for name in ("logit_scale", "distill_scale"))
+    assert heads["image_embedding"].shape[0] == 2 and record.text.embedding.shape[0] == 4  # no local crop
+    assert heads["image_cross"].shape[0] == 4 and heads["text_cross"].shape[0] == 4
+    assert heads["teacher_image"].shape[0] == 2 and heads["teacher_text"].shape[0] == 2
+    plain, _ = value(exp, "clip", record)
+    np.testing.assert_allclose(plain, info_nce(heads["image_embedding"], record.text.embedding, scale), rtol=1e-5)
+    pairs = itertools.product(("image_cross", "text_cross"), ("teacher_image", "teacher_text"))
+    expected = np.mean([info_nce(heads[x], heads[y], distill_scale) for x, y in pairs])
+    cross, metrics = value(exp, "cross", record)
+    np.testing.assert_allclose(cross, expected, rtol=1e-5)
+    assert 0 <= metrics["cross_accuracy"] <= 1
+
+
+def test_cosmos_adds_a_pool_over_the_other_modality_s_first_global_view():
+    exp, state, _, record = row("cosmos")
+    student = networks(exp, state.params)
+    crops = [student.image_projection(cls) for name in ("full", "local") for cls in record.tokens[name].cls]
+    words, valid = student.word_projection(record.text.tokens[0]), record.text.valid[0]
+    patches = student.patch_projection(record.tokens["full"].patches[0])
+    for v, e in enumerate(crops):
+        expected = e + student.image_pool(e[:, None], words, valid)[:, 0]
+        np.testing.assert_allclose(record.heads["image_cross"][v], expected, rtol=1e-4, atol=1e-5)
+    for c, e in enumerate(record.text.embedding):
+        expected = e + student.text_pool(e[:, None], patches)[:, 0]
+        np.testing.assert_allclose(record.heads["text_cross"][c], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_cosmos_s_teacher_encodes_global_crops_and_global_captions_without_pools():
+    exp, state, batch, record = row("cosmos")
+    teacher = networks(exp, {**state.params, **state.ema_params})
+    for caption in range(2):
+        expected = teacher.embed_text(jnp.asarray(batch["text"][:, caption]))
+        np.testing.assert_allclose(record.heads["teacher_text"][caption], expected, rtol=1e-4, atol=1e-5)
+    for view in range(2):
+        expected = teacher.image_projection(record.targets["full"].cls[view])
+        np.testing.assert_allclose(record.heads["teacher_image"][view], expected, rtol=1e-4, atol=1e-5)
+    assert set(state.ema_params) == {"image", "image_projection", "text", "text_projection"}
+
+
+def test_words_after_the_end_of_a_caption_change_nothing():
+    exp, state, batch, record = row("cosmos")
+    text = batch["text"].copy()
+    text[::2, :, 8:] = 5
+    again = exp.forward(state, exp.put({**batch, "text": text}))
+    assert (text != batch["text"]).any()
+    for name in ("image_cross", "text_cross"):
+        np.testing.assert_allclose(again.heads[name], record.heads[name], rtol=1e-5, atol=1e-6)
+
+
+def test_flair_pools_every_image_by_its_own_captions_and_by_one_of_each_other_image():
+    exp, state, _, record = row("flair")
+    net, heads = networks(exp, state.params), record.heads
+    (num_captions, size, _), patches = record.text.embedding.shape, record.tokens["full"].patches[0]
+    keys, texts = net.image_projection(patches), record.text.embedding
+    flat = jnp.broadcast_to(texts.reshape(-1, texts.shape[-1]), (size, num_captions * size, texts.shape[-1]))
+    pooled = np.asarray(net.caption_pool(flat, keys)).reshape(size, num_captions, size, -1)  # image, caption, its image
+    scale, bias = np.exp(float(heads["logit_scale"])), float(heads["logit_bias"])
+
+    def term(feature, text, positive):
+        z = scale * unit(feature) @ unit(text) + bias
+        return np.log1p(np.exp(-z if positive else z))
+
+    conditioned = multi = 0.0
+    images = net.image_projection(record.tokens["full"].cls[0])
+    for i, j, k in itertools.product(range(size), range(size), range(num_captions)):
+        multi += term(images[i], texts[k, j], i == j)
+        if i == j or k == 0:
+            conditioned += term(pooled[i, k, j], texts[k, j], i == j)
+    conditioned, multi = conditioned / (size + num_captions - 1), multi / (size * num_captions)
+    loss, metrics = value(exp, "flair", record)
+    np.testing.assert_allclose(metrics["text_conditioned"], conditioned, rtol=1e-4)
+    np.testing.assert_allclose(metrics["multi_positive"], multi, rtol=1e-4)
+    np.testing.assert_allclose(loss, (conditioned + multi) / 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "starts"),
+    [
+        ("cosmos", {"logit_scale": np.log(1 / 0.07), "distill_scale": np.log(1 / 0.07)}),
+        ("flair", {"logit_scale": np.log(1 / 0.07), "logit_bias": -10.0}),
+    ],
+)
+def test_scalars_start_at_the_published_values_and_only_scales_are_clamped(method, starts):
+    exp, state = tiny_experiment(method), tiny_state(method)
+    for name, start in starts.items():
+        np.testing.assert_allclose(state.params[name]["value"], start, rtol=1e-6)
+    far = {**state.params, **{name: {"value": jnp.asarray(7.0)} for name in starts}}
+    after, _ = exp.train_step(state.replace(params=far), exp.put(tiny_batch(0, exp.config)))
+    for name in starts:
+        expected = 7.0 if name == "logit_bias" else np.log(100)
+        np.testing.assert_allclose(after.params[name]["value"], expected, atol=0.01)
