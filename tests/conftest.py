@@ -35,10 +35,17 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The tests of a file run in one process, which shares their fixtures, unless they name another group."""
+    """The tests of a file run in one process, which shares their fixtures, unless they name another group.
+
+    Groups with tests of seconds come first, so that no process is left with a long one at the end; xdist itself would
+    start with the groups of most tests.
+    """
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    group = lambda item: item.get_closest_marker("xdist_group").args[0]
+    long = {group(item) for item in items if item.get_closest_marker("check")}
+    items.sort(key=lambda item: group(item) not in long)
 
 
 @pytest.fixture(autouse=True, scope="module")

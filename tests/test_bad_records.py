@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import QUICK
 from PIL import Image
 
 from detailclip_jax.config import default
@@ -137,11 +138,10 @@ def broken_set(folder: Path, num: int, num_bad: int) -> Path:
 
 def trained(workdir: Path, path: str, *flags: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "detailclip_jax.main", "--config=tests/configs/smallest.py:method=clip"]
-    quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return subprocess.run(
         [*command, f"--workdir={workdir}", "--config.data.source=records", f"--config.data.path={path}", *flags],
         cwd=ROOT,
-        env=os.environ | quick,
+        env=os.environ | QUICK,
         capture_output=True,
         text=True,
         timeout=300,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from evaluation_data import CLASSES, variables_of, write_folders
+from launching import QUICK
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -576,7 +577,7 @@ def test_two_processes_share_the_forward_and_agree(tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | QUICK | {"JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", TWO, address, str(index), str(tmp_path)],

@@ -86,7 +86,7 @@ def detailclip_case(devices=1):
 @functools.cache
 def detailclip_line():
     golden, exp, state, batch = detailclip_case()
-    moved = state.replace(ema_params=ema.update(state.ema_params, state.params, 0.9))
+    moved = state.replace(ema_params=jax.jit(ema.update)(state.ema_params, state.params, 0.9))
     return golden, exp, moved, exp.forward(moved, batch)
 
 
@@ -171,7 +171,7 @@ def test_losses():
 def test_losses_by_epoch(epoch):
     golden, exp, state, batch = detailclip_case()
     expected = part(golden, f"loss_epoch{epoch}/")
-    state = jax.tree.map(jnp.copy, state).replace(step=jnp.asarray(epoch, jnp.int32))
+    state = copied(state).replace(step=jnp.asarray(epoch, jnp.int32))
     _, metrics = exp.train_step(state, batch)
     assert relative(metrics["patch"], expected["ibot_patch_loss"]) < 1e-5
     assert relative(metrics["loss"], expected["loss"]) < 1e-5
@@ -213,8 +213,8 @@ def test_teacher_and_centers_after_the_step():
 def test_four_devices_give_the_same_step():
     _, exp, state, batch = detailclip_case()
     _, many, many_state, many_batch = detailclip_case(devices=4)
-    one, metrics = exp.train_step(jax.tree.map(jnp.copy, state), batch)
-    four, many_metrics = many.train_step(jax.tree.map(jnp.copy, many_state), many_batch)
+    one, metrics = exp.train_step(copied(state), batch)
+    four, many_metrics = many.train_step(copied(many_state), many_batch)
     for name, value in metrics.items():
         np.testing.assert_allclose(many_metrics[name], value, rtol=1e-5, err_msg=name)
     for a, b in zip(jax.tree.leaves(one.centers), jax.tree.leaves(four.centers), strict=True):

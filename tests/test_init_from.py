@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from launching import QUICK
 from ml_collections import ConfigDict
 
 from detailclip_jax import config, interop
@@ -286,7 +287,7 @@ def test_two_processes_start_from_it_as_one_does(tmp_path):
         "one": [sys.executable, "-m", "detailclip_jax.main"],
     }.items():
         devices = {"JAX_NUM_CPU_DEVICES": "2"} if name == "one" else {}
-        environment = os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | devices
+        environment = os.environ | QUICK | {"PYTHON": sys.executable} | devices
         run = [*command, *flags, f"--workdir={tmp_path / name}"]
         result = subprocess.run(run, cwd=CONTINUE.parents[1], env=environment, capture_output=True, text=True)
         assert result.returncode == 0 and "loaded        image" in result.stdout, result.stdout + result.stderr

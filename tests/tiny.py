@@ -154,5 +154,5 @@ def noise_state(exp, scale=0.1):
 
 
 def copied(state):
-    """A state whose buffers a step may take."""
-    return jax.tree.map(lambda x: x.copy(), state)
+    """A state whose buffers a step may take; through the host, as a copy on devices is a program for every shape."""
+    return jax.tree.map(lambda x: jax.device_put(np.array(x), x.sharding), state)
