@@ -12,6 +12,7 @@ import types
 from contextlib import closing
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -236,7 +237,7 @@ def test_the_report_of_coco_has_the_run_as_a_row_of_the_paper_s_table_and_says_w
 def pretrained(tmp_path_factory):
     """A workdir with the checkpoint of step 0 of a tiny DetailCLIP."""
     workdir, config = tmp_path_factory.mktemp("pretrained"), tiny_config()
-    made = pretraining.build(config)
+    made = pretraining.build(config, mesh.make_mesh(jax.devices()[:1]))
     run_config.claim_workdir(workdir, config)
     with closing(Checkpoints(workdir)) as store:
         record = {"config": run_config.to_json(config), "data_fingerprint": ""}
@@ -326,7 +327,7 @@ def test_a_changed_evaluation_set_is_warned_of_when_a_run_goes_on(tmp_path, monk
 def test_a_run_is_loaded_without_its_data(tmp_path):
     write_set(tmp_path / "set")
     run = transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run")
-    zeros = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), run.experiment.state_shapes)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), run.experiment.state_shapes)
     with closing(Checkpoints(tmp_path / "run")) as store:
         store.save(0, zeros, {"examples": 0}, {"config": "", "data_fingerprint": ""})
     (tmp_path / "set/set.json").unlink()

@@ -1,6 +1,7 @@
 """Evaluators against an encoder that is written by hand, and the report; then once on a real method."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -221,10 +222,11 @@ def no_fonts(monkeypatch, tmp_path):
     sprites.sprites.cache_clear()
 
 
-@pytest.mark.check
-def test_without_another_artists_font_its_line_is_left_out_with_the_reason(tmp_path, no_fonts):
+def test_without_another_artists_font_its_line_is_left_out_with_the_reason(tmp_path, no_fonts, monkeypatch):
     few = {name: {"num_scenes": 3} for name in EVALUATORS}
-    assert "other_drawings" not in build_all(Fake(), sticker_config())
+    with monkeypatch.context() as patched:  # all evaluators with all their scenes would take a while
+        patched.setattr(evaluators, "_build", lambda *_: SimpleNamespace(needs=(), run=iter))
+        assert set(build_all(Fake(), sticker_config())) == {*EVALUATORS} - {"other_drawings"}
     text = report.write(
         tmp_path, {f"{name}/student/x": 0.5 for name in few if name != "other_drawings"}, sticker_config(), 1
     )

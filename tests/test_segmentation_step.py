@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import noise, tiny_config
 
 from detailclip_jax.config.transfer import linear, segmentation, stickers
 from detailclip_jax.methods import METHODS
@@ -145,7 +145,7 @@ def test_positions_are_resized_once_and_fixed_ones_become_learnt(recipe, fixed):
     from detailclip_jax.models.vit import Style, VisionTransformer
 
     vit = VisionTransformer(8, 24, 2, 2, 64, style=Style(positions="sincos" if fixed else "learnt"))
-    params = vit.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+    params = noise(jax.eval_shape(vit.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"])
     config = tiny(**{"encoder.positions": recipe})
     made, lines = dense_encoder.weights(vit, params, config, config.views.crop)
     table = positions.sincos_positions(24, 8) if fixed else params["positions"]
