@@ -1,4 +1,4 @@
-"""Measures the cost of a training step, its losses, its collectives and its data, and of segmentation.
+"""Measures the cost of a training step, its losses, collectives and data, and of segmentation; checks a GPU.
 
 python -m detailclip_jax.benchmark COMMAND --help
 """
@@ -17,7 +17,7 @@ from detailclip_jax.config.settings import parse_setting
 from detailclip_jax.runtime import errors
 
 FLAGS = ("method", "size", "dtype", "remat", "scan", "batch", "text_length")
-BATCH = 32
+BATCH, PER_DEVICE = 32, 256  # of most commands; of gpu-day
 CACHE = "jax_enable_compilation_cache"
 FORCED = "xla_force_host_platform_device_count"  # jax accepts either this or jax_num_cpu_devices
 
@@ -25,7 +25,8 @@ FORCED = "xla_force_host_platform_device_count"  # jax accepts either this or ja
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the changes of the config by flags and --set: short name or dotted field -> value."""
     given = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
-    return {"batch": BATCH, **given, **dict(map(parse_setting, arguments.set))}
+    batch = PER_DEVICE * len(devices_for(arguments.devices)) if arguments.command == "gpu-day" else BATCH
+    return {"batch": batch, **given, **dict(map(parse_setting, arguments.set))}
 
 
 def check_named(arguments: argparse.Namespace, size: str) -> None:
@@ -71,6 +72,12 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         from detailclip_jax.benchmarks import step
 
         return step.run(found, devices, arguments)
+    if arguments.command == "gpu-day":
+        if devices[0].platform == "cpu":
+            check_named(arguments, found[0].config.model.size)
+        from detailclip_jax.benchmarks import gpu_day
+
+        return gpu_day.run(found[0], settings(arguments), devices, arguments)
     if arguments.command == "loss":
         from detailclip_jax.benchmarks import loss
 

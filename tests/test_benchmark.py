@@ -11,7 +11,19 @@ import pytest
 from ml_collections import ConfigDict
 
 from detailclip_jax import benchmark as command
-from detailclip_jax.benchmarks import counting, loss, peaks, product_rate, report, step, theory, timing, variants, work
+from detailclip_jax.benchmarks import (
+    counting,
+    gpu_day,
+    loss,
+    peaks,
+    product_rate,
+    report,
+    step,
+    theory,
+    timing,
+    variants,
+    work,
+)
 from detailclip_jax.models import sizes
 from detailclip_jax.models.layers import activation_named
 from detailclip_jax.training.mesh import make_mesh
@@ -395,3 +407,43 @@ def test_settings_are_split_at_commas_outside_of_brackets():
         "seed": 3,
     }
     assert variants.build(SMALLEST, {"scan": "true"}).config.model.scan is True
+
+
+@pytest.mark.slow
+def test_a_day_on_a_gpu_runs_on_the_cpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(product_rate, "SIDES", {"cpu": 16})
+    monkeypatch.setattr(gpu_day, "COMPARED", {"remat": gpu_day.COMPARED["remat"], "bad": {"model.attention": "cudnn"}})
+    out = tmp_path / "day"
+    arguments = ["--method=clip", "--batch=4", "--devices=1", "--rounds=1", f"--out={out}"]
+    assert run("gpu-day", f"--config={SMALLEST}", *arguments) == 0
+    records = {record["section"]: record for record in json.loads((out / "results.json").read_text())}
+    assert {record["status"] for record in records.values()} == {"ok"}, records
+    assert [*records] == [section.name for section in gpu_day.SECTIONS]
+    assert max(records["golden"]["difference"].values()) < 1e-5
+    assert records["against the CPU"]["gradient_difference"] == 0
+    assert records["step"]["pairs_per_second"] > 0 and records["step"]["planned_gibibytes"] > 0
+    compared = records["settings"]["times_as_fast"]
+    assert len(compared["remat"]) == 3 and compared["bad"].startswith("ValueError: model.attention 'cudnn' cannot run")
+    assert records["determinism"]["equal_by_default"] is True
+    assert 0 <= records["data"]["data_wait"] <= 1
+    page = (out / "page.md").read_text()
+    assert "## golden: ok" in page and page.strip() == capsys.readouterr().out.strip()
+
+
+def test_a_section_that_fails_or_comes_late_is_reported(tmp_path, monkeypatch, capsys):
+    def fails(day):
+        raise NotImplementedError("no such kernel\nand more")
+
+    sections = [gpu_day.Section("first", "Something.", fails), gpu_day.Section("second", "More.", lambda day: {})]
+    monkeypatch.setattr(gpu_day, "SECTIONS", sections)
+    monkeypatch.setattr(gpu_day.time, "monotonic", iter([0, 1, 1, 9, 700]).__next__)
+    assert run("gpu-day", f"--config={SMALLEST}", "--batch=4", "--devices=1", f"--out={tmp_path}") == 0
+    first, second = json.loads((tmp_path / "results.json").read_text())
+    assert (first["status"], first["reason"]) == ("failed", "NotImplementedError: no such kernel")
+    assert (second["status"], second["reason"]) == ("left out", "time limit")
+    assert "## first: failed" in capsys.readouterr().out
+
+
+def test_a_day_without_a_gpu_asks_what_to_run(capsys):
+    assert run("gpu-day", "--devices=1") == 2
+    assert "say what to run" in capsys.readouterr().err

@@ -59,6 +59,16 @@ No data are needed.  FLOP are what XLA counts before it optimises, without recom
 products here and count as such.  --count-only ends there; --run also runs both on noise.  The projection divides FLOP
 by peak and an assumed utilisation.
 """
+GPU_DAY = """\
+All that a GPU or TPU has to show, in about ten minutes: numerics, speed, memory, settings, determinism, data.
+
+    python -m detailclip_jax.benchmark gpu-day                       # ViT-B/16, 256 pairs on each device
+    python -m detailclip_jax.benchmark gpu-day --batch=128 --remat=full --minutes=20 --out=runs/l4
+
+Compares loss terms with the authors' code (in a checkout) and with the CPU, and measures products, the step, other
+kernels of attention, chunks of logits, rematerialisation, XLA's deterministic kernels and the data pipeline.  Writes
+results.json and page.md.  A section that fails does not stop the others.
+"""
 
 
 def parser() -> flags.Parser:
@@ -116,6 +126,16 @@ def _loss(command: flags.Parser) -> None:
     add("--width", type=flags.positive, metavar="E", help="of the joint space (default: 512, of the size)")
     add("--run", action="store_true", help="also measure the time")
     add("--rounds", type=flags.positive, default=5, help="repetitions of the measurement (default: 5)")
+
+
+def _gpu_day(command: flags.Parser) -> None:
+    _model(command.add_argument)
+    add = command.add_argument
+    add("--out", metavar="FOLDER", default="runs/gpu-day", help="folder of the results (default: runs/gpu-day)")
+    add("--minutes", type=float, default=10, metavar="N", help="begin no section after this time (default: 10)")
+    add("--rounds", type=flags.positive, default=5, help="repetitions of each measurement (default: 5)")
+    add("--peak", type=float, metavar="TFLOPS", help="peak of a device (default: from a table of devices)")
+    command.set_defaults(count_only=False, compile_only=False)
 
 
 def _collectives(command: flags.Parser) -> None:
@@ -182,4 +202,5 @@ COMMANDS: dict[str, tuple[str, Callable[[flags.Parser], None]]] = {
     "loss": (LOSS, _loss),
     "collectives": (COLLECTIVES, _collectives),
     "segmentation": (SEGMENTATION, _segmentation),
+    "gpu-day": (GPU_DAY, _gpu_day),
 }

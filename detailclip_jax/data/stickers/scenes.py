@@ -281,7 +281,8 @@ def _degrade(
 
 
 def _rounded(image: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    return np.asarray(cv2.add(image, (0.0, 0.0, 0.0, 0.0), dtype=cv2.CV_8U))  # rounds to even and clips, as np.rint
+    rounded: np.ndarray = cv2.add(image, 0.0, dtype=cv2.CV_8U)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return rounded  # to the nearest, ties to even, clipped
 
 
 def _jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int) -> UInt8[np.ndarray, "h w 3"]:

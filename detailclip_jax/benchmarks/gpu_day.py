@@ -1,0 +1,331 @@
+"""Checks on an accelerator what is only arithmetic without one: numerics, speed, memory, determinism and data.
+
+Sections run one after another, the most important first.  A section that fails is reported and the others go on; one
+that would begin after the time limit is left out.  The results are written after every section.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from detailclip_jax import config as configs
+from detailclip_jax.benchmarks import counting, data, peaks, report, step, timing, variants
+from detailclip_jax.benchmarks.product_rate import DTYPES, Product
+from detailclip_jax.benchmarks.step import Stepper
+from detailclip_jax.benchmarks.variants import Variant
+from detailclip_jax.interop import reference
+from detailclip_jax.models import sizes
+from detailclip_jax.runtime.devices import device_memory, usable_cores
+from detailclip_jax.runtime.files import replace_text
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.training import experiment as experiments
+from detailclip_jax.training import mesh as meshes
+from detailclip_jax.training.experiment import Experiment
+from detailclip_jax.training.train_state import TrainState
+
+GOLDEN = Path(__file__).parents[2] / "tests/golden/tiny_detailclip.npz"  # in a checkout
+GOLDEN_SIZE = sizes.Size(16, 96, 3, 4, 64, 2, 4, 48, 1, 4, 128, 32, 256)  # tests/golden/README.md
+GOLDEN_TERMS = {"loss": "loss", "cls": "ibot_cls_loss", "patch": "ibot_patch_loss", "reconstruction": "reconst_loss"}
+SMALL = {"depth": 2, "text_depth": 1}  # of the comparison with the CPU
+COMPARED = {  # settings against those of the command line, each with one difference
+    "attention": {"model.attention": "xla"},
+    "chunks of 3 x 2^20": {"losses.chunk_logits": 3 * 2**20},
+    "chunks of 2^25": {"losses.chunk_logits": 2**25},
+    "all logits at once": {"losses.chunk_logits": 0},
+    "remat": {"remat": "full"},
+}
+DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
+Values = dict[str, Any]
+
+
+class Day:
+    """The measured variant, its devices, and the compiled step, which is built when a section first needs it."""
+
+    def __init__(self, variant: Variant, settings: Mapping[str, Any], devices: Sequence[Any], given: Any):
+        """Stores what the sections need; `settings` made the variant."""
+        self.variant, self.settings, self.devices, self.arguments = variant, settings, devices, given
+        self.console = Console(stream=given.progress)
+
+    @functools.cached_property
+    def mesh(self) -> Any:
+        """The mesh of the variant."""
+        return step.make_mesh(self.variant, self.devices)
+
+    @functools.cached_property
+    def result(self) -> step.Result:
+        """The counted and compiled step."""
+        return step.analyse(self.variant, self.devices, self.arguments, self.console)
+
+    @functools.cached_property
+    def stepper(self) -> Stepper:
+        """The running step, after its first call."""
+        compiled = self.result.compiled
+        made = Stepper(self.result.experiment, compiled and compiled.run, self.variant)
+        made()
+        return made
+
+    def changed(self, settings: Mapping[str, Any]) -> Variant:
+        """The variant with other settings."""
+        return variants.build(self.arguments.config, {**self.settings, **settings}, self.arguments.image_size)
+
+    def compare(self, other: Stepper) -> timing.MedianRange:
+        """How many times as fast the other step is, in alternation with the variant's own."""
+        steps = timing.steps_for(timing.interleaved([self.stepper], 1)[0][0])
+        calls = [functools.partial(stepper, steps) for stepper in (self.stepper, other)]
+        return timing.ratios(*timing.interleaved(calls, self.arguments.rounds))
+
+
+class Section(NamedTuple):
+    """One check: its name, what it shows, and the function that measures it."""
+
+    name: str
+    shows: str
+    measure: Callable[[Day], Values]
+
+
+def run(
+    variant: Variant, settings: Mapping[str, Any], devices: Sequence[Any], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Runs all sections, writes `results.json` and `page.md` into --out, prints the page, and returns the records."""
+    day, records, out = Day(variant, settings, devices, arguments), [], Path(arguments.out)
+    began = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    for section in SECTIONS:
+        used = time.monotonic() - began
+        day.console.live(f"{section.name} | {used / 60:.1f} of {arguments.minutes:g} minutes")
+        late = used > 60 * arguments.minutes
+        records.append(measured(section, day) if not late else record(section, "left out", {"reason": "time limit"}))
+        report.write_json(str(out / "results.json"), records)
+        replace_text(out / "page.md", page(variant, devices, records))
+    day.console.end_live()
+    print(page(variant, devices, records))
+    return records
+
+
+def measured(section: Section, day: Day) -> dict[str, Any]:
+    """The record of a section; an error is part of it."""
+    began = time.monotonic()
+    try:
+        status, values = "ok", section.measure(day)
+    except Exception as error:  # out of memory, or a kernel that this device lacks: the other sections still count
+        status, values = "failed", {"reason": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    return record(section, status, values) | {"took_seconds": time.monotonic() - began}
+
+
+def record(section: Section, status: str, values: Values) -> dict[str, Any]:
+    """A section's result as a JSON record."""
+    return {"command": "gpu-day", "section": section.name, "status": status, **values}
+
+
+def page(variant: Variant, devices: Sequence[Any], records: Sequence[Mapping[str, Any]]) -> str:
+    """All results as a page of Markdown."""
+    model, shows = variant.config.model, {section.name: section.shows for section in SECTIONS}
+    settings = f"{model.dtype}, remat={model.remat}, {variant.words} text tokens"
+    lines = [
+        f"# {variant.config.method} {model.size} on {len(devices)} x {devices[0].device_kind}",
+        "",
+        f"Batch {variant.batch}, {settings}; jax {jax.__version__}",
+    ]
+    for found in records:
+        lines += ["", f"## {found['section']}: {found['status']}", "", shows[found["section"]], ""]
+        values = {k: v for k, v in found.items() if k not in ("command", "section", "status")}
+        lines += [f"- {name.replace('_', ' ')}: {_shown(value)}" for name, value in values.items()]
+    return "\n".join([*lines, ""])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items())
+    if isinstance(value, tuple | list):
+        middle, *ends = map(_shown, value)
+        return f"{middle} ({'-'.join(ends)})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def machine(day: Day) -> Values:
+    """Devices, their memory and the host."""
+    known = peaks.device_named(day.devices[0].device_kind)
+    memory = device_memory()
+    return {
+        "device": day.devices[0].device_kind,
+        "devices": len(day.devices),
+        "usable_gigabytes": memory / 1e9 if memory else "unknown",
+        "known_peaks": "none" if known is None else f"{known.bfloat16} TFLOP/s in bfloat16, {known.name}",
+        "attention": experiments.build_networks(day.variant.config).table["image"].kernel,
+        "host_cores": usable_cores(),
+    }
+
+
+def golden(day: Day) -> Values:
+    """Relative differences of the loss terms from those of the authors' code, float32, tests/golden/README.md."""
+    with np.load(GOLDEN) as file:
+        known = dict(file)
+    experiment = experiments.build(golden_config(), meshes.make_mesh(day.devices[:1]))
+    student, teacher = reference.load_detailclip({k[3:]: v for k, v in known.items() if k.startswith("sd/")})
+    centers = {"cls": known["in/center"][0], "patch": known["in/center2"][0, 0]}
+    state = state_of(experiment, step=np.int32(known["in/epoch"]), params=student, ema_params=teacher, centers=centers)
+    views = np.stack([np.moveaxis(known[f"in/{name}_u8"], 1, -1) for name in ("u", "v")], 1)
+    batch = {
+        "image": {"large": views},
+        "box": {"large": np.zeros((4, 2, 4), np.float32)},
+        "text": known["in/text"][:, None],
+        "label": np.zeros(4, np.int32),
+    }
+    _, metrics = experiment.train_step(state, experiment.put(batch))
+    return {"difference": {ours: relative(metrics[ours], known[f"loss/{name}"]) for ours, name in GOLDEN_TERMS.items()}}
+
+
+def golden_config() -> ConfigDict:
+    """The config of the golden step."""
+    config = configs.reference_preset(configs.default())
+    config.model.size, config.model.custom, config.model.vocab_size = "custom", GOLDEN_SIZE._asdict(), 512
+    config.batch_size, config.total_steps, config.steps_per_epoch = 4, 10, 1
+    config.ema.start = config.ema.end = 0.9
+    return config
+
+
+def relative(ours: Any, theirs: Any) -> float:
+    """The largest difference, relative to the largest value."""
+    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
+
+
+def against_cpu(day: Day) -> Values:
+    """Loss and gradients of a tiny DetailCLIP in float32 on a device and on the CPU."""
+    config = variants.build("configs/stickers.py", {"batch": 4}).config
+    config.model.custom, config.model.size = {**sizes.SIZES["tiny"]._asdict(), **SMALL}, "custom"
+    (loss, gradient), (expected, known) = (
+        loss_and_gradient(config, device) for device in (day.devices[0], jax.devices("cpu")[0])
+    )
+    return {"loss_difference": relative(loss, expected), "gradient_difference": relative(gradient, known)}
+
+
+def loss_and_gradient(config: ConfigDict, device: Any) -> tuple[Any, np.ndarray]:
+    """Loss and all gradients, as one vector, of the state of step 0 on a batch of noise, on one device."""
+    experiment = experiments.build(config, meshes.make_mesh([device]))
+    batch = counting.example_batch(counting.batch_shapes(config, config.batch_size, 24, experiment.mesh))
+    params = jax.tree.map(lambda x: 0.05 * x, counting.noise(experiment.state_shapes.params))
+    teacher = {name: params[name] for name in experiment.state_shapes.ema_params}
+    state = state_of(experiment, params=params, ema_params=teacher)
+    compute = jax.jit(jax.value_and_grad(lambda p, s, b: experiment.combined_loss(p, s, b)[0]))
+    loss, gradient = compute(state.params, state, experiment.put(batch))
+    return loss, np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(gradient))])
+
+
+def state_of(experiment: Experiment, **known: Any) -> TrainState:
+    """A state of these arrays and zeros elsewhere, on the devices of an experiment."""
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), experiment.state_shapes)
+    return jax.device_put(zeros.replace(**known), jax.tree.map(lambda shape: shape.sharding, experiment.state_shapes))
+
+
+def products(day: Day) -> Values:
+    """TFLOP/s of plain products on all devices."""
+    made = {dtype: Product(dtype, day.mesh) for dtype in DTYPES}
+    for product in made.values():
+        product()
+    times = timing.interleaved(list(made.values()), day.arguments.rounds)
+    rates = {dtype: [made[dtype].operations / second / 1e12 for second in row] for dtype, row in zip(made, times)}
+    return {f"{dtype}_teraflops": list(timing.median_range(row)) for dtype, row in rates.items()}
+
+
+def speed(day: Day) -> Values:
+    """Seconds, utilisation, memory and compilation of the step, in alternation with plain products."""
+    steps = timing.steps_for(timing.interleaved([day.stepper], 1)[0][0])
+    made = {dtype: Product(dtype, day.mesh) for dtype in DTYPES}
+    for product in made.values():
+        product()
+    calls = [functools.partial(day.stepper, steps), *made.values()]
+    taken, *others = timing.interleaved(calls, day.arguments.rounds)
+    rates = {dtype: [made[dtype].operations / second for second in row] for dtype, row in zip(made, others)}
+    found = step.timed(day.result, [second / steps for second in taken], rates, "seconds")
+    compiled, statistics = found.compiled, day.devices[0].memory_stats() or {}
+    return {
+        "seconds": list(found.seconds or ()),
+        "pairs_per_second": found.pairs_per_second,
+        "gigaflops_per_pair": found.flops / 1e9,
+        "utilisation_of_peak": found.utilisation if found.utilisation is not None else "unknown peak",
+        "share_of_product_rate": list(found.product_share or ()),
+        "planned_gibibytes": compiled and compiled.memory.total / 2**30,
+        "used_gibibytes_at_most": statistics.get("peak_bytes_in_use", 0) / 2**30 or "unknown",
+        "compile_seconds": compiled and compiled.seconds,
+    }
+
+
+def alternatives(day: Day) -> Values:
+    """Each other setting against the step, in alternation; a setting that fails is reported."""
+    found: Values = {}
+    for name, settings in COMPARED.items():
+        day.console.live(f"comparing: {name}")
+        try:
+            found[name] = list(day.compare(other_stepper(day, day.changed(settings))))
+        except Exception as error:  # out of memory or unsupported
+            found[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return {"times_as_fast": found}
+
+
+def other_stepper(day: Day, variant: Variant, options: Mapping[str, Any] | None = None) -> Stepper:
+    """The compiled step of another variant with a copy of the state, after its first call."""
+    experiment = experiments.build(variant.config, day.mesh)
+    program = counting.lower(experiment, variant.batch, variant.words).compile(compiler_options=dict(options or {}))
+    return copied(day, experiment, program)
+
+
+def copied(day: Day, experiment: Experiment, program: Any) -> Stepper:
+    """A stepper with the variant's batch and a copy of its state, after its first call."""
+    made = Stepper.__new__(Stepper)
+    made.step, made.batch = program, day.stepper.batch
+    made.state = jax.tree.map(jnp.copy, day.stepper.state)
+    made()
+    return made
+
+
+def pipeline_rate(day: Day) -> Values:
+    """Images per second of the data pipeline on this host, and the share of time that the step would wait for it."""
+    given = argparse.Namespace(examples=64, rounds=3, workers=max(1, usable_cores() - 1))
+    source = data.open_source(day.variant.config)
+    rate = data.pipeline_rate(day.variant.config, source, given, day.console)
+    wanted = day.variant.batch / timing.median_range(timing.interleaved([day.stepper], 3)[0]).median
+    return {
+        "images_per_second": list(rate),
+        "workers": given.workers,
+        "step_takes_per_second": wanted,
+        "data_wait": max(0.0, 1 - rate.median / wanted),
+    }
+
+
+def determinism(day: Day) -> Values:
+    """Whether two runs of a step from one state are equal to the bit, with and without XLA's deterministic kernels."""
+    found: Values = {"equal_by_default": repeats(day, day.result.compiled and day.result.compiled.run)}
+    try:
+        other = other_stepper(day, day.variant, DETERMINISTIC)
+    except Exception as error:  # XLA of another platform does not know the option
+        return found | {"deterministic_kernels": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    return found | {"equal_with_flag": repeats(day, other.step), "times_as_fast": list(day.compare(other))}
+
+
+def repeats(day: Day, program: Any) -> bool:
+    """Whether a step gives the same parameters twice."""
+    first, second = (
+        jax.device_get(program(jax.tree.map(jnp.copy, day.stepper.state), day.stepper.batch)[0].params)
+        for _ in range(2)
+    )
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+SECTIONS = (
+    Section("machine", "What the numbers were measured on.", machine),
+    Section("golden", "Difference from the authors' code on a tiny model: below 1e-5 is equal.", golden),
+    Section("against the CPU", "Difference from the CPU, float32: below 1e-4 is equal.", against_cpu),
+    Section("products", "Plain products of large square matrices.", products),
+    Section("step", "The training step as configured.", speed),
+    Section("settings", "Other settings in alternation with the step; above 1 is faster.", alternatives),
+    Section("determinism", "Two runs of one step from the same state.", determinism),
+    Section("data", "The host's data pipeline against what the step takes.", pipeline_rate),
+)
