@@ -105,10 +105,8 @@ def mae(c):
 
 def dino(c):
     """DINO: four local crops of 16 patches; larger crops than DINO's (.05-.4), in which drawings would be too small."""
-    crop = c.views.crops.large
-    jitter = {"filter": "bicubic", "flip": 0.5, "jitter": crop.jitter, "jitter_p": crop.jitter_p}
-    c.views.crops.local = base.crop(count=4, size=32, scale=(0.15, 0.4), **jitter)
-    crop.flip = 0.5
+    c.views.crops.local = local(c)
+    c.views.crops.large.flip = 0.5
     c.model.freeze_patch_embed = False
     c.model.drop_path = 0.1
     c.model.interpolation = "ibot"  # of positions for local crops, as in DINO's code
@@ -130,6 +128,47 @@ def attmask(c):
     dino(c)
     c.masking.strategy = "attention_hint"
     c.model.freeze_gain = False
+
+
+def silc(c):
+    """SILC: the whole scene, and DINO's crops; the optimiser is CLIP's."""
+    one_view(c)
+    c.views.crops.clean = base.crop(size=c.model.image_size, scale=(1.0, 1.0))
+    c.views.crops.local = local(c)
+    c.views.crops.large.update(count=2, flip=0.5, blur_p=(0.5, 0.5), solarize_p=(0.0, 0.0))
+    c.losses.weights.cls = 0.1  # as for DetailCLIP
+    c.ema.start = c.ema.end = 0.98  # constant, as in configs/beyond/silc.py
+
+
+def tips(c):
+    """TIPS: one global crop, four local ones, three quarters of the patches replaced."""
+    one_view(c)
+    c.views.crops.local = local(c)
+    c.views.crops.large.update(flip=0.5, blur_p=(0.5,))
+    c.masking.strategy, c.masking.ratio = "random", 0.75
+    c.losses.weights.cls, c.losses.weights.patch = 0.1, 0.2  # 1 : 2 as in TIPS, a tenth of it as for DetailCLIP
+
+
+def tipsv2(c):
+    """TIPSv2: a patch loss over all patches."""
+    tips(c)
+    c.losses.patch_over = "all"
+
+
+def siglip2(c):
+    """SigLIP 2: TIPS's crops and the whole scene; for the paper's second stage add --config.init=WORKDIR of siglip."""
+    tips(c)
+    c.views.crops.clean = base.crop(size=c.model.image_size, scale=(1.0, 1.0))
+    c.masking.ratio = 0.5
+    c.losses.weights.cls, c.losses.weights.patch = 0.1, 0.025  # 4 : 1 as in SigLIP 2
+    c.ema.start = c.ema.end = 0.98
+
+
+def local(c):
+    """Returns DINO's four local crops of 16 patches, see `dino`."""
+    large = c.views.crops.large
+    jitter = {"filter": "bicubic", "flip": 0.5, "jitter": large.jitter, "jitter_p": large.jitter_p}
+    return base.crop(count=4, size=32, scale=(0.15, 0.4), **jitter)
 
 
 def supervised(c):
@@ -163,6 +202,10 @@ def flair(c):
 CHANGES = {
     "clip": one_view,
     "siglip": one_view,
+    "silc": silc,
+    "tips": tips,
+    "tipsv2": tipsv2,
+    "siglip2": siglip2,
     "cosmos": cosmos,
     "flair": flair,
     "slip": slip,

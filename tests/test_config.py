@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden/configs"
 YFCC15M = 14_689_580
 METHODS = ("clip", "slip", "maskclip", "aclip", "mae", "dino", "ibot", "attmask", "supervised")
-BEYOND = ("siglip", "cosmos", "flair")
+BEYOND = ("siglip", "silc", "tips", "tipsv2", "siglip2", "cosmos", "flair")
 CASES = {
     "stickers": "stickers.py",
     **{f"stickers-{method}": f"stickers.py:method={method}" for method in (*METHODS, *BEYOND)},

@@ -1,11 +1,13 @@
 """What sets one row apart from the others, against loops over its record."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from ml_collections import ConfigDict
 from tiny import ENCLOSING, check_names, noise, noise_state, tiny_batch, tiny_config, tiny_experiment
 
@@ -321,3 +323,138 @@ def test_mae_s_warm_up_divides_by_its_steps_and_the_others_by_one_less():
 
 def tiny_schedules(config):
     return experiment.build_schedules(config, methods.build(config))
+
+
+def unit(x):
+    x = np.asarray(x, np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def contrast(image, text, scale):
+    """Symmetric cross-entropy of one stack of images and one of captions."""
+    logits, own = scale * unit(image) @ unit(text).T, np.arange(len(image))
+    return -(log_softmax(logits)[own, own].mean() + log_softmax(logits.T)[own, own].mean()) / 2
+
+
+def scale_of(line):
+    return float(np.exp(line.heads["logit_scale"]))
+
+
+def head_logits(exp, params, tokens):
+    return exp.model.prototype_head.apply({"params": params["prototype_head"]}, jnp.asarray(tokens))[...]
+
+
+def divergence(student, teacher):
+    return -(probabilities(teacher, 0.04) * log_softmax(np.asarray(student) / 0.1)).sum(-1)
+
+
+@pytest.mark.check
+def test_silc_compares_the_whole_image_and_both_globals_with_the_caption():
+    exp, state, line = row("silc")
+    cls = [line.tokens["clean"].cls[0], *line.tokens["full"].cls]
+    embed = lambda x: exp.model.image_projection.apply({"params": state.params["image_projection"]}, x)
+    expected = np.mean([contrast(embed(x), line.text.embedding[0], scale_of(line)) for x in cls])
+    loss, _ = exp.method.terms["clip"].run(line, context(line), forward.WholeBatch())
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    student, teacher = ([*line.tokens["full"].cls, *line.tokens["local"].cls], line.targets["full"].cls)
+    student = [head_logits(exp, state.params, x) for x in student]
+    teacher = [head_logits(exp, state.ema_params, x) for x in teacher]
+    pairs = [divergence(student[v], teacher[w]) for w in range(2) for v in range(4) if v != w]
+    np.testing.assert_allclose(exp.method.terms["cls"].run(line, context(line))[0], np.mean(pairs), rtol=1e-4)
+
+
+TIPS = ["tips", pytest.param("tipsv2", marks=pytest.mark.check)]
+
+
+@pytest.mark.parametrize("method", TIPS)
+def test_tips_teaches_local_crops_and_patches_by_one_global_crop(method):
+    exp, state, line = row(method)
+    taught = {**state.params, **state.ema_params}
+    assert line.hidden.mask.shape == (1, 8, 16) and (line.hidden.mask.sum(-1) == 12).all()
+    (target,) = head_logits(exp, taught, line.targets["full"].cls)
+    local = [divergence(head_logits(exp, state.params, x), target) for x in line.tokens["local"].cls]
+    np.testing.assert_allclose(exp.method.terms["cls"].run(line, context(line))[0], np.mean(local), rtol=1e-4)
+    patches = head_logits(exp, state.params, line.tokens["masked"].patches)
+    per_patch = divergence(patches, head_logits(exp, taught, line.targets["full"].patches))
+    expected = per_patch.mean() if method == "tipsv2" else per_patch[np.asarray(line.hidden.mask)].mean()
+    np.testing.assert_allclose(exp.method.terms["patch"].run(line, context(line))[0], expected, rtol=1e-4)
+
+
+@pytest.mark.check
+def test_tipsv2_averages_its_head_alone_and_is_taught_by_its_own_encoder():
+    exp, state, line = row("tipsv2")
+    assert set(exp.state_shapes.ema_params) == {"prototype_head"}
+    np.testing.assert_allclose(line.targets["full"].cls, line.tokens["full"].cls, rtol=1e-5, atol=1e-6)
+    before = jax.device_get(state)
+    after, metrics = exp.train_step(jax.tree.map(jnp.copy, state), exp.put(tiny_batch(0, exp.config)))
+    momentum = float(metrics["ema_momentum"])
+    for path, moved in traverse_util.flatten_dict(dict(after.ema_params)).items():
+        old, new = (traverse_util.flatten_dict(dict(tree))[path] for tree in (before.ema_params, before.params))
+        np.testing.assert_allclose(moved, momentum * old + (1 - momentum) * new, rtol=1e-5, atol=1e-7)
+
+
+def two_captions(monkeypatch, method="tips"):
+    """The config of a method for two captions of an image, and an experiment of it."""
+    for module in ("detailclip_jax.methods.tips", "detailclip_jax.training.experiment", "tiny"):
+        monkeypatch.setattr(importlib.import_module(module), "num_captions", lambda data: 2)
+    config = tiny_config(method)
+    config.model.class_tokens, config.seed = 2, 5  # shapes are kept by config, so this one needs its own
+    return config, experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+
+
+def test_tips_compares_each_caption_with_its_own_class_token(monkeypatch):
+    config, exp = two_captions(monkeypatch)
+    state = noise_state(exp)
+    line = exp.forward(state, exp.put(tiny_batch(0, config)))
+    tokens = line.tokens["full"]
+    cls = tokens.cls[0], tokens.extra[0, :, 0]
+    embed = lambda x: exp.model.image_projection.apply({"params": state.params["image_projection"]}, x)
+    expected = [contrast(embed(x), line.text.embedding[c], scale_of(line)) for c, x in enumerate(cls)]
+    assert line.text.embedding.shape == (2, 8, 64)
+    loss, _ = exp.method.terms["clip"].run(line, context(line), forward.WholeBatch())
+    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
+
+
+@pytest.mark.check
+def test_two_captions_in_chunks_are_those_of_the_whole_batch(monkeypatch):
+    config, whole = two_captions(monkeypatch)
+    config.accumulation = 4
+    chunked = experiment.build(config, whole.mesh)
+    state, batch = noise_state(whole), whole.put(tiny_batch(0, config))
+    found = [
+        jax.jit(jax.value_and_grad(e.combined_loss, has_aux=True))(state.params, state, batch) for e in (whole, chunked)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.check
+def test_siglip2_takes_the_image_as_it_is_for_its_sigmoid_loss():
+    exp, state, line = row("siglip2")
+    embed = lambda x: exp.model.image_projection.apply({"params": state.params["image_projection"]}, x)
+    z = scale_of(line) * unit(embed(line.tokens["clean"].cls[0])) @ unit(line.text.embedding[0]).T
+    signs = 2 * np.eye(8) - 1
+    expected = np.log1p(np.exp(-signs * (z + float(line.heads["logit_bias"])))).sum(-1).mean()
+    loss, _ = exp.method.terms["sigmoid"].run(line, context(line), forward.WholeBatch())
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    (target,) = head_logits(exp, state.ema_params, line.targets["full"].cls)
+    local = [divergence(head_logits(exp, state.params, x), target) for x in line.tokens["local"].cls]
+    np.testing.assert_allclose(exp.method.terms["cls"].run(line, context(line))[0], np.mean(local), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "value", "words"),
+    [
+        ("tips", "masking.strategy", "attention_low", ("masking.strategy", "'random'", "attention_low")),
+        ("tips", "views.crops.large.count", 2, ("views.crops.large.count", "2", "set it to 1")),
+        ("tips", "model.class_tokens", 2, ("data.caption", "class_tokens to 1")),
+        ("tipsv2", "losses.patch_over", "removed", ("losses.patch_over", "'all'", "'removed'")),
+        ("siglip2", "masking.strategy", "attention_low", ("masking.strategy", "'random'")),
+    ],
+)
+def test_what_tips_and_its_kin_cannot_do_is_refused(method, field, value, words):
+    config = tiny_config(method)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError) as raised:
+        methods.build(config)
+    check_names(raised.value, method, *words)

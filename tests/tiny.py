@@ -18,6 +18,7 @@ SIZE = {**sizes.SIZES["tiny"]._asdict(), "depth": 2, "text_depth": 1}  # fewer b
 ONE = {"count": 1, "size": 32}
 ENCLOSING = {"enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}
 LOCAL = {"local": {"count": 2, "size": 16}}
+MASKED = {"views.crops": {"large": ONE, **LOCAL}, "masking.strategy": "random", "masking.ratio": 0.75}
 CHANGES = {  # of the default config, by method; its crops replace the two large views or are added to them
     "clip": {"views.crops": {"large": ONE}},
     "siglip": {"views.crops": {"large": ONE}},
@@ -47,6 +48,10 @@ CHANGES = {  # of the default config, by method; its crops replace the two large
         "masking.strategy": "attention_hint",
         "model.interpolation": "ibot",
     },
+    "silc": {"views.crops": {"clean": ONE, **LOCAL}},
+    "tips": MASKED,
+    "tipsv2": {**MASKED, "losses.patch_over": "all"},
+    "siglip2": {**MASKED, "views.crops": {"large": ONE, "clean": ONE, **LOCAL}},
     "supervised": {"views.crops": {"large": ONE}, "model.num_classes": 10, "losses.label_smoothing": 0.1},
 }
 

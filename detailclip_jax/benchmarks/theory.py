@@ -55,10 +55,25 @@ class Case(NamedTuple):
         return Grid(crop.get("count", 1), (crop.size // self.size.patch_size) ** 2)
 
     @property
+    def class_tokens(self) -> int:
+        """The number of class tokens of the image encoder."""
+        return self.config.model.class_tokens
+
+    @property
+    def compared(self) -> int:
+        """The number of patches of a view in the patch term."""
+        return self.grid("large").patches if self.config.losses.patch_over == "all" else self.hidden
+
+    def cls_views(self, head: str) -> int:
+        """The number of class tokens of an image that the head with the output `head` computes."""
+        passes = next(made.passes for made in self.method.heads if head in made.makes)
+        return sum(self.grid(self.method.passes[name].view).views for name in passes)
+
+    @property
     def hidden(self) -> int:
-        """H: the number of patches that heads and decoder compute."""
+        """H: the number of patches that are hidden from the student."""
         masks, grid, crop = self.config.masking, self.grid("large"), self.config.views.crops.large
-        if "masked" in self.method.passes:
+        if "masked" in self.method.passes and masks.strategy != "random":
             ratio = crop.mask_ratio[1] if crop.get("mask_grid", 0) else masks.drawn_ratio[1]
             return int(ratio * grid.patches)
         return parts.mask_rule(self.config).num_removed
@@ -119,15 +134,16 @@ def encoder(case: Case, grid: Grid, tokens: int, embedded: int, trained: bool) -
 def _teacher(case: Case, view: str) -> Work:
     """The work of the teacher on full views, and of the CLS attention row of every layer."""
     grid, size = case.grid(view), case.size
-    row = Work(2 * grid.views * (grid.patches + 1) * size.width)
-    return encoder(case, grid, grid.patches + 1, grid.patches, False) + row * size.depth
+    tokens = grid.patches + case.class_tokens
+    row = Work(2 * grid.views * tokens * size.width)
+    return encoder(case, grid, tokens, grid.patches, False) + row * size.depth
 
 
 def _student(case: Case, p: Pass) -> Work:
     """The work of a pass over the kept patches or over all patches."""
     grid = case.grid(p.view)
     seen = grid.patches - case.hidden if p.encode is visible else grid.patches
-    return encoder(case, grid, seen + 1, seen, True)
+    return encoder(case, grid, seen + case.class_tokens, seen, True)
 
 
 def _decoder(case: Case) -> Work:
@@ -179,7 +195,7 @@ def _teacher_heads(case: Case) -> Work:
         made += prototype_mlp(case, grid.views, False) + prototypes(case, grid.views, False)
     if case.has("teacher_patches"):
         made += prototype_mlp(case, grid.views * grid.patches, False)
-        made += prototypes(case, grid.views * case.hidden, False)
+        made += prototypes(case, grid.views * case.compared, False)
     if case.has("target_byol"):
         made += _mlp_head(grid.views, (size.width, size.ssl_width, size.ssl_output), False)
     return made
@@ -188,10 +204,12 @@ def _teacher_heads(case: Case) -> Work:
 def _student_heads(case: Case) -> Work:
     """The work of everything trained on top of the encoders, including the text projection."""
     size, views = case.size, case.grid("large").views
-    hidden = views * case.hidden if case.has("student_patches") or case.has("predicted_pixels") else 0
-    joint, cls = case.grid(next(iter(case.method.passes.values())).view).views, case.crops
+    hidden = views * case.hidden if case.has("predicted_pixels") else 0
+    joint = case.cls_views("image_embedding") * case.class_tokens if case.has("image_embedding") else 0
+    cls = case.cls_views("student_cls") if case.has("student_cls") else 0
+    compared = views * case.compared if case.has("student_patches") else 0
     head = prototype_mlp(case, cls, True) + prototypes(case, cls, True)
-    patches = prototype_mlp(case, hidden, True) + prototypes(case, hidden, True)
+    patches = prototype_mlp(case, compared, True) + prototypes(case, compared, True)
     projections = product(joint, size.width, size.joint_width, bias=False)
     projections += product(case.captions, size.text_width, size.joint_width, bias=False)
     width = case.config.model.decoder_width or size.width
@@ -277,9 +295,9 @@ def _losses(case: Case) -> Work:
     size, made = case.size, Work()
     terms, grid = case.method.terms, case.grid("large")
     if any(loss.compares and "image_embedding" in loss.reads for loss in terms.values()):
-        views = case.grid(next(iter(case.method.passes.values())).view).views
+        pairs = case.cls_views("image_embedding") * case.captions  # with class tokens, each caption has its own
         directions = 2 if "clip" in terms else 1  # CLIP's loss normalises over images and over texts
-        made += _contrast(directions * views * case.captions, case.batch, size.joint_width)
+        made += _contrast(directions * pairs, case.batch, size.joint_width)
     if "cross" in terms:
         teachers = grid.views + min(case.captions, NUM_GLOBAL)
         made += _contrast(2 * (case.crops + case.captions) * teachers, case.batch, size.joint_width)
@@ -292,7 +310,7 @@ def _losses(case: Case) -> Work:
     if "cls" in terms:
         made += pointwise("divergence", 2 * grid.views * case.prototypes, True)
     if "patch" in terms:
-        made += pointwise("divergence", grid.views * case.hidden * case.prototypes, True)
+        made += pointwise("divergence", grid.views * case.compared * case.prototypes, True)
     return made
 
 

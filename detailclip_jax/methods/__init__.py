@@ -17,8 +17,12 @@ from detailclip_jax.methods.maskclip import maskclip
 from detailclip_jax.methods.method import Method
 from detailclip_jax.methods.method import build as build_method
 from detailclip_jax.methods.siglip import siglip
+from detailclip_jax.methods.siglip2 import siglip2
+from detailclip_jax.methods.silc import silc
 from detailclip_jax.methods.slip import slip
 from detailclip_jax.methods.supervised import supervised
+from detailclip_jax.methods.tips import tips
+from detailclip_jax.methods.tipsv2 import tipsv2
 
 METHODS = {
     "clip": clip,
@@ -32,6 +36,10 @@ METHODS = {
     "attmask": attmask,
     "supervised": supervised,
     "siglip": siglip,
+    "silc": silc,
+    "tips": tips,
+    "tipsv2": tipsv2,
+    "siglip2": siglip2,
     "cosmos": cosmos,
     "flair": flair,
 }

@@ -195,17 +195,18 @@ def encode_first_texts(count: int) -> Callable:
     return encode
 
 
-def joint_head(*names: str, **scalars: Network) -> Head:
+def joint_head(*names: str, class_tokens: int = 1, **scalars: Network) -> Head:
     """Head of image-text losses: projected CLS tokens of the student's passes, and the loss's trained numbers.
 
-    The passes `names` are concatenated along V. `scalars` are these numbers, by name; without any it is CLIP's logit
-    scale (a logarithm).
+    The passes `names` are concatenated along V; with several `class_tokens` each of them counts as a view. `scalars`
+    are these numbers, by name; without any it is CLIP's logit scale (a logarithm).
     """
     numbers = scalars or {"logit_scale": NETWORKS["logit_scale"]}
 
     @uses("image_projection", **numbers)
     def run(student: Networks, teacher: Networks, record: Forward) -> dict[str, Array]:
-        images = fold(student.image_projection, cls_of(record, names))
+        tokens = cls_of(record, names) if class_tokens == 1 else class_tokens_of(record, names)
+        images = fold(student.image_projection, tokens)
         return {"image_embedding": images, **{number: getattr(student, number)() for number in numbers}}
 
     return Head(("image_embedding", *numbers), run, passes=names)
@@ -214,6 +215,13 @@ def joint_head(*names: str, **scalars: Network) -> Head:
 def cls_of(record: Forward, names: Sequence[str]) -> Float[Array, "V B D"]:
     """Concatenates the CLS tokens of the student's passes `names` along V."""
     return jnp.concatenate([record.tokens[name].cls for name in names])
+
+
+def class_tokens_of(record: Forward, names: Sequence[str]) -> Float[Array, "VR B D"]:
+    """Concatenates all class tokens of the student's passes `names` along V: those of the first view come first."""
+    passes = [record.tokens[name] for name in names]
+    every = [jnp.concatenate([tokens.cls[..., None, :], tokens.extra], -2) for tokens in passes]
+    return jnp.concatenate([jnp.moveaxis(x, 2, 1).reshape(-1, *x.shape[1:2], x.shape[-1]) for x in every])
 
 
 def prototypes_of(networks: Networks, tokens: Float[Array, "V *batch D"]) -> Logits:
@@ -385,12 +393,14 @@ def label_term(smoothing: float, mixed: bool) -> Loss:
     return Loss("labels", ("class_logits",), run)
 
 
-def clip_term() -> Loss:
-    """Image-text loss term, eq. 1-5."""
+def clip_term(pairs: str = "all") -> Loss:
+    """Image-text loss term, eq. 1-5, over "all" pairs of views and captions or those of "same" number."""
 
     def run(record: Forward, context: Context, whole_batch: WholeBatch) -> tuple[Scalar, dict[str, Scalar]]:
         scale, images = jnp.exp(record.heads["logit_scale"]), record.heads["image_embedding"]
-        loss, accuracy = clip.clip_loss(images, record.text.embedding, scale, whole_batch.axis, whole_batch.block)
+        loss, accuracy = clip.clip_loss(
+            images, record.text.embedding, scale, whole_batch.axis, whole_batch.block, pairs
+        )
         return loss, {"clip_accuracy": accuracy, "logit_scale": scale}
 
     return Loss("clip", ("image_embedding", "logit_scale"), run)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.losses.sigmoid import sigmoid_loss
 from detailclip_jax.methods import components
-from detailclip_jax.methods.method import Context, Forward, Loss, Method, Pass, WholeBatch, full
+from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, Pass, WholeBatch, full
 from detailclip_jax.models.heads import scalar
 from detailclip_jax.types import Scalar
 
@@ -22,9 +22,14 @@ def siglip(config: ConfigDict) -> Method:
         name="siglip",
         passes={"full": Pass("large", full)},
         encode_text=components.encode_text,
-        heads=(components.joint_head("full", logit_scale=scalar(math.log(10)), logit_bias=scalar(-10.0)),),
+        heads=(sigmoid_head("full"),),
         losses=(sigmoid_term(),),
     )
+
+
+def sigmoid_head(*names: str) -> Head:
+    """Joint head of the student's passes `names`, with the two numbers of the sigmoid loss."""
+    return components.joint_head(*names, logit_scale=scalar(math.log(10)), logit_bias=scalar(-10.0))
 
 
 def sigmoid_term() -> Loss:

@@ -1,0 +1,73 @@
+"""TIPS: CLIP, self-distillation of local crops and masked patches, with one class token a caption (arXiv 2410.16512).
+
+The authors publish inference code only; the training follows others' notes on the paper. Of two captions of an image
+(the alt-text and a generated one) the first belongs to the first class token and the second to the second; with one
+caption there is one class token. The contrast takes the unmasked global crop. The teacher sees the same crop, and
+teaches the CLS token of the local crops and the patches that a mask token replaces.
+"""
+
+from ml_collections import ConfigDict
+
+from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.methods import components, masking
+from detailclip_jax.methods.method import Method, Pass, full, masked
+
+
+def tips(config: ConfigDict) -> Method:
+    """Builds the method `tips`; it uses the crops "large" (one) and "local"."""
+    return variant("tips", ("image", "prototype_head"), config)
+
+
+def variant(name: str, ema: tuple[str, ...], config: ConfigDict) -> Method:
+    """Builds TIPS with a teacher that averages the networks `ema`.
+
+    Raises ValueError for masks other than random ones, several large crops, and a number of class tokens that is not
+    that of the captions.
+    """
+    losses = config.losses
+    check(name, config)
+    rule = components.mask_rule(config)
+    return Method(
+        name=name,
+        ema=ema,
+        targets={"full": "large"},
+        mask=components.mask_by(rule, masking.random, components.no_attention, 1),
+        passes={"full": Pass("large", full), "masked": Pass("large", masked), "local": Pass("local", full)},
+        decode=components.tokens_at_hidden("masked"),
+        encode_text=components.encode_text,
+        heads=(
+            components.joint_head("full", class_tokens=config.model.class_tokens),
+            components.cls_head(["local"], "full"),
+            components.patch_head("full", losses.patch_over, "masked"),
+        ),
+        losses=(
+            components.clip_term(pairs="same"),
+            components.cls_term(losses, same_views=False),
+            components.patch_term(losses, losses.patch_over),
+        ),
+        weights="student",  # the teacher has no projections: its encoder lags behind those of the student
+    )
+
+
+def check(name: str, config: ConfigDict) -> None:
+    """Raises ValueError unless masks are random, there is one large crop, and as many class tokens as captions."""
+    check_masked_global(name, config)
+    captions, tokens = num_captions(config.data), config.model.class_tokens
+    if captions != tokens:
+        raise ValueError(
+            f"method {name} has a class token for each caption, but data.caption {config.data.caption!r} gives "
+            f"{captions} and model.class_tokens is {tokens}; set model.class_tokens to {captions}"
+        )
+
+
+def check_masked_global(name: str, config: ConfigDict) -> None:
+    """Raises ValueError unless masks are random and there is one large crop."""
+    if config.masking.strategy != "random":
+        raise ValueError(
+            f"method {name} hides random patches; masking.strategy must be 'random', not {config.masking.strategy!r}"
+        )
+    if config.views.crops.large.count != 1:
+        raise ValueError(
+            f"method {name} has one global crop, but views.crops.large.count is {config.views.crops.large.count}; set "
+            "it to 1, with one number in blur_p and solarize_p"
+        )
