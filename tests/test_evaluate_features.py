@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -144,3 +145,14 @@ def test_outside_of_a_run_nothing_pauses():
     with interrupt, pytest.raises(Stopped):
         pause_point()
     pause_point()
+
+
+def test_a_run_s_evaluators_see_the_functions_and_the_lengths_of_its_encoder():
+    """Functions ask the interrupt before each call; what is no function is passed on."""
+    encode = types.SimpleNamespace(text=lambda params, tokens: tokens + 1, text_lengths=(16, 32))
+    interrupt = Interrupt()
+    wrapped = interrupt.between(encode)
+    assert wrapped.text_lengths == (16, 32) and wrapped.text({}, 1) == 2
+    interrupt.received = signal.SIGTERM
+    with pytest.raises(Stopped):
+        wrapped.text({}, 1)

@@ -133,6 +133,8 @@ class _Between:
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self._encode, name)
+        if not callable(function):  # such as `text_lengths`
+            return function
 
         def asking(*arguments: Any) -> Any:
             if self._interrupt.reached():
