@@ -145,7 +145,7 @@ def _statistics(old: Params, theirs: Params, student: Params) -> Params:
     return {network: _like(known[network], leaves) if network in known else leaves for network, leaves in old.items()}
 
 
-def _as_here(tree: Params, params: Params) -> Params:
+def _as_here(tree: Params, params: Params) -> dict[str, Params]:
     """Stacks or separates the blocks as in the new networks."""
     return {network: stacking.like(value, params.get(network, {})) for network, value in tree.items()}
 
