@@ -83,9 +83,9 @@ def test_the_interpreter_of_the_checkout_is_taken_where_python_lacks_the_package
 
 def test_slurm_checks_then_trains_and_queues_again_after_a_signal(tmp_path):
     log = tmp_path / "log"
-    ends = 'echo "srun $*" >> LOG; [[ "$*" == *detailclip_jax.main* ]] && exit 143; exit 0'.replace("LOG", str(log))
+    ends = f'echo "$XLA_FLAGS" > {log}.flags; echo "srun $*" >> {log}; [[ "$*" != *detailclip_jax.main* ]] || exit 143'
     fake = stand_ins(tmp_path, srun=ends, scontrol=f'echo "scontrol $*" >> {log}')
-    fake |= {"PYTHON": "py", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7"}
+    fake |= {"PYTHON": "py", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "XLA_FLAGS": "--mine=1"}
     run = subprocess.run(
         ["launch/slurm.sbatch", CONFIG, "--workdir=w"], cwd=ROOT, env=fake, capture_output=True, text=True
     )
@@ -93,6 +93,7 @@ def test_slurm_checks_then_trains_and_queues_again_after_a_signal(tmp_path):
     assert check == f"srun --kill-on-bad-exit=1 py -u -m detailclip_jax.doctor --launch {CONFIG} --workdir=w"
     assert train == f"srun --kill-on-bad-exit=1 py -u -m detailclip_jax.main {CONFIG} --workdir=w"
     assert (run.returncode, requeue) == (143, "scontrol requeue 7")
+    assert (tmp_path / "log.flags").read_text() == "--xla_gpu_enable_latency_hiding_scheduler=true --mine=1\n"
     assert train in run.stdout
     assert subprocess.run(["launch/slurm.sbatch"], cwd=ROOT, env=fake, capture_output=True).returncode == 2
 
@@ -128,6 +129,7 @@ def test_the_jobset_s_pods_find_each_other_and_run_both_commands(tmp_path):
     container = pods["template"]["spec"]["containers"][0]
     env = {entry["name"]: entry.get("value") for entry in container["env"]}
     assert pods["completionMode"] == "Indexed"
+    assert env["XLA_FLAGS"] == "--xla_gpu_enable_latency_hiding_scheduler=true"
     assert int(env["JAX_NUM_PROCESSES"]) == pods["parallelism"] == pods["completions"]
     host, port = env["JAX_COORDINATOR_ADDRESS"].split(":")
     assert host == f"{name}-{job['name']}-0-0.{name}" and int(port) == container["ports"][0]["containerPort"]
