@@ -157,11 +157,11 @@ class VisionTransformer(nn.Module):
             patches = jnp.where(hidden[..., None], spread(mask_token, patches.shape, self.dtype), patches)
         patches = patches + spread(positions, patches.shape, self.dtype)
         cls = spread(self.cls_token + table[0], (images.shape[0], 1, self.width), self.dtype)
-        x = jnp.concatenate([cls, *self.extra(len(images)), patches], 1)
+        x = jnp.concatenate([cls, *self.extra(images.shape[0]), patches], 1)
         return self.pre_norm(x) if self.style.pre_norm else x
 
-    def extra(self, batch: int) -> list[Float[Array, "B R D"]]:
-        """Returns the class tokens after the first for a batch, as a list of one array; empty if there are none."""
+    def extra(self, batch: Any) -> list[Float[Array, "B R D"]]:
+        """Returns the class tokens after the first, in a list of at most one array; `batch` is symbolic in exports."""
         if self.class_tokens == 1:
             return []
         return [spread(self.extra_tokens, (batch, *self.extra_tokens.shape), self.dtype)]
