@@ -363,6 +363,8 @@ def report(kind: str, cases: Iterable[Case], most: Callable[[], int]) -> int:
         if case.wrong:
             failed += 1
             print(f"  FAILED {case.what}: {case.wrong}", flush=True)
+        if tried % 10 == 0:
+            print(f"  {kind}: {tried} so far, {failed} failed", flush=True)
     print(
         f"{kind}: {tried} tried, {refused} refused, {failed} failed; slowest {slowest.seconds:.1f} s "
         f"({slowest.what}); most memory {most() / 1e6:,.0f} MB beyond imports and data",
