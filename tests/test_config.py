@@ -29,6 +29,8 @@ CASES = {
     "stickers-teacher=enclosing": "stickers.py:teacher=enclosing",
     "vitb16_continue": "vitb16_continue.py",
     "vitb16_continue-method=clip": "vitb16_continue.py:method=clip",
+    "beyond-continue_cosmos": "beyond/continue_cosmos.py",
+    "beyond-continue_flair": "beyond/continue_flair.py",
     "vitb16_yfcc": "vitb16_yfcc.py",
     "vitb16_yfcc-teacher=enclosing": "vitb16_yfcc.py:teacher=enclosing",
     "vitb16_yfcc-epochs=50": "vitb16_yfcc.py:epochs=50",
