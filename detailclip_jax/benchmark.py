@@ -78,6 +78,10 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         from detailclip_jax.benchmarks import gpu_day
 
         return gpu_day.run(found[0], settings(arguments), devices, arguments)
+    if arguments.command == "texts":
+        from detailclip_jax.benchmarks import texts
+
+        return texts.run(found[0], devices, arguments)
     if arguments.command == "loss":
         from detailclip_jax.benchmarks import loss
 

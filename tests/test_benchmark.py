@@ -19,11 +19,13 @@ from detailclip_jax.benchmarks import (
     product_rate,
     report,
     step,
+    texts,
     theory,
     timing,
     variants,
     work,
 )
+from detailclip_jax.evaluation import embedding
 from detailclip_jax.models import sizes
 from detailclip_jax.models.layers import activation_named
 from detailclip_jax.training.mesh import make_mesh
@@ -428,6 +430,21 @@ def test_a_day_on_a_gpu_runs_on_the_cpu(tmp_path, capsys, monkeypatch):
     assert 0 <= records["data"]["data_wait"] <= 1
     page = (out / "page.md").read_text()
     assert "## golden: ok" in page and page.strip() == capsys.readouterr().out.strip()
+
+
+@pytest.mark.check
+def test_texts_are_measured_whole_and_cut(tmp_path, capsys):
+    arguments = ["--method=clip", "--devices=1", "--texts=300", "--rounds=1", "--set", "model.context_length=40"]
+    (record,) = as_json(tmp_path, "texts", f"--config={SMALLEST}", *arguments)
+    assert {name: len(rate) for name, rate in record["texts_per_second"].items()} == {"all tokens": 3, "cut": 3}
+    assert record["times_as_fast"][0] > 0 and "custom, 40 tokens" in capsys.readouterr().out
+    tokens = texts.example_tokens(300, 40, 60)
+    assert embedding.cut_lengths(tokens, (16, 32), 256).tolist() == [16] * 300 and (tokens[:, 15:] == 0).all()
+
+
+def test_texts_of_a_method_without_captions_are_refused(capsys):
+    assert run("texts", f"--config={SMALLEST}", "--method=dino", "--devices=1") == 2
+    assert "dino has no text encoder" in capsys.readouterr().err
 
 
 def test_a_section_that_fails_or_comes_late_is_reported(tmp_path, monkeypatch, capsys):

@@ -59,6 +59,12 @@ No data are needed.  FLOP are what XLA counts before it optimises, without recom
 products here and count as such.  --count-only ends there; --run also runs both on noise.  The projection divides FLOP
 by peak and an assumed utilisation.
 """
+TEXTS = """\
+Texts per second of the text encoder in evaluation: with all tokens, and cut to what each text needs, in turn.
+
+    python -m detailclip_jax.benchmark texts --size=tiny
+    python -m detailclip_jax.benchmark texts --size=B/16 --texts=512 --rounds=3
+"""
 GPU_DAY = """\
 All that a GPU or TPU has to show, in about ten minutes: numerics, speed, memory, settings, determinism, data.
 
@@ -126,6 +132,12 @@ def _loss(command: flags.Parser) -> None:
     add("--width", type=flags.positive, metavar="E", help="of the joint space (default: 512, of the size)")
     add("--run", action="store_true", help="also measure the time")
     add("--rounds", type=flags.positive, default=5, help="repetitions of the measurement (default: 5)")
+
+
+def _texts(command: flags.Parser) -> None:
+    _model(command.add_argument)
+    command.add_argument("--texts", type=flags.positive, default=2048, metavar="N", help="number (default: 2048)")
+    command.add_argument("--rounds", type=flags.positive, default=5, help="repetitions (default: 5)")
 
 
 def _gpu_day(command: flags.Parser) -> None:
@@ -202,5 +214,6 @@ COMMANDS: dict[str, tuple[str, Callable[[flags.Parser], None]]] = {
     "loss": (LOSS, _loss),
     "collectives": (COLLECTIVES, _collectives),
     "segmentation": (SEGMENTATION, _segmentation),
+    "texts": (TEXTS, _texts),
     "gpu-day": (GPU_DAY, _gpu_day),
 }
