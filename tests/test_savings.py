@@ -361,3 +361,14 @@ def test_cudnn_s_attention_lowers_for_cuda(monkeypatch):
         jax.export.DisabledSafetyCheck.custom_call("__cudnn$fmhaSoftmaxBackward"),
     ])(params, x).mlir_module()  # fmt: skip
     assert "__cudnn$fmhaSoftmax" in text and "__cudnn$fmhaSoftmaxBackward" in text
+
+
+@pytest.mark.parametrize(("rows", "width", "prototypes"), [(1024, 256, 64), (32, 256, 64), (5, 7, 3)])
+def test_the_gradient_of_a_transposed_kernel_in_half_precision(rows, width, prototypes):
+    """XLA moves the transpose into the product; on the CPU it must not, and sums stay in float32."""
+    x, table = normal(0, rows, width).astype(jnp.bfloat16), normal(1, prototypes, width)
+    weight = normal(2, rows, prototypes).astype(jnp.bfloat16).astype(jnp.float32)
+    loss = lambda table: (products.product(x, table.T, jnp.bfloat16, jnp.float32) * weight).sum()
+    expected = np.asarray(weight, np.float64).T @ np.asarray(x, np.float64)
+    found = jax.jit(jax.grad(loss))(table)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 EXACT = "highest"  # jax's name for float32 products without rounded factors
@@ -122,13 +123,32 @@ def _half_forward(x: Array, kernel: Array, out: Any) -> tuple[Array, tuple[Array
 
 
 def _half_backward(out: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    """Computes the kernel's gradient as x^T g; XLA's CPU backend is slower with the default, (g^T x)^T."""
+    """Computes the gradients g kernel^T of x and x^T g of the kernel."""
     x, kernel = saved
     g = g.astype(x.dtype)
-    return _dot(g, kernel.astype(x.dtype), (1, 1), x.dtype), _dot(x, g, (0, 0), kernel.dtype)
+    return _dot(g, kernel.astype(x.dtype), (1, 1), x.dtype), _kernel_gradient(x, g).astype(kernel.dtype)
 
 
 _half.defvjp(_half_forward, _half_backward)
+
+
+def _kernel_gradient(x: Float[Array, "R D"], g: Float[Array, "R M"]) -> Float[Array, "D M"]:
+    """Computes x^T g in float32.
+
+    XLA's CPU backend multiplies in bfloat16 only if the summed axis of the first factor is its last one in memory;
+    else it converts both to float32, which halves the rate. So x^T is stored there. The barrier keeps XLA from turning
+    (x^T g)^T, the gradient of a transposed kernel, into g^T x: a bfloat16 product that this backend cannot run.
+    """
+    usual = lambda x, g: _dot(x, g, (0, 0), jnp.float32)  # noqa: E731
+    if x.dtype != jnp.bfloat16:
+        return usual(x, g)
+    made: Array = jax.lax.platform_dependent(x, g, cpu=_stored_product, default=usual)
+    return made
+
+
+def _stored_product(x: Float[Array, "R D"], g: Float[Array, "R M"]) -> Float[Array, "D M"]:
+    stored = with_layout_constraint(x.T, Layout(major_to_minor=(0, 1)))
+    return jax.lax.optimization_barrier(_dot(stored, g, (1, 0), jnp.float32))
 
 
 def _dot(a: Array, b: Array, axes: tuple[int, int], out: Any) -> Array:
