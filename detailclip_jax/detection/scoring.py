@@ -58,9 +58,8 @@ def gathered(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def score(truth: DetectionSet, results: Iterable[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, Any]]:
     """Returns the twelve numbers of COCO for boxes and for masks in percent, and the AP of every class.
 
-    A number without objects to count (no large ones, for example) is -1, as in pycocotools.  Objects marked `ignore`
-    count neither for nor against, as in COCO's own MATLAB evaluation; pycocotools alone would count them as the others.
-    Raises ImportError that says what to install.
+    A number without objects to count (no large ones, for example) is -1, as in pycocotools.  It counts objects marked
+    `ignore` as all others (COCO's MATLAB evaluation does not).  Raises ImportError that says what to install.
     """
     try:
         with _quiet():
@@ -102,7 +101,7 @@ def _evaluated(
             found: Any = COCO()
             found.dataset = {**known.dataset, "annotations": []}
             found.createIndex()
-        evaluation = _with_ignored(COCOeval)(known, found, kind)
+        evaluation = COCOeval(known, found, kind)
         evaluation.params.catIds = list(category_ids)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -110,20 +109,6 @@ def _evaluated(
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all areas, 100 detections
     per_class = [values[values > -1] for values in np.moveaxis(precision, 2, 0)]
     return evaluation.stats.tolist(), [float(values.mean()) if values.size else -1.0 for values in per_class]
-
-
-def _with_ignored(base: Any) -> Any:
-    """COCOeval that keeps the mark `ignore` of the ground truth, which the base class replaces by `iscrowd`."""
-
-    class Evaluation(base):
-        def _prepare(self) -> None:
-            annotations: Mapping[int, dict[str, Any]] = self.cocoGt.anns
-            marked = [number for number, one in annotations.items() if one.get("ignore")]
-            super()._prepare()
-            for number in marked:
-                annotations[number]["ignore"] = 1
-
-    return Evaluation
 
 
 def _quiet() -> contextlib.AbstractContextManager[Any]:

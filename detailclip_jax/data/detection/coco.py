@@ -8,7 +8,7 @@ Input                                    | Result
 ---------------------------------------- | ----------------------------------------------------------------------
 category ids                             | sorted, then numbered 0 to K - 1
 an image without annotations             | left out of training (as in mmdet), kept in evaluation
-`ignore`                                 | left out of training; counts neither for nor against in the scoring
+`ignore`                                 | left out of training; counts in the scoring, as in pycocotools
 a box below one pixel, or area 0         | the annotation is left out, as in mmdet
 a box outside of the image               | the annotation is left out
 a crowd                                  | kept, with `crowd` True; its mask is not sampled
