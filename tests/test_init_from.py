@@ -321,3 +321,25 @@ def test_further_class_tokens_are_fresh_and_those_of_the_checkpoint_stay(tmp_pat
     np.testing.assert_array_equal(state.params["image"]["cls_token"], trees["params"]["image"]["cls_token"])
     written(tmp_path / "two", **{"model.class_tokens": 2})
     assert init_from.adopt(tiny("clip", init=str(tmp_path / "two"))).model.class_tokens == 2
+
+
+CONTINUED = ["siglip2", *(pytest.param(name, marks=pytest.mark.check) for name in ("siglip", "silc", "tips", "tipsv2"))]
+
+
+@pytest.mark.parametrize("method", CONTINUED)
+def test_the_later_methods_go_on_from_a_clip_by_their_own_configs(tmp_path, method):
+    written(tmp_path / "clip")
+    asked = run_config.load(f"{ROOT}/configs/beyond/continue_{method}.py")
+    asked.init, asked.total_steps, asked.steps_per_epoch = str(tmp_path / "clip"), 4, 2
+    adopted = init_from.adopt(asked)
+    validate(adopted)
+    state, lines = init_from.load(adopted, blank(adopted))
+    fresh = {"silc": {"prototype_head"}, "siglip": {"logit_bias"}, "siglip2": {"prototype_head", "logit_bias"}}
+    new = fresh.get(method, {"prototype_head"}) | ({"mask_token"} if method in ("tips", "tipsv2", "siglip2") else set())
+    assert named("\n".join(lines), "fresh") == new
+    assert set(state.ema_params) == {"tipsv2": {"prototype_head"}, "siglip": set()}.get(
+        method, {"image", "prototype_head"}
+    )
+    assert adopted.optimizer.part_rates["image"] == 0.1
+    assert adopted.optimizer.part_rates.get("logit_bias") == (30.0 if "siglip" in method else None)
+    assert adopted.accumulation > 1 and adopted.batch_size == 512

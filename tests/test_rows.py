@@ -1,7 +1,6 @@
 """What sets one row apart from the others, against loops over its record."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,8 @@ from ml_collections import ConfigDict
 from tiny import ENCLOSING, check_names, noise, noise_state, tiny_batch, tiny_config, tiny_experiment
 
 from detailclip_jax import methods
+from detailclip_jax.config import run_config
+from detailclip_jax.data.caption_rules import captions_of, num_captions
 from detailclip_jax.methods import components, masking
 from detailclip_jax.methods import method as forward
 from detailclip_jax.training import experiment, mesh
@@ -393,17 +394,15 @@ def test_tipsv2_averages_its_head_alone_and_is_taught_by_its_own_encoder():
         np.testing.assert_allclose(moved, momentum * old + (1 - momentum) * new, rtol=1e-5, atol=1e-7)
 
 
-def two_captions(monkeypatch, method="tips"):
+def two_captions(method="tips"):
     """The config of a method for two captions of an image, and an experiment of it."""
-    for module in ("detailclip_jax.methods.tips", "detailclip_jax.training.experiment", "tiny"):
-        monkeypatch.setattr(importlib.import_module(module), "num_captions", lambda data: 2)
     config = tiny_config(method)
-    config.model.class_tokens, config.seed = 2, 5  # shapes are kept by config, so this one needs its own
+    config.data.caption, config.model.class_tokens = "sources:caption,synthetic", 2
     return config, experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
 
 
-def test_tips_compares_each_caption_with_its_own_class_token(monkeypatch):
-    config, exp = two_captions(monkeypatch)
+def test_tips_compares_each_caption_with_its_own_class_token():
+    config, exp = two_captions()
     state = noise_state(exp)
     line = exp.forward(state, exp.put(tiny_batch(0, config)))
     tokens = line.tokens["full"]
@@ -416,8 +415,8 @@ def test_tips_compares_each_caption_with_its_own_class_token(monkeypatch):
 
 
 @pytest.mark.check
-def test_two_captions_in_chunks_are_those_of_the_whole_batch(monkeypatch):
-    config, whole = two_captions(monkeypatch)
+def test_two_captions_in_chunks_are_those_of_the_whole_batch():
+    config, whole = two_captions()
     config.accumulation = 4
     chunked = experiment.build(config, whole.mesh)
     state, batch = noise_state(whole), whole.put(tiny_batch(0, config))
@@ -458,3 +457,14 @@ def test_what_tips_and_its_kin_cannot_do_is_refused(method, field, value, words)
     with pytest.raises(ValueError) as raised:
         methods.build(config)
     check_names(raised.value, method, *words)
+
+
+@pytest.mark.parametrize(("method", "second"), [("tips", {"generated"}), ("tipsv2", {"generated", "much longer"})])
+def test_the_captions_of_tips_are_those_that_its_config_names(method, second):
+    """The strings: the alt-text first, then the generated caption, of TIPSv2 one of two."""
+    config = run_config.load(f"configs/beyond/{method}.py:captions=2")
+    example = {"captions": ["alt"], "caption": "alt", "synthetic": "generated", "long": "much longer"}
+    rng = np.random.default_rng(0)
+    drawn = [captions_of(example, config.data.caption, rng) for _ in range(40)]
+    assert {pair[0] for pair in drawn} == {"alt"} and {pair[1] for pair in drawn} == second
+    assert config.model.class_tokens == num_captions(config.data) == 2

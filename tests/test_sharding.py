@@ -129,18 +129,18 @@ def test_gather_brings_the_whole_and_returns_the_sum_to_each_shard():
     assert gradient.sharding.spec == P("fsdp")
 
 
-def deep(fsdp, remat="none", depth=3):
+def deep(fsdp, remat="none", depth=3, method="detailclip"):
     """A step whose memory is its weights, over 8 devices."""
-    config = tiny_config()
+    config = tiny_config(method)
     config.model.custom = {**SIZE, "depth": depth, "text_depth": depth}
     config.model.scan, config.model.remat = True, remat
     return built(config, 8, fsdp)
 
 
-def gradients(exp):
-    state = jax.device_put(deep_state(), jax.tree.map(lambda shape: shape.sharding, exp.state_shapes))
+def gradients(exp, state=None):
+    state = jax.device_put(state or deep_state(), jax.tree.map(lambda shape: shape.sharding, exp.state_shapes))
     loss = jax.jit(jax.grad(exp.combined_loss, has_aux=True))
-    return jax.device_get(loss(state.params, state, exp.put(tiny_batch(0)))[0])
+    return jax.device_get(loss(state.params, state, exp.put(tiny_batch(0, exp.config)))[0])
 
 
 @functools.cache
@@ -159,6 +159,15 @@ def test_stacked_blocks_are_whole_one_at_a_time_and_no_gradient_changes(remat):
     whole, divided = whole_gradients(), gradients(deep(8, remat=remat))
     for (path, a), b in zip(jax.tree.leaves_with_path(whole), jax.tree.leaves(divided), strict=True):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a) + 1e-6, jax.tree_util.keystr(path)
+
+
+@pytest.mark.check
+def test_a_teacher_that_is_the_student_gathers_its_divided_blocks():
+    """TIPSv2 averages its head alone: the teacher's encoder is the student's, also where its blocks are divided."""
+    alone, divided = deep(1, method="tipsv2"), deep(8, method="tipsv2")
+    state = noise_state(alone)
+    for a, b in zip(*(jax.tree.leaves(gradients(exp, state)) for exp in (alone, divided)), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a) + 1e-6
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 """TIPS ViT-B/16 on YFCC15M: CLIP with self-distillation of local crops and masked patches (arXiv 2410.16512).
 
     python -m detailclip_jax.main --config=configs/beyond/tips.py --config.data.path=/data/yfcc15m
+    python -m detailclip_jax.main --config=configs/beyond/tips.py:captions=2 --config.data.path=...
 
-One caption an image, so one class token and one contrastive term.  The paper has two captions, the alt-text and a
-generated one (PaliGemma), and a class token for each.
+With one caption an image there is one class token and one contrastive term.  `captions=2` is the paper's: the alt-text
+(the field `caption` of the records) and a generated caption (the field `synthetic`; the paper's are PaliGemma's), each
+with a class token of its own.  --config.data.caption=sources:NAME,NAME takes other fields.
 
 The paper's ViT-B/14 (116M pairs, 70 epochs, batch 16k, Adafactor) reaches 82.6 / 67.6 Flickr30K recall at 1 (image /
 text) and 75.9 Pascal VOC mIoU (linear), against 79.1 / 62.9 and 64.4 of CLIP on the same data [sec].  No number on
@@ -20,9 +22,14 @@ CLIP = Path(__file__).parents[1] / "baselines/clip.py"
 
 
 def get_config(arg=None):
-    arg = base.parse_arg(arg, epochs=25)
+    arg = base.parse_arg(arg, epochs=25, captions=1)
+    if arg.captions not in (1, 2):
+        raise ValueError(f"config argument captions={arg.captions}: known are 1 and 2")
     c = run_config.load(f"{CLIP}:epochs={arg.epochs}")  # optimiser, text encoder, projections: CLIP's [choice]
     c.method = "tips"
+    c.model.class_tokens = arg.captions
+    if arg.captions == 2:
+        c.data.caption = "sources:caption,synthetic"  # one from each field [sec]
     jitter = {"filter": "bicubic", "flip": 0.5, "jitter": (0.4, 0.4, 0.2, 0.1), "jitter_p": 0.8, "gray_p": 0.2}
     c.views.crops = {  # one global, six local crops [sec]; scales and photometrics: DINO's [choice]
         "large": base.crop(count=1, scale=(0.4, 1.0), blur_p=(0.5,), **jitter),

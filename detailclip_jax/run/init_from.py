@@ -103,8 +103,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     _, variables, source = checkpoint.load(config.init)
     networks, saved_centers = methods.build(config).networks, variables.pop("centers")
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
-    for tree in (variables["params"], variables["ema_params"]):
-        _add_class_tokens(tree, state.params)
+    variables |= {name: _with_class_tokens(variables[name], state.params) for name in ("params", "ema_params")}
     loaded = {network: variables["params"][network] for network in networks if network in variables["params"]}
     _check_shapes(config.init, loaded, state.params)
     params = {
@@ -132,11 +131,12 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     return state, lines
 
 
-def _add_class_tokens(tree: dict[str, Params], params: Params) -> None:
+def _with_class_tokens(tree: Params, params: Params) -> Params:
     """Completes an image encoder with one class token by the fresh ones of the new networks."""
     own = params.get("image", {})
-    if "image" in tree and "extra_tokens" in own and "extra_tokens" not in tree["image"]:
-        tree["image"] = {**tree["image"], "extra_tokens": own["extra_tokens"]}
+    if "image" not in tree or "extra_tokens" not in own or "extra_tokens" in tree["image"]:
+        return tree
+    return {**tree, "image": {**tree["image"], "extra_tokens": own["extra_tokens"]}}
 
 
 def _statistics(old: Params, theirs: Params, student: Params) -> Params:
