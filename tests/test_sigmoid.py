@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +85,16 @@ def test_the_accuracy_counts_images_whose_own_text_is_nearest(block):
     images = jnp.concatenate([texts, texts[:, jnp.array([0, 1, 2, 3, 5, 4, 6])]])
     _, accuracy = sigmoid_loss(images, texts, 10.0, -10.0, block=block)
     np.testing.assert_allclose(accuracy, 12 / 14, rtol=1e-6)
+
+
+@pytest.mark.parametrize("captions", [1, 2])
+def test_no_array_of_all_pairs_is_made_at_32768(captions):
+    """The largest array of value and gradient, in the traced program: embeddings, or a block of logits."""
+    size = 32768
+    shapes = [jax.ShapeDtypeStruct((number, size, 64), jnp.float32) for number in (1, captions)]
+    loss = jax.value_and_grad(lambda *x: sigmoid_loss(*x, 10.0, -10.0)[0], argnums=(0, 1))
+    arrays = re.findall(r"\w+\[([\d,]+)\]", str(jax.make_jaxpr(loss)(*shapes)))
+    assert max(math.prod(map(int, dims.split(","))) for dims in arrays) <= captions * size * 64 < size**2 / 100
 
 
 def test_large_logits_stay_finite():
