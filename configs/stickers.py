@@ -135,7 +135,7 @@ def silc(c):
     one_view(c)
     c.views.crops.clean = base.crop(size=c.model.image_size, scale=(1.0, 1.0))
     c.views.crops.local = local(c)
-    c.views.crops.large.update(count=2, flip=0.5, blur_p=(0.5, 0.5), solarize_p=(0.0, 0.0))
+    c.views.crops.large.update(count=2, blur_p=(0.5, 0.5), solarize_p=(0.0, 0.0))  # no flip: captions say "left"
     c.losses.weights.cls = 0.1  # as for DetailCLIP
     c.ema.start = c.ema.end = 0.98  # constant, as in configs/beyond/silc.py
 
@@ -144,7 +144,7 @@ def tips(c):
     """TIPS: one global crop, four local ones, three quarters of the patches replaced."""
     one_view(c)
     c.views.crops.local = local(c)
-    c.views.crops.large.update(flip=0.5, blur_p=(0.5,))
+    c.views.crops.large.update(blur_p=(0.5,))  # no flip: captions say "left"
     c.masking.strategy, c.masking.ratio = "random", 0.75
     c.losses.weights.cls, c.losses.weights.patch = 0.1, 0.2  # 1 : 2 as in TIPS, a tenth of it as for DetailCLIP
 
@@ -158,6 +158,7 @@ def tipsv2(c):
 def siglip2(c):
     """SigLIP 2: TIPS's crops and the whole scene; for the paper's second stage add --config.init=WORKDIR of siglip."""
     tips(c)
+    c.views.crops.large.flip = 0.5  # the captions are compared with the whole scene alone
     c.views.crops.clean = base.crop(size=c.model.image_size, scale=(1.0, 1.0))
     c.masking.ratio = 0.5
     c.losses.weights.cls, c.losses.weights.patch = 0.1, 0.025  # 4 : 1 as in SigLIP 2

@@ -41,8 +41,8 @@ def get_config(arg=None):
     c.optimizer.warmup_epochs, c.optimizer.warmup_steps = 0.5, None
     c.optimizer.weight_decay = 0.1  # .5 is for training from scratch
     c.optimizer.weight_decay_end = None
-    c.ema.start = 0.999  # .996 suits a student that changes fast
-    c.ema.end = 1.0
+    if c.ema.start != c.ema.end:  # SILC, SigLIP 2 and COSMOS have a constant momentum and keep it
+        c.ema.start, c.ema.end = 0.999, 1.0  # .996 suits a student that changes fast
     return c
 
 

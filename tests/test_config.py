@@ -146,6 +146,31 @@ def test_no_config_drops_a_field(name):
     assert {name for name in wanted if name not in entries} <= set(fields)
 
 
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_stickers_do_not_mirror_images_that_are_compared_with_captions(method):
+    """A caption of a scene says which object is to the left of another."""
+    config = resolve(config_of(f"stickers.py:method={method}"), YFCC15M)
+    built = methods.build(config)
+    compared = [head.passes for head in built.heads if "image_embedding" in head.makes]
+    assert bool(compared) == built.has_text
+    crops = {built.passes[name].view for names in compared for name in names}
+    assert {crop: config.views.crops[crop].get("flip", 0.0) for crop in crops} == dict.fromkeys(crops, 0.0)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_continued_training_keeps_a_constant_momentum(method):
+    """SILC, SigLIP 2 and COSMOS are defined with one; the others take a slower teacher than from scratch."""
+    scratch = config_of(f"{'vitb16_yfcc' if method == 'detailclip' else folder_of(method)}.py").ema
+    continued = config_of(f"vitb16_continue.py:method={method}").ema
+    constant = scratch.start == scratch.end
+    assert constant == (method in ("silc", "siglip2", "cosmos"))
+    assert (continued.start, continued.end) == ((scratch.start, scratch.end) if constant else (0.999, 1.0))
+
+
+def folder_of(method):
+    return f"{'beyond' if method in BEYOND else 'baselines'}/{method}"
+
+
 def test_every_row_has_a_baseline_and_runs_on_stickers():
     assert {*METHODS, *BEYOND, "detailclip"} == set(methods.METHODS)
 

@@ -26,5 +26,4 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, epochs=5)
     c = run_config.load(f"{CONTINUE}:method=cosmos,epochs={arg.epochs}")
     c.accumulation, c.model.remat = 8, "full"  # chunks of 64 pairs
-    c.ema.end = c.ema.start  # constant, as in COSMOS
     return c
