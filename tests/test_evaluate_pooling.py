@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 from tiny import noise_state, tiny_config, tiny_experiment
 
+from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.classification import matrix_metrics, zero_shot_metrics
 from detailclip_jax.evaluation.embedding import valid_rows
+from detailclip_jax.evaluation.image_batches import captions_of
 from detailclip_jax.evaluation.metrics import class_embeddings, normalise
 from detailclip_jax.evaluation.pooling import class_texts, pooled_scores, pools_images
 from detailclip_jax.evaluation.retrieval import Retrieval, pooled_retrieval_metrics, retrieval_metrics
+from detailclip_jax.evaluation.sets import Sets
+from detailclip_jax.evaluation.tasks import KINDS, Setting
 from detailclip_jax.evaluation.zero_shot import ZeroShot
 from detailclip_jax.models.patches import normalise_pixels
 
@@ -88,6 +93,26 @@ def test_classes_are_ranked_by_the_class_token_and_by_the_pooled_image():
     hits = [scores[i].argmax() == label for i, label in enumerate([0, 1, 0, 1, 0])]
     assert set(found) == {"top1", "pooled_top1"}
     np.testing.assert_allclose(found["pooled_top1"], np.mean(hits))
+
+
+def test_tasks_of_the_command_measure_the_same_scores():
+    """Zero-shot and retrieval of `evaluate` on a few scenes, against the scores of the pairs."""
+    exp, params = flair()
+    sizes = sum(map(ord, "scenes"))  # any text becomes a number
+    number = lambda texts: tokenize([str(sum(map(ord, text)) + sizes) for text in texts])
+    bench = Bench(exp.encode, params, number, batch_size=4)
+    setting = Setting(Sets("data", SIZE, num_examples=6), Transform(SIZE, SIZE, "bilinear"))
+    found = dict(KINDS["zero_shot"](setting, "stickers").measure(bench))
+    assert set(found) == {"top1", "top5", "pooled_top1", "pooled_top5"}
+    task = KINDS["retrieval"](setting, "stickers_pairs")
+    found = dict(task.measure(bench))
+    names = {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    assert set(found) == names | {f"cls_{name}" for name in names}
+    images = bench.images(task.data, setting.transform)
+    captions = captions_of(task.data.source, images.index.tolist())
+    raw = bench.raw_texts([caption for own in captions for caption in own])
+    expected = dict(pooled_retrieval_metrics(bench.pooled(task.data, setting.transform, raw), captions))
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_a_class_has_the_direction_of_its_embedding_and_the_length_of_its_prompts():

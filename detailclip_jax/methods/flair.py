@@ -20,10 +20,8 @@ from detailclip_jax.models.heads import scalar
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Array, Scalar
 
-SCALARS = {
-    "logit_scale": scalar(math.log(1 / 0.07), bounds=(0.0, math.log(100))),
-    "logit_bias": scalar(-10.0),
-}
+LOGIT_SCALE = scalar(math.log(1 / 0.07), bounds=(0.0, math.log(100)))
+LOGIT_BIAS = scalar(-10.0)
 POOL = {CAPTION_POOL: cross_pool(norm_values=True, zero_key=True)}
 
 
@@ -33,7 +31,11 @@ def flair(config: ConfigDict) -> Method:
         name="flair",
         passes={"full": Pass("large", full)},
         encode_text=components.encode_text,
-        heads=(components.joint_head("full", **SCALARS), pairs_head("full"), queries_head()),
+        heads=(
+            components.joint_head("full", logit_scale=LOGIT_SCALE, logit_bias=LOGIT_BIAS),
+            pairs_head("full"),
+            queries_head(),
+        ),
         losses=(flair_term(),),
     )
 
