@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import interop
-from detailclip_jax.interop import convert, measure, tables
+from detailclip_jax.interop import convert, measure, own, tables
 from detailclip_jax.interop.layouts import LAYOUTS, OPENAI_STYLE
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models import stacking
@@ -456,3 +457,17 @@ def test_grids_without_cells_are_masked_by_patch(caplog):
     _, _, config = interop.load(reference_state_dict(), **heads(), image_size=40)
     assert config.masking.granularity == "patch"
     assert "a grid of 5 x 5 patches cannot be divided into cells of 2 x 2" in caplog.text
+
+
+def test_our_own_format_keeps_all_class_tokens_and_other_layouts_refuse_them(tmp_path):
+    config = tiny.tiny_config("clip")
+    config.model.class_tokens = 3
+    params = tiny.noise(experiment.weight_shapes(config).params)
+    own.write(tmp_path / "own.safetensors", params, config)
+    _, variables, read = own.read(tmp_path / "own.safetensors")
+    assert read.model.class_tokens == 3
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], dict(params))
+    for layout in ("clip", "open_clip", "huggingface", "timm"):
+        with pytest.raises(ValueError) as raised:
+            convert.to_state_dict({"params": params}, config, layout)
+        tiny.check_names(raised.value, layout, "model.class_tokens", "3", "--to=safetensors")
