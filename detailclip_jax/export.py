@@ -8,6 +8,7 @@ FORMAT is one of
   reference           the DetailCLIP reference's state dict, student and teacher
   reference_backbone  the image encoder that the reference extracts for its dense evaluations; PATH.json as for timm
   slip                CLIP in the state dict of SLIP's family
+  cosmos              the checkpoint of COSMOS's code: the state dicts "student" and "teacher"
   timm                the image encoder as timm's VisionTransformer; PATH.json holds the arguments of timm.create_model
                       (heads, sizes) and the preprocessing; with other ones the features differ
   open_clip           a directory for open_clip.create_model_and_transforms("local-dir:PATH")
@@ -17,7 +18,7 @@ FORMAT is one of
   safetensors         our own parameter tree with flattened names, and the config in the header
   stablehlo           a directory with encode_image.bin and encode_text.bin for jax.export.deserialize
   onnx                a directory with encode_image.onnx and encode_text.onnx (pip install jax2onnx onnxruntime)
-PATH is a file for the first four and for safetensors, a directory for the others.  A file is in PyTorch's format, or in
+PATH is a file for the first five and for safetensors, a directory for the others.  A file is in PyTorch's format, or in
 safetensors format if its name ends in .safetensors.  The written model is loaded and compared with the original.
 --no-verify skips this; PyTorch is then needed only to write .pth files.
 """
@@ -140,13 +141,14 @@ def huggingface_notes(config: ConfigDict) -> list[str]:
     """Returns notes on the class that loads the folder, and on a missing tokenizer."""
     name = hub.transformers_class(config)
     lines = [f"transformers.AutoModel.from_pretrained gives a {name}"]
-    if name != "CLIPModel":
+    if name == "VisionTextDualEncoderModel":
         lines.append(
             "CLIPModel.from_pretrained refuses it: its image encoder has a norm before the blocks, this has not"
         )
     if not hub_tokenizer.fits(config):
         size = config.model.vocab_size
-        lines.append(f"no tokenizer is written: the model reads {size} token ids of its own, CLIP's has 49408")
+        ids = f"the model's {size} token ids"
+        lines.append(f"no tokenizer is written: texts must be tokenized to {ids}, and padded, as in its training")
     return lines
 
 

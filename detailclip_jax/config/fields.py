@@ -215,7 +215,10 @@ MODEL: Group = {
     "freeze_patch_embed": Field(
         True, "whether the patch embedding keeps its initial values", "reference, after MoCo v3"
     ),
-    "text_activation": Field("quick_gelu", "activation of the text encoder: gelu or quick_gelu", "CLIP"),
+    "text_activation": Field("quick_gelu", "activation of the text encoder: gelu, quick_gelu or gelu_tanh", "CLIP"),
+    "image_is_embedding": Field(
+        False, "whether the image's feature is its embedding: the projection is the identity, not trained", "CLIP"
+    ),
     "dtype": Field(
         "float32",
         "dtype of matrix products and tokens; parameters, norms, softmax, sums and losses are float32",
@@ -240,12 +243,18 @@ MODEL: Group = {
 }
 IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other values
     "norm_eps": Field(1e-6, "epsilon of the LayerNorms of the image encoder", CODE),
-    "activation": Field("gelu", "activation of the image encoder: gelu or quick_gelu", CODE),
+    "activation": Field("gelu", "activation of the image encoder: gelu, quick_gelu or gelu_tanh", CODE),
     "pre_norm": Field(False, "LayerNorm before the first block (OpenAI's CLIP)", CODE),
     "patch_bias": Field(True, "whether the patch embedding has a bias", CODE),
-    "pooling": Field("cls", "how the image's feature is computed: cls, mean or norm_of_mean", CODE),
+    "pooling": Field("cls", "how the image's feature is computed: cls, mean, norm_of_mean or attention (SigLIP)", CODE),
     "positions": Field("learnt", "positional embedding; learnt, or sincos: fixed (MAE)", CODE),
     "init": Field("normal", "initialisation of weights; normal, or xavier: as in MAE, also in the decoder", CODE),
+}
+TEXT_STYLE: Group = {  # see models/text.py; imported checkpoints can have other values
+    "norm_eps": Field(1e-5, "epsilon of the LayerNorms of the text encoder", "CLIP"),
+    "causal": Field(True, "whether a token attends to earlier tokens only", "CLIP"),
+    "pooling": Field("eot", "token whose feature is the caption's: eot, or last: the last position (SigLIP)", "CLIP"),
+    "projection_bias": Field(False, "whether the text projection has a bias (SigLIP)", "CLIP"),
 }
 MASKING: Group = {
     "strategy": Field("attention_low", "which patches are removed; masking.STRATEGIES has the names", "paper 3.2.3"),
@@ -355,6 +364,7 @@ GROUPS: dict[str, Group] = {
     "views.crops.large": LARGE_CROP,
     "model": MODEL,
     "model.image_style": IMAGE_STYLE,
+    "model.text_style": TEXT_STYLE,
     "masking": MASKING,
     "losses": LOSSES,
     "losses.weights": WEIGHTS,

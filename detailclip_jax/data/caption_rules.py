@@ -128,7 +128,8 @@ def _diverse(sentences: Sequence[str], rng: np.random.Generator) -> Sequence[str
 
 def _distinct(sentences: Sequence[str], rng: np.random.Generator, num: int) -> list[str]:
     """Draws `num` entries of a list without replacement, in random order; all of them if there are fewer."""
-    return [sentences[index] for index in rng.permutation(len(sentences))[:num].tolist()]
+    order: list[int] = rng.permutation(len(sentences))[:num].tolist()
+    return [sentences[index] for index in order]
 
 
 RULES: dict[str, Callable[[Sequence[str], np.random.Generator, int], tuple[str, ...]]] = {

@@ -27,7 +27,7 @@ from detailclip_jax.data.decoding import BUDGET, BadImage, image_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
-from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.tokenizer import Tokenizer, check_vocabulary
 from detailclip_jax.data.views import REDUCING_GAP, Crop, check_reducing_gap, crops_from_config, make_masks, make_views
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.runtime.terminal import printable
@@ -76,10 +76,11 @@ def open_pipeline(
     """Returns the training pipeline of a run's config, starting after `start` examples over all processes."""
     if config.batch_size % process_count:
         raise ValueError(f"batch_size {config.batch_size} does not divide over {process_count} processes")
+    check_vocabulary(config.model.vocab_size)
     return Pipeline(
         source,
         crops_from_config(config.views.crops),
-        Tokenizer(config.model.context_length, config.data.keep_eot),
+        Tokenizer(config.model.context_length, config.data.keep_eot, config.model.vocab_size),
         batch_size=config.batch_size // process_count,
         seed=config.seed,
         process_index=process_index,

@@ -163,6 +163,16 @@ def _word_ids(word: str) -> tuple[int, ...]:
     return _kept_ids(word) if len(word) <= MAX_CACHED else _ids(word)
 
 
+def check_vocabulary(vocab_size: int) -> None:
+    """Raises ValueError if a model with this vocabulary cannot read CLIP's token ids."""
+    if vocab_size != VOCAB_SIZE:
+        raise ValueError(
+            f"this model was trained on a vocabulary of {vocab_size} tokens, but texts are tokenized with CLIP's "
+            f"{VOCAB_SIZE}; make its ids with its own tokenizer and call Model.encode.text(params, ids), as "
+            "docs/pytorch.md shows"
+        )
+
+
 class Tokenizer:
     """Converts captions to token ids of fixed length: SOT, the words, EOT, zeros.
 
@@ -175,18 +185,21 @@ class Tokenizer:
 
         Tokenizer(context_length=6)(["a cat."])    # [[49406, 320, 2368, 269, 49407, 0]]
 
-    Raises ValueError for a context without room for SOT, one word and EOT.
+    `vocab_size` is that of the model which reads the ids.  Raises ValueError for a context without room for SOT, one
+    word and EOT, and, for the first text, if the model has another vocabulary than CLIP's.
     """
 
-    def __init__(self, context_length: int = 77, keep_eot: bool = True):
+    def __init__(self, context_length: int = 77, keep_eot: bool = True, vocab_size: int = VOCAB_SIZE):
         if context_length < 3:
             raise ValueError(f"context_length {context_length} is too short: start, text and end need 3 or more")
         self.context_length = context_length
         self.keep_eot = keep_eot
+        self.vocab_size = vocab_size
         self.num_truncated = 0
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of the first MAX_CHARACTERS of a text, between SOT and EOT, neither cut nor padded."""
+        check_vocabulary(self.vocab_size)
         words = WORDS.findall(clean(text[:MAX_CHARACTERS]))
         return [SOT, *(token for word in words for token in _word_ids(word)), EOT]
 

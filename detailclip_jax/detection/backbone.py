@@ -71,11 +71,9 @@ def backbone(
     back = jnp.argsort(order, axis=1)
     patches = vit.patch_embed(patchify(images, vit.patch_size))
     old = positions_grid(vit)
-    own = interpolated(vit.table[1:].reshape(*old, -1), counts, (rows, columns), vit.interpolation)
+    own = interpolated(vit.table[vit.style.num_cls :].reshape(*old, -1), counts, (rows, columns), vit.interpolation)
     patches = patches + own.reshape(patches.shape).astype(vit.dtype)
-    cls = (vit.cls_token + vit.table[0]).astype(vit.dtype)
-    classes = jnp.broadcast_to(cls, (len(images), 1, vit.width)), *vit.extra(len(images))
-    x = jnp.concatenate([*classes, take(patches, order)], 1)
+    x = jnp.concatenate([*vit.classes(len(images)), take(patches, order)], 1)
     x = vit.pre_norm(x) if vit.style.pre_norm else x
     found = outputs(vit, x, keys, vit.class_tokens + valid.sum((1, 2), dtype=jnp.int32))
 
@@ -93,9 +91,9 @@ class WideVit(VisionTransformer):
 
     @nn.nowrap
     def param(self, name: str, init_fn: Any, *args: Any, **options: Any) -> Any:
-        """Creates a parameter; the table of positions has one entry for the class token and one per cell."""
+        """Creates a parameter; the table of positions has one entry per cell, after that of the class token."""
         if name == "positions":
-            args = ((self.grid[0] * self.grid[1] + 1, self.width),)
+            args = ((self.grid[0] * self.grid[1] + self.style.num_cls, self.width),)
         return super().param(name, init_fn, *args, **options)
 
 

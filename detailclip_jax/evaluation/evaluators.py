@@ -107,7 +107,7 @@ def on_set(
     kind, _, dataset = task.partition(":")
     places = Sets(data_dir, config.model.image_size, style, num_examples, num_train_examples, follow_links)
     setting = Setting(places, transform_of(config), protocol, config)
-    tokenize = Tokenizer(config.model.context_length)
+    tokenize = Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size)
     return {"prepared": KINDS[kind](setting, dataset), "tokenize": tokenize, "batch_size": batch_size}
 
 

@@ -55,7 +55,11 @@ def retrieval(config: ConfigDict, num_examples: int = 1000, batch_size: int = BA
         yield from retrieval_metrics(images.features, texts, captions, top=(1, 5))
 
     prepared = Prepared(data, "all captions", JOINT, measure)
-    return {"prepared": prepared, "tokenize": Tokenizer(config.model.context_length), "batch_size": batch_size}
+    return {
+        "prepared": prepared,
+        "tokenize": Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size),
+        "batch_size": batch_size,
+    }
 
 
 def captioned(source: Source) -> Picked:

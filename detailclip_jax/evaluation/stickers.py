@@ -49,7 +49,7 @@ def _naming(config: ConfigDict, num_scenes: int, **options: Any) -> dict[str, An
     return {
         "batches": batches(source, config),
         "prompts": zero_shot_prompts(),
-        "tokenize": Tokenizer(config.model.context_length),
+        "tokenize": Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size),
     }
 
 
@@ -60,7 +60,7 @@ def retrieval(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
     return {
         "batches": batches(examples, config),
         "captions": [example["captions"] for example in examples],
-        "tokenize": Tokenizer(config.model.context_length),
+        "tokenize": Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size),
     }
 
 
@@ -104,7 +104,7 @@ def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> S
 
 def batches(source: Source, config: ConfigDict) -> list[EvaluationBatch]:
     """All examples, preprocessed and kept in memory, since every set of weights uses them."""
-    tokenizer = Tokenizer(config.model.context_length)
+    tokenizer = Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size)
     return list(evaluation_batches(source, transform_of(config), tokenizer, min(BATCH_SIZE, len(source))))
 
 

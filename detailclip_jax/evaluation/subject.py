@@ -77,7 +77,7 @@ def from_checkpoint(
         weights={name: jax.device_put(jax.device_get(params), everywhere) for name, params in chosen.items()},
         digests=digests,
         transform=model.transform,
-        tokenize=Tokenizer(config.model.context_length),
+        tokenize=Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size),
         step=model.step,
         method=config.method,
         config=config,

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods import masking
+from detailclip_jax.models.block import run_blocks
 from detailclip_jax.models.patches import normalise_pixels, patchify, unpatchify
 from detailclip_jax.models.readouts import heads
 from detailclip_jax.models.stacking import unstack
@@ -36,14 +37,23 @@ def attention_of_heads(encoder: VisionTransformer, images: Float[Array, "B S S 3
     """The CLS token's attention to the patches by layer and head; eq. 9 is the mean over both.
 
     `encoder` is bound to parameters, and its blocks are not stacked. The softmax runs over all tokens, CLS included, so
-    the values of a head sum to at most 1.
+    the values of a head sum to at most 1. An encoder with an attention pool gives one layer: the attention of the pool.
     """
+    if encoder.style.pooling == "attention":
+        return pool_attention(encoder, images)[:, None]
     x, layers = encoder.embed(images), []
     for block in encoder.blocks:  # type: ignore[attr-defined]
         query, key, _ = heads(block, x)
         layers.append(cls_rows(query[:, 0], key)[..., encoder.class_tokens :])
         x, _ = block(x)
     return jnp.stack(layers, 1)
+
+
+def pool_attention(encoder: VisionTransformer, images: Float[Array, "B S S 3"]) -> Float[Array, "B heads N"]:
+    """The attention of an encoder's attention pool to the patches, by head."""
+    x, _ = run_blocks(encoder.blocks, encoder.embed(images))
+    query, key = encoder.pool.query_and_key(encoder.norm(x))
+    return cls_rows(query, key)
 
 
 def cls_rows(query: Float[Array, "B heads d"], key: Float[Array, "B M heads d"]) -> Float[Array, "B heads M"]:

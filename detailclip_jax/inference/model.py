@@ -174,15 +174,16 @@ class Model:
         """The CLS attention of any number of images by layer and head; input as for `encode_image`.
 
         Eq. 9, `attention`, is the mean over layers and heads. The softmax runs over all tokens, CLS included, so the
-        values of a head sum to at most 1.
+        values of a head sum to at most 1. An encoder with an attention pool (SigLIP) gives one layer: that of the pool.
 
             model.attention_heads(images)[:, -1].mean(1)        # the last layer, mean over its heads
         """
         self.require("attention_heads")
         size, side = sizes.size_of(self.config.model), sizes.num_side_patches(self.config.model)
         batches = self._called(self._head_attention, self._views(images, "attention_heads"))
-        empty = np.zeros((0, size.depth, size.num_heads, side**2), np.float32)
-        return np.concatenate([empty, *batches]).reshape(-1, size.depth, size.num_heads, side, side)
+        layers = 1 if self.config.model.image_style.pooling == "attention" else size.depth
+        empty = np.zeros((0, layers, size.num_heads, side**2), np.float32)
+        return np.concatenate([empty, *batches]).reshape(-1, layers, size.num_heads, side, side)
 
     def removed(self, images: Any, ratio: float | None = None) -> Bool[np.ndarray, "B side side"]:
         """Which patches token removal (section 3.2.3) takes away: True for those of the lowest CLS attention (eq. 9).

@@ -175,7 +175,9 @@ def choose(tensors: Any, name: str | None) -> tuple[Layout, dict[str, np.ndarray
 
 
 def _at_root(tensors: Any, layout: Layout) -> Mapping[str, Any]:
-    """The state dict within a checkpoint: at one of the layout's `roots`, or the checkpoint itself."""
+    """The state dict within a checkpoint: at one of the layout's `roots`, its `parts`, or the checkpoint itself."""
+    if layout.parts and isinstance(tensors, Mapping) and all(isinstance(tensors.get(p), Mapping) for p in layout.parts):
+        return {f"{p}.{layout.clean(str(key))}": value for p in layout.parts for key, value in tensors[p].items()}
     for root in layout.roots:
         if isinstance(tensors, Mapping) and isinstance(tensors.get(root), Mapping):
             tensors = tensors[root]
@@ -242,7 +244,7 @@ def preprocess_of(layout: Layout, options: Mapping[str, Any]) -> dict[str, Any]:
     mean, std = NORMALISATIONS[name]
     return {
         "filter": options.get("resize_filter", layout.filter),
-        "resize": options.get("resize"),
+        "resize": options.get("resize") or layout.resize,
         "crop_ratio": options.get("crop_ratio", layout.crop_ratio),
         "mean": options.get("mean", mean),
         "std": options.get("std", std),
@@ -257,7 +259,8 @@ def _read(layout: Layout, state_dict: StateDict, spec: Spec, own_shapes: Any) ->
     variables = {}
     for name, entries in table.trees().items():
         empty = {network: {} for network, leaves in getattr(own_shapes, name).items() if not leaves}
-        variables[name] = {**empty, **_own(tables.read(entries, state_dict))}
+        fixed = tables.unflatten(table.fixed) if name == "params" else {}
+        variables[name] = {**empty, **_own({**tables.read(entries, state_dict), **fixed})}
     return variables
 
 
@@ -336,11 +339,19 @@ def to_state_dict(variables: Mapping[str, Params], config: ConfigDict, layout: s
     """
     chosen, spec = layout_for(config, layout), spec_of(config.model)
     table = chosen.table(spec)
+    _check_fixed(table, variables, layout)
     written: dict[str, np.ndarray] = {}
     for name, entries in table.trees().items():
         written = tables.write(entries, _tree(variables, name, entries, layout)) | written
-    copies = {copy: written[original] for copy, original in table.copies.items()}
+    copies = {copy: written[original] for copy, original in {**table.copies, **table.echoes}.items()}
     return {**written, **copies, **table.constants, **table.counters}
+
+
+def _check_fixed(table: Table, variables: Mapping[str, Params], layout: str) -> None:
+    """Raises ValueError if a parameter for which the layout has no tensor differs from the value assumed there."""
+    ours = tables.flatten(variables["params"]) if table.fixed else {}
+    if changed := [path for path, value in table.fixed.items() if not np.array_equal(ours[path], value)]:
+        raise ValueError(f"layout {layout!r} has no tensor for {_list(changed)}, which this model has trained")
 
 
 def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], layout: str) -> Params:
@@ -362,7 +373,7 @@ def layout_for(config: ConfigDict, name: str) -> Layout:
     if not candidates:
         raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES[:-1])}")
     spec = spec_of(config.model)
-    fitting = [layout for layout in candidates if layout.fits(spec)]
+    fitting = [layout for layout in candidates if layout.holds(spec)]
     if not fitting:
         candidates[-1].check(spec)
     return fitting[0]

@@ -204,24 +204,42 @@ def _tensor(path: Path, name: str, entry: Any, data: np.ndarray) -> np.ndarray:
         raise ValueError(f"{path} is damaged: tensor {name!r}: {error}") from None
 
 
-def write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str] | None = None) -> None:
-    """Writes a state dict atomically: as safetensors if the name ends so, else with PyTorch (then required)."""
+def write(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    notes: Mapping[str, str] | None = None,
+    parts: Sequence[str] = (),
+) -> None:
+    """Writes a state dict atomically: as safetensors if the name ends so, else with PyTorch (then required).
+
+    With `parts` a PyTorch file holds a state dict for each, with the names behind "PART."; safetensors has no such
+    structure and keeps the whole names.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_atomically(path) as partial, partial.open("wb") as stream:
         if path.suffix == ".safetensors":
             _write_safetensors(stream, tensors, notes or {})
         else:
-            _write_torch(stream, tensors)
+            _write_torch(stream, tensors, parts)
 
 
-def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
+def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray], parts: Sequence[str]) -> None:
     try:
         import torch
     except ImportError:
         raise ValueError(
             f"writing this format needs {NEEDED}; a name that ends in .safetensors does not need it"
         ) from None
-    torch.save({name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}, file)
+    made = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+    torch.save({part: part_of(made, part) for part in parts} if parts else made, file)
+
+
+def part_of(tensors: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The state dict `part` of a checkpoint that holds several, nested or under names that begin with "PART."."""
+    nested = tensors.get(part)
+    if isinstance(nested, Mapping):
+        return dict(nested)
+    return {name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")}
 
 
 def _write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detailclip_jax.interop import files, functions, hub, hub_tokenizer, model_card, own, verify
+from detailclip_jax.interop import cosmos, files, functions, hub, hub_tokenizer, model_card, own, verify
 from detailclip_jax.interop.convert import to_state_dict
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.verify import Difference, Features
@@ -50,6 +50,13 @@ def write_reference(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes student and teacher. The reference has one key for both token embeddings; it gets the student's."""
     tensors = to_state_dict(export.variables, export.config, "reference")
     files.write(path, tensors, {"format": "pt"})
+    return tensors
+
+
+def write_cosmos(export: Export, path: Path) -> Mapping[str, Any]:
+    """Writes the state dicts of student and teacher."""
+    tensors = to_state_dict(export.variables, export.config, "cosmos")
+    files.write(path, tensors, {"format": "pt"}, cosmos.PARTS)
     return tensors
 
 
@@ -121,6 +128,17 @@ def verify_reference(export: Export, path: Path) -> dict[str, Difference]:
     return verify.compare(verify.reference_features(path, export.config, batch), expected)
 
 
+def verify_cosmos(export: Export, path: Path) -> dict[str, Difference]:
+    """Compares the encoders of student and teacher with open_clip's, built from the same tensors."""
+    batch, student = verify.inputs(export.config), export.variables["params"]
+    teacher = ema.overlay(student, export.variables["ema_params"])
+    expected: Features = {}
+    for name, params in {cosmos.STUDENT: student, cosmos.TEACHER: teacher}.items():
+        features = verify.ours(export.model, params, batch)
+        expected |= {f"{feature} ({name})": value for feature, value in features.items()}
+    return verify.compare(verify.cosmos_features(path, export.config, batch), expected)
+
+
 def verify_safetensors(export: Export, path: Path) -> dict[str, Difference]:
     """Reads the file again and compares the features of our networks."""
     batch = verify.inputs(export.config)
@@ -134,6 +152,7 @@ FORMATS = {
     "reference_backbone": Format(write_timm, verify_image),
     "slip": Format(write_slip, partial(verify_with, verify.slip_features)),
     "timm": Format(write_timm, verify_image),
+    "cosmos": Format(write_cosmos, verify_cosmos, holds_teacher=True),
     "open_clip": Format(write_open_clip, partial(verify_with, verify.open_clip_features), is_directory=True),
     "huggingface": Format(write_huggingface, partial(verify_with, verify.huggingface_features), is_directory=True),
     "safetensors": Format(write_safetensors, verify_safetensors),

@@ -38,6 +38,7 @@ TIMM_BASES = {  # norm before the blocks, activation -> architecture used for ot
 # The value of `initializer_factor`, a number that CLIPModel's image config reads and ViTModel's lacks. A text makes
 # CLIPModel fail, which would otherwise load only the text encoder, warn, and initialise the image encoder at random.
 NO_CLIP = "this is a VisionTextDualEncoderModel, not a CLIPModel; load it with transformers.AutoModel"
+HIDDEN_ACTS = {"gelu_tanh": "gelu_pytorch_tanh"}  # our names of activations, where transformers has others
 TRUNK = "trunk"  # folder with the config of an image encoder that timm does not register
 
 
@@ -168,6 +169,8 @@ def _pooling(image: Mapping[str, Any], timm: bool) -> str:
 def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from a transformers config.json and preprocessor_config.json."""
     image, text = content.get("vision_config", {}), content.get("text_config", {})
+    if content.get("model_type") in ("siglip", "siglip_model"):
+        return siglip_options(image, text, preprocessor)
     is_vit = image.get("model_type") == "vit"
     if is_vit and image.get("pooler_act", "tanh") != "linear":
         raise ValueError("unsupported ViTModel: its pooler must be the identity (pooler_act linear)")
@@ -177,6 +180,26 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
         "activation": image.get("hidden_act", "gelu" if is_vit else "quick_gelu"),
         "text_activation": text.get("hidden_act", "quick_gelu"),
         "norm_eps": image.get("layer_norm_eps", 1e-12 if is_vit else 1e-5),
+        "text_norm_eps": text.get("layer_norm_eps", 1e-5),
+        "mean": preprocessor.get("image_mean"),
+        "std": preprocessor.get("image_std"),
+        **_huggingface_geometry(preprocessor),
+    }
+
+
+def siglip_options(
+    image: Mapping[str, Any], text: Mapping[str, Any], preprocessor: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options of `interop.load` from both parts of a SiglipModel's config and its preprocessor_config.json."""
+    own = {theirs: name for name, theirs in HIDDEN_ACTS.items()}
+    acts = [part.get("hidden_act", "gelu_pytorch_tanh") for part in (image, text)]
+    return {
+        "num_heads": image.get("num_attention_heads", 12),
+        "text_heads": text.get("num_attention_heads", 12),
+        "activation": own.get(acts[0], acts[0]),
+        "text_activation": own.get(acts[1], acts[1]),
+        "norm_eps": image.get("layer_norm_eps", 1e-6),
+        "text_norm_eps": text.get("layer_norm_eps", 1e-6),
         "mean": preprocessor.get("image_mean"),
         "std": preprocessor.get("image_std"),
         **_huggingface_geometry(preprocessor),
@@ -345,8 +368,10 @@ def timm_trunk_config(config: ConfigDict) -> dict[str, Any]:
 
 
 def huggingface_config(config: ConfigDict) -> dict[str, Any]:
-    """config.json of a VisionTextDualEncoderModel, or of a CLIPModel if the image encoder has a pre-norm."""
+    """config.json of a SiglipModel, a CLIPModel (image encoders with a pre-norm) or a VisionTextDualEncoderModel."""
     spec = spec_of(config.model)
+    if spec.style.pooling == "attention":
+        return siglip_config(spec)
     size, pre_norm = spec.size, spec.style.pre_norm
     image = {
         "model_type": "clip_vision_model" if pre_norm else "vit",
@@ -366,7 +391,7 @@ def huggingface_config(config: ConfigDict) -> dict[str, Any]:
         "num_attention_heads": size.text_heads,
         "intermediate_size": 4 * size.text_width,
         "hidden_act": spec.text_activation,
-        "layer_norm_eps": 1e-5,
+        "layer_norm_eps": spec.text_style.norm_eps,
         "max_position_embeddings": spec.context_length,
         "vocab_size": spec.vocab_size,
         "bos_token_id": spec.vocab_size - 2,
@@ -379,16 +404,57 @@ def huggingface_config(config: ConfigDict) -> dict[str, Any]:
     return {**shared, "vision_config": image | own, "text_config": text | {"projection_dim": size.joint_width}}
 
 
+def siglip_config(spec: Spec) -> dict[str, Any]:
+    """config.json of a SiglipModel."""
+    size = spec.size
+
+    def part(kind: str, width: int, depth: int, heads: int, mlp_width: int, activation: str) -> dict[str, Any]:
+        return {
+            "model_type": kind,
+            "hidden_size": width,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+            "intermediate_size": mlp_width or 4 * width,
+            "hidden_act": HIDDEN_ACTS.get(activation, activation),
+        }
+
+    style, text_style = spec.style, spec.text_style
+    image = part("siglip_vision_model", size.width, size.depth, size.num_heads, size.mlp_width, style.activation)
+    sides = {"image_size": spec.image_size, "patch_size": size.patch_size, "layer_norm_eps": style.norm_eps}
+    text = part(
+        "siglip_text_model",
+        size.text_width,
+        size.text_depth,
+        size.text_heads,
+        size.text_mlp_width,
+        spec.text_activation,
+    )
+    words = {
+        "vocab_size": spec.vocab_size,
+        "max_position_embeddings": spec.context_length,
+        "layer_norm_eps": text_style.norm_eps,
+        "projection_size": size.joint_width,
+        "bos_token_id": None,
+        "eos_token_id": 1,  # as in the vocabularies of the published models
+        "pad_token_id": 1,
+    }
+    kind = {"architectures": ["SiglipModel"], "model_type": "siglip"}
+    return {**kind, "vision_config": image | sides, "text_config": text | words}
+
+
 def preprocessor_config(config: ConfigDict) -> dict[str, Any]:
     """preprocessor_config.json: resize, center crop, mean and standard deviation from the model's config."""
     side, resized, filter, resize = transform_of(config)
+    if spec_of(config.model).style.pooling == "attention" and resize == "squash" and side == resized:
+        kind, cut = "SiglipImageProcessor", {}
+    else:
+        kind, cut = "CLIPImageProcessor", {"do_center_crop": True, "crop_size": {"height": side, "width": side}}
     return {
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": kind,
         "do_resize": True,
         "size": {"height": resized, "width": resized} if resize == "squash" else {"shortest_edge": resized},
         "resample": PIL_FILTERS.index(filter),
-        "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
+        **cut,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

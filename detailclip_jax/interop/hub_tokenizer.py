@@ -14,6 +14,7 @@ from ftfy import chardata
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import tokenizer
+from detailclip_jax.models.text import TextStyle
 from detailclip_jax.runtime.files import replace_text
 
 START, END = tokenizer.SPECIAL  # the texts of both tokens
@@ -24,8 +25,8 @@ FINAL_SIGMA = r"(?<=\p{L})\x{03a3}(?!\p{L})"  # Python's lower() maps it to anot
 
 
 def fits(config: ConfigDict) -> bool:
-    """Whether the model's vocabulary has the size of our tokenizer's."""
-    return config.model.vocab_size == tokenizer.VOCAB_SIZE
+    """Whether the model's vocabulary has the size of our tokenizer's, and padding has no effect in its text encoder."""
+    return config.model.vocab_size == tokenizer.VOCAB_SIZE and TextStyle(**config.model.text_style).trims
 
 
 def write(folder: Path, config: ConfigDict) -> None:

@@ -1,4 +1,4 @@
-"""Parameter names of transformers' VisionTextDualEncoderModel (our encoders) and CLIPModel (OpenAI's)."""
+"""Parameter names of transformers' VisionTextDualEncoderModel (our encoders), CLIPModel (OpenAI's) and SiglipModel."""
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from detailclip_jax.interop.tables import (
     SAME,
     TABLE,
     TOKEN,
+    VALUE,
     Entry,
     Table,
     linear,
@@ -45,13 +46,20 @@ def vit_layer(path: str, key: str) -> list[Entry]:
     ]
 
 
-def text(depth: int, key: str = "text_model") -> list[Entry]:
-    """CLIP's text encoder and its projection."""
+def text_encoder(depth: int, key: str = "text_model") -> list[Entry]:
+    """The text encoder of CLIP and of SigLIP, without projection."""
     return [
         Entry("text/token_embedding", f"{key}.embeddings.token_embedding.weight", SAME),
         Entry("text/positions", f"{key}.embeddings.position_embedding.weight", SAME),
         *numbered(depth, clip_layer, "text", f"{key}.encoder.layers"),
         *norm("text/ln_final", f"{key}.final_layer_norm"),
+    ]
+
+
+def text(depth: int) -> list[Entry]:
+    """CLIP's text encoder, its projection and the logit scale."""
+    return [
+        *text_encoder(depth),
         Entry("text_projection/proj/kernel", "text_projection.weight", LINEAR),
         *logit_scale(),
     ]
@@ -98,3 +106,37 @@ def dual_encoder_table(spec: Spec) -> Table:
 def clip_table(spec: Spec) -> Table:
     """A CLIPModel."""
     return Table([*clip_vision(spec.size.depth), *text(spec.size.text_depth)])
+
+
+def attention_pool(path: str, key: str) -> list[Entry]:
+    """SigLIP's pooling of patches; query, key and value are one tensor, as in PyTorch's MultiheadAttention."""
+    return [
+        Entry(f"{path}/probe", f"{key}.probe", TOKEN),
+        Entry(f"{path}/attn/qkv/kernel", f"{key}.attention.in_proj_weight", LINEAR),
+        Entry(f"{path}/attn/qkv/bias", f"{key}.attention.in_proj_bias", SAME),
+        *linear(f"{path}/attn/proj", f"{key}.attention.out_proj"),
+        *norm(f"{path}/norm", f"{key}.layernorm"),
+        *linear(f"{path}/mlp/fc1", f"{key}.mlp.fc1"),
+        *linear(f"{path}/mlp/fc2", f"{key}.mlp.fc2"),
+    ]
+
+
+def siglip_vision(depth: int) -> list[Entry]:
+    """SigLIP's image encoder, which has no CLS token."""
+    key = "vision_model"
+    return [
+        Entry("image/positions", f"{key}.embeddings.position_embedding.weight", SAME),
+        Entry("image/patch_embed/kernel", f"{key}.embeddings.patch_embedding.weight", CONV),
+        Entry("image/patch_embed/bias", f"{key}.embeddings.patch_embedding.bias", SAME),
+        *numbered(depth, clip_layer, "image", f"{key}.encoder.layers"),
+        *norm("image/norm", f"{key}.post_layernorm"),
+        *attention_pool("image/pool", f"{key}.head"),
+    ]
+
+
+def siglip_table(spec: Spec) -> Table:
+    """A SiglipModel: no image projection, a text projection with bias, scale and bias of the logits."""
+    numbers = [Entry(f"{name}/value", name, VALUE) for name in ("logit_scale", "logit_bias")]
+    texts = [*text_encoder(spec.size.text_depth), *linear("text_projection/proj", "text_model.head")]
+    identity = {"image_projection/proj/kernel": np.eye(spec.size.width, dtype=np.float32)}
+    return Table([*siglip_vision(spec.size.depth), *texts, *numbers], fixed=identity)

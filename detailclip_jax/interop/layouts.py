@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, reference_preset
-from detailclip_jax.interop import huggingface, openai, reference, timm_vit
+from detailclip_jax.interop import cosmos, huggingface, openai, reference, timm_vit
 from detailclip_jax.interop.measure import (
     HEADS,
     SLIP_HEADS,
@@ -20,14 +20,18 @@ from detailclip_jax.interop.measure import (
     complete,
     decoder_heads,
     image_fields,
+    mlp_fields,
     num_blocks,
     shape_of,
     text_fields,
 )
 from detailclip_jax.interop.tables import Table
+from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.vit import Style
 
 OPENAI_STYLE = Style(norm_eps=1e-5, activation="quick_gelu", pre_norm=True, patch_bias=False)
+SIGLIP_STYLE = Style(activation="gelu_tanh", pooling="attention")
+SIGLIP_TEXT = TextStyle(norm_eps=1e-6, causal=False, pooling="last", projection_bias=True)
 NORMALISATIONS = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "clip": (CLIP_MEAN, CLIP_STD),
@@ -39,6 +43,12 @@ def published_aclip(config: ConfigDict) -> ConfigDict:
     """Sets the choices of A-CLIP's code: masks in cells of 2 x 2 patches, bilinear crops."""
     config.masking.granularity = "cell2x2"
     config.views.crops.large.filter = "bilinear"
+    return config
+
+
+def published_cosmos(config: ConfigDict) -> ConfigDict:
+    """Sets the captions that the method needs: two of several sentences, six of one."""
+    config.data.caption = "crops"
     return config
 
 
@@ -58,16 +68,23 @@ class Layout(NamedTuple):
     measure_heads: Callable[[Shapes], dict[str, int]] = lambda shapes: {}
     heads: Mapping[int, int] = HEADS  # of its image encoders, by width
     style: Style = Style()
+    text_style: TextStyle = TextStyle()
+    text_activation: str = "quick_gelu"  # for what the file does not state
+    image_is_embedding: bool = False
+    mlps: Mapping[str, str] = {}  # keys from which the widths of MLPs are inferred, see `measure.mlp_fields`
     fits: Callable[[Spec], bool] = lambda spec: spec.style == Style() and spec.text_activation == "quick_gelu"
     normalisation: str = "imagenet"
     filter: str = "bilinear"  # evaluation default without a config file; SLIP's family: torchvision's
     crop_ratio: float = 1.0
+    resize: str | None = None  # the same; None: as `config.preprocess`
     prefixes: tuple[str, ...] = ()  # removed from the keys
     roots: tuple[str, ...] = ("state_dict", "model")  # keys of the state dict in a checkpoint
+    parts: tuple[str, ...] = ()  # of a checkpoint with several state dicts; their names begin our keys
     drops: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # options that cannot be inferred from the tensors
     crops: Mapping[str, Mapping[str, Any]] = {}  # crops of its method in addition to "large", see config.crop
     published: Callable[[ConfigDict], ConfigDict] = lambda config: config  # sets the choices of its published code
+    states_text_eps: bool = False  # whether its config states the epsilon of the text encoder's norms
     keeps_mask_ratio: bool = False  # whether its flag `mask_ratio` is the share of patches kept
 
     def clean(self, key: str) -> str:
@@ -83,6 +100,7 @@ class Layout(NamedTuple):
     def measure(self, shapes: Shapes, options: Mapping[str, Any]) -> Spec:
         """The sizes of a model in this layout; raises ValueError that names a missing or wrongly shaped tensor."""
         fields, image_size = image_fields(shapes, self.tower, options.get("num_heads"), self.heads)
+        fields |= mlp_fields(shapes, self.mlps)
         context_length, vocab_size = 77, 49408
         if self.text:
             of_text, context_length, vocab_size = text_fields(shapes, self.text, options.get("text_heads"))
@@ -93,7 +111,8 @@ class Layout(NamedTuple):
         elif "decoder_heads" in options:
             raise ValueError(f"decoder_heads is given, but a model of layout {self.name!r} has no decoder; omit it")
         size = complete(fields)
-        return Spec(size, image_size, context_length, vocab_size, self._style(shapes, options), self._text(options))
+        text = self._text(options), self._text_style(options), self.image_is_embedding
+        return Spec(size, image_size, context_length, vocab_size, self._style(shapes, options), *text)
 
     def _style(self, shapes: Shapes, options: Mapping[str, Any]) -> Style:
         given = {name: options[name] for name in Style._fields if options.get(name) is not None}
@@ -102,12 +121,27 @@ class Layout(NamedTuple):
         return self.style._replace(**given)
 
     def _text(self, options: Mapping[str, Any]) -> str:
-        return options.get("text_activation") or options.get("activation") or "quick_gelu"
+        return options.get("text_activation") or options.get("activation") or self.text_activation
+
+    def _text_style(self, options: Mapping[str, Any]) -> TextStyle:
+        eps = options.get("text_norm_eps")
+        return self.text_style if eps is None else self.text_style._replace(norm_eps=eps)
+
+    def holds(self, spec: Spec) -> bool:
+        """Whether this layout can represent the encoders of a model."""
+        size, texts = spec.size, self.text is None or self._holds_text(spec)
+        usual_mlps = bool(self.mlps) or size.mlp_width == size.text_mlp_width == 0
+        return self.fits(spec) and texts and usual_mlps and spec.image_is_embedding <= self.image_is_embedding
+
+    def _holds_text(self, spec: Spec) -> bool:
+        stated = {"norm_eps": self.text_style.norm_eps} if self.states_text_eps else {}
+        return spec.text_style._replace(**stated) == self.text_style
 
     def check(self, spec: Spec) -> None:
         """Raises ValueError if this layout cannot represent the encoders of a model."""
-        if not self.fits(spec):
-            text = f" with a text encoder with {spec.text_activation}" if self.text else ""
+        if not self.holds(spec):
+            other = f" and {spec.text_style}" if spec.text_style != TextStyle() else ""
+            text = f" with a text encoder with {spec.text_activation}{other}" if self.text else ""
             raise ValueError(f"layout {self.name!r} cannot represent an image encoder of {spec.style}{text}")
 
 
@@ -142,6 +176,11 @@ def fits_hf_clip(spec: Spec) -> bool:
     return spec.style._replace(norm_eps=1e-5, activation="quick_gelu") == OPENAI_STYLE
 
 
+def fits_siglip(spec: Spec) -> bool:
+    """A SiglipModel; its config states epsilon and activations."""
+    return spec.image_is_embedding and spec.style._replace(norm_eps=1e-6, activation="gelu_tanh") == SIGLIP_STYLE
+
+
 def joint_width(shapes: Shapes, key: str) -> int:
     """E, from a projection stored as (in, out) or, if its key ends in `.weight`, as (out, in)."""
     return shape_of(shapes, key, 2)[0 if key.endswith(".weight") else 1]
@@ -167,6 +206,11 @@ def slip_heads(shapes: Shapes) -> dict[str, int]:
 VIT = Tower("patch_embed.proj.weight", "pos_embed", "blocks")
 SLIP = Tower("visual.patch_embed.proj.weight", "visual.pos_embed", "visual.blocks")
 OPENAI = Tower("visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks")
+COSMOS = OPENAI._replace(
+    kernel="student.visual.conv1.weight",
+    positions="student.visual.positional_embedding",
+    blocks="student.visual.transformer.resblocks",
+)
 TRUNK = Tower("visual.trunk.patch_embed.proj.weight", "visual.trunk.pos_embed", "visual.trunk.blocks")
 HF_VIT = Tower(
     "vision_model.embeddings.patch_embeddings.projection.weight",
@@ -178,6 +222,7 @@ HF_CLIP = Tower(
     "vision_model.embeddings.position_embedding.weight",
     "vision_model.encoder.layers",
 )
+HF_SIGLIP = HF_CLIP._replace(num_cls=0)
 CLIP_TEXT = {
     "blocks": "transformer.resblocks",
     "positions": "positional_embedding",
@@ -189,6 +234,12 @@ HF_TEXT = {
     "positions": "text_model.embeddings.position_embedding.weight",
     "token_embedding": "text_model.embeddings.token_embedding.weight",
     "joint": "text_projection.weight",
+}
+COSMOS_TEXT = {name: f"{cosmos.STUDENT}.{key}" for name, key in CLIP_TEXT.items()}
+SIGLIP_TEXT_KEYS = {**HF_TEXT, "joint": "text_model.head.weight"}
+SIGLIP_MLPS = {
+    "mlp_width": "vision_model.encoder.layers.0.mlp.fc1.weight",
+    "text_mlp_width": "text_model.encoder.layers.0.mlp.fc1.weight",
 }
 BUFFERS = ("input_resolution", "context_length", "vocab_size", r"(.*\.)?attn_mask")  # in OpenAI's archives
 EVAL_256: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 224 / 256}  # evaluation of DINO, iBOT and MAE
@@ -275,6 +326,22 @@ LAYOUTS = (
         needs=("activation",),
     ),
     Layout(
+        "cosmos",
+        "cosmos",
+        ("student.visual.class_embedding", "student.visual.attn_cross_pool.ln_q.weight", "teacher.visual.proj"),
+        COSMOS,
+        cosmos.cosmos_table,
+        COSMOS_TEXT,
+        style=OPENAI_STYLE._replace(activation="gelu"),
+        text_activation="gelu",
+        fits=fits_open_clip,
+        normalisation="clip",
+        filter="bicubic",
+        parts=cosmos.PARTS,
+        drops=tuple(rf"{cosmos.TEACHER}\.{name}" for name in cosmos.UNUSED),
+        published=published_cosmos,
+    ),
+    Layout(
         "open_clip",
         "clip",
         ("visual.trunk.cls_token", "visual.head.proj.weight"),
@@ -293,6 +360,7 @@ LAYOUTS = (
         HF_TEXT,
         fits=fits_hf_dual_encoder,
         needs=("text_activation",),
+        states_text_eps=True,
     ),
     Layout(
         "huggingface",
@@ -307,6 +375,26 @@ LAYOUTS = (
         filter="bicubic",
         drops=(r".*\.position_ids",),
         needs=("activation",),
+        states_text_eps=True,
+    ),
+    Layout(
+        "huggingface",
+        "siglip",
+        ("vision_model.head.probe", "logit_bias"),
+        HF_SIGLIP,
+        huggingface.siglip_table,
+        SIGLIP_TEXT_KEYS,
+        style=SIGLIP_STYLE,
+        text_style=SIGLIP_TEXT,
+        text_activation="gelu_tanh",
+        image_is_embedding=True,
+        mlps=SIGLIP_MLPS,
+        fits=fits_siglip,
+        normalisation="half",
+        filter="bicubic",
+        resize="squash",
+        drops=(r".*\.position_ids",),
+        states_text_eps=True,
     ),
     Layout(
         "mae",

@@ -10,6 +10,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from detailclip_jax.models.sizes import CUSTOM, SIZES, Size, size_of
+from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.vit import Style
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -29,14 +30,17 @@ class Spec:
     vocab_size: int
     style: Style = Style()  # noqa: RUF009  # a NamedTuple: immutable
     text_activation: str = "quick_gelu"
+    text_style: TextStyle = TextStyle()  # noqa: RUF009
+    image_is_embedding: bool = False
 
 
 class Tower(NamedTuple):
-    """The keys from which the size of a timm-like image encoder is inferred."""
+    """The keys from which the size of a timm-like image encoder is inferred, and its number of CLS tokens."""
 
     kernel: str
     positions: str
     blocks: str
+    num_cls: int = 1
 
 
 def num_blocks(keys: Iterable[str], prefix: str) -> int:
@@ -64,11 +68,11 @@ def image_fields(
     if tower.positions not in shapes:
         raise ValueError(f"the state dict lacks {tower.positions}, from which the sizes are read")
     num_tokens = shapes[tower.positions][-2] if len(shapes[tower.positions]) > 1 else 0
-    side = math.isqrt(max(num_tokens - 1, 0))
-    if not side or side**2 != num_tokens - 1:
-        raise ValueError(
-            f"{tower.positions} has shape {shapes[tower.positions]}; expected a CLS token and a square of patches"
-        )
+    num_patches = max(num_tokens - tower.num_cls, 0)
+    side = math.isqrt(num_patches)
+    if not side or side**2 != num_patches:
+        expected = "a CLS token and a square of patches" if tower.num_cls else "a square of patches"
+        raise ValueError(f"{tower.positions} has shape {shapes[tower.positions]}; expected {expected}")
     depth = num_blocks(shapes, tower.blocks)
     fields = {
         "patch_size": patch_size,
@@ -117,6 +121,15 @@ def _flag(name: str) -> str:
     return f"{name} (--{name.replace('_', '-')})"
 
 
+def mlp_fields(shapes: Shapes, keys: Mapping[str, str]) -> dict[str, int]:
+    """The hidden units of the MLPs, by the fields of a Size; 0 for four times the width, as Size has it.
+
+    `keys` maps the fields "mlp_width" and "text_mlp_width" to the first layer (out, in) of an MLP.
+    """
+    found = {name: shape_of(shapes, key, 2) for name, key in keys.items()}
+    return {name: 0 if hidden == 4 * width else hidden for name, (hidden, width) in found.items()}
+
+
 def decoder_heads(fields: Mapping[str, int], given: int | None) -> int:
     """The number of heads of a decoder as wide as the image encoder: as given, or that of the inferred size.
 
@@ -146,7 +159,8 @@ def spec_of(model: ConfigDict) -> Spec:
         decoder_depth=model.decoder_depth or size.decoder_depth, prototypes=model.prototypes or size.prototypes
     )
     style = Style(**model.image_style)._replace(init=Style().init)  # initialisation is irrelevant for a trained model
-    return Spec(size, model.image_size, model.context_length, model.vocab_size, style, model.text_activation)
+    text = model.text_activation, TextStyle(**model.text_style), model.image_is_embedding
+    return Spec(size, model.image_size, model.context_length, model.vocab_size, style, *text)
 
 
 def write_spec(spec: Spec, model: ConfigDict) -> None:
@@ -160,6 +174,8 @@ def write_spec(spec: Spec, model: ConfigDict) -> None:
         "vocab_size": spec.vocab_size,
         "image_style": ConfigDict(spec.style._asdict()),
         "text_activation": spec.text_activation,
+        "text_style": ConfigDict(spec.text_style._asdict()),
+        "image_is_embedding": spec.image_is_embedding,
     }
     for name, value in fields.items():
         model[name] = value

@@ -28,7 +28,7 @@ the features are equal. It does not repair wrongly decoded text as ftfy does, an
 the most frequent ones.
 """
 CARD_NO_TOKENIZER = """
-There is no tokenizer: the model has its own {vocab_size} token ids, CLIP's tokenizer has 49408.
+There is no tokenizer. The model has {vocab_size} token ids; texts must be tokenized and padded as in its training.
 """
 CARD_NO_CLIP = """
 It is not a `CLIPModel`, whose image encoder has a norm before its blocks and no bias in the patch embedding.
@@ -46,6 +46,6 @@ def text(config: ConfigDict) -> str:
         method=config.method,
         size=f"patch {size.patch_size}, width {size.width}, depth {size.depth}, {size.num_heads} heads",
         image_size=config.model.image_size,
-        other="" if name == "CLIPModel" else CARD_NO_CLIP,
+        other=CARD_NO_CLIP if name == "VisionTextDualEncoderModel" else "",
         usage=CARD_PROCESSOR if has_tokenizer else CARD_NO_TOKENIZER.format(vocab_size=config.model.vocab_size),
     )

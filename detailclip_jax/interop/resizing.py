@@ -28,15 +28,15 @@ def resize(
         logging.warning("positions interpolated (%s) from %d px to %d px", how, old, image_size)
     config = ConfigDict(config.to_dict())
     _set_image_size(config, image_size)
-    side = image_size // patch_size
-    return {name: _resize_image(params, side, recipe) for name, params in variables.items()}, config
+    side, num_cls = image_size // patch_size, spec_of(config.model).style.num_cls
+    return {name: _resize_image(params, side, recipe, num_cls) for name, params in variables.items()}, config
 
 
-def _resize_image(params: Params, side: int, recipe: str) -> Params:
+def _resize_image(params: Params, side: int, recipe: str, num_cls: int) -> Params:
     if "positions" not in params.get("image", {}):
         return params
     image = params["image"]
-    return {**params, "image": {**image, "positions": interpolate(image["positions"], side, recipe)}}
+    return {**params, "image": {**image, "positions": interpolate(image["positions"], side, recipe, num_cls)}}
 
 
 def _set_image_size(config: ConfigDict, image_size: int) -> None:

@@ -40,15 +40,18 @@ class Entry(NamedTuple):
 class Table(NamedTuple):
     """A layout at one size.
 
-    `copies` maps keys to the key whose tensor they repeat. `constants` are tensors determined by the sizes alone.
-    `counters` are tensors that the other model requires and this one does not use. A key may be both in `params` and in
-    `ema_params`: it is then read into both and written from `params`.
+    `copies` maps keys to the key whose tensor they repeat, `echoes` the same for tensors that are written but not read.
+    `fixed` are our parameters, by path, for which the other model has no tensor and assumes this value. `constants` are
+    tensors determined by the sizes alone. `counters` are tensors that the other model requires and this one does not
+    use. A key may be both in `params` and in `ema_params`: it is then read into both and written from `params`.
     """
 
     params: Sequence[Entry]
     ema_params: Sequence[Entry] = ()
     batch_stats: Sequence[Entry] = ()
     copies: Mapping[str, str] = {}
+    echoes: Mapping[str, str] = {}
+    fixed: Mapping[str, Float[np.ndarray, "..."]] = {}
     constants: Mapping[str, Float[np.ndarray, "..."]] = {}
     counters: Mapping[str, Int[np.ndarray, ""]] = {}
 
@@ -67,6 +70,7 @@ LINEAR = Transform(np.transpose, np.transpose)  # (out, in) <-> (in, out)
 CONV = Transform(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]), _conv_out)  # (D, 3, p, p) <-> (p p 3, D)
 TOKEN = Transform(lambda x: x.reshape(-1), lambda x: x[None, None])  # (1, 1, D) <-> (D,)
 TABLE = Transform(lambda x: x[0], lambda x: x[None])  # (1, N, D) <-> (N, D)
+VALUE = Transform(lambda x: x.reshape(()), lambda x: x.reshape(1))  # (1,) <-> ()
 COLUMN = Transform(lambda x: x[:, 0], lambda x: x[:, None])  # (C, 1) <-> (C,)
 
 
@@ -78,8 +82,9 @@ def read(entries: Iterable[Entry], state_dict: StateDict) -> Params:
     shares: dict[str, list[np.ndarray]] = {}
     for entry in entries:  # the shares of one tensor are in order
         shares.setdefault(entry.path, []).append(entry.transform.into(np.asarray(state_dict[entry.key])))
-    flat = {path: slices[0] if len(slices) == 1 else np.concatenate(slices, -1) for path, slices in shares.items()}
-    return traverse_util.unflatten_dict(flat, sep="/")
+    return unflatten(
+        {path: slices[0] if len(slices) == 1 else np.concatenate(slices, -1) for path, slices in shares.items()}
+    )
 
 
 def write(entries: Iterable[Entry], params: Params) -> dict[str, np.ndarray]:
@@ -97,6 +102,11 @@ def _share(array: np.ndarray, entry: Entry) -> np.ndarray:
 def flatten(params: Params) -> dict[str, Any]:
     """Nested parameters as a flat dictionary: "image/norm/scale" -> array."""
     return dict(traverse_util.flatten_dict(dict(params), sep="/"))
+
+
+def unflatten(flat: Mapping[str, Any]) -> Params:
+    """A flat dictionary as nested parameters: the inverse of `flatten`."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def shapes(entries: Iterable[Entry], flat: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -121,6 +131,11 @@ def norm(path: str, key: str) -> list[Entry]:
 def separate_qkv(path: str, names: tuple[str, ...]) -> list[Entry]:
     """Query, key and value that the other model stores as three linear layers."""
     return [entry for index, key in enumerate(names) for entry in linear(path, key, (index, 3))]
+
+
+def within(part: str, entries: Iterable[Entry]) -> list[Entry]:
+    """The same entries in a checkpoint with several state dicts: the keys begin with the name of theirs."""
+    return [entry._replace(key=f"{part}.{entry.key}") for entry in entries]
 
 
 def numbered(depth: int, block: Callable[[str, str], list[Entry]], path: str, key: str) -> list[Entry]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from detailclip_jax.interop import files, hub
+from detailclip_jax.interop import cosmos, files, hub
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models.towers import Networks
@@ -186,6 +186,22 @@ def open_clip_features(path: Path, config: ConfigDict, batch: Inputs) -> Feature
     with torch.inference_mode():
         image, text = model.encode_image(_images(batch)), model.encode_text(_text(batch))
         return {"image": image.numpy(), "text": text.numpy()}
+
+
+def cosmos_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
+    """Features of student and teacher of a COSMOS checkpoint: open_clip's CLIP, with all of its tensors found."""
+    import open_clip
+    import torch
+
+    content, found = files.read(path), {}
+    for part in cosmos.PARTS:
+        tensors = {key: torch.from_numpy(np.array(value)) for key, value in files.part_of(content, part).items()}
+        model: Any = open_clip.model.CLIP(**hub.open_clip_config(config, path)["model_cfg"]).eval()
+        model.load_state_dict({key: tensors[key] for key in model.state_dict()}, strict=True)
+        with torch.inference_mode():
+            features = {"image": model.encode_image(_images(batch)), "text": model.encode_text(_text(batch))}
+        found |= {f"{name} ({part})": value.numpy() for name, value in features.items()}
+    return found
 
 
 def huggingface_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:

@@ -12,6 +12,7 @@ from detailclip_jax.kernels.blockwise_pooling import pooled_cosines
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.types import Array, Float, Int, Params, UInt8
 
@@ -25,7 +26,7 @@ class Encode(NamedTuple):
     encode.image(params, images) @ encode.text(params, tokens).T      # cosine similarities
 
     `text` computes the same embeddings from texts that are cut behind their end token; evaluation cuts them to the
-    `text_lengths`.
+    `text_lengths`, which are () for text encoders in which padding has an effect.
     """
 
     image: jax.stages.Wrapped
@@ -50,7 +51,8 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
     functions, which are compiled once.
     """
     fields, hashable = config.preprocess, cast(Any, model)  # Flax modules are, but not for a type checker
-    return _encoders(hashable, tuple(fields.mean), tuple(fields.std), config.model.matmul_precision)
+    made = _encoders(hashable, tuple(fields.mean), tuple(fields.std), config.model.matmul_precision)
+    return made if TextStyle(**config.model.text_style).trims else made._replace(text_lengths=())
 
 
 @functools.lru_cache(maxsize=32)

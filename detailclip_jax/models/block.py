@@ -27,17 +27,18 @@ class BlockInit(NamedTuple):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between them; the hidden layer is four times as wide."""
+    """Two linear layers with an activation between them; the hidden layer has four times the width, or `hidden`."""
 
     inits: BlockInit
     activation: Callable[[Array], Array]
     dtype: Any = jnp.float32
+    hidden: int = 0
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """Applies the MLP to each token."""
         width, inits = x.shape[-1], self.inits
-        fc1 = Linear(4 * width, inits.fc1, self.dtype, inits.fc1_bias, name="fc1")
+        fc1 = Linear(self.hidden or 4 * width, inits.fc1, self.dtype, inits.fc1_bias, name="fc1")
         fc2 = Linear(width, inits.fc2, self.dtype, inits.fc2_bias, name="fc2")
         return fc2(self.activation(fc1(x)))
 
@@ -57,12 +58,13 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
     kernel: Kernel = "xla"
     causal: bool = False
+    mlp_width: int = 0  # hidden units of the MLP; 0: four times the width
 
     def setup(self) -> None:
         """Creates the parameters."""
         self.norm1, self.norm2 = (LayerNorm(self.eps, self.dtype) for _ in range(2))
         self.attn = Attention(self.width, self.num_heads, self.inits.qkv, self.inits.proj, self.dtype, self.kernel)
-        self.mlp = Mlp(self.inits, self.activation, self.dtype)
+        self.mlp = Mlp(self.inits, self.activation, self.dtype, self.mlp_width)
 
     def __call__(
         self, x: Float[Array, "B N D"], scale: Float[Array, "2 B 1 1"] | None = None, cls_row: bool = False

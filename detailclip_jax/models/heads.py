@@ -12,22 +12,36 @@ from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.models.layers import Linear, exact_gelu, uniform_fan_in
 from detailclip_jax.models.registry import Build, Network, Rule
 from detailclip_jax.models.sizes import num_prototypes
+from detailclip_jax.models.text import TextStyle
 from detailclip_jax.types import FSDP, Array, Float, Scalar
 
 
 class Projection(nn.Module):
-    """Linear projection into the joint space, by default without bias; initial values N(0, 1/D), bias 0."""
+    """Linear projection into the joint space, by default without bias; initial values N(0, 1/D), bias 0.
+
+    `identity` starts with the unit matrix, for encoders whose feature is the embedding.
+    """
 
     joint_width: int
     dtype: Any = jnp.float32
     use_bias: bool = False
+    identity: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch E"]:
         """Computes x W, or x W + b, in `dtype` and returns float32."""
-        init = nn.initializers.normal(x.shape[-1] ** -0.5)
+        init = unit_matrix if self.identity else nn.initializers.normal(x.shape[-1] ** -0.5)
         linear = Linear(self.joint_width, init, self.dtype, use_bias=self.use_bias, name="proj")
         return linear(x).astype(jnp.float32)
+
+
+def unit_matrix(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "D D"]:
+    """Initialiser of a projection that changes nothing.  Raises ValueError if the matrix is not square."""
+    if shape[0] != shape[1]:
+        raise ValueError(
+            f"model.image_is_embedding needs a joint width equal to the image encoder's {shape[0]}, not {shape[1]}"
+        )
+    return jnp.eye(shape[0], dtype=dtype)
 
 
 class ScalarParameter(nn.Module):
@@ -132,9 +146,14 @@ class PrototypeHead(nn.Module):
         return self.gain[:, None] * self.direction / norm
 
 
-def projection(build: Build) -> Projection:
-    """Builds the projection of one encoder into the joint space."""
-    return Projection(build.size.joint_width, build.dtype)
+def image_projection(build: Build) -> Projection:
+    """Builds the projection of the image encoder into the joint space."""
+    return Projection(build.size.joint_width, build.dtype, identity=build.model.image_is_embedding)
+
+
+def text_projection(build: Build) -> Projection:
+    """Builds the projection of the text encoder into the joint space."""
+    return Projection(build.size.joint_width, build.dtype, TextStyle(**build.model.text_style).projection_bias)
 
 
 def biased_projection() -> Network:
@@ -160,8 +179,8 @@ def prototype_head(build: Build) -> PrototypeHead:
 
 
 NETWORKS = {
-    "image_projection": Network(projection),
-    "text_projection": Network(projection),
+    "image_projection": Network(image_projection, frozen={"proj/kernel": "image_is_embedding"}),
+    "text_projection": Network(text_projection),
     "logit_scale": scalar(math.log(1 / 0.07), bounds=(0.0, math.log(100))),  # as in CLIP: a scale of 1 to 100
     "mask_token": Network(lambda build: MaskToken(build.size.width), (Rule("value", decayed=True),)),
     "pixel_head": Network(pixel_head),

@@ -53,12 +53,25 @@ def _exact_gelu(x: Array) -> tuple[Array, Array]:
     return x * below, below + x * density
 
 
+def _tanh_gelu(x: Array) -> tuple[Array, Array]:
+    scale = (2 / jnp.pi) ** 0.5
+    tanh = jnp.tanh(scale * (x + 0.044715 * x**3))
+    slope = scale * (1 + 3 * 0.044715 * x * x)
+    return 0.5 * x * (1 + tanh), 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * slope
+
+
 quick_gelu = elementwise(_quick_gelu)
 """x sigmoid(1.702 x), CLIP's text activation."""
 exact_gelu = elementwise(_exact_gelu)
 """x Phi(x) with the error function, PyTorch's default GELU."""
+tanh_gelu = elementwise(_tanh_gelu)
+"""x (1 + tanh(sqrt(2 / pi) (x + .044715 x^3))) / 2, the approximation that JAX and SigLIP use."""
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": exact_gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": exact_gelu,
+    "quick_gelu": quick_gelu,
+    "gelu_tanh": tanh_gelu,
+}
 
 
 def activation_named(name: str) -> Callable[[Array], Array]:

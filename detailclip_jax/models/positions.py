@@ -28,21 +28,23 @@ def sincos_positions(width: int, side: int) -> np.ndarray:
 
 
 def interpolate(
-    positions: Float[Array, "M D"], grid: int | tuple[int, int], recipe: str = "bicubic"
+    positions: Float[Array, "M D"], grid: int | tuple[int, int], recipe: str = "bicubic", num_cls: int = 1
 ) -> Float[Array, "N1 D"]:
     """Interpolates positions [1 + N, D] of a square grid bicubically to another `grid`; CLS stays unchanged.
+
+    `num_cls` is the number of rows before those of the patches: 0 for encoders without a CLS token.
 
     `grid` is (rows, columns), or the side of a square. `recipe` is one of RECIPES, which reproduce the interpolation
     of other code bases. Local crops of DINO, iBOT and AttMask (a grid of 36 patches from 196 positions) use "ibot".
     """
-    old = round((len(positions) - 1) ** 0.5)
+    old = round((len(positions) - num_cls) ** 0.5)
     rows, columns = (grid, grid) if isinstance(grid, int) else grid
     if old == rows == columns:
         return positions
     down, across = (jnp.asarray(RECIPES[recipe](old, new)) for new in (rows, columns))
-    values = positions[1:].reshape(old, old, -1)
+    values = positions[num_cls:].reshape(old, old, -1)
     moved = jnp.einsum("ik,jl,kld->ijd", down, across, values, precision=jax.lax.Precision.HIGHEST)
-    return jnp.concatenate([positions[:1], moved.reshape(rows * columns, -1)])
+    return jnp.concatenate([positions[:num_cls], moved.reshape(rows * columns, -1)])
 
 
 def cubic_matrix(old: int, new: int, extra: float = 0.0) -> np.ndarray:

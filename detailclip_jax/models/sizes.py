@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 class Size(NamedTuple):
     """Widths and depths of all networks.
 
-    ViT-S follows MoCo v3 (12 heads); the text encoder is CLIP's, as in all methods of SLIP's family.
+    ViT-S follows MoCo v3 (12 heads); the text encoder is CLIP's, as in all methods of SLIP's family. `mlp_width` and
+    `text_mlp_width` are the hidden units of the blocks' MLPs; 0 means four times the width.
     """
 
     patch_size: int
@@ -26,6 +27,8 @@ class Size(NamedTuple):
     prototypes: int = 8192
     ssl_width: int = 4096
     ssl_output: int = 256
+    mlp_width: int = 0
+    text_mlp_width: int = 0
 
 
 SIZES = {

@@ -1,6 +1,6 @@
-"""The text encoder e, CLIP's causal transformer."""
+"""The text encoder e: CLIP's causal transformer, or one of another `TextStyle`."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,7 +12,26 @@ from detailclip_jax.models.layers import LayerNorm, activation_named, uniform_fa
 from detailclip_jax.models.registry import Build, Network, Rule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int
 
-EPS = 1e-5
+POOLED = ("eot", "last")
+
+
+class TextStyle(NamedTuple):
+    """Differences between published text encoders other than size; the defaults are CLIP's.
+
+    `norm_eps`: epsilon of the LayerNorms. `causal`: whether a token attends to earlier ones only. `pooling`: the token
+    whose feature is the caption's: "eot", the end token, or "last", that at the last position, padding or not (SigLIP).
+    `projection_bias`: whether the projection into the joint space has a bias.
+    """
+
+    norm_eps: float = 1e-5
+    causal: bool = True
+    pooling: str = "eot"
+    projection_bias: bool = False
+
+    @property
+    def trims(self) -> bool:
+        """Whether tokens after the end token have no effect, so that captions may be shorter than the context."""
+        return self.causal and self.pooling == "eot"
 
 
 def text_init(width: int, depth: int) -> BlockInit:
@@ -38,7 +57,8 @@ class TextTransformer(nn.Module):
 
     EOT has the largest token id, so argmax finds it. A caption without EOT (the reference's truncation drops it) is
     encoded at its first position, as in the reference. Captions may be shorter than `context_length`: with the causal
-    mask, tokens after EOT have no effect.
+    mask, tokens after EOT have no effect. With another `style` every token counts, padding included, so captions must
+    have the length of those in training; with its pooling "last" the last position takes the place of EOT.
     """
 
     width: int
@@ -52,20 +72,25 @@ class TextTransformer(nn.Module):
     kernel: Kernel = "xla"  # of attention
     scan: bool = False  # stack all blocks but the last, and run them in a loop
     gather: Gather | None = None  # all-gathers one layer at a time in that loop, if parameters are sharded
+    style: TextStyle = TextStyle()
+    mlp_width: int = 0  # hidden units of the MLPs; 0: four times the width
 
     def setup(self) -> None:
         """Creates the parameters."""
+        if self.style.pooling not in POOLED:
+            raise ValueError(f"text pooling {self.style.pooling!r} is unknown; known: {', '.join(POOLED)}")
         embedding, positions = nn.initializers.normal(0.02), nn.initializers.normal(0.01)
         self.token_embedding = self.param("token_embedding", embedding, (self.vocab_size, self.width))
         self.positions = self.param("positions", positions, (self.context_length, self.width))
         inits, activation = text_init(self.width, self.depth), activation_named(self.activation)
+        eps, kernel, style = self.style.norm_eps, self.kernel, (self.style.causal, self.mlp_width)
         blocks = [
-            Block(self.width, self.num_heads, inits, EPS, activation, self.dtype, self.kernel, causal=True)
+            Block(self.width, self.num_heads, inits, eps, activation, self.dtype, kernel, *style)
             for _ in range(2 if self.scan and self.depth > 1 else self.depth)
         ]
         self.blocks = blocks[0] if self.scan and self.depth > 1 else blocks[:-1]
         setattr(self, self._last, blocks[-1])
-        self.ln_final = LayerNorm(EPS, self.dtype)
+        self.ln_final = LayerNorm(eps, self.dtype)
 
     @property
     def _last(self) -> str:
@@ -76,7 +101,8 @@ class TextTransformer(nn.Module):
         x, end = self._before_last(tokens)
         read = jnp.take_along_axis(x, end[..., None], axis=1)
         reading = recomputed(lambda block, x, read, mask: block.reading(x, read, mask), self.remat)
-        x = reading(getattr(self, self._last), x, read, causal_mask(end, tokens.shape[1]))
+        mask = causal_mask(end, tokens.shape[1]) if self.style.causal else None
+        x = reading(getattr(self, self._last), x, read, mask)
         return self.ln_final(x)[:, 0]
 
     def all_tokens(
@@ -95,17 +121,20 @@ class TextTransformer(nn.Module):
         """Runs all blocks but the last; returns the tokens and the position of EOT."""
         if tokens.shape[1] > self.context_length:
             raise ValueError(f"captions of {tokens.shape[1]} tokens exceed the context of {self.context_length}")
-        end = tokens.argmax(-1)[:, None]
+        last = jnp.full((tokens.shape[0], 1), tokens.shape[1] - 1)
+        end = tokens.argmax(-1)[:, None] if self.style.pooling == "eot" else last
         x = (self._embed(tokens, end) + self.positions[: tokens.shape[1]]).astype(self.dtype)
         x, _ = run_blocks(self.blocks, x, remat=self.remat, depth=self.depth - 1, gather=self.gather)
         return x, end
 
     def _embed(self, tokens: Int[Array, "B T"], end: Int[Array, "B 1"]) -> Float[Array, "B T D"]:
-        """Embeds the tokens up to the end token; later positions, which no query attends to, are zero.
+        """Embeds the tokens up to the end token; later positions are zero if no query attends to them.
 
         An embedding of the padding token would have zero gradients, but a GPU would add them to one row of the table
         one after the other.
         """
+        if not self.style.causal:
+            return self.token_embedding[tokens]
         read = jnp.arange(tokens.shape[1]) <= end
         return self.token_embedding.at[jnp.where(read, tokens, self.vocab_size)].get(mode="fill", fill_value=0)
 
@@ -129,6 +158,8 @@ def text_encoder(build: Build) -> TextTransformer:
         model.text_activation,
         build.kernel(size.text_width, size.text_heads),
         model.scan,
+        style=TextStyle(**model.text_style),
+        mlp_width=size.text_mlp_width,
     )
 
 

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.kernels.products import rows_at, spread
 from detailclip_jax.models.attention import Kernel
+from detailclip_jax.models.attention_pool import AttentionPool
 from detailclip_jax.models.block import Block, BlockInit, Gather, branch_scales, run_blocks
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, uniform_fan_in
 from detailclip_jax.models.patches import patchify, take
@@ -21,7 +22,7 @@ XAVIER = nn.initializers.xavier_uniform()
 VIT_INIT = BlockInit(qkv=NORMAL, proj=NORMAL, fc1=NORMAL, fc2=NORMAL)
 MAE_INIT = BlockInit(qkv=XAVIER, proj=XAVIER, fc1=XAVIER, fc2=XAVIER)
 INITS = {"normal": VIT_INIT, "xavier": MAE_INIT}
-POOLINGS = ("cls", "mean", "norm_of_mean")
+POOLINGS = ("cls", "mean", "norm_of_mean", "attention")
 POSITIONS = ("learnt", "sincos")
 
 
@@ -30,9 +31,10 @@ class Style(NamedTuple):
 
     `pre_norm`: a norm between the positions and the first block (OpenAI's CLIP). `pooling`: what `Tokens.cls` holds:
     "cls", the normalised CLS token; "mean", the mean of the normalised patches; "norm_of_mean", the norm of the
-    patches' mean (timm's `fc_norm`; then `Tokens.patches` are not normalised). `positions`: "learnt", or "sincos" for
-    fixed ones as in MAE. `init`: "normal", or "xavier" as in MAE: kernels xavier-uniform, biases 0, except the bias of
-    the patch embedding, which is uniform as in PyTorch (a convolution in MAE's code).
+    patches' mean (timm's `fc_norm`; then `Tokens.patches` are not normalised); "attention", the normalised patches
+    pooled by `AttentionPool` (SigLIP), without class tokens: the CLS attention is then that of the pool. `positions`:
+    "learnt", or "sincos" for fixed ones as in MAE. `init`: "normal", or "xavier" as in MAE: kernels xavier-uniform,
+    biases 0, except the bias of the patch embedding, which is uniform as in PyTorch (a convolution in MAE's code).
     """
 
     norm_eps: float = 1e-6
@@ -43,16 +45,22 @@ class Style(NamedTuple):
     positions: str = "learnt"
     init: str = "normal"
 
+    @property
+    def num_cls(self) -> int:
+        """The number of positions before those of the patches: 1 for the CLS token, 0 without one."""
+        return int(self.pooling != "attention")
+
 
 class VisionTransformer(nn.Module):
-    """Pre-norm ViT with a CLS token, learnt or fixed positions and a final norm; no dropout.
+    """Pre-norm ViT with a CLS token or an attention pool, learnt or fixed positions and a final norm; no dropout.
 
         tokens = vit(images)                    # all N patches
         tokens = vit(images, hidden.kept)       # K patches; the others are not embedded
         tokens = vit(images, hidden=mask, mask_token=token)     # N patches; the mask token replaces hidden ones
         vit(images, attention=True).attention   # [B, L, N], CLS attention of eq. 9 before the mean over layers
 
-    `class_tokens` counts the class tokens. Those after the first follow it, have no position, and are `Tokens.extra`.
+    `class_tokens` counts the class tokens, 0 for the pooling "attention". Those after the first follow it, have no
+    position, and are `Tokens.extra`.
     A kept patch has the position of its place in the image; a replaced patch is the mask token plus its position. The
     CLS token is cls_token + positions[0]. Positions are interpolated for images of another size, which need not be
     square; their sides must be multiples of the patch size. `drop_path` is the rate of the last block; rates rise
@@ -73,6 +81,7 @@ class VisionTransformer(nn.Module):
     interpolation: str = "bicubic"  # of positions, one of positions.RECIPES
     class_tokens: int = 1
     gather: Gather | None = None  # all-gathers one layer at a time in that loop, if parameters are sharded
+    mlp_width: int = 0  # hidden units of the MLPs; 0: four times the width
 
     def setup(self) -> None:
         """Creates the parameters."""
@@ -87,21 +96,27 @@ class VisionTransformer(nn.Module):
         init = XAVIER if self.style.init == "xavier" else uniform
         bias = self.style.patch_bias
         self.patch_embed = Linear(self.width, init, self.dtype, uniform, bias)
-        self.cls_token = self.param("cls_token", NORMAL, (self.width,))
+        first = self.style.num_cls
+        if first:
+            self.cls_token = self.param("cls_token", NORMAL, (self.width,))
         if self.class_tokens > 1:
             self.extra_tokens = self.param("extra_tokens", NORMAL, (self.class_tokens - 1, self.width))
-        learnt = None if fixed else self.param("positions", NORMAL, (side**2 + 1, self.width))
-        self.table = jnp.asarray(sincos_positions(self.width, side) if fixed else learnt)
+        learnt = None if fixed else self.param("positions", NORMAL, (side**2 + first, self.width))
+        self.table = jnp.asarray(sincos_positions(self.width, side)[1 - first :] if fixed else learnt)
         eps, activation = self.style.norm_eps, activation_named(self.style.activation)
         if self.style.pre_norm:
             self.pre_norm = LayerNorm(eps, self.dtype)
         inits, kernel = INITS[self.style.init], self.kernel
         number = None if self.scan else self.depth
         blocks = [
-            Block(self.width, self.num_heads, inits, eps, activation, self.dtype, kernel) for _ in range(number or 1)
+            Block(self.width, self.num_heads, inits, eps, activation, self.dtype, kernel, mlp_width=self.mlp_width)
+            for _ in range(number or 1)
         ]
         self.blocks = blocks if number else blocks[0]
         self.norm = LayerNorm(eps, self.dtype)
+        if self.style.pooling == "attention":
+            pool = inits, eps, self.style.activation, self.dtype, kernel, self.mlp_width
+            self.pool = AttentionPool(self.width, self.num_heads, *pool)
 
     def __call__(
         self,
@@ -117,8 +132,13 @@ class VisionTransformer(nn.Module):
         `mask_token` replaces the patches at which `hidden` is True. `attention` also returns the CLS attention. `keys`
         [B] enable drop path.
         """
-        x = self.embed(images, kept, hidden, mask_token)
-        x, rows = run_blocks(self.blocks, x, self._scales(keys), attention, self.remat, self.depth, self.gather)
+        x, scales = self.embed(images, kept, hidden, mask_token), self._scales(keys)
+        if self.style.pooling == "attention":
+            x, _ = run_blocks(self.blocks, x, scales, False, self.remat, self.depth, self.gather)
+            x = self.norm(x)
+            cls, row = self.pool(x, attention)
+            return Tokens(cls, x, None if row is None else row[:, None])
+        x, rows = run_blocks(self.blocks, x, scales, attention, self.remat, self.depth, self.gather)
         first = self.class_tokens  # place of the first patch
         maps = None if rows is None else rows[..., first:]
         if self.style.pooling == "norm_of_mean":
@@ -146,25 +166,26 @@ class VisionTransformer(nn.Module):
         """Embeds class tokens and patches and adds positions; `kept` patches are selected before the projection."""
         pixels = patchify(images, self.patch_size)
         grid = images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
-        table = interpolate(self.table, grid, self.interpolation)
-        positions = table[None, 1:]
+        first = self.style.num_cls
+        table = interpolate(self.table, grid, self.interpolation, first)
+        positions = table[None, first:]
         if kept is not None:
             pixels = take(pixels, kept)
-            positions = rows_at(table, 1 + kept, self.dtype)
+            positions = rows_at(table, first + kept, self.dtype)
         patches = self.patch_embed(pixels)
         if hidden is not None:
             assert mask_token is not None  # `hidden` requires `mask_token`
             patches = jnp.where(hidden[..., None], spread(mask_token, patches.shape, self.dtype), patches)
         patches = patches + spread(positions, patches.shape, self.dtype)
-        cls = spread(self.cls_token + table[0], (images.shape[0], 1, self.width), self.dtype)
-        x = jnp.concatenate([cls, *self.extra(images.shape[0]), patches], 1)
+        x = jnp.concatenate([*self.classes(images.shape[0]), patches], 1)
         return self.pre_norm(x) if self.style.pre_norm else x
 
-    def extra(self, batch: Any) -> list[Float[Array, "B R D"]]:
-        """Returns the class tokens after the first, in a list of at most one array; `batch` is symbolic in exports."""
-        if self.class_tokens == 1:
+    def classes(self, batch: Any) -> list[Float[Array, "B R D"]]:
+        """Returns the class tokens, the first with its position, then the others; `batch` is symbolic in exports."""
+        if not self.class_tokens:
             return []
-        return [spread(self.extra_tokens, (batch, *self.extra_tokens.shape), self.dtype)]
+        tokens = [(self.cls_token + self.table[0])[None]] + ([self.extra_tokens] if self.class_tokens > 1 else [])
+        return [spread(token, (batch, *token.shape), self.dtype) for token in tokens]
 
 
 def fold_in(keys: Array, number: int) -> Array:
@@ -173,8 +194,13 @@ def fold_in(keys: Array, number: int) -> Array:
 
 
 def image_encoder(build: Build) -> VisionTransformer:
-    """Builds the image encoder of a config."""
-    model, size = build.model, build.size
+    """Builds the image encoder of a config.  Raises ValueError for class tokens that its pooling does not have."""
+    model, size, style = build.model, build.size, Style(**build.model.image_style)
+    if model.class_tokens > 1 and not style.num_cls:
+        raise ValueError(
+            f"model.class_tokens {model.class_tokens}: an image encoder with image_style.pooling 'attention' has none; "
+            "choose a method with one caption per image, or start from another encoder"
+        )
     return VisionTransformer(
         size.patch_size,
         size.width,
@@ -183,12 +209,13 @@ def image_encoder(build: Build) -> VisionTransformer:
         model.image_size,
         build.dtype,
         model.remat,
-        Style(**model.image_style),
+        style,
         model.drop_path,
         build.kernel(size.width, size.num_heads),
         model.scan,
         model.interpolation,
-        model.class_tokens,
+        model.class_tokens * style.num_cls,
+        mlp_width=size.mlp_width,
     )
 
 
@@ -199,6 +226,7 @@ NETWORKS = {
         (
             *(Rule(name, decayed=True) for name in ("cls_token", "extra_tokens")),
             Rule("positions", decayed=True, spec=P(None, FSDP)),
+            Rule("pool/probe"),  # SigLIP's code decays kernels only
         ),
         frozen={"patch_embed/.*": "freeze_patch_embed"},
     )

@@ -28,7 +28,7 @@ from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Array, Params, PyTree
 
 OF_IMAGES = ("size", "custom", "image_size", "image_style")
-OF_TEXT = ("context_length", "vocab_size", "text_activation")
+OF_TEXT = ("context_length", "vocab_size", "text_activation", "text_style", "image_is_embedding")
 OF_HEADS = {"prototype_head": ("prototypes",), "decoder": ("decoder_depth", "decoder_width")}
 
 

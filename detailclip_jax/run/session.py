@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.run_config import flatten, to_json
 from detailclip_jax.data.lengths import lengths_within, trimmed
 from detailclip_jax.data.pipeline import Pipeline
+from detailclip_jax.models.text import TextStyle
 from detailclip_jax.runtime import provenance
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.interrupt import Interrupt
@@ -253,11 +254,12 @@ class Step:
 def text_lengths(run: Run) -> tuple[int, ...]:
     """Returns the lengths that a batch's captions can be cut to.
 
-    Captions are not cut for methods without captions, nor with several processes, which would have to agree on the
-    length of each batch.
+    Captions are not cut for methods without captions, for text encoders in which padding has an effect, and with
+    several processes, which would have to agree on the length of each batch.
     """
     config = run.config
-    buckets = config.data.text_buckets if run.experiment.method.has_text else ()
+    trims = run.experiment.method.has_text and TextStyle(**config.model.text_style).trims
+    buckets = config.data.text_buckets if trims else ()
     lengths = lengths_within(buckets, config.model.context_length)
     if jax.process_count() == 1:
         return lengths

@@ -78,7 +78,7 @@ def weights(
     fixed = vit.style.positions == "sincos"
     table = jnp.asarray(positions.sincos_positions(vit.width, old)) if fixed else jnp.asarray(params["positions"])
     recipe = config.encoder.positions
-    resized = positions.interpolate(table, (rows, columns), recipe)
+    resized = positions.interpolate(table, (rows, columns), recipe, vit.style.num_cls)
     kind = "fixed sin-cos positions, learnt from here on," if fixed and not config.encoder.frozen else "positions"
     changed = (old, old) != (rows, columns)
     how = f"resized once from {old} x {old} to {rows} x {columns} ({recipe})" if changed else f"kept at {old} x {old}"

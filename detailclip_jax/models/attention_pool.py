@@ -1,0 +1,54 @@
+"""Attention pooling of patches: SigLIP's image feature."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from detailclip_jax.models.attention import Attention, Kernel
+from detailclip_jax.models.block import BlockInit, Mlp
+from detailclip_jax.models.layers import LayerNorm, activation_named
+from detailclip_jax.types import Array, Float
+
+
+class AttentionPool(nn.Module):
+    """A trained query that attends to all tokens, then an MLP with a residual connection:
+
+        y = attention(probe, x);  feature = y + mlp(norm(y))
+
+    There is no residual connection around the attention. Source: the pooling of big_vision's ViTs (`pool_type` "map"),
+    which SigLIP's published image encoders use.
+    """
+
+    width: int
+    num_heads: int
+    inits: BlockInit
+    eps: float
+    activation: str
+    dtype: Any = jnp.float32
+    kernel: Kernel = "xla"  # of attention
+    mlp_width: int = 0  # hidden units of the MLP; 0: four times the width
+
+    def setup(self) -> None:
+        """Creates the parameters."""
+        inits = self.inits
+        self.probe = self.param("probe", nn.initializers.normal(0.02), (self.width,))
+        self.attn = Attention(self.width, self.num_heads, inits.qkv, inits.proj, self.dtype, self.kernel)
+        self.norm = LayerNorm(self.eps, self.dtype)
+        self.mlp = Mlp(inits, activation_named(self.activation), self.dtype, self.mlp_width)
+
+    def __call__(
+        self, x: Float[Array, "B N D"], attention: bool = False
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B N"] | None]:
+        """Pools normalised tokens; with `attention` also returns the query's attention, averaged over heads."""
+        y, row = self.attn(self._query(x.shape[0]), self.attn.project(x, 1), cls_row=attention)
+        return (y + self.mlp(self.norm(y)))[:, 0], row
+
+    def query_and_key(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B heads d"], Float[Array, "B N heads d"]]:
+        """Returns the query and the keys of normalised tokens, by head."""
+        query, key = self._query(x.shape[0]), self.attn.project(x, 1, 2)
+        return query.reshape(x.shape[0], self.num_heads, -1), key.reshape(*key.shape[:2], self.num_heads, -1)
+
+    def _query(self, batch: Any) -> Float[Array, "B 1 D"]:
+        probe = jnp.broadcast_to(self.probe.astype(self.dtype), (batch, 1, self.width))
+        return self.attn.project(probe, 0, 1)
