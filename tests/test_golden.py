@@ -73,6 +73,7 @@ def detailclip_case(devices=1):
             "patch": jnp.asarray(golden["in/center2"][0, 0]),
         },
     )
+    state = jax.device_put(state, jax.tree.map(lambda shape: shape.sharding, exp.state_shapes))
     images = np.stack([nhwc(golden["in/u_u8"]), nhwc(golden["in/v_u8"])], 1)
     batch = {
         "image": {"large": images},
