@@ -8,13 +8,16 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import check_names
 
 from detailclip_jax.config import default
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.caption_rules import caption_of, captions_of, num_captions, parse, sentences_of, text_fields
 from detailclip_jax.data.mixture import check_captions
+from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.views import Crop
 from detailclip_jax.prepare import main
 
 PAIR = {"captions": ("a title", "a text"), "title": "a title", "description": "a text", "key": "k", "image": b"x"}
@@ -195,7 +198,10 @@ def test_other_rules_give_the_caption_that_they_gave(rule):
 
 @pytest.mark.parametrize(
     ("rule", "num", "expected"),
-    [("random", 8, 1), ("field:a,b", 8, 1), ("crops", 8, 8), ("diverse:a", 3, 3), ("sources:a,b/c,d", 8, 3)],
+    [
+        *(("random", None, 1), ("random", 1, 1), ("field:a,b", None, 1), ("sources:a,b/c,d", None, 3)),
+        *(("crops", None, 8), ("crops", 5, 5), ("diverse:a", None, 8), ("diverse:a", 3, 3)),
+    ],
 )
 def test_the_number_of_captions_follows_from_the_rule(rule, num, expected):
     c = default()
@@ -212,6 +218,28 @@ def test_too_few_captions_are_refused(rule, num, least):
         ValueError, match=f"num_captions {num} is too small for data.caption '{rule}': at least {least}"
     ):
         num_captions(c.data)
+
+
+@pytest.mark.parametrize(("rule", "own"), [("random", 1), ("field:a,b", 1), ("sources:a,b", 2)])
+def test_another_number_than_that_of_the_rule_is_refused(rule, own):
+    c = default()
+    c.data.caption, c.data.num_captions = rule, 8
+    with pytest.raises(ValueError) as refused:
+        num_captions(c.data)
+    check_names(refused.value, "data.num_captions 8", rule, f"gives {own}", "crops or diverse")
+
+
+@pytest.mark.parametrize(("rule", "num", "expected"), [("crops", None, 8), ("diverse", 3, 3), ("random", None, 1)])
+def test_a_pipeline_gives_the_number_of_captions_of_its_rule(rule, num, expected):
+    crops, source = {"large": Crop(size=8)}, [{**LONG, "image": make_image(0), "label": -1, "key": "k"}] * 2
+    with Pipeline(source, crops, Tokenizer(8), batch_size=2, caption=rule, num_captions=num) as batches:
+        assert next(batches)["text"].shape == (2, expected, 8)
+
+
+@pytest.mark.parametrize(("rule", "num"), [("crops", 1), ("random", 2)])
+def test_a_pipeline_refuses_a_number_of_captions_that_its_rule_does_not_give(rule, num):
+    with pytest.raises(ValueError, match=f"data.num_captions {num}"):
+        Pipeline([LONG], {"large": Crop(size=8)}, Tokenizer(8), batch_size=1, caption=rule, num_captions=num)
 
 
 # from a prepared set to token ids
@@ -277,7 +305,7 @@ def test_random_captions_of_a_prepared_set_are_titles_and_descriptions(yfcc):
     assert token_ids(yfcc, "random", num=12) == both
 
 
-def captions_in(path: str, caption: str, num: int = 8) -> list[tuple[str, ...]]:
+def captions_in(path: str, caption: str, num: int | None = None) -> list[tuple[str, ...]]:
     """The captions of a batch, as the run's own pipeline tokenizes them."""
     c = config(path, caption)
     c.data.num_captions, c.model.context_length = num, 32

@@ -127,7 +127,9 @@ DATA: Group = {
         "of named fields (crops:NAME,...); sources:web,long/other (TIPS: one from each field, / draws one of several)",
         "paper: a random valid caption",
     ),
-    "num_captions": Field(8, "captions per example, with the caption rules crops and diverse", "COSMOS: 2 + 6; FLAIR"),
+    "num_captions": Field(
+        None, "captions per example, with the caption rules crops and diverse; default: 8", "COSMOS: 2 + 6; FLAIR", int
+    ),
     "keep_eot": Field(True, "whether a truncated caption keeps its EOT token", "ours; reference: False"),
     "text_buckets": Field(
         (32, 48), "text lengths: a batch is trimmed to the smallest that fits all its captions (exact); (): off", OURS

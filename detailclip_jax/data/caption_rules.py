@@ -19,6 +19,7 @@ FORM = (
     f"{SOURCES}NAME,NAME/NAME,... (one caption from each field; / draws one of several)"
 )
 SENTENCE_END = re.compile(r"\n|</s>|\.")
+NUM_SENTENCE_CAPTIONS = 8  # captions of an example by these rules, unless the user gives another number
 NUM_GLOBAL = 2  # captions of several sentences in "crops"; COSMOS has as many global crops of the image
 MAX_GLOBAL = 5  # sentences of such a caption
 MAX_DIVERSE = 3  # sentences of a caption in "diverse"
@@ -74,21 +75,31 @@ def caption_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator) 
 
 
 def num_captions(data: ConfigDict) -> int:
-    """Returns the number of captions of each example by `config.data`.
+    """Returns the number of captions of each example by `config.data`, see `captions_by`."""
+    return captions_by(data.caption, data.num_captions)
 
-    Raises ValueError for an unknown rule, and for a `num_captions` that is too small for it.
+
+def captions_by(rule: str, asked: int | None = None) -> int:
+    """Returns the number of captions that a rule gives: `asked` by "crops" and "diverse", without it 8.
+
+    Raises ValueError for an unknown rule, for a number that is too small for it, and for a number other than its own if
+    the rule has one: 1, or the number of fields of "sources".
+
+    captions_by("crops") == 8;  captions_by("diverse", 4) == 4;  captions_by("sources:web,long") == 2
     """
-    rule = parse(data.caption)
-    if rule.name == "sources":
-        return len(rule.fields)
-    if rule.name not in SENTENCE_RULES:
-        return 1
-    least = NUM_GLOBAL if rule.name == "crops" else 1
-    if data.num_captions < least:
-        raise ValueError(
-            f"data.num_captions {data.num_captions} is too small for data.caption {data.caption!r}: at least {least}"
-        )
-    return data.num_captions
+    parsed = parse(rule)
+    if parsed.name not in SENTENCE_RULES:
+        own = len(parsed.fields) if parsed.name == "sources" else 1
+        if asked not in (None, own):
+            raise ValueError(
+                f"data.num_captions {asked} does not fit data.caption {rule!r}, which gives {own}; leave it out, "
+                f"or set data.caption to {' or '.join(SENTENCE_RULES)}"
+            )
+        return own
+    num, least = NUM_SENTENCE_CAPTIONS if asked is None else asked, NUM_GLOBAL if parsed.name == "crops" else 1
+    if num < least:
+        raise ValueError(f"data.num_captions {num} is too small for data.caption {rule!r}: at least {least}")
+    return num
 
 
 def sentences_of(captions: Sequence[str]) -> list[str]:

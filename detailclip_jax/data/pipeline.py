@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
-from detailclip_jax.data.caption_rules import captions_of, num_captions, parse
+from detailclip_jax.data.caption_rules import captions_by, captions_of, num_captions
 from detailclip_jax.data.decoding import BUDGET, BadImage, image_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.preprocessing import Transform
@@ -106,10 +106,10 @@ class Stream:
     seed: int = 0
     caption: str = "random"
     reducing_gap: int | float = REDUCING_GAP
-    num_captions: int = 1
+    num_captions: int | None = None
 
     def __post_init__(self):
-        parse(self.caption)
+        self._num_captions = captions_by(self.caption, self.num_captions)
         if not len(self.source):
             raise ValueError(f"the source {self.source!r} has no examples")
         check_reducing_gap(self.reducing_gap)
@@ -137,7 +137,7 @@ class Stream:
         example = self.source[index]
         label = label_of(example)
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
-        captions = captions_of(example, self.caption, rng, self.num_captions)
+        captions = captions_of(example, self.caption, rng, self._num_captions)
         text, is_cut = zip(*map(self.tokenizer.row, captions))
         with _bad_images_are_bad_records(example), BUDGET.scope():
             views = make_views(image_of(example["image"]), self.crops, rng, self.reducing_gap)
@@ -214,7 +214,8 @@ class Pipeline:
     prefetch: number of batches prepared in advance.
     reducing_gap: large JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if every crop then still has at least this
         many times the size of its view, see `views.reduction_for`; 0 decodes all pixels.
-    num_captions: captions of an example for the rules "crops" and "diverse", see `caption_rules.captions_of`.
+    num_captions: captions of an example by the rules "crops" and "diverse", by default 8; see
+        `caption_rules.captions_by`.
     max_bad_ratio: largest allowed share of unreadable records.  Once 100 records have been read, a larger share raises
         TooManyBadRecords.  Below it, each bad record is replaced by the next readable one, counted in `num_bad` and
         named in the log.
@@ -244,7 +245,7 @@ class Pipeline:
         max_bad_ratio: float = 0.01,
         start: int = 0,
         bad_list: str | os.PathLike = "",
-        num_captions: int = 1,
+        num_captions: int | None = None,
     ):
         stream = Stream(source, crops, tokenizer, seed, caption, reducing_gap, num_captions)
         where = process_index, process_count

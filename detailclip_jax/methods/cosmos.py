@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.caption_rules import NUM_GLOBAL
+from detailclip_jax.data.caption_rules import NUM_GLOBAL, parse
 from detailclip_jax.losses.clip import clip_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, Pass, WholeBatch, fold, full, uses
@@ -27,7 +27,11 @@ STUDENTS, TEACHERS = ("image_cross", "text_cross"), ("teacher_image", "teacher_t
 
 
 def cosmos(config: ConfigDict) -> Method:
-    """Builds the method `cosmos`."""
+    """Builds the method `cosmos`; it uses the crops "large" (two) and, if any, "local".
+
+    Raises ValueError unless captions are drawn by the rule "crops" and there are two large crops.
+    """
+    check(config)
     local = components.local_passes(config.views.crops)
     return Method(
         name="cosmos",
@@ -40,6 +44,21 @@ def cosmos(config: ConfigDict) -> Method:
         losses=(components.clip_term(), cross_term()),
         weights="ema",  # the published numbers are the teacher's, without the pools
     )
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError unless there are two global captions and two global crops of an image."""
+    caption, count = config.data.caption, config.views.crops.large.count
+    if parse(caption).name != "crops":
+        raise ValueError(
+            f"method cosmos compares {NUM_GLOBAL} captions of several sentences and some of one sentence each, but "
+            f"data.caption is {caption!r}; set it to 'crops', or to crops:NAME,... for the sentences of named fields"
+        )
+    if count != NUM_GLOBAL:
+        raise ValueError(
+            f"method cosmos has {NUM_GLOBAL} global crops, but views.crops.large.count is {count}; set it to "
+            f"{NUM_GLOBAL}, with {NUM_GLOBAL} numbers in blur_p and solarize_p"
+        )
 
 
 def cross_head(*names: str) -> Head:

@@ -11,6 +11,7 @@ import math
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.kernels.cross_attention import Pool
 from detailclip_jax.losses.flair import multi_positive_loss, text_conditioned_loss
 from detailclip_jax.methods import components
@@ -26,7 +27,13 @@ POOL = {CAPTION_POOL: cross_pool(norm_values=True, zero_key=True)}
 
 
 def flair(config: ConfigDict) -> Method:
-    """Builds the method `flair`."""
+    """Builds the method `flair`.  Raises ValueError if an image has only one caption."""
+    if num_captions(config.data) == 1:
+        raise ValueError(
+            "method flair compares an image with several captions of its own, but data.caption "
+            f"{config.data.caption!r} gives 1; set it to 'diverse', or to diverse:NAME,... for the sentences of named "
+            "fields, and data.num_captions to 2 or more"
+        )
     return Method(
         name="flair",
         passes={"full": Pass("large", full)},
