@@ -149,7 +149,7 @@ def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namesp
     from detailclip_jax.evaluation import paper
 
     weights, usual = " and ".join(measured.weights), methods.build(measured.config).weights
-    own = f"; those of the method are {usual}" if len(measured.weights) > 1 else ""
+    own = f"; published numbers of this method use the {usual} weights" if len(measured.weights) > 1 else ""
     yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights{own}"
     yield f"preprocess: {preprocessing.description(measured.config)}"
     count = counted(len(asked), "task")

@@ -113,14 +113,15 @@ def test_cosmos_s_teacher_encodes_global_crops_and_global_captions_without_pools
     assert set(state.ema_params) == {"image", "image_projection", "text", "text_projection"}
 
 
-def test_words_after_the_end_of_a_caption_change_nothing():
-    exp, state, batch, record = row("cosmos")
+def test_captions_cut_behind_their_end_give_the_features_of_whole_ones():
+    """What `data.text_buckets` does to a batch: COSMOS's crops attend to all words, but to none after the end."""
+    exp, state, batch, _ = row("cosmos")
     text = batch["text"].copy()
-    text[::2, :, 8:] = 5
-    again = exp.forward(state, exp.put({**batch, "text": text}))
-    assert (text != batch["text"]).any()
-    for name in ("image_cross", "text_cross"):
-        np.testing.assert_allclose(again.heads[name], record.heads[name], rtol=1e-5, atol=1e-6)
+    text[..., 6] = exp.config.model.vocab_size - 1  # every caption has 7 tokens
+    whole, cut = (exp.forward(state, exp.put({**batch, "text": tokens})) for tokens in (text, text[..., :8]))
+    assert cut.text.tokens.shape[-2] == 8 and whole.text.tokens.shape[-2] == 12
+    for name in ("image_cross", "text_cross", "teacher_text"):
+        np.testing.assert_allclose(cut.heads[name], whole.heads[name], rtol=1e-5, atol=1e-6)
 
 
 def test_flair_pools_every_image_by_its_own_captions_and_by_one_of_each_other_image():

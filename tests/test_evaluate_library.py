@@ -18,6 +18,7 @@ from evaluation_data import CLASSES, variables_of, write_folders
 from launching import QUICK
 from ml_collections import ConfigDict
 from PIL import Image
+from tiny import tiny_experiment
 
 from detailclip_jax import evaluation
 from detailclip_jax.config import default
@@ -36,10 +37,11 @@ from detailclip_jax.evaluation import (
     paper,
     results,
     runner,
+    subject,
     tasks,
 )
 from detailclip_jax.evaluation.cache import Cache
-from detailclip_jax.evaluation.evaluators import check, plan, run_all
+from detailclip_jax.evaluation.evaluators import all_weights, check, plan, run_all
 from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.run import loop
 from detailclip_jax.runtime.progress import Console
@@ -98,6 +100,25 @@ def test_the_mesh_is_where_the_parameters_lie():
     assert embedding.mesh_of({"w": jax.device_put(jnp.ones(3), replicated(mesh))}) == mesh
     assert embedding.mesh_of({"w": np.ones(3)}) is None and embedding.mesh_of({}) is None
     assert embedding.mesh_of({"w": jnp.ones(3)}) is None
+
+
+# weights
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("clip", ["student"]), ("tipsv2", ["student"]), ("tips", ["student", "ema"]), ("cosmos", ["student", "ema"])],
+)
+def test_a_teacher_is_evaluated_if_it_has_an_encoder_of_its_own(method, expected):
+    """TIPSv2's teacher averages its prototype head alone: it would give each number of the student again."""
+    state = tiny_experiment(method).state_shapes
+    found = all_weights(state)
+    assert list(found) == expected and found["student"] is state.params
+    assert all(found["ema"]["image"] is state.ema_params["image"] for _ in expected[1:])
+    assert subject.check_weights(None, found, method) == expected
+    if "ema" not in expected:
+        with pytest.raises(ValueError, match=rf"--weights=ema: {method} has no teacher with encoders of its own"):
+            subject.check_weights(["ema"], found, method)
 
 
 # texts

@@ -1,17 +1,22 @@
 """Evaluation of a method that pools an image by each text: scores against a loop, and which metrics come of them."""
 
 import functools
+import io
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import noise_state, tiny_config, tiny_experiment
 
-from detailclip_jax.data.preprocessing import Transform
+from detailclip_jax.data.preprocessing import Transform, transform_of
+from detailclip_jax.data.sources import write_records
+from detailclip_jax.evaluation import held_out
 from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.classification import matrix_metrics, zero_shot_metrics
 from detailclip_jax.evaluation.embedding import valid_rows
-from detailclip_jax.evaluation.image_batches import captions_of
+from detailclip_jax.evaluation.evaluators import OnSet
+from detailclip_jax.evaluation.image_batches import ImageBatches, captions_of
 from detailclip_jax.evaluation.metrics import class_embeddings, normalise
 from detailclip_jax.evaluation.pooling import class_texts, pooled_scores, pools_images
 from detailclip_jax.evaluation.retrieval import Retrieval, pooled_retrieval_metrics, retrieval_metrics
@@ -81,6 +86,27 @@ def test_retrieval_ranks_by_the_pooled_image_and_then_by_the_class_token():
     for name, value in expected.items():
         assert found[name] == value and 0 < found[name].chance < 1
         assert f"cls_{name}" in found
+
+
+def numbered_images(num):
+    """Images of noise in all colours, each with its number as caption."""
+    for i in range(num):
+        stream = io.BytesIO()
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (SIZE, SIZE, 3), np.uint8)).save(stream, "PNG")
+        yield {"image": stream.getvalue(), "captions": [str(i)], "key": str(i)}
+
+
+def test_pairs_held_out_of_training_are_ranked_as_those_of_the_evaluator_retrieval(tmp_path):
+    write_records(tmp_path, numbered_images(100))
+    (exp, params), config = flair(), tiny_config("flair")
+    config.data.source, config.data.path, config.data.held_out = "records", str(tmp_path), 1000
+    options = held_out.retrieval(config, batch_size=4) | {"tokenize": tokenize}
+    found, source = dict(OnSet(exp.encode, **options).run(params)), held_out.find(config).source
+    captions = [source[index]["captions"] for index in range(len(source))]
+    batches = ImageBatches(source, transform_of(config), 4)
+    expected = dict(Retrieval(exp.encode, batches=batches, captions=captions, tokenize=tokenize).run(params))
+    assert len(captions) == 8 and {"image_to_text_r1", "cls_image_to_text_r1"} <= set(found)
+    assert found == expected
 
 
 def test_classes_are_ranked_by_the_class_token_and_by_the_pooled_image():

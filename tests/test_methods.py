@@ -20,8 +20,9 @@ FIRST = ("clip", "siglip", "slip", "aclip", "mae", "ibot", "detailclip")
 COLLECTIVES = ("aclip", "detailclip")
 
 
-# All kinds of terms, BatchNorm by view and by batch, drawn ratios; the other methods are left to `make slow`.
-CHUNKS = ("clip", "detailclip", "slip", "aclip", "attmask")
+# All kinds of terms, BatchNorm by view and by batch, drawn ratios, heads whose outputs are kept (`per_image`); other
+# methods are left to `make slow`.
+CHUNKS = ("clip", "detailclip", "slip", "aclip", "attmask", "cosmos", "flair")
 
 
 def first(names, checked=methods.METHODS):

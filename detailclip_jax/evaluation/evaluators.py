@@ -34,10 +34,11 @@ from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.retrieval import Retrieval
 from detailclip_jax.evaluation.segmentation import LinearSegmentation
 from detailclip_jax.evaluation.sets import Sets
+from detailclip_jax.evaluation.subject import weights_of
 from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting
 from detailclip_jax.evaluation.zero_shot import ZeroShot
 from detailclip_jax.runtime.errors import RunError, unknown
-from detailclip_jax.training.train_state import TrainState, weights
+from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import Params
 
 
@@ -236,8 +237,8 @@ def run(
 
 
 def all_weights(state: TrainState) -> dict[str, Params]:
-    """Every set of weights of a training state: "student" and, with a teacher, "ema"."""
-    return {which: weights(state, which) for which in ("student", *(["ema"] if state.ema_params else []))}
+    """Every set of weights of a training state: "student" and, if the teacher has encoders of its own, "ema"."""
+    return weights_of(state.params, state.ema_params)
 
 
 def _run_one(name: str, evaluator: Evaluator, which: str, params: Params, step: int) -> dict[str, float]:

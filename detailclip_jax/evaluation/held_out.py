@@ -17,10 +17,9 @@ from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData, Source
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench
-from detailclip_jax.evaluation.image_batches import Subset, captions_of
+from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.evaluation.metrics import Metric
-from detailclip_jax.evaluation.retrieval import retrieval_metrics
-from detailclip_jax.evaluation.tasks import JOINT, Prepared
+from detailclip_jax.evaluation.tasks import JOINT, Prepared, retrieval_of
 from detailclip_jax.runtime.provenance import data_fingerprint
 
 WAY_OUT = (
@@ -49,10 +48,7 @@ def retrieval(config: ConfigDict, num_examples: int = 1000, batch_size: int = BA
         if not len(pairs):
             logging.info("evaluator held_out: skipped, no held-out example has a caption")
             return
-        images = bench.images(data, transform_of(config))
-        captions = captions_of(pairs, images.index.tolist())
-        texts = bench.texts([caption for own in captions for caption in own])
-        yield from retrieval_metrics(images.features, texts, captions, top=(1, 5))
+        yield from retrieval_of(bench, data, transform_of(config), top=(1, 5))
 
     prepared = Prepared(data, "all captions", JOINT, measure)
     return {

@@ -58,14 +58,12 @@ def from_checkpoint(
 ) -> Subject:
     """The subject of a workdir written by `main` or `import_torch`, with its weights replicated on all devices.
 
-    `which` selects from "student" and "ema"; the default is all that exist. `step` defaults to the newest checkpoint.
-    `preprocess` overrides fields of this group of the config. Raises FileNotFoundError, ValueError for missing weights,
-    and CheckpointError for an unreadable checkpoint.
+    `which` selects from "student" and "ema"; the default is all of `weights_of`. `step` defaults to the newest
+    checkpoint. `preprocess` overrides fields of this group of the config. Raises FileNotFoundError, ValueError for
+    missing weights, and CheckpointError for an unreadable checkpoint.
     """
     model = inference.load(workdir, step=step_of(workdir, step), preprocess=preprocess)
-    there = {"student": model.variables["params"]}
-    if model.variables["ema_params"]:
-        there["ema"] = ema.overlay(model.variables["params"], model.variables["ema_params"])
+    there = weights_of(model.variables["params"], model.variables["ema_params"])
     chosen = {name: there[name] for name in check_weights(which, there, model.config.method)}
     digests = {
         name: dataclasses.replace(model, params=params, weights=name).fingerprint for name, params in chosen.items()
@@ -82,6 +80,16 @@ def from_checkpoint(
         method=config.method,
         config=config,
     )
+
+
+def weights_of(student: Params, teacher: Params) -> dict[str, Params]:
+    """The sets of weights by name: "student" and, if the teacher has an encoder or a projection of its own, "ema".
+
+    A teacher whose own network is a prototype head alone (TIPSv2) encodes as the student does.
+    """
+    if not set(teacher) & set(EVERYTHING):
+        return {"student": student}
+    return {"student": student, "ema": ema.overlay(student, teacher)}
 
 
 def step_of(workdir: str | Path, step: int | None) -> int:
@@ -112,7 +120,7 @@ def check_weights(which: Sequence[str] | None, there: Mapping[str, Params], meth
         if name not in WEIGHTS:
             raise ValueError(unknown("weights", name, WEIGHTS))
         if name not in there:
-            raise ValueError(f"--weights={name}: {method} has no teacher; use student")
+            raise ValueError(f"--weights={name}: {method} has no teacher with encoders of its own; use student")
     return [name for name in there if which is None or name in which]
 
 

@@ -86,18 +86,23 @@ def retrieval(setting: Setting, name: str) -> Prepared:
     data, transform = setting.sets.captioned(name, num_captions), setting.transform
 
     def measure(bench: Bench) -> Measured:
-        images = bench.images(data, transform)
-        captions = captions_of(data.source, images.index.tolist())
-        texts = [caption for own in captions for caption in own]
-        plain = retrieval_metrics(images.features, bench.texts(texts), captions)
-        if not bench.pools_images:
-            yield from plain
-            return
-        yield from pooled_retrieval_metrics(bench.pooled(data, transform, bench.raw_texts(texts)), captions)
-        yield from ((f"cls_{name}", value) for name, value in plain)
+        yield from retrieval_of(bench, data, transform)
 
     kept = f"first {num_captions} captions" if num_captions else "all captions"
     return Prepared(data, "stickers" if name in STICKERS else f"{setting.protocol}, {kept}", JOINT, measure)
+
+
+def retrieval_of(bench: Bench, data: LabelledSet, transform: Transform, top: Sequence[int] = (1, 5, 10)) -> Measured:
+    """Recalls on a set with captions: by the method's own score, then by class token ("cls_...") if that differs."""
+    images = bench.images(data, transform)
+    captions = captions_of(data.source, images.index.tolist())
+    texts = [caption for own in captions for caption in own]
+    plain = retrieval_metrics(images.features, bench.texts(texts), captions, top)
+    if not bench.pools_images:
+        yield from plain
+        return
+    yield from pooled_retrieval_metrics(bench.pooled(data, transform, bench.raw_texts(texts)), captions, top)
+    yield from ((f"cls_{name}", value) for name, value in plain)
 
 
 def nearest_neighbours(setting: Setting, name: str) -> Prepared:
