@@ -29,7 +29,7 @@ from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.files import nothing_left
 from detailclip_jax.types import Params
 
-ACTIVATIONS = ("gelu", "quick_gelu")
+ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     add("--text-heads", type=flags.positive, metavar="N", help="attention heads of the text encoder")
     decoder = "attention heads of DetailCLIP's decoder (default: 16, or 4 if it is narrow)"
     add("--decoder-heads", type=flags.positive, metavar="N", help=decoder)
-    add("--activation", type=activation, metavar="NAME", help=f"of both encoders: {' or '.join(ACTIVATIONS)}")
+    add("--activation", type=activation, metavar="NAME", help=f"of both encoders: {', '.join(ACTIVATIONS)}")
     add("--text-activation", type=activation, metavar="NAME", help="of the text encoder alone")
     pooling = "how the image feature is computed: the CLS token, the mean of the patches before or after the last norm"
     add("--pooling", choices=("cls", "mean", "norm_of_mean"), help=pooling)

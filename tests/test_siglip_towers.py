@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from detailclip_jax import export, import_torch, interop, load
+from detailclip_jax import embed, evaluate, export, import_torch, interop, load
 from detailclip_jax.config import default, run_config
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.interop.layouts import SIGLIP_TEXT
@@ -231,3 +232,20 @@ def test_an_unknown_text_pooling_lists_the_known():
     encoder = TextTransformer(12, 1, 3, 6, 20, style=TextStyle(pooling="frist"))
     with pytest.raises(ValueError, match="text pooling 'frist' is unknown; known: eot, last"):
         encoder.init(jax.random.key(0), jnp.zeros((1, 6), jnp.int32))
+
+
+def test_an_import_is_evaluated_on_images_and_says_why_not_on_texts(imported, tmp_path, capsys):
+    command = [f"--checkpoint={imported / 'ours'}", f"--out={tmp_path}", "--num-examples=24", "--num-train-examples=48"]
+    assert evaluate.main([*command, "--tasks=knn:stickers"]) == 0
+    assert "knn" in (tmp_path / "results.jsonl").read_text()
+    assert evaluate.main([*command, "--tasks=zero_shot:stickers"]) == 1
+    printed = capsys.readouterr()
+    assert "vocabulary of 40 tokens" in printed.out + printed.err
+
+
+def test_an_import_embeds_images(imported, tmp_path):
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "a.png")
+    command = [f"--checkpoint={imported / 'ours'}", f"--images={tmp_path}", f"--out={tmp_path / 'images.npz'}"]
+    assert embed.main(command) == 0
+    with np.load(tmp_path / "images.npz") as file:
+        assert any(value.shape == (1, WIDTH) for value in file.values())

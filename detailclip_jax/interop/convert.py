@@ -50,7 +50,7 @@ def load(
 
         num_heads, text_heads          default: the usual number for the width
         decoder_heads                  of DetailCLIP's decoder; default: 16, or 4 for narrow ones
-        activation, text_activation    "gelu" | "quick_gelu"; required for open_clip's weights without their config
+        activation, text_activation    "gelu" | "quick_gelu" | "gelu_tanh"; required for open_clip without its config
         pooling, norm_eps              see models.vit.Style
         normalisation                  "imagenet" | "clip" | "half": mean and standard deviation of the pixels
         resize_filter, resize, crop_ratio    evaluation preprocessing, see config.preprocess; default: the config file
