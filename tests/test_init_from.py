@@ -343,3 +343,27 @@ def test_the_later_methods_go_on_from_a_clip_by_their_own_configs(tmp_path, meth
     assert adopted.optimizer.part_rates["image"] == 0.1
     assert adopted.optimizer.part_rates.get("logit_bias") == (30.0 if "siglip" in method else None)
     assert adopted.accumulation > 1 and adopted.batch_size == 512
+
+
+EMBEDDING = {"image", "image_projection", "text", "text_projection"}
+POOLS = {
+    "cosmos": {"word_projection", "patch_projection", "image_pool", "text_pool", "distill_scale"},
+    "flair": {"caption_pool", "logit_bias"},
+}
+
+
+@pytest.mark.parametrize("method", ["flair", pytest.param("cosmos", marks=pytest.mark.check)])
+def test_methods_of_several_captions_go_on_from_a_clip(tmp_path, method):
+    """Their pools are new, the encoders and the teacher are those of the checkpoint, and the momentum is constant."""
+    trees = written(tmp_path / "clip")
+    asked = run_config.load(f"{ROOT}/configs/beyond/continue_{method}.py")
+    asked.init, asked.total_steps, asked.steps_per_epoch = str(tmp_path / "clip"), 4, 2
+    adopted = init_from.adopt(asked)
+    validate(adopted)
+    state, lines = init_from.load(adopted, blank(adopted))
+    assert named("\n".join(lines), "fresh") == POOLS[method]
+    name = "token_embedding"
+    np.testing.assert_array_equal(state.params["text"][name], trees["params"]["text"][name])
+    assert set(state.ema_params) == (EMBEDDING if method == "cosmos" else set())
+    assert adopted.accumulation == 8 and adopted.batch_size == 512
+    assert method == "flair" or adopted.ema.start == adopted.ema.end == 0.999

@@ -26,4 +26,5 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, epochs=5)
     c = run_config.load(f"{CONTINUE}:method=flair,epochs={arg.epochs}")
     c.accumulation, c.model.remat = 8, "full"  # chunks of 64 pairs
+    c.optimizer.part_rates = {"logit_bias": 30.0}  # a CLIP's scale of 100 needs a bias far from the start of -10
     return c
