@@ -7,13 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from tiny import tiny_config
 
 from detailclip_jax import config as config_lib
+from detailclip_jax.config import run_config
 from detailclip_jax.interop import reference
 from detailclip_jax.models import towers
-from detailclip_jax.training import experiment, optimizer
+from detailclip_jax.training import experiment, mesh, optimizer
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
 @functools.cache
@@ -42,6 +45,37 @@ def test_groups_and_shapes_are_the_reference_s_for_all_parameters():
         assert ours[entry.path] == groups[entry.key], entry
         theirs = np.empty([int(n) for n in shapes[entry.key].strip("()").split(",") if n.strip()])
         assert sizes[entry.path].shape == entry.transform.into(theirs).shape, entry
+
+
+@pytest.mark.parametrize("method", ["cosmos", "flair"])
+def test_open_clip_s_recipe_decays_no_vector(method):
+    """open_clip: no decay where a tensor has fewer than two axes, or is a bias, a norm or a scale."""
+    config = run_config.load(str(CONFIGS / f"beyond/{method}.py"))
+    small = tiny_config(method)
+    config.update({"batch_size": 8, "total_steps": 10, "steps_per_epoch": 10, "views": small.views})
+    config.model.update({name: small.model[name] for name in ("size", "custom", "image_size", "context_length")})
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    shapes = traverse_util.flatten_dict(exp.state_shapes.params, sep="/")
+    groups = traverse_util.flatten_dict(exp.setup.groups, sep="/")
+    decays = lambda path, ndim: ndim >= 2 and path.rpartition("/")[2] not in ("bias", "scale")
+    assert groups == {path: "decayed" if decays(path, leaf.ndim) else "plain" for path, leaf in shapes.items()}
+    assert groups["image/cls_token"] == "plain"
+    assert {groups[f"{name}/positions"] for name in ("image", "text")} == {"decayed"}
+
+
+@pytest.mark.parametrize("decay_1d", [True, False])
+def test_class_tokens_mask_tokens_and_gains_decay_only_if_asked(decay_1d):
+    names = {
+        "image": ("cls_token", "extra_tokens"),
+        "decoder": ("mask_token",),
+        "mask_token": ("value",),
+        "prototype_head": ("gain",),
+    }
+    params = {network: {name: jnp.zeros(2) for name in vectors} for network, vectors in names.items()}
+    model = config_lib.default().model
+    model.freeze_gain = False
+    groups = optimizer.labels(params, optimizer.rules(towers.NETWORKS, model, decay_1d))
+    assert set(jax.tree.leaves(groups)) == {"decayed" if decay_1d else "plain"}
 
 
 def test_the_table_counts_every_parameter():

@@ -63,3 +63,4 @@ def open_clip_training(c):
     c.optimizer.warmup_steps = 2000
     c.optimizer.warmup_start = c.optimizer.learning_rate / 2000  # a linear warm-up from 0 that begins at its first step
     c.optimizer.betas, c.optimizer.eps, c.optimizer.weight_decay = (0.9, 0.98), 1e-8, 0.5
+    c.optimizer.decay_1d = False  # no decay of 1-D tensors, biases, norms and scales: the class token has none

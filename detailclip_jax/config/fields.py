@@ -332,6 +332,9 @@ OPTIMIZER: Group = {
     "betas": Field((0.9, 0.98), "beta_1 and beta_2 of AdamW", CODE),
     "eps": Field(1e-8, "epsilon of AdamW", CODE),
     "weight_decay": Field(0.5, "weight decay of AdamW; not applied to biases and norms", CODE),
+    "decay_1d": Field(
+        True, "whether class tokens, mask tokens and the gain of prototypes are decayed; False: as in open_clip", CODE
+    ),
     "weight_decay_end": Field(
         None, "weight decay at the end of a cosine over all steps (DINO: 0.04 to 0.4); default: constant", CODE, float
     ),

@@ -89,4 +89,4 @@ def decoder(build: Build) -> Decoder:
     )
 
 
-NETWORKS = {"decoder": Network(decoder, (Rule("mask_token", decayed=True),))}
+NETWORKS = {"decoder": Network(decoder, (Rule("mask_token", decayed=True, vector=True),))}

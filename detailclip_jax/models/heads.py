@@ -182,14 +182,14 @@ NETWORKS = {
     "image_projection": Network(image_projection, frozen={"proj/kernel": "image_is_embedding"}),
     "text_projection": Network(text_projection),
     "logit_scale": scalar(math.log(1 / 0.07), bounds=(0.0, math.log(100))),  # as in CLIP: a scale of 1 to 100
-    "mask_token": Network(lambda build: MaskToken(build.size.width), (Rule("value", decayed=True),)),
+    "mask_token": Network(lambda build: MaskToken(build.size.width), (Rule("value", decayed=True, vector=True),)),
     "pixel_head": Network(pixel_head),
     "class_head": Network(class_head),
     "prototype_head": Network(
         prototype_head,
         (
             Rule("direction", decayed=True, spec=P(FSDP, None), late=True),
-            Rule("gain", decayed=True, late=True),
+            Rule("gain", decayed=True, vector=True, late=True),
         ),
         frozen={"gain": "freeze_gain"},
     ),

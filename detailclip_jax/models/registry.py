@@ -34,6 +34,7 @@ class Rule(NamedTuple):
 
     pattern: str
     decayed: bool = False  # by AdamW's weight decay
+    vector: bool = False  # a vector that the reference stores with more axes: decayed only with `optimizer.decay_1d`
     spec: P = P()  # sharding of the last axes; leading axes (the layers of stacked blocks) are not divided
     late: bool = False  # not updated in the first `optimizer.frozen_prototype_epochs`
     bounds: tuple[float, float] | None = None  # values are clipped to them after each update
@@ -60,6 +61,6 @@ class Network(NamedTuple):
 def own_rules(networks: Mapping[str, Network]) -> dict[str, Rule]:
     """Returns the networks' own rules by the pattern of the whole path.
 
-    own_rules({"mask_token": mask_token}) == {"mask_token/value": Rule("value", decayed=True)}
+    own_rules({"mask_token": mask_token}) == {"mask_token/value": Rule("value", decayed=True, vector=True)}
     """
     return {f"{name}/{rule.pattern}": rule for name, network in networks.items() for rule in network.rules}

@@ -224,7 +224,7 @@ NETWORKS = {
         image_encoder,
         # the reference stores both with leading axes of 1, so it decays them
         (
-            *(Rule(name, decayed=True) for name in ("cls_token", "extra_tokens")),
+            *(Rule(name, decayed=True, vector=True) for name in ("cls_token", "extra_tokens")),
             Rule("positions", decayed=True, spec=P(None, FSDP)),
             Rule("pool/probe"),  # SigLIP's code decays kernels only
         ),

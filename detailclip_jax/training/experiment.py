@@ -1,7 +1,7 @@
 """The experiment built from a config: method, networks, optimiser, mesh and the jitted training step."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.method import Forward, Method
 from detailclip_jax.models import towers
+from detailclip_jax.models.registry import Network
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import forward_pass, mixing, optimizer, schedules, sharding, train_state
 from detailclip_jax.training import mesh as meshes
@@ -79,7 +80,7 @@ class Experiment(NamedTuple):
 
     def parameter_table(self) -> str:
         """Formats pattern, group and number of the parameters, as printed when a run starts."""
-        return optimizer.table_text(self.state_shapes.params, optimizer.rules(self.method.networks, self.config.model))
+        return optimizer.table_text(self.state_shapes.params, group_rules(self.config, self.method.networks))
 
     def sharding_table(self) -> str:
         """Formats pattern, sharding and megabytes of the state's arrays."""
@@ -108,10 +109,15 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     return Experiment(config, model, setup, layout, shapes, step, record, encoders(model, config))
 
 
+def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[optimizer.Rule, ...]:
+    """Returns the rules that assign the networks' parameters to the groups of AdamW."""
+    return optimizer.rules(networks, config.model, config.optimizer.decay_1d)
+
+
 def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> Setup:
     """Builds what a step computes; `params` are the parameters or their shapes."""
     networks, plan = given.method.networks, build_schedules(config, given.method)
-    groups, late = optimizer.labels(params, optimizer.rules(networks, config.model)), optimizer.late(params, networks)
+    groups, late = optimizer.labels(params, group_rules(config, networks)), optimizer.late(params, networks)
     waiting = round(config.optimizer.frozen_prototype_epochs * steps_of_epoch(config))
     adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting, late)
     return Setup(

@@ -32,10 +32,11 @@ class Rule(NamedTuple):
     group: str
 
 
-def rules(networks: Mapping[str, Network], model: ConfigDict) -> tuple[Rule, ...]:
+def rules(networks: Mapping[str, Network], model: ConfigDict, decay_1d: bool = True) -> tuple[Rule, ...]:
     """Returns the groups of the networks' parameters: first what `config.model` freezes, then the networks' own rules.
 
-    As in the reference, tensors of two or more dimensions decay; biases, norms and scales do not.
+    As in the reference, tensors of two or more dimensions decay; biases, norms and scales do not.  Class tokens, mask
+    tokens and the gain of prototypes are vectors here, but have more axes in the reference: they decay if `decay_1d`.
     """
     frozen = [
         Rule(f"{name}/{pattern}", FROZEN)
@@ -43,8 +44,9 @@ def rules(networks: Mapping[str, Network], model: ConfigDict) -> tuple[Rule, ...
         for pattern, field in network.frozen.items()
         if model[field]
     ]
-    own = [Rule(pattern, DECAYED if rule.decayed else PLAIN) for pattern, rule in own_rules(networks).items()]
-    return (*frozen, *own, *(Rule(f".*/{rule.pattern}", DECAYED if rule.decayed else PLAIN) for rule in COMMON))
+    group = lambda rule: DECAYED if rule.decayed and (decay_1d or not rule.vector) else PLAIN  # noqa: E731
+    own = [Rule(pattern, group(rule)) for pattern, rule in own_rules(networks).items()]
+    return (*frozen, *own, *(Rule(f".*/{rule.pattern}", group(rule)) for rule in COMMON))
 
 
 def group_of(path: str, table: tuple[Rule, ...]) -> Rule | None:
