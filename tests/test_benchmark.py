@@ -447,20 +447,27 @@ def test_texts_of_a_method_without_captions_are_refused(capsys):
     assert "dino has no text encoder" in capsys.readouterr().err
 
 
-def test_a_section_that_fails_or_comes_late_is_reported(tmp_path, monkeypatch, capsys):
-    def fails(day):
-        raise NotImplementedError("no such kernel\nand more")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NotImplementedError("no such kernel\nand more"), "NotImplementedError: no such kernel"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_a_section_that_fails_or_comes_late_is_reported(tmp_path, monkeypatch, capsys, error, reason):
+    def fails(target):
+        raise error
 
-    sections = [gpu_day.Section("first", "Something.", fails), gpu_day.Section("second", "More.", lambda day: {})]
+    sections = [gpu_day.Section("first", "Something.", fails), gpu_day.Section("second", "More.", lambda target: {})]
     monkeypatch.setattr(gpu_day, "SECTIONS", sections)
     monkeypatch.setattr(gpu_day.time, "monotonic", iter([0, 1, 1, 9, 700]).__next__)
     assert run("gpu-day", f"--config={SMALLEST}", "--batch=4", "--devices=1", f"--out={tmp_path}") == 0
     first, second = json.loads((tmp_path / "results.json").read_text())
-    assert (first["status"], first["reason"]) == ("failed", "NotImplementedError: no such kernel")
+    assert (first["status"], first["reason"]) == ("failed", reason)
     assert (second["status"], second["reason"]) == ("left out", "time limit")
     assert "## first: failed" in capsys.readouterr().out
 
 
-def test_a_day_without_a_gpu_asks_what_to_run(capsys):
+def test_gpu_day_without_a_gpu_asks_what_to_run(capsys):
     assert run("gpu-day", "--devices=1") == 2
     assert "say what to run" in capsys.readouterr().err

@@ -99,6 +99,17 @@ def maps_of(vit, images, size, blocks=(0, 2), params=None, **options):
     return jax.jit(nn.apply(run, vit))({"params": encoder_params(vit.style) if params is None else params})
 
 
+@pytest.mark.parametrize("class_tokens", [1, 2])
+def test_maps_are_exported_for_any_number_of_images(class_tokens):
+    vit = encoder(class_tokens=class_tokens)
+    variables = jax.eval_shape(vit.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    (batch,) = jax.export.symbolic_shape("batch")
+    images, size = jax.ShapeDtypeStruct((batch, 16, 24, 3), jnp.float32), jax.ShapeDtypeStruct((batch, 2), jnp.int32)
+    run = lambda params, images, size: nn.apply(lambda v: backbone(v, images, extents(size, 4), (1,)), vit)(params)
+    maps, valid = jax.export.export(jax.jit(run))(variables, images, size).out_avals
+    assert maps.shape == (batch, 4, 6, 12) and valid.shape == (batch, 4, 6)
+
+
 @pytest.mark.check
 @pytest.mark.parametrize("style", [Style(), Style(pre_norm=True), Style(positions="sincos")])
 def test_an_image_in_a_larger_array_has_the_taps_of_the_image_alone(style):

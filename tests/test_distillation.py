@@ -79,6 +79,14 @@ def test_cls_loss_is_the_mean_over_pairs_of_different_views(name, chunk, same_vi
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
+def test_a_teacher_of_one_view_has_no_divergence_between_views(chunk):
+    student, teacher, sharpening = views()
+    one = teacher.replace(bottleneck=teacher.bottleneck[:1])
+    _, metrics = distillation.cls_loss(student, one, sharpening, Comparison(chunk_logits=chunk), False)
+    assert set(metrics) == {"teacher_entropy"}
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
 @pytest.mark.parametrize("name", distillation.DIVERGENCES)
 def test_patch_loss_is_the_mean_over_hidden_patches_of_each_image(name, chunk):
     student, teacher, sharpening, hidden = patches()

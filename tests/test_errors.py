@@ -37,6 +37,13 @@ def test_every_error_of_the_table_is_one_message_and_a_code(capsys, error, code,
     assert capsys.readouterr().err == said
 
 
+def test_the_first_line_of_an_error_says_its_class():
+    assert errors.first_line(ValueError("\nno such size\nknown: B/16")) == "ValueError: no such size"
+    assert errors.first_line(AssertionError()) == "AssertionError"
+    assert errors.first_line(ValueError(" \n ")) == "ValueError"
+    assert errors.first_line(OSError("x" * 500)) == f"OSError: {'x' * 200}"
+
+
 def test_a_fault_of_the_program_keeps_its_traceback(capsys):
     with pytest.raises(ZeroDivisionError):
         errors.run(raising(ZeroDivisionError()))

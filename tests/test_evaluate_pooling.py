@@ -3,6 +3,7 @@
 import functools
 import io
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -72,6 +73,24 @@ def test_scores_are_cosines_with_the_pooled_image():
     raw = np.asarray(exp.encode.raw_text(params, tokenize(["1", "2", "3"])))
     assert pools_images(params) and not pools_images(noise_state(tiny_experiment("clip")).params)
     np.testing.assert_allclose(pooled_scores(exp.encode, params, Batches(), raw), oracle(raw), rtol=1e-4, atol=1e-5)
+
+
+def test_texts_are_copied_to_the_device_once_for_all_batches():
+    exp, params = flair()
+    raw, given = np.asarray(exp.encode.raw_text(params, tokenize(["1", "2"]))), []
+
+    class Encode:
+        """Notes the texts of each batch."""
+
+        def pooled(self, params, images, texts):
+            given.append(texts)
+            return exp.encode.pooled(params, images, texts)
+
+    for weights in (params, jax.device_get(params)):
+        given.clear()
+        pooled_scores(Encode(), weights, Batches(), raw)
+        first, second = given
+        assert isinstance(first, jax.Array) and first is second
 
 
 def test_retrieval_ranks_by_the_pooled_image_and_then_by_the_class_token():

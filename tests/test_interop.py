@@ -397,6 +397,11 @@ def test_models_that_a_layout_cannot_hold():
         interop.to_state_dict(variables, config, "clap")
     with pytest.raises(ValueError, match=r"'clip' .*lacks: image_projection"):
         interop.to_state_dict({"params": {"image": variables["params"]["image"]}}, config, "clip")
+    config.model.class_tokens = 2
+    with pytest.raises(ValueError, match="layout 'clap' is unknown"):
+        interop.to_state_dict(variables, config, "clap")
+    with pytest.raises(ValueError, match="layout 'clip' has one class token, but this model has 2"):
+        interop.to_state_dict(variables, config, "clip")
 
 
 def test_the_image_tower_s_own_kind_is_kept():

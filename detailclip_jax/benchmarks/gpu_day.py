@@ -1,4 +1,4 @@
-"""Checks on an accelerator what is only arithmetic without one: numerics, speed, memory, determinism and data.
+"""Measures a training step on a GPU or TPU: numerics, speed, memory, other settings, determinism and data.
 
 Sections run one after another, the most important first.  A section that fails is reported and the others go on; one
 that would begin after the time limit is left out.  The results are written after every section.
@@ -24,6 +24,7 @@ from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.interop import reference
 from detailclip_jax.models import sizes
 from detailclip_jax.runtime.devices import device_memory, usable_cores
+from detailclip_jax.runtime.errors import first_line
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment as experiments
@@ -46,8 +47,8 @@ DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 Values = dict[str, Any]
 
 
-class Day:
-    """The measured variant, its devices, and the compiled step, which is built when a section first needs it."""
+class Target:
+    """What the sections measure: a variant, its devices, and its step, compiled when a section first needs it."""
 
     def __init__(self, variant: Variant, settings: Mapping[str, Any], devices: Sequence[Any], given: Any):
         """Stores what the sections need; `settings` made the variant."""
@@ -88,35 +89,35 @@ class Section(NamedTuple):
 
     name: str
     shows: str
-    measure: Callable[[Day], Values]
+    measure: Callable[[Target], Values]
 
 
 def run(
     variant: Variant, settings: Mapping[str, Any], devices: Sequence[Any], arguments: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Runs all sections, writes `results.json` and `page.md` into --out, prints the page, and returns the records."""
-    day, records, out = Day(variant, settings, devices, arguments), [], Path(arguments.out)
+    target, records, out = Target(variant, settings, devices, arguments), [], Path(arguments.out)
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     for section in SECTIONS:
         used = time.monotonic() - began
-        day.console.live(f"{section.name} | {used / 60:.1f} of {arguments.minutes:g} minutes")
+        target.console.live(f"{section.name} | {used / 60:.1f} of {arguments.minutes:g} minutes")
         late = used > 60 * arguments.minutes
-        records.append(measured(section, day) if not late else record(section, "left out", {"reason": "time limit"}))
+        records.append(measured(section, target) if not late else record(section, "left out", {"reason": "time limit"}))
         report.write_json(str(out / "results.json"), records)
         replace_text(out / "page.md", page(variant, devices, records))
-    day.console.end_live()
+    target.console.end_live()
     print(page(variant, devices, records))
     return records
 
 
-def measured(section: Section, day: Day) -> dict[str, Any]:
+def measured(section: Section, target: Target) -> dict[str, Any]:
     """The record of a section; an error is part of it."""
     began = time.monotonic()
     try:
-        status, values = "ok", section.measure(day)
+        status, values = "ok", section.measure(target)
     except Exception as error:  # out of memory, or a kernel that this device lacks: the other sections still count
-        status, values = "failed", {"reason": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        status, values = "failed", {"reason": first_line(error)}
     return record(section, status, values) | {"took_seconds": time.monotonic() - began}
 
 
@@ -150,25 +151,25 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def machine(day: Day) -> Values:
+def machine(target: Target) -> Values:
     """Devices, their memory and the host."""
-    known = peaks.device_named(day.devices[0].device_kind)
+    known = peaks.device_named(target.devices[0].device_kind)
     memory = device_memory()
     return {
-        "device": day.devices[0].device_kind,
-        "devices": len(day.devices),
+        "device": target.devices[0].device_kind,
+        "devices": len(target.devices),
         "usable_gigabytes": memory / 1e9 if memory else "unknown",
         "known_peaks": "none" if known is None else f"{known.bfloat16} TFLOP/s in bfloat16, {known.name}",
-        "attention": experiments.build_networks(day.variant.config).table["image"].kernel,
+        "attention": experiments.build_networks(target.variant.config).table["image"].kernel,
         "host_cores": usable_cores(),
     }
 
 
-def golden(day: Day) -> Values:
+def golden(target: Target) -> Values:
     """Relative differences of the loss terms from those of the authors' code, float32, tests/golden/README.md."""
     with np.load(GOLDEN) as file:
         known = dict(file)
-    experiment = experiments.build(golden_config(), meshes.make_mesh(day.devices[:1]))
+    experiment = experiments.build(golden_config(), meshes.make_mesh(target.devices[:1]))
     student, teacher = reference.load_detailclip({k[3:]: v for k, v in known.items() if k.startswith("sd/")})
     centers = {"cls": known["in/center"][0], "patch": known["in/center2"][0, 0]}
     state = state_of(experiment, step=np.int32(known["in/epoch"]), params=student, ema_params=teacher, centers=centers)
@@ -197,12 +198,12 @@ def relative(ours: Any, theirs: Any) -> float:
     return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max() / np.abs(np.asarray(theirs)).max())
 
 
-def against_cpu(day: Day) -> Values:
+def against_cpu(target: Target) -> Values:
     """Loss and gradients of a tiny DetailCLIP in float32 on a device and on the CPU."""
     config = variants.build("configs/stickers.py", {"batch": 4}).config
     config.model.custom, config.model.size = {**sizes.SIZES["tiny"]._asdict(), **SMALL}, "custom"
     (loss, gradient), (expected, known) = (
-        loss_and_gradient(config, device) for device in (day.devices[0], jax.devices("cpu")[0])
+        loss_and_gradient(config, device) for device in (target.devices[0], jax.devices("cpu")[0])
     )
     return {"loss_difference": relative(loss, expected), "gradient_difference": relative(gradient, known)}
 
@@ -225,27 +226,27 @@ def state_of(experiment: Experiment, **known: Any) -> TrainState:
     return jax.device_put(zeros.replace(**known), jax.tree.map(lambda shape: shape.sharding, experiment.state_shapes))
 
 
-def products(day: Day) -> Values:
+def products(target: Target) -> Values:
     """TFLOP/s of plain products on all devices."""
-    made = {dtype: Product(dtype, day.mesh) for dtype in DTYPES}
+    made = {dtype: Product(dtype, target.mesh) for dtype in DTYPES}
     for product in made.values():
         product()
-    times = timing.interleaved(list(made.values()), day.arguments.rounds)
+    times = timing.interleaved(list(made.values()), target.arguments.rounds)
     rates = {dtype: [made[dtype].operations / second / 1e12 for second in row] for dtype, row in zip(made, times)}
     return {f"{dtype}_teraflops": list(timing.median_range(row)) for dtype, row in rates.items()}
 
 
-def speed(day: Day) -> Values:
+def speed(target: Target) -> Values:
     """Seconds, utilisation, memory and compilation of the step, in alternation with plain products."""
-    steps = timing.steps_for(timing.interleaved([day.stepper], 1)[0][0])
-    made = {dtype: Product(dtype, day.mesh) for dtype in DTYPES}
+    steps = timing.steps_for(timing.interleaved([target.stepper], 1)[0][0])
+    made = {dtype: Product(dtype, target.mesh) for dtype in DTYPES}
     for product in made.values():
         product()
-    calls = [functools.partial(day.stepper, steps), *made.values()]
-    taken, *others = timing.interleaved(calls, day.arguments.rounds)
+    calls = [functools.partial(target.stepper, steps), *made.values()]
+    taken, *others = timing.interleaved(calls, target.arguments.rounds)
     rates = {dtype: [made[dtype].operations / second for second in row] for dtype, row in zip(made, others)}
-    found = step.timed(day.result, [second / steps for second in taken], rates, "seconds")
-    compiled, statistics = found.compiled, day.devices[0].memory_stats() or {}
+    found = step.timed(target.result, [second / steps for second in taken], rates, "seconds")
+    compiled, statistics = found.compiled, target.devices[0].memory_stats() or {}
     return {
         "seconds": list(found.seconds or ()),
         "pairs_per_second": found.pairs_per_second,
@@ -258,40 +259,40 @@ def speed(day: Day) -> Values:
     }
 
 
-def alternatives(day: Day) -> Values:
+def alternatives(target: Target) -> Values:
     """Each other setting against the step, in alternation; a setting that fails is reported."""
     found: Values = {}
     for name, settings in COMPARED.items():
-        day.console.live(f"comparing: {name}")
+        target.console.live(f"comparing: {name}")
         try:
-            found[name] = list(day.compare(other_stepper(day, day.changed(settings))))
+            found[name] = list(target.compare(other_stepper(target, target.changed(settings))))
         except Exception as error:  # out of memory or unsupported
-            found[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            found[name] = first_line(error)
     return {"times_as_fast": found}
 
 
-def other_stepper(day: Day, variant: Variant, options: Mapping[str, Any] | None = None) -> Stepper:
+def other_stepper(target: Target, variant: Variant, options: Mapping[str, Any] | None = None) -> Stepper:
     """The compiled step of another variant with a copy of the state, after its first call."""
-    experiment = experiments.build(variant.config, day.mesh)
+    experiment = experiments.build(variant.config, target.mesh)
     program = counting.lower(experiment, variant.batch, variant.words).compile(compiler_options=dict(options or {}))
-    return copied(day, experiment, program)
+    return copied(target, experiment, program)
 
 
-def copied(day: Day, experiment: Experiment, program: Any) -> Stepper:
+def copied(target: Target, experiment: Experiment, program: Any) -> Stepper:
     """A stepper with the variant's batch and a copy of its state, after its first call."""
     made = Stepper.__new__(Stepper)
-    made.step, made.batch = program, day.stepper.batch
-    made.state = jax.tree.map(jnp.copy, day.stepper.state)
+    made.step, made.batch = program, target.stepper.batch
+    made.state = jax.tree.map(jnp.copy, target.stepper.state)
     made()
     return made
 
 
-def pipeline_rate(day: Day) -> Values:
+def pipeline_rate(target: Target) -> Values:
     """Images per second of the data pipeline on this host, and the share of time that the step would wait for it."""
     given = argparse.Namespace(examples=64, rounds=3, workers=max(1, usable_cores() - 1))
-    source = data.open_source(day.variant.config)
-    rate = data.pipeline_rate(day.variant.config, source, given, day.console)
-    wanted = day.variant.batch / timing.median_range(timing.interleaved([day.stepper], 3)[0]).median
+    source = data.open_source(target.variant.config)
+    rate = data.pipeline_rate(target.variant.config, source, given, target.console)
+    wanted = target.variant.batch / timing.median_range(timing.interleaved([target.stepper], 3)[0]).median
     return {
         "images_per_second": list(rate),
         "workers": given.workers,
@@ -300,20 +301,20 @@ def pipeline_rate(day: Day) -> Values:
     }
 
 
-def determinism(day: Day) -> Values:
+def determinism(target: Target) -> Values:
     """Whether two runs of a step from one state are equal to the bit, with and without XLA's deterministic kernels."""
-    found: Values = {"equal_by_default": repeats(day, day.result.compiled and day.result.compiled.run)}
+    found: Values = {"equal_by_default": repeats(target, target.result.compiled and target.result.compiled.run)}
     try:
-        other = other_stepper(day, day.variant, DETERMINISTIC)
+        other = other_stepper(target, target.variant, DETERMINISTIC)
     except Exception as error:  # XLA of another platform does not know the option
-        return found | {"deterministic_kernels": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-    return found | {"equal_with_flag": repeats(day, other.step), "times_as_fast": list(day.compare(other))}
+        return found | {"deterministic_kernels": first_line(error)}
+    return found | {"equal_with_flag": repeats(target, other.step), "times_as_fast": list(target.compare(other))}
 
 
-def repeats(day: Day, program: Any) -> bool:
+def repeats(target: Target, program: Any) -> bool:
     """Whether a step gives the same parameters twice."""
     first, second = (
-        jax.device_get(program(jax.tree.map(jnp.copy, day.stepper.state), day.stepper.batch)[0].params)
+        jax.device_get(program(jax.tree.map(jnp.copy, target.stepper.state), target.stepper.batch)[0].params)
         for _ in range(2)
     )
     return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))

@@ -66,7 +66,7 @@ Texts per second of the text encoder in evaluation: with all tokens, and cut to 
     python -m detailclip_jax.benchmark texts --size=B/16 --texts=512 --rounds=3
 """
 GPU_DAY = """\
-All that a GPU or TPU has to show, in about ten minutes: numerics, speed, memory, settings, determinism, data.
+Measures a GPU or TPU in about ten minutes: numerics, speed, memory, settings, determinism, data.
 
     python -m detailclip_jax.benchmark gpu-day                       # ViT-B/16, 256 pairs on each device
     python -m detailclip_jax.benchmark gpu-day --batch=128 --remat=full --minutes=20 --out=runs/l4

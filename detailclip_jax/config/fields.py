@@ -305,7 +305,10 @@ LOSSES: Group = {
     "normalise_pixels": Field(True, "whether the pixel target is normalised per patch", "reference, as in MAE"),
     "pixel_eps": Field(1e-6, "added to the variance of a patch", "reference, as in MAE"),
     "clip_block": Field(
-        0, "columns of the contrastive logits computed at a time; 0: chosen to need little memory", OURS
+        0,
+        "columns of the contrastive logits computed at a time, in FLAIR also the texts that pool the images at a time; "
+        "0: chosen to need little memory",
+        OURS,
     ),
 }
 WEIGHTS: Group = {

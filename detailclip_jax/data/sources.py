@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import Component
 from detailclip_jax.data.stickers.stickers import Stickers
+from detailclip_jax.runtime.errors import first_line
 from detailclip_jax.runtime.files import written_atomically
 
 Example = dict[str, Any]
@@ -288,7 +289,7 @@ def _tfds_builder(path: str, split: str) -> Any:
     try:
         builder = tfds.builder_from_directory(path) if _folder(path).is_dir() else tfds.builder(path)
     except Exception as error:  # tfds raises many types, with pages of names, for an unknown set
-        raise MissingData(f"tfds has no data set {path!r}: {str(error).splitlines()[0]}") from error
+        raise MissingData(f"tfds has no data set {path!r}: {first_line(error)}") from error
     if split.split("[")[0] not in builder.info.splits:
         raise MissingData(
             f"no tfds data: looked for split {split!r} in {builder.data_dir}, which has "

@@ -67,13 +67,13 @@ def backbone(
     rows, columns = images.shape[1] // vit.patch_size, images.shape[2] // vit.patch_size
     counts = extent // vit.patch_size
     valid = (jnp.arange(rows) < counts[:, :1])[:, :, None] & (jnp.arange(columns) < counts[:, 1:])[:, None]
-    order = jnp.argsort(~valid.reshape(len(valid), -1), axis=1, stable=True)
+    order = jnp.argsort(~valid.reshape(valid.shape[0], -1), axis=1, stable=True)
     back = jnp.argsort(order, axis=1)
     patches = vit.patch_embed(patchify(images, vit.patch_size))
     old = positions_grid(vit)
     own = interpolated(vit.table[vit.style.num_cls :].reshape(*old, -1), counts, (rows, columns), vit.interpolation)
     patches = patches + own.reshape(patches.shape).astype(vit.dtype)
-    x = jnp.concatenate([*vit.classes(len(images)), take(patches, order)], 1)
+    x = jnp.concatenate([*vit.classes(images.shape[0]), take(patches, order)], 1)
     x = vit.pre_norm(x) if vit.style.pre_norm else x
     found = outputs(vit, x, keys, vit.class_tokens + valid.sum((1, 2), dtype=jnp.int32))
 

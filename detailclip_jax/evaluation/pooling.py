@@ -27,9 +27,9 @@ def pooled_scores(
 
 
 def on_devices(params: Params, texts: Float[np.ndarray, "M E"]) -> Any:
-    """Copies embeddings once to the devices of the parameters."""
+    """Copies embeddings to the devices of the parameters, once for all batches."""
     mesh = mesh_of(params)
-    return texts if mesh is None else jax.device_put(texts, meshes.replicated(mesh))
+    return jax.device_put(texts, None if mesh is None else meshes.replicated(mesh))
 
 
 def class_texts(

@@ -364,14 +364,14 @@ def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], 
 
 def layout_for(config: ConfigDict, name: str) -> Layout:
     """The layout of this name that can represent a model; raises ValueError with the reason if there is none."""
+    candidates = [layout for layout in LAYOUTS if layout.name == name]
+    if not candidates:
+        raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES[:-1])}")
     if config.model.class_tokens > 1:
         raise ValueError(
             f"layout {name!r} has one class token, but this model has {config.model.class_tokens} "
             "(model.class_tokens); --to=safetensors writes them all"
         )
-    candidates = [layout for layout in LAYOUTS if layout.name == name]
-    if not candidates:
-        raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES[:-1])}")
     spec = spec_of(config.model)
     fitting = [layout for layout in candidates if layout.holds(spec)]
     if not fitting:

@@ -27,7 +27,7 @@ def blockwise_sigmoid_loss(
     each block again, so the logits of the whole batch never exist at once. Padding texts fill the last block and are
     excluded from the sum. Gradients to images, texts, scale and bias are exact.
     """
-    size = block_size(block, images.shape[1], len(texts))
+    size = block_size(block, images.shape[0] * images.shape[1], len(texts))
     num_blocks = -(-len(texts) // size)
     filled = jnp.pad(texts, ((0, num_blocks * size - len(texts)), (0, 0))).reshape(num_blocks, size, -1)
     numbers = jnp.arange(num_blocks * size).reshape(num_blocks, size)

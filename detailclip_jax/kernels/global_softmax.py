@@ -34,9 +34,12 @@ def own_rows(num_rows: int, axis: Axis | None) -> Int[Array, "B"]:
     return jnp.arange(num_rows) + (jax.lax.axis_index(axis) * num_rows if axis else 0)
 
 
-def fits(asked: int, num_rows: int, num_columns: int) -> bool:
-    """Whether all columns fit into one block; see `block_size`."""
-    return block_size(asked, num_rows, num_columns) >= num_columns
+def fits(asked: int, num_rows: int, num_columns: int, num_pairs: int = 1) -> bool:
+    """Whether all columns fit into one block; see `block_size`.
+
+    `num_pairs` logits of each row and column are in one array: for every pair of a view and a caption.
+    """
+    return block_size(asked, num_rows * num_pairs, num_columns) >= num_columns
 
 
 def block_size(asked: int, num_rows: int, num_columns: int) -> int:
@@ -66,7 +69,9 @@ def blockwise_cross_entropies(
     second. `block` columns are computed at a time (0 = automatic, see `block_size`). Gradients to rows, columns and
     scale are exact.
     """
-    return _cross_entropies(rows, columns, scale, own, contrasts, block_size(block, len(rows), len(columns)))
+    num_kinds = max(len(kinds) for _, kinds in contrasts)  # their logits are concatenated
+    size = block_size(block, len(rows) * num_kinds, len(columns))
+    return _cross_entropies(rows, columns, scale, own, contrasts, size)
 
 
 def _forward(rows: Array, columns: Array, scale: Any, own: Array, contrasts: tuple[Contrast, ...], block: int) -> Any:

@@ -26,18 +26,19 @@ def clip_loss(
         L_CLIP = mean_vc 1/N sum_i (L_I2T(i) + L_T2I(i)) / 2
 
     The paper prints one view and one caption; here the loss is averaged over the pairs of V views and C captions of an
-    image: over "all" of them, or over each view v with caption v ("same", V = C). Any two stacks of embeddings may
-    take the places of images and texts. With `axis`, each device holds B of the N
-    examples; one all-gather of the stacked embeddings collects the others, and its transpose gives exact gradients
-    (SLIP's published code gathers without gradients). The value is the mean over this device's examples: average it
-    over the axis. `block` columns of logits are computed at a time; 0 = the full rows if they are small, else blocks
-    of automatic size (`kernels.global_softmax`).
+    image: over "all" of them, or over each view v with caption v ("same", V = C). Other embeddings, as of two views,
+    may be given instead of those of images and texts.
+
+    With `axis`, each device holds B of the N examples; one all-gather of the stacked embeddings collects the others,
+    and its transpose gives exact gradients (SLIP's published code gathers without gradients). The value is the mean
+    over this device's examples: average it over the axis. `block` columns of logits are computed at a time; 0 = all if
+    the logits of all pairs are few, else blocks of automatic size (`kernels.global_softmax`).
     """
     views = len(image)
     matches = _matches(views, len(text), pairs)
     own = jnp.stack([*l2_normalise(image), *l2_normalise(text)], 1)
     every, pair = gather(own, axis), own_rows(len(own), axis)
-    if not fits(block, len(own), len(every)):
+    if not fits(block, len(own), len(every), len(matches)):
         to_text, to_image = ((v, (views + c,)) for v, c in matches), ((views + c, (v,)) for v, c in matches)
         losses, nearest = blockwise_cross_entropies(own, every, scale, pair, (*to_text, *to_image), block)
         return losses.mean(), (nearest[: len(matches)] == pair).mean()

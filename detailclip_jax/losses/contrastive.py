@@ -21,7 +21,7 @@ def simclr_loss(
     """
     own = jnp.moveaxis(l2_normalise(views), 0, 1)
     every, pair = gather(own, axis), own_rows(len(own), axis)
-    if not fits(block, len(own), len(every)):
+    if not fits(block, len(own), len(every), num_pairs=4):  # each view with itself and with the other
         contrasts = (0, (1, 0)), (1, (0, 1))
         losses, nearest = blockwise_cross_entropies(own, every, 1 / temperature, pair, contrasts, block)
         return losses.mean(), (nearest == pair).mean()

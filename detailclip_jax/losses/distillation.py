@@ -157,8 +157,9 @@ def cls_loss(
 ) -> tuple[Scalar, dict[str, Scalar]]:
     """Computes the mean of eq. 6 over images, from logits [V, B, C] of the student and [W, B, C] of the teacher.
 
-    Returns the loss, and two metrics that show a collapse: the teacher's mean entropy, and KL(first view || last view)
-    of the teacher. `same_views`: see `cls_divergence`; with it, fewer than two student views raise ValueError.
+    Returns the loss, and metrics that show a collapse: the teacher's mean entropy and, if it has several views,
+    KL(p_t(last view) || p_t(first view)). `same_views`: see `cls_divergence`; with it, fewer than two student views
+    raise ValueError.
     """
     if same_views and len(student.bottleneck) < 2:
         raise ValueError("cls_loss needs at least two views; set views.crops.large.count to 2")
@@ -167,17 +168,20 @@ def cls_loss(
     def of_images(student: Array, teacher: Array, sharpening: Sharpening) -> dict[str, Array]:
         """Computes the loss and the metrics of each image, from logits [V, m, C] and [W, m, C]."""
         student_log, teacher_log = how.log_probabilities(student, teacher, sharpening)
-        return {
+        found = {
             "loss": cls_divergence(student_log, teacher_log, divergence, same_views),
             "teacher_entropy": entropy(teacher_log).mean(0),
-            "teacher_view_kl": kl_teacher_student(teacher_log[-1], teacher_log[0]),
         }
+        if len(teacher_log) > 1:  # of one view it would be 0, as after a collapse
+            found["teacher_view_kl"] = kl_teacher_student(teacher_log[-1], teacher_log[0])
+        return found
 
     if how.fits(student):
         values = {name: value.mean() for name, value in of_images(student[...], teacher[...], sharpening).items()}
         return values.pop("loss"), values
     mean = jnp.full(student.shape[1], 1 / student.shape[1])
-    weights = {"loss": mean, "teacher_entropy": mean, "teacher_view_kl": mean}
+    names = ("loss", "teacher_entropy", *(["teacher_view_kl"] if len(teacher.bottleneck) > 1 else []))
+    weights = dict.fromkeys(names, mean)
     return chunked_sums(of_images, student, teacher, sharpening, weights, how.most_logits, axis=1)
 
 

@@ -42,7 +42,7 @@ def _of_one_caption(
     u: Float[Array, "V B E"], t: Float[Array, "G E"], scale: Any, bias: Any, own: Int[Array, "B"], block: int
 ) -> tuple[Scalar, Scalar]:
     """Computes loss and accuracy with one caption of each image of the global batch."""
-    if not fits(block, len(own), len(t)):
+    if not fits(block, len(own), len(t), len(u)):
         total, nearest = blockwise_sigmoid_loss(u, t, scale, bias, own, block)
         return total / nearest.size, (nearest == own).mean()
     z = similarity(u, t, scale) + bias

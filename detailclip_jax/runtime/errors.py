@@ -83,6 +83,16 @@ def _os_error(error: OSError) -> str:
     return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the error's class and the first line of its text, at most 200 characters of it.
+
+    first_line(ValueError("no such size\\nknown: ...")) == "ValueError: no such size"
+    first_line(AssertionError()) == "AssertionError"
+    """
+    line, *_ = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__
+
+
 def status(error: BaseException) -> int:
     """Prints an error as the end of a program does, and returns the exit code; with a traceback for a fault."""
     if isinstance(error, SystemExit):

@@ -35,7 +35,7 @@ from detailclip_jax.config import detection, transfer
 from detailclip_jax.config.run_config import from_json
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
-from detailclip_jax.runtime.errors import USAGE_ERROR, RunError
+from detailclip_jax.runtime.errors import USAGE_ERROR, RunError, first_line
 from detailclip_jax.training import experiment, manifest
 from detailclip_jax.training.mesh import make_mesh, replicated
 from detailclip_jax.training.saved_shapes import other_version, saved_shapes, shapes
@@ -192,7 +192,7 @@ class Checkpoints:
             if jax.process_count() > 1 and not isinstance(error, OSError) and str(self.folder) not in str(error):
                 raise
             self._failed = True
-            raise StorageError(f"a checkpoint cannot be written: {_first_line(error)}\n{self.way_on()}") from error
+            raise StorageError(f"a checkpoint cannot be written: {first_line(error)}\n{self.way_on()}") from error
 
     def way_on(self) -> str:
         """Says which step on the disk is the last good one, and how to continue the run."""
@@ -262,7 +262,7 @@ class Checkpoints:
         try:
             return self._read(step, target), "another process failed to read it"
         except Exception as error:  # any error of the reader, although the files are as they were written
-            return None, _first_line(error)
+            return None, first_line(error)
 
     def _read(self, step: int, target: PyTree) -> Restored:
         json_item = ocp.args.JsonRestore
@@ -391,10 +391,6 @@ def all_processes(good: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(good))))
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
-
-
 def checksums(state: PyTree) -> dict[str, int]:
     """Computes path -> checksum of every array.
 
@@ -478,7 +474,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
     except (jax.errors.JaxRuntimeError, CheckpointError):  # of the devices, the other processes, or the kind of run
         raise
     except Exception as error:  # any error of the reader, although the files are as they were written
-        raise CheckpointError(_unreadable(folder, step, _first_line(error))) from error
+        raise CheckpointError(_unreadable(folder, step, first_line(error))) from error
 
 
 def load_state(path: str | Path, target: PyTree, step: int | None = None) -> tuple[PyTree, int]:
@@ -497,7 +493,7 @@ def load_state(path: str | Path, target: PyTree, step: int | None = None) -> tup
     except jax.errors.JaxRuntimeError:
         raise
     except Exception as error:  # any error of the reader, although the files are as they were written
-        raise CheckpointError(_unreadable(folder, step, _first_line(error), "step=")) from error
+        raise CheckpointError(_unreadable(folder, step, first_line(error), "step=")) from error
     return state, step
 
 
