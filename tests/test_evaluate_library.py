@@ -1,6 +1,7 @@
 """Evaluation: batches over a mesh, image batches, caching, memory, anybody's encoder, evaluators of a run."""
 
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ from evaluation_data import CLASSES, variables_of, write_folders
 from launching import QUICK
 from ml_collections import ConfigDict
 from PIL import Image
-from tiny import tiny_experiment
+from tiny import noise, tiny_config, tiny_experiment
 
 from detailclip_jax import evaluation
 from detailclip_jax.config import default
@@ -43,6 +44,8 @@ from detailclip_jax.evaluation import (
 from detailclip_jax.evaluation.cache import Cache
 from detailclip_jax.evaluation.evaluators import all_weights, check, plan, run_all
 from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.methods.encode import encoders
+from detailclip_jax.models import towers
 from detailclip_jax.run import loop
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training.mesh import make_mesh, replicated
@@ -165,6 +168,23 @@ def test_texts_that_fill_no_batch_join_longer_ones(counts, lengths):
 def test_the_encoder_of_a_model_has_text_lengths_and_any_other_gets_all_tokens():
     assert variables_of("clip")[0].encode.text_lengths == (16, 32, 48)
     assert embedding.cut_lengths(texts_of([3, 7]), (), batch_size=1).tolist() == [12, 12]
+
+
+@pytest.mark.parametrize("style", [{"causal": False}, {"pooling": "last"}])
+def test_texts_are_whole_for_an_encoder_in_which_padding_has_an_effect(style):
+    """As in SigLIP's text encoder: a text without its padding has another embedding."""
+    config = tiny_config("clip")
+    config.model.text_style.update(style)
+    config.model.context_length = 20  # beyond the shortest of the usual lengths, 16
+    model = towers.build(config.model, ("text", "text_projection"))
+    tokens, encode = texts_of([3, 5, 4, 7], 20), encoders(model, config)
+    embed = lambda net, tokens: net.embed_text(tokens)
+    params = noise(jax.eval_shape(functools.partial(model.init, method=embed), jax.random.key(0), tokens))["params"]
+    assert encode.text_lengths == ()
+    whole = embedding.embed_texts(encode, params, tokens, batch_size=2)
+    np.testing.assert_allclose(whole, encode.text(params, tokens), rtol=1e-5, atol=1e-6)
+    cut = embedding.embed_texts(encode._replace(text_lengths=(16,)), params, tokens, batch_size=2)
+    assert np.abs(cut - whole).max() > 1e-3
 
 
 # image batches

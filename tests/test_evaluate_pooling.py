@@ -1,5 +1,6 @@
 """Evaluation of a method that pools an image by each text: scores against a loop, and which metrics come of them."""
 
+import dataclasses
 import functools
 import io
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from tiny import noise_state, tiny_config, tiny_experiment
 
+from detailclip_jax import methods
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.sources import write_records
 from detailclip_jax.evaluation import held_out
@@ -24,6 +26,8 @@ from detailclip_jax.evaluation.retrieval import Retrieval, pooled_retrieval_metr
 from detailclip_jax.evaluation.sets import Sets
 from detailclip_jax.evaluation.tasks import KINDS, Setting
 from detailclip_jax.evaluation.zero_shot import ZeroShot
+from detailclip_jax.losses.clip import l2_normalise
+from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.patches import normalise_pixels
 
 NUM, SIZE, TEXT = 5, 32, 12
@@ -71,7 +75,7 @@ def oracle(texts):
 def test_scores_are_cosines_with_the_pooled_image():
     exp, params = flair()
     raw = np.asarray(exp.encode.raw_text(params, tokenize(["1", "2", "3"])))
-    assert pools_images(params) and not pools_images(noise_state(tiny_experiment("clip")).params)
+    assert pools_images(exp.encode) and not pools_images(tiny_experiment("clip").encode)
     np.testing.assert_allclose(pooled_scores(exp.encode, params, Batches(), raw), oracle(raw), rtol=1e-4, atol=1e-5)
 
 
@@ -105,6 +109,20 @@ def test_retrieval_ranks_by_the_pooled_image_and_then_by_the_class_token():
     for name, value in expected.items():
         assert found[name] == value and 0 < found[name].chance < 1
         assert f"cls_{name}" in found
+
+
+def test_a_method_s_own_score_ranks_its_images_and_texts(monkeypatch):
+    """Any method may declare one, without a network of FLAIR's: here CLIP the negative of its cosines."""
+    exp, build = tiny_experiment("clip"), methods.METHODS["clip"]
+    params = noise_state(exp).params
+    score = lambda net, pixels, texts: -l2_normalise(net.embed_image(pixels)) @ l2_normalise(texts).T
+    monkeypatch.setitem(methods.METHODS, "clip", lambda config: dataclasses.replace(build(config), score=score))
+    encode = encoders(exp.model, exp.config)
+    assert pools_images(encode) and not pools_images(exp.encode)
+    raw = np.asarray(encode.raw_text(params, tokenize(["1", "2", "3"])))
+    images = np.concatenate([encode.image(params, batch["image"])[batch["valid"]] for batch in Batches()])
+    found = pooled_scores(encode, params, Batches(), raw)
+    np.testing.assert_allclose(found, -images @ normalise(raw).T, rtol=1e-4, atol=1e-6)
 
 
 def numbered_images(num):

@@ -5,6 +5,7 @@ import types
 
 import jax
 import numpy as np
+import pytest
 from tiny import tiny_batch, tiny_config
 
 from detailclip_jax import methods
@@ -26,8 +27,9 @@ class Program:
         return lambda state, batch: self.ran.append(batch["text"].shape) or (state, {})
 
 
-def step_of(buckets, method="detailclip"):
+def step_of(buckets, method="detailclip", **text_style):
     config, said, program = tiny_config(method), [], Program()
+    config.model.text_style.update(text_style)
     config.data.text_buckets = buckets
     experiment = types.SimpleNamespace(
         method=methods.build(config), train_step=program, put=lambda batch: batch, mesh=make_mesh(jax.devices()[:1])
@@ -63,3 +65,11 @@ def test_rows_without_captions_and_several_processes_keep_all_words(monkeypatch)
     step({}, batch_with(3))
     assert program.ran == [(8, 1, 12)]
     assert np.array_equal(step_of(())[0].lengths, (12,))
+
+
+@pytest.mark.parametrize("style", [{"causal": False}, {"pooling": "last"}])
+def test_text_encoders_in_which_padding_has_an_effect_keep_all_tokens(style):
+    """SigLIP's: a batch that was cut would give other embeddings."""
+    step, program, _ = step_of((8, 4), **style)
+    step({}, batch_with(3))
+    assert step.lengths == (12,) and program.ran == [(8, 1, 12)]

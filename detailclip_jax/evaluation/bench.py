@@ -84,7 +84,7 @@ class Bench:
     @property
     def pools_images(self) -> bool:
         """Whether the method pools an image by each text: then `pooled` has the scores that it defines."""
-        return pools_images(self.params)
+        return pools_images(self.encode)
 
     def pooled(
         self, data: LabelledSet, transform: Transform, texts: Float[np.ndarray, "M E"]

@@ -8,14 +8,13 @@ from jaxtyping import Float, Int
 
 from detailclip_jax.evaluation.embedding import Batches, gather, mesh_of
 from detailclip_jax.evaluation.metrics import class_embeddings
-from detailclip_jax.models.cross_pool import CAPTION_POOL
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params
 
 
-def pools_images(params: Params) -> bool:
-    """Whether these weights have a pool of images by texts."""
-    return CAPTION_POOL in params
+def pools_images(encode: Any) -> bool:
+    """Whether the method has a score of its own (`Method.score`): it pools an image by each text."""
+    return getattr(encode, "pooled", None) is not None
 
 
 def pooled_scores(

@@ -52,7 +52,7 @@ class Retrieval:
         images = gather(lambda batch: self.encode.image(params, batch["image"]), self.batches, mesh_of(params))
         texts = embed_texts(self.encode, params, self.tokens, self.batch_size)
         plain = retrieval_metrics(images, texts, self.captions, self.top)
-        if not pools_images(params):
+        if not pools_images(self.encode):
             yield from plain
             return
         raw = embed_texts(self.encode, params, self.tokens, self.batch_size, encoder="raw_text")

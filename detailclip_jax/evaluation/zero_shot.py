@@ -54,7 +54,7 @@ class ZeroShot:
         classes = class_embeddings(prompts, self.classes, self.num_classes)
         images, labels = gather(lambda b: (encode.image(params, b["image"]), b["label"]), self.batches, mesh)
         yield from zero_shot_metrics(images, classes, labels, self.metric, self.top)
-        if pools_images(params):
+        if pools_images(encode):
             raw = embed_texts(encode, params, self.tokens, self.batch_size, encoder="raw_text")
             texts = class_texts(raw, self.classes, self.num_classes)
             scores = pooled_scores(encode, params, self.batches, texts)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.kernels.blockwise_pooling import pooled_cosines
+from detailclip_jax import methods
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
+from detailclip_jax.methods.method import Score
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
@@ -26,7 +27,8 @@ class Encode(NamedTuple):
     encode.image(params, images) @ encode.text(params, tokens).T      # cosine similarities
 
     `text` computes the same embeddings from texts that are cut behind their end token; evaluation cuts them to the
-    `text_lengths`, which are () for text encoders in which padding has an effect.
+    `text_lengths`, which are () for text encoders in which padding has an effect. `pooled` is None for methods without
+    a score of their own.
     """
 
     image: jax.stages.Wrapped
@@ -36,8 +38,8 @@ class Encode(NamedTuple):
     cls: jax.stages.Wrapped
     tokens: jax.stages.Wrapped
     raw_text: jax.stages.Wrapped
-    pooled: jax.stages.Wrapped
-    text_lengths: tuple[int, ...] = TEXT_LENGTHS
+    pooled: jax.stages.Wrapped | None = None
+    text_lengths: tuple[int, ...] = ()
 
 
 def encoders(model: Networks, config: ConfigDict) -> Encode:
@@ -45,18 +47,21 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
 
     `image`, `text`: L2-normalised embeddings [B, E]; `attention`: eq. 9 [B, N]; `patches`: patch tokens [B, N, D];
     `cls`: the CLS token [B, D] before the projection; `tokens`: CLS and patch tokens [B, 1 + N, D] in float32.
-    `raw_text`: embeddings [B, E] of texts before the normalisation. `pooled`, of a method that pools an image by each
-    text (FLAIR): cosines [B, M] of images and M texts, given as (params, images, raw text embeddings [M, E]).
+    `raw_text`: embeddings [B, E] of texts before the normalisation. `pooled`: `Method.score` of a method that has one,
+    such as FLAIR, which pools an image by each text: (params, images, raw text embeddings [M, E]) -> scores [B, M].
     For a model without a joint space `image` returns the L2-normalised CLS token [B, D]. Equal models get the same
     functions, which are compiled once.
     """
     fields, hashable = config.preprocess, cast(Any, model)  # Flax modules are, but not for a type checker
-    made = _encoders(hashable, tuple(fields.mean), tuple(fields.std), config.model.matmul_precision)
-    return made if TextStyle(**config.model.text_style).trims else made._replace(text_lengths=())
+    pixels = tuple(fields.mean), tuple(fields.std)
+    made = _encoders(hashable, *pixels, config.model.matmul_precision, methods.build(config).score)
+    return made._replace(text_lengths=TEXT_LENGTHS) if TextStyle(**config.model.text_style).trims else made
 
 
 @functools.lru_cache(maxsize=32)
-def _encoders(model: Networks, mean: tuple[float, ...], std: tuple[float, ...], precision: str | None) -> Encode:
+def _encoders(
+    model: Networks, mean: tuple[float, ...], std: tuple[float, ...], precision: str | None, score: Score | None
+) -> Encode:
     def bound(params: Params) -> Networks:
         return model.bind({"params": params})
 
@@ -84,14 +89,12 @@ def _encoders(model: Networks, mean: tuple[float, ...], std: tuple[float, ...], 
         return bound(params).embed_text(tokens)
 
     def pooled(params: Params, images: UInt8[Array, "B S S 3"], texts: Float[Array, "M E"]) -> Float[Array, "B M"]:
-        net = bound(params)
-        features = net.image_projection(net.image(normalise_pixels(images, mean, std)).patches)
-        pool = net.caption_pool.pool_of(net.caption_pool.pairs(features))
-        return pooled_cosines(pool, net.caption_pool.queries(texts), l2_normalise(texts))
+        assert score is not None  # else the function is not compiled
+        return score(bound(params), normalise_pixels(images, mean, std), texts)
 
     jit = functools.partial(_compiled, precision=precision)
     of_images = jit(image), jit(text), jit(attention), jit(patches), jit(cls), jit(tokens)
-    return Encode(*of_images, raw_text=jit(raw_text), pooled=jit(pooled))
+    return Encode(*of_images, raw_text=jit(raw_text), pooled=jit(pooled) if score else None)
 
 
 def _compiled(function: Callable[..., Array], precision: str | None) -> jax.stages.Wrapped:

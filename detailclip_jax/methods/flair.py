@@ -12,18 +12,20 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.kernels.blockwise_pooling import pooled_cosines
 from detailclip_jax.kernels.cross_attention import Pool
+from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.losses.flair import multi_positive_loss, text_conditioned_loss
 from detailclip_jax.methods import components
 from detailclip_jax.methods.method import Context, Forward, Head, Loss, Method, Pass, WholeBatch, fold, full, uses
-from detailclip_jax.models.cross_pool import CAPTION_POOL, NUM_HEADS, cross_pool
+from detailclip_jax.models.cross_pool import NUM_HEADS, cross_pool
 from detailclip_jax.models.heads import scalar
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.types import Array, Scalar
+from detailclip_jax.types import Array, Float, Scalar
 
 LOGIT_SCALE = scalar(math.log(1 / 0.07), bounds=(0.0, math.log(100)))
 LOGIT_BIAS = scalar(-10.0)
-POOL = {CAPTION_POOL: cross_pool(norm_values=True, zero_key=True)}
+POOL = {"caption_pool": cross_pool(norm_values=True, zero_key=True)}
 
 
 def flair(config: ConfigDict) -> Method:
@@ -44,7 +46,15 @@ def flair(config: ConfigDict) -> Method:
             queries_head(),
         ),
         losses=(flair_term(),),
+        score=pooled_score,
     )
+
+
+def pooled_score(net: Networks, pixels: Float[Array, "B S S 3"], texts: Float[Array, "M E"]) -> Float[Array, "B M"]:
+    """Computes the cosine of each text with each image pooled by it; pools no more than a block of pairs at a time."""
+    features = net.image_projection(net.image(pixels).patches)
+    pool = net.caption_pool.pool_of(net.caption_pool.pairs(features))
+    return pooled_cosines(pool, net.caption_pool.queries(texts), l2_normalise(texts))
 
 
 def pairs_head(name: str) -> Head:

@@ -22,6 +22,7 @@ from detailclip_jax.types import Array, Axis, Batch, Float, Hidden, Keys, Leaf, 
 Views = Mapping[str, View]
 Targets = Mapping[str, Tokens]
 Function = TypeVar("Function", bound=Callable)
+Score = Callable[[Networks, Float[Array, "B S S 3"], Float[Array, "M E"]], Float[Array, "B M"]]
 
 
 class Forward(struct.PyTreeNode):
@@ -144,6 +145,9 @@ class Method:
     `mask` returns the patches hidden from the student, `decode` the tokens [V, B, H, D] at removed patches,
     `encode_text` the student's encoded captions, and `target_text` the teacher's, which get no gradient. Each returns
     None for methods without it.
+
+    `score` ranks images and texts in evaluation: (networks, normalised pixels, text embeddings before their
+    normalisation) -> [B, M]. Without it, scores are cosines of image and text embeddings.
     """
 
     name: str
@@ -156,6 +160,7 @@ class Method:
     decode: Callable[[Networks, Mapping[str, Tokens], Hidden | None], Array | None] = no_decoder
     encode_text: Callable[[Networks, Batch], Texts | None] = no_text
     target_text: Callable[[Networks, Batch], Texts | None] = no_text
+    score: Score | None = None
     weights: str = "ema"  # of evaluation and export by default: "ema" (the student's without a teacher) or "student"
 
     @functools.cached_property

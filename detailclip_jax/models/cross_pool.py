@@ -12,7 +12,6 @@ from detailclip_jax.types import Array, Bool, Float
 
 EPS = 1e-5
 NUM_HEADS = 8  # of both methods
-CAPTION_POOL = "caption_pool"  # the network that pools an image by each text (FLAIR)
 
 
 class CrossPool(nn.Module):
