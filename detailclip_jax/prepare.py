@@ -38,6 +38,10 @@ NO_CAPTIONS = (
     "the field of a json (--help lists the usual names), and CLASS/image.txt is the caption of an imagefolder; then "
     "prepare the set again with a new --out"
 )
+BLANK = (
+    "the caption {names} is blank in every example; if --caption-column is misspelt, prepare the set again with a new "
+    "--out"
+)
 TABLES = ("csv", "tsv", "jsonl", "parquet")  # image paths may be relative to the folder of the table
 
 
@@ -69,6 +73,8 @@ def prepare(argv: Sequence[str]) -> int:
         console.warn(f"{num_damaged} input shards are damaged; their examples after the damage are missing")
     if part["statistics"]["without_caption"] == part["num_examples"]:
         console.warn(NO_CAPTIONS)
+    elif blank := report.blank_captions(part):
+        console.warn(BLANK.format(names=", ".join(blank)))
     console.say(f"written to {given.out}; peak memory of a process {local.peak_memory():.0f} MiB")
     return 0
 

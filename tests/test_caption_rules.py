@@ -368,6 +368,22 @@ def test_a_field_may_be_left_out_where_an_example_has_none(tmp_path):
     check_captions(Records(late, "train"), "field:title")
 
 
+@pytest.mark.parametrize("rule", ["field:shrt", "sources:captions,shrt", "crops:shrt"])
+def test_a_field_that_is_blank_in_every_example_counts_as_none(tmp_path, rule):
+    """What `prepare webdataset --caption-column=shrt` writes for a misspelt name."""
+    source = Records(records_of(tmp_path, *[{"shrt": "", "lists": [" "]}] * 20), "train")
+    with pytest.raises(ValueError) as refused:
+        check_captions(source, rule)
+    check_names(refused.value, rule, "has no text shrt", "it has captions", "shrt: blank in 100 examples")
+    check_captions(source, "field:captions,captions")
+
+
+def test_a_text_in_few_examples_is_found(tmp_path):
+    fields = [{"title": "t" if number == 15 else ""} for number in range(200)]  # none of the first ten checked has it
+    fields[14]["title"] = "t"  # one of a hundred
+    check_captions(Records(records_of(tmp_path, *fields), "train"), "field:title")
+
+
 def test_a_set_is_judged_by_readable_examples_alone():
     class Damaged:
         def __len__(self) -> int:

@@ -160,6 +160,23 @@ def test_a_set_without_captions_is_told_as_one(tmp_path, capsys):
     assert "no caption  1" in shown and "WARNING" not in shown
 
 
+def test_a_misspelt_caption_is_told_as_one_that_is_blank_everywhere(tmp_path, capsys):
+    trees.write_tar(
+        tmp_path / "x.tar", [*trees.sample("a", 1, short="one", few=None), *trees.sample("b", 2, few="two")]
+    )
+    names = [f"--caption-column={name}" for name in ("short", "few", "shrt")]
+    assert run("webdataset", tmp_path / "x.tar", *names, out=tmp_path / "out") == 0
+    shown = capsys.readouterr().out
+    assert "WARNING: the caption shrt is blank in every example" in shown and "--caption-column is misspelt" in shown
+
+
+def test_a_caption_of_empty_lists_is_told_as_blank(tmp_path, capsys):
+    trees.write_tar(tmp_path / "x.tar", trees.sample("a", 1, short="one", long=[]))
+    names = [f"--caption-column={name}" for name in ("short", "long")]
+    assert run("webdataset", tmp_path / "x.tar", *names, out=tmp_path / "out") == 0
+    assert "WARNING: the caption long is blank in every example" in capsys.readouterr().out
+
+
 # what else tables and folders hold
 
 

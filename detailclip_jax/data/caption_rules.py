@@ -183,6 +183,11 @@ def texts(value: Any) -> Sequence[str]:
     return value if is_texts else ()
 
 
+def is_blank(value: Any) -> bool:
+    """Returns whether a field holds no text, or only blank ones."""
+    return not _valid(texts(value))
+
+
 def parse(rule: str) -> CaptionRule:
     """Parses a rule; raises ValueError, with the list of rules, for an unknown one.
 

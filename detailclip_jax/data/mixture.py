@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import Component, components, whole_numbers
 from detailclip_jax.data import sources
-from detailclip_jax.data.caption_rules import parse, text_fields
+from detailclip_jax.data.caption_rules import is_blank, parse, text_fields
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 
 NUM_ASKED = 10  # examples per set, evenly spaced, whose fields are checked
+NUM_FOR_BLANK = 100  # the same, if a field that captions are drawn from is blank in the first ones
 
 
 class Member(NamedTuple):
@@ -146,15 +147,18 @@ def check_captions(source: Source, rule: str) -> None:
     """Raises ValueError, with the fields of the set, if a set has none of the fields that a caption is drawn from.
 
     A name that no set has also raises.  Up to NUM_ASKED readable examples per set are checked, evenly spaced, since an
-    example may lack a field that others have.
+    example may lack a field that others have; a field that is blank in all of them, and in NUM_FOR_BLANK, is none.
     """
     lists = parse(rule).fields
-    known = {member.name: _fields(member.source) for member in members_of(source)} if lists else {}
+    names = set(itertools.chain.from_iterable(lists))
+    known = {member.name: _fields(member.source, names) for member in members_of(source)} if lists else {}
     for wanted, (set_name, fields) in itertools.product(lists, known.items()):
-        unknown = [name for name in wanted if not any(name in fields for fields in known.values())]
-        if fields and (unknown or not set(wanted) & set(fields)):
-            lacks = ", ".join(unknown or wanted)
-            raise ValueError(f"data.caption {rule!r}: {set_name} has no text {lacks}; it has {', '.join(fields)}")
+        unknown = [name for name in wanted if not any(name in fields.filled for fields in known.values())]
+        if (fields.filled or fields.blank) and (unknown or not set(wanted) & set(fields.filled)):
+            lacks, has = unknown or wanted, ", ".join(fields.filled) or "none"
+            blank = [name for name in lacks if name in fields.blank]
+            why = f" ({', '.join(blank)}: blank in {NUM_FOR_BLANK} examples spread over the set)" if blank else ""
+            raise ValueError(f"data.caption {rule!r}: {set_name} has no text {', '.join(lacks)}; it has {has}{why}")
 
 
 def check_labels(source: Source, num_classes: int) -> None:
@@ -172,14 +176,31 @@ def check_labels(source: Source, num_classes: int) -> None:
             )
 
 
-def _fields(source: Source) -> list[str]:
-    """Returns the names of the text fields of a set's examples; empty if all checked examples are unreadable."""
-    return sorted({name for example in _asked(source) for name in text_fields(example)})
+class _Fields(NamedTuple):
+    """Names of the text fields of a set: those with a text that is not blank in a checked example, and the others."""
+
+    filled: list[str]
+    blank: list[str]
 
 
-def _asked(source: Source) -> Iterator[Example]:
-    """Yields up to NUM_ASKED readable examples, evenly spaced over the set."""
-    for index in sorted({len(source) * number // NUM_ASKED for number in range(NUM_ASKED)}):
+def _fields(source: Source, wanted: Collection[str]) -> _Fields:
+    """Returns the text fields of a set's examples; none if all checked examples are unreadable.
+
+    If a `wanted` field is blank in the first examples, more are checked.
+    """
+    found = _fields_in(_asked(source))
+    return _fields_in(_asked(source, NUM_FOR_BLANK)) if {*wanted} & {*found.blank} else found
+
+
+def _fields_in(examples: Iterable[Example]) -> _Fields:
+    found = {(name, is_blank(example[name])) for example in examples for name in text_fields(example)}
+    filled = {name for name, blank in found if not blank}
+    return _Fields(sorted(filled), sorted({name for name, _ in found} - filled))
+
+
+def _asked(source: Source, num: int = NUM_ASKED) -> Iterator[Example]:
+    """Yields up to `num` readable examples, evenly spaced over the set."""
+    for index in sorted({len(source) * number // num for number in range(num)}):
         with contextlib.suppress(BadRecord):
             yield source[index]
 

@@ -56,6 +56,12 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     return lines + ([f"no caption  {counts['without_caption']:,}"] if counts["without_caption"] else [])
 
 
+def blank_captions(record: Mapping[str, Any]) -> list[str]:
+    """Returns the names that the user has given to captions and that are blank in every example of a split."""
+    counts, named = record["statistics"]["captions"], record["options"]["caption_columns"]
+    return [name for name in named if name in counts and counts[name].get("empty", 0) == counts[name].get("count", 0)]
+
+
 def _reasons(rejected: Mapping[str, int]) -> str:
     listed = ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items(), key=lambda one: -one[1]))
     return f": {listed}" if listed else ""
@@ -78,6 +84,8 @@ def _bin_width(name: str, low: int) -> int:
 
 
 def _captions(field: Mapping[str, Any]) -> str:
+    if not field.get("count"):  # a column of empty lists
+        return "none"
     return (
         f"{field['count']:,}, of {_quantiles(field['tokens'], 'tokens')} tokens, "
         f"{field['empty'] / field['count']:.1%} empty, {field['truncated'] / field['count']:.1%} truncated"
@@ -92,7 +100,7 @@ def histograms(record: Mapping[str, Any], path: pathlib.Path) -> None:
         raise ImportError("figures need matplotlib: pip install 'detailclip_jax[demo]'") from error
     counts = record["statistics"]
     drawn = {"width": counts["width"], "height": counts["height"], "bytes": counts["bytes"]}
-    drawn |= {f"tokens: {name}": field["tokens"] for name, field in counts["captions"].items()}
+    drawn |= {f"tokens: {name}": field["tokens"] for name, field in counts["captions"].items() if field}
     panels = len(drawn) + bool(record["rejected"])
     figure = Figure(figsize=(12, 3 * math.ceil(panels / 3)), layout="constrained")
     axes = figure.subplots(math.ceil(panels / 3), 3, squeeze=False).ravel()
