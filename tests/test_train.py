@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from contextlib import closing, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -16,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_logging import values
+from tiny import check_names
 
-from detailclip_jax import evaluation
+from detailclip_jax import evaluation, methods
 from detailclip_jax.config import run_config
 from detailclip_jax.data.mixture import Member, Mixture
-from detailclip_jax.run import loop, session
+from detailclip_jax.run import loop, preflight, session
 from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import metrics
 from detailclip_jax.runtime.errors import RunError
@@ -40,6 +42,7 @@ class Method(NamedTuple):
     terms: dict
     name: str = "pull"
     has_text: bool = False
+    continues: str = ""
 
 
 class Experiment:
@@ -213,10 +216,43 @@ def test_changed_data_are_said_loudly(run_of):
     assert "*** WARNING: the data changed after this checkpoint" in text_of(run)
 
 
+def missing_first_run(method, source, init=""):
+    """What is said of the first run of a method, with its own experiment's method and rates."""
+    file = next(Path("configs").glob(f"b*/{method}.py"))
+    config = run_config.load(str(file))
+    config.update_from_flattened_dict({"data.source": source, "init": init})
+    run = Run(config, Path(), SimpleNamespace(method=methods.build(config)), None, Console(), loop.PRETRAINING)
+    return loop.first_run_missing(run), preflight.start(run).text
+
+
+def test_siglip2_without_its_first_run_is_warned_of():
+    (line,), checked = missing_first_run("siglip2", "records")
+    check_names(line, "siglip2 continues a run of siglip", "--config.init", "learning rate 5.7e-05")
+    assert checked == f"from scratch; WARNING: {line}"
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "init"),
+    [("siglip2", "records", "runs/a"), ("siglip2", "stickers", ""), ("silc", "records", "")],
+)
+def test_no_other_run_is_warned_of_a_first_one(method, source, init):
+    assert missing_first_run(method, source, init) == ([], f"from {init}" if init else "from scratch")
+
+
+def test_a_missing_first_run_is_said_at_the_start(run_of, monkeypatch):
+    monkeypatch.setattr(loop, "is_endless", lambda found: False)
+    run = run_of()
+    loop.introduce(run)
+    assert "continues a run" not in text_of(run)
+    run.experiment.method = run.experiment.method._replace(continues="siglip")
+    loop.introduce(run)
+    assert "*** WARNING: detailclip continues a run of siglip" in text_of(run)
+
+
 def test_a_warm_up_longer_than_the_run_is_said(run_of):
     run = run_of(**{"optimizer.warmup_epochs": 3.0})
     loop.introduce(run)
-    assert "1 steps of warm-up (30 do not fit)" in text_of(run)
+    assert "1 step of warm-up (30 do not fit)" in text_of(run)
 
 
 def test_a_batch_larger_than_the_data_is_said(run_of):

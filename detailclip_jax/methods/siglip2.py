@@ -39,4 +39,5 @@ def siglip2(config: ConfigDict) -> Method:
             components.patch_term(losses, losses.patch_over),
         ),
         weights="student",  # the teacher has no projections: its encoder lags behind those of the student
+        continues="siglip",
     )

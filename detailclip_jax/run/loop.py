@@ -160,7 +160,7 @@ def introduce(run: Run) -> None:
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if found := held_out.find(config):
         say(f"held out from training: {len(found.source):,} examples ({found.origin})")
-    for line in (*repeats(run.source, config.batch_size), *cut_captions(run)):
+    for line in (*first_run_missing(run), *repeats(run.source, config.batch_size), *cut_captions(run)):
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
     say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
@@ -172,6 +172,20 @@ def introduce(run: Run) -> None:
     say(run.experiment.parameter_table())
     if config.mesh.fsdp > 1:
         say(run.experiment.sharding_table())
+
+
+def first_run_missing(run: Run) -> list[str]:
+    """Returns a warning if the method continues a run of another one and none is given, else an empty list.
+
+    Stickers are exempt: their config has rates for training from scratch.
+    """
+    config, first = run.config, run.experiment.method.continues
+    if not first or config.init or is_endless(components(config.data)):
+        return []
+    return [
+        f"{config.method} continues a run of {first}, but there is no --config.init: it trains from scratch, at the "
+        f"learning rate {config.optimizer.learning_rate:g}; train {first} first and give --config.init=ITS-WORKDIR"
+    ]
 
 
 def cut_captions(run: Run) -> list[str]:

@@ -90,6 +90,12 @@ def mesh(plan: Run) -> Finding:
     return Finding(f"data {shape['data']} x fsdp {shape['fsdp']}{far}")
 
 
+def start(plan: Run) -> Finding:
+    """Reports where the networks start, with a warning if the method continues a run that is not given."""
+    origin = f"from {plan.config.init}" if plan.config.init else "from scratch"
+    return Finding("; WARNING: ".join([origin, *loop.first_run_missing(plan)]))
+
+
 def batch(plan: Run) -> Finding:
     """Checks that the batch divides over processes; devices and chunks are checked when the experiment is built."""
     size, chunks, devices = plan.config.batch_size, plan.config.accumulation, plan.experiment.mesh.devices.size
@@ -181,6 +187,7 @@ def shared(plan: Run) -> Finding:
 CHECKS: dict[str, Callable[[Run], Finding]] = {
     "processes": processes,
     "mesh": mesh,
+    "start": start,
     "batch": batch,
     "data": data,
     "memory": memory,
