@@ -5,6 +5,8 @@ WORKDIR ?= runs/stickers
 BIN := $(VENV)/bin
 # Versions that the tests passed with; `make test CONSTRAINTS=` takes the newest that setup.py allows.
 CONSTRAINTS ?= constraints.txt
+# Large pages for a step's temporaries on CPUs, see docs/performance.md; read by glibc, ignored by other C libraries.
+GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 INSTALL = $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup --no-loadscope-reorder
@@ -13,6 +15,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=lo
 
 env: $(VENV)/demo.stamp  ## the environment alone, with what the demo needs
 
+demo: export GLIBC_TUNABLES := $(GLIBC_TUNABLES)
 demo: $(VENV)/demo.stamp  ## pretrain on the embedded images: about ten minutes on two cores
 	$(BIN)/python -m detailclip_jax.main --config=configs/stickers.py --workdir=$(WORKDIR)
 

@@ -12,7 +12,6 @@ Public names are imported at their first use, which keeps `import detailclip_jax
 """
 
 import importlib
-import os
 import sys
 from typing import Any
 
@@ -21,8 +20,8 @@ from detailclip_jax.version import __version__
 if sys.argv[:1] == ["-m"]:  # Python sets this while it resolves the module of `python -m detailclip_jax.NAME`
     from detailclip_jax.runtime import start
 
-    start.check()
-    start.use_large_pages(os.environ)
+    if start.is_command(sys.orig_argv):  # not python -m OTHER, which imports this package
+        start.check()
 
 _PUBLIC = {
     "METHODS": "detailclip_jax.methods",

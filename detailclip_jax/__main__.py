@@ -7,7 +7,6 @@
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,8 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"detailclip_jax {__version__}")
         return 0
     start.check()
-    if argv is None:
-        start.use_large_pages(os.environ)
     if name not in COMMANDS:
         return _unknown(name)
     return run(name, others)

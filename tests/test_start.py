@@ -1,4 +1,4 @@
-"""How commands start: where they keep compiled programs, and large pages."""
+"""How commands start, and where they keep compiled programs."""
 
 import os
 import pathlib
@@ -58,65 +58,40 @@ def test_without_a_home_commands_compile_anew(monkeypatch):
     assert environ == {}
 
 
-@pytest.fixture
-def restarts(monkeypatch, tmp_path):
-    """The calls that would replace this process, on a machine that offers large pages and has CPUs alone."""
-    offered, calls = tmp_path / "enabled", []
-    offered.write_text("always [madvise] never\n")
-    monkeypatch.setattr(start, "OFFERED", offered)
-    monkeypatch.setattr(start, "PLUGINS", ("no_such_plugin",))
-    monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.41")
-    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
-    return calls
-
-
-def test_a_command_starts_again_once_with_large_pages(restarts, monkeypatch):
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-u", "-m", "detailclip_jax.main", "--workdir=a b"])
-    environ = {"HOME": "/home/x"}
-    start.use_large_pages(environ)
-    start.use_large_pages(environ)  # in the new process
-    program, arguments, given = restarts.pop()
-    assert not restarts and given == {"HOME": "/home/x", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    assert [program, *arguments] == [sys.executable] * 2 + ["-u", "-m", "detailclip_jax.main", "--workdir=a b"]
-
-
 @pytest.mark.parametrize(
-    ("environ", "system"),
+    ("arguments", "expected"),
     [
-        ({"GLIBC_TUNABLES": ""}, "always [madvise] never"),
-        ({"JAX_PLATFORMS": "cuda"}, "always [madvise] never"),
-        ({}, "[always] madvise never"),  # has large pages already
-        ({}, "always madvise [never]"),
+        ("python -m detailclip_jax", True),
+        ("python -u -X dev -m detailclip_jax.main --workdir=a", True),
+        ("python -um detailclip_jax.main", True),
+        ("python -mdetailclip_jax.main", True),
+        ("python -m host -m detailclip_jax", False),
+        ("python -m pdb -m detailclip_jax.main", False),
+        ("python -m detailclip_jax_plots", False),
+        ("python script.py detailclip_jax", False),
+        ("python", False),
     ],
 )
-def test_no_command_starts_again_where_large_pages_are_not_for_it(restarts, environ, system):
-    start.OFFERED.write_text(system)
-    start.use_large_pages(environ)
-    assert not restarts
+def test_a_command_is_a_module_of_this_package(arguments, expected):
+    assert start.is_command(arguments.split()) is expected
 
 
-def test_an_accelerator_s_plugin_keeps_the_process(restarts, monkeypatch):
-    monkeypatch.setattr(start, "PLUGINS", ("json",))
-    start.use_large_pages({})
-    assert not restarts
-    start.use_large_pages({"JAX_PLATFORMS": "cpu"})
-    assert restarts
+def run_module(folder, module):
+    environ = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "XDG_CACHE_HOME": str(folder / "cache")}
+    environ.pop(start.CACHE, None)
+    command = [sys.executable, "-m", module, "--version"]
+    return subprocess.run(command, env=environ, check=True, capture_output=True, text=True).stdout
 
 
-def test_other_systems_keep_the_process(restarts, monkeypatch):
-    monkeypatch.setattr(start, "OFFERED", pathlib.Path("/no/such/file"))
-    start.use_large_pages({})
-    assert not restarts
-
-
-def test_a_command_has_large_pages_and_its_own_arguments():
-    environ = {name: value for name, value in os.environ.items() if name != start.TUNABLES} | {"JAX_PLATFORMS": "cpu"}
-    code = "import os, sys; print(sys.argv, os.environ.get('GLIBC_TUNABLES'))"
-    code = f"import os; from detailclip_jax.runtime import start; start.use_large_pages(os.environ); {code}"
-    command = [sys.executable, "-c", code, "--flag", "two words"]
-    done = subprocess.run(command, env=environ, check=True, capture_output=True, text=True, cwd=ROOT)
-    expected = start.LARGE_PAGES if start._large_pages_offered() else None
-    assert done.stdout.strip() == f"['-c', '--flag', 'two words'] {expected}"
+def test_a_command_by_its_module_starts_up_and_another_program_that_imports_us_does_not(tmp_path):
+    for name in ("host", "detailclip_host"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("import detailclip_jax")
+        (tmp_path / name / "__main__.py").write_text("import sys; print(sys.excepthook is sys.__excepthook__)")
+        assert run_module(tmp_path, name) == "True\n"
+    assert not (tmp_path / "cache").exists()
+    assert run_module(tmp_path, "detailclip_jax").startswith("detailclip_jax ")
+    assert (tmp_path / "cache").is_dir()
 
 
 @pytest.mark.check

@@ -1,15 +1,17 @@
-"""Start-up of every command, before the command's own module is imported: packages, compiled programs, large pages.
+"""Start-up of every command, before the command's own module is imported: needed packages, folder of compiled programs.
 
-`detailclip_jax/__init__.py` makes it for `python -m detailclip_jax.NAME`, `__main__.py` for the console script.
+`detailclip_jax/__init__.py` calls it for `python -m detailclip_jax.NAME`, `__main__.py` for the console script.
 
 Imports only the standard library.
 """
 
 import hashlib
+import itertools
 import os
 import platform
+import re
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +21,8 @@ OUTSIDE = """error: {python} does not have {missing}, which detailclip_jax needs
 with make demo and take its Python: . .venv/bin/activate (or .venv/bin/python -m ...). Without make: pip install -e .
 Without a checkout: pip install detailclip_jax"""
 USAGE_ERROR = 2
+MODULE = re.compile("-[bBdEiIOPqsSuvx]*m(.*)")  # -m, alone or after flags of the interpreter without values
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # jax reads it when it is imported
-TUNABLES, LARGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"  # glibc reads it when a process starts
-OFFERED = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # [madvise]: to a process that asks for them
-PLUGINS = ("jax_plugins", "libtpu")  # packages through which jax finds GPUs and TPUs
 DEFAULTS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}  # jax's own default leaves out most of a tiny model
 
 
@@ -38,27 +38,15 @@ def check() -> None:
     keep_programs(os.environ)
 
 
-def use_large_pages(environ: MutableMapping[str, str]) -> None:
-    """Starts this command again with large pages, on Linux where jax has CPUs alone; replaces this process.
+def is_command(arguments: Sequence[str]) -> bool:
+    """Whether these arguments of the interpreter, its name first, start a module of this package by `-m`.
 
-    On a CPU every step allocates its temporaries anew. With pages of 4 KB this can take a third of the step's CPU time.
-    Nothing happens if GLIBC_TUNABLES is set, also to nothing, or if the system does not offer large pages.
+    is_command(["python", "-u", "-m", "detailclip_jax.main", "--workdir=runs/a"]) is True
     """
-    if TUNABLES not in environ and _only_cpus(environ) and _large_pages_offered():
-        environ[TUNABLES] = LARGE_PAGES
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], dict(environ))
-
-
-def _only_cpus(environ: Mapping[str, str]) -> bool:
-    wanted = environ.get("JAX_PLATFORMS", "")
-    return wanted == "cpu" if wanted else not any(find_spec(name) for name in PLUGINS)
-
-
-def _large_pages_offered() -> bool:
-    try:
-        return os.confstr("CS_GNU_LIBC_VERSION") is not None and "[madvise]" in OFFERED.read_text()
-    except (OSError, ValueError, AttributeError):  # not Linux, or not glibc
-        return False
+    for argument, following in itertools.pairwise([*arguments[1:], ""]):
+        if found := MODULE.fullmatch(argument):
+            return (found[1] or following).partition(".")[0] == __name__.partition(".")[0]
+    return False
 
 
 def keep_programs(environ: MutableMapping[str, str]) -> None:
