@@ -147,6 +147,7 @@ def tips(c):
     c.views.crops.large.update(blur_p=(0.5,))  # no flip: captions say "left"
     c.masking.strategy, c.masking.ratio = "random", 0.75
     c.losses.weights.cls, c.losses.weights.patch = 0.1, 0.2  # 1 : 2 as in TIPS, a tenth of it as for DetailCLIP
+    c.losses.patch_temperature = (0.04, 0.04)  # constant, as in configs/beyond/tips.py
 
 
 def tipsv2(c):
@@ -192,6 +193,7 @@ def cosmos(c):
     c.views.crops.local = base.crop(count=4, size=32, scale=(0.15, 0.4), **jitter)
     c.model.freeze_patch_embed = False
     sentences(c, "crops", 6)
+    c.ema.end = c.ema.start  # constant, as in configs/beyond/cosmos.py
 
 
 def flair(c):

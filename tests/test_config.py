@@ -1,8 +1,11 @@
 """Config files, their golden text, and what a bad one is told."""
 
+import ast
 import functools
+import itertools
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -167,8 +170,40 @@ def test_continued_training_keeps_a_constant_momentum(method):
     assert (continued.start, continued.end) == ((scratch.start, scratch.end) if constant else (0.999, 1.0))
 
 
+@pytest.mark.parametrize("method", BEYOND)
+def test_stickers_keep_what_defines_a_later_method(method):
+    """Their rates and weights differ; a constant momentum and the temperatures of the teacher do not."""
+    own, stickers = config_of(f"beyond/{method}.py"), config_of(f"stickers.py:method={method}")
+    assert (stickers.ema.start == stickers.ema.end) == (own.ema.start == own.ema.end)
+    for name in ("teacher_temperature", "patch_temperature", "student_temperature", "patch_over"):
+        assert stickers.losses[name] == own.losses[name], name
+
+
 def folder_of(method):
     return f"{'beyond' if method in BEYOND else 'baselines'}/{method}"
+
+
+LABEL = re.compile(r"\[(code|paper|sec|recalled|choice|second-hand)\b[^\]]*\]")
+
+
+@pytest.mark.parametrize("method", ["silc", "tips", "tipsv2", "siglip2", "cosmos", "flair"])
+def test_every_number_of_a_later_recipe_carries_a_label_that_the_page_explains(method):
+    text, page = (ROOT / f"configs/beyond/{method}.py").read_text(), (ROOT / "docs/methods.md").read_text()
+    assert {match[1] for match in LABEL.finditer(text)} <= {match[1] for match in LABEL.finditer(page)}
+    for first, last in statements_with_numbers(text):
+        lines = text.splitlines()[first - 2 : last]  # with a comment above
+        assert LABEL.search("\n".join(lines)), f"{method}.py, lines {first}-{last} have no label"
+
+
+def statements_with_numbers(text):
+    """First and last line of what sets a field to a number, but in functions whose docstring has a label."""
+    functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
+    unlabelled = [function.body for function in functions if not LABEL.search(ast.get_docstring(function) or "")]
+    for node in itertools.chain.from_iterable(unlabelled):
+        is_field = isinstance(node, ast.Expr | ast.Assign) and ast.unparse(node).startswith("c.")
+        numbers = (x.value for x in ast.walk(node) if isinstance(x, ast.Constant) and type(x.value) in (int, float))
+        if is_field and any(True for _ in numbers):
+            yield node.lineno, node.end_lineno
 
 
 def test_every_row_has_a_baseline_and_runs_on_stickers():

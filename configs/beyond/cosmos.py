@@ -10,8 +10,9 @@ Published for B/16, with the TEACHER's encoders and without the pools (an evalua
     CC3M       53.1 / 40.1                            84.1 / 68.6    37.1
     YFCC15M    67.5 / 50.9                            92.6 / 79.6    52.4
 
-On CC3M, CLIP has 15.0 / 10.7 on COCO, with the crops of images 20.6, with those of captions too 51.0 [second-hand].
-Sources of the fields: [code] the published training code, [choice] ours where it is silent or another is better.
+On CC3M, CLIP has 15.0 / 10.7 on COCO, with the crops of images 20.6, with those of captions too 51.0 [sec].
+Sources: [code] the published training code, [sec] others' notes on the paper, [choice] ours where the code is silent or
+another number is better.
 """
 
 from pathlib import Path
@@ -40,9 +41,8 @@ def get_config(arg=None):
         "local": base.crop(count=6, size=96, scale=(0.05, 0.4), blur_p=(0.5,) * 6, **jitter),
     }
     open_clip_networks(c)
-    c.losses.weights.update(
-        {"clip": 1.0, "cls": 1.0}
-    )  # N(images, texts) and the four contrasts with the teacher [code]
+    # The contrast of images and texts, and the four contrasts with the teacher [code].
+    c.losses.weights.update({"clip": 1.0, "cls": 1.0})
     open_clip_training(c)
     c.ema.start = c.ema.end = momentum  # constant [code]
     return c

@@ -5,10 +5,14 @@
     python -m detailclip_jax.main --config=configs/beyond/siglip2.py --config.data.path=/data/yfcc15m \
         --config.init=runs/siglip --workdir=runs/siglip2
 
-The paper adds the two terms after 80 % of one run; these two runs lose the optimiser's moments [choice].  The paper's
-B/16 at 256 px (WebLI, 40B examples, batch 32k) reaches 79.1 ImageNet-1K zero-shot and 53.2 / 69.7 COCO recall at 1
-(text to image, image to text); SigLIP 76.7 and 47.4 / 65.1 [paper].  It also trains a captioning decoder throughout,
-which is not implemented.  No number on YFCC15M is published.  Labels: [paper], [choice] ours.
+The paper adds the two terms after 80 % of one run [paper].  Here are two runs [choice]: the optimiser's moments are
+lost, and each has a cosine of its own, from 5e-4 to 5.7e-5 and from there to 1e-5, which together are not one cosine
+from 5e-4 to 1e-5.  Without --config.init the second run would train from scratch at its small rate.
+
+The paper's B/16 at 256 px (WebLI, 40B examples, batch 32k) reaches 79.1 ImageNet-1K zero-shot and 53.2 / 69.7 COCO
+recall at 1 (text to image, image to text); SigLIP 76.7 and 47.4 / 65.1 [paper].  It also trains a captioning decoder
+throughout, which is not implemented.  No number on YFCC15M is published.  Images have 224 px, as in siglip.py, not the
+paper's 256 [choice].  Labels: [paper], [recalled] from memory, [choice] ours.
 """
 
 from pathlib import Path
@@ -24,17 +28,18 @@ def get_config(arg=None):
     c = run_config.load(f"{SIGLIP}:epochs={arg.epochs}")
     c.method = "siglip2"
     jitter = {"filter": "bicubic", "flip": 0.5, "jitter": (0.4, 0.4, 0.2, 0.1), "jitter_p": 0.8, "gray_p": 0.2}
-    c.views.crops = {  # one global and eight local crops, "as SILC" [paper 2.3]
+    # One global and eight local crops, "as SILC" [paper 2.3]; scales and photometrics as in silc.py [choice].
+    c.views.crops = {
         "clean": base.crop(scale=(1.0, 1.0), ratio=(0.1, 10.0)),  # the sigmoid loss: the image as it is [paper 2.3]
-        "large": base.crop(count=1, scale=(0.4, 1.0), blur_p=(0.5,), **jitter),
+        "large": base.crop(count=1, scale=(0.4, 1.0), blur_p=(0.5,), **jitter),  # blur: DINO has 1 and .1 [choice]
         "local": base.crop(count=8, size=96, scale=(0.05, 0.4), blur_p=(0.5,) * 8, **jitter),
     }
     c.masking.strategy, c.masking.ratio = "random", 0.5  # half of the patches [paper]; at random [choice]
-    c.model.prototypes = 8192  # as configs/beyond/silc.py [choice]
+    c.model.prototypes = 8192  # as in silc.py; the paper does not say [choice]
     c.losses.weights.update({"clip": 1.0, "cls": 0.25, "patch": 0.0625})  # 1 and .25, times .25 for B [paper]
-    c.losses.student_temperature = 0.1  # this and the following: SILC's constants [paper], see silc.py
-    c.losses.teacher_temperature = c.losses.patch_temperature = (0.04, 0.04)
-    c.ema.start = c.ema.end = 0.99
-    c.optimizer.learning_rate = 5.7e-5  # of a cosine from 5e-4 to 1e-5 after 80 % of its steps
+    c.losses.student_temperature = 0.1  # SILC's [paper], which are DINO's [recalled]; the next line too
+    c.losses.teacher_temperature = c.losses.patch_temperature = (0.04, 0.04)  # [recalled]
+    c.ema.start = c.ema.end = 0.99  # constant, as in silc.py; the paper does not say [choice]
+    c.optimizer.learning_rate = 5.7e-5  # of a cosine from 5e-4 to 1e-5 after 80 % of its steps [choice]
     c.optimizer.warmup_epochs = 0.1  # [choice]: the moments start fresh
     return c

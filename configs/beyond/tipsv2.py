@@ -4,7 +4,10 @@
     python -m detailclip_jax.main --config=configs/beyond/tipsv2.py:captions=2 --config.data.path=...
 
 `captions=2` adds a second caption, as in tips.py; it is drawn from two generated ones, the fields `synthetic` and
-`long`.
+`long`.  It sets data.caption=sources:caption,synthetic/long and model.class_tokens=2.
+
+The paper trains 90k steps at batch 8,192, then 9k at batch 4,096 with crops of 448 and 140 px [sec].  The second stage
+is left out, and the length of the run is CLIP's [choice].
 
 The B/14 of the authors' repository reaches 84.0 Pascal VOC mIoU, 79.8 ImageNet-1K k-NN and 92.6 / 80.0 Flickr30K recall
 at 1.  For ViT-g the steps add up to 3.5 -> 17.6 (loss over all patches) -> 18.1 (captions) -> 19.1 (head-only teacher)
