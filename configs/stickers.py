@@ -133,7 +133,7 @@ def attmask(c):
 def silc(c):
     """SILC: the whole scene, and DINO's crops; the optimiser is CLIP's."""
     one_view(c)
-    c.views.crops.clean = base.crop(size=c.model.image_size, scale=(1.0, 1.0))
+    c.views.crops.clean = base.crop(size=c.model.image_size, kind="whole")
     c.views.crops.local = local(c)
     c.views.crops.large.update(count=2, blur_p=(0.5, 0.5), solarize_p=(0.0, 0.0))  # no flip: captions say "left"
     c.losses.weights.cls = 0.1  # as for DetailCLIP
@@ -160,7 +160,7 @@ def siglip2(c):
     """SigLIP 2: TIPS's crops and the whole scene; for the paper's second stage add --config.init=WORKDIR of siglip."""
     tips(c)
     c.views.crops.large.flip = 0.5  # the captions are compared with the whole scene alone
-    c.views.crops.clean = base.crop(size=c.model.image_size, scale=(1.0, 1.0))
+    c.views.crops.clean = base.crop(size=c.model.image_size, kind="whole")
     c.masking.ratio = 0.5
     c.losses.weights.cls, c.losses.weights.patch = 0.1, 0.025  # 4 : 1 as in SigLIP 2
     c.ema.start = c.ema.end = 0.98

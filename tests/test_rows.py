@@ -13,7 +13,7 @@ from tiny import ENCLOSING, check_names, noise, noise_state, tiny_batch, tiny_co
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.data.caption_rules import captions_of, num_captions
-from detailclip_jax.data.views import random_resized_crop_box
+from detailclip_jax.data.views import crops_from_config, draw_boxes
 from detailclip_jax.methods import components, masking
 from detailclip_jax.methods import method as forward
 from detailclip_jax.training import experiment, mesh
@@ -473,8 +473,6 @@ def test_the_captions_of_tips_are_those_that_its_config_names(method, second):
 
 @pytest.mark.parametrize("method", ["silc", "siglip2"])
 def test_the_clean_crop_is_the_whole_image_whatever_its_shape(method):
-    crop = run_config.load(f"configs/beyond/{method}.py").views.crops.clean
-    for height, width in ((375, 500), (500, 90), (64, 64)):
-        rng = np.random.default_rng(0)
-        drawn = {random_resized_crop_box(height, width, crop.scale, crop.ratio, rng) for _ in range(50)}
-        assert drawn == {(0, 0, width, height)}
+    crops = crops_from_config(run_config.load(f"configs/beyond/{method}.py").views.crops)
+    for height, width in ((375, 500), (500, 30), (64, 64)):
+        assert draw_boxes(height, width, crops, np.random.default_rng(0))["clean"] == [(0, 0, width, height)]

@@ -73,6 +73,21 @@ def test_enclosing_box_contains_and_reaches_the_border():
     np.testing.assert_allclose(drawn.mean(0), [5, 4, 35, 27], atol=0.4)  # uniform over both ends
 
 
+@pytest.mark.parametrize("shape", [(48, 64), (300, 20), (7, 5)])
+def test_a_whole_crop_is_the_image_and_moves_no_other_box(shape):
+    crops = {"large": Crop(count=2), "late": Crop(kind="enclosing"), "small": Crop(scale=(0.1, 0.2))}
+    boxes = views.draw_boxes(*shape, {**crops, "clean": Crop(kind="whole"), "next": Crop(count=2, kind="whole")}, rng())
+    whole = (0, 0, shape[1], shape[0])
+    assert (boxes.pop("clean"), boxes.pop("next")) == ([whole], [whole] * 2)
+    assert boxes == views.draw_boxes(*shape, crops, rng())
+
+
+def test_a_whole_crop_squashes_the_image():
+    pixels, boxes = make_views(IMAGE, {"clean": Crop(size=16, kind="whole")}, rng())["clean"]
+    expected = np.asarray(Image.fromarray(IMAGE).resize((16, 16), Image.Resampling.BICUBIC))
+    assert np.abs(pixels[0].astype(int) - expected).max() <= 1 and boxes.tolist() == [[0, 0, 64, 48]]
+
+
 # photometrics
 
 
@@ -203,7 +218,7 @@ def test_lists_of_a_saved_config_become_tuples():
     ("fields", "message"),
     [
         ({"sizes": 8}, "crop 'large' has no field 'sizes'; did you mean size"),
-        ({"kind": "round"}, "crop kind 'round' is unknown; known: random, enclosing"),
+        ({"kind": "round"}, "crop kind 'round' is unknown; known: random, whole, enclosing"),
         ({"filter": "nearest"}, "crop filter 'nearest' is unknown; known: bicubic, bilinear"),
         ({"count": 2, "blur_p": (1.0, 0.1, 0.5)}, "crop blur_p has 3 entries for 2 views"),
         ({"count": 0}, "crop count 0 must be at least 1"),

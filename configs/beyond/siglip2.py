@@ -12,7 +12,8 @@ from 5e-4 to 1e-5.  Without --config.init the second run would train from scratc
 The paper's B/16 at 256 px (WebLI, 40B examples, batch 32k) reaches 79.1 ImageNet-1K zero-shot and 53.2 / 69.7 COCO
 recall at 1 (text to image, image to text); SigLIP 76.7 and 47.4 / 65.1 [paper].  It also trains a captioning decoder
 throughout, which is not implemented.  No number on YFCC15M is published.  Images have 224 px, as in siglip.py, not the
-paper's 256 [choice].  Labels: [paper], [recalled] from memory, [choice] ours.
+paper's 256, and evaluation preprocesses as the first run does [choice].  Labels: [paper], [recalled] from memory,
+[choice] ours.
 """
 
 from pathlib import Path
@@ -30,7 +31,7 @@ def get_config(arg=None):
     jitter = {"filter": "bicubic", "flip": 0.5, "jitter": (0.4, 0.4, 0.2, 0.1), "jitter_p": 0.8, "gray_p": 0.2}
     # One global and eight local crops, "as SILC" [paper 2.3]; scales and photometrics as in silc.py [choice].
     c.views.crops = {
-        "clean": base.crop(scale=(1.0, 1.0), ratio=(0.1, 10.0)),  # the sigmoid loss: the image as it is [paper 2.3]
+        "clean": base.crop(kind="whole"),  # the sigmoid loss: the image as it is [paper 2.3]
         "large": base.crop(count=1, scale=(0.4, 1.0), blur_p=(0.5,), **jitter),  # blur: DINO has 1 and .1 [choice]
         "local": base.crop(count=8, size=96, scale=(0.05, 0.4), blur_p=(0.5,) * 8, **jitter),
     }

@@ -22,11 +22,12 @@ def get_config(arg=None):
     jitter = {"filter": "bicubic", "flip": 0.5, "jitter": (0.4, 0.4, 0.2, 0.1), "jitter_p": 0.8, "gray_p": 0.2}
     one_of_each = {"blur_p": (1.0, 0.1), "solarize_p": (0.0, 0.2)}  # photometrics of all crops: DINO's [choice]
     c.views.crops = {
-        "clean": base.crop(size=256, scale=(1.0, 1.0), ratio=(0.1, 10.0)),  # the whole image, squashed [recalled]
+        "clean": base.crop(size=256, kind="whole"),  # the whole image [sec], squashed [recalled]
         "large": base.crop(count=2, size=256, scale=(0.4, 1.0), **jitter, **one_of_each),  # [sec]; size [recalled]
         "local": base.crop(count=8, size=96, scale=(0.05, 0.4), blur_p=(0.5,) * 8, **jitter),  # likewise
     }
     c.model.image_size = 256  # [recalled]
+    c.preprocess.resize = "squash"  # evaluation squashes images as training does [choice]
     c.model.prototypes = 8192  # [choice] for 15M images; 65,536 for 20B examples, as in DINO [recalled]
     c.losses.weights.update({"clip": 1.0, "cls": 1.0})  # 1 : 1 [recalled]; the contrast is a mean over three [choice]
     c.losses.student_temperature, c.losses.teacher_temperature = 0.1, (0.04, 0.04)  # DINO's [recalled]

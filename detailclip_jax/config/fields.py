@@ -165,7 +165,11 @@ PREPROCESS: Group = {  # of images in evaluation; mean and std also in training;
 CROP: Group = {  # fields of one entry of views.crops; the defaults have no photometric augmentation
     "count": Field(1, "number of views of this kind", "CLIP"),
     "size": Field(224, "pixels along a side", "paper 4.1"),
-    "kind": Field("random", "random, or enclosing: a crop that contains all large crops", "paper 4.1.1"),
+    "kind": Field(
+        "random",
+        "random; enclosing: a crop that contains all large crops; whole: the whole image, squashed to a square",
+        "paper 4.1.1; SILC",
+    ),
     "scale": Field((0.5, 1.0), "share of the image's area, minimum and maximum", "paper 4.1; reference: (.14, 1)"),
     "ratio": Field((3 / 4, 4 / 3), "width divided by height, minimum and maximum", CODE),
     "filter": Field("bilinear", "filter for resizing", "SLIP and A-CLIP"),

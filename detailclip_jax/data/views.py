@@ -20,7 +20,7 @@ from detailclip_jax.data.decoding import Decoded, Encoded
 
 Box = tuple[int, int, int, int]  # xyxy, pixels of the image; x1 and y1 are exclusive
 Opened = Encoded | Decoded
-KINDS = ("random", "enclosing")  # in the order in which their boxes are drawn
+KINDS = ("random", "whole", "enclosing")  # in the order in which their boxes are drawn
 ENCLOSED = "large"  # the crops that an enclosing crop contains
 TRIES = 10
 REDUCING_GAP = 2.0  # in training; see `reduction_for`
@@ -31,7 +31,8 @@ class Crop:
     """How `count` crops are cut, resized to `size` and augmented.  The defaults apply no augmentation.
 
     `blur_p` and `solarize_p` have one entry per view, or a single number for all views.  Kind "enclosing" draws a box
-    around all "large" crops and ignores `scale` and `ratio` (paper 4.1.1).  With `mask_grid` patches along a side
+    around all "large" crops (paper 4.1.1), and kind "whole" takes the whole image, squashed to a square, without a
+    draw; both ignore `scale` and `ratio`.  With `mask_grid` patches along a side
     every view gets a block mask with probability `mask_p`; its hidden share is drawn from `mask_ratio`.
     """
 
@@ -216,6 +217,8 @@ def draw_boxes(height: int, width: int, crops: Mapping[str, Crop], rng: np.rando
 def _draw_box(height: int, width: int, crop: Crop, enclosed: list[Box], rng: np.random.Generator) -> Box:
     if crop.kind == "enclosing":
         return enclosing_box(height, width, enclosed, rng)
+    if crop.kind == "whole":
+        return 0, 0, width, height
     return random_resized_crop_box(height, width, crop.scale, crop.ratio, rng)
 
 
