@@ -14,6 +14,7 @@ import optax
 import pytest
 from launching import QUICK
 from ml_collections import ConfigDict
+from tiny import check_names
 
 from detailclip_jax import config, interop
 from detailclip_jax.config import run_config
@@ -323,6 +324,42 @@ def test_further_class_tokens_are_fresh_and_those_of_the_checkpoint_stay(tmp_pat
     assert init_from.adopt(tiny("clip", init=str(tmp_path / "two"))).model.class_tokens == 2
 
 
+def test_of_further_class_tokens_those_that_the_checkpoint_has_are_loaded(tmp_path):
+    trees = written(tmp_path / "two", **{"model.class_tokens": 2})
+    adopted = init_from.adopt(tiny("clip", init=str(tmp_path / "two"), **{"model.class_tokens": 3}))
+    fresh = blank(adopted)
+    state, lines = init_from.load(adopted, fresh)
+    known = trees["params"]["image"]["extra_tokens"]
+    np.testing.assert_array_equal(state.params["image"]["extra_tokens"], np.concatenate([known, 0 * known]))
+    assert "  class tokens  3 (checkpoint: 2)" in lines
+
+
+def test_tips_with_one_caption_goes_on_from_two_class_tokens_as_its_message_says(tmp_path):
+    trees = written(tmp_path / "two", **{"model.class_tokens": 2})
+    asked = tiny("tips", crops=LOCAL_CROP, init=str(tmp_path / "two"), **ONE_GLOBAL)
+    with pytest.raises(ValueError) as refused:
+        init_from.adopt(asked)
+    option = "--config.model.class_tokens=1"
+    check_names(refused.value, "tips", "model.class_tokens is 2", option, "sources:NAME,NAME")
+    adopted = init_from.adopt(asked, given=["model.class_tokens"])
+    validate(adopted)
+    state, lines = init_from.load(adopted, blank(adopted))
+    assert "extra_tokens" not in state.params["image"] and "extra_tokens" not in state.ema_params["image"]
+    np.testing.assert_array_equal(state.params["image"]["cls_token"], trees["params"]["image"]["cls_token"])
+    assert "  class tokens  1 (checkpoint: 2)" in lines
+    two = tiny("tips", crops=LOCAL_CROP, init=str(tmp_path / "two"), **ONE_GLOBAL)
+    two.data.caption = "sources:captions,long"
+    assert init_from.adopt(two).model.class_tokens == 2
+
+
+LOCAL_CROP = {"local": {"count": 2, "size": 32}}
+ONE_GLOBAL = {
+    "views.crops.large.count": 1,
+    "views.crops.large.blur_p": (0.5,),
+    "views.crops.large.solarize_p": (0.0,),
+    "masking.strategy": "random",
+    "masking.ratio": 0.75,
+}
 CONTINUED = ["siglip2", *(pytest.param(name, marks=pytest.mark.check) for name in ("siglip", "silc", "tips", "tipsv2"))]
 
 

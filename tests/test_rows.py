@@ -447,7 +447,7 @@ def test_siglip2_takes_the_image_as_it_is_for_its_sigmoid_loss():
     [
         ("tips", "masking.strategy", "attention_low", ("masking.strategy", "'random'", "attention_low")),
         ("tips", "views.crops.large.count", 2, ("views.crops.large.count", "2", "set it to 1")),
-        ("tips", "model.class_tokens", 2, ("data.caption", "class_tokens to 1")),
+        ("tips", "model.class_tokens", 2, ("data.caption", "--config.model.class_tokens=1")),
         ("tipsv2", "losses.patch_over", "removed", ("losses.patch_over", "'all'", "'removed'")),
         ("siglip2", "masking.strategy", "attention_low", ("masking.strategy", "'random'")),
     ],

@@ -56,7 +56,8 @@ def check(name: str, config: ConfigDict) -> None:
     if captions != tokens:
         raise ValueError(
             f"method {name} has a class token for each caption, but data.caption {config.data.caption!r} gives "
-            f"{captions} and model.class_tokens is {tokens}; set model.class_tokens to {captions}"
+            f"{captions} and model.class_tokens is {tokens}; give --config.model.class_tokens={captions}, or a "
+            "data.caption of as many captions as class tokens, such as sources:NAME,NAME for 2"
         )
 
 

@@ -37,21 +37,24 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
 
     These are the sizes and kinds of the loaded networks, the preprocessing, and the learning-rate factors of the loaded
     networks.  Of the preprocessing, the fields that the user has set keep their values; `given` has their dotted names,
-    e.g. "preprocess.filter".  Without `init` the config is returned unchanged.  Raises FileNotFoundError if there is no
-    run at `init`.
+    e.g. "preprocess.filter".  There are at least as many class tokens as in the checkpoint, unless the user has set
+    "model.class_tokens".  Without `init` the config is returned unchanged.  Raises FileNotFoundError if there is no run
+    at `init`.
     """
     if not config.init:
         return config
     source, adopted = config_of(config.init), ConfigDict(config.to_dict())
+    set_by_user = {name.partition("[")[0] for name in given}
     _check_kind(config.init, source)
     brought = methods.build(source).networks
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
     for name in [*fields, *(field for network, names in OF_HEADS.items() if network in brought for field in names)]:
         adopted.model[name] = source.model[name]
-    adopted.model.class_tokens = max(config.model.class_tokens, source.model.class_tokens)
+    if "model.class_tokens" not in set_by_user:
+        adopted.model.class_tokens = max(config.model.class_tokens, source.model.class_tokens)
     adopted.preprocess = ConfigDict(source.preprocess.to_dict())
     for name in adopted.preprocess:
-        if f"preprocess.{name}" in {one.partition("[")[0] for one in given}:
+        if f"preprocess.{name}" in set_by_user:
             adopted.preprocess[name] = config.preprocess[name]
     _fit_crops(adopted, config)
     loaded = [network for network in methods.build(adopted).networks if network in brought]
@@ -132,11 +135,18 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
 
 
 def _with_class_tokens(tree: Params, params: Params) -> Params:
-    """Completes an image encoder with one class token by the fresh ones of the new networks."""
-    own = params.get("image", {})
-    if "image" not in tree or "extra_tokens" not in own or "extra_tokens" in tree["image"]:
+    """Gives an image encoder the number of class tokens of the new networks: its first ones, then fresh ones."""
+    name = "extra_tokens"
+    if "image" not in tree:
         return tree
-    return {**tree, "image": {**tree["image"], "extra_tokens": own["extra_tokens"]}}
+    fresh, known = params.get("image", {}).get(name), tree["image"].get(name)
+    kept = {path: leaf for path, leaf in tree["image"].items() if path != name}
+    if fresh is None:
+        return {**tree, "image": kept}
+    if known is None:
+        return {**tree, "image": {**kept, name: fresh}}
+    tokens = np.concatenate([np.asarray(known)[: len(fresh)], np.asarray(fresh)[len(known) :]])
+    return {**tree, "image": {**kept, name: jnp.asarray(tokens)}}
 
 
 def _statistics(old: Params, theirs: Params, student: Params) -> Params:
@@ -186,6 +196,7 @@ def report(
         f"starting from {config.init} ({source.method}, {source.model.size})",
         f"  loaded        {', '.join(loaded) or 'nothing'}",
         f"  fresh         {', '.join(fresh) or 'nothing'}",
+        *_token_lines(config, source),
         *_teacher_lines(teacher),
         f"  learning rate {opt.learning_rate:g} after {warmup} steps of warm-up; {rates}",
         f"  layer decay   {opt.layer_decay:g} in those",
@@ -202,6 +213,11 @@ def _changed_lines(config: ConfigDict, source: ConfigDict) -> list[str]:
         f"{name} {value} (checkpoint: {theirs.get(name)})" for name, value in ours.items() if value != theirs[name]
     ]
     return [f"    set by you: {', '.join(changed)}"] if changed else []
+
+
+def _token_lines(config: ConfigDict, source: ConfigDict) -> list[str]:
+    ours, theirs = config.model.class_tokens, source.model.class_tokens
+    return [f"  class tokens  {ours} (checkpoint: {theirs})"] if ours != theirs else []
 
 
 def _teacher_lines(teacher: dict[str, bool]) -> list[str]:
