@@ -90,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> int:
         written = fmt.write(export, path)
     print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else which, written)))
     print(f"preprocess  {preprocessing.description(config)}")
-    for note in notes(arguments.to, config, path):
+    for note in (*formats.left_out(fmt, export), *notes(arguments.to, config, path)):
         print(f"note        {note}")
     if arguments.verify:
         print("\n".join(rows(verified(fmt, export, path))))

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -29,6 +30,12 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 OPENAI_FIELDS = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._asdict().items()}
 TINY = {"model.size": "tiny", "model.image_size": 32, "model.context_length": 12, "model.vocab_size": 64}
 
+CAPTIONED = {
+    "cosmos": {"data.caption": "crops", "data.num_captions": 4},
+    "flair": {"data.caption": "diverse", "data.num_captions": 3},
+}
+POOLS = ("image_pool", "text_pool", "caption_pool")
+
 
 def save_noise(workdir, method, crops=None, **fields):
     """A workdir with a checkpoint of noise, student and teacher different."""
@@ -52,6 +59,14 @@ def save_noise(workdir, method, crops=None, **fields):
 @pytest.fixture(scope="module")
 def detailclip(tmp_path_factory):
     return save_noise(tmp_path_factory.mktemp("detailclip"), "detailclip")
+
+
+@pytest.fixture(scope="module")
+def captioned(detailclip, tmp_path_factory):
+    """Checkpoints of the methods with several captions, and DetailCLIP's, by method."""
+    crops = {"cosmos": {"local": {"count": 2, "size": 16}}, "flair": {"large": {"count": 1, "size": 32}}}
+    save = lambda name: save_noise(tmp_path_factory.mktemp(name), name, crops[name], **CAPTIONED[name], **OPENAI_FIELDS)
+    return {"detailclip": detailclip, **{name: save(name) for name in CAPTIONED}}
 
 
 @pytest.fixture(scope="module")
@@ -554,3 +569,41 @@ def test_the_authors_state_dicts_go_through_both_commands_bit_equal(tmp_path, na
     for key, value in state_dict.items():
         if not key.endswith("num_batches_tracked"):  # a count that nobody uses
             assert torch.equal(back[key], value), key
+
+
+OF_COSMOS = {"image_pool", "text_pool", "patch_projection", "word_projection", "distill_scale"}
+OF_FLAIR, OF_DETAILCLIP = {"caption_pool", "logit_bias"}, {"decoder", "pixel_head", "prototype_head"}
+TEXT = {"text", "text_projection", "image_projection", "logit_scale"}
+
+
+@pytest.mark.parametrize(
+    ("method", "to", "expected"),
+    [
+        ("cosmos", "open_clip", OF_COSMOS),
+        ("cosmos", "huggingface", OF_COSMOS),
+        ("cosmos", "stablehlo", OF_COSMOS | {"logit_scale"}),
+        ("cosmos", "cosmos", set()),
+        ("cosmos", "safetensors", set()),
+        ("flair", "open_clip", OF_FLAIR),
+        ("flair", "huggingface", OF_FLAIR),
+        ("flair", "stablehlo", OF_FLAIR | {"logit_scale"}),
+        ("flair", "safetensors", set()),
+        ("detailclip", "slip", OF_DETAILCLIP),
+        ("detailclip", "timm", OF_DETAILCLIP | TEXT),
+    ],
+)
+def test_networks_that_a_format_leaves_out_are_named_and_counted(captioned, tmp_path, capsys, method, to, expected):
+    """What is written and what is left out add up to all parameters, in COSMOS's format of student and teacher."""
+    if to in NEEDS:
+        pytest.importorskip(NEEDS[to])
+    suffix = "" if formats.FORMATS[to].is_directory else ".safetensors"
+    assert run(captioned[method], to, tmp_path / f"out{suffix}", "--no-verify") == 0
+    printed = capsys.readouterr().out
+    numbers = re.findall(r"([\d,]+) parameters|parameters  ([\d,]+)", printed)
+    counted = [int("".join(found).replace(",", "")) for found in numbers]
+    everything = sum(leaf.size for leaf in jax.tree.leaves(checkpoint.load(captioned[method])[1]["params"]))
+    assert sum(counted) == everything * (2 if to == "cosmos" else 1)
+    left = re.findall(r"left out, no place there: (.*) \(", printed)
+    assert left == ([", ".join(sorted(expected))] if expected else [])
+    own = method == "flair" and to != "safetensors"
+    assert ("flair ranks images and texts by its own score" in printed) == own

@@ -394,3 +394,10 @@ def test_dir_lists_the_lazy_names():
     assert all(getattr(detailclip_jax, name) is not None for name in detailclip_jax.__all__)
     with pytest.raises(AttributeError, match=r"has no 'laod'; public names: .*load"):
         detailclip_jax.laod  # noqa: B018
+
+
+def test_a_score_of_pairs_is_no_cosine_and_this_is_logged_once(caplog):
+    for method in ("clip", "flair", "flair"):
+        dataclasses.replace(model_of(method), path="runs/pairs").encode_text(["a frog"])
+    said = [message for message in caplog.messages if "by a score of pairs" in message]
+    assert len(said) == 1 and "flair" in said[0]

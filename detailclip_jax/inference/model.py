@@ -88,6 +88,15 @@ def _say_no_joint_space(path: str) -> None:
     logging.warning("%s has no joint space: encode_image gives the L2-normalised class feature", path)
 
 
+@functools.cache
+def _say_own_score(path: str, method: str) -> None:
+    """Logs, once for each path, that cosines are not the score by which the method ranks."""
+    logging.warning(
+        "%s: %s ranks images and texts by a score of pairs, as in evaluate; cosines of embeddings rank otherwise",
+        *(path, method),
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A trained model, returned by `load`.
@@ -112,6 +121,9 @@ class Model:
 
         A model without a joint space of images and texts (timm, MAE, DINO, iBOT, AttMask, supervised) returns its class
         feature instead, L2-normalised, with E = D, and logs this once for each path.
+
+        For FLAIR, which ranks by images pooled by each text, products with `encode_text` are the cosines of the class
+        token, not the published score; `evaluate` has both.
 
         Raises BadImage that names the unreadable image, and TypeError for one image that is not in a list.
         """
@@ -150,9 +162,13 @@ class Model:
     def encode_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "B E"]:
         """L2-normalised embeddings of any number of texts; a text longer than the context is truncated.
 
+        For a method whose score is no cosine of embeddings (FLAIR), this is logged once for each path.
+
         Raises TypeError for one text that is not in a list, and ValueError if the method has no text encoder.
         """
         self.require("encode_text")
+        if methods.build(self.config).score:
+            _say_own_score(self.path, self.config.method)
         tokenizer = Tokenizer(self.config.model.context_length)
         tokens = tokenizer(texts)
         if tokenizer.num_truncated:

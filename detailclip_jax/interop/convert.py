@@ -347,6 +347,12 @@ def to_state_dict(variables: Mapping[str, Params], config: ConfigDict, layout: s
     return {**written, **copies, **table.constants, **table.counters}
 
 
+def networks_in(config: ConfigDict, layout: str) -> set[str]:
+    """The networks of a model of which `to_state_dict` writes parameters; raises ValueError as it does."""
+    table = layout_for(config, layout).table(spec_of(config.model))
+    return {path.split("/")[0] for path in (*(entry.path for entry in table.params), *table.fixed)}
+
+
 def _check_fixed(table: Table, variables: Mapping[str, Params], layout: str) -> None:
     """Raises ValueError if a parameter for which the layout has no tensor differs from the value assumed there."""
     ours = tables.flatten(variables["params"]) if table.fixed else {}

@@ -1,13 +1,17 @@
 """The formats of `export`: for each, a function that writes it and one that reads it back for comparison."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+from ml_collections import ConfigDict
+
+from detailclip_jax import methods
 from detailclip_jax.interop import cosmos, files, functions, hub, hub_tokenizer, model_card, own, verify
-from detailclip_jax.interop.convert import to_state_dict
+from detailclip_jax.interop.convert import networks_in, to_state_dict
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.verify import Difference, Features
 from detailclip_jax.runtime.files import replace_text
@@ -16,10 +20,14 @@ from detailclip_jax.types import Params
 
 
 class Format(NamedTuple):
-    """A format of `export`; `write` returns the tensors that it wrote."""
+    """A format of `export`; `write` returns the tensors that it wrote.
+
+    `networks` are those that the format has a place for, given a config; None stands for all of them.
+    """
 
     write: Callable[[Export, Path], Mapping[str, Any]]
     verify: Callable[[Export, Path], dict[str, Difference]]
+    networks: Callable[[ConfigDict], Collection[str]] | None
     is_directory: bool = False
     holds_teacher: bool = False
 
@@ -41,9 +49,14 @@ def write_timm(export: Export, path: Path) -> Mapping[str, Any]:
 def write_slip(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes CLIP's networks, and SLIP's head if the model has one."""
     variables = {**export.variables, "params": export.params}
-    tensors = to_state_dict(variables, export.config, "slip" if export.config.method == "slip" else "clip")
+    tensors = to_state_dict(variables, export.config, slip_layout(export.config))
     files.write(path, tensors, {"format": "pt"})
     return tensors
+
+
+def slip_layout(config: ConfigDict) -> str:
+    """The layout of `write_slip`."""
+    return "slip" if config.method == "slip" else "clip"
 
 
 def write_reference(export: Export, path: Path) -> Mapping[str, Any]:
@@ -147,15 +160,43 @@ def verify_safetensors(export: Export, path: Path) -> dict[str, Difference]:
     return verify.compare(verify.ours(export.model, read, batch), expected)
 
 
+def in_layout(name: str) -> Callable[[ConfigDict], Collection[str]]:
+    """`Format.networks` of a format that writes a state dict in this layout."""
+    return lambda config: networks_in(config, name)
+
+
+def left_out(fmt: Format, export: Export) -> list[str]:
+    """Notes on the networks of a model that a format leaves out, and on a score that needs more than the encoders."""
+    if fmt.networks is None:
+        return []
+    places, lines = fmt.networks(export.config), []
+    if missing := sorted(set(export.params) - set(places)):
+        count = sum(leaf.size for leaf in jax.tree.leaves([export.params[name] for name in missing]))
+        lines.append(f"left out, no place there: {', '.join(missing)} ({count:,} parameters); --to=safetensors has all")
+    if "text" in places and methods.build(export.config).score:
+        method = export.config.method
+        lines.append(f"{method} ranks images and texts by its own score, which is left out: cosines rank otherwise")
+    return lines
+
+
 FORMATS = {
-    "reference": Format(write_reference, verify_reference, holds_teacher=True),
-    "reference_backbone": Format(write_timm, verify_image),
-    "slip": Format(write_slip, partial(verify_with, verify.slip_features)),
-    "timm": Format(write_timm, verify_image),
-    "cosmos": Format(write_cosmos, verify_cosmos, holds_teacher=True),
-    "open_clip": Format(write_open_clip, partial(verify_with, verify.open_clip_features), is_directory=True),
-    "huggingface": Format(write_huggingface, partial(verify_with, verify.huggingface_features), is_directory=True),
-    "safetensors": Format(write_safetensors, verify_safetensors),
-    "stablehlo": Format(functions.write_stablehlo, functions.verify_stablehlo, is_directory=True),
-    "onnx": Format(functions.write_onnx, functions.verify_onnx, is_directory=True),
+    "reference": Format(write_reference, verify_reference, in_layout("reference"), holds_teacher=True),
+    "reference_backbone": Format(write_timm, verify_image, in_layout("timm")),
+    "slip": Format(write_slip, partial(verify_with, verify.slip_features), lambda c: networks_in(c, slip_layout(c))),
+    "timm": Format(write_timm, verify_image, in_layout("timm")),
+    "cosmos": Format(write_cosmos, verify_cosmos, in_layout("cosmos"), holds_teacher=True),
+    "open_clip": Format(
+        write_open_clip, partial(verify_with, verify.open_clip_features), in_layout("open_clip"), is_directory=True
+    ),
+    "huggingface": Format(
+        write_huggingface,
+        partial(verify_with, verify.huggingface_features),
+        in_layout("huggingface"),
+        is_directory=True,
+    ),
+    "safetensors": Format(write_safetensors, verify_safetensors, None),
+    "stablehlo": Format(
+        functions.write_stablehlo, functions.verify_stablehlo, lambda _: functions.TOWERS, is_directory=True
+    ),
+    "onnx": Format(functions.write_onnx, functions.verify_onnx, lambda _: functions.TOWERS, is_directory=True),
 }
