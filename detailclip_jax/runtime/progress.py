@@ -153,7 +153,7 @@ def progress_line(
     rate = f"{speed:.0f}" if speed >= 10 else f"{speed:.2f}"
     losses = {name: values[name] for name in ("loss", *terms)}
     shown = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-    num_bad = values.get("bad_records", 0)
+    num_bad = int(values.get("bad_records", 0))
     bad = f" | {counted(num_bad, 'bad record')}" if num_bad else ""
     line = f"step {step}/{total_steps} | {eta} | {rate} images/s | data {wait} | {shown}{bad}"
     if width is None or len(line) <= width:
