@@ -15,7 +15,7 @@ CONTEXT = Context({}, {})
 
 
 @functools.cache
-def row(method):
+def forward_of(method):
     """Experiment, a state of noise, a batch whose captions end in different places, and the record."""
     exp = tiny_experiment(method)
     state, batch = noise_state(exp), tiny_batch(0, exp.config)
@@ -72,7 +72,7 @@ def test_flair_needs_several_captions(caption, num):
 
 
 def test_cosmos_compares_every_crop_and_text_with_the_teacher_s():
-    exp, _, _, record = row("cosmos")
+    exp, _, _, record = forward_of("cosmos")
     heads = record.heads
     scale, distill_scale = (np.exp(float(heads[name])) for name in ("logit_scale", "distill_scale"))
     assert heads["image_embedding"].shape[0] == 2 and record.text.embedding.shape[0] == 4  # no local crop
@@ -88,7 +88,7 @@ def test_cosmos_compares_every_crop_and_text_with_the_teacher_s():
 
 
 def test_cosmos_adds_a_pool_over_the_other_modality_s_first_global_view():
-    exp, state, _, record = row("cosmos")
+    exp, state, _, record = forward_of("cosmos")
     student = networks(exp, state.params)
     crops = [student.image_projection(cls) for name in ("full", "local") for cls in record.tokens[name].cls]
     words, valid = student.word_projection(record.text.tokens[0]), record.text.valid[0]
@@ -102,7 +102,7 @@ def test_cosmos_adds_a_pool_over_the_other_modality_s_first_global_view():
 
 
 def test_cosmos_s_teacher_encodes_global_crops_and_global_captions_without_pools():
-    exp, state, batch, record = row("cosmos")
+    exp, state, batch, record = forward_of("cosmos")
     teacher = networks(exp, {**state.params, **state.ema_params})
     for caption in range(2):
         expected = teacher.embed_text(jnp.asarray(batch["text"][:, caption]))
@@ -115,7 +115,7 @@ def test_cosmos_s_teacher_encodes_global_crops_and_global_captions_without_pools
 
 def test_captions_cut_behind_their_end_give_the_features_of_whole_ones():
     """What `data.text_buckets` does to a batch: COSMOS's crops attend to all words, but to none after the end."""
-    exp, state, batch, _ = row("cosmos")
+    exp, state, batch, _ = forward_of("cosmos")
     text = batch["text"].copy()
     text[..., 6] = exp.config.model.vocab_size - 1  # every caption has 7 tokens
     whole, cut = (exp.forward(state, exp.put({**batch, "text": tokens})) for tokens in (text, text[..., :8]))
@@ -125,7 +125,7 @@ def test_captions_cut_behind_their_end_give_the_features_of_whole_ones():
 
 
 def test_flair_pools_every_image_by_its_own_captions_and_by_one_of_each_other_image():
-    exp, state, _, record = row("flair")
+    exp, state, _, record = forward_of("flair")
     net, heads = networks(exp, state.params), record.heads
     (num_captions, size, _), patches = record.text.embedding.shape, record.tokens["full"].patches[0]
     keys, texts = net.image_projection(patches), record.text.embedding

@@ -1,4 +1,4 @@
-"""What sets one row apart from the others, against loops over its record."""
+"""What sets one method apart from the others, against loops over the record of its forward pass."""
 
 import functools
 
@@ -23,7 +23,7 @@ KEYS = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 8))
 
 
 @functools.cache
-def row(method):
+def forward_of(method):
     """Experiment, a state of noise and the record of its forward pass."""
     exp = tiny_experiment(method)
     state = noise_state(exp)
@@ -41,36 +41,36 @@ def probabilities(logits, temperature):
 
 
 def test_dino_compares_each_teacher_view_with_all_other_crops():
-    _, _, line = row("dino")
-    student, teacher = line.heads["student_cls"], line.heads["teacher_cls"]
+    _, _, record = forward_of("dino")
+    student, teacher = record.heads["student_cls"], record.heads["teacher_cls"]
     assert student.shape == (4, 8, 32) and teacher.shape == (2, 8, 32)  # two globals, two locals
-    line_heads = [
+    expected = [
         -(probabilities(teacher[w], 0.04) * log_softmax(student[v] / 0.1)).sum(-1).mean()
         for w in range(2)
         for v in range(4)
         if v != w
     ]
-    assert len(line_heads) == 6
-    # the record of `line` has drop path drawn from other keys than the step, so the loss is taken from the record
-    loss, metrics = methods.build(tiny_config("dino")).terms["cls"].run(line, context(line))
-    np.testing.assert_allclose(loss, np.mean(line_heads), rtol=1e-4)
+    assert len(expected) == 6
+    # the recorded forward pass has drop path drawn from other keys than the step, so the loss is taken from the record
+    loss, metrics = methods.build(tiny_config("dino")).terms["cls"].run(record, context(record))
+    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
     assert metrics["teacher_view_kl"] > 0 and metrics["teacher_entropy"] > 0
 
 
-def context(line):
+def context(record):
     centers = {"cls": jnp.zeros(32), "patch": jnp.zeros(32)}
     return forward.Context(centers, {"cls": jnp.asarray(0.04), "patch": jnp.asarray(0.04)})
 
 
 @pytest.mark.parametrize("method", ["ibot", pytest.param("attmask", marks=pytest.mark.check)])
 def test_patch_distillation_runs_over_hidden_patches_of_each_image(method):
-    exp, state, line = row(method)
-    loss, _ = exp.method.terms["patch"].run(line, context(line))
+    exp, state, record = forward_of(method)
+    loss, _ = exp.method.terms["patch"].run(record, context(record))
     head = functools.partial(exp.model.prototype_head.apply)
-    student = head({"params": state.params["prototype_head"]}, line.tokens["masked"].patches)[...]
-    teacher = head({"params": state.ema_params["prototype_head"]}, line.targets["full"].patches)[...]
+    student = head({"params": state.params["prototype_head"]}, record.tokens["masked"].patches)[...]
+    teacher = head({"params": state.ema_params["prototype_head"]}, record.targets["full"].patches)[...]
     per_patch = -(probabilities(teacher, 0.04) * log_softmax(np.asarray(student) / 0.1)).sum(-1)
-    hidden = np.asarray(line.hidden.mask)
+    hidden = np.asarray(record.hidden.mask)
     per_image = [per_patch[i][hidden[i]].mean() if hidden[i].any() else 0.0 for i in np.ndindex(2, 8)]
     np.testing.assert_allclose(loss, np.mean(per_image), rtol=1e-4)
 
@@ -82,18 +82,18 @@ def test_patch_distillation_may_run_over_all_patches(method):
     config.losses.patch_over = "all"
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     state = noise_state(exp)
-    line = exp.forward(state, exp.put(tiny_batch(0, config)))
-    tokens = np.array(line.targets["full"].patches)
+    record = exp.forward(state, exp.put(tiny_batch(0, config)))
+    tokens = np.array(record.targets["full"].patches)
     if method == "ibot":
-        tokens = np.asarray(line.tokens["masked"].patches)
+        tokens = np.asarray(record.tokens["masked"].patches)
     else:
         for index in np.ndindex(2, 8):
-            tokens[index][line.hidden.kept[index]] = line.tokens["visible"].patches[index]
-            tokens[index][line.hidden.removed[index]] = line.decoded[index]
+            tokens[index][record.hidden.kept[index]] = record.tokens["visible"].patches[index]
+            tokens[index][record.hidden.removed[index]] = record.decoded[index]
     logits = lambda params, x: exp.model.prototype_head.apply({"params": params["prototype_head"]}, jnp.asarray(x))[...]
-    taught = probabilities(logits(state.ema_params, line.targets["full"].patches), 0.04)
+    taught = probabilities(logits(state.ema_params, record.targets["full"].patches), 0.04)
     per_patch = -(taught * log_softmax(np.asarray(logits(state.params, tokens)) / 0.1)).sum(-1)
-    loss, _ = exp.method.terms["patch"].run(line, context(line))
+    loss, _ = exp.method.terms["patch"].run(record, context(record))
     np.testing.assert_allclose(loss, per_patch.mean(), rtol=1e-4)
 
 
@@ -106,19 +106,19 @@ def test_a_narrower_decoder_cannot_serve_a_patch_term_over_all_patches():
 
 
 def test_ibot_hides_what_the_pipeline_drew():
-    exp, _, line = row("ibot")
+    exp, _, record = forward_of("ibot")
     drawn = tiny_batch(0, exp.config)["hidden"]["large"]
-    np.testing.assert_array_equal(line.hidden.mask, np.moveaxis(drawn, 1, 0))
+    np.testing.assert_array_equal(record.hidden.mask, np.moveaxis(drawn, 1, 0))
 
 
 def test_a_replaced_patch_is_not_seen():
-    exp, state, line = row("ibot")
+    exp, state, record = forward_of("ibot")
     batch = tiny_batch(0, exp.config)
     hidden = np.repeat(np.repeat(batch["hidden"]["large"].reshape(8, 2, 4, 4), 8, 2), 8, 3)
     changed = {**batch["image"], "large": np.where(hidden[..., None], 7, batch["image"]["large"]).astype(np.uint8)}
     again = exp.forward(state, exp.put({**batch, "image": changed}))
-    np.testing.assert_array_equal(again.tokens["masked"].cls, line.tokens["masked"].cls)
-    assert (again.targets["full"].cls != line.targets["full"].cls).any()
+    np.testing.assert_array_equal(again.tokens["masked"].cls, record.tokens["masked"].cls)
+    assert (again.targets["full"].cls != record.targets["full"].cls).any()
 
 
 def attmask_masks(strategy, steps=60, side=14):
@@ -160,8 +160,8 @@ def test_attmask_refuses_other_strategies():
     check_names(raised.value, "masking.strategy", "'random'", "attmask", "attention_hint")
 
 
-def enclosing_attention(line):
-    return np.asarray(line.targets["enclosing"].attention).mean(-2)[0]
+def enclosing_attention(record):
+    return np.asarray(record.targets["enclosing"].attention).mean(-2)[0]
 
 
 @pytest.mark.parametrize("method", [pytest.param("aclip", marks=pytest.mark.check), "detailclip"])
@@ -174,8 +174,8 @@ def test_the_mask_is_read_at_the_student_s_box(method):
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     batch = tiny_batch(0, config)
     batch["box"]["large"][:] = (0, 0, 24, 24)
-    line = exp.forward(noise_state(exp), exp.put(batch))
-    maps = enclosing_attention(line).reshape(8, 4, 4)
+    record = exp.forward(noise_state(exp), exp.put(batch))
+    maps = enclosing_attention(record).reshape(8, 4, 4)
     for image in range(8):
         pixels = np.stack([np.interp((np.arange(48) + 0.5) / 12 - 0.5, range(4), c) for c in maps[image].T], 1)
         pixels = np.stack([np.interp((np.arange(48) + 0.5) / 12 - 0.5, range(4), r) for r in pixels])
@@ -184,7 +184,7 @@ def test_the_mask_is_read_at_the_student_s_box(method):
         rows = (pixels[low] + pixels[low + 1]) / 2
         read = (rows[:, low] + rows[:, low + 1]) / 2
         expected = set(np.argsort(read.ravel())[:8])
-        assert set(np.flatnonzero(line.hidden.mask[0, image])) == expected
+        assert set(np.flatnonzero(record.hidden.mask[0, image])) == expected
 
 
 def test_enclosing_needs_its_crop_and_no_flip():
@@ -205,17 +205,17 @@ def test_the_same_teacher_makes_no_further_pass():
 
 
 def test_aclip_s_byol_compares_both_views_with_one_target():
-    _, _, line = row("aclip")
-    online, target = (np.asarray(line.heads[name]) for name in ("predicted_byol", "target_byol"))
+    _, _, record = forward_of("aclip")
+    online, target = (np.asarray(record.heads[name]) for name in ("predicted_byol", "target_byol"))
     assert online.shape == (2, 8, 64) and target.shape == (1, 8, 64)
     cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     expected = np.mean([2 - 2 * cosine(online[v, i], target[0, i]) for v in range(2) for i in range(8)])
-    loss, _ = methods.build(tiny_config("aclip")).terms["byol"].run(line, context(line))
+    loss, _ = methods.build(tiny_config("aclip")).terms["byol"].run(record, context(record))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 def test_aclip_s_teacher_keeps_statistics_of_its_own():
-    exp, state, _ = row("aclip")
+    exp, state, _ = forward_of("aclip")
     batch = exp.put(tiny_batch(0, exp.config))
     new, _ = exp.train_step(jax.tree.map(jnp.copy, state), batch)
     student, teacher = new.batch_stats["student"], new.batch_stats["teacher"]
@@ -225,18 +225,18 @@ def test_aclip_s_teacher_keeps_statistics_of_its_own():
 
 
 def test_maskclip_reads_the_caption_against_the_whole_view_and_teaches_hidden_patches():
-    exp, state, line = row("maskclip")
-    assert line.tokens["full"].patches.shape[2] == 16 and line.tokens["visible"].patches.shape[2] == 4
-    whole = exp.model.image_projection.apply({"params": state.params["image_projection"]}, line.tokens["full"].cls)
-    np.testing.assert_allclose(line.heads["image_embedding"], whole, rtol=1e-4, atol=1e-5)
-    assert line.heads["student_patches"].shape == (1, 8, 12, 32)
+    exp, state, record = forward_of("maskclip")
+    assert record.tokens["full"].patches.shape[2] == 16 and record.tokens["visible"].patches.shape[2] == 4
+    whole = exp.model.image_projection.apply({"params": state.params["image_projection"]}, record.tokens["full"].cls)
+    np.testing.assert_allclose(record.heads["image_embedding"], whole, rtol=1e-4, atol=1e-5)
+    assert record.heads["student_patches"].shape == (1, 8, 12, 32)
 
 
 def test_mae_s_loss_is_that_of_its_record():
-    exp, _, line = row("mae")
-    target = np.asarray(line.heads["target_pixels"], np.float64)
-    error = np.square(np.asarray(line.heads["predicted_pixels"]) - target).mean()
-    loss, _ = exp.method.terms["reconstruction"].run(line, context(line))
+    exp, _, record = forward_of("mae")
+    target = np.asarray(record.heads["target_pixels"], np.float64)
+    error = np.square(np.asarray(record.heads["predicted_pixels"]) - target).mean()
+    loss, _ = exp.method.terms["reconstruction"].run(record, context(record))
     np.testing.assert_allclose(loss, error, rtol=1e-5)
     assert target.shape == (1, 8, 12, 192)
     assert set(exp.state_shapes.params["decoder"]["embed"]["bias"].shape) == {64}
@@ -269,7 +269,7 @@ def test_random_masks_need_no_teacher():
 
 
 def image_network(method, image_size, grid=14):
-    """The image encoder of a row for a grid of `grid` patches a side, and its parameters."""
+    """The image encoder of a method for a grid of `grid` patches a side, and its parameters."""
     config = tiny_config(method)
     config.model.image_size = 8 * grid
     config.views.crops.large.size = 8 * grid
@@ -338,8 +338,8 @@ def contrast(image, text, scale):
     return -(log_softmax(logits)[own, own].mean() + log_softmax(logits.T)[own, own].mean()) / 2
 
 
-def scale_of(line):
-    return float(np.exp(line.heads["logit_scale"]))
+def scale_of(record):
+    return float(np.exp(record.heads["logit_scale"]))
 
 
 def head_logits(exp, params, tokens):
@@ -352,17 +352,17 @@ def divergence(student, teacher):
 
 @pytest.mark.check
 def test_silc_compares_the_whole_image_and_both_globals_with_the_caption():
-    exp, state, line = row("silc")
-    cls = [line.tokens["clean"].cls[0], *line.tokens["full"].cls]
+    exp, state, record = forward_of("silc")
+    cls = [record.tokens["clean"].cls[0], *record.tokens["full"].cls]
     embed = lambda x: exp.model.image_projection.apply({"params": state.params["image_projection"]}, x)
-    expected = np.mean([contrast(embed(x), line.text.embedding[0], scale_of(line)) for x in cls])
-    loss, _ = exp.method.terms["clip"].run(line, context(line), forward.WholeBatch())
+    expected = np.mean([contrast(embed(x), record.text.embedding[0], scale_of(record)) for x in cls])
+    loss, _ = exp.method.terms["clip"].run(record, context(record), forward.WholeBatch())
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    student, teacher = ([*line.tokens["full"].cls, *line.tokens["local"].cls], line.targets["full"].cls)
+    student, teacher = ([*record.tokens["full"].cls, *record.tokens["local"].cls], record.targets["full"].cls)
     student = [head_logits(exp, state.params, x) for x in student]
     teacher = [head_logits(exp, state.ema_params, x) for x in teacher]
     pairs = [divergence(student[v], teacher[w]) for w in range(2) for v in range(4) if v != w]
-    np.testing.assert_allclose(exp.method.terms["cls"].run(line, context(line))[0], np.mean(pairs), rtol=1e-4)
+    np.testing.assert_allclose(exp.method.terms["cls"].run(record, context(record))[0], np.mean(pairs), rtol=1e-4)
 
 
 TIPS = ["tips", pytest.param("tipsv2", marks=pytest.mark.check)]
@@ -370,23 +370,23 @@ TIPS = ["tips", pytest.param("tipsv2", marks=pytest.mark.check)]
 
 @pytest.mark.parametrize("method", TIPS)
 def test_tips_teaches_local_crops_and_patches_by_one_global_crop(method):
-    exp, state, line = row(method)
+    exp, state, record = forward_of(method)
     taught = {**state.params, **state.ema_params}
-    assert line.hidden.mask.shape == (1, 8, 16) and (line.hidden.mask.sum(-1) == 12).all()
-    (target,) = head_logits(exp, taught, line.targets["full"].cls)
-    local = [divergence(head_logits(exp, state.params, x), target) for x in line.tokens["local"].cls]
-    np.testing.assert_allclose(exp.method.terms["cls"].run(line, context(line))[0], np.mean(local), rtol=1e-4)
-    patches = head_logits(exp, state.params, line.tokens["masked"].patches)
-    per_patch = divergence(patches, head_logits(exp, taught, line.targets["full"].patches))
-    expected = per_patch.mean() if method == "tipsv2" else per_patch[np.asarray(line.hidden.mask)].mean()
-    np.testing.assert_allclose(exp.method.terms["patch"].run(line, context(line))[0], expected, rtol=1e-4)
+    assert record.hidden.mask.shape == (1, 8, 16) and (record.hidden.mask.sum(-1) == 12).all()
+    (target,) = head_logits(exp, taught, record.targets["full"].cls)
+    local = [divergence(head_logits(exp, state.params, x), target) for x in record.tokens["local"].cls]
+    np.testing.assert_allclose(exp.method.terms["cls"].run(record, context(record))[0], np.mean(local), rtol=1e-4)
+    patches = head_logits(exp, state.params, record.tokens["masked"].patches)
+    per_patch = divergence(patches, head_logits(exp, taught, record.targets["full"].patches))
+    expected = per_patch.mean() if method == "tipsv2" else per_patch[np.asarray(record.hidden.mask)].mean()
+    np.testing.assert_allclose(exp.method.terms["patch"].run(record, context(record))[0], expected, rtol=1e-4)
 
 
 @pytest.mark.check
 def test_tipsv2_averages_its_head_alone_and_is_taught_by_its_own_encoder():
-    exp, state, line = row("tipsv2")
+    exp, state, record = forward_of("tipsv2")
     assert set(exp.state_shapes.ema_params) == {"prototype_head"}
-    np.testing.assert_allclose(line.targets["full"].cls, line.tokens["full"].cls, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(record.targets["full"].cls, record.tokens["full"].cls, rtol=1e-5, atol=1e-6)
     before = jax.device_get(state)
     after, metrics = exp.train_step(jax.tree.map(jnp.copy, state), exp.put(tiny_batch(0, exp.config)))
     momentum = float(metrics["ema_momentum"])
@@ -405,13 +405,13 @@ def two_captions(method="tips"):
 def test_tips_compares_each_caption_with_its_own_class_token():
     config, exp = two_captions()
     state = noise_state(exp)
-    line = exp.forward(state, exp.put(tiny_batch(0, config)))
-    tokens = line.tokens["full"]
+    record = exp.forward(state, exp.put(tiny_batch(0, config)))
+    tokens = record.tokens["full"]
     cls = tokens.cls[0], tokens.extra[0, :, 0]
     embed = lambda x: exp.model.image_projection.apply({"params": state.params["image_projection"]}, x)
-    expected = [contrast(embed(x), line.text.embedding[c], scale_of(line)) for c, x in enumerate(cls)]
-    assert line.text.embedding.shape == (2, 8, 64)
-    loss, _ = exp.method.terms["clip"].run(line, context(line), forward.WholeBatch())
+    expected = [contrast(embed(x), record.text.embedding[c], scale_of(record)) for c, x in enumerate(cls)]
+    assert record.text.embedding.shape == (2, 8, 64)
+    loss, _ = exp.method.terms["clip"].run(record, context(record), forward.WholeBatch())
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
 
 
@@ -430,16 +430,16 @@ def test_two_captions_in_chunks_are_those_of_the_whole_batch():
 
 @pytest.mark.check
 def test_siglip2_takes_the_image_as_it_is_for_its_sigmoid_loss():
-    exp, state, line = row("siglip2")
+    exp, state, record = forward_of("siglip2")
     embed = lambda x: exp.model.image_projection.apply({"params": state.params["image_projection"]}, x)
-    z = scale_of(line) * unit(embed(line.tokens["clean"].cls[0])) @ unit(line.text.embedding[0]).T
+    z = scale_of(record) * unit(embed(record.tokens["clean"].cls[0])) @ unit(record.text.embedding[0]).T
     signs = 2 * np.eye(8) - 1
-    expected = np.log1p(np.exp(-signs * (z + float(line.heads["logit_bias"])))).sum(-1).mean()
-    loss, _ = exp.method.terms["sigmoid"].run(line, context(line), forward.WholeBatch())
+    expected = np.log1p(np.exp(-signs * (z + float(record.heads["logit_bias"])))).sum(-1).mean()
+    loss, _ = exp.method.terms["sigmoid"].run(record, context(record), forward.WholeBatch())
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    (target,) = head_logits(exp, state.ema_params, line.targets["full"].cls)
-    local = [divergence(head_logits(exp, state.params, x), target) for x in line.tokens["local"].cls]
-    np.testing.assert_allclose(exp.method.terms["cls"].run(line, context(line))[0], np.mean(local), rtol=1e-4)
+    (target,) = head_logits(exp, state.ema_params, record.targets["full"].cls)
+    local = [divergence(head_logits(exp, state.params, x), target) for x in record.tokens["local"].cls]
+    np.testing.assert_allclose(exp.method.terms["cls"].run(record, context(record))[0], np.mean(local), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_siglip2_takes_the_image_as_it_is_for_its_sigmoid_loss():
         ("siglip2", "masking.strategy", "attention_low", ("masking.strategy", "'random'")),
     ],
 )
-def test_what_tips_and_its_kin_cannot_do_is_refused(method, field, value, words):
+def test_unsupported_settings_of_tips_tipsv2_and_siglip2_are_refused(method, field, value, words):
     config = tiny_config(method)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError) as raised:
