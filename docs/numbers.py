@@ -427,9 +427,6 @@ COMPARE = "python -m detailclip_jax.compare"
 GENTLY = "--set optimizer.loaded_rate=0.3 --set optimizer.layer_decay=0.75"
 TEXTURED = "--set data.stickers.scenes=textured"  # what the comparisons were measured on
 PAPER = "detailclip+losses.weights.cls=1.0+losses.weights.patch=1.0"
-LATER = (  # the methods of configs/beyond, and what they are compared with
-    *("clip", "cosmos", "tipsv2", "flair", "silc", "detailclip", "detailclip+losses.patch_over=all", "siglip", "tips"),
-)
 FACTORS = (  # each one, beside the paper's weights or instead of them
     PAPER,
     "detailclip",
@@ -685,12 +682,12 @@ def straightforward(folder: Path) -> Made:
     return {"straightforward.table": lines}
 
 
-def spread(records: Sequence[Mapping[str, Any]], row: str, metric: str, weights: str = "student") -> str:
-    """A metric of a row of `compare` in per cent: "21.8 ± 3.5"; "" if it was not measured."""
+def spread(records: Sequence[Mapping[str, Any]], row: str, metric: str) -> str:
+    """A metric of a row of `compare` in per cent, of the student: "21.8 ± 3.5"; "" if it was not measured."""
     found = [
         one
         for one in records
-        if (one["method"], one["weights"], one["metric"]) == (row, weights, METRICS.get(metric, metric))
+        if (one["method"], one["weights"], one["metric"]) == (row, "student", METRICS.get(metric, metric))
     ]
     if not found:
         return ""
@@ -716,21 +713,6 @@ def comparison(folder: Path) -> Made:
     return {
         "comparison.table": rows_table(folder / "rows", shown | {"untrained": "untrained", "raw pixels": "raw pixels"})
     }
-
-
-def later(folder: Path) -> Made:
-    """The methods of configs/beyond at one budget, with the weights that each is evaluated with by default."""
-    made = read(folder / "rows", "comparison")
-    lines = [
-        f"| method | weights | {' | '.join(METRICS)} | GFLOP per image |",
-        "|---|---|" + "---:|" * (len(METRICS) + 1),
-    ]
-    for row in (*LATER, "untrained"):
-        weights = "ema" if row == "cosmos" else "student"
-        cells = [spread(made["results"], row, metric, weights) for metric in METRICS]
-        cost = made["costs"].get(row, "").partition(" ")[0]
-        lines.append(f"| `{row}` | {weights} | {' | '.join(cells)} | {cost} |")
-    return {"later.table": lines}
 
 
 def continued(folder: Path) -> Made:
@@ -883,14 +865,6 @@ NUMBERS = (
             f"--budget=300 {TEXTURED} --workdir={{out}}/rows",
         ),
         comparison,
-    ),
-    Number(
-        "later",
-        "the methods of configs/beyond at one budget, from scratch",
-        60,
-        (*LEARNING, *JUDGING),
-        (f"{COMPARE} --methods={','.join(LATER)} --seeds=1 --budget=300 --workdir={{out}}/rows",),
-        later,
     ),
     Number(
         "continued",
