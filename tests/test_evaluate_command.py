@@ -47,6 +47,7 @@ def test_tasks_on_stickers_need_no_data_and_are_not_run_twice(workdir, tmp_path,
     assert run(workdir, tmp_path, tasks, "--num-examples=16", "--num-train-examples=16") == 0
     screen = capsys.readouterr().out
     assert "zero_shot stickers, top-1" in screen and "knn stickers, k=10, top-1" in screen
+    assert "student and ema weights; published numbers of this method use the ema weights" in screen
     found = records(tmp_path)
     assert all(tuple(record)[: len(FIELDS)] == FIELDS for record in found)
     assert {(r["task"], r["weights"]) for r in found} == {

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tiny import noise, tiny_config, tiny_experiment
 
-from detailclip_jax import evaluation
+from detailclip_jax import evaluation, methods
 from detailclip_jax.config import default
 from detailclip_jax.data import labelled
 from detailclip_jax.data.images import evaluation_view
@@ -122,6 +123,24 @@ def test_a_teacher_is_evaluated_if_it_has_an_encoder_of_its_own(method, expected
     if "ema" not in expected:
         with pytest.raises(ValueError, match=rf"--weights=ema: {method} has no teacher with encoders of its own"):
             subject.check_weights(["ema"], found, method)
+
+
+def test_the_page_on_evaluation_names_each_method_s_default_weights():
+    page = (ROOT / "docs" / "evaluation.md").read_text().split("## Weights")[1].split("\n## ")[0]
+    found = {
+        name: row.split(" | ")[0]
+        for row in page.splitlines()
+        for name in re.findall("`([a-z0-9]+)`", row)
+        if "|" in row
+    }
+    expected = {}
+    for name in methods.METHODS:
+        method = methods.build(tiny_config(name))
+        own = subject.weights_of({}, dict.fromkeys(method.ema))
+        student = "no teacher" if not method.ema else "though" if "ema" in own else "prototype head alone"
+        expected[name] = "EMA" if method.weights == "ema" and "ema" in own else student
+    assert found.keys() == expected.keys()
+    assert [name for name, words in expected.items() if words not in found[name]] == []
 
 
 # texts
@@ -588,7 +607,7 @@ import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 sys.path.insert(0, "tests")
 from evaluation_data import variables_of
-from detailclip_jax import evaluation
+from detailclip_jax import evaluation, methods
 from detailclip_jax.training import mesh
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import Tokenizer
