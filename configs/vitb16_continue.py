@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent
 def get_config(arg=None):
     arg = base.parse_arg(arg, method="detailclip", epochs=5)
     c = from_scratch(arg.method)
+    c.init_required = True  # rates and the frozen patch embedding are for trained networks
     c.num_epochs = arg.epochs  # a fifth of the paper's, as the encoders are already trained
     c.batch_size = 512  # for one machine instead of 16 A100s
     c.log_every = 50

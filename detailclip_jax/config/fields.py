@@ -81,6 +81,7 @@ RUN: Group = {
     "method": Field("detailclip", "method; methods/ has one file for each", "paper"),
     "seed": Field(0, "seed of the parameters, the order of examples, the crops and the captions", OURS),
     "init": Field("", "checkpoint to start from: its networks, sizes and preprocessing (init_from.py)", OURS),
+    "init_required": Field(False, "whether a run without init is refused: the config continues a checkpoint", OURS),
     "batch_size": Field(4096, "image-text pairs per step, over all devices", "paper 4.1; reference: 256 x 16 A100"),
     "accumulation": Field(
         1, "chunks of a batch on each device (exact gradient accumulation): less memory, the same gradients", OURS

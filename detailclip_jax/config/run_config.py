@@ -26,6 +26,7 @@ MAY_DIFFER = (
     "log_every",
     "checkpoint_every",
     "max_to_keep",
+    "init_required",  # changes no number
     "best_metric",
     "evaluate_every",
     "evaluate_at_end",

@@ -39,9 +39,10 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     networks.  Of the preprocessing, the fields that the user has set keep their values; `given` has their dotted names,
     e.g. "preprocess.filter".  There are at least as many class tokens as in the checkpoint, unless the user has set
     "model.class_tokens".  Without `init` the config is returned unchanged.  Raises FileNotFoundError if there is no run
-    at `init`.
+    at `init`, and ValueError if the config requires an `init` and has none.
     """
     if not config.init:
+        _check_not_required(config)
         return config
     source, adopted = config_of(config.init), ConfigDict(config.to_dict())
     set_by_user = {name.partition("[")[0] for name in given}
@@ -61,6 +62,12 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
     return adopted
+
+
+def _check_not_required(config: ConfigDict) -> None:
+    """Raises ValueError if the config continues a checkpoint: without one, frozen layers would stay random."""
+    if config.init_required:
+        raise ValueError("this config continues a checkpoint: give --config.init=WORKDIR")
 
 
 def _check_kind(init: str, source: ConfigDict) -> None:
