@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from detailclip_jax import config as base
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import Change, both, parse_setting, set_fields, split_list
+from detailclip_jax.data.caption_rules import with_own_number
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.metrics import read_lines
@@ -103,7 +104,7 @@ def config_of(row: Row, seed: int, arguments: argparse.Namespace) -> ConfigDict:
     row.change(config)
     config.seed, config.init, config.evaluate_at_end = seed, arguments.init, True
     config.total_steps = arguments.budget
-    return config
+    return with_own_number(config, given_fields(row, arguments))
 
 
 def run_once(config: ConfigDict, workdir: Path, given: Sequence[str] = ()) -> int:

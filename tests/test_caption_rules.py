@@ -12,7 +12,15 @@ from tiny import check_names
 
 from detailclip_jax.config import default
 from detailclip_jax.data import pipeline
-from detailclip_jax.data.caption_rules import caption_of, captions_of, num_captions, parse, sentences_of, text_fields
+from detailclip_jax.data.caption_rules import (
+    caption_of,
+    captions_of,
+    num_captions,
+    parse,
+    sentences_of,
+    text_fields,
+    with_own_number,
+)
 from detailclip_jax.data.mixture import check_captions
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import BadRecord, Records, write_records
@@ -226,7 +234,29 @@ def test_another_number_than_that_of_the_rule_is_refused(rule, own):
     c.data.caption, c.data.num_captions = rule, 8
     with pytest.raises(ValueError) as refused:
         num_captions(c.data)
-    check_names(refused.value, "data.num_captions 8", rule, f"gives {own}", "crops or diverse")
+    check_names(
+        refused.value,
+        "data.num_captions 8",
+        rule,
+        f"gives {own}",
+        f"set --config.data.num_captions={own}",
+        "crops or diverse",
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "given", "expected"),
+    [
+        *(("sources:raw,long", ["data.caption"], None), ("random", ["data.caption"], None), ("random", [], 4)),
+        ("crops:long", ["data.caption"], 4),
+        ("sources:raw,long", ["data.caption", "data.num_captions"], 4),  # the user's own number is not ignored
+    ],
+)
+def test_a_file_s_number_of_captions_belongs_to_its_rule(rule, given, expected):
+    c = default()
+    c.data.caption, c.data.num_captions = rule, 4
+    assert with_own_number(c, given).data.num_captions == expected
+    assert c.data.num_captions == 4
 
 
 @pytest.mark.parametrize(("rule", "num", "expected"), [("crops", None, 8), ("diverse", 3, 3), ("random", None, 1)])

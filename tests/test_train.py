@@ -400,6 +400,23 @@ def test_schedules_need_the_length_of_the_run():
         loop.experiment.build_schedules(config, loop.experiment.methods.build(config))
 
 
+def test_a_method_names_its_caption_rules_before_their_number_is_checked(tmp_path):
+    config = run_config.load("configs/stickers.py:method=cosmos")
+    config.data.caption = "random"
+    for given in ([], ["data.caption"], ["data.caption", "data.num_captions"]):
+        with pytest.raises(ValueError) as refused:
+            loop.prepare(config, tmp_path / "run", given)
+        check_names(refused.value, "method cosmos compares 2 captions", "set it to 'crops'")
+        assert "diverse" not in str(refused.value)
+
+
+def test_a_caption_rule_of_the_user_brings_its_number(tmp_path):
+    config = run_config.load("configs/stickers.py:method=flair")
+    config.update_from_flattened_dict({"data.caption": "sources:captions,long", "batch_size": 8})
+    run = loop.prepare(config, tmp_path / "run", ["data.caption", "batch_size"])
+    assert run.config.data.num_captions is None and loop.num_captions(run.config.data) == 2
+
+
 def test_preparing_checks_devices_and_workdir(tmp_path):
     config = run_config.load("tests/configs/smallest.py:method=clip")
     config.batch_size = 12

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,14 +92,27 @@ def captions_by(rule: str, asked: int | None = None) -> int:
         own = len(parsed.fields) if parsed.name == "sources" else 1
         if asked not in (None, own):
             raise ValueError(
-                f"data.num_captions {asked} does not fit data.caption {rule!r}, which gives {own}; leave it out, "
-                f"or set data.caption to {' or '.join(SENTENCE_RULES)}"
+                f"data.num_captions {asked} does not fit data.caption {rule!r}, which gives {own}; set "
+                f"--config.data.num_captions={own}, or data.caption to {' or '.join(SENTENCE_RULES)}"
             )
         return own
     num, least = NUM_SENTENCE_CAPTIONS if asked is None else asked, NUM_GLOBAL if parsed.name == "crops" else 1
     if num < least:
         raise ValueError(f"data.num_captions {num} is too small for data.caption {rule!r}: at least {least}")
     return num
+
+
+def with_own_number(config: ConfigDict, given: Iterable[str]) -> ConfigDict:
+    """Returns the config without the file's `data.num_captions` if the user's `data.caption` has a number of its own.
+
+    `given`: dotted names of fields that the user has set.  Raises ValueError for an unknown rule.
+    """
+    names, data = set(given), config.data
+    if "data.caption" not in names or "data.num_captions" in names or parse(data.caption).name in SENTENCE_RULES:
+        return config
+    changed = ConfigDict(config.to_dict())
+    changed.data.num_captions = None
+    return changed
 
 
 def sentences_of(captions: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from detailclip_jax import evaluation
 from detailclip_jax.config import run_config
 from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.data import long_captions, pipeline
-from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.data.caption_rules import num_captions, with_own_number
 from detailclip_jax.data.mixture import members_of, summary
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import held_out, report
@@ -54,11 +54,12 @@ class OutOfMemory(RunError):
 def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = (), claim: bool = True) -> Run:
     """Checks the config, opens the data, builds the experiment and, if `claim`, writes the config into the workdir.
 
-    `given`: dotted names of fields that the user has set (see `init_from.adopt`).
+    `given`: dotted names of fields that the user has set (see `init_from.adopt` and `with_own_number`).
     Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid or the
     workdir belongs to a run with another config.
     """
-    config = init_from.adopt(config, given)
+    given = list(given)
+    config = init_from.adopt(with_own_number(config, given), given)
     validate(config)
     source = open_source(config)
     evaluation.check(config)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from detailclip_jax import evaluation
+from detailclip_jax import evaluation, methods
 from detailclip_jax.config import default
 from detailclip_jax.config.components import KINDS, components
 from detailclip_jax.config.run_config import flatten
@@ -85,12 +85,13 @@ def validate(config: ConfigDict) -> None:
     for name, value in fields.items():
         _check_range(name, value)
     components(config.data)
-    num_captions(config.data)
     check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
     _check_crops(config)
     _check_best_metric(config)
     wandb_writer.check(config.logging.wandb)
     evaluation.plan(config)
+    methods.build(config)  # before `num_captions`: a method says which caption rules it needs
+    num_captions(config.data)
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
