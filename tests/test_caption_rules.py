@@ -21,9 +21,10 @@ from detailclip_jax.data.caption_rules import (
     text_fields,
     with_own_number,
 )
-from detailclip_jax.data.mixture import check_captions
+from detailclip_jax.data.mixture import check_captions, single_sentences
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import BadRecord, Records, write_records
+from detailclip_jax.data.stickers.stickers import Stickers
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
 from detailclip_jax.prepare import main
@@ -357,14 +358,42 @@ def test_batches_hold_the_captions_of_every_rule(tmp_path):
 
 
 def test_a_field_that_the_set_has_not_is_refused_with_those_it_has(yfcc):
-    with pytest.raises(ValueError, match=r"'field:titel': .* has no text titel; it has captions, description, title"):
+    with pytest.raises(
+        ValueError,
+        match=r"'field:titel': the data .* no caption field 'titel'; they have captions, description, title; did",
+    ):
         token_ids(yfcc, "field:titel")
-    with pytest.raises(ValueError, match="has no text titel"):  # a typo behind a field that is there
+    with pytest.raises(ValueError, match="no caption field 'titel'"):  # a typo behind a field that is there
         token_ids(yfcc, "field:title,titel")
-    with pytest.raises(ValueError, match=r"'sources:title,titel': .* has no text titel"):
+    with pytest.raises(ValueError, match=r"'sources:title,titel': .* no caption field 'titel'"):
         token_ids(yfcc, "sources:title,titel")
-    with pytest.raises(ValueError, match=r"'crops:titel': .* has no text titel"):
+    with pytest.raises(ValueError, match=r"'crops:titel': .* field 'titel'.*; --config.data.caption=crops takes"):
         token_ids(yfcc, "crops:titel")
+
+
+def test_stickers_name_their_caption_fields():
+    scenes = Stickers(num_scenes=20)
+    for rule in ("sources:captions,synthetic", "sources:captions,lng"):
+        with pytest.raises(ValueError) as refused:
+            check_captions(scenes, rule)
+        lacks = rule.rpartition(",")[2]
+        check_names(refused.value, f"the data 'stickers' have no caption field '{lacks}'; they have captions, long")
+        assert ("did you mean 'long'?" in str(refused.value)) == (lacks == "lng")
+
+
+@pytest.mark.parametrize(
+    ("captions", "rule", "expected"),
+    [
+        (["A title"], "crops", (10, 10)),
+        (["A title."], "diverse:captions", (10, 10)),
+        (["One. Two"], "diverse", (0, 10)),
+        (["One. Two"], "random", (0, 0)),
+        (["A title", "a text"], "crops", (0, 10)),
+        ([""], "crops", (0, 10)),
+    ],
+)
+def test_examples_with_a_single_sentence_are_counted(captions, rule, expected):
+    assert single_sentences([{"captions": captions, "key": "k"}] * 20, rule) == expected
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +409,10 @@ def test_in_a_mixture_each_set_needs_one_of_the_names(yfcc, plain):
     assert token_ids(mixed, "field:title,captions", num=2) == ids_of(
         "Red kite", "a grey heron", "Old pier", "", *(f"plain {i}" for i in range(4))
     )
-    with pytest.raises(ValueError, match=rf"'field:title': records:{plain} has no text title; it has captions"):
+    with pytest.raises(
+        ValueError,
+        match=rf"'field:title': the data 'records:{plain}' have no .* 'title'; they have captions",
+    ):
         token_ids(mixed, "field:title")
 
 
@@ -404,7 +436,7 @@ def test_a_field_that_is_blank_in_every_example_counts_as_none(tmp_path, rule):
     source = Records(records_of(tmp_path, *[{"shrt": "", "lists": [" "]}] * 20), "train")
     with pytest.raises(ValueError) as refused:
         check_captions(source, rule)
-    check_names(refused.value, rule, "has no text shrt", "it has captions", "shrt: blank in 100 examples")
+    check_names(refused.value, rule, "no caption field 'shrt'", "they have captions", "shrt: blank in 100 examples")
     check_captions(source, "field:captions,captions")
 
 
@@ -425,7 +457,7 @@ def test_a_set_is_judged_by_readable_examples_alone():
             return {"captions": ("a",), "title": "t", "key": "k"}
 
     check_captions(Damaged(), "field:title")
-    with pytest.raises(ValueError, match="has no text titel; it has captions, title"):
+    with pytest.raises(ValueError, match="no caption field 'titel'; they have captions, title"):
         check_captions(Damaged(), "field:titel")
 
 
@@ -436,7 +468,7 @@ def test_fields_of_tfds_are_found_by_their_names(yfcc, tmp_path, capsys):
     built = str(tmp_path / "detailclip_image_text/tiny/1.0.0")
     assert token_ids(built, "field:description", source="tfds") == ids_of("seen in Wales", "a grey heron", "")
     assert token_ids(f"tfds:{built}@1,{yfcc}@1", "field:title", num=2) == ids_of("Red kite", "", "Old pier")
-    with pytest.raises(ValueError, match="has no text titel; it has captions, description, title"):
+    with pytest.raises(ValueError, match="no caption field 'titel'; they have captions, description, title"):
         token_ids(built, "field:titel", source="tfds")
     command = [f"tfds:{built}", "--workers", "1", "--out"]
     assert main([*command, str(tmp_path / "again"), "--caption-column", "description"]) == 0

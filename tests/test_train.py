@@ -21,6 +21,7 @@ from tiny import check_names
 
 from detailclip_jax import evaluation, methods
 from detailclip_jax.config import run_config
+from detailclip_jax.data import mixture
 from detailclip_jax.data.mixture import Member, Mixture
 from detailclip_jax.run import loop, preflight, session
 from detailclip_jax.run.session import Run
@@ -237,6 +238,16 @@ def test_siglip2_without_its_first_run_is_warned_of():
 )
 def test_no_other_run_is_warned_of_a_first_one(method, source, init):
     assert missing_first_run(method, source, init) == ([], f"from {init}" if init else "from scratch")
+
+
+@pytest.mark.parametrize(("text", "is_warned"), [("A title", True), ("One. Two", False)])
+def test_captions_of_one_sentence_are_warned_of(run_of, monkeypatch, text, is_warned):
+    monkeypatch.setattr(loop, "single_sentences", lambda _, rule: mixture.single_sentences(source, rule))
+    source = [{"captions": [text], "key": "k"}] * 10
+    run = run_of(**{"data.caption": "diverse", "data.num_captions": 4})
+    loop.introduce(run)
+    line = "the captions of 10 of 10 sampled examples have one sentence: all 4 captions of such an image"
+    assert (line in text_of(run)) == is_warned
 
 
 def test_a_missing_first_run_is_said_at_the_start(run_of, monkeypatch):

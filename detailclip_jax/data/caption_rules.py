@@ -51,8 +51,7 @@ def captions_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator,
     if parsed.name == "sources":
         return tuple(_drawn_field(example, names, rng) for names in parsed.fields)
     if parsed.name in SENTENCE_RULES:
-        texts_used = _fields_texts(example, parsed.fields[0]) if parsed.fields else example["captions"]
-        sentences = sentences_of(texts_used)
+        sentences = sentences_for(example, rule)
         return RULES[parsed.name](sentences, rng, num) if sentences else ("",) * num
     return (caption_of(example, rule, rng),)
 
@@ -113,6 +112,12 @@ def with_own_number(config: ConfigDict, given: Iterable[str]) -> ConfigDict:
     changed = ConfigDict(config.to_dict())
     changed.data.num_captions = None
     return changed
+
+
+def sentences_for(example: Mapping[str, Any], rule: str) -> list[str]:
+    """Returns the sentences that "crops" or "diverse" draws from: of all captions, or of the fields that it names."""
+    fields = parse(rule).fields
+    return sentences_of(_fields_texts(example, fields[0]) if fields else example["captions"])
 
 
 def sentences_of(captions: Sequence[str]) -> list[str]:

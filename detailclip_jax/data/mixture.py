@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import Component, components, whole_numbers
 from detailclip_jax.data import sources
-from detailclip_jax.data.caption_rules import is_blank, parse, text_fields
+from detailclip_jax.data.caption_rules import SENTENCE_RULES, is_blank, parse, sentences_for, text_fields
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
+from detailclip_jax.runtime.errors import near
 
 NUM_ASKED = 10  # examples per set, evenly spaced, whose fields are checked
 NUM_FOR_BLANK = 100  # the same, if a field that captions are drawn from is blank in the first ones
@@ -158,7 +159,27 @@ def check_captions(source: Source, rule: str) -> None:
             lacks, has = unknown or wanted, ", ".join(fields.filled) or "none"
             blank = [name for name in lacks if name in fields.blank]
             why = f" ({', '.join(blank)}: blank in {NUM_FOR_BLANK} examples spread over the set)" if blank else ""
-            raise ValueError(f"data.caption {rule!r}: {set_name} has no text {', '.join(lacks)}; it has {has}{why}")
+            raise ValueError(
+                f"data.caption {rule!r}: the data {set_name!r} have no caption field {', '.join(map(repr, lacks))}; "
+                f"they have {has}{why}{near(lacks[0], fields.filled, cutoff=0.7)}{_way_out(rule)}"
+            )
+
+
+def _way_out(rule: str) -> str:
+    name = parse(rule).name
+    return f"; --config.data.caption={name} takes the sentences of all captions" if name in SENTENCE_RULES else ""
+
+
+def single_sentences(source: Source, rule: str) -> tuple[int, int]:
+    """Returns in how many checked examples "crops" or "diverse" finds a single sentence, and how many it checked.
+
+    Both are 0 for another rule.
+    """
+    if parse(rule).name not in SENTENCE_RULES:
+        return 0, 0
+    asked = itertools.chain.from_iterable(_asked(member.source) for member in members_of(source))
+    counts = [len(sentences_for(example, rule)) for example in asked]
+    return counts.count(1), len(counts)
 
 
 def check_labels(source: Source, num_classes: int) -> None:

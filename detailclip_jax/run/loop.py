@@ -13,7 +13,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.data import long_captions, pipeline
 from detailclip_jax.data.caption_rules import num_captions, with_own_number
-from detailclip_jax.data.mixture import members_of, summary
+from detailclip_jax.data.mixture import members_of, single_sentences, summary
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import held_out, report
 from detailclip_jax.run import init_from
@@ -161,7 +161,8 @@ def introduce(run: Run) -> None:
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if found := held_out.find(config):
         say(f"held out from training: {len(found.source):,} examples ({found.origin})")
-    for line in (*first_run_missing(run), *repeats(run.source, config.batch_size), *cut_captions(run)):
+    lines = *first_run_missing(run), *repeats(run.source, config.batch_size), *cut_captions(run), *same_captions(run)
+    for line in lines:
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
     say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
@@ -196,6 +197,19 @@ def cut_captions(run: Run) -> list[str]:
     tokenizer = Tokenizer(run.config.model.context_length, run.config.data.keep_eot)
     line = long_captions.warning(run.source, run.config.data.caption, tokenizer, num_captions(run.config.data))
     return [line] if line else []
+
+
+def same_captions(run: Run) -> list[str]:
+    """Returns a warning if most sampled examples have one sentence for several captions, else an empty list."""
+    rule = run.config.data.caption
+    num_single, num_asked = single_sentences(run.source, rule)
+    if 2 * num_single <= num_asked:
+        return []
+    return [
+        f"the captions of {num_single} of {num_asked} sampled examples have one sentence: all "
+        f"{num_captions(run.config.data)} captions of such an image will be the same; data.caption {rule!r} is for "
+        "captions of several sentences"
+    ]
 
 
 def repeats(source: pipeline.Source, batch_size: int) -> list[str]:

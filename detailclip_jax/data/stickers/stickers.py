@@ -77,6 +77,11 @@ class Stickers:
             raise ValueError(f"scenes {ON_WHITE!r} have one object each: use them with single_object=True")
         sprites(self.style)  # raises here what would otherwise fail in a worker
 
+    @property
+    def name(self) -> str:
+        """Name of the source in messages."""
+        return "stickers"
+
     def __len__(self) -> int:
         return self.num_scenes
 
