@@ -184,6 +184,7 @@ def sentences(c, rule, num):
     """Several captions of a scene, each of some sentences of its long caption: objects, relations, sizes."""
     c.data.caption, c.data.num_captions = f"{rule}:long", num
     c.model.context_length = 64  # five sentences
+    c.data.text_buckets = (48,)  # one program: the longest caption of a batch has 25 to 47 tokens
 
 
 def cosmos(c):

@@ -19,7 +19,8 @@
     segmentation    label maps of workdirs of `transfer`; without --images on their evaluation set
     detection       boxes and masks of workdirs of `transfer`; without --images on their evaluation set
 
-Without --what it draws every figure above `segmentation` that all the checkpoints can have.
+Without --what it draws every figure above `segmentation`. A figure that a checkpoint cannot have is left out, with the
+reason; it is an error if none is drawn.
 """
 
 import argparse
@@ -180,9 +181,9 @@ def of_models(paths: Mapping[str, str], arguments: argparse.Namespace, console: 
     else:
         shown = images_of(arguments)
     reasons = {what: drawing.refusal(what, models, shown) for what in arguments.what or MODEL_FIGURES}
+    if all(reasons.values()):
+        raise ValueError("\n".join(reasons.values()))
     for reason in filter(None, reasons.values()):
-        if arguments.what:
-            raise ValueError(reason)
         console.say(f"left out: {reason}")
     options = drawing.Options(arguments.layers, arguments.patch, arguments.ratio, arguments.readout)
     for note in dict.fromkeys(note for what in reasons for note in drawing.notes(what, models)):

@@ -486,6 +486,16 @@ def test_workdir_of_another_config_is_refused(tmp_path):
     assert "128" in (tmp_path / "run/config.json").read_text()
 
 
+def test_a_workdir_of_another_method_names_the_method_first_and_ten_fields_at_most(tmp_path):
+    configs = [resolve(load(f"stickers.py:method={method}"), 1000) for method in ("clip", "ibot")]
+    claim_workdir(tmp_path, configs[0])
+    with pytest.raises(ValueError, match="another config") as caught:
+        claim_workdir(tmp_path, configs[1])
+    lines = str(caught.value).splitlines()
+    assert lines[1] == "  method: 'clip' in the workdir, 'ibot' now"
+    assert len(lines) == 13 and lines[11] == f"  and {len(differences(*configs)) - 10} more"
+
+
 def test_how_long_how_often_and_where_to_may_differ(tmp_path):
     claim_workdir(tmp_path, resolve(config_of(), YFCC15M))
     longer = {

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from tiny import noise_state, tiny_config, tiny_experiment
 from detailclip_jax import methods
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.sources import write_records
-from detailclip_jax.evaluation import held_out
+from detailclip_jax.evaluation import held_out, report, results
 from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.classification import matrix_metrics, zero_shot_metrics
 from detailclip_jax.evaluation.embedding import valid_rows
@@ -109,6 +110,27 @@ def test_retrieval_ranks_by_the_pooled_image_and_then_by_the_class_token():
     for name, value in expected.items():
         assert found[name] == value and 0 < found[name].chance < 1
         assert f"cls_{name}" in found
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "labels"),
+    [
+        (
+            "retrieval",
+            ("image_to_text_r10", "cls_image_to_text_r10"),
+            ("image to text R@10, image pooled by text", "image to text R@10, class token"),
+        ),
+        ("zero_shot", ("top1", "pooled_top1"), ("top-1, class token", "top-1, image pooled by class")),
+        ("retrieval", ("text_to_image_r10",), ("text to image R@10",)),
+    ],
+)
+def test_labels_say_how_the_image_is_pooled_where_there_are_two_kinds(task, names, labels):
+    identity = {"task": task, "dataset": "stickers", "weights": "params"}
+    lines = results.table([results.record(identity, name, 0.5) for name in names], {})
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [f"{task} stickers, {label}" for label in labels]
+    found = {f"{task}/params/{name}": 0.5 for name in names}
+    table = report.markdown(found, tiny_config("flair"), 1)
+    assert all(re.search(rf"{re.escape(label)} +\|", table) for label in labels)
 
 
 def test_a_method_s_own_score_ranks_its_images_and_texts(monkeypatch):

@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from detailclip_jax import config, export, import_torch, interop
+from detailclip_jax.config import run_config
 from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
-from detailclip_jax.interop import files, formats, hub, measure, store, verify
+from detailclip_jax.interop import convert, files, formats, hub, measure, store, verify
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.models.sizes import Size
 from detailclip_jax.models.vit import Style
@@ -289,8 +290,25 @@ def test_open_clip_builds_sizes_that_timm_does_not_register(detailclip, tmp_path
 def test_image_towers_that_open_clip_does_not_have(tmp_path, capsys):
     workdir = save_noise(tmp_path / "run", "clip", **{"model.image_style.pooling": "mean"})
     assert run(workdir, "open_clip", tmp_path / "out") == 2
-    assert "layout 'open_clip' cannot represent an image encoder of Style" in capsys.readouterr().err
+    assert "it needs pooling='cls' (here 'mean'); use --to=safetensors" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_cosmos_layout_is_for_the_method_cosmos(captioned, tmp_path, capsys):
+    assert run(captioned["flair"], "cosmos", tmp_path / "out.pt") == 2
+    assert "--to=cosmos writes the networks of the method cosmos, but this model is of flair" in capsys.readouterr().err
+
+
+def test_encoders_that_cosmos_layout_cannot_hold_are_compared_field_by_field():
+    """Those of the demo; the encoders of configs/beyond/cosmos.py fit."""
+    demo, recipe = (run_config.load(name) for name in ("stickers.py:method=cosmos", "beyond/cosmos.py"))
+    assert convert.layout_for(recipe, "cosmos").name == "cosmos"
+    differing = (
+        r"needs norm_eps=1e-05 \(here 1e-06\), pre_norm=True \(here False\), patch_bias=False \(here True\), "
+        r"a text encoder with gelu \(here quick_gelu\), as configs/beyond/cosmos.py has; use --to="
+    )
+    with pytest.raises(ValueError, match=differing + "huggingface or open_clip or safetensors$"):
+        convert.layout_for(demo, "cosmos")
 
 
 def timm_features(file):

@@ -406,6 +406,8 @@ def test_methods_of_several_captions_go_on_from_a_clip(tmp_path, method):
     validate(adopted)
     state, lines = init_from.load(adopted, blank(adopted))
     assert named("\n".join(lines), "fresh") == POOLS[method]
+    moving = [line for line in lines if line.startswith("  teacher moves")]
+    assert moving == (["  teacher moves with the constant momentum 0.999"] if method == "cosmos" else [])
     name = "token_embedding"
     np.testing.assert_array_equal(state.params["text"][name], trees["params"]["text"][name])
     assert set(state.ema_params) == (EMBEDDING if method == "cosmos" else set())

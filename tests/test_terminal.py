@@ -20,7 +20,7 @@ from detailclip_jax.inference import catalogue
 from detailclip_jax.runtime import progress
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.runtime.terminal import LINES, complain, counted, json_escaped, printable
+from detailclip_jax.runtime.terminal import LINES, complain, counted, json_escaped, plain, printable
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\x9b1mx\u202egnp.\u2066\x7f\udcff"  # clears, titles, overwrites, turns the name
 SAFE = r"\x1b[2J\x1b]0;owned\x07\r".replace(r"\r", r"\x0d") + r"\x9b1mx\u202egnp.\u2066\x7f\udcff"
@@ -108,3 +108,8 @@ def test_every_one_of_them_is_escaped(number):
 
 def test_a_number_and_its_noun_agree():
     assert [counted(n, "step") for n in (0, 1, 2400)] == ["0 steps", "1 step", "2,400 steps"]
+
+
+@pytest.mark.parametrize(("number", "text"), [(4.77e-7, "0.000000477"), (9.8, "9.8"), (1.0, "1"), (1234.5, "1230")])
+def test_small_numbers_have_no_exponent(number, text):
+    assert plain(number) == text

@@ -73,6 +73,13 @@ def test_several_checkpoints_share_a_figure_and_what_one_lacks_is_left_out(workd
     assert "first: the method clip does not remove the patches of lowest attention in training" in said
 
 
+def test_of_the_figures_asked_for_those_that_a_checkpoint_can_have_are_drawn(workdirs, tmp_path, capsys):
+    given = [f"--checkpoint={workdirs['clip']}", "--what=pca,reconstruction", "--num-images=1", "--formats=png"]
+    assert run(*given, f"--out={tmp_path}") == 0
+    assert files(tmp_path) == ["pca.png"]
+    assert "left out: --what=reconstruction: reconstruct runs image and decoder" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("method", "flags", "message"),
     [

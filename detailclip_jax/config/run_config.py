@@ -54,6 +54,7 @@ MAY_DIFFER = (
     "losses.clip_block",
 )
 ABSENT = "(absent)"
+MAX_LISTED = 10  # fields that a message names
 
 
 def load(spec: str) -> ConfigDict:
@@ -290,7 +291,11 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Raises ValueError if the workdir has a run of another config (names the fields), or a damaged config.json."""
     file = workdir / "config.json"
     if file.exists() and (changed := differences(read(file), config)):
-        lines = "\n".join(f"  {name}: {old!r} in the workdir, {new!r} now" for name, (old, new) in changed.items())
+        names = sorted(changed, key=lambda name: name != "method")  # the method explains most of the others
+        lines = "\n".join(
+            f"  {name}: {changed[name][0]!r} in the workdir, {changed[name][1]!r} now" for name in names[:MAX_LISTED]
+        )
+        lines += f"\n  and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
         raise ValueError(
             f"workdir {workdir} belongs to a run with another config. Fields that differ:\n{lines}\n"
             "Choose another --workdir, give the workdir's values (--config.NAME=VALUE), or delete this workdir."

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ LABELS = {  # metric, or task/metric -> label
     "top5": "zero-shot top-5",
     "image_to_text_r1": "image to text R@1",
     "image_to_text_r5": "image to text R@5",
+    "image_to_text_r10": "image to text R@10",
     "text_to_image_r1": "text to image R@1",
     "text_to_image_r5": "text to image R@5",
+    "text_to_image_r10": "text to image R@10",
     "share": "kept patches that touch an object",
     "figure_iou": "segmentation, object or not, IoU",
     "miou": "linear segmentation mIoU",
@@ -150,8 +152,9 @@ def _row(results: Mapping[str, float], task: str, metric: str, weights: list[str
     values = [results.get(f"{task}/{w}/{metric}") for w in weights]
     known = next(value for value in values if value is not None)
     chance = getattr(known, "chance", None)
+    same_task = {name for other, _, name in map(split_name, results) if other == task}
     return [
-        _label(task, metric),
+        _label(task, metric) + pooling_of(metric, same_task),
         *("" if value is None else _percent(value) for value in values),
         "" if chance is None else f"{100 * chance:.2f}",
         size_text(getattr(known, "n", None), getattr(known, "n_train", None)),
@@ -162,6 +165,16 @@ def size_text(n: int | None, n_train: int | None) -> str:
     """The number of examples: "2,000", or "2,000, fitted on 5,000" for a probe."""
     fitted = "" if n_train is None else f", fitted on {n_train:,}"
     return "" if n is None else f"{n:,}{fitted}"
+
+
+def pooling_of(metric: str, metrics: Collection[str]) -> str:
+    """Completes the label of a metric of a task whose `metrics` have it by the class token and by the pooled image.
+
+    pooling_of("top1", {"top1", "pooled_top1"}) == ", class token";  pooling_of("top1", {"top1"}) == ""
+    """
+    if f"pooled_{metric}" in metrics:
+        return ", class token"
+    return ", image pooled by text" if f"cls_{metric}" in metrics else ""
 
 
 def _label(task: str, metric: str) -> str:

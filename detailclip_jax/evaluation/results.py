@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detailclip_jax.evaluation import paper
-from detailclip_jax.evaluation.report import ALWAYS, LABELS, WEIGHTS, aligned, size_text
+from detailclip_jax.evaluation.report import ALWAYS, LABELS, WEIGHTS, aligned, pooling_of, size_text
 from detailclip_jax.runtime.files import replace_text
 
 FILES = ("results.jsonl", "results.md", "results.csv")
@@ -25,11 +25,11 @@ MAX_LISTED = 20
 NAMES = LABELS | {
     "top1": "top-1",
     "top5": "top-5",
+    "pooled_top1": "top-1, image pooled by class",
+    "pooled_top5": "top-5, image pooled by class",
     "mean_per_class": "mean per class",
     "roc_auc": "ROC AUC",
     "mean_of_top1_and_top5": "mean of top-1 and top-5",
-    "image_to_text_r10": "image to text R@10",
-    "text_to_image_r10": "text to image R@10",
     "mean_iou": "mIoU",
     "mean_accuracy": "mean accuracy per class",
     "pixel_accuracy": "accuracy of pixels",
@@ -153,7 +153,7 @@ def table(records: Sequence[Record], paper_results: PaperResults) -> list[str]:
     head = ["", *(WEIGHTS.get(w, w) for w in weights), *(f"paper: {label}" for label in shown), "chance", "n"]
     lines = [
         [
-            name_of(key),
+            name_of(key) + pooling_of(key[2], {metric for *task, metric in found if tuple(task) == key[:2]}),
             *(percent(of[w]) if w in of else "" for w in weights),
             *(f"{100 * paper_results[label][key]:.1f}" if key in paper_results[label] else "" for label in shown),
             *_judged(next(iter(of.values()))),

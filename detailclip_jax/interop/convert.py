@@ -381,5 +381,13 @@ def layout_for(config: ConfigDict, name: str) -> Layout:
     spec = spec_of(config.model)
     fitting = [layout for layout in candidates if layout.holds(spec)]
     if not fitting:
-        candidates[-1].check(spec)
+        raise ValueError(_refusal(name, min((layout.refused(spec) for layout in candidates), key=len), spec))
     return fitting[0]
+
+
+def _refusal(name: str, needs: Sequence[str], spec: Spec) -> str:
+    """Why no layout of this name can represent a model, and which formats of `export` can."""
+    others = {layout.name for layout in LAYOUTS if layout.name in ("open_clip", "huggingface") and layout.holds(spec)}
+    recipe = ", as configs/beyond/cosmos.py has" if name == "cosmos" else ""
+    ways = " or ".join([*sorted(others), "safetensors"])
+    return f"layout {name!r} cannot represent these encoders: it needs {', '.join(needs)}{recipe}; use --to={ways}"

@@ -67,7 +67,12 @@ def write_reference(export: Export, path: Path) -> Mapping[str, Any]:
 
 
 def write_cosmos(export: Export, path: Path) -> Mapping[str, Any]:
-    """Writes the state dicts of student and teacher."""
+    """Writes the state dicts of student and teacher; raises ValueError for another method."""
+    if export.config.method != "cosmos":
+        raise ValueError(
+            f"--to=cosmos writes the networks of the method cosmos, but this model is of {export.config.method}; "
+            "use --to=open_clip or safetensors"
+        )
     tensors = to_state_dict(export.variables, export.config, "cosmos")
     files.write(path, tensors, {"format": "pt"}, cosmos.PARTS)
     return tensors

@@ -5,6 +5,7 @@ A new layout is one new entry of LAYOUTS.
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -137,12 +138,24 @@ class Layout(NamedTuple):
         stated = {"norm_eps": self.text_style.norm_eps} if self.states_text_eps else {}
         return spec.text_style._replace(**stated) == self.text_style
 
-    def check(self, spec: Spec) -> None:
-        """Raises ValueError if this layout cannot represent the encoders of a model."""
-        if not self.holds(spec):
-            other = f" and {spec.text_style}" if spec.text_style != TextStyle() else ""
-            text = f" with a text encoder with {spec.text_activation}{other}" if self.text else ""
-            raise ValueError(f"layout {self.name!r} cannot represent an image encoder of {spec.style}{text}")
+    def refused(self, spec: Spec) -> list[str]:
+        """What this layout needs and a model has not: "pre_norm=True (here False)"; else []."""
+        if self.holds(spec):
+            return []
+        usual = replace(spec, style=self.style, text_activation=self.text_activation, text_style=self.text_style)
+        ours = {name: value for name, value in spec.style._asdict().items() if value != getattr(self.style, name)}
+        alone = {name: replace(usual, style=self.style._replace(**{name: value})) for name, value in ours.items()}
+        wrong = [name for name, changed in alone.items() if not self.fits(changed)]
+        found = [f"{name}={getattr(self.style, name)!r} (here {ours[name]!r})" for name in wrong]
+        if self.text and not self.fits(replace(usual, text_activation=spec.text_activation)):
+            found.append(f"a text encoder with {self.text_activation} (here {spec.text_activation})")
+        if self.text and not self._holds_text(spec):
+            found.append(f"{self.text_style} (here {spec.text_style})")
+        if not self.mlps and spec.size.mlp_width + spec.size.text_mlp_width:
+            found.append("MLPs of four times the width")
+        if spec.image_is_embedding > self.image_is_embedding:
+            found.append("an image projection")
+        return found or [f"one activation for both encoders (here {spec.style.activation}, {spec.text_activation})"]
 
 
 def fits_timm(spec: Spec) -> bool:

@@ -23,7 +23,7 @@ from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.progress import Clock, Console, Meter
 from detailclip_jax.runtime.signals import SIGNALS, Stopped
-from detailclip_jax.runtime.terminal import counted
+from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training import class_names, dense_encoder
 from detailclip_jax.training.fine_tuning import learning_rate
 from detailclip_jax.training.train_state import TrainState
@@ -103,7 +103,7 @@ def introduce(run: Run) -> None:
         run.console.warn(warning)
     seen = config.total_steps * config.batch_size / len(run.source)
     run.console.say(
-        f"{counted(config.total_steps, 'step')} of {config.batch_size}, {seen:.3g} epochs; workdir {run.workdir}"
+        f"{counted(config.total_steps, 'step')} of {config.batch_size}, {plain(seen)} epochs; workdir {run.workdir}"
     )
 
 

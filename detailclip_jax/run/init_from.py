@@ -198,6 +198,8 @@ def report(
     warmup = clamp_warmup(experiment.warmup_steps(config), config.total_steps)
     opt, style = config.optimizer, Style(**config.model.image_style)
     rates = ", ".join(f"{network} x {opt.part_rates[network]:g}" for network in loaded)
+    start, end = config.ema.start, config.ema.end
+    moving = f"{start:g} -> {end:g}" if start != end else f"with the constant momentum {start:g}"
     kept = ", ".join(f"{name} {value}" for name, value in style._asdict().items() if name != "init")
     return [
         f"starting from {config.init} ({source.method}, {source.model.size})",
@@ -207,7 +209,7 @@ def report(
         *_teacher_lines(teacher),
         f"  learning rate {opt.learning_rate:g} after {warmup} steps of warm-up; {rates}",
         f"  layer decay   {opt.layer_decay:g} in those",
-        f"  teacher moves {config.ema.start:g} -> {config.ema.end:g}",
+        *([f"  teacher moves {moving}"] if teacher else []),
         f"  image tower   {kept}",
         f"  preprocess    {preprocessing.description(config)}",
         *_changed_lines(config, source),

@@ -27,7 +27,7 @@ from detailclip_jax.runtime.locks import alone
 from detailclip_jax.runtime.metrics import read_scores
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.signals import Stopped
-from detailclip_jax.runtime.terminal import counted
+from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training import experiment
 from detailclip_jax.training.checkpoint import Checkpoints, StorageError
 from detailclip_jax.training.schedules import clamp_warmup
@@ -165,7 +165,7 @@ def introduce(run: Run) -> None:
     for line in lines:
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
-    say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {epochs:.3g} epochs; workdir {run.workdir}")
+    say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {plain(epochs)} epochs; workdir {run.workdir}")
     asked = experiment.warmup_steps(config)
     given = clamp_warmup(asked, config.total_steps)
     shortened = f" ({asked:,} do not fit)" if given != asked else ""

@@ -8,6 +8,7 @@ passes through it: in `complain`, `progress.Console`, `files.replace_text`, and 
 import logging as standard_logging
 import re
 import sys
+from decimal import Decimal
 
 from absl import logging
 
@@ -33,6 +34,11 @@ def _escaped(character: str) -> str:
 def counted(number: int, noun: str) -> str:
     """A number with its noun, singular or regular plural: counted(1, "step") == "1 step", else "2,400 steps"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def plain(number: float) -> str:
+    """A number with three significant digits and no exponent: plain(4.77e-7) == "0.000000477"."""
+    return format(Decimal(f"{number:.3g}"), "f")
 
 
 def json_escaped(text: str) -> str:
