@@ -150,14 +150,28 @@ def test_some_missing_images_of_a_table_are_a_warning_with_the_hint(tmp_path, ca
 
 def test_a_set_without_captions_is_told_as_one(tmp_path, capsys):
     trees.write(tmp_path / "a.jpg", trees.jpeg(1))
-    table = trees.write(tmp_path / "t.csv", "path,headline\na.jpg,one\na.jpg,\n")
-    assert run("csv", table, out=tmp_path / "none") == 0
+    images = trees.write(tmp_path / "images.csv", "path\na.jpg\na.jpg\n")
+    assert run("csv", images, out=tmp_path / "none") == 0
     shown = capsys.readouterr().out
     assert "no caption  2" in shown and "WARNING: no example has a caption" in shown
     assert "CLASS/image.txt is the caption of an imagefolder" in shown
+    table = trees.write(tmp_path / "t.csv", "path,headline\na.jpg,one\na.jpg,\n")
     assert run("csv", table, "--caption-column", "headline", out=tmp_path / "one") == 0
     shown = capsys.readouterr().out
     assert "no caption  1" in shown and "WARNING" not in shown
+
+
+def test_a_table_whose_caption_columns_have_other_names_is_refused(tmp_path, capsys):
+    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    table = trees.write(tmp_path / "t.csv", "image,raw,long\na.jpg,one,two\n")
+    assert run("csv", table, out=tmp_path / "out") == 2
+    shown = capsys.readouterr().err
+    assert "none of the caption columns title, description, caption" in shown
+    assert "its columns are image, raw, long.  Name those of captions with --caption-column" in shown
+    assert not list((tmp_path / "out").rglob("*.*record*"))
+    assert run("csv", table, "--caption-column=raw", out=tmp_path / "out") == 0  # the folder is not taken
+    labelled = trees.write(tmp_path / "l.csv", "image,label,width\na.jpg,3,8\n")
+    assert run("csv", labelled, out=tmp_path / "labels") == 0
 
 
 def test_a_misspelt_caption_is_told_as_one_that_is_blank_everywhere(tmp_path, capsys):

@@ -30,7 +30,8 @@ class Columns(NamedTuple):
 def choose(there: Sequence[str], options: Options, where: str) -> Columns:
     """Returns the columns that the options name, else those with the usual names.
 
-    Raises ValueError, with the table's columns, if one is missing.
+    Raises ValueError, with the table's columns, if one is missing, and if a table without labels has other columns but
+    none with a usual name of captions: one of them probably holds the captions.
     """
     image = _one(there, options.image_column, IMAGE)
     pair = tuple(name for name in PAIR if name in there)
@@ -43,6 +44,13 @@ def choose(there: Sequence[str], options: Options, where: str) -> Columns:
         raise ValueError(
             f"{where} has {what}; its columns are {', '.join(map(str, there))}.  "
             "Name the columns with --image-column, --caption-column, --key-column and --label-column"
+        )
+    others = [name for name in there if name and name not in chosen.wanted]
+    if others and not (captions or label):
+        raise ValueError(
+            f"{where} has none of the caption columns {', '.join((*PAIR, *CAPTION))}; its columns are "
+            f"{', '.join(map(str, there))}.  Name those of captions with --caption-column; for images without captions "
+            "remove the other columns"
         )
     return chosen
 
