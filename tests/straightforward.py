@@ -4,6 +4,8 @@ Views one after the other, full attention maps of every layer, every token throu
 put back into place, all logits at once.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -25,6 +27,10 @@ def linear(p, x):
 
 def gelu(x):
     return 0.5 * x * (1 + jax.lax.erf(x / 2**0.5))
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def quick_gelu(x):

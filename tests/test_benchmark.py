@@ -404,7 +404,7 @@ def test_tables_and_units():
 def test_settings_are_split_at_commas_outside_of_brackets():
     assert variants.split_settings("a=1,b=(1, 2),c=x") == {"a": 1, "b": (1, 2), "c": "x"}
     given = dict.fromkeys(command.FLAGS) | {"scan": "true"}
-    assert command.settings(argparse.Namespace(**given, set=["seed=3"])) == {
+    assert command.settings(argparse.Namespace(**given, command="step", set=["seed=3"])) == {
         **{"batch": command.BATCH, "scan": "true"},
         "seed": 3,
     }

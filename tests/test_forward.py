@@ -26,7 +26,7 @@ def test_the_record_has_the_shapes_of_the_letters():
     assert line.hidden.mask.shape == (2, 8, 16) and line.hidden.kept.shape == (2, 8, 8)
     assert line.tokens["visible"].patches.shape == (2, 8, 8, 96)
     assert line.decoded.shape == (2, 8, 8, 96)
-    assert line.text.shape == (8, 64)
+    assert line.text.embedding.shape == (1, 8, 64)
     assert line.heads["student_patches"].shape == (2, 8, 8, 32)
     assert line.heads["predicted_pixels"].shape == (2, 8, 8, 192)
 
