@@ -167,9 +167,18 @@ def test_a_teacher_that_comes_along_is_kept(tmp_path):
     said = "\n".join(lines)
     teacher = {"image", "image_projection", "text", "text_projection", "prototype_head"}
     assert named(said, "teacher", ": loaded") == teacher
-    assert "fresh         nothing" in said and "a copy" not in said
+    assert "fresh         nothing" in said and "a copy" not in said and "not used" not in said
     assert set(state.centers) == {"cls", "patch"} and "centers       cls, patch" in said
     jax.tree.map(np.testing.assert_array_equal, dict(state.centers), trees["centers"])
+
+
+def test_networks_of_the_checkpoint_that_are_not_used_are_named(tmp_path):
+    written(tmp_path / "run", "detailclip")
+    adopted = init_from.adopt(tiny("clip", init=str(tmp_path / "run")))
+    said = "\n".join(init_from.load(adopted, blank(adopted))[1])
+    heads = {"decoder", "pixel_head", "prototype_head"}
+    teacher = {"image", "image_projection", "text", "text_projection", "prototype_head"}
+    assert named(said, "not used") == heads | {f"teacher's {network}" for network in teacher}
 
 
 CONTINUE = pathlib.Path(__file__).parents[1] / "configs/vitb16_continue.py"

@@ -137,6 +137,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
         config, source, list(loaded), fresh, {network: network in theirs for network in networks if network in teacher}
     )
     lines += [f"  centers       {', '.join(name for name in centers if name in known) or 'fresh'}"] if centers else []
+    lines += _unused_lines([*variables["params"]], [*networks], [*theirs], [*teacher])
     state = state.replace(params=params, ema_params=teacher, batch_stats=stats, centers=centers)
     return state, lines
 
@@ -222,6 +223,13 @@ def _changed_lines(config: ConfigDict, source: ConfigDict) -> list[str]:
         f"{name} {value} (checkpoint: {theirs.get(name)})" for name, value in ours.items() if value != theirs[name]
     ]
     return [f"    set by you: {', '.join(changed)}"] if changed else []
+
+
+def _unused_lines(params: list[str], networks: list[str], theirs: list[str], teacher: list[str]) -> list[str]:
+    """Names the networks of the checkpoint, and of its teacher, that the method does not have."""
+    unused = [network for network in params if network not in networks]
+    unused += [f"teacher's {network}" for network in theirs if network not in teacher]
+    return [f"  not used      {', '.join(unused)}"] if unused else []
 
 
 def _token_lines(config: ConfigDict, source: ConfigDict) -> list[str]:
