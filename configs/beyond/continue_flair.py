@@ -10,8 +10,9 @@ for 16, with `remat=full`; no GPU has been used yet).  Chunks cost one more forw
 --config.accumulation=1.
 
 FLAIR pools an image by each text.  Crops, captions and losses are those of configs/beyond/flair.py, the optimizer is
-that of configs/vitb16_continue.py; sizes, image style and normalisation are those of `init`.  The pool that `init`
-lacks is initialised.  No such run is published: the numbers are ours.
+that of configs/vitb16_continue.py; sizes, image style, normalisation and `context_length` are those of `init`, so
+longer captions are cut (a CLIP's to 77 tokens).  The pool that `init` lacks is initialised.  No such run is published:
+the numbers are ours.
 """
 
 from pathlib import Path
