@@ -184,7 +184,6 @@ def sentences(c, rule, num):
     """Several captions of a scene, each of some sentences of its long caption: objects, relations, sizes."""
     c.data.caption, c.data.num_captions = f"{rule}:long", num
     c.model.context_length = 64  # five sentences
-    c.data.text_buckets = (48,)  # one program: the longest caption of a batch has 25 to 47 tokens
 
 
 def cosmos(c):
@@ -194,6 +193,7 @@ def cosmos(c):
     c.views.crops.local = base.crop(count=4, size=32, scale=(0.15, 0.4), **jitter)
     c.model.freeze_patch_embed = False
     sentences(c, "crops", 6)
+    c.data.text_buckets = ()  # one program: captions have up to 57 tokens
     c.ema.end = c.ema.start  # constant, as in configs/beyond/cosmos.py
 
 
@@ -201,6 +201,7 @@ def flair(c):
     """FLAIR: CLIP's view, four captions."""
     one_view(c)
     sentences(c, "diverse", 4)
+    c.data.text_buckets = (48,)  # one program: captions have up to 37 tokens
 
 
 CHANGES = {

@@ -1,5 +1,6 @@
 """A run's step: one program for each length that captions are cut to."""
 
+import functools
 import pathlib
 import types
 
@@ -9,6 +10,11 @@ import pytest
 from tiny import tiny_batch, tiny_config
 
 from detailclip_jax import methods
+from detailclip_jax.config import run_config
+from detailclip_jax.data.caption_rules import sentences_of
+from detailclip_jax.data.lengths import lengths_within
+from detailclip_jax.data.stickers.stickers import Stickers
+from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.run import loop, session
 from detailclip_jax.training.mesh import make_mesh
 
@@ -73,3 +79,14 @@ def test_text_encoders_in_which_padding_has_an_effect_keep_all_tokens(style):
     step, program, _ = step_of((8, 4), **style)
     step({}, batch_with(3))
     assert step.lengths == (12,) and program.ran == [(8, 1, 12)]
+
+
+@pytest.mark.parametrize(("method", "sentences"), [("cosmos", 5), ("flair", 3)])
+def test_captions_of_several_sentences_of_stickers_need_one_program(method, sentences):
+    """The first length holds the longest sentences that a caption of a scene can have."""
+    config, encode = run_config.load(f"stickers.py:method={method}"), functools.cache(Tokenizer().encode)
+    first, *_ = lengths_within(config.data.text_buckets, config.model.context_length)
+    scenes = Stickers("train", size=16, num_scenes=1000)
+    for scene in (scenes[index] for index in range(300)):
+        longest = sorted((len(encode(text)) for text in sentences_of([scene["long"]])), reverse=True)
+        assert 2 + sum(longest[:sentences]) <= first
