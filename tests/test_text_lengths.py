@@ -86,7 +86,7 @@ def test_captions_of_several_sentences_of_stickers_need_one_program(method, sent
     """The first length holds the longest sentences that a caption of a scene can have."""
     config, encode = run_config.load(f"stickers.py:method={method}"), functools.cache(Tokenizer().encode)
     first, *_ = lengths_within(config.data.text_buckets, config.model.context_length)
-    scenes = Stickers("train", size=16, num_scenes=1000)
+    scenes = Stickers("train", size=64, num_scenes=1000)
     for scene in (scenes[index] for index in range(300)):
-        longest = sorted((len(encode(text)) for text in sentences_of([scene["long"]])), reverse=True)
+        longest = sorted((len(encode(text)) - 2 for text in sentences_of([scene["long"]])), reverse=True)
         assert 2 + sum(longest[:sentences]) <= first
