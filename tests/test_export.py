@@ -611,7 +611,7 @@ TEXT = {"text", "text_projection", "image_projection", "logit_scale"}
     ],
 )
 def test_networks_that_a_format_leaves_out_are_named_and_counted(captioned, tmp_path, capsys, method, to, expected):
-    """What is written and what is left out add up to all parameters, in COSMOS's format of student and teacher."""
+    """The parameters written and those left out are all parameters; COSMOS's format holds student and teacher."""
     if to in NEEDS:
         pytest.importorskip(NEEDS[to])
     suffix = "" if formats.FORMATS[to].is_directory else ".safetensors"

@@ -4,6 +4,7 @@ AdamW with linear warm-up, polynomial or stepwise decay, and smaller learning ra
 `params["image"]`; everything else belongs to the task.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -172,7 +173,7 @@ def set_up(config: ConfigDict, model: Any, variables: Variables, mesh: Mesh) -> 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Experiment:
+class Experiment(abc.ABC):
     """What the experiments of all dense tasks have in common: state, placement and batches."""
 
     config: ConfigDict
@@ -196,9 +197,9 @@ class Experiment:
         """Places this process's part of a batch on the mesh."""
         return meshes.put(batch, self.mesh)
 
+    @abc.abstractmethod
     def stream(self) -> Any:
         """The training examples by position, augmented."""
-        raise NotImplementedError
 
     def batches(self, start: int = 0, num_workers: int | None = None, bad_list: str | Path = "") -> Pipeline:
         """Opens this process's batches; starts after `start` examples, counted over all processes."""
