@@ -1,4 +1,4 @@
-"""Makes the measured numbers of the README and of docs/ again, and says which are older than the code they measure.
+"""Makes the marked numbers of the README and of docs/ again, and says which are older than the code they measure.
 
     python docs/numbers.py --list              # every number: minutes, date, commit, up to date or old
     make numbers                               # makes the old ones that take at most an hour each, cheapest first
@@ -7,8 +7,10 @@
 
 `NUMBERS` says how each one is made; docs/numbers.json holds what was measured, with date, commit, machine and versions.
 In README.md and docs/*.md a measured text stands between `<!-- numbers NAME -->` and `<!-- end -->`, exactly as the
-data file has it (a test).  A number is old when a file that it measures differs from the one it was made with: the
-files of `paths` that its commands import.  Comments, docstrings and the texts of messages and errors do not count.
+data file has it (a test); a measured number without such marks (docs/detection.md, "What was tried" in
+docs/performance.md) was written by hand.  A number is old when a file that it measures differs from the one it was made
+with: the files of `paths` that its commands import.  Comments, docstrings and the texts of messages and errors do not
+count.
 What was made is kept after each number, and the commands go on where they were stopped, in runs/numbers/NAME-DIGEST.
 """
 
