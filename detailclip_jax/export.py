@@ -9,6 +9,7 @@ FORMAT is one of
   reference_backbone  the image encoder that the reference extracts for its dense evaluations; PATH.json as for timm
   slip                CLIP in the state dict of SLIP's family
   cosmos              the checkpoint of COSMOS's code: the state dicts "student" and "teacher"
+  flair               the checkpoint of FLAIR's code: encoders, projections, pool, scale and bias
   timm                the image encoder as timm's VisionTransformer; PATH.json holds the arguments of timm.create_model
                       (heads, sizes) and the preprocessing; with other ones the features differ
   open_clip           a directory for open_clip.create_model_and_transforms("local-dir:PATH")
@@ -18,7 +19,7 @@ FORMAT is one of
   safetensors         our own parameter tree with flattened names, and the config in the header
   stablehlo           a directory with encode_image.bin and encode_text.bin for jax.export.deserialize
   onnx                a directory with encode_image.onnx and encode_text.onnx (pip install jax2onnx onnxruntime)
-PATH is a file for the first five and for safetensors, a directory for the others.  A file is in PyTorch's format, or in
+PATH is a file for the first six and for safetensors, a directory for the others.  A file is in PyTorch's format, or in
 safetensors format if its name ends in .safetensors.  The written model is loaded and compared with the original.
 --no-verify skips this; PyTorch is then needed only to write .pth files.
 """

@@ -294,9 +294,11 @@ def test_image_towers_that_open_clip_does_not_have(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_cosmos_layout_is_for_the_method_cosmos(captioned, tmp_path, capsys):
-    assert run(captioned["flair"], "cosmos", tmp_path / "out.pt") == 2
-    assert "--to=cosmos writes the networks of the method cosmos, but this model is of flair" in capsys.readouterr().err
+@pytest.mark.parametrize(("to", "method"), [("cosmos", "flair"), ("flair", "cosmos")])
+def test_layouts_of_a_method_are_for_it_alone(captioned, tmp_path, capsys, to, method):
+    assert run(captioned[method], to, tmp_path / "out.pt") == 2
+    expected = f"--to={to} writes the networks of the method {to}, but this model is of {method}"
+    assert expected in capsys.readouterr().err
 
 
 def test_encoders_that_cosmos_layout_cannot_hold_are_compared_field_by_field():
@@ -605,6 +607,7 @@ TEXT = {"text", "text_projection", "image_projection", "logit_scale"}
         ("flair", "open_clip", OF_FLAIR),
         ("flair", "huggingface", OF_FLAIR),
         ("flair", "stablehlo", OF_FLAIR | {"logit_scale"}),
+        ("flair", "flair", set()),
         ("flair", "safetensors", set()),
         ("detailclip", "slip", OF_DETAILCLIP),
         ("detailclip", "timm", OF_DETAILCLIP | TEXT),
@@ -623,5 +626,5 @@ def test_networks_that_a_format_leaves_out_are_named_and_counted(captioned, tmp_
     assert sum(counted) == everything * (2 if to == "cosmos" else 1)
     left = re.findall(r"left out, no place there: (.*) \(", printed)
     assert left == ([", ".join(sorted(expected))] if expected else [])
-    own = method == "flair" and to != "safetensors"
+    own = method == "flair" and to not in ("flair", "safetensors")
     assert ("flair ranks images and texts by its own score" in printed) == own

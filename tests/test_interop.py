@@ -44,7 +44,7 @@ def fitting(layout, size):
     if layout.image_is_embedding:
         return size._replace(joint_width=size.width)
     in_heads = NUM_HEADS * max(size.joint_width // NUM_HEADS, 1)  # of the cross-attention pools
-    return size._replace(joint_width=in_heads) if layout.method == "cosmos" else size
+    return size._replace(joint_width=in_heads) if layout.method in ("cosmos", "flair") else size
 
 
 def abstract(layout, spec):

@@ -388,6 +388,6 @@ def layout_for(config: ConfigDict, name: str) -> Layout:
 def _refusal(name: str, needs: Sequence[str], spec: Spec) -> str:
     """Why no layout of this name can represent a model, and which formats of `export` can."""
     others = {layout.name for layout in LAYOUTS if layout.name in ("open_clip", "huggingface") and layout.holds(spec)}
-    recipe = ", as configs/beyond/cosmos.py has" if name == "cosmos" else ""
+    recipe = f", as configs/beyond/{name}.py has" if name in ("cosmos", "flair") else ""
     ways = " or ".join([*sorted(others), "safetensors"])
     return f"layout {name!r} cannot represent these encoders: it needs {', '.join(needs)}{recipe}; use --to={ways}"

@@ -6,22 +6,11 @@ projections; its copies of the pools, token mappings and scales, which nothing u
 
 from detailclip_jax.interop import openai
 from detailclip_jax.interop.measure import Spec
-from detailclip_jax.interop.tables import LINEAR, SAME, Entry, Table, linear, norm, within
+from detailclip_jax.interop.tables import SAME, Entry, Table, cross_pool, linear, within
 
 STUDENT, TEACHER = "student", "teacher"
 PARTS = (STUDENT, TEACHER)
 UNUSED = (r"(logit|distill_logit)_scale", r"(image|text)_token_mapping\..*", r"(.*[._])?attn_cross_pool\..*")
-
-
-def cross_pool(path: str, key: str) -> list[Entry]:
-    """A cross-attention pool: a norm of queries, one of keys and values, PyTorch's MultiheadAttention."""
-    return [
-        *norm(f"{path}/norm_query", f"{key}.ln_q"),
-        *norm(f"{path}/norm_key", f"{key}.ln_k"),
-        Entry(f"{path}/qkv/kernel", f"{key}.attn.in_proj_weight", LINEAR),
-        Entry(f"{path}/qkv/bias", f"{key}.attn.in_proj_bias", SAME),
-        *linear(f"{path}/proj", f"{key}.attn.out_proj"),
-    ]
 
 
 def heads() -> list[Entry]:

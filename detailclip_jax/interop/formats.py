@@ -68,14 +68,25 @@ def write_reference(export: Export, path: Path) -> Mapping[str, Any]:
 
 def write_cosmos(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes the state dicts of student and teacher; raises ValueError for another method."""
-    if export.config.method != "cosmos":
-        raise ValueError(
-            f"--to=cosmos writes the networks of the method cosmos, but this model is of {export.config.method}; "
-            "use --to=open_clip or safetensors"
-        )
+    check_method(export.config, "cosmos")
     tensors = to_state_dict(export.variables, export.config, "cosmos")
     files.write(path, tensors, {"format": "pt"}, cosmos.PARTS)
     return tensors
+
+
+def write_flair(export: Export, path: Path) -> Mapping[str, Any]:
+    """Writes encoders, projections and pool; raises ValueError for another method."""
+    check_method(export.config, "flair")
+    return write_file(export, path, "flair")
+
+
+def check_method(config: ConfigDict, name: str) -> None:
+    """Raises ValueError unless a model is of the method for which the format `name` is."""
+    if config.method != name:
+        raise ValueError(
+            f"--to={name} writes the networks of the method {name}, but this model is of {config.method}; "
+            "use --to=open_clip or safetensors"
+        )
 
 
 def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
@@ -157,6 +168,14 @@ def verify_cosmos(export: Export, path: Path) -> dict[str, Difference]:
     return verify.compare(verify.cosmos_features(path, export.config, batch), expected)
 
 
+def verify_flair(export: Export, path: Path) -> dict[str, Difference]:
+    """Compares the encoders with open_clip's, and the scores of pairs with those by PyTorch's attention."""
+    batch = verify.inputs(export.config)
+    expected = verify.ours(export.model, export.params, batch)
+    expected |= verify.own_score(export.model, export.params, export.config, batch)
+    return verify.compare(verify.flair_features(path, export.config, batch), expected)
+
+
 def verify_safetensors(export: Export, path: Path) -> dict[str, Difference]:
     """Reads the file again and compares the features of our networks."""
     batch = verify.inputs(export.config)
@@ -178,7 +197,7 @@ def left_out(fmt: Format, export: Export) -> list[str]:
     if missing := sorted(set(export.params) - set(places)):
         count = sum(leaf.size for leaf in jax.tree.leaves([export.params[name] for name in missing]))
         lines.append(f"left out, no place there: {', '.join(missing)} ({count:,} parameters); --to=safetensors has all")
-    if "text" in places and methods.build(export.config).score:
+    if missing and "text" in places and methods.build(export.config).score:
         method = export.config.method
         lines.append(f"{method} ranks images and texts by its own score, which is left out: cosines rank otherwise")
     return lines
@@ -190,6 +209,7 @@ FORMATS = {
     "slip": Format(write_slip, partial(verify_with, verify.slip_features), lambda c: networks_in(c, slip_layout(c))),
     "timm": Format(write_timm, verify_image, in_layout("timm")),
     "cosmos": Format(write_cosmos, verify_cosmos, in_layout("cosmos"), holds_teacher=True),
+    "flair": Format(write_flair, verify_flair, in_layout("flair")),
     "open_clip": Format(
         write_open_clip, partial(verify_with, verify.open_clip_features), in_layout("open_clip"), is_directory=True
     ),

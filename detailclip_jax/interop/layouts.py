@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, reference_preset
-from detailclip_jax.interop import cosmos, huggingface, openai, reference, timm_vit
+from detailclip_jax.interop import cosmos, flair, huggingface, openai, reference, timm_vit
 from detailclip_jax.interop.measure import (
     HEADS,
     SLIP_HEADS,
@@ -50,6 +50,12 @@ def published_aclip(config: ConfigDict) -> ConfigDict:
 def published_cosmos(config: ConfigDict) -> ConfigDict:
     """Sets the captions that the method needs: two of several sentences, six of one."""
     config.data.caption = "crops"
+    return config
+
+
+def published_flair(config: ConfigDict) -> ConfigDict:
+    """Sets the captions that the method needs: several of one to three sentences each."""
+    config.data.caption = "diverse"
     return config
 
 
@@ -248,6 +254,7 @@ HF_TEXT = {
     "token_embedding": "text_model.embeddings.token_embedding.weight",
     "joint": "text_projection.weight",
 }
+FLAIR_TEXT = CLIP_TEXT | {"joint": flair.TEXT_PROJECTION}
 COSMOS_TEXT = {name: f"{cosmos.STUDENT}.{key}" for name, key in CLIP_TEXT.items()}
 SIGLIP_TEXT_KEYS = {**HF_TEXT, "joint": "text_model.head.weight"}
 SIGLIP_MLPS = {
@@ -291,6 +298,20 @@ LAYOUTS = (
         crops={"enclosing": {"kind": "enclosing"}},
         published=published_aclip,
         keeps_mask_ratio=True,
+    ),
+    Layout(
+        "flair",
+        "flair",
+        ("visual.class_embedding", "visual_proj.ln_v.weight", flair.IMAGE_PROJECTION),
+        OPENAI,
+        flair.flair_table,
+        FLAIR_TEXT,
+        style=OPENAI_STYLE._replace(activation="gelu"),
+        text_activation="gelu",
+        fits=fits_open_clip,
+        normalisation="clip",
+        filter="bicubic",
+        published=published_flair,
     ),
     Layout(
         "slip",

@@ -6,7 +6,7 @@ from detailclip_jax.interop.tables import CONV, LINEAR, SAME, Entry, Table, norm
 from detailclip_jax.interop.timm_vit import vit
 
 
-def image(depth: int) -> list[Entry]:
+def image(depth: int, projection: str = "visual.proj") -> list[Entry]:
     """CLIP's own ViT: norms before and after the blocks, a patch embedding without bias."""
     return [
         Entry("image/cls_token", "visual.class_embedding", SAME),
@@ -15,16 +15,16 @@ def image(depth: int) -> list[Entry]:
         *norm("image/pre_norm", "visual.ln_pre"),
         *numbered(depth, text_block, "image", "visual.transformer.resblocks"),
         *norm("image/norm", "visual.ln_post"),
-        Entry("image_projection/proj/kernel", "visual.proj", SAME),
+        Entry("image_projection/proj/kernel", projection, SAME),
     ]
 
 
-def text(depth: int) -> list[Entry]:
+def text(depth: int, projection: str = "text_projection") -> list[Entry]:
     """The text encoder and its projection."""
     return [
         *text_blocks(depth),
         *text_ends(),
-        Entry("text_projection/proj/kernel", "text_projection", SAME),
+        Entry("text_projection/proj/kernel", projection, SAME),
         *logit_scale(),
     ]
 

@@ -128,6 +128,17 @@ def norm(path: str, key: str) -> list[Entry]:
     return [Entry(f"{path}/scale", f"{key}.weight", SAME), Entry(f"{path}/bias", f"{key}.bias", SAME)]
 
 
+def cross_pool(path: str, key: str, norms: str = "qk") -> list[Entry]:
+    """A pool of COSMOS's or FLAIR's code: norms of query and key (and, with `norms` "qkv", value), then attention."""
+    named = {"q": "norm_query", "k": "norm_key", "v": "norm_value"}
+    return [
+        *(entry for name in norms for entry in norm(f"{path}/{named[name]}", f"{key}.ln_{name}")),
+        Entry(f"{path}/qkv/kernel", f"{key}.attn.in_proj_weight", LINEAR),
+        Entry(f"{path}/qkv/bias", f"{key}.attn.in_proj_bias", SAME),
+        *linear(f"{path}/proj", f"{key}.attn.out_proj"),
+    ]
+
+
 def separate_qkv(path: str, names: tuple[str, ...]) -> list[Entry]:
     """Query, key and value that the other model stores as three linear layers."""
     return [entry for index, key in enumerate(names) for entry in linear(path, key, (index, 3))]

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from detailclip_jax.interop import cosmos, files, hub
+from detailclip_jax import methods
+from detailclip_jax.interop import cosmos, files, flair, hub
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.kernels.products import EXACT
+from detailclip_jax.models.cross_pool import NUM_HEADS
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.types import Array, Float, Int, Params
@@ -77,6 +79,20 @@ def _features(model: Networks) -> Callable[..., dict[str, Array]]:
         return {"image": bound.embed_image(images), "text": bound.embed_text(tokens)}
 
     return features
+
+
+def own_score(model: Networks, params: Params, config: ConfigDict, batch: Inputs) -> Features:
+    """The scores [B, B] of images and texts by the method's own definition, in exact float32."""
+    score = methods.build(config).score
+    assert score is not None  # only called for such methods
+
+    @jax.jit
+    def scores(params: Params, images: Array, tokens: Array) -> Array:
+        bound = model.bind({"params": params})
+        return score(bound, images, bound.embed_text(tokens))
+
+    with jax.default_matmul_precision(EXACT):
+        return {"score": np.asarray(scores(params, *batch))}
 
 
 def tokens_of(networks: Any, images: Float[Array, "B S S 3"]) -> Float[Array, "B M D"]:
@@ -202,6 +218,37 @@ def cosmos_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
             features = {"image": model.encode_image(_images(batch)), "text": model.encode_text(_text(batch))}
         found |= {f"{name} ({part})": value.numpy() for name, value in features.items()}
     return found
+
+
+def flair_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
+    """Features of a FLAIR checkpoint: open_clip's CLIP with its projections, and PyTorch's attention as its pool."""
+    import open_clip
+    import torch
+
+    tensors, content = _tensors(path), hub.open_clip_config(config, path)["model_cfg"]
+    content["vision_cfg"]["output_tokens"] = True
+    model: Any = open_clip.model.CLIP(**content).eval()
+    pool = {key.removeprefix(f"{flair.POOL}."): value for key, value in tensors.items() if key.startswith(flair.POOL)}
+    named = {"visual.proj": tensors[flair.IMAGE_PROJECTION], "text_projection": tensors[flair.TEXT_PROJECTION]}
+    model.load_state_dict({key: (tensors | named)[key] for key in model.state_dict()}, strict=True)
+    with torch.inference_mode():
+        image, patches = model.visual(_images(batch))
+        text = model.encode_text(_text(batch))
+        score = _pooled_cosines(pool, text, patches @ named["visual.proj"])
+        return {"image": image.numpy(), "text": text.numpy(), "score": score.numpy()}
+
+
+def _pooled_cosines(tensors: Mapping[str, Any], texts: Any, patches: Any) -> Any:
+    """Cosines [B, B] of texts [B, E] with the patches [B, N, E] that each of them pools; FLAIR's, in PyTorch."""
+    import torch
+
+    width = texts.shape[-1]
+    pool = torch.nn.ModuleDict({f"ln_{name}": torch.nn.LayerNorm(width) for name in "qkv"})
+    pool["attn"] = torch.nn.MultiheadAttention(width, NUM_HEADS, batch_first=True, add_zero_attn=True)
+    pool.eval().load_state_dict(dict(tensors), strict=True)
+    queries = pool["ln_q"](texts).expand(len(patches), -1, -1)
+    pooled = pool["attn"](queries, pool["ln_k"](patches), pool["ln_v"](patches), need_weights=False)[0]
+    return torch.nn.functional.cosine_similarity(pooled, texts[None], -1)
 
 
 def huggingface_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
