@@ -35,7 +35,7 @@ check: lint  ## what CI runs: lint, types and all tests but the slow ones
 
 docs: $(VENV)/dev.stamp  ## the documentation site, in build/site; links and headings are checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "written to build/site; python -m http.server --directory build/site shows it, with search"
+	@echo "written to build/site; open build/site/index.html in a browser"
 
 # `make numbers` makes the old ones that take at most an hour, ONLY=NAME,... these, ALL=1 those of hours too.
 numbers: $(VENV)/dev.stamp  ## make the measured numbers of README and docs again; docs/numbers.py --list says which are old

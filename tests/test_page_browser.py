@@ -230,23 +230,36 @@ def test_an_unreadable_file_is_one_line(browser, tmp_path):
     wait(browser, lambda _: not error.is_displayed())
 
 
-def test_the_documentation_is_searched_without_a_network(tmp_path):
-    folder = build_site(tmp_path / "site")
-    handler = functools.partial(Quiet, directory=str(folder))
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    return build_site(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(params=("file", "server"))
+def first_page(request, site):
+    """The address of the documentation's first page: as a file, and from a server."""
+    if request.param == "file":
+        yield (site / "index.html").as_uri()
+        return
+    handler = functools.partial(Quiet, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser = open_browser(1400, tmp_path / "profile")
-        try:
-            browser.get(f"http://localhost:{server.server_port}/index.html")
-            browser.execute_script("document.querySelector('[data-md-toggle=search]').click()")
-            field = browser.find_element(By.CSS_SELECTOR, ".md-search__input")
-            wait(browser, lambda _: field.is_displayed())
-            field.send_keys("prototypes")
-            wait(browser, lambda _: "prototypes" in " ".join(texts_of(browser, ".md-search-result__item")))
-            assert not browser.get_log("browser"), "the console is empty"
-        finally:
-            browser.quit()
-            server.shutdown()
+        yield f"http://localhost:{server.server_port}/index.html"
+        server.shutdown()
+
+
+def test_the_documentation_is_searched_without_a_network(first_page, tmp_path):
+    browser = open_browser(1400, tmp_path / "profile")
+    try:
+        browser.get(first_page)
+        browser.execute_script("document.querySelector('[data-md-toggle=search]').click()")
+        field = browser.find_element(By.CSS_SELECTOR, ".md-search__input")
+        wait(browser, lambda _: field.is_displayed())
+        field.send_keys("prototypes")
+        wait(browser, lambda _: "prototypes" in " ".join(texts_of(browser, ".md-search-result__item")))
+        assert not browser.get_log("browser"), "the console is empty"
+    finally:
+        browser.quit()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

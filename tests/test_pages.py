@@ -51,6 +51,23 @@ def test_every_extra_is_explained():
     assert len(extras) >= 7 and extras == named
 
 
+def imported():
+    """(page, name) of what the Python of the pages imports from the package, such as detailclip_jax.run.transfer."""
+    for page in (ROOT / "README.md", *DOCS.glob("*.md")):
+        for block in re.findall(r"^```py(?:thon)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("detailclip_jax"):
+                    yield from ((page.name, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def test_what_the_pages_import_is_on_the_page_of_the_api():
+    entries = re.findall(r"^::: (\S+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    is_there = lambda name: any(f"{name}.".startswith(f"{e}.") or e.startswith(f"{name}.") for e in entries)
+    names = list(imported())
+    assert len(names) >= 15 and not is_there("detailclip_jax.runtime.files")
+    assert not [(page, name) for page, name in names if not is_there(name)]
+
+
 def build_site(folder):
     """Builds the site strictly: a link or a heading that is not there is an error."""
     for name in ("material", "mkdocstrings"):
@@ -87,3 +104,4 @@ def test_pages_docstrings_and_search_are_there(site):
     assert [file.stem for file in DOCS.glob("*.md") if f'href="{file.stem}.html"' not in first] == [], "not in the menu"
     assert "def clip_loss" in (site / "source/detailclip_jax/losses/clip.py.txt").read_text()
     assert "prototypes" in (site / "search/search_index.json").read_text()
+    assert (site / "search/search_index.js").read_text().startswith("var __index"), "for pages opened as files"
