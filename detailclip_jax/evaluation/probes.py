@@ -1,11 +1,11 @@
 """A study of probes on sticker scenes: which one has the widest range from untrained to supervised features.
 
     from detailclip_jax.evaluation import probes
-    print(probes.study("runs/stickers", supervised={"linear": "runs/seg_linear", "UPerNet": "runs/seg_upernet"}))
+    print(probes.study({"the demo": "runs/stickers"}, supervised={"linear": "runs/seg_linear"}))
 
-The encoders are raw pixels and an untrained one (the floors), a checkpoint's, and those that the command `transfer`
-trained end to end on the masks (the ceilings), whose heads are evaluated as well. Every encoder runs once per image
-size, and all probes use the same features. Numbers are per cent.
+The encoders are raw pixels and an untrained one (the floors), those of checkpoints, and those that the command
+`transfer` trained end to end on the masks (the ceilings), whose heads are evaluated as well. Every encoder runs once
+per image size, and all probes use the same features. Numbers are per cent.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -86,7 +86,7 @@ VARIANTS = (
 
 
 def study(
-    checkpoint: str | Path,
+    checkpoints: Mapping[str, str | Path],
     supervised: Mapping[str, str | Path] | None = None,
     num_train: int = 500,
     num_test: int = 500,
@@ -94,11 +94,19 @@ def study(
 ) -> str:
     """A Markdown table: the metrics `COLUMNS` of every encoder with every variant of the probe.
 
-    `supervised` maps names to workdirs of segmentation runs with groups as labels. Raises FileNotFoundError and
-    CheckpointError for runs that cannot be loaded.
+    `checkpoints` maps names to runs or checkpoints, whose student is evaluated; the image size and the floors are those
+    of the first one. `supervised` maps names to workdirs of segmentation runs with groups as labels. Raises ValueError
+    without a checkpoint, FileNotFoundError and CheckpointError for runs that cannot be loaded.
     """
-    model = load(checkpoint, "student")
-    encoders = [*trained_and_floors(model), *(supervised_encoder(*item) for item in (supervised or {}).items())]
+    if not checkpoints:
+        raise ValueError("no checkpoints to study: name at least one, as {'the demo': 'runs/stickers'}")
+    models = {name: load(checkpoint, "student") for name, checkpoint in checkpoints.items()}
+    model = next(iter(models.values()))
+    encoders = [
+        *floors(model),
+        *(trained(*item) for item in models.items()),
+        *(supervised_encoder(*item) for item in (supervised or {}).items()),
+    ]
     found: dict[str, list[list[str]]] = {variant.name: [] for variant in variants} | {OWN_HEAD: []}
     for enlarged in sorted({variant.enlarged for variant in variants}):
         size = model.config.model.image_size * enlarged
@@ -130,13 +138,18 @@ def scenes(split: str, count: int, size: int) -> Scenes:
     return Scenes(*map(np.stack, zip(*made)))
 
 
-def trained_and_floors(model: Any) -> Iterator[Encoder]:
-    """Raw pixels, the encoder of a loaded model with fresh parameters, and the model's own."""
+def floors(model: Any) -> Iterator[Encoder]:
+    """Raw pixels, and the encoder of a loaded model with fresh parameters."""
     vit, config = model.networks.unrolled().image, model.config
     fresh = vit.init(jax.random.key(0), jnp.zeros((1, config.model.image_size, config.model.image_size, 3)))["params"]
     yield Encoder("raw pixels", lambda images: pixel_features(images, vit.patch_size))
     yield Encoder("untrained", block_features(vit, fresh, config))
-    yield Encoder("trained", block_features(vit, unstack(model.params["image"]), config))
+
+
+def trained(name: str, model: Any) -> Encoder:
+    """The encoder of a loaded model."""
+    params = unstack(model.params["image"])
+    return Encoder(name, block_features(model.networks.unrolled().image, params, model.config))
 
 
 def supervised_encoder(name: str, workdir: str | Path) -> Encoder:
