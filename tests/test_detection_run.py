@@ -21,7 +21,9 @@ from tiny import noise_state, tiny_config
 from detailclip_jax import transfer as command
 from detailclip_jax.config import detection as fields
 from detailclip_jax.config import help_text, run_config
+from detailclip_jax.data.detection.batches import examples
 from detailclip_jax.data.detection.coco import open_format
+from detailclip_jax.data.detection.shapes import sample
 from detailclip_jax.data.semantic.augment import resize_image
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.detection import experiment, predict
@@ -118,6 +120,39 @@ def test_detections_do_not_depend_on_the_bucket_or_the_neighbours():
         np.testing.assert_array_equal(first.labels, second.labels)
         for name in ("boxes", "scores", "masks"):
             np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=1e-4, err_msg=name)
+
+    compute, test = made._on_this_process(state, made._draw)
+    again = predict.draw(compute, [(image, padded(one, 100)) for image, one in zip(images, alone)], test)
+    for first, second in zip(alone, again):  # masks drawn in the detected boxes are those of the detections
+        np.testing.assert_array_equal(first.labels, second.labels)
+        np.testing.assert_allclose(first.boxes, second.boxes, atol=1e-4)
+        np.testing.assert_allclose(first.masks, second.masks, atol=1e-4)
+
+
+def padded(found, number):
+    free = number - len(found.labels)
+    labels = np.pad(found.labels, (0, free), constant_values=-1)
+    return predict.Boxes(np.pad(found.boxes, ((0, free), (0, 0))), labels)
+
+
+def test_the_ceiling_of_true_masks_is_100_and_its_boxes_leave_crowds_out(monkeypatch):
+    made = built()
+    truth = iter([example for example, _ in examples(made.sets.val.source)])
+
+    def perfect(compute, images, test):
+        for (_, given), example in zip(images, truth):
+            kept = given.labels >= 0
+            np.testing.assert_array_equal(given.boxes[kept], example["boxes"])
+            masks = [sample(shape, box, 112) for shape, box in zip(example["shapes"], example["boxes"])]
+            yield predict.Found(given.boxes[kept], np.ones(kept.sum()), given.labels[kept], np.array(masks, np.float32))
+
+    monkeypatch.setattr(experiment, "draw", perfect)
+    assert made.ceiling(made.init(0))["ceiling_AP50"] == 100
+    boxes = np.arange(12.0).reshape(3, 4)
+    example = {"crowd": np.array([True, False, False]), "boxes": boxes, "classes": np.array([5, 6, 7])}
+    found = experiment.true_boxes(example, 1)
+    assert found.labels.tolist() == [6] and found.boxes.tolist() == [[4, 5, 6, 7]]
+    assert experiment.true_boxes(example, 4).labels.tolist() == [6, 7, -1, -1]
 
 
 def test_the_shapes_of_a_batch_are_those_of_the_stream():
@@ -363,7 +398,8 @@ def test_a_run_writes_24_scores_results_and_a_figure(finished):
     results = json.loads((finished / "detections.json").read_text())
     assert all(set(one) == {"image_id", "category_id", "bbox", "score", "segmentation"} for one in results)
     assert (finished / "figures/detection.png").stat().st_size > 1000
-    assert "| AP |" in (finished / "report.md").read_text()
+    report = (finished / "report.md").read_text()
+    assert "| AP |" in report and f"in the true boxes: AP {found['ceiling_AP']:.2f}" in report
     assert [line["step"] for line in read_lines(finished / "evaluations.jsonl")] == [4, 6]
     lines = read_lines(finished / "metrics.jsonl")
     terms = {"rpn_class", "rpn_box", "class_1", "box_3", "mask_2", "crowded_images", "learning_rate"}

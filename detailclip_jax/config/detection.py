@@ -61,6 +61,7 @@ INFERENCE: Group = {
     "long": Field(1333, "most pixels of its longer side", IBOT),
     "buckets": Field(SHAPES[2:], "(height, width) of the batches", OURS),
     "batch_size": Field(8, "images that are computed at a time, over all devices of a process", OURS),
+    "ceiling": Field(False, "also score the masks drawn in the true boxes: what better boxes alone could reach", OURS),
 }
 OPTIMIZER: Group = {
     **{name: field for name, field in transfer.OPTIMIZER.items() if name != "power"},
@@ -129,7 +130,7 @@ def stickers(config: ConfigDict) -> ConfigDict:
     config.views.short, config.views.long, config.views.crop_share = (48, 56, 64), 64, 0.0
     config.views.buckets = config.inference.buckets = ((64, 64),)
     config.inference.short = config.inference.long = 64
-    config.inference.batch_size, config.encoder.grid = 16, (64, 64)
+    config.inference.batch_size, config.inference.ceiling, config.encoder.grid = 16, True, (64, 64)
     config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e-3, 30
     config.detector.options = ConfigDict(SMALL)
     return config

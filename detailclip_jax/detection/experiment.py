@@ -20,7 +20,7 @@ from detailclip_jax.detection import scoring
 from detailclip_jax.detection.model import TERMS, DetectionModel
 from detailclip_jax.detection.model import build as build_detector
 from detailclip_jax.detection.options import Options
-from detailclip_jax.detection.predict import Found, Test, predict
+from detailclip_jax.detection.predict import Boxes, Found, Test, draw, predict
 from detailclip_jax.inference.encoders import arrays_of, load_encoder
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import towers
@@ -101,20 +101,41 @@ class Experiment(fine_tuning.Experiment):
         the AP of every class, and the detections in COCO's format.  All processes must call it together.
         `before_each` is called before every image, and may raise to stop.
         """
+        results = self._results(lambda found: self.predict(state, (pixels for _, pixels in found)), before_each)
+        scores, per_class = scoring.score(self.sets.val, results)
+        return scores, per_class, results
+
+    def ceiling(self, state: TrainState, before_each: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Scores the masks that the mask heads draw in the true boxes: what better boxes alone could reach.
+
+        Returns the twelve numbers of masks in percent ("ceiling_AP", ...). An image's objects beyond
+        `data.max_instances` are left out. Otherwise as `evaluate`.
+        """
+        limit = self.config.data.max_instances
+        compute, test = self._on_this_process(state, self._draw)
+
+        def masks(found: Iterable[tuple[dict[str, Any], np.ndarray]]) -> Iterator[Found]:
+            return draw(compute, ((pixels, true_boxes(example, limit)) for example, pixels in found), test)
+
+        scores, _ = scoring.score(self.sets.val, self._results(masks, before_each))
+        return {f"ceiling_{name}": scores[f"segm_{name}"] for name in scoring.NAMES}
+
+    def _results(
+        self, compute: Callable[..., Iterator[Found]], before_each: Callable[[], None]
+    ) -> list[dict[str, Any]]:
+        """What `compute` finds in the evaluation set, in COCO's format; every process takes a part of the images."""
         known: list[tuple[int, tuple[int, int]]] = []
 
-        def images() -> Iterator[np.ndarray]:
+        def own() -> Iterator[tuple[dict[str, Any], np.ndarray]]:
             for found, pixels in examples(self.sets.val.source, jax.process_index(), jax.process_count()):
                 before_each()
                 known.append((found["image_id"], pixels.shape[:2]))
-                yield pixels
+                yield found, pixels
 
         results: list[dict[str, Any]] = []
-        for number, found in enumerate(self.predict(state, images())):
+        for number, found in enumerate(compute(own())):
             results += scoring.results_of(found, *known[number], self.sets.val.category_ids)
-        results = scoring.gathered(results)
-        scores, per_class = scoring.score(self.sets.val, results)
-        return scores, per_class, results
+        return scoring.gathered(results)
 
     def predict(self, state: TrainState, images: Iterable[Any]) -> Iterator[Found]:
         """Yields the detections of every image, in its own pixels, computed on this process's devices.
@@ -123,24 +144,37 @@ class Experiment(fine_tuning.Experiment):
         Raises TypeError for one image that is not in a list, and BadImage for an unreadable one.
         """
         arrays = arrays_of(images)
+        compute, test = self._on_this_process(state, self._detect)
+        return predict(compute, arrays, test)
+
+    def _on_this_process(self, state: TrainState, program: Callable[..., Any]) -> tuple[Callable[..., Any], Test]:
+        """The function of a batch that runs `program` on this process's devices, and how images are tested."""
         mesh = fine_tuning.local_mesh(self.mesh)
         params, stats = (fine_tuning.here(tree, mesh) for tree in (state.params, state.batch_stats["student"]))
         test, place = test_of(self.config), meshes.sharded(mesh)
         batch_size = test.batch_size + -test.batch_size % mesh.devices.size
 
-        def detect(batch: np.ndarray, size: np.ndarray) -> Any:
-            return self._detect(params, stats, *jax.device_put((batch, size), place))
+        def compute(*batch: np.ndarray) -> Any:
+            return program(params, stats, *jax.device_put(batch, place))
 
-        return predict(detect, arrays, test._replace(batch_size=batch_size))
+        return compute, test._replace(batch_size=batch_size)
 
     @functools.cached_property
     def _detect(self) -> jax.stages.Wrapped:
         """The compiled function of (params, batch_stats, images, size), for images of any bucket."""
+        return self._compiled("detect")
+
+    @functools.cached_property
+    def _draw(self) -> jax.stages.Wrapped:
+        """The compiled function of (params, batch_stats, images, size, boxes, labels)."""
+        return self._compiled("draw")
+
+    def _compiled(self, method: str) -> jax.stages.Wrapped:
         precision = self.config.model.matmul_precision
 
-        def run(params: Params, stats: Params, images: Array, size: Array) -> Any:
+        def run(params: Params, stats: Params, *batch: Array) -> Any:
             with matmul_precision(precision):
-                return self.model.apply({"params": params, STATS: stats}, images, size, method="detect")
+                return self.model.apply({"params": params, STATS: stats}, *batch, method=method)
 
         return jax.jit(run)
 
@@ -167,6 +201,16 @@ class Experiment(fine_tuning.Experiment):
             fine_tuning.table_text(self.state_shapes.params, config),
         ]
         return lines, list(filter(None, [fine_tuning.learning_rate(config)[1]]))
+
+
+def true_boxes(example: dict[str, Any], limit: int) -> Boxes:
+    """The boxes and classes of an example's objects without crowds, the first `limit` of them."""
+    kept = np.flatnonzero(~example["crowd"])[:limit]
+    free = limit - len(kept)
+    return Boxes(
+        np.pad(example["boxes"][kept].astype(np.float32), ((0, free), (0, 0))),
+        np.pad(example["classes"][kept].astype(np.int32), (0, free), constant_values=-1),
+    )
 
 
 def one_shapes(config: ConfigDict, bucket: Bucket) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -127,8 +127,13 @@ def stop(interrupt: Interrupt) -> None:
         raise Stopped(interrupt.received or SIGNALS[1])
 
 
-def evaluated(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> tuple[Any, ...]:
-    """Evaluates the experiment, with a progress line; returns what its `evaluate` returns.
+Evaluation = Callable[[TrainState, Callable[[], None]], Any]  # of a state; calls the function before every image
+
+
+def evaluated(
+    run: Run, interrupt: Interrupt, state: TrainState, step: int, evaluation: Evaluation | None = None
+) -> Any:
+    """Evaluates the experiment, with a progress line; returns what its `evaluate`, or another function, returns.
 
     Raises EvaluatorError that names an unreadable image or a missing package, and Stopped between two images if the run
     must stop.
@@ -141,7 +146,7 @@ def evaluated(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> t
         meter.add(1)
 
     try:
-        return run.experiment.evaluate(state, before_each)
+        return (evaluation or run.experiment.evaluate)(state, before_each)
     except (BadRecord, ImportError) as error:
         raise EvaluatorError(f"evaluation at step {step}: {error}") from error
 

@@ -75,8 +75,13 @@ def compile_step(run: Run, clock: Clock, state: TrainState) -> TrainStep:
 
 
 def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
-    """Evaluates the detector; writes the AP of every class and the detections.  Raises as `dense.evaluated`."""
+    """Evaluates the detector; writes the AP of every class and the detections.  Raises as `dense.evaluated`.
+
+    With `inference.ceiling` the scores contain those of masks in the true boxes, "ceiling_AP" and so on.
+    """
     scores, per_class, results = dense.evaluated(run, interrupt, state, step)
+    if run.config.inference.ceiling:
+        scores |= dense.evaluated(run, interrupt, state, step, run.experiment.ceiling)
     if jax.process_index() == 0:
         dense.write_per_class(run, step, per_class)
         replace_text(run.workdir / DETECTIONS, json.dumps(results) + "\n")
