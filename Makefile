@@ -30,8 +30,8 @@ lint: $(VENV)/dev.stamp  ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check: lint  ## what CI runs: lint, types and all tests but the slow ones
-	$(PYTEST) -m "not slow" --durations=30
+check: lint  ## what CI runs: lint, types and all tests but the slow ones; says why tests were skipped
+	$(PYTEST) -m "not slow" --durations=30 -rs
 
 docs: $(VENV)/dev.stamp  ## the documentation site, in build/site; links and headings are checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -41,7 +41,10 @@ WAIT = 60  # seconds; nothing is measured
 
 pytestmark = [
     pytest.mark.check,
-    pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver on the path"),
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER),
+        reason="the page is not tried in a browser: apt-get install chromium chromium-driver",
+    ),
     pytest.mark.xdist_group("browser"),
 ]
 for name in ("selenium", "starlette", "uvicorn"):
