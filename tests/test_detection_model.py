@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import noise
+from tiny import looped, noise
 
 from detailclip_jax.detection import boxes as box
 from detailclip_jax.detection import cascade, model, postprocess, rpn
@@ -65,14 +65,14 @@ def batch(number=8, height=SIDE, width=SIDE, seed=0):
     return {name: jnp.asarray(x.astype(kinds.get(name, x.dtype))) for name, x in made.items()}
 
 
-def variable_shapes(options=TINY):
-    return jax.eval_shape(model.build(encoder(), options, K).init, jax.random.key(0), batch(2))
+def variable_shapes():
+    return jax.eval_shape(model.build(encoder(), TINY, K).init, jax.random.key(0), batch(2))
 
 
 @functools.cache
-def variables(options=TINY):
+def variables():
     """Weights large enough for boxes to move and classes to differ, and running statistics that are not 0 and 1."""
-    made = jax.jit(model.build(encoder(), options, K).init)(jax.random.key(0), batch(2))
+    made = jax.jit(looped(model.build(encoder(), TINY, K).init))(jax.random.key(0), batch(2))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), made["params"])
     stats = jax.tree.map(lambda x: x + rng.uniform(0, 0.2, x.shape).astype(np.float32), made["batch_stats"])
@@ -80,11 +80,12 @@ def variables(options=TINY):
 
 
 @functools.cache
-def step(options=TINY, devices=0):
+def step(devices=0):
     """The jitted function of (params, batch, keys) -> (loss, (losses, statistics)), gradients."""
     axis = "data" if devices else None
-    made, stats = model.build(encoder(drop_path=0.3), options, K, axis), variables(options)["batch_stats"]
+    made, stats = model.build(encoder(drop_path=0.3), TINY, K, axis), variables()["batch_stats"]
 
+    @looped
     def run(params, batch, keys):
         given = {"params": params, "batch_stats": stats}
         losses, changed = made.apply(given, batch, train=True, keys=keys, mutable=["batch_stats"])
@@ -97,8 +98,9 @@ def step(options=TINY, devices=0):
 
 
 @functools.cache
-def detector(options=TINY):
-    return jax.jit(functools.partial(model.build(encoder(), options, K).apply, method="detect"))
+def detector():
+    """The jitted function of (variables, images, size) -> detections, with the stages as CPUs have them."""
+    return jax.jit(functools.partial(model.build(encoder(), TINY, K).apply, method="detect"))
 
 
 def keys(number=8, seed=5):
@@ -212,17 +214,21 @@ def test_the_detector_learns_a_few_images():
 
 @pytest.mark.check
 def test_losses_are_those_of_pytorch_when_every_candidate_is_sampled():
-    given, values = batch(3), variables(EVERYTHING)
+    given, values = batch(3), variables()
     made = model.build(encoder(), EVERYTHING, K)
-    run = jax.jit(lambda v: made.apply(v, given, train=True, keys=keys(3), mutable=["batch_stats"]))
-    ours, _ = run(values)
 
     def features(m):
         maps, _ = m.features(given["image"], given["size"], True)
         return maps, m.rpn(maps.maps)
 
-    found = jax.jit(functools.partial(made.apply, method=features, mutable=["batch_stats"]))
-    (maps, (logits, offsets)), _ = found(values)
+    @jax.jit
+    @looped
+    def run(values):
+        losses, _ = made.apply(values, given, train=True, keys=keys(3), mutable=["batch_stats"])
+        found, _ = made.apply(values, method=features, mutable=["batch_stats"])
+        return losses, found
+
+    ours, (maps, (logits, offsets)) = run(values)
     levels = model.grids(SIDE, SIDE, 8)
     expected = oracle.losses(values, given, maps, levels, logits, offsets, EVERYTHING, K)
     for name, value in expected.items():
@@ -273,7 +279,7 @@ def test_detections_depend_neither_on_the_array_nor_on_the_other_images():
 
 @pytest.mark.check
 def test_detections_are_sorted_valid_and_within_the_content():
-    given = batch()
+    given = batch(3)
     found = detector()(variables(), given["image"], given["size"])
     scores, labels, boxes = (np.asarray(x) for x in (found.scores, found.labels, found.boxes))
     assert (
@@ -281,8 +287,8 @@ def test_detections_are_sorted_valid_and_within_the_content():
     )
     limit = np.asarray(given["size"])[:, None, [1, 0, 1, 0]]
     assert (boxes >= 0).all() and (boxes <= limit).all()
-    assert found.masks.shape == (8, 12, 8, 8) and 0 <= found.masks.min() <= found.masks.max() <= 1
-    none = detector()(variables(), given["image"], jnp.zeros((8, 2), jnp.int32))
+    assert found.masks.shape == (3, 12, 8, 8) and 0 <= found.masks.min() <= found.masks.max() <= 1
+    none = detector()(variables(), given["image"], jnp.zeros((3, 2), jnp.int32))
     assert (np.asarray(none.labels) == -1).all() and finite(none)
 
 
@@ -350,6 +356,7 @@ def test_an_encoder_of_patch_size_14_detects_and_has_finite_losses():
     variables = {"params": noise(shapes["params"]), "batch_stats": jax.tree.map(jnp.abs, noise(shapes["batch_stats"]))}
 
     @jax.jit
+    @looped
     def both(variables, given):
         found = made.apply(variables, given["image"], given["size"], method="detect")
         return found, made.apply(variables, given, train=True, mutable=["batch_stats"])[0]
@@ -362,14 +369,14 @@ def test_an_encoder_of_patch_size_14_detects_and_has_finite_losses():
 
 @pytest.mark.check
 def test_the_network_lowers_for_gpus_and_tpus():
-    given = batch(2)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (variables()["params"], given, keys(2)))
-    platforms = {"platforms": ("cuda", "tpu")}
-    assert jax.export.export(step(), **platforms)(*shapes).platforms == ("cuda", "tpu")
-    images = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (variables(), given["image"], given["size"])
-    )
-    assert jax.export.export(detector(), **platforms)(*images).platforms == ("cuda", "tpu")
+    """With the shapes of other tests, so that nothing is traced again."""
+    platforms = ("cuda", "tpu")
+    for function, *given in (
+        (step(), variables()["params"], batch(), keys()),
+        (detector(), variables(), batch(3)["image"], batch(3)["size"]),
+    ):
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
+        assert jax.export.export(function, platforms=platforms)(*shapes).platforms == platforms
 
 
 def test_options_and_encoders_that_cannot_work_are_named():

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import noise_state, tiny_config
+from tiny import looped, noise_state, tiny_config
 
 from detailclip_jax import transfer as command
 from detailclip_jax.config import detection as fields
@@ -72,6 +72,7 @@ def built():
 
 
 @pytest.mark.check
+@looped
 def test_one_device_and_eight_give_the_same_state():
     """Through samples, BatchNorm and drop path, whose draws belong to the images; batches of one shape."""
     one, eight = (experiment.build(tiny(**ONE_SHAPE), mesh.make_mesh(jax.devices()[:devices])) for devices in (1, 8))
@@ -95,6 +96,7 @@ def test_one_device_and_eight_give_the_same_state():
 
 
 @pytest.mark.check
+@looped
 def test_detections_do_not_depend_on_the_bucket_or_the_neighbours():
     """From an image to detections in its pixels; large weights of the classifiers give scores without ties."""
     made = experiment.build(
@@ -376,6 +378,7 @@ def test_a_run_is_loaded_without_its_data(tmp_path):
 
 
 @pytest.fixture(scope="module")
+@looped
 def run(pretrained, tmp_path_factory):
     """A finished run of six steps from a checkpoint, with an evaluation after four."""
     made = transfer.prepare(tiny(init=str(pretrained), evaluate_every=4), tmp_path_factory.mktemp("finished"))
@@ -407,6 +410,7 @@ def test_a_run_writes_24_scores_results_and_a_figure(finished):
 
 
 @pytest.mark.check
+@looped
 def test_a_finished_run_detects_in_python_and_compares(finished, pretrained, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     model = predictions.model(finished)
@@ -424,6 +428,7 @@ def test_a_finished_run_detects_in_python_and_compares(finished, pretrained, tmp
 
 
 @pytest.mark.check
+@looped
 def test_the_command_draws_predictions_and_writes_them(finished, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(1)

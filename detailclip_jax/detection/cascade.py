@@ -1,6 +1,7 @@
 """The cascade (arXiv 1712.00726): stages that classify and move RoIs, each trained at a higher IoU than the one before.
 
-The stages run in a loop over stacked parameters (leading axis 3), which compiles one stage instead of three.
+The stages run in a loop over stacked parameters (leading axis 3), which compiles one stage instead of three; on CPUs
+the loop is unrolled.
 """
 
 from collections.abc import Callable, Sequence
@@ -165,13 +166,16 @@ class Cascade(nn.Module):
 
     def _loop(self, run: Callable[..., Any]) -> Callable[..., Any]:
         stages = len(self.options.stage_ious)
-        # on a CPU, XLA computes convolutions inside a loop about five times slower than outside of one
-        unroll = stages if jax.default_backend() == "cpu" else 1
-        return nn.scan(run, length=stages, unroll=unroll, **LIFTED)
+        return nn.scan(run, length=stages, unroll=stages if unrolled() else 1, **LIFTED)
 
     def _numbers(self) -> Numbers:
         own = self.options
         return Numbers(jnp.arange(len(own.stage_ious)), jnp.asarray(own.stage_ious), jnp.asarray(own.stage_stds))
+
+
+def unrolled() -> bool:
+    """Whether stages are compiled one after the other: on CPUs, whose convolutions in loops are five times slower."""
+    return jax.default_backend() == "cpu"
 
 
 def choose(
