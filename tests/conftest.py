@@ -2,9 +2,11 @@
 
 Most of the tests' time goes into compiling. So code generation does not optimise, and takes XLA's older emitters of
 fused loops where they exist: with the newer ones a training step takes 5.6 s, not 2.3 s. XLA's own rewriting of the
-program, which could change what is computed, stays as users have it.
+program, which could change what is computed, stays as users have it.  Tracing makes many objects and few cycles: Python
+looks for cycles less often than by default, and not among what the collection of tests has imported.
 """
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -18,6 +20,8 @@ FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_lev
 if Version(importlib.metadata.version("jaxlib")) < Version("0.11.1"):  # later ones end on a flag that they do not know
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
+NEW_OBJECTS = 50_000  # between two searches for cycles among the youngest objects; 700 by default
+
 MAPS, MAX_MEMORY_MAPS = pathlib.Path("/proc/self/maps"), 10_000  # leaves the tests of one file 55,000
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
@@ -30,21 +34,27 @@ def pytest_configure(config):
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()
+    gc.set_threshold(NEW_OBJECTS)
+
+
+def pytest_collection_finish():
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """The tests of a file run in one process, which shares their fixtures, unless they name another group.
 
-    Groups with tests of seconds come first, so that no process is left with a long one at the end; xdist itself would
-    start with the groups of most tests.
+    Groups with tests of seconds come first, then those of large files, so that no process is left with a long one at
+    the end; xdist itself would start with the groups of most tests.
     """
     for item in items:
         if not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
     group = lambda item: item.get_closest_marker("xdist_group").args[0]
     long = {group(item) for item in items if item.get_closest_marker("check")}
-    items.sort(key=lambda item: group(item) not in long)
+    size = {group(item): item.path.stat().st_size for item in items}
+    items.sort(key=lambda item: (group(item) not in long, -size[group(item)], group(item)))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -55,6 +65,7 @@ def compiled_functions_are_released():
         import jax
 
         jax.clear_caches()
+        gc.collect()
 
 
 def num_memory_maps():
