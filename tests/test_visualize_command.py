@@ -10,6 +10,7 @@ from PIL import Image
 from test_detection_run import tiny as tiny_detection
 from test_inference import made
 from test_segmentation_step import tiny
+from tiny import looped
 
 from detailclip_jax import visualize
 from detailclip_jax.config import run_config
@@ -210,6 +211,7 @@ def test_checkpoints_are_named_by_the_folders_that_tell_them_apart(paths, names)
 
 @pytest.mark.check
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
+@looped
 def test_predictions_of_a_run_lie_next_to_the_ground_truth(tmp_path, photo, task, monkeypatch):
     config, room = (tiny("linear"), segmentation) if task == "segmentation" else (tiny_detection(), detection)
     built = room.build(config)
