@@ -11,7 +11,7 @@ INSTALL = $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint 
 
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup --no-loadscope-reorder
 
-.PHONY: env demo test slow lint check docs numbers constraints clean
+.PHONY: env demo test slow lint most-tests check docs numbers constraints clean
 
 env: $(VENV)/demo.stamp  ## the environment alone, with what the demo needs
 
@@ -30,8 +30,10 @@ lint: $(VENV)/dev.stamp  ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check: lint  ## what CI runs: lint, types and all tests but the slow ones; says why tests were skipped
+most-tests: $(VENV)/dev.stamp
 	$(PYTEST) -m "not slow" --durations=30 -rs
+
+check: lint most-tests  ## what CI runs: lint, types and all tests but the slow ones; says why tests were skipped
 
 docs: $(VENV)/dev.stamp  ## the documentation site, in build/site; links and headings are checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
