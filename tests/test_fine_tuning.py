@@ -1,5 +1,7 @@
 """Learning rates of dense tasks: the schedule, and one factor per layer for every parameter."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from detailclip_jax.models.vit import VisionTransformer
 from detailclip_jax.segmentation import heads
 from detailclip_jax.segmentation.model import SegmentationModel
 from detailclip_jax.segmentation.taps import usual_blocks
-from detailclip_jax.training import fine_tuning
+from detailclip_jax.training import fine_tuning, mesh
 from detailclip_jax.training.optimizer import labels
 
 GOLDEN = {  # of ViT-B/16 with layer decay .65: factor of each layer, .65^(13 - id)
@@ -76,6 +78,20 @@ def test_another_batch_size_rescales_the_learning_rate_with_a_warning():
     assert rate == pytest.approx(1.6e-4)
     assert "batch_size 32 is not the recipe's 16" in warning and "8e-05 becomes 0.00016" in warning
     assert float(fine_tuning.schedule_of(config)(1500)) == pytest.approx(1.6e-4 * (1 - 1500 / 160_000), rel=1e-5)
+
+
+def test_a_network_is_traced_once_for_its_shapes_and_its_first_values():
+    traced = []
+
+    def variables(key):
+        traced.append(key)
+        return {"head": {"kernel": jax.random.normal(key, (4, 3))}}, {}
+
+    setup, shapes = fine_tuning.set_up(segmentation(), None, variables, mesh.make_mesh(jax.devices()[:1]))
+    state = jax.jit(functools.partial(fine_tuning.create, variables=setup.variables, adamw=setup.optimizer))(0)
+    assert len(traced) == 1 and state.params["head"]["kernel"].shape == shapes.params["head"]["kernel"].shape
+    expected = jax.random.normal(jax.random.split(jax.random.key(0))[0], (4, 3))
+    np.testing.assert_array_equal(state.params["head"]["kernel"], expected)
 
 
 @pytest.mark.parametrize("name", ["ade20k_upernet", "ade20k_linear"])

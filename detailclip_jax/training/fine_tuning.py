@@ -166,6 +166,7 @@ Loss = Callable[[Params, Params, Batch, Array, Setup], tuple[Scalar, dict[str, A
 
 def set_up(config: ConfigDict, model: Any, variables: Variables, mesh: Mesh) -> tuple[Setup, TrainState]:
     """Builds optimiser and placement; returns them with the shapes and shardings of the state."""
+    variables = jax.jit(variables)  # traced once, here, for the shapes of the state and for its values
     params, _ = jax.eval_shape(variables, jax.random.key(0))
     adamw, schedule, groups = build(params, config)
     shapes, specs = state_shapes(functools.partial(create, variables=variables, adamw=adamw), mesh)
