@@ -21,7 +21,7 @@ from PIL import Image
 REPOSITORY = "OWNER/detailclip_jax"  # on GitHub; OWNER is replaced by the account when the repository is published
 FOLDER = Path(__file__).parent
 SOURCES = sorted(FOLDER.glob("[0-9]*.py"))
-COLOURS, WIDTH = 128, 720  # of the images in the outputs
+COLOURS, WIDTH = 64, 720  # of the images in the outputs
 KERNEL = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 
 
