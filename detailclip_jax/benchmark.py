@@ -1,4 +1,4 @@
-"""Measures the cost of a training step, its losses, collectives and data, and of segmentation; checks a GPU.
+"""Measures the cost of a training step, its losses, collectives and data, and of dense tasks; checks a GPU.
 
 python -m detailclip_jax.benchmark COMMAND --help
 """
@@ -61,9 +61,13 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
         return data.run(arguments)
     if arguments.command == "segmentation":
-        from detailclip_jax.benchmarks import segmentation
+        from detailclip_jax.benchmarks import dense, segmentation
 
-        return segmentation.run(devices_for(arguments.devices), arguments)
+        return dense.run(segmentation.TASK, devices_for(arguments.devices), arguments)
+    if arguments.command == "detection":
+        from detailclip_jax.benchmarks import dense, detection
+
+        return dense.run(detection.TASK, devices_for(arguments.devices), arguments)
     against = getattr(arguments, "against", None)
     found = variants.pair(arguments.config, settings(arguments), against, arguments.image_size)
     devices = devices_for(arguments.devices)

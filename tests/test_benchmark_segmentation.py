@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from detailclip_jax import benchmark
-from detailclip_jax.benchmarks import options, segmentation
+from detailclip_jax.benchmarks import dense, options, segmentation
 from detailclip_jax.models import sizes
 from detailclip_jax.training import mesh as meshes
 
@@ -14,13 +14,13 @@ LINEAR = "--config=configs/transfer/stickers_linear.py"
 
 
 def config_of(*arguments):
-    return segmentation.config_of(options.parse(["segmentation", LINEAR, *arguments]))
+    return dense.config_of(segmentation.TASK, options.parse(["segmentation", LINEAR, *arguments]))
 
 
 def counted(config, num_devices=1, program=segmentation.evaluation_of):
     mesh = meshes.make_mesh(jax.devices()[:num_devices])
     lowered, images, _ = program(segmentation.build(config, 25, mesh))
-    return segmentation.count_flops(lowered) / images
+    return dense.count_flops(lowered) / images
 
 
 def test_the_forward_pass_costs_what_its_products_cost():
@@ -45,7 +45,7 @@ def test_a_frozen_encoder_is_not_differentiated():
 def test_the_projection_is_images_times_flop_over_peak_and_utilisation():
     config = config_of("--dtype=bfloat16", "--set=total_steps=100")
     assert config.total_steps == 100 and config.model.dtype == "bfloat16"
-    hours = segmentation.projected_hours(3e12, config, num_devices=4, utilisation=0.5)
+    hours = dense.projected_hours(3e12, config, num_devices=4, utilisation=0.5)
     assert hours == pytest.approx(100 * 16 * 3e12 / (4 * 312e12 * 0.5) / 3600)
 
 

@@ -112,7 +112,7 @@ def test_detections_do_not_depend_on_the_bucket_or_the_neighbours():
 
     def found(shapes, images):
         test = predict.Test(48, 48, shapes, 4)
-        detect = lambda pixels, size: made._detect(state.params, state.batch_stats["student"], pixels, size)
+        detect = lambda pixels, size: made.detect(state.params, state.batch_stats["student"], pixels, size)
         return list(predict.predict(detect, iter(images), test))
 
     alone = [found(((48, 48),), [image])[0] for image in images]

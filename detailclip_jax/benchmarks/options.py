@@ -59,6 +59,17 @@ No data are needed.  FLOP are what XLA counts before it optimises, without recom
 products here and count as such.  --count-only ends there; --run also runs both on noise.  The projection divides FLOP
 by peak and an assumed utilisation.
 """
+DETECTION = """\
+Detection: FLOP, memory and time of a training step and of the detection of a batch; hours of the whole run.
+
+    python -m detailclip_jax.benchmark detection --batch=1 --image-size=1024     # Cascade Mask R-CNN, ViT-B/16
+    python -m detailclip_jax.benchmark detection --config=configs/transfer/coco_cascade.py:schedule=3x --count-only
+    python -m detailclip_jax.benchmark detection --config=configs/transfer/stickers_detection.py --run
+
+No data are needed; images have the largest of the config's shapes.  FLOP are what XLA counts before it optimises,
+without recomputation but that of RoIAlign.  --count-only ends there; --run also runs both on synthetic images.  The
+projection divides FLOP by peak and an assumed utilisation.
+"""
 TEXTS = """\
 Texts per second of the text encoder in evaluation: with all tokens, and cut to what each text needs, in turn.
 
@@ -80,7 +91,7 @@ results.json and page.md.  A section that fails does not stop the others.
 def parser() -> flags.Parser:
     """Returns the argument parser, with one parser for each subcommand."""
     made = flags.parser(
-        "benchmark", "Measures the cost of a step, the losses, the collectives, the data and segmentation."
+        "benchmark", "Measures the cost of a step, the losses, the collectives, the data and of dense tasks."
     )
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, fill) in COMMANDS.items():
@@ -169,15 +180,26 @@ def _data(command: flags.Parser) -> None:
 
 
 def _segmentation(command: flags.Parser) -> None:
+    _dense(command, "configs/transfer/ade20k_upernet.py", classes=150)
+    side = "side of the training crops and of the windows"
+    command.add_argument("--crop", type=flags.positive, metavar="PIXELS", help=side)
+
+
+def _detection(command: flags.Parser) -> None:
+    _dense(command, "configs/transfer/coco_cascade.py", classes=80)
+    side = "side of square images, in place of the config's shapes"
+    command.add_argument("--image-size", type=flags.positive, metavar="PIXELS", help=side)
+
+
+def _dense(command: flags.Parser, usual: str, classes: int) -> None:
+    """Adds the flags of both dense tasks; `usual` is the default config."""
     add = command.add_argument
-    usual = "configs/transfer/ade20k_upernet.py"
     add("--config", default=usual, metavar="FILE", help=f"a config of configs/transfer/ (default: {usual})")
     add("--size", metavar="NAME", help="tiny, S/16, B/32, B/16, L/16")
-    add("--crop", type=flags.positive, metavar="PIXELS", help="side of the training crops and of the windows")
     add("--dtype", choices=("float32", "bfloat16"), help="dtype of the matrix products")
     add("--remat", choices=("none", "dots", "full"), help="what the backward pass recomputes")
     add("--batch", type=flags.positive, metavar="IMAGES", help="images per step, over all devices")
-    add("--classes", type=flags.positive, default=150, metavar="N", help="classes of the head (default: 150)")
+    add("--classes", type=flags.positive, default=classes, metavar="N", help=f"classes (default: {classes})")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config; repeatable")
     add("--devices", type=flags.positive, metavar="N", help="number of devices (default: all)")
     add("--count-only", action="store_true", help="count FLOP, do not compile")
@@ -214,6 +236,7 @@ COMMANDS: dict[str, tuple[str, Callable[[flags.Parser], None]]] = {
     "loss": (LOSS, _loss),
     "collectives": (COLLECTIVES, _collectives),
     "segmentation": (SEGMENTATION, _segmentation),
+    "detection": (DETECTION, _detection),
     "texts": (TEXTS, _texts),
     "gpu-day": (GPU_DAY, _gpu_day),
 }

@@ -166,7 +166,8 @@ class Cascade(nn.Module):
 
     def _loop(self, run: Callable[..., Any]) -> Callable[..., Any]:
         stages = len(self.options.stage_ious)
-        return nn.scan(run, length=stages, unroll=stages if unrolled() else 1, **LIFTED)
+        unroll = unrolled() if self.options.unroll is None else self.options.unroll
+        return nn.scan(run, length=stages, unroll=stages if unroll else 1, **LIFTED)
 
     def _numbers(self) -> Numbers:
         own = self.options

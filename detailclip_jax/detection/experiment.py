@@ -144,7 +144,7 @@ class Experiment(fine_tuning.Experiment):
         Raises TypeError for one image that is not in a list, and BadImage for an unreadable one.
         """
         arrays = arrays_of(images)
-        compute, test = self._on_this_process(state, self._detect)
+        compute, test = self._on_this_process(state, self.detect)
         return predict(compute, arrays, test)
 
     def _on_this_process(self, state: TrainState, program: Callable[..., Any]) -> tuple[Callable[..., Any], Test]:
@@ -160,7 +160,7 @@ class Experiment(fine_tuning.Experiment):
         return compute, test._replace(batch_size=batch_size)
 
     @functools.cached_property
-    def _detect(self) -> jax.stages.Wrapped:
+    def detect(self) -> jax.stages.Wrapped:
         """The compiled function of (params, batch_stats, images, size), for images of any bucket."""
         return self._compiled("detect")
 

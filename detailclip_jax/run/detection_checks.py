@@ -34,6 +34,13 @@ RULES = Rules(
 
 
 def check(config: ConfigDict) -> None:
+    """Raises ValueError for the first field with an invalid value, and for scores that need a missing package."""
+    check_values(config)
+    if (config.evaluate_at_end or config.evaluate_every) and find_spec("pycocotools") is None:
+        raise ValueError(f"{scoring.MISSING}, or train without scores: {WITHOUT_SCORES}")
+
+
+def check_values(config: ConfigDict) -> None:
     """Raises ValueError for the first field with an invalid value."""
     transfer_checks.check_fields(config, detection(), RULES)
     low, high = config.views.crop
@@ -43,8 +50,6 @@ def check(config: ConfigDict) -> None:
         if not shapes or not all(len(shape) == 2 for shape in shapes):
             raise ValueError(f"{name} {shapes!r} must be pairs of height and width, such as ((800, 1344), (1344, 800))")
     wandb_writer.check(config.logging.wandb)
-    if (config.evaluate_at_end or config.evaluate_every) and find_spec("pycocotools") is None:
-        raise ValueError(f"{scoring.MISSING}, or train without scores: {WITHOUT_SCORES}")
 
 
 WITHOUT_SCORES = "--config.evaluate_at_end=False --config.evaluate_every=0"
