@@ -60,6 +60,10 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         from detailclip_jax.benchmarks import data
 
         return data.run(arguments)
+    if arguments.command == "start":
+        from detailclip_jax.benchmarks import start
+
+        return start.run(arguments)
     if arguments.command == "segmentation":
         from detailclip_jax.benchmarks import dense, segmentation
 

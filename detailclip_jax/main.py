@@ -29,7 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from detailclip_jax.config import default, detection, field_of, help_text, run_config, transfer
 from detailclip_jax.config.config_files import find
-from detailclip_jax.runtime import arguments, errors, processes
+from detailclip_jax.runtime import arguments, errors, processes, start_times
 
 DENSE = {transfer.METHOD: transfer.field_of, detection.METHOD: detection.field_of}  # of the command transfer
 
@@ -319,7 +319,9 @@ def _prepare_and_train(
     from detailclip_jax.run import loop  # imports jax: only after the flags are parsed, so that --help is quick
 
     prepare = importlib.import_module(f"detailclip_jax.run.{module}").prepare
+    start_times.ended("imports")
     run = processes.agreed(lambda: prepare(*asked()))
+    start_times.ended("data and shapes")
     with processes.leaving_at_once(), errors.at_work():
         code = loop.train(run)
         if code == 0:

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from tiny import looped
 
 from detailclip_jax import benchmark
 from detailclip_jax.benchmarks import dense, detection, options
@@ -66,6 +67,7 @@ def test_synthetic_objects_are_valid_and_fill_every_slot():
 
 
 @pytest.mark.check
+@looped
 def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys):
     file = tmp_path / "found.json"
     flags = ["--batch=1", "--classes=5", "--run", "--rounds=1", "--devices=1", f"--json={file}"]

@@ -70,6 +70,17 @@ No data are needed; images have the largest of the config's shapes.  FLOP are wh
 without recomputation but that of RoIAlign.  --count-only ends there; --run also runs both on synthetic images.  The
 projection divides FLOP by peak and an assumed utilisation.
 """
+START = """\
+Seconds from the start of the command main to the end of its first step, without and with kept programs.
+
+    python -m detailclip_jax.benchmark start --config=configs/stickers.py
+    python -m detailclip_jax.benchmark start --config=configs/stickers.py:method=clip --rounds=5 --json=start.json
+
+Every round starts the command twice, with one step, in a temporary folder that also holds its compiled programs and its
+workdir: cold, and cached with the programs of the first.  CPU seconds are those of the command's process, without its
+data workers.  What the devices still compute at the end of a part counts in the next one, and the first batch in the
+first step (where captions of several lengths are compiled at their first batch: in the compiled step).
+"""
 TEXTS = """\
 Texts per second of the text encoder in evaluation: with all tokens, and cut to what each text needs, in turn.
 
@@ -149,6 +160,14 @@ def _texts(command: flags.Parser) -> None:
     _model(command.add_argument)
     command.add_argument("--texts", type=flags.positive, default=2048, metavar="N", help="number (default: 2048)")
     command.add_argument("--rounds", type=flags.positive, default=5, help="repetitions (default: 5)")
+
+
+def _start(command: flags.Parser) -> None:
+    add, usual = command.add_argument, "configs/stickers.py"
+    add("--config", default=usual, metavar="FILE", help=f"config of the command main (default: {usual})")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config; repeatable")
+    add("--rounds", type=flags.positive, default=3, help="repetitions of both commands (default: 3)")
+    add("--json", metavar="FILE", help="also write the results as a JSON list")
 
 
 def _gpu_day(command: flags.Parser) -> None:
@@ -237,6 +256,7 @@ COMMANDS: dict[str, tuple[str, Callable[[flags.Parser], None]]] = {
     "collectives": (COLLECTIVES, _collectives),
     "segmentation": (SEGMENTATION, _segmentation),
     "detection": (DETECTION, _detection),
+    "start": (START, _start),
     "texts": (TEXTS, _texts),
     "gpu-day": (GPU_DAY, _gpu_day),
 }

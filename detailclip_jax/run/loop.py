@@ -19,7 +19,7 @@ from detailclip_jax.evaluation import held_out, report
 from detailclip_jax.run import init_from
 from detailclip_jax.run.session import Run, Session, Task, TrainStep, compiled_step, count_data
 from detailclip_jax.run.validation import validate
-from detailclip_jax.runtime import processes, provenance
+from detailclip_jax.runtime import processes, provenance, start_times
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.interrupt import Interrupt
@@ -108,6 +108,7 @@ def _train(run: Run) -> int:
         explained(run, checkpoints),
     ):
         start = restore_or_init(run, checkpoints)
+        start_times.ended("initial state")
         interrupt = Interrupt(checkpoints.abandon)
         with Session(run, checkpoints, start.step, interrupt) as session:
             step = loop_and_finish(session, start, interrupt)
@@ -287,6 +288,7 @@ def loop(session: Session, start: Start, train_step: TrainStep | None, interrupt
             stop, last = interrupt.reached(), step == config.total_steps
             if last or step % config.log_every == 0:
                 session.log(step)
+                start_times.ended("first step")
             if draws(config, step):
                 session.draw(step, state)
             scored = evaluates(config, step)

@@ -14,7 +14,7 @@ from detailclip_jax.config.run_config import flatten, to_json
 from detailclip_jax.data.lengths import lengths_within, trimmed
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.models.text import TextStyle
-from detailclip_jax.runtime import provenance
+from detailclip_jax.runtime import provenance, start_times
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metrics import MetricWriter, NonFiniteError, NoWriter, check_finite
@@ -246,6 +246,7 @@ class Step:
         run, began = self._run, time.perf_counter()
         run.console.live("compiling the training step: seconds for a tiny model, minutes for a large one ...")
         program = run.experiment.train_step.lower(self._state, batch_shapes(run, length)).compile()
+        start_times.ended("compiled step")
         words = f" for captions of up to {length} tokens" if len(self.lengths) > 1 else ""
         run.console.say(f"compiled the training step{words} in {time.perf_counter() - began:.1f} s")
         return program
