@@ -1,26 +1,35 @@
 """README and docs: Python runs as printed, commands parse, paths and links exist."""
 
+import ast
 import importlib.util
 import json
 import re
 import shlex
 import shutil
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_detection_run
+import test_segmentation_step
+from PIL import Image
+from tiny import noise_state
 
 from detailclip_jax import __main__ as door
 from detailclip_jax import compare, demo, doctor, embed, evaluate, export, import_torch, transfer, visualize
 from detailclip_jax import main as train
 from detailclip_jax.benchmarks import options
 from detailclip_jax.config import run_config
+from detailclip_jax.config.detection import SHAPES
+from detailclip_jax.data.detection import buckets
 from detailclip_jax.data.prepare import arguments as prepare
 from detailclip_jax.interop import store
-from detailclip_jax.training import experiment
+from detailclip_jax.training import class_names, experiment
+from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.mesh import make_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +39,14 @@ BLOCKS = {
     f"{name}, block {number}": block
     for name, text in PAGES.items()
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE), 1)
+}
+SILENT = (
+    "docs/segmentation.md",
+    "docs/detection.md",
+)  # their Python draws, or prints what a detector of noise may not find
+RUNS = {
+    "ade20k_upernet": ("segmentation", "clip_ade", "detailclip_ade"),
+    "coco_cascade": ("detection", "clip_coco", "detailclip_coco"),
 }
 COMMAND = re.compile(
     r"^    ((?:\w+=\S+ )*(?:python -m|detailclip|launch/|sbatch|make) (?:.*\\\n)*.*|launch/(?:.*\\\n)*.*)", re.MULTILINE
@@ -50,7 +67,7 @@ PARSERS = {
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A folder with what the README's commands leave in a checkout: noise for the demo's run."""
+    """A folder with what the pages' commands leave in a checkout, of noise: the demo's run, tiny dense runs, photos."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("configs", "docs"):
         (folder / name).symlink_to(ROOT / name)
@@ -59,28 +76,89 @@ def checkout(tmp_path_factory):
     names = ("params", "ema_params", "batch_stats")
     noise = lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype)
     store.save(folder / "runs/stickers", {n: jax.tree.map(noise, getattr(shapes, n)) for n in names}, config, "noise")
+    for name in ("park.jpg", "street.jpg"):
+        Image.fromarray(rng.integers(0, 256, (40, 56, 3), np.uint8)).save(folder / name)
     return folder
 
 
-def test_there_is_python_to_run():
-    assert len(BLOCKS) >= 3
+@pytest.fixture(scope="module")
+def dense_runs(checkout):
+    """Tiny runs of segmentation and detection, of noise, at the names that the pages have."""
+    for name, (task, *others) in RUNS.items():
+        made = test_segmentation_step.built() if task == "segmentation" else test_detection_run.built()
+        workdir, record = checkout / "runs" / name, {"config": run_config.to_json(made.config), "data_fingerprint": ""}
+        run_config.claim_workdir(workdir, made.config)
+        class_names.write(workdir, made.classes)
+        with closing(Checkpoints(workdir)) as checkpoints:
+            checkpoints.save(1, noise_state(made), {"examples": 0}, record)
+        for other in others:
+            (checkout / "runs" / other).symlink_to(workdir)
+
+
+def is_python(text):
+    """Whether a text is Python that computes: it parses, and it calls or assigns something."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return False
+    return any(isinstance(node, ast.Call | ast.Assign) for node in ast.walk(tree))
+
+
+def test_all_python_of_the_pages_is_in_blocks_that_run():
+    """Not indented, and not in a fence of another name, except `text`: what cannot run, with its reason above it."""
+    assert len(BLOCKS) >= 13
+    for page, text in PAGES.items():
+        fences = re.findall(r"^```(\w*)\n.*?^```$", text, re.DOTALL | re.MULTILINE)
+        assert set(fences) <= {"python", "text"}, page
+        assert text.count("```text") == len(re.findall(r"not run by the tests[^\n]*\n\n```text", text)), page
+        others = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+        indented = re.findall(r"(?:^    .*\n|^\n(?=    ))+", others, re.MULTILINE)
+        blocks = ["\n".join(line[4:] for line in block.splitlines()).strip("\n") for block in indented]
+        assert not [block for block in blocks if block and is_python(block)], page
 
 
 @pytest.mark.check
 @pytest.mark.parametrize("place", BLOCKS)
-def test_python_runs_as_printed(place, checkout, monkeypatch, capsys):
+def test_python_runs_as_printed(place, checkout, request, monkeypatch, capsys):
+    if place.startswith(SILENT):
+        request.getfixturevalue("dense_runs")
     monkeypatch.chdir(checkout)
     names: dict = {}
     exec(compile(BLOCKS[place], place, "exec"), names)
     printed = [float(value) for value in re.findall(r"-?\d+\.\d+", capsys.readouterr().out)]
-    assert printed and np.isfinite(printed).all()
+    assert (printed or place.startswith(SILENT)) and np.isfinite(printed).all()
     if place.startswith("README.md"):
         assert names["images"].shape == (1, 64) and names["model"].attention("docs/attention.png").shape == (8, 8)
     elif place.startswith("docs/adding_a_method.md"):
         assert printed == [pytest.approx(np.log1p(np.exp(-10)) + np.log(2), rel=1e-5)]
         assert names["method"].name == "siglip" and "logit_bias" in names["method"].networks
-    elif place.startswith("docs/python.md"):
+    elif place.startswith("docs/python.md") and "batches" in names:
         assert len(printed) == 3 and int(names["state"].step) == 3
+    elif place.startswith("docs/python.md"):
+        assert names["maps"].shape == (3, 40, 56) and np.allclose(names["shares"].sum(0), 1, atol=1e-5)
+    elif "labels" in names and place.startswith("docs/segmentation.md"):
+        assert names["labels"].shape == (40, 56)
+    elif "MlpHead" in names:
+        features = lambda blocks, norm: [jnp.zeros((1, 2, 2, 8))] * len(blocks)
+        logits, _ = names["MlpHead"](3, (0, 1)).init_with_output(jax.random.key(0), features)
+        assert logits.shape == (1, 2, 2, 3)
+    elif "found" in names:
+        assert len(names["found"].boxes) == len(names["found"].labels) <= 6
+    elif "buckets" in names:
+        check_padding(names["size"])
+    elif "compare" in BLOCKS[place]:
+        assert Path("runs/compared.png").stat().st_size > 1000
+
+
+def check_padding(size):
+    """The table below the block: the share of padding of each set of shapes."""
+    rows = re.findall(r"^\| \d+: (.+?) \| ([\d.]+) % \|$", PAGES["docs/detection.md"], re.MULTILINE)
+    assert len(rows) == 4
+    for cell, percent in rows:
+        sides = [(int(height), int(width)) for height, width in re.findall(r"(\d+) x (\d+)", cell)]
+        shapes = sorted({*sides, *((width, height) for height, width in sides)}) if sides else SHAPES
+        share = buckets.padding(size, buckets.assign(size, shapes), shapes)
+        assert 100 * share == pytest.approx(float(percent), abs=0.051), cell
 
 
 def commands():
