@@ -28,7 +28,7 @@ from detailclip_jax.data.image_files import find
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.regular_files import inside, read_regular, read_stream
 from detailclip_jax.figures import contact_sheet
-from detailclip_jax.inference import catalogue, embeddings
+from detailclip_jax.inference import embed_folder, embeddings
 from detailclip_jax.inference.embeddings import Table
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors, files
@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     """Checks the arguments, embeds, and searches if there is a query; returns the exit code."""
     check(arguments)
     found = find(arguments.images, arguments.follow_links) if arguments.images and not arguments.source else None
-    request = catalogue.Request(found, read_texts(arguments), arguments.out)
+    request = embed_folder.Request(found, read_texts(arguments), arguments.out)
     if request.out:
         files.check_writable(request.out.parent)
     source = embeddings.read(arguments.source) if arguments.source else None
@@ -103,11 +103,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if not model.has_joint_space:
         console.say("no joint space with texts: an embedding is the L2-normalised class feature of the image encoder")
     if source:
-        catalogue.check_source(arguments.source, source, model)
-    table, code = (source, 0) if source else catalogue.update(model, request, console)
+        embeddings.check_source(arguments.source, source, model)
+    table, code = (source, 0) if source else embed_folder.update(model, request, console)
     if arguments.query and code == 0:
         wanted = model.encode_text([arguments.query])[0]
-        show(catalogue.nearest(table, wanted, arguments.top), table, arguments)
+        show(embeddings.nearest(table, wanted, arguments.top), table, arguments)
     return code
 
 
@@ -124,7 +124,7 @@ def load(arguments: argparse.Namespace) -> "Model":
     return model
 
 
-def show(matches: Sequence[catalogue.Match], table: Table, arguments: argparse.Namespace) -> None:
+def show(matches: Sequence[embeddings.Match], table: Table, arguments: argparse.Namespace) -> None:
     """Prints the matches, and draws them on a contact sheet if there is a file to put it next to, or --sheet."""
     for rank, match in enumerate(matches, 1):
         print(f"{rank:>4}  {match.cosine:6.3f}  {printable(match.name)}")

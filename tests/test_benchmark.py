@@ -25,7 +25,7 @@ from detailclip_jax.benchmarks import (
     variants,
     work,
 )
-from detailclip_jax.evaluation import embedding
+from detailclip_jax.inference import batching
 from detailclip_jax.models import sizes
 from detailclip_jax.models.layers import activation_named
 from detailclip_jax.training.mesh import make_mesh
@@ -439,7 +439,7 @@ def test_texts_are_measured_whole_and_cut(tmp_path, capsys):
     assert {name: len(rate) for name, rate in record["texts_per_second"].items()} == {"all tokens": 3, "cut": 3}
     assert record["times_as_fast"][0] > 0 and "custom, 40 tokens" in capsys.readouterr().out
     tokens = texts.example_tokens(300, 40, 60)
-    assert embedding.cut_lengths(tokens, (16, 32), 256).tolist() == [16] * 300 and (tokens[:, 15:] == 0).all()
+    assert batching.cut_lengths(tokens, (16, 32), 256).tolist() == [16] * 300 and (tokens[:, 15:] == 0).all()
 
 
 def test_texts_of_a_method_without_captions_are_refused(capsys):

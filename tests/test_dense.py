@@ -17,9 +17,9 @@ from detailclip_jax.data.stickers.stickers import zero_shot_prompts
 from detailclip_jax.evaluation import Sets, dense, dense_sets, dense_setups, published, tasks
 from detailclip_jax.evaluation.dense_sets import open_dense, spelled_out, split_name
 from detailclip_jax.evaluation.dense_setups import setup
-from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.inference.dense import PIPELINES, Pipeline, layout
 from detailclip_jax.models.readouts import READOUTS
+from detailclip_jax.runtime.errors import Unmeasurable
 
 CLASSES = ("background", "frog", "red bus", "grass")
 MODEL = ConfigDict({"image_size": 224, "size": "B/16"})

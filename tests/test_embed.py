@@ -21,7 +21,7 @@ from detailclip_jax import embed
 from detailclip_jax.data.image_files import Found, ImageFileBatches, find
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.figures import contact_sheet
-from detailclip_jax.inference import catalogue, embeddings
+from detailclip_jax.inference import embed_folder, embeddings
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference.embeddings import Key, Origin, Table
 from detailclip_jax.interop import store
@@ -58,7 +58,7 @@ def loaded(monkeypatch, request):
         return
     models = {"runs/clip": ("clip", 0), "runs/other": ("clip", 1), "runs/mae": ("mae", 0)}
     monkeypatch.setattr(inference, "load", lambda path, weights=None, step=None: model_of(path, *models[path]))
-    monkeypatch.setattr(catalogue, "BATCH_SIZE", 2)
+    monkeypatch.setattr(embed_folder, "BATCH_SIZE", 2)
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_a_query_finds_the_highest_cosines_and_draws_them(photos, capsys):
 
 def test_searching_a_file_embeds_no_image(photos, monkeypatch, capsys):
     assert run("--images=photos", "--out=out.npz") == 0
-    monkeypatch.setattr(catalogue, "embed_images", lambda *_: pytest.fail("embedded again"))
+    monkeypatch.setattr(embed_folder, "embed_images", lambda *_: pytest.fail("embedded again"))
     photos.rename("moved")
     drawn = []
     monkeypatch.setattr(contact_sheet, "draw", lambda _, tiles: drawn.append(tiles) or Image.new("RGB", (1, 1)))
@@ -268,13 +268,13 @@ def test_every_letter_of_a_line_is_seen(monkeypatch):
 
 def embedded(monkeypatch):
     """Names of the images that are embedded from here on."""
-    names, real = [], catalogue.embed_images
+    names, real = [], embed_folder.embed_images
 
     def watched(model, found, keys):
         names.extend(key.name for key in keys)
         return real(model, found, keys)
 
-    monkeypatch.setattr(catalogue, "embed_images", watched)
+    monkeypatch.setattr(embed_folder, "embed_images", watched)
     return names
 
 
@@ -300,14 +300,14 @@ def test_only_what_is_new_or_changed_is_embedded(photos, monkeypatch, capsys):
 
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_what_is_embedded(photos, monkeypatch, capsys, signal_number):
-    shown = catalogue.Meter.add
+    shown = embed_folder.Meter.add
 
     def add(meter, count, *notes):
         shown(meter, count, *notes)
         os.kill(os.getpid(), signal_number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(catalogue.Meter, "add", add)
+        patch.setattr(embed_folder.Meter, "add", add)
         assert run("--images=photos", "--text=a frog", "--out=out.npz", "--query=a frog") == 128 + signal_number
     assert not Path("out.npz").exists()
     assert list(rows_of("out.partial.npz")) == ["a/1.png", "a/2.JPG"] and not rows_of("out.partial.npz", "text")
@@ -321,20 +321,20 @@ def test_an_interrupt_keeps_what_is_embedded(photos, monkeypatch, capsys, signal
 
 
 def test_without_out_an_interrupt_says_that_nothing_is_kept(photos, monkeypatch, capsys):
-    monkeypatch.setattr(catalogue.Meter, "add", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(embed_folder.Meter, "add", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert run("--images=photos", "--query=a frog") == 130
     assert "interrupted; nothing is saved without --out" in capsys.readouterr().err
 
 
 def test_a_kill_loses_only_the_last_minutes(photos, monkeypatch):
-    monkeypatch.setattr(catalogue, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(embed_folder, "SAVE_EVERY", 0.0)
     adds = itertools.count(1)
 
     def add(*_):
         if next(adds) == 3:
             raise KeyboardInterrupt  # as a second Ctrl-C: nothing is saved any more
 
-    monkeypatch.setattr(catalogue.Meter, "add", add)
+    monkeypatch.setattr(embed_folder.Meter, "add", add)
     assert run("--images=photos", "--out=out.npz") == errors.INTERRUPTED
     assert list(rows_of("out.partial.npz")) == ["a/1.png", "a/2.JPG", "b b/3.png", "b b/deep/4.webp"]
 

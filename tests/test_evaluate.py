@@ -27,12 +27,12 @@ from detailclip_jax.evaluation import (
     run_all,
     stickers,
 )
-from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.kept_objects import KeptObjects, touched
 from detailclip_jax.evaluation.retrieval import Retrieval
 from detailclip_jax.evaluation.zero_shot import ZeroShot
 from detailclip_jax.methods import masking
 from detailclip_jax.models import sizes
+from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.training import experiment
 from detailclip_jax.training.mesh import make_mesh
 

@@ -5,8 +5,8 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 from detailclip_jax.evaluation import classification
-from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.metrics import class_embeddings
+from detailclip_jax.runtime.errors import Unmeasurable
 
 
 def rng(seed=0):

@@ -11,7 +11,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from detailclip_jax.evaluation import knn, linear
-from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.interrupt import Interrupt, pause_point
 from detailclip_jax.runtime.signals import Stopped
 

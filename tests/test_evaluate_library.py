@@ -32,7 +32,6 @@ from detailclip_jax.data.stickers import sprites
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import (
     bench,
-    embedding,
     evaluators,
     image_batches,
     metrics,
@@ -44,10 +43,11 @@ from detailclip_jax.evaluation import (
 )
 from detailclip_jax.evaluation.cache import Cache
 from detailclip_jax.evaluation.evaluators import all_weights, check, plan, run_all
-from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.inference import batching
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models import towers
 from detailclip_jax.run import loop
+from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training.mesh import make_mesh, replicated
 
@@ -91,19 +91,19 @@ def test_rows_over_eight_devices_come_back_in_order(size):
         traces.append(rows.shape)
         return 2 * rows
 
-    found = embedding.gather(lambda batch: (double(batch["row"]), batch["row"]), numbered(21, size), mesh)
+    found = batching.gather(lambda batch: (double(batch["row"]), batch["row"]), numbered(21, size), mesh)
     assert [f.tolist() for f in found] == [[2 * i for i in range(21)], list(range(21))]
     assert traces == [(size + -size % 8,)]  # compiled once, for a shape that divides
-    whole = embedding.place(next(numbered(21, size)), mesh)["row"]
+    whole = batching.place(next(numbered(21, size)), mesh)["row"]
     assert len(whole.sharding.device_set) == 8 and not whole.is_fully_replicated
-    assert embedding.own_rows(size, mesh).all()  # one process works on every row
+    assert batching.own_rows(size, mesh).all()  # one process works on every row
 
 
 def test_the_mesh_is_where_the_parameters_lie():
     mesh = make_mesh()
-    assert embedding.mesh_of({"w": jax.device_put(jnp.ones(3), replicated(mesh))}) == mesh
-    assert embedding.mesh_of({"w": np.ones(3)}) is None and embedding.mesh_of({}) is None
-    assert embedding.mesh_of({"w": jnp.ones(3)}) is None
+    assert batching.mesh_of({"w": jax.device_put(jnp.ones(3), replicated(mesh))}) == mesh
+    assert batching.mesh_of({"w": np.ones(3)}) is None and batching.mesh_of({}) is None
+    assert batching.mesh_of({"w": jnp.ones(3)}) is None
 
 
 # weights
@@ -168,11 +168,11 @@ def test_texts_are_cut_in_groups_and_come_back_in_order():
     built, variables, _ = variables_of("clip")
     tokens = texts_of([3, 12, 4, 7, 2, 8, 5, 1, 9, 6])
     encode, params = Counted(built.encode.text, (4, 8)), variables["params"]
-    found = embedding.embed_texts(encode, params, tokens, batch_size=3)
+    found = batching.embed_texts(encode, params, tokens, batch_size=3)
     assert encode.shapes == [(3, 4), (3, 4), (3, 8), (3, 8), (3, 12)]  # 1-4: four texts, 5-8: four, two are longer
     expected = np.concatenate([built.encode.text(params, row[None]) for row in tokens])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    whole = embedding.embed_texts(Counted(built.encode.text, ()), params, tokens, batch_size=3)
+    whole = batching.embed_texts(Counted(built.encode.text, ()), params, tokens, batch_size=3)
     np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-6)
 
 
@@ -181,12 +181,12 @@ def test_texts_are_cut_in_groups_and_come_back_in_order():
     [([3, 4, 5], [8, 8, 8]), ([3, 4, 2, 11], [4, 4, 4, 12]), ([3, 7, 12, 9], [12] * 4), ([1, 2], [4, 4])],
 )
 def test_texts_that_fill_no_batch_join_longer_ones(counts, lengths):
-    assert embedding.cut_lengths(texts_of(counts), (4, 8), batch_size=3).tolist() == lengths
+    assert batching.cut_lengths(texts_of(counts), (4, 8), batch_size=3).tolist() == lengths
 
 
 def test_the_encoder_of_a_model_has_text_lengths_and_any_other_gets_all_tokens():
     assert variables_of("clip")[0].encode.text_lengths == (16, 32, 48)
-    assert embedding.cut_lengths(texts_of([3, 7]), (), batch_size=1).tolist() == [12, 12]
+    assert batching.cut_lengths(texts_of([3, 7]), (), batch_size=1).tolist() == [12, 12]
 
 
 @pytest.mark.parametrize("style", [{"causal": False}, {"pooling": "last"}])
@@ -200,9 +200,9 @@ def test_texts_are_whole_for_an_encoder_in_which_padding_has_an_effect(style):
     embed = lambda net, tokens: net.embed_text(tokens)
     params = noise(jax.eval_shape(functools.partial(model.init, method=embed), jax.random.key(0), tokens))["params"]
     assert encode.text_lengths == ()
-    whole = embedding.embed_texts(encode, params, tokens, batch_size=2)
+    whole = batching.embed_texts(encode, params, tokens, batch_size=2)
     np.testing.assert_allclose(whole, encode.text(params, tokens), rtol=1e-5, atol=1e-6)
-    cut = embedding.embed_texts(encode._replace(text_lengths=(16,)), params, tokens, batch_size=2)
+    cut = batching.embed_texts(encode._replace(text_lengths=(16,)), params, tokens, batch_size=2)
     assert np.abs(cut - whole).max() > 1e-3
 
 
@@ -454,7 +454,7 @@ def test_the_report_of_a_run_tells_sets_apart(tmp_path):
 def test_the_documented_evaluator_runs_on_a_real_method():
     """The lines of the module's docstring, as they stand there; the mean over patches is easily known."""
     text = evaluators.__doc__.split("    class MeanAttention")[1].split("    mine = ")[0]
-    names = {"embedding": embedding}
+    names = {"batching": batching}
     exec(textwrap.dedent("    class MeanAttention" + text), names)
     built, variables, _ = variables_of("detailclip")
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)

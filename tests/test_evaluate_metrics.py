@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from detailclip_jax.evaluation import metrics
-from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.runtime.errors import Unmeasurable
 
 
 def rng(seed=0):

@@ -18,7 +18,6 @@ from detailclip_jax.data.sources import write_records
 from detailclip_jax.evaluation import held_out, report, results
 from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.classification import matrix_metrics, zero_shot_metrics
-from detailclip_jax.evaluation.embedding import valid_rows
 from detailclip_jax.evaluation.evaluators import OnSet
 from detailclip_jax.evaluation.image_batches import ImageBatches, captions_of
 from detailclip_jax.evaluation.metrics import class_embeddings, normalise
@@ -27,6 +26,7 @@ from detailclip_jax.evaluation.retrieval import Retrieval, pooled_retrieval_metr
 from detailclip_jax.evaluation.sets import Sets
 from detailclip_jax.evaluation.tasks import KINDS, Setting
 from detailclip_jax.evaluation.zero_shot import ZeroShot
+from detailclip_jax.inference.batching import valid_rows
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.patches import normalise_pixels

@@ -16,7 +16,9 @@ from PIL import Image
 import detailclip_jax
 from detailclip_jax.data.decoding import BadImage, decode
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.inference.model import SHAPES, Model, choose_weights, pixels
+from detailclip_jax.inference import batching
+from detailclip_jax.inference.batching import SHAPES
+from detailclip_jax.inference.model import Model, choose_weights, pixels
 from detailclip_jax.interop import store
 from detailclip_jax.training import experiment
 from detailclip_jax.training.mesh import make_mesh
@@ -98,6 +100,13 @@ def test_any_number_of_inputs_compiles_a_shape_once():
     assert model.encode.text._cache_size() <= len(SHAPES)
     np.testing.assert_array_equal(model.encode_image(iter(images)), all_images)
     np.testing.assert_array_equal(model.encode_image(np.stack(images)), all_images)
+
+
+def test_two_calls_are_ahead_of_the_one_that_is_copied():
+    taken = []
+    calls = (taken.append(number) or number for number in range(5))
+    seen = [(number, len(taken)) for number in batching.in_turn(calls)]
+    assert seen == [(0, 3), (1, 4), (2, 5), (3, 5), (4, 5)]
 
 
 def test_attention_is_the_mean_over_layers_on_the_grid_of_patches():

@@ -16,7 +16,7 @@ from PIL import Image
 
 from detailclip_jax import demo
 from detailclip_jax.evaluation.kept_objects import lowest
-from detailclip_jax.inference import catalogue, embeddings
+from detailclip_jax.inference import embeddings
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference.embeddings import Key, Table
 from detailclip_jax.methods.masking import Rule
@@ -73,7 +73,7 @@ def photos(models, tmp_path_factory):
     for key in keys:
         (folder / key.name).write_bytes(encoded(rng.integers(0, 256, (40, 50, 3), np.uint8)))
     rows = models[0].encode_image([folder / key.name for key in keys])
-    return Table(catalogue.origin_of(models[0])._replace(root=str(folder)), dict(zip(keys, rows)))
+    return Table(embeddings.origin_of(models[0])._replace(root=str(folder)), dict(zip(keys, rows)))
 
 
 @pytest.fixture(scope="module")

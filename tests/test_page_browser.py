@@ -23,7 +23,7 @@ import tiny
 from PIL import Image
 from test_pages import build_site
 
-from detailclip_jax.inference import catalogue, embeddings
+from detailclip_jax.inference import embeddings
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference.embeddings import Key, Table
 from detailclip_jax.interop import store
@@ -78,7 +78,7 @@ def embedded(workdir, tmp_path_factory):
     for number in range(3):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / f"{number}.png")
         rows[Key("image", f"{number}.png")] = rng.normal(size=model.embedding_width).astype(np.float32)
-    embeddings.write(folder / "rows.npz", Table(catalogue.origin_of(model)._replace(root=str(folder)), rows))
+    embeddings.write(folder / "rows.npz", Table(embeddings.origin_of(model)._replace(root=str(folder)), rows))
     return folder / "rows.npz"
 
 

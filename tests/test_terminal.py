@@ -16,7 +16,7 @@ from detailclip_jax.data.pipeline import EvaluationBatches
 from detailclip_jax.data.prepare.files import write_json
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.inference import catalogue
+from detailclip_jax.inference import embed_folder
 from detailclip_jax.runtime import progress
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.progress import Console
@@ -83,7 +83,7 @@ def test_a_hostile_record_s_name_is_escaped_in_the_list_and_the_log(tmp_path, ca
 
 
 def test_unreadable_images_are_named_without_them(capsys):
-    catalogue.warn_of_bad({f"{HOSTILE}\n*** WARNING: no.jpg": HOSTILE}, Console())
+    embed_folder.warn_of_bad({f"{HOSTILE}\n*** WARNING: no.jpg": HOSTILE}, Console())
     shown = capsys.readouterr().out
     assert_obedience_free(shown)
     assert len(shown.splitlines()) == 2

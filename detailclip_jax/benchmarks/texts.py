@@ -13,7 +13,7 @@ from detailclip_jax.benchmarks import counting, report, timing
 from detailclip_jax.benchmarks.step import make_mesh
 from detailclip_jax.benchmarks.variants import Variant
 from detailclip_jax.evaluation.bench import BATCH_SIZE
-from detailclip_jax.evaluation.embedding import embed_texts
+from detailclip_jax.inference.batching import embed_texts
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import experiment as experiments
 from detailclip_jax.training import mesh as meshes

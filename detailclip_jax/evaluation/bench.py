@@ -10,16 +10,16 @@ from jaxtyping import Float, Int
 
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.evaluation.cache import Cache, NoCache
-from detailclip_jax.evaluation.embedding import EvaluationBatch, embed_texts, gather, mesh_of, own_rows
-from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.image_batches import ImageBatches, Transform, sample_digest
 from detailclip_jax.evaluation.metrics import class_embeddings
 from detailclip_jax.evaluation.pooling import class_texts, on_devices, pools_images
 from detailclip_jax.evaluation.zero_shot import owners
+from detailclip_jax.inference.batching import PaddedBatch, embed_texts, gather, mesh_of, own_rows
+from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.types import Params
 
 BATCH_SIZE = 256
-Watch = Callable[[Iterable[EvaluationBatch], int, str], Iterable[EvaluationBatch]]
+Watch = Callable[[Iterable[PaddedBatch], int, str], Iterable[PaddedBatch]]
 Tokenize = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -32,7 +32,7 @@ class Embedded(NamedTuple):
     unreadable: tuple[str, ...]
 
 
-def unwatched(batches: Iterable[EvaluationBatch], total: int, what: str) -> Iterable[EvaluationBatch]:
+def unwatched(batches: Iterable[PaddedBatch], total: int, what: str) -> Iterable[PaddedBatch]:
     """Returns the batches unchanged; shows no progress."""
     return batches
 
@@ -152,7 +152,7 @@ def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()).hexdigest()[:20]
 
 
-def counted(batches: Iterable[EvaluationBatch], report: Callable[[int], None]) -> Iterator[EvaluationBatch]:
+def counted(batches: Iterable[PaddedBatch], report: Callable[[int], None]) -> Iterator[PaddedBatch]:
     """Yields the batches and calls `report(rows)` after each; rows that other processes read count as well."""
     for batch in batches:
         yield batch

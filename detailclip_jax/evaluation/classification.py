@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.metrics import (
     Blocks,
     Metric,
@@ -17,6 +16,7 @@ from detailclip_jax.evaluation.metrics import (
     ranks,
     similarity_blocks,
 )
+from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.interrupt import pause_point
 
 METRICS = ("accuracy", "mean_per_class", "roc_auc", "mean_of_top1_and_top5")

@@ -29,15 +29,14 @@ from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.dense_sets import STICKERS
 from detailclip_jax.evaluation.dense_setups import Setup
-from detailclip_jax.evaluation.embedding import fetch, fill, mesh_of, place, valid_rows
-from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.image_batches import MAX_AHEAD
 from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval
 from detailclip_jax.evaluation.zero_shot import owners
+from detailclip_jax.inference.batching import SHAPES, fetch, fill, filled, in_turn, mesh_of, place, valid_rows
 from detailclip_jax.inference.dense import Layout, dense_encoder, layout
-from detailclip_jax.inference.model import SHAPES, filled, in_turn
 from detailclip_jax.models.towers import build
 from detailclip_jax.runtime.devices import usable_cores
+from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.segmentation.metrics import confusion
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params
@@ -135,8 +134,8 @@ def streamed(
 
     calls = ((encode(batch), len(batch)) for batch in of_one_shape(windows(), SHAPES[-1]))
     rows: list[np.ndarray] = []
-    for made, count in in_turn(calls):
-        rows.extend(made[:count])
+    for features, count in in_turn(calls):
+        rows.extend(np.asarray(features)[:count])
         while waiting and len(waiting[0].windows) <= len(rows):
             cut = waiting.popleft()
             yield cut, np.stack(rows[: len(cut.windows)])

@@ -10,7 +10,7 @@ A custom evaluator is one small class:
 
         def run(self, params):
             look = lambda batch: self.encode.attention(params, batch["image"])
-            yield "attention", float(embedding.gather(look, self.batches, embedding.mesh_of(params)).mean())
+            yield "attention", float(batching.gather(look, self.batches, batching.mesh_of(params)).mean())
 
     mine = MeanAttention(experiment.encode, batches=batches)
     evaluation.run({"mine": mine}, evaluation.all_weights(state), step=600)

@@ -15,9 +15,9 @@ from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.workers import Prefetched
-from detailclip_jax.evaluation.embedding import EvaluationBatch
-from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.inference.batching import PaddedBatch
 from detailclip_jax.runtime.devices import usable_cores
+from detailclip_jax.runtime.errors import Unmeasurable
 
 MAX_AHEAD = 8  # maximum of prefetched batches, and of threads that read them
 
@@ -49,7 +49,7 @@ class ImageBatches:
     def __len__(self) -> int:
         return math.ceil(len(self.source) / self.batch_size)
 
-    def __iter__(self) -> Iterator[EvaluationBatch]:
+    def __iter__(self) -> Iterator[PaddedBatch]:
         self.unreadable = []
         ahead = min(MAX_AHEAD, usable_cores())
         with contextlib.closing(Prefetched(self, prefetch=max(2, ahead))) as batches:

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from detailclip_jax.evaluation.embedding import Batches, gather, mesh_of
 from detailclip_jax.evaluation.metrics import Metric, mean_metric
+from detailclip_jax.inference.batching import Batches, gather, mesh_of
 from detailclip_jax.methods.masking import Rule, attention_low
 from detailclip_jax.types import Array, Bool, Float, Params
 

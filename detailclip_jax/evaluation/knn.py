@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from detailclip_jax.evaluation.classification import score_metrics
-from detailclip_jax.evaluation.embedding import fill
-from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.metrics import Metric, normalise
+from detailclip_jax.inference.batching import fill
+from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.interrupt import pause_point
 
 NEIGHBOURS = (10, 20, 100, 200)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.runtime.interrupt import pause_point
 
 BLOCK = 256  # queries per block of similarities

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from detailclip_jax.evaluation.embedding import Batches, gather, mesh_of
 from detailclip_jax.evaluation.metrics import class_embeddings
+from detailclip_jax.inference.batching import Batches, gather, mesh_of
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from detailclip_jax.evaluation.embedding import Batches, embed_texts, gather, mesh_of
 from detailclip_jax.evaluation.metrics import (
     Blocks,
     Metric,
@@ -19,6 +18,7 @@ from detailclip_jax.evaluation.metrics import (
     similarity_blocks,
 )
 from detailclip_jax.evaluation.pooling import pooled_scores, pools_images
+from detailclip_jax.inference.batching import Batches, embed_texts, gather, mesh_of
 from detailclip_jax.types import Params
 
 

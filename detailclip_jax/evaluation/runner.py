@@ -19,15 +19,14 @@ from detailclip_jax.data.sources import MissingData
 from detailclip_jax.evaluation import paper, published
 from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench, Watch, counted
 from detailclip_jax.evaluation.cache import Cache, NoCache
-from detailclip_jax.evaluation.embedding import EvaluationBatch
-from detailclip_jax.evaluation.findings import Unmeasurable
 from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.report import size_text
 from detailclip_jax.evaluation.results import Outcome, PaperResults, Record, Results, percent, record
 from detailclip_jax.evaluation.sets import Sets
 from detailclip_jax.evaluation.subject import Subject
 from detailclip_jax.evaluation.tasks import KINDS, Prepared, Setting, Task
-from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.inference.batching import PaddedBatch
+from detailclip_jax.runtime.errors import Unmeasurable, unknown
 from detailclip_jax.runtime.progress import Console, Meter
 from detailclip_jax.training.checkpoint import all_processes
 
@@ -38,7 +37,7 @@ CACHE = "embeddings"  # subfolder of the results folder
 def watching(console: Console, title: str) -> Watch:
     """Shows the progress of the embedding of a set."""
 
-    def watch(batches: Iterable[EvaluationBatch], total: int, noun: str) -> Iterable[EvaluationBatch]:
+    def watch(batches: Iterable[PaddedBatch], total: int, noun: str) -> Iterable[PaddedBatch]:
         return counted(batches, Meter(console, noun, total, title).add)
 
     return watch
@@ -65,7 +64,7 @@ def run_tasks(
 
     All processes of a job call this together; process 0 writes. Raises ValueError for an unknown protocol or
     comparison, and if `out` holds results of other weights. With several processes, raises any error but
-    `findings.Unmeasurable`: it may have occurred on one process alone while the others wait for it, see
+    `errors.Unmeasurable`: it may have occurred on one process alone while the others wait for it, see
     `processes.together`.
     """
     if protocol not in PROTOCOLS:

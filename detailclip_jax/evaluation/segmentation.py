@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from detailclip_jax.evaluation.embedding import Batches, gather, mesh_of
 from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval
+from detailclip_jax.inference.batching import Batches, gather, mesh_of
 from detailclip_jax.types import Params
 
 RIDGE = 1e-3  # relative to the features' mean square

@@ -13,8 +13,8 @@ from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.stickers import ON_WHITE, WHITE_SIDES, Stickers, class_names, zero_shot_prompts
 from detailclip_jax.data.tokenizer import Tokenizer
-from detailclip_jax.evaluation.embedding import EvaluationBatch
 from detailclip_jax.evaluation.sets import DEFAULT_STYLE
+from detailclip_jax.inference.batching import PaddedBatch
 from detailclip_jax.methods.masking import Rule
 from detailclip_jax.models.sizes import num_side_patches
 
@@ -102,7 +102,7 @@ def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> S
     return Stickers(split, size=config.model.image_size * 5 // 4, num_scenes=num_scenes, **options)
 
 
-def batches(source: Source, config: ConfigDict) -> list[EvaluationBatch]:
+def batches(source: Source, config: ConfigDict) -> list[PaddedBatch]:
     """All examples, preprocessed and kept in memory, since every set of weights uses them."""
     tokenizer = Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size)
     return list(evaluation_batches(source, transform_of(config), tokenizer, min(BATCH_SIZE, len(source))))

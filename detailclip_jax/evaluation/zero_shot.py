@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Int
 
 from detailclip_jax.evaluation.classification import TOP, matrix_metrics, zero_shot_metrics
-from detailclip_jax.evaluation.embedding import Batches, embed_texts, gather, mesh_of
 from detailclip_jax.evaluation.metrics import Metric, class_embeddings
 from detailclip_jax.evaluation.pooling import class_texts, pooled_scores, pools_images
+from detailclip_jax.inference.batching import Batches, embed_texts, gather, mesh_of
 from detailclip_jax.types import Params
 
 

@@ -1,4 +1,4 @@
-"""Reads and writes files of embeddings, with their names and the model that computed them.
+"""Files of embeddings, with their names and the model that computed them: reads, writes and searches them.
 
 npz and parquet hold the same columns: `name`, `kind` ("image" or "text"), `modified` and `embedding`.
 
@@ -14,12 +14,15 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
 from detailclip_jax.runtime.files import written_atomically
+
+if TYPE_CHECKING:  # files are read without jax and the networks
+    from detailclip_jax.inference.model import Model
 
 IMAGE, TEXT = "image", "text"
 Columns = dict[str, Any]  # arrays [M, ...], except `name`, a list of strings
@@ -96,6 +99,46 @@ def read(file: Path) -> Table:
         raise ValueError(
             f"{file} is not a file of embeddings of this package, or is damaged ({type(error).__name__}: {error})"
         ) from error
+
+
+def origin_of(model: "Model") -> Origin:
+    """The description of the model that files store."""
+    return Origin(model.path, model.step, model.weights, model.fingerprint)
+
+
+def check_checkpoint(file: Path, theirs: Origin, ours: Origin, way_out: str) -> None:
+    """Raises ValueError unless the embeddings are from exactly these weights."""
+    if theirs.fingerprint != ours.fingerprint:
+        raise ValueError(f"{file} was computed with another model ({theirs}) than this one ({ours}); {way_out}")
+
+
+def check_source(file: Path, table: Table, model: "Model") -> None:
+    """Raises ValueError if another model computed the embeddings of `file`, or if it has no image embeddings."""
+    way_out = "give that --checkpoint (and --step, --weights), or embed the images with this one"
+    check_checkpoint(file, table.origin, origin_of(model), way_out)
+    check_has_images(file, table)
+
+
+def check_has_images(file: Path, table: Table) -> None:
+    """Raises ValueError if the file has embeddings of texts only."""
+    if not any(key.kind == IMAGE for key in table.rows):
+        raise ValueError(f"{file} has embeddings of texts only, no images to search")
+
+
+class Match(NamedTuple):
+    """A found image: its number among the images of the table, its name, and its cosine with what is searched for."""
+
+    number: int
+    name: str
+    cosine: float
+
+
+def nearest(table: Table, wanted: Float32[np.ndarray, "E"], top: int) -> list[Match]:
+    """Returns the `top` images of the table with the highest cosine to an embedding [E], best first."""
+    names, rows = table.of(IMAGE)
+    cosines = rows @ wanted
+    order = np.argsort(-cosines, kind="stable")[:top]
+    return [Match(int(place), names[place], float(cosines[place])) for place in order]
 
 
 def _stacked(rows: list[np.ndarray]) -> Float32[np.ndarray, "M E"]:

@@ -15,9 +15,7 @@ The networks, their parameters and the config are `model.networks`, `model.varia
 import dataclasses
 import functools
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +34,7 @@ from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.regular_files import read_regular
 from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
+from detailclip_jax.inference.batching import SHAPES, chunks, filled, in_turn
 from detailclip_jax.inference.dense import (
     DEFAULT_READOUT,
     PIPELINES,
@@ -54,8 +53,6 @@ from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import checkpoint, ema
 from detailclip_jax.types import Params
 
-SHAPES = (1, 8, 64)  # batch sizes of a call; each is compiled at its first use
-AHEAD = 2  # calls that may be unfinished while the next rows are prepared
 NEEDS = {
     "encode_image": ("image",),
     "features": ("image",),
@@ -361,7 +358,7 @@ class Model:
     def _called(self, function: Any, rows: Iterable[np.ndarray]) -> list[np.ndarray]:
         """Applies a compiled function to the rows in chunks; each chunk is padded to one of SHAPES."""
         calls = ((function(self.params, filled(chunk)), len(chunk)) for chunk in chunks(rows, SHAPES[-1]))
-        return [made[:count].astype(np.float32) for made, count in in_turn(calls)]
+        return [np.asarray(values)[:count].astype(np.float32) for values, count in in_turn(calls)]
 
 
 def load(
@@ -435,39 +432,6 @@ def _as_pil(array: np.ndarray) -> Image.Image:
             "with values from 0 to 255"
         )
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
-
-
-def chunks(rows: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """Yields lists of `size` rows; the last one may be shorter."""
-    rows = iter(rows)
-    while chunk := list(islice(rows, size)):
-        yield chunk
-
-
-def filled(chunk: Sequence[np.ndarray]) -> np.ndarray:
-    """The rows as one array, padded with zeros to the next of SHAPES."""
-    size = next(shape for shape in SHAPES if shape >= len(chunk))
-    array = np.zeros((size, *chunk[0].shape), chunk[0].dtype)
-    array[: len(chunk)] = chunk
-    return array
-
-
-def in_turn(calls: Iterable[tuple[Any, Any]]) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yields pairs (device array, anything) with the array copied to the host, in order.
-
-    Up to AHEAD later calls are computed meanwhile: a pair is taken from `calls` before earlier ones are complete, and
-    at most AHEAD unfinished pairs hold memory.
-    """
-    unfinished: deque[tuple[Any, Any]] = deque()
-    for call in calls:
-        unfinished.append(call)
-        if len(unfinished) > AHEAD:
-            yield _finished(unfinished.popleft())
-    yield from map(_finished, unfinished)
-
-
-def _finished(call: tuple[Any, Any]) -> tuple[np.ndarray, Any]:
-    return np.asarray(call[0]), call[1]
 
 
 def _reading(config: ConfigDict) -> list[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from detailclip_jax.data.images import evaluation_view
-from detailclip_jax.inference import catalogue
+from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import Table
 from detailclip_jax.inference.model import Model
 
@@ -111,7 +111,7 @@ def found(table: Table, wanted: Float32[np.ndarray, "E"], top: int) -> list[dict
     """The nearest images of a file of embeddings: number in the file, name and cosine, best first."""
     return [
         {"number": match.number, "name": match.name, "cosine": round(match.cosine, DIGITS)}
-        for match in catalogue.nearest(table, wanted, top)
+        for match in embeddings.nearest(table, wanted, top)
     ]
 
 

@@ -40,7 +40,7 @@ from detailclip_jax.data.decoding import BUDGET, BadImage, decode, decoded_for_u
 from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.data.stickers.stickers import Stickers, noun_names, zero_shot_prompts
-from detailclip_jax.inference import catalogue, embeddings
+from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import IMAGE, Table
 from detailclip_jax.inference.model import Model
 from detailclip_jax.page import answers
@@ -339,7 +339,7 @@ def open_search(file: Path, models: Sequence[Model]) -> Search:
     Raises ValueError if no model of the page wrote it or if it has no images, and what `embeddings.read` raises.
     """
     table = embeddings.read(file)
-    catalogue.check_has_images(file, table)
+    embeddings.check_has_images(file, table)
     for number, model in enumerate(models):
         if model.fingerprint == table.origin.fingerprint:
             return Search(table, number)

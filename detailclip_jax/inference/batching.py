@@ -1,13 +1,16 @@
-"""Applies an encoder to a whole data set in batches of one shape, so that each function is compiled once.
+"""Applies compiled functions to streams of images and texts, in batches of few shapes: few programs are compiled.
 
-An evaluation batch is a dict of numpy arrays of the same length B. Its entry `valid`, bool [B], is True for real rows.
-The last batch is padded; the functions here drop the padding.
+The host prepares the next batches while the devices compute: see `in_turn`. Two forms of batches use it:
+
+- A padded batch is a dict of numpy arrays of the same length B. Its entry `valid`, bool [B], is True for real rows.
+  `gather` and `embed_texts` shard it over the devices of all processes and drop the padding.
+- `filled` pads a list of rows to one of SHAPES, for calls with any number of rows on one device.
 """
 
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,13 +19,47 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Bool, Float, Int
 
 from detailclip_jax.data.lengths import caption_lengths, lengths_within
-from detailclip_jax.evaluation.findings import Unmeasurable
+from detailclip_jax.runtime.errors import Unmeasurable
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params
 
-EvaluationBatch = Mapping[str, np.ndarray]
-Batches = Iterable[EvaluationBatch]
-RUN_AHEAD = 2  # batches in flight on the devices; more would only fill their memory with images
+PaddedBatch = Mapping[str, np.ndarray]
+Batches = Iterable[PaddedBatch]
+SHAPES = (1, 8, 64)  # batch sizes of a call on one device; each is compiled at its first use
+AHEAD = 2  # calls that may be unfinished while the next rows are prepared; more would fill the memory with images
+Call = TypeVar("Call")
+
+
+def in_turn(calls: Iterable[Call]) -> Iterator[Call]:
+    """Yields the items of `calls` in order, each after up to AHEAD later ones have been taken.
+
+    jax returns from a call before its arrays are complete. If an item holds such arrays, the devices compute up to
+    AHEAD later items while the host copies this one, and at most AHEAD unfinished items hold memory.
+
+        calls = ((function(params, batch), len(batch)) for batch in batches)
+        rows = [np.asarray(array)[:count] for array, count in in_turn(calls)]
+    """
+    unfinished: deque[Call] = deque()
+    for call in calls:
+        unfinished.append(call)
+        if len(unfinished) > AHEAD:
+            yield unfinished.popleft()
+    yield from unfinished
+
+
+def chunks(rows: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """Yields lists of `size` rows; the last one may be shorter."""
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
+
+
+def filled(chunk: Sequence[np.ndarray]) -> np.ndarray:
+    """The rows as one array, padded with zeros to the next of SHAPES."""
+    size = next(shape for shape in SHAPES if shape >= len(chunk))
+    array = np.zeros((size, *chunk[0].shape), chunk[0].dtype)
+    array[: len(chunk)] = chunk
+    return array
 
 
 def gather(function: Callable[[Mapping[str, Any]], Any], batches: Batches, mesh: Mesh | None = None) -> Any:
@@ -33,18 +70,12 @@ def gather(function: Callable[[Mapping[str, Any]], Any], batches: Batches, mesh:
             lambda batch: (encode.image(params, batch["image"]), batch["label"]), batches, mesh
         )
 
-    `function` returns an array [B, ...] or a tuple of such arrays. The host reads the next batches while the devices
-    compute. With a `mesh`, the rows of every batch are sharded over its devices, including those of other processes:
-    all processes must call this function together, and all receive all rows. Raises Unmeasurable if there is no batch.
+    `function` returns an array [B, ...] or a tuple of such arrays. With a `mesh`, the rows of every batch are sharded
+    over its devices, including those of other processes: all processes must call this function together, and all
+    receive all rows. Raises Unmeasurable if there is no batch.
     """
-    waiting: deque[tuple[Any, Any]] = deque()
-    gathered: list[Any] = []
-    for batch in batches:
-        placed = place(batch, mesh)
-        waiting.append((function(placed), placed["valid"]))
-        if len(waiting) > RUN_AHEAD:
-            gathered.append(select_valid(*waiting.popleft()))
-    gathered += [select_valid(*output) for output in waiting]
+    placed = (place(batch, mesh) for batch in batches)
+    gathered = [select_valid(*output) for output in in_turn((function(rows), rows["valid"]) for rows in placed)]
     if not gathered:
         raise Unmeasurable("nothing to evaluate: the data set has no examples")
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *gathered)
@@ -69,7 +100,7 @@ def mesh_of(params: Params) -> Mesh | None:
     return next((s.mesh for s in shardings if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)), None)
 
 
-def place(batch: EvaluationBatch, mesh: Mesh | None) -> Mapping[str, Any]:
+def place(batch: PaddedBatch, mesh: Mesh | None) -> Mapping[str, Any]:
     """The batch, padded to a multiple of the number of devices and sharded over the mesh; unchanged without a mesh.
 
     The devices of a process take their rows from the arrays of that process, so the other rows may hold wrong values
@@ -107,7 +138,7 @@ def embed_texts(
     params: Params,
     tokens: Int[np.ndarray, "M T"],
     batch_size: int,
-    watch: Callable[[Iterable[EvaluationBatch]], Iterable[EvaluationBatch]] = iter,
+    watch: Callable[[Iterable[PaddedBatch]], Iterable[PaddedBatch]] = iter,
     encoder: str = "text",
 ) -> Float[np.ndarray, "M E"]:
     """`encode.<encoder>` of all texts, in their order, as float32 on the host; `watch` sees the batches.
@@ -140,8 +171,8 @@ def cut_lengths(tokens: Int[np.ndarray, "M T"], lengths: Sequence[int], batch_si
     return own
 
 
-def text_batches(tokens: Int[np.ndarray, "M T"], batch_size: int) -> Iterator[EvaluationBatch]:
-    """Splits token rows into evaluation batches of `batch_size`; the last one is padded with zeros."""
+def text_batches(tokens: Int[np.ndarray, "M T"], batch_size: int) -> Iterator[PaddedBatch]:
+    """Splits token rows into padded batches of `batch_size`; the last one is padded with zeros."""
     for start in range(0, len(tokens), batch_size):
         rows = tokens[start : start + batch_size]
         yield {"text": fill(rows, batch_size - len(rows)), "valid": valid_rows(len(rows), batch_size)}

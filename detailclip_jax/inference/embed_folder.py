@@ -1,4 +1,4 @@
-"""Updates a file of embeddings to match a folder of images and a list of texts, and searches it."""
+"""Embeds a folder of images and a list of texts into a file; what the file already holds is not computed again."""
 
 import contextlib
 import time
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
 
 from detailclip_jax.data.image_files import Found, ImageFileBatches
 from detailclip_jax.inference import embeddings
@@ -44,7 +43,7 @@ def _bad(count: int) -> list[str]:
 def embed_images(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:
     """Embeds images batch by batch, while threads read the next ones."""
     from detailclip_jax.data.workers import Prefetched
-    from detailclip_jax.inference.model import in_turn
+    from detailclip_jax.inference.batching import in_turn
 
     todo = found._replace(names=tuple(key.name for key in keys))
     images = ImageFileBatches(todo, model.transform, BATCH_SIZE)
@@ -52,7 +51,7 @@ def embed_images(model: "Model", found: Found, keys: Sequence[Key]) -> Iterator[
         calls = ((model.encode.image(model.params, batch["image"]), batch["reason"]) for batch in batches)
         for number, (rows, reasons) in enumerate(in_turn(calls)):
             first = number * BATCH_SIZE
-            yield keys[first : first + len(reasons)], rows, reasons
+            yield keys[first : first + len(reasons)], np.asarray(rows), reasons
 
 
 def embed_texts(model: "Model", keys: Sequence[Key]) -> Iterator[EmbeddedBatch]:
@@ -126,45 +125,10 @@ def recall(out: Path | None, origin: Origin) -> Table:
     for file in (out, partial_file(out)) if out else ():
         if file.exists():
             table = embeddings.read(file)
-            check_checkpoint(file, table.origin, origin, "choose another --out, or delete it")
+            embeddings.check_checkpoint(file, table.origin, origin, "choose another --out, or delete it")
             origin = origin._replace(root=same_root(file, table.origin.root, origin.root))
             rows |= table.rows
     return Table(origin, rows)
-
-
-def check_checkpoint(file: Path, theirs: Origin, ours: Origin, way_out: str) -> None:
-    """Raises ValueError unless the embeddings are from exactly these weights."""
-    if theirs.fingerprint != ours.fingerprint:
-        raise ValueError(f"{file} was computed with another model ({theirs}) than this one ({ours}); {way_out}")
-
-
-def check_source(file: Path, table: Table, model: "Model") -> None:
-    """Raises ValueError if another model computed the embeddings of `file`, or if it has no image embeddings."""
-    way_out = "give that --checkpoint (and --step, --weights), or embed the images with this one"
-    check_checkpoint(file, table.origin, origin_of(model), way_out)
-    check_has_images(file, table)
-
-
-def check_has_images(file: Path, table: Table) -> None:
-    """Raises ValueError if the file has embeddings of texts only."""
-    if not any(key.kind == IMAGE for key in table.rows):
-        raise ValueError(f"{file} has embeddings of texts only, no images to search")
-
-
-class Match(NamedTuple):
-    """A found image: its number among the images of the table, its name, and its cosine with what is searched for."""
-
-    number: int
-    name: str
-    cosine: float
-
-
-def nearest(table: Table, wanted: Float32[np.ndarray, "E"], top: int) -> list[Match]:
-    """Returns the `top` images of the table with the highest cosine to an embedding [E], best first."""
-    names, rows = table.of(IMAGE)
-    cosines = rows @ wanted
-    order = np.argsort(-cosines, kind="stable")[:top]
-    return [Match(int(place), names[place], float(cosines[place])) for place in order]
 
 
 def same_root(file: Path, theirs: str, ours: str) -> str:
@@ -183,7 +147,7 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
     from detailclip_jax.runtime.interrupt import Interrupt
 
     root = str(request.found.root.resolve()) if request.found else ""
-    known = recall(request.out, origin_of(model)._replace(root=root))
+    known = recall(request.out, embeddings.origin_of(model)._replace(root=root))
     left_out = dict(request.found.left_out) if request.found else {}
     keys, collected = wanted(request, list(known.rows)), Collected(dict(known.rows), left_out)
     with Interrupt() as interrupt:
@@ -201,11 +165,6 @@ def update(model: "Model", request: Request, console: Console) -> tuple[Table, i
     if request.out:
         finish(request.out, table, known, console)
     return table, 0
-
-
-def origin_of(model: "Model") -> Origin:
-    """The description of the model that files store."""
-    return Origin(model.path, model.step, model.weights, model.fingerprint)
 
 
 def embed_missing(
