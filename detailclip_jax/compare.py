@@ -233,8 +233,8 @@ def file_name(name: str) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    made = flags.parser("compare", __doc__)
-    add = made.add_argument
+    command = flags.parser("compare", __doc__)
+    add = command.add_argument
     methods = f"comma-separated methods; besides the methods of `main`: {', '.join(CONTROLS)}"
     add("--methods", default="", metavar="NAME,...", help=methods)
     add("--sweep", default="", metavar="FILE", help="a config file with a SWEEP, whose entries are compared")
@@ -246,7 +246,7 @@ def parser() -> argparse.ArgumentParser:
     config = "config of every run; it must accept the argument method=NAME (default: configs/stickers.py)"
     add("--config", default="configs/stickers.py", metavar="FILE", help=config)
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of every run's config; repeatable")
-    return made
+    return command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,14 +32,14 @@ NO_CHECKPOINT = (
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    made = flags.parser("demo", __doc__)
-    add = made.add_argument
+    command = flags.parser("demo", __doc__)
+    add = command.add_argument
     what = "workdir of a run, or of `import_torch`; may be repeated"
     add("--checkpoint", action="append", default=[], metavar="WORKDIR", help=what)
     add("--embeddings", type=Path, metavar="FILE", help="search this file, which `embed --out=FILE` wrote")
     add("--port", type=port, default=PORT, metavar="N", help=f"port of the page; 0: any free one (default: {PORT})")
-    flags.add_weights(made)
-    return made
+    flags.add_weights(command)
+    return command
 
 
 def port(text: str) -> int:

@@ -39,12 +39,12 @@ NUM_CHECKPOINTS = 4  # on the disk at once: the last two, the best, and one that
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    made = flags.parser("doctor", __doc__)
-    add = made.add_argument
+    command = flags.parser("doctor", __doc__)
+    add = command.add_argument
     add(LAUNCH, action="store_true", help="check a run before it is launched; takes the flags of `main`")
     add("--data", action="store_true", help="check which evaluation sets are ready")
     add("--data-dir", metavar="DIR", help="folder of the evaluation sets of --data (default: data)")
-    return made
+    return command
 
 
 def machine() -> Iterator[tuple[str, str]]:

@@ -43,9 +43,9 @@ MAX_TEXTS = 256 * 2**20  # bytes of --texts
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    made = flags.parser("embed", __doc__)
-    add = made.add_argument
-    flags.add_checkpoint(made)
+    command = flags.parser("embed", __doc__)
+    add = command.add_argument
+    flags.add_checkpoint(command)
     add("--images", metavar="FOLDER_OR_GLOB", help="images to embed; with --from, the folder where they are now")
     add("--follow-links", action="store_true", help=flags.FOLLOW_LINKS)
     add("--texts", metavar="FILE", help="file with one text per line, to embed")
@@ -58,9 +58,9 @@ def parser() -> argparse.ArgumentParser:
         "draw the found images there (default: next to the file of --out or --from, named by the query; else nowhere)"
     )
     add("--sheet", type=Path, metavar="PNG", help=sheet)
-    flags.add_weights(made)
-    preprocessing.add_flags(made)
-    return made
+    flags.add_weights(command)
+    preprocessing.add_flags(command)
+    return command
 
 
 def check(arguments: argparse.Namespace) -> None:

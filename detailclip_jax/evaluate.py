@@ -60,9 +60,9 @@ def parser() -> argparse.ArgumentParser:
     from detailclip_jax.evaluation.protocols import PROTOCOLS
 
     sets = textwrap.fill(", ".join(KNOWN), 112, subsequent_indent="      ")
-    made = flags.parser("evaluate", (__doc__ or "").format(sets=sets))
-    add = made.add_argument
-    flags.add_checkpoint(made)
+    command = flags.parser("evaluate", (__doc__ or "").format(sets=sets))
+    add = command.add_argument
+    flags.add_checkpoint(command)
     add("--tasks", default="stickers", metavar="TASKS", help="what to measure, see above (default: stickers)")
     prompts = f"prompts: {' or '.join(PROTOCOLS)} (default: {PROTOCOLS[0]})"
     add("--protocol", type=flags.one_of("protocol", PROTOCOLS), default=PROTOCOLS[0], metavar="NAME", help=prompts)
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num-examples", type=flags.positive, metavar="N", help=few)
     few = "fit knn and linear on N examples of the training split (default: all)"
     add("--num-train-examples", type=flags.positive, metavar="N", help=few)
-    preprocessing.add_flags(made)
+    preprocessing.add_flags(command)
     add("--batch-size", type=flags.positive, default=256, metavar="B", help="images or texts at a time (default: 256)")
     add(
         "--style",
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--distributed", action="store_true", help="connect to the other processes that jax finds (TPU pods)")
     add("--no-cache", dest="cache", action="store_false", help="do not store embeddings in OUT/embeddings")
-    return made
+    return command
 
 
 def evaluate(arguments: argparse.Namespace) -> int:

@@ -56,15 +56,15 @@ WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    made = flags.parser("export", __doc__)
-    add, known = made.add_argument, flags.one_of("format", formats.FORMATS)
-    flags.add_checkpoint(made)
+    command = flags.parser("export", __doc__)
+    add, known = command.add_argument, flags.one_of("format", formats.FORMATS)
+    flags.add_checkpoint(command)
     add("--to", required=True, type=known, metavar="FORMAT", help=", ".join(formats.FORMATS))
     add("--out", required=True, metavar="PATH", help="file or directory to write, see above")
-    flags.add_weights(made)
-    flags.add_image_size(made, tuple(RECIPES))
+    flags.add_weights(command)
+    flags.add_image_size(command, tuple(RECIPES))
     add("--no-verify", dest="verify", action="store_false", help="do not load the written model and compare")
-    return made
+    return command
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -34,13 +34,13 @@ ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    made = flags.parser("import_torch", __doc__)
-    add, layout = made.add_argument, flags.one_of("layout", interop.NAMES)
+    command = flags.parser("import_torch", __doc__)
+    add, layout = command.add_argument, flags.one_of("layout", interop.NAMES)
     activation = flags.one_of("activation", ACTIVATIONS)
     add("file", metavar="FILE", help="a PyTorch, TorchScript or safetensors file, or the folder of one")
     add("--from", dest="layout", type=layout, metavar="FORMAT", help=", ".join(interop.NAMES))
     add("--out", required=True, metavar="DIR", help="the workdir to write, with one checkpoint of step 0")
-    flags.add_image_size(made, tuple(RECIPES))
+    flags.add_image_size(command, tuple(RECIPES))
     heads = "attention heads of the image encoder (cannot be inferred from the tensors; default: usual for its width)"
     add("--num-heads", type=flags.positive, metavar="N", help=heads)
     add("--text-heads", type=flags.positive, metavar="N", help="attention heads of the text encoder")
@@ -51,8 +51,8 @@ def parser() -> argparse.ArgumentParser:
     pooling = "how the image feature is computed: the CLS token, the mean of the patches before or after the last norm"
     add("--pooling", choices=("cls", "mean", "norm_of_mean"), help=pooling)
     add("--normalisation", choices=("imagenet", "clip", "half"), help="mean and standard deviation of the pixels")
-    preprocessing.add_flags(made, "as its config or its family does")
-    return made
+    preprocessing.add_flags(command, "as its config or its family does")
+    return command
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -134,9 +134,9 @@ def tfds(argv: Sequence[str]) -> int:
 
 
 def _folder_parser(name: str, what: str) -> flags.Parser:
-    made = flags.Parser(f"{flags.prog('prepare')} {name}", description=what)
-    made.add_argument("folder", metavar="DIR", help="folder that `prepare` wrote")
-    return made
+    command = flags.Parser(f"{flags.prog('prepare')} {name}", description=what)
+    command.add_argument("folder", metavar="DIR", help="folder that `prepare` wrote")
+    return command
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"verify": verify, "stats": stats, "to-tfds": tfds}

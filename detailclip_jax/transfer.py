@@ -55,11 +55,11 @@ def following(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
 
 def predict_parser() -> argparse.ArgumentParser:
     """Returns the argument parser of predictions."""
-    made = flags_of.parser("transfer", __doc__)
+    command = flags_of.parser("transfer", __doc__)
     workdir = "workdir of a run of segmentation or detection"
-    made.add_argument("--workdir", required=True, type=Path, metavar="WORKDIR", help=workdir)
-    add_predict_flags(made, required=True)
-    return made
+    command.add_argument("--workdir", required=True, type=Path, metavar="WORKDIR", help=workdir)
+    add_predict_flags(command, required=True)
+    return command
 
 
 def add_predict_flags(to: flags_of.Parser, required: bool = False) -> None:

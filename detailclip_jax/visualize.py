@@ -72,11 +72,11 @@ def ratio(text: str) -> float:
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
-    made = flags.parser("visualize", __doc__)
-    add = made.add_argument
+    command = flags.parser("visualize", __doc__)
+    add = command.add_argument
     add("--checkpoint", action="append", required=True, metavar="WORKDIR", help="workdir of a run; may be repeated")
     add("--step", type=int, metavar="N", help="step of the checkpoints (default: the last)")
-    flags.add_weights(made)
+    flags.add_weights(command)
     labels = "names of the checkpoints in the figures, comma-separated (default: their folders)"
     add("--labels", type=comma_separated(str), metavar="NAME,...", help=labels)
     where = f"folder, pattern or file, may be repeated; or {STICKERS}, scenes of the embedded drawings (default)"
@@ -94,8 +94,8 @@ def parser() -> argparse.ArgumentParser:
     kinds = comma_separated(flags.one_of("format", FORMATS))
     add("--formats", type=kinds, default=list(FORMATS), metavar="NAME,...", help="png, svg or both (default: png,svg)")
     add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write the figures to")
-    preprocessing.add_flags(made)
-    return made
+    preprocessing.add_flags(command)
+    return command
 
 
 def check(arguments: argparse.Namespace) -> None:

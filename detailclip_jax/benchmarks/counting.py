@@ -64,10 +64,10 @@ def straight(config: ConfigDict) -> ConfigDict:
 
 def batch_shapes(config: ConfigDict, size: int, words: int, mesh: Mesh) -> Batch:
     """Shapes of a batch with its sharding over the mesh; no memory is allocated."""
-    made = jax.eval_shape(lambda: experiments.dummy_batch(config, size))
-    made["text"] = jax.ShapeDtypeStruct((*made["text"].shape[:-1], words), made["text"].dtype)
+    shapes = jax.eval_shape(lambda: experiments.dummy_batch(config, size))
+    shapes["text"] = jax.ShapeDtypeStruct((*shapes["text"].shape[:-1], words), shapes["text"].dtype)
     sharding = meshes.sharded(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), made)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def lower(experiment: Experiment, batch: int, words: int) -> jax.stages.Lowered:
@@ -125,9 +125,9 @@ def noise(shapes: Any, seed: int = 0) -> Any:
 
 def example_batch(shapes: Batch) -> Batch:
     """A random batch in which all boxes are equal."""
-    made = noise(shapes)
-    made["box"] = {
+    batch = noise(shapes)
+    batch["box"] = {
         name: np.broadcast_to(np.array([0, 0, 48, 48], np.float32), box.shape).copy()
-        for name, box in made["box"].items()
+        for name, box in batch["box"].items()
     }
-    return made
+    return batch

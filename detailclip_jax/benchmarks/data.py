@@ -94,15 +94,15 @@ def measure(
     cv2.setNumThreads(0)  # one core
     if not stages.prepare(source, indices, recipe, Stopwatch()):
         raise ValueError(f"none of the {len(indices)} records sampled from {_name(source)} is readable")
-    made, report_round = [], timing.reporter(console, rounds)
+    per_image, report_round = [], timing.reporter(console, rounds)
 
     def once() -> None:
         watch = Stopwatch()
-        count = stages.prepare(source, indices, recipe, watch, seed=len(made))
-        made.append({stage: seconds / count for stage, seconds in watch.seconds.items()})
+        count = stages.prepare(source, indices, recipe, watch, seed=len(per_image))
+        per_image.append({stage: seconds / count for stage, seconds in watch.seconds.items()})
 
     timing.interleaved([once], rounds, report=report_round)
-    return made
+    return per_image
 
 
 def compare(
@@ -219,7 +219,7 @@ def records(seconds, against, rate, workers) -> list[dict[str, Any]]:
     """JSON records: one per stage and one for their sum, then the comparisons and the pipeline's rate."""
     total = sum(one.median for one in seconds.values())
     entries = {**seconds, "all": MedianRange(total, total, total)}
-    made = [
+    found = [
         {
             "command": "data",
             "stage": stage,
@@ -230,7 +230,7 @@ def records(seconds, against, rate, workers) -> list[dict[str, Any]]:
         }
         for stage, one in entries.items()
     ]
-    made += [
+    found += [
         {
             "command": "data",
             "stage": f"{name}, compared with torchvision",
@@ -241,5 +241,5 @@ def records(seconds, against, rate, workers) -> list[dict[str, Any]]:
         for name, one in against.items()
     ]
     if rate:
-        made.append({"command": "data", "stage": "pipeline", "workers": workers, "images_per_second": rate.median})
-    return made
+        found.append({"command": "data", "stage": "pipeline", "workers": workers, "images_per_second": rate.median})
+    return found

@@ -69,9 +69,9 @@ class Target:
     def stepper(self) -> Stepper:
         """The running step, after its first call."""
         compiled = self.result.compiled
-        made = Stepper(self.result.experiment, compiled and compiled.run, self.variant)
-        made()
-        return made
+        stepper = Stepper(self.result.experiment, compiled and compiled.run, self.variant)
+        stepper()
+        return stepper
 
     def changed(self, settings: Mapping[str, Any]) -> Variant:
         """The variant with other settings."""
@@ -228,23 +228,23 @@ def state_of(experiment: Experiment, **known: Any) -> TrainState:
 
 def products(target: Target) -> Values:
     """TFLOP/s of plain products on all devices."""
-    made = {dtype: Product(dtype, target.mesh) for dtype in DTYPES}
-    for product in made.values():
+    calls = {dtype: Product(dtype, target.mesh) for dtype in DTYPES}
+    for product in calls.values():
         product()
-    times = timing.interleaved(list(made.values()), target.arguments.rounds)
-    rates = {dtype: [made[dtype].operations / second / 1e12 for second in row] for dtype, row in zip(made, times)}
+    times = timing.interleaved(list(calls.values()), target.arguments.rounds)
+    rates = {dtype: [calls[dtype].operations / second / 1e12 for second in row] for dtype, row in zip(calls, times)}
     return {f"{dtype}_teraflops": list(timing.median_range(row)) for dtype, row in rates.items()}
 
 
 def speed(target: Target) -> Values:
     """Seconds, utilisation, memory and compilation of the step, in alternation with plain products."""
     steps = timing.steps_for(timing.interleaved([target.stepper], 1)[0][0])
-    made = {dtype: Product(dtype, target.mesh) for dtype in DTYPES}
-    for product in made.values():
+    products = {dtype: Product(dtype, target.mesh) for dtype in DTYPES}
+    for product in products.values():
         product()
-    calls = [functools.partial(target.stepper, steps), *made.values()]
+    calls = [functools.partial(target.stepper, steps), *products.values()]
     taken, *others = timing.interleaved(calls, target.arguments.rounds)
-    rates = {dtype: [made[dtype].operations / second for second in row] for dtype, row in zip(made, others)}
+    rates = {dtype: [products[dtype].operations / second for second in row] for dtype, row in zip(products, others)}
     found = step.timed(target.result, [second / steps for second in taken], rates, "seconds")
     compiled, statistics = found.compiled, target.devices[0].memory_stats() or {}
     return {
@@ -280,11 +280,11 @@ def other_stepper(target: Target, variant: Variant, options: Mapping[str, Any] |
 
 def copied(target: Target, experiment: Experiment, program: Any) -> Stepper:
     """A stepper with the variant's batch and a copy of its state, after its first call."""
-    made = Stepper.__new__(Stepper)
-    made.step, made.batch = program, target.stepper.batch
-    made.state = jax.tree.map(jnp.copy, target.stepper.state)
-    made()
-    return made
+    stepper = Stepper.__new__(Stepper)
+    stepper.step, stepper.batch = program, target.stepper.batch
+    stepper.state = jax.tree.map(jnp.copy, target.stepper.state)
+    stepper()
+    return stepper
 
 
 def pipeline_rate(target: Target) -> Values:

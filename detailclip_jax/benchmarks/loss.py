@@ -110,8 +110,8 @@ def record_of(experiment: Experiment, losses: Sequence[Loss], batch: int) -> tup
 
     def leaves(state: Any, batch: Any) -> list[Any]:
         record = experiment.forward(state, batch)
-        heads = {name: made for name, made in record.heads.items() if name in wanted}
-        labels = {name: made for name, made in record.batch.items() if name in LABELS}
+        heads = {name: value for name, value in record.heads.items() if name in wanted}
+        labels = {name: value for name, value in record.batch.items() if name in LABELS}
         text = record.text if any(loss.compares for loss in losses) else None
         record = record.replace(batch=labels, views={}, targets={}, tokens={}, decoded=None, text=text, heads=heads)
         flat, structure = jax.tree.flatten(record)

@@ -101,21 +101,21 @@ results.json and page.md.  A section that fails does not stop the others.
 
 def parser() -> flags.Parser:
     """Returns the argument parser, with one parser for each subcommand."""
-    made = flags.parser(
+    command = flags.parser(
         "benchmark", "Measures the cost of a step, the losses, the collectives, the data and of dense tasks."
     )
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = command.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (text, fill) in COMMANDS.items():
         fill(commands.add_parser(name, help=text.splitlines()[0], description=text))
-    return made
+    return command
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the arguments; exits with a message for an unknown subcommand or flag."""
-    made, given = parser(), list(sys.argv[1:] if argv is None else argv)
+    command, given = parser(), list(sys.argv[1:] if argv is None else argv)
     if given and not given[0].startswith("-") and given[0] not in COMMANDS:
-        made.error(unknown("benchmark", given[0], COMMANDS))
-    return made.parse_args(given)
+        command.error(unknown("benchmark", given[0], COMMANDS))
+    return command.parse_args(given)
 
 
 def _model(add) -> None:

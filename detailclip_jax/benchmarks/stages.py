@@ -47,14 +47,14 @@ class Stopwatch:
 
 def prepare(source: Source, indices: Sequence[int], recipe: Recipe, watch: Stopwatch, seed: int = 0) -> int:
     """Prepares a batch of these examples as in training; returns the number of readable ones."""
-    rng, made = np.random.default_rng(seed), []
+    rng, examples = np.random.default_rng(seed), []
     for index in indices:
         with contextlib.suppress(BadRecord, BadImage):
-            made.append(prepare_one(source, index, recipe, watch, rng))
+            examples.append(prepare_one(source, index, recipe, watch, rng))
     with watch.stage("stack"):
-        for name in made[0] if made else ():
-            np.stack([example[name] for example in made])
-    return len(made)
+        for name in examples[0] if examples else ():
+            np.stack([example[name] for example in examples])
+    return len(examples)
 
 
 def prepare_one(
@@ -81,7 +81,7 @@ def make_views(
 ) -> dict[str, UInt8[np.ndarray, "V S S 3"]]:
     """The views of `data.views.make_views`, with the same functions and random draws, timed by stage."""
     crops = recipe.crops
-    made: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
     with watch.stage("crop"):
         boxes = views.draw_boxes(image.height, image.width, crops, rng)
     with watch.stage("decode"):
@@ -90,5 +90,5 @@ def make_views(
         with watch.stage("crop"):
             cut = [views.cut(pixels, crops[name], box) for box in boxes[name]]
         with watch.stage("colour"):
-            made[name] = np.stack([views.augment(view, crops[name], number, rng) for number, view in enumerate(cut)])
-    return made
+            found[name] = np.stack([views.augment(view, crops[name], number, rng) for number, view in enumerate(cut)])
+    return found

@@ -66,7 +66,7 @@ class Case(NamedTuple):
 
     def cls_views(self, head: str) -> int:
         """The number of class tokens of an image that the head with the output `head` computes."""
-        passes = next(made.passes for made in self.method.heads if head in made.makes)
+        passes = next(candidate.passes for candidate in self.method.heads if head in candidate.makes)
         return sum(self.grid(self.method.passes[name].view).views for name in passes)
 
     @property
@@ -95,7 +95,7 @@ class Case(NamedTuple):
 
     def has(self, head: str) -> bool:
         """Whether a head of the method computes this entry."""
-        return any(head in made.makes for made in self.method.heads)
+        return any(head in candidate.makes for candidate in self.method.heads)
 
 
 def components(config: ConfigDict, batch: int, words: int) -> dict[str, Work]:
@@ -187,18 +187,18 @@ def _teacher_heads(case: Case) -> Work:
     The prototype head computes CLS tokens, all patches up to the bottleneck (for the center), and the logits of hidden
     patches. BYOL's head computes its target.
     """
-    made, size = Work(), case.size
+    work, size = Work(), case.size
     if not case.method.targets:
-        return made
+        return work
     grid = case.grid(case.method.targets.get("whole", next(iter(case.method.targets.values()))))
     if case.has("teacher_cls"):
-        made += prototype_mlp(case, grid.views, False) + prototypes(case, grid.views, False)
+        work += prototype_mlp(case, grid.views, False) + prototypes(case, grid.views, False)
     if case.has("teacher_patches"):
-        made += prototype_mlp(case, grid.views * grid.patches, False)
-        made += prototypes(case, grid.views * case.compared, False)
+        work += prototype_mlp(case, grid.views * grid.patches, False)
+        work += prototypes(case, grid.views * case.compared, False)
     if case.has("target_byol"):
-        made += _mlp_head(grid.views, (size.width, size.ssl_width, size.ssl_output), False)
-    return made
+        work += _mlp_head(grid.views, (size.width, size.ssl_width, size.ssl_output), False)
+    return work
 
 
 def _student_heads(case: Case) -> Work:
@@ -215,7 +215,7 @@ def _student_heads(case: Case) -> Work:
     width = case.config.model.decoder_width or size.width
     byol = _mlp_head(views, (size.width, size.ssl_width, size.ssl_output), True)
     byol += _mlp_head(views, (size.ssl_output, size.ssl_width, size.ssl_output), True)
-    made = {
+    works = {
         "image_embedding": projections,
         "student_cls": head,
         "student_patches": patches,
@@ -226,7 +226,7 @@ def _student_heads(case: Case) -> Work:
         "image_cross": _cross_features(case),
         "pool_pairs": _patch_pairs(case) * views + _pool_queries(case, case.captions),
     }
-    return total(work for name, work in made.items() if case.has(name))
+    return total(work for name, work in works.items() if case.has(name))
 
 
 def _cross_features(case: Case) -> Work:
@@ -292,26 +292,26 @@ def _teacher_text(case: Case) -> Work:
 
 def _losses(case: Case) -> Work:
     """The work of the contrastive terms' logits against the global batch, and of the distillation terms' softmax."""
-    size, made = case.size, Work()
+    size, work = case.size, Work()
     terms, grid = case.method.terms, case.grid("large")
     if any(loss.compares and "image_embedding" in loss.reads for loss in terms.values()):
         pairs = case.cls_views("image_embedding") * case.captions  # with class tokens, each caption has its own
         directions = 2 if "clip" in terms else 1  # CLIP's loss normalises over images and over texts
-        made += _contrast(directions * pairs, case.batch, size.joint_width)
+        work += _contrast(directions * pairs, case.batch, size.joint_width)
     if "cross" in terms:
         teachers = grid.views + min(case.captions, NUM_GLOBAL)
-        made += _contrast(2 * (case.crops + case.captions) * teachers, case.batch, size.joint_width)
+        work += _contrast(2 * (case.crops + case.captions) * teachers, case.batch, size.joint_width)
     if "flair" in terms:  # the plain form; in blocks the backward pass pools once more
         pooled, keys = case.batch + case.captions, grid.patches + 1
         cosines = Work(4 * pooled * size.joint_width, 8 * pooled * size.joint_width)
-        made += (_pooling(case, pooled, keys) + cosines) * grid.views
+        work += (_pooling(case, pooled, keys) + cosines) * grid.views
     if "simclr" in terms:
-        made += _contrast(4, case.batch, size.ssl_output)
+        work += _contrast(4, case.batch, size.ssl_output)
     if "cls" in terms:
-        made += pointwise("divergence", 2 * grid.views * case.prototypes, True)
+        work += pointwise("divergence", 2 * grid.views * case.prototypes, True)
     if "patch" in terms:
-        made += pointwise("divergence", grid.views * case.compared * case.prototypes, True)
-    return made
+        work += pointwise("divergence", grid.views * case.compared * case.prototypes, True)
+    return work
 
 
 def _contrast(products: int, batch: int, width: int) -> Work:

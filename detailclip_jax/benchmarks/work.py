@@ -75,8 +75,8 @@ def product(rows: Number, inner: int, outer: int, backward: int = 2, bias: bool 
     and 0 for none.
     """
     forward, passes = 2 * rows * inner * outer, 1 + backward
-    made = Work(forward, backward * forward, 0.0, passes * rows * (inner + outer), passes * inner * outer)
-    return made + pointwise("bias", rows * outer * bias, backward > 0)
+    work = Work(forward, backward * forward, 0.0, passes * rows * (inner + outer), passes * inner * outer)
+    return work + pointwise("bias", rows * outer * bias, backward > 0)
 
 
 def attention(count: Number, queries: int, keys: int, width: int, heads: int, trained: bool) -> Work:

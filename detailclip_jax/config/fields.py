@@ -47,10 +47,10 @@ class Fields(ConfigDict):
 
 def closed(group: ConfigDict) -> Fields:
     """Converts a group and its subgroups to `Fields`."""
-    made = Fields()
+    closed_fields = Fields()
     for name, value in group.iteritems(preserve_field_references=True):
-        made[name] = closed(value) if isinstance(value, ConfigDict) and name not in OPEN else value
-    return made.lock()
+        closed_fields[name] = closed(value) if isinstance(value, ConfigDict) and name not in OPEN else value
+    return closed_fields.lock()
 
 
 class Field(NamedTuple):
@@ -418,15 +418,15 @@ def default() -> ConfigDict:
 
 def built(groups: Mapping[str, Group], changes: Mapping[str, Mapping[str, Any]] | None = None) -> Fields:
     """Makes a config of the defaults of dotted groups; `changes` replace some of a group's defaults."""
-    made = ConfigDict()
+    config = ConfigDict()
     for name, table in groups.items():
-        group = made
+        group = config
         for part in filter(None, name.split(".")):
             group[part] = group.get(part, ConfigDict())
             group = group[part]
         group.update({field: declared.value for field, declared in table.items()})
         group.update((changes or {}).get(name, {}))
-    return closed(made)
+    return closed(config)
 
 
 def crop(**changes: Any) -> ConfigDict:

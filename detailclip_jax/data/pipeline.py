@@ -268,11 +268,11 @@ class Pipeline:
 
         An example holds some of the arrays ARRAYS, "truncated", and in "bad" the unreadable record that it replaces.
         """
-        made = cls.__new__(cls)
-        made._open(
+        pipeline = cls.__new__(cls)
+        pipeline._open(
             stream, batch_size, process_index, process_count, num_workers, prefetch, max_bad_ratio, start, bad_list
         )
-        return made
+        return pipeline
 
     def _open(
         self,
@@ -306,14 +306,14 @@ class Pipeline:
             raise ValueError("this pipeline is closed; create another one with start=position")
         asked = time.perf_counter()
         try:
-            made = next(self._batches)
+            prepared = next(self._batches)
         except TooManyBadRecords as error:
             raise self._bad.all_bad(error) from error
         self.waited_seconds += time.perf_counter() - asked
         self.position += self.batch_size * self.process_count
-        self.num_truncated += made["num_truncated"]
-        self._bad.add(made["bad"], num_seen=self.batch_size)
-        return made["batch"]
+        self.num_truncated += prepared["num_truncated"]
+        self._bad.add(prepared["bad"], num_seen=self.batch_size)
+        return prepared["batch"]
 
     def close(self) -> None:
         """Stops threads and workers; may be called twice."""

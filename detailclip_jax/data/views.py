@@ -75,10 +75,10 @@ def crops_from_config(crops: ConfigDict | Mapping[str, Any]) -> dict[str, Crop]:
     Raises ValueError for an unknown field (with the nearest known one), and for an enclosing crop without "large"
     crops.
     """
-    made = {name: _crop(name, {**fields}) for name, fields in crops.items()}
-    if ENCLOSED not in made and any(crop.kind == "enclosing" for crop in made.values()):
-        raise ValueError(f"an enclosing crop needs crops named {ENCLOSED!r} to enclose; the crops are {sorted(made)}")
-    return made
+    found = {name: _crop(name, {**fields}) for name, fields in crops.items()}
+    if ENCLOSED not in found and any(crop.kind == "enclosing" for crop in found.values()):
+        raise ValueError(f"an enclosing crop needs crops named {ENCLOSED!r} to enclose; the crops are {sorted(found)}")
+    return found
 
 
 def _crop(name: str, fields: dict[str, Any]) -> Crop:

@@ -122,11 +122,11 @@ class Cascade(nn.Module):
             )
             logits, offsets, moved = _classified(stage, features, levels, chosen.rois, chosen.drawn.valid, train)
             boxes = box.decode(chosen.rois, _of_class(offsets, chosen.label % self.num_classes), numbers.stds)
-            made = _losses(stage, features, levels, chosen, truth, logits, boxes, axis)
+            terms = _losses(stage, features, levels, chosen, truth, logits, boxes, axis)
             label = jnp.where(chosen.drawn.positive, chosen.label, logits[..., :-1].argmax(-1))
             refined = _moved(chosen.rois, offsets, label, numbers.stds, features.size)
             own = chosen.drawn.valid & (chosen.drawn.index >= truth.objects.labels.shape[1])
-            return _padded(Proposals(refined, own), slots), StageLoss(*made, losses.total(moved, axis))
+            return _padded(Proposals(refined, own), slots), StageLoss(*terms, losses.total(moved, axis))
 
         return self._loop(run)(self.stages, _padded(found, slots), self._numbers())[1]
 
@@ -143,9 +143,9 @@ class Cascade(nn.Module):
             refined = _moved(rois, offsets, logits[..., :-1].argmax(-1), numbers.stds, features.size)
             return refined, Scored(logits, rois, offsets)
 
-        made = self._loop(run)(self.stages, found.boxes, self._numbers())[1]
-        boxes = box.decode(made.rois[-1][:, :, None], made.offsets[-1], jnp.asarray(options.stage_stds[-1]))
-        scores = jnp.where(found.valid[..., None], jax.nn.softmax(made.logits.mean(0))[..., :-1], 0)
+        outputs = self._loop(run)(self.stages, found.boxes, self._numbers())[1]
+        boxes = box.decode(outputs.rois[-1][:, :, None], outputs.offsets[-1], jnp.asarray(options.stage_stds[-1]))
+        scores = jnp.where(found.valid[..., None], jax.nn.softmax(outputs.logits.mean(0))[..., :-1], 0)
         return jax.vmap(box.clip)(boxes, features.size), scores
 
     def masks(

@@ -346,8 +346,8 @@ def _variables(config: ConfigDict, model: DetectionModel) -> fine_tuning.Variabl
 
     def variables(rng: Array) -> tuple[Params, Params]:
         batch = {name: jnp.zeros((1, *shape), dtype) for name, (shape, dtype) in shapes}
-        made: Any = model.clone(axis=None).init(rng, batch, train=False)
-        return made["params"], made.get(STATS, {})
+        created: Any = model.clone(axis=None).init(rng, batch, train=False)
+        return created["params"], created.get(STATS, {})
 
     return variables
 
@@ -356,6 +356,6 @@ def device_loss(
     params: Params, stats: Params, batch: Batch, keys: Array, setup: fine_tuning.Setup
 ) -> tuple[Scalar, dict[str, Array], Params]:
     """The sum of the loss terms of the batch of all devices, and all of them; see `fine_tuning.train_step`."""
-    made: Any = setup.model.apply({"params": params, STATS: stats}, batch, True, keys, mutable=STATS)
-    losses, changed = made
+    outputs: Any = setup.model.apply({"params": params, STATS: stats}, batch, True, keys, mutable=STATS)
+    losses, changed = outputs
     return losses.total, {**losses._asdict(), "loss": losses.total}, changed.get(STATS, {})

@@ -199,9 +199,9 @@ def grids(height: int, width: int, patch_size: int) -> list[Level]:
 
 def prepared(images: UInt8[Array, "B H W 3"], size: Int[Array, "B 2"], options: Options) -> Float[Array, "B H W 3"]:
     """Normalises pixels; padding becomes 0, the mean of the pixels."""
-    made = normalise_pixels(images, options.mean, options.std)
+    normalised = normalise_pixels(images, options.mean, options.std)
     inside = places(Level(1, *images.shape[1:3]), size)
-    return jnp.where(inside[..., None], made, 0)
+    return jnp.where(inside[..., None], normalised, 0)
 
 
 def _missed(found: Proposals, objects: Objects, iou: float) -> Array:

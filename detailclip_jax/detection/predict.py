@@ -119,7 +119,7 @@ def _compute(compute: Callable[..., Any], queue: list[_Pending], test: Test) -> 
     pixels = np.stack([pending.pixels for pending in queue] + [np.zeros_like(queue[0].pixels)] * missing)
     sizes = np.stack([pending.size for pending in queue] + [queue[0].size] * missing)
     given = map(np.stack, zip(*(pending.given for pending in [*queue, *[queue[0]] * missing])))
-    made = [np.asarray(values) for values in compute(pixels, sizes, *given)]
+    outputs = [np.asarray(values) for values in compute(pixels, sizes, *given)]
     for number, pending in enumerate(queue):
-        pending.take(*(values[number] for values in made))
+        pending.take(*(values[number] for values in outputs))
     queue.clear()

@@ -90,8 +90,8 @@ def _chunked(function, inputs, chunk: int) -> Array:
         padded = jnp.pad(x, ((0, groups * chunk - number), *((0, 0),) * (x.ndim - 1)))
         return padded.reshape(groups, chunk, *x.shape[1:])
 
-    made = jax.lax.map(function, jax.tree.map(cut, inputs))
-    return made.reshape(groups * chunk, *made.shape[2:])[:number]
+    outputs = jax.lax.map(function, jax.tree.map(cut, inputs))
+    return outputs.reshape(groups * chunk, *outputs.shape[2:])[:number]
 
 
 def _windows(rois: Float[Array, "R 4"], levels: Sequence[Level], extent: Int[Array, "2"]) -> Window:
@@ -117,8 +117,8 @@ def _pool(flat: Float[Array, "P C"], window: Window, start: Array, width: Array,
     # float32 before the look-up: its gradient adds up many RoIs
     found = flat.astype(jnp.float32)[index].astype(flat.dtype)
     precision = precision_of(flat.dtype)
-    made = jnp.einsum("ik,ic->kc", weights.astype(flat.dtype), found, precision=precision)
-    return made.reshape(size, size, -1)
+    pooled = jnp.einsum("ik,ic->kc", weights.astype(flat.dtype), found, precision=precision)
+    return pooled.reshape(size, size, -1)
 
 
 def _weights(place: Int[Array, "P"], low: Array, high: Array, count: Array, size: int) -> Float[Array, "P size"]:

@@ -30,10 +30,10 @@ def results_of(found: Found, image_id: int, size: tuple[int, int], category_ids:
 
     "bbox" is [x, y, width, height], "segmentation" the pasted mask as compressed run lengths.
     """
-    made = []
+    results = []
     for box, score, label, mask in zip(*found):
         left, top, right, bottom = (round(float(side), 3) for side in box)
-        made.append(
+        results.append(
             {
                 "image_id": image_id,
                 "category_id": int(category_ids[int(label)]),
@@ -42,7 +42,7 @@ def results_of(found: Found, image_id: int, size: tuple[int, int], category_ids:
                 "segmentation": {"size": list(size), "counts": runs_text(runs_of(paste(mask, box, size) != 0))},
             }
         )
-    return made
+    return results
 
 
 def gathered(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -51,8 +51,8 @@ def gathered(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return results
     data = np.frombuffer(json.dumps(results).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.array([len(data)])).reshape(-1)
-    whole = multihost_utils.process_allgather(np.pad(data, (0, int(lengths.max()) - len(data))))
-    return [one for row, length in zip(whole, lengths) for one in json.loads(row[: int(length)].tobytes())]
+    padded = multihost_utils.process_allgather(np.pad(data, (0, int(lengths.max()) - len(data))))
+    return [one for row, length in zip(padded, lengths) for one in json.loads(row[: int(length)].tobytes())]
 
 
 def score(truth: DetectionSet, results: Iterable[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, Any]]:

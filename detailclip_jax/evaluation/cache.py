@@ -35,10 +35,10 @@ class Cache:
         found = _read(file, text)
         if all_processes(found is not None):
             return found or {}
-        made = make()
+        arrays = make()
         if jax.process_index() == 0:
-            _write(file, text, made)
-        return made
+            _write(file, text, arrays)
+        return arrays
 
 
 class NoCache:

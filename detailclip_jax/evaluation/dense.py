@@ -65,8 +65,8 @@ class Cuts:
     def __getitem__(self, number: int) -> Cut:
         with BUDGET.scope():
             example, image = read(self.source, self.rows[number])
-            made = layout(image.shape, self.setup.pipeline, self.model)
-            return Cut(made, made.windows(image), example["mask"])
+            cut = layout(image.shape, self.setup.pipeline, self.model)
+            return Cut(cut, cut.windows(image), example["mask"])
 
 
 def measure(
@@ -237,6 +237,6 @@ def pixel_accuracy(counts: Int[np.ndarray, "M 3 C"]) -> float:
     return float(right / true) if true else 0.0
 
 
-def _mean_ratio(part: Int[np.ndarray, "C"], whole: Int[np.ndarray, "C"]) -> float:
-    known = whole > 0
-    return float((part[known] / whole[known]).mean()) if known.any() else 0.0
+def _mean_ratio(counts: Int[np.ndarray, "C"], totals: Int[np.ndarray, "C"]) -> float:
+    known = totals > 0
+    return float((counts[known] / totals[known]).mean()) if known.any() else 0.0

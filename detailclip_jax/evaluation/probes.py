@@ -129,13 +129,13 @@ def _percent(values: Iterable[float]) -> list[str]:
 
 def scenes(split: str, count: int, size: int) -> Scenes:
     """Draws scenes on a canvas of 5/4 of `size`, resized to `size`, as the evaluators do."""
-    source, made = Stickers(split, size=size * 5 // 4, num_scenes=count), []
+    source, drawn = Stickers(split, size=size * 5 // 4, num_scenes=count), []
     for index in range(count):
         example = source[index]
         nouns = np.concatenate([[0], 1 + example["nouns"]]).astype(np.uint8)[example["instances"]]
         masks = (evaluation_mask(mask, size) for mask in (example["segmentation"], nouns))
-        made.append((evaluation_view(example["image"], size), *masks))
-    return Scenes(*map(np.stack, zip(*made)))
+        drawn.append((evaluation_view(example["image"], size), *masks))
+    return Scenes(*map(np.stack, zip(*drawn)))
 
 
 def floors(model: Any) -> Iterator[Encoder]:

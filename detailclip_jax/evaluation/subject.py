@@ -153,7 +153,7 @@ class Foreign:
 
 def _alone(encode: Callable[[np.ndarray], Any]) -> Callable[[Params, np.ndarray], np.ndarray]:
     def unit(params: Params, array: np.ndarray) -> np.ndarray:
-        made = np.asarray(encode(array), np.float32)
-        return made / np.maximum(np.linalg.norm(made, axis=-1, keepdims=True), 1e-12)
+        embeddings = np.asarray(encode(array), np.float32)
+        return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
 
     return unit

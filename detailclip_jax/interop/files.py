@@ -230,8 +230,8 @@ def _write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray], parts: Seque
         raise ValueError(
             f"writing this format needs {NEEDED}; a name that ends in .safetensors does not need it"
         ) from None
-    made = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-    torch.save({part: part_of(made, part) for part in parts} if parts else made, file)
+    converted = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+    torch.save({part: part_of(converted, part) for part in parts} if parts else converted, file)
 
 
 def part_of(tensors: Mapping[str, Any], part: str) -> dict[str, Any]:

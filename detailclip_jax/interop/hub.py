@@ -213,8 +213,8 @@ def _huggingface_geometry(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     if size is None:
         return {"resize_filter": filter}
     kind = preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or ""
-    whole = "height" if kind.startswith("ViT") else "shortest_edge"  # the meaning of a single number
-    sides = size if isinstance(size, Mapping) else {whole: size}
+    single = "height" if kind.startswith("ViT") else "shortest_edge"  # the meaning of a single number
+    sides = size if isinstance(size, Mapping) else {single: size}
     squash = "height" in sides
     side = sides["height"] if squash else sides["shortest_edge"]
     crop = preprocessor.get("crop_size") or side

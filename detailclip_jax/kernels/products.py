@@ -46,10 +46,10 @@ def product(
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     out = dtype if out is None else out
     if rows.dtype == kernel.dtype == jnp.float32:
-        made: Array = jnp.matmul(rows, kernel, precision=precision_of(dtype))
+        result: Array = jnp.matmul(rows, kernel, precision=precision_of(dtype))
     else:
-        made = _half(rows, kernel, out)
-    return _named(made.astype(out).reshape(*x.shape[:-1], -1))
+        result = _half(rows, kernel, out)
+    return _named(result.astype(out).reshape(*x.shape[:-1], -1))
 
 
 def _name(x: Array) -> Array:
@@ -88,8 +88,8 @@ def rows_at(table: Float[Array, "N D"], index: Int[Array, "B K"], dtype: Any) ->
     The default gradient is a scatter-add of many rows into few. On a GPU it uses float atomics in no fixed order, and
     it is hundreds of times slower from jaxlib 0.10.2 until jax 0.11.1 (github.com/jax-ml/jax/issues/38806).
     """
-    made: Array = _rows_at(table, index, dtype)
-    return made
+    result: Array = _rows_at(table, index, dtype)
+    return result
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -105,8 +105,8 @@ def _rows_backward(dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Ar
     numbers, index = saved
     is_row, rows = (index.reshape(-1, 1) == numbers).astype(dtype), g.reshape(-1, g.shape[-1])
     over_rows = (((0,), (0,)), ((), ()))
-    made = jax.lax.dot_general(is_row, rows, over_rows, precision="highest", preferred_element_type=jnp.float32)
-    return made, None
+    gradient = jax.lax.dot_general(is_row, rows, over_rows, precision="highest", preferred_element_type=jnp.float32)
+    return gradient, None
 
 
 _rows_at.defvjp(_rows_forward, _rows_backward)
@@ -142,8 +142,8 @@ def _kernel_gradient(x: Float[Array, "R D"], g: Float[Array, "R M"]) -> Float[Ar
     usual = lambda x, g: _dot(x, g, (0, 0), jnp.float32)  # noqa: E731
     if x.dtype != jnp.bfloat16:
         return usual(x, g)
-    made: Array = jax.lax.platform_dependent(x, g, cpu=_stored_product, default=usual)
-    return made
+    gradient: Array = jax.lax.platform_dependent(x, g, cpu=_stored_product, default=usual)
+    return gradient
 
 
 def _stored_product(x: Float[Array, "R D"], g: Float[Array, "R M"]) -> Float[Array, "D M"]:
@@ -153,6 +153,6 @@ def _stored_product(x: Float[Array, "R D"], g: Float[Array, "R M"]) -> Float[Arr
 
 def _dot(a: Array, b: Array, axes: tuple[int, int], out: Any) -> Array:
     """Contracts one axis of each array. In half precision XLA's CPU backend is twice as fast with float32 outputs."""
-    made = jnp.float32 if jax.default_backend() == "cpu" else out
+    computed = jnp.float32 if jax.default_backend() == "cpu" else out
     dimensions = ((axes[:1], axes[1:]), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=made).astype(out)
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=computed).astype(out)

@@ -54,8 +54,8 @@ def encoders(model: Networks, config: ConfigDict) -> Encode:
     """
     fields, hashable = config.preprocess, cast(Any, model)  # Flax modules are, but not for a type checker
     pixels = tuple(fields.mean), tuple(fields.std)
-    made = _encoders(hashable, *pixels, config.model.matmul_precision, methods.build(config).score)
-    return made._replace(text_lengths=TEXT_LENGTHS) if TextStyle(**config.model.text_style).trims else made
+    functions = _encoders(hashable, *pixels, config.model.matmul_precision, methods.build(config).score)
+    return functions._replace(text_lengths=TEXT_LENGTHS) if TextStyle(**config.model.text_style).trims else functions
 
 
 @functools.lru_cache(maxsize=32)
@@ -82,8 +82,8 @@ def _encoders(
         return bound(params).image(normalise_pixels(images, mean, std)).cls
 
     def tokens(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B M D"]:
-        made = bound(params).image(normalise_pixels(images, mean, std))
-        return jnp.concatenate([made.cls[:, None], made.patches], 1).astype(jnp.float32)
+        encoded = bound(params).image(normalise_pixels(images, mean, std))
+        return jnp.concatenate([encoded.cls[:, None], encoded.patches], 1).astype(jnp.float32)
 
     def raw_text(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B E"]:
         return bound(params).embed_text(tokens)

@@ -211,7 +211,7 @@ def forward(method: Method, student: Networks, teacher: Networks, views: Views, 
 def run_heads(method: Method, student: Networks, teacher: Networks, record: Forward) -> Forward:
     """Runs the method's heads on the record and returns it with their outputs added to `heads`."""
     outputs = [head.run(student, teacher, record) for head in method.heads]
-    return record.replace(heads={**record.heads, **{name: x for made in outputs for name, x in made.items()}})
+    return record.replace(heads={**record.heads, **{name: x for output in outputs for name, x in output.items()}})
 
 
 def encode_target(teacher: Networks, view: View) -> Tokens:
@@ -292,10 +292,10 @@ def build(method: Method, weights: Mapping[str, float]) -> Method:
     if method.losses and not active:
         used = {loss.weight_name: loss.weight for loss in given}
         raise ValueError(f"every term of {method.name} has weight 0: {used}")
-    made = {name for head in method.heads for name in head.makes}
+    outputs = {name for head in method.heads for name in head.makes}
     for loss in active:
-        if missing := set(loss.reads) - made:
-            raise ValueError(f"loss {loss.name!r} reads {sorted(missing)}, but the heads return {sorted(made)}")
+        if missing := set(loss.reads) - outputs:
+            raise ValueError(f"loss {loss.name!r} reads {sorted(missing)}, but the heads return {sorted(outputs)}")
     return restricted(method, active)
 
 

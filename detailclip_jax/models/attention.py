@@ -88,8 +88,8 @@ def attend_evenly(
     even = [jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (query, key, value)]
     odd = query.shape[1] % 2 or key.shape[1] % 2
     filled = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), lengths)) if odd else {}
-    made = jax.nn.dot_product_attention(*even, is_causal=causal, implementation=kernel, **filled)
-    return made[:, : query.shape[1]]
+    attended = jax.nn.dot_product_attention(*even, is_causal=causal, implementation=kernel, **filled)
+    return attended[:, : query.shape[1]]
 
 
 def cls_attention(query: Float[Array, "B heads d"], key: Float[Array, "B N heads d"]) -> Float[Array, "B N"]:

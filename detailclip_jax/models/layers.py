@@ -127,5 +127,5 @@ def affine(
     x: Float[Array, "*batch D"], kernel: Float[Array, "D M"], bias: Float[Array, "M"] | None, dtype: Any
 ) -> Float[Array, "*batch M"]:
     """Computes x kernel + bias in `dtype`."""
-    made = product(x, kernel, dtype)
-    return made if bias is None else plus(made, bias)
+    result = product(x, kernel, dtype)
+    return result if bias is None else plus(result, bias)

@@ -120,8 +120,8 @@ READOUTS = {
 
 def heads(block: Block, x: Float[Array, "B M D"]) -> tuple[Heads, Heads, Heads]:
     """q, k and v of a block, per head."""
-    made = block.attn.project(block.norm1(x)).reshape(*x.shape[:2], 3, block.num_heads, -1)
-    return made[:, :, 0], made[:, :, 1], made[:, :, 2]
+    qkv = block.attn.project(block.norm1(x)).reshape(*x.shape[:2], 3, block.num_heads, -1)
+    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
 def attention(

@@ -48,7 +48,7 @@ def like(params: Params, shape: Params) -> dict[str, Any]:
 
 def _stack(plain: Params, shape: Params) -> dict[str, Any]:
     stacked = [f"{STACKED}_{number}" for number in numbers(shape)]
-    made = {
+    unstacked = {
         name: _stack(value, shape.get(name, {})) if isinstance(value, Mapping) else value
         for name, value in plain.items()
         if name not in stacked
@@ -56,7 +56,7 @@ def _stack(plain: Params, shape: Params) -> dict[str, Any]:
     if missing := [name for name in stacked if name not in plain]:
         raise ValueError(f"parameters lack the blocks {', '.join(missing)}")
     return (
-        {**made, STACKED: jax.tree.map(lambda *x: jnp.stack(x), *(plain[name] for name in stacked))}
+        {**unstacked, STACKED: jax.tree.map(lambda *x: jnp.stack(x), *(plain[name] for name in stacked))}
         if stacked
-        else made
+        else unstacked
     )

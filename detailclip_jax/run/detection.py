@@ -120,8 +120,8 @@ def objects_of(found: Found, size: tuple[int, ...]) -> Objects:
 
 def pasted(masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Masks in boxes as bool [n, H, W] of the image."""
-    made = [paste(mask, box, size) != 0 for mask, box in zip(masks, boxes)]
-    return np.stack(made) if made else np.zeros((0, *size), bool)
+    found = [paste(mask, box, size) != 0 for mask, box in zip(masks, boxes)]
+    return np.stack(found) if found else np.zeros((0, *size), bool)
 
 
 def truth_of(found: Mapping[str, Any], size: tuple[int, ...]) -> Objects:

@@ -92,10 +92,10 @@ def write(run: Detector | Segmenter, files: Files, out: Path, score: float, cons
         for (name, pixels), one in zip(read, found):
             drawing, label_map = targets[name]
             if isinstance(run, Detector):
-                made = _detected(pixels, one, run.classes, out / drawing, score)
+                drawings = _detected(pixels, one, run.classes, out / drawing, score)
             else:
-                made = {"labels": label_map, **_segmented(pixels, one, run.classes, out / drawing, out / label_map)}
-            described.append({"file_name": name, "drawing": drawing, **made})
+                drawings = {"labels": label_map, **_segmented(pixels, one, run.classes, out / drawing, out / label_map)}
+            described.append({"file_name": name, "drawing": drawing, **drawings})
     replace_text(out / FILE, json.dumps({"classes": list(run.classes), "images": described}, indent=1) + "\n")
     return unreadable
 
@@ -109,10 +109,10 @@ def targets_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     taken: set[str] = set()
     for name in names:
         stem = name.removesuffix(".png")
-        while not taken.isdisjoint(made := (f"{stem}.png", f"{stem}_labels.png")):
+        while not taken.isdisjoint(pair := (f"{stem}.png", f"{stem}_labels.png")):
             stem += ".png"
-        targets[name] = made
-        taken.update(made)
+        targets[name] = pair
+        taken.update(pair)
     return targets
 
 
@@ -166,9 +166,9 @@ def index_image(found: np.ndarray, num_classes: int) -> Image.Image:
     """
     if num_classes > 256:
         return Image.fromarray(found.astype(np.uint16))
-    made = Image.fromarray(found.astype(np.uint8))
-    made.putpalette(palette(num_classes).tobytes())
-    return made
+    image = Image.fromarray(found.astype(np.uint8))
+    image.putpalette(palette(num_classes).tobytes())
+    return image
 
 
 def _size(pixels: np.ndarray, least: float) -> float:

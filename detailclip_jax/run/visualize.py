@@ -165,12 +165,12 @@ def attention(models: Mapping[str, Model], shown: Shown, options: Options) -> Fi
     for name, values in heads.items():
         if wrong := [layer for layer in options.layers or () if not 1 <= layer <= values.shape[1]]:
             raise ValueError(f"--layers={wrong[0]}: {name} has layers 1 to {values.shape[1]}")
-    made = {"attention": maps.layers_figure(images, heads, options.layers, shown.credit)}
+    drawn = {"attention": maps.layers_figure(images, heads, options.layers, shown.credit)}
     for name, values in heads.items():
         title = f"CLS attention by layer and head: {name}"
         figure = maps.heads_figure(images[0], values[0], options.layers, title, shown.credit)
-        made[_named("attention_heads", name, models)] = figure
-    return made
+        drawn[_named("attention_heads", name, models)] = figure
+    return drawn
 
 
 def _named(what: str, name: str, models: Mapping[str, Model]) -> str:
@@ -243,12 +243,12 @@ def reduced(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 def words_of(model: Model, shown: Shown, options: Options) -> list[Words]:
     """The maps of each image's texts, relative to the mean over these texts and those of `contrast`."""
-    made = []
+    found = []
     for image, texts in zip(shown.images, shown.texts):
         every = list(dict.fromkeys([*texts, *shown.contrast]))
         values: Float[np.ndarray, "T H W"] = plots.relative(model.dense(image, every, options.readout))
-        made.append(Words(texts, values[: len(texts)]))
-    return made
+        found.append(Words(texts, values[: len(texts)]))
+    return found
 
 
 def overview(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:

@@ -28,7 +28,7 @@ def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
     network disk with locks it applies to all machines; on a disk without locks only a warning is logged.  Folders that
     are made for the lock, and stay empty, are removed at the end.
     """
-    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _locked(path, wait)
     try:
@@ -38,7 +38,7 @@ def alone(path: pathlib.Path, wait: bool = False) -> Iterator[None]:
             path.unlink(missing_ok=True)
             file.close()
         with contextlib.suppress(OSError):  # the first folder that holds something, or that is gone
-            for folder in made:
+            for folder in missing:
                 folder.rmdir()
 
 

@@ -85,16 +85,16 @@ def agreed(make: Callable[[], Made]) -> Made:
     if jax.process_count() == 1:
         return make()
     try:
-        made, failure = make(), None
+        result, failure = make(), None
     except Exception as error:  # raised below, after the others have been told
-        made, failure = None, error
+        result, failure = None, error
     with together():
         failed = multihost_utils.process_allgather(int(failure is not None)).nonzero()[0]
     if failure:
         raise failure
     if len(failed):
         raise ValueError(f"process {failed[0]} cannot start; see the error message of that process")
-    return made  # type: ignore[return-value]  # not None, as nothing failed
+    return result  # type: ignore[return-value]  # not None, as nothing failed
 
 
 def named_processes(

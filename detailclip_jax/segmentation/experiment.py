@@ -251,8 +251,8 @@ def _variables(config: ConfigDict, model: SegmentationModel) -> fine_tuning.Vari
     image = jnp.zeros((1, config.views.crop, config.views.crop, 3))
 
     def variables(rng: Array) -> tuple[Params, Params]:
-        made: Any = model.init(rng, image)
-        return made["params"], made.get(STATS, {})
+        created: Any = model.init(rng, image)
+        return created["params"], created.get(STATS, {})
 
     return variables
 
@@ -274,8 +274,8 @@ def _own_loss(
     """The loss of a device's share of the batch, what to log of it, and the new BatchNorm statistics."""
     images, labels = prepared(batch, setup.config), batch["labels"].astype(jnp.int32)
     variables = {"params": params, STATS: stats}
-    made: Any = setup.model.apply(variables, images, True, keys, mutable=STATS)
-    logits, changed = made
+    outputs: Any = setup.model.apply(variables, images, True, keys, mutable=STATS)
+    logits, changed = outputs
     values: dict[str, Any] = {"head": cross_entropy(logits.head, labels)}
     total = values["head"]
     if logits.auxiliary is not None:

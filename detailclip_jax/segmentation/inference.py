@@ -108,14 +108,14 @@ class _Pending:
         return all(part is not None for part in self.logits)
 
     def labels(self) -> Int16[np.ndarray, "H W"]:
-        made = np.stack(self.logits)
-        made = made.reshape(*(len(grid.starts) for grid in self.grids), *made.shape[1:])
+        logits = np.stack(self.logits)
+        logits = logits.reshape(*(len(grid.starts) for grid in self.grids), *logits.shape[1:])
         rows, columns = (
             _padded(assembly(grid, cells, side))
-            for grid, cells, side in zip(self.grids, made.shape[2:4], self.original)
+            for grid, cells, side in zip(self.grids, logits.shape[2:4], self.original)
         )
         height, width = self.original
-        return np.asarray(best_class(_side_by_side(made), rows, columns))[:height, :width]
+        return np.asarray(best_class(_side_by_side(logits), rows, columns))[:height, :width]
 
 
 def predict(
@@ -163,6 +163,6 @@ def _compute(logits_of: Callable[[Any], Any], batch_size: int, windows: Sequence
     """Computes the logits of some windows, in a batch padded with zeros."""
     parts = [pending.parts[number] for pending, number in windows]
     blank = [np.zeros_like(parts[0])] * (batch_size - len(parts))
-    made = np.asarray(logits_of(np.stack(parts + blank)), np.float32)
-    for (pending, number), logits in zip(windows, made):
+    computed = np.asarray(logits_of(np.stack(parts + blank)), np.float32)
+    for (pending, number), logits in zip(windows, computed):
         pending.logits[number] = logits

@@ -71,11 +71,11 @@ def boundary_counts(truth: Map, predicted: Map, num_classes: int) -> Int64[np.nd
     the region without what d erosions by 3 x 3 leave.  The image's border is a contour.
     """
     width = max(round(BOUNDARY * float(np.hypot(*truth.shape))), 1)
-    made = np.zeros((2, num_classes), np.int64)
+    counts = np.zeros((2, num_classes), np.int64)
     for number in _present(truth, predicted):
         inner, other = (_boundary(labels == number, width) for labels in (truth, predicted))
-        made[:, number] = (inner & other).sum(), (inner | other).sum()
-    return made
+        counts[:, number] = (inner & other).sum(), (inner | other).sum()
+    return counts
 
 
 def _present(*maps: Map) -> list[int]:
@@ -97,18 +97,18 @@ def size_counts(
     A right pixel has the size of its true object, and a wrong one that of the predicted object, so that the sums over
     sizes are the counts of the usual IoU.
     """
-    made = np.zeros((3, 3, num_classes), np.int64)
+    counts = np.zeros((3, 3, num_classes), np.int64)
     for number in _present(truth, predicted):
         true, found = truth == number, predicted == number
         own = _objects(true) if instances is None else np.where(true, instances, 0)
         sizes, others = _sizes(own, true), _sizes(_objects(found), found)
         for size in range(3):
-            made[size, :, number] = (
+            counts[size, :, number] = (
                 (found & (sizes == size)).sum(),
                 (sizes == size).sum(),
                 ((others == size) & ~true).sum(),
             )
-    return made
+    return counts
 
 
 def _objects(region: Bool[np.ndarray, "H W"]) -> Integer[np.ndarray, "H W"]:
@@ -166,9 +166,9 @@ def _percent(value: float) -> float | None:
     return None if np.isnan(value) else round(100 * float(value), 4)
 
 
-def _ratio(part: Any, whole: Any) -> Any:
+def _ratio(count: Any, total: Any) -> Any:
     """part / whole; nan where whole is 0."""
-    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
+    return np.divide(count, total, out=np.full(np.shape(total), np.nan), where=np.asarray(total) > 0)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -41,5 +41,5 @@ def pool(maps: Float[Array, "B h w C"], bins: int) -> Float[Array, "B bins bins 
 
 def _apply(maps: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
     highest = jax.lax.Precision.HIGHEST
-    made = jnp.einsum("ik,bklc->bilc", rows, maps.astype(jnp.float32), precision=highest)
-    return jnp.einsum("jl,bilc->bijc", columns, made, precision=highest).astype(maps.dtype)
+    resized = jnp.einsum("ik,bklc->bilc", rows, maps.astype(jnp.float32), precision=highest)
+    return jnp.einsum("jl,bilc->bijc", columns, resized, precision=highest).astype(maps.dtype)

@@ -75,9 +75,9 @@ def divide(method: Method, chunks: int) -> tuple[Method, Method]:
 
     Heads marked `per_image` run with the chunks, also for the terms of the whole batch.
     """
-    whole = [chunks > 1 and method.needs_whole_batch(loss) for loss in method.losses]
+    after_all = [chunks > 1 and method.needs_whole_batch(loss) for loss in method.losses]
     by_image, by_batch = (
-        tuple(loss for loss, needs in zip(method.losses, whole) if needs is kind) for kind in (False, True)
+        tuple(loss for loss, needs in zip(method.losses, after_all) if needs is kind) for kind in (False, True)
     )
     late = method.heads_of(by_batch)
     early = [head for head in method.heads if head in method.heads_of(by_image) or (head in late and head.per_image)]
@@ -109,11 +109,11 @@ def embeddings(record: Forward, kept: Iterable[str]) -> Embeddings:
         kind: {name: ClassTokens(t.cls, t.extra) for name, t in getattr(record, kind).items()}
         for kind in ("targets", "tokens")
     }
-    texts = {
-        kind: None if (made := getattr(record, kind)) is None else Captions(made.embedding)
+    captions = {
+        kind: None if (texts := getattr(record, kind)) is None else Captions(texts.embedding)
         for kind in ("text", "target_text")
     }
-    return {**classes, **texts, "heads": {name: record.heads[name] for name in kept}}
+    return {**classes, **captions, "heads": {name: record.heads[name] for name in kept}}
 
 
 def rejoin(batch: Batch, embedded: Embeddings) -> Forward:

@@ -95,10 +95,10 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
     meshes.check_batch_size(config.batch_size, mesh, config.accumulation)
     method, weights = methods.build(config), weight_shapes(config)
-    model, spread = (build_networks(config, axis) for axis in (None, meshes.batch_axis(mesh)))
+    model, on_mesh = (build_networks(config, axis) for axis in (None, meshes.batch_axis(mesh)))
     if mesh.shape[meshes.FSDP] > 1:
-        spread = spread.gathering(sharding.gather_layer)
-    setup = build_setup(config, forward_of(config, method, spread), weights.params)
+        on_mesh = on_mesh.gathering(sharding.gather_layer)
+    setup = build_setup(config, forward_of(config, method, on_mesh), weights.params)
     shapes = weights.replace(opt_state=jax.eval_shape(setup.optimizer.init, weights.params))
     shapes = _placed(shapes, mesh, sharding.rules(method.networks))
     layout = Layout(mesh, sharding.specs(_places(shapes)))

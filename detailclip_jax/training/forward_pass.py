@@ -48,8 +48,8 @@ def run_networks(
     the record and the new BatchNorm statistics of both.  Student and teacher each normalise by the statistics of their
     own inputs and keep their own running statistics.
     """
-    whole = ema.overlay(jax.lax.stop_gradient(params), teacher)
-    bound = model.bind({"params": whole, STATS: stats["teacher"]}, mutable=STATS)
+    full_teacher = ema.overlay(jax.lax.stop_gradient(params), teacher)
+    bound = model.bind({"params": full_teacher, STATS: stats["teacher"]}, mutable=STATS)
     apply = nn.apply(lambda student: function(student, bound), model, mutable=STATS)
     record, changed = apply({"params": params, STATS: stats["student"]})
     return record, {"student": changed.get(STATS, {}), "teacher": bound.variables.get(STATS, {})}

@@ -73,14 +73,14 @@ def _divide(path: str, shape: tuple[int, ...], spec: P, parts: int) -> P:
     """The spec of all axes of an array from the rule's `spec`; P() if the array is not divided."""
     if parts == 1 or FSDP not in spec:
         return P()
-    whole = (None,) * (len(shape) - len(spec))
-    axis = len(whole) + tuple(spec).index(FSDP)
+    leading = (None,) * (len(shape) - len(spec))
+    axis = len(leading) + tuple(spec).index(FSDP)
     if shape[axis] % parts:
         raise ValueError(
             f"mesh.fsdp {parts} does not divide axis {axis} of {path}, shape {shape}; valid values: "
             f"{', '.join(str(n) for n in range(1, parts) if shape[axis] % n == 0 and parts % n == 0)}"
         )
-    return P(*whole, *spec)
+    return P(*leading, *spec)
 
 
 def specs(tree: PyTree) -> PyTree:

@@ -71,21 +71,21 @@ class DetectionStream:
         indices, plan = self.geometry(np.array([position]))
         found = self.source[int(indices[0])]
         with BUDGET.scope():
-            made = augment(checked_pixels(found), found, plan, self.mask_size)
-        kept = np.argsort(made.crowd, kind="stable")[: self.max_instances]
+            augmented = augment(checked_pixels(found), found, plan, self.mask_size)
+        kept = np.argsort(augmented.crowd, kind="stable")[: self.max_instances]
         count = len(kept)
         example = {
-            "image": padded(made.image, bucket),
-            "size": np.array(made.image.shape[:2], np.int32),
+            "image": padded(augmented.image, bucket),
+            "size": np.array(augmented.image.shape[:2], np.int32),
             "boxes": np.zeros((self.max_instances, 4), np.float32),
             "labels": np.full(self.max_instances, -1, np.int32),
             "crowd": np.zeros(self.max_instances, bool),
             "masks": np.zeros((self.max_instances, self.mask_size, self.mask_size), np.uint8),
-            "truncated": len(made.boxes) > count,
+            "truncated": len(augmented.boxes) > count,
         }
-        for name, values in (("boxes", made.boxes), ("labels", made.classes), ("crowd", made.crowd)):
+        for name, values in (("boxes", augmented.boxes), ("labels", augmented.classes), ("crowd", augmented.crowd)):
             example[name][:count] = values[kept]
-        example["masks"][:count] = made.masks[kept]
+        example["masks"][:count] = augmented.masks[kept]
         return example
 
 

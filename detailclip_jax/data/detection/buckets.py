@@ -103,5 +103,5 @@ class Plan:
             size = self._batch_size
             self._members = [np.flatnonzero(self._buckets == bucket) for bucket in range(self._num_buckets)]
             ends = [members[size - 1 :: size] for members in self._members]  # the position that completes each batch
-            made = [np.stack([np.full(len(end), k), np.arange(len(end))], 1) for k, end in enumerate(ends)]
-            self._batches = np.concatenate(made)[np.argsort(np.concatenate(ends), kind="stable")]
+            pairs = [np.stack([np.full(len(end), k), np.arange(len(end))], 1) for k, end in enumerate(ends)]
+            self._batches = np.concatenate(pairs)[np.argsort(np.concatenate(ends), kind="stable")]

@@ -21,18 +21,18 @@ TABLE = "\n".join(f"  {name:{WIDTH}}{source.what}" for name, source in SOURCES.i
 def parser(description: str) -> flags.Parser:
     """Returns the parser of `prepare SOURCE PATH ... --out DIR`."""
     epilog = f"sources:\n{TABLE}\n\nknown sets: {', '.join(KNOWN)}"
-    made = flags.parser("prepare", description, epilog=epilog)
-    made.add_argument("source", metavar="SOURCE", help="one of the sources below")
-    made.add_argument("paths", metavar="PATH", nargs="*", help="files, folders or patterns of the source")
-    _add_output(made)
-    _add_tables(made)
-    _add_examples(made)
-    _add_engine(made)
-    return made
+    command = flags.parser("prepare", description, epilog=epilog)
+    command.add_argument("source", metavar="SOURCE", help="one of the sources below")
+    command.add_argument("paths", metavar="PATH", nargs="*", help="files, folders or patterns of the source")
+    _add_output(command)
+    _add_tables(command)
+    _add_examples(command)
+    _add_engine(command)
+    return command
 
 
-def _add_output(made: flags.Parser) -> None:
-    add = made.add_argument
+def _add_output(command: flags.Parser) -> None:
+    add = command.add_argument
     out = "folder of the shards; needs twice their size on the disk while it is written"
     add("--out", required=True, metavar="DIR", help=out)
     add("--split", default="train", metavar="NAME", help="shards are named NAME-00000.arrayrecord (default: train)")
@@ -42,8 +42,8 @@ def _add_output(made: flags.Parser) -> None:
     add("--dataset", type=known, metavar="SET", help="known set, whose counts are compared at the end")
 
 
-def _add_tables(made: flags.Parser) -> None:
-    add = made.add_argument
+def _add_tables(command: flags.Parser) -> None:
+    add = command.add_argument
     add("--images", default="", metavar="ROOT", help="folder or zip of the images that a table names")
     add("--follow-links", action="store_true", help=flags.FOLLOW_LINKS)
     add(
@@ -74,8 +74,8 @@ def _add_tables(made: flags.Parser) -> None:
     add("--label-column", default="", metavar="NAME", help=f"{tables}: a whole number ({label})")
 
 
-def _add_examples(made: flags.Parser) -> None:
-    add = made.add_argument
+def _add_examples(command: flags.Parser) -> None:
+    add = command.add_argument
     add("--clean", choices=tuple(CLEANING), help="captions: slip decodes escapes, removes tags and URLs (YFCC: slip)")
     add("--check", choices=CHECKS, default="decode", help="decode every image (default), or read only its header")
     add("--max-side", type=flags.positive, default=0, metavar="PIXELS", help="shrink images with a longer side")
@@ -90,8 +90,8 @@ def _add_examples(made: flags.Parser) -> None:
     add("--limit", type=flags.positive, default=0, metavar="N", help="read only the first N examples of the source")
 
 
-def _add_engine(made: flags.Parser) -> None:
-    add = made.add_argument
+def _add_engine(command: flags.Parser) -> None:
+    add = command.add_argument
     add("--workers", type=flags.positive, default=usable_cores(), metavar="N", help="processes (default: all cores)")
     add("--engine", choices=ENGINES, default="local", help="beam: run on Apache Beam, whose options follow after --")
 

@@ -43,8 +43,8 @@ class SemanticStream:
         example = self.source[index]
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, position))))
         with BUDGET.scope():
-            made = augment(rng, pixels_of(example), example["mask"], self.recipe)
-        return {"image": made.image, "labels": made.labels, "size": np.array(made.size, np.int32)}
+            augmented = augment(rng, pixels_of(example), example["mask"], self.recipe)
+        return {"image": augmented.image, "labels": augmented.labels, "size": np.array(augmented.size, np.int32)}
 
 
 def pixels_of(example: dict[str, Any]) -> UInt8[np.ndarray, "H W 3"]:

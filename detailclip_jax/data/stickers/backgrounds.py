@@ -102,9 +102,9 @@ def _colour(rng: np.random.Generator) -> tuple[float, float, float]:
     return tuple(rng.uniform(0, 255, 3).tolist())
 
 
-def _points(rng: np.random.Generator, size: int, num: int, spread: float) -> Int[np.ndarray, "num 2"]:
+def _points(rng: np.random.Generator, size: int, num: int, deviation: float) -> Int[np.ndarray, "num 2"]:
     centre = rng.uniform(0, size, 2)
-    return np.rint(centre + rng.uniform(-spread, spread, (num, 2)) * size).astype(np.int32)
+    return np.rint(centre + rng.uniform(-deviation, deviation, (num, 2)) * size).astype(np.int32)
 
 
 def _blob(rng: np.random.Generator, image: UInt8[np.ndarray, "h w 3"]) -> None:

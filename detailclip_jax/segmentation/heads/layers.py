@@ -30,7 +30,7 @@ class ConvNormRelu(nn.Module):
         self, maps: Float[Array, "B h w C"], train: bool, valid: Bool[Array, "B h w"] | None = None
     ) -> Float[Array, "B h w D"]:
         """Computes the layer; `train` uses the statistics of the batch's `valid` places, updates the running ones."""
-        made = nn.Conv(
+        convolved = nn.Conv(
             self.width,
             (self.kernel,) * 2,
             use_bias=False,
@@ -39,7 +39,7 @@ class ConvNormRelu(nn.Module):
             kernel_init=KAIMING,
             name="conv",
         )(maps)
-        return nn.relu(norm_over_maps(MaskedBatchNorm(self.axis, self.dtype, name="norm"), made, train, valid))
+        return nn.relu(norm_over_maps(MaskedBatchNorm(self.axis, self.dtype, name="norm"), convolved, train, valid))
 
 
 class MaskedBatchNorm(BatchNorm):

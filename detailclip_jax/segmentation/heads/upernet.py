@@ -38,8 +38,8 @@ class Doubling(nn.Module):
         kernel = self.param("kernel", init, (2, 2, width, width)).astype(self.dtype)
         bias = self.param("bias", init, (width,)).astype(self.dtype)
         precision = precision_of(self.dtype)
-        made = jnp.einsum("bijc,uvcd->biujvd", maps.astype(self.dtype), kernel, precision=precision)
-        return made.reshape(batch, 2 * rows, 2 * columns, width) + bias
+        doubled = jnp.einsum("bijc,uvcd->biujvd", maps.astype(self.dtype), kernel, precision=precision)
+        return doubled.reshape(batch, 2 * rows, 2 * columns, width) + bias
 
 
 class Pyramid(nn.Module):
