@@ -66,16 +66,16 @@ def straightforward(name, student, teacher, sharpening):
 @pytest.mark.parametrize("name", distillation.DIVERGENCES)
 def test_cls_loss_is_the_mean_over_pairs_of_different_views(name, chunk, same_views):
     student, teacher, sharpening = views()
-    loss, beside = distillation.cls_loss(student, teacher, sharpening, Comparison(name, 0.5, chunk), same_views)
+    loss, metrics = distillation.cls_loss(student, teacher, sharpening, Comparison(name, 0.5, chunk), same_views)
     log_s = log_softmax(np.asarray(student[...]) / 0.5)
     log_t = log_softmax((np.asarray(teacher[...]) - np.asarray(sharpening.center)) / 0.7)
     pairs = [(v, w) for w in range(2) for v in range(4) if v != w or not same_views]
     values = [divergence_oracle(name, log_s[v, b], log_t[w, b]) for v, w in pairs for b in range(3)]
     np.testing.assert_allclose(loss, np.mean(values), rtol=1e-5)
     entropies = [-(np.exp(log_t[w, b]) * log_t[w, b]).sum() for w in range(2) for b in range(3)]
-    np.testing.assert_allclose(beside["teacher_entropy"], np.mean(entropies), rtol=1e-5)
+    np.testing.assert_allclose(metrics["teacher_entropy"], np.mean(entropies), rtol=1e-5)
     between = [divergence_oracle("kl_teacher_student", log_t[1, b], log_t[0, b]) for b in range(3)]
-    np.testing.assert_allclose(beside["teacher_view_kl"], np.mean(between), rtol=1e-5)
+    np.testing.assert_allclose(metrics["teacher_view_kl"], np.mean(between), rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
@@ -90,7 +90,7 @@ def test_a_teacher_of_one_view_has_no_divergence_between_views(chunk):
 @pytest.mark.parametrize("name", distillation.DIVERGENCES)
 def test_patch_loss_is_the_mean_over_hidden_patches_of_each_image(name, chunk):
     student, teacher, sharpening, hidden = patches()
-    loss, beside = distillation.patch_loss(student, teacher, sharpening, hidden, Comparison(name, 0.5, chunk))
+    loss, metrics = distillation.patch_loss(student, teacher, sharpening, hidden, Comparison(name, 0.5, chunk))
     log_s = log_softmax(np.asarray(student[...]) / 0.5)
     log_t = log_softmax((np.asarray(teacher[...]) - np.asarray(sharpening.center)) / 0.7)
     images = [
@@ -99,7 +99,7 @@ def test_patch_loss_is_the_mean_over_hidden_patches_of_each_image(name, chunk):
     ]
     np.testing.assert_allclose(loss, np.mean(images), rtol=1e-5)
     entropies = [-(np.exp(log_t[i]) * log_t[i]).sum() for i in np.ndindex(2, 3, 5)]
-    np.testing.assert_allclose(beside["teacher_patch_entropy"], np.mean(entropies), rtol=1e-5)
+    np.testing.assert_allclose(metrics["teacher_patch_entropy"], np.mean(entropies), rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)

@@ -19,39 +19,39 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def test_the_record_has_the_shapes_of_the_letters():
     exp = tiny_experiment()
-    line = exp.forward(tiny_state(), exp.put(tiny_batch()))
-    assert line.views["large"].image.shape == (2, 8, 32, 32, 3)
-    assert line.targets["full"].patches.shape == (2, 8, 16, 96)
-    assert line.targets["full"].attention.shape == (2, 8, 2, 16)
-    assert line.hidden.mask.shape == (2, 8, 16) and line.hidden.kept.shape == (2, 8, 8)
-    assert line.tokens["visible"].patches.shape == (2, 8, 8, 96)
-    assert line.decoded.shape == (2, 8, 8, 96)
-    assert line.text.embedding.shape == (1, 8, 64)
-    assert line.heads["student_patches"].shape == (2, 8, 8, 32)
-    assert line.heads["predicted_pixels"].shape == (2, 8, 8, 192)
+    record = exp.forward(tiny_state(), exp.put(tiny_batch()))
+    assert record.views["large"].image.shape == (2, 8, 32, 32, 3)
+    assert record.targets["full"].patches.shape == (2, 8, 16, 96)
+    assert record.targets["full"].attention.shape == (2, 8, 2, 16)
+    assert record.hidden.mask.shape == (2, 8, 16) and record.hidden.kept.shape == (2, 8, 8)
+    assert record.tokens["visible"].patches.shape == (2, 8, 8, 96)
+    assert record.decoded.shape == (2, 8, 8, 96)
+    assert record.text.embedding.shape == (1, 8, 64)
+    assert record.heads["student_patches"].shape == (2, 8, 8, 32)
+    assert record.heads["predicted_pixels"].shape == (2, 8, 8, 192)
 
 
 def test_the_patch_center_by_linearity_is_the_mean_of_all_logits():
     exp = tiny_experiment()
     state = tiny_state()
-    line = exp.forward(state, exp.put(tiny_batch()))
+    record = exp.forward(state, exp.put(tiny_batch()))
     head = exp.model.prototype_head
     variables = {"params": state.params["prototype_head"]}
-    logits = head.apply(variables, line.targets["full"].patches.reshape(-1, 96))[...]
-    np.testing.assert_allclose(line.heads["patch_mean"], logits.mean(0), rtol=1e-4, atol=1e-6)
+    logits = head.apply(variables, record.targets["full"].patches.reshape(-1, 96))[...]
+    np.testing.assert_allclose(record.heads["patch_mean"], logits.mean(0), rtol=1e-4, atol=1e-6)
 
 
 def test_the_student_never_sees_hidden_pixels():
     exp = tiny_experiment()
     state, batch = tiny_state(), tiny_batch()
-    line = exp.forward(state, exp.put(batch))
+    record = exp.forward(state, exp.put(batch))
     pixels = patches.patchify(jnp.asarray(batch["image"]["large"], jnp.float32), 8)  # [B, V, N, P]
-    hidden = np.moveaxis(np.asarray(line.hidden.mask), 1, 0)
+    hidden = np.moveaxis(np.asarray(record.hidden.mask), 1, 0)
     changed = patches.unpatchify(jnp.where(hidden[..., None], 0, pixels), 8)
     tokens = lambda images: forward.fold(
         lambda x, kept: exp.model.image.apply({"params": state.params["image"]}, x, kept),
         jnp.moveaxis(jnp.asarray(images, jnp.float32), 1, 0),
-        line.hidden.kept,
+        record.hidden.kept,
     )
     np.testing.assert_array_equal(tokens(batch["image"]["large"]).cls, tokens(changed).cls)
 

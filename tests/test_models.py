@@ -180,7 +180,7 @@ def test_a_block_read_in_part_is_the_whole_block_there():
     x = jax.random.normal(jax.random.key(0), (2, 7, 32))
     params = noise(jax.eval_shape(one.init, jax.random.key(1), x))
     whole, _ = jax.jit(one.apply)(params, x)
-    part = jax.jit(functools.partial(one.apply, method="reading"))(params, x, x[:, 2:5])
+    part = jax.jit(functools.partial(one.apply, method="at_queries"))(params, x, x[:, 2:5])
     np.testing.assert_allclose(part, whole[:, 2:5], rtol=1e-5, atol=1e-6)
 
 

@@ -70,7 +70,7 @@ class Experiment:
     def put(self, batch):
         return put(batch, self.mesh)
 
-    def whole(self, state):
+    def replicated(self, state):
         return state
 
     def parameter_table(self):

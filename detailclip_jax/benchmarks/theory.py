@@ -27,7 +27,7 @@ from detailclip_jax.benchmarks.work import (
     total,
 )
 from detailclip_jax.data.caption_rules import NUM_GLOBAL, num_captions
-from detailclip_jax.methods import components as parts
+from detailclip_jax.methods.components import encode_text_tokens, mask_rule
 from detailclip_jax.methods.method import Method, Pass, no_text, visible
 from detailclip_jax.models import cross_pool, sizes
 from detailclip_jax.models.sizes import Size
@@ -76,7 +76,7 @@ class Case(NamedTuple):
         if "masked" in self.method.passes and masks.strategy != "random":
             ratio = crop.mask_ratio[1] if crop.get("mask_grid", 0) else masks.drawn_ratio[1]
             return int(ratio * grid.patches)
-        return parts.mask_rule(self.config).num_removed
+        return mask_rule(self.config).num_removed
 
     @property
     def captions(self) -> int:
@@ -155,13 +155,13 @@ def _decoder(case: Case) -> Work:
     size, (views, patches) = case.size, case.grid("large")
     width, depth = case.config.model.decoder_width or size.width, case.config.model.decoder_depth or size.decoder_depth
     tokens, heads = patches + 1, size.decoder_heads
-    seen, read = views * (tokens - case.hidden), case.hidden if depth == 1 else tokens
+    seen, queries = views * (tokens - case.hidden), case.hidden if depth == 1 else tokens
     embed = product(seen, size.width, width)
     keys = product(seen, width, (2 if depth == 1 else 3) * width) + product(patches / case.batch, width, 3 * width)
-    mixed = attention(views, read, tokens, width, heads, True) + product(views * read, width, width)
-    first = total((keys, mixed, mlp(views * read, width, "gelu", True)))
-    norms = pointwise("norm", (seen + views * read + views * case.hidden) * width, True)
-    branches = pointwise("branch", 2 * views * read * width, True)
+    mixed = attention(views, queries, tokens, width, heads, True) + product(views * queries, width, width)
+    first = total((keys, mixed, mlp(views * queries, width, "gelu", True)))
+    norms = pointwise("norm", (seen + views * queries + views * case.hidden) * width, True)
+    branches = pointwise("branch", 2 * views * queries * width, True)
     middle = block(views, tokens, tokens, width, heads) * max(depth - 2, 0)
     last = block(views, tokens, case.hidden, width, heads) if depth > 1 else Work()
     return total((embed, first, norms, branches, middle, last))
@@ -277,8 +277,8 @@ def _text(case: Case, captions: int, trained: bool) -> Work:
     size = case.size
     activation = "gelu" if case.config.model.text_activation == "gelu" else "quick_gelu"
     shape = (size.text_width, size.text_heads, activation, trained)
-    read = case.words if trained and case.method.encode_text is parts.encode_text_tokens else 1
-    last = block(captions, case.words, read, *shape)
+    queries = case.words if trained and case.method.encode_text is encode_text_tokens else 1
+    last = block(captions, case.words, queries, *shape)
     return block(captions, case.words, case.words, *shape) * (size.text_depth - 1) + last
 
 

@@ -95,13 +95,13 @@ def mlp(rows: Number, width: int, activation: str, trained: bool) -> Work:
 
 
 def block(
-    count: Number, tokens: int, read: int, width: int, heads: int, activation: str = "gelu", trained: bool = True
+    count: Number, tokens: int, num_queries: int, width: int, heads: int, activation: str = "gelu", trained: bool = True
 ) -> Work:
-    """The work of a pre-norm transformer block on `count` sequences of `tokens`, computed for `read` tokens of each."""
-    rows, asked, backward = count * tokens, count * read, 2 * trained
-    norms = pointwise("norm", (rows + asked * (1 + (read < tokens))) * width, trained)
+    """The work of a pre-norm block on `count` sequences of `tokens`, computed for `num_queries` tokens of each."""
+    rows, queries, backward = count * tokens, count * num_queries, 2 * trained
+    norms = pointwise("norm", (rows + queries * (1 + (num_queries < tokens))) * width, trained)
     keys = product(rows, width, 2 * width, backward)
-    linear = product(asked, width, width, backward) * 2  # queries, and the output projection of the attention
-    mixed = attention(count, read, tokens, width, heads, trained)
-    branches = pointwise("branch", 2 * asked * width, trained)
-    return total((norms, keys, linear, mixed, mlp(asked, width, activation, trained), branches))
+    linear = product(queries, width, width, backward) * 2  # queries, and the output projection of the attention
+    mixed = attention(count, num_queries, tokens, width, heads, trained)
+    branches = pointwise("branch", 2 * queries * width, trained)
+    return total((norms, keys, linear, mixed, mlp(queries, width, activation, trained), branches))

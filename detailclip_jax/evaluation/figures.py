@@ -75,7 +75,7 @@ def images(experiment: Experiment, state: TrainState) -> dict[str, UInt8[np.ndar
     `state` may be sharded; it is gathered only if there are images.
     """
     shown = held_out_images(experiment.config)
-    return {"attention": style.pixels(attention(experiment, experiment.whole(state), shown))} if shown else {}
+    return {"attention": style.pixels(attention(experiment, experiment.replicated(state), shown))} if shown else {}
 
 
 def attention(experiment: Experiment, state: TrainState, shown: Shown):

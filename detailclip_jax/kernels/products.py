@@ -70,14 +70,14 @@ _named = jax.custom_jvp(_name)
 _named.defjvp(lambda primals, tangents: (_name(*primals), tangents[0]))
 
 
-def spread(row: Float[Array, "..."], shape: tuple[Any, ...], dtype: Any) -> Float[Array, "..."]:
+def broadcast(row: Float[Array, "..."], shape: tuple[Any, ...], dtype: Any) -> Float[Array, "..."]:
     """Broadcasts `row` to `shape` and casts to `dtype`; its gradient is summed in the type of `row`, not in `dtype`."""
     return jnp.broadcast_to(row, shape).astype(dtype)
 
 
 def plus(x: Float[Array, "*batch M"], row: Float[Array, "M"]) -> Float[Array, "*batch M"]:
     """Computes x + row in the type of x; the gradient of `row` is summed in the type of `row`."""
-    return x + (row if row.dtype == x.dtype else spread(row, x.shape, x.dtype))
+    return x + (row if row.dtype == x.dtype else broadcast(row, x.shape, x.dtype))
 
 
 def rows_at(table: Float[Array, "N D"], index: Int[Array, "B K"], dtype: Any) -> Float[Array, "B K D"]:

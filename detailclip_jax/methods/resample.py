@@ -20,8 +20,8 @@ def read_at(
     grid = values.reshape(-1, side, side)
     rows = axis_matrix(outer[:, 1], outer[:, 3], inner[..., 1], inner[..., 3], side)
     columns = axis_matrix(outer[:, 0], outer[:, 2], inner[..., 0], inner[..., 2], side)
-    read = jnp.einsum("vbik,bkl,vbjl->vbij", rows, grid, columns, precision="highest")
-    return read.reshape(*inner.shape[:2], side**2)
+    resampled = jnp.einsum("vbik,bkl,vbjl->vbij", rows, grid, columns, precision="highest")
+    return resampled.reshape(*inner.shape[:2], side**2)
 
 
 def axis_matrix(

@@ -46,7 +46,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm block: x + attention(norm1(x)), then + mlp(norm2(x)).
 
-    Three variants give the same numbers: `__call__` computes all tokens; `reading` computes selected query tokens;
+    Three variants give the same numbers: `__call__` computes all tokens; `at_queries` computes selected query tokens;
     `with_table` computes tokens together with rows of a table that all images share.
     """
 
@@ -74,36 +74,36 @@ class Block(nn.Module):
         attended, row = self.attn(qkv[..., : self.width], qkv[..., self.width :], None, self.causal, cls_row)
         return self._add(x, attended, scale), row
 
-    def reading(
-        self, x: Float[Array, "B N D"], read: Float[Array, "B Q D"], mask: Bool[Array, "#B 1 Q N"] | None = None
+    def at_queries(
+        self, x: Float[Array, "B N D"], queries: Float[Array, "B Q D"], mask: Bool[Array, "#B 1 Q N"] | None = None
     ) -> Float[Array, "B Q D"]:
-        """Computes only the query tokens `read`, which attend to all tokens `x`; `mask` is True where they may."""
+        """Computes only the query tokens `queries`, which attend to all tokens `x`; `mask` is True where they may."""
         pairs = self.attn.project(self.norm1(x), 1)
-        attended, _ = self.attn(self.attn.project(self.norm1(read), 0, 1), pairs, mask)
-        return self._add(read, attended)
+        attended, _ = self.attn(self.attn.project(self.norm1(queries), 0, 1), pairs, mask)
+        return self._add(queries, attended)
 
     def with_table(
         self,
         x: Float[Array, "B M D"],
         table: Float[Array, "N D"],
         index: Int[Array, "B H"],
-        read_all: bool = True,
+        compute_all: bool = True,
     ) -> Float[Array, "B R D"]:
         """Computes the tokens [x, table[index]], concatenated; `index` selects rows of the table for each image.
 
-        The table's rows are normalised and projected once, not once per image. Without `read_all` only the tokens of
+        The table's rows are normalised and projected once, not once per image. Without `compute_all` only the tokens of
         the table are computed; they still attend to `x`.
         """
         rows = self.attn.project(self.norm1(table))
         shared = rows_at(rows.astype(jnp.float32), index, self.dtype)
-        behind = rows_at(table, index, self.dtype)
-        own = self.attn.project(self.norm1(x), 0 if read_all else 1)
+        tokens = rows_at(table, index, self.dtype)
+        own = self.attn.project(self.norm1(x), 0 if compute_all else 1)
         pairs = jnp.concatenate([own[..., -2 * self.width :], shared[..., self.width :]], 1)
         query = shared[..., : self.width]
-        if read_all:
+        if compute_all:
             query = jnp.concatenate([own[..., : self.width], query], 1)
-            behind = jnp.concatenate([x, behind], 1)
-        return self._add(behind, self.attn(query, pairs)[0])
+            tokens = jnp.concatenate([x, tokens], 1)
+        return self._add(tokens, self.attn(query, pairs)[0])
 
     def _add(self, x: Array, attended: Array, scale: Array | None = None) -> Array:
         x = x + _scaled(attended, scale, 0)
@@ -147,8 +147,8 @@ def gathered(run: Callable[..., Any], remat: str, gather: Gather) -> Callable[..
     The backward pass gathers them again. `remat` "none" is treated as "dots", so that no full parameter is saved for
     the backward pass.
     """
-    whole = nn.map_variables(run, "params", trans_in_fn=gather)
-    return recomputed(whole, "dots" if remat == "none" else remat)
+    gathering = nn.map_variables(run, "params", trans_in_fn=gather)
+    return recomputed(gathering, "dots" if remat == "none" else remat)
 
 
 def run_blocks(
@@ -170,14 +170,14 @@ def run_blocks(
     def run(block: Block, x: Array, scale: Array | None) -> tuple[Array, Any]:
         return block(x, scale, cls_rows)
 
-    whole = recomputed(run, remat)
+    run_one = recomputed(run, remat)
     if isinstance(blocks, Block):
-        one = whole if gather is None or blocks.is_initializing() else gathered(run, remat, gather)
+        one = run_one if gather is None or blocks.is_initializing() else gathered(run, remat, gather)
         loop = nn.scan(one, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
         x, rows = loop(blocks, x, scales)
         return x, jnp.moveaxis(rows, 0, 1) if cls_rows else None
     rows = []
     for number, block in enumerate(blocks):
-        x, row = whole(block, x, None if scales is None else scales[number])
+        x, row = run_one(block, x, None if scales is None else scales[number])
         rows.append(row)
     return x, jnp.stack(rows, 1) if cls_rows else None

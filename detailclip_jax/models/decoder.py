@@ -42,12 +42,12 @@ class Decoder(nn.Module):
         """Decodes the removed patches; tokens are in the order of `hidden.removed`, after the norm."""
         positions = jnp.asarray(sincos_positions(self.width, self.side))
         visible, table = self._visible(tokens, hidden, positions), self._mask_tokens(positions)
-        first = recomputed(lambda block, *given: block.with_table(*given, read_all=self.depth > 1), self.remat)
+        first = recomputed(lambda block, *given: block.with_table(*given, compute_all=self.depth > 1), self.remat)
         x = first(self._block("blocks_0"), visible, table, hidden.removed)
         if self.depth > 1:
             x, _ = run_blocks(self._middle(), x, remat=self.remat, depth=self.depth - 2, gather=self.gather)
-            reading = recomputed(lambda block, x, read: block.reading(x, read), self.remat)
-            x = reading(self._block(f"blocks_{self.depth - 1}"), x, x[:, -hidden.removed.shape[1] :])
+            last = recomputed(lambda block, x, queries: block.at_queries(x, queries), self.remat)
+            x = last(self._block(f"blocks_{self.depth - 1}"), x, x[:, -hidden.removed.shape[1] :])
         return LayerNorm(EPS, self.dtype, name="norm")(x)
 
     def _visible(self, tokens: Tokens, hidden: Hidden, positions: Array) -> Float[Array, "B M D"]:

@@ -99,10 +99,10 @@ class TextTransformer(nn.Module):
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
         """Encodes token ids to features; the last block computes the EOT token only."""
         x, end = self._before_last(tokens)
-        read = jnp.take_along_axis(x, end[..., None], axis=1)
-        reading = recomputed(lambda block, x, read, mask: block.reading(x, read, mask), self.remat)
+        query = jnp.take_along_axis(x, end[..., None], axis=1)
+        last = recomputed(lambda block, x, queries, mask: block.at_queries(x, queries, mask), self.remat)
         mask = causal_mask(end, tokens.shape[1]) if self.style.causal else None
-        x = reading(getattr(self, self._last), x, read, mask)
+        x = last(getattr(self, self._last), x, query, mask)
         return self.ln_final(x)[:, 0]
 
     def all_tokens(
@@ -135,8 +135,8 @@ class TextTransformer(nn.Module):
         """
         if not self.style.causal:
             return self.token_embedding[tokens]
-        read = jnp.arange(tokens.shape[1]) <= end
-        return self.token_embedding.at[jnp.where(read, tokens, self.vocab_size)].get(mode="fill", fill_value=0)
+        attended = jnp.arange(tokens.shape[1]) <= end
+        return self.token_embedding.at[jnp.where(attended, tokens, self.vocab_size)].get(mode="fill", fill_value=0)
 
 
 def causal_mask(queries: Int[Array, "B Q"], length: int) -> Bool[Array, "B 1 Q T"]:

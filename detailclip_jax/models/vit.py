@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from detailclip_jax.kernels.products import rows_at, spread
+from detailclip_jax.kernels.products import broadcast, rows_at
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.attention_pool import AttentionPool
 from detailclip_jax.models.block import Block, BlockInit, Gather, branch_scales, run_blocks
@@ -175,8 +175,8 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(pixels)
         if hidden is not None:
             assert mask_token is not None  # `hidden` requires `mask_token`
-            patches = jnp.where(hidden[..., None], spread(mask_token, patches.shape, self.dtype), patches)
-        patches = patches + spread(positions, patches.shape, self.dtype)
+            patches = jnp.where(hidden[..., None], broadcast(mask_token, patches.shape, self.dtype), patches)
+        patches = patches + broadcast(positions, patches.shape, self.dtype)
         x = jnp.concatenate([*self.classes(images.shape[0]), patches], 1)
         return self.pre_norm(x) if self.style.pre_norm else x
 
@@ -185,7 +185,7 @@ class VisionTransformer(nn.Module):
         if not self.class_tokens:
             return []
         tokens = [(self.cls_token + self.table[0])[None]] + ([self.extra_tokens] if self.class_tokens > 1 else [])
-        return [spread(token, (batch, *token.shape), self.dtype) for token in tokens]
+        return [broadcast(token, (batch, *token.shape), self.dtype) for token in tokens]
 
 
 def fold_in(keys: Array, number: int) -> Array:

@@ -368,7 +368,7 @@ def finish(session: Session, state: TrainState, step: int) -> None:
 
 def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
     """Runs the evaluators of pretraining on all sets of weights."""
-    weights = evaluation.all_weights(run.experiment.whole(state))
+    weights = evaluation.all_weights(run.experiment.replicated(state))
     return evaluation.run_all(interrupt.between(run.experiment.encode), weights, run.config, step, run.console.live)
 
 
@@ -377,7 +377,7 @@ def write_results(run: Run, state: TrainState, step: int, scores: Mapping[str, f
     if jax.process_index() == 0:
         run.console.say(report.write(run.workdir, scores, run.config, step, data))
     try:
-        figures = evaluation.figures.write(run.workdir, run.experiment, run.experiment.whole(state))
+        figures = evaluation.figures.write(run.workdir, run.experiment, run.experiment.replicated(state))
         run.console.say("".join(f"{file}\n" for file in figures))
     except ImportError as error:  # figures need an optional package; the run and its table are complete without
         run.console.warn(f"no figures: {error}")

@@ -20,7 +20,7 @@ def update(teacher: Params, student: Params, momentum: Scalar | float) -> Params
 
     The reference updates the teacher at the START of a step, from the student after the previous step.
     """
-    own = {part: student[part] for part in teacher}
+    own = {name: student[name] for name in teacher}
     return jax.tree.map(functools.partial(_move, momentum=momentum), teacher, own)
 
 
@@ -41,9 +41,9 @@ def update_center(center: Float[Array, "C"], batch_mean: Float[Array, "C"], mome
     return momentum * center + (1 - momentum) * batch_mean
 
 
-def copy(student: Params, parts: Iterable[str]) -> Params:
+def copy(student: Params, names: Iterable[str]) -> Params:
     """Returns a copy of these networks of the student, in new buffers (a donated buffer must not be used twice)."""
-    return {part: jax.tree.map(jnp.copy, student[part]) for part in parts}
+    return {name: jax.tree.map(jnp.copy, student[name]) for name in names}
 
 
 def overlay(student: Params, teacher: Params) -> Params:

@@ -73,7 +73,7 @@ class Experiment(NamedTuple):
         """Places this process's part of a batch on the mesh."""
         return meshes.put(batch, self.mesh)
 
-    def whole(self, state: TrainState) -> TrainState:
+    def replicated(self, state: TrainState) -> TrainState:
         """Returns the state with whole parameters on every device, as evaluation needs them."""
         weights = meshes.replicate((state.params, state.ema_params), self.mesh)
         return state.replace(params=weights[0], ema_params=weights[1])

@@ -142,16 +142,16 @@ def clipping(config: ConfigDict) -> optax.GradientTransformation:
 def rate_factors(params: Params, config: ConfigDict) -> PyTree:
     """Computes the learning-rate factor of every parameter; `config` is `config.optimizer` of the run.
 
-        part_rates[part] layer_decay^(L + 1 - l)
+        part_rates[network] layer_decay^(L + 1 - l)
 
-    for the tensors of layer l of a network `part` with L blocks.  l is 0 for embeddings and positions, 1 .. L for the
+    for the tensors of layer l of `network`, which has L blocks.  l is 0 for embeddings and positions, 1 .. L for the
     blocks, and L + 1 for the layers after them (as in BEiT, arXiv 2106.08254).  The factor is 1 for networks that
     `part_rates` does not name.
     """
     flat = traverse_util.flatten_dict(dict(params), sep="/")
-    stacked = {part: stacking.numbers(params[part]) for part in params}
-    apart = {part: sum(name.startswith("blocks_") for name in params[part]) for part in params}
-    depths = {part: len(stacked[part]) + apart[part] for part in params}
+    stacked = {network: stacking.numbers(params[network]) for network in params}
+    apart = {network: sum(name.startswith("blocks_") for name in params[network]) for network in params}
+    depths = {network: len(stacked[network]) + apart[network] for network in params}
     found = {path: _rate_factor(path, depths, stacked, config) for path in flat}
     return traverse_util.unflatten_dict(found, sep="/")
 
@@ -159,13 +159,13 @@ def rate_factors(params: Params, config: ConfigDict) -> PyTree:
 def _rate_factor(
     path: str, depths: dict[str, int], stacked: dict[str, list[int]], config: ConfigDict
 ) -> float | tuple[float, ...]:
-    part, _, rest = path.partition("/")
-    if part not in config.part_rates:
+    network, _, rest = path.partition("/")
+    if network not in config.part_rates:
         return 1.0
-    rate = lambda layer: config.part_rates[part] * config.layer_decay ** (depths[part] + 1 - layer)  # noqa: E731
+    rate = lambda layer: config.part_rates[network] * config.layer_decay ** (depths[network] + 1 - layer)  # noqa: E731
     if rest.startswith(f"{stacking.STACKED}/"):
-        return tuple(rate(number + 1) for number in stacked[part])
-    return rate(_layer(rest, depths[part]))
+        return tuple(rate(number + 1) for number in stacked[network])
+    return rate(_layer(rest, depths[network]))
 
 
 def _layer(path: str, depth: int) -> int:

@@ -69,16 +69,16 @@ def path_name(path: Any) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def _divide(path: str, shape: tuple[int, ...], spec: P, parts: int) -> P:
+def _divide(path: str, shape: tuple[int, ...], spec: P, num_shards: int) -> P:
     """The spec of all axes of an array from the rule's `spec`; P() if the array is not divided."""
-    if parts == 1 or FSDP not in spec:
+    if num_shards == 1 or FSDP not in spec:
         return P()
     leading = (None,) * (len(shape) - len(spec))
     axis = len(leading) + tuple(spec).index(FSDP)
-    if shape[axis] % parts:
+    if shape[axis] % num_shards:
         raise ValueError(
-            f"mesh.fsdp {parts} does not divide axis {axis} of {path}, shape {shape}; valid values: "
-            f"{', '.join(str(n) for n in range(1, parts) if shape[axis] % n == 0 and parts % n == 0)}"
+            f"mesh.fsdp {num_shards} does not divide axis {axis} of {path}, shape {shape}; valid values: "
+            f"{', '.join(str(n) for n in range(1, num_shards) if shape[axis] % n == 0 and num_shards % n == 0)}"
         )
     return P(*leading, *spec)
 
@@ -152,9 +152,9 @@ def table_text(shapes: PyTree, table: tuple[Rule, ...]) -> str:
     """Formats the rules that match arrays, one per line: pattern, partition spec, megabytes in total and per device."""
     rules = _match(shapes, table)
     leaves = [(rules[path_name(path)], leaf) for path, leaf in jax.tree.leaves_with_path(shapes)]
-    parts = {rule: [leaf for r, leaf in leaves if r == rule] for rule in table}
+    arrays = {rule: [leaf for r, leaf in leaves if r == rule] for rule in table}
     rows = [("arrays of the state", "sharding", "MB", "per device")]
-    rows += [(rule.pattern, _shown(rule.spec), *_megabytes(parts[rule])) for rule in table if parts[rule]]
+    rows += [(rule.pattern, _shown(rule.spec), *_megabytes(arrays[rule])) for rule in table if arrays[rule]]
     rows += [("all", "", *_megabytes(shapes))]
     width = max(len(row[0]) for row in rows)
     return "\n".join(f"{name:<{width}}  {divided:<10} {whole:>10} {share:>10}" for name, divided, whole, share in rows)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from detailclip_jax.data.prepare import statistics
-from detailclip_jax.data.prepare.files import whole, write_json
+from detailclip_jax.data.prepare.files import atomic_file, write_json
 from detailclip_jax.data.prepare.job import DATASET, FORMAT, Job, Request
 from detailclip_jax.data.prepare.known import KNOWN
 from detailclip_jax.data.prepare.records import SCHEMA
@@ -116,7 +116,7 @@ def _write_rejected(job: Job) -> dict[str, int]:
     """Writes all rejects, those of the source first and in its order; returns the count of each reason."""
     counts: collections.Counter[str] = collections.Counter()
     path = rejected_path(job)
-    with whole(path, job.request.work) as file:
+    with atomic_file(path, job.request.work) as file:
         for reject in _rejects(job):
             file.write(json.dumps(reject).encode() + b"\n")
             counts[reject[1]] += 1

@@ -20,7 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from detailclip_jax.data.prepare import statistics
 from detailclip_jax.data.prepare.cleaning import CLEANING
-from detailclip_jax.data.prepare.files import partial_of, whole, write_json
+from detailclip_jax.data.prepare.files import atomic_file, partial_of, write_json
 from detailclip_jax.data.prepare.image_checks import checked
 from detailclip_jax.data.prepare.job import Job, Options
 from detailclip_jax.data.prepare.records import (
@@ -65,7 +65,7 @@ def split(job: Job, number: int, tell: Tell = nobody) -> None:
     rejected: list[Reject] = []
     num_cut = 0
     tokenizer = Tokenizer(job.request.options.context_length)
-    with whole(job.spill(number)) as file:
+    with atomic_file(job.spill(number)) as file:
         spill = SpillWriter(file, job.num_shards)
         for item in read(job, number):
             try:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgpack
 
-from detailclip_jax.data.prepare.files import is_inside, whole
+from detailclip_jax.data.prepare.files import atomic_file, is_inside
 from detailclip_jax.data.prepare.image_root import ImageRoot, Place
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import PER_SHARD, Plan
@@ -56,7 +56,7 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 def _chunk(folder: pathlib.Path, number: int, rows: list[Row]) -> Shard:
     path = folder / f"rows-{number:05d}"
-    with whole(path) as file:
+    with atomic_file(path) as file:
         file.write(msgpack.packb([_packable(row) for row in rows]) or b"")
     return Shard(path.name, str(path.resolve()), weight=len(rows))
 
