@@ -81,7 +81,9 @@ RUN: Group = {
     "method": Field("detailclip", "method; methods/ has one file for each", "paper"),
     "seed": Field(0, "seed of the parameters, the order of examples, the crops and the captions", OURS),
     "init": Field("", "checkpoint to start from: its networks, sizes and preprocessing (init_from.py)", OURS),
-    "init_required": Field(False, "whether a run without init is refused: the config continues a checkpoint", OURS),
+    "init_required": Field(
+        False, "whether a run without init is refused, because the config continues a checkpoint", OURS
+    ),
     "batch_size": Field(4096, "image-text pairs per step, over all devices", "paper 4.1; reference: 256 x 16 A100"),
     "accumulation": Field(
         1, "chunks of a batch on each device (exact gradient accumulation): less memory, the same gradients", OURS
@@ -122,10 +124,10 @@ DATA: Group = {
     ),
     "caption": Field(
         "random",
-        "which caption of an example: random, first, concat (title + description, as in the reference), field:title or "
-        "field:description,title (the first field that is not blank).  Several captions of an example: crops (COSMOS: "
-        "two of several sentences, then one sentence each), diverse (FLAIR: 1 to 3 sentences each), of all captions or "
-        "of named fields (crops:NAME,...); sources:web,long/other (TIPS: one from each field, / draws one of several)",
+        "one caption of an example: random, first, concat (title + description, as in the reference), or "
+        "field:NAME,... (the first of these that is not blank).  Several captions: crops (COSMOS: two of several "
+        "sentences, then one sentence each) or diverse (FLAIR: 1 to 3 sentences each), drawn from all captions or from "
+        "named fields (crops:NAME,...); sources:A,B/C (TIPS: one caption of field A, one of field B or C)",
         "paper: a random valid caption",
     ),
     "num_captions": Field(
@@ -213,7 +215,9 @@ MODEL: Group = {
     "decoder_width": Field(None, "width of the decoder; default: the encoder's width", CODE, int),
     "decoder_depth": Field(None, "blocks of the decoder; default: 1", CODE, int),
     "class_tokens": Field(
-        1, "class tokens of the image encoder, of which the first has a position; tips has one for each caption", OURS
+        1,
+        "class tokens of the image encoder; only the first has a positional embedding; tips: one for each caption",
+        OURS,
     ),
     "drop_path": Field(
         0.0, "stochastic depth: rate of the last block, increasing linearly from 0; only for the student", CODE
@@ -311,14 +315,20 @@ LOSSES: Group = {
     "pixel_eps": Field(1e-6, "added to the variance of a patch", "reference, as in MAE"),
     "clip_block": Field(
         0,
-        "columns of the contrastive logits computed at a time, in FLAIR also the texts that pool the images at a time; "
-        "0: chosen to need little memory",
+        "columns of the contrastive logits that are computed at a time (flair: also texts that images are pooled by); "
+        "0: all if they are few, else chosen so that little memory is needed",
         OURS,
     ),
 }
 WEIGHTS: Group = {
-    "clip": Field(1.0, "weight of the image-text contrastive loss in the sum (eq. 10)", "paper, best row of table 4"),
-    "cls": Field(1.0, "weight of the CLS distillation", "paper, best row of table 4"),
+    "clip": Field(
+        1.0,
+        "weight of the image-text loss in the sum (eq. 10); also of siglip's and flair's",
+        "paper, best row of table 4",
+    ),
+    "cls": Field(
+        1.0, "weight of the CLS distillation; cosmos: of the cross-modal distillation", "paper, best row of table 4"
+    ),
     "patch": Field(1.0, "weight of the patch distillation", "paper, best row of table 4"),
     "reconstruction": Field(1.0, "weight of the pixel reconstruction", "paper, best row of table 4"),
     "simclr": Field(1.0, "weight of the contrastive loss between views", "SLIP, A-CLIP"),

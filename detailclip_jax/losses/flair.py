@@ -27,7 +27,7 @@ def text_conditioned_loss(
     axis: Axis | None = None,
     block: int = 0,
 ) -> tuple[Scalar, Scalar]:
-    """Computes L_TCS over the global batch, and how often an image's first caption beats all those of other images.
+    """Computes L_TCS over the global batch, and how often an image's own first caption has the highest logit.
 
         L_TCS = 1/(B + K - 1) sum_i ( sum_k l(z_i,ik, 1) + sum_{j != i} l(z_i,j1, -1) )
 

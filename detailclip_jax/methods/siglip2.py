@@ -38,6 +38,6 @@ def siglip2(config: ConfigDict) -> Method:
             components.cls_term(losses, same_views=False),
             components.patch_term(losses, losses.patch_over),
         ),
-        weights="student",  # the teacher has no projections: its encoder lags behind those of the student
+        weights="student",  # the teacher has no projections: its encoder is older than those of the student
         continues="siglip",
     )

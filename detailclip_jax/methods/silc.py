@@ -1,8 +1,8 @@
 """SILC: CLIP with DINO's self-distillation of local crops against global ones (Naeem et al., arXiv 2310.13355).
 
 The authors publish no training code. The contrast compares the whole image and every global crop with the caption, and
-averages over them (the mean is our choice). The teacher averages image encoder and prototype head with a momentum that
-stays below 1, because the captions teach on; the student is evaluated.
+averages over them (the mean is our choice). The teacher averages image encoder and prototype head. Its momentum stays
+below 1, so that it follows the student, which keeps learning from captions. The student is evaluated.
 """
 
 from ml_collections import ConfigDict
@@ -22,5 +22,5 @@ def silc(config: ConfigDict) -> Method:
         encode_text=components.encode_text,
         heads=(components.joint_head("clean", "full"), components.cls_head(["full", *local], "full")),
         losses=(components.clip_term(), components.cls_term(config.losses)),
-        weights="student",  # what the captions teach; the teacher's encoder lags behind the projections
+        weights="student",  # the teacher has no projections: its encoder is older than those of the student
     )

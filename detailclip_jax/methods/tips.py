@@ -1,9 +1,9 @@
-"""TIPS: CLIP, self-distillation of local crops and masked patches, with one class token a caption (arXiv 2410.16512).
+"""TIPS: CLIP, self-distillation of local crops and masked patches; one class token per caption (arXiv 2410.16512).
 
-The authors publish inference code only; the training follows others' notes on the paper. Of two captions of an image
-(the alt-text and a generated one) the first belongs to the first class token and the second to the second; with one
-caption there is one class token. The contrast takes the unmasked global crop. The teacher sees the same crop, and
-teaches the CLS token of the local crops and the patches that a mask token replaces.
+The authors publish inference code only; the training here follows notes by others on the paper. An image has one or two
+captions (its alt-text and a generated one), and each caption is compared with a class token of its own. The contrast
+uses the unmasked global crop. The teacher encodes the same crop; the student predicts the teacher's prototypes of the
+class token from local crops, and those of patches where a mask token replaces the patch.
 """
 
 from ml_collections import ConfigDict
@@ -21,8 +21,8 @@ def tips(config: ConfigDict) -> Method:
 def variant(name: str, ema: tuple[str, ...], config: ConfigDict) -> Method:
     """Builds TIPS with a teacher that averages the networks `ema`.
 
-    Raises ValueError for masks other than random ones, several large crops, and a number of class tokens that is not
-    that of the captions.
+    Raises ValueError for masks other than random ones, several large crops, and different numbers of class tokens and
+    captions.
     """
     losses = config.losses
     check(name, config)
@@ -45,7 +45,7 @@ def variant(name: str, ema: tuple[str, ...], config: ConfigDict) -> Method:
             components.cls_term(losses, same_views=False),
             components.patch_term(losses, losses.patch_over),
         ),
-        weights="student",  # the teacher has no projections: its encoder lags behind those of the student
+        weights="student",  # the teacher has no projections: its encoder is older than those of the student
     )
 
 
