@@ -133,7 +133,7 @@ def test_a_crop_that_a_row_looks_at_must_be_there():
 
 
 @pytest.mark.parametrize("spec", ["stickers.py", "stickers.py:method=slip", "stickers.py:method=aclip"])
-def test_rows_that_compare_views_need_two(spec):
+def test_methods_that_compare_views_need_two(spec):
     config = config_of(spec)
     config.views.crops.large.count = 1
     with pytest.raises(ValueError, match=r"two views.*views\.crops\.large\.count is 1"):

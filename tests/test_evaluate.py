@@ -321,7 +321,7 @@ def test_the_options_on_stickers_are_of_held_out_scenes():
 
 
 @pytest.mark.parametrize("ratio, granularity", [(0.75, "patch"), (0.5, "cell2x2")])
-def test_rows_that_remove_more_or_by_cells_are_judged_by_one_rule(ratio, granularity):
+def test_methods_that_remove_more_or_by_cells_are_judged_by_one_rule(ratio, granularity):
     config = sticker_config()
     config.masking.ratio, config.masking.granularity = ratio, granularity
     assert stickers.kept_objects(config, num_scenes=2)["rule"].num_kept == 64 // 2

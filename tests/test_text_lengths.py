@@ -63,7 +63,7 @@ def test_every_length_is_compiled_once_when_it_first_comes():
     assert [line.split(" in ")[0] for line in said][1] == "compiled the training step for captions of up to 4 tokens"
 
 
-def test_rows_without_captions_and_several_processes_keep_all_words(monkeypatch):
+def test_methods_without_captions_and_several_processes_keep_all_words(monkeypatch):
     assert step_of((8, 4), "dino")[0].lengths == (12,)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     step, program, said = step_of((8, 4))

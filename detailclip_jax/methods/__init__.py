@@ -9,9 +9,9 @@ from detailclip_jax.methods.clip import clip
 from detailclip_jax.methods.cosmos import cosmos
 from detailclip_jax.methods.detailclip import detailclip
 from detailclip_jax.methods.dino import dino
-from detailclip_jax.methods.encoders import image_encoder
 from detailclip_jax.methods.flair import flair
 from detailclip_jax.methods.ibot import attmask, ibot
+from detailclip_jax.methods.image_encoder import image_encoder
 from detailclip_jax.methods.mae import mae
 from detailclip_jax.methods.maskclip import maskclip
 from detailclip_jax.methods.method import Method
