@@ -179,11 +179,11 @@ def module_file(module: str) -> str:
 
 def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
     """Of names and contents, in their order; of Python files without what computes nothing."""
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     for name, content in files:
         counted = computing(content) if name.endswith(".py") else content
-        whole.update(f"{name} {hashlib.sha256(counted).hexdigest()}\n".encode())
-    return whole.hexdigest()[:12]
+        total.update(f"{name} {hashlib.sha256(counted).hexdigest()}\n".encode())
+    return total.hexdigest()[:12]
 
 
 @functools.cache
@@ -429,7 +429,7 @@ COMPARE = "python -m detailclip_jax.compare"
 GENTLY = "--set optimizer.loaded_rate=0.3 --set optimizer.layer_decay=0.75"
 TEXTURED = "--set data.stickers.scenes=textured"  # what the comparisons were measured on
 PAPER = "detailclip+losses.weights.cls=1.0+losses.weights.patch=1.0"
-FACTORS = (  # each one, beside the paper's weights or instead of them
+FACTORS = (  # each one in addition to the paper's weights, or instead of them
     PAPER,
     "detailclip",
     "detailclip_random_mask+losses.weights.cls=0.1+losses.weights.patch=0.1",
@@ -684,7 +684,7 @@ def straightforward(folder: Path) -> Made:
     return {"straightforward.table": lines}
 
 
-def spread(records: Sequence[Mapping[str, Any]], row: str, metric: str) -> str:
+def mean_and_std(records: Sequence[Mapping[str, Any]], row: str, metric: str) -> str:
     """A metric of a row of `compare` in per cent, of the student: "21.8 ± 3.5"; "" if it was not measured."""
     found = [
         one
@@ -693,8 +693,8 @@ def spread(records: Sequence[Mapping[str, Any]], row: str, metric: str) -> str:
     ]
     if not found:
         return ""
-    beside = f" ± {100 * found[0]['std']:.1f}" if found[0]["num_seeds"] > 1 else ""
-    return f"{100 * found[0]['mean']:.1f}{beside}"
+    deviation = f" ± {100 * found[0]['std']:.1f}" if found[0]["num_seeds"] > 1 else ""
+    return f"{100 * found[0]['mean']:.1f}{deviation}"
 
 
 def rows_table(folder: Path, shown: Mapping[str, str]) -> list[str]:
@@ -703,7 +703,7 @@ def rows_table(folder: Path, shown: Mapping[str, str]) -> list[str]:
     lines = [f"| method | {' | '.join(METRICS)} | GFLOP per image |", "|---|" + "---:|" * (len(METRICS) + 1)]
     for row, name in shown.items():
         cost = made["costs"].get(row, "").partition(" ")[0]
-        cells = [spread(made["results"], row, metric) for metric in METRICS]
+        cells = [mean_and_std(made["results"], row, metric) for metric in METRICS]
         lines.append(f"| {name} | {' | '.join(cells)} | {cost} |")
     return lines
 
@@ -731,7 +731,7 @@ def factor_table(folder: Path, head: str, rows: Sequence[str]) -> list[str]:
     records = read(folder, "comparison")["results"]
     lines = [f"| {head} | zero-shot | R@1, both ways | figure IoU | balanced mIoU |", "|---|" + "---:|" * 4]
     for row in rows:
-        seen, there, back, figure, detail = (spread(records, row, metric) for metric in list(METRICS)[:5])
+        seen, there, back, figure, detail = (mean_and_std(records, row, metric) for metric in list(METRICS)[:5])
         lines.append(f"| `{row}` | {seen} | {there}, {back} | {figure} | {detail} |")
     return lines
 
@@ -916,7 +916,7 @@ NUMBERS = (
     ),
     Number(
         "straightforward",
-        "a step beside the straightforward one",
+        "a step compared with the straightforward one",
         30,
         (*COUNTING, "tests/straightforward.py", "tests/time_straightforward.py"),
         tuple(f"{STEP_TIMES} {flags} --json={{out}}/{i}.json" for i, (_, flags) in enumerate(STEP_ROWS)),
