@@ -6,7 +6,7 @@
     python -m detailclip_jax.compare --sweep=configs/ablation_table4.py --workdir=runs/table4
 
 Every run sees the same number of images, budget x batch size; the table reports the cost (FLOP per image, seconds).
-Each run is an ordinary run of detailclip_jax.main in WORKDIR/ROW/seed-K, where ROW is the name of its table row.
+Each run is an ordinary run of detailclip_jax.main in WORKDIR/NAME/seed-K, where NAME is its name in the table.
 Finished runs are not repeated, and the same command continues where it was stopped.  Writes comparison.md,
 comparison.json and comparison.png.
 """
@@ -36,7 +36,7 @@ class CannotBegin(errors.RunError):
     """A run is invalid and does not start; the message is that of `detailclip_jax.main`."""
 
 
-class Row(NamedTuple):
+class Entry(NamedTuple):
     """One entry of the comparison: a method, and a change of its config."""
 
     name: str
@@ -68,43 +68,43 @@ def larger_teacher(config: ConfigDict) -> None:
 
 
 CONTROLS = {
-    "clip_two_views": Row("clip_two_views", "clip", two_views),
-    "detailclip_random_mask": Row("detailclip_random_mask", "detailclip", random_mask),
-    "detailclip_enclosing": Row("detailclip_enclosing", "detailclip", larger_teacher),
-    "maskclip_weight_1": Row("maskclip_weight_1", "maskclip", full_weight),
+    "clip_two_views": Entry("clip_two_views", "clip", two_views),
+    "detailclip_random_mask": Entry("detailclip_random_mask", "detailclip", random_mask),
+    "detailclip_enclosing": Entry("detailclip_enclosing", "detailclip", larger_teacher),
+    "maskclip_weight_1": Entry("maskclip_weight_1", "maskclip", full_weight),
 }
 
 
-def parse_row(text: str) -> Row:
+def parse_entry(text: str) -> Entry:
     """Parses a method or control with optional fields after it: "detailclip+ema.end=0.99+ema.start=0.98"."""
     name, *settings = text.split("+")
-    known = CONTROLS.get(name, Row(name, name, lambda config: None))
+    known = CONTROLS.get(name, Entry(name, name, lambda config: None))
     fields = dict(map(parse_setting, settings))
-    return Row(text, known.method, both(known.change, set_fields(fields)), tuple(fields))
+    return Entry(text, known.method, both(known.change, set_fields(fields)), tuple(fields))
 
 
-def sweep_rows(path: str) -> list[Row]:
+def sweep_entries(path: str) -> list[Entry]:
     """Loads the entries of a config file's SWEEP, a dictionary name -> (method, loss weights)."""
     module = run_config.module(path)
     return [
-        Row(name, method, set_fields({f"losses.weights.{term}": weight for term, weight in weights.items()}))
+        Entry(name, method, set_fields({f"losses.weights.{term}": weight for term, weight in weights.items()}))
         for name, (method, weights) in module.SWEEP.items()
     ]
 
 
-def given_fields(row: Row, arguments: argparse.Namespace) -> list[str]:
-    """Returns the dotted names of the fields that --set and `row` set; --init does not replace their values."""
-    return [*(name for name, _ in map(parse_setting, arguments.set)), *row.given]
+def given_fields(entry: Entry, arguments: argparse.Namespace) -> list[str]:
+    """Returns the dotted names of the fields that --set and `entry` set; --init does not replace their values."""
+    return [*(name for name, _ in map(parse_setting, arguments.set)), *entry.given]
 
 
-def config_of(row: Row, seed: int, arguments: argparse.Namespace) -> ConfigDict:
-    """Returns the config of one run: that of `row`, with the common budget."""
-    config = run_config.load(f"{arguments.config}:method={row.method}")
+def config_of(entry: Entry, seed: int, arguments: argparse.Namespace) -> ConfigDict:
+    """Returns the config of one run: that of `entry`, with the common budget."""
+    config = run_config.load(f"{arguments.config}:method={entry.method}")
     set_fields(dict(map(parse_setting, arguments.set)))(config)
-    row.change(config)
+    entry.change(config)
     config.seed, config.init, config.evaluate_at_end = seed, arguments.init, True
     config.total_steps = arguments.budget
-    return with_own_number(config, given_fields(row, arguments))
+    return with_own_number(config, given_fields(entry, arguments))
 
 
 def run_once(config: ConfigDict, workdir: Path, given: Sequence[str] = ()) -> int:
@@ -171,7 +171,7 @@ def floors(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     from detailclip_jax.evaluation.floors import PixelEncoder
     from detailclip_jax.training import experiment
 
-    config = config_of(parse_row("clip"), 0, arguments)
+    config = config_of(parse_entry("clip"), 0, arguments)
     config.init = ""
     options = evaluation.plan(config)
     if "segmentation" not in options:
@@ -186,19 +186,19 @@ def floors(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     }
 
 
-def folders_of(rows: Sequence[Row], arguments: argparse.Namespace) -> dict[str, list[Path]]:
-    """Returns name of the row -> workdirs of its runs, in the order of the seeds."""
+def folders_of(entries: Sequence[Entry], arguments: argparse.Namespace) -> dict[str, list[Path]]:
+    """Returns the name of each entry -> workdirs of its runs, in the order of the seeds."""
     workdir, seeds = Path(arguments.workdir), range(arguments.seeds)
-    return {row.name: [workdir / file_name(row.name) / f"seed-{seed}" for seed in seeds] for row in rows}
+    return {entry.name: [workdir / file_name(entry.name) / f"seed-{seed}" for seed in seeds] for entry in entries}
 
 
-def compare(rows: Sequence[Row], arguments: argparse.Namespace) -> int:
+def compare(entries: Sequence[Entry], arguments: argparse.Namespace) -> int:
     """Runs all unfinished runs, then writes the comparison; returns the exit code."""
-    workdir, folders = Path(arguments.workdir), folders_of(rows, arguments)
-    for seed in range(arguments.seeds):  # seeds outside, so that a stopped comparison has equally many runs per row
-        for row in rows:
-            given = given_fields(row, arguments)
-            if code := run_once(config_of(row, seed, arguments), folders[row.name][seed], given):
+    workdir, folders = Path(arguments.workdir), folders_of(entries, arguments)
+    for seed in range(arguments.seeds):  # seeds outside, so that a stopped comparison has equally many runs per entry
+        for entry in entries:
+            given = given_fields(entry, arguments)
+            if code := run_once(config_of(entry, seed, arguments), folders[entry.name][seed], given):
                 return code
     results = {name: [read_results(folder) for folder in runs] for name, runs in folders.items()}
     print(write(workdir, results | floors(arguments), {name: cost_text(runs) for name, runs in folders.items()}))
@@ -223,7 +223,7 @@ def write(workdir: Path, results: Mapping[str, Sequence[Mapping[str, float]]], c
 
 
 def file_name(name: str) -> str:
-    """Converts the name of a row to a folder name; different names give different folders.
+    """Converts the name of an entry to a folder name; different names give different folders.
 
     Letters, digits and -_.=+ stay; another character becomes its UTF-8 bytes in hexadecimal, as in a URL: "a,b" gives
     "a%2Cb", whereas "a-b" stays.
@@ -256,29 +256,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _compare(arguments: argparse.Namespace) -> int:
     """Checks all runs, then compares them."""
-    rows = sweep_rows(arguments.sweep) if arguments.sweep else []
-    rows += [parse_row(text) for text in split_list(arguments.methods)]
-    if not rows:
+    entries = sweep_entries(arguments.sweep) if arguments.sweep else []
+    entries += [parse_entry(text) for text in split_list(arguments.methods)]
+    if not entries:
         raise ValueError("nothing to compare: give --methods or --sweep")
-    check(rows, arguments)
+    check(entries, arguments)
     with errors.at_work():
-        return compare(rows, arguments)
+        return compare(entries, arguments)
 
 
-def check(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
+def check(entries: Sequence[Entry], arguments: argparse.Namespace) -> None:
     """Checks the config and folder of every run before the first one starts.  Raises ValueError."""
     from detailclip_jax import methods
     from detailclip_jax.methods import METHODS
     from detailclip_jax.run import init_from
     from detailclip_jax.run.validation import validate
 
-    for row in rows:
-        if row.method not in METHODS:
-            raise ValueError(errors.unknown("method", row.method, (*METHODS, *CONTROLS)))
-    folders = folders_of(rows, arguments)
-    for row in rows:
-        for seed, folder in enumerate(folders[row.name]):
-            config = init_from.adopt(config_of(row, seed, arguments), given_fields(row, arguments))
+    for entry in entries:
+        if entry.method not in METHODS:
+            raise ValueError(errors.unknown("method", entry.method, (*METHODS, *CONTROLS)))
+    folders = folders_of(entries, arguments)
+    for entry in entries:
+        for seed, folder in enumerate(folders[entry.name]):
+            config = init_from.adopt(config_of(entry, seed, arguments), given_fields(entry, arguments))
             validate(config)
             methods.build(config)
             check_folder(config, folder)

@@ -1,4 +1,4 @@
-"""The comparison: rows, budget, resuming, table; and the linear segmentation it reads."""
+"""The comparison: entries, budget, resuming, table; and the linear segmentation it reads."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
 
 
 def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
-    config = compare.config_of(compare.parse_row("clip"), 0, arguments("--set=batch_size=8"))
+    config = compare.config_of(compare.parse_entry("clip"), 0, arguments("--set=batch_size=8"))
     whole = compare.gflop_per_image(config)
     config.model.scan, config.losses.clip_block = True, 2
     assert compare.gflop_per_image(config) == whole > 0.01
@@ -120,20 +120,20 @@ def arguments(*extra):
 
 def test_commas_in_brackets_separate_no_rows():
     softer = "detailclip+losses.teacher_temperature=(0.07,0.07)+losses.patch_temperature=(0.07,0.07)"
-    rows = [compare.parse_row(text) for text in split_list(f"clip,{softer},")]
+    rows = [compare.parse_entry(text) for text in split_list(f"clip,{softer},")]
     assert [row.name for row in rows] == ["clip", softer]
     assert compare.config_of(rows[1], 0, arguments()).losses.teacher_temperature == (0.07, 0.07)
 
 
 def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():
-    config = compare.config_of(compare.parse_row("detailclip+ema.end=0.5+seed=9"), 3, arguments("--init=runs/x"))
+    config = compare.config_of(compare.parse_entry("detailclip+ema.end=0.5+seed=9"), 3, arguments("--init=runs/x"))
     assert (config.total_steps, config.seed, config.init, config.ema.end) == (7, 3, "runs/x", 0.5)
 
 
 def test_fields_of_a_row_and_of_set_are_those_that_a_checkpoint_does_not_replace():
-    row = compare.parse_row("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
+    row = compare.parse_entry("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
     assert compare.given_fields(row, arguments("--set=seed=9")) == ["seed", "preprocess.filter", "preprocess.mean"]
-    assert compare.given_fields(compare.parse_row("clip"), arguments()) == []
+    assert compare.given_fields(compare.parse_entry("clip"), arguments()) == []
 
 
 def test_controls_change_what_they_say():
@@ -147,7 +147,7 @@ def test_controls_change_what_they_say():
 
 
 def test_table_4_is_a_sweep_of_five_rows():
-    rows = compare.sweep_rows(str(ROOT / "configs/ablation_table4.py"))
+    rows = compare.sweep_entries(str(ROOT / "configs/ablation_table4.py"))
     configs = [compare.config_of(row, 0, arguments()) for row in rows]
     assert [config.losses.weights.reconstruction for config in configs] == [1.0, 0.0, 2.0, 0.5, 1.0]
     assert len({compare.file_name(row.name) for row in rows}) == 5
