@@ -37,6 +37,8 @@ def parser() -> argparse.ArgumentParser:
     what = "workdir of a run, or of `import_torch`; may be repeated"
     add("--checkpoint", action="append", default=[], metavar="WORKDIR", help=what)
     add("--embeddings", type=Path, metavar="FILE", help="search this file, which `embed --out=FILE` wrote")
+    links = "show found images that are links out of the embedded folder, as `embed --follow-links` reads them"
+    add("--follow-links", action="store_true", help=links)
     add("--port", type=port, default=PORT, metavar="N", help=f"port of the page; 0: any free one (default: {PORT})")
     flags.add_weights(command)
     return command
@@ -61,7 +63,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         models = [inference.load(path, arguments.weights) for path in arguments.checkpoint]
         for model in models:
             console.say(f"{model.path}: {model.config.method}, step {model.step}, {model.weights} weights")
-        search = app.open_search(arguments.embeddings, models) if arguments.embeddings else None
+        given = arguments.embeddings, models, arguments.follow_links
+        search = app.open_search(*given) if arguments.embeddings else None
         page = app.Page(models, search, app.open_scenes())
         if not page.scenes:
             console.warn("no scenes to pick from: pip install 'detailclip_jax[demo]'")

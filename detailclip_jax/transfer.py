@@ -104,6 +104,8 @@ def predict(argv: Sequence[str]) -> int:
         from detailclip_jax.run import predict as predictions  # imports jax: only after the flags are parsed
 
         console = Console()
+        for _, reason in found.left_out:
+            console.say(f"left out: {reason}")
         loaded = predictions.model(arguments.workdir, arguments.step)
         console.say(f"{arguments.workdir}: step {loaded.step}, {len(loaded.classes)} classes")
         unreadable = predictions.write(loaded, found, arguments.out, arguments.score, console)

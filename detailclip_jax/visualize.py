@@ -42,7 +42,18 @@ if TYPE_CHECKING:
 MODEL_FIGURES = ("overview", "attention", "removal", "reconstruction", "similarity", "pca", "words")
 PREDICTIONS = ("segmentation", "detection")
 FORMATS = ("png", "svg")
-USED_BY_PREDICTIONS = ("checkpoint", "step", "labels", "images", "num_images", "first", "what", "formats", "out")
+USED_BY_PREDICTIONS = (
+    "checkpoint",
+    "step",
+    "labels",
+    "images",
+    "follow_links",
+    "num_images",
+    "first",
+    "what",
+    "formats",
+    "out",
+)
 STICKERS = "stickers"
 
 
@@ -81,6 +92,8 @@ def parser() -> argparse.ArgumentParser:
     add("--labels", type=comma_separated(str), metavar="NAME,...", help=labels)
     where = f"folder, pattern or file, may be repeated; or {STICKERS}, scenes of the embedded drawings (default)"
     add("--images", action="append", metavar="PATH", help=where)
+    links = "follow links that lead out of a folder of --images (default: such an image is refused)"
+    add("--follow-links", action="store_true", help=links)
     add("--num-images", type=flags.positive, default=6, metavar="N", help="number of images (default: 6)")
     add("--first", type=int, default=0, metavar="N", help="number of the first image, from 0 (default: 0)")
     names = comma_separated(flags.one_of("figure", (*MODEL_FIGURES, *PREDICTIONS)))
@@ -165,7 +178,7 @@ def predictions(paths: Mapping[str, str], arguments: argparse.Namespace, console
         drawing.check_task(task, path)
     count, first, shown = arguments.num_images, arguments.first, None
     if arguments.images:
-        shown = drawing.plain_scenes(count, first) if arguments.images == [STICKERS] else images_of(arguments)
+        shown = drawing.plain_scenes(count, first) if arguments.images == [STICKERS] else images_of(arguments, console)
     save(drawing.PREDICTIONS[task](paths, count, shown, first, arguments.step), arguments, console)
 
 
@@ -179,7 +192,7 @@ def of_models(paths: Mapping[str, str], arguments: argparse.Namespace, console: 
         config = next(iter(models.values())).config
         shown = drawing.scenes(config, arguments.num_images, arguments.first, arguments.texts)
     else:
-        shown = images_of(arguments)
+        shown = images_of(arguments, console)
     reasons = {what: drawing.refusal(what, models, shown) for what in arguments.what or MODEL_FIGURES}
     if all(reasons.values()):
         raise ValueError("\n".join(reasons.values()))
@@ -203,11 +216,12 @@ def load(paths: Mapping[str, str], arguments: argparse.Namespace, console: Conso
     return models
 
 
-def images_of(arguments: argparse.Namespace) -> "drawing.Shown":
-    """Opens the images of the paths in --images."""
+def images_of(arguments: argparse.Namespace, console: Console) -> "drawing.Shown":
+    """Opens the images of the paths in --images; says which linked folders are left out."""
     from detailclip_jax.run import visualize as drawing
 
-    return drawing.files(arguments.images, arguments.num_images, arguments.first, arguments.texts)
+    given = arguments
+    return drawing.files(given.images, given.num_images, given.first, given.texts, given.follow_links, console.say)
 
 
 def save(figures: "drawing.Figures", arguments: argparse.Namespace, console: Console) -> None:

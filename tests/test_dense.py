@@ -12,7 +12,7 @@ import detailclip_jax
 from detailclip_jax import evaluate as command
 from detailclip_jax.data.semantic import names
 from detailclip_jax.data.semantic.labels import IGNORE
-from detailclip_jax.data.sources import MissingData
+from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.stickers.stickers import zero_shot_prompts
 from detailclip_jax.evaluation import Sets, dense, dense_sets, dense_setups, published, tasks
 from detailclip_jax.evaluation.dense_sets import open_dense, spelled_out, split_name
@@ -246,6 +246,26 @@ def test_labels_of_the_sets_on_disk(tmp_path):
     assert len(marks) == len(expected)
     with pytest.raises(MissingData, match=r"ade150 is not in .*ade20k, .*ADEChallengeData2016"):
         open_dense("ade150", sets)
+
+
+def test_links_out_of_a_set_are_refused_unless_the_evaluation_follows_them(tmp_path):
+    away, ade, mine = tmp_path / "away", tmp_path / "data/ade20k", tmp_path / "mine"
+    write_pair(away / "a.jpg", away / "a.png", [[0, 1, 2, 3]])
+    (mine / "classes.txt").parent.mkdir()
+    (mine / "classes.txt").write_text("\n".join(CLASSES))
+    for images, masks in (
+        (ade / "images/validation", ade / "annotations/validation"),
+        (mine / "images/val", mine / "masks/val"),
+    ):
+        images.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        (images / "a.jpg").symlink_to(away / "a.jpg")
+        (masks / "a.png").symlink_to(away / "a.png")
+    for name in ("ade150", f"folder:{mine}"):
+        with pytest.raises(BadRecord, match=r"unsafe link: .*allow it with --follow-links"):
+            open_dense(name, Sets(tmp_path / "data")).source[0]
+        followed = open_dense(name, Sets(tmp_path / "data", follow_links=True))
+        assert followed.source[0]["mask"].shape == (1, 4)
 
 
 def test_stickers_are_scenes_of_nouns_without_background():

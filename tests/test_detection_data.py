@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from detailclip_jax.config.detection import detection
 from detailclip_jax.data.bad_records import TooManyBadRecords
 from detailclip_jax.data.detection import buckets, coco, shapes
 from detailclip_jax.data.detection.augment import Recipe, augment, fitted, geometry
@@ -14,6 +16,7 @@ from detailclip_jax.data.detection.batches import DetectionStream, draws, exampl
 from detailclip_jax.data.detection.stickers import open_stickers
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.detection.experiment import SOURCES
 from detailclip_jax.runtime.provenance import data_fingerprint
 
 RNG = np.random.default_rng(0)
@@ -240,6 +243,41 @@ def test_unreadable_images_and_other_sizes_are_refused(tmp_path):
     (tmp_path / "images/2.jpg").unlink()
     with pytest.raises(BadRecord, match="No such file"):
         found.source[1]
+
+
+def test_links_that_leave_the_folder_of_images_are_refused_unless_allowed(tmp_path):
+    file, folder = write(tmp_path, content(box_of(1), box_of(2, image=2)))
+    (folder / "1.jpg").rename(tmp_path / "away.jpg")
+    (folder / "1.jpg").symlink_to(tmp_path / "away.jpg")
+    with pytest.raises(BadRecord, match=r"unsafe link: .*1\.jpg leads to .*--config\.data\.follow_links=True"):
+        coco.open_format(file, folder).source[0]
+    assert coco.open_format(file, folder, follow_links=True).source[0]["image_id"] == 1
+    made = content(box_of(1))
+    made["images"][0]["file_name"] = "../away.jpg"
+    file.write_text(json.dumps(made))
+    for follow_links in (False, True):
+        with pytest.raises(BadRecord, match=r"unsafe path: .*away\.jpg is outside of"):
+            coco.open_format(file, folder, follow_links=follow_links).source[0]
+
+
+@pytest.mark.parametrize("source", ["coco", "coco_format"])
+def test_the_config_says_whether_links_are_followed(tmp_path, source):
+    file, folder = write(tmp_path, content(box_of(1)))
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / f"annotations/instances_{split}2017.json").write_bytes(file.read_bytes())
+        shutil.copytree(folder, tmp_path / f"{split}2017")
+        (tmp_path / f"{split}2017/1.jpg").unlink()
+        (tmp_path / f"{split}2017/1.jpg").symlink_to(folder / "1.jpg")
+    data = detection().data
+    data.source, data.path = source, str(tmp_path)
+    data.train_json = data.val_json = str(file)
+    data.train_images, data.val_images = str(tmp_path / "train2017"), str(tmp_path / "val2017")
+    for found in SOURCES[source](data):
+        with pytest.raises(BadRecord, match="unsafe link"):
+            found.source[0]
+    data.follow_links = True
+    assert [found.source[0]["image_id"] for found in SOURCES[source](data)] == [1, 1]
 
 
 def changed(**changes):

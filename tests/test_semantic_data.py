@@ -10,7 +10,7 @@ from PIL import Image
 from detailclip_jax.data.semantic import names
 from detailclip_jax.data.semantic.augment import Recipe, augment, distort, draw_crop, resize_image, scaled_size
 from detailclip_jax.data.semantic.labels import IGNORE, check_size, stored_values, table
-from detailclip_jax.data.semantic.layouts import open_set
+from detailclip_jax.data.semantic.layouts import open_pairs, open_set
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import BadRecord, MissingData
 
@@ -182,6 +182,29 @@ def test_any_folders_with_a_class_list(tmp_path):
         found.source[0]
 
 
+def test_any_two_folders_with_a_class_list(tmp_path):
+    photos, labels, classes = (str(tmp_path / name) for name in ("photos", "labels", "names.txt"))
+    put(tmp_path / "photos/b.jpg", make_image())
+    put(tmp_path / "photos/c.jpg", make_image())
+    put(tmp_path / "labels/b.png", mask(0, 1, 255))
+    with pytest.raises(MissingData, match=r"names\.txt is missing: one class name per line"):
+        open_pairs(photos, labels, classes)
+    put(tmp_path / "names.txt", b"sea\nland\n")
+    with pytest.raises(MissingData, match=r"1 of 2 images of .*photos have no mask; .*c\.jpg, without .*labels/c\.png"):
+        open_pairs(photos, labels, classes)
+    (tmp_path / "photos/c.jpg").unlink()
+    found = open_pairs(photos, labels, classes)
+    assert found.name == "pairs" and found.classes == ("sea", "land") and found.source[0]["key"] == "pairs/b.jpg"
+    np.testing.assert_array_equal(found.source[0]["mask"].ravel()[:3], [0, 1, -1])
+    with pytest.raises(MissingData, match=r"labels has no images; looked for files that end in .*jpg"):
+        (tmp_path / "labels/b.png").rename(tmp_path / "b.png")
+        open_pairs(labels, photos, classes)
+    put(tmp_path / "labels/b.png", mask(2))
+    with pytest.raises(BadRecord, match="the mask have the values 2"):
+        found.source[0]
+    assert open_pairs(photos, labels, classes, "ignore").source[0]["mask"].max() == -1
+
+
 def test_a_class_list_is_read_line_by_line(tmp_path):
     put(tmp_path / "images/train/b.png", encoded(np.zeros((4, 6, 3), np.uint8)))
     put(tmp_path / "masks/train/b.png", mask(0, 1, 255))
@@ -198,6 +221,32 @@ def test_an_unreadable_image_is_a_bad_record(tmp_path):
     put(tmp_path / "images/training/a.jpg", b"no image")
     with pytest.raises(BadRecord, match=r"ade20k/a\.jpg: "):
         open_set("ade20k", str(tmp_path), "train").source[0]
+
+
+def test_links_and_listed_names_stay_in_the_folders_of_images_and_masks(tmp_path):
+    root, away = tmp_path / "voc", tmp_path / "away"
+    listed(root, "ImageSets/Segmentation/train.txt", "SegmentationClass", (0, 20))
+    put(away / "secret.jpg", make_image())
+    put(away / "secret.png", mask(0))
+    (root / "JPEGImages/b.jpg").symlink_to(away / "secret.jpg")
+    put(root / "SegmentationClass/b.png", mask(0))
+    put(root / "JPEGImages/c.jpg", make_image())
+    (root / "SegmentationClass/c.png").symlink_to(away / "secret.png")
+    put(root / "ImageSets/Segmentation/train.txt", b"a\nb\nc\n../../away/secret\n")
+    found = open_set("voc", str(root), "train").source
+    assert found[0]["key"] == "voc/a.jpg"
+    for number, name in ((1, "b.jpg"), (2, "c.png")):
+        with pytest.raises(BadRecord, match=rf"unsafe link: .*{name} leads to .*--config\.data\.follow_links=True"):
+            found[number]
+    followed = open_set("voc", str(root), "train", follow_links=True).source
+    assert [followed[number]["key"] for number in range(3)] == ["voc/a.jpg", "voc/b.jpg", "voc/c.jpg"]
+    for source in (found, followed):
+        with pytest.raises(BadRecord, match=r"unsafe path: .*secret\.jpg is outside of .*JPEGImages"):
+            source[3]
+    (tmp_path / "alias").symlink_to(root)
+    (root / "JPEGImages").rename(tmp_path / "images")
+    (root / "JPEGImages").symlink_to(tmp_path / "images")  # the layout's own folder may be a link
+    assert open_set("voc", str(tmp_path / "alias"), "train").source[0]["key"] == "voc/a.jpg"
 
 
 def test_tfds_is_refused_with_the_reason_and_missing_data_are_named(tmp_path):

@@ -215,6 +215,39 @@ def test_missing_data_are_said_with_the_flag_that_names_them(tmp_path):
         experiment.open_sets(config)
 
 
+def test_two_folders_of_images_and_of_masks_are_named_by_fields(tmp_path):
+    config = tiny(**{"data.source": "pairs"})
+    for field, kind in (("train_images", "jpg"), ("train_masks", "png"), ("val_images", "jpg"), ("val_masks", "png")):
+        with pytest.raises(
+            MissingData, match=rf"data\.{field} '' of pairs is no folder; give --config\.data\.{field}=DIR"
+        ):
+            experiment.open_sets(config)
+        (tmp_path / field).mkdir()
+        for number in range(2):
+            pixels = np.zeros((8, 9, 3) if kind == "jpg" else (8, 9), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / field / f"{number}.{kind}")
+        config.data[field] = str(tmp_path / field)
+    with pytest.raises(MissingData, match=r"data\.classes '' of pairs is no file; give --config\.data\.classes=FILE"):
+        experiment.open_sets(config)
+    (tmp_path / "names").write_text("sea\nland\n")
+    config.data.classes, config.data.num_val = str(tmp_path / "names"), 1
+    train, val = experiment.open_sets(config)
+    assert len(train.source) == 2 and len(val.source) == 1 and train.classes == ("sea", "land")
+    (tmp_path / "val_masks/0.png").unlink()
+    with pytest.raises(MissingData, match="have no mask"):
+        experiment.open_sets(config)
+
+
+def test_an_earlier_config_gets_the_fields_that_it_lacks(pretrained, tmp_path):
+    transfer.prepare(config_of(pretrained), tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for name in ("follow_links", "train_masks", "classes"):
+        del stored["data"][name]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert dense.config_in(tmp_path).data.follow_links is False
+    assert transfer.prepare(config_of(pretrained), tmp_path).config.data.classes == ""
+
+
 def test_with_known_classes_the_data_are_opened_when_they_are_used(pretrained, tmp_path):
     missing = config_of(pretrained, **{"data.source": "voc", "data.path": str(tmp_path / "none")})
     built = experiment.build(dense.adopted(missing), classes=("sky", "road"))

@@ -15,11 +15,13 @@ from tiny import looped
 from detailclip_jax import visualize
 from detailclip_jax.config import run_config
 from detailclip_jax.data.decoding import BadImage
+from detailclip_jax.data.regular_files import LeavesFolder
 from detailclip_jax.detection import experiment as detection
 from detailclip_jax.inference.model import load
 from detailclip_jax.interop import store
 from detailclip_jax.run import transfer
 from detailclip_jax.run import visualize as drawing
+from detailclip_jax.runtime.progress import Console
 from detailclip_jax.segmentation import experiment as segmentation
 from detailclip_jax.training.checkpoint import Checkpoints
 
@@ -162,6 +164,19 @@ def test_an_unreadable_image_is_named(photo, tmp_path):
     (tmp_path / "broken.png").write_bytes((Path(photo) / "0.png").read_bytes()[:200])
     with pytest.raises(BadImage, match=r"broken\.png: truncated or damaged"):
         drawing.files([photo, str(tmp_path)], 9)
+
+
+def test_links_out_of_the_folder_are_refused_unless_the_flag_allows_them(photo, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link.png").symlink_to(f"{photo}/0.png")
+    (tmp_path / "in/more").symlink_to(photo)
+    given = ["--checkpoint=unused", "--out=unused", f"--images={tmp_path / 'in'}"]
+    with pytest.raises(LeavesFolder, match=r"unsafe link: .*link\.png leads to .*allow it with --follow-links"):
+        visualize.images_of(visualize.parser().parse_args(given), Console())
+    assert "left out: unsafe link: " in capsys.readouterr().out
+    followed = visualize.parser().parse_args([*given, "--follow-links", "--what=segmentation"])
+    visualize.check(followed)
+    assert len(visualize.images_of(followed, Console()).images) == 4 and not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])

@@ -27,6 +27,7 @@ DATA: Group = {
     "train_images": Field("", "coco_format: folder of its images", OURS),
     "val_json": Field("", "coco_format: json of the evaluation set", OURS),
     "val_images": Field("", "coco_format: folder of its images", OURS),
+    "follow_links": Field(False, "whether links among the images may lead out of their folder", OURS),
     "labels": Field("groups", "stickers: objects (1 class), groups (24) or nouns (96)", OURS),
     "num_train": Field(0, "images to train on: the first ones; 0: all (stickers: scenes without end)", OURS),
     "num_val": Field(0, "images to evaluate on: the first ones; 0: all (stickers: 500)", OURS),

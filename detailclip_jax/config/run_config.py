@@ -37,7 +37,11 @@ MAY_DIFFER = (
     "data.train_json",
     "data.train_images",
     "data.val_json",
+    "data.train_masks",
     "data.val_images",
+    "data.val_masks",
+    "data.classes",  # the workdir keeps the names, and a run with others is refused
+    "data.follow_links",
     "data.text_buckets",
     "data.num_workers",
     "data.prefetch",
@@ -228,6 +232,11 @@ def read(file: Path) -> ConfigDict:
     except (ValueError, RecursionError) as error:
         way_out = "copy it again from its source (the `run` of a checkpoint has a copy), or choose another --workdir"
         raise ValueError(f"{file} is damaged: {error}; {way_out}") from error
+
+
+def filled(config: ConfigDict, usual: ConfigDict) -> ConfigDict:
+    """Returns the config with the fields of `usual` that it lacks, as an earlier version wrote it."""
+    return ConfigDict(_over(usual.to_dict(), config.to_dict()))
 
 
 def _over(below: Any, above: Any) -> Any:

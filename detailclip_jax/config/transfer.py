@@ -36,8 +36,14 @@ RUN: Group = {
     "profile_steps": Field(0, "number of steps in the profile for TensorBoard; 0: no profile", OURS),
 }
 DATA: Group = {
-    "source": Field("ade20k", "a set of data/semantic/layouts.py, or stickers", OURS),
+    "source": Field("ade20k", "a set of data/semantic/layouts.py, pairs (any two folders), or stickers", OURS),
     "path": Field("", "folder of the set, in its published layout", OURS),
+    "train_images": Field("", "pairs: folder of the images to train on", OURS),
+    "train_masks": Field("", "pairs: folder of their masks, NAME.png for the image NAME.jpg", OURS),
+    "val_images": Field("", "pairs: folder of the images to evaluate on", OURS),
+    "val_masks": Field("", "pairs: folder of their masks", OURS),
+    "classes": Field("", "pairs: text with one class name per line, the first one for the stored value 0", OURS),
+    "follow_links": Field(False, "whether links among the images and masks may lead out of their folders", OURS),
     "labels": Field("groups", "stickers: groups (24 classes) or nouns (96)", OURS),
     "unknown_labels": Field("refuse", "label values that the set does not list: refuse, or ignore", OURS),
     "train_split": Field("train", "split to train on", MMSEG),

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+ALLOW = "allow it with --follow-links, in a training with --config.data.follow_links=True"
 MAX_BYTES = 256 * 2**20  # per image file, text or archive header; larger ones are rejected before reading
 KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -92,7 +93,7 @@ def inside(
     if _is_below(real, folder):
         return real
     if _is_below(os.path.abspath(path), os.path.abspath(root)):
-        raise LeavesFolder(f"unsafe link: {path} leads to {real}, outside of {folder}; allow it with --follow-links")
+        raise LeavesFolder(f"unsafe link: {path} leads to {real}, outside of {folder}; {ALLOW}")
     raise LeavesFolder(f"unsafe path: {path} is outside of {folder}")
 
 

@@ -122,11 +122,11 @@ def open_dense(name: str, sets: Sets) -> LabelledSet:
             hashlib.sha256(opened.source[0]["image"].tobytes()).hexdigest(),
         ]
     elif name.startswith(FOLDER):
-        opened, expected = open_set("folders", name.removeprefix(FOLDER), "val"), None
+        opened, expected = open_set("folders", name.removeprefix(FOLDER), "val", follow_links=sets.follow_links), None
         identity = _file_names(opened.source)
     else:
         kind = KINDS[name]
-        found = open_set(kind.layout, str(_folder(name, kind, sets)), "val")
+        found = open_set(kind.layout, str(_folder(name, kind, sets)), "val", follow_links=sets.follow_links)
         opened = SemanticSet(name, Relabelled(found.source, kind.relabel), tuple(kind.classes(found.classes)))
         expected, identity = kind.expected, _file_names(found.source)
     digest = hashlib.sha256("\n".join([*identity, *opened.classes]).encode()).hexdigest()[:12]
@@ -155,4 +155,4 @@ def _folder(name: str, kind: Kind, sets: Sets) -> Path:
 
 
 def _file_names(source: Any) -> list[str]:
-    return [f"{image.name} {image.stat().st_size} {mask.stat().st_size}" for image, mask in source.files]
+    return [f"{image.name} {image.stat().st_size} {mask.stat().st_size}" for image, mask in source.files.paths()]

@@ -61,10 +61,11 @@ FILES = {
 
 
 class Search(NamedTuple):
-    """An embedded folder, and which of the models embedded it."""
+    """An embedded folder, which of the models embedded it, and whether links may lead out of the folder."""
 
     table: Table
     model: int
+    follow_links: bool = False
 
 
 class Held(NamedTuple):
@@ -136,7 +137,7 @@ class Page:
         """Searches the embedded folder for a text or an image."""
         if self.search is None:
             raise Refused(404, "no folder is embedded; start with --embeddings=FILE, which embed --out=FILE writes")
-        table, number = self.search
+        table, number, _ = self.search
         if "image" in body:
             wanted = self.held(body["image"]).seen[number].embedding
         else:
@@ -149,12 +150,12 @@ class Page:
 
     def thumbnail(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
         """Image `number` of the embedded folder, reduced; raises Refused if it cannot be read any more."""
-        table = self.search.table if self.search else None
-        names = table.of(IMAGE)[0] if table else []
-        if table is None or number >= len(names):
+        names = self.search.table.of(IMAGE)[0] if self.search else []
+        if self.search is None or number >= len(names):
             raise Refused(404, "there is no such image")
         try:
-            with decoded_for_use(read_regular(inside(table.origin.root, names[number]))) as pixels:
+            path = inside(self.search.table.origin.root, names[number], self.search.follow_links)
+            with decoded_for_use(read_regular(path)) as pixels:
                 return answers.reduced(pixels, FOUND_SIDE)
         except (BadImage, OSError) as error:
             raise Refused(404, f"cannot be read any more: {printable(str(error))}") from error
@@ -333,8 +334,8 @@ def open_scenes() -> list[dict[str, Any]]:
     return [source[number] for number in range(NUM_SCENES)]
 
 
-def open_search(file: Path, models: Sequence[Model]) -> Search:
-    """Reads a file of embeddings, and finds the model that computed them.
+def open_search(file: Path, models: Sequence[Model], follow_links: bool = False) -> Search:
+    """Reads a file of embeddings, and finds the model that computed them; `follow_links` shows links out of its folder.
 
     Raises ValueError if no model of the page wrote it or if it has no images, and what `embeddings.read` raises.
     """
@@ -342,7 +343,7 @@ def open_search(file: Path, models: Sequence[Model]) -> Search:
     embeddings.check_has_images(file, table)
     for number, model in enumerate(models):
         if model.fingerprint == table.origin.fingerprint:
-            return Search(table, number)
+            return Search(table, number, follow_links)
     raise ValueError(
         f"{file} was computed with another model ({table.origin}) than those of --checkpoint; give that one too, or "
         "embed the images with one of these (python -m detailclip_jax.embed)"

@@ -78,13 +78,17 @@ def claimed(config: ConfigDict, workdir: str | Path, built: Any, task: Task) -> 
 
 
 def config_in(workdir: str | Path) -> ConfigDict:
-    """The config of a run.  Raises FileNotFoundError for a folder without one, and ValueError for another kind."""
+    """The config of a run; fields that an earlier version did not write have their default.
+
+    Raises FileNotFoundError for a folder without one, and ValueError for another kind.
+    """
     file = Path(workdir) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{workdir} is no workdir of a run: it has no config.json")
     config = run_config.read(file)
     check_kind(config, str(workdir))
-    return config
+    usual = detection.detection() if config.method == detection.METHOD else transfer.segmentation()
+    return run_config.filled(config, usual)
 
 
 def credit(config: ConfigDict) -> str:

@@ -5,6 +5,7 @@ shown = scenes(models["clip"].config, 6)
 draw("similarity", models, shown, Options())      # {"similarity": a matplotlib figure}
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,15 +86,28 @@ def plain_scenes(count: int, first: int = 0) -> Shown:
     return Shown([found[i]["image"] for i in range(first, first + count)], [()] * count, (), ATTRIBUTION)
 
 
-def files(places: Sequence[str], count: int, first: int = 0, texts: Sequence[str] = ()) -> Shown:
+def files(
+    places: Sequence[str],
+    count: int,
+    first: int = 0,
+    texts: Sequence[str] = (),
+    follow_links: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Shown:
     """The images of folders, patterns and files, in the order of `places` and by name.
 
-    Raises FileNotFoundError for a place without images, and BadImage that names an unreadable one.
+    `say` receives a line for every folder that is left out because a link leads out to it.
+    Raises FileNotFoundError for a place without images, BadImage that names an unreadable one, and LeavesFolder for a
+    link among those shown that leads out of its folder, unless `follow_links`.
     """
-    paths = [inside(found.root, name, found.follow_links) for found in map(find, places) for name in found.names]
-    if first >= len(paths):
-        raise ValueError(f"--first={first}, but there are only {len(paths)} images")
-    images = [_opened(path) for path in paths[first : first + count]]
+    found_in = [find(place, follow_links) for place in places]
+    for _, reason in itertools.chain.from_iterable(found.left_out for found in found_in):
+        say(f"left out: {reason}")
+    every = [(found, name) for found in found_in for name in found.names]
+    if first >= len(every):
+        raise ValueError(f"--first={first}, but there are only {len(every)} images")
+    chosen = every[first : first + count]
+    images = [_opened(inside(found.root, name, found.follow_links)) for found, name in chosen]
     return Shown(images, [texts] * len(images))
 
 

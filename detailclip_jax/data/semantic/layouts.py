@@ -3,6 +3,7 @@
     found = open_set("ade20k", "/data/ADEChallengeData2016", "val")
     found.source[0]         # {"image": bytes, "mask": int16 [H, W], "key": ..., "captions": (), "label": -1}
     found.classes[found.source[0]["mask"].max()]
+    found = open_pairs("/data/photos", "/data/labels", "/data/classes.txt")    # any two folders
 
 name        | folders below the path                                                    | classes
 ----------- | -------------------------------------------------------------------------- | --------------------------
@@ -14,6 +15,9 @@ context60   | the same                                                          
 coco_stuff  | images/{train,val}2017, annotations/{train,val}2017 (or stuffthingmaps/)    | 171
 cityscapes  | leftImg8bit/{train,val}/CITY, gtFine/{train,val}/CITY                       | 19
 folders     | images/SPLIT, masks/SPLIT, classes.txt (line 1 names the value 0)           | as listed; 255 is ignored
+
+A listed name that leads out of the folder of images or of masks is refused, and so is a link, unless `follow_links`.
+The folders of the table may be links themselves.
 """
 
 import pathlib
@@ -22,13 +26,14 @@ from typing import NamedTuple
 
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.images import SUFFIXES
-from detailclip_jax.data.regular_files import read_regular
+from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.data.semantic import names
 from detailclip_jax.data.semantic.labels import LabelTable, check_size, stored_values, table
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 from detailclip_jax.runtime.errors import unknown
 
 SPLITS = ("train", "val")
+PAIRS = "pairs"  # the name of `open_pairs` as a source
 TFDS = (
     "data.source 'tfds': TFDS's scene_parse150 holds instance maps, not the 150 class labels of the benchmark, so a "
     "score on it would be no ADE20K score; download ADEChallengeData2016, and name the source ade20k with the path of "
@@ -47,21 +52,34 @@ class SemanticSet(NamedTuple):
     classes: tuple[str, ...]
 
 
-class Pairs:
-    """Examples of (image file, mask file); the mask's stored values are mapped to class numbers."""
+class Files(NamedTuple):
+    """The files of a set: (image, mask) names within the folder of images and that of masks."""
 
-    def __init__(self, name: str, files: Sequence[tuple[pathlib.Path, pathlib.Path]], labels: LabelTable):
-        self.name, self.files, self.labels = name, files, labels
+    images: pathlib.Path
+    masks: pathlib.Path
+    names: Sequence[tuple[str, str]]
+
+    def paths(self) -> list[tuple[pathlib.Path, pathlib.Path]]:
+        """Returns the paths of every image and its mask."""
+        return [(self.images / image, self.masks / mask) for image, mask in self.names]
+
+
+class Pairs:
+    """Examples of an image file and a mask file; the mask's stored values are mapped to class numbers."""
+
+    def __init__(self, name: str, files: Files, labels: LabelTable, follow_links: bool = False):
+        self.name, self.files, self.labels, self.follow_links = name, files, labels, follow_links
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.files.names)
 
     def __getitem__(self, index: int) -> Example:
         """Returns one example; raises BadRecord if the mask is invalid (see `labels`) or a file cannot be read."""
-        image_file, mask_file = self.files[index]
-        key = f"{self.name}/{image_file.name}"
+        image_name, mask_name = self.files.names[index]
+        key = f"{self.name}/{pathlib.PurePath(image_name).name}"
         try:
-            image, stored = read_regular(image_file), stored_values(read_regular(mask_file), key)
+            image = read_regular(inside(self.files.images, image_name, self.follow_links))
+            stored = stored_values(read_regular(inside(self.files.masks, mask_name, self.follow_links)), key)
             header = opened(image)
         except (OSError, BadImage) as error:
             raise BadRecord(f"{key}: {error}") from error
@@ -70,7 +88,9 @@ class Pairs:
         return {"image": image, "mask": mask, "key": key, "captions": (), "label": -1}
 
 
-def open_set(name: str, path: str, split: str, unknown_labels: str = "refuse") -> SemanticSet:
+def open_set(
+    name: str, path: str, split: str, unknown_labels: str = "refuse", follow_links: bool = False
+) -> SemanticSet:
     """Opens a set of the table above; `split` is "train" or "val" (any folder's name for "folders").
 
     Raises ValueError for an unknown set or split, for TFDS (with the reason), and MissingData that names the folder or
@@ -79,29 +99,50 @@ def open_set(name: str, path: str, split: str, unknown_labels: str = "refuse") -
     if name == "tfds" or "scene_parse150" in str(path):
         raise ValueError(TFDS)
     if name not in LAYOUTS:
-        raise ValueError(unknown("data.source", name, ("stickers", *LAYOUTS)))
+        raise ValueError(unknown("data.source", name, ("stickers", PAIRS, *LAYOUTS)))
     if name != "folders" and split not in SPLITS:
         raise ValueError(unknown("split", split, SPLITS))
     root = pathlib.Path(path)
     if not path or not root.is_dir():
         raise MissingData(f"{path!r}, the path of {name}, is not a folder")
     files, classes, values, ignored = LAYOUTS[name](root, split)
-    if not files:
+    if not files.names:
         raise MissingData(
             f"{root}: no image of split {split} of {name}; its folders are listed in docs/segmentation.md"
         )
-    if lost := [image for image, mask in files if not mask.is_file()]:
-        raise MissingData(f"{len(lost)} of {len(files)} images of {root} have no mask; the first is {lost[0]}")
-    return SemanticSet(name, Pairs(name, files, table(values, ignored, unknown_labels)), classes)
+    _check_masks(files, root)
+    return SemanticSet(name, Pairs(name, files, table(values, ignored, unknown_labels), follow_links), classes)
 
 
-Layout = tuple[list[tuple[pathlib.Path, pathlib.Path]], tuple[str, ...], dict[int, int], tuple[int, ...]]
+def open_pairs(
+    images: str, masks: str, classes: str, unknown_labels: str = "refuse", follow_links: bool = False
+) -> SemanticSet:
+    """Opens a folder of images and one of masks of the same names (NAME.jpg and NAME.png) with a class list.
+
+    The rules are those of "folders".  Raises ValueError for a class list with an empty line, and MissingData that names
+    the folder, the class list or the first image without a mask.
+    """
+    files, names_of, values, ignored = _pairs(pathlib.Path(images), pathlib.Path(masks), pathlib.Path(classes))
+    if not files.names:
+        raise MissingData(f"{images} has no images; looked for files that end in {', '.join(SUFFIXES)}")
+    _check_masks(files, files.images)
+    return SemanticSet(PAIRS, Pairs(PAIRS, files, table(values, ignored, unknown_labels), follow_links), names_of)
+
+
+def _check_masks(files: Files, root: pathlib.Path) -> None:
+    if lost := [(image, mask) for image, mask in files.paths() if not mask.is_file()]:
+        image, mask = lost[0]
+        raise MissingData(
+            f"{len(lost)} of {len(files.names)} images of {root} have no mask; the first is {image}, without {mask}"
+        )
+
+
+Layout = tuple[Files, tuple[str, ...], dict[int, int], tuple[int, ...]]
 
 
 def _ade20k(root: pathlib.Path, split: str) -> Layout:
     folder = {"train": "training", "val": "validation"}[split]
-    images, masks = root / "images" / folder, root / "annotations" / folder
-    files = [(image, masks / f"{image.stem}.png") for image in _images(images)]
+    files = _named_alike(root / "images" / folder, root / "annotations" / folder)
     return files, names.ADE20K, {k + 1: k for k in range(150)}, (0,)
 
 
@@ -127,34 +168,35 @@ def _context60(root: pathlib.Path, split: str) -> Layout:
 
 
 def _coco_stuff(root: pathlib.Path, split: str) -> Layout:
-    images = _images(root / "images" / f"{split}2017")
+    images = root / "images" / f"{split}2017"
     masks = next((root / name for name in ("annotations", "stuffthingmaps") if (root / name).is_dir()), root)
     masks = masks / f"{split}2017"
-    prepared = bool(images) and (masks / f"{images[0].stem}_labelTrainIds.png").is_file()
-    files = [(image, masks / f"{image.stem}{'_labelTrainIds' * prepared}.png") for image in images]
+    prepared = any((masks / f"{image.stem}_labelTrainIds.png").is_file() for image in _images(images)[:1])
+    files = _named_alike(images, masks, "_labelTrainIds" * prepared)
     stored = range(171) if prepared else [v for v in range(182) if v not in COCO_UNUSED]
     return files, names.COCO_STUFF, {v: k for k, v in enumerate(stored)}, (255,)
 
 
 def _cityscapes(root: pathlib.Path, split: str) -> Layout:
-    images = sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
-    masks = root / "gtFine" / split
-    start = [(image, masks / image.parent.name / image.name.removesuffix("_leftImg8bit.png")) for image in images]
-    prepared = bool(start) and pathlib.Path(f"{start[0][1]}_gtFine_labelTrainIds.png").is_file()
+    images, masks, suffix = root / "leftImg8bit" / split, root / "gtFine" / split, "_leftImg8bit.png"
+    found = sorted(images.glob(f"*/*{suffix}"))
+    stems = [f"{image.parent.name}/{image.name.removesuffix(suffix)}" for image in found]
+    prepared = any((masks / f"{stem}_gtFine_labelTrainIds.png").is_file() for stem in stems[:1])
     kind = "TrainIds" if prepared else "Ids"
-    files = [(image, pathlib.Path(f"{mask}_gtFine_label{kind}.png")) for image, mask in start]
+    files = Files(images, masks, [(f"{stem}{suffix}", f"{stem}_gtFine_label{kind}.png") for stem in stems])
     if prepared:
         return files, names.CITYSCAPES, {k: k for k in range(19)}, (255,)
     return files, names.CITYSCAPES, {v: k for k, v in enumerate(CITYSCAPES_IDS)}, CITYSCAPES_VOID
 
 
 def _folders(root: pathlib.Path, split: str) -> Layout:
-    listed = root / "classes.txt"
+    return _pairs(root / "images" / split, root / "masks" / split, root / "classes.txt")
+
+
+def _pairs(images: pathlib.Path, masks: pathlib.Path, listed: pathlib.Path) -> Layout:
     if not listed.is_file():
         raise MissingData(f"{listed} is missing: one class name per line, the first one for the stored value 0")
-    classes = _class_names(listed)
-    masks = root / "masks" / split
-    files = [(image, masks / f"{image.stem}.png") for image in _images(root / "images" / split)]
+    classes, files = _class_names(listed), _named_alike(images, masks)
     ignored = (255,) if len(classes) <= 255 else (65535,)
     return files, classes, {k: k for k in range(len(classes))}, ignored
 
@@ -187,9 +229,14 @@ def _images(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
 
 
-def _listed(root: pathlib.Path, names_file: str, masks: str) -> list[tuple[pathlib.Path, pathlib.Path]]:
+def _named_alike(images: pathlib.Path, masks: pathlib.Path, suffix: str = "") -> Files:
+    """The images of a folder, each with the mask of its name: NAME.jpg and NAME`suffix`.png."""
+    return Files(images, masks, [(image.name, f"{image.stem}{suffix}.png") for image in _images(images)])
+
+
+def _listed(root: pathlib.Path, names_file: str, masks: str) -> Files:
     """The pairs of images and masks named in a text file; raises MissingData without the file."""
     if not (root / names_file).is_file():
         raise MissingData(f"{root / names_file} is missing: it lists the images of the split")
     stems = [line.strip() for line in (root / names_file).read_text().splitlines() if line.strip()]
-    return [(root / "JPEGImages" / f"{stem}.jpg", root / masks / f"{stem}.png") for stem in stems]
+    return Files(root / "JPEGImages", root / masks, [(f"{stem}.jpg", f"{stem}.png") for stem in stems])
