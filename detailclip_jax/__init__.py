@@ -7,6 +7,8 @@
     experiment = detailclip_jax.build(config)    # method, networks, optimiser, mesh, compiled step
     model = detailclip_jax.load("runs/stickers")    # the last checkpoint of a run
     model.encode_image([image]) @ model.encode_text(["a frog"]).T
+    detailclip_jax.load("runs/coco_cascade").detect(image)       # after transfer
+    detailclip_jax.load("runs/ade20k_upernet").segment(image)
 
 Public names are imported at their first use, which keeps `import detailclip_jax` fast.
 """
@@ -35,7 +37,7 @@ _PUBLIC = {
     "TrainState": "detailclip_jax.training.train_state",
     "build": "detailclip_jax.training.experiment",
     "default": "detailclip_jax.config",
-    "load": "detailclip_jax.inference.model",
+    "load": "detailclip_jax.run.predict",
     "weights": "detailclip_jax.training.train_state",
 }
 

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import looped, noise_state, tiny_config
+from tiny import empty_state, looped, noise_state, tiny_config
 
+import detailclip_jax
 from detailclip_jax import transfer as command
 from detailclip_jax.config import detection as fields
 from detailclip_jax.config import help_text, run_config
@@ -413,7 +414,7 @@ def test_a_run_writes_24_scores_results_and_a_figure(finished):
 @looped
 def test_a_finished_run_detects_in_python_and_compares(finished, pretrained, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    model = predictions.model(finished)
+    model = detailclip_jax.load(finished)
     loaded = model.experiment, model.state, model.step
     monkeypatch.setattr(transfer, "load", lambda workdir: loaded)  # so that it is compiled once
     assert isinstance(model, predictions.Detector)

@@ -15,16 +15,21 @@ import pytest
 from launching import environment, free_port, losses, started
 from PIL import Image
 from test_segmentation_step import tiny
-from tiny import noise_state, tiny_config
+from tiny import empty_state, noise_state, tiny_config
 
+import detailclip_jax
 from detailclip_jax import embed, evaluate, visualize
 from detailclip_jax import transfer as transfer_command
 from detailclip_jax.config import run_config
 from detailclip_jax.config import transfer as transfer_config
 from detailclip_jax.data.sources import MissingData
-from detailclip_jax.run import dense, init_from, loop, transfer
+from detailclip_jax.run import dense, init_from, loop, predict, transfer
+from detailclip_jax.run.session import Run
 from detailclip_jax.run.transfer_report import paper_rows, report
+from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metrics import read_lines
+from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.signals import Stopped
 from detailclip_jax.segmentation import experiment
 from detailclip_jax.training import checkpoint
 from detailclip_jax.training import experiment as pretraining
@@ -261,6 +266,23 @@ def test_with_known_classes_the_data_are_opened_when_they_are_used(pretrained, t
 def test_a_run_of_pretraining_has_no_predictions_and_is_named(pretrained):
     with pytest.raises(ValueError, match=f"^{pretrained} is one of method 'detailclip', not of segmentation or"):
         transfer.load(pretrained)
+
+
+def test_the_package_loads_a_finished_run_to_predict(pretrained, tmp_path):
+    run = transfer.prepare(config_of(pretrained), tmp_path)
+    state = run.experiment.init(0)
+    with closing(Checkpoints(tmp_path)) as store:
+        store.save(0, state, {"examples": 0}, {"config": run_config.to_json(run.config), "data_fingerprint": ""})
+    model = detailclip_jax.load(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (37, 50, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(model.segment(image), next(run.experiment.predict(state, [image])))
+    assert isinstance(model, predict.Segmenter) and model.step == 0 and model.classes == run.experiment.classes
+    assert isinstance(detailclip_jax.load(pretrained), detailclip_jax.Model)
+    for given in ({"weights": "student"}, {"preprocess": {"filter": "bicubic"}}):
+        with pytest.raises(ValueError, match="is a run of transfer, which takes no weights and no preprocess; leave"):
+            detailclip_jax.load(tmp_path, **given)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 7"):
+        detailclip_jax.load(tmp_path, step=7)
 
 
 def test_predictions_take_no_config(capsys):

@@ -14,6 +14,7 @@ from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.detection import cascade
 from detailclip_jax.models import sizes
 from detailclip_jax.training import experiment, mesh
+from detailclip_jax.training.train_state import TrainState
 
 BATCH, TEXT = 8, 12
 SIZE = {**sizes.SIZES["tiny"]._asdict(), "depth": 2, "text_depth": 1}  # fewer blocks: less to compile
@@ -163,6 +164,12 @@ def noise_state(exp, scale=0.1):
     is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype) if is_shape(leaf) else leaf, known)
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, shapes))
+
+
+def empty_state():
+    """A state without any network, for what only passes it on."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params={}, ema_params={}, batch_stats={}, opt_state=(), centers={}, rng=zero)
 
 
 def copied(state):

@@ -1,14 +1,15 @@
-"""Predictions of a finished run of a dense task for images of one's own: in Python, and as drawings with a json.
+"""Loads a run of any kind, and predicts with one of a dense task: in Python, and as drawings with a json.
 
-detector = model("runs/coco_cascade")
-found = detector.detect("street.jpg")          # boxes, scores, labels, masks
-labels = model("runs/ade20k_upernet").segment(image)   # int16 [H, W]
+import detailclip_jax
+
+found = detailclip_jax.load("runs/coco_cascade").detect("street.jpg")          # boxes, scores, labels, masks
+labels = detailclip_jax.load("runs/ade20k_upernet").segment("street.jpg")      # int16 [H, W]
 """
 
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +26,12 @@ from detailclip_jax.figures import boxes, labels, plots
 from detailclip_jax.figures.boxes import detection_figure
 from detailclip_jax.figures.labels import label_figure, palette
 from detailclip_jax.figures.style import own_size
+from detailclip_jax.inference import model as inference
+from detailclip_jax.run import transfer
 from detailclip_jax.run.detection import objects_of
-from detailclip_jax.run.transfer import load
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.progress import Console
+from detailclip_jax.training.checkpoint import OtherRunError
 from detailclip_jax.training.train_state import TrainState
 
 FILE = "predictions.json"
@@ -69,9 +72,35 @@ class Segmenter(NamedTuple):
         return next(self.experiment.predict(self.state, [image]))
 
 
+def load(
+    path: str | Path,
+    weights: str | None = None,
+    step: int | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+) -> inference.Model | Detector | Segmenter:
+    """Loads the model of a workdir: a `Model` after `train` or `import`, a Detector or Segmenter after `transfer`.
+
+        detailclip_jax.load("runs/stickers").encode_image([image])
+        detailclip_jax.load("runs/coco_cascade").detect(image)
+        detailclip_jax.load("runs/ade20k_upernet").segment(image)
+
+    `step` is by default the newest checkpoint.  `weights` and `preprocess` choose for a `Model`, see
+    `inference.model.load`; a run of `transfer` has one set of weights and its own preprocessing.  Raises as that
+    function, and ValueError for `weights` or `preprocess` with a run of `transfer`.
+    """
+    try:
+        return inference.load(path, weights, step, preprocess)
+    except OtherRunError as error:
+        if weights or preprocess:
+            raise ValueError(
+                f"{path} is a run of transfer, which takes no weights and no preprocess; leave them out"
+            ) from error
+    return model(path, step)
+
+
 def model(workdir: str | Path, step: int | None = None) -> Detector | Segmenter:
     """Loads a finished run for predictions, by default its newest checkpoint.  Raises as `transfer.load`."""
-    loaded = load(workdir, step)
+    loaded = transfer.load(workdir, step)
     kind = Detector if loaded[0].config.method == detection_fields.METHOD else Segmenter
     return kind(*loaded)
 

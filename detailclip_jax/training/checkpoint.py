@@ -517,7 +517,7 @@ def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], Confi
         raise OtherRunError(
             f"{folder.parents[1]} is a {config.method} run, whose encoder has no text and no embeddings of its own; "
             f"name the encoder that it started from{f', {config.init}' if config.init else ''}, or load the run in "
-            "Python with detailclip_jax.run.transfer.load; its predictions are drawn by visualize "
+            "Python with detailclip_jax.load to predict; its predictions are drawn by visualize "
             f"--what={config.method} and by transfer --predict, and the same transfer command measures it once more"
         )
     config.model.attention = "auto"  # chosen for this machine, not for the one that trained
