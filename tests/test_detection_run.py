@@ -1,6 +1,7 @@
 """Runs of detection: one step on devices, padding, a whole run with its files, resume, kill -9, overfitting."""
 
 import functools
+import io
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 import types
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ from detailclip_jax.run.detection_report import report
 from detailclip_jax.run.session import Run, run_record
 from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.runtime.metrics import read_lines
-from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.progress import Clock, Console
 from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training import mesh
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, Restored, load, load_state
@@ -238,6 +239,28 @@ def test_a_missing_package_is_said_before_the_run(tmp_path, monkeypatch, package
         detection_checks.check(config)
 
 
+def test_every_shape_of_batches_is_compiled_once_and_the_programs_are_counted(tmp_path, capsys):
+    compiled = []
+
+    class Lowered:
+        def lower(self, state, shapes):
+            compiled.append(shapes)
+            return self
+
+        def compile(self):
+            return lambda state, batch: (state, {})
+
+    made = types.SimpleNamespace(batch_shapes=lambda bucket: bucket, train_step=Lowered(), put=lambda batch: batch)
+    run = Run(tiny(), tmp_path, made, None, Console(), detection.DETECTION)
+    step = detection.compile_step(run, Clock(), empty_state())
+    for side in (48, 32, 48, 32):
+        step(empty_state(), {"image": np.zeros((8, side, side, 3), np.uint8)})
+    assert compiled == [(48, 48), (32, 32)]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compiled")]
+    assert [line.split(" for ")[1].split(" in ")[0] for line in said] == ["48 x 48", "32 x 32"]
+    assert [line.rpartition(" (")[2] for line in said] == ["program 1 of 2)", "program 2 of 2)"]
+
+
 def test_pretraining_does_not_start_from_a_detection_run(pretrained, tmp_path):
     run_config.claim_workdir(tmp_path, tiny(init=str(pretrained)))
     (tmp_path / "checkpoints/1").mkdir(parents=True)
@@ -378,12 +401,17 @@ def test_a_run_is_loaded_without_its_data(tmp_path):
         _ = model.experiment.sets
 
 
+SAID = "said.txt"  # what the finished run printed
+
+
 @pytest.fixture(scope="module")
 @looped
 def run(pretrained, tmp_path_factory):
     """A finished run of six steps from a checkpoint, with an evaluation after four."""
-    made = transfer.prepare(tiny(init=str(pretrained), evaluate_every=4), tmp_path_factory.mktemp("finished"))
-    assert loop.train(made) == 0
+    with redirect_stdout(io.StringIO()) as said:
+        made = transfer.prepare(tiny(init=str(pretrained), evaluate_every=4), tmp_path_factory.mktemp("finished"))
+        assert loop.train(made) == 0
+    (made.workdir / SAID).write_text(said.getvalue())
     return made
 
 
@@ -408,6 +436,13 @@ def test_a_run_writes_24_scores_results_and_a_figure(finished):
     lines = read_lines(finished / "metrics.jsonl")
     terms = {"rpn_class", "rpn_box", "class_1", "box_3", "mask_2", "crowded_images", "learning_rate"}
     assert [line["step"] for line in lines] == [2, 4, 6] and terms <= set(lines[0])
+
+
+@pytest.mark.check
+def test_a_run_compiles_one_program_for_each_of_its_buckets(finished):
+    lines = [line for line in (finished / SAID).read_text().splitlines() if line.startswith("compiled the training")]
+    assert sorted(line.split(" for ")[1].split(" in ")[0] for line in lines) == ["32 x 32", "48 x 48"]
+    assert [line.rpartition(" (")[2] for line in lines] == ["program 1 of 2)", "program 2 of 2)"]
 
 
 @pytest.mark.check

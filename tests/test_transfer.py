@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -355,6 +356,49 @@ def test_the_report_has_the_run_as_a_row_of_the_paper_s_table_and_says_what_depa
     assert "; views.jitter (0.8, 1.6) (recipe: (0.5, 2.0))." in text
     config.data.source = "voc"
     assert "paper" not in "\n".join(report(config, 100, {"mIoU": 1.0}, protocol))
+
+
+@pytest.mark.parametrize("images", [3, 2])  # five images over two processes
+@pytest.mark.parametrize("stops_at", [None, 2])
+def test_processes_ask_equally_often_whether_an_evaluation_must_stop(tmp_path, monkeypatch, images, stops_at):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    asked, read = [], []
+
+    class Asked(Interrupt):
+        def reached(self):
+            asked.append(len(read))
+            return len(asked) == stops_at
+
+    def evaluated(state, before_each):
+        for number in range(images):
+            before_each()
+            read.append(number)
+        return ("scores",)
+
+    sets = SimpleNamespace(val=SimpleNamespace(source=range(5)))
+    made = SimpleNamespace(sets=sets, evaluate=evaluated)
+    run = Run(tiny("linear"), tmp_path, made, None, Console(enabled=False), transfer.SEGMENTATION)
+    state = empty_state()
+    if stops_at:
+        with pytest.raises(Stopped):
+            dense.evaluated(run, Asked(), state, 0)
+    else:
+        assert dense.evaluated(run, Asked(), state, 0) == ("scores",)
+    assert asked == [0, 1] and len(read) == (1 if stops_at else images)
+
+
+@pytest.mark.check
+def test_two_processes_stop_within_an_evaluation(tmp_path):
+    flags = ["--config=configs/transfer/stickers_linear.py", "--config.total_steps=1", "--config.log_every=1"]
+    flags += ["--config.batch_size=8", "--config.data.num_val=20001", "--num_processes=2"]
+    flags += [f"--coordinator=127.0.0.1:{free_port()}", f"--workdir={tmp_path}/run"]
+    command = [sys.executable, "-m", "detailclip_jax.transfer", *flags]
+    runs = [started([*command, f"--process_id={number}"], environment(tmp_path / "cache")) for number in range(2)]
+    assert any(line.startswith("evaluation | ") for line in runs[0].stdout)
+    runs[0].send_signal(signal.SIGTERM)
+    outputs = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [128 + signal.SIGTERM] * 2, "\n".join(outputs)
+    assert not (tmp_path / "run/results.json").exists() and (tmp_path / "run/checkpoints/1").is_dir()
 
 
 @pytest.mark.check

@@ -1,5 +1,6 @@
 """What the runs of both dense tasks share: adopting an encoder, batches, evaluation, results, and their table."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -125,12 +126,6 @@ def open_batches(run: Run, examples: int) -> Pipeline:
     return run.experiment.batches(examples, workers, bad_list(run.workdir, *where))
 
 
-def stop(interrupt: Interrupt) -> None:
-    """Raises Stopped after a signal; several processes, whose numbers of images differ, finish the evaluation first."""
-    if jax.process_count() == 1 and interrupt.reached():
-        raise Stopped(interrupt.received or SIGNALS[1])
-
-
 Evaluation = Callable[[TrainState, Callable[[], None]], Any]  # of a state; calls the function before every image
 
 
@@ -140,13 +135,16 @@ def evaluated(
     """Evaluates the experiment, with a progress line; returns what its `evaluate`, or another function, returns.
 
     Raises EvaluatorError that names an unreadable image or a missing package, and Stopped between two images if the run
-    must stop.
+    must stop.  Several processes stop before the same of their images: `Interrupt.reached` is called for those images
+    only that every process has, since their numbers may differ by one.
     """
-    count = -(-len(run.experiment.sets.val.source) // jax.process_count())
-    meter = Meter(run.console, "images", count, "evaluation")
+    shared, rest = divmod(len(run.experiment.sets.val.source), jax.process_count())
+    meter = Meter(run.console, "images", shared + bool(rest), "evaluation")
+    numbers = itertools.count()
 
     def before_each() -> None:
-        stop(interrupt)
+        if next(numbers) < shared and interrupt.reached():
+            raise Stopped(interrupt.received or SIGNALS[1])
         meter.add(1)
 
     try:
