@@ -142,6 +142,17 @@ def requested(browser):
             yield message["params"]["request"]["url"]
 
 
+TIMES = """
+const entries = [...performance.getEntriesByType("paint"), ...performance.getEntriesByType("resource")];
+return entries.map((e) => `${Math.round(e.entryType == "paint" ? e.startTime : e.duration)} ms ${e.name}`);
+"""
+
+
+def print_times(browser):
+    """Prints when the page was first painted and how long each answer took; `pytest -rP` shows it."""
+    print("\n".join(line for line in browser.execute_script(TIMES) if "paint" in line or "/api/" in line))
+
+
 def drawn(browser, selector):
     """The pixels of a canvas, as a text."""
     return browser.execute_script(f"return document.querySelector('{selector}').toDataURL()")
@@ -188,6 +199,7 @@ def test_start_upload_type_click(browser, url, tmp_path):
     loaded = "return [...document.querySelectorAll('#found img')].every(e => e.naturalWidth == 40)"
     wait(browser, lambda _: browser.execute_script(loaded))
 
+    print_times(browser)
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     unnamed = [
         element.get_attribute("outerHTML")[:80]
