@@ -1,8 +1,10 @@
-"""Imports a PyTorch checkpoint as a workdir for evaluation, notebooks and training.
+r"""Imports a PyTorch checkpoint as a workdir for evaluation, notebooks and training.
 
     python -m detailclip_jax.import_torch --from=openai ViT-B-16.pt --out=runs/openai
     python -m detailclip_jax.import_torch --from=reference detailclip_vitb16.pt --out=runs/detailclip
     python -m detailclip_jax.import_torch --from=mae mae_pretrain_vit_base.pth --out=runs/mae --image-size=512
+    python -m detailclip_jax.import_torch tips_oss_b14_highres_distilled_vision.npz --out=runs/tips --image-size=448 \
+        --interpolation=tips
 
 FORMAT is the layout of the tensors; without --from it is inferred from their names.  Sizes are inferred from the
 shapes.  Only tensors are loaded: a file that would execute code is refused.  To continue training from DIR:
@@ -19,6 +21,7 @@ from detailclip_jax import interop
 from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import own, store
 from detailclip_jax.interop.convert import OPTIONS
+from detailclip_jax.interop.layouts import NORMALISATIONS
 from detailclip_jax.interop.measure import HEADS
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models.positions import RECIPES
@@ -37,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     command = flags.parser("import_torch", __doc__)
     add, layout = command.add_argument, flags.one_of("layout", interop.NAMES)
     activation = flags.one_of("activation", ACTIVATIONS)
-    add("file", metavar="FILE", help="a PyTorch, TorchScript or safetensors file, or the folder of one")
+    add("file", metavar="FILE", help="a PyTorch, TorchScript, safetensors or npz file, or the folder of one")
     add("--from", dest="layout", type=layout, metavar="FORMAT", help=", ".join(interop.NAMES))
     add("--out", required=True, metavar="DIR", help="the workdir to write, with one checkpoint of step 0")
     flags.add_image_size(command, tuple(RECIPES))
@@ -50,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add("--text-activation", type=activation, metavar="NAME", help="of the text encoder alone")
     pooling = "how the image feature is computed: the CLS token, the mean of the patches before or after the last norm"
     add("--pooling", choices=("cls", "mean", "norm_of_mean"), help=pooling)
-    add("--normalisation", choices=("imagenet", "clip", "half"), help="mean and standard deviation of the pixels")
+    add("--normalisation", choices=tuple(NORMALISATIONS), help="mean and standard deviation of the pixels")
     preprocessing.add_flags(command, "as its config or its family does")
     return command
 

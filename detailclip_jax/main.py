@@ -41,7 +41,28 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "index of this process, f
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "connect to the other processes that jax finds (TPU pods)")
 
 VALUES = {"config": "FILE", "workdir": "DIR", "coordinator": "HOST:PORT", "num_processes": "N", "process_id": "N"}
+UNSET = "None"
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple, for example (0.1, 0.5)"}
+
+
+class OrUnset(flags.ArgumentParser):
+    """Parses a value, or None, for fields whose default is no value; `check_unset` refuses None for the others."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        """Returns None for "None", and else what the wrapped parser returns."""
+        return None if argument == UNSET else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        """Names the type, for --help."""
+        return self._parser.flag_type()
+
+
+for _kind, _parser in ((int, flags.IntegerParser()), (float, flags.FloatParser())):
+    config_flags.register_flag_parser_for_type(_kind, OrUnset(_parser))
 
 
 class Usage(NamedTuple):
@@ -87,7 +108,9 @@ def _parsed(argv: Sequence[str], usage: Usage) -> list[str]:
         if spec is None:
             raise ValueError("--config is missing. " + _example())
         argv = with_file(with_recipe(argv, spec))
-        run_config.check_overrides(run_config.load(_config_spec(argv) or spec), _override_names(argv))
+        config = run_config.load(_config_spec(argv) or spec)
+        run_config.check_overrides(config, _override_names(argv))
+        check_unset(config, argv)
     sys.argv[:] = argv  # config_flags reads sys.argv
     try:
         return flags.FLAGS(list(sys.argv))
@@ -113,6 +136,17 @@ def _invalid_value(error: flags.Error, argv: Sequence[str]) -> str:
     config = functools.reduce(lambda group, part: group[part], groups, run_config.load(_config_spec(argv) or ""))
     kind = KINDS.get(config.get_type(name) or object)
     return f"--config.{found[1]}={found[2]}: expected {kind}" if kind else ""
+
+
+def check_unset(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Raises ValueError for --config.NAME=None of a number that has a default, such as batch_size."""
+    declaration = DENSE.get(config.get("method") or "", field_of)
+    for name in _override_names(argv):
+        *groups, last = name.split(".")
+        kind = KINDS.get(functools.reduce(lambda group, part: group[part], groups, config).get_type(last))
+        declared = declaration(name)
+        if kind and _value_of(f"config.{name}", argv) == UNSET and not (declared and declared.kind):
+            raise ValueError(f"--config.{name}={UNSET}: expected {kind}")
 
 
 def check_names(argv: Sequence[str]) -> None:

@@ -33,6 +33,10 @@ def gelu_tanh(x):
     return 0.5 * x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
+def relu(x):
+    return jnp.where(x > 0, x, 0.0)
+
+
 def quick_gelu(x):
     return x * jax.nn.sigmoid(1.702 * x)
 

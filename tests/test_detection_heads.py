@@ -64,7 +64,7 @@ def same_gradients(ours, theirs):
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("old", [4, 7])
 def test_the_matrix_of_a_traced_size_is_that_of_the_recipe(recipe, old):
-    made = jax.jit(lambda new: positions.cubic_weights(old, new, 12, recipe))
+    made = jax.jit(lambda new: positions.axis_weights(old, new, 12, recipe))
     for new in (1, 2, 3, 4, 7, 12):
         expected = np.eye(old) if new == old and recipe != "ibot" else np.asarray(RECIPES[recipe](old, new))
         close(made(new)[:new], expected, 1e-5)

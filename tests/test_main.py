@@ -42,6 +42,8 @@ def finished(*flags, cache=None):
         (["--config", f"{SMALLEST}:metod=clip"], "unknown config argument 'metod'; known: method"),
         ([f"--config={SMALLEST}", "--config.batchsize=4"], "did you mean 'batch_size'?"),
         ([f"--config={SMALLEST}", "--config.batch_size=many"], "--config.batch_size=many: expected a whole number"),
+        ([f"--config={SMALLEST}", "--config.batch_size=None"], "--config.batch_size=None: expected a whole number"),
+        ([f"--config={SMALLEST}", "--config.total_steps=none"], "--config.total_steps=none: expected a whole number"),
         ([f"--config={SMALLEST}", "--config.model.scan=maybe"], "--config.model.scan=maybe: expected true or false"),
         ([f"--config={SMALLEST}", "--config.views.crops.large.size=x"], "--config.views.crops.large.size=x"),
         ([f"--config={SMALLEST}", "--worksir=x"], "did you mean '--workdir'?"),

@@ -14,11 +14,11 @@ def table(side, width=5):
     return RNG.standard_normal((1 + side**2, width)).astype(np.float32)
 
 
-def theirs(values, old, **options):
+def theirs(values, old, mode="bicubic", **options):
     """PyTorch's bicubic interpolation of the grid behind the CLS token."""
     torch = pytest.importorskip("torch")
     grid = torch.from_numpy(values[1:]).reshape(1, old, old, -1).movedim(-1, 1)
-    return torch.nn.functional.interpolate(grid, mode="bicubic", **options).movedim(1, -1).flatten(0, 2).numpy()
+    return torch.nn.functional.interpolate(grid, mode=mode, **options).movedim(1, -1).flatten(0, 2).numpy()
 
 
 @pytest.mark.parametrize(("old", "new"), SIDES)
@@ -33,6 +33,7 @@ def test_recipes_are_pytorch_s_and_timm_s(old, new):
         "bicubic": theirs(values, old, size=(new, new)),
         "ibot": theirs(values, old, scale_factor=(factor, factor)),
         "timm": timm,
+        "tips": theirs(values, old, "bilinear", size=(new, new), antialias=True),
     }
     assert set(expected) == set(positions.RECIPES)
     for recipe, grid in expected.items():

@@ -248,6 +248,7 @@ def test_captions_of_one_sentence_are_warned_of(run_of, monkeypatch, text, is_wa
     loop.introduce(run)
     line = "the captions of 10 of 10 sampled examples have one sentence: all 4 captions of such an image"
     assert (line in text_of(run)) == is_warned
+    assert (f"; WARNING: {line}" in preflight.data(run).text) == is_warned  # before a launch as well
 
 
 def test_a_missing_first_run_is_said_at_the_start(run_of, monkeypatch):

@@ -226,7 +226,9 @@ MODEL: Group = {
     "freeze_patch_embed": Field(
         True, "whether the patch embedding keeps its initial values", "reference, after MoCo v3"
     ),
-    "text_activation": Field("quick_gelu", "activation of the text encoder: gelu, quick_gelu or gelu_tanh", "CLIP"),
+    "text_activation": Field(
+        "quick_gelu", "activation of the text encoder: gelu, quick_gelu, gelu_tanh or relu", "CLIP"
+    ),
     "image_is_embedding": Field(
         False, "whether the image's feature is its embedding: the projection is the identity, not trained", "CLIP"
     ),
@@ -244,7 +246,7 @@ MODEL: Group = {
         str,
     ),
     "interpolation": Field(
-        "bicubic", "of positions, for images of another size: bicubic, ibot (also DINO's code) or timm", OURS
+        "bicubic", "of positions, for images of another size: bicubic, ibot (also DINO's code), timm or tips", OURS
     ),
     "remat": Field("none", "what the backward pass recomputes: none, dots (all but large products) or full", OURS),
     "scan": Field(
@@ -264,7 +266,9 @@ IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other
 TEXT_STYLE: Group = {  # see models/text.py; imported checkpoints can have other values
     "norm_eps": Field(1e-5, "epsilon of the LayerNorms of the text encoder", "CLIP"),
     "causal": Field(True, "whether a token attends to earlier tokens only", "CLIP"),
-    "pooling": Field("eot", "token whose feature is the caption's: eot, or last: the last position (SigLIP)", "CLIP"),
+    "pooling": Field(
+        "eot", "whose feature is the caption's: that of eot, of the last position (SigLIP), or the mean (TIPS)", "CLIP"
+    ),
     "projection_bias": Field(False, "whether the text projection has a bias (SigLIP)", "CLIP"),
 }
 MASKING: Group = {

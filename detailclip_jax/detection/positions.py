@@ -21,25 +21,24 @@ def interpolated(
         jnp.where(
             same,
             jnp.eye(grid[a], table.shape[a]),
-            jax.vmap(lambda new, a=a: cubic_weights(table.shape[a], new, grid[a], recipe))(counts[:, a]),
+            jax.vmap(lambda new, a=a: axis_weights(table.shape[a], new, grid[a], recipe))(counts[:, a]),
         )
         for a in range(2)
     )
     return jnp.einsum("bik,bjl,kld->bijd", down, across, table, precision=jax.lax.Precision.HIGHEST)
 
 
-def cubic_weights(old: int, new: Int[Array, ""], most: int, recipe: str) -> Float[Array, "most old"]:
+def axis_weights(old: int, new: Int[Array, ""], most: int, recipe: str) -> Float[Array, "most old"]:
     """Builds the interpolation matrix of one axis for a number of cells `new` <= `most` that is a traced value.
 
     The first `new` rows are those of RECIPES[recipe](old, new); the others have no meaning. Without antialiasing cells
     beyond the border are clamped to it; with it they are left out and the weights divided by their sum.
     """
     new = jnp.maximum(new, 1).astype(jnp.float32)
-    antialiased = recipe == "timm"
     centre = (jnp.arange(most) + 0.5) * old / (new + (0.1 if recipe == "ibot" else 0.0)) - 0.5
-    if antialiased:
+    if recipe in ANTIALIASED:
         distance = jnp.abs(centre[:, None] - jnp.arange(old)) / jnp.maximum(old / new, 1)
-        weights = _cubic(distance, -0.5)
+        weights = ANTIALIASED[recipe](distance)
         return weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-6)
     near = jnp.floor(centre)[:, None] + jnp.arange(-1, 3)
     weights = _cubic(jnp.abs(centre[:, None] - near), SHARPNESS)
@@ -51,3 +50,6 @@ def _cubic(distance: Float[Array, "*n"], a: float) -> Float[Array, "*n"]:
     """`cubic` for arrays; 0 at distances of 2 and more."""
     outer = jnp.where(distance < 2, a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a, 0)
     return jnp.where(distance <= 1, (a + 2) * distance**3 - (a + 3) * distance**2 + 1, outer)
+
+
+ANTIALIASED = {"timm": lambda distance: _cubic(distance, -0.5), "tips": lambda distance: jnp.maximum(1 - distance, 0.0)}

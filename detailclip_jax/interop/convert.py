@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
 from detailclip_jax.data import preprocessing
-from detailclip_jax.interop import files, hub, own, tables
+from detailclip_jax.interop import files, hub, own, tables, tips
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
 from detailclip_jax.interop.resizing import fit_granularity, resize
@@ -52,11 +52,11 @@ def load(
         decoder_heads                  of DetailCLIP's decoder; default: 16, or 4 for narrow ones
         activation, text_activation    "gelu" | "quick_gelu" | "gelu_tanh"; required for open_clip without its config
         pooling, norm_eps              see models.vit.Style
-        normalisation                  "imagenet" | "clip" | "half": mean and standard deviation of the pixels
+        normalisation                  "imagenet" | "clip" | "half" | "none": mean and standard deviation of the pixels
         resize_filter, resize, crop_ratio    evaluation preprocessing, see config.preprocess; default: the config file
                                        with the weights, else the usual evaluation of the model family
         image_size                     interpolates the positions to another image size
-        interpolation                  its method: "bicubic" (default) | "ibot" | "timm", see models.positions.RECIPES
+        interpolation                  its method: "bicubic" (default) | "ibot" | "timm" | "tips", see
 
     For the layouts of DetailCLIP and A-CLIP, the config has the settings of their published code (`reference_preset`).
     A `mask_ratio` among the flags in such a file is the share of patches that is kept; masking.ratio, the share that is
@@ -81,6 +81,7 @@ def _converted(
     chosen: Layout, state_dict: StateDict, options: Mapping[str, Any], flags: Mapping[str, Any]
 ) -> tuple[Networks, dict[str, Params], ConfigDict]:
     _check_required(chosen, options)
+    state_dict = chosen.prepare(state_dict)
     spec = chosen.measure({key: value.shape for key, value in state_dict.items()}, options)
     config = config_of(chosen, spec, options)
     if chosen.keeps_mask_ratio and "mask_ratio" in flags:
@@ -149,6 +150,8 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _open(path: Path) -> tuple[Any, dict[str, Any]]:
+    if path.is_dir() and (pair := tips.pair_in(path)):
+        return pair, {}
     file = files.weights_in(path) if path.is_dir() else path
     return files.read(file), hub.sidecar_options(file)
 
@@ -220,6 +223,7 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
     config = default()
     config.method = layout.method
     write_spec(spec, config.model)
+    config.model.class_tokens = layout.class_tokens
     config.model.freeze_patch_embed = layout.method in ("detailclip", "aclip")
     config = preprocessing.changed(config, preprocess_of(layout, options))
     config.total_steps = config.steps_per_epoch = 1
@@ -373,6 +377,8 @@ def layout_for(config: ConfigDict, name: str) -> Layout:
     candidates = [layout for layout in LAYOUTS if layout.name == name]
     if not candidates:
         raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES[:-1])}")
+    if all(layout.read_only for layout in candidates):
+        raise ValueError(f"layout {name!r} is only read; --to=safetensors writes any model")
     if config.model.class_tokens > 1:
         raise ValueError(
             f"layout {name!r} has one class token, but this model has {config.model.class_tokens} "

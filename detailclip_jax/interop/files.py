@@ -1,6 +1,6 @@
 """Reads tensors from untrusted files: nothing in them is executed, extracted or decompressed.
 
-Safetensors files contain only numbers. PyTorch files are read with `torch.load(weights_only=True)`, TorchScript
+Safetensors and npz files contain only numbers. PyTorch files are read with `torch.load(weights_only=True)`, TorchScript
 archives (OpenAI's CLIP) by `torchscript`. Files that would require more are refused.
 """
 
@@ -28,6 +28,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
 )
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # start of PyTorch files before 1.6
+NPY = ".npy"  # suffix of the arrays in an npz file
 TAR_BLOCK = 512  # bytes of a tar archive's first header
 MAX_HEADER = 16_000_000  # bytes; the parsed JSON takes twenty times that. A model of 1,000 tensors has 100,000
 TORCH = (2, 10)  # the first version without known vulnerabilities of `weights_only`
@@ -57,13 +58,17 @@ def read(path: Path) -> Any:
         start = file.read(TAR_BLOCK)
     _check_no_tar(path, start)
     if start.startswith(b"PK\x03\x04"):
-        check_archive(path)
+        names = check_archive(path)
+        if names and all(name.endswith(NPY) for name in names):
+            return _npz(path)
         return torchscript.read(path) if torchscript.is_archive(path) else _torch(path, mmap=True)
     if start.startswith(LEGACY):
         return _torch(path, mmap=False)
     if len(start) > 8 and start[8:9] == b"{":
         return _safetensors(path)
-    raise ValueError(f"{path} is neither a PyTorch file nor a safetensors file (it starts with {start[:8]!r})")
+    raise ValueError(
+        f"{path} is neither a PyTorch file nor a safetensors file nor an npz file (it starts with {start[:8]!r})"
+    )
 
 
 def weights_in(folder: Path) -> Path:
@@ -86,10 +91,11 @@ def _check_no_tar(path: Path, start: bytes) -> None:
     )
 
 
-def check_archive(path: Path) -> None:
-    """Raises ValueError unless a zip archive is as PyTorch writes it: uncompressed entries with plain names.
+def check_archive(path: Path) -> list[str]:
+    """The names in a zip archive.
 
-    Only TorchScript's code may be compressed; it is never read.
+    Raises ValueError unless it is as PyTorch and numpy.savez write it: uncompressed entries with plain names. Only
+    TorchScript's code may be compressed; it is never read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -102,6 +108,7 @@ def check_archive(path: Path) -> None:
         raise ValueError(f"{path} contains two entries of the same name")
     if sum(entry.compress_size for entry in entries) > path.stat().st_size:
         raise ValueError(f"{path} is damaged: its entries are longer than the file")
+    return [entry.filename for entry in entries]
 
 
 def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
@@ -110,7 +117,17 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
         raise ValueError(f"{path} contains an entry named {entry.filename!r}, outside of the archive")
     stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
     if not stored and parts[1:2] != ("code",):
-        raise ValueError(f"{path} contains {entry.filename!r} compressed, which PyTorch never writes")
+        why = "save it again with numpy.savez" if entry.filename.endswith(NPY) else "which PyTorch never writes"
+        raise ValueError(f"{path} contains {entry.filename!r} compressed, {why}")
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of numpy.savez; arrays of objects, which are pickles, are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return dict(content)
+    except Exception as error:  # a damaged file can cause any error in the reader
+        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}") from None
 
 
 def _torch(path: Path, mmap: bool) -> Any:

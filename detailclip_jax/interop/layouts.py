@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, reference_preset
-from detailclip_jax.interop import cosmos, flair, huggingface, openai, reference, timm_vit
+from detailclip_jax.interop import cosmos, flair, huggingface, openai, reference, timm_vit, tips
 from detailclip_jax.interop.measure import (
     HEADS,
     SLIP_HEADS,
@@ -26,17 +26,19 @@ from detailclip_jax.interop.measure import (
     shape_of,
     text_fields,
 )
-from detailclip_jax.interop.tables import Table
+from detailclip_jax.interop.tables import StateDict, Table
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.vit import Style
 
 OPENAI_STYLE = Style(norm_eps=1e-5, activation="quick_gelu", pre_norm=True, patch_bias=False)
 SIGLIP_STYLE = Style(activation="gelu_tanh", pooling="attention")
+TIPS_TEXT = TextStyle(causal=False, pooling="mean")
 SIGLIP_TEXT = TextStyle(norm_eps=1e-6, causal=False, pooling="last", projection_bias=True)
 NORMALISATIONS = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "clip": (CLIP_MEAN, CLIP_STD),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
 
@@ -56,6 +58,12 @@ def published_cosmos(config: ConfigDict) -> ConfigDict:
 def published_flair(config: ConfigDict) -> ConfigDict:
     """Sets the captions that the method needs: several of one to three sentences each."""
     config.data.caption = "diverse"
+    return config
+
+
+def published_tips(config: ConfigDict) -> ConfigDict:
+    """Sets the interpolation of positions of the published inference code."""
+    config.model.interpolation = "tips"
     return config
 
 
@@ -87,6 +95,9 @@ class Layout(NamedTuple):
     prefixes: tuple[str, ...] = ()  # removed from the keys
     roots: tuple[str, ...] = ("state_dict", "model")  # keys of the state dict in a checkpoint
     parts: tuple[str, ...] = ()  # of a checkpoint with several state dicts; their names begin our keys
+    prepare: Callable[[StateDict], StateDict] = lambda tensors: tensors  # to the names and forms of the table
+    read_only: bool = False  # whether no model is written in it
+    class_tokens: int = 1  # of its image encoders
     drops: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # options that cannot be inferred from the tensors
     crops: Mapping[str, Mapping[str, Any]] = {}  # crops of its method in addition to "large", see config.crop
@@ -230,6 +241,7 @@ COSMOS = OPENAI._replace(
     positions="student.visual.positional_embedding",
     blocks="student.visual.transformer.resblocks",
 )
+PAIR = Tower(*(f"{tips.VISION}.{key}" for key in VIT[:3]))
 TRUNK = Tower("visual.trunk.patch_embed.proj.weight", "visual.trunk.pos_embed", "visual.trunk.blocks")
 HF_VIT = Tower(
     "vision_model.embeddings.patch_embeddings.projection.weight",
@@ -256,6 +268,12 @@ HF_TEXT = {
 }
 FLAIR_TEXT = CLIP_TEXT | {"joint": flair.TEXT_PROJECTION}
 COSMOS_TEXT = {name: f"{cosmos.STUDENT}.{key}" for name, key in CLIP_TEXT.items()}
+TIPS_TEXT_KEYS = {name: f"{tips.TEXT}.{key}" for name, key in (CLIP_TEXT | {"joint": "positional_embedding"}).items()}
+TIPS_MLP = "blocks.0.mlp.fc1.weight"
+TIPS_MLPS = {
+    "mlp_width": f"{tips.VISION}.{TIPS_MLP}",
+    "text_mlp_width": f"{tips.TEXT}.transformer.resblocks.0.mlp.c_fc.weight",
+}
 SIGLIP_TEXT_KEYS = {**HF_TEXT, "joint": "text_model.head.weight"}
 SIGLIP_MLPS = {
     "mlp_width": "vision_model.encoder.layers.0.mlp.fc1.weight",
@@ -263,6 +281,7 @@ SIGLIP_MLPS = {
 }
 BUFFERS = ("input_resolution", "context_length", "vocab_size", r"(.*\.)?attn_mask")  # in OpenAI's archives
 EVAL_256: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 224 / 256}  # evaluation of DINO, iBOT and MAE
+TIPS_EVAL: dict[str, Any] = {"normalisation": "none", "resize": "squash"}
 TIMM_EVAL: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 0.9}  # timm's registered defaults for its ViTs
 DINO_DROPS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
 
@@ -429,6 +448,39 @@ LAYOUTS = (
         resize="squash",
         drops=(r".*\.position_ids",),
         states_text_eps=True,
+    ),
+    Layout(
+        "tips",
+        "clip",
+        (f"{tips.VISION}.register_tokens", f"{tips.TEXT}.token_embedding.weight"),
+        PAIR,
+        tips.pair_table,
+        TIPS_TEXT_KEYS,
+        text_style=TIPS_TEXT,
+        text_activation="relu",
+        image_is_embedding=True,
+        mlps=TIPS_MLPS,
+        parts=tips.PARTS,
+        prepare=tips.plain_pair,
+        read_only=True,
+        class_tokens=2,
+        drops=(rf"{tips.VISION}\.mask_token",),
+        published=published_tips,
+        **TIPS_EVAL,
+    ),
+    Layout(
+        "tips",
+        "image_encoder",
+        ("cls_token", "register_tokens", "blocks.0.ls1.gamma"),
+        VIT,
+        tips.vision_table,
+        mlps={"mlp_width": TIPS_MLP},
+        prepare=tips.plain,
+        read_only=True,
+        class_tokens=2,
+        drops=("mask_token",),
+        published=published_tips,
+        **TIPS_EVAL,
     ),
     Layout(
         "mae",

@@ -15,7 +15,7 @@ from detailclip_jax.models.vit import Style
 
 Shapes = Mapping[str, tuple[int, ...]]
 # The usual number of heads of ViTs and text encoders, by width.
-HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1280: 16}
+HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 16}
 SLIP_HEADS = HEADS | {384: 12}  # SLIP's ViT-S is that of MoCo v3
 SMALL_HEADS = 4  # for encoders too narrow for heads of width 64, as in size "tiny"
 

@@ -24,7 +24,8 @@ def resize(
     if image_size % patch_size:
         raise ValueError(f"image_size {image_size} is not a multiple of the patch size {patch_size}")
     if image_size != old:
-        how = "bicubic" if recipe == "bicubic" else f"bicubic, as {recipe} does"
+        kernel = "bilinear" if recipe == "tips" else "bicubic"
+        how = kernel if recipe == kernel else f"{kernel}, as {recipe} does"
         logging.warning("positions interpolated (%s) from %d px to %d px", how, old, image_size)
     config = ConfigDict(config.to_dict())
     _set_image_size(config, image_size)

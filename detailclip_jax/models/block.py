@@ -75,7 +75,7 @@ class Block(nn.Module):
         return self._add(x, attended, scale), row
 
     def at_queries(
-        self, x: Float[Array, "B N D"], queries: Float[Array, "B Q D"], mask: Bool[Array, "#B 1 Q N"] | None = None
+        self, x: Float[Array, "B N D"], queries: Float[Array, "B Q D"], mask: Bool[Array, "#B 1 #Q N"] | None = None
     ) -> Float[Array, "B Q D"]:
         """Computes only the query tokens `queries`, which attend to all tokens `x`; `mask` is True where they may."""
         pairs = self.attn.project(self.norm1(x), 1)
@@ -159,15 +159,18 @@ def run_blocks(
     remat: str = "none",
     depth: int = 0,
     gather: Gather | None = None,
+    mask: Bool[Array, "B 1 1 N"] | None = None,
 ) -> tuple[Float[Array, "B N D"], Float[Array, "B L N"] | None]:
     """Runs a sequence of blocks; returns the tokens, and with `cls_rows` the CLS attention of each block.
 
     `blocks` is a sequence, or one block whose parameters have `depth` layers along a leading axis. The latter runs as
     a loop (`nn.scan`): the same numbers, but a smaller program. If parameters are sharded, `gather` all-gathers one
-    layer at a time inside the loop.
+    layer at a time inside the loop. `mask` is True at the tokens that are attended to; without scales and `cls_rows`.
     """
 
     def run(block: Block, x: Array, scale: Array | None) -> tuple[Array, Any]:
+        if mask is not None:
+            return block.at_queries(x, x, mask), None
         return block(x, scale, cls_rows)
 
     run_one = recomputed(run, remat)

@@ -71,6 +71,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": exact_gelu,
     "quick_gelu": quick_gelu,
     "gelu_tanh": tanh_gelu,
+    "relu": jax.nn.relu,
 }
 
 

@@ -30,7 +30,7 @@ def sincos_positions(width: int, side: int) -> np.ndarray:
 def interpolate(
     positions: Float[Array, "M D"], grid: int | tuple[int, int], recipe: str = "bicubic", num_cls: int = 1
 ) -> Float[Array, "N1 D"]:
-    """Interpolates positions [1 + N, D] of a square grid bicubically to another `grid`; CLS stays unchanged.
+    """Interpolates positions [1 + N, D] of a square grid to another `grid`; CLS stays unchanged.
 
     `num_cls` is the number of rows before those of the patches: 0 for encoders without a CLS token.
 
@@ -76,8 +76,15 @@ def antialiased_matrix(old: int, new: int) -> Array:
     return jax.image.resize(jnp.eye(old), (new, old), "cubic", antialias=True, precision=highest)
 
 
+def linear_matrix(old: int, new: int) -> Array:
+    """Builds the antialiased linear interpolation matrix [new, old]; every row sums to 1."""
+    highest = jax.lax.Precision.HIGHEST
+    return jax.image.resize(jnp.eye(old), (new, old), "linear", antialias=True, precision=highest)
+
+
 RECIPES: dict[str, Callable[[int, int], np.ndarray | Array]] = {
     "bicubic": cubic_matrix,  # PyTorch's interpolate(size=..., mode="bicubic")
     "ibot": lambda old, new: cubic_matrix(old, new, 0.1),  # DINO's and iBOT's code: scale_factor=(new + .1) / old
     "timm": antialiased_matrix,  # timm's resample_abs_pos_embed: PyTorch's with antialias=True
+    "tips": linear_matrix,  # TIPS's code: PyTorch's mode="bilinear", antialias=True
 }

@@ -12,14 +12,16 @@ from detailclip_jax.models.layers import LayerNorm, activation_named, uniform_fa
 from detailclip_jax.models.registry import Build, Network, Rule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int
 
-POOLED = ("eot", "last")
+POOLED = ("eot", "last", "mean")
+PADDING = 0  # token id
 
 
 class TextStyle(NamedTuple):
     """Differences between published text encoders other than size; the defaults are CLIP's.
 
     `norm_eps`: epsilon of the LayerNorms. `causal`: whether a token attends to earlier ones only. `pooling`: the token
-    whose feature is the caption's: "eot", the end token, or "last", that at the last position, padding or not (SigLIP).
+    whose feature is the caption's: "eot", the end token, or "last", that at the last position, padding or not (SigLIP);
+    or "mean" of the tokens other than padding, to which no token attends (TIPS; without the causal mask).
     `projection_bias`: whether the projection into the joint space has a bias.
     """
 
@@ -79,6 +81,8 @@ class TextTransformer(nn.Module):
         """Creates the parameters."""
         if self.style.pooling not in POOLED:
             raise ValueError(f"text pooling {self.style.pooling!r} is unknown; known: {', '.join(POOLED)}")
+        if self.style.pooling == "mean" and self.style.causal:
+            raise ValueError("text pooling 'mean' masks padding alone: it needs model.text_style.causal=False")
         embedding, positions = nn.initializers.normal(0.02), nn.initializers.normal(0.01)
         self.token_embedding = self.param("token_embedding", embedding, (self.vocab_size, self.width))
         self.positions = self.param("positions", positions, (self.context_length, self.width))
@@ -98,6 +102,8 @@ class TextTransformer(nn.Module):
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
         """Encodes token ids to features; the last block computes the EOT token only."""
+        if self.style.pooling == "mean":
+            return self.all_tokens(tokens)[0]
         x, end = self._before_last(tokens)
         query = jnp.take_along_axis(x, end[..., None], axis=1)
         last = recomputed(lambda block, x, queries, mask: block.at_queries(x, queries, mask), self.remat)
@@ -110,11 +116,14 @@ class TextTransformer(nn.Module):
     ) -> tuple[Float[Array, "B D"], Float[Array, "B T D"], Bool[Array, "B T"]]:
         """Encodes token ids to the feature of EOT, as `__call__` does, and to the features of all tokens.
 
-        The third result is True up to EOT, inclusive; features of later tokens have no meaning.
+        The third result is True up to EOT, inclusive; features of later tokens have no meaning. With the pooling "mean"
+        the feature is that of all words, and the third result is True at them.
         """
         x, end = self._before_last(tokens)
-        x, _ = run_blocks([getattr(self, self._last)], x, remat=self.remat)
+        x, _ = run_blocks([getattr(self, self._last)], x, remat=self.remat, mask=self._mask(tokens))
         x = self.ln_final(x)
+        if self.style.pooling == "mean":
+            return mean_of(x, tokens != PADDING), x, tokens != PADDING
         return jnp.take_along_axis(x, end[..., None], axis=1)[:, 0], x, jnp.arange(x.shape[1]) <= end
 
     def _before_last(self, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B T D"], Int[Array, "B 1"]]:
@@ -124,8 +133,13 @@ class TextTransformer(nn.Module):
         last = jnp.full((tokens.shape[0], 1), tokens.shape[1] - 1)
         end = tokens.argmax(-1)[:, None] if self.style.pooling == "eot" else last
         x = (self._embed(tokens, end) + self.positions[: tokens.shape[1]]).astype(self.dtype)
-        x, _ = run_blocks(self.blocks, x, remat=self.remat, depth=self.depth - 1, gather=self.gather)
+        depth, mask = self.depth - 1, self._mask(tokens)
+        x, _ = run_blocks(self.blocks, x, remat=self.remat, depth=depth, gather=self.gather, mask=mask)
         return x, end
+
+    def _mask(self, tokens: Int[Array, "B T"]) -> Bool[Array, "B 1 1 T"] | None:
+        """Returns the mask that is True at words, for the pooling that hides padding; else None."""
+        return (tokens != PADDING)[:, None, None] if self.style.pooling == "mean" else None
 
     def _embed(self, tokens: Int[Array, "B T"], end: Int[Array, "B 1"]) -> Float[Array, "B T D"]:
         """Embeds the tokens up to the end token; later positions are zero if no query attends to them.
@@ -137,6 +151,12 @@ class TextTransformer(nn.Module):
             return self.token_embedding[tokens]
         attended = jnp.arange(tokens.shape[1]) <= end
         return self.token_embedding.at[jnp.where(attended, tokens, self.vocab_size)].get(mode="fill", fill_value=0)
+
+
+def mean_of(x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Float[Array, "B D"]:
+    """Computes the mean of the valid tokens, in float32; zeros where there is none."""
+    total = jnp.where(valid[..., None], x.astype(jnp.float32), 0.0).sum(1)
+    return total / jnp.maximum(valid.sum(1), 1)[:, None]
 
 
 def causal_mask(queries: Int[Array, "B Q"], length: int) -> Bool[Array, "B 1 Q T"]:

@@ -106,13 +106,17 @@ def batch(plan: Run) -> Finding:
 
 
 def data(plan: Run) -> Finding:
-    """Checks that this process can read the data, and that the data are the same on all processes."""
+    """Checks that this process can read the data, and that the data are the same on all processes.
+
+    It warns of captions that are too long for the context, or too short for a method with several captions.
+    """
     fingerprint, members = provenance.data_fingerprint(plan.source), members_of(plan.source)
     sets = f" ({plan.source.name})" if len(members) > 1 else ""
     ends = accumulate(len(member.source) for member in members)
     height, width = [pipeline.read(plan.source, end - 1)[1].shape[:2] for end in ends][-1]
     text = f"{plan.config.data.source}: {len(plan.source):,} examples{sets}, the last image {width} x {height} pixels"
-    return Finding(f"{text}, fingerprint {fingerprint}", int(fingerprint, 16))
+    lines = [f"{text}, fingerprint {fingerprint}", *loop.cut_captions(plan), *loop.same_captions(plan)]
+    return Finding("; WARNING: ".join(lines), int(fingerprint, 16))
 
 
 def memory(plan: Run) -> Finding:
