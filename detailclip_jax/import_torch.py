@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     pooling = "how the image feature is computed: the CLS token, the mean of the patches before or after the last norm"
     add("--pooling", choices=("cls", "mean", "norm_of_mean"), help=pooling)
     add("--normalisation", choices=tuple(NORMALISATIONS), help="mean and standard deviation of the pixels")
+    add("--tokenizer", metavar="FILE", help="tokenizer.json or *.model of a vocabulary other than CLIP's")
     preprocessing.add_flags(command, "as its config or its family does")
     return command
 

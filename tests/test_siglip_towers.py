@@ -22,6 +22,8 @@ from detailclip_jax.training import experiment
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from test_vocabularies import word_file  # noqa: E402  # needs the library tokenizers
+
 ROOT = Path(__file__).parents[1]
 WIDTH, PATCH, SIDE, CONTEXT, VOCABULARY = 24, 8, 4, 7, 40
 
@@ -141,6 +143,18 @@ def test_an_import_encodes_images_and_ids_and_refuses_texts(imported):
         Tokenizer(CONTEXT, vocab_size=VOCABULARY)(["a frog"])
 
 
+def test_an_import_with_its_tokenizer_encodes_texts(imported, tmp_path):
+    """The record has the file, so that texts are tokenized wherever the workdir is read."""
+    file = word_file(tmp_path, ["a", "frog"], padding="</s>")
+    command = [str(imported / "theirs"), f"--out={tmp_path / 'ours'}", f"--tokenizer={file}"]
+    assert import_torch.main(command) == 0
+    model = load(tmp_path / "ours")
+    assert model.config.data.tokenizer == str(file)
+    found = model.encode_text(["A frog", "frog"])
+    ids = np.array([[2, 3, 1, 1, 1, 1, 1], [3, 1, 1, 1, 1, 1, 1]], np.int32)  # </s> is 1, and fills the text
+    np.testing.assert_allclose(found, model.encode.text(model.params, ids), atol=1e-6)
+
+
 @pytest.mark.check
 def test_an_import_is_trained_further_with_siglip(tmp_path):
     """With CLIP's vocabulary, which our tokenizer has: the loss falls, and the image projection stays the identity."""
@@ -230,7 +244,7 @@ def test_an_attention_pool_has_no_class_tokens():
 
 def test_an_unknown_text_pooling_lists_the_known():
     encoder = TextTransformer(12, 1, 3, 6, 20, style=TextStyle(pooling="frist"))
-    with pytest.raises(ValueError, match="text pooling 'frist' is unknown; known: eot, last"):
+    with pytest.raises(ValueError, match="text pooling 'frist' is unknown; known: eot, last, mean"):
         encoder.init(jax.random.key(0), jnp.zeros((1, 6), jnp.int32))
 
 

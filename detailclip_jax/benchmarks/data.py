@@ -21,8 +21,8 @@ from detailclip_jax.data.caption_rules import num_captions
 from detailclip_jax.data.decoding import BadImage, Decoded, decode
 from detailclip_jax.data.mixture import order_of
 from detailclip_jax.data.sources import BadRecord, Example, Source
-from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import crops_from_config
+from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.progress import Console
 
@@ -82,7 +82,7 @@ def open_source(config: ConfigDict, size: tuple[int, int] | None = None) -> Sour
 
 def recipe_of(config: ConfigDict) -> Recipe:
     """Crops and captions of a config."""
-    tokenizer = Tokenizer(config.model.context_length, config.data.keep_eot)
+    tokenizer = tokenizer_of(config, config.data.keep_eot)
     crops = crops_from_config(config.views.crops)
     return Recipe(crops, tokenizer, config.data.caption, config.data.reducing_gap, num_captions(config.data))
 

@@ -134,6 +134,11 @@ DATA: Group = {
         None, "captions per example, with the caption rules crops and diverse; default: 8", "COSMOS: 2 + 6; FLAIR", int
     ),
     "keep_eot": Field(True, "whether a truncated caption keeps its EOT token", "ours; reference: False"),
+    "tokenizer": Field(
+        "clip",
+        "clip, or the file of another vocabulary: tokenizer.json (SigLIP), or *.model of sentencepiece (TIPS)",
+        "CLIP",
+    ),
     "text_buckets": Field(
         (32, 48), "text lengths: a batch is trimmed to the smallest that fits all its captions (exact); (): off", OURS
     ),

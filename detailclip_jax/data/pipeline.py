@@ -29,6 +29,7 @@ from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer, check_vocabulary
 from detailclip_jax.data.views import REDUCING_GAP, Crop, check_reducing_gap, crops_from_config, make_masks, make_views
+from detailclip_jax.data.vocabularies import CLIP, tokenizer_of
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.runtime.terminal import printable
 
@@ -76,11 +77,12 @@ def open_pipeline(
     """Returns the training pipeline of a run's config, starting after `start` examples over all processes."""
     if config.batch_size % process_count:
         raise ValueError(f"batch_size {config.batch_size} does not divide over {process_count} processes")
-    check_vocabulary(config.model.vocab_size)
+    if config.data.tokenizer == CLIP:
+        check_vocabulary(config.model.vocab_size)
     return Pipeline(
         source,
         crops_from_config(config.views.crops),
-        Tokenizer(config.model.context_length, config.data.keep_eot, config.model.vocab_size),
+        tokenizer_of(config, config.data.keep_eot),
         batch_size=config.batch_size // process_count,
         seed=config.seed,
         process_index=process_index,

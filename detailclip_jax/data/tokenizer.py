@@ -168,8 +168,8 @@ def check_vocabulary(vocab_size: int) -> None:
     if vocab_size != VOCAB_SIZE:
         raise ValueError(
             f"this model was trained on a vocabulary of {vocab_size} tokens, but texts are tokenized with CLIP's "
-            f"{VOCAB_SIZE}; make its ids with its own tokenizer and call Model.encode.text(params, ids), as "
-            "docs/pytorch.md shows"
+            f"{VOCAB_SIZE}; give the file of its own tokenizer (import_torch --tokenizer=FILE, or "
+            "--config.data.tokenizer=FILE), as docs/pytorch.md shows"
         )
 
 

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.stickers.sprites import sprites
-from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation import held_out, sets, stickers, tasks
 from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.kept_objects import KeptObjects
@@ -108,7 +108,7 @@ def on_set(
     kind, _, dataset = task.partition(":")
     places = Sets(data_dir, config.model.image_size, style, num_examples, num_train_examples, follow_links)
     setting = Setting(places, transform_of(config), protocol, config)
-    tokenize = Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size)
+    tokenize = tokenizer_of(config)
     return {"prepared": KINDS[kind](setting, dataset), "tokenize": tokenize, "batch_size": batch_size}
 
 

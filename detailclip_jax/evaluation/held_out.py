@@ -15,7 +15,7 @@ from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.sources import BadRecord, MissingData, Source
-from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench
 from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.evaluation.metrics import Metric
@@ -53,7 +53,7 @@ def retrieval(config: ConfigDict, num_examples: int = 1000, batch_size: int = BA
     prepared = Prepared(data, "all captions", JOINT, measure)
     return {
         "prepared": prepared,
-        "tokenize": Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size),
+        "tokenize": tokenizer_of(config),
         "batch_size": batch_size,
     }
 

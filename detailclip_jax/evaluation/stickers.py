@@ -12,7 +12,7 @@ from detailclip_jax.data.pipeline import evaluation_batches
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.stickers import ON_WHITE, WHITE_SIDES, Stickers, class_names, zero_shot_prompts
-from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation.sets import DEFAULT_STYLE
 from detailclip_jax.inference.batching import PaddedBatch
 from detailclip_jax.methods.masking import Rule
@@ -49,7 +49,7 @@ def _naming(config: ConfigDict, num_scenes: int, **options: Any) -> dict[str, An
     return {
         "batches": batches(source, config),
         "prompts": zero_shot_prompts(),
-        "tokenize": Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size),
+        "tokenize": tokenizer_of(config),
     }
 
 
@@ -60,7 +60,7 @@ def retrieval(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
     return {
         "batches": batches(examples, config),
         "captions": [example["captions"] for example in examples],
-        "tokenize": Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size),
+        "tokenize": tokenizer_of(config),
     }
 
 
@@ -104,7 +104,7 @@ def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> S
 
 def batches(source: Source, config: ConfigDict) -> list[PaddedBatch]:
     """All examples, preprocessed and kept in memory, since every set of weights uses them."""
-    tokenizer = Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size)
+    tokenizer = tokenizer_of(config)
     return list(evaluation_batches(source, transform_of(config), tokenizer, min(BATCH_SIZE, len(source))))
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation.bench import Tokenize
 from detailclip_jax.inference import model as inference
 from detailclip_jax.runtime.errors import unknown
@@ -75,7 +76,7 @@ def from_checkpoint(
         weights={name: jax.device_put(jax.device_get(params), everywhere) for name, params in chosen.items()},
         digests=digests,
         transform=model.transform,
-        tokenize=Tokenizer(config.model.context_length, vocab_size=config.model.vocab_size),
+        tokenize=tokenizer_of(config),
         step=model.step,
         method=config.method,
         config=config,

@@ -33,7 +33,8 @@ from detailclip_jax.data.decoding import BUDGET, BadImage, decode, upright_rgb
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.regular_files import read_regular
-from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
+from detailclip_jax.data.tokenizer import VOCAB_SIZE
+from detailclip_jax.data.vocabularies import CLIP, tokenizer_of
 from detailclip_jax.inference.batching import SHAPES, chunks, filled, in_turn
 from detailclip_jax.inference.dense import (
     DEFAULT_READOUT,
@@ -166,7 +167,7 @@ class Model:
         self.require("encode_text")
         if methods.build(self.config).score:
             _say_own_score(self.path, self.config.method)
-        tokenizer = Tokenizer(self.config.model.context_length)
+        tokenizer = tokenizer_of(self.config)
         tokens = tokenizer(texts)
         if tokenizer.num_truncated:
             length = tokenizer.context_length
@@ -336,10 +337,11 @@ class Model:
                 f"{call} runs {' and '.join(NEEDS[call])}, but the method of {self.path} is {self.config.method}, "
                 f"which has no {' and no '.join(missing)}{alone}; use a checkpoint of a method with {wanted}"
             )
-        if call == "encode_text" and self.config.model.vocab_size != VOCAB_SIZE:
+        clip = self.config.data.tokenizer == CLIP
+        if call == "encode_text" and clip and self.config.model.vocab_size != VOCAB_SIZE:
             raise ValueError(
                 f"{self.path} was trained on a vocabulary of {self.config.model.vocab_size} tokens; encode_text reads "
-                f"CLIP's of {VOCAB_SIZE}"
+                f"CLIP's of {VOCAB_SIZE}; import it with --tokenizer=FILE, the file of its own tokenizer"
             )
 
     def _views(self, images: Any, call: str) -> Iterator[UInt8[np.ndarray, "S S 3"]]:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
 from detailclip_jax.data import preprocessing
+from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.interop import files, hub, own, tables, tips
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
@@ -29,6 +30,7 @@ from detailclip_jax.types import Params
 OPTIONS = (
     *("num_heads", "text_heads", "decoder_heads", "activation", "text_activation", "pooling", "norm_eps"),
     *("normalisation", "mean", "std", "resize_filter", "resize", "crop_ratio", "image_size", "interpolation"),
+    "tokenizer",
 )
 OWN = "safetensors"
 NAMES = (*dict.fromkeys(layout.name for layout in LAYOUTS), OWN)
@@ -56,6 +58,7 @@ def load(
         resize_filter, resize, crop_ratio    evaluation preprocessing, see config.preprocess; default: the config file
                                        with the weights, else the usual evaluation of the model family
         image_size                     interpolates the positions to another image size
+        tokenizer                      file of the model's own vocabulary, see the field data.tokenizer
         interpolation                  its method: "bicubic" (default) | "ibot" | "timm" | "tips", see
 
     For the layouts of DetailCLIP and A-CLIP, the config has the settings of their published code (`reference_preset`).
@@ -231,6 +234,9 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
         config.views.crops[crop] = crop_config(**fields)
     config.views.teacher = "enclosing" if "enclosing" in layout.crops else "same"
     config = layout.published(config)
+    if "tokenizer" in options:
+        config.data.tokenizer = str(Path(options["tokenizer"]).absolute())
+        tokenizer_of(config)  # raises for a file that does not fit
     for crop in config.views.crops.values():
         crop.size = spec.image_size
     fit_granularity(config)

@@ -48,7 +48,7 @@ class Attention(nn.Module):
         self,
         query: Float[Array, "B Q D"],
         pairs: Float[Array, "B N D2"],
-        mask: Bool[Array, "#B 1 Q N"] | None = None,
+        mask: Bool[Array, "#B 1 #Q N"] | None = None,
         causal: bool = False,
         cls_row: bool = False,
     ) -> tuple[Float[Array, "B Q D"], Float[Array, "B N"] | None]:

@@ -35,11 +35,11 @@ OF_HEADS = {"prototype_head": ("prototypes",), "decoder": ("decoder_depth", "dec
 def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     """Returns the config with the fields that `config.init` determines.
 
-    These are the sizes and kinds of the loaded networks, the preprocessing, and the learning-rate factors of the loaded
-    networks.  Of the preprocessing, the fields that the user has set keep their values; `given` has their dotted names,
-    e.g. "preprocess.filter".  There are at least as many class tokens as in the checkpoint, unless the user has set
-    "model.class_tokens".  Without `init` the config is returned unchanged.  Raises FileNotFoundError if there is no run
-    at `init`, and ValueError if the config requires an `init` and has none.
+    These are the sizes and kinds of the loaded networks, the preprocessing, the tokenizer, and the learning-rate
+    factors of the loaded networks.  Of the preprocessing, the fields that the user has set keep their values; `given`
+    has their dotted names, e.g. "preprocess.filter".  There are at least as many class tokens as in the checkpoint,
+    unless the user has set "model.class_tokens".  Without `init` the config is returned unchanged.  Raises
+    FileNotFoundError if there is no run at `init`, and ValueError if the config requires an `init` and has none.
     """
     if not config.init:
         _check_not_required(config)
@@ -51,6 +51,8 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
     for name in [*fields, *(field for network, names in OF_HEADS.items() if network in brought for field in names)]:
         adopted.model[name] = source.model[name]
+    if "text" in brought and "data.tokenizer" not in set_by_user:
+        adopted.data.tokenizer = source.data.tokenizer
     if "model.class_tokens" not in set_by_user:
         adopted.model.class_tokens = max(config.model.class_tokens, source.model.class_tokens)
     adopted.preprocess = ConfigDict(source.preprocess.to_dict())

@@ -14,7 +14,7 @@ from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.data import long_captions, pipeline
 from detailclip_jax.data.caption_rules import num_captions, with_own_number
 from detailclip_jax.data.mixture import members_of, single_sentences, summary
-from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation import held_out, report
 from detailclip_jax.run import init_from
 from detailclip_jax.run.session import Run, Session, Task, TrainStep, compiled_step, count_data
@@ -195,7 +195,7 @@ def cut_captions(run: Run) -> list[str]:
     """Returns a warning if many captions of the data are longer than the context, else an empty list."""
     if not run.experiment.method.has_text or is_endless(components(run.config.data)):
         return []
-    tokenizer = Tokenizer(run.config.model.context_length, run.config.data.keep_eot)
+    tokenizer = tokenizer_of(run.config, run.config.data.keep_eot)
     line = long_captions.warning(run.source, run.config.data.caption, tokenizer, num_captions(run.config.data))
     return [line] if line else []
 
