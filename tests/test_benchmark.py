@@ -1,6 +1,7 @@
 """The benchmark: counts on paper against the equation and the compiler, timing with a fake clock, messages, JSON."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from detailclip_jax import benchmark as command
+from detailclip_jax import methods
 from detailclip_jax.benchmarks import (
     counting,
     gpu_day,
@@ -132,6 +134,21 @@ def test_paper_and_compiler_agree_within_three_per_cent_on_every_row(method):
     made = variants.build(None, {"method": method, "size": "S/16", "batch": 8})
     parts = theory.components(made.config, 8, 77)
     assert counting.count_flops(made) == pytest.approx(sum(part.flops for part in parts.values()), rel=0.03)
+
+
+@pytest.mark.parametrize("method", variants.METHODS)
+def test_every_head_and_loss_of_every_method_is_counted(method):
+    made = variants.build(None, {"method": method, "size": "S/16", "batch": 8})
+    parts = theory.components(made.config, 8, 77)
+    assert (parts["heads, teacher"].products if method == "cosmos" else parts["student"].products) > 0
+
+
+def test_a_head_and_a_loss_without_a_count_are_named():
+    """Work that is not counted would make a method look cheap."""
+    record = methods.build(variants.build(None, {"method": "clip", "size": "S/16", "batch": 8}).config)
+    head, loss = record.heads[0]._replace(makes=("boxes",)), record.losses[0]._replace(name="region")
+    with pytest.raises(ValueError, match=r"work of method clip cannot be counted.*head of 'boxes', the loss 'region'"):
+        theory.check(dataclasses.replace(record, heads=(*record.heads, head), losses=(*record.losses, loss)))
 
 
 def test_the_straight_step_has_neither_loops_nor_recomputation():

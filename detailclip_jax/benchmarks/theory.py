@@ -6,7 +6,7 @@ text block computes only EOT; of the teacher's attention maps, only the CLS row 
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -99,8 +99,12 @@ class Case(NamedTuple):
 
 
 def components(config: ConfigDict, batch: int, words: int) -> dict[str, Work]:
-    """The work per pair of each component of a step except the optimizer, by name."""
+    """The work per pair of each component of a step except the optimizer, by name.
+
+    Raises ValueError for a method with a head or a loss that is not counted.
+    """
     case = Case(config, methods.build(config), sizes.size_of(config.model), batch, words)
+    check(case.method)
     parts = {
         "teacher": total((*(_teacher(case, view) for view in case.method.targets.values()), _teacher_text(case))),
         "student": total(_student(case, p) for p in case.method.passes.values()),
@@ -185,7 +189,7 @@ def _teacher_heads(case: Case) -> Work:
     """The work of the teacher's heads.
 
     The prototype head computes CLS tokens, all patches up to the bottleneck (for the center), and the logits of hidden
-    patches. BYOL's head computes its target.
+    patches. BYOL's head computes its target, COSMOS's head the embeddings of the views.
     """
     work, size = Work(), case.size
     if not case.method.targets:
@@ -198,35 +202,57 @@ def _teacher_heads(case: Case) -> Work:
         work += prototypes(case, grid.views * case.compared, False)
     if case.has("target_byol"):
         work += _mlp_head(grid.views, (size.width, size.ssl_width, size.ssl_output), False)
+    if case.has("teacher_image"):
+        work += product(grid.views, size.width, size.joint_width, 0, bias=False)
     return work
 
 
 def _student_heads(case: Case) -> Work:
     """The work of everything trained on top of the encoders, including the text projection."""
+    return total(count(case) for name, count in STUDENT_HEADS.items() if case.has(name))
+
+
+def _projections(case: Case) -> Work:
+    """The work of both projections into the joint space."""
+    size, joint = case.size, case.cls_views("image_embedding") * case.class_tokens
+    images = product(joint, size.width, size.joint_width, bias=False)
+    return images + product(case.captions, size.text_width, size.joint_width, bias=False)
+
+
+def _cls_prototypes(case: Case) -> Work:
+    views = case.cls_views("student_cls")
+    return prototype_mlp(case, views, True) + prototypes(case, views, True)
+
+
+def _patch_prototypes(case: Case) -> Work:
+    patches = case.grid("large").views * case.compared
+    return prototype_mlp(case, patches, True) + prototypes(case, patches, True)
+
+
+def _pixels(case: Case) -> Work:
+    size, width = case.size, case.config.model.decoder_width or case.size.width
+    return product(case.grid("large").views * case.hidden, width, 3 * size.patch_size**2)
+
+
+def _simclr(case: Case) -> Work:
+    size = case.size
+    return _mlp_head(case.grid("large").views, (size.width, size.ssl_width, size.ssl_width, size.ssl_output), True)
+
+
+def _byol(case: Case) -> Work:
+    """The work of BYOL's projector and predictor."""
     size, views = case.size, case.grid("large").views
-    hidden = views * case.hidden if case.has("predicted_pixels") else 0
-    joint = case.cls_views("image_embedding") * case.class_tokens if case.has("image_embedding") else 0
-    cls = case.cls_views("student_cls") if case.has("student_cls") else 0
-    compared = views * case.compared if case.has("student_patches") else 0
-    head = prototype_mlp(case, cls, True) + prototypes(case, cls, True)
-    patches = prototype_mlp(case, compared, True) + prototypes(case, compared, True)
-    projections = product(joint, size.width, size.joint_width, bias=False)
-    projections += product(case.captions, size.text_width, size.joint_width, bias=False)
-    width = case.config.model.decoder_width or size.width
-    byol = _mlp_head(views, (size.width, size.ssl_width, size.ssl_output), True)
-    byol += _mlp_head(views, (size.ssl_output, size.ssl_width, size.ssl_output), True)
-    works = {
-        "image_embedding": projections,
-        "student_cls": head,
-        "student_patches": patches,
-        "predicted_pixels": product(hidden, width, 3 * size.patch_size**2),
-        "ssl": _mlp_head(views, (size.width, size.ssl_width, size.ssl_width, size.ssl_output), True),
-        "predicted_byol": byol,
-        "class_logits": product(views, size.width, case.config.model.num_classes or 0),
-        "image_cross": _cross_features(case),
-        "pool_pairs": _patch_pairs(case) * views + _pool_queries(case, case.captions),
-    }
-    return total(work for name, work in works.items() if case.has(name))
+    inputs = size.width, size.ssl_output
+    return total(_mlp_head(views, (width, size.ssl_width, size.ssl_output), True) for width in inputs)
+
+
+def _classes(case: Case) -> Work:
+    return product(case.grid("large").views, case.size.width, case.config.model.num_classes or 0)
+
+
+def _caption_pool(case: Case) -> Work:
+    """The work of FLAIR's keys and values, and of its queries."""
+    return _patch_pairs(case) * case.grid("large").views + _pool_queries(case, case.captions)
 
 
 def _cross_features(case: Case) -> Work:
@@ -288,6 +314,35 @@ def _teacher_text(case: Case) -> Work:
         return Work()
     captions, size = min(case.captions, NUM_GLOBAL), case.size
     return _text(case, captions, False) + product(captions, size.text_width, size.joint_width, 0, bias=False)
+
+
+STUDENT_HEADS: Mapping[str, Callable[[Case], Work]] = {  # by an output of the head
+    "image_embedding": _projections,
+    "student_cls": _cls_prototypes,
+    "student_patches": _patch_prototypes,
+    "predicted_pixels": _pixels,
+    "ssl": _simclr,
+    "predicted_byol": _byol,
+    "class_logits": _classes,
+    "image_cross": _cross_features,
+    "pool_pairs": _caption_pool,
+}
+OTHER_HEADS = ("teacher_image", "pool_queries")  # counted with the teacher's heads, and with "pool_pairs"
+TERMS = ("clip", "sigmoid", "cross", "flair", "simclr", "cls", "patch")
+FREE_TERMS = ("byol", "labels", "reconstruction")  # of little work
+
+
+def check(method: Method) -> None:
+    """Raises ValueError for a head or a loss term of the method that is not counted here."""
+    counted = {*STUDENT_HEADS, *OTHER_HEADS}
+    heads = [head.makes[0] for head in method.heads if not {*head.makes} & counted]
+    terms = [name for name in method.terms if name not in (*TERMS, *FREE_TERMS)]
+    if heads or terms:
+        raise ValueError(
+            f"the work of method {method.name} cannot be counted: benchmarks/theory.py has no count for "
+            f"{', '.join([*(f'the head of {name!r}' for name in heads), *(f'the loss {name!r}' for name in terms)])}; "
+            "add it there"
+        )
 
 
 def _losses(case: Case) -> Work:
