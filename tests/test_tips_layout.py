@@ -228,10 +228,15 @@ def test_what_cannot_be_read_is_named(published, folder, tmp_path):
         vision | {"blocks.1.ls2.gamma": torch.ones(5)}, r"blocks\.1\.mlp\.fc2\.weight has shape .*layer scale \(5,\)"
     )
     refused(vision | {"register_tokens": torch.ones(1, 4, WIDTH)}, r"register_tokens: expected \(1, 1, 48\)")
+    text = {key: value[:, :32] if value.ndim > 1 else value for key, value in published["text"].state_dict().items()}
+    with pytest.raises(ValueError, match="joint width equal to the image encoder's 48, not 32"):
+        interop.load({"vision": vision, "text": text}, num_heads=HEADS, text_heads=HEADS)
     for number in range(2):
         (tmp_path / f"{number}_vision.npz").write_bytes((folder / "tips_oss_b14_vision.npz").read_bytes())
     with pytest.raises(ValueError, match="has 2 of NAME_vision and 0 of NAME_text"):
         tips.pair_in(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")  # the weights of another library's folder come first
+    assert tips.pair_in(tmp_path) is None
     _, variables, config = interop.load(vision, num_heads=HEADS)
     with pytest.raises(ValueError, match="layout 'tips' is only read; --to=safetensors"):
         interop.to_state_dict(variables, config, "tips")

@@ -241,7 +241,7 @@ COSMOS = OPENAI._replace(
     positions="student.visual.positional_embedding",
     blocks="student.visual.transformer.resblocks",
 )
-PAIR = Tower(*(f"{tips.VISION}.{key}" for key in VIT[:3]))
+PAIR = Tower(f"{tips.VISION}.{VIT.kernel}", f"{tips.VISION}.{VIT.positions}", f"{tips.VISION}.{VIT.blocks}")
 TRUNK = Tower("visual.trunk.patch_embed.proj.weight", "visual.trunk.pos_embed", "visual.trunk.blocks")
 HF_VIT = Tower(
     "vision_model.embeddings.patch_embeddings.projection.weight",

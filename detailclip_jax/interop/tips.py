@@ -26,7 +26,6 @@ MAX_TIMESCALE = 10_000
 TEMPERATURE = 0.07  # at which our training starts; for text weights without one
 GAMMA = re.compile(r"(.*)\.ls([12])\.gamma")
 SCALED = {"1": "attn.proj", "2": "mlp.fc2"}  # the layer whose output a layer scale multiplies
-PROJECTED = ("image", "text")
 SWIGLU = "blocks.0.mlp.w12.weight"
 
 
@@ -38,7 +37,11 @@ def vision_table(spec: Spec) -> Table:
 def pair_table(spec: Spec) -> Table:
     """Both encoders; their features are the embeddings, so both projections are the identity."""
     text = [*reference.text_blocks(spec.size.text_depth), *reference.text_ends(), *reference.logit_scale()]
-    projections = {f"{name}_projection/proj/kernel": np.eye(spec.size.width, dtype=np.float32) for name in PROJECTED}
+    widths = {"image": spec.size.width, "text": spec.size.text_width}  # the same; `image_is_embedding` checks it
+    projections = {
+        f"{name}_projection/proj/kernel": np.eye(width, spec.size.joint_width, dtype=np.float32)
+        for name, width in widths.items()
+    }
     return Table([*vision(spec, f"{VISION}."), *within(TEXT, text)], fixed=projections)
 
 
@@ -100,12 +103,12 @@ def positions(length: int, width: int) -> Float32[np.ndarray, "T D"]:
 
 
 def pair_in(folder: Path) -> Mapping[str, Any] | None:
-    """The weights of a folder with one file NAME_vision and one NAME_text; None if it has neither.
+    """The weights of a folder with one file NAME_vision and one NAME_text; None if it has neither, or other weights.
 
     Raises ValueError if there are several of a kind, or only one of the two.
     """
     found = {part: _files_of(folder, part) for part in PARTS}
-    if not any(found.values()):
+    if not any(found.values()) or any((folder / name).is_file() for name in files.WEIGHT_FILES):
         return None
     if any(len(paths) != 1 for paths in found.values()):
         counts = " and ".join(f"{len(paths)} of NAME_{part}" for part, paths in found.items())
