@@ -3,8 +3,9 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/REPOSITORY/blob/main/colabs/05_your_data.ipynb)
 #
-# From a folder of images with captions to a better model of it: prepare records, continue from a CLIP, compare before
-# and after. The folder here is made of drawings, so that nothing has to be downloaded; replace `FOLDER` by your own.
+# From images with captions, in a folder or in tars of webdataset, to a better model of them: prepare records, continue
+# from a CLIP, compare before and after. The images here are drawings, so that nothing has to be downloaded; replace
+# them by your own.
 
 # %%
 # In Colab this installs the library. Elsewhere: pip install -e '.[demo]' in a clone.
@@ -35,12 +36,15 @@ RUNS = Path(os.environ.get("RUNS", "../runs"))
 CLIP = RUNS / "quickstart_clip"
 
 # %% [markdown]
-# ## A folder of images and a table of captions
+# ## A folder of images with a table of captions, and a webdataset
 #
-# 400 drawings of twelve nouns on white, as JPEG files, and `captions.csv` with the columns `image` and `caption`.
+# 400 drawings of twelve nouns on white, as JPEG files. 300 of them are a folder, with `captions.csv`, whose columns are
+# `image` and `caption`. 100 are a webdataset: a tar in which `0000.jpg` and `0000.txt` are an image and its caption.
 
 # %%
 import csv
+import io
+import tarfile
 
 import numpy as np
 from PIL import Image
@@ -57,28 +61,41 @@ def drawings(split, count):
     return [one for one in (source[i] for i in range(20 * count)) if one["label"] < len(NAMES)][:count]
 
 
+def jpeg(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
 shutil.rmtree(FOLDER, ignore_errors=True)
 (FOLDER / "images").mkdir(parents=True)
 mine = drawings("train", 400)
 with open(FOLDER / "captions.csv", "w", newline="") as file:
     table = csv.writer(file)
     table.writerow(["image", "caption"])
-    for number, example in enumerate(mine):
-        Image.fromarray(example["image"]).save(FOLDER / f"images/{number:04}.jpg", quality=95)
+    for number, example in enumerate(mine[:300]):
+        (FOLDER / f"images/{number:04}.jpg").write_bytes(jpeg(example["image"]))
         table.writerow([f"images/{number:04}.jpg", example["captions"][0]])
+with tarfile.open(FOLDER / "shard-00000.tar", "w") as tar:
+    for number, example in enumerate(mine[300:]):
+        for ending, content in (("jpg", jpeg(example["image"])), ("txt", example["captions"][0].encode())):
+            member = tarfile.TarInfo(f"{number:04}.{ending}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
 print(f'{len(mine)} images, the first one is "{mine[0]["captions"][0]}"')
 
 # %% [markdown]
 # ## Prepare
 #
-# Training reads ArrayRecord shards. `detailclip prepare` writes them from folders, tables, webdataset, COCO and
-# others, and checks every image. `docs/data.md` has the formats.
+# Training reads ArrayRecord shards. `detailclip prepare` writes them from tables, webdataset, COCO and others, and
+# checks every image. `docs/data.md` has the formats. In a terminal: `detailclip prepare webdataset DIR --out RECORDS`.
 
 # %%
 from detailclip_jax import prepare
 
-RECORDS = FOLDER / "records"
-assert prepare.main(["csv", str(FOLDER / "captions.csv"), "--out", str(RECORDS), "--workers", "1"]) == 0
+SOURCES = {"csv": FOLDER / "captions.csv", "webdataset": FOLDER / "shard-00000.tar"}
+for kind, source in SOURCES.items():
+    assert prepare.main([kind, str(source), "--out", str(FOLDER / f"records-{kind}"), "--workers", "1"]) == 0
 
 # %% [markdown]
 # ## A CLIP to continue from
@@ -95,12 +112,14 @@ assert loop.train(loop.prepare(config, CLIP)) == 0
 # %% [markdown]
 # ## Continue as DetailCLIP
 #
-# `config.init` names the CLIP. Networks that it lacks (decoder, heads) are new, and the teacher starts as a copy of
-# the student. Tensors that come from the CLIP learn at a third of the rate.
+# `config.data.path` names both sets and their weights: three examples in four are from the folder. `config.init` names
+# the CLIP. Networks that it lacks (decoder, heads) are new, and the teacher starts as a copy of the student. Tensors
+# that come from the CLIP learn at a third of the rate.
 
 # %%
 config = run_config.load("stickers")
-config.data.source, config.data.path, config.init = "records", str(RECORDS), str(CLIP)
+config.data.source, config.init = "records", str(CLIP)
+config.data.path = f"{FOLDER / 'records-csv'}@3,{FOLDER / 'records-webdataset'}@1"
 config.batch_size, config.optimizer.loaded_rate, config.masking.ratio = 64, 0.3, 0.25
 config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 4, 1), False
 workdir = FOLDER / "run"
