@@ -1,6 +1,7 @@
 """Tokenizers of other vocabularies than CLIP's, against the libraries that wrote their files."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -47,6 +48,8 @@ def test_ids_are_those_of_the_library_in_lower_case(tmp_path, before):
     ours = tokenizer_of(config_with(file))
     np.testing.assert_array_equal(ours(texts), expected)
     assert ours.num_truncated == 1
+    again = pickle.loads(pickle.dumps(ours))  # to the processes that decode images
+    np.testing.assert_array_equal(again(texts), expected)
     assert ours.decode(expected[0]) == "a frog" and len(ours.encode(texts[2])) == 9 + bool(before)
 
 

@@ -45,12 +45,17 @@ class FileTokenizer(Tokenizer):
 
     def __init__(self, file: str, context_length: int, vocab_size: int):
         super().__init__(context_length, vocab_size=vocab_size)
-        self._pieces = pieces_of(file)
+        self.file = file
         if self._pieces.size > vocab_size:
             raise ValueError(
                 f"data.tokenizer {file} has {self._pieces.size} tokens, but the model {vocab_size}; give the "
                 "file of the model's own tokenizer"
             )
+
+    @property
+    def _pieces(self) -> Pieces:
+        """What the file says; each process of the data reads it once."""
+        return pieces_of(self.file)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of the first MAX_CHARACTERS of a text in lower case, neither cut nor padded."""
