@@ -431,7 +431,7 @@ def test_a_run_writes_24_scores_results_and_a_figure(finished):
     assert all(set(one) == {"image_id", "category_id", "bbox", "score", "segmentation"} for one in results)
     assert (finished / "figures/detection.png").stat().st_size > 1000
     report = (finished / "report.md").read_text()
-    assert "| AP |" in report and f"in the true boxes: AP {found['ceiling_AP']:.2f}" in report
+    assert "| AP |" in report and f"with the true classes: AP {found['ceiling_AP']:.2f}" in report
     assert [line["step"] for line in read_lines(finished / "evaluations.jsonl")] == [4, 6]
     lines = read_lines(finished / "metrics.jsonl")
     terms = {"rpn_class", "rpn_box", "class_1", "box_3", "mask_2", "crowded_images", "learning_rate"}

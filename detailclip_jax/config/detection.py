@@ -62,7 +62,11 @@ INFERENCE: Group = {
     "long": Field(1333, "most pixels of its longer side", IBOT),
     "buckets": Field(SHAPES[2:], "(height, width) of the batches", OURS),
     "batch_size": Field(8, "images that are computed at a time, over all devices of a process", OURS),
-    "ceiling": Field(False, "also score the masks drawn in the true boxes: what better boxes alone could reach", OURS),
+    "ceiling": Field(
+        False,
+        "also score the masks drawn in the true boxes with the true classes: the most that the mask heads allow",
+        OURS,
+    ),
 }
 OPTIMIZER: Group = {
     **{name: field for name, field in transfer.OPTIMIZER.items() if name != "power"},

@@ -106,10 +106,11 @@ class Experiment(fine_tuning.Experiment):
         return scores, per_class, results
 
     def ceiling(self, state: TrainState, before_each: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Scores the masks that the mask heads draw in the true boxes: what better boxes alone could reach.
+        """Scores the masks that the mask heads draw in the true boxes with the true classes: the most that they allow.
 
-        Returns the twelve numbers of masks in percent ("ceiling_AP", ...). An image's objects beyond
-        `data.max_instances` are left out. Otherwise as `evaluate`.
+        Returns the twelve numbers of masks in percent ("ceiling_AP", ...). The class chooses the mask's channel, all
+        scores are 1, and there are neither false positives nor misses, except for an image's objects beyond
+        `data.max_instances`, which are left out. Otherwise as `evaluate`.
         """
         limit = self.config.data.max_instances
         compute, test = self._on_this_process(state, self._draw)

@@ -148,7 +148,7 @@ class DetectionModel(nn.Module):
     ) -> Detections:
         """Draws masks in given boxes, xyxy in pixels of the images, label -1 where there is none; scores are 1 and 0.
 
-        With the true boxes the AP of these masks is the ceiling that better boxes alone can reach.
+        With the true boxes and classes the AP of these masks is the most that the mask heads allow.
         """
         features, levels = self.features(images, size)
         pooled = features._replace(maps=features.maps[:4])

@@ -77,7 +77,8 @@ def compile_step(run: Run, clock: Clock, state: TrainState) -> TrainStep:
 def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
     """Evaluates the detector; writes the AP of every class and the detections.  Raises as `dense.evaluated`.
 
-    With `inference.ceiling` the scores contain those of masks in the true boxes, "ceiling_AP" and so on.
+    With `inference.ceiling` the scores contain those of masks in the true boxes with the true classes,
+    "ceiling_AP" and so on.
     """
     scores, per_class, results = dense.evaluated(run, interrupt, state, step)
     if run.config.inference.ceiling:

@@ -25,7 +25,7 @@ def report(config: ConfigDict, step: int, scores: Mapping[str, float], protocol:
     yield from (f"| {name} | {_number(scores[f'bbox_{name}'])} | {_number(scores[f'segm_{name}'])} |" for name in names)
     if "ceiling_AP" in scores:
         reached = _number(scores["ceiling_AP"])
-        yield f"\nMasks drawn in the true boxes: AP {reached}, the most that better boxes could reach."
+        yield f"\nMasks drawn in the true boxes with the true classes: AP {reached}, the most the mask heads allow."
     if config.data.source == "coco":
         yield from with_paper(config, scores, protocol)
 
