@@ -24,6 +24,7 @@ from detailclip_jax.interop.convert import OPTIONS
 from detailclip_jax.interop.layouts import NORMALISATIONS
 from detailclip_jax.interop.measure import HEADS
 from detailclip_jax.interop.tables import flatten
+from detailclip_jax.models.layers import ACTIVATIONS
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
@@ -32,15 +33,14 @@ from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.files import nothing_left
 from detailclip_jax.types import Params
 
-ACTIVATIONS = ("gelu", "quick_gelu", "gelu_tanh")
-
 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("import_torch", __doc__)
     add, layout = command.add_argument, flags.one_of("layout", interop.NAMES)
     activation = flags.one_of("activation", ACTIVATIONS)
-    add("file", metavar="FILE", help="a PyTorch, TorchScript, safetensors or npz file, or the folder of one")
+    files = "a PyTorch, TorchScript, safetensors or npz file, the folder of one, or the folder of TIPS's two files"
+    add("file", metavar="FILE", help=files)
     add("--from", dest="layout", type=layout, metavar="FORMAT", help=", ".join(interop.NAMES))
     add("--out", required=True, metavar="DIR", help="the workdir to write, with one checkpoint of step 0")
     flags.add_image_size(command, tuple(RECIPES))

@@ -16,6 +16,7 @@ import pytest
 from detailclip_jax import import_torch, interop
 from detailclip_jax.interop import files, torchscript, verify
 from detailclip_jax.methods.encode import encoders
+from detailclip_jax.models.layers import ACTIVATIONS
 from detailclip_jax.runtime import errors
 from detailclip_jax.training import checkpoint
 
@@ -608,3 +609,8 @@ def test_notes_of_a_safetensors_file_are_texts_by_name(tmp_path, notes):
 def test_a_header_of_a_safetensors_file_has_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_HEADER", 50)
     refused(header(tmp_path, b"{" + b" " * 50), "its header has 51 bytes; the limit is 50")
+
+
+def test_every_activation_of_the_models_can_be_given():
+    for name in ACTIVATIONS:
+        assert import_torch.parser().parse_args(["w.pt", "--out=ours", f"--activation={name}"]).activation == name

@@ -261,7 +261,7 @@ MODEL: Group = {
 }
 IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other values
     "norm_eps": Field(1e-6, "epsilon of the LayerNorms of the image encoder", CODE),
-    "activation": Field("gelu", "activation of the image encoder: gelu, quick_gelu or gelu_tanh", CODE),
+    "activation": Field("gelu", "activation of the image encoder: gelu, quick_gelu, gelu_tanh or relu", CODE),
     "pre_norm": Field(False, "LayerNorm before the first block (OpenAI's CLIP)", CODE),
     "patch_bias": Field(True, "whether the patch embedding has a bias", CODE),
     "pooling": Field("cls", "how the image's feature is computed: cls, mean, norm_of_mean or attention (SigLIP)", CODE),

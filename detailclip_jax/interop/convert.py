@@ -52,7 +52,8 @@ def load(
 
         num_heads, text_heads          default: the usual number for the width
         decoder_heads                  of DetailCLIP's decoder; default: 16, or 4 for narrow ones
-        activation, text_activation    "gelu" | "quick_gelu" | "gelu_tanh"; required for open_clip without its config
+        activation, text_activation    "gelu" | "quick_gelu" | "gelu_tanh" | "relu"; required for open_clip without its
+                                       config
         pooling, norm_eps              see models.vit.Style
         normalisation                  "imagenet" | "clip" | "half" | "none": mean and standard deviation of the pixels
         resize_filter, resize, crop_ratio    evaluation preprocessing, see config.preprocess; default: the config file
@@ -60,6 +61,7 @@ def load(
         image_size                     interpolates the positions to another image size
         tokenizer                      file of the model's own vocabulary, see the field data.tokenizer
         interpolation                  its method: "bicubic" (default) | "ibot" | "timm" | "tips", see
+                                       models.positions.RECIPES
 
     For the layouts of DetailCLIP and A-CLIP, the config has the settings of their published code (`reference_preset`).
     A `mask_ratio` among the flags in such a file is the share of patches that is kept; masking.ratio, the share that is
