@@ -220,8 +220,9 @@ def images_of(arguments: argparse.Namespace, console: Console) -> "drawing.Shown
     """Opens the images of the paths in --images; says which linked folders are left out."""
     from detailclip_jax.run import visualize as drawing
 
-    given = arguments
-    return drawing.files(given.images, given.num_images, given.first, given.texts, given.follow_links, console.say)
+    return drawing.files(
+        arguments.images, arguments.num_images, arguments.first, arguments.texts, arguments.follow_links, console.say
+    )
 
 
 def save(figures: "drawing.Figures", arguments: argparse.Namespace, console: Console) -> None:

@@ -76,9 +76,9 @@ def blockwise_cross_entropies(
 
 def _forward(rows: Array, columns: Array, scale: Any, own: Array, contrasts: tuple[Contrast, ...], block: int) -> Any:
     def meet(carry: Any, numbered: Any) -> Any:
-        met_block = _block(numbered, own, len(columns))
-        kinds = [_logits(rows, scale, met_block, contrast) for contrast in contrasts]
-        return [_advance(met, met_block, logits, len(columns)) for met, logits in zip(carry, kinds)], None
+        column_block = _block(numbered, own, len(columns))
+        kinds = [_logits(rows, scale, column_block, contrast) for contrast in contrasts]
+        return [_advance(met, column_block, logits, len(columns)) for met, logits in zip(carry, kinds)], None
 
     zeros = jnp.zeros(len(rows))
     start = _Met(jnp.full_like(zeros, -jnp.inf), zeros, zeros, jnp.zeros(len(rows), jnp.int32))
@@ -91,11 +91,12 @@ def _backward(contrasts: tuple[Contrast, ...], block: int, saved: Any, cotangent
     rows, columns, scale, own, sums = saved
 
     def meet(to_rows: list[Array], numbered: Any) -> Any:
-        met_block, to_block = _block(numbered, own, len(columns)), list(jnp.zeros_like(jnp.moveaxis(numbered[0], 1, 0)))
+        column_block = _block(numbered, own, len(columns))
+        to_block = list(jnp.zeros_like(jnp.moveaxis(numbered[0], 1, 0)))
         for (row, kinds), one_sum, weight in zip(contrasts, sums, scale * cotangents[0]):
-            for kind, share in zip(kinds, _shares(rows, scale, met_block, (row, kinds), one_sum)):
+            for kind, share in zip(kinds, _shares(rows, scale, column_block, (row, kinds), one_sum)):
                 share = weight[:, None] * share
-                to_rows[row] += _product("bc,ce->be", share, met_block.columns[:, kind])
+                to_rows[row] += _product("bc,ce->be", share, column_block.columns[:, kind])
                 to_block[kind] += _product("bc,be->ce", share, rows[:, row])
         return to_rows, jnp.stack(to_block, 1)
 

@@ -167,7 +167,7 @@ def _percent(value: float) -> float | None:
 
 
 def _ratio(count: Any, total: Any) -> Any:
-    """part / whole; nan where whole is 0."""
+    """count / total; nan where total is 0."""
     return np.divide(count, total, out=np.full(np.shape(total), np.nan), where=np.asarray(total) > 0)
 
 

@@ -75,9 +75,9 @@ def divide(method: Method, chunks: int) -> tuple[Method, Method]:
 
     Heads marked `per_image` run with the chunks, also for the terms of the whole batch.
     """
-    after_all = [chunks > 1 and method.needs_whole_batch(loss) for loss in method.losses]
+    need_whole_batch = [chunks > 1 and method.needs_whole_batch(loss) for loss in method.losses]
     by_image, by_batch = (
-        tuple(loss for loss, needs in zip(method.losses, after_all) if needs is kind) for kind in (False, True)
+        tuple(loss for loss, needs in zip(method.losses, need_whole_batch) if needs is kind) for kind in (False, True)
     )
     late = method.heads_of(by_batch)
     early = [head for head in method.heads if head in method.heads_of(by_image) or (head in late and head.per_image)]
