@@ -1,5 +1,6 @@
 """The whole detector: losses and detections against PyTorch, padding, devices, empty images, other platforms."""
 
+import dataclasses
 import functools
 
 import detection_oracle as oracle
@@ -127,6 +128,29 @@ def test_losses_and_their_gradients_are_finite_and_reach_every_network():
     norm = {"['image']['norm']['bias']", "['image']['norm']['scale']"}  # the taps are not normalised
     assert {name for name in unused if not name.startswith(coarsest)} == norm
     jax.tree.map(lambda a, b: np.abs(a - b).max() > 0 or pytest.fail("statistics"), stats, variables()["batch_stats"])
+
+
+@pytest.mark.check
+def test_stages_one_by_one_have_the_losses_and_gradients_of_the_loop():
+    """CPUs run the stages one by one, accelerators in a loop; two images, with every candidate in the samples."""
+    given, values = batch(2), variables()
+
+    def run(unroll):
+        options = dataclasses.replace(EVERYTHING, unroll=unroll)
+        made = model.build(encoder(), options, K)
+
+        def total(params):
+            given_variables = {"params": params, "batch_stats": values["batch_stats"]}
+            losses, _ = made.apply(given_variables, given, train=True, keys=keys(2), mutable=["batch_stats"])
+            return losses.total, losses
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True))(values["params"])
+
+    ((_, looped_losses), looped_gradient), ((_, losses), gradient) = run(False), run(True)
+    for name, a, b in zip(losses._fields, looped_losses, losses):
+        np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
+    norm = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * norm), looped_gradient, gradient)
 
 
 @pytest.mark.check
