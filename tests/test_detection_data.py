@@ -324,7 +324,7 @@ def test_the_published_layout_of_coco(tmp_path):
     assert len(coco.open_coco(str(tmp_path), "val").source) == 2
     with pytest.raises(ValueError, match="unknown split 'test'"):
         coco.open_coco(str(tmp_path), "test")
-    with pytest.raises(MissingData, match=r"data\.path '' of coco is no folder"):
+    with pytest.raises(MissingData, match=r"data\.path '' is not a folder \(data\.source=coco\)"):
         coco.open_coco("", "val")
     with pytest.raises(MissingData, match="is missing: it holds"):
         coco.open_format(tmp_path / "no.json", tmp_path)

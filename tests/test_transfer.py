@@ -225,7 +225,8 @@ def test_two_folders_of_images_and_of_masks_are_named_by_fields(tmp_path):
     config = tiny(**{"data.source": "pairs"})
     for field, kind in (("train_images", "jpg"), ("train_masks", "png"), ("val_images", "jpg"), ("val_masks", "png")):
         with pytest.raises(
-            MissingData, match=rf"data\.{field} '' of pairs is no folder; give --config\.data\.{field}=DIR"
+            MissingData,
+            match=rf"data\.{field} '' is not a folder \(data\.source=pairs\); give --config\.data\.{field}=DIR",
         ):
             experiment.open_sets(config)
         (tmp_path / field).mkdir()
@@ -233,7 +234,7 @@ def test_two_folders_of_images_and_of_masks_are_named_by_fields(tmp_path):
             pixels = np.zeros((8, 9, 3) if kind == "jpg" else (8, 9), np.uint8)
             Image.fromarray(pixels).save(tmp_path / field / f"{number}.{kind}")
         config.data[field] = str(tmp_path / field)
-    with pytest.raises(MissingData, match=r"data\.classes '' of pairs is no file; give --config\.data\.classes=FILE"):
+    with pytest.raises(MissingData, match=r"the class list '' is not a file; .*; give --config\.data\.classes=FILE"):
         experiment.open_sets(config)
     (tmp_path / "names").write_text("sea\nland\n")
     config.data.classes, config.data.num_val = str(tmp_path / "names"), 1

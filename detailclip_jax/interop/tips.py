@@ -57,8 +57,8 @@ def plain(tensors: StateDict) -> StateDict:
     """
     if any(key.endswith(SWIGLU) for key in tensors):
         raise ValueError(
-            f"{SWIGLU}: the ViT-g of TIPS has SwiGLU blocks, which this package has not; take the weights of S, B, L "
-            "or So400m"
+            f"{SWIGLU}: the ViT-g of TIPS has SwiGLU blocks, which are not supported; take the weights of S, B, L or "
+            "So400m"
         )
     found = {key: value for key, value in tensors.items() if not GAMMA.fullmatch(key)}
     for block, number, gamma in ((*match.groups(), tensors[key]) for key in tensors if (match := GAMMA.fullmatch(key))):

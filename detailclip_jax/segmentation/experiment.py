@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.semantic.augment import Recipe
 from detailclip_jax.data.semantic.batches import SemanticStream, examples
-from detailclip_jax.data.semantic.layouts import PAIRS, SemanticSet, open_pairs, open_set
+from detailclip_jax.data.semantic.layouts import PAIRS, SemanticSet, open_pairs, open_set, read_classes
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.inference.encoders import arrays_of, load_encoder
@@ -210,7 +210,7 @@ def open_sets(config: ConfigDict) -> Sets:
         train = open_stickers(data.labels, data.train_split, data.canvas, data.num_train or 2**24)
         return Sets(train, open_stickers(data.labels, data.val_split, data.canvas, data.num_val or 500))
     if data.source == PAIRS:
-        return _pairs(data)
+        return _open_folders(data)
     splits = (data.train_split, data.num_train), (data.val_split, data.num_val)
     try:
         return Sets(
@@ -223,17 +223,18 @@ def open_sets(config: ConfigDict) -> Sets:
         raise MissingData(f"{error}; --config.data.path=DIR names the folder") from error
 
 
-def _pairs(data: ConfigDict) -> Sets:
+def _open_folders(data: ConfigDict) -> Sets:
     """The sets of two pairs of folders.  Raises MissingData that names the field of a missing folder or class list."""
     for field in ("train_images", "train_masks", "val_images", "val_masks"):
         if not data[field] or not Path(data[field]).is_dir():
-            raise MissingData(f"data.{field} {data[field]!r} of pairs is no folder; give --config.data.{field}=DIR")
-    if not Path(data.classes).is_file():
-        raise MissingData(
-            f"data.classes {data.classes!r} of pairs is no file; give --config.data.classes=FILE, a text with one "
-            "class name per line, the first one for the stored value 0"
-        )
-    options = data.classes, data.unknown_labels, data.follow_links
+            raise MissingData(
+                f"data.{field} {data[field]!r} is not a folder (data.source=pairs); give --config.data.{field}=DIR"
+            )
+    try:
+        classes = read_classes(data.classes)
+    except MissingData as error:
+        raise MissingData(f"{error} (data.source=pairs); give --config.data.classes=FILE") from error
+    options = classes, data.unknown_labels, data.follow_links
     return Sets(
         _first(open_pairs(data.train_images, data.train_masks, *options), data.num_train),
         _first(open_pairs(data.val_images, data.val_masks, *options), data.num_val),

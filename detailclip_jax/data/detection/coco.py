@@ -74,7 +74,7 @@ def open_coco(path: str, split: str, num: int = 0, training: bool = False, follo
         raise ValueError(unknown("split", split, SPLITS))
     root = pathlib.Path(path)
     if not path or not root.is_dir():
-        raise MissingData(f"data.path {path!r} of coco is no folder; give --config.data.path=DIR")
+        raise MissingData(f"data.path {path!r} is not a folder (data.source=coco); give --config.data.path=DIR")
     images = next((root / name for name in (f"{split}{YEAR}", f"images/{split}{YEAR}") if (root / name).is_dir()), None)
     if images is None:
         raise MissingData(f"{root} has no folder {split}{YEAR} of images; docs/detection.md shows the layout")

@@ -3,7 +3,7 @@
     found = open_set("ade20k", "/data/ADEChallengeData2016", "val")
     found.source[0]         # {"image": bytes, "mask": int16 [H, W], "key": ..., "captions": (), "label": -1}
     found.classes[found.source[0]["mask"].max()]
-    found = open_pairs("/data/photos", "/data/labels", "/data/classes.txt")    # any two folders
+    found = open_pairs("/data/photos", "/data/labels", read_classes("/data/classes.txt"))    # any two folders
 
 name        | folders below the path                                                    | classes
 ----------- | -------------------------------------------------------------------------- | --------------------------
@@ -115,14 +115,13 @@ def open_set(
 
 
 def open_pairs(
-    images: str, masks: str, classes: str, unknown_labels: str = "refuse", follow_links: bool = False
+    images: str, masks: str, classes: tuple[str, ...], unknown_labels: str = "refuse", follow_links: bool = False
 ) -> SemanticSet:
-    """Opens a folder of images and one of masks of the same names (NAME.jpg and NAME.png) with a class list.
+    """Opens a folder of images and one of masks of the same names (NAME.jpg and NAME.png); see `read_classes`.
 
-    The rules are those of "folders".  Raises ValueError for a class list with an empty line, and MissingData that names
-    the folder, the class list or the first image without a mask.
+    The rules are those of "folders".  Raises MissingData that names the folder or the first image without a mask.
     """
-    files, names_of, values, ignored = _pairs(pathlib.Path(images), pathlib.Path(masks), pathlib.Path(classes))
+    files, names_of, values, ignored = _pairs(pathlib.Path(images), pathlib.Path(masks), classes)
     if not files.names:
         raise MissingData(f"{images} has no images; looked for files that end in {', '.join(SUFFIXES)}")
     _check_masks(files, files.images)
@@ -190,20 +189,27 @@ def _cityscapes(root: pathlib.Path, split: str) -> Layout:
 
 
 def _folders(root: pathlib.Path, split: str) -> Layout:
-    return _pairs(root / "images" / split, root / "masks" / split, root / "classes.txt")
+    return _pairs(root / "images" / split, root / "masks" / split, read_classes(root / "classes.txt"))
 
 
-def _pairs(images: pathlib.Path, masks: pathlib.Path, listed: pathlib.Path) -> Layout:
-    if not listed.is_file():
-        raise MissingData(f"{listed} is missing: one class name per line, the first one for the stored value 0")
-    classes, files = _class_names(listed), _named_alike(images, masks)
+def _pairs(images: pathlib.Path, masks: pathlib.Path, classes: tuple[str, ...]) -> Layout:
+    """The pairs of the same name; masks hold class numbers, and the highest value of 8 or 16 bits is ignored."""
     ignored = (255,) if len(classes) <= 255 else (65535,)
-    return files, classes, {k: k for k in range(len(classes))}, ignored
+    return _named_alike(images, masks), classes, {k: k for k in range(len(classes))}, ignored
 
 
-def _class_names(file: pathlib.Path) -> tuple[str, ...]:
-    """The lines of a class list; raises ValueError for an empty line before a name, which would shift the values."""
-    lines = [line.strip() for line in file.read_text("utf-8-sig").rstrip().split("\n")]
+def read_classes(file: str | pathlib.Path) -> tuple[str, ...]:
+    """Reads a class list: one name per line, the first one for the stored value 0.
+
+    Raises MissingData if there is no such file, and ValueError for an empty line before a name, which would shift the
+    values.
+    """
+    if not pathlib.Path(file).is_file():
+        raise MissingData(
+            f"the class list {str(file)!r} is not a file; it has one class name per line, the first one for the stored "
+            "value 0"
+        )
+    lines = [line.strip() for line in pathlib.Path(file).read_text("utf-8-sig").rstrip().split("\n")]
     if "" in lines:
         raise ValueError(
             f"{file} has no name in line {lines.index('') + 1}: line k names the stored value k - 1, so every value "
