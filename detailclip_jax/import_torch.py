@@ -3,10 +3,11 @@ r"""Imports a PyTorch checkpoint as a workdir for evaluation, notebooks and trai
     python -m detailclip_jax.import_torch --from=openai ViT-B-16.pt --out=runs/openai
     python -m detailclip_jax.import_torch --from=reference detailclip_vitb16.pt --out=runs/detailclip
     python -m detailclip_jax.import_torch --from=mae mae_pretrain_vit_base.pth --out=runs/mae --image-size=512
-    python -m detailclip_jax.import_torch tips_oss_b14_highres_distilled_vision.npz --out=runs/tips --image-size=448 \
-        --interpolation=tips
+    python -m detailclip_jax.import_torch --from=tips tips_oss_b14_highres_distilled_vision.npz --out=runs/tips \
+        --image-size=448 --interpolation=tips
 
-FORMAT is the layout of the tensors; without --from it is inferred from their names.  Sizes are inferred from the
+FORMAT is the layout of the tensors; without --from it is inferred from their names, except for TIPS's image encoder
+alone, which has the names of DINOv2 with register tokens.  Sizes are inferred from the
 shapes.  Only tensors are loaded: a file that would execute code is refused.  To continue training from DIR:
 `python -m detailclip_jax.main --config=configs/vitb16_continue.py --config.init=DIR`.
 """

@@ -155,7 +155,8 @@ def close(found, expected):
 
 @pytest.mark.parametrize("file", ["tips_oss_b14_vision.npz", "vision.pt"])
 def test_image_features_are_those_of_the_published_encoder(published, folder, tmp_path, file):
-    assert import_torch.main([str(folder / file), f"--out={tmp_path / 'ours'}", f"--num-heads={HEADS}"]) == 0
+    given = ["--from=tips", str(folder / file), f"--out={tmp_path / 'ours'}", f"--num-heads={HEADS}"]
+    assert import_torch.main(given) == 0
     model = load(tmp_path / "ours")
     assert (model.config.method, model.config.model.class_tokens) == ("image_encoder", 2)
     assert model.config.model.image_size == SIDE * PATCH and model.config.preprocess.resize == "squash"
@@ -216,9 +217,17 @@ def test_positions_of_another_size_are_interpolated_as_published():
         np.testing.assert_allclose(found[1:], moved.numpy()[0].transpose(1, 2, 0).reshape(-1, 3), atol=1e-6)
 
 
+@pytest.mark.parametrize("registers", [1, 4])
+def test_dinov2_with_registers_is_not_taken_for_tips(published, registers):
+    """Its tensors have the same names, and one register also the same shapes, but its pixels are normalised."""
+    dinov2 = published["vision"].state_dict() | {"register_tokens": torch.ones(1, registers, WIDTH)}
+    with pytest.raises(ValueError, match=r"but also of DINOv2 with register tokens, .* give --from=tips only if"):
+        interop.load(dinov2, num_heads=HEADS)
+
+
 def refused(tensors, match):
     with pytest.raises(ValueError, match=match):
-        interop.load(tensors, num_heads=HEADS, text_heads=HEADS)
+        interop.load(tensors, "tips", num_heads=HEADS, text_heads=HEADS)
 
 
 def test_what_cannot_be_read_is_named(published, folder, tmp_path):
@@ -237,7 +246,7 @@ def test_what_cannot_be_read_is_named(published, folder, tmp_path):
         tips.pair_in(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")  # the weights of another library's folder come first
     assert tips.pair_in(tmp_path) is None
-    _, variables, config = interop.load(vision, num_heads=HEADS)
+    _, variables, config = interop.load(vision, "tips", num_heads=HEADS)
     with pytest.raises(ValueError, match="layout 'tips' is only read; --to=safetensors"):
         interop.to_state_dict(variables, config, "tips")
 

@@ -47,8 +47,8 @@ def load(
         model, variables, config = interop.load("ViT-B-16.pt", "openai")
         encoders(model, config).image(variables["params"], images)
 
-    Without `layout`, it is inferred from the names of the tensors. Sizes are inferred from the shapes. `options` supply
-    what neither the shapes nor a config file in the same folder state:
+    Without `layout`, it is inferred from the names of the tensors (an image encoder of TIPS alone needs "tips"). Sizes
+    are inferred from the shapes. `options` supply what neither the shapes nor a config file in the same folder state:
 
         num_heads, text_heads          default: the usual number for the width
         decoder_heads                  of DetailCLIP's decoder; default: 16, or 4 for narrow ones
@@ -165,7 +165,8 @@ def choose(tensors: Any, name: str | None) -> tuple[Layout, dict[str, np.ndarray
     """The layout whose `marks` are all present, and the state dict under that layout's keys.
 
     If no layout of the given name has all its marks, the last one is returned, so that `check` can list what is
-    missing. Raises ValueError for an unknown name, and for tensors that fit no layout.
+    missing. Raises ValueError for an unknown name, for tensors that fit no layout, and without a name for those of a
+    layout whose keys unsupported models have as well.
     """
     if name is not None and name not in NAMES:
         raise ValueError(f"layout {name!r} is unknown; known: {', '.join(NAMES)}")
@@ -175,6 +176,11 @@ def choose(tensors: Any, name: str | None) -> tuple[Layout, dict[str, np.ndarray
     for layout in candidates:
         found = _named(_at_root(tensors, layout), layout)
         if all(mark in found for mark in layout.marks):
+            if name is None and layout.shared_with:
+                raise ValueError(
+                    f"the tensor names are those of layout {layout.name!r}, but also of {layout.shared_with}, which is "
+                    f"not supported; give --from={layout.name} only if the file is of that layout's model"
+                )
             return layout, _only_tensors(found)
     found = _only_tensors(_named(_at_root(tensors, candidates[-1]), candidates[-1]))
     if name is None:

@@ -70,8 +70,9 @@ def published_tips(config: ConfigDict) -> ConfigDict:
 class Layout(NamedTuple):
     """The tensor names of one kind of model.
 
-    `marks` are keys that only this layout has. `drops` are patterns of keys that belong to the layout but have no use
-    in our networks. `style` is the default style of the image encoder, for what the file does not state.
+    `marks` are keys that only this layout and the models of `shared_with` have. `drops` are patterns of keys that
+    belong to the layout but have no use in our networks. `style` is the default style of the image encoder, for what
+    the file does not state.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Layout(NamedTuple):
     roots: tuple[str, ...] = ("state_dict", "model")  # keys of the state dict in a checkpoint
     parts: tuple[str, ...] = ()  # of a checkpoint with several state dicts; their names begin our keys
     prepare: Callable[[StateDict], StateDict] = lambda tensors: tensors  # to the names and forms of the table
+    shared_with: str = ""  # unsupported models with the same keys: the layout is only read if the user names it
     read_only: bool = False  # whether no model is written in it
     class_tokens: int = 1  # of its image encoders
     drops: tuple[str, ...] = ()
@@ -476,6 +478,7 @@ LAYOUTS = (
         tips.vision_table,
         mlps={"mlp_width": TIPS_MLP},
         prepare=tips.plain,
+        shared_with="DINOv2 with register tokens",
         read_only=True,
         class_tokens=2,
         drops=("mask_token",),
