@@ -113,20 +113,19 @@ def parser() -> argparse.ArgumentParser:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for flags that cannot be combined."""
-    given, what = arguments, arguments.what or []
-    checkpoints = given.checkpoint
+    what, checkpoints, labels, images = arguments.what or [], arguments.checkpoint, arguments.labels, arguments.images
     wrong = {
         f"--what={','.join(what)}: {' and '.join(PREDICTIONS)} take workdirs of `transfer`, the others those of "
         "`train`; use a call for each": len(what) > 1 and bool({*what} & {*PREDICTIONS}),
-        f"--labels has {len(given.labels or [])} names for {len(checkpoints)} checkpoints": (
-            given.labels and len(given.labels) != len(checkpoints)
+        f"--labels has {len(labels or [])} names for {len(checkpoints)} checkpoints": (
+            labels and len(labels) != len(checkpoints)
         ),
-        "--labels has a name twice": given.labels and len(set(given.labels)) != len(given.labels),
+        "--labels has a name twice": labels and len(set(labels)) != len(labels),
         "--checkpoint names a folder twice": len(set(checkpoints)) != len(checkpoints),
         f"--images={STICKERS} cannot be combined with other images": (
-            given.images and STICKERS in given.images and len(given.images) > 1
+            images and STICKERS in images and len(images) > 1
         ),
-        f"--first={given.first} must be at least 0": given.first < 0,
+        f"--first={arguments.first} must be at least 0": arguments.first < 0,
     }
     for message, so in wrong.items():
         if so:

@@ -13,7 +13,6 @@ torch = pytest.importorskip("torch")
 nn = torch.nn
 
 WIDTH, HEADS, DEPTH, PATCH, SIDE, VOCABULARY, LENGTH = 48, 4, 2, 14, 3, 40, 64
-GIVEN = [f"--num-heads={HEADS}", f"--text-heads={HEADS}"]
 
 
 class Attention(nn.Module):
