@@ -95,7 +95,7 @@ def check_archive(path: Path) -> list[str]:
     """The names in a zip archive.
 
     Raises ValueError unless it is as PyTorch and numpy.savez write it: uncompressed entries with plain names. Only
-    TorchScript's code may be compressed; it is never read.
+    TorchScript's code may be compressed; it is never read, and no array of numpy is part of it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -116,8 +116,9 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
     if ".." in parts or parts[:1] == ("/",) or "\\" in entry.filename:
         raise ValueError(f"{path} contains an entry named {entry.filename!r}, outside of the archive")
     stored = entry.compress_type == zipfile.ZIP_STORED and entry.file_size == entry.compress_size
-    if not stored and parts[1:2] != ("code",):
-        why = "save it again with numpy.savez" if entry.filename.endswith(NPY) else "which PyTorch never writes"
+    is_array = entry.filename.endswith(NPY)
+    if not stored and (is_array or parts[1:2] != ("code",)):
+        why = "save it again with numpy.savez" if is_array else "which PyTorch never writes"
         raise ValueError(f"{path} contains {entry.filename!r} compressed, {why}")
 
 
