@@ -39,6 +39,7 @@ DEV = [
     "pytest-xdist>=3.8",
     "ruff>=0.9",
     "scikit-learn>=1.5",
+    "sentencepiece>=0.2",  # TIPS's tokenizer
     "selenium>=4.25",  # drives chromium, where it is installed
 ]
 
