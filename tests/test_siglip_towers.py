@@ -11,6 +11,7 @@ from PIL import Image
 from detailclip_jax import embed, evaluate, export, import_torch, interop, load
 from detailclip_jax.config import default, run_config
 from detailclip_jax.data.tokenizer import Tokenizer
+from detailclip_jax.evaluation import stickers, subject
 from detailclip_jax.interop.layouts import SIGLIP_TEXT
 from detailclip_jax.models.attention_pool import AttentionPool
 from detailclip_jax.models.layers import ACTIVATIONS
@@ -153,6 +154,21 @@ def test_an_import_with_its_tokenizer_encodes_texts(imported, tmp_path):
     found = model.encode_text(["A frog", "frog"])
     ids = np.array([[2, 3, 1, 1, 1, 1, 1], [3, 1, 1, 1, 1, 1, 1]], np.int32)  # </s> is 1, and fills the text
     np.testing.assert_allclose(found, model.encode.text(model.params, ids), atol=1e-6)
+    ours, exported = tmp_path / "ours", tmp_path / "ours.safetensors"
+    assert export.main([f"--checkpoint={ours}", "--to=safetensors", f"--out={exported}", "--no-verify"]) in (0, None)
+
+    moved = file.rename(tmp_path / "moved.json")  # what encodes images alone does without the file
+    (batch,) = stickers.batches(stickers.scenes(model.config, "held_out_scenes", 1), model.config)
+    assert "text" not in batch and load(ours).fingerprint == model.fingerprint
+    of_images = subject.from_checkpoint(ours)
+    with pytest.raises(FileNotFoundError, match=r"data\.tokenizer .* is not a file"):
+        of_images.tokenize(["a frog"])
+
+    _, _, config = interop.load(exported, tokenizer=str(moved))  # another place of the same file
+    assert config.data.tokenizer == str(moved) and config.data.tokenizer_digest == model.config.data.tokenizer_digest
+    word_file(tmp_path, ["a", "bus"], padding="</s>")
+    with pytest.raises(ValueError, match="is not the one this model was trained with"):
+        interop.load(exported, tokenizer=str(file))
 
 
 @pytest.mark.check

@@ -133,11 +133,20 @@ DATA: Group = {
     "num_captions": Field(
         None, "captions per example, with the caption rules crops and diverse; default: 8", "COSMOS: 2 + 6; FLAIR", int
     ),
-    "keep_eot": Field(True, "whether a truncated caption keeps its EOT token", "ours; reference: False"),
+    "keep_eot": Field(
+        True,
+        "whether a truncated caption keeps its EOT token; False with CLIP's tokenizer only",
+        "ours; reference: False",
+    ),
     "tokenizer": Field(
         "clip",
-        "clip, or the file of another vocabulary: tokenizer.json (SigLIP), or *.model of sentencepiece (TIPS)",
+        "clip, or the file of another vocabulary: tokenizer.json (SigLIP), or *.model of sentencepiece (TIPS); the "
+        "record has its absolute path.  As in their published code, texts for SigLIP's pooling (last) and TIPS's "
+        "(mean) are converted to lower case; for eot, the file's normaliser says so",
         "CLIP",
+    ),
+    "tokenizer_digest": Field(
+        "", "digest of that file, set by the import and by training; a file of another digest is refused", OURS
     ),
     "text_buckets": Field(
         (32, 48), "text lengths: a batch is trimmed to the smallest that fits all its captions (exact); (): off", OURS
@@ -268,11 +277,12 @@ IMAGE_STYLE: Group = {  # see models/vit.py; imported checkpoints can have other
     "positions": Field("learnt", "positional embedding; learnt, or sincos: fixed (MAE)", CODE),
     "init": Field("normal", "initialisation of weights; normal, or xavier: as in MAE, also in the decoder", CODE),
 }
+POOLED = AT_EOT, AT_LAST, MEAN = ("eot", "last", "mean")  # model.text_style.pooling
 TEXT_STYLE: Group = {  # see models/text.py; imported checkpoints can have other values
     "norm_eps": Field(1e-5, "epsilon of the LayerNorms of the text encoder", "CLIP"),
     "causal": Field(True, "whether a token attends to earlier tokens only", "CLIP"),
     "pooling": Field(
-        "eot", "whose feature is the caption's: that of eot, of the last position (SigLIP), or the mean (TIPS)", "CLIP"
+        AT_EOT, "whose feature is the caption's: that of eot, of the last position (SigLIP), or the mean (TIPS)", "CLIP"
     ),
     "projection_bias": Field(False, "whether the text projection has a bias (SigLIP)", "CLIP"),
 }

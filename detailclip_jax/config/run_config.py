@@ -42,6 +42,7 @@ MAY_DIFFER = (
     "data.val_masks",
     "data.classes",  # the workdir keeps the names, and a run with others is refused
     "data.follow_links",
+    "data.tokenizer",  # its place: data.tokenizer_digest says which file
     "data.text_buckets",
     "data.num_workers",
     "data.prefetch",

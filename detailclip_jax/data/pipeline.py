@@ -27,9 +27,9 @@ from detailclip_jax.data.decoding import BUDGET, BadImage, image_of
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
-from detailclip_jax.data.tokenizer import Tokenizer, check_vocabulary
+from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import REDUCING_GAP, Crop, check_reducing_gap, crops_from_config, make_masks, make_views
-from detailclip_jax.data.vocabularies import CLIP, tokenizer_of
+from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.runtime.terminal import printable
 
@@ -77,12 +77,12 @@ def open_pipeline(
     """Returns the training pipeline of a run's config, starting after `start` examples over all processes."""
     if config.batch_size % process_count:
         raise ValueError(f"batch_size {config.batch_size} does not divide over {process_count} processes")
-    if config.data.tokenizer == CLIP:
-        check_vocabulary(config.model.vocab_size)
+    tokenizer = tokenizer_of(config, config.data.keep_eot)
+    tokenizer.check()
     return Pipeline(
         source,
         crops_from_config(config.views.crops),
-        tokenizer_of(config, config.data.keep_eot),
+        tokenizer,
         batch_size=config.batch_size // process_count,
         seed=config.seed,
         process_index=process_index,
@@ -329,14 +329,14 @@ class Pipeline:
 
 
 def evaluation_batches(
-    source: Source, transform: Transform, tokenizer: Tokenizer, batch_size: int, prefetch: int = 2
+    source: Source, transform: Transform, tokenizer: Tokenizer | None, batch_size: int, prefetch: int = 2
 ) -> Iterator[Batch]:
     """Yields all examples once, in order, in batches of one shape.
 
     {"image": uint8 [B, S, S, 3], "text": int32 [B, T] (the first caption), "label": int32 [B], "valid": bool [B]},
     with "segmentation" and "instances" [B, S, S] if the source has them.  Images go through `images.evaluation_view`,
     masks through `evaluation_mask`.  Entries past the end, and unreadable records (named in the log), are zero and not
-    valid.
+    valid.  Without a tokenizer the batches have no "text".
     """
     items = EvaluationBatches(source, transform, tokenizer, batch_size)
     with contextlib.closing(Prefetched(items, prefetch=prefetch)) as batches:
@@ -349,7 +349,7 @@ class EvaluationBatches:
 
     source: Source
     transform: Transform
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     batch_size: int
 
     def __len__(self) -> int:
@@ -377,10 +377,11 @@ class EvaluationBatches:
             logging.warning("unreadable record, skipped in the evaluation: %s", printable(str(error)))
             return None
         masks = {name: example[name] for name in MASKS if name in example}
+        texts = {"text": self.tokenizer(list(example["captions"][:1]) or [""])[0]} if self.tokenizer else {}
         size, side, _, mode = self.transform
         return {
             "image": view,
-            "text": self.tokenizer(list(example["captions"][:1]) or [""])[0],
+            **texts,
             "label": np.array(label),
             "valid": np.array(True),
             **{name: evaluation_mask(mask, size, side, mode) for name, mask in masks.items()},

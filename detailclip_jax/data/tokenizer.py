@@ -197,9 +197,13 @@ class Tokenizer:
         self.vocab_size = vocab_size
         self.num_truncated = 0
 
+    def check(self) -> None:
+        """Raises ValueError if the model has another vocabulary, as the first text does."""
+        check_vocabulary(self.vocab_size)
+
     def encode(self, text: str) -> list[int]:
         """Returns the ids of the first MAX_CHARACTERS of a text, between SOT and EOT, neither cut nor padded."""
-        check_vocabulary(self.vocab_size)
+        self.check()
         words = WORDS.findall(clean(text[:MAX_CHARACTERS]))
         return [SOT, *(token for word in words for token in _word_ids(word)), EOT]
 

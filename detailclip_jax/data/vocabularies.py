@@ -4,12 +4,14 @@
 
 A file `tokenizer.json` is that of Hugging Face's library `tokenizers`, as in the folder of a SiglipModel. It says how
 texts are split and which tokens stand around them. A file `*.model` is that of the library `sentencepiece`, as TIPS
-publishes: the words alone. All of these models were trained on texts in lower case.
+publishes: the words alone.
 """
 
 import functools
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +19,20 @@ import numpy as np
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
+from detailclip_jax.config.fields import AT_EOT, MEAN
+from detailclip_jax.data.regular_files import NotRegular, TooLarge, read_regular
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS, PAD, Tokenizer
 
 CLIP = "clip"  # data.tokenizer for CLIP's byte pairs
-MEAN = "mean"  # text_style.pooling of TIPS
+MAX_BYTES = 64 * 2**20  # of a tokenizer's file; that of Gemma's 256,000 pieces has about 34 MB
+MAX_CONFIG_BYTES = 4 * 2**20  # of the tokenizer_config.json beside it
 
 
 class Pieces(NamedTuple):
     """What a tokenizer's file says.
 
     `ids` and `text` convert a text to the ids of its words and back; `before` and `after` are the ids around them.
+    `size` is the largest id + 1.
     """
 
     ids: Callable[[str], Sequence[int]]
@@ -40,27 +46,48 @@ class Pieces(NamedTuple):
 class FileTokenizer(Tokenizer):
     """Converts texts to the ids of a file, padded to the context length; a text that is too long keeps its end token.
 
-    Raises ValueError if the file has more ids than the model.
+    `pooling` is that of the text encoder (`text_style`), `digest` that of the file in training, "" if no record has it.
+    The file is opened at the first text, or by `check`, so that a model that encodes images alone does without it.
     """
 
-    def __init__(self, file: str, context_length: int, vocab_size: int):
+    def __init__(self, file: str, context_length: int, vocab_size: int, pooling: str, digest: str = ""):
         super().__init__(context_length, vocab_size=vocab_size)
-        self.file = file
-        if self._pieces.size > vocab_size:
+        self.file, self.pooling, self.digest = file, pooling, digest
+
+    def check(self) -> None:
+        """Raises FileNotFoundError without the file, ValueError if it does not fit or its library is missing."""
+        if self.digest and (found := digest_of(self.file)) != self.digest:
             raise ValueError(
-                f"data.tokenizer {file} has {self._pieces.size} tokens, but the model {vocab_size}; give the "
+                f"data.tokenizer: the file at {self.file} is not the one this model was trained with (its digest is "
+                f"{found}, not {self.digest}); put that file there, or import the model again with --tokenizer=FILE"
+            )
+        pieces = pieces_of(self.file)
+        if pieces.size > self.vocab_size:
+            raise ValueError(
+                f"data.tokenizer {self.file} has {pieces.size} tokens, but the model {self.vocab_size}; give the "
                 "file of the model's own tokenizer"
             )
+        check_pooling(self.file, pieces, self.pooling)
 
-    @property
+    @functools.cached_property
     def _pieces(self) -> Pieces:
-        """What the file says; each process of the data reads it once."""
+        """What the checked file says."""
+        self.check()
         return pieces_of(self.file)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the open file out: each process of the data reads it itself."""
+        return {name: value for name, value in vars(self).items() if name != "_pieces"}
+
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of the first MAX_CHARACTERS of a text in lower case, neither cut nor padded."""
-        before, after = self._pieces.before, self._pieces.after
-        return [*before, *self._pieces.ids(text[:MAX_CHARACTERS].lower()), *after]
+        """Returns the ids of the first MAX_CHARACTERS of a text, neither cut nor padded.
+
+        The published code of SigLIP and TIPS, whose poolings are not "eot", converts texts to lower case first. For
+        another model the file's normaliser says so.
+        """
+        text = text[:MAX_CHARACTERS]
+        words = self._pieces.ids(text if self.pooling == AT_EOT else text.lower())
+        return [*self._pieces.before, *words, *self._pieces.after]
 
     def fit(self, ids: Sequence[int]) -> Int32[np.ndarray, " T"]:
         """Cuts or pads ids to the context length, and counts cuts."""
@@ -79,25 +106,70 @@ class FileTokenizer(Tokenizer):
 
 
 def tokenizer_of(config: ConfigDict, keep_eot: bool = True) -> Tokenizer:
-    """Returns the tokenizer of a config.
+    """Returns the tokenizer of a config; a file is opened at the first text, or by `check`.
 
-    Raises FileNotFoundError or ValueError for a file that is missing or of another kind, and ImportError without the
-    library that reads it.
+    Raises ValueError for a file of a kind that does not fit the model, or with `keep_eot=False`.
     """
     model, file = config.model, config.data.tokenizer
     if file == CLIP:
         return Tokenizer(model.context_length, keep_eot, model.vocab_size)
-    if Path(file).suffix == ".model" and model.text_style.pooling != MEAN:
+    if not keep_eot:
+        raise ValueError(
+            f"data.keep_eot=False cuts texts as the reference does, with CLIP's tokenizer; data.tokenizer is {file}: "
+            "give --config.data.keep_eot=True"
+        )
+    pooling = model.text_style.pooling
+    if Path(file).suffix == ".model" and pooling != MEAN:
         raise ValueError(
             f"data.tokenizer {file} does not say which tokens stand around a text; give the model's tokenizer.json, "
             "which transformers.AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes"
         )
-    return FileTokenizer(file, model.context_length, model.vocab_size)
+    return FileTokenizer(file, model.context_length, model.vocab_size, pooling, config.data.tokenizer_digest)
+
+
+def record(config: ConfigDict, keep_eot: bool = True) -> None:
+    """Makes the path of a tokenizer's file absolute, and sets its digest unless the config has one.
+
+    Opens the file, and raises as `tokenizer_of` and `FileTokenizer.check` do; "clip" is no file and has no digest.
+    """
+    data = config.data
+    if data.tokenizer == CLIP:
+        data.tokenizer_digest = ""
+        return
+    data.tokenizer = os.path.abspath(data.tokenizer)
+    tokenizer_of(config, keep_eot).check()
+    data.tokenizer_digest = data.tokenizer_digest or digest_of(data.tokenizer)
+
+
+def digest_of(file: str) -> str:
+    """Returns twelve hexadecimal digits of a hash of a tokenizer's file; raises as `pieces_of` does."""
+    path = _file(file)
+    return _digest_of(path, _stamp(path))
 
 
 @functools.lru_cache(maxsize=4)
+def _digest_of(path: Path, _stamp: Any) -> str:
+    return hashlib.sha256(_content(path, MAX_BYTES)).hexdigest()[:12]
+
+
 def pieces_of(file: str) -> Pieces:
-    """Reads a tokenizer's file; raises as `tokenizer_of` does."""
+    """Reads a tokenizer's file, once for as long as it does not change; raises as `FileTokenizer.check` does."""
+    path = _file(file)
+    beside = path.parent / "tokenizer_config.json"
+    return _pieces_of(path, _stamp(path), _stamp(beside) if beside.is_file() else None)
+
+
+@functools.lru_cache(maxsize=4)
+def _pieces_of(path: Path, *_stamps: Any) -> Pieces:
+    return READERS[path.suffix](path)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _file(file: str) -> Path:
     path = Path(file)
     if path.suffix not in READERS:
         raise ValueError(f"data.tokenizer {file!r} is neither {CLIP!r} nor a file of {' or '.join(READERS)}")
@@ -106,39 +178,77 @@ def pieces_of(file: str) -> Pieces:
             f"data.tokenizer {file} is not a file; give that of the model's tokenizer (import_torch --tokenizer=FILE, "
             "or --config.data.tokenizer=FILE)"
         )
-    return READERS[path.suffix](path)
+    return path
+
+
+def _content(path: Path, limit: int) -> bytes:
+    try:
+        return read_regular(path, limit)
+    except (NotRegular, TooLarge) as error:
+        raise ValueError(f"data.tokenizer: {error}; give the file of the model's own tokenizer") from None
+
+
+def check_pooling(file: str, pieces: Pieces, pooling: str) -> None:
+    """Raises ValueError if the text encoder would not find the end token, or would not tell padding from words.
+
+    With the pooling "eot" it takes the first of the largest ids of a text, with "mean" it masks the id PAD.
+    """
+    end = pieces.size - 1
+    if pooling == AT_EOT and (end not in pieces.after or end in pieces.before or pieces.padding > end):
+        raise ValueError(
+            f"data.tokenizer {file}: text pooling 'eot' takes the largest id of a text for its end token, but here the "
+            f"largest is {end}, the end {pieces.after or 'none'}, the start {pieces.before or 'none'} and the padding "
+            f"{pieces.padding}; give the file of the model's own tokenizer, or another model.text_style.pooling"
+        )
+    if pooling == MEAN and pieces.padding != PAD:
+        raise ValueError(
+            f"data.tokenizer {file} fills a text with id {pieces.padding}, but text pooling 'mean' hides id {PAD}; "
+            "give the file of the model's own tokenizer, or another model.text_style.pooling"
+        )
 
 
 def from_json(path: Path) -> Pieces:
-    """A file of the library `tokenizers`."""
+    """A file of the library `tokenizers`.
+
+    Its padding and its cut are switched off, since both are those of the model here; special tokens that a text spells
+    out are words.
+    """
     library = _library("tokenizers")
+    content = _content(path, MAX_BYTES)
     try:
-        tokenizer = library.Tokenizer.from_file(str(path))
+        tokenizer = library.Tokenizer.from_str(content.decode())
+        stored = tokenizer.padding
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        words = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
+        found = around(tokenizer.encode("a").ids, words("a"))
     except Exception as error:  # the library raises a bare Exception for any damage
         raise ValueError(f"data.tokenizer {path} is not a file of the library tokenizers: {error}") from None
-    words = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
-    before, after = around(tokenizer.encode("a").ids, words("a"))
-    size, padding = tokenizer.get_vocab_size(), padding_of(path, tokenizer)
-    return Pieces(words, tokenizer.decode, size, before, after, padding)
+    if found is None:
+        raise ValueError(
+            f"data.tokenizer {path} does not keep the words of the text 'a' in one piece between its start and end "
+            "tokens; give the file of the model's own tokenizer"
+        )
+    padding = stored["pad_id"] if stored else padding_beside(path, tokenizer)
+    size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+    return Pieces(words, tokenizer.decode, size, *found, padding)
 
 
-def around(ids: Sequence[int], words: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the ids before and after the words.
+def around(ids: Sequence[int], words: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Returns the ids before and after the words; None if the words are none, or are not there.
 
     around([7, 3, 4, 9], [3, 4]) == ((7,), (9,))
     """
-    places = range(len(ids) - len(words) + 1)
-    start = next(start for start in places if list(ids[start : start + len(words)]) == list(words))
-    return tuple(ids[:start]), tuple(ids[start + len(words) :])
+    places = range(len(ids) - len(words) + 1 if words else 0)
+    start = next((start for start in places if list(ids[start : start + len(words)]) == list(words)), None)
+    return None if start is None else (tuple(ids[:start]), tuple(ids[start + len(words) :]))
 
 
-def padding_of(path: Path, tokenizer: Any) -> int:
-    """Returns the id that fills a text: of the file, or of the `tokenizer_config.json` beside it."""
-    if tokenizer.padding is not None:
-        return tokenizer.padding["pad_id"]
+def padding_beside(path: Path, tokenizer: Any) -> int:
+    """Returns the id that fills a text by the `tokenizer_config.json` beside the file."""
     beside = path.parent / "tokenizer_config.json"
-    token = json.loads(beside.read_text()).get("pad_token") if beside.is_file() else None
-    token = token.get("content") if isinstance(token, dict) else token
+    token = _pad_token(beside) if beside.is_file() else None
     found = tokenizer.token_to_id(token) if isinstance(token, str) else None
     if found is None:
         raise ValueError(
@@ -148,13 +258,34 @@ def padding_of(path: Path, tokenizer: Any) -> int:
     return found
 
 
+def _pad_token(file: Path) -> Any:
+    """Returns the `pad_token` of a tokenizer_config.json: a text, or what is none."""
+    try:
+        fields = json.loads(_content(file, MAX_CONFIG_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"data.tokenizer: {file} is damaged: {error}; copy it again from its source") from None
+    if not isinstance(fields, Mapping):
+        raise ValueError(
+            f"data.tokenizer: {file} is damaged: it contains a {type(fields).__name__}, not an object; copy it again "
+            "from its source"
+        )
+    token = fields.get("pad_token")
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
 def from_model(path: Path) -> Pieces:
     """A file of the library `sentencepiece`, without tokens around the words, filled with zeros (TIPS)."""
     library = _library("sentencepiece")
+    content = _content(path, MAX_BYTES)
     try:
-        processor = library.SentencePieceProcessor(model_file=str(path))
+        processor = library.SentencePieceProcessor(model_proto=content)
     except Exception as error:  # the library raises RuntimeError or OSError for any damage
         raise ValueError(f"data.tokenizer {path} is not a file of sentencepiece: {error}") from None
+    if not (processor.is_control(PAD) or processor.is_unused(PAD)):
+        raise ValueError(
+            f"data.tokenizer {path}: id {PAD}, which fills a text, is the word or unknown piece "
+            f"{processor.id_to_piece(PAD)!r}; give the file of the model's own tokenizer"
+        )
     return Pieces(processor.encode, processor.decode, processor.get_piece_size(), (), (), PAD)
 
 
@@ -165,4 +296,4 @@ def _library(name: str) -> Any:
     try:
         return __import__(name)
     except ImportError:
-        raise ImportError(f"data.tokenizer needs the library {name}; pip install {name}") from None
+        raise ValueError(f"data.tokenizer needs the library {name}; pip install {name}") from None

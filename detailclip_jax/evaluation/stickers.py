@@ -103,9 +103,8 @@ def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> S
 
 
 def batches(source: Source, config: ConfigDict) -> list[PaddedBatch]:
-    """All examples, preprocessed and kept in memory, since every set of weights uses them."""
-    tokenizer = tokenizer_of(config)
-    return list(evaluation_batches(source, transform_of(config), tokenizer, min(BATCH_SIZE, len(source))))
+    """The images of all examples, preprocessed and kept in memory, since every set of weights uses them."""
+    return list(evaluation_batches(source, transform_of(config), None, min(BATCH_SIZE, len(source))))
 
 
 def images(examples: Sequence[dict[str, Any]], config: ConfigDict) -> UInt8[np.ndarray, "B S S 3"]:

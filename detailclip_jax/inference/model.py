@@ -34,7 +34,7 @@ from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.regular_files import read_regular
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
-from detailclip_jax.data.vocabularies import CLIP, tokenizer_of
+from detailclip_jax.data.vocabularies import CLIP, digest_of, tokenizer_of
 from detailclip_jax.inference.batching import SHAPES, chunks, filled, in_turn
 from detailclip_jax.inference.dense import (
     DEFAULT_READOUT,
@@ -50,6 +50,7 @@ from detailclip_jax.methods.components import mask_rule
 from detailclip_jax.methods.encode import Encode, encoders
 from detailclip_jax.methods.masking import attention_low
 from detailclip_jax.models import sizes
+from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import checkpoint, ema
 from detailclip_jax.types import Params
@@ -446,4 +447,17 @@ def _reading(config: ConfigDict) -> list[Any]:
     # Earlier versions did not hash the geometry. The usual one is left out, so that their fingerprints stay valid.
     own = [] if geometry == USUAL_GEOMETRY else [geometry]
     own += filter(None, [model.matmul_precision])
+    # For the same reason CLIP's text encoder and tokenizer are left out.
+    text = TextStyle(**model.text_style)
+    own += [text] if text != TextStyle() else []
+    own += [_tokenizer_digest(config)] if config.data.tokenizer != CLIP else []
     return [heads, style, *kinds, tuple(fields.mean), tuple(fields.std), *own]
+
+
+def _tokenizer_digest(config: ConfigDict) -> str:
+    """The digest of the tokenizer's file: that of the record, else that of the file; "" if it is in neither place.
+
+    Without the file there are no embeddings of texts, and those of images do not depend on it.
+    """
+    file = config.data.tokenizer
+    return config.data.tokenizer_digest or (digest_of(file) if Path(file).is_file() else "")

@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
-from detailclip_jax.data import preprocessing
-from detailclip_jax.data.vocabularies import tokenizer_of
+from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.interop import files, hub, own, tables, tips
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
@@ -135,10 +134,15 @@ def _other_layout(source: Any, tensors: Any, layout: str | None) -> str:
 
 
 def _own_file(path: Path, options: Mapping[str, Any]) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    """Loads a file written by `export --to=safetensors`; the only options are those of the image size."""
-    if conflicting := set(options) - {"image_size", "interpolation"}:
+    """Loads a file written by `export --to=safetensors`.
+
+    The only options are those of the image size, and the tokenizer, whose file may have another place here.
+    """
+    if conflicting := set(options) - {"image_size", "interpolation", "tokenizer"}:
         raise ValueError(f"{path} already contains {', '.join(sorted(conflicting))}; omit these options")
-    return _resized(*own.read(path), options)
+    model, variables, config = own.read(path)
+    _set_tokenizer(config, options)
+    return _resized(model, variables, config, options)
 
 
 def _resized(
@@ -242,13 +246,18 @@ def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigD
         config.views.crops[crop] = crop_config(**fields)
     config.views.teacher = "enclosing" if "enclosing" in layout.crops else "same"
     config = layout.published(config)
-    if "tokenizer" in options:
-        config.data.tokenizer = str(Path(options["tokenizer"]).absolute())
-        tokenizer_of(config)  # raises for a file that does not fit
+    _set_tokenizer(config, options)
     for crop in config.views.crops.values():
         crop.size = spec.image_size
     fit_granularity(config)
     return config
+
+
+def _set_tokenizer(config: ConfigDict, options: Mapping[str, Any]) -> None:
+    """Records the tokenizer's file of the options, if there is one; raises for a file that does not fit."""
+    if "tokenizer" in options:
+        config.data.tokenizer = str(options["tokenizer"])
+        vocabularies.record(config)
 
 
 def preprocess_of(layout: Layout, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ftfy import chardata
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import tokenizer
+from detailclip_jax.data.vocabularies import CLIP
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.runtime.files import replace_text
 
@@ -25,8 +26,9 @@ FINAL_SIGMA = r"(?<=\p{L})\x{03a3}(?!\p{L})"  # Python's lower() maps it to anot
 
 
 def fits(config: ConfigDict) -> bool:
-    """Whether the model's vocabulary has the size of our tokenizer's, and padding has no effect in its text encoder."""
-    return config.model.vocab_size == tokenizer.VOCAB_SIZE and TextStyle(**config.model.text_style).trims
+    """Whether the model's vocabulary is our tokenizer's, and padding has no effect in its text encoder."""
+    own = config.data.tokenizer == CLIP and config.model.vocab_size == tokenizer.VOCAB_SIZE
+    return own and TextStyle(**config.model.text_style).trims
 
 
 def write(folder: Path, config: ConfigDict) -> None:

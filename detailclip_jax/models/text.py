@@ -6,14 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from detailclip_jax.config.fields import AT_EOT, MEAN, POOLED
+from detailclip_jax.data.tokenizer import PAD
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed, run_blocks
 from detailclip_jax.models.layers import LayerNorm, activation_named, uniform_fan_in
 from detailclip_jax.models.registry import Build, Network, Rule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int
-
-POOLED = ("eot", "last", "mean")
-PADDING = 0  # token id
 
 
 class TextStyle(NamedTuple):
@@ -27,13 +26,13 @@ class TextStyle(NamedTuple):
 
     norm_eps: float = 1e-5
     causal: bool = True
-    pooling: str = "eot"
+    pooling: str = AT_EOT
     projection_bias: bool = False
 
     @property
     def trims(self) -> bool:
         """Whether tokens after the end token have no effect, so that captions may be shorter than the context."""
-        return self.causal and self.pooling == "eot"
+        return self.causal and self.pooling == AT_EOT
 
 
 def text_init(width: int, depth: int) -> BlockInit:
@@ -81,7 +80,7 @@ class TextTransformer(nn.Module):
         """Creates the parameters."""
         if self.style.pooling not in POOLED:
             raise ValueError(f"text pooling {self.style.pooling!r} is unknown; known: {', '.join(POOLED)}")
-        if self.style.pooling == "mean" and self.style.causal:
+        if self.style.pooling == MEAN and self.style.causal:
             raise ValueError("text pooling 'mean' masks padding alone: it needs model.text_style.causal=False")
         embedding, positions = nn.initializers.normal(0.02), nn.initializers.normal(0.01)
         self.token_embedding = self.param("token_embedding", embedding, (self.vocab_size, self.width))
@@ -102,7 +101,7 @@ class TextTransformer(nn.Module):
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B D"]:
         """Encodes token ids to features; the last block computes the EOT token only."""
-        if self.style.pooling == "mean":
+        if self.style.pooling == MEAN:
             return self.all_tokens(tokens)[0]
         x, end = self._before_last(tokens)
         query = jnp.take_along_axis(x, end[..., None], axis=1)
@@ -122,8 +121,8 @@ class TextTransformer(nn.Module):
         x, end = self._before_last(tokens)
         x, _ = run_blocks([getattr(self, self._last)], x, remat=self.remat, mask=self._mask(tokens))
         x = self.ln_final(x)
-        if self.style.pooling == "mean":
-            return mean_of(x, tokens != PADDING), x, tokens != PADDING
+        if self.style.pooling == MEAN:
+            return mean_of(x, tokens != PAD), x, tokens != PAD
         return jnp.take_along_axis(x, end[..., None], axis=1)[:, 0], x, jnp.arange(x.shape[1]) <= end
 
     def _before_last(self, tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B T D"], Int[Array, "B 1"]]:
@@ -131,7 +130,7 @@ class TextTransformer(nn.Module):
         if tokens.shape[1] > self.context_length:
             raise ValueError(f"captions of {tokens.shape[1]} tokens exceed the context of {self.context_length}")
         last = jnp.full((tokens.shape[0], 1), tokens.shape[1] - 1)
-        end = tokens.argmax(-1)[:, None] if self.style.pooling == "eot" else last
+        end = tokens.argmax(-1)[:, None] if self.style.pooling == AT_EOT else last
         x = (self._embed(tokens, end) + self.positions[: tokens.shape[1]]).astype(self.dtype)
         depth, mask = self.depth - 1, self._mask(tokens)
         x, _ = run_blocks(self.blocks, x, remat=self.remat, depth=depth, gather=self.gather, mask=mask)
@@ -139,7 +138,7 @@ class TextTransformer(nn.Module):
 
     def _mask(self, tokens: Int[Array, "B T"]) -> Bool[Array, "B 1 1 T"] | None:
         """Returns the mask that is True at words, for the pooling that hides padding; else None."""
-        return (tokens != PADDING)[:, None, None] if self.style.pooling == "mean" else None
+        return (tokens != PAD)[:, None, None] if self.style.pooling == MEAN else None
 
     def _embed(self, tokens: Int[Array, "B T"], end: Int[Array, "B 1"]) -> Float[Array, "B T D"]:
         """Embeds the tokens up to the end token; later positions are zero if no query attends to them.

@@ -17,7 +17,7 @@ from detailclip_jax import methods
 from detailclip_jax.config import run_config
 from detailclip_jax.config.detection import METHOD as DETECTION
 from detailclip_jax.config.transfer import METHOD as SEGMENTATION
-from detailclip_jax.data import preprocessing
+from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import size_of
@@ -38,12 +38,13 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     These are the sizes and kinds of the loaded networks, the preprocessing, the tokenizer, and the learning-rate
     factors of the loaded networks.  Of the preprocessing, the fields that the user has set keep their values; `given`
     has their dotted names, e.g. "preprocess.filter".  There are at least as many class tokens as in the checkpoint,
-    unless the user has set "model.class_tokens".  Without `init` the config is returned unchanged.  Raises
-    FileNotFoundError if there is no run at `init`, and ValueError if the config requires an `init` and has none.
+    unless the user has set "model.class_tokens".  The file of a tokenizer gets its absolute path and its digest; apart
+    from that the config is returned unchanged without `init`.  Raises FileNotFoundError if there is no run at `init` or
+    no such file, and ValueError if the config requires an `init` and has none, or if the file does not fit.
     """
     if not config.init:
         _check_not_required(config)
-        return config
+        return _with_tokenizer(config)
     source, adopted = config_of(config.init), ConfigDict(config.to_dict())
     set_by_user = {name.partition("[")[0] for name in given}
     _check_kind(config.init, source)
@@ -51,8 +52,11 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
     for name in [*fields, *(field for network, names in OF_HEADS.items() if network in brought for field in names)]:
         adopted.model[name] = source.model[name]
-    if "text" in brought and "data.tokenizer" not in set_by_user:
-        adopted.data.tokenizer = source.data.tokenizer
+    if "text" in brought:
+        adopted.data.tokenizer_digest = source.data.tokenizer_digest
+        if "data.tokenizer" not in set_by_user:
+            adopted.data.tokenizer = source.data.tokenizer
+    adopted = _with_tokenizer(adopted)
     if "model.class_tokens" not in set_by_user:
         adopted.model.class_tokens = max(config.model.class_tokens, source.model.class_tokens)
     adopted.preprocess = ConfigDict(source.preprocess.to_dict())
@@ -64,6 +68,15 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
     return adopted
+
+
+def _with_tokenizer(config: ConfigDict) -> ConfigDict:
+    """Returns the config with the place and digest of the tokenizer's file, see `vocabularies.record`."""
+    if config.data.tokenizer == vocabularies.CLIP and not config.data.tokenizer_digest:
+        return config
+    config = ConfigDict(config.to_dict())
+    vocabularies.record(config, config.data.keep_eot)
+    return config
 
 
 def _check_not_required(config: ConfigDict) -> None:
