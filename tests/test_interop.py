@@ -314,7 +314,7 @@ def test_what_is_no_state_dict():
     refused({**clip_state_dict(), "module.logit_scale": np.zeros(())}, "two tensors have the name logit_scale")
     refused(clip_state_dict(), "layout 'clap' is unknown; known: .*clip", layout="clap")
     refused(clip_state_dict(), r"unknown options \['heads'\]; known: num_heads", heads=3)
-    refused(clip_state_dict(), "normalisation 'none' is unknown", normalisation="none")
+    refused(clip_state_dict(), "normalisation 'median' is unknown", normalisation="median")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])

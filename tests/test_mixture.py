@@ -1,6 +1,7 @@
 """Several sets mixed by weight: the text that names them, their turns, and a stream that nothing else changes."""
 
 import io
+import types
 from fractions import Fraction
 
 import numpy as np
@@ -345,7 +346,8 @@ def test_the_check_before_a_launch_reads_every_set(sets, tmp_path):
     def found(path):
         config = default()
         config.data.path = path
-        return preflight.data(Run(config, tmp_path, None, open_source(config.data), None, None))
+        with_captions = types.SimpleNamespace(method=types.SimpleNamespace(has_text=True))
+        return preflight.data(Run(config, tmp_path, with_captions, open_source(config.data), None, None))
 
     finding = found(f"{sets['a']}@3,{sets['b']}@1")
     assert (

@@ -310,7 +310,7 @@ def test_the_head_of_the_page_is_a_head():
     """The example of docs/segmentation.md, as printed: it has logits, a gradient, and its option."""
     page = (pathlib.Path(__file__).parents[1] / "docs/segmentation.md").read_text()
     (block,) = [
-        code for code in re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "nn.Module" in code
+        code for code in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "nn.Module" in code
     ]
     assert len(block.strip().splitlines()) <= 24
     names: dict = {}
