@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, reference_preset
+from detailclip_jax.config.fields import AT_LAST, MEAN
 from detailclip_jax.interop import cosmos, flair, huggingface, openai, reference, timm_vit, tips
 from detailclip_jax.interop.measure import (
     HEADS,
@@ -32,8 +33,8 @@ from detailclip_jax.models.vit import Style
 
 OPENAI_STYLE = Style(norm_eps=1e-5, activation="quick_gelu", pre_norm=True, patch_bias=False)
 SIGLIP_STYLE = Style(activation="gelu_tanh", pooling="attention")
-TIPS_TEXT = TextStyle(causal=False, pooling="mean")
-SIGLIP_TEXT = TextStyle(norm_eps=1e-6, causal=False, pooling="last", projection_bias=True)
+TIPS_TEXT = TextStyle(causal=False, pooling=MEAN)
+SIGLIP_TEXT = TextStyle(norm_eps=1e-6, causal=False, pooling=AT_LAST, projection_bias=True)
 NORMALISATIONS = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "clip": (CLIP_MEAN, CLIP_STD),
