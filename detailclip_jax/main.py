@@ -28,10 +28,12 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from detailclip_jax.config import default, detection, field_of, help_text, run_config, transfer
+from detailclip_jax.config.components import components
 from detailclip_jax.config.config_files import find
 from detailclip_jax.runtime import arguments, errors, processes, start_times
 
 DENSE = {transfer.METHOD: transfer.field_of, detection.METHOD: detection.field_of}  # of the command transfer
+READERS = {transfer.METHOD: "ade20k", detection.METHOD: "coco"}  # a data.source of the task that reads data.path
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, or FILE:ARGUMENT (required to train)")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: runs/ and the config's name)")
@@ -267,12 +269,28 @@ def asked() -> tuple[ConfigDict, str, list[str]]:
         )
     workdir, written = asked_workdir(), run_config.load(spec)
     given = _override_names(sys.argv)
+    check_path_is_read(_CONFIG.value.data, given)
     return run_config.count_epochs(_CONFIG.value, given, written), workdir, given
+
+
+def check_path_is_read(data: ConfigDict, given: Sequence[str], reader: str = "records") -> None:
+    """Raises ValueError for a data.path of the command line that stickers, which draw their scenes, would ignore.
+
+    `reader`: a data.source that reads a path, for the message.
+    """
+    if "data.path" not in given or data.source != "stickers":
+        return
+    if any(found.kind == "stickers" and found.path for found in components(data)):
+        raise ValueError(
+            f"data.path {data.path!r} is not read with data.source 'stickers'; add --config.data.source={reader}"
+        )
 
 
 def asked_as_written() -> tuple[ConfigDict, str, list[str]]:
     """Returns the same as `asked`, for a run whose length is counted in steps alone."""
-    return ConfigDict(_CONFIG.value.to_dict()), asked_workdir(), _override_names(sys.argv)
+    config, given = ConfigDict(_CONFIG.value.to_dict()), _override_names(sys.argv)
+    check_path_is_read(config.data, given, READERS.get(config.get("method") or "", "records"))
+    return config, asked_workdir(), given
 
 
 def asked_workdir() -> str:

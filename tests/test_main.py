@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from launching import QUICK
 
-from detailclip_jax.main import with_recipe, with_underscores
+from detailclip_jax.config import default
+from detailclip_jax.main import check_path_is_read, with_recipe, with_underscores
 from detailclip_jax.runtime.metrics import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,17 @@ def test_mistakes_in_flags_get_a_message(flags, message):
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_path_that_stickers_would_ignore_is_refused():
+    data = default().data
+    data.source, data.path = "stickers", "runs/mine"
+    with pytest.raises(ValueError, match=r"'runs/mine' is not read .*add --config\.data\.source=records"):
+        check_path_is_read(data, ["data.path"])
+    check_path_is_read(data, [])  # the config's own path
+    for path in ("records:runs/mine", "stickers:@1,records:runs/mine@1"):
+        data.path = path
+        check_path_is_read(data, ["data.path"])
 
 
 def test_the_fields_are_listed_with_meaning_and_source():
