@@ -20,7 +20,8 @@ FORMAT is one of
   stablehlo           a directory with encode_image.bin and encode_text.bin for jax.export.deserialize
   onnx                a directory with encode_image.onnx and encode_text.onnx (pip install jax2onnx onnxruntime)
 PATH is a file for the first six and for safetensors, a directory for the others.  A file is in PyTorch's format, or in
-safetensors format if its name ends in .safetensors.  The written model is loaded and compared with the original.
+safetensors format if its name ends in .safetensors; beside each of the first six, PATH.json holds the preprocessing,
+which import_torch reads.  The written model is loaded and compared with the original.
 --no-verify skips this; PyTorch is then needed only to write .pth files.
 """
 
@@ -121,8 +122,11 @@ def verified(fmt: formats.Format, export: Export, path: Path) -> Any:
 
 def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
     """Returns notes for the user that the written model does not contain."""
+    if name in ("slip", "cosmos", "flair"):
+        return card_notes(path)
     if name == "reference":
         return [
+            *card_notes(path),
             "the teacher's token embedding, text positions and ln_final have no place there: student's",
             "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} together with their own args",
         ]
@@ -136,6 +140,14 @@ def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
             f"{(path / hub.TRUNK).absolute()}; after moving it, set timm_model_name in {hub.OPEN_CLIP}",
         ]
     return []
+
+
+def card_notes(path: Path) -> list[str]:
+    """Returns the note on the card that holds the preprocessing."""
+    return [
+        f"the preprocessing is in {hub.card_of(path)}; keep it next to the file: "
+        "without it import_torch takes the usual one of this format"
+    ]
 
 
 def huggingface_notes(config: ConfigDict) -> list[str]:

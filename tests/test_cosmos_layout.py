@@ -106,6 +106,7 @@ def test_an_export_is_loaded_by_the_published_model(imported, models, tmp_path, 
     printed = capsys.readouterr().out
     relative = [float(line.split()[-1]) for line in printed.splitlines() if line.startswith(("image (", "text ("))]
     assert len(relative) == 4 and max(relative) < 1e-5
+    assert f"preprocessing is in {out}.json" in printed and (tmp_path / f"{name}.json").is_file()
     content = files.read(out)
     for part, model in models.items():
         written = {key: torch.tensor(np.array(value)) for key, value in files.part_of(content, part).items()}

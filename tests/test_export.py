@@ -413,6 +413,16 @@ def test_reference_state_dict_comes_back(detailclip, tmp_path):
     np.testing.assert_array_equal(again["ema_params"]["text"]["token_embedding"], student)
 
 
+@pytest.mark.parametrize("to", ["reference", "slip"])
+def test_state_dicts_come_back_with_the_preprocessing(tmp_path, capsys, to):
+    fields = {"preprocess.filter": "bicubic", "preprocess.crop_ratio": 0.875, "preprocess.mean": (0.5, 0.4, 0.3)}
+    workdir = save_noise(tmp_path / "run", "detailclip", **fields)
+    assert run(workdir, to, tmp_path / "out.pth", "--no-verify") == 0
+    assert f"preprocessing is in {tmp_path}/out.pth.json; keep it" in capsys.readouterr().out
+    expected = checkpoint.load(workdir)[2].preprocess.to_dict()
+    assert interop.load(tmp_path / "out.pth", "clip" if to == "slip" else to)[2].preprocess.to_dict() == expected
+
+
 def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
     from safetensors.numpy import load_file
 

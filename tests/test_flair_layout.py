@@ -124,6 +124,22 @@ def test_an_export_is_loaded_by_the_published_model(imported, published, tmp_pat
         np.testing.assert_array_equal(written[key], value, err_msg=key)
 
 
+def test_an_export_comes_back_with_its_preprocessing(imported, tmp_path, capsys):
+    """From the card beside the file, since the published checkpoint has no place for it; flags replace it."""
+    heads = ("--num-heads=4", "--text-heads=4")
+    given = ("--resize-filter=bilinear", "--crop-ratio=.875", "--normalisation=imagenet", *heads)
+    assert import_torch.main([str(imported / "in.pt"), f"--out={tmp_path / 'run'}", *given]) == 0
+    expected, out = load(tmp_path / "run").config.preprocess.to_dict(), tmp_path / "flair.pt"
+    assert export.main([f"--checkpoint={tmp_path / 'run'}", "--to=flair", f"--out={out}"]) == 0
+    assert f"preprocessing is in {out}.json" in capsys.readouterr().out
+    options = {"num_heads": 4, "text_heads": 4}
+    assert interop.load(out, **options)[2].preprocess.to_dict() == expected
+    other = interop.load(out, **options, normalisation="half")[2].preprocess
+    assert (other.mean, other.filter) == ((0.5, 0.5, 0.5), "bilinear")
+    (tmp_path / "flair.pt.json").unlink()
+    assert interop.load(out, **options)[2].preprocess.filter == "bicubic"
+
+
 def test_a_pool_that_differs_is_noticed(imported, tmp_path, monkeypatch, capsys):
     read = files.read
 

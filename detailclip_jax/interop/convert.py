@@ -74,7 +74,10 @@ def load(
     if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_own_format(Path(source)):
         return _own_file(Path(source), _given(options))
     tensors, sidecar = (files.arrays(source), {}) if isinstance(source, Mapping) else _open(Path(source))
-    options = {name: value for name, value in (sidecar | _given(options)).items() if value is not None}
+    given = _given(options)
+    if "normalisation" in given:
+        sidecar = {name: value for name, value in sidecar.items() if name not in ("mean", "std")}
+    options = {name: value for name, value in (sidecar | given).items() if value is not None}
     try:
         return _converted(*choose(tensors, layout), options, flags_of(tensors))
     except ValueError as error:

@@ -1,7 +1,7 @@
 """The formats of `export`: for each, a function that writes it and one that reads it back for comparison."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,26 +32,26 @@ class Format(NamedTuple):
     holds_teacher: bool = False
 
 
-def write_file(export: Export, path: Path, layout: str) -> Mapping[str, Any]:
-    """Writes a state dict of the chosen weights in a layout."""
-    tensors = to_state_dict({"params": export.params}, export.config, layout)
-    files.write(path, tensors, {"format": "pt"})
+def write_file(
+    path: Path, tensors: Mapping[str, Any], card: Mapping[str, Any], parts: Sequence[str] = ()
+) -> Mapping[str, Any]:
+    """Writes a state dict, and beside it the card with what the state dict has no place for; returns the tensors."""
+    files.write(path, tensors, {"format": "pt"}, parts)
+    _write_json(hub.card_of(path), {**card, "bytes": path.stat().st_size})
     return tensors
 
 
 def write_timm(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes the image encoder, and a card with the arguments of timm.create_model."""
-    tensors = write_file(export, path, "timm")
-    _write_json(hub.card_of(path), hub.timm_card(export.config) | {"bytes": path.stat().st_size})
-    return tensors
+    tensors = to_state_dict({"params": export.params}, export.config, "timm")
+    return write_file(path, tensors, hub.timm_card(export.config))
 
 
 def write_slip(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes CLIP's networks, and SLIP's head if the model has one."""
     variables = {**export.variables, "params": export.params}
     tensors = to_state_dict(variables, export.config, slip_layout(export.config))
-    files.write(path, tensors, {"format": "pt"})
-    return tensors
+    return write_file(path, tensors, hub.preprocessing_card(export.config))
 
 
 def slip_layout(config: ConfigDict) -> str:
@@ -62,22 +62,21 @@ def slip_layout(config: ConfigDict) -> str:
 def write_reference(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes student and teacher. The reference has one key for both token embeddings; it gets the student's."""
     tensors = to_state_dict(export.variables, export.config, "reference")
-    files.write(path, tensors, {"format": "pt"})
-    return tensors
+    return write_file(path, tensors, hub.preprocessing_card(export.config))
 
 
 def write_cosmos(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes the state dicts of student and teacher; raises ValueError for another method."""
     check_method(export.config, "cosmos")
     tensors = to_state_dict(export.variables, export.config, "cosmos")
-    files.write(path, tensors, {"format": "pt"}, cosmos.PARTS)
-    return tensors
+    return write_file(path, tensors, hub.preprocessing_card(export.config), cosmos.PARTS)
 
 
 def write_flair(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes encoders, projections and pool; raises ValueError for another method."""
     check_method(export.config, "flair")
-    return write_file(export, path, "flair")
+    tensors = to_state_dict({"params": export.params}, export.config, "flair")
+    return write_file(path, tensors, hub.preprocessing_card(export.config))
 
 
 def check_method(config: ConfigDict, name: str) -> None:

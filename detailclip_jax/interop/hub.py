@@ -75,10 +75,10 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 
 
 def _card_options(file: Path) -> dict[str, Any]:
-    """Options from the card of a timm export. Raises ValueError if the weights file was replaced since."""
+    """Options from the card of an export. Raises ValueError if the weights file was replaced since."""
     card = card_of(file)
     content = _json(card) if card.is_file() else {}
-    if "create_model" not in content:
+    if "create_model" not in content and not {"preprocessing", "bytes"} <= content.keys():
         return {}
     if content.get("bytes") != file.stat().st_size:
         raise ValueError(f"{card} does not describe {file}: remove it, or export again")
@@ -224,13 +224,18 @@ def _huggingface_geometry(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def card_of(file: Path) -> Path:
-    """The path of the card, a JSON file next to the weights of a timm export."""
+    """The path of the card, a JSON file next to the weights of an export that is a single file."""
     return file.with_name(f"{file.name}.json")
+
+
+def preprocessing_card(config: ConfigDict) -> dict[str, Any]:
+    """The image preprocessing of a model, in timm's terms, for the card of a file that has no place for it."""
+    return {"preprocessing": timm_preprocess(config)}
 
 
 def timm_card(config: ConfigDict) -> dict[str, Any]:
     """The arguments of timm.create_model for the image encoder, and its image preprocessing."""
-    return {"create_model": timm_arguments(spec_of(config.model)), "preprocessing": timm_preprocess(config)}
+    return {"create_model": timm_arguments(spec_of(config.model)), **preprocessing_card(config)}
 
 
 def timm_arguments(spec: Spec) -> dict[str, Any]:
@@ -269,8 +274,10 @@ def other_heads(spec: Spec) -> str | None:
 
 
 def card_options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `interop.load` from the card of a timm export."""
-    arguments = content["create_model"]
+    """Options of `interop.load` from a card: the preprocessing, and heads and activation if it is of a timm export."""
+    arguments = content.get("create_model")
+    if arguments is None:
+        return timm_options({"pretrained_cfg": content["preprocessing"]})
     base = {name: kind for kind, name in TIMM_BASES.items()}.get(arguments["model_name"], (False, "gelu"))
     return timm_options({"pretrained_cfg": content["preprocessing"], "model_args": arguments}) | {"activation": base[1]}
 
@@ -301,27 +308,32 @@ def open_clip_config(config: ConfigDict, folder: Path) -> dict[str, Any]:
             f"open_clip needs a crop of the full resized square; this model crops {config.preprocess.crop_ratio:g} of "
             "it; choose another format, or import the model again with --crop-ratio=1"
         )
-    spec = spec_of(config.model)
-    size = spec.size
-    native = spec.style.pre_norm
     return {
-        "model_cfg": {
-            "embed_dim": size.joint_width,
-            "quick_gelu": spec.text_activation == "quick_gelu",
-            "vision_cfg": _own_tower(spec) if native else _timm_tower(config, folder),
-            "text_cfg": {
-                "context_length": spec.context_length,
-                "vocab_size": spec.vocab_size,
-                "width": size.text_width,
-                "heads": size.text_heads,
-                "layers": size.text_depth,
-            },
-        },
+        "model_cfg": open_clip_model(config, folder),
         "preprocess_cfg": {
             "mean": list(config.preprocess.mean),
             "std": list(config.preprocess.std),
             "interpolation": config.preprocess.filter,
             "resize_mode": OPEN_CLIP_RESIZES[config.preprocess.resize],
+        },
+    }
+
+
+def open_clip_model(config: ConfigDict, folder: Path) -> dict[str, Any]:
+    """The entry `model_cfg` of open_clip_config.json: the arguments of open_clip's CLIP."""
+    spec = spec_of(config.model)
+    size = spec.size
+    native = spec.style.pre_norm
+    return {
+        "embed_dim": size.joint_width,
+        "quick_gelu": spec.text_activation == "quick_gelu",
+        "vision_cfg": _own_tower(spec) if native else _timm_tower(config, folder),
+        "text_cfg": {
+            "context_length": spec.context_length,
+            "vocab_size": spec.vocab_size,
+            "width": size.text_width,
+            "heads": size.text_heads,
+            "layers": size.text_depth,
         },
     }
 

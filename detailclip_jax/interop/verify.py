@@ -212,7 +212,7 @@ def cosmos_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
     content, found = files.read(path), {}
     for part in cosmos.PARTS:
         tensors = {key: torch.from_numpy(np.array(value)) for key, value in files.part_of(content, part).items()}
-        model: Any = open_clip.model.CLIP(**hub.open_clip_config(config, path)["model_cfg"]).eval()
+        model: Any = open_clip.model.CLIP(**hub.open_clip_model(config, path)).eval()
         model.load_state_dict({key: tensors[key] for key in model.state_dict()}, strict=True)
         with torch.inference_mode():
             features = {"image": model.encode_image(_images(batch)), "text": model.encode_text(_text(batch))}
@@ -225,7 +225,7 @@ def flair_features(path: Path, config: ConfigDict, batch: Inputs) -> Features:
     import open_clip
     import torch
 
-    tensors, content = _tensors(path), hub.open_clip_config(config, path)["model_cfg"]
+    tensors, content = _tensors(path), hub.open_clip_model(config, path)
     content["vision_cfg"]["output_tokens"] = True
     model: Any = open_clip.model.CLIP(**content).eval()
     pool = {key.removeprefix(f"{flair.POOL}."): value for key, value in tensors.items() if key.startswith(flair.POOL)}
