@@ -1,6 +1,6 @@
 """Draws what checkpoints attend to, remove, reconstruct and represent; several checkpoints next to each other.
 
-    python -m detailclip_jax.visualize --checkpoint=runs/stickers --out=runs/figures
+    python -m detailclip_jax.visualize --checkpoint=runs/stickers
     python -m detailclip_jax.visualize --checkpoint=runs/clip --checkpoint=runs/stickers --images=photos \\
         --what=attention,removal,pca --num-images=4 --out=runs/figures
     python -m detailclip_jax.visualize --checkpoint=runs/stickers --images=park.jpg --what=words --texts="a dog" \\
@@ -20,7 +20,7 @@
     detection       boxes and masks of workdirs of `transfer`; without --images on their evaluation set
 
 Without --what it draws every figure above `segmentation`. A figure that a checkpoint cannot have is left out, with the
-reason; it is an error if none is drawn.
+reason; it is an error if none is drawn. Without --out the files are in `visualize` of the first checkpoint's workdir.
 """
 
 import argparse
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 MODEL_FIGURES = ("overview", "attention", "removal", "reconstruction", "similarity", "pca", "words")
 PREDICTIONS = ("segmentation", "detection")
 FORMATS = ("png", "svg")
+FOLDER = "visualize"  # in a workdir, for figures without --out; a run's own are in figures/
 USED_BY_PREDICTIONS = (
     "checkpoint",
     "step",
@@ -106,7 +107,8 @@ def parser() -> argparse.ArgumentParser:
     add("--ratio", type=ratio, metavar="R", help="share of removed patches (default: that of the checkpoint)")
     kinds = comma_separated(flags.one_of("format", FORMATS))
     add("--formats", type=kinds, default=list(FORMATS), metavar="NAME,...", help="png, svg or both (default: png,svg)")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write the figures to")
+    out = f"folder to write the figures to (default: {FOLDER} in the first checkpoint's workdir)"
+    add("--out", type=Path, metavar="FOLDER", help=out)
     preprocessing.add_flags(command)
     return command
 
@@ -136,7 +138,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def check_unused(arguments: argparse.Namespace) -> None:
     """Raises ValueError for a flag that figures of predictions do not use."""
-    usual = parser().parse_args(["--checkpoint=unused", "--out=unused"])
+    usual = parser().parse_args(["--checkpoint=unused"])
     for name in vars(arguments):
         if name not in USED_BY_PREDICTIONS and getattr(arguments, name) != getattr(usual, name):
             flag, task = f"--{name.replace('_', '-')}", arguments.what[0]
@@ -160,7 +162,10 @@ def names_of(checkpoints: Sequence[str], labels: Sequence[str] | None) -> list[s
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Checks the arguments, loads the checkpoints and writes the figures; returns the exit code."""
     check(arguments)
-    files.check_writable(arguments.out)
+    workdir = Path(arguments.checkpoint[0])
+    if arguments.out or (workdir / "checkpoints").is_dir():  # nothing is made in a folder that has no run
+        arguments.out = arguments.out or workdir / FOLDER
+        files.check_writable(arguments.out)
     names = names_of(arguments.checkpoint, arguments.labels)
     paths = dict(zip(names, arguments.checkpoint))
     figures = predictions if arguments.what and arguments.what[0] in PREDICTIONS else of_models

@@ -61,6 +61,17 @@ def test_a_checkpoint_with_decoder_and_text_has_every_figure(workdirs, tmp_path,
     assert "detailclip: detailclip, step 0, ema weights" in capsys.readouterr().out
 
 
+def test_without_out_the_figures_are_in_the_workdir_of_the_first_checkpoint(workdirs, tmp_path, monkeypatch):
+    def draw(paths, arguments, console):
+        assert list(paths) == ["clip", "mae"] and not files(arguments.out)
+
+    monkeypatch.setattr(visualize, "of_models", draw)
+    given = [f"--checkpoint={workdirs[name]}" for name in ("clip", "mae")]
+    assert run(*given) == 0 and (Path(workdirs["clip"]) / "visualize").is_dir()
+    monkeypatch.undo()
+    assert run(f"--checkpoint={tmp_path}") == 2 and not files(tmp_path), "no run, and nothing is made"
+
+
 @pytest.mark.check
 def test_several_checkpoints_share_a_figure_and_what_one_lacks_is_left_out(workdirs, tmp_path, capsys):
     given = [f"--checkpoint={workdirs[name]}" for name in ("clip", "mae")]
