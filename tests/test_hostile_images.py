@@ -425,7 +425,7 @@ def test_links_stay_in_the_folder_of_class_folders(tmp_path):
     trees.write(root / "cat/good.jpg", trees.jpeg(1))
     (root / "cat/link.jpg").symlink_to(hidden)
     source = open_set("set", tmp_path / "data").source
-    with pytest.raises(BadRecord, match=r"unsafe link: .*--follow-links"):
+    with pytest.raises(BadRecord, match=r"unsafe link: .*--follow-links of evaluate, or .*options of an evaluator"):
         source[1]
     (root / "dog").symlink_to(hidden.parent)
     with pytest.raises(MissingData, match=r"unsafe link: .*dog leads to .*secret, outside of .*--follow-links"):

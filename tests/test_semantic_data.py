@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detailclip_jax.data.regular_files import IN_SETS
 from detailclip_jax.data.semantic import names
 from detailclip_jax.data.semantic.augment import Recipe, augment, distort, draw_crop, resize_image, scaled_size
 from detailclip_jax.data.semantic.labels import IGNORE, check_size, stored_values, table
@@ -237,6 +238,9 @@ def test_links_and_listed_names_stay_in_the_folders_of_images_and_masks(tmp_path
     for number, name in ((1, "b.jpg"), (2, "c.png")):
         with pytest.raises(BadRecord, match=rf"unsafe link: .*{name} leads to .*--config\.data\.follow_links=True"):
             found[number]
+    measured = open_set("voc", str(root), "train", allow=IN_SETS).source  # in evaluate, which has no data.follow_links
+    with pytest.raises(BadRecord, match=r"unsafe link: .*b\.jpg leads to .*allow it with --follow-links of evaluate"):
+        measured[1]
     followed = open_set("voc", str(root), "train", follow_links=True).source
     assert [followed[number]["key"] for number in range(3)] == ["voc/a.jpg", "voc/b.jpg", "voc/c.jpg"]
     for source in (found, followed):

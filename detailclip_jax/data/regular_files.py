@@ -12,7 +12,9 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-ALLOW = "allow it with --follow-links, in a training with --config.data.follow_links=True"
+ALLOW = "allow it with --follow-links"  # of a command that reads images
+IN_CONFIG = "allow it with --config.data.follow_links=True"  # in a training of `transfer`
+IN_SETS = 'allow it with --follow-links of evaluate, or "follow_links": True among the options of an evaluator'
 MAX_BYTES = 256 * 2**20  # per image file, text or archive header; larger ones are rejected before reading
 KINDS = {
     stat.S_IFIFO: "a FIFO",
@@ -79,12 +81,17 @@ def read_stream(path: str | os.PathLike, limit: int) -> bytes:
 
 
 def inside(
-    root: str | os.PathLike, name: str | os.PathLike, follow_links: bool = False, real_root: str | None = None
+    root: str | os.PathLike,
+    name: str | os.PathLike,
+    follow_links: bool = False,
+    real_root: str | None = None,
+    allow: str = ALLOW,
 ) -> str:
     """Returns the path of `name` below `root`, with links resolved; LeavesFolder if it is outside `root`.
 
     `name` may be absolute or contain `..` as long as it stays inside.  With `follow_links` a link may lead anywhere,
     and only the name itself has to stay inside.  `real_root` is `os.path.realpath(root)` where a caller has it already.
+    `allow` ends the message about a link: what allows it where the caller is used.
     """
     path, folder = os.path.join(root, name), real_root or os.path.realpath(root)
     real = os.path.realpath(path)
@@ -93,7 +100,7 @@ def inside(
     if _is_below(real, folder):
         return real
     if _is_below(os.path.abspath(path), os.path.abspath(root)):
-        raise LeavesFolder(f"unsafe link: {path} leads to {real}, outside of {folder}; {ALLOW}")
+        raise LeavesFolder(f"unsafe link: {path} leads to {real}, outside of {folder}; {allow}")
     raise LeavesFolder(f"unsafe path: {path} is outside of {folder}")
 
 
@@ -120,8 +127,8 @@ class Walk:
         print(walk.left_out)
     """
 
-    def __init__(self, root: Path, follow_links: bool = False):
-        self.root, self.follow_links = root, follow_links
+    def __init__(self, root: Path, follow_links: bool = False, allow: str = ALLOW):
+        self.root, self.follow_links, self.allow = root, follow_links, allow
         self.left_out: dict[str, str] = {}
 
     def files(self, below: str = "") -> list[str]:
@@ -170,7 +177,7 @@ class Walk:
     def may_enter(self, name: str) -> bool:
         """Returns whether a folder may be read; False if it is a link out of the root."""
         try:
-            inside(self.root, name, self.follow_links)
+            inside(self.root, name, self.follow_links, allow=self.allow)
         except LeavesFolder as error:
             self.left_out[name] = str(error)
             return False
@@ -182,7 +189,7 @@ class Walk:
             if not entry.is_dir():
                 return False
             if entry.is_symlink():
-                inside(self.root, name, self.follow_links)
+                inside(self.root, name, self.follow_links, allow=self.allow)
         except OSError as error:  # a loop of links, or a link out of the root
             self.left_out[name] = str(error)
             return False

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.regular_files import IN_SETS
 from detailclip_jax.data.semantic.labels import IGNORE
 from detailclip_jax.data.semantic.layouts import SemanticSet, open_set
 from detailclip_jax.data.semantic.stickers import open_stickers
@@ -115,6 +116,7 @@ def open_dense(name: str, sets: Sets) -> LabelledSet:
 
     Raises MissingData that lists the folders in which the set was looked for.
     """
+    links: dict[str, Any] = {"follow_links": sets.follow_links, "allow": IN_SETS}
     if name == STICKERS:
         opened, expected = stickers(sets.image_size), NUM_SCENES
         identity = [
@@ -122,11 +124,11 @@ def open_dense(name: str, sets: Sets) -> LabelledSet:
             hashlib.sha256(opened.source[0]["image"].tobytes()).hexdigest(),
         ]
     elif name.startswith(FOLDER):
-        opened, expected = open_set("folders", name.removeprefix(FOLDER), "val", follow_links=sets.follow_links), None
+        opened, expected = open_set("folders", name.removeprefix(FOLDER), "val", **links), None
         identity = _file_names(opened.source)
     else:
         kind = KINDS[name]
-        found = open_set(kind.layout, str(_folder(name, kind, sets)), "val", follow_links=sets.follow_links)
+        found = open_set(kind.layout, str(_folder(name, kind, sets)), "val", **links)
         opened = SemanticSet(name, Relabelled(found.source, kind.relabel), tuple(kind.classes(found.classes)))
         expected, identity = kind.expected, _file_names(found.source)
     digest = hashlib.sha256("\n".join([*identity, *opened.classes]).encode()).hexdigest()[:12]

@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float, Int
 
 from detailclip_jax.data.detection.sets import DetectionSet
 from detailclip_jax.data.detection.shapes import Shape, read_shape
-from detailclip_jax.data.regular_files import inside, read_regular
+from detailclip_jax.data.regular_files import IN_CONFIG, inside, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 from detailclip_jax.runtime.errors import unknown
 
@@ -265,7 +265,7 @@ class CocoImages:
         if isinstance(found, str):
             raise BadRecord(f"{key}: {found}")
         try:
-            data = read_regular(inside(self.root, image.name, self.follow_links))
+            data = read_regular(inside(self.root, image.name, self.follow_links, allow=IN_CONFIG))
         except OSError as error:
             raise BadRecord(f"{key}: {error.strerror or error}") from error
         return {

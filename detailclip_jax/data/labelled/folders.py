@@ -5,7 +5,7 @@ import pathlib
 
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled.contents import Contents, file_identity, split_names
-from detailclip_jax.data.regular_files import LeavesFolder, Walk, inside, is_folder, read_regular
+from detailclip_jax.data.regular_files import IN_SETS, LeavesFolder, Walk, inside, is_folder, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 
 MAX_NAMED = 5  # folders named in a message
@@ -84,10 +84,10 @@ def images_below(root: pathlib.Path, kind: str, follow_links: bool = False) -> l
     out silently, the results would be wrong.
     """
     try:
-        inside(root, kind, follow_links)
+        inside(root, kind, follow_links, allow=IN_SETS)
     except LeavesFolder as error:
         raise MissingData(str(error)) from error
-    walk = Walk(root, follow_links)
+    walk = Walk(root, follow_links, IN_SETS)
     found = [name for name in walk.files(kind) if is_image_name(name)]
     if walk.left_out:
         raise MissingData("; ".join(list(walk.left_out.values())[:MAX_NAMED]))
@@ -106,7 +106,7 @@ class Folders:
     def __getitem__(self, index: int) -> Example:
         name, label = self.files[index]
         try:
-            image = read_regular(inside(self.root, name, self.follow_links))
+            image = read_regular(inside(self.root, name, self.follow_links, allow=IN_SETS))
             return {"image": image, "captions": (), "label": label, "key": name}
         except OSError as error:
             raise BadRecord(f"{name}: {error.strerror or error}") from error

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from detailclip_jax.data.labelled.contents import Contents
-from detailclip_jax.data.regular_files import inside, read_regular
+from detailclip_jax.data.regular_files import IN_SETS, inside, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 
 FOLDERS = ("", "images", "flickr30k-images", "flickr30k_images")
@@ -69,7 +69,7 @@ class Captioned:
         name, captions = self.entries[index]
         try:
             return {
-                "image": read_regular(inside(self.root, name, self.follow_links)),
+                "image": read_regular(inside(self.root, name, self.follow_links, allow=IN_SETS)),
                 "captions": captions,
                 "label": -1,
                 "key": name,

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.images import SUFFIXES
-from detailclip_jax.data.regular_files import inside, read_regular
+from detailclip_jax.data.regular_files import IN_CONFIG, inside, read_regular
 from detailclip_jax.data.semantic import names
 from detailclip_jax.data.semantic.labels import LabelTable, check_size, stored_values, table
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
@@ -65,10 +65,14 @@ class Files(NamedTuple):
 
 
 class Pairs:
-    """Examples of an image file and a mask file; the mask's stored values are mapped to class numbers."""
+    """Examples of an image file and a mask file; the mask's stored values are mapped to class numbers.
 
-    def __init__(self, name: str, files: Files, labels: LabelTable, follow_links: bool = False):
-        self.name, self.files, self.labels, self.follow_links = name, files, labels, follow_links
+    `allow` ends the message about a link, see `regular_files.inside`.
+    """
+
+    def __init__(self, name: str, files: Files, labels: LabelTable, follow_links: bool = False, allow: str = IN_CONFIG):
+        self.name, self.files, self.labels = name, files, labels
+        self.follow_links, self.allow = follow_links, allow
 
     def __len__(self) -> int:
         return len(self.files.names)
@@ -78,8 +82,8 @@ class Pairs:
         image_name, mask_name = self.files.names[index]
         key = f"{self.name}/{pathlib.PurePath(image_name).name}"
         try:
-            image = read_regular(inside(self.files.images, image_name, self.follow_links))
-            stored = stored_values(read_regular(inside(self.files.masks, mask_name, self.follow_links)), key)
+            image = self._read(self.files.images, image_name)
+            stored = stored_values(self._read(self.files.masks, mask_name), key)
             header = opened(image)
         except (OSError, BadImage) as error:
             raise BadRecord(f"{key}: {error}") from error
@@ -87,11 +91,21 @@ class Pairs:
         mask = self.labels(stored, key)
         return {"image": image, "mask": mask, "key": key, "captions": (), "label": -1}
 
+    def _read(self, folder: pathlib.Path, name: str) -> bytes:
+        return read_regular(inside(folder, name, self.follow_links, allow=self.allow))
+
 
 def open_set(
-    name: str, path: str, split: str, unknown_labels: str = "refuse", follow_links: bool = False
+    name: str,
+    path: str,
+    split: str,
+    unknown_labels: str = "refuse",
+    follow_links: bool = False,
+    allow: str = IN_CONFIG,
 ) -> SemanticSet:
     """Opens a set of the table above; `split` is "train" or "val" (any folder's name for "folders").
+
+    `allow` ends the message about a link, see `regular_files.inside`.
 
     Raises ValueError for an unknown set or split, for TFDS (with the reason), and MissingData that names the folder or
     the first images without a mask.
@@ -111,7 +125,8 @@ def open_set(
             f"{root}: no image of split {split} of {name}; its folders are listed in docs/segmentation.md"
         )
     _check_masks(files, root)
-    return SemanticSet(name, Pairs(name, files, table(values, ignored, unknown_labels), follow_links), classes)
+    labels = table(values, ignored, unknown_labels)
+    return SemanticSet(name, Pairs(name, files, labels, follow_links, allow), classes)
 
 
 def open_pairs(
