@@ -46,6 +46,13 @@ def test_the_largest_shape_is_measured_and_image_size_replaces_all():
     assert built.batch_shapes(detection.largest(config.views.buckets))["image"].shape == (2, 96, 96, 3)
 
 
+def test_a_config_of_stickers_has_its_own_number_of_classes():
+    assert (
+        detection.num_classes(config_of()) == 24 and detection.num_classes(config_of("--set=data.labels=nouns")) == 96
+    )
+    assert detection.num_classes(dense.config_of(detection.TASK, options.parse(["detection"]))) == 80
+
+
 def test_parameters_are_counted_by_part():
     built = built_of(config_of())
     found = dense.parameters(built)

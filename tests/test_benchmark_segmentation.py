@@ -49,6 +49,11 @@ def test_the_projection_is_images_times_flop_over_peak_and_utilisation():
     assert hours == pytest.approx(100 * 16 * 3e12 / (4 * 312e12 * 0.5) / 3600)
 
 
+def test_a_config_of_stickers_has_its_own_number_of_classes():
+    assert segmentation.num_classes(config_of()) == 25  # 24 groups and the background
+    assert segmentation.num_classes(dense.config_of(segmentation.TASK, options.parse(["segmentation"]))) == 150
+
+
 @pytest.mark.check
 def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys):
     file = tmp_path / "found.json"

@@ -32,6 +32,7 @@ class Task(NamedTuple):
     name: the subcommand, and `method` of the task's configs.
     flags: the fields that the task's own flags set, from the config and the arguments.
     check: raises ValueError for a config with an invalid value.
+    num_classes: the classes of a config's stickers, or of the task's usual set.
     build: the experiment of a config for a number of classes on a mesh, without data.
     straight: the same config, in which every operation is counted once.
     programs: makers of the training step and of the prediction, by name: the lowered program, its images, and how a
@@ -43,6 +44,7 @@ class Task(NamedTuple):
     name: str
     flags: Callable[[ConfigDict, argparse.Namespace], dict[str, Any]]
     check: Callable[[ConfigDict], None]
+    num_classes: Callable[[ConfigDict], int]
     build: Callable[[ConfigDict, int, Any], Any]
     straight: Callable[[ConfigDict], ConfigDict]
     programs: Mapping[str, Callable[[Any], Program]]
@@ -63,8 +65,9 @@ class Part(NamedTuple):
 def run(task: Task, devices: Sequence[Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Counts, compiles and times the two programs as the arguments request; returns the record for JSON."""
     console, config = Console(stream=arguments.progress), config_of(task, arguments)
-    built = task.build(config, arguments.classes, meshes.make_mesh(devices, fsdp=config.mesh.fsdp))
-    straight = task.build(task.straight(config), arguments.classes, meshes.make_mesh(devices[:1]))
+    num_classes = arguments.classes or task.num_classes(config)
+    built = task.build(config, num_classes, meshes.make_mesh(devices, fsdp=config.mesh.fsdp))
+    straight = task.build(task.straight(config), num_classes, meshes.make_mesh(devices[:1]))
     parts = []
     for name, program in task.programs.items():
         console.live(f"{name}: counting" + (" and compiling (minutes for ViT-B/16)" * (not arguments.count_only)))

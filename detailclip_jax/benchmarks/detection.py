@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.benchmarks import counting, dense
 from detailclip_jax.config.detection import METHOD
 from detailclip_jax.data.detection.buckets import Bucket
+from detailclip_jax.data.detection.stickers import names_of
 from detailclip_jax.detection import experiment as experiments
 from detailclip_jax.detection.experiment import Experiment
 from detailclip_jax.run.detection_checks import check_values
@@ -39,6 +40,11 @@ def straight(config: ConfigDict) -> ConfigDict:
     changed = counting.straight(config)
     changed.detector.options.update(ONE_BY_ONE)
     return changed
+
+
+def num_classes(config: ConfigDict) -> int:
+    """The classes of a config's stickers; other sets are not opened, and have as many as COCO."""
+    return len(names_of(config.data.labels)) if config.data.source == "stickers" else 80
 
 
 def build(config: ConfigDict, num_classes: int, mesh: Any) -> Experiment:
@@ -89,6 +95,7 @@ TASK = dense.Task(
     name=METHOD,
     flags=flags,
     check=check_values,
+    num_classes=num_classes,
     build=build,
     straight=straight,
     programs={"training step": step_of, "detection": detection_of},

@@ -218,7 +218,8 @@ def _dense(command: flags.Parser, usual: str, classes: int) -> None:
     add("--dtype", choices=("float32", "bfloat16"), help="dtype of the matrix products")
     add("--remat", choices=("none", "dots", "full"), help="what the backward pass recomputes")
     add("--batch", type=flags.positive, metavar="IMAGES", help="images per step, over all devices")
-    add("--classes", type=flags.positive, default=classes, metavar="N", help=f"classes (default: {classes})")
+    number = f"classes (default: those of a config of stickers, else {classes})"
+    add("--classes", type=flags.positive, metavar="N", help=number)
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config; repeatable")
     add("--devices", type=flags.positive, metavar="N", help="number of devices (default: all)")
     add("--count-only", action="store_true", help="count FLOP, do not compile")

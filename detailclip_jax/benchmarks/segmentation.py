@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.benchmarks import counting, dense
 from detailclip_jax.config.transfer import METHOD
 from detailclip_jax.data.semantic.layouts import SemanticSet
+from detailclip_jax.data.semantic.stickers import names_of
 from detailclip_jax.run.transfer_checks import check
 from detailclip_jax.segmentation import experiment as experiments
 from detailclip_jax.segmentation.experiment import Experiment, Sets
@@ -22,6 +23,11 @@ def flags(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]:
         return {}
     stride = min(config.inference.stride, arguments.crop)
     return {"views.crop": arguments.crop, "inference.window": arguments.crop, "inference.stride": stride}
+
+
+def num_classes(config: ConfigDict) -> int:
+    """The classes of a config's stickers; other sets are not opened, and have as many as ADE20K."""
+    return len(names_of(config.data.labels)) if config.data.source == "stickers" else 150
 
 
 def build(config: ConfigDict, num_classes: int, mesh: Any) -> Experiment:
@@ -47,6 +53,7 @@ TASK = dense.Task(
     name=METHOD,
     flags=flags,
     check=check,
+    num_classes=num_classes,
     build=build,
     straight=counting.straight,
     programs={"training step": step_of, "evaluation of windows": evaluation_of},

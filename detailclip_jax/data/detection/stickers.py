@@ -63,15 +63,20 @@ class StickerInstances:
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def names_of(labels: str) -> tuple[str, ...]:
+    """The classes of one of LABELS.  Raises ValueError for another."""
+    if labels not in LABELS:
+        raise ValueError(unknown("data.labels", labels, LABELS))
+    return LABELS[labels]
+
+
 def open_stickers(labels: str, split: str, size: int, num_scenes: int = 2**24) -> DetectionSet:
     """Opens scenes on a canvas of `size` pixels; "val" is the held-out scenes, of the same drawings.
 
     Raises ValueError for an unknown label set or split.
     """
-    if labels not in LABELS:
-        raise ValueError(unknown("data.labels", labels, LABELS))
+    names = names_of(labels)
     if split not in SPLITS:
         raise ValueError(unknown("split", split, SPLITS))
     scenes = Stickers(split=SPLITS[split], size=size, num_scenes=num_scenes)
-    names = LABELS[labels]
     return DetectionSet("stickers", StickerInstances(scenes, labels), names, tuple(range(1, len(names) + 1)))
