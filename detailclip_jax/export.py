@@ -127,7 +127,9 @@ def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
     if name == "reference":
         return [
             *card_notes(path),
-            "the teacher's token embedding, text positions and ln_final have no place there: student's",
+            "the teacher's token embedding, text positions and ln_final have no place there: it has the student's",
+            "an import's text features, and what is evaluated with them, differ from the run's ema weights by what the "
+            f'row "{formats.TEACHER_TEXT}" of the comparison says; --to=slip and safetensors keep the ema weights',
             "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} together with their own args",
         ]
     if name in ("timm", "reference_backbone"):

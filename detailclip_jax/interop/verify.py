@@ -108,13 +108,16 @@ def image_tokens(model: Networks, params: Params, batch: Inputs) -> Features:
 
 def compare(theirs: Features, expected: Features) -> dict[str, Difference]:
     """The difference of every feature; raises NotEqualError if one exceeds TOLERANCE times the largest value."""
-    found = {}
-    for name, value in expected.items():
-        absolute = float(np.abs(theirs[name] - value).max())
-        found[name] = Difference(absolute, absolute / max(float(np.abs(value).max()), TINY))
+    found = {name: difference(theirs[name], value) for name, value in expected.items()}
     if bad := [f"{name} {d.relative:.1e}" for name, d in found.items() if not d.relative <= TOLERANCE]:
         raise NotEqualError(f"the written model differs from the original: relative difference of {', '.join(bad)}")
     return found
+
+
+def difference(theirs: Float[np.ndarray, "..."], expected: Float[np.ndarray, "..."]) -> Difference:
+    """The difference of one feature."""
+    absolute = float(np.abs(theirs - expected).max())
+    return Difference(absolute, absolute / max(float(np.abs(expected).max()), TINY))
 
 
 def _tensors(path: Path, prefix: str = "") -> dict[str, Any]:
