@@ -158,15 +158,22 @@ def check_names(argv: Sequence[str]) -> None:
         is_flag = argument.startswith("-") and re.match("[a-z]", name)
         group, dot, field = name.partition(".")
         if is_flag and group not in ("config", "noconfig") and {name, name.removeprefix("no")}.isdisjoint(flags.FLAGS):
-            hint = errors.near(f"--{group}", [f"--{known}" for known in flags.FLAGS], cutoff=0.7)
+            spec = _config_spec(argv)
+            meant = near_field(name, run_config.load(spec) if spec else default())
+            hint = (
+                "" if dot and meant else errors.near(f"--{group}", [f"--{known}" for known in flags.FLAGS], cutoff=0.7)
+            )
             rest = f" (with .{field})" if dot and hint else ""
-            raise ValueError(f"unknown flag --{name}{hint or near_field(name)}{rest} (--help lists the flags)")
+            raise ValueError(f"unknown flag --{name}{hint or meant}{rest} (--help lists the flags)")
 
 
-def near_field(name: str) -> str:
+def near_field(name: str, config: ConfigDict) -> str:
     """Returns "; did you mean --config.batch_size?" for "batch-size", and "" where no field has a similar name."""
     wanted = name.replace("-", "_")
-    fields = sorted(run_config.flatten(default()), key=lambda field: field.count("."))
+    fields = sorted(run_config.flatten(config), key=lambda field: field.count("."))
+    if "." in wanted:  # --data.path
+        whole = difflib.get_close_matches(wanted, fields, n=1, cutoff=0.9)
+        return f"; did you mean --config.{whole[0]}?" if whole else ""
     last = [field.rpartition(".")[2] for field in fields]
     containing = [word for word in last if wanted in word and len(wanted) > 3]
     best = difflib.get_close_matches(wanted, containing or last, n=1, cutoff=0.0 if containing else 0.7)

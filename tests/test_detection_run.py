@@ -36,6 +36,7 @@ from detailclip_jax.run import predict as predictions
 from detailclip_jax.run.detection_report import report
 from detailclip_jax.run.session import Run, run_record
 from detailclip_jax.runtime import wandb_writer
+from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.runtime.progress import Clock, Console
 from detailclip_jax.training import experiment as pretraining
@@ -157,6 +158,22 @@ def test_the_ceiling_of_true_masks_is_100_and_its_boxes_leave_crowds_out(monkeyp
     found = experiment.true_boxes(example, 1)
     assert found.labels.tolist() == [6] and found.boxes.tolist() == [[4, 5, 6, 7]]
     assert experiment.true_boxes(example, 4).labels.tolist() == [6, 7, -1, -1]
+
+
+def test_the_progress_line_of_the_ceiling_is_named(monkeypatch, tmp_path):
+    titles = []
+
+    def evaluated(run, interrupt, state, step, evaluation=None, title="evaluation"):
+        titles.append(title)
+        return {} if evaluation else ({}, {}, [])
+
+    monkeypatch.setattr(detection.dense, "evaluated", evaluated)
+    config = tiny()
+    config.inference.ceiling = True
+    made = types.SimpleNamespace(ceiling=print)
+    run = Run(config, tmp_path, made, None, Console(enabled=False), detection.DETECTION)
+    detection.evaluate(run, Interrupt(), empty_state(), 3)
+    assert titles == ["evaluation", "ceiling"]
 
 
 def test_the_shapes_of_a_batch_are_those_of_the_stream():

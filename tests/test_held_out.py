@@ -149,7 +149,9 @@ def test_a_run_without_held_out_examples_says_how_to_have_some(tmp_path):
     assert evaluation.plan(config) == {}
     text = evaluation.report.markdown({}, config, step=2)
     assert "no evaluator has a result" in text
-    assert "Held out: none; " in text and "--config.data.held_out=1000" in text
+    assert "Held out: none; too few examples (9) to hold any out; " in text and "data.held_out" not in text
+    none = config_of(tmp_path, **{"data.held_out": 0})
+    assert "Held out: none; exclude some" in evaluation.report.markdown({}, run_config.resolve(none, 9), step=2)
     config.unlock()
     config.evaluators = {"held_out": {}}
     with pytest.raises(ValueError, match="the data have no held-out examples"):

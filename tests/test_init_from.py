@@ -221,6 +221,12 @@ def test_no_run_there_and_networks_that_do_not_fit(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.init 'nowhere' is not a workdir"):
         init_from.adopt(tiny("clip", init="nowhere"))
     written(tmp_path / "clip")
+    with pytest.raises(FileNotFoundError, match=r"does not exist; did you mean '/.*/clip'\?"):
+        init_from.config_of(str(tmp_path / "clop"))
+    with pytest.raises(FileNotFoundError, match=r"does not exist; did you mean '/.*/clip'\?"):
+        checkpoint.pick_step(tmp_path / "clop")
+    with pytest.raises(FileNotFoundError, match=r"has no run itself; give a run inside it, for example /.*/clip$"):
+        checkpoint.pick_step(tmp_path)
     other = tiny("clip", init=str(tmp_path / "clip"), **{"model.context_length": 12})
     with pytest.raises(
         checkpoint.CheckpointError, match=r"do not fit: text/positions: \(16, 64\) there, \(12, 64\) here"

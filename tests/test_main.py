@@ -11,7 +11,7 @@ import pytest
 from launching import QUICK
 
 from detailclip_jax.config import default
-from detailclip_jax.main import check_path_is_read, with_recipe, with_underscores
+from detailclip_jax.main import check_names, check_path_is_read, with_recipe, with_underscores
 from detailclip_jax.runtime.metrics import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,7 @@ def finished(*flags, cache=None):
         ),
         (["--batch-size=32"], "unknown flag --batch-size; did you mean --config.batch_size?"),
         (["--steps=4"], "unknown flag --steps; did you mean --config.total_steps?"),
+        (["--data.pth=x"], "unknown flag --data.pth; did you mean --config.data.path?"),
         (["--confg=configs/stickers.py"], "unknown flag --confg; did you mean '--config'?"),
         ([f"--config={SMALLEST}", "--confg.batch_size=8"], "did you mean '--config'? (with .batch_size)"),
     ],
@@ -63,6 +64,12 @@ def test_mistakes_in_flags_get_a_message(flags, message):
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_field_of_the_config_at_hand_without_config_is_recognised():
+    flags = ["transfer", "--config=configs/transfer/stickers_detection.py", "--data.follow_links=True"]
+    with pytest.raises(ValueError, match=r"--data\.follow_links; did you mean --config\.data\.follow_links\?"):
+        check_names(flags)
 
 
 def test_a_path_that_stickers_would_ignore_is_refused():

@@ -8,7 +8,7 @@ from absl import logging
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from detailclip_jax.data import held_out
+from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.held_out import HeldOut, Picked
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.labelled import LabelledSet
@@ -22,10 +22,8 @@ from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.evaluation.tasks import JOINT, Prepared, retrieval_of
 from detailclip_jax.runtime.provenance import data_fingerprint
 
-WAY_OUT = (
-    "exclude some from training with --config.data.held_out=1000, or write a separate split with "
-    "python -m detailclip_jax.prepare ... --split val"
-)
+SPLIT = "write a separate split with python -m detailclip_jax.prepare ... --split val"
+WAY_OUT = f"exclude some from training with --config.data.held_out=1000, or {SPLIT}"
 
 
 def find(config: ConfigDict) -> HeldOut | None:
@@ -36,11 +34,22 @@ def find(config: ConfigDict) -> HeldOut | None:
         return None
 
 
+def none_because(config: ConfigDict) -> str:
+    """Why a run has no held-out examples, and how to have some."""
+    if not config.data.held_out:
+        return WAY_OUT
+    try:
+        found = mixture.open_source(config.data, image_size=config.model.image_size)
+    except MissingData as error:
+        return str(error)
+    return f"too few examples ({len(found):,}) to hold any out; {SPLIT}"
+
+
 def retrieval(config: ConfigDict, num_examples: int = 1000, batch_size: int = BATCH_SIZE) -> dict[str, Any]:
     """Options for retrieval among at most `num_examples` held-out pairs. Raises ValueError if the run has none."""
     found = find(config)
     if found is None:
-        raise ValueError(f"evaluator held_out: the data have no held-out examples; {WAY_OUT}")
+        raise ValueError(f"evaluator held_out: the data have no held-out examples; {none_because(config)}")
     pairs = captioned(Subset(found.source, num_examples))
     data = LabelledSet("held_out", pairs, (), data_fingerprint(pairs) if len(pairs) else "", None)
 

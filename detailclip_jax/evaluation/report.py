@@ -14,7 +14,7 @@ from detailclip_jax.config.run_config import to_json
 from detailclip_jax.data.stickers.stickers import WHITE_SIDES
 from detailclip_jax.evaluation import held_out
 from detailclip_jax.evaluation.evaluators import absent, plan
-from detailclip_jax.evaluation.held_out import WAY_OUT
+from detailclip_jax.evaluation.held_out import none_because
 from detailclip_jax.evaluation.metrics import Metric, split_name
 from detailclip_jax.evaluation.stickers import top1_at
 from detailclip_jax.runtime.files import replace_text
@@ -124,8 +124,8 @@ def _held_out(config: ConfigDict) -> list[str]:
     if is_endless(components(config.data)):
         return []
     found = held_out.find(config)
-    text = f"Held out: {len(found.source):,} examples ({found.origin})." if found else f"Held out: none; {WAY_OUT}."
-    return [textwrap.fill(text, 110)]
+    text = f"{len(found.source):,} examples ({found.origin})" if found else f"none; {none_because(config)}"
+    return [textwrap.fill(f"Held out: {text}.", 110)]
 
 
 def _left_out(results: Mapping[str, float], config: ConfigDict) -> list[str]:

@@ -130,16 +130,23 @@ Evaluation = Callable[[TrainState, Callable[[], None]], Any]  # of a state; call
 
 
 def evaluated(
-    run: Run, interrupt: Interrupt, state: TrainState, step: int, evaluation: Evaluation | None = None
+    run: Run,
+    interrupt: Interrupt,
+    state: TrainState,
+    step: int,
+    evaluation: Evaluation | None = None,
+    title: str = "evaluation",
 ) -> Any:
     """Evaluates the experiment, with a progress line; returns what its `evaluate`, or another function, returns.
+
+    `title` begins the progress line.
 
     Raises EvaluatorError that names an unreadable image or a missing package, and Stopped between two images if the run
     must stop.  Several processes stop before the same of their images: `Interrupt.reached` is called for those images
     only that every process has, since their numbers may differ by one.
     """
     shared, rest = divmod(len(run.experiment.sets.val.source), jax.process_count())
-    meter = Meter(run.console, "images", shared + bool(rest), "evaluation")
+    meter = Meter(run.console, "images", shared + bool(rest), title)
     numbers = itertools.count()
 
     def before_each() -> None:

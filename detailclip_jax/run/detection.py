@@ -82,7 +82,7 @@ def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Ma
     """
     scores, per_class, results = dense.evaluated(run, interrupt, state, step)
     if run.config.inference.ceiling:
-        scores |= dense.evaluated(run, interrupt, state, step, run.experiment.ceiling)
+        scores |= dense.evaluated(run, interrupt, state, step, run.experiment.ceiling, "ceiling")
     if jax.process_index() == 0:
         dense.write_per_class(run, step, per_class)
         replace_text(run.workdir / DETECTIONS, json.dumps(results) + "\n")

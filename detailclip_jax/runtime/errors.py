@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from absl import flags, logging
 
@@ -139,6 +140,13 @@ def near(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Returns "; did you mean 'NAME'?" with the nearest known name, or "" if none is near."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def near_path(path: Path) -> str:
+    """Returns "; did you mean 'runs/stickers'?" for a path whose folder has a similar name, or "" without one."""
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    found = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
+    return f"; did you mean {str(path.parent / found[0])!r}?" if found else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

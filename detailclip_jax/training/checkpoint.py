@@ -35,7 +35,7 @@ from detailclip_jax.config import detection, transfer
 from detailclip_jax.config.run_config import from_json
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
-from detailclip_jax.runtime.errors import USAGE_ERROR, RunError, first_line
+from detailclip_jax.runtime.errors import USAGE_ERROR, RunError, first_line, near_path
 from detailclip_jax.training import experiment, manifest
 from detailclip_jax.training.mesh import make_mesh, replicated
 from detailclip_jax.training.saved_shapes import other_version, saved_shapes, shapes
@@ -534,7 +534,9 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
         convert = "is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
         source = "a workdir is written by detailclip train (--config=stickers is the demo) and by detailclip import"
         raise FileNotFoundError(
-            f"{path} {convert}" if Path(path).is_file() else f"folder {folder.parent} does not exist; {source}"
+            f"{path} {convert}"
+            if Path(path).is_file()
+            else f"folder {folder.parent} does not exist{near_path(Path(path)) or f'; {source}'}"
         )
     steps = _steps_in(folder)
     if not steps and folder.parent.name == FOLDER:
@@ -543,10 +545,17 @@ def pick_step(path: str | Path, step: int | None = None) -> int:
         raise FileNotFoundError(
             f"{path} is one checkpoint of a run; give the run, {folder.parents[2]}, and step {folder.parent.name}"
         )
+    if not steps and not (folder.parent / "config.json").is_file() and (inside := _run_in(Path(path))):
+        raise FileNotFoundError(f"{path} has no run itself; give a run inside it, for example {inside}")
     if not steps or step not in (None, *steps):
         known = f"its steps are {', '.join(map(str, steps))}" if steps else "the run has not saved any checkpoint yet"
         raise FileNotFoundError(f"no checkpoint {'' if step is None else f'of step {step} '}in {folder}; {known}")
     return steps[-1] if step is None else step
+
+
+def _run_in(folder: Path) -> Path | None:
+    """The first folder in `folder` that has checkpoints; None without one."""
+    return next((path for path in sorted(folder.iterdir()) if _steps_in(path / FOLDER)), None)
 
 
 def _read_part(folder: Path, target: dict[str, PyTree]) -> dict[str, PyTree]:
