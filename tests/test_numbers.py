@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def numbers():
-    spec = importlib.util.spec_from_file_location("numbers", ROOT / "docs/numbers.py")
+    spec = importlib.util.spec_from_file_location("numbers", ROOT / "docs/measure.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -107,7 +107,7 @@ def test_a_number_goes_on_behind_the_command_that_failed(numbers, house, monkeyp
 
 
 def test_the_reader_of_the_list_may_end_before_it(numbers):
-    script = f"{sys.executable} docs/numbers.py --list | head -1"
+    script = f"{sys.executable} docs/measure.py --list | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("number ")
 

@@ -1,14 +1,13 @@
 """Makes the marked numbers of the README and of docs/ again, and says which are older than the code they measure.
 
-    python docs/numbers.py --list              # every number: minutes, date, commit, up to date or old
+    python docs/measure.py --list              # every number: minutes, date, commit, up to date or old
     make numbers                               # makes the old ones that take at most an hour each, cheapest first
     make numbers ONLY=demo,evaluation          # these, whatever their age and cost
     make numbers ALL=1                         # all old ones, also those that take hours
 
 `NUMBERS` says how each one is made; docs/numbers.json holds what was measured, with date, commit, machine and versions.
 In README.md and docs/*.md a measured text stands between `<!-- numbers NAME -->` and `<!-- end -->`, exactly as the
-data file has it (a test); a measured number without such marks (docs/detection.md, "What was tried" in
-docs/performance.md) was written by hand.  A number is old when a file that it measures differs from the one it was made
+data file has it (a test).  A number is old when a file that it measures differs from the one it was made
 with: the files of `paths` that its commands import.  Comments, docstrings and the texts of messages and errors do not
 count.
 What was made is kept after each number, and the commands go on where they were stopped, in runs/numbers/NAME-DIGEST.
@@ -29,15 +28,18 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs/numbers.json"
 RUNS = ROOT / "runs/numbers"
-DOCUMENTS = ("README.md", "docs/data.md", "docs/evaluation.md", "docs/experiments.md", "docs/performance.md")
+DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("data", "detection", "evaluation", "experiments")))
+DOCUMENTS += ("docs/performance.md", "docs/segmentation.md")
 PACKAGE = "detailclip_jax"
 MESSAGES = ("complain", "debug", "fail", "_fail", "info", "live", "print", "say", "warn", "warning")  # functions
 WIDTH = 120  # of the documents' lines
@@ -97,7 +99,7 @@ class NumbersError(Exception):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser("python docs/numbers.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    made = argparse.ArgumentParser("python docs/measure.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     made.add_argument("--list", action="store_true", help="list the numbers and their age, make none")
     made.add_argument("--only", type=lambda text: text.split(","), metavar="NAME,...", help="these, whatever their age")
     made.add_argument("--all", action="store_true", help=f"also old ones that take more than {LONG} minutes")
@@ -146,8 +148,9 @@ def measured(number: Number) -> list[str]:
 def imports(number: Number) -> set[str]:
     """The package's files that the commands import, also within functions."""
     before = [each for each in NUMBERS if each.name in number.after]
-    words = [word for each in (number, *before) for command in each.commands for word in shlex.split(command)]
-    modules = [module_file(word) for word in words if word.split(".")[0] == PACKAGE]
+    commands = [command for each in (number, *before) for command in each.commands]
+    words = [word for command in commands for word in shlex.split(command)]
+    modules = [module_file(name) for command in commands for name in re.findall(rf"{PACKAGE}(?:\.\w+)+", command)]
     todo = [*modules, *(word for word in words if word.endswith(".py") and (ROOT / word).is_file())]
     found: set[str] = set()
     while todo:
@@ -248,6 +251,8 @@ def state_of(number: Number, data: Mapping[str, Any]) -> str:
     """In words."""
     if number.name not in data:
         return "never made"
+    if not data[number.name]["digest"]:
+        return "by hand, before this script had it"
     return "older than its code" if is_old(number, data) else "up to date"
 
 
@@ -418,6 +423,7 @@ COUNTING = (
     *(f"detailclip_jax/benchmarks/{name}.py" for name in ("counting", "step", "theory", "variants")),
     *(f"detailclip_jax/training/{name}.py" for name in ("forward_pass", "optimizer", "train_step")),
 )
+DENSE_BENCHMARKS = tuple(f"detailclip_jax/benchmarks/{name}.py" for name in ("dense", "detection", "segmentation"))
 DECODING = (
     *(f"detailclip_jax/data/{name}.py" for name in ("decoding", "images", "resizing", "views")),
     *(f"detailclip_jax/benchmarks/{name}.py" for name in ("data", "synthetic_images", "stages")),
@@ -426,9 +432,48 @@ OVERVIEW = "--what=overview --num-images=4"
 BENCHMARK = "python -m detailclip_jax.benchmark"
 MAIN = "python -m detailclip_jax.main --config=configs/stickers.py"
 COMPARE = "python -m detailclip_jax.compare"
+TRANSFER = "python -m detailclip_jax.transfer --config=configs/transfer"
 GENTLY = "--set optimizer.loaded_rate=0.3 --set optimizer.layer_decay=0.75"
-TEXTURED = "--set data.stickers.scenes=textured"  # what the comparisons were measured on
+TEXTURED = "--set data.stickers.scenes=textured"  # what the factors were measured on
 PAPER = "detailclip+losses.weights.cls=1.0+losses.weights.patch=1.0"
+COMPARED = {  # row of `compare` -> its name in the tables
+    "clip": "`clip`",
+    "clip_two_views": "`clip_two_views` (control)",
+    "maskclip": "`maskclip`",
+    "aclip": "`aclip`",
+    "detailclip": "`detailclip`",
+    PAPER: "`detailclip`, the paper's weights",
+}
+FLOORS = {"untrained": "untrained", "raw pixels": "raw pixels"}
+SUPERVISED = {  # name in the study -> what differs from configs/transfer/stickers_linear.py; 19,200 scenes, ten times
+    "linear": "stickers_linear.py --config.encoder.frozen=False --config.total_steps=300",
+    "UPerNet": "stickers_upernet.py --config.total_steps=300",
+    "linear, ten times the scenes": "stickers_linear.py --config.encoder.frozen=False --config.total_steps=3000",
+}
+STUDY = """
+import pathlib
+import detailclip_jax.evaluation.probes as probes
+rows = "{comparison}/rows/"
+trained = dict([("clip, 300 steps", rows + "clip/seed-0"), ("detailclip, 300 steps", rows + "detailclip/seed-0"),
+    ("detailclip, 600 steps (the demo)", "{demo}")])
+supervised = dict((name, "{out}/" + str(place)) for place, name in enumerate(NAMES))
+pathlib.Path("{out}/study.md").write_text(probes.study(trained, supervised))
+""".replace("NAMES", repr(tuple(SUPERVISED)))
+DETECTORS = {  # name in the table -> argument and fields of the config, seeds
+    "one class, 120 steps": (":labels=objects --config.total_steps=120", 3),
+    "one class, 600 steps": (":labels=objects", 1),
+    "24 groups, 600 steps: the default": ("", 1),
+}
+ENCODERS = {"the demo": " --config.init={demo}", "untrained": ""}
+AP = {  # heading -> score
+    **{"box AP": "bbox_AP", "box AP50": "bbox_AP50", "mask AP": "segm_AP", "mask AP50": "segm_AP50"},
+    "ceiling, mask AP": "ceiling_AP",
+}
+HEADS = {"linear": "stickers_linear.py", "UPerNet": "stickers_upernet.py"}
+SEGMENTERS = {("the demo", "9,600 scenes"): " --config.init={demo}", ("untrained", "9,600 scenes"): ""}
+SCENES = ((0, "19,200"), (2, "192,000"))  # places of SUPERVISED
+SCORES = ("mIoU", "mAcc", "aAcc", "boundary_mIoU")
+READOUTS = ("plain", "maskclip", "maskclip_bare", "sclip", "naclip", "clearclip", "gem")
 FACTORS = (  # each one in addition to the paper's weights, or instead of them
     PAPER,
     "detailclip",
@@ -476,6 +521,7 @@ METRICS = {  # heading -> task/metric
     "balanced mIoU": "segmentation/balanced_miou",
     "kept objects": "kept_objects/share",
 }
+PAGES = {"small": "glibc.malloc.hugetlb=0", "large": "glibc.malloc.hugetlb=1"}  # GLIBC_TUNABLES
 THEORY_SIZES = ("S", "B", "L")
 REMATS = ("dots", "full")
 SIZES, GAPS = ("1024x768", "2000x1500", "4000x3000"), (0, 2)
@@ -710,20 +756,59 @@ def rows_table(folder: Path, shown: Mapping[str, str]) -> list[str]:
 
 def comparison(folder: Path) -> Made:
     """Methods at one budget, from scratch."""
-    shown = {row: f"`{row}`" for row in ("clip", "clip_two_views", "maskclip", "aclip")} | {PAPER: "`detailclip`"}
-    shown["clip_two_views"] += " (control)"
-    return {
-        "comparison.table": rows_table(folder / "rows", shown | {"untrained": "untrained", "raw pixels": "raw pixels"})
-    }
+    return {"comparison.table": rows_table(folder / "rows", COMPARED | FLOORS)}
+
+
+def longer(folder: Path) -> Made:
+    """CLIP and DetailCLIP at eight times that budget."""
+    return {"longer.table": rows_table(folder / "rows", {row: COMPARED[row] for row in ("clip", "detailclip")})}
 
 
 def continued(folder: Path) -> Made:
     """Methods at one budget, from one CLIP."""
-    return {
-        "continued.table": rows_table(
-            folder / "rows", {r: f"`{r}`" for r in ("clip", "maskclip", "aclip")} | {PAPER: "`detailclip`"}
-        )
-    }
+    return {"continued.table": rows_table(folder / "rows", COMPARED)}
+
+
+def probe(folder: Path) -> Made:
+    """Probes of raw pixels, untrained, trained and supervised encoders."""
+    return {"probe.table": (folder / "study.md").read_text().splitlines()}
+
+
+def detectors() -> Iterator[tuple[str, str, str]]:
+    """Name of the row and of the encoder, and flags, of every run; equal names are seeds."""
+    for row, (flags, seeds) in DETECTORS.items():
+        for encoder, init in ENCODERS.items():
+            for seed in range(seeds):
+                yield row, encoder, f"{flags}{init} --config.seed={seed}"
+
+
+def detection(folder: Path) -> Made:
+    """Detectors on stickers, from a pretrained and from an untrained encoder."""
+    found: dict[tuple[str, str], list[Any]] = {}
+    for place, (row, encoder, _) in enumerate(detectors()):
+        found.setdefault((row, encoder), []).append(read(folder / str(place), "results"))
+    lines = [f"| classes, steps | encoder | {' | '.join(AP)} |", "|---|---|" + "---:|" * len(AP)]
+    for (row, encoder), runs in found.items():
+        cells = [mean_and_spread([run[score] for run in runs]) for score in AP.values()]
+        lines.append(f"| {row} | {encoder} | {' | '.join(cells)} |")
+    return {"detection.table": lines}
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """The mean, with the standard deviation where there are several values: "21.8 ± 3.5"."""
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def readouts(folder: Path) -> Made:
+    """The dense read-outs with the demo's student."""
+    lines = (json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines())
+    found = {(one["dataset"].rpartition(":")[2], one["metric"]): one for one in lines}
+    table = ["| read-out | mIoU | pixels right |", "|---|---:|---:|"]
+    for name in READOUTS:
+        miou, low, high = (100 * found[name, "mean_iou"][key] for key in ("value", "low", "high"))
+        right = 100 * found[name, "pixel_accuracy"]["value"]
+        table.append(f"| `{name}` | {miou:.1f} ({low:.1f}-{high:.1f}) | {right:.1f} |")
+    return {"readouts.table": table}
 
 
 def factor_table(folder: Path, head: str, rows: Sequence[str]) -> list[str]:
@@ -743,6 +828,83 @@ def factors(folder: Path) -> Made:
         "factors.long": factor_table(folder / "long", "600 steps from scratch", LONG_ROWS),
         "factors.continued": factor_table(folder / "continued", "continued 200 steps", CONTINUED_FACTORS),
     }
+
+
+def segmentation(folder: Path) -> Made:
+    """Heads on stickers, with the demo's encoder and with an untrained one, and supervised encoders."""
+    rows = {(head, *row): folder / f"{head}-{place}" for head in HEADS for place, row in enumerate(SEGMENTERS)}
+    supervised = folder_of(named("probe"))
+    rows |= {("linear", "trained by the masks", f"{count} scenes"): supervised / str(place) for place, count in SCENES}
+    lines = [f"| head | encoder | scenes | {' | '.join(SCORES)} |", "|---|---|---|" + "---:|" * len(SCORES)]
+    for row, place in rows.items():
+        scores = read(place, "results")
+        lines.append(f"| {' | '.join(row)} | {' | '.join(f'{scores[name]:.1f}' for name in SCORES)} |")
+    return {"segmentation.table": lines}
+
+
+def start(folder: Path) -> Made:
+    """From a command to the end of its first step, by parts."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in read(folder, "start"):
+        found.setdefault(record["part"], {})[record["state"]] = record
+    lines = ["| part | cold: seconds, CPU seconds | kept: seconds, CPU seconds |", "|---|---:|---:|"]
+    for part, states in found.items():
+        cells = [f"{states[name]['seconds']:.1f}, {states[name]['cpu_seconds']:.1f}" for name in ("cold", "cached")]
+        lines.append(f"| {part} | {' | '.join(cells)} |")
+    return {"start.table": lines}
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as "8.35 GiB"."""
+    return f"{count / GIB:.2f} GiB"
+
+
+def segmentation_cost(folder: Path) -> Made:
+    """FLOP, memory and projected hours of the heads of ADE20K."""
+    (upernet,), (dots,), (linear,) = (read(folder, name) for name in ("upernet", "dots", "linear"))
+    lines = ["| | UPerNet, end to end | linear, frozen |", "|---|---:|---:|"]
+    for name, key in (("training, GFLOP per image", "step"), ("evaluation, GFLOP per window", "evaluation")):
+        cells = [f"{record[key]['flops_per_image'] / 1e9:,.0f}" for record in (upernet, linear)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name, record, key, field in (
+        ("arguments, batch 2 (parameters, AdamW)", upernet, "step", "argument_bytes"),
+        ("temporaries, batch 2", upernet, "step", "temp_bytes"),
+        ("the same with `model.remat=dots`", dots, "step", "temp_bytes"),
+        ("temporaries of the evaluation, 8 windows", upernet, "evaluation", "temp_bytes"),
+    ):
+        lines.append(f"| {name} | {gigabytes(record[key][field])} | |")
+    hours = [f"{record['projected_hours']:.2g} hours" for record in (upernet, linear)]
+    return {"segmentation_cost.table": [*lines, f"| 160,000 steps of 16 on 8 A100, projected | {' | '.join(hours)} |"]}
+
+
+def detection_cost(folder: Path) -> Made:
+    """FLOP, memory and projected hours of Cascade Mask R-CNN on images of 1024 x 1024 pixels."""
+    counted, one, two = (read(folder, name)[0] for name in ("counted", "1", "2"))
+    parts = counted["parameters"]
+    temporaries = ", ".join(f"{record['step']['temp_bytes'] / GIB:.1f}" for record in (one, two))
+    sizes = ", ".join(f"{size / 1e6:.1f} M" for size in parts.values())
+    lines = [
+        "| | |",
+        "|---|---:|",
+        f"| parameters: {', '.join(parts)} | {sizes} |",
+        f"| training, GFLOP per image | {counted['step']['flops_per_image'] / 1e9:,.0f} |",
+        f"| detection, GFLOP per image | {counted['evaluation']['flops_per_image'] / 1e9:,.0f} |",
+        f"| temporaries of training, batch 1 and 2 (`model.remat=full`) | {temporaries} GiB |",
+        f"| temporaries of detection, batch 1 | {one['evaluation']['temp_bytes'] / GIB:.1f} GiB |",
+        f"| 1x (12 epochs of 117,266 images) on 8 A100, projected | {counted['projected_hours']:.1f} hours |",
+    ]
+    return {"detection_cost.table": lines}
+
+
+def pages(folder: Path) -> Made:
+    """The demo's step with glibc's small pages and with its large ones."""
+    lines = ["| pages | CPU seconds per step | seconds per step (range) |", "|---|---:|---:|"]
+    for name in PAGES:
+        (record,) = read(folder, name)
+        low, high = record["step_seconds_range"]
+        cells = [f"{record['step_cpu_seconds']:.2f}", f"{record['step_seconds']:.2f} ({low:.2f}-{high:.2f})"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return {"pages.table": lines}
 
 
 def scenes(folder: Path) -> Made:
@@ -858,15 +1020,124 @@ NUMBERS = (
         scenes,
     ),
     Number(
+        "start",
+        "from the demo's command to its first step",
+        4,
+        (*LEARNING, "detailclip_jax/benchmarks/start.py", "detailclip_jax/run/*.py"),
+        (f"{BENCHMARK} start --config=configs/stickers.py --rounds=3 --json={{out}}/start.json",),
+        start,
+    ),
+    Number(
+        "segmentation_cost",
+        "FLOP and memory of segmentation, counted and planned by the compiler",
+        15,
+        (*COUNTING, "detailclip_jax/segmentation/**/*.py", *DENSE_BENCHMARKS),
+        (
+            f"{BENCHMARK} segmentation --batch=2 --json={{out}}/upernet.json",
+            f"{BENCHMARK} segmentation --batch=2 --remat=dots --json={{out}}/dots.json",
+            f"{BENCHMARK} segmentation --batch=2 --config=configs/transfer/ade20k_linear.py --count-only "
+            "--json={out}/linear.json",
+        ),
+        segmentation_cost,
+    ),
+    Number(
+        "detection_cost",
+        "FLOP and memory of detection, counted and planned by the compiler",
+        30,
+        (*COUNTING, "detailclip_jax/detection/*.py", *DENSE_BENCHMARKS),
+        (
+            f"{BENCHMARK} detection --batch=1 --image-size=1024 --count-only --json={{out}}/counted.json",
+            *(
+                f"{BENCHMARK} detection --batch={batch} --image-size=1024 --dtype=float32 --remat=full "
+                f"--json={{out}}/{batch}.json"
+                for batch in (1, 2)
+            ),
+        ),
+        detection_cost,
+    ),
+    Number(
+        "pages",
+        "a step of the demo with large pages",
+        3,
+        COUNTING,
+        tuple(
+            f"env GLIBC_TUNABLES={value} {BENCHMARK} step --config=configs/stickers.py --batch=128 --rounds=7 "
+            f"--json={{out}}/{name}.json"
+            for name, value in PAGES.items()
+        ),
+        pages,
+    ),
+    Number(
         "comparison",
         "methods at one budget, from scratch",
         180,
         (*LEARNING, *JUDGING),
-        (
-            f"{COMPARE} --methods=clip,clip_two_views,maskclip,aclip,{PAPER} --seeds=3 "
-            f"--budget=300 {TEXTURED} --workdir={{out}}/rows",
-        ),
+        (f"{COMPARE} --methods={','.join(COMPARED)} --seeds=3 --budget=300 --workdir={{out}}/rows",),
         comparison,
+    ),
+    Number(
+        "longer",
+        "CLIP and DetailCLIP at eight times that budget",
+        90,
+        (*LEARNING, *JUDGING),
+        (f"{COMPARE} --methods=clip,detailclip --seeds=1 --budget=2400 --workdir={{out}}/rows",),
+        longer,
+    ),
+    Number(
+        "probe",
+        "probes from the floor to the ceiling, with the encoders of the comparison",
+        45,
+        (*LEARNING, *JUDGING, "detailclip_jax/evaluation/probes.py", "detailclip_jax/segmentation/**/*.py"),
+        (
+            *(
+                f"{TRANSFER}/{flags} --config.optimizer.learning_rate=1e-3 --config.batch_size=64 "
+                f"--config.optimizer.batch_size=64 --workdir={{out}}/{place}"
+                for place, flags in enumerate(SUPERVISED.values())
+            ),
+            f"python -c {shlex.quote(STUDY)}",
+        ),
+        probe,
+        after=("demo", "comparison"),
+    ),
+    Number(
+        "segmentation",
+        "heads on stickers, with the demo's encoder and with an untrained one",
+        20,
+        (*LEARNING, "detailclip_jax/segmentation/**/*.py", "detailclip_jax/data/semantic/*.py"),
+        tuple(
+            f"{TRANSFER}/{config}{init} --workdir={{out}}/{head}-{place}"
+            for head, config in HEADS.items()
+            for place, init in enumerate(SEGMENTERS.values())
+        ),
+        segmentation,
+        after=("demo", "probe"),
+    ),
+    Number(
+        "detection",
+        "detectors on stickers, with the demo's encoder and with an untrained one",
+        30,
+        (*LEARNING, "detailclip_jax/detection/*.py", "detailclip_jax/data/detection/*.py"),
+        tuple(
+            f"{TRANSFER}/stickers_detection.py{flags} --workdir={{out}}/{place}"
+            for place, (*_, flags) in enumerate(detectors())
+        ),
+        detection,
+        after=("demo",),
+    ),
+    Number(
+        "readouts",
+        "the dense read-outs with the demo's student",
+        3,
+        (
+            *LEARNING,
+            *(f"detailclip_jax/{name}.py" for name in ("evaluation/dense", "inference/dense", "models/readouts")),
+        ),
+        (
+            "python -m detailclip_jax.evaluate --checkpoint={demo} --weights=student --tasks=dense:stickers:all "
+            "--num-examples=100 --out={out}",
+        ),
+        readouts,
+        after=("demo",),
     ),
     Number(
         "continued",
@@ -874,9 +1145,9 @@ NUMBERS = (
         110,
         (*LEARNING, *JUDGING, "detailclip_jax/run/init_from.py"),
         (
-            f"{MAIN}:method=clip --config.seed=100 --config.data.stickers.scenes=textured --workdir={{out}}/clip",
-            f"{COMPARE} --init={{out}}/clip --methods=clip,maskclip,aclip,{PAPER} --seeds=3 "
-            f"--budget=200 {GENTLY} {TEXTURED} --workdir={{out}}/rows",
+            f"{MAIN}:method=clip --config.seed=100 --workdir={{out}}/clip",
+            f"{COMPARE} --init={{out}}/clip --methods={','.join(COMPARED)} --seeds=1 --budget=300 {GENTLY} "
+            f"--workdir={{out}}/rows",
         ),
         continued,
     ),
