@@ -248,8 +248,13 @@ def test_the_layout_is_told_by_the_names(layout):
     extra = {mark: np.zeros(1, np.float32) for mark in layout.marks if mark not in state_dict}
 
     same = [row.name for row in LAYOUTS if all(mark in state_dict or mark in extra for mark in row.marks)]
-    assert convert.choose(state_dict | extra, None)[0].name == same[0]
     assert layout.name in same
+    if layout.shared_with:  # tensor names alone do not tell it: the user does
+        with pytest.raises(ValueError, match=f"give --from={layout.name} only if"):
+            convert.choose(state_dict | extra, None)
+    else:
+        assert convert.choose(state_dict | extra, None)[0].name == same[0]
+    assert convert.choose(state_dict | extra, layout.name)[0].name == layout.name
 
 
 def refused(state_dict, match, **options):
