@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import run_config
+from detailclip_jax.config.fields import field_of
 
 Change = Callable[[ConfigDict], None]
 
@@ -29,11 +30,14 @@ def set_fields(fields: Mapping[str, Any]) -> Change:
 
 
 def _check_kind(name: str, old: Any, new: Any) -> None:
-    """Raises ValueError for a value in place of a group of fields, and for None in place of a text."""
+    """Raises ValueError for a value in place of a group of fields, and for None in place of a text or a number."""
     if isinstance(old, ConfigDict) and not isinstance(new, Mapping):
         raise ValueError(f"{name} is a group, not a value: {new!r:.40}; set its fields, {name}.FIELD=VALUE")
     if isinstance(old, str) and new is None:
         raise ValueError(f"{name} is a text; None is not")
+    declared = field_of(name)
+    if isinstance(old, int | float) and new is None and declared and declared.default is not None:
+        raise ValueError(f"{name} is a number, {old!r} now; None is not")
 
 
 def split_list(text: str) -> list[str]:
