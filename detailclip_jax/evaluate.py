@@ -31,10 +31,10 @@ DIR/train/CLASS/*.jpg are its splits (val, validation and dev count as test); DI
 
 Results are printed and written to OUT: results.jsonl (one object per number, with n, chance and interval), results.md,
 results.csv.  A set that is not on disk is listed with instructions to get it, and the others are evaluated; a task that
-fails does not stop the others.  The same command continues where it was stopped, and embeds nothing twice.  Images are
-distributed over all devices, also over several processes: under SLURM or Open MPI, on a TPU pod with --distributed, or
-with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was
-measured; 2 for invalid usage.
+fails does not stop the others.  The same command continues where it was stopped, with the embeddings of zero_shot,
+retrieval, knn and linear from OUT/embeddings.  Images are distributed over all devices, also over several processes:
+under SLURM or Open MPI, on a TPU pod with --distributed, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was measured; 2 for invalid usage.
 """
 
 import argparse
@@ -72,9 +72,9 @@ def parser() -> argparse.ArgumentParser:
     add("--out", metavar="DIR", help=f"folder of the results (default: WORKDIR/{OUT}-STEP)")
     compare = "print published numbers next to ours: the paper's of the method, or of dense read-outs on CLIP B/16"
     add("--compare", choices=("paper", "published"), help=compare)
-    few = "evaluate N evenly spaced examples of each set (default: all)"
+    few = "evaluate N evenly spaced examples of each set (default: all; kept_objects 1,000 and segmentation 500 scenes)"
     add("--num-examples", type=flags.positive, metavar="N", help=few)
-    few = "fit knn and linear on N examples of the training split (default: all)"
+    few = "fit knn, linear and segmentation on N examples of the training split (default: all; segmentation 500 scenes)"
     add("--num-train-examples", type=flags.positive, metavar="N", help=few)
     preprocessing.add_flags(command)
     add("--batch-size", type=flags.positive, default=256, metavar="B", help="images or texts at a time (default: 256)")

@@ -6,6 +6,8 @@ import threading
 import time
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -120,6 +122,57 @@ def test_into_how_many_calls_a_search_is_divided_changes_no_number(monkeypatch, 
     monkeypatch.setattr(linear, "CALL_SECONDS", seconds)
     again = linear.fit(x, y, 5, 10.0)
     assert (once.weights == again.weights).all() and (once.bias == again.bias).all() and once.gradient <= 1e-4
+
+
+@pytest.mark.parametrize("rows", [1, 7, 25, 49, 50])
+def test_in_blocks_the_objective_has_the_same_value_and_gradient(monkeypatch, rows):
+    """The last block is not full, or has one example, or all of them are in one."""
+    x, y = drawn(50)
+    point = jnp.asarray(rng(4).normal(size=(8, 5)), jnp.float32), jnp.asarray(rng(5).normal(size=5), jnp.float32)
+
+    def plain(linear):
+        scores = x @ linear[0] + linear[1]
+        return (jax.nn.logsumexp(scores, 1) - scores[np.arange(50), y]).sum()
+
+    monkeypatch.setattr(linear, "MAX_SCORES", 5 * rows)
+    value, gradient = jax.value_and_grad(lambda at: linear.summed_loss(at, jnp.asarray(x), jnp.asarray(y)))(point)
+    expected, slope = jax.value_and_grad(plain)(point)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for mine, theirs in zip(gradient, slope):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_probe_in_blocks_ends_at_the_same_place(monkeypatch):
+    x, y = drawn(203)
+    whole = linear.fit(x, y, 5, 0.1)
+    monkeypatch.setattr(linear, "MAX_SCORES", 5 * 20)
+    jax.clear_caches()
+    try:
+        blocks = linear.fit(x, y, 5, 0.1)
+    finally:
+        jax.clear_caches()  # the program was compiled for small blocks
+    assert blocks.gradient <= linear.TOLERANCE
+    np.testing.assert_allclose(blocks(x), whole(x), atol=1e-2)
+
+
+def test_the_scores_of_a_whole_set_need_not_fit_in_memory():
+    """Classes and examples of ImageNet: the matrix of scores alone has 10.2 GB of float32."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((32, 1000), (1000,), (1_281_167, 32))]
+    labels = jax.ShapeDtypeStruct((1_281_167,), jnp.int32)
+    compiled = jax.jit(jax.value_and_grad(lambda w, b, x, y: linear.summed_loss((w, b), x, y), (0, 1)))
+    memory = compiled.lower(*shapes, labels).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2**31 < 2 * 4 * 1_281_167 * 1000
+
+
+@pytest.mark.parametrize(("seconds", "warned"), [(0.1, False), (60.0, True)])
+def test_a_search_that_may_take_a_day_names_the_way_out(caplog, monkeypatch, seconds, warned):
+    x, y = drawn(60)
+    clock = iter(np.arange(10**6) * seconds)
+    monkeypatch.setattr(linear, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    with caplog.at_level("WARNING", "absl"):
+        linear.fit(x, y, 5, 1.0)
+    lines = [line for line in caplog.messages if "--num-train-examples" in line]
+    assert len(lines) == warned and all("60 s per step" in line and "60 features" in line for line in lines)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

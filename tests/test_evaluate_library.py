@@ -380,6 +380,32 @@ def test_a_limit_of_the_evaluated_scenes_leaves_those_of_the_fit():
     assert tasks.few_scenes(both, fitted=False) == {"num_scenes": 20}
 
 
+@pytest.mark.parametrize(
+    ("kind", "scenes", "limits"),
+    [
+        ("kept_objects", 1000, {"num_examples": 2000}),
+        ("segmentation", 500, {"num_examples": 2000}),
+        ("segmentation", 500, {"num_train_examples": 40}),
+        ("segmentation", 500, {"num_train_examples": 80}),
+    ],
+)
+def test_a_task_on_scenes_is_identified_by_the_scenes_that_it_draws(kind, scenes, limits):
+    """Evaluated ones and fitted ones: the same folder of results must not show the numbers of other scenes."""
+    config = default()
+    config.data.source, config.model.size, config.model.image_size = "stickers", "tiny", 64
+
+    def data_of(**limits):
+        sets = evaluation.Sets(image_size=64, **limits)
+        return tasks.KINDS[kind](tasks.Setting(sets, transform_of(config), config=config), "stickers").data
+
+    usual, limited = data_of(), data_of(**limits)
+    assert (len(usual.source), usual.expected) == (scenes, scenes)
+    assert (len(limited.source), limited.expected) == 2 * (limits.get("num_examples", scenes),)
+    assert usual.fingerprint == data_of().fingerprint != limited.fingerprint
+    if "num_train_examples" in limits:
+        assert limited.fingerprint != data_of(num_train_examples=60).fingerprint
+
+
 @pytest.mark.check
 def test_the_documented_encoder_evaluates_an_open_clip_model(tmp_path):
     """The lines of the package's docstring, as they stand there, on random weights: equal to open_clip's own calls."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from jaxtyping import Array, Float, Int
 
 from detailclip_jax.evaluation.classification import score_metrics
@@ -18,6 +19,8 @@ STRENGTHS = tuple(10.0**power for power in range(-3, 4))  # C
 VALIDATION_SHARE = 0.2
 MAX_STEPS, TOLERANCE = 1000, 1e-4
 CALL_SECONDS = 1.0  # a call of the compiled search that took less does twice as many steps next
+MAX_SCORES = 2**26  # entries of a matrix of scores in memory, 256 MiB in float32; more examples are taken in blocks
+MAX_STEP_SECONDS = 10.0  # with slower steps a search may take a day: up to 1,000 steps for each of 7 values of C
 SOLVER = optax.lbfgs()
 
 
@@ -73,10 +76,11 @@ def choose(
     held_out, kept = np.split(order, [max(1, round(VALIDATION_SHARE * len(order)))])
     if len(strengths) == 1 or not len(kept):
         return strengths[0]
+    fitted, judged = ((features[rows], labels[rows]) for rows in (kept, held_out))
     accuracies, start = [], None
     for strength in sorted(strengths):
-        start = fit(features[kept], labels[kept], num_classes, strength, start)
-        accuracies.append((start(features[held_out]).argmax(1) == labels[held_out]).mean())
+        start = fit(*fitted, num_classes, strength, start)
+        accuracies.append((start(judged[0]).argmax(1) == judged[1]).mean())
     return sorted(strengths)[int(np.argmax(accuracies))]
 
 
@@ -89,7 +93,9 @@ def fit(
 ) -> Linear:
     """The minimum of 1/2 |W|^2 + C sum_i -log softmax(W x_i + b)[y_i], as in scikit-learn's LogisticRegression(C).
 
-    The bias is not penalised. `start` is the initial point of the search: another fit, or zeros.
+    The bias is not penalised. `start` is the initial point of the search: another fit, or zeros. Scores of all examples
+    and classes need not fit in memory, see `summed_loss`. Logs a warning if the steps take so long that the search may
+    take a day.
     """
     start = start or Linear(np.zeros((features.shape[1], num_classes)), np.zeros(num_classes))
     first = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (start.weights, start.bias))
@@ -105,13 +111,31 @@ def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_s
     after the step that is running (`pause_point`); into how many calls the steps are divided changes no number.
     """
     search = first, SOLVER.init(first), jnp.int32(0), jnp.float32(jnp.inf)
-    until, steps = 0, 1
+    until, steps, calls = 0, 1, 0
     while until < max_steps and float(search[3]) > TOLERANCE:
         pause_point()
         until, began = min(until + steps, max_steps), time.monotonic()
         search = jax.block_until_ready(_search(search, features, labels, strength, jnp.int32(until)))
-        steps = 2 * steps if time.monotonic() - began < CALL_SECONDS else steps
+        seconds, calls = time.monotonic() - began, calls + 1
+        if calls == 2:  # the first one compiles
+            warn_of_slow_steps(seconds / steps, *features.shape, first[0].shape[1])
+        steps = 2 * steps if seconds < CALL_SECONDS else steps
     return search[0], search[3]
+
+
+def warn_of_slow_steps(seconds: float, num: int, width: int, num_classes: int) -> None:
+    """Logs the time of a step of the search, and the way out, if it is above MAX_STEP_SECONDS."""
+    if seconds > MAX_STEP_SECONDS:
+        logging.warning(
+            "the linear probe takes %.0f s per step, on %s features of %d numbers and %s classes, and up to %s steps "
+            "for each of %d values of C; fit it on fewer examples with --num-train-examples, or on a GPU",
+            seconds,
+            f"{num:,}",
+            width,
+            f"{num_classes:,}",
+            f"{MAX_STEPS:,}",
+            len(STRENGTHS) + 1,
+        )
 
 
 @jax.jit
@@ -119,10 +143,7 @@ def _search(search: Any, features: Array, labels: Array, strength: Array, until:
     """Runs L-BFGS up to step `until`, or to TOLERANCE; `search` is (solution, solver state, step, gradient)."""
 
     def objective(linear: Any) -> Array:
-        weights, bias = linear
-        scores = jnp.matmul(features, weights, precision="highest") + bias
-        loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels).sum()
-        return (loss + 0.5 / strength * jnp.sum(weights**2)) / len(labels)
+        return (summed_loss(linear, features, labels) + 0.5 / strength * jnp.sum(linear[0] ** 2)) / len(labels)
 
     value_and_grad = optax.value_and_grad_from_state(objective)
 
@@ -136,6 +157,33 @@ def _search(search: Any, features: Array, labels: Array, strength: Array, until:
         return (carry[2] < until) & (carry[3] > TOLERANCE)
 
     return jax.lax.while_loop(unfinished, step, search)
+
+
+def summed_loss(linear: tuple[Array, Array], features: Array, labels: Array) -> Array:
+    """The cross-entropy of scores = features @ weights + bias, summed over the examples.
+
+    Where the scores have more than MAX_SCORES entries, examples are taken in blocks, whose scores are computed again
+    for the gradient: value and gradient differ from those of all examples at once by rounding only.
+    """
+    num = len(labels)
+    rows = max(1, MAX_SCORES // linear[0].shape[1])
+    if num <= rows:
+        return losses(linear, features, labels).sum()
+
+    @jax.checkpoint
+    def add(total: Array, first: Array) -> tuple[Array, None]:
+        start = jnp.minimum(first, num - rows)  # the last block is full too: it begins among rows that are counted
+        block = (jax.lax.dynamic_slice_in_dim(array, start, rows) for array in (features, labels))
+        new = start + jnp.arange(rows) >= first
+        return total + jnp.where(new, losses(linear, *block), 0).sum(), None
+
+    return jax.lax.scan(add, jnp.float32(0), jnp.arange(0, num, rows))[0]
+
+
+def losses(linear: tuple[Array, Array], features: Array, labels: Array) -> Array:
+    """The cross-entropy of each example."""
+    scores = jnp.matmul(features, linear[0], precision="highest") + linear[1]
+    return optax.softmax_cross_entropy_with_integer_labels(scores, labels)
 
 
 def _absolute(tree: Any) -> Any:

@@ -29,7 +29,8 @@ class Sets(NamedTuple):
     image_size: of the model; sticker scenes are drawn on a canvas of 5/4 of it, as in training.
     style: source of the artwork of "stickers_style": "noto", a font file, or a folder of PNGs with alpha named by noun.
     num_examples: maximum number of examples of each evaluated set, evenly spaced; None for all.
-    num_train_examples: the same for the training splits on which k-NN and linear probes are fitted.
+    num_train_examples: the same for the training splits on which k-NN and linear probes are fitted, and the number of
+        training scenes of the task segmentation.
     follow_links: whether links among the images may lead out of their folder.
     """
 

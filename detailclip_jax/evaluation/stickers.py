@@ -19,7 +19,8 @@ from detailclip_jax.methods.masking import Rule
 from detailclip_jax.models.sizes import num_side_patches
 
 BATCH_SIZE = 250
-NUM_FITTED = 500  # scenes for fitting the segmentation probe
+NUM_KEPT = 1000  # scenes of `kept_objects`
+NUM_FITTED = 500  # scenes of `segmentation`: for the fit, and for the evaluation
 
 
 def zero_shot(config: ConfigDict, num_scenes: int = 2000) -> dict[str, Any]:
@@ -64,24 +65,33 @@ def retrieval(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
     }
 
 
-def kept_objects(config: ConfigDict, num_scenes: int = 1000) -> dict[str, Any]:
+def kept_objects(config: ConfigDict, num_scenes: int = NUM_KEPT) -> dict[str, Any]:
     """Held-out scenes of one to four objects.
 
     Half of the patches are removed, whatever the method itself removes, so that methods are comparable.
     """
-    rule = Rule(num_side_patches(config.model))
-    return {"batches": batches(scenes(config, "held_out_scenes", num_scenes), config), "rule": rule}
+    (source,) = kept_objects_scenes(config, num_scenes)
+    return {"batches": batches(source, config), "rule": Rule(num_side_patches(config.model))}
+
+
+def kept_objects_scenes(config: ConfigDict, num_scenes: int = NUM_KEPT) -> tuple[Stickers]:
+    """The scenes that `kept_objects` evaluates."""
+    return (scenes(config, "held_out_scenes", num_scenes),)
 
 
 def segmentation(
     config: ConfigDict, num_scenes: int = NUM_FITTED, num_train_scenes: int | None = None
 ) -> dict[str, Any]:
     """Training scenes for the fit and held-out scenes for the evaluation, by default the same number of each."""
-    return {
-        "train": batches(scenes(config, "train", num_train_scenes or num_scenes), config),
-        "test": batches(scenes(config, "held_out_scenes", num_scenes), config),
-        "num_classes": len(class_names()),
-    }
+    train, test = segmentation_scenes(config, num_scenes, num_train_scenes)
+    return {"train": batches(train, config), "test": batches(test, config), "num_classes": len(class_names())}
+
+
+def segmentation_scenes(
+    config: ConfigDict, num_scenes: int = NUM_FITTED, num_train_scenes: int | None = None
+) -> tuple[Stickers, Stickers]:
+    """The scenes on which `segmentation` fits its probe, and those that it evaluates."""
+    return scenes(config, "train", num_train_scenes or num_scenes), scenes(config, "held_out_scenes", num_scenes)
 
 
 OPTIONS = {
@@ -92,6 +102,7 @@ OPTIONS = {
     "kept_objects": kept_objects,
     "segmentation": segmentation,
 }
+SCENES = {"kept_objects": kept_objects_scenes, "segmentation": segmentation_scenes}  # the evaluated ones are the last
 
 
 def scenes(config: ConfigDict, split: str, num_scenes: int, **options: Any) -> Stickers:

@@ -19,7 +19,7 @@ from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.evaluation.protocols import NUM_CAPTIONS, PROTOCOLS, ZeroShotTask, zero_shot_task
 from detailclip_jax.evaluation.retrieval import pooled_retrieval_metrics, retrieval_metrics
 from detailclip_jax.evaluation.segmentation import LinearSegmentation
-from detailclip_jax.evaluation.sets import STICKERS, Sets
+from detailclip_jax.evaluation.sets import STICKERS, Sets, drawn, fingerprint
 from detailclip_jax.runtime.errors import unknown
 
 Measured = Iterator[tuple[str, Metric]]
@@ -164,8 +164,9 @@ def _in_training(setting: Setting, name: str, kind: str, evaluator: Any) -> Prep
         raise ValueError(f"{kind} needs images with exact object masks: use the set stickers, not {name}")
     if setting.config is None:
         raise ValueError(f"{kind} needs the patch tokens of a run of this package: give --checkpoint")
-    data, config = setting.sets.labelled(name), setting.config
-    few = few_scenes(setting.sets, fitted=kind == "segmentation")
+    config, few = setting.config, few_scenes(setting.sets, fitted=kind == "segmentation")
+    scenes = drawn(lambda: stickers.SCENES[kind](config, **few))
+    data = LabelledSet(name, scenes[-1], (), "+".join(map(fingerprint, scenes)), len(scenes[-1]))
 
     def measure(bench: Bench) -> Measured:
         return evaluator(bench.encode, **stickers.OPTIONS[kind](config, **few)).run(bench.params)
