@@ -110,7 +110,10 @@ def test_interrupted_writing_leaves_whole_shards_only(tmp_path):
         ({"captions": ["a"]}, "field 'image' is None; expected {\"image\": bytes"),
         ({"image": np.zeros((2, 2, 3), np.uint8)}, "field 'image' is array"),
         ({"image": b"x", "label": "cat"}, "field 'label' is 'cat'; expected"),
-        ({"image": b"x", "captions": ["a", None]}, r"captions \('a', None\) are not all text"),
+        ({"image": b"x", "captions": ["a", None]}, r"captions \['a', None\] .* expected {"),
+        ({"image": b"x", "captions": "a red dog"}, "captions 'a red dog' .* expected {"),  # not its letters
+        ({"image": b"x", "captions": {"raw": "a dog"}}, "captions {'raw': 'a dog'} .* expected {"),
+        ({"image": b"x", "captions": None}, "captions None .* expected {"),
     ],
 )
 def test_examples_of_another_form_are_refused(tmp_path, example, message):
@@ -135,7 +138,16 @@ def test_damaged_record_is_named_and_the_others_stay_readable(tmp_path):
     assert len(bad) == 1 and bad[0].startswith(f"{tmp_path}/train#5: ") and "hash mismatch" in bad[0]
 
 
-@pytest.mark.parametrize("record", [b"not msgpack \xc1", b"", msgpack.packb([1, 2]), msgpack.packb({"captions": []})])
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"not msgpack \xc1",
+        b"",
+        msgpack.packb([1, 2]),
+        msgpack.packb({"captions": []}),
+        msgpack.packb({"image": b"x", "captions": "a red dog"}),
+    ],
+)
 def test_record_of_another_form_is_named(tmp_path, record):
     writer = ArrayRecordWriter(str(tmp_path / "train-00000.arrayrecord"), "group_size:1")
     writer.write(record)

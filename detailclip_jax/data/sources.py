@@ -180,10 +180,17 @@ def _checked(fields: Mapping[str, Any], key: str) -> Example:
     for name, kind in (("image", bytes), ("label", numbers.Integral), ("key", str)):
         if not isinstance(example.get(name), kind):
             raise ValueError(f"field {name!r} is {example.get(name)!r:.40}; expected {SCHEMA}")
-    example["label"], example["captions"] = int(label_of(example)), tuple(example["captions"])
-    if not all(isinstance(caption, str) for caption in example["captions"]):
-        raise ValueError(f"captions {example['captions']!r:.80} are not all text; expected {SCHEMA}")
+    example["label"], example["captions"] = int(label_of(example)), _texts(example["captions"])
     return example
+
+
+def _texts(captions: Any) -> tuple[str, ...]:
+    """Returns the captions as a tuple; ValueError for one text, whose items would be letters, and for other types."""
+    is_list = isinstance(captions, Iterable) and not isinstance(captions, str | bytes | Mapping)
+    texts: tuple[Any, ...] = tuple(captions) if is_list else (None,)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"captions {captions!r:.80} are not a list of texts; expected {SCHEMA}")
+    return texts
 
 
 def _opened(paths: Sequence[pathlib.PurePath]) -> ArrayRecordDataSource:
