@@ -84,6 +84,26 @@ def test_webdataset_keeps_the_sources_of_captions_apart(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("fields", "captions"),
+    [
+        ({"caption": "a dog"}, ("a dog",)),
+        ({"caption": ["a dog", "a cat"]}, ("a dog", "a cat")),
+        ({"captions": ["a dog", {"raw": "a cat"}]}, ("a dog", "a cat")),
+        ({"title": "Rex", "description": "a dog", "caption": "third"}, ("Rex", "a dog")),
+        ({"sentence": "a dog", "width": 3}, ("a dog",)),
+        ({"width": 3}, ()),
+    ],
+)
+def test_webdataset_json_fields_are_chosen_as_columns_of_tables_are(tmp_path, fields, captions):
+    members = [("a.jpg", trees.jpeg(1)), ("a.json", json.dumps(fields).encode())]
+    trees.write_tar(tmp_path / "x.tar", members)
+    prepared(tmp_path / "x.tar", tmp_path / "out")
+    (example,) = examples(tmp_path / "out").values()
+    assert example["captions"] == captions
+    assert example.get("description") == fields.get("description")  # named, as data.caption=field:description wants it
+
+
 def test_webdataset_tars_of_several_folders_keep_apart(tmp_path):
     for folder in ("a", "b"):
         trees.write_tar(tmp_path / folder / "00000.tar", trees.sample("000000000", 1, folder))
@@ -448,6 +468,16 @@ def test_csv_with_quotes_and_relative_paths(tmp_path):
     assert part["rejected"] == {"bad row": 1, "missing file": 1}
 
 
+@pytest.mark.parametrize(("kind", "comma"), [("csv", ","), ("tsv", "\t")])
+def test_a_row_with_more_cells_than_columns_is_rejected(tmp_path, kind, comma):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    text = "image,caption\na.jpg,a red, old house\nb.jpg,a dog\n".replace(",", comma)
+    part = prepared(trees.write(tmp_path / f"t.{kind}", text), tmp_path / "out", kind=kind)
+    assert [example["captions"] for example in examples(tmp_path / "out").values()] == [("a dog",)]
+    assert part["rejected"] == {"bad row": 1}
+    assert json.loads((tmp_path / "out/train-rejected.jsonl").read_text()) == ["t#2", "bad row", "3 cells, 2 columns"]
+
+
 def test_tsv_has_no_quotes(tmp_path):
     write_images(tmp_path, "a.jpg", "b.jpg")
     text = 'id\timage\tcaption\n7\ta.jpg\t"unclosed\n8\tb.jpg\tplain "word"\n'
@@ -522,6 +552,29 @@ def test_tables_may_be_compressed_and_many(tmp_path):
     trees.write(tmp_path / "one.csv.gz", gzip.compress(b"image,caption\na.jpg,one\n"))
     trees.write(tmp_path / "two.csv", b"image,caption\nb.jpg,two\n")
     assert prepared(tmp_path, tmp_path / "out", kind="csv")["num_examples"] == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("names", [("part.1", "part.2"), ("x/part", "y/part")])
+def test_rows_of_tables_with_similar_names_have_keys_of_their_own(tmp_path, kind, names):
+    row = {"csv": "image,caption\na.jpg,one\n", "jsonl": '{"image": "a.jpg", "caption": "one"}\n'}[kind]
+    for name in names:
+        write_images((tmp_path / f"tables/{name}").parent, "a.jpg")
+        trees.write(tmp_path / f"tables/{name}.{kind}", row)
+    part = prepared(tmp_path / "tables", tmp_path / "out", kind=kind)
+    line = {"csv": 2, "jsonl": 1}[kind]
+    assert keys(tmp_path / "out") == [f"{name}#{line}" for name in names] and not part["num_rejected"]
+
+
+def test_tables_of_one_name_are_refused(tmp_path):
+    import gzip
+
+    write_images(tmp_path, "a.jpg")
+    table = b"image,caption\na.jpg,one\n"
+    trees.write(tmp_path / "t.csv", table)
+    trees.write(tmp_path / "t.csv.gz", gzip.compress(table))
+    with pytest.raises(ValueError, match=r"t\.csv, .*t\.csv\.gz.*rename"):
+        prepared(tmp_path, tmp_path / "out", kind="csv")
 
 
 def test_a_damaged_csv_names_the_line(tmp_path):

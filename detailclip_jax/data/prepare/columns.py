@@ -1,6 +1,6 @@
 """Chooses which columns of a table hold the image, the captions, the key and the label."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.prepare.job import Options
@@ -34,8 +34,7 @@ def choose(there: Sequence[str], options: Options, where: str) -> Columns:
     none with a usual name of captions: one of them probably holds the captions.
     """
     image = _one(there, options.image_column, IMAGE)
-    pair = tuple(name for name in PAIR if name in there)
-    captions = options.caption_columns or pair or tuple(name for name in CAPTION if name in there)[:1]
+    captions = options.caption_columns or usual_captions(there)
     key, label = _one(there, options.key_column, KEY), _one(there, options.label_column, LABEL)
     chosen = Columns(image or "", captions, key or "", label or "")
     missing = [name for name in chosen.wanted if name not in there]
@@ -53,6 +52,12 @@ def choose(there: Sequence[str], options: Options, where: str) -> Columns:
             "remove the other columns"
         )
     return chosen
+
+
+def usual_captions(there: Collection[str]) -> tuple[str, ...]:
+    """Returns those of PAIR that are there, else the first of CAPTION, else nothing."""
+    pair = tuple(name for name in PAIR if name in there)
+    return pair or tuple(name for name in CAPTION if name in there)[:1]
 
 
 def _one(there: Sequence[str], given: str, usual: Sequence[str]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.columns import Columns
-from detailclip_jax.data.prepare.files import MAX_LINE, complete_lines, expand, lines, open_text
+from detailclip_jax.data.prepare.files import MAX_LINE, common_folder, complete_lines, expand, lines, open_text
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.prepare.rows import Row
@@ -33,16 +33,21 @@ def tsv_rows(request: Request) -> Iterator[Row]:
 
 def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD)
-    for path in _paths(request, suffix):
+    for path, name in _tables(request, suffix).items():
         with open_text(path) as file:
             counted = _Lines(file, path)
             reader = csv.DictReader(counted, **dialect)
             try:
-                chosen = columns.choose(list(reader.fieldnames or ()), request.options, path)
+                header = list(reader.fieldnames or ())
+                chosen = columns.choose(header, request.options, path)
                 for cells in reader:
                     counted.held = 0
-                    values = {name: cell for name, cell in cells.items() if cell is not None}  # None in a short line
-                    yield _row(values, chosen, path, reader.line_num, request)
+                    place, more = f"{name}#{reader.line_num}", cells.pop(None, ())  # of a line longer than the header
+                    if more:
+                        yield Row(place, refused=f"bad row: {len(header) + len(more)} cells, {len(header)} columns")
+                        continue
+                    values = {column: cell for column, cell in cells.items() if cell is not None}  # None: a short line
+                    yield _row(values, chosen, path, place)
             except csv.Error as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
 
@@ -71,17 +76,17 @@ def jsonl_rows(request: Request) -> Iterator[Row]:
 
     An invalid line becomes a reject.  A null is an empty text, or no label.
     """
-    for path in _paths(request, ".jsonl"):
+    for path, name in _tables(request, ".jsonl").items():
         chosen = None
         with open_text(path) as file:
             for number, line in enumerate(lines(file), 1):
                 values = _object(line) if line is not None else None
                 if values is None:
                     why = f"bad json: {line[:60]!r}" if line is not None else f"too large: over {MAX_LINE:,} characters"
-                    yield Row(f"{_name(path)}#{number}", refused=why)
+                    yield Row(f"{name}#{number}", refused=why)
                     continue
                 chosen = chosen or columns.choose(list(values), request.options, path)
-                yield _row(values, chosen, path, number, request)
+                yield _row(values, chosen, path, f"{name}#{number}")
 
 
 def _object(line: str) -> dict[str, Any] | None:
@@ -92,8 +97,21 @@ def _object(line: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def _paths(request: Request, suffix: str) -> list[str]:
-    return expand(request.paths, [suffix + compression for compression in COMPRESSIONS])
+def _tables(request: Request, suffix: str) -> dict[str, str]:
+    """Returns the tables and their names, with which the keys of rows begin: paths below their folder, without suffix.
+
+    Raises ValueError if two tables have the same name.
+    """
+    suffixes = [suffix + compression for compression in COMPRESSIONS]
+    paths = expand(request.paths, suffixes)
+    folder, tables = common_folder(paths), {}
+    for path in paths:
+        below = pathlib.Path(os.path.relpath(path, folder)).as_posix()
+        name = next((below.removesuffix(each) for each in suffixes if below.endswith(each)), below)
+        if name in tables:
+            raise ValueError(f"several tables have the name {name}: {tables[name]}, {path}; rename them")
+        tables[name] = path
+    return {path: name for name, path in tables.items()}
 
 
 @functools.cache
@@ -101,14 +119,8 @@ def _folder(path: str) -> str:
     return os.path.dirname(os.path.abspath(path))
 
 
-@functools.cache
-def _name(path: str) -> str:
-    return pathlib.PurePath(path).name.partition(".")[0]
-
-
-def _row(values: dict[str, Any], chosen: Columns, path: str, line: int, request: Request) -> Row:
-    """Returns a row of a table; refused if it lacks a column."""
-    place = f"{_name(path)}#{line}"
+def _row(values: dict[str, Any], chosen: Columns, path: str, place: str) -> Row:
+    """Returns a row of a table, whose key is `place` if it has no other; refused if it lacks a column."""
     key = columns.text_of(values.get(chosen.key)) if chosen.key else place
     missing = [name for name in chosen.wanted if name not in values]
     image = columns.text_of(values.get(chosen.image))

@@ -22,7 +22,6 @@ from detailclip_jax.data.tar_archive import Archive, Stream
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 TEXTS = ("txt", "text", "caption")
-CAPTION_FIELDS = ("caption", "text", "txt")  # of a json member, used if there is no text member
 LABEL_FIELDS = ("label", "cls")
 USED = (*IMAGES, *TEXTS, "json", "cls")
 MAX_TEXT_BYTES = 4 * 2**20  # of a member other than an image
@@ -84,16 +83,17 @@ def image_of(sample: Sample) -> bytes:
 def captions_of(
     files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options
 ) -> tuple[tuple[str, ...], Named]:
-    """Returns unnamed and named captions: those named in the options, else a text member, else a json field.
+    """Returns unnamed and named captions: those named in the options, else a text member, else the usual json fields.
 
-    A name in the options is that of a json field; if the json lacks it, it is the suffix of a text member.
+    A name in the options is that of a json field; if the json lacks it, it is the suffix of a text member.  The usual
+    json fields are the usual columns of a table (`columns.usual_captions`).
     """
     if options.caption_columns:
         return (), {name: _named(name, files, fields) for name in options.caption_columns}
     for suffix in TEXTS:
         if suffix in files:
             return (_decoded(files[suffix]),), {}
-    return tuple(columns.text_of(fields[name]) for name in CAPTION_FIELDS if name in fields)[:1], {}
+    return columns.texts_of(fields, columns.usual_captions(fields))
 
 
 def _named(name: str, files: Mapping[str, bytes], fields: Mapping[str, Any]) -> str | tuple[str, ...]:
