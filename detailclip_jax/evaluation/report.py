@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.config.run_config import to_json
+from detailclip_jax.data.named_sets import listed, named_sets
 from detailclip_jax.data.stickers.stickers import WHITE_SIDES
 from detailclip_jax.evaluation import held_out
 from detailclip_jax.evaluation.evaluators import absent, plan
@@ -73,21 +74,24 @@ def write(workdir: str | Path, results: Mapping[str, float], config: ConfigDict,
     """Writes results.json and report.md into `workdir`; returns the text of report.md.
 
     `results` is the output of `run_all`: "task/weights/metric" -> value. `data` describes problems of the training
-    data.
+    data. Training sets whose dataset.json names them are in both files, with their variants.
     """
-    workdir = Path(workdir)
-    text = markdown(results, config, step) + (f"\nTraining data: {data}.\n" if data else "")
+    workdir, sets = Path(workdir), listed(named_sets(config.data))
+    lines = [f"Trained on: {sets}." if sets else "", f"Training data: {data}." if data else ""]
+    text = markdown(results, config, step) + "".join(f"\n{line}\n" for line in lines if line)
     replace_text(workdir / "report.md", text)
     replace_text(workdir / "results.json", json.dumps(as_json(results, config, step), indent=2) + "\n")
     return text
 
 
 def as_json(results: Mapping[str, float], config: ConfigDict, step: int) -> dict[str, Any]:
-    """The run (method, step, digest of its config) and one record per result."""
+    """The run (method, step, digest of its config, names of its training sets if any) and one record per result."""
+    sets = named_sets(config.data)
     return {
         "method": config.method,
         "step": step,
         "config_digest": config_digest(config),
+        **({"data_sets": sets} if sets else {}),
         "results": [_record(name, value) for name, value in results.items()],
     }
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.config.run_config import flatten, to_json
 from detailclip_jax.data.lengths import lengths_within, trimmed
+from detailclip_jax.data.named_sets import named_sets
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.runtime import provenance, start_times
@@ -289,13 +290,18 @@ def count_data(
 
 
 def run_record(run: Run) -> dict[str, Any]:
-    """Returns the provenance that is stored in a checkpoint: config, git revision, versions, data fingerprints."""
+    """Returns the provenance that is stored in a checkpoint: config, git revision, versions, data fingerprints.
+
+    "data_sets", the names and variants of the training sets (see `named_sets`), is there only if a set has a name.
+    """
+    sets = named_sets(run.config.data)
     return {
         "config": to_json(run.config),
         "git_revision": provenance.git_revision(),
         "versions": provenance.versions(),
         "data_fingerprint": provenance.data_fingerprint(run.source),
         "evaluation_fingerprint": "" if run.evaluated is None else provenance.data_fingerprint(run.evaluated),
+        **({"data_sets": sets} if sets else {}),
     }
 
 
