@@ -262,7 +262,7 @@ def test_a_subset_is_evenly_spaced():
 
 def test_an_image_without_captions_is_named():
     with pytest.raises(Unmeasurable, match="example 2 has no caption"):
-        image_batches.captions_of(Images(), [2])
+        image_batches.captions_at(Images(), [2])
 
 
 def test_splits_whose_files_have_the_same_names_and_sizes_are_told_apart(tmp_path):

@@ -19,7 +19,7 @@ from detailclip_jax.evaluation import held_out, report, results
 from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.classification import matrix_metrics, zero_shot_metrics
 from detailclip_jax.evaluation.evaluators import OnSet
-from detailclip_jax.evaluation.image_batches import ImageBatches, captions_of
+from detailclip_jax.evaluation.image_batches import ImageBatches, captions_at
 from detailclip_jax.evaluation.metrics import class_embeddings, normalise
 from detailclip_jax.evaluation.pooling import class_texts, pooled_scores, pools_images
 from detailclip_jax.evaluation.retrieval import Retrieval, pooled_retrieval_metrics, retrieval_metrics
@@ -194,7 +194,7 @@ def test_tasks_of_the_command_measure_the_same_scores():
     names = {f"{way}_r{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
     assert set(found) == names | {f"cls_{name}" for name in names}
     images = bench.images(task.data, setting.transform)
-    captions = captions_of(task.data.source, images.index.tolist())
+    captions = captions_at(task.data.source, images.index.tolist())
     raw = bench.raw_texts([caption for own in captions for caption in own])
     expected = dict(pooled_retrieval_metrics(bench.pooled(task.data, setting.transform, raw), captions))
     assert {name: found[name] for name in expected} == expected

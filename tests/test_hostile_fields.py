@@ -66,14 +66,14 @@ def test_a_record_with_such_a_label_is_neither_written_nor_read(tmp_path):
 )
 def test_a_cell_that_is_no_label_is_refused(label):
     with pytest.raises(Rejected, match="bad label: "):
-        columns.label_of(label)
+        columns.cell_label(label)
 
 
 @pytest.mark.parametrize(
     ("cell", "label"), [(None, -1), ("", -1), (3.0, 3), ("7", 7), (True, 1), (MAX_LABEL, MAX_LABEL)]
 )
 def test_other_cells_are_labels(cell, label):
-    assert columns.label_of(cell) == label
+    assert columns.cell_label(cell) == label
 
 
 @pytest.mark.parametrize("label", ["Infinity", "-Infinity", "NaN", "1e400", "1" + "0" * 30, "2.5"])

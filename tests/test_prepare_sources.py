@@ -655,4 +655,4 @@ def test_long_tables_are_cut_into_chunks(tmp_path, monkeypatch):
 
 def test_the_options_reach_the_reader():
     shard = tars.Sample("k", {"jpg": b"x", "json": b'{"other": 4}'})
-    assert tars.label_of(shard.files, {"other": 4}, Options(label_column="other")) == 4
+    assert tars.sample_label(shard.files, {"other": 4}, Options(label_column="other")) == 4

@@ -255,7 +255,7 @@ class TfdsSplit:
             fields = self._records[index]
         except (RuntimeError, ValueError) as error:
             raise BadRecord(f"{self.name}#{index}: {error}") from error
-        keys = [texts_of(fields[name])[0] for name in KEY_FIELDS if name in fields]
+        keys = [field_texts(fields[name])[0] for name in KEY_FIELDS if name in fields]
         return fields, keys[0] if keys else f"{self.name}#{index}"
 
 
@@ -280,9 +280,9 @@ class TfdsRecords:
     def __getitem__(self, index: int) -> Example:
         fields, key = self._split.fields(index)
         return {
-            **{name: tuple(texts_of(fields[name])) for name in self.text_fields},
+            **{name: tuple(field_texts(fields[name])) for name in self.text_fields},
             "image": fields["image"],
-            "captions": tuple(text for name in CAPTION_FIELDS if name in fields for text in texts_of(fields[name])),
+            "captions": tuple(text for name in CAPTION_FIELDS if name in fields for text in field_texts(fields[name])),
             "label": int(fields.get("label", -1)),
             "key": key,
         }
@@ -328,12 +328,12 @@ def _is_text(feature: Any) -> bool:
     return isinstance(feature, tensorflow_datasets().features.Text)
 
 
-def texts_of(value: Any) -> list[str]:
+def field_texts(value: Any) -> list[str]:
     """Returns all texts of a field: bytes, text, a number, a list of these, or a dict with a "text"."""
     if isinstance(value, Mapping):
-        return texts_of(value["text"])
+        return field_texts(value["text"])
     if isinstance(value, bytes):
         return [value.decode("utf-8", errors="replace")]
     if isinstance(value, np.ndarray | Sequence) and not isinstance(value, str):
-        return [text for item in value for text in texts_of(item)]
+        return [text for item in value for text in field_texts(item)]
     return [str(value)]

@@ -108,7 +108,7 @@ def sample_digest(source: Source, num: int = 8) -> str:
     return digest.hexdigest()[:12]
 
 
-def captions_of(source: Source, indices: Sequence[int]) -> list[tuple[str, ...]]:
+def captions_at(source: Source, indices: Sequence[int]) -> list[tuple[str, ...]]:
     """The captions of the given examples. Raises Unmeasurable that names the first example without a caption."""
     captions = [tuple(source[int(index)]["captions"]) for index in indices]
     for index, own in zip(indices, captions):

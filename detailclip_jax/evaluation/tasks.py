@@ -13,7 +13,7 @@ from detailclip_jax.data.stickers.stickers import zero_shot_prompts
 from detailclip_jax.evaluation import dense, dense_sets, dense_setups, knn, linear, paper, stickers
 from detailclip_jax.evaluation.bench import Bench
 from detailclip_jax.evaluation.classification import matrix_metrics, usual_top, zero_shot_metrics
-from detailclip_jax.evaluation.image_batches import Subset, captions_of, cropped
+from detailclip_jax.evaluation.image_batches import Subset, captions_at, cropped
 from detailclip_jax.evaluation.kept_objects import KeptObjects
 from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.evaluation.protocols import NUM_CAPTIONS, PROTOCOLS, ZeroShotTask, zero_shot_task
@@ -95,7 +95,7 @@ def retrieval(setting: Setting, name: str) -> Prepared:
 def retrieval_of(bench: Bench, data: LabelledSet, transform: Transform, top: Sequence[int] = (1, 5, 10)) -> Measured:
     """Recalls on a set with captions: by the method's own score, then by class token ("cls_...") if that differs."""
     images = bench.images(data, transform)
-    captions = captions_of(data.source, images.index.tolist())
+    captions = captions_at(data.source, images.index.tolist())
     texts = [caption for own in captions for caption in own]
     plain = retrieval_metrics(images.features, bench.texts(texts), captions, top)
     if not bench.pools_images:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from detailclip_jax.data.labelled.contents import Contents, split_names
-from detailclip_jax.data.sources import Example, MissingData, TfdsSplit, tensorflow_datasets, texts_of
+from detailclip_jax.data.sources import Example, MissingData, TfdsSplit, field_texts, tensorflow_datasets
 
 VEHICLES = 3  # KITTI's types below this are car, van and truck
 DISTANCES = (8.0, 20.0, 999.0)  # metres; beyond the last bound there is no vehicle
@@ -123,7 +123,7 @@ class Builder:
         fields, key = self.split.fields(index)
         return {
             "image": fields["image"],
-            "captions": () if self.label else tuple(texts_of(fields["captions"])),
+            "captions": () if self.label else tuple(field_texts(fields["captions"])),
             "label": self.label(fields) if self.label else -1,
             "key": key,
         }

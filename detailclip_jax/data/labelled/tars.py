@@ -128,7 +128,7 @@ class Tars:
         example = {"captions": (), "label": -1, "key": f"{self.shards[sample.shard].name}:{sample.key}"}
         image, target = self.member(sample, IMAGES), self.member(sample, (self.target,))
         if self.target == "cls":
-            return {**example, "image": image, "label": label_of(target, example["key"])}
+            return {**example, "image": image, "label": parsed_label(target, example["key"])}
         return {**example, "image": image, "captions": tuple(target.decode(errors="replace").splitlines())}
 
     def member(self, sample: Sample, extensions: Sequence[str]) -> bytes:
@@ -148,7 +148,7 @@ class Tars:
             raise BadRecord(f"{path.name}:{sample.key}: {error.strerror or error}") from error
 
 
-def label_of(text: bytes, key: str) -> int:
+def parsed_label(text: bytes, key: str) -> int:
     """Returns the label in the text; BadRecord if it is not a class number."""
     if not text.strip().isdigit() or len(text.strip()) > MAX_DIGITS:
         raise BadRecord(f"{key}: label {text!r:.40} is not a class number")

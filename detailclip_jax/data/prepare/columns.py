@@ -64,7 +64,7 @@ def _one(there: Sequence[str], given: str, usual: Sequence[str]) -> str | None:
     return given or next((name for name in usual if name in there), None)
 
 
-def texts_of(values: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, ...], Named]:
+def captions_in(values: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[str, ...], Named]:
     """Returns the unnamed and the named captions; a single column that holds a list gives unnamed ones."""
     named = {name: texts_in(values[name]) for name in names}
     first = next(iter(named.values()), "")
@@ -85,7 +85,7 @@ def text_of(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def label_of(value: Any) -> int:
+def cell_label(value: Any) -> int:
     """Returns a table cell as a label, -1 if it is empty; Rejected as in `number_of`."""
     return -1 if value is None or value == "" else number_of(value)
 

@@ -49,8 +49,8 @@ def example(row: dict[str, Any], chosen: Columns, images: ImageRoot, place: str)
     """Returns a row as an example; its key comes from the key column, else it is `place`."""
     key = columns.text_of(row[chosen.key]) if chosen.key else place
     try:
-        captions, texts = columns.texts_of(row, chosen.captions)
-        label = columns.label_of(row[chosen.label]) if chosen.label else -1
+        captions, texts = columns.captions_in(row, chosen.captions)
+        label = columns.cell_label(row[chosen.label]) if chosen.label else -1
         return Raw(key or place, _image(row[chosen.image], images), captions, texts, label)
     except Rejected as refusal:
         return refusal.of(key or place)

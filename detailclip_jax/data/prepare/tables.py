@@ -127,8 +127,8 @@ def _row(values: dict[str, Any], chosen: Columns, path: str, place: str) -> Row:
     if missing or not image:
         return Row(key or place, refused=f"bad row: no {', '.join(missing) or chosen.image}")
     try:
-        captions, texts = columns.texts_of(values, chosen.captions)
-        label = columns.label_of(values[chosen.label]) if chosen.label else -1
+        captions, texts = columns.captions_in(values, chosen.captions)
+        label = columns.cell_label(values[chosen.label]) if chosen.label else -1
     except Rejected as refusal:
         return Row(key or place, refused=str(refusal))
     return Row(key or place, [(image,)], captions, texts, label, root=_folder(path))

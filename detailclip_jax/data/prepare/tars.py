@@ -64,8 +64,8 @@ def example(sample: Sample, shard: Shard, options: Options) -> Raw | Reject:
     try:
         image = image_of(sample)
         fields = _json(sample.files.get("json", b"{}"))
-        captions, texts = captions_of(sample.files, fields, options)
-        return Raw(key, image, captions, texts, label_of(sample.files, fields, options))
+        captions, texts = sample_captions(sample.files, fields, options)
+        return Raw(key, image, captions, texts, sample_label(sample.files, fields, options))
     except Rejected as refusal:
         return refusal.of(key)
 
@@ -80,7 +80,7 @@ def image_of(sample: Sample) -> bytes:
     raise Rejected(f"no image: only {', '.join(sorted(sample.files))}")
 
 
-def captions_of(
+def sample_captions(
     files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options
 ) -> tuple[tuple[str, ...], Named]:
     """Returns unnamed and named captions: those named in the options, else a text member, else the usual json fields.
@@ -93,7 +93,7 @@ def captions_of(
     for suffix in TEXTS:
         if suffix in files:
             return (_decoded(files[suffix]),), {}
-    return columns.texts_of(fields, columns.usual_captions(fields))
+    return columns.captions_in(fields, columns.usual_captions(fields))
 
 
 def _named(name: str, files: Mapping[str, bytes], fields: Mapping[str, Any]) -> str | tuple[str, ...]:
@@ -105,7 +105,7 @@ def _decoded(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def label_of(files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options) -> int:
+def sample_label(files: Mapping[str, bytes], fields: Mapping[str, Any], options: Options) -> int:
     """Returns the label of a cls member or a json field, -1 without one; Rejected if it is not a number."""
     named = [fields[name] for name in (options.label_column, *LABEL_FIELDS) if name in fields]
     return columns.number_of(_decoded(files["cls"]) if "cls" in files else named[0] if named else -1)
