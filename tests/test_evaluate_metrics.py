@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from detailclip_jax.evaluation import metrics
+from detailclip_jax.evaluation import classification, metrics
+from detailclip_jax.evaluation.retrieval import retrieval_metrics
 from detailclip_jax.runtime.errors import Unmeasurable
 
 
@@ -20,19 +21,20 @@ def naive_rank(scores, right):
     return sum(1 for s, r in zip(scores, right) if not r and s >= best)
 
 
-def test_top_k_hits_equal_a_loop():
+def test_top_k_equals_a_loop():
     scores, labels = rng().normal(size=(40, 7)), rng(1).integers(0, 7, 40)
+    found = dict(classification.matrix_metrics(scores, labels, top=(1, 3, 7)))
     for k in (1, 3, 7):
-        expected = [label in np.argsort(-row)[:k] for row, label in zip(scores, labels)]
-        assert metrics.top_k_hits(scores, labels, k).tolist() == expected
+        hits = [label in np.argsort(-row)[:k] for row, label in zip(scores, labels)]
+        assert (classification.class_ranks(metrics.matrix_blocks(scores, 16), labels) < k).tolist() == hits
+        assert found[f"top{k}"] == pytest.approx(np.mean(hits)) and found[f"top{k}"].chance == pytest.approx(k / 7)
 
 
 def test_ties_and_nan_count_against_the_model():
     labels = np.arange(4)
     for value in (0.0, np.nan):
         flat = np.full((4, 4), value)
-        assert not metrics.top_k_hits(flat, labels, 3).any()
-        assert metrics.top_k_hits(flat, labels, 4).all()
+        assert dict(classification.matrix_metrics(flat, labels, top=(3, 4))) == {"top3": 0, "top4": 1}
 
 
 def test_mean_per_class_equals_a_loop():
@@ -71,8 +73,13 @@ def test_similarity_blocks_cover_the_matrix_and_stay_small():
     np.testing.assert_allclose(np.concatenate([scores for _, scores in blocks]), a @ b.T, atol=1e-5)
 
 
+def ranks_of(images, texts, owners, ids, block=metrics.BLOCK):
+    blocks = metrics.similarity_blocks(images, texts, block), metrics.similarity_blocks(texts, images, block)
+    return metrics.block_ranks(*blocks, len(images), owners, ids)
+
+
 @pytest.mark.parametrize("block", [3, 100])
-def test_retrieval_ranks_equal_a_loop(block):
+def test_ranks_of_blocks_equal_a_loop(block):
     """Unequal numbers of captions, in mixed order, some of them the same words for several images."""
     owners = np.array([0, 0, 1, 2, 2, 2, 3, 4, 5, 5, 1, 0])
     words = ["a", "b", "c", "a", "d", "d", "e", "f", "c", "g", "h", "b"]
@@ -86,7 +93,7 @@ def test_retrieval_ranks_equal_a_loop(block):
     expected_images = [naive_rank(scores[i], right[i]) for i in range(6)]
     expected_texts = [naive_rank(scores[:, m], right[:, m]) for m in range(12)]
     ids = metrics.ids_of(words)
-    image_ranks, text_ranks = metrics.retrieval_ranks(images, texts, owners, ids, block)
+    image_ranks, text_ranks = ranks_of(images, texts, owners, ids, block)
     assert image_ranks.tolist() == expected_images
     assert text_ranks.tolist() == expected_texts
     num_texts, num_images = metrics.num_right(owners, ids, 6)
@@ -99,15 +106,13 @@ def test_duplicate_captions_are_right_for_both_images():
     vectors = np.eye(2, dtype=np.float32)
     swapped = vectors[::-1]
     for words, expected in ((["a frog", "a frog"], 0), (["a frog", "a bus"], 1)):
-        ranks = metrics.retrieval_ranks(vectors, swapped, np.arange(2), metrics.ids_of(words))
-        assert [r.tolist() for r in ranks] == [[expected] * 2] * 2
+        found = dict(retrieval_metrics(vectors, swapped, [[word] for word in words], (1,)))
+        assert found == {"image_to_text_r1": 1 - expected, "text_to_image_r1": 1 - expected}
 
 
 def test_an_image_without_a_caption_is_refused():
     with pytest.raises(Unmeasurable, match="query 1 has no correct entry"):
-        metrics.retrieval_ranks(
-            np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), np.zeros(2, int), np.arange(2)
-        )
+        ranks_of(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32), np.zeros(2, int), np.arange(2))
 
 
 def test_recall_chance_equals_counting_all_draws():

@@ -412,9 +412,17 @@ def test_unreadable_records_are_not_valid_and_named(caplog):
     assert "skipped in the evaluation: pair-1: truncated" in caplog.text
 
 
-def test_an_evaluation_batch_without_readable_records_is_refused():
-    with pytest.raises(TooManyBadRecords, match="none of the 2 records from record 2 on is readable"):
-        list(evaluation_batches(Pairs(4, bad=(2, 3)), Transform(16, 16), TOKENIZER, batch_size=2))
+@pytest.mark.parametrize("bad", [(0, 1), (2, 3)])
+def test_a_batch_without_readable_records_is_not_valid_and_the_others_are_evaluated(bad):
+    batches = list(evaluation_batches(Pairs(4, bad=bad), Transform(16, 16), TOKENIZER, batch_size=2))
+    assert [batch["valid"].tolist() for batch in batches] == [[i not in bad] * 2 for i in (0, 2)]
+    shapes = [{name: (array.shape, array.dtype) for name, array in batch.items()} for batch in batches]
+    assert shapes[0] == shapes[1] and [batch["image"].any() for batch in batches] == [i not in bad for i in (0, 2)]
+
+
+def test_a_set_without_readable_records_is_refused():
+    with pytest.raises(TooManyBadRecords, match="none of the 3 records is readable"):
+        list(evaluation_batches(Pairs(3, bad=(0, 1, 2)), Transform(16, 16), TOKENIZER, batch_size=2))
 
 
 def test_evaluation_may_be_left_early():

@@ -336,7 +336,8 @@ def evaluation_batches(
     {"image": uint8 [B, S, S, 3], "text": int32 [B, T] (the first caption), "label": int32 [B], "valid": bool [B]},
     with "segmentation" and "instances" [B, S, S] if the source has them.  Images go through `images.evaluation_view`,
     masks through `evaluation_mask`.  Entries past the end, and unreadable records (named in the log), are zero and not
-    valid.  Without a tokenizer the batches have no "text".
+    valid, as in `evaluation.image_batches`.  Without a tokenizer the batches have no "text".  Raises TooManyBadRecords
+    if no record is readable.
     """
     items = EvaluationBatches(source, transform, tokenizer, batch_size)
     with contextlib.closing(Prefetched(items, prefetch=prefetch)) as batches:
@@ -358,24 +359,30 @@ class EvaluationBatches:
     def __getitem__(self, number: int) -> Batch:
         first = number * self.batch_size
         rows = [self._row(index) for index in range(first, min(first + self.batch_size, len(self.source)))]
-        readable = [row for row in rows if row is not None]
-        if not readable:
-            raise TooManyBadRecords(
-                f"none of the {len(rows)} records from record {first} on is readable; the log lists the reasons"
-            )
-        blank = {name: np.zeros_like(array) for name, array in readable[0].items()}
+        readable = next((row for row in rows if row is not None), None) or self._first_readable()
+        blank = {name: np.zeros_like(array) for name, array in readable.items()}
         filled = [row or blank for row in rows] + [blank] * (self.batch_size - len(rows))
         return {name: np.stack([row[name] for row in filled]) for name in blank}
 
     def _row(self, index: int) -> dict[str, np.ndarray] | None:
         try:
-            with BUDGET.scope():
-                example, image = read(self.source, index)
-                view = evaluation_view(image, *self.transform)
-            label = label_of(example)
+            return self._readable_row(index)
         except BadRecord as error:
             logging.warning("unreadable record, skipped in the evaluation: %s", printable(str(error)))
             return None
+
+    def _first_readable(self) -> dict[str, np.ndarray]:
+        """A row for the names and shapes of a batch that has none; raises TooManyBadRecords if there is none."""
+        for index in range(len(self.source)):
+            with contextlib.suppress(BadRecord):
+                return self._readable_row(index)
+        raise TooManyBadRecords(f"none of the {len(self.source)} records is readable; the log lists the reasons")
+
+    def _readable_row(self, index: int) -> dict[str, np.ndarray]:
+        with BUDGET.scope():
+            example, image = read(self.source, index)
+            view = evaluation_view(image, *self.transform)
+        label = label_of(example)
         masks = {name: example[name] for name in MASKS if name in example}
         texts = {"text": self.tokenizer(list(example["captions"][:1]) or [""])[0]} if self.tokenizer else {}
         size, side, _, mode = self.transform

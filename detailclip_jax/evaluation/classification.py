@@ -1,6 +1,6 @@
 """Classification metrics for one true class per example: top-k, mean per class, area under the ROC curve."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -51,6 +51,24 @@ def matrix_metrics(
     if metric == "roc_auc":
         yield "roc_auc", roc_auc_metric(scores[:, 1] - scores[:, 0], labels, scores.shape[1])
     yield from rank_metrics(class_ranks(matrix_blocks(scores), labels), labels, scores.shape[1], metric, top)
+
+
+def accuracies(
+    images: Float[np.ndarray, "n E"],
+    classes: Float[np.ndarray, "C E"],
+    labels: Int[np.ndarray, "n"],
+    metric: str,
+    top: Sequence[int],
+    pooled: Callable[[], Float[np.ndarray, "n C"]] | None = None,
+) -> Iterator[tuple[str, Metric]]:
+    """Yields the metrics of `zero_shot_metrics`.
+
+    For a method that pools an image by each text, `pooled` computes its scores of all examples and classes: their
+    metrics follow as "pooled_...".
+    """
+    yield from zero_shot_metrics(images, classes, labels, metric, top)
+    if pooled is not None:
+        yield from ((f"pooled_{name}", value) for name, value in matrix_metrics(pooled(), labels, metric, top))
 
 
 def class_ranks(blocks: Blocks, labels: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:

@@ -137,11 +137,6 @@ def ranks(scores: Float[np.ndarray, "Q G"], positives: Bool[np.ndarray, "Q G"]) 
     return (~positives & ~(scores < best)).sum(axis=1)
 
 
-def top_k_hits(scores: Float[np.ndarray, "n C"], labels: Int[np.ndarray, "n"], k: int) -> Bool[np.ndarray, "n"]:
-    """For each example, whether the true class is among the k best."""
-    return ranks(scores, labels[:, None] == np.arange(scores.shape[1])) < k
-
-
 def mean_per_class(hits: Bool[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) -> float:
     """Mean over classes of the hit rate within the class; classes without examples are skipped."""
     counts = np.bincount(labels)
@@ -149,27 +144,15 @@ def mean_per_class(hits: Bool[np.ndarray, "n"], labels: Int[np.ndarray, "n"]) ->
     return float((sums[counts > 0] / counts[counts > 0]).mean())
 
 
-def retrieval_ranks(
-    images: Float[np.ndarray, "I E"],
-    texts: Float[np.ndarray, "M E"],
-    owners: Int[np.ndarray, "M"],
-    text_ids: Int[np.ndarray, "M"],
-    block: int = BLOCK,
-) -> tuple[Int[np.ndarray, "I"], Int[np.ndarray, "M"]]:
-    """Ranks for retrieval from image to text and from text to image; see `ranks`.
-
-    Caption m describes image `owners[m]`; captions with equal `text_ids` are the same text. An image's right entries
-    are all captions with the text of one of its own. A caption's right entries are all images that have a caption with
-    the same text.
-    """
-    blocks = similarity_blocks(images, texts, block), similarity_blocks(texts, images, block)
-    return block_ranks(*blocks, len(images), owners, text_ids)
-
-
 def block_ranks(
     of_images: Blocks, of_texts: Blocks, num_images: int, owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"]
 ) -> tuple[Int[np.ndarray, "I"], Int[np.ndarray, "M"]]:
-    """The ranks of `retrieval_ranks` from blocks of scores: of images with all texts, and of texts with all images."""
+    """Ranks for retrieval from image to text and from text to image; see `ranks`.
+
+    The blocks hold the scores of images with all texts, and of texts with all images. Caption m describes image
+    `owners[m]`; captions with equal `text_ids` are the same text. An image's right entries are all captions with the
+    text of one of its own. A caption's right entries are all images that have a caption with the same text.
+    """
     image_ranks = np.empty(num_images, np.int64)
     for rows, scores in of_images:
         image_ranks[rows] = ranks(scores, right_texts(rows, owners, text_ids))
@@ -201,7 +184,7 @@ def right_images(
 def num_right(
     owners: Int[np.ndarray, "M"], text_ids: Int[np.ndarray, "M"], num_images: int
 ) -> tuple[Int[np.ndarray, "I"], Int[np.ndarray, "M"]]:
-    """The number of right captions of each image, and of right images of each caption; see `retrieval_ranks`."""
+    """The number of right captions of each image, and of right images of each caption; see `block_ranks`."""
     image, text = np.unique(np.stack([owners, text_ids]), axis=1)
     right = np.zeros(num_images, np.int64)
     np.add.at(right, image, np.bincount(text_ids)[text])

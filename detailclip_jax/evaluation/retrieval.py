@@ -51,14 +51,32 @@ class Retrieval:
         """Yields ("image_to_text_r1", ...), ("text_to_image_r1", ...), and so on for each k."""
         images = gather(lambda batch: self.encode.image(params, batch["image"]), self.batches, mesh_of(params))
         texts = embed_texts(self.encode, params, self.tokens, self.batch_size)
-        plain = retrieval_metrics(images, texts, self.captions, self.top)
-        if not pools_images(self.encode):
-            yield from plain
-            return
-        raw = embed_texts(self.encode, params, self.tokens, self.batch_size, encoder="raw_text")
-        scores = pooled_scores(self.encode, params, self.batches, raw)
-        yield from pooled_retrieval_metrics(scores, self.captions, self.top)
-        yield from ((f"cls_{name}", value) for name, value in plain)
+
+        def pooled() -> Float[np.ndarray, "I M"]:
+            raw = embed_texts(self.encode, params, self.tokens, self.batch_size, encoder="raw_text")
+            return pooled_scores(self.encode, params, self.batches, raw)
+
+        yield from recalls(images, texts, self.captions, self.top, pooled if pools_images(self.encode) else None)
+
+
+def recalls(
+    images: Float[np.ndarray, "I E"],
+    texts: Float[np.ndarray, "M E"],
+    captions: Sequence[Sequence[str]],
+    top: Sequence[int],
+    pooled: Callable[[], Float[np.ndarray, "I M"]] | None = None,
+) -> Iterator[tuple[str, Metric]]:
+    """Yields the metrics of `retrieval_metrics`.
+
+    For a method that pools an image by each text, `pooled` computes its scores of all images and captions: their
+    metrics come first, and those of the embeddings follow as "cls_...".
+    """
+    plain = retrieval_metrics(images, texts, captions, top)
+    if pooled is None:
+        yield from plain
+        return
+    yield from pooled_retrieval_metrics(pooled(), captions, top)
+    yield from ((f"cls_{name}", value) for name, value in plain)
 
 
 def retrieval_metrics(

@@ -12,12 +12,12 @@ from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.stickers import zero_shot_prompts
 from detailclip_jax.evaluation import dense, dense_sets, dense_setups, knn, linear, paper, stickers
 from detailclip_jax.evaluation.bench import Bench
-from detailclip_jax.evaluation.classification import matrix_metrics, usual_top, zero_shot_metrics
+from detailclip_jax.evaluation.classification import accuracies, usual_top
 from detailclip_jax.evaluation.image_batches import Subset, captions_at, cropped
 from detailclip_jax.evaluation.kept_objects import KeptObjects
 from detailclip_jax.evaluation.metrics import Metric
 from detailclip_jax.evaluation.protocols import NUM_CAPTIONS, PROTOCOLS, ZeroShotTask, zero_shot_task
-from detailclip_jax.evaluation.retrieval import pooled_retrieval_metrics, retrieval_metrics
+from detailclip_jax.evaluation.retrieval import recalls
 from detailclip_jax.evaluation.segmentation import LinearSegmentation
 from detailclip_jax.evaluation.sets import STICKERS, Sets, drawn, fingerprint
 from detailclip_jax.runtime.errors import unknown
@@ -64,11 +64,9 @@ def zero_shot(setting: Setting, name: str) -> Prepared:
     def measure(bench: Bench) -> Measured:
         images = bench.images(data, transform)
         classes = bench.classes(task.prompts)
-        yield from zero_shot_metrics(images.features, classes, images.labels, task.metric, top)
-        if bench.pools_images:
-            scores = bench.pooled(data, transform, bench.raw_classes(task.prompts))
-            for name, value in matrix_metrics(scores, images.labels, task.metric, top):
-                yield f"pooled_{name}", value
+        pooled = lambda: bench.pooled(data, transform, bench.raw_classes(task.prompts))  # noqa: E731
+        own_scores = pooled if bench.pools_images else None
+        yield from accuracies(images.features, classes, images.labels, task.metric, top, own_scores)
 
     return Prepared(data, "stickers" if name in STICKERS else setting.protocol, JOINT, measure)
 
@@ -97,12 +95,9 @@ def retrieval_of(bench: Bench, data: LabelledSet, transform: Transform, top: Seq
     images = bench.images(data, transform)
     captions = captions_at(data.source, images.index.tolist())
     texts = [caption for own in captions for caption in own]
-    plain = retrieval_metrics(images.features, bench.texts(texts), captions, top)
-    if not bench.pools_images:
-        yield from plain
-        return
-    yield from pooled_retrieval_metrics(bench.pooled(data, transform, bench.raw_texts(texts)), captions, top)
-    yield from ((f"cls_{name}", value) for name, value in plain)
+    pooled = lambda: bench.pooled(data, transform, bench.raw_texts(texts))  # noqa: E731
+    own_scores = pooled if bench.pools_images else None
+    yield from recalls(images.features, bench.texts(texts), captions, top, own_scores)
 
 
 def nearest_neighbours(setting: Setting, name: str) -> Prepared:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
-from detailclip_jax.evaluation.classification import TOP, matrix_metrics, zero_shot_metrics
+from detailclip_jax.evaluation.classification import TOP, accuracies, zero_shot_metrics
 from detailclip_jax.evaluation.metrics import Metric, class_embeddings
 from detailclip_jax.evaluation.pooling import class_texts, pooled_scores, pools_images
 from detailclip_jax.inference.batching import Batches, embed_texts, gather, mesh_of
@@ -53,13 +53,13 @@ class ZeroShot:
         prompts = embed_texts(encode, params, self.tokens, self.batch_size)
         classes = class_embeddings(prompts, self.classes, self.num_classes)
         images, labels = gather(lambda b: (encode.image(params, b["image"]), b["label"]), self.batches, mesh)
-        yield from zero_shot_metrics(images, classes, labels, self.metric, self.top)
-        if pools_images(encode):
+
+        def pooled() -> Float[np.ndarray, "n C"]:
             raw = embed_texts(encode, params, self.tokens, self.batch_size, encoder="raw_text")
-            texts = class_texts(raw, self.classes, self.num_classes)
-            scores = pooled_scores(encode, params, self.batches, texts)
-            for name, value in matrix_metrics(scores, labels, self.metric, self.top):
-                yield f"pooled_{name}", value
+            return pooled_scores(encode, params, self.batches, class_texts(raw, self.classes, self.num_classes))
+
+        own_scores = pooled if pools_images(encode) else None
+        yield from accuracies(images, classes, labels, self.metric, self.top, own_scores)
         for name, rows in self.subsets.items():
             if len(labels[rows]):
                 yield name, dict(zero_shot_metrics(images[rows], classes, labels[rows], top=(1,)))["top1"]
