@@ -97,7 +97,7 @@ def parse_flags(argv: Sequence[str], usage: Usage = TRAIN) -> list[str]:
 
 
 def _parsed(argv: Sequence[str], usage: Usage) -> list[str]:
-    """Returns the arguments that are no flags.  Raises ValueError or FileNotFoundError; exits after --help."""
+    """Returns the arguments that are not flags.  Raises ValueError or FileNotFoundError; exits after --help."""
     argv = [with_underscores(argument) for argument in argv]
     spec = _config_spec(argv)
     if any(re.fullmatch(r"--?help-config", argument) for argument in argv):
@@ -343,7 +343,7 @@ def run(
 
 
 def check_no_others(argv: Sequence[str]) -> None:
-    """Raises ValueError for an argument that is no flag; `argv` is what absl left of the command line."""
+    """Raises ValueError for an argument that is not a flag; `argv` is what absl left of the command line."""
     if len(argv) > 1:
         raise ValueError(f"unexpected argument {argv[1]!r}; every argument starts with --. {_example()}")
 

@@ -91,7 +91,7 @@ def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys):
     ("flags", "message"),
     [
         (["--config=configs/transfer/ade20k_upernet.py"], "is not a config of detection"),
-        ([STICKERS, "--image-size=60"], "60 x 60 has a side that is no multiple of 16 pixels"),
+        ([STICKERS, "--image-size=60"], "60 x 60 has a side that is not a multiple of 16 pixels"),
         ([STICKERS, "--set=detector.options={'unrol': True}", "--count-only"], "did you mean 'unroll'"),
     ],
 )

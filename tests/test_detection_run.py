@@ -213,7 +213,7 @@ def test_the_sizes_of_the_coco_config_pass_its_own_checks(arg):
         ("data.source", "cocoa", "unknown data.source 'cocoa'; did you mean 'coco'"),
         ("data.labels", "group", "unknown data.labels 'group'; did you mean 'groups'"),
         ("best_metric", "box_AP", "unknown best_metric 'box_AP'; did you mean 'bbox_AP'"),
-        ("views.buckets", ((40, 40),), r"views\.buckets: 40 x 40 has a side that is no multiple of 16"),
+        ("views.buckets", ((40, 40),), r"views\.buckets: 40 x 40 has a side that is not a multiple of 16"),
         ("inference.buckets", ((40, 56),), r"inference\.buckets: 40 x 56 has .*; the next larger shape is 48 x 64"),
         ("inference.buckets", ((32, 32),), r"inference\.buckets: .*48 x 48 pixels fits in no bucket of 32 x 32"),
         ("views.buckets", ((32, 32),), r"48 x 48 pixels fits in no bucket of 32 x 32"),

@@ -55,7 +55,7 @@ def test_gray_in_three_channels_is_read_and_colours_are_refused():
 
 @pytest.mark.parametrize("data", [encoded(np.zeros((4, 4), np.uint8), kind="JPEG"), b"", b"<html>"])
 def test_a_mask_in_another_format_is_refused(data):
-    with pytest.raises(BadRecord, match="m: the mask is no PNG or TIFF"):
+    with pytest.raises(BadRecord, match="m: the mask is neither a PNG nor a TIFF"):
         stored_values(data, "m")
 
 

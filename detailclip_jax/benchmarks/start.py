@@ -82,7 +82,7 @@ def parts_of(ends: Mapping[str, tuple[float, float]], began: float) -> Seconds:
 
 
 def kept_in(folder: Path) -> Kept:
-    """The programs that jax has kept in a folder; its files of access times are none."""
+    """The compiled programs that jax has kept in a folder, without its files of access times."""
     sizes = [file.stat().st_size for file in folder.glob("*-cache")]
     return Kept(len(sizes), sum(sizes))
 

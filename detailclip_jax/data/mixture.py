@@ -148,7 +148,7 @@ def check_captions(source: Source, rule: str) -> None:
     """Raises ValueError, with the fields of the set, if a set has none of the fields that a caption is drawn from.
 
     A name that no set has also raises.  Up to NUM_ASKED readable examples per set are checked, evenly spaced, since an
-    example may lack a field that others have; a field that is blank in all of them, and in NUM_FOR_BLANK, is none.
+    example may lack a field that others have; a field that is blank in all of them, and in NUM_FOR_BLANK, is missing.
     """
     lists = parse(rule).fields
     names = set(itertools.chain.from_iterable(lists))

@@ -130,7 +130,8 @@ def tokenizer_of(config: ConfigDict, keep_eot: bool = True) -> Tokenizer:
 def record(config: ConfigDict, keep_eot: bool = True) -> None:
     """Makes the path of a tokenizer's file absolute, and sets its digest unless the config has one.
 
-    Opens the file, and raises as `tokenizer_of` and `FileTokenizer.check` do; "clip" is no file and has no digest.
+    Opens the file, and raises as `tokenizer_of` and `FileTokenizer.check` do.  "clip" names no
+    file, so its digest is empty.
     """
     data = config.data
     if data.tokenizer == CLIP:
@@ -236,7 +237,7 @@ def from_json(path: Path) -> Pieces:
 
 
 def around(ids: Sequence[int], words: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Returns the ids before and after the words; None if the words are none, or are not there.
+    """Returns the ids before and after the words; None if there are no words, or the ids do not contain them.
 
     around([7, 3, 4, 9], [3, 4]) == ((7,), (9,))
     """
@@ -259,7 +260,7 @@ def padding_beside(path: Path, tokenizer: Any) -> int:
 
 
 def _pad_token(file: Path) -> Any:
-    """Returns the `pad_token` of a tokenizer_config.json: a text, or what is none."""
+    """Returns the `pad_token` of a tokenizer_config.json as it stands there: a text in a valid file."""
     try:
         fields = json.loads(_content(file, MAX_CONFIG_BYTES))
     except (ValueError, RecursionError) as error:

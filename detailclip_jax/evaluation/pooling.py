@@ -1,4 +1,4 @@
-"""Scores of methods that pool an image by each text (FLAIR), whose similarity is no product of two embeddings."""
+"""Scores of methods that pool an image by each text (FLAIR), whose similarity is not a product of two embeddings."""
 
 from typing import Any
 

@@ -17,7 +17,7 @@ class Objects(NamedTuple):
     """Objects of one image, detected ones or the ground truth.
 
     boxes: [D, 4], xyxy in pixels of the image: (0, 0) is the upper left corner of the first pixel.
-    labels: [D], index of the class; -1 is no object.
+    labels: [D], index of the class; -1 marks an empty row.
     scores: [D], 0 to 1; None for the ground truth, which is drawn whole.
     masks: [D, H, W], True on the object; None without masks.
     """

@@ -60,7 +60,7 @@ def label_figure(
 
 
 def frequent(maps: Sequence[Integer[np.ndarray, "_h _w"]]) -> list[int]:
-    """The classes of label maps, the most frequent first, at most LEGEND; -1 is no class."""
+    """The classes of label maps, the most frequent first, at most LEGEND; -1 marks pixels without a label."""
     values, counts = np.unique(np.concatenate([labels.ravel() for labels in maps]), return_counts=True)
     order = values[np.argsort(-counts, kind="stable")]
     return [int(value) for value in order if value >= 0][:LEGEND]

@@ -124,8 +124,8 @@ def resized(shape: Sequence[int], pipeline: Pipeline, ratio: float = 1.0) -> tup
 def dense_encoder(networks: Networks, config: ConfigDict, readout: str) -> jax.stages.Wrapped:
     """Builds the jitted function of (params, uint8 images [B, H, W, 3]) -> patch features [B, h, w, E].
 
-    Features are in the joint space, L2-normalised, in float32. Sides that are no multiple of the patch size are padded
-    with the mean colour, equally at both ends. It is compiled once per shape of images.
+    Features are in the joint space, L2-normalised, in float32. If the patch size does not divide a side, it is padded
+    with the mean colour, equally at both ends. The function is compiled once per shape of images.
 
     Raises ValueError for an unknown read-out.
     """

@@ -161,7 +161,7 @@ class Model:
     def encode_text(self, texts: Sequence[str]) -> Float32[np.ndarray, "B E"]:
         """L2-normalised embeddings of any number of texts; a text longer than the context is truncated.
 
-        For a method whose score is no cosine of embeddings (FLAIR), this is logged once for each path.
+        For a method whose score is not a cosine of embeddings (FLAIR), this is logged once for each path.
 
         Raises TypeError for one text that is not in a list, and ValueError if the method has no text encoder.
         """

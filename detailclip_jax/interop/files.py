@@ -218,7 +218,7 @@ def _tensor(path: Path, name: str, entry: Any, data: np.ndarray) -> np.ndarray:
         if not 0 <= begin <= end <= len(data) or count * dtype.itemsize != end - begin:
             raise ValueError(f"{end - begin} bytes of {len(data)} for {shape}")
         return np.frombuffer(data[begin:end], dtype).reshape(shape)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:  # JSON has Infinity, which is no size
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # JSON has Infinity, which is not a size
         raise ValueError(f"{path} is damaged: tensor {name!r}: {error}") from None
 
 

@@ -85,7 +85,7 @@ def config_in(workdir: str | Path) -> ConfigDict:
     """
     file = Path(workdir) / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{workdir} is no workdir of a run: it has no config.json")
+        raise FileNotFoundError(f"{workdir} is not the workdir of a run: it has no config.json")
     config = run_config.read(file)
     check_kind(config, str(workdir))
     usual = detection.detection() if config.method == detection.METHOD else transfer.segmentation()

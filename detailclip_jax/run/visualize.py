@@ -371,10 +371,10 @@ def _loaded(task: str, workdirs: Mapping[str, str | Path], step: int | None) -> 
 
 
 def check_task(task: str, workdir: str | Path) -> None:
-    """Raises ValueError unless the folder is the workdir of a run of this task, FileNotFoundError if it is none."""
+    """Raises ValueError for the workdir of a run of another task, and FileNotFoundError for a folder without a run."""
     file = Path(workdir) / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{workdir} is no workdir of a run: it has no config.json")
+        raise FileNotFoundError(f"{workdir} is not the workdir of a run: it has no config.json")
     method = run_config.read(file).method
     if method != task:
         way_out = "configs/transfer/ has configs that train such a head on an encoder"

@@ -16,7 +16,7 @@ from detailclip_jax.runtime.terminal import complain
 STARTS = ("detailclip ", "python -m ")  # how a command line begins that __main__ has put into sys.argv[0]
 WEIGHTS = ("ema", "student")
 FOLLOW_LINKS = "follow links that lead out of the folder of images (default: they are left out and listed)"
-NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?")  # a negative value is no flag
+NUMBER = re.compile(r"-\d*\.?\d+(e[+-]?\d+)?")  # a negative value, which is not a flag
 
 
 def prog(module: str) -> str:

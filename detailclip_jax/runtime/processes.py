@@ -127,7 +127,7 @@ def _checked(coordinator: str, count: str, index: str) -> tuple[str, int, int]:
 def launched_as_several(environment: Mapping[str, str]) -> bool:
     """Whether a launcher that jax recognises (SLURM, Open MPI, TPU pod) started more than one process.
 
-    Raises ValueError for a count that is no number.
+    Raises ValueError for a count that is not a number.
     """
     counts = {name: environment.get(name, "1") for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")}
     for name, count in counts.items():

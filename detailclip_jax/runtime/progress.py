@@ -25,7 +25,7 @@ class Console:
 
     @property
     def width(self) -> int | None:
-        """Maximum length of the progress line; None if `stream` is no terminal and lines may have any length."""
+        """Maximum length of the progress line; None if `stream` is not a terminal, where lines may have any length."""
         return shutil.get_terminal_size().columns - 1 if self.stream.isatty() else None
 
     def say(self, text: str = "") -> None:

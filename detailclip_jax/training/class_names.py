@@ -21,7 +21,7 @@ def read(workdir: str | Path) -> tuple[str, ...]:
             f"{file} is damaged: {error}; delete it, and the data of the run are opened instead"
         ) from error
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{file} is damaged: it is no list of names; delete it, and the data of the run are opened")
+        raise ValueError(f"{file} is damaged: it is not a list of names; delete it, and the data of the run are opened")
     return tuple(found)
 
 

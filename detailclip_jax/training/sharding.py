@@ -25,7 +25,7 @@ class Rule(NamedTuple):
     spec: P  # of the last axes; leading axes (the layers of stacked blocks) are not divided
 
 
-STATE = (  # what is no parameter, moment or teacher
+STATE = (  # parts of the state besides parameters, moments and teacher
     Rule(r"centers/.*", P(FSDP)),
     Rule(r"batch_stats/.*", P()),
     Rule(r"(step|count|rng)", P()),

@@ -41,7 +41,7 @@ def padding(sizes: Int[np.ndarray, "n 2"], which: Int[np.ndarray, " n"], buckets
 
 
 def check(buckets: Sequence[Bucket], largest: Sequence[Bucket], multiple: int, name: str = "views.buckets") -> None:
-    """Raises ValueError, with the field's `name`, for a side that is no multiple of `multiple` or too small buckets.
+    """Raises ValueError, with the field's `name`, for a side that is not a multiple of `multiple` or too small buckets.
 
     Each of the sizes `largest` must fit in a bucket.
     """
@@ -49,7 +49,7 @@ def check(buckets: Sequence[Bucket], largest: Sequence[Bucket], multiple: int, n
         if height % multiple or width % multiple or min(height, width) < multiple:
             up = [-(-side // multiple) * multiple for side in (height, width)]
             raise ValueError(
-                f"{name}: {height} x {width} has a side that is no multiple of {multiple} pixels; the next larger "
+                f"{name}: {height} x {width} has a side that is not a multiple of {multiple} pixels; the next larger "
                 f"shape is {up[0]} x {up[1]}"
             )
     try:

@@ -27,7 +27,7 @@ MAX_TEXT_BYTES = 16 * 2**20  # of a caption file
 def plan(request: Request) -> Plan:
     """Plans the images of one folder, sorted by path; class i is the i-th folder by name, as in torchvision.
 
-    Raises ValueError for a folder of splits (train/, test/; see `labelled.folders.splits_in`), which are no classes.
+    Raises ValueError if the subfolders are splits (train/, test/; see `labelled.folders.splits_in`) and not classes.
     Hidden files and folders (.ipynb_checkpoints, ._image.jpg) and __MACOSX are skipped.
     """
     if len(request.paths) != 1:
@@ -38,7 +38,7 @@ def plan(request: Request) -> Plan:
     if splits := folders.splits_in(root):
         one = pathlib.Path(request.paths[0]) / splits[0]
         raise ValueError(
-            f"{request.paths[0]} has the splits {', '.join(splits)}, which are no classes; prepare each by itself: "
+            f"{request.paths[0]} has the splits {', '.join(splits)}, not classes; prepare each by itself: "
             f"imagefolder {one} --split {splits[0]}"
         )
     classes = tuple(sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not _is_hidden(entry.name)))

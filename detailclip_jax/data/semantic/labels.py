@@ -6,7 +6,7 @@ Input                                | Result, the same in training and evaluati
 16 bits (or 32) per pixel            | the stored values; nothing is cut to 8 bits
 palette PNG                          | the indices, never the colours
 RGB with three equal channels        | that channel
-other RGB, any alpha channel         | refused: the colours of a drawing are no class numbers
+other RGB, any alpha channel         | refused: the colours of a drawing do not say which class is meant
 JPEG, WebP, GIF                      | refused: lossy formats change labels; GIF palettes are reordered by many tools
 a value that the set does not list   | refused by number (`unknown="refuse"`), or ignored (`unknown="ignore"`)
 another size than the image          | refused with both sizes
@@ -95,7 +95,7 @@ def stored_values(data: bytes, key: str) -> Integer[np.ndarray, "H W"]:
 def _opened(data: bytes, key: str) -> Any:
     reader = _by_signature(data)
     if reader is None:
-        raise BadRecord(f"{key}: the mask is no PNG or TIFF, the formats that keep class numbers as they are")
+        raise BadRecord(f"{key}: the mask is neither a PNG nor a TIFF, the formats that keep class numbers as they are")
     mask = reader(io.BytesIO(data))
     if mask.width * mask.height > MAX_PIXELS:
         raise BadRecord(f"{key}: a mask of {mask.width} x {mask.height} pixels is too large")
