@@ -20,7 +20,7 @@ VALIDATION_SHARE = 0.2
 MAX_STEPS, TOLERANCE = 1000, 1e-4
 CALL_SECONDS = 1.0  # a call of the compiled search that took less does twice as many steps next
 MAX_SCORES = 2**26  # entries of a matrix of scores in memory, 256 MiB in float32; more examples are taken in blocks
-MAX_STEP_SECONDS = 10.0  # with slower steps a search may take a day: up to 1,000 steps for each of 7 values of C
+MAX_STEP_SECONDS = 10.0  # with slower steps a probe may take a day: 8 searches of up to 1,000 steps
 SOLVER = optax.lbfgs()
 
 
@@ -118,23 +118,23 @@ def _minimise(first: Any, features: Array, labels: Array, strength: Array, max_s
         search = jax.block_until_ready(_search(search, features, labels, strength, jnp.int32(until)))
         seconds, calls = time.monotonic() - began, calls + 1
         if calls == 2:  # the first one compiles
-            warn_of_slow_steps(seconds / steps, *features.shape, first[0].shape[1])
+            warn_of_slow_steps(seconds / steps, features.shape, len(first[1]))
         steps = 2 * steps if seconds < CALL_SECONDS else steps
     return search[0], search[3]
 
 
-def warn_of_slow_steps(seconds: float, num: int, width: int, num_classes: int) -> None:
+def warn_of_slow_steps(seconds: float, shape: Sequence[int], num_classes: int) -> None:
     """Logs the time of a step of the search, and the way out, if it is above MAX_STEP_SECONDS."""
     if seconds > MAX_STEP_SECONDS:
         logging.warning(
-            "the linear probe takes %.0f s per step, on %s features of %d numbers and %s classes, and up to %s steps "
-            "for each of %d values of C; fit it on fewer examples with --num-train-examples, or on a GPU",
+            "the linear probe takes %.0f s per step, on %s features of width %d and %s classes; each of its %d "
+            "searches may take %s steps: fit it on fewer examples with --num-train-examples, or on a GPU",
             seconds,
-            f"{num:,}",
-            width,
+            f"{shape[0]:,}",
+            shape[1],
             f"{num_classes:,}",
+            len(STRENGTHS) + 1,  # one for each value of C, and the last one on all examples
             f"{MAX_STEPS:,}",
-            len(STRENGTHS) + 1,
         )
 
 
