@@ -91,6 +91,8 @@ def test_webdataset_keeps_the_sources_of_captions_apart(tmp_path):
         ({"caption": ["a dog", "a cat"]}, ("a dog", "a cat")),
         ({"captions": ["a dog", {"raw": "a cat"}]}, ("a dog", "a cat")),
         ({"title": "Rex", "description": "a dog", "caption": "third"}, ("Rex", "a dog")),
+        ({"title": "IMG_1", "caption": "a dog"}, ("a dog",)),
+        ({"title": "a dog", "width": 3}, ("a dog",)),
         ({"sentence": "a dog", "width": 3}, ("a dog",)),
         ({"width": 3}, ()),
     ],

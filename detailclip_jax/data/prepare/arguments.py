@@ -62,7 +62,7 @@ def _add_tables(command: flags.Parser) -> None:
         metavar="NAME",
         help=f"{tables}: path or bytes ({first} {', '.join(columns.IMAGE)})",
     )
-    captions = f"{' and '.join(columns.PAIR)}, else the first of {', '.join(columns.CAPTION)}"
+    captions = f"{' and '.join(columns.PAIR)}, else the first of {', '.join((*columns.CAPTION, *columns.PAIR))}"
     help = (
         f"{tables}, and json or text members of tars; may be repeated; captions keep these names, by which "
         f"--config.data.caption of training selects them (default: {captions})"

@@ -55,9 +55,9 @@ def choose(there: Sequence[str], options: Options, where: str) -> Columns:
 
 
 def usual_captions(there: Collection[str]) -> tuple[str, ...]:
-    """Returns those of PAIR that are there, else the first of CAPTION, else nothing."""
+    """Returns PAIR if both are there, else the first of CAPTION, else the one of PAIR that is there, else nothing."""
     pair = tuple(name for name in PAIR if name in there)
-    return pair or tuple(name for name in CAPTION if name in there)[:1]
+    return pair if pair == PAIR else tuple(name for name in CAPTION if name in there)[:1] or pair
 
 
 def _one(there: Sequence[str], given: str, usual: Sequence[str]) -> str | None:
