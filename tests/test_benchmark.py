@@ -280,6 +280,11 @@ def test_a_method_comes_with_its_own_recipe():
     assert variants.build(SMALLEST, {"method": "clip"}).config.method == "clip"
 
 
+def test_a_method_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert variants.build(None, {"method": "clip"}).config.method == "clip"
+
+
 def test_another_image_size_reaches_crops_and_block_masks():
     config = variants.build(None, {"method": "ibot", "size": "S/16"}, image_size=128).config
     assert (config.model.image_size, config.views.crops.large.size) == (128, 128)

@@ -163,10 +163,6 @@ def text(results: Sequence[Result], faster: MedianRange | None) -> str:
     rows = ([name, *(form(result) for result in results)] for name, form in MEASUREMENTS.items())
     columns += [row for row in rows if set(row[1:]) != {"-"}]
     blocks = [f"{len(results[0].devices)} x {', '.join(kinds)}", report.table(columns)]
-    if results[0].compiled and getattr(jax.config, "jax_compilation_cache_dir", None):
-        blocks.append(
-            "a compilation cache is set (JAX_COMPILATION_CACHE_DIR): compile seconds may be the time to load a program"
-        )
     if all(result.peak is None for result in results) and results[0].seconds:
         blocks.append(peaks.unknown_peak(kinds[0]))
     if faster:

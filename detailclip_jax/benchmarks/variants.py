@@ -1,12 +1,11 @@
 """Builds the measured configs from the command line: one, or two for a comparison."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import run_config
+from detailclip_jax.config import config_files, run_config
 from detailclip_jax.config.settings import parse_setting, set_fields, split_list
 from detailclip_jax.methods import METHODS
 from detailclip_jax.models import sizes
@@ -56,7 +55,9 @@ def spec_for(spec: str, method: str | None) -> str:
     try:
         return run_config.made_for(spec, method)
     except ValueError:
-        return str(run_config.file_of_method(Path(spec.partition(":")[0]), method))
+        if file := run_config.file_of_method(config_files.find(spec.partition(":")[0]), method):
+            return str(file)
+        raise
 
 
 def split_settings(text: str) -> dict[str, Any]:
