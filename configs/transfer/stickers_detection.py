@@ -1,6 +1,6 @@
 """Cascade Mask R-CNN on sticker scenes, end to end: minutes on two cores.
 
-The argument `labels=objects` takes one class, `labels=nouns` 96, instead of 24 groups.
+All objects are of one class.  The argument `labels=groups` takes 24 classes, `labels=nouns` 96.
 """
 
 from detailclip_jax.config import parse_arg
@@ -9,5 +9,5 @@ from detailclip_jax.config.detection import detection, stickers
 
 def get_config(arg=None):
     c = stickers(detection())
-    c.data.labels = parse_arg(arg, labels="groups").labels
+    c.data.labels = parse_arg(arg, labels="objects").labels
     return c

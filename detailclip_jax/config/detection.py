@@ -128,7 +128,7 @@ def stickers(config: ConfigDict) -> ConfigDict:
     """Sets the fields of a run on sticker scenes that takes minutes on a CPU."""
     config.data.source, config.data.num_workers, config.data.num_val = "stickers", 0, 200
     config.data.canvas, config.data.max_instances, config.data.mask_size = 64, 8, 56
-    config.batch_size, config.total_steps, config.evaluate_every = 16, 600, 0
+    config.batch_size, config.total_steps, config.evaluate_every = 16, 200, 0
     config.checkpoint_every, config.log_every = 200, 20
     config.model.size, config.model.image_size, config.model.dtype = "tiny", 64, "float32"
     config.model.drop_path, config.model.remat = 0.1, "none"
