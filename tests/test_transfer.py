@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from launching import environment, free_port, losses, started
 from PIL import Image
+from test_detection_run import tiny as tiny_detection
 from test_segmentation_step import tiny
 from tiny import empty_state, noise_state, tiny_config
 
@@ -24,6 +25,7 @@ from detailclip_jax import transfer as transfer_command
 from detailclip_jax.config import run_config
 from detailclip_jax.config import transfer as transfer_config
 from detailclip_jax.data.sources import MissingData
+from detailclip_jax.inference import model as inference
 from detailclip_jax.run import dense, init_from, loop, predict, transfer
 from detailclip_jax.run.session import Run
 from detailclip_jax.run.transfer_report import paper_rows, report
@@ -41,7 +43,11 @@ from detailclip_jax.training.mesh import make_mesh
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A workdir with a checkpoint of a tiny DetailCLIP of noise."""
-    workdir, config = tmp_path_factory.mktemp("pretrained"), tiny_config()
+    return saved(tiny_config(), tmp_path_factory.mktemp("pretrained"))
+
+
+def saved(config, workdir):
+    """Writes a checkpoint of noise of a config's run; returns the workdir."""
     built = pretraining.build(config, make_mesh(jax.devices()[:1]))
     run_config.claim_workdir(workdir, config)
     with closing(Checkpoints(workdir)) as store:
@@ -113,6 +119,22 @@ def test_a_run_goes_on_and_equals_one_that_never_stopped(pretrained, tmp_path):
     shutil.rmtree(tmp_path / "checkpoints/6")
     assert sorted(file.name for file in (tmp_path / "checkpoints").iterdir()) == ["4"]
     jax.tree.map(np.testing.assert_array_equal, whole, trained())
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("config", [tiny("linear"), tiny_detection()], ids=["segmentation", "detection"])
+def test_an_encoder_with_an_attention_pool_is_loaded_without_it(config, tmp_path):
+    """SigLIP's encoders have no class token; dense tasks read the patches, which the pool comes after."""
+    source = tiny_config("siglip")
+    source.model.image_style.pooling = "attention"
+    config.init = str(saved(source, tmp_path / "siglip"))
+    made = transfer.prepare(config, tmp_path / "run").experiment
+    state, lines = made.load_encoder(made.init(0))
+    theirs = inference.load(config.init).params["image"]
+    assert "pool" in theirs and "pool" not in state.params["image"]
+    for name in ("blocks_0", "norm", "patch_embed"):
+        jax.tree.map(np.testing.assert_array_equal, dict(state.params["image"][name]), dict(theirs[name]))
+    assert any("attention pool" in line for line in lines)
 
 
 def test_another_config_in_the_workdir_is_refused(pretrained, tmp_path):

@@ -66,24 +66,27 @@ def fitted(vit: VisionTransformer, config: ConfigDict, size: int) -> VisionTrans
 def weights(
     vit: VisionTransformer, params: Params, config: ConfigDict, size: int | tuple[int, int]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Returns the parameters of a trained encoder, and lines that say how its positions were resized.
+    """Returns the parameters of a trained encoder, and lines that say what was changed.
 
+    An attention pool (SigLIP) is left out: dense tasks read the patches, and the pool comes after them.
     `size` is the side of the images, or (height, width), in pixels.  Blocks become separate, as in `fitted`.
     Fixed sin-cos positions (MAE) become learnt ones with the same values, as its users fine-tune them; computing them
     for the larger grid would give positions that the encoder has never seen.
     """
-    params = stacking.unstack(params)
+    used = {name: value for name, value in stacking.unstack(params).items() if name != "pool"}
     sides = (size, size) if isinstance(size, int) else size
     old, (rows, columns) = vit.image_size // vit.patch_size, (side // vit.patch_size for side in sides)
     fixed = vit.style.positions == "sincos"
-    table = jnp.asarray(positions.sincos_positions(vit.width, old)) if fixed else jnp.asarray(params["positions"])
+    table = jnp.asarray(positions.sincos_positions(vit.width, old)) if fixed else jnp.asarray(used["positions"])
     recipe = config.encoder.positions
     resized = positions.interpolate(table, (rows, columns), recipe, vit.style.num_cls)
     kind = "fixed sin-cos positions, learnt from here on," if fixed and not config.encoder.frozen else "positions"
     changed = (old, old) != (rows, columns)
     how = f"resized once from {old} x {old} to {rows} x {columns} ({recipe})" if changed else f"kept at {old} x {old}"
     lines = [f"{kind} {how}; images of another size interpolate them ({config.encoder.other_sizes})"]
-    return {**params, "positions": resized}, lines
+    if "pool" in params:
+        lines.append("the encoder's attention pool is left out: dense tasks read the patches")
+    return {**used, "positions": resized}, lines
 
 
 def check_recipes(config: ConfigDict) -> None:
