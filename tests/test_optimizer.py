@@ -78,6 +78,19 @@ def test_class_tokens_mask_tokens_and_gains_decay_only_if_asked(decay_1d):
     assert set(jax.tree.leaves(groups)) == {"decayed" if decay_1d else "plain"}
 
 
+def test_deit_s_recipe_decays_neither_the_class_token_nor_positions():
+    """timm's `no_weight_decay` of a ViT; the other tensors of two or more axes decay."""
+    config = run_config.load(str(CONFIGS / "baselines/supervised.py"))
+    config.model.size, config.model.scan = "tiny", False
+    config.total_steps = config.steps_per_epoch = 10
+    exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
+    groups = traverse_util.flatten_dict(exp.setup.groups, sep="/")
+    shapes = traverse_util.flatten_dict(exp.state_shapes.params, sep="/")
+    decays = {path for path, leaf in shapes.items() if leaf.ndim >= 2} - {"image/positions"}
+    assert {path for path, group in groups.items() if group == "decayed"} == decays
+    assert groups["image/positions"] == groups["image/cls_token"] == "plain"
+
+
 def test_the_table_counts_every_parameter():
     text = b16().parameter_table()
     total = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(b16().state_shapes.params))

@@ -2,8 +2,10 @@
 
     python -m detailclip_jax.main --config=configs/baselines/supervised.py --config.data.path=/data/imagenet1k
 
-Sets the fields that differ from configs/vitb16_yfcc.py.  It needs labelled records; YFCC15M has no labels.  DeiT's
-RandAugment and random erasing are left out.
+Sets the fields that differ from configs/vitb16_yfcc.py.  It needs labelled records; YFCC15M has no labels.  Left
+out of DeiT's main.py: RandAugment (in its place the colour jitter that DeiT uses without it), random erasing, repeated
+augmentation (three views of each image in a batch), and the average of the weights, which DeiT saves but does not
+evaluate.
 """
 
 from pathlib import Path
@@ -33,4 +35,5 @@ def get_config(arg=None):
     c.optimizer.warmup_epochs = 5.0
     c.optimizer.betas = (0.9, 0.999)
     c.optimizer.weight_decay = 0.05
+    c.optimizer.decay_1d = c.optimizer.decay_positions = False  # timm's no_weight_decay: class token and positions
     return c

@@ -236,7 +236,9 @@ MODEL: Group = {
     "drop_path": Field(
         0.0, "stochastic depth: rate of the last block, increasing linearly from 0; only for the student", CODE
     ),
-    "freeze_gain": Field(True, "whether the weight norm of the prototypes has a fixed gain of 1; iBOT trains it", CODE),
+    "freeze_gain": Field(
+        True, "whether the weight norm of the prototypes has a fixed gain of 1; iBOT trains it at ViT-S", CODE
+    ),
     "freeze_patch_embed": Field(
         True, "whether the patch embedding keeps its initial values", "reference, after MoCo v3"
     ),
@@ -371,6 +373,9 @@ OPTIMIZER: Group = {
     "weight_decay": Field(0.5, "weight decay of AdamW; not applied to biases and norms", CODE),
     "decay_1d": Field(
         True, "whether class tokens, mask tokens and the gain of prototypes are decayed; False: as in open_clip", CODE
+    ),
+    "decay_positions": Field(
+        True, "whether learnt positions are decayed; False: as in timm, with decay_1d=False", CODE
     ),
     "weight_decay_end": Field(
         None, "weight decay at the end of a cosine over all steps (DINO: 0.04 to 0.4); default: constant", CODE, float

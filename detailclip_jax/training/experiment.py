@@ -111,7 +111,8 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
 
 def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[optimizer.Rule, ...]:
     """Returns the rules that assign the networks' parameters to the groups of AdamW."""
-    return optimizer.rules(networks, config.model, config.optimizer.decay_1d)
+    given = config.optimizer
+    return optimizer.rules(networks, config.model, given.decay_1d, given.decay_positions)
 
 
 def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> Setup:

@@ -15,13 +15,14 @@ from clu import parameter_overview
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from detailclip_jax.models import stacking
+from detailclip_jax.models import registry, stacking
 from detailclip_jax.models.registry import COMMON, Network, own_rules
 from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.types import Array, Params, PyTree
 
 FROZEN, PLAIN, DECAYED = "frozen", "plain", "decayed"
 SHOWN = {FROZEN: "frozen", PLAIN: "no decay", DECAYED: "decayed"}
+POSITIONS = "positions"  # the pattern of learnt positions in the rules of image and text encoders
 FIRST_LAYER = r"(patch_embed|cls_token|extra_tokens|positions|token_embedding|pre_norm)(/.*)?"  # layer 0 of an encoder
 
 
@@ -32,11 +33,14 @@ class Rule(NamedTuple):
     group: str
 
 
-def rules(networks: Mapping[str, Network], model: ConfigDict, decay_1d: bool = True) -> tuple[Rule, ...]:
+def rules(
+    networks: Mapping[str, Network], model: ConfigDict, decay_1d: bool = True, decay_positions: bool = True
+) -> tuple[Rule, ...]:
     """Returns the groups of the networks' parameters: first what `config.model` freezes, then the networks' own rules.
 
     As in the reference, tensors of two or more dimensions decay; biases, norms and scales do not.  Class tokens, mask
     tokens and the gain of prototypes are vectors here, but have more axes in the reference: they decay if `decay_1d`.
+    Learnt positions decay if `decay_positions`.
     """
     frozen = [
         Rule(f"{name}/{pattern}", FROZEN)
@@ -44,7 +48,11 @@ def rules(networks: Mapping[str, Network], model: ConfigDict, decay_1d: bool = T
         for pattern, field in network.frozen.items()
         if model[field]
     ]
-    group = lambda rule: DECAYED if rule.decayed and (decay_1d or not rule.vector) else PLAIN  # noqa: E731
+
+    def group(rule: registry.Rule) -> str:
+        spared = (rule.vector and not decay_1d) or (rule.pattern == POSITIONS and not decay_positions)
+        return DECAYED if rule.decayed and not spared else PLAIN
+
     own = [Rule(pattern, group(rule)) for pattern, rule in own_rules(networks).items()]
     return (*frozen, *own, *(Rule(f".*/{rule.pattern}", group(rule)) for rule in COMMON))
 
