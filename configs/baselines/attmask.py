@@ -2,7 +2,8 @@
 
     python -m detailclip_jax.main --config=configs/baselines/attmask.py --config.data.path=/data/yfcc15m
 
-Sets the fields that differ from configs/vitb16_yfcc.py.
+Sets the fields that differ from configs/vitb16_yfcc.py.  AttMask published ViT-S/16 only: "ViT-S" marks the numbers of
+its README's command for AttMask-Hint.  The other ones are the defaults of iBOT's main_ibot.py.
 """
 
 from pathlib import Path
@@ -17,10 +18,10 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, epochs=100)
     c = run_config.load(f"{PAPER}:epochs={arg.epochs}")
     c.method = "attmask"
-    c.batch_size = 1024  # AttMask's code, as all following fields (the ViT-S recipe)
+    c.batch_size = 1024  # iBOT's command; ViT-S: 4 GPUs x 60
     jitter = {"filter": "bicubic", "flip": 0.5, "jitter": (0.4, 0.4, 0.2, 0.1), "jitter_p": 0.8, "gray_p": 0.2}
     one_of_each = {"blur_p": (1.0, 0.1), "solarize_p": (0.0, 0.2)}
-    c.views.crops = {
+    c.views.crops = {  # counts and scales: ViT-S
         "large": base.crop(count=2, scale=(0.25, 1.0), **jitter, **one_of_each),
         "local": base.crop(count=10, size=96, scale=(0.05, 0.25), blur_p=(0.5,) * 10, **jitter),
     }
@@ -28,12 +29,12 @@ def get_config(arg=None):
     c.model.freeze_patch_embed = False
     c.model.drop_path = 0.1
     c.model.interpolation = "ibot"
-    c.model.prototypes = 8192  # shared by CLS and patches
+    c.model.prototypes = 8192  # ViT-S: shared by CLS and patches
     c.losses.weights.update({"cls": 1.0, "patch": 1.0})
-    c.model.freeze_gain = False
-    c.losses.teacher_temperature = c.losses.patch_temperature = (0.04, 0.07)
+    c.model.freeze_gain = True  # norm_last_layer of main_ibot.py: "True with vit_base"; ViT-S: False
+    c.losses.teacher_temperature = c.losses.patch_temperature = (0.04, 0.07)  # CLS: ViT-S
     c.losses.temperature_epochs = 30
-    c.masking.strategy = "attention_hint"  # or attention_high
+    c.masking.strategy = "attention_hint"  # or attention_high; this and the ratios: ViT-S
     c.masking.drawn_ratio, c.masking.probability = (0.1, 0.5), 0.5
     c.optimizer.learning_rate = 5e-4 * c.batch_size / 256  # 2e-3
     c.optimizer.warmup_start, c.optimizer.learning_rate_end = 0.0, 1e-6
