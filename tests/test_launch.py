@@ -83,9 +83,11 @@ def test_the_interpreter_of_the_checkout_is_taken_where_python_lacks_the_package
 
 def test_slurm_checks_then_trains_and_queues_again_after_a_signal(tmp_path):
     log = tmp_path / "log"
-    ends = f'echo "$XLA_FLAGS" > {log}.flags; echo "srun $*" >> {log}; [[ "$*" != *detailclip_jax.main* ]] || exit 143'
+    given = f'echo "$XLA_FLAGS" > {log}.flags; echo "$SRUN_CPUS_PER_TASK" > {log}.cores'
+    ends = f'{given}; echo "srun $*" >> {log}; [[ "$*" != *detailclip_jax.main* ]] || exit 143'
     fake = stand_ins(tmp_path, srun=ends, scontrol=f'echo "scontrol $*" >> {log}')
-    fake |= {"PYTHON": "py", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "XLA_FLAGS": "--mine=1"}
+    fake |= {"PYTHON": "py", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "8"}
+    fake |= {"XLA_FLAGS": "--mine=1"}
     run = subprocess.run(
         ["launch/slurm.sbatch", CONFIG, "--workdir=w"], cwd=ROOT, env=fake, capture_output=True, text=True
     )
@@ -94,6 +96,7 @@ def test_slurm_checks_then_trains_and_queues_again_after_a_signal(tmp_path):
     assert train == f"srun --kill-on-bad-exit=1 py -u -m detailclip_jax.main {CONFIG} --workdir=w"
     assert (run.returncode, requeue) == (143, "scontrol requeue 7")
     assert (tmp_path / "log.flags").read_text() == "--xla_gpu_enable_latency_hiding_scheduler=true --mine=1\n"
+    assert (tmp_path / "log.cores").read_text() == "8\n"
     assert train in run.stdout
     assert subprocess.run(["launch/slurm.sbatch"], cwd=ROOT, env=fake, capture_output=True).returncode == 2
 
