@@ -23,7 +23,7 @@ MMSEG = "mmseg"
 RUN: Group = {
     "method": Field(METHOD, "kind of the run", OURS),
     "init": Field("", "workdir of a trained or imported encoder; '': untrained, with the sizes of `model`", OURS),
-    "weights": Field("", "ema or student; '': ema if the method has a teacher", OURS),
+    "weights": Field("", "student or ema; '': the default of the encoder's method", OURS),
     "seed": Field(0, "seed of the heads, the order of examples and the augmentation", OURS),
     "batch_size": Field(16, "images per step, over all devices; the learning rate is for optimizer.batch_size", IBOT),
     "total_steps": Field(160_000, "length of the run in steps", IBOT),
