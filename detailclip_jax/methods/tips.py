@@ -14,7 +14,10 @@ from detailclip_jax.methods.method import Method, Pass, full, masked
 
 
 def tips(config: ConfigDict) -> Method:
-    """Builds the method `tips`; it uses the crops "large" (one) and "local"."""
+    """Builds the method `tips`; it uses the crops "large" (one) and "local".
+
+    The student is evaluated: the teacher has no projections, and the student's fit the student's encoder only.
+    """
     return variant("tips", ("image", "prototype_head"), config)
 
 
@@ -45,7 +48,7 @@ def variant(name: str, ema: tuple[str, ...], config: ConfigDict) -> Method:
             components.cls_term(losses, same_views=False),
             components.patch_term(losses, losses.patch_over),
         ),
-        weights="student",  # the teacher has no projections: its encoder is older than those of the student
+        weights="student",
     )
 
 

@@ -13,6 +13,8 @@ from detailclip_jax.methods.tips import variant
 def tipsv2(config: ConfigDict) -> Method:
     """Builds the method `tipsv2`; it uses the crops "large" (one) and "local".
 
+    The student is evaluated: the teacher has no encoder of its own.
+
     Raises ValueError if `losses.patch_over` is not "all".
     """
     if config.losses.patch_over != "all":
