@@ -11,6 +11,7 @@ from flax import traverse_util
 from tiny import copied, gradient_of_one_step, noise_state
 
 from detailclip_jax import config as config_lib
+from detailclip_jax import interop
 from detailclip_jax.interop import reference, tables
 from detailclip_jax.models import sizes
 from detailclip_jax.models.patches import normalise_pixels
@@ -63,11 +64,11 @@ def nhwc(images):
 def detailclip_case(devices=1):
     golden = load("tiny_detailclip")
     exp = experiment.build(config_for(DETAILCLIP, 512), mesh.make_mesh(jax.devices()[:devices]))
-    student, teacher = reference.load_detailclip(part(golden, "sd/"))
+    _, variables, _ = interop.load(part(golden, "sd/"), "reference")
     state = noise_state(exp).replace(
         step=jnp.asarray(int(golden["in/epoch"]), jnp.int32),
-        params=jax.tree.map(jnp.asarray, student),
-        ema_params=jax.tree.map(jnp.asarray, teacher),
+        params=variables["params"],
+        ema_params=variables["ema_params"],
         centers={
             "cls": jnp.asarray(golden["in/center"][0]),
             "patch": jnp.asarray(golden["in/center2"][0, 0]),
@@ -235,14 +236,14 @@ def clip_case():
     config.model.freeze_patch_embed = False
     config.views.crops.large.count = 1
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    params = jax.tree.map(jnp.asarray, reference.load_clip(part(golden, "sd/")))
+    _, variables, _ = interop.load(part(golden, "sd/"), "clip")
     batch = {
         "image": {"large": nhwc(golden["in/image_u8"])[:, None]},
         "box": {"large": np.zeros((4, 1, 4), np.float32)},
         "text": golden["in/text"][:, None],
         "label": np.zeros(4, np.int32),
     }
-    return golden, exp, noise_state(exp).replace(params=params), exp.put(batch)
+    return golden, exp, noise_state(exp).replace(params=variables["params"]), exp.put(batch)
 
 
 def test_clip_embeddings():
@@ -292,11 +293,8 @@ def slip_case():
     config.model.freeze_patch_embed = False
     config.views.crops.clean = {"count": 1, "size": 224}
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    params, stats = (tables.read(entries, part(golden, "sd/")) for entries in (slip_entries(), slip_statistics()))
-    state = noise_state(exp).replace(
-        params=jax.tree.map(jnp.asarray, params),
-        batch_stats={"student": jax.tree.map(jnp.asarray, stats), "teacher": {}},
-    )
+    _, variables, _ = interop.load(part(golden, "sd/"), "slip")
+    state = noise_state(exp).replace(params=variables["params"], batch_stats=variables["batch_stats"])
     augmented = np.stack([nhwc(golden["in/aug1_u8"]), nhwc(golden["in/aug2_u8"])], 1)
     batch = {
         "image": {"clean": nhwc(golden["in/image_u8"])[:, None], "large": augmented},

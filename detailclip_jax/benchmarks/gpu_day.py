@@ -17,11 +17,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax import config as configs
+from detailclip_jax import interop
 from detailclip_jax.benchmarks import counting, data, peaks, report, step, timing, variants
 from detailclip_jax.benchmarks.product_rate import DTYPES, Product
 from detailclip_jax.benchmarks.step import Stepper
 from detailclip_jax.benchmarks.variants import Variant
-from detailclip_jax.interop import reference
 from detailclip_jax.models import sizes
 from detailclip_jax.runtime.devices import device_memory, usable_cores
 from detailclip_jax.runtime.errors import first_line
@@ -170,9 +170,9 @@ def golden(target: Target) -> Values:
     with np.load(GOLDEN) as file:
         known = dict(file)
     experiment = experiments.build(golden_config(), meshes.make_mesh(target.devices[:1]))
-    student, teacher = reference.load_detailclip({k[3:]: v for k, v in known.items() if k.startswith("sd/")})
+    _, variables, _ = interop.load({k[3:]: v for k, v in known.items() if k.startswith("sd/")}, "reference")
     centers = {"cls": known["in/center"][0], "patch": known["in/center2"][0, 0]}
-    state = state_of(experiment, step=np.int32(known["in/epoch"]), params=student, ema_params=teacher, centers=centers)
+    state = state_of(experiment, step=np.int32(known["in/epoch"]), **variables, centers=centers)
     views = np.stack([np.moveaxis(known[f"in/{name}_u8"], 1, -1) for name in ("u", "v")], 1)
     batch = {
         "image": {"large": views},

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from detailclip_jax.interop.measure import Spec, num_blocks
-from detailclip_jax.interop.tables import COLUMN, LINEAR, SAME, TOKEN, Entry, Table, linear, norm, numbered, read
+from detailclip_jax.interop.measure import Spec
+from detailclip_jax.interop.tables import COLUMN, LINEAR, SAME, TOKEN, Entry, Table, linear, norm, numbered
 from detailclip_jax.interop.timm_vit import vit, vit_block
 from detailclip_jax.models.positions import sincos_positions
-from detailclip_jax.types import Params
 
 
 def text_block(path: str, key: str) -> list[Entry]:
@@ -167,16 +166,3 @@ def detailclip_table(spec: Spec) -> Table:
         copies={f"{head}.last_layer2.{part}": f"{head}.last_layer.{part}" for head, part in last},
         constants={"decoder_pos_embed": sincos_positions(size.width, side)[None]},
     )
-
-
-def load_detailclip(state_dict: Mapping[str, np.ndarray]) -> tuple[Params, Params]:
-    """Student and teacher parameters of a DetailCLIP state dict; raises ValueError that lists missing keys."""
-    depth, text_depth = num_blocks(state_dict, "visual.blocks"), num_blocks(state_dict, "transformer.resblocks")
-    own = read(student(depth, text_depth, num_blocks(state_dict, "decoder_blocks")), state_dict)
-    return own, read(teacher(depth, text_depth), state_dict)
-
-
-def load_clip(state_dict: Mapping[str, np.ndarray]) -> Params:
-    """Parameters of a CLIP state dict in SLIP's layout; raises ValueError that lists missing keys."""
-    depth, text_depth = num_blocks(state_dict, "visual.blocks"), num_blocks(state_dict, "transformer.resblocks")
-    return read(clip(depth, text_depth), state_dict)
