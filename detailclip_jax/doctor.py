@@ -2,11 +2,11 @@
 
     python -m detailclip_jax.doctor                                  # versions, devices, extras, disk
     python -m detailclip_jax.doctor --data --data-dir=/data          # which evaluation sets are ready
-    python -m detailclip_jax.doctor --launch --config=... [flags]    # before a long run, with the flags of `main`
+    python -m detailclip_jax.doctor --launch --config=... [flags]    # before a long run, with its flags
 
-Run --launch in every process of a run, as you will run `main` (the scripts in launch/ do that).  It checks the devices
-per process, the connection between processes, that the batch divides, that the data can be read, the memory, and that
-all processes can write to the workdir.
+Run --launch in every process of a run, as you will run `main` or `transfer` (the scripts in launch/ do that).  It
+checks the devices per process, the connection between processes, that the batch divides, that the data can be read, the
+memory, and that all processes can write to the workdir.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("doctor", __doc__)
     add = command.add_argument
-    add(LAUNCH, action="store_true", help="check a run before it is launched; takes the flags of `main`")
+    add(LAUNCH, action="store_true", help="check a run before it is launched; takes the flags of the run")
     add("--data", action="store_true", help="check which evaluation sets are ready")
     add("--data-dir", metavar="DIR", help="folder of the evaluation sets of --data (default: data)")
     return command
@@ -159,13 +159,13 @@ def check_data(data_dir: str) -> int:
     return 0 if number else 1
 
 
-def check_launch(flags_of_main: Sequence[str]) -> NoReturn:
+def check_launch(flags_of_run: Sequence[str]) -> NoReturn:
     """Runs the preflight checks in this process and exits with their exit code."""
     from absl import app
 
     from detailclip_jax import main as training
 
-    sys.argv[1:] = flags_of_main
+    sys.argv[1:] = flags_of_run
     app.run(training.preflight, flags_parser=training.parse_flags)
 
 

@@ -300,6 +300,11 @@ def asked_as_written() -> tuple[ConfigDict, str, list[str]]:
     return config, asked_workdir(), given
 
 
+def asked_of_any_task() -> tuple[ConfigDict, str, list[str]]:
+    """Returns the same as `asked`, also for a config of a dense task."""
+    return asked_as_written() if _CONFIG.value.get("method") in DENSE else asked()
+
+
 def asked_workdir() -> str:
     """Returns the workdir that the flags describe.  Raises ValueError for a bucket."""
     workdir = _WORKDIR.value or run_config.default_workdir(_config_spec(sys.argv) or "run")
@@ -319,7 +324,7 @@ def preflight(argv: Sequence[str]) -> int:
         join_processes()
         from detailclip_jax.run import preflight
 
-        return preflight.run(*asked())
+        return preflight.run(*asked_of_any_task())
 
     return errors.run(check)
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Runs one training as N processes on this machine, as on several hosts.
 #
-#   launch/local.sh N [flags of detailclip_jax.main]
+#   launch/local.sh N [flags of the command]
 #   launch/local.sh 2 --config=configs/stickers.py --config.total_steps=20
 #   CPU_DEVICES=4 launch/local.sh 2 --config=configs/stickers.py        # 8 devices in all
 #
+# COMMAND=transfer runs detailclip_jax.transfer in place of detailclip_jax.main.
 # CPU_DEVICES: devices of each process (default 1).   PORT: port of process 0 (default: a free one).   PYTHON: interpreter
 # (default: python, or .venv/bin/python if python lacks the package).   PREFLIGHT=0: skips the check.
 # JAX_PLATFORMS: cpu unless set.  Each process prints the command it runs; Ctrl-C reaches all of them; if one
@@ -12,7 +13,7 @@
 set -euo pipefail
 
 if [[ ! "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
-  echo "usage: launch/local.sh N [flags of detailclip_jax.main], N = number of processes" >&2
+  echo "usage: launch/local.sh N [flags of the command], N = number of processes" >&2
   exit 2
 fi
 num_processes=$1
@@ -65,5 +66,5 @@ if [[ ${PREFLIGHT:-1} != 0 ]]; then
   finish || exit $?
   ((stopped == 0)) || exit "$stopped"
 fi
-start detailclip_jax.main "$@"
+start "detailclip_jax.${COMMAND:-main}" "$@"
 finish

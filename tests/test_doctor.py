@@ -7,13 +7,15 @@ import jax
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
+from test_detection_run import tiny as tiny_detection
+from test_segmentation_step import tiny as tiny_segmentation
 from tiny import tiny_config
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import doctor, main
 from detailclip_jax.config import run_config
 from detailclip_jax.data import labelled
-from detailclip_jax.run import preflight
+from detailclip_jax.run import preflight, transfer
 from detailclip_jax.run.session import Run
 from detailclip_jax.training import experiment, sharding
 from detailclip_jax.training.mesh import make_mesh
@@ -127,6 +129,7 @@ def test_a_workdir_that_cannot_be_made_is_named(monkeypatch, capsys):
 
     monkeypatch.setattr(main, "join_processes", lambda: None)
     monkeypatch.setattr(main, "asked", refuse)
+    monkeypatch.setattr(main, "asked_of_any_task", refuse)
     for command in (main.preflight, main.main):
         assert command(["main"]) == 1
         assert capsys.readouterr().err == "error: Permission denied: /runs\n"
@@ -139,6 +142,30 @@ def test_a_launch_that_can_go(capsys, tmp_path):
     assert [line.split()[1] for line in checks] == list(preflight.CHECKS)
     assert "8 pairs: 1 per device" in lines[-5] and "64 examples, the last image" in lines[-4]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.check
+@pytest.mark.parametrize("config", [tiny_segmentation(), tiny_detection()], ids=["segmentation", "detection"])
+def test_a_launch_of_a_dense_task_that_can_go(config, capsys, tmp_path):
+    assert preflight.run(config, tmp_path / "run") == 0
+    found = dict(line.removeprefix("ok").split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[-9:])
+    assert list(found) == list(preflight.DENSE_CHECKS)
+    assert found["start"].startswith("from scratch") and found["batch"] == "8 images: 1 per device"
+    assert found["evaluation"].startswith("stickers: 6 images, the last one 4")
+    assert "activations" in found["memory"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.check
+def test_the_memory_of_a_dense_task_grows_with_the_batch_and_with_what_is_trained():
+    def activations(head, **changes):
+        config = tiny_segmentation(head, **changes)
+        built = transfer.build(config, make_mesh(jax.devices()[:1]))
+        return preflight.estimate(Run(config, None, built, None, None, None))["activations"]
+
+    frozen, all_of_it = activations("linear"), activations("linear", **{"encoder.frozen": False})
+    assert 0 < frozen < all_of_it
+    assert activations("linear", batch_size=16) == pytest.approx(2 * frozen, rel=0.1)
 
 
 def test_a_folder_that_was_there_before_a_launch_stays(tmp_path):

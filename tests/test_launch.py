@@ -81,6 +81,18 @@ def test_the_interpreter_of_the_checkout_is_taken_where_python_lacks_the_package
     assert named.stdout == "/other\n"
 
 
+@pytest.mark.parametrize(("named", "module"), [({}, "main"), ({"COMMAND": "transfer"}, "transfer")])
+def test_every_launch_file_runs_the_command_that_is_named(tmp_path, named, module):
+    fake = stand_ins(tmp_path, srun='echo "$@"', gcloud='printf "%s\\n" "$@"')
+    fake |= {"PYTHON": "echo", "PORT": "1", "SLURM_SUBMIT_DIR": str(ROOT), **named}
+    for script in (["local.sh", "1"], ["slurm.sbatch"], ["tpu-pod.sh", "pod", "zone-a"]):
+        command = [f"launch/{script[0]}", *script[1:], CONFIG]
+        run = subprocess.run(command, cwd=ROOT, env=fake, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        check, train = (run.stdout.rindex(f"-m detailclip_jax.{name} ") for name in ("doctor --launch", module))
+        assert check < train
+
+
 def test_slurm_checks_then_trains_and_queues_again_after_a_signal(tmp_path):
     log = tmp_path / "log"
     given = f'echo "$XLA_FLAGS" > {log}.flags; echo "$SRUN_CPUS_PER_TASK" > {log}.cores'
@@ -136,11 +148,15 @@ def test_the_jobset_s_pods_find_each_other_and_run_both_commands(tmp_path):
     assert int(env["JAX_NUM_PROCESSES"]) == pods["parallelism"] == pods["completions"]
     host, port = env["JAX_COORDINATOR_ADDRESS"].split(":")
     assert host == f"{name}-{job['name']}-0-0.{name}" and int(port) == container["ports"][0]["containerPort"]
-    assert "job-completion-index" in container["env"][2]["valueFrom"]["fieldRef"]["fieldPath"]
+    (number,) = (entry["valueFrom"] for entry in container["env"] if entry["name"] == "JAX_PROCESS_ID")
+    assert "job-completion-index" in number["fieldRef"]["fieldPath"]
     fake = stand_ins(tmp_path, python='echo "ran $*"')
-    run = subprocess.run([*container["command"], *container["args"]], env=fake, capture_output=True, text=True)
+    assert env["COMMAND"] == "main"
     given = " ".join(container["args"])
-    said, check, train = run.stdout.splitlines()
-    assert said == f"python -u -m detailclip_jax.main {given}"
-    assert check == f"ran -u -m detailclip_jax.doctor --launch {given}"
-    assert train == f"ran -u -m detailclip_jax.main {given}"
+    for module in ("main", "transfer"):
+        command = [*container["command"], *container["args"]]
+        run = subprocess.run(command, env=fake | {"COMMAND": module}, capture_output=True, text=True)
+        said, check, train = run.stdout.splitlines()
+        assert said == f"python -u -m detailclip_jax.{module} {given}"
+        assert check == f"ran -u -m detailclip_jax.doctor --launch {given}"
+        assert train == f"ran -u -m detailclip_jax.{module} {given}"

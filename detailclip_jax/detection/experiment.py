@@ -88,6 +88,15 @@ class Experiment(fine_tuning.Experiment):
     def _shapes(self, bucket: Bucket) -> list[tuple[str, tuple[tuple[int, ...], Any]]]:
         return list(one_shapes(self.config, bucket).items())
 
+    def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
+        """Computes the loss of a step, see `fine_tuning.combined_loss`; for gradients outside of a step."""
+        return fine_tuning.combined_loss(params, state, batch, device_loss, self.setup)
+
+    def largest_batch(self) -> dict[str, Any]:
+        """Shapes and shardings of a global batch of the bucket with the most pixels."""
+        height, width = max(self.config.views.buckets, key=lambda sides: sides[0] * sides[1])
+        return self.batch_shapes((height, width))
+
     def stream(self) -> DetectionStream:
         """The training examples by position, augmented."""
         return stream_of(self.config, self.sets.train)

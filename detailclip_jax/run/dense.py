@@ -62,8 +62,8 @@ def check_kind(config: ConfigDict, name: str = "the config") -> None:
         )
 
 
-def claimed(config: ConfigDict, workdir: str | Path, built: Any, task: Task) -> Run:
-    """Claims the workdir for an experiment, and returns the run.
+def claimed(config: ConfigDict, workdir: str | Path, built: Any, task: Task, claim: bool = True) -> Run:
+    """Claims the workdir for an experiment unless `claim` is False, which only checks it; returns the run.
 
     Raises ValueError for a workdir of another config or of other classes.
     """
@@ -71,8 +71,9 @@ def claimed(config: ConfigDict, workdir: str | Path, built: Any, task: Task) -> 
         raise ValueError(f"batch_size {config.batch_size} does not divide over {jax.process_count()} processes")
     run_config.check_workdir(Path(workdir), config)
     class_names.check(class_names.read(workdir), built.classes)
-    run_config.claim_workdir(Path(workdir), config, write=jax.process_index() == 0)
-    if jax.process_index() == 0:
+    writes = claim and jax.process_index() == 0
+    run_config.claim_workdir(Path(workdir), config, write=writes)
+    if writes:
         class_names.write(workdir, built.classes)
     console = Console(enabled=jax.process_index() == 0)
     return Run(config, Path(workdir), built, built.sets.train.source, console, task, built.sets.val.source)

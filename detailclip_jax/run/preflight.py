@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import members_of
-from detailclip_jax.run import loop
+from detailclip_jax.data.semantic.batches import pixels_of
+from detailclip_jax.run import dense, loop, transfer
 from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import processes as several
 from detailclip_jax.runtime import provenance
@@ -42,12 +43,13 @@ def run(config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()) -> i
 
     `given`: dotted names of fields that the user has set (see `init_from.adopt`).
     """
-    plan, good = several.agreed(lambda: loop.prepare(config, workdir, given, claim=False)), True
+    prepare, checks = (transfer.prepare, DENSE_CHECKS) if is_dense(config) else (loop.prepare, CHECKS)
+    plan, good = several.agreed(lambda: prepare(config, workdir, given, claim=False)), True
     missing = [folder for folder in (plan.workdir, *plan.workdir.parents) if not folder.exists()]
     if jax.process_index() == 0:
         print(plan.experiment.sharding_table())
     with several.together():
-        for name, check in CHECKS.items():
+        for name, check in checks.items():
             good = everywhere(name, partial(check, plan)) and good
     if plan.workdir.is_dir():
         (plan.workdir / f"{MARK}{jax.process_index()}").unlink(missing_ok=True)
@@ -55,6 +57,11 @@ def run(config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()) -> i
         for folder in missing:
             folder.rmdir()
     return 0 if good else 1
+
+
+def is_dense(config: ConfigDict) -> bool:
+    """Whether a config is one of the command transfer."""
+    return config.method in dense.METHODS
 
 
 def everywhere(name: str, check: Callable[[], Finding]) -> bool:
@@ -92,8 +99,16 @@ def mesh(plan: Run) -> Finding:
 
 def start(plan: Run) -> Finding:
     """Reports where the networks start, with a warning if the method continues a run that is not given."""
-    origin = f"from {plan.config.init}" if plan.config.init else "from scratch"
-    return Finding("; WARNING: ".join([origin, *loop.first_run_missing(plan)]))
+    return Finding("; WARNING: ".join([_origin(plan), *loop.first_run_missing(plan)]))
+
+
+def dense_start(plan: Run) -> Finding:
+    """Reports where the encoder starts, with the warnings of the task."""
+    return Finding("; WARNING: ".join([_origin(plan), *plan.experiment.introduction()[1]]))
+
+
+def _origin(plan: Run) -> str:
+    return f"from {plan.config.init}" if plan.config.init else "from scratch"
 
 
 def batch(plan: Run) -> Finding:
@@ -103,6 +118,12 @@ def batch(plan: Run) -> Finding:
         raise ValueError(f"batch_size {size} does not divide over {jax.process_count()} processes")
     divided = f" in {chunks} chunks of {size // devices // chunks}" if chunks > 1 else ""
     return Finding(f"{size} pairs: {size // devices} per device{divided}")
+
+
+def dense_batch(plan: Run) -> Finding:
+    """Reports the batch, whose division over processes and devices is checked when the run is prepared."""
+    size = plan.config.batch_size
+    return Finding(f"{size} images: {size // plan.experiment.mesh.devices.size} per device")
 
 
 def data(plan: Run) -> Finding:
@@ -119,6 +140,23 @@ def data(plan: Run) -> Finding:
     return Finding("; WARNING: ".join(lines), int(fingerprint, 16))
 
 
+def dense_data(plan: Run) -> Finding:
+    """Checks that this process can read the training set, and that it is the same on all processes."""
+    return _readable(plan.config.data.source, plan.source)
+
+
+def dense_evaluation(plan: Run) -> Finding:
+    """Checks that this process can read the evaluation set, and that it is the same on all processes."""
+    return _readable(plan.config.data.source, plan.evaluated)
+
+
+def _readable(name: str, source: Any) -> Finding:
+    fingerprint = provenance.data_fingerprint(source)
+    height, width = pixels_of(source[len(source) - 1]).shape[:2]
+    text = f"{name}: {len(source):,} images, the last one {width} x {height} pixels, fingerprint {fingerprint}"
+    return Finding(text, int(fingerprint, 16))
+
+
 def memory(plan: Run) -> Finding:
     """Compares the memory that a device needs at least with its memory.  Raises ValueError if it has too little."""
     estimated, has = estimate(plan), device_memory()
@@ -126,7 +164,7 @@ def memory(plan: Run) -> Finding:
     shown = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in estimated.items() if size)
     text = f"at least {needed / 2**30:.2f} GiB per device ({shown})"
     if has and needed > has:
-        raise ValueError(f"{text}; a device has {has / 2**30:.2f} GiB; to need less: {loop.LESS_MEMORY}")
+        raise ValueError(f"{text}; a device has {has / 2**30:.2f} GiB; to need less: {plan.task.less_memory}")
     return Finding(text + (f"; a device has {has / 2**30:.2f} GiB" if has else ""))
 
 
@@ -148,20 +186,30 @@ def estimate(plan: Run) -> dict[str, int]:
 
 def activation_bytes(plan: Run) -> int:
     """Bytes that a device keeps between the forward and the backward pass of one chunk, without its inputs."""
-    devices = plan.experiment.mesh.devices.size
-    rows = plan.config.batch_size // plan.config.accumulation // devices
-    changes = {"batch_size": rows, "accumulation": 1, "losses": {"clip_block": 0}}  # small: all logits at once
-    if plan.experiment.setup.forward_pass.model.gathers and plan.config.model.remat == "none":
-        changes["model"] = {"remat": "dots"}  # see `models.block.gathered`
-    alone = experiment.build(_with(plan.config, **changes), make_mesh(jax.local_devices()[:1]))
+    alone, batch = _share_of_a_device(plan)
     shapes = alone.state_shapes
 
     def kept(params: Any, state: Any, batch: Any) -> Any:
         return jax.vjp(lambda p: alone.combined_loss(p, state, batch), params, has_aux=True)[1]
 
-    jaxpr = jax.make_jaxpr(kept)(shapes.params, shapes, jax.eval_shape(lambda: dummy_batch(plan.config, rows))).jaxpr
+    jaxpr = jax.make_jaxpr(kept)(shapes.params, shapes, batch).jaxpr
     inputs = {id(variable) for variable in jaxpr.invars}
     return sharding.total_bytes([variable.aval for variable in jaxpr.outvars if id(variable) not in inputs])
+
+
+def _share_of_a_device(plan: Run) -> tuple[Any, Any]:
+    """Returns the experiment of a chunk of a device's part of the batch, on that device, and the chunk's shapes."""
+    local, devices = make_mesh(jax.local_devices()[:1]), plan.experiment.mesh.devices.size
+    if is_dense(plan.config):
+        config = _with(plan.config, batch_size=plan.config.batch_size // devices)
+        alone = transfer.build(config, local, plan.experiment.classes)
+        return alone, alone.largest_batch()
+    rows = plan.config.batch_size // plan.config.accumulation // devices
+    changes = {"batch_size": rows, "accumulation": 1, "losses": {"clip_block": 0}}  # small: all logits at once
+    if plan.experiment.setup.forward_pass.model.gathers and plan.config.model.remat == "none":
+        changes["model"] = {"remat": "dots"}  # see `models.block.gathered`
+    batch = jax.eval_shape(lambda: dummy_batch(plan.config, rows))
+    return experiment.build(_with(plan.config, **changes), local), batch
 
 
 def _with(config: ConfigDict, **changes: Any) -> ConfigDict:
@@ -194,6 +242,17 @@ CHECKS: dict[str, Callable[[Run], Finding]] = {
     "start": start,
     "batch": batch,
     "data": data,
+    "memory": memory,
+    "workdir": workdir,
+    "shared": shared,
+}
+DENSE_CHECKS: dict[str, Callable[[Run], Finding]] = {
+    "processes": processes,
+    "mesh": mesh,
+    "start": dense_start,
+    "batch": dense_batch,
+    "data": dense_data,
+    "evaluation": dense_evaluation,
     "memory": memory,
     "workdir": workdir,
     "shared": shared,

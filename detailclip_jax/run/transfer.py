@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
@@ -28,17 +29,23 @@ from detailclip_jax.training.checkpoint import load_state
 from detailclip_jax.training.train_state import TrainState
 
 
-def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
-    """Checks the config, opens the data, builds the experiment and claims the workdir, for both dense tasks.
+def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = (), claim: bool = True) -> Run:
+    """Checks the config of a dense task, opens the data, builds the experiment and, if `claim`, claims the workdir.
 
     `given`: dotted names of fields that the user has set (see `dense_encoder.adopt`).
     Raises ValueError, FileNotFoundError or MissingData, with a message for the user.
     """
     config = dense.adopted(config, given)
     if config.method == DETECTION:
-        return detection.prepare(config, workdir)
+        return detection.prepare(config, workdir, claim)
     check(config)
-    return dense.claimed(config, workdir, experiment.build(config), SEGMENTATION)
+    return dense.claimed(config, workdir, experiment.build(config), SEGMENTATION, claim)
+
+
+def build(config: ConfigDict, mesh: Mesh | None = None, classes: tuple[str, ...] = ()) -> Any:
+    """Builds the experiment of a config of either task whose encoder fields are adopted; see its module's `build`."""
+    chosen = detection.build if config.method == DETECTION else experiment.build
+    return chosen(config, mesh, classes=classes)
 
 
 def load(workdir: str | Path, step: int | None = None) -> tuple[Any, TrainState, int]:
@@ -52,7 +59,6 @@ def load(workdir: str | Path, step: int | None = None) -> tuple[Any, TrainState,
     without this step, CheckpointError for an unreadable checkpoint, and ValueError for a run of another kind.
     """
     config = dense.config_in(workdir)
-    build = detection.build if config.method == DETECTION else experiment.build
     built = build(config, classes=class_names.read(workdir))
     return built, *load_state(workdir, built.state_shapes, step)
 

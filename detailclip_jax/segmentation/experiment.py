@@ -94,6 +94,14 @@ class Experiment(fine_tuning.Experiment):
         place = meshes.sharded(self.mesh)
         return {name: jax.ShapeDtypeStruct(*shape, sharding=place) for name, shape in shapes.items()}
 
+    def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
+        """Computes the loss of a step, see `fine_tuning.combined_loss`; for gradients outside of a step."""
+        return fine_tuning.combined_loss(params, state, batch, device_loss, self.setup)
+
+    def largest_batch(self) -> dict[str, Any]:
+        """Shapes and shardings of a global batch: all have the same."""
+        return self.batch_shapes()
+
     def stream(self) -> SemanticStream:
         """The training examples by position, augmented."""
         return SemanticStream(self.sets.train.source, recipe_of(self.config), self.config.seed)

@@ -198,6 +198,18 @@ class Experiment(abc.ABC):
         """Places this process's part of a batch on the mesh."""
         return meshes.put(batch, self.mesh)
 
+    def sharding_table(self) -> str:
+        """Formats pattern, sharding and megabytes of the state's arrays."""
+        return sharding.table_text(self.state_shapes, sharding.rules(NETWORKS))
+
+    @abc.abstractmethod
+    def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
+        """Computes the loss of a step, see the function of this name; for gradients outside of a step."""
+
+    @abc.abstractmethod
+    def largest_batch(self) -> dict[str, Any]:
+        """Shapes and shardings of the global batch that needs the most memory."""
+
     @abc.abstractmethod
     def stream(self) -> Any:
         """The training examples by position, augmented."""
