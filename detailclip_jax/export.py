@@ -6,21 +6,22 @@
 
 FORMAT is one of
   reference           the DetailCLIP reference's state dict, student and teacher
-  reference_backbone  the image encoder that the reference extracts for its dense evaluations; PATH.json as for timm
   slip                CLIP in the state dict of SLIP's family
   cosmos              the checkpoint of COSMOS's code: the state dicts "student" and "teacher"
   flair               the checkpoint of FLAIR's code: encoders, projections, pool, scale and bias
-  timm                the image encoder as timm's VisionTransformer; PATH.json holds the arguments of timm.create_model
-                      (heads, sizes) and the preprocessing; with other ones the features differ
+  timm                the image encoder as timm's VisionTransformer, which the reference's dense evaluations read too;
+                      PATH.json holds the arguments of timm.create_model (heads, sizes) and the preprocessing; with
+                      other ones the features differ
   open_clip           a directory for open_clip.create_model_and_transforms("local-dir:PATH")
                       (image encoders of any size, with a CLS token and either our layout or OpenAI's)
   huggingface         a directory for transformers.AutoModel, AutoTokenizer and AutoProcessor.from_pretrained(PATH): a
-                      CLIPModel if the image encoder has OpenAI's layout, else a VisionTextDualEncoderModel
+                      CLIPModel if the image encoder has OpenAI's layout, a SiglipModel if it has SigLIP's, else a
+                      VisionTextDualEncoderModel
   safetensors         our own parameter tree with flattened names, and the config in the header
   stablehlo           a directory with encode_image.bin and encode_text.bin for jax.export.deserialize
   onnx                a directory with encode_image.onnx and encode_text.onnx (pip install jax2onnx onnxruntime)
-PATH is a file for the first six and for safetensors, a directory for the others.  A file is in PyTorch's format, or in
-safetensors format if its name ends in .safetensors; beside each of the first six, PATH.json holds the preprocessing,
+PATH is a file for the first five and for safetensors, a directory for the others.  A file is in PyTorch's format, or in
+safetensors format if its name ends in .safetensors; beside each of the first five, PATH.json holds the preprocessing,
 which import_torch reads.  The written model is loaded and compared with the original.
 --no-verify skips this; PyTorch is then needed only to write .pth files.
 """
@@ -58,7 +59,7 @@ WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("export", __doc__)
-    add, known = command.add_argument, flags.one_of("format", formats.FORMATS)
+    add, known = command.add_argument, flags.one_of("format", formats.FORMATS, formats.RENAMED)
     flags.add_checkpoint(command)
     add("--to", required=True, type=known, metavar="FORMAT", help=", ".join(formats.FORMATS))
     add("--out", required=True, metavar="PATH", help="file or directory to write, see above")
@@ -132,7 +133,7 @@ def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
             f'row "{formats.TEACHER_TEXT}" of the comparison says; --to=slip and safetensors keep the ema weights',
             "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} together with their own args",
         ]
-    if name in ("timm", "reference_backbone"):
+    if name == "timm":
         return timm_notes(config, path)
     if name == "huggingface":
         return huggingface_notes(config)

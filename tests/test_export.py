@@ -94,7 +94,6 @@ def relative_differences(printed):
 CASES = [
     ("reference", "ref.pth", 4),
     ("reference", "ref.safetensors", 4),
-    ("reference_backbone", "backbone.pth", 1),
     ("slip", "slip.pth", 2),
     ("timm", "vit.pth", 1),
     ("safetensors", "own.safetensors", 2),
@@ -375,8 +374,14 @@ def test_a_card_of_another_file_is_not_believed(backbone, tmp_path):
     assert interop.load(file)[2].model.image_size == 32
 
 
+def test_an_earlier_name_of_a_format_is_answered_with_the_new_one(capsys):
+    with pytest.raises(SystemExit) as end:
+        export.parser().parse_args(["--checkpoint=runs/x", "--to=reference_backbone", "--out=backbone.pth"])
+    assert end.value.code == 2 and "'timm'" in capsys.readouterr().err
+
+
 def test_image_encoders_alone(backbone, tmp_path, capsys):
-    for to, name in (("timm", "vit.pth"), ("reference_backbone", "backbone.pth"), ("safetensors", "own.safetensors")):
+    for to, name in (("timm", "vit.pth"), ("safetensors", "own.safetensors")):
         assert run(backbone, to, tmp_path / name) == 0
         assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
     assert run(backbone, "huggingface", tmp_path / "hf") == 2

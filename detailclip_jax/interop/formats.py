@@ -210,9 +210,9 @@ def left_out(fmt: Format, export: Export) -> list[str]:
     return lines
 
 
+RENAMED = {"reference_backbone": "timm"}  # earlier names of formats
 FORMATS = {
     "reference": Format(write_reference, verify_reference, in_layout("reference"), holds_teacher=True),
-    "reference_backbone": Format(write_timm, verify_image, in_layout("timm")),
     "slip": Format(write_slip, partial(verify_with, verify.slip_features), lambda c: networks_in(c, slip_layout(c))),
     "timm": Format(write_timm, verify_image, in_layout("timm")),
     "cosmos": Format(write_cosmos, verify_cosmos, in_layout("cosmos"), holds_teacher=True),

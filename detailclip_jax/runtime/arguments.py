@@ -7,7 +7,7 @@ usage with one message and exit code 2.
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from detailclip_jax.runtime.errors import USAGE_ERROR, near, unknown
@@ -73,11 +73,16 @@ def parser(module: str, description: str | None, **options: Any) -> Parser:
     return Parser(prog(module), description=description, **options)
 
 
-def one_of(kind: str, names: Iterable[str]) -> Callable[[str], str]:
-    """Returns the `type` of a flag that takes one of these names: an unknown name is answered with the nearest one."""
+def one_of(kind: str, names: Iterable[str], renamed: Mapping[str, str] | None = None) -> Callable[[str], str]:
+    """Returns the `type` of a flag that takes one of these names.
+
+    An unknown name is answered with the nearest one, an earlier one with the name in its place, from `renamed`.
+    """
     names = tuple(names)
 
     def checked(text: str) -> str:
+        if new := (renamed or {}).get(text):
+            raise argparse.ArgumentTypeError(f"{kind} {text!r} is called {new!r} now")
         if text not in names:
             raise argparse.ArgumentTypeError(unknown(kind, text, names))
         return text
