@@ -17,7 +17,6 @@ from detailclip_jax.detection.rpn import RpnHead
 from detailclip_jax.models.batch_norm import BatchNorm
 from detailclip_jax.models.positions import RECIPES, interpolate
 from detailclip_jax.models.vit import Style, VisionTransformer
-from detailclip_jax.segmentation.heads.layers import MaskedBatchNorm
 from detailclip_jax.segmentation.taps import taps
 
 torch = pytest.importorskip("torch")
@@ -170,13 +169,11 @@ def test_batch_norm_of_valid_entries_is_batch_norm_of_these_alone():
     variables = BatchNorm(None).init(jax.random.key(0), x, True)
     variables = {**variables, "params": shaken(variables["params"])}
     expected, after = BatchNorm(None).apply(variables, x[valid], True, mutable="batch_stats")
-    ours, changed = MaskedBatchNorm(None).apply(variables, x, True, jnp.asarray(valid), mutable="batch_stats")
+    ours, changed = BatchNorm(None).apply(variables, x, True, jnp.asarray(valid), mutable="batch_stats")
     close(np.asarray(ours)[valid], expected, 1e-5)
     jax.tree.map(lambda a, b: close(a, b, 1e-6), changed, after)
-    close(
-        MaskedBatchNorm(None).apply(variables, x, False, jnp.asarray(valid)), BatchNorm(None).apply(variables, x, False)
-    )
-    none, kept = MaskedBatchNorm(None).apply(variables, x, True, jnp.zeros(30, bool), mutable="batch_stats")
+    close(BatchNorm(None).apply(variables, x, False, jnp.asarray(valid)), BatchNorm(None).apply(variables, x, False))
+    none, kept = BatchNorm(None).apply(variables, x, True, jnp.zeros(30, bool), mutable="batch_stats")
     assert np.isfinite(none).all()
     jax.tree.map(np.testing.assert_array_equal, dict(kept["batch_stats"]), dict(variables["batch_stats"]))
 
@@ -184,10 +181,10 @@ def test_batch_norm_of_valid_entries_is_batch_norm_of_these_alone():
 def test_batch_norm_of_valid_entries_does_not_depend_on_the_number_of_devices():
     x, valid = jnp.asarray(noise(32, 5)), jnp.arange(32) < 13  # some devices have no valid entry
     variables = BatchNorm(None).init(jax.random.key(0), x, True)
-    one = MaskedBatchNorm(None).apply(variables, x, True, valid, mutable="batch_stats")
+    one = BatchNorm(None).apply(variables, x, True, valid, mutable="batch_stats")
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     spec = jax.sharding.PartitionSpec("data")
-    run = lambda x, valid: MaskedBatchNorm("data").apply(variables, x, True, valid, mutable="batch_stats")
+    run = lambda x, valid: BatchNorm("data").apply(variables, x, True, valid, mutable="batch_stats")
     out = spec, jax.sharding.PartitionSpec()
     mapped = jax.shard_map(run, mesh=mesh, in_specs=(spec, spec), out_specs=out, check_vma=False)
     eight = jax.jit(mapped)(x, valid)

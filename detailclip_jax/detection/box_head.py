@@ -36,6 +36,7 @@ class BoxHead(nn.Module):
             x = ConvNormRelu(self.width, 3, self.axis, self.dtype, name=f"conv_{number}")(x, train, inside)
         x = x.reshape(len(x), -1)
         x = nn.relu(Linear(self.fc_width, XAVIER, self.dtype, name="fc")(x))
-        logits = Linear(self.num_classes + 1, nn.initializers.normal(0.01), self.dtype, name="classifier")(x)
-        offsets = Linear(4 * self.num_classes, nn.initializers.normal(0.001), self.dtype, name="regressor")(x)
-        return logits.astype(jnp.float32), offsets.astype(jnp.float32).reshape(len(x), self.num_classes, 4)
+        normal = nn.initializers.normal
+        logits = Linear(self.num_classes + 1, normal(0.01), self.dtype, out=jnp.float32, name="classifier")(x)
+        offsets = Linear(4 * self.num_classes, normal(0.001), self.dtype, out=jnp.float32, name="regressor")(x)
+        return logits, offsets.reshape(len(x), self.num_classes, 4)

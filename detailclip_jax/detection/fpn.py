@@ -4,17 +4,50 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from detailclip_jax.kernels.products import precision_of
+from detailclip_jax.kernels.products import plus, precision_of
+from detailclip_jax.models.layers import affine
 from detailclip_jax.types import Array, Bool, Float
 
 XAVIER = nn.initializers.xavier_uniform()
 
 
-def conv(width: int, kernel: int, init: Any, dtype: Any, name: str | None = None) -> nn.Conv:
-    """A convolution with bias and zero padding that keeps the resolution."""
-    return nn.Conv(width, (kernel, kernel), dtype=dtype, precision=precision_of(dtype), kernel_init=init, name=name)
+class Conv1(nn.Module):
+    """A 1 x 1 convolution with bias: factors in `dtype`, result in `out` (or `dtype`), sums of gradients in float32."""
+
+    width: int
+    kernel_init: Any
+    dtype: Any = jnp.float32
+    out: Any = None
+
+    @nn.compact
+    def __call__(self, maps: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
+        """Computes the convolution."""
+        kernel = self.param("kernel", self.kernel_init, (1, 1, maps.shape[-1], self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return affine(maps, kernel[0, 0], bias, self.dtype, self.out)
+
+
+class Conv3(nn.Module):
+    """A 3 x 3 convolution in `dtype` with bias and zero padding, which keeps the resolution.
+
+    Sums of gradients are in float32; that of the kernel is then rounded to `dtype`.
+    """
+
+    width: int
+    kernel_init: Any
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
+        """Computes the convolution."""
+        kernel = self.param("kernel", self.kernel_init, (3, 3, maps.shape[-1], self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        factors, precision = (maps.astype(self.dtype), kernel.astype(self.dtype)), precision_of(self.dtype)
+        layout = ("NHWC", "HWIO", "NHWC")
+        return plus(jax.lax.conv_general_dilated(*factors, (1, 1), "SAME", None, None, layout, 1, 1, precision), bias)
 
 
 def masked(maps: Float[Array, "B h w C"], valid: Bool[Array, "B h w"]) -> Float[Array, "B h w C"]:
@@ -44,14 +77,11 @@ class Fpn(nn.Module):
         self, maps: Sequence[Float[Array, "B _ _ D"]], valid: Sequence[Bool[Array, "B _ _"]]
     ) -> list[Float[Array, "B _ _ C"]]:
         """Returns five levels, 0 outside the images; `valid` says for each of them which places belong to the image."""
-        laterals = [
-            conv(self.width, 1, XAVIER, self.dtype, f"lateral_{i}")(each.astype(self.dtype))
-            for i, each in enumerate(maps)
-        ]
+        laterals = [Conv1(self.width, XAVIER, self.dtype, name=f"lateral_{i}")(each) for i, each in enumerate(maps)]
         for i in reversed(range(len(laterals) - 1)):
             laterals[i] = laterals[i] + doubled(laterals[i + 1])
         levels = [
-            masked(conv(self.width, 3, XAVIER, self.dtype, f"output_{i}")(masked(each, valid[i])), valid[i])
+            masked(Conv3(self.width, XAVIER, self.dtype, name=f"output_{i}")(masked(each, valid[i])), valid[i])
             for i, each in enumerate(laterals)
         ]
         return [*levels, levels[-1][:, ::2, ::2]]

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from detailclip_jax.detection.fpn import conv
+from detailclip_jax.detection.fpn import Conv1, Conv3
 from detailclip_jax.segmentation.heads.layers import KAIMING
 from detailclip_jax.segmentation.heads.upernet import Doubling
 from detailclip_jax.types import Array, Float
@@ -24,6 +24,7 @@ class MaskHead(nn.Module):
         """Returns float32 logits with twice the resolution of `pooled`."""
         x = pooled
         for number in range(self.num_convs):
-            x = nn.relu(conv(self.width, 3, KAIMING, self.dtype, f"conv_{number}")(x))
+            x = nn.relu(Conv3(self.width, KAIMING, self.dtype, name=f"conv_{number}")(x))
         x = nn.relu(Doubling(self.dtype, name="up")(x))
-        return conv(self.num_classes, 1, KAIMING, self.dtype, "classifier")(x).astype(jnp.float32)
+        classifier = Conv1(self.num_classes, KAIMING, self.dtype, jnp.float32, name="classifier")
+        return classifier(x)

@@ -12,7 +12,7 @@ from detailclip_jax.detection import boxes as box
 from detailclip_jax.detection import losses
 from detailclip_jax.detection.anchors import Level
 from detailclip_jax.detection.assignment import Objects, assign
-from detailclip_jax.detection.fpn import conv
+from detailclip_jax.detection.fpn import Conv1, Conv3
 from detailclip_jax.detection.nms import nms
 from detailclip_jax.detection.options import Options
 from detailclip_jax.detection.sampling import sample
@@ -33,14 +33,14 @@ class RpnHead(nn.Module):
         self, levels: Sequence[Float[Array, "B _ _ C"]]
     ) -> tuple[list[Float[Array, "B _"]], list[Float[Array, "B _ 4"]]]:
         """Returns float32 logits and offsets per level, in the order of `anchors.level_anchors`."""
-        hidden = conv(self.width, 3, NORMAL, self.dtype, "conv")
-        objectness = conv(self.num_anchors, 1, NORMAL, self.dtype, "objectness")
-        regressor = conv(4 * self.num_anchors, 1, NORMAL, self.dtype, "regressor")
+        hidden = Conv3(self.width, NORMAL, self.dtype, name="conv")
+        objectness = Conv1(self.num_anchors, NORMAL, self.dtype, jnp.float32, name="objectness")
+        regressor = Conv1(4 * self.num_anchors, NORMAL, self.dtype, jnp.float32, name="regressor")
         logits, offsets = [], []
         for level in levels:
             x = nn.relu(hidden(level))
-            logits.append(objectness(x).astype(jnp.float32).reshape(len(x), -1))
-            offsets.append(regressor(x).astype(jnp.float32).reshape(len(x), -1, 4))
+            logits.append(objectness(x).reshape(len(x), -1))
+            offsets.append(regressor(x).reshape(len(x), -1, 4))
         return logits, offsets
 
 

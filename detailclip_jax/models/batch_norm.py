@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from detailclip_jax.models.layers import Linear, uniform_fan_in
 from detailclip_jax.models.registry import Build, Network
-from detailclip_jax.types import Array, Axis, Float
+from detailclip_jax.types import Array, Axis, Bool, Float
 
 EPS = 1e-5
 KEEP = 0.9  # decay of the running statistics per batch
@@ -24,15 +24,18 @@ class BatchNorm(nn.Module):
     whole batch.
 
     With `train` the batch's statistics are used and the running statistics are updated; their collection
-    "batch_stats" must be mutable. Without `train` the running statistics are used and stay unchanged.
+    "batch_stats" must be mutable. Without `train` the running statistics are used and stay unchanged. The statistics
+    of the batch count only `valid` entries; a batch without any leaves the running statistics unchanged.
     """
 
     axis: Axis | None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B D"], train: bool) -> Float[Array, "B D"]:
-        """Normalises in float32 and returns `dtype`."""
+    def __call__(
+        self, x: Float[Array, "B D"], train: bool, valid: Bool[Array, "B"] | None = None
+    ) -> Float[Array, "B D"]:
+        """Normalises in float32 and returns `dtype`; `valid` None counts all entries."""
         width = x.shape[-1]
         mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
         variance = self.variable("batch_stats", "variance", jnp.ones, (width,))
@@ -41,17 +44,28 @@ class BatchNorm(nn.Module):
         x = x.astype(jnp.float32)
         now = mean.value, variance.value
         if train and not self.is_initializing():
-            count = len(x) * (jax.lax.axis_size(self.axis) if self.axis else 1)
-            now = self._statistics(x)
-            mean.value = KEEP * mean.value + (1 - KEEP) * now[0]
-            variance.value = KEEP * variance.value + (1 - KEEP) * now[1] * count / max(count - 1, 1)
+            *now, count = self._statistics(x, valid)
+            moved_mean = KEEP * mean.value + (1 - KEEP) * now[0]
+            moved_variance = KEEP * variance.value + (1 - KEEP) * now[1] * count / jnp.maximum(count - 1, 1)
+            for running, moved in ((mean, moved_mean), (variance, moved_variance)):
+                running.value = jnp.where(count > 0, moved, running.value)
         return ((x - now[0]) * jax.lax.rsqrt(now[1] + EPS) * scale + bias).astype(self.dtype)
 
-    def _statistics(self, x: Float[Array, "B D"]) -> tuple[Float[Array, "D"], Float[Array, "D"]]:
-        mean = self._over_mesh(x.mean(0))
-        return mean, self._over_mesh(jnp.square(x - mean).mean(0))
+    def _statistics(
+        self, x: Float[Array, "B D"], valid: Bool[Array, "B"] | None
+    ) -> tuple[Float[Array, "D"], Float[Array, "D"], Any]:
+        """Returns mean and biased variance of the global batch, and the number of its entries that count."""
+        total = len(x) * (jax.lax.axis_size(self.axis) if self.axis else 1)
+        share = 1 if valid is None else self._over_mesh(valid.mean(dtype=jnp.float32))
+        counted = True if valid is None else valid[:, None]
 
-    def _over_mesh(self, mean: Float[Array, "D"]) -> Float[Array, "D"]:
+        def mean_of(values: Array) -> Array:
+            return self._over_mesh(jnp.where(counted, values, 0).mean(0)) / jnp.where(share > 0, share, 1)
+
+        mean = mean_of(x)
+        return mean, mean_of(jnp.square(x - mean)), share * total
+
+    def _over_mesh(self, mean: Float[Array, "*D"]) -> Float[Array, "*D"]:
         return jax.lax.pmean(mean, self.axis) if self.axis else mean
 
 

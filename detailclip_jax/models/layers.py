@@ -116,17 +116,23 @@ class Weights(nn.Module):
 
 
 class Linear(Weights):
-    """Linear layer: x kernel + bias over the last axis."""
+    """Linear layer: x kernel + bias over the last axis, factors in `dtype`, result in `out` (or `dtype`)."""
+
+    out: Any = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch M"]:
-        """Computes the layer in `dtype`."""
-        return affine(x, *super().__call__(x.shape[-1]), self.dtype)
+        """Computes the layer."""
+        return affine(x, *super().__call__(x.shape[-1]), self.dtype, self.out)
 
 
 def affine(
-    x: Float[Array, "*batch D"], kernel: Float[Array, "D M"], bias: Float[Array, "M"] | None, dtype: Any
+    x: Float[Array, "*batch D"],
+    kernel: Float[Array, "D M"],
+    bias: Float[Array, "M"] | None,
+    dtype: Any,
+    out: Any = None,
 ) -> Float[Array, "*batch M"]:
-    """Computes x kernel + bias in `dtype`."""
-    result = product(x, kernel, dtype)
+    """Computes x kernel + bias with factors in `dtype`, in `out` (or `dtype`)."""
+    result = product(x, kernel, dtype, out)
     return result if bias is None else plus(result, bias)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from detailclip_jax.kernels.products import precision_of
-from detailclip_jax.models.batch_norm import EPS, KEEP, BatchNorm
+from detailclip_jax.models.batch_norm import BatchNorm
+from detailclip_jax.models.layers import Linear
 from detailclip_jax.types import Array, Axis, Bool, Float
 
 KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # of convolutions before a ReLU
@@ -39,41 +40,11 @@ class ConvNormRelu(nn.Module):
             kernel_init=KAIMING,
             name="conv",
         )(maps)
-        return nn.relu(norm_over_maps(MaskedBatchNorm(self.axis, self.dtype, name="norm"), convolved, train, valid))
-
-
-class MaskedBatchNorm(BatchNorm):
-    """BatchNorm whose statistics of the batch count only `valid` entries.
-
-    A batch without valid entries leaves the running statistics unchanged.
-    """
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B D"], train: bool, valid: Bool[Array, "B"] | None = None
-    ) -> Float[Array, "B D"]:
-        """Normalises in float32 and returns `dtype`; None counts all entries."""
-        if valid is None or not train or self.is_initializing():
-            return super().__call__(x, train)
-        running = [self.variable("batch_stats", name, jnp.zeros, (x.shape[-1],)) for name in ("mean", "variance")]
-        scale, bias = (self.param(name, nn.initializers.ones, (x.shape[-1],)) for name in ("scale", "bias"))
-        x = x.astype(jnp.float32)
-        share = self._over_mesh(valid.mean(dtype=jnp.float32, keepdims=True))
-        count = share * len(x) * (jax.lax.axis_size(self.axis) if self.axis else 1)
-
-        def mean_of(values: Array) -> Array:
-            return self._over_mesh(jnp.where(valid[:, None], values, 0).mean(0)) / jnp.where(share > 0, share, 1)
-
-        mean = mean_of(x)
-        variance = mean_of(jnp.square(x - mean))
-        keep = jnp.where(share > 0, KEEP, 1.0)
-        for old, new in zip(running, (mean, variance * count / jnp.maximum(count - 1, 1))):
-            old.value = keep * old.value + (1 - keep) * new
-        return ((x - mean) * jax.lax.rsqrt(variance + EPS) * scale + bias).astype(self.dtype)
+        return nn.relu(norm_over_maps(BatchNorm(self.axis, self.dtype, name="norm"), convolved, train, valid))
 
 
 def norm_over_maps(
-    norm: MaskedBatchNorm, maps: Float[Array, "B h w C"], train: bool, valid: Bool[Array, "B h w"] | None = None
+    norm: BatchNorm, maps: Float[Array, "B h w C"], train: bool, valid: Bool[Array, "B h w"] | None = None
 ) -> Float[Array, "B h w C"]:
     """Normalises every channel over all images and places, or over the `valid` ones."""
     counted = None if valid is None else valid.reshape(-1)
@@ -99,7 +70,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Float[Array, "B h w C"]) -> Float[Array, "B h w K"]:
-        """Computes the logits of every place."""
-        precision = precision_of(self.dtype)
-        layer = nn.Dense(self.num_classes, dtype=self.dtype, precision=precision, kernel_init=CLASSIFIER, name="conv")
-        return layer(maps).astype(jnp.float32)
+        """Computes the logits of every place; factors in `dtype`, sums and logits in float32."""
+        layer = Linear(self.num_classes, CLASSIFIER, self.dtype, out=jnp.float32, name="conv")
+        logits: Array = layer(maps)
+        return logits

@@ -6,12 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from detailclip_jax.kernels.products import precision_of
+from detailclip_jax.kernels.products import plus, product
+from detailclip_jax.models.batch_norm import BatchNorm
 from detailclip_jax.models.layers import exact_gelu, uniform_fan_in
 from detailclip_jax.segmentation.heads.layers import (
     Classifier,
     ConvNormRelu,
-    MaskedBatchNorm,
     drop_channels,
     norm_over_maps,
 )
@@ -35,11 +35,11 @@ class Doubling(nn.Module):
         """Doubles both sides; initialised as PyTorch's ConvTranspose2d."""
         batch, rows, columns, width = maps.shape
         init = uniform_fan_in(4 * width)
-        kernel = self.param("kernel", init, (2, 2, width, width)).astype(self.dtype)
-        bias = self.param("bias", init, (width,)).astype(self.dtype)
-        precision = precision_of(self.dtype)
-        doubled = jnp.einsum("bijc,uvcd->biujvd", maps.astype(self.dtype), kernel, precision=precision)
-        return doubled.reshape(batch, 2 * rows, 2 * columns, width) + bias
+        kernel = self.param("kernel", init, (2, 2, width, width))
+        bias = self.param("bias", init, (width,))
+        quarters = product(maps, kernel.transpose(2, 0, 1, 3).reshape(width, -1), self.dtype)
+        doubled = quarters.reshape(batch, rows, columns, 2, 2, width).swapaxes(2, 3)
+        return plus(doubled.reshape(batch, 2 * rows, 2 * columns, width), bias)
 
 
 class Pyramid(nn.Module):
@@ -58,7 +58,7 @@ class Pyramid(nn.Module):
         """Returns the maps from the finest to the coarsest; BatchNorm counts only the `valid` places."""
         first = Doubling(self.dtype, name="up4_first")(maps[0])
         counted = None if valid is None else valid.repeat(2, axis=1).repeat(2, axis=2)
-        first = norm_over_maps(MaskedBatchNorm(self.axis, self.dtype, name="up4_norm"), first, train, counted)
+        first = norm_over_maps(BatchNorm(self.axis, self.dtype, name="up4_norm"), first, train, counted)
         first = Doubling(self.dtype, name="up4_second")(exact_gelu(first))
         second = Doubling(self.dtype, name="up2")(maps[1])
         return [first, second, maps[2], nn.max_pool(maps[3], (2, 2), (2, 2))]
