@@ -317,6 +317,14 @@ def three_class_tokens():
     return vit, noise(jax.eval_shape(vit.init, jax.random.key(1), pixels)["params"]), pixels
 
 
+def test_an_attention_pool_leaves_the_class_tokens_out_by_itself():
+    vit = VIT.clone(style=vit_module.Style(pooling="attention"))
+    params = noise(jax.eval_shape(vit.init, jax.random.key(0), images()[:2])["params"])
+    tokens = vit.apply({"params": params}, images()[:2])
+    assert vit.num_class_tokens == 0 and not {"cls_token", "extra_tokens"} & set(params)
+    assert tokens.cls.shape == (2, vit.width) and tokens.patches.shape == (2, 16, vit.width) and tokens.extra is None
+
+
 @pytest.mark.parametrize("kept", [None, [[1, 3, 4], [0, 2, 15]]])
 def test_class_tokens_after_the_first_have_no_position_and_are_no_patches(kept):
     """Against all tokens through the straightforward blocks."""

@@ -75,10 +75,10 @@ def backbone(
     patches = patches + own.reshape(patches.shape).astype(vit.dtype)
     x = jnp.concatenate([*vit.classes(images.shape[0]), take(patches, order)], 1)
     x = vit.pre_norm(x) if vit.style.pre_norm else x
-    found = outputs(vit, x, keys, vit.class_tokens + valid.sum((1, 2), dtype=jnp.int32))
+    found = outputs(vit, x, keys, vit.num_class_tokens + valid.sum((1, 2), dtype=jnp.int32))
 
     def as_map(tokens: Array) -> Array:
-        tokens = take(vit.norm(tokens) if norm else tokens, vit.class_tokens + back)
+        tokens = take(vit.norm(tokens) if norm else tokens, vit.num_class_tokens + back)
         return jnp.where(valid[..., None], tokens.reshape(*valid.shape, -1), 0)
 
     return [as_map(found[block]) for block in blocks], valid

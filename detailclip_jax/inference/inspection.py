@@ -44,7 +44,7 @@ def attention_of_heads(encoder: VisionTransformer, images: Float[Array, "B S S 3
     x, layers = encoder.embed(images), []
     for block in encoder.blocks:  # type: ignore[attr-defined]
         query, key, _ = heads(block, x)
-        layers.append(cls_rows(query[:, 0], key)[..., encoder.class_tokens :])
+        layers.append(cls_rows(query[:, 0], key)[..., encoder.num_class_tokens :])
         x, _ = block(x)
     return jnp.stack(layers, 1)
 

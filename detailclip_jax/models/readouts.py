@@ -60,7 +60,7 @@ def read_out(
     first = max(len(blocks) - readout.num_blocks, 0)
     x, _ = run_blocks(blocks[:first], encoder.embed(images))
     x = encoder.norm(readout.run(blocks[first:], x, (rows, columns)))
-    return x[:, encoder.class_tokens :].reshape(len(x), rows, columns, -1)
+    return x[:, encoder.num_class_tokens :].reshape(len(x), rows, columns, -1)
 
 
 def plain(blocks: Sequence[Block], x: Float[Array, "B M D"], grid: Grid) -> Float[Array, "B M D"]:

@@ -59,7 +59,7 @@ class VisionTransformer(nn.Module):
         tokens = vit(images, hidden=mask, mask_token=token)     # N patches; the mask token replaces hidden ones
         vit(images, attention=True).attention   # [B, L, N], CLS attention of eq. 9 before the mean over layers
 
-    `class_tokens` counts the class tokens, 0 for the pooling "attention". Those after the first follow it, have no
+    `class_tokens` counts the class tokens; the pooling "attention" has none. Those after the first follow it, have no
     position, and are `Tokens.extra`.
     A kept patch has the position of its place in the image; a replaced patch is the mask token plus its position. The
     CLS token is cls_token + positions[0]. Positions are interpolated for images of another size, which need not be
@@ -83,6 +83,11 @@ class VisionTransformer(nn.Module):
     gather: Gather | None = None  # all-gathers one layer at a time in that loop, if parameters are sharded
     mlp_width: int = 0  # hidden units of the MLPs; 0: four times the width
 
+    @property
+    def num_class_tokens(self) -> int:
+        """The number of tokens before those of the patches: `class_tokens`, or 0 for the pooling "attention"."""
+        return self.class_tokens * self.style.num_cls
+
     def setup(self) -> None:
         """Creates the parameters."""
         if self.style.pooling not in POOLINGS:
@@ -99,8 +104,8 @@ class VisionTransformer(nn.Module):
         first = self.style.num_cls
         if first:
             self.cls_token = self.param("cls_token", NORMAL, (self.width,))
-        if self.class_tokens > 1:
-            self.extra_tokens = self.param("extra_tokens", NORMAL, (self.class_tokens - 1, self.width))
+        if self.num_class_tokens > 1:
+            self.extra_tokens = self.param("extra_tokens", NORMAL, (self.num_class_tokens - 1, self.width))
         learnt = None if fixed else self.param("positions", NORMAL, (side**2 + first, self.width))
         self.table = jnp.asarray(sincos_positions(self.width, side)[1 - first :] if fixed else learnt)
         eps, activation = self.style.norm_eps, activation_named(self.style.activation)
@@ -139,7 +144,7 @@ class VisionTransformer(nn.Module):
             cls, row = self.pool(x, attention)
             return Tokens(cls, x, None if row is None else row[:, None])
         x, rows = run_blocks(self.blocks, x, scales, attention, self.remat, self.depth, self.gather)
-        first = self.class_tokens  # place of the first patch
+        first = self.num_class_tokens  # place of the first patch
         maps = None if rows is None else rows[..., first:]
         if self.style.pooling == "norm_of_mean":
             cls, extra, patches = self.norm(x[:, first:].mean(1)), self.norm(x[:, 1:first]), x[:, first:]
@@ -182,9 +187,9 @@ class VisionTransformer(nn.Module):
 
     def classes(self, batch: Any) -> list[Float[Array, "B R D"]]:
         """Returns the class tokens, the first with its position, then the others; `batch` is symbolic in exports."""
-        if not self.class_tokens:
+        if not self.num_class_tokens:
             return []
-        tokens = [(self.cls_token + self.table[0])[None]] + ([self.extra_tokens] if self.class_tokens > 1 else [])
+        tokens = [(self.cls_token + self.table[0])[None]] + ([self.extra_tokens] if self.num_class_tokens > 1 else [])
         return [broadcast(token, (batch, *token.shape), self.dtype) for token in tokens]
 
 
@@ -214,7 +219,7 @@ def image_encoder(build: Build) -> VisionTransformer:
         build.kernel(size.width, size.num_heads),
         model.scan,
         model.interpolation,
-        model.class_tokens * style.num_cls,
+        model.class_tokens,
         mlp_width=size.mlp_width,
     )
 

@@ -42,7 +42,7 @@ def taps(vit: VisionTransformer, images: Float[Array, "B height width 3"], keys:
     def features(blocks: Sequence[int], norm: bool = True) -> list[Array]:
         _check(blocks, vit.depth)
         maps = [vit.norm(tokens_of[block]) if norm else tokens_of[block] for block in blocks]
-        return [tokens[:, vit.class_tokens :].reshape(len(tokens), rows, columns, -1) for tokens in maps]
+        return [tokens[:, vit.num_class_tokens :].reshape(len(tokens), rows, columns, -1) for tokens in maps]
 
     return features
 
