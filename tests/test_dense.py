@@ -170,7 +170,7 @@ def test_the_description_of_a_setup_has_the_lengths_of_the_model():
     said = setup("voc21", "sclip", ["x"]).description(small)
     assert said.startswith("short side 96, windows 64/32, scale 65, threshold 0.1")
     assert setup("voc21", "gem", ["x"]).description(small).startswith("squashed to 128, whole image, scale 100")
-    assert layout((96, 96), PIPELINES["sclip"], small).down.starts == (0, 32)
+    assert layout((96, 96), PIPELINES["sclip"], small).down.places.starts == (0, 32)
 
 
 def test_published_numbers_are_of_sets_and_read_outs_that_exist():
@@ -361,7 +361,11 @@ def test_lengths_follow_the_image_size_of_the_model():
 
     model = ConfigDict({"image_size": 64, "size": "tiny"})
     found = layout((80, 120, 3), PIPELINES["sclip"], model)
-    assert found.size == (96, 144) and found.down.starts == (0, 32) and found.across.starts == (0, 32, 64, 80)
+    assert (
+        found.size == (96, 144)
+        and found.down.places.starts == (0, 32)
+        and found.across.places.starts == (0, 32, 64, 80)
+    )
     whole = layout((80, 120, 3), PIPELINES["gem"], model)
-    assert whole.size == (128, 128) and whole.down.starts == (0,) and whole.across.seen == 128
+    assert whole.size == (128, 128) and whole.down.places.starts == (0,) and whole.across.places.seen == 128
     assert layout((4000, 100), PIPELINES["sclip"], ConfigDict({"image_size": 224, "size": "B/16"})).size == (2048, 51)

@@ -263,7 +263,7 @@ def naive(maps, down, across, shape, window, stride, out, before=(0, 0), seen=No
             total[:, y:bottom, x:right] += enlarged
             count[y:bottom, x:right] += 1
             number += 1
-    assert number == len(maps) == len(down.starts) * len(across.starts)
+    assert number == len(maps) == len(down.places.starts) * len(across.places.starts)
     return resized((total / count)[None], size=out)[0].numpy()
 
 
@@ -275,7 +275,7 @@ def test_windows_and_their_maps_as_a_loop_over_pixels(shape):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     cut = windows.cut(image, down, across)
     assert {piece.shape for piece in cut} == {(min(shape[0], 32) // 8 * 8, 32, 3)}
-    assert (cut[-1][-1, -1] == image[down.starts[-1] + cut[0].shape[0] - 1, -1]).all()
+    assert (cut[-1][-1, -1] == image[down.places.starts[-1] + cut[0].shape[0] - 1, -1]).all()
     maps = noise(len(cut), cut[0].shape[0] // 8, 4, 5)
     expected = naive(maps, down, across, shape, 32, 16, out)
     np.testing.assert_allclose(windows.combine(maps, down, across), expected, atol=1e-5)
@@ -285,8 +285,8 @@ def test_padded_windows_as_a_loop_over_pixels():
     pytest.importorskip("torch")
     shape, out = (27, 61), (40, 50)
     down, across = (windows.axis(n, o, 8, 28, 14, True) for n, o in zip(shape, out))
-    assert (down.extent, down.seen, down.before) == (27, 32, 2) and (across.extent, across.seen) == (28, 32)
-    maps = noise(len(down.starts) * len(across.starts), 4, 4, 3)
+    assert down.places[1:4] == (27, 32, 2) and across.places[1:3] == (28, 32)  # extent, seen, before
+    maps = noise(len(down.places.starts) * len(across.places.starts), 4, 4, 3)
     expected = naive(maps, down, across, shape, 28, 14, out, before=(2, 2), seen=(32, 32))
     np.testing.assert_allclose(windows.combine(maps, down, across), expected, atol=1e-5)
 
@@ -303,8 +303,8 @@ def test_every_pixel_is_covered_and_weights_sum_to_one(pad):
     for length in (5, 8, 27, 32, 33, 100):
         found = windows.axis(length, 50, 8, 32, 12, pad)
         np.testing.assert_allclose(found.matrix.sum(1), 1, atol=1e-5)
-        assert found.starts[0] == 0 and found.starts[-1] + found.extent == length
-        assert found.pads == (found.extent % 8 > 0 and (pad or length < 8))
+        assert found.places.starts[0] == 0 and found.places.starts[-1] + found.places.extent == length
+        assert found.places.pads == (found.places.extent % 8 > 0 and (pad or length < 8))
 
 
 # maps of a model

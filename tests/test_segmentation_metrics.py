@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from detailclip_jax.inference.windows import assembly, places
 from detailclip_jax.segmentation import metrics
-from detailclip_jax.segmentation.inference import Inference, assembly, predict, windows
+from detailclip_jax.segmentation.inference import Inference, predict
 
 RNG = np.random.default_rng(0)
 K = 4
@@ -118,19 +119,22 @@ def test_objects_are_sorted_by_their_share_of_the_image():
     [(683, 512, 341, (0, 171)), (512, 512, 341, (0,)), (1200, 512, 341, (0, 341, 682, 688)), (300, 512, 341, (0,))],
 )
 def test_windows_are_mmseg_s(size, window, stride, starts):
-    grid = windows(size, window, stride)
-    assert grid.starts == starts and grid.length == min(window, size)
+    placed = places(size, 16, window, stride, False)
+    assert placed.starts == starts and placed.extent == min(window, size)
     covered = np.zeros(size, bool)
     for start in starts:
         covered[start : start + window] = True
     assert covered.all()
 
 
+PATCH = 4
 WEIGHTS = RNG.standard_normal((3, K)).astype(np.float32)
 
 
 def network(images):
     """Logits at every fourth of the pixels, which depend on the window's position in the image."""
+    missing = [max(PATCH - side, 0) for side in images.shape[1:3]]
+    images = np.pad(images, [(0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)], constant_values=128)
     b, h, w, _ = images.shape
     cells = images[:, : h // 4 * 4, : w // 4 * 4].reshape(b, h // 4, 4, w // 4, 4, 3).mean((2, 4)) / 64 - 2
     ramp = np.linspace(-1, 1, w // 4)[None, None, :, None] * np.arange(K)
@@ -144,6 +148,14 @@ def up(logits, size):
     return np.moveaxis(made.numpy(), 1, -1)
 
 
+def scores(window):
+    """Scores of the pixels of one window; of one that is narrower than a patch, the middle of the padded one's."""
+    height, width = window.shape[:2]
+    sides = max(height, PATCH), max(width, PATCH)
+    top, left = (sides[0] - height) // 2, (sides[1] - width) // 2
+    return up(network(window[None]), sides)[0, top : top + height, left : left + width]
+
+
 def naive(image, test):
     """One window after the other, scores summed and counted, as its description says."""
     from detailclip_jax.data.semantic.augment import resize_image, scaled_size
@@ -151,14 +163,14 @@ def naive(image, test):
     size = scaled_size(image.shape[:2], test.scale)
     small = resize_image(image, size)
     if test.mode == "whole":
-        return up(up(network(small[None]), size), image.shape[:2])[0].argmax(-1)
+        return up(scores(small)[None], image.shape[:2])[0].argmax(-1)
     total, count = np.zeros((*size, K)), np.zeros((*size, 1))
     rows, columns = (range(max(side - test.window + test.stride - 1, 0) // test.stride + 1) for side in size)
     for i in rows:
         for j in columns:
             y2, x2 = (min(n * test.stride + test.window, side) for n, side in zip((i, j), size))
             y1, x1 = max(y2 - test.window, 0), max(x2 - test.window, 0)
-            total[y1:y2, x1:x2] += up(network(small[None, y1:y2, x1:x2]), (y2 - y1, x2 - x1))[0]
+            total[y1:y2, x1:x2] += scores(small[y1:y2, x1:x2])
             count[y1:y2, x1:x2] += 1
     return up((total / count)[None], image.shape[:2])[0].argmax(-1)
 
@@ -168,7 +180,7 @@ def make_image(height, width):
     return coarse.repeat(8, 0).repeat(8, 1)[:height, :width]
 
 
-SHAPES = [(32, 48), (70, 40), (40, 90), (33, 31), (20, 64)]
+SHAPES = [(32, 48), (70, 40), (40, 90), (33, 31), (20, 64), (5, 300), (400, 9)]
 
 
 @pytest.mark.parametrize("mode", ["slide", "whole"])
@@ -176,7 +188,7 @@ def test_label_maps_are_those_of_a_naive_loop(mode):
     test = Inference(mode, (128, 32), 32, 21)
     images = [make_image(*shape) for shape in SHAPES]
     for batch_size in (3, 4):
-        made = list(predict(network, images, test, batch_size))
+        made = list(predict(network, images, test, batch_size, PATCH))
         for image, labels in zip(images, made):
             assert labels.shape == image.shape[:2] and labels.dtype == np.int16
             assert (labels == naive(image, test)).mean() > 0.998  # ties may round to either class
@@ -191,9 +203,9 @@ def test_one_window_that_covers_the_image_is_the_whole_image():
 
 
 def test_the_assembly_of_a_constant_is_that_constant():
-    grid = windows(90, 32, 21)
-    matrix = assembly(grid, 8, 57)
-    assert matrix.shape == (57, len(grid.starts) * 8)
+    placed = places(90, 4, 32, 21, False)
+    matrix = assembly(placed, 8, 57, np.float64)
+    assert matrix.shape == (57, len(placed.starts) * 8)
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
 
 

@@ -160,6 +160,13 @@ def test_positions_are_resized_once_and_fixed_ones_become_learnt(recipe, fixed):
     jax.tree.map(np.testing.assert_array_equal, made, again)
 
 
+@pytest.mark.parametrize(("head", "shape"), [("linear", (20, 4000)), ("upernet", (600, 9)), ("linear", (3, 3))])
+def test_an_image_of_any_shape_gets_a_label_map(head, shape):
+    made = built(head)
+    (labels,) = made.predict(made.init(0), [np.full((*shape, 3), 99, np.uint8)])
+    assert labels.shape == shape
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_s_encoder_can_be_adopted(method):
     source = tiny_config(method)

@@ -8,14 +8,14 @@ with one matrix per axis, which `axis` builds.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Shaped
 
 
-class Axis(NamedTuple):
-    """The windows along one axis of a resized image, and the matrix from their patches to the output.
+class Places(NamedTuple):
+    """The windows along one axis of `length` pixels.
 
     Every window covers `extent` pixels, from one of `starts`; the encoder sees `seen` pixels, a whole number of
     patches: the first of the window, or all of them between `before` and further pixels of padding.
@@ -25,7 +25,7 @@ class Axis(NamedTuple):
     extent: int
     seen: int
     before: int
-    matrix: Float32[np.ndarray, "out M"]  # M = windows x patches
+    length: int
 
     @property
     def pads(self) -> bool:
@@ -33,27 +33,52 @@ class Axis(NamedTuple):
         return self.seen > self.extent
 
 
+class Axis(NamedTuple):
+    """The windows along one axis of a resized image, and the matrix from their patches to the output."""
+
+    places: Places
+    matrix: Float32[np.ndarray, "out M"]  # M = windows x patches
+
+
 def axis(length: int, out: int, patch_size: int, window: int | None, stride: int, pad: bool) -> Axis:
-    """Places windows on an axis of `length` pixels whose output has `out` pixels.
+    """Places windows on an axis of `length` pixels whose output has `out` pixels; see `places` and `assembly`.
+
+    The patches of a window are resized bilinearly to it, overlaps are averaged, and the result is resized bilinearly
+    to `out`. Without a `window` the patches of the whole image are resized to `out` at once.
+    """
+    placed = places(length, patch_size, window, stride, pad)
+    patches = placed.seen // patch_size
+    if window is None and not (pad or placed.pads):
+        return Axis(placed, bilinear_matrix(patches, out))
+    return Axis(placed, assembly(placed, patches, out))
+
+
+def places(length: int, patch_size: int, window: int | None, stride: int, pad: bool) -> Places:
+    """Places windows of `window` pixels (None: one window, the image) on an axis of `length` pixels.
 
     Windows start every `stride` pixels; the last one is moved inwards to end at the border. An image shorter than the
-    window is one window. The patches of a window are resized bilinearly to it, overlaps are averaged, and the result
-    is resized bilinearly to `out`. Without a `window` the patches of the whole image are resized to `out` at once.
+    window is one window.
+
+    places(683, 16, 512, 341, False) == Places(starts=(0, 171), extent=512, seen=512, before=0, length=683)
 
     `pad`: an incomplete last patch is completed, with equal padding at both ends; otherwise its pixels are not used,
     and the map of the other patches is stretched over the window. An axis shorter than a patch is always padded.
     """
     extent = length if window is None else min(window, length)
     pad = pad or extent < patch_size
-    patches = -(-extent // patch_size) if pad else extent // patch_size
-    seen = patches * patch_size
-    before = max(seen - extent, 0) // 2
-    if window is None and not pad:
-        return Axis((0,), extent, seen, 0, bilinear_matrix(patches, out))
-    inside = bilinear_matrix(patches, seen)[before : before + extent] if pad else bilinear_matrix(patches, extent)
-    starts = window_starts(length, extent, stride)
-    average = averaged(inside, starts, length)
-    return Axis(starts, extent, seen, before, bilinear_matrix(length, out) @ average)
+    seen = (-(-extent // patch_size) if pad else extent // patch_size) * patch_size
+    return Places(window_starts(length, extent, stride), extent, seen, max(seen - extent, 0) // 2, length)
+
+
+def assembly(placed: Places, cells: int, out: int, sums: Any = np.float32) -> Float32[np.ndarray, "out M"]:
+    """Builds the matrix from the maps of all windows, `cells` long each, to `out` pixels, with sums of type `sums`.
+
+    The cells of a window cover the `seen` pixels if the window is padded, else its `extent`.
+    """
+    covered = bilinear_matrix(cells, placed.seen if placed.pads else placed.extent)
+    inside = covered[placed.before : placed.before + placed.extent].astype(sums)
+    resized = bilinear_matrix(placed.length, out).astype(sums) @ averaged(inside, placed.starts, placed.length)
+    return resized.astype(np.float32)
 
 
 def window_starts(length: int, extent: int, stride: int) -> tuple[int, ...]:
@@ -65,7 +90,7 @@ def window_starts(length: int, extent: int, stride: int) -> tuple[int, ...]:
 def averaged(inside: Float[np.ndarray, "E p"], starts: Sequence[int], length: int) -> Float[np.ndarray, "L M"]:
     """The matrix from the patches of all windows to pixels; a pixel in several windows gets the mean of its values."""
     extent, patches = inside.shape
-    matrix, count = np.zeros((length, len(starts) * patches), np.float32), np.zeros((length, 1), np.float32)
+    matrix, count = np.zeros((length, len(starts) * patches), inside.dtype), np.zeros((length, 1), inside.dtype)
     for number, start in enumerate(starts):
         matrix[start : start + extent, number * patches : (number + 1) * patches] = inside
         count[start : start + extent] += 1
@@ -87,14 +112,16 @@ def bilinear_matrix(old: int, new: int, align_corners: bool = False) -> Float32[
 
 def cut(image: Shaped[np.ndarray, "H W 3"], down: Axis, across: Axis) -> list[Shaped[np.ndarray, "h w 3"]]:
     """The windows of an image, row by row. Pixels of an incomplete patch are cut off, unless the axis pads."""
-    height, width = min(down.seen, down.extent), min(across.seen, across.extent)
-    return [image[top : top + height, left : left + width] for top in down.starts for left in across.starts]
+    rows, columns = down.places, across.places
+    height, width = (min(each.seen, each.extent) for each in (rows, columns))
+    return [image[top : top + height, left : left + width] for top in rows.starts for left in columns.starts]
 
 
 def combine(maps: Float[np.ndarray, "n h w T"], down: Axis, across: Axis) -> Float32[np.ndarray, "T H W"]:
     """The map of an image from the maps of its windows, in the order of `cut`."""
     height, width, num = maps.shape[1:]
-    grid = maps.reshape(len(down.starts), len(across.starts), height, width, num).swapaxes(1, 2)
-    rows = down.matrix @ np.ascontiguousarray(grid, np.float32).reshape(len(down.starts) * height, -1)
-    rows = rows.reshape(len(down.matrix), len(across.starts) * width, num).transpose(2, 0, 1)
+    ny, nx = len(down.places.starts), len(across.places.starts)
+    grid = maps.reshape(ny, nx, height, width, num).swapaxes(1, 2)
+    rows = down.matrix @ np.ascontiguousarray(grid, np.float32).reshape(ny * height, -1)
+    rows = rows.reshape(len(down.matrix), nx * width, num).transpose(2, 0, 1)
     return np.ascontiguousarray(rows) @ across.matrix.T

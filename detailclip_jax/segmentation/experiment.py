@@ -25,7 +25,7 @@ from detailclip_jax.models import towers
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.segmentation import heads, metrics
-from detailclip_jax.segmentation.inference import Inference, predict
+from detailclip_jax.segmentation.inference import Inference, at_least_a_patch, predict
 from detailclip_jax.segmentation.loss import cross_entropy, pixel_accuracy
 from detailclip_jax.segmentation.metrics import Counts
 from detailclip_jax.segmentation.model import SegmentationModel
@@ -146,16 +146,18 @@ class Experiment(fine_tuning.Experiment):
             return self.logits(params, stats, jax.device_put(windows, place))
 
         test = Inference(**{name: self.config.inference[name] for name in Inference._fields})
-        return predict(logits_of, arrays, test, batch_size)
+        return predict(logits_of, arrays, test, batch_size, self.model.image.patch_size)
 
     @functools.cached_property
     def logits(self) -> jax.stages.Wrapped:
         """The compiled function of (params, batch_stats, uint8 windows), for windows of any shape."""
         precision, normalise = self.config.model.matmul_precision, _normalise(self.config)
+        patch_size = self.model.image.patch_size
 
         def run(params: Params, stats: Params, windows: UInt8[Array, "B h w 3"]) -> Float[Array, "B r c K"]:
             with matmul_precision(precision):
-                logits: Any = self.model.apply({"params": params, STATS: stats}, normalise(windows))
+                pixels = at_least_a_patch(normalise(windows), patch_size)
+                logits: Any = self.model.apply({"params": params, STATS: stats}, pixels)
                 return logits.head
 
         return jax.jit(run)

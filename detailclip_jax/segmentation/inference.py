@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float32, Int16, UInt8
 
 from detailclip_jax.data.semantic.augment import resize_image, scaled_size
-from detailclip_jax.segmentation.resizing import bilinear_matrix
-from detailclip_jax.types import Array
+from detailclip_jax.inference.windows import assembly, places
+from detailclip_jax.types import Array, Float
 
 MODES = ("slide", "whole")
 BLOCK = 64  # rows of scores that exist at one time
@@ -38,39 +38,12 @@ class Inference(NamedTuple):
     stride: int = 341
 
 
-class Grid(NamedTuple):
-    """Starts and length of the windows along one axis of `size` pixels."""
-
-    starts: tuple[int, ...]
-    length: int
-    size: int
-
-
-def windows(size: int, window: int, stride: int) -> Grid:
-    """Places windows along an axis; the last one ends at the border.
-
-    windows(683, 512, 341) == Grid(starts=(0, 171), length=512, size=683)
-    """
-    length = min(window, size)
-    count = max(size - window + stride - 1, 0) // stride + 1
-    return Grid(tuple(min(i * stride, size - length) for i in range(count)), length, size)
-
-
-def assembly(grid: Grid, cells: int, original: int) -> Float32[np.ndarray, "original NC"]:
-    """Builds the matrix of one axis: from the `cells` logits of each window to `original` pixels."""
-    up, covered = bilinear_matrix(cells, grid.length), np.zeros(grid.size)
-    placed = np.zeros((grid.size, len(grid.starts) * cells))
-    for number, start in enumerate(grid.starts):
-        placed[start : start + grid.length, number * cells : (number + 1) * cells] = up
-        covered[start : start + grid.length] += 1
-    return (bilinear_matrix(grid.size, original).astype(np.float64) @ (placed / covered[:, None])).astype(np.float32)
-
-
 @jax.jit
 def best_class(logits: Array, rows: Array, columns: Array) -> Array:
     """The class with the highest score at every pixel, int16 [height, width].
 
-    logits: [NR, NC, K], the windows' logits side by side; rows [height, NR] and columns [width, NC] as from `assembly`,
+    logits: [NR, NC, K], the windows' logits side by side; rows [height, NR] and columns [width, NC] as from
+    `windows.assembly`,
     `height` a multiple of BLOCK.
     """
     highest = jax.lax.Precision.HIGHEST
@@ -80,6 +53,12 @@ def best_class(logits: Array, rows: Array, columns: Array) -> Array:
         return jnp.einsum("ip,pjk->ijk", part, wide, precision=highest).argmax(-1).astype(jnp.int16)
 
     return jax.lax.map(block, rows.reshape(-1, BLOCK, rows.shape[-1])).reshape(len(rows), -1)
+
+
+def at_least_a_patch(pixels: Float[Array, "B h w 3"], patch_size: int) -> Float[Array, "B height width 3"]:
+    """Pads axes shorter than a patch to one patch, with zeros (the mean colour) equally at both ends."""
+    missing = [max(patch_size - side, 0) for side in pixels.shape[1:3]]
+    return jnp.pad(pixels, [(0, 0), *((number // 2, number - number // 2) for number in missing), (0, 0)])
 
 
 def _side_by_side(grid: Float32[np.ndarray, "NY NX h w K"]) -> Float32[np.ndarray, "NR NC K"]:
@@ -94,14 +73,13 @@ def _padded(matrix: np.ndarray) -> np.ndarray:
 class _Pending:
     """An image whose windows are not all computed yet."""
 
-    def __init__(self, image: UInt8[np.ndarray, "H W 3"], test: Inference):
+    def __init__(self, image: UInt8[np.ndarray, "H W 3"], test: Inference, patch_size: int):
         size = scaled_size(image.shape[:2], test.scale)
         window, stride = (test.window, test.stride) if test.mode == "slide" else (max(size), 1)
         self.original = image.shape[:2]
-        self.grids = [windows(side, window, stride) for side in size]
-        resized = resize_image(image, size)
-        (rows, height, _), (columns, width, _) = self.grids
-        self.parts = [resized[y : y + height, x : x + width] for y in rows for x in columns]
+        self.places = [places(side, patch_size, window, stride, False) for side in size]
+        resized, (rows, columns) = resize_image(image, size), self.places
+        self.parts = [resized[y : y + rows.extent, x : x + columns.extent] for y in rows.starts for x in columns.starts]
         self.logits: list[Any] = [None] * len(self.parts)
 
     def complete(self) -> bool:
@@ -109,10 +87,10 @@ class _Pending:
 
     def labels(self) -> Int16[np.ndarray, "H W"]:
         logits = np.stack(self.logits)
-        logits = logits.reshape(*(len(grid.starts) for grid in self.grids), *logits.shape[1:])
+        logits = logits.reshape(*(len(placed.starts) for placed in self.places), *logits.shape[1:])
         rows, columns = (
-            _padded(assembly(grid, cells, side))
-            for grid, cells, side in zip(self.grids, logits.shape[2:4], self.original)
+            _padded(assembly(placed, cells, side, np.float64))
+            for placed, cells, side in zip(self.places, logits.shape[2:4], self.original)
         )
         height, width = self.original
         return np.asarray(best_class(_side_by_side(logits), rows, columns))[:height, :width]
@@ -123,11 +101,13 @@ def predict(
     images: Iterable[np.ndarray],
     test: Inference = Inference(),  # noqa: B008  # immutable
     batch_size: int = 8,
+    patch_size: int = 1,
 ) -> Iterator[np.ndarray]:
     """Yields the label map, int16 [H, W], of every image, uint8 [H, W, 3], in order, at the image's own size.
 
     `logits_of` takes uint8 windows and returns logits [B, rows, columns, K].  Windows of one shape, also of several
-    images, are computed in batches of exactly `batch_size`, so that it is compiled once per shape of window.
+    images, are computed in batches of exactly `batch_size`, so that it is compiled once per shape of window.  A
+    window's axis that is shorter than `patch_size` is padded to it by `logits_of`, see `at_least_a_patch`.
 
     Raises ValueError for an unknown mode.
     """
@@ -137,7 +117,7 @@ def predict(
     queues: dict[tuple[int, ...], list[tuple[_Pending, int]]] = {}
     compute = functools.partial(_compute, logits_of, batch_size)
     for image in images:
-        pending = _Pending(image, test)
+        pending = _Pending(image, test, patch_size)
         waiting.append(pending)
         queue = queues.setdefault(pending.parts[0].shape, [])
         queue += [(pending, number) for number in range(len(pending.parts))]

@@ -61,7 +61,13 @@ class Pyramid(nn.Module):
         first = norm_over_maps(BatchNorm(self.axis, self.dtype, name="up4_norm"), first, train, counted)
         first = Doubling(self.dtype, name="up4_second")(exact_gelu(first))
         second = Doubling(self.dtype, name="up2")(maps[1])
-        return [first, second, maps[2], nn.max_pool(maps[3], (2, 2), (2, 2))]
+        return [first, second, maps[2], _halved(maps[3])]
+
+
+def _halved(maps: Float[Array, "B h w C"]) -> Float[Array, "B half_h half_w C"]:
+    """The maximum over 2 x 2 places; a last odd row or column is left out, but a single one is kept."""
+    padding: Any = [(0, max(2 - side, 0)) for side in maps.shape[1:3]]
+    return nn.max_pool(maps, (2, 2), (2, 2), padding)
 
 
 class UperNetHead(nn.Module):
