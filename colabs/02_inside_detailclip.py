@@ -302,13 +302,13 @@ figures["attention_heads"]
 # $$R = \{\text{the } \lfloor r N_{patches} \rfloor \text{ patches with the lowest } a_n\}$$
 
 # %%
-from detailclip_jax.methods.masking import Rule, attention_low
+from detailclip_jax.methods.masking import RemovalRule, attention_low
 
 values = jnp.asarray(np.stack([teacher.attention(image).ravel() for image in scenes.images]))
 squares = visualize.views({"teacher": teacher}, scenes)
 rows = {}
 for ratio, granularity in ((0.25, "patch"), (0.5, "patch"), (0.75, "patch"), (0.5, "cell2x2")):
-    removed = np.asarray(attention_low(Rule(side, ratio, granularity), attention=values).mask)
+    removed = np.asarray(attention_low(RemovalRule(side, ratio, granularity), attention=values).mask)
     rows[f"{ratio:.0%} removed\nby {granularity}"] = [plots.grey_out(*each) for each in zip(squares, removed)]
 plots.image_grid(rows, "Kept patches", scenes.credit)
 

@@ -113,7 +113,7 @@ def contrast(image, words, scale):
 def combined_loss(params, teacher, batch, centers, temperatures, config):
     """Eq. 10 with all weights 1, and the batch means of the teacher's logits."""
     size, side = sizes.size_of(config.model), sizes.num_side_patches(config.model)
-    rule = masking.Rule(side, config.masking.ratio, config.masking.granularity)
+    rule = masking.RemovalRule(side, config.masking.ratio, config.masking.granularity)
     embedded = linear(params["text_projection"]["proj"], text(params["text"], batch["text"][:, 0], size))
     terms, seen = [], []
     for v in range(2):

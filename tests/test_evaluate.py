@@ -136,7 +136,7 @@ def test_kept_objects_of_attention_on_objects_and_off_them():
         "segmentation": pixels[..., 0],
         "valid": np.array([True, True, False]),
     }
-    evaluator = KeptObjects(Fake(), batches=[batch], rule=masking.Rule(side=4))
+    evaluator = KeptObjects(Fake(), batches=[batch], rule=masking.RemovalRule(side=4))
     kept = dict(evaluator.run({"sign": 1.0}))["share"]
     assert (kept, kept.chance, kept.n) == (0.5, 0.25, 2)
     assert dict(evaluator.run({"sign": -1.0}))["share"] == 0.0

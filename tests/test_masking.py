@@ -31,14 +31,14 @@ def attention(shape=(2, 3), side=14, seed=0):
 
 
 def test_numbers_of_the_paper_and_of_the_reference():
-    assert (masking.Rule(14).num_kept, masking.Rule(14).num_removed) == (98, 98)
-    cells = masking.Rule(14, granularity="cell2x2")
+    assert (masking.RemovalRule(14).num_kept, masking.RemovalRule(14).num_removed) == (98, 98)
+    cells = masking.RemovalRule(14, granularity="cell2x2")
     assert (cells.num_kept, cells.num_removed) == (100, 96)
 
 
 @pytest.mark.parametrize("granularity", ["patch", "cell2x2"])
 def test_lowest_attention_is_removed(granularity):
-    rule, values = masking.Rule(14, granularity=granularity), attention()
+    rule, values = masking.RemovalRule(14, granularity=granularity), attention()
     hidden = masking.attention_low(rule, attention=jnp.asarray(values))
     for index in np.ndindex(2, 3):
         expected = lowest(values[index], 98) if granularity == "patch" else lowest_cells(values[index], 14, 24)
@@ -48,7 +48,7 @@ def test_lowest_attention_is_removed(granularity):
 @pytest.mark.parametrize("strategy", ["attention_low", "attention_high", "random"])
 @pytest.mark.parametrize("granularity", ["patch", "cell2x2"])
 def test_index_lists_divide_the_patches_in_order(strategy, granularity):
-    rule = masking.Rule(8, 0.5, granularity)
+    rule = masking.RemovalRule(8, 0.5, granularity)
     keys = jax.random.split(jax.random.key(0), 3)
     hidden = masking.strategy(strategy)(rule, attention=jnp.asarray(attention(side=8)), keys=keys, views=2)
     assert hidden.kept.shape == (2, 3, rule.num_kept) and hidden.removed.shape == (2, 3, rule.num_removed)
@@ -58,26 +58,26 @@ def test_index_lists_divide_the_patches_in_order(strategy, granularity):
 
 
 def test_highest_is_the_mirror_of_lowest():
-    rule, values = masking.Rule(14), jnp.asarray(attention())
+    rule, values = masking.RemovalRule(14), jnp.asarray(attention())
     low = masking.attention_low(rule, attention=values)
     high = masking.attention_high(rule, attention=values)
     np.testing.assert_array_equal(low.mask, ~high.mask)
 
 
 def test_ties_go_by_position():
-    hidden = masking.attention_low(masking.Rule(14), attention=jnp.ones((1, 196)))
+    hidden = masking.attention_low(masking.RemovalRule(14), attention=jnp.ones((1, 196)))
     np.testing.assert_array_equal(hidden.removed[0], np.arange(98))
 
 
 def test_jit_changes_no_mask():
-    rule, values = masking.Rule(14, granularity="cell2x2"), jnp.asarray(attention())
+    rule, values = masking.RemovalRule(14, granularity="cell2x2"), jnp.asarray(attention())
     eager = masking.attention_low(rule, attention=values)
     compiled = jax.jit(lambda a: masking.attention_low(rule, attention=a))(values)
     np.testing.assert_array_equal(eager.mask, compiled.mask)
 
 
 def test_random_depends_on_the_image_s_own_key_only():
-    rule, keys = masking.Rule(8), jax.random.split(jax.random.key(1), 4)
+    rule, keys = masking.RemovalRule(8), jax.random.split(jax.random.key(1), 4)
     together = masking.random(rule, keys=keys, views=2)
     alone = masking.random(rule, keys=keys[2:3], views=2)
     np.testing.assert_array_equal(together.mask[:, 2], alone.mask[:, 0])
@@ -86,7 +86,7 @@ def test_random_depends_on_the_image_s_own_key_only():
 
 def test_random_is_uniform():
     keys = jax.random.split(jax.random.key(2), 4000)
-    share = np.asarray(masking.random(masking.Rule(4), keys=keys, views=1).mask).mean((0, 1))
+    share = np.asarray(masking.random(masking.RemovalRule(4), keys=keys, views=1).mask).mean((0, 1))
     np.testing.assert_allclose(share, 0.5, atol=5 * 0.5 / 4000**0.5)
 
 
@@ -98,14 +98,14 @@ def test_cells_spread_back():
 
 @pytest.mark.parametrize("ratio", [0.25, 0.75, 0.9])
 def test_other_ratios(ratio):
-    assert masking.Rule(14, ratio).num_removed == int(196 * ratio)
+    assert masking.RemovalRule(14, ratio).num_removed == int(196 * ratio)
 
 
 @pytest.mark.parametrize(("granularity", "ratio"), [("patch", 0.005), ("cell2x2", 0.02)])
 def test_a_ratio_that_removes_nothing_is_refused_at_once(granularity, ratio):
     with pytest.raises(ValueError, match=rf"masking.ratio {ratio} removes no unit of a grid of .* greater than 0\.0"):
-        masking.Rule(14, ratio, granularity).checked()
-    assert masking.Rule(14, ratio + 0.01, granularity).checked().num_removed > 0
+        masking.RemovalRule(14, ratio, granularity).checked()
+    assert masking.RemovalRule(14, ratio + 0.01, granularity).checked().num_removed > 0
 
 
 def test_hide_highest_hides_as_many_as_asked_for():
@@ -125,7 +125,7 @@ def test_hints_lie_among_the_most_attended():
 
 
 def test_hint_removes_as_many_as_high_and_shows_some_of_the_top():
-    rule, values, keys = masking.Rule(14), jnp.asarray(attention()), jax.random.split(jax.random.key(0), 3)
+    rule, values, keys = masking.RemovalRule(14), jnp.asarray(attention()), jax.random.split(jax.random.key(0), 3)
     hint = masking.attention_hint(rule, attention=values, keys=keys, views=2)
     assert (hint.mask.sum(-1) == 98).all()
     for index in np.ndindex(2, 3):
@@ -133,12 +133,16 @@ def test_hint_removes_as_many_as_high_and_shows_some_of_the_top():
         assert hint.mask[index][order[:19]].sum() == 19 - 9  # int(.5 * 19) are shown
         assert hint.mask[index][order[19:107]].all()
     with pytest.raises(ValueError, match="attention_hint works by patch"):
-        masking.attention_hint(masking.Rule(14, granularity="cell2x2"), attention=values, keys=keys, views=2)
+        masking.attention_hint(masking.RemovalRule(14, granularity="cell2x2"), attention=values, keys=keys, views=2)
 
 
 @pytest.mark.parametrize("ratio", [0.9, 0.93, 0.97, 0.99])
 def test_hints_are_never_more_than_what_is_kept(ratio):
-    rule, values, keys = masking.Rule(14, ratio), jnp.asarray(attention()), jax.random.split(jax.random.key(0), 3)
+    rule, values, keys = (
+        masking.RemovalRule(14, ratio),
+        jnp.asarray(attention()),
+        jax.random.split(jax.random.key(0), 3),
+    )
     hint = masking.attention_hint(rule, attention=values, keys=keys, views=2)
     num_hints = min(int(ratio * 19), rule.num_kept)
     assert (hint.mask.sum(-1) == rule.num_removed).all()
@@ -161,10 +165,10 @@ def test_a_drawn_mask_lists_its_patches_first_and_fills_up():
 
 def test_errors_name_the_value():
     with pytest.raises(ValueError, match=r"ratio 1\.5"):
-        _ = masking.Rule(14, 1.5).num_kept
+        _ = masking.RemovalRule(14, 1.5).num_kept
     with pytest.raises(ValueError, match="'cell' is unknown; known: patch, cell2x2"):
-        _ = masking.Rule(14, 0.5, "cell").num_kept
+        _ = masking.RemovalRule(14, 0.5, "cell").num_kept
     with pytest.raises(ValueError, match="even number of patches along a side, not 7"):
-        _ = masking.Rule(7, 0.5, "cell2x2").num_kept
+        _ = masking.RemovalRule(7, 0.5, "cell2x2").num_kept
     with pytest.raises(ValueError, match="'lowest' is unknown; known: attention_low"):
         masking.strategy("lowest")

@@ -19,7 +19,7 @@ from detailclip_jax.evaluation.kept_objects import lowest
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference import model as inference
 from detailclip_jax.inference.embeddings import Key, Table
-from detailclip_jax.methods.masking import Rule
+from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.progress import Console
@@ -144,7 +144,7 @@ def test_attention_and_removed_patches_are_those_of_the_model(client, image, mod
         side, order = answer["side"], np.array(answer["order"])
         assert side**2 == len(order) and sorted(order) == list(range(side**2))
         for removed in range(1, side**2):
-            rule = Rule(side, (removed + 0.5) / side**2)
+            rule = RemovalRule(side, (removed + 0.5) / side**2)
             assert rule.num_removed == removed
             expected = np.asarray(lowest(jnp.asarray(attention.reshape(1, -1)), rule))[0]
             np.testing.assert_array_equal(order < removed, expected)

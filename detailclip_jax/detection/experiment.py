@@ -364,7 +364,7 @@ def _variables(config: ConfigDict, model: DetectionModel) -> fine_tuning.Variabl
 
 
 def device_loss(
-    params: Params, stats: Params, batch: Batch, keys: Array, setup: fine_tuning.Setup
+    params: Params, stats: Params, batch: Batch, keys: Array, setup: fine_tuning.TaskSetup
 ) -> tuple[Scalar, dict[str, Array], Params]:
     """The sum of the loss terms of the batch of all devices, and all of them; see `fine_tuning.train_step`."""
     outputs: Any = setup.model.apply({"params": params, STATS: stats}, batch, True, keys, mutable=STATS)

@@ -33,7 +33,7 @@ from detailclip_jax.evaluation.image_batches import MAX_AHEAD
 from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval
 from detailclip_jax.evaluation.zero_shot import owners
 from detailclip_jax.inference.batching import SHAPES, fetch, fill, filled, in_turn, mesh_of, place, valid_rows
-from detailclip_jax.inference.dense import Layout, dense_encoder, layout
+from detailclip_jax.inference.dense import ImageLayout, dense_encoder, layout
 from detailclip_jax.models.towers import build
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import Unmeasurable
@@ -48,7 +48,7 @@ PARTS = ("image", "image_projection")
 class Cut(NamedTuple):
     """One image: how it is cut, its windows, and its labels."""
 
-    layout: Layout
+    layout: ImageLayout
     windows: list[UInt8[np.ndarray, "h w 3"]]
     mask: Integer[np.ndarray, "H W"]
 

@@ -10,12 +10,12 @@ from jaxtyping import Shaped
 
 from detailclip_jax.evaluation.metrics import Metric, mean_metric
 from detailclip_jax.inference.batching import Batches, gather, mesh_of
-from detailclip_jax.methods.masking import Rule, attention_low
+from detailclip_jax.methods.masking import RemovalRule, attention_low
 from detailclip_jax.types import Array, Bool, Float, Params
 
 
 @partial(jax.jit, static_argnames="rule")
-def lowest(attention: Float[Array, "B N"], rule: Rule) -> Bool[Array, "B N"]:
+def lowest(attention: Float[Array, "B N"], rule: RemovalRule) -> Bool[Array, "B N"]:
     """True where a patch is removed because its attention is low."""
     return attention_low(rule, attention=attention).mask
 
@@ -35,7 +35,7 @@ class KeptObjects:
 
     needs = ("image",)
 
-    def __init__(self, encode: Any, *, batches: Batches, rule: Rule):
+    def __init__(self, encode: Any, *, batches: Batches, rule: RemovalRule):
         self.encode, self.batches = encode, batches
         self.rule = rule
 

@@ -15,7 +15,7 @@ from detailclip_jax.data.stickers.stickers import ON_WHITE, WHITE_SIDES, Sticker
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation.sets import DEFAULT_STYLE
 from detailclip_jax.inference.batching import PaddedBatch
-from detailclip_jax.methods.masking import Rule
+from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models.sizes import num_side_patches
 
 BATCH_SIZE = 250
@@ -71,7 +71,7 @@ def kept_objects(config: ConfigDict, num_scenes: int = NUM_KEPT) -> dict[str, An
     Half of the patches are removed, whatever the method itself removes, so that methods are comparable.
     """
     (source,) = kept_objects_scenes(config, num_scenes)
-    return {"batches": batches(source, config), "rule": Rule(num_side_patches(config.model))}
+    return {"batches": batches(source, config), "rule": RemovalRule(num_side_patches(config.model))}
 
 
 def kept_objects_scenes(config: ConfigDict, num_scenes: int = NUM_KEPT) -> tuple[Stickers]:

@@ -63,7 +63,7 @@ def check_readout(readout: str) -> None:
         raise ValueError(unknown("read-out", readout, READOUTS))
 
 
-class Layout(NamedTuple):
+class ImageLayout(NamedTuple):
     """How one image is cut: (height, width) of the resized image, and its windows along both axes."""
 
     size: tuple[int, int]
@@ -86,7 +86,9 @@ class Layout(NamedTuple):
         return combine(features @ texts.T, self.down, self.across)
 
 
-def layout(shape: Sequence[int], pipeline: Pipeline, model: ConfigDict, out: tuple[int, int] | None = None) -> Layout:
+def layout(
+    shape: Sequence[int], pipeline: Pipeline, model: ConfigDict, out: tuple[int, int] | None = None
+) -> ImageLayout:
     """The layout of an image of `shape` (height, width, ...) for the model of `config.model`.
 
     Maps have the size `out`, by default that of the image.
@@ -97,7 +99,7 @@ def layout(shape: Sequence[int], pipeline: Pipeline, model: ConfigDict, out: tup
     rows, columns = out or tuple(shape[:2])
     down = axis(height, rows, patch_size, window, stride, pipeline.pad)
     across = axis(width, columns, patch_size, window, stride, pipeline.pad)
-    return Layout(size, pipeline.squash, down, across)
+    return ImageLayout(size, pipeline.squash, down, across)
 
 
 def windows_of(pipeline: Pipeline, model: ConfigDict) -> tuple[int | None, int]:

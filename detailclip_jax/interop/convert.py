@@ -15,11 +15,11 @@ from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.interop import files, hub, own, tables, tips
-from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, Layout
+from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, TensorLayout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
 from detailclip_jax.interop.resizing import fit_granularity, resize
 from detailclip_jax.interop.tables import Entry, StateDict, Table
-from detailclip_jax.methods.masking import Rule
+from detailclip_jax.methods.masking import RemovalRule
 from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
@@ -85,7 +85,7 @@ def load(
 
 
 def _converted(
-    chosen: Layout, state_dict: StateDict, options: Mapping[str, Any], flags: Mapping[str, Any]
+    chosen: TensorLayout, state_dict: StateDict, options: Mapping[str, Any], flags: Mapping[str, Any]
 ) -> tuple[Networks, dict[str, Params], ConfigDict]:
     _check_required(chosen, options)
     state_dict = chosen.prepare(state_dict)
@@ -109,7 +109,7 @@ def _set_ratio(config: ConfigDict, kept: Any) -> None:
     """Sets masking.ratio, the share removed, from a published mask_ratio, the share kept."""
     try:
         removed = 1.0 - kept
-        Rule(num_side_patches(config.model), removed, config.masking.granularity).checked()
+        RemovalRule(num_side_patches(config.model), removed, config.masking.granularity).checked()
     except (TypeError, ValueError):
         logging.warning(
             "mask_ratio %r among the flags of the file is not a valid share of kept patches; "
@@ -168,7 +168,7 @@ def _open(path: Path) -> tuple[Any, dict[str, Any]]:
     return files.read(file), hub.sidecar_options(file)
 
 
-def choose(tensors: Any, name: str | None) -> tuple[Layout, dict[str, np.ndarray]]:
+def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.ndarray]]:
     """The layout whose `marks` are all present, and the state dict under that layout's keys.
 
     If no layout of the given name has all its marks, the last one is returned, so that `check` can list what is
@@ -195,7 +195,7 @@ def choose(tensors: Any, name: str | None) -> tuple[Layout, dict[str, np.ndarray
     return candidates[-1], found
 
 
-def _at_root(tensors: Any, layout: Layout) -> Mapping[str, Any]:
+def _at_root(tensors: Any, layout: TensorLayout) -> Mapping[str, Any]:
     """The state dict within a checkpoint: at one of the layout's `roots`, its `parts`, or the checkpoint itself."""
     if layout.parts and isinstance(tensors, Mapping) and all(isinstance(tensors.get(p), Mapping) for p in layout.parts):
         return {f"{p}.{layout.clean(str(key))}": value for p in layout.parts for key, value in tensors[p].items()}
@@ -209,7 +209,7 @@ def _at_root(tensors: Any, layout: Layout) -> Mapping[str, Any]:
     return tensors
 
 
-def _named(tensors: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+def _named(tensors: Mapping[str, Any], layout: TensorLayout) -> dict[str, Any]:
     """The state dict with the prefixes of wrappers removed from its keys."""
     found: dict[str, Any] = {}
     for key, value in tensors.items():
@@ -226,7 +226,7 @@ def _only_tensors(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return dict(found)
 
 
-def _check_required(layout: Layout, options: Mapping[str, Any]) -> None:
+def _check_required(layout: TensorLayout, options: Mapping[str, Any]) -> None:
     if missing := [name for name in layout.needs if name not in options]:
         flag = missing[0].replace("_", "-")
         raise ValueError(
@@ -236,7 +236,7 @@ def _check_required(layout: Layout, options: Mapping[str, Any]) -> None:
         )
 
 
-def config_of(layout: Layout, spec: Spec, options: Mapping[str, Any]) -> ConfigDict:
+def config_of(layout: TensorLayout, spec: Spec, options: Mapping[str, Any]) -> ConfigDict:
     """The config of an imported model: all that is needed to build it and to preprocess its inputs."""
     config = default()
     config.method = layout.method
@@ -263,7 +263,7 @@ def _set_tokenizer(config: ConfigDict, options: Mapping[str, Any]) -> None:
         vocabularies.record(config)
 
 
-def preprocess_of(layout: Layout, options: Mapping[str, Any]) -> dict[str, Any]:
+def preprocess_of(layout: TensorLayout, options: Mapping[str, Any]) -> dict[str, Any]:
     """`config.preprocess` from the options, which include the config file with the weights, or the family's default.
 
     Raises ValueError for an unknown normalisation.
@@ -281,7 +281,7 @@ def preprocess_of(layout: Layout, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read(layout: Layout, state_dict: StateDict, spec: Spec, own_shapes: Any) -> dict[str, Params]:
+def _read(layout: TensorLayout, state_dict: StateDict, spec: Spec, own_shapes: Any) -> dict[str, Params]:
     """Student and teacher of a checked state dict, in newly allocated memory."""
     table = layout.table(spec)
     check(layout, table, state_dict, own_shapes)
@@ -308,7 +308,7 @@ def expected_shapes(table: Table, own_shapes: Any) -> dict[str, tuple[int, ...]]
     return shapes | copies | {key: value.shape for key, value in table.constants.items()}
 
 
-def check(layout: Layout, table: Table, state_dict: StateDict, own_shapes: Any) -> None:
+def check(layout: TensorLayout, table: Table, state_dict: StateDict, own_shapes: Any) -> None:
     """Raises ValueError that lists missing, unknown and wrongly shaped tensors."""
     expected = expected_shapes(table, own_shapes)
     missing = [f"{key} {expected[key]}" for key in expected if key not in state_dict]
@@ -339,7 +339,7 @@ def _check_known(table: Table, state_dict: StateDict) -> None:
             raise ValueError(f"tensor {key} differs from {what}; this package has no parameter for it")
 
 
-def _check_numbers(state_dict: StateDict, layout: Layout) -> None:
+def _check_numbers(state_dict: StateDict, layout: TensorLayout) -> None:
     kept = {key: value for key, value in state_dict.items() if not layout.drops_key(key)}
     kinds = {key: str(np.asarray(value).dtype) for key, value in kept.items()}
     floats = ("float64", "float32", "float16", "bfloat16")
@@ -398,7 +398,7 @@ def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], 
     return tree
 
 
-def layout_for(config: ConfigDict, name: str) -> Layout:
+def layout_for(config: ConfigDict, name: str) -> TensorLayout:
     """The layout of this name that can represent a model; raises ValueError with the reason if there is none."""
     candidates = [layout for layout in LAYOUTS if layout.name == name]
     if not candidates:

@@ -68,7 +68,7 @@ def published_tips(config: ConfigDict) -> ConfigDict:
     return config
 
 
-class Layout(NamedTuple):
+class TensorLayout(NamedTuple):
     """The tensor names of one kind of model.
 
     `marks` are keys that only this layout and the models of `shared_with` have. `drops` are patterns of keys that
@@ -289,14 +289,16 @@ TIMM_EVAL: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 0.9}  # timm's r
 DINO_DROPS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
 
 
-def _distilled(name: str, mark: str) -> Layout:
+def _distilled(name: str, mark: str) -> TensorLayout:
     """A ViT of DINO's family: the teacher, if the checkpoint has student and teacher."""
-    encoder = Layout(name, "image_encoder", ("cls_token", mark), VIT, timm_vit.vit_table, fits=fits_timm, **EVAL_256)
+    encoder = TensorLayout(
+        name, "image_encoder", ("cls_token", mark), VIT, timm_vit.vit_table, fits=fits_timm, **EVAL_256
+    )
     return encoder._replace(prefixes=("backbone.",), roots=("teacher", "state_dict", "model"), drops=DINO_DROPS)
 
 
 LAYOUTS = (
-    Layout(
+    TensorLayout(
         "reference",
         "detailclip",
         ("visual_ema.cls_token", "ibot_head_e.mlp.0.weight"),
@@ -308,7 +310,7 @@ LAYOUTS = (
         published=reference_preset,
         keeps_mask_ratio=True,
     ),
-    Layout(
+    TensorLayout(
         "aclip",
         "aclip",
         ("visual_ema.cls_token", "im_proj_byol_e.0.weight"),
@@ -321,7 +323,7 @@ LAYOUTS = (
         published=published_aclip,
         keeps_mask_ratio=True,
     ),
-    Layout(
+    TensorLayout(
         "flair",
         "flair",
         ("visual.class_embedding", "visual_proj.ln_v.weight", flair.IMAGE_PROJECTION),
@@ -335,7 +337,7 @@ LAYOUTS = (
         filter="bicubic",
         published=published_flair,
     ),
-    Layout(
+    TensorLayout(
         "slip",
         "slip",
         ("visual.cls_token", "image_mlp.layer1.weight"),
@@ -346,7 +348,7 @@ LAYOUTS = (
         heads=SLIP_HEADS,
         crops={"clean": {}},
     ),
-    Layout(
+    TensorLayout(
         "clip",
         "clip",
         ("visual.cls_token", "image_projection"),
@@ -355,7 +357,7 @@ LAYOUTS = (
         CLIP_TEXT,
         heads=SLIP_HEADS,
     ),
-    Layout(
+    TensorLayout(
         "openai",
         "clip",
         ("visual.class_embedding", "visual.ln_pre.weight", "input_resolution"),
@@ -368,7 +370,7 @@ LAYOUTS = (
         filter="bicubic",
         drops=BUFFERS,
     ),
-    Layout(
+    TensorLayout(
         "open_clip",
         "clip",
         ("visual.class_embedding", "visual.ln_pre.weight"),
@@ -381,7 +383,7 @@ LAYOUTS = (
         filter="bicubic",
         needs=("activation",),
     ),
-    Layout(
+    TensorLayout(
         "cosmos",
         "cosmos",
         ("student.visual.class_embedding", "student.visual.attn_cross_pool.ln_q.weight", "teacher.visual.proj"),
@@ -397,7 +399,7 @@ LAYOUTS = (
         drops=tuple(rf"{cosmos.TEACHER}\.{name}" for name in cosmos.UNUSED),
         published=published_cosmos,
     ),
-    Layout(
+    TensorLayout(
         "open_clip",
         "clip",
         ("visual.trunk.cls_token", "visual.head.proj.weight"),
@@ -407,7 +409,7 @@ LAYOUTS = (
         filter="bicubic",
         needs=("text_activation",),
     ),
-    Layout(
+    TensorLayout(
         "huggingface",
         "clip",
         ("vision_model.embeddings.cls_token", "text_model.encoder.layers.0.layer_norm1.weight"),
@@ -418,7 +420,7 @@ LAYOUTS = (
         needs=("text_activation",),
         states_text_eps=True,
     ),
-    Layout(
+    TensorLayout(
         "huggingface",
         "clip",
         ("vision_model.embeddings.class_embedding", "text_model.encoder.layers.0.layer_norm1.weight"),
@@ -433,7 +435,7 @@ LAYOUTS = (
         needs=("activation",),
         states_text_eps=True,
     ),
-    Layout(
+    TensorLayout(
         "huggingface",
         "siglip",
         ("vision_model.head.probe", "logit_bias"),
@@ -452,7 +454,7 @@ LAYOUTS = (
         drops=(r".*\.position_ids",),
         states_text_eps=True,
     ),
-    Layout(
+    TensorLayout(
         "tips",
         "clip",
         (f"{tips.VISION}.register_tokens", f"{tips.TEXT}.token_embedding.weight"),
@@ -471,7 +473,7 @@ LAYOUTS = (
         published=published_tips,
         **TIPS_EVAL,
     ),
-    Layout(
+    TensorLayout(
         "tips",
         "image_encoder",
         ("cls_token", "register_tokens", "blocks.0.ls1.gamma"),
@@ -486,7 +488,7 @@ LAYOUTS = (
         published=published_tips,
         **TIPS_EVAL,
     ),
-    Layout(
+    TensorLayout(
         "mae",
         "image_encoder",
         ("cls_token", "mask_token", "decoder_embed.weight"),
@@ -498,7 +500,7 @@ LAYOUTS = (
     ),
     _distilled("ibot", "masked_embed"),
     _distilled("dino", "head.last_layer.weight_v"),
-    Layout(
+    TensorLayout(
         "timm",
         "image_encoder",
         ("cls_token", "norm_pre.weight"),
@@ -511,7 +513,7 @@ LAYOUTS = (
         needs=("activation",),
         **TIMM_EVAL,
     ),
-    Layout(
+    TensorLayout(
         "timm",
         "image_encoder",
         ("cls_token", "blocks.0.norm1.weight"),

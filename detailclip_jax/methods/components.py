@@ -48,13 +48,13 @@ def no_attention(targets: Targets, views: Views) -> None:
     """Returns None: for masks that do not depend on a teacher."""
 
 
-def mask_rule(config: ConfigDict) -> masking.Rule:
+def mask_rule(config: ConfigDict) -> masking.RemovalRule:
     """Builds the rule for the number of patches that `config.masking` removes; ValueError for invalid settings."""
     masks, side = config.masking, sizes.num_side_patches(config.model)
-    return masking.Rule(side, masks.ratio, masks.granularity, masks.rounded).checked()
+    return masking.RemovalRule(side, masks.ratio, masks.granularity, masks.rounded).checked()
 
 
-def mask_by(rule: masking.Rule, strategy: masking.Strategy, attention: Callable, num_views: int) -> Callable:
+def mask_by(rule: masking.RemovalRule, strategy: masking.Strategy, attention: Callable, num_views: int) -> Callable:
     """Returns a mask function: `strategy` selects patches by what `attention` returns, or by random keys."""
 
     def mask(targets: Targets, views: Views, batch: Batch, keys: Keys) -> Hidden:

@@ -1,7 +1,7 @@
 """Token removal (paper section 3.2.3): strategies that select the patches hidden from the student.
 
 All strategies have the signature `(rule, *, attention, keys, views) -> Hidden`, so they are interchangeable. The
-`Rule` sets the number of removed patches, which is static; which patches are removed is traced.
+`RemovalRule` sets the number of removed patches, which is static; which patches are removed is traced.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from detailclip_jax.types import Array, Bool, Float, Hidden, Int
 
 
-class Rule(NamedTuple):
+class RemovalRule(NamedTuple):
     """The number of patches that are removed from a `side` x `side` grid, and the unit: single patches or 2x2 cells."""
 
     side: int
@@ -60,7 +60,7 @@ class Rule(NamedTuple):
             )
         return removed
 
-    def checked(self) -> "Rule":
+    def checked(self) -> "RemovalRule":
         """Returns the rule; raises the errors of `num_removed_units` now instead of while a step is traced."""
         _ = self.num_removed_units
         return self
@@ -83,7 +83,7 @@ HINT = 0.1  # AttMask-Hint keeps random patches of this share of the most attend
 Strategy = Callable[..., Hidden]
 
 
-def attention_low(rule: Rule, *, attention: Float[Array, "*batch N"], **_) -> Hidden:
+def attention_low(rule: RemovalRule, *, attention: Float[Array, "*batch N"], **_) -> Hidden:
     """Removes the patches with the lowest CLS attention (eq. 9), or the cells with the lowest mean.
 
     Of equal values the one at the lower index is removed first (`jax.lax.top_k`), so all devices agree.
@@ -91,12 +91,12 @@ def attention_low(rule: Rule, *, attention: Float[Array, "*batch N"], **_) -> Hi
     return _remove_top(rule, -attention)
 
 
-def attention_high(rule: Rule, *, attention: Float[Array, "*batch N"], **_) -> Hidden:
+def attention_high(rule: RemovalRule, *, attention: Float[Array, "*batch N"], **_) -> Hidden:
     """Removes the patches with the highest CLS attention, or the cells with the highest mean (AttMask-High)."""
     return _remove_top(rule, attention)
 
 
-def attention_hint(rule: Rule, *, attention: Float[Array, "*batch N"], keys: Array, views: int, **_) -> Hidden:
+def attention_hint(rule: RemovalRule, *, attention: Float[Array, "*batch N"], keys: Array, views: int, **_) -> Hidden:
     """Removes the most attended patches except random hints (AttMask-Hint).
 
     Hints are int(ratio n) random patches of the n = int(HINT N) most attended ones, but no more than are kept at all
@@ -112,7 +112,7 @@ def attention_hint(rule: Rule, *, attention: Float[Array, "*batch N"], keys: Arr
     return _remove_top(rule, jnp.where(hints, -jnp.inf, attention))
 
 
-def random(rule: Rule, *, keys: Array, views: int, **_) -> Hidden:
+def random(rule: RemovalRule, *, keys: Array, views: int, **_) -> Hidden:
     """Removes random patches or cells, as in MAE.
 
     `keys` [B] holds one key per image, so the result does not depend on the number of devices.
@@ -187,11 +187,11 @@ def _positions(mask: Bool[Array, "*batch N"], count: int) -> Int[Array, "*batch 
     return jax.lax.top_k(mask.astype(jnp.int32), count)[1]
 
 
-def _remove_top(rule: Rule, scores: Float[Array, "*batch N"]) -> Hidden:
+def _remove_top(rule: RemovalRule, scores: Float[Array, "*batch N"]) -> Hidden:
     return _remove_units(rule, cell_scores(scores, rule.side, rule.cell) if rule.cell > 1 else scores)
 
 
-def _remove_units(rule: Rule, scores: Float[Array, "*batch M"]) -> Hidden:
+def _remove_units(rule: RemovalRule, scores: Float[Array, "*batch M"]) -> Hidden:
     _, removed = jax.lax.top_k(scores, rule.num_removed_units)
     units = jnp.zeros(scores.shape, bool)
     units = jnp.put_along_axis(units, removed, True, axis=-1, inplace=False)

@@ -9,7 +9,7 @@ from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed, run_blocks
 from detailclip_jax.models.layers import LayerNorm, Linear, uniform_fan_in
 from detailclip_jax.models.positions import sincos_positions
-from detailclip_jax.models.registry import Build, Network, Rule
+from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.types import Array, Float, Hidden, Tokens
 
@@ -89,4 +89,4 @@ def decoder(build: Build) -> Decoder:
     )
 
 
-NETWORKS = {"decoder": Network(decoder, (Rule("mask_token", decayed=True, vector=True),))}
+NETWORKS = {"decoder": Network(decoder, (ParameterRule("mask_token", decayed=True, vector=True),))}

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from detailclip_jax.kernels.chunked_logits import Logits
 from detailclip_jax.models.layers import Linear, exact_gelu, uniform_fan_in
-from detailclip_jax.models.registry import Build, Network, Rule
+from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.models.sizes import num_prototypes
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.types import FSDP, Array, Float, Scalar
@@ -60,7 +60,7 @@ def scalar(start: float, bounds: tuple[float, float] | None = None) -> Network:
 
     uses(logit_bias=scalar(-10.0))       # a method's own number, see methods.method.uses
     """
-    return Network(lambda build: ScalarParameter(start), (Rule("value", bounds=bounds),))
+    return Network(lambda build: ScalarParameter(start), (ParameterRule("value", bounds=bounds),))
 
 
 class MaskToken(nn.Module):
@@ -182,14 +182,16 @@ NETWORKS = {
     "image_projection": Network(image_projection, frozen={"proj/kernel": "image_is_embedding"}),
     "text_projection": Network(text_projection),
     "logit_scale": scalar(math.log(1 / 0.07), bounds=(0.0, math.log(100))),  # as in CLIP: a scale of 1 to 100
-    "mask_token": Network(lambda build: MaskToken(build.size.width), (Rule("value", decayed=True, vector=True),)),
+    "mask_token": Network(
+        lambda build: MaskToken(build.size.width), (ParameterRule("value", decayed=True, vector=True),)
+    ),
     "pixel_head": Network(pixel_head),
     "class_head": Network(class_head),
     "prototype_head": Network(
         prototype_head,
         (
-            Rule("direction", decayed=True, spec=P(FSDP, None), late=True),
-            Rule("gain", decayed=True, vector=True, late=True),
+            ParameterRule("direction", decayed=True, spec=P(FSDP, None), late=True),
+            ParameterRule("gain", decayed=True, vector=True, late=True),
         ),
         frozen={"gain": "freeze_gain"},
     ),

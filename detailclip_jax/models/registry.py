@@ -29,7 +29,7 @@ class Build(NamedTuple):
         return choose_kernel(self.model.attention, self.dtype, width // num_heads)
 
 
-class Rule(NamedTuple):
+class ParameterRule(NamedTuple):
     """How parameters are treated; the first rule applies whose pattern matches the path inside of the network."""
 
     pattern: str
@@ -41,8 +41,8 @@ class Rule(NamedTuple):
 
 
 COMMON = (  # rules for the end of a path, in all networks; a network's own rules come first
-    Rule("(bias|scale)"),
-    Rule("kernel", decayed=True, spec=P(FSDP, None)),
+    ParameterRule("(bias|scale)"),
+    ParameterRule("kernel", decayed=True, spec=P(FSDP, None)),
 )
 
 
@@ -53,14 +53,14 @@ class Network(NamedTuple):
     """
 
     make: Callable[[Build], nn.Module]
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[ParameterRule, ...] = ()
     frozen: Mapping[str, str] = {}
     batch_norm: bool = False  # whether it normalises over the batch, so that its outputs depend on all images
 
 
-def own_rules(networks: Mapping[str, Network]) -> dict[str, Rule]:
+def own_rules(networks: Mapping[str, Network]) -> dict[str, ParameterRule]:
     """Returns the networks' own rules by the pattern of the whole path.
 
-    own_rules({"mask_token": mask_token}) == {"mask_token/value": Rule("value", decayed=True, vector=True)}
+    own_rules({"mask_token": mask_token}) == {"mask_token/value": ParameterRule("value", decayed=True, vector=True)}
     """
     return {f"{name}/{rule.pattern}": rule for name, network in networks.items() for rule in network.rules}

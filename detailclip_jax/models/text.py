@@ -11,7 +11,7 @@ from detailclip_jax.data.tokenizer import PAD
 from detailclip_jax.models.attention import Kernel
 from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed, run_blocks
 from detailclip_jax.models.layers import LayerNorm, activation_named, uniform_fan_in
-from detailclip_jax.models.registry import Build, Network, Rule
+from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int
 
 
@@ -186,8 +186,8 @@ NETWORKS = {
     "text": Network(
         text_encoder,
         (
-            Rule("token_embedding", decayed=True, spec=P(FSDP, None)),
-            Rule("positions", decayed=True, spec=P(None, FSDP)),
+            ParameterRule("token_embedding", decayed=True, spec=P(FSDP, None)),
+            ParameterRule("positions", decayed=True, spec=P(None, FSDP)),
         ),
     )
 }

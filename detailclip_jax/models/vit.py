@@ -14,7 +14,7 @@ from detailclip_jax.models.block import Block, BlockInit, Gather, branch_scales,
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, uniform_fan_in
 from detailclip_jax.models.patches import patchify, take
 from detailclip_jax.models.positions import interpolate, sincos_positions
-from detailclip_jax.models.registry import Build, Network, Rule
+from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int, Tokens
 
 NORMAL = nn.initializers.normal(0.02)
@@ -229,9 +229,9 @@ NETWORKS = {
         image_encoder,
         # the reference stores both with leading axes of 1, so it decays them
         (
-            *(Rule(name, decayed=True, vector=True) for name in ("cls_token", "extra_tokens")),
-            Rule("positions", decayed=True, spec=P(None, FSDP)),
-            Rule("pool/probe"),  # SigLIP's code decays kernels only
+            *(ParameterRule(name, decayed=True, vector=True) for name in ("cls_token", "extra_tokens")),
+            ParameterRule("positions", decayed=True, spec=P(None, FSDP)),
+            ParameterRule("pool/probe"),  # SigLIP's code decays kernels only
         ),
         frozen={"patch_embed/.*": "freeze_patch_embed"},
     )

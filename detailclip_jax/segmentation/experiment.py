@@ -292,7 +292,7 @@ def _variables(config: ConfigDict, model: SegmentationModel) -> fine_tuning.Vari
 
 
 def device_loss(
-    params: Params, stats: Params, batch: Batch, keys: Array, setup: fine_tuning.Setup
+    params: Params, stats: Params, batch: Batch, keys: Array, setup: fine_tuning.TaskSetup
 ) -> tuple[Scalar, dict[str, Array], Params]:
     """Loss of the head plus the weighted loss of the auxiliary head: the mean over devices; see `fine_tuning`."""
     total, values, stats = _own_loss(params, stats, batch, keys, setup)
@@ -303,7 +303,7 @@ def device_loss(
 
 
 def _own_loss(
-    params: Params, stats: Params, batch: Batch, keys: Array, setup: fine_tuning.Setup
+    params: Params, stats: Params, batch: Batch, keys: Array, setup: fine_tuning.TaskSetup
 ) -> tuple[Scalar, dict[str, Any], Params]:
     """The loss of a device's share of the batch, what to log of it, and the new BatchNorm statistics."""
     images, labels = prepared(batch, setup.config), batch["labels"].astype(jnp.int32)

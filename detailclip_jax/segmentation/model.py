@@ -12,7 +12,7 @@ from detailclip_jax.types import Array, Float
 HEAD, AUXILIARY = 1_000_000, 1_000_001  # folded into an image's key; drop path folds in the numbers of the blocks
 
 
-class Logits(NamedTuple):
+class HeadLogits(NamedTuple):
     """Logits of both heads; `auxiliary` is None without an auxiliary head, and in evaluation."""
 
     head: Float[Array, "B h w K"]
@@ -32,7 +32,7 @@ class SegmentationModel(nn.Module):
 
     def __call__(
         self, images: Float[Array, "B height width 3"], train: bool = False, keys: Array | None = None
-    ) -> Logits:
+    ) -> HeadLogits:
         """Computes logits of normalised images; `keys` [B] enable drop path and dropout.
 
         `train` lets BatchNorm use the batch's statistics; the collection "batch_stats" must then be mutable.
@@ -42,8 +42,8 @@ class SegmentationModel(nn.Module):
             features = _stopped(features)
         head = self.head(features, train, None if keys is None else fold_in(keys, HEAD))
         if self.auxiliary is None or not (train or self.is_initializing()):
-            return Logits(head, None)
-        return Logits(head, self.auxiliary(features, train, None if keys is None else fold_in(keys, AUXILIARY)))
+            return HeadLogits(head, None)
+        return HeadLogits(head, self.auxiliary(features, train, None if keys is None else fold_in(keys, AUXILIARY)))
 
 
 def _stopped(features: Any) -> Any:

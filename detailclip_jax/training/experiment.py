@@ -23,7 +23,7 @@ from detailclip_jax.training import forward_pass, mixing, optimizer, schedules, 
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.training.forward_pass import ForwardPass, make_keys
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.train_step import Layout, Schedules, Setup, combined_loss, train_step
+from detailclip_jax.training.train_step import Schedules, StepLayout, StepSetup, combined_loss, train_step
 from detailclip_jax.types import Array, Axis, Batch, Int, Params
 
 
@@ -37,8 +37,8 @@ class Experiment(NamedTuple):
 
     config: ConfigDict
     model: Networks  # for one device, with whole parameters; `setup` has those for the mesh
-    setup: Setup  # what a step computes
-    layout: Layout  # where it computes it
+    setup: StepSetup  # what a step computes
+    layout: StepLayout  # where it computes it
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
     train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
     forward: jax.stages.Wrapped  # (state, batch) -> Forward: masks, tokens, predicted pixels; for figures
@@ -101,7 +101,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     setup = build_setup(config, forward_of(config, method, on_mesh), weights.params)
     shapes = weights.replace(opt_state=jax.eval_shape(setup.optimizer.init, weights.params))
     shapes = _placed(shapes, mesh, sharding.rules(method.networks))
-    layout = Layout(mesh, sharding.specs(_places(shapes)))
+    layout = StepLayout(mesh, sharding.specs(_places(shapes)))
     step = _compiled_step(setup, layout, _places(shapes), config.model.matmul_precision)
     if config.accumulation > 1:  # a term that chunks cannot compute exactly is refused here, not when the run starts
         jax.eval_shape(step, shapes, jax.eval_shape(lambda: dummy_batch(config, config.batch_size)))
@@ -109,19 +109,19 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     return Experiment(config, model, setup, layout, shapes, step, record, encoders(model, config))
 
 
-def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[optimizer.Rule, ...]:
+def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[optimizer.DecayRule, ...]:
     """Returns the rules that assign the networks' parameters to the groups of AdamW."""
     given = config.optimizer
     return optimizer.rules(networks, config.model, given.decay_1d, given.decay_positions)
 
 
-def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> Setup:
+def build_setup(config: ConfigDict, given: ForwardPass, params: Params) -> StepSetup:
     """Builds what a step computes; `params` are the parameters or their shapes."""
     networks, plan = given.method.networks, build_schedules(config, given.method)
     groups, late = optimizer.labels(params, group_rules(config, networks)), optimizer.late(params, networks)
     waiting = round(config.optimizer.frozen_prototype_epochs * steps_of_epoch(config))
     adamw = optimizer.build(config.optimizer, plan.learning_rate, groups, build_weight_decay(config), waiting, late)
-    return Setup(
+    return StepSetup(
         given,
         optimizer=optimizer.scaled_rates(adamw, params, config.optimizer),
         groups=groups,
@@ -233,7 +233,7 @@ def create_state(
     return train_state.create(params, batch_stats, optimizer, given.method.ema, centers, run_key)
 
 
-def _placed(shapes: TrainState, mesh: Mesh, table: tuple[sharding.Rule, ...]) -> TrainState:
+def _placed(shapes: TrainState, mesh: Mesh, table: tuple[sharding.ShardingRule, ...]) -> TrainState:
     """The shapes with the shardings that the table gives them on the mesh."""
     places = sharding.shardings(shapes, mesh, table)
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
@@ -244,7 +244,9 @@ def _places(shapes: TrainState) -> TrainState:
     return jax.tree.map(lambda shape: shape.sharding, shapes)
 
 
-def _compiled_step(setup: Setup, layout: Layout, places: TrainState, precision: str | None) -> jax.stages.Wrapped:
+def _compiled_step(
+    setup: StepSetup, layout: StepLayout, places: TrainState, precision: str | None
+) -> jax.stages.Wrapped:
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         with matmul_precision(precision):
             return train_step(state, batch, setup, layout)

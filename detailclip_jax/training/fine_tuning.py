@@ -30,9 +30,9 @@ from detailclip_jax.training.schedules import Schedule
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.types import BATCH, Array, Batch, Params, PyTree, Scalar
 
-EVERYTHING = optimizer.Rule(r".*", optimizer.DECAYED)
-ENCODER = optimizer.Rule(r"image/.*", optimizer.FROZEN)
-PATCHES = optimizer.Rule(r"image/patch_embed/.*", optimizer.FROZEN)
+EVERYTHING = optimizer.DecayRule(r".*", optimizer.DECAYED)
+ENCODER = optimizer.DecayRule(r"image/.*", optimizer.FROZEN)
+PATCHES = optimizer.DecayRule(r"image/patch_embed/.*", optimizer.FROZEN)
 
 
 def polynomial(peak: float, total: int, warmup: int, ratio: float, power: float = 1.0) -> Schedule:
@@ -96,7 +96,7 @@ def schedule_of(config: ConfigDict) -> Schedule:
     return polynomial(given[0], total, *given[1:], fields.power)
 
 
-def rules(config: ConfigDict) -> tuple[optimizer.Rule, ...]:
+def rules(config: ConfigDict) -> tuple[optimizer.DecayRule, ...]:
     """Returns the groups of the parameters: frozen, decayed, or not decayed.
 
     As in pretraining, tensors of two or more dimensions decay, also positions and the class token; biases, norms and
@@ -148,7 +148,7 @@ def table_text(params: Params, config: ConfigDict) -> str:
 Variables = Callable[[Array], tuple[Params, Params]]  # from a key to parameters and BatchNorm statistics
 
 
-class Setup(NamedTuple):
+class TaskSetup(NamedTuple):
     """The constant inputs of a training step."""
 
     config: ConfigDict
@@ -161,16 +161,16 @@ class Setup(NamedTuple):
     placed: TrainState  # a PartitionSpec for every array of the state
 
 
-Loss = Callable[[Params, Params, Batch, Array, Setup], tuple[Scalar, dict[str, Array], Params]]
+Loss = Callable[[Params, Params, Batch, Array, TaskSetup], tuple[Scalar, dict[str, Array], Params]]
 
 
-def set_up(config: ConfigDict, model: Any, variables: Variables, mesh: Mesh) -> tuple[Setup, TrainState]:
+def set_up(config: ConfigDict, model: Any, variables: Variables, mesh: Mesh) -> tuple[TaskSetup, TrainState]:
     """Builds optimiser and placement; returns them with the shapes and shardings of the state."""
     variables = jax.jit(variables)  # traced once, here, for the shapes of the state and for its values
     params, _ = jax.eval_shape(variables, jax.random.key(0))
     adamw, schedule, groups = build(params, config)
     shapes, specs = state_shapes(functools.partial(create, variables=variables, adamw=adamw), mesh)
-    return Setup(config, model, variables, adamw, schedule, groups, mesh, specs), shapes
+    return TaskSetup(config, model, variables, adamw, schedule, groups, mesh, specs), shapes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,7 +178,7 @@ class Experiment(abc.ABC):
     """What the experiments of all dense tasks have in common: state, placement and batches."""
 
     config: ConfigDict
-    setup: Setup
+    setup: TaskSetup
     classes: tuple[str, ...]
     given: Any  # training and evaluation set; None: opened when `sets` is first used
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
@@ -230,14 +230,14 @@ class Experiment(abc.ABC):
         )
 
 
-def jitted(loss: Loss, setup: Setup, shapes: TrainState) -> jax.stages.Wrapped:
+def jitted(loss: Loss, setup: TaskSetup, shapes: TrainState) -> jax.stages.Wrapped:
     """The compiled `train_step` of (state, batch); `state` is donated."""
     out = places_of(shapes), meshes.replicated(setup.mesh)
     step = functools.partial(train_step, loss=loss, setup=setup)
     return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
-def train_step(state: TrainState, batch: Batch, loss: Loss, setup: Setup) -> tuple[TrainState, dict[str, Array]]:
+def train_step(state: TrainState, batch: Batch, loss: Loss, setup: TaskSetup) -> tuple[TrainState, dict[str, Array]]:
     """Computes the next state, and float32 scalars to log.  A pure function; `batch` is sharded over the mesh.
 
     `loss` is called on every device with whole parameters, BatchNorm statistics, the device's share of the batch, and a
@@ -251,7 +251,7 @@ def train_step(state: TrainState, batch: Batch, loss: Loss, setup: Setup) -> tup
 
 
 def combined_loss(
-    params: Params, state: TrainState, batch: Batch, loss: Loss, setup: Setup
+    params: Params, state: TrainState, batch: Batch, loss: Loss, setup: TaskSetup
 ) -> tuple[Scalar, tuple[dict[str, Array], Params]]:
     """The loss of the batch of all devices, with the scalars to log and the new BatchNorm statistics.
 

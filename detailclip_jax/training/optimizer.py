@@ -26,7 +26,7 @@ POSITIONS = "positions"  # the pattern of learnt positions in the rules of image
 FIRST_LAYER = r"(patch_embed|cls_token|extra_tokens|positions|token_embedding|pre_norm)(/.*)?"  # layer 0 of an encoder
 
 
-class Rule(NamedTuple):
+class DecayRule(NamedTuple):
     """The group of the parameters whose whole path matches `pattern`; the first matching rule applies."""
 
     pattern: str
@@ -35,7 +35,7 @@ class Rule(NamedTuple):
 
 def rules(
     networks: Mapping[str, Network], model: ConfigDict, decay_1d: bool = True, decay_positions: bool = True
-) -> tuple[Rule, ...]:
+) -> tuple[DecayRule, ...]:
     """Returns the groups of the networks' parameters: first what `config.model` freezes, then the networks' own rules.
 
     As in the reference, tensors of two or more dimensions decay; biases, norms and scales do not.  Class tokens, mask
@@ -43,26 +43,26 @@ def rules(
     Learnt positions decay if `decay_positions`.
     """
     frozen = [
-        Rule(f"{name}/{pattern}", FROZEN)
+        DecayRule(f"{name}/{pattern}", FROZEN)
         for name, network in networks.items()
         for pattern, field in network.frozen.items()
         if model[field]
     ]
 
-    def group(rule: registry.Rule) -> str:
+    def group(rule: registry.ParameterRule) -> str:
         spared = (rule.vector and not decay_1d) or (rule.pattern == POSITIONS and not decay_positions)
         return DECAYED if rule.decayed and not spared else PLAIN
 
-    own = [Rule(pattern, group(rule)) for pattern, rule in own_rules(networks).items()]
-    return (*frozen, *own, *(Rule(f".*/{rule.pattern}", group(rule)) for rule in COMMON))
+    own = [DecayRule(pattern, group(rule)) for pattern, rule in own_rules(networks).items()]
+    return (*frozen, *own, *(DecayRule(f".*/{rule.pattern}", group(rule)) for rule in COMMON))
 
 
-def group_of(path: str, table: tuple[Rule, ...]) -> Rule | None:
+def group_of(path: str, table: tuple[DecayRule, ...]) -> DecayRule | None:
     """Returns the first rule whose pattern matches the whole path; None if no rule does."""
     return next((rule for rule in table if re.fullmatch(rule.pattern, path)), None)
 
 
-def labels(params: Params, table: tuple[Rule, ...]) -> PyTree:
+def labels(params: Params, table: tuple[DecayRule, ...]) -> PyTree:
     """Returns the group of every parameter.  Raises ValueError that lists the paths without a rule."""
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     matched = {path: group_of(path, table) for path in flat}
@@ -208,7 +208,7 @@ def stop_frozen(params: Params, groups: PyTree) -> Params:
     return jax.tree.map(lambda p, group: jax.lax.stop_gradient(p) if group == FROZEN else p, params, groups)
 
 
-def table_text(params: Params, table: tuple[Rule, ...]) -> str:
+def table_text(params: Params, table: tuple[DecayRule, ...]) -> str:
     """Formats the rules that match parameters, one line per rule with its parameter count, and the totals."""
     sizes = _sizes_by_rule(traverse_util.flatten_dict(dict(params), sep="/"), table)
     total, frozen = sum(sizes.values()), sum(size for rule, size in sizes.items() if rule.group == FROZEN)
@@ -219,6 +219,6 @@ def table_text(params: Params, table: tuple[Rule, ...]) -> str:
     return "\n".join(f"{name:<{width}}  {group:<8} {count:>14}" for name, group, count in rows)
 
 
-def _sizes_by_rule(flat: Mapping[str, PyTree], table: tuple[Rule, ...]) -> dict[Rule, int]:
+def _sizes_by_rule(flat: Mapping[str, PyTree], table: tuple[DecayRule, ...]) -> dict[DecayRule, int]:
     ruled = {rule: {path: leaf for path, leaf in flat.items() if group_of(path, table) == rule} for rule in table}
     return {rule: int(parameter_overview.count_parameters(leaves)) for rule, leaves in ruled.items()}

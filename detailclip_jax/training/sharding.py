@@ -18,7 +18,7 @@ from detailclip_jax.models.stacking import STACKED
 from detailclip_jax.types import FSDP, Array, Leaf, PyTree
 
 
-class Rule(NamedTuple):
+class ShardingRule(NamedTuple):
     """The partition spec of the arrays whose path ends in `pattern`; the first matching rule applies."""
 
     pattern: str
@@ -26,19 +26,19 @@ class Rule(NamedTuple):
 
 
 STATE = (  # parts of the state besides parameters, moments and teacher
-    Rule(r"centers/.*", P(FSDP)),
-    Rule(r"batch_stats/.*", P()),
-    Rule(r"(step|count|rng)", P()),
+    ShardingRule(r"centers/.*", P(FSDP)),
+    ShardingRule(r"batch_stats/.*", P()),
+    ShardingRule(r"(step|count|rng)", P()),
 )
-LAYER = tuple(Rule(rule.pattern, rule.spec) for rule in COMMON)  # the parameters of one block
+LAYER = tuple(ShardingRule(rule.pattern, rule.spec) for rule in COMMON)  # the parameters of one block
 
 
-def rules(networks: Mapping[str, Network]) -> tuple[Rule, ...]:
+def rules(networks: Mapping[str, Network]) -> tuple[ShardingRule, ...]:
     """Returns the table for the state of a method that owns these networks."""
-    return (*STATE, *(Rule(pattern, rule.spec) for pattern, rule in own_rules(networks).items()), *LAYER)
+    return (*STATE, *(ShardingRule(pattern, rule.spec) for pattern, rule in own_rules(networks).items()), *LAYER)
 
 
-def shardings(state: PyTree, mesh: Mesh, table: tuple[Rule, ...]) -> PyTree:
+def shardings(state: PyTree, mesh: Mesh, table: tuple[ShardingRule, ...]) -> PyTree:
     """Returns the sharding of every array of a state (arrays or their shapes).
 
     Raises ValueError that names the arrays that no rule covers, or an axis that "fsdp" does not divide.
@@ -51,7 +51,7 @@ def shardings(state: PyTree, mesh: Mesh, table: tuple[Rule, ...]) -> PyTree:
     return jax.tree.map_with_path(place, state)
 
 
-def _match(state: PyTree, table: tuple[Rule, ...]) -> dict[str, Rule]:
+def _match(state: PyTree, table: tuple[ShardingRule, ...]) -> dict[str, ShardingRule]:
     """The rule of every path.  Raises ValueError that lists the paths without a rule."""
     paths = [path_name(path) for path, _ in jax.tree.leaves_with_path(state)]
     matched = {path: next((rule for rule in table if _covers(rule, path)), None) for path in paths}
@@ -60,7 +60,7 @@ def _match(state: PyTree, table: tuple[Rule, ...]) -> dict[str, Rule]:
     return {path: rule for path, rule in matched.items() if rule}
 
 
-def _covers(rule: Rule, path: str) -> bool:
+def _covers(rule: ShardingRule, path: str) -> bool:
     return re.fullmatch(rf"(.*/)?{rule.pattern}", path) is not None
 
 
@@ -148,7 +148,7 @@ def _shard_bytes(leaf: Leaf) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def table_text(shapes: PyTree, table: tuple[Rule, ...]) -> str:
+def table_text(shapes: PyTree, table: tuple[ShardingRule, ...]) -> str:
     """Formats the rules that match arrays, one per line: pattern, partition spec, megabytes in total and per device."""
     rules = _match(shapes, table)
     leaves = [(rules[path_name(path)], leaf) for path, leaf in jax.tree.leaves_with_path(shapes)]

@@ -26,7 +26,7 @@ class Schedules(NamedTuple):
     temperatures: Mapping[str, Schedule]  # of the teacher, for "cls" and "patch"
 
 
-class Setup(NamedTuple):
+class StepSetup(NamedTuple):
     """What a training step computes: its constant inputs."""
 
     forward_pass: ForwardPass
@@ -39,14 +39,14 @@ class Setup(NamedTuple):
     mix: Callable[[Batch, Array], Batch]  # (global batch, key of the step) -> batch: mixup and CutMix
 
 
-class Layout(NamedTuple):
+class StepLayout(NamedTuple):
     """Where a training step computes: the mesh, and a PartitionSpec for every array of the state (`sharding`)."""
 
     mesh: Mesh
     specs: TrainState
 
 
-def train_step(state: TrainState, batch: Batch, setup: Setup, layout: Layout) -> tuple[TrainState, Metrics]:
+def train_step(state: TrainState, batch: Batch, setup: StepSetup, layout: StepLayout) -> tuple[TrainState, Metrics]:
     """Computes the next state, and float32 scalars to log.  A pure function; `batch` is sharded over the mesh."""
     schedules = setup.schedules
     momentum = schedules.ema_momentum(state.step)
@@ -68,7 +68,7 @@ def train_step(state: TrainState, batch: Batch, setup: Setup, layout: Layout) ->
 
 
 def combined_loss(
-    params: Params, state: TrainState, batch: Batch, setup: Setup, layout: Layout
+    params: Params, state: TrainState, batch: Batch, setup: StepSetup, layout: StepLayout
 ) -> tuple[Scalar, tuple[Metrics, dict[str, Array], Mapping[str, Params]]]:
     """Computes eq. 10 over the mesh: the mean over devices, each on its share of the batch.
 
