@@ -101,13 +101,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from detailclip_jax.evaluation.sets import Sets
     from detailclip_jax.runtime import files, processes
     from detailclip_jax.runtime.progress import Console
+    from detailclip_jax.training.workdirs import pick_step
 
     limits = {name: getattr(arguments, name) for name in ("num_examples", "num_train_examples")}
     sets = Sets(arguments.data_dir, style=arguments.style, follow_links=arguments.follow_links, **limits)
     given = preprocessing.given(arguments)
     which = arguments.weights.split(",") if arguments.weights else None
     asked = processes.agreed(lambda: tasks.parse(arguments.tasks, sets))
-    step = processes.agreed(lambda: subject.step_of(arguments.checkpoint, arguments.step))
+    step = processes.agreed(lambda: pick_step(arguments.checkpoint, arguments.step))
     measured = processes.agreed(lambda: subject.from_checkpoint(arguments.checkpoint, step, which, given))
     out = Path(arguments.out or Path(arguments.checkpoint) / f"{OUT}-{measured.step}")
     console = Console(enabled=jax.process_index() == 0)

@@ -192,9 +192,9 @@ def test_the_paper_s_numbers_stand_beside_ours(workdir, tmp_path, data, monkeypa
         (["--num-examples=0"], "argument --num-examples: '0' must be a whole number of at least 1"),
         (["--protocol=slipp"], "unknown protocol 'slipp'; did you mean 'slip'?"),
         (["--step=7"], "no checkpoint of step 7"),
-        (["--checkpoint=nowhere"], "--checkpoint=nowhere does not exist"),
-        (["--checkpoint={workdir}/checkpoints"], "give --checkpoint={workdir}"),
-        (["--checkpoint={workdir}/checkpoints/0"], "give --checkpoint={workdir} --step=0"),
+        (["--checkpoint=nowhere"], "folder nowhere does not exist"),
+        (["--checkpoint={workdir}/checkpoints"], "give the run, {workdir}"),
+        (["--checkpoint={workdir}/checkpoints/0"], "give the run, {workdir}, and step 0"),
         (["--checkpoint={workdir}/config.json"], "is a file; python -m detailclip_jax.import_torch"),
     ],
 )

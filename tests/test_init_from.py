@@ -24,7 +24,7 @@ from detailclip_jax.methods import METHODS
 from detailclip_jax.run import init_from, loop
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime.metrics import read_lines
-from detailclip_jax.training import checkpoint, experiment, mesh, optimizer
+from detailclip_jax.training import checkpoint, experiment, mesh, optimizer, workdirs
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMALL = {
@@ -224,9 +224,9 @@ def test_no_run_there_and_networks_that_do_not_fit(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"does not exist; did you mean '/.*/clip'\?"):
         init_from.config_of(str(tmp_path / "clop"))
     with pytest.raises(FileNotFoundError, match=r"does not exist; did you mean '/.*/clip'\?"):
-        checkpoint.pick_step(tmp_path / "clop")
+        workdirs.pick_step(tmp_path / "clop")
     with pytest.raises(FileNotFoundError, match=r"has no run itself; give a run inside it, for example /.*/clip$"):
-        checkpoint.pick_step(tmp_path)
+        workdirs.pick_step(tmp_path)
     other = tiny("clip", init=str(tmp_path / "clip"), **{"model.context_length": 12})
     with pytest.raises(
         checkpoint.CheckpointError, match=r"do not fit: text/positions: \(16, 64\) there, \(12, 64\) here"

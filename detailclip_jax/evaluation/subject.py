@@ -17,7 +17,6 @@ from detailclip_jax.inference import model as inference
 from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.training import ema
 from detailclip_jax.training import mesh as meshes
-from detailclip_jax.training.checkpoint import FOLDER, pick_step
 from detailclip_jax.types import Params
 
 WEIGHTS = ("student", "ema")
@@ -63,7 +62,7 @@ def from_checkpoint(
     checkpoint. `preprocess` overrides fields of this group of the config. Raises FileNotFoundError, ValueError for
     missing weights, and CheckpointError for an unreadable checkpoint.
     """
-    model = inference.load(workdir, step=step_of(workdir, step), preprocess=preprocess)
+    model = inference.load(workdir, step=step, preprocess=preprocess)
     there = weights_of(model.variables["params"], model.variables["ema_params"])
     chosen = {name: there[name] for name in check_weights(which, there, model.config.method)}
     digests = {
@@ -91,28 +90,6 @@ def weights_of(student: Params, teacher: Params) -> dict[str, Params]:
     if not set(teacher) & set(EVERYTHING):
         return {"student": student}
     return {"student": student, "ema": ema.overlay(student, teacher)}
-
-
-def step_of(workdir: str | Path, step: int | None) -> int:
-    """The given step, or the newest one, of a workdir; raises FileNotFoundError as its two functions do."""
-    check_workdir(Path(workdir))
-    return pick_step(workdir, step)
-
-
-def check_workdir(workdir: Path) -> None:
-    """Raises FileNotFoundError if the path is not a workdir with checkpoints; the message says what it is instead."""
-    if (workdir / FOLDER).is_dir():
-        return
-    if workdir.parent.name == FOLDER:
-        hint = f"is one checkpoint of a run; give --checkpoint={workdir.parent.parent} --step={workdir.name}"
-    elif workdir.name == FOLDER:
-        hint = f"is the folder of checkpoints of a run; give --checkpoint={workdir.parent}"
-    elif workdir.is_file():
-        hint = "is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
-    else:
-        what = f"has no folder {FOLDER}/" if workdir.is_dir() else "does not exist"
-        hint = f"{what}; give the workdir of a run, written by python -m detailclip_jax.main --workdir=..."
-    raise FileNotFoundError(f"--checkpoint={workdir} {hint}")
 
 
 def check_weights(which: Sequence[str] | None, there: Mapping[str, Params], method: str) -> Sequence[str]:

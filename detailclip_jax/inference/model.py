@@ -53,6 +53,7 @@ from detailclip_jax.models import sizes
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import checkpoint, ema
+from detailclip_jax.training.workdirs import pick_step
 from detailclip_jax.types import Params
 
 NEEDS = {
@@ -382,7 +383,7 @@ def load(
     Raises FileNotFoundError for a folder without checkpoints, ValueError for missing weights, and CheckpointError for
     an unreadable checkpoint.
     """
-    step = checkpoint.pick_step(path, step)
+    step = pick_step(path, step)
     networks, variables, config = checkpoint.load(path, step)
     which, params = choose_weights(variables, weights, methods.build(config).weights)
     return Model(networks, variables, config, params, which, step, str(path)).preprocessed(preprocess or {})

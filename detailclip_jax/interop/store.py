@@ -13,6 +13,7 @@ from detailclip_jax.runtime import provenance
 from detailclip_jax.runtime.devices import first_device
 from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.mesh import make_mesh
+from detailclip_jax.training.workdirs import FOLDER
 from detailclip_jax.types import Params
 
 
@@ -23,7 +24,7 @@ def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDic
     ValueError if the workdir already holds checkpoints.
     """
     workdir = Path(workdir)
-    if any((workdir / checkpoint.FOLDER).glob("*")):
+    if any((workdir / FOLDER).glob("*")):
         raise ValueError(f"{workdir} already contains checkpoints; choose another folder")
     built = experiment.build(config, make_mesh([first_device()]))
     known = built.state_shapes.replace(

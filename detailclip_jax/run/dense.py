@@ -28,6 +28,7 @@ from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training import class_names, dense_encoder
 from detailclip_jax.training.fine_tuning import learning_rate
 from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.training.workdirs import no_run
 
 METHODS = (transfer.METHOD, detection.METHOD)
 SHOWN = 6  # images of the figure
@@ -86,7 +87,7 @@ def config_in(workdir: str | Path) -> ConfigDict:
     """
     file = Path(workdir) / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{workdir} is not the workdir of a run: it has no config.json")
+        raise FileNotFoundError(no_run(workdir))
     config = run_config.read(file)
     check_kind(config, str(workdir))
     usual = detection.detection() if config.method == detection.METHOD else transfer.segmentation()

@@ -22,10 +22,10 @@ from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
-from detailclip_jax.runtime.errors import near_path
 from detailclip_jax.training import checkpoint, experiment
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.train_state import TrainState
+from detailclip_jax.training.workdirs import FOLDER, no_run
 from detailclip_jax.types import Array, Params, PyTree
 
 OF_IMAGES = ("size", "custom", "image_size", "image_style")
@@ -111,12 +111,9 @@ def _fit_crops(config: ConfigDict, before: ConfigDict) -> None:
 def config_of(workdir: str) -> ConfigDict:
     """Returns the config of a run or an imported checkpoint.  Raises FileNotFoundError if there is none."""
     file = Path(workdir) / "config.json"
-    if not file.is_file() or not any((Path(workdir) / checkpoint.FOLDER).glob("*")):
-        way_out = "; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
-        if not Path(workdir).exists():
-            way_out = f": the path does not exist{near_path(Path(workdir)) or way_out}"
+    if not file.is_file() or not any((Path(workdir) / FOLDER).glob("*")):
         raise FileNotFoundError(
-            f"config.init {workdir!r} is not a workdir with a config.json and a checkpoint{way_out}"
+            f"config.init {workdir!r} is not a workdir with a config.json and a checkpoint: {no_run(workdir)}"
         )
     return run_config.read(file)
 

@@ -32,6 +32,7 @@ from detailclip_jax.inference.patches import pca_colours, similarity
 from detailclip_jax.models import sizes
 from detailclip_jax.run import transfer
 from detailclip_jax.run.detection import figure_of as figure_of_detection
+from detailclip_jax.training.workdirs import no_run
 
 SPLIT = "held_out_pairs"  # scenes of nouns that training never shows together
 CANVAS = 320  # pixels along a side of a scene for models of other data
@@ -374,7 +375,7 @@ def check_task(task: str, workdir: str | Path) -> None:
     """Raises ValueError for the workdir of a run of another task, and FileNotFoundError for a folder without a run."""
     file = Path(workdir) / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{workdir} is not the workdir of a run: it has no config.json")
+        raise FileNotFoundError(no_run(workdir))
     method = run_config.read(file).method
     if method != task:
         way_out = "configs/transfer/ has configs that train such a head on an encoder"

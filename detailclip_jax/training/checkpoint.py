@@ -35,13 +35,13 @@ from detailclip_jax.config import detection, transfer
 from detailclip_jax.config.run_config import from_json
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
-from detailclip_jax.runtime.errors import USAGE_ERROR, RunError, first_line, near_path
+from detailclip_jax.runtime.errors import USAGE_ERROR, RunError, first_line
 from detailclip_jax.training import experiment, manifest
 from detailclip_jax.training.mesh import make_mesh, replicated
 from detailclip_jax.training.saved_shapes import other_version, saved_shapes, shapes
+from detailclip_jax.training.workdirs import FOLDER, pick_step, steps_in
 from detailclip_jax.types import Params, PyTree
 
-FOLDER = "checkpoints"
 ABANDONING = 0.3  # seconds
 SMALL = 2**16  # values of an array whose checksum is computed on the host
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -171,7 +171,7 @@ class Checkpoints:
 
     def _check_room(self, step: int) -> None:
         """Raises StorageError if the disk has less free space than the last checkpoint takes."""
-        steps = _steps_in(self.folder)
+        steps = steps_in(self.folder)
         if not steps or jax.process_index() > 0:
             return
         free, needed = shutil.disk_usage(self.folder).free, _bytes_of(self.folder / str(steps[-1]))
@@ -199,7 +199,7 @@ class Checkpoints:
         if not self._failed:
             with contextlib.suppress(StorageError):
                 self.wait()
-        steps = _steps_in(self.folder)
+        steps = steps_in(self.folder)
         good = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint"
         after = "the same command continues from there" if steps else "the same command starts from step 0"
         return f"In {self.folder} {good}. Free disk space and make the folder writable; then {after}."
@@ -499,15 +499,9 @@ def load_state(path: str | Path, target: PyTree, step: int | None = None) -> tup
 
 def _unreadable(folder: Path, step: int, reason: str, option: str = "--step=") -> str:
     """The message about an unreadable checkpoint; `option` spells how another step is chosen."""
-    others = [other for other in _steps_in(folder) if other != step]
+    others = [other for other in steps_in(folder) if other != step]
     way_out = f"try {option}{others[-1]}" if others else "there is no other checkpoint; copy it again from its source"
     return f"the checkpoint of step {step} in {folder} cannot be read: {reason}; {way_out}"
-
-
-def _steps_in(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, ascending; only the names of the folders are checked."""
-    names = (entry.name for entry in folder.glob("*") if entry.is_dir())
-    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
 def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], ConfigDict]:
@@ -525,37 +519,6 @@ def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], Confi
     names = ("params", "ema_params", "batch_stats", "centers")
     target = {name: jax.tree.map(lambda x: x.update(sharding=place), getattr(shapes, name)) for name in names}
     return experiment.build_networks(config), _read_part(folder / "state", target), config
-
-
-def pick_step(path: str | Path, step: int | None = None) -> int:
-    """Returns `step`, or the newest step of a workdir.  Raises FileNotFoundError that lists the existing steps."""
-    folder = Path(path).absolute() / FOLDER
-    if not folder.parent.is_dir():
-        convert = "is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
-        source = "a workdir is written by detailclip train (--config=stickers is the demo) and by detailclip import"
-        raise FileNotFoundError(
-            f"{path} {convert}"
-            if Path(path).is_file()
-            else f"folder {folder.parent} does not exist{near_path(Path(path)) or f'; {source}'}"
-        )
-    steps = _steps_in(folder)
-    if not steps and folder.parent.name == FOLDER:
-        raise FileNotFoundError(f"{path} is a run's folder of checkpoints; give the run, {folder.parents[1]}")
-    if not steps and folder.parents[1].name == FOLDER:
-        raise FileNotFoundError(
-            f"{path} is one checkpoint of a run; give the run, {folder.parents[2]}, and step {folder.parent.name}"
-        )
-    if not steps and not (folder.parent / "config.json").is_file() and (inside := _run_in(Path(path))):
-        raise FileNotFoundError(f"{path} has no run itself; give a run inside it, for example {inside}")
-    if not steps or step not in (None, *steps):
-        known = f"its steps are {', '.join(map(str, steps))}" if steps else "the run has not saved any checkpoint yet"
-        raise FileNotFoundError(f"no checkpoint {'' if step is None else f'of step {step} '}in {folder}; {known}")
-    return steps[-1] if step is None else step
-
-
-def _run_in(folder: Path) -> Path | None:
-    """The first folder in `folder` that has checkpoints; None without one."""
-    return next((path for path in sorted(folder.iterdir()) if _steps_in(path / FOLDER)), None)
 
 
 def _read_part(folder: Path, target: dict[str, PyTree]) -> dict[str, PyTree]:

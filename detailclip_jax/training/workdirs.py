@@ -1,0 +1,97 @@
+"""The workdir that a user names: the steps of its checkpoints, and what to say where there is none."""
+
+import contextlib
+import difflib
+import os
+from pathlib import Path
+
+from detailclip_jax.runtime.errors import near_path
+
+FOLDER = "checkpoints"  # in a workdir
+CONFIG = "config.json"
+MAX_NAMED = 5  # runs in a message
+SOURCES = "a workdir is written by detailclip train (--config=stickers is the demo) and by detailclip import"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, ascending; only the names of the folders are checked."""
+    names = (entry.name for entry in folder.glob("*") if entry.is_dir())
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+
+
+def pick_step(path: str | Path, step: int | None = None) -> int:
+    """Returns `step`, or the newest step of a workdir.
+
+    Raises FileNotFoundError that lists the existing steps, or says as `no_run` what the path is instead.
+    """
+    steps = steps_in(Path(path) / FOLDER)
+    if not steps:
+        raise FileNotFoundError(no_run(path))
+    if step not in (None, *steps):
+        known = ", ".join(map(str, steps))
+        raise FileNotFoundError(f"no checkpoint of step {step} in {Path(path) / FOLDER}; its steps are {known}")
+    return steps[-1] if step is None else step
+
+
+def no_run(path: str | Path) -> str:
+    """Says what a path without a checkpoint is instead of a workdir, and which run may be meant.
+
+    no_run("runs/sticker") == "folder runs/sticker does not exist; did you mean 'runs/stickers'?"
+    """
+    path = Path(path)
+    if path.is_file():
+        return f"{path} is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
+    if run := next((folder for folder in path.absolute().parents[:2] if is_run(folder)), None):
+        return _inside(path, run)
+    if not path.exists():
+        return f"folder {path} does not exist{neighbours(path)}"
+    if (path / CONFIG).is_file() and not is_run(path):
+        return f"no checkpoint in {path / FOLDER}; the run has not saved any checkpoint yet"
+    if runs := runs_in(path):
+        return f"{path} has no run itself; give a run inside it, for example {path / runs[0]}"
+    lacks = CONFIG if is_run(path) else f"{CONFIG} and no checkpoint"
+    return f"{path} is not the workdir of a run: it has no {lacks}; {SOURCES}"
+
+
+def _inside(path: Path, run: Path) -> str:
+    """Says to give the run instead of a path inside its workdir."""
+    within, step = path.absolute().relative_to(run), ""
+    if not path.exists():
+        what = "does not exist"
+    elif within == Path(FOLDER):
+        what = "is a run's folder of checkpoints"
+    elif within.parent == Path(FOLDER) and within.name.isdecimal():
+        what, step = "is one checkpoint of a run", f", and step {within.name}"
+    else:
+        what = "is inside of a run"
+    return f"{path} {what}; give the run, {run}{step}"
+
+
+def neighbours(path: Path) -> str:
+    """Names the nearest run beside a path that does not exist, else the first ones there, else where runs come from.
+
+    neighbours(Path("runs/first")) == "; the runs in runs are clip, stickers"
+    """
+    folder = path.parent
+    if not folder.exists():
+        missing = next(parent for parent in path.parents if parent.parent.exists())
+        return near_path(missing) or f"; {SOURCES}"
+    runs = runs_in(folder)
+    if near := difflib.get_close_matches(path.name, runs, n=1, cutoff=0.6):
+        return f"; did you mean {str(folder / near[0])!r}?"
+    if not runs:
+        return f"; {SOURCES}"
+    more = f" and {len(runs) - MAX_NAMED} more" if len(runs) > MAX_NAMED else ""
+    return f"; the runs in {folder} are {', '.join(runs[:MAX_NAMED])}{more}"
+
+
+def runs_in(folder: Path) -> list[str]:
+    """Returns the sorted names of the workdirs in a folder; none of a folder that cannot be listed."""
+    with contextlib.suppress(OSError):
+        return sorted(name for name in os.listdir(folder) if is_run(folder / name))
+    return []
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is the workdir of a run with a checkpoint."""
+    return os.path.isdir(folder / FOLDER) and bool(steps_in(folder / FOLDER))

@@ -1,0 +1,111 @@
+"""The workdir that a user names: a wrong path is one sentence with the run that may be meant, in every command."""
+
+import pytest
+from PIL import Image
+from tiny import check_names
+
+from detailclip_jax import demo, embed, evaluate, export, transfer, visualize
+from detailclip_jax.run import init_from
+from detailclip_jax.runtime import errors
+from detailclip_jax.training import workdirs
+
+
+def make_run(folder, *steps):
+    """A folder that looks like a workdir with checkpoints of these steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        (folder / "checkpoints" / str(step)).mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+
+
+def said(path):
+    with pytest.raises(FileNotFoundError) as error:
+        workdirs.pick_step(path)
+    return str(error.value)
+
+
+def test_the_newest_step_is_taken_unless_one_is_given(tmp_path):
+    make_run(tmp_path, 300, 1200)
+    assert workdirs.pick_step(tmp_path) == 1200 and workdirs.pick_step(str(tmp_path), 300) == 300
+    with pytest.raises(FileNotFoundError) as error:
+        workdirs.pick_step(tmp_path, 5)
+    check_names(error.value, "step 5", "300, 1200")
+
+
+def test_a_missing_workdir_names_the_nearest_run(tmp_path):
+    for name in ("stickers", "clip", "unfinished"):
+        make_run(tmp_path / name, *([3] if name != "unfinished" else []))
+    check_names(said(tmp_path / "sticker"), "does not exist", repr(str(tmp_path / "stickers")))
+    assert "'clip" not in said(tmp_path / "sticker")
+
+
+def test_without_a_near_name_the_first_five_runs_are_named(tmp_path):
+    for number in range(7):
+        make_run(tmp_path / f"run-{number}", 3)
+    message = said(tmp_path / "x")
+    check_names(message, f"the runs in {tmp_path} are", "run-0, run-1, run-2, run-3, run-4", "2 more")
+    assert "run-5" not in message
+
+
+def test_without_any_run_the_message_says_where_runs_come_from(tmp_path):
+    for missing in ("x", "no/folder/x"):
+        check_names(said(tmp_path / missing), "does not exist", "detailclip train", "detailclip import")
+
+
+def test_a_misspelt_folder_of_runs_is_answered_with_the_right_one(tmp_path):
+    make_run(tmp_path / "runs/stickers", 3)
+    check_names(said(tmp_path / "rums/stickers"), repr(str(tmp_path / "runs")))
+
+
+@pytest.mark.parametrize("inner", ["checkpoints/4", "nothing", "figures", "checkpoints", "checkpoints/3"])
+def test_a_path_inside_a_run_is_answered_with_the_run(tmp_path, inner):
+    make_run(tmp_path / "run", 3)
+    (tmp_path / "run/figures").mkdir()
+    message = said(tmp_path / "run" / inner)
+    check_names(message, f"give the run, {tmp_path}/run")
+    assert ("and step 3" in message) == (inner == "checkpoints/3")
+
+
+def test_what_else_a_path_may_be(tmp_path):
+    (tmp_path / "empty").mkdir()
+    check_names(said(tmp_path / "empty"), "no config.json and no checkpoint")
+    make_run(tmp_path / "begun")
+    check_names(said(tmp_path / "begun"), "not saved any checkpoint")
+    (tmp_path / "vit.pth").write_text("weights")
+    check_names(said(tmp_path / "vit.pth"), "is a file", "import_torch")
+    make_run(tmp_path / "several/one", 3)
+    check_names(said(tmp_path / "several"), str(tmp_path / "several/one"))
+
+
+COMMANDS = {
+    "evaluate": lambda path, here: evaluate.main([f"--checkpoint={path}"]),
+    "embed": lambda path, here: embed.main([f"--checkpoint={path}", "--text=a frog", f"--out={here}/out.npz"]),
+    "export": lambda path, here: export.main([f"--checkpoint={path}", "--to=timm", f"--out={here}/out.pth"]),
+    "visualize": lambda path, here: visualize.main([f"--checkpoint={path}", f"--out={here}/out"]),
+    "segmentation": lambda path, here: visualize.main([f"--checkpoint={path}", "--what=segmentation"]),
+    "transfer": lambda path, here: transfer.predict(
+        [f"--workdir={path}", f"--predict={here}/image.png", f"--out={here}/out"]
+    ),
+    "demo": lambda path, here: demo.main([f"--checkpoint={path}", "--port=0"]),
+    "init": lambda path, here: errors.run(lambda: bool(init_from.config_of(str(path)))),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_answers_a_wrong_workdir_with_one_sentence(command, tmp_path, capsys):
+    if command == "demo":
+        pytest.importorskip("starlette")
+    make_run(tmp_path / "runs/stickers", 3)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("not a workdir")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    for wrong, names in {
+        tmp_path / "runs/sticker": ["does not exist", repr(str(tmp_path / "runs/stickers"))],
+        tmp_path / "notes.txt": ["is a file", "import_torch"],
+        tmp_path / "empty": ["no config.json and no checkpoint"],
+    }.items():
+        assert COMMANDS[command](wrong, tmp_path) == errors.USAGE_ERROR
+        message = capsys.readouterr().err.strip()
+        assert message.startswith("error: ") and len(message.splitlines()) == 1, message
+        check_names(message, str(wrong), *names)
+    assert not any((tmp_path / "empty").iterdir())
