@@ -17,16 +17,15 @@ from launching import environment, free_port, losses, started
 from PIL import Image
 from test_detection_run import tiny as tiny_detection
 from test_segmentation_step import tiny
-from tiny import empty_state, noise_state, tiny_config
+from tiny import check_names, empty_state, noise_state, tiny_config
 
 import detailclip_jax
-from detailclip_jax import embed, evaluate, visualize
 from detailclip_jax import transfer as transfer_command
 from detailclip_jax.config import run_config
 from detailclip_jax.config import transfer as transfer_config
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.inference import model as inference
-from detailclip_jax.run import dense, init_from, loop, predict, transfer
+from detailclip_jax.run import dense, loop, predict, transfer
 from detailclip_jax.run.session import Run
 from detailclip_jax.run.transfer_report import paper_rows, report
 from detailclip_jax.runtime.interrupt import Interrupt
@@ -34,10 +33,12 @@ from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.signals import Stopped
 from detailclip_jax.segmentation import experiment
-from detailclip_jax.training import checkpoint
+from detailclip_jax.training import checkpoint, optimizer
 from detailclip_jax.training import experiment as pretraining
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints
 from detailclip_jax.training.mesh import make_mesh
+
+FIELDS = ("images", "masks")
 
 
 @pytest.fixture(scope="module")
@@ -123,18 +124,19 @@ def test_a_run_goes_on_and_equals_one_that_never_stopped(pretrained, tmp_path):
 
 @pytest.mark.check
 @pytest.mark.parametrize("config", [tiny("linear"), tiny_detection()], ids=["segmentation", "detection"])
-def test_an_encoder_with_an_attention_pool_is_loaded_without_it(config, tmp_path):
+def test_an_encoder_with_an_attention_pool_keeps_it_frozen(config, tmp_path):
     """SigLIP's encoders have no class token; dense tasks read the patches, which the pool comes after."""
     source = tiny_config("siglip")
     source.model.image_style.pooling = "attention"
     config.init = str(saved(source, tmp_path / "siglip"))
     made = transfer.prepare(config, tmp_path / "run").experiment
-    state, lines = made.load_encoder(made.init(0))
+    state, _ = made.load_encoder(made.init(0))
     theirs = inference.load(config.init).params["image"]
-    assert "pool" in theirs and "pool" not in state.params["image"]
-    for name in ("blocks_0", "norm", "patch_embed"):
+    for name in ("blocks_0", "norm", "patch_embed", "pool"):
         jax.tree.map(np.testing.assert_array_equal, dict(state.params["image"][name]), dict(theirs[name]))
-    assert any("attention pool" in line for line in lines)
+    groups = made.setup.groups["image"]
+    assert set(jax.tree.leaves(groups["pool"])) == {optimizer.FROZEN}
+    assert config.encoder.frozen or optimizer.FROZEN not in jax.tree.leaves(groups["blocks_0"])
 
 
 def test_another_config_in_the_workdir_is_refused(pretrained, tmp_path):
@@ -212,17 +214,6 @@ def test_preprocessing_that_the_user_gave_is_honoured_and_a_contradicting_size_i
     assert dense.adopted(config, agreed).model.dtype == config.model.dtype
 
 
-def test_pretraining_does_not_start_from_a_segmentation_run(pretrained, tmp_path):
-    transfer.prepare(config_of(pretrained), tmp_path)
-    (tmp_path / "checkpoints/0").mkdir(parents=True)
-    config = tiny_config()
-    config.init = str(tmp_path)
-    with pytest.raises(
-        ValueError, match=f"is a segmentation run, .*name the encoder that it started from, {pretrained}"
-    ):
-        init_from.adopt(config)
-
-
 def test_a_prediction_takes_images_of_any_kind_and_of_any_size(pretrained, tmp_path):
     built = experiment.build(dense.adopted(config_of(pretrained)))
     state = built.init(0)
@@ -265,6 +256,37 @@ def test_two_folders_of_images_and_of_masks_are_named_by_fields(tmp_path):
     (tmp_path / "val_masks/0.png").unlink()
     with pytest.raises(MissingData, match="have no mask"):
         experiment.open_sets(config)
+
+
+def test_a_link_in_the_evaluation_set_is_refused_before_the_run(tmp_path):
+    """The evaluation would end with it, hours later; training replaces such a record, and counts it."""
+    (tmp_path / "names").write_text("sea\nland\n")
+    (tmp_path / "away").mkdir()
+    for field, kind in (("images", "jpg"), ("masks", "png")):
+        pixels = np.zeros((8, 9, 3) if kind == "jpg" else (8, 9), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"away/{field}.{kind}")
+        for split in ("train", "val"):
+            (tmp_path / split / field).mkdir(parents=True)
+            Image.fromarray(pixels).save(tmp_path / split / field / f"0.{kind}")
+            (tmp_path / split / field / f"1.{kind}").symlink_to(tmp_path / f"away/{field}.{kind}")
+    pairs = {f"data.{split}_{field}": str(tmp_path / split / field) for split in ("train", "val") for field in FIELDS}
+    changes = {"data.source": "pairs", "data.classes": str(tmp_path / "names"), **pairs}
+    with pytest.raises(MissingData) as error:
+        experiment.open_sets(tiny(**changes))
+    check_names(error.value, "2 files", "unsafe link", "val/images/1.jpg", "--config.data.follow_links=True")
+    for allowed in ({"data.follow_links": True}, {"data.num_val": 1}):
+        _, val = experiment.open_sets(tiny(**changes, **allowed))
+        assert all(val.source[number]["mask"].shape == (8, 9) for number in range(len(val.source)))
+    for field in FIELDS:
+        (tmp_path / "val" / field).rename(tmp_path / field)
+    folders = ("images/training", "images/validation", "annotations/training", "annotations/validation")
+    for folder, source in zip(folders, ("train/images", "images", "train/masks", "masks")):
+        (tmp_path / "ade" / folder).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ade" / folder).symlink_to(tmp_path / source)  # the folders themselves may be links
+    with pytest.raises(MissingData) as error:
+        experiment.open_sets(tiny(**{"data.source": "ade20k", "data.path": str(tmp_path / "ade")}))
+    check_names(error.value, "unsafe link", "1.jpg", "--config.data.follow_links=True")
+    assert "data.path" not in str(error.value)
 
 
 def test_an_earlier_config_gets_the_fields_that_it_lacks(pretrained, tmp_path):
@@ -315,18 +337,9 @@ def test_predictions_take_no_config(capsys):
     assert "leave --config away" in capsys.readouterr().err
 
 
-def test_other_configs_and_segmentation_runs_as_init_are_refused(pretrained, tmp_path, capsys):
+def test_other_configs_and_a_missing_init_are_refused(pretrained, tmp_path):
     with pytest.raises(ValueError, match="the config is one of method 'detailclip', not of segmentation"):
         transfer.prepare(tiny_config(), tmp_path)
-    train(config_of(pretrained, total_steps=1, evaluate_at_end=False), tmp_path / "run")
-    with pytest.raises(ValueError, match="is a segmentation run; name the encoder that it started from"):
-        transfer.prepare(config_of(tmp_path / "run"), tmp_path / "other")
-    with pytest.raises(CheckpointError, match=f"is a segmentation run.*that it started from, {pretrained}, or load"):
-        checkpoint.load(tmp_path / "run")
-    out = f"--out={tmp_path / 'out'}"
-    for command, flags in ((visualize, [out]), (embed, ["--text=a frog", f"{out}.npz"]), (evaluate, [out])):
-        assert command.main([f"--checkpoint={tmp_path / 'run'}", *flags]) == 2
-        assert "drawn by visualize --what=segmentation and by transfer --predict" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"is not a workdir with a config\.json and a checkpoint"):
         transfer.prepare(config_of(tmp_path / "nothing"), tmp_path / "other")
 

@@ -101,7 +101,7 @@ def segmenter(classes=("background", "frog", "bus")):
     made = mock.MagicMock(spec=segmenting.Experiment)
     made.classes = classes
     made.predict = lambda _, images: (np.ones(image.shape[:2], np.int16) for image in images)
-    return predictions.Segmenter(made, mock.MagicMock(spec=TrainState), 3)
+    return predictions.Segmenter(made, mock.MagicMock(spec=TrainState), 3, "runs/segmentation")
 
 
 @pytest.fixture

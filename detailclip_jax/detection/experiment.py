@@ -345,9 +345,8 @@ def options_of(config: ConfigDict) -> Options:
     for name in given:
         if name not in names:
             raise ValueError(unknown("detector.options", name, sorted(names)))
-    patch = size_of(config.model).patch_size
     known = {"mean": tuple(config.preprocess.mean), "std": tuple(config.preprocess.std)}
-    return Options(**known, **{"positions": tuple(side // patch for side in config.encoder.grid), **given})
+    return Options(**known, **{"positions": dense_encoder.grid_of(config), **given})
 
 
 def _variables(config: ConfigDict, model: DetectionModel) -> fine_tuning.Variables:

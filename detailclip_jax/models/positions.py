@@ -28,21 +28,26 @@ def sincos_positions(width: int, side: int) -> np.ndarray:
 
 
 def interpolate(
-    positions: Float[Array, "M D"], grid: int | tuple[int, int], recipe: str = "bicubic", num_cls: int = 1
+    positions: Float[Array, "M D"],
+    grid: int | tuple[int, int],
+    recipe: str = "bicubic",
+    num_cls: int = 1,
+    old: tuple[int, int] | None = None,
 ) -> Float[Array, "N1 D"]:
-    """Interpolates positions [1 + N, D] of a square grid to another `grid`; CLS stays unchanged.
+    """Interpolates positions [1 + N, D] of the grid `old`, by default a square, to another `grid`; CLS stays unchanged.
 
     `num_cls` is the number of rows before those of the patches: 0 for encoders without a CLS token.
 
     `grid` is (rows, columns), or the side of a square. `recipe` is one of RECIPES, which reproduce the interpolation
     of other code bases. Local crops of DINO, iBOT and AttMask (a grid of 36 patches from 196 positions) use "ibot".
     """
-    old = round((len(positions) - num_cls) ** 0.5)
+    side = round((len(positions) - num_cls) ** 0.5)
+    old = (side, side) if old is None else old
     rows, columns = (grid, grid) if isinstance(grid, int) else grid
-    if old == rows == columns:
+    if old == (rows, columns):
         return positions
-    down, across = (jnp.asarray(RECIPES[recipe](old, new)) for new in (rows, columns))
-    values = positions[num_cls:].reshape(old, old, -1)
+    down, across = (jnp.asarray(RECIPES[recipe](*sides)) for sides in zip(old, (rows, columns)))
+    values = positions[num_cls:].reshape(*old, -1)
     moved = jnp.einsum("ik,jl,kld->ijd", down, across, values, precision=jax.lax.Precision.HIGHEST)
     return jnp.concatenate([positions[:num_cls], moved.reshape(rows * columns, -1)])
 

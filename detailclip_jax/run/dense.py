@@ -30,7 +30,6 @@ from detailclip_jax.training.fine_tuning import learning_rate
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.workdirs import no_run
 
-METHODS = (transfer.METHOD, detection.METHOD)
 SHOWN = 6  # images of the figure
 PER_CLASS = "per_class.json"  # of the last evaluation; `results.json` contains it
 
@@ -38,14 +37,13 @@ PER_CLASS = "per_class.json"  # of the last evaluation; `results.json` contains 
 def adopted(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
     """Returns the config with the encoder's fields from `config.init`; `given` names fields that the user has set.
 
-    Raises ValueError for another kind of run, and for a given field of `model` that contradicts the encoder.
+    `config.init` may be a run of a dense task too, whose fine-tuned encoder is taken.
+    Raises ValueError for another kind of config, and for a given field of `model` that contradicts the encoder.
     """
     check_kind(config)
     if not config.init:
         return ConfigDict(config.to_dict())
     source = config_of(config.init)
-    if source.method in METHODS:
-        raise ValueError(f"config.init {config.init!r} is a {source.method} run; name the encoder that it started from")
     if config.weights == "ema" and not methods.build(source).ema:
         raise ValueError(
             f"weights 'ema': the method of {config.init}, {source.method}, has no teacher; "
@@ -56,10 +54,10 @@ def adopted(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
 
 def check_kind(config: ConfigDict, name: str = "the config") -> None:
     """Raises ValueError unless the config is one of a dense task; `name` says in the message where it is from."""
-    if config.get("method") not in METHODS:
+    if config.get("method") not in dense_encoder.METHODS:
         raise ValueError(
-            f"{name} is one of method {config.get('method')!r}, not of {' or '.join(METHODS)}; configs/transfer/ "
-            "has those, and python -m detailclip_jax.main runs the others"
+            f"{name} is one of method {config.get('method')!r}, not of {' or '.join(dense_encoder.METHODS)}; "
+            "configs/transfer/ has those, and python -m detailclip_jax.main runs the others"
         )
 
 

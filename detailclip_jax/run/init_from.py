@@ -15,14 +15,12 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
-from detailclip_jax.config.detection import METHOD as DETECTION
-from detailclip_jax.config.transfer import METHOD as SEGMENTATION
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
-from detailclip_jax.training import checkpoint, experiment
+from detailclip_jax.training import checkpoint, dense_encoder, experiment
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.workdirs import FOLDER, no_run
@@ -48,7 +46,6 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
         return _with_tokenizer(config)
     source, adopted = config_of(config.init), ConfigDict(config.to_dict())
     set_by_user = {name.partition("[")[0] for name in given}
-    _check_kind(config.init, source)
     brought = methods.build(source).networks
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
     for name in [*fields, *(field for network, names in OF_HEADS.items() if network in brought for field in names)]:
@@ -86,16 +83,6 @@ def _check_not_required(config: ConfigDict) -> None:
         raise ValueError("this config continues a checkpoint: give --config.init=WORKDIR")
 
 
-def _check_kind(init: str, source: ConfigDict) -> None:
-    """Raises ValueError for a run of another kind than pretraining, whose networks no method has."""
-    if source.method in (SEGMENTATION, DETECTION):
-        first = f", {source.init}" if source.init else ""
-        raise ValueError(
-            f"config.init {init!r} is a {source.method} run, and pretraining does not start from one; name the encoder "
-            f"that it started from{first}"
-        )
-
-
 def _fit_crops(config: ConfigDict, before: ConfigDict) -> None:
     """Resizes the crops in proportion to the image size, in whole patches, if the image or patch size has changed."""
     new, old = ((c.model.image_size, size_of(c.model).patch_size) for c in (config, before))
@@ -109,13 +96,17 @@ def _fit_crops(config: ConfigDict, before: ConfigDict) -> None:
 
 
 def config_of(workdir: str) -> ConfigDict:
-    """Returns the config of a run or an imported checkpoint.  Raises FileNotFoundError if there is none."""
+    """Returns the config of a run or an imported checkpoint; of a run of a dense task that of its encoder alone.
+
+    Raises FileNotFoundError if there is none.
+    """
     file = Path(workdir) / "config.json"
     if not file.is_file() or not any((Path(workdir) / FOLDER).glob("*")):
         raise FileNotFoundError(
             f"config.init {workdir!r} is not a workdir with a config.json and a checkpoint: {no_run(workdir)}"
         )
-    return run_config.read(file)
+    config = run_config.read(file)
+    return dense_encoder.config_alone(config) if config.method in dense_encoder.METHODS else config
 
 
 def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:

@@ -31,7 +31,7 @@ from detailclip_jax.run import transfer
 from detailclip_jax.run.detection import objects_of
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.training.checkpoint import OtherRunError
+from detailclip_jax.training.checkpoint import is_dense
 from detailclip_jax.training.train_state import TrainState
 
 FILE = "predictions.json"
@@ -44,6 +44,7 @@ class Detector(NamedTuple):
     experiment: Any
     state: TrainState
     step: int
+    path: str
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -54,6 +55,10 @@ class Detector(NamedTuple):
         """Returns the detections of one image: an array, a PIL image, or the path or bytes of a file."""
         return next(self.experiment.predict(self.state, [image]))
 
+    def encoder(self) -> inference.Model:
+        """Loads the fine-tuned image encoder, for square images of the size that `dense_encoder.config_alone` says."""
+        return inference.load(self.path, step=self.step)
+
 
 class Segmenter(NamedTuple):
     """A finished run of segmentation."""
@@ -61,6 +66,7 @@ class Segmenter(NamedTuple):
     experiment: Any
     state: TrainState
     step: int
+    path: str
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -70,6 +76,10 @@ class Segmenter(NamedTuple):
     def segment(self, image: Any) -> np.ndarray:
         """Returns the label map int16 [H, W] of one image: an array, a PIL image, or the path or bytes of a file."""
         return next(self.experiment.predict(self.state, [image]))
+
+    def encoder(self) -> inference.Model:
+        """Loads the fine-tuned image encoder, for images of the size of the training crops."""
+        return inference.load(self.path, step=self.step)
 
 
 def load(
@@ -83,18 +93,16 @@ def load(
         detailclip_jax.load("runs/stickers").encode_image([image])
         detailclip_jax.load("runs/coco_cascade").detect(image)
         detailclip_jax.load("runs/ade20k_upernet").segment(image)
+        detailclip_jax.load("runs/ade20k_upernet").encoder().features([image])
 
     `step` is by default the newest checkpoint.  `weights` and `preprocess` choose for a `Model`, see
     `inference.model.load`; a run of `transfer` has one set of weights and its own preprocessing.  Raises as that
     function, and ValueError for `weights` or `preprocess` with a run of `transfer`.
     """
-    try:
+    if not is_dense(path, step):
         return inference.load(path, weights, step, preprocess)
-    except OtherRunError as error:
-        if weights or preprocess:
-            raise ValueError(
-                f"{path} is a run of transfer, which takes no weights and no preprocess; leave them out"
-            ) from error
+    if weights or preprocess:
+        raise ValueError(f"{path} is a run of transfer, which takes no weights and no preprocess; leave them out")
     return model(path, step)
 
 
@@ -102,7 +110,7 @@ def model(workdir: str | Path, step: int | None = None) -> Detector | Segmenter:
     """Loads a finished run for predictions, by default its newest checkpoint.  Raises as `transfer.load`."""
     loaded = transfer.load(workdir, step)
     kind = Detector if loaded[0].config.method == detection_fields.METHOD else Segmenter
-    return kind(*loaded)
+    return kind(*loaded, str(workdir))
 
 
 def write(run: Detector | Segmenter, files: Files, out: Path, score: float, console: Console) -> int:

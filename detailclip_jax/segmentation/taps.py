@@ -64,8 +64,10 @@ def outputs(
         rate = vit.drop_path * number / max(vit.depth - 1, 1)
         x = run(block, x, branch_scales(fold_in(keys, number), rate) if keys is not None and vit.drop_path else None)
         found.append(x)
-    if vit.is_initializing():
-        vit.norm(x)  # so that its parameters exist even if no head asks for it
+    if vit.is_initializing():  # so that the parameters that no head asks for exist
+        x = vit.norm(x)
+        if vit.style.pooling == "attention":
+            vit.pool(x)
     return found
 
 

@@ -26,17 +26,17 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, UInt32
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
-from detailclip_jax.config import detection, transfer
 from detailclip_jax.config.run_config import from_json
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
-from detailclip_jax.runtime.errors import USAGE_ERROR, RunError, first_line
-from detailclip_jax.training import experiment, manifest
+from detailclip_jax.runtime.errors import RunError, first_line
+from detailclip_jax.training import dense_encoder, experiment, manifest
 from detailclip_jax.training.mesh import make_mesh, replicated
 from detailclip_jax.training.saved_shapes import other_version, saved_shapes, shapes
 from detailclip_jax.training.workdirs import FOLDER, pick_step, steps_in
@@ -51,12 +51,6 @@ _UNREADABLE = "unreadable-"
 
 class CheckpointError(RunError):
     """A checkpoint cannot be written or read; the message names it and says what to do."""
-
-
-class OtherRunError(CheckpointError):
-    """The checkpoint is one of a dense task, which the caller does not load: invalid usage."""
-
-    exit_code = USAGE_ERROR
 
 
 class StorageError(RunError):
@@ -462,8 +456,8 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
 
     `path` is a workdir; without `step` its newest checkpoint is loaded.  `variables` holds "params" (the student),
     "ema_params" (the teacher's networks; `ema.overlay` adds the student's others), "batch_stats" and "centers".
-    Raises FileNotFoundError that lists the existing steps, and CheckpointError for an unreadable checkpoint and for a
-    run of a dense task (OtherRunError).
+    Of a run of a dense task this is the fine-tuned image encoder, see `dense_encoder.config_alone`; it logs that.
+    Raises FileNotFoundError that lists the existing steps, and CheckpointError for an unreadable checkpoint.
     """
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
     device = first_device()
@@ -475,6 +469,19 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
         raise
     except Exception as error:  # any error of the reader, although the files are as they were written
         raise CheckpointError(_unreadable(folder, step, first_line(error))) from error
+
+
+def is_dense(path: str | Path, step: int | None = None) -> bool:
+    """Whether a checkpoint is of a run of a dense task; False for a damaged one, which `load` refuses with the reason.
+
+    Raises FileNotFoundError as `pick_step`.
+    """
+    folder = Path(path).absolute() / FOLDER / str(pick_step(path, step))
+    try:
+        run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
+        return from_json(run["config"]).method in dense_encoder.METHODS
+    except Exception:  # any error of the reader
+        return False
 
 
 def load_state(path: str | Path, target: PyTree, step: int | None = None) -> tuple[PyTree, int]:
@@ -506,19 +513,26 @@ def _unreadable(folder: Path, step: int, reason: str, option: str = "--step=") -
 
 def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], ConfigDict]:
     run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
-    config = from_json(run["config"])
-    if config.method in (transfer.METHOD, detection.METHOD):
-        raise OtherRunError(
-            f"{folder.parents[1]} is a {config.method} run, whose encoder has no text and no embeddings of its own; "
-            f"name the encoder that it started from{f', {config.init}' if config.init else ''}, or load the run in "
-            "Python with detailclip_jax.load to predict; its predictions are drawn by visualize "
-            f"--what={config.method} and by transfer --predict, and the same transfer command measures it once more"
-        )
+    config, place = from_json(run["config"]), replicated(make_mesh([device]))
+    if config.method in dense_encoder.METHODS:
+        logging.warning("%s is a %s run: %s", folder.parents[1], config.method, dense_encoder.description(config))
+        return _load_encoder(folder / "state", config, place)
     config.model.attention = "auto"  # chosen for this machine, not for the one that trained
-    shapes, place = experiment.weight_shapes(config), replicated(make_mesh([device]))
+    shapes = experiment.weight_shapes(config)
     names = ("params", "ema_params", "batch_stats", "centers")
     target = {name: jax.tree.map(lambda x: x.update(sharding=place), getattr(shapes, name)) for name in names}
     return experiment.build_networks(config), _read_part(folder / "state", target), config
+
+
+def _load_encoder(folder: Path, run: ConfigDict, place: Sharding) -> tuple[Networks, dict[str, Params], ConfigDict]:
+    """Loads the image encoder of a run of a dense task; `folder` is the state of its checkpoint."""
+    config = dense_encoder.config_alone(run)
+    config.model.attention = "auto"
+    shapes = dense_encoder.saved_shapes(run, experiment.weight_shapes(config).params["image"])
+    target = jax.tree.map(lambda x: x.update(sharding=place), {"params": {"image": shapes}})
+    image = dense_encoder.params_alone(run, _read_part(folder, target)["params"]["image"])
+    nothing: dict[str, Params] = {"ema_params": {}, "batch_stats": {"student": {}, "teacher": {}}, "centers": {}}
+    return experiment.build_networks(config), {"params": {"image": image}, **nothing}, config
 
 
 def _read_part(folder: Path, target: dict[str, PyTree]) -> dict[str, PyTree]:

@@ -1,4 +1,8 @@
-"""The encoder of a dense task: any image encoder of this library, with positions for the size of the task's images."""
+"""The encoder of a dense task: any image encoder of this library, with positions for the size of the task's images.
+
+`adopt`, `fitted` and `weights` bring a trained encoder into a run; `config_alone`, `saved_shapes` and `params_alone`
+take it out of the run's checkpoint as a model of the method image_encoder, like that of an import.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,11 +10,15 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from detailclip_jax.config import default, detection, transfer
 from detailclip_jax.config.run_config import flatten
 from detailclip_jax.models import positions, stacking
+from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.models.vit import VisionTransformer
+from detailclip_jax.models.vit import Style, VisionTransformer
 from detailclip_jax.types import Params
+
+METHODS = (transfer.METHOD, detection.METHOD)  # values of `method` in the configs of dense tasks
 
 OWN = (  # fields of `model` of the run itself
     *("dtype", "remat", "attention", "drop_path", "matmul_precision", "scan", "freeze_patch_embed"),
@@ -66,27 +74,87 @@ def fitted(vit: VisionTransformer, config: ConfigDict, size: int) -> VisionTrans
 def weights(
     vit: VisionTransformer, params: Params, config: ConfigDict, size: int | tuple[int, int]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Returns the parameters of a trained encoder, and lines that say what was changed.
+    """Returns the parameters of a trained encoder, and lines that say how its positions were resized.
 
-    An attention pool (SigLIP) is left out: dense tasks read the patches, and the pool comes after them.
     `size` is the side of the images, or (height, width), in pixels.  Blocks become separate, as in `fitted`.
     Fixed sin-cos positions (MAE) become learnt ones with the same values, as its users fine-tune them; computing them
     for the larger grid would give positions that the encoder has never seen.
     """
-    used = {name: value for name, value in stacking.unstack(params).items() if name != "pool"}
+    params = stacking.unstack(params)
     sides = (size, size) if isinstance(size, int) else size
     old, (rows, columns) = vit.image_size // vit.patch_size, (side // vit.patch_size for side in sides)
     fixed = vit.style.positions == "sincos"
-    table = jnp.asarray(positions.sincos_positions(vit.width, old)) if fixed else jnp.asarray(used["positions"])
+    table = jnp.asarray(positions.sincos_positions(vit.width, old)) if fixed else jnp.asarray(params["positions"])
     recipe = config.encoder.positions
     resized = positions.interpolate(table, (rows, columns), recipe, vit.style.num_cls)
     kind = "fixed sin-cos positions, learnt from here on," if fixed and not config.encoder.frozen else "positions"
     changed = (old, old) != (rows, columns)
     how = f"resized once from {old} x {old} to {rows} x {columns} ({recipe})" if changed else f"kept at {old} x {old}"
     lines = [f"{kind} {how}; images of another size interpolate them ({config.encoder.other_sizes})"]
-    if "pool" in params:
-        lines.append("the encoder's attention pool is left out: dense tasks read the patches")
-    return {**used, "positions": resized}, lines
+    return {**params, "positions": resized}, lines
+
+
+def grid_of(config: ConfigDict) -> tuple[int, int]:
+    """Returns the rows and columns of patches to which the learnt positions of a dense run belong.
+
+    They are those of a square crop in segmentation, and of `encoder.grid` or the detector's own option in detection.
+    """
+    patch = size_of(config.model).patch_size
+    if config.method == transfer.METHOD:
+        return config.views.crop // patch, config.views.crop // patch
+    height, width = config.encoder.grid
+    own = config.detector.options.get("positions", (height // patch, width // patch))
+    return tuple(own) if own else (config.model.image_size // patch,) * 2
+
+
+def config_alone(config: ConfigDict) -> ConfigDict:
+    """Returns the config of a dense run's encoder alone: its sizes, kinds of layers and preprocessing.
+
+    The image size is that of the fine-tuning: of a crop in segmentation, of the largest square in the grid of positions
+    in detection.
+    """
+    alone, side = ConfigDict(default().to_dict()), min(grid_of(config)) * size_of(config.model).patch_size
+    alone.method = "image_encoder"
+    alone.preprocess = ConfigDict(config.preprocess.to_dict())
+    alone.model = ConfigDict({**alone.model.to_dict(), **config.model.to_dict()})
+    alone.model.image_size, alone.model.scan, alone.model.interpolation = side, False, config.encoder.other_sizes
+    alone.model.image_style.positions = "learnt"  # see `weights`
+    alone.total_steps = alone.steps_per_epoch = 1
+    for crop in alone.views.crops.values():
+        crop.size = side
+    return alone
+
+
+def saved_shapes(config: ConfigDict, shapes: Params) -> dict[str, Any]:
+    """Returns the shapes of the encoder's parameters in a checkpoint of a dense run, from those of `config_alone`."""
+    rows, columns = grid_of(config)
+    table, first = shapes["positions"], Style(**config.model.image_style).num_cls
+    return {**shapes, "positions": table.update(shape=(first + rows * columns, table.shape[1]))}
+
+
+def params_alone(config: ConfigDict, params: Params) -> dict[str, Any]:
+    """Returns the encoder's parameters for the square images of `config_alone`, from those of a checkpoint.
+
+    A grid that is not square is interpolated by the run's own recipe for images of other sizes, so the features of a
+    square image are those that the detector's encoder computes for it.
+    """
+    grid, first = grid_of(config), Style(**config.model.image_style).num_cls
+    square = positions.interpolate(params["positions"], min(grid), config.encoder.other_sizes, first, grid)
+    return {**params, "positions": square}
+
+
+def description(config: ConfigDict) -> str:
+    """Says what of a dense run is loaded as an image encoder, at which image size, and what stays in the run."""
+    rows, columns = grid_of(config)
+    side = min(rows, columns)
+    recipe, patch = config.encoder.other_sizes, size_of(config.model).patch_size
+    resized = f" (positions interpolated from {rows} x {columns} to {side} x {side} patches, {recipe})"
+    frozen = f"; it was frozen, so its weights are those of {config.init or 'an untrained encoder'}"
+    return (
+        f"its image encoder is loaded alone, for images of {side * patch} pixels, the size of the fine-tuning"
+        f"{resized * (rows != columns)}{frozen * config.encoder.frozen}; no format has a place for its head, which "
+        f"transfer --predict, visualize --what={config.method} and detailclip_jax.load use"
+    )
 
 
 def check_recipes(config: ConfigDict) -> None:

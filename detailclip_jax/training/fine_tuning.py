@@ -33,6 +33,7 @@ from detailclip_jax.types import BATCH, Array, Batch, Params, PyTree, Scalar
 EVERYTHING = optimizer.DecayRule(r".*", optimizer.DECAYED)
 ENCODER = optimizer.DecayRule(r"image/.*", optimizer.FROZEN)
 PATCHES = optimizer.DecayRule(r"image/patch_embed/.*", optimizer.FROZEN)
+POOL = optimizer.DecayRule(r"image/pool/.*", optimizer.FROZEN)  # of SigLIP; dense tasks take the patches
 
 
 def polynomial(peak: float, total: int, warmup: int, ratio: float, power: float = 1.0) -> Schedule:
@@ -102,7 +103,7 @@ def rules(config: ConfigDict) -> tuple[optimizer.DecayRule, ...]:
     As in pretraining, tensors of two or more dimensions decay, also positions and the class token; biases, norms and
     scales do not, unless `optimizer.decay_all`.
     """
-    frozen = (ENCODER,) if config.encoder.frozen else ()
+    frozen = (ENCODER,) if config.encoder.frozen else (POOL,)
     if config.model.freeze_patch_embed:
         frozen = (*frozen, PATCHES)
     if config.optimizer.decay_all:
