@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import check_names
 
 from detailclip_jax.config.detection import detection
 from detailclip_jax.data.bad_records import TooManyBadRecords
@@ -273,9 +274,15 @@ def test_the_config_says_whether_links_are_followed(tmp_path, source):
     data.source, data.path = source, str(tmp_path)
     data.train_json = data.val_json = str(file)
     data.train_images, data.val_images = str(tmp_path / "train2017"), str(tmp_path / "val2017")
-    for found in SOURCES[source](data):
-        with pytest.raises(BadRecord, match="unsafe link"):
-            found.source[0]
+    with pytest.raises(MissingData) as error:  # before the run, since the evaluation would end with it
+        SOURCES[source](data)
+    check_names(error.value, "1 file ", "unsafe link", "val2017/1.jpg", "--config.data.follow_links=True")
+    (tmp_path / "val2017/1.jpg").unlink()
+    shutil.copy(folder / "1.jpg", tmp_path / "val2017/1.jpg")
+    train, val = SOURCES[source](data)
+    assert val.source[0]["image_id"] == 1
+    with pytest.raises(BadRecord, match="unsafe link"):  # training replaces and counts it
+        train.source[0]
     data.follow_links = True
     assert [found.source[0]["image_id"] for found in SOURCES[source](data)] == [1, 1]
 

@@ -9,7 +9,7 @@ import fnmatch
 import io
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 ALLOW = "allow it with --follow-links"  # of a command that reads images
@@ -102,6 +102,18 @@ def inside(
     if _is_below(os.path.abspath(path), os.path.abspath(root)):
         raise LeavesFolder(f"unsafe link: {path} leads to {real}, outside of {folder}; {allow}")
     raise LeavesFolder(f"unsafe path: {path} is outside of {folder}")
+
+
+def leaving(
+    root: str | os.PathLike, names: Iterable[str], follow_links: bool = False, allow: str = ALLOW
+) -> Iterator[str]:
+    """Yields the message of `inside` for every name that it refuses."""
+    real_root = os.path.realpath(root)
+    for name in names:
+        try:
+            inside(root, name, follow_links, real_root, allow)
+        except LeavesFolder as error:
+            yield str(error)
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -289,7 +289,7 @@ def open_sets(config: ConfigDict) -> Sets:
 def _coco(data: ConfigDict) -> Sets:
     return Sets(
         coco.open_coco(data.path, "train", data.num_train, True, data.follow_links),
-        coco.open_coco(data.path, "val", data.num_val, follow_links=data.follow_links),
+        coco.check_links(coco.open_coco(data.path, "val", data.num_val, follow_links=data.follow_links)),
     )
 
 
@@ -297,7 +297,7 @@ def _coco_format(data: ConfigDict) -> Sets:
     opened = functools.partial(coco.open_format, follow_links=data.follow_links)
     return Sets(
         opened(data.train_json, data.train_images, num=data.num_train, training=True),
-        opened(data.val_json, data.val_images, num=data.num_val),
+        coco.check_links(opened(data.val_json, data.val_images, num=data.num_val)),
     )
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Integer
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.regular_files import IN_SETS
 from detailclip_jax.data.semantic.labels import IGNORE
-from detailclip_jax.data.semantic.layouts import SemanticSet, open_set
+from detailclip_jax.data.semantic.layouts import SemanticSet, check_links, open_set
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import MissingData, Source
 from detailclip_jax.evaluation.image_batches import Subset
@@ -114,7 +114,7 @@ def spelled_out(name: str) -> list[str]:
 def open_dense(name: str, sets: Sets) -> LabelledSet:
     """Opens the validation split of a set; examples have "image" and "mask" (int16 [H, W], IGNORE where unlabelled).
 
-    Raises MissingData that lists the folders in which the set was looked for.
+    Raises MissingData that lists the folders in which the set was looked for, or names a link out of its folder.
     """
     links: dict[str, Any] = {"follow_links": sets.follow_links, "allow": IN_SETS}
     if name == STICKERS:
@@ -124,11 +124,11 @@ def open_dense(name: str, sets: Sets) -> LabelledSet:
             hashlib.sha256(opened.source[0]["image"].tobytes()).hexdigest(),
         ]
     elif name.startswith(FOLDER):
-        opened, expected = open_set("folders", name.removeprefix(FOLDER), "val", **links), None
+        opened, expected = check_links(open_set("folders", name.removeprefix(FOLDER), "val", **links)), None
         identity = _file_names(opened.source)
     else:
         kind = KINDS[name]
-        found = open_set(kind.layout, str(_folder(name, kind, sets)), "val", **links)
+        found = check_links(open_set(kind.layout, str(_folder(name, kind, sets)), "val", **links))
         opened = SemanticSet(name, Relabelled(found.source, kind.relabel), tuple(kind.classes(found.classes)))
         expected, identity = kind.expected, _file_names(found.source)
     digest = hashlib.sha256("\n".join([*identity, *opened.classes]).encode()).hexdigest()[:12]

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.semantic.augment import Recipe
 from detailclip_jax.data.semantic.batches import SemanticStream, examples
-from detailclip_jax.data.semantic.layouts import PAIRS, SemanticSet, open_pairs, open_set, read_classes
+from detailclip_jax.data.semantic.layouts import PAIRS, SemanticSet, check_links, open_pairs, open_set, read_classes
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import MissingData
 from detailclip_jax.inference.encoders import arrays_of, load_encoder
@@ -221,16 +221,14 @@ def open_sets(config: ConfigDict) -> Sets:
         return Sets(train, open_stickers(data.labels, data.val_split, data.canvas, data.num_val or 500))
     if data.source == PAIRS:
         return _open_folders(data)
-    splits = (data.train_split, data.num_train), (data.val_split, data.num_val)
     try:
-        return Sets(
-            *(
-                _first(open_set(data.source, data.path, split, data.unknown_labels, data.follow_links), num)
-                for split, num in splits
-            )
+        train, val = (
+            open_set(data.source, data.path, split, data.unknown_labels, data.follow_links)
+            for split in (data.train_split, data.val_split)
         )
     except MissingData as error:
         raise MissingData(f"{error}; --config.data.path=DIR names the folder") from error
+    return Sets(_first(train, data.num_train), _first(check_links(val, data.num_val), data.num_val))
 
 
 def _open_folders(data: ConfigDict) -> Sets:
@@ -245,10 +243,9 @@ def _open_folders(data: ConfigDict) -> Sets:
     except MissingData as error:
         raise MissingData(f"{error} (data.source=pairs); give --config.data.classes=FILE") from error
     options = classes, data.unknown_labels, data.follow_links
-    return Sets(
-        _first(open_pairs(data.train_images, data.train_masks, *options), data.num_train),
-        _first(open_pairs(data.val_images, data.val_masks, *options), data.num_val),
-    )
+    train = open_pairs(data.train_images, data.train_masks, *options)
+    val = check_links(open_pairs(data.val_images, data.val_masks, *options), data.num_val)
+    return Sets(_first(train, data.num_train), _first(val, data.num_val))
 
 
 def recipe_of(config: ConfigDict) -> Recipe:

@@ -37,9 +37,10 @@ from jaxtyping import Bool, Float, Int
 
 from detailclip_jax.data.detection.sets import DetectionSet
 from detailclip_jax.data.detection.shapes import Shape, read_shape
-from detailclip_jax.data.regular_files import IN_CONFIG, inside, read_regular
+from detailclip_jax.data.regular_files import IN_CONFIG, inside, leaving, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime.terminal import counted
 
 SPLITS = ("train", "val")
 YEAR = "2017"
@@ -111,6 +112,19 @@ def open_format(
     numbers = {category: number for number, category in enumerate(categories)}
     source = CocoImages(name, root, kept, [grouped[image.id] for image in kept], numbers, identity, follow_links)
     return DetectionSet(name, source, tuple(categories.values()), tuple(categories), tuple(notes), str(file))
+
+
+def check_links(found: DetectionSet) -> DetectionSet:
+    """Returns a set of `open_format` for an evaluation, which a refused image would end.
+
+    Raises MissingData, with the way out, if an image is a link or a listed name that leads out of the folder of images
+    and is refused for that.
+    """
+    source: Any = found.source
+    names = (image.name for image in source.images)
+    if refused := list(leaving(source.root, names, source.follow_links, IN_CONFIG)):
+        raise MissingData(f"{counted(len(refused), 'file')} of {found.file} refused; the first is an {refused[0]}")
+    return found
 
 
 def _load(file: pathlib.Path) -> tuple[dict[str, Any], str]:

@@ -22,15 +22,16 @@ The folders of the table may be links themselves.
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from detailclip_jax.data.decoding import BadImage, opened
 from detailclip_jax.data.images import SUFFIXES
-from detailclip_jax.data.regular_files import IN_CONFIG, inside, read_regular
+from detailclip_jax.data.regular_files import IN_CONFIG, inside, leaving, read_regular
 from detailclip_jax.data.semantic import names
 from detailclip_jax.data.semantic.labels import LabelTable, check_size, stored_values, table
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
 from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime.terminal import counted
 
 SPLITS = ("train", "val")
 PAIRS = "pairs"  # the name of `open_pairs` as a source
@@ -149,6 +150,21 @@ def _check_masks(files: Files, root: pathlib.Path) -> None:
         raise MissingData(
             f"{len(lost)} of {len(files.names)} images of {root} have no mask; the first is {image}, without {mask}"
         )
+
+
+def check_links(found: SemanticSet, num: int = 0) -> SemanticSet:
+    """Returns a set of `open_set` or `open_pairs` for an evaluation, which a refused image or mask would end.
+
+    Raises MissingData, with the way out, if one of the first `num` images (0: all) or its mask is a link or a listed
+    name that leads out of its folder and is refused for that.
+    """
+    source: Any = found.source
+    images, masks = zip(*source.files.names[: num or None])
+    folders = (source.files.images, images), (source.files.masks, masks)
+    refused = [why for folder in folders for why in leaving(*folder, source.follow_links, source.allow)]
+    if refused:
+        raise MissingData(f"{counted(len(refused), 'file')} of {found.name} refused; the first is an {refused[0]}")
+    return found
 
 
 Layout = tuple[Files, tuple[str, ...], dict[int, int], tuple[int, ...]]
