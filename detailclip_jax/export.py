@@ -39,6 +39,7 @@ from detailclip_jax import methods
 from detailclip_jax.data import preprocessing
 from detailclip_jax.inference.model import choose_weights
 from detailclip_jax.interop import formats, hub, hub_tokenizer, measure
+from detailclip_jax.interop.convert import OTHER_NAMES
 from detailclip_jax.interop.functions import Export
 from detailclip_jax.interop.resizing import resize
 from detailclip_jax.interop.verify import rows
@@ -59,7 +60,8 @@ WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its 
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("export", __doc__)
-    add, known = command.add_argument, flags.one_of("format", formats.FORMATS, formats.RENAMED)
+    words = formats.RENAMED, OTHER_NAMES
+    add, known = command.add_argument, flags.one_of("format", formats.FORMATS, *words)
     flags.add_checkpoint(command)
     add("--to", required=True, type=known, metavar="FORMAT", help=", ".join(formats.FORMATS))
     add("--out", required=True, metavar="PATH", help="file or directory to write, see above")

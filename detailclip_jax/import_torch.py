@@ -21,7 +21,7 @@ from typing import Any
 from detailclip_jax import interop
 from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import own, store
-from detailclip_jax.interop.convert import OPTIONS
+from detailclip_jax.interop.convert import OPTIONS, OTHER_NAMES
 from detailclip_jax.interop.layouts import NORMALISATIONS
 from detailclip_jax.interop.measure import HEADS
 from detailclip_jax.interop.tables import flatten
@@ -38,7 +38,7 @@ from detailclip_jax.types import Params
 def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("import_torch", __doc__)
-    add, layout = command.add_argument, flags.one_of("layout", interop.NAMES)
+    add, layout = command.add_argument, flags.one_of("layout", interop.NAMES, meant=OTHER_NAMES)
     activation = flags.one_of("activation", ACTIVATIONS)
     files = "a PyTorch, TorchScript, safetensors or npz file, the folder of one, or the folder of TIPS's two files"
     add("file", metavar="FILE", help=files)

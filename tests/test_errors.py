@@ -4,6 +4,9 @@ import pytest
 from absl import logging
 
 from detailclip_jax import __main__ as door
+from detailclip_jax import export, import_torch
+from detailclip_jax.interop import formats
+from detailclip_jax.interop.convert import NAMES, OTHER_NAMES
 from detailclip_jax.runtime import arguments, errors
 from detailclip_jax.runtime.processes import launched_as_several
 from detailclip_jax.training.checkpoint import CheckpointError
@@ -109,6 +112,44 @@ def test_mistakes_in_flags_are_one_message(capsys, argv, said):
         parser().parse_args(argv)
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error and len(error.splitlines()) == 1
+
+
+def refused(command, argv, capsys):
+    assert command.main(argv) == 2
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("hf", "huggingface"),
+        ("HF", "huggingface"),
+        ("transformers", "huggingface"),
+        ("hugging_face", "huggingface"),
+        ("openclip", "open_clip"),
+        ("open-clip", "open_clip"),
+        ("torch", "timm"),
+        ("pytorch", "open_clip"),
+        ("pth", "open_clip"),
+        ("backbone", "timm"),
+        ("safetensor", "safetensors"),
+        ("hlo", "stablehlo"),
+    ],
+)
+def test_a_plausible_name_of_a_format_is_answered_with_the_right_one(capsys, written, meant):
+    message = refused(export, ["--checkpoint=x", f"--to={written}", "--out=y"], capsys)
+    assert repr(meant) in message.partition("did you mean")[2].partition("?")[0]
+
+
+def test_a_layout_to_import_is_answered_too_and_a_suggestion_is_always_a_known_name(capsys):
+    message = refused(import_torch, ["x.pt", "--from=hf", "--out=y"], capsys)
+    assert "did you mean 'huggingface'?" in message
+    for names in (formats.FORMATS, NAMES):
+        for word in OTHER_NAMES:
+            assert word in names or "did you mean" in errors.unknown("format", word, names, OTHER_NAMES)
+            assert {*OTHER_NAMES[word]} <= {*formats.FORMATS, *NAMES}
 
 
 def test_negative_numbers_and_what_follows_two_dashes_are_no_flags():

@@ -33,6 +33,17 @@ OPTIONS = (
 )
 OWN = "safetensors"
 NAMES = (*dict.fromkeys(layout.name for layout in LAYOUTS), OWN)
+OTHER_NAMES = {  # what users write for a format or layout whose name is not near
+    "hf": ["huggingface"],
+    "transformers": ["huggingface"],
+    "clip": ["open_clip", "slip"],
+    "laion": ["open_clip"],
+    "vit": ["timm"],
+    "backbone": ["timm"],
+    "jax": [OWN, "stablehlo"],
+    "flax": [OWN, "stablehlo"],
+    **{word: ["open_clip", "huggingface", "timm"] for word in ("torch", "pytorch", "pt", "pth")},
+}
 MAX_LISTED = 20
 
 
@@ -394,7 +405,10 @@ def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], 
     """One tree of the variables, checked to contain every entry that the layout writes."""
     tree = stacking.unstack(variables.get(name) or {})
     if missing := sorted({entry.path for entry in entries} - tables.flatten(tree).keys()):
-        raise ValueError(f"layout {layout!r} needs tensors of {name} that this model lacks: {_list(missing)}")
+        raise ValueError(
+            f"layout {layout!r} needs tensors of {name} that this model lacks: {_list(missing)}; "
+            "--to=safetensors writes any model, --to=timm an image encoder"
+        )
     return tree
 
 

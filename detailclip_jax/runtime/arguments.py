@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from detailclip_jax.runtime.errors import USAGE_ERROR, near, unknown
+from detailclip_jax.runtime.errors import USAGE_ERROR, Meant, near, unknown
 from detailclip_jax.runtime.terminal import complain
 
 STARTS = ("detailclip ", "python -m ")  # how a command line begins that __main__ has put into sys.argv[0]
@@ -73,10 +73,13 @@ def parser(module: str, description: str | None, **options: Any) -> Parser:
     return Parser(prog(module), description=description, **options)
 
 
-def one_of(kind: str, names: Iterable[str], renamed: Mapping[str, str] | None = None) -> Callable[[str], str]:
+def one_of(
+    kind: str, names: Iterable[str], renamed: Mapping[str, str] | None = None, meant: Meant | None = None
+) -> Callable[[str], str]:
     """Returns the `type` of a flag that takes one of these names.
 
-    An unknown name is answered with the nearest one, an earlier one with the name in its place, from `renamed`.
+    An unknown name is answered with what is `meant` by it (see `errors.near`), else with the nearest name; an earlier
+    name with the one in its place, from `renamed`.
     """
     names = tuple(names)
 
@@ -84,7 +87,7 @@ def one_of(kind: str, names: Iterable[str], renamed: Mapping[str, str] | None = 
         if new := (renamed or {}).get(text):
             raise argparse.ArgumentTypeError(f"{kind} {text!r} is called {new!r} now")
         if text not in names:
-            raise argparse.ArgumentTypeError(unknown(kind, text, names))
+            raise argparse.ArgumentTypeError(unknown(kind, text, names, meant))
         return text
 
     return checked

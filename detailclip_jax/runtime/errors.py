@@ -10,7 +10,7 @@ Python shows its traceback.
 import contextlib
 import difflib
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags, logging
@@ -136,10 +136,18 @@ def at_work() -> Iterator[None]:
         raise
 
 
-def near(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """Returns "; did you mean 'NAME'?" with the nearest known name, or "" if none is near."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {found[0]!r}?" if found else ""
+Meant = Mapping[str, Sequence[str]]  # a word of users, in lower case -> the known names that they may mean by it
+
+
+def near(name: str, known: Iterable[str], cutoff: float = 0.5, meant: Meant | None = None) -> str:
+    """Returns "; did you mean 'NAME'?" with what is `meant` by the name, else the nearest known one; "" without one.
+
+    near("hf", FORMATS, meant={"hf": ["huggingface"]}) == "; did you mean 'huggingface'?"
+    """
+    known = list(known)
+    found = [each for each in (meant or {}).get(name.lower(), ()) if each in known]
+    found = found or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
 def near_path(path: Path) -> str:
@@ -149,11 +157,11 @@ def near_path(path: Path) -> str:
     return f"; did you mean {str(path.parent / found[0])!r}?" if found else ""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Returns the message for an unknown name, with the nearest and all known names.
+def unknown(kind: str, name: str, known: Iterable[str], meant: Meant | None = None) -> str:
+    """Returns the message for an unknown name, with the nearest (see `near`) and all known names.
 
     unknown("method", "detailclp", METHODS) == "unknown method 'detailclp'; did you mean 'detailclip'? Known: ..."
     """
     known = list(known)
     shown = ", ".join(each or "''" for each in known)
-    return f"unknown {kind} {name!r}{near(name, known) or '.'} Known: {shown}"
+    return f"unknown {kind} {name!r}{near(name, known, meant=meant) or '.'} Known: {shown}"
