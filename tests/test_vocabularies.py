@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from tiny import check_names
 
 from detailclip_jax.config import default, run_config
 from detailclip_jax.data import vocabularies
@@ -106,12 +107,39 @@ def test_files_that_do_not_fit_are_named(tmp_path):
     refused(config_with(file, size=5), ValueError, "has 6 tokens, but the model 5")
 
 
-@pytest.mark.parametrize("model, match", [("BPE", "does not keep the words"), ("WordLevel", "not a file of the lib")])
+@pytest.mark.parametrize("model, match", [("BPE", "does not keep the words"), ("WordLevel", "no token for unknown")])
 def test_a_file_that_does_not_know_the_word_a_is_refused(tmp_path, model, match):
     """Without an unknown token byte pairs drop the word, and the model of whole words is an error of the library."""
     kinds = {"BPE": tokenizers.models.BPE({"b": 3}, []), "WordLevel": tokenizers.models.WordLevel({"b": 3})}
     file = word_file(tmp_path, padding="</s>", then=lambda made: setattr(made, "model", kinds[model]))
     refused(config_with(file), ValueError, match)
+
+
+def without_unknown(kind):
+    """Models that know the letter a, and whose token for unknown words is missing in their vocabulary."""
+    return {
+        "WordLevel": lambda: tokenizers.models.WordLevel({"a": 2, "frog": 3}, unk_token="<unk>"),
+        "WordPiece": lambda: tokenizers.models.WordPiece({"a": 2, "frog": 3}, unk_token="<unk>"),
+        "Unigram": lambda: tokenizers.models.Unigram([("x", 0.0), ("</s>", 0.0), ("a", 0.0)], None),
+        "BPE": lambda: tokenizers.models.BPE({"a": 2, "b": 3}, [], unk_token="<unk>"),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "Unigram", "BPE"])
+def test_a_file_that_is_an_error_at_an_unknown_word_is_refused_before_the_first_caption(tmp_path, kind):
+    file = word_file(tmp_path, padding="</s>", then=lambda made: setattr(made, "model", without_unknown(kind)))
+    with pytest.raises(ValueError) as error:
+        record(config_with(file))
+    check_names(error.value, str(file), "unknown words", '"unk_token"', "Unigram")
+
+
+def test_byte_pairs_without_an_unknown_token_leave_unknown_letters_out(tmp_path):
+    def then(made):
+        made.model = tokenizers.models.BPE({"a": 2, "b": 3}, [])
+        made.enable_padding(pad_id=1, pad_token="</s>")
+
+    file = word_file(tmp_path, then=then)
+    assert tokenizer_of(config_with(file, length=4))(["a zoo b"]).tolist() == [[2, 3, 1, 1]]
 
 
 def test_the_size_is_the_largest_id_and_one(tmp_path):

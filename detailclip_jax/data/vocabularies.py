@@ -25,6 +25,7 @@ from detailclip_jax.data.tokenizer import MAX_CHARACTERS, PAD, Tokenizer
 
 CLIP = "clip"  # data.tokenizer for CLIP's byte pairs
 MAX_BYTES = 64 * 2**20  # of a tokenizer's file; that of Gemma's 256,000 pieces has about 34 MB
+UNKNOWN = "qzxvkjw \ua66e\U0001f728"  # no word, a letter of one manuscript, and a sign of alchemy
 MAX_CONFIG_BYTES = 4 * 2**20  # of the tokenizer_config.json beside it
 
 
@@ -223,9 +224,15 @@ def from_json(path: Path) -> Pieces:
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
         words = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
-        found = around(tokenizer.encode("a").ids, words("a"))
+        refused = refusal(words)
+        found = None if refused else around(tokenizer.encode("a").ids, words("a"))
     except Exception as error:  # the library raises a bare Exception for any damage
         raise ValueError(f"data.tokenizer {path} is not a file of the library tokenizers: {error}") from None
+    if refused:
+        raise ValueError(
+            f"data.tokenizer {path} has no token for unknown words, so a text with one is an error of its library "
+            f'({refused}); set "unk_token" of the "model" in that file to one of its tokens ("unk_id" of a Unigram)'
+        )
     if found is None:
         raise ValueError(
             f"data.tokenizer {path} does not keep the words of the text 'a' in one piece between its start and end "
@@ -234,6 +241,15 @@ def from_json(path: Path) -> Pieces:
     padding = stored["pad_id"] if stored else padding_beside(path, tokenizer)
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     return Pieces(words, tokenizer.decode, size, *found, padding)
+
+
+def refusal(words: Callable[[str], Sequence[int]]) -> str:
+    """Returns the library's error at words that no vocabulary has; "" if they get a token, or are left out."""
+    try:
+        words(UNKNOWN)
+    except Exception as error:  # the library raises a bare Exception
+        return str(error)
+    return ""
 
 
 def around(ids: Sequence[int], words: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
