@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import config as base
 from detailclip_jax.config import run_config
+from detailclip_jax.config.components import check_path_is_read
 from detailclip_jax.config.settings import Change, both, parse_setting, set_fields, split_list
 from detailclip_jax.data.caption_rules import with_own_number
 from detailclip_jax.runtime import arguments as flags
@@ -278,7 +279,9 @@ def check(entries: Sequence[Entry], arguments: argparse.Namespace) -> None:
     folders = folders_of(entries, arguments)
     for entry in entries:
         for seed, folder in enumerate(folders[entry.name]):
-            config = init_from.adopt(config_of(entry, seed, arguments), given_fields(entry, arguments))
+            asked, given = config_of(entry, seed, arguments), given_fields(entry, arguments)
+            check_path_is_read(asked.data, given, flag="--set=")
+            config = init_from.adopt(asked, given)
             validate(config)
             methods.build(config)
             check_folder(config, folder)

@@ -28,7 +28,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from detailclip_jax.config import default, detection, field_of, help_text, run_config, transfer
-from detailclip_jax.config.components import components
+from detailclip_jax.config.components import check_path_is_read
 from detailclip_jax.config.config_files import find
 from detailclip_jax.runtime import arguments, errors, processes, start_times
 
@@ -278,19 +278,6 @@ def asked() -> tuple[ConfigDict, str, list[str]]:
     given = _override_names(sys.argv)
     check_path_is_read(_CONFIG.value.data, given)
     return run_config.count_epochs(_CONFIG.value, given, written), workdir, given
-
-
-def check_path_is_read(data: ConfigDict, given: Sequence[str], reader: str = "records") -> None:
-    """Raises ValueError for a data.path of the command line that stickers, which draw their scenes, would ignore.
-
-    `reader`: a data.source that reads a path, for the message.
-    """
-    if "data.path" not in given or data.source != "stickers":
-        return
-    if any(found.kind == "stickers" and found.path for found in components(data)):
-        raise ValueError(
-            f"data.path {data.path!r} is not read with data.source 'stickers'; add --config.data.source={reader}"
-        )
 
 
 def asked_as_written() -> tuple[ConfigDict, str, list[str]]:

@@ -86,6 +86,8 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
         (["--methods=detailclip+masking.ratio=0.01"], "masking.ratio 0.01 removes no unit"),
         (["--methods=detailclip+model.freeze_patch_embed=maybe"], "model.freeze_patch_embed: "),
         (["--methods=clip", "--config=configs/nothing.py"], "nothing.py"),
+        (["--methods=clip", "--set=data.path=runs/mine"], "data.source 'stickers'; add --set=data.source=records"),
+        (["--methods=clip+data.path=runs/mine"], "'runs/mine' is not read with data.source 'stickers'"),
         (["--methods=clip", "--init=runs/nowhere"], "config.init 'runs/nowhere' is not a workdir"),
     ],
 )

@@ -11,7 +11,8 @@ import pytest
 from launching import QUICK
 
 from detailclip_jax.config import default
-from detailclip_jax.main import check_names, check_path_is_read, with_recipe, with_underscores
+from detailclip_jax.config.components import check_path_is_read
+from detailclip_jax.main import check_names, with_recipe, with_underscores
 from detailclip_jax.runtime.metrics import read_lines
 
 ROOT = Path(__file__).parents[1]

@@ -103,3 +103,18 @@ def ratios(data: ConfigDict) -> list[int] | list[None]:
 def is_endless(found: tuple[Component, ...]) -> bool:
     """Whether the sets include stickers, which draw scenes without end; an epoch then has no number of examples."""
     return any(component.kind == "stickers" for component in found)
+
+
+def check_path_is_read(
+    data: ConfigDict, given: Sequence[str], reader: str = "records", flag: str = "--config."
+) -> None:
+    """Raises ValueError for a data.path among the `given` fields that stickers, which draw their scenes, would ignore.
+
+    `reader`: a data.source that reads a path, and `flag`: how the command spells a field, for the message.
+    """
+    if "data.path" not in given or data.source != "stickers":
+        return
+    if any(found.kind == "stickers" and found.path for found in components(data)):
+        raise ValueError(
+            f"data.path {data.path!r} is not read with data.source 'stickers'; add {flag}data.source={reader}"
+        )
