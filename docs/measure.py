@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs/numbers.json"
 RUNS = ROOT / "runs/numbers"
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("data", "detection", "evaluation", "experiments")))
-DOCUMENTS += ("docs/performance.md", "docs/segmentation.md")
+DOCUMENTS += tuple(f"docs/{name}.md" for name in ("performance", "pytorch", "segmentation"))
 PACKAGE = "detailclip_jax"
 MESSAGES = ("complain", "debug", "fail", "_fail", "info", "live", "print", "say", "warn", "warning")  # functions
 WIDTH = 120  # of the documents' lines
@@ -453,16 +453,14 @@ SUPERVISED = {  # name in the study -> what differs from configs/transfer/sticke
 STUDY = """
 import pathlib
 import detailclip_jax.evaluation.probes as probes
-rows = "{comparison}/rows/"
-trained = dict([("clip, 300 steps", rows + "clip/seed-0"), ("detailclip, 300 steps", rows + "detailclip/seed-0"),
+trained = dict([("clip, 300 steps", "{out}/clip"), ("detailclip, 300 steps", "{out}/detailclip"),
     ("detailclip, 600 steps (the demo)", "{demo}")])
 supervised = dict((name, "{out}/" + str(place)) for place, name in enumerate(NAMES))
 pathlib.Path("{out}/study.md").write_text(probes.study(trained, supervised))
 """.replace("NAMES", repr(tuple(SUPERVISED)))
-DETECTORS = {  # name in the table -> argument and fields of the config, seeds
-    "one class, 120 steps": (":labels=objects --config.total_steps=120", 3),
-    "one class, 600 steps": (":labels=objects", 1),
-    "24 groups, 600 steps: the default": ("", 1),
+DETECTORS = {  # name in the table -> fields of the config, seeds
+    "200: the default": ("", 3),
+    "600": (" --config.total_steps=600", 1),
 }
 ENCODERS = {"the demo": " --config.init={demo}", "untrained": ""}
 AP = {  # heading -> score
@@ -535,6 +533,11 @@ STEP_ROWS = (
     ("S/16, 77", "--size=S/16 --rounds=6"),
 )
 STEP_TIMES = "python tests/time_straightforward.py"
+CONTINUE = {  # configs/beyond/continue_NAME.py -> fields that `config.init` sets in a run
+    **dict.fromkeys(("siglip", "siglip2", "silc", "tips", "tipsv2", "cosmos", "flair"), ""),
+    "silc": " --image-size=256",
+}
+RATES = {"float32": 85, "bfloat16": 65}  # dtype -> aim of the share of the product rate, per cent
 FLOP_ROWS = (  # name in the table, masking, the command's flags
     ("DetailCLIP S/16", "patch", "--size=S/16 --batch=4"),
     ("DetailCLIP B/16", "patch", "--batch=32"),
@@ -547,8 +550,11 @@ FLOP_ROWS = (  # name in the table, masking, the command's flags
 
 
 def demo(folder: Path) -> Made:
-    """The table of the report."""
-    return {"demo.table": [line for line in (folder / "report.md").read_text().splitlines() if line.startswith("|")]}
+    """The table of the report.  NumbersError if a row was not measured, such as because a font is not installed."""
+    lines = (folder / "report.md").read_text().splitlines()
+    if missing := next((line for line in lines if line.startswith("Not measured:")), ""):
+        raise NumbersError(f"{folder}/report.md says: {missing}")
+    return {"demo.table": [line for line in lines if line.startswith("|")]}
 
 
 def overview(folder: Path) -> Made:
@@ -770,8 +776,18 @@ def continued(folder: Path) -> Made:
 
 
 def probe(folder: Path) -> Made:
-    """Probes of raw pixels, untrained, trained and supervised encoders."""
-    return {"probe.table": (folder / "study.md").read_text().splitlines()}
+    """Probes of raw pixels, untrained, trained and supervised encoders: the comparison's in full, the others in two."""
+    text = (folder / "study.md").read_text().splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text]
+    found = {(name, encoder): scores for name, encoder, *scores in rows}
+    probes = list(dict.fromkeys(name for name, *_ in rows))
+    columns = ["figure IoU", "mIoU of groups", "right group on object pixels", "mIoU of nouns"]
+    lines = [f"| encoder | {' | '.join([*columns, *(f'{name}: figure, groups' for name in probes[1:])])} |"]
+    lines.append("|---|" + "---:|" * (len(columns) + len(probes) - 1))
+    for encoder in dict.fromkeys(row[1] for row in rows):
+        others = [", ".join(found.get((name, encoder), [])[:2]) for name in probes[1:]]
+        lines.append(f"| {encoder} | {' | '.join([*found[probes[0], encoder], *others])} |")
+    return {"probe.table": lines}
 
 
 def detectors() -> Iterator[tuple[str, str, str]]:
@@ -787,7 +803,7 @@ def detection(folder: Path) -> Made:
     found: dict[tuple[str, str], list[Any]] = {}
     for place, (row, encoder, _) in enumerate(detectors()):
         found.setdefault((row, encoder), []).append(read(folder / str(place), "results"))
-    lines = [f"| classes, steps | encoder | {' | '.join(AP)} |", "|---|---|" + "---:|" * len(AP)]
+    lines = [f"| steps | encoder | {' | '.join(AP)} |", "|---|---|" + "---:|" * len(AP)]
     for (row, encoder), runs in found.items():
         cells = [mean_and_spread([run[score] for run in runs]) for score in AP.values()]
         lines.append(f"| {row} | {encoder} | {' | '.join(cells)} |")
@@ -840,6 +856,41 @@ def segmentation(folder: Path) -> Made:
         scores = read(place, "results")
         lines.append(f"| {' | '.join(row)} | {' | '.join(f'{scores[name]:.1f}' for name in SCORES)} |")
     return {"segmentation.table": lines}
+
+
+def rates(folder: Path) -> Made:
+    """A step's share of the machine's own product rate, and texts per second in evaluation."""
+    lines = ["| ViT-B/16, batch 4 | seconds per step | products, GFLOP/s | share of product rate | aim |"]
+    lines.append("|---|---:|---:|---:|---:|")
+    for record in read(folder, "step"):
+        dtype = record["dtype"]
+        seconds = spread((record["step_seconds"], *record["step_seconds_range"]))
+        share = spread([100 * value for value in record["product_share"]])
+        rate = f"{record['product_flops'][dtype] / 1e9:.0f}"
+        lines.append(f"| {dtype} | {seconds} | {rate} | {share} % | {RATES[dtype]} % |")
+    (texts,) = read(folder, "texts")
+    whole, cut = (f"{texts['texts_per_second'][name][0]:,.0f}" for name in ("all tokens", "cut"))
+    sentence = (
+        f"Texts in evaluation, size tiny: {cut} a second where each batch is cut to what its texts need, {whole} with "
+        "all 77 tokens (aim 60,000)."
+    )
+    return {"rates.table": lines, "rates.sentence": textwrap.wrap(sentence, WIDTH)}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range: "5.31 (5.20-5.52)"."""
+    middle, low, high = (f"{value:.3g}" for value in values)
+    return f"{middle} ({low}-{high})"
+
+
+def continue_memory(folder: Path) -> Made:
+    """Memory of a step of the configs that continue a training, as the compiler plans it."""
+    lines = ["| config | arguments, GiB | temporaries, GiB | together |", "|---|---:|---:|---:|"]
+    for name in CONTINUE:
+        (record,) = read(folder, name)
+        sizes = [f"{record[f'{kind}_bytes'] / GIB:.1f}" for kind in ("argument", "temp", "total")]
+        lines.append(f"| `continue_{name}.py` | {' | '.join(sizes)} |")
+    return {"continue_memory.table": lines}
 
 
 def start(folder: Path) -> Made:
@@ -898,12 +949,10 @@ def detection_cost(folder: Path) -> Made:
 
 def pages(folder: Path) -> Made:
     """The demo's step with glibc's small pages and with its large ones."""
-    lines = ["| pages | CPU seconds per step | seconds per step (range) |", "|---|---:|---:|"]
+    lines = ["| pages | seconds per step (range of 7 rounds) |", "|---|---:|"]
     for name in PAGES:
         (record,) = read(folder, name)
-        low, high = record["step_seconds_range"]
-        cells = [f"{record['step_cpu_seconds']:.2f}", f"{record['step_seconds']:.2f} ({low:.2f}-{high:.2f})"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {spread((record['step_seconds'], *record['step_seconds_range']))} |")
     return {"pages.table": lines}
 
 
@@ -1028,6 +1077,30 @@ NUMBERS = (
         start,
     ),
     Number(
+        "rates",
+        "a step's share of the machine's product rate, and texts per second",
+        6,
+        (*COUNTING, "detailclip_jax/benchmarks/product_rate.py", "detailclip_jax/benchmarks/texts.py"),
+        (
+            f"{BENCHMARK} step --size=B/16 --batch=4 --dtype=float32 --scan=true --remat=dots --set "
+            "masking.granularity=cell2x2 --against=dtype=bfloat16 --rounds=5 --json={out}/step.json",
+            f"{BENCHMARK} texts --size=tiny --rounds=9 --json={{out}}/texts.json",
+        ),
+        rates,
+    ),
+    Number(
+        "continue_memory",
+        "memory of a step of the configs that continue a training, planned by the compiler",
+        20,
+        (*COUNTING, "configs/beyond/continue_*.py", "configs/vitb16_continue.py"),
+        tuple(
+            f"{BENCHMARK} step --config=configs/beyond/continue_{name}.py --batch=512 --compile-only{fields} "
+            f"--json={{out}}/{name}.json"
+            for name, fields in CONTINUE.items()
+        ),
+        continue_memory,
+    ),
+    Number(
         "segmentation_cost",
         "FLOP and memory of segmentation, counted and planned by the compiler",
         15,
@@ -1085,10 +1158,14 @@ NUMBERS = (
     ),
     Number(
         "probe",
-        "probes from the floor to the ceiling, with the encoders of the comparison",
+        "probes from the floor to the ceiling",
         45,
         (*LEARNING, *JUDGING, "detailclip_jax/evaluation/probes.py", "detailclip_jax/segmentation/**/*.py"),
         (
+            *(
+                f"{MAIN}:method={method} --config.total_steps=300 --workdir={{out}}/{method}"
+                for method in ("clip", "detailclip")
+            ),
             *(
                 f"{TRANSFER}/{flags} --config.optimizer.learning_rate=1e-3 --config.batch_size=64 "
                 f"--config.optimizer.batch_size=64 --workdir={{out}}/{place}"
@@ -1097,7 +1174,7 @@ NUMBERS = (
             f"python -c {shlex.quote(STUDY)}",
         ),
         probe,
-        after=("demo", "comparison"),
+        after=("demo",),
     ),
     Number(
         "segmentation",

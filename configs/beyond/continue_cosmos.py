@@ -4,9 +4,9 @@
     python -m detailclip_jax.main --config=configs/beyond/continue_cosmos.py --config.init=runs/openai \
         --config.data.path=/data/mine
 
-It needs about 11 GiB: 2.3 of parameters, teacher and moments, and 9 for a chunk of 64 pairs, of which a batch of 512
-has eight (arithmetic: XLA's CPU backend plans 1.63 GiB for 8 pairs and 2.67 for 16, with `remat=full`; no GPU has been
-used yet).  Chunks cost one more forward pass; with more memory set --config.accumulation=1.
+Memory of a step with B/16 at 224 px, bfloat16: 10.8 GiB, of which 8.3 are temporaries with the gradient.  XLA's CPU
+compiler counted this; it is not measured on a GPU.  A batch of 512 is computed in chunks of 64 pairs.
+Chunks cost one more forward pass; with more memory set --config.accumulation=1.
 
 An evaluation reports COSMOS's teacher, which is the one to use, as `ema`.  Crops, captions and losses are those of
 configs/beyond/cosmos.py, the optimizer is that of configs/vitb16_continue.py; sizes, image style, normalisation

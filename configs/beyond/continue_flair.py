@@ -4,10 +4,9 @@
     python -m detailclip_jax.main --config=configs/beyond/continue_flair.py --config.init=runs/openai \
         --config.data.path=/data/mine
 
-It needs about 6 GiB: 1.7 of parameters and moments, 4 for a chunk of 64 pairs, of which a batch of 512 has eight, and
-.5 for keys, values and pooled features of the batch (arithmetic: XLA's CPU backend plans .97 GiB for 8 pairs and 1.38
-for 16, with `remat=full`; no GPU has been used yet).  Chunks cost one more forward pass; with more memory set
---config.accumulation=1.
+Memory of a step with B/16 at 224 px, bfloat16: 6.5 GiB, of which 4.8 are temporaries with the gradient.  XLA's CPU
+compiler counted this; it is not measured on a GPU.  A batch of 512 is computed in chunks of 64 pairs.
+Chunks cost one more forward pass; with more memory set --config.accumulation=1.
 
 FLAIR pools an image by each text.  Crops, captions and losses are those of configs/beyond/flair.py, the optimizer is
 that of configs/vitb16_continue.py; sizes, image style, normalisation and `context_length` are those of `init`, so

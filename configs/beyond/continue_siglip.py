@@ -4,8 +4,8 @@
     python -m detailclip_jax.main --config=configs/beyond/continue_siglip.py --config.init=runs/openai \
         --config.data.path=...
 
-Memory of a step with B/16 at 224 px, bfloat16: 10.9 GiB, of which 1.7 are parameters, teacher and moments,
-9.2 temporaries with the gradient.  XLA's CPU compiler counted this; it is not measured on a GPU.
+Memory of a step with B/16 at 224 px, bfloat16: 10.6 GiB, of which 8.9 are temporaries with the gradient.  XLA's CPU
+compiler counted this; it is not measured on a GPU.
 Sizes and preprocessing are those of `init`, see configs/vitb16_continue.py.
 """
 

@@ -4,8 +4,8 @@
     python -m detailclip_jax.main --config=configs/beyond/continue_siglip2.py --config.init=runs/openai \
         --config.data.path=...
 
-Memory of a step with B/16 at 224 px, bfloat16: 10.9 GiB, of which 2.1 are parameters, teacher and moments,
-8.5 temporaries with the gradient.  XLA's CPU compiler counted this; it is not measured on a GPU.
+Memory of a step with B/16 at 224 px, bfloat16: 10.7 GiB, of which 8.4 are temporaries with the gradient.  XLA's CPU
+compiler counted this; it is not measured on a GPU.
 Sizes and preprocessing are those of `init`, see configs/vitb16_continue.py.  From a `siglip` run this is the paper's
 second stage, at the rates of fine-tuning; configs/beyond/siglip2.py has those of the paper.
 """

@@ -4,8 +4,8 @@
     python -m detailclip_jax.main --config=configs/beyond/continue_silc.py --config.init=runs/openai \
         --config.data.path=...
 
-Memory of a step with B/16 at 256 px, bfloat16: 15.3 GiB, of which 2.1 are parameters, teacher and moments,
-12.8 temporaries with the gradient.  XLA's CPU compiler counted this; it is not measured on a GPU.
+Memory of a step with B/16 at 256 px, bfloat16: 14.5 GiB, of which 12.0 are temporaries with the gradient.  XLA's CPU
+compiler counted this; it is not measured on a GPU.
 Sizes and preprocessing are those of `init`, see configs/vitb16_continue.py.
 """
 

@@ -4,8 +4,8 @@
     python -m detailclip_jax.main --config=configs/beyond/continue_tips.py --config.init=runs/openai \
         --config.data.path=...
 
-Memory of a step with B/16 at 224 px, bfloat16: 10.3 GiB, of which 2.2 are parameters, teacher and moments,
-8.0 temporaries with the gradient.  XLA's CPU compiler counted this; it is not measured on a GPU.
+Memory of a step with B/16 at 224 px, bfloat16: 10.1 GiB, of which 7.8 are temporaries with the gradient.  XLA's CPU
+compiler counted this; it is not measured on a GPU.
 Sizes and preprocessing are those of `init`, see configs/vitb16_continue.py.  With one caption an image; a second class
 token for a second caption would be new (model.class_tokens=2).
 """

@@ -4,8 +4,8 @@
     python -m detailclip_jax.main --config=configs/beyond/continue_tipsv2.py --config.init=runs/openai \
         --config.data.path=...
 
-Memory of a step with B/16 at 224 px, bfloat16: 10.2 GiB, of which 1.9 are parameters, teacher and moments,
-8.1 temporaries with the gradient.  XLA's CPU compiler counted this; it is not measured on a GPU.
+Memory of a step with B/16 at 224 px, bfloat16: 9.8 GiB, of which 7.8 are temporaries with the gradient.  XLA's CPU
+compiler counted this; it is not measured on a GPU.
 Sizes and preprocessing are those of `init`, see configs/vitb16_continue.py.  The teacher is a head of its own on the
 student's encoder, so a checkpoint without a head starts with a copy of the new one.
 """
