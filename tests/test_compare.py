@@ -10,7 +10,8 @@ from detailclip_jax import compare
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import split_list
 from detailclip_jax.evaluation import comparison, segmentation
-from detailclip_jax.run import loop
+from detailclip_jax.run import compare as runs
+from detailclip_jax.run import entries, loop
 from detailclip_jax.runtime import errors
 
 ROOT = Path(__file__).parents[1]
@@ -49,8 +50,6 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     assert {r["method"] for r in records["results"]} == set(rows)
     assert json.loads((work / "clip/seed-0/config.json").read_text())["total_steps"] == 2
 
-    from detailclip_jax.run import loop
-
     monkeypatch.setattr(loop, "train", lambda run: pytest.fail("a finished run was run again"))
     assert compare.main(command) == 0
 
@@ -62,7 +61,7 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
 
 
 def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
-    config = compare.config_of(compare.parse_entry("clip"), 0, arguments("--set=batch_size=8"))
+    config = entries.config_of(entries.parse_entry("clip"), 0, arguments("--set=batch_size=8"))
     whole = compare.gflop_per_image(config)
     config.model.scan, config.losses.clip_block = True, 2
     assert compare.gflop_per_image(config) == whole > 0.01
@@ -70,7 +69,7 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
     lines += [{"step": 20, "images_per_second": 2.0}]  # once more after a restart
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "config.json").write_text(run_config.to_json(config))
-    assert compare.training_seconds(tmp_path) == 10 * 8 / 4 + 10 * 8 / 2
+    assert runs.training_seconds(tmp_path) == 10 * 8 / 4 + 10 * 8 / 2
 
 
 @pytest.mark.parametrize(
@@ -122,37 +121,37 @@ def arguments(*extra):
 
 def test_commas_in_brackets_separate_no_rows():
     softer = "detailclip+losses.teacher_temperature=(0.07,0.07)+losses.patch_temperature=(0.07,0.07)"
-    rows = [compare.parse_entry(text) for text in split_list(f"clip,{softer},")]
+    rows = [entries.parse_entry(text) for text in split_list(f"clip,{softer},")]
     assert [row.name for row in rows] == ["clip", softer]
-    assert compare.config_of(rows[1], 0, arguments()).losses.teacher_temperature == (0.07, 0.07)
+    assert entries.config_of(rows[1], 0, arguments()).losses.teacher_temperature == (0.07, 0.07)
 
 
 def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():
-    config = compare.config_of(compare.parse_entry("detailclip+ema.end=0.5+seed=9"), 3, arguments("--init=runs/x"))
+    config = entries.config_of(entries.parse_entry("detailclip+ema.end=0.5+seed=9"), 3, arguments("--init=runs/x"))
     assert (config.total_steps, config.seed, config.init, config.ema.end) == (7, 3, "runs/x", 0.5)
 
 
 def test_fields_of_a_row_and_of_set_are_those_that_a_checkpoint_does_not_replace():
-    row = compare.parse_entry("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
-    assert compare.given_fields(row, arguments("--set=seed=9")) == ["seed", "preprocess.filter", "preprocess.mean"]
-    assert compare.given_fields(compare.parse_entry("clip"), arguments()) == []
+    row = entries.parse_entry("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
+    assert entries.given_fields(row, arguments("--set=seed=9")) == ["seed", "preprocess.filter", "preprocess.mean"]
+    assert entries.given_fields(entries.parse_entry("clip"), arguments()) == []
 
 
 def test_controls_change_what_they_say():
-    blind = compare.config_of(compare.CONTROLS["detailclip_random_mask"], 0, arguments())
+    blind = entries.config_of(entries.CONTROLS["detailclip_random_mask"], 0, arguments())
     assert blind.method == "detailclip" and blind.masking.strategy == "random"
-    two = compare.config_of(compare.CONTROLS["clip_two_views"], 0, arguments())
+    two = entries.config_of(entries.CONTROLS["clip_two_views"], 0, arguments())
     assert two.method == "clip" and two.views.crops.large.count == 2
-    larger = compare.config_of(compare.CONTROLS["detailclip_enclosing"], 0, arguments())
+    larger = entries.config_of(entries.CONTROLS["detailclip_enclosing"], 0, arguments())
     assert larger.views.teacher == "enclosing" and larger.views.crops.enclosing.kind == "enclosing"
-    assert compare.config_of(compare.CONTROLS["maskclip_weight_1"], 0, arguments()).losses.weights.patch == 1.0
+    assert entries.config_of(entries.CONTROLS["maskclip_weight_1"], 0, arguments()).losses.weights.patch == 1.0
 
 
 def test_table_4_is_a_sweep_of_five_rows():
-    rows = compare.sweep_entries(str(ROOT / "configs/ablation_table4.py"))
-    configs = [compare.config_of(row, 0, arguments()) for row in rows]
+    rows = entries.sweep_entries(str(ROOT / "configs/ablation_table4.py"))
+    configs = [entries.config_of(row, 0, arguments()) for row in rows]
     assert [config.losses.weights.reconstruction for config in configs] == [1.0, 0.0, 2.0, 0.5, 1.0]
-    assert len({compare.file_name(row.name) for row in rows}) == 5
+    assert len({entries.file_name(row.name) for row in rows}) == 5
 
 
 def test_the_table_holds_mean_and_spread_over_seeds():
@@ -268,6 +267,6 @@ def test_enlarging_a_constant_changes_nothing():
 
 def test_different_rows_have_different_folders():
     names = ["a,b", "a-b", "a/b", "a b", "clip+ema.end=0.99", "clip+views.crops.large.scale=(.2,1.)"]
-    folders = [compare.file_name(name) for name in names]
+    folders = [entries.file_name(name) for name in names]
     assert len({*folders}) == len(names) and not any("/" in folder for folder in folders)
-    assert compare.file_name("clip+ema.end=0.99") == "clip+ema.end=0.99"
+    assert entries.file_name("clip+ema.end=0.99") == "clip+ema.end=0.99"

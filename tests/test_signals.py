@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from detailclip_jax import benchmark, compare
+from detailclip_jax.run import compare as runs
 from detailclip_jax.runtime import devices
 from detailclip_jax.runtime.signals import Stopped, held_back, prompt
 from detailclip_jax.training import mesh
@@ -155,15 +156,19 @@ def test_a_platform_that_is_not_here_is_no_damaged_checkpoint(monkeypatch, error
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("command, work", [(compare, "compare"), (benchmark, "measure")], ids=["compare", "benchmark"])
-def test_commands_that_measure_hear_a_signal_that_was_dropped(monkeypatch, capsys, command, work, number, code):
+@pytest.mark.parametrize(
+    "command, place, work",
+    [(compare, runs, "train"), (benchmark, benchmark, "measure")],
+    ids=["compare", "benchmark"],
+)
+def test_commands_that_measure_hear_a_signal_that_was_dropped(monkeypatch, capsys, command, place, work, number, code):
     def busy(*arguments):
         swallow(number)
         time.sleep(5)
         pytest.fail("the signal was lost")
 
-    monkeypatch.setattr(command, work, busy)
-    monkeypatch.setattr(compare, "check", lambda *arguments: None)
+    monkeypatch.setattr(place, work, busy)
+    monkeypatch.setattr(runs, "check", lambda *arguments: None)
     assert command.main(["--methods=clip"] if command is compare else ["data"]) == code
     assert "interrupted" in capsys.readouterr().err
 

@@ -1,11 +1,16 @@
 """Compares methods trained with the same budget: mean and standard deviation over seeds, as a table and a figure."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from detailclip_jax.evaluation.metrics import split_name
+from detailclip_jax.figures import style
+from detailclip_jax.runtime.files import replace_text
+from detailclip_jax.runtime.terminal import complain
 
 METRICS = {  # task/metric -> heading
     "zero_shot/top1": "zero-shot",
@@ -49,6 +54,20 @@ def tabulate(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
                 float(values.mean()), std, len(values)
             )
     return table
+
+
+def write(workdir: Path, results: Mapping[str, Sequence[Mapping[str, float]]], costs: Mapping[str, str]) -> str:
+    """Writes comparison.md, .json and, with matplotlib, .png; returns the text of the table."""
+    table = tabulate(results)
+    text = markdown(table, costs)
+    replace_text(workdir / "comparison.md", text)
+    records = {"results": as_json(table), "costs": dict(costs)}
+    replace_text(workdir / "comparison.json", json.dumps(records, indent=2) + "\n")
+    try:
+        style.save(figure(table), workdir / "comparison.png")
+    except ImportError as error:  # an optional package; the table is complete without a figure
+        complain(f"no figure: {error}")
+    return text
 
 
 def markdown(table: Table, costs: Mapping[str, str]) -> str:

@@ -1,0 +1,127 @@
+"""The runs of a comparison: trains and evaluates every entry with every seed at one budget, and reads their results.
+
+Every run is an ordinary run of `loop`, in WORKDIR/NAME/seed-K.  Finished runs are not repeated.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from detailclip_jax import methods
+from detailclip_jax.config import run_config
+from detailclip_jax.config.components import check_path_is_read
+from detailclip_jax.evaluation import comparison, floors
+from detailclip_jax.methods import METHODS
+from detailclip_jax.run import init_from, loop
+from detailclip_jax.run.entries import CONTROLS, Entry, config_of, folders_of, given_fields, parse_entry
+from detailclip_jax.run.validation import validate
+from detailclip_jax.runtime import errors
+from detailclip_jax.runtime.files import replace_text
+from detailclip_jax.runtime.metrics import read_lines
+
+
+class CannotBegin(errors.RunError):
+    """A run is invalid and does not start; the message is that of `detailclip_jax.main`."""
+
+
+def check(entries: Sequence[Entry], arguments: argparse.Namespace) -> None:
+    """Checks the config and folder of every run before the first one starts.  Raises ValueError."""
+    for entry in entries:
+        if entry.method not in METHODS:
+            raise ValueError(errors.unknown("method", entry.method, (*METHODS, *CONTROLS)))
+    folders = folders_of(entries, arguments)
+    for entry in entries:
+        for seed, folder in enumerate(folders[entry.name]):
+            asked, given = config_of(entry, seed, arguments), given_fields(entry, arguments)
+            check_path_is_read(asked.data, given, flag="--set=")
+            config = init_from.adopt(asked, given)
+            validate(config)
+            methods.build(config)
+            check_folder(config, folder)
+
+
+def check_folder(config: ConfigDict, workdir: Path) -> None:
+    """Raises ValueError if the folder has a run of other settings or another length than the requested one."""
+    file = workdir / "config.json"
+    if not file.exists():
+        return
+    there = run_config.read(file)
+    differing = run_config.differences(there, config) | {"total_steps": (there.total_steps, config.total_steps)}
+    lines = [
+        f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items() if new not in (None, old)
+    ]
+    if lines:
+        told = "\n".join(lines)
+        raise ValueError(f"{workdir} has a run of other settings:\n{told}\nChoose another --workdir.")
+
+
+def train(
+    entries: Sequence[Entry], arguments: argparse.Namespace, gflop_per_image: Callable[[ConfigDict], float]
+) -> int:
+    """Runs all unfinished runs; returns the exit code.  `gflop_per_image` counts the cost of a run's training step."""
+    folders = folders_of(entries, arguments)
+    for seed in range(arguments.seeds):  # seeds outside, so that a stopped comparison has equally many runs per entry
+        for entry in entries:
+            given = given_fields(entry, arguments)
+            config = config_of(entry, seed, arguments)
+            if code := run_once(config, folders[entry.name][seed], gflop_per_image, given):
+                return code
+    return 0
+
+
+def write(entries: Sequence[Entry], arguments: argparse.Namespace) -> str:
+    """Writes the comparison of the finished runs and of encoders without training; returns the text of the table."""
+    folders = folders_of(entries, arguments)
+    results = {name: [read_results(folder) for folder in runs] for name, runs in folders.items()}
+    results |= floors.scores(config_of(parse_entry("clip"), 0, arguments), arguments.seeds)
+    return comparison.write(Path(arguments.workdir), results, {name: cost_text(runs) for name, runs in folders.items()})
+
+
+def run_once(
+    config: ConfigDict, workdir: Path, gflop_per_image: Callable[[ConfigDict], float], given: Sequence[str] = ()
+) -> int:
+    """Trains and evaluates one run unless it is finished; returns the exit code of `loop.train`."""
+    if finished_steps(workdir) >= config.total_steps:
+        return 0
+    try:
+        run = loop.prepare(config, workdir, given)
+    except (ValueError, OSError) as error:
+        raise CannotBegin(f"{workdir}: {error}") from error
+    code = loop.train(run)
+    if code == 0:
+        spent = {"seconds": training_seconds(workdir), "gflop_per_image": gflop_per_image(config)}
+        replace_text(workdir / "cost.json", json.dumps(spent) + "\n")
+    return code
+
+
+def finished_steps(workdir: Path) -> int:
+    """Returns the number of steps of a finished run; 0 if the folder has no results."""
+    results = workdir / "results.json"
+    return json.loads(results.read_text())["step"] if results.exists() else 0
+
+
+def training_seconds(workdir: Path) -> float:
+    """Computes the training time from the speeds in the log, over all restarts; without compiling and evaluation."""
+    config = run_config.read(workdir / "config.json")
+    speeds = {line["step"]: line["images_per_second"] for line in read_lines(workdir / "metrics.jsonl")}
+    steps = sorted(speeds)
+    return sum((to - since) * config.batch_size / speeds[to] for since, to in itertools.pairwise([0, *steps]))
+
+
+def read_results(workdir: Path) -> dict[str, float]:
+    """Reads "task/weights/metric" -> value of a finished run."""
+    records = json.loads((workdir / "results.json").read_text())["results"]
+    return {f"{r['task']}/{r['weights']}/{r['metric']}": r["value"] for r in records}
+
+
+def cost_text(workdirs: Sequence[Path]) -> str:
+    """Formats GFLOP per image and the mean seconds of the runs; "" without any cost.json."""
+    costs = [json.loads(file.read_text()) for folder in workdirs if (file := folder / "cost.json").exists()]
+    if not costs:
+        return ""
+    seconds = sum(cost["seconds"] for cost in costs) / len(costs)
+    return f"{costs[0]['gflop_per_image']:.3g} GFLOP/image, {seconds:.0f} s"

@@ -1,0 +1,104 @@
+"""What a comparison trains: methods and controls with changed fields, and the config and folder of every run.
+
+parse_entry("detailclip+ema.end=0.99")      # the method detailclip with another ema.end
+sweep_entries("configs/ablation_table4.py")  # those of a config file's SWEEP
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from ml_collections import ConfigDict
+
+from detailclip_jax import config as base
+from detailclip_jax.config import run_config
+from detailclip_jax.config.settings import Change, both, parse_setting, set_fields
+from detailclip_jax.data.caption_rules import with_own_number
+
+
+class Entry(NamedTuple):
+    """One entry of the comparison: a method, and a change of its config."""
+
+    name: str
+    method: str
+    change: Change
+    given: tuple[str, ...] = ()  # dotted names of the fields that its text sets
+
+
+def two_views(config: ConfigDict) -> None:
+    """Changes CLIP's config to two unmasked views, as many as DetailCLIP's student has."""
+    crop = config.views.crops.large
+    crop.count, crop.blur_p, crop.solarize_p = 2, (0.1, 0.1), (0.0, 0.0)
+
+
+def random_mask(config: ConfigDict) -> None:
+    """Changes DetailCLIP's config to a random mask, which does not use the teacher's attention; all losses stay."""
+    config.masking.strategy = "random"
+
+
+def full_weight(config: ConfigDict) -> None:
+    """Changes MaskCLIP's config to weight 1 for distillation, the same as for the contrastive loss."""
+    config.losses.weights.patch = 1.0
+
+
+def larger_teacher(config: ConfigDict) -> None:
+    """Changes DetailCLIP's config so that the teacher gets a crop that encloses both views (paper 4.1.1)."""
+    config.views.teacher = "enclosing"
+    config.views.crops.enclosing = base.crop(size=config.model.image_size, kind="enclosing")
+
+
+CONTROLS = {
+    "clip_two_views": Entry("clip_two_views", "clip", two_views),
+    "detailclip_random_mask": Entry("detailclip_random_mask", "detailclip", random_mask),
+    "detailclip_enclosing": Entry("detailclip_enclosing", "detailclip", larger_teacher),
+    "maskclip_weight_1": Entry("maskclip_weight_1", "maskclip", full_weight),
+}
+
+
+def parse_entry(text: str) -> Entry:
+    """Parses a method or control with optional fields after it: "detailclip+ema.end=0.99+ema.start=0.98"."""
+    name, *settings = text.split("+")
+    known = CONTROLS.get(name, Entry(name, name, lambda config: None))
+    fields = dict(map(parse_setting, settings))
+    return Entry(text, known.method, both(known.change, set_fields(fields)), tuple(fields))
+
+
+def sweep_entries(path: str) -> list[Entry]:
+    """Loads the entries of a config file's SWEEP, a dictionary name -> (method, loss weights)."""
+    module = run_config.module(path)
+    return [
+        Entry(name, method, set_fields({f"losses.weights.{term}": weight for term, weight in weights.items()}))
+        for name, (method, weights) in module.SWEEP.items()
+    ]
+
+
+def given_fields(entry: Entry, arguments: argparse.Namespace) -> list[str]:
+    """Returns the dotted names of the fields that --set and `entry` set; --init does not replace their values."""
+    return [*(name for name, _ in map(parse_setting, arguments.set)), *entry.given]
+
+
+def config_of(entry: Entry, seed: int, arguments: argparse.Namespace) -> ConfigDict:
+    """Returns the config of one run: that of `entry`, with the common budget."""
+    config = run_config.load(f"{arguments.config}:method={entry.method}")
+    set_fields(dict(map(parse_setting, arguments.set)))(config)
+    entry.change(config)
+    config.seed, config.init, config.evaluate_at_end = seed, arguments.init, True
+    config.total_steps = arguments.budget
+    return with_own_number(config, given_fields(entry, arguments))
+
+
+def folders_of(entries: Sequence[Entry], arguments: argparse.Namespace) -> dict[str, list[Path]]:
+    """Returns the name of each entry -> workdirs of its runs, in the order of the seeds."""
+    workdir, seeds = Path(arguments.workdir), range(arguments.seeds)
+    return {entry.name: [workdir / file_name(entry.name) / f"seed-{seed}" for seed in seeds] for entry in entries}
+
+
+def file_name(name: str) -> str:
+    """Converts the name of an entry to a folder name; different names give different folders.
+
+    Letters, digits and -_.=+ stay; another character becomes its UTF-8 bytes in hexadecimal, as in a URL: "a,b" gives
+    "a%2Cb", whereas "a-b" stays.
+    """
+    return quote(name, safe="=+")
