@@ -14,11 +14,12 @@ comparison.json and comparison.png.
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.config.settings import split_list
-from detailclip_jax.run.entries import CONTROLS, parse_entry, sweep_entries
+from detailclip_jax.config.settings import parse_setting, split_list
+from detailclip_jax.run.entries import CONTROLS, Plan, parse_entry, sweep_entries
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
 
@@ -43,23 +44,30 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; errors that a user can correct are printed without a traceback."""
-    return errors.run(lambda: _compare(parser().parse_args(argv)), kept="the same command continues")
+    return errors.run(lambda: _compare(plan_of(parser().parse_args(argv))), kept="the same command continues")
 
 
-def _compare(arguments: argparse.Namespace) -> int:
-    """Checks all runs, then compares them."""
+def _compare(plan: Plan) -> int:
+    """Checks all runs, then trains and compares them."""
+    from detailclip_jax.run import compare  # imports jax: only after the flags are parsed
+
+    compare.check(plan)
+    with errors.at_work():
+        code = compare.train(plan, gflop_per_image)
+        if code == 0:
+            print(compare.write(plan))
+        return code
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    """Returns what the flags ask to compare.  Raises ValueError if they name nothing, or an unknown field."""
     entries = sweep_entries(arguments.sweep) if arguments.sweep else []
     entries += [parse_entry(text) for text in split_list(arguments.methods)]
     if not entries:
         raise ValueError("nothing to compare: give --methods or --sweep")
-    from detailclip_jax.run import compare  # imports jax: only after the flags are parsed
-
-    compare.check(entries, arguments)
-    with errors.at_work():
-        code = compare.train(entries, arguments, gflop_per_image)
-        if code == 0:
-            print(compare.write(entries, arguments))
-        return code
+    fields = dict(map(parse_setting, arguments.set))
+    workdir, budget = Path(arguments.workdir), arguments.budget
+    return Plan(entries, arguments.config, workdir, arguments.seeds, budget, arguments.init, fields)
 
 
 def gflop_per_image(config: ConfigDict) -> float:

@@ -61,7 +61,7 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
 
 
 def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
-    config = entries.config_of(entries.parse_entry("clip"), 0, arguments("--set=batch_size=8"))
+    config = entries.config_of(plan("--set=batch_size=8"), entries.parse_entry("clip"), 0)
     whole = compare.gflop_per_image(config)
     config.model.scan, config.losses.clip_block = True, 2
     assert compare.gflop_per_image(config) == whole > 0.01
@@ -115,41 +115,42 @@ def test_flags_are_not_abbreviated(capsys):
     assert "unknown flag --budg; did you mean '--budget'?" in capsys.readouterr().err
 
 
-def arguments(*extra):
-    return compare.parser().parse_args([f"--config={ROOT / 'configs/stickers.py'}", "--budget=7", *extra])
+def plan(*extra):
+    flags = [f"--config={ROOT / 'configs/stickers.py'}", "--methods=clip", "--budget=7", *extra]
+    return compare.plan_of(compare.parser().parse_args(flags))
 
 
 def test_commas_in_brackets_separate_no_rows():
     softer = "detailclip+losses.teacher_temperature=(0.07,0.07)+losses.patch_temperature=(0.07,0.07)"
     rows = [entries.parse_entry(text) for text in split_list(f"clip,{softer},")]
     assert [row.name for row in rows] == ["clip", softer]
-    assert entries.config_of(rows[1], 0, arguments()).losses.teacher_temperature == (0.07, 0.07)
+    assert entries.config_of(plan(), rows[1], 0).losses.teacher_temperature == (0.07, 0.07)
 
 
 def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():
-    config = entries.config_of(entries.parse_entry("detailclip+ema.end=0.5+seed=9"), 3, arguments("--init=runs/x"))
+    config = entries.config_of(plan("--init=runs/x"), entries.parse_entry("detailclip+ema.end=0.5+seed=9"), 3)
     assert (config.total_steps, config.seed, config.init, config.ema.end) == (7, 3, "runs/x", 0.5)
 
 
 def test_fields_of_a_row_and_of_set_are_those_that_a_checkpoint_does_not_replace():
     row = entries.parse_entry("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
-    assert entries.given_fields(row, arguments("--set=seed=9")) == ["seed", "preprocess.filter", "preprocess.mean"]
-    assert entries.given_fields(entries.parse_entry("clip"), arguments()) == []
+    assert entries.given_fields(plan("--set=seed=9"), row) == ["seed", "preprocess.filter", "preprocess.mean"]
+    assert entries.given_fields(plan(), entries.parse_entry("clip")) == []
 
 
 def test_controls_change_what_they_say():
-    blind = entries.config_of(entries.CONTROLS["detailclip_random_mask"], 0, arguments())
+    blind = entries.config_of(plan(), entries.CONTROLS["detailclip_random_mask"], 0)
     assert blind.method == "detailclip" and blind.masking.strategy == "random"
-    two = entries.config_of(entries.CONTROLS["clip_two_views"], 0, arguments())
+    two = entries.config_of(plan(), entries.CONTROLS["clip_two_views"], 0)
     assert two.method == "clip" and two.views.crops.large.count == 2
-    larger = entries.config_of(entries.CONTROLS["detailclip_enclosing"], 0, arguments())
+    larger = entries.config_of(plan(), entries.CONTROLS["detailclip_enclosing"], 0)
     assert larger.views.teacher == "enclosing" and larger.views.crops.enclosing.kind == "enclosing"
-    assert entries.config_of(entries.CONTROLS["maskclip_weight_1"], 0, arguments()).losses.weights.patch == 1.0
+    assert entries.config_of(plan(), entries.CONTROLS["maskclip_weight_1"], 0).losses.weights.patch == 1.0
 
 
 def test_table_4_is_a_sweep_of_five_rows():
     rows = entries.sweep_entries(str(ROOT / "configs/ablation_table4.py"))
-    configs = [entries.config_of(row, 0, arguments()) for row in rows]
+    configs = [entries.config_of(plan(), row, 0) for row in rows]
     assert [config.losses.weights.reconstruction for config in configs] == [1.0, 0.0, 2.0, 0.5, 1.0]
     assert len({entries.file_name(row.name) for row in rows}) == 5
 

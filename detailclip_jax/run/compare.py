@@ -1,9 +1,13 @@
 """The runs of a comparison: trains and evaluates every entry with every seed at one budget, and reads their results.
 
+    plan = Plan([parse_entry("clip"), parse_entry("detailclip")], "configs/stickers.py", Path("runs/compare"), 3, 600)
+    check(plan)
+    if train(plan, gflop_per_image) == 0:
+        print(write(plan))
+
 Every run is an ordinary run of `loop`, in WORKDIR/NAME/seed-K.  Finished runs are not repeated.
 """
 
-import argparse
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -17,35 +21,37 @@ from detailclip_jax.config.components import check_path_is_read
 from detailclip_jax.evaluation import comparison, floors
 from detailclip_jax.methods import METHODS
 from detailclip_jax.run import init_from, loop
-from detailclip_jax.run.entries import CONTROLS, Entry, config_of, folders_of, given_fields, parse_entry
+from detailclip_jax.run.entries import CONTROLS, Plan, config_of, given_fields, parse_entry, workdirs_of
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.metrics import read_lines
+
+Count = Callable[[ConfigDict], float]  # the GFLOP of a run's training step per image
 
 
 class CannotBegin(errors.RunError):
     """A run is invalid and does not start; the message is that of `detailclip_jax.main`."""
 
 
-def check(entries: Sequence[Entry], arguments: argparse.Namespace) -> None:
-    """Checks the config and folder of every run before the first one starts.  Raises ValueError."""
-    for entry in entries:
+def check(plan: Plan) -> None:
+    """Checks the config and workdir of every run before the first one starts.  Raises ValueError."""
+    for entry in plan.entries:
         if entry.method not in METHODS:
             raise ValueError(errors.unknown("method", entry.method, (*METHODS, *CONTROLS)))
-    folders = folders_of(entries, arguments)
-    for entry in entries:
-        for seed, folder in enumerate(folders[entry.name]):
-            asked, given = config_of(entry, seed, arguments), given_fields(entry, arguments)
+    workdirs = workdirs_of(plan)
+    for entry in plan.entries:
+        for seed, workdir in enumerate(workdirs[entry.name]):
+            asked, given = config_of(plan, entry, seed), given_fields(plan, entry)
             check_path_is_read(asked.data, given, flag="--set=")
             config = init_from.adopt(asked, given)
             validate(config)
             methods.build(config)
-            check_folder(config, folder)
+            check_workdir(config, workdir)
 
 
-def check_folder(config: ConfigDict, workdir: Path) -> None:
-    """Raises ValueError if the folder has a run of other settings or another length than the requested one."""
+def check_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Raises ValueError if the workdir has a run of other settings or another length than the requested one."""
     file = workdir / "config.json"
     if not file.exists():
         return
@@ -59,31 +65,29 @@ def check_folder(config: ConfigDict, workdir: Path) -> None:
         raise ValueError(f"{workdir} has a run of other settings:\n{told}\nChoose another --workdir.")
 
 
-def train(
-    entries: Sequence[Entry], arguments: argparse.Namespace, gflop_per_image: Callable[[ConfigDict], float]
-) -> int:
-    """Runs all unfinished runs; returns the exit code.  `gflop_per_image` counts the cost of a run's training step."""
-    folders = folders_of(entries, arguments)
-    for seed in range(arguments.seeds):  # seeds outside, so that a stopped comparison has equally many runs per entry
-        for entry in entries:
-            given = given_fields(entry, arguments)
-            config = config_of(entry, seed, arguments)
-            if code := run_once(config, folders[entry.name][seed], gflop_per_image, given):
+def train(plan: Plan, count: Count) -> int:
+    """Trains and evaluates every unfinished run; returns the exit code, that of `loop.train` if a run was stopped.
+
+    Raises CannotBegin for a run that is refused, and the errors of `loop.train`.
+    """
+    workdirs = workdirs_of(plan)
+    for seed in range(plan.num_seeds):  # seeds outside, so that a stopped comparison has equally many runs per entry
+        for entry in plan.entries:
+            config, given = config_of(plan, entry, seed), given_fields(plan, entry)
+            if code := train_one(config, workdirs[entry.name][seed], given, count):
                 return code
     return 0
 
 
-def write(entries: Sequence[Entry], arguments: argparse.Namespace) -> str:
+def write(plan: Plan) -> str:
     """Writes the comparison of the finished runs and of encoders without training; returns the text of the table."""
-    folders = folders_of(entries, arguments)
-    results = {name: [read_results(folder) for folder in runs] for name, runs in folders.items()}
-    results |= floors.scores(config_of(parse_entry("clip"), 0, arguments), arguments.seeds)
-    return comparison.write(Path(arguments.workdir), results, {name: cost_text(runs) for name, runs in folders.items()})
+    workdirs = workdirs_of(plan)
+    results = {name: [read_results(workdir) for workdir in runs] for name, runs in workdirs.items()}
+    results |= floors.scores(config_of(plan, parse_entry("clip"), 0), plan.num_seeds)
+    return comparison.write(plan.workdir, results, {name: cost_text(runs) for name, runs in workdirs.items()})
 
 
-def run_once(
-    config: ConfigDict, workdir: Path, gflop_per_image: Callable[[ConfigDict], float], given: Sequence[str] = ()
-) -> int:
+def train_one(config: ConfigDict, workdir: Path, given: Sequence[str], count: Count) -> int:
     """Trains and evaluates one run unless it is finished; returns the exit code of `loop.train`."""
     if finished_steps(workdir) >= config.total_steps:
         return 0
@@ -93,7 +97,7 @@ def run_once(
         raise CannotBegin(f"{workdir}: {error}") from error
     code = loop.train(run)
     if code == 0:
-        spent = {"seconds": training_seconds(workdir), "gflop_per_image": gflop_per_image(config)}
+        spent = {"seconds": training_seconds(workdir), "gflop_per_image": count(config)}
         replace_text(workdir / "cost.json", json.dumps(spent) + "\n")
     return code
 

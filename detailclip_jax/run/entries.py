@@ -1,13 +1,13 @@
-"""What a comparison trains: methods and controls with changed fields, and the config and folder of every run.
+"""What a comparison trains: methods and controls with changed fields, and the config and workdir of every run.
 
-parse_entry("detailclip+ema.end=0.99")      # the method detailclip with another ema.end
-sweep_entries("configs/ablation_table4.py")  # those of a config file's SWEEP
+parse_entry("detailclip+ema.end=0.99")          # the method detailclip with another ema.end
+sweep_entries("configs/ablation_table4.py")     # the entries of a config file's SWEEP
 """
 
-import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from ml_collections import ConfigDict
@@ -25,6 +25,26 @@ class Entry(NamedTuple):
     method: str
     change: Change
     given: tuple[str, ...] = ()  # dotted names of the fields that its text sets
+
+
+class Plan(NamedTuple):
+    """What a comparison trains: every entry with every seed, all for the same number of steps.
+
+    config: file of every run's config; it must accept the argument method=NAME.
+    workdir: folder of all runs and of the comparison.
+    num_seeds: runs per entry; the seeds are 0, 1, ...
+    budget: steps of every run.
+    init: a run or checkpoint that every run continues from; "" for training from scratch.
+    fields: dotted names -> values of fields of every run's config; those of an entry replace them.
+    """
+
+    entries: Sequence[Entry]
+    config: str
+    workdir: Path
+    num_seeds: int
+    budget: int
+    init: str = ""
+    fields: Mapping[str, Any] = MappingProxyType({})
 
 
 def two_views(config: ConfigDict) -> None:
@@ -74,25 +94,30 @@ def sweep_entries(path: str) -> list[Entry]:
     ]
 
 
-def given_fields(entry: Entry, arguments: argparse.Namespace) -> list[str]:
-    """Returns the dotted names of the fields that --set and `entry` set; --init does not replace their values."""
-    return [*(name for name, _ in map(parse_setting, arguments.set)), *entry.given]
+def given_fields(plan: Plan, entry: Entry) -> list[str]:
+    """Returns the dotted names of the fields that the plan and `entry` set; `init` does not replace their values."""
+    return [*plan.fields, *entry.given]
 
 
-def config_of(entry: Entry, seed: int, arguments: argparse.Namespace) -> ConfigDict:
-    """Returns the config of one run: that of `entry`, with the common budget."""
-    config = run_config.load(f"{arguments.config}:method={entry.method}")
-    set_fields(dict(map(parse_setting, arguments.set)))(config)
+def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
+    """Returns the config of one run: that of `entry`, with the plan's fields and budget.
+
+    Raises ValueError for an unknown field or an invalid value, and FileNotFoundError for a missing config file.
+    """
+    config = run_config.load(f"{plan.config}:method={entry.method}")
+    set_fields(plan.fields)(config)
     entry.change(config)
-    config.seed, config.init, config.evaluate_at_end = seed, arguments.init, True
-    config.total_steps = arguments.budget
-    return with_own_number(config, given_fields(entry, arguments))
+    config.seed, config.init, config.evaluate_at_end = seed, plan.init, True
+    config.total_steps = plan.budget
+    return with_own_number(config, given_fields(plan, entry))
 
 
-def folders_of(entries: Sequence[Entry], arguments: argparse.Namespace) -> dict[str, list[Path]]:
+def workdirs_of(plan: Plan) -> dict[str, list[Path]]:
     """Returns the name of each entry -> workdirs of its runs, in the order of the seeds."""
-    workdir, seeds = Path(arguments.workdir), range(arguments.seeds)
-    return {entry.name: [workdir / file_name(entry.name) / f"seed-{seed}" for seed in seeds] for entry in entries}
+    seeds = range(plan.num_seeds)
+    return {
+        entry.name: [plan.workdir / file_name(entry.name) / f"seed-{seed}" for seed in seeds] for entry in plan.entries
+    }
 
 
 def file_name(name: str) -> str:
