@@ -13,8 +13,6 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).  launch/ has a s
 before the run: python -m detailclip_jax.doctor --launch with the same flags.
 """
 
-import difflib
-import functools
 import importlib
 import os
 import re
@@ -27,12 +25,10 @@ from typing import Any, NamedTuple, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax.config import default, detection, field_of, help_text, run_config, transfer
+from detailclip_jax.config import command_line, default, detection, help_text, run_config, transfer
 from detailclip_jax.config.components import check_path_is_read
-from detailclip_jax.config.config_files import find
 from detailclip_jax.runtime import arguments, errors, processes, start_times
 
-DENSE = {transfer.METHOD: transfer.field_of, detection.METHOD: detection.field_of}  # of the command transfer
 READERS = {transfer.METHOD: "ade20k", detection.METHOD: "coco"}  # a data.source of the task that reads data.path
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "a file of configs/, or FILE:ARGUMENT (required to train)")
@@ -43,28 +39,6 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "index of this process, f
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "connect to the other processes that jax finds (TPU pods)")
 
 VALUES = {"config": "FILE", "workdir": "DIR", "coordinator": "HOST:PORT", "num_processes": "N", "process_id": "N"}
-UNSET = "None"
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple, for example (0.1, 0.5)"}
-
-
-class OrUnset(flags.ArgumentParser):
-    """Parses a value, or None, for fields whose default is no value; `check_unset` refuses None for the others."""
-
-    def __init__(self, parser: flags.ArgumentParser):
-        self._parser = parser
-        self.syntactic_help = parser.syntactic_help
-
-    def parse(self, argument: Any) -> Any:
-        """Returns None for "None", and else what the wrapped parser returns."""
-        return None if argument == UNSET else self._parser.parse(argument)
-
-    def flag_type(self) -> str:
-        """Names the type, for --help."""
-        return self._parser.flag_type()
-
-
-for _kind, _parser in ((int, flags.IntegerParser()), (float, flags.FloatParser())):
-    config_flags.register_flag_parser_for_type(_kind, OrUnset(_parser))
 
 
 class Usage(NamedTuple):
@@ -99,25 +73,22 @@ def parse_flags(argv: Sequence[str], usage: Usage = TRAIN) -> list[str]:
 def _parsed(argv: Sequence[str], usage: Usage) -> list[str]:
     """Returns the arguments that are not flags.  Raises ValueError or FileNotFoundError; exits after --help."""
     argv = [with_underscores(argument) for argument in argv]
-    spec = _config_spec(argv)
+    spec = command_line.spec_of(argv)
     if any(re.fullmatch(r"--?help-config", argument) for argument in argv):
         _help_config(spec, usage)
     if any(argument in ("-h", "-help", "--help") for argument in argv):
         _help(usage)
     helps = any(re.match(r"--?help", argument) for argument in argv)
     if not helps:
-        check_names(argv)
+        command_line.check_names(argv, [*flags.FLAGS])
         if spec is None:
             raise ValueError("--config is missing. " + _example())
-        argv = with_file(with_recipe(argv, spec))
-        config = run_config.load(_config_spec(argv) or spec)
-        run_config.check_overrides(config, _override_names(argv))
-        check_unset(config, argv)
+        argv = command_line.checked(argv, spec)
     sys.argv[:] = argv  # config_flags reads sys.argv
     try:
         return flags.FLAGS(list(sys.argv))
     except flags.Error as error:
-        raise ValueError(f"{_invalid_value(error, argv) or error} (--help lists the flags)") from error
+        raise ValueError(f"{command_line.invalid_value(error, argv) or error} (--help lists the flags)") from error
     except SystemExit as end:
         sys.exit(0 if helps and end.code == 1 else end.code)  # absl exits with 1 after --help
 
@@ -127,57 +98,6 @@ def with_underscores(argument: str) -> str:
     name, equals, value = argument.partition("=")
     known = name.lstrip("-").replace("-", "_")
     return f"--{known}{equals}{value}" if name.startswith("--") and known in VALUES else argument
-
-
-def _invalid_value(error: flags.Error, argv: Sequence[str]) -> str:
-    """The message for a value that a config field does not accept; "" for another error."""
-    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
-    if not found:
-        return ""
-    *groups, name = found[1].split(".")
-    config = functools.reduce(lambda group, part: group[part], groups, run_config.load(_config_spec(argv) or ""))
-    kind = KINDS.get(config.get_type(name) or object)
-    return f"--config.{found[1]}={found[2]}: expected {kind}" if kind else ""
-
-
-def check_unset(config: ConfigDict, argv: Sequence[str]) -> None:
-    """Raises ValueError for --config.NAME=None of a number that has a default, such as batch_size."""
-    declaration = DENSE.get(config.get("method") or "", field_of)
-    for name in _override_names(argv):
-        *groups, last = name.split(".")
-        kind = KINDS.get(functools.reduce(lambda group, part: group[part], groups, config).get_type(last))
-        declared = declaration(name)
-        if kind and _value_of(f"config.{name}", argv) == UNSET and not (declared and declared.kind):
-            raise ValueError(f"--config.{name}={UNSET}: expected {kind}")
-
-
-def check_names(argv: Sequence[str]) -> None:
-    """Raises ValueError for a flag that does not exist, before a misspelled --config counts as missing."""
-    for argument in argv[1:]:
-        name = argument.partition("=")[0].lstrip("-")
-        is_flag = argument.startswith("-") and re.match("[a-z]", name)
-        group, dot, field = name.partition(".")
-        if is_flag and group not in ("config", "noconfig") and {name, name.removeprefix("no")}.isdisjoint(flags.FLAGS):
-            spec = _config_spec(argv)
-            meant = near_field(name, run_config.load(spec) if spec else default())
-            hint = (
-                "" if dot and meant else errors.near(f"--{group}", [f"--{known}" for known in flags.FLAGS], cutoff=0.7)
-            )
-            rest = f" (with .{field})" if dot and hint else ""
-            raise ValueError(f"unknown flag --{name}{hint or meant}{rest} (--help lists the flags)")
-
-
-def near_field(name: str, config: ConfigDict) -> str:
-    """Returns "; did you mean --config.batch_size?" for "batch-size", and "" where no field has a similar name."""
-    wanted = name.replace("-", "_")
-    fields = sorted(run_config.flatten(config), key=lambda field: field.count("."))
-    if "." in wanted:  # --data.path
-        whole = difflib.get_close_matches(wanted, fields, n=1, cutoff=0.9)
-        return f"; did you mean --config.{whole[0]}?" if whole else ""
-    last = [field.rpartition(".")[2] for field in fields]
-    containing = [word for word in last if wanted in word and len(wanted) > 3]
-    best = difflib.get_close_matches(wanted, containing or last, n=1, cutoff=0.0 if containing else 0.7)
-    return f"; did you mean --config.{fields[last.index(best[0])]}?" if best else ""
 
 
 def _help(usage: Usage) -> NoReturn:
@@ -199,8 +119,7 @@ def _help_config(spec: str | None, usage: Usage) -> NoReturn:
         config = run_config.load(spec) if spec else usage.config()
         if usage.config_note and not spec:
             print(f"{usage.config_note}\n")
-        declared = DENSE.get(config.get("method") or "", field_of)
-        print(help_text(config, declared), end="", flush=True)
+        print(help_text(config, command_line.declaration_of(config)), end="", flush=True)
     except BrokenPipeError:  # `| head` has closed the pipe; the interpreter would flush to it again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
@@ -208,54 +127,6 @@ def _help_config(spec: str | None, usage: Usage) -> NoReturn:
 
 def _example() -> str:
     return "For example: python -m detailclip_jax.main --config=configs/stickers.py (--help says more)"
-
-
-def _config_spec(argv: Sequence[str]) -> str | None:
-    """The value of --config."""
-    return _value_of("config", argv)
-
-
-def _value_of(flag: str, argv: Sequence[str]) -> str | None:
-    """The value of --FLAG=VALUE or --FLAG VALUE; the last one is used."""
-    value = None
-    for index, argument in enumerate(argv):
-        if match := re.match(rf"--?{re.escape(flag)}=(.*)", argument):
-            value = match.group(1)
-        elif re.fullmatch(rf"--?{re.escape(flag)}", argument) and index + 1 < len(argv):
-            value = argv[index + 1]
-    return value
-
-
-def with_file(argv: Sequence[str]) -> list[str]:
-    """Replaces --config=stickers:ARG by --config=PATH/stickers.py:ARG, because config_flags needs a path."""
-    spec = _config_spec(argv) or ""
-    name, colon, argument = spec.partition(":")
-    return _with_spec(argv, spec, f"{find(name)}{colon}{argument}")
-
-
-def _with_spec(argv: Sequence[str], old: str, new: str) -> list[str]:
-    return [new.join(argument.rsplit(old, 1)) if _is_spec(argument, old) else argument for argument in argv]
-
-
-def with_recipe(argv: Sequence[str], spec: str) -> list[str]:
-    """Replaces the config by that of the given method, with the method's own crops and learning rates.
-
-    --config=stickers.py --config.method=clip becomes --config=stickers.py:method=clip --config.method=clip
-    """
-    method = _value_of("config.method", argv)
-    if method is None:
-        return list(argv)
-    return _with_spec(argv, spec, run_config.made_for(spec, method))
-
-
-def _is_spec(argument: str, spec: str) -> bool:
-    return argument in (spec, f"--config={spec}", f"-config={spec}")
-
-
-def _override_names(argv: Sequence[str]) -> list[str]:
-    """The dotted names in --config.NAME=VALUE and in --noconfig.NAME, which switches a bool off."""
-    matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv)
-    return [match.group(1) for match in matches if match]
 
 
 def join_processes() -> None:
@@ -268,33 +139,33 @@ def asked() -> tuple[ConfigDict, str, list[str]]:
 
     Raises ValueError for a config of a dense task, which the command transfer runs.
     """
-    spec = _config_spec(sys.argv) or ""
-    if (method := _CONFIG.value.get("method")) in DENSE:
+    spec = command_line.spec_of(sys.argv) or ""
+    if (method := _CONFIG.value.get("method")) in command_line.DENSE:
         raise ValueError(
             f"{spec} is a config of the command transfer ({method}); write python -m detailclip_jax.transfer "
             f"--config={spec}"
         )
     workdir, written = asked_workdir(), run_config.load(spec)
-    given = _override_names(sys.argv)
+    given = command_line.override_names(sys.argv)
     check_path_is_read(_CONFIG.value.data, given)
     return run_config.count_epochs(_CONFIG.value, given, written), workdir, given
 
 
 def asked_as_written() -> tuple[ConfigDict, str, list[str]]:
     """Returns the same as `asked`, for a run whose length is counted in steps alone."""
-    config, given = ConfigDict(_CONFIG.value.to_dict()), _override_names(sys.argv)
+    config, given = ConfigDict(_CONFIG.value.to_dict()), command_line.override_names(sys.argv)
     check_path_is_read(config.data, given, READERS.get(config.get("method") or "", "records"))
     return config, asked_workdir(), given
 
 
 def asked_of_any_task() -> tuple[ConfigDict, str, list[str]]:
     """Returns the same as `asked`, also for a config of a dense task."""
-    return asked_as_written() if _CONFIG.value.get("method") in DENSE else asked()
+    return asked_as_written() if _CONFIG.value.get("method") in command_line.DENSE else asked()
 
 
 def asked_workdir() -> str:
     """Returns the workdir that the flags describe.  Raises ValueError for a bucket."""
-    workdir = _WORKDIR.value or run_config.default_workdir(_config_spec(sys.argv) or "run")
+    workdir = _WORKDIR.value or run_config.default_workdir(command_line.spec_of(sys.argv) or "run")
     if "://" in workdir:
         raise ValueError(
             f"--workdir={workdir}: metrics grow line by line, which buckets do not allow; name a local or shared "

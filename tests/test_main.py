@@ -11,8 +11,9 @@ import pytest
 from launching import QUICK
 
 from detailclip_jax.config import default
+from detailclip_jax.config.command_line import check_names, with_recipe
 from detailclip_jax.config.components import check_path_is_read
-from detailclip_jax.main import check_names, with_recipe, with_underscores
+from detailclip_jax.main import VALUES, with_underscores
 from detailclip_jax.runtime.metrics import read_lines
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +71,7 @@ def test_mistakes_in_flags_get_a_message(flags, message):
 def test_a_field_of_the_config_at_hand_without_config_is_recognised():
     flags = ["transfer", "--config=configs/transfer/stickers_detection.py", "--data.follow_links=True"]
     with pytest.raises(ValueError, match=r"--data\.follow_links; did you mean --config\.data\.follow_links\?"):
-        check_names(flags)
+        check_names(flags, VALUES)
 
 
 def test_a_path_that_stickers_would_ignore_is_refused():

@@ -1,0 +1,156 @@
+"""The fields of a config on the command line: --config=FILE:ARGUMENT and --config.NAME=VALUE, before absl parses them.
+
+Pure Python, without jax, so that mistakes are answered at once.
+"""
+
+import difflib
+import functools
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from detailclip_jax.config import Field, default, detection, field_of, run_config, transfer
+from detailclip_jax.config.config_files import find
+from detailclip_jax.runtime import errors
+
+DENSE = {transfer.METHOD: transfer.field_of, detection.METHOD: detection.field_of}  # of the command transfer
+UNSET = "None"
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple, for example (0.1, 0.5)"}
+
+
+class OrUnset(flags.ArgumentParser):
+    """Parses a value, or None, for fields whose default is no value; `check_unset` refuses None for the others."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        """Returns None for "None", and else what the wrapped parser returns."""
+        return None if argument == UNSET else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        """Names the type, for --help."""
+        return self._parser.flag_type()
+
+
+for _kind, _parser in ((int, flags.IntegerParser()), (float, flags.FloatParser())):
+    config_flags.register_flag_parser_for_type(_kind, OrUnset(_parser))
+
+
+def declaration_of(config: ConfigDict) -> Callable[[str], Field | None]:
+    """Returns the function that finds the declaration of a field by its dotted name, for this kind of run."""
+    return DENSE.get(config.get("method") or "", field_of)
+
+
+def spec_of(argv: Sequence[str]) -> str | None:
+    """Returns the value of --config; None without it."""
+    return value_of("config", argv)
+
+
+def value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """Returns the value of --FLAG=VALUE or --FLAG VALUE, the last one if there are several; None without it."""
+    value = None
+    for index, argument in enumerate(argv):
+        if match := re.match(rf"--?{re.escape(flag)}=(.*)", argument):
+            value = match.group(1)
+        elif re.fullmatch(rf"--?{re.escape(flag)}", argument) and index + 1 < len(argv):
+            value = argv[index + 1]
+    return value
+
+
+def override_names(argv: Sequence[str]) -> list[str]:
+    """Returns the dotted names in --config.NAME=VALUE and in --noconfig.NAME, which switches a bool off."""
+    matches = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv)
+    return [match.group(1) for match in matches if match]
+
+
+def check_names(argv: Sequence[str], known: Collection[str]) -> None:
+    """Raises ValueError for a flag that is neither one of `known` nor a field, before --config counts as missing."""
+    for argument in argv[1:]:
+        name = argument.partition("=")[0].lstrip("-")
+        is_flag = argument.startswith("-") and re.match("[a-z]", name)
+        group, dot, field = name.partition(".")
+        if is_flag and group not in ("config", "noconfig") and {name, name.removeprefix("no")}.isdisjoint(known):
+            spec = spec_of(argv)
+            meant = near_field(name, run_config.load(spec) if spec else default())
+            hint = "" if dot and meant else errors.near(f"--{group}", [f"--{flag}" for flag in known], cutoff=0.7)
+            rest = f" (with .{field})" if dot and hint else ""
+            raise ValueError(f"unknown flag --{name}{hint or meant}{rest} (--help lists the flags)")
+
+
+def near_field(name: str, config: ConfigDict) -> str:
+    """Returns "; did you mean --config.batch_size?" for "batch-size", and "" where no field has a similar name."""
+    wanted = name.replace("-", "_")
+    fields = sorted(run_config.flatten(config), key=lambda field: field.count("."))
+    if "." in wanted:  # --data.path
+        whole = difflib.get_close_matches(wanted, fields, n=1, cutoff=0.9)
+        return f"; did you mean --config.{whole[0]}?" if whole else ""
+    last = [field.rpartition(".")[2] for field in fields]
+    containing = [word for word in last if wanted in word and len(wanted) > 3]
+    best = difflib.get_close_matches(wanted, containing or last, n=1, cutoff=0.0 if containing else 0.7)
+    return f"; did you mean --config.{fields[last.index(best[0])]}?" if best else ""
+
+
+def checked(argv: Sequence[str], spec: str) -> list[str]:
+    """Returns the command line with the file and the recipe of its config, as absl must read it.
+
+    Raises ValueError for an unknown field, for None in place of a number, and for a method that has a config file of
+    its own; FileNotFoundError for a missing file.
+    """
+    argv = with_file(with_recipe(argv, spec))
+    config = run_config.load(spec_of(argv) or spec)
+    run_config.check_overrides(config, override_names(argv))
+    check_unset(config, argv)
+    return argv
+
+
+def with_recipe(argv: Sequence[str], spec: str) -> list[str]:
+    """Replaces the config by that of the given method, with the method's own crops and learning rates.
+
+    --config=stickers.py --config.method=clip becomes --config=stickers.py:method=clip --config.method=clip
+    """
+    method = value_of("config.method", argv)
+    if method is None:
+        return list(argv)
+    return _with_spec(argv, spec, run_config.made_for(spec, method))
+
+
+def with_file(argv: Sequence[str]) -> list[str]:
+    """Replaces --config=stickers:ARG by --config=PATH/stickers.py:ARG, because config_flags needs a path."""
+    spec = spec_of(argv) or ""
+    name, colon, argument = spec.partition(":")
+    return _with_spec(argv, spec, f"{find(name)}{colon}{argument}")
+
+
+def _with_spec(argv: Sequence[str], old: str, new: str) -> list[str]:
+    return [new.join(argument.rsplit(old, 1)) if _is_spec(argument, old) else argument for argument in argv]
+
+
+def _is_spec(argument: str, spec: str) -> bool:
+    return argument in (spec, f"--config={spec}", f"-config={spec}")
+
+
+def check_unset(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Raises ValueError for --config.NAME=None of a number that has a default, such as batch_size."""
+    declaration = declaration_of(config)
+    for name in override_names(argv):
+        *groups, last = name.split(".")
+        kind = KINDS.get(functools.reduce(lambda group, part: group[part], groups, config).get_type(last))
+        declared = declaration(name)
+        if kind and value_of(f"config.{name}", argv) == UNSET and not (declared and declared.kind):
+            raise ValueError(f"--config.{name}={UNSET}: expected {kind}")
+
+
+def invalid_value(error: flags.Error, argv: Sequence[str]) -> str:
+    """Returns the message for a value that a config field does not accept; "" for another error of absl."""
+    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+    if not found:
+        return ""
+    *groups, name = found[1].split(".")
+    config = functools.reduce(lambda group, part: group[part], groups, run_config.load(spec_of(argv) or ""))
+    kind = KINDS.get(config.get_type(name) or object)
+    return f"--config.{found[1]}={found[2]}: expected {kind}" if kind else ""
