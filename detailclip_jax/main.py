@@ -200,9 +200,22 @@ def run(
 ) -> int:
     """Prepares and trains a run with the `prepare` of a module of the room `run`; returns the exit code.
 
-    `asked` gives config and workdir; `following` the commands to print when the run has ended.
+    `asked` gives the arguments of `prepare`; `following` the commands to print when the run has ended, from the flags,
+    the workdir and the number of steps.
     """
-    return errors.run(lambda: _prepare_and_train(argv, module, asked, following))
+
+    def train() -> int:
+        check_no_others(argv)
+        join_processes()
+        from detailclip_jax.run import loop  # imports jax: only after the flags are parsed, so that --help is quick
+
+        prepare = importlib.import_module(f"detailclip_jax.run.{module}").prepare
+        start_times.ended("imports")
+        return loop.prepare_and_train(
+            lambda: prepare(*asked()), lambda run: following(sys.argv[1:], run.workdir, run.config.total_steps)
+        )
+
+    return errors.run(train)
 
 
 def check_no_others(argv: Sequence[str]) -> None:
@@ -228,27 +241,6 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
         f"to measure:    python -m detailclip_jax.evaluate --checkpoint={there}\n"
         f"on your data:  python -m detailclip_jax.evaluate --checkpoint={there} --tasks=zero_shot:folder:PATH"
     )
-
-
-def _prepare_and_train(
-    argv: Sequence[str],
-    module: str,
-    asked: Callable[[], tuple[Any, ...]],
-    following: Callable[[Sequence[str], Path, int], str],
-) -> int:
-    check_no_others(argv)
-    join_processes()
-    from detailclip_jax.run import loop  # imports jax: only after the flags are parsed, so that --help is quick
-
-    prepare = importlib.import_module(f"detailclip_jax.run.{module}").prepare
-    start_times.ended("imports")
-    run = processes.agreed(lambda: prepare(*asked()))
-    start_times.ended("data and shapes")
-    with processes.leaving_at_once(), errors.at_work():
-        code = loop.train(run)
-        if code == 0:
-            run.console.say(following(sys.argv[1:], run.workdir, run.config.total_steps))
-        return code
 
 
 def command() -> None:

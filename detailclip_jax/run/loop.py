@@ -1,6 +1,6 @@
 """The training loop: build, restore or initialise, step, log, save, evaluate, report."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from detailclip_jax.run.session import Run, Session, Task, TrainStep, compiled_s
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime import processes, provenance, start_times
 from detailclip_jax.runtime.devices import usable_cores
-from detailclip_jax.runtime.errors import RunError
+from detailclip_jax.runtime.errors import RunError, at_work
 from detailclip_jax.runtime.interrupt import Interrupt
 from detailclip_jax.runtime.locks import alone
 from detailclip_jax.runtime.metrics import read_scores
@@ -75,6 +75,20 @@ def open_source(config: ConfigDict) -> pipeline.Source:
         return pipeline.open_source(config)
     except ImportError as error:
         raise ValueError(f"data.source {config.data.source!r}: {error}") from error
+
+
+def prepare_and_train(prepare: Callable[[], Run], following: Callable[[Run], str]) -> int:
+    """Prepares a run on all processes and trains it; prints `following` of a finished run; returns the exit code.
+
+    Raises the error of `prepare` on all processes if one of them refuses the run, and the errors of `train`.
+    """
+    run = processes.agreed(prepare)
+    start_times.ended("data and shapes")
+    with processes.leaving_at_once(), at_work():
+        code = train(run)
+        if code == 0:
+            run.console.say(following(run))
+        return code
 
 
 def train(run: Run) -> int:
