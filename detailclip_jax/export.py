@@ -33,25 +33,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from detailclip_jax import methods
 from detailclip_jax.data import preprocessing
-from detailclip_jax.inference.model import choose_weights
-from detailclip_jax.interop import formats, hub, hub_tokenizer, measure
+from detailclip_jax.interop import formats
 from detailclip_jax.interop.convert import OTHER_NAMES
-from detailclip_jax.interop.functions import Export
-from detailclip_jax.interop.resizing import resize
+from detailclip_jax.interop.export import Export, load
+from detailclip_jax.interop.notes import notes
 from detailclip_jax.interop.verify import rows
-from detailclip_jax.kernels.products import EXACT
-from detailclip_jax.models import stacking
 from detailclip_jax.models.positions import RECIPES
-from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.files import nothing_left
-from detailclip_jax.training import checkpoint, experiment
-from detailclip_jax.types import Params
 
 WAY_OUT = "pip install 'detailclip_jax[torch]', or take --no-verify"
 WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its own"}
@@ -83,31 +75,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    model, variables, config = plain(*checkpoint.load(arguments.checkpoint, arguments.step)[1:])
-    if arguments.image_size and arguments.image_size != config.model.image_size:
-        variables, config = resize(variables, config, arguments.image_size, arguments.interpolation or "bicubic")
-        model = model.replacing(image=model.image.clone(image_size=arguments.image_size))
-    which, params = choose_weights(variables, arguments.weights, methods.build(config).weights)
+    export = load(
+        arguments.checkpoint, arguments.step, arguments.weights, arguments.image_size, arguments.interpolation
+    )
     fmt, path = formats.FORMATS[arguments.to], Path(arguments.out)
-    export = Export(model, params, variables, config)
     _check_kind(path, fmt.is_directory)
     with nothing_left(path):
         written = fmt.write(export, path)
-    print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else which, written)))
-    print(f"preprocess  {preprocessing.description(config)}")
-    for note in (*formats.left_out(fmt, export), *notes(arguments.to, config, path)):
+    print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else export.which, written)))
+    print(f"preprocess  {preprocessing.description(export.config)}")
+    for note in notes(arguments.to, export, path):
         print(f"note        {note}")
     if arguments.verify:
         print("\n".join(rows(verified(fmt, export, path))))
     print(f"written to {path}")
     return 0
-
-
-def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks, Mapping[str, Params], ConfigDict]:
-    """Returns the networks in exact float32 and with separate blocks, whatever the run used."""
-    config.model.dtype, config.model.scan, config.model.matmul_precision = "float32", False, EXACT
-    unstacked = {name: stacking.unstack(tree) for name, tree in variables.items()}
-    return experiment.build_networks(config), unstacked, config
 
 
 def verified(fmt: formats.Format, export: Export, path: Path) -> Any:
@@ -121,65 +103,6 @@ def verified(fmt: formats.Format, export: Export, path: Path) -> Any:
         raise ImportError(f"{path} is written, but could not be verified: {error}") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{path} is written, but was not verified") from None
-
-
-def notes(name: str, config: ConfigDict, path: Path) -> list[str]:
-    """Returns notes for the user that the written model does not contain."""
-    if name in ("slip", "cosmos", "flair"):
-        return card_notes(path)
-    if name == "reference":
-        return [
-            *card_notes(path),
-            "the teacher's token embedding, text positions and ln_final have no place there: it has the student's",
-            "an import's text features, and what is evaluated with them, differ from the run's ema weights by what the "
-            f'row "{formats.TEACHER_TEXT}" of the comparison says; --to=slip and safetensors keep the ema weights',
-            "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} together with their own args",
-        ]
-    if name == "timm":
-        return timm_notes(config, path)
-    if name == "huggingface":
-        return huggingface_notes(config)
-    if name == "open_clip" and hub.needs_trunk(config):
-        return [
-            "timm registers no architecture of this size: open_clip finds the image encoder's config by its path",
-            f"{(path / hub.TRUNK).absolute()}; after moving it, set timm_model_name in {hub.OPEN_CLIP}",
-        ]
-    return []
-
-
-def card_notes(path: Path) -> list[str]:
-    """Returns the note on the card that holds the preprocessing."""
-    return [
-        f"the preprocessing is in {hub.card_of(path)}; keep it next to the file: "
-        "without it import_torch takes the usual one of this format"
-    ]
-
-
-def huggingface_notes(config: ConfigDict) -> list[str]:
-    """Returns notes on the class that loads the folder, and on a missing tokenizer."""
-    name = hub.transformers_class(config)
-    lines = [f"transformers.AutoModel.from_pretrained gives a {name}"]
-    if name == "VisionTextDualEncoderModel":
-        lines.append(
-            "CLIPModel.from_pretrained refuses it: its image encoder has a norm before the blocks, this has not"
-        )
-    if not hub_tokenizer.fits(config):
-        size = config.model.vocab_size
-        ids = f"the model's {size} token ids"
-        lines.append(f"no tokenizer is written: texts must be tokenized to {ids}, and padded, as in its training")
-    return lines
-
-
-def timm_notes(config: ConfigDict, path: Path) -> list[str]:
-    """Returns notes on the arguments of timm.create_model, a possible confusion, and the file that stores them."""
-    card, spec = hub.timm_card(config), measure.spec_of(config.model)
-    arguments = ", ".join(f"{name}={value!r}" for name, value in card["create_model"].items())
-    other = hub.other_heads(spec)
-    return [
-        f"timm.create_model({arguments})",
-        *([other] if other else []),
-        f"that and the preprocessing are in {hub.card_of(path)}; keep it next to the file",
-    ]
 
 
 def _check_kind(path: Path, directory: bool) -> None:

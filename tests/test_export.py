@@ -17,6 +17,7 @@ from detailclip_jax import config, export, import_torch, interop
 from detailclip_jax.config import run_config
 from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
 from detailclip_jax.interop import convert, files, formats, hub, measure, store, verify
+from detailclip_jax.interop.export import load as load_export
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.models.sizes import Size
 from detailclip_jax.models.vit import Style
@@ -268,10 +269,7 @@ def test_open_clip_builds_sizes_that_timm_does_not_register(detailclip, tmp_path
     out, more = tmp_path / "out", ("--image-size=48",) if size == "interpolated" else ()
     assert run(detailclip, "open_clip", out, "--no-verify", *more) == 0
     assert f"{out}/trunk; after moving it, set timm_model_name" in capsys.readouterr().out
-    model, variables, made = export.plain(*checkpoint.load(detailclip)[1:])
-    if more:
-        variables, made = export.resize(variables, made, 48)
-        model = model.replacing(image=model.image.clone(image_size=48))
+    model, _, variables, made, _ = load_export(detailclip, image_size=48 if more else None)
     batch = verify.inputs(made)
     expected = verify.ours(model, ema.overlay(variables["params"], variables["ema_params"]), batch)
     theirs = open_clip.create_model(f"local-dir:{out}").eval()

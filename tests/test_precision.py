@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from tiny import tiny_batch, tiny_config, tiny_experiment
 
-from detailclip_jax.export import plain
 from detailclip_jax.interop import functions
+from detailclip_jax.interop.export import Export, plain
 from detailclip_jax.run.validation import validate
 from detailclip_jax.training import experiment, mesh
 
@@ -87,7 +87,8 @@ def test_exported_encoders_are_exact_whatever_the_run_asked_for():
     config = tiny_config()
     config.model.matmul_precision = "default"
     model, variables, config = plain({"params": params}, config)
-    for function in functions.functions(functions.Export(model, variables["params"], variables, config)).values():
+    export = Export(model, variables["params"], variables, config, "student")
+    for function in functions.functions(export).values():
         shape = jax.ShapeDtypeStruct((2, *function.shape), function.dtype)
         assert precisions(lowered(jax.jit(function.call), "cuda", shape)) == {EXACT}
 

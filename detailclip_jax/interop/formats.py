@@ -6,13 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import ConfigDict
 
-from detailclip_jax import methods
 from detailclip_jax.interop import cosmos, files, functions, hub, hub_tokenizer, model_card, own, verify
 from detailclip_jax.interop.convert import networks_in, to_state_dict
-from detailclip_jax.interop.functions import Export
+from detailclip_jax.interop.export import Export
 from detailclip_jax.interop.verify import Difference, Features
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.training import ema
@@ -194,20 +192,6 @@ def verify_safetensors(export: Export, path: Path) -> dict[str, Difference]:
 def in_layout(name: str) -> Callable[[ConfigDict], Collection[str]]:
     """`Format.networks` of a format that writes a state dict in this layout."""
     return lambda config: networks_in(config, name)
-
-
-def left_out(fmt: Format, export: Export) -> list[str]:
-    """Notes on the networks of a model that a format leaves out, and on a score that needs more than the encoders."""
-    if fmt.networks is None:
-        return []
-    places, lines = fmt.networks(export.config), []
-    if missing := sorted(set(export.params) - set(places)):
-        count = sum(leaf.size for leaf in jax.tree.leaves([export.params[name] for name in missing]))
-        lines.append(f"left out, no place there: {', '.join(missing)} ({count:,} parameters); --to=safetensors has all")
-    if missing and "text" in places and methods.build(export.config).score:
-        method = export.config.method
-        lines.append(f"{method} ranks images and texts by its own score, which is left out: cosines rank otherwise")
-    return lines
 
 
 RENAMED = {"reference_backbone": "timm"}  # earlier names of formats

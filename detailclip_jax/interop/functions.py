@@ -2,38 +2,28 @@
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from detailclip_jax.data import preprocessing
 from detailclip_jax.interop import verify
+from detailclip_jax.interop.export import Export
 from detailclip_jax.interop.measure import spec_of
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.interop.verify import Difference, Features
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.patches import normalise_pixels
-from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.files import replace_text, written_atomically
-from detailclip_jax.types import Array, Float, Params
+from detailclip_jax.types import Array, Float
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOWERS = ("image", "image_projection", "text", "text_projection")
-
-
-class Export(NamedTuple):
-    """The exported model: `params` are the chosen weights, `variables` all weights."""
-
-    model: Networks
-    params: Params
-    variables: Mapping[str, Params]
-    config: ConfigDict
 
 
 class Function(NamedTuple):

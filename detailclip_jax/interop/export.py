@@ -1,0 +1,57 @@
+"""A model to export: the networks and weights of a checkpoint in exact float32, at its own or another image size."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from detailclip_jax import methods
+from detailclip_jax.inference.model import choose_weights
+from detailclip_jax.interop.resizing import resize
+from detailclip_jax.kernels.products import EXACT
+from detailclip_jax.models import stacking
+from detailclip_jax.models.towers import Networks
+from detailclip_jax.training import checkpoint, experiment
+from detailclip_jax.types import Params
+
+
+class Export(NamedTuple):
+    """The exported model: `params` are the chosen weights, "student" or "ema" as `which` says; `variables` are all."""
+
+    model: Networks
+    params: Params
+    variables: Mapping[str, Params]
+    config: ConfigDict
+    which: str
+
+
+def load(
+    path: str | Path,
+    step: int | None = None,
+    weights: str | None = None,
+    image_size: int | None = None,
+    interpolation: str | None = None,
+) -> Export:
+    """Loads the model of a workdir written by `main` or `import_torch`.
+
+    `step` defaults to the newest checkpoint, `weights` ("student" or "ema") to those of the method, `image_size` (in
+    pixels) to that of the model.  For another size the positions are interpolated by a recipe of
+    models.positions.RECIPES, by default "bicubic".
+
+    Raises FileNotFoundError for a folder without checkpoints or without this step, CheckpointError for an unreadable
+    checkpoint, and ValueError for missing weights or an image size that the patch size does not divide.
+    """
+    model, variables, config = plain(*checkpoint.load(path, step)[1:])
+    if image_size and image_size != config.model.image_size:
+        variables, config = resize(variables, config, image_size, interpolation or "bicubic")
+        model = model.replacing(image=model.image.clone(image_size=image_size))
+    which, params = choose_weights(variables, weights, methods.build(config).weights)
+    return Export(model, params, variables, config, which)
+
+
+def plain(variables: Mapping[str, Params], config: ConfigDict) -> tuple[Networks, Mapping[str, Params], ConfigDict]:
+    """Returns the networks in exact float32 and with separate blocks, whatever the run used."""
+    config.model.dtype, config.model.scan, config.model.matmul_precision = "float32", False, EXACT
+    unstacked = {name: stacking.unstack(tree) for name, tree in variables.items()}
+    return experiment.build_networks(config), unstacked, config

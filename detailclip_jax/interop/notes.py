@@ -1,0 +1,89 @@
+"""What the user of an exported model must know: networks that a format leaves out, and what belongs to the file."""
+
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from detailclip_jax import methods
+from detailclip_jax.interop import formats, hub, hub_tokenizer, measure
+from detailclip_jax.interop.export import Export
+from detailclip_jax.interop.formats import Format
+
+
+def notes(name: str, export: Export, path: Path) -> list[str]:
+    """Returns all notes on a model that was written in the format `name`."""
+    return [*left_out(formats.FORMATS[name], export), *of_format(name, export.config, path)]
+
+
+def left_out(fmt: Format, export: Export) -> list[str]:
+    """Returns notes on the networks that a format leaves out, and on a score that needs more than the encoders."""
+    if fmt.networks is None:
+        return []
+    places, lines = fmt.networks(export.config), []
+    if missing := sorted(set(export.params) - set(places)):
+        count = sum(leaf.size for leaf in jax.tree.leaves([export.params[name] for name in missing]))
+        lines.append(f"left out, no place there: {', '.join(missing)} ({count:,} parameters); --to=safetensors has all")
+    if missing and "text" in places and methods.build(export.config).score:
+        method = export.config.method
+        lines.append(f"{method} ranks images and texts by its own score, which is left out: cosines rank otherwise")
+    return lines
+
+
+def of_format(name: str, config: ConfigDict, path: Path) -> list[str]:
+    """Returns notes on how the written model is read, and on what belongs to it."""
+    if name in ("slip", "cosmos", "flair"):
+        return card_notes(path)
+    if name == "reference":
+        return [
+            *card_notes(path),
+            "the teacher's token embedding, text positions and ln_final have no place there: it has the student's",
+            "an import's text features, and what is evaluated with them, differ from the run's ema weights by what the "
+            f'row "{formats.TEACHER_TEXT}" of the comparison says; --to=slip and safetensors keep the ema weights',
+            "the authors' scripts read it as {'state_dict': {'module.' + key: tensor}} together with their own args",
+        ]
+    if name == "timm":
+        return timm_notes(config, path)
+    if name == "huggingface":
+        return huggingface_notes(config)
+    if name == "open_clip" and hub.needs_trunk(config):
+        return [
+            "timm registers no architecture of this size: open_clip finds the image encoder's config by its path",
+            f"{(path / hub.TRUNK).absolute()}; after moving it, set timm_model_name in {hub.OPEN_CLIP}",
+        ]
+    return []
+
+
+def card_notes(path: Path) -> list[str]:
+    """Returns the note on the card that holds the preprocessing."""
+    return [
+        f"the preprocessing is in {hub.card_of(path)}; keep it next to the file: "
+        "without it import_torch takes the usual one of this format"
+    ]
+
+
+def huggingface_notes(config: ConfigDict) -> list[str]:
+    """Returns notes on the class that loads the folder, and on a missing tokenizer."""
+    name = hub.transformers_class(config)
+    lines = [f"transformers.AutoModel.from_pretrained gives a {name}"]
+    if name == "VisionTextDualEncoderModel":
+        lines.append(
+            "CLIPModel.from_pretrained refuses it: its image encoder has a norm before the blocks, this has not"
+        )
+    if not hub_tokenizer.fits(config):
+        size = config.model.vocab_size
+        ids = f"the model's {size} token ids"
+        lines.append(f"no tokenizer is written: texts must be tokenized to {ids}, and padded, as in its training")
+    return lines
+
+
+def timm_notes(config: ConfigDict, path: Path) -> list[str]:
+    """Returns notes on the arguments of timm.create_model, a possible confusion, and the file that stores them."""
+    card, spec = hub.timm_card(config), measure.spec_of(config.model)
+    arguments = ", ".join(f"{name}={value!r}" for name, value in card["create_model"].items())
+    other = hub.other_heads(spec)
+    return [
+        f"timm.create_model({arguments})",
+        *([other] if other else []),
+        f"that and the preprocessing are in {hub.card_of(path)}; keep it next to the file",
+    ]
