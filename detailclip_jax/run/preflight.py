@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import members_of
 from detailclip_jax.data.semantic.batches import pixels_of
-from detailclip_jax.run import dense, loop, transfer
+from detailclip_jax.run import loop, transfer
 from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import processes as several
 from detailclip_jax.runtime import provenance
 from detailclip_jax.runtime.devices import device_memory
 from detailclip_jax.runtime.terminal import LINES, complain, printable
-from detailclip_jax.training import experiment, sharding
+from detailclip_jax.training import dense_encoder, experiment, sharding
 from detailclip_jax.training.experiment import dummy_batch
 from detailclip_jax.training.mesh import fsdp_hosts, make_mesh
 
@@ -61,7 +61,7 @@ def run(config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()) -> i
 
 def is_dense(config: ConfigDict) -> bool:
     """Whether a config is one of the command transfer."""
-    return config.method in dense.METHODS
+    return config.method in dense_encoder.METHODS
 
 
 def everywhere(name: str, check: Callable[[], Finding]) -> bool:
