@@ -579,6 +579,24 @@ def test_tables_of_one_name_are_refused(tmp_path):
         prepared(tmp_path, tmp_path / "out", kind="csv")
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("csv", "image,caption\na.jpg,a dog\na.jpg,zwei H\u00fcte\n"),
+        ("tsv", "image\tcaption\na.jpg\ta dog\na.jpg\tzwei H\u00fcte\n"),
+        ("jsonl", '\n\n{"image": "a.jpg", "caption": "zwei H\u00fcte"}\n'),
+    ],
+)
+def test_a_table_that_is_not_utf8_is_refused_with_the_line(tmp_path, kind, text):
+    write_images(tmp_path, "a.jpg")
+    path = trees.write(tmp_path / f"t.{kind}", text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"line 3: the byte 0xFC .*save the table as UTF-8"):
+        prepared(path, tmp_path / "out", kind=kind)
+    trees.write(path, text.replace("H", "H\ufffd").encode())  # the character itself is valid
+    prepared(path, tmp_path / "out", kind=kind)
+    assert ("zwei H\ufffd\u00fcte",) in [each["captions"] for each in examples(tmp_path / "out").values()]
+
+
 def test_a_damaged_csv_names_the_line(tmp_path):
     path = trees.write(tmp_path / "t.csv", 'image,caption\na.jpg,one\nb.jpg,"open\n')
     with pytest.raises(ValueError, match=r"t\.csv, line \d: unexpected end"):

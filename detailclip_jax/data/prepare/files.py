@@ -100,17 +100,18 @@ def open_bytes(path: str | os.PathLike, counted: Counted | None = None) -> io.Bu
 
 
 @contextlib.contextmanager
-def open_text(path: str | os.PathLike, is_json: bool = False) -> Iterator[io.TextIOWrapper]:
+def open_text(path: str | os.PathLike, is_json: bool = False, errors: str = "replace") -> Iterator[io.TextIOWrapper]:
     """Context manager that opens a file as `open_bytes` does, as text.
 
-    Invalid UTF-8 becomes U+FFFD, and a byte order mark at the start, as Excel writes it, is dropped.
+    Invalid UTF-8 becomes U+FFFD, unless `errors` names another handler of Python.  A byte order mark at the start, as
+    Excel writes it, is dropped.
     Raises ValueError for a damaged compressed file, and for one that unpacks to too many lines, or values if the text
     is one JSON value.
     """
     values = Counted("JSON values", b",[{", VALUES_PER_BYTE, FREE_VALUES)
     counted = values if is_json else Counted("lines", b"\n\r", LINES_PER_BYTE, FREE_LINES)
     try:
-        with io.TextIOWrapper(open_bytes(path, counted), encoding="utf-8-sig", errors="replace", newline="") as file:
+        with io.TextIOWrapper(open_bytes(path, counted), encoding="utf-8-sig", errors=errors, newline="") as file:
             yield file
     except STREAM_ERRORS as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); download it again") from error

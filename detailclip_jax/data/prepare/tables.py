@@ -18,6 +18,7 @@ from detailclip_jax.data.prepare.rows import Row
 
 MAX_FIELD = MAX_LINE  # characters
 MAX_ROW = 4 * MAX_LINE  # quoted fields may contain line ends
+KEPT = "surrogateescape"  # Python's handler that keeps bytes which are not UTF-8 recognisable
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
 
 
@@ -34,7 +35,7 @@ def tsv_rows(request: Request) -> Iterator[Row]:
 def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD)
     for path, name in _tables(request, suffix).items():
-        with open_text(path) as file:
+        with open_text(path, errors=KEPT) as file:
             counted = _Lines(file, path)
             reader = csv.DictReader(counted, **dialect)
             try:
@@ -52,17 +53,34 @@ def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterat
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
 
 
+def _check_utf8(line: str, path: str, number: int) -> None:
+    """Raises ValueError that names the first byte of a line, read with KEPT, that is not UTF-8."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(line[error.start]) - 0xDC00  # KEPT gives the byte 0xFC as U+DCFC
+        raise ValueError(
+            f"{path}, line {number}: the byte 0x{byte:02X} at character {error.start + 1} is not UTF-8, so the "
+            "captions would be damaged; save the table as UTF-8 (Excel: the type 'CSV UTF-8')"
+        ) from None
+
+
 class _Lines:
-    """Yields a table's lines; ValueError if a line is too long, or `held`, the characters of one row, too large."""
+    """Yields a table's lines; ValueError if a line is not UTF-8 or is too long.
+
+    ValueError too if `held`, the characters of one row, becomes too large.
+    """
 
     def __init__(self, file: io.TextIOWrapper, path: str):
-        self._path, self._lines, self.held = path, complete_lines(file, path), 0
+        self._path, self._lines, self.held, self._number = path, complete_lines(file, path), 0, 0
 
     def __iter__(self) -> "_Lines":
         return self
 
     def __next__(self) -> str:
         line = next(self._lines)
+        self._number += 1
+        _check_utf8(line, self._path, self._number)
         self.held += len(line)
         if self.held > MAX_ROW:
             raise ValueError(
@@ -78,8 +96,9 @@ def jsonl_rows(request: Request) -> Iterator[Row]:
     """
     for path, name in _tables(request, ".jsonl").items():
         chosen = None
-        with open_text(path) as file:
+        with open_text(path, errors=KEPT) as file:
             for number, line in enumerate(lines(file), 1):
+                _check_utf8(line or "", path, number)
                 values = _object(line) if line is not None else None
                 if values is None:
                     why = f"bad json: {line[:60]!r}" if line is not None else f"too large: over {MAX_LINE:,} characters"
