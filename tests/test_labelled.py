@@ -18,6 +18,7 @@ from detailclip_jax.data.labelled import builders as tfds_layout
 from detailclip_jax.data.labelled.known import PAPER
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.sources import BadRecord, MissingData, Source, write_records
+from detailclip_jax.evaluation.sets import Sets
 
 COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "owl": (30, 30, 200)}
 
@@ -154,8 +155,21 @@ def test_any_path_is_a_set(tmp_path, form):
 
 def test_a_folder_without_splits_is_no_training_data(tmp_path):
     class_folders(tmp_path / "mine")
-    with pytest.raises(MissingData, match="mine holds no labelled images of split train"):
+    with pytest.raises(MissingData, match="mine holds no labelled images of split train") as found:
         open_set("mine", tmp_path, split="train")
+    assert "mine/train/CLASS/*.jpg" in str(found.value) and "mine/test/CLASS/*.jpg" in str(found.value)
+    assert "mine/CLASS/*.jpg" not in str(found.value)  # what is there, and is no training data
+
+
+def test_a_set_of_your_own_without_captions_names_the_way_to_them(tmp_path):
+    class_folders(tmp_path / "mine")
+    (empty := tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match=r"mine has classes and no captions.*prepare csv mine\.csv .*--split test"):
+        Sets(tmp_path).captioned("mine")
+    with pytest.raises(MissingData, match=r"Do one of these:\n.*prepare csv .*--split test"):
+        Sets(tmp_path).captioned(f"folder:{empty}")
+    with pytest.raises(MissingData, match=r"none/CLASS/\*\.jpg"):
+        Sets(tmp_path).labelled(f"folder:{empty}")
 
 
 def test_what_is_no_image_is_left_out(tmp_path):

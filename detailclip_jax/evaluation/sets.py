@@ -59,9 +59,14 @@ class Sets(NamedTuple):
         """
         if name in STICKERS:
             return self._limited(self._sticker_scenes(name))
-        data = labelled.open_set(name, self.data_dir, num_captions=num_captions, follow_links=self.follow_links)
+        data = labelled.open_set(
+            name, self.data_dir, num_captions=num_captions, follow_links=self.follow_links, captioned=True
+        )
         if data.classes:
-            raise ValueError(f"{name} has classes and no captions: use it for zero_shot, knn or linear")
+            raise ValueError(
+                f"{name} has classes and no captions: use it for zero_shot, knn or linear; retrieval needs "
+                f"{labelled.captions_of_your_own('test')}"
+            )
         return self._limited(data)
 
     def check(self, name: str) -> None:

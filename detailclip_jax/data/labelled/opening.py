@@ -31,6 +31,7 @@ def open_set(
     split: str = "test",
     num_captions: int | None = NUM_CAPTIONS,
     follow_links: bool = False,
+    captioned: bool = False,
 ) -> LabelledSet:
     """Opens a set in `data_dir`: a known name, a folder in `data_dir`, "folder:PATH", or a path with a slash.
 
@@ -39,6 +40,7 @@ def open_set(
 
     num_captions: captions used per image (the protocol uses the first five); None for all.
     follow_links: in layouts of plain files, links may lead out of the split's folder.
+    captioned: the caller needs captions, which the message about a set of your own that is missing then names.
 
     If a known set does not have its published size, a warning is logged.
     Raises MissingData with the searched places and ways to get the set, or with the problem of the data found.
@@ -53,7 +55,7 @@ def open_set(
             marks = fingerprint((*contents.identity, f"captions {num_captions}" if is_captioned(contents) else ""))
             warn_of_size(name, len(source), expected)
             return LabelledSet(name, source, contents.classes, marks, expected, contents.templates)
-    raise MissingData(missing(name, split, pathlib.Path(data_dir), tried))
+    raise MissingData(missing(name, split, pathlib.Path(data_dir), tried, captioned))
 
 
 def ready(data_dir: str | pathlib.Path) -> list[Readiness]:
@@ -131,15 +133,34 @@ def warn_of_size(name: str, found: int, expected: int | None) -> None:
         )
 
 
-def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.Path]) -> str:
+def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.Path], captioned: bool = False) -> str:
     """Returns the message that lists the searched places, their contents and the ways to get the set."""
     known = KNOWN.get(name)
-    kind = "captioned" if known and known.captioned else "labelled"
+    captioned = known.captioned if known else captioned
+    kind = "captioned" if captioned else "labelled"
     lacks = f"holds no {kind} images of split {split} in a known layout"
     seen = "; ".join(f"{path} {lacks if path.is_dir() else 'does not exist'}" for path in tried)
-    own = f"one folder per class: {tried[0]}/CLASS/*.jpg, or {tried[0]}/{split}/CLASS/*.jpg"
+    own = captions_of_your_own(split) if captioned else classes_of_your_own(tried[0], split)
     ways = "\n  ".join(ways_to_get(known, data_dir) if known else (own, f"known sets are {', '.join(KNOWN)}"))
     return f"no data of {name!r}: {seen}.  Do one of these:\n  {ways}"
+
+
+def classes_of_your_own(folder: pathlib.Path, split: str) -> str:
+    """Returns the layout of class folders in which a split is found; only the test split needs no folder of its own."""
+    if split == "test":
+        return f"one folder per class: {folder}/CLASS/*.jpg, or {folder}/{split}/CLASS/*.jpg"
+    return (
+        f"two splits, each with one folder per class: {folder}/{split}/CLASS/*.jpg, to learn from, and "
+        f"{folder}/test/CLASS/*.jpg, to be measured; class folders without splits are a test split"
+    )
+
+
+def captions_of_your_own(split: str) -> str:
+    """Returns the command that makes a set with captions."""
+    return (
+        f"images with captions: python -m detailclip_jax.prepare csv mine.csv --out mine --split {split}, where mine.csv "
+        "has the columns image and caption"
+    )
 
 
 class FirstCaptions:
