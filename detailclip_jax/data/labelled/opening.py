@@ -158,8 +158,8 @@ def classes_of_your_own(folder: pathlib.Path, split: str) -> str:
 def captions_of_your_own(split: str) -> str:
     """Returns the command that makes a set with captions."""
     return (
-        f"images with captions: python -m detailclip_jax.prepare csv mine.csv --out mine --split {split}, where mine.csv "
-        "has the columns image and caption"
+        f"images with captions: python -m detailclip_jax.prepare csv mine.csv --out mine --split {split}, where "
+        "mine.csv has the columns image and caption"
     )
 
 
