@@ -129,7 +129,7 @@ def test_python_runs_as_printed(place, checkout, request, monkeypatch, capsys):
     printed = [float(value) for value in re.findall(r"-?\d+\.\d+", capsys.readouterr().out)]
     assert (printed or is_dense) and np.isfinite(printed).all()
     if place.startswith("README.md"):
-        assert names["images"].shape == (1, 64) and names["model"].attention("docs/attention.png").shape == (8, 8)
+        assert names["images"].shape == (1, 64) and names["model"].attention(names["image"]).shape == (8, 8)
     elif place.startswith("docs/adding_a_method.md"):
         assert printed == [pytest.approx(np.log1p(np.exp(-10)) + np.log(2), rel=1e-5)]
         assert names["method"].name == "siglip" and "logit_bias" in names["method"].networks
