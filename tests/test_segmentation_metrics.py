@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from detailclip_jax.data.semantic.labels import IGNORE
 from detailclip_jax.inference.windows import assembly, places
 from detailclip_jax.segmentation import metrics
 from detailclip_jax.segmentation.inference import Inference, predict
@@ -220,3 +221,19 @@ def test_batches_have_one_size_and_images_may_share_them():
     assert sizes == [(4, 32, 32, 3)] * 3  # ten windows
     with pytest.raises(ValueError, match="'sliding' is unknown; known: slide, whole"):
         list(predict(network, [], Inference("sliding")))
+
+
+def test_gaps_are_classes_without_a_pixel_and_mostly_ignored_masks():
+    classes = ("ground", "box")
+    truth = np.zeros((4, 4), np.int16)
+    truth[0] = 1
+    assert metrics.gaps(metrics.counts_of(truth, truth, 2), classes) == []
+    truth[1:] = IGNORE
+    truth[1, 0] = 0
+    (line,) = metrics.gaps(metrics.counts_of(truth, truth, 2), classes)
+    assert "68.8%" in line  # 11 of 16 pixels
+    truth[:] = 1
+    (line,) = metrics.gaps(metrics.counts_of(truth, truth, 2), classes)
+    assert "1 of 2 classes" in line and "(ground)" in line
+    truth[0, 0] = IGNORE
+    assert len(metrics.gaps(metrics.counts_of(truth, truth, 2), classes)) == 2

@@ -258,6 +258,23 @@ def test_two_folders_of_images_and_of_masks_are_named_by_fields(tmp_path):
         experiment.open_sets(config)
 
 
+def test_masks_of_0_and_255_are_warned_of_by_the_evaluation(tmp_path, capsys):
+    """A paint program's black and white: 255 is ignored, so "box" is in no mask, and every score is 100."""
+    (tmp_path / "names").write_text("ground\nbox\n")
+    for field, kind in (("images", "jpg"), ("masks", "png")):
+        (tmp_path / field).mkdir()
+        pixels = np.zeros((48, 48, 3) if kind == "jpg" else (48, 48), np.uint8)
+        pixels[:, 16:] = 255
+        for number in range(8):
+            Image.fromarray(pixels).save(tmp_path / f"{field}/{number}.{kind}")
+    pairs = {f"data.{split}_{field}": str(tmp_path / field) for split in ("train", "val") for field in FIELDS}
+    data = {"data.source": "pairs", "data.classes": str(tmp_path / "names"), "total_steps": 1, **pairs}
+    assert train(tiny(**data), tmp_path / "run") == 0
+    said = capsys.readouterr().out.partition("# linear on")[0]
+    for text in (said, (tmp_path / "run/report.md").read_text()):
+        assert "1 of 2 classes occur in no mask" in text and "(box)" in text and "66.7%" in text
+
+
 def test_a_link_in_the_evaluation_set_is_refused_before_the_run(tmp_path):
     """The evaluation would end with it, hours later; training replaces such a record, and counts it."""
     (tmp_path / "names").write_text("sea\nland\n")

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +160,10 @@ def evaluated(
         raise EvaluatorError(f"evaluation at step {step}: {error}") from error
 
 
-def write_per_class(run: Run, step: int, per_class: Any) -> None:
-    """Writes the scores of every class to `per_class.json`."""
-    replace_text(run.workdir / PER_CLASS, json.dumps({"step": step, "per_class": per_class}, indent=2) + "\n")
+def write_per_class(run: Run, step: int, per_class: Any, warnings: Sequence[str] = ()) -> None:
+    """Writes the scores of every class, and the warnings of the evaluation, to `per_class.json`."""
+    found = {"step": step, "per_class": per_class, "warnings": list(warnings)}
+    replace_text(run.workdir / PER_CLASS, json.dumps(found, indent=2) + "\n")
 
 
 def protocol_of(run: Run) -> dict[str, Any]:
@@ -187,10 +188,17 @@ def write_results(
     run: Run, step: int, scores: Mapping[str, float], data: str, protocol: Mapping[str, Any], report: Report
 ) -> str:
     """Writes results.json and report.md into the workdir; returns the report."""
-    per_class = json.loads((run.workdir / PER_CLASS).read_text())["per_class"]
-    found = {"step": step, **scores, "per_class": per_class, "protocol": protocol, "config": run.config.to_dict()}
+    last = json.loads((run.workdir / PER_CLASS).read_text())
+    found = {
+        "step": step,
+        **scores,
+        "per_class": last["per_class"],
+        "protocol": protocol,
+        "config": run.config.to_dict(),
+    }
     replace_text(run.workdir / "results.json", json.dumps(found, indent=2) + "\n")
-    text = "\n".join([*report(run.config, step, scores, protocol), *([data] if data else [])]) + "\n"
+    warnings = [f"\nWarning: {line}." for line in last.get("warnings", ())]
+    text = "\n".join([*report(run.config, step, scores, protocol), *warnings, *([data] if data else [])]) + "\n"
     replace_text(run.workdir / "report.md", text)
     return text
 

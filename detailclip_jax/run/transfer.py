@@ -118,10 +118,16 @@ def compile_step(run: Run, clock: Clock, state: TrainState) -> TrainStep:
 
 
 def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Mapping[str, float]:
-    """Evaluates the head; writes the scores of every class.  Raises as `dense.evaluated`."""
+    """Evaluates the head; writes the scores of every class and warns of gaps in the masks.
+
+    Raises as `dense.evaluated`.
+    """
     scores, counts = dense.evaluated(run, interrupt, state, step)
     if jax.process_index() == 0:
-        dense.write_per_class(run, step, metrics.table(counts, run.experiment.classes))
+        gaps = metrics.gaps(counts, run.experiment.classes)
+        dense.write_per_class(run, step, metrics.table(counts, run.experiment.classes), gaps)
+        for gap in gaps:
+            run.console.warn(gap)
     return scores
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64, Integer
 from detailclip_jax.data.semantic.labels import IGNORE
 
 BOUNDARY = 0.02  # of the image's diagonal: the width of a boundary
+NAMED, MOST_IGNORED = 5, 0.5  # classes that a warning names; the share of ignored pixels that needs one
 SIZES = ("small", "medium", "large")
 LIMITS = (32**2 / (640 * 480), 96**2 / (640 * 480))  # of the image's area: COCO's limits at its usual size
 
@@ -25,22 +26,23 @@ class Counts(NamedTuple):
 
     `confusion[t, p]`: pixels of class t that were predicted as p.  `boundary`: intersection and union of the boundary
     regions of truth and prediction.  `by_size`: per size, right pixels of true objects, all pixels of true objects, and
-    wrong pixels of predicted objects.
+    wrong pixels of predicted objects.  `ignored`: pixels without a label, which no other field counts.
     """
 
     confusion: Int64[np.ndarray, "K K"]
     boundary: Int64[np.ndarray, "2 K"]
     by_size: Int64[np.ndarray, "3 3 K"]
+    ignored: Int64[np.ndarray, ""]
 
     def plus(self, other: "Counts") -> "Counts":
         """Adds counts of other images."""
-        return Counts(*(mine + theirs for mine, theirs in zip(self, other)))
+        return Counts(*(np.asarray(mine + theirs) for mine, theirs in zip(self, other)))
 
 
 def no_counts(num_classes: int) -> Counts:
     """Counts of no image."""
     k = num_classes
-    return Counts(np.zeros((k, k), np.int64), np.zeros((2, k), np.int64), np.zeros((3, 3, k), np.int64))
+    return Counts(*(np.zeros(shape, np.int64) for shape in ((k, k), (2, k), (3, 3, k), ())))
 
 
 def counts_of(truth: Map, predicted: Map, num_classes: int, instances: Map | None = None) -> Counts:
@@ -54,6 +56,7 @@ def counts_of(truth: Map, predicted: Map, num_classes: int, instances: Map | Non
         confusion(truth, predicted, num_classes),
         boundary_counts(truth, predicted, num_classes),
         size_counts(truth, predicted, num_classes, instances),
+        np.asarray((~counted).sum(), np.int64),
     )
 
 
@@ -160,6 +163,23 @@ def table(counts: Counts, classes: Sequence[str]) -> dict[str, dict[str, float |
         name: {column: _percent(values[number]) for column, values in columns.items()}
         for number, name in enumerate(classes)
     }
+
+
+def gaps(counts: Counts, classes: Sequence[str]) -> list[str]:
+    """Says what the masks of the evaluated images lack: classes that occur in none, and labels in most pixels."""
+    per_class = counts.confusion.sum(1)
+    missing = [name for name, count in zip(classes, per_class) if not count]
+    share = float(counts.ignored / max(counts.ignored + per_class.sum(), 1))
+    lines = []
+    if missing:
+        names = ", ".join(missing[:NAMED]) + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
+        lines.append(
+            f"{len(missing)} of {len(classes)} classes occur in no mask of the evaluation set ({names}), so "
+            "the scores say nothing about them; check which values the masks store"
+        )
+    if share > MOST_IGNORED or (missing and share > 0):
+        lines.append(f"{share:.1%} of the pixels of the evaluation set are ignored; check which values the masks store")
+    return lines
 
 
 def _percent(value: float) -> float | None:
