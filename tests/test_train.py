@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from test_logging import values
 from tiny import check_names
 
@@ -23,6 +24,7 @@ from detailclip_jax import evaluation, methods
 from detailclip_jax.config import run_config
 from detailclip_jax.data import mixture
 from detailclip_jax.data.mixture import Member, Mixture
+from detailclip_jax.data.sources import write_records
 from detailclip_jax.run import loop, preflight, session
 from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import metrics
@@ -427,6 +429,22 @@ def test_a_caption_rule_of_the_user_brings_its_number(tmp_path):
     config.update_from_flattened_dict({"data.caption": "sources:captions,long", "batch_size": 8})
     run = loop.prepare(config, tmp_path / "run", ["data.caption", "batch_size"])
     assert run.config.data.num_captions is None and loop.num_captions(run.config.data) == 2
+
+
+def test_a_method_that_needs_captions_refuses_a_set_without_any(tmp_path):
+    image = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(image, "PNG")
+    write_records(tmp_path / "set", ({"image": image.getvalue(), "captions": [" "], "key": f"{i}"} for i in range(20)))
+    data = {"data.source": "records", "data.path": str(tmp_path / "set")}
+    config = run_config.load("tests/configs/smallest.py:method=clip")
+    config.update_from_flattened_dict(data)
+    with pytest.raises(ValueError) as refused:
+        loop.prepare(config, tmp_path / "run")
+    check_names(refused.value, str(tmp_path / "set"), "20 examples", "--caption-column")
+    assert not (tmp_path / "run").exists()
+    config = run_config.load("configs/stickers.py:method=mae")
+    config.update_from_flattened_dict({**data, "batch_size": 8, "data.held_out": 0})
+    assert len(loop.prepare(config, tmp_path / "run").source) == 20
 
 
 def test_preparing_checks_devices_and_workdir(tmp_path):

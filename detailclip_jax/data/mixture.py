@@ -170,6 +170,23 @@ def _way_out(rule: str) -> str:
     return f"; --config.data.caption={name} takes the sentences of all captions" if name in SENTENCE_RULES else ""
 
 
+def check_some_caption(source: Source, rule: str) -> None:
+    """Raises ValueError, with the way out, if no checked example of a set has a caption.
+
+    Up to NUM_FOR_BLANK readable examples per set are checked, evenly spaced; rules with fields by `check_captions`.
+    """
+    if parse(rule).fields:
+        return
+    for member in members_of(source):
+        blank = [is_blank(example["captions"]) for example in _asked(member.source, NUM_FOR_BLANK)]
+        if blank and all(blank):
+            raise ValueError(
+                f"{member.name} has {len(member.source):,} examples, and none of {len(blank)} spread over it has a "
+                "caption, which this method trains on; prepare the set again with --caption-column=NAME (see "
+                "docs/data.md), or choose a method without text, such as dino or mae"
+            )
+
+
 def single_sentences(source: Source, rule: str) -> tuple[int, int]:
     """Returns in how many checked examples "crops" or "diverse" finds a single sentence, and how many it checked.
 

@@ -13,7 +13,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.data import long_captions, pipeline
 from detailclip_jax.data.caption_rules import num_captions, with_own_number
-from detailclip_jax.data.mixture import members_of, single_sentences, summary
+from detailclip_jax.data.mixture import check_some_caption, members_of, single_sentences, summary
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation import held_out, report
 from detailclip_jax.run import init_from
@@ -65,6 +65,8 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = (), 
     evaluation.check(config)
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
+    if built.method.has_text and not is_endless(components(config.data)):
+        check_some_caption(source, config.data.caption)
     run_config.claim_workdir(Path(workdir), config, write=claim and jax.process_index() == 0)
     return Run(config, Path(workdir), built, source, Console(enabled=jax.process_index() == 0), PRETRAINING)
 
