@@ -9,7 +9,7 @@ import pytest
 from detailclip_jax import compare
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import split_list
-from detailclip_jax.evaluation import comparison, segmentation
+from detailclip_jax.evaluation import comparison, report, segmentation
 from detailclip_jax.run import compare as runs
 from detailclip_jax.run import entries, loop
 from detailclip_jax.runtime import errors
@@ -41,9 +41,10 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     command = ["--methods=clip", "--seeds=1", "--budget=2"]
     command += [f"--config={nano}", f"--workdir={work}", "--set=checkpoint_every=2", "--set=batch_size=8"]
     assert compare.main(command) == 0
-    text = (work / "comparison.md").read_text()
-    assert text in capsys.readouterr().out
-    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()[2:]]
+    text, printed = (work / "comparison.md").read_text(), capsys.readouterr().out
+    assert text in printed and f"written to {work}: comparison.md, comparison.json, comparison.png" in printed
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
     assert rows == ["clip", "untrained", "raw pixels"]
     assert "GFLOP/image" in text and (work / "comparison.png").exists()
     records = json.loads((work / "comparison.json").read_text())
@@ -162,6 +163,12 @@ def test_the_table_holds_mean_and_spread_over_seeds():
     np.testing.assert_allclose(value, (0.2, 0.1, 3))
     assert str(value) == "20.0 ± 10.0" and str(table["one", "student"]["zero_shot/top1"]) == "10.0"
     assert "| clip | student | 20.0 ± 10.0 |" in comparison.markdown(table, {})
+    assert "over 3 seeds" in comparison.legend(table) and "one seed" in comparison.legend(comparison.tabulate({}))
+
+
+def test_the_columns_have_the_names_of_the_report():
+    assert set(comparison.METRICS.values()) <= set(report.LABELS.values())
+    assert len(set(comparison.METRICS.values())) == len(comparison.METRICS)
 
 
 # linear segmentation

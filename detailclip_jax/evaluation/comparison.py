@@ -1,25 +1,38 @@
 """Compares methods trained with the same budget: mean and standard deviation over seeds, as a table and a figure."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from detailclip_jax.evaluation import report
 from detailclip_jax.evaluation.metrics import split_name
 from detailclip_jax.figures import style
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.terminal import complain
 
-METRICS = {  # task/metric -> heading
-    "zero_shot/top1": "zero-shot",
-    "retrieval/image_to_text_r1": "I2T R@1",
-    "retrieval/text_to_image_r1": "T2I R@1",
-    "segmentation/figure_iou": "figure IoU",
-    "segmentation/balanced_miou": "mIoU balanced",
-    "kept_objects/share": "kept objects",
+METRICS = {  # task/metric -> heading, the label in report.md
+    name: report.LABELS[name.partition("/")[2]]
+    for name in (
+        "zero_shot/top1",
+        "retrieval/image_to_text_r1",
+        "retrieval/text_to_image_r1",
+        "segmentation/figure_iou",
+        "segmentation/balanced_miou",
+        "kept_objects/share",
+    )
 }
+LEGEND = (
+    "Segmentation, object or not: how well a linear read-out of the frozen patch features tells objects from the "
+    "ground, as intersection over union (figure IoU in docs/experiments.md); mIoU, balanced: the same for "
+    "the classes, where the fit weighs every class equally.",
+    "Kept patches that touch an object: of the half with the highest CLS attention.",
+    "Untrained (the same encoder at its random start) and raw pixels are floors: what segmentation reaches without any "
+    "training. Cost: of the training step per image, and the mean seconds of the training alone.",
+)
 FIGURE = ("zero_shot/top1", "retrieval/image_to_text_r1", "segmentation/figure_iou", "segmentation/balanced_miou")
 
 
@@ -57,17 +70,25 @@ def tabulate(results: Mapping[str, Sequence[Mapping[str, float]]]) -> Table:
 
 
 def write(workdir: Path, results: Mapping[str, Sequence[Mapping[str, float]]], costs: Mapping[str, str]) -> str:
-    """Writes comparison.md, .json and, with matplotlib, .png; returns the text of the table."""
+    """Writes comparison.md, .json and, with matplotlib, .png; returns the table and the names of the files."""
     table = tabulate(results)
-    text = markdown(table, costs)
-    replace_text(workdir / "comparison.md", text)
+    text, files = markdown(table, costs) + legend(table), ["comparison.md", "comparison.json"]
+    replace_text(workdir / files[0], text)
     records = {"results": as_json(table), "costs": dict(costs)}
-    replace_text(workdir / "comparison.json", json.dumps(records, indent=2) + "\n")
+    replace_text(workdir / files[1], json.dumps(records, indent=2) + "\n")
     try:
         style.save(figure(table), workdir / "comparison.png")
+        files.append("comparison.png")
     except ImportError as error:  # an optional package; the table is complete without a figure
         complain(f"no figure: {error}")
-    return text
+    return f"{text}\nwritten to {workdir}: {', '.join(files)}"
+
+
+def legend(table: Table) -> str:
+    """What the numbers and columns of the table are, below an empty line."""
+    count = max((value.num_seeds for values in table.values() for value in values.values()), default=0)
+    spread = f", mean ± standard deviation over {count} seeds" if count > 1 else ", of one seed"
+    return "\n" + textwrap.fill(" ".join((f"In per cent{spread}.", *LEGEND)), 110) + "\n"
 
 
 def markdown(table: Table, costs: Mapping[str, str]) -> str:

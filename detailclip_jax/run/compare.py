@@ -80,7 +80,7 @@ def train(plan: Plan, count: Count) -> int:
 
 
 def write(plan: Plan) -> str:
-    """Writes the comparison of the finished runs and of encoders without training; returns the text of the table."""
+    """Writes the comparison of the finished runs and of encoders without training; returns what to print."""
     workdirs = workdirs_of(plan)
     results = {name: [read_results(workdir) for workdir in runs] for name, runs in workdirs.items()}
     results |= floors.scores(config_of(plan, parse_entry("clip"), 0), plan.num_seeds)
