@@ -10,7 +10,9 @@ from pathlib import Path
 import prepare_trees as trees
 import pytest
 
+from detailclip_jax.data.prepare.begin import begin
 from detailclip_jax.data.prepare.finish import load
+from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.sources import MissingData, Records
 from detailclip_jax.prepare import main
 from detailclip_jax.runtime import locks
@@ -63,6 +65,30 @@ def test_a_finished_split_needs_no_lock(tars, tmp_path, capsys, monkeypatch):
     assert "prepared by a different request" in capsys.readouterr().err
     assert run("webdataset", tars, "--split", "val", out=out) == 1
     assert "Permission denied" in capsys.readouterr().err
+
+
+def test_a_finished_split_whose_table_was_repaired_is_an_error_and_stays(tmp_path, capsys):
+    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    table, out = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\n"), tmp_path / "out"
+    assert run("csv", table, out=out) == 0 and run("csv", table, out=out) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    trees.write(table, "path,caption\na.jpg,two\n")  # as long as before
+    os.utime(table, ns=(1, 1))
+    assert run("csv", table, out=out) == 1
+    shown = capsys.readouterr().err
+    assert f"{table} has changed since" in shown and "another --out" in shown
+    assert captions(out) == {"t#2": ("one",)}
+    table.unlink()
+    assert run("csv", table, out=out) == 0  # the source of a finished split may be removed
+
+
+def test_a_started_split_whose_source_has_changed_is_not_continued(tars, tmp_path):
+    request = Request("webdataset", (str(tars),), str(tmp_path / "out"))
+    job = begin(request)
+    assert begin(request) == job
+    os.utime(next(tars.iterdir()), ns=(1, 1))
+    with pytest.raises(ValueError, match=r"has changed\); repeat the first request, remove the folder"):
+        begin(request)
 
 
 def test_what_a_kill_left_beside_a_finished_split_is_removed(tars, tmp_path):

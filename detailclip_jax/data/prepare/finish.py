@@ -96,6 +96,7 @@ def _split_record(job: Job, reports: list[dict[str, Any]], rejected: dict[str, i
         "rejected": rejected,
         "rejected_list": rejected_path(job).name,
         **identity(request),
+        "source_files": job.files,
         "classes": job.classes,
         "shards": shards,
         "statistics": statistics.ordered(statistics.total(report["statistics"] for report in reports)),

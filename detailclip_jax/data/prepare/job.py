@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detailclip_jax.data.prepare.files import write_json
@@ -84,12 +84,16 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A request with the shards of its source; `num_shards` is the number of output shards."""
+    """A request with the shards of its source; `num_shards` is the number of output shards.
+
+    files: size in bytes and modification time in ns of the source's files when the job was planned, see `plan.stamps`.
+    """
 
     request: Request
     num_shards: int
     shards: tuple[Shard, ...]
     classes: tuple[str, ...] = ()
+    files: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     def spill(self, number: int) -> pathlib.Path:
         """Path of an input shard's examples, grouped by output shard."""
@@ -119,7 +123,8 @@ def load(work: str) -> Job:
     """Returns the plan of a work folder, as `save` wrote it."""
     fields = json.loads((pathlib.Path(work) / PLAN).read_text())
     shards = tuple(Shard(**shard) for shard in fields["shards"])
-    return Job(_request(fields["request"]), fields["num_shards"], shards, tuple(fields["classes"]))
+    files = {path: tuple(stamp) for path, stamp in fields.get("files", {}).items()}
+    return Job(_request(fields["request"]), fields["num_shards"], shards, tuple(fields["classes"]), files)
 
 
 def _request(fields: Mapping[str, Any]) -> Request:
