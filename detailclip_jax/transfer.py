@@ -108,10 +108,11 @@ def predict(argv: Sequence[str]) -> int:
             console.say(f"left out: {reason}")
         loaded = predictions.model(arguments.workdir, arguments.step)
         console.say(f"{arguments.workdir}: step {loaded.step}, {len(loaded.classes)} classes")
-        unreadable = predictions.write(loaded, found, arguments.out, arguments.score, console)
-        drawn = len(found.names) - unreadable
-        console.say(f"{counted(drawn, 'image')} drawn in {arguments.out}, and {predictions.FILE}")
-        return int(unreadable > 0)
+        written = predictions.write(loaded, found, arguments.out, arguments.score, console)
+        console.say(f"{counted(written.drawn, 'image')} drawn in {arguments.out}, and {predictions.FILE}")
+        if written.scores is not None:
+            console.say(predictions.reached(written.scores, arguments.score))
+        return int(written.unreadable > 0)
 
     return errors.run(run)
 

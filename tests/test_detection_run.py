@@ -482,9 +482,19 @@ def test_the_command_draws_predictions_and_writes_them(finished, tmp_path, capsy
     found = json.loads((tmp_path / "out/predictions.json").read_text())
     assert [image["file_name"] for image in found["images"]] == ["a.png", "more/b.png"]
     assert all((tmp_path / "out" / name).stat().st_size > 1000 for name in ("a.png", "more/b.png"))
+    scores = [one["score"] for image in found["images"] for one in image["detections"]]
+    drawn = f"{sum(score >= 0.3 for score in scores)} of {len(scores)} detection"
+    assert (drawn if scores else "no detections") in capsys.readouterr().out
     (tmp_path / "photos/c.png").write_bytes(b"<html>")
     assert command.predict(flags) == 1 and "c.png: not an image" in capsys.readouterr().out
     assert command.predict([*flags[:1], f"--workdir={tmp_path}", *flags[2:]]) == 2
+
+
+def test_predictions_say_how_many_detections_are_drawn():
+    assert predictions.reached([0.4, 0.3, 0.1], 0.3) == "2 of 3 detections reach --score=0.3"
+    none = predictions.reached([0.05, 0.125], 0.3)
+    assert "0 of 2" in none and "0.125" in none and "lower --score" in none
+    assert "no detections" in predictions.reached([], 0.3)
 
 
 @pytest.mark.check

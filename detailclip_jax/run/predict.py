@@ -31,6 +31,7 @@ from detailclip_jax.run import transfer
 from detailclip_jax.run.detection import objects_of
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.progress import Console
+from detailclip_jax.runtime.terminal import counted
 from detailclip_jax.training.checkpoint import is_dense
 from detailclip_jax.training.train_state import TrainState
 
@@ -113,8 +114,19 @@ def model(workdir: str | Path, step: int | None = None) -> Detector | Segmenter:
     return kind(*loaded, str(workdir))
 
 
-def write(run: Detector | Segmenter, files: Files, out: Path, score: float, console: Console) -> int:
-    """Writes a drawing per image, and predictions.json; returns the number of images that were unreadable.
+class Written(NamedTuple):
+    """What `write` has done: numbers of drawn and of unreadable images, and the scores of all detections.
+
+    scores: None after a run of segmentation.
+    """
+
+    drawn: int
+    unreadable: int
+    scores: list[float] | None
+
+
+def write(run: Detector | Segmenter, files: Files, out: Path, score: float, console: Console) -> Written:
+    """Writes a drawing per image, and predictions.json.
 
     A label map is also written as a palette PNG whose values are the class numbers, in the colours of the drawing.
     Raises ValueError if a file would replace one of the images.
@@ -122,19 +134,30 @@ def write(run: Detector | Segmenter, files: Files, out: Path, score: float, cons
     targets = targets_of(files.names)
     check_not_over(files, out, targets.values())
     names, described, unreadable = iter(files.names), [], 0
+    scores: list[float] | None = [] if isinstance(run, Detector) else None
     for chunk in iter(lambda: list(itertools.islice(names, CHUNK)), []):
         read = [(name, pixels) for name, pixels in _read(files, chunk, console) if pixels is not None]
         unreadable += len(chunk) - len(read)
         found = run.experiment.predict(run.state, [pixels for _, pixels in read])
         for (name, pixels), one in zip(read, found):
             drawing, label_map = targets[name]
-            if isinstance(run, Detector):
+            if scores is not None:
                 drawings = _detected(pixels, one, run.classes, out / drawing, score)
+                scores += one.scores.tolist()
             else:
                 drawings = {"labels": label_map, **_segmented(pixels, one, run.classes, out / drawing, out / label_map)}
             described.append({"file_name": name, "drawing": drawing, **drawings})
     replace_text(out / FILE, json.dumps({"classes": list(run.classes), "images": described}, indent=1) + "\n")
-    return unreadable
+    return Written(len(described), unreadable, scores)
+
+
+def reached(scores: Sequence[float], least: float) -> str:
+    """Returns how many detections are drawn with --score=`least`, and the best score if none is."""
+    if not scores:
+        return "no detections"
+    count = sum(score >= least for score in scores)
+    best = "" if count else f", and the best has {max(scores):.3f}; a lower --score draws it"
+    return f"{count:,} of {counted(len(scores), 'detection')} reach --score={least:g}{best}"
 
 
 def targets_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
