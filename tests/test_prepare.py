@@ -510,7 +510,7 @@ def test_stats_draws_what_there_is(tmp_path, capsys):
     trees.write_tar(tmp_path / "x.tar", [*trees.flat(members), ("bad.jpg", b"x")])
     prepared(tmp_path / "x.tar", tmp_path / "out", 2)
     assert main(["stats", str(tmp_path / "out")]) == 0
-    assert "rejected    1: not an image 1" in capsys.readouterr().out
+    assert "rejected    1 of 6: 1 x not an image, for example x/bad: " in capsys.readouterr().out
     with Image.open(tmp_path / "out/train-contact-sheet.png") as sheet:
         assert sheet.size == (report.COLUMNS * report.TILE, report.TILE + report.TEXT)
         tile = np.asarray(sheet)[: report.TILE, : report.TILE]

@@ -13,6 +13,7 @@ import pytest
 from detailclip_jax.data.prepare.begin import begin
 from detailclip_jax.data.prepare.finish import load
 from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.data.prepare.report import summary
 from detailclip_jax.data.sources import MissingData, Records
 from detailclip_jax.prepare import main
 from detailclip_jax.runtime import locks
@@ -149,14 +150,28 @@ def test_nothing_accepted_leaves_the_rejected_list_and_no_split(tmp_path, capsys
     out, table = tmp_path / "out", trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\nb.jpg,two\n")
     assert run("csv", table, out=out) == 1
     shown = capsys.readouterr()
-    assert "error: no example was accepted (missing file 2); " in shown.err and "written to" not in shown.out
+    assert (
+        "error: no example was accepted (2 x missing file, for example t#2: " in shown.err
+        and "written to" not in shown.out
+    )
     assert "paths are relative to the folder of the table that names them, unless --images ROOT" in shown.err
     assert [path.name for path in out.iterdir()] == ["train-rejected.jsonl"]
+    assert str(out / "train-rejected.jsonl") in shown.err
     with pytest.raises(MissingData):
         Records(out, "train")
     trees.write(tmp_path / "images/a.jpg", trees.jpeg(1))
     assert run("csv", table, "--images", tmp_path / "images", out=out) == 0  # another request may follow
     assert captions(out) == {"t#2": ("one",)}
+
+
+def test_rejects_are_summed_up_with_an_example_and_their_list(tmp_path, capsys):
+    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    rows = "a.jpg,red, old\n" * 2 + "b.jpg,one\n" + "a.jpg,two\n"
+    assert run("csv", trees.write(tmp_path / "t.csv", f"path,caption\n{rows}"), out=tmp_path / "out") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("rejected ")]
+    assert "3 of 4: 2 x bad row, 1 x missing file" in line
+    assert "t#2: 3 cells, 2 columns" in line and "train-rejected.jsonl" in line
+    assert line in summary(load(str(tmp_path / "out"))["splits"]["train"])
 
 
 def test_an_accepted_split_beside_one_that_is_not_stays(tars, tmp_path):

@@ -4,7 +4,7 @@ import collections
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detailclip_jax.data.prepare import statistics
@@ -14,6 +14,8 @@ from detailclip_jax.data.prepare.known import KNOWN
 from detailclip_jax.data.prepare.records import SCHEMA
 from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.locks import alone
+
+MAX_DETAIL = 120  # characters of a reject's detail in a message
 
 
 def load(folder: str) -> dict[str, Any]:
@@ -54,9 +56,10 @@ def finish(job: Job) -> dict[str, Any]:
     """
     reports = [json.loads(job.gather_report(number).read_text()) for number in range(job.num_shards)]
     splits = [json.loads(job.split_report(number).read_text()) for number in range(len(job.shards))]
-    rejected = _write_rejected(job)
+    rejected, first = _write_rejected(job)
     record = _split_record(job, reports, rejected) | {
-        "cut_captions": sum(split.get("cut_captions", 0) for split in splits)
+        "first_rejected": first,
+        "cut_captions": sum(split.get("cut_captions", 0) for split in splits),
     }
     if record["num_examples"]:
         _enter(job, record)
@@ -65,7 +68,7 @@ def finish(job: Job) -> dict[str, Any]:
             job.output(number).unlink(missing_ok=True)
     shutil.rmtree(job.request.work)
     if not record["num_examples"]:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items()) or "the source has none"
+        reasons = reasons_in(rejected, first) or "the source has none"
         raise NothingAccepted(
             f"no example was accepted ({reasons}); {rejected_path(job)} lists each rejected example with its reason",
             rejected,
@@ -113,15 +116,34 @@ def rejected_path(job: Job) -> pathlib.Path:
     return pathlib.Path(job.request.out) / f"{job.request.split}-rejected.jsonl"
 
 
-def _write_rejected(job: Job) -> dict[str, int]:
-    """Writes all rejects, those of the source first and in its order; returns the count of each reason."""
+def reasons_in(rejected: Mapping[str, int], first: Mapping[str, Sequence[str]]) -> str:
+    """Returns the reasons, the most frequent first and with an example; `first`: key and detail of each.
+
+    reasons_in({"bad row": 21}, {"bad row": ("t#2", "3 cells, 2 columns")})
+    == "21 x bad row, for example t#2: 3 cells, 2 columns"
+    """
+    ordered = sorted(rejected, key=lambda reason: -rejected[reason])
+    listed = ", ".join(f"{rejected[reason]:,} x {reason}" for reason in ordered)
+    if not ordered or ordered[0] not in first:  # an earlier version wrote no examples
+        return listed
+    key, detail = first[ordered[0]]
+    return f"{listed}, for example {key}" + (f": {detail[:MAX_DETAIL]}" if detail else "")
+
+
+def _write_rejected(job: Job) -> tuple[dict[str, int], dict[str, tuple[str, str]]]:
+    """Writes all rejects, those of the source first and in its order.
+
+    Returns the count of each reason, and key and detail of its first reject.
+    """
     counts: collections.Counter[str] = collections.Counter()
+    first: dict[str, tuple[str, str]] = {}
     path = rejected_path(job)
     with atomic_file(path, job.request.work) as file:
-        for reject in _rejects(job):
-            file.write(json.dumps(reject).encode() + b"\n")
-            counts[reject[1]] += 1
-    return dict(sorted(counts.items()))
+        for key, reason, detail in _rejects(job):
+            file.write(json.dumps([key, reason, detail]).encode() + b"\n")
+            counts[reason] += 1
+            first.setdefault(reason, (key, detail))
+    return dict(sorted(counts.items())), dict(sorted(first.items()))
 
 
 def _rejects(job: Job) -> Iterator[list[str]]:

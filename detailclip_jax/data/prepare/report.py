@@ -12,7 +12,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image, ImageDraw
 
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
-from detailclip_jax.data.prepare.finish import load
+from detailclip_jax.data.prepare.finish import load, reasons_in
 from detailclip_jax.data.prepare.known import comparison
 from detailclip_jax.data.prepare.statistics import SIDE_STEP, quantile
 from detailclip_jax.data.tokenizer import MAX_CHARACTERS
@@ -43,7 +43,7 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     shards = counted(len(record["shards"]), "shard")
     lines = [
         f"examples    {record['num_examples']:,} in {shards}, {record['bytes'] / 1e6:,.1f} MB",
-        f"rejected    {record['num_rejected']:,}" + _reasons(record["rejected"]),
+        f"rejected    {_rejects(record)}",
     ]
     if expected := comparison(record["dataset"], record["num_examples"], record["num_rejected"]):
         lines.append(f"expected    {expected}")
@@ -62,9 +62,13 @@ def blank_captions(record: Mapping[str, Any]) -> list[str]:
     return [name for name in named if name in counts and counts[name].get("empty", 0) == counts[name].get("count", 0)]
 
 
-def _reasons(rejected: Mapping[str, int]) -> str:
-    listed = ", ".join(f"{reason} {count:,}" for reason, count in sorted(rejected.items(), key=lambda one: -one[1]))
-    return f": {listed}" if listed else ""
+def _rejects(record: Mapping[str, Any]) -> str:
+    """Returns "21 of 60: 21 x bad row, for example t#2: 3 cells, 2 columns; all are in train-rejected.jsonl"."""
+    num = record["num_rejected"]
+    if not num:
+        return "0"
+    reasons = reasons_in(record["rejected"], record.get("first_rejected", {}))
+    return f"{num:,} of {num + record['num_examples']:,}: {reasons}; all are in {record['rejected_list']}"
 
 
 def _quantiles(histogram: Mapping[str, int], name: str) -> str:
