@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from contextlib import closing
+from contextlib import chdir, closing
 from pathlib import Path
 
 import jax
@@ -19,6 +19,7 @@ import test_segmentation_step
 from PIL import Image
 from tiny import noise_state
 
+import detailclip_jax
 from detailclip_jax import __main__ as door
 from detailclip_jax import compare, demo, doctor, embed, evaluate, export, import_torch, transfer, visualize
 from detailclip_jax import main as train
@@ -95,6 +96,27 @@ def dense_runs(checkout):
             (checkout / "runs" / other).symlink_to(workdir)
 
 
+@pytest.fixture(scope="module")
+def exports(checkout):
+    """What the exports that docs/pytorch.md loads have written."""
+    for library in ("timm", "open_clip", "transformers"):
+        pytest.importorskip(library)
+    with chdir(checkout):
+        for form, name in (("timm", "vit.pth"), *((form, f"stickers-{form}") for form in ("open_clip", "huggingface"))):
+            command = ["--checkpoint=runs/stickers", f"--to={form}", f"--out=runs/{name}", "--no-verify"]
+            assert export.main(command) == 0
+
+
+def check_export(names):
+    """What the library computes with an export is what we compute."""
+    own, image = detailclip_jax.load("runs/stickers"), ["park.jpg"]
+    if "features" in names:
+        found, ours = names["features"], own.features(image).cls
+    else:
+        found, ours = names["cosines"], own.encode_image(image) @ own.encode_text(["a dog", "a bus"]).T
+    np.testing.assert_allclose(found, ours, atol=0.01 * abs(ours).max())
+
+
 def is_python(text):
     """Whether a text is Python that computes: it parses, and it calls or assigns something."""
     try:
@@ -123,6 +145,8 @@ def test_python_runs_as_printed(place, checkout, request, monkeypatch, capsys):
     is_dense = place.startswith(SILENT) or "coco_cascade" in BLOCKS[place]
     if is_dense:
         request.getfixturevalue("dense_runs")
+    if place.startswith("docs/pytorch.md"):
+        request.getfixturevalue("exports")
     monkeypatch.chdir(checkout)
     names: dict = {}
     exec(compile(BLOCKS[place], place, "exec"), names)
@@ -130,6 +154,8 @@ def test_python_runs_as_printed(place, checkout, request, monkeypatch, capsys):
     assert (printed or is_dense) and np.isfinite(printed).all()
     if place.startswith("README.md"):
         assert names["images"].shape == (1, 64) and names["model"].attention(names["image"]).shape == (8, 8)
+    elif place.startswith("docs/pytorch.md"):
+        check_export(names)
     elif place.startswith("docs/adding_a_method.md"):
         assert printed == [pytest.approx(np.log1p(np.exp(-10)) + np.log(2), rel=1e-5)]
         assert names["method"].name == "siglip" and "logit_bias" in names["method"].networks
