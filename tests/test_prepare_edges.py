@@ -17,6 +17,7 @@ from detailclip_jax.data.prepare.report import summary
 from detailclip_jax.data.sources import MissingData, Records
 from detailclip_jax.prepare import main
 from detailclip_jax.runtime import locks
+from detailclip_jax.runtime.files import check_writable
 from detailclip_jax.runtime.locks import Busy, alone
 
 ROOT = Path(__file__).parents[1]
@@ -162,6 +163,15 @@ def test_nothing_accepted_leaves_the_rejected_list_and_no_split(tmp_path, capsys
     trees.write(tmp_path / "images/a.jpg", trees.jpeg(1))
     assert run("csv", table, "--images", tmp_path / "images", out=out) == 0  # another request may follow
     assert captions(out) == {"t#2": ("one",)}
+
+
+def test_an_out_that_is_a_file_is_named_with_the_flag(tmp_path, capsys):
+    table = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\n")
+    assert run("csv", table, out=table) == 2
+    shown = capsys.readouterr().err
+    assert f"--out: {table} is a file" in shown and "continues" not in shown
+    with pytest.raises(ValueError, match=r"--out: .*t\.csv is a file"):
+        check_writable(table)  # of visualize, evaluate and transfer --predict
 
 
 def test_rejects_are_summed_up_with_an_example_and_their_list(tmp_path, capsys):

@@ -547,6 +547,20 @@ def test_missing_columns_are_named_with_those_there(tmp_path, header, options, m
         prepared(path, tmp_path / "out", kind="csv", **options)
 
 
+@pytest.mark.parametrize(
+    ("kind", "header", "found", "way_out"),
+    [
+        ("csv", "image;caption", "semicolons, not by commas", "save it with commas"),
+        ("csv", "image\tcaption", "tabs, not by commas", "prepare tsv"),
+        ("tsv", "image,caption", "commas, not by tabs", "prepare csv"),
+    ],
+)
+def test_a_table_with_another_separator_is_told_as_one(tmp_path, kind, header, found, way_out):
+    path = trees.write(tmp_path / "t.table", header + "\nx;y\n")
+    with pytest.raises(ValueError, match=rf"separated by {found}.*{way_out}"):
+        prepared(path, tmp_path / "out", kind=kind)
+
+
 def test_tables_may_be_compressed_and_many(tmp_path):
     import gzip
 

@@ -169,6 +169,9 @@ def test_empty_path_says_what_to_set():
 def test_missing_folder_and_missing_split_are_named(tmp_path):
     with pytest.raises(MissingData, match="the folder '/nowhere' does not exist"):
         Records("/nowhere", "train")
+    (tmp_path / "t.csv").write_text("image,caption\n")
+    with pytest.raises(MissingData, match=r"t\.csv' is a file, .* folder"):
+        Records(tmp_path / "t.csv", "train")
     with pytest.raises(MissingData, match="has no shards"):
         Records(tmp_path, "train")
     write_records(tmp_path, examples(1), split="val")

@@ -212,6 +212,8 @@ def _opens(path: pathlib.PurePath) -> bool:
 def _missing_records(path: str | os.PathLike, split: str) -> str:
     if not path:
         seen = "data.path is empty"
+    elif _folder(path).is_file():
+        seen = f"{str(path)!r} is a file, and the path of records is a folder"
     elif not _folder(path).is_dir():
         seen = f"the folder {str(path)!r} does not exist"
     else:

@@ -39,8 +39,18 @@ def replace_text(file: Path, text: str) -> None:
         partial.write_text(printable(text, LINES))
 
 
+def check_no_file(folder: str | Path) -> None:
+    """Raises ValueError if the folder of a command's output, its flag --out, is a file."""
+    if os.path.isfile(folder):
+        raise ValueError(f"--out: {folder} is a file, and the output needs a folder; give another --out")
+
+
 def check_writable(folder: Path) -> None:
-    """Creates the folder if needed and writes a temporary file in it, so that an OSError comes before the work."""
+    """Creates the folder if needed and writes a temporary file in it, so that an OSError comes before the work.
+
+    Raises ValueError if it is a file.
+    """
+    check_no_file(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryFile(dir=folder):

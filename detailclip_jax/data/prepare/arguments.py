@@ -12,6 +12,7 @@ from detailclip_jax.data.prepare.known import KNOWN
 from detailclip_jax.data.prepare.sources import SOURCES, source_of
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime.devices import usable_cores
+from detailclip_jax.runtime.files import check_no_file
 
 ENGINES = ("local", "beam")
 WIDTH = max(map(len, SOURCES)) + 2
@@ -105,6 +106,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
         raise ValueError(f"{arguments.source} needs a PATH: {source.what}")
     for path in (arguments.out, *([] if arguments.source.startswith("tfds") else arguments.paths)):
         check_local(path)
+    check_no_file(arguments.out)
     if arguments.images and not os.path.exists(arguments.images):
         raise FileNotFoundError(f"--images {arguments.images}: this folder or zip does not exist")
     out, paths = os.path.abspath(arguments.out), tuple(arguments.paths)

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detailclip_jax.data.prepare import columns
@@ -19,6 +19,12 @@ from detailclip_jax.data.prepare.rows import Row
 MAX_FIELD = MAX_LINE  # characters
 MAX_ROW = 4 * MAX_LINE  # quoted fields may contain line ends
 KEPT = "surrogateescape"  # Python's handler that keeps bytes which are not UTF-8 recognisable
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+REMEDIES = {
+    ",": "use prepare csv",
+    ";": "save it with commas (quotes around cells with commas)",
+    "\t": "use prepare tsv",
+}
 COMPRESSIONS = ("", ".gz", ".bz2", ".xz")
 
 
@@ -40,6 +46,7 @@ def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterat
             reader = csv.DictReader(counted, **dialect)
             try:
                 header = list(reader.fieldnames or ())
+                _check_separator(header, dialect["delimiter"], request.options.image_column, path)
                 chosen = columns.choose(header, request.options, path)
                 for cells in reader:
                     counted.held = 0
@@ -51,6 +58,19 @@ def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterat
                     yield _row(values, chosen, path, place)
             except csv.Error as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _check_separator(header: Sequence[str], delimiter: str, image_column: str, path: str) -> None:
+    """Raises ValueError if the only column of a table seems to be several with another separator."""
+    if len(header) != 1 or header[0] == image_column:
+        return
+    (column,) = header
+    found = max((one for one in SEPARATORS if one != delimiter), key=column.count)
+    if found in column:
+        raise ValueError(
+            f"{path} seems to be separated by {SEPARATORS[found]}, not by {SEPARATORS[delimiter]}: its only column is "
+            f"{column!r}; {REMEDIES[found]}"
+        )
 
 
 def _check_utf8(line: str, path: str, number: int) -> None:
