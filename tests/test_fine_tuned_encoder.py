@@ -1,6 +1,8 @@
 """The encoder that a dense task has fine-tuned: loaded out of the run, evaluated, exported, and trained further."""
 
+import copy
 import json
+import re
 from contextlib import closing
 
 import jax
@@ -21,6 +23,7 @@ from detailclip_jax.detection.backbone import backbone
 from detailclip_jax.inference.model import Model, load
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.run import dense, init_from
+from detailclip_jax.run.predict import Detector, Segmenter
 from detailclip_jax.segmentation import experiment as segmentation
 from detailclip_jax.segmentation.taps import taps
 from detailclip_jax.training import class_names, dense_encoder
@@ -110,6 +113,22 @@ def test_the_package_gives_the_predictor_and_its_encoder(segmented):
     assert loaded.segment(pixels()[0]).shape == (48, 48)
     encoder = loaded.encoder()
     assert isinstance(encoder, Model) and encoder.features(pixels()).patches.shape == (2, 6, 6, SIZE["width"])
+
+
+@pytest.mark.parametrize("kind", [Detector, Segmenter])
+def test_a_method_of_another_kind_of_run_says_what_has_it(kind):
+    run = kind(None, None, 3, "runs/mine")
+    own, other, task = ("detect", "segment", "detection") if kind is Detector else ("segment", "detect", "segmentation")
+    assert hasattr(run, own) and not any(hasattr(run, name) for name in (other, "encode_text", "features", "nothing"))
+    for name, words in ((other, "needs a run of"), ("features", "load('runs/mine').encoder().features")):
+        with pytest.raises(AttributeError, match=re.escape(words)) as found:
+            getattr(run, name)
+        assert "runs/mine" in str(found.value) and task in str(found.value)
+    with pytest.raises(AttributeError, match="train or import"):
+        run.encode_text(["a frog"])
+    with pytest.raises(AttributeError, match=f"'{kind.__name__}' object has no attribute 'nothing'"):
+        run.nothing  # noqa: B018
+    assert copy.copy(run) == run
 
 
 @pytest.mark.check

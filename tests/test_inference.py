@@ -410,3 +410,13 @@ def test_a_score_of_pairs_is_no_cosine_and_this_is_logged_once(caplog):
         dataclasses.replace(model_of(method), path="runs/pairs").encode_text(["a frog"])
     said = [message for message in caplog.messages if "by a score of pairs" in message]
     assert len(said) == 1 and "flair" in said[0]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("detect", "detection"), ("segment", "segmentation")])
+def test_a_method_of_a_dense_run_names_the_kind_of_run_that_has_it(name, kind):
+    model = model_of()
+    assert not hasattr(model, name) and not hasattr(model, "nothing")
+    with pytest.raises(AttributeError, match=f"runs/tiny is .* detailclip.*{name} needs a run of {kind}"):
+        getattr(model, name)
+    with pytest.raises(AttributeError, match="'Model' object has no attribute 'nothing'"):
+        model.nothing  # noqa: B018

@@ -17,7 +17,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -66,6 +66,7 @@ NEEDS = {
     "reconstruct": ("image", "decoder", "pixel_head"),
     "dense": ("image", "image_projection", "text", "text_projection"),
 }
+OF_TRANSFER = {"detect": "detection", "segment": "segmentation"}  # method -> kind of the runs of transfer that have it
 USUAL_GEOMETRY = ("bilinear", "shorter_side", 1.0)
 EMBEDDING_NETWORKS = ("image", "image_projection", "text", "text_projection")
 
@@ -327,6 +328,18 @@ class Model:
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()[:12]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Raises AttributeError; for a method of a run of `transfer` it says which kind of run has it."""
+        if name in OF_TRANSFER:
+            raise AttributeError(
+                f"{self.path} is a model of the method {self.config.method}, which has features and attention; "
+                f"{name} needs a run of {OF_TRANSFER[name]} (python -m detailclip_jax.transfer)",
+                name=name,
+                obj=self,
+            )
+        object.__getattribute__(self, name)  # the usual error, or that of a property
+        raise AttributeError(name)
 
     def require(self, call: str) -> None:
         """Raises ValueError unless the model has the networks that the method `call` runs."""

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -60,6 +60,10 @@ class Detector(NamedTuple):
         """Loads the fine-tuned image encoder, for square images of the size that `dense_encoder.config_alone` says."""
         return inference.load(self.path, step=self.step)
 
+    def __getattr__(self, name: str) -> NoReturn:
+        """Raises AttributeError; for a method of other runs it says which kind of run has it."""
+        lacks(self, name)
+
 
 class Segmenter(NamedTuple):
     """A finished run of segmentation."""
@@ -81,6 +85,25 @@ class Segmenter(NamedTuple):
     def encoder(self) -> inference.Model:
         """Loads the fine-tuned image encoder, for images of the size of the training crops."""
         return inference.load(self.path, step=self.step)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Raises AttributeError; for a method of other runs it says which kind of run has it."""
+        lacks(self, name)
+
+
+def lacks(run: Detector | Segmenter, name: str) -> NoReturn:
+    """Raises the AttributeError of a name that a run of `transfer` does not have, with what has it."""
+    if name not in inference.NEEDS and name not in inference.OF_TRANSFER:
+        object.__getattribute__(run, name)  # the usual error, or that of a property
+        raise AttributeError(name)
+    method, kind = ("detect", "detection") if isinstance(run, Detector) else ("segment", "segmentation")
+    if name in inference.OF_TRANSFER:
+        way = f"{name} needs a run of {inference.OF_TRANSFER[name]}"
+    elif inference.NEEDS[name] == ("image",):
+        way = f"its image encoder has {name}: load({run.path!r}).encoder().{name}"
+    else:
+        way = f"{name} needs a model of train or import, such as the one that this run started from"
+    raise AttributeError(f"{run.path} is a run of {kind}, with {method} and encoder; {way}", name=name, obj=run)
 
 
 def load(
