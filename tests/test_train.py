@@ -492,16 +492,18 @@ def stopped_in_an_evaluation(monkeypatch, at_batch):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["between", "at the end"])
-def test_a_stop_is_honoured_between_batches_of_an_evaluation(run_of, monkeypatch, last):
+def test_a_stop_is_honoured_between_batches_of_an_evaluation(run_of, monkeypatch, capfd, last):
     """The step is saved before, and evaluated when the run goes on."""
     seen = stopped_in_an_evaluation(monkeypatch, (3 if last else 2, 1))
     monkeypatch.setattr(loop, "finish", lambda session, state, step: session.evaluate(step, state))
-    fields = {"evaluate_every": 5, "checkpoint_every": 100}
+    fields = {"evaluate_every": 5, "checkpoint_every": 100, "evaluate_at_end": True}
     run = run_of(**fields)
     run.experiment.encode = SimpleNamespace(image=lambda batch: batch)
     assert loop.train(run) == 143
     step = 12 if last else 10
-    assert f"SIGTERM: saved at step {step} of 12; the same command resumes from there" in text_of(run)
+    rest = "evaluates it" if last else "resumes from there"
+    assert f"SIGTERM: saved at step {step} of 12; the same command {rest}" in text_of(run)
+    assert "saving after this step" not in (said := capfd.readouterr().err) and "SIGTERM: stopping between" in said
     assert (run.workdir / f"checkpoints/{step}/manifest.json").is_file()
     again = run_of(**fields)
     again.experiment.encode = run.experiment.encode

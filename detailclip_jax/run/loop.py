@@ -129,7 +129,8 @@ def _train(run: Run) -> int:
         with Session(run, checkpoints, start.step, interrupt) as session:
             step = loop_and_finish(session, start, interrupt)
     if interrupt.received:
-        left = f"saved at step {step} of {config.total_steps}; the same command resumes from there"
+        rest = "resumes from there" if step < config.total_steps or not config.evaluate_at_end else "evaluates it"
+        left = f"saved at step {step} of {config.total_steps}; the same command {rest}"
         run.console.say(f"{interrupt.received.name}: {left}")
     return interrupt.exit_code
 

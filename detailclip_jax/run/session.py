@@ -178,7 +178,7 @@ class Session:
         """
         if self.scores is None or self.scores[0] != step:
             config = self.run.config
-            with self.clock.paused():
+            with self.clock.paused(), self.interrupt.during_evaluation():
                 scores = self.run.task.evaluate(self.run, self.interrupt, state, step)
             self._writer.write_anew("evaluations", step, scores)
             self.scores = step, scores

@@ -5,12 +5,13 @@ An evaluation stops between two batches and at every `pause_point`.
 Several processes stop at the same step.  Commands that have nothing to save use `signals.prompt`.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -56,6 +57,16 @@ class Interrupt:
         self._at_once, self._asked = at_once, 0
         self._writer: socket.socket | None = None
         self.received: signal.Signals | None = None
+        self.evaluating = False
+
+    @contextlib.contextmanager
+    def during_evaluation(self) -> Iterator[None]:
+        """Marks an evaluation, before which its step is saved: what a signal prints says so."""
+        self.evaluating = True
+        try:
+            yield
+        finally:
+            self.evaluating = False
 
     def __enter__(self) -> "Interrupt":
         """Installs the signal handlers."""
@@ -85,9 +96,10 @@ class Interrupt:
         if self.received:
             self._end(number)
         self.received = signal.Signals(number)
-        os.write(
-            2, f"\n{self.received.name}: saving after this step (repeat to stop at once, without saving)\n".encode()
-        )
+        does = "saving after this step (repeat to stop at once, without saving)"
+        if self.evaluating:
+            does = "stopping between two batches of the evaluation, with its step saved (repeat to stop at once)"
+        os.write(2, f"\n{self.received.name}: {does}\n".encode())
 
     def _end(self, number: int) -> None:
         os.write(2, f"\n{signal.Signals(number).name}: stopped at once, without saving\n".encode())
