@@ -52,7 +52,7 @@ def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
         if changed := plans.changed(record.get("source_files", {})):
             raise RunError(
                 f"{there}, and {changed[0]} has changed since (size or modification time); choose another --out, or "
-                f"remove {request.out} and repeat the command"
+                f"remove {request.out} with all its splits and repeat the command"
             )
         raise AlreadyThere(f"{there}; nothing to do (if its source has changed since, choose another --out)")
     raise ValueError(f"{there}, prepared by a different request; choose another --out or --split")
