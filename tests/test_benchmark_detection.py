@@ -47,9 +47,9 @@ def test_the_largest_shape_is_measured_and_image_size_replaces_all():
 
 
 def test_a_config_of_stickers_has_its_own_number_of_classes():
-    assert (
-        detection.num_classes(config_of()) == 24 and detection.num_classes(config_of("--set=data.labels=nouns")) == 96
-    )
+    assert detection.num_classes(config_of()) == 1
+    assert detection.num_classes(config_of("--set=data.labels=groups")) == 24
+    assert detection.num_classes(config_of("--set=data.labels=nouns")) == 96
     assert detection.num_classes(dense.config_of(detection.TASK, options.parse(["detection"]))) == 80
 
 

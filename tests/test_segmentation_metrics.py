@@ -66,8 +66,10 @@ def test_a_perfect_prediction_is_100_everywhere_and_absent_classes_count_nowhere
 def test_an_image_without_labels_changes_no_score():
     pairs = [maps()]
     ignored = np.full((8, 8), -1, np.int16), np.zeros((8, 8), np.int16)
-    for one, other in zip(summed(pairs), summed([*pairs, ignored])):
-        np.testing.assert_array_equal(one, other)
+    without, together = summed(pairs), summed([*pairs, ignored])
+    for name in ("confusion", "boundary", "by_size"):
+        np.testing.assert_array_equal(getattr(without, name), getattr(together, name))
+    assert together.ignored == without.ignored + 64
     assert metrics.scores(summed([ignored])) == {}
 
 
