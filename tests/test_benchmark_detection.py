@@ -84,7 +84,7 @@ def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys):
     for part in ("step", "evaluation"):
         assert all(found[part][name] > 0 for name in ("flops_per_image", "temp_bytes", "seconds"))
     shown = capsys.readouterr().out
-    assert "600 steps of 16 on 8 x A100 80GB" in shown and "parameters: encoder" in shown
+    assert "200 steps of 16 on 8 x A100 80GB" in shown and "parameters: encoder" in shown
 
 
 @pytest.mark.parametrize(
