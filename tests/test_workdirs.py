@@ -15,7 +15,7 @@ def make_run(folder, *steps):
     folder.mkdir(parents=True, exist_ok=True)
     for step in steps:
         (folder / "checkpoints" / str(step)).mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"method": "clip"}')
 
 
 def said(path):
@@ -57,13 +57,26 @@ def test_a_misspelt_folder_of_runs_is_answered_with_the_right_one(tmp_path):
     check_names(said(tmp_path / "rums/stickers"), repr(str(tmp_path / "runs")))
 
 
-@pytest.mark.parametrize("inner", ["checkpoints/4", "nothing", "figures", "checkpoints", "checkpoints/3"])
-def test_a_path_inside_a_run_is_answered_with_the_run(tmp_path, inner):
+INSIDE = {
+    "checkpoints/4": False,
+    "nothing": False,
+    "figures": False,
+    "figures/more/deeper": False,
+    "checkpoints": False,
+    "checkpoints/3": True,
+    "checkpoints/3/state": True,
+    "checkpoints/3/state/d/0": True,
+}
+
+
+@pytest.mark.parametrize(("inner", "in_a_checkpoint"), INSIDE.items())
+def test_a_path_inside_a_run_is_answered_with_the_run(tmp_path, inner, in_a_checkpoint):
     make_run(tmp_path / "run", 3)
-    (tmp_path / "run/figures").mkdir()
+    for folder in ("figures/more/deeper", "checkpoints/3/state/d/0"):
+        (tmp_path / "run" / folder).mkdir(parents=True)
     message = said(tmp_path / "run" / inner)
     check_names(message, f"give the run, {tmp_path}/run")
-    assert ("and step 3" in message) == (inner == "checkpoints/3")
+    assert ("and step 3" in message) == in_a_checkpoint
 
 
 def test_what_else_a_path_may_be(tmp_path):
@@ -75,6 +88,36 @@ def test_what_else_a_path_may_be(tmp_path):
     check_names(said(tmp_path / "vit.pth"), "is a file", "import_torch")
     make_run(tmp_path / "several/one", 3)
     check_names(said(tmp_path / "several"), str(tmp_path / "several/one"))
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "clip"}', "", None], ids=["of transformers", "damaged", "none"])
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin", "model-00001-of-00002.safetensors"])
+def test_a_folder_of_weights_is_answered_with_the_import(tmp_path, weights, config):
+    folder = tmp_path / "clip vit"
+    folder.mkdir()
+    (folder / weights).write_text("weights")
+    if config is not None:
+        (folder / "config.json").write_text(config)
+    message = said(folder)
+    check_names(message, "import_torch", f"'{folder / weights}'", "--out")
+    assert "has not saved" not in message
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "clip"}', "[]", "{"])
+def test_the_config_of_another_program_is_no_run(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    message = said(tmp_path)
+    check_names(message, str(tmp_path), "config.json", "method", "detailclip import")
+    assert "has not saved" not in message
+
+
+def test_weights_that_were_exported_into_a_folder_of_runs_do_not_hide_the_runs(tmp_path):
+    make_run(tmp_path / "one", 3)
+    make_run(tmp_path / "begun")
+    for folder in (tmp_path, tmp_path / "begun"):
+        (folder / "exported.safetensors").write_text("weights")
+    check_names(said(tmp_path), str(tmp_path / "one"))
+    check_names(said(tmp_path / "begun"), "not saved any checkpoint")
 
 
 COMMANDS = {

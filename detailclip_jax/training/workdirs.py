@@ -2,13 +2,16 @@
 
 import contextlib
 import difflib
+import json
 import os
+import shlex
 from pathlib import Path
 
 from detailclip_jax.runtime.errors import near_path
 
 FOLDER = "checkpoints"  # in a workdir
 CONFIG = "config.json"
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".npz")  # of files that import_torch reads, the likeliest one first
 MAX_NAMED = 5  # runs in a message
 SOURCES = "a workdir is written by detailclip train (--config=stickers is the demo) and by detailclip import"
 
@@ -41,30 +44,53 @@ def no_run(path: str | Path) -> str:
     path = Path(path)
     if path.is_file():
         return f"{path} is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
-    if run := next((folder for folder in path.absolute().parents[:2] if is_run(folder)), None):
+    if run := next(filter(is_run, path.absolute().parents), None):
         return _inside(path, run)
     if not path.exists():
         return f"folder {path} does not exist{neighbours(path)}"
-    if (path / CONFIG).is_file() and not is_run(path):
+    if is_run(path):
+        return f"{path} is not the workdir of a run: it has no {CONFIG}; {SOURCES}"
+    if has_config(path):
         return f"no checkpoint in {path / FOLDER}; the run has not saved any checkpoint yet"
     if runs := runs_in(path):
         return f"{path} has no run itself; give a run inside it, for example {path / runs[0]}"
-    lacks = CONFIG if is_run(path) else f"{CONFIG} and no checkpoint"
-    return f"{path} is not the workdir of a run: it has no {lacks}; {SOURCES}"
+    if file := weights_in(path):
+        command = f"python -m detailclip_jax.import_torch {shlex.quote(str(file))} --out=DIR"
+        return f"{path} is a folder of weights, not the workdir of a run; convert them to one: {command}"
+    other = (path / CONFIG).exists()
+    lacks = f"its {CONFIG} names no method" if other else f"it has no {CONFIG} and no checkpoint"
+    return f"{path} is not the workdir of a run: {lacks}; {SOURCES}"
 
 
 def _inside(path: Path, run: Path) -> str:
     """Says to give the run instead of a path inside its workdir."""
-    within, step = path.absolute().relative_to(run), ""
+    folder, *below = path.absolute().relative_to(run).parts
+    in_checkpoint = folder == FOLDER and below and below[0].isdecimal()
+    step = f", and step {below[0]}" if in_checkpoint and path.exists() else ""
     if not path.exists():
         what = "does not exist"
-    elif within == Path(FOLDER):
-        what = "is a run's folder of checkpoints"
-    elif within.parent == Path(FOLDER) and within.name.isdecimal():
-        what, step = "is one checkpoint of a run", f", and step {within.name}"
+    elif step:
+        what = "is one checkpoint of a run" if len(below) == 1 else "is a part of a run's checkpoint"
     else:
-        what = "is inside of a run"
+        what = "is a run's folder of checkpoints" if folder == FOLDER and not below else "is inside of a run"
     return f"{path} {what}; give the run, {run}{step}"
+
+
+def has_config(folder: Path) -> bool:
+    """Whether a folder has the config.json of a run; other programs write files of this name without a `method`."""
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "method" in config
+
+
+def weights_in(folder: Path) -> Path | None:
+    """Returns the file of a folder that most likely holds a model's weights; None without one, or for a file."""
+    with contextlib.suppress(OSError):
+        files = [file for file in folder.iterdir() if file.suffix in WEIGHTS and file.is_file()]
+        return min(files, key=lambda file: (WEIGHTS.index(file.suffix), file.name), default=None)
+    return None
 
 
 def neighbours(path: Path) -> str:
