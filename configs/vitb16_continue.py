@@ -31,9 +31,7 @@ def get_config(arg=None):
     c.data.held_out = 1000  # at most 2 % of the data, for the evaluation at the end
 
     if c.method in ("detailclip", "aclip"):
-        c.masking.ratio = (
-            0.25  # 0.5 costs a trained encoder most, as evaluation shows it all patches: docs/experiments.md
-        )
+        c.masking.ratio = 0.25  # 0.5 costs a trained encoder most: docs/experiments.md
 
     c.model.freeze_patch_embed = True  # keeps its trained values
 
