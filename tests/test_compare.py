@@ -1,6 +1,7 @@
 """The comparison: entries, budget, resuming, table; and the linear segmentation it reads."""
 
 import json
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from detailclip_jax.run import entries, loop
 from detailclip_jax.runtime import errors
 
 ROOT = Path(__file__).parents[1]
+METHODS = ("clip", "detailclip")  # of the example
 NANO = """
 from detailclip_jax.config import run_config
 
@@ -59,6 +61,18 @@ def test_a_comparison_runs_and_is_not_run_twice(nano, tmp_path, capsys, monkeypa
     error = capsys.readouterr().err
     assert "clip/seed-0 has a run of other settings:\n" in error and "Choose another --workdir" in error
     assert "  ema.end: 1.0 there, 0.5 now\n" in error and "  total_steps: 2 there, 1 now\n" in error
+
+
+def test_the_example_of_the_room_trains_what_it_plans(monkeypatch, tmp_path, capsys):
+    """The lines of the module's docstring, as they stand there, with a stand-in for the training of one run."""
+    trained = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "train_one", lambda config, workdir, given, count: trained.append((workdir, count)) or 0)
+    monkeypatch.setattr(runs, "write", lambda plan: f"the table of {plan.workdir}")
+    lines = [line for line in runs.__doc__.splitlines() if line.startswith("    ")]
+    exec(textwrap.dedent("\n".join(lines)), {})
+    expected = [(Path(f"runs/compare/{name}/seed-{k}"), compare.gflop_per_image) for k in range(3) for name in METHODS]
+    assert trained == expected and capsys.readouterr().out == "the table of runs/compare\n"
 
 
 def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):

@@ -1,11 +1,19 @@
 """The runs of a comparison: trains and evaluates every entry with every seed at one budget, and reads their results.
 
-    plan = Plan([parse_entry("clip"), parse_entry("detailclip")], "configs/stickers.py", Path("runs/compare"), 3, 600)
-    check(plan)
-    if train(plan, gflop_per_image) == 0:
-        print(write(plan))
+    from pathlib import Path
+
+    from detailclip_jax.compare import gflop_per_image
+    from detailclip_jax.run import compare
+    from detailclip_jax.run.entries import Plan, parse_entry
+
+    entries = [parse_entry("clip"), parse_entry("detailclip")]
+    plan = Plan(entries, "configs/stickers.py", Path("runs/compare"), num_seeds=3, budget=600)
+    compare.check(plan)
+    if compare.train(plan, gflop_per_image) == 0:
+        print(compare.write(plan))
 
 Every run is an ordinary run of `loop`, in WORKDIR/NAME/seed-K.  Finished runs are not repeated.
+`gflop_per_image` is a function of the command: the benchmarks, which count FLOP, may import this room, not this them.
 """
 
 import itertools
@@ -47,10 +55,10 @@ def check(plan: Plan) -> None:
             config = init_from.adopt(asked, given)
             validate(config)
             methods.build(config)
-            check_workdir(config, workdir)
+            check_same_run(config, workdir)
 
 
-def check_workdir(config: ConfigDict, workdir: Path) -> None:
+def check_same_run(config: ConfigDict, workdir: Path) -> None:
     """Raises ValueError if the workdir has a run of other settings or another length than the requested one."""
     file = workdir / "config.json"
     if not file.exists():
