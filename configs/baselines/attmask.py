@@ -31,7 +31,7 @@ def get_config(arg=None):
     c.model.interpolation = "ibot"
     c.model.prototypes = 8192  # ViT-S: shared by CLS and patches
     c.losses.weights.update({"cls": 1.0, "patch": 1.0})
-    c.model.freeze_gain = True  # norm_last_layer of main_ibot.py: "True with vit_base"; ViT-S: False
+    c.model.freeze_gain = False  # ViT-S (norm_last_layer); the help text of main_ibot.py advises True for ViT-B
     c.losses.teacher_temperature = c.losses.patch_temperature = (0.04, 0.07)  # CLS: ViT-S
     c.losses.temperature_epochs = 30
     c.masking.strategy = "attention_hint"  # or attention_high; this and the ratios: ViT-S

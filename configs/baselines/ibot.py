@@ -2,8 +2,9 @@
 
     python -m detailclip_jax.main --config=configs/baselines/ibot.py --config.data.path=/data/yfcc15m
 
-Sets the fields that differ from configs/vitb16_yfcc.py.  "ViT-S" marks the numbers of iBOT's command for ViT-S/16 in
-its README, which has none for ViT-B/16.  The other ones are the defaults of its main_ibot.py.
+Sets the fields that differ from configs/vitb16_yfcc.py.  "ViT-S" marks the values of iBOT's command for ViT-S/16 in
+its README, which has none for ViT-B/16; the arguments of the published ViT-B run were not read.  The other ones are the
+defaults of its main_ibot.py.
 """
 
 from pathlib import Path
@@ -33,7 +34,7 @@ def get_config(arg=None):
     c.model.interpolation = "ibot"
     c.model.prototypes = 8192  # ViT-S: shared by CLS and patches
     c.losses.weights.update({"cls": 1.0, "patch": 1.0})
-    c.model.freeze_gain = True  # norm_last_layer of main_ibot.py: "True with vit_base"; ViT-S: False
+    c.model.freeze_gain = False  # ViT-S (norm_last_layer); the help text of main_ibot.py advises True for ViT-B
     c.losses.teacher_temperature = c.losses.patch_temperature = (0.04, 0.07)  # CLS: ViT-S
     c.losses.temperature_epochs = 30
     c.optimizer.learning_rate = 5e-4 * c.batch_size / 256  # 2e-3
