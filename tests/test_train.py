@@ -441,6 +441,10 @@ def test_a_method_that_needs_captions_refuses_a_set_without_any(tmp_path):
     with pytest.raises(ValueError) as refused:
         loop.prepare(config, tmp_path / "run")
     check_names(refused.value, str(tmp_path / "set"), "20 examples", "--caption-column")
+    config.data.path = f"{tmp_path}/set@3,stickers:@1"  # stickers have captions, the other set still has none
+    with pytest.raises(ValueError) as refused:
+        loop.prepare(config, tmp_path / "run")
+    check_names(refused.value, str(tmp_path / "set"), "20 examples", "--caption-column")
     assert not (tmp_path / "run").exists()
     config = run_config.load("configs/stickers.py:method=mae")
     config.update_from_flattened_dict({**data, "batch_size": 8, "data.held_out": 0})

@@ -178,13 +178,23 @@ def check_some_caption(source: Source, rule: str) -> None:
     if parse(rule).fields:
         return
     for member in members_of(source):
-        blank = [is_blank(example["captions"]) for example in _asked(member.source, NUM_FOR_BLANK)]
-        if blank and all(blank):
+        num_blank = _num_blank(member.source)
+        if num_blank:
             raise ValueError(
-                f"{member.name} has {len(member.source):,} examples, and none of {len(blank)} spread over it has a "
+                f"{member.name} has {len(member.source):,} examples, and none of {num_blank} spread over it has a "
                 "caption, which this method trains on; prepare the set again with --caption-column=NAME (see "
                 "docs/data.md), or choose a method without text, such as dino or mae"
             )
+
+
+def _num_blank(source: Source) -> int:
+    """Returns how many examples were checked if none of them has a caption, and 0 as soon as one has."""
+    num_blank = 0
+    for example in _asked(source, NUM_FOR_BLANK):
+        if not is_blank(example["captions"]):
+            return 0
+        num_blank += 1
+    return num_blank
 
 
 def single_sentences(source: Source, rule: str) -> tuple[int, int]:

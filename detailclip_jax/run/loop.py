@@ -65,7 +65,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = (), 
     evaluation.check(config)
     config = run_config.resolve(config, len(source))
     built = experiment.build(config)
-    if built.method.has_text and not is_endless(components(config.data)):
+    if built.method.has_text:
         check_some_caption(source, config.data.caption)
     run_config.claim_workdir(Path(workdir), config, write=claim and jax.process_index() == 0)
     return Run(config, Path(workdir), built, source, Console(enabled=jax.process_index() == 0), PRETRAINING)
