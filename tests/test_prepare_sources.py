@@ -1,5 +1,6 @@
 """Every source from a small tree in its real layout, the broken parts included."""
 
+import gzip
 import json
 import pickle
 import sqlite3
@@ -478,6 +479,27 @@ def test_a_row_with_more_cells_than_columns_is_rejected(tmp_path, kind, comma):
     assert [example["captions"] for example in examples(tmp_path / "out").values()] == [("a dog",)]
     assert part["rejected"] == {"bad row": 1}
     assert json.loads((tmp_path / "out/train-rejected.jsonl").read_text()) == ["t#2", "bad row", "3 cells, 2 columns"]
+
+
+@pytest.mark.parametrize(("kind", "comma"), [("csv", ","), ("tsv", "\t")])
+def test_separators_at_the_end_of_a_row_lose_nothing(tmp_path, kind, comma):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    text = "image,caption\na.jpg,one,\nb.jpg,two,, \n".replace(",", comma)
+    part = prepared(trees.write(tmp_path / f"t.{kind}", text), tmp_path / "out", kind=kind)
+    assert part["rejected"] == {}
+    assert [example["captions"] for example in examples(tmp_path / "out").values()] == [("one",), ("two",)]
+
+
+@pytest.mark.parametrize(("column", "options"), [("id", {}), ("n", {"key_column": "n"})])
+def test_tables_of_one_name_are_read_if_a_column_holds_the_keys(tmp_path, column, options):
+    write_images(tmp_path, "a.jpg", "b.jpg")
+    trees.write(tmp_path / "t.csv", f"{column},image,caption\nk1,a.jpg,one\n")
+    trees.write(tmp_path / "t.csv.gz", gzip.compress(f"{column},image,caption\nk2,b.jpg,two\n".encode()))
+    prepared(tmp_path, tmp_path / "out", kind="csv", **options)
+    assert {key: example["captions"] for key, example in examples(tmp_path / "out").items()} == {
+        "k1": ("one",),
+        "k2": ("two",),
+    }
 
 
 def test_tsv_has_no_quotes(tmp_path):

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detailclip_jax.data.prepare import columns
@@ -40,7 +40,8 @@ def tsv_rows(request: Request) -> Iterator[Row]:
 
 def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD)
-    for path, name in _tables(request, suffix).items():
+    tables = _tables(request, suffix)
+    for path, name in tables.items():
         with open_text(path, errors=KEPT) as file:
             counted = _Lines(file, path)
             reader = csv.DictReader(counted, **dialect)
@@ -48,10 +49,11 @@ def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterat
                 header = list(reader.fieldnames or ())
                 _check_separator(header, dialect["delimiter"], request.options.image_column, path)
                 chosen = columns.choose(header, request.options, path)
+                _check_name(path, tables, chosen)
                 for cells in reader:
                     counted.held = 0
                     place, more = f"{name}#{reader.line_num}", cells.pop(None, ())  # of a line longer than the header
-                    if more:
+                    if any(map(str.strip, more)):
                         yield Row(place, refused=f"bad row: {len(header) + len(more)} cells, {len(header)} columns")
                         continue
                     values = {column: cell for column, cell in cells.items() if cell is not None}  # None: a short line
@@ -114,7 +116,8 @@ def jsonl_rows(request: Request) -> Iterator[Row]:
 
     An invalid line becomes a reject.  A null is an empty text, or no label.
     """
-    for path, name in _tables(request, ".jsonl").items():
+    tables = _tables(request, ".jsonl")
+    for path, name in tables.items():
         chosen = None
         with open_text(path, errors=KEPT) as file:
             for number, line in enumerate(lines(file), 1):
@@ -124,7 +127,9 @@ def jsonl_rows(request: Request) -> Iterator[Row]:
                     why = f"bad json: {line[:60]!r}" if line is not None else f"too large: over {MAX_LINE:,} characters"
                     yield Row(f"{name}#{number}", refused=why)
                     continue
-                chosen = chosen or columns.choose(list(values), request.options, path)
+                if chosen is None:
+                    chosen = columns.choose(list(values), request.options, path)
+                    _check_name(path, tables, chosen)
                 yield _row(values, chosen, path, f"{name}#{number}")
 
 
@@ -137,9 +142,9 @@ def _object(line: str) -> dict[str, Any] | None:
 
 
 def _tables(request: Request, suffix: str) -> dict[str, str]:
-    """Returns the tables and their names, with which the keys of rows begin: paths below their folder, without suffix.
+    """Returns the tables and their names: paths below their common folder, without suffix.
 
-    Raises ValueError if two tables have the same name.
+    The keys of rows begin with the name if the table has no column of keys.
     """
     suffixes = [suffix + compression for compression in COMPRESSIONS]
     paths = expand(request.paths, suffixes)
@@ -147,10 +152,18 @@ def _tables(request: Request, suffix: str) -> dict[str, str]:
     for path in paths:
         below = pathlib.Path(os.path.relpath(path, folder)).as_posix()
         name = next((below.removesuffix(each) for each in suffixes if below.endswith(each)), below)
-        if name in tables:
-            raise ValueError(f"several tables have the name {name}: {tables[name]}, {path}; rename them")
-        tables[name] = path
-    return {path: name for name, path in tables.items()}
+        tables[path] = name
+    return tables
+
+
+def _check_name(path: str, tables: Mapping[str, str], chosen: Columns) -> None:
+    """Raises ValueError if another table has the name of this one, and their rows would have the same keys."""
+    same = [other for other, name in tables.items() if name == tables[path]]
+    if len(same) > 1 and not chosen.key:
+        raise ValueError(
+            f"several tables have the name {tables[path]}: {', '.join(same)}; rename them, or name a column of keys "
+            "with --key-column"
+        )
 
 
 @functools.cache
