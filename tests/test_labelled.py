@@ -166,8 +166,10 @@ def test_a_set_of_your_own_without_captions_names_the_way_to_them(tmp_path):
     (empty := tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match=r"mine has classes and no captions.*prepare csv mine\.csv .*--split test"):
         Sets(tmp_path).captioned("mine")
-    with pytest.raises(MissingData, match=r"Do one of these:\n.*prepare csv .*--split test"):
+    with pytest.raises(MissingData, match=rf"Do one of these:\n.*prepare csv .* --out {empty} --split test"):
         Sets(tmp_path).captioned(f"folder:{empty}")
+    with pytest.raises(MissingData, match=rf"prepare csv .* --out {tmp_path}/fresh --split test"):
+        Sets(tmp_path).captioned("fresh")
     with pytest.raises(MissingData, match=r"none/CLASS/\*\.jpg"):
         Sets(tmp_path).labelled(f"folder:{empty}")
 

@@ -64,8 +64,8 @@ class Sets(NamedTuple):
         )
         if data.classes:
             raise ValueError(
-                f"{name} has classes and no captions: use it for zero_shot, knn or linear; retrieval needs "
-                f"{labelled.captions_of_your_own('test')}"
+                f"{name} has classes and no captions: use it for zero_shot, knn or linear; retrieval:folder:mine needs "
+                f"{labelled.captions_of_your_own(Path('mine'), 'test')}"
             )
         return self._limited(data)
 

@@ -1,6 +1,7 @@
 """Opens a test set by name in the data folder, and reports which known sets are ready."""
 
 import pathlib
+import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -140,7 +141,7 @@ def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.P
     kind = "captioned" if captioned else "labelled"
     lacks = f"holds no {kind} images of split {split} in a known layout"
     seen = "; ".join(f"{path} {lacks if path.is_dir() else 'does not exist'}" for path in tried)
-    own = captions_of_your_own(split) if captioned else classes_of_your_own(tried[0], split)
+    own = captions_of_your_own(tried[0], split) if captioned else classes_of_your_own(tried[0], split)
     ways = "\n  ".join(ways_to_get(known, data_dir) if known else (own, f"known sets are {', '.join(KNOWN)}"))
     return f"no data of {name!r}: {seen}.  Do one of these:\n  {ways}"
 
@@ -155,11 +156,11 @@ def classes_of_your_own(folder: pathlib.Path, split: str) -> str:
     )
 
 
-def captions_of_your_own(split: str) -> str:
-    """Returns the command that makes a set with captions."""
+def captions_of_your_own(folder: pathlib.Path, split: str) -> str:
+    """Returns the command that makes a set with captions in `folder`."""
     return (
-        f"images with captions: python -m detailclip_jax.prepare csv mine.csv --out mine --split {split}, where "
-        "mine.csv has the columns image and caption"
+        f"images with captions: python -m detailclip_jax.prepare csv mine.csv --out {shlex.quote(str(folder))} "
+        f"--split {split}, where mine.csv has the columns image and caption"
     )
 
 
