@@ -270,6 +270,20 @@ def test_links_out_of_a_set_are_refused_unless_the_evaluation_follows_them(tmp_p
         assert followed.source[0]["mask"].shape == (1, 4)
 
 
+def test_links_are_refused_only_among_the_examples_that_are_measured(tmp_path):
+    ade = tmp_path / "ade20k"
+    images, masks = ade / "images/validation", ade / "annotations/validation"
+    for name in "abcd":
+        write_pair(images / f"{name}.jpg", masks / f"{name}.png", [[0, 1, 2, 3]])
+    (images / "b.jpg").rename(tmp_path / "b.jpg")
+    (images / "b.jpg").symlink_to(tmp_path / "b.jpg")
+    data = open_dense("ade150", Sets(tmp_path, num_examples=2))
+    assert [data.source[number]["key"] for number in range(2)] == ["ade20k/a.jpg", "ade20k/c.jpg"]
+    with pytest.raises(MissingData) as error:
+        open_dense("ade150", Sets(tmp_path, num_examples=3))
+    check_names(error.value, "1 file ", "unsafe link", "b.jpg", "--follow-links")
+
+
 def test_stickers_are_scenes_of_nouns_without_background():
     data = open_dense("stickers", Sets(image_size=32, num_examples=3))
     assert len(data.source) == 3 and len(data.classes) == len(zero_shot_prompts()) and data.expected is None

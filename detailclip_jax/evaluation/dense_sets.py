@@ -114,7 +114,8 @@ def spelled_out(name: str) -> list[str]:
 def open_dense(name: str, sets: Sets) -> LabelledSet:
     """Opens the validation split of a set; examples have "image" and "mask" (int16 [H, W], IGNORE where unlabelled).
 
-    Raises MissingData that lists the folders in which the set was looked for, or names a link out of its folder.
+    Raises MissingData that lists the folders in which the set was looked for, or names a link out of its folder among
+    the examples that `sets` chooses.
     """
     links: dict[str, Any] = {"follow_links": sets.follow_links, "allow": IN_SETS}
     if name == STICKERS:
@@ -124,11 +125,11 @@ def open_dense(name: str, sets: Sets) -> LabelledSet:
             hashlib.sha256(opened.source[0]["image"].tobytes()).hexdigest(),
         ]
     elif name.startswith(FOLDER):
-        opened, expected = check_links(open_set("folders", name.removeprefix(FOLDER), "val", **links)), None
+        opened, expected = _checked(open_set("folders", name.removeprefix(FOLDER), "val", **links), sets), None
         identity = _file_names(opened.source)
     else:
         kind = KINDS[name]
-        found = check_links(open_set(kind.layout, str(_folder(name, kind, sets)), "val", **links))
+        found = _checked(open_set(kind.layout, str(_folder(name, kind, sets)), "val", **links), sets)
         opened = SemanticSet(name, Relabelled(found.source, kind.relabel), tuple(kind.classes(found.classes)))
         expected, identity = kind.expected, _file_names(found.source)
     digest = hashlib.sha256("\n".join([*identity, *opened.classes]).encode()).hexdigest()[:12]
@@ -137,6 +138,13 @@ def open_dense(name: str, sets: Sets) -> LabelledSet:
         return data
     few = Subset(data.source, sets.num_examples)
     return data._replace(source=few, fingerprint=f"{digest}/{sets.num_examples}", expected=None)
+
+
+def _checked(found: SemanticSet, sets: Sets) -> SemanticSet:
+    """The whole set, if no link among the examples that `sets` chooses is refused (`check_links`)."""
+    num = len(found.source) if sets.num_examples is None else sets.num_examples
+    chosen = Subset(found.source, num)
+    return check_links(found, map(chosen.place, range(len(chosen))))
 
 
 def stickers(image_size: int) -> SemanticSet:

@@ -93,7 +93,11 @@ class Subset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
-        return self.source[index * len(self.source) // self.count]
+        return self.source[self.place(index)]
+
+    def place(self, index: int) -> int:
+        """The index in the source of example `index`."""
+        return index * len(self.source) // self.count
 
 
 def sample_digest(source: Source, num: int = 8) -> str:

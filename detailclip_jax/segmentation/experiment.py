@@ -228,7 +228,7 @@ def open_sets(config: ConfigDict) -> Sets:
         )
     except MissingData as error:
         raise MissingData(f"{error}; --config.data.path=DIR names the folder") from error
-    return Sets(_first(train, data.num_train), _first(check_links(val, data.num_val), data.num_val))
+    return Sets(_first(train, data.num_train), _evaluated(val, data.num_val))
 
 
 def _open_folders(data: ConfigDict) -> Sets:
@@ -244,13 +244,19 @@ def _open_folders(data: ConfigDict) -> Sets:
         raise MissingData(f"{error} (data.source=pairs); give --config.data.classes=FILE") from error
     options = classes, data.unknown_labels, data.follow_links
     train = open_pairs(data.train_images, data.train_masks, *options)
-    val = check_links(open_pairs(data.val_images, data.val_masks, *options), data.num_val)
-    return Sets(_first(train, data.num_train), _first(val, data.num_val))
+    val = open_pairs(data.val_images, data.val_masks, *options)
+    return Sets(_first(train, data.num_train), _evaluated(val, data.num_val))
 
 
 def recipe_of(config: ConfigDict) -> Recipe:
     """The augmentation of `config.views`."""
     return Recipe(**{name: config.views[name] for name in Recipe._fields})
+
+
+def _evaluated(found: SemanticSet, num: int) -> SemanticSet:
+    """The first `num` images of an evaluation set, 0 for all, after `check_links`."""
+    checked = range(min(num or len(found.source), len(found.source)))
+    return _first(check_links(found, checked), num)
 
 
 def _first(found: SemanticSet, num: int) -> SemanticSet:

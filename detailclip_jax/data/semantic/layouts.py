@@ -21,7 +21,7 @@ The folders of the table may be links themselves.
 """
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from detailclip_jax.data.decoding import BadImage, opened
@@ -152,14 +152,15 @@ def _check_masks(files: Files, root: pathlib.Path) -> None:
         )
 
 
-def check_links(found: SemanticSet, num: int = 0) -> SemanticSet:
+def check_links(found: SemanticSet, indices: Iterable[int]) -> SemanticSet:
     """Returns a set of `open_set` or `open_pairs` for an evaluation, which a refused image or mask would end.
 
-    Raises MissingData, with the way out, if one of the first `num` images (0: all) or its mask is a link or a listed
-    name that leads out of its folder and is refused for that.
+    `indices`: the examples that are evaluated.  Raises MissingData, with the way out, if an image or mask of them is a
+    link or a listed name that leads out of its folder and is refused for that.
     """
     source: Any = found.source
-    images, masks = zip(*source.files.names[: num or None])
+    names = [source.files.names[index] for index in indices]
+    images, masks = [image for image, _ in names], [mask for _, mask in names]
     folders = (source.files.images, images), (source.files.masks, masks)
     refused = [why for folder in folders for why in leaving(*folder, source.follow_links, source.allow)]
     if refused:
