@@ -62,11 +62,27 @@ def test_nothing_is_said_of_data_without_a_name(sets, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["no json", "[]", '{"splits": 3}', '{"splits": {"train": {"dataset": 3}}}', "[" * 10**5]
+    "content",
+    [
+        "no json",
+        "[]",
+        "{}",
+        '{"splits": 3}',
+        '{"splits": {"train": []}}',
+        '{"splits": {"train": {"dataset": 3}}}',
+        '{"splits": {"train": {"dataset": "cc3m", "variant": ["V2"]}}}',
+        "[" * 10**5,
+    ],
 )
-def test_a_damaged_description_stops_no_run(tmp_path, content):
-    trees.write(tmp_path / "dataset.json", content)
+def test_a_damaged_description_stops_no_run_and_is_logged(tmp_path, caplog, content):
+    file = trees.write(tmp_path / "dataset.json", content)
     assert named_sets(config_of(tmp_path).data) == []
+    assert str(file) in caplog.text
+
+
+def test_a_set_of_no_known_name_is_not_logged(sets, caplog):
+    assert named_sets(config_of(sets / "own").data) == []
+    assert not caplog.text
 
 
 def test_the_record_of_a_run_names_its_sets(sets, tmp_path):
@@ -78,6 +94,13 @@ def test_the_record_of_a_run_names_its_sets(sets, tmp_path):
     (named,) = record_of("yfcc15m-slip")["data_sets"]
     assert (named["dataset"], named["variant"]) == ("yfcc15m-slip", SLIP)
     assert "data_sets" not in record_of("own")  # as in the records of earlier versions
+
+
+def test_a_report_reads_the_names_once(sets, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(report, "named_sets", lambda data: asked.append(data) or named_sets(data))
+    report.write(tmp_path, {}, config_of(f"{sets}/cc3m"), step=1)
+    assert len(asked) == 1
 
 
 def test_the_results_name_the_sets(sets, tmp_path):

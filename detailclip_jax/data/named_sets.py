@@ -19,7 +19,7 @@ def named_sets(data: ConfigDict) -> list[dict[str, str]]:
     """Returns "path", "dataset" and, if it has one, "variant" of every set of `data.path` that has a name.
 
     A set has a name if its folder has a dataset.json with the name of the split `data.split`.  Sets of other kinds than
-    "records" have none.  A damaged dataset.json is logged.
+    "records" have none.  A dataset.json that does not have the form that `prepare` writes is logged.
     """
     found = components(data) if data.source in KINDS else ()
     folders = [each.path for each in found if each.kind == "records" and each.path]
@@ -35,15 +35,17 @@ def _name(folder: str, split: str) -> dict[str, str]:
     """Returns "dataset" and "variant" of a split, without empty ones; empty if nothing names the set."""
     file = epath.Path(folder) / DATASET
     try:
-        described = json.loads(file.read_text())["splits"][split] if file.exists() else {}
-        fields = {name: described.get(name, "") for name in ("dataset", "variant")}
-    except KeyError:  # a description of other splits, or one that `prepare` did not write
-        return {}
+        described = json.loads(file.read_text())["splits"].get(split, {}) if file.exists() else {}
+        fields = {name: _text(described, name) for name in ("dataset", "variant")}
     except Exception as error:  # remote storage raises many types; a run does not need the name
         logging.warning("%s: the results do not name the set, %s: %s", file, type(error).__name__, error)
         return {}
-    return {name: text for name, text in fields.items() if text} if _is_text(fields) else {}
+    return {name: text for name, text in fields.items() if text} if fields["dataset"] else {}
 
 
-def _is_text(fields: Mapping[str, Any]) -> bool:
-    return bool(fields["dataset"]) and all(isinstance(text, str) for text in fields.values())
+def _text(described: Mapping[str, Any], name: str) -> str:
+    """Returns a field of a split, "" if it is missing; TypeError if it is not a text."""
+    text = described.get(name, "")
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is not a text: {text!r:.80}")
+    return text

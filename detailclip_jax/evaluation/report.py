@@ -3,7 +3,7 @@
 import hashlib
 import json
 import textwrap
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +76,18 @@ def write(workdir: str | Path, results: Mapping[str, float], config: ConfigDict,
     `results` is the output of `run_all`: "task/weights/metric" -> value. `data` describes problems of the training
     data. Training sets whose dataset.json names them are in both files, with their variants.
     """
-    workdir, sets = Path(workdir), listed(named_sets(config.data))
-    lines = [f"Trained on: {sets}." if sets else "", f"Training data: {data}." if data else ""]
+    workdir, sets = Path(workdir), named_sets(config.data)
+    lines = [f"Trained on: {listed(sets)}." if sets else "", f"Training data: {data}." if data else ""]
     text = markdown(results, config, step) + "".join(f"\n{line}\n" for line in lines if line)
     replace_text(workdir / "report.md", text)
-    replace_text(workdir / "results.json", json.dumps(as_json(results, config, step), indent=2) + "\n")
+    replace_text(workdir / "results.json", json.dumps(as_json(results, config, step, sets), indent=2) + "\n")
     return text
 
 
-def as_json(results: Mapping[str, float], config: ConfigDict, step: int) -> dict[str, Any]:
+def as_json(
+    results: Mapping[str, float], config: ConfigDict, step: int, sets: Sequence[Mapping[str, str]]
+) -> dict[str, Any]:
     """The run (method, step, digest of its config, names of its training sets if any) and one record per result."""
-    sets = named_sets(config.data)
     return {
         "method": config.method,
         "step": step,
