@@ -173,6 +173,7 @@ def test_a_search_that_may_take_a_day_names_the_way_out(caplog, monkeypatch, sec
         linear.fit(x, y, 5, 1.0)
     lines = [line for line in caplog.messages if "--num-train-examples" in line]
     assert len(lines) == warned and all("60 s per step" in line and "60 features" in line for line in lines)
+    assert not any("8 searches" in line for line in lines)  # of a single value of C there is one
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -127,13 +127,12 @@ def warn_of_slow_steps(seconds: float, shape: Sequence[int], num_classes: int) -
     """Logs the time of a step of the search, and the way out, if it is above MAX_STEP_SECONDS."""
     if seconds > MAX_STEP_SECONDS:
         logging.warning(
-            "the linear probe takes %.0f s per step, on %s features of width %d and %s classes; each of its %d "
+            "the linear probe takes %.0f s per step, on %s features of width %d and %s classes, and each of its "
             "searches may take %s steps: fit it on fewer examples with --num-train-examples, or on a GPU",
             seconds,
             f"{shape[0]:,}",
             shape[1],
             f"{num_classes:,}",
-            len(STRENGTHS) + 1,  # one for each value of C, and the last one on all examples
             f"{MAX_STEPS:,}",
         )
 
