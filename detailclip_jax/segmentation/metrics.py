@@ -166,7 +166,11 @@ def table(counts: Counts, classes: Sequence[str]) -> dict[str, dict[str, float |
 
 
 def gaps(counts: Counts, classes: Sequence[str]) -> list[str]:
-    """Says what the masks of the evaluated images lack: classes that occur in none, and labels in most pixels."""
+    """Returns warnings about the labels of the evaluated images, none if they are complete.
+
+    One names the classes that no pixel has.  One gives the share of ignored pixels; it is there if the share is above
+    MOST_IGNORED, and, if a class is missing, for any share above 0.
+    """
     per_class = counts.confusion.sum(1)
     missing = [name for name, count in zip(classes, per_class) if not count]
     share = float(counts.ignored / max(counts.ignored + per_class.sum(), 1))
