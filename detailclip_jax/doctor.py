@@ -2,14 +2,16 @@
 
     python -m detailclip_jax.doctor                                  # versions, devices, extras, disk
     python -m detailclip_jax.doctor --data --data-dir=/data          # which evaluation sets are ready
-    python -m detailclip_jax.doctor --launch --config=... [flags]    # before a long run, with its flags
+    python -m detailclip_jax.doctor --launch=main --config=... [flags]    # before a long run, with its flags
 
-Run --launch in every process of a run, as you will run `main` or `transfer` (the scripts in launch/ do that).  It
-checks the devices per process, the connection between processes, that the batch divides, that the data can be read, the
-memory, and that all processes can write to the workdir.
+Run --launch=main in every process of a run, as you will run `main`, and --launch=transfer for `transfer` (the scripts
+in launch/ do that).  It checks that this command runs the config, the devices per process, the connection between
+processes, that the batch divides, that the data can be read, the memory, and that all processes can write to the
+workdir.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import sys
 from collections.abc import Sequence
@@ -32,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     """Returns the argument parser."""
     command = flags.parser("doctor", __doc__)
     add = command.add_argument
-    add(LAUNCH, action="store_true", help="check a run before it is launched; takes the flags of the run")
+    launch = "check a run of main or of transfer before it is launched (default: of the one that runs the config)"
+    add(LAUNCH, nargs="?", const="", metavar="COMMAND", help=f"{launch}; takes the flags of the run")
     add("--data", action="store_true", help="check which evaluation sets are ready")
     add("--data-dir", metavar="DIR", help="folder of the evaluation sets of --data (default: data)")
     return command
@@ -72,21 +75,28 @@ def check_data(data_dir: str) -> int:
     return 0 if number else 1
 
 
-def check_launch(flags_of_run: Sequence[str]) -> NoReturn:
-    """Runs the preflight checks in this process and exits with their exit code."""
+def check_launch(given: Sequence[str]) -> NoReturn:
+    """Runs the preflight checks of --launch and the flags of a run in this process, and exits with their exit code."""
     from absl import app
 
     from detailclip_jax import main as training
 
-    sys.argv[1:] = flags_of_run
-    app.run(training.preflight, flags_parser=training.parse_flags)
+    sys.argv[1:] = [flag for flag in given if not is_launch(flag)]
+    *_, last = filter(is_launch, given)
+    command = last.partition("=")[2] if "=" in last else None
+    app.run(functools.partial(training.preflight, command=command), flags_parser=training.parse_flags)
+
+
+def is_launch(flag: str) -> bool:
+    """Whether a flag is --launch or --launch=COMMAND."""
+    return flag.partition("=")[0] == LAUNCH
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 if nothing is missing, 1 if something is missing, 2 for invalid usage."""
     given = list(sys.argv[1:] if argv is None else argv)
-    if LAUNCH in given and not {"-h", "--help"} & {*given}:
-        check_launch([flag for flag in given if flag != LAUNCH])  # has a signal guard of its own
+    if any(map(is_launch, given)) and not {"-h", "--help"} & {*given}:
+        check_launch(given)  # has a signal guard of its own
     return errors.run(lambda: _report(parser().parse_args(given)))
 
 

@@ -10,7 +10,7 @@ and at the end results.json, report.md and figures/.  The same command continues
 SIGTERM save a checkpoint first.  Several processes (on one or several hosts) connect through SLURM or Open MPI, on a
 TPU pod with --distributed, or with --coordinator, --num-processes and --process-id (or the environment variables
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).  launch/ has a script for each way.  To check a launch
-before the run: python -m detailclip_jax.doctor --launch with the same flags.
+before the run: python -m detailclip_jax.doctor --launch=main with the same flags.
 """
 
 import importlib
@@ -27,6 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from detailclip_jax.config import command_line, default, detection, help_text, run_config, transfer
 from detailclip_jax.config.components import check_path_is_read
+from detailclip_jax.config.dense import is_dense
 from detailclip_jax.runtime import arguments, errors, processes, start_times
 
 READERS = {transfer.METHOD: "ade20k", detection.METHOD: "coco"}  # a data.source of the task that reads data.path
@@ -139,28 +140,49 @@ def asked() -> tuple[ConfigDict, str, list[str]]:
 
     Raises ValueError for a config of a dense task, which the command transfer runs.
     """
-    spec = command_line.spec_of(sys.argv) or ""
-    if (method := _CONFIG.value.get("method")) in command_line.DENSE:
-        raise ValueError(
-            f"{spec} is a config of the command transfer ({method}); write python -m detailclip_jax.transfer "
-            f"--config={spec}"
-        )
-    workdir, written = asked_workdir(), run_config.load(spec)
+    check_command("main")
+    workdir, written = asked_workdir(), run_config.load(command_line.spec_of(sys.argv) or "")
     given = command_line.override_names(sys.argv)
     check_path_is_read(_CONFIG.value.data, given)
     return run_config.count_epochs(_CONFIG.value, given, written), workdir, given
 
 
-def asked_as_written() -> tuple[ConfigDict, str, list[str]]:
-    """Returns the same as `asked`, for a run whose length is counted in steps alone."""
+def asked_of_transfer() -> tuple[ConfigDict, str, list[str]]:
+    """Returns the same as `asked` for a dense task, whose length is counted in steps alone.
+
+    Raises ValueError for a config of another kind, which the command main runs.
+    """
+    check_command("transfer")
     config, given = ConfigDict(_CONFIG.value.to_dict()), command_line.override_names(sys.argv)
     check_path_is_read(config.data, given, READERS.get(config.get("method") or "", "records"))
     return config, asked_workdir(), given
 
 
-def asked_of_any_task() -> tuple[ConfigDict, str, list[str]]:
-    """Returns the same as `asked`, also for a config of a dense task."""
-    return asked_as_written() if _CONFIG.value.get("method") in command_line.DENSE else asked()
+def asked_by(command: str | None) -> tuple[ConfigDict, str, list[str]]:
+    """Returns what `asked` of a command returns; without a command that of the one that runs the config.
+
+    Raises ValueError for an unknown command, and for one that does not run the config.
+    """
+    commands = {"main": asked, "transfer": asked_of_transfer}
+    command = command_of_config() if command is None else command
+    if command not in commands:
+        raise ValueError(errors.unknown("command", command, commands, {"train": ["main"]}))
+    return commands[command]()
+
+
+def command_of_config() -> str:
+    """Returns the command that runs the config of the flags: "main" or "transfer"."""
+    return "transfer" if is_dense(_CONFIG.value) else "main"
+
+
+def check_command(given: str) -> None:
+    """Raises ValueError if another command than the given one runs the config of the flags."""
+    if (command := command_of_config()) != given:
+        spec = command_line.spec_of(sys.argv)
+        raise ValueError(
+            f"{spec} is a config of the command {command} ({_CONFIG.value.get('method')}); write "
+            f"python -m detailclip_jax.{command} --config={spec}"
+        )
 
 
 def asked_workdir() -> str:
@@ -174,15 +196,19 @@ def asked_workdir() -> str:
     return workdir
 
 
-def preflight(argv: Sequence[str]) -> int:
-    """Checks the run that the flags describe, without training (`doctor --launch`); returns the exit code."""
+def preflight(argv: Sequence[str], command: str | None = None) -> int:
+    """Checks the run of a command that the flags describe, without training (`doctor --launch=COMMAND`).
+
+    Returns the exit code.  Without a command it is the one that runs the config.
+    """
 
     def check() -> int:
         check_no_others(argv)
+        given = asked_by(command)  # first of all, as a wrong command is not worth the wait for the other processes
         join_processes()
         from detailclip_jax.run import preflight
 
-        return preflight.run(*asked_of_any_task())
+        return preflight.run(*given)
 
     return errors.run(check)
 

@@ -119,7 +119,7 @@ def predict(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
-    return train.run(argv, "transfer", train.asked_as_written, following)
+    return train.run(argv, "transfer", train.asked_of_transfer, following)
 
 
 def command() -> None:

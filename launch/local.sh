@@ -62,7 +62,7 @@ finish() {
 }
 
 if [[ ${PREFLIGHT:-1} != 0 ]]; then
-  start detailclip_jax.doctor --launch "$@"
+  start detailclip_jax.doctor "--launch=${COMMAND:-main}" "$@"
   finish || exit $?
   ((stopped == 0)) || exit "$stopped"
 fi

@@ -20,6 +20,7 @@ name=$1 zone=$2
 shift 2
 flags=$(printf ' %q' --distributed "$@")
 run="cd ${CHECKOUT:-detailclip_jax} && .venv/bin/python -u -m"
-command="$run detailclip_jax.doctor --launch$flags && .venv/bin/python -u -m detailclip_jax.${COMMAND:-main}$flags"
+module=${COMMAND:-main}
+command="$run detailclip_jax.doctor --launch=$module$flags && .venv/bin/python -u -m detailclip_jax.$module$flags"
 echo "on every host of $name: $command"
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$command"

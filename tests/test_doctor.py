@@ -1,15 +1,18 @@
 """What the doctor says of a machine, an install, data, and a launch."""
 
 import importlib.metadata
+import subprocess
+import sys
 import types
 
 import jax
 import numpy as np
 import pytest
+from launching import ROOT, SMALLEST, environment
 from packaging.requirements import Requirement
 from test_detection_run import tiny as tiny_detection
 from test_segmentation_step import tiny as tiny_segmentation
-from tiny import tiny_config
+from tiny import check_names, tiny_config
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import doctor, main
@@ -119,21 +122,50 @@ def test_a_check_that_is_interrupted_ends_without_a_traceback(monkeypatch, capsy
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main, "join_processes", interrupt)
+    monkeypatch.setattr(main, "asked_by", lambda command: ())
     for command in (main.preflight, main.main):
         assert command(["main"]) == 130
         assert capsys.readouterr().err == "\ninterrupted\n"
 
 
 def test_a_workdir_that_cannot_be_made_is_named(monkeypatch, capsys):
-    def refuse():
+    def refuse(*_):
         raise PermissionError(13, "Permission denied", "/runs")
 
     monkeypatch.setattr(main, "join_processes", lambda: None)
     monkeypatch.setattr(main, "asked", refuse)
-    monkeypatch.setattr(main, "asked_of_any_task", refuse)
+    monkeypatch.setattr(main, "asked_by", refuse)
     for command in (main.preflight, main.main):
         assert command(["main"]) == 1
         assert capsys.readouterr().err == "error: Permission denied: /runs\n"
+
+
+WRONG = {
+    "the config of transfer": ("main", "--config=configs/transfer/stickers_linear.py", ["transfer", "segmentation"]),
+    "a config of main": ("transfer", SMALLEST, ["main", "clip"]),
+    "a typo": ("trasfer", SMALLEST, ["'trasfer'", "'transfer'", "main"]),
+    "the name of the console script": ("train", SMALLEST, ["'train'", "'main'"]),
+    "nothing": ("", SMALLEST, ["''", "main", "transfer"]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_the_wrong_command_for_a_config_is_refused_before_anything_else(wrong, tmp_path):
+    command, config, words = WRONG[wrong]
+    workdir = tmp_path / "run"
+    doctor = [sys.executable, "-m", "detailclip_jax.doctor", f"--launch={command}"]
+    connects = ["--coordinator=127.0.0.1:1", "--num-processes=2", "--process-id=1"]  # nobody is there: it would wait
+    result = subprocess.run(
+        [*doctor, config, f"--workdir={workdir}", *connects],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout) == (2, "") and not workdir.exists()
+    assert len(result.stderr.strip().splitlines()) == 1
+    check_names(result.stderr, *words)
 
 
 def test_a_launch_that_can_go(capsys, tmp_path):

@@ -24,7 +24,7 @@ def test_two_processes_equal_one_and_stop_together(tmp_path):
     code, output = stopped(["launch/local.sh", "2", *LONG], together, tmp_path)
     assert code == 128 + signal.SIGTERM, output
     for process in (0, 1):
-        for module in ("doctor --launch", "main"):
+        for module in ("doctor --launch=main", "main"):
             assert f"-m detailclip_jax.{module} " in output
         assert f"--num-processes=2 --process-id={process}" in output
     assert "2 processes are connected, 1 x cpu each" in output and "FAILED" not in output
@@ -89,7 +89,9 @@ def test_every_launch_file_runs_the_command_that_is_named(tmp_path, named, modul
         command = [f"launch/{script[0]}", *script[1:], CONFIG]
         run = subprocess.run(command, cwd=ROOT, env=fake, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
-        check, train = (run.stdout.rindex(f"-m detailclip_jax.{name} ") for name in ("doctor --launch", module))
+        check, train = (
+            run.stdout.rindex(f"-m detailclip_jax.{name} ") for name in (f"doctor --launch={module}", module)
+        )
         assert check < train
 
 
@@ -104,7 +106,7 @@ def test_slurm_checks_then_trains_and_queues_again_after_a_signal(tmp_path):
         ["launch/slurm.sbatch", CONFIG, "--workdir=w"], cwd=ROOT, env=fake, capture_output=True, text=True
     )
     check, train, requeue = log.read_text().splitlines()
-    assert check == f"srun --kill-on-bad-exit=1 py -u -m detailclip_jax.doctor --launch {CONFIG} --workdir=w"
+    assert check == f"srun --kill-on-bad-exit=1 py -u -m detailclip_jax.doctor --launch=main {CONFIG} --workdir=w"
     assert train == f"srun --kill-on-bad-exit=1 py -u -m detailclip_jax.main {CONFIG} --workdir=w"
     assert (run.returncode, requeue) == (143, "scontrol requeue 7")
     assert (tmp_path / "log.flags").read_text() == "--xla_gpu_enable_latency_hiding_scheduler=true --mine=1\n"
@@ -131,7 +133,7 @@ def test_a_tpu_pod_gets_one_command_for_every_host(tmp_path):
     assert said == f"on every host of pod: {command}"
     check, train = command.removeprefix("cd detailclip_jax && ").split(" && ")
     given = f"--distributed {CONFIG} --config.method=a\\ b"
-    assert check == f".venv/bin/python -u -m detailclip_jax.doctor --launch {given}"
+    assert check == f".venv/bin/python -u -m detailclip_jax.doctor --launch=main {given}"
     assert train == f".venv/bin/python -u -m detailclip_jax.main {given}"
     for wrong in ([], ["pod"], ["pod", CONFIG], ["--config=x", "zone", CONFIG]):
         assert subprocess.run(["launch/tpu-pod.sh", *wrong], cwd=ROOT, env=fake, capture_output=True).returncode == 2
@@ -158,5 +160,5 @@ def test_the_jobset_s_pods_find_each_other_and_run_both_commands(tmp_path):
         run = subprocess.run(command, env=fake | {"COMMAND": module}, capture_output=True, text=True)
         said, check, train = run.stdout.splitlines()
         assert said == f"python -u -m detailclip_jax.{module} {given}"
-        assert check == f"ran -u -m detailclip_jax.doctor --launch {given}"
+        assert check == f"ran -u -m detailclip_jax.doctor --launch={module} {given}"
         assert train == f"ran -u -m detailclip_jax.{module} {given}"

@@ -254,8 +254,8 @@ def test_every_command_parses(page, words, monkeypatch):
     elif module in ("main", "transfer"):
         check_run(arguments)
     elif module == "doctor":
-        if doctor.LAUNCH in arguments:
-            check_run([argument for argument in arguments if argument != doctor.LAUNCH])
+        if any(map(doctor.is_launch, arguments)):
+            check_run([argument for argument in arguments if not doctor.is_launch(argument)])
         else:
             doctor.parser().parse_args(arguments)
     elif module == "prepare" and arguments[0] in ("verify", "stats", "to-tfds"):

@@ -12,11 +12,10 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax.config import Field, default, detection, field_of, run_config, transfer
+from detailclip_jax.config import Field, default, dense, field_of, run_config
 from detailclip_jax.config.config_files import find
 from detailclip_jax.runtime import errors
 
-DENSE = {transfer.METHOD: transfer.field_of, detection.METHOD: detection.field_of}  # of the command transfer
 UNSET = "None"
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple, for example (0.1, 0.5)"}
 
@@ -43,7 +42,7 @@ for _kind, _parser in ((int, flags.IntegerParser()), (float, flags.FloatParser()
 
 def declaration_of(config: ConfigDict) -> Callable[[str], Field | None]:
     """Returns the function that finds the declaration of a field by its dotted name, for this kind of run."""
-    return DENSE.get(config.get("method") or "", field_of)
+    return dense.FIELDS.get(config.get("method") or "", field_of)
 
 
 def spec_of(argv: Sequence[str]) -> str | None:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.config import detection, run_config, transfer
+from detailclip_jax.config.dense import METHODS, is_dense
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
@@ -54,9 +55,9 @@ def adopted(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
 
 def check_kind(config: ConfigDict, name: str = "the config") -> None:
     """Raises ValueError unless the config is one of a dense task; `name` says in the message where it is from."""
-    if config.get("method") not in dense_encoder.METHODS:
+    if not is_dense(config):
         raise ValueError(
-            f"{name} is one of method {config.get('method')!r}, not of {' or '.join(dense_encoder.METHODS)}; "
+            f"{name} is one of method {config.get('method')!r}, not of {' or '.join(METHODS)}; "
             "configs/transfer/ has those, and python -m detailclip_jax.main runs the others"
         )
 

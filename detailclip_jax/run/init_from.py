@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax import methods
 from detailclip_jax.config import run_config
+from detailclip_jax.config.dense import is_dense
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models import stacking
@@ -106,7 +107,7 @@ def config_of(workdir: str) -> ConfigDict:
             f"config.init {workdir!r} is not a workdir with a config.json and a checkpoint: {no_run(workdir)}"
         )
     config = run_config.read(file)
-    return dense_encoder.config_alone(config) if config.method in dense_encoder.METHODS else config
+    return dense_encoder.config_alone(config) if is_dense(config) else config
 
 
 def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:

@@ -32,7 +32,7 @@ from detailclip_jax.run.detection import objects_of
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted
-from detailclip_jax.training.checkpoint import is_dense
+from detailclip_jax.training.checkpoint import is_of_dense_task
 from detailclip_jax.training.train_state import TrainState
 
 FILE = "predictions.json"
@@ -123,7 +123,7 @@ def load(
     `inference.model.load`; a run of `transfer` has one set of weights and its own preprocessing.  Raises as that
     function, and ValueError for `weights` or `preprocess` with a run of `transfer`.
     """
-    if not is_dense(path, step):
+    if not is_of_dense_task(path, step):
         return inference.load(path, weights, step, preprocess)
     if weights or preprocess:
         raise ValueError(f"{path} is a run of transfer, which takes no weights and no preprocess; leave them out")

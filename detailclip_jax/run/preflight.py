@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from detailclip_jax.config.dense import is_dense
 from detailclip_jax.data import pipeline
 from detailclip_jax.data.mixture import members_of
 from detailclip_jax.data.semantic.batches import pixels_of
@@ -24,7 +25,7 @@ from detailclip_jax.runtime import processes as several
 from detailclip_jax.runtime import provenance
 from detailclip_jax.runtime.devices import device_memory
 from detailclip_jax.runtime.terminal import LINES, complain, printable
-from detailclip_jax.training import dense_encoder, experiment, sharding
+from detailclip_jax.training import experiment, sharding
 from detailclip_jax.training.experiment import dummy_batch
 from detailclip_jax.training.mesh import fsdp_hosts, make_mesh
 
@@ -57,11 +58,6 @@ def run(config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()) -> i
         for folder in missing:
             folder.rmdir()
     return 0 if good else 1
-
-
-def is_dense(config: ConfigDict) -> bool:
-    """Whether a config is one of the command transfer."""
-    return config.method in dense_encoder.METHODS
 
 
 def everywhere(name: str, check: Callable[[], Finding]) -> bool:

@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint.path import atomicity
 
+from detailclip_jax.config.dense import is_dense
 from detailclip_jax.config.run_config import from_json
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
@@ -471,7 +472,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
         raise CheckpointError(_unreadable(folder, step, first_line(error))) from error
 
 
-def is_dense(path: str | Path, step: int | None = None) -> bool:
+def is_of_dense_task(path: str | Path, step: int | None = None) -> bool:
     """Whether a checkpoint is of a run of a dense task; False for a damaged one, which `load` refuses with the reason.
 
     Raises FileNotFoundError as `pick_step`.
@@ -479,7 +480,7 @@ def is_dense(path: str | Path, step: int | None = None) -> bool:
     folder = Path(path).absolute() / FOLDER / str(pick_step(path, step))
     try:
         run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
-        return from_json(run["config"]).method in dense_encoder.METHODS
+        return is_dense(from_json(run["config"]))
     except Exception:  # any error of the reader
         return False
 
@@ -514,7 +515,7 @@ def _unreadable(folder: Path, step: int, reason: str, option: str = "--step=") -
 def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], ConfigDict]:
     run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
     config, place = from_json(run["config"]), replicated(make_mesh([device]))
-    if config.method in dense_encoder.METHODS:
+    if is_dense(config):
         logging.warning("%s is a %s run: %s", folder.parents[1], config.method, dense_encoder.description(config))
         return _load_encoder(folder / "state", config, place)
     config.model.attention = "auto"  # chosen for this machine, not for the one that trained

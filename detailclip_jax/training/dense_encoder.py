@@ -10,15 +10,13 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.config import default, detection, transfer
+from detailclip_jax.config import default, transfer
 from detailclip_jax.config.run_config import flatten
 from detailclip_jax.models import positions, stacking
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.models.vit import Style, VisionTransformer
 from detailclip_jax.types import Params
-
-METHODS = (transfer.METHOD, detection.METHOD)  # values of `method` in the configs of dense tasks
 
 OWN = (  # fields of `model` of the run itself
     *("dtype", "remat", "attention", "drop_path", "matmul_precision", "scan", "freeze_patch_embed"),
