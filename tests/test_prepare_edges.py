@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import prepare_trees as trees
 import pytest
+from tiny import check_names
 
 from detailclip_jax.data.prepare.begin import begin
 from detailclip_jax.data.prepare.finish import load
@@ -17,6 +19,7 @@ from detailclip_jax.data.prepare.report import summary
 from detailclip_jax.data.sources import MissingData, Records
 from detailclip_jax.prepare import main
 from detailclip_jax.runtime import locks
+from detailclip_jax.runtime.errors import RunError
 from detailclip_jax.runtime.files import check_writable
 from detailclip_jax.runtime.locks import Busy, alone
 
@@ -78,19 +81,108 @@ def test_a_finished_split_whose_table_was_repaired_is_an_error_and_stays(tmp_pat
     os.utime(table, ns=(1, 1))
     assert run("csv", table, out=out) == 1
     shown = capsys.readouterr().err
-    assert f"{table} has changed since" in shown and "another --out" in shown
+    assert f"{table} has changed" in shown and "another --out" in shown
     assert captions(out) == {"t#2": ("one",)}
     table.unlink()
     assert run("csv", table, out=out) == 0  # the source of a finished split may be removed
 
 
-def test_a_started_split_whose_source_has_changed_is_not_continued(tars, tmp_path):
+def add_to_photos(folder, name, caption):
+    trees.write(folder / f"{name}.jpg", trees.jpeg(len(name)))
+    trees.write(folder / f"{name}.txt", caption)
+
+
+def edit_caption(folder):
+    trees.write(folder / "a/one.txt", "other")  # as long as before
+    os.utime(folder / "a/one.txt", ns=(1, 1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit_caption,
+        lambda folder: add_to_photos(folder / "b/deep", "three", "three"),
+        lambda folder: (folder / "a/one.txt").unlink(),
+        lambda folder: (folder / "a/one.jpg").rename(folder / "a/four.jpg"),
+    ],
+    ids=["edited", "added", "removed", "renamed"],
+)
+@pytest.mark.parametrize("links", [False, True])
+def test_a_finished_split_whose_pictures_have_changed_is_an_error(tmp_path, capsys, change, links):
+    photos, out, real = tmp_path / "photos", tmp_path / "out", tmp_path / ("away" if links else "photos")
+    for place, name in (("a", "one"), ("b", "two")):
+        add_to_photos(real / place, name, "words")
+        if links:
+            photos.mkdir(exist_ok=True)
+            (photos / place).symlink_to(real / place)
+    command = ["imagefolder", photos, *(["--follow-links"] if links else [])]
+    assert run(*command, out=out) == 0
+    for unread in (".DS_Store", "a/.hidden.jpg", "a/notes.md"):
+        trees.write(photos / unread, "x")
+    assert run(*command, out=out) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    change(real)
+    assert run(*command, out=out) == 1
+    shown = capsys.readouterr().err
+    assert str(photos) in shown and "4 before" in shown and "another --out" in shown
+    shutil.rmtree(photos)
+    assert run(*command, out=out) == 0  # the source of a finished split may be removed
+
+
+@pytest.mark.parametrize("pattern", ["", "*.tar"])
+def test_a_finished_split_whose_folder_has_a_new_tar_is_an_error(tars, tmp_path, capsys, pattern):
+    out, source = tmp_path / "out", tars / pattern
+    assert run("webdataset", source, out=out) == 0 and run("webdataset", source, out=out) == 0
+    trees.write_tar(tars / "more.tar", trees.sample("new", 1))
+    assert run("webdataset", source, out=out) == 1
+    shown = capsys.readouterr().err
+    assert f"{source}" in shown and "1 before, 2 now" in shown
+
+
+def test_a_list_of_rejects_in_the_folder_of_the_source_is_no_change(tmp_path, capsys):
+    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    trees.write(tmp_path / "t.jsonl", '{"image": "a.jpg", "caption": "one"}\n{')
+    assert run("jsonl", tmp_path, out=tmp_path / "out") == 0
+    assert (tmp_path / "out/train-rejected.jsonl").exists()
+    assert run("jsonl", tmp_path, out=tmp_path / "out") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_finished_split_whose_zip_of_images_has_changed_is_an_error(tmp_path, capsys):
+    table = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\n")
+    images = trees.write_zip(tmp_path / "images.zip", [("a.jpg", trees.jpeg(1))])
+    command = ["csv", table, "--images", images]
+    assert run(*command, out=tmp_path / "out") == 0 and run(*command, out=tmp_path / "out") == 0
+    os.utime(images, ns=(1, 1))
+    assert run(*command, out=tmp_path / "out") == 1
+    assert f"{images} has changed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_started_split_whose_source_has_changed_begins_again_where_the_message_says(tars, tmp_path, writing):
     request = Request("webdataset", (str(tars),), str(tmp_path / "out"))
     job = begin(request)
     assert begin(request) == job
-    os.utime(next(tars.iterdir()), ns=(1, 1))
-    with pytest.raises(ValueError, match=r"has changed\); repeat the first request, remove the folder"):
+    if writing:  # killed in the second pass
+        trees.write(job.output(0), "")
+    (tar,) = tars.iterdir()
+    os.utime(tar, ns=(1, 1))
+    with pytest.raises(RunError) as refused:
         begin(request)
+    check_names(refused.value, f"{tar} has changed", f"remove {request.work}", "another --out")
+    assert (f"{request.out}/train-*.arrayrecord" in str(refused.value)) == writing
+    shutil.rmtree(request.work)
+    job.output(0).unlink(missing_ok=True)
+    assert begin(request).files[str(tar)][1] == 1
+
+
+def test_a_started_split_whose_folder_has_a_new_tar_is_not_continued(tars, tmp_path):
+    request = Request("webdataset", (str(tars),), str(tmp_path / "out"))
+    begin(request)
+    trees.write_tar(tars / "more.tar", trees.sample("new", 1))
+    with pytest.raises(RunError) as refused:
+        begin(request)
+    check_names(refused.value, str(tars), "1 before, 2 now", f"remove {request.work}")
 
 
 def test_what_a_kill_left_beside_a_finished_split_is_removed(tars, tmp_path):

@@ -6,7 +6,7 @@ import shutil
 from typing import Any, NoReturn
 
 from detailclip_jax.data.prepare import job as jobs
-from detailclip_jax.data.prepare import plan as plans
+from detailclip_jax.data.prepare.changes import Listings, difference, stamps
 from detailclip_jax.data.prepare.finish import identity, known_split
 from detailclip_jax.data.prepare.job import Job, Options, Request, Shard
 from detailclip_jax.data.prepare.sources import source_of
@@ -24,8 +24,8 @@ def begin(request: Request, num_shards: int = 0) -> Job:
     """Returns the job of a request; with `num_shards` 0 it makes as many shards as the source has, up to 1024.
 
     A plan left by an earlier run of the same request is resumed.  Raises AlreadyThere if that run finished, RunError
-    if a file of its source has changed since, ValueError if the folder has a split or plan of another request or of
-    files that have changed, and whatever the source's plan raises.
+    if its source has changed since, ValueError if the folder has a split or plan of another request, and whatever the
+    source's plan raises.
     """
     if record := known_split(request):
         # A run may be killed after its last write and before its clean-up
@@ -49,10 +49,11 @@ def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
     if json.loads(json.dumps(identity(request))) == json.loads(
         json.dumps({"source": record["source"], "options": options})
     ):
-        if changed := plans.changed(record.get("source_files", {})):
+        # Sets that an earlier version prepared have neither
+        if changed := difference(_listings(request), record.get("source_files", {}), record.get("source_folders", {})):
             raise RunError(
-                f"{there}, and {changed[0]} has changed since (size or modification time); choose another --out, or "
-                f"remove {request.out} with all its splits and repeat the command"
+                f"{there}, and since then {changed}; choose another --out, or remove {request.out} with all its splits "
+                "and repeat the command"
             )
         raise AlreadyThere(f"{there}; nothing to do (if its source has changed since, choose another --out)")
     raise ValueError(f"{there}, prepared by a different request; choose another --out or --split")
@@ -60,16 +61,29 @@ def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
 
 def _resumed(request: Request, num_shards: int) -> Job:
     job = jobs.load(str(request.work))
-    changed = jobs.differences(job.request, request)
+    others = jobs.differences(job.request, request)
     if num_shards and num_shards != job.num_shards:
-        changed.append(f"shards: {job.num_shards} before, {num_shards} now")
-    changed += [f"{file} has changed" for file in plans.changed(job.files)[:1]]
-    if changed:
+        others.append(f"shards: {job.num_shards} before, {num_shards} now")
+    if others:
         raise ValueError(
-            f"{request.work} was started by a different request ({'; '.join(changed)}); "
-            "repeat the first request, remove the folder, or choose another --out"
+            f"{request.work} was started by a different request ({'; '.join(others)}); "
+            f"repeat the first request, remove {_written(request)}, or choose another --out"
+        )
+    if changed := difference(_listings(request), job.files, job.folders):
+        raise RunError(
+            f"since {request.work} was started, {changed}; remove {_written(request)}, or choose another --out"
         )
     return job
+
+
+def _listings(request: Request) -> Listings:
+    return Listings(request, source_of(request.kind).suffixes)
+
+
+def _written(request: Request) -> str:
+    """Names what an unfinished run has written, all of which must go before another one can begin."""
+    shards = f" and {request.out}/{request.split}-*.arrayrecord" if shards_of(request.out, request.split) else ""
+    return f"{request.work}{shards}"
 
 
 def _planned(request: Request, num_shards: int) -> Job:
@@ -80,6 +94,7 @@ def _planned(request: Request, num_shards: int) -> Job:
     shutil.rmtree(request.work, ignore_errors=True)
     request.work.mkdir(parents=True)
     try:
+        folders = _listings(request).all()  # before the plan: what changes while it is made is noticed
         plan = source_of(request.kind).plan(request)
         if not plan.shards:
             raise ValueError(f"{request.kind} {' '.join(request.paths)}: the source has no example")
@@ -88,7 +103,7 @@ def _planned(request: Request, num_shards: int) -> Job:
         shutil.rmtree(request.work, ignore_errors=True)
         raise
     count = num_shards or min(len(plan.shards), MAX_SHARDS)
-    job = Job(request, count, plan.shards, plan.classes, plans.stamps(request, plan.shards))
+    job = Job(request, count, plan.shards, plan.classes, stamps(request, plan.shards), folders)
     jobs.save(job)
     return job
 

@@ -100,6 +100,7 @@ def _split_record(job: Job, reports: list[dict[str, Any]], rejected: dict[str, i
         "rejected_list": rejected_path(job).name,
         **identity(request),
         "source_files": job.files,
+        "source_folders": job.folders,
         "classes": job.classes,
         "shards": shards,
         "statistics": statistics.ordered(statistics.total(report["statistics"] for report in reports)),

@@ -22,6 +22,7 @@ from detailclip_jax.data.regular_files import (
 )
 
 MAX_TEXT_BYTES = 16 * 2**20  # of a caption file
+READ = (*SUFFIXES, ".txt")
 
 
 def plan(request: Request) -> Plan:

@@ -19,11 +19,12 @@ from detailclip_jax.data.prepare.records import Named, Raw, Reject, several
 
 SUCCESS = "success"
 IMAGE = "jpg"  # image column of img2dataset's parquet output
+SUFFIXES = (*parquet.SUFFIXES, ".tar")
 
 
 def plan(request: Request) -> Plan:
     """Plans one shard per parquet; ValueError if one has neither a tar with the same name nor an image column."""
-    paths = expand(request.paths, (".parquet",))
+    paths = expand(request.paths, parquet.SUFFIXES)
     for path in paths:
         wanted = ("key", "status", *_captions(request.options))
         pyarrow_files.require(path, wanted if _tar(path).exists() else (*wanted, IMAGE))

@@ -86,7 +86,8 @@ class Request:
 class Job:
     """A request with the shards of its source; `num_shards` is the number of output shards.
 
-    files: size in bytes and modification time in ns of the source's files when the job was planned, see `plan.stamps`.
+    files: size in bytes and modification time in ns of the source's files when the job was planned, and
+    folders: number and digest of the files of its folders and patterns, see `changes`.
     """
 
     request: Request
@@ -94,6 +95,7 @@ class Job:
     shards: tuple[Shard, ...]
     classes: tuple[str, ...] = ()
     files: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    folders: Mapping[str, Sequence[int | str]] = dataclasses.field(default_factory=dict)
 
     def spill(self, number: int) -> pathlib.Path:
         """Path of an input shard's examples, grouped by output shard."""
@@ -123,14 +125,20 @@ def load(work: str) -> Job:
     """Returns the plan of a work folder, as `save` wrote it."""
     fields = json.loads((pathlib.Path(work) / PLAN).read_text())
     shards = tuple(Shard(**shard) for shard in fields["shards"])
-    files = {path: tuple(stamp) for path, stamp in fields.get("files", {}).items()}
-    return Job(_request(fields["request"]), fields["num_shards"], shards, tuple(fields["classes"]), files)
+    files, folders = (
+        _tuples(fields.get(name, {})) for name in ("files", "folders")
+    )  # not in plans of earlier versions
+    return Job(_request(fields["request"]), fields["num_shards"], shards, tuple(fields["classes"]), files, folders)
 
 
 def _request(fields: Mapping[str, Any]) -> Request:
     options = {name: _plain(value) for name, value in fields["options"].items()}
     others = {name: _plain(value) for name, value in fields.items() if name != "options"}
     return Request(**others, options=Options(**options))
+
+
+def _tuples(values: Mapping[str, Sequence[Any]]) -> dict[str, tuple[Any, ...]]:
+    return {name: tuple(value) for name, value in values.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -13,12 +13,13 @@ from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan, limited, of_files
 from detailclip_jax.data.prepare.records import Raw, Reject, Rejected
 
+SUFFIXES = (".parquet",)
 BATCH = 64  # rows in memory at once, in addition to what pyarrow holds of a row group
 
 
 def plan(request: Request) -> Plan:
     """Plans one shard per file; ValueError, with the file's columns, if one is missing."""
-    paths = expand(request.paths, (".parquet",))
+    paths = expand(request.paths, SUFFIXES)
     for path in paths:
         columns.choose(pyarrow_files.column_names(path), request.options, path)
     shards = of_files(paths)

@@ -1,14 +1,13 @@
 """Divides a source into shards."""
 
 import dataclasses
-import glob
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from detailclip_jax.data.prepare.files import common_folder
-from detailclip_jax.data.prepare.job import Request, Shard
+from detailclip_jax.data.prepare.job import Shard
 
 PER_SHARD = 10_000  # examples, if the source has no shards of its own
 
@@ -24,28 +23,6 @@ def of_files(paths: Sequence[str]) -> tuple[Shard, ...]:
     """Returns one shard per file, weighted by file size; its name is the path below the common folder, no suffix."""
     folder = common_folder(paths)
     return tuple(Shard(_name(path, folder), os.path.abspath(path), weight=os.path.getsize(path)) for path in paths)
-
-
-def stamps(request: Request, shards: Sequence[Shard]) -> dict[str, tuple[int, int]]:
-    """Returns (size in bytes, modification time in ns) of a source's files: those named, and those of its shards.
-
-    The files of a folder that is not divided by files are not among them.
-    """
-    named = [file for path in request.paths for file in glob.glob(path) or [path]]
-    paths = sorted({*map(os.path.abspath, named), *(shard.path for shard in shards)})
-    files = [path for path in paths if os.path.isfile(path) and not path.startswith(f"{request.work}{os.sep}")]
-    return {path: stamp(path) for path in files}
-
-
-def stamp(path: str) -> tuple[int, int]:
-    """Returns size in bytes and modification time in ns of a file."""
-    status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
-
-
-def changed(files: Mapping[str, Sequence[int]]) -> list[str]:
-    """Returns the files that are still there with another size or modification time than in `stamps`."""
-    return [path for path, before in files.items() if os.path.isfile(path) and stamp(path) != tuple(before)]
 
 
 def _name(path: str, folder: str) -> str:

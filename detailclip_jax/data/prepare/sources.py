@@ -43,6 +43,7 @@ class Source(NamedTuple):
     images: whether `--images` is required.
     clean: the default of `--clean`.
     dataset: the known set that a request is, by default.
+    suffixes: in lower case, of the files that are read in a folder; () if the source takes no folder.
     damage: returns the exceptions that `read` may raise for damaged input; a function, since a library may be missing.
     """
 
@@ -52,6 +53,7 @@ class Source(NamedTuple):
     images: bool = False
     clean: str = "none"
     dataset: Callable[[Request], str] = lambda request: ""
+    suffixes: tuple[str, ...] = ()
     damage: Callable[[], tuple[type[Exception], ...]] = lambda: DAMAGE
 
 
@@ -65,11 +67,17 @@ def _table(what: str, make: rows.MakeRows, **fields: object) -> Source:
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
     {
-        "webdataset": Source("tar shards of jpg/png/... with txt, json, cls: FILES or FOLDER", tars.plan, tars.read),
+        "webdataset": Source(
+            "tar shards of jpg/png/... with txt, json, cls: FILES or FOLDER",
+            tars.plan,
+            tars.read,
+            suffixes=tars.SUFFIXES,
+        ),
         "img2dataset-parquet": Source(
             "output of img2dataset: tars with one parquet each, or parquets with a jpg column: FOLDER",
             img2dataset.plan,
             img2dataset.read,
+            suffixes=img2dataset.SUFFIXES,
             damage=_parquet_damage,
         ),
         "slip-yfcc15m": _table(
@@ -91,6 +99,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             images=True,
             clean="slip",
             dataset=yfcc.dataset_of,
+            suffixes=yfcc.SUFFIXES,
         ),
         "coco": _table(
             "captions_*.json or Karpathy's dataset_coco.json: JSON --images FOLDER or zip",
@@ -104,16 +113,33 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             images=True,
             dataset=coco.flickr_dataset_of,
         ),
-        "csv": _table("image path and captions per row: FILES [--images ROOT]", tables.csv_rows),
-        "tsv": _table("the same, separated by tabs, without quotes: FILES [--images ROOT]", tables.tsv_rows),
-        "jsonl": _table("one JSON object per line: FILES [--images ROOT]", tables.jsonl_rows),
+        "csv": _table(
+            "image path and captions per row: FILES [--images ROOT]",
+            tables.csv_rows,
+            suffixes=tables.suffixes(".csv"),
+        ),
+        "tsv": _table(
+            "the same, separated by tabs, without quotes: FILES [--images ROOT]",
+            tables.tsv_rows,
+            suffixes=tables.suffixes(".tsv"),
+        ),
+        "jsonl": _table(
+            "one JSON object per line: FILES [--images ROOT]",
+            tables.jsonl_rows,
+            suffixes=tables.suffixes(".jsonl"),
+        ),
         "parquet": Source(
-            "paths or bytes with captions: FILES or FOLDER", parquet.plan, parquet.read, damage=_parquet_damage
+            "paths or bytes with captions: FILES or FOLDER",
+            parquet.plan,
+            parquet.read,
+            suffixes=parquet.SUFFIXES,
+            damage=_parquet_damage,
         ),
         "imagefolder": Source(
             "CLASS/image.jpg, optionally with its caption in CLASS/image.txt: FOLDER",
             imagefolder.plan,
             rows.read,
+            suffixes=imagefolder.READ,
         ),
         "tfds": Source("tfds:NAME, a set prepared by TensorFlow Datasets as array_record", tfds.plan, tfds.read),
     }

@@ -141,17 +141,22 @@ def _object(line: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+def suffixes(suffix: str) -> tuple[str, ...]:
+    """Returns a suffix, plain and with those of compressions."""
+    return tuple(suffix + compression for compression in COMPRESSIONS)
+
+
 def _tables(request: Request, suffix: str) -> dict[str, str]:
     """Returns the tables and their names: paths below their common folder, without suffix.
 
     The keys of rows begin with the name if the table has no column of keys.
     """
-    suffixes = [suffix + compression for compression in COMPRESSIONS]
-    paths = expand(request.paths, suffixes)
+    endings = suffixes(suffix)
+    paths = expand(request.paths, endings)
     folder, tables = common_folder(paths), {}
     for path in paths:
         below = pathlib.Path(os.path.relpath(path, folder)).as_posix()
-        name = next((below.removesuffix(each) for each in suffixes if below.endswith(each)), below)
+        name = next((below.removesuffix(each) for each in endings if below.endswith(each)), below)
         tables[path] = name
     return tables
 

@@ -22,6 +22,7 @@ WITH_LINE, WITHOUT_LINE = 25, 23  # columns
 TITLE, DESCRIPTION, MARKER = 6, 7, 22  # offsets in tables without line number and hash; those with them add 2
 VIDEO = "1"
 TABLE, COLUMNS = "yfcc100m_dataset", ("photoid", "title", "description")
+SUFFIXES = (".bz2", ".tsv", ".txt", TABLE)  # of tables in a folder
 
 
 class Photo(NamedTuple):
@@ -37,7 +38,7 @@ class Photo(NamedTuple):
 def tsv_rows(request: Request) -> Iterator[Row]:
     """Yields the photos of the tables that are in all lists; in a folder, files named yfcc100m_dataset... are read."""
     ids = Ids.load(request.options.ids)
-    found = expand(request.paths, (".bz2", ".tsv", ".txt", TABLE))
+    found = expand(request.paths, SUFFIXES)
     for path in [one for one in found if one in request.paths or pathlib.Path(one).name.startswith(TABLE)]:
         with open_text(path) as file:
             photos = (
