@@ -269,7 +269,7 @@ def test_open_clip_builds_sizes_that_timm_does_not_register(detailclip, tmp_path
     out, more = tmp_path / "out", ("--image-size=48",) if size == "interpolated" else ()
     assert run(detailclip, "open_clip", out, "--no-verify", *more) == 0
     assert f"{out}/trunk; after moving it, set timm_model_name" in capsys.readouterr().out
-    model, _, variables, made, _ = load_export(detailclip, image_size=48 if more else None)
+    model, _, variables, made, *_ = load_export(detailclip, image_size=48 if more else None)
     batch = verify.inputs(made)
     expected = verify.ours(model, ema.overlay(variables["params"], variables["ema_params"]), batch)
     theirs = open_clip.create_model(f"local-dir:{out}").eval()

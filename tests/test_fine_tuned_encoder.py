@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import re
 from contextlib import closing
 
@@ -21,6 +22,8 @@ from detailclip_jax.config import run_config
 from detailclip_jax.detection import experiment as detection
 from detailclip_jax.detection.backbone import backbone
 from detailclip_jax.inference.model import Model, load
+from detailclip_jax.interop.export import load as export_of
+from detailclip_jax.models import positions
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.run import dense, init_from
 from detailclip_jax.run.predict import Detector, Segmenter
@@ -99,13 +102,46 @@ def test_positions_that_a_run_computes_become_learnt_ones_and_the_grid_may_be_th
         assert dense_encoder.config_alone(config).model.image_size == 8 * min(expected)
 
 
-def test_what_is_loaded_and_what_stays_is_said(segmented, detected, caplog):
+def test_what_is_loaded_is_logged_as_information(segmented, detected, caplog):
+    caplog.set_level(logging.INFO, "absl")
     load(segmented[0])
-    check_names(caplog.messages[-1], str(segmented[0]), "segmentation", "48 pixels", "head", "transfer --predict")
-    load(detected[0])
-    check_names(caplog.messages[-1], str(detected[0]), "detection", "6 x 8", "6 x 6", "ibot")
+    detailclip_jax.load(detected[0]).encoder()
+    said = [record for record in caplog.records if "image encoder" in record.getMessage()]
+    assert [record.levelname for record in said] == ["INFO", "INFO"]
+    of_segmentation, of_detection = (record.getMessage() for record in said)
+    check_names(of_segmentation, str(segmented[0]), "segmentation", "48 pixels")
+    check_names(of_detection, str(detected[0]), "detection", "6 x 8", "6 x 6", "ibot")
+    assert not any("format" in record.getMessage() for record in said)  # nothing is exported
     frozen = tiny_segmentation("linear", init="runs/clip")
     check_names(dense_encoder.description(frozen), "frozen", "runs/clip")
+
+
+def test_an_export_says_that_the_head_stays_in_the_run(segmented, tmp_path, capsys):
+    file = tmp_path / "encoder.safetensors"
+    assert export.main([f"--checkpoint={segmented[0]}", "--to=safetensors", f"--out={file}", "--no-verify"]) == 0
+    check_names(capsys.readouterr().out, "segmentation", "head", "transfer --predict", "visualize --what=segmentation")
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "used"), [(32, None, "bicubic"), (32, "ibot", "ibot"), (80, None, "bicubic")]
+)
+def test_an_export_interpolates_the_positions_of_the_run_once(size, asked, used, detected, caplog):
+    workdir, _, state = detected
+    exported = export_of(workdir, image_size=size, interpolation=asked)
+    held = state.params["image"]["positions"]
+    expected = positions.interpolate(held, size // 8, used, 1, (6, 8))
+    np.testing.assert_array_equal(exported.params["image"]["positions"], expected)
+    assert exported.config.model.image_size == exported.model.image.image_size == size
+    check_names("\n".join(caplog.messages), "48 x 64 px", f"{size} px", used)
+
+
+def test_an_export_at_the_size_of_the_run_is_the_encoder_that_is_loaded(segmented, detected):
+    for workdir in (segmented[0], detected[0]):
+        exported = export_of(workdir, image_size=48)
+        np.testing.assert_array_equal(exported.params["image"]["positions"], load(workdir).params["image"]["positions"])
+    other = export_of(detected[0], interpolation="bicubic").params["image"]["positions"]
+    held = detected[2].params["image"]["positions"]
+    np.testing.assert_array_equal(other, positions.interpolate(held, 6, "bicubic", 1, (6, 8)))
 
 
 def test_the_package_gives_the_predictor_and_its_encoder(segmented):

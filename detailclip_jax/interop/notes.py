@@ -9,11 +9,23 @@ from detailclip_jax import methods
 from detailclip_jax.interop import formats, hub, hub_tokenizer, measure
 from detailclip_jax.interop.export import Export
 from detailclip_jax.interop.formats import Format
+from detailclip_jax.training import dense_encoder
 
 
 def notes(name: str, export: Export, path: Path) -> list[str]:
     """Returns all notes on a model that was written in the format `name`."""
-    return [*left_out(formats.FORMATS[name], export), *of_format(name, export.config, path)]
+    return [*of_a_run(export.run), *left_out(formats.FORMATS[name], export), *of_format(name, export.config, path)]
+
+
+def of_a_run(run: ConfigDict | None) -> list[str]:
+    """Returns notes on the image encoder of the run of a dense task: whose it is, and what stays in the run."""
+    if run is None:
+        return []
+    return [
+        f"this is the image encoder of a run of {run.method} alone{dense_encoder.whose_weights(run)}",
+        "no format has a place for its head, which transfer --predict, "
+        f"visualize --what={run.method} and detailclip_jax.load use",
+    ]
 
 
 def left_out(fmt: Format, export: Export) -> list[str]:

@@ -11,10 +11,15 @@ from detailclip_jax.types import Params
 
 
 def resize(
-    variables: Mapping[str, Params], config: ConfigDict, image_size: int, recipe: str = "bicubic"
+    variables: Mapping[str, Params],
+    config: ConfigDict,
+    image_size: int,
+    recipe: str = "bicubic",
+    grid: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Params], ConfigDict]:
     """Interpolates the positions of a model to another image size by one of models.positions.RECIPES, and logs this.
 
+    `grid` has the rows and columns of patches of the positions, by default those of the square images of the config.
     Returns new variables and config. Raises ValueError for an unknown recipe, and for a size that is not a multiple of
     the patch size.
     """
@@ -23,21 +28,24 @@ def resize(
     patch_size, old = spec_of(config.model).size.patch_size, config.model.image_size
     if image_size % patch_size:
         raise ValueError(f"image_size {image_size} is not a multiple of the patch size {patch_size}")
-    if image_size != old:
+    side, num_cls = image_size // patch_size, spec_of(config.model).style.num_cls
+    grid = grid or (old // patch_size, old // patch_size)
+    if grid != (side, side):
         kernel = "bilinear" if recipe == "tips" else "bicubic"
         how = kernel if recipe == kernel else f"{kernel}, as {recipe} does"
-        logging.warning("positions interpolated (%s) from %d px to %d px", how, old, image_size)
+        height, width = (count * patch_size for count in grid)
+        shown = f"{height}" if height == width else f"{height} x {width}"
+        logging.warning("positions interpolated (%s) from %s px to %d px", how, shown, image_size)
     config = ConfigDict(config.to_dict())
     _set_image_size(config, image_size)
-    side, num_cls = image_size // patch_size, spec_of(config.model).style.num_cls
-    return {name: _resize_image(params, side, recipe, num_cls) for name, params in variables.items()}, config
+    return {name: _resize_image(params, side, recipe, num_cls, grid) for name, params in variables.items()}, config
 
 
-def _resize_image(params: Params, side: int, recipe: str, num_cls: int) -> Params:
+def _resize_image(params: Params, side: int, recipe: str, num_cls: int, grid: tuple[int, int]) -> Params:
     if "positions" not in params.get("image", {}):
         return params
     image = params["image"]
-    return {**params, "image": {**image, "positions": interpolate(image["positions"], side, recipe, num_cls)}}
+    return {**params, "image": {**image, "positions": interpolate(image["positions"], side, recipe, num_cls, grid)}}
 
 
 def _set_image_size(config: ConfigDict, image_size: int) -> None:

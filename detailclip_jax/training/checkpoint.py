@@ -34,6 +34,7 @@ from orbax.checkpoint.path import atomicity
 
 from detailclip_jax.config.dense import is_dense
 from detailclip_jax.config.run_config import from_json
+from detailclip_jax.models.sizes import num_side_patches
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.runtime.devices import first_device
 from detailclip_jax.runtime.errors import RunError, first_line
@@ -448,6 +449,22 @@ def _compare_checksums(saved: Mapping[str, int], read: Mapping[str, int]) -> Non
         raise CheckpointError(f"checksum of {', '.join(changed[:5])} differs from the value that was saved")
 
 
+class Saved(NamedTuple):
+    """The weights of a checkpoint, as it holds them.
+
+    variables: as `load` returns them.
+    config: that of the networks.
+    grid: the rows and columns of patches to which the positions of the image encoder belong; they may differ from those
+    of the square images of `config` after a dense task.
+    run: the config of the run of a dense task of which this is the image encoder alone; None for another model.
+    """
+
+    variables: dict[str, Params]
+    config: ConfigDict
+    grid: tuple[int, int]
+    run: ConfigDict | None
+
+
 def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str, Params], ConfigDict]:
     """Loads the networks, parameters and resolved config of a run on one device, for example in a notebook.
 
@@ -460,12 +477,21 @@ def load(path: str | Path, step: int | None = None) -> tuple[Networks, dict[str,
     Of a run of a dense task this is the fine-tuned image encoder, see `dense_encoder.config_alone`; it logs that.
     Raises FileNotFoundError that lists the existing steps, and CheckpointError for an unreadable checkpoint.
     """
+    variables, config, _, run = load_saved(path, step)
+    if run is not None:
+        logging.info("%s is a %s run: %s", Path(path).absolute(), run.method, dense_encoder.description(run))
+        variables |= {"params": {"image": dense_encoder.params_alone(run, variables["params"]["image"])}}
+    return experiment.build_networks(config), variables, config
+
+
+def load_saved(path: str | Path, step: int | None = None) -> Saved:
+    """Loads the weights of a checkpoint on one device; as `load`, but no positions are interpolated."""
     folder, step = Path(path).absolute() / FOLDER, pick_step(path, step)
     device = first_device()
     if broken := manifest.problem(folder / str(step)):
         raise CheckpointError(_unreadable(folder, step, broken))
     try:
-        return _load(folder / str(step), device)
+        return _load_saved(folder / str(step), device)
     except (jax.errors.JaxRuntimeError, CheckpointError):  # of the devices, the other processes, or the kind of run
         raise
     except Exception as error:  # any error of the reader, although the files are as they were written
@@ -512,28 +538,27 @@ def _unreadable(folder: Path, step: int, reason: str, option: str = "--step=") -
     return f"the checkpoint of step {step} in {folder} cannot be read: {reason}; {way_out}"
 
 
-def _load(folder: Path, device: Any) -> tuple[Networks, dict[str, Params], ConfigDict]:
+def _load_saved(folder: Path, device: Any) -> Saved:
     run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "run")
     config, place = from_json(run["config"]), replicated(make_mesh([device]))
     if is_dense(config):
-        logging.warning("%s is a %s run: %s", folder.parents[1], config.method, dense_encoder.description(config))
         return _load_encoder(folder / "state", config, place)
     config.model.attention = "auto"  # chosen for this machine, not for the one that trained
     shapes = experiment.weight_shapes(config)
     names = ("params", "ema_params", "batch_stats", "centers")
     target = {name: jax.tree.map(lambda x: x.update(sharding=place), getattr(shapes, name)) for name in names}
-    return experiment.build_networks(config), _read_part(folder / "state", target), config
+    side = num_side_patches(config.model)
+    return Saved(_read_part(folder / "state", target), config, (side, side), None)
 
 
-def _load_encoder(folder: Path, run: ConfigDict, place: Sharding) -> tuple[Networks, dict[str, Params], ConfigDict]:
+def _load_encoder(folder: Path, run: ConfigDict, place: Sharding) -> Saved:
     """Loads the image encoder of a run of a dense task; `folder` is the state of its checkpoint."""
     config = dense_encoder.config_alone(run)
     config.model.attention = "auto"
     shapes = dense_encoder.saved_shapes(run, experiment.weight_shapes(config).params["image"])
     target = jax.tree.map(lambda x: x.update(sharding=place), {"params": {"image": shapes}})
-    image = dense_encoder.params_alone(run, _read_part(folder, target)["params"]["image"])
     nothing: dict[str, Params] = {"ema_params": {}, "batch_stats": {"student": {}, "teacher": {}}, "centers": {}}
-    return experiment.build_networks(config), {"params": {"image": image}, **nothing}, config
+    return Saved({**_read_part(folder, target), **nothing}, config, dense_encoder.grid_of(run), run)
 
 
 def _read_part(folder: Path, target: dict[str, PyTree]) -> dict[str, PyTree]:

@@ -142,17 +142,21 @@ def params_alone(config: ConfigDict, params: Params) -> dict[str, Any]:
 
 
 def description(config: ConfigDict) -> str:
-    """Says what of a dense run is loaded as an image encoder, at which image size, and what stays in the run."""
+    """Says what of a dense run is loaded as an image encoder, and at which image size."""
     rows, columns = grid_of(config)
     side = min(rows, columns)
     recipe, patch = config.encoder.other_sizes, size_of(config.model).patch_size
     resized = f" (positions interpolated from {rows} x {columns} to {side} x {side} patches, {recipe})"
-    frozen = f"; it was frozen, so its weights are those of {config.init or 'an untrained encoder'}"
     return (
         f"its image encoder is loaded alone, for images of {side * patch} pixels, the size of the fine-tuning"
-        f"{resized * (rows != columns)}{frozen * config.encoder.frozen}; no format has a place for its head, which "
-        f"transfer --predict, visualize --what={config.method} and detailclip_jax.load use"
+        f"{resized * (rows != columns)}{whose_weights(config)}"
     )
+
+
+def whose_weights(config: ConfigDict) -> str:
+    """Says of a dense run with a frozen encoder whose weights it has; "" for a fine-tuned one."""
+    frozen = f"; it was frozen, so its weights are those of {config.init or 'an untrained encoder'}"
+    return frozen if config.encoder.frozen else ""
 
 
 def check_recipes(config: ConfigDict) -> None:
