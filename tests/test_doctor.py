@@ -201,6 +201,26 @@ def test_the_memory_of_a_dense_task_grows_with_the_batch_and_with_what_is_traine
     assert activations("linear", batch_size=16) == pytest.approx(2 * frozen, rel=0.1)
 
 
+@pytest.mark.check
+@pytest.mark.parametrize("frozen", [True, False])
+def test_gradients_are_counted_of_the_parameters_that_are_trained(frozen):
+    config = tiny_segmentation("linear", **{"encoder.frozen": frozen})
+    built = transfer.build(config, make_mesh(jax.devices()[:1]))
+    params = dict(built.state_shapes.params)
+    trained = {name: tree for name, tree in params.items() if name != "image"} if frozen else params
+    found = preflight.estimate(Run(config, None, built, None, None, None))["gradients"]
+    assert found == sharding.total_bytes(trained) > 0
+
+
+@pytest.mark.check
+def test_a_frozen_patch_embedding_has_no_gradients():
+    config = tiny_config("clip")
+    assert config.model.freeze_patch_embed
+    params = plan(config).experiment.state_shapes.params
+    expected = sharding.total_bytes(params) - sharding.total_bytes(params["image"]["patch_embed"])
+    assert preflight.estimate(plan(config))["gradients"] == expected
+
+
 def test_a_folder_that_was_there_before_a_launch_stays(tmp_path):
     (tmp_path / "runs").mkdir()
     assert preflight.run(smallest(), tmp_path / "runs/more/run") == 0
@@ -247,6 +267,7 @@ def plan(config, devices=1, fsdp=1):
 @pytest.mark.check
 def test_the_estimate_of_memory_counts_state_gradients_and_activations():
     config = tiny_config("clip")
+    config.model.freeze_patch_embed = False
     alone = plan(config)
     parts, shapes = preflight.estimate(alone), alone.experiment.state_shapes
     assert parts["state"] == sharding.total_bytes(shapes) and parts["weights"] == 0

@@ -25,7 +25,7 @@ from detailclip_jax.runtime import processes as several
 from detailclip_jax.runtime import provenance
 from detailclip_jax.runtime.devices import device_memory
 from detailclip_jax.runtime.terminal import LINES, complain, printable
-from detailclip_jax.training import experiment, sharding
+from detailclip_jax.training import experiment, optimizer, sharding
 from detailclip_jax.training.experiment import dummy_batch
 from detailclip_jax.training.mesh import fsdp_hosts, make_mesh
 
@@ -165,7 +165,7 @@ def memory(plan: Run) -> Finding:
 
 
 def estimate(plan: Run) -> dict[str, int]:
-    """Estimates the bytes on a device: state, gradients, gathered weights and activations.
+    """Estimates the bytes on a device: state, gradients of what is trained, gathered weights and activations.
 
     Activations are the values of one chunk that differentiation keeps for the backward pass, counted from their shapes.
     The compiler needs temporary memory in addition.
@@ -174,7 +174,7 @@ def estimate(plan: Run) -> dict[str, int]:
     divided = plan.experiment.mesh.shape["fsdp"] > 1
     return {
         "state": sharding.device_bytes(shapes),
-        "gradients": sharding.gradient_bytes(shapes.params),
+        "gradients": sharding.gradient_bytes(optimizer.trained(shapes.params, plan.experiment.setup.groups)),
         "weights": sharding.gathered_bytes((shapes.params, shapes.ema_params)) if divided else 0,
         "activations": activation_bytes(plan),
     }

@@ -203,6 +203,11 @@ def _times(update: Array, factor: float | tuple[float, ...]) -> Array:
     return update * jnp.reshape(jnp.asarray(factor), (-1,) + (1,) * (update.ndim - 1))
 
 
+def trained(params: Params, groups: PyTree) -> Params:
+    """Returns the parameters, or their shapes, that are not frozen; the others are None, which is no leaf."""
+    return jax.tree.map(lambda p, group: None if group == FROZEN else p, params, groups)
+
+
 def stop_frozen(params: Params, groups: PyTree) -> Params:
     """Applies `stop_gradient` to the frozen parameters; the other parameters are returned unchanged."""
     return jax.tree.map(lambda p, group: jax.lax.stop_gradient(p) if group == FROZEN else p, params, groups)
