@@ -14,31 +14,22 @@ images, and links that lead out of the folder (without --follow-links), are skip
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from detailclip_jax.data import preprocessing
-from detailclip_jax.data.decoding import BadImage, decoded_for_use
 from detailclip_jax.data.image_files import find
-from detailclip_jax.data.images import evaluation_view
-from detailclip_jax.data.regular_files import inside, read_regular, read_stream
-from detailclip_jax.figures import contact_sheet
 from detailclip_jax.inference import embed_folder, embeddings
 from detailclip_jax.inference.embeddings import Table
+from detailclip_jax.run import search
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors, files
 from detailclip_jax.runtime.progress import Console
-from detailclip_jax.runtime.terminal import LINES, printable
 
 if TYPE_CHECKING:
     from detailclip_jax.inference.model import Model
-
-MAX_TEXTS = 256 * 2**20  # bytes of --texts
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,17 +74,11 @@ def check(arguments: argparse.Namespace) -> None:
         embeddings.check_format(given.out)
 
 
-def read_texts(arguments: argparse.Namespace) -> list[str]:
-    """Returns the non-empty lines of the file --texts, then the texts of --text."""
-    lines = read_stream(arguments.texts, MAX_TEXTS).decode("utf-8-sig").splitlines() if arguments.texts else []
-    return [text.strip() for text in [*lines, *arguments.text] if text.strip()]
-
-
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Checks the arguments, embeds, and searches if there is a query; returns the exit code."""
     check(arguments)
     found = find(arguments.images, arguments.follow_links) if arguments.images and not arguments.source else None
-    request = embed_folder.Request(found, read_texts(arguments), arguments.out)
+    request = embed_folder.Request(found, embed_folder.read_texts(arguments.texts, arguments.text), arguments.out)
     if request.out:
         files.check_writable(request.out.parent)
     source = embeddings.read(arguments.source) if arguments.source else None
@@ -126,36 +111,14 @@ def load(arguments: argparse.Namespace) -> "Model":
 
 def show(matches: Sequence[embeddings.Match], table: Table, arguments: argparse.Namespace) -> None:
     """Prints the matches, and draws them on a contact sheet if there is a file to put it next to, or --sheet."""
-    for rank, match in enumerate(matches, 1):
-        print(f"{rank:>4}  {match.cosine:6.3f}  {printable(match.name)}")
-    sheet = arguments.sheet or sheet_file(arguments.source or arguments.out, arguments.query)
+    search.show(matches)
+    sheet = arguments.sheet or search.sheet_file(arguments.source or arguments.out, arguments.query)
     if not sheet:
         print("not drawn; --sheet=FILE.png draws the images on a contact sheet")
         return
     root = Path(arguments.images) if arguments.source and arguments.images else Path(table.origin.root)
     links = arguments.follow_links or os.path.isfile(arguments.images or "")  # a file named directly may be a link
-    tiles = [
-        contact_sheet.Tile(thumbnail(root, match.name, links), f"{rank}   {match.cosine:.3f}", printable(match.name))
-        for rank, match in enumerate(matches, 1)
-    ]
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet.draw(arguments.query, tiles).save(sheet)
-    print(printable(f"drawn in {sheet}", LINES))
-
-
-def sheet_file(file: Path | None, query: str) -> Path | None:
-    """Returns the default contact sheet, None without a file: photos.npz, "a red kite" give photos-a-red-kite.png."""
-    slug = re.sub(r"\W+", "-", query.lower()).strip("-")[:60] or "query"
-    return file.with_name(f"{file.stem}-{slug}.png") if file else None
-
-
-def thumbnail(root: Path, name: str, follow_links: bool = False) -> np.ndarray | None:
-    """Returns the center square of an image; None if it cannot be read any more."""
-    try:
-        with decoded_for_use(read_regular(inside(root, name, follow_links))) as pixels:
-            return evaluation_view(pixels, contact_sheet.SIDE)
-    except (BadImage, OSError):
-        return None
+    search.draw(arguments.query, matches, root, sheet, links)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

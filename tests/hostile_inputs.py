@@ -887,12 +887,10 @@ def make_settings(rng: Rng, folder: Path) -> None:
 
 
 def feed_settings(folder: Path) -> object:
-    import argparse
-
-    from detailclip_jax import embed
     from detailclip_jax.config import default, settings
     from detailclip_jax.evaluation import tasks
     from detailclip_jax.evaluation.sets import Sets
+    from detailclip_jax.inference import embed_folder
     from detailclip_jax.run.validation import validate
 
     num = 0
@@ -905,7 +903,7 @@ def feed_settings(folder: Path) -> object:
         except (*MESSAGES, OSError) as error:
             assert str(error)
     try:
-        embed.read_texts(argparse.Namespace(texts=folder / "texts", text=[]))
+        embed_folder.read_texts(folder / "texts")
     except MESSAGES as error:
         assert str(error)
     return num, len(

@@ -515,5 +515,4 @@ def test_batches_have_one_shape_and_say_why_a_row_is_black(photos):
 
 def test_texts_are_lines_and_flags(tmp_path):
     (tmp_path / "lines.txt").write_text("a frog\n\n  two buses  \nfür Elise\n", "utf-8")
-    arguments = embed.parser().parse_args(["--checkpoint=x", f"--texts={tmp_path}/lines.txt", "--text=a", "--text= "])
-    assert embed.read_texts(arguments) == ["a frog", "two buses", "für Elise", "a"]
+    assert embed_folder.read_texts(f"{tmp_path}/lines.txt", ["a", " "]) == ["a frog", "two buses", "für Elise", "a"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from detailclip_jax.data.image_files import Found, ImageFileBatches
+from detailclip_jax.data.regular_files import read_stream
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import IMAGE, TEXT, Key, Origin, Table
 from detailclip_jax.runtime.devices import usable_cores
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # --help is fast without jax and the networks
 RUN_ERROR = 1
 BATCH_SIZE, TEXT_BLOCK = 64, 1024
 PREFETCH = min(max(usable_cores(), 2), 32)  # batches in preparation or ready, each with its own thread
+MAX_TEXTS = 256 * 2**20  # bytes of a file of texts
 SAVE_EVERY = 300.0  # seconds between saves, which limit the loss if the machine fails
 MAX_NAMED = 20
 # Keys, their rows [B, E], and for each row why it is invalid ("" if valid).
@@ -34,6 +36,12 @@ class Request(NamedTuple):
     found: Found | None
     texts: list[str]
     out: Path | None
+
+
+def read_texts(file: str | Path | None, more: Sequence[str] = ()) -> list[str]:
+    """Returns the non-empty lines of a UTF-8 file, if there is one, then the non-empty ones of `more` texts."""
+    lines = read_stream(file, MAX_TEXTS).decode("utf-8-sig").splitlines() if file else []
+    return [text.strip() for text in [*lines, *more] if text.strip()]
 
 
 def _bad(count: int) -> list[str]:
