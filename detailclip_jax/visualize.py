@@ -26,7 +26,7 @@ reason; it is an error if none is drawn. Without --out the files are in `visuali
 import argparse
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +36,7 @@ from detailclip_jax.runtime import errors, files
 from detailclip_jax.runtime.progress import Console
 
 if TYPE_CHECKING:
-    from detailclip_jax.inference.model import Model
-    from detailclip_jax.run import visualize as drawing
+    from detailclip_jax.run import figure_files
 
 MODEL_FIGURES = ("overview", "attention", "removal", "reconstruction", "similarity", "pca", "words")
 PREDICTIONS = ("segmentation", "detection")
@@ -147,16 +146,29 @@ def check_unused(arguments: argparse.Namespace) -> None:
             )
 
 
-def names_of(checkpoints: Sequence[str], labels: Sequence[str] | None) -> list[str]:
-    """The names of checkpoints: the labels, or else as many last folders of each path as make them different."""
-    if labels:
-        return list(labels)
-    parts = [Path(checkpoint).absolute().parts for checkpoint in checkpoints]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["-".join(part[-length:]).strip("/") for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise ValueError("--checkpoint names a folder twice")
+def request_of(arguments: argparse.Namespace) -> "figure_files.Request":
+    """Returns what the flags ask to draw.  Raises ValueError for a checkpoint that is named twice."""
+    from detailclip_jax.run import figure_files  # imports jax: only after the flags are parsed
+    from detailclip_jax.run.visualize import Options
+
+    names = arguments.labels or figure_files.names_of(arguments.checkpoint)
+    scenes = arguments.images == [STICKERS]
+    return figure_files.Request(
+        paths=dict(zip(names, arguments.checkpoint)),
+        out=arguments.out,
+        what=arguments.what,
+        images=None if scenes else arguments.images,
+        scenes=scenes,
+        num_images=arguments.num_images,
+        first=arguments.first,
+        texts=arguments.texts,
+        follow_links=arguments.follow_links,
+        step=arguments.step,
+        weights=arguments.weights,
+        preprocess=preprocessing.given(arguments),
+        options=Options(arguments.layers, arguments.patch, arguments.ratio, arguments.readout),
+        formats=arguments.formats,
+    )
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -166,76 +178,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.out or (workdir / "checkpoints").is_dir():  # nothing is made in a folder that has no run
         arguments.out = arguments.out or workdir / FOLDER
         files.check_writable(arguments.out)
-    names = names_of(arguments.checkpoint, arguments.labels)
-    paths = dict(zip(names, arguments.checkpoint))
-    figures = predictions if arguments.what and arguments.what[0] in PREDICTIONS else of_models
-    figures(paths, arguments, console)
+    from detailclip_jax.run import figure_files
+
+    figure_files.write(request_of(arguments), console)
     return 0
-
-
-def predictions(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> None:
-    """Writes the figure of runs of a dense task."""
-    from detailclip_jax.run import visualize as drawing
-
-    (task,) = arguments.what
-    for path in paths.values():
-        drawing.check_task(task, path)
-    count, first, shown = arguments.num_images, arguments.first, None
-    if arguments.images:
-        shown = drawing.plain_scenes(count, first) if arguments.images == [STICKERS] else images_of(arguments, console)
-    save(drawing.PREDICTIONS[task](paths, count, shown, first, arguments.step), arguments, console)
-
-
-def of_models(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> None:
-    """Writes the figures of models."""
-    from detailclip_jax.run import visualize as drawing
-
-    models = load(paths, arguments, console)
-    drawing.check_same_view(models)
-    if arguments.images in (None, [STICKERS]):
-        config = next(iter(models.values())).config
-        shown = drawing.scenes(config, arguments.num_images, arguments.first, arguments.texts)
-    else:
-        shown = images_of(arguments, console)
-    reasons = {what: drawing.refusal(what, models, shown) for what in arguments.what or MODEL_FIGURES}
-    if all(reasons.values()):
-        raise ValueError("\n".join(reasons.values()))
-    for reason in filter(None, reasons.values()):
-        console.say(f"left out: {reason}")
-    options = drawing.Options(arguments.layers, arguments.patch, arguments.ratio, arguments.readout)
-    for note in dict.fromkeys(note for what in reasons for note in drawing.notes(what, models)):
-        console.say(note)
-    for what in (what for what, reason in reasons.items() if not reason):
-        save(drawing.draw(what, models, shown, options), arguments, console)
-
-
-def load(paths: Mapping[str, str], arguments: argparse.Namespace, console: Console) -> "dict[str, Model]":
-    """Loads the models by name, and says which weights they have."""
-    from detailclip_jax.inference import model as inference
-
-    models = {}
-    for name, path in paths.items():
-        models[name] = inference.load(path, arguments.weights, arguments.step, preprocessing.given(arguments))
-        console.say(f"{name}: {models[name].config.method}, step {models[name].step}, {models[name].weights} weights")
-    return models
-
-
-def images_of(arguments: argparse.Namespace, console: Console) -> "drawing.Shown":
-    """Opens the images of the paths in --images; says which linked folders are left out."""
-    from detailclip_jax.run import visualize as drawing
-
-    return drawing.files(
-        arguments.images, arguments.num_images, arguments.first, arguments.texts, arguments.follow_links, console.say
-    )
-
-
-def save(figures: "drawing.Figures", arguments: argparse.Namespace, console: Console) -> None:
-    """Writes figures in the chosen formats, and prints the files."""
-    from detailclip_jax.figures.style import save as write
-
-    for name, figure in figures.items():
-        for suffix in arguments.formats:
-            console.say(str(write(figure, arguments.out / f"{name}.{suffix}")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

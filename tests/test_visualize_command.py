@@ -19,7 +19,7 @@ from detailclip_jax.data.regular_files import LeavesFolder
 from detailclip_jax.detection import experiment as detection
 from detailclip_jax.inference.model import load
 from detailclip_jax.interop import store
-from detailclip_jax.run import transfer
+from detailclip_jax.run import figure_files, transfer
 from detailclip_jax.run import visualize as drawing
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.segmentation import experiment as segmentation
@@ -62,10 +62,10 @@ def test_a_checkpoint_with_decoder_and_text_has_every_figure(workdirs, tmp_path,
 
 
 def test_without_out_the_figures_are_in_the_workdir_of_the_first_checkpoint(workdirs, tmp_path, monkeypatch):
-    def draw(paths, arguments, console):
-        assert list(paths) == ["clip", "mae"] and not files(arguments.out)
+    def draw(request, console):
+        assert list(request.paths) == ["clip", "mae"] and not files(request.out)
 
-    monkeypatch.setattr(visualize, "of_models", draw)
+    monkeypatch.setattr(figure_files, "of_models", draw)
     given = [f"--checkpoint={workdirs[name]}" for name in ("clip", "mae")]
     assert run(*given) == 0 and (Path(workdirs["clip"]) / "visualize").is_dir()
     monkeypatch.undo()
@@ -183,11 +183,12 @@ def test_links_out_of_the_folder_are_refused_unless_the_flag_allows_them(photo, 
     (tmp_path / "in/more").symlink_to(photo)
     given = ["--checkpoint=unused", "--out=unused", f"--images={tmp_path / 'in'}"]
     with pytest.raises(LeavesFolder, match=r"unsafe link: .*link\.png leads to .*allow it with --follow-links$"):
-        visualize.images_of(visualize.parser().parse_args(given), Console())
+        figure_files.images_of(visualize.request_of(visualize.parser().parse_args(given)), Console())
     assert "left out: unsafe link: " in capsys.readouterr().out
     followed = visualize.parser().parse_args([*given, "--follow-links", "--what=segmentation"])
     visualize.check(followed)
-    assert len(visualize.images_of(followed, Console()).images) == 4 and not capsys.readouterr().out
+    request = visualize.request_of(followed)
+    assert len(figure_files.images_of(request, Console()).images) == 4 and not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
@@ -232,7 +233,7 @@ def test_large_images_are_reduced_for_maps_over_them():
     ],
 )
 def test_checkpoints_are_named_by_the_folders_that_tell_them_apart(paths, names):
-    assert visualize.names_of(paths, None) == names
+    assert figure_files.names_of(paths) == names
 
 
 @pytest.mark.check
