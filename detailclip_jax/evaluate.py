@@ -38,19 +38,16 @@ JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was measured; 2 f
 """
 
 import argparse
-import contextlib
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
-from detailclip_jax.runtime.terminal import counted
 
-OUT = "evaluation"  # subfolder of the workdir; the step is appended
-KEPT = "what was measured is kept, and the same command continues from there"
+if TYPE_CHECKING:
+    from detailclip_jax.evaluation import session
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     from detailclip_jax.data import preprocessing
     from detailclip_jax.data.labelled import KNOWN
     from detailclip_jax.evaluation.protocols import PROTOCOLS
+    from detailclip_jax.evaluation.session import OUT
 
     sets = textwrap.fill(", ".join(KNOWN), 112, subsequent_indent="      ")
     command = flags.parser("evaluate", (__doc__ or "").format(sets=sets))
@@ -89,89 +87,41 @@ def parser() -> argparse.ArgumentParser:
     return command
 
 
-def evaluate(arguments: argparse.Namespace) -> int:
-    """Loads the checkpoint, runs the tasks, writes and prints the results; returns the exit status.
-
-    Raises ValueError, FileNotFoundError or CheckpointError for invalid arguments or an unreadable checkpoint.
-    """
-    import jax
-
+def request_of(arguments: argparse.Namespace) -> "session.Request":
+    """Returns what the flags ask to evaluate."""
     from detailclip_jax.data import preprocessing
-    from detailclip_jax.evaluation import results, runner, subject, tasks
+    from detailclip_jax.evaluation import session
     from detailclip_jax.evaluation.sets import Sets
-    from detailclip_jax.runtime import files, processes
-    from detailclip_jax.runtime.progress import Console
-    from detailclip_jax.training.workdirs import pick_step
 
     limits = {name: getattr(arguments, name) for name in ("num_examples", "num_train_examples")}
-    sets = Sets(arguments.data_dir, style=arguments.style, follow_links=arguments.follow_links, **limits)
-    given = preprocessing.given(arguments)
-    which = arguments.weights.split(",") if arguments.weights else None
-    asked = processes.agreed(lambda: tasks.parse(arguments.tasks, sets))
-    step = processes.agreed(lambda: pick_step(arguments.checkpoint, arguments.step))
-    measured = processes.agreed(lambda: subject.from_checkpoint(arguments.checkpoint, step, which, given))
-    out = Path(arguments.out or Path(arguments.checkpoint) / f"{OUT}-{measured.step}")
-    console = Console(enabled=jax.process_index() == 0)
-    console.say("\n".join(introduction(measured, asked, arguments, out)))
-    processes.agreed(lambda: files.check_writable(out) if jax.process_index() == 0 else None)
-    with processes.leaving_at_once(), processes.together(), noting_what_is_kept(out):
-        outcome = runner.run_tasks(
-            measured,
-            asked,
-            sets._replace(image_size=measured.transform.size),
-            protocol=arguments.protocol,
-            out=out,
-            keep_embeddings=arguments.cache,
-            batch_size=arguments.batch_size,
-            compare=arguments.compare,
-            console=console,
-        )
-    console.say(f"\n{results.screen(outcome)}\n")
-    console.say(f"written to {out}: {', '.join(results.FILES)}" if outcome.records else "nothing was measured")
-    return outcome.exit_code
-
-
-@contextlib.contextmanager
-def noting_what_is_kept(out: Path) -> Iterator[None]:
-    """Context that adds a note to an error: results and embeddings in `out` are kept, if there are any."""
-    try:
-        yield
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            if any(out.iterdir()):
-                error.add_note(KEPT)
-        raise
-
-
-def introduction(measured: Any, asked: Sequence[Any], arguments: argparse.Namespace, out: Path) -> Iterator[str]:
-    """Yields lines that describe the evaluation: checkpoint, weights, preprocessing, tasks and folders."""
-    from detailclip_jax import methods
-    from detailclip_jax.data import preprocessing
-    from detailclip_jax.evaluation import paper
-
-    weights, usual = " and ".join(measured.weights), methods.build(measured.config).weights
-    own = f"; published numbers of this method use the {usual} weights" if len(measured.weights) > 1 else ""
-    yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights{own}"
-    yield f"preprocess: {preprocessing.description(measured.config)}"
-    count = counted(len(asked), "task")
-    yield f"{count}, protocol {arguments.protocol}, sets on disk: {arguments.data_dir}; results: {out}"
-    if arguments.compare == "published" and not any(task.kind == "dense" for task in asked):
-        yield "published numbers exist for dense tasks only, such as --tasks=dense:voc21:sclip; --tasks has none"
-    if arguments.compare == "paper" and measured.method not in paper.PRINTED_NAMES:
-        yield f"the paper's tables 2 and 3 lack {measured.method}; they have {', '.join(paper.PRINTED_NAMES)}"
+    return session.Request(
+        checkpoint=arguments.checkpoint,
+        tasks=arguments.tasks,
+        sets=Sets(arguments.data_dir, style=arguments.style, follow_links=arguments.follow_links, **limits),
+        step=arguments.step,
+        weights=arguments.weights.split(",") if arguments.weights else None,
+        preprocess=preprocessing.given(arguments),
+        out=arguments.out,
+        protocol=arguments.protocol,
+        keep_embeddings=arguments.cache,
+        batch_size=arguments.batch_size,
+        compare=arguments.compare,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0, 1 if a task or the disk failed, 2 for invalid usage, 130 if interrupted."""
-    return errors.run(lambda: _joined(parser().parse_args(argv)))
+    return errors.run(lambda: _evaluate(parser().parse_args(argv)))
 
 
-def _joined(arguments: argparse.Namespace) -> int:
+def _evaluate(arguments: argparse.Namespace) -> int:
     """Connects the processes, if there are several, and evaluates."""
     from detailclip_jax.runtime import processes
 
     processes.join(distributed=arguments.distributed)
-    return evaluate(arguments)
+    from detailclip_jax.evaluation import session
+
+    return session.run(request_of(arguments))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from evaluation_data import CLASSES, write_checkpoint, write_folders
 import detailclip_jax
 from detailclip_jax import evaluate as command
 from detailclip_jax.data import labelled
-from detailclip_jax.evaluation import bench, paper, results, runner
+from detailclip_jax.evaluation import bench, paper, results, runner, session
 from detailclip_jax.evaluation.protocols import slip
 from detailclip_jax.runtime import errors
 
@@ -242,8 +242,8 @@ def test_a_disk_that_takes_no_more_is_one_message(workdir, data, tmp_path, capsy
             2,
             "error: --out=/out holds results of other weights\n",
         ),
-        (OSError(28, "No space left on device"), 1, f"error: No space left on device; {command.KEPT}\n"),
-        (KeyboardInterrupt(), 130, f"\ninterrupted; {command.KEPT}\n"),
+        (OSError(28, "No space left on device"), 1, f"error: No space left on device; {session.KEPT}\n"),
+        (KeyboardInterrupt(), 130, f"\ninterrupted; {session.KEPT}\n"),
     ],
 )
 def test_one_of_several_processes_says_the_same(workdir, tmp_path, capsys, monkeypatch, error, code, said):
