@@ -14,7 +14,7 @@ from detailclip_jax.evaluation import paper, results, runner, tasks
 from detailclip_jax.evaluation.bench import BATCH_SIZE
 from detailclip_jax.evaluation.protocols import PROTOCOLS
 from detailclip_jax.evaluation.sets import Sets
-from detailclip_jax.evaluation.subject import Subject, from_checkpoint
+from detailclip_jax.evaluation.subject import from_checkpoint
 from detailclip_jax.evaluation.tasks import Task
 from detailclip_jax.runtime import files, processes
 from detailclip_jax.runtime.progress import Console
@@ -91,8 +91,11 @@ def noting_what_is_kept(out: Path) -> Iterator[None]:
         raise
 
 
-def introduction(measured: Subject, asked: Sequence[Task], request: Request, out: Path) -> Iterator[str]:
-    """Yields lines that describe the evaluation: checkpoint, weights, preprocessing, tasks and folders."""
+def introduction(measured: Any, asked: Sequence[Task], request: Request, out: Path) -> Iterator[str]:
+    """Yields lines that describe the evaluation: checkpoint, weights, preprocessing, tasks and folders.
+
+    `measured` is the `Subject` of a checkpoint, which has a config.
+    """
     weights, usual = " and ".join(measured.weights), methods.build(measured.config).weights
     own = f"; published numbers of this method use the {usual} weights" if len(measured.weights) > 1 else ""
     yield f"{measured.method}, step {measured.step:,} of {measured.name}: {weights} weights{own}"

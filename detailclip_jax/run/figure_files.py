@@ -62,13 +62,15 @@ def write(request: Request, console: Console) -> None:
 
     Raises ValueError if none of the figures can be drawn, and what loading the runs and opening the images raises.
     """
-    figures = predictions if request.what and request.what[0] in drawing.PREDICTIONS else of_models
-    figures(request, console)
+    task = request.what[0] if request.what else ""
+    if task in drawing.PREDICTIONS:
+        predictions(task, request, console)
+    else:
+        of_models(request, console)
 
 
-def predictions(request: Request, console: Console) -> None:
+def predictions(task: str, request: Request, console: Console) -> None:
     """Writes the figure of runs of a dense task."""
-    (task,) = request.what or ()
     for path in request.paths.values():
         drawing.check_task(task, path)
     shown = None
