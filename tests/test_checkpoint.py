@@ -302,7 +302,7 @@ def test_a_lost_process_is_no_damaged_file(saved_run, monkeypatch):
     def lose(*_):
         raise jax.errors.JaxRuntimeError("UNKNOWN: the other process is gone")
 
-    monkeypatch.setattr(checkpoint, "_load", lose)
+    monkeypatch.setattr(checkpoint, "_load_saved", lose)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the other process is gone"):
         load(saved_run[0])
 
