@@ -9,7 +9,8 @@ CONSTRAINTS ?= constraints.txt
 GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 INSTALL = $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadgroup --no-loadscope-reorder
+# By file: with pytest 9.2, --dist=loadgroup sends the tests of a group to any process (pytest-xdist issue 1386).
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: env demo test slow lint most-tests check docs numbers constraints clean
 

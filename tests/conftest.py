@@ -1,9 +1,9 @@
 """Eight virtual CPU devices for every test, compiled functions kept between runs, flags that grain wants parsed.
 
-Most of the tests' time goes into compiling. So code generation does not optimise, and takes XLA's older emitters of
-fused loops where they exist: with the newer ones a training step takes 5.6 s, not 2.3 s. XLA's own rewriting of the
-program, which could change what is computed, stays as users have it.  Tracing makes many objects and few cycles: Python
-looks for cycles less often than by default, and not among what the collection of tests has imported.
+Most of the tests' time goes into compiling. So code generation does not optimise, stays in one piece, and takes XLA's
+older emitters of fused loops where they exist: with the newer ones a training step takes 5.6 s, not 2.3 s. XLA's own
+rewriting of the program, which could change what is computed, stays as users have it.  Tracing makes many objects and
+few cycles: Python looks for cycles less often than by default, and not among what the collection of tests has imported.
 """
 
 import gc
@@ -18,7 +18,7 @@ CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 if Version(importlib.metadata.version("jaxlib")) < Version("0.11.1"):  # later ones end on a flag that they do not know
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 NEW_OBJECTS = 50_000  # between two searches for cycles among the youngest objects; 700 by default
 
@@ -43,18 +43,13 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The tests of a file run in one process, which shares their fixtures, unless they name another group.
+    """Files with tests of seconds come first, then large ones, so that no process is left with a long one at the end.
 
-    Groups with tests of seconds come first, then those of large files, so that no process is left with a long one at
-    the end; xdist itself would start with the groups of most tests.
+    xdist itself would start with the files of most tests.
     """
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    group = lambda item: item.get_closest_marker("xdist_group").args[0]
-    long = {group(item) for item in items if item.get_closest_marker("check")}
-    size = {group(item): item.path.stat().st_size for item in items}
-    items.sort(key=lambda item: (group(item) not in long, -size[group(item)], group(item)))
+    long = {item.path for item in items if item.get_closest_marker("check")}
+    size = {item.path: item.path.stat().st_size for item in items}
+    items.sort(key=lambda item: (item.path not in long, -size[item.path], item.path))
 
 
 @pytest.fixture(autouse=True, scope="module")

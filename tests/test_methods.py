@@ -26,12 +26,9 @@ CHUNKS = ("clip", "detailclip", "slip", "aclip", "attmask", "cosmos", "flair")
 
 
 def first(names, checked=methods.METHODS):
-    """Every method in a group of its own; those not in `names` are left to `make check`, if in `checked`, or `slow`."""
-    group = lambda name: pytest.mark.xdist_group(f"methods_{name}")
+    """Every method; those not in `names` are left to `make check`, if in `checked`, or `make slow`."""
     later = lambda name: pytest.mark.check if name in checked else pytest.mark.slow
-    return [
-        pytest.param(name, marks=(group(name), *([] if name in names else [later(name)]))) for name in methods.METHODS
-    ]
+    return [pytest.param(name, marks=() if name in names else later(name)) for name in methods.METHODS]
 
 
 CHUNKED = first(("clip",), CHUNKS)

@@ -45,7 +45,6 @@ pytestmark = [
         not (BROWSER and DRIVER),
         reason="the page is not tried in a browser: apt-get install chromium chromium-driver",
     ),
-    pytest.mark.xdist_group("browser"),
 ]
 for name in ("selenium", "starlette", "uvicorn"):
     pytest.importorskip(name)
