@@ -150,6 +150,7 @@ def test_flair_pools_every_image_by_its_own_captions_and_by_one_of_each_other_im
     np.testing.assert_allclose(loss, (conditioned + multi) / 2, rtol=1e-4)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("method", "starts"),
     [

@@ -140,6 +140,7 @@ def padded(found, number):
     return predict.Boxes(np.pad(found.boxes, ((0, free), (0, 0))), labels)
 
 
+@pytest.mark.check
 def test_the_ceiling_of_true_masks_is_100_and_its_boxes_leave_crowds_out(monkeypatch):
     made = built()
     truth = iter([example for example, _ in examples(made.sets.val.source)])

@@ -84,6 +84,7 @@ def test_no_two_of_them_are_equal(whole):
     assert len(set(whole)) == NUM  # six epochs and more, each with crops and colours of its own
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_nothing(run, whole, num_workers):
     assert read(run, NUM // BATCH, num_workers) == whole

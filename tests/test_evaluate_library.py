@@ -455,6 +455,7 @@ def config_with(asked, **fields):
     return config
 
 
+@pytest.mark.check
 def test_a_run_evaluates_any_task_without_compiling_again(tmp_path):
     write_folders(tmp_path / "toys")
     built, variables, _ = variables_of("detailclip")

@@ -73,6 +73,7 @@ def oracle(texts):
     return scores
 
 
+@pytest.mark.check
 def test_scores_are_cosines_with_the_pooled_image():
     exp, params = flair()
     raw = np.asarray(exp.encode.raw_text(params, tokenize(["1", "2", "3"])))

@@ -166,6 +166,7 @@ def folders(tmp_path_factory):
     return out
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("kind", ["VisionTextDualEncoderModel", "CLIPModel"])
 def test_transformers_tokenizer_gives_our_ids(folders, kind):
     transformers = pytest.importorskip("transformers")
@@ -415,6 +416,7 @@ def test_reference_state_dict_comes_back(detailclip, tmp_path):
     np.testing.assert_array_equal(again["ema_params"]["text"]["token_embedding"], student)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("to", ["reference", "slip"])
 def test_state_dicts_come_back_with_the_preprocessing(tmp_path, capsys, to):
     fields = {"preprocess.filter": "bicubic", "preprocess.crop_ratio": 0.875, "preprocess.mean": (0.5, 0.4, 0.3)}
@@ -425,6 +427,7 @@ def test_state_dicts_come_back_with_the_preprocessing(tmp_path, capsys, to):
     assert interop.load(tmp_path / "out.pth", "clip" if to == "slip" else to)[2].preprocess.to_dict() == expected
 
 
+@pytest.mark.check
 def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
     from safetensors.numpy import load_file
 
@@ -450,6 +453,7 @@ def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
         interop.load(tmp_path / "less.safetensors", "safetensors")
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("method", "weights"), [("slip", "student"), ("aclip", "student"), ("aclip", "ema")])
 def test_our_own_tree_holds_running_statistics(tmp_path, method, weights):
     crops = {"clean": {"count": 1, "size": 32}, "enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}
@@ -608,6 +612,7 @@ OF_FLAIR, OF_DETAILCLIP = {"caption_pool", "logit_bias"}, {"decoder", "pixel_hea
 TEXT = {"text", "text_projection", "image_projection", "logit_scale"}
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(
     ("method", "to", "expected"),
     [

@@ -160,6 +160,7 @@ def test_a_table_that_is_a_bomb_is_refused(tmp_path, monkeypatch, suffix, kind, 
             pass
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("suffix", PACKERS)
 @pytest.mark.parametrize("unit", [b"\n", b"\r", b"x,y\n"])
 def test_rows_of_a_bomb_within_the_limit_of_bytes_are_limited_too(tmp_path, suffix, unit):
@@ -181,6 +182,7 @@ def test_values_of_a_json_bomb_are_limited(tmp_path, suffix, unit):
         coco.load(str(path))
 
 
+@pytest.mark.check
 def test_rows_that_differ_by_a_number_are_no_bomb(tmp_path):
     rows = "image,caption\n" + "".join(f"{n:07d}.jpg,a cat\n" for n in range(90_000))
     path = trees.write(tmp_path / "t.csv.xz", lzma.compress(rows.encode()))

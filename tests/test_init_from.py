@@ -188,6 +188,7 @@ FIRST = ("aclip", "dino", "detailclip")  # a crop that encloses, smaller crops, 
 LATER = [pytest.param(name, marks=pytest.mark.check) for name in METHODS if name not in (*FIRST, "image_encoder")]
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("method", [*FIRST, *LATER])  # nothing trains an image encoder alone
 def test_any_row_goes_on_from_a_clip(tmp_path, method):
     """With its own crops and masks, fitted to the images that the checkpoint has seen."""
@@ -385,6 +386,7 @@ ONE_GLOBAL = {
 CONTINUED = ["siglip2", *(pytest.param(name, marks=pytest.mark.check) for name in ("siglip", "silc", "tips", "tipsv2"))]
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("method", CONTINUED)
 def test_the_later_methods_go_on_from_a_clip_by_their_own_configs(tmp_path, method):
     written(tmp_path / "clip")

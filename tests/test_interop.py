@@ -195,6 +195,7 @@ def test_forward_of_the_authors_detailclip():
     np.testing.assert_allclose(text, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("seed", range(len(WRITTEN)))
 def test_any_sizes_are_read_from_the_shapes(seed):
     """Every layout at sizes that nobody chose."""

@@ -48,6 +48,7 @@ def test_clip_loss_is_the_equation_in_any_block(views, captions, pairs, block):
     np.testing.assert_allclose(loss, clip_oracle(image, text, 7.0, pairs), rtol=1e-6)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("pairs", ["all", "same"])
 def test_blocks_of_several_captions_have_the_gradients_and_the_accuracy_of_the_equation(pairs):
     given = normal(2, 6, 5), normal(2, 6, 5), jnp.float32(7)
@@ -120,6 +121,7 @@ def test_examples_without_a_label_count_neither_as_right_nor_as_wrong():
     assert (loss[label < 0] == 0).all() and (loss[label >= 0] > 0).all()
 
 
+@pytest.mark.check
 def test_the_accuracy_of_devices_with_few_labels_is_that_of_the_batch():
     logits, label = normal(8, 4), jnp.array([0, -1, -1, -1, -1, -1, 2, 1])
     devices = mesh.make_mesh(jax.devices()[:4])

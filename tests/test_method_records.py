@@ -214,6 +214,7 @@ def test_aclip_s_byol_compares_both_views_with_one_target():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+@pytest.mark.check
 def test_aclip_s_teacher_keeps_statistics_of_its_own():
     exp, state, _ = forward_of("aclip")
     batch = exp.put(tiny_batch(0, exp.config))
@@ -368,6 +369,7 @@ def test_silc_compares_the_whole_image_and_both_globals_with_the_caption():
 TIPS = ["tips", pytest.param("tipsv2", marks=pytest.mark.check)]
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("method", TIPS)
 def test_tips_teaches_local_crops_and_patches_by_one_global_crop(method):
     exp, state, record = forward_of(method)

@@ -16,7 +16,7 @@ from detailclip_jax.training.checkpoint import Checkpoints
 
 # `make check` runs all methods, `make test` those that differ most in networks, heads and losses, and on eight
 # devices two that use all collectives: embeddings and features gathered, BatchNorm over the mesh, centers of each kind.
-FIRST = ("clip", "siglip", "slip", "aclip", "mae", "ibot", "detailclip")
+FIRST = ("clip", "aclip", "mae", "ibot", "detailclip")
 COLLECTIVES = ("aclip", "detailclip")
 
 

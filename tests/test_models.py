@@ -325,6 +325,7 @@ def test_an_attention_pool_leaves_the_class_tokens_out_by_itself():
     assert tokens.cls.shape == (2, vit.width) and tokens.patches.shape == (2, 16, vit.width) and tokens.extra is None
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("kept", [None, [[1, 3, 4], [0, 2, 15]]])
 def test_class_tokens_after_the_first_have_no_position_and_are_no_patches(kept):
     """Against all tokens through the straightforward blocks."""

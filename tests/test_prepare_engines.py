@@ -48,6 +48,7 @@ def expected(source, tmp_path_factory):
     return contents(out)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("workers", ["2", "3"])
 def test_the_output_does_not_depend_on_the_workers(source, expected, tmp_path, workers):
     process = start(source, tmp_path, "--shards", "4", "--workers", workers)

@@ -169,7 +169,7 @@ def features(name, images, quick_gelu=False):
     return made / np.linalg.norm(made, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (24, 48)])
+@pytest.mark.parametrize("shape", [pytest.param((32, 32), marks=pytest.mark.check), (24, 48)])
 @pytest.mark.parametrize("name", READOUTS)
 def test_a_read_out_equals_the_formula_in_pytorch(name, shape):
     images = noise(2, *shape, 3)
@@ -177,6 +177,7 @@ def test_a_read_out_equals_the_formula_in_pytorch(name, shape):
     np.testing.assert_allclose(features(name, images), expected, atol=1e-5)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("name", ["sclip", "gem"])
 def test_the_activation_of_the_model_is_used(name):
     images = noise(1, 32, 32, 3)
@@ -193,6 +194,7 @@ def test_plain_is_the_encoder_itself():
     np.testing.assert_allclose(found.reshape(2, 15, -1), expected, atol=1e-6)
 
 
+@pytest.mark.check
 def test_read_outs_differ():
     images = noise(1, 32, 32, 3)
     made = [features(name, images) for name in READOUTS]
@@ -349,6 +351,7 @@ def by_hand(name, image, texts):
     return naive(maps, down, across, scaled.shape[:2], window, stride, (height, width))
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("name", ["sclip", "naclip", "clearclip", "gem"])
 def test_maps_of_an_image_step_by_step(name):
     image = make_image(50, 83)
@@ -419,6 +422,7 @@ def test_an_image_encoder_alone_is_refused():
 IN_CHECK = [pytest.param(changes, marks=pytest.mark.check) for changes in ({}, {"model.dtype": "bfloat16"})]
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("changes", [{"model.scan": True}, *IN_CHECK])
 def test_a_model_of_ours_without_pre_norm_with_stacked_blocks_and_in_bfloat16(changes):
     """One set of weights: features equal those of the plain float32 model; for `plain` also those of the encoder."""

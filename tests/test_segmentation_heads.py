@@ -98,7 +98,14 @@ def test_the_last_tap_is_the_encoder_s_own_output_and_a_shorter_encoder_gives_th
 
 
 @pytest.mark.parametrize("style", [Style(), Style(pre_norm=True), Style(positions="sincos"), Style(pooling="mean")])
-@pytest.mark.parametrize(("size", "grid"), [((16, 24), (4, 6)), ((13, 9), (3, 2)), ((32, 32), (8, 8))])
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [
+        ((13, 9), (3, 2)),
+        pytest.param((16, 24), (4, 6), marks=pytest.mark.check),
+        pytest.param((32, 32), (8, 8), marks=pytest.mark.check),
+    ],
+)
 def test_every_kind_of_encoder_gives_maps_of_any_size(style, size, grid):
     vit = encoder(style=style, interpolation="ibot")
     variables = jax.jit(vit.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))

@@ -231,6 +231,7 @@ def test_tanh_gelu_and_its_slope_are_jaxs():
     np.testing.assert_allclose(jax.vmap(jax.grad(own))(x), jax.vmap(jax.grad(jaxs))(x), atol=1e-6)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("style", [SIGLIP_TEXT, SIGLIP_TEXT._replace(pooling="eot"), TextStyle(pooling="last")])
 def test_padding_has_an_effect_unless_the_encoder_is_causal_and_reads_the_end_token(style):
     assert not style.trims and TextStyle().trims

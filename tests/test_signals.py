@@ -173,6 +173,7 @@ def test_commands_that_measure_hear_a_signal_that_was_dropped(monkeypatch, capsy
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_a_run_whose_main_thread_hears_nothing(tmp_path, number):
     """As while XLA compiles: a call that handlers do not interrupt, here of a mutex that is locked twice."""

@@ -68,6 +68,7 @@ def test_weights_by_name():
         train_state.weights(state, "best")
 
 
+@pytest.mark.check
 def test_networks_that_are_not_averaged_are_the_student_s_without_gradient():
     """As in TIPSv2, whose teacher has a prototype head of its own and the student's encoder."""
     model, (params, other) = towers.build(tiny_config("dino").model, ("image", "prototype_head")), student_and_other()

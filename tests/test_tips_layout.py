@@ -168,6 +168,7 @@ def test_image_features_are_those_of_the_published_encoder(published, folder, tm
     close(found.patches, expected[:, 2:])
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_folder_of_both_files_is_read_as_one_model(published, folder, scan):
     model, variables, config = interop.load(folder, num_heads=HEADS, text_heads=HEADS)
@@ -189,6 +190,7 @@ def test_a_folder_of_both_files_is_read_as_one_model(published, folder, scan):
     np.testing.assert_allclose(params["logit_scale"]["value"], np.log(1 / 0.02), rtol=1e-6)
 
 
+@pytest.mark.check
 def test_padding_has_no_effect_and_a_text_without_words_is_zero(folder):
     model, variables, _ = interop.load(folder, num_heads=HEADS, text_heads=HEADS)
     net = model.bind({"params": variables["params"]})

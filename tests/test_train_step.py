@@ -5,6 +5,7 @@ import re
 from collections import Counter
 
 import jax
+import pytest
 from tiny import BATCH, tiny_batch, tiny_config, tiny_experiment
 
 from detailclip_jax.training import experiment, mesh, optimizer, sharding
@@ -53,6 +54,7 @@ def test_a_single_device_reduces_nothing():
     assert not collectives(exp.train_step.lower(exp.state_shapes, tiny_batch()).compile().as_text())
 
 
+@pytest.mark.check
 def test_over_fsdp_weights_are_gathered_and_gradients_scattered():
     exp, found = compiled(fsdp=8)
     assert {kind for kind, _ in found} <= {"all-reduce", "all-gather", "reduce-scatter"}
