@@ -73,7 +73,7 @@ def test_synthetic_objects_are_valid_and_fill_every_slot():
     assert made["size"].tolist() == [[32, 64]] * 2
 
 
-@pytest.mark.check
+@pytest.mark.slow
 @looped
 def test_the_command_prints_and_writes_what_it_measures(tmp_path, capsys):
     file = tmp_path / "found.json"

@@ -49,7 +49,7 @@ def test_a_command_that_fails_says_why(code, exit_code, monkeypatch, capsys):
     assert "model.sise is unknown" in capsys.readouterr().err
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_cold_and_cached_starts_leave_nothing_behind(tmp_path, monkeypatch, capsys):
     """The second command reads the programs of the first one; neither touches the user's cache or workdir."""
     variables = launching.QUICK | {"PYTHONPATH": str(launching.ROOT), "XDG_CACHE_HOME": str(tmp_path / "user")}

@@ -110,7 +110,10 @@ def test_maps_are_exported_for_any_number_of_images(class_tokens):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("style", [Style(), Style(pre_norm=True), Style(positions="sincos")])
+@pytest.mark.parametrize(
+    "style",
+    [Style(), *(pytest.param(x, marks=pytest.mark.slow) for x in (Style(pre_norm=True), Style(positions="sincos")))],
+)
 def test_an_image_in_a_larger_array_has_the_taps_of_the_image_alone(style):
     """Alone, padded to 2 x patch size, it is what every other room's taps compute, positions included."""
     vit, images = encoder(style=style), noise(4, 24, 32, 3)

@@ -130,7 +130,7 @@ def test_losses_and_their_gradients_are_finite_and_reach_every_network():
     jax.tree.map(lambda a, b: np.abs(a - b).max() > 0 or pytest.fail("statistics"), stats, variables()["batch_stats"])
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_stages_one_by_one_have_the_losses_and_gradients_of_the_loop():
     """CPUs run the stages one by one, accelerators in a loop; two images, with every candidate in the samples."""
     given, values = batch(2), variables()
@@ -165,7 +165,7 @@ def test_a_batch_without_objects_and_one_without_pixels_have_finite_losses():
     assert finite((losses, stats, gradient)) and losses.total == losses.proposals == 0
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_one_device_and_eight_give_the_same_losses_gradients_and_statistics():
     one = step()(variables()["params"], batch(), keys())
     eight = step(devices=8)(variables()["params"], batch(), keys())
@@ -195,7 +195,7 @@ def rectangles(number=2):
     )
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_the_detector_learns_a_few_images():
     """Every rectangle is found with its colour; masks fill their boxes."""
     given, made = rectangles(), model.build(encoder(), LEARNING, K)

@@ -178,7 +178,11 @@ def test_a_launch_that_can_go(capsys, tmp_path):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("config", [tiny_segmentation(), tiny_detection()], ids=["segmentation", "detection"])
+@pytest.mark.parametrize(
+    "config",
+    [tiny_segmentation(), pytest.param(tiny_detection(), marks=pytest.mark.slow)],
+    ids=["segmentation", "detection"],
+)
 def test_a_launch_of_a_dense_task_that_can_go(config, capsys, tmp_path):
     assert preflight.run(config, tmp_path / "run") == 0
     found = dict(line.removeprefix("ok").split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[-9:])

@@ -211,7 +211,7 @@ def test_teacher_and_centers_after_the_step():
     assert relative(new.centers["patch"], golden["out/center2_after"][0, 0]) < 1e-6
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_four_devices_give_the_same_step():
     _, exp, state, batch = detailclip_case()
     _, many, many_state, many_batch = detailclip_case(devices=4)

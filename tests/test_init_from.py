@@ -185,7 +185,7 @@ CONTINUE = pathlib.Path(__file__).parents[1] / "configs/vitb16_continue.py"
 
 
 FIRST = ("aclip", "dino", "detailclip")  # a crop that encloses, smaller crops, none of these
-LATER = [pytest.param(name, marks=pytest.mark.check) for name in METHODS if name not in (*FIRST, "image_encoder")]
+LATER = [pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name not in (*FIRST, "image_encoder")]
 
 
 @pytest.mark.check
@@ -383,7 +383,7 @@ ONE_GLOBAL = {
     "masking.strategy": "random",
     "masking.ratio": 0.75,
 }
-CONTINUED = ["siglip2", *(pytest.param(name, marks=pytest.mark.check) for name in ("siglip", "silc", "tips", "tipsv2"))]
+CONTINUED = ["siglip2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("siglip", "silc", "tips", "tipsv2"))]
 
 
 @pytest.mark.check

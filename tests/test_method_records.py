@@ -417,7 +417,7 @@ def test_tips_compares_each_caption_with_its_own_class_token():
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_two_captions_in_chunks_are_those_of_the_whole_batch():
     config, whole = two_captions()
     config.accumulation = 4

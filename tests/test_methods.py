@@ -20,9 +20,10 @@ FIRST = ("clip", "aclip", "mae", "ibot", "detailclip")
 COLLECTIVES = ("aclip", "detailclip")
 
 
-# All kinds of terms, BatchNorm by view and by batch, drawn ratios, heads whose outputs are kept (`per_image`); other
-# methods are left to `make slow`.
-CHUNKS = ("clip", "detailclip", "slip", "aclip", "attmask", "cosmos", "flair")
+# In `make check`: each kind of loss over devices; and in chunks all kinds of terms, BatchNorm and heads whose outputs
+# are kept (`per_image`).  Other methods are left to `make slow`.
+OVER_DEVICES = (*COLLECTIVES, "siglip", "ibot", "cosmos")
+CHUNKS = ("clip", "detailclip", "slip", "flair")
 
 
 def first(names, checked=methods.METHODS):
@@ -91,7 +92,7 @@ def test_the_teacher_owns_exactly_what_the_row_names(method):
     assert set(state.centers) == set(exp.method.centers)
 
 
-@pytest.mark.parametrize("method", first(COLLECTIVES), indirect=True)
+@pytest.mark.parametrize("method", first(COLLECTIVES, OVER_DEVICES), indirect=True)
 def test_eight_devices_give_the_numbers_of_one(method):
     """Metrics and centers of three steps; gradients and BatchNorm statistics of the first."""
     (one, history, first), (eight, many, first_of_eight) = trained(method), trained(method, devices=8)

@@ -36,9 +36,12 @@ def assert_close(ours, theirs, rtol=1e-5, of_largest=2e-6):
         np.testing.assert_allclose(ours[name], value, rtol=rtol, atol=of_largest * scale + 1e-9, err_msg=name)
 
 
-def in_check(*cases):
-    """Cases of a grid that `make test` leaves to `make check`."""
-    return [pytest.param(*case, marks=pytest.mark.check) for case in cases]
+def left(mark, *cases):
+    """Cases of a grid that `make test` leaves to `make check`, or that to `make slow`."""
+    return [pytest.param(*case, marks=mark) for case in cases]
+
+
+in_check, in_slow = functools.partial(left, pytest.mark.check), functools.partial(left, pytest.mark.slow)
 
 
 def config_of(granularity="patch", **changes):
@@ -96,7 +99,8 @@ def theirs(granularity):
 
 SAVINGS = [
     {"granularity": "cell2x2", "model__scan": True, "losses__chunk_logits": 32 * 30, "model__remat": "dots"},
-    *in_check(({"granularity": "patch"},), ({"granularity": "cell2x2"},), ({"model__remat": "full"},)),
+    *in_check(({"granularity": "patch"},)),
+    *in_slow(({"granularity": "cell2x2"},), ({"model__remat": "full"},)),
 ]
 
 
@@ -110,7 +114,7 @@ def test_the_step_equals_the_straightforward_one(changes):
 
 
 @pytest.mark.parametrize(
-    ("depth", "scan"), [(1, False), (2, True), *in_check((1, True), (2, False), (4, False), (4, True))]
+    ("depth", "scan"), [(1, False), (2, True), *in_check((4, True)), *in_slow((1, True), (2, False), (4, False))]
 )
 def test_the_decoder_equals_one_of_all_tokens(depth, scan):
     """Mask tokens from a table and a last block of removed patches alone: values and every gradient."""

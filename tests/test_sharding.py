@@ -154,7 +154,7 @@ def deep_state():
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_stacked_blocks_are_whole_one_at_a_time_and_no_gradient_changes(remat):
     whole, divided = whole_gradients(), gradients(deep(8, remat=remat))
     for (path, a), b in zip(jax.tree.leaves_with_path(whole), jax.tree.leaves(divided), strict=True):

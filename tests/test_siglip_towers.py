@@ -171,7 +171,7 @@ def test_an_import_with_its_tokenizer_encodes_texts(imported, tmp_path):
         interop.load(exported, tokenizer=str(file))
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_an_import_is_trained_further_with_siglip(tmp_path):
     """With CLIP's vocabulary, which our tokenizer has: the loss falls, and the image projection stays the identity."""
     module = siglip()
