@@ -26,6 +26,7 @@ def counted(config):
     return dense.count_flops(detection.detection_of(built_of(config))[0])
 
 
+@pytest.mark.check
 def test_loops_over_stages_and_rois_are_counted_in_full():
     config = config_of("--batch=1")
     config.detector.options.update(unroll=False, roi_chunk=8)

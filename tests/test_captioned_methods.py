@@ -124,6 +124,7 @@ def test_captions_cut_behind_their_end_give_the_features_of_whole_ones():
         np.testing.assert_allclose(cut.heads[name], whole.heads[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.check
 def test_flair_pools_every_image_by_its_own_captions_and_by_one_of_each_other_image():
     exp, state, _, record = forward_of("flair")
     net, heads = networks(exp, state.params), record.heads

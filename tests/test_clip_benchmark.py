@@ -145,6 +145,7 @@ def test_class_folders_in_another_order_than_the_protocols(tmp_path, both, proto
     assert_equal(both, task, loader, [word(name) for name in data.classes], templates)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("protocol", ["clip_benchmark", "slip"])
 def test_several_templates_and_synonyms(tmp_path, both, protocol):
     class_tree(tmp_path / "fer2013" / "test", FACES)
@@ -173,6 +174,7 @@ def package_loader(root, transform):
     return data, torch.utils.data.DataLoader(data.batched(BATCH), batch_size=None)
 
 
+@pytest.mark.check
 @LEAVES_FILES_OPEN
 @pytest.mark.parametrize("name", ["wds_vtab-pets", "wds_mine"])
 def test_tars_by_the_package_s_writer_and_reader(tmp_path, both, name):

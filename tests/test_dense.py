@@ -321,6 +321,7 @@ def records(out):
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("readout", ["naclip", "gem"])
 def test_a_folder_gives_what_a_loop_over_model_dense_gives(workdir, mine, tmp_path, readout):
     assert run(workdir, tmp_path, f"--tasks=dense:folder:{mine}:{readout}") == 0

@@ -57,6 +57,7 @@ def outputs(name):
     return jax.tree.leaves(head.apply(head.init(jax.random.key(0), *given), *given))
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("name", ["classifier", "rpn", "boxes", "masks"])
 def test_outputs_of_a_head_are_not_rounded_to_bfloat16(name):
     for found in outputs(name):

@@ -80,6 +80,7 @@ def whole(run) -> list[str]:
     return read(run, NUM // BATCH)
 
 
+@pytest.mark.check
 def test_no_two_of_them_are_equal(whole):
     assert len(set(whole)) == NUM  # six epochs and more, each with crops and colours of its own
 

@@ -83,6 +83,7 @@ def test_a_folder_of_images_gives_what_a_loop_gives(workdir, data, tmp_path, cap
     assert top1["value"] == pytest.approx(np.mean(answers == truth))
 
 
+@pytest.mark.check
 def test_embeddings_are_kept_for_other_tasks_and_protocols(workdir, data, tmp_path, monkeypatch):
     made = []
     embed = bench.Bench._embed_images

@@ -142,6 +142,7 @@ def test_in_blocks_the_objective_has_the_same_value_and_gradient(monkeypatch, ro
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.check
 def test_a_probe_in_blocks_ends_at_the_same_place(monkeypatch):
     x, y = drawn(203)
     whole = linear.fit(x, y, 5, 0.1)

@@ -99,6 +99,7 @@ def test_texts_are_copied_to_the_device_once_for_all_batches():
         assert isinstance(first, jax.Array) and first is second
 
 
+@pytest.mark.check
 def test_retrieval_ranks_by_the_pooled_image_and_then_by_the_class_token():
     exp, params = flair()
     captions = [[str(2 * i), str(2 * i + 1)] for i in range(NUM)]

@@ -181,6 +181,7 @@ def test_transformers_tokenizer_gives_our_ids(folders, kind):
     assert plain("a cat.")["input_ids"] == Tokenizer().encode("a cat.")
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("kind", ["VisionTextDualEncoderModel", "CLIPModel"])
 def test_transformers_processor_prepares_texts_and_images(folders, kind):
     transformers = pytest.importorskip("transformers")

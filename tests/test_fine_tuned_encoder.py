@@ -79,6 +79,7 @@ def expected_of(made, state, kind):
     return found.reshape(2, 36, -1)
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("kind", ["segmented", "detected"])
 def test_the_loaded_encoder_computes_the_features_of_the_run(kind, request):
     workdir, made, state = request.getfixturevalue(kind)

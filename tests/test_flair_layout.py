@@ -92,6 +92,7 @@ def imported(published, tmp_path_factory):
     return folder
 
 
+@pytest.mark.check
 def test_features_and_scores_are_those_of_the_published_model(imported, published):
     model = load(imported / "ours")
     assert model.config.method == "flair" and model.config.data.caption == "diverse"

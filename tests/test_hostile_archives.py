@@ -146,6 +146,7 @@ def test_a_number_of_tars_that_nobody_has_is_refused(tmp_path, text):
 # Bombs
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("suffix", PACKERS)
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
 @pytest.mark.parametrize("unit", [b"\n", b"x,y\n", b"x"])

@@ -344,6 +344,7 @@ def test_class_tokens_after_the_first_have_no_position_and_are_no_patches(kept):
     np.testing.assert_allclose(ours.attention, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.check
 def test_dense_read_outs_leave_all_class_tokens_out():
     vit, params, pixels = three_class_tokens()
     bound = vit.bind({"params": params})

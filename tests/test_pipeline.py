@@ -135,6 +135,7 @@ def test_prefetching_changes_nothing(prefetch):
     assert_equal(take(4, prefetch=prefetch), take(4))
 
 
+@pytest.mark.check
 def test_workers_change_nothing_and_report_bad_records():
     source = Pairs(bad=(3,), unreadable=(5,))
     options = {"max_bad_ratio": 0.5, "prefetch": 3}
@@ -326,6 +327,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.check
 def test_a_forgotten_pipeline_with_workers_ends_silently(tmp_path):
     script = tmp_path / "left_open.py"
     script.write_text(LEFT_OPEN)

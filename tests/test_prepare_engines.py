@@ -57,6 +57,7 @@ def test_the_output_does_not_depend_on_the_workers(source, expected, tmp_path, w
     assert contents(tmp_path) == expected
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_killed_and_started_again_it_ends_with_the_same_bytes(source, expected, tmp_path, workers):
     process = start(source, tmp_path, "--shards", "4", "--workers", workers)
@@ -74,6 +75,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(source, expected, 
     assert contents(tmp_path) == expected
 
 
+@pytest.mark.check
 def test_ctrl_c_ends_with_a_message(tmp_path):
     tars, out, image = tmp_path / "tars", tmp_path / "out", trees.jpeg(0, 1600, 1200)  # some 20 ms each to decode
     for tar in range(20):

@@ -96,6 +96,7 @@ except (ValueError, FileNotFoundError) as error:
 """
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("how", ["works", "fails"])
 def test_where_one_process_cannot_begin_none_does(tmp_path, how):
     address, variables = f"127.0.0.1:{free_port()}", environment(tmp_path)
@@ -149,6 +150,7 @@ def test_alone_the_error_goes_on():
         raise SystemExit("text")
 
 
+@pytest.mark.check
 @pytest.mark.parametrize(("error", "code"), [("SystemExit(3)", 3), ("ZeroDivisionError", 1)])
 def test_one_that_fails_leaves_at_once_and_the_other_says_so(tmp_path, error, code):
     address, variables = f"127.0.0.1:{free_port()}", environment(tmp_path)

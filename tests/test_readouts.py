@@ -382,6 +382,7 @@ def test_maps_are_drawn_over_the_image():
     assert len(text_maps(image, maps[:1], TEXTS[:1]).axes) == 2
 
 
+@pytest.mark.check
 def test_no_text_gives_no_map_and_any_kind_of_image_is_read(tmp_path):
     model, image = model_of(), make_image(33, 90)
     assert model.dense(image, []).shape == (0, 33, 90)

@@ -138,10 +138,12 @@ def losses(method):
     return history
 
 
+@pytest.mark.check
 def test_it_learns():
     assert losses("siglip")[-1] < 0.8 * losses("siglip")[0]
 
 
+@pytest.mark.check
 def test_our_own_format_keeps_the_bias_and_other_libraries_formats_leave_it_out(tmp_path):
     """It shifts all logits alike, so that no ranking and no softmax over classes needs it."""
     workdir = save_noise(tmp_path / "run", "siglip")

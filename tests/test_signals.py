@@ -200,6 +200,7 @@ with Interrupt(at_once=lambda: open({str(tmp_path / "removed")!r}, "w").close())
     assert "stopped at once" in said and (tmp_path / "removed").exists()
 
 
+@pytest.mark.check
 def test_one_signal_or_two_after_the_run_end_nothing():
     script = """
 import os, signal, time

@@ -29,6 +29,7 @@ def small_run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.check
 def test_damaged_checkpoints_are_refused_and_named(small_run):
     cases = list(survive.damaged(small_run, 10, random.Random(0)))
     assert [case for case in cases if case.wrong] == [] and len({case.what for case in cases}) == 10

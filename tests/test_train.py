@@ -529,6 +529,7 @@ def test_a_full_disk_is_one_message_with_the_last_good_step(run_of, monkeypatch)
     assert "the last good checkpoint is step 4. Free disk space" in said and "the same command continues from" in said
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("what", ["metrics", "events", "checkpoint", "workdir"])
 def test_what_cannot_be_written_is_one_message(run_of, monkeypatch, capfd, what):
     run = run_of()

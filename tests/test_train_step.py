@@ -49,6 +49,7 @@ def test_over_data_gradients_are_reduced_and_embeddings_gathered_and_nothing_els
     assert trained_bytes(exp) + centers <= reduced <= trained_bytes(exp) + centers + scalars
 
 
+@pytest.mark.check
 def test_a_single_device_reduces_nothing():
     exp = tiny_experiment()
     assert not collectives(exp.train_step.lower(exp.state_shapes, tiny_batch()).compile().as_text())
