@@ -41,9 +41,9 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Files with tests of seconds come first, then large ones, so that no process is left with a long one at the end.
+    """Files with selected tests of seconds come first, then large ones: no process is left with a long one at the end.
 
     xdist itself would start with the files of most tests.
     """

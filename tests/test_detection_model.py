@@ -130,7 +130,7 @@ def test_losses_and_their_gradients_are_finite_and_reach_every_network():
     jax.tree.map(lambda a, b: np.abs(a - b).max() > 0 or pytest.fail("statistics"), stats, variables()["batch_stats"])
 
 
-@pytest.mark.slow
+@pytest.mark.check
 def test_stages_one_by_one_have_the_losses_and_gradients_of_the_loop():
     """CPUs run the stages one by one, accelerators in a loop; two images, with every candidate in the samples."""
     given, values = batch(2), variables()

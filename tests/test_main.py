@@ -166,7 +166,7 @@ def trajectory(workdir):
     return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
-@pytest.mark.slow
+@pytest.mark.check
 def test_a_run_killed_while_it_saves_and_then_stopped_goes_on_bit_for_bit(tmp_path):
     """kill -9 while a checkpoint is written, on again, then SIGTERM: the numbers are those of an undisturbed run."""
     whole, broken, cache = tmp_path / "whole", tmp_path / "broken", tmp_path / "cache"

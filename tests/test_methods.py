@@ -18,10 +18,10 @@ from detailclip_jax.training.checkpoint import Checkpoints
 FIRST = ("clip", "aclip", "ibot", "detailclip")
 # The methods that use all collectives: embeddings and features gathered, BatchNorm over the mesh, centers of each kind.
 COLLECTIVES = ("aclip", "detailclip")
-# In `make check`: each kind of loss over devices; and in chunks all kinds of terms, BatchNorm and heads whose outputs
+# In `make check`: each kind of loss over devices; and in chunks BatchNorm by view and by batch, and heads whose outputs
 # are kept (`per_image`).  Other methods are left to `make slow`.
 OVER_DEVICES = (*COLLECTIVES, "siglip", "ibot", "cosmos")
-CHUNKS = ("clip", "detailclip", "slip", "flair")
+CHUNKS = ("clip", "detailclip", "slip", "aclip", "flair")
 
 
 def first(names, checked=methods.METHODS):
