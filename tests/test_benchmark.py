@@ -358,7 +358,7 @@ def test_counting_writes_every_field_and_null_for_what_was_not_run(tmp_path, cap
     assert len(shares) == 3 and all("%" in line for line in shares)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_two_variants_run_in_turn(tmp_path, capsys):
     options = ["--rounds=2", "--steps=1", "--devices=1", "--batch=4", "--peak=0.001"]
     arguments = ["step", f"--config={SMALLEST}", "--method=clip", *options, "--against=batch=8"]

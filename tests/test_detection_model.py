@@ -372,7 +372,7 @@ def test_the_levels_of_any_patch_size_have_quarters_of_it_as_strides():
     ]
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_an_encoder_of_patch_size_14_detects_and_has_finite_losses():
     made = model.build(encoder(patch_size=14, image_size=28), TINY, K)
     given = batch(2, 56, 84)

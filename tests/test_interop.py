@@ -109,7 +109,7 @@ SIZES_IN_CHECK = [pytest.param(name, marks=pytest.mark.check) for name in ("S/16
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("name", ["tiny", "S/16", "B/16"])
+@pytest.mark.parametrize("name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("S/16", "B/16"))])
 @pytest.mark.parametrize("layout", kinds(), ids=names(kinds()))
 def test_there_and_back_is_bit_exact_at_full_width(layout, name):
     """One block of the real widths: more of them repeat the same rows."""

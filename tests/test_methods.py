@@ -198,7 +198,7 @@ def test_a_term_of_weight_zero_takes_its_networks_along(off, gone):
     assert not gone.get("params", set()) & set(shapes.params)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 @pytest.mark.parametrize("divergence", ["kl_teacher_student", "kl_student_teacher"])
 def test_divergences_train(divergence):
     config = tiny_config()

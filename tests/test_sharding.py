@@ -36,7 +36,7 @@ def trained(devices, fsdp):
     return exp, history, state
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_five_steps_on_a_mesh_are_those_on_one_device():
     (_, expected, one), (_, history, many) = trained(1, 1), trained(*EIGHT)
     for a, b in zip(expected, history, strict=True):

@@ -441,7 +441,7 @@ def test_processes_ask_equally_often_whether_an_evaluation_must_stop(tmp_path, m
     assert asked == [0, 1] and len(read) == (1 if stops_at else images)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_two_processes_stop_within_an_evaluation(tmp_path):
     flags = ["--config=configs/transfer/stickers_linear.py", "--config.total_steps=1", "--config.log_every=1"]
     flags += ["--config.batch_size=8", "--config.data.num_val=20001", "--num_processes=2"]
