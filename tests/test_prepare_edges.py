@@ -139,13 +139,71 @@ def test_a_finished_split_whose_folder_has_a_new_tar_is_an_error(tars, tmp_path,
     assert f"{source}" in shown and "1 before, 2 now" in shown
 
 
-def test_a_list_of_rejects_in_the_folder_of_the_source_is_no_change(tmp_path, capsys):
-    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
-    trees.write(tmp_path / "t.jsonl", '{"image": "a.jpg", "caption": "one"}\n{')
-    assert run("jsonl", tmp_path, out=tmp_path / "out") == 0
-    assert (tmp_path / "out/train-rejected.jsonl").exists()
-    assert run("jsonl", tmp_path, out=tmp_path / "out") == 0
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [("", "out"), ("", ""), ("", "out/deep"), ("link", "out"), ("link", ""), ("", "link"), ("", "link/out")],
+)
+def test_lists_of_rejects_in_the_folder_of_the_source_are_no_change(tmp_path, capsys, source, out):
+    folder = tmp_path / "set"
+    trees.write(folder / "a.jpg", trees.jpeg(1))
+    trees.write(folder / "t.jsonl", '{"image": "a.jpg", "caption": "one"}\n{')
+    (folder / "link").symlink_to(folder)
+    for place in (folder / out, folder / "other"):  # a second set in the folder
+        assert run("jsonl", folder / source, out=place) == 0
+        assert load(str(place))["splits"]["train"]["num_rejected"] == 1
+    capsys.readouterr()
+    assert run("jsonl", folder / source, out=folder / out) == 0
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_table_that_only_seems_to_be_a_list_of_rejects_is_read(tmp_path):
+    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    trees.write(tmp_path / "set/many-rejected.jsonl", '{"image": "a.jpg", "caption": "one"}\n')
+    assert run("jsonl", tmp_path / "set", "--images", tmp_path, out=tmp_path / "out") == 0
+    assert captions(tmp_path / "out") == {"many-rejected#1": ("one",)}
+
+
+def test_the_figures_of_a_set_below_a_folder_of_images_are_no_change(tmp_path, capsys):
+    add_to_photos(tmp_path / "a", "one", "words")
+    for out in (tmp_path, tmp_path / "a"):
+        assert run("imagefolder", tmp_path, out=out) == 0
+        for name in ("statistics", "contact-sheet"):
+            trees.write(out / f"train-{name}.png", trees.jpeg(2))
+        capsys.readouterr()
+        assert run("imagefolder", tmp_path, out=out) == 0
+        assert "nothing to do" in capsys.readouterr().out and len(captions(out)) == 1
+
+
+ROWS = "image,caption\na.jpg,one\n"
+PHOTO = "\t".join(["1", *[""] * 5, "title", "description", *[""] * 15])
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "content", "other", "is_read"),
+    [
+        ("csv", "t.csv", ROWS, "T.CSV", False),
+        ("csv", "t.csv", ROWS, ".more.csv", True),
+        ("yfcc-tsv", "yfcc100m_dataset-0.txt", PHOTO, "README.txt", False),
+        ("yfcc-tsv", "yfcc100m_dataset-0.txt", PHOTO, "deep/yfcc100m_dataset-1.bz2", True),
+        ("imagefolder", "a.txt", "one", "README.txt", False),
+        ("imagefolder", "a.txt", "one", "__MACOSX/b.jpg", False),
+        ("imagefolder", "a.txt", "one", "B.JPG", True),
+    ],
+)
+def test_the_files_that_a_source_reads_in_a_folder_are_compared_and_no_others(
+    tmp_path, capsys, kind, table, content, other, is_read
+):
+    folder, out = tmp_path / "set", tmp_path / "out"
+    for name in ("a.jpg", "1.jpg"):
+        trees.write(folder / name, trees.jpeg(1))
+    trees.write(folder / table, content)
+    command = [kind, folder, *([] if kind == "imagefolder" else ["--images", folder])]
+    assert run(*command, out=out) == 0
+    trees.write(folder / other, "x")
+    capsys.readouterr()
+    assert run(*command, out=out) == int(is_read)
+    shown = capsys.readouterr()
+    assert (f"{folder} have changed" in shown.err) == is_read and ("nothing to do" in shown.out) != is_read
 
 
 def test_a_finished_split_whose_zip_of_images_has_changed_is_an_error(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pickle
 import sqlite3
 
@@ -12,11 +13,12 @@ from test_prepare import keys, prepared
 
 from detailclip_jax.data.caption_rules import captions_of
 from detailclip_jax.data.prepare import arguments, coco, tars, yfcc, yfcc_ids
-from detailclip_jax.data.prepare.begin import begin
+from detailclip_jax.data.prepare.begin import AlreadyThere, begin
 from detailclip_jax.data.prepare.finish import NothingAccepted, load
 from detailclip_jax.data.prepare.job import Options, Request
 from detailclip_jax.data.prepare.sources import SOURCES
 from detailclip_jax.data.sources import Records
+from detailclip_jax.runtime.errors import RunError
 
 
 def examples(folder, split="train"):
@@ -157,6 +159,20 @@ def test_img2dataset_takes_captions_and_dead_links_from_the_parquet(tmp_path):
     }
     assert part["rejected"] == {"failed to download": 1, "failed to resize": 1, "missing in tar": 1}
     assert ("00000/000000001", "failed to download") in rejected(tmp_path / "out")
+
+
+def test_the_tar_beside_a_parquet_of_img2dataset_is_compared_and_another_one_is_not(tmp_path):
+    folder = tmp_path / "set"
+    write_img2dataset(folder, IMG2DATASET)
+    tar = trees.write_tar(folder / "00000.tar", trees.sample("000000000", 0, "x"))
+    prepared(folder, tmp_path / "out", kind="img2dataset-parquet")
+    request = Request("img2dataset-parquet", (str(folder),), str(tmp_path / "out"))
+    trees.write(folder / "another.tar", "x")
+    with pytest.raises(AlreadyThere):
+        begin(request)
+    os.utime(tar, ns=(1, 1))
+    with pytest.raises(RunError, match="have changed"):
+        begin(request)
 
 
 def test_img2dataset_keeps_several_columns_apart(tmp_path):

@@ -6,7 +6,7 @@ import shutil
 from typing import Any, NoReturn
 
 from detailclip_jax.data.prepare import job as jobs
-from detailclip_jax.data.prepare.changes import Listings, difference, stamps
+from detailclip_jax.data.prepare.changes import difference, listings, stamps
 from detailclip_jax.data.prepare.finish import identity, known_split
 from detailclip_jax.data.prepare.job import Job, Options, Request, Shard
 from detailclip_jax.data.prepare.sources import source_of
@@ -50,7 +50,7 @@ def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
         json.dumps({"source": record["source"], "options": options})
     ):
         # Sets that an earlier version prepared have neither
-        if changed := difference(_listings(request), record.get("source_files", {}), record.get("source_folders", {})):
+        if changed := _changed(request, record.get("source_files", {}), record.get("source_folders", {})):
             raise RunError(
                 f"{there}, and since then {changed}; choose another --out, or remove {request.out} with all its splits "
                 "and repeat the command"
@@ -69,15 +69,15 @@ def _resumed(request: Request, num_shards: int) -> Job:
             f"{request.work} was started by a different request ({'; '.join(others)}); "
             f"repeat the first request, remove {_written(request)}, or choose another --out"
         )
-    if changed := difference(_listings(request), job.files, job.folders):
+    if changed := _changed(request, job.files, job.folders):
         raise RunError(
             f"since {request.work} was started, {changed}; remove {_written(request)}, or choose another --out"
         )
     return job
 
 
-def _listings(request: Request) -> Listings:
-    return Listings(request, source_of(request.kind).suffixes)
+def _changed(request: Request, *before: Any) -> str:
+    return difference(request, source_of(request.kind).files, *before)
 
 
 def _written(request: Request) -> str:
@@ -94,8 +94,9 @@ def _planned(request: Request, num_shards: int) -> Job:
     shutil.rmtree(request.work, ignore_errors=True)
     request.work.mkdir(parents=True)
     try:
-        folders = _listings(request).all()  # before the plan: what changes while it is made is noticed
-        plan = source_of(request.kind).plan(request)
+        source = source_of(request.kind)
+        folders = listings(request, source.files)  # before the plan: what changes while it is made is noticed
+        plan = source.plan(request)
         if not plan.shards:
             raise ValueError(f"{request.kind} {' '.join(request.paths)}: the source has no example")
         _check_names(plan.shards)

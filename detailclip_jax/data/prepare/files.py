@@ -26,6 +26,8 @@ MAX_RATIO, FREE_BYTES = 100, 64 * 2**20  # a file may unpack to the larger of MA
 LINES_PER_BYTE, FREE_LINES = 4, 100_000
 MAX_READS_AT_END = 1000  # tarfile skips a member by reading on, also behind the end: 400,000 times for 4 GiB
 VALUES_PER_BYTE, FREE_VALUES = 8, 2_000_000  # of JSON; a value takes up to 100 bytes of memory
+DATASET = "dataset.json"
+REJECTED, FIGURES = "-rejected.jsonl", ("-contact-sheet.png", "-statistics.png")  # behind the split
 COMPRESSED = {".gz": gzip.GzipFile, ".tgz": gzip.GzipFile, ".bz2": bz2.BZ2File, ".xz": lzma.LZMAFile}
 STREAM_ERRORS = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)  # raised for damaged compressed files
 READ_ERRORS = (*STREAM_ERRORS, OSError, ValueError)
@@ -175,6 +177,7 @@ def partial_of(path: pathlib.Path, folder: pathlib.Path | None = None) -> pathli
 def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
     """Returns files sorted by name: those with one of the suffixes from each folder, those that match each pattern.
 
+    Files in a folder that `prepare` has written (`is_own`) are left out.
     Raises FileNotFoundError that names what is missing, and ValueError for anything but a regular file.
     """
     found = sorted({file: None for path in paths for file in _expand_one(path, tuple(suffixes))})
@@ -188,11 +191,23 @@ def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
 
 def _expand_one(path: str, suffixes: tuple[str, ...]) -> list[str]:
     if os.path.isdir(path):
-        found = [str(file) for file in pathlib.Path(path).rglob("*") if file.name.endswith(suffixes)]
+        names = (file for file in pathlib.Path(path).rglob("*") if file.name.endswith(suffixes))
+        found = [str(file) for file in names if not is_own(file)]
         return found or _missing(f"{path!r} has no file that ends in {' or '.join(suffixes)}")
     if os.path.exists(path):
         return [path]
     return glob.glob(path) or _missing(f"{path!r} does not exist")
+
+
+def is_own(path: pathlib.Path) -> bool:
+    """Returns whether `prepare` has written a file: a list of rejects, or a figure of `stats` beside its set.
+
+    A list of rejects has lines of JSON lists, or none; a row of a jsonl table is a JSON object.
+    """
+    if path.name.endswith(REJECTED) and path.is_file():
+        with path.open("rb") as file:
+            return file.read(1) in (b"[", b"")
+    return path.name.endswith(FIGURES) and (path.parent / DATASET).exists()
 
 
 def _missing(message: str) -> list[str]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detailclip_jax.data.prepare import statistics
-from detailclip_jax.data.prepare.files import atomic_file, write_json
-from detailclip_jax.data.prepare.job import DATASET, FORMAT, Job, Request
+from detailclip_jax.data.prepare.files import DATASET, REJECTED, atomic_file, write_json
+from detailclip_jax.data.prepare.job import FORMAT, Job, Request
 from detailclip_jax.data.prepare.known import KNOWN
 from detailclip_jax.data.prepare.records import SCHEMA
 from detailclip_jax.runtime.errors import RunError
@@ -114,7 +114,7 @@ def identity(request: Request) -> dict[str, Any]:
 
 def rejected_path(job: Job) -> pathlib.Path:
     """Returns the path of the list of rejects: one JSON line [key, reason, detail] each."""
-    return pathlib.Path(job.request.out) / f"{job.request.split}-rejected.jsonl"
+    return pathlib.Path(job.request.out) / f"{job.request.split}{REJECTED}"
 
 
 def reasons_in(rejected: Mapping[str, int], first: Mapping[str, Sequence[str]]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled import folders
 from detailclip_jax.data.prepare import rows
+from detailclip_jax.data.prepare.files import is_own
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.rows import Row
@@ -22,7 +23,6 @@ from detailclip_jax.data.regular_files import (
 )
 
 MAX_TEXT_BYTES = 16 * 2**20  # of a caption file
-READ = (*SUFFIXES, ".txt")
 
 
 def plan(request: Request) -> Plan:
@@ -42,8 +42,22 @@ def plan(request: Request) -> Plan:
             f"{request.paths[0]} has the splits {', '.join(splits)}, not classes; prepare each by itself: "
             f"imagefolder {one} --split {splits[0]}"
         )
-    classes = tuple(sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not _is_hidden(entry.name)))
+    classes = _classes(root)
     return Plan(rows.chunked(request, _rows(root, classes, request.options.follow_links)), classes)
+
+
+def files(request: Request) -> Iterator[str]:
+    """Yields the paths of a folder's images, and of the texts next to them; FileNotFoundError without the folder."""
+    for folder in request.paths:
+        walk = Walk(pathlib.Path(folder), request.options.follow_links)
+        images = (walk.root / name for part in ("", *_classes(walk.root)) for name in _images(walk, part))
+        for image in images:
+            text = image.with_suffix(".txt")
+            yield from map(str, [image, text] if text.exists() else [image])
+
+
+def _classes(root: pathlib.Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not _is_hidden(entry.name)))
 
 
 def _rows(root: pathlib.Path, classes: tuple[str, ...], follow_links: bool) -> Iterator[Row]:
@@ -62,7 +76,8 @@ def _images(walk: Walk, folder: str) -> list[str]:
         return []
     files = walk.matching(("**" if folder else "*",), folder)
     shown = (name for name in files if not any(map(_is_hidden, pathlib.PurePath(name).parts)))
-    return sorted((name for name in shown if name.lower().endswith(SUFFIXES)), key=pathlib.PurePath)
+    images = (name for name in shown if name.lower().endswith(SUFFIXES) and not is_own(walk.root / name))
+    return sorted(images, key=pathlib.PurePath)
 
 
 def _is_hidden(name: str) -> bool:

@@ -12,19 +12,23 @@ from typing import Any
 
 from detailclip_jax.data.prepare import parquet, pyarrow_files, tars
 from detailclip_jax.data.prepare.columns import text_of, texts_in
-from detailclip_jax.data.prepare.files import expand
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan, limited, of_files
 from detailclip_jax.data.prepare.records import Named, Raw, Reject, several
 
 SUCCESS = "success"
 IMAGE = "jpg"  # image column of img2dataset's parquet output
-SUFFIXES = (*parquet.SUFFIXES, ".tar")
+
+
+def files(request: Request) -> list[str]:
+    """Returns the parquets of a request and the tars beside them."""
+    paths = parquet.files(request)
+    return [*paths, *(str(_tar(path)) for path in paths if _tar(path).exists())]
 
 
 def plan(request: Request) -> Plan:
     """Plans one shard per parquet; ValueError if one has neither a tar with the same name nor an image column."""
-    paths = expand(request.paths, parquet.SUFFIXES)
+    paths = parquet.files(request)
     for path in paths:
         wanted = ("key", "status", *_captions(request.options))
         pyarrow_files.require(path, wanted if _tar(path).exists() else (*wanted, IMAGE))

@@ -10,7 +10,6 @@ from typing import Any
 from detailclip_jax.data.prepare.files import write_json
 
 FORMAT = "detailclip_jax image-text records 1"
-DATASET = "dataset.json"
 PLAN = "plan.json"
 
 

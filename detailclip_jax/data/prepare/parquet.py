@@ -17,9 +17,14 @@ SUFFIXES = (".parquet",)
 BATCH = 64  # rows in memory at once, in addition to what pyarrow holds of a row group
 
 
+def files(request: Request) -> list[str]:
+    """Returns the parquets of a request, sorted by name."""
+    return expand(request.paths, SUFFIXES)
+
+
 def plan(request: Request) -> Plan:
     """Plans one shard per file; ValueError, with the file's columns, if one is missing."""
-    paths = expand(request.paths, SUFFIXES)
+    paths = files(request)
     for path in paths:
         columns.choose(pyarrow_files.column_names(path), request.options, path)
     shards = of_files(paths)

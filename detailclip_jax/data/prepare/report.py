@@ -12,6 +12,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image, ImageDraw
 
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
+from detailclip_jax.data.prepare.files import FIGURES
 from detailclip_jax.data.prepare.finish import load, reasons_in
 from detailclip_jax.data.prepare.known import comparison
 from detailclip_jax.data.prepare.statistics import SIDE_STEP, quantile
@@ -31,7 +32,7 @@ def show(folder: str, console: Console) -> None:
         console.say("\n".join([f"{split}:", *summary(record)]))
         if not record["num_examples"]:
             continue
-        sheet, figure = (pathlib.Path(folder) / f"{split}-{name}.png" for name in ("contact-sheet", "statistics"))
+        sheet, figure = (pathlib.Path(folder) / f"{split}{ending}" for ending in FIGURES)
         contact_sheet([str(pathlib.Path(folder) / shard["name"]) for shard in record["shards"]]).save(sheet)
         histograms(record, figure)
         console.say(f"figures: {figure}, {sheet}")

@@ -7,7 +7,7 @@ Tables (files that name images and captions) need only an iterator of rows, see 
 import functools
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -43,7 +43,8 @@ class Source(NamedTuple):
     images: whether `--images` is required.
     clean: the default of `--clean`.
     dataset: the known set that a request is, by default.
-    suffixes: in lower case, of the files that are read in a folder; () if the source takes no folder.
+    files: the request -> the paths that are read for it, without images that a table names; none if the source takes no
+        folder.  Raises FileNotFoundError if there is none.
     damage: returns the exceptions that `read` may raise for damaged input; a function, since a library may be missing.
     """
 
@@ -53,7 +54,7 @@ class Source(NamedTuple):
     images: bool = False
     clean: str = "none"
     dataset: Callable[[Request], str] = lambda request: ""
-    suffixes: tuple[str, ...] = ()
+    files: Callable[[Request], Iterable[str]] = lambda request: ()
     damage: Callable[[], tuple[type[Exception], ...]] = lambda: DAMAGE
 
 
@@ -71,13 +72,13 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             "tar shards of jpg/png/... with txt, json, cls: FILES or FOLDER",
             tars.plan,
             tars.read,
-            suffixes=tars.SUFFIXES,
+            files=tars.files,
         ),
         "img2dataset-parquet": Source(
             "output of img2dataset: tars with one parquet each, or parquets with a jpg column: FOLDER",
             img2dataset.plan,
             img2dataset.read,
-            suffixes=img2dataset.SUFFIXES,
+            files=img2dataset.files,
             damage=_parquet_damage,
         ),
         "slip-yfcc15m": _table(
@@ -99,7 +100,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             images=True,
             clean="slip",
             dataset=yfcc.dataset_of,
-            suffixes=yfcc.SUFFIXES,
+            files=yfcc.files,
         ),
         "coco": _table(
             "captions_*.json or Karpathy's dataset_coco.json: JSON --images FOLDER or zip",
@@ -116,30 +117,30 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         "csv": _table(
             "image path and captions per row: FILES [--images ROOT]",
             tables.csv_rows,
-            suffixes=tables.suffixes(".csv"),
+            files=functools.partial(tables.files, ".csv"),
         ),
         "tsv": _table(
             "the same, separated by tabs, without quotes: FILES [--images ROOT]",
             tables.tsv_rows,
-            suffixes=tables.suffixes(".tsv"),
+            files=functools.partial(tables.files, ".tsv"),
         ),
         "jsonl": _table(
             "one JSON object per line: FILES [--images ROOT]",
             tables.jsonl_rows,
-            suffixes=tables.suffixes(".jsonl"),
+            files=functools.partial(tables.files, ".jsonl"),
         ),
         "parquet": Source(
             "paths or bytes with captions: FILES or FOLDER",
             parquet.plan,
             parquet.read,
-            suffixes=parquet.SUFFIXES,
+            files=parquet.files,
             damage=_parquet_damage,
         ),
         "imagefolder": Source(
             "CLASS/image.jpg, optionally with its caption in CLASS/image.txt: FOLDER",
             imagefolder.plan,
             rows.read,
-            suffixes=imagefolder.READ,
+            files=imagefolder.files,
         ),
         "tfds": Source("tfds:NAME, a set prepared by TensorFlow Datasets as array_record", tfds.plan, tfds.read),
     }

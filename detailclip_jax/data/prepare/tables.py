@@ -141,8 +141,12 @@ def _object(line: str) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-def suffixes(suffix: str) -> tuple[str, ...]:
-    """Returns a suffix, plain and with those of compressions."""
+def files(suffix: str, request: Request) -> list[str]:
+    """Returns the tables of a request, sorted by name: in a folder those with the suffix, plain or compressed."""
+    return expand(request.paths, _endings(suffix))
+
+
+def _endings(suffix: str) -> tuple[str, ...]:
     return tuple(suffix + compression for compression in COMPRESSIONS)
 
 
@@ -151,8 +155,7 @@ def _tables(request: Request, suffix: str) -> dict[str, str]:
 
     The keys of rows begin with the name if the table has no column of keys.
     """
-    endings = suffixes(suffix)
-    paths = expand(request.paths, endings)
+    endings, paths = _endings(suffix), files(suffix, request)
     folder, tables = common_folder(paths), {}
     for path in paths:
         below = pathlib.Path(os.path.relpath(path, folder)).as_posix()

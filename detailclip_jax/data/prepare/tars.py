@@ -35,9 +35,14 @@ class Sample(NamedTuple):
     refused: str = ""
 
 
+def files(request: Request) -> list[str]:
+    """Returns the tars of a request, sorted by name."""
+    return expand(request.paths, SUFFIXES)
+
+
 def plan(request: Request) -> Plan:
     """Plans one shard per tar, sorted by name."""
-    shards = of_files(expand(request.paths, SUFFIXES))
+    shards = of_files(files(request))
     return Plan(limited(shards, lambda shard: _num_samples(shard.path), request.options.limit))
 
 

@@ -35,11 +35,16 @@ class Photo(NamedTuple):
     description: str
 
 
-def tsv_rows(request: Request) -> Iterator[Row]:
-    """Yields the photos of the tables that are in all lists; in a folder, files named yfcc100m_dataset... are read."""
-    ids = Ids.load(request.options.ids)
+def files(request: Request) -> list[str]:
+    """Returns the tables of a request: in a folder or pattern, those that are named yfcc100m_dataset..."""
     found = expand(request.paths, SUFFIXES)
-    for path in [one for one in found if one in request.paths or pathlib.Path(one).name.startswith(TABLE)]:
+    return [path for path in found if path in request.paths or pathlib.Path(path).name.startswith(TABLE)]
+
+
+def tsv_rows(request: Request) -> Iterator[Row]:
+    """Yields the photos of the tables that are in all lists."""
+    ids = Ids.load(request.options.ids)
+    for path in files(request):
         with open_text(path) as file:
             photos = (
                 photo
