@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from tiny import check_names
 
-from detailclip_jax import demo, embed, evaluate, export, transfer, visualize
+from detailclip_jax import demo, embed, evaluate, export, interop, transfer, visualize
 from detailclip_jax.run import init_from
 from detailclip_jax.runtime import errors
 from detailclip_jax.training import workdirs
@@ -79,6 +79,25 @@ def test_a_path_inside_a_run_is_answered_with_the_run(tmp_path, inner, in_a_chec
     assert ("and step 3" in message) == in_a_checkpoint
 
 
+def test_a_folder_of_checkpoints_of_another_program_is_no_run(tmp_path):
+    project = tmp_path / "proj"
+    (project / "checkpoints/100").mkdir(parents=True)
+    make_run(project / "data/runs/stickers", 3)
+    check_names(said(project / "data/runs/sticker"), repr(str(project / "data/runs/stickers")))
+    check_names(said(project / "data/runs"), str(project / "data/runs/stickers"))
+    for other in ("data/none", "checkpoints/100", "data"):
+        assert "give the run" not in said(project / other)
+    assert "it has no config.json; a workdir" in workdirs.no_run(project)
+
+
+def test_a_typo_of_a_run_inside_another_run_is_answered_with_the_nearest(tmp_path):
+    make_run(tmp_path, 9)
+    make_run(tmp_path / "runs/stickers", 3)
+    check_names(said(tmp_path / "runs/sticker"), repr(str(tmp_path / "runs/stickers")))
+    check_names(said(tmp_path / "runs"), str(tmp_path / "runs/stickers"))
+    check_names(said(tmp_path / "figures"), f"give the run, {tmp_path}")
+
+
 def test_what_else_a_path_may_be(tmp_path):
     (tmp_path / "empty").mkdir()
     check_names(said(tmp_path / "empty"), "no config.json and no checkpoint")
@@ -90,17 +109,48 @@ def test_what_else_a_path_may_be(tmp_path):
     check_names(said(tmp_path / "several"), str(tmp_path / "several/one"))
 
 
+WEIGHTS = {
+    "of transformers": ["model.safetensors"],
+    "with the state of its training": ["optimizer.bin", "pytorch_model.bin", "scheduler.bin"],
+    "in one file and in shards": ["model-00001-of-00002.safetensors", "pytorch_model.bin"],
+    "of TIPS": ["tips_vision.npz", "tips_text.npz"],
+}
+
+
 @pytest.mark.parametrize("config", ['{"model_type": "clip"}', "", None], ids=["of transformers", "damaged", "none"])
-@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin", "model-00001-of-00002.safetensors"])
-def test_a_folder_of_weights_is_answered_with_the_import(tmp_path, weights, config):
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_a_folder_of_weights_that_can_be_imported_is_answered_with_the_import(tmp_path, weights, config):
     folder = tmp_path / "clip vit"
     folder.mkdir()
-    (folder / weights).write_text("weights")
+    for name in WEIGHTS[weights]:
+        (folder / name).write_text("weights")
     if config is not None:
         (folder / "config.json").write_text(config)
     message = said(folder)
-    check_names(message, "import_torch", f"'{folder / weights}'", "--out")
+    check_names(message, f"import_torch '{folder}' --out")
     assert "has not saved" not in message
+    with pytest.raises(ValueError, match="neither a PyTorch file"):  # it is these files that the import opens
+        interop.load(folder)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_weights_in_several_files_are_not_answered_with_the_import_of_one(tmp_path, suffix):
+    for number in (1, 2):
+        (tmp_path / f"model-{number:05d}-of-00002.{suffix}").write_text("weights")
+    message = said(tmp_path)
+    check_names(message, f"model-00001-of-00002.{suffix}", "max_shard_size")
+    assert f"import_torch {tmp_path}" not in message
+
+
+@pytest.mark.parametrize(
+    "names", [["photos.npz"], ["optimizer.bin"], ["a_vision.npz"], ["a_vision.npz", "b_vision.npz", "a_text.npz"]]
+)
+def test_a_folder_of_other_files_is_no_folder_of_weights(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("numbers")
+    message = said(tmp_path)
+    check_names(message, "no config.json and no checkpoint")
+    assert "import_torch" not in message
 
 
 @pytest.mark.parametrize("config", ['{"model_type": "clip"}', "[]", "{"])

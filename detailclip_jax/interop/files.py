@@ -18,15 +18,9 @@ import ml_dtypes
 import numpy as np
 
 from detailclip_jax.interop import torchscript
+from detailclip_jax.runtime import weight_files
 from detailclip_jax.runtime.files import written_atomically
 
-WEIGHT_FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "pytorch_model.bin",
-)
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # start of PyTorch files before 1.6
 NPY = ".npy"  # suffix of the arrays in an npz file
 TAR_BLOCK = 512  # bytes of a tar archive's first header
@@ -73,10 +67,9 @@ def read(path: Path) -> Any:
 
 def weights_in(folder: Path) -> Path:
     """The weights file in the folder of an open_clip or transformers model."""
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"no weights in {folder}; looked for {', '.join(WEIGHT_FILES)}")
+    if file := weight_files.model_in(folder):
+        return file
+    raise FileNotFoundError(f"no weights in {folder}; looked for {', '.join(weight_files.NAMES)}")
 
 
 def _check_no_tar(path: Path, start: bytes) -> None:

@@ -30,6 +30,7 @@ from detailclip_jax.interop.measure import (
 from detailclip_jax.interop.tables import StateDict, Table
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.vit import Style
+from detailclip_jax.runtime import weight_files
 
 OPENAI_STYLE = Style(norm_eps=1e-5, activation="quick_gelu", pre_norm=True, patch_bias=False)
 SIGLIP_STYLE = Style(activation="gelu_tanh", pooling="attention")
@@ -465,7 +466,7 @@ LAYOUTS = (
         text_activation="relu",
         image_is_embedding=True,
         mlps=TIPS_MLPS,
-        parts=tips.PARTS,
+        parts=weight_files.PARTS,
         prepare=tips.plain_pair,
         read_only=True,
         class_tokens=2,

@@ -17,10 +17,8 @@ from jaxtyping import Float32
 from detailclip_jax.interop import files, reference, timm_vit
 from detailclip_jax.interop.measure import Spec
 from detailclip_jax.interop.tables import TABLE, Entry, StateDict, Table, within
+from detailclip_jax.runtime.weight_files import PART_SUFFIXES, TEXT, VISION, parts_in
 
-VISION, TEXT = "vision", "text"
-PARTS = (VISION, TEXT)
-SUFFIXES = (".npz", ".pt", ".pth", ".safetensors")
 CONTEXT_LENGTH = 64  # of the published inference code
 MAX_TIMESCALE = 10_000
 TEMPERATURE = 0.07  # at which our training starts; for text weights without one
@@ -107,17 +105,13 @@ def pair_in(folder: Path) -> Mapping[str, Any] | None:
 
     Raises ValueError if there are several of a kind, or only one of the two.
     """
-    found = {part: _files_of(folder, part) for part in PARTS}
-    if not any(found.values()) or any((folder / name).is_file() for name in files.WEIGHT_FILES):
+    found = parts_in(folder)
+    if not any(found.values()):
         return None
     if any(len(paths) != 1 for paths in found.values()):
         counts = " and ".join(f"{len(paths)} of NAME_{part}" for part, paths in found.items())
         raise ValueError(
-            f"{folder} has {counts} ({', '.join(SUFFIXES)}); a folder with one of each is read as a TIPS model, and "
-            "the file of an image encoder alone by its own name"
+            f"{folder} has {counts} ({', '.join(PART_SUFFIXES)}); a folder with one of each is read as a TIPS model, "
+            "and the file of an image encoder alone by its own name"
         )
     return {part: files.read(path) for part, (path,) in found.items()}
-
-
-def _files_of(folder: Path, part: str) -> list[Path]:
-    return sorted(path for path in folder.glob(f"*_{part}.*") if path.suffix in SUFFIXES)

@@ -7,11 +7,11 @@ import os
 import shlex
 from pathlib import Path
 
+from detailclip_jax.runtime import weight_files
 from detailclip_jax.runtime.errors import near_path
 
 FOLDER = "checkpoints"  # in a workdir
 CONFIG = "config.json"
-WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".npz")  # of files that import_torch reads, the likeliest one first
 MAX_NAMED = 5  # runs in a message
 SOURCES = "a workdir is written by detailclip train (--config=stickers is the demo) and by detailclip import"
 
@@ -44,22 +44,33 @@ def no_run(path: str | Path) -> str:
     path = Path(path)
     if path.is_file():
         return f"{path} is a file; python -m detailclip_jax.import_torch converts a PyTorch checkpoint to a workdir"
-    if run := next(filter(is_run, path.absolute().parents), None):
-        return _inside(path, run)
-    if not path.exists():
-        return f"folder {path} does not exist{neighbours(path)}"
-    if is_run(path):
-        return f"{path} is not the workdir of a run: it has no {CONFIG}; {SOURCES}"
     if has_config(path):
         return f"no checkpoint in {path / FOLDER}; the run has not saved any checkpoint yet"
     if runs := runs_in(path):
         return f"{path} has no run itself; give a run inside it, for example {path / runs[0]}"
-    if file := weights_in(path):
-        command = f"python -m detailclip_jax.import_torch {shlex.quote(str(file))} --out=DIR"
-        return f"{path} is a folder of weights, not the workdir of a run; convert them to one: {command}"
-    other = (path / CONFIG).exists()
-    lacks = f"its {CONFIG} names no method" if other else f"it has no {CONFIG} and no checkpoint"
-    return f"{path} is not the workdir of a run: {lacks}; {SOURCES}"
+    run = next(filter(is_run, path.absolute().parents), None)
+    if run and (path.exists() or not runs_in(path.parent)):
+        return _inside(path, run)
+    if not path.exists():
+        return f"folder {path} does not exist{neighbours(path)}"
+    return _weights(path) or f"{path} is not the workdir of a run: {_lacks(path)}; {SOURCES}"
+
+
+def _lacks(path: Path) -> str:
+    if (path / CONFIG).exists():
+        return f"its {CONFIG} names no method"
+    return f"it has no {CONFIG}" + ("" if steps_in(path / FOLDER) else " and no checkpoint")
+
+
+def _weights(path: Path) -> str:
+    """Says how a folder of weights becomes a workdir; "" for another folder."""
+    what = f"{path} is a folder of weights, not the workdir of a run"
+    if weight_files.is_model(path):
+        return f"{what}; convert them to one: python -m detailclip_jax.import_torch {shlex.quote(str(path))} --out=DIR"
+    if shard := weight_files.shard_in(path):
+        save = "model.save_pretrained(DIR, max_shard_size='100GB') of transformers"
+        return f"{what}, and in several files ({shard.name}, ...), which import_torch does not read; {save} writes one"
+    return ""
 
 
 def _inside(path: Path, run: Path) -> str:
@@ -83,14 +94,6 @@ def has_config(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "method" in config
-
-
-def weights_in(folder: Path) -> Path | None:
-    """Returns the file of a folder that most likely holds a model's weights; None without one, or for a file."""
-    with contextlib.suppress(OSError):
-        files = [file for file in folder.iterdir() if file.suffix in WEIGHTS and file.is_file()]
-        return min(files, key=lambda file: (WEIGHTS.index(file.suffix), file.name), default=None)
-    return None
 
 
 def neighbours(path: Path) -> str:
@@ -119,5 +122,5 @@ def runs_in(folder: Path) -> list[str]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is the workdir of a run with a checkpoint."""
-    return os.path.isdir(folder / FOLDER) and bool(steps_in(folder / FOLDER))
+    """Whether a folder is the workdir of a run with a checkpoint; other programs have folders of that name as well."""
+    return os.path.isdir(folder / FOLDER) and bool(steps_in(folder / FOLDER)) and has_config(folder)

@@ -1,0 +1,39 @@
+"""The weights in a folder of open_clip, transformers or TIPS, by the names of the files, none of which is opened."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+SHARD = re.compile(r"\d+-of-\d+\.(safetensors|bin)$")  # the end of the name of a part of a transformers model
+VISION, TEXT = "vision", "text"
+PARTS = (VISION, TEXT)  # of a TIPS model, which has one file for each
+PART_SUFFIXES = (".npz", ".pt", ".pth", ".safetensors")
+
+
+def model_in(folder: Path) -> Path | None:
+    """Returns the file of an open_clip or transformers model; None without one."""
+    return next((folder / name for name in NAMES if (folder / name).is_file()), None)
+
+
+def parts_in(folder: Path) -> Mapping[str, list[Path]]:
+    """Returns the files NAME_vision and NAME_text of TIPS, by part; none beside the file of another model."""
+    if model_in(folder):
+        return {part: [] for part in PARTS}
+    return {part: sorted(p for p in folder.glob(f"*_{part}.*") if p.suffix in PART_SUFFIXES) for part in PARTS}
+
+
+def is_model(folder: Path) -> bool:
+    """Returns whether `import_torch` finds the weights in a folder: a model's file, or one of each part of TIPS."""
+    return model_in(folder) is not None or all(len(files) == 1 for files in parts_in(folder).values())
+
+
+def shard_in(folder: Path) -> Path | None:
+    """Returns the first file of a model that is divided into several, as model-00001-of-00002.safetensors, or None."""
+    return min((path for path in folder.glob("*-of-*") if SHARD.search(path.name)), default=None)
