@@ -81,10 +81,22 @@ def check_launch(given: Sequence[str]) -> NoReturn:
 
     from detailclip_jax import main as training
 
-    sys.argv[1:] = [flag for flag in given if not is_launch(flag)]
-    *_, last = filter(is_launch, given)
-    command = last.partition("=")[2] if "=" in last else None
+    command, sys.argv[1:] = launch_of(given)
     app.run(functools.partial(training.preflight, command=command), flags_parser=training.parse_flags)
+
+
+def launch_of(given: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Returns the command of the last --launch=COMMAND or --launch COMMAND, None for --launch alone, and the rest."""
+    command, rest, words = None, [], list(given)
+    while words:
+        flag, *words = words
+        if not is_launch(flag):
+            rest.append(flag)
+        elif "=" in flag:
+            command = flag.partition("=")[2]
+        else:
+            command = words.pop(0) if words and not words[0].startswith("-") else None
+    return command, rest
 
 
 def is_launch(flag: str) -> bool:

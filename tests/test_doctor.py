@@ -8,6 +8,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from absl import app
 from launching import ROOT, SMALLEST, environment
 from packaging.requirements import Requirement
 from test_detection_run import tiny as tiny_detection
@@ -150,13 +151,25 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_the_wrong_command_for_a_config_is_refused_before_anything_else(wrong, tmp_path):
+def test_the_wrong_command_for_a_config_is_refused_before_anything_else(wrong, monkeypatch, capsys):
     command, config, words = WRONG[wrong]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["doctor", config])
+    monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=run_config.load(config.removeprefix("--config="))))
+    monkeypatch.setattr(main, "join_processes", lambda: pytest.fail("waits for the other processes"))
+    assert main.preflight(["doctor"], command) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.strip().splitlines()) == 1
+    check_names(said.err, *words)
+
+
+@pytest.mark.check
+def test_the_command_doctor_refuses_the_wrong_command_for_a_config(tmp_path):
+    _, config, words = WRONG["the config of transfer"]
     workdir = tmp_path / "run"
-    doctor = [sys.executable, "-m", "detailclip_jax.doctor", f"--launch={command}"]
     connects = ["--coordinator=127.0.0.1:1", "--num-processes=2", "--process-id=1"]  # nobody is there: it would wait
     result = subprocess.run(
-        [*doctor, config, f"--workdir={workdir}", *connects],
+        [sys.executable, "-m", "detailclip_jax.doctor", "--launch=main", config, f"--workdir={workdir}", *connects],
         cwd=ROOT,
         env=environment(tmp_path),
         capture_output=True,
@@ -166,6 +179,29 @@ def test_the_wrong_command_for_a_config_is_refused_before_anything_else(wrong, t
     assert (result.returncode, result.stdout) == (2, "") and not workdir.exists()
     assert len(result.stderr.strip().splitlines()) == 1
     check_names(result.stderr, *words)
+
+
+LAUNCHES = [
+    (["--launch"], None, []),
+    (["--launch", "--config=c"], None, ["--config=c"]),
+    (["--launch", "main", "--config=c"], "main", ["--config=c"]),
+    (["--config=c", "--launch", "transfer"], "transfer", ["--config=c"]),
+    (["--launch=main", "--config=c", "other"], "main", ["--config=c", "other"]),
+    (["--launch=", "--config=c"], "", ["--config=c"]),
+    (["--launch", "main", "--launch=transfer"], "transfer", []),
+]
+
+
+@pytest.mark.parametrize(("given", "command", "left"), LAUNCHES)
+def test_the_command_of_a_launch_may_be_a_word_of_its_own(monkeypatch, given, command, left):
+    def run(check, flags_parser):
+        assert check.keywords == {"command": command} and sys.argv[1:] == left
+        raise SystemExit(7)
+
+    monkeypatch.setattr(sys, "argv", ["doctor"])
+    monkeypatch.setattr(app, "run", run)
+    with pytest.raises(SystemExit, match="7"):
+        doctor.main(given)
 
 
 def test_a_launch_that_can_go(capsys, tmp_path):
