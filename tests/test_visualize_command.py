@@ -236,6 +236,11 @@ def test_checkpoints_are_named_by_the_folders_that_tell_them_apart(paths, names)
     assert figure_files.names_of(paths) == names
 
 
+def test_two_paths_of_one_folder_are_named():
+    with pytest.raises(ValueError, match=r"^two paths are the same folder: runs/clip/$"):
+        figure_files.names_of(["runs/other", "runs/clip", "runs/clip/"])
+
+
 @pytest.mark.check
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
 @looped

@@ -13,7 +13,7 @@
         print(compare.write(plan))
 
 Every run is an ordinary run of `loop`, in WORKDIR/NAME/seed-K.  Finished runs are not repeated.
-`gflop_per_image` is a function of the command: the benchmarks, which count FLOP, may import this room, not this them.
+The command passes `gflop_per_image`, because `run` may not import `benchmarks`.
 """
 
 import itertools

@@ -54,7 +54,8 @@ def names_of(checkpoints: Sequence[str]) -> list[str]:
         names = ["-".join(part[-length:]).strip("/") for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise ValueError("--checkpoint names a folder twice")
+    twice = next(path for number, path in enumerate(checkpoints) if parts[number] in parts[:number])
+    raise ValueError(f"two paths are the same folder: {twice}")
 
 
 def write(request: Request, console: Console) -> None:
