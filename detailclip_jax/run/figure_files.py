@@ -1,7 +1,9 @@
 """The files of `python -m detailclip_jax.visualize`: loads the runs, opens the images, draws and saves the figures.
 
-names = names_of(["runs/clip", "runs/detailclip"])
-write(Request(dict(zip(names, ["runs/clip", "runs/detailclip"])), Path("figures"), what=["attention"]), Console())
+    names = names_of(["runs/clip", "runs/detailclip"])
+    write(Request(dict(zip(names, ["runs/clip", "runs/detailclip"])), Path("figures"), what=["attention"]), Console())
+
+Every figure is written in all formats of the request, by default as png and svg.
 """
 
 from collections.abc import Mapping, Sequence
