@@ -461,6 +461,18 @@ def test_a_source_that_is_missing_or_empty_leaves_nothing_behind(tmp_path, monke
     assert (tmp_path / "out").is_dir() and not list((tmp_path / "out").iterdir())
 
 
+def test_a_set_within_an_imagefolder_is_no_class(tmp_path):
+    """Neither the output, which begins before the classes are listed, nor a set that was prepared earlier."""
+    photos = tmp_path / "photos"
+    for number, name in enumerate(("cat", "dog")):
+        trees.write(photos / name / "0.jpg", trees.jpeg(number))
+    assert run("imagefolder", photos, out=tmp_path / "elsewhere") == 0
+    classes = load(str(tmp_path / "elsewhere"))["splits"]["train"]["classes"]
+    for name in ("a_set", "another"):
+        assert run("imagefolder", photos, out=photos / name) == 0
+        assert load(str(photos / name))["splits"]["train"]["classes"] == classes
+
+
 @pytest.mark.parametrize("inner", ["", "cat/"], ids=["flat", "classes"])
 def test_splits_of_an_imagefolder_are_no_classes(tmp_path, capsys, inner):
     for number, split in enumerate(("train", "test")):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled import folders
 from detailclip_jax.data.prepare import rows
-from detailclip_jax.data.prepare.files import is_own
+from detailclip_jax.data.prepare.files import DATASET, is_own
 from detailclip_jax.data.prepare.job import Request
 from detailclip_jax.data.prepare.plan import Plan
 from detailclip_jax.data.prepare.rows import Row
@@ -29,7 +29,7 @@ def plan(request: Request) -> Plan:
     """Plans the images of one folder, sorted by path; class i is the i-th folder by name, as in torchvision.
 
     Raises ValueError if the subfolders are splits (train/, test/; see `labelled.folders.splits_in`) and not classes.
-    Hidden files and folders (.ipynb_checkpoints, ._image.jpg) and __MACOSX are skipped.
+    Hidden files and folders (.ipynb_checkpoints, ._image.jpg), __MACOSX and prepared sets are skipped.
     """
     if len(request.paths) != 1:
         raise ValueError(f"imagefolder takes one folder, got {', '.join(request.paths)}")
@@ -42,7 +42,7 @@ def plan(request: Request) -> Plan:
             f"{request.paths[0]} has the splits {', '.join(splits)}, not classes; prepare each by itself: "
             f"imagefolder {one} --split {splits[0]}"
         )
-    classes = _classes(root)
+    classes = _classes(root, request)
     return Plan(rows.chunked(request, _rows(root, classes, request.options.follow_links)), classes)
 
 
@@ -50,14 +50,18 @@ def files(request: Request) -> Iterator[str]:
     """Yields the paths of a folder's images, and of the texts next to them; FileNotFoundError without the folder."""
     for folder in request.paths:
         walk = Walk(pathlib.Path(folder), request.options.follow_links)
-        images = (walk.root / name for part in ("", *_classes(walk.root)) for name in _images(walk, part))
+        images = (walk.root / name for part in ("", *_classes(walk.root, request)) for name in _images(walk, part))
         for image in images:
             text = image.with_suffix(".txt")
             yield from map(str, [image, text] if text.exists() else [image])
 
 
-def _classes(root: pathlib.Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not _is_hidden(entry.name)))
+def _classes(root: pathlib.Path, request: Request) -> tuple[str, ...]:
+    """Returns the names of the subfolders, without hidden ones, sets that `prepare` has written, and the output."""
+    out = os.path.realpath(request.out)
+    shown = (entry for entry in os.scandir(root) if is_folder(entry) and not _is_hidden(entry.name))
+    others = (entry for entry in shown if os.path.realpath(entry) != out and not (root / entry / DATASET).exists())
+    return tuple(sorted(entry.name for entry in others))
 
 
 def _rows(root: pathlib.Path, classes: tuple[str, ...], follow_links: bool) -> Iterator[Row]:
