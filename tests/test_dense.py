@@ -355,6 +355,22 @@ def test_stickers_and_the_published_numbers(workdir, mine, tmp_path, capsys, mon
     assert "already measured" in capsys.readouterr().out
 
 
+def test_classes_that_no_mask_has_and_ignored_pixels_are_remarks(workdir, mine, tmp_path, capsys):
+    """A class stored as 255 is ignored; the sets with a known layout ignore what their task leaves out."""
+    folder = tmp_path / "masks"
+    write_pair(folder / "images/val/a.png", folder / "masks/val/a.png", [[0] * 30 + [255] * 10] * 40)
+    (folder / "classes.txt").write_text("ground\nbox")
+    out = tmp_path / "out"
+    assert run(workdir, out, f"--tasks=dense:folder:{folder},folder:{mine},stickers", "--num-examples=2") == 0
+    screen, page = capsys.readouterr().out, (out / "results.md").read_text()
+    for text in (screen, page):
+        listed = [line for line in text.splitlines() if "in no mask of the evaluation set" in line]
+        assert len(listed) == 1 and str(folder) in listed[0]
+        check_names(listed[0], "1 of 2 classes", "(box)", "25.0%", "ignored")
+    of = {r["dataset"]: r["remark"] for r in records(out) if r["metric"] == "mean_iou"}
+    assert of[f"folder:{mine}:naclip"] == of["stickers:naclip"] == ""
+
+
 def test_an_image_encoder_alone_is_left_out_and_a_broken_mask_fails(workdir, mine, tmp_path, capsys):
     alone = write_checkpoint(tmp_path / "mae", "mae")
     assert run(alone, tmp_path / "out", f"--tasks=dense:folder:{mine}") == 1

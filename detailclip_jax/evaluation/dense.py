@@ -27,7 +27,7 @@ from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.stickers import zero_shot_prompts
 from detailclip_jax.data.workers import Prefetched
 from detailclip_jax.evaluation.bench import Bench
-from detailclip_jax.evaluation.dense_sets import STICKERS
+from detailclip_jax.evaluation.dense_sets import FOLDER, STICKERS
 from detailclip_jax.evaluation.dense_setups import Setup
 from detailclip_jax.evaluation.image_batches import MAX_AHEAD
 from detailclip_jax.evaluation.metrics import Metric, bootstrap_interval
@@ -37,7 +37,7 @@ from detailclip_jax.inference.dense import ImageLayout, dense_encoder, layout
 from detailclip_jax.models.towers import build
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.errors import Unmeasurable
-from detailclip_jax.segmentation.metrics import confusion
+from detailclip_jax.segmentation.metrics import confusion, label_gaps
 from detailclip_jax.training import mesh as meshes
 from detailclip_jax.types import Params
 
@@ -74,14 +74,15 @@ def measure(
 ) -> Iterator[tuple[str, Metric]]:
     """Yields mean_iou, mean_accuracy and pixel_accuracy; `function` is the `dense_encoder` of a read-out.
 
-    All processes call this together; each computes its share of the images, and all receive the metrics of all.
+    Their remark names the gaps in the masks of a user's folders (`gaps`).  All processes call this together; each
+    computes its share of the images, and all receive the metrics of all.
     Raises BadRecord for an unreadable image or mask, since a mean over other images would be another number.
     """
     class_of, prompts = queries(data, setup)
     texts = np.asarray(bench.classes(prompts), np.float32)
     encode = on_own_devices(function, bench.params)
     rows = range(jax.process_index(), len(data.source), jax.process_count())
-    counts = np.zeros((len(rows), 3, len(data.classes)), np.int32)
+    counts, ignored = np.zeros((len(rows), 3, len(data.classes)), np.int32), np.zeros(len(rows), np.int32)
     step = {"valid": np.ones(jax.process_count(), bool)}
     progress = bench.watch(repeat(step, len(rows)), len(data.source), "images")
     ahead = min(MAX_AHEAD, max(2, usable_cores()))
@@ -90,7 +91,22 @@ def measure(
         for row, (cut, features) in enumerate(streamed(encode, watched)):
             found = predicted(cut.layout.maps(features, texts), class_of, len(data.classes), setup)
             counts[row] = counted_pixels(confusion(cut.mask, found, len(data.classes)))
-    yield from metrics(gathered(counts, len(data.source)))
+            ignored[row] = cut.mask.size - counts[row, 1].sum()
+    counts, ignored = (gathered(each, len(data.source)) for each in (counts, ignored))
+    remark = "; ".join(gaps(data, counts, ignored))
+    for name, value in metrics(counts):
+        value.remark = remark
+        yield name, value
+
+
+def gaps(data: LabelledSet, counts: Int[np.ndarray, "M 3 C"], ignored: Int[np.ndarray, " M"]) -> list[str]:
+    """Returns the warnings of `label_gaps` about the masks of a user's folders.
+
+    None for the other sets: their values are known, and some ignore the background, which is most of an image.
+    """
+    if not data.name.startswith(FOLDER):
+        return []
+    return label_gaps(counts[:, 1].sum(0, dtype=np.int64), int(ignored.sum(dtype=np.int64)), data.classes)
 
 
 def queries(data: LabelledSet, setup: Setup) -> tuple[Int[np.ndarray, " T"], Sequence[Sequence[str]]]:
@@ -192,7 +208,7 @@ def counted_pixels(confusion: Int[np.ndarray, "C C"]) -> Int[np.ndarray, "3 C"]:
     return np.stack([np.diag(confusion), confusion.sum(1), confusion.sum(0)])
 
 
-def gathered(counts: Int[np.ndarray, "m 3 C"], total: int) -> Int[np.ndarray, "M 3 C"]:
+def gathered(counts: Int[np.ndarray, "m ..."], total: int) -> Int[np.ndarray, "M ..."]:
     """The counts of all images, in their order, from processes that each have every n-th image."""
     num_processes = jax.process_count()
     if num_processes == 1:

@@ -166,14 +166,18 @@ def table(counts: Counts, classes: Sequence[str]) -> dict[str, dict[str, float |
 
 
 def gaps(counts: Counts, classes: Sequence[str]) -> list[str]:
-    """Returns warnings about the labels of the evaluated images, none if they are complete.
+    """Returns warnings about the labels of the evaluated images, see `label_gaps`."""
+    return label_gaps(counts.confusion.sum(1), int(counts.ignored), classes)
+
+
+def label_gaps(labelled: Integer[np.ndarray, " K"], ignored: int, classes: Sequence[str]) -> list[str]:
+    """Returns warnings about labels, from the pixels of each class and those without a label; none if complete.
 
     One names the classes that no pixel has.  One gives the share of ignored pixels; it is there if the share is above
     MOST_IGNORED, and, if a class is missing, for any share above 0.
     """
-    per_class = counts.confusion.sum(1)
-    missing = [name for name, count in zip(classes, per_class) if not count]
-    share = float(counts.ignored / max(counts.ignored + per_class.sum(), 1))
+    missing = [name for name, count in zip(classes, labelled) if not count]
+    share = ignored / max(ignored + int(labelled.sum()), 1)
     lines = []
     if missing:
         names = ", ".join(missing[:NAMED]) + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
