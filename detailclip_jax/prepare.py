@@ -16,7 +16,7 @@ produces the same bytes.  Train with --config.data.source=records --config.data.
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from typing import Any
 
@@ -41,6 +41,11 @@ NO_CAPTIONS = (
 BLANK = (
     "the caption {names} is blank in every example; if --caption-column is misspelt, prepare the set again with a new "
     "--out"
+)
+MOSTLY = 0.5  # the share of examples without a caption above which there is a warning
+FEW_CAPTIONS = (
+    "{without:,} of {num_examples:,} examples have no caption, and train with the empty text; --require-caption leaves "
+    "them out, and --caption-column NAME names another column or field: prepare the set again with a new --out"
 )
 TABLES = ("csv", "tsv", "jsonl", "parquet")  # image paths may be relative to the folder of the table
 
@@ -67,14 +72,8 @@ def prepare(argv: Sequence[str]) -> int:
         lost = "a worker was killed, perhaps for its memory; the same command continues, try fewer --workers"
         raise errors.RunError(lost) from error
     console.say("\n".join(report.summary(part)))
-    if hint := _hint(request, part["rejected"]):
-        console.warn(f"{part['rejected'][MISSING]:,} images are missing{hint}")
-    if num_damaged := part["rejected"].get(UNREADABLE):
-        console.warn(f"{num_damaged} input shards are damaged; their examples after the damage are missing")
-    if part["statistics"]["without_caption"] == part["num_examples"]:
-        console.warn(NO_CAPTIONS)
-    elif blank := report.blank_captions(part):
-        console.warn(BLANK.format(names=", ".join(blank)))
+    for warning in _warnings(request, part):
+        console.warn(warning)
     console.say(f"written to {given.out}; peak memory of a process {local.peak_memory():.0f} MiB")
     return 0
 
@@ -90,6 +89,22 @@ def _made(request: Request, given: argparse.Namespace, beam_options: Sequence[st
     else:
         local.run(job, given.workers, console)
     return finish(job)
+
+
+def _warnings(request: Request, part: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what is probably wrong with a finished split, and the way out."""
+    if hint := _hint(request, part["rejected"]):
+        yield f"{part['rejected'][MISSING]:,} images are missing{hint}"
+    if num_damaged := part["rejected"].get(UNREADABLE):
+        yield f"{num_damaged} input shards are damaged; their examples after the damage are missing"
+    num_examples, without = part["num_examples"], part["statistics"]["without_caption"]
+    if without == num_examples:
+        yield NO_CAPTIONS
+        return
+    if blank := report.blank_captions(part):
+        yield BLANK.format(names=", ".join(blank))
+    if without > MOSTLY * num_examples:
+        yield FEW_CAPTIONS.format(without=without, num_examples=num_examples)
 
 
 def _hint(request: Request, rejected: Mapping[str, int]) -> str:

@@ -362,6 +362,16 @@ def test_a_set_without_captions_is_told_as_one(tmp_path, capsys):
     assert "no caption  1" in shown and "WARNING" not in shown
 
 
+def test_a_set_of_which_most_have_no_caption_is_a_warning_with_the_flag_that_leaves_them_out(tmp_path, capsys):
+    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    table = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\na.jpg,\na.jpg, \n")
+    assert run("csv", table, out=tmp_path / "out") == 0
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    check_names(warning, "2 of 3 examples", "caption", "--require-caption", "--out")
+    assert run("csv", table, "--require-caption", out=tmp_path / "some") == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def test_a_table_whose_caption_columns_have_other_names_is_refused(tmp_path, capsys):
     trees.write(tmp_path / "a.jpg", trees.jpeg(1))
     table = trees.write(tmp_path / "t.csv", "image,raw,long\na.jpg,one,two\n")
