@@ -10,12 +10,14 @@ import numpy as np
 import prepare_trees as trees
 import pytest
 from test_prepare import keys, prepared
+from tiny import check_names
 
 from detailclip_jax.data.caption_rules import captions_of
 from detailclip_jax.data.prepare import arguments, coco, tars, yfcc, yfcc_ids
 from detailclip_jax.data.prepare.begin import AlreadyThere, begin
 from detailclip_jax.data.prepare.finish import NothingAccepted, load
 from detailclip_jax.data.prepare.job import Options, Request
+from detailclip_jax.data.prepare.report import summary
 from detailclip_jax.data.prepare.sources import SOURCES
 from detailclip_jax.data.sources import Records
 from detailclip_jax.runtime.errors import RunError
@@ -487,14 +489,19 @@ def test_csv_with_quotes_and_relative_paths(tmp_path):
     assert part["rejected"] == {"bad row": 1, "missing file": 1}
 
 
-@pytest.mark.parametrize(("kind", "comma"), [("csv", ","), ("tsv", "\t")])
-def test_a_row_with_more_cells_than_columns_is_rejected(tmp_path, kind, comma):
+@pytest.mark.parametrize(
+    ("kind", "comma", "cause"), [("csv", ",", ("comma", "needs quotes")), ("tsv", "\t", ("tab", "replace"))]
+)
+def test_a_row_with_more_cells_than_columns_is_rejected_with_the_cause(tmp_path, kind, comma, cause):
     write_images(tmp_path, "a.jpg", "b.jpg")
     text = "image,caption\na.jpg,a red, old house\nb.jpg,a dog\n".replace(",", comma)
     part = prepared(trees.write(tmp_path / f"t.{kind}", text), tmp_path / "out", kind=kind)
     assert [example["captions"] for example in examples(tmp_path / "out").values()] == [("a dog",)]
     assert part["rejected"] == {"bad row": 1}
-    assert json.loads((tmp_path / "out/train-rejected.jsonl").read_text()) == ["t#2", "bad row", "3 cells, 2 columns"]
+    *place, detail = json.loads((tmp_path / "out/train-rejected.jsonl").read_text())
+    assert place == ["t#2", "bad row"]
+    check_names(detail, "3 cells, 2 columns", *cause)
+    check_names("\n".join(summary(part)), *cause)
 
 
 @pytest.mark.parametrize(("kind", "comma"), [("csv", ","), ("tsv", "\t")])

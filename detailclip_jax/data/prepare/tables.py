@@ -20,6 +20,10 @@ MAX_FIELD = MAX_LINE  # characters
 MAX_ROW = 4 * MAX_LINE  # quoted fields may contain line ends
 KEPT = "surrogateescape"  # Python's handler that keeps bytes which are not UTF-8 recognisable
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+CAUSES = {  # of a row with more cells than columns
+    ",": "a caption with a comma needs quotes",
+    "\t": "a caption with a tab is read as two cells, replace the tab",
+}
 REMEDIES = {
     ",": "use prepare csv",
     ";": "save it with commas (quotes around cells with commas)",
@@ -54,7 +58,8 @@ def _separated(request: Request, suffix: str, dialect: dict[str, Any]) -> Iterat
                     counted.held = 0
                     place, more = f"{name}#{reader.line_num}", cells.pop(None, ())  # of a line longer than the header
                     if any(map(str.strip, more)):
-                        yield Row(place, refused=f"bad row: {len(header) + len(more)} cells, {len(header)} columns")
+                        counts = f"{len(header) + len(more)} cells, {len(header)} columns"
+                        yield Row(place, refused=f"bad row: {counts}; {CAUSES[dialect['delimiter']]}")
                         continue
                     values = {column: cell for column, cell in cells.items() if cell is not None}  # None: a short line
                     yield _row(values, chosen, path, place)
