@@ -447,7 +447,7 @@ def test_the_command_prepares_and_says_what_there_is(tars, tmp_path, capsys):
     [
         (["webdatasets", "x"], "unknown source 'webdatasets'; did you mean 'webdataset'? Known: webdataset,"),
         (["webdataset"], "webdataset needs a PATH"),
-        (["webdataset", "nowhere.tar"], "'nowhere.tar' does not exist"),
+        (["webdataset", "nowhere.tar"], "nowhere.tar' does not exist"),
         (["coco", "x.json"], "coco needs --images"),
         (["csv", "x.csv", "--dataset", "cc4m"], "unknown known set 'cc4m'; did you mean"),
         (["coco", "nowhere.json", "--images", "."], "nowhere.json"),

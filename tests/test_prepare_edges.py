@@ -87,6 +87,52 @@ def test_a_finished_split_whose_table_was_repaired_is_an_error_and_stays(tmp_pat
     assert run("csv", table, out=out) == 0  # the source of a finished split may be removed
 
 
+def test_one_file_named_from_two_folders_is_one_request(tmp_path, capsys, monkeypatch):
+    own, out = tmp_path / "own", tmp_path / "out"
+    trees.write(own / "a.jpg", trees.jpeg(1))
+    trees.write(own / "t.csv", "path,caption\na.jpg,one\n")
+    for folder, name in ((own, "t.csv"), (tmp_path, "own/t.csv"), (tmp_path, own / "t.csv"), (own, "./t.csv")):
+        monkeypatch.chdir(folder)
+        assert run("csv", name, out=out) == 0
+    assert capsys.readouterr().out.count("nothing to do") == 3
+    trees.write(tmp_path / "t.csv", "path,caption\nown/a.jpg,two\n")
+    monkeypatch.chdir(tmp_path)
+    assert run("csv", "t.csv", out=out) == 2  # the same name, another file
+    check_names(capsys.readouterr().err, "different request", str(own / "t.csv"), str(tmp_path / "t.csv"), "--out")
+
+
+def test_a_split_of_an_earlier_version_has_its_paths_as_they_were_typed(tmp_path, capsys, monkeypatch):
+    trees.write(tmp_path / "a.jpg", trees.jpeg(1))
+    trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\n")
+    monkeypatch.chdir(tmp_path)
+    assert run("csv", "t.csv", out="out") == 0
+    described = json.loads(Path("out/dataset.json").read_text())
+    described["splits"]["train"]["source"]["paths"] = ["t.csv"]
+    trees.write_json(tmp_path / "out/dataset.json", described)
+    assert run("csv", "t.csv", out="out") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_pattern_in_a_folder_with_brackets(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "set[1]"
+    trees.webdataset(folder, num_tars=2)
+    monkeypatch.chdir(folder)
+    for _ in range(2):
+        assert run("webdataset", "*.tar", out=tmp_path / "out") == 0
+    assert "nothing to do" in capsys.readouterr().out and len(captions(tmp_path / "out")) == 14
+
+
+def test_another_request_names_what_differs_and_what_to_remove(tars, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("webdataset", tars, out=out) == 0
+    assert run("webdataset", tars, "--max-side", "9", "--caption-column=txt", out=out) == 2
+    shown = capsys.readouterr().err
+    check_names(
+        shown, "max_side: 0 before, 9 now", "caption_columns: () before, ('txt',) now", "--out", f"remove {out}"
+    )
+    assert "paths" not in shown and "kind" not in shown
+
+
 def add_to_photos(folder, name, caption):
     trees.write(folder / f"{name}.jpg", trees.jpeg(len(name)))
     trees.write(folder / f"{name}.txt", caption)

@@ -7,7 +7,7 @@ import os
 from detailclip_jax.data.prepare import columns
 from detailclip_jax.data.prepare.cleaning import CLEANING
 from detailclip_jax.data.prepare.image_checks import CHECKS
-from detailclip_jax.data.prepare.job import Options, Request
+from detailclip_jax.data.prepare.job import Options, Request, located
 from detailclip_jax.data.prepare.known import KNOWN
 from detailclip_jax.data.prepare.sources import SOURCES, source_of
 from detailclip_jax.runtime import arguments as flags
@@ -109,7 +109,7 @@ def request_of(arguments: argparse.Namespace) -> Request:
     check_no_file(arguments.out)
     if arguments.images and not os.path.exists(arguments.images):
         raise FileNotFoundError(f"--images {arguments.images}: this folder or zip does not exist")
-    out, paths = os.path.abspath(arguments.out), tuple(arguments.paths)
+    out, paths = os.path.abspath(arguments.out), located(arguments.source, arguments.paths)
     request = Request(arguments.source, paths, out, arguments.split, "", _options(arguments))
     return dataclasses.replace(request, dataset=arguments.dataset or source.dataset(request))
 
@@ -126,7 +126,8 @@ def check_local(path: str) -> None:
 def _options(arguments: argparse.Namespace) -> Options:
     # A restart may run in another working directory
     images = os.path.abspath(arguments.images) if arguments.images else ""
-    named = {"images": images, "caption_columns": tuple(arguments.caption_column), "ids": tuple(arguments.ids)}
+    ids = tuple(map(os.path.abspath, arguments.ids))
+    named = {"images": images, "caption_columns": tuple(arguments.caption_column), "ids": ids}
     clean = arguments.clean or source_of(arguments.source).clean
     others = {field.name for field in dataclasses.fields(Options)} - {*named, "clean"}
     return Options(**named, clean=clean, **{name: getattr(arguments, name) for name in others})

@@ -1,7 +1,6 @@
 """Creates the job of a request, or resumes the one that an earlier run left."""
 
 import collections
-import json
 import shutil
 from typing import Any, NoReturn
 
@@ -46,9 +45,9 @@ def refuse_finished(request: Request) -> None:
 def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
     there = f"{request.out} already has the split {request.split}"
     options = {**vars(Options()), **record["options"]}  # a set prepared by an earlier version lacks newer options
-    if json.loads(json.dumps(identity(request))) == json.loads(
-        json.dumps({"source": record["source"], "options": options})
-    ):
+    now = identity(request)
+    others = jobs.differing({**record["source"], **options}, {**now["source"], **now["options"]})
+    if not others:
         # Sets that an earlier version prepared have neither
         if changed := _changed(request, record.get("source_files", {}), record.get("source_folders", {})):
             raise RunError(
@@ -56,7 +55,10 @@ def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
                 "and repeat the command"
             )
         raise AlreadyThere(f"{there}; nothing to do (if its source has changed since, choose another --out)")
-    raise ValueError(f"{there}, prepared by a different request; choose another --out or --split")
+    raise ValueError(
+        f"{there}, prepared by a different request ({'; '.join(others)}); choose another --out or --split, or remove "
+        f"{request.out} with all its splits and repeat the command"
+    )
 
 
 def _resumed(request: Request, num_shards: int) -> Job:

@@ -174,6 +174,14 @@ def partial_of(path: pathlib.Path, folder: pathlib.Path | None = None) -> pathli
     return (folder or path.parent) / f"{path.name}.{uuid.uuid4().hex}.partial"
 
 
+def absolute(path: str) -> str:
+    """Returns a path or pattern from the root; in front of a pattern, the working directory's own "[" is no pattern."""
+    here = os.getcwd()
+    if glob.has_magic(path) and not os.path.exists(path):
+        here = glob.escape(here)
+    return os.path.normpath(os.path.join(here, path))
+
+
 def expand(paths: Sequence[str], suffixes: Iterable[str]) -> list[str]:
     """Returns files sorted by name: those with one of the suffixes from each folder, those that match each pattern.
 

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import json
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from detailclip_jax.data.prepare.files import write_json
+from detailclip_jax.data.prepare.files import absolute, write_json
 
 FORMAT = "detailclip_jax image-text records 1"
 PLAN = "plan.json"
@@ -144,10 +145,36 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def located(kind: str, paths: Iterable[str]) -> tuple[str, ...]:
+    """Returns a request's paths and patterns from the root, which mean the same in every working directory.
+
+    The names of tfds sets stay as they are.
+    """
+    return tuple(paths) if kind.startswith("tfds") else tuple(map(absolute, paths))
+
+
 def differences(old: Request, new: Request) -> list[str]:
     """Returns the differences between two requests, one line each."""
-    before, after = _flat(old), _flat(new)
-    return [f"{name}: {before[name]!r} before, {after[name]!r} now" for name in before if before[name] != after[name]]
+    return differing(_flat(old), _flat(new))
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns the fields of `old` that have another value in `new`, one line each; "kind" and "paths" are among them.
+
+    A list equals a tuple, and a relative path, which earlier versions saved, one from the root.
+    """
+    before, after = _comparable(old), _comparable(new)
+    return [
+        f"{name}: {value!r} before, {after.get(name)!r} now"
+        for name, value in before.items()
+        if value != after.get(name)
+    ]
+
+
+def _comparable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {name: _plain(value) for name, value in fields.items()}
+    ids = tuple(map(os.path.abspath, plain["ids"]))
+    return {**plain, "paths": located(plain["kind"], plain["paths"]), "ids": ids}
 
 
 def _flat(request: Request) -> dict[str, Any]:
