@@ -94,9 +94,9 @@ def _made(request: Request, given: argparse.Namespace, beam_options: Sequence[st
 def _warnings(request: Request, part: Mapping[str, Any]) -> Iterator[str]:
     """Yields what is probably wrong with a finished split, and the way out."""
     if hint := _hint(request, part["rejected"]):
-        yield f"{part['rejected'][MISSING]:,} images are missing{hint}"
+        yield f"{counted(part['rejected'][MISSING], 'image')} not found{hint}"
     if num_damaged := part["rejected"].get(UNREADABLE):
-        yield f"{num_damaged} input shards are damaged; their examples after the damage are missing"
+        yield f"damage in {counted(num_damaged, 'input shard')}; the examples after the damage are missing"
     num_examples, without = part["num_examples"], part["statistics"]["without_caption"]
     if without == num_examples:
         yield NO_CAPTIONS

@@ -73,9 +73,15 @@ def test_the_report_has_a_line_for_each(monkeypatch, capsys, missing, code):
     assert lines["[demo]"].endswith("ready" if code else "not installed: a (pip install 'detailclip_jax[demo]')")
 
 
+@pytest.mark.parametrize(("num", "text"), [(1, "1 core, "), (2, "2 cores, ")])
+def test_the_cores_of_the_host_are_counted(monkeypatch, num, text):
+    monkeypatch.setattr(machine, "usable_cores", lambda: num)
+    assert dict(machine.description())["host"].startswith(text)
+
+
 def test_compiled_programs_are_counted(tmp_path):
     (tmp_path / "a-cache").write_bytes(bytes(3 * 2**20))
-    assert machine.programs(str(tmp_path)) == f"1 compiled ones, 3 MiB, in {tmp_path} (can be deleted)"
+    assert machine.programs(str(tmp_path)) == f"1 compiled program, 3 MiB, in {tmp_path} (can be deleted)"
     assert "compiled anew" in machine.programs(None)
 
 

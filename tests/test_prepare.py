@@ -470,7 +470,7 @@ def test_the_source_is_asked_for_first(capsys):
 def test_a_damaged_input_shard_is_loud(tars, tmp_path, capsys):
     trees.write(tars / "00001.tar", b"no tar")
     assert main(["webdataset", str(tars), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
-    assert "WARNING: 1 input shards are damaged" in capsys.readouterr().out
+    assert "WARNING: damage in 1 input shard;" in capsys.readouterr().out
 
 
 def test_nothing_accepted_is_a_failure(tmp_path, capsys):

@@ -392,7 +392,7 @@ def test_some_missing_images_of_a_table_are_a_warning_with_the_hint(tmp_path, ca
     trees.write(tmp_path / "a.jpg", trees.jpeg(1))
     table = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\nb.jpg,two\n")
     assert run("csv", table, out=tmp_path / "out") == 0
-    assert "WARNING: 1 images are missing; paths are relative to the folder" in capsys.readouterr().out
+    assert "WARNING: 1 image not found; paths are relative to the folder" in capsys.readouterr().out
 
 
 def test_a_set_without_captions_is_told_as_one(tmp_path, capsys):

@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 
 from detailclip_jax.runtime import start
 from detailclip_jax.runtime.devices import usable_cores
+from detailclip_jax.runtime.terminal import counted
 
 NONE = "NONE that jax can use:"
 CHECKPOINT = 2.4  # GiB of a ViT-B/16 checkpoint
@@ -28,7 +29,7 @@ def description() -> Iterator[tuple[str, str]]:
     yield "code", f"git {provenance.git_revision()}"
     yield "devices", _usable(jax.local_devices)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield "host", f"{usable_cores()} cores, {memory / 2**30:.0f} GiB of memory"
+    yield "host", f"{counted(usable_cores(), 'core')}, {memory / 2**30:.0f} GiB of memory"
     yield "disk", disk(shutil.disk_usage(".").free)
     yield "programs", programs(os.environ.get(start.CACHE))
 
@@ -66,7 +67,7 @@ def programs(folder: str | None) -> str:
     if not folder:
         return f"compiled anew by each command: {start.CACHE} names no folder"
     sizes = [path.stat().st_size for path in Path(folder).glob("*") if path.is_file()]
-    return f"{len(sizes):,} compiled ones, {sum(sizes) / 2**20:,.0f} MiB, in {folder} (can be deleted)"
+    return f"{counted(len(sizes), 'compiled program')}, {sum(sizes) / 2**20:,.0f} MiB, in {folder} (can be deleted)"
 
 
 def requirements(package: str = "detailclip_jax") -> dict[str, list[str]]:
