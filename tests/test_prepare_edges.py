@@ -211,7 +211,7 @@ def test_a_table_that_only_seems_to_be_a_list_of_rejects_is_read(tmp_path):
 
 def test_the_figures_of_a_set_below_a_folder_of_images_are_no_change(tmp_path, capsys):
     add_to_photos(tmp_path / "a", "one", "words")
-    for out in (tmp_path, tmp_path / "a"):
+    for out in (tmp_path, tmp_path / "a/set"):
         assert run("imagefolder", tmp_path, out=out) == 0
         for name in ("statistics", "contact-sheet"):
             trees.write(out / f"train-{name}.png", trees.jpeg(2))
