@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launching import QUICK
+from ml_collections import ConfigDict
 from PIL import Image
+from tiny import check_names
 
 from detailclip_jax.config import default
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
@@ -19,6 +21,7 @@ from detailclip_jax.data.sources import write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
 from detailclip_jax.evaluation import report
+from detailclip_jax.run import loop
 from detailclip_jax.runtime.metrics import read_lines
 from detailclip_jax.runtime.progress import progress_line
 
@@ -117,6 +120,18 @@ def test_the_report_says_what_was_wrong_with_the_data(tmp_path):
     written = report.write(tmp_path, {}, default(), 1, "unreadable record was replaced by the next one 3 times")
     assert written.endswith("\nTraining data: unreadable record was replaced by the next one 3 times.\n")
     assert "Training data" not in report.write(tmp_path, {}, default(), 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(1, ("1 time;", "in 1 image;", "tokens: 1 caption")), (1200, ("1,200 times;", "1,200 images;", "1,200 captions"))],
+)
+def test_the_counts_of_the_data_have_their_nouns(number, words):
+    config = ConfigDict({"data": {"max_instances": 100}, "model": {"context_length": 77}})
+    counts = dict.fromkeys(("bad_records", "crowded_images", "truncated_captions"), number)
+    said = loop.data_summary(config, counts)
+    check_names(f"{said};", *words)
+    assert ("captions" in said) == ("images" in said) == (number > 1)
 
 
 # through the command

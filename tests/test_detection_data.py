@@ -158,7 +158,7 @@ def test_another_box_or_class_name_is_another_fingerprint(tmp_path):
 def test_images_without_annotations_are_left_out_of_training_only(tmp_path):
     train, val = opened(tmp_path, box_of(1), training=True), opened(tmp_path, box_of(1))
     assert len(train.source) == 1 and len(val.source) == 2 and len(val.source[1]["boxes"]) == 0
-    assert train.notes == ("1 images without annotations are left out",)
+    assert train.notes == ("left out: 1 image without annotations",)
     assert [image["id"] for image in opened(tmp_path, box_of(1), num=1).ground_truth()["images"]] == [1]
 
 

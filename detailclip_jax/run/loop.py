@@ -364,12 +364,15 @@ def data_summary(config: ConfigDict, counts: Mapping[str, int]) -> str:
     lines = []
     if bad := counts["bad_records"]:
         lines.append(
-            f"an unreadable record was replaced by the next one {bad:,} times; bad_records*.txt lists these records"
+            f"an unreadable record was replaced by the next one {counted(bad, 'time')}; "
+            "bad_records*.txt lists these records"
         )
     if crowded := counts.get("crowded_images"):
-        lines.append(f"{crowded:,} images have more than data.max_instances {config.data.max_instances} instances")
+        lines.append(
+            f"more than data.max_instances {config.data.max_instances} instances in {counted(crowded, 'image')}"
+        )
     if truncated := counts.get("truncated_captions"):
-        lines.append(f"{truncated:,} captions were cut to context_length {config.model.context_length} tokens")
+        lines.append(f"cut to context_length {config.model.context_length} tokens: {counted(truncated, 'caption')}")
     return "; ".join(lines)
 
 

@@ -100,8 +100,9 @@ def open_format(
     listed, categories = _images(content, file), _categories(content, file)
     grouped, lost = _grouped(content["annotations"], {image.id for image in listed})
     kept = [image for image in listed if grouped[image.id] or not training]
-    notes = [f"{len(listed) - len(kept):,} images without annotations are left out"] if len(kept) < len(listed) else []
-    notes += [f"{lost:,} annotations of images that are not listed are left out"] if lost else []
+    empty = len(listed) - len(kept)
+    notes = [f"left out: {counted(empty, 'image')} without annotations"] if empty else []
+    notes += [f"left out: {counted(lost, 'annotation')} of images that are not listed"] if lost else []
     kept = kept[: num or None]
     if not kept:
         raise MissingData(f"{file} lists no image{' with annotations' if training else ''}")
