@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs/numbers.json"
 RUNS = ROOT / "runs/numbers"
 DOCUMENTS = ("README.md", *(f"docs/{name}.md" for name in ("data", "detection", "evaluation", "experiments")))
-DOCUMENTS += tuple(f"docs/{name}.md" for name in ("performance", "pytorch", "segmentation"))
+DOCUMENTS += tuple(f"docs/{name}.md" for name in ("first_run", "performance", "pytorch", "python", "segmentation"))
 PACKAGE = "detailclip_jax"
 MESSAGES = ("complain", "debug", "fail", "_fail", "info", "live", "print", "say", "warn", "warning")  # functions
 WIDTH = 120  # of the documents' lines
@@ -458,6 +458,20 @@ trained = dict([("clip, 300 steps", "{out}/clip"), ("detailclip, 300 steps", "{o
 supervised = dict((name, "{out}/" + str(place)) for place, name in enumerate(NAMES))
 pathlib.Path("{out}/study.md").write_text(probes.study(trained, supervised))
 """.replace("NAMES", repr(tuple(SUPERVISED)))
+EXAMPLES = """
+import contextlib, pathlib, re
+import numpy as np
+import scipy.special
+import detailclip_jax.inference.model
+(block,) = re.findall("```python\\n(.*?)```", pathlib.Path("docs/first_run.md").read_text(), re.DOTALL)
+with open("{out}/first_run.txt", "w") as file, contextlib.redirect_stdout(file):
+    exec(block.replace("runs/stickers", "{demo}"))
+model = detailclip_jax.load("{demo}")
+scene = detailclip_jax.Stickers("held_out_scenes", size=80)[6]["image"]
+maps = model.dense(scene, ["a dog", "grass", "sky"])
+share = (scipy.special.softmax(40 * maps, 0).max(0) > 0.99).mean()
+np.savetxt("{out}/dense.txt", [maps.min(), maps.max(), share])
+"""
 DETECTORS = {  # name in the table -> fields of the config, seeds
     "200: the default": ("", 3),
     "600": (" --config.total_steps=600", 1),
@@ -470,6 +484,17 @@ AP = {  # heading -> score
 HEADS = {"linear": "stickers_linear.py", "UPerNet": "stickers_upernet.py"}
 SEGMENTERS = {("the demo", "9,600 scenes"): " --config.init={demo}", ("untrained", "9,600 scenes"): ""}
 SCENES = ((0, "19,200"), (2, "192,000"))  # places of SUPERVISED
+BACKGROUND = """
+import json, pathlib
+import numpy as np
+import detailclip_jax.data.semantic.stickers as stickers
+import detailclip_jax.segmentation.metrics as metrics
+scenes = stickers.open_stickers("groups", "val", size=80, num_scenes=200)
+counts = metrics.no_counts(len(scenes.classes))
+for scene in scenes.source:
+    counts = counts.plus(metrics.counts_of(scene["mask"], np.zeros_like(scene["mask"]), len(scenes.classes)))
+pathlib.Path("{out}/results.json").write_text(json.dumps(metrics.scores(counts)))
+"""
 SCORES = ("mIoU", "mAcc", "aAcc", "boundary_mIoU")
 READOUTS = ("plain", "maskclip", "maskclip_bare", "sclip", "naclip", "clearclip", "gem")
 FACTORS = (  # each one in addition to the paper's weights, or instead of them
@@ -538,6 +563,7 @@ CONTINUE = {  # configs/beyond/continue_NAME.py -> fields that `config.init` set
     "silc": " --image-size=256",
 }
 RATES = {"float32": 85, "bfloat16": 65}  # dtype -> aim of the share of the product rate, per cent
+DENSE_RATES = {"segmentation": "UPerNet", "detection": "The detector"}
 FLOP_ROWS = (  # name in the table, masking, the command's flags
     ("DetailCLIP S/16", "patch", "--size=S/16 --batch=4"),
     ("DetailCLIP B/16", "patch", "--batch=32"),
@@ -815,6 +841,21 @@ def mean_and_spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
+def examples(folder: Path) -> Made:
+    """What the Python of a page prints with the demo's checkpoint, and how far the cosines of a map per text lie."""
+    low, high, share = np.loadtxt(folder / "dense.txt")
+    sentence = (
+        "The 40 is for the cosines of CLIP, which lie close together. Those of the small model span far more: "
+        f'{low:.2f} to {high:.2f} for "a dog", "grass" and "sky" in the scene of README.md, where {100 * share:.0f} % '
+        "of the pixels get one text with a share above .99. Take about 10 there."
+    )
+    printed = (folder / "first_run.txt").read_text().splitlines()
+    return {
+        "examples.first_run": [f"    {line}" for line in printed],
+        "examples.dense": textwrap.wrap(sentence, WIDTH),
+    }
+
+
 def readouts(folder: Path) -> Made:
     """The dense read-outs with the demo's student."""
     lines = (json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines())
@@ -858,6 +899,13 @@ def segmentation(folder: Path) -> Made:
     return {"segmentation.table": lines}
 
 
+def background(folder: Path) -> Made:
+    """The scores of a prediction that is background everywhere."""
+    scores = read(folder, "results")
+    shown = ", ".join(f"{name} {scores[name]:.1f}" for name in SCORES)
+    return {"background.sentence": textwrap.wrap(f"A prediction of background everywhere has {shown}.", WIDTH)}
+
+
 def rates(folder: Path) -> Made:
     """A step's share of the machine's own product rate, and texts per second in evaluation."""
     lines = ["| ViT-B/16, batch 4 | seconds per step | products, GFLOP/s | share of product rate | aim |"]
@@ -871,8 +919,8 @@ def rates(folder: Path) -> Made:
     (texts,) = read(folder, "texts")
     whole, cut = (f"{texts['texts_per_second'][name][0]:,.0f}" for name in ("all tokens", "cut"))
     sentence = (
-        f"Texts in evaluation, size tiny: {cut} a second where each batch is cut to what its texts need, {whole} with "
-        "all 77 tokens (aim 60,000)."
+        f"Texts in evaluation, the demo's encoder (tiny): {cut} a second where each batch is cut to what its texts "
+        f"need, {whole} with all 77 tokens (aim 60,000)."
     )
     return {"rates.table": lines, "rates.sentence": textwrap.wrap(sentence, WIDTH)}
 
@@ -926,6 +974,22 @@ def segmentation_cost(folder: Path) -> Made:
         lines.append(f"| {name} | {gigabytes(record[key][field])} | |")
     hours = [f"{record['projected_hours']:.2g} hours" for record in (upernet, linear)]
     return {"segmentation_cost.table": [*lines, f"| 160,000 steps of 16 on 8 A100, projected | {' | '.join(hours)} |"]}
+
+
+def dense_rates(folder: Path) -> Made:
+    """How fast heads on stickers train and predict."""
+    made: Made = {}
+    for name, what in DENSE_RATES.items():
+        (record,) = read(folder, name)
+        training, prediction = (
+            f"{record[key]['images'] / record[key]['seconds']:,.0f}" for key in ("step", "evaluation")
+        )
+        sentence = (
+            f"{what} of the stickers, {os.cpu_count()} CPU cores: {training} images/s in training, {prediction} in "
+            "evaluation."
+        )
+        made[f"dense_rates.{name}"] = textwrap.wrap(sentence, WIDTH)
+    return made
 
 
 def detection_cost(folder: Path) -> Made:
@@ -992,6 +1056,15 @@ NUMBERS = (
         (f"python -m detailclip_jax.visualize --checkpoint={{demo}} {OVERVIEW} --formats=png --out={{out}}",),
         overview,
         {"docs/overview.png": "overview.png"},
+        after=("demo",),
+    ),
+    Number(
+        "examples",
+        "what the Python of docs/first_run.md prints, and cosines of a map per text, with the demo's checkpoint",
+        1,
+        (*LEARNING, *(f"detailclip_jax/inference/{name}.py" for name in ("dense", "inspection", "model"))),
+        (f"python -c {shlex.quote(EXAMPLES)}",),
+        examples,
         after=("demo",),
     ),
     Number(
@@ -1114,6 +1187,19 @@ NUMBERS = (
         segmentation_cost,
     ),
     Number(
+        "dense_rates",
+        "how fast heads on stickers train and predict",
+        5,
+        (*COUNTING, "detailclip_jax/segmentation/**/*.py", "detailclip_jax/detection/*.py", *DENSE_BENCHMARKS),
+        (
+            f"{BENCHMARK} segmentation --config=configs/transfer/stickers_upernet.py --run --rounds=7 "
+            "--json={out}/segmentation.json",
+            f"{BENCHMARK} detection --config=configs/transfer/stickers_detection.py --run --rounds=7 "
+            "--json={out}/detection.json",
+        ),
+        dense_rates,
+    ),
+    Number(
         "detection_cost",
         "FLOP and memory of detection, counted and planned by the compiler",
         30,
@@ -1188,6 +1274,14 @@ NUMBERS = (
         ),
         segmentation,
         after=("demo", "probe"),
+    ),
+    Number(
+        "background",
+        "a segmentation of stickers that is background everywhere",
+        1,
+        ("detailclip_jax/data/stickers/*.py", "detailclip_jax/segmentation/metrics.py"),
+        (f"python -c {shlex.quote(BACKGROUND)}",),
+        background,
     ),
     Number(
         "detection",
