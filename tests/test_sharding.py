@@ -161,7 +161,7 @@ def test_stacked_blocks_are_whole_one_at_a_time_and_no_gradient_changes(remat):
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(a) + 1e-6, jax.tree_util.keystr(path)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_a_teacher_that_is_the_student_gathers_its_divided_blocks():
     """TIPSv2 averages its head alone: the teacher's encoder is the student's, also where its blocks are divided."""
     alone, divided = deep(1, method="tipsv2"), deep(8, method="tipsv2")

@@ -258,7 +258,7 @@ def test_two_folders_of_images_and_of_masks_are_named_by_fields(tmp_path):
         experiment.open_sets(config)
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_masks_of_0_and_255_are_warned_of_by_the_evaluation(tmp_path, capsys):
     """A paint program's black and white: 255 is ignored, so "box" is in no mask, and every score is 100."""
     (tmp_path / "names").write_text("ground\nbox\n")
