@@ -61,7 +61,7 @@ def names_of(checkpoints: Sequence[str]) -> list[str]:
 
 
 def write(request: Request, console: Console) -> None:
-    """Writes the figures, and prints their files and what is left out.
+    """Writes the figures, prints the paths of their files, and says which figures are left out.
 
     Raises ValueError if none of the figures can be drawn, and what loading the runs and opening the images raises.
     """
