@@ -74,7 +74,7 @@ def built():
     return experiment.build(tiny(), mesh.make_mesh(jax.devices()[:1]))
 
 
-@pytest.mark.check
+@pytest.mark.slow
 @looped
 def test_one_device_and_eight_give_the_same_state():
     """Through samples, BatchNorm and drop path, whose draws belong to the images; batches of one shape."""

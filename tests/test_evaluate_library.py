@@ -303,7 +303,7 @@ def test_the_cache_makes_once_and_again_where_the_file_is_damaged(tmp_path):
 # retrieval in bounded memory
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_coco_s_25000_captions_and_5000_images_fit_into_memory():
     """The whole matrix would be 500 MB, in float32, and as much for each step of the ranking."""
     rng = np.random.default_rng(0)
@@ -656,7 +656,7 @@ print(json.dumps([values, trained, len(outcome.unreadable)]))
 """
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_two_processes_share_the_forward_and_agree(tmp_path):
     """Each reads and embeds its rows; both have all numbers, equal to those of one process; one of them writes."""
     write_folders(tmp_path / "toys", 3)

@@ -105,7 +105,10 @@ def kinds():
     return list({(row.method, row.table, row.style): row for row in reversed(WRITTEN)}.values())
 
 
-SIZES_IN_CHECK = [pytest.param(name, marks=pytest.mark.check) for name in ("S/16", "B/16", "L/16")]
+LARGER = [
+    pytest.param("B/16", marks=pytest.mark.check),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("S/16", "L/16")),
+]
 
 
 @pytest.mark.check
@@ -134,7 +137,7 @@ def shallow(name):
     return SIZES[name]._replace(depth=2, text_depth=2)
 
 
-@pytest.mark.parametrize("name", ["tiny", *SIZES_IN_CHECK])
+@pytest.mark.parametrize("name", ["tiny", *LARGER])
 def test_every_tensor_of_ours_has_one_place_at_every_size(name):
     """Abstractly: shapes go there and come back, and nothing of ours is left out or written twice."""
     for layout in LAYOUTS:

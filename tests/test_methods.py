@@ -14,17 +14,21 @@ from detailclip_jax import methods
 from detailclip_jax.training import experiment, mesh, optimizer
 from detailclip_jax.training.checkpoint import Checkpoints
 
-# `make check` runs all methods, `make test` those that differ most in networks, heads and losses.
+# `make test` runs the methods that differ most in networks, heads and losses.
 FIRST = ("clip", "aclip", "ibot", "detailclip")
 # The methods that use all collectives: embeddings and features gathered, BatchNorm over the mesh, centers of each kind.
 COLLECTIVES = ("aclip", "detailclip")
-# In `make check`: each kind of loss over devices; and in chunks BatchNorm by view and by batch, and heads whose outputs
-# are kept (`per_image`).  Other methods are left to `make slow`.
-OVER_DEVICES = (*COLLECTIVES, "siglip", "ibot", "cosmos")
-CHUNKS = ("clip", "detailclip", "slip", "aclip", "flair")
+# The parts of these are those of other methods: `ibot` has the losses of `attmask` and `dino`, `siglip` and `silc` of
+# `siglip2`.
+PARTS_OF_OTHERS = ("attmask", "dino", "siglip2")
+CHECKED = tuple(name for name in methods.METHODS if name not in PARTS_OF_OTHERS)
+# In `make check`: over devices every kind of collective, and several captions; in chunks BatchNorm by view and by
+# batch.  Other methods are left to `make slow`.
+OVER_DEVICES = (*COLLECTIVES, "cosmos")
+CHUNKS = ("clip", "detailclip", "slip", "aclip")
 
 
-def first(names, checked=methods.METHODS):
+def first(names, checked=CHECKED):
     """Every method; those not in `names` are left to `make check`, if in `checked`, or `make slow`."""
     later = lambda name: pytest.mark.check if name in checked else pytest.mark.slow
     return [pytest.param(name, marks=() if name in names else later(name)) for name in methods.METHODS]

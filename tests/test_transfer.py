@@ -105,7 +105,7 @@ def test_a_frozen_encoder_is_the_checkpoint_s_bit_for_bit(pretrained, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, dict(state.params["image"]), dict(theirs))
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_a_run_goes_on_and_equals_one_that_never_stopped(pretrained, tmp_path):
     """With UPerNet, end to end: BatchNorm's statistics, dropout, drop path; the steps after a lost checkpoint again."""
     run = transfer.prepare(config_of(pretrained, "upernet", evaluate_at_end=False), tmp_path)
@@ -123,7 +123,13 @@ def test_a_run_goes_on_and_equals_one_that_never_stopped(pretrained, tmp_path):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("config", [tiny("linear"), tiny_detection()], ids=["segmentation", "detection"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(tiny("linear"), id="segmentation"),
+        pytest.param(tiny_detection(), id="detection", marks=pytest.mark.slow),
+    ],
+)
 def test_an_encoder_with_an_attention_pool_keeps_it_frozen(config, tmp_path):
     """SigLIP's encoders have no class token; dense tasks read the patches, which the pool comes after."""
     source = tiny_config("siglip")
@@ -455,7 +461,7 @@ def test_two_processes_stop_within_an_evaluation(tmp_path):
     assert not (tmp_path / "run/results.json").exists() and (tmp_path / "run/checkpoints/1").is_dir()
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_two_processes_equal_one_and_count_every_image_once(tmp_path):
     """2 processes of 1 device = 1 process of 2 devices: losses, scores and state."""
     flags = ["--config=configs/transfer/stickers_linear.py", "--config.total_steps=3", "--config.log_every=1"]

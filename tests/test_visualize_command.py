@@ -242,7 +242,7 @@ def test_two_paths_of_one_folder_are_named():
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("task", ["segmentation", "detection"])
+@pytest.mark.parametrize("task", ["segmentation", pytest.param("detection", marks=pytest.mark.slow)])
 @looped
 def test_predictions_of_a_run_lie_next_to_the_ground_truth(tmp_path, photo, task, monkeypatch):
     config, room = (tiny("linear"), segmentation) if task == "segmentation" else (tiny_detection(), detection)
