@@ -234,16 +234,17 @@ def test_pretraining_starts_from_it(segmented):
     check_names("\n".join(lines), str(workdir), "image_encoder")
 
 
-@pytest.mark.parametrize("kind", ["segmented", "detected"])
-def test_another_dense_task_starts_from_it(kind, request):
+@pytest.mark.parametrize(("kind", "grid"), [("segmented", (6, 6)), ("detected", (6, 8))])
+def test_another_dense_task_starts_from_it_and_interpolates_its_positions_once(kind, grid, request):
     workdir, _, state = request.getfixturevalue(kind)
     config = dense.adopted(tiny_segmentation("linear", init=str(workdir)))
     made = segmentation.build(config, make_mesh(jax.devices()[:1]))
     started, lines = made.load_encoder(noise_state(made))
     theirs, ours = dict(state.params["image"]), dict(started.params["image"])
-    assert len(theirs.pop("positions")) > len(ours.pop("positions")) == 17
+    expected = positions.interpolate(theirs.pop("positions"), 4, config.encoder.positions, 1, grid)
+    np.testing.assert_array_equal(ours.pop("positions"), expected)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    check_names("\n".join(lines), str(workdir), "6 x 6 to 4 x 4")
+    check_names("\n".join(lines), str(workdir), f"resized once from 6 x {grid[1]} to 4 x 4")
 
 
 def test_the_attention_pool_of_siglip_comes_out_as_it_went_in(tmp_path):

@@ -529,6 +529,16 @@ def test_a_set_within_an_imagefolder_is_no_class(tmp_path):
         assert load(str(photos / name))["splits"]["train"]["classes"] == classes
 
 
+def test_a_class_of_an_imagefolder_is_no_output(tmp_path, capsys):
+    """Its images would be left out without a word."""
+    photos = tmp_path / "photos"
+    for number, name in enumerate(("cat", "dog")):
+        trees.write(photos / name / "0.jpg", trees.jpeg(number))
+    assert run("imagefolder", photos, out=photos / "cat") == 2
+    assert f"--out {photos}/cat is the folder cat of images in {photos}" in capsys.readouterr().err
+    assert sorted(path.name for path in photos.rglob("*")) == ["0.jpg", "0.jpg", "cat", "dog"]
+
+
 @pytest.mark.parametrize("inner", ["", "cat/"], ids=["flat", "classes"])
 def test_splits_of_an_imagefolder_are_no_classes(tmp_path, capsys, inner):
     for number, split in enumerate(("train", "test")):

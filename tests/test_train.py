@@ -212,11 +212,16 @@ def test_no_more_workers_than_cores(asked, cores, used):
     assert loop.usable_workers(asked, cores) == used
 
 
-def test_changed_data_are_said_loudly(run_of):
+@pytest.mark.parametrize(
+    ("total_steps", "follows"), [(12, "uses other examples"), (4, "was trained with the earlier data")]
+)
+def test_changed_data_are_said_loudly(run_of, total_steps, follows):
     loop.train(run_of(total_steps=4))
-    run = run_of()._replace(source=loop.pipeline.open_source(run_config.load("configs/stickers.py")))
+    run = run_of(total_steps=total_steps)._replace(
+        source=loop.pipeline.open_source(run_config.load("configs/stickers.py"))
+    )
     loop.train(run)
-    assert "*** WARNING: the data changed after this checkpoint" in text_of(run)
+    assert "*** WARNING: the data changed after this checkpoint" in text_of(run) and follows in text_of(run)
 
 
 def missing_first_run(method, source, init=""):

@@ -68,7 +68,15 @@ def zero_shot(setting: Setting, name: str) -> Prepared:
         own_scores = pooled if bench.pools_images else None
         yield from accuracies(images.features, classes, images.labels, task.metric, top, own_scores)
 
-    return Prepared(data, "stickers" if name in STICKERS else setting.protocol, JOINT, measure)
+    return Prepared(data, wording(setting, data), JOINT, measure)
+
+
+def wording(setting: Setting, data: LabelledSet) -> str:
+    """Says whose prompts `words` returns: "stickers", or the protocol, for a set of one's own with its templates."""
+    if data.name in STICKERS:
+        return "stickers"
+    own = data.name not in KNOWN and not data.templates
+    return f"{setting.protocol}, ImageNet's prompts" if own else setting.protocol
 
 
 def words(setting: Setting, data: LabelledSet) -> ZeroShotTask:

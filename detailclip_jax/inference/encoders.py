@@ -9,9 +9,10 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from detailclip_jax import methods
 from detailclip_jax.data.decoding import BUDGET
-from detailclip_jax.inference.model import load, pixels
-from detailclip_jax.training import dense_encoder, fine_tuning
+from detailclip_jax.inference.model import choose_weights, pixels
+from detailclip_jax.training import checkpoint, dense_encoder, experiment, fine_tuning
 from detailclip_jax.training.train_state import TrainState
 
 
@@ -24,11 +25,14 @@ def load_encoder(config: ConfigDict, state: TrainState, size: int | tuple[int, i
     """
     if not config.init:
         return state, ["untrained encoder (--config.init=CHECKPOINT loads one)"]
-    loaded = load(config.init, config.weights or None)
-    vit = dense_encoder.image_encoder(loaded.networks)
-    params, lines = dense_encoder.weights(vit, loaded.params["image"], config, size)
-    lines = [f"encoder of {config.init}: {loaded.config.method}, {loaded.weights}, step {loaded.step}", *lines]
-    return fine_tuning.with_encoder(state, params), lines
+    step = checkpoint.pick_step(config.init)
+    saved = checkpoint.load_saved(config.init, step)  # `checkpoint.load` may interpolate the positions
+    which, params = choose_weights(saved.variables, config.weights or None, methods.build(saved.config).weights)
+    vit = dense_encoder.image_encoder(experiment.build_networks(saved.config))
+    encoder, lines = dense_encoder.weights(vit, params["image"], config, size, saved.grid)
+    run = saved.config if saved.run is None else saved.run
+    lines = [f"encoder of {config.init}: {run.method}, {which}, step {step}", *lines]
+    return fine_tuning.with_encoder(state, encoder), lines
 
 
 def arrays_of(images: Iterable[Any]) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:

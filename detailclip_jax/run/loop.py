@@ -258,9 +258,12 @@ def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
     run.console.say(f"resuming from the checkpoint of step {restored.step}")
     before, now = restored.run["data_fingerprint"], provenance.data_fingerprint(run.source)
     if before != now:
+        follows = "from here on the run uses other examples, or another order"
+        if restored.step >= run.config.total_steps:
+            follows = "the model was trained with the earlier data, and what this command writes again shows the new"
         run.console.warn(
-            f"the data changed after this checkpoint (fingerprint {before}, now {now}): from here on the run uses "
-            "other examples, or another order; to avoid this, restore the old data"
+            f"the data changed after this checkpoint (fingerprint {before}, now {now}): {follows}; to avoid this, "
+            "restore the old data"
         )
     before = restored.run.get("evaluation_fingerprint")
     if before and before != (now := provenance.data_fingerprint(run.evaluated)):

@@ -70,24 +70,31 @@ def fitted(vit: VisionTransformer, config: ConfigDict, size: int) -> VisionTrans
 
 
 def weights(
-    vit: VisionTransformer, params: Params, config: ConfigDict, size: int | tuple[int, int]
+    vit: VisionTransformer,
+    params: Params,
+    config: ConfigDict,
+    size: int | tuple[int, int],
+    grid: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns the parameters of a trained encoder, and lines that say how its positions were resized.
 
     `size` is the side of the images, or (height, width), in pixels.  Blocks become separate, as in `fitted`.
+    `grid` is the rows and columns of patches to which the positions belong, by default those of the encoder's images.
     Fixed sin-cos positions (MAE) become learnt ones with the same values, as its users fine-tune them; computing them
     for the larger grid would give positions that the encoder has never seen.
     """
     params = stacking.unstack(params)
     sides = (size, size) if isinstance(size, int) else size
-    old, (rows, columns) = vit.image_size // vit.patch_size, (side // vit.patch_size for side in sides)
+    side, (rows, columns) = vit.image_size // vit.patch_size, (side // vit.patch_size for side in sides)
+    old = grid or (side, side)
     fixed = vit.style.positions == "sincos"
-    table = jnp.asarray(positions.sincos_positions(vit.width, old)) if fixed else jnp.asarray(params["positions"])
+    table = jnp.asarray(positions.sincos_positions(vit.width, side)) if fixed else jnp.asarray(params["positions"])
     recipe = config.encoder.positions
-    resized = positions.interpolate(table, (rows, columns), recipe, vit.style.num_cls)
+    resized = positions.interpolate(table, (rows, columns), recipe, vit.style.num_cls, old)
     kind = "fixed sin-cos positions, learnt from here on," if fixed and not config.encoder.frozen else "positions"
-    changed = (old, old) != (rows, columns)
-    how = f"resized once from {old} x {old} to {rows} x {columns} ({recipe})" if changed else f"kept at {old} x {old}"
+    how = f"kept at {rows} x {columns}"
+    if old != (rows, columns):
+        how = f"resized once from {old[0]} x {old[1]} to {rows} x {columns} ({recipe})"
     lines = [f"{kind} {how}; images of another size interpolate them ({config.encoder.other_sizes})"]
     return {**params, "positions": resized}, lines
 

@@ -28,7 +28,8 @@ MAX_TEXT_BYTES = 16 * 2**20  # of a caption file
 def plan(request: Request) -> Plan:
     """Plans the images of one folder, sorted by path; class i is the i-th folder by name, as in torchvision.
 
-    Raises ValueError if the subfolders are splits (train/, test/; see `labelled.folders.splits_in`) and not classes.
+    Raises ValueError if the subfolders are splits (train/, test/; see `labelled.folders.splits_in`) and not classes,
+    and if the output is a class: a folder of images, which would be left out.
     Hidden files and folders (.ipynb_checkpoints, ._image.jpg), __MACOSX and prepared sets are skipped.
     """
     if len(request.paths) != 1:
@@ -43,6 +44,7 @@ def plan(request: Request) -> Plan:
             f"imagefolder {one} --split {splits[0]}"
         )
     classes = _classes(root, request)
+    _check_output(root, classes, request)
     return Plan(rows.chunked(request, _rows(root, classes, request.options.follow_links)), classes)
 
 
@@ -59,9 +61,24 @@ def files(request: Request) -> Iterator[str]:
 def _classes(root: pathlib.Path, request: Request) -> tuple[str, ...]:
     """Returns the names of the subfolders, without hidden ones, sets that `prepare` has written, and the output."""
     out = os.path.realpath(request.out)
+    return tuple(name for name in _folders(root) if os.path.realpath(root / name) != out)
+
+
+def _folders(root: pathlib.Path) -> list[str]:
+    """Returns the sorted names of the subfolders, without hidden ones and sets that `prepare` has written."""
     shown = (entry for entry in os.scandir(root) if is_folder(entry) and not _is_hidden(entry.name))
-    others = (entry for entry in shown if os.path.realpath(entry) != out and not (root / entry / DATASET).exists())
-    return tuple(sorted(entry.name for entry in others))
+    return sorted(entry.name for entry in shown if not (root / entry / DATASET).exists())
+
+
+def _check_output(root: pathlib.Path, classes: tuple[str, ...], request: Request) -> None:
+    """Raises ValueError if the output is a subfolder with images."""
+    walk = Walk(root, request.options.follow_links)
+    for name in set(_folders(root)) - {*classes}:
+        if _images(walk, name):
+            raise ValueError(
+                f"--out {request.out} is the folder {name} of images in {root}, which would be left out; choose "
+                "another --out"
+            )
 
 
 def _rows(root: pathlib.Path, classes: tuple[str, ...], follow_links: bool) -> Iterator[Row]:
