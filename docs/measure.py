@@ -484,6 +484,12 @@ AP = {  # heading -> score
 HEADS = {"linear": "stickers_linear.py", "UPerNet": "stickers_upernet.py"}
 SEGMENTERS = {("the demo", "9,600 scenes"): " --config.init={demo}", ("untrained", "9,600 scenes"): ""}
 SCENES = ((0, "19,200"), (2, "192,000"))  # places of SUPERVISED
+LONG_UPERNET = """
+import pathlib
+import detailclip_jax.evaluation.probes as probes
+supervised = dict([("UPerNet", "{out}/run")])
+pathlib.Path("{out}/study.md").write_text(probes.study(dict(demo="{demo}"), supervised, variants=probes.VARIANTS[:1]))
+"""
 BACKGROUND = """
 import json, pathlib
 import numpy as np
@@ -906,6 +912,19 @@ def background(folder: Path) -> Made:
     return {"background.sentence": textwrap.wrap(f"A prediction of background everywhere has {shown}.", WIDTH)}
 
 
+def long_upernet(folder: Path) -> Made:
+    """UPerNet at ten times the budget of the study: its own scores, and those of the probe of its encoder."""
+    scores = read(folder / "run", "results")
+    shown = ", ".join(f"{name} {scores[name]:.1f}" for name in SCORES)
+    rows = [line.split("|") for line in (folder / "study.md").read_text().splitlines() if "supervised, UPerNet" in line]
+    (figure, groups), own = ([cell.strip() for cell in row[3:5]] for row in rows)
+    sentence = (
+        f"UPerNet, end to end on 192,000 scenes: {shown}; in the table above it would have figure IoU {figure} and "
+        f"mIoU of groups {groups}, and with its own head {', '.join(own)}."
+    )
+    return {"long_upernet.sentence": textwrap.wrap(sentence, WIDTH)}
+
+
 def rates(folder: Path) -> Made:
     """A step's share of the machine's own product rate, and texts per second in evaluation."""
     lines = ["| ViT-B/16, batch 4 | seconds per step | products, GFLOP/s | share of product rate | aim |"]
@@ -1282,6 +1301,19 @@ NUMBERS = (
         ("detailclip_jax/data/stickers/*.py", "detailclip_jax/segmentation/metrics.py"),
         (f"python -c {shlex.quote(BACKGROUND)}",),
         background,
+    ),
+    Number(
+        "long_upernet",
+        "UPerNet on ten times the scenes of the study of probes",
+        100,
+        (*LEARNING, *JUDGING, "detailclip_jax/evaluation/probes.py", "detailclip_jax/segmentation/**/*.py"),
+        (
+            f"{TRANSFER}/stickers_upernet.py --config.total_steps=3000 --config.optimizer.learning_rate=1e-3 "
+            "--config.batch_size=64 --config.optimizer.batch_size=64 --workdir={out}/run",
+            f"python -c {shlex.quote(LONG_UPERNET)}",
+        ),
+        long_upernet,
+        after=("demo",),
     ),
     Number(
         "detection",
