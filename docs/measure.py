@@ -568,7 +568,6 @@ CONTINUE = {  # configs/beyond/continue_NAME.py -> fields that `config.init` set
     **dict.fromkeys(("siglip", "siglip2", "silc", "tips", "tipsv2", "cosmos", "flair"), ""),
     "silc": " --image-size=256",
 }
-RATES = {"float32": 85, "bfloat16": 65}  # dtype -> aim of the share of the product rate, per cent
 DENSE_RATES = {"segmentation": "UPerNet", "detection": "The detector"}
 FLOP_ROWS = (  # name in the table, masking, the command's flags
     ("DetailCLIP S/16", "patch", "--size=S/16 --batch=4"),
@@ -927,19 +926,19 @@ def long_upernet(folder: Path) -> Made:
 
 def rates(folder: Path) -> Made:
     """A step's share of the machine's own product rate, and texts per second in evaluation."""
-    lines = ["| ViT-B/16, batch 4 | seconds per step | products, GFLOP/s | share of product rate | aim |"]
-    lines.append("|---|---:|---:|---:|---:|")
+    lines = ["| ViT-B/16, batch 4 | seconds per step | products, GFLOP/s | share of product rate |"]
+    lines.append("|---|---:|---:|---:|")
     for record in read(folder, "step"):
         dtype = record["dtype"]
         seconds = spread((record["step_seconds"], *record["step_seconds_range"]))
         share = spread([100 * value for value in record["product_share"]])
         rate = f"{record['product_flops'][dtype] / 1e9:.0f}"
-        lines.append(f"| {dtype} | {seconds} | {rate} | {share} % | {RATES[dtype]} % |")
+        lines.append(f"| {dtype} | {seconds} | {rate} | {share} % |")
     (texts,) = read(folder, "texts")
     whole, cut = (f"{texts['texts_per_second'][name][0]:,.0f}" for name in ("all tokens", "cut"))
     sentence = (
         f"Texts in evaluation, the demo's encoder (tiny): {cut} a second where each batch is cut to what its texts "
-        f"need, {whole} with all 77 tokens (aim 60,000)."
+        f"need, {whole} with all 77 tokens."
     )
     return {"rates.table": lines, "rates.sentence": textwrap.wrap(sentence, WIDTH)}
 

@@ -1,11 +1,9 @@
 """Scores of detection: pycocotools against a naive AP, results in COCO's format, predictions of images of any size."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from launching import environment, free_port, started
 from PIL import Image
 
 from detailclip_jax.data.detection.coco import open_format
@@ -207,56 +205,3 @@ def test_a_set_without_iscrowd_and_area_is_scored(tmp_path):
     scores, _ = scoring.score(found, scoring.results_of(detected, 1, (60, 80), found.category_ids))
     assert scores["bbox_AP"] == pytest.approx(100) and scores["segm_AP50"] == pytest.approx(100)
     assert scores["bbox_APs"] == pytest.approx(100) and scores["bbox_APm"] == -1
-
-
-SHARED = """
-import json, sys
-from types import SimpleNamespace
-import jax
-import numpy as np
-
-count, index, address = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-if count > 1:
-    jax.distributed.initialize(address, count, index)
-from detailclip_jax.data.detection.batches import examples
-from detailclip_jax.data.detection.stickers import open_stickers
-from detailclip_jax.detection.experiment import Experiment
-from detailclip_jax.detection.predict import Found
-
-found = []
-for num in (5, 1):
-    val = open_stickers("objects", "val", 48, num)
-    known = {image.tobytes(): example for example, image in examples(val.source)}
-
-    def predict(self, state, images):
-        "Yields the true boxes, moved by up to four pixels, with scores that differ."
-        for image in images:
-            true = known[image.tobytes()]
-            n, rng = len(true["boxes"]), np.random.default_rng(int(image.sum()))
-            boxes = (true["boxes"] + rng.uniform(-4, 4, (n, 4))).clip(0, 48).astype(np.float32)
-            scores = rng.uniform(0.1, 1, n).astype(np.float32)
-            yield Found(boxes, scores, true["classes"], np.ones((n, 28, 28), np.float32))
-
-    own = {"sets": SimpleNamespace(val=val), "predict": predict}
-    made = object.__new__(type("Moved", (Experiment,), own))
-    scores, per_class, results = made.evaluate(None)
-    found.append([scores, per_class, sorted(results, key=lambda one: (one["image_id"], one["score"]))])
-print(json.dumps(found))
-"""
-
-
-@pytest.mark.check
-def test_two_processes_score_what_one_does_and_count_every_image_once(tmp_path):
-    """Of five images one process has three and the other two; of one image the other has none."""
-
-    def run(count, index, address=""):
-        arguments = [sys.executable, "-c", SHARED, str(count), str(index), address]
-        return started(arguments, environment(tmp_path / "cache"))
-
-    address = f"127.0.0.1:{free_port()}"
-    runs = [run(1, 0), run(2, 0, address), run(2, 1, address)]
-    outputs = [each.communicate(timeout=300)[0] for each in runs]
-    assert [each.returncode for each in runs] == [0, 0, 0], outputs
-    alone, first, second = (json.loads(output.splitlines()[-1]) for output in outputs)
-    assert first == second == alone
-    assert 0 < alone[0][0]["bbox_AP"] < 100 and len({one["image_id"] for one in alone[0][2]}) == 5

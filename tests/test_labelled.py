@@ -628,6 +628,26 @@ def test_a_misspelt_folder_is_answered_with_the_nearest_one(tmp_path):
     class_folders(tmp_path / "photos")
     with pytest.raises(MissingData, match=f"does not exist; did you mean '{tmp_path}/photos'"):
         open_set(f"folder:{tmp_path}/photo", tmp_path)
+    with pytest.raises(MissingData, match=f"does not exist; did you mean '{tmp_path}/photos'"):
+        open_set("./photo", tmp_path)  # relative to --data-dir too
+
+
+def test_no_file_and_no_folder_that_was_searched_is_suggested(tmp_path):
+    class_folders(tmp_path / "wds_birds")
+    (tmp_path / "photos.zip").touch()
+    for name in ("birds", f"folder:{tmp_path}/photos"):
+        with pytest.raises(MissingData) as error:
+            open_set(name, tmp_path, split="train")
+        assert "did you mean" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_listed_is_only_missing(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(pathlib.Path, "iterdir", refused)
+    with pytest.raises(MissingData, match="does not exist"):
+        open_set(f"folder:{tmp_path}/photos", tmp_path)
 
 
 def test_an_unknown_set_lists_the_known_ones(tmp_path):

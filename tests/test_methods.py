@@ -18,8 +18,8 @@ from detailclip_jax.training.checkpoint import Checkpoints
 FIRST = ("clip", "aclip", "ibot", "detailclip")
 # The methods that use all collectives: embeddings and features gathered, BatchNorm over the mesh, centers of each kind.
 COLLECTIVES = ("aclip", "detailclip")
-# The parts of these are those of other methods: `ibot` has the losses of `attmask` and `dino`, `siglip` and `silc` of
-# `siglip2`.
+# The parts of these are those of other methods: `ibot` has the losses of `attmask` and `dino`; `siglip`, `silc` and
+# `tips` those of `siglip2`.
 PARTS_OF_OTHERS = ("attmask", "dino", "siglip2")
 CHECKED = tuple(name for name in methods.METHODS if name not in PARTS_OF_OTHERS)
 # In `make check`: over devices every kind of collective, and several captions; in chunks BatchNorm by view and by

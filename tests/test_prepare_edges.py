@@ -539,6 +539,18 @@ def test_a_class_of_an_imagefolder_is_no_output(tmp_path, capsys):
     assert sorted(path.name for path in photos.rglob("*")) == ["0.jpg", "0.jpg", "cat", "dog"]
 
 
+def test_a_prepared_set_among_the_images_of_a_class_is_refused(tmp_path, capsys):
+    """`prepare` takes a folder with a prepared set for an output, and would leave its images out."""
+    photos = tmp_path / "photos"
+    for number, name in enumerate(("cat", "dog")):
+        trees.write(photos / name / "0.jpg", trees.jpeg(number))
+    assert run("imagefolder", photos, out=tmp_path / "made") == 0
+    shutil.copytree(tmp_path / "made", photos / "cat", dirs_exist_ok=True)
+    assert run("imagefolder", photos, out=tmp_path / "again") == 2
+    assert f"{photos}/cat has images and, from prepare, a set" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize("inner", ["", "cat/"], ids=["flat", "classes"])
 def test_splits_of_an_imagefolder_are_no_classes(tmp_path, capsys, inner):
     for number, split in enumerate(("train", "test")):

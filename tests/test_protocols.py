@@ -240,7 +240,22 @@ def test_an_unknown_set_takes_imagenets_templates_and_its_own_names(protocol, nu
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_unknown_set_may_bring_templates(protocol):
-    assert zero_shot_task(protocol, "mine", ["blue_jay"], ["my {c}!"]).prompts == (("my blue_jay!",),)
+    task = zero_shot_task(protocol, "mine", ["blue_jay"], ["my {c}!"])
+    assert task.prompts == (("my blue_jay!",),) and task.origin == "the data's prompts"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "name", "classes", "origin"),
+    [
+        ("slip", "mine", ["frog"], "ImageNet's prompts"),
+        ("slip", "svhn", ["zero"], "ImageNet's prompts"),  # the package has prompts for it
+        ("clip_benchmark", "svhn", package("classes")["svhn"], ""),
+        ("clip_benchmark", "cub200", ["frog"], "ImageNet's prompts"),  # SLIP has prompts for it
+        ("clip_benchmark", "stl10", ["frog"], ""),
+    ],
+)
+def test_the_origin_of_the_prompts_is_known(protocol, name, classes, origin):
+    assert zero_shot_task(protocol, name, classes).origin == origin
 
 
 def test_sets_that_only_the_package_names():

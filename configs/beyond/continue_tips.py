@@ -6,8 +6,9 @@
 
 Memory of a step with B/16 at 224 px, bfloat16: 10.1 GiB, of which 7.8 are temporaries with the gradient.  XLA's CPU
 compiler counted this; it is not measured on a GPU.
-Sizes and preprocessing are those of `init`, see configs/vitb16_continue.py.  With one caption an image; a second class
-token for a second caption would be new (model.class_tokens=2).
+Sizes and preprocessing are those of `init`, see configs/vitb16_continue.py.  An image has one caption here.  For two,
+set model.class_tokens=2 and a data.caption of two sources; `init` does not have the second class token, which is
+initialised.
 """
 
 from pathlib import Path

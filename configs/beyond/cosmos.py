@@ -3,14 +3,16 @@
     python -m detailclip_jax.main --config=configs/beyond/cosmos.py --config.data.path=/data/cc3m
     python -m detailclip_jax.main --config=configs/beyond/cosmos.py:data=yfcc15m --config.data.path=/data/yfcc15m
 
-It needs data with long captions, such as DreamLIP's of CC3M and YFCC15M; of a title all captions would be the title.
+It needs data with long captions, such as DreamLIP's of CC3M and YFCC15M: with a title alone, all captions of an image
+would be the same.
 Published for B/16, with the TEACHER's encoders and without the pools (an evaluation reports them as `ema`):
 
                COCO, image to text / text to image    Flickr30K      ImageNet-1K zero-shot
     CC3M       53.1 / 40.1                            84.1 / 68.6    37.1
     YFCC15M    67.5 / 50.9                            92.6 / 79.6    52.4
 
-On CC3M, CLIP has 15.0 / 10.7 on COCO, with the crops of images 20.6, with those of captions too 51.0 [sec].
+On CC3M, CLIP has 15.0 / 10.7 on COCO; image to text becomes 20.6 with crops of images, and 51.0 with those of captions
+too [sec].
 Sources: [code] the published training code, [sec] others' notes on the paper, [choice] ours where the code is silent or
 another number is better.
 """

@@ -3,8 +3,8 @@
     python -m detailclip_jax.main --config=configs/beyond/flair.py --config.data.path=/data/cc3m
     python -m detailclip_jax.main --config=configs/beyond/flair.py:data=yfcc15m --config.data.path=/data/yfcc15m
 
-It needs data with long captions, such as DreamLIP's of CC3M, CC12M and YFCC15M; of a title all captions would be the
-title.  Published for B/16, where every image is pooled by every text:
+It needs data with long captions, such as DreamLIP's of CC3M, CC12M and YFCC15M: with a title alone, all captions of an
+image would be the same.  Published for B/16, where every image is pooled by every text:
 
                COCO, image to text / text to image    Flickr30K
     CC3M       51.6 / 37.7                            78.7 / 65.7

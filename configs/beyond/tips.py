@@ -12,7 +12,7 @@ The paper's ViT-B/14 (116M pairs, 70 epochs, batch 16k, Adafactor) reaches 82.6 
 text) and 75.9 Pascal VOC mIoU (linear), against 79.1 / 62.9 and 64.4 of CLIP on the same data [sec].  No number on
 YFCC15M is published, nor any training code.  Labels: [sec] in others' notes on the paper, [recalled] from memory,
 [choice] ours.  The contrast takes the unmasked crop [recalled]; the local crops are compared with the teacher by the
-first class token [recalled, weak].
+first class token [recalled].
 """
 
 from pathlib import Path

@@ -30,16 +30,21 @@ PACKAGE_NAMES = {
     "clevr_counts": "clevr_count_all",
     "kitti_distance": "kitti_closest_vehicle_distance",
 }
+PUBLISHED, DATA, BORROWED = "", "the data's prompts", "ImageNet's prompts"  # origin of a set's templates
 SPACED = {"food101": "_", "sun397": "_/"}  # characters in class names that the package replaces by spaces
 
 
 class ZeroShotTask(NamedTuple):
-    """A zero-shot task: `prompts[c]` combines every template with every synonym of the data set's class c."""
+    """A zero-shot task: `prompts[c]` combines every template with every synonym of the data set's class c.
+
+    metric: "accuracy", "mean_per_class", "roc_auc" or "mean_of_top1_and_top5".
+    origin: of the templates: PUBLISHED by the protocol for this set, the DATA's own, or ImageNet's (BORROWED).
+    """
 
     name: str
     prompts: tuple[tuple[str, ...], ...]
     metric: str
-    """ "accuracy", "mean_per_class", "roc_auc" or "mean_of_top1_and_top5"."""
+    origin: str = PUBLISHED
 
 
 def zero_shot_task(protocol: str, name: str, classes: Sequence[str], templates: Sequence[str] = ()) -> ZeroShotTask:
@@ -56,35 +61,37 @@ def zero_shot_task(protocol: str, name: str, classes: Sequence[str], templates: 
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}")
     words = slip_words if protocol == "slip" else package_words
     try:
-        names, patterns, metric = words(name, tuple(classes), tuple(templates))
+        names, patterns, metric, origin = words(name, tuple(classes), tuple(templates))
     except ValueError as error:
         raise ValueError(f"{name}, protocol {protocol}: {error}") from error
-    return ZeroShotTask(name, tuple(filled(patterns, synonyms) for synonyms in names), metric)
+    return ZeroShotTask(name, tuple(filled(patterns, synonyms) for synonyms in names), metric, origin)
 
 
-Words = tuple[list[Sequence[str]], Sequence[str], str]
+Words = tuple[list[Sequence[str]], Sequence[str], str, str]
 
 
 def slip_words(name: str, classes: tuple[str, ...], templates: tuple[str, ...]) -> Words:
-    """The synonyms of each class, the templates (with {}) and the metric, as in SLIP."""
+    """The synonyms of each class, the templates (with {}), the metric and the templates' origin, as in SLIP."""
     entry = slip().get(name)
     if entry is None:
         own = [template.replace("{c}", "{}") for template in templates]
-        return own_names(name, classes, bool(templates)), own or slip()[GENERIC]["templates"], "accuracy"
+        patterns, origin = (own, DATA) if own else (slip()[GENERIC]["templates"], BORROWED)
+        return own_names(name, classes, bool(templates)), patterns, "accuracy", origin
     synonyms = [each if isinstance(each, list) else [each] for each in entry["classes"]]
     places = match(classes, known_names(name))
-    return [synonyms[place] for place in places], entry["templates"], entry["metric"]
+    return [synonyms[place] for place in places], entry["templates"], entry["metric"], PUBLISHED
 
 
 def package_words(name: str, classes: tuple[str, ...], templates: tuple[str, ...]) -> Words:
-    """The name of each class, the templates (with {}) and the metric, as in the package."""
+    """The name of each class, the templates (with {}), the metric and the templates' origin, as in the package."""
     published, key = package("templates"), PACKAGE_NAMES.get(name, name)
+    origin = DATA if templates else PUBLISHED if key in published else BORROWED
     patterns = [each.replace("{c}", "{}") for each in templates or published.get(key, published["imagenet1k"])]
     stated = package("classes").get(key)
     if templates or stated is None:
-        return own_names(name, classes, bool(templates) or key in published), patterns, "accuracy"
+        return own_names(name, classes, origin != BORROWED), patterns, "accuracy", origin
     places = match(classes, package_names(name))
-    return [[stated[place]] for place in places], patterns, "accuracy"
+    return [[stated[place]] for place in places], patterns, "accuracy", origin
 
 
 def own_names(name: str, classes: tuple[str, ...], verbatim: bool) -> list[Sequence[str]]:

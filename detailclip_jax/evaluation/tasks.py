@@ -68,15 +68,8 @@ def zero_shot(setting: Setting, name: str) -> Prepared:
         own_scores = pooled if bench.pools_images else None
         yield from accuracies(images.features, classes, images.labels, task.metric, top, own_scores)
 
-    return Prepared(data, wording(setting, data), JOINT, measure)
-
-
-def wording(setting: Setting, data: LabelledSet) -> str:
-    """Says whose prompts `words` returns: "stickers", or the protocol, for a set of one's own with its templates."""
-    if data.name in STICKERS:
-        return "stickers"
-    own = data.name not in KNOWN and not data.templates
-    return f"{setting.protocol}, ImageNet's prompts" if own else setting.protocol
+    used = "stickers" if name in STICKERS else ", ".join(filter(None, (setting.protocol, task.origin)))
+    return Prepared(data, used, JOINT, measure)
 
 
 def words(setting: Setting, data: LabelledSet) -> ZeroShotTask:

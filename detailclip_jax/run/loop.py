@@ -260,7 +260,9 @@ def restore_or_init(run: Run, checkpoints: Checkpoints) -> Start:
     if before != now:
         follows = "from here on the run uses other examples, or another order"
         if restored.step >= run.config.total_steps:
-            follows = "the model was trained with the earlier data, and what this command writes again shows the new"
+            follows = "the model was trained with the earlier data"
+            if run.config.evaluate_at_end:
+                follows += "; the report and the figures that are written now use the new data"
         run.console.warn(
             f"the data changed after this checkpoint (fingerprint {before}, now {now}): {follows}; to avoid this, "
             "restore the old data"

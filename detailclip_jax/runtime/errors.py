@@ -150,9 +150,14 @@ def near(name: str, known: Iterable[str], cutoff: float = 0.5, meant: Meant | No
     return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
 
 
-def near_path(path: Path) -> str:
-    """Returns "; did you mean 'runs/stickers'?" for a path whose folder has a similar name, or "" without one."""
-    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+def near_folder(path: Path, tried: Iterable[Path] = ()) -> str:
+    """Returns "; did you mean 'runs/stickers'?" for a missing folder beside one of a similar name, or "" without one.
+
+    Folders in `tried` are not named.  A parent that cannot be listed has none.
+    """
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = [each.name for each in path.parent.iterdir() if each.is_dir() and each not in {*tried}]
     found = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
     return f"; did you mean {str(path.parent / found[0])!r}?" if found else ""
 

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from detailclip_jax.runtime import weight_files
-from detailclip_jax.runtime.errors import near_path
+from detailclip_jax.runtime.errors import near_folder
 
 FOLDER = "checkpoints"  # in a workdir
 CONFIG = "config.json"
@@ -104,7 +104,7 @@ def neighbours(path: Path) -> str:
     folder = path.parent
     if not folder.exists():
         missing = next(parent for parent in path.parents if parent.parent.exists())
-        return near_path(missing) or f"; {SOURCES}"
+        return near_folder(missing) or f"; {SOURCES}"
     runs = runs_in(folder)
     if near := difflib.get_close_matches(path.name, runs, n=1, cutoff=0.6):
         return f"; did you mean {str(folder / near[0])!r}?"

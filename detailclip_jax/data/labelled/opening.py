@@ -11,7 +11,7 @@ from detailclip_jax.data.labelled import builders, folders, karpathy, records, t
 from detailclip_jax.data.labelled.contents import Contents, LabelledSet, fingerprint
 from detailclip_jax.data.labelled.known import KNOWN, Known, ways_to_get
 from detailclip_jax.data.sources import BadRecord, Example, MissingData, Source
-from detailclip_jax.runtime.errors import near_path
+from detailclip_jax.runtime.errors import near_folder
 
 NUM_CAPTIONS = 5  # per image, if a set has more
 PATH = "folder:"
@@ -142,7 +142,8 @@ def missing(name: str, split: str, data_dir: pathlib.Path, tried: list[pathlib.P
     kind = "captioned" if captioned else "labelled"
     lacks = f"holds no {kind} images of split {split} in a known layout"
     seen = "; ".join(f"{path} {lacks if path.is_dir() else 'does not exist'}" for path in tried)
-    guess = near_path(tried[0]) if known is None and not tried[0].exists() else ""
+    guesses = (near_folder(path, tried) for path in tried if known is None and not path.exists())
+    guess = next(filter(None, guesses), "")
     own = captions_of_your_own(tried[0], split) if captioned else classes_of_your_own(tried[0], split)
     ways = "\n  ".join(ways_to_get(known, data_dir) if known else (own, f"known sets are {', '.join(KNOWN)}"))
     return f"no data of {name!r}: {seen}{guess or '.'}  Do one of these:\n  {ways}"

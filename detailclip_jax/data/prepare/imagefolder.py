@@ -29,7 +29,7 @@ def plan(request: Request) -> Plan:
     """Plans the images of one folder, sorted by path; class i is the i-th folder by name, as in torchvision.
 
     Raises ValueError if the subfolders are splits (train/, test/; see `labelled.folders.splits_in`) and not classes,
-    and if the output is a class: a folder of images, which would be left out.
+    and if images would be left out: the output, or a folder with a prepared set, has images.
     Hidden files and folders (.ipynb_checkpoints, ._image.jpg), __MACOSX and prepared sets are skipped.
     """
     if len(request.paths) != 1:
@@ -44,7 +44,7 @@ def plan(request: Request) -> Plan:
             f"imagefolder {one} --split {splits[0]}"
         )
     classes = _classes(root, request)
-    _check_output(root, classes, request)
+    _check_left_out(root, classes, request)
     return Plan(rows.chunked(request, _rows(root, classes, request.options.follow_links)), classes)
 
 
@@ -61,24 +61,33 @@ def files(request: Request) -> Iterator[str]:
 def _classes(root: pathlib.Path, request: Request) -> tuple[str, ...]:
     """Returns the names of the subfolders, without hidden ones, sets that `prepare` has written, and the output."""
     out = os.path.realpath(request.out)
-    return tuple(name for name in _folders(root) if os.path.realpath(root / name) != out)
+    return tuple(name for name in _folders(root) if not _is_set(root / name) and os.path.realpath(root / name) != out)
 
 
 def _folders(root: pathlib.Path) -> list[str]:
-    """Returns the sorted names of the subfolders, without hidden ones and sets that `prepare` has written."""
-    shown = (entry for entry in os.scandir(root) if is_folder(entry) and not _is_hidden(entry.name))
-    return sorted(entry.name for entry in shown if not (root / entry / DATASET).exists())
+    """Returns the sorted names of the subfolders, without hidden ones."""
+    return sorted(each.name for each in os.scandir(root) if is_folder(each) and not _is_hidden(each.name))
 
 
-def _check_output(root: pathlib.Path, classes: tuple[str, ...], request: Request) -> None:
-    """Raises ValueError if the output is a subfolder with images."""
-    walk = Walk(root, request.options.follow_links)
-    for name in set(_folders(root)) - {*classes}:
-        if _images(walk, name):
+def _is_set(folder: pathlib.Path) -> bool:
+    return (folder / DATASET).exists()
+
+
+def _check_left_out(root: pathlib.Path, classes: tuple[str, ...], request: Request) -> None:
+    """Raises ValueError if a subfolder that is no class has images: the output, or one with a prepared set in it."""
+    walk, out = Walk(root, request.options.follow_links), os.path.realpath(request.out)
+    for name in _folders(root):
+        if name in classes or not _images(walk, name):
+            continue
+        if os.path.realpath(root / name) == out:
             raise ValueError(
                 f"--out {request.out} is the folder {name} of images in {root}, which would be left out; choose "
                 "another --out"
             )
+        raise ValueError(
+            f"{root / name} has images and, from prepare, a set: its images would be left out; move the set "
+            f"({DATASET} and the files it lists) to another folder"
+        )
 
 
 def _rows(root: pathlib.Path, classes: tuple[str, ...], follow_links: bool) -> Iterator[Row]:
