@@ -264,7 +264,7 @@ def next_commands(flags: Sequence[str], workdir: Path, total_steps: int) -> str:
     return (
         f"to train on:   python -m detailclip_jax.main {loop}\n"
         f"to search:     python -m detailclip_jax.embed --checkpoint={there} --images=FOLDER --query=TEXT\n"
-        f"to measure:    python -m detailclip_jax.evaluate --checkpoint={there}\n"
+        f"on stickers:   python -m detailclip_jax.evaluate --checkpoint={there}\n"
         f"on your data:  python -m detailclip_jax.evaluate --checkpoint={there} --tasks=zero_shot:folder:PATH"
     )
 
