@@ -92,6 +92,7 @@ def test_a_bitmap_is_sampled_in_its_box_and_is_empty_outside_the_image():
         ({"size": [4, 6], "counts": [24]}, r"size \[4, 6\]; the image has \[6, 4\]"),
         ({"size": [6, 4], "counts": [3, 4]}, "sum to 7; the image has 24 pixels"),
         ({"size": [6, 4], "counts": [30, -6]}, "run lengths that sum"),
+        ({"size": [6, 4], "counts": [2**62] * 4 + [24]}, "run lengths that sum to 18446744073709551640"),
         ({"size": [6, 4], "counts": "`"}, "end within a number"),
         ({"size": [6, 4]}, "of type NoneType"),
     ],
@@ -231,6 +232,14 @@ def test_the_ground_truth_has_what_the_scoring_needs(tmp_path):
 def test_an_image_with_a_broken_annotation_is_refused(tmp_path, broken, message):
     with pytest.raises(BadRecord, match=message):
         opened(tmp_path, box_of(5) | broken).source[0]
+
+
+def test_run_lengths_of_an_image_that_no_file_can_be_are_refused_before_they_take_memory(tmp_path):
+    made = content(box_of(5, segmentation={"size": [100_000, 100_000], "counts": [10**10]}))
+    made["images"][0] |= {"height": 100_000, "width": 100_000}
+    found = coco.open_format(*write(tmp_path, made))
+    with pytest.raises(BadRecord, match="annotation 5: run lengths of 100000 x 100000 pixels; the limit is 178956970"):
+        found.source[0]
 
 
 def test_unreadable_images_and_other_sizes_are_refused(tmp_path):

@@ -11,6 +11,7 @@ run lengths as numbers               | a bitmap; columns first, beginning with t
 run lengths as text                  | the same, after decoding 5 bits per character
 fewer than 3 points, odd number      | refused
 lengths that do not fill the image   | refused
+lengths of more than MAX_FILE_PIXELS | refused: no image of that size is decoded (`data.decoding`)
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+
+from detailclip_jax.data.decoding import MAX_FILE_PIXELS
 
 Polygons = list[Float[np.ndarray, "_k 2"]]
 Bitmap = UInt8[np.ndarray, "_h _w"]
@@ -79,13 +82,16 @@ def text_runs(text: Any) -> Int[np.ndarray, " R"]:
 def decode_runs(counts: Sequence[int] | Int[np.ndarray, " R"], height: int, width: int) -> Bitmap:
     """Returns the mask of run lengths, which alternate between background and object, column by column.
 
-    Raises ValueError unless they are non-negative and add up to all pixels.
+    Raises ValueError unless they are non-negative and add up to all pixels, of which there may be MAX_FILE_PIXELS.
     """
+    if height * width > MAX_FILE_PIXELS:
+        raise ValueError(f"run lengths of {height} x {width} pixels; the limit is {MAX_FILE_PIXELS}")
     lengths = np.asarray(counts, np.int64)
-    if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
-        raise ValueError(f"run lengths that sum to {lengths.sum()}; the image has {height * width} pixels")
-    values = np.arange(len(lengths), dtype=np.int64) % 2
-    return np.repeat(values, lengths).astype(np.uint8).reshape(width, height).T
+    total = sum(lengths.ravel().tolist())  # an int64 sum would wrap: four lengths of 2^62 add up to 0
+    if lengths.ndim != 1 or (lengths < 0).any() or total != height * width:
+        raise ValueError(f"run lengths that sum to {total}; the image has {height * width} pixels")
+    values = np.arange(len(lengths)) % 2
+    return np.repeat(values.astype(np.uint8), lengths).reshape(width, height).T
 
 
 def runs_of(mask: Bool[np.ndarray, "H W"]) -> list[int]:
