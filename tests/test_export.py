@@ -146,6 +146,17 @@ def test_huggingface(detailclip, openai, tmp_path, capsys):
         assert (read.preprocess.mean, read.preprocess.std) == (made.preprocess.mean, made.preprocess.std)
 
 
+@pytest.mark.parametrize("style", [{}, OPENAI_FIELDS], ids=["vit", "clip"])
+def test_the_names_of_activations_are_transformers_and_come_back(style):
+    activations = {"model.image_style.activation": "gelu_tanh", "model.text_activation": "relu"}
+    made = config.default()
+    made.update_from_flattened_dict(TINY | style | activations)
+    content = hub.huggingface_config(made)
+    assert [content[part]["hidden_act"] for part in ("vision_config", "text_config")] == ["gelu_pytorch_tanh", "relu"]
+    read = hub.huggingface_options(content, {})
+    assert (read["activation"], read["text_activation"]) == ("gelu_tanh", "relu")
+
+
 CAPTIONS = [
     *("a cat.", "", "  Hello WORLD's  best\tdog!!! ", "12345 1,234.5% $x_y-z", "he'll we've I'm they'd don''t"),
     *("caf\u00e9 na\u00efve e\u0301", "\u201cquoted\u201d it\u2019s \u2026 \u2014", "\ufb01sh \u0130stanbul \u00df"),
@@ -283,6 +294,15 @@ def test_open_clip_builds_sizes_that_timm_does_not_register(detailclip, tmp_path
     _, again, read = interop.load(out)
     assert read.model.image_size == made.model.image_size and measure.size_of(read.model).num_heads == 4
     np.testing.assert_array_equal(again["params"]["image"]["positions"], variables["ema_params"]["image"]["positions"])
+
+
+def test_the_trunk_of_an_earlier_export_is_not_read_and_is_removed(openai, tmp_path):
+    out, trunk = tmp_path / "out", tmp_path / "out/trunk/config.json"
+    trunk.parent.mkdir(parents=True)
+    trunk.write_text('{"model_args": {"num_heads": 2}}')
+    assert run(openai, "open_clip", out, "--no-verify") == 0 and not trunk.exists()
+    trunk.write_text('{"model_args": {"num_heads": 2}}')
+    assert measure.size_of(interop.load(out)[2].model).num_heads == 4
 
 
 def test_image_towers_that_open_clip_does_not_have(tmp_path, capsys):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from detailclip_jax import import_torch, interop
-from detailclip_jax.interop import files, torchscript, verify
+from detailclip_jax.interop import files, hub, torchscript, verify
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.layers import ACTIVATIONS
 from detailclip_jax.runtime import errors
@@ -125,10 +125,13 @@ def test_open_clip_folder(tmp_path, quick_gelu):
         ('{"vision_cfg": {}, "text_cfg": {}}', "is invalid: KeyError"),
         ('{"vision_cfg": {"width": 48, "head_width": 0}}', "is invalid: ZeroDivisionError"),
         ('{"vision_cfg": {"width": 48, "pool_type": "attn"}}', "unsupported image pooling of open_clip: 'attn'"),
+        ('{"vision_cfg": {"width": 48, "act_kwargs": {"approximate": "tanh"}}}', "image encoder of .* act_kwargs"),
         (
             '{"vision_cfg": {"width": 48}, "text_cfg": {"hf_model_name": "x"}}',
             r"unsupported text encoder of .*hf_model_name",
         ),
+        ('{"vision_cfg": {"width": 48}, "text_cfg": {"norm_kwargs": {"eps": 1e-6}}}', "text encoder .*norm_kwargs"),
+        ('{"vision_cfg": {"width": 48}, "text_cfg": {"pool_type": "eos", "eos_id": 1}}', "text pooling .*'eos'"),
     ],
 )
 def test_configs_of_other_models(tmp_path, content, match):
@@ -136,6 +139,28 @@ def test_configs_of_other_models(tmp_path, content, match):
     (tmp_path / "open_clip_config.json").write_text(content)
     with pytest.raises(ValueError, match=match):
         interop.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ({"model_type": "metaclip_2"}, r"model_type of config\.json: 'metaclip_2'; supported: clip, siglip"),
+        ({"model_type": "clip", "text_config": {"model_type": "metaclip_2_text_model"}}, "'metaclip_2_text_model'"),
+        ({"model_type": "clip", "text_config": {"vocab_size": 64, "eos_token_id": 5}}, "eos_token_id 5; .* 63 here"),
+    ],
+)
+def test_configs_of_transformers_that_pool_texts_otherwise(tmp_path, content, match):
+    """MetaCLIP 2 has CLIP's tensor names, and takes the text feature at a stated token."""
+    files.write(tmp_path / "model.safetensors", {"a": np.zeros(1, np.float32)})
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=match):
+        interop.load(tmp_path)
+
+
+@pytest.mark.parametrize("end", [2, 63, None])
+def test_configs_of_transformers_that_pool_texts_at_the_largest_id(end):
+    content = {"model_type": "clip", "text_config": {"vocab_size": 64, "eos_token_id": end}}
+    assert hub.huggingface_options(content, {})["text_heads"] == 8
 
 
 @pytest.mark.parametrize("pooling", ["tok", "avg", "avg_then_norm"])
@@ -160,6 +185,32 @@ def test_timm_vit_with_clip_s_pre_norm(tmp_path):
     module = vit_module(pre_norm=True, norm_layer=layer_norm, act_layer=open_clip.transformer.QuickGELU)
     path = save(module.state_dict(), tmp_path / "vit.pth")
     assert_tokens_alike(module, *interop.load(path, "timm", num_heads=4, activation="quick_gelu"))
+
+
+@pytest.mark.parametrize(
+    ("stated", "activation"),
+    [
+        ({"architecture": "vit_base_patch16_clip_224"}, "gelu"),
+        ({"architecture": "vit_base_patch16_clip_quickgelu_224"}, "quick_gelu"),
+        ({"architecture": "vit_base_patch16_clip_224", "model_args": {"act_layer": "quick_gelu"}}, "quick_gelu"),
+    ],
+)
+def test_timm_s_config_states_the_activation_by_its_architecture(tmp_path, stated, activation):
+    """OpenAI's weights, fine-tuned by timm, have GELU unless the name says quickgelu."""
+    tensors = {key: value.numpy() for key, value in vit_module(pre_norm=True).state_dict().items()}
+    files.write(tmp_path / "model.safetensors", tensors)
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {}, **stated}))
+    assert interop.load(tmp_path, num_heads=4)[2].model.image_style.activation == activation
+
+
+def test_a_config_file_without_the_activation_is_named(tmp_path):
+    tensors = {key: value.numpy() for key, value in vit_module(pre_norm=True).state_dict().items()}
+    files.write(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(ValueError, match=r"there is no config file; give --activation=gelu"):
+        interop.load(tmp_path, num_heads=4)
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": {}, "architecture": "mine"}')
+    with pytest.raises(ValueError, match=r"/config\.json does not state it; give --activation=gelu"):
+        interop.load(tmp_path, num_heads=4)
 
 
 def test_each_tower_has_an_activation_of_its_own(tmp_path):

@@ -84,13 +84,17 @@ def load(
         raise ValueError(f"unknown options {sorted(unknown)}; known: {', '.join(OPTIONS)}")
     if layout in (None, OWN) and not isinstance(source, Mapping) and own.is_own_format(Path(source)):
         return _own_file(Path(source), _given(options))
-    tensors, sidecar = (files.arrays(source), {}) if isinstance(source, Mapping) else _open(Path(source))
+    tensors, sidecar, config_file = (
+        (files.arrays(source), {}, None) if isinstance(source, Mapping) else _open(Path(source))
+    )
     given = _given(options)
     if "normalisation" in given:
         sidecar = {name: value for name, value in sidecar.items() if name not in ("mean", "std")}
     options = {name: value for name, value in (sidecar | given).items() if value is not None}
     try:
-        return _converted(*choose(tensors, layout), options, flags_of(tensors))
+        chosen, state_dict = choose(tensors, layout)
+        _check_required(chosen, options, config_file)
+        return _converted(chosen, state_dict, options, flags_of(tensors))
     except ValueError as error:
         raise ValueError(f"{error}{_other_layout(source, tensors, layout)}") from error
 
@@ -98,7 +102,6 @@ def load(
 def _converted(
     chosen: TensorLayout, state_dict: StateDict, options: Mapping[str, Any], flags: Mapping[str, Any]
 ) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    _check_required(chosen, options)
     state_dict = chosen.prepare(state_dict)
     spec = chosen.measure({key: value.shape for key, value in state_dict.items()}, options)
     config = config_of(chosen, spec, options)
@@ -172,11 +175,12 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _open(path: Path) -> tuple[Any, dict[str, Any]]:
+def _open(path: Path) -> tuple[Any, dict[str, Any], Path | None]:
+    """The tensors of a file or folder, and the options from the config file beside them, if there is one."""
     if path.is_dir() and (pair := tips.pair_in(path)):
-        return pair, {}
+        return pair, {}, None
     file = files.weights_in(path) if path.is_dir() else path
-    return files.read(file), hub.sidecar_options(file)
+    return files.read(file), hub.sidecar_options(file), hub.config_beside(file)
 
 
 def choose(tensors: Any, name: str | None) -> tuple[TensorLayout, dict[str, np.ndarray]]:
@@ -237,13 +241,15 @@ def _only_tensors(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return dict(found)
 
 
-def _check_required(layout: TensorLayout, options: Mapping[str, Any]) -> None:
+def _check_required(layout: TensorLayout, options: Mapping[str, Any], config_file: Path | None) -> None:
+    """Raises ValueError if neither the options nor the config file state what the tensors do not show."""
     if missing := [name for name in layout.needs if name not in options]:
         flag = missing[0].replace("_", "-")
+        unread = f"{config_file} does not state it" if config_file else "there is no config file"
         raise ValueError(
             f"{' and '.join(missing)} of this {layout.name} model cannot be inferred from the tensors, "
-            f"and there is no config file; give --{flag}=gelu (most models of open_clip) or quick_gelu (OpenAI's "
-            "weights, names with quickgelu, models of this package)"
+            f"and {unread}; give --{flag}=gelu (most models of open_clip, timm's names without quickgelu) or "
+            "quick_gelu (OpenAI's weights, names with quickgelu, models of this package)"
         )
 
 

@@ -89,11 +89,13 @@ def check_method(config: ConfigDict, name: str) -> None:
 
 
 def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
-    """Writes open_clip_config.json and the weights."""
+    """Writes open_clip_config.json and the weights; removes the trunk of an earlier export that this model lacks."""
     tensors = to_state_dict({"params": export.params}, export.config, "open_clip")
-    content = hub.open_clip_config(export.config, path)
+    content, trunk = hub.open_clip_config(export.config, path), path / hub.TRUNK / hub.HUGGINGFACE
     if hub.needs_trunk(export.config):
-        _write_json(path / hub.TRUNK / hub.HUGGINGFACE, hub.timm_trunk_config(export.config))
+        _write_json(trunk, hub.timm_trunk_config(export.config))
+    else:
+        trunk.unlink(missing_ok=True)
     _write_json(path / hub.OPEN_CLIP, content)
     files.write(path / "open_clip_model.safetensors", tensors, {"format": "pt"})
     return tensors

@@ -57,9 +57,14 @@ def _image_tokens(export: Export, images: Any) -> Float[Array, "B M D"]:
 
 
 def _write(export: Export, path: Path, suffix: str, call: str, write: Callable[[Function, Path], None]) -> Any:
-    """Writes one file per function and signature.json; returns the weights used."""
+    """Writes one file per function and signature.json; returns the weights used.
+
+    Removes the file of an earlier export whose function this model lacks.
+    """
     path.mkdir(parents=True, exist_ok=True)
     found = functions(export)
+    for name in {"image", "text"} - found.keys():
+        (path / f"encode_{name}.{suffix}").unlink(missing_ok=True)
     for name, function in found.items():
         write(function, path / f"encode_{name}.{suffix}")
     content = {f"encode_{name}": _signature(function) for name, function in found.items()} | {"call": call}

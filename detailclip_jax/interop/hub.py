@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.preprocessing import transform_of
+from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.models.vit import Style
 
@@ -40,6 +41,11 @@ TIMM_BASES = {  # norm before the blocks, activation -> architecture used for ot
 NO_CLIP = "this is a VisionTextDualEncoderModel, not a CLIPModel; load it with transformers.AutoModel"
 HIDDEN_ACTS = {"gelu_tanh": "gelu_pytorch_tanh"}  # our names of activations, where transformers has others
 TRUNK = "trunk"  # folder with the config of an image encoder that timm does not register
+LOCAL = "local-dir:"  # begins a timm_model_name that is a folder
+SIGLIP, DUAL_ENCODER = "siglip", "vision-text-dual-encoder"
+KINDS = (None, "clip", SIGLIP, "siglip_model", DUAL_ENCODER)  # model_type of a supported config.json
+TEXT_KINDS = (None, "clip_text_model")
+LEGACY_END = 2  # eos_token_id of older CLIPModels, which pool at the largest id of a text
 
 
 def sidecar_options(file: Path) -> dict[str, Any]:
@@ -54,15 +60,25 @@ def sidecar_options(file: Path) -> dict[str, Any]:
 
 
 def _sidecar_options(file: Path) -> dict[str, Any]:
+    config_file = config_beside(file)
+    if config_file == card_of(file):
+        return _card_options(file)
+    content = _json(config_file) if config_file else {}
+    if config_file == file.parent / OPEN_CLIP:
+        return open_clip_options(content) | _trunk_options(content, file.parent)
+    if "pretrained_cfg" in content:  # timm's config.json
+        return timm_options(content)
+    return huggingface_options(content, _preprocessor(file.parent)) if config_file else {}
+
+
+def config_beside(file: Path) -> Path | None:
+    """The config file that describes some weights: of open_clip, of transformers or timm, or the card of an export."""
     folder = file.parent
     if (folder / OPEN_CLIP).is_file():
-        return open_clip_options(_json(folder / OPEN_CLIP)) | _trunk_options(folder)
+        return folder / OPEN_CLIP
     if (folder / HUGGINGFACE).is_file() and file.name in ("model.safetensors", "pytorch_model.bin"):
-        content = _json(folder / HUGGINGFACE)
-        if "pretrained_cfg" in content:  # timm's config.json
-            return timm_options(content)
-        return huggingface_options(content, _preprocessor(folder))
-    return _card_options(file)
+        return folder / HUGGINGFACE
+    return card_of(file) if card_of(file).is_file() else None
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
@@ -77,7 +93,7 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 def _card_options(file: Path) -> dict[str, Any]:
     """Options from the card of an export. Raises ValueError if the weights file was replaced since."""
     card = card_of(file)
-    content = _json(card) if card.is_file() else {}
+    content = _json(card)
     if "create_model" not in content and not {"preprocessing", "bytes"} <= content.keys():
         return {}
     if content.get("bytes") != file.stat().st_size:
@@ -85,10 +101,14 @@ def _card_options(file: Path) -> dict[str, Any]:
     return card_options(content)
 
 
-def _trunk_options(folder: Path) -> dict[str, Any]:
-    """The attention heads of an image encoder described by `timm_trunk_config`."""
-    file = folder / TRUNK / HUGGINGFACE
-    heads = _json(file).get("model_args", {}).get("num_heads") if file.is_file() else None
+def _trunk_options(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The attention heads of an image encoder described by `timm_trunk_config`, if open_clip's config names a folder.
+
+    An earlier export into the same folder may have left its own.
+    """
+    file, image = folder / TRUNK / HUGGINGFACE, content.get("model_cfg", content).get("vision_cfg", {})
+    named = str(image.get("timm_model_name")).startswith(LOCAL)
+    heads = _json(file).get("model_args", {}).get("num_heads") if named and file.is_file() else None
     return {} if heads is None else {"num_heads": heads}
 
 
@@ -106,10 +126,11 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from an open_clip_config.json; raises ValueError for unsupported encoders."""
     model, preprocess = content.get("model_cfg", content), content.get("preprocess_cfg", {})
     image, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
-    if unknown := {"hf_model_name", "no_causal_mask", "embed_cls", "proj_bias"} & {k for k, v in text.items() if v}:
-        raise ValueError(f"unsupported text encoder of open_clip: {sorted(unknown)}")
+    _check_open_clip_text(text)
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
     timm = "timm_model_name" in image
+    if not timm and image.get("act_kwargs"):
+        raise ValueError(f"unsupported image encoder of open_clip: act_kwargs {image['act_kwargs']}")
     return {
         "num_heads": None if timm else image["width"] // image.get("head_width", 64),
         "text_heads": text.get("heads"),
@@ -124,6 +145,15 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _check_open_clip_text(text: Mapping[str, Any]) -> None:
+    """Raises ValueError for a text encoder other than CLIP's, which pools at the largest id of a text."""
+    others = {"hf_model_name", "no_causal_mask", "embed_cls", "proj_bias", "norm_kwargs", "act_kwargs"}
+    if unknown := others & {name for name, value in text.items() if value}:
+        raise ValueError(f"unsupported text encoder of open_clip: {sorted(unknown)}")
+    if (pooling := text.get("pool_type", "argmax")) != "argmax":
+        raise ValueError(f"unsupported text pooling of open_clip: pool_type {pooling!r}; supported: argmax")
+
+
 def _known_as(names: Mapping[str, str], theirs: str | None) -> str | None:
     """Translates another library's word to ours.
 
@@ -134,15 +164,23 @@ def _known_as(names: Mapping[str, str], theirs: str | None) -> str | None:
 
 def timm_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from timm's config.json."""
-    stated = content["pretrained_cfg"]
+    stated, arguments = content["pretrained_cfg"], content.get("model_args") or {}
     return {
-        "num_heads": content.get("model_args", {}).get("num_heads"),
+        "num_heads": arguments.get("num_heads"),
+        "activation": arguments.get("act_layer") or _timm_activation(content.get("architecture") or ""),
         "mean": stated.get("mean"),
         "std": stated.get("std"),
         "resize_filter": stated.get("interpolation"),
         "resize": _known_as(TIMM_RESIZES, stated.get("crop_mode")),
         "crop_ratio": stated.get("crop_pct"),
     }
+
+
+def _timm_activation(architecture: str) -> str | None:
+    """The activation of timm's ViTs with CLIP's layout; None for others, whose layouts have a usual one."""
+    if "_clip_" not in architecture:
+        return None
+    return "quick_gelu" if "_clip_quickgelu_" in architecture else "gelu"
 
 
 def timm_preprocess(config: ConfigDict) -> dict[str, Any]:
@@ -168,17 +206,22 @@ def _pooling(image: Mapping[str, Any], timm: bool) -> str:
 
 def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from a transformers config.json and preprocessor_config.json."""
-    image, text = content.get("vision_config", {}), content.get("text_config", {})
-    if content.get("model_type") in ("siglip", "siglip_model"):
+    image, text, kind = content.get("vision_config", {}), content.get("text_config", {}), content.get("model_type")
+    if kind not in KINDS:
+        raise ValueError(
+            f"unsupported model_type of {HUGGINGFACE}: {kind!r}; supported: clip, {SIGLIP}, {DUAL_ENCODER}"
+        )
+    if kind in (SIGLIP, "siglip_model"):
         return siglip_options(image, text, preprocessor)
+    _check_huggingface_text(text)
     is_vit = image.get("model_type") == "vit"
     if is_vit and image.get("pooler_act", "tanh") != "linear":
         raise ValueError("unsupported ViTModel: its pooler must be the identity (pooler_act linear)")
     return {
         "num_heads": image.get("num_attention_heads", 12),
         "text_heads": text.get("num_attention_heads", 8),
-        "activation": image.get("hidden_act", "gelu" if is_vit else "quick_gelu"),
-        "text_activation": text.get("hidden_act", "quick_gelu"),
+        "activation": _known_as(HIDDEN_ACTS, image.get("hidden_act", "gelu" if is_vit else "quick_gelu")),
+        "text_activation": _known_as(HIDDEN_ACTS, text.get("hidden_act", "quick_gelu")),
         "norm_eps": image.get("layer_norm_eps", 1e-12 if is_vit else 1e-5),
         "text_norm_eps": text.get("layer_norm_eps", 1e-5),
         "mean": preprocessor.get("image_mean"),
@@ -187,17 +230,28 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
     }
 
 
+def _check_huggingface_text(text: Mapping[str, Any]) -> None:
+    """Raises ValueError for a text encoder other than CLIP's, which pools at the largest id of a text."""
+    if (kind := text.get("model_type")) not in TEXT_KINDS:
+        raise ValueError(f"unsupported text encoder of {HUGGINGFACE}: model_type {kind!r}; supported: clip_text_model")
+    end, last = text.get("eos_token_id"), text.get("vocab_size", VOCAB_SIZE) - 1
+    if end not in (None, LEGACY_END, last):
+        raise ValueError(
+            f"unsupported text encoder of {HUGGINGFACE}: it pools at eos_token_id {end}; supported: the largest id, "
+            f"{last} here"
+        )
+
+
 def siglip_options(
     image: Mapping[str, Any], text: Mapping[str, Any], preprocessor: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Options of `interop.load` from both parts of a SiglipModel's config and its preprocessor_config.json."""
-    own = {theirs: name for name, theirs in HIDDEN_ACTS.items()}
-    acts = [part.get("hidden_act", "gelu_pytorch_tanh") for part in (image, text)]
+    acts = [_known_as(HIDDEN_ACTS, part.get("hidden_act", "gelu_pytorch_tanh")) for part in (image, text)]
     return {
         "num_heads": image.get("num_attention_heads", 12),
         "text_heads": text.get("num_attention_heads", 12),
-        "activation": own.get(acts[0], acts[0]),
-        "text_activation": own.get(acts[1], acts[1]),
+        "activation": acts[0],
+        "text_activation": acts[1],
         "norm_eps": image.get("layer_norm_eps", 1e-6),
         "text_norm_eps": text.get("layer_norm_eps", 1e-6),
         "mean": preprocessor.get("image_mean"),
@@ -275,11 +329,9 @@ def other_heads(spec: Spec) -> str | None:
 
 def card_options(content: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `interop.load` from a card: the preprocessing, and heads and activation if it is of a timm export."""
-    arguments = content.get("create_model")
-    if arguments is None:
-        return timm_options({"pretrained_cfg": content["preprocessing"]})
-    base = {name: kind for kind, name in TIMM_BASES.items()}.get(arguments["model_name"], (False, "gelu"))
-    return timm_options({"pretrained_cfg": content["preprocessing"], "model_args": arguments}) | {"activation": base[1]}
+    arguments = content.get("create_model", {})
+    stated = {"pretrained_cfg": content["preprocessing"], "model_args": arguments}
+    return timm_options(stated | {"architecture": arguments.get("model_name")})
 
 
 def timm_name(spec: Spec) -> str | None:
@@ -356,7 +408,7 @@ def _own_tower(spec: Spec) -> dict[str, Any]:
 
 def _timm_tower(config: ConfigDict, folder: Path) -> dict[str, Any]:
     spec = spec_of(config.model)
-    name = f"local-dir:{(folder / TRUNK).absolute()}" if needs_trunk(config) else timm_name(spec)
+    name = f"{LOCAL}{(folder / TRUNK).absolute()}" if needs_trunk(config) else timm_name(spec)
     return {
         "timm_model_name": name,
         "timm_pool": "token",
@@ -391,7 +443,7 @@ def huggingface_config(config: ConfigDict) -> dict[str, Any]:
         "num_hidden_layers": size.depth,
         "num_attention_heads": size.num_heads,
         "intermediate_size": 4 * size.width,
-        "hidden_act": spec.style.activation,
+        "hidden_act": HIDDEN_ACTS.get(spec.style.activation, spec.style.activation),
         "layer_norm_eps": spec.style.norm_eps,
         "image_size": spec.image_size,
         "patch_size": size.patch_size,
@@ -402,7 +454,7 @@ def huggingface_config(config: ConfigDict) -> dict[str, Any]:
         "num_hidden_layers": size.text_depth,
         "num_attention_heads": size.text_heads,
         "intermediate_size": 4 * size.text_width,
-        "hidden_act": spec.text_activation,
+        "hidden_act": HIDDEN_ACTS.get(spec.text_activation, spec.text_activation),
         "layer_norm_eps": spec.text_style.norm_eps,
         "max_position_embeddings": spec.context_length,
         "vocab_size": spec.vocab_size,
@@ -410,7 +462,7 @@ def huggingface_config(config: ConfigDict) -> dict[str, Any]:
         "eos_token_id": spec.vocab_size - 1,
         "pad_token_id": 0,
     }
-    kind = ("CLIPModel", "clip") if pre_norm else ("VisionTextDualEncoderModel", "vision-text-dual-encoder")
+    kind = ("CLIPModel", "clip") if pre_norm else ("VisionTextDualEncoderModel", DUAL_ENCODER)
     shared = {"projection_dim": size.joint_width, "architectures": [kind[0]], "model_type": kind[1]}
     own = {"projection_dim": size.joint_width} if pre_norm else {"pooler_act": "linear", "initializer_factor": NO_CLIP}
     return {**shared, "vision_config": image | own, "text_config": text | {"projection_dim": size.joint_width}}
@@ -450,7 +502,7 @@ def siglip_config(spec: Spec) -> dict[str, Any]:
         "eos_token_id": 1,  # as in the vocabularies of the published models
         "pad_token_id": 1,
     }
-    kind = {"architectures": ["SiglipModel"], "model_type": "siglip"}
+    kind = {"architectures": ["SiglipModel"], "model_type": SIGLIP}
     return {**kind, "vision_config": image | sides, "text_config": text | words}
 
 
