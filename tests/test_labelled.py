@@ -255,6 +255,15 @@ def test_tars_agree_with_the_library(tmp_path):
     assert opened.source[2]["image"] == oracle[2]["webp"]
 
 
+def test_a_second_image_of_a_key_takes_no_label_of_the_first(tmp_path):
+    members = [("a.png", make_image(COLOURS["cat"])), ("a.cls", b"0"), ("a.png", make_image(COLOURS["dog"]))]
+    wds(tmp_path / "wds_animals", [members])
+    source = open_set("animals", tmp_path).source
+    assert len(source) == 2 and source[0]["image"] == members[0][1]
+    with pytest.raises(BadRecord, match=r"0\.tar:a: no cls, only png"):
+        source[1]
+
+
 def test_a_captioned_set_has_no_classes_and_at_most_five_captions(tmp_path):
     texts = [f"caption {i}" for i in range(7)]
     wds(

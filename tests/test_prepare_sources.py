@@ -61,6 +61,31 @@ def test_webdataset_members_are_grouped_by_their_name_up_to_the_first_dot(tmp_pa
     assert [example["label"] for example in found.values()] == [5, 3, -1]
 
 
+def test_of_adjacent_webdataset_examples_with_one_key_the_first_is_kept_and_the_others_are_counted(tmp_path):
+    members = [*trees.sample("a", 1, "first"), *trees.sample("a", 3, "second")]
+    trees.write_tar(tmp_path / "x.tar", members)
+    part = prepared(tmp_path / "x.tar", tmp_path / "out")
+    (example,) = examples(tmp_path / "out").values()
+    assert (example["captions"], example["image"]) == (("first",), trees.jpeg(1))
+    assert part["rejected"] == {"duplicate key": 1}
+
+
+def test_a_second_image_of_a_webdataset_key_takes_no_caption_of_the_first(tmp_path):
+    trees.write_tar(tmp_path / "x.tar", [("a.jpg", b"dog"), ("a.txt", b"a dog"), ("a.JPG", b"cat")])
+    found = [(sample.key, dict(sample.files)) for sample in tars.samples(str(tmp_path / "x.tar"))]
+    assert found == [("a", {"jpg": b"dog", "txt": b"a dog"}), ("a", {"jpg": b"cat"})]
+
+
+def test_webdataset_images_whose_keys_have_dots_are_counted(tmp_path):
+    dotted = [member for key in ("v1.2_cat", "v1.2_dog") for member in trees.sample(key, 1)]
+    hidden = [("./._a.jpg", b"of macOS")]
+    trees.write_tar(tmp_path / "x.tar", [*dotted, *hidden, *trees.sample("a", 2)])
+    part = prepared(tmp_path / "x.tar", tmp_path / "out")
+    assert keys(tmp_path / "out") == ["x/a"]
+    assert part["num_rejected"] == 2
+    assert rejected(tmp_path / "out") == [("x/v1.2_cat.jpg", "no image"), ("x/v1.2_dog.jpg", "no image")]
+
+
 @pytest.mark.parametrize(("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz")])
 def test_webdataset_reads_compressed_tars(tmp_path, suffix, mode):
     trees.write_tar(tmp_path / f"x{suffix}", trees.sample("a", 1), mode)

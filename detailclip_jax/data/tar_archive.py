@@ -29,12 +29,23 @@ def samples(members: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Iterator[
         members = ("a/1.jpg", x), ("a/1.cls", y), ("a/2.jpg", z)
         {key: dict(group) for key, group in samples(members)}   # {"a/1": {"jpg": x, "cls": y}, "a/2": {"jpg": z}}
 
-    Consecutive members with the same key form an example, see `key_and_suffix`. They are read as the iterator advances,
-    so that an archive of many members with one key needs no memory; use it before the next example.
+    Consecutive members with the same key form an example, see `key_and_suffix`; a suffix that it already has begins
+    another one.  They are read as the iterator advances, so that the values of many members with one key need no
+    memory; use it before the next example.
     """
-    named = ((*key_and_suffix(name), value) for name, value in members)
-    for key, group in itertools.groupby(named, lambda member: member[0]):
+    for (_, key), group in itertools.groupby(_numbered(members), lambda member: member[0]):
         yield key, ((suffix, value) for _, suffix, value in group)
+
+
+def _numbered(members: Iterable[tuple[str, Any]]) -> Iterator[tuple[tuple[int, str], str, Any]]:
+    """Yields ((number of the example, its key), suffix, value) of each member."""
+    number, last, suffixes = 0, "", set()
+    for name, value in members:
+        key, suffix = key_and_suffix(name)
+        if key != last or suffix in suffixes:
+            number, last, suffixes = number + 1, key, set()
+        suffixes.add(suffix)
+        yield (number, key), suffix, value
 
 
 def key_and_suffix(name: str) -> tuple[str, str]:

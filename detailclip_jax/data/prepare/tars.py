@@ -7,7 +7,7 @@ Nothing is extracted to disk: members are read in order, and their names serve o
 import contextlib
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from detailclip_jax.data import tar_archive
@@ -129,21 +129,36 @@ def _json(data: bytes) -> Mapping[str, Any]:
 def samples(path: str) -> Iterator[Sample]:
     """Yields the samples of a tar; a sample with a refused member is refused.
 
+    A key with dots is cut at the first, so that its image has no known suffix: if no other image belongs to the cut
+    key, each such image is a refused sample of its own.
     Raises tarfile.TarError, or the exception of its compression, if the tar is damaged.  The sample being read is then
     dropped, since it may be incomplete.
     """
     for key, group in tar_archive.samples(members(path)):
-        files, refused = {}, ""
-        for suffix, data in group:
-            if isinstance(data, bytes):
-                files[suffix] = data
-            else:
-                refused = refused or str(data)
+        yield from _samples(key, group)
+
+
+def _samples(key: str, group: Iterable[tuple[str, bytes | Rejected | None]]) -> Iterator[Sample]:
+    files, refused, dotted = {}, "", []
+    for suffix, data in group:
+        if isinstance(data, bytes):
+            files[suffix] = data
+        elif data is None:
+            dotted.append(suffix)
+        else:
+            refused = refused or str(data)
+    if not dotted or refused or not files.keys().isdisjoint(IMAGES):
         yield Sample(key, files, refused)
+        return
+    for suffix in dotted:
+        yield Sample(f"{key}.{suffix}", {}, f"no image: only {suffix}; the key ends at the first dot, rename the files")
 
 
-def members(path: str) -> Iterator[tuple[str, bytes | Rejected]]:
-    """Yields (name, bytes) of each usable member, or the reason why it is refused in place of the bytes."""
+def members(path: str) -> Iterator[tuple[str, bytes | Rejected | None]]:
+    """Yields (name, bytes) of each usable member, or the reason why it is refused in place of the bytes.
+
+    An image whose suffix is none of an image (`one.seg.png`) is not read: None stands for its bytes.
+    """
     # in a stream, skipped members are read as well
     kind, mode = (Stream, "r|") if is_compressed(path) else (Archive, "r:")
     with open_bytes(path) as file, kind.open(fileobj=file, mode=mode) as tar:
@@ -151,8 +166,16 @@ def members(path: str) -> Iterator[tuple[str, bytes | Rejected]]:
             _, suffix = tar_archive.key_and_suffix(member.name)
             if not member.isdir() and (suffix in USED or not _is_plain(member)):
                 yield member.name, _bytes(tar, member, MAX_BYTES if suffix in IMAGES else MAX_TEXT_BYTES)
+            elif not member.isdir() and _is_shown_image(member.name):
+                yield member.name, None
             # otherwise tarfile keeps every header in memory
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _is_shown_image(name: str) -> bool:
+    """Returns whether a name is that of an image; not for a hidden one, such as macOS' `._one.jpg` beside `one.jpg`."""
+    file = name.rpartition("/")[2]
+    return file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
 
 
 def _is_plain(member: tarfile.TarInfo) -> bool:
