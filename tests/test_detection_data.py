@@ -312,6 +312,7 @@ IMAGE = {"id": 1, "file_name": "1.jpg", "height": 30, "width": 40}
         (changed(annotations=[], categories=[]), "lists no category"),
         (changed(categories=[{"id": 7}]), "category without id or name"),
         (changed(categories=[{"id": 7, "name": "a"}] * 2), "category id 7 more than once"),
+        (changed(categories=[{"id": 7, "name": "a"}, {"id": 8, "name": "a"}]), "category name 'a' more than once"),
         (changed(annotations=[box_of(1, category=8)]), "category 8, which it does not list"),
         (changed(images=[{"id": 1}]), "image without id, file_name, height or width"),
         (changed(images=content(count=1)["images"] * 2), "image id 1 more than once"),

@@ -232,6 +232,7 @@ def test_the_sizes_of_the_coco_config_pass_its_own_checks(arg):
         ("encoder.positions", "cubic", r"encoder\.positions 'cubic' is unknown"),
         ("optimizer.decay_at", (0.5, 2.0), r"optimizer\.decay_at .* must be from 0 to 1"),
         ("detector.options", {"widht": 3}, "unknown detector.options 'widht'; did you mean 'width'"),
+        ("detector.options", {"mean": (0.5, 0.5, 0.5)}, r"detector\.options has mean.*; set preprocess\.mean instead"),
     ],
 )
 def test_an_invalid_field_is_refused_before_the_run(tmp_path, field, value, message):

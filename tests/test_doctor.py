@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from absl import app
+from jax.experimental import multihost_utils
 from launching import ROOT, SMALLEST, environment
 from packaging.requirements import Requirement
 from test_detection_run import tiny as tiny_detection
@@ -300,7 +301,7 @@ def test_each_check_that_fails_is_named(capsys, tmp_path, monkeypatch):
 
 def test_processes_that_found_different_things_fail(capsys, tmp_path, monkeypatch):
     found = np.array([[1, 5], [1, 6]], np.int64).view(np.int32)
-    monkeypatch.setattr(preflight.multihost_utils, "process_allgather", lambda _: found)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda _: found)
     assert not preflight.everywhere("data", lambda: preflight.Finding("read", 5))
     assert "FAILED  data       read; it differs between processes: [5, 6]" in capsys.readouterr().out
 

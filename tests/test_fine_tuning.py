@@ -111,3 +111,13 @@ def test_the_stepwise_schedule_is_mmcv_s():
     for step, regular in ((0, 1e-4), (250, 1e-4), (500, 1e-4), (58_639, 1e-4), (58_640, 1e-5), (80_630, 1e-6)):
         expected = regular * (1 - (1 - step / 500) * (1 - 0.001)) if step < 500 else regular
         np.testing.assert_allclose(schedule(step), expected, rtol=1e-5)
+
+
+def test_a_warm_up_that_is_cut_is_said():
+    config = segmentation()
+    config.optimizer.warmup_steps, config.optimizer.batch_size = 1500, config.batch_size
+    for total, steps in ((3001, 1500), (3000, 300)):
+        config.total_steps = total
+        said = fine_tuning.warnings_of(config)
+        assert fine_tuning.warmup_of(config)[0] == steps and len(said) == (steps < 1500)
+    assert said == ["optimizer.warmup_steps 1500 is half of total_steps 3000 or more: the warm-up has 300 steps"]

@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from launching import environment, free_port, started
 
+from detailclip_jax.runtime import processes
 from detailclip_jax.runtime.processes import check_joined, join, launched_as_several, leaving_at_once, named_processes
 
 
@@ -94,6 +97,15 @@ try:
 except (ValueError, FileNotFoundError) as error:
     print("error:", error)
 """
+
+
+def test_numbers_of_more_than_31_bits_are_gathered_whole(monkeypatch):
+    """jax makes an int64 array an int32 one; a confusion matrix counts all pixels of an evaluation set."""
+    cut = lambda mine: np.stack([np.asarray(mine).astype(np.int32)] * 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", cut)
+    numbers = np.array([[3_000_000_000, -1], [2**62, 0]])
+    np.testing.assert_array_equal(processes.gathered(numbers), [numbers, numbers])
+    np.testing.assert_array_equal(processes.gathered(np.array(7)), [7, 7])
 
 
 @pytest.mark.check

@@ -283,6 +283,16 @@ def test_unknown_heads_and_options_are_named():
         heads.build("upernet", {"widht": 3}, **given)
 
 
+def test_a_head_that_cannot_read_its_number_of_blocks_is_refused():
+    given = {"num_classes": K, "norm": True, "axis": None, "dtype": jnp.float32}
+    for blocks in ((0,), (0, 1, 2, 3, 4)):
+        with pytest.raises(ValueError, match=rf"encoder\.blocks has {len(blocks)} blocks; the head upernet reads 4"):
+            heads.build("upernet", {}, blocks=blocks, **given)
+    with pytest.raises(ValueError, match=r"encoder\.blocks has 2 blocks; the head fcn reads number 3 of them"):
+        heads.build("fcn", {}, blocks=(0, 1), **given)
+    assert heads.build("fcn", {"tap": 1}, blocks=(0, 1), **given).tap == 1
+
+
 # --- loss and model
 
 

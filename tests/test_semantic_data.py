@@ -1,5 +1,6 @@
 """Segmentation sets: label rules, layouts of the published sets, stickers and augmentation."""
 
+import functools
 import io
 
 import cv2
@@ -7,13 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detailclip_jax.data.decoding import decode_whole
+from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.regular_files import IN_SETS
-from detailclip_jax.data.semantic import names
+from detailclip_jax.data.semantic import batches, names
 from detailclip_jax.data.semantic.augment import Recipe, augment, distort, draw_crop, resize_image, scaled_size
 from detailclip_jax.data.semantic.labels import IGNORE, check_size, stored_values, table
 from detailclip_jax.data.semantic.layouts import open_pairs, open_set
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import BadRecord, MissingData
+from detailclip_jax.runtime.provenance import data_fingerprint
 
 RNG = np.random.default_rng(0)
 
@@ -214,13 +218,36 @@ def test_a_class_list_is_read_line_by_line(tmp_path):
         put(tmp_path / "classes.txt", text)
         with pytest.raises(ValueError, match=r"classes\.txt has no name in line [12]: line k names"):
             open_set("folders", str(tmp_path), "train")
+    put(tmp_path / "classes.txt", b"sea\nland\nsea\n")
+    with pytest.raises(ValueError, match=r"classes\.txt has the name 'sea' in several lines"):
+        open_set("folders", str(tmp_path), "train")
 
 
 def test_an_unreadable_image_is_a_bad_record(tmp_path):
     ade20k(tmp_path, "training")
-    put(tmp_path / "images/training/a.jpg", b"no image")
-    with pytest.raises(BadRecord, match=r"ade20k/a\.jpg: "):
-        open_set("ade20k", str(tmp_path), "train").source[0]
+    half = encoded(RNG.integers(0, 256, (60, 80, 3)).astype(np.uint8))[:5000]  # a PNG is read whole for its EXIF
+    for data in (b"no image", half):
+        put(tmp_path / "images/training/a.jpg", data)
+        with pytest.raises(BadRecord, match=r"ade20k/a\.jpg: "):
+            open_set("ade20k", str(tmp_path), "train").source[0]
+
+
+def test_a_large_jpeg_is_refused_and_not_reduced(monkeypatch):
+    """`decode` reduces it, but a mask belongs to the pixels of the whole image."""
+    monkeypatch.setattr(batches, "decode_whole", functools.partial(decode_whole, max_pixels=600))
+    data = encoded(np.zeros((30, 40, 3), np.uint8), kind="JPEG")
+    with pytest.raises(BadRecord, match=r"^a: too large: 40 x 30 pixels, the limit is 600 where .*; cut it into tiles"):
+        batches.pixels_of({"image": data, "key": "a"})
+
+
+def test_the_identity_of_a_set_changes_with_its_masks(tmp_path):
+    put(tmp_path / "classes.txt", b"sea\nland\n")
+    put(tmp_path / "images/train/b.png", encoded(np.zeros((4, 6, 3), np.uint8)))
+    found = []
+    for values in ((0, 1), (0, 1), (1, 0)):
+        put(tmp_path / "masks/train/b.png", mask(*values))
+        found.append(data_fingerprint(Picked(open_set("folders", str(tmp_path), "train").source, [0])))
+    assert found[0] == found[1] != found[2]
 
 
 def test_links_and_listed_names_stay_in_the_folders_of_images_and_masks(tmp_path):

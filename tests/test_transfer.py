@@ -343,6 +343,9 @@ def test_the_package_loads_a_finished_run_to_predict(pretrained, tmp_path):
     state = run.experiment.init(0)
     with closing(Checkpoints(tmp_path)) as store:
         store.save(0, state, {"examples": 0}, {"config": run_config.to_json(run.config), "data_fingerprint": ""})
+    trained_elsewhere = run.config.copy_and_resolve_references()  # on other devices, with their kernel
+    trained_elsewhere.update_from_flattened_dict({"model.attention": "cudnn", "mesh.fsdp": 3, "batch_size": 9})
+    (tmp_path / "config.json").write_text(run_config.to_json(trained_elsewhere))
     model = detailclip_jax.load(tmp_path)
     image = np.random.default_rng(0).integers(0, 256, (37, 50, 3)).astype(np.uint8)
     np.testing.assert_array_equal(model.segment(image), next(run.experiment.predict(state, [image])))
@@ -414,6 +417,8 @@ def test_the_report_has_the_run_as_a_row_of_the_paper_s_table_and_says_what_depa
     text = "\n".join(report(config, 100, {"mIoU": 1.0}, protocol))
     assert "Not like the paper's recipe: batch_size 8 (recipe: 16); encoder.frozen False (recipe: True); " in text
     assert "; views.jitter (0.8, 1.6) (recipe: (0.5, 2.0))." in text
+    config.data.val_split = "train"
+    assert "data.val_split 'train' (recipe: 'val'); " in "\n".join(report(config, 100, {"mIoU": 1.0}, protocol))
     config.data.source = "voc"
     assert "paper" not in "\n".join(report(config, 100, {"mIoU": 1.0}, protocol))
 

@@ -205,6 +205,21 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 
     return opened(data, max_pixels, max_pixels).decoded().pixels
 
 
+def decode_whole(image: bytes | UInt8[np.ndarray, "H W 3"], max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes an example's image at its own size, for tasks whose boxes and masks are in its pixels.
+
+    Raises BadImage for a rejected image, and for a JPEG that `decode` would reduce.
+    """
+    encoded = opened(image, max_pixels, max_pixels) if isinstance(image, bytes) else Decoded(image, *image.shape[:2])
+    decoded = encoded.decoded()
+    if decoded.reduction > 1:
+        size = f"{decoded.width} x {decoded.height} pixels"
+        raise BadImage(
+            f"too large: {size}, the limit is {max_pixels} where boxes and masks are in pixels; cut it into tiles"
+        )
+    return decoded.pixels
+
+
 @contextlib.contextmanager
 def decoded_for_use(data: bytes | UInt8[np.ndarray, "H W 3"]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Context manager around `decode`: the pixels count in the budget until its end; keep only small results."""

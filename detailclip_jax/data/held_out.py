@@ -38,6 +38,11 @@ class Picked:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def identity(self) -> str:
+        """That of the source; AttributeError if it has none."""
+        return self.source.identity  # type: ignore[attr-defined]
+
     def __getitem__(self, index: SupportsIndex) -> Example:
         return self.source[int(self.indices[operator.index(index)])]
 

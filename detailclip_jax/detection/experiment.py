@@ -77,7 +77,9 @@ class Experiment(fine_tuning.Experiment):
 
         Raises FileNotFoundError, CheckpointError or ValueError as `inference.load` does.
         """
-        return load_encoder(self.config, state, tuple(self.config.encoder.grid))
+        patch = size_of(self.config.model).patch_size
+        rows, columns = dense_encoder.grid_of(self.config)
+        return load_encoder(self.config, state, (rows * patch, columns * patch))
 
     def batch_shapes(self, bucket: Bucket) -> dict[str, Any]:
         """Shapes and shardings of a global batch of a bucket."""
@@ -210,7 +212,7 @@ class Experiment(fine_tuning.Experiment):
             groups_of.table_text(self.state_shapes.params, fine_tuning.rules(config)),
             fine_tuning.table_text(self.state_shapes.params, config),
         ]
-        return lines, list(filter(None, [fine_tuning.learning_rate(config)[1]]))
+        return lines, fine_tuning.warnings_of(config)
 
 
 def true_boxes(example: dict[str, Any], limit: int) -> Boxes:
@@ -239,13 +241,15 @@ def one_shapes(config: ConfigDict, bucket: Bucket) -> dict[str, tuple[tuple[int,
 def build(config: ConfigDict, mesh: Mesh | None = None, classes: tuple[str, ...] = ()) -> Experiment:
     """Builds the experiment of a detection config whose encoder fields are adopted; computes nothing yet.
 
-    With the `classes` of an earlier run the config's data are not opened before they are used: predictions need none.
+    With the `classes` of an earlier run the config's data are not opened before they are used, and the batch size is
+    not checked: predictions need neither.
     Raises ValueError that names the field, its value and what to write instead, and MissingData.
     """
     check_sizes(config)
     dense_encoder.check_recipes(config)
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
-    meshes.check_batch_size(config.batch_size, mesh)
+    if not classes:
+        meshes.check_batch_size(config.batch_size, mesh)
     sets = None if classes else open_sets(config)
     classes = classes if sets is None else sets.train.classes
     model = build_model(config, len(classes))
@@ -345,8 +349,10 @@ def options_of(config: ConfigDict) -> Options:
     for name in given:
         if name not in names:
             raise ValueError(unknown("detector.options", name, sorted(names)))
+        if name in ("mean", "std"):
+            raise ValueError(f"detector.options has {name}, which the encoder reads too; set preprocess.{name} instead")
     known = {"mean": tuple(config.preprocess.mean), "std": tuple(config.preprocess.std)}
-    return Options(**known, **{"positions": dense_encoder.grid_of(config), **given})
+    return Options(**known, **{**given, "positions": dense_encoder.grid_of(config)})
 
 
 def _variables(config: ConfigDict, model: DetectionModel) -> fine_tuning.Variables:

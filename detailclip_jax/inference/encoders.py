@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from detailclip_jax import methods
-from detailclip_jax.data.decoding import BUDGET
+from detailclip_jax.data.decoding import BUDGET, decode_whole
+from detailclip_jax.data.regular_files import read_regular
 from detailclip_jax.inference.model import choose_weights, pixels
 from detailclip_jax.training import checkpoint, dense_encoder, experiment, fine_tuning
 from detailclip_jax.training.train_state import TrainState
@@ -38,7 +39,8 @@ def load_encoder(config: ConfigDict, state: TrainState, size: int | tuple[int, i
 def arrays_of(images: Iterable[Any]) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
     """Yields images as RGB arrays: uint8 [H, W, 3], PIL images, and paths or bytes of files, as in `model.Model`.
 
-    Raises TypeError at once for a single image that is not in a list, and BadImage for an unreadable one.
+    Raises TypeError at once for a single image that is not in a list, and BadImage for an unreadable one or one that
+    is too large to be decoded at its own size.
     """
     if isinstance(images, str | bytes | Path | Image.Image | np.ndarray):
         raise TypeError(f"predict takes a list or an iterator of images, got one {type(images).__name__}")
@@ -49,4 +51,5 @@ def _array(image: Any) -> UInt8[np.ndarray, "_h _w 3"]:
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
         return image
     with BUDGET.scope():
-        return pixels(image)
+        encoded = read_regular(image) if isinstance(image, str | Path) else image
+        return decode_whole(encoded) if isinstance(encoded, bytes) else pixels(encoded)

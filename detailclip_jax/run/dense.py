@@ -27,7 +27,7 @@ from detailclip_jax.runtime.progress import Clock, Console, Meter
 from detailclip_jax.runtime.signals import SIGNALS, Stopped
 from detailclip_jax.runtime.terminal import counted, plain
 from detailclip_jax.training import class_names, dense_encoder
-from detailclip_jax.training.fine_tuning import learning_rate
+from detailclip_jax.training.fine_tuning import learning_rate, warmup_of
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.workdirs import no_run
 
@@ -179,6 +179,7 @@ def protocol_of(run: Run) -> dict[str, Any]:
         "init": config.init or "untrained",
         "batch_size": config.batch_size,
         "learning_rate": learning_rate(config)[0],
+        "warmup_steps": warmup_of(config)[0],
     }
 
 

@@ -10,7 +10,7 @@ from detailclip_jax.run.transfer_report import departures, paper_rows
 
 PROTOCOL = (  # fields, or groups of fields, on which a published number depends
     *("total_steps", "batch_size", "data.num_train", "data.num_val", "data.max_instances", "data.mask_size"),
-    *("model.size", "model.drop_path", "views.", "encoder.", "detector.", "optimizer."),
+    *("model.size", "model.drop_path", "model.freeze_patch_embed", "views.", "encoder.", "detector.", "optimizer."),
     *("inference.short", "inference.long"),
 )
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from detailclip_jax.config import detection as detection_fields
-from detailclip_jax.data.decoding import BadImage, decode
+from detailclip_jax.data.decoding import BadImage, decode_whole
 from detailclip_jax.data.image_files import Found as Files
 from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.detection.predict import Found
@@ -211,7 +211,7 @@ def _read(files: Files, names: Sequence[str], console: Console) -> Iterator[tupl
     """Yields names and pixels; None for an unreadable image, with a warning."""
     for name in names:
         try:
-            yield name, decode(read_regular(inside(files.root, name, files.follow_links)))
+            yield name, decode_whole(read_regular(inside(files.root, name, files.follow_links)))
         except (OSError, BadImage) as error:
             console.warn(f"{name}: {error}")
             yield name, None

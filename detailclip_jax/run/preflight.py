@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.dense import is_dense
@@ -66,8 +65,7 @@ def everywhere(name: str, check: Callable[[], Finding]) -> bool:
         finding, failure = check(), ""
     except Exception as error:  # any error here would stop the run as well
         finding, failure = Finding(""), f"{type(error).__name__}: {error}"
-    mine = np.array([not failure, finding.number], np.int64).view(np.int32)
-    found = np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, 4).view(np.int64)
+    found = several.gathered(np.array([not failure, finding.number], np.int64))
     same = len(set(found[:, 1])) == 1
     good = bool(found[:, 0].all()) and same
     if failure:

@@ -54,11 +54,13 @@ def load(workdir: str | Path, step: int | None = None) -> tuple[Any, TrainState,
         experiment, state, step = load("runs/ade20k_upernet")
         (labels,) = experiment.predict(state, [image])
 
-    The run's data are opened when `experiment.sets` is first used: predictions need none.  It only reads, so the run
-    may be training meanwhile.  Raises FileNotFoundError for a folder without checkpoints or
-    without this step, CheckpointError for an unreadable checkpoint, and ValueError for a run of another kind.
+    The run's data are opened when `experiment.sets` is first used: predictions need none.  The mesh and the attention
+    kernel are those of this machine, not of the training.  It only reads, so the run may be training meanwhile.
+    Raises FileNotFoundError for a folder without checkpoints or without this step, CheckpointError for an unreadable
+    checkpoint, and ValueError for a run of another kind.
     """
     config = dense.config_in(workdir)
+    config.model.attention, config.mesh.fsdp = "auto", 1
     built = build(config, classes=class_names.read(workdir))
     return built, *load_state(workdir, built.state_shapes, step)
 

@@ -11,7 +11,8 @@ from detailclip_jax.evaluation import paper
 
 RECIPES = {"upernet": segmentation, "linear": lambda: linear(segmentation())}
 PROTOCOL = (  # fields, or groups of fields, on which a published number depends
-    *("total_steps", "batch_size", "data.num_train", "data.num_val", "model.size", "model.drop_path"),
+    *("total_steps", "batch_size", "data.num_train", "data.num_val", "data.train_split", "data.val_split"),
+    *("data.unknown_labels", "model.size", "model.drop_path", "model.freeze_patch_embed"),
     *("views.", "encoder.", "head.", "auxiliary.", "optimizer.", "inference.mode", "inference.scale"),
     *("inference.window", "inference.stride"),
 )

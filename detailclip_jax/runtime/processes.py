@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
+from jaxtyping import Int64
+
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.terminal import complain
 
@@ -95,6 +98,18 @@ def agreed(make: Callable[[], Made]) -> Made:
     if len(failed):
         raise ValueError(f"process {failed[0]} cannot start; see the error message of that process")
     return result  # type: ignore[return-value]  # not None, as nothing failed
+
+
+def gathered(numbers: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, "P ..."]:
+    """Returns the numbers of all P processes, in the order of the processes; all must call it, with equal shapes.
+
+    They travel as pairs of 32-bit integers, because jax makes an int64 array an int32 one on its way to a device.
+    """
+    from jax.experimental import multihost_utils
+
+    pairs = np.ascontiguousarray(numbers, np.int64).reshape(-1).view(np.int32)
+    found = np.asarray(multihost_utils.process_allgather(pairs)).reshape(-1, pairs.size)
+    return found.view(np.int64).reshape(-1, *np.shape(numbers))
 
 
 def named_processes(

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -24,6 +23,7 @@ from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.models import towers
 from detailclip_jax.models.patches import normalise_pixels
 from detailclip_jax.models.sizes import size_of
+from detailclip_jax.runtime import processes
 from detailclip_jax.segmentation import heads, metrics
 from detailclip_jax.segmentation.inference import Inference, at_least_a_patch, predict
 from detailclip_jax.segmentation.loss import cross_entropy, pixel_accuracy
@@ -127,7 +127,7 @@ class Experiment(fine_tuning.Experiment):
         for labels in self.predict(state, images()):
             mask, instances = kept.pop(0)
             total = total.plus(metrics.counts_of(mask, labels, len(self.classes), instances))
-        total = Counts(*(multihost_utils.process_allgather(x).reshape(-1, *x.shape).sum(0) for x in total))
+        total = Counts(*(processes.gathered(x).sum(0) for x in total))
         return metrics.scores(total), total
 
     def predict(self, state: TrainState, images: Iterable[Any]) -> Iterator[np.ndarray]:
@@ -174,7 +174,7 @@ class Experiment(fine_tuning.Experiment):
             groups_of.table_text(self.state_shapes.params, fine_tuning.rules(config)),
             fine_tuning.table_text(self.state_shapes.params, config),
         ]
-        return lines, list(filter(None, [fine_tuning.learning_rate(config)[1]]))
+        return lines, fine_tuning.warnings_of(config)
 
 
 def build(
@@ -183,13 +183,14 @@ def build(
     """Builds the experiment of a segmentation config whose encoder fields are adopted; computes nothing yet.
 
     The config's data are opened unless `sets` are given.  With the `classes` of an earlier run they are not opened
-    before they are used: predictions need none.
+    before they are used, and the batch size is not checked: predictions need neither.
     Raises ValueError that names the field, its value and what to write instead, and MissingData.
     """
     check_crop(config)
     dense_encoder.check_recipes(config)
     mesh = meshes.make_mesh(fsdp=config.mesh.fsdp) if mesh is None else mesh
-    meshes.check_batch_size(config.batch_size, mesh)
+    if not classes:
+        meshes.check_batch_size(config.batch_size, mesh)
     sets = open_sets(config) if sets is None and not classes else sets
     classes = classes if sets is None else sets.train.classes
     model = build_model(config, len(classes))

@@ -84,14 +84,31 @@ def learning_rate(config: ConfigDict) -> tuple[float, str]:
     )
 
 
+def warmup_of(config: ConfigDict) -> tuple[int, str]:
+    """Returns the steps of warm-up, and a warning if they are not those of the config.
+
+    A warm-up of half the run or more is cut to a tenth of it.
+    """
+    asked, total = config.optimizer.warmup_steps, config.total_steps
+    if 2 * asked < total:
+        return asked, ""
+    return total // 10, (
+        f"optimizer.warmup_steps {asked} is half of total_steps {total} or more: the warm-up has {total // 10} steps"
+    )
+
+
+def warnings_of(config: ConfigDict) -> list[str]:
+    """Returns what is not as in the recipe of a run: learning rate, warm-up."""
+    return [text for _, text in (learning_rate(config), warmup_of(config)) if text]
+
+
 def schedule_of(config: ConfigDict) -> Schedule:
-    """Builds the learning-rate schedule; a warm-up of half the run or more is cut to a tenth of it.
+    """Builds the learning-rate schedule, see `learning_rate` and `warmup_of`.
 
     With `optimizer.decay_at`, shares of the run after which the rate falls to a tenth, it is stepwise, else polynomial.
     """
     fields, total = config.optimizer, config.total_steps
-    warmup = fields.warmup_steps if 2 * fields.warmup_steps < total else total // 10
-    given = learning_rate(config)[0], warmup, fields.warmup_ratio
+    given = learning_rate(config)[0], warmup_of(config)[0], fields.warmup_ratio
     if "decay_at" in fields:
         return stepwise(given[0], [round(share * total) for share in fields.decay_at], *given[1:])
     return polynomial(given[0], total, *given[1:], fields.power)

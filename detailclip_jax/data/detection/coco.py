@@ -156,7 +156,7 @@ def _images(content: Mapping[str, Any], file: pathlib.Path) -> list[ListedImage]
         raise MissingData(
             f"{file} has image ids that are numbers and others that are texts; pycocotools needs one kind"
         )
-    _check_unique([image.id for image in found], "image", file)
+    _check_unique([image.id for image in found], "image id", file)
     return found
 
 
@@ -179,7 +179,8 @@ def _categories(content: Mapping[str, Any], file: pathlib.Path) -> dict[int, str
         raise MissingData(f"{file} has a category without id or name: {error!r}") from error
     if strange := [number for number, _ in pairs if not isinstance(number, int)]:
         raise MissingData(f"{file} has the category id {strange[0]!r:.60}; a whole number is required")
-    _check_unique([number for number, _ in pairs], "category", file)
+    _check_unique([number for number, _ in pairs], "category id", file)
+    _check_unique([name for _, name in pairs], "category name", file)  # results list the classes by name
     known = [number for number, _ in pairs]
     own = {json.dumps(a.get("category_id")) for a in content["annotations"] if isinstance(a, dict)}
     if strange := own - {json.dumps(number) for number in known} - {"null"}:
@@ -191,7 +192,7 @@ def _categories(content: Mapping[str, Any], file: pathlib.Path) -> dict[int, str
 
 def _check_unique(ids: Sequence[Any], kind: str, file: pathlib.Path) -> None:
     if repeated := [number for number, count in collections.Counter(ids).items() if count > 1]:
-        raise MissingData(f"{file} lists the {kind} id {repeated[0]!r} more than once")
+        raise MissingData(f"{file} lists the {kind} {repeated[0]!r} more than once")
 
 
 def _grouped(annotations: Iterable[Any], known: set[int]) -> tuple[dict[int, list[dict[str, Any]]], int]:

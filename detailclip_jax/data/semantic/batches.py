@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from detailclip_jax.data import mixture
 from detailclip_jax.data.bad_records import TooManyBadRecords
-from detailclip_jax.data.decoding import BUDGET, BadImage, image_of
+from detailclip_jax.data.decoding import BUDGET, BadImage, decode_whole
 from detailclip_jax.data.pipeline import MAX_TRIES
 from detailclip_jax.data.semantic.augment import Recipe, augment
 from detailclip_jax.data.sources import BadRecord, Source
@@ -48,9 +48,9 @@ class SemanticStream:
 
 
 def pixels_of(example: dict[str, Any]) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes an example's image; raises BadRecord that names it if it is unreadable."""
+    """Decodes an example's image at its own size; raises BadRecord that names it if it is unreadable or too large."""
     try:
-        return image_of(example["image"]).decoded().pixels
+        return decode_whole(example["image"])
     except BadImage as error:
         raise BadRecord(f"{example['key']}: {error}") from error
 

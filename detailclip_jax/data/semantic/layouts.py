@@ -20,6 +20,10 @@ A listed name that leads out of the folder of images or of masks is refused, and
 The folders of the table may be links themselves.
 """
 
+import collections
+import contextlib
+import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +38,7 @@ from detailclip_jax.runtime.errors import unknown
 from detailclip_jax.runtime.terminal import counted
 
 SPLITS = ("train", "val")
+NUM_HASHED = 8  # masks whose bytes are in `Pairs.identity`
 PAIRS = "pairs"  # the name of `open_pairs` as a source
 TFDS = (
     "data.source 'tfds': TFDS's scene_parse150 holds instance maps, not the 150 class labels of the benchmark, so a "
@@ -78,6 +83,20 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.files.names)
 
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of all names and mask sizes, of some evenly spaced masks, and of the table of labels.
+
+        By it a run notices that the masks changed.
+        """
+        names = [f"{image} {mask} {_size(self.files.masks / mask)}" for image, mask in self.files.names]
+        digest = hashlib.sha256("\n".join([*names, self.labels.unknown]).encode(errors="surrogatepass"))
+        digest.update(self.labels.values.tobytes())
+        for number in sorted({len(self) * n // NUM_HASHED for n in range(NUM_HASHED)}):
+            with contextlib.suppress(OSError):  # an unreadable record is reported when it is read
+                digest.update(self._read(self.files.masks, self.files.names[number][1]))
+        return digest.hexdigest()
+
     def __getitem__(self, index: int) -> Example:
         """Returns one example; raises BadRecord if the mask is invalid (see `labels`) or a file cannot be read."""
         image_name, mask_name = self.files.names[index]
@@ -86,14 +105,21 @@ class Pairs:
             image = self._read(self.files.images, image_name)
             stored = stored_values(self._read(self.files.masks, mask_name), key)
             header = opened(image)
+            size = header.height, header.width  # of a PNG these may read all of it
         except (OSError, BadImage) as error:
             raise BadRecord(f"{key}: {error}") from error
-        check_size((header.height, header.width), stored.shape, key)
+        check_size(size, stored.shape, key)
         mask = self.labels(stored, key)
         return {"image": image, "mask": mask, "key": key, "captions": (), "label": -1}
 
     def _read(self, folder: pathlib.Path, name: str) -> bytes:
         return read_regular(inside(folder, name, self.follow_links, allow=self.allow))
+
+
+def _size(file: pathlib.Path) -> int:
+    with contextlib.suppress(OSError):
+        return file.stat().st_size
+    return -1
 
 
 def open_set(
@@ -234,7 +260,7 @@ def read_classes(file: str | pathlib.Path) -> tuple[str, ...]:
     """Reads a class list: one name per line, the first one for the stored value 0.
 
     Raises MissingData if there is no such file, and ValueError for an empty line before a name, which would shift the
-    values.
+    values, and for a name that occurs twice: results list the classes by name.
     """
     if not pathlib.Path(file).is_file():
         raise MissingData(
@@ -246,6 +272,11 @@ def read_classes(file: str | pathlib.Path) -> tuple[str, ...]:
         raise ValueError(
             f"{file} has no name in line {lines.index('') + 1}: line k names the stored value k - 1, so every value "
             "needs a line; write a name there, or delete the line if it stands for no value"
+        )
+    if repeated := [name for name, count in collections.Counter(lines).items() if count > 1]:
+        raise ValueError(
+            f"{file} has the name {repeated[0]!r} in several lines; results list the classes by name: give each value "
+            "a name of its own"
         )
     return tuple(lines)
 

@@ -13,13 +13,14 @@ from detailclip_jax.segmentation.heads.linear import LinearHead
 from detailclip_jax.segmentation.heads.upernet import UperNetHead
 
 HEADS: dict[str, Any] = {"linear": LinearHead, "upernet": UperNetHead, "fcn": FcnHead}
+NUM_LEVELS = 4  # of UPerNet's pyramid
 GIVEN = ("num_classes", "blocks", "norm", "axis", "dtype", "parent", "name")  # fields that no option sets
 
 
 def build(name: str, options: dict[str, Any], **given: Any) -> Any:
     """Builds a head: `given` holds num_classes, blocks, norm, axis and dtype, `options` the head's own fields.
 
-    Raises ValueError, with the known ones, for an unknown head or option.
+    Raises ValueError, with the known ones, for an unknown head or option, and for a wrong number of blocks.
     """
     if name not in HEADS:
         raise ValueError(unknown("head.name", name, HEADS))
@@ -27,7 +28,21 @@ def build(name: str, options: dict[str, Any], **given: Any) -> Any:
     for option in options:
         if option not in known:
             raise ValueError(unknown(f"option of head {name}:", option, known or ["none"]))
-    return HEADS[name](**given, **options)
+    head = HEADS[name](**given, **options)
+    _check_blocks(name, head)
+    return head
+
+
+def _check_blocks(name: str, head: Any) -> None:
+    """Raises ValueError for a number of blocks that the head cannot read."""
+    count = len(head.blocks)
+    if isinstance(head, UperNetHead) and count != NUM_LEVELS:
+        raise ValueError(f"encoder.blocks has {count} blocks; the head {name} reads {NUM_LEVELS}: give {NUM_LEVELS}")
+    if isinstance(head, FcnHead) and count <= head.tap:
+        raise ValueError(
+            f"encoder.blocks has {count} blocks; the head {name} reads number {head.tap + 1} of them: give more, or a "
+            "smaller `tap` among its options"
+        )
 
 
 __all__ = ["HEADS", "FcnHead", "LinearHead", "UperNetHead", "build"]
