@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
+import io
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import tarfile
 import textwrap
 import tracemalloc
 from pathlib import Path
@@ -266,6 +268,13 @@ def test_an_image_without_captions_is_named():
         image_batches.captions_at(Images(), [2])
 
 
+def test_blank_captions_are_neither_queries_nor_answers():
+    source = [{"captions": ("one", "")}, {"captions": ("two", " ")}, {"captions": ("", "\t")}]
+    assert image_batches.captions_at(source, [0, 1]) == [("one",), ("two",)]
+    with pytest.raises(Unmeasurable, match="example 2 has no caption"):
+        image_batches.captions_at(source, [0, 1, 2])
+
+
 def test_splits_whose_files_have_the_same_names_and_sizes_are_told_apart(tmp_path):
     """Noise: every PNG is as large as any other.  The probe would be judged on what it was fitted on."""
     write_folders(tmp_path / "toys")
@@ -278,6 +287,27 @@ def test_splits_whose_files_have_the_same_names_and_sizes_are_told_apart(tmp_pat
 
 
 # the cache
+
+
+def test_images_that_are_readable_again_are_embedded(tmp_path):
+    """The first pass stores the others; images that stay unreadable are read again, and the others are not."""
+    images = [{"image": np.full((8, 8, 3), 9 * i, np.uint8), "label": 0, "captions": (), "key": ""} for i in range(11)]
+    source = [{**image, "image": b"damaged"} if i in (3, 10) else image for i, image in enumerate(images)]
+    data = labelled.LabelledSet("greys", source, (), "f", None)
+
+    def measured():
+        asked = bench.Bench(Flat, {}, Tokenizer(8), digest="d", cache=Cache(tmp_path), batch_size=4)
+        return asked.images(data, image_batches.Transform(8, 8)), asked
+
+    for _ in range(2):
+        found, asked = measured()
+        assert found.index.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9] and asked.num_unreadable == 2
+        assert [line.partition(":")[0] for line in asked.unreadable] == ["greys, example 3", "greys, example 10"]
+    source[3] = images[3]
+    found, asked = measured()
+    assert found.features[:, 0].tolist() == [9 * i for i in range(10)] and asked.num_unreadable == 1
+    source[3] = {**images[3], "image": b"damaged"}  # the features of all ten are stored
+    assert measured()[0].index.tolist() == list(range(10))
 
 
 def test_the_cache_makes_once_and_again_where_the_file_is_damaged(tmp_path):
@@ -342,6 +372,92 @@ def grey_folders(folder):
             (folder / split / name).mkdir(parents=True)
             for i in range(4):
                 Image.new("RGB", (20, 20), (100 * level,) * 3).save(folder / split / name / f"{i}.png")
+
+
+def test_a_set_is_measured_again_when_its_missing_images_are_there(tmp_path):
+    """The numbers of a part, an easier gallery, are never those of the set."""
+    (tmp_path / "greys").mkdir()
+    files = [tmp_path / f"greys/{i}.png" for i in range(6)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (20, 20), (100 * (i % 3),) * 3).save(file)
+    rows = [
+        {"filename": file.name, "split": "test", "sentences": [{"raw": f"a {word}"}]}
+        for file, word in zip(files, ("frog", "red bus", "teddy bear") * 2)
+    ]
+    (tmp_path / "greys/dataset_greys.json").write_text(json.dumps({"images": rows}))
+    sets = evaluation.Sets(tmp_path, image_size=16)
+    subject = evaluation.of_model(Looker(), image_size=16, tokenize=tokenize, identity="looker")
+
+    def measured():
+        asked = evaluation.parse("retrieval:greys", sets)
+        outcome = evaluation.run_tasks(subject, asked, sets, out=tmp_path / "out")
+        return outcome.records[0]["n"], outcome.unreadable, (tmp_path / "out/results.md").read_text()
+
+    restored = files[3].read_bytes()
+    files[3].unlink()
+    for _ in range(2):
+        num, unreadable, text = measured()
+        assert num == 5 and len(unreadable) == 1 and "Unreadable images, skipped:" in text
+    files[3].write_bytes(restored)
+    num, unreadable, text = measured()
+    assert num == 6 and not unreadable and "Unreadable" not in text
+
+
+def test_a_set_is_measured_again_with_other_prompts(tmp_path):
+    folder, words = tmp_path / "greys", ("frog", "red bus", "teddy bear")
+    (folder / "test").mkdir(parents=True)
+    (folder / "classnames.txt").write_text("\n".join(words))
+    with tarfile.open(folder / "test/0.tar", "w") as tar:
+        for label in range(3):
+            stream = io.BytesIO()
+            Image.new("RGB", (20, 20), (100 * label,) * 3).save(stream, "PNG")
+            for extension, data in (("png", stream.getvalue()), ("cls", str(label).encode())):
+                member = tarfile.TarInfo(f"{label}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    sets = evaluation.Sets(tmp_path, image_size=16)
+    subject = evaluation.of_model(Looker(), image_size=16, tokenize=tokenize, identity="looker")
+    for template, value in (("a photo of a {c}", 1.0), ("a frog, or a {c}", 0.0), ("a {c}", 1.0)):
+        (folder / "zeroshot_classification_templates.txt").write_text(template)
+        outcome = evaluation.run_tasks(subject, evaluation.parse("zero_shot:greys", sets), sets, out=tmp_path / "out")
+        assert outcome.records[0]["value"] == value and not outcome.failed
+    assert len(list((tmp_path / "out/embeddings").iterdir())) == 3  # images once, and two lists of tokens
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names on macOS are UTF-8")
+def test_names_that_are_not_utf8_are_measured_and_written(tmp_path):
+    """Of a class, of an image that is not readable, and of the set itself."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for level, name in enumerate(("frog", "red bus", os.fsdecode(b"teddy bear \xe9"))):
+        (folder / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20), (100 * level,) * 3).save(folder / "test" / name / os.fsdecode(b"caf\xe9.png"))
+        (folder / "test" / name / os.fsdecode(b"bad\xe9.png")).write_bytes(b"damaged")
+    sets = evaluation.Sets(tmp_path, image_size=16)
+    subject = evaluation.of_model(Looker(), image_size=16, tokenize=tokenize, identity="looker")
+    asked = evaluation.parse(f"zero_shot:folder:{folder}", sets)
+    for _ in range(2):
+        outcome = evaluation.run_tasks(subject, asked, sets, out=tmp_path / "out")
+        first = outcome.records[0]
+        assert (first["metric"], first["n"], first["value"]) == ("top1", 3, 1.0)
+        assert len(outcome.unreadable) == 3 and not outcome.failed
+    assert r"bad\udce9.png" in (tmp_path / "out/results.md").read_text()
+    assert r"caf\udce9" in (tmp_path / "out/results.csv").read_text()
+    assert results.read(tmp_path / "out/results.jsonl") == outcome.records
+    assert np.isfinite(Tokenizer(12)([os.fsdecode(b"a photo of a caf\xe9")])).all()
+
+
+def test_a_part_of_a_set_shows_the_size_of_the_whole():
+    every = [
+        {"task": task, "metric": metric, "n": 400, "expected": 500, "n_train": None, "chance": None}
+        for task, metric in (
+            ("zero_shot", "top1"),
+            ("retrieval", "image_to_text_r1"),
+            ("retrieval", "cls_image_to_text_r5"),
+            ("retrieval", "text_to_image_r1"),  # of captions
+            ("segmentation", "miou"),
+        )
+    ]
+    assert [results._judged(each)[1] for each in every] == ["400 of 500"] * 3 + ["400"] * 2
 
 
 def test_any_object_with_two_functions_is_evaluated(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import pickle
 import subprocess
@@ -16,6 +17,7 @@ from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.labelled import KNOWN, open_set, ready
 from detailclip_jax.data.labelled import builders as tfds_layout
 from detailclip_jax.data.labelled.known import PAPER
+from detailclip_jax.data.labelled.opening import FirstCaptions
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.sources import BadRecord, MissingData, Source, write_records
 from detailclip_jax.evaluation.sets import Sets
@@ -282,6 +284,15 @@ def test_an_image_without_caption_is_a_bad_record(tmp_path):
     wds(tmp_path / "wds_flickr30k", [[("s0.jpg", make_image(COLOURS["cat"])), ("s0.txt", b"")]], None)
     with pytest.raises(BadRecord, match=r"0\.tar:s0: no caption"):
         open_set("flickr30k", tmp_path).source[0]
+
+
+def test_blank_captions_are_left_out(tmp_path):
+    """All blanks are one text, which would be right for every image that has one."""
+    examples = [{"captions": captions, "key": "s0"} for captions in (("", "a", " \t", "b"), ("", " "))]
+    source = FirstCaptions(examples, 1)
+    assert source[0]["captions"] == ("a",) and FirstCaptions(examples, None)[0]["captions"] == ("a", "b")
+    with pytest.raises(BadRecord, match="s0: no caption"):
+        source[1]
 
 
 def test_tars_survive_pickling(tmp_path):
@@ -560,8 +571,12 @@ def test_tfds_without_the_split_or_a_label_is_named(tmp_path):
     with pytest.raises(MissingData, match=r"mnist/1\.0\.0 has no split test; it has train"):
         open_set("mnist", tmp_path)
     prepared(tmp_path, "dtd", lambda tfds: {"image": tfds.features.Image()}, [{"image": io.BytesIO(gray())}])
-    with pytest.raises(MissingData, match="has no field label or captions; it has image"):
+    with pytest.raises(MissingData, match=r"has no field label with class names .* it has image;"):
         open_set("dtd", tmp_path)
+    numbered = lambda tfds: {"image": tfds.features.Image(), "label": tfds.features.Scalar(np.int64)}
+    prepared(tmp_path, "gtsrb", numbered, [{"image": io.BytesIO(gray()), "label": 3}])
+    with pytest.raises(MissingData, match=r"has no field label with class names .* it has image, label; prepare"):
+        open_set("folder:" + str(tmp_path / "gtsrb"), tmp_path)
 
 
 @pytest.mark.parametrize("pattern", ["features.json", "*.array_record*"])
@@ -739,6 +754,18 @@ def test_a_fingerprint_notices_changes(tmp_path, change):
     else:
         (root / "cat" / "0.png").unlink()
     assert open_set("animals", tmp_path).fingerprint != before
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names on macOS are UTF-8")
+def test_names_that_are_not_utf8_open(tmp_path):
+    root = tmp_path / "pets" / "test"
+    class_folders(root)
+    before = open_set("pets", tmp_path).fingerprint
+    put(root / "cat" / os.fsdecode(b"caf\xe9.png"), make_image(COLOURS["cat"]))
+    opened = open_set("pets", tmp_path)
+    assert opened.fingerprint != before and os.fsencode(opened.source[2]["key"]) == b"cat/caf\xe9.png"
+    found = {readiness.name: readiness.found for readiness in ready(tmp_path)}
+    assert found["pets"] == len(opened.source)
 
 
 def test_reading_leaves_jax_out():

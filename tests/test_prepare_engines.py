@@ -12,6 +12,7 @@ import prepare_trees as trees
 import pytest
 from test_prepare import contents, prepared
 
+from detailclip_jax.data.labelled import open_set
 from detailclip_jax.data.prepare import local, to_tfds
 from detailclip_jax.data.sources import Records, TfdsRecords
 from detailclip_jax.prepare import main
@@ -190,6 +191,17 @@ def test_training_and_prepare_read_the_copy(tfds_copy, tmp_path):
     for example in (again[n] for n in range(5)):
         assert example["image"] == known[example["key"]]["image"]
         assert example["captions"][:2] == known[example["key"]]["captions"]
+
+
+def test_evaluation_takes_the_captions_of_the_copy(tfds_copy, tmp_path):
+    """Its label is a number without class names."""
+    out, data_dir = tfds_copy
+    path = data_dir / "detailclip_image_text/tiny/1.0.0"
+    opened, first = open_set(f"folder:{path}", tmp_path, "train"), Records(out, "train")
+    known = {first[n]["key"]: first[n]["captions"] for n in range(7)}
+    assert opened.classes == () and len(opened.source) == 7
+    for number in range(7):
+        assert opened.source[number]["captions"] == tuple(known[opened.source[number]["key"].rpartition(":")[2]])
 
 
 def test_a_name_that_is_taken_is_refused(tfds_copy, capsys):

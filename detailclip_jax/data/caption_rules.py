@@ -67,7 +67,7 @@ def caption_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator) 
     """
     if rule.startswith(FIELD):
         return _first_field(example, parse(rule).fields[0], rng)
-    valid = _valid(example["captions"])
+    valid = not_blank(example["captions"])
     if rule == "concat" or not valid:
         return " ".join(valid)
     return valid[rng.integers(len(valid)) if rule == "random" else 0]
@@ -173,13 +173,13 @@ def _fields_texts(example: Mapping[str, Any], names: Sequence[str]) -> list[str]
 
 def _drawn_field(example: Mapping[str, Any], names: Sequence[str], rng: np.random.Generator) -> str:
     """Returns a text of one of the fields, drawn uniformly among those that are not blank."""
-    fields = [valid for name in names if (valid := _valid(texts(example.get(name))))]
+    fields = [valid for name in names if (valid := not_blank(texts(example.get(name))))]
     return _drawn(_drawn(fields, rng), rng) if fields else ""
 
 
 def _first_field(example: Mapping[str, Any], names: Sequence[str], rng: np.random.Generator) -> str:
     """Returns a text of the first field that is not blank."""
-    fields = (_valid(texts(example.get(name))) for name in names)
+    fields = (not_blank(texts(example.get(name))) for name in names)
     found = next(filter(None, fields), None)
     return _drawn(found, rng) if found else ""
 
@@ -189,7 +189,8 @@ def _drawn(values: Sequence[Any], rng: np.random.Generator) -> Any:
     return values[int(rng.integers(len(values))) if len(values) > 1 else 0]
 
 
-def _valid(captions: Sequence[str]) -> list[str]:
+def not_blank(captions: Iterable[str]) -> list[str]:
+    """Returns the captions that have more than white space, in their order."""
     return [caption for caption in captions if caption.strip()]
 
 
@@ -203,7 +204,7 @@ def texts(value: Any) -> Sequence[str]:
 
 def is_blank(value: Any) -> bool:
     """Returns whether a field holds no text, or only blank ones."""
-    return not _valid(texts(value))
+    return not not_blank(texts(value))
 
 
 def parse(rule: str) -> CaptionRule:

@@ -1,7 +1,7 @@
 """Computes the embeddings of whole data sets with one set of weights, and caches them."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -67,14 +67,17 @@ class Bench:
     def images(self, data: LabelledSet, transform: Transform, encoder: str = "image") -> Embedded:
         """`encode.<encoder>` of all images of a set.
 
-        Raises Unmeasurable if no image can be read or a label is not a class.
+        Images that were unreadable when the features were stored are read again: if one is readable now, all features
+        are computed again. Raises Unmeasurable if no image can be read or a label is not a class.
         """
         marks = {"data": data.fingerprint, "sample": sample_digest(data.source) if self.digest else ""}
         key = {"weights": self.digest, **marks, "transform": list(transform), "part": encoder}
-        stored = self.cache.get(key, lambda: self._embed_images(data, transform, encoder))
+        batches = self._batches(data, transform)
+        outdated = lambda stored: any(map(batches.is_readable, left_out(data, stored)))  # noqa: E731
+        stored = self.cache.get(key, lambda: self._embed_images(data, transform, encoder), outdated)
         unreadable = tuple(str(line) for line in stored["unreadable"])
         self.unreadable += [f"{data.name}, {line}" for line in unreadable]
-        self.num_unreadable += len(data.source) - len(stored["index"])
+        self.num_unreadable += len(left_out(data, stored))
         if not len(stored["index"]):
             why = f"; the first: {unreadable[0]}" if unreadable else ""
             raise Unmeasurable(f"{data.name}: none of its {len(data.source)} images is readable{why}")
@@ -118,8 +121,7 @@ class Bench:
         return self.cache.get(key, make)["features"]
 
     def _embed_images(self, data: LabelledSet, transform: Transform, encoder: str, *more: Any) -> dict[str, np.ndarray]:
-        mesh = mesh_of(self.params)
-        batches = ImageBatches(data.source, transform, self.batch_size, own_rows(self.batch_size, mesh))
+        mesh, batches = mesh_of(self.params), self._batches(data, transform)
         function = getattr(self.encode, encoder)
 
         def look(batch: Any) -> tuple[Any, Any, Any]:
@@ -130,9 +132,18 @@ class Bench:
         unreadable = np.array(batches.unreadable, np.str_)
         return {"features": features, "labels": labels, "index": index, "unreadable": unreadable}
 
+    def _batches(self, data: LabelledSet, transform: Transform) -> ImageBatches:
+        rows = own_rows(self.batch_size, mesh_of(self.params))
+        return ImageBatches(data.source, transform, self.batch_size, rows)
+
     def _embed_texts(self, tokens: Int[np.ndarray, "M T"], encoder: str = "text") -> Float[np.ndarray, "M E"]:
         watch = lambda batches: self.watch(batches, len(tokens), "texts")  # noqa: E731
         return embed_texts(self.encode, self.params, tokens, self.batch_size, watch, encoder)
+
+
+def left_out(data: LabelledSet, stored: Mapping[str, np.ndarray]) -> list[int]:
+    """The indices of the images that have no stored features, since no process could read them."""
+    return sorted(set(range(len(data.source))) - set(stored["index"].tolist()))
 
 
 def check_labels(data: LabelledSet, labels: Int[np.ndarray, "n"], index: Int[np.ndarray, "n"]) -> None:

@@ -16,24 +16,32 @@ from detailclip_jax.training.checkpoint import all_processes
 Arrays = dict[str, np.ndarray]
 
 
+def never(arrays: Arrays) -> bool:
+    """Stored arrays depend on nothing but their key."""
+    return False
+
+
 class Cache:
     """A folder with one file per embedding.
 
         cache.get({"weights": "1f0c...", "data": "9ab2...", "transform": [224, 224]}, lambda: {"features": ...})
 
     computes missing arrays, stores them, and loads them the next time. An unreadable file, or one with another key, is
-    computed again. With several processes, all of them must see the folder; process 0 writes.
+    computed again, as are arrays that are `outdated`. With several processes, all of them must see the folder; process
+    0 writes.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
 
-    def get(self, key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
-        """Returns the arrays stored under `key`; calls `make` and stores its result if there are none."""
+    def get(
+        self, key: Mapping[str, Any], make: Callable[[], Arrays], outdated: Callable[[Arrays], bool] = never
+    ) -> Arrays:
+        """Returns the arrays stored under `key`; calls `make` and stores its result if there are none or old ones."""
         text = json.dumps(key, sort_keys=True)
         file = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
         found = _read(file, text)
-        if all_processes(found is not None):
+        if all_processes(found is not None and not outdated(found)):
             return found or {}
         arrays = make()
         if jax.process_index() == 0:
@@ -44,7 +52,9 @@ class Cache:
 class NoCache:
     """A cache that stores nothing: every call computes the arrays again."""
 
-    def get(self, key: Mapping[str, Any], make: Callable[[], Arrays]) -> Arrays:
+    def get(
+        self, key: Mapping[str, Any], make: Callable[[], Arrays], outdated: Callable[[Arrays], bool] = never
+    ) -> Arrays:
         """Returns `make()`."""
         return make()
 

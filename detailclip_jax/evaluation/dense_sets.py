@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from detailclip_jax.data.labelled import LabelledSet
+from detailclip_jax.data.labelled.contents import fingerprint
 from detailclip_jax.data.regular_files import IN_SETS
 from detailclip_jax.data.semantic.labels import IGNORE
 from detailclip_jax.data.semantic.layouts import SemanticSet, check_links, open_set
@@ -132,7 +133,7 @@ def open_dense(name: str, sets: Sets) -> LabelledSet:
         found = _checked(open_set(kind.layout, str(_folder(name, kind, sets)), "val", **links), sets)
         opened = SemanticSet(name, Relabelled(found.source, kind.relabel), tuple(kind.classes(found.classes)))
         expected, identity = kind.expected, _file_names(found.source)
-    digest = hashlib.sha256("\n".join([*identity, *opened.classes]).encode()).hexdigest()[:12]
+    digest = fingerprint([*identity, *opened.classes])
     data = LabelledSet(name, opened.source, opened.classes, digest, expected)
     if sets.num_examples is None or sets.num_examples >= len(data.source):
         return data

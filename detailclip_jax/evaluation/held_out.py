@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.data import held_out, mixture
+from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.held_out import HeldOut, Picked
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.labelled import LabelledSet
@@ -74,7 +75,7 @@ def captioned(source: Source) -> Picked:
 
 def _has_caption(source: Source, index: int) -> bool:
     try:
-        return any(caption.strip() for caption in source[index]["captions"])
+        return bool(not_blank(source[index]["captions"]))
     except BadRecord:
         return False
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.decoding import BUDGET
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.pipeline import read
@@ -75,6 +76,14 @@ class ImageBatches:
                 unreadable.append(f"example {first + row}: {error}")
         return {"batch": batch, "unreadable": unreadable}
 
+    def is_readable(self, index: int) -> bool:
+        """Whether example `index` can be read, as in a pass."""
+        try:
+            self._example(index)
+        except Exception:  # whatever makes `__getitem__` leave the example out
+            return False
+        return True
+
     def _example(self, index: int) -> tuple[np.ndarray, int]:
         with BUDGET.scope():
             example, image = read(self.source, index)
@@ -113,8 +122,11 @@ def sample_digest(source: Source, num: int = 8) -> str:
 
 
 def captions_at(source: Source, indices: Sequence[int]) -> list[tuple[str, ...]]:
-    """The captions of the given examples. Raises Unmeasurable that names the first example without a caption."""
-    captions = [tuple(source[int(index)]["captions"]) for index in indices]
+    """The captions of the given examples that are not blank.
+
+    Raises Unmeasurable that names the first example without such a caption.
+    """
+    captions = [tuple(not_blank(source[int(index)]["captions"])) for index in indices]
     for index, own in zip(indices, captions):
         if not own:
             raise Unmeasurable(f"example {index} has no caption, which retrieval needs")

@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from detailclip_jax.data.labelled.contents import fingerprint
 from detailclip_jax.evaluation.class_names import match
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
@@ -45,6 +46,11 @@ class ZeroShotTask(NamedTuple):
     prompts: tuple[tuple[str, ...], ...]
     metric: str
     origin: str = PUBLISHED
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits of a hash of the prompts: results of other prompts are other results."""
+        return fingerprint("\t".join(prompts) for prompts in self.prompts)
 
 
 def zero_shot_task(protocol: str, name: str, classes: Sequence[str], templates: Sequence[str] = ()) -> ZeroShotTask:

@@ -89,8 +89,12 @@ class Results:
                 raise ValueError(f"--out={folder} contains results of {other}; choose another folder")
 
     def done(self, identity: Mapping[str, Any]) -> bool:
-        """Whether the folder has results of these weights on the same data; False without a digest."""
-        return bool(identity["digest"]) and any(_same(old, identity, MARKS) for old in self.of(identity))
+        """Whether the folder has results of these weights on all of the same data; False without a digest.
+
+        Results without some images that were unreadable do not count: the images may be readable now.
+        """
+        complete = (old for old in self.of(identity) if not old["unreadable"])
+        return bool(identity["digest"]) and any(_same(old, identity, MARKS) for old in complete)
 
     def of(self, identity: Mapping[str, Any]) -> list[Record]:
         """Records of one task on one set with one set of weights."""
@@ -178,9 +182,14 @@ def percent(r: Record) -> str:
 
 
 def _judged(r: Record) -> list[str]:
-    short = f" of {r['expected']:,}" if r["expected"] not in (None, r["n"]) and r["task"] in ("zero_shot",) else ""
+    short = f" of {r['expected']:,}" if counts_images(r) and r["expected"] not in (None, r["n"]) else ""
     n = size_text(r["n"], r["n_train"]) + short
     return ["" if r["chance"] is None else f"{100 * r['chance']:.2f}", n]
+
+
+def counts_images(r: Record) -> bool:
+    """Whether n is a number of images, as is the expected size of a set; text to image counts captions."""
+    return r["task"] == "zero_shot" or (r["task"] == "retrieval" and "image_to_text" in r["metric"])
 
 
 def paper_table(name: str, records: Sequence[Record], paper_results: PaperResults) -> list[str]:

@@ -69,7 +69,8 @@ def zero_shot(setting: Setting, name: str) -> Prepared:
         yield from accuracies(images.features, classes, images.labels, task.metric, top, own_scores)
 
     used = "stickers" if name in STICKERS else ", ".join(filter(None, (setting.protocol, task.origin)))
-    return Prepared(data, used, JOINT, measure)
+    with_prompts = data._replace(fingerprint=f"{data.fingerprint}+{task.digest}")
+    return Prepared(with_prompts, used, JOINT, measure)
 
 
 def words(setting: Setting, data: LabelledSet) -> ZeroShotTask:

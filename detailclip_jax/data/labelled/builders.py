@@ -78,17 +78,24 @@ def base(split: str) -> str:
 
 
 def labels_of(builder: Any) -> tuple[tuple[str, ...], Callable[[Mapping[str, Any]], int] | None]:
-    """Returns the class names and the function that reads a label; no names and None for a captioned set."""
+    """Returns the class names and the function that reads a label; no names and None for a captioned set.
+
+    A label without class names, such as the number that `prepare to-tfds` writes, is none.
+    """
     features = builder.info.features
     if builder.name == "kitti":
         return KITTI_CLASSES, closest_vehicle
     if builder.name == "clevr":
         return tuple(str(number) for number in range(CLEVR_FEWEST, CLEVR_MOST + 1)), number_of_objects
-    if "label" in features:
-        return tuple(features["label"].names), class_label
+    names = getattr(features["label"], "names", None) if "label" in features else None
+    if names:
+        return tuple(names), class_label
     if "captions" in features:
         return (), None
-    raise MissingData(f"{builder.data_dir} has no field label or captions; it has {', '.join(features)}")
+    raise MissingData(
+        f"{builder.data_dir} has no field label with class names (ClassLabel), and no field captions; it has "
+        f"{', '.join(sorted(features))}; prepare the set again with one of them"
+    )
 
 
 def class_label(fields: Mapping[str, Any]) -> int:

@@ -36,8 +36,11 @@ class Contents(NamedTuple):
 
 
 def fingerprint(identity: Iterable[str]) -> str:
-    """Returns the first 12 hexadecimal digits of the SHA-256 of all lines."""
-    return hashlib.sha256("\n".join(identity).encode()).hexdigest()[:12]
+    """Returns the first 12 hexadecimal digits of the SHA-256 of all lines.
+
+    The lines may hold halves of surrogate pairs: bytes of file names that are not UTF-8, and escapes in JSON.
+    """
+    return hashlib.sha256("\n".join(identity).encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 def split_names(split: str) -> tuple[str, ...]:

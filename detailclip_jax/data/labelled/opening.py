@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from absl import logging
 
+from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.labelled import builders, folders, karpathy, records, tars
 from detailclip_jax.data.labelled.contents import Contents, LabelledSet, fingerprint
 from detailclip_jax.data.labelled.known import KNOWN, Known, ways_to_get
@@ -40,7 +41,7 @@ def open_set(
         flowers = open_set("flowers", "/data")              # /data/oxford_flowers102, /data/flowers, /data/wds_...
         birds = open_set("folder:/home/me/birds", "/data")  # /home/me/birds/test/CLASS/*.jpg
 
-    num_captions: captions used per image (the protocol uses the first five); None for all.
+    num_captions: captions used per image, of those that are not blank (the protocol uses the first five); None for all.
     follow_links: in layouts of plain files, links may lead out of the split's folder.
     captioned: the caller needs captions, which the message about a set of your own that is missing then names.
 
@@ -54,7 +55,8 @@ def open_set(
         if contents := contents_of(folder, split, known, follow_links):
             expected = expected_size(known, len(contents.source)) if split == "test" else None
             source = FirstCaptions(contents.source, num_captions) if is_captioned(contents) else contents.source
-            marks = fingerprint((*contents.identity, f"captions {num_captions}" if is_captioned(contents) else ""))
+            asked = f"captions {num_captions}, none blank" if is_captioned(contents) else ""
+            marks = fingerprint((*contents.identity, asked))
             warn_of_size(name, len(source), expected)
             return LabelledSet(name, source, contents.classes, marks, expected, contents.templates)
     raise MissingData(missing(name, split, pathlib.Path(data_dir), tried, captioned))
@@ -168,7 +170,7 @@ def captions_of_your_own(folder: pathlib.Path, split: str) -> str:
 
 
 class FirstCaptions:
-    """A source with at most `num` captions per image; COCO's protocol uses five."""
+    """A source with at most `num` captions per image, of those that are not blank; COCO's protocol uses five."""
 
     def __init__(self, source: Source, num: int | None):
         self.source, self.num = source, num
@@ -178,6 +180,7 @@ class FirstCaptions:
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
-        if not example["captions"]:
+        captions = not_blank(example["captions"])
+        if not captions:
             raise BadRecord(f"{example['key']}: no caption")
-        return {**example, "captions": tuple(example["captions"])[: self.num]}
+        return {**example, "captions": tuple(captions[: self.num])}
