@@ -193,11 +193,14 @@ def test_bad_json_members_are_rejects(tmp_path, text):
     assert part["num_examples"] >= 1
 
 
-@pytest.mark.parametrize("text", [b'{"caption": "\\ud800", "label": 1e300}', b'{"caption": {"a": []}, "label": null}'])
-def test_odd_json_values_are_rejects_or_texts(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [(b'{"caption": "\\ud800", "label": 1e300}', "bad label"), (b'{"caption": {"a": []}, "label": null}', "bad text")],
+)
+def test_odd_json_values_are_rejects_or_texts(tmp_path, text, reason):
     trees.write_tar(tmp_path / "x.tar", [("a.jpg", trees.jpeg(1)), ("a.json", text), *trees.sample("b\udcff", 2)])
     part = prepared(tmp_path / "x.tar", tmp_path / "out", 1)
-    assert reasons(part) == {"bad label": 1}
+    assert reasons(part) == {reason: 1}
     assert keys(tmp_path / "out") == ["x/b\\udcff"]
 
 

@@ -16,7 +16,8 @@ from detailclip_jax.data.caption_rules import captions_of
 from detailclip_jax.data.prepare import arguments, coco, tars, yfcc, yfcc_ids
 from detailclip_jax.data.prepare.begin import AlreadyThere, begin
 from detailclip_jax.data.prepare.finish import NothingAccepted, load
-from detailclip_jax.data.prepare.job import Options, Request
+from detailclip_jax.data.prepare.job import Options, Request, Shard
+from detailclip_jax.data.prepare.records import Reject
 from detailclip_jax.data.prepare.report import summary
 from detailclip_jax.data.prepare.sources import SOURCES
 from detailclip_jax.data.sources import Records
@@ -209,6 +210,15 @@ def test_img2dataset_keeps_several_columns_apart(tmp_path):
     example = examples(tmp_path / "out")["00000/000000000"]
     assert (example["caption"], example["url"]) == ("first", "http://x.org/000000000")
     assert example["captions"] == ("first", "http://x.org/000000000")
+
+
+def test_a_nested_caption_of_img2dataset_rejects_its_row(tmp_path):
+    rows = [("000000000", [["a"], ["b"]], "success", None), ("000000001", [["c"]], "failed", "gone")]
+    write_img2dataset(tmp_path, rows, [trees.jpeg(0), None])
+    assert [*SOURCES["img2dataset-parquet"].read(Shard("s", str(tmp_path / "00000.parquet")), Options())] == [
+        Reject("s/000000000", "bad text", "['a'] is a list; a text is required"),
+        Reject("s/000000001", "failed", "gone"),
+    ]
 
 
 def test_img2dataset_parquets_with_the_images_in_them(tmp_path):
@@ -471,6 +481,24 @@ def test_flickr30k_karpathy_file(tmp_path):
     assert examples(tmp_path / "out", "test")["100.jpg"]["captions"] == ("a", "b", "c", "d", "e")
 
 
+@pytest.mark.parametrize("form", ["captions", "karpathy"])
+def test_a_null_caption_of_coco_is_empty_and_another_one_that_is_no_text_rejects_its_image(tmp_path, form):
+    texts = {1: "one", 2: None, 3: ["three"]}
+    for number in texts:
+        trees.write(tmp_path / f"{number}.jpg", trees.jpeg(number))
+    images = [{"id": n, "file_name": f"{n}.jpg"} for n in texts]
+    annotations = [{"image_id": n, "caption": text} for n, text in texts.items()]
+    split = [
+        {"cocoid": n, "split": "train", "filename": f"{n}.jpg", "sentences": [{"raw": text}]}
+        for n, text in texts.items()
+    ]
+    content = {"images": images, "annotations": annotations} if form == "captions" else {"images": split}
+    path = trees.write_json(tmp_path / "x.json", content)
+    part = prepared(path, tmp_path / "out", kind="coco", images=str(tmp_path))
+    found = {key: example["captions"] for key, example in examples(tmp_path / "out").items()}
+    assert found == {"1": ("one",), "2": ("",)} and part["rejected"] == {"bad text": 1}
+
+
 def test_coco_sets_are_known_by_their_files():
     request = Request("coco", ("x/captions_train2017.json",), "out")
     assert coco.dataset_of(request) == "coco-train2017"
@@ -567,6 +595,36 @@ def test_jsonl_with_lists_and_bad_lines(tmp_path):
     assert part["rejected"] == {"bad json": 4, "bad row": 1}
 
 
+CAPTIONS = [  # of one example, and what becomes of them: the texts, or None for a reject
+    (float("nan"), ("",)),
+    (["a dog", float("nan"), None], ("a dog", "", "")),
+    ([["a dog", "a pup"], ["grass"]], None),
+    ([{"raw": "a dog"}, {"text": None}], ("a dog", "")),
+    ([{"raw": ["a dog"]}], None),
+    ({"en": "a dog"}, None),
+    (7, ("7",)),
+]
+
+
+@pytest.mark.parametrize(("caption", "texts"), CAPTIONS)
+def test_missing_captions_are_empty_and_nested_ones_are_rejected(tmp_path, caption, texts):
+    write_images(tmp_path, "a.jpg")
+    rows = [{"image": "a.jpg", "caption": value} for value in ("good", caption)]
+    path = trees.write(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows)))
+    part = prepared(path, tmp_path / "out", kind="jsonl")
+    found = {key: example["captions"] for key, example in examples(tmp_path / "out").items()}
+    assert found == {"t#1": ("good",)} | ({"t#2": texts} if texts else {})
+    assert part["rejected"] == ({} if texts else {"bad text": 1})
+
+
+def test_a_missing_key_is_the_line_and_a_nested_one_is_rejected(tmp_path):
+    write_images(tmp_path, "a.jpg")
+    rows = [{"image": "a.jpg", "caption": "one", "key": key} for key in (float("nan"), None, ["k"])]
+    part = prepared(trees.write(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows))), tmp_path / "out", kind="jsonl")
+    assert sorted(keys(tmp_path / "out")) == ["t#1", "t#2"] and rejected(tmp_path / "out") == [("t#3", "bad text")]
+    assert part["num_rejected"] == 1
+
+
 def test_columns_can_be_named_and_captions_keep_their_names(tmp_path):
     write_images(tmp_path, "a.jpg")
     path = trees.write(tmp_path / "t.csv", "p,alt,long,n,c\na.jpg,short,long text,key7,4\n")
@@ -629,6 +687,16 @@ def test_a_table_with_another_separator_is_told_as_one(tmp_path, kind, header, f
     path = trees.write(tmp_path / "t.table", header + "\nx;y\n")
     with pytest.raises(ValueError, match=rf"separated by {found}.*{way_out}"):
         prepared(path, tmp_path / "out", kind=kind)
+
+
+@pytest.mark.parametrize(("kind", "comma"), [("csv", ","), ("tsv", "\t")])
+def test_a_column_that_is_read_is_there_once(tmp_path, kind, comma):
+    path = trees.write(tmp_path / "t.table", "image,caption,caption,x,x\na.jpg,one,two,,\n".replace(",", comma))
+    with pytest.raises(ValueError, match=r"column caption more than once.* rename them caption1, .*--caption-column"):
+        prepared(path, tmp_path / "out", kind=kind)
+    write_images(tmp_path, "a.jpg")
+    trees.write(path, "image,caption,x,x\na.jpg,one,,\n".replace(",", comma))  # of other columns nothing is read
+    assert prepared(path, tmp_path / "out", kind=kind)["num_examples"] == 1
 
 
 def test_tables_may_be_compressed_and_many(tmp_path):

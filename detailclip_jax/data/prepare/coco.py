@@ -7,12 +7,14 @@ filename, filepath, split, sentences with raw, cocoid).  The train split of COCO
 import collections
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from detailclip_jax.data.prepare.columns import text_of
 from detailclip_jax.data.prepare.files import open_text
 from detailclip_jax.data.prepare.image_root import Place
 from detailclip_jax.data.prepare.job import Request
+from detailclip_jax.data.prepare.records import Rejected
 from detailclip_jax.data.prepare.rows import Row, contained
 
 MAX_JSON = 512 * 2**20  # characters; COCO's own files have less than 150 million
@@ -57,15 +59,23 @@ def _is_karpathy(content: dict[str, Any]) -> bool:
 
 def captions(content: dict[str, Any], path: str) -> Iterator[Row]:
     """Yields the images of a captions file in its order, each with all its captions in theirs."""
-    texts: dict[Any, list[str]] = collections.defaultdict(list)
+    texts: dict[Any, list[Any]] = collections.defaultdict(list)
     try:
         for annotation in content["annotations"]:
-            texts[annotation["image_id"]].append(str(annotation["caption"]))
+            texts[annotation["image_id"]].append(annotation["caption"])
         for image in content["images"]:
             name = str(image["file_name"])
-            yield contained(Row(str(image["id"]), _coco_places(name, _folder(path, name)), texts[image["id"]]))
+            yield _row(str(image["id"]), _coco_places(name, _folder(path, name)), texts[image["id"]])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a captions file: {error!r} in an image or annotation") from error
+
+
+def _row(key: str, places: list[Place], texts: Iterable[Any]) -> Row:
+    """Returns an image with its captions; a refused one if a caption is no text (a null is an empty one)."""
+    try:
+        return contained(Row(key, places, [text_of(text) for text in texts]))
+    except Rejected as refusal:
+        return Row(key, refused=str(refusal))
 
 
 def _folder(path: str, name: str) -> str:
@@ -87,15 +97,15 @@ def karpathy(content: dict[str, Any], path: str, request: Request) -> Iterator[R
     try:
         for image in content["images"]:
             if image.get("split") in wanted:
-                yield contained(_karpathy_row(image))
+                yield _karpathy_row(image)
     except (AttributeError, TypeError) as error:
         raise ValueError(f"{path} is not a Karpathy file: {error} in an image or sentence") from error
 
 
 def _karpathy_row(image: dict[str, Any]) -> Row:
     name, folder = str(image.get("filename", "")), str(image.get("filepath", ""))
-    texts = [str(sentence.get("raw", "")) for sentence in image.get("sentences", ())]
-    return Row(str(image.get("cocoid", name)), _coco_places(name, folder) if folder else _flickr_places(name), texts)
+    texts = [sentence.get("raw", "") for sentence in image.get("sentences", ())]
+    return _row(str(image.get("cocoid", name)), _coco_places(name, folder) if folder else _flickr_places(name), texts)
 
 
 def subset_of(request: Request) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Chooses which columns of a table hold the image, the captions, the key and the label."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ CAPTION = ("caption", "captions", "text", "txt", "sentence", "sentences")
 PAIR = ("title", "description")
 KEY = ("key", "id", "image_id", "photoid")
 LABEL = ("label", "cls", "class")
+TEXTS = ("raw", "text")  # of a dict in a cell
 
 
 class Columns(NamedTuple):
@@ -30,8 +32,8 @@ class Columns(NamedTuple):
 def choose(there: Sequence[str], options: Options, where: str) -> Columns:
     """Returns the columns that the options name, else those with the usual names.
 
-    Raises ValueError, with the table's columns, if one is missing, and if a table without labels has other columns but
-    none with a usual name of captions: one of them probably holds the captions.
+    Raises ValueError, with the table's columns, if one is missing or there more than once, and if a table without labels
+    has other columns but none with a usual name of captions: one of them probably holds the captions.
     """
     image = _one(there, options.image_column, IMAGE)
     captions = options.caption_columns or usual_captions(there)
@@ -43,6 +45,11 @@ def choose(there: Sequence[str], options: Options, where: str) -> Columns:
         raise ValueError(
             f"{where} has {what}; its columns are {', '.join(map(str, there))}.  "
             "Name the columns with --image-column, --caption-column, --key-column and --label-column"
+        )
+    if repeated := next((name for name in chosen.wanted if there.count(name) > 1), ""):
+        raise ValueError(
+            f"{where} has the column {repeated} more than once, and only one of them would be read; rename them "
+            f"{repeated}1, {repeated}2 and so on, and for captions give --caption-column for each"
         )
     others = [name for name in there if name and name not in chosen.wanted]
     if others and not (captions or label):
@@ -72,17 +79,27 @@ def captions_in(values: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[
 
 
 def texts_in(value: Any) -> str | tuple[str, ...]:
-    """Returns a table cell as text, or as several if it holds a list."""
+    """Returns a table cell as text, or as several if it holds a list; Rejected as in `text_of`."""
     return tuple(map(text_of, value)) if isinstance(value, list | tuple) else text_of(value)
 
 
 def text_of(value: Any) -> str:
-    """Returns a table cell as text; "" for None.  A dict gives its "raw" or "text" (as in Karpathy's sentences)."""
-    if isinstance(value, dict):
+    """Returns a table cell as text; "" for None and for NaN, which tools write for a missing text.
+
+    A dict gives its "raw" or "text" (as in Karpathy's sentences).  Rejected for a list, and for a dict without a text.
+    """
+    if isinstance(value, dict) and not value.keys().isdisjoint(TEXTS):
         value = value.get("raw", value.get("text"))
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return "" if value is None else str(value)
+    if isinstance(value, list | tuple | dict):
+        raise Rejected(f"bad text: {value!r:.40} is a {type(value).__name__}; a text is required")
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+
+
+def key_of(values: Mapping[str, Any], chosen: Columns, place: str) -> str:
+    """Returns the key of a row: its cell in the column of keys, else `place`; Rejected as in `text_of`."""
+    return (text_of(values.get(chosen.key)) if chosen.key else "") or place
 
 
 def cell_label(value: Any) -> int:

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from detailclip_jax.data.prepare import parquet, pyarrow_files, tars
-from detailclip_jax.data.prepare.columns import text_of, texts_in
+from detailclip_jax.data.prepare.columns import texts_in
 from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import Plan, limited, of_files
-from detailclip_jax.data.prepare.records import Named, Raw, Reject, several
+from detailclip_jax.data.prepare.records import Named, Raw, Reject, Rejected, several
 
 SUCCESS = "success"
 IMAGE = "jpg"  # image column of img2dataset's parquet output
@@ -63,10 +63,13 @@ def _tar(path: str) -> pathlib.Path:
 
 
 def _with_row(example: Raw | Reject, row: dict[str, Any], options: Options) -> Raw | Reject:
-    """Returns the example with the captions of its row."""
+    """Returns the example with the captions of its row; a reject if one of them is no text."""
     if isinstance(example, Reject):
         return example
-    captions, texts = _texts(row, options)
+    try:
+        captions, texts = _texts(row, options)
+    except Rejected as refusal:
+        return refusal.of(example.key)
     return dataclasses.replace(example, captions=captions, texts=texts)
 
 
@@ -80,14 +83,13 @@ def _absent(key: str, row: dict[str, Any]) -> Reject:
     status = str(row["status"])
     if status == SUCCESS:
         return Reject(key, "missing in tar")
-    return Reject(key, status.replace("_", " "), text_of(row.get("error_message")))
+    return Reject(key, status.replace("_", " "), str(row.get("error_message") or ""))
 
 
 def _from_parquet(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     for row in _rows(shard, options, IMAGE):
         key = f"{shard.name}/{row['key']}"
         if row["status"] == SUCCESS and row[IMAGE]:
-            captions, texts = _texts(row, options)
-            yield Raw(key, row[IMAGE], captions, texts)
+            yield _with_row(Raw(key, row[IMAGE]), row, options)
         else:
             yield _absent(key, row)

@@ -53,13 +53,14 @@ def rows(path: str, names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
 
 def example(row: dict[str, Any], chosen: Columns, images: ImageRoot, place: str) -> Raw | Reject:
     """Returns a row as an example; its key comes from the key column, else it is `place`."""
-    key = columns.text_of(row[chosen.key]) if chosen.key else place
+    key = place
     try:
+        key = columns.key_of(row, chosen, place)
         captions, texts = columns.captions_in(row, chosen.captions)
         label = columns.cell_label(row[chosen.label]) if chosen.label else -1
-        return Raw(key or place, _image(row[chosen.image], images), captions, texts, label)
+        return Raw(key, _image(row[chosen.image], images), captions, texts, label)
     except Rejected as refusal:
-        return refusal.of(key or place)
+        return refusal.of(key)
 
 
 def _image(cell: Any, images: ImageRoot) -> bytes:

@@ -119,7 +119,7 @@ class _Lines:
 def jsonl_rows(request: Request) -> Iterator[Row]:
     """Yields the objects of files with one object per line; the first object's fields are the columns.
 
-    An invalid line becomes a reject.  A null is an empty text, or no label.
+    An invalid line becomes a reject.  A null or NaN is an empty text, a null no label.
     """
     tables = _tables(request, ".jsonl")
     for path, name in tables.items():
@@ -186,14 +186,15 @@ def _folder(path: str) -> str:
 
 def _row(values: dict[str, Any], chosen: Columns, path: str, place: str) -> Row:
     """Returns a row of a table, whose key is `place` if it has no other; refused if it lacks a column."""
-    key = columns.text_of(values.get(chosen.key)) if chosen.key else place
-    missing = [name for name in chosen.wanted if name not in values]
-    image = columns.text_of(values.get(chosen.image))
-    if missing or not image:
-        return Row(key or place, refused=f"bad row: no {', '.join(missing) or chosen.image}")
+    key = place
     try:
+        key = columns.key_of(values, chosen, place)
+        missing = [name for name in chosen.wanted if name not in values]
+        image = columns.text_of(values.get(chosen.image))
+        if missing or not image:
+            return Row(key, refused=f"bad row: no {', '.join(missing) or chosen.image}")
         captions, texts = columns.captions_in(values, chosen.captions)
         label = columns.cell_label(values[chosen.label]) if chosen.label else -1
     except Rejected as refusal:
-        return Row(key or place, refused=str(refusal))
-    return Row(key or place, [(image,)], captions, texts, label, root=_folder(path))
+        return Row(key, refused=str(refusal))
+    return Row(key, [(image,)], captions, texts, label, root=_folder(path))
