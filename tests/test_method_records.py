@@ -17,7 +17,7 @@ from detailclip_jax.data.views import crops_from_config, draw_boxes
 from detailclip_jax.methods import components, masking
 from detailclip_jax.methods import method as forward
 from detailclip_jax.training import experiment, mesh
-from detailclip_jax.types import Keys, Tokens
+from detailclip_jax.types import Keys, Tokens, View
 
 KEYS = Keys(jax.random.key(0), jax.random.split(jax.random.key(1), 8))
 
@@ -185,6 +185,23 @@ def test_the_mask_is_read_at_the_student_s_box(method):
         read = (rows[:, low] + rows[:, low + 1]) / 2
         expected = set(np.argsort(read.ravel())[:8])
         assert set(np.flatnonzero(record.hidden.mask[0, image])) == expected
+
+
+@pytest.mark.parametrize("size", [24, 48])
+def test_an_enclosing_crop_of_another_size_is_read_at_the_student_s_patches(size):
+    """Attention that grows downwards over a 3 x 3 or 6 x 6 grid: of a crop of 4 x 4 patches two rows are hidden."""
+    config = tiny_config("detailclip")
+    config.views.teacher, config.masking.granularity = "enclosing", "patch"
+    config.views.crops.enclosing = {**ENCLOSING["enclosing"], "size": size}
+    batch, side = tiny_batch(0, config), size // 8
+    attention = jnp.broadcast_to(jnp.repeat(jnp.arange(float(side)), side), (1, 8, 3, side**2))
+    targets = {"enclosing": Tokens(jnp.zeros((1, 8, 4)), jnp.zeros((1, 8, side**2, 4)), attention)}
+    views = {
+        name: View(jnp.zeros((*box.shape[:2], 1, 1, 3)).swapaxes(0, 1), jnp.asarray(box).swapaxes(0, 1))
+        for name, box in batch["box"].items()
+    }
+    hidden = methods.build(config).mask(targets, views, batch, KEYS)
+    np.testing.assert_array_equal(hidden.mask, np.broadcast_to(np.arange(16) < 8, (2, 8, 16)))
 
 
 def test_enclosing_needs_its_crop_and_no_flip():

@@ -36,11 +36,11 @@ def oracle(grid, outer, inner, side):
     return resize(cut, side, side)
 
 
-@pytest.mark.parametrize("side", [4, 14])
-def test_it_is_two_resizes_with_a_cut_between(side):
-    maps = RNG.random((2, side, side)).astype(np.float32)
+@pytest.mark.parametrize(("num_from", "side"), [(4, 4), (14, 14), (6, 8), (10, 8)])
+def test_it_is_two_resizes_with_a_cut_between(num_from, side):
+    maps = RNG.random((2, num_from, num_from)).astype(np.float32)
     outer, inner = jnp.array(OUTER, jnp.float32), jnp.moveaxis(jnp.array(INNER, jnp.float32), 1, 0)
-    read = jax.jit(resample.read_at)(jnp.asarray(maps.reshape(2, -1)), outer, inner)
+    read = jax.jit(resample.read_at, static_argnums=3)(jnp.asarray(maps.reshape(2, -1)), outer, inner, side)
     for image in range(2):
         for view in range(2):
             expected = oracle(maps[image], OUTER[image], INNER[image][view], side)
@@ -53,16 +53,16 @@ def test_torch_agrees():
     big = torch.nn.functional.interpolate(grid, (42, 57), mode="bilinear")
     cut = torch.nn.functional.interpolate(big[..., 4:35, 7:38], (14, 14), mode="bilinear")
     outer, inner = jnp.array(OUTER[:1], jnp.float32), jnp.array(INNER[0][:1], jnp.float32)[:, None]
-    read = resample.read_at(jnp.asarray(grid.numpy().reshape(1, -1)), outer, inner)
+    read = resample.read_at(jnp.asarray(grid.numpy().reshape(1, -1)), outer, inner, 14)
     np.testing.assert_allclose(read.reshape(14, 14), cut[0, 0].numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_constant_map_stays_constant():
     outer, inner = jnp.array(OUTER, jnp.float32), jnp.moveaxis(jnp.array(INNER, jnp.float32), 1, 0)
-    np.testing.assert_allclose(resample.read_at(jnp.full((2, 49), 3.0), outer, inner), 3.0, rtol=1e-5)
+    np.testing.assert_allclose(resample.read_at(jnp.full((2, 49), 3.0), outer, inner, 7), 3.0, rtol=1e-5)
 
 
 def test_the_whole_crop_at_its_own_grid_is_the_map():
     values = jnp.asarray(RNG.random((1, 16)), jnp.float32)
     box = jnp.array([[0, 0, 4, 4]], jnp.float32)
-    np.testing.assert_allclose(resample.read_at(values, box, box[None])[0], values, rtol=1e-6)
+    np.testing.assert_allclose(resample.read_at(values, box, box[None], 4)[0], values, rtol=1e-6)

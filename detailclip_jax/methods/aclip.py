@@ -21,11 +21,12 @@ def aclip(config: ConfigDict) -> Method:
             "method aclip needs views.teacher 'enclosing', the crop that contains the large crops, "
             f"not {views.teacher!r}"
         )
+    attention = components.attention_at("enclosing", "large", rule.side)
     return Method(
         name="aclip",
         ema=("image", "image_projection", "text", "text_projection", "byol_projector"),
         targets={"enclosing": "enclosing"},
-        mask=components.mask_by(rule, strategy, components.attention_at("enclosing", "large"), views.crops.large.count),
+        mask=components.mask_by(rule, strategy, attention, views.crops.large.count),
         passes={"visible": Pass("large", visible)},
         encode_text=components.encode_text,
         heads=(

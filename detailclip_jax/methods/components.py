@@ -63,27 +63,30 @@ def mask_by(rule: masking.RemovalRule, strategy: masking.Strategy, attention: Ca
     return mask
 
 
-def attention_at(target: str, view: str) -> Callable:
-    """Returns a function that computes eq. 9 over the enclosing crop `target`, resampled to the crops `view`."""
+def attention_at(target: str, view: str, side: int) -> Callable:
+    """Returns a function that computes eq. 9 over the enclosing crop `target`, resampled to the crops `view`.
+
+    `side` is the number of patches along a side of these; the enclosing crop may have another number.
+    """
 
     def attention(targets: Targets, views: Views) -> Float[Array, "V B N"]:
         outer, inner = views[target].box[0], views[view].box
-        return resample.read_at(attention_value(targets[target])[0], outer, inner)
+        return resample.read_at(attention_value(targets[target])[0], outer, inner, side)
 
     return attention
 
 
-def teacher_attention(views: ConfigDict) -> tuple[dict[str, str], Callable]:
+def teacher_attention(views: ConfigDict, side: int) -> tuple[dict[str, str], Callable]:
     """Returns the additional teacher passes and the source of the mask's attention, according to `views.teacher`.
 
     "same": the attention of the pass "full" over the student's views; no additional pass. "enclosing" (paper
-    section 4.1.1): an additional pass over the enclosing crop, used for its attention only. Raises ValueError if the
-    crops do not fit.
+    section 4.1.1): an additional pass over the enclosing crop, used for its attention only. `side` is the number of
+    patches along a side of the student's views. Raises ValueError if the crops do not fit.
     """
     if views.teacher == "same":
         return {}, attention_of("full")
     check_enclosing(views)
-    return {"enclosing": "enclosing"}, attention_at("enclosing", "large")
+    return {"enclosing": "enclosing"}, attention_at("enclosing", "large", side)
 
 
 def check_enclosing(views: ConfigDict) -> None:

@@ -11,7 +11,7 @@ def detailclip(config: ConfigDict) -> Method:
     """Builds the method `detailclip`."""
     patch_size, losses = sizes.size_of(config.model).patch_size, config.losses
     rule, over = components.mask_rule(config), components.patch_over(config)
-    passes, attention = components.teacher_attention(config.views)
+    passes, attention = components.teacher_attention(config.views, rule.side)
     strategy = masking.strategy(config.masking.strategy)
     return Method(
         name="detailclip",

@@ -7,19 +7,19 @@ from detailclip_jax.types import Array, Float
 
 
 def read_at(
-    values: Float[Array, "B N"], outer: Float[Array, "B 4"], inner: Float[Array, "V B 4"]
-) -> Float[Array, "V B N"]:
-    """Resamples a square map over the crop `outer` to maps of the same side over the crops `inner`.
+    values: Float[Array, "B N"], outer: Float[Array, "B 4"], inner: Float[Array, "V B 4"], side: int
+) -> Float[Array, "V B M"]:
+    """Resamples a square map over the crop `outer` to `side` x `side` maps over the crops `inner`.
 
     The result equals three steps of A-CLIP's code: resize the map bilinearly to the outer crop's height x width in
-    pixels, cut out the inner crop, resize that bilinearly (half-pixel centres, no antialiasing) to the map's side.
+    pixels, cut out the inner crop, resize that bilinearly (half-pixel centres, no antialiasing) to `side` x `side`.
     Each axis needs one matrix per crop, so crop sizes may differ between images. Boxes are xyxy in integer pixels of
     the original image; `inner` must lie within `outer`.
     """
-    side = round(values.shape[-1] ** 0.5)
-    grid = values.reshape(-1, side, side)
-    rows = axis_matrix(outer[:, 1], outer[:, 3], inner[..., 1], inner[..., 3], side)
-    columns = axis_matrix(outer[:, 0], outer[:, 2], inner[..., 0], inner[..., 2], side)
+    num_from = round(values.shape[-1] ** 0.5)
+    grid = values.reshape(-1, num_from, num_from)
+    rows = axis_matrix(outer[:, 1], outer[:, 3], inner[..., 1], inner[..., 3], num_from, side)
+    columns = axis_matrix(outer[:, 0], outer[:, 2], inner[..., 0], inner[..., 2], num_from, side)
     resampled = jnp.einsum("vbik,bkl,vbjl->vbij", rows, grid, columns, precision="highest")
     return resampled.reshape(*inner.shape[:2], side**2)
 
@@ -29,18 +29,19 @@ def axis_matrix(
     outer_end: Float[Array, "B"],
     start: Float[Array, "V B"],
     end: Float[Array, "V B"],
-    side: int,
-) -> Float[Array, "V B side side"]:
+    num_from: int,
+    num_to: int,
+) -> Float[Array, "V B num_to num_from"]:
     """Builds the resampling matrix of one axis: weights [output cell, input cell].
 
     Row j interpolates linearly between the weights of the two pixels next to the centre of output cell j; both are
     clamped to the inner crop. `start` and `end` are the inner crop's, in pixels.
     """
-    centre = half_pixel(jnp.arange(side), side, (end - start)[..., None])
+    centre = half_pixel(jnp.arange(num_to), num_to, (end - start)[..., None])
     first = jnp.floor(centre)
     second = jnp.minimum(first + 1, (end - start)[..., None] - 1)
     offset, length = (start - outer_start)[..., None], (outer_end - outer_start)[:, None]
-    weights = [hat(half_pixel(offset + pixel, length, side), side) for pixel in (first, second)]
+    weights = [hat(half_pixel(offset + pixel, length, num_from), num_from) for pixel in (first, second)]
     share = (centre - first)[..., None]
     return (1 - share) * weights[0] + share * weights[1]
 
