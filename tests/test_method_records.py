@@ -97,12 +97,17 @@ def test_patch_distillation_may_run_over_all_patches(method):
     np.testing.assert_allclose(loss, per_patch.mean(), rtol=1e-4)
 
 
-def test_a_narrower_decoder_cannot_serve_a_patch_term_over_all_patches():
-    config = tiny_config("maskclip")
-    config.losses.patch_over, config.model.decoder_width = "all", 64
+@pytest.mark.parametrize("over", ["removed", "all"])
+@pytest.mark.parametrize("method", ["detailclip", "maskclip"])
+def test_a_narrower_decoder_cannot_serve_a_patch_term(method, over):
+    """One prototype head takes the teacher's tokens, of the encoder's width, and decoded ones."""
+    config = tiny_config(method)
+    config.losses.patch_over, config.model.decoder_width = over, 64
     with pytest.raises(ValueError) as raised:
         methods.build(config)
-    check_names(raised.value, "losses.patch_over", "model.decoder_width 64", "96")
+    check_names(raised.value, method, "model.decoder_width 64", "96", "losses.weights.patch")
+    config.losses.weights.patch = 0.0
+    assert "patch" not in methods.build(config).terms
 
 
 def test_ibot_hides_what_the_pipeline_drew():

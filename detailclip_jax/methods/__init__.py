@@ -23,6 +23,7 @@ from detailclip_jax.methods.slip import slip
 from detailclip_jax.methods.supervised import supervised
 from detailclip_jax.methods.tips import tips
 from detailclip_jax.methods.tipsv2 import tipsv2
+from detailclip_jax.models import sizes
 
 METHODS = {
     "clip": clip,
@@ -50,7 +51,7 @@ def build(config: ConfigDict) -> Method:
     """Builds the method `config.method`, without loss terms of weight 0 and the heads that only they need.
 
     Raises ValueError for an unknown method, and if `config.views.crops` lacks a crop that the method uses or has
-    too few or too many views.
+    too few or too many views, or if the decoder has another width than the method needs.
     """
     known = METHODS | ENCODERS
     if config.method not in known:
@@ -60,7 +61,14 @@ def build(config: ConfigDict) -> Method:
     _check_crops({*method.targets.values(), *(p.view for p in method.passes.values())}, config)
     built = build_method(method, config.losses.weights.to_dict())
     _check_count(built, config)
+    _check_decoder(built, config)
     return built
+
+
+def takes_decoder(method: Method, model: ConfigDict) -> bool:
+    """Whether the method can use a decoder of the width in `model`, see `Method.has_prototypes_of_decoded`."""
+    width = sizes.size_of(model).width
+    return (model.decoder_width or width) == width or not method.has_prototypes_of_decoded
 
 
 def _check_crops(wanted: Iterable[str], config: ConfigDict) -> None:
@@ -83,4 +91,14 @@ def _check_count(method: Method, config: ConfigDict) -> None:
         raise ValueError(
             f"method {method.name} compares two views of each image, but views.crops.large.count is 1; set it to 2, "
             "with two numbers in blur_p and solarize_p"
+        )
+
+
+def _check_decoder(method: Method, config: ConfigDict) -> None:
+    """Checks the decoder's width, if one prototype head takes tokens of encoder and decoder."""
+    if not takes_decoder(method, config.model):
+        raise ValueError(
+            f"model.decoder_width {config.model.decoder_width} must be {sizes.size_of(config.model).width}, the "
+            f"encoder's width: the prototype head of method {method.name} takes tokens of both; leave the field out, "
+            "or set losses.weights.patch to 0"
         )

@@ -254,20 +254,6 @@ def cls_head(names: Sequence[str], target: str) -> Head:
 PATCHES = ("removed", "all")  # where eq. 7 compares student and teacher: `losses.patch_over`
 
 
-def patch_over(config: ConfigDict) -> str:
-    """Returns `losses.patch_over` of a method with a decoder.
-
-    Raises ValueError if "all" would mix tokens of two widths, of the encoder and of the decoder.
-    """
-    over, width, decoder = config.losses.patch_over, sizes.size_of(config.model).width, config.model.decoder_width
-    if over == "all" and decoder not in (None, width):
-        raise ValueError(
-            f"losses.patch_over 'all' takes tokens of encoder and decoder, so model.decoder_width {decoder} must be "
-            f"{width}, the encoder's width"
-        )
-    return over
-
-
 def patch_head(target: str, over: str = "removed", name: str = "") -> Head:
     """Head for eq. 7: prototype logits of patches; the mean for the center runs over all patches of the teacher.
 

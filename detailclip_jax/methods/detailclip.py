@@ -10,7 +10,7 @@ from detailclip_jax.models import sizes
 def detailclip(config: ConfigDict) -> Method:
     """Builds the method `detailclip`."""
     patch_size, losses = sizes.size_of(config.model).patch_size, config.losses
-    rule, over = components.mask_rule(config), components.patch_over(config)
+    rule, over = components.mask_rule(config), losses.patch_over
     passes, attention = components.teacher_attention(config.views, rule.side)
     strategy = masking.strategy(config.masking.strategy)
     return Method(

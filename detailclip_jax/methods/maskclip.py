@@ -14,7 +14,7 @@ from detailclip_jax.methods.method import Method, Pass, full, visible
 def maskclip(config: ConfigDict) -> Method:
     """Builds the method `maskclip`: eq. 1-5 on the full view, eq. 7 on decoded tokens at hidden patches."""
     losses = config.losses
-    rule, over = components.mask_rule(config), components.patch_over(config)
+    rule, over = components.mask_rule(config), losses.patch_over
     strategy, views = masking.strategy(config.masking.strategy), config.views.crops.large.count
     return Method(
         name="maskclip",

@@ -185,6 +185,12 @@ class Method:
         """The terms with a center: those that read "<name>_mean", the batch mean of the teacher's logits."""
         return tuple(loss.name for loss in self.losses if f"{loss.name}_mean" in loss.reads)
 
+    @property
+    def has_prototypes_of_decoded(self) -> bool:
+        """Whether the prototype head takes decoded tokens beside the encoder's, so that both have one width."""
+        heads = (head for head in self.heads if "decoded" in head.reads)
+        return "decoder" in networks_of([self.decode]) and any("prototype_head" in networks_of([h.run]) for h in heads)
+
     def heads_of(self, losses: Iterable[Loss]) -> tuple[Head, ...]:
         """Returns the heads whose outputs these losses read."""
         wanted = {name for loss in losses for name in loss.reads}
