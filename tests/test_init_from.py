@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -109,6 +110,19 @@ def test_preprocessing_that_the_user_sets_wins_and_is_printed(tmp_path):
     said = init_from.report(adopted, source, [], [], {})
     assert "    set by you: filter bilinear (checkpoint: bicubic)" in said
     assert not any("set by you" in line for line in init_from.report(init_from.adopt(asked), source, [], [], {}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "theirs"), [("image_size", 64, "32"), ("image_style.norm_eps", 0.1, "1e-06")]
+)
+def test_a_flag_that_contradicts_a_loaded_network_is_refused(tmp_path, field, value, theirs):
+    written(tmp_path / "clip")
+    asked, given = tiny("clip", init=str(tmp_path / "clip")), [f"model.{field}", "model.context_length"]
+    assert init_from.adopt(asked, given).model.context_length == 16  # as in the checkpoint
+    asked.update_from_flattened_dict({f"model.{field}": value})
+    with pytest.raises(ValueError) as refused:
+        init_from.adopt(asked, given)
+    check_names(refused.value, f"model.{field} {value}", str(tmp_path / "clip"), f"model.{field} {theirs}", "leave")
 
 
 def test_flags_of_the_command_name_what_the_user_sets(tmp_path):
@@ -218,6 +232,45 @@ def test_an_image_encoder_alone(tmp_path):
     assert named("\n".join(lines), "fresh") == expected
 
 
+def test_a_decoder_too_narrow_for_the_patch_term_is_not_used(tmp_path):
+    written(tmp_path / "mae", "mae", **NARROW)
+    adopted = init_from.adopt(tiny("detailclip", init=str(tmp_path / "mae"), **{"model.decoder_depth": 1}))
+    validate(adopted)
+    assert (adopted.model.decoder_width, adopted.model.decoder_depth) == (None, 1)
+    assert set(adopted.optimizer.part_rates) == {"image"}
+    fresh = blank(adopted)
+    state, lines = init_from.load(adopted, fresh)
+    assert state.params["decoder"] is fresh.params["decoder"]
+    said = "\n".join(lines)
+    assert named(said, "not used") == {"decoder", "pixel_head"} < named(said, "fresh")
+    again = init_from.adopt(tiny("mae", init=str(tmp_path / "mae"), **{"masking.strategy": "random"}))
+    assert again.model.decoder_width == 64 and "decoder" in again.optimizer.part_rates
+
+
+NARROW = {"masking.strategy": "random", "model.decoder_width": 64, "model.decoder_depth": 2}
+
+
+@pytest.mark.parametrize("method", ["clip", "detailclip"])
+def test_a_run_goes_on_without_the_folder_it_has_started_from(tmp_path, method):
+    """From its own config, which stays as it is: of the prototypes, clip keeps the number alone."""
+    fields = {"preprocess.filter": "bicubic", "model.prototypes": 8}
+    written(tmp_path / "source", "detailclip" if method == "clip" else "clip", **fields)
+    asked = tiny(method, init=str(tmp_path / "source"))
+    adopted = init_from.adopt(asked, workdir=tmp_path / "run")
+    assert adopted.preprocess.filter == "bicubic"
+    store.save(tmp_path / "run", blank_trees(adopted), adopted, "zeros")
+    shutil.rmtree(tmp_path / "source")
+    again = init_from.adopt(asked, workdir=tmp_path / "run")
+    assert run_config.to_json(again) == run_config.to_json(adopted)
+    with pytest.raises(FileNotFoundError, match=r"config\.init '.*/source' is not a workdir"):
+        init_from.adopt(asked, workdir=tmp_path / "other")
+
+
+def blank_trees(config):
+    state = blank(config)
+    return {name: getattr(state, name) for name in ("params", "ema_params", "batch_stats", "centers")}
+
+
 def test_no_run_there_and_networks_that_do_not_fit(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.init 'nowhere' is not a workdir"):
         init_from.adopt(tiny("clip", init="nowhere"))
@@ -294,6 +347,7 @@ def test_a_run_starts_from_it_and_goes_on_from_its_own_checkpoint(imported, tmp_
     printed = capsys.readouterr().out
     assert "loaded        image" in printed and "fresh         decoder" in printed
     imported.total_steps = 2
+    shutil.rmtree(imported.init)
     assert loop.train(loop.prepare(imported, tmp_path / "run")) == 0
     printed = capsys.readouterr().out
     assert "resuming from the checkpoint of step 1" in printed and "starting from" not in printed

@@ -5,7 +5,7 @@ that the method needs and the checkpoint lacks are initialised; a missing teache
 networks keep the sizes and kinds of layers of the checkpoint, and images are normalised as there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import jax
@@ -18,39 +18,43 @@ from detailclip_jax.config import run_config
 from detailclip_jax.config.dense import is_dense
 from detailclip_jax.data import preprocessing, vocabularies
 from detailclip_jax.interop.tables import flatten
+from detailclip_jax.methods import Method
 from detailclip_jax.models import stacking
 from detailclip_jax.models.sizes import size_of
 from detailclip_jax.models.vit import Style
 from detailclip_jax.training import checkpoint, dense_encoder, experiment
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.train_state import TrainState
-from detailclip_jax.training.workdirs import FOLDER, no_run
+from detailclip_jax.training.workdirs import FOLDER, is_run, no_run
 from detailclip_jax.types import Array, Params, PyTree
 
 OF_IMAGES = ("size", "custom", "image_size", "image_style")
 OF_TEXT = ("context_length", "vocab_size", "text_activation", "text_style", "image_is_embedding")
-OF_HEADS = {"prototype_head": ("prototypes",), "decoder": ("decoder_depth", "decoder_width")}
+OF_PROTOTYPES = ("prototypes",)
+OF_DECODER = ("decoder_depth", "decoder_width")
+OF_ITS_WIDTH = ("decoder", "pixel_head")  # networks of the decoder's width
 
 
-def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
+def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | None = None) -> ConfigDict:
     """Returns the config with the fields that `config.init` determines.
 
     These are the sizes and kinds of the loaded networks, the preprocessing, the tokenizer, and the learning-rate
     factors of the loaded networks.  Of the preprocessing, the fields that the user has set keep their values; `given`
     has their dotted names, e.g. "preprocess.filter".  There are at least as many class tokens as in the checkpoint,
     unless the user has set "model.class_tokens".  The file of a tokenizer gets its absolute path and its digest; apart
-    from that the config is returned unchanged without `init`.  Raises FileNotFoundError if there is no run at `init` or
-    no such file, and ValueError if the config requires an `init` and has none, or if the file does not fit.
+    from that the config is returned unchanged without `init`.  If a run from the same `init` goes on in `workdir`, the
+    fields are those of its own config, and `init` need not exist any more.
+
+    Raises FileNotFoundError if there is no run at `init` or no such file, and ValueError if the config requires an
+    `init` and has none, if the file does not fit, or if a given field of `model` contradicts a loaded network.
     """
     if not config.init:
         _check_not_required(config)
         return _with_tokenizer(config)
-    source, adopted = config_of(config.init), ConfigDict(config.to_dict())
+    (source, brought), adopted = _origin(config, workdir), ConfigDict(config.to_dict())
     set_by_user = {name.partition("[")[0] for name in given}
-    brought = methods.build(source).networks
     fields = [*OF_IMAGES, *(OF_TEXT if "text" in brought else ())]
-    for name in [*fields, *(field for network, names in OF_HEADS.items() if network in brought for field in names)]:
-        adopted.model[name] = source.model[name]
+    _take(adopted, source, [*fields, *(OF_PROTOTYPES if "prototype_head" in brought else ())], set_by_user)
     if "text" in brought:
         adopted.data.tokenizer_digest = source.data.tokenizer_digest
         if "data.tokenizer" not in set_by_user:
@@ -63,10 +67,58 @@ def adopt(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
         if f"preprocess.{name}" in set_by_user:
             adopted.preprocess[name] = config.preprocess[name]
     _fit_crops(adopted, config)
-    loaded = [network for network in methods.build(adopted).networks if network in brought]
+    method = methods.build(adopted)
+    if "decoder" in brought and methods.takes_decoder(method, source.model):
+        _take(adopted, source, OF_DECODER, set_by_user)
+    loaded = [network for network in _usable(method, source.model) if network in brought]
     rates = adopted.optimizer.part_rates.to_dict()
     adopted.optimizer.part_rates = ConfigDict(dict.fromkeys(loaded, adopted.optimizer.loaded_rate) | rates)
     return adopted
+
+
+def _origin(config: ConfigDict, workdir: str | Path | None) -> tuple[ConfigDict, Collection[str]]:
+    """Returns the config whose fields are adopted, and the networks that come with it.
+
+    It is that of `config.init`, or of the run from this `init` that goes on in `workdir`.  With such a run come the
+    networks that it has loaded; fields of networks that its method lacks stay as they are, too.
+    """
+    run = _run_of(config, workdir)
+    if run is None:
+        source = config_of(config.init)
+        return source, methods.build(source).networks
+    lacking = {"text", "prototype_head", "decoder"} - {*methods.build(run).networks}
+    return run, {*run.optimizer.part_rates} | lacking
+
+
+def _run_of(config: ConfigDict, workdir: str | Path | None) -> ConfigDict | None:
+    """Returns the config of the run in `workdir` if it has a checkpoint, and the method and `init` of `config`."""
+    if workdir is None or not is_run(Path(workdir)):
+        return None
+    run = run_config.read(Path(workdir) / "config.json")
+    return run if (run.method, run.init) == (config.method, config.init) else None
+
+
+def _take(config: ConfigDict, source: ConfigDict, names: Iterable[str], given: Collection[str]) -> None:
+    """Sets these fields of `config.model` to those of `source`; ValueError if one is given with another value."""
+    for name in names:
+        ours, theirs = (run_config.flatten({name: model[name]}, "model.") for model in (config.model, source.model))
+        for field in sorted(ours.keys() | theirs.keys()):
+            asked = any(f"{field}.".startswith(f"{entry}.") for entry in given)
+            if asked and ours.get(field) != theirs.get(field):
+                raise ValueError(
+                    f"{field} {ours.get(field)!r}: config.init {config.init!r} has {field} {theirs.get(field)!r}, "
+                    "which a loaded network keeps; leave that flag out, or train from scratch without --config.init"
+                )
+        config.model[name] = source.model[name]
+
+
+def _usable(method: Method, model: ConfigDict) -> list[str]:
+    """Returns the networks of a method that can be those of a checkpoint with the sizes in `model`.
+
+    A decoder of another width than the encoder serves the reconstruction of pixels, but not a patch term.
+    """
+    takes = methods.takes_decoder(method, model)
+    return [name for name in method.networks if takes or name not in OF_ITS_WIDTH]
 
 
 def _with_tokenizer(config: ConfigDict) -> ConfigDict:
@@ -113,15 +165,17 @@ def config_of(workdir: str) -> ConfigDict:
 def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     """Loads the networks of `config.init` into a fresh state; returns the state and lines that report the origins.
 
-    Each network of the teacher is loaded from the checkpoint's teacher, or else copied from the student.  Centers are
-    loaded if the checkpoint's teacher has the prototype head.  Raises CheckpointError that lists tensors of other
-    shapes.
+    A decoder that the method cannot use is not loaded.  Each network of the teacher is loaded from the checkpoint's
+    teacher, or else copied from the student.  Centers are loaded if the checkpoint's teacher has the prototype head.
+    Raises CheckpointError that lists tensors of other shapes.
     """
     _, variables, source = checkpoint.load(config.init)
-    networks, saved_centers = methods.build(config).networks, variables.pop("centers")
+    method, saved_centers = methods.build(config), variables.pop("centers")
+    networks = method.networks
     variables = {name: _as_here(tree, state.params) for name, tree in variables.items()}
     variables |= {name: _with_class_tokens(variables[name], state.params) for name in ("params", "ema_params")}
-    loaded = {network: variables["params"][network] for network in networks if network in variables["params"]}
+    ours = _usable(method, source.model)
+    loaded = {network: variables["params"][network] for network in ours if network in variables["params"]}
     _check_shapes(config.init, loaded, state.params)
     params = {
         network: _like(loaded[network], old) if network in loaded else old for network, old in state.params.items()
@@ -144,7 +198,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
         config, source, list(loaded), fresh, {network: network in theirs for network in networks if network in teacher}
     )
     lines += [f"  centers       {', '.join(name for name in centers if name in known) or 'fresh'}"] if centers else []
-    lines += _unused_lines([*variables["params"]], [*networks], [*theirs], [*teacher])
+    lines += _unused_lines([*variables["params"]], [*loaded], [*theirs], [*teacher])
     state = state.replace(params=params, ema_params=teacher, batch_stats=stats, centers=centers)
     return state, lines
 
@@ -232,9 +286,9 @@ def _changed_lines(config: ConfigDict, source: ConfigDict) -> list[str]:
     return [f"    set by you: {', '.join(changed)}"] if changed else []
 
 
-def _unused_lines(params: list[str], networks: list[str], theirs: list[str], teacher: list[str]) -> list[str]:
-    """Names the networks of the checkpoint, and of its teacher, that the method does not have."""
-    unused = [network for network in params if network not in networks]
+def _unused_lines(params: list[str], loaded: list[str], theirs: list[str], teacher: list[str]) -> list[str]:
+    """Names the networks of the checkpoint that are not loaded, and those of its teacher that the method lacks."""
+    unused = [network for network in params if network not in loaded]
     unused += [f"teacher's {network}" for network in theirs if network not in teacher]
     return [f"  not used      {', '.join(unused)}"] if unused else []
 

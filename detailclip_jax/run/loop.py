@@ -59,7 +59,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = (), 
     workdir belongs to a run with another config.
     """
     given = list(given)
-    config = init_from.adopt(with_own_number(config, given), given)
+    config = init_from.adopt(with_own_number(config, given), given, workdir)
     validate(config)
     source = open_source(config)
     evaluation.check(config)
