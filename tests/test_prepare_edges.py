@@ -467,6 +467,27 @@ def test_null_captions_and_labels_of_jsonl_are_empty_ones(tmp_path):
     assert load(str(tmp_path / "out"))["splits"]["train"]["rejected"] == {"bad row": 2}
 
 
+def test_names_that_are_not_utf8_are_read_and_escaped_in_keys(tmp_path):
+    folder, name = tmp_path / os.fsdecode(b"photos\xe9"), os.fsdecode(b"caf\xe9.jpg")
+    trees.write(folder / "cat" / name, trees.jpeg(1))
+    trees.write(folder / "cat" / name.replace("jpg", "txt"), "a cat")
+    assert run("imagefolder", folder, out=tmp_path / "out") == 0
+    assert captions(tmp_path / "out") == {r"cat/caf\udce9.jpg": ("a cat",)}
+    table = trees.write(folder / "cat/t.jsonl", json.dumps({"image": name, "caption": "a cat"}))  # as "caf\udce9.jpg"
+    assert run("jsonl", table, out=tmp_path / "table") == 0
+    assert captions(tmp_path / "table") == {"t#1": ("a cat",)}
+
+
+@pytest.mark.parametrize("root", ["folder", "x.zip"])
+def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path, root):
+    trees.write(tmp_path / "folder/a.jpg", trees.jpeg(1))
+    trees.write_zip(tmp_path / "x.zip", [("a.jpg", trees.jpeg(1))])
+    rows = [{"image": name, "caption": "one"} for name in ("\ud800.jpg", "a.jpg")]
+    table = trees.write(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows)))
+    assert run("jsonl", table, "--images", tmp_path / root, out=tmp_path / "out") == 0
+    assert load(str(tmp_path / "out"))["splits"]["train"]["rejected"] == {"missing file": 1}
+
+
 def test_hidden_files_and_folders_are_no_classes_and_no_images(tmp_path):
     shown = ["cat/a.jpg", "dog/b.jpg", "dog/deep/c.jpg"]
     hidden = [".ipynb_checkpoints/x.jpg", "__MACOSX/cat/x.jpg", "cat/._a.jpg", "dog/.trash/x.jpg", ".x.jpg"]

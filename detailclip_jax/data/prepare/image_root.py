@@ -57,6 +57,8 @@ class ImageRoot:
             raise Rejected(f"{error}; give another folder of images with --images ROOT") from error
         except (NotRegular, TooLarge) as error:
             raise Rejected(str(error)) from error
+        except UnicodeEncodeError:  # "\ud800", which a json may contain and no name of a file does
+            return None
         except OSError as error:
             if error.errno not in ABSENT:
                 raise

@@ -18,6 +18,8 @@ from detailclip_jax.data.prepare.job import Options, Request, Shard
 from detailclip_jax.data.prepare.plan import PER_SHARD, Plan
 from detailclip_jax.data.prepare.records import Named, Raw, Reject, Rejected, converted, escaped, valid_text
 
+NAMES = "surrogatepass"  # Python's handler that keeps names of files whose bytes are not UTF-8
+
 
 class Row(NamedTuple):
     """An example without its image, which is read from the first of `places` that exists.
@@ -57,21 +59,20 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 def _chunk(folder: pathlib.Path, number: int, rows: list[Row]) -> Shard:
     path = folder / f"rows-{number:05d}"
     with atomic_file(path) as file:
-        file.write(msgpack.packb([_packable(row) for row in rows]) or b"")
+        file.write(msgpack.packb([_packable(row) for row in rows], unicode_errors=NAMES) or b"")
     return Shard(path.name, str(path.resolve()), weight=len(rows))
 
 
 def _packable(row: Row) -> Row:
-    """Returns the row with all text in valid UTF-8."""
-    places = [[escaped(name) for name in place] for place in row.places]
+    """Returns the row with key, captions and texts in valid UTF-8; places and root stay the names of files."""
     texts = {valid_text(name): text for name, text in converted(row.texts, valid_text).items()}
-    captions = [valid_text(text) for text in row.captions]
-    return row._replace(key=escaped(row.key), places=places, captions=captions, texts=texts, root=escaped(row.root))
+    return row._replace(key=escaped(row.key), captions=[valid_text(text) for text in row.captions], texts=texts)
 
 
 def read(shard: Shard, options: Options) -> Iterator[Raw | Reject]:
     """Yields the rows of a chunk with their images, read from `options.images` or the row's root."""
-    rows = [Row(*fields) for fields in msgpack.unpackb(pathlib.Path(shard.path).read_bytes())]
+    packed = pathlib.Path(shard.path).read_bytes()
+    rows = [Row(*fields) for fields in msgpack.unpackb(packed, unicode_errors=NAMES)]
     with contextlib.ExitStack() as opened:
         root_at = functools.cache(lambda path: opened.enter_context(ImageRoot(path, options.follow_links)))
         for row in rows:
