@@ -361,6 +361,13 @@ def test_nothing_accepted_leaves_the_rejected_list_and_no_split(tmp_path, capsys
     assert captions(out) == {"t#2": ("one",)}
 
 
+@pytest.mark.parametrize("split", ["../x", "a/b", "", " ", "..", ".x", "a\\b", "a\nb"])
+def test_a_split_that_is_no_name_of_a_file_is_refused_before_anything_is_written(tars, tmp_path, capsys, split):
+    assert run("webdataset", tars, "--split", split, out=tmp_path / "sets/out") == 2
+    check_names(capsys.readouterr().err, f"--split: {split!r}: a name without / is required", "another --out")
+    assert list(tmp_path.iterdir()) == [tars]
+
+
 def test_an_out_that_is_a_file_is_named_with_the_flag(tmp_path, capsys):
     table = trees.write(tmp_path / "t.csv", "path,caption\na.jpg,one\n")
     assert run("csv", table, out=table) == 2

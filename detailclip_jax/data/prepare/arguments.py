@@ -13,6 +13,7 @@ from detailclip_jax.data.prepare.sources import SOURCES, source_of
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.files import check_no_file
+from detailclip_jax.runtime.terminal import printable
 
 ENGINES = ("local", "beam")
 WIDTH = max(map(len, SOURCES)) + 2
@@ -36,11 +37,22 @@ def _add_output(command: flags.Parser) -> None:
     add = command.add_argument
     out = "folder of the shards; needs twice their size on the disk while it is written"
     add("--out", required=True, metavar="DIR", help=out)
-    add("--split", default="train", metavar="NAME", help="shards are named NAME-00000.arrayrecord (default: train)")
+    split = "shards are named NAME-00000.arrayrecord (default: train)"
+    add("--split", type=split_name, default="train", metavar="NAME", help=split)
     shards = "number of shards (default: as many as the source has, at most 1024)"
     add("--shards", type=flags.positive, default=0, metavar="N", help=shards)
     known = flags.one_of("known set", KNOWN)
     add("--dataset", type=known, metavar="SET", help="known set, whose counts are compared at the end")
+
+
+def split_name(text: str) -> str:
+    """Checks the name of a split, with which names of files in --out begin, as the `type` of a flag."""
+    if not text.strip() or text.startswith(".") or "/" in text or "\\" in text or printable(text) != text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a name without / is required, which does not begin with a dot; choose another --out for a "
+            "subfolder"
+        )
+    return text
 
 
 def _add_tables(command: flags.Parser) -> None:
