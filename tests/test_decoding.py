@@ -133,6 +133,20 @@ def test_gray_and_cmyk_are_reduced_too(mode, reduction):
     assert levels(reduced.pixels[: 56 // reduction, : 88 // reduction], mean).mean() < 2
 
 
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("thin", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_thin_images_are_reduced_along_their_whole_length(mode, thin, reduction):
+    """Also by Pillow, whose `draft` reduces by no more than the shorter side: CMYK, bytes behind the end."""
+    halves = np.zeros((400, thin), np.uint8)
+    halves[200:] = 255
+    for image in (halves, halves.T):
+        data = encoded(Image.fromarray(image).convert("RGB").convert(mode)) + b"\n"
+        found = decoding.opened(data).decoded(reduction).pixels
+        assert found.shape == (-(-image.shape[0] // reduction), -(-image.shape[1] // reduction), 3)
+        assert found[0, 0].max() < 20 and found[-1, -1].min() > 235
+
+
 @pytest.mark.parametrize("size", range(16, 34))
 def test_pillow_reduces_by_what_it_is_asked_for(size):
     """What is behind the end of the file keeps OpenCV out of it."""

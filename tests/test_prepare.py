@@ -221,6 +221,15 @@ def test_larger_images_are_made_smaller_and_others_stay_as_they_are(tmp_path, si
     assert part["options"]["max_side"] == 40
 
 
+def test_the_copy_of_a_thin_jpeg_has_its_whole_length():
+    halves, file = np.zeros((4000, 1, 3), np.uint8), io.BytesIO()
+    halves[2000:] = 255
+    Image.fromarray(halves).save(file, "JPEG")
+    copy, width, height = image_checks.checked(file.getvalue() + b"\n", Options(max_side=100))
+    column = np.asarray(Image.open(io.BytesIO(copy)))[:, 0]
+    assert (width, height) == (1, 100) and column[:40].max() < 20 and column[-40:].min() > 235
+
+
 @pytest.mark.parametrize("limit", [1, 7, 8, 20, 21, 100])
 def test_a_limit_takes_the_first_examples(tars, tmp_path, limit):
     prepared(tars, tmp_path / "out", 1, limit=limit)

@@ -180,15 +180,17 @@ class Encoded:
 
     def _as_stored(self, reduction: int) -> UInt8[np.ndarray, "h w 3"]:
         """Decodes without turning upright; on damaged bytes it raises any exception of Pillow or OpenCV."""
-        width, height = self.header.size
-        if _is_plain_jpeg(self.data, self.header.mode):
+        (width, height), header = self.header.size, self.header
+        reduced = _ceil(width, reduction), _ceil(height, reduction)
+        if _is_plain_jpeg(self.data, header.mode):
             image = _by_opencv(self.data, reduction)
-            if image is not None and image.shape[:2] == (_ceil(height, reduction), _ceil(width, reduction)):
+            if image is not None and image.shape[1::-1] == reduced:
                 return image
-        header = self.header
         if reduction > 1:
             header = _header(self.data)  # opened again, since `draft` changes it
             header.draft(None, (max(1, width // reduction), max(1, height // reduction)))
+            if header.size != reduced:  # a side of fewer pixels than `reduction`, by which `draft` cannot reduce it
+                header = _header(self.data).reduce(reduction)
         return _rgb(header)
 
 
