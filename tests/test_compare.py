@@ -147,6 +147,29 @@ def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():
     assert (config.total_steps, config.seed, config.init, config.ema.end) == (7, 3, "runs/x", 0.5)
 
 
+def test_a_run_whose_field_was_set_is_not_one_that_leaves_it_open(tmp_path):
+    """But for steps_per_epoch, which a run counts if the config leaves it open."""
+    counted = "--set=steps_per_epoch=None"
+
+    def asked(*extra):
+        flags = ["--methods=dino", "--seeds=1", f"--workdir={tmp_path}", *extra]
+        return plan(*flags)
+
+    def write(given):
+        (tmp_path / "dino/seed-0").mkdir(parents=True, exist_ok=True)
+        config = run_config.resolve(entries.config_of(given, given.entries[0], 0), 1000)
+        (tmp_path / "dino/seed-0/config.json").write_text(run_config.to_json(config))
+
+    write(asked("--set=model.prototypes=64"))
+    with pytest.raises(ValueError, match=r"model\.prototypes: 64 there, None now\nChoose another --workdir"):
+        runs.check(asked())
+    runs.check(asked("--set=model.prototypes=64"))
+    write(asked(counted))
+    runs.check(asked(counted))
+    with pytest.raises(ValueError, match=r"steps_per_epoch: \d+ there, 60 now"):
+        runs.check(asked())
+
+
 def test_fields_of_a_row_and_of_set_are_those_that_a_checkpoint_does_not_replace():
     row = entries.parse_entry("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
     assert entries.given_fields(plan("--set=seed=9"), row) == ["seed", "preprocess.filter", "preprocess.mean"]

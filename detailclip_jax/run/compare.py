@@ -36,6 +36,7 @@ from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.metrics import read_lines
 
 Count = Callable[[ConfigDict], float]  # the GFLOP of a run's training step per image
+COUNTED = "steps_per_epoch"  # `run_config.resolve` writes it to config.json if the config does not set it
 
 
 class CannotBegin(errors.RunError):
@@ -64,11 +65,12 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
     if not file.exists():
         return
     there = run_config.read(file)
-    differing = run_config.differences(there, config) | {"total_steps": (there.total_steps, config.total_steps)}
-    lines = [
-        f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items() if new not in (None, old)
-    ]
-    if lines:
+    differing = run_config.differences(there, config)
+    if config[COUNTED] is None:
+        differing.pop(COUNTED, None)
+    if there.total_steps != config.total_steps:
+        differing["total_steps"] = there.total_steps, config.total_steps
+    if lines := [f"  {name}: {old!r} there, {new!r} now" for name, (old, new) in differing.items()]:
         told = "\n".join(lines)
         raise ValueError(f"{workdir} has a run of other settings:\n{told}\nChoose another --workdir.")
 
