@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     table, code = (source, 0) if source else embed_folder.update(model, request, console)
     if arguments.query and code == 0:
         wanted = model.encode_text([arguments.query])[0]
-        show(embeddings.nearest(table, wanted, arguments.top), table, arguments)
+        show(embeddings.nearest(table.of(embeddings.IMAGE), wanted, arguments.top), table, arguments)
     return code
 
 

@@ -76,6 +76,11 @@ def photos(models, tmp_path_factory):
     return Table(embeddings.origin_of(models[0])._replace(root=str(folder)), dict(zip(keys, rows)))
 
 
+def search_of(table):
+    """The search of a table that the first model of the page embedded."""
+    return app.Search(table.of("image"), table.origin.root, 0)
+
+
 @pytest.fixture(scope="module")
 def page(models, photos):
     scene = {
@@ -83,7 +88,7 @@ def page(models, photos):
         "captions": ("a frog and a bus",),
         "nouns": np.array([3, 5, 3], np.int32),
     }
-    return app.Page(models, app.Search(photos, 0), [scene])
+    return app.Page(models, search_of(photos), [scene])
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +347,7 @@ def test_a_search_without_a_folder_or_with_a_moved_one(models, photos, image):
     moved = Table(photos.origin._replace(root="/nowhere"), photos.rows)
     escapes = Table(photos.origin, {Key("image", "../secret.png"): photos.of("image")[1][0]})
     for table in (moved, escapes):
-        with testclient.TestClient(app.build(app.Page(models, app.Search(table, 0))), base_url=HOST) as client:
+        with testclient.TestClient(app.build(app.Page(models, search_of(table))), base_url=HOST) as client:
             assert "cannot be read any more" in refused(client.get("/api/found/0.png"), 404)
 
 
@@ -354,7 +359,7 @@ def test_found_images_that_are_links_are_shown_if_the_page_follows_links(models,
     for follow_links in (False, True):
         given = ["--checkpoint=unused", *["--follow-links"] * follow_links]
         assert demo.parser().parse_args(given).follow_links is follow_links
-        page = app.Page(models, app.Search(table, 0, follow_links))
+        page = app.Page(models, search_of(table)._replace(follow_links=follow_links))
         with testclient.TestClient(app.build(page), base_url=HOST) as client:
             answer = client.get("/api/found/0.png")
             if follow_links:
@@ -439,6 +444,15 @@ def test_without_the_extra_the_way_out_is_named(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "uvicorn", None)
     assert demo.main(["--checkpoint=runs/nothing"]) == errors.USAGE_ERROR
     assert "pip install 'detailclip_jax[demo]'" in capsys.readouterr().err
+
+
+def test_requests_do_not_copy_the_embeddings(models, photos, tmp_path, monkeypatch):
+    embeddings.write(tmp_path / "photos.npz", photos)
+    page = app.Page(models, app.open_search(tmp_path / "photos.npz", models))
+    monkeypatch.setattr(embeddings, "_stacked", lambda rows: pytest.fail("the rows were copied"))
+    assert page.thumbnail(0).shape == (40, 50, 3) and page.about()["search"] == 6
+    wanted = photos.rows[Key("image", "2.png")]
+    assert answers.found(page.search.images, wanted, 1)[0]["name"] == "2.png"
 
 
 def test_embeddings_of_another_model_are_refused(models, photos, tmp_path):

@@ -52,16 +52,23 @@ class Key(NamedTuple):
     modified: int = 0
 
 
+class Named(NamedTuple):
+    """Embeddings as one matrix, with a name for each row."""
+
+    names: list[str]
+    rows: Float32[np.ndarray, "M E"]
+
+
 class Table(NamedTuple):
     """The embeddings [E] of one origin, in the order of the file."""
 
     origin: Origin
     rows: Mapping[Key, Float32[np.ndarray, "E"]]
 
-    def of(self, kind: str) -> tuple[list[str], Float32[np.ndarray, "M E"]]:
-        """Names and rows of one kind."""
+    def of(self, kind: str) -> Named:
+        """Names and rows of one kind; copies the rows."""
         keys = [key for key in self.rows if key.kind == kind]
-        return [key.name for key in keys], _stacked([self.rows[key] for key in keys])
+        return Named([key.name for key in keys], _stacked([self.rows[key] for key in keys]))
 
 
 def check_format(file: Path) -> None:
@@ -126,19 +133,18 @@ def check_has_images(file: Path, table: Table) -> None:
 
 
 class Match(NamedTuple):
-    """A found image: its number among the images of the table, its name, and its cosine with what is searched for."""
+    """A found image: its number among the images, its name, and its cosine with what is searched for."""
 
     number: int
     name: str
     cosine: float
 
 
-def nearest(table: Table, wanted: Float32[np.ndarray, "E"], top: int) -> list[Match]:
-    """Returns the `top` images of the table with the highest cosine to an embedding [E], best first."""
-    names, rows = table.of(IMAGE)
-    cosines = rows @ wanted
+def nearest(images: Named, wanted: Float32[np.ndarray, "E"], top: int) -> list[Match]:
+    """Returns the `top` images with the highest cosine to an embedding [E], best first."""
+    cosines = images.rows @ wanted
     order = np.argsort(-cosines, kind="stable")[:top]
-    return [Match(int(place), names[place], float(cosines[place])) for place in order]
+    return [Match(int(place), images.names[place], float(cosines[place])) for place in order]
 
 
 def _stacked(rows: list[np.ndarray]) -> Float32[np.ndarray, "M E"]:

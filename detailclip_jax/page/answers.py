@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Int, UInt8
 
 from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.inference import embeddings
-from detailclip_jax.inference.embeddings import Table
+from detailclip_jax.inference.embeddings import Named
 from detailclip_jax.inference.model import Model
 
 SHOWN_SIDE = 448  # pixels of the square that the page shows; the networks see `config.model.image_size`
@@ -107,11 +107,11 @@ def neighbours(seen: Seen, x: float, y: float) -> dict[str, Any]:
     return {"row": row, "column": column, "cosines": rounded(seen.patches @ seen.patches[row * side + column])}
 
 
-def found(table: Table, wanted: Float32[np.ndarray, "E"], top: int) -> list[dict[str, Any]]:
+def found(images: Named, wanted: Float32[np.ndarray, "E"], top: int) -> list[dict[str, Any]]:
     """The nearest images of a file of embeddings: number in the file, name and cosine, best first."""
     return [
         {"number": match.number, "name": match.name, "cosine": round(match.cosine, DIGITS)}
-        for match in embeddings.nearest(table, wanted, top)
+        for match in embeddings.nearest(images, wanted, top)
     ]
 
 

@@ -41,7 +41,7 @@ from detailclip_jax.data.regular_files import inside, read_regular
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.data.stickers.stickers import Stickers, noun_names, zero_shot_prompts
 from detailclip_jax.inference import embeddings
-from detailclip_jax.inference.embeddings import IMAGE, Table
+from detailclip_jax.inference.embeddings import IMAGE, Named
 from detailclip_jax.inference.model import Model
 from detailclip_jax.page import answers
 from detailclip_jax.page.guard import Guard, Refused, body_of, error_response, json_of
@@ -61,9 +61,10 @@ FILES = {
 
 
 class Search(NamedTuple):
-    """An embedded folder, which of the models embedded it, and whether links may lead out of the folder."""
+    """The images of an embedded folder, which of the models embedded it, and whether links may lead out of it."""
 
-    table: Table
+    images: Named
+    root: str
     model: int
     follow_links: bool = False
 
@@ -90,7 +91,7 @@ class Page:
             "models": [about_model(model) for model in self.models],
             "scenes": [about_scene(scene) for scene in self.scenes],
             "credit": ATTRIBUTION if self.scenes else "",
-            "search": len(self.search.table.of(IMAGE)[0]) if self.search else 0,
+            "search": len(self.search.images.names) if self.search else 0,
             "max_upload": MAX_UPLOAD,
             "max_texts": MAX_TEXTS,
         }
@@ -137,7 +138,7 @@ class Page:
         """Searches the embedded folder for a text or an image."""
         if self.search is None:
             raise Refused(404, "no folder is embedded; start with --embeddings=FILE, which embed --out=FILE writes")
-        table, number, _ = self.search
+        number = self.search.model
         if "image" in body:
             wanted = self.held(body["image"]).seen[number].embedding
         else:
@@ -146,15 +147,14 @@ class Page:
                 raise Refused(400, reason)
             with self._alone:
                 wanted = self.models[number].encode_text([text])[0]
-        return {"found": answers.found(table, wanted, NUM_FOUND)}
+        return {"found": answers.found(self.search.images, wanted, NUM_FOUND)}
 
     def thumbnail(self, number: int) -> UInt8[np.ndarray, "h w 3"]:
         """Image `number` of the embedded folder, reduced; raises Refused if it cannot be read any more."""
-        names = self.search.table.of(IMAGE)[0] if self.search else []
-        if self.search is None or number >= len(names):
+        if self.search is None or number >= len(self.search.images.names):
             raise Refused(404, "there is no such image")
         try:
-            path = inside(self.search.table.origin.root, names[number], self.search.follow_links)
+            path = inside(self.search.root, self.search.images.names[number], self.search.follow_links)
             with decoded_for_use(read_regular(path)) as pixels:
                 return answers.reduced(pixels, FOUND_SIDE)
         except (BadImage, OSError) as error:
@@ -343,7 +343,7 @@ def open_search(file: Path, models: Sequence[Model], follow_links: bool = False)
     embeddings.check_has_images(file, table)
     for number, model in enumerate(models):
         if model.fingerprint == table.origin.fingerprint:
-            return Search(table, number, follow_links)
+            return Search(table.of(IMAGE), table.origin.root, number, follow_links)
     raise ValueError(
         f"{file} was computed with another model ({table.origin}) than those of --checkpoint; give that one too, or "
         "embed the images with one of these (python -m detailclip_jax.embed)"

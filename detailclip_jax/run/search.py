@@ -1,6 +1,6 @@
 """The images that a text finds in a table of embeddings: printed, and drawn on a contact sheet.
 
-    matches = embeddings.nearest(table, model.encode_text(["a red kite"])[0], 12)
+    matches = embeddings.nearest(table.of("image"), model.encode_text(["a red kite"])[0], 12)
     show(matches)
     draw("a red kite", matches, Path("photos"), Path("kites.png"))
 
