@@ -336,6 +336,8 @@ def test_a_run_takes_its_networks_from_an_imported_state_dict(imported, tmp_path
     imported.model.size = "B/32"
     run = loop.prepare(imported, tmp_path / "run")
     assert run.config.model.size == "tiny" and run.config.optimizer.part_rates["image"] == 0.1
+    assert not (tmp_path / "run").exists()
+    loop.claim(run)
     saved = run_config.from_json((tmp_path / "run/config.json").read_text())
     assert saved.init == imported.init and saved.model.size == "tiny"
     loop.prepare(imported, tmp_path / "run")  # the same command again: the same config, and the same workdir

@@ -152,6 +152,40 @@ def test_a_second_run_in_the_workdir_is_kept_out(run_of):
     assert loop.train(run) == 0 and not (run.workdir / loop.LOCK).exists()
 
 
+def test_a_run_that_is_kept_out_leaves_the_config_of_the_other(run_of):
+    before = run_config.to_json((first := run_of(total_steps=4)).config)
+    second = first._replace(config=run_config.resolve(changed(first.config, total_steps=9), 2**24))
+    with alone(first.workdir / loop.LOCK), pytest.raises(Busy):
+        loop.train(second)
+    assert (first.workdir / "config.json").read_text() == f"{before}\n"
+    loop.claim(second)
+    assert run_config.read(first.workdir / "config.json").total_steps == 9
+    with pytest.raises(RunError, match=r"belongs to a run with another config(?s:.*)seed: 0 in the workdir, 1 now"):
+        loop.claim(first._replace(config=changed(first.config, seed=1)))
+
+
+def changed(config, **fields):
+    config = run_config.from_json(run_config.to_json(config))
+    config.update(fields)
+    return config
+
+
+def test_preparing_writes_nothing_into_the_workdir(tmp_path):
+    config = run_config.load("configs/stickers.py:method=mae")
+    config.update_from_flattened_dict({"batch_size": 8, "total_steps": 4})
+    loop.claim(loop.prepare(config, tmp_path / "run"))
+    text = (tmp_path / "run/config.json").read_text()
+    config.total_steps = 8
+    loop.prepare(config, tmp_path / "run")
+    assert (tmp_path / "run/config.json").read_text() == text
+
+
+def test_a_workdir_that_cannot_be_written_is_named(run_of, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"/file/run cannot be written \(.*\); choose another --workdir"):
+        loop.train(run_of()._replace(workdir=tmp_path / "file/run"))
+
+
 def test_a_finished_run_says_so(run_of):
     loop.train(run_of())
     run = run_of()
@@ -164,9 +198,10 @@ def test_a_non_finite_loss_is_named_with_its_own_step_and_not_saved(run_of, bad_
     """Steps 1 and 7 are read at steps 3 and 8, together with steps after them."""
     run = run_of(bad_step=bad_step)
     message = rf"step {bad_step}: loss term cls is nan \(also not finite: loss\); checkpoints in .*: {last_good}"
-    message += r"\.\n(?s:.)*--config\.init=.*--config\.optimizer\.learning_rate below 0\.0005 or .*clip_norm=1\.0"
-    with pytest.raises(NonFiniteError, match=message):
+    message += r"\.\n(?s:.)*--workdir.*--config\.optimizer\.learning_rate below 0\.0005 or .*clip_norm=1\.0"
+    with pytest.raises(NonFiniteError, match=message) as raised:
         loop.train(run)
+    assert (f"--config.init={run.workdir}" in str(raised.value)) == (bad_step == 7)  # only if there is a checkpoint
     checkpoints = Checkpoints(run.workdir)
     assert checkpoints.steps() == ([4] if bad_step == 7 else [])
     checkpoints.close()
@@ -274,8 +309,11 @@ def test_a_warm_up_longer_than_the_run_is_said(run_of):
     assert "1 step of warm-up (30 do not fit)" in text_of(run)
 
 
-def test_a_batch_larger_than_the_data_is_said(run_of):
+def test_a_batch_larger_than_the_data_is_said_of_methods_with_captions(run_of):
     run = run_of()
+    loop.introduce(run._replace(source=range(3)))
+    assert "more than once" not in text_of(run)
+    run.experiment.method = run.experiment.method._replace(has_text=True)
     for num_examples in (8, 3):
         loop.introduce(run._replace(source=range(num_examples)))
     assert text_of(run).count("*** WARNING: a batch of 8 contains some of the 3 examples more than once") == 1

@@ -1,7 +1,7 @@
 """The training loop: build, restore or initialise, step, log, save, evaluate, report."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from detailclip_jax.data.mixture import check_some_caption, members_of, single_s
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation import held_out, report
 from detailclip_jax.run import init_from
-from detailclip_jax.run.session import Run, Session, Task, TrainStep, compiled_step, count_data
+from detailclip_jax.run.session import Run, Session, Task, TrainStep, compiled_step, count_data, slower
 from detailclip_jax.run.validation import validate
 from detailclip_jax.runtime import processes, provenance, start_times
 from detailclip_jax.runtime.devices import usable_cores
@@ -51,8 +51,8 @@ class OutOfMemory(RunError):
     """The run needs more memory than the devices have; the message says which settings need less."""
 
 
-def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = (), claim: bool = True) -> Run:
-    """Checks the config, opens the data, builds the experiment and, if `claim`, writes the config into the workdir.
+def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
+    """Checks the config and the workdir, opens the data and builds the experiment; writes nothing.
 
     `given`: dotted names of fields that the user has set (see `init_from.adopt` and `with_own_number`).
     Raises ValueError or FileNotFoundError, with a message for the user, if the config or the data are invalid or the
@@ -67,7 +67,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = (), 
     built = experiment.build(config)
     if built.method.has_text:
         check_some_caption(source, config.data.caption)
-    run_config.claim_workdir(Path(workdir), config, write=claim and jax.process_index() == 0)
+    run_config.check_workdir(Path(workdir), config)
     return Run(config, Path(workdir), built, source, Console(enabled=jax.process_index() == 0), PRETRAINING)
 
 
@@ -97,8 +97,8 @@ def train(run: Run) -> int:
     """Trains to `total_steps`, from the last checkpoint if there is one.
 
     Returns the exit code: 0, or 128 + the number of the signal that ended the run early (after saving).
-    Raises NonFiniteError that names the loss term and the step, Busy if another run uses the workdir, and the other
-    kinds of RunError.
+    Raises NonFiniteError that names the loss term and the step, Busy if another run uses the workdir, StorageError if
+    it cannot be written, and the other kinds of RunError.
     """
     run.task.introduce(run)
     with workdir_alone(run.workdir):
@@ -107,14 +107,45 @@ def train(run: Run) -> int:
 
 @contextmanager
 def workdir_alone(workdir: Path) -> Iterator[None]:
-    """Locks the workdir, so that the files of two runs do not mix.  Raises Busy if another run holds the lock."""
-    with alone(workdir / LOCK) if jax.process_index() == 0 else nullcontext():
+    """Locks the workdir, so that the files of two runs do not mix.
+
+    Raises Busy if another run holds the lock, and StorageError if the workdir cannot be written.
+    """
+    with ExitStack() as held:
+        if jax.process_index() == 0:
+            with writable(workdir):
+                held.enter_context(alone(workdir / LOCK))
         yield
+
+
+@contextmanager
+def writable(workdir: Path) -> Iterator[None]:
+    """Turns OSError at the start of a run into StorageError that names the workdir."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{workdir} cannot be written ({error.strerror or error}); choose another --workdir"
+        ) from error
+
+
+def claim(run: Run) -> None:
+    """Writes the config of a run into its workdir, which this process has locked.
+
+    Raises RunError if a run with another config has begun there since the workdir was checked.
+    """
+    with writable(run.workdir):
+        try:
+            run_config.claim_workdir(run.workdir, run.config)
+        except ValueError as error:
+            raise RunError(str(error)) from error
 
 
 def _train(run: Run) -> int:
     config = run.config
     with processes.together():
+        if jax.process_index() == 0:
+            claim(run)
         scores = read_scores(run.workdir)
         store = Checkpoints(run.workdir, config.max_to_keep, config.best_metric, run.console.warn, scores)
     with (
@@ -179,7 +210,7 @@ def introduce(run: Run) -> None:
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if found := held_out.find(config):
         say(f"held out from training: {len(found.source):,} examples ({found.origin})")
-    lines = *first_run_missing(run), *repeats(run.source, config.batch_size), *cut_captions(run), *same_captions(run)
+    lines = *first_run_missing(run), *repeated_captions(run), *cut_captions(run), *same_captions(run)
     for line in lines:
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
@@ -228,6 +259,11 @@ def same_captions(run: Run) -> list[str]:
         f"{num_captions(run.config.data)} captions of such an image will be the same; data.caption {rule!r} is for "
         "captions of several sentences"
     ]
+
+
+def repeated_captions(run: Run) -> list[str]:
+    """Returns the warnings of `repeats` for a method that compares captions, else an empty list."""
+    return repeats(run.source, run.config.batch_size) if run.experiment.method.has_text else []
 
 
 def repeats(source: pipeline.Source, batch_size: int) -> list[str]:
@@ -417,12 +453,10 @@ def images(run: Run, state: TrainState) -> Mapping[str, Any]:
 
 
 def gentler(run: Run) -> str:
-    """Says how to go on after a loss that is not finite."""
-    rate = run.config.optimizer.learning_rate
+    """Says how to go on from a checkpoint after a loss that is not finite."""
     return (
         "The same command would come to the same step.  Start from there with a gentler optimiser: another "
-        f"--workdir, --config.init={run.workdir}, --config.optimizer.learning_rate below {rate:g} or "
-        "--config.optimizer.clip_norm=1.0"
+        f"--workdir, --config.init={run.workdir}, {slower(run)}"
     )
 
 

@@ -47,7 +47,7 @@ class Task(NamedTuple):
     evaluate: Callable[["Run", Interrupt, TrainState, int], Mapping[str, float]]  # scores of the state at a step
     finish: Callable[["Run", TrainState, int, Mapping[str, float], str], None]  # final table and figures
     less_memory: str  # which settings need less memory
-    gentler: Callable[["Run"], str]  # how to go on after a loss that is not finite
+    gentler: Callable[["Run"], str]  # how to go on after a loss that is not finite, if there is a checkpoint
     images: Callable[["Run", TrainState], Mapping[str, Any]] = lambda run, state: {}  # for TensorBoard, by name
     counts: tuple[str, str] = COUNTS  # names of the counts of unreadable and of shortened examples
 
@@ -138,7 +138,7 @@ class Session:
             try:
                 check_finite(step, self._last, self.run.terms)
             except NonFiniteError as error:
-                raise NonFiniteError(f"{error}; {self._last_good()}.\n{self.run.task.gentler(self.run)}") from None
+                raise NonFiniteError(f"{error}; {self._last_good()}.\n{self._way_on()}") from None
         self._pending.clear()
         return self._last
 
@@ -146,6 +146,9 @@ class Session:
         steps = self.checkpoints.steps()
         where = f"the last good checkpoint is step {steps[-1]}" if steps else "none yet"
         return f"checkpoints in {self.checkpoints.folder}: {where}"
+
+    def _way_on(self) -> str:
+        return self.run.task.gentler(self.run) if self.checkpoints.steps() else afresh(self.run)
 
     def log(self, step: int) -> None:
         """Writes the scalars of `step` and the speed since the last line; prints the progress line."""
@@ -200,6 +203,19 @@ class Session:
         data = {"examples": step * self.run.config.batch_size, **self.counts()}
         with self.clock.paused():
             self.checkpoints.save(step, state, data, self._record)
+
+
+def afresh(run: Run) -> str:
+    """Says how to begin again after a loss that is not finite, if there is no checkpoint."""
+    return (
+        f"The same command would come to the same step.  Use another --workdir and a gentler optimiser: {slower(run)}"
+    )
+
+
+def slower(run: Run) -> str:
+    """The flags of a gentler optimiser than that of the run."""
+    rate = run.config.optimizer.learning_rate
+    return f"--config.optimizer.learning_rate below {rate:g} or --config.optimizer.clip_norm=1.0"
 
 
 def open_writer(run: Run, start: int) -> MetricWriter:

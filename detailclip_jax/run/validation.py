@@ -52,6 +52,7 @@ RANGES = {  # field, or the end of its name from a dot on: (smallest, largest) v
     **dict.fromkeys(("data.prefetch", "losses.chunk_logits", "losses.clip_block"), (0, INFINITE)),
     "data.text_buckets": (1, INFINITE),
     "data.max_bad_ratio": (0, 1),
+    **dict.fromkeys(("views.mixup", "views.cutmix"), (0, INFINITE)),
     "model.context_length": (3, INFINITE),  # start, a word, end
     **dict.fromkeys(("model.drop_path", "preprocess.crop_ratio"), (0, 1)),
     **dict.fromkeys(("masking.ratio", "masking.drawn_ratio", "masking.probability"), (0, 1)),
@@ -90,7 +91,7 @@ def validate(config: ConfigDict) -> None:
     _check_best_metric(config)
     wandb_writer.check(config.logging.wandb)
     evaluation.plan(config)
-    methods.build(config)  # before `num_captions`: a method says which caption rules it needs
+    _check_mixing(config, methods.build(config))  # before `num_captions`: a method says which caption rules it needs
     num_captions(config.data)
 
 
@@ -148,6 +149,16 @@ def _check_crops(config: ConfigDict) -> None:
     size = config.views.crops.large.size
     if size != config.model.image_size:
         raise ValueError(f"views.crops.large.size {size} must equal model.image_size {config.model.image_size}")
+
+
+def _check_mixing(config: ConfigDict, method: methods.Method) -> None:
+    """Checks that images are mixed only with their labels: captions would stay those of one of the two images."""
+    for name in ("mixup", "cutmix"):
+        if config.views[name] and "labels" not in method.terms:
+            raise ValueError(
+                f"views.{name} {config.views[name]} mixes images and their labels, but method {config.method} has no "
+                "term 'labels'; set it to 0"
+            )
 
 
 def _check_best_metric(config: ConfigDict) -> None:
