@@ -21,6 +21,7 @@ PARTS = {  # of the parameters of either task, with their names in the text
     **{"image": "encoder", "head": "head", "auxiliary": "auxiliary head"},
     **{"pyramid": "pyramid", "fpn": "FPN", "rpn": "RPN", "cascade": "stages"},
 }
+FIELDS = {"wall": "seconds", "cpu": "cpu_seconds"}  # of a part, by the clock
 KEYS = "step", "evaluation"  # of the two programs in JSON
 
 Program = tuple[jax.stages.Lowered, int, Callable[[Any], Callable[[], Any]]]
@@ -60,6 +61,7 @@ class Part(NamedTuple):
     flops: float  # per image, counted by XLA before it optimises
     compiled: Compiled | None = None
     seconds: timing.MedianRange | None = None  # of one call
+    cpu_seconds: timing.MedianRange | None = None  # if CPU time was measured, instead of `seconds`
 
 
 def run(task: Task, devices: Sequence[Any], arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -79,7 +81,7 @@ def run(task: Task, devices: Sequence[Any], arguments: argparse.Namespace) -> li
             call = prepare(part.compiled.run)
             call()
             times = timing.interleaved([call], arguments.rounds, timing.CLOCKS[arguments.clock])[0]
-            part = part._replace(seconds=timing.median_range(times))
+            part = part._replace(**{FIELDS[arguments.clock]: timing.median_range(times)})
         parts.append(part)
     console.end_live()
     print(text(task, built, parts, arguments))
@@ -182,6 +184,7 @@ def _row(part: Part) -> dict[str, str]:
         "temporaries per device": report.bytes_text(memory.temporaries) if memory else "-",
         "compile seconds": f"{part.compiled.seconds:.1f}" if part.compiled else "-",
         "seconds (range)": str(part.seconds or "-"),
+        "CPU seconds (range)": str(part.cpu_seconds or "-"),
         "calls per second": report.number(part.seconds and 1 / part.seconds.median),
         "images per second": report.number(per_second),
     }
@@ -217,5 +220,6 @@ def record(
             "temp_bytes": compiled and compiled.memory.temporaries,
             "compile_seconds": compiled and compiled.seconds,
             "seconds": part.seconds and part.seconds.median,
+            "cpu_seconds": part.cpu_seconds and part.cpu_seconds.median,
         }
     return found
