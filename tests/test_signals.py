@@ -14,7 +14,7 @@ import pytest
 from detailclip_jax import benchmark, compare
 from detailclip_jax.run import compare as runs
 from detailclip_jax.runtime import devices
-from detailclip_jax.runtime.signals import Stopped, held_back, prompt
+from detailclip_jax.runtime.signals import Stopped, held_back, prompt, taken
 from detailclip_jax.training import mesh
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +114,32 @@ def test_what_handles_an_interrupt_is_not_interrupted_again():
                 steps.append(step)
             raise KeyboardInterrupt("half written") from None
     assert len(steps) == 10
+
+
+def test_ctrl_c_that_work_takes_as_its_end_is_not_raised_again_and_the_next_is():
+    with pytest.raises(Stopped), prompt():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as interrupt:
+            assert taken(interrupt)
+        time.sleep(0.5)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second Ctrl-C was lost")
+    with prompt():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as interrupt:
+            assert taken(interrupt)
+
+
+def test_sigterm_ends_the_command_whatever_work_takes():
+    with pytest.raises(Stopped) as stopped, prompt():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt as interrupt:
+            assert not taken(interrupt)
+        time.sleep(5)
+    assert stopped.value.exit_code == 143
 
 
 def test_ctrl_c_waits_while_workers_start_and_never_reaches_them():

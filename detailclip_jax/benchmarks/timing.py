@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from detailclip_jax.runtime import signals
 from detailclip_jax.runtime.progress import Console, duration
 
 Clock = Callable[[], float]
@@ -31,12 +32,12 @@ def interleaved(
     calls: Sequence[Callable[[], object]],
     rounds: int,
     clock: Clock = time.perf_counter,
-    report: Callable[[int, float], None] = lambda done, seconds: None,
+    report: Callable[[int, float], None] | None = None,
 ) -> list[list[float]]:
     """Seconds of every call in every round: first to last in even rounds, last to first in odd ones.
 
-    After each round, calls `report(number of rounds done, seconds of this round)`. Ctrl-C ends the measurement:
-    complete rounds are returned; without any, the exception is raised again.
+    After each round, calls `report(number of rounds done, seconds of this round)`, which tells the user that Ctrl-C
+    ends the measurement: complete rounds are then returned.  Without any, or without `report`, Ctrl-C ends the command.
     """
     done: list[list[float]] = []
     try:
@@ -48,9 +49,10 @@ def interleaved(
                 calls[index]()
                 times[index] = clock() - began
             done.append([times[index] for index in range(len(calls))])
-            report(number + 1, sum(times.values()))
-    except KeyboardInterrupt:
-        if not done:
+            if report:
+                report(number + 1, sum(times.values()))
+    except KeyboardInterrupt as interrupt:
+        if not (report and done and signals.taken(interrupt)):
             raise
     return [list(column) for column in zip(*done)]
 

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -15,9 +15,22 @@ AGAIN = 0.2  # seconds between two checks for a lost interrupt
 class Stopped(KeyboardInterrupt):
     """Raised by a signal to end the current work; `except Exception` does not catch it."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, forget: Callable[[], None] = lambda: None):
+        """Stores the exit code, and the function after which the signal is not raised again."""
         super().__init__()
-        self.exit_code = 128 + number
+        self.exit_code, self.forget = 128 + number, forget
+
+
+def taken(interrupt: KeyboardInterrupt) -> bool:
+    """Returns whether the command may go on with what it has: True for Ctrl-C, which is then not raised again.
+
+    Call it in the `except` of work that Ctrl-C shortens. False for SIGTERM, which ends the command: raise it again.
+    """
+    if isinstance(interrupt, Stopped):
+        if interrupt.exit_code != 128 + signal.SIGINT:
+            return False
+        interrupt.forget()
+    return True
 
 
 @contextlib.contextmanager
@@ -27,7 +40,7 @@ def prompt() -> Iterator[None]:
     Destructors, callbacks from C++ and libraries with a bare `except:` drop an exception that is raised in them, so an
     interrupt can get lost.  A dropped exception is garbage-collected; a weak reference detects that.  Nothing is
     printed about it.  An extension that is being imported raises an ImportError instead, so after a signal any error
-    that leaves the context becomes Stopped.
+    that leaves the context becomes Stopped.  Work that Ctrl-C only shortens says so with `taken`.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
@@ -41,13 +54,17 @@ def prompt() -> Iterator[None]:
         again()
 
     def again() -> None:
-        error = Stopped(asked)
+        error = Stopped(asked, forget)
         raised[:] = [weakref.ref(error)]
         signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
         try:
             raise error
         finally:
             del error  # else this frame, which its traceback has, would keep it until the next garbage collection
+
+    def forget() -> None:
+        raised.clear()
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def look(number: int, frame: FrameType | None) -> None:
         if raised and raised[0]() is None:
