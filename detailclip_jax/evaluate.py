@@ -33,7 +33,7 @@ Results are printed and written to OUT: results.jsonl (one object per number, wi
 results.csv.  A set that is not on disk is listed with instructions to get it, and the others are evaluated; a task that
 fails does not stop the others.  The same command continues where it was stopped, with the embeddings of zero_shot,
 retrieval, knn and linear from OUT/embeddings.  Images are distributed over all devices, also over several processes:
-under SLURM or Open MPI, on a TPU pod with --distributed, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+under SLURM or Open MPI 4, on a TPU pod with --distributed, or with JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
 JAX_PROCESS_ID.  Exit status: 0; 1 if a task failed or nothing was measured; 2 for invalid usage.
 """
 

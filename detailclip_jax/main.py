@@ -7,7 +7,7 @@
 --help-config lists all fields with value, meaning and source; with --config, the fields of that file.
 The workdir (default: runs/ and the config's name) receives config.json, metrics.jsonl, tensorboard/, checkpoints/,
 and at the end results.json, report.md and figures/.  The same command continues from the last checkpoint; Ctrl-C and
-SIGTERM save a checkpoint first.  Several processes (on one or several hosts) connect through SLURM or Open MPI, on a
+SIGTERM save a checkpoint first.  Several processes (on one or several hosts) connect through SLURM or Open MPI 4, on a
 TPU pod with --distributed, or with --coordinator, --num-processes and --process-id (or the environment variables
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID).  launch/ has a script for each way.  To check a launch
 before the run: python -m detailclip_jax.doctor --launch=main with the same flags.

@@ -9,7 +9,8 @@
 # Each host needs the checkout and its environment in CHECKOUT (default: ~/detailclip_jax), for example by
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command=\
 #     'git clone URL detailclip_jax && cd detailclip_jax && python3 -m venv .venv && .venv/bin/pip install -e . "jax[tpu]"'
-# and data and workdir on a disk that all hosts share (Filestore, or a bucket mounted with gcsfuse).
+# and data and workdir on a disk that all hosts share, such as Filestore.  A bucket mounted with gcsfuse is for data only:
+# by default it cannot rename the folder of a checkpoint.
 set -euo pipefail
 
 if (($# < 3)) || [[ $1 == -* || $2 == -* ]]; then

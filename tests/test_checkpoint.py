@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from detailclip_jax import config as base
 from detailclip_jax.config.run_config import to_json
 from detailclip_jax.training import checkpoint, experiment, manifest
-from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, checksums, load
+from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError, checksums, load
 from detailclip_jax.training.mesh import make_mesh
 
 
@@ -81,6 +81,19 @@ def flip_bit(file):
 
 def assert_equal(state, other):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), state, other)
+
+
+def test_a_save_that_fails_in_the_background_is_known_before_the_next_one(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(manifest, "write", full)
+    store = Checkpoints(tmp_path)
+    store.save(1, state_of(), {"examples": 8}, {"config": "{}"})
+    while store._manager.is_saving_in_progress():
+        time.sleep(0.01)
+    with pytest.raises(StorageError, match="No space left on device"):
+        store.check()
 
 
 @pytest.mark.parametrize("devices", [1, 4])

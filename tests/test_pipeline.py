@@ -19,6 +19,7 @@ from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import EOT, Tokenizer
 from detailclip_jax.data.views import Crop
+from detailclip_jax.data.workers import LAST_STEPS
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM = 10
@@ -319,6 +320,7 @@ import numpy as np
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.views import Crop
+from detailclip_jax.data.workers import LAST_STEPS
 
 if __name__ == "__main__":
     example = {"image": np.zeros((20, 20, 3), np.uint8), "captions": ("a",), "label": 0, "key": "0"}
@@ -335,6 +337,27 @@ def test_a_forgotten_pipeline_with_workers_ends_silently(tmp_path):
         [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.check
+def test_workers_go_on_after_a_signal_to_all_processes(tmp_path):
+    """The last steps of the main process still need their batches; a closed pipeline does not wait for them."""
+    script = tmp_path / "signalled.py"
+    more = """
+    import multiprocessing, time
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    time.sleep(1.5)
+    kept = [next(batches) for _ in range(20)]
+    batches.close()
+    print(len(kept))
+"""
+    script.write_text(LEFT_OPEN + more)
+    began = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "20\n", "") and time.monotonic() - began < LAST_STEPS
 
 
 def test_a_source_without_examples_is_refused():

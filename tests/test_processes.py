@@ -99,6 +99,15 @@ except (ValueError, FileNotFoundError) as error:
 """
 
 
+def test_a_launcher_that_jax_does_not_know_is_answered_with_the_flags(monkeypatch):
+    def initialize(**options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ValueError, match="give --coordinator, --num-processes and --process-id"):
+        join(environment={"OMPI_COMM_WORLD_SIZE": "2"})
+
+
 def test_numbers_of_more_than_31_bits_are_gathered_whole(monkeypatch):
     """jax makes an int64 array an int32 one; a confusion matrix counts all pixels of an evaluation set."""
     cut = lambda mine: np.stack([np.asarray(mine).astype(np.int32)] * 2)

@@ -227,6 +227,23 @@ with Interrupt(at_once=lambda: open({str(tmp_path / "removed")!r}, "w").close())
 
 
 @pytest.mark.check
+def test_two_signals_at_once_are_one():
+    """`timeout` sends its signal to its child and then to the group of both."""
+    script = """
+import os, signal, time
+from detailclip_jax.runtime.interrupt import Interrupt
+with Interrupt() as interrupt:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(2.5)
+    assert interrupt.received == signal.SIGTERM
+print("here")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == "here\n", done.stderr
+
+
+@pytest.mark.check
 def test_one_signal_or_two_after_the_run_end_nothing():
     script = """
 import os, signal, time

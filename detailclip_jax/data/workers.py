@@ -15,6 +15,8 @@ from absl import flags
 
 from detailclip_jax.runtime.devices import usable_cores
 
+LAST_STEPS = 60.0  # seconds that a worker goes on after SIGTERM
+
 
 class Prefetched:
     """Iterator over the items of a random-access object (nested dicts of arrays), prepared in advance and in order.
@@ -69,11 +71,23 @@ def _dataset(items: Any, num_workers: int, prefetch: int) -> grain.IterDataset:
 
 
 def _init_worker(index: int, count: int) -> None:
-    """Leaves Ctrl-C to the main process, which closes its workers; a worker exits by itself if that was killed."""
+    """Leaves signals to the main process, which closes its workers; a worker exits by itself if that was killed.
+
+    `timeout` and systemd send SIGTERM to workers too, while the main process still needs items for its last steps.
+    """
     del index, count
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _exit_later)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _exit_later(number: int, frame: object) -> None:
+    """Ends a worker that nobody has closed by then: the end of an interpreter waits for those it has terminated."""
+    del number, frame
+    timer = threading.Timer(LAST_STEPS, os._exit, (1,))
+    timer.daemon = True  # a closed worker does not wait for it
+    timer.start()
 
 
 def _end_with(parent: int) -> None:

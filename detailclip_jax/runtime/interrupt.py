@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from detailclip_jax.runtime.signals import SIGNALS, Stopped
 
+TOGETHER = 0.1  # seconds within which two signals count as one: `timeout` sends its signal twice
 LATE = 2.0  # seconds until the thread ends the process instead of the handler
 _RUNNING: "list[Interrupt]" = []  # those whose context is entered
 
@@ -43,9 +44,9 @@ class Interrupt:
             for step in ...:
                 if interrupt.reached(): ...
 
-    A second signal ends the process at once, after a call of `at_once`, which removes unfinished files.  Python runs
-    handlers in the main thread only, which may be compiling for minutes; so a thread sees the second signal too, and
-    ends the process if the handler has not run within LATE seconds.
+    A second signal, TOGETHER seconds or more after the first, ends the process at once, after a call of `at_once`,
+    which removes unfinished files.  Python runs handlers in the main thread only, which may be compiling for minutes;
+    so a thread sees the second signal too, and ends the process if the handler has not run within LATE seconds.
 
     With several processes, jax's preemption service passes a signal on to all of them and chooses the step at which
     they stop; a second signal then has no effect.
@@ -57,6 +58,7 @@ class Interrupt:
         self._at_once, self._asked = at_once, 0
         self._writer: socket.socket | None = None
         self.received: signal.Signals | None = None
+        self._received_at = 0.0
         self.evaluating = False
 
     @contextlib.contextmanager
@@ -93,9 +95,12 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # os.write instead of print: the signal may interrupt another write to the same stream
-        if self.received:
+        now = time.monotonic()
+        if self.received and now - self._received_at >= TOGETHER:
             self._end(number)
-        self.received = signal.Signals(number)
+        if self.received:
+            return
+        self.received, self._received_at = signal.Signals(number), now
         does = "saving after this step (repeat to stop at once, without saving)"
         if self.evaluating:
             does = "stopping between two batches of the evaluation, with its step saved (repeat to stop at once)"
@@ -107,11 +112,14 @@ class Interrupt:
         os._exit(128 + number)
 
     def _watch(self, reader: socket.socket) -> None:
-        count = 0
+        first = None
         with reader:
             while received := reader.recv(1):  # the number of a signal, as it arrives
-                count += received[0] in SIGNALS
-                if count > 1:
+                if received[0] not in SIGNALS:
+                    continue
+                now = time.monotonic()
+                first = first or now
+                if now - first >= TOGETHER:
                     time.sleep(LATE)
                     if self in _RUNNING:
                         self._end(received[0])

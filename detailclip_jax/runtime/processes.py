@@ -45,8 +45,9 @@ def join(
     """Connects this process to the others of its job, if it was launched as several processes.
 
     The first three arguments (or the variables NAMES of the environment) describe the processes.  Without them jax
-    finds the processes itself: under SLURM and Open MPI, and with `distributed` on TPU pods.  Raises ValueError if only
-    some of the three are given, if there are other processes that are not connected, or if jax finds no device here.
+    finds the processes itself: under SLURM and Open MPI 4, and with `distributed` on TPU pods.  Raises ValueError if
+    only some of the three are given, if jax does not find the other processes or they are not connected, or if it finds
+    no device here.
     """
     import jax
 
@@ -62,10 +63,24 @@ def join(
         with last_words(NOT_MET.format(who=f"process {explicit[2]} of {explicit[1]}")):
             meet(*explicit)
     elif distributed or launched_as_several(environment):
-        with last_words(NOT_MET.format(who="this process")):
+        with last_words(NOT_MET.format(who="this process")), _unfound():
             meet()
     first_device()
     check_joined(jax.process_count(), jax.distributed.is_initialized())
+
+
+@contextlib.contextmanager
+def _unfound() -> Iterator[None]:
+    """Turns jax's error about a launcher that it does not know, such as Open MPI 5, into one with the way out."""
+    try:
+        yield
+    except ValueError as error:
+        if "should be defined" not in str(error):
+            raise
+        raise ValueError(
+            "several processes were launched, but jax does not find them (of Open MPI it knows version 4): give "
+            f"--coordinator, --num-processes and --process-id, or set {', '.join(NAMES)}"
+        ) from error
 
 
 def check_joined(num_processes: int, joined: bool) -> None:

@@ -202,8 +202,9 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises StorageError if the last save has failed in the background."""
-        with self._writing():
-            self._manager.check_for_errors()
+        if not self._manager.is_saving_in_progress():
+            with self._writing():
+                self._manager.wait_until_finished()  # Orbax shows the error of a save that has ended only here
 
     def abandon(self) -> None:
         """Removes the checkpoint that is being written; to be called just before the process ends.
