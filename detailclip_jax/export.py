@@ -21,8 +21,8 @@ FORMAT is one of
   stablehlo           a directory with encode_image.bin and encode_text.bin for jax.export.deserialize
   onnx                a directory with encode_image.onnx and encode_text.onnx (pip install jax2onnx onnxruntime)
 PATH is a file for the first five and for safetensors, a directory for the others.  A file is in PyTorch's format, or in
-safetensors format if its name ends in .safetensors; beside each of the first five, PATH.json holds the preprocessing,
-which import_torch reads.  The written model is loaded and compared with the original.
+safetensors format if its name ends in .safetensors; beside each of the first five, PATH.json holds the preprocessing
+and the attention heads, which import_torch reads.  The written model is loaded and compared with the original.
 --no-verify skips this; PyTorch is then needed only to write .pth files.
 """
 

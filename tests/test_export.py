@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import check_names
 
 from detailclip_jax import config, export, import_torch, interop
 from detailclip_jax.config import run_config
 from detailclip_jax.data.tokenizer import VOCAB_SIZE, Tokenizer
-from detailclip_jax.interop import convert, files, formats, hub, measure, store, verify
+from detailclip_jax.data.vocabularies import digest_of, tokenizer_of
+from detailclip_jax.interop import convert, files, formats, functions, hub, hub_tokenizer, measure, store, verify
 from detailclip_jax.interop.export import load as load_export
 from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.models.sizes import Size
@@ -27,9 +30,11 @@ from detailclip_jax.training import checkpoint, ema, experiment, mesh
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("open_clip")
+from test_vocabularies import end_file  # noqa: E402  # needs the library tokenizers
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 OPENAI_FIELDS = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._asdict().items()}
+GELU_FIELDS = OPENAI_FIELDS | {"model.image_style.activation": "gelu", "model.text_activation": "gelu"}
 TINY = {"model.size": "tiny", "model.image_size": 32, "model.context_length": 12, "model.vocab_size": 64}
 
 CAPTIONED = {
@@ -67,7 +72,7 @@ def detailclip(tmp_path_factory):
 def captioned(detailclip, tmp_path_factory):
     """Checkpoints of the methods with several captions, and DetailCLIP's, by method."""
     crops = {"cosmos": {"local": {"count": 2, "size": 16}}, "flair": {"large": {"count": 1, "size": 32}}}
-    save = lambda name: save_noise(tmp_path_factory.mktemp(name), name, crops[name], **CAPTIONED[name], **OPENAI_FIELDS)
+    save = lambda name: save_noise(tmp_path_factory.mktemp(name), name, crops[name], **CAPTIONED[name], **GELU_FIELDS)
     return {"detailclip": detailclip, **{name: save(name) for name in CAPTIONED}}
 
 
@@ -312,6 +317,26 @@ def test_image_towers_that_open_clip_does_not_have(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("to", ["cosmos", "flair"])
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({"model.image_style.activation": "quick_gelu"}, r"activation='gelu' \(here 'quick_gelu'\)"),
+        ({"model.text_activation": "quick_gelu"}, r"a text encoder with gelu \(here quick_gelu\)"),
+        ({"model.image_style.pooling": "mean"}, r"pooling='cls' \(here 'mean'\)"),
+    ],
+    ids=["image", "text", "pooling"],
+)
+def test_encoders_that_the_published_code_does_not_compute_are_refused(to, fields, needed):
+    """Such as those of an import of OpenAI's CLIP that was trained further."""
+    made = config.default()
+    made.update_from_flattened_dict(TINY | GELU_FIELDS)
+    assert convert.layout_for(made, to).name == to
+    made.update_from_flattened_dict(fields)
+    with pytest.raises(ValueError, match=rf"{needed}.*, as configs/beyond/{to}\.py has; use --to=.*safetensors"):
+        convert.layout_for(made, to)
+
+
 @pytest.mark.parametrize(("to", "method"), [("cosmos", "flair"), ("flair", "cosmos")])
 def test_layouts_of_a_method_are_for_it_alone(captioned, tmp_path, capsys, to, method):
     assert run(captioned[method], to, tmp_path / "out.pt") == 2
@@ -446,6 +471,82 @@ def test_state_dicts_come_back_with_the_preprocessing(tmp_path, capsys, to):
     assert f"preprocessing is in {tmp_path}/out.pth.json; keep it" in capsys.readouterr().out
     expected = checkpoint.load(workdir)[2].preprocess.to_dict()
     assert interop.load(tmp_path / "out.pth", "clip" if to == "slip" else to)[2].preprocess.to_dict() == expected
+
+
+def test_the_card_states_the_heads(tmp_path):
+    """A width of 384 has 12 heads in SLIP's family and 6 elsewhere; 48 has none of its own."""
+    size = Size(8, 48, 1, 2, 32, 1, 2, 24)
+    workdir = save_noise(tmp_path / "run", "clip", **custom(size) | {"model.image_size": 32})
+    assert run(workdir, "slip", tmp_path / "clip.safetensors", "--no-verify") == 0
+    read = measure.size_of(interop.load(tmp_path / "clip.safetensors")[2].model)
+    assert (read.num_heads, read.text_heads) == (2, 2)
+    made = config.default()
+    made.update_from_flattened_dict(TINY | custom(size._replace(decoder_heads=3)))
+    assert hub.card_options(hub.state_dict_card(made, hub.ALL_HEADS))["decoder_heads"] == 3
+
+
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory):
+    """A model with a vocabulary of its own, smaller than its token embedding, and the file of its tokenizer."""
+    folder = tmp_path_factory.mktemp("worded")
+    file = end_file(folder, before="<unk>")
+    return save_noise(folder / "run", "clip", **OPENAI_FIELDS, **{"data.tokenizer": str(file)}), file
+
+
+def test_a_state_dict_with_a_vocabulary_of_its_own_needs_its_file(tmp_path, capsys):
+    file, out = end_file(tmp_path / "words"), tmp_path / "clip.safetensors"
+    workdir = save_noise(tmp_path / "run", "clip", **{"data.tokenizer": str(file)})
+    assert run(workdir, "slip", out) == 0
+    assert f"texts are tokenized by {file}, whose digest is in {out}.json" in capsys.readouterr().out
+    command = [str(out), f"--out={tmp_path / 'again'}"]
+    assert import_torch.main(command) == 2
+    check_names(capsys.readouterr().err, "tokenizer.json (digest ", "not by CLIP's tokenizer", "give --tokenizer=FILE")
+    other = end_file(tmp_path / "other", then=lambda made: made.enable_truncation(3))
+    assert import_torch.main([*command, f"--tokenizer={other}"]) == 2
+    assert "is not the one this model was trained with" in capsys.readouterr().err
+    assert interop.load(out, tokenizer=str(file))[2].data.tokenizer == str(file)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(file.parent / name, tmp_path)
+    assert interop.load(out)[2].data.tokenizer == str(tmp_path / "tokenizer.json")
+
+
+WORDS = ["a frog and a bus", "a zoo", "", "a frog and a bus and a frog and a bus and a frog and a bus"]
+
+
+@pytest.mark.parametrize("to", ["open_clip", "huggingface"])
+def test_folders_have_the_tokenizer_that_the_model_was_trained_with(worded, tmp_path, capsys, to):
+    transformers, open_clip = pytest.importorskip("transformers"), pytest.importorskip("open_clip")
+    (workdir, file), out = worded, tmp_path / "out"
+    assert run(workdir, to, out) == 0
+    assert max(relative_differences(capsys.readouterr().out).values()) < 1e-5
+    expected = tokenizer_of(checkpoint.load(workdir)[2])(WORDS)
+    if to == "open_clip":
+        found = open_clip.get_tokenizer(f"local-dir:{out}")(WORDS).numpy()
+    else:
+        found = transformers.AutoTokenizer.from_pretrained(out)(WORDS, padding="max_length", truncation=True)[
+            "input_ids"
+        ]
+        assert "the one that the model was trained with" in (out / "README.md").read_text()
+    np.testing.assert_array_equal(found, expected)
+    again = interop.load(out)[2]
+    assert again.data.tokenizer == str(out / "tokenizer.json")
+    np.testing.assert_array_equal(tokenizer_of(again)(WORDS), expected)
+    assert file.read_bytes() == (out / "tokenizer.json").read_bytes()
+
+
+def test_the_tokenizer_of_an_earlier_export_is_removed(openai, worded, tmp_path):
+    (workdir, file), out = worded, tmp_path / "out"
+    assert run(workdir, "huggingface", out, "--no-verify") == 0 and (out / "tokenizer.json").is_file()
+    assert run(openai, "huggingface", out, "--no-verify") == 0
+    assert not [name for name in hub_tokenizer.FILES if (out / name).exists()]
+    assert run(workdir, "huggingface", file.parent, "--no-verify") == 0 and file.is_file()
+
+
+def test_signatures_name_a_vocabulary_of_the_model_s_own(worded, tmp_path):
+    workdir, file = worded
+    functions._write(load_export(workdir), tmp_path, "bin", "call", lambda function, path: None)
+    stated = json.loads((tmp_path / "signature.json").read_text())["vocabulary"]
+    assert stated == {"file": "tokenizer.json", "digest": digest_of(str(file)), "end": 5}
 
 
 @pytest.mark.check

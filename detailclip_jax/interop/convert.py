@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config import crop as crop_config
 from detailclip_jax.config import default
 from detailclip_jax.data import preprocessing, vocabularies
-from detailclip_jax.interop import files, hub, own, tables, tips
+from detailclip_jax.interop import files, hub, hub_vocabulary, own, tables, tips
 from detailclip_jax.interop.layouts import LAYOUTS, NORMALISATIONS, TensorLayout
 from detailclip_jax.interop.measure import Spec, spec_of, write_spec
 from detailclip_jax.interop.resizing import fit_granularity, resize
@@ -274,10 +274,20 @@ def config_of(layout: TensorLayout, spec: Spec, options: Mapping[str, Any]) -> C
 
 
 def _set_tokenizer(config: ConfigDict, options: Mapping[str, Any]) -> None:
-    """Records the tokenizer's file of the options, if there is one; raises for a file that does not fit."""
+    """Records the tokenizer's file of the options, if there is one.
+
+    Raises ValueError for a file that does not fit, and without one if a card states a vocabulary other than CLIP's.
+    """
+    stated = options.get(hub_vocabulary.KEY, {})
     if "tokenizer" in options:
         config.data.tokenizer = str(options["tokenizer"])
+        config.data.tokenizer_digest = stated.get("digest", config.data.tokenizer_digest)
         vocabularies.record(config)
+    elif stated:
+        raise ValueError(
+            f"the texts of this model are tokenized by the file {stated['file']} (digest {stated['digest']}), and not "
+            "by CLIP's tokenizer; give --tokenizer=FILE, the path of that file here"
+        )
 
 
 def preprocess_of(layout: TensorLayout, options: Mapping[str, Any]) -> dict[str, Any]:

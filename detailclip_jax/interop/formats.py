@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.interop import cosmos, files, functions, hub, hub_tokenizer, model_card, own, verify
+from detailclip_jax.interop import cosmos, files, functions, hub, hub_tokenizer, hub_vocabulary, model_card, own, verify
 from detailclip_jax.interop.convert import networks_in, to_state_dict
 from detailclip_jax.interop.export import Export
 from detailclip_jax.interop.verify import Difference, Features
@@ -51,7 +51,7 @@ def write_slip(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes CLIP's networks, and SLIP's head if the model has one."""
     variables = {**export.variables, "params": export.params}
     tensors = to_state_dict(variables, export.config, slip_layout(export.config))
-    return write_file(path, tensors, hub.preprocessing_card(export.config))
+    return write_file(path, tensors, hub.state_dict_card(export.config))
 
 
 def slip_layout(config: ConfigDict) -> str:
@@ -62,21 +62,21 @@ def slip_layout(config: ConfigDict) -> str:
 def write_reference(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes student and teacher. The reference has one key for both token embeddings; it gets the student's."""
     tensors = to_state_dict(export.variables, export.config, "reference")
-    return write_file(path, tensors, hub.preprocessing_card(export.config))
+    return write_file(path, tensors, hub.state_dict_card(export.config, hub.ALL_HEADS))
 
 
 def write_cosmos(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes the state dicts of student and teacher; raises ValueError for another method."""
     check_method(export.config, "cosmos")
     tensors = to_state_dict(export.variables, export.config, "cosmos")
-    return write_file(path, tensors, hub.preprocessing_card(export.config), cosmos.PARTS)
+    return write_file(path, tensors, hub.state_dict_card(export.config), cosmos.PARTS)
 
 
 def write_flair(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes encoders, projections and pool; raises ValueError for another method."""
     check_method(export.config, "flair")
     tensors = to_state_dict({"params": export.params}, export.config, "flair")
-    return write_file(path, tensors, hub.preprocessing_card(export.config))
+    return write_file(path, tensors, hub.state_dict_card(export.config))
 
 
 def check_method(config: ConfigDict, name: str) -> None:
@@ -96,6 +96,8 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
         _write_json(trunk, hub.timm_trunk_config(export.config))
     else:
         trunk.unlink(missing_ok=True)
+    if hub_vocabulary.fits(export.config):
+        content |= hub_vocabulary.write(path, export.config)
     _write_json(path / hub.OPEN_CLIP, content)
     files.write(path / "open_clip_model.safetensors", tensors, {"format": "pt"})
     return tensors
@@ -104,13 +106,29 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
 def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
     """Writes config.json, preprocessor_config.json, the tokenizer's files, README.md and the weights."""
     tensors = to_state_dict({"params": export.params}, export.config, "huggingface")
-    _write_json(path / hub.HUGGINGFACE, hub.huggingface_config(export.config))
+    content = hub.huggingface_config(export.config) | write_tokenizer(path, export.config)
+    _write_json(path / hub.HUGGINGFACE, content)
     _write_json(path / hub.PREPROCESSOR, hub.preprocessor_config(export.config))
-    if hub_tokenizer.fits(export.config):
-        hub_tokenizer.write(path, export.config)
     replace_text(path / "README.md", model_card.text(export.config))
     files.write(path / "model.safetensors", tensors, {"format": "pt"})
     return tensors
+
+
+def write_tokenizer(path: Path, config: ConfigDict) -> dict[str, Any]:
+    """Writes the files of transformers' tokenizer; returns the entry of config.json on a vocabulary of the model's own.
+
+    Removes those of an earlier export that this model lacks, unless they are of the tokenizer that it was trained with.
+    """
+    written, entry = (), {}
+    if hub_vocabulary.fits(config):
+        written, entry = hub_vocabulary.FILES, hub_vocabulary.write(path, config)
+    elif hub_tokenizer.fits(config):
+        hub_tokenizer.write(path, config)
+        written = hub_tokenizer.FILES
+    if Path(config.data.tokenizer).resolve().parent != path.resolve():
+        for name in set(hub_tokenizer.FILES).difference(written):
+            (path / name).unlink(missing_ok=True)
+    return entry
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -138,9 +156,14 @@ def verify_with(reader: verify.Reader, export: Export, path: Path) -> dict[str, 
     return verify.compare(reader(path, export.config, batch), verify.ours(export.model, export.params, batch))
 
 
+def largest_id(export: Export) -> int:
+    """The end of captions where no tokenizer's file is needed: it is compared with itself, or images alone are."""
+    return export.config.model.vocab_size - 1
+
+
 def verify_image(export: Export, path: Path) -> dict[str, Difference]:
     """Compares the tokens of the model that timm builds from the card with ours."""
-    batch, card = verify.inputs(export.config), json.loads(hub.card_of(path).read_text())
+    batch, card = verify.inputs(export.config, largest_id(export)), json.loads(hub.card_of(path).read_text())
     expected = verify.image_tokens(export.model, export.params, batch)
     return verify.compare(verify.timm_tokens(path, export.config, batch, "", card), expected)
 
@@ -185,7 +208,7 @@ def verify_flair(export: Export, path: Path) -> dict[str, Difference]:
 
 def verify_safetensors(export: Export, path: Path) -> dict[str, Difference]:
     """Reads the file again and compares the features of our networks."""
-    batch = verify.inputs(export.config)
+    batch = verify.inputs(export.config, largest_id(export))
     read, _ = own.split(files.read(path))
     expected = verify.ours(export.model, export.params, batch)
     return verify.compare(verify.ours(export.model, read, batch), expected)

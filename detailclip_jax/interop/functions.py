@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from detailclip_jax.data import preprocessing
-from detailclip_jax.interop import verify
+from detailclip_jax.interop import hub_vocabulary, verify
 from detailclip_jax.interop.export import Export
 from detailclip_jax.interop.measure import spec_of
 from detailclip_jax.interop.tables import flatten
@@ -59,7 +59,8 @@ def _image_tokens(export: Export, images: Any) -> Float[Array, "B M D"]:
 def _write(export: Export, path: Path, suffix: str, call: str, write: Callable[[Function, Path], None]) -> Any:
     """Writes one file per function and signature.json; returns the weights used.
 
-    Removes the file of an earlier export whose function this model lacks.
+    signature.json names the tokenizer's file if it is not CLIP's. Removes the file of an earlier export whose function
+    this model lacks.
     """
     path.mkdir(parents=True, exist_ok=True)
     found = functions(export)
@@ -69,6 +70,7 @@ def _write(export: Export, path: Path, suffix: str, call: str, write: Callable[[
         write(function, path / f"encode_{name}.{suffix}")
     content = {f"encode_{name}": _signature(function) for name, function in found.items()} | {"call": call}
     content["preprocess"] = preprocessing.description(export.config)
+    content |= hub_vocabulary.stated(export.config) if "text" in found else {}
     replace_text(path / "signature.json", json.dumps(content, indent=2) + "\n")
     return flatten({name: export.params[name] for name in TOWERS if name in export.params})
 

@@ -1,7 +1,7 @@
 """The config files stored with weights of open_clip, timm and transformers: writes ours, reads theirs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
+from detailclip_jax.interop import hub_vocabulary
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.models.vit import Style
 
@@ -45,6 +46,8 @@ LOCAL = "local-dir:"  # begins a timm_model_name that is a folder
 SIGLIP, DUAL_ENCODER = "siglip", "vision-text-dual-encoder"
 KINDS = (None, "clip", SIGLIP, "siglip_model", DUAL_ENCODER)  # model_type of a supported config.json
 TEXT_KINDS = (None, "clip_text_model")
+HEADS = ("num_heads", "text_heads")  # attention heads, which the shapes of the tensors do not tell
+ALL_HEADS = (*HEADS, "decoder_heads")
 LEGACY_END = 2  # eos_token_id of older CLIPModels, which pool at the largest id of a text
 
 
@@ -61,14 +64,17 @@ def sidecar_options(file: Path) -> dict[str, Any]:
 
 def _sidecar_options(file: Path) -> dict[str, Any]:
     config_file = config_beside(file)
+    if config_file is None:
+        return {}
+    content, folder = _json(config_file), file.parent
     if config_file == card_of(file):
-        return _card_options(file)
-    content = _json(config_file) if config_file else {}
-    if config_file == file.parent / OPEN_CLIP:
-        return open_clip_options(content) | _trunk_options(content, file.parent)
+        return _card_options(file, content)
+    vocabulary = hub_vocabulary.options(content, folder)
+    if config_file == folder / OPEN_CLIP:
+        return open_clip_options(content) | _trunk_options(content, folder) | vocabulary
     if "pretrained_cfg" in content:  # timm's config.json
         return timm_options(content)
-    return huggingface_options(content, _preprocessor(file.parent)) if config_file else {}
+    return huggingface_options(content, _preprocessor(folder)) | vocabulary
 
 
 def config_beside(file: Path) -> Path | None:
@@ -90,15 +96,13 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _card_options(file: Path) -> dict[str, Any]:
+def _card_options(file: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Options from the card of an export. Raises ValueError if the weights file was replaced since."""
-    card = card_of(file)
-    content = _json(card)
     if "create_model" not in content and not {"preprocessing", "bytes"} <= content.keys():
         return {}
     if content.get("bytes") != file.stat().st_size:
-        raise ValueError(f"{card} does not describe {file}: remove it, or export again")
-    return card_options(content)
+        raise ValueError(f"{card_of(file)} does not describe {file}: remove it, or export again")
+    return card_options(content) | hub_vocabulary.options(content, file.parent)
 
 
 def _trunk_options(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -213,7 +217,7 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
         )
     if kind in (SIGLIP, "siglip_model"):
         return siglip_options(image, text, preprocessor)
-    _check_huggingface_text(text)
+    _check_huggingface_text(text, content.get(hub_vocabulary.KEY, {}).get("end"))
     is_vit = image.get("model_type") == "vit"
     if is_vit and image.get("pooler_act", "tanh") != "linear":
         raise ValueError("unsupported ViTModel: its pooler must be the identity (pooler_act linear)")
@@ -230,12 +234,15 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
     }
 
 
-def _check_huggingface_text(text: Mapping[str, Any]) -> None:
-    """Raises ValueError for a text encoder other than CLIP's, which pools at the largest id of a text."""
+def _check_huggingface_text(text: Mapping[str, Any], own_end: int | None) -> None:
+    """Raises ValueError for a text encoder other than CLIP's, which pools at the largest id of a text.
+
+    `own_end` is that of the tokenizer's file, if an export states it.
+    """
     if (kind := text.get("model_type")) not in TEXT_KINDS:
         raise ValueError(f"unsupported text encoder of {HUGGINGFACE}: model_type {kind!r}; supported: clip_text_model")
     end, last = text.get("eos_token_id"), text.get("vocab_size", VOCAB_SIZE) - 1
-    if end not in (None, LEGACY_END, last):
+    if end not in (None, LEGACY_END, last, own_end):
         raise ValueError(
             f"unsupported text encoder of {HUGGINGFACE}: it pools at eos_token_id {end}; supported: the largest id, "
             f"{last} here"
@@ -282,14 +289,16 @@ def card_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def preprocessing_card(config: ConfigDict) -> dict[str, Any]:
-    """The image preprocessing of a model, in timm's terms, for the card of a file that has no place for it."""
-    return {"preprocessing": timm_preprocess(config)}
+def state_dict_card(config: ConfigDict, heads: Collection[str] = HEADS) -> dict[str, Any]:
+    """The card of a state dict: attention heads, the preprocessing in timm's terms, and a vocabulary of its own."""
+    size = spec_of(config.model).size
+    numbers = {"heads": {name: getattr(size, name) for name in heads}}
+    return {**numbers, "preprocessing": timm_preprocess(config), **hub_vocabulary.stated(config)}
 
 
 def timm_card(config: ConfigDict) -> dict[str, Any]:
     """The arguments of timm.create_model for the image encoder, and its image preprocessing."""
-    return {"create_model": timm_arguments(spec_of(config.model)), **preprocessing_card(config)}
+    return {"create_model": timm_arguments(spec_of(config.model)), "preprocessing": timm_preprocess(config)}
 
 
 def timm_arguments(spec: Spec) -> dict[str, Any]:
@@ -328,10 +337,11 @@ def other_heads(spec: Spec) -> str | None:
 
 
 def card_options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `interop.load` from a card: the preprocessing, and heads and activation if it is of a timm export."""
-    arguments = content.get("create_model", {})
+    """Options of `interop.load` from a card: the preprocessing, heads, and the activation if it is of a timm export."""
+    arguments, heads = content.get("create_model", {}), content.get("heads", {})
     stated = {"pretrained_cfg": content["preprocessing"], "model_args": arguments}
-    return timm_options(stated | {"architecture": arguments.get("model_name")})
+    found = timm_options(stated | {"architecture": arguments.get("model_name")})
+    return found | {name: heads[name] for name in ALL_HEADS if name in heads}
 
 
 def timm_name(spec: Spec) -> str | None:
@@ -368,6 +378,7 @@ def open_clip_config(config: ConfigDict, folder: Path) -> dict[str, Any]:
             "interpolation": config.preprocess.filter,
             "resize_mode": OPEN_CLIP_RESIZES[config.preprocess.resize],
         },
+        **hub_vocabulary.stated(config),
     }
 
 
@@ -386,6 +397,7 @@ def open_clip_model(config: ConfigDict, folder: Path) -> dict[str, Any]:
             "width": size.text_width,
             "heads": size.text_heads,
             "layers": size.text_depth,
+            **({"hf_tokenizer_name": folder.resolve().name} if hub_vocabulary.fits(config) else {}),  # else CLIP's
         },
     }
 
@@ -434,8 +446,13 @@ def timm_trunk_config(config: ConfigDict) -> dict[str, Any]:
 def huggingface_config(config: ConfigDict) -> dict[str, Any]:
     """config.json of a SiglipModel, a CLIPModel (image encoders with a pre-norm) or a VisionTextDualEncoderModel."""
     spec = spec_of(config.model)
-    if spec.style.pooling == "attention":
-        return siglip_config(spec)
+    is_siglip = spec.style.pooling == "attention"
+    content = siglip_config(spec) if is_siglip else clip_config(spec, hub_vocabulary.special_ids(config))
+    return content | hub_vocabulary.stated(config)
+
+
+def clip_config(spec: Spec, special_ids: Mapping[str, int | None]) -> dict[str, Any]:
+    """config.json of a CLIPModel or a VisionTextDualEncoderModel."""
     size, pre_norm = spec.size, spec.style.pre_norm
     image = {
         "model_type": "clip_vision_model" if pre_norm else "vit",
@@ -458,9 +475,7 @@ def huggingface_config(config: ConfigDict) -> dict[str, Any]:
         "layer_norm_eps": spec.text_style.norm_eps,
         "max_position_embeddings": spec.context_length,
         "vocab_size": spec.vocab_size,
-        "bos_token_id": spec.vocab_size - 2,
-        "eos_token_id": spec.vocab_size - 1,
-        "pad_token_id": 0,
+        **special_ids,
     }
     kind = ("CLIPModel", "clip") if pre_norm else ("VisionTextDualEncoderModel", DUAL_ENCODER)
     shared = {"projection_dim": size.joint_width, "architectures": [kind[0]], "model_type": kind[1]}

@@ -20,6 +20,7 @@ from detailclip_jax.runtime.files import replace_text
 
 START, END = tokenizer.SPECIAL  # the texts of both tokens
 WORDS = tokenizer.WORDS.pattern
+FILES = ("tokenizer.json", "vocab.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&apos;": "'", "&nbsp;": " ", "&amp;": "&"}
 CONTROLS = r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffb}]"  # characters that ftfy removes
 FINAL_SIGMA = r"(?<=\p{L})\x{03a3}(?!\p{L})"  # Python's lower() maps it to another letter at the end of a word

@@ -33,6 +33,7 @@ from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime import weight_files
 
 OPENAI_STYLE = Style(norm_eps=1e-5, activation="quick_gelu", pre_norm=True, patch_bias=False)
+GELU_STYLE = OPENAI_STYLE._replace(activation="gelu")
 SIGLIP_STYLE = Style(activation="gelu_tanh", pooling="attention")
 TIPS_TEXT = TextStyle(causal=False, pooling=MEAN)
 SIGLIP_TEXT = TextStyle(norm_eps=1e-6, causal=False, pooling=AT_LAST, projection_bias=True)
@@ -195,6 +196,11 @@ def fits_open_clip(spec: Spec) -> bool:
     return same and spec.style._replace(activation="quick_gelu", pooling="cls") == OPENAI_STYLE
 
 
+def fits_published_clip(spec: Spec) -> bool:
+    """open_clip's ViT-B-16, which the code of COSMOS and FLAIR builds: GELU in both encoders, and the CLS token."""
+    return spec.style == GELU_STYLE and spec.text_activation == "gelu"
+
+
 def fits_timm_clip(spec: Spec) -> bool:
     """timm's ViTs with CLIP's pre-norm and either GELU."""
     return spec.style._replace(activation="quick_gelu") == OPENAI_STYLE
@@ -331,9 +337,9 @@ LAYOUTS = (
         OPENAI,
         flair.flair_table,
         FLAIR_TEXT,
-        style=OPENAI_STYLE._replace(activation="gelu"),
+        style=GELU_STYLE,
         text_activation="gelu",
-        fits=fits_open_clip,
+        fits=fits_published_clip,
         normalisation="clip",
         filter="bicubic",
         published=published_flair,
@@ -391,9 +397,9 @@ LAYOUTS = (
         COSMOS,
         cosmos.cosmos_table,
         COSMOS_TEXT,
-        style=OPENAI_STYLE._replace(activation="gelu"),
+        style=GELU_STYLE,
         text_activation="gelu",
-        fits=fits_open_clip,
+        fits=fits_published_clip,
         normalisation="clip",
         filter="bicubic",
         parts=cosmos.PARTS,

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from detailclip_jax.interop import hub, hub_tokenizer
+from detailclip_jax.interop import hub, hub_tokenizer, hub_vocabulary
 from detailclip_jax.interop.measure import spec_of
 
 CARD = """---
@@ -22,10 +22,14 @@ A model of detailclip_jax (method {method}; image encoder: {size}; images of {im
 CARD_PROCESSOR = """    processor = transformers.AutoProcessor.from_pretrained(FOLDER)
     inputs = processor(text=["a frog"], images=[image], padding=True, truncation=True, return_tensors="pt")
     model(**inputs).logits_per_image
-
+"""
+CARD_CLIP = """
 The tokenizer pads with the end token, detailclip_jax pads with 0: tokens after the first end token are ignored, so
 the features are equal. It does not repair wrongly decoded text as ftfy does, and of the HTML entities it replaces only
 the most frequent ones.
+"""
+CARD_OWN = """
+The tokenizer is the one that the model was trained with.
 """
 CARD_NO_TOKENIZER = """
 There is no tokenizer. The model has {vocab_size} token ids; texts must be tokenized and padded as in its training.
@@ -40,12 +44,20 @@ the image encoder at random values.
 def text(config: ConfigDict) -> str:
     """The model card of our model."""
     name, size = hub.transformers_class(config), spec_of(config.model).size
-    has_tokenizer = hub_tokenizer.fits(config)
     return CARD.format(
         name=name,
         method=config.method,
         size=f"patch {size.patch_size}, width {size.width}, depth {size.depth}, {size.num_heads} heads",
         image_size=config.model.image_size,
         other=CARD_NO_CLIP if name == "VisionTextDualEncoderModel" else "",
-        usage=CARD_PROCESSOR if has_tokenizer else CARD_NO_TOKENIZER.format(vocab_size=config.model.vocab_size),
+        usage=usage(config),
     )
+
+
+def usage(config: ConfigDict) -> str:
+    """How images and texts are prepared, with the tokenizer in the folder if there is one."""
+    if hub_tokenizer.fits(config):
+        return CARD_PROCESSOR + CARD_CLIP
+    if hub_vocabulary.fits(config):
+        return CARD_PROCESSOR + CARD_OWN
+    return CARD_NO_TOKENIZER.format(vocab_size=config.model.vocab_size)

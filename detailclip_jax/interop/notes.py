@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.interop import formats, hub, hub_tokenizer, measure
+from detailclip_jax.interop import formats, hub, hub_tokenizer, hub_vocabulary, measure
 from detailclip_jax.interop.export import Export
 from detailclip_jax.interop.formats import Format
 from detailclip_jax.training import dense_encoder
@@ -14,7 +14,7 @@ from detailclip_jax.training import dense_encoder
 
 def notes(name: str, export: Export, path: Path) -> list[str]:
     """Returns all notes on a model that was written in the format `name`."""
-    return [*of_a_run(export.run), *left_out(formats.FORMATS[name], export), *of_format(name, export.config, path)]
+    return [*of_a_run(export.run), *left_out(formats.FORMATS[name], export), *of_format(name, export, path)]
 
 
 def of_a_run(run: ConfigDict | None) -> list[str]:
@@ -42,13 +42,14 @@ def left_out(fmt: Format, export: Export) -> list[str]:
     return lines
 
 
-def of_format(name: str, config: ConfigDict, path: Path) -> list[str]:
+def of_format(name: str, export: Export, path: Path) -> list[str]:
     """Returns notes on how the written model is read, and on what belongs to it."""
+    config = export.config
     if name in ("slip", "cosmos", "flair"):
-        return card_notes(path)
+        return card_notes(config, path)
     if name == "reference":
         return [
-            *card_notes(path),
+            *card_notes(config, path),
             "the teacher's token embedding, text positions and ln_final have no place there: it has the student's",
             "an import's text features, and what is evaluated with them, differ from the run's ema weights by what the "
             f'row "{formats.TEACHER_TEXT}" of the comparison says; --to=slip and safetensors keep the ema weights',
@@ -58,20 +59,49 @@ def of_format(name: str, config: ConfigDict, path: Path) -> list[str]:
         return timm_notes(config, path)
     if name == "huggingface":
         return huggingface_notes(config)
-    if name == "open_clip" and hub.needs_trunk(config):
-        return [
-            "timm registers no architecture of this size: open_clip finds the image encoder's config by its path",
-            f"{(path / hub.TRUNK).absolute()}; after moving it, set timm_model_name in {hub.OPEN_CLIP}",
-        ]
+    if name == "open_clip":
+        return open_clip_notes(config, path)
+    if name in ("stablehlo", "onnx") and "text" in export.params:
+        return vocabulary_notes(config, path / "signature.json")
     return []
 
 
-def card_notes(path: Path) -> list[str]:
-    """Returns the note on the card that holds the preprocessing."""
+def card_notes(config: ConfigDict, path: Path) -> list[str]:
+    """Returns the notes on the card that holds the preprocessing, and on a vocabulary of the model's own."""
+    card = hub.card_of(path)
     return [
-        f"the preprocessing is in {hub.card_of(path)}; keep it next to the file: "
-        "without it import_torch takes the usual one of this format"
+        f"the preprocessing is in {card}; keep it next to the file: "
+        "without it import_torch takes the usual one of this format, and the usual numbers of heads",
+        *vocabulary_notes(config, card),
     ]
+
+
+def vocabulary_notes(config: ConfigDict, stated_in: Path) -> list[str]:
+    """Returns the note on a tokenizer that is a file, which the format has no place for."""
+    if not hub_vocabulary.is_own(config):
+        return []
+    return [
+        f"texts are tokenized by {config.data.tokenizer}, whose digest is in {stated_in}: give the file with the model"
+    ]
+
+
+def open_clip_notes(config: ConfigDict, path: Path) -> list[str]:
+    """Returns notes on the folder of the image encoder's config, and on the tokenizer."""
+    lines = []
+    if hub.needs_trunk(config):
+        lines += [
+            "timm registers no architecture of this size: open_clip finds the image encoder's config by its path",
+            f"{(path / hub.TRUNK).absolute()}; after moving it, set timm_model_name in {hub.OPEN_CLIP}",
+        ]
+    if hub_vocabulary.fits(config):
+        return [*lines, f"on the Hub, hf_tokenizer_name in {hub.OPEN_CLIP} must be the name of the repository"]
+    return lines if hub_tokenizer.fits(config) else [*lines, no_tokenizer(config)]
+
+
+def no_tokenizer(config: ConfigDict) -> str:
+    """Returns the note on a missing tokenizer."""
+    ids = f"the model's {config.model.vocab_size} token ids"
+    return f"no tokenizer is written: texts must be tokenized to {ids}, and padded, as in its training"
 
 
 def huggingface_notes(config: ConfigDict) -> list[str]:
@@ -82,10 +112,8 @@ def huggingface_notes(config: ConfigDict) -> list[str]:
         lines.append(
             "CLIPModel.from_pretrained refuses it: its image encoder has a norm before the blocks, this has not"
         )
-    if not hub_tokenizer.fits(config):
-        size = config.model.vocab_size
-        ids = f"the model's {size} token ids"
-        lines.append(f"no tokenizer is written: texts must be tokenized to {ids}, and padded, as in its training")
+    if not hub_tokenizer.fits(config) and not hub_vocabulary.fits(config):
+        lines.append(no_tokenizer(config))
     return lines
 
 

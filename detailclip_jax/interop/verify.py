@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax import methods
-from detailclip_jax.interop import cosmos, files, flair, hub
+from detailclip_jax.interop import cosmos, files, flair, hub, hub_vocabulary
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.kernels.products import EXACT
 from detailclip_jax.models.cross_pool import NUM_HEADS
@@ -47,16 +47,20 @@ class Difference(NamedTuple):
     relative: float
 
 
-def inputs(config: ConfigDict) -> Inputs:
-    """Random pixels, normalised as the config states, and captions with SOT, words and EOT."""
+def inputs(config: ConfigDict, end: int | None = None) -> Inputs:
+    """Random pixels, normalised as the config states, and captions with SOT, words and EOT.
+
+    EOT is `end`, by default that of the model's tokenizer, and all other ids are smaller.
+    """
     rng, spec = np.random.default_rng(0), spec_of(config.model)
+    end = hub_vocabulary.end_of(config) if end is None else end
     pixels = rng.integers(0, 256, (BATCH, spec.image_size, spec.image_size, 3)) / 255
     images = ((pixels - config.preprocess.mean) / config.preprocess.std).astype(np.float32)
-    tokens = rng.integers(1, spec.vocab_size - 2, (BATCH, spec.context_length), np.int32)
-    tokens[:, 0] = spec.vocab_size - 2
+    tokens = rng.integers(1, max(end - 1, 2), (BATCH, spec.context_length), np.int32)
+    tokens[:, 0] = end - 1
     for row in range(BATCH):
-        end = spec.context_length - 1 - row * spec.context_length // 3
-        tokens[row, end:] = [spec.vocab_size - 1] + [0] * (spec.context_length - 1 - end)
+        last = spec.context_length - 1 - row * spec.context_length // 3
+        tokens[row, last:] = [end] + [0] * (spec.context_length - 1 - last)
     return Inputs(images, tokens)
 
 
