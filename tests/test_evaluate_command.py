@@ -120,21 +120,29 @@ def test_where_nothing_is_measured_nothing_is_written(workdir, data, tmp_path, c
     assert "no data of 'mnist'" in capsys.readouterr().out
 
 
-def test_interrupted_it_goes_on_with_what_is_left(workdir, data, tmp_path, capsys, monkeypatch):
-    arguments = ("--tasks=zero_shot:toys;knn:toys", f"--data-dir={data}", "--weights=student")
+@pytest.mark.parametrize("damaged", [False, True])
+def test_interrupted_it_goes_on_with_what_is_left(workdir, tmp_path, capsys, monkeypatch, damaged):
+    """A task that lacked an image is measured again, of the features that are stored."""
+    folder, out = tmp_path / "data", tmp_path / "out"
+    write_folders(folder / "toys")
+    if damaged:
+        (folder / "toys/test/frog/3.png").write_bytes(b"no image")
+    arguments = ("--tasks=zero_shot:toys;knn:toys", f"--data-dir={folder}", "--weights=student")
 
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("detailclip_jax.evaluation.knn.knn_metrics", stopped)
-        assert run(workdir, tmp_path, *arguments) == errors.INTERRUPTED
+        assert run(workdir, out, *arguments) == errors.INTERRUPTED
     assert "the same command continues" in capsys.readouterr().err
-    assert {r["task"] for r in records(tmp_path)} == {"zero_shot"}
+    assert {r["task"] for r in records(out)} == {"zero_shot"}
     monkeypatch.setattr(bench.Bench, "_embed_images", lambda *_: pytest.fail("embedded twice"))
-    assert run(workdir, tmp_path, *arguments) == 0
-    assert "zero_shot:toys student: already measured" in capsys.readouterr().out
-    assert {r["task"] for r in records(tmp_path)} == {"zero_shot", "knn"}
+    assert run(workdir, out, *arguments) == 0
+    screen = capsys.readouterr().out
+    assert ("zero_shot:toys student: already measured" in screen) != damaged
+    assert ("toys, example 3: " in screen) == damaged
+    assert {r["task"] for r in records(out)} == {"zero_shot", "knn"}
 
 
 def test_captions_that_are_cut_are_counted(workdir, tmp_path, capsys):
