@@ -232,7 +232,11 @@ def test_the_sizes_of_the_coco_config_pass_its_own_checks(arg):
         ("encoder.positions", "cubic", r"encoder\.positions 'cubic' is unknown"),
         ("optimizer.decay_at", (0.5, 2.0), r"optimizer\.decay_at .* must be from 0 to 1"),
         ("detector.options", {"widht": 3}, "unknown detector.options 'widht'; did you mean 'width'"),
-        ("detector.options", {"mean": (0.5, 0.5, 0.5)}, r"detector\.options has mean.*; set preprocess\.mean instead"),
+        (
+            "detector.options",
+            {"mean": (0.5, 0.5, 0.5)},
+            r"detector\.options has mean.*; set the field of that name in preprocess",
+        ),
     ],
 )
 def test_an_invalid_field_is_refused_before_the_run(tmp_path, field, value, message):
@@ -354,7 +358,7 @@ def of_set(root, **changes):
 @pytest.mark.check
 def test_a_workdir_keeps_its_classes(tmp_path):
     write_set(tmp_path / "set")
-    transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+    loop.claim(transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run"))
     transfer.prepare(of_set(tmp_path / "set", log_every=1), tmp_path / "run")
     for names, message in (
         (("dog", "cat"), "class 0 of the run is 'cat', that of its data is now 'dog'; restore the names"),
@@ -398,6 +402,7 @@ def test_a_changed_evaluation_set_is_warned_of_when_a_run_goes_on(tmp_path, monk
 def test_a_run_is_loaded_without_its_data(tmp_path):
     write_set(tmp_path / "set")
     run = transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+    loop.claim(run)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), run.experiment.state_shapes)
     with closing(Checkpoints(tmp_path / "run")) as store:
         store.save(0, zeros, {"examples": 0}, {"config": "", "data_fingerprint": ""})

@@ -146,13 +146,13 @@ def test_an_encoder_with_an_attention_pool_keeps_it_frozen(config, tmp_path):
 
 
 def test_another_config_in_the_workdir_is_refused(pretrained, tmp_path):
-    transfer.prepare(config_of(pretrained), tmp_path)
+    loop.claim(transfer.prepare(config_of(pretrained), tmp_path))
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.0008 in the workdir, 0\.5 now"):
         transfer.prepare(config_of(pretrained, **{"optimizer.learning_rate": 0.5}), tmp_path)
 
 
 def test_inference_may_change_in_a_workdir(pretrained, tmp_path):
-    transfer.prepare(config_of(pretrained), tmp_path)
+    loop.claim(transfer.prepare(config_of(pretrained), tmp_path))
     changed = {"inference.stride": 16, "inference.mode": "whole", "inference.batch_size": 4}
     assert transfer.prepare(config_of(pretrained, **changed), tmp_path).config.inference.stride == 16
 
@@ -314,7 +314,7 @@ def test_a_link_in_the_evaluation_set_is_refused_before_the_run(tmp_path):
 
 
 def test_an_earlier_config_gets_the_fields_that_it_lacks(pretrained, tmp_path):
-    transfer.prepare(config_of(pretrained), tmp_path)
+    loop.claim(transfer.prepare(config_of(pretrained), tmp_path))
     stored = json.loads((tmp_path / "config.json").read_text())
     for name in ("follow_links", "train_masks", "classes"):
         del stored["data"][name]
@@ -340,6 +340,8 @@ def test_a_run_of_pretraining_has_no_predictions_and_is_named(pretrained):
 
 def test_the_package_loads_a_finished_run_to_predict(pretrained, tmp_path):
     run = transfer.prepare(config_of(pretrained), tmp_path)
+    assert not list(tmp_path.iterdir())
+    loop.claim(run)
     state = run.experiment.init(0)
     with closing(Checkpoints(tmp_path)) as store:
         store.save(0, state, {"examples": 0}, {"config": run_config.to_json(run.config), "data_fingerprint": ""})

@@ -286,15 +286,14 @@ def _may_differ(name: str) -> bool:
     return any(name == field.rstrip(".") or (field.endswith(".") and name.startswith(field)) for field in MAY_DIFFER)
 
 
-def claim_workdir(workdir: Path, config: ConfigDict, write: bool = True) -> None:
-    """Checks the workdir with `check_workdir`, and writes `config.json` if `write` (True on one process only).
+def claim_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Checks the workdir with `check_workdir` and writes `config.json`; to be called by one process only.
 
     Raises ValueError as `check_workdir` does.
     """
     check_workdir(workdir, config)
-    if write:
-        workdir.mkdir(parents=True, exist_ok=True)
-        replace_text(workdir / "config.json", to_json(config) + "\n")
+    workdir.mkdir(parents=True, exist_ok=True)
+    replace_text(workdir / "config.json", to_json(config) + "\n")
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:

@@ -350,7 +350,9 @@ def options_of(config: ConfigDict) -> Options:
         if name not in names:
             raise ValueError(unknown("detector.options", name, sorted(names)))
         if name in ("mean", "std"):
-            raise ValueError(f"detector.options has {name}, which the encoder reads too; set preprocess.{name} instead")
+            raise ValueError(
+                f"detector.options has {name}, which the encoder reads too; set the field of that name in preprocess"
+            )
     known = {"mean": tuple(config.preprocess.mean), "std": tuple(config.preprocess.std)}
     return Options(**known, **{**given, "positions": dense_encoder.grid_of(config)})
 

@@ -53,7 +53,7 @@ def check(plan: Plan) -> None:
         for seed, workdir in enumerate(workdirs[entry.name]):
             asked, given = config_of(plan, entry, seed), given_fields(plan, entry)
             check_path_is_read(asked.data, given, flag="--set=")
-            config = init_from.adopt(asked, given)
+            config = init_from.adopt(asked, given, workdir)
             validate(config)
             methods.build(config)
             check_same_run(config, workdir)

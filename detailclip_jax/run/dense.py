@@ -19,7 +19,7 @@ from detailclip_jax.evaluation import EvaluatorError
 from detailclip_jax.figures import plots
 from detailclip_jax.run.init_from import config_of
 from detailclip_jax.run.loop import bad_list, usable_workers
-from detailclip_jax.run.session import COUNTS, Run, Task, TrainStep
+from detailclip_jax.run.session import COUNTS, Run, Task, TrainStep, afresh
 from detailclip_jax.runtime.devices import usable_cores
 from detailclip_jax.runtime.files import replace_text
 from detailclip_jax.runtime.interrupt import Interrupt
@@ -62,8 +62,8 @@ def check_kind(config: ConfigDict, name: str = "the config") -> None:
         )
 
 
-def claimed(config: ConfigDict, workdir: str | Path, built: Any, task: Task, claim: bool = True) -> Run:
-    """Claims the workdir for an experiment unless `claim` is False, which only checks it; returns the run.
+def prepared(config: ConfigDict, workdir: str | Path, built: Any, task: Task) -> Run:
+    """Checks the workdir of an experiment and returns the run; writes nothing.
 
     Raises ValueError for a workdir of another config or of other classes.
     """
@@ -71,10 +71,6 @@ def claimed(config: ConfigDict, workdir: str | Path, built: Any, task: Task, cla
         raise ValueError(f"batch_size {config.batch_size} does not divide over {jax.process_count()} processes")
     run_config.check_workdir(Path(workdir), config)
     class_names.check(class_names.read(workdir), built.classes)
-    writes = claim and jax.process_index() == 0
-    run_config.claim_workdir(Path(workdir), config, write=writes)
-    if writes:
-        class_names.write(workdir, built.classes)
     console = Console(enabled=jax.process_index() == 0)
     return Run(config, Path(workdir), built, built.sets.train.source, console, task, built.sets.val.source)
 
@@ -239,8 +235,9 @@ def task_of(
         evaluate=evaluate,
         finish=finish,
         less_memory=LESS_MEMORY,
-        gentler=gentler,
+        gentler=afresh,
         counts=counts,
+        claim=lambda run: class_names.write(run.workdir, run.experiment.classes),
     )
 
 
@@ -248,12 +245,3 @@ LESS_MEMORY = (
     "a smaller batch_size (the learning rate follows), --config.model.remat=dots or full, "
     "--config.model.dtype=bfloat16, a smaller inference.batch_size, or --config.mesh.fsdp of several devices"
 )
-
-
-def gentler(run: Run) -> str:
-    """Says how to go on after a loss that is not finite."""
-    rate = run.config.optimizer.learning_rate
-    return (
-        "The same command would come to the same step.  Use another --workdir and a gentler optimiser: "
-        f"--config.optimizer.learning_rate below {rate:g} or --config.optimizer.clip_norm=1.0"
-    )

@@ -32,13 +32,13 @@ FINE = 112  # cells along a side of the masks of the ground truth in figures
 DETECTIONS = "detections.json"  # of the last evaluation, in COCO's result format
 
 
-def prepare(config: ConfigDict, workdir: str | Path, claim: bool = True) -> Run:
-    """Checks a config with adopted encoder, opens the data, builds the experiment and, if `claim`, claims the workdir.
+def prepare(config: ConfigDict, workdir: str | Path) -> Run:
+    """Checks a config with adopted encoder, opens the data, checks the workdir and builds the experiment.
 
     Raises ValueError, FileNotFoundError or MissingData, with a message for the user.
     """
     check(config)
-    return dense.claimed(config, workdir, build(config), DETECTION, claim)
+    return dense.prepared(config, workdir, build(config), DETECTION)
 
 
 class Steps:

@@ -130,13 +130,14 @@ def writable(workdir: Path) -> Iterator[None]:
 
 
 def claim(run: Run) -> None:
-    """Writes the config of a run into its workdir, which this process has locked.
+    """Writes the config of a run into its workdir, which this process has locked, and what its task keeps beside it.
 
     Raises RunError if a run with another config has begun there since the workdir was checked.
     """
     with writable(run.workdir):
         try:
             run_config.claim_workdir(run.workdir, run.config)
+            run.task.claim(run)
         except ValueError as error:
             raise RunError(str(error)) from error
 

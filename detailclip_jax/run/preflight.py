@@ -43,8 +43,7 @@ def run(config: ConfigDict, workdir: str | Path, given: Sequence[str] = ()) -> i
 
     `given`: dotted names of fields that the user has set (see `init_from.adopt`).
     """
-    checked = partial(transfer.prepare, claim=False)
-    prepare, checks = (checked, DENSE_CHECKS) if is_dense(config) else (loop.prepare, CHECKS)
+    prepare, checks = (transfer.prepare, DENSE_CHECKS) if is_dense(config) else (loop.prepare, CHECKS)
     plan, good = several.agreed(lambda: prepare(config, workdir, given)), True
     missing = [folder for folder in (plan.workdir, *plan.workdir.parents) if not folder.exists()]
     if jax.process_index() == 0:

@@ -49,6 +49,7 @@ class Task(NamedTuple):
     less_memory: str  # which settings need less memory
     gentler: Callable[["Run"], str]  # how to go on after a loss that is not finite, if there is a checkpoint
     images: Callable[["Run", TrainState], Mapping[str, Any]] = lambda run, state: {}  # for TensorBoard, by name
+    claim: Callable[["Run"], None] = lambda run: None  # writes what the workdir holds beside the config
     counts: tuple[str, str] = COUNTS  # names of the counts of unreadable and of shortened examples
 
 

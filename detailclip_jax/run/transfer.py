@@ -29,17 +29,17 @@ from detailclip_jax.training.checkpoint import load_state
 from detailclip_jax.training.train_state import TrainState
 
 
-def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = (), claim: bool = True) -> Run:
-    """Checks the config of a dense task, opens the data, builds the experiment and, if `claim`, claims the workdir.
+def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) -> Run:
+    """Checks the config of a dense task, opens the data, checks the workdir and builds the experiment.
 
     `given`: dotted names of fields that the user has set (see `dense_encoder.adopt`).
     Raises ValueError, FileNotFoundError or MissingData, with a message for the user.
     """
     config = dense.adopted(config, given)
     if config.method == DETECTION:
-        return detection.prepare(config, workdir, claim)
+        return detection.prepare(config, workdir)
     check(config)
-    return dense.claimed(config, workdir, experiment.build(config), SEGMENTATION, claim)
+    return dense.prepared(config, workdir, experiment.build(config), SEGMENTATION)
 
 
 def build(config: ConfigDict, mesh: Mesh | None = None, classes: tuple[str, ...] = ()) -> Any:
