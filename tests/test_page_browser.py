@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -230,6 +231,91 @@ def test_an_image_is_dropped(browser):
     preview = browser.find_element(By.ID, "preview")
     wait(browser, lambda _: preview.get_attribute("alt") == "The chosen image")
     assert not browser.get_log("browser")
+
+
+DROPS = """
+const [place, texts, files] = arguments;
+const dataTransfer = new DataTransfer();
+if (texts) dataTransfer.setData("text/plain", texts);
+for (const name of files) dataTransfer.items.add(new File(["no image"], name));
+const sent = ["dragover", "drop"].map((name) => new DragEvent(name, { dataTransfer, bubbles: true, cancelable: true }));
+for (const event of sent) document.getElementById(place).dispatchEvent(event);
+return sent.map((event) => event.defaultPrevented);
+"""
+
+
+def test_text_is_dropped_where_it_goes_and_of_several_files_none(browser):
+    wait(browser, lambda _: texts_of(browser, ".bars li"))
+    error = browser.find_element(By.ID, "error")
+    for place in ("texts", "query"):
+        assert browser.execute_script(DROPS, place, "a frog", []) == [False, False]
+    assert not error.is_displayed()
+    assert browser.execute_script(DROPS, "texts", "", ["one.png", "two.png"]) == [True, True]
+    wait(browser, lambda _: error.is_displayed())
+    assert error.text == "2 files were dropped; drop one image"
+
+
+HOLD = """
+const [held, first, real] = [arguments[0], [], window.fetch];
+window.asked = [];
+window.release = () => first.forEach((answer) => answer());
+window.fetch = (path, options) => {
+  const answer = real(path, options);
+  if (path !== held) return answer;
+  window.asked.push(JSON.parse(options.body));
+  return window.asked.length > 1 ? answer : new Promise((resolve) => first.push(() => resolve(answer)));
+};
+"""  # keeps the answer to the first request of a path until `release()`; `asked` are the requests
+TOO_LARGE = """
+const chosen = new DataTransfer();
+chosen.items.add(new File([new Uint8Array(33 * 2 ** 20)], "large.png"));
+document.getElementById("file").files = chosen.files;
+document.getElementById("file").dispatchEvent(new Event("change"));
+"""
+
+
+def test_captions_typed_during_a_comparison_are_compared_once_and_its_end_hides_no_newer_error(browser):
+    wait(browser, lambda _: texts_of(browser, ".bars li"))
+    browser.execute_script(HOLD, "/api/texts")
+    box = browser.find_element(By.ID, "texts")
+    box.send_keys(Keys.CONTROL, "a")
+    for typed in ("a frog", "\na kite", "\na pear"):
+        box.send_keys(typed)
+        time.sleep(0.5)
+    assert [each["texts"] for each in browser.execute_script("return asked")] == [["a frog"]]
+    browser.execute_script(TOO_LARGE)
+    error, models = (browser.find_element(By.ID, name) for name in ("error", "models"))
+    wait(browser, lambda _: error.is_displayed())
+    assert error.text.startswith("too large") and models.get_attribute("aria-busy") == "true"
+    browser.execute_script("release()")
+    wanted = ["a frog", "a kite", "a pear"]
+    wait(browser, lambda _: texts_of(browser, ".bars .text") == wanted * 2)
+    assert [each["texts"] for each in browser.execute_script("return asked")] == [["a frog"], wanted]
+    wait(browser, lambda _: models.get_attribute("aria-busy") == "false")
+    assert error.is_displayed()
+
+
+def test_a_late_answer_to_an_earlier_search_is_dropped(browser):
+    wait(browser, lambda _: texts_of(browser, ".bars li"))
+    browser.execute_script(HOLD, "/api/search")
+    browser.find_element(By.ID, "query").send_keys("a frog", Keys.ENTER)
+    browser.find_element(By.ID, "alike").click()
+    title = browser.find_element(By.ID, "found-title")
+    wait(browser, lambda _: title.text == "Found for this image")
+    browser.execute_script("release()")
+    wait(browser, lambda _: browser.find_element(By.ID, "models").get_attribute("aria-busy") == "false")
+    assert title.text == "Found for this image"
+
+
+def test_a_late_answer_for_an_earlier_patch_is_dropped(browser):
+    place = "#models .model:first-child .panels figure:first-child"
+    wait(browser, lambda _: texts_of(browser, ".bars li"))
+    browser.execute_script(HOLD, "/api/neighbours")
+    browser.execute_script("choose(0.1, 0.1); choose(0.9, 0.9)")
+    wait(browser, lambda _: "row 4, column 4" in texts_of(browser, f"{place} figcaption")[0])
+    browser.execute_script("release()")
+    wait(browser, lambda _: browser.find_element(By.ID, "models").get_attribute("aria-busy") == "false")
+    assert "row 4, column 4" in texts_of(browser, f"{place} figcaption")[0]
 
 
 def test_an_unreadable_file_is_one_line(browser, tmp_path):

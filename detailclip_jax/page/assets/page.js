@@ -8,7 +8,7 @@ const VIRIDIS = [[68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38,
 const OVER = 0.68; // opacity of a heat map over the image
 const GREY = 0.88; // of removed patches, as in the figures
 
-const state = { about: null, image: null, scene: null, point: { x: 0.5, y: 0.5 }, typed: 0, compared: 0 };
+const state = { about: null, image: null, scene: null, point: { x: 0.5, y: 0.5 }, turns: {}, errors: 0, busy: 0 };
 
 /** Sends a request; returns its JSON, or throws an Error with the server's line. */
 async function ask(path, body, type = "application/json") {
@@ -24,18 +24,67 @@ async function ask(path, body, type = "application/json") {
   return answer;
 }
 
-/** Runs work, shows its error as one line, and marks the results as busy meanwhile. */
+/** Begins work of a kind; returns a function that tells whether no other of this kind has begun since. */
+function turn(kind) {
+  const own = (state.turns[kind] ?? 0) + 1;
+  state.turns[kind] = own;
+  return () => own === state.turns[kind];
+}
+
+/** As `ask`, where only the last request to a path counts: null if another was sent since, also in place of an error. */
+async function askLast(path, body) {
+  const newest = turn(path);
+  const answer = await ask(path, JSON.stringify(body)).catch((error) => {
+    if (newest()) throw error;
+  });
+  return newest() ? answer : null;
+}
+
+/** Returns a function that runs work alone: calls while it runs are answered by one more run, after it.
+ *
+ * Work gets a function that tells whether nobody has called since it began; if somebody has, its error is dropped.
+ */
+function alone(work) {
+  let running = null;
+  let again = false;
+  const run = async () => {
+    try {
+      do {
+        again = false;
+        await work(() => !again).catch((error) => {
+          if (!again) throw error;
+        });
+      } while (again);
+    } finally {
+      running = null;
+    }
+  };
+  return () => {
+    if (running) again = true;
+    else running = run();
+    return running;
+  };
+}
+
+/** Runs work, shows its error as one line, and marks the results as busy meanwhile; success hides only older errors. */
 async function doing(work) {
-  $("models").setAttribute("aria-busy", "true");
+  const { errors } = state;
+  busy(1);
   try {
     await work();
-    $("error").hidden = true;
+    if (errors === state.errors) $("error").hidden = true;
   } catch (error) {
+    state.errors++;
     $("error").textContent = error.message;
     $("error").hidden = false;
   } finally {
-    $("models").setAttribute("aria-busy", "false");
+    busy(-1);
   }
+}
+
+function busy(change) {
+  state.busy += change;
+  $("models").setAttribute("aria-busy", String(state.busy > 0));
 }
 
 /** Creates an element; strings are added as text, never as HTML. */
@@ -138,12 +187,10 @@ function pickable(frame, side) {
   });
 }
 
-/** Compares the chosen patch with the others. */
+/** Compares the chosen patch with the others; an answer for a patch or an image that was left since is dropped. */
 async function neighbours() {
-  const { image } = state.image;
-  const answer = await ask("/api/neighbours", JSON.stringify({ image, ...state.point }));
-  if (image !== state.image.image) return;
-  answer.models.forEach((model, number) => drawSimilar(state.image.models[number], model));
+  const answer = await askLast("/api/neighbours", { image: state.image.image, ...state.point });
+  answer?.models.forEach((model, number) => drawSimilar(state.image.models[number], model));
 }
 
 function choose(x, y) {
@@ -169,10 +216,9 @@ function texts() {
   return $("texts").value.split("\n").map((line) => line.trim()).filter(Boolean);
 }
 
-/** Compares the image with the captions; an answer to captions that have changed since is dropped. */
-async function compare() {
+/** Compares the image with the captions, one request at a time; an answer to what has changed since is dropped. */
+const compare = alone(async (newest) => {
   const wanted = texts();
-  const turn = ++state.typed;
   if (!state.image) return;
   if (!wanted.length) {
     state.image.models.forEach((model) => model.parts.texts.replaceChildren());
@@ -181,10 +227,10 @@ async function compare() {
   if (wanted.length > state.about.max_texts) wanted.length = state.about.max_texts;
   const { image } = state.image;
   const answer = await ask("/api/texts", JSON.stringify({ image, texts: wanted }));
-  if (turn !== state.typed || image !== state.image.image) return;
+  if (!newest() || image !== state.image.image) return;
   answer.models.forEach((model, number) => drawTexts(state.image.models[number], model, answer.texts));
   say(`compared with ${answer.texts.length} captions`);
-}
+});
 
 function drawTexts(shown, answer, names) {
   if (answer.reason) {
@@ -227,15 +273,16 @@ function heatMaps(answer, names) {
   });
 }
 
-/** Uploads an image file and draws what the models see. */
-async function upload(blob, scene = null) {
+/** Uploads an image file and draws what the models see, unless another image was chosen since `newest` was made. */
+async function upload(blob, scene = null, newest = null) {
   if (blob.size > state.about.max_upload) {
     throw new Error(`too large: more than ${state.about.max_upload.toLocaleString("en")} bytes`);
   }
+  newest ??= turn("image");
   const answer = await ask("/api/image", blob, "application/octet-stream");
+  if (!newest()) return;
   state.image = answer;
   state.scene = scene;
-  state.typed++;
   $("preview").src = `/api/image/${answer.image}.png`;
   $("preview").alt = scene === null ? "The chosen image" : state.about.scenes[scene].caption;
   $("preview").hidden = false;
@@ -248,14 +295,23 @@ async function upload(blob, scene = null) {
 }
 
 async function pick(number) {
+  const newest = turn("image");
   $("texts").value = state.about.scenes[number].texts.join("\n");
   const response = await fetch(`/api/scenes/${number}.png`);
-  await upload(await response.blob(), number);
+  await upload(await response.blob(), number, newest);
+}
+
+/** Uploads the file of a drop; of several, none. */
+async function dropped(files) {
+  if (files.length > 1) throw new Error(`${files.length} files were dropped; drop one image`);
+  if (files.length) await upload(files[0]);
 }
 
 function search(body) {
   return doing(async () => {
-    const { found } = await ask("/api/search", JSON.stringify(body));
+    const answer = await askLast("/api/search", body);
+    if (!answer) return;
+    const { found } = answer;
     const items = found.map(({ number, name, cosine }) => {
       const image = make("img", { src: `/api/found/${number}.png`, alt: name, loading: "lazy" });
       return make("li", {}, make("figure", {}, image, make("figcaption", {}, `${cosine.toFixed(3)} ${name}`)));
@@ -281,10 +337,11 @@ function listen() {
   });
   for (const name of ["dragover", "drop", "dragleave"]) {
     document.addEventListener(name, (event) => {
+      if (!event.dataTransfer?.types.includes("Files")) return; // text goes where it is dropped
       event.preventDefault();
       $("drop").classList.toggle("over", name === "dragover");
-      const file = event.dataTransfer?.files[0];
-      if (name === "drop" && file) doing(() => upload(file));
+      const { files } = event.dataTransfer;
+      if (name === "drop") doing(() => dropped(files));
     });
   }
   $("form").addEventListener("submit", (event) => {
