@@ -457,6 +457,13 @@ def test_split_files_choose_their_split_only(tmp_path, name):
     assert len(open_set(name, tmp_path, split="train").source) == 2  # COCO's restval is training data
 
 
+def test_a_missing_caption_of_a_split_file_is_left_out(tmp_path):
+    split_file(tmp_path / "coco")
+    file = tmp_path / "coco/dataset_coco.json"
+    file.write_text(file.read_text().replace('"text 4 0"', "null"))
+    assert open_set("coco", tmp_path).source[1]["captions"] == tuple(f"text 4 {t}" for t in range(1, 6))
+
+
 def test_images_that_are_not_beside_the_split_file_are_named(tmp_path):
     split_file(tmp_path / "coco")
     (tmp_path / "coco" / "val2014").rename(tmp_path / "elsewhere")

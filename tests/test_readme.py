@@ -278,6 +278,7 @@ def test_every_field_that_a_page_sets_exists():
     usual, dense = "configs/stickers.py", ("configs/transfer/ade20k_upernet.py", "configs/transfer/coco_cascade.py")
     configs = {
         "docs/segmentation.md": dense[:1],
+        "docs/experiments.md": (usual, *dense[:1]),
         "docs/detection.md": dense[1:],
         "docs/troubleshooting.md": (usual, *dense),
     }

@@ -42,9 +42,12 @@ def rows_of(file: pathlib.Path) -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def row_of(row: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
-    """Returns split, path and captions of one image; COCO's entries name its folder, Flickr30K's do not."""
+    """Returns split, path and captions of one image, "" for a missing caption.
+
+    COCO's entries name the folder of the image, Flickr30K's do not.
+    """
     path = "/".join(part for part in (row.get("filepath", ""), row["filename"]) if part)
-    return row["split"], path, tuple(text["raw"] for text in row["sentences"])
+    return row["split"], path, tuple(text["raw"] or "" for text in row["sentences"])
 
 
 def root_of(folder: pathlib.Path, name: str) -> pathlib.Path:
