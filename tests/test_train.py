@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import signal
+import time
 from contextlib import closing, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from detailclip_jax.run import loop, preflight, session
 from detailclip_jax.run.session import Run
 from detailclip_jax.runtime import metrics
 from detailclip_jax.runtime.errors import RunError
-from detailclip_jax.runtime.interrupt import Interrupt
+from detailclip_jax.runtime.interrupt import TOGETHER, Interrupt
 from detailclip_jax.runtime.locks import Busy, alone
 from detailclip_jax.runtime.metrics import NonFiniteError, read_lines, read_scores
 from detailclip_jax.runtime.progress import Console
@@ -417,6 +418,7 @@ def test_a_signal_is_noted_and_a_second_one_ends_at_once(number, capfd, monkeypa
         assert not interrupt.reached()
         os.kill(os.getpid(), number)
         assert interrupt.reached() and not ended
+        time.sleep(2 * TOGETHER)
         os.kill(os.getpid(), number)
         assert ended == ["removed", 128 + number]
     assert (interrupt.exit_code, signal.getsignal(number)) == (128 + number, before)
