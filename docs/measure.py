@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -418,6 +419,9 @@ JUDGING = tuple(
         *("knn", "linear", "sets"),
     )
 )
+DENSE_READING = tuple(
+    f"detailclip_jax/{name}.py" for name in ("evaluation/dense", "inference/dense", "models/readouts")
+)
 COUNTING = (
     *COMPUTED,
     *(f"detailclip_jax/benchmarks/{name}.py" for name in ("counting", "step", "theory", "variants")),
@@ -445,6 +449,13 @@ COMPARED = {  # row of `compare` -> its name in the tables
     PAPER: "`detailclip`, the paper's weights",
 }
 FLOORS = {"untrained": "untrained", "raw pixels": "raw pixels"}
+LATER = {  # the same for the methods after DetailCLIP
+    **{name: f"`{name}`" for name in ("clip", "siglip", "silc", "tips", "tipsv2", "detailclip")},
+    "detailclip+losses.patch_over=all": "`detailclip`, patch loss over all tokens",
+    **{name: f"`{name}`" for name in ("cosmos", "flair")},
+}
+LATER_SEEDS = 1
+LATER_READOUTS = ("plain", "naclip")
 SUPERVISED = {  # name in the study -> what differs from configs/transfer/stickers_linear.py; 19,200 scenes, ten times
     "linear": "stickers_linear.py --config.encoder.frozen=False --config.total_steps=300",
     "UPerNet": "stickers_upernet.py --config.total_steps=300",
@@ -767,12 +778,12 @@ def straightforward(folder: Path) -> Made:
     return {"straightforward.table": lines}
 
 
-def mean_and_std(records: Sequence[Mapping[str, Any]], row: str, metric: str) -> str:
-    """A metric of a row of `compare` in per cent, of the student: "21.8 ± 3.5"; "" if it was not measured."""
+def mean_and_std(records: Sequence[Mapping[str, Any]], row: str, metric: str, weights: str = "student") -> str:
+    """A metric of a row of `compare` in per cent: "21.8 ± 3.5"; "" if it was not measured."""
     found = [
         one
         for one in records
-        if (one["method"], one["weights"], one["metric"]) == (row, "student", METRICS.get(metric, metric))
+        if (one["method"], one["weights"], one["metric"]) == (row, weights, METRICS.get(metric, metric))
     ]
     if not found:
         return ""
@@ -794,6 +805,33 @@ def rows_table(folder: Path, shown: Mapping[str, str]) -> list[str]:
 def comparison(folder: Path) -> Made:
     """Methods at one budget, from scratch."""
     return {"comparison.table": rows_table(folder / "rows", COMPARED | FLOORS)}
+
+
+def later_runs() -> Iterator[tuple[str, int, str]]:
+    """Row, seed, and the part of the run's path below the number's folder."""
+    for row in LATER:
+        for seed in range(LATER_SEEDS):
+            yield row, seed, f"{quote(row, safe='=+')}/seed-{seed}"
+
+
+def later(folder: Path) -> Made:
+    """The methods after DetailCLIP at one budget; COSMOS by its teacher too, which is its own choice of weights."""
+    made = read(folder / "rows", "comparison")
+    dense: dict[tuple[str, str, str], list[float]] = {}
+    for row, _, path in later_runs():
+        for line in (folder / "dense" / path / "results.jsonl").read_text().splitlines():
+            one = json.loads(line)
+            if one["metric"] == "mean_iou":
+                key = row, one["weights"], one["dataset"].rpartition(":")[2]
+                dense.setdefault(key, []).append(100 * one["value"])
+    heads = [*METRICS, *(f"words, {name}: mIoU" for name in LATER_READOUTS), "GFLOP per image"]
+    lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for row, weights in [*((row, "student") for row in LATER), ("cosmos", "ema")]:
+        cells = [mean_and_std(made["results"], row, metric, weights) for metric in METRICS]
+        cells += [mean_and_spread(dense[row, weights, name]) for name in LATER_READOUTS]
+        name = f"{LATER[row]}, the teacher" if weights == "ema" else LATER[row]
+        lines.append(f"| {' | '.join([name, *cells, made['costs'][row].partition(' ')[0]])} |")
+    return {"later.table": lines}
 
 
 def longer(folder: Path) -> Made:
@@ -1253,6 +1291,22 @@ NUMBERS = (
         comparison,
     ),
     Number(
+        "later",
+        "the methods after DetailCLIP at one budget, from scratch",
+        160,
+        (*LEARNING, *JUDGING, *DENSE_READING),
+        (
+            f"{COMPARE} --methods={','.join(LATER)} --seeds={LATER_SEEDS} --budget=300 --workdir={{out}}/rows",
+            *(
+                f"python -m detailclip_jax.evaluate --checkpoint={{out}}/rows/{path} --out={{out}}/dense/{path} "
+                f"--weights={'student,ema' if row == 'cosmos' else 'student'} --num-examples=100 "
+                f"--tasks=dense:{','.join(f'stickers:{name}' for name in LATER_READOUTS)}"
+                for row, _, path in later_runs()
+            ),
+        ),
+        later,
+    ),
+    Number(
         "longer",
         "CLIP and DetailCLIP at eight times that budget",
         90,
@@ -1330,10 +1384,7 @@ NUMBERS = (
         "readouts",
         "the dense read-outs with the demo's student",
         3,
-        (
-            *LEARNING,
-            *(f"detailclip_jax/{name}.py" for name in ("evaluation/dense", "inference/dense", "models/readouts")),
-        ),
+        (*LEARNING, *DENSE_READING),
         (
             "python -m detailclip_jax.evaluate --checkpoint={demo} --weights=student --tasks=dense:stickers:all "
             "--num-examples=100 --out={out}",
