@@ -157,7 +157,7 @@ def _samples(key: str, group: Iterable[tuple[str, bytes | Rejected | None]]) -> 
 def members(path: str) -> Iterator[tuple[str, bytes | Rejected | None]]:
     """Yields (name, bytes) of each usable member, or the reason why it is refused in place of the bytes.
 
-    An image whose suffix is none of an image (`one.seg.png`) is not read; its value is None.
+    An image file with a longer suffix, such as `one.seg.png`, is not read; its value is None.
     """
     # in a stream, skipped members are read as well
     kind, mode = (Stream, "r|") if is_compressed(path) else (Archive, "r:")
