@@ -6,8 +6,9 @@
 
 The sizes (B/16 or any other), the image encoder's norm, activation and pooling, the image size and the normalisation
 are those of `init`.  Networks that it lacks (decoder, heads) are initialised, and a missing teacher is a copy of the
-student.  Crops, masks and losses are the method's own, from configs/vitb16_yfcc.py and configs/baselines.  The paper
-trains from scratch; the numbers here are ours, chosen from common practice in fine-tuning CLIP.
+student.  Crops, masks and losses are the method's own, from configs/vitb16_yfcc.py, configs/baselines and
+configs/beyond, but DetailCLIP and A-CLIP remove a quarter of the patches, not half.  The paper trains from scratch; the
+numbers here are ours, chosen from common practice in fine-tuning CLIP.
 
 docs/experiments.md has runs on stickers that continue a small CLIP.
 """

@@ -33,9 +33,10 @@ def check_named(arguments: argparse.Namespace, size: str) -> None:
     """Raises ValueError if a step would run whose model nobody named: the default is the paper's ViT-B/16."""
     runs = not (arguments.count_only or arguments.compile_only)
     if runs and not (arguments.config or arguments.method or arguments.size or arguments.set):
+        other = ", or take --count-only or --compile-only" if arguments.command == "step" else ""
         raise ValueError(
             f"without a name this would train {size} of configs/vitb16_yfcc.py for some steps; say what to run with "
-            "--config, --method or --size, or take --count-only or --compile-only"
+            f"--config, --method or --size{other}"
         )
 
 

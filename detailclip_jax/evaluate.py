@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
         "--style",
         default="noto",
         metavar="STYLE",
-        help="drawings of stickers_style: noto, a font, a folder of NOUN.png",
+        help="drawings of stickers_style: noto, a font, a folder with one per noun (owl.png, 1f989.png or 1f989.webp)",
     )
     add("--distributed", action="store_true", help="connect to the other processes that jax finds (TPU pods)")
     add("--no-cache", dest="cache", action="store_false", help="do not store embeddings in OUT/embeddings")

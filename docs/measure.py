@@ -603,9 +603,9 @@ def overview(folder: Path) -> Made:
     """The caption of the figure."""
     caption = (
         f"*`detailclip visualize --checkpoint=runs/stickers {OVERVIEW}` after `make demo`: scenes of unseen pairs, "
-        "the EMA teacher's CLS attention (eq. 9), the patches that the student keeps, what the decoder makes of the "
-        "others, and where each word fits better than the 96 nouns on average. [OpenMoji](https://openmoji.org), CC "
-        "BY-SA 4.0.*"
+        "the EMA teacher's CLS attention (eq. 9), the patches that the student keeps, the prediction of the others, "
+        "and where each word is more similar than the mean of the 96 nouns. [OpenMoji](https://openmoji.org), CC BY-SA "
+        "4.0.*"
     )
     return {"overview.caption": textwrap.wrap(caption, WIDTH)}
 
@@ -637,8 +637,8 @@ def evaluation(folder: Path) -> Made:
     seen, other = percent("zero_shot", "stickers"), percent("zero_shot", "stickers_style")
     nearest, linear = percent("knn", "stickers", "k10_top1"), percent("linear", "stickers")
     sentence = (
-        f"Zero-shot {seen} on unseen scenes and {other} on those drawings, k-NN (k = 10) {nearest}, linear probe "
-        f"{linear}, chance 1.04 each."
+        f"Zero-shot {seen} on unseen scenes and {other} on scenes of another artist's drawings, k-NN (k = 10) "
+        f"{nearest}, linear probe {linear}, chance 1.04 each."
     )
     return {"evaluation.sentence": textwrap.wrap(sentence, WIDTH)}
 

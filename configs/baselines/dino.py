@@ -1,8 +1,9 @@
-"""DINO ViT-B/16 (arXiv 2104.14294), on the images of YFCC15M.  The paper's table 1 uses 400 epochs of ImageNet-1K.
+"""DINO ViT-B/16 (arXiv 2104.14294), on the images of YFCC15M.  The paper's table 1 uses 800 epochs of ImageNet-1K.
 
     python -m detailclip_jax.main --config=configs/baselines/dino.py --config.data.path=/data/yfcc15m
 
-Sets the fields that differ from configs/vitb16_yfcc.py.
+Sets the fields that differ from configs/vitb16_yfcc.py.  400 epochs are those of DINO's own ViT-B/16 (recalled);
+dino.py:epochs=800 is the paper's length.
 """
 
 from pathlib import Path

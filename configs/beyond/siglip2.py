@@ -9,11 +9,11 @@ The paper adds the two terms after 80 % of one run [paper].  Here are two runs [
 lost, and each has a cosine of its own, from 5e-4 to 5.7e-5 and from there to 1e-5, which together are not one cosine
 from 5e-4 to 1e-5.  Without --config.init the second run would train from scratch at its small rate.
 
-The paper's B/16 at 256 px (WebLI, 40B examples, batch 32k) reaches 79.1 ImageNet-1K zero-shot and 53.2 / 69.7 COCO
-recall at 1 (text to image, image to text); SigLIP 76.7 and 47.4 / 65.1 [paper].  It also trains a captioning decoder
-throughout, which is not implemented.  No number on YFCC15M is published.  Images have 224 px, as in siglip.py, not the
-paper's 256, and evaluation preprocesses as the first run does [choice].  Labels: [paper], [recalled] from memory,
-[choice] ours.
+The paper's B/16 at 256 px (WebLI; 40B examples and batch 32k [sec]) reaches 79.1 ImageNet-1K zero-shot and 53.2 / 69.7
+COCO recall at 1 (text to image, image to text); SigLIP 76.7 and 47.4 / 65.1 [paper].  It also trains a captioning
+decoder throughout, which is not implemented.  No number on YFCC15M is published.  Images have 224 px, as in siglip.py,
+not the paper's 256, and evaluation preprocesses as the first run does [choice].  Labels: [paper], [sec] second-hand,
+[recalled] from memory, [choice] ours.
 """
 
 from pathlib import Path

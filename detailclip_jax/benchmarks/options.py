@@ -118,8 +118,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return command.parse_args(given)
 
 
-def _model(add) -> None:
-    """Adds the flags that define the step."""
+def _model(add: Callable[..., object], batch: str = "32") -> None:
+    """Adds the flags that define the step; `batch` is the default in words."""
     add("--config", metavar="FILE", help="configs/NAME.py or configs/NAME.py:ARGUMENT (default: the paper's run)")
     add("--method", metavar="NAME", help="another method, with its own crops and learning rates")
     add("--size", metavar="NAME", help="tiny, S/16, B/32, B/16, L/16")
@@ -127,7 +127,7 @@ def _model(add) -> None:
     add("--dtype", choices=("float32", "bfloat16"), help="dtype of the matrix products")
     add("--remat", choices=("none", "dots", "full"), help="what the backward pass recomputes")
     add("--scan", choices=("true", "false"), help="run the blocks as a loop over one compiled block")
-    add("--batch", type=flags.positive, metavar="PAIRS", help="pairs per step, over all devices (default: 32)")
+    add("--batch", type=flags.positive, metavar="PAIRS", help=f"pairs per step, over all devices (default: {batch})")
     add("--text-length", type=flags.positive, metavar="TOKENS", help="tokens of a caption (default: the context)")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the config; repeatable")
     add("--devices", type=flags.positive, metavar="N", help="number of devices (default: all)")
@@ -171,7 +171,7 @@ def _start(command: flags.Parser) -> None:
 
 
 def _gpu_day(command: flags.Parser) -> None:
-    _model(command.add_argument)
+    _model(command.add_argument, batch="256 on each device")
     add = command.add_argument
     add("--out", metavar="FOLDER", default="runs/gpu-day", help="folder of the results (default: runs/gpu-day)")
     add("--minutes", type=float, default=10, metavar="N", help="begin no section after this time (default: 10)")

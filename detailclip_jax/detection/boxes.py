@@ -27,7 +27,7 @@ def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
 
 
 def overlap(first: Float[Array, "*#n 4"], second: Float[Array, "*#n 4"]) -> Array:
-    """Computes the area of the intersection of pairs; leading axes broadcast."""
+    """Computes the areas of the intersections of pairs, [*n]; leading axes broadcast."""
     low, high = jnp.maximum(first[..., :2], second[..., :2]), jnp.minimum(first[..., 2:], second[..., 2:])
     size = jnp.maximum(high - low, 0)
     return size[..., 0] * size[..., 1]
@@ -72,9 +72,10 @@ def encode(
 
 
 def decode(boxes: Float[Array, "*#n 4"], offsets: Float[Array, "*#n 4"], stds: Any = (1, 1, 1, 1)) -> Array:
-    """Inverts `encode`; dw and dh are limited to +-log(1000 / 16), so that a side grows at most 62.5 times.
+    """Inverts `encode`: boxes [*n, 4]; leading axes broadcast.
 
-    Leading axes broadcast."""
+    dw and dh are limited to +-log(1000 / 16), so that a side grows at most 62.5 times.
+    """
     dx, dy, dw, dh = jnp.moveaxis(offsets * jnp.asarray(stds), -1, 0)
     dw, dh = (jnp.clip(d, -MAX_LOG_RATIO, MAX_LOG_RATIO) for d in (dw, dh))
     corner, size = boxes[..., :2], boxes[..., 2:] - boxes[..., :2]

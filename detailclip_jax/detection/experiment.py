@@ -120,8 +120,9 @@ class Experiment(fine_tuning.Experiment):
         """Scores the masks that the mask heads draw in the true boxes with the true classes: the most that they allow.
 
         Returns the twelve numbers of masks in percent ("ceiling_AP", ...). The class chooses the mask's channel, all
-        scores are 1, and there are neither false positives nor misses, except for an image's objects beyond
-        `data.max_instances`, which are left out. Otherwise as `evaluate`.
+        scores are 1, and there are no false positives. Objects that training leaves out are missed here, although the
+        scoring counts them: those beyond `data.max_instances`, those marked `ignore`, and boxes below one pixel.
+        Otherwise as `evaluate`.
         """
         limit = self.config.data.max_instances
         compute, test = self._on_this_process(state, self._draw)

@@ -6,7 +6,7 @@
     model.encode_image([Image.open("frog.jpg"), array]) @ model.encode_text(["a frog", "a bus"]).T    # cosines [2, 2]
     model.features([array]).patches                                                                  # [1, h, w, D]
     model.attention(array)                                                                           # eq. 9
-    model.reconstruct([array], model.removed([array]))                    # what the decoder makes of removed patches
+    model.reconstruct([array], model.removed([array]))                    # the decoder's prediction of removed patches
     model.dense(array, ["a frog", "a bus"])                                      # a map of the image per text
 
 The networks, their parameters and the config are `model.networks`, `model.variables` and `model.config`.

@@ -26,17 +26,23 @@ from detailclip_jax.types import Array, Bool, Float, Scalar
 Divergence = Callable[[Float[Array, "*batch C"], Float[Array, "*batch C"]], Float[Array, "*batch"]]
 
 
-def cross_entropy(student_log: Float[Array, "*batch C"], teacher_log: Float[Array, "*batch C"]):
+def cross_entropy(
+    student_log: Float[Array, "*batch C"], teacher_log: Float[Array, "*batch C"]
+) -> Float[Array, "*batch"]:
     """Computes -sum p_t log p_s (DINO, iBOT): KL(p_t || p_s) plus the teacher's entropy, constant for the student."""
     return -jnp.sum(jnp.exp(teacher_log) * student_log, -1)
 
 
-def kl_teacher_student(student_log: Float[Array, "*batch C"], teacher_log: Float[Array, "*batch C"]):
+def kl_teacher_student(
+    student_log: Float[Array, "*batch C"], teacher_log: Float[Array, "*batch C"]
+) -> Float[Array, "*batch"]:
     """Computes KL(p_t || p_s): the same gradient as `cross_entropy`, and 0 for equal distributions."""
     return jnp.sum(jnp.exp(teacher_log) * (teacher_log - student_log), -1)
 
 
-def kl_student_teacher(student_log: Float[Array, "*batch C"], teacher_log: Float[Array, "*batch C"]):
+def kl_student_teacher(
+    student_log: Float[Array, "*batch C"], teacher_log: Float[Array, "*batch C"]
+) -> Float[Array, "*batch"]:
     """Computes KL(p_s || p_t), as printed in eq. 6 and 7."""
     return jnp.sum(jnp.exp(student_log) * (student_log - teacher_log), -1)
 
@@ -55,7 +61,9 @@ def divergence_named(name: str) -> Divergence:
     return DIVERGENCES[name]
 
 
-def student_log_probabilities(logits: Float[Array, "*batch C"], temperature: Scalar | float):
+def student_log_probabilities(
+    logits: Float[Array, "*batch C"], temperature: Scalar | float
+) -> Float[Array, "*batch C"]:
     """Computes log softmax(logits / temperature) in float32."""
     return jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
 

@@ -187,7 +187,7 @@ class Method:
 
     @property
     def has_prototypes_of_decoded(self) -> bool:
-        """Whether the prototype head takes decoded tokens beside the encoder's, so that both have one width."""
+        """Whether the prototype head takes decoded tokens as well as the encoder's, so that both have one width."""
         heads = (head for head in self.heads if "decoded" in head.reads)
         return "decoder" in networks_of([self.decode]) and any("prototype_head" in networks_of([h.run]) for h in heads)
 

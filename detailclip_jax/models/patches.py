@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from einops import rearrange
 
-from detailclip_jax.types import Array, Float, UInt8
+from detailclip_jax.types import Array, Float, Int, UInt8
 
 
 def normalise_pixels(
@@ -34,6 +34,6 @@ def normalise_patches(patches: Float[Array, "*batch N P"], eps: float = 1e-6) ->
     return (patches - mean) / jnp.sqrt(variance + eps)
 
 
-def take(tokens: Float[Array, "*batch N D"], indices) -> Float[Array, "*batch K D"]:
-    """Selects the tokens at `indices` [*batch, K] of each image."""
+def take(tokens: Float[Array, "*batch N D"], indices: Int[Array, "*batch K"]) -> Float[Array, "*batch K D"]:
+    """Selects the tokens at `indices` of each image."""
     return jnp.take_along_axis(tokens, indices[..., None], axis=-2)
