@@ -71,6 +71,16 @@ def test_flair_needs_several_captions(caption, num):
     check_names(refused.value, "flair", f"data.caption {caption!r} gives 1")
 
 
+@pytest.mark.parametrize(("caption", "num"), [("crops", 8), ("sources:raw,long", 2)])
+def test_flair_needs_captions_of_one_kind(caption, num):
+    """The first caption of each other image is the negative: with these rules it would always be of the same kind."""
+    config = tiny_config("flair")
+    config.data.caption, config.data.num_captions = caption, num
+    with pytest.raises(ValueError) as refused:
+        methods.build(config)
+    check_names(refused.value, "flair", f"data.caption is {caption!r}", "set it to 'diverse'")
+
+
 def test_cosmos_compares_every_crop_and_text_with_the_teacher_s():
     exp, _, _, record = forward_of("cosmos")
     heads = record.heads

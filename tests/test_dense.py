@@ -1,5 +1,7 @@
 """Dense read-outs on segmentation sets: decisions from the definition, published setups, sets on disk, the command."""
 
+import functools
+import io
 import json
 
 import numpy as np
@@ -11,9 +13,9 @@ from tiny import check_names
 
 import detailclip_jax
 from detailclip_jax import evaluate as command
-from detailclip_jax.data.semantic import names
+from detailclip_jax.data.semantic import batches, names
 from detailclip_jax.data.semantic.labels import IGNORE
-from detailclip_jax.data.sources import MissingData
+from detailclip_jax.data.sources import BadRecord, MissingData
 from detailclip_jax.data.stickers.stickers import zero_shot_prompts
 from detailclip_jax.evaluation import Sets, dense, dense_sets, dense_setups, published, tasks
 from detailclip_jax.evaluation.dense_sets import open_dense, spelled_out, split_name
@@ -353,6 +355,17 @@ def test_stickers_and_the_published_numbers(workdir, mine, tmp_path, capsys, mon
     assert scenes["n"] == 4 and "short side 48, windows 32/16" in scenes["protocol"]
     assert run(workdir, tmp_path, "--tasks=dense:stickers:sclip", "--num-examples=4") == 0
     assert "already measured" in capsys.readouterr().out
+
+
+def test_an_image_that_would_be_reduced_is_refused(mine, monkeypatch):
+    """Its map would be smaller than its mask."""
+    monkeypatch.setattr(batches, "decode_whole", functools.partial(batches.decode_whole, max_pixels=1000))
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(stream, "JPEG")
+    source = [{"image": stream.getvalue(), "mask": np.zeros((64, 64), np.uint8), "key": "wide.jpg"}]
+    cuts = dense.Cuts(source, [0], setup(f"folder:{mine}", "plain", CLASSES), ConfigDict({"image_size": 32}))
+    with pytest.raises(BadRecord, match=r"wide\.jpg: too large: 64 x 64 pixels.*cut it into tiles"):
+        cuts[0]
 
 
 def test_classes_that_no_mask_has_and_ignored_pixels_are_remarks(workdir, mine, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Evaluators against an encoder that is written by hand, and the report; then once on a real method."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +15,7 @@ from detailclip_jax.data.sources import MissingData
 from detailclip_jax.data.stickers import sprites
 from detailclip_jax.data.stickers.captions import prompts
 from detailclip_jax.data.stickers.nouns import NOUNS
+from detailclip_jax.data.stickers.stickers import Stickers
 from detailclip_jax.evaluation import (
     EVALUATORS,
     EvaluatorError,
@@ -25,6 +27,7 @@ from detailclip_jax.evaluation import (
     report,
     run,
     run_all,
+    sets,
     stickers,
 )
 from detailclip_jax.evaluation.kept_objects import KeptObjects, touched
@@ -214,6 +217,17 @@ def drawings(tmp_path_factory):
     for noun in NOUNS:
         Image.new("RGBA", (8, 8), (200, 100, 50, 255)).save(folder / f"{noun.name.replace(' ', '_')}.png")
     return str(folder)
+
+
+def test_another_drawing_is_another_set(drawings, tmp_path):
+    """The first scene shows few of the drawings, so its image alone would not notice it."""
+    shutil.copytree(drawings, tmp_path / "changed")
+    marks = []
+    for style in (drawings, str(tmp_path / "changed")):
+        Image.new("RGBA", (8, 8), (len(marks), 0, 0, 255)).save(tmp_path / "changed" / "owl.png")
+        sprites.sprites.cache_clear()
+        marks.append(sets.fingerprint(Stickers("held_out_scenes", 32, 4, single_object=True, style=style)))
+    assert marks[0] != marks[1]
 
 
 @pytest.fixture

@@ -674,6 +674,24 @@ def test_results_go_on_and_replace(tmp_path):
         results.Results(tmp_path, {"ema": "d"})
 
 
+def test_the_paper_s_tables_leave_out_parts_of_sets_and_other_prompts():
+    def records(task, dataset, protocol, n, expected, *names):
+        identity = {"task": task, "dataset": dataset, "weights": "ema", "protocol": protocol, "expected": expected}
+        return [results.record(identity, name, metrics.Metric(0.5, n=n, chance=0.1)) for name in names]
+
+    both = "image_to_text_r1", "text_to_image_r1"
+    found = [
+        *records("retrieval", "coco", "slip, first 5 captions", 100, 5000, *both),
+        *records("retrieval", "flickr30k", "slip, first 5 captions", 1000, 1000, *both),
+        *records("zero_shot", "imagenet", "clip_benchmark, en", 50000, 50000, "top1"),
+    ]
+    kept = {(r["dataset"], r["metric"]) for r in results.like_the_paper(found)}
+    assert kept == {("flickr30k", name) for name in both}
+    (row,) = [line for line in results.paper_table("retrieval", found, {}) if line.startswith("| EMA")]
+    assert row.count("50.0") == 2
+    assert results.paper_table("retrieval", found[-1:], {}) == []
+
+
 def test_progress_counts_the_rows_of_a_set_and_not_those_of_its_last_batch():
     class Lines(Console):
         width, lines = 200, []

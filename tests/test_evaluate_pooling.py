@@ -30,6 +30,7 @@ from detailclip_jax.inference.batching import valid_rows
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.methods.encode import encoders
 from detailclip_jax.models.patches import normalise_pixels
+from detailclip_jax.runtime.errors import Unmeasurable
 
 NUM, SIZE, TEXT = 5, 32, 12
 
@@ -198,8 +199,21 @@ def test_tasks_of_the_command_measure_the_same_scores():
     images = bench.images(task.data, setting.transform)
     captions = captions_at(task.data.source, images.index.tolist())
     raw = bench.raw_texts([caption for own in captions for caption in own])
-    expected = dict(pooled_retrieval_metrics(bench.pooled(task.data, setting.transform, raw), captions))
+    expected = dict(pooled_retrieval_metrics(bench.pooled(task.data, setting.transform, raw, images), captions))
     assert {name: found[name] for name in expected} == expected
+    others = images._replace(index=images.index[1:])
+    with pytest.raises(Unmeasurable, match=r"1 of 6 images, first number 0, were readable in only one of two passes"):
+        bench.pooled(task.data, setting.transform, raw, others)
+
+
+def test_each_text_of_a_set_is_tokenized_once():
+    """The count of texts that were cut is that of the tokenizer."""
+    asked = []
+    bench = Bench(None, {}, lambda texts: asked.append(list(texts)) or np.zeros((len(texts), 4), np.int32))
+    first, again = bench.tokenized(["a", "b"]), bench.tokenized(["a", "b"])
+    assert first is again and asked == [["a", "b"]]
+    bench.tokenized(["b"])
+    assert asked == [["a", "b"], ["b"]]
 
 
 def test_a_class_has_the_direction_of_its_embedding_and_the_length_of_its_prompts():

@@ -464,6 +464,14 @@ def test_a_missing_caption_of_a_split_file_is_left_out(tmp_path):
     assert open_set("coco", tmp_path).source[1]["captions"] == tuple(f"text 4 {t}" for t in range(1, 6))
 
 
+def test_an_image_of_a_split_file_that_was_replaced_is_noticed(tmp_path):
+    split_file(tmp_path / "coco")
+    before = open_set("coco", tmp_path).fingerprint
+    file = next((tmp_path / "coco").rglob("*_000000000004.jpg"))
+    file.write_bytes(file.read_bytes() + b"\0")
+    assert open_set("coco", tmp_path).fingerprint != before
+
+
 def test_images_that_are_not_beside_the_split_file_are_named(tmp_path):
     split_file(tmp_path / "coco")
     (tmp_path / "coco" / "val2014").rename(tmp_path / "elsewhere")
@@ -544,6 +552,9 @@ def test_tfds_by_its_own_name(tmp_path):
     ]
     assert found[0]["image"] == make_image(COLOURS["owl"])
     assert pickle.loads(pickle.dumps(opened.source))[3] == opened.source[3]
+    rows = [row | {"file_name": "x" * 20} for row in pet_rows()]  # as many examples, of another size
+    prepared(tmp_path / "again", "oxford_iiit_pet", pet_features, rows)
+    assert open_set("pets", tmp_path / "again").fingerprint != opened.fingerprint
 
 
 def test_tfds_newest_version_and_split_name(tmp_path):

@@ -61,6 +61,7 @@ class Bench:
         self.encode, self.params, self.tokenize = encode, params, tokenize
         self.digest, self.batch_size, self.watch = digest, batch_size, watch
         self.cache = cache if cache and digest else NoCache()
+        self.tokens: dict[tuple[str, ...], np.ndarray] = {}  # by texts, so that each text is tokenized and counted once
         self.unreadable: list[str] = []  # of all sets; each process lists only its own
         self.num_unreadable = 0  # over all processes
 
@@ -90,10 +91,20 @@ class Bench:
         return pools_images(self.encode)
 
     def pooled(
-        self, data: LabelledSet, transform: Transform, texts: Float[np.ndarray, "M E"]
+        self, data: LabelledSet, transform: Transform, texts: Float[np.ndarray, "M E"], images: Embedded
     ) -> Float[np.ndarray, "n M"]:
-        """`encode.pooled` of all readable images of a set and the texts, given by `raw_texts`; not cached."""
-        return self._embed_images(data, transform, "pooled", on_devices(self.params, texts))["features"]
+        """`encode.pooled` of the `images` of a set and the texts, given by `raw_texts`; not cached.
+
+        Raises Unmeasurable if other images can be read now than when `images` were embedded.
+        """
+        found = self._embed_images(data, transform, "pooled", on_devices(self.params, texts))
+        if not np.array_equal(found["index"], images.index):
+            changed = sorted(set(found["index"].tolist()) ^ set(images.index.tolist()))
+            raise Unmeasurable(
+                f"{data.name}: {len(changed)} of {len(data.source)} images, first number {changed[0]}, were readable "
+                "in only one of two passes over the set; repeat the command when the data can be read reliably"
+            )
+        return found["features"]
 
     def raw_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "M E"]:
         """`encode.raw_text` of all texts, in their order."""
@@ -106,13 +117,20 @@ class Bench:
 
     def texts(self, texts: Sequence[str], encoder: str = "text") -> Float[np.ndarray, "M E"]:
         """`encode.<encoder>` of all texts, in their order."""
-        tokens = self.tokenize(texts)
+        tokens = self.tokenized(texts)
         key = {"weights": self.digest, "tokens": _digest(tokens), "part": encoder}
         return self.cache.get(key, lambda: {"features": self._embed_texts(tokens, encoder)})["features"]
 
+    def tokenized(self, texts: Sequence[str]) -> Int[np.ndarray, "M T"]:
+        """The token ids of all texts; those of texts that were asked for before are kept."""
+        known = tuple(texts)
+        if known not in self.tokens:
+            self.tokens[known] = self.tokenize(texts)
+        return self.tokens[known]
+
     def classes(self, prompts: Sequence[Sequence[str]]) -> Float[np.ndarray, "C E"]:
         """Class embeddings, each computed from all prompts of its class."""
-        tokens, whose = self.tokenize([prompt for texts in prompts for prompt in texts]), owners(prompts)
+        tokens, whose = self.tokenized([prompt for texts in prompts for prompt in texts]), owners(prompts)
         key = {"weights": self.digest, "tokens": _digest(tokens), "classes": _digest(whose), "part": "classes"}
 
         def make() -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data.decoding import BUDGET
 from detailclip_jax.data.labelled import LabelledSet
-from detailclip_jax.data.pipeline import read
+from detailclip_jax.data.semantic.batches import pixels_of
 from detailclip_jax.data.sources import Source
 from detailclip_jax.data.stickers.stickers import zero_shot_prompts
 from detailclip_jax.data.workers import Prefetched
@@ -64,7 +64,8 @@ class Cuts:
 
     def __getitem__(self, number: int) -> Cut:
         with BUDGET.scope():
-            example, image = read(self.source, self.rows[number])
+            example = self.source[self.rows[number]]
+            image = pixels_of(example)
             cut = layout(image.shape, self.setup.pipeline, self.model)
             return Cut(cut, cut.windows(image), example["mask"])
 

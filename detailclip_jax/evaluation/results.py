@@ -195,9 +195,10 @@ def counts_images(r: Record) -> bool:
 def paper_table(name: str, records: Sequence[Record], paper_results: PaperResults) -> list[str]:
     """Table 2 or 3 in the paper's layout: a line per set of weights and per result of the paper.
 
-    Empty if no column of the table was measured.
+    Results that do not compare with the paper's are left out: those of a part of a set, and of other prompts. Empty if
+    no column of the table is left.
     """
-    columns, found = paper.columns(name), by_measurement(records)
+    columns, found = paper.columns(name), by_measurement(like_the_paper(records))
     weights = list(dict.fromkeys(w for key in columns.values() for w in found.get(key, {})))
     ours = {WEIGHTS.get(w, w): {key: of[w]["value"] for key, of in found.items() if w in of} for w in weights}
     theirs = {f"paper: {label}": row for label, row in paper_results.items()}
@@ -213,6 +214,13 @@ def paper_table(name: str, records: Sequence[Record], paper_results: PaperResult
         for label, row in (ours | theirs).items()
     ]
     return [f"## {paper.TITLES[name]}", "", *aligned([["", *columns, *means], *lines]), ""]
+
+
+def like_the_paper(records: Sequence[Record]) -> list[Record]:
+    """The records with the paper's prompts and metrics (the protocol "slip"), of all images of the set."""
+    of_set = lambda r: (r["task"], r["dataset"], r["weights"])  # noqa: E731
+    in_part = {of_set(r) for r in records if counts_images(r) and r["expected"] not in (None, r["n"])}
+    return [r for r in records if r["protocol"].startswith("slip") and of_set(r) not in in_part]
 
 
 def _percent_or_blank(value: float | None) -> str:

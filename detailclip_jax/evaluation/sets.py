@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from detailclip_jax.data import labelled
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.sources import MissingData
+from detailclip_jax.data.stickers.sprites import LEVELS, sprites
 from detailclip_jax.data.stickers.stickers import Stickers, noun_names
 from detailclip_jax.evaluation.image_batches import Subset
 from detailclip_jax.runtime.errors import unknown
@@ -27,7 +28,8 @@ class Sets(NamedTuple):
 
     data_dir: the folder that holds the sets on disk.
     image_size: of the model; sticker scenes are drawn on a canvas of 5/4 of it, as in training.
-    style: source of the artwork of "stickers_style": "noto", a font file, or a folder of PNGs with alpha named by noun.
+    style: source of the artwork of "stickers_style": "noto", a font file, or a folder with a drawing for each noun,
+        named owl.png, or 1f989.png or 1f989.webp by its code point.
     num_examples: maximum number of examples of each evaluated set, evenly spaced; None for all.
     num_train_examples: the same for the training splits on which k-NN and linear probes are fitted, and the number of
         training scenes of the task segmentation.
@@ -116,6 +118,7 @@ def drawn(make: Callable[[], Any]) -> Any:
 
 
 def fingerprint(source: Stickers) -> str:
-    """Twelve hexadecimal digits of a hash of the scenes' description and the first image."""
+    """Twelve hexadecimal digits of a hash of the scenes' description, the first image and all drawings."""
     said = data_fingerprint(source).encode()
-    return hashlib.sha256(said + source[0]["image"].tobytes()).hexdigest()[:12]
+    drawings = sprites(source.style).levels[max(LEVELS)]
+    return hashlib.sha256(said + source[0]["image"].tobytes() + drawings.tobytes()).hexdigest()[:12]

@@ -64,7 +64,7 @@ def zero_shot(setting: Setting, name: str) -> Prepared:
     def measure(bench: Bench) -> Measured:
         images = bench.images(data, transform)
         classes = bench.classes(task.prompts)
-        pooled = lambda: bench.pooled(data, transform, bench.raw_classes(task.prompts))  # noqa: E731
+        pooled = lambda: bench.pooled(data, transform, bench.raw_classes(task.prompts), images)  # noqa: E731
         own_scores = pooled if bench.pools_images else None
         yield from accuracies(images.features, classes, images.labels, task.metric, top, own_scores)
 
@@ -97,7 +97,7 @@ def retrieval_of(bench: Bench, data: LabelledSet, transform: Transform, top: Seq
     images = bench.images(data, transform)
     captions = captions_at(data.source, images.index.tolist())
     texts = [caption for own in captions for caption in own]
-    pooled = lambda: bench.pooled(data, transform, bench.raw_texts(texts))  # noqa: E731
+    pooled = lambda: bench.pooled(data, transform, bench.raw_texts(texts), images)  # noqa: E731
     own_scores = pooled if bench.pools_images else None
     yield from recalls(images.features, bench.texts(texts), captions, top, own_scores)
 

@@ -31,10 +31,10 @@ def text_conditioned_loss(
 
         L_TCS = 1/(B + K - 1) sum_i ( sum_k l(z_i,ik, 1) + sum_{j != i} l(z_i,j1, -1) )
 
-    Image i is compared with its own K captions and with the first caption of each other image; the captions of an image
-    are drawn independently, so the first is a random one. `queries` are the projected queries of `texts`. With `axis`
-    each device holds B_d of the B images; the value is the mean over this device's images times B / (B + K - 1):
-    average it over the axis. `block` texts are pooled at a time (`kernels.blockwise_pooling`).
+    Image i is compared with its own K captions and with the first caption of each other image; the rule "diverse" draws
+    the captions of an image independently, so the first is a random one. `queries` are the projected queries of
+    `texts`. With `axis` each device holds B_d of the B images; the value is the mean over this device's images times
+    B / (B + K - 1): average it over the axis. `block` texts are pooled at a time (`kernels.blockwise_pooling`).
     """
     own, unit = own_rows(queries.shape[1], axis), l2_normalise(texts)
     stacked = gather(jnp.stack([queries[0].astype(jnp.float32), unit[0]], 1), axis)

@@ -11,7 +11,7 @@ import math
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.data.caption_rules import num_captions, parse
 from detailclip_jax.kernels.blockwise_pooling import pooled_cosines
 from detailclip_jax.kernels.cross_attention import Pool
 from detailclip_jax.losses.clip import l2_normalise
@@ -29,7 +29,17 @@ POOL = {"caption_pool": cross_pool(norm_values=True, zero_key=True)}
 
 
 def flair(config: ConfigDict) -> Method:
-    """Builds the method `flair`.  Raises ValueError if an image has only one caption."""
+    """Builds the method `flair`.
+
+    Raises ValueError if an image has only one caption, or captions of several kinds: the first caption of each other
+    image is the negative, which must be a random one.
+    """
+    if parse(config.data.caption).name != "diverse" and num_captions(config.data) > 1:
+        raise ValueError(
+            "method flair compares an image with the first caption of each other image, so all captions must be of one "
+            f"kind, but data.caption is {config.data.caption!r}; set it to 'diverse', or to diverse:NAME,... for the "
+            "sentences of named fields"
+        )
     if num_captions(config.data) == 1:
         raise ValueError(
             "method flair compares an image with several captions of its own, but data.caption "

@@ -40,7 +40,8 @@ def read(folder: pathlib.Path, split: str, splits: Mapping[str, str] | None = No
     classes, label = labels_of(builder)
     source = Builder(builder, name, label)
     info = builder.info
-    identity = ("tfds", info.full_name, name, str(len(source)), *map(str, info.splits[name].shard_lengths), *classes)
+    sizes = (*info.splits[name].shard_lengths, info.splits[base(name)].num_bytes)
+    identity = ("tfds", info.full_name, name, str(len(source)), *map(str, sizes), *classes)
     return Contents(source, classes, identity)
 
 

@@ -56,6 +56,18 @@ def file_identity(folder: pathlib.Path, files: Sequence[str]) -> tuple[str, ...]
         raise MissingData(f"{error.filename}: {error.strerror}; mend or remove that file or link") from error
 
 
+def sizes_of(folder: pathlib.Path, files: Iterable[str]) -> list[str]:
+    """Returns the size of each file in the folder in bytes, "" for one that is missing or cannot be asked for it."""
+    return [_size(folder / name) for name in files]
+
+
+def _size(path: pathlib.Path) -> str:
+    try:
+        return str(os.path.getsize(path))
+    except (OSError, ValueError):  # ValueError: a name with a null byte
+        return ""
+
+
 def lines_of(path: pathlib.Path) -> tuple[str, ...]:
     """Returns the stripped lines of a text file; empty if the file does not exist."""
     if not path.is_file():

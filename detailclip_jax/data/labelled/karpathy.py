@@ -7,7 +7,7 @@ import json
 import pathlib
 from typing import Any
 
-from detailclip_jax.data.labelled.contents import Contents
+from detailclip_jax.data.labelled.contents import Contents, sizes_of
 from detailclip_jax.data.regular_files import IN_SETS, inside, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
 
@@ -29,7 +29,8 @@ def read(folder: pathlib.Path, split: str, follow_links: bool = False) -> Conten
     if not entries:
         raise MissingData(f"{files[0]} has no image of the split {split}")
     root = root_of(folder, entries[0][0])
-    identity = ("karpathy", split, *("\t".join((path, *captions)) for path, captions in entries))
+    sizes = sizes_of(root, [path for path, _ in entries])
+    identity = ("karpathy", split, *("\t".join((path, *captions, s)) for (path, captions), s in zip(entries, sizes)))
     return Contents(Captioned(root, entries, follow_links), (), identity)
 
 

@@ -1,7 +1,7 @@
 """Training batches of segmentation, through the same pipeline as pretraining: workers, exact resume, bad records."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class SemanticStream:
         return {"image": augmented.image, "labels": augmented.labels, "size": np.array(augmented.size, np.int32)}
 
 
-def pixels_of(example: dict[str, Any]) -> UInt8[np.ndarray, "H W 3"]:
+def pixels_of(example: Mapping[str, Any]) -> UInt8[np.ndarray, "H W 3"]:
     """Decodes an example's image at its own size; raises BadRecord that names it if it is unreadable or too large."""
     try:
         return decode_whole(example["image"])
