@@ -400,12 +400,43 @@ def test_groups_of_free_names_take_them_and_groups_are_replaced_whole():
         ({"losses.patch_temperature": (0.04, 0.0)}, "patch_temperature .* must be greater than 0"),
         ({"losses.clip_block": -5}, "losses.clip_block -5 must be at least 0"),
         ({"evaluators": {"zero_shot": {"scenes": 3}}}, "unknown option of evaluator zero_shot: 'scenes'"),
+        ({"views.crops.large.blur_p": ("high",)}, r"blur_p \('high',\) must have only numbers"),
+        ({"views.crops.large.blur_sigma": (0.0, 2.0)}, r"blur_sigma \(0.0, 2.0\) must be greater than 0"),
+        ({"data.text_buckets": ("off",)}, r"data.text_buckets \('off',\) must have whole numbers, for example"),
+        ({"data.text_buckets": (32.5,)}, r"data.text_buckets \(32.5,\) must have whole numbers"),
+        ({"data.stickers.num_scenes": 0}, "data.stickers.num_scenes 0 must be at least 1"),
+        ({"data.stickers.seed": -1}, "data.stickers.seed -1 must be at least 0"),
+        ({"optimizer.frozen_prototype_epochs": -1.0}, "optimizer.frozen_prototype_epochs -1.0 must be at least 0"),
+        ({"optimizer.warmup_steps": -10}, "optimizer.warmup_steps -10 must be at least 0"),
+        ({"optimizer.layer_decay": 0.0}, "optimizer.layer_decay 0.0 must be greater than 0"),
+        ({"optimizer.loaded_rate": -0.1}, "optimizer.loaded_rate -0.1 must be at least 0"),
+        ({"optimizer.weight_decay_end": -0.4}, "optimizer.weight_decay_end -0.4 must be at least 0"),
         ({"evaluators": {"zero_shoot": {}}}, "unknown evaluator 'zero_shoot'; did you mean 'zero_shot'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         validate(config_of(**fields))
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("local.scale", (0.3,), r"views.crops.local.scale \(0.3,\) must have 2 numbers, for example \(0.5, 1.0\)"),
+        ("local.scale", ("big",), r"views.crops.local.scale \('big',\) must have 2 numbers"),
+        ("local.ratio", (1.0,), r"views.crops.local.ratio \(1.0,\) must have 2 numbers"),
+        ("local.jitter", (0.4,), r"views.crops.local.jitter \(0.4,\) must have 4 numbers"),
+        ("large.mask_ratio", (0.3,), r"views.crops.large.mask_ratio \(0.3,\) must have 2 numbers"),
+        ("large.mask_grid", -1, "views.crops.large.mask_grid -1 must be at least 0"),
+    ],
+)
+def test_one_number_for_a_pair_is_refused_in_every_crop(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        validate(config_of("baselines/ibot.py", **{f"views.crops.{field}": value}))
+
+
+def test_the_crops_of_a_view_may_share_one_probability():
+    validate(config_of(**{"views.crops.large.blur_p": 0.3}))
 
 
 def test_scenes_without_end_need_total_steps():

@@ -10,7 +10,8 @@ from detailclip_jax.detection import scoring
 from detailclip_jax.detection.experiment import SOURCES
 from detailclip_jax.detection.scoring import METRICS
 from detailclip_jax.run import transfer_checks
-from detailclip_jax.run.transfer_checks import INFINITE, Rules
+from detailclip_jax.run.transfer_checks import Rules
+from detailclip_jax.run.validation import BELOW_ONE, INFINITE
 from detailclip_jax.runtime import wandb_writer
 
 RULES = Rules(
@@ -28,7 +29,7 @@ RULES = Rules(
         **dict.fromkeys(("views.crop_share", "optimizer.decay_at"), (0, 1)),
     },
     positive=transfer_checks.COMMON_POSITIVE,
-    below_one=transfer_checks.BELOW_ONE,
+    below_one=BELOW_ONE,
     any_length=("views.short", "views.crop_short", "views.buckets", "inference.buckets", "optimizer.decay_at"),
 )
 

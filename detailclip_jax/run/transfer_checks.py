@@ -12,14 +12,13 @@ from detailclip_jax.kernels.products import PRECISIONS
 from detailclip_jax.models import sizes
 from detailclip_jax.models.attention import KERNELS
 from detailclip_jax.models.block import REMAT
-from detailclip_jax.run.validation import check_choice
+from detailclip_jax.run.validation import BELOW_ONE, INFINITE, OPTIMIZER_POSITIVE, OPTIMIZER_RANGES, check_choice
 from detailclip_jax.runtime import wandb_writer
 from detailclip_jax.segmentation.heads import HEADS
 from detailclip_jax.segmentation.inference import MODES
 from detailclip_jax.segmentation.metrics import SIZES
 
 SCORES = ("mIoU", "mAcc", "aAcc", "boundary_mIoU", *(f"mIoU_{size}" for size in SIZES))
-INFINITE = float("inf")
 Choices = Mapping[str, Iterable[Any]]
 Ranges = Mapping[str, tuple[float, float]]  # (smallest, largest) value, for each number of a tuple
 
@@ -42,16 +41,14 @@ ENCODER_CHOICES: Choices = {  # of both dense tasks
     "model.dtype": ("float32", "bfloat16"),
 }
 COMMON_RANGES: Ranges = {
+    **OPTIMIZER_RANGES,
     **dict.fromkeys(("batch_size", "total_steps", "log_every", "checkpoint_every", "max_to_keep"), (1, INFINITE)),
     **dict.fromkeys(("mesh.fsdp", "data.canvas", "optimizer.batch_size", "inference.batch_size"), (1, INFINITE)),
     **dict.fromkeys(("seed", "evaluate_every", "profile_steps"), (0, INFINITE)),
     **dict.fromkeys([f"data.{name}" for name in ("num_workers", "prefetch", "num_train", "num_val")], (0, INFINITE)),
-    **dict.fromkeys(("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm"), (0, INFINITE)),
-    **dict.fromkeys(("data.max_bad_ratio", "views.flip", "optimizer.warmup_ratio"), (0, 1)),
-    **dict.fromkeys(("optimizer.betas", "model.drop_path", "optimizer.layer_decay"), (0, 1)),
+    **dict.fromkeys(("data.max_bad_ratio", "views.flip", "optimizer.warmup_ratio", "model.drop_path"), (0, 1)),
 }
-COMMON_POSITIVE = ("optimizer.learning_rate", "optimizer.eps", "optimizer.layer_decay", "preprocess.std")
-BELOW_ONE = ("optimizer.betas", "model.drop_path")
+COMMON_POSITIVE = (*OPTIMIZER_POSITIVE, "preprocess.std")
 SEGMENTATION = Rules(
     choices={
         "inference.mode": MODES,

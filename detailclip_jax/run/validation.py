@@ -1,12 +1,12 @@
 """Checks of a config before anything is built; each message names the field, its value and what to write instead."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from detailclip_jax import evaluation, methods
-from detailclip_jax.config import default
+from detailclip_jax.config import field_of
 from detailclip_jax.config.components import KINDS, components
 from detailclip_jax.config.run_config import flatten
 from detailclip_jax.data.caption_rules import num_captions
@@ -41,16 +41,23 @@ CHOICES: dict[str, Iterable[str]] = {
     "preprocess.filter": FILTERS,
     "preprocess.resize": RESIZES,
 }
-PER_VIEW = (".blur_p", ".solarize_p")  # one number per view of a crop; the crop checks their count
-ANY_LENGTH = (*PER_VIEW, "data.text_buckets")
+PER_VIEW = (".blur_p", ".solarize_p")  # one number for all views of a crop, or one per view; the crop counts them
+WHOLE = ("data.text_buckets",)  # a tuple of any number of whole numbers
 INFINITE = float("inf")
+OPTIMIZER_RANGES = {  # of every kind of run
+    **dict.fromkeys(("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm"), (0, INFINITE)),
+    **dict.fromkeys(("optimizer.betas", "optimizer.layer_decay"), (0, 1)),
+}
+OPTIMIZER_POSITIVE = ("optimizer.learning_rate", "optimizer.eps", "optimizer.layer_decay")
 RANGES = {  # field, or the end of its name from a dot on: (smallest, largest) value, for each number of a tuple
+    **OPTIMIZER_RANGES,
     **dict.fromkeys(("batch_size", "num_epochs", "total_steps", "steps_per_epoch"), (1, INFINITE)),
     **dict.fromkeys(("log_every", "checkpoint_every", "max_to_keep", "accumulation", "mesh.fsdp"), (1, INFINITE)),
     **dict.fromkeys(("seed", "evaluate_every", "profile_steps", "data.num_workers", "data.held_out"), (0, INFINITE)),
     "logging.images_every": (0, INFINITE),
     **dict.fromkeys(("data.prefetch", "losses.chunk_logits", "losses.clip_block"), (0, INFINITE)),
-    "data.text_buckets": (1, INFINITE),
+    **dict.fromkeys(("data.text_buckets", "data.stickers.num_scenes"), (1, INFINITE)),
+    "data.stickers.seed": (0, INFINITE),
     "data.max_bad_ratio": (0, 1),
     **dict.fromkeys(("views.mixup", "views.cutmix"), (0, INFINITE)),
     "model.context_length": (3, INFINITE),  # start, a word, end
@@ -63,13 +70,16 @@ RANGES = {  # field, or the end of its name from a dot on: (smallest, largest) v
     **dict.fromkeys(
         ("optimizer.warmup_start", "optimizer.learning_rate_end", "optimizer.warmup_epochs"), (0, INFINITE)
     ),
-    **dict.fromkeys(("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.betas"), (0, INFINITE)),
+    **dict.fromkeys(
+        [f"optimizer.{name}" for name in ("weight_decay_end", "loaded_rate", "frozen_prototype_epochs")], (0, INFINITE)
+    ),
+    ".mask_grid": (0, INFINITE),
     **dict.fromkeys((".flip", ".jitter_p", ".gray_p", ".blur_p", ".solarize_p", ".mask_p", ".mask_ratio"), (0, 1)),
 }
 POSITIVE = (
-    *("optimizer.learning_rate", "optimizer.eps"),
+    *OPTIMIZER_POSITIVE,
     *("losses.student_temperature", "losses.teacher_temperature", "losses.patch_temperature"),
-    *("losses.simclr_temperature", ".scale", ".ratio", "preprocess.crop_ratio", "preprocess.std"),
+    *("losses.simclr_temperature", ".scale", ".ratio", ".blur_sigma", "preprocess.crop_ratio", "preprocess.std"),
 )
 BELOW_ONE = ("optimizer.betas", "model.drop_path")  # beta 1 never updates the moment; drop_path 1 drops every branch
 ORDERED = (".scale", ".ratio", ".blur_sigma", ".mask_ratio", "masking.drawn_ratio")  # pairs (from, to)
@@ -82,8 +92,8 @@ def validate(config: ConfigDict) -> None:
         check_choice(name, fields[name], known)
     if config.model.matmul_precision is not None:
         check_choice("model.matmul_precision", config.model.matmul_precision, PRECISIONS)
-    _check_tuples(fields)
     for name, value in fields.items():
+        _check_tuple(name, value)
         _check_range(name, value)
     components(config.data)
     check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
@@ -120,17 +130,21 @@ def _named(name: str, fields: Iterable[str]) -> bool:
     return any(name.endswith(field) if field.startswith(".") else name == field for field in fields)
 
 
-def _check_tuples(fields: Mapping[str, Any]) -> None:
-    """Checks that a tuple has as many numbers as its default, so that 0.5 for (0.5, 1.0) is an error."""
-    for name, usual in flatten(default()).items():
-        value, any_length = fields.get(name), name.endswith(ANY_LENGTH)
-        if name in fields and isinstance(usual, tuple) and not any_length and not _same_kind(value, usual):
-            raise ValueError(f"{name} {value!r} must have {len(usual)} numbers, for example {usual!r}")
+def _check_tuple(name: str, value: Any) -> None:
+    """Checks the numbers of a field whose default is a tuple, so that 0.5 for (0.5, 1.0) is an error.
 
-
-def _same_kind(value: Any, usual: tuple[float, ...]) -> bool:
-    numbers = isinstance(value, tuple) and all(isinstance(number, int | float) for number in value)
-    return numbers and len(value) == len(usual)
+    It has as many numbers as the default, but for those in PER_VIEW and WHOLE.  Raises ValueError.
+    """
+    declared = field_of(name)
+    if declared is None or not isinstance(declared.default, tuple):
+        return
+    usual, kind = declared.default, int if name in WHOLE else int | float
+    numbers = (value,) if name.endswith(PER_VIEW) and not isinstance(value, tuple) else value
+    any_length = name in WHOLE or name.endswith(PER_VIEW)
+    are_numbers = isinstance(numbers, tuple) and all(isinstance(number, kind) for number in numbers)
+    if not are_numbers or not (any_length or len(numbers) == len(usual)):
+        asked = "whole" if name in WHOLE else "only" if any_length else len(usual)
+        raise ValueError(f"{name} {value!r} must have {asked} numbers, for example {usual!r}")
 
 
 def _check_crops(config: ConfigDict) -> None:
