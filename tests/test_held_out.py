@@ -11,7 +11,7 @@ from PIL import Image
 from detailclip_jax import evaluation, main
 from detailclip_jax.config import run_config
 from detailclip_jax.data import held_out, long_captions, mixture, pipeline
-from detailclip_jax.data.sources import write_records
+from detailclip_jax.data.sources import MissingData, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import figures
 from detailclip_jax.run import loop
@@ -100,6 +100,19 @@ def test_a_split_of_its_own_is_taken_instead(records, tmp_path):
     held = held_out.open_held_out(config.data)
     assert len(pipeline.open_source(config)) == 30 and held.origin == "split val"
     assert keys(held.source) == {str(i) for i in range(90, 95)}
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("val-00000.arrayrecord", "not readable as ArrayRecord"), (".prepare-val/plan.json", "prepare has not finished")],
+)
+def test_a_split_of_its_own_that_cannot_be_read_is_an_error(tmp_path, file, message):
+    write_records(tmp_path, examples(30))
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("{}")
+    for number in (0, 1000):
+        with pytest.raises(MissingData, match=message):
+            pipeline.open_source(config_of(tmp_path, **{"data.held_out": number}))
 
 
 def test_scenes_without_end_hold_nothing_back():

@@ -420,6 +420,14 @@ def test_a_damaged_description_is_named(tmp_path, text):
         open_set("animals", tmp_path)
 
 
+def test_a_test_split_that_is_not_prepared_to_its_end_is_not_replaced_by_another(tmp_path):
+    write_records(tmp_path / "pets", [{"image": make_image(COLOURS["cat"]), "label": 0}], split="val")
+    put(tmp_path / "pets/classnames.txt", "cat")
+    put(tmp_path / "pets/.prepare-test/plan.json", "{}")
+    with pytest.raises(MissingData, match="the split test of .* is not complete: prepare has not finished it"):
+        open_set("pets", tmp_path)
+
+
 def test_prepared_captions(tmp_path):
     write_records(
         tmp_path / "flickr30k", [{"image": make_image(COLOURS["cat"]), "captions": list("abcdefg")}], split="test"

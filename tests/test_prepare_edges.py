@@ -289,6 +289,14 @@ def test_a_started_split_whose_folder_has_a_new_tar_is_not_continued(tars, tmp_p
     check_names(refused.value, str(tars), "1 before, 2 now", f"remove {request.work}")
 
 
+def test_the_next_start_removes_what_a_kill_left_half_written(tars, tmp_path):
+    request = Request("webdataset", (str(tars),), str(tmp_path / "out"))
+    begin(request)
+    (request.work / "in-00000.spill.0123.partial").write_bytes(b"half of it")
+    begin(request)
+    assert [file.name for file in request.work.iterdir()] == ["plan.json"]
+
+
 def test_what_a_kill_left_beside_a_finished_split_is_removed(tars, tmp_path):
     out = tmp_path / "out"
     assert run("webdataset", tars, out=out) == 0

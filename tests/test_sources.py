@@ -16,6 +16,7 @@ from detailclip_jax.data.mixture import open_source
 from detailclip_jax.data.sources import (
     BadRecord,
     MissingData,
+    NoSplit,
     Records,
     TfdsSplit,
     shards_of,
@@ -78,6 +79,18 @@ def test_a_split_whose_name_begins_alike_is_another(tmp_path):
     write_records(tmp_path, [{"image": b"b", "captions": ["all"]}], split="train")
     assert [file.name for file in shards_of(tmp_path, "train")] == ["train-00000.arrayrecord"]
     assert len(Records(tmp_path, "train")) == 1
+
+
+def test_a_split_that_prepare_has_not_finished_is_refused(tmp_path):
+    write_records(tmp_path, examples(3))
+    work = tmp_path / ".prepare-train"
+    work.mkdir()
+    (work / "plan.json").write_text("{}")
+    with pytest.raises(MissingData, match="prepare has not finished it; repeat its command, or remove ") as refused:
+        open_source(data_config(source="records", path=str(tmp_path)))
+    assert str(work) in str(refused.value) and not isinstance(refused.value, NoSplit)
+    (tmp_path / "dataset.json").write_text('{"splits": {"train": {}}}')  # killed after its last write
+    assert len(Records(tmp_path, "train")) == 3
 
 
 def test_written_split_is_not_overwritten(tmp_path):

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from detailclip_jax.config.components import components, is_endless
 from detailclip_jax.data import mixture
 from detailclip_jax.data.mixture import Member, Mixture, members_of
-from detailclip_jax.data.sources import Example, MissingData, Source
+from detailclip_jax.data.sources import Example, NoSplit, Source
 
 SPLITS = ("val", "validation", "test", "dev")
 SHARE, FEW, MOST = 0.02, 8, 0.1  # per set: usual share, smallest number, largest share
@@ -88,19 +88,26 @@ def sample_indices(num_examples: int, count: int) -> Int[np.ndarray, "n"]:
 
 
 def own_split(data: ConfigDict, image_size: int = 64) -> tuple[str, Source] | None:
-    """Returns the first of SPLITS, with its source, that all sets of a run have and do not train on; else None."""
+    """Returns the first of SPLITS, with its source, that all sets of a run have and do not train on; else None.
+
+    Raises MissingData if such a split is there but damaged, unfinished or out of reach: without it another part of the
+    training split would be held out.
+    """
     for name in SPLITS if not is_endless(components(data)) else ():
         if name != str(data.split).split("[")[0]:
             try:
                 return name, mixture.open_source(data, name, image_size)
-            except MissingData:
+            except NoSplit:
                 continue
     return None
 
 
 def rest(source: Source, data: ConfigDict, image_size: int = 64) -> Source:
-    """Returns the training source without the held-out examples; the source itself if none are held out of it."""
-    if not data.held_out or is_endless(components(data)) or own_split(data, image_size):
+    """Returns the training source without the held-out examples; the source itself if none are held out of it.
+
+    Raises MissingData as `own_split` does.
+    """
+    if is_endless(components(data)) or own_split(data, image_size) or not data.held_out:
         return source
     kept = [member._replace(source=_without(member.source, held)) for member, held in _shares(source, data.held_out)]
     return Mixture(kept) if isinstance(source, Mixture) else kept[0].source
@@ -119,7 +126,7 @@ def _shares(source: Source, asked: int) -> list[tuple[Member, Int[np.ndarray, "n
 def open_held_out(data: ConfigDict, image_size: int = 64) -> HeldOut | None:
     """Returns the examples that a run on these data does not train on; None if there are none.
 
-    Raises MissingData as `mixture.open_source` does.
+    Raises MissingData as `mixture.open_source` and `own_split` do.
     """
     if is_endless(components(data)):
         return None

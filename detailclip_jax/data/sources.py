@@ -5,6 +5,7 @@ and "key", a text that names it in logs; a source may add further fields.
 """
 
 import itertools
+import json
 import numbers
 import os
 import pathlib
@@ -20,6 +21,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.components import Component
+from detailclip_jax.data.prepare.files import DATASET
+from detailclip_jax.data.prepare.job import PLAN, WORK
 from detailclip_jax.data.stickers.stickers import Stickers
 from detailclip_jax.runtime.errors import first_line
 from detailclip_jax.runtime.files import written_atomically
@@ -53,6 +56,10 @@ class MissingData(FileNotFoundError):
     """Raised if data named in the config are missing; the message says where it looked and how to prepare them."""
 
 
+class NoSplit(MissingData):
+    """Raised if there is no such split; one that is there but damaged, unfinished or out of reach is another error."""
+
+
 class BadRecord(ValueError):
     """Raised for a record that cannot be read; the message gives the reason."""
 
@@ -71,7 +78,7 @@ def open_set(component: Component, data: ConfigDict, split: str | None = None, i
     "stickers": scenes on a canvas a quarter larger than `image_size`; "records": ArrayRecord shards in the folder
     `path` (see `write_records`); "tfds": `path` is "name", "name:version" or a builder's directory.
 
-    Raises MissingData.
+    Raises MissingData; NoSplit if the set has no such split.
     """
     split = split or str(data.split)
     if component.kind == "stickers":
@@ -83,13 +90,16 @@ class Records:
     """The shards `path/split-*.arrayrecord` in the order of their names; every record is a msgpack map.
 
     `path` is a folder, or gs://BUCKET/FOLDER, which is read without a copy (listing the shards needs gcsfs).
+
+    Raises NoSplit without such shards, and MissingData if they cannot be read or `prepare` has not finished them.
     """
 
     def __init__(self, path: str | os.PathLike, split: str):
         self.name = f"{path}/{split}"
+        check_finished(path, split)
         paths = shards_of(path, split) if path else []
         if not paths:
-            raise MissingData(_missing_records(path, split))
+            raise NoSplit(_missing_records(path, split))
         self._shards = _opened(paths)
         if not len(self._shards):
             raise MissingData(f"{len(paths)} shards {self.name}-*.arrayrecord contain no record; write them again")
@@ -112,6 +122,24 @@ def shards_of(path: str | os.PathLike, split: str) -> list[pathlib.PurePath]:
     """
     name = re.compile(re.escape(split) + r"-\d+\.arrayrecord")
     return sorted(file for file in _folder(path).glob("*.arrayrecord") if name.fullmatch(file.name))
+
+
+def check_finished(path: str | os.PathLike, split: str) -> None:
+    """Raises MissingData for a split of a folder that `prepare` has begun and not finished."""
+    work = _folder(path) / f"{WORK}{split}"
+    if path and (work / PLAN).exists() and not _is_described(work.parent / DATASET, split):
+        raise MissingData(
+            f"the split {split} of {path} is not complete: prepare has not finished it; repeat its command, or "
+            f"remove {work} and {split}-*.arrayrecord"
+        )
+
+
+def _is_described(file: Any, split: str) -> bool:
+    """Whether a dataset.json describes the split, which `prepare` does at its end."""
+    try:
+        return split in json.loads(file.read_text())["splits"]
+    except (OSError, ValueError, TypeError, LookupError):
+        return False
 
 
 def _folder(path: str | os.PathLike) -> Any:
@@ -291,7 +319,7 @@ class TfdsRecords:
 
 
 def _tfds_builder(path: str, split: str) -> Any:
-    """Returns the builder of a prepared data set; raises MissingData if there is none."""
+    """Returns the builder of a prepared data set; raises MissingData without one, NoSplit if it lacks the split."""
     tfds = tensorflow_datasets()
     if not path:
         raise MissingData("data.path is empty: --config.data.path=NAME, NAME:VERSION or a tfds builder's directory")
@@ -300,7 +328,7 @@ def _tfds_builder(path: str, split: str) -> Any:
     except Exception as error:  # tfds raises many types, with pages of names, for an unknown set
         raise MissingData(f"tfds has no data set {path!r}: {first_line(error)}") from error
     if split.split("[")[0] not in builder.info.splits:
-        raise MissingData(
+        raise NoSplit(
             f"no tfds data: looked for split {split!r} in {builder.data_dir}, which has "
             f"{', '.join(builder.info.splits) or 'nothing prepared'}.  Prepare it with tfds.builder({builder.name!r}, "
             'file_format="array_record").download_and_prepare()'

@@ -4,14 +4,22 @@ import json
 import pathlib
 
 from detailclip_jax.data.labelled.contents import Contents, file_identity, lines_of, split_names
-from detailclip_jax.data.sources import MissingData, Records, shards_of
+from detailclip_jax.data.sources import MissingData, Records, check_finished, shards_of
 
 
 def read(folder: pathlib.Path, split: str) -> Contents | None:
-    """Returns one split of a folder of shards, or None if it has none."""
-    name = next((name for name in split_names(split) if shards_of(folder, name)), None)
-    if name is None:
-        return None
+    """Returns one split of a folder of shards, or None if it has none.
+
+    Raises MissingData for a split that `prepare` has not finished, and as `Records` and `class_names` do.
+    """
+    for name in split_names(split):
+        check_finished(folder, name)
+        if shards_of(folder, name):
+            return _contents(folder, name)
+    return None
+
+
+def _contents(folder: pathlib.Path, name: str) -> Contents:
     source, classes = Records(folder, name), class_names(folder, name)
     shards = [path.name for path in shards_of(folder, name)]
     identity = ("records", *classes, str(len(source)), *file_identity(folder, shards))

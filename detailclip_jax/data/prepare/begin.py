@@ -22,9 +22,9 @@ class AlreadyThere(ValueError):
 def begin(request: Request, num_shards: int = 0) -> Job:
     """Returns the job of a request; with `num_shards` 0 it makes as many shards as the source has, up to 1024.
 
-    A plan left by an earlier run of the same request is resumed.  Raises AlreadyThere if that run finished, RunError
-    if its source has changed since, ValueError if the folder has a split or plan of another request, and whatever the
-    source's plan raises.
+    The caller holds the lock of the request.  A plan left by an earlier run of the same request is resumed.  Raises
+    AlreadyThere if that run finished, RunError if its source has changed since, ValueError if the folder has a split or
+    plan of another request, and whatever the source's plan raises.
     """
     if record := known_split(request):
         # A run may be killed after its last write and before its clean-up
@@ -62,6 +62,7 @@ def _refuse_finished(request: Request, record: dict[str, Any]) -> NoReturn:
 
 
 def _resumed(request: Request, num_shards: int) -> Job:
+    """Returns the job that an earlier run left, without the files that it was writing when it was killed."""
     job = jobs.load(str(request.work))
     others = jobs.differences(job.request, request)
     if num_shards and num_shards != job.num_shards:
@@ -75,6 +76,8 @@ def _resumed(request: Request, num_shards: int) -> Job:
         raise RunError(
             f"since {request.work} was started, {changed}; remove {_written(request)}, or choose another --out"
         )
+    for partial in request.work.glob("*.partial"):
+        partial.unlink()
     return job
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from detailclip_jax.data.prepare import statistics
 from detailclip_jax.data.prepare.files import DATASET, REJECTED, atomic_file, write_json
-from detailclip_jax.data.prepare.job import FORMAT, Job, Request
+from detailclip_jax.data.prepare.job import FORMAT, WORK, Job, Request
 from detailclip_jax.data.prepare.known import KNOWN
 from detailclip_jax.data.prepare.records import SCHEMA
 from detailclip_jax.runtime.errors import RunError
@@ -25,7 +25,7 @@ def load(folder: str) -> dict[str, Any]:
     """
     path = pathlib.Path(folder) / DATASET
     if not path.exists():
-        unfinished = sorted(str(work) for work in pathlib.Path(folder).glob(".prepare-*"))
+        unfinished = sorted(str(work) for work in pathlib.Path(folder).glob(f"{WORK}*"))
         hint = f"; {unfinished[0]} is unfinished: repeat its command" if unfinished else ""
         raise FileNotFoundError(f"{folder} contains no prepared set: {path} does not exist{hint}")
     content = json.loads(path.read_text())

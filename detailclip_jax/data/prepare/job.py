@@ -12,6 +12,7 @@ from detailclip_jax.data.prepare.files import absolute, write_json
 
 FORMAT = "detailclip_jax image-text records 1"
 PLAN = "plan.json"
+WORK = ".prepare-"  # begins the name of the folder of unfinished files, before that of the split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Request:
     @property
     def work(self) -> pathlib.Path:
         """Folder of unfinished files."""
-        return pathlib.Path(self.out) / f".prepare-{self.split}"
+        return pathlib.Path(self.out) / f"{WORK}{self.split}"
 
     @property
     def lock(self) -> pathlib.Path:
