@@ -7,7 +7,7 @@
 
 Every run sees the same number of images, budget x batch size; the table reports the cost (FLOP per image, seconds).
 Each run is an ordinary run of detailclip_jax.main in WORKDIR/NAME/seed-K, where NAME is its name in the table.
-Finished runs are not repeated, and the same command continues where it was stopped.  Writes comparison.md,
+Finished runs are not trained again, and the same command continues where it was stopped.  Writes comparison.md,
 comparison.json and comparison.png.
 """
 
@@ -71,12 +71,10 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
 
 
 def gflop_per_image(config: ConfigDict) -> float:
-    """Returns the GFLOP of a training step per image, as the benchmark counts them."""
+    """Returns the GFLOP of a training step per image, as the benchmark counts them, of the config of a prepared run."""
     from detailclip_jax.benchmarks import counting, variants
-    from detailclip_jax.run import init_from
 
-    adopted = init_from.adopt(config)
-    return counting.count_flops(variants.Variant(adopted.method, adopted, adopted.model.context_length)) / 1e9
+    return counting.count_flops(variants.Variant(config.method, config, config.model.context_length)) / 1e9
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,12 +104,19 @@ def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
         (["--methods=clip", "--set=data.path=runs/mine"], "data.source 'stickers'; add --set=data.source=records"),
         (["--methods=clip+data.path=runs/mine"], "'runs/mine' is not read with data.source 'stickers'"),
         (["--methods=clip", "--init=runs/nowhere"], "config.init 'runs/nowhere' is not a workdir"),
+        (["--methods=clip+init=runs/x"], "init is not set for single runs of a comparison; give --init=WORKDIR"),
+        (["--methods=clip", "--set=total_steps=9"], "total_steps is not set .*; give --budget=STEPS"),
+        (["--methods=clip", "--set=num_epochs=9"], "num_epochs is not set .*; give --budget=STEPS"),
+        (["--methods=clip+seed=1"], "seed is not set .*; give --seeds=N"),
+        (["--methods=clip", "--set=method=aclip"], "method is not set .*; name it in --methods"),
+        (["--methods=clip", "--set=evaluate_at_end=False"], "evaluate_at_end is not set .*; leave it out"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert compare.main(arguments) == errors.USAGE_ERROR
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert all(part in error for part in message.split(".*"))
 
 
 def test_a_run_that_cannot_begin_is_a_message_and_a_fault_while_training_is_not(monkeypatch, tmp_path, capsys):
@@ -143,7 +151,7 @@ def test_commas_in_brackets_separate_no_rows():
 
 
 def test_every_run_has_the_budget_the_seed_and_its_row_s_fields():
-    config = entries.config_of(plan("--init=runs/x"), entries.parse_entry("detailclip+ema.end=0.5+seed=9"), 3)
+    config = entries.config_of(plan("--init=runs/x"), entries.parse_entry("detailclip+ema.end=0.5"), 3)
     assert (config.total_steps, config.seed, config.init, config.ema.end) == (7, 3, "runs/x", 0.5)
 
 
@@ -170,9 +178,63 @@ def test_a_run_whose_field_was_set_is_not_one_that_leaves_it_open(tmp_path):
         runs.check(asked())
 
 
+def finished(workdir, config):
+    """Writes what a finished run leaves, as far as a comparison reads it."""
+    workdir.mkdir(parents=True)
+    (workdir / "config.json").write_text(run_config.to_json(config))
+    (workdir / "results.json").write_text(json.dumps({"step": config.total_steps, "results": []}))
+    (workdir / "metrics.jsonl").write_text("")
+
+
+def test_a_finished_run_is_evaluated_again_by_another_evaluation(tmp_path, monkeypatch):
+    (row, *_), trained = plan().entries, []
+
+    def evaluate(run):
+        trained.append(run)
+        assert not (tmp_path / "run/results.json").exists()  # a kill leaves no scores of the other one
+        return 130
+
+    monkeypatch.setattr(loop, "prepare", lambda config, *_: config)
+    monkeypatch.setattr(loop, "train", evaluate)
+    config = entries.config_of(plan(), row, 0)
+    finished(tmp_path / "run", config)
+    train = lambda config, given: runs.train_one(config, tmp_path / "run", given, lambda _: 1.0)
+    assert train(config, []) == 0 and not trained
+    other = plan("--set=preprocess.filter=bicubic")
+    assert train(entries.config_of(other, row, 0), ["preprocess.filter"]) == 130 and len(trained) == 1
+    assert train(config, []) == 130  # the scores are gone
+    other = entries.config_of(plan(), row, 0)
+    other.evaluators = {"zero_shot": {"num_scenes": 8}}
+    finished(tmp_path / "second", config)
+    assert not runs.is_measured(other, tmp_path / "second", [])
+
+
+def test_the_cost_is_counted_of_the_run_s_own_config(tmp_path, monkeypatch):
+    """Which needs no folder of `init` any more."""
+    config, counted = entries.config_of(plan("--init=runs/gone"), plan().entries[0], 0), []
+    finished(tmp_path / "other", config)
+    run = SimpleNamespace(config=run_config.read(tmp_path / "other/config.json"))
+    monkeypatch.setattr(loop, "prepare", lambda *_: run)
+    monkeypatch.setattr(loop, "train", lambda _: finished(tmp_path / "run", config) or 0)
+    assert runs.train_one(config, tmp_path / "run", [], lambda found: counted.append(found) or 2.0) == 0
+    assert counted == [run.config]
+    assert json.loads((tmp_path / "run/cost.json").read_text())["gflop_per_image"] == 2.0
+
+
+def test_the_floors_of_runs_with_init_are_of_their_encoder(tmp_path, monkeypatch):
+    """Also when the folder of `init` is gone."""
+    given, measured = plan("--init=runs/gone", "--seeds=1", f"--workdir={tmp_path}"), []
+    config = entries.config_of(given, given.entries[0], 0)
+    config.model.size = "S/16"
+    finished(tmp_path / "clip/seed-0", config)
+    monkeypatch.setattr(runs.floors, "scores", lambda config, num: measured.append(config) or {})
+    monkeypatch.setattr(comparison, "write", lambda *_: "the table")
+    assert runs.write(given) == "the table" and measured[0].model.size == "S/16"
+
+
 def test_fields_of_a_row_and_of_set_are_those_that_a_checkpoint_does_not_replace():
     row = entries.parse_entry("detailclip_random_mask+preprocess.filter=bicubic+preprocess.mean=(.1,.2,.3)")
-    assert entries.given_fields(plan("--set=seed=9"), row) == ["seed", "preprocess.filter", "preprocess.mean"]
+    assert entries.given_fields(plan("--set=log_every=9"), row) == ["log_every", "preprocess.filter", "preprocess.mean"]
     assert entries.given_fields(plan(), entries.parse_entry("clip")) == []
 
 

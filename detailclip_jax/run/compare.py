@@ -12,7 +12,8 @@
     if compare.train(plan, gflop_per_image) == 0:
         print(compare.write(plan))
 
-Every run is an ordinary run of `loop`, in WORKDIR/NAME/seed-K.  Finished runs are not repeated.
+Every run is an ordinary run of `loop`, in WORKDIR/NAME/seed-K.  Finished runs are not trained again; they are evaluated
+again if the evaluators or the preprocessing have changed.
 The command passes `gflop_per_image`, because `run` may not import `benchmarks`.
 """
 
@@ -37,6 +38,8 @@ from detailclip_jax.runtime.metrics import read_lines
 
 Count = Callable[[ConfigDict], float]  # the GFLOP of a run's training step per image
 COUNTED = "steps_per_epoch"  # `run_config.resolve` writes it to config.json if the config does not set it
+RESULTS = "results.json"
+MEASURED = ("evaluators", "preprocess")  # groups of fields that may differ when a run goes on, and change its scores
 
 
 class CannotBegin(errors.RunError):
@@ -93,28 +96,49 @@ def write(plan: Plan) -> str:
     """Writes the comparison of the finished runs and of encoders without training; returns what to print."""
     workdirs = workdirs_of(plan)
     results = {name: [read_results(workdir) for workdir in runs] for name, runs in workdirs.items()}
-    results |= floors.scores(config_of(plan, parse_entry("clip"), 0), plan.num_seeds)
+    results |= floors.scores(config_of_floors(plan), plan.num_seeds)
     return comparison.write(plan.workdir, results, {name: cost_text(runs) for name, runs in workdirs.items()})
 
 
+def config_of_floors(plan: Plan) -> ConfigDict:
+    """Returns the config whose encoder is measured without training: that of a finished run if `init` determines it."""
+    if plan.init:
+        first, *_ = workdirs_of(plan).values()
+        return run_config.read(first[0] / "config.json")
+    return config_of(plan, parse_entry("clip"), 0)
+
+
 def train_one(config: ConfigDict, workdir: Path, given: Sequence[str], count: Count) -> int:
-    """Trains and evaluates one run unless it is finished; returns the exit code of `loop.train`."""
-    if finished_steps(workdir) >= config.total_steps:
+    """Trains and evaluates one run unless its scores are there; returns the exit code of `loop.train`.
+
+    A finished run is only evaluated.
+    """
+    if is_measured(config, workdir, given):
         return 0
     try:
         run = loop.prepare(config, workdir, given)
     except (ValueError, OSError) as error:
         raise CannotBegin(f"{workdir}: {error}") from error
+    (workdir / RESULTS).unlink(missing_ok=True)  # of another evaluation; if this one is stopped, it is repeated
     code = loop.train(run)
     if code == 0:
-        spent = {"seconds": training_seconds(workdir), "gflop_per_image": count(config)}
+        spent = {"seconds": training_seconds(workdir), "gflop_per_image": count(run.config)}
         replace_text(workdir / "cost.json", json.dumps(spent) + "\n")
     return code
 
 
+def is_measured(config: ConfigDict, workdir: Path, given: Sequence[str]) -> bool:
+    """Whether the run is finished and has scores of the same evaluators and preprocessing as `config`."""
+    if finished_steps(workdir) < config.total_steps:
+        return False
+    configs = run_config.read(workdir / "config.json"), init_from.adopt(config, given, workdir)
+    there, now = (json.loads(run_config.to_json(each)) for each in configs)
+    return all(there[group] == now[group] for group in MEASURED)
+
+
 def finished_steps(workdir: Path) -> int:
     """Returns the number of steps of a finished run; 0 if the folder has no results."""
-    results = workdir / "results.json"
+    results = workdir / RESULTS
     return json.loads(results.read_text())["step"] if results.exists() else 0
 
 
@@ -128,7 +152,7 @@ def training_seconds(workdir: Path) -> float:
 
 def read_results(workdir: Path) -> dict[str, float]:
     """Reads "task/weights/metric" -> value of a finished run."""
-    records = json.loads((workdir / "results.json").read_text())["results"]
+    records = json.loads((workdir / RESULTS).read_text())["results"]
     return {f"{r['task']}/{r['weights']}/{r['metric']}": r["value"] for r in records}
 
 

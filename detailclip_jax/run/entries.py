@@ -4,7 +4,7 @@ parse_entry("detailclip+ema.end=0.99")          # the method detailclip with ano
 sweep_entries("configs/ablation_table4.py")     # the entries of a config file's SWEEP
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,6 +16,15 @@ from detailclip_jax import config as base
 from detailclip_jax.config import run_config
 from detailclip_jax.config.settings import Change, both, parse_setting, set_fields
 from detailclip_jax.data.caption_rules import with_own_number
+
+OWN = {  # fields that the comparison itself sets for every run, and what to do instead
+    "method": "name it in --methods",
+    "init": "give --init=WORKDIR",
+    "seed": "give --seeds=N, for the seeds 0 to N - 1",
+    "total_steps": "give --budget=STEPS",
+    "num_epochs": "give --budget=STEPS",
+    "evaluate_at_end": "leave it out: every run is evaluated at its end",
+}
 
 
 class Entry(NamedTuple):
@@ -102,14 +111,23 @@ def given_fields(plan: Plan, entry: Entry) -> list[str]:
 def config_of(plan: Plan, entry: Entry, seed: int) -> ConfigDict:
     """Returns the config of one run: that of `entry`, with the plan's fields and budget.
 
-    Raises ValueError for an unknown field or an invalid value, and FileNotFoundError for a missing config file.
+    Raises ValueError for an unknown field, an invalid value or a field in OWN, and FileNotFoundError for a missing
+    config file.
     """
+    check_not_own(given_fields(plan, entry))
     config = run_config.load(f"{plan.config}:method={entry.method}")
     set_fields(plan.fields)(config)
     entry.change(config)
     config.seed, config.init, config.evaluate_at_end = seed, plan.init, True
     config.total_steps = plan.budget
     return with_own_number(config, given_fields(plan, entry))
+
+
+def check_not_own(given: Iterable[str]) -> None:
+    """Raises ValueError for a field that the comparison itself sets, as the value that is given would be ignored."""
+    for name in given:
+        if name in OWN:
+            raise ValueError(f"{name} is not set for single runs of a comparison; {OWN[name]}")
 
 
 def workdirs_of(plan: Plan) -> dict[str, list[Path]]:
