@@ -71,7 +71,7 @@ def check_data(data_dir: str) -> int:
         note = printable(how, LINES)
         print(f"{'ready  ' if ready else 'missing'} {name:<20} {found or 0:>8,} of {expected or 0:>8,}  {note}")
     number = sum(entry[1] for entry in sets)
-    print(f"{number} of {len(sets)} sets are ready in {data_dir}")
+    print(f"{number} of {len(sets)} sets are ready in {printable(data_dir)}")
     return 0 if number else 1
 
 

@@ -113,6 +113,12 @@ def test_data_sets_that_are_ready_are_counted(monkeypatch, capsys, tmp_path):
     assert doctor.main(["--data", "--data-dir=elsewhere"]) == 1
 
 
+def test_a_folder_whose_name_is_not_utf_8_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(labelled, "ready", lambda folder: [])
+    assert doctor.main(["--data", "--data-dir=sets\udcff"]) == 1
+    assert r"0 of 0 sets are ready in sets\udcff" in capsys.readouterr().out
+
+
 def test_a_flag_that_does_not_exist(capsys):
     assert doctor.main(["--lanch"]) == 2
     assert "unknown flag --lanch; did you mean '--launch'?" in capsys.readouterr().err

@@ -96,6 +96,18 @@ def test_what_the_checkpoint_decides(tmp_path):
     assert asked.model.size == "B/16"
 
 
+def test_sizes_of_crops_that_the_user_sets_are_not_scaled(tmp_path):
+    written(tmp_path / "dino", "dino")
+    asked = run_config.load(f"{ROOT}/configs/baselines/ibot.py")
+    asked.init, asked.views.crops.local.size = str(tmp_path / "dino"), 24
+    scaled, kept = (init_from.adopt(asked, given).views.crops for given in ([], ["views.crops.local.size"]))
+    assert (scaled.large.size, scaled.local.size, scaled.large.mask_grid) == (32, 8, 4)
+    assert (kept.large.size, kept.local.size, kept.large.mask_grid) == (32, 24, 4)
+    asked.views.crops.large.size = 64
+    with pytest.raises(ValueError, match="views.crops.large.size 64 must equal model.image_size 32"):
+        validate(init_from.adopt(asked, ["views.crops.large.size"]))
+
+
 def test_preprocessing_that_the_user_sets_wins_and_is_printed(tmp_path):
     theirs = {"preprocess.filter": "bicubic", "preprocess.resize": "square", "preprocess.mean": (0.1, 0.2, 0.3)}
     written(tmp_path / "clip", **OPENAI, **theirs)

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from grain._src.python.dataset.transformations import process_prefetch
 from PIL import Image
 
 from detailclip_jax.config import default
@@ -19,7 +20,8 @@ from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.tokenizer import EOT, Tokenizer
 from detailclip_jax.data.views import Crop
-from detailclip_jax.data.workers import LAST_STEPS
+from detailclip_jax.data.workers import LAST_STEPS, killed_workers_named
+from detailclip_jax.runtime.errors import RunError
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM = 10
@@ -327,6 +329,22 @@ if __name__ == "__main__":
     batches = Pipeline([example] * 8, {"large": Crop(size=64)}, Tokenizer(), 16, num_workers=1)
     kept = [next(batches) for _ in range(3)]
 """
+
+
+def test_a_worker_that_the_kernel_has_killed_is_a_message():
+    said = "Worker process was terminated unexpectedly with exit code -9. Search the logs above"
+    with pytest.raises(RunError, match=r"worker was killed \(signal 9\).*continues.*fewer --config\.data\.num_workers"):
+        with killed_workers_named():
+            raise RuntimeError(said)
+    for other in (RuntimeError(said.replace("-9", "1")), RuntimeError("a fault"), TooManyBadRecords("several")):
+        with pytest.raises(type(other)) as raised, killed_workers_named():
+            raise other
+        assert raised.value is other
+
+
+def test_the_words_about_a_killed_worker_are_those_of_grain():
+    text = pathlib.Path(process_prefetch.__file__).read_text()
+    assert '"Worker process was terminated unexpectedly with exit code "' in text
 
 
 @pytest.mark.check

@@ -283,6 +283,27 @@ def test_no_other_run_is_warned_of_a_first_one(method, source, init):
     assert missing_first_run(method, source, init) == ([], f"from {init}" if init else "from scratch")
 
 
+@pytest.mark.parametrize(
+    ("source", "given", "is_warned"),
+    [
+        ("records", ["batch_size"], True),
+        ("records", ["batch_size", "optimizer.learning_rate"], False),
+        ("records", ["optimizer.learning_rate"], False),
+        ("stickers", ["batch_size"], False),
+    ],
+)
+def test_a_batch_size_without_its_learning_rate_is_warned_of(source, given, is_warned):
+    config = run_config.load("configs/baselines/mae.py")
+    config.update_from_flattened_dict({"data.source": source, "batch_size": 128})
+    experiment = SimpleNamespace(method=methods.build(config), mesh=SimpleNamespace(devices=np.zeros(1)))
+    run = Run(config, Path(), experiment, None, Console(), loop.PRETRAINING, given=given)
+    lines = loop.rate_of_another_batch(run)
+    assert len(lines) == is_warned
+    for line in lines:
+        check_names(line, "batch_size 128", "stays 0.0024", "--config.optimizer.learning_rate")
+    assert preflight.batch(run).text == "; WARNING: ".join(["128 pairs: 128 per device", *lines])
+
+
 @pytest.mark.parametrize(("text", "is_warned"), [("A title", True), ("One. Two", False)])
 def test_captions_of_one_sentence_are_warned_of(run_of, monkeypatch, text, is_warned):
     monkeypatch.setattr(loop, "single_sentences", lambda _, rule: mixture.single_sentences(source, rule))

@@ -206,6 +206,18 @@ def test_weights_that_the_encoder_lacks_are_refused_before_the_run(pretrained, t
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_goes_on_without_the_folder_of_its_encoder(pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "encoder")
+    config = config_of(tmp_path / "encoder")
+    first = transfer.prepare(config, tmp_path / "run")
+    loop.claim(first)
+    (tmp_path / "run/checkpoints/1").mkdir(parents=True)
+    shutil.rmtree(tmp_path / "encoder")
+    assert transfer.prepare(config, tmp_path / "run").config.model.to_dict() == first.config.model.to_dict()
+    with pytest.raises(FileNotFoundError, match="is not a workdir"):
+        transfer.prepare(config, tmp_path / "another")
+
+
 def test_preprocessing_that_the_user_gave_is_honoured_and_a_contradicting_size_is_refused(pretrained):
     changes = {"preprocess.mean": (0.1, 0.2, 0.3), "preprocess.std": (0.5, 0.5, 0.5), "model.size": "B/16"}
     config, source = config_of(pretrained, **changes), run_config.read(pretrained / "config.json")

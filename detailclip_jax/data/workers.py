@@ -1,11 +1,14 @@
 """Prefetches items in order by threads or processes, and ends both cleanly."""
 
+import contextlib
 import math
 import os
+import re
 import signal
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -14,8 +17,10 @@ import numpy as np
 from absl import flags
 
 from detailclip_jax.runtime.devices import usable_cores
+from detailclip_jax.runtime.errors import RunError
 
 LAST_STEPS = 60.0  # seconds that a worker goes on after SIGTERM
+KILLED = re.compile(r"Worker process was terminated unexpectedly with exit code -(\d+)")  # grain's words
 
 
 class Prefetched:
@@ -26,6 +31,7 @@ class Prefetched:
     prefetch: number of items kept ready; 0 makes each item on request.
 
     `close` ends threads and workers.  If it was not called, the end of the interpreter does.
+    `next` raises RunError if a worker was killed, and else what the object raises.
     """
 
     def __init__(self, items: Any, num_workers: int = 0, prefetch: int = 2):
@@ -42,12 +48,27 @@ class Prefetched:
         return self
 
     def __next__(self) -> Any:
-        item = next(self._held[0])
+        with killed_workers_named():
+            item = next(self._held[0])
         return _copied(item) if self._in_shared_memory else item
 
     def close(self) -> None:
         """Ends threads and workers; may be called twice."""
         self._finalizer()
+
+
+@contextlib.contextmanager
+def killed_workers_named() -> Iterator[None]:
+    """Turns grain's error about a worker that a signal ended into RunError; all other errors stay as they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (found := KILLED.match(str(error))):
+            raise
+        raise RunError(
+            f"a data worker was killed (signal {found[1]}), perhaps for its memory; the same command continues from "
+            "the last checkpoint; try fewer --config.data.num_workers or a smaller --config.data.prefetch"
+        ) from error
 
 
 def _close(held: list[Any]) -> None:

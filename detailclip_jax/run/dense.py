@@ -17,7 +17,7 @@ from detailclip_jax.data.sources import BadRecord
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.evaluation import EvaluatorError
 from detailclip_jax.figures import plots
-from detailclip_jax.run.init_from import config_of
+from detailclip_jax.run.init_from import config_of, run_of
 from detailclip_jax.run.loop import bad_list, usable_workers
 from detailclip_jax.run.session import COUNTS, Run, Task, TrainStep, afresh
 from detailclip_jax.runtime.devices import usable_cores
@@ -35,22 +35,29 @@ SHOWN = 6  # images of the figure
 PER_CLASS = "per_class.json"  # of the last evaluation; `results.json` contains it
 
 
-def adopted(config: ConfigDict, given: Iterable[str] = ()) -> ConfigDict:
+def adopted(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | None = None) -> ConfigDict:
     """Returns the config with the encoder's fields from `config.init`; `given` names fields that the user has set.
 
-    `config.init` may be a run of a dense task too, whose fine-tuned encoder is taken.
+    `config.init` may be a run of a dense task too, whose fine-tuned encoder is taken.  If a run from the same `init`
+    goes on in `workdir`, the fields are those of its own config, and `init` need not exist any more.
     Raises ValueError for another kind of config, and for a given field of `model` that contradicts the encoder.
     """
     check_kind(config)
     if not config.init:
         return ConfigDict(config.to_dict())
+    run = run_of(config, workdir)
+    return dense_encoder.adopt(config, _encoder_of(config) if run is None else run, given)
+
+
+def _encoder_of(config: ConfigDict) -> ConfigDict:
+    """Returns the config of `config.init`.  Raises ValueError if it lacks the weights that the config asks for."""
     source = config_of(config.init)
     if config.weights == "ema" and not methods.build(source).ema:
         raise ValueError(
             f"weights 'ema': the method of {config.init}, {source.method}, has no teacher; "
             "give --config.weights=student"
         )
-    return dense_encoder.adopt(config, source, given)
+    return source
 
 
 def check_kind(config: ConfigDict, name: str = "the config") -> None:

@@ -39,11 +39,11 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     """Returns the config with the fields that `config.init` determines.
 
     These are the sizes and kinds of the loaded networks, the preprocessing, the tokenizer, and the learning-rate
-    factors of the loaded networks.  Of the preprocessing, the fields that the user has set keep their values; `given`
-    has their dotted names, e.g. "preprocess.filter".  There are at least as many class tokens as in the checkpoint,
-    unless the user has set "model.class_tokens".  The file of a tokenizer gets its absolute path and its digest; apart
-    from that the config is returned unchanged without `init`.  If a run from the same `init` goes on in `workdir`, the
-    fields are those of its own config, and `init` need not exist any more.
+    factors of the loaded networks.  The preprocessing and the sizes of crops that the user has set keep their values;
+    `given` has the dotted names of these fields, e.g. "preprocess.filter".  There are at least as many class tokens as
+    in the checkpoint, unless the user has set "model.class_tokens".  The file of a tokenizer gets its absolute path and
+    its digest; apart from that the config is returned unchanged without `init`.  If a run from the same `init` goes on
+    in `workdir`, the fields are those of its own config, and `init` need not exist any more.
 
     Raises FileNotFoundError if there is no run at `init` or no such file, and ValueError if the config requires an
     `init` and has none, if the file does not fit, or if a given field of `model` contradicts a loaded network.
@@ -66,7 +66,7 @@ def adopt(config: ConfigDict, given: Iterable[str] = (), workdir: str | Path | N
     for name in adopted.preprocess:
         if f"preprocess.{name}" in set_by_user:
             adopted.preprocess[name] = config.preprocess[name]
-    _fit_crops(adopted, config)
+    _fit_crops(adopted, config, set_by_user)
     method = methods.build(adopted)
     if "decoder" in brought and methods.takes_decoder(method, source.model):
         _take(adopted, source, OF_DECODER, set_by_user)
@@ -82,7 +82,7 @@ def _origin(config: ConfigDict, workdir: str | Path | None) -> tuple[ConfigDict,
     It is that of `config.init`, or of the run from this `init` that goes on in `workdir`.  With such a run come the
     networks that it has loaded; fields of networks that its method lacks stay as they are, too.
     """
-    run = _run_of(config, workdir)
+    run = run_of(config, workdir)
     if run is None:
         source = config_of(config.init)
         return source, methods.build(source).networks
@@ -90,7 +90,7 @@ def _origin(config: ConfigDict, workdir: str | Path | None) -> tuple[ConfigDict,
     return run, {*run.optimizer.part_rates} | lacking
 
 
-def _run_of(config: ConfigDict, workdir: str | Path | None) -> ConfigDict | None:
+def run_of(config: ConfigDict, workdir: str | Path | None) -> ConfigDict | None:
     """Returns the config of the run in `workdir` if it has a checkpoint, and the method and `init` of `config`."""
     if workdir is None or not is_run(Path(workdir)):
         return None
@@ -136,16 +136,19 @@ def _check_not_required(config: ConfigDict) -> None:
         raise ValueError("this config continues a checkpoint: give --config.init=WORKDIR")
 
 
-def _fit_crops(config: ConfigDict, before: ConfigDict) -> None:
-    """Resizes the crops in proportion to the image size, in whole patches, if the image or patch size has changed."""
+def _fit_crops(config: ConfigDict, before: ConfigDict, given: Collection[str]) -> None:
+    """Resizes the crops in proportion to the image size, in whole patches, if the image or patch size has changed.
+
+    A size among the `given` fields stays.  The grid of block masks has the patches of the crop.
+    """
     new, old = ((c.model.image_size, size_of(c.model).patch_size) for c in (config, before))
     if new == old:
         return
-    for crop in config.views.crops.values():
-        num_patches = max(round(crop.size * new[0] / old[0] / new[1]), 1)
-        crop.size = num_patches * new[1]
+    for name, crop in config.views.crops.items():
+        if f"views.crops.{name}.size" not in given:
+            crop.size = max(round(crop.size * new[0] / old[0] / new[1]), 1) * new[1]
         if crop.get("mask_grid"):
-            crop.mask_grid = num_patches
+            crop.mask_grid = crop.size // new[1]
 
 
 def config_of(workdir: str) -> ConfigDict:

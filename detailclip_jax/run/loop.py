@@ -68,7 +68,8 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
     if built.method.has_text:
         check_some_caption(source, config.data.caption)
     run_config.check_workdir(Path(workdir), config)
-    return Run(config, Path(workdir), built, source, Console(enabled=jax.process_index() == 0), PRETRAINING)
+    console = Console(enabled=jax.process_index() == 0)
+    return Run(config, Path(workdir), built, source, console, PRETRAINING, given=given)
 
 
 def open_source(config: ConfigDict) -> pipeline.Source:
@@ -211,8 +212,8 @@ def introduce(run: Run) -> None:
     say("\n".join([f"data {config.data.source}: {len(run.source):,} examples", *summary(run.source, num_seen)]))
     if found := held_out.find(config):
         say(f"held out from training: {len(found.source):,} examples ({found.origin})")
-    lines = *first_run_missing(run), *repeated_captions(run), *cut_captions(run), *same_captions(run)
-    for line in lines:
+    lines = [*first_run_missing(run), *rate_of_another_batch(run), *repeated_captions(run)]
+    for line in (*lines, *cut_captions(run), *same_captions(run)):
         run.console.warn(line)
     epochs = run_config.num_epochs(config, len(run.source))
     say(f"{counted(config.total_steps, 'step')} of {config.batch_size}, {plain(epochs)} epochs; workdir {run.workdir}")
@@ -237,6 +238,21 @@ def first_run_missing(run: Run) -> list[str]:
     return [
         f"{config.method} continues a run of {first}, but there is no --config.init: it trains from scratch, at the "
         f"learning rate {config.optimizer.learning_rate:g}; train {first} first and give --config.init=ITS-WORKDIR"
+    ]
+
+
+def rate_of_another_batch(run: Run) -> list[str]:
+    """Returns a warning if the user has set the batch size and not the learning rate, else an empty list.
+
+    Stickers are exempt: the rates of their config are for runs of minutes, with any batch.
+    """
+    config, given = run.config, run.given
+    if "batch_size" not in given or "optimizer.learning_rate" in given or is_endless(components(config.data)):
+        return []
+    return [
+        f"batch_size {config.batch_size} is set, but optimizer.learning_rate is not: it stays "
+        f"{config.optimizer.learning_rate:g}, which the config chose for its own batch size; to scale it, give "
+        "--config.optimizer.learning_rate too"
     ]
 
 

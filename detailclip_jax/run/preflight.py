@@ -106,12 +106,16 @@ def _origin(plan: Run) -> str:
 
 
 def batch(plan: Run) -> Finding:
-    """Checks that the batch divides over processes; devices and chunks are checked when the experiment is built."""
+    """Checks that the batch divides over processes; devices and chunks are checked when the experiment is built.
+
+    It warns of a learning rate that was chosen for another batch size.
+    """
     size, chunks, devices = plan.config.batch_size, plan.config.accumulation, plan.experiment.mesh.devices.size
     if size % jax.process_count():
         raise ValueError(f"batch_size {size} does not divide over {jax.process_count()} processes")
     divided = f" in {chunks} chunks of {size // devices // chunks}" if chunks > 1 else ""
-    return Finding(f"{size} pairs: {size // devices} per device{divided}")
+    text = f"{size} pairs: {size // devices} per device{divided}"
+    return Finding("; WARNING: ".join([text, *loop.rate_of_another_batch(plan)]))
 
 
 def dense_batch(plan: Run) -> Finding:

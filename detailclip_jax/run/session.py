@@ -1,7 +1,7 @@
 """Logging, checkpoints, evaluations and profiling of a run, and its compiled training step."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,7 @@ class Run(NamedTuple):
     console: Console
     task: Task
     evaluated: Any = None  # random access to the examples of the evaluation set; None if evaluators open their own
+    given: Sequence[str] = ()  # dotted names of the fields that the user has set
 
     @property
     def terms(self) -> list[str]:

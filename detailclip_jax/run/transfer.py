@@ -35,7 +35,7 @@ def prepare(config: ConfigDict, workdir: str | Path, given: Iterable[str] = ()) 
     `given`: dotted names of fields that the user has set (see `dense_encoder.adopt`).
     Raises ValueError, FileNotFoundError or MissingData, with a message for the user.
     """
-    config = dense.adopted(config, given)
+    config = dense.adopted(config, given, workdir)
     if config.method == DETECTION:
         return detection.prepare(config, workdir)
     check(config)
