@@ -183,7 +183,7 @@ def finished(workdir, config):
     workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(run_config.to_json(config))
     (workdir / "results.json").write_text(json.dumps({"step": config.total_steps, "results": []}))
-    (workdir / "metrics.jsonl").write_text("")
+    (workdir / "metrics.jsonl").write_text(json.dumps({"step": 7, "images_per_second": 2.0}) + "\n")
 
 
 def test_a_finished_run_is_evaluated_again_by_another_evaluation(tmp_path, monkeypatch):

@@ -435,8 +435,10 @@ def test_one_number_for_a_pair_is_refused_in_every_crop(field, value, message):
         validate(config_of("baselines/ibot.py", **{f"views.crops.{field}": value}))
 
 
-def test_the_crops_of_a_view_may_share_one_probability():
-    validate(config_of(**{"views.crops.large.blur_p": 0.3}))
+def test_the_views_of_a_crop_may_share_one_probability():
+    config = config_of()
+    config.views.crops = {"large": {**config.views.crops.large, "blur_p": 0.3}}
+    validate(config)
 
 
 def test_scenes_without_end_need_total_steps():

@@ -97,14 +97,15 @@ def test_what_the_checkpoint_decides(tmp_path):
 
 
 def test_sizes_of_crops_that_the_user_sets_are_not_scaled(tmp_path):
-    written(tmp_path / "dino", "dino")
+    run_config.claim_workdir(tmp_path / "clip", tiny("clip"))
+    (tmp_path / "clip/checkpoints/4").mkdir(parents=True)
     asked = run_config.load(f"{ROOT}/configs/baselines/ibot.py")
-    asked.init, asked.views.crops.local.size = str(tmp_path / "dino"), 24
+    asked.init, asked.views.crops.local.size = str(tmp_path / "clip"), 24
     scaled, kept = (init_from.adopt(asked, given).views.crops for given in ([], ["views.crops.local.size"]))
     assert (scaled.large.size, scaled.local.size, scaled.large.mask_grid) == (32, 8, 4)
     assert (kept.large.size, kept.local.size, kept.large.mask_grid) == (32, 24, 4)
-    asked.views.crops.large.size = 64
-    with pytest.raises(ValueError, match="views.crops.large.size 64 must equal model.image_size 32"):
+    asked.views.crops.large.size = 224
+    with pytest.raises(ValueError, match=r"views\.crops\.large\.size 224 must equal model\.image_size 32"):
         validate(init_from.adopt(asked, ["views.crops.large.size"]))
 
 

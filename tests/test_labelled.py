@@ -424,7 +424,7 @@ def test_a_test_split_that_is_not_prepared_to_its_end_is_not_replaced_by_another
     write_records(tmp_path / "pets", [{"image": make_image(COLOURS["cat"]), "label": 0}], split="val")
     put(tmp_path / "pets/classnames.txt", "cat")
     put(tmp_path / "pets/.prepare-test/plan.json", "{}")
-    with pytest.raises(MissingData, match="the split test of .* is not complete: prepare has not finished it"):
+    with pytest.raises(MissingData, match=r"the split test of .* is not complete: prepare has not finished it"):
         open_set("pets", tmp_path)
 
 

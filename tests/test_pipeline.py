@@ -333,9 +333,9 @@ if __name__ == "__main__":
 
 def test_a_worker_that_the_kernel_has_killed_is_a_message():
     said = "Worker process was terminated unexpectedly with exit code -9. Search the logs above"
-    with pytest.raises(RunError, match=r"worker was killed \(signal 9\).*continues.*fewer --config\.data\.num_workers"):
-        with killed_workers_named():
-            raise RuntimeError(said)
+    told = r"worker was killed \(signal 9\).*continues.*fewer --config\.data\.num_workers"
+    with pytest.raises(RunError, match=told), killed_workers_named():
+        raise RuntimeError(said)
     for other in (RuntimeError(said.replace("-9", "1")), RuntimeError("a fault"), TooManyBadRecords("several")):
         with pytest.raises(type(other)) as raised, killed_workers_named():
             raise other
