@@ -44,6 +44,7 @@ from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
 from detailclip_jax.runtime.files import nothing_left
+from detailclip_jax.training import workdirs
 
 WAY_OUT = "pip install 'detailclip_jax[torch]', or take --no-verify"
 WAYS_OUT = {"onnx": "pip install jax2onnx onnxruntime, in an environment of its own"}
@@ -79,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.checkpoint, arguments.step, arguments.weights, arguments.image_size, arguments.interpolation
     )
     fmt, path = formats.FORMATS[arguments.to], Path(arguments.out)
-    _check_kind(path, fmt.is_directory)
+    _check_out(path, fmt.is_directory)
     with nothing_left(path):
         written = fmt.write(export, path)
     print("\n".join(table(arguments.to, "student and ema" if fmt.holds_teacher else export.which, written)))
@@ -105,9 +106,12 @@ def verified(fmt: formats.Format, export: Export, path: Path) -> Any:
         raise KeyboardInterrupt(f"{path} is written, but was not verified") from None
 
 
-def _check_kind(path: Path, directory: bool) -> None:
+def _check_out(path: Path, directory: bool) -> None:
+    """Raises ValueError for an output of the other kind, and for a folder whose config.json is that of a run."""
     if path.exists() and path.is_dir() != directory:
         raise ValueError(f"--out={path} exists and is {'no' if directory else 'a'} directory")
+    if directory and workdirs.has_config(path):
+        raise ValueError(f"--out={path} is the workdir of a run, which an export would damage; name another --out")
 
 
 def table(name: str, weights: str, written: Mapping[str, Any]) -> list[str]:

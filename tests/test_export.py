@@ -420,6 +420,32 @@ def test_a_card_of_another_file_is_not_believed(backbone, tmp_path):
 
 
 def test_an_earlier_name_of_a_format_is_answered_with_the_new_one(capsys):
+def test_a_run_s_own_config_does_not_describe_an_export_in_its_workdir(detailclip, openai, tmp_path, capsys):
+    file, card = tmp_path / "model.safetensors", tmp_path / "model.safetensors.json"
+    shutil.copy(detailclip / "config.json", tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    assert run(detailclip, "slip", file, "--no-verify") == 0
+    made = checkpoint.load(detailclip)[2]
+
+    def is_read():
+        read = interop.load(file)[2]
+        assert measure.size_of(read.model)[:7] == measure.size_of(made.model)[:7]
+        assert read.model.image_style.to_dict() == made.model.image_style.to_dict()
+
+    is_read()
+    content = card.read_text()
+    card.unlink()
+    is_read()  # with the usual heads
+    card.write_text(content)
+    for to in ("huggingface", "open_clip", "stablehlo"):
+        assert run(openai, to, tmp_path, "--no-verify") == 2
+        assert f"--out={tmp_path} is the workdir of a run" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_text() == before
+    (tmp_path / "config.json").unlink()
+    assert run(openai, "huggingface", tmp_path, "--no-verify") == 0 and not card.exists()
+    assert Style(**interop.load(tmp_path)[2].model.image_style) == OPENAI_STYLE
+
+
     with pytest.raises(SystemExit) as end:
         export.parser().parse_args(["--checkpoint=runs/x", "--to=reference_backbone", "--out=backbone.pth"])
     assert end.value.code == 2 and "'timm'" in capsys.readouterr().err

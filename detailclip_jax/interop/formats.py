@@ -99,7 +99,7 @@ def write_open_clip(export: Export, path: Path) -> Mapping[str, Any]:
     if hub_vocabulary.fits(export.config):
         content |= hub_vocabulary.write(path, export.config)
     _write_json(path / hub.OPEN_CLIP, content)
-    files.write(path / "open_clip_model.safetensors", tensors, {"format": "pt"})
+    write_weights(path / "open_clip_model.safetensors", tensors)
     return tensors
 
 
@@ -110,8 +110,15 @@ def write_huggingface(export: Export, path: Path) -> Mapping[str, Any]:
     _write_json(path / hub.HUGGINGFACE, content)
     _write_json(path / hub.PREPROCESSOR, hub.preprocessor_config(export.config))
     replace_text(path / "README.md", model_card.text(export.config))
-    files.write(path / "model.safetensors", tensors, {"format": "pt"})
+    write_weights(path / "model.safetensors", tensors)
     return tensors
+
+
+def write_weights(file: Path, tensors: Mapping[str, Any]) -> None:
+    """Writes the weights of a folder; removes the card of an earlier export of this name, a single file."""
+    files.write(file, tensors, {"format": "pt"})
+    if hub.is_card(hub.card_of(file)):
+        hub.card_of(file).unlink()
 
 
 def write_tokenizer(path: Path, config: ConfigDict) -> dict[str, Any]:

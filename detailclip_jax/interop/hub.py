@@ -12,6 +12,7 @@ from detailclip_jax.data.tokenizer import VOCAB_SIZE
 from detailclip_jax.interop import hub_vocabulary
 from detailclip_jax.interop.measure import Spec, spec_of
 from detailclip_jax.models.vit import Style
+from detailclip_jax.training import workdirs
 
 OPEN_CLIP, HUGGINGFACE = "open_clip_config.json", "config.json"
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -78,13 +79,23 @@ def _sidecar_options(file: Path) -> dict[str, Any]:
 
 
 def config_beside(file: Path) -> Path | None:
-    """The config file that describes some weights: of open_clip, of transformers or timm, or the card of an export."""
-    folder = file.parent
+    """The config file that describes some weights: the card of an export, or that of open_clip, transformers or timm.
+
+    A config.json of a run, in whose workdir the weights were written, is none of them.
+    """
+    folder, card = file.parent, card_of(file)
+    if is_card(card):
+        return card
     if (folder / OPEN_CLIP).is_file():
         return folder / OPEN_CLIP
-    if (folder / HUGGINGFACE).is_file() and file.name in ("model.safetensors", "pytorch_model.bin"):
-        return folder / HUGGINGFACE
-    return card_of(file) if card_of(file).is_file() else None
+    is_named = file.name in ("model.safetensors", "pytorch_model.bin") and (folder / HUGGINGFACE).is_file()
+    return folder / HUGGINGFACE if is_named and not workdirs.has_config(folder) else None
+
+
+def is_card(path: Path) -> bool:
+    """Whether a file is the card of an export; other programs may write files of that name."""
+    content = _json(path) if path.is_file() else {}
+    return "create_model" in content or {"preprocessing", "bytes"} <= content.keys()
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
@@ -98,8 +109,6 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 
 def _card_options(file: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Options from the card of an export. Raises ValueError if the weights file was replaced since."""
-    if "create_model" not in content and not {"preprocessing", "bytes"} <= content.keys():
-        return {}
     if content.get("bytes") != file.stat().st_size:
         raise ValueError(f"{card_of(file)} does not describe {file}: remove it, or export again")
     return card_options(content) | hub_vocabulary.options(content, file.parent)
