@@ -30,7 +30,7 @@ from detailclip_jax.training import checkpoint, ema, experiment, mesh
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 pytest.importorskip("open_clip")
-from test_vocabularies import end_file  # noqa: E402  # needs the library tokenizers
+from test_vocabularies import end_file, word_file  # noqa: E402  # needs the library tokenizers
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 OPENAI_FIELDS = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._asdict().items()}
@@ -337,6 +337,18 @@ def test_encoders_that_the_published_code_does_not_compute_are_refused(to, field
         convert.layout_for(made, to)
 
 
+@pytest.mark.parametrize("to", ["open_clip", "timm"])
+@pytest.mark.parametrize("activation", ["gelu_tanh", "relu"])
+def test_activations_that_the_target_does_not_name_are_refused(to, activation):
+    """open_clip would build the exact GELU."""
+    made, names = config.default(), ("model.image_style.activation", "model.text_activation")
+    made.update_from_flattened_dict(TINY | OPENAI_FIELDS)
+    assert convert.layout_for(made, to).name == to
+    made.update_from_flattened_dict(dict.fromkeys(names, activation))
+    with pytest.raises(ValueError, match=rf"activation='quick_gelu' \(here '{activation}'\).*; use --to=huggingface"):
+        convert.layout_for(made, to)
+
+
 @pytest.mark.parametrize(("to", "method"), [("cosmos", "flair"), ("flair", "cosmos")])
 def test_layouts_of_a_method_are_for_it_alone(captioned, tmp_path, capsys, to, method):
     assert run(captioned[method], to, tmp_path / "out.pt") == 2
@@ -408,18 +420,6 @@ def test_the_card_beside_a_timm_file_builds_the_model(tmp_path, capsys, fields, 
     assert read.model.image_style.to_dict() == made.model.image_style.to_dict()
 
 
-def test_a_card_of_another_file_is_not_believed(backbone, tmp_path):
-    """Written over by another export, a card would give a model its heads."""
-    file = tmp_path / "vit.pth"
-    assert run(backbone, "timm", file, "--no-verify") == 0
-    torch.save({**torch.load(file, weights_only=True), "head.weight": torch.zeros(2, 96)}, file)
-    with pytest.raises(ValueError, match=r"vit\.pth\.json does not describe .*: remove it, or export"):
-        interop.load(file)
-    hub.card_of(file).write_text('{"mine": 3}')
-    assert interop.load(file)[2].model.image_size == 32
-
-
-def test_an_earlier_name_of_a_format_is_answered_with_the_new_one(capsys):
 def test_a_run_s_own_config_does_not_describe_an_export_in_its_workdir(detailclip, openai, tmp_path, capsys):
     file, card = tmp_path / "model.safetensors", tmp_path / "model.safetensors.json"
     shutil.copy(detailclip / "config.json", tmp_path)
@@ -446,6 +446,18 @@ def test_a_run_s_own_config_does_not_describe_an_export_in_its_workdir(detailcli
     assert Style(**interop.load(tmp_path)[2].model.image_style) == OPENAI_STYLE
 
 
+def test_a_card_of_another_file_is_not_believed(backbone, tmp_path):
+    """Written over by another export, a card would give a model its heads."""
+    file = tmp_path / "vit.pth"
+    assert run(backbone, "timm", file, "--no-verify") == 0
+    torch.save({**torch.load(file, weights_only=True), "head.weight": torch.zeros(2, 96)}, file)
+    with pytest.raises(ValueError, match=r"vit\.pth\.json does not describe .*: remove it, or export"):
+        interop.load(file)
+    hub.card_of(file).write_text('{"mine": 3}')
+    assert interop.load(file)[2].model.image_size == 32
+
+
+def test_an_earlier_name_of_a_format_is_answered_with_the_new_one(capsys):
     with pytest.raises(SystemExit) as end:
         export.parser().parse_args(["--checkpoint=runs/x", "--to=reference_backbone", "--out=backbone.pth"])
     assert end.value.code == 2 and "'timm'" in capsys.readouterr().err
@@ -566,6 +578,23 @@ def test_the_tokenizer_of_an_earlier_export_is_removed(openai, worded, tmp_path)
     assert run(openai, "huggingface", out, "--no-verify") == 0
     assert not [name for name in hub_tokenizer.FILES if (out / name).exists()]
     assert run(workdir, "huggingface", file.parent, "--no-verify") == 0 and file.is_file()
+
+
+def test_a_padded_vocabulary_needs_the_file_that_states_the_end_token(worded, tmp_path):
+    """A CLIPModel of transformers, whose config says nothing of the file."""
+    (workdir, file), out = worded, tmp_path / "out"
+    assert run(workdir, "huggingface", out, "--no-verify") == 0
+    content = json.loads((out / "config.json").read_text())
+    del content["vocabulary"]
+    (out / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"pools at eos_token_id 5, .* is 63 by data\.tokenizer 'clip'; give"):
+        interop.load(out)
+    shorter = word_file(tmp_path / "other", ["a", "</s>"], "<unk>", first=("<unk>",))
+    with pytest.raises(ValueError, match="eos_token_id 5, but the last token of a text is 2"):
+        interop.load(out, tokenizer=str(shorter))
+    again = interop.load(out, tokenizer=str(file))[2]
+    assert again.data.tokenizer == str(file)
+    np.testing.assert_array_equal(tokenizer_of(again)(WORDS), tokenizer_of(checkpoint.load(workdir)[2])(WORDS))
 
 
 def test_signatures_name_a_vocabulary_of_the_model_s_own(worded, tmp_path):

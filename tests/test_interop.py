@@ -316,6 +316,12 @@ def test_sizes_need_their_tensors(key):
     refused({k: v for k, v in clip_state_dict().items() if k != key}, f"lacks {key}", layout="clip")
 
 
+@pytest.mark.parametrize("blocks", ["visual.blocks", "transformer.resblocks"])
+def test_an_encoder_without_blocks_is_named(blocks):
+    renamed = {key.replace(f"{blocks}.", "layers."): value for key, value in clip_state_dict().items()}
+    refused(renamed, rf"no tensors {blocks}\.0\.\.\.", layout="clip")
+
+
 def test_what_is_no_state_dict():
     refused({}, "the file has no state dict")
     refused({"state_dict": {}}, "the file has no state dict")
@@ -336,6 +342,16 @@ def test_other_floats_become_float32(dtype, caplog):
     assert ours.dtype == np.float32 and "converted to float32" in caplog.text
 
 
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_fixed_positions_may_differ_by_the_rounding_of_their_precision(dtype):
+    state_dict = {key: value.astype(dtype) for key, value in reference_state_dict().items()}
+    table = LAYOUTS[0].table(spec_for(LAYOUTS[0]))
+    convert._check_known(table, state_dict)
+    wrong = state_dict["decoder_pos_embed"] * dtype(0.9)
+    with pytest.raises(ValueError, match="decoder_pos_embed differs from its only supported value"):
+        convert._check_known(table, {**state_dict, "decoder_pos_embed": wrong})
+
+
 def test_a_last_layer_that_is_not_shared_is_refused():
     state_dict, _ = written(LAYOUTS[0])
     key = "ibot_head.last_layer2.weight_v"
@@ -346,6 +362,9 @@ def test_a_last_layer_that_is_not_shared_is_refused():
 def test_heads_that_the_tensors_do_not_show():
     with pytest.raises(ValueError, match="num_heads 5 does not divide the width 48"):
         interop.load(clip_state_dict(), num_heads=5)
+    for given in (0, -12, "12", 4.0):
+        with pytest.raises(ValueError, match=rf"num_heads {given!r} must be a whole number.*--num-heads"):
+            measure.heads_of(48, given, "num_heads")
     with pytest.raises(ValueError, match=r"encoder of width 400 .* give num_heads"):
         measure.heads_of(400, None, "num_heads")
     assert [measure.heads_of(width, None, "num_heads") for width in (384, 768, 1024)] == [6, 12, 16]

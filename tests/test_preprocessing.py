@@ -132,7 +132,7 @@ def test_families_have_their_own_evaluation():
     for name in ("mae", "dino", "ibot"):
         assert found[name] == {("bicubic", 0.875, IMAGENET_MEAN)}
     assert found["openai"] == {("bicubic", 1.0, CLIP_MEAN)}
-    assert found["open_clip"] == {("bicubic", 1.0, CLIP_MEAN), ("bicubic", 1.0, IMAGENET_MEAN)}
+    assert found["open_clip"] == {("bicubic", 1.0, CLIP_MEAN)}
     ours_and_clip = {("bicubic", 1.0, CLIP_MEAN), ("bilinear", 1.0, IMAGENET_MEAN)}
     assert found["huggingface"] == ours_and_clip | {("bicubic", 1.0, (0.5, 0.5, 0.5))}  # SigLIP's
     assert found["timm"] == {("bicubic", 0.9, CLIP_MEAN), ("bicubic", 0.9, IMAGENET_MEAN)}
@@ -172,6 +172,27 @@ def test_the_image_processor_is_found_in_either_file(tmp_path, name):
     assert hub.sidecar_options(tmp_path / "model.safetensors")["resize_filter"] == "bicubic"
 
 
+def test_a_filter_that_no_number_stands_for_is_named():
+    for number in (6, -1, "3"):
+        with pytest.raises(ValueError, match=rf"'{number}'.* Known: bicubic, bilinear \(--resize-filter\)"):
+            read_back(hub.huggingface_options({}, {"resample": number}))
+
+
+def test_one_number_is_that_of_all_channels(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": 0.5, "image_std": 0.25}))
+    made = preprocess_of(LAYOUTS[0], hub.sidecar_options(tmp_path / "model.safetensors"))
+    assert (made["mean"], made["std"]) == ((0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.mark.parametrize("mean", ["0.5", ["0.5"] * 3, [None] * 3, {}])
+def test_a_text_in_the_place_of_a_number_is_named(tmp_path, mean):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": mean}))
+    with pytest.raises(ValueError, match=r"model\.safetensors is invalid: .*mean"):
+        hub.sidecar_options(tmp_path / "model.safetensors")
+
+
 def test_timm_s_pretrained_cfg(tmp_path):
     stated = {"interpolation": "bicubic", "crop_pct": 0.95, "crop_mode": "center", "mean": [0.5] * 3, "std": [0.5] * 3}
     content = {"architecture": "vit_base_patch16_224", "pretrained_cfg": stated, "model_args": {"num_heads": 3}}
@@ -194,6 +215,7 @@ def test_open_clip_s_preprocess_cfg_and_what_overrides_it():
     with pytest.raises(ValueError, match=r"'longest'.* Known: shorter_side, squash \(--resize\)"):
         read_back(padded)
     assert read_back(padded | {"resize": "shorter_side"}).resize == "shorter_side"
+    assert padded["text_heads"] == 8  # open_clip's default, whatever the width
 
 
 # what exports write

@@ -276,7 +276,8 @@ def config_of(layout: TensorLayout, spec: Spec, options: Mapping[str, Any]) -> C
 def _set_tokenizer(config: ConfigDict, options: Mapping[str, Any]) -> None:
     """Records the tokenizer's file of the options, if there is one.
 
-    Raises ValueError for a file that does not fit, and without one if a card states a vocabulary other than CLIP's.
+    Raises ValueError for a file that does not fit, and without one if a card states a vocabulary other than CLIP's or a
+    config another end token.
     """
     stated = options.get(hub_vocabulary.KEY, {})
     if "tokenizer" in options:
@@ -287,6 +288,17 @@ def _set_tokenizer(config: ConfigDict, options: Mapping[str, Any]) -> None:
         raise ValueError(
             f"the texts of this model are tokenized by the file {stated['file']} (digest {stated['digest']}), and not "
             "by CLIP's tokenizer; give --tokenizer=FILE, the path of that file here"
+        )
+    _check_end(config, options.get(hub.TEXT_END))
+
+
+def _check_end(config: ConfigDict, stated: int | None) -> None:
+    """Raises ValueError unless texts end with the token that a config of transformers states, if it states one."""
+    if stated is not None and stated != hub_vocabulary.end_of(config):
+        raise ValueError(
+            f"this text encoder pools at eos_token_id {stated}, but the last token of a text is "
+            f"{hub_vocabulary.end_of(config)} by data.tokenizer {config.data.tokenizer!r}; give --tokenizer=FILE, the "
+            "tokenizer.json of the model; its end token must be its largest id"
         )
 
 
@@ -303,9 +315,14 @@ def preprocess_of(layout: TensorLayout, options: Mapping[str, Any]) -> dict[str,
         "filter": options.get("resize_filter", layout.filter),
         "resize": options.get("resize") or layout.resize,
         "crop_ratio": options.get("crop_ratio", layout.crop_ratio),
-        "mean": options.get("mean", mean),
-        "std": options.get("std", std),
+        "mean": _per_channel(options.get("mean", mean)),
+        "std": _per_channel(options.get("std", std)),
     }
+
+
+def _per_channel(value: Any) -> Any:
+    """One number, which the libraries take for all three channels, as three numbers; others unchanged."""
+    return (value,) * 3 if isinstance(value, int | float) else value
 
 
 def _read(layout: TensorLayout, state_dict: StateDict, spec: Spec, own_shapes: Any) -> dict[str, Params]:
@@ -313,6 +330,7 @@ def _read(layout: TensorLayout, state_dict: StateDict, spec: Spec, own_shapes: A
     table = layout.table(spec)
     check(layout, table, state_dict, own_shapes)
     _check_numbers({key: value for key, value in state_dict.items() if key not in table.counters}, layout)
+    _check_known(table, state_dict)
     variables = {}
     for name, entries in table.trees().items():
         empty = {network: {} for network, leaves in getattr(own_shapes, name).items() if not leaves}
@@ -350,14 +368,18 @@ def check(layout: TensorLayout, table: Table, state_dict: StateDict, own_shapes:
     if any(faults.values()):
         lines = "\n".join(f"  {len(names)} {fault}: {_list(names)}" for fault, names in faults.items() if names)
         raise ValueError(f"the state dict does not fit layout {layout.name!r}:\n{lines}")
-    _check_known(table, state_dict)
 
 
 def _check_known(table: Table, state_dict: StateDict) -> None:
-    """Raises ValueError if a tensor that is determined by others (or is a constant) has another value."""
+    """Raises ValueError if a tensor that is determined by others (or is a constant) has another value.
+
+    It may differ by the rounding of the precision in which it was saved.
+    """
     copies = {copy: state_dict[original] for copy, original in table.copies.items()}
     for key, value in (copies | dict(table.constants)).items():
-        if not np.allclose(np.asarray(state_dict[key], np.float32), np.asarray(value, np.float32), atol=1e-5):
+        found = np.asarray(state_dict[key])
+        rounding = max(1e-5, float(jnp.finfo(found.dtype).eps))
+        if not np.allclose(found.astype(np.float32), np.asarray(value, np.float32), atol=rounding):
             what = (
                 f"{table.copies[key]}, of which it must be a copy"
                 if key in table.copies

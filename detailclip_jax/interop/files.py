@@ -121,7 +121,11 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as content:
             return dict(content)
     except Exception as error:  # a damaged file can cause any error in the reader
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}") from None
+        raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else repr(error)
 
 
 def _torch(path: Path, mmap: bool) -> Any:
@@ -137,7 +141,7 @@ def _torch(path: Path, mmap: bool) -> Any:
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is refused: {_needed(str(error))}") from None
     except Exception as error:  # a damaged file can cause any error in the reader
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}") from None
+        raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
 
 
 def _needed(message: str) -> str:
@@ -148,12 +152,18 @@ def _needed(message: str) -> str:
 
 
 def arrays(value: Any) -> Any:
-    """Converts dictionaries of PyTorch tensors to dictionaries of arrays that share their memory."""
+    """Converts dictionaries of PyTorch tensors to dictionaries of arrays that share their memory.
+
+    Raises ValueError for a tensor that is larger than its storage: a copy of it could exhaust the memory.
+    """
     if isinstance(value, Mapping):
         return {name: arrays(inner) for name, inner in value.items()}
     if not hasattr(value, "detach"):
         return value
     tensor = value.detach().cpu()
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        shape = tuple(tensor.shape)
+        raise ValueError(f"a tensor of shape {shape} repeats numbers of its storage; save a clone() of it")
     if str(tensor.dtype) == "torch.bfloat16":
         return tensor.float().numpy().astype(ml_dtypes.bfloat16)
     return tensor.numpy()

@@ -50,6 +50,8 @@ TEXT_KINDS = (None, "clip_text_model")
 HEADS = ("num_heads", "text_heads")  # attention heads, which the shapes of the tensors do not tell
 ALL_HEADS = (*HEADS, "decoder_heads")
 LEGACY_END = 2  # eos_token_id of older CLIPModels, which pool at the largest id of a text
+TEXT_END = "text_end"  # option: the end token that a config states, if it is not the largest id
+NUMBERS = ("crop_ratio", "norm_eps", "text_norm_eps", "mean", "std")  # options; the last two may be lists of numbers
 
 
 def sidecar_options(file: Path) -> dict[str, Any]:
@@ -58,9 +60,19 @@ def sidecar_options(file: Path) -> dict[str, Any]:
     Raises ValueError for a config that cannot be read or describes an unsupported model.
     """
     try:
-        return _sidecar_options(file)
+        return _checked(_sidecar_options(file))
     except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"the config file of {file} is invalid: {error!r}") from None
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    """The options; raises TypeError for a text or a list in the place of a number."""
+    for name in NUMBERS:
+        value = options.get(name)
+        numbers = value if isinstance(value, list) and name in ("mean", "std") else [value]
+        if value is not None and not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError(f"{name} {value!r}")
+    return options
 
 
 def _sidecar_options(file: Path) -> dict[str, Any]:
@@ -146,7 +158,7 @@ def open_clip_options(content: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"unsupported image encoder of open_clip: act_kwargs {image['act_kwargs']}")
     return {
         "num_heads": None if timm else image["width"] // image.get("head_width", 64),
-        "text_heads": text.get("heads"),
+        "text_heads": text.get("heads", 8),
         "activation": None if timm else activation,
         "text_activation": activation,
         "pooling": _pooling(image, timm),
@@ -226,7 +238,7 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
         )
     if kind in (SIGLIP, "siglip_model"):
         return siglip_options(image, text, preprocessor)
-    _check_huggingface_text(text, content.get(hub_vocabulary.KEY, {}).get("end"))
+    _check_huggingface_text(text)
     is_vit = image.get("model_type") == "vit"
     if is_vit and image.get("pooler_act", "tanh") != "linear":
         raise ValueError("unsupported ViTModel: its pooler must be the identity (pooler_act linear)")
@@ -237,25 +249,23 @@ def huggingface_options(content: Mapping[str, Any], preprocessor: Mapping[str, A
         "text_activation": _known_as(HIDDEN_ACTS, text.get("hidden_act", "quick_gelu")),
         "norm_eps": image.get("layer_norm_eps", 1e-12 if is_vit else 1e-5),
         "text_norm_eps": text.get("layer_norm_eps", 1e-5),
+        TEXT_END: _text_end(text),
         "mean": preprocessor.get("image_mean"),
         "std": preprocessor.get("image_std"),
         **_huggingface_geometry(preprocessor),
     }
 
 
-def _check_huggingface_text(text: Mapping[str, Any], own_end: int | None) -> None:
-    """Raises ValueError for a text encoder other than CLIP's, which pools at the largest id of a text.
-
-    `own_end` is that of the tokenizer's file, if an export states it.
-    """
+def _check_huggingface_text(text: Mapping[str, Any]) -> None:
+    """Raises ValueError for a text encoder other than CLIP's."""
     if (kind := text.get("model_type")) not in TEXT_KINDS:
         raise ValueError(f"unsupported text encoder of {HUGGINGFACE}: model_type {kind!r}; supported: clip_text_model")
+
+
+def _text_end(text: Mapping[str, Any]) -> int | None:
+    """The token at which a text encoder pools by its config; None if it is the largest id of a text, as in CLIP's."""
     end, last = text.get("eos_token_id"), text.get("vocab_size", VOCAB_SIZE) - 1
-    if end not in (None, LEGACY_END, last, own_end):
-        raise ValueError(
-            f"unsupported text encoder of {HUGGINGFACE}: it pools at eos_token_id {end}; supported: the largest id, "
-            f"{last} here"
-        )
+    return None if end in (LEGACY_END, last) else end
 
 
 def siglip_options(
@@ -279,7 +289,7 @@ def siglip_options(
 def _huggingface_geometry(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """Filter, resize and crop ratio of an image processor; missing fields get the defaults of the model family."""
     number, size = preprocessor.get("resample"), preprocessor.get("size")
-    filter = None if number is None else PIL_FILTERS[number]
+    filter = None if number is None else _pil_filter(number)
     if size is None:
         return {"resize_filter": filter}
     kind = preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or ""
@@ -291,6 +301,11 @@ def _huggingface_geometry(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     cut = crop["height"] if isinstance(crop, Mapping) else crop
     ratio = cut / side if preprocessor.get("do_center_crop", not squash) else 1.0
     return {"resize_filter": filter, "resize": "squash" if squash else "shorter_side", "crop_ratio": ratio}
+
+
+def _pil_filter(number: Any) -> str:
+    """The name of the filter that `resample` stores; an unknown number, as text, causes an error later."""
+    return PIL_FILTERS[number] if number in range(len(PIL_FILTERS)) else str(number)
 
 
 def card_of(file: Path) -> Path:

@@ -37,6 +37,7 @@ GELU_STYLE = OPENAI_STYLE._replace(activation="gelu")
 SIGLIP_STYLE = Style(activation="gelu_tanh", pooling="attention")
 TIPS_TEXT = TextStyle(causal=False, pooling=MEAN)
 SIGLIP_TEXT = TextStyle(norm_eps=1e-6, causal=False, pooling=AT_LAST, projection_bias=True)
+GELUS = ("gelu", "quick_gelu")  # the activations that open_clip and timm build by name
 NORMALISATIONS = {
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "clip": (CLIP_MEAN, CLIP_STD),
@@ -191,9 +192,9 @@ def fits_openai(spec: Spec) -> bool:
 
 
 def fits_open_clip(spec: Spec) -> bool:
-    """open_clip's own ViT: one activation for both encoders, any pooling."""
-    same = spec.style.activation == spec.text_activation
-    return same and spec.style._replace(activation="quick_gelu", pooling="cls") == OPENAI_STYLE
+    """open_clip's own ViT: one GELU for both encoders, any pooling."""
+    usual = spec.style.activation == spec.text_activation and spec.style.activation in GELUS
+    return usual and spec.style._replace(activation="quick_gelu", pooling="cls") == OPENAI_STYLE
 
 
 def fits_published_clip(spec: Spec) -> bool:
@@ -203,7 +204,7 @@ def fits_published_clip(spec: Spec) -> bool:
 
 def fits_timm_clip(spec: Spec) -> bool:
     """timm's ViTs with CLIP's pre-norm and either GELU."""
-    return spec.style._replace(activation="quick_gelu") == OPENAI_STYLE
+    return spec.style.activation in GELUS and spec.style._replace(activation="quick_gelu") == OPENAI_STYLE
 
 
 def fits_hf_dual_encoder(spec: Spec) -> bool:
@@ -413,6 +414,7 @@ LAYOUTS = (
         TRUNK,
         openai.timm_tower_table,
         CLIP_TEXT,
+        normalisation="clip",
         filter="bicubic",
         needs=("text_activation",),
     ),

@@ -44,9 +44,12 @@ class Tower(NamedTuple):
 
 
 def num_blocks(keys: Iterable[str], prefix: str) -> int:
-    """The number of blocks `prefix`.0, `prefix`.1, ..."""
+    """The number of blocks `prefix`.0, `prefix`.1, ...; raises ValueError if there are none."""
     numbers = (re.match(rf"{re.escape(prefix)}\.(\d+)\.", key) for key in keys)
-    return len({number[1] for number in numbers if number})
+    found = {number[1] for number in numbers if number}
+    if not found:
+        raise ValueError(f"the state dict has no tensors {prefix}.0..., by which the blocks are counted")
+    return len(found)
 
 
 def shape_of(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
@@ -59,7 +62,7 @@ def shape_of(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
 
 
 def image_fields(
-    shapes: Shapes, tower: Tower, heads: int | None, habit: Mapping[int, int] = HEADS
+    shapes: Shapes, tower: Tower, heads: Any, habit: Mapping[int, int] = HEADS
 ) -> tuple[dict[str, int], int]:
     """Fields of a Size, and the side of the image in pixels."""
     width, channels, patch_size, across = shape_of(shapes, tower.kernel, 4)
@@ -83,7 +86,7 @@ def image_fields(
     return fields, side * patch_size
 
 
-def text_fields(shapes: Shapes, keys: Mapping[str, str], heads: int | None) -> tuple[dict[str, int], int, int]:
+def text_fields(shapes: Shapes, keys: Mapping[str, str], heads: Any) -> tuple[dict[str, int], int, int]:
     """Fields of a Size, the context length and the vocabulary; `keys` names blocks, positions and token_embedding."""
     length, width = shape_of(shapes, keys["positions"], 2)
     vocab_size, _ = shape_of(shapes, keys["token_embedding"], 2)
@@ -92,10 +95,11 @@ def text_fields(shapes: Shapes, keys: Mapping[str, str], heads: int | None) -> t
     return fields, length, vocab_size
 
 
-def heads_of(width: int, given: int | None, name: str, habit: Mapping[int, int] = HEADS) -> int:
+def heads_of(width: int, given: Any, name: str, habit: Mapping[int, int] = HEADS) -> int:
     """The number of heads, which cannot be inferred from shapes: as given, or the usual number for the width.
 
-    Raises ValueError for a width without a usual number, or one that is not a multiple of the number of heads.
+    `given` is what the user or a config file states, of any type. Raises ValueError for a width without a usual number,
+    a number of heads that is not an integer above 0, and a width that is not a multiple of it.
     """
     if given is None:
         if width not in habit and width >= min(habit):
@@ -112,6 +116,8 @@ def heads_of(width: int, given: int | None, name: str, habit: Mapping[int, int] 
                 width,
                 _flag(name),
             )
+    if not isinstance(given, int) or given < 1:
+        raise ValueError(f"{name} {given!r} must be a whole number, 1 or more; give {_flag(name)}")
     if width % given:
         raise ValueError(f"{name} {given} does not divide the width {width}")
     return given
@@ -130,7 +136,7 @@ def mlp_fields(shapes: Shapes, keys: Mapping[str, str]) -> dict[str, int]:
     return {name: 0 if hidden == 4 * width else hidden for name, (hidden, width) in found.items()}
 
 
-def decoder_heads(fields: Mapping[str, int], given: int | None) -> int:
+def decoder_heads(fields: Mapping[str, int], given: Any) -> int:
     """The number of heads of a decoder as wide as the image encoder: as given, or that of the inferred size.
 
     Raises ValueError if the width is not a multiple of it.
@@ -138,7 +144,7 @@ def decoder_heads(fields: Mapping[str, int], given: int | None) -> int:
     heads = complete(fields).decoder_heads if given is None else given
     if given is None:
         logging.warning("decoder_heads %d assumed: it cannot be inferred from the tensors; give --decoder-heads", heads)
-    if heads < 1 or fields["width"] % heads:
+    if not isinstance(heads, int) or heads < 1 or fields["width"] % heads:
         raise ValueError(f"decoder_heads {heads} does not divide the width {fields['width']}; give --decoder-heads")
     return heads
 
