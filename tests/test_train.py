@@ -491,8 +491,10 @@ def test_a_method_names_its_caption_rules_before_their_number_is_checked(tmp_pat
 
 
 def test_a_caption_rule_of_the_user_brings_its_number(tmp_path):
-    config = run_config.load("configs/stickers.py:method=flair")
-    config.update_from_flattened_dict({"data.caption": "sources:captions,long", "batch_size": 8})
+    config = run_config.load("configs/stickers.py:method=clip")
+    config.update_from_flattened_dict(
+        {"data.caption": "sources:captions,long", "data.num_captions": 8, "batch_size": 8}
+    )
     run = loop.prepare(config, tmp_path / "run", ["data.caption", "batch_size"])
     assert run.config.data.num_captions is None and loop.num_captions(run.config.data) == 2
 
