@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -58,14 +59,21 @@ def build(method):
 
 def blank(asked):
     """A state of zeros in place of a fresh one, which would have to be compiled."""
-    shapes = experiment.build(asked, mesh.make_mesh(jax.devices()[:1])).state_shapes
-    return jax.tree.map(lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding), shapes)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), experiment.weight_shapes(asked))
 
 
 def written(path, method="clip", **fields):
     """A workdir with one checkpoint of noise."""
-    made = tiny(method, **fields)
-    shapes = experiment.build(made, mesh.make_mesh(jax.devices()[:1])).state_shapes
+    folder, trees = saved(run_config.to_json(tiny(method, **fields)))
+    shutil.copytree(folder.name, path)
+    return trees
+
+
+@functools.cache
+def saved(config_text):
+    """What the tests of a config copy."""
+    made, folder = run_config.from_json(config_text), tempfile.TemporaryDirectory()
+    shapes = experiment.weight_shapes(made)
     rng = np.random.default_rng(0)
     trees = {
         name: jax.tree.map(
@@ -73,8 +81,8 @@ def written(path, method="clip", **fields):
         )
         for name in ("params", "ema_params", "batch_stats", "centers")
     }
-    store.save(path, trees, made, "noise")
-    return trees
+    store.save(folder.name, trees, made, "noise")
+    return folder, trees
 
 
 OPENAI = {f"model.image_style.{name}": value for name, value in OPENAI_STYLE._asdict().items()}

@@ -51,8 +51,7 @@ def fitting(layout, size):
 def abstract(layout, spec):
     """Shapes of the variables of a model in a layout, nothing computed."""
     config = convert.config_of(layout, spec, {})
-    built = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    return config, built.state_shapes
+    return config, experiment.weight_shapes(config)
 
 
 def filled(shapes, seed=0, make=None):
@@ -64,6 +63,13 @@ def filled(shapes, seed=0, make=None):
 
 def written(layout, size=SMALL, seed=0):
     """A state dict of noise in a layout, and the config of its model."""
+    state_dict, config = _written(LAYOUTS.index(layout), size, seed)
+    return dict(state_dict), config
+
+
+@functools.cache
+def _written(index, size, seed):
+    layout = LAYOUTS[index]
     spec = spec_for(layout, size)
     config, shapes = abstract(layout, spec)
     table = layout.table(spec)
@@ -194,7 +200,8 @@ def test_forward_of_the_authors_detailclip():
     """tests/golden/tiny_detailclip.npz; its images go through masks and the moved teacher, see test_golden.py."""
     arrays, state_dict = golden("tiny_detailclip")
     model, variables, _ = interop.load(state_dict)
-    text = model.apply({"params": variables["params"]}, jnp.asarray(arrays["in/text"]), method="embed_text")
+    embed_text = jax.jit(functools.partial(model.apply, method="embed_text"))
+    text = embed_text({"params": variables["params"]}, jnp.asarray(arrays["in/text"]))
     theirs = arrays["out/text_embed"]
     np.testing.assert_allclose(text, theirs, atol=1e-5 * np.abs(theirs).max())
 
@@ -240,7 +247,7 @@ def test_stacked_parameters_are_written_like_numbered_ones():
     state_dict, _ = written(layout)
     _, variables, config = interop.load(state_dict, **told(layout))
     config.model.scan = True
-    shapes = experiment.build(config, mesh.make_mesh(jax.devices()[:1])).state_shapes
+    shapes = experiment.weight_shapes(config)
     stacked = {name: stacking.like(tree, getattr(shapes, name)) for name, tree in variables.items()}
     assert stacked["params"]["image"]["blocks"]["norm1"]["scale"].shape == (SMALL.depth, SMALL.width)
     back = interop.to_state_dict(stacked, config, "reference")
@@ -407,8 +414,8 @@ def test_positions_are_interpolated_on_request_and_said_so(caplog):
     grid = torch.from_numpy(np.array(before["params"]["image"]["positions"][1:])).reshape(1, 4, 4, -1).movedim(-1, 1)
     expected = torch.nn.functional.interpolate(grid, size=(6, 6), mode="bicubic").movedim(1, -1).reshape(36, -1)
     np.testing.assert_allclose(variables["params"]["image"]["positions"][1:], expected, atol=1e-5)
-    images = jnp.zeros((1, 48, 48, 3))
-    assert model.apply(variables, images, method="embed_image").shape == (1, SMALL.joint_width)
+    embed_image = functools.partial(model.apply, method="embed_image")
+    assert jax.eval_shape(embed_image, variables, jnp.zeros((1, 48, 48, 3))).shape == (1, SMALL.joint_width)
     assert (config.model.image_size, config.views.crops.large.size) == (48, 48)
     refused(clip_state_dict(), "image_size 50 is not a multiple of the patch size 8", image_size=50)
     refused(clip_state_dict(), "interpolation 'x' is unknown; known: bicubic", image_size=48, interpolation="x")
