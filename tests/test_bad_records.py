@@ -13,6 +13,7 @@ from launching import QUICK
 from ml_collections import ConfigDict
 from PIL import Image
 from tiny import check_names
+from toy import toy_run, train
 
 from detailclip_jax.config import default
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
@@ -134,7 +135,7 @@ def test_the_counts_of_the_data_have_their_nouns(number, words):
     assert ("captions" in said) == ("images" in said) == (number > 1)
 
 
-# through the command
+# in a run
 
 
 def make_image(value: int) -> bytes:
@@ -151,42 +152,31 @@ def broken_set(folder: Path, num: int, num_bad: int) -> Path:
     return folder
 
 
-def trained(workdir: Path, path: str, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "detailclip_jax.main", "--config=tests/configs/smallest.py:method=clip"]
-    return subprocess.run(
-        [*command, f"--workdir={workdir}", "--config.data.source=records", f"--config.data.path={path}", *flags],
-        cwd=ROOT,
-        env=os.environ | QUICK,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-@pytest.mark.check
 def test_a_run_replaces_counts_and_lists_them_and_says_what_it_reads(tmp_path):
     first, second = broken_set(tmp_path / "first", 20, 3), broken_set(tmp_path / "second", 10, 0)
     path, workdir = f"{first}@3,{second}@1", tmp_path / "run"
-    run = trained(workdir, path, "--config.data.max_bad_ratio=0.5", "--config.total_steps=10")
-    assert run.returncode == 0, run.stderr
+    said = io.StringIO()
+    fields = {"data.source": "records", "data.path": path, "data.max_bad_ratio": 0.5, "total_steps": 10}
+    assert train(lambda: toy_run(workdir, stream=said, log_every=1, **fields)) == 0
+    printed = said.getvalue()
     listed = (workdir / "bad_records.txt").read_text().splitlines()
     assert [line.split(": ")[1] for line in sorted(listed)] == ["k1", "k3", "k5"]
     assert all(line.startswith(f"records:{first}: k") for line in listed)
     num_bad = read_lines(workdir / "metrics.jsonl")[-1]["bad_records"]
-    assert num_bad >= 3 and f" | {num_bad} bad records" in run.stdout
-    assert f"replaced by the next one {num_bad} times; bad_records*.txt lists these records" in run.stdout
-    assert "data records: 30 examples\n" in run.stdout
-    assert f"\n   75.0% of records:{first}: 20 examples, each seen 3 times\n" in run.stdout
-    assert f"\n   25.0% of records:{second}: 10 examples, each seen 2 times\n" in run.stdout
+    assert num_bad >= 3 and f" | {num_bad} bad records" in printed
+    assert f"replaced by the next one {num_bad} times; bad_records*.txt lists these records" in printed
+    assert "data records: 30 examples\n" in printed
+    assert f"\n   75.0% of records:{first}: 20 examples, each seen 3 times\n" in printed
+    assert f"\n   25.0% of records:{second}: 10 examples, each seen 2 times\n" in printed
 
 
-@pytest.mark.check
-def test_too_many_end_the_run_with_their_list_and_no_traceback(tmp_path):
-    run = trained(tmp_path / "run", str(broken_set(tmp_path / "set", 60, 25)))
-    assert run.returncode == 1
-    error = run.stderr[run.stderr.index("error: ") :].splitlines()
+def test_too_many_end_the_run_with_their_list_and_no_traceback(tmp_path, capsys):
+    fields = {"data.source": "records", "data.path": str(broken_set(tmp_path / "set", 60, 25))}
+    assert train(lambda: toy_run(tmp_path / "run", total_steps=40, **fields)) == 1
+    said = capsys.readouterr().err
+    error = said[said.index("error: ") :].splitlines()
     assert "records are unreadable, more than max_bad_ratio 0.01; repair them, or continue with a larger" in error[0]
-    assert "Traceback" not in run.stderr
+    assert "Traceback" not in said
     listed = (tmp_path / "run/bad_records.txt").read_text().splitlines()
     assert len(listed) == len(set(listed)) == 25
     assert error[1:21] == [f"  {line}" for line in listed[:20]]
@@ -194,6 +184,9 @@ def test_too_many_end_the_run_with_their_list_and_no_traceback(tmp_path):
 
 
 def test_a_set_that_is_not_there_ends_the_command_with_its_name(tmp_path):
-    run = trained(tmp_path / "run", f"{broken_set(tmp_path / 'set', 9, 0)}@3,/nowhere@1")
+    command = [sys.executable, "-m", "detailclip_jax.main", "--config=tests/configs/smallest.py:method=clip"]
+    data = ["--config.data.source=records", f"--config.data.path={broken_set(tmp_path / 'set', 9, 0)}@3,/nowhere@1"]
+    flags = [*data, f"--workdir={tmp_path / 'run'}"]
+    run = subprocess.run([*command, *flags], cwd=ROOT, env=os.environ | QUICK, capture_output=True, text=True)
     assert run.returncode == 2 and "Traceback" not in run.stderr
     assert run.stderr.startswith("error: set 2 of the 2 in data.path, records:/nowhere: no image-text records")

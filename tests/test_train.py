@@ -11,15 +11,14 @@ import time
 from contextlib import closing, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from test_logging import values
 from tiny import check_names
+from toy import toy_run
 
 from detailclip_jax import evaluation, methods
 from detailclip_jax.config import run_config
@@ -36,73 +35,12 @@ from detailclip_jax.runtime.metrics import NonFiniteError, read_lines, read_scor
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.training import checkpoint
 from detailclip_jax.training.checkpoint import CheckpointError, Checkpoints, StorageError
-from detailclip_jax.training.mesh import make_mesh, put, replicated
-from detailclip_jax.training.train_state import TrainState
-
-NEVER = 10**6
-
-
-class Method(NamedTuple):
-    terms: dict
-    name: str = "pull"
-    has_text: bool = False
-    continues: str = ""
-
-
-class Experiment:
-    """What the loop needs of one; the term "cls" is nan at step `bad_step`."""
-
-    def __init__(self, bad_step=NEVER):
-        self.mesh = make_mesh(jax.devices()[:1])
-        self.method = Method({"clip": None, "cls": None})
-        self.encode = None
-        everywhere = replicated(self.mesh)
-        self.train_step = jax.jit(lambda *args: self._step(*args, bad_step), donate_argnums=0)
-        self.state_shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(self._state)
-        )
-
-    @staticmethod
-    def _state():
-        weight = {"weight": jnp.zeros(4)}
-        return TrainState(jnp.int32(0), weight, {}, {}, (), {}, jax.random.key_data(jax.random.key(0)))
-
-    def init(self, seed):
-        return jax.jit(self._state, out_shardings=replicated(self.mesh))()
-
-    def put(self, batch):
-        return put(batch, self.mesh)
-
-    def replicated(self, state):
-        return state
-
-    def parameter_table(self):
-        return "one weight"
-
-    @staticmethod
-    def _step(state, batch, bad_step):
-        step = state.step + 1
-        weight = state.params["weight"]
-        pull = 3 - weight + batch["image"]["large"].mean() / 1e4  # the data moves the trajectory
-        cls = jnp.where(step == bad_step, jnp.nan, jnp.square(pull).mean())
-        state = state.replace(step=step, params={"weight": weight + 0.1 * pull + 0 * cls})
-        return state, {"loss": cls + 1, "clip": jnp.float32(1), "cls": cls, "learning_rate": jnp.float32(0.1)}
 
 
 @pytest.fixture
 def run_of(tmp_path):
     """Makes a run in one workdir; its console is in the list of the same name."""
-
-    def make(workdir="run", bad_step=NEVER, **fields):
-        config = run_config.load("tests/configs/smallest.py")
-        config.update_from_flattened_dict({"total_steps": 12, "log_every": 3, "checkpoint_every": 4} | fields)
-        config = run_config.resolve(config, 2**24)
-        run_config.claim_workdir(tmp_path / workdir, config)
-        source = loop.pipeline.open_source(config)
-        console = Console(stream=io.StringIO())
-        return Run(config, tmp_path / workdir, Experiment(bad_step), source, console, loop.PRETRAINING)
-
-    return make
+    return lambda workdir="run", *args, **fields: toy_run(tmp_path / workdir, *args, **fields)
 
 
 def text_of(run):
