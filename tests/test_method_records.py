@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 from ml_collections import ConfigDict
 from tiny import ENCLOSING, check_names, noise, noise_state, tiny_batch, tiny_config, tiny_experiment
 
@@ -236,17 +235,6 @@ def test_aclip_s_byol_compares_both_views_with_one_target():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
-@pytest.mark.check
-def test_aclip_s_teacher_keeps_statistics_of_its_own():
-    exp, state, _ = forward_of("aclip")
-    batch = exp.put(tiny_batch(0, exp.config))
-    new, _ = exp.train_step(jax.tree.map(jnp.copy, state), batch)
-    student, teacher = new.batch_stats["student"], new.batch_stats["teacher"]
-    assert set(student) == {"ssl_head", "byol_projector", "byol_predictor"} and set(teacher) == {"byol_projector"}
-    ours, theirs = (stats["byol_projector"]["norm_0"]["mean"] for stats in (student, teacher))
-    assert ours.any() and theirs.any() and (ours != theirs).any()
-
-
 def test_maskclip_reads_the_caption_against_the_whole_view_and_teaches_hidden_patches():
     exp, state, record = forward_of("maskclip")
     assert record.tokens["full"].patches.shape[2] == 16 and record.tokens["visible"].patches.shape[2] == 4
@@ -408,15 +396,9 @@ def test_tips_teaches_local_crops_and_patches_by_one_global_crop(method):
 
 @pytest.mark.check
 def test_tipsv2_averages_its_head_alone_and_is_taught_by_its_own_encoder():
-    exp, state, record = forward_of("tipsv2")
+    exp, _, record = forward_of("tipsv2")
     assert set(exp.state_shapes.ema_params) == {"prototype_head"}
     np.testing.assert_allclose(record.targets["full"].cls, record.tokens["full"].cls, rtol=1e-5, atol=1e-6)
-    before = jax.device_get(state)
-    after, metrics = exp.train_step(jax.tree.map(jnp.copy, state), exp.put(tiny_batch(0, exp.config)))
-    momentum = float(metrics["ema_momentum"])
-    for path, moved in traverse_util.flatten_dict(dict(after.ema_params)).items():
-        old, new = (traverse_util.flatten_dict(dict(tree))[path] for tree in (before.ema_params, before.params))
-        np.testing.assert_allclose(moved, momentum * old + (1 - momentum) * new, rtol=1e-5, atol=1e-7)
 
 
 def two_captions(method="tips"):

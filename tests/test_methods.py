@@ -1,14 +1,16 @@
 """The battery that every row passes."""
 
 import functools
+from collections import Counter
 from contextlib import closing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import collectives
 from flax import traverse_util
-from tiny import check_names, copied, gradient_of_one_step, tiny_batch, tiny_config, tiny_experiment, tiny_state
+from tiny import BATCH, check_names, copied, gradient_of_one_step, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
 from detailclip_jax import methods
 from detailclip_jax.training import experiment, mesh, optimizer
@@ -18,14 +20,14 @@ from detailclip_jax.training.checkpoint import Checkpoints
 FIRST = ("clip", "aclip", "ibot", "detailclip")
 # The methods that use all collectives: embeddings and features gathered, BatchNorm over the mesh, centers of each kind.
 COLLECTIVES = ("aclip", "detailclip")
-# The parts of these are those of other methods: `ibot` has the losses of `attmask` and `dino`; `siglip`, `silc` and
-# `tips` those of `siglip2`.
-PARTS_OF_OTHERS = ("attmask", "dino", "siglip2")
+# The parts of these are those of other methods: `ibot` has the losses of `attmask` and `dino`, `tips` those of `silc`,
+# `siglip` and `tips` those of `siglip2`.
+PARTS_OF_OTHERS = ("attmask", "dino", "silc", "siglip2")
 CHECKED = tuple(name for name in methods.METHODS if name not in PARTS_OF_OTHERS)
-# In `make check`: over devices every kind of collective, and several captions; in chunks BatchNorm by view and by
-# batch.  Other methods are left to `make slow`.
+# In `make check`: over devices every kind of collective, and several captions; in chunks sums over pairs, and
+# BatchNorm by view and by batch.  Other methods are left to `make slow`.
 OVER_DEVICES = (*COLLECTIVES, "cosmos")
-CHUNKS = ("clip", "detailclip", "slip", "aclip")
+CHUNKS = ("clip", "siglip", "detailclip", "slip", "aclip")
 
 
 def first(names, checked=CHECKED):
@@ -152,6 +154,38 @@ def test_the_step_compiles_once(method):
     assert tiny_experiment(method).train_step._cache_size() == 1
 
 
+# What only some methods have: these tests come after those of every method, whose compiled steps they take.
+
+
+def said_in_a_step(devices):
+    """The experiment of DetailCLIP over devices, and what they say to each other in a step."""
+    exp = tiny_experiment("detailclip", devices)
+    lowered = exp.train_step.lower(tiny_state("detailclip", devices), exp.put(tiny_batch(0)))
+    return exp, collectives(lowered.compile().as_text())
+
+
+def trained_bytes(exp):
+    leaves, groups = jax.tree.leaves(exp.state_shapes.params), jax.tree.leaves(exp.setup.groups)
+    return sum(4 * leaf.size for leaf, group in zip(leaves, groups, strict=True) if group != optimizer.FROZEN)
+
+
+def test_over_data_gradients_are_reduced_and_embeddings_gathered_and_nothing_else_moves():
+    exp, found = said_in_a_step(devices=8)
+    kinds, joint_width = Counter(kind for kind, _ in found), exp.config.model.custom.joint_width
+    embeddings = 4 * BATCH * 3 * joint_width  # u, v and text
+    assert set(kinds) == {"all-reduce", "all-gather", "reduce-scatter"}
+    assert [size for kind, size in found if kind == "all-gather"] == [embeddings]
+    assert [size for kind, size in found if kind == "reduce-scatter"] == [embeddings // 8]
+    reduced = sum(size for kind, size in found if kind == "all-reduce")
+    centers = sum(4 * leaf.size for leaf in jax.tree.leaves(exp.state_shapes.centers))
+    scalars = 4 * 32  # terms and what is logged
+    assert trained_bytes(exp) + centers <= reduced <= trained_bytes(exp) + centers + scalars
+
+
+def test_a_single_device_reduces_nothing():
+    assert not said_in_a_step(devices=1)[1]
+
+
 def test_a_run_learns():
     """On eight pairs seen again and again the contrast falls below chance, ln 8."""
     exp = tiny_experiment()
@@ -161,24 +195,65 @@ def test_a_run_learns():
     assert float(metrics["clip"]) < 0.7 * np.log(8)
 
 
-def test_the_teacher_moves_before_it_teaches():
-    exp = tiny_experiment()
-    state, _ = exp.train_step(tiny_state(), exp.put(tiny_batch(0)))
-    after, metrics = exp.train_step(copied(state), exp.put(tiny_batch(1)))
+@pytest.mark.check
+def test_siglip_learns():
+    exp, state, history = tiny_experiment("siglip"), tiny_state("siglip"), []
+    batch = exp.put(tiny_batch(0, exp.config))
+    for _ in range(12):
+        state, metrics = exp.train_step(state, batch)
+        history.append(float(metrics["loss"]))
+    assert history[-1] < 0.8 * history[0]
+
+
+@pytest.mark.parametrize("name", ["detailclip", pytest.param("tipsv2", marks=pytest.mark.check)])
+def test_the_teacher_moves_before_it_teaches(name):
+    exp = tiny_experiment(name)
+    state, _ = exp.train_step(tiny_state(name), exp.put(tiny_batch(0, exp.config)))
+    after, metrics = exp.train_step(copied(state), exp.put(tiny_batch(1, exp.config)))
     momentum = float(metrics["ema_momentum"])
-    expected = jax.tree.map(
-        lambda t, s: momentum * t + (1 - momentum) * s, state.ema_params["text"], state.params["text"]
-    )
-    for a, b in zip(jax.tree.leaves(after.ema_params["text"]), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    for part, teacher in state.ema_params.items():
+        expected = jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, teacher, state.params[part])
+        for a, b in zip(jax.tree.leaves(after.ema_params[part]), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_logit_scale_is_clamped():
-    exp = tiny_experiment("clip")
-    state = tiny_state("clip")
-    state = state.replace(params={**state.params, "logit_scale": {"value": jnp.asarray(10.0)}})
-    after, _ = exp.train_step(state, exp.put(tiny_batch(0)))
-    np.testing.assert_allclose(jnp.exp(after.params["logit_scale"]["value"]), 100.0, rtol=1e-5)
+@pytest.mark.check
+def test_aclip_s_teacher_keeps_statistics_of_its_own():
+    exp = tiny_experiment("aclip")
+    new, _ = exp.train_step(tiny_state("aclip"), exp.put(tiny_batch(0, exp.config)))
+    student, teacher = new.batch_stats["student"], new.batch_stats["teacher"]
+    assert set(student) == {"ssl_head", "byol_projector", "byol_predictor"} and set(teacher) == {"byol_projector"}
+    ours, theirs = (stats["byol_projector"]["norm_0"]["mean"] for stats in (student, teacher))
+    assert ours.any() and theirs.any() and (ours != theirs).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "starts"),
+    [
+        ("clip", {"logit_scale": np.log(1 / 0.07)}),
+        *(
+            pytest.param(name, starts, marks=pytest.mark.check)
+            for name, starts in [
+                ("siglip", {"logit_scale": np.log(10), "logit_bias": -10.0}),
+                ("cosmos", {"logit_scale": np.log(1 / 0.07), "distill_scale": np.log(1 / 0.07)}),
+                ("flair", {"logit_scale": np.log(1 / 0.07), "logit_bias": -10.0}),
+            ]
+        ),
+    ],
+)
+def test_scalars_start_at_the_published_values_and_scales_of_a_softmax_are_clamped(name, starts):
+    exp, state = tiny_experiment(name), tiny_state(name)
+    for scalar, start in starts.items():
+        np.testing.assert_allclose(state.params[scalar]["value"], start, rtol=1e-6)
+    assert {exp.setup.groups[scalar]["value"] for scalar in starts} == {optimizer.PLAIN}  # no decay
+    seven = lambda leaf: jax.device_put(np.full_like(leaf, 7.0), leaf.sharding)  # no other program than that of a run
+    far = {**state.params, **{scalar: jax.tree.map(seven, state.params[scalar]) for scalar in starts}}
+    after, metrics = exp.train_step(state.replace(params=far), exp.put(tiny_batch(0, exp.config)))
+    assert metrics.get("logit_bias", 7.0) == 7.0
+    for scalar in starts:
+        clamped = scalar != "logit_bias" and name != "siglip"
+        np.testing.assert_allclose(after.params[scalar]["value"], np.log(100) if clamped else 7.0, atol=0.01)
+        assert after.params[scalar]["value"] != 7.0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import collectives
 from jax.sharding import PartitionSpec as P
 from tiny import BATCH, SIZE, copied, noise_state, tiny_batch, tiny_config, tiny_experiment, tiny_state
 
@@ -60,9 +61,22 @@ def test_the_state_stays_where_the_table_puts_it():
 
 
 @pytest.mark.check
+def test_weights_are_gathered_and_gradients_scattered():
+    exp, _, state = trained(*EIGHT)
+    found = collectives(exp.train_step.lower(state, exp.put(tiny_batch(0))).compile().as_text())
+    assert {kind for kind, _ in found} <= {"all-reduce", "all-gather", "reduce-scatter"}
+    weights = jax.tree.leaves((exp.state_shapes.params, exp.state_shapes.ema_params, exp.state_shapes.centers))
+    divided = sum(4 * leaf.size for leaf in weights if not leaf.sharding.is_fully_replicated)
+    gathered = sum(size for kind, size in found if kind == "all-gather")
+    assert gathered <= divided + 4 * BATCH * 3 * SIZE["joint_width"]  # u, v and text
+    reduced = sum(size for kind, size in found if kind == "all-reduce")
+    assert reduced <= sharding.device_bytes(exp.state_shapes.params) + 4096  # of shards; centers and scalars beside it
+
+
+@pytest.mark.check
 def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(tmp_path):
     """Divided over 4 of 8, restored on 1, 2 and 4, alike in every bit; the sixth step on 1 is that on 8."""
-    (alone, _, _), (together, _, state) = trained(1, 1), trained(*EIGHT)
+    alone, (together, _, state) = tiny_experiment(), trained(*EIGHT)
     with closing(Checkpoints(tmp_path)) as checkpoints:
         checkpoints.save(5, state, {"examples": 5 * BATCH}, {"config": "{}"})
         fewer = {grid: built(tiny_config(), *grid).state_shapes for grid in ((2, 2), (4, 1))}
@@ -129,6 +143,7 @@ def test_gather_brings_the_whole_and_returns_the_sum_to_each_shard():
     assert gradient.sharding.spec == P("fsdp")
 
 
+@functools.cache
 def deep(fsdp, remat="none", depth=3, method="detailclip"):
     """A step whose memory is its weights, over 8 devices."""
     config = tiny_config(method)
