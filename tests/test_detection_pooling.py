@@ -30,6 +30,11 @@ def pool(maps, levels, extent, rois, *rest, **options):
     return roi_align.roi_align([jnp.asarray(x) for x in maps], levels, extent, jnp.asarray(rois), *rest, **options)
 
 
+def jitted(levels, *rest, **options):
+    """`pool` for 7 x 7 bins on these levels, as one program of maps and RoIs."""
+    return jax.jit(lambda maps, rois: pool(maps, levels, EXTENT, rois, 7, *rest, **options))
+
+
 EDGE = np.array(
     [
         *([0, 0, 128, 96], [0, 0, 0, 0], [10, 10, 10, 40], [10, 10, 40, 10], [40, 40, 10, 10]),
@@ -99,10 +104,10 @@ def test_gradients_of_the_maps_are_torchvision_s_in_any_number_of_groups():
 def test_a_roi_that_covers_too_many_places_is_pooled_from_the_next_level_that_fits_and_counted():
     maps = maps_of()
     long = np.array([[2, 40, 126, 42], [30, 30, 40, 40], [0, 0, 128, 3]], np.float32)
-    ours, moved = pool(maps, LEVELS, EXTENT, long, 7, FINEST, cells=60)
+    ours, moved = jitted(LEVELS, FINEST, cells=60)(maps, long)
     np.testing.assert_array_equal(moved, [True, False, True])
     np.testing.assert_allclose(ours, torchvision_s(maps, long, [1, 0, 1], 7), atol=2e-5)
-    few, moved = pool(maps, LEVELS, EXTENT, EDGE[:1], 7, FINEST, cells=1)
+    few, moved = jitted(LEVELS, FINEST, cells=1)(maps, EDGE[:1])
     np.testing.assert_allclose(few, torchvision_s(maps, EDGE[:1], [2], 7), atol=2e-5)  # the coarsest one always fits
     assert not moved[0]
 
@@ -111,10 +116,10 @@ def test_a_roi_that_covers_too_many_places_is_pooled_from_the_next_level_that_fi
 def test_places_outside_the_extent_are_not_used():
     """An image in a larger array gives the numbers of the image alone."""
     maps, rois = maps_of(), np.concatenate([random_rois(20), EDGE])
-    alone, _ = pool(maps, LEVELS, EXTENT, rois, 7, FINEST)
+    alone, _ = jitted(LEVELS, FINEST)(maps, rois)
     large = [Level(level.stride, level.height + 6, level.width + 9) for level in LEVELS]
     padded = [np.pad(each, ((0, 6), (0, 9), (0, 0)), constant_values=1e3) for each in maps]
-    inside, _ = pool(padded, large, EXTENT, rois, 7, FINEST)
+    inside, _ = jitted(large, FINEST)(padded, rois)
     np.testing.assert_allclose(inside, alone, atol=1e-5)
 
 
@@ -123,7 +128,7 @@ def test_a_constant_map_gives_its_value_and_a_linear_one_the_bins_centres():
     y, x = np.mgrid[:24, :32]
     ramp = np.stack([np.ones_like(x), x * 4 + 2, y * 4 + 2], -1).astype(np.float32)  # value: the pixel's place
     rois = np.array([[20, 16, 62, 58], [30.5, 20.25, 44.5, 76.25]], np.float32)
-    made = np.asarray(pool([ramp], level, EXTENT, rois, 7)[0])
+    made = np.asarray(jitted(level)([ramp], rois)[0])
     np.testing.assert_allclose(made[..., 0], 1, atol=1e-5)
     for roi, found in zip(rois, made):
         for axis, side in ((1, 0), (2, 1)):

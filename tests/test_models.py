@@ -61,10 +61,16 @@ def attention_maps(params, x):
         yield maps, x
 
 
+@functools.cache
+def textbook():
+    """Attention maps of each block, and the tokens after all of them."""
+    embed = functools.partial(VIT.apply, method="embed")
+    run = jax.jit(lambda params, images: list(attention_maps(params, embed(params, images, None))))
+    return run(vit_params(), images())
+
+
 def test_cls_rows_are_those_of_the_full_maps():
-    params = vit_params()
-    embedded = VIT.apply(params, images(), None, method="embed")
-    maps = [m for m, _ in attention_maps(params, embedded)]
+    maps = [m for m, _ in textbook()]
     rows = encode(images(), attention=True).attention
     for layer, full in enumerate(maps):
         np.testing.assert_allclose(rows[:, layer], full.mean(1)[:, 0, 1:], rtol=1e-5, atol=1e-7)
@@ -72,9 +78,8 @@ def test_cls_rows_are_those_of_the_full_maps():
 
 
 def test_tokens_are_the_textbook_s():
-    params = vit_params()
-    *_, (_, x) = attention_maps(params, VIT.apply(params, images(), None, method="embed"))
-    expected = nn.LayerNorm(1e-6).apply({"params": params["params"]["norm"]}, x)
+    *_, (_, x) = textbook()
+    expected = nn.LayerNorm(1e-6).apply({"params": vit_params()["params"]["norm"]}, x)
     tokens = encode(images())
     np.testing.assert_allclose(tokens.cls, expected[:, 0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(tokens.patches, expected[:, 1:], rtol=1e-4, atol=1e-5)
@@ -83,7 +88,7 @@ def test_tokens_are_the_textbook_s():
 def test_replaced_patches_leave_their_positions():
     mask, token = np.zeros((3, 16), bool), jnp.arange(32.0)
     mask[0, 5] = mask[2, :] = True
-    embedded = functools.partial(VIT.apply, vit_params(), images(), method="embed")
+    embedded = jax.jit(functools.partial(VIT.apply, vit_params(), images(), method="embed"))
     whole, replaced = embedded(), embedded(hidden=jnp.asarray(mask), mask_token=token)
     positions = vit_params()["params"]["positions"]
     for image, patch in np.ndindex(3, 16):
@@ -259,7 +264,7 @@ def test_initial_values():
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("B/16", 165.7), *(pytest.param(name, None, marks=pytest.mark.check) for name in ("S/16", "B/32", "L/16"))],
+    [("B/16", 165.7), *(pytest.param(name, None, marks=pytest.mark.slow) for name in ("S/16", "B/32", "L/16"))],
 )
 def test_sizes_build(name, millions):
     from detailclip_jax.training import experiment, optimizer
@@ -304,7 +309,7 @@ def test_remat_changes_no_gradient(remat):
 
 
 def test_bfloat16_computes_near_float32():
-    half = VIT.clone(dtype=jnp.bfloat16).apply(vit_params(), images(), attention=True)
+    half = jax.jit(functools.partial(VIT.clone(dtype=jnp.bfloat16).apply, attention=True))(vit_params(), images())
     whole = encode(images(), attention=True)
     assert half.cls.dtype == jnp.bfloat16 and half.attention.dtype == jnp.float32
     np.testing.assert_allclose(half.cls.astype(jnp.float32), whole.cls, atol=0.1)
@@ -320,7 +325,7 @@ def three_class_tokens():
 def test_an_attention_pool_leaves_the_class_tokens_out_by_itself():
     vit = VIT.clone(style=vit_module.Style(pooling="attention"))
     params = noise(jax.eval_shape(vit.init, jax.random.key(0), images()[:2])["params"])
-    tokens = vit.apply({"params": params}, images()[:2])
+    tokens = jax.jit(vit.apply)({"params": params}, images()[:2])
     assert vit.num_class_tokens == 0 and not {"cls_token", "extra_tokens"} & set(params)
     assert tokens.cls.shape == (2, vit.width) and tokens.patches.shape == (2, 16, vit.width) and tokens.extra is None
 
@@ -331,13 +336,18 @@ def test_class_tokens_after_the_first_have_no_position_and_are_no_patches(kept):
     """Against all tokens through the straightforward blocks."""
     vit, params, pixels = three_class_tokens()
     kept = None if kept is None else jnp.asarray(kept)
-    ours = vit.apply({"params": params}, pixels, kept, attention=True)
-    embedded = straightforward.linear(params["patch_embed"], patches.patchify(pixels, 8)) + params["positions"][1:]
-    embedded = embedded if kept is None else jnp.take_along_axis(embedded, kept[..., None], 1)
-    first = jnp.stack([params["cls_token"] + params["positions"][0], *params["extra_tokens"]])
-    x = jnp.concatenate([jnp.broadcast_to(first, (2, *first.shape)), embedded], 1)
-    x, maps = straightforward.blocks(params, x, vit.num_heads)
-    x = straightforward.norm(params["norm"], x)
+    ours = jax.jit(functools.partial(vit.apply, attention=True))({"params": params}, pixels, kept)
+
+    @jax.jit
+    def all_tokens(params):
+        embedded = straightforward.linear(params["patch_embed"], patches.patchify(pixels, 8)) + params["positions"][1:]
+        embedded = embedded if kept is None else jnp.take_along_axis(embedded, kept[..., None], 1)
+        first = jnp.stack([params["cls_token"] + params["positions"][0], *params["extra_tokens"]])
+        x = jnp.concatenate([jnp.broadcast_to(first, (2, *first.shape)), embedded], 1)
+        x, maps = straightforward.blocks(params, x, vit.num_heads)
+        return straightforward.norm(params["norm"], x), maps
+
+    x, maps = all_tokens(params)
     for made, expected in ((ours.cls, x[:, 0]), (ours.extra, x[:, 1:3]), (ours.patches, x[:, 3:])):
         np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-5)
     expected = jnp.stack([layer.mean(1)[:, 0, 3:] for layer in maps], 1)
@@ -348,15 +358,21 @@ def test_class_tokens_after_the_first_have_no_position_and_are_no_patches(kept):
 def test_dense_read_outs_leave_all_class_tokens_out():
     vit, params, pixels = three_class_tokens()
     bound = vit.bind({"params": params})
-    tokens = bound(pixels, attention=True)
+
+    @jax.jit
+    def computed(pixels):
+        dense = [
+            readouts.read_out(bound, pixels, readouts.READOUTS["plain"]),
+            taps.taps(bound, pixels)((1,))[0],
+            backbone.backbone(bound, pixels, jnp.full((2, 2), 32), (1,), norm=True)[0][0],
+        ]
+        return bound(pixels, attention=True), dense, inspection.attention_of_heads(bound, pixels)
+
+    tokens, dense, of_heads = computed(pixels)
     grid = tokens.patches.reshape(2, 4, 4, -1)
-    dense = [
-        readouts.read_out(bound, pixels, readouts.READOUTS["plain"]),
-        taps.taps(bound, pixels)((1,))[0],
-        backbone.backbone(bound, pixels, jnp.full((2, 2), 32), (1,), norm=True)[0][0],
-    ]
     for found in dense:
         np.testing.assert_allclose(found, grid, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(inspection.attention_of_heads(bound, pixels).mean(2), tokens.attention, rtol=1e-5)
+    np.testing.assert_allclose(of_heads.mean(2), tokens.attention, rtol=1e-5)
     for name, readout in readouts.READOUTS.items():
-        assert readouts.read_out(bound, pixels, readout).shape == grid.shape, name
+        shape = jax.eval_shape(lambda x, readout=readout: readouts.read_out(bound, x, readout), pixels).shape
+        assert shape == grid.shape, name

@@ -162,7 +162,7 @@ def test_image_features_are_those_of_the_published_encoder(published, folder, tm
     assert tuple(model.config.preprocess.mean) == (0.0, 0.0, 0.0) and tuple(model.config.preprocess.std) == (1.0,) * 3
     expected, net = tokens_of(published["vision"], pixels()), model.networks.bind({"params": model.params})
     with jax.default_matmul_precision("float32"):
-        found = net.image(jnp.asarray(pixels()))
+        found = jax.jit(lambda images: net.image(images))(jnp.asarray(pixels()))
     close(found.cls, expected[:, 0])
     close(found.extra[:, 0], expected[:, 1])
     close(found.patches, expected[:, 2:])
@@ -185,18 +185,18 @@ def test_a_folder_of_both_files_is_read_as_one_model(published, folder, scan):
         params = stacking.like(params, experiment.weight_shapes(config).params)
     net = model.bind({"params": params})
     with jax.default_matmul_precision("float32"):
-        close(net.embed_text(jnp.asarray(words())), text)
-        close(net.embed_image(jnp.asarray(pixels())), tokens_of(published["vision"], pixels())[:, 0])
+        close(jax.jit(net.embed_text)(jnp.asarray(words())), text)
+        close(jax.jit(net.embed_image)(jnp.asarray(pixels())), tokens_of(published["vision"], pixels())[:, 0])
     np.testing.assert_allclose(params["logit_scale"]["value"], np.log(1 / 0.02), rtol=1e-6)
 
 
 @pytest.mark.check
 def test_padding_has_no_effect_and_a_text_without_words_is_zero(folder):
     model, variables, _ = interop.load(folder, num_heads=HEADS, text_heads=HEADS)
-    net = model.bind({"params": variables["params"]})
+    embed_text = jax.jit(model.bind({"params": variables["params"]}).embed_text)
     short = words()[:1, :5]
-    close(net.embed_text(jnp.asarray(short)), np.asarray(net.embed_text(jnp.asarray(words()[:1]))))
-    assert not np.asarray(net.embed_text(jnp.zeros((1, 4), jnp.int32))).any()
+    close(embed_text(jnp.asarray(short)), np.asarray(embed_text(jnp.asarray(words()[:1]))))
+    assert not np.asarray(embed_text(jnp.zeros((1, 5), jnp.int32))).any()
 
 
 def test_text_weights_without_a_temperature_start_at_the_usual_scale(published, caplog):
