@@ -86,7 +86,7 @@ def test_no_two_of_them_are_equal(whole):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_workers_change_nothing(run, whole, num_workers):
     assert read(run, NUM // BATCH, num_workers) == whole
 

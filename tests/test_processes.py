@@ -118,7 +118,7 @@ def test_numbers_of_more_than_31_bits_are_gathered_whole(monkeypatch):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("how", ["works", "fails"])
+@pytest.mark.parametrize("how", [pytest.param("works", marks=pytest.mark.slow), "fails"])
 def test_where_one_process_cannot_begin_none_does(tmp_path, how):
     address, variables = f"127.0.0.1:{free_port()}", environment(tmp_path)
     runs = [started([sys.executable, "-c", BEGIN, address, index, how], variables) for index in ("0", "1")]
@@ -172,7 +172,9 @@ def test_alone_the_error_goes_on():
 
 
 @pytest.mark.check
-@pytest.mark.parametrize(("error", "code"), [("SystemExit(3)", 3), ("ZeroDivisionError", 1)])
+@pytest.mark.parametrize(
+    ("error", "code"), [pytest.param("SystemExit(3)", 3, marks=pytest.mark.slow), ("ZeroDivisionError", 1)]
+)
 def test_one_that_fails_leaves_at_once_and_the_other_says_so(tmp_path, error, code):
     address, variables = f"127.0.0.1:{free_port()}", environment(tmp_path)
     script = FAIL.format(error=error)
