@@ -38,6 +38,17 @@ def built(head="upernet", devices=1):
     return experiment.build(tiny(head), mesh.make_mesh(jax.devices()[:devices]))
 
 
+@functools.cache
+def on_host(head):
+    """The initial state of a head, made once."""
+    return jax.device_get(built(head).init(0))
+
+
+def initial(made, head="upernet"):
+    """The initial state, on the devices of the experiment; a step may take its buffers."""
+    return jax.tree.map(lambda x, shape: jax.device_put(np.array(x), shape.sharding), on_host(head), made.state_shapes)
+
+
 def batch(seed=0):
     with built().batches(8 * seed) as batches:
         return next(batches)
@@ -54,11 +65,8 @@ def steps(made, state, count=2):
 def test_one_device_and_eight_give_the_same_state():
     """Also through BatchNorm, dropout and drop path, whose draws belong to the images; each two share one state."""
     one, eight = built(), experiment.build(tiny(**{"mesh.fsdp": 2}), mesh.make_mesh(jax.devices(), 2))
-    start = one.init(0)
-    places = jax.tree.map(lambda shape: shape.sharding, eight.state_shapes)
-    assert any("fsdp" in str(place.spec) for place in jax.tree.leaves(places))
-    spread = jax.device_put(jax.device_get(start), places)  # a step takes the buffers of its state
-    first, second = steps(one, start), steps(eight, spread)
+    assert any("fsdp" in str(shape.sharding.spec) for shape in jax.tree.leaves(eight.state_shapes))
+    first, second = steps(one, initial(one)), steps(eight, initial(eight))
     for name in ("head", "auxiliary", "loss", "accuracy"):
         np.testing.assert_allclose(first[1][name], second[1][name], rtol=2e-5, err_msg=name)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), first[0].params, second[0].params)
@@ -68,10 +76,8 @@ def test_one_device_and_eight_give_the_same_state():
 
 
 def test_a_frozen_encoder_stays_bit_identical_and_has_no_moments():
-    made = built("linear")
-    start = made.init(0)
-    before = jax.device_get(start.params)
-    state, _ = steps(made, start)
+    made, before = built("linear"), on_host("linear").params
+    state, _ = steps(made, initial(made, "linear"))
     jax.tree.map(np.testing.assert_array_equal, before["image"], state.params["image"])
     kernel = ("classifier", "conv", "kernel")
     old, new = (
@@ -84,10 +90,8 @@ def test_a_frozen_encoder_stays_bit_identical_and_has_no_moments():
 
 @pytest.mark.check
 def test_an_encoder_trained_end_to_end_moves_in_every_layer():
-    made = built()
-    start = made.init(0)
-    before = jax.device_get(start.params)
-    state, _ = steps(made, start)
+    before = on_host("upernet").params
+    state, _ = steps(built(), initial(built()))
     for layer, old in before["image"].items():
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), old, state.params["image"][layer])
         assert max(jax.tree.leaves(moved)) > 0, layer
@@ -107,9 +111,7 @@ def test_padding_becomes_the_mean_of_the_pixels():
 
 def test_an_evaluation_does_not_depend_on_the_number_of_devices():
     one, eight = built("linear"), built("linear", 8)
-    state = one.init(0)
-    spread = jax.device_put(jax.device_get(state), mesh.replicated(eight.mesh))
-    (scores, counts), (others, _) = one.evaluate(state), eight.evaluate(spread)
+    (scores, counts), (others, _) = (made.evaluate(initial(made, "linear")) for made in (one, eight))
     assert counts.confusion.sum() == 6 * 40 * 40
     assert scores["mIoU"] == pytest.approx(others["mIoU"], abs=0.05)
 
@@ -164,7 +166,7 @@ def test_positions_are_resized_once_and_fixed_ones_become_learnt(recipe, fixed):
 @pytest.mark.parametrize(("head", "shape"), [("linear", (20, 4000)), ("upernet", (600, 9)), ("linear", (3, 3))])
 def test_an_image_of_any_shape_gets_a_label_map(head, shape):
     made = built(head)
-    (labels,) = made.predict(made.init(0), [np.full((*shape, 3), 99, np.uint8)])
+    (labels,) = made.predict(initial(made, head), [np.full((*shape, 3), 99, np.uint8)])
     assert labels.shape == shape
 
 
