@@ -50,7 +50,7 @@ def expected(source, tmp_path_factory):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("workers", ["2", "3"])
+@pytest.mark.parametrize("workers", ["2", pytest.param("3", marks=pytest.mark.slow)])
 def test_the_output_does_not_depend_on_the_workers(source, expected, tmp_path, workers):
     process = start(source, tmp_path, "--shards", "4", "--workers", workers)
     said, _ = process.communicate()
@@ -59,7 +59,7 @@ def test_the_output_does_not_depend_on_the_workers(source, expected, tmp_path, w
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_killed_and_started_again_it_ends_with_the_same_bytes(source, expected, tmp_path, workers):
     process = start(source, tmp_path, "--shards", "4", "--workers", workers)
     work = tmp_path / ".prepare-train"

@@ -102,7 +102,7 @@ def test_the_last_tap_is_the_encoder_s_own_output_and_a_shorter_encoder_gives_th
     ("size", "grid"),
     [
         ((13, 9), (3, 2)),
-        pytest.param((16, 24), (4, 6), marks=pytest.mark.check),
+        pytest.param((16, 24), (4, 6), marks=pytest.mark.slow),
         pytest.param((32, 32), (8, 8), marks=pytest.mark.check),
     ],
 )
