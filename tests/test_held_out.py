@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import on_one_device
 
 from detailclip_jax import evaluation, main
 from detailclip_jax.config import run_config
@@ -128,9 +129,10 @@ def test_scenes_without_end_hold_nothing_back():
 @pytest.fixture(scope="module")
 def finished(records, tmp_path_factory):
     """A run on own data, from the first step to its report."""
-    run = loop.prepare(config_of(records), tmp_path_factory.mktemp("run"))
-    run = run._replace(console=Console(stream=io.StringIO()))
-    assert loop.train(run) == 0
+    with on_one_device():
+        run = loop.prepare(config_of(records), tmp_path_factory.mktemp("run"))
+        run = run._replace(console=Console(stream=io.StringIO()))
+        assert loop.train(run) == 0
     return run
 
 

@@ -128,6 +128,12 @@ def looped(function):
     return mock.patch.object(cascade, "unrolled", lambda: False)(function)
 
 
+def on_one_device():
+    """A context in which experiments are built on one device unless told otherwise: less to compile than for eight."""
+    one = mesh.make_mesh(jax.devices()[:1])
+    return mock.patch.object(mesh, "make_mesh", lambda devices=None, fsdp=1: one)
+
+
 def gradient_of_one_step(after):
     """Path -> gradient of the trained parameters, from a state one step after one whose moments were zero.
 
