@@ -17,7 +17,7 @@ import pytest
 import test_detection_run
 import test_segmentation_step
 from PIL import Image
-from tiny import noise_state
+from tiny import noise_state, on_one_device
 
 import detailclip_jax
 from detailclip_jax import __main__ as door
@@ -149,7 +149,8 @@ def test_python_runs_as_printed(place, checkout, request, monkeypatch, capsys):
         request.getfixturevalue("exports")
     monkeypatch.chdir(checkout)
     names: dict = {}
-    exec(compile(BLOCKS[place], place, "exec"), names)
+    with on_one_device():
+        exec(compile(BLOCKS[place], place, "exec"), names)
     printed = [float(value) for value in re.findall(r"-?\d+\.\d+", capsys.readouterr().out)]
     assert (printed or is_dense) and np.isfinite(printed).all()
     if place.startswith("README.md"):

@@ -234,7 +234,7 @@ def test_preprocessing_that_the_user_gave_is_honoured_and_a_contradicting_size_i
 
 def test_a_prediction_takes_images_of_any_kind_and_of_any_size(pretrained, tmp_path):
     built = experiment.build(dense.adopted(config_of(pretrained)))
-    state = built.init(0)
+    state = noise_state(built)
     array = np.random.default_rng(0).integers(0, 256, (37, 50, 3)).astype(np.uint8)
     file = tmp_path / "a.png"
     Image.fromarray(array).save(file)
@@ -354,7 +354,7 @@ def test_the_package_loads_a_finished_run_to_predict(pretrained, tmp_path):
     run = transfer.prepare(config_of(pretrained), tmp_path)
     assert not list(tmp_path.iterdir())
     loop.claim(run)
-    state = run.experiment.init(0)
+    state = noise_state(run.experiment)
     with closing(Checkpoints(tmp_path)) as store:
         store.save(0, state, {"examples": 0}, {"config": run_config.to_json(run.config), "data_fingerprint": ""})
     trained_elsewhere = run.config.copy_and_resolve_references()  # on other devices, with their kernel

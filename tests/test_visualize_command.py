@@ -10,7 +10,7 @@ from PIL import Image
 from test_detection_run import tiny as tiny_detection
 from test_inference import made
 from test_segmentation_step import tiny
-from tiny import looped
+from tiny import looped, noise_state
 
 from detailclip_jax import visualize
 from detailclip_jax.config import run_config
@@ -249,7 +249,7 @@ def test_predictions_of_a_run_lie_next_to_the_ground_truth(tmp_path, photo, task
     built = room.build(config)
     run_config.claim_workdir(tmp_path / "run", config)
     record = {"config": run_config.to_json(config), "data_fingerprint": ""}
-    state = built.init(0)
+    state = noise_state(built)
     with closing(Checkpoints(tmp_path / "run")) as saved:
         saved.save(3, state, {"examples": 0}, record)
     given = f"--checkpoint={tmp_path / 'run'}", f"--what={task}", "--num-images=2", "--formats=png"
