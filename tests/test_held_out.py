@@ -111,9 +111,11 @@ def test_a_split_of_its_own_that_cannot_be_read_is_an_error(tmp_path, file, mess
     write_records(tmp_path, examples(30))
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("{}")
-    for number in (0, 1000):
-        with pytest.raises(MissingData, match=message):
-            pipeline.open_source(config_of(tmp_path, **{"data.held_out": number}))
+    config = config_of(tmp_path, **{"data.held_out": 1000})
+    with pytest.raises(MissingData, match=message):
+        pipeline.open_source(config)
+    assert evaluation.held_out.find(config) is None and re.search(message, evaluation.held_out.none_because(config))
+    assert len(pipeline.open_source(config_of(tmp_path, **{"data.held_out": 0}))) == 30  # which holds nothing out
 
 
 def test_scenes_without_end_hold_nothing_back():

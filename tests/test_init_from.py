@@ -112,9 +112,13 @@ def test_sizes_of_crops_that_the_user_sets_are_not_scaled(tmp_path):
     scaled, kept = (init_from.adopt(asked, given).views.crops for given in ([], ["views.crops.local.size"]))
     assert (scaled.large.size, scaled.local.size, scaled.large.mask_grid) == (32, 8, 4)
     assert (kept.large.size, kept.local.size, kept.large.mask_grid) == (32, 24, 4)
-    asked.views.crops.large.size = 224
+    asked.views.crops.large.size = 32  # that of the loaded model, not of the config
+    same = init_from.adopt(asked, ["views.crops.large.size"]).views.crops.large
+    assert (same.size, same.mask_grid) == (32, 4)
+    other = run_config.load(f"{ROOT}/configs/baselines/dino.py")
+    other.init, other.views.crops.large.size = str(tmp_path / "clip"), 224
     with pytest.raises(ValueError, match=r"views\.crops\.large\.size 224 must equal model\.image_size 32"):
-        validate(init_from.adopt(asked, ["views.crops.large.size"]))
+        validate(init_from.adopt(other, ["views.crops.large.size"]))
 
 
 def test_preprocessing_that_the_user_sets_wins_and_is_printed(tmp_path):

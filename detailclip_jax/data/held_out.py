@@ -107,7 +107,7 @@ def rest(source: Source, data: ConfigDict, image_size: int = 64) -> Source:
 
     Raises MissingData as `own_split` does.
     """
-    if is_endless(components(data)) or own_split(data, image_size) or not data.held_out:
+    if is_endless(components(data)) or not data.held_out or own_split(data, image_size):
         return source
     kept = [member._replace(source=_without(member.source, held)) for member, held in _shares(source, data.held_out)]
     return Mixture(kept) if isinstance(source, Mixture) else kept[0].source

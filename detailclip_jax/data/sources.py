@@ -127,7 +127,11 @@ def shards_of(path: str | os.PathLike, split: str) -> list[pathlib.PurePath]:
 def check_finished(path: str | os.PathLike, split: str) -> None:
     """Raises MissingData for a split of a folder that `prepare` has begun and not finished."""
     work = _folder(path) / f"{WORK}{split}"
-    if path and (work / PLAN).exists() and not _is_described(work.parent / DATASET, split):
+    try:
+        is_begun = bool(path) and (work / PLAN).exists()
+    except OSError as error:
+        raise MissingData(f"{work} cannot be read: {error.strerror or error}") from error
+    if is_begun and not _is_described(work.parent / DATASET, split):
         raise MissingData(
             f"the split {split} of {path} is not complete: prepare has not finished it; repeat its command, or "
             f"remove {work} and {split}-*.arrayrecord"

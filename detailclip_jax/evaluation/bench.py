@@ -102,7 +102,8 @@ class Bench:
             changed = sorted(set(found["index"].tolist()) ^ set(images.index.tolist()))
             raise Unmeasurable(
                 f"{data.name}: {len(changed)} of {len(data.source)} images, first number {changed[0]}, were readable "
-                "in only one of two passes over the set; repeat the command when the data can be read reliably"
+                "in only one of two passes over the set; repeat the command when all can be read, or give --no-cache, "
+                "which leaves out what cannot be read"
             )
         return found["features"]
 

@@ -37,12 +37,13 @@ def find(config: ConfigDict) -> HeldOut | None:
 
 def none_because(config: ConfigDict) -> str:
     """Why a run has no held-out examples, and how to have some."""
-    if not config.data.held_out:
-        return WAY_OUT
     try:
         found = mixture.open_source(config.data, image_size=config.model.image_size)
+        held_out.own_split(config.data, config.model.image_size)
     except MissingData as error:
         return str(error)
+    if not config.data.held_out:
+        return WAY_OUT
     return f"too few examples ({len(found):,}) to hold any out; {SPLIT}"
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from detailclip_jax.evaluation import paper
 from detailclip_jax.evaluation.report import ALWAYS, LABELS, WEIGHTS, aligned, pooling_of, size_text
+from detailclip_jax.evaluation.sets import is_limited
 from detailclip_jax.runtime.files import replace_text
 
 FILES = ("results.jsonl", "results.md", "results.csv")
@@ -220,6 +221,7 @@ def like_the_paper(records: Sequence[Record]) -> list[Record]:
     """The records with the paper's prompts and metrics (the protocol "slip"), of all images of the set."""
     of_set = lambda r: (r["task"], r["dataset"], r["weights"])  # noqa: E731
     in_part = {of_set(r) for r in records if counts_images(r) and r["expected"] not in (None, r["n"])}
+    in_part |= {of_set(r) for r in records if is_limited(r["fingerprint"])}
     return [r for r in records if r["protocol"].startswith("slip") and of_set(r) not in in_part]
 
 

@@ -21,6 +21,7 @@ STICKERS = {
 }
 NUM_SCENES = {"train": 5000, "test": 2000, "captions": 1000}
 DEFAULT_STYLE = "noto"
+LIMITED = "/"  # in the fingerprint of a part of a set, before the number of its examples
 
 
 class Sets(NamedTuple):
@@ -84,7 +85,7 @@ class Sets(NamedTuple):
         count = self.num_train_examples if split == "train" else self.num_examples
         if count is None or count >= len(data.source):
             return data
-        marks = f"{data.fingerprint}/{count}"
+        marks = f"{data.fingerprint}{LIMITED}{count}"
         return data._replace(source=Subset(data.source, count), fingerprint=marks, expected=None)
 
     def _single_stickers(self, name: str, split: str) -> LabelledSet:
@@ -107,6 +108,11 @@ class Sets(NamedTuple):
         size = self.image_size * 5 // 4
         source = drawn(lambda: Stickers(kind, size, count, single_object=single_object, style=style))
         return LabelledSet(name, source, noun_names() if single_object else (), fingerprint(source), count)
+
+
+def is_limited(fingerprint: str) -> bool:
+    """Whether the fingerprint is that of `num_examples` of a set, as `Sets` gives it."""
+    return LIMITED in fingerprint
 
 
 def drawn(make: Callable[[], Any]) -> Any:

@@ -140,6 +140,8 @@ def _torch(path: Path, mmap: bool) -> Any:
             return arrays(torch.load(path, map_location="cpu", weights_only=True, mmap=mmap))
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is refused: {_needed(str(error))}") from None
+    except RepeatsNumbers as error:
+        raise ValueError(f"{path} is refused: {error}") from None
     except Exception as error:  # a damaged file can cause any error in the reader
         raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
 
@@ -151,19 +153,24 @@ def _needed(message: str) -> str:
     return f"loading it would execute {found[1]}; save its tensors only (model.state_dict())"
 
 
-def arrays(value: Any) -> Any:
+class RepeatsNumbers(ValueError):
+    """A tensor is larger than its storage."""
+
+
+def arrays(value: Any, name: str = "") -> Any:
     """Converts dictionaries of PyTorch tensors to dictionaries of arrays that share their memory.
 
-    Raises ValueError for a tensor that is larger than its storage: a copy of it could exhaust the memory.
+    Raises RepeatsNumbers for a tensor that is larger than its storage: a copy of it could exhaust the memory. `name` is
+    that of the tensor, for the message.
     """
     if isinstance(value, Mapping):
-        return {name: arrays(inner) for name, inner in value.items()}
+        return {key: arrays(inner, str(key)) for key, inner in value.items()}
     if not hasattr(value, "detach"):
         return value
     tensor = value.detach().cpu()
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         shape = tuple(tensor.shape)
-        raise ValueError(f"a tensor of shape {shape} repeats numbers of its storage; save a clone() of it")
+        raise RepeatsNumbers(f"tensor {name} of shape {shape} repeats numbers of its storage; save a clone() of it")
     if str(tensor.dtype) == "torch.bfloat16":
         return tensor.float().numpy().astype(ml_dtypes.bfloat16)
     return tensor.numpy()

@@ -139,17 +139,16 @@ def _check_not_required(config: ConfigDict) -> None:
 def _fit_crops(config: ConfigDict, before: ConfigDict, given: Collection[str]) -> None:
     """Resizes the crops in proportion to the image size, in whole patches, if the image or patch size has changed.
 
-    A size among the `given` fields stays.
+    A size or mask_grid among the `given` fields stays.
     """
     new, old = ((c.model.image_size, size_of(c.model).patch_size) for c in (config, before))
     if new == old:
         return
     for name, crop in config.views.crops.items():
-        num_patches = max(round(crop.size * new[0] / old[0] / new[1]), 1)
         if f"views.crops.{name}.size" not in given:
-            crop.size = num_patches * new[1]
-        if crop.get("mask_grid"):
-            crop.mask_grid = num_patches
+            crop.size = max(round(crop.size * new[0] / old[0] / new[1]), 1) * new[1]
+        if crop.get("mask_grid") and f"views.crops.{name}.mask_grid" not in given:
+            crop.mask_grid = crop.size // new[1]
 
 
 def config_of(workdir: str) -> ConfigDict:

@@ -251,8 +251,8 @@ def rate_of_another_batch(run: Run) -> list[str]:
         return []
     return [
         f"batch_size {config.batch_size} is set, but optimizer.learning_rate is not: it stays "
-        f"{config.optimizer.learning_rate:g}, which the config chose for its own batch size; to scale it, give "
-        "--config.optimizer.learning_rate too"
+        f"{config.optimizer.learning_rate:g}, also if {config.batch_size} is not the batch size of the config; "
+        "to scale it, give --config.optimizer.learning_rate too"
     ]
 
 

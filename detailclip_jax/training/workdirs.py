@@ -91,7 +91,7 @@ def has_config(folder: Path) -> bool:
     """Whether a folder has the config.json of a run; other programs write files of this name without a `method`."""
     try:
         config = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and "method" in config
 

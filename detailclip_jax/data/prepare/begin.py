@@ -77,7 +77,7 @@ def _resumed(request: Request, num_shards: int) -> Job:
             f"since {request.work} was started, {changed}; remove {_written(request)}, or choose another --out"
         )
     for partial in request.work.glob("*.partial"):
-        partial.unlink()
+        partial.unlink(missing_ok=True)
     return job
 
 
