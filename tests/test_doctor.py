@@ -16,7 +16,6 @@ from test_detection_run import tiny as tiny_detection
 from test_segmentation_step import tiny as tiny_segmentation
 from tiny import check_names, tiny_config
 
-from detailclip_jax import config as config_lib
 from detailclip_jax import doctor, main
 from detailclip_jax.config import run_config
 from detailclip_jax.data import labelled
@@ -358,10 +357,8 @@ def test_a_block_of_the_whole_batch_s_logits_is_no_matter_for_a_device_s_rows():
 
 @pytest.mark.check
 def test_full_rematerialisation_keeps_less():
-    config = config_lib.default()
-    config.model.size, config.batch_size, config.total_steps = "tiny", 8, 10
-    config.model.image_size = config.views.crops.large.size = 32
-    kept = {}
+    config, kept = tiny_config("clip"), {}
+    config.model.size = "tiny"
     for policy in ("none", "full"):
         config.model.remat = policy
         kept[policy] = preflight.activation_bytes(plan(config))
