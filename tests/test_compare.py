@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny import on_one_device
+from tiny import check_names, on_one_device
 
 from detailclip_jax import compare
 from detailclip_jax.config import run_config
@@ -218,6 +218,15 @@ def test_a_finished_run_is_evaluated_again_by_another_evaluation(tmp_path, monke
     other.evaluators = {"zero_shot": {"num_scenes": 8}}
     finished(tmp_path / "second", config)
     assert not runs.is_measured(other, tmp_path / "second", [])
+
+
+def test_runs_of_one_row_have_one_preprocessing(tmp_path):
+    """A run from `init` keeps its own, one that begins later takes that of `init`."""
+    own, of_init = {"filter": "bicubic", "crop_ratio": 1.0}, {"filter": "bilinear", "crop_ratio": 1.0}
+    runs.check_same_preprocessing([(tmp_path / "seed-0", own), (tmp_path / "seed-1", own)])
+    with pytest.raises(ValueError) as refused:
+        runs.check_same_preprocessing([(tmp_path / "seed-0", own), (tmp_path / "seed-1", of_init)])
+    check_names(refused.value, "seed-0", "preprocess.filter: 'bicubic' there, 'bilinear'", "seed-1", "--set")
 
 
 def test_the_cost_is_counted_of_the_run_s_own_config(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -53,6 +54,7 @@ def check(plan: Plan) -> None:
             raise ValueError(errors.unknown("method", entry.method, (*METHODS, *CONTROLS)))
     workdirs = workdirs_of(plan)
     for entry in plan.entries:
+        adopted = []
         for seed, workdir in enumerate(workdirs[entry.name]):
             asked, given = config_of(plan, entry, seed), given_fields(plan, entry)
             check_path_is_read(asked.data, given, flag="--set=")
@@ -60,6 +62,24 @@ def check(plan: Plan) -> None:
             validate(config)
             methods.build(config)
             check_same_run(config, workdir)
+            adopted.append((workdir, config.preprocess.to_dict()))
+        check_same_preprocessing(adopted)
+
+
+def check_same_preprocessing(adopted: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+    """Raises ValueError if runs of one row would be evaluated on images that are preprocessed in different ways.
+
+    With `init`, runs that have begun keep their own preprocessing, and new ones take that of `init`.
+    """
+    (first, before), *others = adopted
+    for workdir, now in others:
+        if lines := [
+            f"  preprocess.{name}: {before[name]!r} there, {now[name]!r} in {workdir}"
+            for name in now
+            if before[name] != now[name]
+        ]:
+            told = "\n".join(lines)
+            raise ValueError(f"{first} has a run with another preprocessing:\n{told}\nSet one value with --set.")
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
