@@ -171,10 +171,10 @@ def test_caption_lengths():
 @pytest.mark.check
 def test_scanned_networks_start_as_unrolled_ones():
     config = config_of()
-    plain = experiment.build(config, mesh.make_mesh(jax.devices()[:1])).init(3)
+    unrolled = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     config.model.scan = True
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    stacked = exp.init(3)
+    plain, stacked = jax.device_get(jax.jit(lambda: (unrolled.init(3), exp.init(3)))())  # one program: half to compile
     assert stacked.params["image"]["blocks"]["norm1"]["scale"].shape == (2, 96)
     assert_close(stacking.unstack(stacked.params), plain.params, rtol=0, of_largest=0)
     assert_close(stacking.like(plain.params, stacked.params), stacked.params, rtol=0, of_largest=0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from collectives import collectives
 from jax.sharding import PartitionSpec as P
-from tiny import BATCH, SIZE, copied, noise_state, tiny_batch, tiny_config, tiny_experiment, tiny_state
+from tiny import BATCH, SIZE, copied, noise_state, tiny_batch, tiny_config, tiny_experiment
 
 from detailclip_jax import config as config_lib
 from detailclip_jax import methods
@@ -29,8 +29,7 @@ def built(config, devices, fsdp):
 def trained(devices, fsdp):
     """The experiment on a mesh, metrics of five steps from one state on noise, and the state after them."""
     exp = tiny_experiment() if devices == 1 else built(tiny_config(), devices, fsdp)
-    places = jax.tree.map(lambda shape: shape.sharding, exp.state_shapes)
-    state, history = copied(jax.device_put(tiny_state(), places)), []
+    state, history = noise_state(exp), []
     for step in range(5):
         state, metrics = exp.train_step(state, exp.put(tiny_batch(step)))
         history.append(jax.device_get(metrics))
