@@ -25,7 +25,7 @@ from detailclip_jax.interop.layouts import OPENAI_STYLE
 from detailclip_jax.models.sizes import Size
 from detailclip_jax.models.vit import Style
 from detailclip_jax.runtime import errors
-from detailclip_jax.training import checkpoint, ema, experiment, mesh
+from detailclip_jax.training import checkpoint, ema, experiment
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
@@ -52,7 +52,7 @@ def save_noise(workdir, method, crops=None, **fields):
     made.update_from_flattened_dict(TINY | {"model.prototypes": 32} | fields)
     made.views.crops.update(crops or {})
     made.views.crops.large.size = made.model.image_size
-    shapes = experiment.build(made, mesh.make_mesh(jax.devices()[:1])).state_shapes
+    shapes = experiment.weight_shapes(made)
     rng = np.random.default_rng(0)
 
     def noise(leaf):
