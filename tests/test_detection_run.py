@@ -153,7 +153,7 @@ def test_the_ceiling_of_true_masks_is_100_and_its_boxes_leave_crowds_out(monkeyp
             yield predict.Found(given.boxes[kept], np.ones(kept.sum()), given.labels[kept], np.array(masks, np.float32))
 
     monkeypatch.setattr(experiment, "draw", perfect)
-    assert made.ceiling(made.init(0))["ceiling_AP50"] == 100
+    assert made.ceiling(noise_state(made))["ceiling_AP50"] == 100
     boxes = np.arange(12.0).reshape(3, 4)
     example = {"crowd": np.array([True, False, False]), "boxes": boxes, "classes": np.array([5, 6, 7])}
     found = experiment.true_boxes(example, 1)
