@@ -196,7 +196,7 @@ def test_values_of_a_json_bomb_are_limited(tmp_path, monkeypatch, suffix, unit):
 def test_rows_that_differ_by_a_number_are_no_bomb(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "FREE_LINES", 1_000)
     monkeypatch.setattr(files, "FREE_BYTES", 10_000)
-    rows = "image,caption\n" + "".join(f"{n}.jpg,a cat\n" for n in range(20_000))
+    rows = "image,caption\n" + "".join(f"{n:07}.jpg,a cat\n" for n in range(20_000))
     path = trees.write(tmp_path / "t.csv.xz", lzma.compress(rows.encode()))
     assert sum(1 for _ in tables.csv_rows(Request("csv", (str(path),), str(tmp_path)))) == 20_000
 

@@ -22,8 +22,8 @@ from detailclip_jax.runtime.terminal import json_escaped
 MAX_LINE = 2**20  # characters of a table's line or field
 MAX_RATIO, FREE_BYTES = 100, 64 * 2**20  # a file may unpack to the larger of MAX_RATIO times its size and FREE_BYTES
 # Every row costs tens of microseconds however short it is, so rows are limited as well.  A table whose rows differ by a
-# running number only has up to 3 lines per packed byte (xz); a million empty lines pack to a thousand bytes.
-LINES_PER_BYTE, FREE_LINES = 4, 100_000
+# running number only has up to 6 lines per packed byte (xz); a million empty lines pack to a thousand bytes.
+LINES_PER_BYTE, FREE_LINES = 8, 100_000
 MAX_READS_AT_END = 1000  # tarfile skips a member by reading on, also behind the end: 400,000 times for 4 GiB
 VALUES_PER_BYTE, FREE_VALUES = 8, 2_000_000  # of JSON; a value takes up to 100 bytes of memory
 DATASET = "dataset.json"
