@@ -220,13 +220,26 @@ def test_a_finished_run_is_evaluated_again_by_another_evaluation(tmp_path, monke
     assert not runs.is_measured(other, tmp_path / "second", [])
 
 
-def test_runs_of_one_row_have_one_preprocessing(tmp_path):
-    """A run from `init` keeps its own, one that begins later takes that of `init`."""
-    own, of_init = {"filter": "bicubic", "crop_ratio": 1.0}, {"filter": "bilinear", "crop_ratio": 1.0}
-    runs.check_same_preprocessing([(tmp_path / "seed-0", own), (tmp_path / "seed-1", own)])
+def test_runs_from_one_init_have_one_preprocessing(tmp_path):
+    """A run keeps its own, one that begins later takes that of `init`."""
+    begun(tmp_path / "init", run_config.load("configs/stickers.py:method=clip"))
+    given = f"--init={tmp_path / 'init'}", "--seeds=1", f"--workdir={tmp_path}"
+    bicubic = plan(*given, "--methods=clip", "--set=preprocess.filter=bicubic")
+    config, fields = entries.config_of(bicubic, bicubic.entries[0], 0), ["preprocess.filter"]
+    begun(tmp_path / "clip/seed-0", runs.init_from.adopt(config, fields))
+    runs.check(bicubic)
+    runs.check(plan(*given, "--methods=clip"))
     with pytest.raises(ValueError) as refused:
-        runs.check_same_preprocessing([(tmp_path / "seed-0", own), (tmp_path / "seed-1", of_init)])
-    check_names(refused.value, "seed-0", "preprocess.filter: 'bicubic' there, 'bilinear'", "seed-1", "--set")
+        runs.check(plan(*given, "--methods=clip,detailclip"))
+    check_names(refused.value, "seed-0", "preprocess.filter: 'bicubic' there, 'bilinear'", "detailclip", "--set")
+    runs.check(plan(*given, "--methods=clip,detailclip", "--set=preprocess.filter=bicubic"))
+    runs.check(plan(*given, "--methods=clip,detailclip+preprocess.filter=bilinear"))
+
+
+def begun(workdir, config):
+    """A run with a checkpoint, as far as a comparison looks at it."""
+    run_config.claim_workdir(workdir, config)
+    (workdir / "checkpoints/4").mkdir(parents=True)
 
 
 def test_the_cost_is_counted_of_the_run_s_own_config(tmp_path, monkeypatch):

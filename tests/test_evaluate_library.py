@@ -782,7 +782,7 @@ whole = jax.device_put(jax.device_get(variables["params"]), mesh.replicated(mesh
 sets, folder = evaluation.Sets(sys.argv[3], image_size=32), Path(sys.argv[3])
 weights, digests = {"student": whole}, {"student": "d"}
 subject = evaluation.Subject("tiny", built.encode, weights, digests, Transform(32, 32), Tokenizer(12), 0, "detailclip")
-tasks = evaluation.parse("zero_shot:toys;knn:toys;zero_shot:pets", sets)
+tasks = evaluation.parse("zero_shot:toys;linear:toys;zero_shot:pets", sets)
 outcome = evaluation.run_tasks(subject, tasks, sets, out=folder / "out", batch_size=5)
 again = evaluation.run_tasks(subject, tasks, sets, out=folder / "out", batch_size=5)
 options = {"data_dir": sys.argv[3], "batch_size": 5}
@@ -824,7 +824,7 @@ def test_two_processes_share_the_forward_and_agree(tmp_path):
     subject = evaluation.Subject(
         "tiny", built.encode, weights, {"student": "d"}, SQUARE, Tokenizer(12), 0, "detailclip"
     )
-    alone = evaluation.run_tasks(subject, evaluation.parse("zero_shot:toys;knn:toys", sets), sets, batch_size=5)
+    alone = evaluation.run_tasks(subject, evaluation.parse("zero_shot:toys;linear:toys", sets), sets, batch_size=5)
     assert values == pytest.approx([r["value"] for r in alone.records])
     options = {"data_dir": str(tmp_path), "batch_size": 5}
     some = {"zero_shot:toys": options, "retrieval": {"num_scenes": 5}, "kept_objects": {"num_scenes": 5}}

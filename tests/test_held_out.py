@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import on_one_device
+from tiny import on_devices
 
 from detailclip_jax import evaluation, main
 from detailclip_jax.config import run_config
@@ -131,7 +131,7 @@ def test_scenes_without_end_hold_nothing_back():
 @pytest.fixture(scope="module")
 def finished(records, tmp_path_factory):
     """A run on own data, from the first step to its report."""
-    with on_one_device():
+    with on_devices(2):
         run = loop.prepare(config_of(records), tmp_path_factory.mktemp("run"))
         run = run._replace(console=Console(stream=io.StringIO()))
         assert loop.train(run) == 0

@@ -193,6 +193,17 @@ def test_a_run_killed_while_it_saves_and_then_stopped_goes_on_bit_for_bit(tmp_pa
     assert trajectory(broken) == trajectory(whole)
 
 
+@pytest.mark.check
+def test_a_run_ends_and_goes_on_for_more_steps(tmp_path):
+    """The command with a real step: to its end, and from its last checkpoint to a later one."""
+    given = f"--config={SMALLEST}:method=clip", f"--workdir={tmp_path}", "--config.log_every=1"
+    for steps in (2, 4):
+        run = finished(*given, f"--config.total_steps={steps}")
+        assert run.returncode == 0, run.stderr
+        assert ("resuming from the checkpoint of step 2" in run.stdout + run.stderr) == (steps == 4)
+        assert len(trajectory(tmp_path)) == steps and (tmp_path / f"checkpoints/{steps}").is_dir()
+
+
 def test_mistakes_that_need_the_parts_get_a_message(tmp_path):
     result = finished(f"--config={SMALLEST}", "--config.model.size=B/15", f"--workdir={tmp_path}/a")
     assert (result.returncode, "Traceback" in result.stderr) == (2, False)

@@ -128,10 +128,16 @@ def looped(function):
     return mock.patch.object(cascade, "unrolled", lambda: False)(function)
 
 
+def on_devices(count):
+    """A context in which experiments are built on so many devices unless told otherwise: less work than on eight."""
+    make, few = mesh.make_mesh, mesh.make_mesh(jax.devices()[:count])
+    usual = lambda devices=None, fsdp=1: few if devices is None and fsdp == 1 else make(devices, fsdp)
+    return mock.patch.object(mesh, "make_mesh", usual)
+
+
 def on_one_device():
-    """A context in which experiments are built on one device unless told otherwise: less to compile than for eight."""
-    one = mesh.make_mesh(jax.devices()[:1])
-    return mock.patch.object(mesh, "make_mesh", lambda devices=None, fsdp=1: one)
+    """`on_devices` of one, for which there is least to compile."""
+    return on_devices(1)
 
 
 def gradient_of_one_step(after):

@@ -16,7 +16,7 @@ from detailclip_jax.data.semantic.layouts import SemanticSet, check_links, open_
 from detailclip_jax.data.semantic.stickers import open_stickers
 from detailclip_jax.data.sources import MissingData, Source
 from detailclip_jax.evaluation.image_batches import Subset
-from detailclip_jax.evaluation.sets import Sets, drawn
+from detailclip_jax.evaluation.sets import LIMITED, Sets, drawn
 from detailclip_jax.inference.dense import DEFAULT_READOUT, check_readout
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import unknown
@@ -138,7 +138,7 @@ def open_dense(name: str, sets: Sets) -> LabelledSet:
     if sets.num_examples is None or sets.num_examples >= len(data.source):
         return data
     few = Subset(data.source, sets.num_examples)
-    return data._replace(source=few, fingerprint=f"{digest}/{sets.num_examples}", expected=None)
+    return data._replace(source=few, fingerprint=f"{digest}{LIMITED}{sets.num_examples}", expected=None)
 
 
 def _checked(found: SemanticSet, sets: Sets) -> SemanticSet:

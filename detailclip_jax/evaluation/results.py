@@ -221,8 +221,8 @@ def like_the_paper(records: Sequence[Record]) -> list[Record]:
     """The records with the paper's prompts and metrics (the protocol "slip"), of all images of the set."""
     of_set = lambda r: (r["task"], r["dataset"], r["weights"])  # noqa: E731
     in_part = {of_set(r) for r in records if counts_images(r) and r["expected"] not in (None, r["n"])}
-    in_part |= {of_set(r) for r in records if is_limited(r["fingerprint"])}
-    return [r for r in records if r["protocol"].startswith("slip") and of_set(r) not in in_part]
+    in_part |= {of_set(r) for r in records if is_limited(str(r["fingerprint"]))}
+    return [r for r in records if str(r["protocol"]).startswith("slip") and of_set(r) not in in_part]
 
 
 def _percent_or_blank(value: float | None) -> str:

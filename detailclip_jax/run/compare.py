@@ -21,7 +21,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -53,8 +53,8 @@ def check(plan: Plan) -> None:
         if entry.method not in METHODS:
             raise ValueError(errors.unknown("method", entry.method, (*METHODS, *CONTROLS)))
     workdirs = workdirs_of(plan)
+    adopted: list[Adopted] = []
     for entry in plan.entries:
-        adopted = []
         for seed, workdir in enumerate(workdirs[entry.name]):
             asked, given = config_of(plan, entry, seed), given_fields(plan, entry)
             check_path_is_read(asked.data, given, flag="--set=")
@@ -62,24 +62,38 @@ def check(plan: Plan) -> None:
             validate(config)
             methods.build(config)
             check_same_run(config, workdir)
-            adopted.append((workdir, config.preprocess.to_dict()))
+            adopted.append(Adopted(workdir, config.preprocess.to_dict(), given))
+    if plan.init:
         check_same_preprocessing(adopted)
 
 
-def check_same_preprocessing(adopted: Sequence[tuple[Path, dict[str, Any]]]) -> None:
-    """Raises ValueError if runs of one row would be evaluated on images that are preprocessed in different ways.
+class Adopted(NamedTuple):
+    """What a run takes from `init`, or from its own folder if it has begun, and the fields that the user has given."""
 
-    With `init`, runs that have begun keep their own preprocessing, and new ones take that of `init`.
+    workdir: Path
+    preprocess: dict[str, Any]
+    given: Sequence[str]
+
+
+def check_same_preprocessing(runs: Sequence[Adopted]) -> None:
+    """Raises ValueError if runs from one `init` would be evaluated on images that are preprocessed in different ways.
+
+    Runs that have begun keep their own preprocessing, and new ones take that of `init`.  Fields that a row sets itself
+    may differ.
     """
-    (first, before), *others = adopted
-    for workdir, now in others:
-        if lines := [
-            f"  preprocess.{name}: {before[name]!r} there, {now[name]!r} in {workdir}"
-            for name in now
-            if before[name] != now[name]
-        ]:
-            told = "\n".join(lines)
-            raise ValueError(f"{first} has a run with another preprocessing:\n{told}\nSet one value with --set.")
+    first, *others = runs
+    for run in others:
+        own = {*first.given, *run.given}
+        told = [
+            f"  preprocess.{name}: {before!r} there, {run.preprocess[name]!r} in {run.workdir}"
+            for name, before in first.preprocess.items()
+            if before != run.preprocess[name] and f"preprocess.{name}" not in own
+        ]
+        if told:
+            lines = "\n".join(told)
+            raise ValueError(
+                f"{first.workdir} has a run with another preprocessing:\n{lines}\nSet one value with --set."
+            )
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:
