@@ -93,7 +93,7 @@ def _sidecar_options(file: Path) -> dict[str, Any]:
 def config_beside(file: Path) -> Path | None:
     """The config file that describes some weights: the card of an export, or that of open_clip, transformers or timm.
 
-    A config.json of a run, in whose workdir the weights were written, is none of them.
+    If the weights lie in the workdir of a run, its config.json is ignored: it describes the run.
     """
     folder, card = file.parent, card_of(file)
     if is_card(card):
