@@ -258,7 +258,7 @@ def patch_head(target: str, over: str = "removed", name: str = "") -> Head:
     """Head for eq. 7: prototype logits of patches; the mean for the center runs over all patches of the teacher.
 
     `over` is "removed" for the decoded patches alone, or "all" for all N patches. These are then the student's tokens
-    of the pass `name` and, if that pass dropped the removed patches, then the decoded tokens.
+    of the pass `name`, followed by the decoded tokens if that pass dropped the removed patches.
     """
 
     @uses("prototype_head")
