@@ -340,7 +340,7 @@ def _read(layout: TensorLayout, state_dict: StateDict, spec: Spec, own_shapes: A
 
 
 def _own(params: Params) -> Params:
-    return jax.tree.map(lambda x: jnp.array(np.asarray(x, np.float32), copy=True), dict(params))
+    return jax.device_put(jax.tree.map(lambda x: np.array(x, np.float32), dict(params)))
 
 
 def expected_shapes(table: Table, own_shapes: Any) -> dict[str, tuple[int, ...]]:

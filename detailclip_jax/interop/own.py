@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from absl import logging
 from flax import traverse_util
@@ -17,8 +17,8 @@ from detailclip_jax.config import run_config
 from detailclip_jax.interop import files
 from detailclip_jax.interop.tables import flatten
 from detailclip_jax.models.towers import Networks
-from detailclip_jax.training import ema, experiment
-from detailclip_jax.types import Params
+from detailclip_jax.training import experiment
+from detailclip_jax.types import Params, PyTree
 
 FORMAT = "detailclip_jax"
 STATS = "batch_stats"
@@ -51,18 +51,23 @@ def read(path: Path) -> tuple[Networks, dict[str, Params], ConfigDict]:
     tensors, expected = files.read(path), flatten(shapes.params) | flatten({STATS: shapes.batch_stats["student"]})
     if wrong := sorted(_shapes(tensors).items() ^ _shapes(expected).items()):
         raise ValueError(f"the tensors of {path} do not fit its own config: {wrong[:10]}")
-    params, stats = split({name: jnp.array(value) for name, value in tensors.items()})
-    teacher = ema.copy(params, shapes.ema_params)
+    params, stats = split(tensors)
+    teacher = {name: params[name] for name in shapes.ema_params}
     if teacher:
         logging.warning("the file contains one set of weights: the teacher is a copy of it")
-    batch_stats = {"student": stats, "teacher": ema.copy(stats, shapes.batch_stats["teacher"])}
-    return model, {"params": params, "ema_params": teacher, "batch_stats": batch_stats}, config
+    batch_stats = {"student": stats, "teacher": {name: stats[name] for name in shapes.batch_stats["teacher"]}}
+    return model, _placed({"params": params, "ema_params": teacher, "batch_stats": batch_stats}), config
 
 
 def split(tensors: Mapping[str, Any]) -> tuple[Params, Params]:
     """Parameters and running statistics, nested, from the tensors of a file; the latter may be empty."""
     params = traverse_util.unflatten_dict(dict(tensors), sep="/")
     return params, params.pop(STATS, {})
+
+
+def _placed(arrays: PyTree) -> PyTree:
+    """On the device, each in a buffer of its own (a donated buffer must not be used twice)."""
+    return jax.device_put(jax.tree.map(np.array, arrays))
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from detailclip_jax.config import run_config
@@ -34,7 +34,7 @@ def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDic
         centers={**built.state_shapes.centers, **variables.get("centers", {})},
         rng=jax.random.key_data(jax.random.key(config.seed)),
     )
-    state = jax.tree.map(_zeros_for_shape, known)
+    state = jax.device_put(jax.tree.map(_zeros_for_shape, known))
     run_config.claim_workdir(workdir, config)
     checkpoints = checkpoint.Checkpoints(workdir)
     checkpoints.save(0, state, {"examples": 0}, _record(config, origin))
@@ -43,7 +43,7 @@ def save(workdir: str | Path, variables: Mapping[str, Params], config: ConfigDic
 
 def _zeros_for_shape(leaf: Any) -> Any:
     """Replaces a shape by zeros; arrays are unchanged."""
-    return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+    return np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
 def _record(config: ConfigDict, origin: str) -> dict[str, object]:
