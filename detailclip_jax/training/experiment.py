@@ -104,7 +104,7 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     layout = StepLayout(mesh, sharding.specs(_places(shapes)))
     step = _compiled_step(setup, layout, _places(shapes), config.model.matmul_precision)
     if config.accumulation > 1:  # a term that chunks cannot compute exactly is refused here, not when the run starts
-        jax.eval_shape(step, shapes, jax.eval_shape(lambda: dummy_batch(config, config.batch_size)))
+        jax.eval_shape(step, shapes, _batch_shapes(config, mesh))
     record = _compiled_forward(forward_of(config, method, model), config.model.matmul_precision)
     return Experiment(config, model, setup, layout, shapes, step, record, encoders(model, config))
 
@@ -221,6 +221,12 @@ def dummy_batch(config: ConfigDict, size: int = 1) -> dict[str, Any]:
         "text": jnp.zeros((size, num_captions(config.data), config.model.context_length), jnp.int32),
         "label": jnp.zeros((size,), jnp.int32),
     }
+
+
+def _batch_shapes(config: ConfigDict, mesh: Mesh) -> Batch:
+    """The shapes of a batch as `mesh.put` places it, for which the step is then not traced once more."""
+    place, shapes = meshes.sharded(mesh), jax.eval_shape(lambda: dummy_batch(config, config.batch_size))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
 
 
 def create_state(
