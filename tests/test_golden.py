@@ -173,7 +173,7 @@ def test_losses():
 def test_losses_by_epoch(epoch):
     golden, exp, state, batch = detailclip_case()
     expected = part(golden, f"loss_epoch{epoch}/")
-    state = copied(state).replace(step=jnp.asarray(epoch, jnp.int32))
+    state = copied(state.replace(step=jax.device_put(np.int32(epoch), state.step.sharding)))
     _, metrics = exp.train_step(state, batch)
     assert relative(metrics["patch"], expected["ibot_patch_loss"]) < 1e-5
     assert relative(metrics["loss"], expected["loss"]) < 1e-5

@@ -165,7 +165,8 @@ def check_names(message, *words):
 def noise(shapes, seed=0, scale=0.1):
     """Normal numbers for a tree of shapes: parameters without the compilation of their initial values."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype), shapes)
+    drawn = lambda leaf: np.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
+    return jax.device_put(jax.tree.map(drawn, shapes))  # jnp.asarray would be a program for every shape
 
 
 def noise_state(exp, scale=0.1):
