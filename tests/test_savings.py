@@ -19,7 +19,7 @@ from detailclip_jax.models import attention, block, layers, stacking
 from detailclip_jax.models.decoder import Decoder
 from detailclip_jax.models.text import TextTransformer
 from detailclip_jax.models.vit import VisionTransformer
-from detailclip_jax.training import ema, experiment, mesh, optimizer
+from detailclip_jax.training import experiment, mesh, optimizer
 from detailclip_jax.types import Hidden, Tokens
 
 
@@ -67,16 +67,25 @@ def ours(**changes):
     """Loss, gradients by number of block, and batch means of a step of the package."""
     config = config_of(**changes)
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    state = state_of(exp)
-    loss = jax.value_and_grad(exp.combined_loss, has_aux=True)
-    (value, (_, means, _)), gradients = jax.jit(loss)(state.params, state, batch_of(config))
-    return value, stacking.unstack(gradients), means
+
+    @jax.jit
+    def step(trees, batch):
+        state = state_of(exp, trees)
+        loss = jax.value_and_grad(exp.combined_loss, has_aux=True)
+        (value, (_, means, _)), gradients = loss(state.params, state, batch)
+        return value, stacking.unstack(gradients), means
+
+    return jax.device_get(step(trees_of_noise(), batch_of(config)))
 
 
-def state_of(exp):
-    """Noise, with a teacher that is not the student; the same numbers whether blocks are stacked or not."""
+def trees_of_noise():
+    """Parameters, a teacher that is not the student, and centers; no block is stacked."""
     plain = experiment.weight_shapes(config_of())
-    trees = {name: noise(getattr(plain, name), seed) for seed, name in enumerate(("params", "ema_params", "centers"))}
+    return {name: noise(getattr(plain, name), seed) for seed, name in enumerate(("params", "ema_params", "centers"))}
+
+
+def state_of(exp, trees):
+    """The same numbers whether blocks are stacked or not."""
     stacked = {name: stacking.like(tree, getattr(exp.state_shapes, name)) for name, tree in trees.items()}
     return exp.state_shapes.replace(**stacked, step=jnp.int32(0), rng=jax.random.key_data(jax.random.key(0)))
 
@@ -85,23 +94,24 @@ def state_of(exp):
 def theirs(granularity):
     config = config_of(granularity)
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    state = state_of(exp)
-    temperatures = {name: schedule(0) for name, schedule in exp.schedules.temperatures.items()}
-    batch = jax.tree.map(jnp.asarray, batch_of(config))
+    trees = trees_of_noise()
 
-    def loss(params):
+    def loss(params, others, batch):
         params = optimizer.stop_frozen(params, exp.setup.groups)
-        return straightforward.combined_loss(params, state.ema_params, batch, state.centers, temperatures, config)
+        temperatures = {name: schedule(0) for name, schedule in exp.schedules.temperatures.items()}
+        teacher, centers = others["ema_params"], others["centers"]
+        return straightforward.combined_loss(params, teacher, batch, centers, temperatures, config)
 
-    (value, means), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
-    return value, gradients, means
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, means), gradients = gradient(trees["params"], trees, batch_of(config))
+    return jax.device_get((value, gradients, means))
 
 
 ALL = {"granularity": "cell2x2", "model__scan": True, "losses__chunk_logits": 32 * 30, "model__remat": "dots"}
 SAVINGS = [
     ALL,
-    pytest.param({"granularity": "patch"}, marks=pytest.mark.check),
-    *in_slow(({"granularity": "cell2x2"},), ({"model__remat": "full"},)),
+    pytest.param({"granularity": "cell2x2"}, marks=pytest.mark.check),
+    *in_slow(({"granularity": "patch"},), ({"model__remat": "full"},)),
 ]
 
 
@@ -115,7 +125,7 @@ def test_the_step_equals_the_straightforward_one(changes):
 
 
 @pytest.mark.parametrize(
-    ("depth", "scan"), [(1, False), (2, True), *in_check((4, True)), *in_slow((1, True), (2, False), (4, False))]
+    ("depth", "scan"), [(1, False), (2, True), *in_check((3, True)), *in_slow((1, True), (2, False), (4, False))]
 )
 def test_the_decoder_equals_one_of_all_tokens(depth, scan):
     """Mask tokens from a table and a last block of removed patches alone: values and every gradient."""
@@ -177,9 +187,12 @@ def test_scanned_networks_start_as_unrolled_ones():
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     plain, stacked = jax.device_get(jax.jit(lambda: (unrolled.init(3), exp.init(3)))())  # one program: half to compile
     assert stacked.params["image"]["blocks"]["norm1"]["scale"].shape == (2, 96)
-    assert_close(stacking.unstack(stacked.params), plain.params, rtol=0, of_largest=0)
-    assert_close(stacking.like(plain.params, stacked.params), stacked.params, rtol=0, of_largest=0)
-    assert_close(ema.copy(stacked.params, exp.method.ema), stacked.ema_params, rtol=0, of_largest=0)
+    both = jax.jit(lambda plain, stacked: (stacking.unstack(stacked), stacking.like(plain, stacked)))
+    unstacked, again = jax.device_get(both(plain.params, stacked.params))
+    assert_close(unstacked, plain.params, rtol=0, of_largest=0)
+    assert_close(again, stacked.params, rtol=0, of_largest=0)
+    averaged = {name: stacked.params[name] for name in exp.method.ema}
+    assert_close(averaged, stacked.ema_params, rtol=0, of_largest=0)
 
 
 def test_blocks_that_stand_apart_keep_their_numbers():
@@ -270,9 +283,11 @@ def test_rows_of_a_table_and_their_gradient(dtype):
 def test_no_sum_of_a_step_in_half_precision_is_rounded_on_its_way(changes):
     """The gradients of biases, positions, CLS and mask token add up over all tokens: in float32."""
     config = run_config.load("configs/stickers.py:method=ibot") if changes else config_of()
+    config.model.size, config.model.custom = "custom", {**SIZE, "text_depth": 2}
     config.model.dtype = "bfloat16"
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    text = exp.train_step.lower(exp.state_shapes, experiment.dummy_batch(config, config.batch_size)).as_text()
+    batch = jax.eval_shape(lambda: experiment.dummy_batch(config, config.batch_size))
+    text = exp.train_step.lower(exp.state_shapes, batch).as_text()
     added = r"applies stablehlo.add across dimensions = \[([\d, ]*)\] : \(tensor<(?:([\dx]+)x)?(\w+)>"
     sums = re.findall(added, text)
     assert len(sums) == text.count("applies stablehlo.add") > 200  # the pattern knows every sum there is
