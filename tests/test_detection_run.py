@@ -13,11 +13,10 @@ import types
 from contextlib import closing, redirect_stdout
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import empty_state, looped, noise_state, tiny_config
+from tiny import empty_state, looped, noise_state, on_devices, on_one_device, tiny_config
 
 import detailclip_jax
 from detailclip_jax import transfer as command
@@ -47,7 +46,7 @@ SIZE = {**sizes.SIZES["tiny"]._asdict(), "width": 24, "depth": 2, "num_heads": 2
 OPTIONS = {
     **{"width": 16, "fc_width": 32, "num_convs": 1, "mask_convs": 1, "rpn_samples": 32, "roi_samples": 16},
     **{"candidates_train": 32, "candidates_test": 32, "proposals_train": 32, "proposals_test": 16},
-    "max_per_image": 6,
+    **{"max_per_image": 6, "mask_roi_size": 4, "roi_cells": 100, "finest_scale": 3.5},  # RoIs on several levels
 }
 
 
@@ -96,48 +95,6 @@ def test_one_device_and_eight_give_the_same_state():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), left.batch_stats, right.batch_stats
     )
-
-
-@pytest.mark.check
-@looped
-def test_detections_do_not_depend_on_the_bucket_or_the_neighbours():
-    """From an image to detections in its pixels; large weights of the classifiers give scores without ties."""
-    made = experiment.build(
-        tiny(**{"detector.options": {**OPTIONS, "score_threshold": 0.1}}), mesh.make_mesh(jax.devices()[:1])
-    )
-    state = made.init(1)
-    sharp = lambda path, leaf: 30 * leaf if "classifier" in {key.key for key in path} else leaf
-    state = state.replace(params=jax.tree.map_with_path(sharp, dict(state.params)))
-    rng = np.random.default_rng(0)
-    scenes = [made.sets.val.source[number]["image"] for number in range(3)]
-    images = [scenes[0], resize_image(scenes[1], (48, 30)), resize_image(scenes[2], (25, 48))]
-    noise = rng.integers(0, 256, (48, 48, 3)).astype(np.uint8)
-
-    def found(shapes, images):
-        test = predict.Test(48, 48, shapes, 4)
-        detect = lambda pixels, size: made.detect(state.params, state.batch_stats["student"], pixels, size)
-        return list(predict.predict(detect, iter(images), test))
-
-    alone = [found(((48, 48),), [image])[0] for image in images]
-    others = [found(((64, 80),), [noise, image, noise])[1] for image in images]
-    assert sum(len(one.scores) for one in alone) > 0
-    for first, second in zip(alone, others):
-        np.testing.assert_array_equal(first.labels, second.labels)
-        for name in ("boxes", "scores", "masks"):
-            np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=1e-4, err_msg=name)
-
-    compute, test = made._on_this_process(state, made._draw)
-    again = predict.draw(compute, [(image, padded(one, 100)) for image, one in zip(images, alone)], test)
-    for first, second in zip(alone, again):  # masks drawn in the detected boxes are those of the detections
-        np.testing.assert_array_equal(first.labels, second.labels)
-        np.testing.assert_allclose(first.boxes, second.boxes, atol=1e-4)
-        np.testing.assert_allclose(first.masks, second.masks, atol=1e-4)
-
-
-def padded(found, number):
-    free = number - len(found.labels)
-    labels = np.pad(found.labels, (0, free), constant_values=-1)
-    return predict.Boxes(np.pad(found.boxes, ((0, free), (0, 0))), labels)
 
 
 @pytest.mark.check
@@ -356,7 +313,9 @@ def of_set(root, **changes):
 
 
 @pytest.mark.check
-def test_a_workdir_keeps_its_classes(tmp_path):
+def test_a_workdir_keeps_its_classes(tmp_path, monkeypatch):
+    known = built()  # the network has no part in this
+    monkeypatch.setattr(experiment.fine_tuning, "set_up", lambda *given: (known.setup, known.state_shapes))
     write_set(tmp_path / "set")
     loop.claim(transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run"))
     transfer.prepare(of_set(tmp_path / "set", log_every=1), tmp_path / "run")
@@ -401,13 +360,14 @@ def test_a_changed_evaluation_set_is_warned_of_when_a_run_goes_on(tmp_path, monk
 @pytest.mark.check
 def test_a_run_is_loaded_without_its_data(tmp_path):
     write_set(tmp_path / "set")
-    run = transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run")
-    loop.claim(run)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), run.experiment.state_shapes)
-    with closing(Checkpoints(tmp_path / "run")) as store:
-        store.save(0, zeros, {"examples": 0}, {"config": "", "data_fingerprint": ""})
-    (tmp_path / "set/set.json").unlink()
-    model = predictions.model(tmp_path / "run")
+    with on_one_device():
+        run = transfer.prepare(of_set(tmp_path / "set"), tmp_path / "run")
+        loop.claim(run)
+        zeros = jax.tree.map(lambda x: jax.device_put(np.zeros(x.shape, x.dtype)), run.experiment.state_shapes)
+        with closing(Checkpoints(tmp_path / "run")) as store:
+            store.save(0, zeros, {"examples": 0}, {"config": "", "data_fingerprint": ""})
+        (tmp_path / "set/set.json").unlink()
+        model = predictions.model(tmp_path / "run")
     assert model.classes == CATEGORIES and model.step == 0
     with pytest.raises(MissingData, match=r"set\.json is missing"):
         _ = model.experiment.sets
@@ -422,9 +382,10 @@ SAID = "said.txt"  # what the finished run printed
 @pytest.fixture(scope="module")
 @looped
 def run(pretrained, tmp_path_factory):
-    """A finished run of six steps from a checkpoint, with an evaluation after four."""
-    with redirect_stdout(io.StringIO()) as said:
-        made = transfer.prepare(tiny(init=str(pretrained), evaluate_every=4), tmp_path_factory.mktemp("finished"))
+    """A finished run of six steps on two devices from a checkpoint, with an evaluation after four."""
+    small = {"init": str(pretrained), "evaluate_every": 4, "batch_size": 4, "data.num_val": 4}
+    with on_devices(2), redirect_stdout(io.StringIO()) as said:
+        made = transfer.prepare(tiny(**small, **{"inference.batch_size": 4}), tmp_path_factory.mktemp("finished"))
         assert loop.train(made) == 0
     (made.workdir / SAID).write_text(said.getvalue())
     return made
@@ -433,6 +394,20 @@ def run(pretrained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(run):
     return run.workdir
+
+
+@pytest.fixture(scope="module")
+def loaded(finished):
+    """The finished run on one device; each of its programs is compiled once."""
+    with on_one_device():
+        return detailclip_jax.load(finished)
+
+
+@pytest.fixture
+def load_once(loaded, finished, monkeypatch):
+    """Makes `transfer.load` return the loaded run for its workdir."""
+    load, known = transfer.load, (loaded.experiment, loaded.state, loaded.step)
+    monkeypatch.setattr(transfer, "load", lambda workdir, *step: known if workdir == finished else load(workdir, *step))
 
 
 @pytest.mark.check
@@ -462,15 +437,12 @@ def test_a_run_compiles_one_program_for_each_of_its_buckets(finished):
 
 @pytest.mark.check
 @looped
-def test_a_finished_run_detects_in_python_and_compares(finished, tmp_path, monkeypatch):
+def test_a_finished_run_detects_in_python_and_compares(finished, loaded, load_once, tmp_path):
     pytest.importorskip("matplotlib")
-    model = detailclip_jax.load(finished)
-    loaded = model.experiment, model.state, model.step
-    monkeypatch.setattr(transfer, "load", lambda workdir: loaded)  # so that it is compiled once
-    assert isinstance(model, predictions.Detector)
+    assert isinstance(loaded, predictions.Detector)
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
-    found = model.detect(image)
-    assert found.boxes.shape == (len(found.scores), 4) and found.masks.shape[1:] == (28, 28)
+    found = loaded.detect(image)
+    assert found.boxes.shape == (len(found.scores), 4) and found.masks.shape[1:] == (8, 8)
     assert (found.boxes >= -1e-3).all() and (found.boxes <= [90.01, 70.01, 90.01, 70.01]).all()
     file = transfer.compare({"one": finished, "two": finished}, tmp_path / "compared.png", 2)
     assert file.stat().st_size > 1000
@@ -478,7 +450,7 @@ def test_a_finished_run_detects_in_python_and_compares(finished, tmp_path, monke
 
 @pytest.mark.check
 @looped
-def test_the_command_draws_predictions_and_writes_them(finished, tmp_path, capsys):
+def test_the_command_draws_predictions_and_writes_them(finished, load_once, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(1)
     (tmp_path / "photos/more").mkdir(parents=True)
@@ -495,6 +467,44 @@ def test_the_command_draws_predictions_and_writes_them(finished, tmp_path, capsy
     (tmp_path / "photos/c.png").write_bytes(b"<html>")
     assert command.predict(flags) == 1 and "c.png: not an image" in capsys.readouterr().out
     assert command.predict([*flags[:1], f"--workdir={tmp_path}", *flags[2:]]) == 2
+
+
+@pytest.mark.check
+@looped
+def test_detections_do_not_depend_on_the_bucket_or_the_neighbours(loaded):
+    """From an image to detections in its pixels; large weights of the classifiers give scores without ties."""
+    made, params = loaded.experiment, loaded.state.params
+    sharp = lambda path, leaf: 30 * leaf if "classifier" in {key.key for key in path} else leaf
+    state = loaded.state.replace(params=jax.tree.map_with_path(sharp, dict(params)))
+    detect, _ = made._on_this_process(state, made.detect)
+    rng = np.random.default_rng(0)
+    scenes = [made.sets.val.source[number]["image"] for number in range(3)]
+    images = [scenes[0], resize_image(scenes[1], (48, 30)), resize_image(scenes[2], (25, 48))]
+    noise = rng.integers(0, 256, (48, 48, 3)).astype(np.uint8)
+
+    def found(shapes, images):
+        return list(predict.predict(detect, iter(images), predict.Test(48, 48, shapes, 4)))
+
+    alone = [found(((48, 48),), [image])[0] for image in images]
+    others = [found(((64, 80),), [noise, image, noise])[1] for image in images]
+    assert sum(len(one.scores) for one in alone) > 0
+    for first, second in zip(alone, others):
+        np.testing.assert_array_equal(first.labels, second.labels)
+        for name in ("boxes", "scores", "masks"):
+            np.testing.assert_allclose(getattr(first, name), getattr(second, name), atol=1e-4, err_msg=name)
+
+    compute, test = made._on_this_process(state, made._draw)
+    again = predict.draw(compute, [(image, padded(one, 100)) for image, one in zip(images, alone)], test)
+    for first, second in zip(alone, again):  # masks drawn in the detected boxes are those of the detections
+        np.testing.assert_array_equal(first.labels, second.labels)
+        np.testing.assert_allclose(first.boxes, second.boxes, atol=1e-4)
+        np.testing.assert_allclose(first.masks, second.masks, atol=1e-4)
+
+
+def padded(found, number):
+    free = number - len(found.labels)
+    labels = np.pad(found.labels, (0, free), constant_values=-1)
+    return predict.Boxes(np.pad(found.boxes, ((0, free), (0, 0))), labels)
 
 
 def test_predictions_say_how_many_detections_are_drawn():
