@@ -1,5 +1,6 @@
 """The command transfer: a run on stickers from a checkpoint, its files, and its way on after it was killed."""
 
+import io
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from types import SimpleNamespace
 
 import jax
@@ -17,7 +18,7 @@ from launching import environment, free_port, losses, started
 from PIL import Image
 from test_detection_run import tiny as tiny_detection
 from test_segmentation_step import tiny
-from tiny import check_names, empty_state, noise_state, tiny_config
+from tiny import check_names, empty_state, noise_state, on_devices, on_one_device, tiny_config
 
 import detailclip_jax
 from detailclip_jax import transfer as transfer_command
@@ -74,32 +75,45 @@ def state_of(workdir):
     return jax.device_get(state), step
 
 
-def test_a_run_writes_scores_per_class_and_a_figure(pretrained, tmp_path, capsys):
+SAID = "said.txt"  # what the finished run printed
+
+
+@pytest.fixture(scope="module")
+def finished(pretrained, tmp_path_factory):
+    """The workdir of a finished run of six steps on two devices, with an evaluation after four."""
+    workdir = tmp_path_factory.mktemp("finished")
+    with on_devices(2), redirect_stdout(io.StringIO()) as said:
+        assert train(config_of(pretrained, evaluate_every=4), workdir) == 0
+    (workdir / SAID).write_text(said.getvalue())
+    return workdir
+
+
+@pytest.mark.check
+def test_a_run_writes_scores_per_class_and_a_figure(pretrained, finished):
     pytest.importorskip("matplotlib")
-    assert train(config_of(pretrained, evaluate_every=4), tmp_path) == 0
-    found = json.loads((tmp_path / "results.json").read_text())
+    found = json.loads((finished / "results.json").read_text())
     assert {"mIoU", "mAcc", "aAcc", "boundary_mIoU", "per_class", "protocol"} <= set(found)
     assert found["step"] == 6 and 0 <= found["mIoU"] <= 100 and len(found["per_class"]) == 25
     assert found["protocol"]["encoder"] == "frozen" and found["protocol"]["set"] == "stickers, groups"
     right = [row["Acc"] for row in found["per_class"].values() if row["Acc"] is not None]
     assert np.mean(right) == pytest.approx(found["mAcc"], abs=1e-3)
-    assert (tmp_path / "figures/segmentation.png").stat().st_size > 1000
-    assert "mIoU" in (tmp_path / "report.md").read_text()
-    scored = read_lines(tmp_path / "evaluations.jsonl")
+    assert (finished / "figures/segmentation.png").stat().st_size > 1000
+    assert "mIoU" in (finished / "report.md").read_text()
+    scored = read_lines(finished / "evaluations.jsonl")
     assert [line["step"] for line in scored] == [4, 6] and scored[1]["mIoU"] == pytest.approx(found["mIoU"])
-    lines = read_lines(tmp_path / "metrics.jsonl")
+    lines = read_lines(finished / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6] and {"head", "accuracy", "learning_rate"} <= set(lines[0])
-    said = capsys.readouterr().out
+    said = (finished / SAID).read_text()
     assert "positions kept at 4 x 4" in said and "batch_size 8 is not the recipe's 16" in said
     assert f"encoder of {pretrained}: detailclip, ema, step 0" in said
 
 
-def test_a_frozen_encoder_is_the_checkpoint_s_bit_for_bit(pretrained, tmp_path):
+@pytest.mark.check
+def test_a_frozen_encoder_is_the_checkpoint_s_bit_for_bit(pretrained, finished):
     from detailclip_jax.inference.model import load
     from detailclip_jax.models import stacking
 
-    train(config_of(pretrained, evaluate_at_end=False), tmp_path)
-    state, step = state_of(tmp_path)
+    state, step = state_of(finished)
     assert step == 6
     theirs = stacking.unstack(load(pretrained).params["image"])
     jax.tree.map(np.testing.assert_array_equal, dict(state.params["image"]), dict(theirs))
@@ -135,8 +149,9 @@ def test_an_encoder_with_an_attention_pool_keeps_it_frozen(config, tmp_path):
     source = tiny_config("siglip")
     source.model.image_style.pooling = "attention"
     config.init = str(saved(source, tmp_path / "siglip"))
-    made = transfer.prepare(config, tmp_path / "run").experiment
-    state, _ = made.load_encoder(made.init(0))
+    with on_one_device():
+        made = transfer.prepare(config, tmp_path / "run").experiment
+    state, _ = made.load_encoder(noise_state(made))
     theirs = inference.load(config.init).params["image"]
     for name in ("blocks_0", "norm", "patch_embed", "pool"):
         jax.tree.map(np.testing.assert_array_equal, dict(state.params["image"][name]), dict(theirs[name]))
@@ -351,7 +366,8 @@ def test_a_run_of_pretraining_has_no_predictions_and_is_named(pretrained):
 
 
 def test_the_package_loads_a_finished_run_to_predict(pretrained, tmp_path):
-    run = transfer.prepare(config_of(pretrained), tmp_path)
+    with on_one_device():
+        run = transfer.prepare(config_of(pretrained), tmp_path)
     assert not list(tmp_path.iterdir())
     loop.claim(run)
     state = noise_state(run.experiment)
@@ -385,26 +401,28 @@ def test_other_configs_and_a_missing_init_are_refused(pretrained, tmp_path):
         transfer.prepare(config_of(tmp_path / "nothing"), tmp_path / "other")
 
 
-def test_loading_a_run_changes_nothing_in_its_folder(pretrained, tmp_path):
-    train(config_of(pretrained, total_steps=2, checkpoint_every=1, evaluate_at_end=False), tmp_path)
-    unfinished = tmp_path / "checkpoints/3.orbax-checkpoint-tmp"
+@pytest.mark.check
+def test_loading_a_run_changes_nothing_in_its_folder(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    unfinished = tmp_path / "checkpoints/7.orbax-checkpoint-tmp"
     unfinished.mkdir()
     before = sorted(tmp_path.rglob("*"))
     state, step = state_of(tmp_path)
-    assert step == 2 and int(state.step) == 2
-    (tmp_path / "checkpoints/2/state/_METADATA").write_text("damaged")
-    with pytest.raises(CheckpointError, match=r"step 2 .*cannot be read: .*try step=1"):
+    assert step == 6 and int(state.step) == 6
+    (tmp_path / "checkpoints/6/state/_METADATA").write_text("damaged")
+    with pytest.raises(CheckpointError, match=r"step 6 .*cannot be read: .*try step=4"):
         transfer.load(tmp_path)
-    assert transfer.load(tmp_path, step=1)[2] == 1
+    assert transfer.load(tmp_path, step=4)[2] == 4
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.check
-def test_several_runs_in_one_figure(pretrained, tmp_path):
+def test_several_runs_in_one_figure(finished, tmp_path):
     pytest.importorskip("matplotlib")
-    for name in ("one", "two"):
-        train(config_of(pretrained, total_steps=1, evaluate_at_end=False), tmp_path / name)
-    file = transfer.compare({name: tmp_path / name for name in ("one", "two")}, tmp_path / "compared.png", 2)
+    shutil.copytree(finished, tmp_path / "two")
+    shutil.rmtree(tmp_path / "two/checkpoints/6")
+    with on_one_device():
+        file = transfer.compare({"one": finished, "two": tmp_path / "two"}, tmp_path / "compared.png", 2)
     assert file.stat().st_size > 1000
 
 

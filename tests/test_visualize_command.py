@@ -10,7 +10,7 @@ from PIL import Image
 from test_detection_run import tiny as tiny_detection
 from test_inference import made
 from test_segmentation_step import tiny
-from tiny import looped, noise_state
+from tiny import looped, noise_state, on_one_device
 
 from detailclip_jax import visualize
 from detailclip_jax.config import run_config
@@ -246,7 +246,8 @@ def test_two_paths_of_one_folder_are_named():
 @looped
 def test_predictions_of_a_run_lie_next_to_the_ground_truth(tmp_path, photo, task, monkeypatch):
     config, room = (tiny("linear"), segmentation) if task == "segmentation" else (tiny_detection(), detection)
-    built = room.build(config)
+    with on_one_device():
+        built = room.build(config)
     run_config.claim_workdir(tmp_path / "run", config)
     record = {"config": run_config.to_json(config), "data_fingerprint": ""}
     state = noise_state(built)
