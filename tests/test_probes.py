@@ -50,7 +50,7 @@ def test_an_encoder_s_own_labels_are_scored_over_pixels():
 def test_the_table_has_a_line_per_probe_and_encoder(tmp_path):
     workdir = write_checkpoint(tmp_path / "run")
     variants = probes.VARIANTS[0], probes.VARIANTS[3]
-    lines = probes.study({"a": workdir, "b": workdir}, num_train=6, num_test=4, variants=variants).splitlines()
+    lines = probes.study({"a": workdir, "b": workdir}, num_train=6, num_test=6, variants=variants).splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == 2 * ["raw pixels", "untrained", "a", "b"]
     assert [line.split("|")[3:] for line in lines[4::4]] == [line.split("|")[3:] for line in lines[5::4]]
     assert all(0 <= float(value) <= 100 for line in lines[2:] for value in line.split("|")[3:7])

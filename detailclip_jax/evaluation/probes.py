@@ -8,6 +8,7 @@ The encoders are raw pixels and an untrained one (the floors), those of checkpoi
 per image size, and all probes use the same features. Numbers are per cent.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -167,19 +168,25 @@ def pixel_features(images: UInt8[np.ndarray, "M S S 3"], patch_size: int) -> Flo
 
 def block_features(vit: VisionTransformer, params: Params, config: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
     """The function from images to the features of all blocks after the final norm, [T, M, N, D]."""
-    vit = vit.clone(interpolation="ibot")
-    mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
-
-    @jax.jit
-    def run(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "T B N D"]:
-        maps = taps(vit.bind({"params": params}), normalise_pixels(images, mean, std))(range(vit.depth))
-        return jnp.stack(maps).reshape(vit.depth, len(images), -1, vit.width)
+    run = _block_features(vit.clone(interpolation="ibot"), tuple(config.preprocess.mean), tuple(config.preprocess.std))
 
     def features(images: np.ndarray) -> np.ndarray:
         parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         return np.concatenate([np.asarray(run(params, part)) for part in parts], 1)
 
     return features
+
+
+@functools.cache
+def _block_features(vit: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.stages.Wrapped:
+    """The compiled function of (params, images), one for all encoders of one kind."""
+
+    @jax.jit
+    def run(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "T B N D"]:
+        maps = taps(vit.bind({"params": params}), normalise_pixels(images, mean, std))(range(vit.depth))
+        return jnp.stack(maps).reshape(vit.depth, len(images), -1, vit.width)
+
+    return run
 
 
 def measure(variant: Variant, found: tuple[np.ndarray, ...], parts: tuple[Scenes, Scenes]) -> list[float]:
