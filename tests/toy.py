@@ -91,4 +91,6 @@ def train(make_run):
 if __name__ == "__main__":
     flags.FLAGS.mark_as_parsed()
     steps = int(sys.argv[2])
-    sys.exit(train(lambda: toy_run(Path(sys.argv[1]), stream=sys.stdout, total_steps=steps, log_every=1)))
+    code = train(lambda: toy_run(Path(sys.argv[1]), stream=sys.stdout, total_steps=steps, log_every=1))
+    assert "torch" not in sys.modules  # a run is to start without the seconds of that import
+    sys.exit(code)

@@ -3,8 +3,9 @@
 import contextlib
 import json
 import math
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,22 @@ def read_scores(workdir: Path) -> dict[int, dict[str, Any]]:
     return {values["step"]: {k: v for k, v in values.items() if k != "step"} for values in lines if values}
 
 
+@contextlib.contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """PyTorch, unless imported already, seems not to be installed: tensorboardX wants it for annotations only.
+
+    That import would take seconds at the start of every run.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
 NAMES = ("metrics", "evaluations")  # files that a run writes; other files in its folder are not touched
 
 
@@ -100,8 +117,9 @@ class Events:
 
     def __init__(self, folder: Path, purge_step: int):
         """Opens a new file in `folder`; TensorBoard hides events of earlier files with a step >= `purge_step`."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+        with _torch_hidden():
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         self._event = Event
         folder.mkdir(parents=True, exist_ok=True)
