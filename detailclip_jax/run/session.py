@@ -327,6 +327,6 @@ def batch_shapes(run: Run, text_length: int) -> Any:
     """Returns shapes and shardings of a global batch whose captions have `text_length` tokens."""
     sharding = sharded(run.experiment.mesh)
     size = run.config.batch_size
-    one = dummy_batch(run.config)
-    one["text"] = one["text"][..., :text_length]
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=sharding), one)
+    batch = jax.eval_shape(lambda: dummy_batch(run.config, size))
+    batch["text"] = batch["text"].update(shape=(*batch["text"].shape[:-1], text_length))
+    return jax.tree.map(lambda x: x.update(sharding=sharding), batch)

@@ -61,8 +61,12 @@ class Experiment(NamedTuple):
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices."""
-        given = forward_of(self.config, self.method, self.model)
-        make = functools.partial(create_state, given=given, optimizer=self.setup.optimizer, config=self.config)
+        weights = _weights(*_recipe(self.config))
+
+        def make(seed: Int[Array, ""]) -> TrainState:
+            state = weights(seed)
+            return state.replace(opt_state=self.setup.optimizer.init(state.params))
+
         return jax.jit(make, out_shardings=_places(self.state_shapes))(seed)
 
     def combined_loss(self, params: Params, state: TrainState, batch: Batch) -> Any:
@@ -149,15 +153,25 @@ def weight_shapes(config: ConfigDict) -> TrainState:
     These are all that loading weights needs, and computing them takes no mesh, no schedules and no `total_steps`.  They
     are computed once per config and process.
     """
-    return _weight_shapes(run_config.to_json(config))
+    return _weight_shapes(*_recipe(config))
+
+
+def _recipe(config: ConfigDict) -> tuple[str, Any]:
+    """What decides the weights of step 0: the config, and the method that its name stands for now."""
+    return run_config.to_json(config), methods.METHODS.get(config.method)
 
 
 @functools.lru_cache(maxsize=128)
-def _weight_shapes(config_text: str) -> TrainState:
+def _weight_shapes(config_text: str, method: Any) -> TrainState:
+    return _weights(config_text, method).eval_shape(0)
+
+
+@functools.lru_cache(maxsize=128)
+def _weights(config_text: str, method: Any) -> jax.stages.Wrapped:
+    """The function from a seed to a state without optimizer moments: shapes and values share one trace of it."""
     config = run_config.from_json(config_text)
     given = forward_of(config, methods.build(config), build_networks(config))
-    create = functools.partial(create_state, given=given, optimizer=optax.identity(), config=config)
-    return jax.eval_shape(create, 0)
+    return jax.jit(functools.partial(create_state, given=given, optimizer=optax.identity(), config=config))
 
 
 def build_schedules(config: ConfigDict, method: Method) -> Schedules:
@@ -230,7 +244,7 @@ def _batch_shapes(config: ConfigDict, mesh: Mesh) -> Batch:
 
 
 def create_state(
-    seed: int | Int[Array, ""], given: ForwardPass, optimizer: optax.GradientTransformation, config: ConfigDict
+    seed: Int[Array, ""], given: ForwardPass, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> TrainState:
     """Creates parameters, teacher, optimiser moments and centers of step 0."""
     params_key, run_key = jax.random.split(jax.random.key(seed))
