@@ -48,6 +48,7 @@ model = detailclip_jax.load(CHECKPOINT)
 print(f"{model.config.method}, step {model.step}, {model.weights} weights")
 
 # %%
+import itertools
 import json
 
 import numpy as np
@@ -136,7 +137,7 @@ print("images:", largest_difference(found, model.encode_image(images)))
 # scene shows.
 
 # %%
-picked = [scene for scene in (source[number] for number in range(3000)) if scene["label"] < 4][:64]
+picked = list(itertools.islice((scene for scene in source if scene["label"] < 4), 64))
 views = np.stack([(model.view(scene["image"]) / np.float32(255) - mean) / std for scene in picked])
 with torch.inference_mode():
     features = vit.forward_features(torch.from_numpy(views).permute(0, 3, 1, 2))[:, 0]

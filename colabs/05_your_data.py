@@ -44,6 +44,7 @@ CLIP = RUNS / "quickstart_clip"
 # %%
 import csv
 import io
+import itertools
 import tarfile
 
 import numpy as np
@@ -58,7 +59,7 @@ NAMES = noun_names()[:12]
 def drawings(split, count):
     """Drawings of these nouns alone."""
     source = Stickers(split, size=80, single_object=True, scenes="on_white", seed=7)
-    return [one for one in (source[i] for i in range(20 * count)) if one["label"] < len(NAMES)][:count]
+    return list(itertools.islice((one for one in source if one["label"] < len(NAMES)), count))
 
 
 def jpeg(image):

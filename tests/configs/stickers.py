@@ -1,0 +1,13 @@
+"""configs/stickers.py with fewer images and blocks, for the notebooks: they find it from this folder's parent."""
+
+from detailclip_jax.config import run_config
+from detailclip_jax.config.config_files import bundled_folder
+from detailclip_jax.models import sizes
+
+
+def get_config(arg=None):
+    c = run_config.load(f"{bundled_folder()}/stickers.py" + (f":{arg}" if arg else ""))
+    c.batch_size = 16
+    c.model.size = "custom"
+    c.model.custom = {**sizes.SIZES["tiny"]._asdict(), "depth": 2, "text_depth": 1}
+    return c
