@@ -26,7 +26,16 @@ def forward_of(method):
     """Experiment, a state of noise and the record of its forward pass."""
     exp = tiny_experiment(method)
     state = noise_state(exp)
-    return exp, state, exp.forward(state, exp.put(tiny_batch(0, exp.config)))
+    return exp, state, record_of(exp, state, tiny_batch(0, exp.config))
+
+
+def record_of(exp, state, batch):
+    return exp.forward(state, exp.put(batch))
+
+
+def term_of(exp, name, record, *more):
+    """Loss and metrics of a term of a record."""
+    return jax.jit(lambda record: exp.method.terms[name].run(record, context(record), *more))(record)
 
 
 def log_softmax(x):
@@ -40,8 +49,8 @@ def probabilities(logits, temperature):
 
 
 def test_dino_compares_each_teacher_view_with_all_other_crops():
-    _, _, record = forward_of("dino")
-    student, teacher = record.heads["student_cls"], record.heads["teacher_cls"]
+    exp, _, record = forward_of("dino")
+    student, teacher = (np.asarray(record.heads[name][...]) for name in ("student_cls", "teacher_cls"))
     assert student.shape == (4, 8, 32) and teacher.shape == (2, 8, 32)  # two globals, two locals
     expected = [
         -(probabilities(teacher[w], 0.04) * log_softmax(student[v] / 0.1)).sum(-1).mean()
@@ -51,7 +60,7 @@ def test_dino_compares_each_teacher_view_with_all_other_crops():
     ]
     assert len(expected) == 6
     # the recorded forward pass has drop path drawn from other keys than the step, so the loss is taken from the record
-    loss, metrics = methods.build(tiny_config("dino")).terms["cls"].run(record, context(record))
+    loss, metrics = term_of(exp, "cls", record)
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-4)
     assert metrics["teacher_view_kl"] > 0 and metrics["teacher_entropy"] > 0
 
@@ -64,11 +73,10 @@ def context(record):
 @pytest.mark.parametrize("method", ["ibot", pytest.param("attmask", marks=pytest.mark.check)])
 def test_patch_distillation_runs_over_hidden_patches_of_each_image(method):
     exp, state, record = forward_of(method)
-    loss, _ = exp.method.terms["patch"].run(record, context(record))
-    head = functools.partial(exp.model.prototype_head.apply)
-    student = head({"params": state.params["prototype_head"]}, record.tokens["masked"].patches)[...]
-    teacher = head({"params": state.ema_params["prototype_head"]}, record.targets["full"].patches)[...]
-    per_patch = -(probabilities(teacher, 0.04) * log_softmax(np.asarray(student) / 0.1)).sum(-1)
+    loss, _ = term_of(exp, "patch", record)
+    student = head_logits(exp, state.params, record.tokens["masked"].patches)
+    teacher = head_logits(exp, state.ema_params, record.targets["full"].patches)
+    per_patch = divergence(student, teacher)
     hidden = np.asarray(record.hidden.mask)
     per_image = [per_patch[i][hidden[i]].mean() if hidden[i].any() else 0.0 for i in np.ndindex(2, 8)]
     np.testing.assert_allclose(loss, np.mean(per_image), rtol=1e-4)
@@ -81,18 +89,19 @@ def test_patch_distillation_may_run_over_all_patches(method):
     config.losses.patch_over = "all"
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     state = noise_state(exp)
-    record = exp.forward(state, exp.put(tiny_batch(0, config)))
+    record = record_of(exp, state, tiny_batch(0, config))
     tokens = np.array(record.targets["full"].patches)
     if method == "ibot":
         tokens = np.asarray(record.tokens["masked"].patches)
     else:
+        parts = record.hidden.kept, record.hidden.removed, record.tokens["visible"].patches, record.decoded
+        kept, removed, visible, decoded = jax.device_get(parts)
         for index in np.ndindex(2, 8):
-            tokens[index][record.hidden.kept[index]] = record.tokens["visible"].patches[index]
-            tokens[index][record.hidden.removed[index]] = record.decoded[index]
-    logits = lambda params, x: exp.model.prototype_head.apply({"params": params["prototype_head"]}, jnp.asarray(x))[...]
-    taught = probabilities(logits(state.ema_params, record.targets["full"].patches), 0.04)
-    per_patch = -(taught * log_softmax(np.asarray(logits(state.params, tokens)) / 0.1)).sum(-1)
-    loss, _ = exp.method.terms["patch"].run(record, context(record))
+            tokens[index][kept[index]] = visible[index]
+            tokens[index][removed[index]] = decoded[index]
+    taught = head_logits(exp, state.ema_params, record.targets["full"].patches)
+    per_patch = divergence(head_logits(exp, state.params, tokens), taught)
+    loss, _ = term_of(exp, "patch", record)
     np.testing.assert_allclose(loss, per_patch.mean(), rtol=1e-4)
 
 
@@ -120,9 +129,9 @@ def test_a_replaced_patch_is_not_seen():
     batch = tiny_batch(0, exp.config)
     hidden = np.repeat(np.repeat(batch["hidden"]["large"].reshape(8, 2, 4, 4), 8, 2), 8, 3)
     changed = {**batch["image"], "large": np.where(hidden[..., None], 7, batch["image"]["large"]).astype(np.uint8)}
-    again = exp.forward(state, exp.put({**batch, "image": changed}))
+    again = record_of(exp, state, {**batch, "image": changed})
     np.testing.assert_array_equal(again.tokens["masked"].cls, record.tokens["masked"].cls)
-    assert (again.targets["full"].cls != record.targets["full"].cls).any()
+    assert (np.asarray(again.targets["full"].cls) != np.asarray(record.targets["full"].cls)).any()
 
 
 def attmask_masks(strategy, steps=60, side=14):
@@ -178,8 +187,8 @@ def test_the_mask_is_read_at_the_student_s_box(method):
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
     batch = tiny_batch(0, config)
     batch["box"]["large"][:] = (0, 0, 24, 24)
-    record = exp.forward(noise_state(exp), exp.put(batch))
-    maps = enclosing_attention(record).reshape(8, 4, 4)
+    record = record_of(exp, noise_state(exp), batch)
+    maps, hidden = enclosing_attention(record).reshape(8, 4, 4), np.asarray(record.hidden.mask)
     for image in range(8):
         pixels = np.stack([np.interp((np.arange(48) + 0.5) / 12 - 0.5, range(4), c) for c in maps[image].T], 1)
         pixels = np.stack([np.interp((np.arange(48) + 0.5) / 12 - 0.5, range(4), r) for r in pixels])
@@ -188,7 +197,7 @@ def test_the_mask_is_read_at_the_student_s_box(method):
         rows = (pixels[low] + pixels[low + 1]) / 2
         read = (rows[:, low] + rows[:, low + 1]) / 2
         expected = set(np.argsort(read.ravel())[:8])
-        assert set(np.flatnonzero(record.hidden.mask[0, image])) == expected
+        assert set(np.flatnonzero(hidden[0, image])) == expected
 
 
 @pytest.mark.parametrize("size", [24, 48])
@@ -198,13 +207,18 @@ def test_an_enclosing_crop_of_another_size_is_read_at_the_student_s_patches(size
     config.views.teacher, config.masking.granularity = "enclosing", "patch"
     config.views.crops.enclosing = {**ENCLOSING["enclosing"], "size": size}
     batch, side = tiny_batch(0, config), size // 8
-    attention = jnp.broadcast_to(jnp.repeat(jnp.arange(float(side)), side), (1, 8, 3, side**2))
-    targets = {"enclosing": Tokens(jnp.zeros((1, 8, 4)), jnp.zeros((1, 8, side**2, 4)), attention)}
-    views = {
-        name: View(jnp.zeros((*box.shape[:2], 1, 1, 3)).swapaxes(0, 1), jnp.asarray(box).swapaxes(0, 1))
-        for name, box in batch["box"].items()
-    }
-    hidden = methods.build(config).mask(targets, views, batch, KEYS)
+
+    @jax.jit
+    def mask(boxes):
+        attention = jnp.broadcast_to(jnp.repeat(jnp.arange(float(side)), side), (1, 8, 3, side**2))
+        targets = {"enclosing": Tokens(jnp.zeros((1, 8, 4)), jnp.zeros((1, 8, side**2, 4)), attention)}
+        views = {
+            name: View(jnp.zeros((*box.shape[:2], 1, 1, 3)).swapaxes(0, 1), box.swapaxes(0, 1))
+            for name, box in boxes.items()
+        }
+        return methods.build(config).mask(targets, views, batch, KEYS)
+
+    hidden = mask(batch["box"])
     np.testing.assert_array_equal(hidden.mask, np.broadcast_to(np.arange(16) < 8, (2, 8, 16)))
 
 
@@ -226,19 +240,19 @@ def test_the_same_teacher_makes_no_further_pass():
 
 
 def test_aclip_s_byol_compares_both_views_with_one_target():
-    _, _, record = forward_of("aclip")
+    exp, _, record = forward_of("aclip")
     online, target = (np.asarray(record.heads[name]) for name in ("predicted_byol", "target_byol"))
     assert online.shape == (2, 8, 64) and target.shape == (1, 8, 64)
     cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     expected = np.mean([2 - 2 * cosine(online[v, i], target[0, i]) for v in range(2) for i in range(8)])
-    loss, _ = methods.build(tiny_config("aclip")).terms["byol"].run(record, context(record))
+    loss, _ = term_of(exp, "byol", record)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 def test_maskclip_reads_the_caption_against_the_whole_view_and_teaches_hidden_patches():
     exp, state, record = forward_of("maskclip")
     assert record.tokens["full"].patches.shape[2] == 16 and record.tokens["visible"].patches.shape[2] == 4
-    whole = exp.model.image_projection.apply({"params": state.params["image_projection"]}, record.tokens["full"].cls)
+    whole = projected(exp, state, record.tokens["full"].cls)
     np.testing.assert_allclose(record.heads["image_embedding"], whole, rtol=1e-4, atol=1e-5)
     assert record.heads["student_patches"].shape == (1, 8, 12, 32)
 
@@ -247,7 +261,7 @@ def test_mae_s_loss_is_that_of_its_record():
     exp, _, record = forward_of("mae")
     target = np.asarray(record.heads["target_pixels"], np.float64)
     error = np.square(np.asarray(record.heads["predicted_pixels"]) - target).mean()
-    loss, _ = exp.method.terms["reconstruction"].run(record, context(record))
+    loss, _ = term_of(exp, "reconstruction", record)
     np.testing.assert_allclose(loss, error, rtol=1e-5)
     assert target.shape == (1, 8, 12, 192)
     assert set(exp.state_shapes.params["decoder"]["embed"]["bias"].shape) == {64}
@@ -257,7 +271,8 @@ def test_supervised_needs_its_classes_and_may_mix():
     config = tiny_config("supervised")
     config.views.mixup = 0.8
     exp = experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
-    _, metrics = exp.train_step(noise_state(exp), exp.put(tiny_batch(0, config)))
+    state = noise_state(exp)
+    _, (metrics, _, _) = jax.jit(exp.combined_loss)(state.params, state, exp.put(tiny_batch(0, config)))
     assert np.isfinite(float(metrics["labels"])) and "class_accuracy" in metrics
     config.model.num_classes = None
     with pytest.raises(ValueError, match=r"model\.num_classes is not set"):
@@ -274,8 +289,8 @@ def test_ibot_says_which_grid_its_blocks_need():
 
 def test_random_masks_need_no_teacher():
     method = methods.build(tiny_config("mae"))
-    hidden = method.mask({}, {}, {}, KEYS)
-    assert hidden.mask.shape == (1, 8, 16) and (hidden.mask.sum(-1) == 12).all()
+    hidden = jax.jit(lambda: method.mask({}, {}, {}, KEYS))()
+    assert hidden.mask.shape == (1, 8, 16) and (np.asarray(hidden.mask).sum(-1) == 12).all()
     assert isinstance(hidden, type(masking.drawn(hidden.mask, 1)))
 
 
@@ -320,7 +335,8 @@ def test_mae_rounds_the_patches_that_it_keeps_and_the_others_those_that_they_rem
         config.masking.ratio = ratio
         assert components.mask_rule(config).num_kept == kept
         if method == "mae":
-            assert methods.build(config).mask({}, {}, {}, KEYS).kept.shape[-1] == kept
+            mask = methods.build(config).mask
+            assert jax.eval_shape(lambda mask=mask: mask({}, {}, {}, KEYS).kept).shape[-1] == kept
 
 
 def test_mae_s_warm_up_divides_by_its_steps_and_the_others_by_one_less():
@@ -354,7 +370,13 @@ def scale_of(record):
 
 
 def head_logits(exp, params, tokens):
-    return exp.model.prototype_head.apply({"params": params["prototype_head"]}, jnp.asarray(tokens))[...]
+    logits = jax.jit(lambda params, x: exp.model.prototype_head.apply({"params": params}, x)[...])
+    return np.asarray(logits(params["prototype_head"], jax.device_put(tokens)))
+
+
+def projected(exp, state, cls):
+    embed = jax.jit(exp.model.image_projection.apply)
+    return np.asarray(embed({"params": state.params["image_projection"]}, jax.device_put(cls)))
 
 
 def divergence(student, teacher):
@@ -364,16 +386,15 @@ def divergence(student, teacher):
 @pytest.mark.check
 def test_silc_compares_the_whole_image_and_both_globals_with_the_caption():
     exp, state, record = forward_of("silc")
-    cls = [record.tokens["clean"].cls[0], *record.tokens["full"].cls]
-    embed = lambda x: exp.model.image_projection.apply({"params": state.params["image_projection"]}, x)
-    expected = np.mean([contrast(embed(x), record.text.embedding[0], scale_of(record)) for x in cls])
-    loss, _ = exp.method.terms["clip"].run(record, context(record), forward.WholeBatch())
+    clean, full, local = (np.asarray(record.tokens[name].cls) for name in ("clean", "full", "local"))
+    embedded, (text,) = projected(exp, state, np.concatenate([clean, full])), np.asarray(record.text.embedding)
+    expected = np.mean([contrast(x, text, scale_of(record)) for x in embedded])
+    loss, _ = term_of(exp, "clip", record, forward.WholeBatch())
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    student, teacher = ([*record.tokens["full"].cls, *record.tokens["local"].cls], record.targets["full"].cls)
-    student = [head_logits(exp, state.params, x) for x in student]
-    teacher = [head_logits(exp, state.ema_params, x) for x in teacher]
+    student = head_logits(exp, state.params, np.concatenate([full, local]))
+    teacher = head_logits(exp, state.ema_params, record.targets["full"].cls)
     pairs = [divergence(student[v], teacher[w]) for w in range(2) for v in range(4) if v != w]
-    np.testing.assert_allclose(exp.method.terms["cls"].run(record, context(record))[0], np.mean(pairs), rtol=1e-4)
+    np.testing.assert_allclose(term_of(exp, "cls", record)[0], np.mean(pairs), rtol=1e-4)
 
 
 TIPS = ["tips", "tipsv2"]
@@ -384,14 +405,15 @@ TIPS = ["tips", "tipsv2"]
 def test_tips_teaches_local_crops_and_patches_by_one_global_crop(method):
     exp, state, record = forward_of(method)
     taught = {**state.params, **state.ema_params}
-    assert record.hidden.mask.shape == (1, 8, 16) and (record.hidden.mask.sum(-1) == 12).all()
+    hidden = np.asarray(record.hidden.mask)
+    assert hidden.shape == (1, 8, 16) and (hidden.sum(-1) == 12).all()
     (target,) = head_logits(exp, taught, record.targets["full"].cls)
-    local = [divergence(head_logits(exp, state.params, x), target) for x in record.tokens["local"].cls]
-    np.testing.assert_allclose(exp.method.terms["cls"].run(record, context(record))[0], np.mean(local), rtol=1e-4)
+    local = divergence(head_logits(exp, state.params, record.tokens["local"].cls), target)
+    np.testing.assert_allclose(term_of(exp, "cls", record)[0], np.mean(local), rtol=1e-4)
     patches = head_logits(exp, state.params, record.tokens["masked"].patches)
     per_patch = divergence(patches, head_logits(exp, taught, record.targets["full"].patches))
-    expected = per_patch.mean() if method == "tipsv2" else per_patch[np.asarray(record.hidden.mask)].mean()
-    np.testing.assert_allclose(exp.method.terms["patch"].run(record, context(record))[0], expected, rtol=1e-4)
+    expected = per_patch.mean() if method == "tipsv2" else per_patch[hidden].mean()
+    np.testing.assert_allclose(term_of(exp, "patch", record)[0], expected, rtol=1e-4)
 
 
 @pytest.mark.check
@@ -411,13 +433,12 @@ def two_captions(method="tips"):
 def test_tips_compares_each_caption_with_its_own_class_token():
     config, exp = two_captions()
     state = noise_state(exp)
-    record = exp.forward(state, exp.put(tiny_batch(0, config)))
+    record = record_of(exp, state, tiny_batch(0, config))
     tokens = record.tokens["full"]
-    cls = tokens.cls[0], tokens.extra[0, :, 0]
-    embed = lambda x: exp.model.image_projection.apply({"params": state.params["image_projection"]}, x)
-    expected = [contrast(embed(x), record.text.embedding[c], scale_of(record)) for c, x in enumerate(cls)]
-    assert record.text.embedding.shape == (2, 8, 64)
-    loss, _ = exp.method.terms["clip"].run(record, context(record), forward.WholeBatch())
+    cls, texts = np.concatenate([tokens.cls, np.asarray(tokens.extra)[:, :, 0]]), np.asarray(record.text.embedding)
+    assert cls.shape[0] == 2 and texts.shape == (2, 8, 64)
+    expected = [contrast(x, text, scale_of(record)) for x, text in zip(projected(exp, state, cls), texts, strict=True)]
+    loss, _ = term_of(exp, "clip", record, forward.WholeBatch())
     np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
 
 
@@ -437,15 +458,15 @@ def test_two_captions_in_chunks_are_those_of_the_whole_batch():
 @pytest.mark.check
 def test_siglip2_takes_the_image_as_it_is_for_its_sigmoid_loss():
     exp, state, record = forward_of("siglip2")
-    embed = lambda x: exp.model.image_projection.apply({"params": state.params["image_projection"]}, x)
-    z = scale_of(record) * unit(embed(record.tokens["clean"].cls[0])) @ unit(record.text.embedding[0]).T
+    (embedded,), (text,) = projected(exp, state, record.tokens["clean"].cls), np.asarray(record.text.embedding)
+    z = scale_of(record) * unit(embedded) @ unit(text).T
     signs = 2 * np.eye(8) - 1
     expected = np.log1p(np.exp(-signs * (z + float(record.heads["logit_bias"])))).sum(-1).mean()
-    loss, _ = exp.method.terms["sigmoid"].run(record, context(record), forward.WholeBatch())
+    loss, _ = term_of(exp, "sigmoid", record, forward.WholeBatch())
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     (target,) = head_logits(exp, state.ema_params, record.targets["full"].cls)
-    local = [divergence(head_logits(exp, state.params, x), target) for x in record.tokens["local"].cls]
-    np.testing.assert_allclose(exp.method.terms["cls"].run(record, context(record))[0], np.mean(local), rtol=1e-4)
+    local = divergence(head_logits(exp, state.params, record.tokens["local"].cls), target)
+    np.testing.assert_allclose(term_of(exp, "cls", record)[0], np.mean(local), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
