@@ -16,6 +16,7 @@ from detailclip_jax.detection import boxes as box
 from detailclip_jax.detection import cascade, model, postprocess, rpn
 from detailclip_jax.detection.anchors import num_places
 from detailclip_jax.detection.assignment import Objects
+from detailclip_jax.detection.backbone import extents
 from detailclip_jax.detection.options import Options
 from detailclip_jax.models.vit import VisionTransformer
 
@@ -64,10 +65,6 @@ def batch(number=8, height=SIDE, width=SIDE, seed=0):
     made = {"image": images, "size": sizes, "boxes": boxes, "labels": labels, "crowd": crowd, "masks": masks}
     kinds = {"size": np.int32, "labels": np.int32, "masks": np.uint8}
     return {name: jnp.asarray(x.astype(kinds.get(name, x.dtype))) for name, x in made.items()}
-
-
-def variable_shapes():
-    return jax.eval_shape(model.build(encoder(), TINY, K).init, jax.random.key(0), batch(2))
 
 
 @functools.cache
@@ -133,22 +130,29 @@ def test_losses_and_their_gradients_are_finite_and_reach_every_network():
 @pytest.mark.check
 def test_stages_one_by_one_have_the_losses_and_gradients_of_the_loop():
     """CPUs run the stages one by one, accelerators in a loop; two images, with every candidate in the samples."""
-    given, values = batch(2), variables()
+    given, values, levels = batch(2), variables(), model.grids(SIDE, SIDE, 8)[:4]
+    rng = np.random.default_rng(0)
+    maps = [rng.standard_normal((2, level.height, level.width, TINY.width)).astype(np.float32) for level in levels]
+    near = np.asarray(given["boxes"]).repeat(6, 1) + rng.uniform(-3, 3, (2, 6 * G, 4)).astype(np.float32)
+    found = rpn.Proposals(near, rng.random((2, 6 * G)) < 0.9)
+    truth = cascade.Truth(Objects(given["boxes"], given["labels"], given["crowd"]), given["masks"])
 
     def run(unroll):
-        options = dataclasses.replace(EVERYTHING, unroll=unroll)
-        made = model.build(encoder(), options, K)
+        made = cascade.Cascade(K, dataclasses.replace(EVERYTHING, unroll=unroll))
 
-        def total(params):
-            given_variables = {"params": params, "batch_stats": values["batch_stats"]}
-            losses, _ = made.apply(given_variables, given, train=True, keys=keys(2), mutable=["batch_stats"])
-            return losses.total, losses
+        def total(params, maps):
+            own = {"params": params, "batch_stats": values["batch_stats"]["cascade"]}
+            features = cascade.Maps(maps, given["size"], extents(given["size"], 8))
+            losses, stats = made.apply(
+                own, features, levels, found, truth, keys(2), True, method="train_losses", mutable=["batch_stats"]
+            )
+            return losses.classes.sum() + losses.boxes.sum() + losses.masks.sum(), (losses, stats)
 
-        return jax.jit(jax.value_and_grad(total, has_aux=True))(values["params"])
+        return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(values["params"]["cascade"], maps)
 
-    ((_, looped_losses), looped_gradient), ((_, losses), gradient) = run(False), run(True)
-    for name, a, b in zip(losses._fields, looped_losses, losses):
-        np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
+    ((_, looped_values), looped_gradient), ((_, (losses, stats)), gradient) = run(False), run(True)
+    assert all((np.asarray(leaf) > 0).all() for leaf in losses[:3])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), looped_values, (losses, stats))
     norm = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * norm), looped_gradient, gradient)
 
@@ -328,32 +332,36 @@ def test_more_boxes_than_slots_leave_the_best_of_all_classes():
     boxes = np.zeros((40, 2, 4), np.float32)
     boxes[..., 0], boxes[..., 2], boxes[..., 3] = (np.arange(40) * 10)[:, None], (np.arange(40) * 10 + 8)[:, None], 8
     scores = rng.random((40, 2)).astype(np.float32)
-    made = postprocess.select(jnp.asarray(boxes), jnp.asarray(scores), 0.05, 0.5, 5)
+    select = jax.jit(postprocess.select, static_argnums=(2, 3, 4))
+    made = select(boxes, scores, 0.05, 0.5, 5)
     np.testing.assert_allclose(made.scores, np.sort(scores.ravel())[::-1][:5])
-    few = postprocess.select(jnp.asarray(boxes[:1]), jnp.asarray(scores[:1]), 0.05, 0.5, 5)
+    few = select(boxes[:1], scores[:1], 0.05, 0.5, 5)
     assert (np.asarray(few.labels) >= 0).sum() == 2 and few.boxes.shape == (5, 4)
 
 
 @pytest.mark.check
 def test_proposals_without_area_are_left_out():
     levels = model.grids(64, 64, 8)
-    logits = [jnp.zeros(level.height * level.width * 3) for level in levels]
-    offsets = [jnp.zeros((len(x), 4)).at[:, 2].set(-jnp.inf if i else 0.0) for i, x in enumerate(logits)]
-    offsets = [jnp.nan_to_num(x, neginf=-100.0) for x in offsets]
-    proposed = jax.jit(lambda extent, size: rpn.proposals(logits, offsets, levels, extent, size, TINY, True))
-    found = proposed(jnp.array([0, 0]), jnp.array([64, 64]))
+    logits = [np.zeros(level.height * level.width * 3, np.float32) for level in levels]
+    offsets = [np.float32([0, 0, -100 if i else 0, 0]) * np.ones((len(x), 1), np.float32) for i, x in enumerate(logits)]
+
+    @jax.jit
+    def proposed(extent, size):
+        return rpn.proposals(*jax.tree.map(jnp.asarray, (logits, offsets)), levels, extent, size, TINY, True)
+
+    found = proposed(np.array([0, 0]), np.array([64, 64]))
     assert not np.asarray(found.valid).any()
-    found = proposed(jnp.array([64, 64]), jnp.array([64, 64]))
+    found = proposed(np.array([64, 64]), np.array([64, 64]))
     assert np.asarray(found.valid).all() and found.boxes.shape == (40, 4)
 
 
 def test_the_samples_of_a_stage_hold_the_objects_own_boxes_first():
-    objects = Objects(
-        jnp.array([[0.0, 0, 20, 20], [30, 30, 50, 50], [0, 0, 0, 0]]), jnp.array([2, 0, -1]), jnp.zeros(3, bool)
-    )
-    rois = jnp.array([[1.0, 1, 20, 20], [30, 30, 40, 50], [60, 60, 62, 62], [0, 0, 1, 1]])
-    valid = jnp.array([True, True, True, False])
-    made = cascade.choose(rois, valid, objects, jax.random.key(0), 0.5, K, EVERYTHING)
+    boxes = np.array([[0, 0, 20, 20], [30, 30, 50, 50], [0, 0, 0, 0]], np.float32)
+    objects = Objects(boxes, np.array([2, 0, -1], np.int32), np.zeros(3, bool))
+    rois = np.array([[1, 1, 20, 20], [30, 30, 40, 50], [60, 60, 62, 62], [0, 0, 1, 1]], np.float32)
+    valid = np.array([True, True, True, False])
+    choose = jax.jit(cascade.choose, static_argnums=(4, 5, 6))
+    made = choose(rois, valid, objects, jax.random.key(0), 0.5, K, EVERYTHING)
     drawn = np.asarray(made.drawn.index)[np.asarray(made.drawn.valid)]
     assert set(drawn) == {0, 1, 3, 4, 5} and sorted(np.asarray(made.label)[:5]) == [0, 0, 2, 2, K]
     assert (np.asarray(made.label)[5:] == K).all()
@@ -362,7 +370,7 @@ def test_the_samples_of_a_stage_hold_the_objects_own_boxes_first():
 def test_losses_and_detections_of_a_half_precision_encoder_are_float32():
     """Shapes and types only: nothing is compiled."""
     made, given = model.build(encoder(dtype=jnp.bfloat16, remat="full"), TINY, K), batch(2)
-    run, own = functools.partial(made.apply, train=True, mutable=["batch_stats"]), variable_shapes()
+    run, own = functools.partial(made.apply, train=True, mutable=["batch_stats"]), variables()
     shapes, _ = jax.eval_shape(run, own, given, keys=keys(2))
     found = jax.eval_shape(functools.partial(made.apply, method="detect"), own, given["image"], given["size"])
     assert {leaf.dtype for leaf in (*shapes, found.boxes, found.scores, found.masks)} == {jnp.dtype("float32")}

@@ -78,9 +78,22 @@ def encoder(**changes):
     return VisionTransformer(**{"patch_size": 4, "width": D, "depth": 3, "num_heads": 2, "image_size": 16, **changes})
 
 
+def drawn(init, *shapes):
+    """Variables for the shapes of an `init`: kernels, positions and biases of noise, gains and variances about 1."""
+
+    def draw(path, leaf):
+        return noise(*leaf.shape) * 0.2 + (path[-1].key in ("scale", "variance"))
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(init, jax.random.key(0), *shapes))
+
+
+def encoder_variables(vit):
+    return drawn(vit.init, jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))
+
+
 @functools.cache
 def encoder_params():
-    return jax.jit(encoder().init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    return encoder_variables(encoder())["params"]
 
 
 def tapped(vit, images, blocks, keys=None, norm=True):
@@ -89,11 +102,16 @@ def tapped(vit, images, blocks, keys=None, norm=True):
 
 def test_the_last_tap_is_the_encoder_s_own_output_and_a_shorter_encoder_gives_the_others():
     images = jnp.asarray(noise(2, 16, 16, 3))
-    maps = tapped(encoder(), images, (0, 1, 2))
-    for depth, tap in enumerate(maps, 1):
-        own = jax.jit(encoder(depth=depth).apply)({"params": encoder_params()}, images).patches
+
+    @jax.jit
+    def run(variables):
+        maps = nn.apply(lambda v: taps(v, images)((0, 1, 2)), encoder())(variables)
+        raw = nn.apply(lambda v: taps(v, images)((2,), False), encoder())(variables)
+        return maps, raw, [encoder(depth=depth).apply(variables, images).patches for depth in (1, 2, 3)]
+
+    maps, (raw,), outputs = run({"params": encoder_params()})
+    for tap, own in zip(maps, outputs):
         np.testing.assert_allclose(tap.reshape(2, 16, D), own, atol=1e-6)
-    raw = tapped(encoder(), images, (2,), norm=False)[0]
     assert np.abs(raw - maps[2]).max() > 1e-2
 
 
@@ -108,7 +126,7 @@ def test_the_last_tap_is_the_encoder_s_own_output_and_a_shorter_encoder_gives_th
 )
 def test_every_kind_of_encoder_gives_maps_of_any_size(style, size, grid):
     vit = encoder(style=style, interpolation="ibot")
-    variables = jax.jit(vit.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    variables = encoder_variables(vit)
     images = jnp.asarray(noise(1, *size, 3))
     mapped = jax.jit(lambda variables, images: nn.apply(lambda v: taps(v, images)((1,)), vit)(variables))
     (maps,) = mapped(variables, images)
@@ -223,9 +241,8 @@ def test_a_head_s_logits_loss_and_gradients_are_pytorch_s(name):
     maps = [noise(2, 6, 6, D) for _ in range(4)]
     labels = RNG.integers(0, K, (2, 24, 20))
     labels[:, :3] = -1
-    variables = jax.jit(lambda key: head.init(key, features_of(maps)))(jax.random.key(0))
-    params = jax.tree.map(lambda x: np.asarray(x) + 0.1 * noise(*x.shape), variables["params"])
-    stats = variables.get("batch_stats", {})
+    variables = drawn(lambda key: head.init(key, features_of(maps)))
+    params, stats = variables["params"], variables.get("batch_stats", {})
 
     def ours(params, maps):
         run = {"params": params, "batch_stats": stats}
@@ -249,7 +266,9 @@ def test_a_head_s_logits_loss_and_gradients_are_pytorch_s(name):
 def test_running_statistics_serve_at_test_and_move_by_a_tenth_in_training():
     head = heads.FcnHead(K, (0, 1, 2, 3), width=WIDTH)
     maps = [noise(2, 4, 4, D)] * 4
-    variables = jax.jit(lambda key: head.init(key, features_of(maps)))(jax.random.key(0))
+    shapes = drawn(lambda key: head.init(key, features_of(maps)))
+    stats = {"conv_0": {"norm": {"mean": np.zeros(WIDTH, np.float32), "variance": np.ones(WIDTH, np.float32)}}}
+    variables = {"params": shapes["params"], "batch_stats": stats}
     tested = jax.jit(lambda variables: head.apply(variables, features_of(maps)))
     trained = jax.jit(lambda variables: head.apply(variables, features_of(maps), True, mutable="batch_stats"))
     before, (_, changed) = tested(variables), trained(variables)
@@ -297,14 +316,14 @@ def test_a_head_that_cannot_read_its_number_of_blocks_is_refused():
 
 
 def test_the_loss_divides_by_all_pixels_and_an_ignored_image_has_none():
-    logits, labels = jnp.asarray(noise(2, 4, 4, K)), RNG.integers(0, K, (2, 4, 4))
+    logits, labels = noise(2, 4, 4, K), RNG.integers(0, K, (2, 4, 4))
     labels[1] = -1
-    half = loss.cross_entropy(logits, jnp.asarray(labels))
-    first = loss.cross_entropy(logits[:1], jnp.asarray(labels[:1]))
+    half = jax.jit(loss.cross_entropy)(logits, labels)
+    run = jax.jit(jax.value_and_grad(loss.cross_entropy))
+    (first, _), (value, gradient) = run(logits[:1], labels[:1]), run(logits[1:], labels[1:])
     np.testing.assert_allclose(half, first / 2, rtol=1e-6)
-    value, gradient = jax.jit(jax.value_and_grad(loss.cross_entropy))(logits[1:], labels[1:])
     assert value == 0 and not np.asarray(gradient).any()
-    right, counted = loss.pixel_accuracy(logits, jnp.asarray(labels))
+    right, counted = jax.jit(loss.pixel_accuracy)(logits, labels)
     assert counted == 16 and right == (np.asarray(logits[0]).argmax(-1) == labels[0]).sum()
 
 
@@ -313,14 +332,16 @@ def test_a_frozen_encoder_has_no_gradient_and_no_drop_path(frozen):
     head = heads.LinearHead(K, (0, 2))
     model = SegmentationModel(encoder(drop_path=0.9), head, frozen=frozen)
     images, labels = jnp.asarray(noise(2, 16, 16, 3)), jnp.asarray(RNG.integers(0, K, (2, 16, 16)))
-    variables = jax.jit(model.init)(jax.random.key(0), images)
-    keys = jax.random.split(jax.random.key(1), 2)
-    applied = jax.jit(lambda variables, keys: model.apply(variables, images, True, keys).head)
-    run = lambda params: loss.cross_entropy(model.apply({"params": params}, images, True, keys).head, labels)
-    gradient = jax.jit(jax.grad(run))(variables["params"])
+    params, keys = drawn(model.init, images)["params"], jax.random.split(jax.random.key(1), 2)
+
+    def run(params):
+        with_keys, without = (model.apply({"params": params}, images, True, given).head for given in (keys, None))
+        return loss.cross_entropy(with_keys, labels), jnp.abs(with_keys - without).max()
+
+    gradient, difference = jax.jit(jax.grad(run, has_aux=True))(params)
     moved = [np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient["image"])]
     assert any(moved) != frozen and np.asarray(gradient["head"]["classifier"]["conv"]["kernel"]).any()
-    assert (np.abs(applied(variables, keys) - applied(variables, None)).max() < 1e-6) == frozen
+    assert (difference < 1e-6) == frozen
 
 
 def test_the_head_of_the_page_is_a_head():
@@ -334,7 +355,7 @@ def test_the_head_of_the_page_is_a_head():
     exec(compile(block, "docs/segmentation.md", "exec"), names)
     head = names["MlpHead"](K, (0, 2), width=6)
     features = features_of([noise(2, 4, 4, D) for _ in range(4)])
-    variables = jax.jit(lambda key: head.init(key, features))(jax.random.key(0))
+    variables = drawn(lambda key: head.init(key, features))
     labels = jnp.zeros((2, 16, 16), jnp.int32)
     gradient = jax.jit(jax.grad(lambda v: loss.cross_entropy(head.apply(v, features, True), labels)))(variables)
     assert jax.eval_shape(lambda v: head.apply(v, features), variables).shape == (2, 4, 4, K)

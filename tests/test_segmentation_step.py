@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import noise, tiny_config
+from tiny import noise, noise_state, tiny_config
 
 from detailclip_jax.config.transfer import linear, segmentation, stickers
 from detailclip_jax.methods import METHODS
@@ -40,12 +40,12 @@ def built(head="upernet", devices=1):
 
 @functools.cache
 def on_host(head):
-    """The initial state of a head, made once."""
-    return jax.device_get(built(head).init(0))
+    """A state of noise for a head, made once."""
+    return jax.device_get(noise_state(built(head)))
 
 
 def initial(made, head="upernet"):
-    """The initial state, on the devices of the experiment; a step may take its buffers."""
+    """That state, on the devices of the experiment; a step may take its buffers."""
     return jax.tree.map(lambda x, shape: jax.device_put(np.array(x), shape.sharding), on_host(head), made.state_shapes)
 
 
