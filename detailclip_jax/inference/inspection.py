@@ -97,12 +97,12 @@ def paste(
     predicted structure, not the predicted brightness.
     """
     side = round((predicted.shape[1] / 3) ** 0.5)
-    patches = np.array(patchify(jnp.asarray((image / 255 - mean) / std, jnp.float32), side))
+    patches = np.array(patchify(((image / 255 - mean) / std).astype(np.float32), side))
     if eps is not None:
         true = patches[removed]
         predicted = predicted * np.sqrt(true.var(-1, keepdims=True, ddof=1) + eps) + true.mean(-1, keepdims=True)
     patches[removed] = predicted
-    drawn = np.asarray(unpatchify(jnp.asarray(patches), side)) * np.asarray(std) + np.asarray(mean)
+    drawn = unpatchify(patches, side) * np.asarray(std) + np.asarray(mean)
     return np.rint(np.clip(drawn, 0, 1) * 255).astype(np.uint8)
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float32, UInt8
@@ -48,13 +47,13 @@ from detailclip_jax.inference.dense import (
 from detailclip_jax.inference.inspection import head_attention, paste, paste_options, pixel_predictor
 from detailclip_jax.methods.components import mask_rule
 from detailclip_jax.methods.encode import Encode, encoders
-from detailclip_jax.methods.masking import attention_low
+from detailclip_jax.methods.masking import RemovalRule, attention_low
 from detailclip_jax.models import sizes
 from detailclip_jax.models.text import TextStyle
 from detailclip_jax.models.towers import Networks
 from detailclip_jax.training import checkpoint, ema
 from detailclip_jax.training.workdirs import pick_step
-from detailclip_jax.types import Params
+from detailclip_jax.types import Array, Params
 
 NEEDS = {
     "encode_image": ("image",),
@@ -215,7 +214,7 @@ class Model:
         rule = rule if ratio is None else rule._replace(ratio=ratio).checked()
         batches = self._called(self.encode.attention, self._views(images, "removed"))
         attention = np.concatenate([np.zeros((0, rule.num_patches), np.float32), *batches])
-        return np.asarray(attention_low(rule, attention=jnp.asarray(attention)).mask).reshape(-1, rule.side, rule.side)
+        return np.asarray(_lowest(rule, attention)).reshape(-1, rule.side, rule.side)
 
     def reconstruct(self, images: Any, removed: Bool[np.ndarray, "B side side"]) -> UInt8[np.ndarray, "B S S 3"]:
         """The images with their removed patches replaced by the decoder's predictions from the other patches.
@@ -400,6 +399,11 @@ def load(
     networks, variables, config = checkpoint.load(path, step)
     which, params = choose_weights(variables, weights, methods.build(config).weights)
     return Model(networks, variables, config, params, which, step, str(path)).preprocessed(preprocess or {})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _lowest(rule: RemovalRule, attention: Array) -> Array:
+    return attention_low(rule, attention=attention).mask
 
 
 def choose_weights(variables: Mapping[str, Params], which: str | None, usual: str = "ema") -> tuple[str, Params]:

@@ -441,7 +441,7 @@ def _check_fixed(table: Table, variables: Mapping[str, Params], layout: str) -> 
 
 def _tree(variables: Mapping[str, Params], name: str, entries: Sequence[Entry], layout: str) -> Params:
     """One tree of the variables, checked to contain every entry that the layout writes."""
-    tree = stacking.unstack(variables.get(name) or {})
+    tree = stacking.unstack(jax.device_get(variables.get(name) or {}))
     if missing := sorted({entry.path for entry in entries} - tables.flatten(tree).keys()):
         raise ValueError(
             f"layout {layout!r} needs tensors of {name} that this model lacks: {_list(missing)}; "

@@ -1,9 +1,14 @@
 """Pixel normalisation, conversion between images and patches, and the normalisation of reconstruction targets."""
 
+from typing import TypeVar
+
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from detailclip_jax.types import Array, Float, Int, UInt8
+
+AnyArray = TypeVar("AnyArray", Array, np.ndarray)
 
 
 def normalise_pixels(
@@ -13,7 +18,7 @@ def normalise_pixels(
     return (images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)
 
 
-def patchify(images: Float[Array, "*batch H W 3"], patch_size: int) -> Float[Array, "*batch N P"]:
+def patchify(images: Float[AnyArray, "*batch H W 3"], patch_size: int) -> Float[AnyArray, "*batch N P"]:
     """Cuts images into patches, row by row; values of a patch are ordered (row, column, channel), as in MAE's code.
 
     patchify(jnp.zeros((2, 224, 224, 3)), 16).shape == (2, 196, 768)
@@ -21,7 +26,7 @@ def patchify(images: Float[Array, "*batch H W 3"], patch_size: int) -> Float[Arr
     return rearrange(images, "... (h p) (w q) c -> ... (h w) (p q c)", p=patch_size, q=patch_size)
 
 
-def unpatchify(patches: Float[Array, "*batch N P"], patch_size: int) -> Float[Array, "*batch S S 3"]:
+def unpatchify(patches: Float[AnyArray, "*batch N P"], patch_size: int) -> Float[AnyArray, "*batch S S 3"]:
     """Inverts `patchify` for square images."""
     side = round(patches.shape[-2] ** 0.5)
     return rearrange(patches, "... (h w) (p q c) -> ... (h p) (w q) c", h=side, p=patch_size, q=patch_size)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from detailclip_jax.types import Params
 
@@ -46,6 +47,10 @@ def like(params: Params, shape: Params) -> dict[str, Any]:
     return _stack(unstack(params), shape)
 
 
+def _joined(*blocks: Any) -> Any:
+    return np.stack(blocks) if isinstance(blocks[0], np.ndarray) else jnp.stack(blocks)
+
+
 def _stack(plain: Params, shape: Params) -> dict[str, Any]:
     stacked = [f"{STACKED}_{number}" for number in numbers(shape)]
     unstacked = {
@@ -55,8 +60,4 @@ def _stack(plain: Params, shape: Params) -> dict[str, Any]:
     }
     if missing := [name for name in stacked if name not in plain]:
         raise ValueError(f"parameters lack the blocks {', '.join(missing)}")
-    return (
-        {**unstacked, STACKED: jax.tree.map(lambda *x: jnp.stack(x), *(plain[name] for name in stacked))}
-        if stacked
-        else unstacked
-    )
+    return {**unstacked, STACKED: jax.tree.map(_joined, *(plain[name] for name in stacked))} if stacked else unstacked

@@ -184,12 +184,13 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
         network: _like(loaded[network], old) if network in loaded else old for network, old in state.params.items()
     }
     theirs = variables["ema_params"]
+    known = {**loaded, **theirs}
     teacher = {
-        network: _like(theirs[network], old) if network in theirs else jax.tree.map(jnp.copy, params[network])
+        network: _like(known[network], old) if network in known else jax.tree.map(jnp.copy, params[network])
         for network, old in state.ema_params.items()
     }
-    known = saved_centers if "prototype_head" in theirs else {}
-    centers = {name: _like(known[name], old) if name in known else old for name, old in state.centers.items()}
+    found = saved_centers if "prototype_head" in theirs else {}
+    centers = {name: _like(found[name], old) if name in found else old for name, old in state.centers.items()}
     stats = {
         "student": _statistics(state.batch_stats["student"], variables["batch_stats"]["student"], {}),
         "teacher": _statistics(
@@ -200,7 +201,7 @@ def load(config: ConfigDict, state: TrainState) -> tuple[TrainState, list[str]]:
     lines = report(
         config, source, list(loaded), fresh, {network: network in theirs for network in networks if network in teacher}
     )
-    lines += [f"  centers       {', '.join(name for name in centers if name in known) or 'fresh'}"] if centers else []
+    lines += [f"  centers       {', '.join(name for name in centers if name in found) or 'fresh'}"] if centers else []
     lines += _unused_lines([*variables["params"]], [*loaded], [*theirs], [*teacher])
     state = state.replace(params=params, ema_params=teacher, batch_stats=stats, centers=centers)
     return state, lines
@@ -229,7 +230,7 @@ def _statistics(old: Params, theirs: Params, student: Params) -> Params:
 
 def _as_here(tree: Params, params: Params) -> dict[str, Params]:
     """Stacks or separates the blocks as in the new networks."""
-    return {network: stacking.like(value, params.get(network, {})) for network, value in tree.items()}
+    return {network: stacking.like(jax.device_get(value), params.get(network, {})) for network, value in tree.items()}
 
 
 def _like(value: PyTree, old: PyTree) -> PyTree:
@@ -237,7 +238,7 @@ def _like(value: PyTree, old: PyTree) -> PyTree:
 
     def place(new: Array, leaf: Array) -> Array:
         host = np.asarray(new)
-        return jnp.copy(jax.make_array_from_callback(host.shape, leaf.sharding, lambda index: host[index]))
+        return jax.make_array_from_callback(host.shape, leaf.sharding, lambda index: np.array(host[index]))
 
     return jax.tree.map(place, value, old)
 
