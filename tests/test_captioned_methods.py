@@ -3,7 +3,7 @@
 import functools
 import itertools
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from tiny import check_names, noise_state, tiny_batch, tiny_config, tiny_experiment
@@ -38,11 +38,12 @@ def info_nce(a, b, scale):
 
 
 def value(exp, term, record):
-    return exp.method.terms[term].run(record, CONTEXT, WholeBatch())
+    return jax.jit(lambda record: exp.method.terms[term].run(record, CONTEXT, WholeBatch()))(record)
 
 
-def networks(exp, params):
-    return exp.model.bind({"params": params})
+def computed(exp, params, function, *given):
+    """function(networks, *given) as one program."""
+    return jax.jit(lambda params, *given: function(exp.model.bind({"params": params}), *given))(params, *given)
 
 
 @pytest.mark.parametrize("caption", ["random", "diverse", "sources:a,b", "field:a"])
@@ -99,27 +100,30 @@ def test_cosmos_compares_every_crop_and_text_with_the_teacher_s():
 
 def test_cosmos_adds_a_pool_over_the_other_modality_s_first_global_view():
     exp, state, _, record = forward_of("cosmos")
-    student = networks(exp, state.params)
-    crops = [student.image_projection(cls) for name in ("full", "local") for cls in record.tokens[name].cls]
-    words, valid = student.word_projection(record.text.tokens[0]), record.text.valid[0]
-    patches = student.patch_projection(record.tokens["full"].patches[0])
-    for v, e in enumerate(crops):
-        expected = e + student.image_pool(e[:, None], words, valid)[:, 0]
-        np.testing.assert_allclose(record.heads["image_cross"][v], expected, rtol=1e-4, atol=1e-5)
-    for c, e in enumerate(record.text.embedding):
-        expected = e + student.text_pool(e[:, None], patches)[:, 0]
-        np.testing.assert_allclose(record.heads["text_cross"][c], expected, rtol=1e-4, atol=1e-5)
+
+    def expected(student, record):
+        crops = [student.image_projection(cls) for name in ("full", "local") for cls in record.tokens[name].cls]
+        words, valid = student.word_projection(record.text.tokens[0]), record.text.valid[0]
+        patches = student.patch_projection(record.tokens["full"].patches[0])
+        by_words = [e + student.image_pool(e[:, None], words, valid)[:, 0] for e in crops]
+        return by_words, [e + student.text_pool(e[:, None], patches)[:, 0] for e in record.text.embedding]
+
+    by_words, by_patches = computed(exp, state.params, expected, record)
+    np.testing.assert_allclose(record.heads["image_cross"], by_words, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(record.heads["text_cross"], by_patches, rtol=1e-4, atol=1e-5)
 
 
 def test_cosmos_s_teacher_encodes_global_crops_and_global_captions_without_pools():
     exp, state, batch, record = forward_of("cosmos")
-    teacher = networks(exp, {**state.params, **state.ema_params})
-    for caption in range(2):
-        expected = teacher.embed_text(jnp.asarray(batch["text"][:, caption]))
-        np.testing.assert_allclose(record.heads["teacher_text"][caption], expected, rtol=1e-4, atol=1e-5)
-    for view in range(2):
-        expected = teacher.image_projection(record.targets["full"].cls[view])
-        np.testing.assert_allclose(record.heads["teacher_image"][view], expected, rtol=1e-4, atol=1e-5)
+
+    def expected(teacher, text, cls):
+        texts = teacher.embed_text(text.reshape(-1, text.shape[-1])).reshape(*text.shape[:2], -1)
+        return texts.swapaxes(0, 1), teacher.image_projection(cls)
+
+    given = batch["text"][:, :2], record.targets["full"].cls
+    texts, images = computed(exp, {**state.params, **state.ema_params}, expected, *given)
+    np.testing.assert_allclose(record.heads["teacher_text"], texts, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(record.heads["teacher_image"], images, rtol=1e-4, atol=1e-5)
     assert set(state.ema_params) == {"image", "image_projection", "text", "text_projection"}
 
 
@@ -137,11 +141,15 @@ def test_captions_cut_behind_their_end_give_the_features_of_whole_ones():
 @pytest.mark.check
 def test_flair_pools_every_image_by_its_own_captions_and_by_one_of_each_other_image():
     exp, state, _, record = forward_of("flair")
-    net, heads = networks(exp, state.params), record.heads
-    (num_captions, size, _), patches = record.text.embedding.shape, record.tokens["full"].patches[0]
-    keys, texts = net.image_projection(patches), record.text.embedding
-    flat = jnp.broadcast_to(texts.reshape(-1, texts.shape[-1]), (size, num_captions * size, texts.shape[-1]))
-    pooled = np.asarray(net.caption_pool(flat, keys)).reshape(size, num_captions, size, -1)  # image, caption, its image
+    heads, texts, tokens = record.heads, np.asarray(record.text.embedding), record.tokens["full"]
+    num_captions, size, width = texts.shape
+    flat = np.broadcast_to(texts.reshape(-1, width), (size, num_captions * size, width))
+
+    def projected(net, tokens, flat):
+        return net.caption_pool(flat, net.image_projection(tokens.patches[0])), net.image_projection(tokens.cls[0])
+
+    pooled, images = map(np.asarray, computed(exp, state.params, projected, tokens, flat))
+    pooled = pooled.reshape(size, num_captions, size, -1)  # image, caption, its image
     scale, bias = np.exp(float(heads["logit_scale"])), float(heads["logit_bias"])
 
     def term(feature, text, positive):
@@ -149,7 +157,6 @@ def test_flair_pools_every_image_by_its_own_captions_and_by_one_of_each_other_im
         return np.log1p(np.exp(-z if positive else z))
 
     conditioned = multi = 0.0
-    images = net.image_projection(record.tokens["full"].cls[0])
     for i, j, k in itertools.product(range(size), range(size), range(num_captions)):
         multi += term(images[i], texts[k, j], i == j)
         if i == j or k == 0:

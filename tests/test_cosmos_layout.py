@@ -1,7 +1,6 @@
 """COSMOS's published checkpoints, both ways, against models and pools built with PyTorch and open_clip."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -80,7 +79,6 @@ def test_student_and_teacher_are_read(imported, models):
 def test_crops_attend_to_words_and_texts_to_patches(imported, models):
     """Cross features as the published forward pass computes them from embeddings and tokens."""
     model, student = load(imported / "ours", weights="student"), models["student"]
-    net = model.networks.bind({"params": model.params})
     rng = np.random.default_rng(0)
     crops, texts = rng.standard_normal((2, 3, 1, JOINT)).astype(np.float32)
     words = rng.standard_normal((3, CONTEXT, JOINT)).astype(np.float32)
@@ -90,9 +88,15 @@ def test_crops_attend_to_words_and_texts_to_patches(imported, models):
         by_patches = student.visual.attn_cross_pool(
             student.image_token_mapping(torch.tensor(patches)), torch.tensor(texts)
         )
+
+    @jax.jit
+    def pooled(params, crops, words, texts, patches):
+        net = model.networks.bind({"params": params})
+        by_words = net.image_pool(crops, net.word_projection(words))
+        return by_words, net.text_pool(texts, net.patch_projection(patches))
+
     with jax.default_matmul_precision("float32"):
-        ours_words = net.image_pool(jnp.asarray(crops), net.word_projection(jnp.asarray(words)))
-        ours_patches = net.text_pool(jnp.asarray(texts), net.patch_projection(jnp.asarray(patches)))
+        ours_words, ours_patches = pooled(model.params, crops, words, texts, patches)
     np.testing.assert_allclose(ours_words, by_words.numpy(), atol=1e-5)
     np.testing.assert_allclose(ours_patches, by_patches.numpy(), atol=1e-5)
     np.testing.assert_allclose(model.params["distill_scale"]["value"], student.distill_logit_scale.item())

@@ -6,7 +6,6 @@ import io
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,16 +61,24 @@ def flair():
 
 def oracle(texts):
     """Cosines of each text with each image pooled by it, one pair at a time."""
-    exp, params = flair()
-    net, config = exp.model.bind({"params": params}), tiny_config("flair").preprocess
+    _, params = flair()
     images = np.concatenate([batch["image"][batch["valid"]] for batch in Batches()])
-    patches = net.image_projection(net.image(normalise_pixels(jnp.asarray(images), config.mean, config.std)).patches)
-    scores = np.zeros((NUM, len(texts)))
+    patches, scores = np.asarray(image_patches(params, images)), np.zeros((NUM, len(texts)))
     for i, j in np.ndindex(*scores.shape):
-        text = jnp.asarray(texts[j])
-        pooled = np.asarray(net.caption_pool(text[None, None], patches[i : i + 1]))[0, 0]
-        scores[i, j] = normalise(pooled) @ normalise(np.asarray(text))
+        pooled = np.asarray(pool_of_a_pair(params, texts[j][None, None], patches[i : i + 1]))[0, 0]
+        scores[i, j] = normalise(pooled) @ normalise(texts[j])
     return scores
+
+
+@jax.jit
+def image_patches(params, images):
+    net, config = flair()[0].model.bind({"params": params}), tiny_config("flair").preprocess
+    return net.image_projection(net.image(normalise_pixels(images, config.mean, config.std)).patches)
+
+
+@jax.jit
+def pool_of_a_pair(params, text, patches):
+    return flair()[0].model.bind({"params": params}).caption_pool(text, patches)
 
 
 @pytest.mark.check

@@ -72,12 +72,16 @@ def test_a_reconstruction_is_the_decoder_s_prediction_where_patches_are_removed(
         row[RNG.choice(16, 6, replace=False)] = True
     found = model.reconstruct(images, removed.reshape(9, 4, 4))
     config, (networks, variables, _) = model.config, made("detailclip")
-    student = networks.bind({"params": variables["params"]})
+
+    @jax.jit
+    def predict(params, pixels, mask):
+        student, hidden = networks.bind({"params": params}), masking.from_mask(mask, 6)
+        return student.pixel_head(student.decoder(student.image(pixels, hidden.kept), hidden))
+
     for image, mask, drawn in zip(images[:2], removed, found):
-        hidden = masking.from_mask(jnp.asarray(mask[None]), 6)
         pixels = normalised(image, config)
-        values = student.pixel_head(student.decoder(student.image(pixels, hidden.kept), hidden))[0]
-        true = np.asarray(patchify(pixels, 8))[0]
+        values = predict(variables["params"], pixels, mask[None])[0]
+        true = patchify(np.asarray(pixels), 8)[0]
         for place, value in zip(np.flatnonzero(mask), np.asarray(values)):
             target = true[place]
             value = value * np.sqrt(target.var(ddof=1) + config.losses.pixel_eps) + target.mean()

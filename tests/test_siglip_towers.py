@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import noise
 
 from detailclip_jax import embed, evaluate, export, import_torch, interop, load
 from detailclip_jax.config import default, run_config
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import stickers, subject
+from detailclip_jax.interop import verify
 from detailclip_jax.interop.layouts import SIGLIP_TEXT
 from detailclip_jax.models.attention_pool import AttentionPool
 from detailclip_jax.models.layers import ACTIVATIONS
@@ -64,10 +66,8 @@ def test_a_siglip_model_is_read(tmp_path, vision):
     model, variables, config = interop.load(tmp_path)
     assert config.method == "siglip"
     images, tokens = inputs()
-    net = model.bind({"params": variables["params"]})
-    with jax.default_matmul_precision("float32"):
-        made = net.embed_image(jnp.asarray(images)), net.embed_text(jnp.asarray(tokens))
-    image, text = (np.asarray(x / jnp.linalg.norm(x, axis=-1, keepdims=True)) for x in made)
+    made = verify.ours(model, variables["params"], verify.Inputs(images, tokens))
+    image, text = (made[name] / np.linalg.norm(made[name], axis=-1, keepdims=True) for name in ("image", "text"))
     expected = theirs(module, images, tokens)
     np.testing.assert_allclose(image, expected[0], atol=1e-5)
     np.testing.assert_allclose(text, expected[1], atol=1e-5)
@@ -197,11 +197,8 @@ def test_attention_pool_is_pytorchs_attention_and_a_residual_mlp():
     pool = AttentionPool(12, 3, VIT_INIT, 1e-6, "gelu_tanh", mlp_width=20)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 5, 12)).astype(np.float32)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32),
-        pool.init(jax.random.key(0), jnp.asarray(x))["params"],
-    )
-    feature, row = pool.apply({"params": params}, jnp.asarray(x), True)
+    params = noise(jax.eval_shape(pool.init, jax.random.key(0), x)["params"], scale=1)
+    feature, row = jax.jit(pool.apply, static_argnums=2)({"params": params}, x, True)
     p = jax.tree.map(np.asarray, params)
     expected, shares = np.zeros((2, 12)), np.zeros((2, 5))
     qkv = [p["attn"]["qkv"]["kernel"][:, 12 * i : 12 * i + 12] for i in range(3)]
@@ -225,10 +222,10 @@ def test_attention_pool_is_pytorchs_attention_and_a_residual_mlp():
 
 
 def test_tanh_gelu_and_its_slope_are_jaxs():
-    x = jnp.linspace(-6, 6, 101)
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
     own, jaxs = ACTIVATIONS["gelu_tanh"], lambda v: jax.nn.gelu(v, approximate=True)
-    np.testing.assert_allclose(own(x), jaxs(x), atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(jax.grad(own))(x), jax.vmap(jax.grad(jaxs))(x), atol=1e-6)
+    found, expected = (jax.jit(jax.vmap(jax.value_and_grad(function)))(x) for function in (own, jaxs))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.check
@@ -236,13 +233,11 @@ def test_tanh_gelu_and_its_slope_are_jaxs():
 def test_padding_has_an_effect_unless_the_encoder_is_causal_and_reads_the_end_token(style):
     assert not style.trims and TextStyle().trims
     encoder = TextTransformer(12, 2, 3, 6, 20, style=style)
-    tokens = jnp.array([[18, 3, 19, 0, 0, 0]])
-    params = encoder.init(jax.random.key(0), tokens)
-    params = jax.tree.map(lambda leaf: 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
-    other = tokens.at[0, 4].set(7)
-    changed = np.abs(encoder.apply(params, tokens) - encoder.apply(params, other)).max()
-    assert changed > 1e-3
-    assert np.abs(encoder.apply(params, tokens[:, :4]) - encoder.apply(params, tokens)).max() > 1e-3
+    tokens = np.array([[18, 3, 19, 0, 0, 0], [18, 3, 19, 0, 7, 0]])
+    params, encode = noise(jax.eval_shape(encoder.init, jax.random.key(0), tokens), scale=0.3), jax.jit(encoder.apply)
+    plain, changed = encode(params, tokens)
+    assert np.abs(changed - plain).max() > 1e-3
+    assert np.abs(encode(params, tokens[:1, :4])[0] - plain).max() > 1e-3
 
 
 def test_the_feature_of_an_embedding_needs_its_width():
