@@ -4,7 +4,6 @@ import functools
 import io
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tiny
 from PIL import Image
@@ -23,7 +22,7 @@ def variables_of(method):
     config.model.vocab_size = 49408
     built = experiment.build(config, make_mesh(jax.devices()[:1]))
     rng, shapes = np.random.default_rng(0), built.state_shapes
-    noise = functools.partial(jax.tree.map, lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype))
+    noise = functools.partial(jax.tree.map, lambda x: jax.device_put(np.asarray(rng.normal(0, 0.2, x.shape), x.dtype)))
     variables = {"params": noise(shapes.params), "ema_params": noise(shapes.ema_params)}
     return built, variables | {"batch_stats": noise(shapes.batch_stats)}, config
 

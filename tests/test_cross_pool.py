@@ -19,7 +19,7 @@ POOLS = {
 
 def drawn(*shapes, seed=0):
     rng = np.random.default_rng(seed)
-    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    return tuple(jax.device_put(np.float32(rng.normal(size=shape))) for shape in shapes)
 
 
 @functools.cache
@@ -28,7 +28,9 @@ def params_of(name):
     query, tokens = drawn((2, 3, WIDTH), (2, 5, WIDTH))
     shapes = jax.eval_shape(POOLS[name].init, jax.random.key(0), query, tokens)["params"]
     leaves, tree = jax.tree.flatten(shapes)
-    return jax.tree.unflatten(tree, [0.5 * x for x in drawn(*(leaf.shape for leaf in leaves), seed=1)])
+    return jax.tree.unflatten(
+        tree, [jax.device_put(0.5 * np.asarray(x)) for x in drawn(*(leaf.shape for leaf in leaves), seed=1)]
+    )
 
 
 def torch_pool(name, query, tokens, valid=None):
@@ -73,25 +75,30 @@ def test_a_pool_is_torch_s_attention_in_value_and_gradient(name, masked):
 
 def test_masked_tokens_change_nothing():
     query, tokens, other = drawn((2, 3, WIDTH), (2, 5, WIDTH), (2, 5, WIDTH))
-    valid = jnp.broadcast_to(jnp.arange(5) < 3, (2, 5))
+    valid = np.broadcast_to(np.arange(5) < 3, (2, 5))
     for name, pool in POOLS.items():
-        changed = jnp.where(valid[..., None], tokens, 100 * other)
-        a, b = (pool.apply({"params": params_of(name)}, query, x, valid) for x in (tokens, changed))
+        changed, apply = np.where(valid[..., None], tokens, 100 * np.asarray(other)), jax.jit(pool.apply)
+        a, b = (apply({"params": params_of(name)}, query, x, valid) for x in (tokens, changed))
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("name", POOLS)
 def test_the_pooling_of_all_images_by_shared_queries_is_the_pool_s(name):
     query, tokens = drawn((3, WIDTH), (2, 5, WIDTH))
-    bound = POOLS[name].bind({"params": params_of(name)})
-    found = bound.pool_of(bound.pairs(tokens))(bound.queries(query))
-    expected = bound(jnp.broadcast_to(query, (2, 3, WIDTH)), tokens)
+
+    @jax.jit
+    def both(params, query, tokens):
+        bound = POOLS[name].bind({"params": params})
+        found = bound.pool_of(bound.pairs(tokens))(bound.queries(query))
+        return found, bound(jnp.broadcast_to(query, (2, 3, WIDTH)), tokens)
+
+    found, expected = both(params_of(name), query, tokens)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_initial_values_are_torch_s():
     query, tokens = drawn((1, 3, WIDTH), (1, 5, WIDTH))
-    params = POOLS["one norm"].init(jax.random.key(0), query, tokens)["params"]
+    params = jax.jit(POOLS["one norm"].init)(jax.random.key(0), query, tokens)["params"]
     for name, bound in (("qkv", (6 / (4 * WIDTH)) ** 0.5), ("proj", WIDTH**-0.5)):  # xavier of [3 E, E]; 1/sqrt(E)
         assert 0.95 * bound < np.abs(params[name]["kernel"]).max() <= bound
         assert not params[name]["bias"].any()

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -40,7 +39,7 @@ def noise(method="clip", seed=0):
     config.model.vocab_size = 49408
     built = experiment.build(config, make_mesh(jax.devices()[:1]))
     rng, shapes = np.random.default_rng(seed), built.state_shapes
-    make = functools.partial(jax.tree.map, lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype))
+    make = functools.partial(jax.tree.map, lambda x: jax.device_put(np.asarray(rng.normal(0, 0.2, x.shape), x.dtype)))
     params = make(shapes.params)
     return built.model, {"params": params, "ema_params": {}, "batch_stats": make(shapes.batch_stats)}, config
 

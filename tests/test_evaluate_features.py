@@ -128,15 +128,15 @@ def test_into_how_many_calls_a_search_is_divided_changes_no_number(monkeypatch, 
 def test_in_blocks_the_objective_has_the_same_value_and_gradient(monkeypatch, rows):
     """The last block is not full, or has one example, or all of them are in one."""
     x, y = drawn(50)
-    point = jnp.asarray(rng(4).normal(size=(8, 5)), jnp.float32), jnp.asarray(rng(5).normal(size=5), jnp.float32)
+    point = np.float32(rng(4).normal(size=(8, 5))), np.float32(rng(5).normal(size=5))
 
     def plain(linear):
         scores = x @ linear[0] + linear[1]
         return (jax.nn.logsumexp(scores, 1) - scores[np.arange(50), y]).sum()
 
     monkeypatch.setattr(linear, "MAX_SCORES", 5 * rows)
-    value, gradient = jax.value_and_grad(lambda at: linear.summed_loss(at, jnp.asarray(x), jnp.asarray(y)))(point)
-    expected, slope = jax.value_and_grad(plain)(point)
+    ours = lambda at: linear.summed_loss(at, jnp.asarray(x), jnp.asarray(y))
+    (value, gradient), (expected, slope) = (jax.jit(jax.value_and_grad(f))(point) for f in (ours, plain))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for mine, theirs in zip(gradient, slope):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)

@@ -27,7 +27,7 @@ def arrays(size=8, captions=3):
         "texts": (captions, size, WIDTH),
         "images": (size, WIDTH),
     }
-    made = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    made = {name: jax.device_put(np.float32(rng.normal(size=shape))) for name, shape in shapes.items()}
     return {**made, "scale": jnp.float32(5.0), "shift": jnp.float32(-2.0)}
 
 

@@ -20,7 +20,7 @@ CLIP, SIMCLR = ((0, (2,)), (1, (2,)), (2, (0,)), (2, (1,))), ((0, (1, 0)), (1, (
 
 
 def normal(*shape):
-    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+    return jax.device_put(np.float32(RNG.standard_normal(shape)))
 
 
 def printed(rows, columns, scale, own, contrasts):

@@ -33,7 +33,7 @@ def made(method):
     config.model.vocab_size = 49408
     built = experiment.build(config, make_mesh(jax.devices()[:1]))
     rng, shapes = np.random.default_rng(0), built.state_shapes
-    noise = functools.partial(jax.tree.map, lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype))
+    noise = functools.partial(jax.tree.map, lambda x: jax.device_put(np.asarray(rng.normal(0, 0.2, x.shape), x.dtype)))
     variables = {"params": noise(shapes.params), "ema_params": noise(shapes.ema_params)}
     return built.model, variables | {"batch_stats": noise(shapes.batch_stats)}, config
 
@@ -62,7 +62,7 @@ def unit(rows):
 
 def normalised(image, config):
     """One image as a batch of float32."""
-    return jnp.asarray((image / 255 - config.preprocess.mean) / config.preprocess.std, jnp.float32)[None]
+    return jax.device_put(np.float32((image / 255 - config.preprocess.mean) / config.preprocess.std)[None])
 
 
 def test_images_one_by_one_from_the_equation():
@@ -71,10 +71,9 @@ def test_images_one_by_one_from_the_equation():
     scaled = Image.fromarray(make_images(1, seed=1, size=64)[0]).resize((48, 40))
     cut = np.asarray(scaled.resize((int(SIZE * 48 / 40), SIZE), Image.Resampling.BILINEAR))[:, 3 : 3 + SIZE]
     given, seen = [*make_images(2), scaled], [*make_images(2), cut]
-    embed = lambda image: model.networks.apply(
-        {"params": model.params}, normalised(image, model.config), method="embed_image"
-    )
-    expected = unit(np.concatenate([embed(image) for image in seen]))
+    embed = jax.jit(functools.partial(model.networks.apply, method="embed_image"))
+    inputs = [normalised(image, model.config) for image in seen]
+    expected = unit(np.concatenate([embed({"params": model.params}, batch) for batch in inputs]))
     found = model.encode_image(given)
     assert found.dtype == np.float32 and found.shape == (3, 64)
     np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -83,10 +82,12 @@ def test_images_one_by_one_from_the_equation():
 def test_texts_one_by_one_from_the_equation():
     model, texts = model_of(), ["a frog", "two red kites above a bus"]
     tokens = Tokenizer(tiny.TEXT)(texts)
-    embed = lambda row: model.networks.apply({"params": model.params}, jnp.asarray(row[None]), method="embed_text")
+    embed = jax.jit(functools.partial(model.networks.apply, method="embed_text"))
     found = model.encode_text(texts)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, unit(np.concatenate([embed(row) for row in tokens])), atol=2e-6)
+    np.testing.assert_allclose(
+        found, unit(np.concatenate([embed({"params": model.params}, row[None]) for row in tokens])), atol=2e-6
+    )
 
 
 def test_any_number_of_inputs_compiles_a_shape_once():
@@ -112,7 +113,8 @@ def test_two_calls_are_ahead_of_the_one_that_is_copied():
 def test_attention_is_the_mean_over_layers_on_the_grid_of_patches():
     model, image = model_of(), make_images(1)[0]
     batch = normalised(image, model.config)
-    tokens = model.networks.apply({"params": model.params}, batch, method=lambda net, x: net.image(x, attention=True))
+    method = lambda net, x: net.image(x, attention=True)
+    tokens = jax.jit(functools.partial(model.networks.apply, method=method))({"params": model.params}, batch)
     layers = np.asarray(tokens.attention)[0]  # [L, N], each the mean over heads
     found = model.attention(image)
     assert found.shape == (4, 4) and found.dtype == np.float32
@@ -253,10 +255,9 @@ def test_an_image_encoder_alone_gives_its_class_feature(method, caplog):
     """From the networks, one image at a time; said once, however often it is asked."""
     model = dataclasses.replace(model_of(method), path=f"runs/alone/{method}")  # said once for each path
     given = make_images(3)
-    apply = lambda image: model.networks.apply(
-        {"params": model.params}, normalised(image, model.config), method=lambda net, x: net.image(x)
-    )
-    found, tokens = model.encode_image(given), [apply(image) for image in given]
+    apply = jax.jit(functools.partial(model.networks.apply, method=lambda net, x: net.image(x)))
+    inputs = [normalised(image, model.config) for image in given]
+    found, tokens = model.encode_image(given), [apply({"params": model.params}, batch) for batch in inputs]
     assert found.dtype == np.float32 and found.shape == (3, 96) and model.encode_image([]).shape == (0, 96)
     np.testing.assert_allclose(found, unit(np.concatenate([each.cls for each in tokens])), atol=2e-6)
     said = [each for each in caplog.messages if "no joint space: encode_image gives the L2-normalised class" in each]
@@ -269,8 +270,8 @@ def test_features_are_float32_tokens_on_the_grid(method):
     features = model.features(given)
     assert features.cls.shape == (9, 96) and features.patches.shape == (9, 4, 4, 96)
     assert {array.dtype for array in features} == {np.dtype(np.float32)}
-    whole = lambda net, x: net.image(x)
-    tokens = model.networks.apply({"params": model.params}, normalised(given[8], model.config), method=whole)
+    whole = jax.jit(functools.partial(model.networks.apply, method=lambda net, x: net.image(x)))
+    tokens = jax.device_get(whole({"params": model.params}, normalised(given[8], model.config)))
     np.testing.assert_allclose(features.cls[8], tokens.cls[0], atol=2e-5)
     for row, column in ((0, 0), (1, 3), (3, 2)):
         np.testing.assert_allclose(features.patches[8, row, column], tokens.patches[0, 4 * row + column], atol=2e-5)

@@ -59,7 +59,7 @@ def build(method):
 
 def blank(asked):
     """A state of zeros in place of a fresh one, which would have to be compiled."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), experiment.weight_shapes(asked))
+    return jax.device_put(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), experiment.weight_shapes(asked)))
 
 
 def written(path, method="clip", **fields):
@@ -77,7 +77,7 @@ def saved(config_text):
     rng = np.random.default_rng(0)
     trees = {
         name: jax.tree.map(
-            lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape).astype(np.float32)), getattr(shapes, name)
+            lambda leaf: jax.device_put(np.float32(rng.standard_normal(leaf.shape))), getattr(shapes, name)
         )
         for name in ("params", "ema_params", "batch_stats", "centers")
     }

@@ -4,7 +4,6 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_inference import made, make_images, model_of, normalised
@@ -28,11 +27,16 @@ def test_the_mean_of_all_heads_and_layers_is_eq_9():
 def test_a_head_is_the_softmax_of_its_own_query_and_keys():
     """The first layer of one image: norm, qkv, one head after the other, in NumPy."""
     model, (image,) = model_of(), make_images(1, seed=3)
-    encoder = model.networks.bind({"params": model.params}).image
-    block = encoder.blocks[0]
-    x = encoder.embed(normalised(image, model.config))
-    kernel, bias = block.attn.qkv(encoder.width)
-    qkv = np.asarray(block.norm1(x)[0] @ kernel + bias)
+    encoder = model.networks.image
+
+    @jax.jit
+    def first_layer(params, images):
+        net = model.networks.bind({"params": params}).image
+        block = net.blocks[0]
+        return block.norm1(net.embed(images))[0], *block.attn.qkv(encoder.width)
+
+    x, kernel, bias = map(np.asarray, first_layer(model.params, normalised(image, model.config)))
+    qkv = x @ kernel + bias
     query, key = qkv[0, : encoder.width], qkv[:, encoder.width : 2 * encoder.width]
     wide = encoder.width // encoder.num_heads
     for number in range(encoder.num_heads):
@@ -115,7 +119,7 @@ def test_a_model_with_stacked_blocks_gives_the_same_heads():
     model, images = model_of(), make_images(1)
     image = dict(model.params["image"])
     blocks = [image.pop(f"blocks_{number}") for number in range(model.networks.image.depth)]
-    image["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    image["blocks"] = jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)
     params, networks = {**model.params, "image": image}, model.networks._changed("scan", True)
     stacked = dataclasses.replace(model, networks=networks, params=params)
     np.testing.assert_allclose(stacked.attention_heads(images), model.attention_heads(images), atol=1e-6)

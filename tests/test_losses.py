@@ -18,7 +18,7 @@ accuracy_of = jax.jit(labels.accuracy)
 
 
 def normal(*shape):
-    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+    return jax.device_put(np.float32(RNG.standard_normal(shape)))
 
 
 def log_softmax(x):

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,10 @@ def attention(shape=(2, 3), side=14, seed=0):
     return np.random.default_rng(seed).random((*shape, side**2), np.float32)
 
 
+def on_host(hidden):
+    return types.SimpleNamespace(**{name: np.asarray(value) for name, value in vars(hidden).items()})
+
+
 def test_numbers_of_the_paper_and_of_the_reference():
     assert (masking.RemovalRule(14).num_kept, masking.RemovalRule(14).num_removed) == (98, 98)
     cells = masking.RemovalRule(14, granularity="cell2x2")
@@ -39,7 +45,7 @@ def test_numbers_of_the_paper_and_of_the_reference():
 @pytest.mark.parametrize("granularity", ["patch", "cell2x2"])
 def test_lowest_attention_is_removed(granularity):
     rule, values = masking.RemovalRule(14, granularity=granularity), attention()
-    hidden = masking.attention_low(rule, attention=jnp.asarray(values))
+    hidden = on_host(masking.attention_low(rule, attention=jnp.asarray(values)))
     for index in np.ndindex(2, 3):
         expected = lowest(values[index], 98) if granularity == "patch" else lowest_cells(values[index], 14, 24)
         np.testing.assert_array_equal(hidden.mask[index], expected)
@@ -50,7 +56,8 @@ def test_lowest_attention_is_removed(granularity):
 def test_index_lists_divide_the_patches_in_order(strategy, granularity):
     rule = masking.RemovalRule(8, 0.5, granularity)
     keys = jax.random.split(jax.random.key(0), 3)
-    hidden = masking.strategy(strategy)(rule, attention=jnp.asarray(attention(side=8)), keys=keys, views=2)
+    given = {"attention": jnp.asarray(attention(side=8)), "keys": keys, "views": 2}
+    hidden = on_host(masking.strategy(strategy)(rule, **given))
     assert hidden.kept.shape == (2, 3, rule.num_kept) and hidden.removed.shape == (2, 3, rule.num_removed)
     for index in np.ndindex(2, 3):
         np.testing.assert_array_equal(hidden.removed[index], np.flatnonzero(hidden.mask[index]))
@@ -78,8 +85,8 @@ def test_jit_changes_no_mask():
 
 def test_random_depends_on_the_image_s_own_key_only():
     rule, keys = masking.RemovalRule(8), jax.random.split(jax.random.key(1), 4)
-    together = masking.random(rule, keys=keys, views=2)
-    alone = masking.random(rule, keys=keys[2:3], views=2)
+    draw = jax.jit(lambda keys: masking.random(rule, keys=keys, views=2))
+    together, alone = on_host(draw(keys)), on_host(draw(keys[2:3]))
     np.testing.assert_array_equal(together.mask[:, 2], alone.mask[:, 0])
     assert (together.mask[0] != together.mask[1]).any()
 
@@ -124,9 +131,14 @@ def test_hints_lie_among_the_most_attended():
         assert set(np.flatnonzero(hints[index])) == set(top[np.argsort(noise[index][top])[:5]])
 
 
+def hinted(rule, values, keys):
+    hint = jax.jit(lambda values, keys: masking.attention_hint(rule, attention=values, keys=keys, views=2))
+    return on_host(hint(values, keys))
+
+
 def test_hint_removes_as_many_as_high_and_shows_some_of_the_top():
     rule, values, keys = masking.RemovalRule(14), jnp.asarray(attention()), jax.random.split(jax.random.key(0), 3)
-    hint = masking.attention_hint(rule, attention=values, keys=keys, views=2)
+    hint = hinted(rule, values, keys)
     assert (hint.mask.sum(-1) == 98).all()
     for index in np.ndindex(2, 3):
         order = np.argsort(-np.asarray(values[index]))
@@ -143,7 +155,7 @@ def test_hints_are_never_more_than_what_is_kept(ratio):
         jnp.asarray(attention()),
         jax.random.split(jax.random.key(0), 3),
     )
-    hint = masking.attention_hint(rule, attention=values, keys=keys, views=2)
+    hint = hinted(rule, values, keys)
     num_hints = min(int(ratio * 19), rule.num_kept)
     assert (hint.mask.sum(-1) == rule.num_removed).all()
     for index in np.ndindex(2, 3):

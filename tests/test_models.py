@@ -79,7 +79,7 @@ def test_cls_rows_are_those_of_the_full_maps():
 
 def test_tokens_are_the_textbook_s():
     *_, (_, x) = textbook()
-    expected = nn.LayerNorm(1e-6).apply({"params": vit_params()["params"]["norm"]}, x)
+    expected = jax.jit(nn.LayerNorm(1e-6).apply)({"params": vit_params()["params"]["norm"]}, x)
     tokens = encode(images())
     np.testing.assert_allclose(tokens.cls, expected[:, 0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(tokens.patches, expected[:, 1:], rtol=1e-4, atol=1e-5)
@@ -192,15 +192,20 @@ def test_a_block_read_in_part_is_the_whole_block_there():
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_decoder_reads_its_tokens_in_any_order(depth):
     decoder = Decoder(width=32, depth=depth, num_heads=4, side=4)
-    order = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(16), (3, 1)), axis=1))
-    tokens = encode(images(), order[:, :10])
-    hidden = Hidden(jnp.zeros((3, 16), bool), order[:, :10], order[:, 10:])
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(16), (3, 1)), axis=1)
+    kept, removed = map(jnp.asarray, np.split(order, [10], axis=1))
+    tokens = encode(images(), kept)
+    hidden = Hidden(jnp.asarray(np.zeros((3, 16), bool)), kept, removed)
     params = noise(jax.eval_shape(decoder.init, jax.random.key(0), tokens, hidden))
     decode = jax.jit(decoder.apply)
-    shuffle = jnp.asarray([3, 1, 2, 0, 4, 9, 8, 7, 6, 5])
-    again = tokens.replace(patches=tokens.patches[:, shuffle])
-    moved = hidden.replace(kept=hidden.kept[:, shuffle], removed=hidden.removed[:, ::-1])
-    first, second = decode(params, tokens, hidden), decode(params, again, moved)
+    shuffle = np.array([3, 1, 2, 0, 4, 9, 8, 7, 6, 5])
+
+    @jax.jit
+    def moved(tokens, hidden):
+        again = tokens.replace(patches=tokens.patches[:, shuffle])
+        return again, hidden.replace(kept=hidden.kept[:, shuffle], removed=hidden.removed[:, ::-1])
+
+    first, second = (np.asarray(decode(params, *given)) for given in ((tokens, hidden), moved(tokens, hidden)))
     np.testing.assert_allclose(second, first[:, ::-1], rtol=1e-4, atol=1e-5)
 
 
@@ -208,17 +213,24 @@ def test_prototype_head_is_linear_behind_its_bottleneck_and_of_unit_rows():
     head = PrototypeHead(16, 8, 24)
     x = jax.random.normal(jax.random.key(0), (5, 12))
     params = noise(jax.eval_shape(head.init, jax.random.key(1), x))
-    logits = head.apply(params, x)
-    np.testing.assert_allclose(jnp.linalg.norm(logits.bottleneck, axis=-1), 1, rtol=1e-6)
-    np.testing.assert_allclose(logits.mean(), logits[...].mean(0), rtol=1e-5, atol=1e-6)
-    assert jnp.abs(logits[...]).max() <= 1 + 1e-6
+
+    @jax.jit
+    def computed(params, x):
+        logits = head.apply(params, x)
+        return logits.bottleneck, logits.mean(), logits[...]
+
+    bottleneck, mean, logits = map(np.asarray, computed(params, x))
+    np.testing.assert_allclose(np.linalg.norm(bottleneck, axis=-1), 1, rtol=1e-6)
+    np.testing.assert_allclose(mean, logits.mean(0), rtol=1e-5, atol=1e-6)
+    assert np.abs(logits).max() <= 1 + 1e-6
 
 
 def test_a_zero_bottleneck_is_no_nan():
     head = PrototypeHead(16, 8, 24)
-    params = noise(jax.eval_shape(head.init, jax.random.key(1), jnp.ones((1, 12))), scale=0)
-    params["params"]["direction"] = jnp.ones((24, 8))
-    grads = jax.grad(lambda p: head.apply(p, jnp.ones((1, 12)))[...].sum())(params)
+    x = jnp.ones((1, 12))
+    params = noise(jax.eval_shape(head.init, jax.random.key(1), x), scale=0)
+    params["params"]["direction"] = np.ones((24, 8), np.float32)
+    grads = jax.jit(jax.grad(lambda p: head.apply(p, x)[...].sum()))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 

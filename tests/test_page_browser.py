@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -63,7 +62,7 @@ def workdir(tmp_path_factory):
     config.model.vocab_size = 49408
     shapes = experiment.build(config, make_mesh(jax.devices()[:1])).state_shapes
     rng, names = np.random.default_rng(0), ("params", "ema_params", "batch_stats")
-    noise = lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype)
+    noise = lambda x: jax.device_put(np.asarray(rng.normal(0, 0.2, x.shape), x.dtype))
     path = tmp_path_factory.mktemp("runs") / "tiny"
     store.save(path, {name: jax.tree.map(noise, getattr(shapes, name)) for name in names}, config, "noise")
     return path

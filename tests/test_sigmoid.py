@@ -16,11 +16,13 @@ from detailclip_jax.interop import files
 from detailclip_jax.losses.sigmoid import sigmoid_loss
 from detailclip_jax.training import mesh
 
+compiled_loss = jax.jit(sigmoid_loss, static_argnames="block")
+
 
 def arrays(num_views=2, size=10, width=6, num_captions=1):
     rng = np.random.default_rng(size)
     shapes = (num_views, size, width), (num_captions, size, width)
-    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    return tuple(jax.device_put(np.float32(rng.normal(size=shape))) for shape in shapes)
 
 
 def oracle(images, texts, scale, bias):
@@ -40,7 +42,7 @@ def oracle(images, texts, scale, bias):
 @pytest.mark.parametrize(("block", "captions"), [(0, 1), (1, 1), (3, 1), (10, 1), (0, 3), (4, 3)])
 def test_the_loss_is_the_printed_sum_in_any_block(scale, bias, block, captions):
     images, texts = arrays(num_captions=captions)
-    loss, _ = sigmoid_loss(images, texts, scale, bias, block=block)
+    loss, _ = compiled_loss(images, texts, scale, bias, block=block)
     np.testing.assert_allclose(loss, oracle(images, texts, scale, bias), rtol=2e-5)
 
 
@@ -53,7 +55,7 @@ def test_value_and_gradients_are_those_of_torch(block):
     z = given[2] * u @ t[0].T + given[3]
     theirs = -torch.nn.functional.logsigmoid((2 * torch.eye(texts.shape[1]) - 1) * z).sum(-1).mean()
     theirs.backward()
-    ours = jax.value_and_grad(lambda *x: sigmoid_loss(*x, block=block)[0], argnums=(0, 1, 2, 3))
+    ours = jax.jit(jax.value_and_grad(lambda *x: sigmoid_loss(*x, block=block)[0], argnums=(0, 1, 2, 3)))
     value, gradients = ours(images, texts, jnp.float32(12.0), jnp.float32(-4.0))
     np.testing.assert_allclose(value, theirs.item(), rtol=1e-5)
     for a, b in zip(gradients, given, strict=True):
@@ -79,9 +81,9 @@ def test_eight_devices_give_the_loss_and_the_gradients_of_one():
 
 @pytest.mark.parametrize("block", [0, 1, 4])
 def test_the_accuracy_counts_images_whose_own_text_is_nearest(block):
-    texts = jnp.eye(7)[None]
-    images = jnp.concatenate([texts, texts[:, jnp.array([0, 1, 2, 3, 5, 4, 6])]])
-    _, accuracy = sigmoid_loss(images, texts, 10.0, -10.0, block=block)
+    texts = np.eye(7, dtype=np.float32)[None]
+    images = np.concatenate([texts, texts[:, [0, 1, 2, 3, 5, 4, 6]]])
+    _, accuracy = compiled_loss(images, texts, 10.0, -10.0, block=block)
     np.testing.assert_allclose(accuracy, 12 / 14, rtol=1e-6)
 
 
@@ -97,7 +99,7 @@ def test_no_array_of_all_pairs_is_made_at_32768(captions):
 
 def test_large_logits_stay_finite():
     images, texts = arrays()
-    value, gradient = jax.value_and_grad(lambda x: sigmoid_loss(x, texts, 1e4, -10.0)[0])(images)
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: sigmoid_loss(x, texts, 1e4, -10.0)[0]))(images)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 

@@ -1,5 +1,6 @@
 """Position embeddings of patches: fixed sin-cos positions, and interpolation of learnt ones to other grids."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -46,10 +47,17 @@ def interpolate(
     rows, columns = (grid, grid) if isinstance(grid, int) else grid
     if old == (rows, columns):
         return positions
-    down, across = (jnp.asarray(RECIPES[recipe](*sides)) for sides in zip(old, (rows, columns)))
-    values = positions[num_cls:].reshape(*old, -1)
+    down, across = (RECIPES[recipe](*sides) for sides in zip(old, (rows, columns)))
+    return _moved(positions, down, across, num_cls)
+
+
+@functools.partial(jax.jit, static_argnums=3, inline=True)
+def _moved(
+    positions: Float[Array, "M D"], down: Float[Array, "h H"], across: Float[Array, "w W"], num_cls: int
+) -> Float[Array, "N1 D"]:
+    values = positions[num_cls:].reshape(down.shape[1], across.shape[1], -1)
     moved = jnp.einsum("ik,jl,kld->ijd", down, across, values, precision=jax.lax.Precision.HIGHEST)
-    return jnp.concatenate([positions[:num_cls], moved.reshape(rows * columns, -1)])
+    return jnp.concatenate([positions[:num_cls], moved.reshape(-1, moved.shape[-1])])
 
 
 def cubic_matrix(old: int, new: int, extra: float = 0.0) -> np.ndarray:

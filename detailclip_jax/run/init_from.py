@@ -26,7 +26,7 @@ from detailclip_jax.training import checkpoint, dense_encoder, experiment
 from detailclip_jax.training.schedules import clamp_warmup
 from detailclip_jax.training.train_state import TrainState
 from detailclip_jax.training.workdirs import FOLDER, is_run, no_run
-from detailclip_jax.types import Array, Params, PyTree
+from detailclip_jax.types import Array, Leaf, Params, PyTree
 
 OF_IMAGES = ("size", "custom", "image_size", "image_style")
 OF_TEXT = ("context_length", "vocab_size", "text_activation", "text_style", "image_is_embedding")
@@ -236,7 +236,7 @@ def _as_here(tree: Params, params: Params) -> dict[str, Params]:
 def _like(value: PyTree, old: PyTree) -> PyTree:
     """Copies `value` to new buffers with the shardings of `old`; every process fills its own devices."""
 
-    def place(new: Array, leaf: Array) -> Array:
+    def place(new: Leaf, leaf: Array) -> Array:
         host = np.asarray(new)
         return jax.make_array_from_callback(host.shape, leaf.sharding, lambda index: np.array(host[index]))
 
