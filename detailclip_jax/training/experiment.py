@@ -163,7 +163,7 @@ def _recipe(config: ConfigDict) -> tuple[str, Any]:
 
 @functools.lru_cache(maxsize=128)
 def _weight_shapes(config_text: str, method: Any) -> TrainState:
-    return _weights(config_text, method).eval_shape(0)
+    return jax.eval_shape(_weights(config_text, method), 0)
 
 
 @functools.lru_cache(maxsize=128)
