@@ -37,8 +37,8 @@ def step_of(exp, *platforms):
 
 
 @functools.cache
-def built(**model):
-    config = tiny_config()
+def built(method="detailclip", **model):
+    config = tiny_config(method)
     config.model.update(model)
     return experiment.build(config, mesh.make_mesh(jax.devices()[:1]))
 
@@ -69,10 +69,10 @@ def test_a_bfloat16_step_leaves_its_halves_to_the_device_and_is_exact_elsewhere(
 
 @pytest.mark.check
 def test_the_field_and_jax_s_context_ask_for_another_precision():
-    found = step_of(built(matmul_precision="high"), "cuda")
+    found = step_of(built("clip", matmul_precision="high"), "cuda")
     assert (FLOAT, ("HIGH", "HIGH")) in found and EXACT in found  # the losses stay exact
     with jax.default_matmul_precision("default"):
-        assert (FLOAT, ("DEFAULT", "DEFAULT")) in step_of(tiny_experiment(), "cuda")
+        assert (FLOAT, ("DEFAULT", "DEFAULT")) in step_of(tiny_experiment("clip"), "cuda")
 
 
 def test_exported_encoders_are_exact_whatever_the_run_asked_for():
