@@ -128,11 +128,12 @@ def test_eight_devices_give_the_loss_and_the_gradients_of_one(loss, block):
 @pytest.mark.parametrize("block", [0, 3])
 def test_the_accuracy_counts_images_whose_own_caption_is_nearest(loss, block):
     x = arrays(size=7, captions=2)
-    texts = jnp.broadcast_to(jnp.eye(7, WIDTH), (2, 7, WIDTH))
-    x |= {"texts": texts, "images": texts[0], "scale": 10.0, "shift": -10.0, "kernel": jnp.eye(WIDTH)}
-    values = jnp.broadcast_to(texts[0][:, None], (7, PATCHES, WIDTH))  # each pooled feature is the image's own
-    x |= {"pairs": jnp.concatenate([values, values], -1), "bias": jnp.zeros(WIDTH)}
-    swap = jnp.array([1, 0, *range(2, 7)])
+    eye = np.eye(WIDTH, dtype=np.float32)
+    texts = np.broadcast_to(eye[:7], (2, 7, WIDTH))
+    x |= {"texts": texts, "images": texts[0], "scale": 10.0, "shift": -10.0, "kernel": eye}
+    values = np.broadcast_to(texts[0][:, None], (7, PATCHES, WIDTH))  # each pooled feature is the image's own
+    x |= {"pairs": np.concatenate([values, values], -1), "bias": np.zeros(WIDTH, np.float32)}
+    swap = np.array([1, 0, *range(2, 7)])
     assert loss(x, block=block)[1] == 1
     wrong = {**x, "texts": texts[:, swap], "queries": x["queries"][:, swap]}
     np.testing.assert_allclose(loss(wrong, block=block)[1], 5 / 7, rtol=1e-6)

@@ -22,7 +22,7 @@ from detailclip_jax.models.vit import Style
 from detailclip_jax.training import experiment, mesh
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-SMALL = Size(8, 48, 2, 4, 32, 2, 4, 24, 1, 4, 40, 16, 32)
+SMALL = Size(8, 48, 2, 4, 32, 2, 4, 24, 1, 4, 40, 16, 32, 36, 20)
 IMAGE_SIZE, CONTEXT, VOCABULARY = 32, 12, 64
 WRITTEN = [layout for layout in LAYOUTS if not layout.read_only]
 
@@ -41,7 +41,13 @@ def spec_for(layout, size=SMALL):
 
 
 def fitting(layout, size):
-    """The size, with the image encoder's width as the joint one if the layout has no image projection."""
+    """The size, with the image encoder's width as the joint one if the layout has no image projection.
+
+    Widths of heads that the layout lacks are those that reading assumes: both have the same shapes, traced once.
+    """
+    prototypes, ssl = ("head_width", "bottleneck_width", "prototypes"), ("ssl_width", "ssl_output")
+    lacking = {"detailclip": ssl, "aclip": prototypes, "slip": prototypes}.get(layout.method, prototypes + ssl)
+    size = size._replace(**{name: getattr(SIZES["tiny"], name) for name in lacking})
     if layout.image_is_embedding:
         return size._replace(joint_width=size.width)
     in_heads = NUM_HEADS * max(size.joint_width // NUM_HEADS, 1)  # of the cross-attention pools

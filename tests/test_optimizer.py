@@ -157,10 +157,10 @@ def test_frozen_parameters_keep_no_moments():
 
 def steps_of(tx, params, gradients):
     """Parameters after each gradient in turn."""
-    opt_state, history = tx.init(params), []
+    opt_state, history, update = jax.jit(tx.init)(params), [], jax.jit(tx.update)
     for gradient in gradients:
-        updates, opt_state = tx.update(gradient, opt_state, params)
-        params = jax.tree.map(jnp.add, params, updates)
+        updates, opt_state = update(gradient, opt_state, params)
+        params = jax.tree.map(np.add, params, updates)
         history.append(params)
     return history
 
@@ -170,7 +170,7 @@ def test_the_last_layer_waits_as_if_it_had_no_gradient():
     groups = {"prototype_head": {"direction": "decayed", "mlp_0": {"kernel": "decayed"}}}
     params = {"prototype_head": {"direction": jnp.ones((2,)), "mlp_0": {"kernel": jnp.ones((2,))}}}
     rate = lambda step: 1e-2 * (1 + step)
-    gradients = [jax.tree.map(lambda p, t=t: jnp.full_like(p, 0.1 * t), params) for t in range(1, 5)]
+    gradients = [jax.tree.map(lambda p, t=t: np.full(p.shape, 0.1 * t, p.dtype), params) for t in range(1, 5)]
     late = optimizer.late(params, towers.NETWORKS)
     assert late == {"prototype_head": {"direction": True, "mlp_0": {"kernel": False}}}
     history = steps_of(optimizer.build(config, rate, groups, wait=2, late=late), params, gradients)
