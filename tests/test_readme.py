@@ -34,6 +34,7 @@ from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.mesh import make_mesh
 
 ROOT = Path(__file__).parents[1]
+STICKERS = ROOT / "tests/configs/stickers.py"
 PAGES = {file.relative_to(ROOT).as_posix(): file.read_text() for file in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
 RULES = {"CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text()}
 BLOCKS = {
@@ -68,11 +69,16 @@ PARSERS = {
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A folder with what the pages' commands leave in a checkout, of noise: the demo's run, tiny dense runs, photos."""
+    """A folder with what the pages' commands leave in a checkout, of noise: the demo's run, tiny dense runs, photos.
+
+    Its configs/stickers.py is that of the tests, with fewer blocks.
+    """
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("configs", "docs"):
-        (folder / name).symlink_to(ROOT / name)
-    config = run_config.load(str(ROOT / "configs/stickers.py"))
+    (folder / "docs").symlink_to(ROOT / "docs")
+    (folder / "configs").mkdir()
+    for file in (ROOT / "configs").iterdir():
+        (folder / "configs" / file.name).symlink_to(STICKERS if file.name == STICKERS.name else file)
+    config = run_config.load(str(STICKERS))
     shapes, rng = experiment.build(config, make_mesh(jax.devices()[:1])).state_shapes, np.random.default_rng(0)
     names = ("params", "ema_params", "batch_stats")
     noise = lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype)

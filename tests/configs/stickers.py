@@ -1,4 +1,4 @@
-"""configs/stickers.py with fewer images and blocks, for the notebooks: they find it from this folder's parent."""
+"""configs/stickers.py with fewer images and blocks, for notebooks and pages, which find a folder `configs` with it."""
 
 from detailclip_jax.config import run_config
 from detailclip_jax.config.config_files import bundled_folder
