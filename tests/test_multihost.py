@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 
+import known_scores
 import pytest
 from launching import SMALLEST, environment, free_port, losses, started, wait_for_lines
 
@@ -76,73 +77,17 @@ def test_a_checkpoint_of_two_hosts_goes_on_with_one(tmp_path):
         compare(losses(copy), losses(alone), 1)
 
 
-SCORES = """
-import json, sys
-from types import SimpleNamespace
-import jax
-import numpy as np
-
-count, index, address = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-if count > 1:
-    jax.distributed.initialize(address, count, index)
-from detailclip_jax.data.detection import batches as detection_batches, stickers as detection_stickers
-from detailclip_jax.data.semantic import batches as semantic_batches, stickers as semantic_stickers
-from detailclip_jax.detection import experiment as detector
-from detailclip_jax.detection.predict import Found
-from detailclip_jax.segmentation import experiment as segmenter
-
-
-def detections(num):
-    "Scores of the true boxes, moved by up to four pixels, with scores that differ."
-    val = detection_stickers.open_stickers("objects", "val", 48, num)
-    known = {image.tobytes(): example for example, image in detection_batches.examples(val.source)}
-
-    def predict(self, state, images):
-        for image in images:
-            true = known[image.tobytes()]
-            n, rng = len(true["boxes"]), np.random.default_rng(int(image.sum()))
-            boxes = (true["boxes"] + rng.uniform(-4, 4, (n, 4))).clip(0, 48).astype(np.float32)
-            scores = rng.uniform(0.1, 1, n).astype(np.float32)
-            yield Found(boxes, scores, true["classes"], np.ones((n, 28, 28), np.float32))
-
-    made = object.__new__(type("Known", (detector.Experiment,), {"sets": SimpleNamespace(val=val), "predict": predict}))
-    scores, _, results = made.evaluate(None)
-    return [scores, sorted(results, key=lambda one: (one["image_id"], one["score"]))]
-
-
-def labels(num):
-    "Scores and counts of the true masks, with class 1 in a third of the pixels."
-    val = semantic_stickers.open_stickers("groups", "val", 48, num)
-    known = {image.tobytes(): mask for image, mask, _ in semantic_batches.examples(val.source)}
-
-    def predict(self, state, images):
-        for image in images:
-            mask = known[image.tobytes()]
-            yield np.where(np.random.default_rng(int(image.sum())).random(mask.shape) < 2 / 3, mask, 1).astype(np.int16)
-
-    own = {"sets": SimpleNamespace(val=val), "predict": predict, "classes": val.classes}
-    scores, counts = object.__new__(type("Known", (segmenter.Experiment,), own)).evaluate(None)
-    return [scores, [np.asarray(each).tolist() for each in counts]]
-
-
-print(json.dumps([[detections(num), labels(num)] for num in (5, 1)]))
-"""
-
-
 @pytest.mark.check
 def test_two_processes_score_what_one_does_and_count_every_image_once(tmp_path):
     """Of five images one process has three and the other two; of one image the other has none."""
     pytest.importorskip("pycocotools")
 
-    def run(count, index, address=""):
-        arguments = [sys.executable, "-c", SCORES, str(count), str(index), address]
-        return started(arguments, environment(tmp_path / "cache"))
-
-    address = f"127.0.0.1:{free_port()}"
-    runs = [run(1, 0), run(2, 0, address), run(2, 1, address)]
+    command = [sys.executable, "tests/known_scores.py", f"127.0.0.1:{free_port()}", "2"]
+    runs = [started([*command, index], environment(tmp_path / "cache")) for index in "01"]
+    alone = json.loads(known_scores.text())
     outputs = [each.communicate(timeout=300)[0] for each in runs]
-    assert [each.returncode for each in runs] == [0, 0, 0], outputs
-    alone, first, second = (json.loads(output.splitlines()[-1]) for output in outputs)
+    assert [each.returncode for each in runs] == [0, 0], outputs
+    first, second = (json.loads(output.splitlines()[-1]) for output in outputs)
     assert first == second == alone
     (scores, results), (of_masks, counts) = alone[0]
     assert 0 < scores["bbox_AP"] < 100 and len({one["image_id"] for one in results}) == 5

@@ -1,0 +1,69 @@
+"""Scores of dense tasks whose predictions are known, by this process or by all processes of a run.
+
+    python tests/known_scores.py ADDRESS COUNT INDEX
+
+prints them as JSON, as process INDEX of COUNT.
+"""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+
+if __name__ == "__main__":
+    jax.distributed.initialize(sys.argv[1], *map(int, sys.argv[2:]))
+
+from detailclip_jax.data.detection import batches as detection_batches
+from detailclip_jax.data.detection import stickers as detection_stickers
+from detailclip_jax.data.semantic import batches as semantic_batches
+from detailclip_jax.data.semantic import stickers as semantic_stickers
+from detailclip_jax.detection import experiment as detector
+from detailclip_jax.detection.predict import Found
+from detailclip_jax.segmentation import experiment as segmenter
+from detailclip_jax.training.train_state import TrainState
+
+NO_STATE = TrainState(np.int32(0), {}, {}, {}, (), {}, np.zeros(2, np.uint32))
+
+
+def detections(num):
+    """Scores of the true boxes, moved by up to four pixels, with scores that differ."""
+    val = detection_stickers.open_stickers("objects", "val", 48, num)
+    known = {image.tobytes(): example for example, image in detection_batches.examples(val.source)}
+
+    def predict(self, state, images):
+        for image in images:
+            true = known[image.tobytes()]
+            n, rng = len(true["boxes"]), np.random.default_rng(int(image.sum()))
+            boxes = (true["boxes"] + rng.uniform(-4, 4, (n, 4))).clip(0, 48).astype(np.float32)
+            scores = rng.uniform(0.1, 1, n).astype(np.float32)
+            yield Found(boxes, scores, true["classes"], np.ones((n, 28, 28), np.float32))
+
+    made = object.__new__(type("Known", (detector.Experiment,), {"sets": SimpleNamespace(val=val), "predict": predict}))
+    scores, _, results = made.evaluate(NO_STATE)
+    return [scores, sorted(results, key=lambda one: (one["image_id"], one["score"]))]
+
+
+def labels(num):
+    """Scores and counts of the true masks, with class 1 in a third of the pixels."""
+    val = semantic_stickers.open_stickers("groups", "val", 48, num)
+    known = {image.tobytes(): mask for image, mask, _ in semantic_batches.examples(val.source)}
+
+    def predict(self, state, images):
+        for image in images:
+            mask = known[image.tobytes()]
+            yield np.where(np.random.default_rng(int(image.sum())).random(mask.shape) < 2 / 3, mask, 1).astype(np.int16)
+
+    own = {"sets": SimpleNamespace(val=val), "predict": predict, "classes": val.classes}
+    scores, counts = object.__new__(type("Known", (segmenter.Experiment,), own)).evaluate(NO_STATE)
+    return [scores, [np.asarray(each).tolist() for each in counts]]
+
+
+def text():
+    """The scores for five images and for one."""
+    return json.dumps([[detections(num), labels(num)] for num in (5, 1)])
+
+
+if __name__ == "__main__":
+    print(text())
