@@ -28,8 +28,13 @@ def noise(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def shaken(params):
-    return jax.tree.map(lambda x: np.asarray(x) + 0.1 * noise(*x.shape), params)
+def drawn(init, *given):
+    """Variables for the shapes of an `init`: kernels, positions and biases of noise, gains and variances about 1."""
+
+    def draw(path, leaf):
+        return 0.15 * noise(*leaf.shape) + (path[-1].key in ("scale", "variance"))
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(init, jax.random.key(0), *given))
 
 
 def as_torch(tree):
@@ -66,7 +71,7 @@ def test_the_matrix_of_a_traced_size_is_that_of_the_recipe(recipe, old):
     made = jax.jit(lambda new: positions.axis_weights(old, new, 12, recipe))
     for new in (1, 2, 3, 4, 7, 12):
         expected = np.eye(old) if new == old and recipe != "ibot" else np.asarray(RECIPES[recipe](old, new))
-        close(made(new)[:new], expected, 1e-5)
+        close(np.asarray(made(new))[:new], expected, 1e-5)
     assert np.isfinite(made(0)).all()
 
 
@@ -76,10 +81,10 @@ def test_an_image_with_the_grid_of_the_positions_gets_them_unchanged(recipe):
     table, counts = jnp.asarray(noise(4, 4, 5)), np.array([(4, 4), (4, 6), (2, 4)])
     made = jax.jit(lambda counts: positions.interpolated(table, counts, (6, 6), recipe))(counts)
     flat = jnp.concatenate([jnp.zeros((1, 5)), table.reshape(16, 5)])
-    for one, (rows, columns) in zip(made, counts.tolist()):
-        expected = interpolate(flat, (rows, columns), recipe)[1:]
+    for one, (rows, columns) in zip(np.asarray(made), counts.tolist()):
+        expected = np.asarray(interpolate(flat, (rows, columns), recipe))[1:]
         close(one[:rows, :columns], expected.reshape(rows, columns, 5), 1e-5)
-    np.testing.assert_array_equal(made[0, :4, :4], table)
+    np.testing.assert_array_equal(np.asarray(made)[0, :4, :4], table)
 
 
 def encoder(**changes):
@@ -90,7 +95,7 @@ def encoder(**changes):
 @functools.cache
 def encoder_params(style=None):
     vit = encoder(style=style or Style())
-    return shaken(jax.jit(vit.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"])
+    return drawn(vit.init, jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32))["params"]
 
 
 def maps_of(vit, images, size, blocks=(0, 2), params=None, **options):
@@ -120,16 +125,21 @@ def test_an_image_in_a_larger_array_has_the_taps_of_the_image_alone(style):
     sizes = [(24, 32), (13, 30), (8, 8), (16, 16)]  # the last one is the grid of the positions
     for image, (height, width) in zip(images, sizes):
         image[height:], image[:, width:] = 0, 0
-    found, valid = maps_of(vit, jnp.asarray(images), sizes)
-    for number, (rows, columns) in enumerate([(6, 8), (4, 8), (2, 2), (4, 4)]):
-        alone = jnp.asarray(images[number : number + 1, : 4 * rows, : 4 * columns])
-        params = {"params": encoder_params(style)}
-        expected = jax.jit(nn.apply(lambda v, x=alone: taps(v, x)((0, 2), norm=False), vit))(params)
-        for mine, other in zip(found, expected):
+    places = [(6, 8), (4, 8), (2, 2), (4, 4)]
+
+    def run(v):
+        alone = [images[n : n + 1, : 4 * rows, : 4 * columns] for n, (rows, columns) in enumerate(places)]
+        within = lambda blocks, norm: backbone(v, jnp.asarray(images), extents(jnp.asarray(sizes), 4), blocks, norm)
+        expected = [taps(v, jnp.asarray(one))((0, 2), norm=False) for one in alone]
+        return within((0, 2), False), expected, within((2,), True)[0]
+
+    made = jax.jit(nn.apply(run, vit))({"params": encoder_params(style)})
+    (found, valid), expected, (normed,) = jax.tree.map(np.asarray, made)
+    for number, (rows, columns) in enumerate(places):
+        for mine, other in zip(found, expected[number]):
             close(mine[number, :rows, :columns], other[0], 1e-5)
-            assert not np.asarray(mine[number, rows:]).any() and not np.asarray(mine[number, :, columns:]).any()
+            assert not mine[number, rows:].any() and not mine[number, :, columns:].any()
         assert valid[number].sum() == rows * columns
-    (normed,), _ = maps_of(vit, jnp.asarray(images), sizes, (2,), norm=True)
     assert np.abs(normed - found[1]).max() > 1e-2
 
 
@@ -168,23 +178,23 @@ def test_wrong_encoders_and_sizes_are_named():
 
 
 def test_batch_norm_of_valid_entries_is_batch_norm_of_these_alone():
-    x, valid = jnp.asarray(noise(30, 5)), RNG.random(30) < 0.6
-    variables = BatchNorm(None).init(jax.random.key(0), x, True)
-    variables = {**variables, "params": shaken(variables["params"])}
-    expected, after = BatchNorm(None).apply(variables, x[valid], True, mutable="batch_stats")
-    ours, changed = BatchNorm(None).apply(variables, x, True, jnp.asarray(valid), mutable="batch_stats")
+    x, valid = noise(30, 5), RNG.random(30) < 0.6
+    variables = drawn(lambda key, x: BatchNorm(None).init(key, x, True), x)
+    trained = jax.jit(lambda x, *valid: BatchNorm(None).apply(variables, x, True, *valid, mutable="batch_stats"))
+    tested = jax.jit(lambda x, *valid: BatchNorm(None).apply(variables, x, False, *valid))
+    (expected, after), (ours, changed) = trained(x[valid]), trained(x, valid)
     close(np.asarray(ours)[valid], expected, 1e-5)
     jax.tree.map(lambda a, b: close(a, b, 1e-6), changed, after)
-    close(BatchNorm(None).apply(variables, x, False, jnp.asarray(valid)), BatchNorm(None).apply(variables, x, False))
-    none, kept = BatchNorm(None).apply(variables, x, True, jnp.zeros(30, bool), mutable="batch_stats")
+    close(tested(x, valid), tested(x))
+    none, kept = trained(x, np.zeros(30, bool))
     assert np.isfinite(none).all()
     jax.tree.map(np.testing.assert_array_equal, dict(kept["batch_stats"]), dict(variables["batch_stats"]))
 
 
 def test_batch_norm_of_valid_entries_does_not_depend_on_the_number_of_devices():
-    x, valid = jnp.asarray(noise(32, 5)), jnp.arange(32) < 13  # some devices have no valid entry
-    variables = BatchNorm(None).init(jax.random.key(0), x, True)
-    one = BatchNorm(None).apply(variables, x, True, valid, mutable="batch_stats")
+    x, valid = noise(32, 5), np.arange(32) < 13  # some devices have no valid entry
+    variables = drawn(lambda key, x: BatchNorm(None).init(key, x, True), x)
+    one = jax.jit(lambda x, valid: BatchNorm(None).apply(variables, x, True, valid, mutable="batch_stats"))(x, valid)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
     spec = jax.sharding.PartitionSpec("data")
     run = lambda x, valid: BatchNorm("data").apply(variables, x, True, valid, mutable="batch_stats")
@@ -199,15 +209,14 @@ def test_batch_norm_of_valid_entries_does_not_depend_on_the_number_of_devices():
 
 def test_fpn_and_rpn_head_and_their_gradients_are_pytorch_s():
     maps = [noise(2, 8 * s, 12 * s, 5) for s in (4, 2, 1)] + [noise(2, 4, 6, 5)]
-    valid = [jnp.ones(each.shape[:3], bool) for each in maps]
+    valid = [jnp.asarray(np.ones(each.shape[:3], bool)) for each in maps]
     both = {"fpn": Fpn(6), "rpn": RpnHead(6, 3)}
 
-    @jax.jit
     def started(key):
         levels, fpn = both["fpn"].init_with_output(key, [jnp.asarray(x) for x in maps], valid)
         return {"fpn": fpn["params"], "rpn": both["rpn"].init(key, levels)["params"]}
 
-    params = shaken(started(jax.random.key(0)))
+    params = drawn(started)
 
     def ours(params):
         levels = both["fpn"].apply({"params": params["fpn"]}, [jnp.asarray(x) for x in maps], valid)
@@ -238,15 +247,16 @@ def test_levels_inside_an_image_do_not_depend_on_what_is_outside():
     small = [noise(1, h, w, 5) for h, w in size]
     large = [np.pad(x, ((0, 0), (0, 8 // 2**i), (0, 16 // 2**i), (0, 0))) for i, x in enumerate(small)]
     valid = [np.ones(x.shape[:3], bool) for x in small]
-    variables = {"params": shaken(jax.jit(Fpn(6).init)(jax.random.key(0), small, valid)["params"])}
+    variables = drawn(Fpn(6).init, small, valid)
     inside = [
         np.pad(np.ones(x.shape[:3], bool), [(0, b - a) for a, b in zip(x.shape[:3], y.shape[:3])])
         for x, y in zip(small, large)
     ]
-    alone, padded = (jax.jit(Fpn(6).apply)(variables, *given) for given in ((small, valid), (large, inside)))
+    run = jax.jit(Fpn(6).apply)
+    alone, padded = (jax.device_get(run(variables, *given)) for given in ((small, valid), (large, inside)))
     for mine, other in zip(padded, alone):
         close(mine[:, : other.shape[1], : other.shape[2]], other, 1e-5)
-        assert not np.asarray(mine[:, other.shape[1] :]).any() and not np.asarray(mine[:, :, other.shape[2] :]).any()
+        assert not mine[:, other.shape[1] :].any() and not mine[:, :, other.shape[2] :].any()
 
 
 # --- heads of RoIs
@@ -268,8 +278,8 @@ def box_head_oracle(x, p, valid):
 def test_the_box_head_is_pytorch_s_and_its_norm_counts_valid_rois():
     pooled, valid = jnp.asarray(noise(9, 7, 7, 4)), np.arange(9) % 3 > 0
     head = BoxHead(3, width=5, fc_width=8, num_convs=2)
-    variables = jax.jit(head.init, static_argnums=3)(jax.random.key(0), pooled, valid, True)
-    params, weights = shaken(variables["params"]), (noise(9, 4), noise(9, 3, 4))
+    variables = drawn(lambda key: head.init(key, pooled, jnp.asarray(valid), True))
+    params, weights = variables["params"], (noise(9, 4), noise(9, 3, 4))
 
     def ours(params):
         run = {"params": params, "batch_stats": variables["batch_stats"]}
@@ -294,11 +304,12 @@ def mask_head_oracle(x, p):
 
 def test_the_mask_head_is_pytorch_s():
     pooled, head, weights = jnp.asarray(noise(5, 6, 6, 4)), MaskHead(3, width=5, num_convs=2), noise(5, 12, 12, 3)
-    params = shaken(jax.jit(head.init)(jax.random.key(0), pooled)["params"])
-    run = lambda params: (
-        (head.apply({"params": params}, pooled) * weights).sum(),
-        head.apply({"params": params}, pooled),
-    )
+    params = drawn(head.init, pooled)["params"]
+
+    def run(params):
+        made = head.apply({"params": params}, pooled)
+        return (made * weights).sum(), made
+
     (_, made), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))(params)
     theirs = as_torch(params)
     expected = mask_head_oracle(nchw(pooled), theirs)
@@ -316,16 +327,16 @@ def test_smooth_l1_and_its_gradient_are_pytorch_s(beta):
     theirs = torch.from_numpy(x).requires_grad_()
     expected = F.smooth_l1_loss(theirs, torch.zeros(43), reduction="none", beta=beta)
     expected.sum().backward()
-    close(losses.smooth_l1(jnp.asarray(x), beta), expected.detach(), 1e-6)
+    close(jax.jit(losses.smooth_l1, static_argnums=1)(x, beta), expected.detach(), 1e-6)
     close(jax.jit(jax.grad(lambda x: losses.smooth_l1(x, beta).sum()))(x), theirs.grad, 1e-5)
 
 
 def test_cross_entropies_are_pytorch_s():
     logits, labels = 5 * noise(20, 4), RNG.integers(0, 4, 20)
     expected = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels), reduction="none")
-    close(losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels)), expected, 1e-5)
+    close(jax.jit(losses.cross_entropy)(logits, labels), expected, 1e-5)
     targets = RNG.random((20, 4)) < 0.5
     expected = F.binary_cross_entropy_with_logits(
         torch.from_numpy(logits), torch.from_numpy(targets).float(), reduction="none"
     )
-    close(losses.binary_cross_entropy(jnp.asarray(logits), jnp.asarray(targets)), expected, 1e-5)
+    close(jax.jit(losses.binary_cross_entropy)(logits, targets), expected, 1e-5)

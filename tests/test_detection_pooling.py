@@ -35,6 +35,9 @@ def jitted(levels, *rest, **options):
     return jax.jit(lambda maps, rois: pool(maps, levels, EXTENT, rois, 7, *rest, **options))
 
 
+mask_targets = jax.jit(masks.mask_targets, static_argnums=3)
+target_levels = jax.jit(roi_align.target_levels, static_argnums=(1, 2))
+
 EDGE = np.array(
     [
         *([0, 0, 128, 96], [0, 0, 0, 0], [10, 10, 10, 40], [10, 10, 40, 10], [40, 40, 10, 10]),
@@ -70,7 +73,7 @@ def test_roi_align_is_torchvision_s_on_the_level_of_every_roi(case, size):
     run = jax.jit(lambda maps, rois: pool(maps, LEVELS, EXTENT, rois, size, FINEST, 1000, 16))
     ours, moved = run(maps, rois)
     assert not np.asarray(moved).any()
-    np.testing.assert_array_equal(roi_align.target_levels(jnp.asarray(rois), 3, FINEST), levels_of(rois))
+    np.testing.assert_array_equal(target_levels(rois, 3, FINEST), levels_of(rois))
     np.testing.assert_allclose(ours, torchvision_s(maps, rois, levels_of(rois), size), atol=2e-5)
     if case == "edge":
         assert not np.asarray(ours)[[1, 2, 3, 4, 7, 8]].any()  # without area, or outside of the image
@@ -174,15 +177,13 @@ def test_mask_targets_are_at_least_half_of_a_bin_s_area():
     mask = in_box(ellipse(64, 96, box), box, 16)
     for roi in ([10, 20, 70, 50], [14, 15, 66, 55], [0, 0, 96, 64], [30, 30, 34, 33], [75, 20, 90, 40]):
         roi = np.array(roi, np.float32)
-        ours = masks.mask_targets(*(jnp.asarray(x[None]) for x in (mask, box, roi)), 7)[0]
+        (ours,) = np.asarray(mask_targets(mask[None], box[None], roi[None], 7))
         share = area_loop(mask, box, roi, 7)
         clear = np.abs(share - 0.5) > 0.02
-        np.testing.assert_array_equal(np.asarray(ours)[clear], (share >= 0.5)[clear])
+        np.testing.assert_array_equal(ours[clear], (share >= 0.5)[clear])
         assert clear.mean() > 0.8
     for nothing in ([5, 5, 5, 5], [9, 9, 5, 5]):
-        empty = masks.mask_targets(
-            jnp.asarray(mask[None]), jnp.asarray(box[None]), jnp.array([nothing], jnp.float32), 7
-        )
+        empty = mask_targets(mask[None], box[None], np.array([nothing], np.float32), 7)
         assert not np.asarray(empty).any()
 
 
@@ -198,7 +199,7 @@ def test_targets_from_masks_in_boxes_agree_with_full_resolution_bitmaps(side, ag
             roi = (box + shift * np.tile(box[2:] - box[:2], 2)).astype(np.float32)
             bitmap = torch.from_numpy(image[None, None].astype(np.float32))
             theirs = ops.roi_align(bitmap, [torch.from_numpy(roi[None])], 28, 1.0, -1, True)[0, 0].numpy() >= 0.5
-            ours = np.asarray(masks.mask_targets(*(jnp.asarray(x[None]) for x in (stored, box, roi)), 28)[0])
+            (ours,) = np.asarray(mask_targets(stored[None], box[None], roi[None], 28))
             agreed.append((ours == theirs).mean())
             overlap.append((ours & theirs).sum() / (ours | theirs).sum())
     print(f"M = {side}: equal entries {np.mean(agreed):.4f} (least {min(agreed):.4f}), IoU {np.mean(overlap):.4f}")
