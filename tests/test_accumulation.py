@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import noise_state, tiny_batch, tiny_config, tiny_experiment
+from tiny import noise_state, tiny_batch, tiny_config
 
 from detailclip_jax import methods
 from detailclip_jax.methods.method import Head, Loss, Method, Pass, full
@@ -23,7 +23,7 @@ def test_memory_falls_with_the_chunks():
     found = {}
     for chunks in (1, 8):
         exp = built("clip", chunks, size=64)
-        batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tiny_batch(config=exp.config, size=64))
+        batch = exp.put(tiny_batch(config=exp.config, size=64))
         compiled = exp.train_step.lower(exp.state_shapes, batch).compile()
         found[chunks] = compiled.memory_analysis().temp_size_in_bytes
     assert found[8] < found[1] / 3
@@ -59,7 +59,7 @@ def test_split_and_rejoin_keep_every_row_in_its_place():
 
 def test_terms_of_the_whole_batch_are_those_that_compare_or_normalise():
     for method, names in {"detailclip": {"clip"}, "aclip": {"clip", "simclr", "byol"}, "mae": set()}.items():
-        row = tiny_experiment(method).method
+        row = methods.build(tiny_config(method))
         by_image, by_batch = accumulation.divide(row, chunks=2)
         assert set(by_batch.terms) == names
         assert set(by_image.terms) == set(row.terms) - names

@@ -104,7 +104,9 @@ def test_with_fsdp_8_a_device_holds_at_most_a_seventh(size):
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_the_table_covers_every_array_of_every_row(method):
-    exp = tiny_experiment(method)
+    config = tiny_config(method)
+    config.model.custom = {**SIZE, "depth": 1}
+    exp = built(config, 1, 1)
     places = sharding.shardings(exp.state_shapes, mesh.make_mesh(fsdp=4), sharding.rules(exp.method.networks))
     assert len(jax.tree.leaves(exp.state_shapes)) == len(jax.tree.leaves(places))
 

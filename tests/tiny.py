@@ -164,16 +164,20 @@ def check_names(message, *words):
 
 def noise(shapes, seed=0, scale=0.1):
     """Normal numbers for a tree of shapes: parameters without the compilation of their initial values."""
+    return jax.device_put(drawn(shapes, seed, scale))  # jnp.asarray would be a program for every shape
+
+
+def drawn(shapes, seed, scale):
+    """Normal numbers on the host."""
     rng = np.random.default_rng(seed)
-    drawn = lambda leaf: np.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
-    return jax.device_put(jax.tree.map(drawn, shapes))  # jnp.asarray would be a program for every shape
+    return jax.tree.map(lambda leaf: np.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype), shapes)
 
 
 def noise_state(exp, scale=0.1):
     """A state of noise at step 0, on the devices of the experiment; teacher and student differ."""
     shapes = exp.state_shapes
-    drawn = {name: noise(getattr(shapes, name), seed, scale) for seed, name in enumerate(("params", "ema_params"))}
-    known = shapes.replace(**drawn, rng=jax.random.key_data(jax.random.key(0)))
+    trees = {name: drawn(getattr(shapes, name), seed, scale) for seed, name in enumerate(("params", "ema_params"))}
+    known = shapes.replace(**trees)  # the rest is zero, as is the key of seed 0
     is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype) if is_shape(leaf) else leaf, known)
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, shapes))
