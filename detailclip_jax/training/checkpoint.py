@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 from jaxtyping import Array, Bool, UInt32
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as policies
@@ -156,7 +156,7 @@ class Checkpoints:
         disk has less free space than the last checkpoint takes, or if the previous save failed.
         """
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_fields(state)),
+            state=ocp.args.StandardSave(jax.tree.map(of_one_replica, _fields(state))),
             data=ocp.args.JsonSave(dict(data)),
             run=ocp.args.JsonSave({**run, "checksums": checksums(state)}),
         )
@@ -400,6 +400,26 @@ def checksums(state: PyTree) -> dict[str, int]:
     if bad := [name for name, (_, finite) in inspected.items() if not finite]:
         raise CheckpointError(f"the state is not finite in {', '.join(bad[:5])} ({len(bad)} of {len(leaves)} arrays)")
     return {name: int(value) for name, (value, _) in inspected.items()}
+
+
+def of_one_replica(leaf: Any) -> Any:
+    """Returns an array without the further copies of its parts on other devices, if there is one process.
+
+    Orbax would write a part of every copy, and compile a program for each part of each shape to cut it out.
+    """
+    if not isinstance(leaf, jax.Array) or jax.process_count() > 1:
+        return leaf
+    first = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+    if len(first) == 1:
+        return first[0].data
+    if not isinstance(leaf.sharding, NamedSharding):
+        return leaf
+    grid = leaf.sharding.mesh
+    group = np.asarray(grid.devices)[:1]  # with one copy of the training state
+    if {shard.device for shard in first} != set(group.flat):
+        return leaf
+    place = NamedSharding(Mesh(group, grid.axis_names), leaf.sharding.spec)
+    return jax.make_array_from_single_device_arrays(leaf.shape, place, [shard.data for shard in first])
 
 
 def _inspected(leaf: Any) -> tuple[Any, Any]:
