@@ -24,7 +24,7 @@ from detailclip_jax.types import Hidden, Tokens
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
 def assert_close(ours, theirs, rtol=1e-5, of_largest=2e-6):
@@ -213,7 +213,7 @@ def test_stacked_blocks_are_clipped_and_scaled_one_by_one():
         "image": {"x": normal(9, 2)},
     }
     shape = {"text": {"blocks": {"kernel": jnp.zeros((3, 3, 2))}, "blocks_3": {}}}
-    stacked = stacking.like(plain, shape)
+    stacked = jax.jit(lambda plain: stacking.like(plain, shape))(plain)
     config = tiny_config().optimizer
     config.clip_norm, config.clip_per_tensor, config.layer_decay = 2.0, True, 0.5
     config.part_rates = {"text": 0.1, "image": 1.0}
@@ -221,8 +221,12 @@ def test_stacked_blocks_are_clipped_and_scaled_one_by_one():
         lambda tree: optimizer.clipping(config),
         lambda tree: optimizer.scaled_rates(optax.identity(), tree, config),
     ):
-        (expected, _), (found, _) = (build(tree).update(tree, build(tree).init(tree)) for tree in (plain, stacked))
-        assert_close(stacking.unstack(found), expected, rtol=1e-6, of_largest=1e-7)
+
+        def scaled(tree, build=build):
+            return stacking.unstack(build(tree).update(tree, build(tree).init(tree))[0])
+
+        found, expected = (jax.jit(scaled)(tree) for tree in (stacked, plain))
+        assert_close(found, expected, rtol=1e-6, of_largest=1e-7)
         assert not np.allclose(expected["text"]["blocks_1"]["kernel"], plain["text"]["blocks_1"]["kernel"])
 
 
@@ -244,11 +248,12 @@ def test_dots_recompute_no_product_and_full_all(dtype):
 @pytest.mark.parametrize("name", layers.ACTIVATIONS)
 def test_activations_and_their_slopes_are_the_textbook_s(name):
     function, textbook = layers.ACTIVATIONS[name], getattr(straightforward, name)
-    x = jnp.linspace(-6, 6, 101)
-    np.testing.assert_allclose(function(x), textbook(x), rtol=1e-6, atol=1e-6)
-    slopes = [jax.vmap(jax.grad(f))(x) for f in (function, textbook)]
-    np.testing.assert_allclose(*slopes, rtol=1e-5, atol=2e-6)
-    half = x.astype(jnp.bfloat16)
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    both = jax.jit(lambda x: [jax.vmap(jax.value_and_grad(f))(x) for f in (function, textbook)])
+    (values, slopes), (expected, expected_slopes) = both(x)
+    np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(slopes, expected_slopes, rtol=1e-5, atol=2e-6)
+    half = jax.device_put(x.astype(jnp.bfloat16))  # not in one program, in which XLA may leave roundings out
     assert function(half).dtype == jnp.bfloat16
     np.testing.assert_array_equal(function(half), function(half.astype(jnp.float32)).astype(jnp.bfloat16))
 
@@ -256,11 +261,11 @@ def test_activations_and_their_slopes_are_the_textbook_s(name):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_products_and_their_gradients(dtype):
     x, kernel, weight = normal(0, 2, 5, 8), normal(1, 8, 6), normal(2, 2, 5, 6)
-    rounded = [np.asarray(a.astype(dtype), np.float64) for a in (x, kernel, weight)]
+    rounded = [np.asarray(a).astype(dtype).astype(np.float64) for a in (x, kernel, weight)]
     made, back = jax.vjp(lambda x, kernel: products.product(x, kernel, dtype, jnp.float32), x, kernel)
+    of_x, of_kernel = back(weight)
     tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
     np.testing.assert_allclose(made, rounded[0] @ rounded[1], rtol=1e-5, atol=1e-5)
-    of_x, of_kernel = back(weight)
     np.testing.assert_allclose(of_x, rounded[2] @ rounded[1].T, rtol=tolerance, atol=tolerance)
     exact = np.einsum("bnd,bnm->dm", rounded[0], rounded[2])
     np.testing.assert_allclose(of_kernel, exact, rtol=1e-5, atol=1e-5)  # sums in float32, not rounded afterwards
@@ -269,13 +274,13 @@ def test_products_and_their_gradients(dtype):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_rows_of_a_table_and_their_gradient(dtype):
-    table, weight = normal(0, 5, 3), normal(1, 4, 6, 3).astype(dtype)
-    index = jax.random.randint(jax.random.key(2), (4, 6), 0, 5)
-    made, back = jax.vjp(lambda table: products.rows_at(table, index, dtype), table)
-    np.testing.assert_array_equal(made, np.asarray(table.astype(dtype))[index])
+    table, weight = np.asarray(normal(0, 5, 3)), np.asarray(normal(1, 4, 6, 3)).astype(dtype)
+    index = jax.device_put(np.random.default_rng(2).integers(0, 5, (4, 6), np.int32))
+    made, back = jax.vjp(lambda table: products.rows_at(table, index, dtype), jax.device_put(table))
+    np.testing.assert_array_equal(made, table.astype(dtype)[np.asarray(index)])
     exact = np.zeros((5, 3))
-    np.add.at(exact, np.asarray(index), np.asarray(weight, np.float64))
-    np.testing.assert_allclose(back(weight)[0], exact, rtol=1e-5, atol=1e-6)
+    np.add.at(exact, np.asarray(index), weight.astype(np.float64))
+    np.testing.assert_allclose(back(jax.device_put(weight))[0], exact, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.check
