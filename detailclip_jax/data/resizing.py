@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import Float64, Int32, UInt8
-from scipy.sparse import csr_array
 
 FIXED_POINT_BITS = 22
 # Block sizes that bound the 32-bit intermediate values for any image size: rows at once, then values per row
@@ -118,6 +117,8 @@ def taps(num: int, wanted: int, filter: str, start: Number, stop: Number, first:
 
 
 def _taps(num: int, wanted: int, filter: str, start: Number, stop: Number, first: int, last: int) -> Taps:
+    from scipy.sparse import csr_array  # only now: the workers of `prepare` resize nothing
+
     kernel, reach = FILTERS[filter]
     scale = (stop - start) / wanted
     stretch = max(scale, 1.0)
