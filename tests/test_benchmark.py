@@ -413,7 +413,7 @@ def test_products_count_all_devices(monkeypatch):
 
 @pytest.mark.check
 def test_the_loss_alone_takes_less_memory_where_it_is_shared(tmp_path):
-    arguments = ["loss", f"--config={SMALLEST}", "--term=clip", "--batch=512", "--width=16"]
+    arguments = ["loss", f"--config={SMALLEST}", "--method=clip", "--term=clip", "--batch=512", "--width=16"]
     (alone,) = as_json(tmp_path, *arguments, "--devices=1")
     (shared,) = as_json(tmp_path, *arguments, "--devices=8", "--run", "--rounds=1")
     assert (alone["width"], alone["seconds"], shared["devices"]) == (16, None, 8)

@@ -70,11 +70,17 @@ def batch(number=8, height=SIDE, width=SIDE, seed=0):
 @functools.cache
 def variables():
     """Weights large enough for boxes to move and classes to differ, and running statistics that are not 0 and 1."""
-    made = jax.jit(looped(model.build(encoder(), TINY, K).init))(jax.random.key(0), batch(2))
+    shapes = jax.eval_shape(looped(model.build(encoder(), TINY, K).init), jax.random.key(0), batch(2))
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(np.float32), made["params"])
-    stats = jax.tree.map(lambda x: x + rng.uniform(0, 0.2, x.shape).astype(np.float32), made["batch_stats"])
-    return {"params": params, "batch_stats": stats}
+
+    def draw(path, leaf):
+        gain, variance = (path[-1].key == name for name in ("scale", "variance"))
+        drawn = (
+            rng.uniform(0, 0.2, leaf.shape) if path[0].key == "batch_stats" else 0.12 * rng.standard_normal(leaf.shape)
+        )
+        return jnp.asarray((drawn + (gain or variance)).astype(np.float32))
+
+    return jax.tree.map_with_path(draw, shapes)
 
 
 @functools.cache
