@@ -64,7 +64,7 @@ def batch(number=8, height=SIDE, width=SIDE, seed=0):
     masks = rng.random((number, G, 8, 8)) < 0.7
     made = {"image": images, "size": sizes, "boxes": boxes, "labels": labels, "crowd": crowd, "masks": masks}
     kinds = {"size": np.int32, "labels": np.int32, "masks": np.uint8}
-    return {name: jnp.asarray(x.astype(kinds.get(name, x.dtype))) for name, x in made.items()}
+    return jax.device_put({name: x.astype(kinds.get(name, x.dtype)) for name, x in made.items()})
 
 
 @functools.cache
@@ -78,9 +78,9 @@ def variables():
         drawn = (
             rng.uniform(0, 0.2, leaf.shape) if path[0].key == "batch_stats" else 0.12 * rng.standard_normal(leaf.shape)
         )
-        return jnp.asarray((drawn + (gain or variance)).astype(np.float32))
+        return (drawn + (gain or variance)).astype(np.float32)
 
-    return jax.tree.map_with_path(draw, shapes)
+    return jax.device_put(jax.tree.map_with_path(draw, shapes))
 
 
 @functools.cache
