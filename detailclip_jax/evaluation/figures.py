@@ -113,7 +113,8 @@ def _as_batch(experiment: Experiment, images: UInt8[np.ndarray, "B S S 3"]):
     """A training batch whose views of the images' size show the uncropped images, padded to divide over the devices."""
     devices = experiment.mesh.devices.size
     count = -(-len(images) // devices) * devices
-    batch = jax.tree.map(np.array, dummy_batch(experiment.config, count))
+    shapes = jax.eval_shape(lambda: dummy_batch(experiment.config, count))
+    batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     size = images.shape[1]
     for name, crops in batch["image"].items():
         batch["box"][name][:] = (0, 0, size, size)
