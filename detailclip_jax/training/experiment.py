@@ -40,6 +40,7 @@ class Experiment(NamedTuple):
     setup: StepSetup  # what a step computes
     layout: StepLayout  # where it computes it
     state_shapes: TrainState  # of jax.ShapeDtypeStruct, with shardings
+    weights: jax.stages.Wrapped  # seed -> state of step 0 without optimizer moments
     train_step: jax.stages.Wrapped  # (state, batch) -> (state, metrics); `state` is donated
     forward: jax.stages.Wrapped  # (state, batch) -> Forward: masks, tokens, predicted pixels; for figures
     encode: Encode
@@ -61,10 +62,9 @@ class Experiment(NamedTuple):
 
     def init(self, seed: int) -> TrainState:
         """Creates the state of step 0 directly on the devices."""
-        weights = _weights(*_recipe(self.config))
 
         def make(seed: Int[Array, ""]) -> TrainState:
-            state = weights(seed)
+            state = self.weights(seed)
             return state.replace(opt_state=self.setup.optimizer.init(state.params))
 
         return jax.jit(make, out_shardings=_places(self.state_shapes))(seed)
@@ -110,7 +110,9 @@ def build(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     if config.accumulation > 1:  # a term that chunks cannot compute exactly is refused here, not when the run starts
         jax.eval_shape(step, shapes, _batch_shapes(config, mesh))
     record = _compiled_forward(forward_of(config, method, model), config.model.matmul_precision)
-    return Experiment(config, model, setup, layout, shapes, step, record, encoders(model, config))
+    return Experiment(
+        config, model, setup, layout, shapes, _weights(*_recipe(config)), step, record, encoders(model, config)
+    )
 
 
 def group_rules(config: ConfigDict, networks: Mapping[str, Network]) -> tuple[optimizer.DecayRule, ...]:
