@@ -168,7 +168,8 @@ def pixel_features(images: UInt8[np.ndarray, "M S S 3"], patch_size: int) -> Flo
 
 def block_features(vit: VisionTransformer, params: Params, config: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
     """The function from images to the features of all blocks after the final norm, [T, M, N, D]."""
-    run = _block_features(vit.clone(interpolation="ibot"), tuple(config.preprocess.mean), tuple(config.preprocess.std))
+    mean, std = tuple(config.preprocess.mean), tuple(config.preprocess.std)
+    run = functools.partial(_block_features, vit.clone(interpolation="ibot"), mean, std)
 
     def features(images: np.ndarray) -> np.ndarray:
         parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
@@ -177,16 +178,17 @@ def block_features(vit: VisionTransformer, params: Params, config: ConfigDict) -
     return features
 
 
-@functools.cache
-def _block_features(vit: VisionTransformer, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.stages.Wrapped:
-    """The compiled function of (params, images), one for all encoders of one kind."""
-
-    @jax.jit
-    def run(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "T B N D"]:
-        maps = taps(vit.bind({"params": params}), normalise_pixels(images, mean, std))(range(vit.depth))
-        return jnp.stack(maps).reshape(vit.depth, len(images), -1, vit.width)
-
-    return run
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _block_features(
+    vit: VisionTransformer,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    params: Params,
+    images: UInt8[Array, "B S S 3"],
+) -> Float[Array, "T B N D"]:
+    """One program for all encoders of one kind."""
+    maps = taps(vit.bind({"params": params}), normalise_pixels(images, mean, std))(range(vit.depth))
+    return jnp.stack(maps).reshape(vit.depth, len(images), -1, vit.width)
 
 
 def measure(variant: Variant, found: tuple[np.ndarray, ...], parts: tuple[Scenes, Scenes]) -> list[float]:
