@@ -96,6 +96,7 @@ def test_unreadable_records_are_left_out():
     assert [example["key"] for example, _ in data.readable(Broken(), [0, 1, 2, 3])] == ["made-up-0", "made-up-2"]
 
 
+@pytest.mark.check
 def test_shares_add_up_and_go_to_json(tmp_path, capsys):
     file = tmp_path / "out.json"
     assert command.main(["data", "--examples=4", "--rounds=2", "--workers=1", f"--json={file}"]) == 0

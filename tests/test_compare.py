@@ -87,6 +87,7 @@ def test_the_example_of_the_room_trains_what_it_plans(monkeypatch, tmp_path, cap
     assert trained == expected and capsys.readouterr().out == "the table of runs/compare\n"
 
 
+@pytest.mark.check
 def test_the_cost_is_of_one_device_and_of_all_starts(nano, tmp_path):
     config = entries.config_of(plan("--set=batch_size=8"), entries.parse_entry("clip"), 0)
     whole = compare.gflop_per_image(config)

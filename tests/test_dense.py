@@ -343,6 +343,7 @@ def test_a_folder_gives_what_a_loop_over_model_dense_gives(workdir, mine, tmp_pa
     assert found["mean_iou"]["dataset"] == f"folder:{mine}:{readout}" and found["mean_iou"]["n"] == 5
 
 
+@pytest.mark.check
 def test_stickers_and_the_published_numbers(workdir, mine, tmp_path, capsys, monkeypatch):
     tasks_ = "--tasks=dense:stickers:sclip,voc21:sclip,ade150"
     monkeypatch.setitem(dense_sets.KINDS, "voc21", dense_sets.Kind("folders", (mine.name,), 5))

@@ -373,6 +373,7 @@ def test_the_samples_of_a_stage_hold_the_objects_own_boxes_first():
     assert (np.asarray(made.label)[5:] == K).all()
 
 
+@pytest.mark.check
 def test_losses_and_detections_of_a_half_precision_encoder_are_float32():
     """Shapes and types only: nothing is compiled."""
     made, given = model.build(encoder(dtype=jnp.bfloat16, remat="full"), TINY, K), batch(2)

@@ -341,6 +341,7 @@ def test_methods_that_remove_more_or_by_cells_are_judged_by_one_rule(ratio, gran
     assert stickers.kept_objects(config, num_scenes=2)["rule"].num_kept == 64 // 2
 
 
+@pytest.mark.check
 def test_run_all_on_a_real_method(tmp_path, monkeypatch, drawings):
     """An untrained model, all the way from the config to the written report; student and teacher are equal."""
     monkeypatch.setitem(sizes.SIZES, "nano", sizes.Size(16, 16, 1, 2, 16, 1, 2, 16, 1, 2, 16, 8, 16))
