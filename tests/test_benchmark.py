@@ -362,6 +362,7 @@ def test_help_shows_examples(arguments, capsys):
 # the commands
 
 
+@pytest.mark.check
 def test_counting_writes_every_field_and_null_for_what_was_not_run(tmp_path, capsys):
     (record,) = as_json(tmp_path, "step", f"--config={SMALLEST}", "--batch=8", "--count-only", "--devices=1")
     assert set(record) >= REQUIRED

@@ -108,6 +108,7 @@ def test_a_folder_becomes_a_file_that_numpy_reads(photos, capsys):
     assert not list(Path("made").glob("*partial*"))
 
 
+@pytest.mark.check
 def test_a_workdir_through_the_real_command(photos, tmp_path_factory, workdir):
     command = [sys.executable, "-m", "detailclip_jax.embed", f"--checkpoint={workdir}", "--images=photos/a"]
     options = {"env": {**os.environ, "PYTHONPATH": str(Path(embed.__file__).parents[1])}, "check": True}

@@ -42,6 +42,7 @@ def records(out):
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.check
 def test_tasks_on_stickers_need_no_data_and_are_not_run_twice(workdir, tmp_path, capsys, monkeypatch):
     tasks = "--tasks=zero_shot:stickers;retrieval:stickers_pairs;knn:stickers;kept_objects:stickers"
     assert run(workdir, tmp_path, tasks, "--num-examples=16", "--num-train-examples=16") == 0

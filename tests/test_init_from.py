@@ -275,6 +275,7 @@ def test_a_decoder_too_narrow_for_the_patch_term_is_not_used(tmp_path):
 NARROW = {"masking.strategy": "random", "model.decoder_width": 64, "model.decoder_depth": 2}
 
 
+@pytest.mark.check
 @pytest.mark.parametrize("method", ["clip", "detailclip"])
 def test_a_run_goes_on_without_the_folder_it_has_started_from(tmp_path, method):
     """From its own config, which stays as it is: of the prototypes, clip keeps the number alone."""

@@ -46,7 +46,7 @@ def first(names, checked=CHECKED):
     return [pytest.param(name, marks=() if name in names else later(name)) for name in methods.METHODS]
 
 
-CHUNKED = first(("siglip",), CHUNKS)
+CHUNKED = first((), CHUNKS)
 OWN_NETWORKS = {  # networks that the method of INITIAL lacks, by the method from which they are initialised
     "aclip": {"ssl_head", "byol_projector", "byol_predictor"},
     "ibot": {"mask_token"},

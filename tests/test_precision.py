@@ -61,6 +61,7 @@ def test_every_product_of_the_encoders_is_exact():
         assert precisions(text) == {EXACT}, name
 
 
+@pytest.mark.check
 def test_a_bfloat16_step_leaves_its_halves_to_the_device_and_is_exact_elsewhere():
     found = step_of(built(dtype="bfloat16"), "tpu")
     assert (HALF, ("DEFAULT", "DEFAULT")) in found

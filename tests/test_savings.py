@@ -109,8 +109,7 @@ def theirs(granularity):
 
 ALL = {"granularity": "cell2x2", "model__scan": True, "losses__chunk_logits": 32 * 30, "model__remat": "dots"}
 SAVINGS = [
-    ALL,
-    pytest.param({"granularity": "cell2x2"}, marks=pytest.mark.check),
+    *in_check((ALL,), ({"granularity": "cell2x2"},)),
     *in_slow(({"granularity": "patch"},), ({"model__remat": "full"},)),
 ]
 

@@ -160,6 +160,7 @@ def test_what_the_data_cost_is_summed_over_processes_and_kept(run_of, monkeypatc
     assert session.count_data(Counted(), {})() == {"bad_records": 4, "truncated_captions": 10}
 
 
+@pytest.mark.check
 def test_truncated_captions_go_on_counting_after_a_restart(run_of):
     short = {"model.context_length": 4}
     loop.train(run_of("run", total_steps=6, **short))
@@ -320,6 +321,7 @@ def test_a_best_metric_that_nobody_measures(run_of, monkeypatch):
         loop.train(run_of(evaluate_every=4, best_metric="zero_shot/student/top2"))
 
 
+@pytest.mark.check
 def test_a_profile_is_written(run_of):
     run = run_of(profile_steps=2)
     loop.train(run)
