@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
+import scipy.stats
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs/numbers.json"
@@ -454,7 +455,7 @@ LATER = {  # the same for the methods after DetailCLIP
     "detailclip+losses.patch_over=all": "`detailclip`, patch loss over all tokens",
     **{name: f"`{name}`" for name in ("cosmos", "flair")},
 }
-LATER_SEEDS = 1
+LATER_SEEDS = 3
 LATER_READOUTS = ("plain", "naclip")
 SUPERVISED = {  # name in the study -> what differs from configs/transfer/stickers_linear.py; 19,200 scenes, ten times
     "linear": "stickers_linear.py --config.encoder.frozen=False --config.total_steps=300",
@@ -831,7 +832,43 @@ def later(folder: Path) -> Made:
         cells += [mean_and_spread(dense[row, weights, name]) for name in LATER_READOUTS]
         name = f"{LATER[row]}, the teacher" if weights == "ema" else LATER[row]
         lines.append(f"| {' | '.join([name, *cells, made['costs'][row].partition(' ')[0]])} |")
-    return {"later.table": lines}
+    return {"later.table": lines, "later.differences": differences(folder, "clip")}
+
+
+def differences(folder: Path, baseline: str) -> list[str]:
+    """What the later methods have more than the baseline, from the runs of one seed: mean and 95 % interval.
+
+    The interval is Student's t over the seeds; bold where it does not hold 0.
+    """
+    found = {(row, seed): scores_of(folder / "rows" / path) for row, seed, path in later_runs()}
+    metrics = [name for name in METRICS if name != "kept objects"]
+    lines = [f"| method, minus `{baseline}` | {' | '.join(metrics)} |", "|---|" + "---:|" * len(metrics)]
+    for row in (row for row in LATER if row != baseline):
+        cells = []
+        for name in metrics:
+            pairs = [
+                (found[row, seed][METRICS[name]], found[baseline, seed][METRICS[name]]) for seed in range(LATER_SEEDS)
+            ]
+            cells.append(interval([100 * (one - other) for one, other in pairs]))
+        lines.append(f"| {LATER[row]} | {' | '.join(cells)} |")
+    return lines
+
+
+def scores_of(workdir: Path) -> dict[str, float]:
+    """The scores of a run's student by "task/metric"."""
+    records = read(workdir, "results")["results"]
+    return {f"{one['task']}/{one['metric']}": one["value"] for one in records if one["weights"] == "student"}
+
+
+def interval(values: Sequence[float]) -> str:
+    """The mean and half of its 95 % interval, by Student's t: "+2.1 ± 1.5"; bold if the interval does not hold 0.
+
+    >>> interval([1.0, 2.0, 3.0])
+    '+2.0 ± 2.5'
+    """
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    text = f"{np.mean(values):+.1f} ± {half:.1f}"
+    return f"**{text}**" if abs(np.mean(values)) > half else text
 
 
 def longer(folder: Path) -> Made:

@@ -21,7 +21,7 @@ from detailclip_jax.data.caption_rules import (
     text_fields,
     with_own_number,
 )
-from detailclip_jax.data.mixture import check_captions, single_sentences
+from detailclip_jax.data.mixture import check_captions, check_some_caption, single_sentences
 from detailclip_jax.data.pipeline import Pipeline
 from detailclip_jax.data.sources import BadRecord, Records, write_records
 from detailclip_jax.data.stickers.stickers import Stickers
@@ -444,6 +444,25 @@ def test_a_text_in_few_examples_is_found(tmp_path):
     fields = [{"title": "t" if number == 15 else ""} for number in range(200)]  # none of the first ten checked has it
     fields[14]["title"] = "t"  # one of a hundred
     check_captions(Records(records_of(tmp_path, *fields), "train"), "field:title")
+
+
+@pytest.mark.parametrize("rule", ["random", "crops", "crops:long", "diverse:long", "sources:captions,long", "field:title"])
+def test_a_set_without_any_caption_is_refused_by_every_rule(tmp_path, rule):
+    """An example of such a set has no text field at all, so none can lack."""
+    write_records(tmp_path, ({"image": make_image(0), "captions": [], "key": "k"} for _ in range(20)))
+    source = Records(str(tmp_path), "train")
+    check_captions(source, rule)
+    where = {"crops:long": " in 'long'", "sources:captions,long": " in 'captions' or 'long'"}.get(rule, "")
+    with pytest.raises(ValueError, match=f"none of 20 spread over it has a caption{where}.*--caption-column"):
+        check_some_caption(source, rule)
+
+
+def test_one_text_in_a_named_field_is_enough(tmp_path):
+    source = Records(records_of(tmp_path, *[{}] * 19, {"title": "t"}), "train")
+    check_some_caption(source, "sources:captions,title")
+    check_some_caption(source, "field:title")
+    with pytest.raises(ValueError, match="has a caption in 'web'"):
+        check_some_caption(source, "field:web")
 
 
 def test_a_set_is_judged_by_readable_examples_alone():

@@ -1,5 +1,6 @@
 """TIPS's published weights, read and compared with its encoders written in PyTorch from their description."""
 
+import re
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -238,6 +239,7 @@ def test_what_cannot_be_read_is_named(published, folder, tmp_path):
         vision | {"blocks.1.ls2.gamma": torch.ones(5)}, r"blocks\.1\.mlp\.fc2\.weight has shape .*layer scale \(5,\)"
     )
     refused(vision | {"register_tokens": torch.ones(1, 4, WIDTH)}, r"register_tokens: expected \(1, 1, 48\)")
+    refused(vision | {"blocks.7.ls1.gamma": torch.ones(WIDTH)}, r"unknown.*blocks\.7\.ls1\.gamma")
     text = {key: value[:, :32] if value.ndim > 1 else value for key, value in published["text"].state_dict().items()}
     with pytest.raises(ValueError, match="joint width equal to the image encoder's 48, not 32"):
         interop.load({"vision": vision, "text": text}, num_heads=HEADS, text_heads=HEADS)
@@ -250,6 +252,14 @@ def test_what_cannot_be_read_is_named(published, folder, tmp_path):
     _, variables, config = interop.load(vision, "tips", num_heads=HEADS)
     with pytest.raises(ValueError, match="layout 'tips' is only read; --to=safetensors"):
         interop.to_state_dict(variables, config, "tips")
+
+
+@pytest.mark.parametrize("lacking", [["blocks.1.ls2.gamma"], ["blocks.0.ls1.gamma", "blocks.0.ls2.gamma"]])
+def test_a_missing_layer_scale_is_no_layer_scale_of_one(published, lacking):
+    vision = {key: value for key, value in published["vision"].state_dict().items() if key not in lacking}
+    match = f"lack {len(lacking)} layer scales, which every block of TIPS has: {re.escape(str(lacking))}"
+    refused(vision, match)
+    refused({"vision": vision, "text": published["text"].state_dict()}, match.replace("blocks", "vision.blocks"))
 
 
 def test_arrays_of_objects_and_compressed_ones_are_not_opened(tmp_path):

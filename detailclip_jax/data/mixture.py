@@ -173,25 +173,26 @@ def _way_out(rule: str) -> str:
 def check_some_caption(source: Source, rule: str) -> None:
     """Raises ValueError, with the way out, if no checked example of a set has a caption.
 
-    Up to NUM_FOR_BLANK readable examples per set are checked, evenly spaced; rules with fields by `check_captions`.
+    Up to NUM_FOR_BLANK readable examples per set are checked, evenly spaced.  A caption of a rule with fields is a text
+    in one of them; that each field has texts is checked by `check_captions`.
     """
-    if parse(rule).fields:
-        return
+    fields = list(dict.fromkeys(itertools.chain.from_iterable(parse(rule).fields)))
+    where = f" in {' or '.join(map(repr, fields))}" if fields else ""
     for member in members_of(source):
-        num_blank = _num_blank(member.source)
+        num_blank = _num_blank(member.source, fields or ["captions"])
         if num_blank:
             raise ValueError(
                 f"{member.name} has {len(member.source):,} examples, and none of {num_blank} spread over it has a "
-                "caption, which this method trains on; prepare the set again with --caption-column=NAME (see "
+                f"caption{where}, which this method trains on; prepare the set again with --caption-column=NAME (see "
                 "docs/data.md), or choose a method without text, such as dino or mae"
             )
 
 
-def _num_blank(source: Source) -> int:
-    """Returns how many examples were checked if none of them has a caption, and 0 as soon as one has."""
+def _num_blank(source: Source, fields: Collection[str]) -> int:
+    """Returns how many examples were checked if these fields hold no text in any, and 0 as soon as one has a text."""
     num_blank = 0
     for example in _asked(source, NUM_FOR_BLANK):
-        if not is_blank(example["captions"]):
+        if not all(is_blank(example.get(name)) for name in fields):
             return 0
         num_blank += 1
     return num_blank

@@ -22,8 +22,8 @@ from detailclip_jax.runtime.weight_files import PART_SUFFIXES, TEXT, VISION, par
 CONTEXT_LENGTH = 64  # of the published inference code
 MAX_TIMESCALE = 10_000
 TEMPERATURE = 0.07  # at which our training starts; for text weights without one
-GAMMA = re.compile(r"(.*)\.ls([12])\.gamma")
-SCALED = {"1": "attn.proj", "2": "mlp.fc2"}  # the layer whose output a layer scale multiplies
+SCALED = re.compile(r"((?:.*\.)?blocks\.\d+)\.(attn\.proj|mlp\.fc2)\.weight")  # layers whose output is scaled
+SCALE = {"attn.proj": "ls1.gamma", "mlp.fc2": "ls2.gamma"}  # the layer scale behind such a layer
 SWIGLU = "blocks.0.mlp.w12.weight"
 
 
@@ -51,18 +51,26 @@ def vision(spec: Spec, prefix: str = "") -> list[Entry]:
 def plain(tensors: StateDict) -> StateDict:
     """Image weights without layer scale: each is multiplied into the layer before it.
 
-    Raises ValueError for the SwiGLU blocks of ViT-g.
+    Layer scales without their layer stay, and so count as unknown.  Raises ValueError for a missing layer scale and
+    for the SwiGLU blocks of ViT-g.
     """
     if any(key.endswith(SWIGLU) for key in tensors):
         raise ValueError(
             f"{SWIGLU}: the ViT-g of TIPS has SwiGLU blocks, which are not supported; take the weights of S, B, L or "
             "So400m"
         )
-    found = {key: value for key, value in tensors.items() if not GAMMA.fullmatch(key)}
-    for block, number, gamma in ((*match.groups(), tensors[key]) for key in tensors if (match := GAMMA.fullmatch(key))):
-        for name in (f"{block}.{SCALED[number]}.{kind}" for kind in ("weight", "bias")):
+    found, missing = dict(tensors), []
+    for block, layer in (match.groups() for key in tensors if (match := SCALED.fullmatch(key))):
+        scale = f"{block}.{SCALE[layer]}"
+        if scale not in tensors:
+            missing.append(scale)
+            continue
+        gamma = found.pop(scale)
+        for name in (f"{block}.{layer}.{kind}" for kind in ("weight", "bias")):
             if name in found:  # else the check of the table names it
                 found[name] = _scaled(name, found[name], gamma)
+    if missing:
+        raise ValueError(f"the weights lack {len(missing)} layer scales, which every block of TIPS has: {missing}")
     return found
 
 
