@@ -21,9 +21,9 @@ TASKS is a list separated by semicolons, each entry KIND:SET,SET,... (quote it, 
              "all" means all sets of that kind
 
 dense:SET:READOUT compares class names with patch features after a change to the last block.  Read-outs: plain,
-maskclip, maskclip_bare, sclip, naclip, clearclip, gem (default: naclip; SET:all takes each in turn).  Sets: stickers,
-voc20, voc21, context59, context60, coco_object, coco_stuff171, ade150, cityscapes (docs/evaluation.md lists their
-folders), or folder:PATH with images/val, masks/val and classes.txt.
+maskclip, maskclip_bare, sclip, naclip, clearclip, gem, tips (default: naclip; SET:all takes each in turn).  Sets:
+stickers, voc20, voc21, context59, context60, coco_object, coco_stuff171, ade150, cityscapes (docs/evaluation.md lists
+their folders), or folder:PATH with images/val, masks/val and classes.txt.
 
 Sets: {sets}
 or any folder of class folders: by its name in --data-dir, or folder:PATH.  DIR/test/CLASS/*.jpg and

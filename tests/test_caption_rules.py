@@ -446,7 +446,9 @@ def test_a_text_in_few_examples_is_found(tmp_path):
     check_captions(Records(records_of(tmp_path, *fields), "train"), "field:title")
 
 
-@pytest.mark.parametrize("rule", ["random", "crops", "crops:long", "diverse:long", "sources:captions,long", "field:title"])
+@pytest.mark.parametrize(
+    "rule", ["random", "crops", "crops:long", "diverse:long", "sources:captions,long", "field:title"]
+)
 def test_a_set_without_any_caption_is_refused_by_every_rule(tmp_path, rule):
     """An example of such a set has no text field at all, so none can lack."""
     write_records(tmp_path, ({"image": make_image(0), "captions": [], "key": "k"} for _ in range(20)))

@@ -186,7 +186,7 @@ def folder_of(method):
 LABEL = re.compile(r"\[(code|paper|sec|recalled|choice|second-hand)\b[^\]]*\]")
 
 
-@pytest.mark.parametrize("method", ["silc", "tips", "tipsv2", "siglip2", "cosmos", "flair"])
+@pytest.mark.parametrize("method", ["siglip", "silc", "tips", "tipsv2", "siglip2", "cosmos", "flair"])
 def test_every_number_of_a_later_recipe_carries_a_label_that_the_page_explains(method):
     text, page = (ROOT / f"configs/beyond/{method}.py").read_text(), (ROOT / "docs/methods.md").read_text()
     assert {match[1] for match in LABEL.finditer(text)} <= {match[1] for match in LABEL.finditer(page)}

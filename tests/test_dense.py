@@ -20,7 +20,7 @@ from detailclip_jax.data.stickers.stickers import zero_shot_prompts
 from detailclip_jax.evaluation import Sets, dense, dense_sets, dense_setups, published, tasks
 from detailclip_jax.evaluation.dense_sets import open_dense, spelled_out, split_name
 from detailclip_jax.evaluation.dense_setups import setup
-from detailclip_jax.inference.dense import PIPELINES, Pipeline, layout
+from detailclip_jax.inference.dense import PIPELINES, Pipeline, layout, resized
 from detailclip_jax.models.readouts import READOUTS
 from detailclip_jax.runtime.errors import Unmeasurable
 
@@ -136,6 +136,8 @@ def test_published_name_lists():
     assert len(things) == 81 and things[1][-1] == "body" and things[10] == ("traffic light",) and len(things[0]) == 26
     ade = setup("ade150", "naclip", names.ADE20K).names
     assert ade[44] == ("chestofdrawers",) and ade[141] == ("crtscreen",) and all(len(own) == 1 for own in ade)
+    assert setup("ade150", "tips", names.ADE20K).names[44] == ("chest of drawers",)
+    assert setup("voc21", "tips", names.VOC).names[:1] == (("background",),)
     assert setup("cityscapes", "gem", names.CITYSCAPES).names[6] == ("trafficlight",)
     assert setup("voc21", "gem", names.VOC).names[0] == ()  # background has no name
     assert setup("folder:/x", "gem", CLASSES).names[0] == ("background",)
@@ -154,6 +156,7 @@ def test_published_name_lists():
         ("coco_object", "clearclip", 448, 448, 224, 50, 0.4),
         ("cityscapes", "clearclip", 448, 224, 224, 50, 0),
         ("voc21", "gem", 448, None, 112, 100, 0.85),
+        ("ade150", "tips", 224, 224, 168, 1, 0),  # 448, 448 and 336 for the published models of 448 px
     ],
 )
 def test_published_setups(dataset, readout, short_side, window, stride, scale, threshold):
@@ -163,9 +166,19 @@ def test_published_setups(dataset, readout, short_side, window, stride, scale, t
         *(short_side, window, stride, scale, threshold),
     )
     assert found.smallest_share == (0.1 if (dataset, readout) == ("voc21", "sclip") else 0)
-    assert len(found.templates) == (1 if readout == "gem" else 80) and cut.pad == (readout == "clearclip")
+    assert len(found.templates) == {"gem": 1, "tips": 9}.get(readout, 80) and cut.window_softmax == (readout == "tips")
+    assert cut.pad == (readout == "clearclip")
     said = found.description(MODEL)
     assert f" {short_side}, " in said and ("whole image" if window is None else f"windows {window}/{stride}") in said
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((683, 512), (597, 448)), ((512, 683), (448, 597)), ((300, 300), (448, 448)), ((9, 900), (40, 4096))],
+)
+def test_tips_rounds_the_longer_side_down(shape, size):
+    """683 / 512 * 448 = 597.6; the longer side is at most 4096 for a model of 448 px."""
+    assert resized(shape, PIPELINES["tips"], 2.0) == size
 
 
 def test_the_description_of_a_setup_has_the_lengths_of_the_model():
@@ -173,6 +186,8 @@ def test_the_description_of_a_setup_has_the_lengths_of_the_model():
     said = setup("voc21", "sclip", ["x"]).description(small)
     assert said.startswith("short side 96, windows 64/32, scale 65, threshold 0.1")
     assert setup("voc21", "gem", ["x"]).description(small).startswith("squashed to 128, whole image, scale 100")
+    said = setup("ade150", "tips", ["x"]).description(small)
+    assert said == "short side 64, windows 64/48, scale 1, softmax in each window, 1 names, 9 prompts each"
     assert layout((96, 96), PIPELINES["sclip"], small).down.places.starts == (0, 32)
 
 

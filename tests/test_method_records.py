@@ -1,6 +1,7 @@
 """What sets one method apart from the others, against loops over the record of its forward pass."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -496,6 +497,30 @@ def test_the_captions_of_tips_are_those_that_its_config_names(method, second):
     drawn = [captions_of(example, config.data.caption, rng) for _ in range(40)]
     assert {pair[0] for pair in drawn} == {"alt"} and {pair[1] for pair in drawn} == second
     assert config.model.class_tokens == num_captions(config.data) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "num"),
+    [
+        ("beyond/cosmos.py", 8),
+        ("beyond/flair.py", 8),
+        ("beyond/flair.py:data=yfcc15m", 10),
+        ("stickers.py:method=cosmos", 6),
+        ("stickers.py:method=flair", 4),
+    ],
+)
+def test_the_captions_of_cosmos_and_flair_are_those_that_their_configs_name(config, num):
+    """The strings: two captions of 1 to 5 sentences, then single ones; or all captions of 1 to 3 sentences."""
+    data, rng = run_config.load(f"configs/{config}").data, np.random.default_rng(0)
+    every = [f"Sentence {number}" for number in range(9)]
+    example = {"captions": [". ".join(every)], "long": [". ".join(every)]}
+    drawn = [captions_of(example, data.caption, rng, num_captions(data)) for _ in range(60)]
+    split = [[caption.split(". ") for caption in captions] for captions in drawn]
+    assert {len(captions) for captions in drawn} == {num}
+    assert all(set(parts) <= set(every) and len(set(parts)) == len(parts) for parts in itertools.chain(*split))
+    lengths = [{len(captions[place]) for captions in split} for place in range(num)]
+    longest = [5, 5, *[1] * (num - 2)] if "cosmos" in config else [3] * num
+    assert lengths == [set(range(1, most + 1)) for most in longest]
 
 
 @pytest.mark.parametrize("method", ["silc", "siglip2"])

@@ -71,11 +71,11 @@ class Oracle:
         side = SIZE // PATCH
         grid = table[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
         if recipe == "ibot":
-            how = {"scale_factor": ((rows + 0.1) / side, (columns + 0.1) / side)}
+            how = {"mode": "bicubic", "scale_factor": ((rows + 0.1) / side, (columns + 0.1) / side)}
         else:
-            how = {"size": (rows, columns), "antialias": True}
+            how = {"mode": {"timm": "bicubic", "tips": "bilinear"}[recipe], "size": (rows, columns), "antialias": True}
         if (rows, columns) != (side, side):
-            grid = torch.nn.functional.interpolate(grid, mode="bicubic", **how)
+            grid = torch.nn.functional.interpolate(grid, **how)
         positions = torch.cat([table[:1], grid.flatten(2)[0].T])
         cls = visual.class_embedding.expand(len(x), 1, -1)
         return visual.ln_pre(torch.cat([cls, x], 1) + positions), (rows, columns)
@@ -111,6 +111,7 @@ class Oracle:
             "plain": S(q @ t(k) / root),
             "maskclip": torch.eye(q.shape[2]),
             "maskclip_bare": torch.eye(q.shape[2]),
+            "tips": torch.eye(q.shape[2]),
             "sclip": S(q @ t(q) / root) + S(k @ t(k) / root),
             "clearclip": S(q @ t(q) / root),
         }[name]
@@ -253,8 +254,11 @@ def test_gem_of_an_encoder_with_fewer_blocks_uses_all():
 # windows
 
 
-def naive(maps, down, across, shape, window, stride, out, before=(0, 0), seen=None):
-    """mmseg's loop: PyTorch resizes the map of every window, sums and counts are kept per pixel."""
+def naive(maps, down, across, shape, window, stride, out, before=(0, 0), seen=None, of_window=lambda x: x):
+    """mmseg's loop: PyTorch resizes the map of every window, sums and counts are kept per pixel.
+
+    of_window: what is summed, from the map [T, h, w] of a window.
+    """
     import torch
 
     height, width = shape
@@ -267,7 +271,7 @@ def naive(maps, down, across, shape, window, stride, out, before=(0, 0), seen=No
             inner = torch.from_numpy(maps[number]).permute(2, 0, 1)[None]
             enlarged = resized(inner, size=seen or (bottom - y, right - x))[0]
             enlarged = enlarged[:, before[0] : before[0] + bottom - y, before[1] : before[1] + right - x]
-            total[:, y:bottom, x:right] += enlarged
+            total[:, y:bottom, x:right] += of_window(enlarged)
             count[y:bottom, x:right] += 1
             number += 1
     assert number == len(maps) == len(down.places.starts) * len(across.places.starts)
@@ -296,6 +300,19 @@ def test_padded_windows_as_a_loop_over_pixels():
     maps = noise(len(down.places.starts) * len(across.places.starts), 4, 4, 3)
     expected = naive(maps, down, across, shape, 28, 14, out, before=(2, 2), seen=(32, 32))
     np.testing.assert_allclose(windows.combine(maps, down, across), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "pad"), [((32, 32), False), ((32, 77), False), ((27, 61), True)])
+def test_shares_are_those_of_each_window(shape, pad):
+    pytest.importorskip("torch")
+    window, out, inner = (28 if pad else 32), (45, 31), {"before": (2, 2), "seen": (32, 32)} if pad else {}
+    down, across = (windows.axis(n, o, 8, window, 16, pad) for n, o in zip(shape, out))
+    maps = 3 * noise(len(down.places.starts) * len(across.places.starts), 4, 4, 5)
+    expected = naive(maps, down, across, shape, window, 16, out, of_window=lambda x: x.softmax(0), **inner)
+    found = windows.combine_shares(maps, down, across)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
 
 
 def test_one_window_is_the_whole_image():
@@ -337,9 +354,12 @@ def by_hand(name, image, texts):
     lengths = pipeline.short_side, pipeline.window or 0, pipeline.stride
     short, window, stride = (round(length * SIZE / 224) for length in lengths)
     height, width = image.shape[:2]
-    if name == "gem":
-        scaled = np.asarray(Image.fromarray(image).resize((short, short), Image.Resampling.BICUBIC))
-        window = short
+    if name in ("gem", "tips"):
+        size = short, short
+        if name == "tips":  # as torchvision: the longer side is cut down to an integer
+            size = (short, int(short * height / width)) if width < height else (int(short * width / height), short)
+        scaled = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+        window = window or short
     else:
         factor = short / min(height, width)
         size = int(width * factor + 0.5), int(height * factor + 0.5)
@@ -357,7 +377,7 @@ def by_hand(name, image, texts):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("name", ["sclip", "naclip", "clearclip", "gem"])
+@pytest.mark.parametrize("name", ["sclip", "naclip", "clearclip", "gem", "tips"])
 def test_maps_of_an_image_step_by_step(name):
     image = make_image(50, 83)
     found = model_of().dense(image, TEXTS, readout=name)

@@ -1,6 +1,7 @@
 """TIPS's published weights, read and compared with its encoders written in PyTorch from their description."""
 
 import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -11,7 +11,7 @@ Chunks cost one more forward pass; with more memory set --config.accumulation=1.
 An evaluation reports COSMOS's teacher, which is the one to use, as `ema`.  Crops, captions and losses are those of
 configs/beyond/cosmos.py, the optimizer is that of configs/vitb16_continue.py; sizes, image style, normalisation
 and `context_length` are those of `init`, so longer captions are cut (a CLIP's to 77 tokens).  Pools and projections
-that `init` lacks are initialised.  No such run is published: the numbers are ours.
+that `init` lacks are initialised.  No such run is published: the numbers are ours [choice].
 """
 
 from pathlib import Path

@@ -11,7 +11,9 @@ Chunks cost one more forward pass; with more memory set --config.accumulation=1.
 FLAIR pools an image by each text.  Crops, captions and losses are those of configs/beyond/flair.py, the optimizer is
 that of configs/vitb16_continue.py; sizes, image style, normalisation and `context_length` are those of `init`, so
 longer captions are cut (a CLIP's to 77 tokens).  The pool that `init` lacks is initialised.  No such run is published:
-the numbers are ours.
+the numbers are ours [choice].
+From a checkpoint that has a bias, such as a FLAIR, add --config.optimizer.part_rates.logit_bias=0.1: the rate of the
+other loaded networks.
 """
 
 from pathlib import Path
@@ -26,5 +28,5 @@ def get_config(arg=None):
     arg = base.parse_arg(arg, epochs=5)
     c = run_config.load(f"{CONTINUE}:method=flair,epochs={arg.epochs}")
     c.accumulation, c.model.remat = 8, "full"  # chunks of 64 pairs
-    c.optimizer.part_rates = {"logit_bias": 30.0}  # a CLIP's scale of 100 needs a bias far from the start of -10
+    c.optimizer.part_rates = {"logit_bias": 30.0}  # [choice, not measured], see continue_siglip.py
     return c

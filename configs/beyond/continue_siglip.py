@@ -7,6 +7,8 @@
 Memory of a step with B/16 at 224 px, bfloat16: 10.6 GiB, of which 8.9 are temporaries with the gradient.  XLA's CPU
 compiler counted this; it is not measured on a GPU.
 Sizes and preprocessing are those of `init`, see configs/vitb16_continue.py.
+From a checkpoint that has a bias, such as a SigLIP, add --config.optimizer.part_rates.logit_bias=0.1: the rate of the
+other loaded networks.
 """
 
 from pathlib import Path

@@ -7,7 +7,8 @@
 Memory of a step with B/16 at 224 px, bfloat16: 10.7 GiB, of which 8.4 are temporaries with the gradient.  XLA's CPU
 compiler counted this; it is not measured on a GPU.
 Sizes and preprocessing are those of `init`, see configs/vitb16_continue.py.  From a `siglip` run this is the paper's
-second stage, at the rates of fine-tuning; configs/beyond/siglip2.py has those of the paper.
+second stage, at the rates of fine-tuning; configs/beyond/siglip2.py has those of the paper.  Such a checkpoint has a
+bias: add --config.optimizer.part_rates.logit_bias=0.1, the rate of the other loaded networks.
 """
 
 from pathlib import Path
@@ -24,5 +25,5 @@ def get_config(arg=None):
     c.accumulation = 4  # chunks of 128 pairs; the same numbers as the whole batch
     c.model.remat = "full"  # the least memory
     c.ema.start = c.ema.end = 0.999  # constant, as in siglip2.py
-    c.optimizer.part_rates = {"logit_bias": 30.0}  # see continue_siglip.py
+    c.optimizer.part_rates = {"logit_bias": 30.0}  # [choice, not measured], see continue_siglip.py
     return c

@@ -8,6 +8,7 @@ image would be the same.  Published for B/16, where every image is pooled by eve
 
                COCO, image to text / text to image    Flickr30K
     CC3M       51.6 / 37.7                            78.7 / 65.7
+    CC12M      64.1 / 47.8                            90.8 / 75.4
     YFCC15M    67.3 / 51.2                            93.3 / 79.2
 
 Sources of the fields: [code] the published training code, [choice] ours.  In the published loss the batch is that of a

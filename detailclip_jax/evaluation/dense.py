@@ -90,7 +90,8 @@ def measure(
     with contextlib.closing(Prefetched(Cuts(data.source, rows, setup, config.model), prefetch=ahead)) as cuts:
         watched = (cut for _, cut in zip(progress, cuts))  # `progress` reports an image when it is asked for the next
         for row, (cut, features) in enumerate(streamed(encode, watched)):
-            found = predicted(cut.layout.maps(features, texts), class_of, len(data.classes), setup)
+            maps = (cut.layout.shares if setup.pipeline.window_softmax else cut.layout.maps)(features, texts)
+            found = predicted(maps, class_of, len(data.classes), setup)
             counts[row] = counted_pixels(confusion(cut.mask, found, len(data.classes)))
             ignored[row] = cut.mask.size - counts[row, 1].sum()
     counts, ignored = (gathered(each, len(data.source)) for each in (counts, ignored))

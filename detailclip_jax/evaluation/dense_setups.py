@@ -5,8 +5,9 @@
     found.names[0]                              # ("sky", "wall", ...), the words for background
 
 Read from the public code of each method: wangf3014/SCLIP b56bd30, sinahmr/NACLIP 0cac3a6, mc-lan/ClearCLIP ad68a40,
-WalBouss/GEM 5fa677c; name lists from SCLIP 57fa9aa and ClearCLIP fd05ce4. plain, maskclip and maskclip_bare use SCLIP's
-setups. NACLIP's published numbers include a refinement of the maps by PAMR, which is not part of this package.
+WalBouss/GEM 5fa677c, google-deepmind/tips 0c65fb7; name lists from SCLIP 57fa9aa and ClearCLIP fd05ce4. plain, maskclip
+and maskclip_bare use SCLIP's setups. NACLIP's published numbers include a refinement of the maps by PAMR, which is not
+part of this package.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,13 @@ from detailclip_jax.inference.dense import PIPELINES, PUBLISHED_SIZE, Pipeline, 
 
 Names = tuple[tuple[str, ...], ...]  # per class, one or more names
 
-SCLIP, NACLIP, CLEARCLIP, GEM = "sclip", "naclip", "clearclip", "gem"
+SCLIP, NACLIP, CLEARCLIP, GEM, TIPS = "sclip", "naclip", "clearclip", "gem", "tips"
 BACKGROUND_SETS = ("voc21", "context60", "coco_object")  # class 0 is background
 GEM_TEMPLATES = ("a photo of a {}.",)
+TIPS_TEMPLATES = (  # those of TCL, arXiv 2212.00785
+    *("itap of a {}.", "a bad photo of a {}.", "a origami {}.", "a photo of the large {}.", "a {} in a video game."),
+    *("art of the {}.", "a photo of the small {}.", "a photo of many {}.", "a photo of {}s."),
+)
 
 BACKGROUND = (
     *("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mountain", "sands", "desk", "bed", "building"),
@@ -55,6 +60,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     NACLIP: {"cityscapes": {"short_side": 560}, "voc20": {"window": None}, "voc21": {"window": None}},
     CLEARCLIP: {"cityscapes": {"window": 224, "stride": 224}},
     GEM: {},
+    TIPS: {},
 }
 THRESHOLDS: dict[str, Mapping[str, float]] = {
     SCLIP: dict.fromkeys(BACKGROUND_SETS, 0.1),
@@ -88,6 +94,7 @@ class Setup(NamedTuple):
             f"{how} {round(cut.short_side * model.image_size / PUBLISHED_SIZE)}",
             f"windows {window}/{stride}" if window else "whole image",
             f"scale {cut.scale:g}",
+            "softmax in each window" if cut.window_softmax else "",
             f"threshold {self.threshold:g}" if self.threshold else "",
             f"classes above {self.smallest_share:g} of the foreground" if self.smallest_share else "",
             f"{sum(map(len, self.names))} names",
@@ -103,17 +110,17 @@ def setup(dataset: str, readout: str, classes: Sequence[str]) -> Setup:
         PIPELINES[readout]._replace(**CHANGES[method].get(dataset, {})),
         names_of(dataset, method, classes),
         templates_of(dataset, method),
-        THRESHOLDS[method].get(dataset, 0.0),
+        THRESHOLDS.get(method, {}).get(dataset, 0.0),
         SMALLEST_SHARES.get(method, {}).get(dataset, 0.0),
     )
 
 
 def templates_of(dataset: str, method: str) -> tuple[str, ...]:
-    """CLIP's 80 prompts for ImageNet; one for gem, none for stickers."""
+    """CLIP's 80 prompts for ImageNet; one for gem, nine for tips, none for stickers."""
     if dataset == "stickers":
         return ()
-    if method == GEM:
-        return GEM_TEMPLATES
+    if method in (GEM, TIPS):
+        return GEM_TEMPLATES if method == GEM else TIPS_TEMPLATES
     return tuple(template.replace("{c}", "{}") for template in package("templates")["imagenet1k"])
 
 
@@ -121,15 +128,18 @@ def names_of(dataset: str, method: str, classes: Sequence[str]) -> Names:
     """The names of each class in the method's list; "background" has none in gem's.
 
     sclip and naclip share one list: several names for background, person and television. clearclip has one name per
-    class. gem's list is not published; it is clearclip's without the background.
+    class. gem's list is not published; it is clearclip's without the background. tips has one name per class, as the
+    set writes it; only its list for ADE20K is published.
     """
-    several = {} if method in (CLEARCLIP, GEM) else SEVERAL.get(dataset, {})
+    several = {} if method in (CLEARCLIP, GEM, TIPS) else SEVERAL.get(dataset, {})
     return tuple(several.get(name) or _single(dataset, method, name) for name in classes)
 
 
 def _single(dataset: str, method: str, name: str) -> tuple[str, ...]:
     if method == GEM and name == "background" and dataset in BACKGROUND_SETS:
         return ()
+    if method == TIPS:
+        return (name,)
     if dataset in ("voc20", "voc21"):
         return (VOC_NAMES.get(name, name),)
     return (name.replace(" ", "") if dataset in JOINED else name,)

@@ -15,7 +15,7 @@ from jaxtyping import Float32, UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.data.resizing import resize
-from detailclip_jax.inference.windows import Axis, axis, combine, cut
+from detailclip_jax.inference.windows import Axis, axis, combine, combine_shares, cut
 from detailclip_jax.kernels.products import matmul_precision
 from detailclip_jax.losses.clip import l2_normalise
 from detailclip_jax.models import readouts, sizes
@@ -38,8 +38,10 @@ class Pipeline(NamedTuple):
     window, stride: of square windows; window None encodes the image at once.
     scale: factor of the cosines before a softmax over texts.
     pad: completes incomplete patches at the border; otherwise their pixels are not used.
-    squash: both sides become `short_side`, antialiased and bicubic, whatever the shape; otherwise the resize is
-        bilinear without antialiasing, as OpenCV's.
+    squash: both sides become `short_side`, whatever the shape.
+    antialias: the resize is bicubic with antialiasing, as Pillow's, and the longer side is rounded down; otherwise it
+        is bilinear without antialiasing, as OpenCV's, and the longer side is rounded to the nearest.
+    window_softmax: an evaluation takes the softmax over names in each window, before overlaps are averaged.
     """
 
     short_side: int = 336
@@ -48,13 +50,17 @@ class Pipeline(NamedTuple):
     scale: float = 40.0
     pad: bool = False
     squash: bool = False
+    antialias: bool = False
+    window_softmax: bool = False
 
 
 SCLIP = Pipeline()
 CLEARCLIP = Pipeline(short_side=448, window=448, stride=224, scale=50.0, pad=True)
-GEM = Pipeline(short_side=448, window=None, scale=100.0, squash=True)
-# The published code of sclip, naclip, clearclip and gem; the other read-outs use that of sclip, as does its paper.
-PIPELINES = {**dict.fromkeys(READOUTS, SCLIP), "clearclip": CLEARCLIP, "gem": GEM}
+GEM = Pipeline(short_side=448, window=None, scale=100.0, squash=True, antialias=True)
+# Of a model of 448 px: 448 px, windows of 448 every 336 (google-deepmind/tips, TIPS_zeroshot_segmentation.ipynb).
+TIPS = Pipeline(short_side=224, window=224, stride=168, scale=1.0, antialias=True, window_softmax=True)
+# The published code of sclip, naclip, clearclip, gem and tips; the others use that of sclip, as does its paper.
+PIPELINES = {**dict.fromkeys(READOUTS, SCLIP), "clearclip": CLEARCLIP, "gem": GEM, "tips": TIPS}
 
 
 def check_readout(readout: str) -> None:
@@ -67,13 +73,13 @@ class ImageLayout(NamedTuple):
     """How one image is cut: (height, width) of the resized image, and its windows along both axes."""
 
     size: tuple[int, int]
-    squash: bool
+    antialias: bool
     down: Axis
     across: Axis
 
     def windows(self, image: UInt8[np.ndarray, "H W 3"]) -> list[UInt8[np.ndarray, "h w 3"]]:
         """The windows of the resized image, all of one shape."""
-        if self.squash:
+        if self.antialias:
             image = resize(image, *self.size, "bicubic")
         elif image.shape[:2] != self.size:
             image = np.asarray(cv2.resize(image, self.size[::-1], interpolation=cv2.INTER_LINEAR))
@@ -84,6 +90,12 @@ class ImageLayout(NamedTuple):
     ) -> Float32[np.ndarray, "T H W"]:
         """Cosines of the windows' features with the texts, as maps of the output size."""
         return combine(features @ texts.T, self.down, self.across)
+
+    def shares(
+        self, features: Float32[np.ndarray, "n h w E"], texts: Float32[np.ndarray, "T E"]
+    ) -> Float32[np.ndarray, "T H W"]:
+        """The softmax of these cosines over the texts, taken in each window, as maps of the output size."""
+        return combine_shares(features @ texts.T, self.down, self.across)
 
 
 def layout(
@@ -99,7 +111,7 @@ def layout(
     rows, columns = out or tuple(shape[:2])
     down = axis(height, rows, patch_size, window, stride, pipeline.pad)
     across = axis(width, columns, patch_size, window, stride, pipeline.pad)
-    return ImageLayout(size, pipeline.squash, down, across)
+    return ImageLayout(size, pipeline.antialias, down, across)
 
 
 def windows_of(pipeline: Pipeline, model: ConfigDict) -> tuple[int | None, int]:
@@ -118,8 +130,11 @@ def resized(shape: Sequence[int], pipeline: Pipeline, ratio: float = 1.0) -> tup
     short = pipeline.short_side * ratio
     if pipeline.squash:
         return round(short), round(short)
-    factor = min(short / min(shape[:2]), LONG_SIDE * ratio / max(shape[:2]))
-    height, width = (max(int(side * factor + 0.5), 1) for side in shape[:2])
+    new, old = min((short, min(shape[:2])), (LONG_SIDE * ratio, max(shape[:2])), key=lambda sides: sides[0] / sides[1])
+    if pipeline.antialias:
+        height, width = (max(int(new * side / old), 1) for side in shape[:2])
+    else:
+        height, width = (max(int(side * (new / old) + 0.5), 1) for side in shape[:2])
     return height, width
 
 

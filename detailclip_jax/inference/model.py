@@ -275,10 +275,10 @@ class Model:
         the text's embedding with patch features, resized bilinearly to pixels. Only differences between texts carry
         meaning: published pipelines take softmax(scale * maps, axis=0) with `inference.dense.PIPELINES[readout].scale`.
 
-        `readout` is one of `models.readouts.READOUTS`: plain, maskclip, maskclip_bare, sclip, naclip, clearclip, gem.
-        Each resizes and cuts the image as its published code does, see `inference.dense.Pipeline`; `config.preprocess`
-        contributes mean and standard deviation alone. With several `templates`, a text's embedding is the mean over
-        them.
+        `readout` is one of `models.readouts.READOUTS`: plain, maskclip, maskclip_bare, sclip, naclip, clearclip, gem,
+        tips. Each resizes and cuts the image as its published code does, see `inference.dense.Pipeline`;
+        `config.preprocess` contributes mean and standard deviation alone. With several `templates`, a text's embedding
+        is the mean over them.
 
         Raises ValueError for an unknown read-out, for a template without "{}", and if the method has no text encoder;
         BadImage for an unreadable image; TypeError for one text that is not in a list.

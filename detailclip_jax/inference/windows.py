@@ -7,6 +7,7 @@ Bilinear resizing and averaging are linear, and act on rows and columns separate
 with one matrix per axis, which `axis` builds.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -75,10 +76,15 @@ def assembly(placed: Places, cells: int, out: int, sums: Any = np.float32) -> Fl
 
     The cells of a window cover the `seen` pixels if the window is padded, else its `extent`.
     """
-    covered = bilinear_matrix(cells, placed.seen if placed.pads else placed.extent)
-    inside = covered[placed.before : placed.before + placed.extent].astype(sums)
+    inside = window_matrix(placed, cells).astype(sums)
     resized = bilinear_matrix(placed.length, out).astype(sums) @ averaged(inside, placed.starts, placed.length)
     return resized.astype(np.float32)
+
+
+def window_matrix(placed: Places, cells: int) -> Float32[np.ndarray, "E p"]:
+    """Builds the matrix from the map of one window, `cells` long, to its pixels, without those of the padding."""
+    covered = bilinear_matrix(cells, placed.seen if placed.pads else placed.extent)
+    return covered[placed.before : placed.before + placed.extent]
 
 
 def window_starts(length: int, extent: int, stride: int) -> tuple[int, ...]:
@@ -125,3 +131,22 @@ def combine(maps: Float[np.ndarray, "n h w T"], down: Axis, across: Axis) -> Flo
     rows = down.matrix @ np.ascontiguousarray(grid, np.float32).reshape(ny * height, -1)
     rows = rows.reshape(len(down.matrix), nx * width, num).transpose(2, 0, 1)
     return np.ascontiguousarray(rows) @ across.matrix.T
+
+
+def combine_shares(maps: Float[np.ndarray, "n h w T"], down: Axis, across: Axis) -> Float32[np.ndarray, "T H W"]:
+    """The mean over windows of the softmax over the T maps, at every pixel of a window; resized bilinearly at the end.
+
+    In contrast to `combine` the softmax is taken in each window, before overlaps are averaged.
+    """
+    rows, columns = down.places, across.places
+    to_rows, to_columns = window_matrix(rows, maps.shape[1]), window_matrix(columns, maps.shape[2])
+    total = np.zeros((maps.shape[-1], rows.length, columns.length), np.float32)
+    count = np.zeros(total.shape[1:], np.float32)
+    for map_of_window, (top, left) in zip(maps, itertools.product(rows.starts, columns.starts)):
+        shares = to_rows @ map_of_window.astype(np.float32).transpose(2, 0, 1) @ to_columns.T
+        shares = np.exp(shares - shares.max(0))
+        place = np.s_[top : top + rows.extent, left : left + columns.extent]
+        total[:, *place] += shares / shares.sum(0)
+        count[place] += 1
+    resize_rows, resize_columns = (bilinear_matrix(one.places.length, len(one.matrix)) for one in (down, across))
+    return resize_rows @ (total / count) @ resize_columns.T

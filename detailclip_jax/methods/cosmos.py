@@ -5,6 +5,9 @@
     y: global images, global texts                                                             (teacher, no gradient)
 
 N(a, b, s) is CLIP's loss, averaged over all pairs of a view of a and a view of b. Both scales are trained.
+
+The published code differs in three places: it passes no gradient to the embeddings that come from other devices, it
+moves the teacher before the optimizer's step, and it attends to the padding behind a caption, which is masked here.
 """
 
 import math

@@ -4,6 +4,9 @@
 
 Equations: `losses.flair`. Patches and CLS token share one projection; a text pools the projected patches of an image by
 cross-attention, so an image has another embedding for every text.
+
+The published code differs in two places: the batch of its loss is that of a device, here it is the global one; and it
+never draws the last run of consecutive sentences.
 """
 
 import math
