@@ -13,7 +13,8 @@
     attention       CLS attention by layer, and by layer and head
     removal         the mean over heads and layers (eq. 9), and the patches that removal keeps
     reconstruction  the student's input and the decoder's prediction; needs a method with a pixel loss
-    similarity      the cosine of all patch features with one patch, by default the most attended one
+    similarity      the cosine of all patch features with one patch, by default the one most attended by the first
+                    checkpoint; all checkpoints show the same place of the image
     pca             three principal components of the patch features as colours, shared by the images
     words           where each text is more similar than other texts; needs a method with captions
     segmentation    label maps of workdirs of `transfer`; without --images on their evaluation set
@@ -100,7 +101,8 @@ def parser() -> argparse.ArgumentParser:
     add("--what", type=names, metavar="NAME,...", help="figures (default: all that every checkpoint can have)")
     add("--texts", action="append", default=[], metavar="TEXT", help="text for words and overview; may be repeated")
     add("--readout", default="naclip", metavar="NAME", help="read-out of patch features for words (default: naclip)")
-    add("--patch", type=place, metavar="ROW,COLUMN", help="patch for similarity (default: the most attended one)")
+    patch = "patch for similarity, in the grid of the first checkpoint (default: the most attended one)"
+    add("--patch", type=place, metavar="ROW,COLUMN", help=patch)
     numbers = comma_separated(flags.positive)
     add("--layers", type=numbers, metavar="N,...", help="layers for attention, from 1 (default: all)")
     add("--ratio", type=ratio, metavar="R", help="share of removed patches (default: that of the checkpoint)")

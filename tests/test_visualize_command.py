@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 from test_detection_run import tiny as tiny_detection
 from test_inference import made
@@ -17,7 +18,7 @@ from detailclip_jax.config import run_config
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.regular_files import LeavesFolder
 from detailclip_jax.detection import experiment as detection
-from detailclip_jax.inference.model import load
+from detailclip_jax.inference.model import Features, Model, load
 from detailclip_jax.interop import store
 from detailclip_jax.run import figure_files, transfer
 from detailclip_jax.run import visualize as drawing
@@ -169,6 +170,49 @@ def test_the_default_patch_of_similarity_is_the_most_attended_one(workdirs):
         row, column = divmod(int(model.attention(image).argmax()), 4)
         assert panel.patches[0].get_bbox().extents.tolist() == [column, row, column + 1, row + 1]
         assert np.asarray(panel.images[0].get_array())[row, column] == pytest.approx(1, abs=1e-5)
+
+
+class OfGrid(Model):
+    """A model of random features whose attention is highest at `chosen`; an image is what it sees."""
+
+    def __init__(self, side, chosen):
+        config = ConfigDict({"model": {"side": side}, "data": {"tokenizer": ""}})
+        vars(self).update(config=config, params={"image": {}}, chosen=chosen)
+
+    def attention(self, image):
+        values = np.zeros((self.config.model.side,) * 2, np.float32)
+        values[self.chosen] = 1
+        return values
+
+    def features(self, images):
+        shape = len(images), self.config.model.side, self.config.model.side, 8
+        patches = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        return Features(patches[:, 0, 0], patches)
+
+    def view(self, image):
+        return image
+
+
+@pytest.mark.parametrize(("patch", "first", "second"), [(None, (1, 2), (2, 4)), ((3, 0), (3, 0), (6, 0))])
+def test_all_models_compare_with_one_place_of_the_image(monkeypatch, patch, first, second):
+    """The first model's choice, also where the second attends to another patch most and has another grid."""
+    monkeypatch.setattr(drawing.sizes, "num_side_patches", lambda model: model.side)
+    models = {"a": OfGrid(4, (1, 2)), "b": OfGrid(7, (6, 6))}
+    shown = drawing.Shown([np.zeros((28, 28, 3), np.uint8)], [()])
+    figure = drawing.draw("similarity", models, shown, drawing.Options(patch=patch))["similarity"]
+    image, *panels = figure.axes
+    for panel, (row, column) in zip(panels, (first, second)):
+        assert panel.patches[0].get_bbox().extents.tolist() == [column, row, column + 1, row + 1]
+        assert np.asarray(panel.images[0].get_array())[row, column] == pytest.approx(1, abs=1e-5)
+    size = image.images[0].get_array().shape[0]
+    row, column = first
+    assert (image.patches[0].get_bbox().extents * 4 / size).tolist() == [column, row, column + 1, row + 1]
+
+
+def test_a_patch_of_another_grid_has_the_centre_of_the_chosen_one():
+    assert [drawing.on_grid((n, n), 2, 4)[0] for n in range(2)] == [1, 3]  # a centre on an edge: the later patch
+    assert [drawing.on_grid((n, 0), 14, 7)[0] for n in range(14)] == [n // 2 for n in range(14)]
+    assert all(drawing.on_grid((n, n), side, side) == (n, n) for side in (3, 14, 37) for n in range(side))
 
 
 def test_an_unreadable_image_is_named(photo, tmp_path):

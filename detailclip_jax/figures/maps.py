@@ -85,7 +85,8 @@ def similarity_figure(
 ) -> Any:
     """The cosine of every patch feature with that of a chosen patch, which has an outline; a row per model.
 
-    `places` has (row, column) of the chosen patch of each image. All maps of a model share one colour range.
+    `places` has (row, column) of the chosen patch of each image in each model's grid: the same place of the image for
+    all models. The image has the outline of the first model's patch. All maps of a model share one colour range.
     """
     rows = ["image", *(f"{name}\n{_range(values)}" for name, values in maps.items())]
     figure, axes = panels(rows, len(images), "Cosine with the outlined patch", credit)

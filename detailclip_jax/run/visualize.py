@@ -221,17 +221,26 @@ def _enlarged(model: Model, images: UInt8[np.ndarray, "B S S 3"]) -> list[UInt8[
 
 
 def similar(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
-    """The cosine of patch features with the chosen patch; by default the most attended one of each image."""
-    places = {name: _places(model, shown, options) for name, model in models.items()}
+    """The cosine of patch features with the chosen patch; by default the first model's most attended one of each image.
+
+    All models show the same place: each takes the patch of its own grid that has the centre of the chosen one.
+    """
+    first = next(iter(models.values()))
+    chosen = [options.patch] * len(shown.images) if options.patch else _most_attended(first, shown)
+    places = {name: [on_grid(each, _side(first), _side(model)) for each in chosen] for name, model in models.items()}
     found = {n: similarity(m.features(shown.images).patches, places[n]) for n, m in models.items()}
     return {"similarity": maps.similarity_figure(views(models, shown), found, places, shown.credit)}
 
 
-def _places(model: Model, shown: Shown, options: Options) -> list[tuple[int, int]]:
-    if options.patch:
-        return [options.patch] * len(shown.images)
+def _most_attended(model: Model, shown: Shown) -> list[tuple[int, int]]:
     found = (model.attention(image) for image in shown.images)
     return [divmod(int(values.argmax()), values.shape[1]) for values in found]
+
+
+def on_grid(place: tuple[int, int], side: int, other: int) -> tuple[int, int]:
+    """The patch of a grid of `other` patches along a side that has the centre of a patch of a grid of `side`."""
+    row, column = ((2 * number + 1) * other // (2 * side) for number in place)
+    return row, column
 
 
 def pca(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
