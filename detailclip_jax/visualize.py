@@ -20,8 +20,9 @@
     segmentation    label maps of workdirs of `transfer`; without --images on their evaluation set
     detection       boxes and masks of workdirs of `transfer`; without --images on their evaluation set
 
-Without --what it draws every figure above `segmentation`. A figure that a checkpoint cannot have is left out, with the
-reason; it is an error if none is drawn. Without --out the files are in `visualize` of the first checkpoint's workdir.
+Without --what it draws every figure above `segmentation`. A checkpoint that cannot have a figure is left out of it, and
+a figure that none can have is left out, with the reason; it is an error if none is drawn. Without --out the files are
+in `visualize` of the first checkpoint's workdir.
 """
 
 import argparse
@@ -98,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num-images", type=flags.positive, default=6, metavar="N", help="number of images (default: 6)")
     add("--first", type=int, default=0, metavar="N", help="number of the first image, from 0 (default: 0)")
     names = comma_separated(flags.one_of("figure", (*MODEL_FIGURES, *PREDICTIONS)))
-    add("--what", type=names, metavar="NAME,...", help="figures (default: all that every checkpoint can have)")
+    add("--what", type=names, metavar="NAME,...", help="figures (default: all that a checkpoint can have)")
     add("--texts", action="append", default=[], metavar="TEXT", help="text for words and overview; may be repeated")
     add("--readout", default="naclip", metavar="NAME", help="read-out of patch features for words (default: naclip)")
     patch = "patch for similarity, in the grid of the first checkpoint (default: the most attended one)"

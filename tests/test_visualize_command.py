@@ -74,32 +74,46 @@ def test_without_out_the_figures_are_in_the_workdir_of_the_first_checkpoint(work
 
 
 @pytest.mark.check
-def test_several_checkpoints_share_a_figure_and_what_one_lacks_is_left_out(workdirs, tmp_path, capsys):
+def test_several_checkpoints_share_a_figure_without_those_that_cannot_have_it(workdirs, tmp_path, capsys):
     given = [f"--checkpoint={workdirs[name]}" for name in ("clip", "mae")]
     assert run(*given, "--num-images=1", f"--out={tmp_path}", "--labels=first,second") == 0
     heads, overviews = (
         [f"{name}-{label}" for label in ("first", "second")] for name in ("attention_heads", "overview")
     )
-    names = ["attention", *heads, *overviews, "pca", "removal", "similarity"]
+    names = ["attention", *heads, *overviews, "pca", "reconstruction", "removal", "similarity", "words"]
     assert files(tmp_path) == sorted(f"{name}.{suffix}" for name in names for suffix in ("png", "svg"))
     said = capsys.readouterr().out
-    assert "left out: --what=reconstruction: reconstruct runs image and decoder" in said
-    assert "left out: --what=words: dense runs" in said
+    assert f"left out: --what=reconstruction needs a decoder; {workdirs['clip']} (clip) has none" in said
+    assert f"left out: --what=words needs a joint space of images and texts; {workdirs['mae']} (mae) has none" in said
     assert "first: the method clip does not remove the patches of lowest attention in training" in said
+
+
+def test_a_checkpoint_without_the_networks_of_a_figure_is_left_out_of_it(workdirs, monkeypatch):
+    models = {name: load(workdirs[name]) for name in ("clip", "mae")}
+    shown = drawing.scenes(models["clip"].config, 1)
+    assert "clip (clip) has none" in drawing.left_out("reconstruction", models)
+    assert not drawing.refusal("reconstruction", models, shown) and not drawing.left_out("pca", models)
+    monkeypatch.setattr(Model, "reconstruct", lambda model, images, removed: np.stack([model.view(i) for i in images]))
+    monkeypatch.setattr(Model, "removed", lambda model, images, ratio: np.zeros((len(images), 4, 4), bool))
+    figure = drawing.draw("reconstruction", models, shown, drawing.Options())["reconstruction"]
+    rows = [text.get_text() for text in figure.texts]
+    assert "mae\nreconstruction" in rows and not [row for row in rows if "clip" in row]
+    refused = drawing.refusal("reconstruction", {"a": models["clip"], "b": models["clip"]}, shown)
+    assert "(clip) and " in refused and "have none; use a checkpoint of a method with a pixel loss" in refused
 
 
 def test_of_the_figures_asked_for_those_that_a_checkpoint_can_have_are_drawn(workdirs, tmp_path, capsys):
     given = [f"--checkpoint={workdirs['clip']}", "--what=pca,reconstruction", "--num-images=1", "--formats=png"]
     assert run(*given, f"--out={tmp_path}") == 0
     assert files(tmp_path) == ["pca.png"]
-    assert "left out: --what=reconstruction: reconstruct runs image and decoder" in capsys.readouterr().out
+    assert "left out: --what=reconstruction needs a decoder" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("method", "flags", "message"),
     [
-        ("clip", ["--what=reconstruction"], "is clip, which has no decoder and no pixel_head; use a checkpoint of a"),
-        ("mae", ["--what=words"], "is mae, which has no image_projection"),
+        ("clip", ["--what=reconstruction"], "clip (clip) has none; use a checkpoint of a method with a pixel loss"),
+        ("mae", ["--what=words"], "needs a joint space of images and texts; "),
         ("detailclip", ["--what=words", "--images=PHOTO"], "--what=words needs texts for these images"),
         ("detailclip", ["--what=atention"], "unknown figure 'atention'; did you mean 'attention'?"),
         ("detailclip", ["--what=similarity", "--patch=4,0"], "patch 4,0 is outside the grid of 4 x 4 patches"),

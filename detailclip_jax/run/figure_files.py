@@ -61,7 +61,7 @@ def names_of(checkpoints: Sequence[str]) -> list[str]:
 
 
 def write(request: Request, console: Console) -> None:
-    """Writes the figures, prints the paths of their files, and says which figures are left out.
+    """Writes the figures, prints the paths of their files, and says which figures and checkpoints are left out.
 
     Raises ValueError if none of the figures can be drawn, and what loading the runs and opening the images raises.
     """
@@ -97,8 +97,9 @@ def of_models(request: Request, console: Console) -> None:
     reasons = {what: drawing.refusal(what, models, shown) for what in request.what or drawing.FIGURES}
     if all(reasons.values()):
         raise ValueError("\n".join(reasons.values()))
-    for reason in filter(None, reasons.values()):
-        console.say(f"left out: {reason}")
+    for line in (reason or drawing.left_out(what, models) for what, reason in reasons.items()):
+        if line:
+            console.say(f"left out: {line}")
     for note in dict.fromkeys(note for what in reasons for note in drawing.notes(what, models)):
         console.say(note)
     for what in (what for what, reason in reasons.items() if not reason):

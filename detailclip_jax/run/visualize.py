@@ -120,7 +120,10 @@ def _opened(path: str) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def draw(what: str, models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
-    """Computes and draws one of `FIGURES`.  Raises ValueError for what a checkpoint or an option does not allow."""
+    """Computes and draws one of `FIGURES`, without the checkpoints that `left_out` names.
+
+    Raises ValueError for what all checkpoints or an option do not allow.
+    """
     if reason := refusal(what, models, shown):
         raise ValueError(reason)
     return FIGURES[what](models, shown, options)
@@ -128,14 +131,24 @@ def draw(what: str, models: Mapping[str, Model], shown: Shown, options: Options)
 
 def refusal(what: str, models: Mapping[str, Model], shown: Shown) -> str:
     """Why these checkpoints or images cannot have the figure, with the way out; "" if they can."""
-    for model in models.values():
-        try:
-            model.require(NEEDS.get(what, "attention"))
-        except ValueError as error:
-            return f"--what={what}: {error}"
+    if not able(what, models):
+        wanted = NEEDS.get(what, IMAGE_ENCODER).methods
+        return f"{left_out(what, models)}; use a checkpoint of a method with {wanted}"
     if what == "words" and not all(shown.texts):
         return "--what=words needs texts for these images: --texts='a dog' --texts=grass"
     return ""
+
+
+def left_out(what: str, models: Mapping[str, Model]) -> str:
+    """Which checkpoints lack the networks of the figure, and which networks; "" if none does."""
+    lacking = [f"{m.path} ({m.config.method})" for name, m in models.items() if name not in able(what, models)]
+    networks, has = NEEDS.get(what, IMAGE_ENCODER).networks, "has" if len(lacking) == 1 else "have"
+    return f"--what={what} needs {networks}; {' and '.join(lacking)} {has} none" if lacking else ""
+
+
+def able(what: str, models: Mapping[str, Model]) -> dict[str, Model]:
+    """The models that have the networks of the figure."""
+    return {name: model for name, model in models.items() if can(model, NEEDS.get(what, IMAGE_ENCODER).call)}
 
 
 def check_same_view(models: Mapping[str, Model]) -> None:
@@ -205,10 +218,10 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 
 def reconstruction(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
-    """What the decoder sees and what it predicts, per checkpoint."""
+    """What the decoder sees and what it predicts, per checkpoint that has one."""
     images = views(models, shown)
     rows: dict[str, Sequence[np.ndarray]] = {"image": images}
-    for name, model in models.items():
+    for name, model in able("reconstruction", models).items():
         label, removed = f"{name}\n" if len(models) > 1 else "", model.removed(shown.images, options.ratio)
         rows[f"{label}student's input"] = [plots.grey_out(image, mask.ravel()) for image, mask in zip(images, removed)]
         rows[f"{label}reconstruction"] = _enlarged(model, model.reconstruct(shown.images, removed))
@@ -250,11 +263,12 @@ def pca(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
 
 
 def words(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
-    """A map per text over each image."""
-    images = [reduced(image) for image in shown.images]
-    found = {name: words_of(model, shown._replace(images=images), options) for name, model in models.items()}
+    """A map per text over each image, of the checkpoints that embed texts."""
+    images, having = [reduced(image) for image in shown.images], able("words", models)
+    found = {name: words_of(model, shown._replace(images=images), options) for name, model in having.items()}
     alone = not shown.contrast and all(len(set(texts)) == 1 for texts in shown.texts)
     title = maps.ONE_WORD_TITLE if alone else maps.WORDS_TITLE
+    title += f": {next(iter(having))}" if len(having) == 1 < len(models) else ""
     return {"words": maps.words_figure(images, found, shown.credit, title)}
 
 
@@ -316,7 +330,21 @@ FIGURES: dict[str, Callable[[Mapping[str, Model], Shown, Options], Figures]] = {
     "pca": pca,
     "words": words,
 }
-NEEDS = {"reconstruction": "reconstruct", "words": "dense", "pca": "features", "similarity": "features"}
+
+
+class Need(NamedTuple):
+    """What a figure needs of a checkpoint: a method of `Model`, its networks, and what methods with them train on."""
+
+    call: str
+    networks: str
+    methods: str
+
+
+IMAGE_ENCODER = Need("attention", "an image encoder", "images")
+NEEDS = {
+    "reconstruction": Need("reconstruct", "a decoder", "a pixel loss, such as mae or detailclip"),
+    "words": Need("dense", "a joint space of images and texts", "captions, such as clip or detailclip"),
+}
 
 
 def segmentation(
