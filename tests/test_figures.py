@@ -84,9 +84,44 @@ def test_colours_of_detected_classes_differ_and_repeat_after_seven():
     assert least_difference(np.array([style.rgb(colour) for colour in colours[:7]])) > 60
 
 
-def test_colours_of_label_maps_differ_from_each_other_and_from_no_label():
-    assert least_difference(np.array([*palette(21), (255, 255, 255)])) > 40
-    assert len({tuple(colour) for colour in palette(150)}) == 150
+def test_colours_of_label_maps_differ_and_do_not_depend_on_the_number_of_classes():
+    assert len({tuple(colour) for colour in palette(256)}) == 256
+    assert palette(1).shape == (1, 3) and palette(300).shape == (300, 3)
+    assert (palette(300)[:21] == palette(21)).all()
+
+
+# Machado, Oliveira & Fernandes 2009, table 1, severity 1: matrices of linear red, green and blue.
+VISION = {
+    "usual": np.eye(3),
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+}
+
+
+def lab(colours, vision):
+    """CIE L*a*b* (D65) of sRGB colours, 0 to 255, as a kind of vision sees them."""
+    values = np.asarray(colours) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.transpose(VISION[vision]), 0, 1)
+    xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+    parts = seen @ np.transpose(xyz) / np.sum(xyz, 1)
+    root = np.where(parts > (6 / 29) ** 3, np.cbrt(parts), parts * (29 / 6) ** 2 / 3 + 4 / 29)
+    x, y, z = root.T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+
+
+def test_lab_is_that_of_the_standard():
+    """Red and blue of sRGB, of the tables for D65."""
+    np.testing.assert_allclose(
+        lab([(255, 0, 0), (0, 0, 255)], "usual"), [[53.2, 80.1, 67.2], [32.3, 79.2, -107.9]], atol=0.1
+    )
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_colours_of_label_maps_stay_apart_for_the_colour_blind(vision):
+    seen = lab([(255, 255, 255), *palette(256)], vision)
+    for num_classes, least in ((25, 16), (40, 11), (60, 8), (150, 5), (256, 4)):
+        assert least_difference(seen[: 1 + num_classes]) > least
 
 
 def least_difference(colours):
