@@ -176,6 +176,10 @@ def test_start_upload_type_click(browser, url, tmp_path):
     shares = [float(text.split()[-2]) for text in texts_of(browser, ".bars .value")]
     assert abs(sum(shares[:2]) - 100) <= 1 and shares[:2] == shares[2:]
 
+    grey = "return [...document.querySelectorAll('.model:first-child img')].map((e) => getComputedStyle(e).filter)"
+    similar, attention, kept, *maps = browser.execute_script(grey)
+    assert kept == "none" and {similar, attention, *maps} == {"grayscale(1)"} and len(maps) == 2, "under heat maps only"
+
     place = "#models .model:first-child .panels figure:first-child"
     frame = browser.find_element(By.CSS_SELECTOR, f"{place} .frame")
     before = drawn(browser, f"{place} canvas")

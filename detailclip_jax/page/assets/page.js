@@ -104,8 +104,12 @@ function colour(value) {
   return VIRIDIS[low].map((channel, i) => channel + (VIRIDIS[low + 1][i] - channel) * (place - low));
 }
 
-/** Draws values from `low` to `high` as colours; one pixel per value, which the style sheet enlarges. */
+/** Draws values from `low` to `high` as colours; one pixel per value, which the style sheet enlarges.
+ *
+ * An image below them becomes grey, as in the figures: its own colours would mix with those of the values.
+ */
 function heat(canvas, values, width, low, high, alpha = OVER) {
+  canvas.closest(".frame")?.classList.add("grey");
   canvas.width = width;
   canvas.height = values.length / width;
   const pixels = new ImageData(canvas.width, canvas.height);
