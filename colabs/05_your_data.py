@@ -25,15 +25,18 @@ import jax
 print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device_kind}")
 
 # %% [markdown]
-# `CLIP` is the workdir of a CLIP to continue from. Here it is trained for `STEPS` steps on the built-in scenes;
-# `detailclip import` makes a workdir from a published PyTorch checkpoint.
+# `CLIP` is the workdir of a CLIP to continue from. Here it is trained for `STEPS` steps on the built-in scenes; 60
+# steps are too few to learn anything, and only show the way. The environment variable `MODEL` names another run to
+# continue from: the outputs below are of one of 300 steps (`detailclip train --config=stickers:method=clip
+# --config.total_steps=300 --workdir=runs/clip`, `MODEL=clip`), which take longer. `detailclip import` makes a workdir
+# from a published PyTorch checkpoint.
 
 # %%
 from pathlib import Path
 
 STEPS = int(os.environ.get("STEPS", 60))
 RUNS = Path(os.environ.get("RUNS", "../runs"))
-CLIP = RUNS / "quickstart_clip"
+CLIP = RUNS / os.environ.get("MODEL", "quickstart_clip")
 
 # %% [markdown]
 # ## A folder of images with a table of captions, and a webdataset
@@ -106,16 +109,18 @@ import detailclip_jax
 from detailclip_jax.config import run_config
 from detailclip_jax.run import loop
 
-config = run_config.load("stickers:method=clip")
-config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 4, 1), False
-assert loop.train(loop.prepare(config, CLIP)) == 0
+if "MODEL" not in os.environ:
+    config = run_config.load("stickers:method=clip")
+    config.total_steps, config.log_every, config.evaluate_at_end = STEPS, max(STEPS // 4, 1), False
+    assert loop.train(loop.prepare(config, CLIP)) == 0
 
 # %% [markdown]
 # ## Continue as DetailCLIP
 #
 # `config.data.path` names both sets and their weights: three examples in four are from the folder. `config.init` names
 # the CLIP. Networks that it lacks (decoder, heads) are new, and the teacher starts as a copy of the student. Tensors
-# that come from the CLIP learn at a third of the rate.
+# that come from the CLIP learn at a third of the rate. A quarter of the patches is removed instead of half: the encoder
+# is trained already, and images are encoded whole in the end (docs/experiments.md).
 
 # %%
 config = run_config.load("stickers")
@@ -145,4 +150,4 @@ for name, model in models.items():
 from detailclip_jax.run import visualize
 
 shown = visualize.files([str(FOLDER / "images")], count=6)
-visualize.draw("removal", models, shown, visualize.Options(ratio=0.5))["removal"]
+visualize.draw("removal", models, shown, visualize.Options(ratio=0.25))["removal"]
