@@ -242,7 +242,25 @@ def test_the_crop_of_the_square_follows_the_preprocessing(models):
     cropped = models[0].preprocessed({"crop_ratio": 0.5})
     bright = np.zeros((400, 400, 3), np.uint8)
     bright[100:300, 100:300] = 255
-    assert answers.square(cropped, bright).mean() > 250 and answers.square(models[0], bright).mean() < 100
+    inner, whole = answers.look([cropped, models[0]], bright)
+    assert inner.square.mean() > 250 and whole.square.mean() < 100
+
+
+def test_an_image_is_resized_once_for_each_preprocessing_and_the_values_are_those_of_the_model(models, monkeypatch):
+    pixels = np.random.default_rng(5).integers(0, 256, (90, 130, 3), np.uint8)
+    asked = [models[0], models[1], models[0].preprocessed({"crop_ratio": 0.875})]
+    expected = [(m.encode_image([pixels])[0], m.attention(pixels), m.features([pixels]).patches[0]) for m in asked]
+    sizes, view = [], answers.evaluation_view
+    monkeypatch.setattr(answers, "evaluation_view", lambda *given: sizes.append(given[1]) or view(*given))
+    monkeypatch.setattr(inference, "evaluation_view", None)  # not called
+    seen = answers.look(asked, pixels)
+    assert sizes == [models[0].config.model.image_size, answers.SHOWN_SIDE] * 2
+    for one, (embedding, attention, patches) in zip(seen, expected):
+        np.testing.assert_array_equal(one.embedding, embedding)
+        np.testing.assert_array_equal(one.attention, attention)
+        flat = patches.reshape(len(one.patches), -1)
+        np.testing.assert_array_equal(one.patches, flat / np.linalg.norm(flat, axis=1, keepdims=True))
+    assert (seen[2].attention != seen[0].attention).any()
 
 
 def test_uploads_are_decoded_by_the_rules_of_training(client, models):
@@ -367,6 +385,11 @@ def test_found_images_that_are_links_are_shown_if_the_page_follows_links(models,
                 assert answer.status_code == 200
             else:
                 assert "allow it with --follow-links" in refused(answer, 404)
+
+
+def test_a_square_of_another_size_is_refused(models):
+    with pytest.raises(ValueError, match=r"a square of \[8, 8, 3\], but runs/.* sees \[32, 32, 3\]"):
+        models[0].features([inference.Square(np.zeros((8, 8, 3), np.uint8))])
 
 
 def test_a_fault_of_the_program_is_one_line_and_a_traceback_in_the_terminal(client, page, monkeypatch, capsys):

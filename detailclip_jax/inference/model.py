@@ -82,6 +82,16 @@ class Features(NamedTuple):
     patches: Float32[np.ndarray, "B h w D"]
 
 
+class Square(NamedTuple):
+    """An image that is resized and cropped already, as `Model.view` does; all methods but `dense` take it as it is.
+
+    square = Square(model.view("frog.png"))
+    model.features([square]), model.attention(square)            # the image is read and resized once
+    """
+
+    pixels: UInt8[np.ndarray, "S S 3"]
+
+
 @functools.cache
 def _say_no_joint_space(path: str) -> None:
     """Logs, once for each path, that the model there has no joint space."""
@@ -101,11 +111,11 @@ def _say_own_score(path: str, method: str) -> None:
 class Model:
     """A trained model, returned by `load`.
 
-    An image is a PIL image of any mode, uint8 [H, W, 3] (or [H, W], [H, W, 1], [H, W, 4]), the path of a file, or the
-    bytes of one. It is rotated upright, converted to RGB (transparency over white), and resized, cropped and normalised
-    according to `config.preprocess`. The default resizes the shorter side to the model's size with a bilinear filter
-    and crops the central square; an imported model keeps its own evaluation preprocessing. `weights` names the `params`
-    in use: "student", or "ema", where the teacher's networks replace those of the student.
+    An image is a PIL image of any mode, uint8 [H, W, 3] (or [H, W], [H, W, 1], [H, W, 4]), the path of a file, the
+    bytes of one, or a `Square`. It is rotated upright, converted to RGB (transparency over white), and resized, cropped
+    and normalised according to `config.preprocess`. The default resizes the shorter side to the model's size with a
+    bilinear filter and crops the central square; an imported model keeps its own evaluation preprocessing. `weights`
+    names the `params` in use: "student", or "ema", where the teacher's networks replace those of the student.
     """
 
     networks: Networks
@@ -297,9 +307,20 @@ class Model:
         return functools.cache(lambda readout: dense_encoder(self.networks, self.config, readout))
 
     def view(self, image: Any) -> UInt8[np.ndarray, "S S 3"]:
-        """One image, resized and cropped for the networks; its values are not normalised."""
+        """One image, resized and cropped for the networks; its values are not normalised.
+
+        Raises ValueError for a `Square` of another size than the model's.
+        """
+        if isinstance(image, Square):
+            return self._checked(image)
         with BUDGET.scope():
             return evaluation_view(pixels(image), *self.transform)
+
+    def _checked(self, square: Square) -> UInt8[np.ndarray, "S S 3"]:
+        size = self.config.model.image_size
+        if square.pixels.shape != (size, size, 3):
+            raise ValueError(f"a square of {list(square.pixels.shape)}, but {self.path} sees [{size}, {size}, 3]")
+        return square.pixels
 
     @functools.cached_property
     def transform(self) -> Transform:

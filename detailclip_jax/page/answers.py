@@ -1,5 +1,6 @@
 """What the page shows of an image: values of `inference.model.Model`, as lists and texts that JSON can hold."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,9 +9,10 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import Named
-from detailclip_jax.inference.model import Model
+from detailclip_jax.inference.model import Model, Square
 
 SHOWN_SIDE = 448  # pixels of the square that the page shows; the networks see `config.model.image_size`
 MAX_SIDE = 1024  # pixels of the longer side of the image that heat maps are computed from
@@ -32,18 +34,26 @@ class Seen(NamedTuple):
     patches: Float32[np.ndarray, "N D"]
 
 
-def look(model: Model, pixels: UInt8[np.ndarray, "H W 3"]) -> Seen:
-    """Computes what the page shows of an image without captions."""
-    patches = model.features([pixels]).patches[0]
+def look(models: Sequence[Model], pixels: UInt8[np.ndarray, "H W 3"]) -> tuple[Seen, ...]:
+    """Computes what the page shows of an image without captions, one `Seen` per model.
+
+    The image is resized once for each preprocessing, since that of a photo takes longer than a small network.
+    """
+    view = functools.cache(functools.partial(evaluation_view, pixels))
+    return tuple(_seen(model, Square(view(*model.transform)), view(*shown_transform(model))) for model in models)
+
+
+def _seen(model: Model, square: Square, shown: UInt8[np.ndarray, "S S 3"]) -> Seen:
+    patches = model.features([square]).patches[0]
     patches = patches.reshape(-1, patches.shape[-1])
     patches = patches / np.maximum(np.linalg.norm(patches, axis=1, keepdims=True), 1e-12)
-    return Seen(square(model, pixels), model.encode_image([pixels])[0], model.attention(pixels), patches)
+    return Seen(shown, model.encode_image([square])[0], model.attention(square), patches)
 
 
-def square(model: Model, pixels: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "S S 3"]:
-    """The square that the model sees, with the geometry of its preprocessing, at SHOWN_SIDE pixels."""
+def shown_transform(model: Model) -> Transform:
+    """The geometry of the model's preprocessing, at SHOWN_SIDE pixels."""
     size, shorter_side, filter, resize = model.transform
-    return evaluation_view(pixels, SHOWN_SIDE, round(SHOWN_SIDE * shorter_side / size), filter, resize)
+    return Transform(SHOWN_SIDE, round(SHOWN_SIDE * shorter_side / size), filter, resize)
 
 
 def reduced(pixels: UInt8[np.ndarray, "H W 3"], side: int = MAX_SIDE) -> UInt8[np.ndarray, "h w 3"]:

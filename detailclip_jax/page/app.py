@@ -103,8 +103,7 @@ class Page:
             if name not in self._held:
                 with BUDGET.scope():
                     pixels = decode(data)
-                    seen = tuple(answers.look(model, pixels) for model in self.models)
-                    self._held[name] = Held(answers.reduced(pixels), seen)
+                    self._held[name] = Held(answers.reduced(pixels), answers.look(self.models, pixels))
             self._held.move_to_end(name)
             while len(self._held) > NUM_HELD:
                 self._held.popitem(last=False)
@@ -164,8 +163,7 @@ class Page:
         """Compiles what the page needs, by answering for a square and a wide image."""
         for size in ((SCENE_SIDE, SCENE_SIDE), (SCENE_SIDE, 3 * SCENE_SIDE)):
             pixels = np.zeros((*size, 3), np.uint8)
-            for model in self.models:
-                seen = answers.look(model, pixels)
+            for model, seen in zip(self.models, answers.look(self.models, pixels)):
                 if not no_texts(model):
                     for count in (1, 2):
                         answers.compared(model, seen, pixels, ["a"] * count)
