@@ -65,19 +65,55 @@ def template(node):
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
+def of_variables(function):
+    """The texts that a function raises through a variable: what is assigned to it, and the keys of its tables."""
+    nodes = list(ast.walk(function))
+    raised = [argument for node in nodes if isinstance(node, ast.Raise) for argument in getattr(node.exc, "args", [])]
+    names = {argument.id for argument in raised if isinstance(argument, ast.Name)}
+    for node in nodes if names else []:
+        if isinstance(node, ast.Dict):
+            yield from (template(key) for key in node.keys if key)
+        elif isinstance(node, ast.Assign) and {getattr(target, "id", "") for target in node.targets} & names:
+            yield template(node.value)
+
+
+def asked_in(code):
+    """What a file raises or prints and that names a command, a flag or another way out."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            texts = map(template, node.exc.args)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in CALLS:
+            texts = map(template, node.args)
+        elif isinstance(node, ast.FunctionDef):
+            texts = of_variables(node)
+        else:
+            continue
+        found = (" ".join(text.split()) for text in texts)
+        yield from (text for text in found if WAY_OUT.search(text))
+
+
 def asked():
-    """(file, message) of what the package raises or prints and that names a command, a flag or another way out."""
+    """(file, message) of `asked_in` for all files of the package."""
     package = ROOT / "detailclip_jax"
     for file in sorted(package.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-                texts = map(template, node.exc.args)
-            elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in CALLS:
-                texts = map(template, node.args)
-            else:
-                continue
-            found = (" ".join(text.split()) for text in texts)
-            yield from ((file.relative_to(package).as_posix(), text) for text in found if WAY_OUT.search(text))
+        yield from ((file.relative_to(package).as_posix(), text) for text in asked_in(file.read_text()))
+
+
+def test_messages_are_found_where_they_are_raised_directly_and_through_a_variable():
+    code = """
+def check(count):
+    wrong = {f"--count={count} must be 1": count > 1, "--other: give one": not count}
+    for message, so in wrong.items():
+        if so:
+            raise ValueError(message)
+    line = f"write it again{count}; use --out"
+    raise ValueError("first; give --more") if count else OSError(line)
+
+def other():
+    return {"--not raised": 1}
+"""
+    found = sorted(asked_in(code.replace(" if count else OSError(line)", "\n    raise OSError(line)")))
+    assert found == ["--count=\0 must be 1", "--other: give one", "first; give --more", "write it again\0; use --out"]
 
 
 def test_every_message_with_a_way_out_is_on_the_page():
