@@ -198,6 +198,9 @@ class OfGrid(Model):
         values[self.chosen] = 1
         return values
 
+    def attention_heads(self, images):
+        return np.stack([[[self.attention(image)] * 2] * 3 for image in images])  # 3 layers of 2 heads
+
     def features(self, images):
         shape = len(images), self.config.model.side, self.config.model.side, 8
         patches = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -221,6 +224,15 @@ def test_all_models_compare_with_one_place_of_the_image(monkeypatch, patch, firs
     size = image.images[0].get_array().shape[0]
     row, column = first
     assert (image.patches[0].get_bbox().extents * 4 / size).tolist() == [column, row, column + 1, row + 1]
+
+
+def test_figures_of_attention_say_what_the_colours_mean(monkeypatch):
+    monkeypatch.setattr(drawing.sizes, "num_side_patches", lambda model: model.side)
+    shown = drawing.Shown([np.zeros((28, 28, 3), np.uint8)], [()])
+    figures = drawing.draw("attention", {"clip": OfGrid(4, (1, 2))}, shown, drawing.Options())
+    for name, title in (("attention", "mean over heads"), ("attention_heads", "layer and head: clip")):
+        (line,) = [text.get_text() for text in figures[name].texts if "CLS attention" in text.get_text()]
+        assert title in line and "yellow: highest" in line
 
 
 def test_a_patch_of_another_grid_has_the_centre_of_the_chosen_one():

@@ -195,7 +195,7 @@ def attention(models: Mapping[str, Model], shown: Shown, options: Options) -> Fi
             raise ValueError(f"--layers={wrong[0]}: {name} has layers 1 to {values.shape[1]}")
     drawn = {"attention": maps.layers_figure(images, heads, options.layers, shown.credit)}
     for name, values in heads.items():
-        title = f"CLS attention by layer and head: {name}"
+        title = f"CLS attention by layer and head: {name}; {maps.SCALE}"
         figure = maps.heads_figure(images[0], values[0], options.layers, title, shown.credit)
         drawn[_named("attention_heads", name, models)] = figure
     return drawn
