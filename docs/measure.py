@@ -605,8 +605,8 @@ def overview(folder: Path) -> Made:
     caption = (
         f"*`detailclip visualize --checkpoint=runs/stickers {OVERVIEW}` after `make demo`: scenes of unseen pairs, "
         "the EMA teacher's CLS attention (eq. 9), the patches that the student keeps, the prediction of the others, "
-        "and where each word is more similar than the mean of the 96 nouns. [OpenMoji](https://openmoji.org), CC BY-SA "
-        "4.0.*"
+        "and each noun's map minus the mean of all 96 nouns (yellow: its maximum). [OpenMoji](https://openmoji.org), "
+        "CC BY-SA 4.0.*"
     )
     return {"overview.caption": textwrap.wrap(caption, WIDTH)}
 

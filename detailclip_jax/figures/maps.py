@@ -185,7 +185,11 @@ class Overview(NamedTuple):
 
 
 def overview_figure(shown: Sequence[Overview], title: str = "", credit: str = "") -> Any:
-    """One row per image: image, CLS attention (eq. 9), kept patches, reconstruction, and the map of each word."""
+    """One row per image: image, CLS attention (eq. 9), kept patches, reconstruction, and the map of each word.
+
+    The colours of an attention and of a word run from the lowest to the highest value of the panel: a word is not more
+    similar than others wherever its panel is yellow.
+    """
     first = shown[0]
     kept = f"kept {1 - first.removed.mean():.0%}"
     columns = ["image", "CLS attention", kept, *(["reconstruction"] if first.reconstruction is not None else [])]
