@@ -180,6 +180,12 @@ def test_start_upload_type_click(browser, url, tmp_path):
     similar, attention, kept, *maps = browser.execute_script(grey)
     assert kept == "none" and {similar, attention, *maps} == {"grayscale(1)"} and len(maps) == 2, "under heat maps only"
 
+    limit = browser.find_element(By.ID, "texts-limit")
+    assert not limit.is_displayed()
+    box.send_keys("".join(f"\ncaption {number}" for number in range(17)))
+    wait(browser, lambda _: len(texts_of(browser, ".bars .text")) == 32)
+    assert limit.is_displayed() and limit.text == "Only the first 16 captions are compared, not the last 3."
+
     place = "#models .model:first-child .panels figure:first-child"
     frame = browser.find_element(By.CSS_SELECTOR, f"{place} .frame")
     before = drawn(browser, f"{place} canvas")

@@ -223,12 +223,15 @@ function texts() {
 /** Compares the image with the captions, one request at a time; an answer to what has changed since is dropped. */
 const compare = alone(async (newest) => {
   const wanted = texts();
+  const { max_texts: most } = state.about;
+  $("texts-limit").hidden = wanted.length <= most;
+  $("texts-limit").textContent = `Only the first ${most} captions are compared, not the last ${wanted.length - most}.`;
   if (!state.image) return;
   if (!wanted.length) {
     state.image.models.forEach((model) => model.parts.texts.replaceChildren());
     return;
   }
-  if (wanted.length > state.about.max_texts) wanted.length = state.about.max_texts;
+  wanted.length = Math.min(wanted.length, most);
   const { image } = state.image;
   const answer = await ask("/api/texts", JSON.stringify({ image, texts: wanted }));
   if (!newest() || image !== state.image.image) return;
