@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -183,5 +184,10 @@ def test_pages_docstrings_and_search_are_there(site):
     assert "Two commands" in first
     assert [file.stem for file in DOCS.glob("*.md") if f'href="{file.stem}.html"' not in first] == [], "not in the menu"
     assert "def clip_loss" in (site / "source/detailclip_jax/losses/clip.py.txt").read_text()
-    assert "prototypes" in (site / "search/search_index.json").read_text()
+    index = json.loads((site / "search/search_index.json").read_text())["docs"]
+    assert any("prototypes" in entry["text"] for entry in index)
+    api = [entry for entry in index if entry["location"].startswith("api.html")]
+    assert api and {entry["boost"] for entry in api} == {0.5}, "other pages are found first"
+    assert not [entry["title"] for entry in api if ":" in entry["title"]], "a heading without its types"
+    assert not any("return jnp." in entry["text"] for entry in api), "no code"
     assert (site / "search/search_index.js").read_text().startswith("var __index"), "for pages opened as files"
