@@ -70,11 +70,11 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedded(workdir, tmp_path_factory):
-    """A file of embeddings of three images; the rows are noise."""
+    """A file of embeddings of nine images; the rows are noise."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     model = inference.load(workdir)
     rows = {}
-    for number in range(3):
+    for number in range(9):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / f"{number}.png")
         rows[Key("image", f"{number}.png")] = rng.normal(size=model.embedding_width).astype(np.float32)
     embeddings.write(folder / "rows.npz", Table(embeddings.origin_of(model)._replace(root=str(folder)), rows))
@@ -204,7 +204,13 @@ def test_start_upload_type_click(browser, url, tmp_path):
     assert texts_of(browser, kept) == ["1 of 16 patches kept"] * 2
 
     browser.find_element(By.ID, "query").send_keys("a frog", Keys.ENTER)
-    wait(browser, lambda _: len(texts_of(browser, "#found li")) == 3)
+    wait(browser, lambda _: len(texts_of(browser, "#found li")) == 9)
+    more, found = browser.find_element(By.ID, "more"), browser.find_elements(By.CSS_SELECTOR, "#found li")
+    if browser.execute_script("return innerWidth < 500"):
+        assert more.text == "Show 3 more" and [item.is_displayed() for item in found] == [True] * 6 + [False] * 3
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", more)
+        more.click()
+    assert all(item.is_displayed() for item in found) and not more.is_displayed()
     loaded = "return [...document.querySelectorAll('#found img')].every(e => e.naturalWidth == 40)"
     wait(browser, lambda _: browser.execute_script(loaded))
 

@@ -7,6 +7,7 @@ const WAIT = 250; // ms without a key until the captions are compared
 const VIRIDIS = [[68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142], [31, 158, 137], [53, 183, 121], [109, 205, 89], [253, 231, 37]];
 const OVER = 0.68; // opacity of a heat map over the image
 const GREY = 0.88; // of removed patches, as in the figures
+const FEW = 6; // found images that a narrow screen shows first, as in the style sheet
 
 const state = { about: null, image: null, scene: null, point: { x: 0.5, y: 0.5 }, turns: {}, errors: 0, busy: 0 };
 
@@ -324,6 +325,9 @@ function search(body) {
       return make("li", {}, make("figure", {}, image, make("figcaption", {}, `${cosine.toFixed(3)} ${name}`)));
     });
     $("found").replaceChildren(...items);
+    $("found").classList.add("few");
+    $("more").textContent = `Show ${found.length - FEW} more`;
+    $("more").hidden = found.length <= FEW;
     $("found-title").textContent = body.text ? `Found for “${body.text}”` : "Found for this image";
     $("found-section").hidden = false;
     say(`found ${found.length} images`);
@@ -354,6 +358,10 @@ function listen() {
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
     if ($("query").value.trim()) search({ text: $("query").value });
+  });
+  $("more").addEventListener("click", () => {
+    $("found").classList.remove("few");
+    $("more").hidden = true;
   });
   $("alike").addEventListener("click", () => search({ image: state.image.image }));
 }
