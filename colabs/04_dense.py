@@ -88,8 +88,8 @@ visualize.draw("words", models, three, visualize.Options(readout="naclip"))["wor
 #
 # `detailclip transfer` trains a segmentation head on an encoder. Here one linear layer learns 24 groups of objects on
 # the frozen features. The patch grid of this model is 8 x 8, so that borders are coarse, and an encoder of a few
-# hundred steps hardly knows groups: after the 60 steps of `HEAD_STEPS` most of an image is background. The outputs
-# below are of `HEAD_STEPS=300`. docs/segmentation.md has longer trainings.
+# hundred steps has hardly learnt the groups: after the 60 steps of `HEAD_STEPS` most of an image is background. The
+# outputs below are of `HEAD_STEPS=300`. docs/segmentation.md has longer trainings.
 
 # %%
 from detailclip_jax.run import transfer

@@ -26,10 +26,10 @@ print(f"jax {jax.__version__} on {len(jax.devices())} x {jax.devices()[0].device
 
 # %% [markdown]
 # `CLIP` is the workdir of a CLIP to continue from. Here it is trained for `STEPS` steps on the built-in scenes; 60
-# steps are too few to learn anything, and only show the way. The environment variable `MODEL` names another run to
-# continue from: the outputs below are of one of 300 steps (`detailclip train --config=stickers:method=clip
-# --config.total_steps=300 --workdir=runs/clip`, `MODEL=clip`), which take longer. `detailclip import` makes a workdir
-# from a published PyTorch checkpoint.
+# steps are too few to learn anything. The environment variable `MODEL` names another run to continue from. The outputs
+# below start from a CLIP of 300 steps, which take longer: `detailclip train --config=stickers:method=clip
+# --config.total_steps=300 --workdir=runs/clip`, then `MODEL=clip`. `detailclip import` makes a workdir from a published
+# PyTorch checkpoint.
 
 # %%
 from pathlib import Path

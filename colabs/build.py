@@ -3,7 +3,8 @@
     python colabs/build.py                       # NAME.ipynb from every NAME.py; outputs of unchanged cells stay
     python colabs/build.py --run 01_quickstart   # this one alone, run, with its outputs and small images
 
-The stored outputs are of trained models: a notebook says which run its variable `MODEL` names.
+The stored outputs are of trained models, which the environment variable `MODEL` names; the text of a notebook has its
+value: `MODEL=clip python colabs/build.py --run 05_your_data`.
 
 A source is Python with cells in the percent format (jupytext): it is linted, and its changes are easy to see. A
 notebook is what Colab opens; a test compares both. REPOSITORY in the sources stands for the constant below.

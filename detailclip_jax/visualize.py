@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num-images", type=flags.positive, default=6, metavar="N", help="number of images (default: 6)")
     add("--first", type=int, default=0, metavar="N", help="number of the first image, from 0 (default: 0)")
     names = comma_separated(flags.one_of("figure", (*MODEL_FIGURES, *PREDICTIONS)))
-    add("--what", type=names, metavar="NAME,...", help="figures (default: all that a checkpoint can have)")
+    add("--what", type=names, metavar="NAME,...", help="figures (default: all that one of the checkpoints can have)")
     add("--texts", action="append", default=[], metavar="TEXT", help="text for words and overview; may be repeated")
     add("--readout", default="naclip", metavar="NAME", help="read-out of patch features for words (default: naclip)")
     patch = "patch for similarity, in the grid of the first checkpoint (default: the most attended one)"

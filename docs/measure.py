@@ -836,10 +836,7 @@ def later(folder: Path) -> Made:
 
 
 def differences(folder: Path, baseline: str) -> list[str]:
-    """What the later methods have more than the baseline, from the runs of one seed: mean and 95 % interval.
-
-    The interval is Student's t over the seeds; bold where it does not hold 0.
-    """
+    """The later methods minus the baseline, paired by seed: mean over the seeds and 95 % interval, see `interval`."""
     found = {(row, seed): scores_of(folder / "rows" / path) for row, seed, path in later_runs()}
     metrics = [name for name in METRICS if name != "kept objects"]
     lines = [f"| method, minus `{baseline}` | {' | '.join(metrics)} |", "|---|" + "---:|" * len(metrics)]
@@ -861,7 +858,7 @@ def scores_of(workdir: Path) -> dict[str, float]:
 
 
 def interval(values: Sequence[float]) -> str:
-    """The mean and half of its 95 % interval, by Student's t: "+2.1 ± 1.5"; bold if the interval does not hold 0.
+    """The mean and half of its 95 % interval, by Student's t: "+2.1 ± 1.5"; bold if the interval does not contain 0.
 
     >>> interval([1.0, 2.0, 3.0])
     '+2.0 ± 2.5'

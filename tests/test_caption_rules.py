@@ -459,6 +459,21 @@ def test_a_set_without_any_caption_is_refused_by_every_rule(tmp_path, rule):
         check_some_caption(source, rule)
 
 
+@pytest.mark.parametrize(
+    ("rule", "captions", "taken"),
+    [
+        ("random", [], "field:long,web"),
+        ("diverse", [" . "], "diverse:long,web"),
+        ("crops:web", ["a"], "crops:captions,long"),
+    ],
+)
+def test_the_fields_that_have_texts_are_named(tmp_path, rule, captions, taken):
+    example = {"image": make_image(0), "captions": captions, "key": "k", "long": "A dog. A cat.", "web": "."}
+    write_records(tmp_path, (example for _ in range(3)))
+    with pytest.raises(ValueError, match=f"trains on; take --config.data.caption={taken}, prepare the set again"):
+        check_some_caption(Records(str(tmp_path), "train"), rule)
+
+
 def test_one_text_in_a_named_field_is_enough(tmp_path):
     source = Records(records_of(tmp_path, *[{}] * 19, {"title": "t"}), "train")
     check_some_caption(source, "sources:captions,title")

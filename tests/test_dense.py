@@ -181,6 +181,23 @@ def test_tips_rounds_the_longer_side_down(shape, size):
     assert resized(shape, PIPELINES["tips"], 2.0) == size
 
 
+@pytest.mark.parametrize("readout", ["sclip", "tips"])
+def test_an_evaluation_takes_the_softmax_where_the_published_code_does(readout):
+    """Two windows that overlap: the mean of their softmaxes is another one than the softmax of their mean."""
+    model = ConfigDict({"image_size": 64, "size": "tiny"})
+    found = setup("ade150", readout, names.ADE20K[:3])
+    cut = layout((64, 96), found.pipeline, model)
+    features = np.random.default_rng(0).normal(size=(len(cut.windows(np.zeros((64, 96, 3), np.uint8))), 8, 8, 4))
+    maps = dense.maps_of(cut, features.astype(np.float32), np.eye(3, 4, dtype=np.float32), found)
+    assert np.allclose(maps.sum(0), 1, atol=1e-5) == (readout == "tips")
+
+
+@pytest.mark.parametrize("size", [61, 64, 224, 448, 488, 976])
+def test_tips_keeps_every_pixel_of_the_shorter_side(size):
+    for shape in ((650, 487), (333, 1000), (97, 97)):
+        assert min(resized(shape, PIPELINES["tips"], size / 224)) == size
+
+
 def test_the_description_of_a_setup_has_the_lengths_of_the_model():
     small = ConfigDict({"image_size": 64, "size": "tiny"})
     said = setup("voc21", "sclip", ["x"]).description(small)

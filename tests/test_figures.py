@@ -124,6 +124,25 @@ def test_colours_of_label_maps_stay_apart_for_the_colour_blind(vision):
         assert least_difference(seen[: 1 + num_classes]) > least
 
 
+def test_the_colours_of_label_maps_are_the_greedy_choice():
+    """Of colours in steps of 17 each is the farthest from white and those before; usual vision counts less."""
+    grid = 17 * np.stack(np.meshgrid(*[np.arange(16)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    lightness = lab(grid, "usual")[:, 0]
+    grid = grid[(lightness >= 20) & (lightness <= 96)]
+    scale = {"usual": 1.6}
+
+    def distances(colour):
+        apart = (lab(grid, v) - lab([colour], v) for v in VISION)
+        return np.min([np.linalg.norm(each, axis=1) / scale.get(v, 1) for v, each in zip(VISION, apart)], 0)
+
+    chosen = [np.array([204, 204, 204])]
+    least = np.minimum(distances((255, 255, 255)), distances(chosen[0]))
+    while len(chosen) < 256:
+        chosen.append(grid[least.argmax()])
+        least = np.minimum(least, distances(chosen[-1]))
+    np.testing.assert_array_equal(palette(256), chosen)
+
+
 def least_difference(colours):
     """The least distance of two colours, as the root of the sum over red, green and blue, 0 to 441."""
     distances = np.linalg.norm(colours[:, None].astype(float) - colours[None], axis=-1)

@@ -249,7 +249,7 @@ def test_a_difference_between_methods_is_that_of_equal_seeds(numbers, tmp_path):
         ([2.0, 4.0], "+3.0 ± 12.7"),
     ],
 )
-def test_an_interval_is_bold_where_it_does_not_hold_zero(numbers, values, expected):
+def test_an_interval_is_bold_where_it_does_not_contain_zero(numbers, values, expected):
     assert numbers.interval(values) == expected
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import threading
 import urllib.request
@@ -388,8 +389,18 @@ def test_found_images_that_are_links_are_shown_if_the_page_follows_links(models,
 
 
 def test_a_square_of_another_size_is_refused(models):
-    with pytest.raises(ValueError, match=r"a square of \[8, 8, 3\], but runs/.* sees \[32, 32, 3\]"):
+    with pytest.raises(ValueError, match=r"a square of uint8 \[8, 8, 3\], but runs/.* sees uint8 \[32, 32, 3\]; make"):
         models[0].features([inference.Square(np.zeros((8, 8, 3), np.uint8))])
+
+
+def test_a_square_is_one_image_of_bytes(models):
+    square = inference.Square(np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(TypeError, match=re.escape("features takes a list of images, got one Square; write [image]")):
+        models[0].features(square)
+    with pytest.raises(ValueError, match=r"a square of float64 \[32, 32, 3\]"):
+        models[0].attention(inference.Square(np.zeros((32, 32, 3))))
+    with pytest.raises(TypeError, match="dense cuts the whole image itself; give the image"):
+        models[0].dense(square, ["a"])
 
 
 def test_a_fault_of_the_program_is_one_line_and_a_traceback_in_the_terminal(client, page, monkeypatch, capsys):

@@ -313,6 +313,7 @@ def test_shares_are_those_of_each_window(shape, pad):
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
+    assert windows.combine_shares(maps[..., :0], down, across).shape == (0, *out)
 
 
 def test_one_window_is_the_whole_image():

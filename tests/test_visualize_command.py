@@ -83,15 +83,15 @@ def test_several_checkpoints_share_a_figure_without_those_that_cannot_have_it(wo
     names = ["attention", *heads, *overviews, "pca", "reconstruction", "removal", "similarity", "words"]
     assert files(tmp_path) == sorted(f"{name}.{suffix}" for name in names for suffix in ("png", "svg"))
     said = capsys.readouterr().out
-    assert f"left out: --what=reconstruction needs a decoder; {workdirs['clip']} (clip) has none" in said
-    assert f"left out: --what=words needs a joint space of images and texts; {workdirs['mae']} (mae) has none" in said
+    assert f"\nreconstruction is drawn without {workdirs['clip']} (clip), which lacks a decoder\n" in said
+    assert f"\nwords is drawn without {workdirs['mae']} (mae), which lacks a text encoder with its tokenizer" in said
     assert "first: the method clip does not remove the patches of lowest attention in training" in said
 
 
 def test_a_checkpoint_without_the_networks_of_a_figure_is_left_out_of_it(workdirs, monkeypatch):
     models = {name: load(workdirs[name]) for name in ("clip", "mae")}
     shown = drawing.scenes(models["clip"].config, 1)
-    assert "clip (clip) has none" in drawing.left_out("reconstruction", models)
+    assert "clip (clip), which lacks a decoder" in drawing.left_out("reconstruction", models)
     assert not drawing.refusal("reconstruction", models, shown) and not drawing.left_out("pca", models)
     monkeypatch.setattr(Model, "reconstruct", lambda model, images, removed: np.stack([model.view(i) for i in images]))
     monkeypatch.setattr(Model, "removed", lambda model, images, ratio: np.zeros((len(images), 4, 4), bool))
@@ -99,7 +99,7 @@ def test_a_checkpoint_without_the_networks_of_a_figure_is_left_out_of_it(workdir
     rows = [text.get_text() for text in figure.texts]
     assert "mae\nreconstruction" in rows and not [row for row in rows if "clip" in row]
     refused = drawing.refusal("reconstruction", {"a": models["clip"], "b": models["clip"]}, shown)
-    assert "(clip) and " in refused and "have none; use a checkpoint of a method with a pixel loss" in refused
+    assert "(clip) and " in refused and "(clip) lack; use a checkpoint of a method with a pixel loss" in refused
 
 
 def test_of_the_figures_asked_for_those_that_a_checkpoint_can_have_are_drawn(workdirs, tmp_path, capsys):
@@ -112,8 +112,8 @@ def test_of_the_figures_asked_for_those_that_a_checkpoint_can_have_are_drawn(wor
 @pytest.mark.parametrize(
     ("method", "flags", "message"),
     [
-        ("clip", ["--what=reconstruction"], "clip (clip) has none; use a checkpoint of a method with a pixel loss"),
-        ("mae", ["--what=words"], "needs a joint space of images and texts; "),
+        ("clip", ["--what=reconstruction"], "clip (clip) lacks; use a checkpoint of a method with a pixel loss"),
+        ("mae", ["--what=words"], "needs a text encoder with its tokenizer and a joint space, which "),
         ("detailclip", ["--what=words", "--images=PHOTO"], "--what=words needs texts for these images"),
         ("detailclip", ["--what=atention"], "unknown figure 'atention'; did you mean 'attention'?"),
         ("detailclip", ["--what=similarity", "--patch=4,0"], "patch 4,0 is outside the grid of 4 x 4 patches"),

@@ -176,23 +176,28 @@ def check_some_caption(source: Source, rule: str) -> None:
     Up to NUM_FOR_BLANK readable examples per set are checked, evenly spaced.  A caption of a rule with fields is a text
     in one of them; that each field has texts is checked by `check_captions`.
     """
-    fields = list(dict.fromkeys(itertools.chain.from_iterable(parse(rule).fields)))
-    where = f" in {' or '.join(map(repr, fields))}" if fields else ""
+    name, lists = parse(rule)
+    fields = list(dict.fromkeys(itertools.chain.from_iterable(lists))) or ["captions"]
+    where = f" in {' or '.join(map(repr, fields))}" if lists else ""
     for member in members_of(source):
-        num_blank = _num_blank(member.source, fields or ["captions"])
+        num_blank = _num_blank(member.source, rule, fields)
         if num_blank:
+            others = [field for field in _fields(member.source, ()).filled if field not in fields]
+            by_name = f"{name if name in SENTENCE_RULES else 'field'}:{','.join(others)}"
             raise ValueError(
                 f"{member.name} has {len(member.source):,} examples, and none of {num_blank} spread over it has a "
-                f"caption{where}, which this method trains on; prepare the set again with --caption-column=NAME (see "
-                "docs/data.md), or choose a method without text, such as dino or mae"
+                f"caption{where}, which this method trains on; "
+                f"{f'take --config.data.caption={by_name}, ' if others else ''}"
+                "prepare the set again with --caption-column=NAME (see docs/data.md), or choose a method without text, "
+                "such as dino or mae"
             )
 
 
-def _num_blank(source: Source, fields: Collection[str]) -> int:
-    """Returns how many examples were checked if these fields hold no text in any, and 0 as soon as one has a text."""
-    num_blank = 0
+def _num_blank(source: Source, rule: str, fields: Collection[str]) -> int:
+    """Returns how many examples were checked if a rule finds no text in any, and 0 as soon as one has a text."""
+    of_sentences, num_blank = parse(rule).name in SENTENCE_RULES, 0
     for example in _asked(source, NUM_FOR_BLANK):
-        if not all(is_blank(example.get(name)) for name in fields):
+        if sentences_for(example, rule) if of_sentences else not all(is_blank(example.get(name)) for name in fields):
             return 0
         num_blank += 1
     return num_blank

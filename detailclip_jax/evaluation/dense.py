@@ -90,8 +90,7 @@ def measure(
     with contextlib.closing(Prefetched(Cuts(data.source, rows, setup, config.model), prefetch=ahead)) as cuts:
         watched = (cut for _, cut in zip(progress, cuts))  # `progress` reports an image when it is asked for the next
         for row, (cut, features) in enumerate(streamed(encode, watched)):
-            maps = (cut.layout.shares if setup.pipeline.window_softmax else cut.layout.maps)(features, texts)
-            found = predicted(maps, class_of, len(data.classes), setup)
+            found = predicted(maps_of(cut.layout, features, texts, setup), class_of, len(data.classes), setup)
             counts[row] = counted_pixels(confusion(cut.mask, found, len(data.classes)))
             ignored[row] = cut.mask.size - counts[row, 1].sum()
     counts, ignored = (gathered(each, len(data.source)) for each in (counts, ignored))
@@ -172,12 +171,20 @@ def of_one_shape(windows: Iterable[np.ndarray], size: int) -> Iterator[list[np.n
         yield batch
 
 
+def maps_of(
+    layout: ImageLayout, features: Float32[np.ndarray, "n h w E"], texts: Float32[np.ndarray, "T E"], setup: Setup
+) -> Float32[np.ndarray, "T H W"]:
+    """Cosines of the windows' features with the texts, or the shares of each window, as the setup says."""
+    return layout.shares(features, texts) if setup.pipeline.window_softmax else layout.maps(features, texts)
+
+
 def predicted(
     maps: Float32[np.ndarray, "T H W"], class_of: Int[np.ndarray, " T"], num_classes: int, setup: Setup
 ) -> Int[np.ndarray, "H W"]:
     """The class of every pixel: the one with the highest share of the softmax over names, or class 0 below a threshold.
 
-    A class has the share of its best name. Without a threshold the softmax changes no argmax and is not computed.
+    A class has the share of its best name. Without a threshold the softmax changes no argmax and is not computed; the
+    maps may be shares already (`window_softmax`).
     """
     if not setup.threshold and not setup.smallest_share:
         return class_of[maps.argmax(0)]

@@ -33,7 +33,7 @@ def palette(num_classes: int) -> UInt8[np.ndarray, "K 3"]:
 
     Any two of these colours and white have a Delta E (CIE 1976) of at least 16 up to 25 classes, 11 up to 40 and 8 up
     to 60, also for deuteranopes and protanopes. More classes have pairs that look alike: at least 5 up to 150 classes,
-    4 up to 256, and any Delta E after them.
+    4 up to 256, and there is no bound beyond.
     """
     chosen = 17 * np.array([int(digit, 16) for digit in CHOSEN]).reshape(-1, 3)
     hues = [(k * GOLDEN % 1, 0.75 - 0.3 * (k % 2), 0.95 - 0.25 * (k % 3)) for k in range(len(chosen), num_classes)]

@@ -132,7 +132,7 @@ def resized(shape: Sequence[int], pipeline: Pipeline, ratio: float = 1.0) -> tup
         return round(short), round(short)
     new, old = min((short, min(shape[:2])), (LONG_SIDE * ratio, max(shape[:2])), key=lambda sides: sides[0] / sides[1])
     if pipeline.antialias:
-        height, width = (max(int(new * side / old), 1) for side in shape[:2])
+        height, width = (max(int(round(new) * side / old), 1) for side in shape[:2])
     else:
         height, width = (max(int(side * (new / old) + 0.5), 1) for side in shape[:2])
     return height, width

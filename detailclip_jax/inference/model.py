@@ -82,14 +82,17 @@ class Features(NamedTuple):
     patches: Float32[np.ndarray, "B h w D"]
 
 
-class Square(NamedTuple):
-    """An image that is resized and cropped already, as `Model.view` does; all methods but `dense` take it as it is.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Square:
+    """An image that is resized and cropped already, as `Model.view` does; every method takes it as it is.
+
+    `dense` refuses it, since it cuts the whole image itself.
 
     square = Square(model.view("frog.png"))
     model.features([square]), model.attention(square)            # the image is read and resized once
     """
 
-    pixels: UInt8[np.ndarray, "S S 3"]
+    pixels: np.ndarray  # uint8 [S, S, 3]
 
 
 @functools.cache
@@ -111,11 +114,12 @@ def _say_own_score(path: str, method: str) -> None:
 class Model:
     """A trained model, returned by `load`.
 
-    An image is a PIL image of any mode, uint8 [H, W, 3] (or [H, W], [H, W, 1], [H, W, 4]), the path of a file, the
-    bytes of one, or a `Square`. It is rotated upright, converted to RGB (transparency over white), and resized, cropped
-    and normalised according to `config.preprocess`. The default resizes the shorter side to the model's size with a
-    bilinear filter and crops the central square; an imported model keeps its own evaluation preprocessing. `weights`
-    names the `params` in use: "student", or "ema", where the teacher's networks replace those of the student.
+    An image is a PIL image of any mode, uint8 [H, W, 3] (or [H, W], [H, W, 1], [H, W, 4]), the path of a file, or the
+    bytes of one; a `Square` is taken as it is. An image is rotated upright, converted to RGB (transparency over white),
+    and resized, cropped and normalised according to `config.preprocess`. The default resizes the shorter side to the
+    model's size with a bilinear filter and crops the central square; an imported model keeps its own evaluation
+    preprocessing. `weights` names the `params` in use: "student", or "ema", where the teacher's networks replace those
+    of the student.
     """
 
     networks: Networks
@@ -284,6 +288,7 @@ class Model:
         H x W is `size`, by default that of the upright image; the maps cover all of it. Values are cosines, -1 to 1, of
         the text's embedding with patch features, resized bilinearly to pixels. Only differences between texts carry
         meaning: published pipelines take softmax(scale * maps, axis=0) with `inference.dense.PIPELINES[readout].scale`.
+        TIPS's takes the softmax in each window instead, before the mean over windows; an evaluation of `tips` does so.
 
         `readout` is one of `models.readouts.READOUTS`: plain, maskclip, maskclip_bare, sclip, naclip, clearclip, gem,
         tips. Each resizes and cuts the image as its published code does, see `inference.dense.Pipeline`;
@@ -309,7 +314,7 @@ class Model:
     def view(self, image: Any) -> UInt8[np.ndarray, "S S 3"]:
         """One image, resized and cropped for the networks; its values are not normalised.
 
-        Raises ValueError for a `Square` of another size than the model's.
+        Raises ValueError for a `Square` of another size than the model's, or of another type than uint8.
         """
         if isinstance(image, Square):
             return self._checked(image)
@@ -318,8 +323,11 @@ class Model:
 
     def _checked(self, square: Square) -> UInt8[np.ndarray, "S S 3"]:
         size = self.config.model.image_size
-        if square.pixels.shape != (size, size, 3):
-            raise ValueError(f"a square of {list(square.pixels.shape)}, but {self.path} sees [{size}, {size}, 3]")
+        if square.pixels.shape != (size, size, 3) or square.pixels.dtype != np.uint8:
+            raise ValueError(
+                f"a square of {square.pixels.dtype} {list(square.pixels.shape)}, but {self.path} sees uint8 "
+                f"[{size}, {size}, 3]; make it with Square(model.view(image))"
+            )
         return square.pixels
 
     @functools.cached_property
@@ -373,14 +381,14 @@ class Model:
                 f"which has no {' and no '.join(missing)}{alone}; use a checkpoint of a method with {wanted}"
             )
         clip = self.config.data.tokenizer == CLIP
-        if call == "encode_text" and clip and self.config.model.vocab_size != VOCAB_SIZE:
+        if call in ("encode_text", "dense") and clip and self.config.model.vocab_size != VOCAB_SIZE:
             raise ValueError(
-                f"{self.path} was trained on a vocabulary of {self.config.model.vocab_size} tokens; encode_text reads "
+                f"{self.path} was trained on a vocabulary of {self.config.model.vocab_size} tokens; {call} reads "
                 f"CLIP's of {VOCAB_SIZE}; import it with --tokenizer=FILE, the file of its own tokenizer"
             )
 
     def _views(self, images: Any, call: str) -> Iterator[UInt8[np.ndarray, "S S 3"]]:
-        if isinstance(images, str | bytes | Path | Image.Image) or getattr(images, "ndim", 4) < 4:
+        if isinstance(images, str | bytes | Path | Image.Image | Square) or getattr(images, "ndim", 4) < 4:
             raise TypeError(f"{call} takes a list of images, got one {type(images).__name__}; write [image]")
         for number, image in enumerate(images):
             try:
@@ -452,6 +460,8 @@ def pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
         return decode(read_regular(image))
     if isinstance(image, bytes):
         return decode(image)
+    if isinstance(image, Square):
+        raise TypeError("dense cuts the whole image itself; give the image instead of a Square")
     if isinstance(image, list | tuple):
         raise TypeError(f"expected one image, got a {type(image).__name__} of {len(image)}; write image, not [image]")
     if not isinstance(image, Image.Image):

@@ -144,9 +144,10 @@ def combine_shares(maps: Float[np.ndarray, "n h w T"], down: Axis, across: Axis)
     count = np.zeros(total.shape[1:], np.float32)
     for map_of_window, (top, left) in zip(maps, itertools.product(rows.starts, columns.starts)):
         shares = to_rows @ map_of_window.astype(np.float32).transpose(2, 0, 1) @ to_columns.T
-        shares = np.exp(shares - shares.max(0))
+        shares = np.exp(shares - shares.max(0, initial=-np.inf))
         place = np.s_[top : top + rows.extent, left : left + columns.extent]
         total[:, *place] += shares / shares.sum(0)
         count[place] += 1
+    total /= count
     resize_rows, resize_columns = (bilinear_matrix(one.places.length, len(one.matrix)) for one in (down, across))
-    return resize_rows @ (total / count) @ resize_columns.T
+    return resize_rows @ total @ resize_columns.T

@@ -70,7 +70,11 @@ def plain(tensors: StateDict) -> StateDict:
             if name in found:  # else the check of the table names it
                 found[name] = _scaled(name, found[name], gamma)
     if missing:
-        raise ValueError(f"the weights lack {len(missing)} layer scales, which every block of TIPS has: {missing}")
+        more = f" and {len(missing) - 1} more" * (len(missing) > 1)
+        raise ValueError(
+            f"the weights lack {missing[0]}{more}: every block of TIPS has two layer scales; download the file again, "
+            "or give another --from if it is of another model"
+        )
     return found
 
 

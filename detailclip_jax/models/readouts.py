@@ -10,7 +10,7 @@ of a head, S the softmax over keys and O the output projection:
     sclip           A = S(q q^T / sqrt d) + S(k k^T / sqrt d);  y = x + O A v;  y + MLP(norm2 y)     2312.01597
     naclip          A = S(k k^T / sqrt d + w), w_ij = exp(-|i - j|^2 / (2 * 5^2)), 0 at CLS;  O A v  2404.08181
     clearclip       O S(q q^T / sqrt d) v                                                        2407.12442
-    tips            as maskclip, by TIPS's own code                                                 2410.16512
+    tips            as maskclip, with positions interpolated as in TIPS's code                      2410.16512
     gem             of the last six blocks: a side stream g, which starts as the first one's x;
                     g + O mean over z in (q, k, v) of A_z v;  A_z = S(t z z^T), no MLP           2312.00878
 

@@ -37,7 +37,7 @@ class Seen(NamedTuple):
 def look(models: Sequence[Model], pixels: UInt8[np.ndarray, "H W 3"]) -> tuple[Seen, ...]:
     """Computes what the page shows of an image without captions, one `Seen` per model.
 
-    The image is resized once for each preprocessing, since that of a photo takes longer than a small network.
+    The image is resized once for each preprocessing, since resizing a photo takes longer than running a small network.
     """
     view = functools.cache(functools.partial(evaluation_view, pixels))
     return tuple(_seen(model, Square(view(*model.transform)), view(*shown_transform(model))) for model in models)

@@ -97,9 +97,11 @@ def of_models(request: Request, console: Console) -> None:
     reasons = {what: drawing.refusal(what, models, shown) for what in request.what or drawing.FIGURES}
     if all(reasons.values()):
         raise ValueError("\n".join(reasons.values()))
-    for line in (reason or drawing.left_out(what, models) for what, reason in reasons.items()):
-        if line:
-            console.say(f"left out: {line}")
+    for what, reason in reasons.items():
+        if reason:
+            console.say(f"left out: {reason}")
+        elif told := drawing.left_out(what, models):
+            console.say(told)
     for note in dict.fromkeys(note for what in reasons for note in drawing.notes(what, models)):
         console.say(note)
     for what in (what for what, reason in reasons.items() if not reason):

@@ -122,7 +122,7 @@ def _opened(path: str) -> UInt8[np.ndarray, "H W 3"]:
 def draw(what: str, models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
     """Computes and draws one of `FIGURES`, without the checkpoints that `left_out` names.
 
-    Raises ValueError for what all checkpoints or an option do not allow.
+    Raises ValueError if no checkpoint can have the figure, or if an option does not fit.
     """
     if reason := refusal(what, models, shown):
         raise ValueError(reason)
@@ -132,23 +132,30 @@ def draw(what: str, models: Mapping[str, Model], shown: Shown, options: Options)
 def refusal(what: str, models: Mapping[str, Model], shown: Shown) -> str:
     """Why these checkpoints or images cannot have the figure, with the way out; "" if they can."""
     if not able(what, models):
-        wanted = NEEDS.get(what, IMAGE_ENCODER).methods
-        return f"{left_out(what, models)}; use a checkpoint of a method with {wanted}"
+        need, (names, lack) = NEEDS[what], _lacking(what, models)
+        return f"--what={what} needs {need.networks}, which {names} {lack}; {need.way_out}"
     if what == "words" and not all(shown.texts):
         return "--what=words needs texts for these images: --texts='a dog' --texts=grass"
     return ""
 
 
 def left_out(what: str, models: Mapping[str, Model]) -> str:
-    """Which checkpoints lack the networks of the figure, and which networks; "" if none does."""
-    lacking = [f"{m.path} ({m.config.method})" for name, m in models.items() if name not in able(what, models)]
-    networks, has = NEEDS.get(what, IMAGE_ENCODER).networks, "has" if len(lacking) == 1 else "have"
-    return f"--what={what} needs {networks}; {' and '.join(lacking)} {has} none" if lacking else ""
+    """Which checkpoints the figure is drawn without, and what they lack; "" if they all have what it needs."""
+    names, lack = _lacking(what, models)
+    return f"{what} is drawn without {names}, which {lack} {NEEDS[what].networks}" if names else ""
+
+
+def _lacking(what: str, models: Mapping[str, Model]) -> tuple[str, str]:
+    """The checkpoints that cannot have the figure ("" if there are none), and the verb for them."""
+    without = [f"{m.path} ({m.config.method})" for name, m in models.items() if name not in able(what, models)]
+    return " and ".join(without), "lacks" if len(without) == 1 else "lack"
 
 
 def able(what: str, models: Mapping[str, Model]) -> dict[str, Model]:
-    """The models that have the networks of the figure."""
-    return {name: model for name, model in models.items() if can(model, NEEDS.get(what, IMAGE_ENCODER).call)}
+    """The models that have the networks of the figure; all of them have an image encoder."""
+    if what not in NEEDS:
+        return dict(models)
+    return {name: model for name, model in models.items() if can(model, NEEDS[what].call)}
 
 
 def check_same_view(models: Mapping[str, Model]) -> None:
@@ -234,7 +241,7 @@ def _enlarged(model: Model, images: UInt8[np.ndarray, "B S S 3"]) -> list[UInt8[
 
 
 def similar(models: Mapping[str, Model], shown: Shown, options: Options) -> Figures:
-    """The cosine of patch features with the chosen patch; by default the first model's most attended one of each image.
+    """The cosine of patch features with the chosen patch; by default the one that the first model attends to most.
 
     All models show the same place: each takes the patch of its own grid that has the centre of the chosen one.
     """
@@ -333,17 +340,25 @@ FIGURES: dict[str, Callable[[Mapping[str, Model], Shown, Options], Figures]] = {
 
 
 class Need(NamedTuple):
-    """What a figure needs of a checkpoint: a method of `Model`, its networks, and what methods with them train on."""
+    """What a figure needs beside an image encoder.
+
+    call: name of the function of `Model` that the figure calls; networks: what it runs; way_out: what to do without.
+    """
 
     call: str
     networks: str
-    methods: str
+    way_out: str
 
 
-IMAGE_ENCODER = Need("attention", "an image encoder", "images")
 NEEDS = {
-    "reconstruction": Need("reconstruct", "a decoder", "a pixel loss, such as mae or detailclip"),
-    "words": Need("dense", "a joint space of images and texts", "captions, such as clip or detailclip"),
+    "reconstruction": Need(
+        "reconstruct", "a decoder", "use a checkpoint of a method with a pixel loss, such as mae or detailclip"
+    ),
+    "words": Need(
+        "dense",
+        "a text encoder with its tokenizer and a joint space",
+        "use a checkpoint of a method with captions, such as clip, or import it with --tokenizer=FILE",
+    ),
 }
 
 
