@@ -1327,7 +1327,7 @@ NUMBERS = (
     Number(
         "later",
         "the methods after DetailCLIP at one budget, from scratch",
-        160,
+        480,
         (*LEARNING, *JUDGING, *DENSE_READING),
         (
             f"{COMPARE} --methods={','.join(LATER)} --seeds={LATER_SEEDS} --budget=300 --workdir={{out}}/rows",

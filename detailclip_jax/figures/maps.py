@@ -187,8 +187,8 @@ class Overview(NamedTuple):
 def overview_figure(shown: Sequence[Overview], title: str = "", credit: str = "") -> Any:
     """One row per image: image, CLS attention (eq. 9), kept patches, reconstruction, and the map of each word.
 
-    The colours of an attention and of a word run from the lowest to the highest value of the panel: yellow does not mean
-    that this word is more similar there than the other words.
+    The colours of an attention and of a word run from the lowest to the highest value of the panel: yellow does not
+    mean that this word is more similar there than the other words.
     """
     first = shown[0]
     kept = f"kept {1 - first.removed.mean():.0%}"
