@@ -838,14 +838,11 @@ def later(folder: Path) -> Made:
 def differences(folder: Path, baseline: str) -> list[str]:
     """The later methods minus the baseline, paired by seed: mean over the seeds and 95 % interval, see `interval`."""
     found = {(row, seed): scores_of(folder / "rows" / path) for row, seed, path in later_runs()}
-    metrics = [name for name in METRICS if name != "kept objects"]
-    lines = [f"| method, minus `{baseline}` | {' | '.join(metrics)} |", "|---|" + "---:|" * len(metrics)]
+    lines = [f"| method, minus `{baseline}` | {' | '.join(METRICS)} |", "|---|" + "---:|" * len(METRICS)]
     for row in (row for row in LATER if row != baseline):
         cells = []
-        for name in metrics:
-            pairs = [
-                (found[row, seed][METRICS[name]], found[baseline, seed][METRICS[name]]) for seed in range(LATER_SEEDS)
-            ]
+        for metric in METRICS.values():
+            pairs = [(found[row, seed][metric], found[baseline, seed][metric]) for seed in range(LATER_SEEDS)]
             cells.append(interval([100 * (one - other) for one, other in pairs]))
         lines.append(f"| {LATER[row]} | {' | '.join(cells)} |")
     return lines
@@ -864,7 +861,7 @@ def interval(values: Sequence[float]) -> str:
     '+2.0 ± 2.5'
     """
     half = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    text = f"{np.mean(values):+.1f} ± {half:.1f}"
+    text = f"{round(float(np.mean(values)), 1) + 0.0:+.1f} ± {half:.1f}"  # + 0.0: no "-0.0"
     return f"**{text}**" if abs(np.mean(values)) > half else text
 
 

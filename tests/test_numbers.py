@@ -238,7 +238,7 @@ def test_a_difference_between_methods_is_that_of_equal_seeds(numbers, tmp_path):
         (folder / "results.json").write_text(json.dumps({"results": student + teacher}))
     head, _, *rows = numbers.differences(tmp_path, "clip")
     assert head.startswith("| method, minus `clip` | zero-shot | image to text R@1 |")
-    assert rows[0] == f"| `siglip` |{' +2.0 ± 2.5 |' * 5}" and len(rows) == len(numbers.LATER) - 1
+    assert rows[0] == f"| `siglip` |{' +2.0 ± 2.5 |' * 6}" and len(rows) == len(numbers.LATER) - 1
 
 
 @pytest.mark.parametrize(
@@ -247,6 +247,7 @@ def test_a_difference_between_methods_is_that_of_equal_seeds(numbers, tmp_path):
         ([1.0, 2.0, 3.0], "+2.0 ± 2.5"),  # t of two degrees of freedom is 4.303
         ([-1.9, -2.0, -2.1], "**-2.0 ± 0.2**"),
         ([2.0, 4.0], "+3.0 ± 12.7"),
+        ([-0.04, -0.02, 0.02], "+0.0 ± 0.1"),
     ],
 )
 def test_an_interval_is_bold_where_it_does_not_contain_zero(numbers, values, expected):
