@@ -84,9 +84,9 @@ class Features(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Square:
-    """An image that is resized and cropped already, as `Model.view` does; every method takes it as it is.
+    """An image that is resized and cropped already, as `Model.view` does.
 
-    `dense` refuses it, since it cuts the whole image itself.
+    Every method but `dense` takes it as it is; `dense` cuts the whole image itself and refuses it.
 
     square = Square(model.view("frog.png"))
     model.features([square]), model.attention(square)            # the image is read and resized once
