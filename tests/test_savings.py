@@ -129,9 +129,9 @@ def test_the_step_equals_the_straightforward_one(changes):
 def test_the_decoder_equals_one_of_all_tokens(depth, scan):
     """Mask tokens from a table and a last block of removed patches alone: values and every gradient."""
     decoder = Decoder(width=32, depth=depth, num_heads=4, side=4, scan=scan, remat="dots" if scan else "none")
-    order = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(16), (3, 1)), axis=1))
-    hidden = Hidden(jnp.zeros((3, 16), bool), order[:, :10], order[:, 10:])
-    tokens, weight = normal(0, 3, 11, 24), normal(1, 3, 6, 32)
+    order = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(16), (4, 1)), axis=1))
+    hidden = Hidden(jnp.zeros((4, 16), bool), order[:, :10], order[:, 10:])
+    tokens, weight = normal(0, 4, 11, 24), normal(1, 4, 6, 32)
     encoded = lambda x: Tokens(cls=x[:, 0], patches=x[:, 1:])
     params = noise(jax.eval_shape(decoder.init, jax.random.key(0), encoded(tokens), hidden)["params"], scale=0.2)
 
@@ -146,6 +146,21 @@ def test_the_decoder_equals_one_of_all_tokens(depth, scan):
     np.testing.assert_allclose(made[0], expected[0], rtol=1e-5)
     assert_close(made[1][0], expected[1][0], rtol=1e-4, of_largest=1e-5)
     np.testing.assert_allclose(made[1][1], expected[1][1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_decoder_that_is_recomputed_in_turns_needs_less_memory():
+    """Also where XLA's CPU backend finds what is recomputed outside of loops, and keeps it."""
+    order = jnp.tile(jnp.arange(64), (16, 1))
+    hidden, x = Hidden(jnp.zeros((16, 64), bool), order[:, :32], order[:, 32:]), normal(0, 16, 33, 32)
+    temporaries = {}
+    for remat in ("none", "full"):
+        decoder = Decoder(width=32, depth=1, num_heads=4, side=8, remat=remat)
+        run = lambda method, at, x: method(at, Tokens(cls=x[:, 0], patches=x[:, 1:]), hidden)
+        params = run(decoder.init, jax.random.key(0), x)
+        loss = lambda params, x, run=run, decoder=decoder: run(decoder.apply, params, x).sum()
+        memory = jax.jit(jax.grad(loss)).lower(params, x).compile().memory_analysis()
+        temporaries[remat] = memory.temp_size_in_bytes
+    assert temporaries["full"] < temporaries["none"] / 2, temporaries
 
 
 @pytest.mark.check

@@ -1,5 +1,6 @@
 """The pre-norm transformer block of all encoders and of the decoder, and sequences of blocks."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -128,6 +129,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+TURNS = 4  # parts of a batch, see `recomputed_in_turns`
 
 
 def recomputed(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
@@ -139,6 +141,31 @@ def recomputed(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
     if remat not in REMAT:
         raise ValueError(f"model.remat {remat!r} is unknown; known: {', '.join(REMAT)}")
     return run if remat == "none" else nn.remat(run, policy=REMAT[remat])
+
+
+def recomputed_in_turns(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """Wraps a function of a block and arrays [B, ...] like `recomputed`, and runs it on a part of the images at a time.
+
+    For a block that is not in a loop over blocks: a loop over `TURNS` parts of the batch, or as many as divide it. The
+    backward pass then holds what one part needs. XLA's CPU backend recomputes in loops only: elsewhere it finds the
+    first computation again and keeps its results.
+    """
+    run_part = recomputed(run, remat)
+
+    def in_turns(block: Block, *arrays: Array) -> Array:
+        if remat == "none" or block.is_initializing():
+            return run_part(block, *arrays)
+        turns = math.gcd(len(arrays[0]), TURNS)
+        parts = [x.reshape(turns, -1, *x.shape[1:]) for x in arrays]
+        loop = nn.scan(
+            lambda block, carry, part: (carry, run_part(block, *part)),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+        )
+        made = loop(block, None, parts)[1]
+        return made.reshape(-1, *made.shape[2:])
+
+    return in_turns
 
 
 def gathered(run: Callable[..., Any], remat: str, gather: Gather) -> Callable[..., Any]:

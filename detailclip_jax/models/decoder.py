@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from detailclip_jax.models.attention import Kernel
-from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed, run_blocks
+from detailclip_jax.models.block import Block, BlockInit, Gather, recomputed_in_turns, run_blocks
 from detailclip_jax.models.layers import LayerNorm, Linear, uniform_fan_in
 from detailclip_jax.models.positions import sincos_positions
 from detailclip_jax.models.registry import Build, Network, ParameterRule
@@ -42,11 +42,11 @@ class Decoder(nn.Module):
         """Decodes the removed patches; tokens are in the order of `hidden.removed`, after the norm."""
         positions = jnp.asarray(sincos_positions(self.width, self.side))
         visible, table = self._visible(tokens, hidden, positions), self._mask_tokens(positions)
-        first = recomputed(lambda block, *given: block.with_table(*given, compute_all=self.depth > 1), self.remat)
-        x = first(self._block("blocks_0"), visible, table, hidden.removed)
+        first = recomputed_in_turns(lambda block, x, rows: block.with_table(x, table, rows, self.depth > 1), self.remat)
+        x = first(self._block("blocks_0"), visible, hidden.removed)
         if self.depth > 1:
             x, _ = run_blocks(self._middle(), x, remat=self.remat, depth=self.depth - 2, gather=self.gather)
-            last = recomputed(lambda block, x, queries: block.at_queries(x, queries), self.remat)
+            last = recomputed_in_turns(lambda block, x, queries: block.at_queries(x, queries), self.remat)
             x = last(self._block(f"blocks_{self.depth - 1}"), x, x[:, -hidden.removed.shape[1] :])
         return LayerNorm(EPS, self.dtype, name="norm")(x)
 
