@@ -674,7 +674,9 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(tmp_path):
     assert f'tfds.builder("oxford_iiit_pet", data_dir="{tmp_path}", file_format="array_record")' in message
 
 
-def test_a_misspelt_folder_is_answered_with_the_nearest_one(tmp_path):
+def test_a_misspelt_folder_is_answered_with_the_nearest_one(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # the working folder is searched too, and a user's may have photos
     class_folders(tmp_path / "photos")
     with pytest.raises(MissingData, match=f"does not exist; did you mean '{tmp_path}/photos'"):
         open_set(f"folder:{tmp_path}/photo", tmp_path)
