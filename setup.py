@@ -104,7 +104,7 @@ setup(
         "tensorboardX>=2.6.2",
     ],
     cmdclass={"build_py": BuildWithConfigs},
-    entry_points={"console_scripts": ["detailclip = detailclip_jax.__main__:main"]},
+    entry_points={"console_scripts": ["detailclip = detailclip_jax.__main__:command"]},
     extras_require={
         "beam": BEAM,
         "demo": DEMO,

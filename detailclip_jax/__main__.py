@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detailclip_jax.runtime import start
+from detailclip_jax.runtime.exit import leave
 from detailclip_jax.version import __version__
 
 CONSOLE_SCRIPT = "detailclip"
@@ -84,5 +85,10 @@ def run(name: str, arguments: Sequence[str]) -> int:
     return command.command() if module in ("main", "transfer") else command.main(list(arguments))
 
 
+def command() -> None:
+    """Runs the command of `sys.argv` and ends the process."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

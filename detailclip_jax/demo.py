@@ -10,7 +10,6 @@ checkpoints are shown side by side.  Ctrl-C ends the server.
 
 import argparse
 import socket
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
+from detailclip_jax.runtime.exit import leave
 from detailclip_jax.runtime.progress import Console
 
 PORT = 8462
@@ -130,4 +130,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

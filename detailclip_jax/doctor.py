@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors, machine
+from detailclip_jax.runtime.exit import leave
 
 FOR = {
     "beam": "prepare --engine=beam",
@@ -119,4 +120,4 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -27,7 +27,6 @@ and the attention heads, which import_torch reads.  The written model is loaded 
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +42,7 @@ from detailclip_jax.interop.verify import rows
 from detailclip_jax.models.positions import RECIPES
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
+from detailclip_jax.runtime.exit import leave
 from detailclip_jax.runtime.files import nothing_left
 from detailclip_jax.training import workdirs
 
@@ -127,4 +127,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -28,6 +28,7 @@ from detailclip_jax.data.prepare.passes import UNREADABLE
 from detailclip_jax.data.prepare.verify import problems
 from detailclip_jax.runtime import arguments as flags
 from detailclip_jax.runtime import errors
+from detailclip_jax.runtime.exit import leave
 from detailclip_jax.runtime.locks import alone
 from detailclip_jax.runtime.progress import Console
 from detailclip_jax.runtime.terminal import counted
@@ -167,4 +168,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

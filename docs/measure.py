@@ -934,7 +934,7 @@ def readouts(folder: Path) -> Made:
     """The dense read-outs with the demo's student."""
     lines = (json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines())
     found = {(one["dataset"].rpartition(":")[2], one["metric"]): one for one in lines}
-    table = ["| read-out | mIoU | pixels right |", "|---|---:|---:|"]
+    table = ["| read-out | mIoU | accuracy of pixels |", "|---|---:|---:|"]
     for name in READOUTS:
         miou, low, high = (100 * found[name, "mean_iou"][key] for key in ("value", "low", "high"))
         right = 100 * found[name, "pixel_accuracy"]["value"]

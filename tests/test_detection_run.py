@@ -439,7 +439,7 @@ def test_a_run_compiles_one_program_for_each_of_its_buckets(finished):
 @looped
 def test_a_finished_run_detects_in_python_and_compares(finished, loaded, load_once, tmp_path):
     pytest.importorskip("matplotlib")
-    assert isinstance(loaded, predictions.Detector)
+    assert repr(loaded) == f"<Detector {loaded.path}, step {loaded.step}: {len(loaded.classes)} classes>"
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
     found = loaded.detect(image)
     assert found.boxes.shape == (len(found.scores), 4) and found.masks.shape[1:] == (8, 8)

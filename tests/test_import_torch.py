@@ -286,7 +286,7 @@ def test_the_command_writes_an_ordinary_checkpoint(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.pt", "--out=run"], "missing.pt is not a file"),
+        (["missing.pt", "--out=run"], "missing.pt does not exist"),
         (["--from=reference", "clip.pt", "--out=run"], "does not fit layout|lacks visual.patch_embed"),
     ],
 )

@@ -230,6 +230,8 @@ def test_the_teacher_is_the_default_where_there_is_one():
     assert ema.params["image"] is image and ema.params["decoder"] is heads
     assert student.params["image"] is variables["params"]["image"]
     assert abs(ema.encode_image(make_images(1)) - student.encode_image(make_images(1))).max() > 0.01
+    of, size = f"<Model {student.path}, step {student.step}, student: detailclip", student.config.model.size
+    assert repr(student) == f"{of} {size}, {student.config.model.image_size} pixels>"
     assert choose_weights(variables, None, usual="student")[0] == "student"  # a method may say so
     assert choose_weights(variables, "ema", usual="student")[0] == "ema"
     with pytest.raises(ValueError, match="weights=ema: this method has no teacher; use student"):

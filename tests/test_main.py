@@ -43,6 +43,11 @@ def finished(*flags):
         ([f"--config={SMALLEST}", "--config.batchsize=4"], "did you mean 'batch_size'?"),
         ([f"--config={SMALLEST}", "--config.batch_size=many"], "--config.batch_size=many: expected a whole number"),
         ([f"--config={SMALLEST}", "--config.batch_size=None"], "--config.batch_size=None: expected a whole number"),
+        ([f"--config={SMALLEST}", "--config.data=records"], "--config.data is a group, not a value: 'records'; set"),
+        (
+            [f"--config={SMALLEST}", "--config.data={'source': 'records'}"],
+            "--config.data.FIELD=VALUE; FIELD is one of caption",
+        ),
         ([f"--config={SMALLEST}", "--config.total_steps=none"], "--config.total_steps=none: expected a whole number"),
         ([f"--config={SMALLEST}", "--config.model.scan=maybe"], "--config.model.scan=maybe: expected true or false"),
         ([f"--config={SMALLEST}", "--config.views.crops.large.size=x"], "--config.views.crops.large.size=x"),

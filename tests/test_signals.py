@@ -199,6 +199,29 @@ def test_commands_that_measure_hear_a_signal_that_was_dropped(monkeypatch, capsy
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_a_compilation_ends_the_command_with_its_code(number, code):
+    """XLA's threads go on compiling while the process ends; without `leave` they crashed it."""
+    script = f"""
+import os, threading
+import jax, jax.numpy as jnp
+from detailclip_jax.runtime import errors, exit
+def deep(x):
+    for number in range(400):
+        x = jnp.sort(jnp.sin(x @ x + number), axis=number % 2)
+    return x
+lowered = jax.jit(deep).lower(jnp.ones((64, 64)))
+def work():
+    threading.Timer(1, os.kill, (os.getpid(), {int(number)})).start()
+    lowered.compile()
+    return 0
+exit.leave(errors.run(work))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.strip() == "interrupted"
+
+
 @pytest.mark.check
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_a_run_whose_main_thread_hears_nothing(tmp_path, number):

@@ -379,6 +379,7 @@ def test_the_package_loads_a_finished_run_to_predict(pretrained, tmp_path):
     model = detailclip_jax.load(tmp_path)
     image = np.random.default_rng(0).integers(0, 256, (37, 50, 3)).astype(np.uint8)
     np.testing.assert_array_equal(model.segment(image), next(run.experiment.predict(state, [image])))
+    assert repr(model) == f"<Segmenter {model.path}, step 0: {len(model.classes)} classes>"
     assert isinstance(model, predict.Segmenter) and model.step == 0 and model.classes == run.experiment.classes
     assert isinstance(detailclip_jax.load(pretrained), detailclip_jax.Model)
     for given in ({"weights": "student"}, {"preprocess": {"filter": "bicubic"}}):

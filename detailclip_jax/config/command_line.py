@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax.config import Field, default, dense, field_of, run_config
+from detailclip_jax.config import Field, default, dense, field_of, run_config, settings
 from detailclip_jax.config.config_files import find
 from detailclip_jax.runtime import errors
 
@@ -97,12 +97,13 @@ def near_field(name: str, config: ConfigDict) -> str:
 def checked(argv: Sequence[str], spec: str) -> list[str]:
     """Returns the command line with the file and the recipe of its config, as absl must read it.
 
-    Raises ValueError for an unknown field, for None in place of a number, and for a method that has a config file of
-    its own; FileNotFoundError for a missing file.
+    Raises ValueError for an unknown field, for a value of a group, for None in place of a number, and for a method that
+    has a config file of its own; FileNotFoundError for a missing file.
     """
     argv = with_file(with_recipe(argv, spec))
     config = run_config.load(spec_of(argv) or spec)
     run_config.check_overrides(config, override_names(argv))
+    check_fields(config, argv)
     check_unset(config, argv)
     return argv
 
@@ -131,6 +132,15 @@ def _with_spec(argv: Sequence[str], old: str, new: str) -> list[str]:
 
 def _is_spec(argument: str, spec: str) -> bool:
     return argument in (spec, f"--config={spec}", f"-config={spec}")
+
+
+def check_fields(config: ConfigDict, argv: Sequence[str]) -> None:
+    """Raises ValueError for --config.NAME=VALUE of a group of fields, such as data."""
+    for name in override_names(argv):
+        group = functools.reduce(lambda group, part: group[part], name.split("."), config)
+        if isinstance(group, ConfigDict):
+            value = value_of(f"config.{name}", argv)
+            raise ValueError(f"{settings.is_a_group(f'--config.{name}', value)}; FIELD is one of {', '.join(group)}")
 
 
 def check_unset(config: ConfigDict, argv: Sequence[str]) -> None:

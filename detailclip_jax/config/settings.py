@@ -32,12 +32,17 @@ def set_fields(fields: Mapping[str, Any]) -> Change:
 def _check_kind(name: str, old: Any, new: Any) -> None:
     """Raises ValueError for a value in place of a group of fields, and for None in place of a text or a number."""
     if isinstance(old, ConfigDict) and not isinstance(new, Mapping):
-        raise ValueError(f"{name} is a group, not a value: {new!r:.40}; set its fields, {name}.FIELD=VALUE")
+        raise ValueError(is_a_group(name, new))
     if isinstance(old, str) and new is None:
         raise ValueError(f"{name} is a text; None is not")
     declared = field_of(name)
     if isinstance(old, int | float) and new is None and declared and declared.default is not None:
         raise ValueError(f"{name} is a number, {old!r} now; None is not")
+
+
+def is_a_group(name: str, value: Any) -> str:
+    """The message for a value in place of a group of fields."""
+    return f"{name} is a group, not a value: {value!r:.40}; set its fields, {name}.FIELD=VALUE"
 
 
 def split_list(text: str) -> list[str]:

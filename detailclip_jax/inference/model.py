@@ -130,6 +130,12 @@ class Model:
     step: int
     path: str
 
+    def __repr__(self) -> str:
+        """Names the model, not its weights: <Model runs/stickers, step 600, student: detailclip tiny, 64 pixels>."""
+        model = self.config.model
+        what = f"{self.config.method} {model.size}, {model.image_size} pixels"
+        return f"<Model {self.path}, step {self.step}, {self.weights}: {what}>"
+
     def encode_image(self, images: Any) -> Float32[np.ndarray, "B E"]:
         """L2-normalised embeddings of any number of images: a list, an iterator, or uint8 [B, H, W, 3].
 

@@ -47,7 +47,7 @@ def read(path: Path) -> Any:
     Raises FileNotFoundError, and ValueError for a file that is damaged, of an unknown kind, or not safe to read.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file")
+        raise FileNotFoundError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     with path.open("rb") as file:
         start = file.read(TAR_BLOCK)
     _check_no_tar(path, start)

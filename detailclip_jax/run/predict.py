@@ -47,6 +47,10 @@ class Detector(NamedTuple):
     step: int
     path: str
 
+    def __repr__(self) -> str:
+        """Names the run, not its weights: <Detector runs/stickers_detection, step 200: 1 class>."""
+        return described(self)
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names, by label."""
@@ -73,6 +77,10 @@ class Segmenter(NamedTuple):
     step: int
     path: str
 
+    def __repr__(self) -> str:
+        """Names the run, not its weights: <Segmenter runs/stickers_linear, step 200: 25 classes>."""
+        return described(self)
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names, by label."""
@@ -89,6 +97,12 @@ class Segmenter(NamedTuple):
     def __getattr__(self, name: str) -> NoReturn:
         """Raises AttributeError; for a method of other runs it says which kind of run has it."""
         lacks(self, name)
+
+
+def described(run: Detector | Segmenter) -> str:
+    """The `repr` of a run."""
+    number = len(run.classes)
+    return f"<{type(run).__name__} {run.path}, step {run.step}: {number} class{'' if number == 1 else 'es'}>"
 
 
 def lacks(run: Detector | Segmenter, name: str) -> NoReturn:

@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from detailclip_jax.runtime import signals
+from detailclip_jax.runtime.exit import Interrupted
 from detailclip_jax.runtime.terminal import complain
 
 USAGE_ERROR, RUN_ERROR, INTERRUPTED = 2, 1, 130  # 130, as a shell reports SIGINT; 143 after SIGTERM
@@ -73,7 +74,8 @@ def explain(error: BaseException, kept: str = "") -> int | None:
     if code is not None:
         logging.debug("the error was raised here", exc_info=error)  # -v 1 of `main` shows it
         complain(message(error, kept))
-    return getattr(error, "exit_code", code)
+    code = getattr(error, "exit_code", code)
+    return Interrupted(code) if isinstance(error, KeyboardInterrupt) else code
 
 
 def message(error: BaseException, kept: str = "") -> str:
