@@ -514,7 +514,7 @@ for scene in scenes.source:
 pathlib.Path("{out}/results.json").write_text(json.dumps(metrics.scores(counts)))
 """
 SCORES = ("mIoU", "mAcc", "aAcc", "boundary_mIoU")
-READOUTS = ("plain", "maskclip", "maskclip_bare", "sclip", "naclip", "clearclip", "gem")
+READOUTS = ("plain", "maskclip", "maskclip_bare", "sclip", "naclip", "clearclip", "gem", "tips")
 FACTORS = (  # each one in addition to the paper's weights, or instead of them
     PAPER,
     "detailclip",
