@@ -11,7 +11,6 @@ workdir.
 """
 
 import argparse
-import functools
 import importlib.metadata
 import sys
 from collections.abc import Sequence
@@ -83,7 +82,7 @@ def check_launch(given: Sequence[str]) -> NoReturn:
     from detailclip_jax import main as training
 
     command, sys.argv[1:] = launch_of(given)
-    app.run(functools.partial(training.preflight, command=command), flags_parser=training.parse_flags)
+    app.run(lambda argv: leave(training.preflight(argv, command=command)), flags_parser=training.parse_flags)
 
 
 def launch_of(given: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -108,7 +108,7 @@ def predict(argv: Sequence[str]) -> int:
         for _, reason in found.left_out:
             console.say(f"left out: {reason}")
         loaded = predictions.model(arguments.workdir, arguments.step)
-        console.say(f"{arguments.workdir}: step {loaded.step}, {len(loaded.classes)} classes")
+        console.say(f"{arguments.workdir}: step {loaded.step}, {counted(len(loaded.classes), 'class', 'classes')}")
         written = predictions.write(loaded, found, arguments.out, arguments.score, console)
         console.say(f"{counted(written.drawn, 'image')} drawn in {arguments.out}, and {predictions.FILE}")
         if written.scores is not None:

@@ -19,6 +19,7 @@ import datetime
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -564,7 +565,7 @@ METRICS = {  # heading -> task/metric
 }
 PAGES = {"small": "glibc.malloc.hugetlb=0", "large": "glibc.malloc.hugetlb=1"}  # GLIBC_TUNABLES
 THEORY_SIZES = ("S", "B", "L")
-REMATS = ("dots", "full")
+MEMORY_ROWS = tuple(itertools.product(("dots", "full"), (32, 64)))  # remat, pairs
 SIZES, GAPS = ("1024x768", "2000x1500", "4000x3000"), (0, 2)
 STAGES = {
     **{name: name for name in ("read", "decode", "crop", "colour", "tokenise", "stack")},
@@ -695,10 +696,10 @@ def theory(folder: Path) -> Made:
 def memory(folder: Path) -> Made:
     """Bytes of a step, as the compiler plans them."""
     lines = ["| | arguments | temporaries | together |", "|---|---|---|---|"]
-    for remat in REMATS:
-        (record,) = read(folder, remat)
+    for remat, batch in MEMORY_ROWS:
+        (record,) = read(folder, f"{remat}-{batch}")
         cells = [f"{record[f'{name}_bytes'] / GIB:.2f} GiB" for name in ("argument", "temp", "total")]
-        lines.append(f"| `remat={remat}` | {' | '.join(cells)} |")
+        lines.append(f"| `remat={remat}`, {batch} pairs | {' | '.join(cells)} |")
     return {"memory.table": lines}
 
 
@@ -1483,9 +1484,9 @@ NUMBERS = (
         10,
         COUNTING,
         tuple(
-            f"{BENCHMARK} step --batch=32 --compile-only --remat={remat} --set masking.granularity=cell2x2 "
-            f"--json={{out}}/{remat}.json"
-            for remat in REMATS
+            f"{BENCHMARK} step --batch={batch} --compile-only --remat={remat} --set masking.granularity=cell2x2 "
+            f"--json={{out}}/{remat}-{batch}.json"
+            for remat, batch in MEMORY_ROWS
         ),
         memory,
     ),

@@ -46,7 +46,7 @@ def finished(*flags):
         ([f"--config={SMALLEST}", "--config.data=records"], "--config.data is a group, not a value: 'records'; set"),
         (
             [f"--config={SMALLEST}", "--config.data={'source': 'records'}"],
-            "--config.data.FIELD=VALUE; FIELD is one of caption",
+            "set its fields, --config.data.FIELD=VALUE; known: caption",
         ),
         ([f"--config={SMALLEST}", "--config.total_steps=none"], "--config.total_steps=none: expected a whole number"),
         ([f"--config={SMALLEST}", "--config.model.scan=maybe"], "--config.model.scan=maybe: expected true or false"),

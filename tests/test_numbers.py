@@ -194,9 +194,9 @@ def test_texts_are_written_from_what_the_commands_leave(numbers, tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
 
-    for remat in ("dots", "full"):
-        write(remat, [{"argument_bytes": 2**31, "temp_bytes": 2**30, "total_bytes": 3 * 2**30}])
-    assert numbers.memory(tmp_path)["memory.table"][2] == "| `remat=dots` | 2.00 GiB | 1.00 GiB | 3.00 GiB |"
+    for remat, batch in numbers.MEMORY_ROWS:
+        write(f"{remat}-{batch}", [{"argument_bytes": 2**31, "temp_bytes": 2**30, "total_bytes": 3 * 2**30}])
+    assert numbers.memory(tmp_path)["memory.table"][2] == "| `remat=dots`, 32 pairs | 2.00 GiB | 1.00 GiB | 3.00 GiB |"
     for size in numbers.SIZES:
         for gap, seconds in zip(numbers.GAPS, (0.02, 0.005)):
             write(f"{size}-{gap}", [{"stage": "read"}, {"stage": "all", "seconds_per_image": seconds}])

@@ -124,14 +124,22 @@ def test_the_step_equals_the_straightforward_one(changes):
 
 
 @pytest.mark.parametrize(
-    ("depth", "scan"), [(1, False), (2, True), *in_check((3, True)), *in_slow((1, True), (2, False), (4, False))]
+    ("depth", "remat", "batch", "scan"),
+    [
+        *((1, "full", 4, False), (2, "dots", 6, True)),
+        *in_check((1, "none", 3, False), (1, "dots", 8, True), (2, "full", 3, False), (3, "dots", 4, True)),
+        *in_slow((2, "none", 4, False), (4, "none", 3, False)),
+    ],
 )
-def test_the_decoder_equals_one_of_all_tokens(depth, scan):
-    """Mask tokens from a table and a last block of removed patches alone: values and every gradient."""
-    decoder = Decoder(width=32, depth=depth, num_heads=4, side=4, scan=scan, remat="dots" if scan else "none")
-    order = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(16), (4, 1)), axis=1))
-    hidden = Hidden(jnp.zeros((4, 16), bool), order[:, :10], order[:, 10:])
-    tokens, weight = normal(0, 4, 11, 24), normal(1, 4, 6, 32)
+def test_the_decoder_equals_one_of_all_tokens(depth, remat, batch, scan):
+    """Mask tokens from a table and a last block of removed patches alone: values and every gradient.
+
+    With `remat`, `batch` images are computed in four, two or one parts.
+    """
+    decoder = Decoder(width=32, depth=depth, num_heads=4, side=4, scan=scan, remat=remat)
+    order = jnp.asarray(np.random.default_rng(0).permuted(np.tile(np.arange(16), (batch, 1)), axis=1))
+    hidden = Hidden(jnp.zeros((batch, 16), bool), order[:, :10], order[:, 10:])
+    tokens, weight = normal(0, batch, 11, 24), normal(1, batch, 6, 32)
     encoded = lambda x: Tokens(cls=x[:, 0], patches=x[:, 1:])
     params = noise(jax.eval_shape(decoder.init, jax.random.key(0), encoded(tokens), hidden)["params"], scale=0.2)
 

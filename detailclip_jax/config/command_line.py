@@ -140,7 +140,8 @@ def check_fields(config: ConfigDict, argv: Sequence[str]) -> None:
         group = functools.reduce(lambda group, part: group[part], name.split("."), config)
         if isinstance(group, ConfigDict):
             value = value_of(f"config.{name}", argv)
-            raise ValueError(f"{settings.is_a_group(f'--config.{name}', value)}; FIELD is one of {', '.join(group)}")
+            known = f"; known: {', '.join(group)}" if group else ""
+            raise ValueError(f"{settings.is_a_group(f'--config.{name}', value)}{known}")
 
 
 def check_unset(config: ConfigDict, argv: Sequence[str]) -> None:

@@ -30,7 +30,8 @@ class Prefetched:
         and one more each.  0: threads of this process.
     prefetch: number of items kept ready; 0 makes each item on request.
 
-    `close` ends threads and workers.  If it was not called, the end of the interpreter does.
+    `close` ends threads and workers.  If it was not called, the end of the interpreter does; workers also end a second
+    after their parent.
     `next` raises RunError if a worker was killed, and else what the object raises.
     """
 

@@ -27,6 +27,13 @@ class BlockInit(NamedTuple):
     fc2_bias: Initialiser = nn.initializers.zeros
 
 
+class Table(NamedTuple):
+    """Tokens that all images share, and their query, key and value."""
+
+    tokens: Float[Array, "N D"]
+    projected: Float[Array, "N E"]
+
+
 class Mlp(nn.Module):
     """Two linear layers with an activation between them; the hidden layer has four times the width, or `hidden`."""
 
@@ -83,21 +90,23 @@ class Block(nn.Module):
         attended, _ = self.attn(self.attn.project(self.norm1(queries), 0, 1), pairs, mask)
         return self._add(queries, attended)
 
+    def table(self, tokens: Float[Array, "N D"]) -> Table:
+        """Normalises and projects tokens that all images share: once, not once per image."""
+        return Table(tokens, self.attn.project(self.norm1(tokens)).astype(jnp.float32))
+
     def with_table(
         self,
         x: Float[Array, "B M D"],
-        table: Float[Array, "N D"],
+        table: Table,
         index: Int[Array, "B H"],
         compute_all: bool = True,
     ) -> Float[Array, "B R D"]:
         """Computes the tokens [x, table[index]], concatenated; `index` selects rows of the table for each image.
 
-        The table's rows are normalised and projected once, not once per image. Without `compute_all` only the tokens of
-        the table are computed; they still attend to `x`.
+        Without `compute_all` only the tokens of the table are computed; they still attend to `x`.
         """
-        rows = self.attn.project(self.norm1(table))
-        shared = rows_at(rows.astype(jnp.float32), index, self.dtype)
-        tokens = rows_at(table, index, self.dtype)
+        shared = rows_at(table.projected, index, self.dtype)
+        tokens = rows_at(table.tokens, index, self.dtype)
         own = self.attn.project(self.norm1(x), 0 if compute_all else 1)
         pairs = jnp.concatenate([own[..., -2 * self.width :], shared[..., self.width :]], 1)
         query = shared[..., : self.width]
@@ -146,9 +155,9 @@ def recomputed(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
 def recomputed_in_turns(run: Callable[..., Any], remat: str) -> Callable[..., Any]:
     """Wraps a function of a block and arrays [B, ...] like `recomputed`, and runs it on a part of the images at a time.
 
-    For a block that is not in a loop over blocks: a loop over `TURNS` parts of the batch, or as many as divide it. The
-    backward pass then holds what one part needs. XLA's CPU backend recomputes in loops only: elsewhere it finds the
-    first computation again and keeps its results.
+    For a block that is not in a loop over blocks: a loop over `TURNS` parts of the batch, or over fewer that divide it.
+    The backward pass then holds what is recomputed for one part. XLA's CPU backend recomputes in loops only: elsewhere
+    it finds the first computation again and keeps its results.
     """
     run_part = recomputed(run, remat)
 

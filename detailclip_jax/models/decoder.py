@@ -41,9 +41,10 @@ class Decoder(nn.Module):
     def __call__(self, tokens: Tokens, hidden: Hidden) -> Float[Array, "B H D"]:
         """Decodes the removed patches; tokens are in the order of `hidden.removed`, after the norm."""
         positions = jnp.asarray(sincos_positions(self.width, self.side))
-        visible, table = self._visible(tokens, hidden, positions), self._mask_tokens(positions)
+        visible, block = self._visible(tokens, hidden, positions), self._block("blocks_0")
+        table = block.table(self._mask_tokens(positions))
         first = recomputed_in_turns(lambda block, x, rows: block.with_table(x, table, rows, self.depth > 1), self.remat)
-        x = first(self._block("blocks_0"), visible, hidden.removed)
+        x = first(block, visible, hidden.removed)
         if self.depth > 1:
             x, _ = run_blocks(self._middle(), x, remat=self.remat, depth=self.depth - 2, gather=self.gather)
             last = recomputed_in_turns(lambda block, x, queries: block.at_queries(x, queries), self.remat)

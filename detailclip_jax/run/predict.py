@@ -49,7 +49,7 @@ class Detector(NamedTuple):
 
     def __repr__(self) -> str:
         """Names the run, not its weights: <Detector runs/stickers_detection, step 200: 1 class>."""
-        return described(self)
+        return _described(self)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class Segmenter(NamedTuple):
 
     def __repr__(self) -> str:
         """Names the run, not its weights: <Segmenter runs/stickers_linear, step 200: 25 classes>."""
-        return described(self)
+        return _described(self)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -99,10 +99,8 @@ class Segmenter(NamedTuple):
         lacks(self, name)
 
 
-def described(run: Detector | Segmenter) -> str:
-    """The `repr` of a run."""
-    number = len(run.classes)
-    return f"<{type(run).__name__} {run.path}, step {run.step}: {number} class{'' if number == 1 else 'es'}>"
+def _described(run: Detector | Segmenter) -> str:
+    return f"<{type(run).__name__} {run.path}, step {run.step}: {counted(len(run.classes), 'class', 'classes')}>"
 
 
 def lacks(run: Detector | Segmenter, name: str) -> NoReturn:

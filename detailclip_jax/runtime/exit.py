@@ -21,7 +21,9 @@ def leave(code: int) -> NoReturn:
     """
     if not isinstance(code, Interrupted):
         sys.exit(code)
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a closed pipe
-            stream.flush()
-    os._exit(code)
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # a closed pipe
+                stream.flush()
+    finally:  # also if another signal arrives
+        os._exit(code)

@@ -31,9 +31,9 @@ def _escaped(character: str) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
 
-def counted(number: int, noun: str) -> str:
-    """A number with its noun, singular or regular plural: counted(1, "step") == "1 step", else "2,400 steps"."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, singular or plural: counted(1, "step") == "1 step", else "2,400 steps"."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def plain(number: float) -> str:
