@@ -71,9 +71,10 @@ def explain(error: BaseException, kept: str = "") -> int | None:
     """Prints the message of an error and returns its exit code; None, and no message, for a fault of the program."""
     codes = (code for kind, code in CODES if isinstance(error, kind))
     code = None if getattr(error, FAULT, False) else next(codes, None)
-    if code is not None:
-        logging.debug("the error was raised here", exc_info=error)  # -v 1 of `main` shows it
-        complain(message(error, kept))
+    if code is None:
+        return None
+    logging.debug("the error was raised here", exc_info=error)  # -v 1 of `main` shows it
+    complain(message(error, kept))
     code = getattr(error, "exit_code", code)
     return Interrupted(code) if isinstance(error, KeyboardInterrupt) else code
 
