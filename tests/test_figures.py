@@ -1,11 +1,13 @@
 """Figures: what is drawn where, and in which colour, as data."""
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from detailclip_jax.figures import boxes, maps, plots, style
-from detailclip_jax.figures.boxes import Objects, caption, detection_figure, drawn
+from detailclip_jax.figures.boxes import Objects, caption, detection_figure, drawn, extent
 from detailclip_jax.figures.labels import coloured, frequent, label_figure, palette
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).astype(np.uint8)
@@ -47,6 +49,17 @@ def test_boxes_lie_at_their_pixels_and_say_class_and_score():
     assert model.images[0].get_extent() == [0, 16, 12, 0]  # pixel (x, y) covers [x, x + 1] x [y, y + 1]
     shown = np.asarray(model.images[0].get_array())
     assert ((shown != IMAGE).any(-1) == objects().masks[0]).all()
+
+
+def test_no_name_covers_another_and_the_best_stays_at_its_box():
+    boxes = np.float32([[20, 30, 70, 80], [22, 31, 60, 90], [21, 29, 80, 70], [24, 36, 50, 50]])
+    found = Objects(boxes, np.zeros(4, int), np.float32([0.5, 0.9, 0.6, 0.7]))
+    (axes,) = detection_figure([np.zeros((100, 100, 3), np.uint8)], {"": [found]}, ["a long name"]).axes
+    assert [text.get_text()[-4:] for text in axes.texts] == ["0.50", "0.60", "0.70", "0.90"]
+    assert axes.texts[-1].get_position() == (22, 31)
+    rectangles = [extent(text) for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(rectangles, 2))
+    assert all(text.get_position()[1] >= top for text, top in zip(axes.texts, (30, 29, 36, 31)))
 
 
 def test_a_class_without_a_name_is_its_number():

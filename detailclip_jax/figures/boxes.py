@@ -47,7 +47,10 @@ def draw_objects(
     names: Sequence[str] = (),
     threshold: float = THRESHOLD,
 ) -> None:
-    """Draws the image and its objects on axes: masks as a tint, boxes, and "name 0.93" above each box."""
+    """Draws the image and its objects on axes: masks as a tint, boxes, and "name 0.93" above each box.
+
+    A name that would cover that of a better object is moved down.
+    """
     from matplotlib.patches import Rectangle
 
     indices = drawn(objects, threshold)
@@ -61,6 +64,26 @@ def draw_objects(
         where = "bottom" if top > 0.1 * len(image) else "top"  # above the box, or inside of it at the upper border
         text, colour = caption(objects, int(i), names), text_colour(colour)
         axes.text(left, top, text, fontsize=7, color=colour, va=where, bbox=style, clip_on=False)
+    spread(axes)
+
+
+def spread(axes: Any) -> None:
+    """Moves the texts on axes down until none covers another; the last text keeps its place."""
+    axes.apply_aspect()  # else the first draw would change the scale
+    placed: list[Any] = []
+    for text in reversed(axes.texts):
+        box = extent(text)
+        while any(box.overlaps(other) for other in placed):
+            (x, y), (_, lower) = text.get_position(), axes.transData.inverted().transform((box.x0, box.y0))
+            (_, upper) = axes.transData.inverted().transform((box.x0, box.y1))
+            text.set_position((x, y + (lower - upper) / 2))
+            box = extent(text)
+        placed.append(box)
+
+
+def extent(text: Any) -> Any:
+    """The rectangle of a text with its background, in pixels of the figure."""
+    return text.get_window_extent().padded(0.12 * text.get_fontsize() * text.figure.dpi / 72)
 
 
 def caption(objects: Objects, index: int, names: Sequence[str]) -> str:
