@@ -8,7 +8,7 @@ import pytest
 import survive
 from tiny import tiny_config
 
-from detailclip_jax.config import run_config
+from detailclip_jax.config import command_line, run_config
 from detailclip_jax.training import experiment
 from detailclip_jax.training.checkpoint import Checkpoints
 from detailclip_jax.training.mesh import make_mesh
@@ -27,6 +27,13 @@ def small_run(tmp_path_factory):
         checkpoints.save(step, state, {"examples": 8 * step}, {"config": run_config.to_json(config)})
     checkpoints.close()
     return workdir
+
+
+def test_the_flags_of_the_run_are_accepted(tmp_path):
+    """Among them a dictionary of evaluators."""
+    argv = survive.command(tmp_path)[2:]
+    assert "--config.evaluators={" in " ".join(argv)
+    assert command_line.checked(argv, command_line.spec_of(argv)) == argv
 
 
 @pytest.mark.check

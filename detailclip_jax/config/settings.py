@@ -58,10 +58,22 @@ def parse_setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"expected FIELD=VALUE, got {text!r}")
+    return name, value_of(value)
+
+
+def value_of(text: str) -> Any:
+    """The Python value that the text is the literal of; else the text itself."""
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: thousands of brackets
-        return name, value
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the last two: thousands of brackets
+        return text
+
+
+def is_dictionary(value: Any) -> bool:
+    """Whether a value is a dictionary whose names, and those of all dictionaries in it, are texts."""
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and (not isinstance(inner, dict) or is_dictionary(inner)) for name, inner in value.items()
+    )
 
 
 def both(first: Change, second: Change) -> Change:

@@ -157,6 +157,8 @@ def absent(config: ConfigDict) -> dict[str, str]:
 
 
 def _check_name(name: str, options: Mapping[str, Any]) -> None:
+    if not isinstance(options, Mapping):
+        raise ValueError(f"evaluators.{name} is {options!r}: options are a dictionary, {{}} for none")
     if ":" in name:
         tasks.parse(name, Sets(options.get("data_dir", "data")))
     elif name not in BY_NAME:
