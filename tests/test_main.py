@@ -49,6 +49,11 @@ def finished(*flags):
             "set its fields, --config.data.FIELD=VALUE; known: caption",
         ),
         ([f"--config={SMALLEST}", "--config.evaluators=retrieval"], "or a dictionary: \"{'FIELD': VALUE}\""),
+        (
+            [f"--config={SMALLEST}", "--config.optimizer.part_rates={'text': 'x'}"],
+            "part_rates.text 'x' must be a number",
+        ),
+        ([f"--config={SMALLEST}", "--config.views.crops={'large': 3}"], "--config.views.crops is a group, not a value"),
         ([f"--config={SMALLEST}", "--config.evaluators={1: 2}"], "evaluators is a group, not a value: '{1: 2}'"),
         ([f"--config={SMALLEST}", "--config.evaluators={'retrieval': 3}"], "evaluators.retrieval is 3: options are a"),
         ([f"--config={SMALLEST}", "--config.total_steps=none"], "--config.total_steps=none: expected a whole number"),

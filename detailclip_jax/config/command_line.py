@@ -12,11 +12,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from detailclip_jax.config import OPEN, Field, default, dense, field_of, run_config, settings
+from detailclip_jax.config import Field, default, dense, field_of, run_config, settings
 from detailclip_jax.config.config_files import find
 from detailclip_jax.runtime import errors
 
 UNSET = "None"
+DICTIONARIES = ("evaluators", "optimizer.part_rates")  # groups without fields of their own
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple, for example (0.1, 0.5)"}
 
 
@@ -137,14 +138,14 @@ def _is_spec(argument: str, spec: str) -> bool:
 def check_fields(config: ConfigDict, argv: Sequence[str]) -> None:
     """Raises ValueError for --config.NAME=VALUE of a group of fields, such as data.
 
-    A group that accepts fields of any name, such as evaluators, may be given as a dictionary.
+    Those of DICTIONARIES may be given as a dictionary.
     """
     for name in override_names(argv):
         group = functools.reduce(lambda group, part: group[part], name.split("."), config)
         if not isinstance(group, ConfigDict):
             continue
-        value, takes_any = value_of(f"config.{name}", argv), name.rpartition(".")[2] in OPEN
-        if takes_any and settings.is_dictionary(settings.value_of(value or "")):
+        value, takes_any = value_of(f"config.{name}", argv), name in DICTIONARIES
+        if takes_any and settings.is_dictionary(settings.literal(value or "")):
             continue
         known = f"; known: {', '.join(group)}" if group else ""
         whole = "; or a dictionary: \"{'FIELD': VALUE}\"" if takes_any else ""

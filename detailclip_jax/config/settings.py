@@ -58,10 +58,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"expected FIELD=VALUE, got {text!r}")
-    return name, value_of(value)
+    return name, literal(value)
 
 
-def value_of(text: str) -> Any:
+def literal(text: str) -> Any:
     """The Python value that the text is the literal of; else the text itself."""
     try:
         return ast.literal_eval(text)

@@ -98,6 +98,7 @@ def validate(config: ConfigDict) -> None:
     components(config.data)
     check_reducing_gap(config.data.reducing_gap, "data.reducing_gap")
     _check_crops(config)
+    _check_part_rates(config.optimizer.part_rates)
     _check_best_metric(config)
     wandb_writer.check(config.logging.wandb)
     evaluation.plan(config)
@@ -145,6 +146,12 @@ def _check_tuple(name: str, value: Any) -> None:
     if not are_numbers or not (any_length or len(numbers) == len(usual)):
         asked = "whole" if name in WHOLE else "only" if any_length else len(usual)
         raise ValueError(f"{name} {value!r} must have {asked} numbers, for example {usual!r}")
+
+
+def _check_part_rates(rates: ConfigDict) -> None:
+    for network, rate in rates.items():
+        if not isinstance(rate, int | float):
+            raise ValueError(f"optimizer.part_rates.{network} {rate!r} must be a number, for example 0.1")
 
 
 def _check_crops(config: ConfigDict) -> None:
