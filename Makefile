@@ -66,6 +66,7 @@ $(VENV)/demo.stamp: $(VENV)/python.stamp setup.py $(CONSTRAINTS)
 	$(INSTALL) --editable '.[demo]'
 	@touch $@
 
+# Without compiling all of it, which takes a minute: Python compiles what the tests import, a small part.
 $(VENV)/dev.stamp: $(VENV)/python.stamp setup.py $(CONSTRAINTS)
-	$(INSTALL) --editable '.[dev,torch,data,demo]'
+	$(INSTALL) --no-compile --editable '.[dev,torch,data,demo]'
 	@touch $@ $(VENV)/demo.stamp

@@ -159,7 +159,9 @@ def flip_largest(folder):
     flip_bit(largest_file(folder))
 
 
-@pytest.mark.parametrize("damage", [remove_state, cut_largest, empty, flip_largest])
+@pytest.mark.parametrize(
+    "damage", [remove_state, flip_largest, *(pytest.param(of, marks=pytest.mark.slow) for of in (cut_largest, empty))]
+)
 def test_a_damaged_checkpoint_gives_way_to_the_previous_one(opened, damage):
     checkpoints, _ = opened(max_to_keep=3)
     save(checkpoints, [1, 2])

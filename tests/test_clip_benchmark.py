@@ -176,7 +176,7 @@ def package_loader(root, transform):
 
 @pytest.mark.check
 @LEAVES_FILES_OPEN
-@pytest.mark.parametrize("name", ["wds_vtab-pets", "wds_mine"])
+@pytest.mark.parametrize("name", ["wds_vtab-pets", pytest.param("wds_mine", marks=pytest.mark.slow)])
 def test_tars_by_the_package_s_writer_and_reader(tmp_path, both, name):
     labels = np.random.default_rng(2).integers(0, 6, 50)
     samples = [{form: data, "cls": int(label)} for label, (form, data) in zip(labels, images(50, seed=3))]

@@ -625,7 +625,10 @@ def test_our_own_tree_says_how_to_build_it(detailclip, tmp_path):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize(("method", "weights"), [("slip", "student"), ("aclip", "student"), ("aclip", "ema")])
+@pytest.mark.parametrize(
+    ("method", "weights"),
+    [("slip", "student"), pytest.param("aclip", "student", marks=pytest.mark.slow), ("aclip", "ema")],
+)
 def test_our_own_tree_holds_running_statistics(tmp_path, method, weights):
     crops = {"clean": {"count": 1, "size": 32}, "enclosing": {"count": 1, "size": 32, "kind": "enclosing"}}
     teacher = {"views.teacher": "enclosing"} if method == "aclip" else {}

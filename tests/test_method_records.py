@@ -83,7 +83,7 @@ def test_patch_distillation_runs_over_hidden_patches_of_each_image(method):
     np.testing.assert_allclose(loss, np.mean(per_image), rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["detailclip", pytest.param("ibot", marks=pytest.mark.check)])
+@pytest.mark.parametrize("method", ["detailclip", pytest.param("ibot", marks=pytest.mark.slow)])
 def test_patch_distillation_may_run_over_all_patches(method):
     """Of a pass that drops patches: the encoder's tokens of the kept ones, the decoded tokens of the removed ones."""
     config = tiny_config(method)

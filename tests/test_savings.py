@@ -306,7 +306,9 @@ def test_rows_of_a_table_and_their_gradient(dtype):
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("changes", [{}, {"method": "ibot"}], ids=["detailclip", "ibot"])
+@pytest.mark.parametrize(
+    "changes", [{}, pytest.param({"method": "ibot"}, marks=pytest.mark.slow)], ids=["detailclip", "ibot"]
+)
 def test_no_sum_of_a_step_in_half_precision_is_rounded_on_its_way(changes):
     """The gradients of biases, positions, CLS and mask token add up over all tokens: in float32."""
     config = run_config.load("configs/stickers.py:method=ibot") if changes else config_of()

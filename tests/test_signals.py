@@ -223,7 +223,7 @@ exit.leave(errors.run(work))
 
 
 @pytest.mark.check
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_second_signal_ends_a_run_whose_main_thread_hears_nothing(tmp_path, number):
     """As while XLA compiles: a call that handlers do not interrupt, here of a mutex that is locked twice."""
     script = f"""

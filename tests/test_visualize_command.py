@@ -73,7 +73,7 @@ def test_without_out_the_figures_are_in_the_workdir_of_the_first_checkpoint(work
     assert run(f"--checkpoint={tmp_path}") == 2 and not files(tmp_path), "no run, and nothing is made"
 
 
-@pytest.mark.check
+@pytest.mark.slow
 def test_several_checkpoints_share_a_figure_without_those_that_cannot_have_it(workdirs, tmp_path, capsys):
     given = [f"--checkpoint={workdirs[name]}" for name in ("clip", "mae")]
     assert run(*given, "--num-images=1", f"--out={tmp_path}", "--labels=first,second") == 0
