@@ -105,7 +105,8 @@ def brightness(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[np.nda
 
 def contrast(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[np.ndarray, "H W 3"]:
     """Returns m + factor (x - m), m being the rounded mean of the gray image; 0 gives uniform gray."""
-    mean = int(_gray(image).mean() + 0.5)
+    gray = _gray(image)
+    mean = int(cv2.sumElems(gray)[0] / gray.size + 0.5)
     return cv2.LUT(image, _blend(mean, factor))
 
 
@@ -117,7 +118,9 @@ def saturation(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[np.nda
 def hue(image: UInt8[np.ndarray, "H W 3"], turn: float) -> UInt8[np.ndarray, "H W 3"]:
     """Rotates the hue by `turn` of the full circle, -.5 to .5; both ends give the opposite hues."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[:, :, 0] += np.uint8(int(turn * 255) % 256)  # uint8 wraps around as the hue circle does
+    steps = np.array([int(turn * 255) % 256, 0, 0], np.uint8)
+    rows = hsv.reshape(len(hsv), -1)  # a view; additions along whole rows suit vector instructions
+    rows += np.tile(steps, hsv.shape[1])  # uint8 wraps around as the hue circle does
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
