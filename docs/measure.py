@@ -809,18 +809,41 @@ def comparison(folder: Path) -> Made:
     return {"comparison.table": rows_table(folder / "rows", COMPARED | FLOORS)}
 
 
-def later_runs() -> Iterator[tuple[str, int, str]]:
+def later_runs(seeds: int = LATER_SEEDS) -> Iterator[tuple[str, int, str]]:
     """Row, seed, and the part of the run's path below the number's folder."""
     for row in LATER:
-        for seed in range(LATER_SEEDS):
+        for seed in range(seeds):
             yield row, seed, f"{quote(row, safe='=+')}/seed-{seed}"
 
 
+def later_commands(seeds: int, budget: int) -> tuple[str, ...]:
+    """Trains and scores the methods after DetailCLIP, then segments by words with each run."""
+    return (
+        f"{COMPARE} --methods={','.join(LATER)} --seeds={seeds} --budget={budget} --workdir={{out}}/rows",
+        *(
+            f"python -m detailclip_jax.evaluate --checkpoint={{out}}/rows/{path} --out={{out}}/dense/{path} "
+            f"--weights={'student,ema' if row == 'cosmos' else 'student'} --num-examples=100 "
+            f"--tasks=dense:{','.join(f'stickers:{name}' for name in LATER_READOUTS)}"
+            for row, _, path in later_runs(seeds)
+        ),
+    )
+
+
 def later(folder: Path) -> Made:
-    """The methods after DetailCLIP at one budget; COSMOS by its teacher too, which is its own choice of weights."""
+    """The methods after DetailCLIP at one budget."""
+    return {"later.table": later_table(folder, LATER_SEEDS), "later.differences": differences(folder, "clip")}
+
+
+def later_longer(folder: Path) -> Made:
+    """The same methods at eight times that budget."""
+    return {"later_longer.table": later_table(folder, 1)}
+
+
+def later_table(folder: Path, seeds: int) -> list[str]:
+    """All scores of the methods after DetailCLIP; COSMOS by its teacher too, which is its own choice of weights."""
     made = read(folder / "rows", "comparison")
     dense: dict[tuple[str, str, str], list[float]] = {}
-    for row, _, path in later_runs():
+    for row, _, path in later_runs(seeds):
         for line in (folder / "dense" / path / "results.jsonl").read_text().splitlines():
             one = json.loads(line)
             if one["metric"] == "mean_iou":
@@ -833,7 +856,7 @@ def later(folder: Path) -> Made:
         cells += [mean_and_spread(dense[row, weights, name]) for name in LATER_READOUTS]
         name = f"{LATER[row]}, the teacher" if weights == "ema" else LATER[row]
         lines.append(f"| {' | '.join([name, *cells, made['costs'][row].partition(' ')[0]])} |")
-    return {"later.table": lines, "later.differences": differences(folder, "clip")}
+    return lines
 
 
 def differences(folder: Path, baseline: str) -> list[str]:
@@ -1327,16 +1350,16 @@ NUMBERS = (
         "the methods after DetailCLIP at one budget, from scratch",
         480,
         (*LEARNING, *JUDGING, *DENSE_READING),
-        (
-            f"{COMPARE} --methods={','.join(LATER)} --seeds={LATER_SEEDS} --budget=300 --workdir={{out}}/rows",
-            *(
-                f"python -m detailclip_jax.evaluate --checkpoint={{out}}/rows/{path} --out={{out}}/dense/{path} "
-                f"--weights={'student,ema' if row == 'cosmos' else 'student'} --num-examples=100 "
-                f"--tasks=dense:{','.join(f'stickers:{name}' for name in LATER_READOUTS)}"
-                for row, _, path in later_runs()
-            ),
-        ),
+        later_commands(LATER_SEEDS, 300),
         later,
+    ),
+    Number(
+        "later_longer",
+        "the methods after DetailCLIP at eight times that budget",
+        960,
+        (*LEARNING, *JUDGING, *DENSE_READING),
+        later_commands(1, 2400),
+        later_longer,
     ),
     Number(
         "longer",
