@@ -456,7 +456,7 @@ LATER = {  # the same for the methods after DetailCLIP
     "detailclip+losses.patch_over=all": "`detailclip`, patch loss over all tokens",
     **{name: f"`{name}`" for name in ("cosmos", "flair")},
 }
-LATER_SEEDS = 3
+LATER_SEEDS, LATER_LONGER_SEEDS = 3, 1  # at one budget, at eight times that budget
 LATER_READOUTS = ("plain", "naclip")
 SUPERVISED = {  # name in the study -> what differs from configs/transfer/stickers_linear.py; 19,200 scenes, ten times
     "linear": "stickers_linear.py --config.encoder.frozen=False --config.total_steps=300",
@@ -809,7 +809,7 @@ def comparison(folder: Path) -> Made:
     return {"comparison.table": rows_table(folder / "rows", COMPARED | FLOORS)}
 
 
-def later_runs(seeds: int = LATER_SEEDS) -> Iterator[tuple[str, int, str]]:
+def later_runs(seeds: int) -> Iterator[tuple[str, int, str]]:
     """Row, seed, and the part of the run's path below the number's folder."""
     for row in LATER:
         for seed in range(seeds):
@@ -836,7 +836,7 @@ def later(folder: Path) -> Made:
 
 def later_longer(folder: Path) -> Made:
     """The same methods at eight times that budget."""
-    return {"later_longer.table": later_table(folder, 1)}
+    return {"later_longer.table": later_table(folder, LATER_LONGER_SEEDS)}
 
 
 def later_table(folder: Path, seeds: int) -> list[str]:
@@ -861,7 +861,7 @@ def later_table(folder: Path, seeds: int) -> list[str]:
 
 def differences(folder: Path, baseline: str) -> list[str]:
     """The later methods minus the baseline, paired by seed: mean over the seeds and 95 % interval, see `interval`."""
-    found = {(row, seed): scores_of(folder / "rows" / path) for row, seed, path in later_runs()}
+    found = {(row, seed): scores_of(folder / "rows" / path) for row, seed, path in later_runs(LATER_SEEDS)}
     lines = [f"| method, minus `{baseline}` | {' | '.join(METRICS)} |", "|---|" + "---:|" * len(METRICS)]
     for row in (row for row in LATER if row != baseline):
         cells = []
@@ -1358,7 +1358,7 @@ NUMBERS = (
         "the methods after DetailCLIP at eight times that budget",
         960,
         (*LEARNING, *JUDGING, *DENSE_READING),
-        later_commands(1, 2400),
+        later_commands(LATER_LONGER_SEEDS, 2400),
         later_longer,
     ),
     Number(

@@ -2,6 +2,7 @@ import io
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from image_cases import encoded, make_image
@@ -138,6 +139,16 @@ def test_hue_turns_red_to_cyan_and_keeps_gray():
     assert levels(images.hue(red, 0.5), np.full((2, 2, 3), (0, 255, 255))).max() <= 6
     gray = np.full((2, 2, 3), 77, np.uint8)
     np.testing.assert_array_equal(images.hue(gray, 0.3), gray)
+
+
+@pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.07, 0.5])
+def test_hue_adds_to_the_first_channel_around_the_circle(turn):
+    image = make_image(7, 5)[:, ::-1]
+    before = image.copy()
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL).astype(int)
+    hsv[..., 0] = (hsv[..., 0] + int(turn * 255)) % 256
+    np.testing.assert_array_equal(images.hue(image, turn), cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB_FULL))
+    np.testing.assert_array_equal(image, before)
 
 
 def test_negative_hue_undoes_positive_hue():
