@@ -104,9 +104,10 @@ def serve(application, at: socket.socket, console: Console) -> None:
     """Serves until an interrupt, which ends the server before it goes on."""
     import uvicorn
 
-    config = uvicorn.Config(
-        application, log_config=None, access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=SHUTDOWN
-    )
+    from detailclip_jax.page.guard import Timed
+
+    options = {"log_config": None, "access_log": False, "lifespan": "off", "ws": "none", "http": Timed}
+    config = uvicorn.Config(application, timeout_graceful_shutdown=SHUTDOWN, **options)
     server = uvicorn.Server(config)
     # In a thread of its own, uvicorn leaves the signals to `errors.run`.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [at]}, daemon=True)

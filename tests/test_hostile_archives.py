@@ -333,3 +333,12 @@ def test_a_value_that_a_dictionary_repeats_is_not_held_many_times(tmp_path, monk
     )
     assert len(list(parquet.rows(path, ("jpg",)))) == 20
     assert sizes == [2]
+
+
+@pytest.mark.parametrize("name, value", [("a.jpg", np.nan), ("a.jpg", -np.inf), ("a.jpg", 3e38), ("\udcff.jpg", 1)])
+def test_embeddings_that_no_search_can_answer_are_refused(tmp_path, name, value):
+    rows = {**table().rows, embeddings.Key("image", name): np.array([0, 1, value, 0], np.float32)}
+    embeddings.write(tmp_path / "x.npz", table()._replace(rows=rows))
+    reason = "the embedding of a.jpg is not finite" if name == "a.jpg" else "surrogates not allowed"
+    with pytest.raises(ValueError, match=rf"x\.npz is not a file of embeddings.*{reason}"):
+        embeddings.read(tmp_path / "x.npz")

@@ -1,10 +1,14 @@
 """The API of the page: every answer equals the model's own functions; hostile requests get one line."""
 
+import contextlib
 import io
 import json
 import re
+import socket
 import struct
 import threading
+import time
+import urllib.error
 import urllib.request
 import zlib
 
@@ -338,6 +342,7 @@ def test_bad_json_gets_one_line(client, content):
         "/api/image/0123456789abcdef-0.png",
         "/api/scenes/1.png",
         "/api/found/6.png",
+        *(f"/api/{name}{'9' * 5000}.png" for name in ("scenes/", "found/", "image/0123456789abcdef-")),
         "/api/nothing",
         "/assets/page.html",
         "/..%2fapp.py",
@@ -502,24 +507,98 @@ def test_embeddings_of_another_model_are_refused(models, photos, tmp_path):
         app.open_search(file, models)
 
 
-def test_the_server_ends_when_it_is_asked_to(page):
-    """`serve` in a thread: the page answers over a socket, and the port is free afterwards."""
+def served(page, work):
+    """Runs `serve` while `work` is called with the port of the page; returns its lines."""
     lines, at = [], demo.listening(0)
     number = at.getsockname()[1]
 
     class Stop(Exception):
         pass
 
-    class Asking(Console):
+    class Working(Console):
         def say(self, text=""):
             lines.append(text)
-            with urllib.request.urlopen(f"http://127.0.0.1:{number}/api/about") as answer:
-                assert answer.status == 200
+            work(number)
             raise Stop
 
-    before = threading.active_count()
     with at, pytest.raises(Stop):
-        demo.serve(app.build(page), at, Asking())
-    assert f"http://localhost:{number}" in lines[0] and threading.active_count() <= before + 1
-    with demo.listening(number):
+        demo.serve(app.build(page), at, Working())
+    assert f"http://localhost:{number}" in lines[0]
+    with demo.listening(number):  # the port is free again
         pass
+
+
+def asked(number):
+    """The status and the JSON of /api/about."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{number}/api/about", timeout=20) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def begun(number, start):
+    """A connection that has sent the start of a request, and nothing more."""
+    client = socket.create_connection(("127.0.0.1", number), timeout=20)
+    client.sendall(start)
+    return client
+
+
+UPLOAD = b"POST /api/image HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc"
+
+
+def test_the_server_ends_when_it_is_asked_to(page):
+    before = threading.active_count()
+    served(page, lambda number: asked(number)[0] == 200 or pytest.fail("not answered"))
+    assert threading.active_count() <= before + 1
+
+
+def test_a_client_that_leaves_during_an_upload_prints_nothing(page, caplog, capfd):
+    def leave(number):
+        begun(number, UPLOAD).close()
+        with begun(number, UPLOAD) as client:  # ends with a reset
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert [asked(number)[0] for _ in range(3)] == [200] * 3
+
+    served(page, leave)
+    assert not caplog.records and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nHost: local", UPLOAD], ids=("nothing", "head", "body"))
+def test_a_request_that_does_not_come_to_its_end_is_ended(page, monkeypatch, start):
+    monkeypatch.setattr(guard, "SECONDS", 0.2)
+
+    def wait(number):
+        with begun(number, start) as client, contextlib.suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+        about = b"GET /api/about HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        with begun(number, about) as client, contextlib.suppress(ConnectionResetError):  # also the next of a client
+            assert client.recv(2**16).startswith(b"HTTP/1.1 200")
+            client.sendall(start)
+            while client.recv(2**16):
+                pass
+
+    served(page, wait)
+
+
+def test_the_time_of_an_answer_does_not_end_a_request(page, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS", 0.1)
+    monkeypatch.setattr(page, "about", lambda: time.sleep(0.4) or {"late": True})
+    served(page, lambda number: asked(number) == (200, {"late": True}) or pytest.fail("not answered"))
+
+
+def test_of_simultaneous_requests_those_above_the_limit_are_told_to_try_again(page, monkeypatch):
+    monkeypatch.setattr(guard, "MAX_REQUESTS", 2)
+
+    def crowd(number):
+        clients = [begun(number, UPLOAD) for _ in range(2)]
+        status, answer = asked(number)
+        assert status == 503 and answer == {"error": "the server is busy with 2 requests; try again in a moment"}
+        for client in clients:
+            client.close()
+        until = time.monotonic() + 20
+        while asked(number)[0] == 503 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert asked(number)[0] == 200
+
+    served(page, crowd)

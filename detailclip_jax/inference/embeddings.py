@@ -100,12 +100,22 @@ def read(file: Path) -> Table:
     try:
         columns, about = FORMATS[file.suffix][1](file)
         origin = Origin(**json.loads(about))
+        rows = _checked(columns["name"], np.asarray(columns["embedding"], np.float32))
         keys = map(Key, columns["kind"].tolist(), columns["name"], columns["modified"].tolist())
-        return Table(origin, dict(zip(keys, columns["embedding"], strict=True)))
+        return Table(origin, dict(zip(keys, rows, strict=True)))
     except Exception as error:  # a damaged or unsupported file can cause any error in the readers
         raise ValueError(
             f"{file} is not a file of embeddings of this package, or is damaged ({type(error).__name__}: {error})"
         ) from error
+
+
+def _checked(names: list[str], rows: Float32[np.ndarray, "M E"]) -> Float32[np.ndarray, "M E"]:
+    """The rows; ValueError for a name that is not Unicode, or a row with which a cosine is not a finite number."""
+    for name in names:
+        name.encode()
+    if (bad := np.flatnonzero(~np.isfinite(np.einsum("me,me->m", rows, rows)))).size:
+        raise ValueError(f"the embedding of {names[bad[0]]} is not finite")
+    return rows
 
 
 def origin_of(model: "Model") -> Origin:

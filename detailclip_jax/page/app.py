@@ -12,7 +12,7 @@
 | POST /api/search {text} or {image} | the nearest images of the embedded folder |
 | GET /api/found/N.png | image N of the embedded folder |
 
-A request that is not answered gets {"error": one line}. One request is computed at a time.
+A request that is not answered gets {"error": one line}. One request is computed at a time, and few wait for it.
 """
 
 import hashlib
@@ -31,8 +31,9 @@ from anyio import to_thread
 from jaxtyping import UInt8
 from PIL import Image
 from starlette.applications import Starlette
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -226,20 +227,27 @@ def checked_texts(texts: Any) -> list[str]:
     return texts
 
 
+class Number(IntegerConvertor):
+    """A number in an address, of so few digits that `int` takes them; an address with more does not exist."""
+
+    regex = "[0-9]{1,18}"
+
+
 def build(page: Page) -> Starlette:
     """Builds the ASGI application of a page."""
+    register_url_convertor("number", Number())
     return Starlette(
         routes=[
             *(Route(f"/{path}", file(*FILES[path])) for path in FILES),
             Route("/api/about", answered(lambda _: page.about())),
-            Route("/api/scenes/{number:int}.png", answered(partial(_scene, page))),
+            Route("/api/scenes/{number:number}.png", answered(partial(_scene, page))),
             Route("/api/image", posted(MAX_UPLOAD, page.image), methods=["POST"]),
-            Route("/api/image/{name}-{number:int}.png", answered(partial(_square, page))),
+            Route("/api/image/{name}-{number:number}.png", answered(partial(_square, page))),
             Route("/api/image/{name}.png", answered(partial(_whole, page))),
             Route("/api/texts", posted(None, page.texts), methods=["POST"]),
             Route("/api/neighbours", posted(None, page.neighbours), methods=["POST"]),
             Route("/api/search", posted(None, page.found), methods=["POST"]),
-            Route("/api/found/{number:int}.png", answered(lambda r: png(page.thumbnail(r.path_params["number"])))),
+            Route("/api/found/{number:number}.png", answered(lambda r: png(page.thumbnail(r.path_params["number"])))),
         ],
         middleware=[Middleware(Guard)],
         exception_handlers={404: _not_found, 405: _not_found},
@@ -266,6 +274,8 @@ def posted(limit: int | None, function: Callable[[Any], dict[str, Any]]) -> Endp
             body = await json_of(request) if limit is None else await body_of(request, limit)
         except Refused as error:
             return error_response(error.status, str(error))
+        except ClientDisconnect:
+            return Response()  # nobody receives it
         return await _response(partial(function, body))
 
     return endpoint

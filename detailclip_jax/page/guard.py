@@ -5,6 +5,7 @@ request must therefore name this machine in its Host header (a site whose name w
 and a request with an Origin, or with Sec-Fetch-Site, must come from the page itself.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import Mapping
@@ -14,9 +15,12 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.ASCII)
 MAX_JSON = 64 * 2**10  # bytes
+MAX_REQUESTS = 12  # at a time: a browser opens at most 6 connections to a page
+SECONDS = 60.0  # that a client has to send a request, or to take an answer
 HEADERS = {  # of every response: the page loads nothing from elsewhere and cannot be framed
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -49,10 +53,10 @@ def foreign(headers: Mapping[str, str]) -> str:
 
 
 class Guard:
-    """ASGI middleware: answers foreign requests with 403, and adds HEADERS to every response."""
+    """ASGI middleware: answers foreign requests with 403, those above MAX_REQUESTS with 503; adds HEADERS to all."""
 
     def __init__(self, app: ASGIApp):
-        self._app = app
+        self._app, self._free = app, asyncio.Semaphore(MAX_REQUESTS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request of the page on."""
@@ -67,9 +71,42 @@ class Guard:
                 ]
             await send(message)
 
-        reason = foreign(Headers(scope=scope))
-        app = error_response(403, reason) if reason else self._app
-        await app(scope, receive, with_headers)
+        if reason := foreign(Headers(scope=scope)):
+            await error_response(403, reason)(scope, receive, with_headers)
+        elif self._free.locked():
+            busy = f"the server is busy with {MAX_REQUESTS} requests; try again in a moment"
+            await error_response(503, busy)(scope, receive, with_headers)
+        else:
+            async with self._free:
+                await self._app(scope, receive, with_headers)
+
+
+class Timed(H11Protocol):
+    """HTTP of uvicorn, which ends a connection that takes longer than SECONDS to send a request or take an answer.
+
+    uvicorn itself has a limit between two requests only. The time of computing an answer does not count.
+    """
+
+    _timer: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Starts the time of the first request."""
+        super().connection_made(transport)
+        self._start_timer()
+
+    def on_response_complete(self) -> None:
+        """Starts the time to take the answer and to send the next request."""
+        self._start_timer()
+        super().on_response_complete()
+
+    def _start_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(SECONDS, self._end_if_late, self.cycle)
+
+    def _end_if_late(self, previous: Any) -> None:
+        if self.cycle is previous or self.cycle.more_body or self.flow.write_paused:
+            self.transport.abort()
 
 
 def error_response(status: int, message: str) -> JSONResponse:
@@ -79,13 +116,12 @@ def error_response(status: int, message: str) -> JSONResponse:
 
 async def body_of(request: Request, limit: int) -> bytes:
     """Reads the body of a request; raises Refused if it has more than `limit` bytes, without reading the rest."""
-    chunks, size = [], 0
+    body = bytearray()
     async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
+        body += chunk
+        if len(body) > limit:
             raise Refused(413, f"too large: more than {limit:,} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
+    return bytes(body)
 
 
 async def json_of(request: Request) -> dict[str, Any]:
