@@ -333,6 +333,15 @@ def test_a_late_answer_for_an_earlier_patch_is_dropped(browser):
     assert "row 4, column 4" in texts_of(browser, f"{place} figcaption")[0]
 
 
+IN_SIGHT = """
+const [element, place] = arguments;
+scrollTo(0, place);
+const { left, top, bottom } = element.getBoundingClientRect();
+const seen = bottom <= innerHeight && document.elementFromPoint(left + 5, top + 5) === element;
+return seen && (place === 0) === (scrollY === 0);
+"""  # whether an element is seen, and nothing above it, after scrolling to a place
+
+
 def test_an_unreadable_file_is_one_line(browser, tmp_path):
     wait(browser, lambda _: texts_of(browser, ".bars li"))
     file = tmp_path / "broken.png"
@@ -340,8 +349,12 @@ def test_an_unreadable_file_is_one_line(browser, tmp_path):
     browser.find_element(By.ID, "file").send_keys(str(file))
     error = browser.find_element(By.ID, "error")
     wait(browser, lambda _: error.is_displayed())
-    assert error.text.startswith("not an image") and error.get_attribute("role") == "alert"
-    browser.find_element(By.CSS_SELECTOR, ".scenes button:nth-child(2)").click()
+    assert error.text.startswith("not an image") and error.get_attribute("role") == "alert" and "b'" not in error.text
+    for place in (0, 10**6):
+        assert browser.execute_script(IN_SIGHT, error, place)
+    scene = browser.find_element(By.CSS_SELECTOR, ".scenes button:nth-child(2)")
+    browser.execute_script("arguments[0].focus()", scene)
+    scene.click()  # the error does not cover what has the focus
     wait(browser, lambda _: not error.is_displayed())
 
 

@@ -316,8 +316,7 @@ def _header(data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"too large: {error}") from error
     except Exception as error:  # Pillow raises many exception types on damaged bytes
-        found = f"{len(data)} bytes that start with {data[:8]!r}"
-        raise BadImage(f"not an image: {found}; supported formats: {', '.join(FORMATS)}") from error
+        raise BadImage(f"not an image: {len(data)} bytes in none of the formats {', '.join(FORMATS)}") from error
 
 
 def open_image(file: io.BytesIO | str | os.PathLike) -> Image.Image:
