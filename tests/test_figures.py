@@ -67,10 +67,12 @@ def test_a_class_without_a_name_is_its_number():
     assert caption(objects(scores=None), 1, ["cat"]) == "cat"
 
 
-def test_no_image_has_nothing_to_draw_but_its_frame():
-    empty = Objects(np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros(0, np.float32))
-    (axes,) = detection_figure([IMAGE], {"": [empty]}).axes
-    assert not axes.patches and not axes.texts
+def test_an_image_without_boxes_says_which_score_none_reaches():
+    (axes,) = detection_figure([IMAGE], {"": [objects()]}, threshold=0.95).axes
+    assert [text.get_text() for text in axes.texts] == ["no score reaches 0.95;\nthe best is 0.900"]
+    nothing = Objects(np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros(0, np.float32))
+    figure = detection_figure([IMAGE], {"truth": [nothing._replace(scores=None)], "model": [nothing]})
+    assert not figure.axes[0].texts and [text.get_text() for text in figure.axes[1].texts] == ["no detections"]
 
 
 @pytest.mark.parametrize("columns", [1, 3])

@@ -90,6 +90,16 @@ def test_loss_curves_draw_the_terms_that_were_logged():
     assert figure.axes[1].lines[0].get_xydata().tolist() == [[1, 5], [50, 0.1], [100, 0.05]]
 
 
+def test_the_axes_of_loss_curves_say_their_values_without_an_offset_or_a_factor():
+    """matplotlib would write 1e-6+4.1589 above the first one, and 1e6 below the second one."""
+    for steps, change in (((1, 2), 1e-6), ((1, 2_000_000), 1.0)):
+        figure = plots.loss_curves([{"step": step, "loss": 4.1589 + change * step} for step in steps])
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        assert [axis.get_offset_text().get_text() for axis in (axes.xaxis, axes.yaxis)] == ["", ""]
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+
+
 @pytest.mark.check
 def test_figures_of_an_experiment(tmp_path, monkeypatch):
     """All three images, from a state and the metrics of its run; 3 scenes do not divide over 2 devices."""

@@ -49,7 +49,7 @@ def draw_objects(
 ) -> None:
     """Draws the image and its objects on axes: masks as a tint, boxes, and "name 0.93" above each box.
 
-    A name that would cover that of a better object is moved down.
+    A name that would cover that of a better object is moved down. Detections of which none is drawn are said in words.
     """
     from matplotlib.patches import Rectangle
 
@@ -65,6 +65,15 @@ def draw_objects(
         text, colour = caption(objects, int(i), names), text_colour(colour)
         axes.text(left, top, text, fontsize=7, color=colour, va=where, bbox=style, clip_on=False)
     spread(axes)
+    if not len(indices) and objects.scores is not None:
+        style = {"facecolor": "white", "edgecolor": "none", "alpha": 0.9}
+        text = none_drawn(objects.scores[objects.labels >= 0], threshold)
+        axes.text(0.02, 0.5, text, fontsize=7, color=INK, va="center", bbox=style, transform=axes.transAxes)
+
+
+def none_drawn(scores: Float[np.ndarray, "D"], threshold: float) -> str:
+    """Why an image has no boxes: none of its detections has a score of at least `threshold`."""
+    return f"no score reaches {threshold:g};\nthe best is {scores.max():.3f}" if len(scores) else "no detections"
 
 
 def spread(axes: Any) -> None:

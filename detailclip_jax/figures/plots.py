@@ -166,4 +166,6 @@ def _curve(axes, points: Sequence[tuple[Any, ...]]) -> None:
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(labelsize=7, color=FAINT, labelcolor="#555555")
     axes.locator_params(nbins=4)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.ticklabel_format(style="plain", useOffset=False)
     axes.set_xlabel("step", fontsize=7, color="#555555")
