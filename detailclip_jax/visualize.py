@@ -97,7 +97,10 @@ def parser() -> argparse.ArgumentParser:
     links = "follow links that lead out of a folder of --images (default: such an image is refused)"
     add("--follow-links", action="store_true", help=links)
     add("--num-images", type=flags.positive, default=6, metavar="N", help="number of images (default: 6)")
-    add("--first", type=int, default=0, metavar="N", help="number of the first image, from 0 (default: 0)")
+    first = (
+        "show the images from number N on, counted from 0 (default: images at equal distances in the order of names)"
+    )
+    add("--first", type=int, metavar="N", help=first)
     names = comma_separated(flags.one_of("figure", (*MODEL_FIGURES, *PREDICTIONS)))
     add("--what", type=names, metavar="NAME,...", help="figures (default: all that one of the checkpoints can have)")
     add("--texts", action="append", default=[], metavar="TEXT", help="text for words and overview; may be repeated")
@@ -129,7 +132,7 @@ def check(arguments: argparse.Namespace) -> None:
         f"--images={STICKERS} cannot be combined with other images": (
             images and STICKERS in images and len(images) > 1
         ),
-        f"--first={arguments.first} must be at least 0": arguments.first < 0,
+        f"--first={arguments.first} must be at least 0": (arguments.first or 0) < 0,
     }
     for message, so in wrong.items():
         if so:

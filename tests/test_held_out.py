@@ -12,6 +12,7 @@ from tiny import on_devices
 from detailclip_jax import evaluation, main
 from detailclip_jax.config import run_config
 from detailclip_jax.data import held_out, long_captions, mixture, pipeline
+from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.sources import MissingData, write_records
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.evaluation import figures
@@ -158,6 +159,17 @@ def test_a_run_on_own_data_ends_with_numbers_and_images(finished):
 def test_the_figures_show_held_out_images_of_the_data(finished):
     shown = figures.held_out_images(finished.config)
     assert shown.images.shape == (6, 32, 32, 3) and (shown.name, shown.credit) == ("image", "")
+
+
+def test_the_figures_show_images_of_all_the_data_and_none_that_is_unreadable(tmp_path, caplog):
+    made = [example | ({"image": b"damaged"} if i in (20, 29) else {}) for i, example in enumerate(examples(30))]
+    write_records(tmp_path, examples(9))
+    write_records(tmp_path, made, split="val")
+    config = config_of(tmp_path)
+    shown, source = evaluation.held_out.images(config, 3), held_out.open_held_out(config.data).source
+    expected = [evaluation_view(pipeline.read(source, index)[1], 32) for index in (0, 10, 21)]
+    np.testing.assert_array_equal(shown, expected)
+    assert len(evaluation.held_out.images(config, 40)) == 28 and "20: not an image" in caplog.text
 
 
 def test_a_run_without_held_out_examples_says_how_to_have_some(tmp_path):

@@ -19,6 +19,8 @@ from detailclip_jax.data.sources import (
     NoSplit,
     Records,
     TfdsSplit,
+    evenly,
+    indices_to_show,
     shards_of,
     write_records,
 )
@@ -290,3 +292,15 @@ def test_tfds_without_random_access_is_named():
 
     with pytest.raises(MissingData, match=r"coco_captions/1.0.0 is prepared .*file_format=\"array_record\""):
         TfdsSplit(Sequential(), "train", "coco_captions/train")
+
+
+@pytest.mark.parametrize(("size", "count"), [(10, 3), (3, 10), (7, 7), (100, 8), (17, 8), (0, 3)])
+def test_a_set_is_cut_into_equal_parts(size, count):
+    parts = evenly(size, count)
+    assert [index for part in parts for index in part] == list(range(size)) and len(parts) == min(size, count)
+    assert not parts or max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_figure_shows_images_at_equal_distances_or_from_one_on():
+    assert indices_to_show(1000, 4) == [0, 250, 500, 750] and indices_to_show(2, 4) == [0, 1]
+    assert indices_to_show(1000, 4, 0) == [0, 1, 2, 3] and indices_to_show(5, 4, 3) == [3, 4]

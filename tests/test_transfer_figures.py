@@ -51,13 +51,27 @@ def test_figures_of_sticker_scenes_name_the_source_of_the_drawings(source, shown
 
 @pytest.mark.parametrize(("source", "shown"), [("stickers", True), ("coco", False)])
 def test_figures_of_detection_name_it_too(monkeypatch, source, shown):
-    monkeypatch.setattr(detection, "examples", lambda *_: iter([({}, np.zeros((8, 8, 3), np.uint8))]))
+    monkeypatch.setattr(detection, "examples", lambda source: (({}, np.zeros((8, 8, 3), np.uint8)) for _ in source))
     monkeypatch.setattr(detection, "truth_of", lambda *_: detection.Objects(np.zeros((0, 4)), np.zeros(0, int)))
     none = Found(*(np.zeros(shape, kind) for shape, kind in zip(((0, 4), 0, 0, (0, 28, 28)), "ffif")))
     made = experiment_of(detecting.Experiment, source)
     made.predict = lambda _, images: [none] * len(images)
     runs = {"step 1": (made, mock.MagicMock(spec=TrainState), 1)}
     assert (ATTRIBUTION in texts_of(detection.figure_of(runs, 1))) == shown
+
+
+def test_without_a_first_image_those_of_a_figure_lie_at_equal_distances_in_the_set(monkeypatch):
+    asked = []
+    made = experiment_of(segmenting.Experiment, "folders")
+    made.sets.val = made.sets.val._replace(source=[{"number": number} for number in range(10)])
+    monkeypatch.setattr(
+        transfer, "examples", lambda source: asked.append([example["number"] for example in source]) or []
+    )
+    runs = {"step 1": (made, mock.MagicMock(spec=TrainState), 1)}
+    monkeypatch.setattr(transfer, "label_figure", lambda *_: None)
+    transfer.figure_of(runs, 3)
+    transfer.figure_of(runs, 3, 4)
+    assert asked == [[0, 3, 6], [4, 5, 6]]
 
 
 def test_names_of_drawings_keep_the_suffix_once_and_are_unique():

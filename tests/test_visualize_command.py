@@ -290,6 +290,14 @@ def test_a_run_of_the_other_task_is_shown_by_the_other_figure(tmp_path):
         drawing.check_task("segmentation", tmp_path / "run")
 
 
+def test_a_folder_shows_images_of_all_its_classes_or_those_from_the_first_on(tmp_path):
+    for value, name in enumerate(f"{kind}/{number}.png" for kind in ("cat", "dog", "frog") for number in range(5)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4), value).save(tmp_path / name)
+    values = lambda *first: [int(image[0, 0, 0]) for image in drawing.files([str(tmp_path)], 3, *first).images]
+    assert values() == [0, 5, 10] and values(0) == [0, 1, 2] and values(13) == [13, 14]
+
+
 def test_large_images_are_reduced_for_maps_over_them():
     assert drawing.reduced(np.zeros((2000, 1000, 3), np.uint8)).shape == (640, 320, 3)
     assert drawing.reduced(np.zeros((20, 10, 3), np.uint8)).shape == (20, 10, 3)

@@ -49,6 +49,19 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
+def evenly(size: int, count: int) -> list[range]:
+    """Cuts `range(size)` into `count` parts whose lengths differ by at most 1; `size` parts if that is less."""
+    count = min(count, size)
+    return [range(part * size // count, (part + 1) * size // count) for part in range(count)]
+
+
+def indices_to_show(size: int, count: int, first: int | None = None) -> list[int]:
+    """The indices of a figure's images: `count` of `size`, at equal distances, or those from number `first` on."""
+    if first is None:
+        return [part[0] for part in evenly(size, count)]
+    return list(range(size)[first : first + count])
+
+
 INT32 = np.iinfo(np.int32)
 
 

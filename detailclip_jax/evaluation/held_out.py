@@ -1,6 +1,7 @@
 """The evaluation data of a run on the user's own data: the pairs excluded from training (`data.held_out`)."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import transform_of
-from detailclip_jax.data.sources import BadRecord, MissingData, Source
+from detailclip_jax.data.sources import BadRecord, MissingData, Source, evenly
 from detailclip_jax.data.vocabularies import tokenizer_of
 from detailclip_jax.evaluation.bench import BATCH_SIZE, Bench
 from detailclip_jax.evaluation.image_batches import Subset
@@ -82,15 +83,22 @@ def _has_caption(source: Source, index: int) -> bool:
 
 
 def images(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | None:
-    """The first `count` held-out images that can be decoded, preprocessed for the model; None if there are none."""
-    found, views = find(config), []
+    """`count` held-out images at equal distances, preprocessed for the model; None if there are none.
+
+    The place of one that cannot be decoded is taken by the next one.
+    """
+    found = find(config)
     if found is None:
         return None
-    for index in range(len(found.source)):
+    parts = (_readable(found.source, part) for part in evenly(len(found.source), count))
+    views = [evaluation_view(image, *transform_of(config)) for part in parts for image in itertools.islice(part, 1)]
+    return np.stack(views) if views else None
+
+
+def _readable(source: Source, indices: Iterable[int]) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
+    """The images at these indices that can be decoded; the log has the others."""
+    for index in indices:
         try:
-            views.append(evaluation_view(read(found.source, index)[1], *transform_of(config)))
+            yield read(source, index)[1]
         except BadRecord as error:
             logging.warning("unreadable record, not shown in the figures: %s", error)
-        if len(views) == count:
-            break
-    return np.stack(views) if views else None

@@ -1,6 +1,5 @@
 """Detection as a task of the loop: what a run of `python -m detailclip_jax.transfer` prepares, trains and writes."""
 
-import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,8 @@ from ml_collections import ConfigDict
 
 from detailclip_jax.data.detection.batches import examples
 from detailclip_jax.data.detection.shapes import sample
+from detailclip_jax.data.held_out import Picked
+from detailclip_jax.data.sources import indices_to_show
 from detailclip_jax.detection.experiment import Experiment, build, options_of
 from detailclip_jax.detection.masks import paste
 from detailclip_jax.detection.predict import Found
@@ -92,21 +93,22 @@ def evaluate(run: Run, interrupt: Interrupt, state: TrainState, step: int) -> Ma
 def figure_of(
     runs: Mapping[str, tuple[Experiment, TrainState, int]],
     count: int,
-    first: int = 0,
+    first: int | None = None,
     images: Sequence[UInt8[np.ndarray, "_h _w 3"]] = (),
     credit: str = "",
 ) -> Any:
     """A figure of the boxes and masks that runs of detection predict for the same images.
 
-    Without `images` these are `count` images of the first run's evaluation set from number `first` on, with the ground
-    truth and the credit of that set.
+    Without `images` these are `count` images of the first run's evaluation set, at equal distances or from number
+    `first` on, with the ground truth and the credit of that set.
     """
     built = next(iter(runs.values()))[0]
     rows: dict[str, list[Objects]] = {}
     if not images:
-        chosen = list(itertools.islice(examples(built.sets.val.source, first), count))
-        images = [image for _, image in chosen]
-        rows["ground truth"] = [truth_of(example, image.shape[:2]) for example, image in chosen]
+        source = built.sets.val.source
+        shown = list(examples(Picked(source, indices_to_show(len(source), count, first))))
+        images = [image for _, image in shown]
+        rows["ground truth"] = [truth_of(example, image.shape[:2]) for example, image in shown]
         credit = dense.credit(built.config)
     for name, (each, state, _) in runs.items():
         found = each.predict(state, images)

@@ -26,7 +26,7 @@ class Request(NamedTuple):
     what: figures of models, or one of `visualize.PREDICTIONS`; None for all figures that every model can have.
     images: folders, patterns and files; None for scenes of stickers, or the evaluation set of a run of a dense task.
     scenes: whether scenes of stickers are shown in place of the evaluation set.
-    num_images, first: the number of images, and the number of the first one, from 0.
+    num_images: how many images; first: the number of the first one, from 0, or None for images at equal distances.
     texts: of the maps of words; () for those of the scenes.
     follow_links: whether links may lead out of a folder of images.
     step, weights, preprocess: as in `inference.model.load`, for all runs.
@@ -39,7 +39,7 @@ class Request(NamedTuple):
     images: Sequence[str] | None = None
     scenes: bool = False
     num_images: int = 6
-    first: int = 0
+    first: int | None = None
     texts: Sequence[str] = ()
     follow_links: bool = False
     step: int | None = None
@@ -80,7 +80,7 @@ def predictions(task: str, request: Request, console: Console) -> None:
     if request.images:
         shown = images_of(request, console)
     elif request.scenes:
-        shown = drawing.plain_scenes(request.num_images, request.first)
+        shown = drawing.plain_scenes(request.num_images, request.first or 0)
     draw = drawing.PREDICTIONS[task]
     save(draw(request.paths, request.num_images, shown, request.first, request.step), request, console)
 
@@ -93,7 +93,7 @@ def of_models(request: Request, console: Console) -> None:
         shown = images_of(request, console)
     else:
         config = next(iter(models.values())).config
-        shown = drawing.scenes(config, request.num_images, request.first, request.texts)
+        shown = drawing.scenes(config, request.num_images, request.first or 0, request.texts)
     reasons = {what: drawing.refusal(what, models, shown) for what in request.what or drawing.FIGURES}
     if all(reasons.values()):
         raise ValueError("\n".join(reasons.values()))

@@ -1,6 +1,5 @@
 """Segmentation as a task of the loop: what a run of it prepares, trains and writes; loading of both dense tasks."""
 
-import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,9 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from detailclip_jax.config.detection import METHOD as DETECTION
+from detailclip_jax.data.held_out import Picked
 from detailclip_jax.data.semantic.batches import examples
+from detailclip_jax.data.sources import indices_to_show
 from detailclip_jax.figures import plots
 from detailclip_jax.figures.labels import label_figure
 from detailclip_jax.run import dense, detection
@@ -90,19 +91,20 @@ def check_same_classes(runs: Mapping[str, tuple[Any, TrainState, int]]) -> None:
 def figure_of(
     runs: Mapping[str, tuple[Experiment, TrainState, int]],
     count: int,
-    first: int = 0,
+    first: int | None = None,
     images: Sequence[UInt8[np.ndarray, "_h _w 3"]] = (),
     credit: str = "",
 ) -> Any:
     """A figure of the label maps that runs of segmentation predict for the same images, with a legend.
 
-    Without `images` these are `count` images of the first run's evaluation set from number `first` on, with the ground
-    truth and the credit of that set.
+    Without `images` these are `count` images of the first run's evaluation set, at equal distances or from number
+    `first` on, with the ground truth and the credit of that set.
     """
     built, truth = next(iter(runs.values()))[0], []
     if not images:
-        chosen = list(itertools.islice(examples(built.sets.val.source, first), count))
-        images, truth = [image for image, _, _ in chosen], [mask for _, mask, _ in chosen]
+        source = built.sets.val.source
+        shown = list(examples(Picked(source, indices_to_show(len(source), count, first))))
+        images, truth = [image for image, _, _ in shown], [mask for _, mask, _ in shown]
         credit = dense.credit(built.config)
     predicted = {name: list(each.predict(state, images)) for name, (each, state, _) in runs.items()}
     return label_figure(images, truth, predicted, len(built.classes), credit, built.classes)

@@ -21,6 +21,7 @@ from detailclip_jax.config.transfer import METHOD as SEGMENTATION
 from detailclip_jax.data.decoding import BadImage
 from detailclip_jax.data.image_files import find
 from detailclip_jax.data.regular_files import inside, read_regular
+from detailclip_jax.data.sources import indices_to_show
 from detailclip_jax.data.stickers.sprites import ATTRIBUTION
 from detailclip_jax.data.stickers.stickers import Stickers, noun_names
 from detailclip_jax.evaluation import stickers
@@ -90,13 +91,14 @@ def plain_scenes(count: int, first: int = 0) -> Shown:
 def files(
     places: Sequence[str],
     count: int,
-    first: int = 0,
+    first: int | None = None,
     texts: Sequence[str] = (),
     follow_links: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Shown:
-    """The images of folders, patterns and files, in the order of `places` and by name.
+    """Images of folders, patterns and files, at equal distances in the order of `places` and by name.
 
+    With `first` they are those from this number on.
     `say` receives a line for every folder that is left out because a link leads out to it.
     Raises FileNotFoundError for a place without images, BadImage that names an unreadable one, and LeavesFolder for a
     link among those shown that leads out of its folder, unless `follow_links`.
@@ -105,10 +107,10 @@ def files(
     for _, reason in itertools.chain.from_iterable(found.left_out for found in found_in):
         say(f"left out: {reason}")
     every = [(found, name) for found in found_in for name in found.names]
-    if first >= len(every):
+    if first is not None and first >= len(every):
         raise ValueError(f"--first={first}, but there are only {len(every)} images")
-    chosen = every[first : first + count]
-    images = [_opened(inside(found.root, name, found.follow_links)) for found, name in chosen]
+    shown = [every[number] for number in indices_to_show(len(every), count, first)]
+    images = [_opened(inside(found.root, name, found.follow_links)) for found, name in shown]
     return Shown(images, [texts] * len(images))
 
 
@@ -366,13 +368,13 @@ def segmentation(
     workdirs: Mapping[str, str | Path],
     count: int,
     shown: Shown | None = None,
-    first: int = 0,
+    first: int | None = None,
     step: int | None = None,
 ) -> Figures:
     """Label maps of segmentation runs on the same images.
 
-    Without `shown` these are images of the first run's evaluation set, with the ground truth. `step` is that of the
-    checkpoints, by default the newest of each run.
+    Without `shown` these are images of the first run's evaluation set, with the ground truth: at equal distances, or
+    those from number `first` on. `step` is that of the checkpoints, by default the newest of each run.
     Raises ValueError for a folder of another kind of run, if the runs have different classes, or if the evaluation set
     has no image number `first`; FileNotFoundError for a missing step.
     """
@@ -383,7 +385,7 @@ def detection(
     workdirs: Mapping[str, str | Path],
     count: int,
     shown: Shown | None = None,
-    first: int = 0,
+    first: int | None = None,
     step: int | None = None,
 ) -> Figures:
     """Boxes and masks of detection runs on the same images; see `segmentation`."""
@@ -396,7 +398,7 @@ def _predictions(
     workdirs: Mapping[str, str | Path],
     count: int,
     shown: Shown | None,
-    first: int,
+    first: int | None,
     step: int | None,
 ) -> Figures:
     runs = _loaded(task, workdirs, step)
@@ -409,8 +411,8 @@ def _predictions(
 PREDICTIONS = {SEGMENTATION: segmentation, DETECTION: detection}
 
 
-def _check_first(built: Any, first: int) -> None:
-    if first >= (size := len(built.sets.val.source)):
+def _check_first(built: Any, first: int | None) -> None:
+    if first is not None and first >= (size := len(built.sets.val.source)):
         raise ValueError(f"--first={first}, but the evaluation set has only {size} images")
 
 
