@@ -145,12 +145,15 @@ def test_the_sentences_of_a_crop_are_in_random_order():
     assert pairs == set(itertools.permutations("abcde", 2))
 
 
-def test_with_too_few_sentences_the_list_of_crops_is_repeated():
+def test_with_too_few_sentences_single_captions_use_all_of_them_equally_often():
     for captions in drawn("crops:long"):  # three sentences, repeated twice
         assert all(len(set(split(caption))) == len(split(caption)) <= 3 for caption in captions[:2])
         assert collections.Counter(captions[2:]) == {"f": 2, "g": 2, "h": 2}
-    for captions in drawn("crops"):  # five sentences: ten in the list, of which six are drawn
-        assert set(collections.Counter(captions[2:]).values()) <= {1, 2}
+    for num in (5, 4):
+        made = drawn("crops", example={"captions": (". ".join(LETTERS[:num]),)})
+        counts = [collections.Counter(captions[2:]) for captions in made]
+        assert all(len(found) == num and set(found.values()) == {1, 2} for found in counts)
+        assert {letter for found in counts for letter, times in found.items() if times == 2} == set(LETTERS[:num])
     assert set(drawn("crops:web")) == {("w",) * 8}
     assert drawn("crops:blank", count=1) == [("",) * 8]
     assert drawn("crops", 2, 1, {"captions": ()}) == [("", "")]

@@ -37,15 +37,16 @@ def captions_of(example: Mapping[str, Any], rule: str, rng: np.random.Generator,
     """Returns the captions of an example by a rule: `num` for "crops" and "diverse", see `num_captions`.
 
     "crops" (COSMOS): first two captions of 1 to 5 distinct sentences each, then captions of one sentence each, drawn
-        without replacement; if there are fewer sentences than captions of one sentence, the list is repeated.
+        without replacement; k of these and n < k sentences use each sentence floor(k / n) or ceil(k / n) times.
     "diverse" (FLAIR): captions of 1 to 3 sentences each.  Of those with several, half are consecutive sentences and
         half are distinct random ones.
     "sources:web,long" (TIPS): a caption of the field `web`, then one of the field `long`.  "sources:web,one/two"
         (TIPSv2): the second comes from `one` or `two`, drawn uniformly among those that are not blank.
 
     Sentences are those of all captions; "crops:NAME,..." and "diverse:NAME,..." take those of the named fields (see
-    `sentences_of`).  A caption of fewer sentences than were drawn has all of them.  Captions are "" where there is no
-    text.  Any other rule gives one caption, see `caption_of`.
+    `sentences_of`).  A caption of fewer sentences than were drawn has all of them once; the published codes of COSMOS
+    and FLAIR repeat some within the caption.  Captions are "" where there is no text.  Any other rule gives one
+    caption, see `caption_of`.
     """
     parsed = parse(rule)
     if parsed.name == "sources":
@@ -134,9 +135,7 @@ def sentences_of(captions: Sequence[str]) -> list[str]:
 def crops(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tuple[str, ...]:
     """Draws two captions of 1 to 5 distinct sentences, then `num - 2` of one sentence each (COSMOS, 2412.01814)."""
     joined = [BETWEEN.join(_distinct(sentences, rng, 1 + int(rng.integers(MAX_GLOBAL)))) for _ in range(NUM_GLOBAL)]
-    num_single = num - NUM_GLOBAL
-    repeated = [*sentences] * -(-num_single // len(sentences))
-    return (*joined, *_distinct(repeated, rng, num_single))
+    return (*joined, *_evenly(sentences, rng, num - NUM_GLOBAL))
 
 
 def diverse(sentences: Sequence[str], rng: np.random.Generator, num: int) -> tuple[str, ...]:
@@ -153,6 +152,12 @@ def _diverse(sentences: Sequence[str], rng: np.random.Generator) -> Sequence[str
         first = int(rng.integers(len(sentences) - num + 1))
         return sentences[first : first + num]
     return _distinct(sentences, rng, num)
+
+
+def _evenly(sentences: Sequence[str], rng: np.random.Generator, num: int) -> list[str]:
+    """Draws `num` entries of a list, each of the n entries floor(num / n) or ceil(num / n) times."""
+    rounds = [_distinct(sentences, rng, len(sentences)) for _ in range(0, num, len(sentences))]
+    return [*itertools.chain.from_iterable(rounds)][:num]
 
 
 def _distinct(sentences: Sequence[str], rng: np.random.Generator, num: int) -> list[str]:
