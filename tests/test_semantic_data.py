@@ -358,6 +358,13 @@ def test_padding_has_no_label_and_no_pixel():
     assert (example.labels[:height, :width] != IGNORE).all()
 
 
+def test_the_jittered_scale_is_cut_to_whole_pixels():
+    """mmseg's rule: a scale of (2048, 512) and a factor of .8797 give (1801, 450), not (1801.6, 450.4)."""
+    image, mask = np.zeros((400, 600, 3), np.uint8), np.zeros((400, 600), np.int16)
+    recipe = Recipe(1024, jitter=(0.8797, 0.8797), max_share=1.0, photometric=False)
+    assert augment(np.random.default_rng(0), image, mask, recipe).size == (450, 675)  # of 450.4: 676 columns
+
+
 def test_image_and_mask_stay_aligned():
     """A mask drawn from the image's own brightness is the brightness of the augmented image."""
     mask = np.zeros((64, 64), np.int16)
@@ -400,6 +407,36 @@ def test_photometric_distortion_stays_within_its_ranges():
     assert made.min() >= (100 - 32) * 0.5 - 2 and made.max() <= (100 + 32) * 1.5 + 2
     assert (made == 100).all((1, 2, 3)).mean() > 0.1  # each change has probability 1/2
     assert made.std() > 5
+
+
+def test_photometric_distortion_is_mmseg_s():
+    """Each change on its own: scaled in float32 and truncated; saturation and hue convert to HSV and back each."""
+    image = scene()[0]
+    both = 0
+    for seed in range(40):
+        draws = np.random.default_rng(seed)
+        offset = draws.uniform(-32, 32) if draws.random() < 0.5 else None
+        contrast_first = draws.random() < 0.5
+        contrast, saturation = (draws.uniform(0.5, 1.5) if draws.random() < 0.5 else None for _ in range(2))
+        turn = draws.integers(-18, 18) if draws.random() < 0.5 else None
+        expected = image if offset is None else scaled(image, 1.0, offset)
+        expected = scaled(expected, contrast) if contrast and contrast_first else expected
+        if saturation:
+            hsv = cv2.cvtColor(expected, cv2.COLOR_RGB2HSV)
+            hsv[..., 1] = scaled(hsv[..., 1], saturation)
+            expected = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        if turn is not None:
+            hsv = cv2.cvtColor(expected, cv2.COLOR_RGB2HSV)
+            hsv[..., 0] = (hsv[..., 0].astype(int) + turn) % 180
+            expected = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        expected = scaled(expected, contrast) if contrast and not contrast_first else expected
+        both += bool(saturation) and turn is not None
+        np.testing.assert_array_equal(distort(np.random.default_rng(seed), image), expected)
+    assert both > 5
+
+
+def scaled(values, factor, offset=0.0):
+    return np.clip(values.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
 
 
 def test_hue_turns_by_36_degrees_at_most():

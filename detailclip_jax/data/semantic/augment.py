@@ -18,14 +18,16 @@ BRIGHTNESS, CONTRAST, HUE = 32, (0.5, 1.5), 18  # levels; factors of contrast an
 
 Image = UInt8[np.ndarray, "H W 3"]
 Mask = Int16[np.ndarray, "H W"]
+Levels = UInt8[np.ndarray, "256"]
 
 
 class Recipe(NamedTuple):
     """The augmentation of training; the defaults are the protocol's for ADE20K.
 
     `scale`: (long, short) side in pixels that an image is resized into, keeping its ratio, before the jitter.
-    `jitter`: the range of a uniform factor on both.  `max_share`: the largest share of the labelled pixels of a crop
-    that one class should have.  `flip`: the probability of a horizontal flip.
+    `jitter`: the range of a uniform factor on both; the products are cut to whole pixels, as in mmseg.  `max_share`:
+    the largest share of the labelled pixels of a crop that one class should have.  `flip`: the probability of a
+    horizontal flip.
     """
 
     crop: int = 512
@@ -50,7 +52,7 @@ def augment(rng: np.random.Generator, image: Image, mask: Mask, recipe: Recipe) 
     Raises ValueError for an image without a pixel.
     """
     factor = rng.uniform(*recipe.jitter)
-    size = scaled_size(image.shape[:2], [side * factor for side in recipe.scale])
+    size = scaled_size(image.shape[:2], [int(side * factor) for side in recipe.scale])
     image, mask = resize_image(image, size), resize_mask(mask, *size)
     top, left = draw_crop(rng, mask, recipe.crop, recipe.max_share)
     window = slice(top, top + recipe.crop), slice(left, left + recipe.crop)
@@ -62,7 +64,7 @@ def augment(rng: np.random.Generator, image: Image, mask: Mask, recipe: Recipe) 
     return Example(*_padded(image, mask, recipe.crop), image.shape[:2])
 
 
-def scaled_size(size: Sequence[int], scale: Sequence[float | int]) -> tuple[int, int]:
+def scaled_size(size: Sequence[int], scale: Sequence[int]) -> tuple[int, int]:
     """Returns (height, width) of the largest image of the same ratio within `scale` = (long, short) side.
 
     scaled_size((600, 800), (2048, 512)) == (512, 683)
@@ -102,32 +104,41 @@ def _is_mixed(mask: Mask, max_share: float) -> bool:
 
 
 def distort(rng: np.random.Generator, image: Image) -> Image:
-    """Photometric distortion: brightness, contrast (first or last), saturation and hue, each with probability 1/2."""
-    image = _affine(image, 1.0, rng.uniform(-BRIGHTNESS, BRIGHTNESS) if rng.random() < 0.5 else 0.0)
+    """Photometric distortion: brightness, contrast (first or last), saturation and hue, each with probability 1/2.
+
+    Saturation and hue convert to HSV and back each on its own, as in mmseg: two roundings to bytes.
+    """
+    brightness = _levels(1.0, rng.uniform(-BRIGHTNESS, BRIGHTNESS)) if rng.random() < 0.5 else None
     contrast_first = rng.random() < 0.5
-    contrast = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
-    saturation = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
-    turn = int(rng.integers(-HUE, HUE)) if rng.random() < 0.5 else 0
-    image = _affine(image, contrast, 0.0) if contrast_first else image
-    image = _in_hsv(image, saturation, turn)
-    return image if contrast_first else _affine(image, contrast, 0.0)
+    contrast = _levels(rng.uniform(*CONTRAST)) if rng.random() < 0.5 else None
+    saturation = _levels(rng.uniform(*CONTRAST)) if rng.random() < 0.5 else None
+    hue = _turned(int(rng.integers(-HUE, HUE))) if rng.random() < 0.5 else None
+    image = _mapped(image, brightness)
+    image = _mapped(image, contrast) if contrast_first else image
+    image = _in_hsv(_in_hsv(image, 1, saturation), 0, hue)
+    return image if contrast_first else _mapped(image, contrast)
 
 
-def _affine(image: Image, factor: float, offset: float) -> Image:
-    """factor x + offset, clipped to bytes and truncated."""
-    if factor == 1.0 and offset == 0.0:
-        return image
-    levels = np.clip(np.arange(256) * factor + offset, 0, 255).astype(np.uint8)
-    return cv2.LUT(image, levels)
+def _levels(factor: float, offset: float = 0.0) -> Levels:
+    """The table of factor x + offset, clipped to bytes and truncated, in float32 as in mmseg."""
+    return np.clip(np.arange(256, dtype=np.float32) * factor + offset, 0, 255).astype(np.uint8)
 
 
-def _in_hsv(image: Image, saturation: float, turn: int) -> Image:
-    """Multiplies the saturation and turns the hue by `turn` steps of 2 degrees."""
-    if saturation == 1.0 and turn == 0:
+def _turned(turn: int) -> Levels:
+    """The table of hues turned by `turn` steps of 2 degrees."""
+    return ((np.arange(256) + turn) % 180).astype(np.uint8)
+
+
+def _mapped(image: Image, levels: Levels | None) -> Image:
+    return image if levels is None else cv2.LUT(image, levels)
+
+
+def _in_hsv(image: Image, channel: int, levels: Levels | None) -> Image:
+    """Maps one channel of the image in HSV; the others round to bytes and back."""
+    if levels is None:
         return image
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv[..., 1] = np.clip(hsv[..., 1] * saturation, 0, 255).astype(np.uint8)
-    hsv[..., 0] = ((hsv[..., 0].astype(np.int64) + turn) % 180).astype(np.uint8)
+    hsv[..., channel] = levels[hsv[..., channel]]
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
