@@ -145,6 +145,7 @@ def tips(c):
     one_view(c)
     c.views.crops.local = local(c)
     c.views.crops.large.update(blur_p=(0.5,))  # no flip: captions say "left"
+    c.model.interpolation = "tips"  # of positions for local crops, as in configs/beyond/tips.py
     c.masking.strategy, c.masking.ratio = "random", 0.75
     c.losses.weights.cls, c.losses.weights.patch = 0.1, 0.2  # 1 : 2 as in TIPS, a tenth of it as for DetailCLIP
     c.losses.patch_temperature = (0.04, 0.04)  # constant, as in configs/beyond/tips.py
@@ -161,6 +162,7 @@ def siglip2(c):
     tips(c)
     c.views.crops.large.flip = 0.5  # the captions are compared with the whole scene alone
     c.views.crops.clean = base.crop(size=c.model.image_size, kind="whole")
+    c.model.interpolation = "bicubic"  # as in configs/beyond/siglip2.py
     c.masking.ratio = 0.5
     c.losses.weights.cls, c.losses.weights.patch = 0.1, 0.025  # 4 : 1 as in SigLIP 2
     c.ema.start = c.ema.end = 0.98
@@ -194,6 +196,7 @@ def cosmos(c):
     c.model.freeze_patch_embed = False
     sentences(c, "crops", 6)
     c.data.text_buckets = ()  # one program: captions have up to 57 tokens
+    c.model.interpolation = "ibot"  # of positions for local crops, as in COSMOS's code
     c.ema.end = c.ema.start  # constant, as in configs/beyond/cosmos.py
 
 

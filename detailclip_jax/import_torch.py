@@ -4,7 +4,7 @@ r"""Imports a PyTorch checkpoint as a workdir for evaluation, notebooks and trai
     python -m detailclip_jax.import_torch --from=reference detailclip_vitb16.pt --out=runs/detailclip
     python -m detailclip_jax.import_torch --from=mae mae_pretrain_vit_base.pth --out=runs/mae --image-size=512
     python -m detailclip_jax.import_torch --from=tips tips_oss_b14_highres_distilled_vision.npz --out=runs/tips \
-        --image-size=448 --interpolation=tips
+        --image-size=448
 
 FORMAT is the layout of the tensors; without --from it is inferred from their names, except for TIPS's image encoder
 alone, which has the names of DINOv2 with register tokens.  Sizes are inferred from the
@@ -79,7 +79,7 @@ def summary(variables: dict[str, Params], config: Any, published_code: bool = Tr
     teacher = f"{counts['ema_params']:,} in {', '.join(variables['ema_params'])}" if counts["ema_params"] else "none"
     lines = [
         f"method      {config.method}",
-        f"size        {size}; {model.image_size} px",
+        f"size        {size}; {model.image_size} px; positions for other sizes: {model.interpolation}",
         f"heads       {heads(variables, config)}",
         f"encoder     {', '.join(f'{name} {model.image_style[name]}' for name in Style._fields if name != 'init')}",
         f"preprocess  {preprocessing.description(config)}",

@@ -76,6 +76,25 @@ def test_student_and_teacher_are_read(imported, models):
         assert max(difference.relative for difference in differences.values()) < 1e-5
 
 
+@pytest.mark.parametrize("size", [16, 48])  # a local crop and a larger image
+def test_positions_of_another_size_are_interpolated_as_published(imported, models, size):
+    """The published encoder scales the grid by (side + .1) / sqrt(N) where an image has another size."""
+    model, (old, new) = load(imported / "ours", weights="student"), (IMAGE["image_size"] // 8, size // 8)
+    tensors = models["student"].visual.state_dict()
+    grid = tensors["positional_embedding"][1:].reshape(1, old, old, -1).movedim(-1, 1)
+    factor = (new + 0.1) / old
+    moved = torch.nn.functional.interpolate(grid, scale_factor=(factor, factor), mode="bicubic").movedim(1, -1)
+    tensors["positional_embedding"] = torch.cat([tensors["positional_embedding"][:1], moved.flatten(0, 2)])
+    theirs = open_clip.model.CLIP(JOINT, {**IMAGE, "image_size": size}, dict(TEXT)).eval()
+    theirs.visual.load_state_dict(tensors, strict=False)  # without the pools
+    images = np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32)
+    with torch.inference_mode():
+        expected = theirs.encode_image(torch.from_numpy(images).movedim(-1, 1)).numpy()
+    with jax.default_matmul_precision("float32"):
+        found = jax.jit(model.networks.bind({"params": model.params}).embed_image)(images)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_crops_attend_to_words_and_texts_to_patches(imported, models):
     """Cross features as the published forward pass computes them from embeddings and tokens."""
     model, student = load(imported / "ours", weights="student"), models["student"]

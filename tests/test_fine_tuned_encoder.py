@@ -129,7 +129,7 @@ def test_an_export_says_that_the_head_stays_in_the_run(segmented, tmp_path, caps
 
 
 @pytest.mark.parametrize(
-    ("size", "asked", "used"), [(32, None, "bicubic"), (32, "ibot", "ibot"), (80, None, "bicubic")]
+    ("size", "asked", "used"), [(32, None, "ibot"), (32, "bicubic", "bicubic"), (80, None, "ibot")]
 )
 def test_an_export_interpolates_the_positions_of_the_run_once(size, asked, used, detected, caplog):
     workdir, _, state = detected

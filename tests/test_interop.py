@@ -3,6 +3,7 @@
 import argparse
 import functools
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -424,11 +425,38 @@ def test_positions_are_interpolated_on_request_and_said_so(caplog):
     assert jax.eval_shape(embed_image, variables, jnp.zeros((1, 48, 48, 3))).shape == (1, SMALL.joint_width)
     assert (config.model.image_size, config.views.crops.large.size) == (48, 48)
     refused(clip_state_dict(), "image_size 50 is not a multiple of the patch size 8", image_size=50)
-    refused(clip_state_dict(), "interpolation 'x' is unknown; known: bicubic", image_size=48, interpolation="x")
+    refused(clip_state_dict(), "interpolation 'x' is unknown; known: bicubic", interpolation="x")
     _, other, _ = interop.load(clip_state_dict(), **heads(), image_size=48, interpolation="timm")
     assert "positions interpolated (bicubic, as timm does) from 32 px to 48 px" in caplog.text
     moved, again = (tree["params"]["image"]["positions"] for tree in (variables, other))
     assert moved.shape == again.shape and np.abs(moved - again).max() > 1e-3
+
+
+CODES = {  # how the published code interpolates positions, where that is not PyTorch's bicubic by sizes
+    **{"open_clip": "timm", "flair": "timm", "timm": "timm", "tips": "tips"},  # FLAIR: open_clip's function
+    **{"cosmos": "ibot", "ibot": "ibot", "dino": "ibot"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda row: row.table.__name__)
+def test_an_import_interpolates_positions_as_its_code_does(layout):
+    config = convert.config_of(layout, spec_for(layout, SMALL), {})
+    assert config.model.interpolation == CODES.get(layout.name, "bicubic")
+    given = convert.config_of(layout, spec_for(layout, SMALL), {"interpolation": "tips"})
+    assert given.model.interpolation == "tips"
+
+
+def test_open_clip_interpolates_positions_as_timm_does():
+    torch, open_clip = pytest.importorskip("torch"), pytest.importorskip("open_clip")
+    layout = next(row for row in LAYOUTS if row.name == "open_clip")
+    state_dict, config = written(layout)
+    _, variables, made = interop.load(state_dict, "open_clip", **heads(), activation="gelu", image_size=48)
+    theirs = {"visual.positional_embedding": torch.from_numpy(np.array(state_dict["visual.positional_embedding"]))}
+    visual = types.SimpleNamespace(grid_size=(6, 6))
+    open_clip.model.resize_pos_embed(theirs, types.SimpleNamespace(visual=visual))
+    expected = theirs["visual.positional_embedding"].numpy()
+    assert made.model.interpolation == "timm" and expected.shape == (37, config.model.custom.width)
+    np.testing.assert_allclose(variables["params"]["image"]["positions"], expected, atol=1e-5)
 
 
 def test_models_that_a_layout_cannot_hold():

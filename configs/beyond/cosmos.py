@@ -43,6 +43,7 @@ def get_config(arg=None):
         "local": base.crop(count=6, size=96, scale=(0.05, 0.4), blur_p=(0.5,) * 6, **jitter),
     }
     open_clip_networks(c)
+    c.model.interpolation = "ibot"  # of positions for local crops, as in DINO's code [code]
     # The contrast of images and texts, and the four contrasts with the teacher [code].
     c.losses.weights.update({"clip": 1.0, "cls": 1.0})
     open_clip_training(c)

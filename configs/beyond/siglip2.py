@@ -35,6 +35,7 @@ def get_config(arg=None):
         "large": base.crop(count=1, scale=(0.4, 1.0), blur_p=(0.5,), **jitter),  # blur: DINO has 1 and .1 [choice]
         "local": base.crop(count=8, size=96, scale=(0.05, 0.4), blur_p=(0.5,) * 8, **jitter),
     }
+    c.model.interpolation = "bicubic"  # of positions for local crops; no source says [choice]
     c.masking.strategy, c.masking.ratio = "random", 0.5  # half of the patches [paper]; at random [choice]
     c.model.prototypes = 8192  # as in silc.py; the paper does not say [choice]
     c.losses.weights.update({"clip": 1.0, "cls": 0.25, "patch": 0.0625})  # 1 and .25, times .25 for B [paper]

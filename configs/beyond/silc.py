@@ -26,6 +26,7 @@ def get_config(arg=None):
         "large": base.crop(count=2, size=256, scale=(0.4, 1.0), **jitter, **one_of_each),  # [sec]; size [recalled]
         "local": base.crop(count=8, size=96, scale=(0.05, 0.4), blur_p=(0.5,) * 8, **jitter),  # likewise
     }
+    c.model.interpolation = "bicubic"  # of positions for local crops; no source says [choice]
     c.model.image_size = 256  # [recalled]
     c.preprocess.resize = "squash"  # evaluation squashes images as training does [choice]
     c.model.prototypes = 8192  # [choice] for 15M images; 65,536 for 20B examples, as in DINO [recalled]

@@ -38,6 +38,7 @@ def get_config(arg=None):
         "large": base.crop(count=1, scale=(0.4, 1.0), blur_p=(0.5,), **jitter),  # blur: DINO has 1 and .1 [choice]
         "local": base.crop(count=6, size=96, scale=(0.05, 0.4), blur_p=(0.5,) * 6, **jitter),  # 98 for patches of 14
     }
+    c.model.interpolation = "tips"  # of positions for local crops: as the published networks for inference do [code]
     c.masking.strategy, c.masking.ratio = "random", 0.75  # of the patches, replaced by a trained token [sec]
     c.model.prototypes = 32768  # [sec]; one head for CLS and patches, iBOT's [choice]
     c.losses.weights.update({"clip": 1.0, "cls": 1.0, "patch": 2.0})  # [sec]; cls: a mean over local crops [choice]

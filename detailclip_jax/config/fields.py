@@ -262,7 +262,9 @@ MODEL: Group = {
         str,
     ),
     "interpolation": Field(
-        "bicubic", "of positions, for images of another size: bicubic, ibot (also DINO's code), timm or tips", OURS
+        "bicubic",
+        "of positions, for images of another size: bicubic (PyTorch), ibot (DINO, COSMOS), timm (open_clip) or tips",
+        OURS,
     ),
     "remat": Field("none", "what the backward pass recomputes: none, dots (all but large products) or full", OURS),
     "scan": Field(

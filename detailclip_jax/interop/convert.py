@@ -68,10 +68,11 @@ def load(
         normalisation                  "imagenet" | "clip" | "half" | "none": mean and standard deviation of the pixels
         resize_filter, resize, crop_ratio    evaluation preprocessing, see config.preprocess; default: the config file
                                        with the weights, else the usual evaluation of the model family
-        image_size                     interpolates the positions to another image size
+        image_size                     interpolates the positions to another image size, now and for good
         tokenizer                      file of the model's own vocabulary, see the field data.tokenizer
-        interpolation                  its method: "bicubic" (default) | "ibot" | "timm" | "tips", see
-                                       models.positions.RECIPES
+        interpolation                  of positions, to `image_size` and to other sizes later: "bicubic" | "ibot" |
+                                       "timm" | "tips", see models.positions.RECIPES; default: that of the model's own
+                                       code, and "bicubic" where it has none (OpenAI, SLIP's family)
 
     For the layouts of DetailCLIP and A-CLIP, the config has the settings of their published code (`reference_preset`).
     A `mask_ratio` among the flags in such a file is the share of patches that is kept; masking.ratio, the share that is
@@ -108,7 +109,7 @@ def _converted(
     if chosen.keeps_mask_ratio and "mask_ratio" in flags:
         _set_ratio(config, flags["mask_ratio"])
     variables = _read(chosen, state_dict, spec, experiment.weight_shapes(config))
-    return _resized(experiment.build_networks(config), variables, config, options)
+    return _resized(variables, config, options)
 
 
 def flags_of(tensors: Any) -> dict[str, Any]:
@@ -157,17 +158,17 @@ def _own_file(path: Path, options: Mapping[str, Any]) -> tuple[Networks, dict[st
     """
     if conflicting := set(options) - {"image_size", "interpolation", "tokenizer"}:
         raise ValueError(f"{path} already contains {', '.join(sorted(conflicting))}; omit these options")
-    model, variables, config = own.read(path)
+    _, variables, config = own.read(path)
     _set_tokenizer(config, options)
-    return _resized(model, variables, config, options)
+    config.model.interpolation = options.get("interpolation", config.model.interpolation)
+    return _resized(variables, config, options)
 
 
 def _resized(
-    model: Networks, variables: dict[str, Params], config: ConfigDict, options: Mapping[str, Any]
+    variables: dict[str, Params], config: ConfigDict, options: Mapping[str, Any]
 ) -> tuple[Networks, dict[str, Params], ConfigDict]:
-    if "image_size" not in options:
-        return model, variables, config
-    variables, config = resize(variables, config, int(options["image_size"]), options.get("interpolation", "bicubic"))
+    if "image_size" in options:
+        variables, config = resize(variables, config, int(options["image_size"]))
     return experiment.build_networks(config), variables, config
 
 
@@ -259,6 +260,7 @@ def config_of(layout: TensorLayout, spec: Spec, options: Mapping[str, Any]) -> C
     config.method = layout.method
     write_spec(spec, config.model)
     config.model.class_tokens = layout.class_tokens
+    config.model.interpolation = options.get("interpolation", layout.interpolation)
     config.model.freeze_patch_embed = layout.method in ("detailclip", "aclip")
     config = preprocessing.changed(config, preprocess_of(layout, options))
     config.total_steps = config.steps_per_epoch = 1

@@ -38,19 +38,19 @@ def load(
 
     `step` defaults to the newest checkpoint, `weights` ("student" or "ema") to those of the method, `image_size` (in
     pixels) to that of the model.  For another size the positions are interpolated by a recipe of
-    models.positions.RECIPES, by default "bicubic".  Those of a detector, whose grid is not square, are interpolated for
-    any size, always once; to the size of `dense_encoder.config_alone` by default by the run's own recipe.
+    models.positions.RECIPES, by default the model's own (`config.model.interpolation`).  Those of a detector, whose
+    grid is not square, are interpolated for any size, always once.
 
     Raises FileNotFoundError for a folder without checkpoints or without this step, CheckpointError for an unreadable
     checkpoint, and ValueError for missing weights or an image size that the patch size does not divide.
     """
     saved = checkpoint.load_saved(path, step)
+    saved.config.model.interpolation = interpolation or saved.config.model.interpolation
     model, variables, config = plain(saved.variables, saved.config)
     own, (rows, columns) = config.model.image_size, saved.grid
     size = image_size or own
     if size != own or rows != columns:
-        recipe = interpolation or ("bicubic" if size != own else config.model.interpolation)
-        variables, config = resize(variables, config, size, recipe, saved.grid)
+        variables, config = resize(variables, config, size, saved.grid)
         model = model.replacing(image=model.image.clone(image_size=size))
     which, params = choose_weights(variables, weights, methods.build(config).weights)
     return Export(model, params, variables, config, which, saved.run)

@@ -65,12 +65,6 @@ def published_flair(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def published_tips(config: ConfigDict) -> ConfigDict:
-    """Sets the interpolation of positions of the published inference code."""
-    config.model.interpolation = "tips"
-    return config
-
-
 class TensorLayout(NamedTuple):
     """The tensor names of one kind of model.
 
@@ -97,6 +91,7 @@ class TensorLayout(NamedTuple):
     filter: str = "bilinear"  # evaluation default without a config file; SLIP's family: torchvision's
     crop_ratio: float = 1.0
     resize: str | None = None  # the same; None: as `config.preprocess`
+    interpolation: str = "bicubic"  # of positions to other image sizes by its code, one of positions.RECIPES
     prefixes: tuple[str, ...] = ()  # removed from the keys
     roots: tuple[str, ...] = ("state_dict", "model")  # keys of the state dict in a checkpoint
     parts: tuple[str, ...] = ()  # of a checkpoint with several state dicts; their names begin our keys
@@ -292,8 +287,9 @@ SIGLIP_MLPS = {
 }
 BUFFERS = ("input_resolution", "context_length", "vocab_size", r"(.*\.)?attn_mask")  # in OpenAI's archives
 EVAL_256: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 224 / 256}  # evaluation of DINO, iBOT and MAE
-TIPS_EVAL: dict[str, Any] = {"normalisation": "none", "resize": "squash"}
-TIMM_EVAL: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 0.9}  # timm's registered defaults for its ViTs
+TIPS_EVAL: dict[str, Any] = {"normalisation": "none", "resize": "squash", "interpolation": "tips"}
+# timm's registered defaults for its ViTs
+TIMM_EVAL: dict[str, Any] = {"filter": "bicubic", "crop_ratio": 0.9, "interpolation": "timm"}
 DINO_DROPS = (r"head\..*", r"masked_embed", r"(proj|pred)?_?head.*")
 
 
@@ -302,7 +298,8 @@ def _distilled(name: str, mark: str) -> TensorLayout:
     encoder = TensorLayout(
         name, "image_encoder", ("cls_token", mark), VIT, timm_vit.vit_table, fits=fits_timm, **EVAL_256
     )
-    return encoder._replace(prefixes=("backbone.",), roots=("teacher", "state_dict", "model"), drops=DINO_DROPS)
+    kept = {"prefixes": ("backbone.",), "roots": ("teacher", "state_dict", "model"), "drops": DINO_DROPS}
+    return encoder._replace(interpolation="ibot", **kept)
 
 
 LAYOUTS = (
@@ -343,6 +340,7 @@ LAYOUTS = (
         fits=fits_published_clip,
         normalisation="clip",
         filter="bicubic",
+        interpolation="timm",
         published=published_flair,
     ),
     TensorLayout(
@@ -389,6 +387,7 @@ LAYOUTS = (
         fits=fits_open_clip,
         normalisation="clip",
         filter="bicubic",
+        interpolation="timm",
         needs=("activation",),
     ),
     TensorLayout(
@@ -403,6 +402,7 @@ LAYOUTS = (
         fits=fits_published_clip,
         normalisation="clip",
         filter="bicubic",
+        interpolation="ibot",
         parts=cosmos.PARTS,
         drops=tuple(rf"{cosmos.TEACHER}\.{name}" for name in cosmos.UNUSED),
         published=published_cosmos,
@@ -416,6 +416,7 @@ LAYOUTS = (
         CLIP_TEXT,
         normalisation="clip",
         filter="bicubic",
+        interpolation="timm",
         needs=("text_activation",),
     ),
     TensorLayout(
@@ -479,7 +480,6 @@ LAYOUTS = (
         read_only=True,
         class_tokens=2,
         drops=(rf"{tips.VISION}\.mask_token",),
-        published=published_tips,
         **TIPS_EVAL,
     ),
     TensorLayout(
@@ -494,7 +494,6 @@ LAYOUTS = (
         read_only=True,
         class_tokens=2,
         drops=("mask_token",),
-        published=published_tips,
         **TIPS_EVAL,
     ),
     TensorLayout(

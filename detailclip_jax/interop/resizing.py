@@ -6,7 +6,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from detailclip_jax.interop.measure import spec_of
-from detailclip_jax.models.positions import RECIPES, interpolate
+from detailclip_jax.models.positions import interpolate
 from detailclip_jax.types import Params
 
 
@@ -14,17 +14,14 @@ def resize(
     variables: Mapping[str, Params],
     config: ConfigDict,
     image_size: int,
-    recipe: str = "bicubic",
     grid: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Params], ConfigDict]:
-    """Interpolates the positions of a model to another image size by one of models.positions.RECIPES, and logs this.
+    """Interpolates the positions of a model to another image size by `config.model.interpolation`, and logs this.
 
     `grid` has the rows and columns of patches of the positions, by default those of the square images of the config.
-    Returns new variables and config. Raises ValueError for an unknown recipe, and for a size that is not a multiple of
-    the patch size.
+    Returns new variables and config. Raises ValueError for a size that is not a multiple of the patch size.
     """
-    if recipe not in RECIPES:
-        raise ValueError(f"interpolation {recipe!r} is unknown; known: {', '.join(RECIPES)}")
+    recipe = config.model.interpolation
     patch_size, old = spec_of(config.model).size.patch_size, config.model.image_size
     if image_size % patch_size:
         raise ValueError(f"image_size {image_size} is not a multiple of the patch size {patch_size}")

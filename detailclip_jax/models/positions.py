@@ -40,7 +40,8 @@ def interpolate(
     `num_cls` is the number of rows before those of the patches: 0 for encoders without a CLS token.
 
     `grid` is (rows, columns), or the side of a square. `recipe` is one of RECIPES, which reproduce the interpolation
-    of other code bases. Local crops of DINO, iBOT and AttMask (a grid of 36 patches from 196 positions) use "ibot".
+    of other code bases. Local crops of DINO, iBOT, AttMask and COSMOS (a grid of 36 patches from 196 positions) use
+    "ibot".
     """
     side = round((len(positions) - num_cls) ** 0.5)
     old = (side, side) if old is None else old
@@ -97,7 +98,7 @@ def linear_matrix(old: int, new: int) -> Array:
 
 RECIPES: dict[str, Callable[[int, int], np.ndarray | Array]] = {
     "bicubic": cubic_matrix,  # PyTorch's interpolate(size=..., mode="bicubic")
-    "ibot": lambda old, new: cubic_matrix(old, new, 0.1),  # DINO's and iBOT's code: scale_factor=(new + .1) / old
-    "timm": antialiased_matrix,  # timm's resample_abs_pos_embed: PyTorch's with antialias=True
+    "ibot": lambda old, new: cubic_matrix(old, new, 0.1),  # DINO, iBOT, COSMOS: scale_factor=(new + .1) / old
+    "timm": antialiased_matrix,  # timm's resample_abs_pos_embed, open_clip: PyTorch's with antialias=True
     "tips": linear_matrix,  # TIPS's code: PyTorch's mode="bilinear", antialias=True
 }

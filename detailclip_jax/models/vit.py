@@ -13,7 +13,7 @@ from detailclip_jax.models.attention_pool import AttentionPool
 from detailclip_jax.models.block import Block, BlockInit, Gather, branch_scales, run_blocks
 from detailclip_jax.models.layers import LayerNorm, Linear, activation_named, uniform_fan_in
 from detailclip_jax.models.patches import patchify, take
-from detailclip_jax.models.positions import interpolate, sincos_positions
+from detailclip_jax.models.positions import RECIPES, interpolate, sincos_positions
 from detailclip_jax.models.registry import Build, Network, ParameterRule
 from detailclip_jax.types import FSDP, Array, Bool, Float, Int, Tokens
 
@@ -199,8 +199,13 @@ def fold_in(keys: Array, number: int) -> Array:
 
 
 def image_encoder(build: Build) -> VisionTransformer:
-    """Builds the image encoder of a config.  Raises ValueError for class tokens that its pooling does not have."""
+    """Builds the image encoder of a config.
+
+    Raises ValueError for an unknown interpolation, and for class tokens that its pooling does not have.
+    """
     model, size, style = build.model, build.size, Style(**build.model.image_style)
+    if model.interpolation not in RECIPES:
+        raise ValueError(f"interpolation {model.interpolation!r} is unknown; known: {', '.join(RECIPES)}")
     if model.class_tokens > 1 and not style.num_cls:
         raise ValueError(
             f"model.class_tokens {model.class_tokens}: an image encoder with image_style.pooling 'attention' has none; "

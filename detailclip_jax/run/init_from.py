@@ -276,7 +276,7 @@ def report(
         f"  learning rate {opt.learning_rate:g} after {warmup} steps of warm-up; {rates}",
         f"  layer decay   {opt.layer_decay:g} in those",
         *([f"  teacher moves {moving}"] if teacher else []),
-        f"  image tower   {kept}",
+        f"  image tower   {kept}, interpolation {config.model.interpolation}",
         f"  preprocess    {preprocessing.description(config)}",
         *_changed_lines(config, source),
     ]

@@ -117,5 +117,5 @@ def add_image_size(to: Parser, recipes: Sequence[str]) -> None:
     to.add_argument(
         "--image-size", type=positive, metavar="PIXELS", help="interpolate the positions to this image size"
     )
-    how = f"as PyTorch (bicubic, the default), iBOT or timm does ({', '.join(recipes)})"
+    how = f"of positions, to this size and to others later: {', '.join(recipes)} (default: as the model's code does)"
     to.add_argument("--interpolation", type=one_of("interpolation", recipes), metavar="NAME", help=how)
