@@ -86,7 +86,7 @@ def test_exif_orientation_is_applied_as_pillow_does(orientation, format):
     data = encoded(make_image(24, 40), format, exif=oriented(orientation))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(decoding.decode(data), np.asarray(upright))
-    np.testing.assert_array_equal(decoding.upright_rgb(Image.open(io.BytesIO(data))), np.asarray(upright))
+    np.testing.assert_array_equal(decoding.rgb_of(Image.open(io.BytesIO(data))), np.asarray(upright))
 
 
 def test_bytes_behind_the_end_of_a_jpeg_do_not_matter():

@@ -249,10 +249,16 @@ def test_rows_of_other_processes_are_not_read():
 
 def test_transforms_are_the_protocols():
     config = default()
-    assert transform_of(config) == (224, 224, "bilinear", "shorter_side")
-    assert image_batches.cropped(transform_of(config)) == (224, 256, "bilinear", "shorter_side")
+    assert transform_of(config) == (224, 224, "bilinear", "shorter_side", "upright")
+    assert image_batches.cropped(transform_of(config)) == (224, 256, "bilinear", "shorter_side", "upright")
     config.preprocess.crop_ratio, config.preprocess.filter = 0.8, "bicubic"
-    assert image_batches.cropped(transform_of(config)) == (224, 280, "bicubic", "shorter_side")  # its own crops more
+    assert image_batches.cropped(transform_of(config)) == (
+        224,
+        280,
+        "bicubic",
+        "shorter_side",
+        "upright",
+    )  # its own crops more
 
 
 def test_a_subset_is_evenly_spaced():

@@ -1,6 +1,7 @@
 """The group `preprocess`: from imports and older configs, through every reader, to every export."""
 
 import argparse
+import io
 import json
 
 import numpy as np
@@ -9,11 +10,16 @@ import tiny
 from PIL import Image
 
 from detailclip_jax.config import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, default, run_config
-from detailclip_jax.data import preprocessing
+from detailclip_jax.data import image_files, preprocessing
+from detailclip_jax.data.decoding import ORIENTATION
+from detailclip_jax.data.image_files import ImageFileBatches
 from detailclip_jax.data.images import evaluation_mask, evaluation_view
+from detailclip_jax.data.pipeline import EvaluationBatches
 from detailclip_jax.data.preprocessing import Transform, transform_of
 from detailclip_jax.data.resizing import FILTERS
 from detailclip_jax.evaluation import evaluators, stickers
+from detailclip_jax.evaluation.image_batches import ImageBatches
+from detailclip_jax.inference.model import pixels
 from detailclip_jax.interop import hub
 from detailclip_jax.interop.convert import preprocess_of
 from detailclip_jax.interop.layouts import LAYOUTS
@@ -34,7 +40,7 @@ def make_image(height=70, width=99):
 
 def test_the_default_is_the_paper_s_protocol():
     config = default()
-    assert transform_of(config) == (224, 224, "bilinear", "shorter_side")
+    assert transform_of(config) == (224, 224, "bilinear", "shorter_side", "upright")
     assert (config.preprocess.mean, config.preprocess.std) == (IMAGENET_MEAN, IMAGENET_STD)
     assert "mean" not in config.views and "std" not in config.views  # one source of truth
     said = "shorter side to 224 px (bilinear), center crop 224 px, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"
@@ -51,9 +57,9 @@ def test_the_resized_side_is_timm_s(size, ratio, side):
 def test_squash_resizes_both_sides(filter):
     image, mask = make_image(), np.arange(70 * 99, dtype=np.int32).reshape(70, 99)
     expected = np.asarray(Image.fromarray(image).resize((32, 32), PILLOWS[filter]))
-    np.testing.assert_array_equal(evaluation_view(image, *Transform(32, 32, filter, "squash")), expected)
+    np.testing.assert_array_equal(Transform(32, 32, filter, "squash").view(image), expected)
     resized = np.asarray(Image.fromarray(image).resize((40, 40), PILLOWS[filter]))[4:36, 4:36]
-    np.testing.assert_array_equal(evaluation_view(image, *Transform(32, 40, filter, "squash")), resized)
+    np.testing.assert_array_equal(Transform(32, 40, filter, "squash").view(image), resized)
     nearest = np.asarray(Image.fromarray(mask).resize((32, 32), Image.Resampling.NEAREST))
     np.testing.assert_array_equal(evaluation_mask(mask, 32, 32, "squash"), nearest)
 
@@ -147,15 +153,21 @@ def read_back(options):
 
 CLIP_PROCESSOR = {"resample": 3, "size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
 PROCESSORS = [
-    (CLIP_PROCESSOR, (224, 224, "bicubic", "shorter_side")),
-    ({**CLIP_PROCESSOR, "size": 256, "crop_size": 224, "resample": 2}, (224, 256, "bilinear", "shorter_side")),
+    (CLIP_PROCESSOR, (224, 224, "bicubic", "shorter_side", "upright")),
+    (
+        {**CLIP_PROCESSOR, "size": 256, "crop_size": 224, "resample": 2},
+        (224, 256, "bilinear", "shorter_side", "upright"),
+    ),
     (
         {**CLIP_PROCESSOR, "size": {"shortest_edge": 256}, "do_center_crop": False},
-        (224, 224, "bicubic", "shorter_side"),
+        (224, 224, "bicubic", "shorter_side", "upright"),
     ),
-    ({"resample": 2, "size": {"height": 224, "width": 224}}, (224, 224, "bilinear", "squash")),
-    ({"resample": 2, "size": 224, "feature_extractor_type": "ViTFeatureExtractor"}, (224, 224, "bilinear", "squash")),
-    ({"image_mean": [0.5] * 3}, (224, 224, "bilinear", "shorter_side")),
+    ({"resample": 2, "size": {"height": 224, "width": 224}}, (224, 224, "bilinear", "squash", "upright")),
+    (
+        {"resample": 2, "size": 224, "feature_extractor_type": "ViTFeatureExtractor"},
+        (224, 224, "bilinear", "squash", "upright"),
+    ),
+    ({"image_mean": [0.5] * 3}, (224, 224, "bilinear", "shorter_side", "upright")),
 ]
 
 
@@ -199,9 +211,9 @@ def test_timm_s_pretrained_cfg(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(content))
     options = hub.sidecar_options(tmp_path / "model.safetensors")
     assert options["num_heads"] == 3 and options["mean"] == [0.5] * 3
-    assert read_back(options) == (224, 235, "bicubic", "shorter_side")
+    assert read_back(options) == (224, 235, "bicubic", "shorter_side", "upright")
     squash = hub.timm_options(content | {"pretrained_cfg": stated | {"crop_mode": "squash"}})
-    assert read_back(squash) == (224, 235, "bicubic", "squash")
+    assert read_back(squash) == (224, 235, "bicubic", "squash", "upright")
 
 
 def open_clip_says(**fields):
@@ -210,7 +222,13 @@ def open_clip_says(**fields):
 
 
 def test_open_clip_s_preprocess_cfg_and_what_overrides_it():
-    assert read_back(open_clip_says(interpolation="bicubic", resize_mode="squash")) == (224, 224, "bicubic", "squash")
+    assert read_back(open_clip_says(interpolation="bicubic", resize_mode="squash")) == (
+        224,
+        224,
+        "bicubic",
+        "squash",
+        "upright",
+    )
     padded = open_clip_says(interpolation="bicubic", resize_mode="longest")
     with pytest.raises(ValueError, match=r"'longest'.* Known: shorter_side, squash \(--resize\)"):
         read_back(padded)
@@ -260,14 +278,69 @@ def test_a_task_of_a_run_follows_it(monkeypatch):
     config.preprocess.filter = "bicubic"
     monkeypatch.setitem(evaluators.KINDS, "zero_shot", lambda setting, name: seen.append(setting.transform))
     evaluators.on_set(config, "zero_shot:stickers")
-    assert seen == [(32, 32, "bicubic", "shorter_side")]
+    assert seen == [(32, 32, "bicubic", "shorter_side", "upright")]
+
+
+def of_all_modes():
+    """Name -> an encoded image of a mode or orientation of which open_clip sees other pixels than we do by default."""
+    image = make_image(40, 60)
+    alpha = np.concatenate([image, image[:, ::-1, :1]], -1)
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    palette = Image.fromarray(image).quantize(16)
+    return {
+        "RGBA": encoded(Image.fromarray(alpha), "PNG"),
+        "LA": encoded(Image.fromarray(alpha[..., [0, 3]], "LA"), "PNG"),
+        "palette": encoded(palette, "PNG", transparency=3),
+        "16 bits": encoded(Image.fromarray(image[..., 0].astype(np.uint16) * 7), "PNG"),
+        "JPEG, turned": encoded(Image.fromarray(image), "JPEG", exif=turned),
+        "PNG, turned": encoded(Image.fromarray(image), "PNG", exif=turned),
+    }
+
+
+def encoded(image, format, **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", of_all_modes())
+def test_decoding_by_pillow_gives_open_clip_s_pixels(mode, tmp_path):
+    """As its data loaders convert; through a model, the files of a folder, and the batches of an evaluation."""
+    open_clip = pytest.importorskip("open_clip")
+    data = of_all_modes()[mode]
+    (tmp_path / "image.png").write_bytes(data)
+    transform = open_clip.transform.image_transform(32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
+    expected = (transform(Image.open(io.BytesIO(data)).convert("RGB")).movedim(0, -1).numpy() * 255).round()
+    for asked in ("pillow", "upright"):
+        ours = transform_of(config_with(32, filter="bicubic", decoding=asked))
+        source = [{"image": data, "captions": (), "key": "0", "label": 0}]
+        found = [
+            ours.view(pixels(data, asked)),
+            ours.view(pixels(Image.open(io.BytesIO(data)), asked)),
+            ImageFileBatches(image_files.find(str(tmp_path)), ours, 1)[0]["image"][0],
+            ImageBatches(source, ours, 1)[0]["batch"]["image"][0],
+            EvaluationBatches(source, ours, None, 1)[0]["image"][0],
+        ]
+        assert all((image == found[0]).all() for image in found)
+        assert (np.abs(found[0] - expected).max() <= 1) == (asked == "pillow")
+
+
+def test_a_decoding_is_refused_said_and_imported():
+    with pytest.raises(ValueError, match=r"preprocess.decoding 'pil'.* Known: upright, pillow \(--decoding\)"):
+        config_with(decoding="pil")
+    assert preprocessing.description(config_with(decoding="pillow")).startswith("decoded by Pillow's convert('RGB'), ")
+    clip = next(layout for layout in LAYOUTS if layout.name == "openai")
+    assert preprocess_of(clip, {"decoding": "pillow"})["decoding"] == "pillow"
 
 
 def test_flags_override():
     parser = argparse.ArgumentParser()
     preprocessing.add_flags(parser)
-    given = preprocessing.given(parser.parse_args(["--resize-filter=bicubic", "--crop-ratio=.875"]))
+    given = preprocessing.given(
+        parser.parse_args(["--resize-filter=bicubic", "--crop-ratio=.875", "--decoding=pillow"])
+    )
     config = preprocessing.changed(default(), given)
-    assert transform_of(config) == (224, 256, "bicubic", "shorter_side")
+    assert transform_of(config) == (224, 256, "bicubic", "shorter_side", "pillow")
     unchanged = preprocessing.changed(config, preprocessing.given(parser.parse_args([])))
     assert transform_of(unchanged) == transform_of(config)

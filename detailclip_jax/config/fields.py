@@ -176,6 +176,9 @@ PREPROCESS: Group = {  # of images in evaluation; mean and std also in training;
     ),
     "resize": Field("shorter_side", "shorter_side, or squash: both sides, without keeping the aspect ratio", SLIP),
     "crop_ratio": Field(1.0, "side of the center crop divided by the resized side; 0.875: 224 of 256", SLIP),
+    "decoding": Field(
+        "upright", "upright: by EXIF, alpha over white; or pillow: its convert('RGB'), as in open_clip and timm", OURS
+    ),
     "mean": Field(IMAGENET_MEAN, "mean of pixels in [0, 1], per channel", CODE),
     "std": Field(IMAGENET_STD, "standard deviation of pixels in [0, 1], per channel", CODE),
 }

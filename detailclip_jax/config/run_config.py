@@ -48,9 +48,10 @@ MAY_DIFFER = (
     "data.prefetch",
     "data.max_bad_ratio",
     "inference.",  # of a segmentation run: its evaluation only
-    "preprocess.filter",  # these three are used in evaluation only
+    "preprocess.filter",  # these four are used in evaluation only
     "preprocess.resize",
     "preprocess.crop_ratio",
+    "preprocess.decoding",
     "model.remat",
     "model.attention",
     "losses.chunk_logits",

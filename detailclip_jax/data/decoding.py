@@ -19,6 +19,9 @@ JPEG with too many scans             | rejected before decoding: more than MAX_S
 no bytes, no image (an error page)   | rejected
 another format (EPS, PDF, PSD)       | rejected by its first bytes: only the decoders of FORMATS are ever called
 
+With `preprocess.decoding` "pillow", evaluation and inference take what Pillow's `convert("RGB")` gives, as open_clip,
+timm and torchvision do: alpha is dropped, 16 bits are clipped at 255, and the EXIF orientation is ignored.
+
 A rejected image raises BadImage with the reason.  Training replaces it by the next readable record, evaluation leaves
 it out, and `prepare` writes it to its list of rejects.  `prepare --max-side` makes smaller copies of images that are
 too large to be decoded whole, up to MAX_FILE_PIXELS (a PNG of 100 megapixels needs 1 GB of memory meanwhile).
@@ -85,6 +88,7 @@ _BEGINNINGS = {b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile, b"\x89PNG": PngIm
 # A JPEG marker (T.81, B.1.1): 00 is a stuffed byte; D0 to D7 are restart markers, which have no length
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+DECODINGS = UPRIGHT, PILLOW = ("upright", "pillow")  # preprocess.decoding
 
 
 class BadImage(ValueError):
@@ -134,14 +138,15 @@ class Encoded:
     header: Image.Image
     reductions: tuple[int, ...]
     is_held_whole: bool  # in memory during decoding, even at a reduced size
+    decoding: str = UPRIGHT
 
     @functools.cached_property
     def orientation(self) -> int:
-        """The EXIF orientation, 1 to 8."""
+        """The EXIF orientation, 1 to 8; 1 if it is ignored."""
         if not isinstance(self.header, JpegImagePlugin.JpegImageFile):
             with BUDGET.taken(self._cost(1)), _damage_is_refused():
                 self.header.load()  # a PNG may store EXIF after the pixels, and Pillow turns a TIFF upright here
-        return orientation_of(self.header)
+        return orientation_of(self.header) if self.decoding == UPRIGHT else 1
 
     @property
     def height(self) -> int:
@@ -154,7 +159,7 @@ class Encoded:
         return self.header.size[self.orientation >= 5]
 
     def decoded(self, at_most: Number = 1) -> Decoded:
-        """Decodes to upright RGB, reduced by the largest allowed factor up to `at_most`.
+        """Decodes to RGB, reduced by the largest allowed factor up to `at_most`.
 
         If the pixel limit allows no factor up to `at_most`, the smallest allowed factor is used.
         """
@@ -191,20 +196,20 @@ class Encoded:
             header.draft(None, (max(1, width // reduction), max(1, height // reduction)))
             if header.size != reduced:  # a side of fewer pixels than `reduction`, by which `draft` cannot reduce it
                 header = _header(self.data).reduce(reduction)
-        return _rgb(header)
+        return _rgb(header, self.decoding)
 
 
-def image_of(image: bytes | UInt8[np.ndarray, "H W 3"]) -> Encoded | Decoded:
+def image_of(image: bytes | UInt8[np.ndarray, "H W 3"], decoding: str = UPRIGHT) -> Encoded | Decoded:
     """Returns an example's image, not decoded yet if it is encoded; raises BadImage as `opened` does."""
-    return opened(image) if isinstance(image, bytes) else Decoded(image, *image.shape[:2])
+    return opened(image, decoding=decoding) if isinstance(image, bytes) else Decoded(image, *image.shape[:2])
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
-    """Decodes an image to upright RGB by the rules of the module's table.
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H W 3"]:
+    """Decodes an image to RGB by the rules of the module's table.
 
     A JPEG of more than `max_pixels` is decoded at a reduced size.  Raises BadImage for a rejected image.
     """
-    return opened(data, max_pixels, max_pixels).decoded().pixels
+    return opened(data, max_pixels, max_pixels, decoding).decoded().pixels
 
 
 def decode_whole(image: bytes | UInt8[np.ndarray, "H W 3"], max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
@@ -223,13 +228,15 @@ def decode_whole(image: bytes | UInt8[np.ndarray, "H W 3"], max_pixels: int = MA
 
 
 @contextlib.contextmanager
-def decoded_for_use(data: bytes | UInt8[np.ndarray, "H W 3"]) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+def decoded_for_use(
+    data: bytes | UInt8[np.ndarray, "H W 3"], decoding: str = UPRIGHT
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """Context manager around `decode`: the pixels count in the budget until its end; keep only small results."""
     with BUDGET.scope():
-        yield image_of(data).decoded().pixels
+        yield image_of(data, decoding).decoded().pixels
 
 
-def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXELS) -> Encoded:
+def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXELS, decoding: str = UPRIGHT) -> Encoded:
     """Reads the header of an encoded image.
 
     At most `max_pixels` pixels are decoded; an image that must be held in memory whole may have up to `max_whole`.
@@ -253,7 +260,7 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS, max_whole: int = MAX_PIXEL
         raise BadImage(f"too large: {size}, the limit is {max_whole} {WAY_OUT}")
     if is_jpeg:
         _check_scans(data, width * height)
-    return Encoded(data, header, reductions or (1,), is_held_whole)
+    return Encoded(data, header, reductions or (1,), is_held_whole, decoding)
 
 
 def _check_scans(data: bytes, num_pixels: int) -> None:
@@ -353,13 +360,15 @@ def _by_opencv(data: bytes, reduction: int) -> UInt8[np.ndarray, "h w 3"] | None
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 
 
-def upright_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+def rgb_of(image: Image.Image, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H W 3"]:
     """Returns a Pillow image as `decode` would; on damaged bytes it raises any exception of Pillow."""
     image.load()
-    return turned(_rgb(image), orientation_of(image))
+    return turned(_rgb(image, decoding), orientation_of(image) if decoding == UPRIGHT else 1)
 
 
-def _rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+def _rgb(image: Image.Image, decoding: str) -> UInt8[np.ndarray, "H W 3"]:
+    if decoding == PILLOW:
+        return np.asarray(image.convert("RGB"))
     if image.mode.startswith("I"):  # 16-bit gray: `convert` would clip it at 255
         gray = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detailclip_jax.data.decoding import BadImage, decoded_for_use
-from detailclip_jax.data.images import SUFFIXES, evaluation_view
+from detailclip_jax.data.images import SUFFIXES
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.regular_files import Walk, inside, read_regular
 
@@ -86,8 +86,8 @@ class ImageFileBatches:
         images, reasons = np.zeros((self.batch_size, *[self.transform.size] * 2, 3), np.uint8), []
         for row, name in enumerate(names):
             try:
-                with decoded_for_use(_read(self.found, name)) as pixels:
-                    images[row] = evaluation_view(pixels, *self.transform)
+                with decoded_for_use(_read(self.found, name), self.transform.decoding) as pixels:
+                    images[row] = self.transform.view(pixels)
                 reasons.append("")
             except (BadImage, OSError) as error:
                 reasons.append(str(error))

@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.bad_records import BadRecords, TooManyBadRecords
 from detailclip_jax.data.caption_rules import captions_by, captions_of, num_captions
-from detailclip_jax.data.decoding import BUDGET, BadImage, image_of
-from detailclip_jax.data.images import evaluation_mask, evaluation_view
+from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, image_of
+from detailclip_jax.data.images import evaluation_mask
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import BadRecord, Example, Source, label_of
 from detailclip_jax.data.tokenizer import Tokenizer
@@ -154,14 +154,14 @@ class Stream:
         }
 
 
-def read(source: Source, index: int) -> tuple[Example, np.ndarray]:
+def read(source: Source, index: int, decoding: str = UPRIGHT) -> tuple[Example, np.ndarray]:
     """Returns an example and its image, uint8 [H, W, 3]; raises BadRecord with key and reason if it is unreadable.
 
     Within `decoding.BUDGET.scope()` the pixels count as held until the end of the scope.
     """
     example = source[index]
     with _bad_images_are_bad_records(example):
-        return example, image_of(example["image"]).decoded().pixels
+        return example, image_of(example["image"], decoding).decoded().pixels
 
 
 @contextlib.contextmanager
@@ -380,12 +380,12 @@ class EvaluationBatches:
 
     def _readable_row(self, index: int) -> dict[str, np.ndarray]:
         with BUDGET.scope():
-            example, image = read(self.source, index)
-            view = evaluation_view(image, *self.transform)
+            example, image = read(self.source, index, self.transform.decoding)
+            view = self.transform.view(image)
         label = label_of(example)
         masks = {name: example[name] for name in MASKS if name in example}
         texts = {"text": self.tokenizer(list(example["captions"][:1]) or [""])[0]} if self.tokenizer else {}
-        size, side, _, mode = self.transform
+        size, side, _, mode, _ = self.transform
         return {
             "image": view,
             **texts,

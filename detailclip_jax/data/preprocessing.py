@@ -10,29 +10,39 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
+from detailclip_jax.data.decoding import DECODINGS, PILLOW, UPRIGHT
+from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.resizing import FILTERS
 from detailclip_jax.runtime.errors import unknown
 
 RESIZES = ("shorter_side", "squash")
-FIELDS = ("filter", "resize", "crop_ratio", "mean", "std")
+FIELDS = ("filter", "resize", "crop_ratio", "decoding", "mean", "std")
 ROUNDING = 1e-6  # 224 / (224 / 246) is slightly below 246
 
 
 class Transform(NamedTuple):
-    """The arguments of `images.evaluation_view`."""
+    """How an image is decoded, and the arguments of `images.evaluation_view`."""
 
     size: int
     shorter_side: int
     filter: str = "bilinear"
     resize: str = "shorter_side"
+    decoding: str = UPRIGHT
+
+    def view(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "size size 3"]:
+        """Resizes and crops a decoded image."""
+        return evaluation_view(image, self.size, self.shorter_side, self.filter, self.resize)
 
 
 def transform_of(config: ConfigDict) -> Transform:
     """Returns size and geometry from the config; the resized side is rounded down, as in timm."""
     fields, size = config.preprocess, config.model.image_size
-    return Transform(size, math.floor(size / fields.crop_ratio + ROUNDING), fields.filter, fields.resize)
+    side = math.floor(size / fields.crop_ratio + ROUNDING)
+    return Transform(size, side, fields.filter, fields.resize, fields.decoding)
 
 
 def changed(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
@@ -58,6 +68,8 @@ def check(fields: ConfigDict) -> None:
         raise ValueError(f"{unknown('preprocess.resize', fields.resize, RESIZES)} (--resize)")
     if not 0 < fields.crop_ratio <= 1:
         raise ValueError(f"preprocess.crop_ratio {fields.crop_ratio} must be above 0 and at most 1 (--crop-ratio)")
+    if fields.decoding not in DECODINGS:
+        raise ValueError(f"{unknown('preprocess.decoding', fields.decoding, DECODINGS)} (--decoding)")
     for name in ("mean", "std"):
         if len(fields[name]) != 3 or (name == "std" and not min(fields[name]) > 0):
             raise ValueError(f"preprocess.{name} {fields[name]} must be three numbers{' above 0' * (name == 'std')}")
@@ -72,17 +84,21 @@ def add_flags(parser: argparse.ArgumentParser, default: str = "as the model's co
     parser.add_argument("--resize", choices=RESIZES, help=what)
     text = f"side of the center crop over the resized side, such as .875 for 224 of 256 (default: {default})"
     parser.add_argument("--crop-ratio", type=float, metavar="R", help=text)
+    rule = "upright by EXIF, alpha over white, or as Pillow's convert('RGB'), which open_clip and timm take"
+    parser.add_argument("--decoding", choices=DECODINGS, help=f"{rule} (default: {default})")
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the values of those flags; None for a flag that is not given."""
-    return {"filter": arguments.resize_filter, "resize": arguments.resize, "crop_ratio": arguments.crop_ratio}
+    names = {"filter": "resize_filter", **{name: name for name in ("resize", "crop_ratio", "decoding")}}
+    return {field: getattr(arguments, flag) for field, flag in names.items()}
 
 
 def description(config: ConfigDict) -> str:
     """Returns one line that describes the preprocessing."""
-    size, side, filter, resize = transform_of(config)
+    size, side, filter, resize, decoding = transform_of(config)
     fields = config.preprocess
     mean, std = (" ".join(f"{number:.4g}" for number in fields[name]) for name in ("mean", "std"))
     scaled = f"shorter side to {side} px" if resize == "shorter_side" else f"both sides to {side} px"
-    return f"{scaled} ({filter}), center crop {size} px, mean {mean}, std {std}"
+    stored = "decoded by Pillow's convert('RGB'), " if decoding == PILLOW else ""
+    return f"{stored}{scaled} ({filter}), center crop {size} px, mean {mean}, std {std}"

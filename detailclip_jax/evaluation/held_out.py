@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from detailclip_jax.data import held_out, mixture
 from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.held_out import HeldOut, Picked
-from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.labelled import LabelledSet
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import transform_of
@@ -87,18 +86,18 @@ def images(config: ConfigDict, count: int) -> UInt8[np.ndarray, "B S S 3"] | Non
 
     The place of one that cannot be decoded is taken by the next one.
     """
-    found = find(config)
+    found, transform = find(config), transform_of(config)
     if found is None:
         return None
-    parts = (_readable(found.source, part) for part in evenly(len(found.source), count))
-    views = [evaluation_view(image, *transform_of(config)) for part in parts for image in itertools.islice(part, 1)]
+    parts = (_readable(found.source, part, transform.decoding) for part in evenly(len(found.source), count))
+    views = [transform.view(image) for part in parts for image in itertools.islice(part, 1)]
     return np.stack(views) if views else None
 
 
-def _readable(source: Source, indices: Iterable[int]) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
+def _readable(source: Source, indices: Iterable[int], decoding: str) -> Iterator[UInt8[np.ndarray, "_h _w 3"]]:
     """The images at these indices that can be decoded; the log has the others."""
     for index in indices:
         try:
-            yield read(source, index)[1]
+            yield read(source, index, decoding)[1]
         except BadRecord as error:
             logging.warning("unreadable record, not shown in the figures: %s", error)

@@ -11,7 +11,6 @@ from jaxtyping import Bool
 
 from detailclip_jax.data.caption_rules import not_blank
 from detailclip_jax.data.decoding import BUDGET
-from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.pipeline import read
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.sources import Source
@@ -86,8 +85,8 @@ class ImageBatches:
 
     def _example(self, index: int) -> tuple[np.ndarray, int]:
         with BUDGET.scope():
-            example, image = read(self.source, index)
-            return evaluation_view(image, *self.transform), example.get("label", -1)
+            example, image = read(self.source, index, self.transform.decoding)
+            return self.transform.view(image), example.get("label", -1)
 
 
 class Subset:

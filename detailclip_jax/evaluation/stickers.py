@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.pipeline import evaluation_batches
 from detailclip_jax.data.preprocessing import transform_of
 from detailclip_jax.data.sources import Source
@@ -120,4 +119,4 @@ def batches(source: Source, config: ConfigDict) -> list[PaddedBatch]:
 
 def images(examples: Sequence[dict[str, Any]], config: ConfigDict) -> UInt8[np.ndarray, "B S S 3"]:
     """The images of the scenes, preprocessed for the model."""
-    return np.stack([evaluation_view(example["image"], *transform_of(config)) for example in examples])
+    return np.stack([transform_of(config).view(example["image"]) for example in examples])

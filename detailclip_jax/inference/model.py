@@ -28,8 +28,7 @@ from PIL import Image
 
 from detailclip_jax import methods
 from detailclip_jax.data import preprocessing
-from detailclip_jax.data.decoding import BUDGET, BadImage, decode, upright_rgb
-from detailclip_jax.data.images import evaluation_view
+from detailclip_jax.data.decoding import BUDGET, UPRIGHT, BadImage, decode, rgb_of
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.data.regular_files import read_regular
 from detailclip_jax.data.tokenizer import VOCAB_SIZE
@@ -116,10 +115,10 @@ class Model:
 
     An image is a PIL image of any mode, uint8 [H, W, 3] (or [H, W], [H, W, 1], [H, W, 4]), the path of a file, or the
     bytes of one; a `Square` is taken as it is. An image is rotated upright, converted to RGB (transparency over white),
-    and resized, cropped and normalised according to `config.preprocess`. The default resizes the shorter side to the
-    model's size with a bilinear filter and crops the central square; an imported model keeps its own evaluation
-    preprocessing. `weights` names the `params` in use: "student", or "ema", where the teacher's networks replace those
-    of the student.
+    and resized, cropped and normalised according to `config.preprocess`, whose `decoding` "pillow" replaces the first
+    two. The default resizes the shorter side to the model's size with a bilinear filter and crops the central square;
+    an imported model keeps its own evaluation preprocessing. `weights` names the `params` in use: "student", or "ema",
+    where the teacher's networks replace those of the student.
     """
 
     networks: Networks
@@ -308,7 +307,7 @@ class Model:
         check_readout(readout)
         wanted = mean_of_templates(self.encode_text(prompts(texts, templates)), len(templates))
         with BUDGET.scope():
-            array = pixels(image)
+            array = pixels(image, self.transform.decoding)
             cut = layout(array.shape, PIPELINES[readout], self.config.model, size)
             features = np.concatenate(self._called(self._dense_encoder(readout), cut.windows(array)))
         return cut.maps(features, wanted)
@@ -325,7 +324,7 @@ class Model:
         if isinstance(image, Square):
             return self._checked(image)
         with BUDGET.scope():
-            return evaluation_view(pixels(image), *self.transform)
+            return self.transform.view(pixels(image, self.transform.decoding))
 
     def _checked(self, square: Square) -> UInt8[np.ndarray, "S S 3"]:
         size = self.config.model.image_size
@@ -338,7 +337,7 @@ class Model:
 
     @functools.cached_property
     def transform(self) -> Transform:
-        """The geometric preprocessing of images, from `config.preprocess`."""
+        """The decoding and geometric preprocessing of images, from `config.preprocess`."""
         return preprocessing.transform_of(self.config)
 
     def preprocessed(self, fields: Mapping[str, Any]) -> "Model":
@@ -457,23 +456,23 @@ def choose_weights(variables: Mapping[str, Params], which: str | None, usual: st
     return "ema", ema.overlay(variables["params"], teacher)
 
 
-def pixels(image: Any) -> UInt8[np.ndarray, "H W 3"]:
-    """An image (see `Model`) as upright RGB.
+def pixels(image: Any, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H W 3"]:
+    """An image (see `Model`) as RGB.
 
     Raises BadImage for an unreadable image, FileNotFoundError, and TypeError for other types.
     """
     if isinstance(image, str | Path):
-        return decode(read_regular(image))
+        return decode(read_regular(image), decoding=decoding)
     if isinstance(image, bytes):
-        return decode(image)
+        return decode(image, decoding=decoding)
     if isinstance(image, Square):
         raise TypeError("dense cuts the whole image itself; give the image instead of a Square")
     if isinstance(image, list | tuple):
         raise TypeError(f"expected one image, got a {type(image).__name__} of {len(image)}; write image, not [image]")
     if not isinstance(image, Image.Image):
-        return pixels(_as_pil(np.asarray(image)))
+        return pixels(_as_pil(np.asarray(image)), decoding)
     try:
-        return upright_rgb(image)
+        return rgb_of(image, decoding)
     except Exception as error:  # on damaged bytes, Pillow's decoders can raise any exception
         raise BadImage(f"truncated or damaged: {error}") from error
 
@@ -501,6 +500,7 @@ def _reading(config: ConfigDict) -> list[Any]:
     geometry = fields.filter, fields.resize, fields.crop_ratio
     # Earlier versions did not hash the geometry. The usual one is left out, so that their fingerprints stay valid.
     own = [] if geometry == USUAL_GEOMETRY else [geometry]
+    own += [fields.decoding] if fields.decoding != UPRIGHT else []
     own += filter(None, [model.matmul_precision])
     # For the same reason CLIP's text encoder and tokenizer are left out.
     text = TextStyle(**model.text_style)

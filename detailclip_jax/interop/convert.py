@@ -29,7 +29,7 @@ from detailclip_jax.types import Params
 OPTIONS = (
     *("num_heads", "text_heads", "decoder_heads", "activation", "text_activation", "pooling", "norm_eps"),
     *("normalisation", "mean", "std", "resize_filter", "resize", "crop_ratio", "image_size", "interpolation"),
-    "tokenizer",
+    *("decoding", "tokenizer"),
 )
 OWN = "safetensors"
 NAMES = (*dict.fromkeys(layout.name for layout in LAYOUTS), OWN)
@@ -68,6 +68,7 @@ def load(
         normalisation                  "imagenet" | "clip" | "half" | "none": mean and standard deviation of the pixels
         resize_filter, resize, crop_ratio    evaluation preprocessing, see config.preprocess; default: the config file
                                        with the weights, else the usual evaluation of the model family
+        decoding                       "upright" (default) | "pillow", see data.decoding
         image_size                     interpolates the positions to another image size, now and for good
         tokenizer                      file of the model's own vocabulary, see the field data.tokenizer
         interpolation                  of positions, to `image_size` and to other sizes later: "bicubic" | "ibot" |
@@ -317,6 +318,7 @@ def preprocess_of(layout: TensorLayout, options: Mapping[str, Any]) -> dict[str,
         "filter": options.get("resize_filter", layout.filter),
         "resize": options.get("resize") or layout.resize,
         "crop_ratio": options.get("crop_ratio", layout.crop_ratio),
+        "decoding": options.get("decoding"),
         "mean": _per_channel(options.get("mean", mean)),
         "std": _per_channel(options.get("std", std)),
     }

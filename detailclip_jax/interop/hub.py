@@ -547,7 +547,7 @@ def siglip_config(spec: Spec) -> dict[str, Any]:
 
 def preprocessor_config(config: ConfigDict) -> dict[str, Any]:
     """preprocessor_config.json: resize, center crop, mean and standard deviation from the model's config."""
-    side, resized, filter, resize = transform_of(config)
+    side, resized, filter, resize, _ = transform_of(config)
     if spec_of(config.model).style.pooling == "attention" and resize == "squash" and side == resized:
         kind, cut = "SiglipImageProcessor", {}
     else:

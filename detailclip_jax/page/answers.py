@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from detailclip_jax.data.images import evaluation_view
 from detailclip_jax.data.preprocessing import Transform
 from detailclip_jax.inference import embeddings
 from detailclip_jax.inference.embeddings import Named
@@ -39,8 +38,8 @@ def look(models: Sequence[Model], pixels: UInt8[np.ndarray, "H W 3"]) -> tuple[S
 
     The image is resized once for each preprocessing, since resizing a photo takes longer than running a small network.
     """
-    view = functools.cache(functools.partial(evaluation_view, pixels))
-    return tuple(_seen(model, Square(view(*model.transform)), view(*shown_transform(model))) for model in models)
+    view = functools.cache(lambda transform: transform.view(pixels))
+    return tuple(_seen(model, Square(view(model.transform)), view(shown_transform(model))) for model in models)
 
 
 def _seen(model: Model, square: Square, shown: UInt8[np.ndarray, "S S 3"]) -> Seen:
@@ -52,8 +51,8 @@ def _seen(model: Model, square: Square, shown: UInt8[np.ndarray, "S S 3"]) -> Se
 
 def shown_transform(model: Model) -> Transform:
     """The geometry of the model's preprocessing, at SHOWN_SIDE pixels."""
-    size, shorter_side, filter, resize = model.transform
-    return Transform(SHOWN_SIDE, round(SHOWN_SIDE * shorter_side / size), filter, resize)
+    size, shorter_side, *others = model.transform
+    return Transform(SHOWN_SIDE, round(SHOWN_SIDE * shorter_side / size), *others)
 
 
 def reduced(pixels: UInt8[np.ndarray, "H W 3"], side: int = MAX_SIDE) -> UInt8[np.ndarray, "h w 3"]:

@@ -10,6 +10,7 @@ from detailclip_jax.config import field_of
 from detailclip_jax.config.components import KINDS, components
 from detailclip_jax.config.run_config import flatten
 from detailclip_jax.data.caption_rules import num_captions
+from detailclip_jax.data.decoding import DECODINGS
 from detailclip_jax.data.preprocessing import RESIZES
 from detailclip_jax.data.resizing import FILTERS
 from detailclip_jax.data.views import check_reducing_gap, crops_from_config
@@ -40,6 +41,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "views.teacher": ("same", "enclosing"),
     "preprocess.filter": FILTERS,
     "preprocess.resize": RESIZES,
+    "preprocess.decoding": DECODINGS,
 }
 PER_VIEW = (".blur_p", ".solarize_p")  # one number for all views of a crop, or one per view; the crop counts them
 WHOLE = ("data.text_buckets",)  # a tuple of any number of whole numbers
