@@ -138,7 +138,7 @@ def _in_hsv(image: Image, channel: int, levels: Levels | None) -> Image:
     if levels is None:
         return image
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv[..., channel] = levels[hsv[..., channel]]
+    hsv[..., channel] = cv2.LUT(hsv[..., channel], levels)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
