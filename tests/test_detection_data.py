@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -58,27 +59,69 @@ def test_a_polygon_is_sampled_at_the_centres_of_its_box():
     np.testing.assert_array_equal(shapes.sample([points.astype(np.float32)], box, side), expected)
 
 
+def pixels_of(shape):
+    values = np.arange(len(shape.lengths)) % 2
+    return np.repeat(values, shape.lengths).reshape(shape.width, shape.height).T
+
+
 def test_run_lengths_are_pycocotools_own_in_both_forms():
     masks = pytest.importorskip("pycocotools.mask")
     mask = (RNG.random((17, 23)) < 0.3).astype(np.uint8)
     mask[0, 0] = 1
     compressed = masks.encode(np.asfortranarray(mask))
     for counts in (compressed["counts"], compressed["counts"].decode(), shapes.runs_of(mask != 0)):
-        np.testing.assert_array_equal(shapes.read_shape({"size": [17, 23], "counts": counts}, 17, 23), mask)
+        read = shapes.read_shape({"size": [17, 23], "counts": counts}, 17, 23)
+        np.testing.assert_array_equal(pixels_of(read), mask)
+        assert shapes.area_of(read) == mask.sum()
     assert shapes.runs_of(mask != 0) == shapes.text_runs(compressed["counts"]).tolist()
     for runs in (shapes.runs_of(mask != 0), [0, 99999, 3, 70000, 15, 16, 17]):
         assert shapes.text_runs(shapes.runs_text(runs)).tolist() == runs
     assert shapes.runs_text(shapes.runs_of(mask != 0)).encode() == compressed["counts"]
     for plain in (np.zeros((3, 4)), np.ones((3, 4))):
-        np.testing.assert_array_equal(shapes.decode_runs(shapes.runs_of(plain != 0), 3, 4), plain)
+        np.testing.assert_array_equal(pixels_of(shapes.shape_of(plain != 0)), plain)
 
 
-def test_a_bitmap_is_sampled_in_its_box_and_is_empty_outside_the_image():
-    mask = (RNG.random((6, 8)) < 0.5).astype(np.uint8)
-    np.testing.assert_array_equal(shapes.sample(mask, (1, 2, 5, 6), 4), mask[2:6, 1:5])
-    np.testing.assert_array_equal(shapes.sample(mask, (0, 0, 8, 6), 24)[::4], mask.repeat(3, 1))
-    np.testing.assert_array_equal(shapes.sample(mask, (6, 0, 10, 4), 4)[:, 2:], 0)
-    assert not shapes.sample(mask, (3, 3, 3, 5), 4).any()
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_run_lengths_are_sampled_in_their_box_and_are_empty_outside_the_image(share):
+    mask = (RNG.random((6, 8)) < share).astype(np.uint8)
+    runs = shapes.shape_of(mask != 0)
+    np.testing.assert_array_equal(shapes.sample(runs, (1, 2, 5, 6), 4), mask[2:6, 1:5])
+    np.testing.assert_array_equal(shapes.sample(runs, (0, 0, 8, 6), 24)[::4], mask.repeat(3, 1))
+    np.testing.assert_array_equal(shapes.sample(runs, (-2, -4, 2, 0), 4), 0)
+    np.testing.assert_array_equal(shapes.sample(runs, (6, 4, 10, 8), 4), np.pad(mask[4:, 6:], ((0, 2), (0, 2))))
+    np.testing.assert_array_equal(shapes.sample(runs, (-1, -1, 3, 3), 4), np.pad(mask[:3, :3], ((1, 0), (1, 0))))
+    assert not shapes.sample(runs, (3, 3, 3, 5), 4).any()
+
+
+def most_bytes(work):
+    """What a function allocated at most, and its result."""
+    tracemalloc.start()
+    try:
+        return work(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_stated_size_of_run_lengths_costs_no_memory():
+    height, width = 13_000, 13_700
+    stored = {"size": [height, width], "counts": [100 * height, 50 * height, (width - 150) * height]}
+
+    def work():
+        shape = shapes.read_shape(stored, height, width)
+        return shapes.area_of(shape), shapes.sample(shape, (0, 0, 200, 200), 4).tolist()
+
+    found, num_bytes = most_bytes(work)
+    assert found == (50 * height, [[0, 0, 1, 0]] * 4) and num_bytes < 1e6
+
+
+def test_a_polygon_of_many_edges_is_filled_in_parts():
+    zigzag = np.stack([np.linspace(0, 8, 20_000), np.tile([-1.0, 9.0], 10_000)], 1).astype(np.float32)
+    whole, num_bytes = most_bytes(lambda: shapes.sample([zigzag], (0, 0, 8, 8), 64))
+    assert num_bytes < 40e6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "EDGES", 10**9)
+        np.testing.assert_array_equal(shapes.sample([zigzag], (0, 0, 8, 8), 64), whole)
+    assert 0.2 < whole.mean() < 0.8
 
 
 @pytest.mark.parametrize(
@@ -89,6 +132,7 @@ def test_a_bitmap_is_sampled_in_its_box_and_is_empty_outside_the_image():
         ([[1, 2, 3, 4]], "a polygon of 4 numbers"),
         ([[1, 2, 3, 4, 5, 6, 7]], "a polygon of 7 numbers"),
         ([[1, 2, 3, float("nan"), 5, 6]], "not finite"),
+        ([[0, 0, 1e8, 0, 0, 5]], "above 12, twice the image's larger side"),
         ({"size": [4, 6], "counts": [24]}, r"size \[4, 6\]; the image has \[6, 4\]"),
         ({"size": [6, 4], "counts": [3, 4]}, "sum to 7; the image has 24 pixels"),
         ({"size": [6, 4], "counts": [30, -6]}, "run lengths that sum"),
@@ -234,12 +278,29 @@ def test_an_image_with_a_broken_annotation_is_refused(tmp_path, broken, message)
         opened(tmp_path, box_of(5) | broken).source[0]
 
 
-def test_run_lengths_of_an_image_that_no_file_can_be_are_refused_before_they_take_memory(tmp_path):
-    made = content(box_of(5, segmentation={"size": [100_000, 100_000], "counts": [10**10]}))
-    made["images"][0] |= {"height": 100_000, "width": 100_000}
+def test_masks_of_a_stated_size_that_the_image_does_not_have_take_no_memory(tmp_path, monkeypatch):
+    """60 of these held 10 GB."""
+    runs = {"size": [13_000, 13_700], "counts": [13_000 * 13_700]}
+    made = content(*(box_of(number, segmentation=runs) for number in range(3)), count=1)
+    made["images"][0] |= {"height": 13_000, "width": 13_700}
     found = coco.open_format(*write(tmp_path, made))
-    with pytest.raises(BadRecord, match="annotation 5: run lengths of 100000 x 100000 pixels; the limit is 178956970"):
-        found.source[0]
+    monkeypatch.setattr(coco, "read_regular", lambda path: encoded())  # which asks for its limit, and gives it back
+
+    def work():
+        with pytest.raises(BadRecord, match="the set states 13700 x 13000 pixels, the upright image has 40 x 30"):
+            next(examples(found.source))
+        return found.ground_truth()
+
+    truth, num_bytes = most_bytes(work)
+    assert [annotation["segmentation"] for annotation in truth["annotations"]] == [runs] * 3 and num_bytes < 2e6
+
+
+def test_the_ground_truth_has_no_polygon_far_outside_of_the_image(tmp_path):
+    """pycocotools takes memory for each pixel along an edge, and ends with a segmentation fault at 1e8 of them."""
+    far = box_of(1, segmentation=[[0, 0, 1e8, 0, 0, 5]]), box_of(2, bbox=[4.0, 5.0, 1e8, 1e8], segmentation=None)
+    first, second = opened(tmp_path, *far).ground_truth()["annotations"]
+    assert first["segmentation"] == [[4, 5, 24, 5, 24, 20, 4, 20]]
+    assert second["segmentation"] == [[4, 5, 40, 5, 40, 30, 4, 30]]
 
 
 def test_unreadable_images_and_other_sizes_are_refused(tmp_path):
@@ -375,15 +436,15 @@ def test_boxes_and_masks_move_with_the_image():
     """A bright rectangle on black stays inside its box; its left half, the mask, stays on its side."""
     pixels = np.zeros((60, 90, 3), np.uint8)
     pixels[20:40, 30:70] = 255
-    mask = np.zeros((60, 90), np.uint8)
-    mask[20:40, 30:50] = 1
+    mask = np.zeros((60, 90), bool)
+    mask[20:40, 30:50] = True
     found = {"boxes": np.array([[30, 20, 70, 40]], np.float32), "classes": np.array([3]), "crowd": np.array([False])}
     recipe = Recipe(short=(40, 80, 120), long=170, crop_short=(50, 60), crop=(30, 44))
     plans = drawn(60, (60, 90), recipe)
     seen = 0
     for number in range(60):
         plan = type(plans)(*(values[number : number + 1] for values in plans))
-        made = augment(pixels, {**found, "shapes": (mask,)}, plan, 20)
+        made = augment(pixels, {**found, "shapes": (shapes.shape_of(mask),)}, plan, 20)
         assert made.image.shape[:2] == tuple(plan.size[0])
         if not len(made.boxes):
             assert made.image.mean() < 5
@@ -538,7 +599,7 @@ def test_crowds_are_left_out_first():
             return np.full((len(indices), 2), 32)
 
         def __getitem__(self, index):
-            full = np.ones((32, 32), np.uint8)
+            full = shapes.shape_of(np.ones((32, 32), bool))
             boxes = np.array([[0, 0, 32, 32], [1, 1, 9, 9], [4, 4, 20, 20], [2, 2, 8, 8]], np.float32)
             crowd = np.array([True, False, False, False])
             shape = (None, full, full, full)

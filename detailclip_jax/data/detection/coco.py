@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from detailclip_jax.data.detection.sets import DetectionSet
+from detailclip_jax.data.detection.sets import MOST, DetectionSet, is_number
 from detailclip_jax.data.detection.shapes import Shape, read_shape
 from detailclip_jax.data.regular_files import IN_CONFIG, inside, leaving, read_regular
 from detailclip_jax.data.sources import BadRecord, Example, MissingData
@@ -44,7 +44,6 @@ from detailclip_jax.runtime.terminal import counted
 
 SPLITS = ("train", "val")
 YEAR = "2017"
-MOST = 1e9  # no size, place or area is larger
 
 
 class ListedImage(NamedTuple):
@@ -218,14 +217,14 @@ def instances_of(
         if annotation.get("ignore"):
             continue
         box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
             return f"{where} has no valid box: {box!r:.60}"
         if annotation.get("category_id") is None:
             return f"{where} has no category"
         crowd, area = annotation.get("iscrowd") or 0, annotation.get("area")
         if crowd not in (0, 1):
             return f"{where} has no valid iscrowd: {crowd!r:.60}"
-        if area is not None and not _is_number(area):
+        if area is not None and not is_number(area):
             return f"{where} has no valid area: {area!r:.60}"
         x, y, w, h = box
         seen = min(x + w, image.width) - max(x, 0), min(y + h, image.height) - max(y, 0)
@@ -239,11 +238,6 @@ def instances_of(
         tuple(None if crowd else json.dumps(annotation.get("segmentation")) for annotation, _, crowd in kept),
         tuple(annotation.get("id", 0) for annotation, _, _ in kept),
     )
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is a number of pixels: not NaN, not infinite."""
-    return isinstance(value, int | float) and -MOST < value < MOST
 
 
 class CocoImages:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from detailclip_jax.data.detection.shapes import area_of, read_shape
 from detailclip_jax.data.sources import Source
 
+MOST = 1e9  # no size, place or area is larger
+
 
 class DetectionSet(NamedTuple):
     """A set for detection and instance segmentation.
@@ -50,8 +52,13 @@ def _image_id(annotation: Any) -> int | str | None:
 
 def _has_box(annotation: dict[str, Any]) -> bool:
     box = annotation.get("bbox")
-    is_box = isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
+    is_box = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
     return is_box and annotation.get("category_id") is not None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number of pixels: not NaN, not infinite."""
+    return isinstance(value, int | float) and -MOST < value < MOST
 
 
 def _completed(annotation: dict[str, Any], number: int, height: int, width: int) -> dict[str, Any]:
@@ -63,7 +70,10 @@ def _completed(annotation: dict[str, Any], number: int, height: int, width: int)
     try:
         measured = area_of(read_shape(segmentation, height, width))
     except (ValueError, TypeError, OverflowError):  # a crowd, or one that training leaves out
-        measured, segmentation = float(w * h), [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        measured = float(w * h)
+        left, right = (min(max(side, 0), width) for side in (x, x + w))  # pycocotools goes along all of a polygon
+        top, bottom = (min(max(side, 0), height) for side in (y, y + h))
+        segmentation = [[left, top, right, top, right, bottom, left, bottom]]
     area, crowd = annotation.get("area"), annotation.get("iscrowd")
     found = {
         "id": number,

@@ -1,30 +1,38 @@
 """Shapes of instances as COCO stores them (polygons, run lengths), sampled into a square grid over a box.
 
-A shape is a list of polygons, float32 [K, 2] (x, y in pixels of the image), or a bitmap, uint8 [H, W].  Sampling takes
-the centres of M x M cells of a box, so that resizing, cropping and flipping an image need no mask of the image's size:
-only the box is transformed.
+A shape is a list of polygons, float32 [K, 2] (x, y in pixels of the image), or run lengths.  Sampling takes the centres
+of M x M cells of a box, so that resizing, cropping and flipping an image need no mask of the image's size: only the box
+is transformed.  Run lengths are searched, not decoded: the size that a file states costs no memory.
 
 Stored form                          | Result
 ------------------------------------ | ---------------------------------------------------------------------------
 polygons                             | their union; inside is odd, as in pycocotools
-run lengths as numbers               | a bitmap; columns first, beginning with the length of the background
+run lengths as numbers               | columns first, beginning with the length of the background
 run lengths as text                  | the same, after decoding 5 bits per character
 fewer than 3 points, odd number      | refused
+points far outside of the image      | refused: pycocotools walks along each edge, pixel by pixel
 lengths that do not fill the image   | refused
-lengths of more than MAX_FILE_PIXELS | refused: no image of that size is decoded (`data.decoding`)
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from detailclip_jax.data.decoding import MAX_FILE_PIXELS
+EDGES = 4096  # of a polygon that are filled at once: memory does not grow with edges x rows
+
+
+class Runs(NamedTuple):
+    """A mask of height x width pixels, column by column: the lengths of background, object, background, ..."""
+
+    height: int
+    width: int
+    lengths: Int[np.ndarray, " _r"]
+
 
 Polygons = list[Float[np.ndarray, "_k 2"]]
-Bitmap = UInt8[np.ndarray, "_h _w"]
-Shape = Polygons | Bitmap
+Shape = Polygons | Runs
 Box = Sequence[float | int] | Float[np.ndarray, "4"]
 
 
@@ -34,19 +42,19 @@ def read_shape(stored: Any, height: int, width: int) -> Shape:
         return _from_runs(stored, height, width)
     if not isinstance(stored, list) or not stored:
         raise ValueError("no segmentation, which the mask head needs")
-    return [_polygon(numbers) for numbers in stored]
+    return [_polygon(numbers, 2 * max(height, width)) for numbers in stored]
 
 
-def _polygon(numbers: Any) -> Float[np.ndarray, "_k 2"]:
+def _polygon(numbers: Any, most: int) -> Float[np.ndarray, "_k 2"]:
     points = np.asarray(numbers, np.float32)
     if points.ndim != 1 or len(points) % 2 or len(points) < 6:
         raise ValueError(f"a polygon of {points.size} numbers; three or more points are required")
-    if not np.isfinite(points).all():
-        raise ValueError("a polygon with numbers that are not finite")
+    if not (np.abs(points) <= most).all():
+        raise ValueError(f"a polygon with numbers that are not finite or above {most}, twice the image's larger side")
     return points.reshape(-1, 2)
 
 
-def _from_runs(stored: dict[str, Any], height: int, width: int) -> Bitmap:
+def _from_runs(stored: dict[str, Any], height: int, width: int) -> Runs:
     if stored.get("size") != [height, width]:
         raise ValueError(f"run lengths of a mask of size {stored.get('size')}; the image has {[height, width]}")
     counts = stored.get("counts")
@@ -79,19 +87,21 @@ def text_runs(text: Any) -> Int[np.ndarray, " R"]:
     return np.array(found, np.int64)
 
 
-def decode_runs(counts: Sequence[int] | Int[np.ndarray, " R"], height: int, width: int) -> Bitmap:
+def decode_runs(counts: Sequence[int] | Int[np.ndarray, " R"], height: int, width: int) -> Runs:
     """Returns the mask of run lengths, which alternate between background and object, column by column.
 
-    Raises ValueError unless they are non-negative and add up to all pixels, of which there may be MAX_FILE_PIXELS.
+    Raises ValueError unless they are non-negative and add up to all pixels.
     """
-    if height * width > MAX_FILE_PIXELS:
-        raise ValueError(f"run lengths of {height} x {width} pixels; the limit is {MAX_FILE_PIXELS}")
     lengths = np.asarray(counts, np.int64)
     total = sum(lengths.ravel().tolist())  # an int64 sum would wrap: four lengths of 2^62 add up to 0
     if lengths.ndim != 1 or (lengths < 0).any() or total != height * width:
         raise ValueError(f"run lengths that sum to {total}; the image has {height * width} pixels")
-    values = np.arange(len(lengths)) % 2
-    return np.repeat(values.astype(np.uint8), lengths).reshape(width, height).T
+    return Runs(height, width, lengths)
+
+
+def shape_of(mask: Bool[np.ndarray, "H W"]) -> Runs:
+    """Returns a mask as a shape."""
+    return decode_runs(runs_of(mask), *mask.shape)
 
 
 def runs_of(mask: Bool[np.ndarray, "H W"]) -> list[int]:
@@ -117,9 +127,9 @@ def runs_text(runs: Sequence[int]) -> str:
 
 
 def area_of(shape: Shape) -> float:
-    """The area in pixels: of a bitmap, or the sum of the polygons' areas (overlaps count twice, as in COCO's tools)."""
-    if isinstance(shape, np.ndarray):
-        return float(shape.sum())
+    """The area in pixels: of run lengths, or the sum of the polygons' (overlaps count twice, as in COCO's tools)."""
+    if isinstance(shape, Runs):
+        return float(shape.lengths[1::2].sum())
     return sum(_polygon_area(*polygon.astype(np.float64).T) for polygon in shape)
 
 
@@ -136,7 +146,7 @@ def sample(shape: Shape, box: Box, side: int) -> UInt8[np.ndarray, "M M"]:
     left, top, right, bottom = (float(value) for value in box)
     if right <= left or bottom <= top:
         return np.zeros((side, side), np.uint8)
-    if isinstance(shape, np.ndarray):
+    if isinstance(shape, Runs):
         return _at_centres(shape, left, top, (right - left) / side, (bottom - top) / side, side)
     inside = np.zeros((side, side), bool)
     scale = side / np.array([right - left, bottom - top])
@@ -145,12 +155,12 @@ def sample(shape: Shape, box: Box, side: int) -> UInt8[np.ndarray, "M M"]:
     return inside.astype(np.uint8)
 
 
-def _at_centres(mask: Bitmap, left: float, top: float, wide: float, high: float, side: int) -> UInt8[np.ndarray, "M M"]:
+def _at_centres(mask: Runs, left: float, top: float, wide: float, high: float, side: int) -> UInt8[np.ndarray, "M M"]:
     centres = np.arange(side) + 0.5
     rows, columns = np.floor(top + centres * high).astype(int), np.floor(left + centres * wide).astype(int)
-    inside = ((rows >= 0) & (rows < mask.shape[0]))[:, None] & ((columns >= 0) & (columns < mask.shape[1]))
-    found = mask[np.clip(rows, 0, mask.shape[0] - 1)[:, None], np.clip(columns, 0, mask.shape[1] - 1)]
-    return np.where(inside & (found != 0), np.uint8(1), np.uint8(0))
+    inside = ((rows >= 0) & (rows < mask.height))[:, None] & ((columns >= 0) & (columns < mask.width))
+    run = np.searchsorted(mask.lengths.cumsum(), rows[:, None] + columns * mask.height, side="right")
+    return (inside & (run % 2 == 1)).astype(np.uint8)
 
 
 def _filled(polygon: Float[np.ndarray, "K 2"], side: int) -> Bool[np.ndarray, "M M"]:
@@ -158,12 +168,18 @@ def _filled(polygon: Float[np.ndarray, "K 2"], side: int) -> Bool[np.ndarray, "M
 
     An edge crosses the row of centres y if exactly one of its ends is above y.
     """
-    (x0, y0), (x1, y1) = polygon.T, np.roll(polygon, -1, 0).T
-    centres = (np.arange(side) + 0.5)[:, None]
-    rows, edges = np.nonzero((y0 <= centres) != (y1 <= centres))
-    slope = (x1[edges] - x0[edges]) / (y1[edges] - y0[edges])
-    crossing = x0[edges] + (rows + 0.5 - y0[edges]) * slope
-    first = np.clip(np.ceil(crossing - 0.5), 0, side).astype(int)  # the first centre that is not before the crossing
+    edges = np.concatenate([polygon, np.roll(polygon, -1, 0)], 1)
     turns = np.zeros((side, side + 1), np.int32)
-    np.add.at(turns, (rows, first), 1)
+    for start in range(0, len(edges), EDGES):
+        np.add.at(turns, _crossings(edges[start : start + EDGES], side), 1)
     return turns[:, :side].cumsum(1) % 2 == 1
+
+
+def _crossings(edges: Float[np.ndarray, "K 4"], side: int) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """Rows of centres that edges (x0, y0, x1, y1) cross, and the first centre that is not before the crossing."""
+    x0, y0, x1, y1 = edges.T
+    centres = (np.arange(side) + 0.5)[:, None]
+    rows, which = np.nonzero((y0 <= centres) != (y1 <= centres))
+    slope = (x1[which] - x0[which]) / (y1[which] - y0[which])
+    crossing = x0[which] + (rows + 0.5 - y0[which]) * slope
+    return rows, np.clip(np.ceil(crossing - 0.5), 0, side).astype(int)

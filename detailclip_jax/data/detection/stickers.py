@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from detailclip_jax.data.detection.sets import DetectionSet
-from detailclip_jax.data.detection.shapes import runs_of
+from detailclip_jax.data.detection.shapes import area_of, shape_of
 from detailclip_jax.data.stickers.stickers import Stickers, class_names, noun_names
 from detailclip_jax.runtime.errors import unknown
 
@@ -30,13 +30,14 @@ class StickerInstances:
     def __getitem__(self, index: int) -> dict[str, Any]:
         scene = self.scenes[index]
         count = len(scene["boxes"])
+        instances = np.asfortranarray(scene["instances"])  # run lengths go along columns
         nouns = {"objects": np.zeros(count, np.int32), "groups": scene["classes"], "nouns": scene["nouns"]}
         return {
             **scene,
             "size": scene["image"].shape[:2],
             "classes": nouns[self.labels].astype(np.int32),
             "crowd": np.zeros(count, bool),
-            "shapes": tuple((scene["instances"] == 1 + number).astype(np.uint8) for number in range(count)),
+            "shapes": tuple(shape_of(instances == 1 + number) for number in range(count)),
             "image_id": index + 1,
         }
 
@@ -53,9 +54,9 @@ class StickerInstances:
                         "image_id": scene["image_id"],
                         "category_id": number + 1,
                         "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-                        "area": int(mask.sum()),
+                        "area": int(area_of(mask)),
                         "iscrowd": 0,
-                        "segmentation": {"size": [height, width], "counts": runs_of(mask != 0)},
+                        "segmentation": {"size": [height, width], "counts": mask.lengths.tolist()},
                     }
                 )
         names = LABELS[self.labels]
