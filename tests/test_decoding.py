@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 
+import hostile
 import numpy as np
 import pytest
 from image_cases import cases, claims_to_be, encoded, huge_jpeg, make_image, oriented
@@ -32,6 +33,14 @@ def test_what_is_an_image_becomes_upright_rgb(name):
     decoded = decoding.decode(case.data)
     assert decoded.dtype == np.uint8 and decoded.shape == case.pixels.shape
     assert levels(decoded, case.pixels).max() <= case.levels
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_strips_give_the_pixels_of_the_whole_image(name, monkeypatch):
+    whole = decoding.decode(cases()[name].data)
+    for rows in (1, 5):  # 5 rows do not divide the height
+        monkeypatch.setattr(decoding, "STRIP", rows * whole.shape[1])
+        np.testing.assert_array_equal(decoding.decode(cases()[name].data), whole)
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -288,6 +297,17 @@ def test_a_decompression_bomb_is_refused(side):
     for bomb in (claims_to_be(encoded(Image.new("L", (1, 1)), "PNG"), side, side), bytes(bitmap)):
         with pytest.raises(BadImage, match="too large"):
             decoding.decode(bomb)
+
+
+@pytest.mark.skipif(not hostile.resident(), reason="reads the peak of a process from Linux")
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_an_image_is_converted_in_the_memory_of_its_pixels(mode):
+    """4 bytes a pixel in Pillow and 3 in the array, where the conversion of a whole image with alpha held 17."""
+    data = encoded(Image.new(mode, (3000, 3000)), "PNG", compress_level=1)
+    hostile.reset_peak()
+    before = hostile.resident()
+    assert decoding.decode(data).shape == (3000, 3000, 3)
+    assert hostile.resident(field="VmHWM") - before < 8 * 3000**2
 
 
 MEMORY = """

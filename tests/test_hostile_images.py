@@ -259,13 +259,14 @@ def test_pixels_count_until_they_are_used():
     assert decoding.BUDGET.free == decoding.MAX_PIXELS_AT_ONCE
 
 
-def test_a_reduced_jpeg_takes_what_comes_out_and_other_modes_twice():
+def test_a_reduced_jpeg_takes_what_comes_out_and_costly_formats_twice():
     def cost(data, reduction=1):
         return decoding.opened(data)._cost(reduction)
 
     assert cost(encoded(make_image(64, 96)), 4) == 16 * 24
     assert cost(encoded(make_image(64, 96), progressive=True), 4) == 64 * 96
-    assert cost(encoded(np.zeros((64, 96, 4), np.uint8), "PNG")) == 2 * 64 * 96
+    assert cost(encoded(np.zeros((64, 96, 4), np.uint8), "PNG"), 4) == 64 * 96
+    assert cost(encoded(make_image(64, 96), "WEBP")) == cost(encoded(Image.new("CMYK", (96, 64)))) == 2 * 64 * 96
 
 
 # what is no regular file

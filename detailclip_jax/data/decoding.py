@@ -24,7 +24,7 @@ timm and torchvision do: alpha is dropped, 16 bits are clipped at 255, and the E
 
 A rejected image raises BadImage with the reason.  Training replaces it by the next readable record, evaluation leaves
 it out, and `prepare` writes it to its list of rejects.  `prepare --max-side` makes smaller copies of images that are
-too large to be decoded whole, up to MAX_FILE_PIXELS (a PNG of 100 megapixels needs 1 GB of memory meanwhile).
+too large to be decoded whole, up to MAX_FILE_PIXELS (a PNG of 100 megapixels needs .8 GB of memory meanwhile).
 
 All threads of a process together decode at most MAX_PIXELS_AT_ONCE (`BUDGET`).  Code that uses an image right after
 decoding opens it within `BUDGET.scope()`, so that its pixels count until they have been used.
@@ -62,8 +62,11 @@ from detailclip_jax.data.resizing import Box, Number
 
 MAX_PIXELS = 64_000_000  # of a decoded image: 192 MB
 MAX_FILE_PIXELS = 178_956_970  # of a file: twice Pillow's MAX_IMAGE_PIXELS, where Pillow raises DecompressionBombError
-MAX_PIXELS_AT_ONCE = 2 * MAX_PIXELS  # per process, during decoding and use: below 1 GB when Pillow decodes
+MAX_PIXELS_AT_ONCE = (
+    2 * MAX_PIXELS
+)  # per process, during decoding and use: 7 bytes of each in Pillow, 10 while it is turned
 BUDGET = Budget(MAX_PIXELS_AT_ONCE)
+STRIP = 2**18  # pixels that Pillow converts at once, since it holds up to four copies of them
 MAX_READS = 500_000  # reads of a file by Pillow, each of one part of it; a PNG of 256 MiB takes about 100,000
 MAX_SCANS = 1000  # per JPEG; usual encoders write 1, 3 or about 10
 MAX_SCANNED = 2_000_000_000  # scans x pixels: libjpeg visits every pixel in each scan, about 1 ms per million
@@ -178,10 +181,10 @@ class Encoded:
         return BUDGET.taken(self._cost(reduction) if is_jpeg else 0)
 
     def _cost(self, reduction: int) -> int:
-        """Returns the pixels to reserve: those held at once, twice that if decoding converts the colour mode."""
+        """Returns the pixels to reserve: those held at once, twice for what takes 11 to 15 bytes each to decode."""
         width, height = self.header.size
         held = width * height if self.is_held_whole else _ceil(width, reduction) * _ceil(height, reduction)
-        return held * (1 if self.header.mode in ("RGB", "L") else 2)
+        return held * (2 if self.header.format == "WEBP" or self.header.mode == "CMYK" else 1)
 
     def _as_stored(self, reduction: int) -> UInt8[np.ndarray, "h w 3"]:
         """Decodes without turning upright; on damaged bytes it raises any exception of Pillow or OpenCV."""
@@ -369,6 +372,17 @@ def rgb_of(image: Image.Image, decoding: str = UPRIGHT) -> UInt8[np.ndarray, "H 
 def _rgb(image: Image.Image, decoding: str) -> UInt8[np.ndarray, "H W 3"]:
     if decoding == PILLOW:
         return np.asarray(image.convert("RGB"))
+    rows = max(1, STRIP // image.width)
+    if image.height <= rows:
+        return _over_white(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = _over_white(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _over_white(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
     if image.mode.startswith("I"):  # 16-bit gray: `convert` would clip it at 255
         gray = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
