@@ -825,6 +825,17 @@ def feed_results(folder: Path) -> object:
     return len(results.read(folder / "results.jsonl"))
 
 
+ENDLESS = (
+    "with recursive n(i) as (select 1 union all select i + 1 from n) select i photoid, i title, i description from n"
+)
+ODD_TABLES = (
+    f"view yfcc100m_dataset as {ENDLESS}",
+    "view yfcc100m_dataset as select * from other, other a, other b",
+    "virtual table yfcc100m_dataset using fts5(photoid, title, description, other)",
+    "table yfcc100m_dataset (photoid, title as (hex(zeroblob(400000000))), description, marker, x)",
+)
+
+
 def make_ids(rng: Rng, folder: Path) -> None:
     """Lists of ids as text, packed text and .npy, and a table in SQLite."""
     rows = [one_of(rng, ("1", "2 3 " + "a" * 32, "x", "9" * 30, "-1", "", "1 2", "\0", "\uff11")) for _ in range(6)]
@@ -841,6 +852,9 @@ def make_ids(rng: Rng, folder: Path) -> None:
     for _ in range(4):
         row = [one_of(rng, cells) for _ in range(4)]
         connection.execute("insert into yfcc100m_dataset values (?, ?, ?, ?)", row)
+    if rng.random() < 0.1:
+        connection.execute("alter table yfcc100m_dataset rename to other")
+        connection.execute(f"create {one_of(rng, ODD_TABLES)}")
     connection.commit()
     connection.close()
     if rng.random() < 0.5:
