@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 import sys
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from tiny import check_names
 
 from detailclip_jax.config import default, run_config
-from detailclip_jax.data import vocabularies
+from detailclip_jax.data import tokenizer, vocabularies
 from detailclip_jax.data.tokenizer import Tokenizer
 from detailclip_jax.data.vocabularies import FileTokenizer, around, record, tokenizer_of
 from detailclip_jax.inference.model import _reading
@@ -93,6 +94,71 @@ def test_clip_is_the_default():
 def refused(config, error, match):
     with pytest.raises(error, match=match):
         tokenizer_of(config).check()
+
+
+def charsmap(text):
+    """A table of one text for characters, with an index of one unit."""
+    return struct.pack("<II", 4, 0) + text + b"\0"
+
+
+def doubling():
+    """Parts of a file of about 1 kB, any of which makes 2^30 bytes or more of one."""
+    steps, before, after = tokenizers.normalizers, tokenizers.pre_tokenizers, tokenizers.decoders
+    regex = tokenizers.Regex("(?=a)")
+    return {
+        "replaced": ("normalizer", steps.Sequence([steps.Replace("a", "aa")] * 40)),
+        "sequences": ("normalizer", steps.Sequence([steps.Sequence([steps.Replace("a", "aaa")] * 5)] * 5)),
+        "regular expression": ("normalizer", steps.Sequence([steps.Replace(regex, "a")] * 40)),
+        "before a text": ("normalizer", steps.Prepend("a" * 10_000)),
+        "bytes": ("normalizer", steps.Sequence([steps.ByteLevel()] * 40)),
+        "table": ("normalizer", steps.Sequence([steps.Precompiled(charsmap(b"a" * 100))] * 5)),
+        "pre-tokenizer": ("pre_tokenizer", before.Sequence([before.ByteLevel(use_regex=False)] * 40)),
+        "decoder": ("decoder", after.Sequence([after.Replace("a", "aa")] * 40)),
+    }
+
+
+@pytest.mark.parametrize("name", doubling())
+def test_a_file_that_makes_much_of_little_is_refused_before_the_first_text(tmp_path, name):
+    """The library runs for minutes or until the memory ends, and does not listen to Ctrl-C."""
+    file = word_file(tmp_path, padding="</s>", then=lambda made: setattr(made, *doubling()[name]))
+    with pytest.raises(ValueError) as error:
+        record(config_with(file))
+    check_names(error.value, str(file), "bytes of each one of a text", "4096", "model's own tokenizer")
+
+
+def test_the_growth_of_published_steps_is_allowed():
+    steps = tokenizers.normalizers
+    blanks = steps.Replace(tokenizers.Regex(" {2,}"), " ")
+    table = steps.Precompiled(charsmap("\ufdfa".encode() * 11))  # 33 bytes, as in sentencepiece's nmt_nfkc
+    albert = steps.Sequence(
+        [steps.Replace("``", '"'), steps.NFKD(), steps.StripAccents(), steps.Lowercase(), table, blanks]
+    )
+    assert vocabularies.growth(albert) == 1089 < vocabularies.MAX_GROWTH
+    assert vocabularies.growth(None) == vocabularies.growth(steps.Replace("ab", "b")) == 1
+    ours = json.dumps(hub_tokenizer.tokenizer_json({"a": 0} | tokenizer.SPECIAL, []))
+    made = tokenizers.Tokenizer.from_str(ours)
+    assert vocabularies.growth(made.normalizer, made.pre_tokenizer) < vocabularies.MAX_GROWTH
+
+
+def chained():
+    """Steps of normalisers; the library panics where one of the first kind follows one of the second."""
+    steps, regex = tokenizers.normalizers, tokenizers.Regex
+    forms = [steps.NFC(), steps.NFD(), steps.NFKC(), steps.NFKD(), steps.Lowercase(), steps.BertNormalizer()]
+    forms += [steps.ByteLevel()]
+    between = [steps.Replace("", "a"), steps.Replace(regex("b*"), "é"), steps.Replace(regex("(?=a)"), "\u4e2d")]
+    others = [steps.Replace("a", "ab"), steps.Replace("aa", "\u2581"), steps.Replace(" ", "\ufdfa")]
+    others += [steps.Prepend("\u4e2d"), steps.Strip()]
+    return {"forms": forms + others, "between": between + others}
+
+
+@pytest.mark.parametrize("kind", chained())
+def test_no_text_grows_beyond_the_bound(kind):
+    steps, rng = chained()[kind], np.random.default_rng(0)
+    for _ in range(200):
+        chain = tokenizers.normalizers.Sequence([steps[number] for number in rng.integers(0, len(steps), 3)])
+        text = "".join(rng.choice(list("abA \u0130\u1e9e\u0390\u4e2d\ufdfa\U0001d15e"), rng.integers(1, 9)))
+        size = len(chain.normalize_str(text).encode())
+        assert size < vocabularies.growth(chain) * (len(text.encode()) + 1), (chain, text)
 
 
 def test_files_that_do_not_fit_are_named(tmp_path):

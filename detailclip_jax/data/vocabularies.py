@@ -7,11 +7,15 @@ texts are split and which tokens stand around them. A file `*.model` is that of 
 publishes: the words alone.
 """
 
+import base64
+import contextlib
 import functools
 import hashlib
+import itertools
 import json
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +31,9 @@ CLIP = "clip"  # data.tokenizer for CLIP's byte pairs
 MAX_BYTES = 64 * 2**20  # of a tokenizer's file; that of Gemma's 256,000 pieces has about 34 MB
 UNKNOWN = "qzxvkjw \ua66e\U0001f728"  # no word, a letter of one manuscript, and a sign of alchemy
 MAX_CONFIG_BYTES = 4 * 2**20  # of the tokenizer_config.json beside it
+MAX_GROWTH = 4096  # bytes that a tokenizer.json may make of one, by `growth`: 1,089 for ALBERT's steps
+# Of one step, at most: https://unicode.org/faq/normalization.html; ByteLevel makes two of one, and adds a blank
+GROWTH = {"NFC": 3, "NFD": 3, "NFKC": 11, "NFKD": 11, "Lowercase": 1.5, "BertNormalizer": 8, "ByteLevel": 3}
 
 
 class Pieces(NamedTuple):
@@ -217,8 +224,15 @@ def from_json(path: Path) -> Pieces:
     """
     library = _library("tokenizers")
     content = _content(path, MAX_BYTES)
-    try:
+    with _damage_is_named(path):
         tokenizer = library.Tokenizer.from_str(content.decode())
+    grown = max(growth(tokenizer.normalizer, tokenizer.pre_tokenizer), growth(tokenizer.decoder))
+    if grown > MAX_GROWTH:
+        raise ValueError(
+            f"data.tokenizer: {path} makes up to {grown:.3g} bytes of each one of a text, the limit is {MAX_GROWTH}; "
+            "give the file of the model's own tokenizer"
+        )
+    with _damage_is_named(path):
         stored = tokenizer.padding
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -226,8 +240,6 @@ def from_json(path: Path) -> Pieces:
         words = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
         refused = refusal(words)
         found = None if refused else around(tokenizer.encode("a").ids, words("a"))
-    except Exception as error:  # the library raises a bare Exception for any damage
-        raise ValueError(f"data.tokenizer {path} is not a file of the library tokenizers: {error}") from None
     if refused:
         raise ValueError(
             f"data.tokenizer {path} has no token for unknown words, so a text with one is an error of its library "
@@ -241,6 +253,41 @@ def from_json(path: Path) -> Pieces:
     padding = stored["pad_id"] if stored else padding_beside(path, tokenizer)
     size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     return Pieces(words, tokenizer.decode, size, *found, padding)
+
+
+@contextlib.contextmanager
+def _damage_is_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises a bare Exception for any damage, or panics in Rust
+        raise ValueError(f"data.tokenizer {path} is not a file of the library tokenizers: {error}") from None
+
+
+def growth(*parts: Any) -> float:
+    """Returns an upper bound of the bytes that parts of a tokenizer, one after the other, make of each one of a text.
+
+    Forty replacements in a file of 3 kB that each double a text would make 2^40, and Ctrl-C does not stop the library.
+    """
+    states = (json.loads(part.__getstate__()) for part in parts if part is not None)
+    return math.prod((_growth(step) for state in states for step in _steps(state)), start=1.0)
+
+
+def _steps(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns a step, or the steps of a sequence, of which some may be sequences."""
+    inner = next((value for value in state.values() if isinstance(value, list)), None)
+    return [state] if inner is None else list(itertools.chain.from_iterable(map(_steps, inner)))
+
+
+def _growth(step: dict[str, Any]) -> int | float:
+    if "precompiled_charsmap" in step:  # the size of an index, the index, and what stands in place of characters
+        charsmap = base64.b64decode(step["precompiled_charsmap"])
+        return max(map(len, charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")))
+    added = len((step.get("content") or step.get("prepend") or "").encode())
+    replaced = len(step.get("pattern", {}).get("String", "").encode())
+    # what may be put between any two characters: before a text, or in place of a regular expression of no length
+    return GROWTH.get(step["type"], max(1, added / replaced) if replaced else 1 + added)
 
 
 def refusal(words: Callable[[str], Sequence[int]]) -> str:
