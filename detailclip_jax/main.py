@@ -30,6 +30,7 @@ from detailclip_jax.config.components import check_path_is_read
 from detailclip_jax.config.dense import is_dense
 from detailclip_jax.runtime import arguments, errors, processes, start_times
 from detailclip_jax.runtime.exit import leave
+from detailclip_jax.runtime.files import with_home
 
 READERS = {transfer.METHOD: "ade20k", detection.METHOD: "coco"}  # a data.source of the task that reads data.path
 
@@ -74,7 +75,7 @@ def parse_flags(argv: Sequence[str], usage: Usage = TRAIN) -> list[str]:
 
 def _parsed(argv: Sequence[str], usage: Usage) -> list[str]:
     """Returns the arguments that are not flags.  Raises ValueError or FileNotFoundError; exits after --help."""
-    argv = [with_underscores(argument) for argument in argv]
+    argv = [with_home(with_underscores(argument)) for argument in argv]
     spec = command_line.spec_of(argv)
     if any(re.fullmatch(r"--?help-config", argument) for argument in argv):
         _help_config(spec, usage)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from detailclip_jax.runtime.files import check_writable, nothing_left, replace_text, written_atomically
+from detailclip_jax import doctor, embed
+from detailclip_jax.config import default, transfer
+from detailclip_jax.runtime.files import check_writable, nothing_left, replace_text, with_home, written_atomically
 
 
 def entries(folder):
@@ -94,3 +96,36 @@ def test_what_failed_to_be_made_goes_and_what_was_there_stays(tmp_path):
     with nothing_left(tmp_path / "made"):
         (tmp_path / "made").mkdir()
     assert entries(tmp_path) == ["made", "old"] and entries(tmp_path / "old") == ["half"]
+
+
+@pytest.mark.parametrize(
+    "text, path",
+    [
+        ("--out=~/x.npz", "--out=/home/me/x.npz"),
+        ("--data-dir=~", "--data-dir=/home/me"),
+        ("data.path=~/cc3m@3,tfds:~/coco,~@1", "data.path=/home/me/cc3m@3,tfds:/home/me/coco,/home/me@1"),
+        (
+            "--tasks=knn:folder:~/birds;dense:folder:~/b:gem",
+            "--tasks=knn:folder:/home/me/birds;dense:folder:/home/me/b:gem",
+        ),
+        ("~/photos/*.jpg", "/home/me/photos/*.jpg"),
+        ("--out=~nobody-of-this-name/x", "--out=~nobody-of-this-name/x"),
+        ("--out=old~/a~b.npz", "--out=old~/a~b.npz"),
+        ("--text=about ~5 frogs", "--text=about ~5 frogs"),
+    ],
+)
+def test_a_tilde_is_the_home_folder_where_a_path_begins(text, path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert with_home(text) == path
+
+
+def test_flags_and_fields_of_paths_take_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    given = embed.parser().parse_args(["--checkpoint=~/run", "--images", "photos", "--out=~/x.npz"])
+    assert (given.checkpoint, given.out) == ("/home/me/run", Path("/home/me/x.npz"))
+    assert doctor.parser().parse_args(["--data-dir=~/sets"]).data_dir == "/home/me/sets"
+    config, dense = default(), transfer.segmentation()
+    config.data.path, config.init, dense.data.train_masks = "~/a,~/b", "~/run", "~/masks"
+    config.data.update({"tokenizer": "~/spm.model"})
+    assert (config.data.path, config.init) == ("/home/me/a,/home/me/b", "/home/me/run")
+    assert (config.data.tokenizer, dense.data.train_masks) == ("/home/me/spm.model", "/home/me/masks")

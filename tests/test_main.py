@@ -38,6 +38,7 @@ def finished(*flags):
     "flags, message",
     [
         ([], "--config is missing. For example"),
+        (["--config=~/none.py"], f"unknown config file '{Path.home()}/none.py'"),
         (["--config=configs/sticker.py"], "did you mean 'configs/stickers.py'?"),
         (["--config", f"{SMALLEST}:metod=clip"], "unknown config argument 'metod'; known: method"),
         ([f"--config={SMALLEST}", "--config.batchsize=4"], "did you mean 'batch_size'?"),

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from detailclip_jax.runtime.errors import unknown
+from detailclip_jax.runtime.files import with_home
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,7 +27,8 @@ class Fields(ConfigDict):
 
         config.totl_steps = 5       # ValueError: unknown config field 'totl_steps'; did you mean 'total_steps'? ...
 
-    Its subgroups are `Fields` too, except those in OPEN.  To add fields of your own: `with config.unlocked():`.
+    Home folders in texts are written in full (see `with_home`).  Its subgroups are `Fields` too, except those in OPEN.
+    To add fields of your own: `with config.unlocked():`.
     """
 
     def __setitem__(self, key: str, value: Any) -> None:
@@ -34,6 +36,7 @@ class Fields(ConfigDict):
             raise ValueError(unknown("config field", key, self))
         if isinstance(value, dict | ConfigDict) and isinstance(self.get(key), Fields):
             value = closed(ConfigDict(value))
+        value = with_home(value) if isinstance(value, str) else value
         super().__setitem__(key, value)
 
     def lock(self) -> "Fields":

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from detailclip_jax.runtime.errors import USAGE_ERROR, Meant, near, unknown
+from detailclip_jax.runtime.files import with_home
 from detailclip_jax.runtime.terminal import complain
 
 STARTS = ("detailclip ", "python -m ")  # how a command line begins that __main__ has put into sys.argv[0]
@@ -37,20 +38,22 @@ class Parser(argparse.ArgumentParser):
         sys.exit(USAGE_ERROR)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Parses as argparse does, after a look for unknown flags: a missing flag is often a misspelled one."""
-        self.check_flags(sys.argv[1:] if args is None else args)
-        return super().parse_args(args, namespace)
+        """Parses as argparse does, after `checked`."""
+        return super().parse_args(self.checked(args), namespace)
 
     def parse_intermixed_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Parses as `parse_args` does, with positional arguments between the flags."""
-        self.check_flags(sys.argv[1:] if args is None else args)
-        return super().parse_intermixed_args(args, namespace)
+        return super().parse_intermixed_args(self.checked(args), namespace)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Is what argparse calls for the arguments of a subcommand, which are checked here."""
-        if self._subparsers is None and args is not None:
-            self.check_flags(args)
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(args if args is None else self.checked(args), namespace)
+
+    def checked(self, arguments: Sequence[str] | None) -> list[str]:
+        """Returns the arguments with home folders in full, after a look for unknown flags: these are often misspelt."""
+        arguments = [with_home(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+        self.check_flags(arguments)
+        return arguments
 
     def check_flags(self, arguments: Sequence[str]) -> None:
         """Exits with a message for the first flag that this parser lacks; a parser of subcommands leaves it to them."""

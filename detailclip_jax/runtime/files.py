@@ -1,13 +1,24 @@
-"""Atomic writing of files: a file is written completely or not at all."""
+"""Files and folders: `~` in their names, and atomic writing: a file is written completely or not at all."""
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from detailclip_jax.runtime.terminal import LINES, printable
+
+HOME = re.compile(r"(?<![^=,:])~[\w.-]*(?![^/,:@])")  # ~ or ~USER, at the start or after one of = , : as in a shell
+
+
+def with_home(text: str) -> str:
+    """Returns the text of a flag or field with its home folders in full; a shell leaves `~` after the = of a flag.
+
+    with_home("--config.data.path=~/cc3m@3,tfds:~/coco") == "--config.data.path=/home/me/cc3m@3,tfds:/home/me/coco"
+    """
+    return HOME.sub(lambda found: os.path.expanduser(found[0]), text)
 
 
 @contextlib.contextmanager
